@@ -1,0 +1,8 @@
+"""Small and optional pieces around the training loop."""
+
+from fcnlab.callbacks.ema import EMA
+from fcnlab.callbacks.metrics_file import MetricsFile
+from fcnlab.callbacks.pictures import FixedPictures
+from fcnlab.callbacks.stopping import EndWithValidation, StopOnNaN
+
+__all__ = ["EMA", "EndWithValidation", "FixedPictures", "MetricsFile", "StopOnNaN"]

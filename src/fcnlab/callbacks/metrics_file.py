@@ -1,0 +1,75 @@
+"""metrics.csv: the run's curves, on disk within a step of being logged, whatever other logger there is."""
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+FIRST = ("step", "epoch")
+
+
+class MetricsFile(Logger):
+    """A row for each thing logged: ``step`` (the optimiser's, from 0), ``epoch``, and a column for each metric.
+
+    Rows are flushed at once. A run that is resumed appends, after dropping rows from beyond the step that it goes on
+    from. Lightning's own CSV logger deletes the old file, and keeps rows in memory.
+    """
+
+    def __init__(self, path: str | Path):
+        super().__init__()
+        self.path = Path(path)
+        self._columns = self._read_columns()
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The run's configuration is in .hydra/."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step} | {name: value for name, value in metrics.items() if not math.isnan(value)}
+        new = [name for name in dict.fromkeys((*FIRST, *row)) if name not in self._columns]
+        if new:
+            self._columns += new
+            self._rewrite(self.rows())
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    @rank_zero_only
+    def resume_at(self, step: int) -> None:
+        """Drop what was logged beyond a step, which the resumed run will log again."""
+        if self.path.is_file():
+            self._rewrite([row for row in self.rows() if int(row["step"]) <= step])
+
+    def rows(self) -> list[dict[str, str]]:
+        """What is on disk, as text; a value that was not logged in a row is an empty string."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _read_columns(self) -> list[str]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return next(csv.reader(file), [])
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        """Beside the old file, then in its place: a kill in between loses nothing."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        aside = self.path.with_suffix(".part")
+        aside.write_text(text.getvalue(), newline="")
+        aside.replace(self.path)

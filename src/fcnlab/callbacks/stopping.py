@@ -1,0 +1,60 @@
+"""How a run ends."""
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from fcnlab.errors import UserError
+
+
+class EndWithValidation(Callback):
+    """Ask for a stop on the last step, since Lightning validates (and so saves) before a stop that was asked for.
+
+    A run that reaches max_steps or max_epochs by itself ends between two validations with neither.
+    """
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args) -> None:
+        last_step = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+        last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
+        if last_step or (last_epoch and trainer.is_last_batch):
+            trainer.should_stop = True
+
+
+class TrainingDiverged(UserError):
+    """The loss became infinite or not a number."""
+
+
+class StopOnNaN(Callback):
+    """Stop when the loss is no number any more, before anything is saved or validated after that.
+
+    The losses stay on the device and are looked at every ``every_n_steps`` steps, so that no step waits for them.
+    """
+
+    def __init__(self, every_n_steps: int = 10):
+        self.every_n_steps = every_n_steps
+        self._losses: list[tuple[int, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        self._losses.append((trainer.global_step, outputs["loss"].detach()))
+        if len(self._losses) >= self.every_n_steps:
+            self._look(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module) -> None:
+        self._look(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint) -> None:
+        self._look(trainer)
+
+    def _look(self, trainer: L.Trainer) -> None:
+        if not self._losses:
+            return
+        steps, losses = zip(*self._losses, strict=True)
+        self._losses.clear()
+        bad = ~torch.stack(losses).isfinite()
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            raise TrainingDiverged(
+                f"the loss became {losses[first].item()} at step {steps[first]}: training stopped. Checkpoints saved"
+                " before are in checkpoints/. Lower optim.lr, or warm up for longer (schedule.warmup)."
+            )

@@ -1,0 +1,79 @@
+"""Weights & Biases as a mirror of the run's folder: never a prompt, never a hang, never in the way of training."""
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from fcnlab.results.scores import Scores
+
+ANSWER_WITHIN = 3.0  # seconds
+
+
+def wandb_logger(
+    folder: str | Path,
+    config: dict[str, Any],
+    name: str | None = None,
+    project: str = "fcnlab",
+    entity: str | None = None,
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+) -> WandbLogger:
+    """A run of its own in ``folder/wandb/``.
+
+    ``mode="auto"`` is online where a key is configured and the server answers, else offline.
+    """
+    if rank_zero_only.rank:  # other ranks never log
+        return WandbLogger()
+    import wandb
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        dir=folder,
+        config=config,
+        name=name,
+        project=project,
+        entity=entity,
+        group=group,
+        tags=list(tags),
+        mode=_reachable_mode() if mode == "auto" else mode,
+        settings=wandb.Settings(quiet=True, console="off"),
+        reinit="create_new",
+    )
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run)
+
+
+def _reachable_mode() -> Literal["online", "offline"]:
+    """Online costs a minute and more before it fails where nobody answers, so ask first."""
+    import wandb
+
+    if wanted := os.environ.get("WANDB_MODE"):
+        return wanted
+    if not wandb.login(prompt=False, verify=False):
+        return "offline"
+    server = wandb.setup().settings.base_url
+    try:
+        urllib.request.urlopen(server, timeout=ANSWER_WITHIN).close()
+    except urllib.error.HTTPError:
+        return "online"  # it answered
+    except (OSError, ValueError):
+        return "offline"
+    return "online"
+
+
+def log_scores(logger: WandbLogger, found: Scores, matrix, classes: Sequence[str]) -> None:
+    """The per-class table and the confusion matrix (row: truth) of the final evaluation."""
+    import wandb
+
+    table = wandb.Table(["class", "iou"], [[name, float(iou)] for name, iou in zip(classes, found.iou, strict=True)])
+    cells = [[truth, *map(int, row)] for truth, row in zip(classes, matrix, strict=True)]
+    confusion = wandb.Table(["truth \\ prediction", *classes], cells)
+    logger.experiment.log({"test/per_class": table, "test/confusion": confusion})

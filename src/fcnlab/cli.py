@@ -1,0 +1,85 @@
+"""``fcnlab VERB [group=option] [key=value] [-m]``: each verb is a primary config and a function of tasks/."""
+
+import importlib
+import os
+import sys
+
+VERBS = {
+    "train": "train a network; leaves checkpoints, scores, curves and pictures in outputs/",
+    "eval": "score a checkpoint: four scores, per class, per picture",
+    "predict": "segment pictures: palette PNGs and overlays",
+}
+HELP = """\
+fcnlab: fully convolutional networks for segmentation, as experiments.
+
+  fcnlab train   [group=option] [key=value] [-m]       {train}
+  fcnlab eval    checkpoint=PATH [data=...]            {eval}
+  fcnlab predict checkpoint=PATH input=... output=...  {predict}
+
+  fcnlab VERB --help       its groups and settings, with examples
+  fcnlab VERB --cfg job    the whole configuration as it would run
+
+Start with: fcnlab train
+"""
+
+
+def main() -> None:
+    """The console script."""
+    if {"-sc", "--shell-completion"} & set(sys.argv):
+        verb = _completed_verb()
+        if verb is not None:
+            sys.argv.append(f"--config-name={verb}")
+            _run(verb)
+        return
+    place = next((place for place, word in enumerate(sys.argv) if place and word in VERBS), None)
+    if place is None:
+        _no_verb()
+    verb = sys.argv[place]
+    # Rewritten in place and not cut out: Lightning starts the other ranks of a DDP run with this very argv.
+    sys.argv[place] = f"--config-name={verb}"
+    _run(verb)
+
+
+def _no_verb() -> None:
+    wanted = [word for word in sys.argv[1:] if not word.startswith("-")]
+    if wanted:
+        sys.exit(f"fcnlab: no verb {wanted[0]!r}; there are {', '.join(VERBS)}. See fcnlab --help.")
+    print(HELP.format(**VERBS), end="")
+    sys.exit(0)
+
+
+def _completed_verb() -> str | None:
+    """The verb whose settings Hydra is to complete; None where the verb itself was to be completed, and was."""
+    line = os.environ.get("COMP_LINE")
+    if line is None:  # -sc install=bash
+        return "train"
+    words = line.split()
+    verb = next((word for word in words if word in VERBS), None)
+    if verb is None or line.endswith(verb):
+        typed = "" if line.endswith(" ") else words[-1]
+        print(" ".join(name for name in VERBS if name.startswith(typed) or len(words) == 1))
+        return None
+    os.environ["COMP_LINE"] = line.replace(f" {verb}", "", 1)  # Hydra expects the line of an app without verbs
+    return verb
+
+
+def _run(verb: str) -> None:
+    import hydra
+    from hydra.errors import CompactHydraException, InstantiationException
+
+    from fcnlab.config import CONF, register_schemas
+    from fcnlab.errors import UserError
+
+    def task(cfg):
+        module = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
+        try:
+            return getattr(importlib.import_module(f"fcnlab.tasks.{module}"), module)(cfg)
+        except UserError as error:
+            raise CompactHydraException(f"fcnlab {verb}: {error}") from error  # Hydra shows these without a traceback
+        except InstantiationException as error:
+            if isinstance(error.__cause__, ValueError):
+                raise CompactHydraException(f"fcnlab {verb}: {error.__cause__}") from error
+            raise
+
+    register_schemas()
+    hydra.main(version_base="1.3", config_path=str(CONF))(task)()

@@ -1,0 +1,222 @@
+"""The config tree: where it lies, its root, and the check of every value before anything is built.
+
+Nothing here imports torch until a config's targets are looked up.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from fcnlab.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parent
+CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if path.is_dir())  # wheel, else checkout
+DIRECTIVES = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}  # Hydra's own keys
+
+
+class ConfigError(UserError):
+    """Settings that do not fit what they configure."""
+
+
+@dataclass
+class TrainConfig:
+    """The root of ``fcnlab train``."""
+
+    model: Any = MISSING
+    data: Any = MISSING
+    augment: Any = MISSING
+    optim: Any = MISSING
+    schedule: Any = MISSING
+    loss: Any = MISSING
+    trainer: Any = MISSING
+    speed: Any = MISSING
+    logger: Any = MISSING
+    callbacks: Any = MISSING
+    seed: int = 1
+    checkpoint: str | None = None
+
+
+@dataclass
+class EvalConfig:
+    """The root of ``fcnlab eval``."""
+
+    checkpoint: str | None = None
+    model: Any = None
+    data: Any = None
+    augment: Any = MISSING
+    trainer: Any = MISSING
+    speed: Any = MISSING
+    logger: Any = MISSING
+    pictures: int = 8
+    seed: int = 1
+    trust: list[str] = field(default_factory=list)
+
+
+@dataclass
+class PredictConfig:
+    """The root of ``fcnlab predict``."""
+
+    checkpoint: str = MISSING
+    input: str = MISSING
+    output: str = MISSING
+    trainer: Any = MISSING
+    speed: Any = MISSING
+    num_workers: int = 2
+    trust: list[str] = field(default_factory=list)
+
+
+def register_schemas() -> None:
+    """Make the roots known to Hydra under the names that the primary configs use."""
+    store = ConfigStore.instance()
+    for name, schema in {"train": TrainConfig, "eval": EvalConfig, "predict": PredictConfig}.items():
+        store.store(name=f"{name}_schema", node=schema)
+
+
+def check_targets(cfg: DictConfig, supplied: Mapping[str, set[str]] | None = None) -> None:
+    """Bind every component's settings to its signature, and report all that does not fit at once.
+
+    ``supplied`` names, by path, the arguments that code adds when it builds the component.
+
+    Raises
+    ------
+    ConfigError
+        A value that must be given is not; a target cannot be imported; a key is no argument of its target, with the
+        nearest that is; a required argument is missing; a value is not what fcnlab's own annotation says.
+    """
+    problems = [f"{path} is not set: give it as {path}=VALUE" for path in sorted(OmegaConf.missing_keys(cfg))]
+    if not problems:
+        values = OmegaConf.to_container(cfg, resolve=True)
+        for path, node in _components(values):
+            problems += _misfits(path, node, (supplied or {}).get(path, set()))
+    if problems:
+        raise ConfigError("the configuration cannot work:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def _components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node that names a target, with its path; the deeper ones first."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _components(child, f"{path}.{key}" if path else str(key))
+        if "_target_" in value:
+            yield path, value
+    elif isinstance(value, list):
+        for place, child in enumerate(value):
+            yield from _components(child, f"{path}[{place}]")
+
+
+def _misfits(path: str, node: dict[str, Any], supplied: set[str]) -> list[str]:
+    try:
+        target = locate(node["_target_"])
+    except (ImportError, AttributeError, ValueError) as error:
+        return [f"{path}._target_={node['_target_']} cannot be imported: {error}"]
+    parameters = inspect.signature(target).parameters
+    names = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    anything = len(names) < len(parameters)
+    ours = {"enabled"} if path.startswith("callbacks.") else set()  # read by tasks, not by the callback
+    given = {key: value for key, value in node.items() if key not in DIRECTIVES | ours}
+    problems = [_unknown(path, key, names, node) for key in given if key not in names and not anything]
+    if not node.get("_partial_"):
+        problems += [
+            f"{path}.{name} is not set, and {_name(target)} needs it"
+            for name, parameter in parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            and name not in given
+            and name not in supplied
+        ]
+    if target.__module__.startswith("fcnlab."):  # other packages' annotations are not always meant
+        problems += [
+            _wrong_value(path, key, value, parameters[key].annotation)
+            for key, value in given.items()
+            if key in names and not _fits(value, parameters[key].annotation)
+        ]
+    return problems
+
+
+def locate(name: str) -> Callable:
+    """The class or function of a dotted name."""
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise ValueError(f"{name!r} is no dotted name")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _name(target: Callable) -> str:
+    return f"{target.__module__}.{target.__qualname__}"
+
+
+def _unknown(path: str, key: str, names: set[str], node: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, names, n=1)
+    hint = f"did you mean {path}.{near[0]}?" if near else f"there are {', '.join(sorted(names - {'self'}))}"
+    return f"{path}.{key} is no setting of {node['_target_']}: {hint}"
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain value is what an annotation says; what is itself a component is checked by itself."""
+    from beartype import BeartypeConf
+    from beartype.door import is_bearable
+
+    if annotation is inspect.Parameter.empty or _holds_component(value):
+        return True
+    return is_bearable(value, annotation, conf=BeartypeConf(is_pep484_tower=True))
+
+
+def _holds_component(value: Any) -> bool:
+    return next(_components(value), None) is not None
+
+
+def _wrong_value(path: str, key: str, value: Any, annotation: Any) -> str:
+    wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
+    wanted = wanted or str(annotation).replace("typing.", "").replace("collections.abc.", "")
+    return f"{path}.{key}={value!r} is no {wanted}"
+
+
+def check_trust(tree: Any, packages: tuple[str, ...], source: str) -> None:
+    """Refuse a config from a file that names anything but classes and functions of trusted packages.
+
+    Hydra calls whatever a ``_target_`` names: ``torch.load`` or ``pathlib.Path.write_text`` would be run.
+
+    Raises
+    ------
+    ConfigError
+        A target of another package; one that a trusted package merely imports; an interpolation.
+    """
+    for text in _strings(tree):
+        if "${" in text:
+            raise ConfigError(f"{source} holds the interpolation {text!r}: a recorded config has none. It is refused.")
+    for path, node in _components(tree):
+        name = node["_target_"]
+        inside = isinstance(name, str) and name.startswith(tuple(f"{package}." for package in packages))
+        if not inside or not _defined_inside(name, packages):
+            raise ConfigError(
+                f"{source} names {path}._target_={name!r}, which is no part of {' or '.join(packages)}, and building it"
+                " would run that code. If you trust the file and the package, add trust=[PACKAGE]."
+            )
+
+
+def _defined_inside(name: str, packages: tuple[str, ...]) -> bool:
+    try:
+        target = locate(name)
+    except (ImportError, AttributeError):
+        return False
+    home = f"{getattr(target, '__module__', '')}."
+    return callable(target) and home.startswith(tuple(f"{package}." for package in packages))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield from _strings(key)
+            yield from _strings(child)
+    elif isinstance(value, (list, tuple)):
+        for child in value:
+            yield from _strings(child)

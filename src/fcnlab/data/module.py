@@ -1,0 +1,205 @@
+"""The LightningDataModule around a data set: which pictures meet in a batch, and how they come to the device."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import cv2
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from fcnlab.data.pictures import VOID, DataError, Pictures
+from fcnlab.data.transforms import FILL, Augmentation
+
+Batch = dict[str, Tensor]
+
+
+class TrainingSamples(Dataset):
+    """Augmented pictures by (epoch, index): the same key and seed give the same sample in any process."""
+
+    def __init__(self, pictures: Pictures, augment: Augmentation | None, seed: int):
+        self.pictures, self.augment, self.seed = pictures, augment, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        epoch, index = key
+        image, mask = self.pictures.image(index), self.pictures.mask(index)
+        if self.augment is not None:
+            image, mask = self.augment(image, mask, seed=(self.seed, epoch, index))
+        return as_tensors(image, mask, index)
+
+
+class EvaluationSamples(Dataset):
+    """Whole pictures at their own size, by index."""
+
+    def __init__(self, pictures: Pictures):
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Batch:
+        return as_tensors(self.pictures.image(index), self.pictures.mask(index), index)
+
+
+def as_tensors(image: np.ndarray, mask: np.ndarray, index: int) -> Batch:
+    """A sample as it travels: uint8, since that is a quarter of what floats would be."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return {"image": pixels, "mask": torch.from_numpy(mask), "index": torch.tensor(index)}
+
+
+def collate(samples: Sequence[Batch]) -> Batch:
+    """Stack samples; smaller ones are padded at the bottom right, with a constant colour and void."""
+    rows, cols = (max(sample["mask"].shape[axis] for sample in samples) for axis in (0, 1))
+    images = torch.tensor(FILL, dtype=torch.uint8).view(1, 3, 1, 1).repeat(len(samples), 1, rows, cols)
+    masks = torch.full((len(samples), rows, cols), VOID, dtype=torch.uint8)
+    for place, sample in enumerate(samples):
+        height, width = sample["mask"].shape
+        images[place, :, :height, :width] = sample["image"]
+        masks[place, :height, :width] = sample["mask"]
+    return {"image": images, "mask": masks, "index": torch.stack([sample["index"] for sample in samples])}
+
+
+class TrainingBatches(Sampler[list[tuple[int, int]]]):
+    """Each epoch a new order, cut into global batches; every rank takes its share of each.
+
+    Which pictures meet in a global batch depends on (seed, epoch, global batch size) alone. The few pictures that do
+    not fill a batch wait for another epoch's order.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        if len(self) == 0:
+            ranks = f" on each of {world_size} devices" if world_size > 1 else ""
+            raise DataError(f"data.batch_size={batch_size}{ranks} is more than the {count} training pictures: lower it")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before it iterates."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        together = self.batch_size * self.world_size
+        for first in range(self.rank * self.batch_size, len(self) * together, together):
+            yield [(self.epoch, int(index)) for index in order[first : first + self.batch_size]]
+
+
+class DataModule(L.LightningDataModule):
+    """Loaders for a data set's splits; only the splits that are asked for are opened and checked.
+
+    Parameters
+    ----------
+    pictures
+        Opens a split: ``pictures(root, list_name)``.
+    num_classes
+        What the net is built for; a data set of another number is an error.
+    augment
+        Makes the training augmentation for a crop size (see :mod:`fcnlab.data.transforms`).
+    crop_size
+        Rows and columns of a training picture, in pixels.
+    batch_size
+        Training pictures on each device; evaluation takes pictures one by one, each at its own size.
+    num_workers
+        Processes that read pictures; ``"auto"``: one per core, at most 8.
+    """
+
+    def __init__(
+        self,
+        pictures: Callable[[str, str], Pictures],
+        root: str,
+        train_list: str,
+        val_list: str,
+        num_classes: int,
+        augment: Callable[[int], Augmentation | None],
+        test_list: str | None = None,
+        crop_size: int = 512,
+        batch_size: int = 16,
+        num_workers: int | str = "auto",
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.open = pictures
+        self.root = root
+        self.lists = {"train": train_list, "val": val_list, "test": test_list or val_list}
+        self.num_classes = num_classes
+        self.augment = augment(crop_size)
+        self.batch_size, self.seed = batch_size, seed
+        self.num_workers = min(8, len(os.sched_getaffinity(0))) if num_workers == "auto" else int(num_workers)
+        self._opened: dict[str, Pictures] = {}
+
+    def check(self, *splits: str, min_size: int = 1) -> None:
+        """Open splits and look at every file of theirs, before any long work.
+
+        ``min_size`` is the shorter side, in pixels, of the smallest picture that the net takes.
+
+        Raises
+        ------
+        DataError
+            See :meth:`Pictures.check`; or the data has another number of classes than the net.
+        """
+        for title in dict.fromkeys(self.lists[name] for name in splits):
+            name = next(name for name in splits if self.lists[name] == title)
+            pictures = self.split(name)
+            if len(pictures.classes) != self.num_classes:
+                raise DataError(
+                    f"{pictures.title} has {len(pictures.classes)} classes, the net is built for {self.num_classes}:"
+                    " set data.num_classes"
+                )
+            cropped = name == "train" and self.augment is not None  # crops are as large as crop_size says
+            pictures.check(min_size=1 if cropped else min_size)
+            if name == "train":
+                TrainingBatches(len(pictures), self.batch_size, self.seed)
+
+    def split(self, name: str) -> Pictures:
+        """The pictures of "train", "val" or "test", opened once."""
+        title = self.lists[name]
+        if title not in self._opened:
+            self._opened[title] = self.open(self.root, title)
+        return self._opened[title]
+
+    def train_dataloader(self) -> DataLoader:
+        pictures = self.split("train")
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return DataLoader(
+            TrainingSamples(pictures, self.augment, self.seed),
+            batch_sampler=TrainingBatches(len(pictures), self.batch_size, self.seed, rank, world_size),
+            collate_fn=collate,
+            **self._loading(),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, name: str) -> DataLoader:
+        samples = EvaluationSamples(self.split(name))
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        share = range(rank, len(samples), world_size)  # unlike DistributedSampler, nobody is counted twice
+        return DataLoader(samples, sampler=share, batch_size=1, collate_fn=collate, **self._loading())
+
+    def _loading(self) -> dict:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": _single_threaded,
+            # The loader draws a base seed from its generator; with one of its own, the global stream stays the run's.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+
+
+def _single_threaded(worker: int) -> None:
+    """Workers are many already: OpenCV's threads would only fight over the cores."""
+    assert get_worker_info() is not None
+    cv2.setNumThreads(0)

@@ -1,0 +1,82 @@
+"""Augmentation: what happens to a training picture and its mask. The one file that imports albumentations.
+
+albumentations 2.0.8 is the last release under the MIT licence. It keeps a random state of its own, which forked workers
+copy: two workers would draw the same crops, in every epoch again. So each sample gets its own seed here.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from fcnlab.data.pictures import VOID
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it looks for updates over the network when imported
+
+import albumentations as A
+import cv2
+
+FILL = (124, 116, 104)  # the padding's colour: ImageNet's mean, near zero behind every net's own normalisation
+
+
+class Augmentation:
+    """A pipeline that draws from the seed of the sample alone, not from the worker or from what it drew before."""
+
+    def __init__(self, steps: Sequence[A.BasicTransform]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # albumentations only warns of an argument that it does not know
+            self.pipeline = A.Compose(list(steps), mask_interpolation=cv2.INTER_NEAREST)
+
+    def __call__(
+        self, image: UInt8[ndarray, "rows cols 3"], mask: UInt8[ndarray, "rows cols"], seed: Sequence[int]
+    ) -> tuple[UInt8[ndarray, "crop_rows crop_cols 3"], UInt8[ndarray, "crop_rows crop_cols"]]:
+        """``seed`` is a few whole numbers that name the sample: (run's seed, epoch, index)."""
+        self.pipeline.set_random_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        sample = self.pipeline(image=image, mask=mask)
+        return sample["image"], sample["mask"]
+
+
+def none(crop_size: int) -> None:
+    """Whole pictures, unchanged: the papers' way; those of a batch are padded to the largest. No ``crop_size``."""
+    return None
+
+
+def standard(crop_size: int, scale: Sequence[float] = (0.5, 2.0)) -> Augmentation:
+    """Scale, crop (padding what is too small), flip, and mild changes of colour."""
+    return Augmentation(
+        [
+            _random_scale(scale),
+            *_random_crop(crop_size),
+            A.HorizontalFlip(p=0.5),
+            A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.5),
+        ]
+    )
+
+
+def strong(crop_size: int, scale: Sequence[float] = (0.4, 2.5), rotate: float = 15.0) -> Augmentation:
+    """As standard, wider; with rotation (degrees either way), blur, grey and gamma."""
+    return Augmentation(
+        [
+            _random_scale(scale),
+            A.Rotate(limit=rotate, border_mode=cv2.BORDER_CONSTANT, fill=FILL, fill_mask=VOID, p=0.5),
+            *_random_crop(crop_size),
+            A.HorizontalFlip(p=0.5),
+            A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
+            A.RandomGamma(gamma_limit=(70, 140), p=0.3),
+            A.GaussianBlur(blur_limit=(3, 5), p=0.2),
+            A.ToGray(p=0.1),
+        ]
+    )
+
+
+def _random_scale(scale: Sequence[float]) -> A.RandomScale:
+    low, high = scale
+    return A.RandomScale(scale_limit=(low - 1, high - 1), interpolation=cv2.INTER_LINEAR, p=1.0)  # it adds 1
+
+
+def _random_crop(size: int) -> list[A.BasicTransform]:
+    padding = A.PadIfNeeded(size, size, border_mode=cv2.BORDER_CONSTANT, fill=FILL, fill_mask=VOID, position="random")
+    return [padding, A.RandomCrop(size, size)]

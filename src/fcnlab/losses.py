@@ -1,0 +1,119 @@
+"""Losses on scores of every pixel: ``loss(scores, truth)`` with void left out of every sum and mean."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+VOID = 255
+
+ScoreMap = Float[Tensor, "batch classes rows cols"]
+LabelMap = Int64[Tensor, "batch rows cols"]
+Scalar = Float[Tensor, ""]
+PixelRows = Float[Tensor, "pixel classes"]
+
+
+class CrossEntropy(nn.Module):
+    """The mean over all pixels of the batch that are not void; 0 where there are none.
+
+    ``class_weights`` weigh each pixel by its true class, and the mean with it.
+    """
+
+    def __init__(self, class_weights: Sequence[float] | None = None):
+        super().__init__()
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+        if self.class_weights is not None and len(self.class_weights) != scores.shape[1]:
+            raise ValueError(f"loss.class_weights has {len(self.class_weights)} values for {scores.shape[1]} classes")
+        pixels = F.cross_entropy(scores, truth, weight=self.class_weights, ignore_index=VOID, reduction="sum")
+        return pixels / _weight(truth, self.class_weights)
+
+
+class CrossEntropySum(nn.Module):
+    """The sum over a picture's pixels, averaged over pictures: the papers' "heavy" recipe, with rates near 1e-10."""
+
+    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+        return F.cross_entropy(scores, truth, ignore_index=VOID, reduction="sum") / len(truth)
+
+
+class HardPixels(nn.Module):
+    """Online hard example mining: the mean over the pixels with the largest loss (Shrivastava et al., CVPR 2016).
+
+    ``fraction`` of the pixels of the batch that are not void are kept, 0 < fraction <= 1.
+    """
+
+    def __init__(self, fraction: float = 0.25):
+        super().__init__()
+        if not 0 < fraction <= 1:
+            raise ValueError(f"loss.fraction={fraction}: choose a share of the pixels above 0, at most 1")
+        self.fraction = fraction
+
+    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+        pixels = F.cross_entropy(scores, truth, ignore_index=VOID, reduction="none")[truth != VOID]
+        if not pixels.numel():
+            return scores.sum() * 0.0
+        return pixels.topk(max(1, round(self.fraction * pixels.numel()))).values.mean()
+
+
+class Focal(nn.Module):
+    """Cross-entropy times (1 - p)^gamma, p being the true class's probability (Lin et al., ICCV 2017), as a mean."""
+
+    def __init__(self, gamma: float = 2.0):
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+        pixels = F.cross_entropy(scores, truth, ignore_index=VOID, reduction="none")
+        return ((1 - (-pixels).exp()) ** self.gamma * pixels * (truth != VOID)).sum() / _weight(truth)
+
+
+class Dice(nn.Module):
+    """One minus the soft Dice coefficient, as a mean over the classes that are in the batch (Milletari et al., 2016)."""
+
+    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+        probability, member = _known_pixels(scores, truth)
+        overlap = (probability * member).sum(0)
+        size = probability.sum(0) + member.sum(0)
+        present = member.sum(0) > 0
+        if not present.any():
+            return scores.sum() * 0.0
+        return (1 - 2 * overlap[present] / size[present]).mean()
+
+
+class Lovasz(nn.Module):
+    """Lovász-softmax over the classes that are in the batch (Berman et al., CVPR 2018): IoU's convex extension."""
+
+    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+        probability, member = _known_pixels(scores, truth)
+        present = (member.sum(0) > 0).nonzero().flatten()
+        losses = [_lovasz_hinge(probability[:, label], member[:, label]) for label in present]
+        return torch.stack(losses).mean() if losses else scores.sum() * 0.0
+
+
+def _lovasz_hinge(probability: Float[Tensor, " pixel"], member: Float[Tensor, " pixel"]) -> Scalar:
+    """The errors from the largest down, each weighed by how much IoU is lost when it joins the earlier ones."""
+    errors, order = (member - probability).abs().sort(descending=True)
+    member = member[order]
+    union = member.sum() + (1 - member).cumsum(0)
+    lost = 1 - (member.sum() - member.cumsum(0)) / union
+    steps = torch.cat([lost[:1], lost.diff()])
+    return (errors * steps).sum()
+
+
+def _known_pixels(scores: ScoreMap, truth: LabelMap) -> tuple[PixelRows, PixelRows]:
+    """Probabilities and one-hot truth of the pixels that are not void."""
+    known = truth != VOID
+    probability = scores.softmax(1).movedim(1, -1)[known]
+    return probability, F.one_hot(truth[known], scores.shape[1]).to(probability.dtype)
+
+
+def _weight(truth: LabelMap, class_weights: Tensor | None = None) -> Scalar:
+    """The pixels' weights summed, at least a trifle, so that a batch of nothing but void costs 0 and not nan."""
+    known = truth != VOID
+    if class_weights is None:
+        return known.sum().clamp(min=1)
+    return class_weights[truth.where(known, 0)].mul(known).sum().clamp(min=1e-6)

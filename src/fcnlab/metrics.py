@@ -1,0 +1,75 @@
+"""Counting pixels on the device: an integer confusion matrix for each picture; scores are in fcnlab.results.scores."""
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Integer
+from torch import Tensor
+from torchmetrics import Metric
+
+from fcnlab.results.scores import Scores, scores
+
+VOID = 255
+
+
+def confusion_matrix(
+    prediction: Integer[Tensor, "*pixels"], truth: Integer[Tensor, "*pixels"], num_classes: int, void: int = VOID
+) -> Int64[Tensor, "truth prediction"]:
+    """Pixels by (truth, prediction); where the truth is void, a pixel counts nowhere.
+
+    An unweighted bincount is exact, deterministic on every device, and takes no more memory than the picture. A label
+    that is no class would land in a wrong cell: :class:`fcnlab.data.pictures.Pictures` lets none through.
+    """
+    known = truth != void
+    cells = truth[known].long() * num_classes + prediction[known].long()
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+class PictureConfusions(Metric):
+    """A confusion matrix for each picture of a set, by its index, from which everything else follows.
+
+    Every rank fills the rows of its own pictures, so that summing over ranks neither pads nor repeats; a picture
+    that was counted twice is an error, not a slightly wrong score.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    matrices: Tensor
+    seen: Tensor
+
+    def __init__(self, num_pictures: int, num_classes: int, void: int = VOID):
+        super().__init__()
+        self.num_classes, self.void = num_classes, void
+        shape = (num_pictures, num_classes, num_classes)
+        self.add_state("matrices", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("seen", torch.zeros(num_pictures, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        prediction: Integer[Tensor, "batch rows cols"],
+        truth: Integer[Tensor, "batch rows cols"],
+        index: Integer[Tensor, " batch"],
+    ) -> None:
+        """Count a batch; ``index`` says which picture of the set each one is."""
+        for picture, labels, truths in zip(index, prediction, truth, strict=True):
+            self.matrices[picture] += confusion_matrix(labels, truths, self.num_classes, self.void)
+        self.seen[index] += 1
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Indices of the pictures counted, (n,), and their matrices, (n, truth, prediction).
+
+        Raises
+        ------
+        RuntimeError
+            A picture was counted more than once.
+        """
+        if bool((self.seen > 1).any()):
+            twice = self.seen.argmax().item()
+            raise RuntimeError(f"picture {twice} was counted {self.seen.max().item()} times: scores would be wrong")
+        index = self.seen.nonzero().flatten()
+        return index, self.matrices[index]
+
+
+def dataset_scores(matrices: Int64[Tensor, "picture truth prediction"] | np.ndarray) -> Scores:
+    """The scores of a whole set: of the sum of its matrices, not the mean of its pictures' scores."""
+    total = matrices.sum(0)
+    return scores(total.cpu().numpy() if isinstance(total, Tensor) else total)

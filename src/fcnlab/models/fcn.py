@@ -1,0 +1,129 @@
+"""Fully convolutional networks, written once: FCN-32s, 16s and 8s differ in the levels that they score."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fcnlab.models.backbone import Backbone
+from fcnlab.models.geometry import IMAGE, FeatureMap, Upsample, add, overlap
+from fcnlab.models.weights import WeightsError, load_strictly, read_tensors
+
+
+class FCN(nn.Module):
+    """Score some levels of a backbone and fuse them from coarse to fine (Long, Shelhamer & Darrell, CVPR 2015, 4.2).
+
+    Parameters
+    ----------
+    backbone
+        See :mod:`fcnlab.models.backbone`.
+    num_classes
+        Background included, void not.
+    levels
+        From coarse to fine: (32,) is FCN-32s, (32, 16) FCN-16s, (32, 16, 8) FCN-8s.
+    upsampling
+        ``"fixed"``: bilinear everywhere, as in the released nets. ``"learned"``: the steps between levels start as
+        bilinear and are learned, the last one stays fixed (CVPR 2015, section 4.3).
+    skip_scales
+        By level, what its features are multiplied by before they are scored. "At once" training wants
+        {16: 0.01, 8: 0.0001}, so that features of all levels are of one magnitude (voc-fcn8s-atonce/net.py).
+    weights
+        A checkpoint of fcnlab to start from, ``"none"`` for none. A net with fewer levels will do: the heads that it
+        lacks start at zero, which is how FCN-16s starts from FCN-32s.
+    reset_heads
+        Take only the backbone from ``weights``, for another set of classes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        levels: Sequence[int] = (32, 16, 8),
+        upsampling: Literal["fixed", "learned"] = "fixed",
+        skip_scales: Mapping[int, float] | None = None,
+        weights: str = "none",
+        reset_heads: bool = False,
+    ):
+        super().__init__()
+        _check(backbone, num_classes, levels, upsampling)
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.levels = tuple(levels)
+        self.skip_scales = dict(skip_scales or {})
+        self.heads = nn.ModuleDict(
+            {str(level): _head(backbone.levels[level].channels, num_classes) for level in levels}
+        )
+        grids = [backbone.levels[level].grid for level in levels] + [IMAGE]
+        learned = [upsampling == "learned"] * (len(levels) - 1) + [False]
+        self.upsample = nn.ModuleList(
+            Upsample(num_classes, source, target, learn)
+            for source, target, learn in zip(grids[:-1], grids[1:], learned, strict=True)
+        )
+        self.pretrained = backbone.pretrained
+        if weights != "none":
+            self._start_from(weights, reset_heads)
+        elif reset_heads:
+            warnings.warn("model.reset_heads=true has no effect without model.weights", stacklevel=2)
+
+    def forward(self, image: Float[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch classes rows cols"]:
+        """Scores of every pixel; the pictures are RGB in 0..1."""
+        if min(image.shape[2:]) < self.backbone.min_size:
+            raise ValueError(
+                f"a picture of {image.shape[2]}x{image.shape[3]} pixels is too small for"
+                f" {type(self.backbone).__name__}: it needs {self.backbone.min_size} on each side"
+            )
+        features = self.backbone(image)
+        fused, *skips = (self.score(level, features[level]) for level in self.levels)
+        *steps, to_image = self.upsample
+        for step, skip in zip(steps, skips, strict=True):
+            fused = add(step(fused), skip)
+        scores = overlap(to_image(fused), FeatureMap(image, *IMAGE))[0].data
+        assert scores.shape[2:] == image.shape[2:], f"scores of {scores.shape} do not cover a picture of {image.shape}"
+        return scores
+
+    def score(self, level: int, features: FeatureMap) -> FeatureMap:
+        """A level's own scores, at its own stride."""
+        scale = self.skip_scales.get(level, 1.0)
+        return FeatureMap(self.heads[str(level)](features.data * scale), features.stride, features.origin)
+
+    def _start_from(self, path: str, reset_heads: bool) -> None:
+        state = read_tensors(path)
+        state = {key.removeprefix("net."): value for key, value in state.items()}
+        old = {key: value for key, value in state.items() if not (reset_heads and not key.startswith("backbone."))}
+        fresh = {key: value for key, value in self.state_dict().items() if key not in old and _may_start_afresh(key)}
+        head = next((value for key, value in old.items() if key.startswith("heads.")), None)
+        if head is not None and len(head) != self.num_classes:
+            raise WeightsError(
+                f"model.weights={path} scores {len(head)} classes, the data has {self.num_classes}:"
+                " set model.reset_heads=true to keep its backbone only"
+            )
+        load_strictly(self, old | fresh, f"model.weights={path}")
+        self.pretrained = True
+
+
+def _may_start_afresh(key: str) -> bool:
+    return key.startswith(("heads.", "upsample."))
+
+
+def _head(channels: int, num_classes: int) -> nn.Conv2d:
+    """A score layer; it starts at zero, since a random start gave nothing (CVPR 2015, section 4.3)."""
+    head = nn.Conv2d(channels, num_classes, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _check(backbone: Backbone, num_classes: int, levels: Sequence[int], upsampling: str) -> None:
+    name, offered = type(backbone).__name__, sorted(backbone.levels, reverse=True)
+    if not levels or list(levels) != sorted(set(levels), reverse=True) or not set(levels) <= set(offered):
+        raise ValueError(f"levels={list(levels)}: choose some of {offered}, which {name} offers, from coarse to fine")
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes}: at least 2, background included")
+    if upsampling not in ("fixed", "learned"):
+        raise ValueError(f"upsampling={upsampling!r}: choose 'fixed' or 'learned'")
+    if upsampling == "learned" and len(levels) == 1:
+        warnings.warn(
+            "model.upsampling=learned has no effect with a single level: the last upsampling stays fixed", stacklevel=3
+        )

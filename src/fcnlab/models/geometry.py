@@ -1,0 +1,142 @@
+"""Where features lie in the picture: the arithmetic behind every crop offset of an FCN.
+
+A layer with kernel k, stride s, padding p and dilation d maps "cell i is centred on pixel b + a * i" to
+``a' = a * s`` and ``b' = b + a * (d * (k - 1) / 2 - p)``; a transposed convolution is the inverse. The crop offsets
+of the released nets (19; 5, 27; 5, 9, 31) follow from these two lines, so no module of fcnlab states one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Grid(NamedTuple):
+    """Cell i is centred on image pixel ``origin + stride * i``, on both axes."""
+
+    stride: int
+    origin: float
+
+    def through(self, layers: Iterable[nn.Module]) -> "Grid":
+        """The grid behind a chain of layers; those without a kernel (ReLU, norms, dropout) leave it as it is."""
+        grid = self
+        for layer in layers:
+            if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+                kernel, stride, padding, dilation = (
+                    _square(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")
+                )
+                shift = dilation * (kernel - 1) / 2 - padding
+                grid = Grid(grid.stride * stride, grid.origin + grid.stride * shift)
+        return grid
+
+
+IMAGE = Grid(stride=1, origin=0.0)
+
+
+def _square(layer: nn.Module, name: str) -> int:
+    """A layer's setting on both axes."""
+    value = getattr(layer, name)
+    rows, cols = value if isinstance(value, tuple) else (value, value)
+    assert rows == cols, f"{layer} differs between the axes"
+    return rows
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Features that know where they lie: cell i is centred on image pixel ``origin + stride * i``."""
+
+    data: Float[Tensor, "batch channel rows cols"]
+    stride: int
+    origin: float
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.stride, self.origin)
+
+
+def overlap(a: FeatureMap, b: FeatureMap) -> tuple[FeatureMap, FeatureMap]:
+    """Crop two maps of one stride to the window that they share.
+
+    Raises
+    ------
+    ValueError
+        The strides differ, or the cells of one fall between the cells of the other.
+    """
+    if a.stride != b.stride:
+        raise ValueError(f"maps of stride {a.stride} and {b.stride} do not overlap cell by cell: upsample one first")
+    shift = (b.origin - a.origin) / a.stride
+    if not shift.is_integer():
+        raise ValueError(
+            f"cells at {a.origin} + {a.stride} i and {b.origin} + {b.stride} i lie {shift} cells apart:"
+            " a crop can only shift by whole cells"
+        )
+    top_a, top_b = max(int(shift), 0), max(-int(shift), 0)
+    rows = min(a.data.shape[2] - top_a, b.data.shape[2] - top_b)
+    cols = min(a.data.shape[3] - top_a, b.data.shape[3] - top_b)
+    return _window(a, top_a, rows, cols), _window(b, top_b, rows, cols)
+
+
+def _window(features: FeatureMap, first: int, rows: int, cols: int) -> FeatureMap:
+    data = features.data[:, :, first : first + rows, first : first + cols]
+    return FeatureMap(data, features.stride, features.origin + features.stride * first)
+
+
+def bilinear_kernel(factor: int, taps: int) -> Float[Tensor, "{taps} {taps}"]:
+    """The kernel with which a transposed convolution of stride ``factor`` interpolates linearly.
+
+    ``2 * factor`` taps put the new cells between the old ones, ``2 * factor - 1`` put one of them on each old one.
+    """
+    distance = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
+    line = (1 - distance.abs() / factor).clamp(min=0)
+    return torch.outer(line, line).float()
+
+
+class Upsample(nn.Module):
+    """Bilinear upsampling by transposed convolution, from one declared grid to another (CVPR 2015, section 3.3).
+
+    The kernel has ``2f`` or ``2f - 1`` taps, whichever lets the result meet the target's cells by a whole crop:
+    VGG's final x32 needs 64 of them, CaffeNet's and GoogLeNet's need 63.
+
+    Fixed, one kernel serves every channel and is not a parameter. Learned, it is a dense parameter (every class sees
+    every class, as Caffe's Deconvolution does) that starts as the fixed one.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, channels: int, source: Grid, target: Grid, learned: bool = False):
+        super().__init__()
+        if source.stride % target.stride:
+            raise ValueError(
+                f"stride {source.stride} is no multiple of {target.stride}: cannot upsample one to the other"
+            )
+        self.channels, self.learned = channels, learned
+        self.factor = source.stride // target.stride
+        between = (target.origin - source.origin) / target.stride % 1 == 0.5
+        self.taps = 2 * self.factor if between else 2 * self.factor - 1
+        kernel = bilinear_kernel(self.factor, self.taps)
+        if learned:
+            self.kernel = nn.Parameter(torch.eye(channels)[:, :, None, None] * kernel)
+        else:
+            self.register_buffer("kernel", kernel, persistent=False)
+
+    def forward(self, features: FeatureMap) -> FeatureMap:
+        stride = features.stride // self.factor
+        origin = features.origin - stride * (self.taps - 1) / 2
+        kernel, groups = self.kernel, 1
+        if not self.learned:
+            kernel, groups = kernel.expand(self.channels, 1, -1, -1), self.channels
+        data = F.conv_transpose2d(features.data, kernel.to(features.data.dtype), stride=self.factor, groups=groups)
+        return FeatureMap(data, stride, origin)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, x{self.factor}, taps={self.taps}, {'learned' if self.learned else 'fixed'}"
+
+
+def add(a: FeatureMap, b: FeatureMap) -> FeatureMap:
+    """The sum of two maps of one stride, where both have cells."""
+    a, b = overlap(a, b)
+    return replace(a, data=a.data + b.data)

@@ -1,0 +1,93 @@
+"""Optimisers over the net's parameter groups, and schedules over the length of the run."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from fcnlab.errors import UserError
+
+MAX_WARMUP = 0.1
+
+
+def parameter_groups(
+    net: nn.Module, lr: float, weight_decay: float, bias_lr_scale: float, pretrained_lr_scale: float
+) -> list[dict[str, Any]]:
+    """Parameters by how they are trained; what is fixed (buffers, frozen parameters) is in no group.
+
+    Biases and norms are not decayed, and the biases of convolutions learn at ``bias_lr_scale`` times the rate
+    (voc-fcn*/train.prototxt). Where a backbone starts from weights, it learns at ``pretrained_lr_scale`` times the rate
+    of the heads.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for module_name, module in net.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            part = "backbone" if module_name.startswith("backbone") else "heads"
+            kind = "weight" if parameter.ndim > 1 else "bias" if isinstance(module, nn.Conv2d) else "norm"
+            scale = bias_lr_scale if kind == "bias" else 1.0
+            if part == "backbone" and net.pretrained:
+                scale *= pretrained_lr_scale
+            decay = weight_decay if kind == "weight" else 0.0
+            group = {"params": [], "name": f"{part}/{kind}", "lr": lr * scale, "weight_decay": decay}
+            groups.setdefault(group["name"], group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def sgd(
+    net: nn.Module,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    nesterov: bool = False,
+    bias_lr_scale: float = 2.0,
+    pretrained_lr_scale: float = 1.0,
+) -> Optimizer:
+    """Stochastic gradient descent over :func:`parameter_groups`."""
+    groups = parameter_groups(net, lr, weight_decay, bias_lr_scale, pretrained_lr_scale)
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov)
+
+
+def adamw(
+    net: nn.Module,
+    lr: float,
+    betas: Sequence[float] = (0.9, 0.999),
+    weight_decay: float = 0.01,
+    bias_lr_scale: float = 1.0,
+    pretrained_lr_scale: float = 1.0,
+) -> Optimizer:
+    """Adam with decoupled weight decay over :func:`parameter_groups`."""
+    groups = parameter_groups(net, lr, weight_decay, bias_lr_scale, pretrained_lr_scale)
+    return torch.optim.AdamW(groups, betas=tuple(betas))
+
+
+def poly(total_steps: int, power: float = 0.9, warmup: float = 0.05) -> Callable[[int], float]:
+    """(1 - step / total)^power (Liu et al., ParseNet, 2015), behind a linear warm-up over a share of the run."""
+    return _warmed(warmup, total_steps, lambda done: (1 - done) ** power)
+
+
+def cosine(total_steps: int, warmup: float = 0.05) -> Callable[[int], float]:
+    """Half a cosine from the full rate to 0 (Loshchilov & Hutter, ICLR 2017), behind a linear warm-up."""
+    return _warmed(warmup, total_steps, lambda done: (1 + math.cos(math.pi * done)) / 2)
+
+
+def constant(total_steps: int, warmup: float = 0.0) -> Callable[[int], float]:
+    """One rate from the first step to the last: the papers' way."""
+    return _warmed(warmup, total_steps, lambda done: 1.0)
+
+
+def _warmed(warmup: float, total_steps: int, factor: Callable[[float], float]) -> Callable[[int], float]:
+    """The factor on the rate by optimiser step; ``factor`` takes the share of the run that is done, 0..1."""
+    if not 0 <= warmup <= MAX_WARMUP:
+        raise UserError(f"schedule.warmup={warmup}: a share of the run, from 0 to {MAX_WARMUP}")
+    warmup_steps = warmup * total_steps
+
+    def rate(step: int) -> float:
+        rising = (step + 1) / warmup_steps if step + 1 < warmup_steps else 1.0
+        return rising * factor(min(step / total_steps, 1.0))
+
+    return rate

@@ -1,0 +1,81 @@
+"""Pictures of segmentations: colours, overlays, legends."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from numpy import ndarray
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = UInt8[ndarray, "rows cols 3"]
+Labels = Integer[ndarray, "rows cols"]
+Palette = UInt8[ndarray, "classes 3"]
+
+VOID = 255
+VOID_COLOUR = (224, 224, 192)  # the devkit's
+OPACITY = 0.6
+GAP = 4  # pixels between the pictures of a panel
+ROW = 20  # pixels: height of a line of the legend
+
+
+def colours(labels: Labels, palette: Palette) -> Picture:
+    """Each label in its colour, void in the devkit's cream."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    table[VOID] = VOID_COLOUR
+    return table[labels]
+
+
+def overlay(image: Picture, labels: Labels, palette: Palette) -> Picture:
+    """The picture with its classes tinted; background, class 0, stays as it is where its colour is black."""
+    tinted = (1 - OPACITY) * image + OPACITY * colours(labels, palette)
+    plain = np.all(colours(labels, palette) == 0, axis=-1, keepdims=True)
+    return np.where(plain, image, tinted.round().astype(np.uint8))
+
+
+def legend(labels: Sequence[int], classes: Sequence[str], palette: Palette, width: int) -> Picture:
+    """A box and a name for each class, in as many lines as the width, in pixels, asks for."""
+    font = ImageFont.load_default(size=13)
+    entries = [(classes[label], tuple(map(int, palette[label]))) for label in labels]
+    sizes = [ROW + int(font.getlength(name)) + 12 for name, _ in entries]
+    places, x, y = [], 4, 2
+    for size in sizes:
+        if x + size > width and x > 4:
+            x, y = 4, y + ROW
+        places.append((x, y))
+        x += size
+    canvas = Image.new("RGB", (width, y + ROW + 2), "white")
+    draw = ImageDraw.Draw(canvas)
+    for (name, colour), (left, top) in zip(entries, places, strict=True):
+        draw.rectangle((left, top + 3, left + 13, top + 16), fill=colour, outline="black")
+        draw.text((left + ROW, top + 1), name, fill="black", font=font)
+    return np.array(canvas)
+
+
+def with_legend(image: Picture, shown: Sequence[Labels], classes: Sequence[str], palette: Palette) -> Picture:
+    """The picture above the names of the classes that its label maps hold; void has no name."""
+    present = sorted({int(label) for labels in shown for label in np.unique(labels)} - {VOID})
+    names = legend(present, classes, palette, image.shape[1])
+    return np.concatenate([image, names])
+
+
+def panel(image: Picture, truth: Labels, prediction: Labels, classes: Sequence[str], palette: Palette) -> Picture:
+    """Picture, truth and prediction side by side, above a legend."""
+    gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
+    row = np.concatenate([image, gap, colours(truth, palette), gap, colours(prediction, palette)], axis=1)
+    return with_legend(row, [truth, prediction], classes, palette)
+
+
+def save_png(path: Path, image: Picture) -> None:
+    """Write a picture; folders in its name are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+def save_labels(path: Path, labels: Labels, palette: Palette) -> None:
+    """Write class ids as a palette PNG, as VOC's own masks are: the ids are what a program reads back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(labels.astype(np.uint8), mode="L")
+    image.putpalette(colours(np.arange(256)[None], palette).tobytes())
+    image.save(path)

@@ -1,0 +1,122 @@
+"""The LightningModule: one step for training, validation and test."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from fcnlab.metrics import PictureConfusions, dataset_scores
+
+Stage = Literal["train", "val", "test"]
+
+
+class Segmenter(L.LightningModule):
+    """Trains and scores a net that gives scores for every pixel of RGB pictures in 0..1.
+
+    Parameters
+    ----------
+    classes
+        Names, by class id.
+    record
+        Plain values that go into every checkpoint, so that it can be used without the run's folder.
+    optimizer, schedule
+        ``optimizer(net)``, and ``schedule(total_steps)``, which gives the factor on the rate at a step. Without them
+        the module only evaluates.
+    channels_last
+        Keep pictures and weights in that memory format: the same result but for rounding, faster where the device's
+        convolutions want it.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        classes: Sequence[str],
+        loss: nn.Module | None = None,
+        optimizer: Callable[[nn.Module], Optimizer] | None = None,
+        schedule: Callable[[int], Callable[[int], float]] | None = None,
+        record: dict[str, Any] | None = None,
+        channels_last: bool = False,
+    ):
+        super().__init__()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.net = net.to(memory_format=self.memory_format)
+        self.classes = list(classes)
+        self.loss, self.make_optimizer, self.make_schedule = loss, optimizer, schedule
+        self.record = record or {}
+        self.confusions: PictureConfusions | None = None
+
+    def forward(self, image: UInt8[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch classes rows cols"]:
+        """Scores of every pixel; the pictures are RGB in 0..255, as they travel."""
+        return self.net((image.float() / 255).contiguous(memory_format=self.memory_format))
+
+    def _step(self, batch: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
+        scores = self(batch["image"]).float()
+        result = {}
+        if self.loss is not None:
+            result["loss"] = self.loss(scores, batch["mask"].long())
+        if stage != "train":
+            result["prediction"] = labels(scores)
+            self.confusions.update(result["prediction"], batch["mask"], batch["index"])
+        return result
+
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        loss = self._step(batch, "train")["loss"]
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._evaluated(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._evaluated(batch, "test")
+
+    def _evaluated(self, batch: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
+        result = self._step(batch, stage)
+        if "loss" in result:
+            self.log(f"{stage}/loss", result["loss"], on_epoch=True, sync_dist=True, batch_size=len(batch["image"]))
+        return result
+
+    def predict_step(self, batch: dict[str, Tensor]) -> Int64[Tensor, "batch rows cols"]:
+        return labels(self(batch["image"]))
+
+    def on_validation_epoch_start(self) -> None:
+        self._count_afresh(self.trainer.val_dataloaders)
+
+    def on_test_epoch_start(self) -> None:
+        self._count_afresh(self.trainer.test_dataloaders)
+
+    def _count_afresh(self, loader) -> None:
+        self.confusions = PictureConfusions(len(loader.dataset), len(self.classes)).to(self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, stage: Stage) -> None:
+        _, matrices = self.confusions.compute()
+        found = dataset_scores(matrices).flat(self.classes)
+        for name, value in found.items():
+            if value == value:  # not nan: a class that nothing defines a score for has none in the logs either
+                exact = torch.tensor(value, dtype=torch.float64)  # a float would be logged in single precision
+                self.log(f"{stage}/{name}", exact, prog_bar=name == "miou")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.make_optimizer(self.net)
+        schedule = LambdaLR(optimizer, self.make_schedule(int(self.trainer.estimated_stepping_batches)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["fcnlab"] = self.record
+
+
+def labels(scores: Float[Tensor, "batch classes rows cols"]) -> Int64[Tensor, "batch rows cols"]:
+    """The best class of every pixel. ``max`` finds it 3.5 times faster on a CPU than ``argmax`` does."""
+    return scores.max(1).indices

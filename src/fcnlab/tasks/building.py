@@ -1,0 +1,128 @@
+"""From the config to a Trainer, its loggers and its callbacks."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from fcnlab.callbacks import EndWithValidation, StopOnNaN
+
+log = logging.getLogger("fcnlab")
+
+
+def run_folder() -> Path:
+    """Where this run leaves its files."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def say(message: str) -> None:
+    """Tell the user, once whatever the number of processes."""
+    if rank_zero_only.rank == 0:
+        log.info(message)
+
+
+def warn(message: str) -> None:
+    """Warn the user, once whatever the number of processes."""
+    if rank_zero_only.rank == 0:
+        log.warning("Warning: %s", message)
+
+
+def choices() -> dict[str, str]:
+    """Which option of each group was chosen."""
+    return {group: str(option) for group, option in HydraConfig.get().runtime.choices.items()}
+
+
+def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list[Callback]) -> L.Trainer:
+    """Lightning's Trainer; what fcnlab promises of a run is set here, everything else is the config's.
+
+    ``val_check_interval`` counts optimiser steps where it is a whole number; Lightning counts batches.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)
+    if settings["precision"] == "auto":
+        settings["precision"] = best_precision(settings["accelerator"])
+    if isinstance(settings["val_check_interval"], int):
+        settings["val_check_interval"] *= settings["accumulate_grad_batches"]
+        settings.setdefault("check_val_every_n_epoch", None)
+    callbacks = [EndWithValidation(), StopOnNaN(settings["log_every_n_steps"]), *callbacks]
+    _hush_lightning()
+    return instantiate(
+        settings,
+        logger=loggers,
+        callbacks=callbacks,
+        use_distributed_sampler=False,  # Lightning's would evaluate some pictures twice
+        default_root_dir=str(run_folder()),
+        _convert_="all",
+    )
+
+
+def _hush_lightning() -> None:
+    """Its own handlers repeat what Hydra's say, and it warns of its own use of torch."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    warnings.filterwarnings("ignore", r".*treespec, LeafSpec.*is deprecated", FutureWarning)
+
+
+def best_precision(accelerator: str) -> str:
+    """bf16 on a GPU that computes in it, else single precision."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def build_callbacks(cfg: DictConfig) -> list[Callback]:
+    """The callbacks that are not disabled by ``enabled: false``."""
+    built = []
+    for name, node in cfg.callbacks.items():
+        settings = OmegaConf.to_container(node, resolve=True)
+        if settings.pop("enabled", True):
+            built.append(instantiate(settings, _convert_="all"))
+        else:
+            changed = [word for word in HydraConfig.get().overrides.task if word.startswith(f"callbacks.{name}.")]
+            if any(not word.startswith(f"callbacks.{name}.enabled=") for word in changed):
+                warn(f"{', '.join(changed)} has no effect: add callbacks.{name}.enabled=true")
+    return built
+
+
+@contextmanager
+def open_loggers(cfg: DictConfig) -> Iterator[list[Logger]]:
+    """The configured loggers; W&B's run ends with the exit code that the process will have."""
+    loggers = [_build_logger(name, cfg) for name in cfg.logger]
+    code = 1
+    try:
+        yield loggers
+        code = 0
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+                logger.experiment.finish(exit_code=code)
+
+
+def _build_logger(name: str, cfg: DictConfig) -> Logger:
+    if name != "wandb":
+        return instantiate(cfg.logger[name], _convert_="all")
+    hydra = HydraConfig.get()
+    make = instantiate(cfg.logger.wandb, _convert_="all")
+    folder = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else run_folder()  # one wandb/ for a whole sweep
+    name = cfg.logger.wandb.name or _run_name(cfg)
+    logger = make(folder=folder, config=OmegaConf.to_container(cfg, resolve=True), name=name)
+    if rank_zero_only.rank == 0 and logger.experiment.offline:
+        say(f"W&B: no server or key, so this run is offline; later: wandb sync {Path(logger.experiment.dir).parent}")
+    return logger
+
+
+def _run_name(cfg: DictConfig) -> str:
+    chosen = choices()
+    parts = [chosen.get(group) for group in ("model", "model/backbone", "data")]
+    return "-".join([part for part in parts if part] + [f"s{cfg.seed}"])

@@ -1,0 +1,81 @@
+"""``fcnlab eval``."""
+
+from pathlib import Path
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fcnlab.callbacks import FixedPictures
+from fcnlab.config import ConfigError, check_targets, check_trust
+from fcnlab.data import DataModule
+from fcnlab.segmenter import Segmenter
+from fcnlab.tasks.building import build_trainer, open_loggers, run_folder, say
+from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
+from fcnlab.tasks.scoring import score, table
+
+
+def evaluate(cfg: DictConfig) -> float | None:
+    """Score a checkpoint, or a model with its own weights, on the test list of the data."""
+    folder = run_folder()
+    _check_what_is_asked(cfg)
+    check_targets(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    if cfg.checkpoint is None:
+        net, classes = instantiate(cfg.model, _convert_="all"), None
+    else:
+        checkpoint = read_checkpoint(cfg.checkpoint)
+        net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
+        classes = checkpoint["fcnlab"]["classes"]
+    data: DataModule = instantiate(cfg.data if cfg.data is not None else recorded_data(cfg), _convert_="all")
+    data.check("test", min_size=net.backbone.min_size)
+    check_classes(classes, data)
+    segmenter = Segmenter(net, data.split("test").classes, channels_last=cfg.speed.channels_last)
+    with open_loggers(cfg) as loggers:
+        pictures = FixedPictures(folder / "predictions", cfg.pictures)
+        trainer = build_trainer(cfg, loggers or False, [pictures])
+        found = score(trainer, segmenter, data, folder, cfg.seed)
+    if found is None:
+        return None
+    say(table(found, data.split("test").classes))
+    say(f"{data.split('test').title}: mIoU {100 * found.miou:.2f} %. The record: {folder}")
+    return found.miou
+
+
+def _check_what_is_asked(cfg: DictConfig) -> None:
+    if cfg.checkpoint is None and cfg.model is None:
+        raise ConfigError("nothing to score: give checkpoint=PATH, or model=... model.weights=PATH data=...")
+    if cfg.checkpoint is not None and cfg.model is not None:
+        raise ConfigError(
+            "model=... has no effect with checkpoint=PATH, which brings its own network: give one of them"
+        )
+    if cfg.checkpoint is None and cfg.data is None:
+        raise ConfigError("no data to score on: give data=... (without it, eval takes the data of checkpoint='s run)")
+
+
+def recorded_data(cfg: DictConfig) -> DictConfig:
+    """The data config of the checkpoint's own run.
+
+    Raises
+    ------
+    ConfigError
+        The checkpoint lies in no run's folder; the record names code from elsewhere.
+    """
+    record = Path(cfg.checkpoint).absolute().parents[1] / ".hydra" / "config.yaml"
+    if not record.is_file():
+        raise ConfigError(f"checkpoint={cfg.checkpoint} lies in no run's folder ({record} is missing): give data=...")
+    data = OmegaConf.to_container(OmegaConf.load(record).data, resolve=True)
+    check_trust(data, ("fcnlab.data", *cfg.trust), str(record))
+    recorded = OmegaConf.create({"data": data})
+    check_targets(recorded)
+    return recorded.data
+
+
+def check_classes(classes: list[str] | None, data: DataModule) -> None:
+    """Scores of one set's classes against another's truth would be numbers without a meaning."""
+    known = list(data.split("test").classes)
+    if classes is not None and classes != known:
+        raise ConfigError(
+            f"the checkpoint knows {len(classes)} classes ({', '.join(classes[:4])}, …), {data.split('test').title} has"
+            f" {len(known)} ({', '.join(known[:4])}, …): give the data= that it was trained for"
+        )

@@ -1,0 +1,112 @@
+"""``fcnlab predict``."""
+
+from collections import Counter
+from collections.abc import Sequence
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader, Dataset
+
+from fcnlab.config import check_targets
+from fcnlab.data.module import as_tensors, collate
+from fcnlab.data.pictures import DataError, read_image
+from fcnlab.errors import UserError
+from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
+from fcnlab.segmenter import Segmenter
+from fcnlab.tasks.building import build_trainer, say
+from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def predict(cfg: DictConfig) -> None:
+    """Segment pictures: class ids as palette PNGs in ``labels/``, tinted pictures with a legend in ``overlays/``."""
+    check_targets(cfg)
+    checkpoint = read_checkpoint(cfg.checkpoint)
+    net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
+    facts = checkpoint["fcnlab"]
+    files = Files(find_pictures(cfg.input), min_size=net.backbone.min_size)
+    writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
+    loader = DataLoader(files, batch_size=None, num_workers=cfg.num_workers)
+    segmenter = Predictor(net, facts["classes"], channels_last=cfg.speed.channels_last)
+    build_trainer(cfg, False, [writer]).predict(segmenter, loader, return_predictions=False)
+    say(f"{writer.written} of {len(files)} pictures segmented: labels/ and overlays/ in {cfg.output}")
+    if writer.problems:
+        raise UserError(
+            f"{len(writer.problems)} of {len(files)} pictures were left out:\n" + "\n".join(writer.problems)
+        )
+
+
+def find_pictures(wanted: str) -> list[Path]:
+    """A file, the pictures of a folder, or what a glob finds.
+
+    Raises
+    ------
+    UserError
+        There are none.
+    """
+    path = Path(wanted)
+    if path.is_dir():
+        found = [entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES]
+    elif path.is_file():
+        found = [path]
+    else:
+        found = [Path(name) for name in glob(wanted, recursive=True) if Path(name).is_file()]
+    if not found:
+        raise UserError(f"input={wanted} finds no pictures: name a file, a folder of {', '.join(SUFFIXES)}, or a glob")
+    return sorted(found)
+
+
+class Files(Dataset):
+    """Pictures by index; one that cannot be used comes as its problem, and the rest goes on."""
+
+    def __init__(self, paths: Sequence[Path], min_size: int):
+        self.paths, self.min_size = list(paths), min_size
+        stems = Counter(path.stem for path in self.paths)
+        self.names = [path.stem if stems[path.stem] == 1 else "_".join(path.parts[-2:]) for path in self.paths]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            image = read_image(self.paths[index])
+            if min(image.shape[:2]) < self.min_size:
+                raise DataError(
+                    f"{self.paths[index]} has {image.shape[0]}x{image.shape[1]} pixels; {self.min_size} are needed"
+                )
+        except DataError as error:
+            return {"problem": str(error)}
+        return collate([as_tensors(image, np.zeros(image.shape[:2], np.uint8), index)])
+
+
+class Predictor(Segmenter):
+    """Passes over what could not be read."""
+
+    def predict_step(self, batch: dict[str, Any]):
+        return None if "problem" in batch else super().predict_step(batch)
+
+
+class WritePredictions(Callback):
+    """Write each prediction as soon as it is there."""
+
+    def __init__(self, folder: Path, files: Files, classes: Sequence[str], palette: np.ndarray):
+        self.folder, self.files, self.classes, self.palette = folder, files, classes, palette
+        self.written, self.problems = 0, []
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):
+        if "problem" in batch:
+            self.problems.append(f"  {batch['problem']}")
+            return
+        for image, prediction, index in zip(batch["image"], outputs, batch["index"], strict=True):
+            name = f"{self.files.names[index]}.png"
+            labels = prediction.cpu().numpy()
+            tinted = overlay(image.permute(1, 2, 0).cpu().numpy(), labels, self.palette)
+            save_labels(self.folder / "labels" / name, labels, self.palette)
+            save_png(self.folder / "overlays" / name, with_legend(tinted, [labels], self.classes, self.palette))
+            self.written += 1

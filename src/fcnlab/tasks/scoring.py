@@ -1,0 +1,131 @@
+"""Scoring a net on a set, the same way at the end of a training and in ``fcnlab eval``, and the record of it."""
+
+import copy
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fcnlab.callbacks.wandb import log_scores
+from fcnlab.data import DataModule, Pictures
+from fcnlab.results.record import write_record
+from fcnlab.results.scores import Scores
+from fcnlab.segmenter import Segmenter
+
+PACKAGES = ("fcnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "albumentations", "numpy")
+
+
+def score(
+    trainer: L.Trainer, segmenter: Segmenter, data: DataModule, folder: Path, seed: int, checkpoint: str | None = None
+) -> Scores | None:
+    """Evaluate the test list and leave the record in ``folder``; the scores, on the process that writes (rank 0).
+
+    ``checkpoint`` is loaded first, if given.
+    """
+    started = time.perf_counter()
+    trainer.test(segmenter, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    seconds = time.perf_counter() - started
+    index, matrices = (values.cpu().numpy() for values in segmenter.confusions.compute())
+    if not trainer.is_global_zero:
+        return None
+    pictures = data.split("test")
+    found = write_record(
+        folder,
+        split=data.lists["test"],
+        names=[pictures.names[place] for place in index],
+        classes=pictures.classes,
+        matrices=matrices,
+        protocol=protocol(trainer, pictures, len(index)),
+        cost=cost(segmenter, pictures, seconds, len(index)),
+        provenance=provenance(segmenter, seed),
+    )
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            log_scores(logger, found, matrices.sum(axis=0), pictures.classes)
+    return found
+
+
+def protocol(trainer: L.Trainer, pictures: Pictures, count: int) -> dict[str, Any]:
+    """What the numbers mean."""
+    return {
+        "set": pictures.title,
+        "pictures": count,
+        "of": len(pictures),
+        "resolution": "native: each picture and its labels at their own size",
+        "void": "pixels whose truth is void are in no sum",
+        "absent_classes": "a class in neither truth nor prediction has no IoU and is left out of the mean",
+        "refinement": "none",
+        "precision": str(trainer.precision),
+        "padded_samples": 0,
+    }
+
+
+def cost(segmenter: Segmenter, pictures: Pictures, seconds: float, count: int) -> dict[str, Any]:
+    """What the net takes; GMACs are those of the set's first picture, whose size is given."""
+    rows, cols = pictures.image(0).shape[:2]
+    return {
+        "parameters": sum(parameter.numel() for parameter in segmenter.net.parameters()),
+        "gmacs_per_picture": round(macs(segmenter.net, rows, cols) / 1e9, 3),
+        "gmacs_at": [rows, cols],
+        "seconds": round(seconds, 2),
+        "pictures_per_second": round(count / seconds, 2),
+        "peak_memory_mib": round(peak_memory() / 2**20),
+    }
+
+
+def macs(net: nn.Module, rows: int, cols: int) -> int:
+    """Multiply-accumulates of convolutions and products for one picture, counted without computing them."""
+    shadow = copy.deepcopy(net).to("meta").eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        shadow(torch.empty(1, 3, rows, cols, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+def peak_memory() -> int:
+    """Bytes: allocated on the GPU where there is one, else the process's largest resident size."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def provenance(segmenter: Segmenter, seed: int) -> dict[str, Any]:
+    """Where the numbers come from."""
+    device = segmenter.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "commit": commit(),
+        "seed": seed,
+        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "device": f"{device.type}: {name}",
+        "command": shlex.join(["fcnlab", *(word.removeprefix("--config-name=") for word in sys.argv[1:])]),
+    }
+
+
+def commit() -> str | None:
+    """fcnlab's own commit, with "+changes" where files differ; None where it is not run from a checkout."""
+    describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    try:
+        here = Path(__file__).parent
+        done = subprocess.run(describe, cwd=here, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def table(found: Scores, classes: tuple[str, ...]) -> str:
+    """The scores as the terminal shows them, in percent."""
+    four = "   ".join(f"{name} {100 * value:.2f}" for name, value in zip(found._fields, found[:4], strict=False))
+    width = max(map(len, classes))
+    rows = [f"  {name:<{width}}  {100 * value:6.2f}" for name, value in zip(classes, found.iou, strict=True)]
+    return "\n".join([four, "IoU by class:", *rows])

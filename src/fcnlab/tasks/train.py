@@ -1,0 +1,79 @@
+"""``fcnlab train``."""
+
+import time
+from pathlib import Path
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from fcnlab.callbacks import MetricsFile
+from fcnlab.config import check_targets
+from fcnlab.data import DataModule
+from fcnlab.results.scores import Scores
+from fcnlab.segmenter import Segmenter
+from fcnlab.tasks.building import build_callbacks, build_trainer, choices, open_loggers, run_folder, say, warn
+from fcnlab.tasks.checkpoints import checkpoint_record
+from fcnlab.tasks.scoring import score, table
+
+# What code adds to a component when it builds it.
+SUPPLIED = {"trainer": {"logger", "callbacks"}}
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Train, score the best checkpoint, leave the record; the score is what a sweeper maximises."""
+    folder = run_folder()
+    check_targets(cfg)
+    say_what_surprises(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    net = instantiate(cfg.model, _convert_="all")
+    data: DataModule = instantiate(cfg.data, _convert_="all")
+    data.check("train", "val", "test", min_size=net.backbone.min_size)
+    segmenter = Segmenter(
+        net,
+        classes=data.split("val").classes,
+        loss=instantiate(cfg.loss, _convert_="all"),
+        optimizer=instantiate(cfg.optim, _convert_="all"),
+        schedule=instantiate(cfg.schedule, _convert_="all"),
+        record=checkpoint_record(cfg, data.split("val")),
+        channels_last=cfg.speed.channels_last,
+    )
+    with open_loggers(cfg) as loggers:
+        curves = MetricsFile(folder / "metrics.csv")
+        trainer = build_trainer(cfg, [curves, *loggers], build_callbacks(cfg))
+        started = time.perf_counter()
+        trainer.fit(segmenter, datamodule=data)
+        minutes = (time.perf_counter() - started) / 60
+        best = best_checkpoint(trainer)
+        found = score(trainer, segmenter, data, folder, cfg.seed, checkpoint=best)
+    if found is None:
+        return None
+    say_what_came(found, segmenter, trainer, minutes, folder, best)
+    return found.miou
+
+
+def say_what_surprises(cfg: DictConfig) -> None:
+    """Settings that have no effect, and defaults that are not meant for what was chosen."""
+    chosen, given = choices(), HydraConfig.get().overrides.task
+    if chosen.get("model/backbone") == "tiny" and chosen.get("data") != "shapes":
+        warn("the backbone is tiny, for first looks: for real pictures choose model/backbone=vgg16 or googlenet")
+    if chosen.get("augment") == "none" and any(word.startswith("data.crop_size=") for word in given):
+        warn("data.crop_size has no effect with augment=none, which takes whole pictures")
+
+
+def best_checkpoint(trainer: L.Trainer) -> str | None:
+    """The path of the best checkpoint; None where none was asked for, then the last weights count."""
+    callback = trainer.checkpoint_callback
+    return (callback.best_model_path or None) if callback is not None else None
+
+
+def say_what_came(
+    found: Scores, segmenter: Segmenter, trainer: L.Trainer, minutes: float, folder: Path, best: str | None
+) -> None:
+    """The last lines that the user sees: scores, where the run lies, what to type next."""
+    say(table(found, tuple(segmenter.classes)))
+    say(f"val mIoU {100 * found.miou:.2f} % after {trainer.global_step} steps, {minutes:.1f} min. The run: {folder}")
+    if best:
+        checkpoint = Path(best).relative_to(Path.cwd()) if Path(best).is_relative_to(Path.cwd()) else best
+        say(f"Next: fcnlab predict checkpoint={checkpoint} input=FILE|FOLDER output=FOLDER")
