@@ -68,11 +68,12 @@ class Focal(nn.Module):
 
     def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
         pixels = F.cross_entropy(scores, truth, ignore_index=VOID, reduction="none")
-        return ((1 - (-pixels).exp()) ** self.gamma * pixels * (truth != VOID)).sum() / _weight(truth)
+        doubt = (1 - (-pixels).exp()).clamp(min=1e-6)  # at 0, a power below 1 has no gradient but nan
+        return (doubt**self.gamma * pixels * (truth != VOID)).sum() / _weight(truth)
 
 
 class Dice(nn.Module):
-    """One minus the soft Dice coefficient, as a mean over the classes that are in the batch (Milletari et al., 2016)."""
+    """One minus the soft Dice coefficient, as a mean over the classes in the batch (Milletari et al., 3DV 2016)."""
 
     def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
         probability, member = _known_pixels(scores, truth)

@@ -52,7 +52,7 @@ class PictureConfusions(Metric):
         """Count a batch; ``index`` says which picture of the set each one is."""
         for picture, labels, truths in zip(index, prediction, truth, strict=True):
             self.matrices[picture] += confusion_matrix(labels, truths, self.num_classes, self.void)
-        self.seen[index] += 1
+            self.seen[picture] += 1
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Indices of the pictures counted, (n,), and their matrices, (n, truth, prediction).

@@ -68,6 +68,7 @@ class Segmenter(L.LightningModule):
         loss = self._step(batch, "train")["loss"]
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
+        self._log_step(self.global_step + 1)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -105,8 +106,12 @@ class Segmenter(L.LightningModule):
         found = dataset_scores(matrices).flat(self.classes)
         for name, value in found.items():
             if value == value:  # not nan: a class that nothing defines a score for has none in the logs either
-                exact = torch.tensor(value, dtype=torch.float64)  # a float would be logged in single precision
-                self.log(f"{stage}/{name}", exact, prog_bar=name == "miou")
+                self.log(f"{stage}/{name}", _exact(value), prog_bar=name == "miou")
+        self._log_step(self.global_step)
+
+    def _log_step(self, done: int) -> None:
+        """The optimiser steps done, as the step of what is logged: Lightning's own count differs after resuming."""
+        self.log_dict({"step": _exact(done), "epoch": _exact(self.current_epoch)})
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(self.net)
@@ -115,6 +120,11 @@ class Segmenter(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["fcnlab"] = self.record
+
+
+def _exact(value: float) -> Float[Tensor, ""]:
+    """Lightning makes plain numbers single precision."""
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def labels(scores: Float[Tensor, "batch classes rows cols"]) -> Int64[Tensor, "batch rows cols"]:

@@ -13,7 +13,7 @@ FIRST = ("step", "epoch")
 
 
 class MetricsFile(Logger):
-    """A row for each thing logged: ``step`` (the optimiser's, from 0), ``epoch``, and a column for each metric.
+    """A row for each thing logged: ``step`` (optimiser steps done), ``epoch``, and a column for each metric.
 
     Rows are flushed at once. A run that is resumed appends, after dropping rows from beyond the step that it goes on
     from. Lightning's own CSV logger deletes the old file, and keeps rows in memory.
@@ -36,8 +36,8 @@ class MetricsFile(Logger):
         """The run's configuration is in .hydra/."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {"step": step} | {name: value for name, value in metrics.items() if not math.isnan(value)}
+    def log_metrics(self, metrics: dict[str, float], step: float = 0) -> None:
+        row = {"step": int(step)} | {name: value for name, value in metrics.items() if not math.isnan(value)}
         new = [name for name in dict.fromkeys((*FIRST, *row)) if name not in self._columns]
         if new:
             self._columns += new

@@ -71,14 +71,19 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.epoch = self.skip = 0
         if len(self) == 0:
             ranks = f" on each of {world_size} devices" if world_size > 1 else ""
             raise DataError(f"data.batch_size={batch_size}{ranks} is more than the {count} training pictures: lower it")
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before it iterates."""
-        self.epoch = epoch
+        """Lightning calls this before each epoch, but on resuming too late for the first."""
+        if epoch != self.epoch:
+            self.epoch, self.skip = epoch, 0
+
+    def resume(self, epoch: int, done: int) -> None:
+        """Go on in an epoch of which ``done`` batches were trained on."""
+        self.epoch, self.skip = epoch, done
 
     def __len__(self) -> int:
         return self.count // (self.batch_size * self.world_size)
@@ -86,7 +91,8 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
         together = self.batch_size * self.world_size
-        for first in range(self.rank * self.batch_size, len(self) * together, together):
+        for batch in range(self.skip, len(self)):
+            first = batch * together + self.rank * self.batch_size
             yield [(self.epoch, int(index)) for index in order[first : first + self.batch_size]]
 
 
@@ -144,16 +150,16 @@ class DataModule(L.LightningDataModule):
             See :meth:`Pictures.check`; or the data has another number of classes than the net.
         """
         for title in dict.fromkeys(self.lists[name] for name in splits):
-            name = next(name for name in splits if self.lists[name] == title)
-            pictures = self.split(name)
+            uses = [name for name in splits if self.lists[name] == title]
+            pictures = self.split(uses[0])
             if len(pictures.classes) != self.num_classes:
                 raise DataError(
                     f"{pictures.title} has {len(pictures.classes)} classes, the net is built for {self.num_classes}:"
                     " set data.num_classes"
                 )
-            cropped = name == "train" and self.augment is not None  # crops are as large as crop_size says
+            cropped = set(uses) == {"train"} and self.augment is not None  # crops are as large as crop_size says
             pictures.check(min_size=1 if cropped else min_size)
-            if name == "train":
+            if "train" in uses:
                 TrainingBatches(len(pictures), self.batch_size, self.seed)
 
     def split(self, name: str) -> Pictures:
@@ -165,10 +171,11 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         pictures = self.split("train")
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = TrainingBatches(len(pictures), self.batch_size, self.seed, *self._place())
+        batches.resume(*self._position(len(batches)))
         return DataLoader(
             TrainingSamples(pictures, self.augment, self.seed),
-            batch_sampler=TrainingBatches(len(pictures), self.batch_size, self.seed, rank, world_size),
+            batch_sampler=batches,
             collate_fn=collate,
             **self._loading(),
         )
@@ -184,9 +191,23 @@ class DataModule(L.LightningDataModule):
 
     def _evaluation_loader(self, name: str) -> DataLoader:
         samples = EvaluationSamples(self.split(name))
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        share = range(rank, len(samples), world_size)  # unlike DistributedSampler, nobody is counted twice
+        rank, world_size = self._place()
+        share = range(rank, len(samples), world_size)  # unlike DistributedSampler's, it counts nobody twice
         return DataLoader(samples, sampler=share, batch_size=1, collate_fn=collate, **self._loading())
+
+    def _place(self) -> tuple[int, int]:
+        """This process's rank, and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _position(self, batches: int) -> tuple[int, int]:
+        """The epoch to go on in, and how many of its batches are done; (0, 0) in a run that was not resumed."""
+        if self.trainer is None:
+            return 0, 0
+        loop = self.trainer.fit_loop
+        epochs, done = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current.processed
+        if epochs.started <= epochs.processed:  # the checkpoint is of an epoch's end
+            return epochs.processed, 0
+        return (epochs.processed, done) if done < batches else (epochs.processed + 1, 0)
 
     def _loading(self) -> dict:
         return {

@@ -71,7 +71,7 @@ class Pictures:
                 )
             mask = np.array(file)
         meaning = self._labels()[mask]
-        if meaning.max(initial=0) == len(self.classes):
+        if (meaning == len(self.classes)).any():
             wrong = sorted(set(np.unique(mask).tolist()) - set(range(len(self.classes))) - {self.void})
             raise DataError(
                 f"{path} holds labels {wrong[:5]}, but {self.title} has classes 0 to {len(self.classes) - 1}"

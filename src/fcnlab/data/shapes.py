@@ -42,8 +42,9 @@ def _draw_aside(folder: Path, num_train: int, num_val: int, size: int, seed: int
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".drawing-", dir=folder.parent))
     try:
-        write_data_set(aside / "VOCdevkit" / "VOC2012", num_train, num_val, size, seed)
-        aside.rename(folder)
+        whole = aside / folder.name  # aside itself is mkdtemp's: nobody else may read it
+        write_data_set(whole / "VOCdevkit" / "VOC2012", num_train, num_val, size, seed)
+        whole.rename(folder)
     except OSError:
         if not folder.is_dir():  # else another process was first, with the same pictures
             raise

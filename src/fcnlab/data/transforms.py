@@ -19,6 +19,9 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it looks for updates o
 import albumentations as A
 import cv2
 
+# It only warns of an argument that it does not know, when a step is made: old ones would pad masks with background.
+warnings.filterwarnings("error", r"Argument\(s\) .* are not valid", UserWarning)
+
 FILL = (124, 116, 104)  # the padding's colour: ImageNet's mean, near zero behind every net's own normalisation
 
 
@@ -26,9 +29,7 @@ class Augmentation:
     """A pipeline that draws from the seed of the sample alone, not from the worker or from what it drew before."""
 
     def __init__(self, steps: Sequence[A.BasicTransform]):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # albumentations only warns of an argument that it does not know
-            self.pipeline = A.Compose(list(steps), mask_interpolation=cv2.INTER_NEAREST)
+        self.pipeline = A.Compose(list(steps), mask_interpolation=cv2.INTER_NEAREST)
 
     def __call__(
         self, image: UInt8[ndarray, "rows cols 3"], mask: UInt8[ndarray, "rows cols"], seed: Sequence[int]

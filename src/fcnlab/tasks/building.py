@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.callbacks import EndWithValidation, StopOnNaN
+from fcnlab.callbacks import EndWithValidation, RandomState, StopOnNaN
 
 log = logging.getLogger("fcnlab")
 
@@ -55,7 +55,7 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     if isinstance(settings["val_check_interval"], int):
         settings["val_check_interval"] *= settings["accumulate_grad_batches"]
         settings.setdefault("check_val_every_n_epoch", None)
-    callbacks = [EndWithValidation(), StopOnNaN(settings["log_every_n_steps"]), *callbacks]
+    callbacks = [EndWithValidation(), RandomState(), StopOnNaN(settings["log_every_n_steps"]), *callbacks]
     _hush_lightning()
     return instantiate(
         settings,
@@ -67,12 +67,24 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     )
 
 
+# What Lightning warns of without a reason here.
+NOISE = (
+    r".*treespec, LeafSpec.*is deprecated",  # its own use of torch
+    r".*smaller than the logging interval",  # steps are counted through epochs
+    r".*Checkpoint directory .* exists and is not empty",  # on resuming that is how it should be
+    r".*does not have many workers",  # data.num_workers is the user's choice
+    r".*your dataloader is not resumable",  # it is: DataModule finds its place again
+    r".*is not supported by the model summary",  # of the size in MB, which is not what a summary is for
+)
+
+
 def _hush_lightning() -> None:
-    """Its own handlers repeat what Hydra's say, and it warns of its own use of torch."""
+    """Drop what it says twice (its own handlers repeat Hydra's) or without a reason."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    warnings.filterwarnings("ignore", r".*treespec, LeafSpec.*is deprecated", FutureWarning)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
 
 
 def best_precision(accelerator: str) -> str:

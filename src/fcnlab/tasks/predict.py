@@ -56,7 +56,7 @@ def find_pictures(wanted: str) -> list[Path]:
     elif path.is_file():
         found = [path]
     else:
-        found = [Path(name) for name in glob(wanted, recursive=True) if Path(name).is_file()]
+        found = [Path(name) for name in glob(wanted, recursive=True) if Path(name).is_file()]  # noqa: PTH207 (any root)
     if not found:
         raise UserError(f"input={wanted} finds no pictures: name a file, a folder of {', '.join(SUFFIXES)}, or a glob")
     return sorted(found)

@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 from fcnlab.callbacks import MetricsFile
 from fcnlab.config import check_targets
 from fcnlab.data import DataModule
+from fcnlab.errors import UserError
 from fcnlab.results.scores import Scores
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_callbacks, build_trainer, choices, open_loggers, run_folder, say, warn
-from fcnlab.tasks.checkpoints import checkpoint_record
+from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint
 from fcnlab.tasks.scoring import score, table
 
 # What code adds to a component when it builds it.
@@ -25,6 +26,7 @@ def train(cfg: DictConfig) -> float | None:
     """Train, score the best checkpoint, leave the record; the score is what a sweeper maximises."""
     folder = run_folder()
     check_targets(cfg)
+    resumed = checkpoint_to_resume(cfg.checkpoint, folder)
     say_what_surprises(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net = instantiate(cfg.model, _convert_="all")
@@ -41,9 +43,11 @@ def train(cfg: DictConfig) -> float | None:
     )
     with open_loggers(cfg) as loggers:
         curves = MetricsFile(folder / "metrics.csv")
+        if resumed:
+            curves.resume_at(read_checkpoint(resumed)["global_step"])
         trainer = build_trainer(cfg, [curves, *loggers], build_callbacks(cfg))
         started = time.perf_counter()
-        trainer.fit(segmenter, datamodule=data)
+        trainer.fit(segmenter, datamodule=data, ckpt_path=resumed, weights_only=True)
         minutes = (time.perf_counter() - started) / 60
         best = best_checkpoint(trainer)
         found = score(trainer, segmenter, data, folder, cfg.seed, checkpoint=best)
@@ -62,10 +66,34 @@ def say_what_surprises(cfg: DictConfig) -> None:
         warn("data.crop_size has no effect with augment=none, which takes whole pictures")
 
 
+def checkpoint_to_resume(wanted: str | None, folder: Path) -> str | None:
+    """The file that ``checkpoint=PATH|last|best|auto`` names; None for a start from scratch.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    if wanted in (None, "none"):
+        return None
+    if wanted not in ("last", "best", "auto"):
+        read_checkpoint(wanted)
+        return wanted
+    path = folder / "checkpoints" / f"{'last' if wanted == 'auto' else wanted}.ckpt"
+    if path.is_file():
+        return str(path)
+    if wanted == "auto":
+        return None
+    runs = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda found: found.stat().st_mtime)
+    newest = runs[-1].parents[1] if runs else None
+    hint = f"; the newest run is {newest}: add hydra.run.dir={newest}" if newest else ": add hydra.run.dir=FOLDER"
+    raise UserError(f"checkpoint={wanted}: there is no {path}, since this run is new{hint}")
+
+
 def best_checkpoint(trainer: L.Trainer) -> str | None:
-    """The path of the best checkpoint; None where none was asked for, then the last weights count."""
-    callback = trainer.checkpoint_callback
-    return (callback.best_model_path or None) if callback is not None else None
+    """The path of the best checkpoint; None where none was asked for: then the last weights count."""
+    paths = [callback.best_model_path for callback in trainer.checkpoint_callbacks if callback.monitor]
+    return next((path for path in paths if path), None)
 
 
 def say_what_came(

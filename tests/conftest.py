@@ -1,0 +1,83 @@
+"""What all tests share: the command line in this process, a small generated data set, and the real data if it is there."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests' numbers are a CPU's
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+SMALL = (
+    "data.pictures.num_train=24",
+    "data.pictures.num_val=8",
+    "data.pictures.size=64",
+    "data.crop_size=64",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "model.backbone.width=4",
+)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The real pictures and weights beside a developer's checkout and in CI."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real data: {SHARED} is absent")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory) -> Path:
+    """Where the tests' shapes are drawn, once."""
+    return tmp_path_factory.mktemp("shapes")
+
+
+@pytest.fixture
+def fcnlab(monkeypatch, tmp_path):
+    """Run a command line in this process, from an empty folder; give its exit code."""
+    from fcnlab.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["fcnlab", *map(str, words)])
+        handlers = list(logging.getLogger().handlers)
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
+        finally:
+            for handler in set(logging.getLogger().handlers) - set(handlers):  # Hydra's, to the run's log
+                handler.close()
+            logging.getLogger().handlers[:] = handlers
+        return 0
+
+    return run
+
+
+@pytest.fixture
+def train_code(fcnlab, shapes_root, tmp_path):
+    """Train on small shapes in a folder of ``tmp_path``; give the exit code."""
+
+    def run(*words: str, folder: str = "run") -> int:
+        fixed = (*SMALL, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "logger=csv")
+        return fcnlab("train", *fixed, f"hydra.run.dir={tmp_path / folder}", *words)
+
+    return run
+
+
+@pytest.fixture
+def train(train_code, tmp_path):
+    """Train on small shapes; give the run's folder."""
+
+    def run(*words: str, folder: str = "run") -> Path:
+        assert train_code(*words, folder=folder) == 0
+        return tmp_path / folder
+
+    return run

@@ -1,0 +1,271 @@
+"""Which pictures meet in a batch, how they are drawn, and what is checked before."""
+
+from collections import Counter
+from itertools import chain
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcnlab.data import DataError, DataModule, open_voc
+from fcnlab.data.module import TrainingBatches, collate
+from fcnlab.data.transforms import FILL, none, standard
+
+
+@pytest.fixture
+def make(voc_root):
+    """A data module of the tiny VOC."""
+
+    def build(**changes) -> DataModule:
+        settings = {
+            "pictures": open_voc,
+            "root": str(voc_root),
+            "train_list": "train",
+            "val_list": "val",
+            "num_classes": 21,
+            "augment": standard,
+            "crop_size": 16,
+            "batch_size": 2,
+            "num_workers": 0,
+        }
+        return DataModule(**settings | changes)
+
+    return build
+
+
+def on_rank(data: DataModule, rank: int, world_size: int, started=0, processed=0, done=0) -> DataModule:
+    """As if Lightning had attached it to a trainer: one of several processes, or one that goes on after a stop."""
+    epochs = SimpleNamespace(current=SimpleNamespace(started=started, processed=processed))
+    batches = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=done)))
+    loop = SimpleNamespace(epoch_progress=epochs, epoch_loop=batches)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=loop)
+    return data
+
+
+def epochs(data: DataModule, count: int = 1) -> list[list[dict[str, torch.Tensor]]]:
+    """The batches of some epochs, as Lightning asks for them: one loader, told of each epoch."""
+    loader, found = data.train_dataloader(), []
+    for epoch in range(count):
+        loader.batch_sampler.set_epoch(epoch)
+        found.append(list(loader))
+    return found
+
+
+def as_bytes(batch: dict[str, torch.Tensor]) -> bytes:
+    return b"".join(batch[key].numpy().tobytes() for key in sorted(batch))
+
+
+def indices(loader) -> list[int]:
+    return [int(index) for batch in loader for index in batch["index"]]
+
+
+def test_batches_travel_as_uint8(make):
+    ((batch, *_),) = epochs(make())
+    kinds = {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()}
+    byte, whole = torch.uint8, torch.int64
+    assert kinds == {"image": (byte, (2, 3, 16, 16)), "mask": (byte, (2, 16, 16)), "index": (whole, (2,))}
+
+
+def test_seed_epoch_and_nothing_else_make_the_batches(make):
+    first = [[as_bytes(batch) for batch in epoch] for epoch in epochs(make(), 2)]
+    for workers in (0, 2):
+        assert [[as_bytes(batch) for batch in epoch] for epoch in epochs(make(num_workers=workers), 2)] == first
+    assert not set(first[0]) & set(first[1])
+    assert not set(first[0]) & {as_bytes(batch) for batch in epochs(make(seed=1))[0]}
+
+
+def test_epochs_differ_in_order(make):
+    one, other = ([batch["index"].tolist() for batch in epoch] for epoch in epochs(make(augment=none), 2))
+    assert one != other and sorted(chain(*one)) == sorted(chain(*other)) == list(range(8))
+
+
+def test_workers_draw_different_augmentations(make, voc_root):
+    """albumentations' own random state is copied by the fork: two workers would draw alike, and each epoch again."""
+    folder = voc_root / "VOCdevkit" / "VOC2012"
+    for kind in ("JPEGImages", "SegmentationClass"):
+        first, *others = sorted((folder / kind).glob("t*"))
+        for path in others:
+            path.write_bytes(first.read_bytes())
+    found = epochs(make(batch_size=1, num_workers=2), 2)
+    assert len({batch["image"].numpy().tobytes() for epoch in found for batch in epoch}) == 2 * 8
+
+
+def test_loading_leaves_the_runs_random_stream_alone(make):
+    state = torch.get_rng_state()
+    epochs(make())
+    list(make().val_dataloader())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def global_batches(count: int, batch_size: int, world_size: int, epoch: int = 0) -> list[set[int]]:
+    """What the ranks take together, by global batch."""
+    ranks = [TrainingBatches(count, batch_size, 3, rank, world_size) for rank in range(world_size)]
+    for rank in ranks:
+        rank.set_epoch(epoch)
+    shares = [[[index for _, index in batch] for batch in rank] for rank in ranks]
+    assert all(len(share) == len(ranks[0]) for share in shares)
+    return [set(chain(*together)) for together in zip(*shares, strict=True)]
+
+
+@pytest.mark.parametrize("count", [20, 23])
+@pytest.mark.parametrize("epoch", [0, 5])
+def test_global_batches_do_not_depend_on_the_number_of_devices(count, epoch):
+    alone = global_batches(count, 4, 1, epoch)
+    assert alone == global_batches(count, 2, 2, epoch) == global_batches(count, 1, 4, epoch)
+    assert Counter(map(len, alone)) == {4: 5} and len(set.union(*alone)) == 20  # no picture twice
+
+
+def test_those_that_fill_no_batch_have_their_turn_later():
+    seen = [set.union(*global_batches(5, 2, 1, epoch)) for epoch in range(20)]
+    assert {len(epoch) for epoch in seen} == {4} and set.union(*seen) == set(range(5))
+
+
+def test_keys_name_the_epoch():
+    batches = TrainingBatches(4, 2, seed=0)
+    batches.set_epoch(7)
+    assert {epoch for batch in batches for epoch, _ in batch} == {7}
+
+
+def test_resumed_batches_are_the_rest_of_the_epoch():
+    whole, resumed = TrainingBatches(10, 2, 0), TrainingBatches(10, 2, 0)
+    whole.set_epoch(3)
+    resumed.resume(3, 2)
+    assert list(resumed) == list(whole)[2:]
+    resumed.set_epoch(3)  # Lightning says so again, before the epoch's next use
+    assert list(resumed) == list(whole)[2:]
+    for batches in (whole, resumed):
+        batches.set_epoch(4)
+    assert list(resumed) == list(whole) and len(resumed) == 5
+
+
+@pytest.mark.parametrize(
+    ("progress", "epoch", "skip"),
+    [
+        ({}, 0, 0),
+        ({"started": 1, "done": 3}, 0, 3),
+        ({"started": 1, "done": 4}, 1, 0),  # all 4 of the epoch are done
+        ({"started": 2, "processed": 2, "done": 4}, 2, 0),  # saved at the epoch's end
+        ({"started": 3, "processed": 2, "done": 1}, 2, 1),
+    ],
+)
+def test_loader_goes_on_where_the_checkpoint_was(make, progress, epoch, skip):
+    batches = on_rank(make(), 0, 1, **progress).train_dataloader().batch_sampler
+    assert (batches.epoch, batches.skip) == (epoch, skip)
+
+
+def test_loader_takes_its_ranks_share(make):
+    shares = [indices(on_rank(make(augment=none), rank, 2).train_dataloader()) for rank in (0, 1)]
+    assert len(shares[0]) == len(shares[1]) == 4 and sorted(chain(*shares)) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "message"),
+    [(9, 1, "data.batch_size=9 is more than the 8"), (3, 3, "data.batch_size=3 on each of 3 devices is more than")],
+)
+def test_batch_larger_than_the_set(make, batch_size, world_size, message):
+    with pytest.raises(DataError, match=message):
+        on_rank(make(batch_size=batch_size), 0, world_size).train_dataloader()
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 7])
+def test_evaluation_counts_each_picture_once(make, world_size):
+    """Also where some processes get one fewer, or none."""
+    shares = [indices(on_rank(make(), rank, world_size).val_dataloader()) for rank in range(world_size)]
+    assert sorted(chain(*shares)) == list(range(5))
+
+
+def test_evaluation_takes_whole_pictures_one_by_one(make):
+    data = make(num_workers=2)
+    for batch in data.val_dataloader():
+        index = int(batch["index"])
+        np.testing.assert_array_equal(batch["image"][0].permute(1, 2, 0), data.split("val").image(index))
+        np.testing.assert_array_equal(batch["mask"][0], data.split("val").mask(index))
+
+
+@pytest.mark.parametrize(("test_list", "title"), [(None, "VOC2012 val"), ("train", "VOC2012 train")])
+def test_test_list_is_val_unless_given(make, test_list, title):
+    data = make(test_list=test_list)
+    for loader in (data.test_dataloader(), data.predict_dataloader()):
+        assert loader.dataset.pictures.title == title
+
+
+def test_collate_pads_with_the_fill_colour_and_void():
+    shapes = [(2, 5), (4, 3)]
+    samples = [
+        {"image": torch.full((3, *shape), 9 + place), "mask": torch.full(shape, place), "index": torch.tensor(place)}
+        for place, shape in enumerate(shapes)
+    ]
+    batch = collate(samples)
+    assert batch["image"].shape == (2, 3, 4, 5) and batch["index"].tolist() == [0, 1]
+    for place, (rows, cols) in enumerate(shapes):
+        image, mask = batch["image"][place].clone(), batch["mask"][place].clone()
+        assert (image[:, :rows, :cols] == 9 + place).all() and (mask[:rows, :cols] == place).all()
+        image[:, :rows, :cols], mask[:rows, :cols] = torch.tensor(FILL).view(3, 1, 1), 255
+        assert (mask == 255).all() and (image == torch.tensor(FILL).view(3, 1, 1)).all()
+
+
+def test_unaugmented_pictures_are_padded_to_the_largest(make):
+    data = make(augment=none)
+    for batch in epochs(data)[0]:
+        sizes = [data.split("train").mask(int(index)).shape for index in batch["index"]]
+        assert batch["mask"].shape[1:] == tuple(np.max(sizes, axis=0))
+
+
+def test_only_splits_that_are_asked_for_are_opened(make, voc_root):
+    (voc_root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").unlink()
+    make().check("train")
+    with pytest.raises(DataError, match="no list 'val'"):
+        make().check("train", "val")
+
+
+def test_a_split_is_opened_once(make):
+    opened = []
+
+    def count(root, split):
+        opened.append(split)
+        return open_voc(root, split)
+
+    data = make(pictures=count)
+    data.check("train", "val", "test")
+    epochs(data)
+    data.val_dataloader()
+    assert opened == ["train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 19}, "VOC2012 train has 21 classes, the net is built for 19: set data.num_classes"),
+        ({"batch_size": 9}, "data.batch_size=9 is more than the 8 training pictures: lower it"),
+        ({"train_list": "nothing"}, "no list 'nothing'.*data.train_list"),
+    ],
+)
+def test_check_finds(make, changes, message):
+    with pytest.raises(DataError, match=message):
+        make(**changes).check("train", "val")
+
+
+@pytest.mark.parametrize("splits", [("train", "val"), ("val", "train")])
+def test_one_list_for_both_is_checked_for_both(make, splits):
+    """To overfit on: whole pictures must be large enough for the net, and enough for a batch."""
+    with pytest.raises(DataError, match="the net needs 25 on each side"):
+        make(val_list="train").check(*splits, min_size=25)
+    with pytest.raises(DataError, match=r"data\.batch_size=9"):
+        make(val_list="train", batch_size=9).check(*splits)
+
+
+@pytest.mark.parametrize(("augment", "fits"), [(standard, True), (none, False)])
+def test_crops_may_be_of_small_pictures(make, voc_root, augment, fits):
+    Image.new("RGB", (9, 9)).save(voc_root / "VOCdevkit/VOC2012/JPEGImages/t0.jpg")
+    Image.new("L", (9, 9)).save(voc_root / "VOCdevkit/VOC2012/SegmentationClass/t0.png")
+    if fits:
+        make(augment=augment).check("train", min_size=16)
+    else:
+        with pytest.raises(DataError, match=r"t0\.jpg has 9x9 pixels; the net needs 16"):
+            make(augment=augment).check("train", min_size=16)
+
+
+def test_workers_by_default_are_at_most_eight(make):
+    assert 1 <= make(num_workers="auto").num_workers <= 8

@@ -1,0 +1,103 @@
+"""Augmentation moves picture and mask together, pads with void, and draws from the sample's key alone."""
+
+import runpy
+import warnings
+
+import albumentations as A
+import numpy as np
+import pytest
+
+from fcnlab.data import transforms
+from fcnlab.data.transforms import FILL, none, standard, strong
+
+AUGMENTS = [standard, strong]
+KEYS = [(0, 0, index) for index in range(20)]
+
+
+@pytest.fixture
+def sample():
+    """A random picture and mask of 30x40."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (30, 40, 3), np.uint8), rng.choice(np.array([3, 17, 255], np.uint8), (30, 40))
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("shape", [(5, 7), (30, 40), (9, 120), (150, 100)])
+def test_sizes(augment, shape):
+    for key in KEYS[:5]:
+        image, mask = augment(32)(np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8), key)
+        assert image.shape == (32, 32, 3) and mask.shape == (32, 32) and image.dtype == mask.dtype == np.uint8
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_masks_get_no_new_labels(augment, sample):
+    found = [set(np.unique(augment(32)(*sample, key)[1])) for key in KEYS]
+    assert set.union(*found) == {3, 17, 255}
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_padding_is_void_in_one_colour(augment):
+    """Changes of colour come after it, so only some of the samples show the colour itself."""
+    white = np.full((20, 20, 3), 255, np.uint8), np.ones((20, 20), np.uint8)
+    options = {"rotate": 0} if augment is strong else {}
+    pipeline, colours = augment(64, scale=(0.5, 0.5), **options), set()
+    for key in KEYS:
+        image, mask = pipeline(*white, key)
+        assert (mask == 1).sum() == 10 * 10 and (mask == 255).sum() == 64**2 - 10**2
+        colours.add(tuple(np.median(image[mask == 255], axis=0)))
+    assert FILL in colours
+
+
+def test_rotation_fills_with_void():
+    full = np.zeros((40, 40, 3), np.uint8), np.ones((40, 40), np.uint8)
+    masks = [strong(40, scale=(1, 1), rotate=45)(*full, key)[1] for key in KEYS]
+    assert set.union(*(set(np.unique(mask)) for mask in masks)) == {1, 255}
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_picture_and_mask_move_together(augment):
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:35, 5:30] = mask[40:55, 50:75] = 1
+    image = np.repeat(mask[..., None] * 255, 3, axis=2)
+    for key in KEYS:
+        moved, labels = augment(64)(image, mask, key)
+        bright, known = moved.mean(axis=2) > 90, labels != 255  # brightness falls to 0.6 of what it was at most
+        assert (bright == labels)[known].mean() > 0.95
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_the_key_alone_decides(augment, sample):
+    def draw(pipeline, key):
+        return b"".join(part.tobytes() for part in pipeline(*sample, key))
+
+    used = augment(32)
+    drawn = {key: draw(used, key) for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]}
+    assert len(set(drawn.values())) == len(drawn)
+    assert all(draw(augment(32), key) == drawn[key] == draw(used, key) for key in drawn)
+
+
+@pytest.mark.parametrize(("factor", "pixels"), [(0.5, 15 * 20), (1, 30 * 40), (2, 60 * 80)])
+def test_scale_is_a_factor(factor, pixels):
+    """Where albumentations counts from 0."""
+    picture = np.zeros((30, 40, 3), np.uint8), np.ones((30, 40), np.uint8)
+    assert (standard(99, scale=(factor, factor))(*picture, KEYS[0])[1] == 1).sum() == pixels
+
+
+def test_none_takes_whole_pictures():
+    assert none(32) is None
+
+
+@pytest.mark.parametrize("augment", [*AUGMENTS, none])
+def test_unknown_setting_is_an_error(augment):
+    with pytest.raises(TypeError, match="colour"):
+        augment(32, colour=1)
+
+
+def test_unknown_argument_of_a_step_is_an_error():
+    """albumentations only warns: masks of an old config would be padded with background. Run afresh, since pytest
+    makes errors of all warnings."""
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        runpy.run_path(transforms.__file__)
+        with pytest.raises(UserWarning, match="'mask_value' are not valid"):
+            A.PadIfNeeded(8, 8, mask_value=255)

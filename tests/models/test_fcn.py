@@ -1,0 +1,311 @@
+"""The fusion of levels, against hand-made decoders, the released nets' numbers and every picture size."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fcnlab.models import FCN, VGG16, FeatureMap, GoogLeNet, Grid, Tiny
+from fcnlab.models.backbone import Level
+from fcnlab.models.weights import WeightsError
+
+STAGED = [(32,), (32, 16), (32, 16, 8)]
+
+
+def tiny_fcn(levels=(32, 16, 8), classes=3, **settings) -> FCN:
+    return FCN(Tiny(width=2), classes, levels, **settings).eval()
+
+
+def randomize(net: FCN) -> FCN:
+    """Scores that are not zero, so that there is something to compare."""
+    for parameter in net.heads.parameters():
+        nn.init.normal_(parameter)
+    return net
+
+
+def saved(net: FCN, path) -> str:
+    save_file(net.state_dict(), path)
+    return str(path)
+
+
+# --- Output sizes
+
+
+class Once(nn.Module):
+    """A backbone that looks at a picture once, however many nets share it."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.levels, self.min_size, self.pretrained = backbone.levels, backbone.min_size, backbone.pretrained
+        self.forward = functools.lru_cache(maxsize=1)(backbone)
+
+
+@pytest.mark.parametrize("padding", ["same", "paper"])
+@pytest.mark.parametrize("backbone", [VGG16, GoogLeNet, Tiny])
+@torch.no_grad()
+def test_scores_have_the_pictures_size_for_every_size(backbone, padding):
+    smallest = 31 if (backbone, padding) == (GoogLeNet, "same") else 1
+    with torch.device("meta"):  # shapes only
+        shared = Once(backbone(padding=padding).eval())
+        nets = [FCN(shared, 2, levels) for levels in STAGED]
+        for rows in range(smallest, 317):  # the columns run through the sizes from 600 down
+            cols = 600 + smallest - rows
+            image = torch.empty(1, 3, rows, cols)
+            assert {net(image).shape for net in nets} == {(1, 2, rows, cols)}
+
+
+@pytest.mark.parametrize("levels", [(16,), (8,), (32, 8), (16, 8)])
+@pytest.mark.parametrize("padding", ["same", "paper"])
+@pytest.mark.parametrize("backbone", [VGG16, GoogLeNet, Tiny])
+@torch.no_grad()
+def test_any_choice_of_levels_covers_the_picture(backbone, padding, levels):
+    with torch.device("meta"):
+        net = FCN(backbone(padding=padding), 5, levels).eval()
+        assert net(torch.empty(2, 3, 93, 200)).shape == (2, 5, 93, 200)
+
+
+@pytest.mark.parametrize("size", [(30, 500), (500, 30)])
+def test_googlenet_under_31_pixels(size):
+    with torch.device("meta"):
+        net, image = FCN(GoogLeNet(), 21), torch.empty(1, 3, *size)
+    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} pixels is too small for GoogLeNet: it needs 31"):
+        net(image)
+    with pytest.raises(RuntimeError):  # PyTorch's own limit is no lower
+        net.backbone(image)
+
+
+# --- Values
+
+
+class Given(nn.Module):
+    """Feature maps as given, in place of a backbone that computes them."""
+
+    min_size, pretrained = 1, False
+
+    def __init__(self, maps: dict[int, FeatureMap]):
+        super().__init__()
+        self.maps = maps
+        self.levels = {level: Level(features.data.shape[1], features.grid) for level, features in maps.items()}
+
+    def forward(self, image):
+        return self.maps
+
+
+# Origin and size of the maps of a picture of 500 pixels, and the pixel on which cell 8 is centred, by hand.
+VGG_PAPER = {32: (12.5, 16), 16: (-91.5, 44), 8: (-95.5, 88)}
+GOOGLENET_SAME = {32: (30.0, 15), 16: (14.0, 31), 8: (6.0, 62)}
+
+
+@pytest.mark.parametrize("levels", STAGED)
+@pytest.mark.parametrize(("maps", "centre"), [(VGG_PAPER, 268.5), (GOOGLENET_SAME, 286)], ids=["vgg", "googlenet"])
+@torch.no_grad()
+def test_an_impulse_lands_centred_on_its_cell(maps, centre, levels):
+    features = {level: FeatureMap(torch.zeros(1, 2, n, n), level, origin) for level, (origin, n) in maps.items()}
+    features[32].data[:, 0, 8, 8] = 1
+    net = FCN(Given(features), 2, levels)
+    net.heads["32"].weight.copy_(torch.eye(2)[:, :, None, None])
+    scores = net(torch.zeros(1, 3, 500, 500))[0]
+    assert scores[0].sum() == 32**2 and not scores[1].any()
+    for axis in (0, 1):
+        profile = scores[0].sum(axis) / scores[0].sum()
+        assert (profile * torch.arange(500)).sum().item() == pytest.approx(centre, abs=1e-3)
+
+
+def test_scores_start_at_zero():
+    assert not tiny_fcn()(torch.rand(2, 3, 40, 50)).any()
+
+
+def bilinear(x: torch.Tensor, factor: int, crop: int, rows: int, cols: int) -> torch.Tensor:
+    """x2, x8, x16 or x32 as in the released nets, then cropped."""
+    line = 1 - (torch.arange(2 * factor) - factor + 0.5).abs() / factor
+    kernel = torch.outer(line, line).expand(x.shape[1], 1, -1, -1)
+    x = F.conv_transpose2d(x, kernel, stride=factor, groups=x.shape[1])
+    return x[:, :, crop : crop + rows, crop : crop + cols]
+
+
+@pytest.mark.parametrize(
+    ("levels", "steps"),
+    [
+        # (factor, crop, rows, cols) of each step for a picture of 90 x 123 pixels: ceil(n / 16), ceil(n / 8), n
+        ((32,), [(32, 16, 90, 123)]),
+        ((32, 16), [(2, 1, 6, 8), (16, 8, 90, 123)]),
+        ((32, 16, 8), [(2, 1, 6, 8), (2, 1, 12, 16), (8, 4, 90, 123)]),
+    ],
+)
+@torch.no_grad()
+def test_without_skips_scores_are_those_of_level_32_upsampled(levels, steps):
+    net = tiny_fcn(levels)
+    nn.init.normal_(net.heads["32"].weight)
+    image = torch.rand(2, 3, 90, 123)
+    expected = net.heads["32"](net.backbone(image)[32].data)
+    assert expected.shape[2:] == (3, 4)
+    for step in steps:
+        expected = bilinear(expected, *step)
+    assert torch.equal(net(image), expected)
+
+
+@torch.no_grad()
+def test_skips_are_added_to_the_upsampled_scores():
+    net, image = randomize(tiny_fcn()), torch.rand(2, 3, 90, 123)
+    scores = {level: net.heads[str(level)](x.data) for level, x in net.backbone(image).items()}
+    expected = bilinear(bilinear(scores[32], 2, 1, 6, 8) + scores[16], 2, 1, 12, 16) + scores[8]
+    torch.testing.assert_close(net(image), bilinear(expected, 8, 4, 90, 123))
+
+
+@torch.no_grad()
+def test_skip_scales_equal_scaled_weights():
+    # features * scale and weights * scale score alike; biases are not scaled
+    scales = {16: 0.01, 8: 0.0001}
+    scaled, folded, image = tiny_fcn(skip_scales=scales), randomize(tiny_fcn()), torch.rand(1, 3, 64, 64)
+    scaled.load_state_dict(folded.state_dict())
+    assert not torch.allclose(scaled(image), folded(image))
+    for level, scale in scales.items():
+        folded.heads[str(level)].weight.mul_(scale)
+    torch.testing.assert_close(scaled(image), folded(image))
+
+
+@torch.no_grad()
+def test_learned_upsampling_learns_all_steps_but_the_last():
+    fixed, learned = randomize(tiny_fcn()), tiny_fcn(upsampling="learned")
+    assert [name for name, _ in fixed.named_parameters() if "upsample" in name] == []
+    kernels = {name: tuple(p.shape) for name, p in learned.named_parameters() if "upsample" in name}
+    assert kernels == {"upsample.0.kernel": (3, 3, 4, 4), "upsample.1.kernel": (3, 3, 4, 4)}
+    learned.load_state_dict(fixed.state_dict(), strict=False)
+    image = torch.rand(1, 3, 70, 60)
+    torch.testing.assert_close(learned(image), fixed(image))
+
+
+# --- Settings
+
+
+@pytest.mark.parametrize("levels", [(), (16, 32), (32, 32), (64,), (32, 16, 4)])
+def test_levels_that_are_not_offered(levels):
+    with pytest.raises(ValueError, match=r"choose some of \[32, 16, 8\], which Tiny offers, from coarse to fine"):
+        tiny_fcn(levels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"classes": 1}, "num_classes=1: at least 2"), ({"upsampling": "nearest"}, "choose 'fixed' or 'learned'")],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_fcn(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"levels": (32,), "upsampling": "learned"}, "learned has no effect with a single level"),
+        ({"reset_heads": True}, "reset_heads=true has no effect without model.weights"),
+    ],
+)
+def test_settings_without_effect_warn(settings, message):
+    with pytest.warns(UserWarning, match=message):
+        tiny_fcn(**settings)
+
+
+@pytest.mark.parametrize("backbone", [VGG16, GoogLeNet, Tiny])
+def test_unknown_padding(backbone):
+    with torch.device("meta"), pytest.raises(ValueError, match="padding='valid': choose 'same' or 'paper'"):
+        backbone(padding="valid")
+
+
+# --- Starting from a checkpoint
+
+
+@pytest.mark.parametrize("upsampling", ["fixed", "learned"])
+def test_fcn16s_starts_from_fcn32s(tmp_path, upsampling):
+    coarse = randomize(tiny_fcn((32,)))
+    fine = tiny_fcn((32, 16), upsampling=upsampling, weights=saved(coarse, tmp_path / "32s.safetensors"))
+    assert fine.pretrained and not coarse.pretrained
+    state = fine.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in coarse.state_dict().items())
+    assert not state["heads.16.weight"].any() and not state["heads.16.bias"].any()
+    steps = [(2, 1, 6, 8), (16, 8, 90, 123)]
+    with torch.no_grad():
+        image = torch.rand(1, 3, 90, 123)
+        scores = coarse.heads["32"](coarse.backbone(image)[32].data)
+        torch.testing.assert_close(fine(image), bilinear(bilinear(scores, *steps[0]), *steps[1]))
+
+
+def test_learned_kernels_are_kept(tmp_path):
+    coarse = tiny_fcn((32, 16), upsampling="learned")
+    nn.init.normal_(coarse.upsample[0].kernel)
+    fine = tiny_fcn(upsampling="learned", weights=saved(coarse, tmp_path / "16s.safetensors"))
+    assert torch.equal(fine.upsample[0].kernel, coarse.upsample[0].kernel)
+    diagonal = torch.outer(*2 * [torch.tensor([0.25, 0.75, 0.75, 0.25])])
+    assert torch.equal(fine.upsample[1].kernel, torch.eye(3)[:, :, None, None] * diagonal)
+
+
+def test_a_training_checkpoint_is_unwrapped(tmp_path):
+    net = randomize(tiny_fcn())
+    torch.save({"epoch": 3, "state_dict": {f"net.{key}": value for key, value in net.state_dict().items()}},
+               tmp_path / "last.ckpt")  # fmt: skip
+    loaded = tiny_fcn(weights=str(tmp_path / "last.ckpt")).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in net.state_dict().items())
+
+
+def test_another_class_count(tmp_path):
+    old = randomize(tiny_fcn(classes=3))
+    path = saved(old, tmp_path / "old.safetensors")
+    with pytest.raises(WeightsError, match=r"scores 3 classes, the data has 5: set model\.reset_heads=true"):
+        tiny_fcn(classes=5, weights=path)
+    new = tiny_fcn(classes=5, weights=path, reset_heads=True)
+    kept = old.backbone.state_dict()
+    assert new.pretrained and all(torch.equal(value, kept[key]) for key, value in new.backbone.state_dict().items())
+    assert not new(torch.rand(1, 3, 32, 32)).any()
+
+
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [
+        (lambda: tiny_fcn(), r"not in the net: heads\.16"),
+        (lambda: FCN(Tiny(width=3), 3, (32,)), r"of another shape: backbone\.to8\.0\.weight"),
+    ],
+    ids=["more levels", "another width"],
+)
+def test_a_checkpoint_of_another_net(tmp_path, old, message):
+    with pytest.raises(WeightsError, match=message):
+        tiny_fcn((32,), weights=saved(old(), tmp_path / "old.safetensors"))
+
+
+# --- The released nets' numbers
+
+
+@pytest.mark.parametrize(
+    ("backbone", "levels", "count"),
+    [
+        (VGG16, (32,), 134_346_581),
+        (VGG16, (32, 16), 134_357_354),
+        (VGG16, (32, 16, 8), 134_362_751),
+        (GoogLeNet, (32,), 5_995_077),
+    ],
+)
+def test_parameter_counts(backbone, levels, count):
+    with torch.device("meta"):
+        net = FCN(backbone(), 21, levels)
+    assert sum(p.numel() for p in net.parameters()) == count == sum(v.numel() for v in net.state_dict().values())
+
+
+@pytest.mark.parametrize(("padding", "giga"), [("same", 81.2), ("paper", 146.8)])
+@torch.no_grad()
+def test_multiply_adds_of_vgg_fcn8s(padding, giga):
+    with torch.device("meta"):
+        net, image = FCN(VGG16(padding=padding), 21).eval(), torch.empty(1, 3, 375, 500)
+    with FlopCounterMode(display=False) as counter:
+        net(image)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(giga, rel=0.01)
+
+
+@torch.no_grad()
+def test_export_for_any_size():
+    net, side = randomize(tiny_fcn()), torch.export.Dim.DYNAMIC
+    program = torch.export.export(net, (torch.rand(2, 3, 64, 96),), dynamic_shapes=({0: side, 2: side, 3: side},))
+    for shape in [(1, 3, 64, 64), (3, 3, 75, 131)]:
+        image = torch.rand(shape)
+        torch.testing.assert_close(program.module()(image), net(image))

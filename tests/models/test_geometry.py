@@ -1,0 +1,251 @@
+"""Where cells lie, against the released nets' crops, brute force and ``F.interpolate``."""
+
+from bisect import bisect_left
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fcnlab.models import VGG16, FeatureMap, GoogLeNet, Grid, Tiny, Upsample, overlap
+from fcnlab.models.geometry import IMAGE, add, bilinear_kernel
+
+# Origins of the levels 8, 16 and 32, by hand: a kernel k, padding p at stride a adds a * ((k - 1) / 2 - p).
+ORIGINS = {
+    (VGG16, "paper"): (-95.5, -91.5, 12.5),
+    (VGG16, "same"): (3.5, 7.5, 15.5),
+    (GoogLeNet, "paper"): (-91.0, -83.0, -67.0),
+    (GoogLeNet, "same"): (6.0, 14.0, 30.0),
+    (Tiny, "paper"): (-95.5, -91.5, -83.5),
+    (Tiny, "same"): (3.5, 7.5, 15.5),
+}
+NETS = [pytest.param(*key, id=f"{key[0].__name__}-{key[1]}") for key in ORIGINS]
+
+
+def grids(net, padding, *levels):
+    """The grids by hand, coarse to fine, down to the picture's."""
+    by_level = dict(zip((8, 16, 32), ORIGINS[net, padding], strict=True))
+    return [Grid(level, by_level[level]) for level in levels] + [IMAGE]
+
+
+def ramp(grid: Grid, size: int) -> FeatureMap:
+    """A map whose every row holds its own pixel position, as do its columns in a second channel."""
+    line = grid.origin + grid.stride * torch.arange(size).float()
+    return FeatureMap(torch.stack(torch.meshgrid(line, line, indexing="ij"))[None], *grid)
+
+
+def random_map(grid: Grid, *shape: int) -> FeatureMap:
+    return FeatureMap(torch.randn(1, *shape), *grid)
+
+
+# --- Grids
+
+
+@pytest.mark.parametrize(("net", "padding"), NETS)
+def test_levels_lie_where_the_arithmetic_by_hand_says(net, padding):
+    with torch.device("meta"):
+        levels = net(padding=padding).levels
+    assert [levels[level].grid for level in (32, 16, 8)] == grids(net, padding, 32, 16, 8)[:-1]
+
+
+def narrow(net: nn.Module) -> nn.Module:
+    """One channel everywhere: where a net looks does not depend on its width."""
+    net.normalize = nn.Identity()
+    for conv in net.modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.weight, conv.bias = nn.Parameter(torch.ones(1, 1, *conv.kernel_size)), None
+            conv.register_forward_pre_hook(lambda _, inputs: (inputs[0].sum(1, keepdim=True),))
+    return net
+
+
+def seen_columns(cell, size: int) -> tuple[int, int]:
+    """The first and the last picture column that reach a cell, found by hiding NaNs in the picture."""
+
+    def reached(columns: slice) -> bool:
+        image = torch.zeros(1, 3, 32, size)
+        image[..., columns] = torch.nan
+        return bool(cell(image).isnan().any())
+
+    first = bisect_left(range(size), True, key=lambda column: reached(slice(column + 1)))
+    last = bisect_left(range(size), True, key=lambda column: not reached(slice(column + 1, None)))
+    return first, last
+
+
+@pytest.mark.parametrize(("level", "size"), [(8, 200), (16, 500), (32, 1000)])  # GoogLeNet's cells see 907 pixels
+@pytest.mark.parametrize(("net", "padding"), [(VGG16, "paper"), (VGG16, "same"), (GoogLeNet, "same"), (Tiny, "same")])
+@torch.no_grad()
+def test_a_cell_sees_the_pixels_around_its_centre(net, padding, level, size):
+    with torch.device("cpu" if net is Tiny else "meta"):  # VGG16's half gigabyte is not needed
+        backbone = net(padding=padding).eval()
+    backbone = backbone if net is Tiny else narrow(backbone)
+    grid, _ = grids(net, padding, level)
+    index = round((size / 2 - grid.origin) / grid.stride)
+    first, last = seen_columns(lambda image: backbone(image)[level].data[..., index], size)
+    assert 0 < first < last < size - 1, "the picture is too small: its border hides a part of what the cell sees"
+    assert (first + last) / 2 == grid.origin + grid.stride * index
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2d(3, 1, 3)],
+        [nn.Conv2d(3, 1, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(1, 1, 5, padding=2)],
+        [nn.Conv2d(3, 1, 7, stride=2, padding=3), nn.MaxPool2d(3, stride=2), nn.LocalResponseNorm(5)],
+        [nn.Conv2d(3, 1, 4, padding=9), nn.Dropout(), nn.Conv2d(1, 1, 3, stride=3, dilation=2, padding=1)],
+        [nn.Conv2d(3, 1, 3, dilation=4), nn.BatchNorm2d(1), nn.MaxPool2d(2, stride=1), nn.Conv2d(1, 1, 2, stride=2)],
+    ],
+    ids=["valid", "vgg", "googlenet", "even kernels", "dilated"],
+)
+@torch.no_grad()
+def test_grid_through_layers_equals_brute_force(layers):
+    net = nn.Sequential(*layers).eval()
+    cells = net(torch.zeros(1, 3, 32, 100)).shape[3]
+    grid = IMAGE.through(layers)
+    for index in (cells // 2, cells // 2 + 1):
+        first, last = seen_columns(lambda image, index=index: net(image)[..., index], size=100)
+        assert (first + last) / 2 == grid.origin + grid.stride * index
+
+
+def test_caffenet_needs_63_taps_and_a_crop_of_18():
+    pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+    grid = IMAGE.through(
+        [
+            nn.Conv2d(3, 96, 11, stride=4, padding=100), pool,
+            nn.Conv2d(96, 256, 5, padding=2, groups=2), pool,
+            nn.Conv2d(256, 384, 3, padding=1), nn.Conv2d(384, 384, 3, padding=1), nn.Conv2d(384, 256, 3, padding=1),
+            pool, nn.Conv2d(256, 8, 6), nn.Conv2d(8, 8, 1),
+        ]
+    )  # fmt: skip
+    assert grid == Grid(32, 13.0)
+    assert Upsample(1, grid, IMAGE).taps == 63
+    assert crops([grid, IMAGE]) == [18]
+
+
+# --- Crops
+
+
+def first_row(features: FeatureMap) -> int:
+    return int(features.data[0, 0, 0, 0])
+
+
+def crops(chain: list[Grid]) -> list[int]:
+    """The rows that each fusion cuts off the top, from coarse to fine; one of the two maps loses none."""
+
+    def row_numbers(grid: Grid, rows: int) -> FeatureMap:
+        return FeatureMap(torch.arange(rows).float().view(1, 1, -1, 1).expand(-1, -1, -1, rows), *grid)
+
+    fused, offsets = row_numbers(chain[0], 16), []
+    for source, target in zip(chain[:-1], chain[1:], strict=True):
+        upsampled = Upsample(1, source, target)(fused)
+        fused, skip = overlap(row_numbers(upsampled.grid, upsampled.data.shape[2]), row_numbers(target, 999))
+        assert min(first_row(fused), first_row(skip)) == 0
+        offsets.append(max(first_row(fused), first_row(skip)))
+    return offsets
+
+
+@pytest.mark.parametrize(
+    ("net", "padding", "levels", "offsets"),
+    [
+        # the released nets' prototxts (fcn.berkeleyvision.org, */net.py)
+        (VGG16, "paper", (32,), [19]),
+        (VGG16, "paper", (32, 16), [5, 27]),
+        (VGG16, "paper", (32, 16, 8), [5, 9, 31]),
+        (VGG16, "same", (32,), [16]),
+        (VGG16, "same", (32, 16), [1, 8]),
+        (VGG16, "same", (32, 16, 8), [1, 1, 4]),
+        (GoogLeNet, "same", (32,), [1]),
+        (GoogLeNet, "same", (32, 16, 8), [0, 0, 1]),
+        (GoogLeNet, "paper", (32,), [98]),
+    ],
+)
+def test_crop_offsets(net, padding, levels, offsets):
+    assert crops(grids(net, padding, *levels)) == offsets
+
+
+@pytest.mark.parametrize(("net", "taps"), [(VGG16, 64), (GoogLeNet, 63)])
+@pytest.mark.parametrize("padding", ["same", "paper"])
+def test_taps_of_the_last_upsampling(net, padding, taps):
+    source, target = grids(net, padding, 32)
+    upsample = Upsample(1, source, target)
+    assert upsample.taps == taps and upsample.kernel.shape == (taps, taps)
+
+
+@pytest.mark.parametrize(("origin_a", "origin_b"), [(0.0, 0.0), (0.0, 12.0), (12.0, -4.0), (-91.5, 12.5)])
+@pytest.mark.parametrize(("size_a", "size_b"), [(40, 40), (40, 33), (30, 50)])
+def test_overlapping_cells_lie_on_the_same_pixels(origin_a, origin_b, size_a, size_b):
+    a, b = ramp(Grid(4, origin_a), size_a), ramp(Grid(4, origin_b), size_b)
+    window_a, window_b = overlap(a, b)
+    assert torch.equal(window_a.data, window_b.data)
+    shared = set(a.data[0, 0, :, 0].tolist()) & set(b.data[0, 0, :, 0].tolist())
+    assert window_a.data[0, 0, :, 0].tolist() == window_a.data[0, 1, 0, :].tolist() == sorted(shared)
+    assert window_a.grid == window_b.grid == Grid(4, min(shared))
+    assert torch.equal(add(a, b).data, 2 * window_a.data)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"), [(Grid(4, 1.0), "a crop can only shift by whole cells"), (Grid(8, 0.0), "stride 4 and 8")]
+)
+def test_maps_that_do_not_overlap_cell_by_cell(grid, message):
+    with pytest.raises(ValueError, match=message):
+        overlap(ramp(Grid(4, 0.0), 5), ramp(grid, 5))
+
+
+# --- Upsampling
+
+
+@pytest.mark.parametrize(
+    ("taps", "line"), [(3, [0.5, 1, 0.5]), (4, [0.25, 0.75, 0.75, 0.25])], ids=["odd taps", "even taps"]
+)
+def test_kernel_of_factor_2(taps, line):
+    assert torch.equal(bilinear_kernel(2, taps), torch.tensor([[a * b for b in line] for a in line]))
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8, 16, 32])
+@pytest.mark.parametrize("odd", [0, 1])
+def test_kernel_sums_to_the_square_of_the_factor(factor, odd):
+    assert bilinear_kernel(factor, 2 * factor - odd).sum().item() == factor**2
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("factor", [2, 8, 32])
+def test_upsampling_with_even_taps_interpolates_between_pixels(factor, learned):
+    # align_corners=False centres cell i on pixel factor * i + (factor - 1) / 2
+    coarse = random_map(Grid(factor, (factor - 1) / 2), 3, 6, 5)
+    image = FeatureMap(torch.empty(1, 3, 6 * factor, 5 * factor), *IMAGE)
+    ours, _ = overlap(Upsample(3, coarse.grid, IMAGE, learned)(coarse), image)
+    theirs = F.interpolate(coarse.data, scale_factor=factor, mode="bilinear", align_corners=False)
+    assert ours.data.shape == theirs.shape and ours.grid == IMAGE
+    inner = slice(factor // 2, -(factor // 2))  # outside, a transposed convolution fades and theirs repeats the edge
+    torch.testing.assert_close(ours.data[..., inner, inner], theirs[..., inner, inner])
+    assert (ours.data[..., 0, 0].abs() < theirs[..., 0, 0].abs()).all()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("factor", [2, 8, 32])
+def test_upsampling_with_odd_taps_keeps_the_old_cells(factor, learned):
+    coarse = random_map(Grid(factor, 0.0), 3, 6, 5)
+    size = (5 * factor + 1, 4 * factor + 1)  # align_corners=True centres cell i on pixel factor * i
+    ours, _ = overlap(Upsample(3, coarse.grid, IMAGE, learned)(coarse), FeatureMap(torch.empty(1, 3, *size), *IMAGE))
+    torch.testing.assert_close(ours.data, F.interpolate(coarse.data, size=size, mode="bilinear", align_corners=True))
+
+
+def test_learned_upsampling_is_a_dense_parameter_that_starts_as_the_fixed_one():
+    source, target = Grid(32, 15.5), Grid(16, 7.5)
+    fixed, learned = Upsample(3, source, target), Upsample(3, source, target, learned=True)
+    assert [(name, tuple(p.shape)) for name, p in learned.named_parameters()] == [("kernel", (3, 3, 4, 4))]
+    coarse = random_map(source, 3, 4, 5)
+    torch.testing.assert_close(learned(coarse).data, fixed(coarse).data)
+    learned(coarse).data.square().sum().backward()
+    assert (learned.kernel.grad != 0).all()  # every class sees every class
+    assert list(fixed.parameters()) == [] and fixed.state_dict() == {}
+
+
+def test_upsampling_keeps_the_precision_of_its_input():
+    source = Grid(2, 0.5)
+    half = FeatureMap(torch.ones(1, 2, 3, 3, dtype=torch.bfloat16), *source)
+    assert Upsample(2, source, IMAGE)(half).data.dtype == torch.bfloat16
+
+
+def test_upsampling_to_no_divisor_of_the_stride():
+    with pytest.raises(ValueError, match="stride 32 is no multiple of 12"):
+        Upsample(2, Grid(32, 0.0), Grid(12, 0.0))

@@ -1,0 +1,166 @@
+"""GoogLeNet against the paper's table, a plain reading of BVLC's prototxt and real pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fcnlab.models import GoogLeNet
+from fcnlab.models.googlenet import from_caffe
+
+# Szegedy et al., CVPR 2015, table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj, output channels
+PAPER = """
+    3a   64  96 128 16  32  32   256
+    3b  128 128 192 32  96  64   480
+    4a  192  96 208 16  48  64   512
+    4b  160 112 224 24  64  64   512
+    4c  128 128 256 24  64  64   512
+    4d  112 144 288 32  64  64   528
+    4e  256 160 320 32 128 128   832
+    5a  256 160 320 32 128 128   832
+    5b  384 192 384 48 128 128  1024
+"""
+MODULES = [(name, *map(int, widths)) for name, *widths in map(str.split, PAPER.strip().splitlines())]
+
+
+def caffe_shapes() -> dict[str, tuple[int, ...]]:
+    """BVLC's layers (bvlc_googlenet/deploy.prototxt) with the paper's widths."""
+    layers = {"conv1/7x7_s2": (64, 3, 7), "conv2/3x3_reduce": (64, 64, 1), "conv2/3x3": (192, 64, 3)}
+    channels = 192
+    for name, one, reduce3, three, reduce5, five, pool, out in MODULES:
+        assert one + three + five + pool == out
+        layers |= {
+            f"inception_{name}/1x1": (one, channels, 1),
+            f"inception_{name}/3x3_reduce": (reduce3, channels, 1),
+            f"inception_{name}/3x3": (three, reduce3, 3),
+            f"inception_{name}/5x5_reduce": (reduce5, channels, 1),
+            f"inception_{name}/5x5": (five, reduce5, 5),
+            f"inception_{name}/pool_proj": (pool, channels, 1),
+        }
+        channels = out
+    shapes = {f"{layer}.weight": (out, of, kernel, kernel) for layer, (out, of, kernel) in layers.items()}
+    return shapes | {f"{layer}.bias": (out,) for layer, (out, _, _) in layers.items()}
+
+
+def caffe_features(state: dict[str, Tensor], image: Tensor) -> dict[int, Tensor]:
+    """BVLC's prototxt, line by line, for RGB in 0..1."""
+
+    def conv(x, layer, stride=1, padding=0):
+        return F.relu(F.conv2d(x, state[f"{layer}.weight"], state[f"{layer}.bias"], stride, padding))
+
+    def pool(x):
+        return F.max_pool2d(x, 3, stride=2, ceil_mode=True)
+
+    def norm(x):  # x / (1 + 1e-4 / 5 * sum of the squares of 5 neighbouring channels) ** 0.75
+        squares = F.pad(x.square(), (0, 0, 0, 0, 2, 2)).unfold(1, 5, 1).sum(-1)
+        return x / (1 + 1e-4 / 5 * squares) ** 0.75
+
+    def inception(x, name):
+        place = f"inception_{name}/"
+        return torch.cat(
+            [
+                conv(x, place + "1x1"),
+                conv(conv(x, place + "3x3_reduce"), place + "3x3", padding=1),
+                conv(conv(x, place + "5x5_reduce"), place + "5x5", padding=2),
+                conv(F.max_pool2d(x, 3, stride=1, padding=1), place + "pool_proj"),
+            ],
+            dim=1,
+        )
+
+    red, green, blue = image.mul(255).unbind(1)
+    x = torch.stack([blue - 104, green - 117, red - 123], dim=1)
+    x = norm(pool(conv(x, "conv1/7x7_s2", stride=2, padding=3)))
+    x = pool(norm(conv(conv(x, "conv2/3x3_reduce"), "conv2/3x3", padding=1)))
+    levels = {}
+    for name, *_ in MODULES:
+        if name in ("4a", "5a"):
+            x = pool(x)
+        x = inception(x, name)
+        levels |= {level: x for level, last in {8: "3b", 16: "4e", 32: "5b"}.items() if name == last}
+    return levels
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    classifier = {"loss3/classifier.weight": (1000, 1024), "loss3/classifier.bias": (1000,)}
+    return {
+        key: torch.randn(shape, generator=generator) * (2 / max(1, np.prod(shape[1:]))) ** 0.5
+        for key, shape in (caffe_shapes() | classifier).items()
+    }
+
+
+def test_parameters_are_the_papers():
+    with torch.device("meta"):
+        net = GoogLeNet()
+    assert sum(p.numel() for p in net.parameters()) == 5_973_552
+    assert {level: channels for level, (channels, _) in net.levels.items()} == {8: 480, 16: 832, 32: 1024}
+
+
+def test_bvlcs_tensors_all_find_their_place(state):
+    with torch.device("meta"):
+        own = GoogLeNet().state_dict()
+    renamed = from_caffe(state)
+    assert len(state) == 116 and len(renamed) == 114  # the classifier's two are left out
+    assert {key: value.shape for key, value in renamed.items()} == {key: value.shape for key, value in own.items()}
+
+
+@torch.no_grad()
+def test_features_equal_those_of_bvlcs_prototxt(state, tmp_path):
+    save_file(state, tmp_path / "bvlc.safetensors")
+    net = GoogLeNet(weights=str(tmp_path / "bvlc.safetensors")).eval()
+    image = torch.rand(2, 3, 75, 102)
+    features, expected = net(image), caffe_features(state, image)
+    assert net.pretrained and features.keys() == expected.keys()
+    for level in expected:
+        torch.testing.assert_close(features[level].data, expected[level], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("padding", "size"), [("same", 15), ("paper", 21)])
+@torch.no_grad()
+def test_coarse_map_of_500_pixels(padding, size):
+    with torch.device("meta"):
+        features = GoogLeNet(padding=padding).eval()(torch.empty(1, 3, 500, 500))
+    assert features[32].data.shape == (1, 1024, size, size)
+
+
+@torch.no_grad()
+def test_dropout_is_element_wise_and_for_training_only(state):
+    net = GoogLeNet(dropout=0.5)
+    net.load_state_dict(from_caffe(state))
+    image = torch.rand(1, 3, 96, 96)
+    kept, full = net.train()(image)[32].data, net.eval()(image)[32].data
+    alive = full > 0
+    ratios = (kept / full)[alive]
+    assert ((ratios - 2).abs() < 1e-4).logical_or(ratios == 0).all()
+    assert 0.4 < (ratios == 0).float().mean() < 0.6
+
+
+# --- The real weights
+
+
+@pytest.fixture(scope="module")
+def weights(request) -> Path:
+    path = Path(__file__).parents[3] / "shared" / "weights" / "bvlc_googlenet.safetensors"
+    if not path.is_file():
+        pytest.skip(f"no real weights: {path} is absent")
+    return path
+
+
+def pictures_of(root: Path, label: int, count: int) -> Tensor:
+    """VOC's first pictures that show one class only, at GoogLeNet's own size."""
+    voc = root / "data" / "VOCdevkit" / "VOC2012"
+    pictures = []
+    for name in (voc / "ImageSets" / "Segmentation" / "val.txt").read_text().split():
+        mask = np.asarray(Image.open(voc / "SegmentationClass" / f"{name}.png"))
+        if set(np.unique(mask)) - {0, 255} == {label}:
+            picture = Image.open(voc / "JPEGImages" / f"{name}.jpg").resize((224, 224))
+            pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255)
+        if len(pictures) == count:
+            return torch.stack(pictures)
+    raise AssertionError(f"fewer than {count} pictures of class {label} alone in {voc}")

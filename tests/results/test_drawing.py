@@ -1,0 +1,71 @@
+"""Colours, overlays, legends; class ids that programs read back."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcnlab.results.drawing import GAP, ROW, colours, legend, overlay, panel, save_labels, save_png, with_legend
+
+PALETTE = np.array([(0, 0, 0), (128, 0, 0), (0, 100, 200)], np.uint8)
+CLASSES = ("background", "cat", "dog")
+CREAM = [224, 224, 192]  # the devkit's colour of void
+LABELS = np.array([[0, 1], [2, 255]])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+def test_colours(kind):
+    expected = [[[0, 0, 0], [128, 0, 0]], [[0, 100, 200], CREAM]]
+    assert colours(LABELS.astype(kind), PALETTE).tolist() == expected
+
+
+def test_overlay_tints_all_but_black_classes():
+    image = np.full((2, 2, 3), 100, np.uint8)
+    drawn = overlay(image, LABELS, PALETTE)  # 0.4 * 100 + 0.6 * colour
+    assert drawn.tolist() == [[[100, 100, 100], [117, 40, 40]], [[40, 100, 160], [174, 174, 155]]]
+    assert drawn.dtype == np.uint8 and (image == 100).all()
+
+
+def test_legend_shows_the_colours():
+    drawn = legend([1, 2], CLASSES, PALETTE, 300)
+    assert drawn.shape[1] == 300
+    shown = {tuple(colour) for colour in drawn.reshape(-1, 3).tolist()}
+    assert {tuple(PALETTE[1].tolist()), tuple(PALETTE[2].tolist())} <= shown and (0, 0, 0) in shown
+
+
+@pytest.mark.parametrize(("labels", "width", "lines"), [([0, 1, 2], 400, 1), ([0, 1, 2], 60, 3), ([], 60, 1)])
+def test_legend_takes_as_many_lines_as_it_needs(labels, width, lines):
+    drawn = legend(labels, CLASSES, PALETTE, width)
+    assert drawn.shape[1] == width and drawn.shape[0] // ROW == lines
+
+
+def test_legend_names_what_is_shown():
+    image = np.zeros((5, 200, 3), np.uint8)
+    drawn = with_legend(image, [np.array([[0, 255]]), np.array([[1, 1]])], CLASSES, PALETTE)
+    np.testing.assert_array_equal(drawn[:5], image)
+    np.testing.assert_array_equal(drawn[5:], legend([0, 1], CLASSES, PALETTE, 200))
+
+
+def test_panel_is_picture_truth_and_prediction():
+    rng = np.random.default_rng(0)
+    image, truth = rng.integers(0, 256, (9, 50, 3), np.uint8), rng.integers(0, 3, (9, 50))
+    drawn = panel(image, truth, 0 * truth, CLASSES, PALETTE)
+    assert drawn.shape[1] == 3 * 50 + 2 * GAP
+    parts = [drawn[:9, start : start + 50] for start in (0, 50 + GAP, 2 * (50 + GAP))]
+    for part, expected in zip(parts, [image, PALETTE[truth], np.zeros_like(image)], strict=True):
+        np.testing.assert_array_equal(part, expected)
+    assert (drawn[:9, 50 : 50 + GAP] == 255).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+def test_saved_labels_are_ids_in_colour(tmp_path, kind):
+    path = tmp_path / "new" / "a.png"
+    save_labels(path, LABELS.astype(kind), PALETTE)
+    with Image.open(path) as image:
+        assert image.mode == "P" and np.array(image).tolist() == LABELS.tolist()
+        assert np.array(image.convert("RGB")).tolist() == colours(LABELS, PALETTE).tolist()
+
+
+def test_save_png(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
+    save_png(tmp_path / "new" / "a.png", picture)
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "new" / "a.png")), picture)

@@ -1,0 +1,61 @@
+"""metrics.json and confusions.npz: what others read."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fcnlab.results import record
+from fcnlab.results.record import write_record
+from fcnlab.results.scores import SCORES, scores
+
+CLASSES = ("ground", "cat", "chien à pois")
+MATRICES = np.array([[[3, 1, 0], [2, 4, 0], [0, 0, 0]], [[1, 1, 0], [0, 1, 0], [0, 0, 0]]])
+
+
+@pytest.fixture
+def write(tmp_path):
+    def run(matrices=MATRICES, **facts):
+        return write_record(tmp_path / "run", "toys val", ("a", "b"), CLASSES, matrices, **facts)
+
+    return run
+
+
+def test_metrics_json(write, tmp_path):
+    write(protocol={"flip": False}, cost={"minutes": 1.5})
+    text = (tmp_path / "run" / "metrics.json").read_text()
+    found = json.loads(text)
+    assert list(found) == ["split", *SCORES, "iou", "protocol", "cost"]
+    assert found["split"] == "toys val" and found["protocol"] == {"flip": False} and found["cost"] == {"minutes": 1.5}
+    assert found["pixel_acc"] == 9 / 13 and found["iou"] == {"ground": 4 / 8, "cat": 5 / 9, "chien à pois": None}
+    assert "NaN" not in text and "chien à pois" in text
+
+
+def test_confusions_give_the_scores_again(write, tmp_path):
+    found = write()
+    with np.load(tmp_path / "run" / "confusions.npz", allow_pickle=False) as saved:
+        assert saved["names"].tolist() == ["a", "b"] and saved["classes"].tolist() == list(CLASSES)
+        np.testing.assert_array_equal(saved["matrices"], MATRICES)
+        again = scores(saved["matrices"].sum(axis=0))
+    np.testing.assert_array_equal(again[:4], found[:4])
+
+
+@pytest.mark.parametrize(("failing", "kept"), [("savez_compressed", "confusions.npz"), ("dumps", "metrics.json")])
+def test_failure_keeps_the_old_file(write, tmp_path, monkeypatch, failing, kept):
+    write()
+    before = (tmp_path / "run" / kept).read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(record.np if failing == "savez_compressed" else record.json, failing, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write(2 * MATRICES)
+    assert (tmp_path / "run" / kept).read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["confusions.npz", "metrics.json"]
+
+
+def test_nothing_scored_is_null_not_nan(write, tmp_path):
+    write(0 * MATRICES)
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [found[name] for name in SCORES] == [None] * 4

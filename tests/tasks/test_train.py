@@ -1,0 +1,177 @@
+"""Whole trainings on small shapes: what a run leaves, how it ends, how it goes on."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fcnlab.data.voc import CLASSES
+
+
+def rows(folder) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def column(folder, name: str) -> dict[int, str]:
+    """What was logged under a name, by step, to the last digit."""
+    return {int(row["step"]): row[name] for row in rows(folder) if row.get(name)}
+
+
+def weights(folder, name: str = "last") -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_leaves_what_architecture_promises(train):
+    folder = train()
+    record = json.loads((folder / "metrics.json").read_text())
+    assert list(record)[:6] == ["split", "pixel_acc", "mean_acc", "miou", "fw_iou", "iou"]
+    assert list(record["iou"]) == list(CLASSES)
+    assert {"protocol", "cost", "provenance"} <= set(record)
+    assert record["protocol"]["pictures"] == 8 and record["protocol"]["padded_samples"] == 0
+    assert record["cost"]["parameters"] == sum(
+        value.numel() for key, value in weights(folder).items() if "running" not in key and "tracked" not in key
+    )
+    assert record["provenance"]["command"].startswith("fcnlab train")
+    assert len(list((folder / "predictions").glob("*.png"))) == 8
+    assert (folder / ".hydra" / "config.yaml").is_file() and (folder / "train.log").is_file()
+    assert not list(folder.glob("*.part"))
+
+
+def test_the_record_is_that_of_the_best_validation(train):
+    """The score of the record, of confusions.npz by hand, and of the best validation are one number."""
+    folder = train("trainer.max_steps=12", "trainer.val_check_interval=3")
+    record = json.loads((folder / "metrics.json").read_text())
+    with np.load(folder / "confusions.npz") as file:  # no pickle
+        matrices, names, classes = file["matrices"], file["names"], file["classes"]
+    assert matrices.dtype == np.int64 and matrices.shape == (8, 21, 21)
+    assert list(classes) == list(CLASSES) and len(set(names)) == 8
+    total = matrices.sum(0).astype(float)
+    with np.errstate(invalid="ignore"):
+        iou = np.diag(total) / (total.sum(0) + total.sum(1) - np.diag(total))
+    assert record["miou"] == pytest.approx(np.nanmean(iou), abs=1e-15)
+    assert record["miou"] == max(map(float, column(folder, "val/miou").values()))
+    assert record["miou"] == float(column(folder, "test/miou")[12])
+
+
+@pytest.mark.parametrize(
+    ("limit", "last"),
+    [
+        (["trainer.max_steps=7", "trainer.val_check_interval=5"], 7),
+        (["trainer.max_steps=-1", "trainer.max_epochs=2", "trainer.val_check_interval=5"], 12),
+        (["trainer.max_steps=4", "trainer.val_check_interval=3", "trainer.accumulate_grad_batches=2"], 4),
+    ],
+)
+def test_every_run_ends_with_a_validation_and_both_checkpoints(train, limit, last):
+    """Lightning by itself would end inside an epoch with neither."""
+    folder = train(*limit)
+    validated = list(column(folder, "val/miou"))
+    assert validated[-1] == last and len(validated) == len(set(validated))
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == last
+    assert (folder / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_equal_seeds_give_equal_runs_and_others_do_not(train):
+    one, again, other = (train(f"seed={seed}", folder=f"{seed}-{n}") for n, seed in enumerate((1, 1, 2)))
+    assert same(weights(one), weights(again)) and not same(weights(one), weights(other))
+    assert column(one, "train/loss") == column(again, "train/loss") != column(other, "train/loss")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", [4, 6], ids=["inside an epoch", "at an epoch's end"])
+def test_a_resumed_run_ends_as_if_it_had_never_stopped(train, workers, step):
+    """24 pictures in batches of 4: an epoch has 6 steps."""
+    common = ("trainer.max_steps=15", "trainer.val_check_interval=2", f"data.num_workers={workers}")
+    straight = train(*common, "callbacks.last.save_top_k=-1", "callbacks.last.filename='{step}'", folder="straight")
+    resumed = train(*common, f"checkpoint={straight}/checkpoints/step={step}.ckpt", folder="resumed")
+    assert same(weights(straight, "step=15"), weights(resumed))
+    for name in ("train/loss", "train/lr", "val/miou", "val/loss"):
+        late = {at: value for at, value in column(straight, name).items() if at > step}
+        assert column(resumed, name) == late
+
+
+def test_resuming_in_the_same_folder_appends_to_the_curves(train):
+    common = ("trainer.val_check_interval=2", "trainer.log_every_n_steps=1", "schedule=constant")
+    train("trainer.max_steps=4", *common)
+    first = rows(train("trainer.max_steps=4", *common, folder="other"))
+    folder = train("trainer.max_steps=6", *common, "checkpoint=auto")
+    assert list(column(folder, "train/loss")) == [1, 2, 3, 4, 5, 6]
+    assert [row["train/loss"] for row in rows(folder)][: len(first)] == [row["train/loss"] for row in first]
+
+
+def test_asking_for_a_checkpoint_that_is_not_there_says_where_the_newest_is(train, fcnlab, capsys, tmp_path):
+    train(folder="outputs/train/monday")
+    assert fcnlab("train", "checkpoint=last", f"hydra.run.dir={tmp_path}/new") == 1
+    said = capsys.readouterr().err
+    assert "hydra.run.dir=outputs/train/monday" in said and "Traceback" not in said
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_checkpoint(train_code, capsys, tmp_path):
+    """A rate that lets the weights overflow; the warm-up's first steps are still good."""
+    settings = ("optim=sgd", "optim.lr=1e30", "schedule=constant", "trainer.gradient_clip_val=null")
+    assert train_code(*settings, "trainer.val_check_interval=1", folder="run") == 1
+    said = capsys.readouterr().err
+    assert "the loss became nan at step" in said and "Traceback" not in said
+    for file in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
+        assert all(value.isfinite().all() for value in torch.load(file, weights_only=True)["state_dict"].values())
+
+
+def test_ema_is_what_is_validated_and_saved(train):
+    """With decay 0 after the first steps' warm-up, the average is the last weights; else it lags behind."""
+    plain, averaged = (
+        train(f"callbacks.ema.enabled={enabled}", "callbacks.ema.decay=0.9", folder=str(enabled))
+        for enabled in ("false", "true")
+    )
+    checkpoint = torch.load(averaged / "checkpoints" / "last.ckpt", weights_only=True)
+    assert same(checkpoint["current_model_state"], weights(plain))  # training itself is not changed
+    assert not same(checkpoint["state_dict"], weights(plain))
+
+
+def test_early_stopping_ends_with_a_record(train):
+    folder = train(
+        "callbacks.early_stopping.enabled=true", "callbacks.early_stopping.patience=1", "optim.lr=1e-12",
+        "trainer.val_check_interval=2", "trainer.max_steps=20",
+    )  # fmt: skip
+    assert max(column(folder, "val/miou")) < 20
+    assert (folder / "metrics.json").is_file()
+
+
+def test_settings_of_a_callback_that_is_off_are_pointed_out(train, tmp_path):
+    folder = train("callbacks.ema.decay=0.9")
+    assert "callbacks.ema.decay=0.9 has no effect" in (folder / "train.log").read_text()
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy_sum", "ohem", "focal", "dice", "lovasz", "weighted"])
+def test_every_loss_trains(train, loss):
+    more = [f"loss.class_weights={[1.0] * 21}"] if loss == "weighted" else []
+    folder = train(f"loss={loss}", *more, "trainer.max_steps=2", "optim.lr=1e-6")
+    assert column(folder, "val/loss")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["optim=sgd", "optim=sgd_heavy", "schedule=constant", "schedule=cosine", "augment=none", "augment=strong",
+     "model=fcn16s", "model=fcn8s_atonce", "model.upsampling=learned", "model.backbone.padding=paper", "speed=off",
+     "logger=tensorboard", "logger=none", "trainer.precision=bf16-mixed", "+trainer.deterministic=true"],
+)  # fmt: skip
+def test_every_option_trains(train, option):
+    option = option.replace("+trainer.deterministic", "trainer.deterministic")
+    folder = train(option, "trainer.max_steps=2")
+    assert (folder / "metrics.json").is_file()
+
+
+def test_staged_training_starts_from_the_net_before(train):
+    """FCN-16s has FCN-32s's layers and one head more, which starts at zero: before its first step it predicts the same."""
+    coarse = train("model=fcn32s")
+    fine = train("model=fcn16s", f"model.weights={coarse}/checkpoints/last.ckpt", "optim.lr=0.0", folder="fine")
+    before, after = weights(coarse), weights(fine)
+    trunk = [key for key in before if "running" not in key and "tracked" not in key]
+    assert all(torch.equal(before[key], after[key]) for key in trunk)
+    assert set(after) - set(before) == {"net.heads.16.weight", "net.heads.16.bias"}

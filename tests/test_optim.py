@@ -1,0 +1,117 @@
+"""Which parameter learns at which rate, and how rates change over a run."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from fcnlab.errors import UserError
+from fcnlab.models import FCN, Tiny
+from fcnlab.optim import adamw, constant, cosine, parameter_groups, poly, sgd
+
+SETTINGS = {"lr": 0.1, "weight_decay": 5e-4, "bias_lr_scale": 2.0, "pretrained_lr_scale": 0.1}
+
+
+class Toy(nn.Module):
+    """A convolution with a bias and a norm in the backbone, a frozen layer, and a head."""
+
+    def __init__(self, pretrained: bool):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1).requires_grad_(False))
+        self.heads = nn.ModuleDict({"32": nn.Conv2d(4, 2, 1)})
+        self.pretrained = pretrained
+
+
+def by_name(groups) -> dict[str, tuple[float, float]]:
+    return {group["name"]: (pytest.approx(group["lr"]), group["weight_decay"]) for group in groups}
+
+
+@pytest.mark.parametrize(("pretrained", "scale"), [(False, 1.0), (True, 0.1)])
+def test_rates_and_decays(pretrained, scale):
+    assert by_name(parameter_groups(Toy(pretrained), **SETTINGS)) == {
+        "backbone/weight": (0.1 * scale, 5e-4),
+        "backbone/bias": (0.2 * scale, 0.0),
+        "backbone/norm": (0.1 * scale, 0.0),
+        "heads/weight": (0.1, 5e-4),
+        "heads/bias": (0.2, 0.0),
+    }
+
+
+def test_members():
+    net = Toy(pretrained=False)
+    members = {group["name"]: group["params"] for group in parameter_groups(net, **SETTINGS)}
+    conv, norm, _, head = (module for module in net.modules() if not list(module.children()))
+    expected = {
+        "backbone/weight": [conv.weight],
+        "backbone/bias": [conv.bias],
+        "backbone/norm": [norm.weight, norm.bias],
+        "heads/weight": [head.weight],
+        "heads/bias": [head.bias],
+    }
+    assert {name: list(map(id, group)) for name, group in members.items()} == {
+        name: list(map(id, group)) for name, group in expected.items()
+    }
+
+
+@pytest.mark.parametrize("upsampling", ["fixed", "learned"])
+@pytest.mark.parametrize("build", [sgd, adamw])
+def test_each_trainable_parameter_is_in_one_group(build, upsampling):
+    net = FCN(Tiny(width=4), 5, upsampling=upsampling)
+    net.backbone.to8.requires_grad_(False)
+    counted = Counter(id(parameter) for group in build(net, lr=0.1).param_groups for parameter in group["params"])
+    assert counted == {id(parameter): 1 for parameter in net.parameters() if parameter.requires_grad}
+    # Learned: the two steps between levels; the last one never is.
+    kernels = [id(parameter) in counted for name, parameter in net.named_parameters() if name.startswith("upsample")]
+    assert kernels == ([True, True] if upsampling == "learned" else [])
+
+
+def test_optimisers_take_their_settings():
+    net = Toy(pretrained=True)
+    found = sgd(net, lr=1e-10, momentum=0.99, weight_decay=1.0, nesterov=True, pretrained_lr_scale=0.5)
+    assert isinstance(found, torch.optim.SGD) and found.defaults["momentum"] == 0.99 and found.defaults["nesterov"]
+    assert by_name(found.param_groups)["backbone/bias"] == (1e-10, 0.0)  # twice for a bias, half for pretrained
+    found = adamw(net, lr=1e-3, betas=[0.8, 0.95])
+    assert isinstance(found, torch.optim.AdamW) and found.defaults["betas"] == (0.8, 0.95)
+    assert by_name(found.param_groups)["heads/bias"] == (1e-3, 0.0)
+    assert by_name(found.param_groups)["heads/weight"] == (1e-3, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings", "factors"),
+    [
+        (poly, {"power": 0.9}, {0: 1, 50: 0.5**0.9, 75: 0.25**0.9, 100: 0, 101: 0}),
+        (poly, {"power": 1}, {0: 1, 10: 0.9, 99: 0.01}),
+        (cosine, {}, {0: 1, 25: (1 + 0.5**0.5) / 2, 50: 0.5, 100: 0, 101: 0}),
+        (constant, {}, {0: 1, 50: 1, 100: 1, 101: 1}),
+    ],
+)
+def test_schedules(schedule, settings, factors):
+    rate = schedule(100, warmup=0, **settings)
+    assert {step: rate(step) for step in factors} == pytest.approx(factors)
+
+
+def test_warmup_rises_to_the_schedule():
+    rate, plain = poly(100, power=1, warmup=0.1), poly(100, power=1, warmup=0)
+    rising = {step: 0.1 * (step + 1) * (1 - step / 100) for step in range(10)}
+    assert {step: rate(step) for step in rising} == pytest.approx(rising)
+    assert rate(0) > 0 and all(rate(step) == plain(step) for step in range(10, 100))
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [(poly, 5), (cosine, 5), (constant, 0)])
+def test_warmup_by_default(schedule, steps):
+    short, none = schedule(100), schedule(100, warmup=0)
+    assert sum(short(step) < none(step) for step in range(100)) == max(0, steps - 1)  # the last of them is full
+
+
+@pytest.mark.parametrize("schedule", [poly, cosine, constant])
+@pytest.mark.parametrize("warmup", [-0.01, 0.11, 500])
+def test_warmup_is_a_small_share(schedule, warmup):
+    with pytest.raises(UserError, match=f"schedule.warmup={warmup}: a share of the run, from 0 to 0.1"):
+        schedule(100, warmup=warmup)
+    schedule(100, warmup=0.1)
+
+
+@pytest.mark.parametrize("schedule", [poly, cosine, constant])
+def test_a_run_of_one_step_learns(schedule):
+    assert schedule(1)(0) == 1
