@@ -1,5 +1,8 @@
 """Counting pixels on the device: an integer confusion matrix for each picture; scores are in fcnlab.results.scores."""
 
+from collections.abc import Callable
+from functools import wraps
+
 import numpy as np
 import torch
 from jaxtyping import Int64, Integer
@@ -67,6 +70,17 @@ class PictureConfusions(Metric):
             raise RuntimeError(f"picture {twice} was counted {self.seen.max().item()} times: scores would be wrong")
         index = self.seen.nonzero().flatten()
         return index, self.matrices[index]
+
+    def _wrap_compute(self, compute: Callable) -> Callable:
+        """As torchmetrics does, but it would squeeze the index of a single picture to a scalar."""
+        wrapped = super()._wrap_compute(compute)
+
+        @wraps(compute)
+        def unsqueezed() -> tuple[Tensor, Tensor]:
+            index, matrices = wrapped()
+            return index.view(-1), matrices.view(-1, self.num_classes, self.num_classes)
+
+        return unsqueezed
 
 
 def dataset_scores(matrices: Int64[Tensor, "picture truth prediction"] | np.ndarray) -> Scores:

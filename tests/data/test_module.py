@@ -13,6 +13,9 @@ from fcnlab.data import DataError, DataModule, open_voc
 from fcnlab.data.module import TrainingBatches, collate
 from fcnlab.data.transforms import FILL, none, standard
 
+# Python 3.12 on warns of forks beside threads, which is how torch's loaders start workers on Linux.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
 
 @pytest.fixture
 def make(voc_root):

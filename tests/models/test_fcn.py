@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcnlab.models import FCN, VGG16, FeatureMap, GoogLeNet, Grid, Tiny
+from fcnlab.models import FCN, VGG16, FeatureMap, GoogLeNet, Tiny
 from fcnlab.models.backbone import Level
 from fcnlab.models.weights import WeightsError
 

@@ -113,12 +113,11 @@ def test_bvlcs_tensors_all_find_their_place(state):
 @torch.no_grad()
 def test_features_equal_those_of_bvlcs_prototxt(state, tmp_path):
     save_file(state, tmp_path / "bvlc.safetensors")
-    net = GoogLeNet(weights=str(tmp_path / "bvlc.safetensors")).eval()
-    image = torch.rand(2, 3, 75, 102)
-    features, expected = net(image), caffe_features(state, image)
-    assert net.pretrained and features.keys() == expected.keys()
-    for level in expected:
-        torch.testing.assert_close(features[level].data, expected[level], rtol=1e-4, atol=1e-4)
+    net = GoogLeNet(weights=str(tmp_path / "bvlc.safetensors")).eval().double()
+    image = torch.rand(1, 3, 75, 102).double()
+    features, expected = net(image), caffe_features({key: value.double() for key, value in state.items()}, image)
+    assert net.pretrained
+    torch.testing.assert_close({level: x.data for level, x in features.items()}, expected)
 
 
 @pytest.mark.parametrize(("padding", "size"), [("same", 15), ("paper", 21)])
@@ -144,17 +143,8 @@ def test_dropout_is_element_wise_and_for_training_only(state):
 # --- The real weights
 
 
-@pytest.fixture(scope="module")
-def weights(request) -> Path:
-    path = Path(__file__).parents[3] / "shared" / "weights" / "bvlc_googlenet.safetensors"
-    if not path.is_file():
-        pytest.skip(f"no real weights: {path} is absent")
-    return path
-
-
-def pictures_of(root: Path, label: int, count: int) -> Tensor:
-    """VOC's first pictures that show one class only, at GoogLeNet's own size."""
-    voc = root / "data" / "VOCdevkit" / "VOC2012"
+def pictures_of(label: int, count: int, voc: Path) -> Tensor:
+    """The first pictures that show one class only, at the size that GoogLeNet was trained on."""
     pictures = []
     for name in (voc / "ImageSets" / "Segmentation" / "val.txt").read_text().split():
         mask = np.asarray(Image.open(voc / "SegmentationClass" / f"{name}.png"))
@@ -162,5 +152,18 @@ def pictures_of(root: Path, label: int, count: int) -> Tensor:
             picture = Image.open(voc / "JPEGImages" / f"{name}.jpg").resize((224, 224))
             pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255)
         if len(pictures) == count:
-            return torch.stack(pictures)
-    raise AssertionError(f"fewer than {count} pictures of class {label} alone in {voc}")
+            break
+    return torch.stack(pictures)
+
+
+@pytest.mark.parametrize(("label", "imagenet"), [(8, range(281, 294)), (12, range(151, 269))], ids=["cats", "dogs"])
+@torch.no_grad()
+def test_real_weights_recognise_real_pictures(shared, label, imagenet):
+    # The colour order is test_features_equal_those_of_bvlcs_prototxt's: ten pictures survive swapped colours.
+    path = shared / "weights" / "bvlc_googlenet.safetensors"
+    net, state = GoogLeNet(weights=str(path)).eval(), load_file(path)
+    pictures = pictures_of(label, 10, shared / "data" / "VOCdevkit" / "VOC2012")
+    pooled = net(pictures)[32].data.mean((2, 3))
+    best = F.linear(pooled, state["loss3/classifier.weight"], state["loss3/classifier.bias"]).argmax(1)
+    right = sum(index in imagenet for index in best.tolist())
+    assert len(pictures) == 10 and right >= 5, f"{right} of 10 pictures right"

@@ -7,7 +7,7 @@ from fcnlab.results.scores import SCORES, scores
 
 NAN = float("nan")
 
-# truth by row, prediction by column; then pixel accuracy, mean accuracy, mean IoU, frequency-weighted IoU; IoU by class.
+# Truth by row, prediction by column; pixel accuracy, mean accuracy, mean IoU, frequency-weighted IoU; IoU by class.
 BY_HAND = {
     "two classes": (
         [[3, 1], [2, 4]],

@@ -114,17 +114,16 @@ def test_asking_for_a_checkpoint_that_is_not_there_says_where_the_newest_is(trai
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_checkpoint(train_code, capsys, tmp_path):
-    """A rate that lets the weights overflow; the warm-up's first steps are still good."""
-    settings = ("optim=sgd", "optim.lr=1e30", "schedule=constant", "trainer.gradient_clip_val=null")
+    """Such a rate overflows the weights at once."""
+    settings = ("optim=sgd", "optim.lr=1e36", "trainer.gradient_clip_val=null", "schedule=constant")
     assert train_code(*settings, "trainer.val_check_interval=1", folder="run") == 1
     said = capsys.readouterr().err
-    assert "the loss became nan at step" in said and "Traceback" not in said
+    assert "step" in said and "training stopped" in said and "Traceback" not in said
     for file in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
         assert all(value.isfinite().all() for value in torch.load(file, weights_only=True)["state_dict"].values())
 
 
 def test_ema_is_what_is_validated_and_saved(train):
-    """With decay 0 after the first steps' warm-up, the average is the last weights; else it lags behind."""
     plain, averaged = (
         train(f"callbacks.ema.enabled={enabled}", "callbacks.ema.decay=0.9", folder=str(enabled))
         for enabled in ("false", "true")
@@ -144,8 +143,8 @@ def test_early_stopping_ends_with_a_record(train):
 
 
 def test_settings_of_a_callback_that_is_off_are_pointed_out(train, tmp_path):
-    folder = train("callbacks.ema.decay=0.9")
-    assert "callbacks.ema.decay=0.9 has no effect" in (folder / "train.log").read_text()
+    folder = train("callbacks.early_stopping.patience=3")
+    assert "callbacks.early_stopping.patience=3 has no effect" in (folder / "train.log").read_text()
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy_sum", "ohem", "focal", "dice", "lovasz", "weighted"])

@@ -26,9 +26,10 @@ class TrainingDiverged(UserError):
 
 
 class StopOnNaN(Callback):
-    """Stop when the loss is no number any more, before anything is saved or validated after that.
+    """Stop when the loss is no number any more, and save nothing after that.
 
     The losses stay on the device and are looked at every ``every_n_steps`` steps, so that no step waits for them.
+    Before a checkpoint is written its weights are looked at too: one step on from a good loss they can be lost.
     """
 
     def __init__(self, every_n_steps: int = 10):
@@ -45,6 +46,9 @@ class StopOnNaN(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint) -> None:
         self._look(trainer)
+        for name, value in checkpoint["state_dict"].items():
+            if not value.isfinite().all():
+                raise TrainingDiverged(_advice(f"{name} is no longer finite after step {trainer.global_step}"))
 
     def _look(self, trainer: L.Trainer) -> None:
         if not self._losses:
@@ -54,7 +58,11 @@ class StopOnNaN(Callback):
         bad = ~torch.stack(losses).isfinite()
         if bad.any():
             first = int(bad.nonzero()[0])
-            raise TrainingDiverged(
-                f"the loss became {losses[first].item()} at step {steps[first]}: training stopped. Checkpoints saved"
-                " before are in checkpoints/. Lower optim.lr, or warm up for longer (schedule.warmup)."
-            )
+            raise TrainingDiverged(_advice(f"the loss became {losses[first].item()} at step {steps[first]}"))
+
+
+def _advice(what: str) -> str:
+    return (
+        f"{what}: training stopped. What was saved before is in checkpoints/."
+        " Lower optim.lr, or warm up for longer (schedule.warmup)."
+    )

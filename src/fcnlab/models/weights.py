@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -57,7 +56,7 @@ def _read(path: Path) -> dict:
             f"{path} is damaged or holds more than tensors, and loading it could run code: {_first_line(error)}\n"
             "If you trust it, load it in Python yourself and save its state dict with safetensors.torch.save_file."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged files end in a dozen kinds of error, IndexError and struct.error among them
         raise WeightsError(f"{path} is no readable weights file: {_first_line(error)}") from error
     if not isinstance(state, dict):
         raise WeightsError(f"{path} holds a {type(state).__name__}, not a state dict")

@@ -1,0 +1,44 @@
+# Everything that a developer or CI does, each a line that a person could type.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UV := $(shell command -v uv 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow lint notebooks clean
+
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## make .venv and install fcnlab into it, editable, with pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+ifdef UV
+	test -x $(BIN)/python || uv venv --python 'python>=3.11' $(VENV)
+	uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
+else
+	test -x $(BIN)/pip || python3 -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+endif
+	touch $@
+
+train: setup  ## the main job: FCN-8s on generated shapes, some minutes on a CPU
+	$(BIN)/fcnlab train
+
+test: setup  ## tests, one case of each kind
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-slow: setup  ## the matrices, other processes, the wheel
+	$(BIN)/python -m pytest -q -m slow
+
+lint: setup  ## format check, lint, types
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/pyright
+
+notebooks: setup  ## run the notebooks; there are none yet
+	@ls notebooks/*.ipynb 2>/dev/null || echo "no notebooks yet"
+
+clean:  ## remove what was made: .venv, caches, drawn shapes (runs in outputs/ stay)
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache outputs/shapes
+	find src tests -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,92 @@
+"""metrics.csv: rows as they come, columns as they are needed, nothing lost and nothing twice."""
+
+import csv
+
+import pytest
+
+from fcnlab.callbacks import MetricsFile
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.csv"
+
+
+def read(path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_header_and_rows(path):
+    log = MetricsFile(path)
+    log.log_metrics({"epoch": 0, "train/loss": 0.5}, step=1)
+    assert read(path) == [["step", "epoch", "train/loss"], ["1", "0", "0.5"]]  # on disk at once
+    log.log_metrics({"train/loss": 0.25, "epoch": 1}, step=2)
+    assert read(path)[2:] == [["2", "1", "0.25"]]
+    assert log.rows()[1] == {"step": "2", "epoch": "1", "train/loss": "0.25"}
+
+
+def test_new_column_keeps_old_rows(path):
+    log = MetricsFile(path)
+    log.log_metrics({"epoch": 0, "train/loss": 0.5}, step=1)
+    log.log_metrics({"epoch": 0, "val/miou": 0.125}, step=1)
+    log.log_metrics({"epoch": 0, "train/loss": 0.25}, step=2)
+    assert read(path) == [
+        ["step", "epoch", "train/loss", "val/miou"],
+        ["1", "0", "0.5", ""],
+        ["1", "0", "", "0.125"],
+        ["2", "0", "0.25", ""],
+    ]
+    assert [file.name for file in path.parent.iterdir()] == ["metrics.csv"]
+
+
+def test_nan_is_left_out(path):
+    MetricsFile(path).log_metrics({"epoch": 0, "val/miou": float("nan"), "val/loss": 1.0}, step=3)
+    assert read(path) == [["step", "epoch", "val/loss"], ["3", "0", "1.0"]]
+
+
+def test_values_keep_every_digit(path):
+    log, value = MetricsFile(path), 0.1 + 0.2
+    log.log_metrics({"x": value}, step=0)
+    assert float(log.rows()[0]["x"]) == value
+
+
+def test_names_with_commas_and_quotes(path):
+    names = ["iou/chair, dining", 'iou/"other"']
+    MetricsFile(path).log_metrics(dict.fromkeys(names, 1.0), step=0)
+    assert read(path)[0] == ["step", "epoch", *names]
+
+
+def test_another_process_appends(path):
+    MetricsFile(path).log_metrics({"epoch": 0, "a": 1.0}, step=1)
+    MetricsFile(path).log_metrics({"epoch": 0, "b": 2.0}, step=2)
+    assert read(path) == [["step", "epoch", "a", "b"], ["1", "0", "1.0", ""], ["2", "0", "", "2.0"]]
+
+
+def test_resuming_drops_what_will_be_logged_again(path):
+    log = MetricsFile(path)
+    for step in range(1, 6):
+        log.log_metrics({"epoch": 0, "loss": 1 / step}, step=step)
+    resumed = MetricsFile(path)
+    resumed.resume_at(3)  # a checkpoint of 3 steps done; the next row is the fourth's
+    resumed.log_metrics({"epoch": 0, "loss": 9.0}, step=4)
+    assert [row["step"] for row in resumed.rows()] == ["1", "2", "3", "4"]
+    assert [row["loss"] for row in resumed.rows()][2:] == [str(1 / 3), "9.0"]
+
+
+def test_resuming_without_a_file_is_a_start(path):
+    log = MetricsFile(path)
+    log.resume_at(7)
+    assert log.rows() == [] and not path.exists()
+
+
+def test_resuming_mends_a_row_cut_short(path):
+    """A kill may come in the middle of a row."""
+    log = MetricsFile(path)
+    for step in (1, 2):
+        log.log_metrics({"epoch": 0, "loss": 0.5}, step=step)
+    path.write_text(path.read_text() + "3,0")
+    log = MetricsFile(path)
+    log.resume_at(2)
+    log.log_metrics({"epoch": 0, "loss": 0.25}, step=3)
+    assert read(path)[2:] == [["2", "0", "0.5"], ["3", "0", "0.25"]]

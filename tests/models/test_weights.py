@@ -1,0 +1,162 @@
+"""Weights files: what is read, what is refused, and what the refusals say."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from fcnlab.models.weights import WeightsError, fc_to_conv, load_backbone, load_strictly, read_tensors
+
+STATE = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.tensor([0.5, -0.5])}
+
+FOREIGN = {
+    "a web page": b"<!DOCTYPE html>\n<html>",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
+    "a picture": b"\x89PNG\r\n\x1a\n",
+    "half a pickle": b"\x80\x02",
+    "half a zip": b"PK\x03\x04",
+    "noise": bytes(range(256)),
+}
+
+
+class Trojan:
+    """Pickled, a call: reading it as a plain pickle creates the file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def save_plain_pickle(state, path):
+    with Path(path).open("wb") as file:
+        pickle.dump(state, file, protocol=2)
+
+
+def save_old(state, path):
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
+@pytest.mark.parametrize("save", [torch.save, save_old])
+def test_pytorch_files(tmp_path, save, wrapper):
+    state = STATE if wrapper is None else {"epoch": 7, "arch": "FCN", wrapper: STATE}
+    save(state, tmp_path / "net.pth")
+    torch.testing.assert_close(read_tensors(tmp_path / "net.pth"), STATE, rtol=0, atol=0)
+
+
+def test_safetensors_files(tmp_path):
+    save_file(STATE, tmp_path / "net.safetensors")
+    torch.testing.assert_close(read_tensors(str(tmp_path / "net.safetensors")), STATE, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("save", [torch.save, save_old, save_plain_pickle])
+def test_a_file_that_would_run_code_does_not(tmp_path, save):
+    file, marker = tmp_path / "net.pth", tmp_path / "ran"
+    save(STATE | {"extra": Trojan(marker)}, file)
+    with pytest.raises(WeightsError, match="could run code"):
+        read_tensors(file)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Trojan(marker)))
+    assert marker.exists()  # it is armed
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.5, 0.7, 0.9, 0.95, 0.999])
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [("net.pth", torch.save), ("net.pth", save_old), ("net.safetensors", save_file)],
+    ids=["zip", "old", "safetensors"],
+)
+def test_truncated_files(tmp_path, name, save, share):
+    file = tmp_path / name
+    save(STATE, file)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(WeightsError, match=name):
+        read_tensors(file)
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_files_of_another_kind(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=name):
+        read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ([torch.zeros(2)], "holds a list, not a state dict"),
+        (torch.zeros(2), "holds a Tensor, not a state dict"),
+        ({"epoch": 1, "loss": 0.5}, "holds no tensors; its keys: epoch, loss"),
+        ({}, "holds no tensors"),
+        ({"state_dict": {}}, "holds no tensors"),
+    ],
+    ids=["list", "tensor", "numbers", "empty", "empty inside"],
+)
+def test_files_without_a_state_dict(tmp_path, held, message):
+    torch.save(held, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=message):
+        read_tensors(tmp_path / "net.pth")
+
+
+def test_a_missing_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError) as error:
+        read_tensors("weights/net.pth")
+    assert "no weights file at weights/net.pth" in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"weight": STATE["layer.weight"]}, "1 missing: bias"),
+        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "scale": torch.zeros(2)}, "1 not in the net: scale"),
+        ({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, r"1 of another shape: weight \(3, 2\), not \(2, 3\)"),
+        (
+            {"w": torch.zeros(1), "bias": torch.zeros(1)},
+            r"1 missing: weight; 1 not in the net: w; 1 of another shape: bias \(1,\), not \(2,\)",
+        ),
+    ],
+    ids=["missing", "left over", "other shape", "all three"],
+)
+def test_tensors_that_do_not_fit_are_named(state, message):
+    net = nn.Linear(3, 2)
+    before = net.weight.clone()
+    with pytest.raises(WeightsError, match=f"model.weights=a.pth do not fit: {message}"):
+        load_strictly(net, state, "model.weights=a.pth")
+    assert torch.equal(net.weight, before)
+
+
+def test_many_names_are_cut_short():
+    with pytest.raises(WeightsError, match=r"5 not in the net: t0, t1, t2, …\. They"):
+        load_strictly(nn.ReLU(), {f"t{index}": torch.zeros(1) for index in range(5)}, "weights")
+
+
+def test_a_backbones_weights_pass_through_its_conversion(tmp_path):
+    torch.save(STATE, tmp_path / "net.pth")
+    net = nn.Linear(3, 2)
+    assert not load_backbone(net, "none")
+    assert load_backbone(net, str(tmp_path / "net.pth"), lambda state: {key[6:]: state[key] for key in state})
+    assert torch.equal(net.weight, STATE["layer.weight"]) and torch.equal(net.bias, STATE["layer.bias"])
+    with pytest.raises(WeightsError, match=r"weights=.*net\.pth for the backbone Linear do not fit"):
+        load_backbone(net, str(tmp_path / "net.pth"))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@torch.no_grad()
+def test_a_linear_layer_over_a_block_is_a_convolution(kernel):
+    linear, conv = nn.Linear(4 * kernel * kernel, 5), nn.Conv2d(4, 5, kernel)
+    conv.load_state_dict(fc_to_conv(linear.state_dict(), kernel))
+    image = torch.rand(2, 4, kernel + 2, kernel + 1)
+    scores = conv(image)
+    assert scores.shape == (2, 5, 3, 2)
+    for row in range(3):
+        for col in range(2):
+            block = image[:, :, row : row + kernel, col : col + kernel].flatten(1)
+            torch.testing.assert_close(scores[:, :, row, col], linear(block))

@@ -1,0 +1,129 @@
+"""``fcnlab eval`` on the checkpoints of small trainings."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+
+def record(folder) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.fixture
+def run(train):
+    return train("trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.limit_val_batches=1.0")
+
+
+def test_repeats_the_number_of_training_to_the_last_digit(run, fcnlab, tmp_path):
+    assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", f"hydra.run.dir={tmp_path}/eval") == 0
+    ours, theirs = record(tmp_path / "eval"), record(run)
+    assert [ours[name] for name in ("pixel_acc", "mean_acc", "miou", "fw_iou", "iou")] == [
+        theirs[name] for name in ("pixel_acc", "mean_acc", "miou", "fw_iou", "iou")
+    ]
+    with np.load(tmp_path / "eval" / "confusions.npz") as one, np.load(run / "confusions.npz") as other:
+        assert (one["matrices"] == other["matrices"]).all() and (one["names"] == other["names"]).all()
+    assert len(list((tmp_path / "eval" / "predictions").glob("*.png"))) == 8
+
+
+def test_other_data_can_be_given(run, fcnlab, tmp_path, shapes_root):
+    data = ["data=shapes", f"data.root={shapes_root}", "data.pictures.num_train=24", "data.pictures.num_val=8"]
+    data += ["data.pictures.size=64", "data.val_list=train", "data.num_workers=0"]
+    assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", *data, f"hydra.run.dir={tmp_path}/eval") == 0
+    assert record(tmp_path / "eval")["protocol"] == record(run)["protocol"] | {
+        "set": "shapes train",
+        "pictures": 24,
+        "of": 24,
+    }
+
+
+def test_bf16_is_reported_as_such(run, fcnlab, tmp_path):
+    precise = ["trainer.precision=bf16-mixed", f"hydra.run.dir={tmp_path}/eval"]
+    assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", *precise) == 0
+    assert record(tmp_path / "eval")["protocol"]["precision"] == "bf16-mixed"
+
+
+def test_a_model_with_weights_is_the_other_way_in(run, fcnlab, tmp_path, shapes_root):
+    words = ["model=fcn8s", "model.backbone.width=4", f"model.weights={run}/checkpoints/best.ckpt", "data=shapes"]
+    words += [f"data.root={shapes_root}", "data.pictures.num_train=24", "data.pictures.num_val=8"]
+    words += ["data.pictures.size=64", "data.num_workers=0", f"hydra.run.dir={tmp_path}/eval"]
+    assert fcnlab("eval", *words) == 0
+    assert record(tmp_path / "eval")["miou"] == record(run)["miou"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "nothing to score"),
+        (["checkpoint=missing.ckpt"], "checkpoint=missing.ckpt is no file"),
+        (["checkpoint={run}/metrics.json"], "cannot be read"),
+        (["checkpoint={run}/checkpoints/best.ckpt", "model=fcn8s"], "model=... has no effect"),
+        (["checkpoint={run}/checkpoints/best.ckpt", "data.val_list=train"], "data=..."),
+        (
+            ["checkpoint={run}/checkpoints/best.ckpt", "data=camvid", "data.root={camvid}"],
+            "the checkpoint knows 21 classes",
+        ),
+    ],
+)
+def test_mistakes(words, said, run, fcnlab, capsys, tmp_path):
+    for folder in ("val", "valannot"):
+        (tmp_path / "CamVid" / folder).mkdir(parents=True)
+    write_camvid_picture(tmp_path / "CamVid")
+    filled = [word.format(run=run, camvid=tmp_path) for word in words]
+    assert fcnlab("eval", *filled) == 1
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+
+
+def write_camvid_picture(folder) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (64, 48)).save(folder / "val" / "one.png")
+    Image.new("L", (64, 48)).save(folder / "valannot" / "one.png")
+
+
+def hostile(run, tmp_path, change) -> str:
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, tmp_path / "hostile.ckpt")
+    return f"checkpoint={tmp_path}/hostile.ckpt"
+
+
+def test_a_checkpoint_that_names_foreign_code_runs_nothing(run, fcnlab, capsys, tmp_path):
+    target = {"_target_": "pathlib.Path.write_text", "self": str(tmp_path / "owned"), "data": "x"}
+    word = hostile(run, tmp_path, lambda checkpoint: checkpoint["fcnlab"]["model"].update(backbone=target))
+    assert fcnlab("eval", word) == 1
+    assert "pathlib.Path.write_text" in capsys.readouterr().err
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_run_folder_that_names_foreign_code_runs_nothing(run, fcnlab, capsys, tmp_path):
+    config = run / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("fcnlab.data.open_shapes", "os.system"))
+    assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt") == 1
+    assert "os.system" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_fit_their_config_are_named(run, fcnlab, capsys, tmp_path):
+    word = hostile(run, tmp_path, lambda checkpoint: checkpoint["state_dict"].pop("net.heads.8.weight"))
+    assert fcnlab("eval", word) == 1
+    assert "1 missing: heads.8.weight" in capsys.readouterr().err
+
+
+def test_a_truncated_checkpoint_is_refused(run, fcnlab, capsys, tmp_path):
+    whole = (run / "checkpoints" / "best.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert fcnlab("eval", f"checkpoint={tmp_path}/half.ckpt") == 1
+    assert "half.ckpt" in capsys.readouterr().err
+
+
+def test_a_checkpoint_needs_neither_its_run_nor_its_weights_file(run, fcnlab, tmp_path, shapes_root):
+    shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "alone.ckpt")
+    expected = record(run)["miou"]
+    shutil.rmtree(run)
+    data = ["data=shapes", f"data.root={shapes_root}", "data.pictures.num_train=24", "data.pictures.num_val=8"]
+    data += ["data.pictures.size=64", "data.num_workers=0", f"hydra.run.dir={tmp_path}/eval"]
+    assert fcnlab("eval", f"checkpoint={tmp_path}/alone.ckpt", *data) == 0
+    assert record(tmp_path / "eval")["miou"] == expected

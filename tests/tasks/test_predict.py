@@ -1,0 +1,66 @@
+"""``fcnlab predict`` on files, folders and globs."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcnlab.data.shapes import draw
+from fcnlab.data.voc import voc_palette
+
+
+@pytest.fixture
+def checkpoint(train) -> str:
+    return f"checkpoint={train('trainer.max_steps=2')}/checkpoints/best.ckpt"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three pictures of three sizes, one of them in another folder with the same name."""
+    for number, name in enumerate(("a.jpg", "b.png", "more/a.jpg")):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image, _ = draw(np.random.default_rng(number), 64)
+        Image.fromarray(image).save(path)
+    return tmp_path / "photos"
+
+
+def written(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_gives_palette_masks_and_overlays_of_the_pictures_size(checkpoint, photos, fcnlab, tmp_path):
+    assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out") == 0
+    assert written(tmp_path / "out/labels") == written(tmp_path / "out/overlays") == ["a.png", "b.png"]
+    for name in ("a", "b"):
+        original = Image.open(next(photos.glob(f"{name}.*")))
+        labels = Image.open(tmp_path / f"out/labels/{name}.png")
+        assert labels.mode == "P" and labels.size == original.size
+        assert labels.getpalette()[: 21 * 3] == voc_palette(21).flatten().tolist()
+        assert np.array(labels).max() <= 20
+        assert Image.open(tmp_path / f"out/overlays/{name}.png").width == original.width
+
+
+def test_a_glob_reaches_into_folders_and_keeps_equal_names_apart(checkpoint, photos, fcnlab, tmp_path):
+    assert fcnlab("predict", checkpoint, f"input='{photos}/**/*.jpg'", f"output={tmp_path}/out") == 0
+    assert written(tmp_path / "out/labels") == ["more_a.png", "photos_a.png"]
+
+
+def test_one_file(checkpoint, photos, fcnlab, tmp_path):
+    assert fcnlab("predict", checkpoint, f"input={photos}/b.png", f"output={tmp_path}/out") == 0
+    assert written(tmp_path / "out/labels") == ["b.png"]
+
+
+def test_an_unreadable_picture_is_named_at_the_end_and_the_rest_is_done(checkpoint, photos, fcnlab, tmp_path, capsys):
+    (photos / "aa.jpg").write_bytes(b"no picture")
+    whole = (photos / "a.jpg").read_bytes()
+    (photos / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out") == 1
+    error = capsys.readouterr().err
+    assert "2 of 4 pictures were left out" in error and "aa.jpg" in error and "half.jpg" in error
+    assert "Traceback" not in error
+    assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
+
+
+def test_nothing_to_predict_is_an_error(checkpoint, fcnlab, capsys, tmp_path):
+    assert fcnlab("predict", checkpoint, f"input={tmp_path}/nothing", f"output={tmp_path}/out") == 1
+    assert "finds no pictures" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""The command line as a user meets it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fcnlab.cli import VERBS, main
+
+
+def test_help_lists_the_verbs(capsys, fcnlab):
+    assert fcnlab("--help") == 0
+    said = capsys.readouterr().out
+    assert all(f"fcnlab {verb}" in said for verb in VERBS)
+
+
+def test_help_imports_neither_torch_nor_hydra():
+    code = "import sys; sys.argv = ['fcnlab', '--help']\nfrom fcnlab.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "print([name for name in ('torch', 'hydra', 'lightning', 'numpy') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verbs_help_imports_no_torch_and_names_its_groups(verb):
+    code = f"import sys; sys.argv = ['fcnlab', '{verb}', '--help']\nfrom fcnlab.cli import main\ntry: main()\n"
+    code += "except SystemExit: pass\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+    assert f"fcnlab {verb}" in done.stdout and "model/backbone: googlenet, tiny, vgg16" in done.stdout
+
+
+def test_an_unknown_verb_names_the_known_ones(capsys, fcnlab, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fcnlab", "trian"])
+    with pytest.raises(SystemExit, match="no verb 'trian'; there are train, eval, predict"):
+        main()
+
+
+def test_the_verb_may_stand_anywhere(fcnlab, capsys):
+    assert fcnlab("--cfg", "job", "train") == 0
+    assert "schedule:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model=fcn9s"], "fcn8s"),  # the options there are
+        (["modle=fcn8s"], "modle"),
+        (["+optim.momentun=0.9", "optim=sgd"], "did you mean optim.momentum?"),
+        (["data=voc", "data.root=nowhere"], "Set data.root to the folder that holds VOCdevkit/."),
+        (["data.batch_size=1000"], "data.batch_size=1000 is more than the 800 training pictures"),
+        (["seed=one"], "seed"),
+        (["model.backbone.weights=missing.pth"], "no weights file at missing.pth"),
+        (["schedule.warmup=0.5"], "from 0 to 0.1"),
+    ],
+)
+def test_a_mistake_is_told_without_a_traceback(words, said, fcnlab, capsys, shapes_root):
+    assert fcnlab("train", f"data.root={shapes_root}", "trainer=smoke", "logger=none", *words) == 1
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("fcnlab ", {"train", "eval", "predict"}),
+        ("fcnlab tr", {"train"}),
+        ("fcnlab train model=", {"model=fcn8s", "model=fcn32s", "model=fcn16s", "model=fcn8s_atonce"}),
+        ("fcnlab train model/backbone=g", {"model/backbone=googlenet"}),
+        ("fcnlab eval checkp", {"checkpoint="}),
+    ],
+)
+def test_completion(line, offered, fcnlab, capsys, monkeypatch):
+    monkeypatch.setenv("COMP_LINE", line)
+    assert fcnlab("-sc", "query=bash") == 0
+    assert offered <= set(capsys.readouterr().out.split())
+
+
+def test_python_m_is_the_same(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "fcnlab", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("fcnlab: fully convolutional networks")
+
+
+@pytest.mark.slow
+def test_the_wheel_works_in_an_empty_folder(tmp_path):
+    """Built from the checkout and unpacked alone: conf/ must be inside, and found there."""
+    from conftest import REPOSITORY
+
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=REPOSITORY, check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel]
+    subprocess.run(pip, check=True)
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    code = "import fcnlab.config; print(fcnlab.config.CONF)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == str(site / "fcnlab" / "conf")
+    small = ["data.pictures.num_train=8", "data.pictures.num_val=2", "data.batch_size=4", "trainer.max_steps=1"]
+    run = [site / "bin" / "fcnlab", "train", "trainer=smoke", "logger=none", *small]
+    subprocess.run(run, cwd=empty, env=environment, check=True)
+    assert list(empty.glob("outputs/train/*/*/metrics.json"))

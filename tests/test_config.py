@@ -1,0 +1,121 @@
+"""The config tree: every shipped file composes and binds, and mistakes are told all at once."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from fcnlab.config import CONF, ConfigError, check_targets, check_trust, register_schemas
+
+PRIMARY = ("train", "eval", "predict")
+OPTIONS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
+GIVEN = {
+    "model/backbone=googlenet": ["model.backbone.weights=none"],
+    "loss=weighted": [f"loss.class_weights={[1.0] * 21}"],
+}
+
+
+@pytest.fixture
+def composed():
+    """A config as the command line would compose it, outputs going nowhere."""
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield lambda *words, name="train": without_hydra(compose(name, overrides=list(words)))
+
+
+def without_hydra(cfg):
+    """``${hydra:...}`` is known only inside a run."""
+    return OmegaConf.create(OmegaConf.to_yaml(cfg).replace("${hydra:runtime.output_dir}", "/nowhere"))
+
+
+def test_there_are_configs_to_test():
+    assert len(OPTIONS) > 30  # a glob that finds nothing would pass every test below
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=str)
+def test_every_option_composes_and_binds(path: Path, composed):
+    option = f"{path.parent}={path.stem}"
+    check_targets(composed(option, *GIVEN.get(option, [])))
+
+
+@pytest.mark.parametrize("path", [*OPTIONS, *map(Path, (f"{name}.yaml" for name in PRIMARY))], ids=str)
+def test_every_file_opens_with_what_it_is_for(path: Path):
+    assert (CONF / path).read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce"])
+@pytest.mark.parametrize("backbone", ["tiny", "googlenet"])
+def test_a_model_config_is_the_network(name: str, backbone: str, composed):
+    cfg = composed(f"model={name}", f"model/backbone={backbone}", "model.backbone.weights=none")
+    net = instantiate(cfg.model, _convert_="all")
+    assert net.levels == {"fcn32s": (32,), "fcn16s": (32, 16)}.get(name, (32, 16, 8))
+    assert net.skip_scales == ({16: 0.01, 8: 0.0001} if name == "fcn8s_atonce" else {})
+    assert net.num_classes == 21
+
+
+def test_all_mistakes_are_told_at_once_with_the_nearest_right_name(composed):
+    cfg = composed("+model.upsamplng=fixed", "+data.batchsize=4", "optim.lr=fast", "+trainer.max_stepz=3")
+    with pytest.raises(ConfigError) as error:
+        check_targets(cfg)
+    said = str(error.value)
+    assert "model.upsamplng is no setting of fcnlab.models.FCN: did you mean model.upsampling?" in said
+    assert "did you mean data.batch_size?" in said and "did you mean trainer.max_steps?" in said
+    assert "optim.lr='fast' is no float" in said
+
+
+def test_a_value_that_must_be_given_is_named(composed):
+    with pytest.raises(ConfigError, match=r"model\.backbone\.weights is not set"):
+        check_targets(composed("model/backbone=googlenet"))
+
+
+def test_a_value_outside_the_choices_is_refused(composed):
+    with pytest.raises(ConfigError, match=r"model\.upsampling='bicubic' is no Literal\['fixed', 'learned'\]"):
+        check_targets(composed("model.upsampling=bicubic"))
+
+
+def test_a_target_that_does_not_exist_is_named():
+    with pytest.raises(ConfigError, match=r"loss\._target_=fcnlab\.losses\.Nothing cannot be imported"):
+        check_targets(OmegaConf.create({"loss": {"_target_": "fcnlab.losses.Nothing"}}))
+
+
+def test_a_required_argument_that_is_missing_is_named():
+    with pytest.raises(ConfigError, match=r"model\.num_classes is not set, and fcnlab\.models\.fcn\.FCN needs it"):
+        check_targets(
+            OmegaConf.create(
+                {"model": {"_target_": "fcnlab.models.FCN", "backbone": {"_target_": "fcnlab.models.Tiny"}}}
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.load",
+        "pathlib.Path.write_text",
+        "os.system",
+        "fcnlab.models.weights.Path",  # a trusted module that imports it
+        "fcnlab.models.fcn.read_tensors.__globals__",
+        "fcnlab.modelsevil.FCN",
+        "fcnlab.models",
+        42,
+    ],
+)
+def test_foreign_targets_are_refused_before_anything_is_built(target, tmp_path):
+    tree = {
+        "backbone": {"_target_": "fcnlab.models.Tiny"},
+        "deep": [{"x": {"_target_": target, "self": str(tmp_path / "x")}}],
+    }
+    with pytest.raises(ConfigError, match="names deep"):
+        check_trust(tree, ("fcnlab.models",), "a file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_interpolations_in_a_record_are_refused():
+    with pytest.raises(ConfigError, match="interpolation"):
+        check_trust({"width": "${oc.env:HOME}"}, ("fcnlab.models",), "a file")
+
+
+def test_a_package_that_the_user_names_is_trusted():
+    check_trust({"_target_": "torch.nn.modules.linear.Linear"}, ("fcnlab.models", "torch.nn"), "a file")

@@ -1,0 +1,168 @@
+"""Losses against plain reference code; void counts in none of them."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fcnlab.losses import CrossEntropy, CrossEntropySum, Dice, Focal, HardPixels, Lovasz
+from fcnlab.results.scores import scores as scores_of
+
+CLASSES = 4
+WEIGHTS = [0.5, 1.0, 3.0, 0.0]
+LOSSES = {
+    "ce": CrossEntropy(),
+    "weighted": CrossEntropy(WEIGHTS),
+    "sum": CrossEntropySum(),
+    "ohem": HardPixels(0.25),
+    "focal": Focal(2.0),
+    "focal below 1": Focal(0.5),
+    "dice": Dice(),
+    "lovasz": Lovasz(),
+}
+EVERY = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+
+
+@pytest.fixture
+def batch():
+    """Scores and a truth with all classes and some void."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(CLASSES, (2, 5, 6), generator=generator)
+    truth[:, 1:3, 2:5] = 255
+    return 2 * torch.randn(2, CLASSES, 5, 6, generator=generator), truth
+
+
+def pixel_losses(scores, truth) -> np.ndarray:
+    """-log of the true class's probability at each pixel that is not void."""
+    powers = np.exp(scores.double().numpy())
+    probability = np.moveaxis(powers / powers.sum(axis=1, keepdims=True), 1, -1)[truth.numpy() != 255]
+    return -np.log(np.take_along_axis(probability, truth[truth != 255].numpy()[:, None], 1)[:, 0])
+
+
+def as_scores(probability) -> torch.Tensor:
+    """Scores of one row of pixels, from (pixel, class) probabilities."""
+    return torch.as_tensor(probability, dtype=torch.float64).clamp(min=1e-30).log().T[None, :, None]
+
+
+def test_cross_entropy_is_the_mean_over_pixels(batch):
+    assert CrossEntropy()(*batch).item() == pytest.approx(pixel_losses(*batch).mean())
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_cross_entropy_is_torchs_mean(batch, weights):
+    tensor = None if weights is None else torch.tensor(weights)
+    expected = F.cross_entropy(*batch, weight=tensor, ignore_index=255, reduction="mean")
+    torch.testing.assert_close(CrossEntropy(weights)(*batch), expected)
+
+
+def test_number_of_class_weights(batch):
+    with pytest.raises(ValueError, match=r"loss\.class_weights has 2 values for 4 classes"):
+        CrossEntropy([1.0, 2.0])(*batch)
+
+
+def test_sum_is_averaged_over_pictures(batch):
+    assert CrossEntropySum()(*batch).item() == pytest.approx(pixel_losses(*batch).sum() / 2)
+
+
+def test_hard_pixels_of_all_are_cross_entropy(batch):
+    torch.testing.assert_close(HardPixels(1.0)(*batch), CrossEntropy()(*batch))
+
+
+@pytest.mark.parametrize(("fraction", "kept"), [(0.25, 12), (0.5, 24), (1e-9, 1)])
+def test_hard_pixels_are_the_largest(batch, fraction, kept):
+    pixels = np.sort(pixel_losses(*batch))
+    assert len(pixels) == 48
+    assert HardPixels(fraction)(*batch).item() == pytest.approx(pixels[-kept:].mean())
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.1])
+def test_hard_pixels_are_a_share(fraction):
+    with pytest.raises(ValueError, match=rf"loss\.fraction={fraction}: "):
+        HardPixels(fraction)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1, 2])
+def test_focal_weighs_by_doubt(batch, gamma):
+    pixels = pixel_losses(*batch)
+    assert Focal(gamma)(*batch).item() == pytest.approx(((1 - np.exp(-pixels)) ** gamma * pixels).mean(), rel=1e-5)
+
+
+def test_focal_without_gamma_is_cross_entropy(batch):
+    torch.testing.assert_close(Focal(0)(*batch), CrossEntropy()(*batch))
+
+
+def test_dice_by_hand():
+    """Two pixels, one of each of two classes; a third class is in the prediction alone and has no share."""
+    scores, truth = as_scores([[0.75, 0.25, 0], [0.5, 0.4, 0.1]]), torch.tensor([[[0, 1]]])
+    first, second = 2 * 0.75 / (1.25 + 1), 2 * 0.4 / (0.65 + 1)
+    assert Dice()(scores, truth).item() == pytest.approx(1 - (first + second) / 2)
+
+
+def test_lovasz_of_certain_predictions_is_one_minus_iou():
+    truth, prediction = [0, 0, 1, 1, 2, 255], [0, 1, 1, 1, 0, 2]
+    found = Lovasz()(as_scores(np.eye(3)[prediction]), torch.tensor([[truth]]))
+    assert found.item() == pytest.approx(1 - (1 / 3 + 2 / 3 + 0) / 3)
+
+
+@pytest.mark.parametrize("present", [(0,), (1, 3), (0, 1, 2, 3)])
+def test_lovasz_is_over_the_classes_in_the_truth(present):
+    rng = np.random.default_rng(1)
+    truth, prediction = rng.choice(present, 40), rng.integers(0, CLASSES, 40)
+    matrix = np.zeros((CLASSES, CLASSES), int)
+    np.add.at(matrix, (truth, prediction), 1)
+    found = Lovasz()(as_scores(np.eye(CLASSES)[prediction]), torch.tensor(truth)[None, None])
+    assert found.item() == pytest.approx(1 - scores_of(matrix).iou[list(present)].mean())
+
+
+def test_lovasz_extends_iou():
+    """Between the corners it is positively homogeneous and convex in the errors, as any Lovász extension is of a
+    submodular loss (Berman et al., section 2); the errors are linear in the probabilities."""
+    rng = np.random.default_rng(2)
+    truth = rng.integers(0, 3, 30)
+    right = np.eye(3)[truth]
+    one, other = (rng.dirichlet([0.5] * 3, 30) for _ in range(2))
+
+    def loss(probability):
+        return Lovasz()(as_scores(probability), torch.tensor(truth)[None, None]).item()
+
+    assert loss(right) == pytest.approx(0, abs=1e-9)
+    assert loss(0.7 * right + 0.3 * one) == pytest.approx(0.3 * loss(one))
+    assert loss((one + other) / 2) < (loss(one) + loss(other)) / 2
+
+
+@EVERY
+def test_void_counts_nowhere(batch, loss):
+    scores, truth = batch
+    void = (truth == 255)[:, None]
+    changed = torch.where(void, -3 * scores + 1, scores).requires_grad_()
+    found = loss(changed, truth)
+    torch.testing.assert_close(found, loss(scores, truth))
+    found.backward()
+    assert (changed.grad[void.expand_as(scores)] == 0).all() and changed.grad.abs().sum() > 0
+
+
+@EVERY
+def test_nothing_but_void_costs_nothing(batch, loss):
+    scores = batch[0].requires_grad_()
+    found = loss(scores, torch.full_like(batch[1], 255))
+    found.backward()
+    assert found.shape == () and found.item() == 0 and (scores.grad == 0).all()
+
+
+@EVERY
+def test_certainty_has_a_finite_loss_and_gradient(loss):
+    """Probabilities that round to 0 and 1, as they do late in training: both right and wrong."""
+    scores = torch.zeros(1, CLASSES, 2, 2)
+    scores[:, 1] = 200
+    scores.requires_grad_()
+    found = loss(scores, torch.tensor([[[1, 1], [1, 2]]]))
+    found.backward()
+    assert found.isfinite() and scores.grad.isfinite().all()
+
+
+@EVERY
+def test_a_step_downhill_helps(batch, loss):
+    scores = batch[0].requires_grad_()
+    before = loss(scores, batch[1])
+    (slope,) = torch.autograd.grad(before, scores)
+    assert loss(scores - 1e-3 * slope / slope.norm(), batch[1]) < before
