@@ -51,7 +51,10 @@ def fcnlab(monkeypatch, tmp_path):
         try:
             main()
         except SystemExit as stop:
-            return stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
+            if isinstance(stop.code, str):  # the interpreter would print it
+                print(stop.code, file=sys.stderr)
+                return 1
+            return stop.code or 0
         finally:
             for handler in set(logging.getLogger().handlers) - set(handlers):  # Hydra's, to the run's log
                 handler.close()

@@ -140,6 +140,13 @@ def test_shares_add_up_to_the_whole(total):
         assert torch.equal(part, whole)
 
 
+def test_a_picture_counted_by_two_processes_is_an_error():
+    merged = count([0, 1], 3)
+    merged.merge_state(count([1, 2], 3))
+    with pytest.raises(RuntimeError, match="picture 1 was counted 2 times"):
+        merged.compute()
+
+
 def process(rank: int, world_size: int, totals: list[int], folder: str) -> None:
     """One of several: counts its share, computes with the others, and says what it found."""
     torch.set_num_threads(1)  # the threads of OpenMP did not come along with the fork

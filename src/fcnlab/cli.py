@@ -37,7 +37,16 @@ def main() -> None:
     verb = sys.argv[place]
     # Rewritten in place and not cut out: Lightning starts the other ranks of a DDP run with this very argv.
     sys.argv[place] = f"--config-name={verb}"
+    _check_groups(verb)
     _run(verb)
+
+
+def _check_groups(verb: str) -> None:
+    """eval chooses no data and no model by itself, and Hydra's words for a setting of what is not there mislead."""
+    for group in ("data", "model") if verb == "eval" else ():
+        settings = [word for word in sys.argv if word.startswith(f"{group}.")]
+        if settings and not any(word.startswith(f"{group}=") for word in sys.argv):
+            sys.exit(f"fcnlab eval: {settings[0]} sets nothing, since no {group} is chosen: add {group}=OPTION")
 
 
 def _no_verb() -> None:

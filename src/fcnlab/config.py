@@ -68,7 +68,7 @@ class PredictConfig:
     output: str = MISSING
     trainer: Any = MISSING
     speed: Any = MISSING
-    num_workers: int = 2
+    num_workers: Any = "auto"
     trust: list[str] = field(default_factory=list)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
 
 VOID = 255
@@ -112,7 +112,7 @@ def _known_pixels(scores: ScoreMap, truth: LabelMap) -> tuple[PixelRows, PixelRo
     return probability, F.one_hot(truth[known], scores.shape[1]).to(probability.dtype)
 
 
-def _weight(truth: LabelMap, class_weights: Tensor | None = None) -> Scalar:
+def _weight(truth: LabelMap, class_weights: Tensor | None = None) -> Num[Tensor, ""]:
     """The pixels' weights summed, at least a trifle, so that a batch of nothing but void costs 0 and not nan."""
     known = truth != VOID
     if class_weights is None:

@@ -67,7 +67,7 @@ class Segmenter(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         loss = self._step(batch, "train")["loss"]
         self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
+        self.log("train/lr", self._rate())
         self._log_step(self.global_step + 1)
         return loss
 
@@ -108,6 +108,10 @@ class Segmenter(L.LightningModule):
             if value == value:  # not nan: a class that nothing defines a score for has none in the logs either
                 self.log(f"{stage}/{name}", _exact(value), prog_bar=name == "miou")
         self._log_step(self.global_step)
+
+    def _rate(self) -> float:
+        """The rate of the heads' weights, which is optim.lr times the schedule's factor."""
+        return next(group["lr"] for group in self.optimizers().param_groups if group["name"] == "heads/weight")
 
     def _log_step(self, done: int) -> None:
         """The optimiser steps done, as the step of what is logged: Lightning's own count differs after resuming."""

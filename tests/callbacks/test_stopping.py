@@ -1,13 +1,18 @@
 """When a run is asked to end, and what stops one whose loss is no number any more."""
 
-from types import SimpleNamespace
+from unittest.mock import Mock
 
+import lightning as L
 import pytest
 import torch
 
 from fcnlab.callbacks import EndWithValidation, StopOnNaN
 from fcnlab.callbacks.stopping import TrainingDiverged
 from fcnlab.errors import UserError
+
+
+def stand_in(**state) -> L.Trainer:
+    return Mock(spec=L.Trainer, **state)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +30,7 @@ from fcnlab.errors import UserError
     ],
 )
 def test_the_last_step_asks_for_a_stop(max_steps, max_epochs, step, epoch, last_batch, stops):
-    trainer = SimpleNamespace(
+    trainer = stand_in(
         max_steps=max_steps,
         max_epochs=max_epochs,
         global_step=step,
@@ -41,7 +46,7 @@ def after(callback: StopOnNaN, losses, first_step: int = 1) -> None:
     """What Lightning tells it of after each batch."""
     for step, loss in enumerate(losses, first_step):
         outputs = {"loss": torch.tensor(loss, requires_grad=True)}
-        callback.on_train_batch_end(SimpleNamespace(global_step=step), None, outputs, None, 0)
+        callback.on_train_batch_end(stand_in(global_step=step), None, outputs, None, 0)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -56,7 +61,7 @@ def test_the_first_bad_loss_is_named(value):
 @pytest.mark.parametrize("moment", ["on_validation_start", "on_save_checkpoint"])
 def test_nothing_is_validated_or_saved_after_a_bad_loss(moment):
     callback = StopOnNaN(every_n_steps=100)
-    arguments = (None, None, {"state_dict": {}}) if moment == "on_save_checkpoint" else (None, None)
+    arguments = (stand_in(), None, *([{"state_dict": {}}] if moment == "on_save_checkpoint" else []))
     getattr(callback, moment)(*arguments)  # before the first step there is nothing to look at
     after(callback, [1.0, 2.0])
     getattr(callback, moment)(*arguments)
@@ -67,7 +72,7 @@ def test_nothing_is_validated_or_saved_after_a_bad_loss(moment):
 
 def test_weights_that_are_lost_are_not_saved():
     """The step after a good loss can be the one that loses them."""
-    callback, trainer = StopOnNaN(), SimpleNamespace(global_step=7)
+    callback, trainer = StopOnNaN(), stand_in(global_step=7)
     state = {"net.steps": torch.tensor(3), "net.kernel": torch.ones(2)}
     callback.on_save_checkpoint(trainer, None, {"state_dict": state})
     state["net.kernel"][1] = float("inf")

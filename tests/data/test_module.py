@@ -13,8 +13,12 @@ from fcnlab.data import DataError, DataModule, open_voc
 from fcnlab.data.module import TrainingBatches, collate
 from fcnlab.data.transforms import FILL, none, standard
 
-# Python 3.12 on warns of forks beside threads, which is how torch's loaders start workers on Linux.
-pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+pytestmark = [
+    # Python 3.12 on warns of forks beside threads, which is how torch's loaders start workers on Linux.
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+    # Two workers are what is tested, also where there is one core.
+    pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning"),
+]
 
 
 @pytest.fixture

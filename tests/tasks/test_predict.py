@@ -1,11 +1,14 @@
 """``fcnlab predict`` on files, folders and globs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from fcnlab.data.shapes import draw
 from fcnlab.data.voc import voc_palette
+from fcnlab.tasks.predict import output_names
 
 
 @pytest.fixture
@@ -31,18 +34,26 @@ def written(folder) -> list[str]:
 def test_a_folder_gives_palette_masks_and_overlays_of_the_pictures_size(checkpoint, photos, fcnlab, tmp_path):
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out") == 0
     assert written(tmp_path / "out/labels") == written(tmp_path / "out/overlays") == ["a.png", "b.png"]
-    for name in ("a", "b"):
-        original = Image.open(next(photos.glob(f"{name}.*")))
-        labels = Image.open(tmp_path / f"out/labels/{name}.png")
-        assert labels.mode == "P" and labels.size == original.size
-        assert labels.getpalette()[: 21 * 3] == voc_palette(21).flatten().tolist()
-        assert np.array(labels).max() <= 20
-        assert Image.open(tmp_path / f"out/overlays/{name}.png").width == original.width
+    for photo in photos.glob("*.*"):
+        overlay = tmp_path / f"out/overlays/{photo.stem}.png"
+        with Image.open(photo) as original, Image.open(overlay) as tinted:
+            with Image.open(tmp_path / f"out/labels/{photo.stem}.png") as labels:
+                assert labels.mode == "P" and labels.size == original.size
+                assert labels.getpalette()[: 21 * 3] == voc_palette(21).flatten().tolist()
+                assert np.array(labels).max() <= 20
+            assert tinted.width == original.width
 
 
 def test_a_glob_reaches_into_folders_and_keeps_equal_names_apart(checkpoint, photos, fcnlab, tmp_path):
     assert fcnlab("predict", checkpoint, f"input='{photos}/**/*.jpg'", f"output={tmp_path}/out") == 0
-    assert written(tmp_path / "out/labels") == ["more_a.png", "photos_a.png"]
+    found = sorted(str(path.relative_to(tmp_path / "out/labels")) for path in (tmp_path / "out/labels").rglob("*.png"))
+    assert found == ["a.png", "more/a.png"]
+
+
+def test_output_names_are_each_picture_s_own():
+    names = output_names([Path("p/a.jpg"), Path("p/a.png"), Path("p/b.jpg"), Path("p/q/a.jpg")])
+    assert names == ["a.jpg.png", "a.png.png", "b.png", "q/a.png"]
+    assert output_names([Path("p/a.jpg")]) == ["a.png"]
 
 
 def test_one_file(checkpoint, photos, fcnlab, tmp_path):

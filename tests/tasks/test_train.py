@@ -123,7 +123,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_checkpoint(tr
         assert all(value.isfinite().all() for value in torch.load(file, weights_only=True)["state_dict"].values())
 
 
-def test_ema_is_what_is_validated_and_saved(train):
+def test_ema_is_what_is_validated_scored_and_saved(train):
     plain, averaged = (
         train(f"callbacks.ema.enabled={enabled}", "callbacks.ema.decay=0.9", folder=str(enabled))
         for enabled in ("false", "true")
@@ -131,6 +131,9 @@ def test_ema_is_what_is_validated_and_saved(train):
     checkpoint = torch.load(averaged / "checkpoints" / "last.ckpt", weights_only=True)
     assert same(checkpoint["current_model_state"], weights(plain))  # training itself is not changed
     assert not same(checkpoint["state_dict"], weights(plain))
+    scores, losses = column(averaged, "val/miou"), column(averaged, "val/loss")
+    best = max(scores, key=lambda step: float(scores[step]))
+    assert column(averaged, "test/loss")[20] == losses[best] != column(plain, "val/loss")[best]
 
 
 def test_early_stopping_ends_with_a_record(train):

@@ -42,7 +42,7 @@ def wandb_logger(
         entity=entity,
         group=group,
         tags=list(tags),
-        mode=_reachable_mode() if mode == "auto" else mode,
+        mode=reachable_mode() if mode == "auto" else mode,
         settings=wandb.Settings(quiet=True, console="off"),
         reinit="create_new",
     )
@@ -51,7 +51,7 @@ def wandb_logger(
     return WandbLogger(experiment=run)
 
 
-def _reachable_mode() -> Literal["online", "offline"]:
+def reachable_mode() -> Literal["online", "offline"]:
     """Online costs a minute and more before it fails where nobody answers, so ask first."""
     import wandb
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import cv2
 import lightning as L
@@ -112,7 +113,7 @@ class DataModule(L.LightningDataModule):
     batch_size
         Training pictures on each device; evaluation takes pictures one by one, each at its own size.
     num_workers
-        Processes that read pictures; ``"auto"``: one per core, at most 8.
+        Processes that read pictures; see :func:`worker_count`.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class DataModule(L.LightningDataModule):
         test_list: str | None = None,
         crop_size: int = 512,
         batch_size: int = 16,
-        num_workers: int | str = "auto",
+        num_workers: int | Literal["auto"] = "auto",
         seed: int = 0,
     ):
         super().__init__()
@@ -136,7 +137,7 @@ class DataModule(L.LightningDataModule):
         self.num_classes = num_classes
         self.augment = augment(crop_size)
         self.batch_size, self.seed = batch_size, seed
-        self.num_workers = min(8, len(os.sched_getaffinity(0))) if num_workers == "auto" else int(num_workers)
+        self.num_workers = worker_count(num_workers)
         self._opened: dict[str, Pictures] = {}
 
     def check(self, *splits: str, min_size: int = 1) -> None:
@@ -218,6 +219,11 @@ class DataModule(L.LightningDataModule):
             # The loader draws a base seed from its generator; with one of its own, the global stream stays the run's.
             "generator": torch.Generator().manual_seed(self.seed),
         }
+
+
+def worker_count(wanted: int | Literal["auto"]) -> int:
+    """``"auto"``: one process for each core that this one may use, at most 8."""
+    return min(8, len(os.sched_getaffinity(0))) if wanted == "auto" else int(wanted)
 
 
 def _single_threaded(worker: int) -> None:

@@ -4,7 +4,7 @@ A backbone is an ``nn.Module`` that takes RGB pictures in 0..1, float, (batch, 3
 that its weights were trained on (so the data never knows which weights are loaded) and returns ``{level: FeatureMap}``.
 """
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ class Level(NamedTuple):
     grid: Grid
 
 
+@runtime_checkable  # by the tests that check annotations
 class Backbone(Protocol):
     """The contract of a backbone."""
 

@@ -9,6 +9,7 @@ from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont
 
 Picture = UInt8[ndarray, "rows cols 3"]
+Drawing = UInt8[ndarray, "_ _ 3"]  # of another size than the labels in it
 Labels = Integer[ndarray, "rows cols"]
 Palette = UInt8[ndarray, "classes 3"]
 
@@ -53,14 +54,14 @@ def legend(labels: Sequence[int], classes: Sequence[str], palette: Palette, widt
     return np.array(canvas)
 
 
-def with_legend(image: Picture, shown: Sequence[Labels], classes: Sequence[str], palette: Palette) -> Picture:
+def with_legend(image: Drawing, shown: Sequence[Labels], classes: Sequence[str], palette: Palette) -> Drawing:
     """The picture above the names of the classes that its label maps hold; void has no name."""
     present = sorted({int(label) for labels in shown for label in np.unique(labels)} - {VOID})
     names = legend(present, classes, palette, image.shape[1])
     return np.concatenate([image, names])
 
 
-def panel(image: Picture, truth: Labels, prediction: Labels, classes: Sequence[str], palette: Palette) -> Picture:
+def panel(image: Picture, truth: Labels, prediction: Labels, classes: Sequence[str], palette: Palette) -> Drawing:
     """Picture, truth and prediction side by side, above a legend."""
     gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
     row = np.concatenate([image, gap, colours(truth, palette), gap, colours(prediction, palette)], axis=1)

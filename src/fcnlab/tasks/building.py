@@ -74,7 +74,6 @@ NOISE = (
     r".*Checkpoint directory .* exists and is not empty",  # on resuming that is how it should be
     r".*does not have many workers",  # data.num_workers is the user's choice
     r".*your dataloader is not resumable",  # it is: DataModule finds its place again
-    r".*is not supported by the model summary",  # of the size in MB, which is not what a summary is for
 )
 
 

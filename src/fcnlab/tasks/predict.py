@@ -1,5 +1,6 @@
 """``fcnlab predict``."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from glob import glob
@@ -8,12 +9,14 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fcnlab.config import check_targets
-from fcnlab.data.module import as_tensors, collate
+from fcnlab.data.module import as_tensors, collate, worker_count
 from fcnlab.data.pictures import DataError, read_image
 from fcnlab.errors import UserError
 from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
@@ -32,7 +35,7 @@ def predict(cfg: DictConfig) -> None:
     facts = checkpoint["fcnlab"]
     files = Files(find_pictures(cfg.input), min_size=net.backbone.min_size)
     writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
-    loader = DataLoader(files, batch_size=None, num_workers=cfg.num_workers)
+    loader = DataLoader(files, batch_size=None, num_workers=worker_count(cfg.num_workers))
     segmenter = Predictor(net, facts["classes"], channels_last=cfg.speed.channels_last)
     build_trainer(cfg, False, [writer]).predict(segmenter, loader, return_predictions=False)
     say(f"{writer.written} of {len(files)} pictures segmented: labels/ and overlays/ in {cfg.output}")
@@ -62,13 +65,20 @@ def find_pictures(wanted: str) -> list[Path]:
     return sorted(found)
 
 
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """Where each picture's results go below the output: as below the pictures' common folder, each name once."""
+    base = os.path.commonpath([path.parent.absolute() for path in paths])
+    places = [path.absolute().relative_to(base) for path in paths]
+    often = Counter(place.with_suffix("") for place in places)
+    return [f"{place.with_suffix('') if often[place.with_suffix('')] == 1 else place}.png" for place in places]
+
+
 class Files(Dataset):
     """Pictures by index; one that cannot be used comes as its problem, and the rest goes on."""
 
     def __init__(self, paths: Sequence[Path], min_size: int):
         self.paths, self.min_size = list(paths), min_size
-        stems = Counter(path.stem for path in self.paths)
-        self.names = [path.stem if stems[path.stem] == 1 else "_".join(path.parts[-2:]) for path in self.paths]
+        self.names = output_names(self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -88,8 +98,8 @@ class Files(Dataset):
 class Predictor(Segmenter):
     """Passes over what could not be read."""
 
-    def predict_step(self, batch: dict[str, Any]):
-        return None if "problem" in batch else super().predict_step(batch)
+    def predict_step(self, batch: dict[str, Any]) -> Tensor:
+        return torch.empty(0) if "problem" in batch else super().predict_step(batch)
 
 
 class WritePredictions(Callback):
@@ -104,7 +114,7 @@ class WritePredictions(Callback):
             self.problems.append(f"  {batch['problem']}")
             return
         for image, prediction, index in zip(batch["image"], outputs, batch["index"], strict=True):
-            name = f"{self.files.names[index]}.png"
+            name = self.files.names[index]
             labels = prediction.cpu().numpy()
             tinted = overlay(image.permute(1, 2, 0).cpu().numpy(), labels, self.palette)
             save_labels(self.folder / "labels" / name, labels, self.palette)

@@ -26,15 +26,10 @@ from fcnlab.segmenter import Segmenter
 PACKAGES = ("fcnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "albumentations", "numpy")
 
 
-def score(
-    trainer: L.Trainer, segmenter: Segmenter, data: DataModule, folder: Path, seed: int, checkpoint: str | None = None
-) -> Scores | None:
-    """Evaluate the test list and leave the record in ``folder``; the scores, on the process that writes (rank 0).
-
-    ``checkpoint`` is loaded first, if given.
-    """
+def score(trainer: L.Trainer, segmenter: Segmenter, data: DataModule, folder: Path, seed: int) -> Scores | None:
+    """Evaluate the test list and leave the record in ``folder``; the scores, on the process that writes (rank 0)."""
     started = time.perf_counter()
-    trainer.test(segmenter, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    trainer.test(segmenter, datamodule=data, verbose=False)
     seconds = time.perf_counter() - started
     index, matrices = (values.cpu().numpy() for values in segmenter.confusions.compute())
     if not trainer.is_global_zero:
@@ -82,6 +77,18 @@ def cost(segmenter: Segmenter, pictures: Pictures, seconds: float, count: int) -
         "pictures_per_second": round(count / seconds, 2),
         "peak_memory_mib": round(peak_memory() / 2**20),
     }
+
+
+def describe(segmenter: Segmenter, pictures: Pictures) -> str:
+    """The net in a line."""
+    net, (rows, cols) = segmenter.net, pictures.image(0).shape[:2]
+    levels = ", ".join(map(str, net.levels))
+    parameters = sum(parameter.numel() for parameter in net.parameters()) / 1e6
+    work = macs(net, rows, cols) / 1e9
+    return (
+        f"The net: {type(net).__name__} of levels {levels} on {type(net.backbone).__name__},"
+        f" {parameters:.2f} M parameters, {work:.2f} GMACs for a picture of {rows}x{cols}"
+    )
 
 
 def macs(net: nn.Module, rows: int, cols: int) -> int:

@@ -16,7 +16,7 @@ from fcnlab.results.scores import Scores
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_callbacks, build_trainer, choices, open_loggers, run_folder, say, warn
 from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint
-from fcnlab.tasks.scoring import score, table
+from fcnlab.tasks.scoring import describe, score, table
 
 # What code adds to a component when it builds it.
 SUPPLIED = {"trainer": {"logger", "callbacks"}}
@@ -41,6 +41,7 @@ def train(cfg: DictConfig) -> float | None:
         record=checkpoint_record(cfg, data.split("val")),
         channels_last=cfg.speed.channels_last,
     )
+    say(describe(segmenter, data.split("val")))
     with open_loggers(cfg) as loggers:
         curves = MetricsFile(folder / "metrics.csv")
         if resumed:
@@ -50,7 +51,10 @@ def train(cfg: DictConfig) -> float | None:
         trainer.fit(segmenter, datamodule=data, ckpt_path=resumed, weights_only=True)
         minutes = (time.perf_counter() - started) / 60
         best = best_checkpoint(trainer)
-        found = score(trainer, segmenter, data, folder, cfg.seed, checkpoint=best)
+        if best:
+            # Not by test(ckpt_path=...): Lightning's weight averaging would restore the weights that are not averaged.
+            segmenter.load_state_dict(read_checkpoint(best)["state_dict"])
+        found = score(trainer, segmenter, data, folder, cfg.seed)
     if found is None:
         return None
     say_what_came(found, segmenter, trainer, minutes, folder, best)

@@ -1,0 +1,94 @@
+"""Weights & Biases offline: what a run holds, how it ends, and that it never hangs."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+
+def inspect(run: Path) -> str:
+    """What W&B's own reader says of an offline run."""
+    wandb = Path(sys.executable).with_name("wandb")
+    command = [wandb, "leet", "inspect", "--summary", run]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def offline_runs(folder: Path) -> list[Path]:
+    return sorted((folder / "wandb").glob("offline-run-*"))
+
+
+def test_a_run_holds_config_scores_tables_and_pictures(train):
+    folder = train("logger=default", "callbacks.pictures.count=3", "trainer.max_steps=4")
+    (run,) = offline_runs(folder)
+    said = {line.split()[0]: line.split()[1:] for line in inspect(run).splitlines() if line.strip()}
+    record = json.loads((folder / "metrics.json").read_text())
+    assert float(said["test/miou"][0]) == record["miou"]
+    assert {"test/per_class", "test/confusion", "val/pictures", "model.upsampling", "optim.lr"} <= set(said)
+    masks = list((run / "files/media/images/mask").rglob("*.png"))
+    assert len(masks) >= 3  # truth and prediction of three pictures; equal ones are kept once
+
+
+def test_a_run_that_fails_is_marked_as_failed(train_code, tmp_path):
+    assert train_code("logger=default", "optim=sgd", "optim.lr=1e36", "trainer.gradient_clip_val=null") == 1
+    (run,) = offline_runs(tmp_path / "run")
+    assert "exit code 1" in inspect(run)
+
+
+def test_a_sweep_holds_one_run_for_each_job(fcnlab, shapes_root, tmp_path):
+    from conftest import SMALL
+
+    words = [*SMALL, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=2"]
+    sweep = ["hydra/launcher=basic", f"hydra.sweep.dir={tmp_path}/sweep", "model=fcn32s,fcn16s,fcn8s", "seed=1,2"]
+    assert fcnlab("train", "-m", *words, *sweep) == 0
+    assert len(offline_runs(tmp_path / "sweep")) == 6
+    records = [json.loads(path.read_text()) for path in sorted((tmp_path / "sweep").glob("*/metrics.json"))]
+    assert sorted(record["provenance"]["seed"] for record in records) == [1, 1, 1, 2, 2, 2]
+    names = {inspect(run).split()[1] for run in offline_runs(tmp_path / "sweep")}
+    assert names == {f"fcn{stride}s-tiny-shapes-s{seed}" for stride in (32, 16, 8) for seed in (1, 2)}
+
+
+def mode_with(environment: dict[str, str], tmp_path) -> str:
+    """The mode chosen by a fresh process: W&B reads its settings once."""
+    code = "from fcnlab.callbacks.wandb import reachable_mode; print(reachable_mode())"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    clean |= {"NETRC": str(tmp_path / "none"), "WANDB_DIR": str(tmp_path)} | environment
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.split()[-1]
+
+
+def test_without_a_key_a_run_is_offline(tmp_path):
+    assert mode_with({}, tmp_path) == "offline"
+
+
+@pytest.mark.parametrize(
+    "answers", [None, b"", b"HTTP/1.0 404 Not Found\r\n\r\n"], ids=["hangs", "hangs up", "answers"]
+)
+def test_with_a_key_the_server_is_asked_first(answers, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server, answers), daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        mode = mode_with({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": address}, tmp_path)
+    assert mode == ("online" if answers else "offline")
+
+
+def serve(server: socket.socket, answer: bytes | None) -> None:
+    """Take connections; say something, nothing, or never anything."""
+    kept = []
+    while True:
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            return
+        if answer is None:
+            kept.append(connection)
+        else:
+            connection.recv(4096)
+            connection.sendall(answer)
+            connection.close()
