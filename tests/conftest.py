@@ -1,4 +1,4 @@
-"""What all tests share: the command line in this process, a small generated data set, and the real data if it is there."""
+"""What all tests share: the command line in this process, small generated data, and the real data if it is there."""
 
 import logging
 import os

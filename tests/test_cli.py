@@ -16,7 +16,8 @@ def test_help_lists_the_verbs(capsys, fcnlab):
 
 
 def test_help_imports_neither_torch_nor_hydra():
-    code = "import sys; sys.argv = ['fcnlab', '--help']\nfrom fcnlab.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code = "import sys; sys.argv = ['fcnlab', '--help']\nfrom fcnlab.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
     code += "print([name for name in ('torch', 'hydra', 'lightning', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")

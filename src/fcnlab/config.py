@@ -79,6 +79,13 @@ def register_schemas() -> None:
         store.store(name=f"{name}_schema", node=schema)
 
 
+def plain(node: Any) -> dict[str, Any]:
+    """A config node as plain values, its interpolations resolved: what objects and checkpoints may hold."""
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
 def check_targets(cfg: DictConfig, supplied: Mapping[str, set[str]] | None = None) -> None:
     """Bind every component's settings to its signature, and report all that does not fit at once.
 
@@ -92,8 +99,7 @@ def check_targets(cfg: DictConfig, supplied: Mapping[str, set[str]] | None = Non
     """
     problems = [f"{path} is not set: give it as {path}=VALUE" for path in sorted(OmegaConf.missing_keys(cfg))]
     if not problems:
-        values = OmegaConf.to_container(cfg, resolve=True)
-        for path, node in _components(values):
+        for path, node in _components(plain(cfg)):
             problems += _misfits(path, node, (supplied or {}).get(path, set()))
     if problems:
         raise ConfigError("the configuration cannot work:\n" + "\n".join(f"  {problem}" for problem in problems))

@@ -6,11 +6,13 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from jaxtyping import Float, Int64, UInt8
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from fcnlab.metrics import PictureConfusions, dataset_scores
+from fcnlab.models import FCN
 
 Stage = Literal["train", "val", "test"]
 
@@ -34,7 +36,7 @@ class Segmenter(L.LightningModule):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: FCN,
         classes: Sequence[str],
         loss: nn.Module | None = None,
         optimizer: Callable[[nn.Module], Optimizer] | None = None,
@@ -48,7 +50,7 @@ class Segmenter(L.LightningModule):
         self.classes = list(classes)
         self.loss, self.make_optimizer, self.make_schedule = loss, optimizer, schedule
         self.record = record or {}
-        self.confusions: PictureConfusions | None = None
+        self.confusions = PictureConfusions(0, len(self.classes))  # one for each set, when it is evaluated
 
     def forward(self, image: UInt8[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch classes rows cols"]:
         """Scores of every pixel; the pictures are RGB in 0..255, as they travel."""
@@ -117,7 +119,8 @@ class Segmenter(L.LightningModule):
         """The optimiser steps done, as the step of what is logged: Lightning's own count differs after resuming."""
         self.log_dict({"step": _exact(done), "epoch": _exact(self.current_epoch)})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        assert self.make_optimizer and self.make_schedule, "built for evaluation only"
         optimizer = self.make_optimizer(self.net)
         schedule = LambdaLR(optimizer, self.make_schedule(int(self.trainer.estimated_stepping_batches)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

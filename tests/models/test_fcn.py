@@ -52,7 +52,7 @@ def test_scores_have_the_pictures_size_for_every_size(backbone, padding):
     with torch.device("meta"):  # shapes only
         shared = Once(backbone(padding=padding).eval())
         nets = [FCN(shared, 2, levels) for levels in STAGED]
-        for rows in range(smallest, 317):  # the columns run through the sizes from 600 down
+        for rows in range(smallest, 317):  # as rows grow, columns shrink from 600: together every size
             cols = 600 + smallest - rows
             image = torch.empty(1, 3, rows, cols)
             assert {net(image).shape for net in nets} == {(1, 2, rows, cols)}

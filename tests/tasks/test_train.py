@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from fcnlab.data.module import TrainingSamples
 from fcnlab.data.voc import CLASSES
+
+
+PLAIN = "+callbacks.last.auto_insert_metric_name=false"  # 4.ckpt, not step=4.ckpt
 
 
 def rows(folder) -> list[dict[str, str]]:
@@ -84,14 +88,28 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(train):
     assert column(one, "train/loss") == column(again, "train/loss") != column(other, "train/loss")
 
 
+def test_each_epoch_of_a_run_draws_every_picture_once_in_its_own_order(train, monkeypatch):
+    """Through Lightning, which has to tell the sampler that a new epoch begins."""
+    drawn, load = [], TrainingSamples.__getitem__
+    monkeypatch.setattr(TrainingSamples, "__getitem__", lambda self, key: (drawn.append(key), load(self, key))[1])
+    train("trainer.max_steps=12")
+    first, second = drawn[:24], drawn[24:48]
+    assert {epoch for epoch, _ in first} == {0} and {epoch for epoch, _ in second} == {1}
+    orders = [[index for _, index in epoch] for epoch in (first, second)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(24)) and orders[0] != orders[1]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # it has: the two ends are to be compared
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("step", [4, 6], ids=["inside an epoch", "at an epoch's end"])
 def test_a_resumed_run_ends_as_if_it_had_never_stopped(train, workers, step):
     """24 pictures in batches of 4: an epoch has 6 steps."""
     common = ("trainer.max_steps=15", "trainer.val_check_interval=2", f"data.num_workers={workers}")
-    straight = train(*common, "callbacks.last.save_top_k=-1", "callbacks.last.filename='{step}'", folder="straight")
-    resumed = train(*common, f"checkpoint={straight}/checkpoints/step={step}.ckpt", folder="resumed")
-    assert same(weights(straight, "step=15"), weights(resumed))
+    straight = train(
+        *common, "+callbacks.last.save_top_k=-1", "callbacks.last.filename='{step}'", PLAIN, folder="straight"
+    )
+    resumed = train(*common, f"checkpoint={straight}/checkpoints/{step}.ckpt", folder="resumed")
+    assert same(weights(straight, "15"), weights(resumed))
     for name in ("train/loss", "train/lr", "val/miou", "val/loss"):
         late = {at: value for at, value in column(straight, name).items() if at > step}
         assert column(resumed, name) == late
@@ -170,7 +188,7 @@ def test_every_option_trains(train, option):
 
 
 def test_staged_training_starts_from_the_net_before(train):
-    """FCN-16s has FCN-32s's layers and one head more, which starts at zero: before its first step it predicts the same."""
+    """FCN-16s has FCN-32s's layers and one head more; with a rate of 0 the layers that it took over stay as they were."""
     coarse = train("model=fcn32s")
     fine = train("model=fcn16s", f"model.weights={coarse}/checkpoints/last.ckpt", "optim.lr=0.0", folder="fine")
     before, after = weights(coarse), weights(fine)

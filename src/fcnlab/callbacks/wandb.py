@@ -29,7 +29,7 @@ def wandb_logger(
 
     ``mode="auto"`` is online where a key is configured and the server answers, else offline.
     """
-    if rank_zero_only.rank:  # other ranks never log
+    if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
     import wandb
 

@@ -77,8 +77,13 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
             ranks = f" on each of {world_size} devices" if world_size > 1 else ""
             raise DataError(f"data.batch_size={batch_size}{ranks} is more than the {count} training pictures: lower it")
 
+    @property
+    def sampler(self) -> "TrainingBatches":
+        """Where Lightning looks for ``set_epoch``: not at a batch sampler itself, whose epochs would all be alike."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch, but on resuming too late for the first."""
+        """Lightning calls this before each epoch, on resuming too, when the first epoch's batches are on their way."""
         if epoch != self.epoch:
             self.epoch, self.skip = epoch, 0
 
@@ -90,11 +95,12 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         return self.count // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        epoch, first = self.epoch, self.skip
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
         together = self.batch_size * self.world_size
-        for batch in range(self.skip, len(self)):
-            first = batch * together + self.rank * self.batch_size
-            yield [(self.epoch, int(index)) for index in order[first : first + self.batch_size]]
+        for batch in range(first, len(self)):
+            start = batch * together + self.rank * self.batch_size
+            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
 
 
 class DataModule(L.LightningDataModule):

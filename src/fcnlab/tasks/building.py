@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -15,9 +14,10 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fcnlab.callbacks import EndWithValidation, RandomState, StopOnNaN
+from fcnlab.config import plain
 
 log = logging.getLogger("fcnlab")
 
@@ -27,16 +27,16 @@ def run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+@rank_zero_only
 def say(message: str) -> None:
     """Tell the user, once whatever the number of processes."""
-    if rank_zero_only.rank == 0:
-        log.info(message)
+    log.info(message)
 
 
+@rank_zero_only
 def warn(message: str) -> None:
     """Warn the user, once whatever the number of processes."""
-    if rank_zero_only.rank == 0:
-        log.warning("Warning: %s", message)
+    log.warning("Warning: %s", message)
 
 
 def choices() -> dict[str, str]:
@@ -49,7 +49,7 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
 
     ``val_check_interval`` counts optimiser steps where it is a whole number; Lightning counts batches.
     """
-    settings: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)
+    settings = plain(cfg.trainer)
     if settings["precision"] == "auto":
         settings["precision"] = best_precision(settings["accelerator"])
     if isinstance(settings["val_check_interval"], int):
@@ -96,7 +96,7 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """The callbacks that are not disabled by ``enabled: false``."""
     built = []
     for name, node in cfg.callbacks.items():
-        settings = OmegaConf.to_container(node, resolve=True)
+        settings = plain(node)
         if settings.pop("enabled", True):
             built.append(instantiate(settings, _convert_="all"))
         else:
@@ -116,7 +116,7 @@ def open_loggers(cfg: DictConfig) -> Iterator[list[Logger]]:
         code = 0
     finally:
         for logger in loggers:
-            if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+            if isinstance(logger, WandbLogger):
                 logger.experiment.finish(exit_code=code)
 
 
@@ -127,10 +127,15 @@ def _build_logger(name: str, cfg: DictConfig) -> Logger:
     make = instantiate(cfg.logger.wandb, _convert_="all")
     folder = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else run_folder()  # one wandb/ for a whole sweep
     name = cfg.logger.wandb.name or _run_name(cfg)
-    logger = make(folder=folder, config=OmegaConf.to_container(cfg, resolve=True), name=name)
-    if rank_zero_only.rank == 0 and logger.experiment.offline:
-        say(f"W&B: no server or key, so this run is offline; later: wandb sync {Path(logger.experiment.dir).parent}")
+    logger = make(folder=folder, config=plain(cfg), name=name)
+    _say_where(logger)
     return logger
+
+
+@rank_zero_only
+def _say_where(logger: WandbLogger) -> None:
+    if logger.experiment.offline:
+        say(f"W&B: this run is offline; later: wandb sync {Path(logger.experiment.dir).parent}")
 
 
 def _run_name(cfg: DictConfig) -> str:

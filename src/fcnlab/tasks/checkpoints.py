@@ -9,12 +9,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 import fcnlab
-from fcnlab.config import check_targets, check_trust
+from fcnlab.config import check_targets, check_trust, plain
 from fcnlab.data import Pictures
 from fcnlab.errors import UserError
+from fcnlab.models import FCN
 from fcnlab.models.weights import load_strictly
 
 
@@ -23,7 +23,7 @@ def checkpoint_record(cfg: DictConfig, pictures: Pictures) -> dict[str, Any]:
     return {
         "version": fcnlab.__version__,
         "variant": HydraConfig.get().runtime.choices["model"],
-        "model": without_weights(OmegaConf.to_container(cfg.model, resolve=True)),
+        "model": without_weights(plain(cfg.model)),
         "classes": list(pictures.classes),
         "palette": pictures.palette.tolist(),
     }
@@ -64,7 +64,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def rebuild_net(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -> nn.Module:
+def rebuild_net(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -> FCN:
     """The net of a checkpoint, with its weights.
 
     Raises

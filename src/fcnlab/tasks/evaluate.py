@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.callbacks import FixedPictures
-from fcnlab.config import ConfigError, check_targets, check_trust
+from fcnlab.config import ConfigError, check_targets, check_trust, plain
 from fcnlab.data import DataModule
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, open_loggers, run_folder, say
@@ -64,7 +64,7 @@ def recorded_data(cfg: DictConfig) -> DictConfig:
     record = Path(cfg.checkpoint).absolute().parents[1] / ".hydra" / "config.yaml"
     if not record.is_file():
         raise ConfigError(f"checkpoint={cfg.checkpoint} lies in no run's folder ({record} is missing): give data=...")
-    data = OmegaConf.to_container(OmegaConf.load(record).data, resolve=True)
+    data = plain(OmegaConf.load(record).data)
     check_trust(data, ("fcnlab.data", *cfg.trust), str(record))
     recorded = OmegaConf.create({"data": data})
     check_targets(recorded)

@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from fcnlab.callbacks import MetricsFile
@@ -96,8 +97,8 @@ def checkpoint_to_resume(wanted: str | None, folder: Path) -> str | None:
 
 def best_checkpoint(trainer: L.Trainer) -> str | None:
     """The path of the best checkpoint; None where none was asked for: then the last weights count."""
-    paths = [callback.best_model_path for callback in trainer.checkpoint_callbacks if callback.monitor]
-    return next((path for path in paths if path), None)
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return next((callback.best_model_path for callback in callbacks if callback.monitor), "") or None
 
 
 def say_what_came(
