@@ -24,6 +24,18 @@ SMALL = (
 )
 
 
+@pytest.fixture(scope="session")
+def small() -> tuple[str, ...]:
+    """Settings that make a training take a second."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout."""
+    return REPOSITORY
+
+
 @pytest.fixture
 def shared() -> Path:
     """The real pictures and weights beside a developer's checkout and in CI."""

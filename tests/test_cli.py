@@ -86,12 +86,10 @@ def test_python_m_is_the_same(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_works_in_an_empty_folder(tmp_path):
+def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
     """Built from the checkout and unpacked alone: conf/ must be inside, and found there."""
-    from conftest import REPOSITORY
-
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=REPOSITORY, check=True
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=repository, check=True
     )
     (wheel,) = tmp_path.glob("*.whl")
     site, empty = tmp_path / "site", tmp_path / "empty"

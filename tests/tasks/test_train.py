@@ -10,7 +10,6 @@ import torch
 from fcnlab.data.module import TrainingSamples
 from fcnlab.data.voc import CLASSES
 
-
 PLAIN = "+callbacks.last.auto_insert_metric_name=false"  # 4.ckpt, not step=4.ckpt
 
 
