@@ -43,6 +43,11 @@ def test_the_verb_may_stand_anywhere(fcnlab, capsys):
     assert "schedule:" in capsys.readouterr().out
 
 
+def test_the_other_ranks_of_a_run_are_started_with_the_rewritten_words(fcnlab, capsys):
+    assert fcnlab("--config-name=train", "--cfg", "job") == 0
+    assert "schedule:" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -50,14 +55,17 @@ def test_the_verb_may_stand_anywhere(fcnlab, capsys):
         (["modle=fcn8s"], "modle"),
         (["+optim.momentun=0.9", "optim=sgd"], "did you mean optim.momentum?"),
         (["data=voc", "data.root=nowhere"], "Set data.root to the folder that holds VOCdevkit/."),
-        (["data.batch_size=1000"], "data.batch_size=1000 is more than the 800 training pictures"),
+        (["data.batch_size=1000"], "data.batch_size=1000 is more than the 24 training pictures"),
         (["seed=one"], "seed"),
         (["model.backbone.weights=missing.pth"], "no weights file at missing.pth"),
         (["schedule.warmup=0.5"], "from 0 to 0.1"),
+        (["model/backbone=googlenet", "model.backbone.weights=none", "data.crop_size=30"], "it needs 31"),
     ],
 )
 def test_a_mistake_is_told_without_a_traceback(words, said, fcnlab, capsys, shapes_root):
-    assert fcnlab("train", f"data.root={shapes_root}", "trainer=smoke", "logger=none", *words) == 1
+    few = ("data.pictures.num_train=24", "data.pictures.num_val=8", "data.pictures.size=64", "data.batch_size=4")
+    few = () if "data=voc" in words else few
+    assert fcnlab("train", f"data.root={shapes_root}", "trainer=smoke", "logger=none", *few, *words) == 1
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
 

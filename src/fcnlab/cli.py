@@ -9,6 +9,7 @@ VERBS = {
     "eval": "score a checkpoint: four scores, per class, per picture",
     "predict": "segment pictures: palette PNGs and overlays",
 }
+CONFIG_NAME = "--config-name="
 HELP = """\
 fcnlab: fully convolutional networks for segmentation, as experiments.
 
@@ -31,12 +32,13 @@ def main() -> None:
             sys.argv.append(f"--config-name={verb}")
             _run(verb)
         return
-    place = next((place for place, word in enumerate(sys.argv) if place and word in VERBS), None)
+    words = [word.removeprefix(CONFIG_NAME) for word in sys.argv]
+    place = next((place for place, word in enumerate(words) if place and word in VERBS), None)
     if place is None:
         _no_verb()
-    verb = sys.argv[place]
+    verb = words[place]
     # Rewritten in place and not cut out: Lightning starts the other ranks of a DDP run with this very argv.
-    sys.argv[place] = f"--config-name={verb}"
+    sys.argv[place] = CONFIG_NAME + verb
     _check_groups(verb)
     _run(verb)
 

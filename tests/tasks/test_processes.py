@@ -40,21 +40,19 @@ def test_two_ranks_evaluate_each_picture_once(tmp_path, small, pictures):
 
 
 def test_two_ranks_train_on_the_batches_of_one(tmp_path, small):
-    """2 x 2 pictures meet as 1 x 4 do: with synchronised batch statistics the losses agree but for rounding."""
-    words = [*small, "trainer.accelerator=cpu", "trainer.max_steps=4", "logger=csv", "optim=sgd"]
-    words += [
-        "model/backbone=googlenet",
-        "~model.backbone.width",
-        "model.backbone.weights=none",
-        "model.backbone.dropout=0.0",
-    ]
+    """2 x 2 pictures meet as 1 x 4 do, in a net without batch statistics: the weights agree but for rounding."""
+    words = [word for word in small if "backbone" not in word]
+    words += ["trainer.accelerator=cpu", "trainer.max_steps=4", "logger=csv", "loss=cross_entropy_sum"]
+    words += ["optim=sgd", "optim.lr=0.01"]
+    words += ["model/backbone=googlenet", "model.backbone.weights=none", "model.backbone.dropout=0.0"]
     one = ["trainer=auto", "hydra.run.dir=one", "data.batch_size=4", "trainer.log_every_n_steps=1"]
-    two = ["trainer=ddp", "trainer.devices=2", "trainer.sync_batchnorm=false", "hydra.run.dir=two", "data.batch_size=2"]
+    two = ["trainer=ddp", "trainer.devices=2", "hydra.run.dir=two", "data.batch_size=2"]
     fcnlab(tmp_path, "train", *words, *one)
     fcnlab(tmp_path, "train", *words, *two, "trainer.log_every_n_steps=1")
     weights = [
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for name in ("one", "two")
     ]
-    for key, value in weights[0].items():
-        torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-6)
+    for key, one in weights[0].items():
+        apart, size = (weights[1][key] - one).abs().max(), one.abs().max()
+        assert apart <= 1e-3 * size and size > 0, key  # the heads started at zero: all that they hold was learned

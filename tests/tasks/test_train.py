@@ -187,7 +187,7 @@ def test_every_option_trains(train, option):
 
 
 def test_staged_training_starts_from_the_net_before(train):
-    """FCN-16s has FCN-32s's layers and one head more; with a rate of 0 the layers that it took over stay as they were."""
+    """FCN-16s has FCN-32s's layers and one head more; at rate 0 what it took over stays as it was."""
     coarse = train("model=fcn32s")
     fine = train("model=fcn16s", f"model.weights={coarse}/checkpoints/last.ckpt", "optim.lr=0.0", folder="fine")
     before, after = weights(coarse), weights(fine)

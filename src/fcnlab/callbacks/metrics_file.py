@@ -38,6 +38,8 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: float = 0) -> None:
         row = {"step": int(step)} | {name: value for name, value in metrics.items() if not math.isnan(value)}
+        if "epoch" in row:
+            row["epoch"] = int(row["epoch"])
         new = [name for name in dict.fromkeys((*FIRST, *row)) if name not in self._columns]
         if new:
             self._columns += new

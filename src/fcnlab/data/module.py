@@ -32,21 +32,22 @@ class TrainingSamples(Dataset):
 
 
 class EvaluationSamples(Dataset):
-    """Whole pictures at their own size, by index."""
+    """Whole pictures at their own size, by index; without their truth, all of it is void."""
 
-    def __init__(self, pictures: Pictures):
-        self.pictures = pictures
+    def __init__(self, pictures: Pictures, truth: bool = True):
+        self.pictures, self.truth = pictures, truth
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> Batch:
-        return as_tensors(self.pictures.image(index), self.pictures.mask(index), index)
+        return as_tensors(self.pictures.image(index), self.pictures.mask(index) if self.truth else None, index)
 
 
-def as_tensors(image: np.ndarray, mask: np.ndarray, index: int) -> Batch:
-    """A sample as it travels: uint8, since that is a quarter of what floats would be."""
+def as_tensors(image: np.ndarray, mask: np.ndarray | None, index: int) -> Batch:
+    """A sample as it travels: uint8, since that is a quarter of what floats would be. No mask: void."""
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    mask = np.full(image.shape[:2], VOID, np.uint8) if mask is None else mask
     return {"image": pixels, "mask": torch.from_numpy(mask), "index": torch.tensor(index)}
 
 
@@ -142,7 +143,7 @@ class DataModule(L.LightningDataModule):
         self.lists = {"train": train_list, "val": val_list, "test": test_list or val_list}
         self.num_classes = num_classes
         self.augment = augment(crop_size)
-        self.batch_size, self.seed = batch_size, seed
+        self.crop_size, self.batch_size, self.seed = crop_size, batch_size, seed
         self.num_workers = worker_count(num_workers)
         self._opened: dict[str, Pictures] = {}
 
@@ -164,7 +165,9 @@ class DataModule(L.LightningDataModule):
                     f"{pictures.title} has {len(pictures.classes)} classes, the net is built for {self.num_classes}:"
                     " set data.num_classes"
                 )
-            cropped = set(uses) == {"train"} and self.augment is not None  # crops are as large as crop_size says
+            cropped = set(uses) == {"train"} and self.augment is not None
+            if cropped and self.crop_size < min_size:
+                raise DataError(f"data.crop_size={self.crop_size} is too small for the net: it needs {min_size}")
             pictures.check(min_size=1 if cropped else min_size)
             if "train" in uses:
                 TrainingBatches(len(pictures), self.batch_size, self.seed)
@@ -188,16 +191,15 @@ class DataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader("val")
+        return self._evaluation_loader(EvaluationSamples(self.split("val")))
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader("test")
+        return self._evaluation_loader(EvaluationSamples(self.split("test")))
 
     def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader("test")
+        return self._evaluation_loader(EvaluationSamples(self.split("test"), truth=False))
 
-    def _evaluation_loader(self, name: str) -> DataLoader:
-        samples = EvaluationSamples(self.split(name))
+    def _evaluation_loader(self, samples: EvaluationSamples) -> DataLoader:
         rank, world_size = self._place()
         share = range(rank, len(samples), world_size)  # unlike DistributedSampler's, it counts nobody twice
         return DataLoader(samples, sampler=share, batch_size=1, collate_fn=collate, **self._loading())
@@ -229,7 +231,8 @@ class DataModule(L.LightningDataModule):
 
 def worker_count(wanted: int | Literal["auto"]) -> int:
     """``"auto"``: one process for each core that this one may use, at most 8."""
-    return min(8, len(os.sched_getaffinity(0))) if wanted == "auto" else int(wanted)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores) if wanted == "auto" else int(wanted)
 
 
 def _single_threaded(worker: int) -> None:

@@ -40,7 +40,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(f"{path} holds no tensors; its keys: {_few(state)}")
     return tensors

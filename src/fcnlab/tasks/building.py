@@ -52,6 +52,9 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     settings = plain(cfg.trainer)
     if settings["precision"] == "auto":
         settings["precision"] = best_precision(settings["accelerator"])
+    if settings["sync_batchnorm"] and not _on_gpu(settings["accelerator"]):
+        settings["sync_batchnorm"] = False
+        warn("trainer.sync_batchnorm=true has no effect on a CPU: torch synchronises batch statistics on GPUs only")
     if isinstance(settings["val_check_interval"], int):
         settings["val_check_interval"] *= settings["accumulate_grad_batches"]
         settings.setdefault("check_val_every_n_epoch", None)
@@ -88,8 +91,12 @@ def _hush_lightning() -> None:
 
 def best_precision(accelerator: str) -> str:
     """bf16 on a GPU that computes in it, else single precision."""
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    has_bf16 = _on_gpu(accelerator) and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def _on_gpu(accelerator: str) -> bool:
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:

@@ -92,7 +92,7 @@ class Files(Dataset):
                 )
         except DataError as error:
             return {"problem": str(error)}
-        return collate([as_tensors(image, np.zeros(image.shape[:2], np.uint8), index)])
+        return collate([as_tensors(image, None, index)])
 
 
 class Predictor(Segmenter):

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -103,7 +104,8 @@ def peak_memory() -> int:
     """Bytes: allocated on the GPU where there is one, else the process's largest resident size."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def provenance(segmenter: Segmenter, seed: int) -> dict[str, Any]:
@@ -115,8 +117,14 @@ def provenance(segmenter: Segmenter, seed: int) -> dict[str, Any]:
         "seed": seed,
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": f"{device.type}: {name}",
-        "command": shlex.join(["fcnlab", *(word.removeprefix("--config-name=") for word in sys.argv[1:])]),
+        "command": command(),
     }
+
+
+def command() -> str:
+    """What to type for this very run, also where it was one job of a sweep."""
+    hydra = HydraConfig.get()
+    return shlex.join(["fcnlab", hydra.job.config_name, *hydra.overrides.task])
 
 
 def commit() -> str | None:
