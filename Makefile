@@ -36,8 +36,8 @@ lint: setup  ## format check, lint, types
 	$(BIN)/ruff check src tests
 	$(BIN)/pyright
 
-notebooks: setup  ## run the notebooks; there are none yet
-	@ls notebooks/*.ipynb 2>/dev/null || echo "no notebooks yet"
+notebooks:  ## there are none yet
+	@echo "there are no notebooks yet"
 
 clean:  ## remove what was made: .venv, caches, drawn shapes (runs in outputs/ stay)
 	rm -rf $(VENV) dist .pytest_cache .ruff_cache outputs/shapes

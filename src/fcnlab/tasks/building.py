@@ -81,10 +81,11 @@ NOISE = (
 
 
 def _hush_lightning() -> None:
-    """Drop what it says twice (its own handlers repeat Hydra's) or without a reason."""
+    """Keep its warnings, once (its own handlers repeat Hydra's), but for those without a reason."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
 

@@ -48,6 +48,8 @@ def train(cfg: DictConfig) -> float | None:
         if resumed:
             curves.resume_at(read_checkpoint(resumed)["global_step"])
         trainer = build_trainer(cfg, [curves, *loggers], build_callbacks(cfg))
+        device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+        say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
         started = time.perf_counter()
         trainer.fit(segmenter, datamodule=data, ckpt_path=resumed, weights_only=True)
         minutes = (time.perf_counter() - started) / 60
