@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
 
-VOID = 255
+from fcnlab.results.scores import VOID
 
 ScoreMap = Float[Tensor, "batch classes rows cols"]
 LabelMap = Int64[Tensor, "batch rows cols"]

@@ -9,9 +9,7 @@ from jaxtyping import Int64, Integer
 from torch import Tensor
 from torchmetrics import Metric
 
-from fcnlab.results.scores import Scores, scores
-
-VOID = 255
+from fcnlab.results.scores import VOID, Scores, scores
 
 
 def confusion_matrix(

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from fcnlab.data.pictures import Pictures
+from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.results.drawing import panel, save_png
 
 MOST = 16  # more would make dashboards slow
@@ -71,7 +71,7 @@ class FixedPictures(Callback):
     def _to_wandb(self, logger: WandbLogger, pictures: Pictures, step: int) -> None:
         import wandb
 
-        names = dict(enumerate(pictures.classes)) | {255: "void"}
+        names = dict(enumerate(pictures.classes)) | {VOID: "void"}
         images = []
         for index, prediction in self._shown:
             masks = {"truth": pictures.mask(index), "prediction": prediction}

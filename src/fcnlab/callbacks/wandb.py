@@ -23,7 +23,7 @@ def wandb_logger(
     entity: str | None = None,
     group: str | None = None,
     tags: Sequence[str] = (),
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+    mode: Literal["auto", "online", "offline"] = "auto",
 ) -> WandbLogger:
     """A run of its own in ``folder/wandb/``.
 

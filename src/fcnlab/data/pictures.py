@@ -12,8 +12,8 @@ from numpy import ndarray
 from PIL import Image
 
 from fcnlab.errors import UserError
+from fcnlab.results.scores import VOID
 
-VOID = 255  # the label that is neither trained on nor scored, whatever a data set calls it on disk
 MASK_MODES = ("P", "L")  # palette and grey PNGs, whose pixel is the class
 
 

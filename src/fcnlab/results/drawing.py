@@ -8,12 +8,13 @@ from jaxtyping import Integer, UInt8
 from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont
 
+from fcnlab.results.scores import VOID
+
 Picture = UInt8[ndarray, "rows cols 3"]
 Drawing = UInt8[ndarray, "_ _ 3"]  # of another size than the labels in it
 Labels = Integer[ndarray, "rows cols"]
 Palette = UInt8[ndarray, "classes 3"]
 
-VOID = 255
 VOID_COLOUR = (224, 224, 192)  # the devkit's
 OPACITY = 0.6
 GAP = 4  # pixels between the pictures of a panel

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 from numpy import ndarray
 
+VOID = 255  # the label that is neither trained on nor scored, whatever a data set calls it on disk
 SCORES = ("pixel_acc", "mean_acc", "miou", "fw_iou")
 
 
