@@ -274,6 +274,12 @@ def test_a_checkpoint_of_another_net(tmp_path, old, message):
         tiny_fcn((32,), weights=saved(old(), tmp_path / "old.safetensors"))
 
 
+def test_a_head_that_is_a_single_number(tmp_path):
+    torch.save({"heads.32.weight": torch.tensor(1.0)}, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=r"of another shape: heads\.32\.weight \(\)"):
+        tiny_fcn(weights=str(tmp_path / "net.pth"))
+
+
 # --- The released nets' numbers
 
 

@@ -1,6 +1,7 @@
 """Weights files: what is read, what is refused, and what the refusals say."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,38 @@ def test_truncated_files(tmp_path, name, save, share):
         read_tensors(file)
 
 
+def test_a_flipped_bit_in_a_number_is_found(tmp_path):
+    file = tmp_path / "net.pth"
+    torch.save(STATE, file)
+    content = bytearray(file.read_bytes())
+    content[content.index(torch.tensor([0.5, -0.5]).numpy().tobytes()) + 3] ^= 2
+    file.write_bytes(content)
+    assert torch.load(file)["layer.bias"][0] != 0.5  # torch does not look
+    with pytest.raises(WeightsError, match=r"net\.pth is damaged: net/data/\d in it does not have its checksum"):
+        read_tensors(file)
+
+
+def test_an_archive_that_would_grow_is_not_unpacked(tmp_path):
+    torch.save({"zeros": torch.zeros(10_000)}, tmp_path / "net.pth")
+    with zipfile.ZipFile(tmp_path / "net.pth") as source, zipfile.ZipFile(tmp_path / "bomb.pth", "w", 8) as target:
+        for record in source.namelist():
+            target.writestr(record, source.read(record))
+    with pytest.raises(WeightsError, match=r"bomb\.pth claims more bytes than it has"):
+        read_tensors(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(2, 3, device="meta"), torch.zeros(1).expand(2, 3), torch.zeros(2, 3).to_sparse()],
+    ids=["meta", "expanded", "sparse"],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_tensors_without_their_numbers_are_refused(tmp_path, tensor):
+    torch.save({"weight": tensor}, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=r"net\.pth holds 1 tensors that are sparse, quantised or .*: weight"):
+        read_tensors(tmp_path / "net.pth")
+
+
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
 def test_files_of_another_kind(tmp_path, name, content):
@@ -119,11 +152,15 @@ def test_a_missing_file(tmp_path, monkeypatch):
         ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "scale": torch.zeros(2)}, "1 not in the net: scale"),
         ({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, r"1 of another shape: weight \(3, 2\), not \(2, 3\)"),
         (
+            {"weight": torch.zeros(2, 3, dtype=torch.int8), "bias": torch.zeros(2)},
+            r"1 of another type: weight torch\.int8, not torch\.float32",
+        ),
+        (
             {"w": torch.zeros(1), "bias": torch.zeros(1)},
             r"1 missing: weight; 1 not in the net: w; 1 of another shape: bias \(1,\), not \(2,\)",
         ),
     ],
-    ids=["missing", "left over", "other shape", "all three"],
+    ids=["missing", "left over", "other shape", "integers", "all three"],
 )
 def test_tensors_that_do_not_fit_are_named(state, message):
     net = nn.Linear(3, 2)
@@ -160,3 +197,14 @@ def test_a_linear_layer_over_a_block_is_a_convolution(kernel):
         for col in range(2):
             block = image[:, :, row : row + kernel, col : col + kernel].flatten(1)
             torch.testing.assert_close(scores[:, :, row, col], linear(block))
+
+
+def test_what_is_no_layer_over_blocks_stays_as_it_is():
+    odd = {"weight": torch.zeros(4, 10), "none": torch.zeros(0, 9), "bias": torch.zeros(4), "number": torch.tensor(1.0)}
+    converted = fc_to_conv(odd, 3)
+    assert [tuple(value.shape) for value in converted.values()] == [(4, 10), (0, 1, 3, 3), (4,), ()]
+
+
+def test_a_layer_that_was_saved_transposed_is_a_convolution_too():
+    weight = torch.arange(36.0).view(9, 4).T
+    assert torch.equal(fc_to_conv({"weight": weight}, 3)["weight"], weight.contiguous().view(4, 1, 3, 3))

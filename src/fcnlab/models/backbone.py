@@ -17,10 +17,15 @@ PAPER_PADDING = 100  # pixels around the picture in conv1 (shelhamer/fcn.berkele
 
 
 class Level(NamedTuple):
-    """What a level's feature map will be like; levels 8, 16 and 32 are named by their undilated stride."""
+    """What a level's feature map will be like; levels 8, 16 and 32 are named by their undilated stride.
+
+    ``scale`` is what an FCN multiplies its features by before it scores them: 1, as in the released nets, or near one
+    over their root mean square, so that the heads of all levels learn at one rate.
+    """
 
     channels: int
     grid: Grid
+    scale: float = 1.0
 
 
 @runtime_checkable  # by the tests that check annotations

@@ -27,8 +27,9 @@ class FCN(nn.Module):
         ``"fixed"``: bilinear everywhere, as in the released nets. ``"learned"``: the steps between levels start as
         bilinear and are learned, the last one stays fixed (CVPR 2015, section 4.3).
     skip_scales
-        By level, what its features are multiplied by before they are scored. "At once" training wants
-        {16: 0.01, 8: 0.0001}, so that features of all levels are of one magnitude (voc-fcn8s-atonce/net.py).
+        By level, what its features are multiplied by before they are scored, in place of the backbone's own factor.
+        "At once" training of VGG16 wants {16: 0.01, 8: 0.0001}, so that features of all levels are of one magnitude
+        (voc-fcn8s-atonce/net.py).
     weights
         A checkpoint of fcnlab to start from, ``"none"`` for none. A net with fewer levels will do: the heads that it
         lacks start at zero, which is how FCN-16s starts from FCN-32s.
@@ -85,7 +86,7 @@ class FCN(nn.Module):
 
     def score(self, level: int, features: FeatureMap) -> FeatureMap:
         """A level's own scores, at its own stride."""
-        scale = self.skip_scales.get(level, 1.0)
+        scale = self.skip_scales.get(level, self.backbone.levels[level].scale)
         return FeatureMap(self.heads[str(level)](features.data * scale), features.stride, features.origin)
 
     def _start_from(self, path: str, reset_heads: bool) -> None:
@@ -94,7 +95,7 @@ class FCN(nn.Module):
         old = {key: value for key, value in state.items() if not (reset_heads and not key.startswith("backbone."))}
         fresh = {key: value for key, value in self.state_dict().items() if key not in old and _may_start_afresh(key)}
         head = next((value for key, value in old.items() if key.startswith("heads.")), None)
-        if head is not None and len(head) != self.num_classes:
+        if head is not None and head.ndim and len(head) != self.num_classes:
             raise WeightsError(
                 f"model.weights={path} scores {len(head)} classes, the data has {self.num_classes}:"
                 " set model.reset_heads=true to keep its backbone only"
@@ -110,8 +111,8 @@ def _may_start_afresh(key: str) -> bool:
 def _head(channels: int, num_classes: int) -> nn.Conv2d:
     """A score layer; it starts at zero, since a random start gave nothing (CVPR 2015, section 4.3)."""
     head = nn.Conv2d(channels, num_classes, 1)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
     return head
 
 

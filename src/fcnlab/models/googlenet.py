@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fcnlab.models.backbone import InputConvention, Level, Padding, image_padding, initialize
 from fcnlab.models.geometry import IMAGE, FeatureMap
+from fcnlab.models.lrn import LocalResponseNorm
 from fcnlab.models.weights import load_backbone
 
 CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)  # BVLC's release; the VGG-based FCNs have decimals
@@ -41,9 +42,9 @@ class GoogLeNet(nn.Module):
         super().__init__()
         self.normalize = InputConvention(mean=CAFFE_MEAN_BGR, scale=255.0, order="bgr")
         self.conv1 = _conv(3, 64, 7, stride=2, padding=image_padding(padding, same=3))
-        self.pool1 = nn.Sequential(_pool(), _local_response_norm())
+        self.pool1 = nn.Sequential(_pool(), LocalResponseNorm())
         self.conv2 = nn.Sequential(_conv(64, 64, 1), _conv(64, 192, 3, padding=1))
-        self.pool2 = nn.Sequential(_local_response_norm(), _pool())
+        self.pool2 = nn.Sequential(LocalResponseNorm(), _pool())
         self.stage3 = _stage("3a", "3b")
         self.pool3 = _pool()
         self.stage4 = _stage("4a", "4b", "4c", "4d", "4e")
@@ -52,11 +53,13 @@ class GoogLeNet(nn.Module):
         self.dropout = nn.Dropout(dropout)  # element-wise, as Caffe's
         self.min_size = 31 if padding == "same" else 1
         # Inception modules keep their input's grid, so the stem and the pools alone say where a level lies.
-        stem = [*self.conv1, *self.pool1, *self.conv2[0], *self.conv2[1], *self.pool2]
+        stem = [layer for part in (self.conv1, self.pool1, self.conv2, self.pool2) for layer in part.modules()]
         grid8 = IMAGE.through(stem)
         grid16 = grid8.through([self.pool3])
         grid32 = grid16.through([self.pool4])
-        self.levels = {8: Level(480, grid8), 16: Level(832, grid16), 32: Level(1024, grid32)}
+        # With BVLC's weights the features have a root mean square of 17, 4.6 and 2.0 (12 pictures of VOC2012 val).
+        # Nobody released FCN-GoogLeNet; without these factors the head of level 8 alone sets the rate that all can bear.
+        self.levels = {8: Level(480, grid8, 0.06), 16: Level(832, grid16, 0.2), 32: Level(1024, grid32, 0.5)}
         initialize(self)
         self.pretrained = load_backbone(self, weights, from_caffe)
 
@@ -87,10 +90,6 @@ def _conv(channels: int, out: int, kernel: int, stride: int = 1, padding: int = 
 
 def _pool() -> nn.MaxPool2d:
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)  # Caffe's pools round up
-
-
-def _local_response_norm() -> nn.LocalResponseNorm:
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
 
 
 def _stage(*names: str) -> nn.Sequential:

@@ -1,8 +1,10 @@
 """Reading weights: files that hold tensors and nothing else, renamed and reshaped by pure functions."""
 
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -19,9 +21,17 @@ class WeightsError(UserError):
 
 
 def fc_to_conv(layer: StateDict, kernel: int) -> dict[str, Tensor]:
-    """A linear layer over a (channels, kernel, kernel) block as the convolution that it is (CVPR 2015, section 3.1)."""
+    """A linear layer over a (channels, kernel, kernel) block as the convolution that it is (CVPR 2015, section 3.1).
+
+    What is no such layer's stays as it is.
+    """
+
+    def is_over_blocks(value: Tensor) -> bool:
+        return value.ndim == 2 and value.shape[1] % kernel**2 == 0
+
     return {
-        key: value.view(len(value), -1, kernel, kernel) if value.ndim == 2 else value for key, value in layer.items()
+        key: value.reshape(len(value), value.shape[1] // kernel**2, kernel, kernel) if is_over_blocks(value) else value
+        for key, value in layer.items()
     }
 
 
@@ -31,36 +41,87 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises
     ------
     WeightsError
-        No such file; not a weights file; a file that holds more than tensors and plain Python values.
+        No such file; not a weights file; a file that holds more than tensors and plain Python values; a tensor that is
+        sparse, quantised or without its numbers.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weights file at {path}: check the path (relative paths start at {Path.cwd()})")
-    state = _read(path)
+    state = load_plainly(path)
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path} holds a {type(state).__name__}, not a state dict")
     for wrapper in WRAPPERS:
-        if isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+        inside = dict.get(state, wrapper)  # a file can give an OrderedDict a `get` and an `items` of its own
+        if isinstance(inside, dict):
+            state = inside
+    tensors = {key: value for key, value in dict.items(state) if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(f"{path} holds no tensors; its keys: {_few(state)}")
+    check_tensors(tensors, str(path))
     return tensors
 
 
-def _read(path: Path) -> dict:
+def load_plainly(path: Path) -> Any:
+    """What a ``.safetensors`` file or a PyTorch file holds, read without running any code from it.
+
+    Raises
+    ------
+    WeightsError
+        It cannot be read, is damaged (by its own checksums, too), or holds more than tensors and plain Python values.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is damaged or holds more than tensors, and loading it could run code: {_first_line(error)}\n"
+            f"{path} is damaged or holds more than tensors and plain values, and loading it could run code:"
+            f" {_first_line(error)}\n"
             "If you trust it, load it in Python yourself and save its state dict with safetensors.torch.save_file."
         ) from error
     except Exception as error:  # damaged files end in a dozen kinds of error, IndexError and struct.error among them
         raise WeightsError(f"{path} is no readable weights file: {_first_line(error)}") from error
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path} holds a {type(state).__name__}, not a state dict")
-    return state
+
+
+def _check_archive(path: Path) -> None:
+    """Look at the checksums, which torch passes over: a flipped bit would be another weight."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # before torch 1.6, files were no archives and had no checksums
+            return
+    with zipfile.ZipFile(path) as archive:
+        if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+            raise WeightsError(f"{path} claims more bytes than it has: it is damaged or made to fill the memory")
+        damaged = archive.testzip()
+    if damaged:
+        raise WeightsError(f"{path} is damaged: {damaged} in it does not have its checksum. Fetch or save it again.")
+
+
+def check_tensors(tensors: StateDict, source: str) -> None:
+    """Refuse tensors that are no plain arrays of numbers.
+
+    Raises
+    ------
+    WeightsError
+        A tensor is sparse, quantised, has no numbers (device ``meta``), or fewer than its shape says (expanded).
+    """
+    odd = [key for key, value in tensors.items() if not _is_plain(value)]
+    if odd:
+        raise WeightsError(
+            f"{source} holds {len(odd)} tensors that are sparse, quantised or without their numbers: {_few(odd)}."
+            " Save them dense, as float32."
+        )
+
+
+def _is_plain(value: Tensor) -> bool:
+    return (
+        value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    )
 
 
 def load_backbone(
@@ -102,12 +163,18 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
 
 
 def load_strictly(net: nn.Module, state: StateDict, what: str) -> None:
-    """Load every tensor, or say what does not fit.
+    """Load every tensor, or say what does not fit: see :func:`check_fit`."""
+    check_fit(net, state, what)
+    net.load_state_dict(dict(state))
+
+
+def check_fit(net: nn.Module, state: StateDict, what: str) -> None:
+    """Compare names, shapes and types; the net may be one on the device ``meta``.
 
     Raises
     ------
     WeightsError
-        A tensor is missing, left over, or of another shape.
+        A tensor is missing, left over, of another shape, or of integers where the net has floats.
     """
     own = net.state_dict()
     problems = {
@@ -118,11 +185,15 @@ def load_strictly(net: nn.Module, state: StateDict, what: str) -> None:
             for key in own
             if key in state and state[key].shape != own[key].shape
         ],
+        "of another type": [
+            f"{key} {state[key].dtype}, not {own[key].dtype}"
+            for key in own
+            if key in state and own[key].is_floating_point() and not state[key].is_floating_point()
+        ],
     }
     if any(problems.values()):
         found = "; ".join(f"{len(keys)} {problem}: {_few(keys)}" for problem, keys in problems.items() if keys)
         raise WeightsError(f"{what} do not fit: {found}. They are probably of another architecture.")
-    net.load_state_dict(dict(state))
 
 
 def _few(names) -> str:
