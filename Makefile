@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint notebooks clean
+.PHONY: help setup train test test-slow faults fuzz lint notebooks clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,12 @@ test: setup  ## tests, one case of each kind
 
 test-slow: setup  ## the matrices, other processes, the wheel
 	$(BIN)/python -m pytest -q -m slow
+
+fuzz: setup  ## foreign files and words: the properties of tests/fuzz, 2000 new examples of each
+	FCNLAB_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q --timeout 7200 tests/fuzz
+
+faults: setup  ## disturb trainings 200 times and compare their ends
+	$(BIN)/python tests/faults/harness.py --count 200 --seed 1
 
 lint: setup  ## format check, lint, types
 	$(BIN)/ruff format --check src tests

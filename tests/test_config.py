@@ -80,6 +80,36 @@ def test_a_target_that_does_not_exist_is_named():
         check_targets(OmegaConf.create({"loss": {"_target_": "fcnlab.losses.Nothing"}}))
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("..losses.Focal", "is no dotted name"),
+        (None, "None is no dotted name"),
+        ("math.pi", "it is a float, no class or function"),
+        ("fcnlab.models.fcn", "it is a module, no class or function"),
+    ],
+)
+def test_a_target_that_cannot_be_called_is_named(target, message):
+    with pytest.raises(ConfigError, match=f"loss\\._target_=.* cannot be imported: .*{message}"):
+        check_targets(OmegaConf.create({"loss": {"_target_": target}}))
+
+
+@pytest.mark.parametrize("target", ["builtins.dict", "random.random", "numpy.add"])
+def test_targets_that_tell_little_of_themselves_are_left_to_hydra(target):
+    check_targets(OmegaConf.create({"loss": {"_target_": target}}))
+
+
+def test_keys_that_are_no_words_are_no_settings():
+    with pytest.raises(ConfigError, match=r"loss\.5 is no setting of fcnlab\.models\.Tiny: there are padding"):
+        check_targets(OmegaConf.create({"loss": {"_target_": "fcnlab.models.Tiny", 5: 3}}))
+
+
+@pytest.mark.parametrize("key", ["_partial_", "_recursive_", "_convert_", "_args_"])
+def test_hydra_s_own_keys_are_checked(key):
+    with pytest.raises(ConfigError, match=f"loss\\.{key}='x' is no "):
+        check_targets(OmegaConf.create({"loss": {"_target_": "fcnlab.models.Tiny", key: "x"}}))
+
+
 def test_a_required_argument_that_is_missing_is_named():
     with pytest.raises(ConfigError, match=r"model\.num_classes is not set, and fcnlab\.models\.fcn\.FCN needs it"):
         check_targets(
@@ -98,6 +128,9 @@ def test_a_required_argument_that_is_missing_is_named():
         "fcnlab.models.weights.Path",  # a trusted module that imports it
         "fcnlab.models.fcn.read_tensors.__globals__",
         "fcnlab.modelsevil.FCN",
+        "fcnlab.models.weights.WRAPPERS",  # a tuple
+        "fcnlab.models.\ud800.FCN",
+        "fcnlab.models..FCN",
         "fcnlab.models",
         42,
     ],
@@ -110,6 +143,13 @@ def test_foreign_targets_are_refused_before_anything_is_built(target, tmp_path):
     with pytest.raises(ConfigError, match="names deep"):
         check_trust(tree, ("fcnlab.models",), "a file")
     assert not list(tmp_path.iterdir())
+
+
+def test_foreign_targets_in_a_tuple_are_refused():
+    """OmegaConf takes it for a list, and Hydra builds what is in that."""
+    tree = {"_target_": "fcnlab.models.FCN", "backbone": ({"_target_": "os.mkdir", "path": "made"},)}
+    with pytest.raises(ConfigError, match=r"names backbone\[0\]\._target_='os\.mkdir'"):
+        check_trust(tree, ("fcnlab.models",), "a file")
 
 
 def test_interpolations_in_a_record_are_refused():

@@ -1,8 +1,12 @@
 """``fcnlab VERB [group=option] [key=value] [-m]``: each verb is a primary config and a function of tasks/."""
 
+import errno
 import importlib
+import json
 import os
 import sys
+from pathlib import Path
+from typing import NoReturn
 
 VERBS = {
     "train": "train a network; leaves checkpoints, scores, curves and pictures in outputs/",
@@ -10,6 +14,7 @@ VERBS = {
     "predict": "segment pictures: palette PNGs and overlays",
 }
 CONFIG_NAME = "--config-name="
+FROM_RUN = "from_run="
 HELP = """\
 fcnlab: fully convolutional networks for segmentation, as experiments.
 
@@ -37,10 +42,35 @@ def main() -> None:
     if place is None:
         _no_verb()
     verb = words[place]
+    started_by_lightning = sys.argv[place] != verb
     # Rewritten in place and not cut out: Lightning starts the other ranks of a DDP run with this very argv.
     sys.argv[place] = CONFIG_NAME + verb
+    if verb == "train" and not started_by_lightning:
+        _repeat_record(place)
     _check_groups(verb)
     _run(verb)
+
+
+def _repeat_record(place: int) -> None:
+    """``from_run=FOLDER``: put the overrides of its record before those that were typed, which win."""
+    typed = sys.argv[place + 1 :]
+    folder = next((word.removeprefix(FROM_RUN) for word in typed if word.startswith(FROM_RUN)), None)
+    if folder is None:
+        return
+    try:
+        record = json.loads((Path(folder) / "run.json").read_text())
+        overrides = [str(word) for word in record["overrides"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f"fcnlab train: from_run={folder}: no record of a run there ({error}). Give a folder with run.json.")
+    foreign = [word for word in overrides if word.startswith(("-", "hydra")) or "_target_" in word]
+    if foreign:
+        sys.exit(f"fcnlab train: from_run={folder}: {foreign[0]} in its record is no setting of a run; refused.")
+    ours = {_key(word) for word in typed} | {"checkpoint", "from_run"}
+    sys.argv[place + 1 : place + 1] = [word for word in overrides if _key(word) not in ours]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
 
 
 def _check_groups(verb: str) -> None:
@@ -51,7 +81,7 @@ def _check_groups(verb: str) -> None:
             sys.exit(f"fcnlab eval: {settings[0]} sets nothing, since no {group} is chosen: add {group}=OPTION")
 
 
-def _no_verb() -> None:
+def _no_verb() -> NoReturn:
     wanted = [word for word in sys.argv[1:] if not word.startswith("-")]
     if wanted:
         sys.exit(f"fcnlab: no verb {wanted[0]!r}; there are {', '.join(VERBS)}. See fcnlab --help.")
@@ -87,6 +117,14 @@ def _run(verb: str) -> None:
             return getattr(importlib.import_module(f"fcnlab.tasks.{module}"), module)(cfg)
         except UserError as error:
             raise CompactHydraException(f"fcnlab {verb}: {error}") from error  # Hydra shows these without a traceback
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                where = f" for {error.filename}" if error.filename else ""
+                raise CompactHydraException(
+                    f"fcnlab {verb}: no space left on the device{where}. What was saved before is whole: make room,"
+                    " then go on with checkpoint=last and hydra.run.dir set to this run's folder."
+                ) from error
+            raise
         except InstantiationException as error:
             if isinstance(error.__cause__, ValueError):
                 raise CompactHydraException(f"fcnlab {verb}: {error.__cause__}") from error

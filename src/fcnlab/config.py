@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -18,11 +18,25 @@ from fcnlab.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if path.is_dir())  # wheel, else checkout
-DIRECTIVES = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}  # Hydra's own keys
+DIRECTIVES = {  # Hydra's own keys, and what they may be
+    "_target_": str,
+    "_partial_": bool,
+    "_recursive_": bool,
+    "_convert_": Literal["none", "partial", "object", "all"],
+    "_args_": list,
+}
 
 
 class ConfigError(UserError):
     """Settings that do not fit what they configure."""
+
+
+@dataclass
+class CheckpointingConfig:
+    """How often a training saves itself."""
+
+    every_n_minutes: float = 10.0
+    keep_top: int = 0
 
 
 @dataclass
@@ -39,8 +53,10 @@ class TrainConfig:
     speed: Any = MISSING
     logger: Any = MISSING
     callbacks: Any = MISSING
+    checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     seed: int = 1
     checkpoint: str | None = None
+    from_run: str | None = None
 
 
 @dataclass
@@ -55,6 +71,7 @@ class EvalConfig:
     speed: Any = MISSING
     logger: Any = MISSING
     pictures: int = 8
+    passport: bool = False
     seed: int = 1
     trust: list[str] = field(default_factory=list)
 
@@ -112,7 +129,7 @@ def _components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any
             yield from _components(child, f"{path}.{key}" if path else str(key))
         if "_target_" in value:
             yield path, value
-    elif isinstance(value, list):
+    elif isinstance(value, (list, tuple)):  # Hydra builds what is in a tuple, too
         for place, child in enumerate(value):
             yield from _components(child, f"{path}[{place}]")
 
@@ -122,12 +139,20 @@ def _misfits(path: str, node: dict[str, Any], supplied: set[str]) -> list[str]:
         target = locate(node["_target_"])
     except (ImportError, AttributeError, ValueError) as error:
         return [f"{path}._target_={node['_target_']} cannot be imported: {error}"]
-    parameters = inspect.signature(target).parameters
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:  # some builtins have none: Hydra will tell
+        return []
     names = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
     anything = len(names) < len(parameters)
     ours = {"enabled"} if path.startswith("callbacks.") else set()  # read by tasks, not by the callback
-    given = {key: value for key, value in node.items() if key not in DIRECTIVES | ours}
-    problems = [_unknown(path, key, names, node) for key in given if key not in names and not anything]
+    given = {key: value for key, value in node.items() if key not in DIRECTIVES.keys() | ours}
+    problems = [
+        _wrong_value(path, key, node[key], wanted)
+        for key, wanted in DIRECTIVES.items()
+        if key in node and not _fits(node[key], wanted)
+    ]
+    problems += [_unknown(path, key, names, node) for key in given if key not in names and not anything]
     if not node.get("_partial_"):
         problems += [
             f"{path}.{name} is not set, and {_name(target)} needs it"
@@ -137,7 +162,7 @@ def _misfits(path: str, node: dict[str, Any], supplied: set[str]) -> list[str]:
             and name not in given
             and name not in supplied
         ]
-    if target.__module__.startswith("fcnlab."):  # other packages' annotations are not always meant
+    if (target.__module__ or "").startswith("fcnlab."):  # other packages' annotations are not always meant
         problems += [
             _wrong_value(path, key, value, parameters[key].annotation)
             for key, value in given.items()
@@ -146,20 +171,29 @@ def _misfits(path: str, node: dict[str, Any], supplied: set[str]) -> list[str]:
     return problems
 
 
-def locate(name: str) -> Callable:
-    """The class or function of a dotted name."""
-    module, _, attribute = name.rpartition(".")
-    if not module:
+def locate(name: Any) -> Callable:
+    """The class or function of a dotted name.
+
+    Raises
+    ------
+    ImportError, AttributeError, ValueError
+        There is none.
+    """
+    module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    if not module or module.startswith("."):
         raise ValueError(f"{name!r} is no dotted name")
-    return getattr(importlib.import_module(module), attribute)
+    target = getattr(importlib.import_module(module), attribute)
+    if not callable(target):
+        raise ValueError(f"it is a {type(target).__name__}, no class or function")
+    return target
 
 
 def _name(target: Callable) -> str:
-    return f"{target.__module__}.{target.__qualname__}"
+    return f"{target.__module__}.{getattr(target, '__qualname__', target)}"
 
 
 def _unknown(path: str, key: str, names: set[str], node: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(key, names, n=1)
+    near = difflib.get_close_matches(str(key), names, n=1)
     hint = f"did you mean {path}.{near[0]}?" if near else f"there are {', '.join(sorted(names - {'self'}))}"
     return f"{path}.{key} is no setting of {node['_target_']}: {hint}"
 
@@ -210,10 +244,10 @@ def check_trust(tree: Any, packages: tuple[str, ...], source: str) -> None:
 def _defined_inside(name: str, packages: tuple[str, ...]) -> bool:
     try:
         target = locate(name)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError):
         return False
     home = f"{getattr(target, '__module__', '')}."
-    return callable(target) and home.startswith(tuple(f"{package}." for package in packages))
+    return home.startswith(tuple(f"{package}." for package in packages))
 
 
 def _strings(value: Any) -> Iterator[str]:

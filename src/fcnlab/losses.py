@@ -21,6 +21,8 @@ class CrossEntropy(nn.Module):
     ``class_weights`` weigh each pixel by its true class, and the mean with it.
     """
 
+    class_weights: Tensor | None
+
     def __init__(self, class_weights: Sequence[float] | None = None):
         super().__init__()
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
@@ -29,15 +31,19 @@ class CrossEntropy(nn.Module):
     def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
         if self.class_weights is not None and len(self.class_weights) != scores.shape[1]:
             raise ValueError(f"loss.class_weights has {len(self.class_weights)} values for {scores.shape[1]} classes")
-        pixels = F.cross_entropy(scores, truth, weight=self.class_weights, ignore_index=VOID, reduction="sum")
-        return pixels / _weight(truth, self.class_weights)
+        return _sum_over_pixels(scores, truth, self.class_weights) / _weight(truth, self.class_weights)
 
 
 class CrossEntropySum(nn.Module):
     """The sum over a picture's pixels, averaged over pictures: the papers' "heavy" recipe, with rates near 1e-10."""
 
     def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
-        return F.cross_entropy(scores, truth, ignore_index=VOID, reduction="sum") / len(truth)
+        return _sum_over_pixels(scores, truth) / len(truth)
+
+
+def _sum_over_pixels(scores: ScoreMap, truth: LabelMap, class_weights: Tensor | None = None) -> Scalar:
+    """Summed here, since torch's own sum over pixels refuses trainer.deterministic=true on a GPU."""
+    return F.cross_entropy(scores, truth, weight=class_weights, ignore_index=VOID, reduction="none").sum()
 
 
 class HardPixels(nn.Module):

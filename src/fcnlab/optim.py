@@ -1,7 +1,7 @@
 """Optimisers over the net's parameter groups, and schedules over the length of the run."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,14 +55,14 @@ def sgd(
 def adamw(
     net: nn.Module,
     lr: float,
-    betas: Sequence[float] = (0.9, 0.999),
+    betas: tuple[float, float] | list[float] = (0.9, 0.999),
     weight_decay: float = 0.01,
     bias_lr_scale: float = 1.0,
     pretrained_lr_scale: float = 1.0,
 ) -> Optimizer:
     """Adam with decoupled weight decay over :func:`parameter_groups`."""
     groups = parameter_groups(net, lr, weight_decay, bias_lr_scale, pretrained_lr_scale)
-    return torch.optim.AdamW(groups, betas=tuple(betas))
+    return torch.optim.AdamW(groups, betas=(betas[0], betas[1]))
 
 
 def poly(total_steps: int, power: float = 0.9, warmup: float = 0.05) -> Callable[[int], float]:

@@ -113,7 +113,8 @@ class Segmenter(L.LightningModule):
 
     def _rate(self) -> float:
         """The rate of the heads' weights, which is optim.lr times the schedule's factor."""
-        return next(group["lr"] for group in self.optimizers().param_groups if group["name"] == "heads/weight")
+        groups = self.trainer.optimizers[0].param_groups
+        return next(group["lr"] for group in groups if group["name"] == "heads/weight")
 
     def _log_step(self, done: int) -> None:
         """The optimiser steps done, as the step of what is logged: Lightning's own count differs after resuming."""

@@ -68,7 +68,7 @@ def test_resuming_drops_what_will_be_logged_again(path):
     for step in range(1, 6):
         log.log_metrics({"epoch": 0, "loss": 1 / step}, step=step)
     resumed = MetricsFile(path)
-    resumed.resume_at(3)  # a checkpoint of 3 steps done; the next row is the fourth's
+    resumed.cut(3)  # a checkpoint that was written after three rows
     resumed.log_metrics({"epoch": 0, "loss": 9.0}, step=4)
     assert [row["step"] for row in resumed.rows()] == ["1", "2", "3", "4"]
     assert [row["loss"] for row in resumed.rows()][2:] == [str(1 / 3), "9.0"]
@@ -76,8 +76,8 @@ def test_resuming_drops_what_will_be_logged_again(path):
 
 def test_resuming_without_a_file_is_a_start(path):
     log = MetricsFile(path)
-    log.resume_at(7)
-    assert log.rows() == [] and not path.exists()
+    log.cut(7)
+    assert log.rows() == [] and log.count == 0 and not path.exists()
 
 
 def test_resuming_mends_a_row_cut_short(path):
@@ -87,6 +87,6 @@ def test_resuming_mends_a_row_cut_short(path):
         log.log_metrics({"epoch": 0, "loss": 0.5}, step=step)
     path.write_text(path.read_text() + "3,0")
     log = MetricsFile(path)
-    log.resume_at(2)
+    log.cut(2)
     log.log_metrics({"epoch": 0, "loss": 0.25}, step=3)
     assert read(path)[2:] == [["2", "0", "0.5"], ["3", "0", "0.25"]]

@@ -47,7 +47,7 @@ def on_rank(data: DataModule, rank: int, world_size: int, started=0, processed=0
     epochs = SimpleNamespace(current=SimpleNamespace(started=started, processed=processed))
     batches = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=done)))
     loop = SimpleNamespace(epoch_progress=epochs, epoch_loop=batches)
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=loop)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=loop, accumulate_grad_batches=1)
     return data
 
 
@@ -106,14 +106,15 @@ def test_loading_leaves_the_runs_random_stream_alone(make):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def global_batches(count: int, batch_size: int, world_size: int, epoch: int = 0) -> list[set[int]]:
+def global_batches(count: int, batch_size: int, world_size: int, epoch: int = 0, accumulate: int = 1) -> list[set[int]]:
     """What the ranks take together, by global batch."""
-    ranks = [TrainingBatches(count, batch_size, 3, rank, world_size) for rank in range(world_size)]
+    ranks = [TrainingBatches(count, batch_size, 3, rank, world_size, accumulate) for rank in range(world_size)]
     for rank in ranks:
         rank.set_epoch(epoch)
     shares = [[[index for _, index in batch] for batch in rank] for rank in ranks]
     assert all(len(share) == len(ranks[0]) for share in shares)
-    return [set(chain(*together)) for together in zip(*shares, strict=True)]
+    together = [set(chain(*batches)) for batches in zip(*shares, strict=True)]
+    return [set.union(*together[first : first + accumulate]) for first in range(0, len(together), accumulate)]
 
 
 @pytest.mark.parametrize("count", [20, 23])
@@ -121,6 +122,7 @@ def global_batches(count: int, batch_size: int, world_size: int, epoch: int = 0)
 def test_global_batches_do_not_depend_on_the_number_of_devices(count, epoch):
     alone = global_batches(count, 4, 1, epoch)
     assert alone == global_batches(count, 2, 2, epoch) == global_batches(count, 1, 4, epoch)
+    assert alone == global_batches(count, 2, 1, epoch, accumulate=2) == global_batches(count, 1, 2, epoch, accumulate=2)
     assert Counter(map(len, alone)) == {4: 5} and len(set.union(*alone)) == 20  # no picture twice
 
 

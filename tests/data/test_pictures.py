@@ -1,5 +1,7 @@
 """Each way in which files can be wrong is found, named and explained before any work."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,23 @@ def save(path: Path, shape=(12, 16), value: int = 0, corner: int = 0) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def save_png(path: Path, cols: int, rows: int, depth: int, data: bytes, *more: tuple[bytes, bytes]) -> None:
+    """A grey PNG, by hand; ``more`` are chunks behind the pixels."""
+    header = struct.pack(">IIBBBBB", cols, rows, depth, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(data)), *more, (b"IEND", b"")]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
+    )
+
+
+def flip_last_pixels(mask: Path) -> None:
+    """In the compressed pixels, where their own checksum no longer tells PIL."""
+    data = bytearray(mask.read_bytes())
+    data[data.index(b"IEND") - 15] ^= 1
+    mask.write_bytes(data)
+
+
 def truncate(path: Path, share: float = 0.5) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
@@ -55,6 +74,22 @@ BROKEN = {
     "wrong label": (lambda image, mask: save(mask, value=7), r"b\.png holds labels \[7\].* 0 to 2 and 255 for void"),
     "beside void": (lambda image, mask: save(mask, value=255, corner=3), r"b\.png holds labels \[3\]"),
     "other size": (lambda image, mask: save(mask, (16, 12)), r"b\.jpg has 12x16 pixels, its mask 16x12"),
+    "flipped bit": (lambda image, mask: flip_last_pixels(mask), r"b\.png cannot be read to its end: .*checksum"),
+    "grey of 4 bits": (lambda image, mask: save_png(mask, 16, 12, 4, bytes(9 * 12)), r"b\.png is a mask of mode L;4"),
+    "JPEG mask": (
+        lambda image, mask: Image.new("L", (16, 12)).save(mask, "JPEG"),
+        r"b\.png cannot be read as a picture \(PNG\)",
+    ),
+    "mask with a bomb": (
+        lambda image, mask: save_png(
+            mask, 16, 12, 8, bytes(17 * 12), (b"zTXt", b"k\0\0" + zlib.compress(bytes(2**21)))
+        ),
+        r"b\.png cannot be read to its end: Decompressed data too large",
+    ),
+    "picture of 16 bits": (
+        lambda image, mask: Image.fromarray(np.zeros((12, 16), np.uint16)).save(image, "PNG"),
+        r"b\.jpg has pixels of mode I;16, more than 8 bits",
+    ),
     "small": (lambda image, mask: save(image, (7, 99, 3)), r"b\.jpg has 7x99 pixels; the net needs 8"),
 }
 
@@ -124,6 +159,29 @@ def test_void_is_read_as_255(make):
     save(pictures.masks[0], value=255)  # which is no void there
     with pytest.raises(DataError, match=r"holds labels \[255\].* 3 for void"):
         pictures.mask(0)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_more_pixels_than_the_limit_are_not_read(make, tmp_path, monkeypatch):
+    save_png(tmp_path / "large.png", 10_000, 10_000, 8, b"")
+    with pytest.raises(DataError, match=r"large\.png has 10000x10000 pixels, more than 89478485 in all"):
+        read_image(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as one who has larger ones may
+    with pytest.raises(DataError, match="to its end"):
+        read_image(tmp_path / "large.png")
+
+
+def test_a_picture_in_a_format_that_runs_programs_is_not_opened(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(DataError, match=r"x\.jpg cannot be read as a picture \(BMP, GIF, JPEG, .*cannot identify"):
+        read_image(tmp_path / "x.jpg")
+
+
+def test_transparent_palette_colours_are_read_without_a_warning(tmp_path):
+    image = Image.fromarray(np.array([[0, 1]], np.uint8))
+    image.putpalette([1, 2, 3, 200, 100, 50])
+    image.save(tmp_path / "x.png", transparency=b"\x10\x20")
+    assert read_image(tmp_path / "x.png").tolist() == [[[1, 2, 3], [200, 100, 50]]]
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])

@@ -53,8 +53,38 @@ def test_missing_mask_is_looked_for_in_the_official_folder(voc_root):
 
 
 def test_blank_lines_and_spaces_are_no_names(voc_root):
-    (voc_root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_bytes(b"v0 \r\n\r\n  v1\n\n")
+    write_list(voc_root, b"v0 \r\n\r\n  v1\n\n")
     assert open_voc(str(voc_root), "val").names == ("v0", "v1")
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_lists_are_utf8_with_or_without_a_mark(voc_root, start):
+    write_list(voc_root, (start + "v0\né\n").encode())
+    assert open_voc(str(voc_root), "val").names == ("v0", "é")
+
+
+def test_a_list_of_other_bytes_is_named(voc_root):
+    write_list(voc_root, "v0\né\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"val\.txt cannot be read as a list: .*position 3.*It is UTF-8"):
+        open_voc(str(voc_root), "val")
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/../../b", "..", "/etc/passwd"])
+def test_names_that_lead_out_of_the_folders_are_refused(voc_root, name):
+    write_list(voc_root, f"v0\n{name}\n".encode())
+    with pytest.raises(DataError, match=re.escape(f"names {name!r}, which leads out")):
+        open_voc(str(voc_root), "val")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_names_that_no_file_can_have_are_told_by_the_check(voc_root, name):
+    write_list(voc_root, f"v0\n{name}\n".encode())
+    with pytest.raises(DataError, match="1 of 2 pictures cannot be used"):
+        open_voc(str(voc_root), "val").check()
+
+
+def write_list(voc_root, data: bytes) -> None:
+    (voc_root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_bytes(data)
 
 
 def test_unknown_list_names_those_that_are_there(voc_root):

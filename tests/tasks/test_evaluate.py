@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from fcnlab.results.passport import as_facts, passport
+
 
 def record(folder) -> dict:
     return json.loads((folder / "metrics.json").read_text())
@@ -26,6 +28,23 @@ def test_repeats_the_number_of_training_to_the_last_digit(run, fcnlab, tmp_path)
     with np.load(tmp_path / "eval" / "confusions.npz") as one, np.load(run / "confusions.npz") as other:
         assert (one["matrices"] == other["matrices"]).all() and (one["names"] == other["names"]).all()
     assert len(list((tmp_path / "eval" / "predictions").glob("*.png"))) == 8
+    assert "passport" not in ours
+
+
+def test_passport_is_printed_and_recorded_beside_all_else(run, fcnlab, capsys, tmp_path):
+    words = [f"checkpoint={run}/checkpoints/best.ckpt", "passport=true", f"hydra.run.dir={tmp_path}/eval"]
+    assert fcnlab("eval", *words) == 0
+    found, said = record(tmp_path / "eval"), capsys.readouterr()
+    assert list(found) == [*record(run), "passport"] and found["iou"] == record(run)["iou"]
+    ours = found["passport"]["FCN paper"]
+    assert [ours[name] for name in ("miou", "mean_acc", "pixel_acc")] == [
+        found[name] for name in ("miou", "mean_acc", "pixel_acc")
+    ]
+    with np.load(tmp_path / "eval" / "confusions.npz") as confusions:
+        assert found["passport"] == as_facts(passport(confusions["matrices"]))
+    lines = (said.out + said.err).splitlines()
+    for name, convention in found["passport"].items():
+        assert any(line.startswith(f"  {name} ") and f"{100 * convention['miou']:.2f}" in line for line in lines)
 
 
 def test_other_data_can_be_given(run, fcnlab, tmp_path, shapes_root):

@@ -10,8 +10,6 @@ import torch
 from fcnlab.data.module import TrainingSamples
 from fcnlab.data.voc import CLASSES
 
-PLAIN = "+callbacks.last.auto_insert_metric_name=false"  # 4.ckpt, not step=4.ckpt
-
 
 def rows(folder) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
@@ -96,31 +94,6 @@ def test_each_epoch_of_a_run_draws_every_picture_once_in_its_own_order(train, mo
     assert {epoch for epoch, _ in first} == {0} and {epoch for epoch, _ in second} == {1}
     orders = [[index for _, index in epoch] for epoch in (first, second)]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(24)) and orders[0] != orders[1]
-
-
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # it has: the two ends are to be compared
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("step", [4, 6], ids=["inside an epoch", "at an epoch's end"])
-def test_a_resumed_run_ends_as_if_it_had_never_stopped(train, workers, step):
-    """24 pictures in batches of 4: an epoch has 6 steps."""
-    common = ("trainer.max_steps=15", "trainer.val_check_interval=2", f"data.num_workers={workers}")
-    straight = train(
-        *common, "+callbacks.last.save_top_k=-1", "callbacks.last.filename='{step}'", PLAIN, folder="straight"
-    )
-    resumed = train(*common, f"checkpoint={straight}/checkpoints/{step}.ckpt", folder="resumed")
-    assert same(weights(straight, "15"), weights(resumed))
-    for name in ("train/loss", "train/lr", "val/miou", "val/loss"):
-        late = {at: value for at, value in column(straight, name).items() if at > step}
-        assert column(resumed, name) == late
-
-
-def test_resuming_in_the_same_folder_appends_to_the_curves(train):
-    common = ("trainer.val_check_interval=2", "trainer.log_every_n_steps=1", "schedule=constant")
-    train("trainer.max_steps=4", *common)
-    first = rows(train("trainer.max_steps=4", *common, folder="other"))
-    folder = train("trainer.max_steps=6", *common, "checkpoint=auto")
-    assert list(column(folder, "train/loss")) == [1, 2, 3, 4, 5, 6]
-    assert [row["train/loss"] for row in rows(folder)][: len(first)] == [row["train/loss"] for row in first]
 
 
 def test_asking_for_a_checkpoint_that_is_not_there_says_where_the_newest_is(train, fcnlab, capsys, tmp_path):

@@ -1,9 +1,24 @@
 """Small and optional pieces around the training loop."""
 
+from fcnlab.callbacks.checkpointing import LastCheckpoint, TopCheckpoints, WholeFiles
 from fcnlab.callbacks.ema import EMA
+from fcnlab.callbacks.interruption import Interrupted, Interruption, StopSignals
 from fcnlab.callbacks.metrics_file import MetricsFile
 from fcnlab.callbacks.pictures import FixedPictures
-from fcnlab.callbacks.random_state import RandomState
+from fcnlab.callbacks.resume import ExactResume
 from fcnlab.callbacks.stopping import EndWithValidation, StopOnNaN
 
-__all__ = ["EMA", "EndWithValidation", "FixedPictures", "MetricsFile", "RandomState", "StopOnNaN"]
+__all__ = [
+    "EMA",
+    "EndWithValidation",
+    "ExactResume",
+    "FixedPictures",
+    "Interrupted",
+    "Interruption",
+    "LastCheckpoint",
+    "MetricsFile",
+    "StopOnNaN",
+    "StopSignals",
+    "TopCheckpoints",
+    "WholeFiles",
+]

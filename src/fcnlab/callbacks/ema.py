@@ -1,5 +1,6 @@
 """Exponential moving average of the weights."""
 
+import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
@@ -20,3 +21,18 @@ class EMA(WeightAveraging):
             return averaged + (1 - keep) * (current - averaged)
 
         super().__init__(avg_fn=average)
+        self._swapped = False
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._swapped = self._average_model is not None
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._swapped = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module, exception: BaseException) -> None:
+        """A validation that ends early leaves average and weights swapped, and so would a checkpoint of it."""
+        if self._swapped:
+            self._swap_models(pl_module)
+            self._swapped = False

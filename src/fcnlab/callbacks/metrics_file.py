@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ FIRST = ("step", "epoch")
 class MetricsFile(Logger):
     """A row for each thing logged: ``step`` (optimiser steps done), ``epoch``, and a column for each metric.
 
-    Rows are flushed at once. A run that is resumed appends, after dropping rows from beyond the step that it goes on
-    from. Lightning's own CSV logger deletes the old file, and keeps rows in memory.
+    Rows are on the disk at once. A run that is resumed appends, after dropping rows from beyond the checkpoint that it
+    goes on from. Lightning's own CSV logger deletes the old file, and keeps rows in memory.
+
+    ``count`` is the number of rows on disk.
     """
 
     def __init__(self, path: str | Path):
         super().__init__()
         self.path = Path(path)
+        self._drop_half_a_row()
         self._columns = self._read_columns()
+        self.count = len(self.rows())
 
     @property
     def name(self) -> str:
@@ -38,20 +43,31 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: float = 0) -> None:
         row = {"step": int(step)} | {name: value for name, value in metrics.items() if not math.isnan(value)}
-        if "epoch" in row:
-            row["epoch"] = int(row["epoch"])
+        epoch = row.pop("epoch", None)
+        if epoch is not None and not any(name.startswith("test/") for name in row):  # that is behind all epochs
+            row["epoch"] = int(epoch)
         new = [name for name in dict.fromkeys((*FIRST, *row)) if name not in self._columns]
         if new:
             self._columns += new
             self._rewrite(self.rows())
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
+            file.flush()
+            os.fsync(file.fileno())
+        self.count += 1
 
     @rank_zero_only
-    def resume_at(self, step: int) -> None:
-        """Drop what was logged beyond a step, which the resumed run will log again."""
-        if self.path.is_file():
-            self._rewrite([row for row in self.rows() if int(row["step"]) <= step])
+    def cut(self, count: int) -> None:
+        """Keep the first ``count`` rows; what came after them the resumed run will log again."""
+        if self.count > count:
+            self._rewrite(self.rows()[:count])
+            self.count = count
+
+    @rank_zero_only
+    def _drop_half_a_row(self) -> None:
+        """A full disk can leave one at the end."""
+        if self.path.is_file() and not (text := self.path.read_bytes()).endswith(b"\n"):
+            os.truncate(self.path, text.rfind(b"\n") + 1)
 
     def rows(self) -> list[dict[str, str]]:
         """What is on disk, as text; a value that was not logged in a row is an empty string."""

@@ -1,6 +1,7 @@
 """The same few pictures at every validation, and beside their truth at the end."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -34,10 +35,10 @@ class FixedPictures(Callback):
         self._shown.clear()
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):
-        self._keep(outputs, batch, trainer.num_val_batches[0], trainer.world_size)
+        self._keep(outputs, batch, int(trainer.num_val_batches[0]), trainer.world_size)
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):
-        self._keep(outputs, batch, trainer.num_test_batches[0], trainer.world_size)
+        self._keep(outputs, batch, int(trainer.num_test_batches[0]), trainer.world_size)
 
     def _keep(self, outputs, batch, batches: int, world_size: int) -> None:
         # Rank 0, which draws, evaluates every world_size-th picture, one to a batch.
@@ -49,7 +50,7 @@ class FixedPictures(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        pictures = trainer.val_dataloaders.dataset.pictures
+        pictures = _pictures(trainer.val_dataloaders)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 self._to_wandb(logger, pictures, trainer.global_step)
@@ -61,7 +62,7 @@ class FixedPictures(Callback):
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module) -> None:
         if not trainer.is_global_zero:
             return
-        pictures = trainer.test_dataloaders.dataset.pictures
+        pictures = _pictures(trainer.test_dataloaders)
         for index, prediction in self._shown:
             save_png(self.folder / f"{pictures.names[index]}.png", self._panel(pictures, index, prediction))
 
@@ -78,3 +79,7 @@ class FixedPictures(Callback):
             overlays = {key: {"mask_data": mask, "class_labels": names} for key, mask in masks.items()}
             images.append(wandb.Image(pictures.image(index), masks=overlays, caption=pictures.names[index]))
         logger.experiment.log({"val/pictures": images, "trainer/global_step": step})
+
+
+def _pictures(loader: Any) -> Pictures:
+    return loader.dataset.pictures

@@ -1,5 +1,7 @@
 """How a run ends."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -15,10 +17,15 @@ class EndWithValidation(Callback):
     """
 
     def on_train_batch_end(self, trainer: L.Trainer, *args) -> None:
-        last_step = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
-        last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
-        if last_step or (last_epoch and trainer.is_last_batch):
+        if at_the_end(trainer):
             trainer.should_stop = True
+
+
+def at_the_end(trainer: L.Trainer) -> bool:
+    """Whether the steps or epochs that the run was to have are done."""
+    last_step = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
+    return last_step or (last_epoch and trainer.is_last_batch)
 
 
 class TrainingDiverged(UserError):
@@ -36,7 +43,7 @@ class StopOnNaN(Callback):
         self.every_n_steps = every_n_steps
         self._losses: list[tuple[int, Tensor]] = []
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs: Any, batch, batch_idx: int) -> None:
         self._losses.append((trainer.global_step, outputs["loss"].detach()))
         if len(self._losses) >= self.every_n_steps:
             self._look(trainer)

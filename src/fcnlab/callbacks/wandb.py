@@ -24,8 +24,9 @@ def wandb_logger(
     group: str | None = None,
     tags: Sequence[str] = (),
     mode: Literal["auto", "online", "offline"] = "auto",
+    run_id: str | None = None,
 ) -> WandbLogger:
-    """A run of its own in ``folder/wandb/``.
+    """A run of its own in ``folder/wandb/``, or, with ``run_id``, the continuation of one.
 
     ``mode="auto"`` is online where a key is configured and the server answers, else offline.
     """
@@ -34,15 +35,18 @@ def wandb_logger(
     import wandb
 
     Path(folder).mkdir(parents=True, exist_ok=True)
+    chosen = reachable_mode() if mode == "auto" else mode
     run = wandb.init(
         dir=folder,
         config=config,
+        id=run_id,
         name=name,
         project=project,
         entity=entity,
         group=group,
         tags=list(tags),
-        mode=reachable_mode() if mode == "auto" else mode,
+        mode=chosen,
+        resume="allow" if run_id and chosen == "online" else None,  # offline, the id alone joins them when synced
         settings=wandb.Settings(quiet=True, console="off"),
         reinit="create_new",
     )
@@ -51,7 +55,7 @@ def wandb_logger(
     return WandbLogger(experiment=run)
 
 
-def reachable_mode() -> Literal["online", "offline"]:
+def reachable_mode() -> str:
     """Online costs a minute and more before it fails where nobody answers, so ask first."""
     import wandb
 

@@ -1,8 +1,9 @@
 """The LightningDataModule around a data set: which pictures meet in a batch, and how they come to the device."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import lightning as L
@@ -66,17 +67,21 @@ def collate(samples: Sequence[Batch]) -> Batch:
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """Each epoch a new order, cut into global batches; every rank takes its share of each.
 
-    Which pictures meet in a global batch depends on (seed, epoch, global batch size) alone. The few pictures that do
-    not fill a batch wait for another epoch's order.
+    Which pictures meet in a global batch (``batch_size`` on each of ``world_size`` ranks, ``accumulate`` times)
+    depends on (seed, epoch, global batch size) alone. The few pictures that do not fill a global batch wait for
+    another epoch's order.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1):
         self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.epoch = self.skip = 0
         if len(self) == 0:
             ranks = f" on each of {world_size} devices" if world_size > 1 else ""
-            raise DataError(f"data.batch_size={batch_size}{ranks} is more than the {count} training pictures: lower it")
+            times = f", accumulated {accumulate} times," if accumulate > 1 else ""
+            raise DataError(
+                f"data.batch_size={batch_size}{ranks}{times} is more than the {count} training pictures: lower it"
+            )
 
     @property
     def sampler(self) -> "TrainingBatches":
@@ -93,7 +98,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         self.epoch, self.skip = epoch, done
 
     def __len__(self) -> int:
-        return self.count // (self.batch_size * self.world_size)
+        return self.count // (self.batch_size * self.world_size * self.accumulate) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, first = self.epoch, self.skip
@@ -181,7 +186,8 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         pictures = self.split("train")
-        batches = TrainingBatches(len(pictures), self.batch_size, self.seed, *self._place())
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        batches = TrainingBatches(len(pictures), self.batch_size, self.seed, *self._place(), accumulate)
         batches.resume(*self._position(len(batches)))
         return DataLoader(
             TrainingSamples(pictures, self.augment, self.seed),
@@ -213,7 +219,9 @@ class DataModule(L.LightningDataModule):
         if self.trainer is None:
             return 0, 0
         loop = self.trainer.fit_loop
-        epochs, done = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current.processed
+        epochs: Any = loop.epoch_progress.current  # Lightning's annotations are too narrow
+        batches_done: Any = loop.epoch_loop.batch_progress.current
+        done = batches_done.processed
         if epochs.started <= epochs.processed:  # the checkpoint is of an epoch's end
             return epochs.processed, 0
         return (epochs.processed, done) if done < batches else (epochs.processed + 1, 0)
@@ -223,7 +231,7 @@ class DataModule(L.LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": _single_threaded,
+            "worker_init_fn": _prepare_worker,
             # The loader draws a base seed from its generator; with one of its own, the global stream stays the run's.
             "generator": torch.Generator().manual_seed(self.seed),
         }
@@ -235,7 +243,18 @@ def worker_count(wanted: int | Literal["auto"]) -> int:
     return min(8, cores) if wanted == "auto" else int(wanted)
 
 
-def _single_threaded(worker: int) -> None:
-    """Workers are many already: OpenCV's threads would only fight over the cores."""
+LAST_WORDS = 10  # seconds
+
+
+def _prepare_worker(worker: int) -> None:
+    """Let the run decide about signals that reach its workers too (Ctrl-C, Slurm), and OpenCV use one thread.
+
+    A worker that died by such a signal would take the step in progress with it. One that its run no longer wants ends
+    by itself, or else so many seconds after it was told to.
+    """
     assert get_worker_info() is not None
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(0)  # workers are many already
+    for signum in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_WORDS))

@@ -2,7 +2,9 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +12,14 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from fcnlab.errors import UserError
 from fcnlab.results.scores import VOID
 
-MASK_MODES = ("P", "L")  # palette and grey PNGs, whose pixel is the class
+MASK_FORMATS = ("PNG",)  # a JPEG's labels would be blurred, a GIF's renumbered
+MASK_MODES = ("P", "P;1", "P;2", "P;4", "L")  # palette and grey, as stored; PIL stretches grey of few bits to 0..255
+PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL opens 40 more, EPS by running Ghostscript
 
 
 class DataError(UserError):
@@ -63,29 +68,24 @@ class Pictures:
             The mask is unreadable, not made of indices, or holds an id that is no class.
         """
         path = self.masks[index]
-        with _opened(path) as file:
-            if file.mode not in MASK_MODES:
+        with _opened(path, MASK_FORMATS) as file:
+            mode = file.tile[0][3]
+            if mode not in MASK_MODES:
                 raise DataError(
-                    f"{path} is a mask of mode {file.mode}: masks hold one class id per pixel, as palette (P) or"
-                    " grey (L) PNG. Convert colours to ids first."
+                    f"{path} is a mask of mode {mode}: masks hold one class id per pixel, as palette (P) or grey (L, 8"
+                    " bits) PNG. Convert colours to ids first."
                 )
+            file.verify()  # by its checksums, which decoding passes over: the last pixels could be others
+        with _opened(path, MASK_FORMATS) as file:
             mask = np.array(file)
-        meaning = self._labels()[mask]
-        if (meaning == len(self.classes)).any():
+        void = mask == self.void
+        if ((mask >= len(self.classes)) & ~void).any():
             wrong = sorted(set(np.unique(mask).tolist()) - set(range(len(self.classes))) - {self.void})
             raise DataError(
                 f"{path} holds labels {wrong[:5]}, but {self.title} has classes 0 to {len(self.classes) - 1}"
                 f" and {self.void} for void"
             )
-        return np.where(meaning > len(self.classes), np.uint8(VOID), mask)
-
-    def _labels(self) -> UInt8[ndarray, "256"]:
-        """What a label on disk is: its class (as 0), no class (as their number), or void (above that)."""
-        count = len(self.classes)
-        meaning = np.full(256, count, np.uint8)
-        meaning[:count] = 0
-        meaning[self.void] = count + 1
-        return meaning
+        return np.where(void, np.uint8(VOID), mask)
 
     def check(self, min_size: int = 1) -> None:
         """Look at every file before any long work: pictures' headers and whole masks.
@@ -113,13 +113,16 @@ class Pictures:
 
     def _problem(self, index: int, min_size: int) -> str | None:
         try:
-            with _opened(self.images[index]) as file:
+            with _picture(self.images[index]) as file:
                 cols, rows = file.size
             if min(rows, cols) < min_size:
                 return f"{self.images[index]} has {rows}x{cols} pixels; the net needs {min_size} on each side"
-            if self.masks and self.mask(index).shape != (rows, cols):
-                mask_rows, mask_cols = self.mask(index).shape
-                return f"{self.images[index]} has {rows}x{cols} pixels, its mask {mask_rows}x{mask_cols}"
+            if self.masks:
+                with _opened(self.masks[index], MASK_FORMATS) as file:
+                    mask_cols, mask_rows = file.size
+                if (mask_rows, mask_cols) != (rows, cols):
+                    return f"{self.images[index]} has {rows}x{cols} pixels, its mask {mask_rows}x{mask_cols}"
+                self.mask(index)
         except DataError as error:
             return str(error)
         return None
@@ -131,28 +134,43 @@ def read_image(path: Path) -> UInt8[ndarray, "rows cols 3"]:
     Raises
     ------
     DataError
-        No such file, or not readable as a picture to its end.
+        No such file, not readable as a picture to its end, too large, or of more than 8 bits.
     """
-    with _opened(path) as file:
+    with _picture(path) as file:
+        if file.mode == "P" and "transparency" in file.info:
+            return np.array(file.convert("RGBA").convert("RGB"))  # the same colours; PIL warns of the direct way
         return np.array(file.convert("RGB"))
 
 
-class _opened:
+@contextmanager
+def _picture(path: Path) -> Iterator[ImageFile]:
+    with _opened(path, PICTURE_FORMATS) as file:
+        if file.mode.startswith(("I", "F")):
+            raise DataError(
+                f"{path} has pixels of mode {file.mode}, more than 8 bits, which would be cut off at 255:"
+                " save it with 8 bits to a channel"
+            )
+        yield file
+
+
+@contextmanager
+def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[ImageFile]:
     """PIL's image; whatever goes wrong with the file while it is open becomes a DataError that names it."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> Image.Image:
+    try:
+        file = Image.open(path, formats=formats)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except Exception as error:  # PIL's plugins end in a dozen kinds
+        raise DataError(f"{path} cannot be read as a picture ({', '.join(formats)}): {error}") from error
+    with file:
+        cols, rows = file.size
+        if Image.MAX_IMAGE_PIXELS is not None and rows * cols > Image.MAX_IMAGE_PIXELS:  # where PIL itself only warns
+            raise DataError(
+                f"{path} has {rows}x{cols} pixels, more than {Image.MAX_IMAGE_PIXELS} in all: cut it into tiles"
+            )
         try:
-            self.file = Image.open(self.path)
-        except FileNotFoundError:
-            raise DataError(f"{self.path} is missing") from None
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.path} cannot be read as a picture: {error}") from error
-        return self.file
-
-    def __exit__(self, kind, error, traceback) -> None:
-        self.file.close()
-        if isinstance(error, (OSError, SyntaxError, Image.DecompressionBombError)):  # PIL's words for a broken file
-            raise DataError(f"{self.path} cannot be read to its end: {error}") from error
+            yield file
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"{path} cannot be read to its end: {error}") from error

@@ -130,7 +130,7 @@ def _texture(rng: np.random.Generator, label: int, rows: int, cols: int) -> UInt
     """A texture of the class, in two colours near the class's own hue."""
     hue = (label * 67 % 180 + rng.normal(0, 8)) % 180
     bright, dark = (
-        cv2.cvtColor(np.uint8([[[hue, rng.integers(130, 230), value]]]), cv2.COLOR_HSV2RGB)[0, 0]
+        cv2.cvtColor(np.array([[[hue, rng.integers(130, 230), value]]]).astype(np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
         for value in (rng.integers(190, 250), rng.integers(60, 120))
     )
     kind, period = TEXTURES[(label - 1) // len(FORMS)], rng.uniform(5, 9)

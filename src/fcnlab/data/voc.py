@@ -6,6 +6,7 @@
 Everingham et al., The PASCAL Visual Object Classes Challenge: A Retrospective, IJCV 2015.
 """
 
+from os.path import isfile  # False for a name that no file can have, where Path's raises an OSError
 from pathlib import Path
 
 import numpy as np
@@ -54,17 +55,32 @@ def open_voc(root: str, split: str, year: int = 2012) -> Pictures:
 
 
 def read_list(folder: Path, split: str) -> tuple[str, ...]:
-    """The names in ``folder/split.txt``, one to a line."""
+    """The names in ``folder/split.txt``, one to a line.
+
+    Raises
+    ------
+    DataError
+        No such list; it is no text in UTF-8; a name that leads out of the data's folders (and its prediction would out
+        of the run's).
+    """
     file = folder / f"{split}.txt"
-    if not file.is_file():
+    if not isfile(file):  # noqa: PTH113
         there = ", ".join(sorted(path.stem for path in folder.glob("*.txt"))) or "none"
         raise DataError(f"no list {split!r} in {folder}: there is {there}. Set data.train_list or data.val_list.")
-    return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors open a file with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as a list: {error}. It is UTF-8, a name to a line.") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    outside = [name for name in names if name.startswith("/") or ".." in Path(name).parts]
+    if outside:
+        raise DataError(f"{file} names {outside[0]!r}, which leads out of the data's folders: give names below them")
+    return names
 
 
 def _mask_path(folder: Path, name: str) -> Path:
     paths = [folder / masks / f"{name}.png" for masks in MASK_FOLDERS]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return next((path for path in paths if isfile(path)), paths[0])  # noqa: PTH113
 
 
 def _hint(root: str, year: int) -> str:

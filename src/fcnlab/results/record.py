@@ -26,23 +26,33 @@ def write_record(
     Each file is written aside and renamed, so that nobody reads half of one.
     """
     found = scores(matrices.sum(axis=0))
-    values = {name: _number(getattr(found, name)) for name in SCORES}
-    iou = {name: _number(value) for name, value in zip(classes, found.iou, strict=True)}
+    values = {name: number(getattr(found, name)) for name in SCORES}
+    iou = {name: number(value) for name, value in zip(classes, found.iou, strict=True)}
     record = {"split": split, **values, "iou": iou, **facts}
     folder.mkdir(parents=True, exist_ok=True)
-    with _aside(folder / "confusions.npz") as path, path.open("wb") as file:
+    with aside(folder / "confusions.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, matrices=matrices, names=np.array(names), classes=np.array(classes))
-    with _aside(folder / "metrics.json") as path:
-        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    _write_json(folder / "metrics.json", record)
     return found
 
 
-def _number(value: float) -> float | None:
+def add_to_record(folder: Path, **facts: Mapping[str, Any]) -> None:
+    """Give the ``metrics.json`` of a folder further parts."""
+    path = folder / "metrics.json"
+    _write_json(path, json.loads(path.read_text()) | facts)
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+    with aside(path) as part:
+        part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def number(value: float) -> float | None:
     """JSON knows no nan."""
     return None if math.isnan(value) else float(value)
 
 
-class _aside:
+class aside:
     """A path to write to, which takes the place of the real one when all went well."""
 
     def __init__(self, path: Path):

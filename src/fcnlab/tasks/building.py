@@ -16,7 +16,16 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from fcnlab.callbacks import EndWithValidation, RandomState, StopOnNaN
+from fcnlab.callbacks import (
+    EndWithValidation,
+    ExactResume,
+    Interrupted,
+    Interruption,
+    MetricsFile,
+    StopOnNaN,
+    StopSignals,
+    WholeFiles,
+)
 from fcnlab.config import plain
 
 log = logging.getLogger("fcnlab")
@@ -58,12 +67,14 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     if isinstance(settings["val_check_interval"], int):
         settings["val_check_interval"] *= settings["accumulate_grad_batches"]
         settings.setdefault("check_val_every_n_epoch", None)
-    callbacks = [EndWithValidation(), RandomState(), StopOnNaN(settings["log_every_n_steps"]), *callbacks]
+    if "callbacks" in cfg and not cfg.callbacks.get("progress", {}).get("enabled", True):
+        settings.setdefault("enable_progress_bar", False)  # or Lightning brings its own
     _hush_lightning()
     return instantiate(
         settings,
         logger=loggers,
         callbacks=callbacks,
+        plugins=[WholeFiles()],
         use_distributed_sampler=False,  # Lightning's would evaluate some pictures twice
         default_root_dir=str(run_folder()),
         _convert_="all",
@@ -100,7 +111,23 @@ def _on_gpu(accelerator: str) -> bool:
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
-def build_callbacks(cfg: DictConfig) -> list[Callback]:
+def training_callbacks(cfg: DictConfig, curves: MetricsFile, signals: StopSignals) -> list[Callback]:
+    """The configured callbacks, between those that every training has; the order matters.
+
+    What sets ``should_stop`` (EndWithValidation, early stopping) comes before what records it, and restored random
+    states before an interruption that saves them. Lightning puts those that save behind all others.
+    """
+    every = cfg.trainer.log_every_n_steps
+    return [
+        EndWithValidation(),
+        StopOnNaN(every),
+        *configured_callbacks(cfg),
+        ExactResume(curves, cfg.data.batch_size),
+        Interruption(signals, every),
+    ]
+
+
+def configured_callbacks(cfg: DictConfig) -> list[Callback]:
     """The callbacks that are not disabled by ``enabled: false``."""
     built = []
     for name, node in cfg.callbacks.items():
@@ -115,27 +142,39 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
 
 
 @contextmanager
-def open_loggers(cfg: DictConfig) -> Iterator[list[Logger]]:
-    """The configured loggers; W&B's run ends with the exit code that the process will have."""
-    loggers = [_build_logger(name, cfg) for name in cfg.logger]
-    code = 1
+def open_loggers(cfg: DictConfig, wandb_id: str | None = None) -> Iterator[list[Logger]]:
+    """The configured loggers; W&B's run ends with the status and the exit code that the process will have.
+
+    ``wandb_id`` is that of the W&B run to go on with.
+    """
+    loggers = [_build_logger(name, cfg, wandb_id) for name in cfg.logger]
+    status, code = "failed", 1
     try:
         yield loggers
-        code = 0
+        status, code = "finished", 0
+    except Interrupted as stop:
+        status, code = "interrupted", stop.code
+        raise
     finally:
         for logger in loggers:
             if isinstance(logger, WandbLogger):
+                logger.experiment.summary["status"] = status
                 logger.experiment.finish(exit_code=code)
 
 
-def _build_logger(name: str, cfg: DictConfig) -> Logger:
+def wandb_id(loggers: list[Logger]) -> str | None:
+    """The id of this run in W&B, if it has one."""
+    return next((logger.experiment.id for logger in loggers if isinstance(logger, WandbLogger)), None)
+
+
+def _build_logger(name: str, cfg: DictConfig, wandb_id: str | None) -> Logger:
     if name != "wandb":
         return instantiate(cfg.logger[name], _convert_="all")
     hydra = HydraConfig.get()
     make = instantiate(cfg.logger.wandb, _convert_="all")
     folder = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else run_folder()  # one wandb/ for a whole sweep
     name = cfg.logger.wandb.name or _run_name(cfg)
-    logger = make(folder=folder, config=plain(cfg), name=name)
+    logger = make(folder=folder, config=plain(cfg), name=name, run_id=wandb_id)
     _say_where(logger)
     return logger
 

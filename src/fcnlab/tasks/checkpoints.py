@@ -1,21 +1,27 @@
 """Reading a checkpoint back: from the file alone, and without running anything that it names."""
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 import fcnlab
 from fcnlab.config import check_targets, check_trust, plain
 from fcnlab.data import Pictures
 from fcnlab.errors import UserError
 from fcnlab.models import FCN
-from fcnlab.models.weights import load_strictly
+from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_plainly, load_strictly
+
+DEEPEST = 20  # levels of a record; a model's config has 3
+MOST = 10_000  # values in it; there are 150, most of them the palette's
+SCALARS = (bool, int, float, str)
 
 
 def checkpoint_record(cfg: DictConfig, pictures: Pictures) -> dict[str, Any]:
@@ -37,7 +43,7 @@ def without_weights(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ``fcnlab train``.
+    """A checkpoint of ``fcnlab train``; its record, under "fcnlab", in plain lists and dicts.
 
     Raises
     ------
@@ -50,18 +56,73 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint={path} is no file. A run's checkpoints are RUN/checkpoints/best.ckpt and last.ckpt."
         )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"checkpoint={path} is damaged or holds more than tensors and plain values; refused."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"checkpoint={path} cannot be read: {str(error).splitlines()[0]}") from error
+        checkpoint = load_plainly(path)
+    except WeightsError as error:
+        raise UserError(f"checkpoint={error}") from error
     if not isinstance(checkpoint, dict) or not {"fcnlab", "state_dict"} <= set(checkpoint):
         raise UserError(
             f"checkpoint={path} was not written by fcnlab train. For bare weights, use model.weights={path}."
         )
-    return checkpoint
+    try:
+        checked = {"fcnlab": _plain(checkpoint["fcnlab"]), "state_dict": _tensors(checkpoint["state_dict"])}
+        _check_record(checked["fcnlab"])
+    except ValueError as error:
+        raise UserError(f"checkpoint={path} was not written by fcnlab train, or was changed: {error}") from error
+    return dict(dict.items(checkpoint)) | checked
+
+
+def _plain(record: Any) -> Any:
+    """A copy in dicts, lists and scalars, so that what is checked is what is built, whatever else the file made of it.
+
+    Raises
+    ------
+    ValueError
+        Another kind of value; a depth or a number of values that no record has (a few bytes can say a list of itself).
+    """
+    left = MOST
+
+    def copied(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if depth > DEEPEST or left < 0:
+            raise ValueError(f"its record has more than {DEEPEST} levels or {MOST} values")
+        if type(value) is dict and all(isinstance(key, SCALARS) for key in value):
+            return {key: copied(child, depth + 1) for key, child in value.items()}
+        if type(value) in (list, tuple):
+            return [copied(child, depth + 1) for child in value]
+        if value is None or isinstance(value, SCALARS):
+            return value
+        raise ValueError(f"its record holds a {type(value).__name__} with what is no plain value")
+
+    return copied(record, 0)
+
+
+def _check_record(record: Any) -> None:
+    """Raise a ValueError unless it is what :func:`checkpoint_record` makes."""
+    wanted = {"model": dict, "classes": list, "palette": list}
+    for name, kind in wanted.items():
+        if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+            raise ValueError(f"its record has no {name}")
+    if not all(isinstance(name, str) for name in record["classes"]):
+        raise ValueError("its classes are no names")
+    try:
+        colours = np.array(record["palette"], np.uint8)
+    except (ValueError, TypeError, OverflowError):
+        colours = np.empty(0)
+    if colours.shape != (len(record["classes"]), 3):
+        raise ValueError("its palette is not RGB in 0..255 for each class")
+
+
+def _tensors(state: Any) -> dict[str, Tensor]:
+    """The state dict; a ValueError unless it holds plain tensors by name."""
+    if not isinstance(state, dict):
+        raise ValueError(f"its state_dict is a {type(state).__name__}")
+    tensors = dict(dict.items(state))  # a file can give an OrderedDict an `items` of its own
+    odd = [key for key, value in tensors.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if odd:
+        raise ValueError(f"its state_dict holds what is no tensor by name, such as {odd[0]!r:.80}")
+    check_tensors(tensors, "its state_dict")
+    return tensors
 
 
 def rebuild_net(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -> FCN:
@@ -70,15 +131,32 @@ def rebuild_net(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -
     Raises
     ------
     UserError
-        Its config names code outside ``fcnlab.models`` and the trusted packages; config and weights do not fit.
+        Its config names code outside ``fcnlab.models`` and the trusted packages, or builds no net; config, classes and
+        weights do not fit.
     """
     model = checkpoint["fcnlab"]["model"]
     check_trust(model, ("fcnlab.models", *trust), source)
     model = without_weights(model)
     check_targets(OmegaConf.create({"model": model}))
-    net = instantiate(model, _convert_="all")
     state = {
         key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items() if key.startswith("net.")
     }
+    if not trust:  # whose code may want real numbers
+        with torch.device("meta"):  # the file's word for the sizes: compared before it takes any memory
+            check_fit(_built(model, source), state, source)
+    net = _built(model, source)
+    classes = checkpoint["fcnlab"]["classes"]
+    if net.num_classes != len(classes):
+        raise UserError(f"{source} names {len(classes)} classes, and its net scores {net.num_classes}. It is refused.")
     load_strictly(net, state, source)
+    return net
+
+
+def _built(model: dict[str, Any], source: str) -> FCN:
+    try:
+        net = instantiate(model, _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"the model of {source} cannot be built: {error}") from error
+    if not isinstance(net, FCN):
+        raise UserError(f"the model of {source} is a {type(net).__name__}, no FCN. It is refused.")
     return net

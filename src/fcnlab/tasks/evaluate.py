@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.callbacks import FixedPictures
 from fcnlab.config import ConfigError, check_targets, check_trust, plain
 from fcnlab.data import DataModule
+from fcnlab.results.passport import Convention, as_facts, passport, passport_table
+from fcnlab.results.record import add_to_record
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, open_loggers, run_folder, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
@@ -38,6 +41,8 @@ def evaluate(cfg: DictConfig) -> float | None:
     if found is None:
         return None
     say(table(found, data.split("test").classes))
+    if cfg.passport:
+        say(passport_table(add_passport(folder)))
     say(f"{data.split('test').title}: mIoU {100 * found.miou:.2f} %. The record: {folder}")
     return found.miou
 
@@ -51,6 +56,14 @@ def _check_what_is_asked(cfg: DictConfig) -> None:
         )
     if cfg.checkpoint is None and cfg.data is None:
         raise ConfigError("no data to score on: give data=... (without it, eval takes the data of checkpoint='s run)")
+
+
+def add_passport(folder: Path) -> list[Convention]:
+    """Score the matrices of the record under other conventions too, and say so in the record."""
+    with np.load(folder / "confusions.npz") as confusions:
+        conventions = passport(confusions["matrices"])
+    add_to_record(folder, passport=as_facts(conventions))
+    return conventions
 
 
 def recorded_data(cfg: DictConfig) -> DictConfig:

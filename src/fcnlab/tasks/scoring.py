@@ -124,7 +124,7 @@ def provenance(segmenter: Segmenter, seed: int) -> dict[str, Any]:
 def command() -> str:
     """What to type for this very run, also where it was one job of a sweep."""
     hydra = HydraConfig.get()
-    return shlex.join(["fcnlab", hydra.job.config_name, *hydra.overrides.task])
+    return shlex.join(["fcnlab", str(hydra.job.config_name), *hydra.overrides.task])
 
 
 def commit() -> str | None:

@@ -1,6 +1,8 @@
 """``fcnlab train``."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
@@ -9,26 +11,60 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
-from fcnlab.callbacks import MetricsFile
+from fcnlab.callbacks import Interrupted, MetricsFile, StopSignals
 from fcnlab.config import check_targets
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError
 from fcnlab.results.scores import Scores
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_callbacks, build_trainer, choices, open_loggers, run_folder, say, warn
+from fcnlab.tasks.building import (
+    build_trainer,
+    choices,
+    open_loggers,
+    run_folder,
+    say,
+    training_callbacks,
+    wandb_id,
+    warn,
+)
 from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint
+from fcnlab.tasks.recording import recorded, repeat_exactly
 from fcnlab.tasks.scoring import describe, score, table
-
-# What code adds to a component when it builds it.
-SUPPLIED = {"trainer": {"logger", "callbacks"}}
 
 
 def train(cfg: DictConfig) -> float | None:
     """Train, score the best checkpoint, leave the record; the score is what a sweeper maximises."""
     folder = run_folder()
+    repeat_exactly(cfg)
     check_targets(cfg)
     resumed = checkpoint_to_resume(cfg.checkpoint, folder)
     say_what_surprises(cfg)
+    with StopSignals() as signals, recorded(cfg, folder) as record, how_to_go_on(folder):
+        segmenter, data = build(cfg)
+        say(describe(segmenter, data.split("val")))
+        with open_loggers(cfg, record.facts.get("wandb")) as loggers:
+            record.write(wandb=wandb_id(loggers))
+            curves = MetricsFile(folder / "metrics.csv")
+            curves.cut(read_checkpoint(resumed)["resume"]["rows"] if resumed else 0)
+            trainer = build_trainer(cfg, [curves, *loggers], training_callbacks(cfg, curves, signals))
+            device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+            say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
+            started = time.perf_counter()
+            trainer.fit(segmenter, datamodule=data, ckpt_path=resumed, weights_only=True)
+            minutes = (time.perf_counter() - started) / 60
+            best = best_checkpoint(trainer)
+            if best:
+                # Not by test(ckpt_path=...): Lightning's weight averaging would restore the weights not averaged.
+                segmenter.load_state_dict(read_checkpoint(best)["state_dict"])
+            found = score(trainer, segmenter, data, folder, cfg.seed)
+    if found is None:
+        return None
+    say_what_came(found, segmenter, trainer, minutes, folder, best)
+    return found.miou
+
+
+def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
+    """The net with all that trains it, and the data, which is looked at before any long work."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net = instantiate(cfg.model, _convert_="all")
     data: DataModule = instantiate(cfg.data, _convert_="all")
@@ -42,26 +78,19 @@ def train(cfg: DictConfig) -> float | None:
         record=checkpoint_record(cfg, data.split("val")),
         channels_last=cfg.speed.channels_last,
     )
-    say(describe(segmenter, data.split("val")))
-    with open_loggers(cfg) as loggers:
-        curves = MetricsFile(folder / "metrics.csv")
-        if resumed:
-            curves.resume_at(read_checkpoint(resumed)["global_step"])
-        trainer = build_trainer(cfg, [curves, *loggers], build_callbacks(cfg))
-        device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
-        say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
-        started = time.perf_counter()
-        trainer.fit(segmenter, datamodule=data, ckpt_path=resumed, weights_only=True)
-        minutes = (time.perf_counter() - started) / 60
-        best = best_checkpoint(trainer)
-        if best:
-            # Not by test(ckpt_path=...): Lightning's weight averaging would restore the weights that are not averaged.
-            segmenter.load_state_dict(read_checkpoint(best)["state_dict"])
-        found = score(trainer, segmenter, data, folder, cfg.seed)
-    if found is None:
-        return None
-    say_what_came(found, segmenter, trainer, minutes, folder, best)
-    return found.miou
+    return segmenter, data
+
+
+@contextmanager
+def how_to_go_on(folder: Path) -> Iterator[None]:
+    """Say to a run that was stopped how it goes on."""
+    try:
+        yield
+    except Interrupted as stop:
+        last = folder / "checkpoints" / "last.ckpt"
+        how = f"Go on with the same command and checkpoint=last hydra.run.dir={folder}" if last.is_file() else ""
+        say(f"Stopped by {stop}. {how}".rstrip())
+        raise
 
 
 def say_what_surprises(cfg: DictConfig) -> None:
@@ -79,22 +108,41 @@ def checkpoint_to_resume(wanted: str | None, folder: Path) -> str | None:
     Raises
     ------
     UserError
-        There is none.
+        There is none, or it is damaged; or a new run would overwrite one that is there.
     """
+    checkpoints = folder / "checkpoints"
     if wanted in (None, "none"):
+        if (checkpoints / "last.ckpt").is_file():
+            raise UserError(
+                f"{folder} holds a run already: go on with it by checkpoint=auto, or leave hydra.run.dir to a new one"
+            )
         return None
-    if wanted not in ("last", "best", "auto"):
+    if wanted == "auto":
+        return newest_whole(checkpoints)
+    if wanted not in ("last", "best"):
         read_checkpoint(wanted)
         return wanted
-    path = folder / "checkpoints" / f"{'last' if wanted == 'auto' else wanted}.ckpt"
+    path = checkpoints / f"{wanted}.ckpt"
     if path.is_file():
+        read_checkpoint(path)
         return str(path)
-    if wanted == "auto":
-        return None
     runs = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda found: found.stat().st_mtime)
     newest = runs[-1].parents[1] if runs else None
     hint = f"; the newest run is {newest}: add hydra.run.dir={newest}" if newest else ": add hydra.run.dir=FOLDER"
     raise UserError(f"checkpoint={wanted}: there is no {path}, since this run is new{hint}")
+
+
+def newest_whole(checkpoints: Path) -> str | None:
+    """last.ckpt, or the best one if that is damaged; None where there is neither, and the run starts from scratch."""
+    for path in (checkpoints / "last.ckpt", checkpoints / "best.ckpt"):
+        if path.is_file():
+            try:
+                read_checkpoint(path)
+            except UserError as error:
+                warn(f"{error} Going on without it.")
+            else:
+                return str(path)
+    return None
 
 
 def best_checkpoint(trainer: L.Trainer) -> str | None:

@@ -1,0 +1,133 @@
+"""Checkpoints that are always whole: written aside, synced, renamed; and when the last state is saved."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from fcnlab.callbacks.interruption import Interrupted
+from fcnlab.errors import UserError
+
+
+class CheckpointNotWritten(UserError):
+    """The disk is full, or the folder is gone or not writable; older checkpoints are as they were."""
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Write a checkpoint beside the old one, onto the disk itself, and only then in its place.
+
+    A kill or a power failure leaves the old file or the new one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        aside = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+            _sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:  # torch's writer hides the disk's own words in a RuntimeError
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__ or error
+            raise CheckpointNotWritten(
+                f"{path} could not be written: {str(cause).splitlines()[0]}. Checkpoints from before are whole: make"
+                " room, then go on with checkpoint=last and hydra.run.dir set to this run's folder."
+            ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """A renamed file is safe from a power failure once its folder is on the disk too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class TopCheckpoints(ModelCheckpoint):
+    """Keep the ``keep`` checkpoints of best val mIoU, each under its score and step, beside best.ckpt.
+
+    A class of its own, since Lightning keeps the states of two plain ModelCheckpoints of one metric under one key.
+    """
+
+    def __init__(self, dirpath: str | Path, keep: int = 3):
+        if keep < 0:
+            raise ValueError(f"checkpointing.keep_top={keep}: choose 0 (none) or more")
+        super().__init__(
+            dirpath,
+            filename="miou={val/miou:.4f}-step={step:.0f}",
+            auto_insert_metric_name=False,
+            monitor="val/miou",
+            mode="max",
+            save_top_k=keep,
+        )
+
+
+class LastCheckpoint(Checkpoint):
+    """Keep ``last.ckpt``: after every validation, every ``every_n_minutes``, and when a run is interrupted.
+
+    An exception between two steps or inside a validation (a picture that cannot be read, say) saves the state before
+    it; one inside a step does not, since nobody knows how far the step had come.
+    """
+
+    def __init__(self, dirpath: str | Path, every_n_minutes: float = 10.0, every_n_steps: int = 10):
+        if every_n_minutes < 0:
+            raise ValueError(f"checkpointing.every_n_minutes={every_n_minutes}: choose 0 (every step) or more")
+        self.path = Path(dirpath) / "last.ckpt"
+        self.every_n_minutes, self.every_n_steps = every_n_minutes, every_n_steps
+        self._saved_at, self._saved_step = 0.0, -1
+        self._validating = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0 and trainer.global_step and self._due(trainer):
+            self._save(trainer)
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        due = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
+        if trainer.world_size == 1:
+            return due
+        if trainer.global_step % self.every_n_steps:  # clocks differ: rank 0's counts, and asking costs time
+            return False
+        return trainer.strategy.broadcast(due)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module) -> None:
+        self._validating = not trainer.sanity_checking
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module) -> None:
+        self._validating = False
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module, exception: BaseException) -> None:
+        if self._can_save(trainer, exception):
+            with contextlib.suppress(CheckpointNotWritten):  # the first error is the one to show
+                self._save(trainer)
+
+    def _can_save(self, trainer: L.Trainer, exception: BaseException) -> bool:
+        if trainer.state.fn != "fit" or isinstance(exception, CheckpointNotWritten):
+            return False
+        if trainer.global_step in (0, self._saved_step):  # after the last one, averaged weights replace the others
+            return False
+        if trainer.world_size > 1 and not isinstance(exception, Interrupted):  # the others may not come to save
+            return False
+        done: Any = trainer.fit_loop.epoch_loop.batch_progress.current  # Lightning's annotation is too narrow
+        whole_step = done.started == done.completed and done.completed % trainer.accumulate_grad_batches == 0
+        return whole_step and not (self._validating and trainer.should_stop)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step

@@ -1,0 +1,97 @@
+"""Signals: a run that is asked to stop finishes its step, saves itself and says with which code it ended."""
+
+import signal
+from types import FrameType
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends the last one before a job's time is up
+
+
+class Interrupted(SystemExit):
+    """A signal asked the run to stop; the process ends with 128 + the signal's number, as a shell would report it."""
+
+    def __init__(self, signum: int):
+        self.signal = signal.Signals(signum)
+        super().__init__(128 + signum)
+
+    def __str__(self) -> str:
+        return self.signal.name
+
+
+class StopSignals:
+    """While entered, a stopping signal raises :class:`Interrupted`: at once, or between two steps while training runs.
+
+    Ctrl-C a second time does not wait for the step.
+    """
+
+    def __init__(self):
+        self.asked: int | None = None
+        self.waiting = False  # for the step to end
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {signum: signal.getsignal(signum) for signum in STOPPING}
+        self.listen()
+        return self
+
+    def __exit__(self, *error) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def listen(self) -> None:
+        for signum in STOPPING:
+            signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        again = self.asked is not None
+        self.asked = self.asked or signum
+        if (again and signum == signal.SIGINT) or not (again or self.waiting):
+            raise Interrupted(self.asked)
+
+
+class Interruption(Callback):
+    """Raise :class:`Interrupted` between two steps, or two validated pictures, once a signal has come.
+
+    With several processes all stop at the same step, whichever of them got the signal; they agree every
+    ``every_n_steps`` optimiser steps, and not during a validation, whose shares may differ by a picture.
+    """
+
+    def __init__(self, signals: StopSignals, every_n_steps: int = 10):
+        self.signals, self.every_n_steps = signals, every_n_steps
+
+    def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
+        self.signals.waiting = True
+        # Lightning has put its own handler of SIGTERM first. That one ends a run with exit code 0, and with several
+        # processes it starts a collective call in the middle of whatever other was going on.
+        self.signals.listen()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches:  # gradients are no part of a checkpoint
+            return
+        if trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0:
+            self._stop_if_asked(trainer)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int, dataloader_idx=0) -> None:
+        if trainer.world_size == 1 and not trainer.should_stop:  # the last validation is the end of the run
+            self._stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module) -> None:
+        self._stop_if_asked(trainer)
+        self.signals.waiting = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module, exception: BaseException) -> None:
+        self.signals.waiting = True  # what is being saved now shall be whole
+
+    def teardown(self, trainer: L.Trainer, pl_module, stage: str) -> None:
+        self.signals.waiting = False
+
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        asked = self.signals.asked or 0
+        if trainer.world_size > 1:
+            asked = int(
+                trainer.strategy.reduce(torch.tensor(asked, device=trainer.strategy.root_device), reduce_op="max")
+            )
+        if asked:
+            raise Interrupted(asked)

@@ -1,0 +1,146 @@
+"""Exact resume: what a checkpoint needs beside Lightning's own state for a run to go on as if it had never stopped."""
+
+import logging
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from fcnlab.callbacks.metrics_file import MetricsFile
+from fcnlab.callbacks.stopping import at_the_end
+
+log = logging.getLogger("fcnlab")
+
+
+class ExactResume(Callback):
+    """Keep every process's random states, the length of metrics.csv and the place in the epoch in checkpoints.
+
+    Pictures and their augmentation need no random state: they follow from (seed, epoch, index).
+
+    Parameters
+    ----------
+    curves
+        The run's metrics.csv.
+    batch_size
+        Training pictures on each device.
+    """
+
+    def __init__(self, curves: MetricsFile, batch_size: int):
+        self.curves, self.batch_size = curves, batch_size
+        self._validating = False
+        self._restored: dict[str, Any] | None = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module) -> None:
+        self._validating = not trainer.sanity_checking
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module) -> None:
+        self._validating = False
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        checkpoint["resume"] = {
+            "random": _of_all_processes(trainer, random_states()),
+            "rows": self.curves.count,
+            "pictures": self.batch_size * trainer.world_size,
+            "stopped_early": trainer.should_stop and not self._validating and not at_the_end(trainer),
+        }
+        loop = checkpoint["loops"]["fit_loop"]
+        _forget_the_next_batch(loop["epoch_loop.batch_progress"])
+        if self._validating:
+            _validate_again(loop["epoch_loop.val_loop.batch_progress"])
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != "fit":
+            return
+        self._restored = kept = checkpoint["resume"]
+        now, before = self.batch_size * trainer.world_size, kept["pictures"]
+        if now != before:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            every = trainer.accumulate_grad_batches
+            _count_in_batches_of(now * every, progress, before, every, checkpoint["global_step"])
+        if trainer.is_global_zero:
+            for difference in _differences(len(kept["random"]), trainer.world_size, before, now):
+                log.warning("Warning: %s", difference)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
+        if self._restored and self._restored["stopped_early"]:
+            trainer.should_stop = True
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
+        if self._restored is None:
+            return
+        states = self._restored["random"]
+        if len(states) == trainer.world_size:
+            restore_random_states(states[trainer.global_rank])
+        self._restored = None
+
+
+def _differences(processes_before: int, processes: int, pictures_before: int, pictures: int) -> Iterator[str]:
+    """Why the bits from here on cannot be those of a run that never stopped."""
+    if processes != processes_before:
+        yield (
+            f"{processes} processes go on with a checkpoint of {processes_before}: sums run in another order and"
+            " dropout draws anew, so the last digits will differ from those of an uninterrupted run"
+        )
+    if pictures != pictures_before:
+        yield (
+            f"a batch has {pictures} pictures now and had {pictures_before} in the checkpoint: where accumulation does"
+            " not make up for it, other pictures meet in a step from here on"
+        )
+
+
+def random_states() -> dict[str, Any]:
+    """This process's random states, as tensors and plain values."""
+    _, keys, *rest = np.random.get_state()
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Go on where :func:`random_states` was called."""
+    random.setstate(states["python"])
+    keys, *rest = states["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _of_all_processes(trainer: L.Trainer, state: dict[str, Any]) -> list[dict[str, Any]]:
+    states = [state] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(states, state)
+    return states
+
+
+# Lightning's counts of batches: ready (fetched), started, processed, completed; in this epoch ("current") and in all.
+
+
+def _forget_the_next_batch(progress: dict[str, Any]) -> None:
+    """Between two steps the next batch is fetched already; the resumed run fetches it again."""
+    if progress["current"]["ready"] > progress["current"]["completed"] == progress["current"]["started"]:
+        for counts in (progress["current"], progress["total"]):
+            counts["ready"] = counts["completed"]
+        progress["is_last_batch"] = False  # said of the batch to come
+
+
+def _validate_again(progress: dict[str, Any]) -> None:
+    """Make Lightning run a validation that had not ended, and from its first picture."""
+    progress["current"].update(ready=0, started=0, processed=0, completed=0)
+    progress["total"].update(ready=1, started=1, processed=0, completed=0)  # by this it knows
+    progress["is_last_batch"] = False
+
+
+def _count_in_batches_of(now: int, progress: dict[str, Any], before: int, every: int, steps: int) -> None:
+    """Translate the place in the epoch; what does not fill a step of ``now`` pictures is seen again."""
+    done = progress["current"]["completed"] * before // now * every
+    for counts, value in ((progress["current"], done), (progress["total"], steps * every)):
+        counts.update(ready=value, started=value, processed=value, completed=value)
+    progress["is_last_batch"] = False

@@ -1,0 +1,1 @@
+"""A package, since its files are named like those beside the code that they test."""

@@ -1,0 +1,86 @@
+"""A list of names is refused, or every name lies below the data's folders and is there once."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fcnlab.data import DataError, Pictures, open_voc
+
+HOSTILE = (
+    "../../x",
+    "/etc/passwd",
+    "a/../../b",
+    "..",
+    ".",
+    "",
+    " ",
+    "a\0b",
+    "x" * 300,
+    "a/" * 3000,
+    "\x85",
+    "💾",
+    "v0\t1",
+)
+NAMES = st.lists(st.sampled_from(("v0", "v1", "set/v0")) | st.sampled_from(HOSTILE) | st.text(max_size=9), max_size=6)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A VOC whose list has these bytes and of which only the picture v0 is there; None if the list is refused."""
+    folder = tmp_path / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    Image.new("RGB", (3, 2)).save(folder / "JPEGImages" / "v0.jpg")
+    Image.new("L", (3, 2)).save(folder / "SegmentationClass" / "v0.png")
+
+    def opening(data: bytes) -> Pictures | None:
+        file = folder / "ImageSets" / "Segmentation" / "val.txt"
+        file.write_bytes(data)
+        try:
+            return open_voc(str(tmp_path), "val")
+        except DataError as error:
+            assert str(file) in str(error)
+            return None
+
+    return opening
+
+
+def is_sound(pictures: Pictures) -> bool:
+    try:
+        pictures.check()
+    except DataError:
+        return False
+    return True
+
+
+@given(st.binary(max_size=99) | NAMES.map(lambda names: "\n".join(names).encode(errors="surrogatepass")))
+@example("../../x".encode("utf-16"))
+def test_any_bytes(opened, tmp_path, data):
+    pictures = opened(data)
+    if pictures is not None:
+        assert is_sound(pictures) == (pictures.names == ("v0",))
+        for path in pictures.images + pictures.masks:
+            assert ".." not in path.parts and path.is_relative_to(tmp_path / "VOCdevkit" / "VOC2012")
+
+
+@given(
+    st.lists(st.sampled_from(("v0", "v1", "2007_000032", "set/v0", "é"))),
+    st.sampled_from(("\n", "\r\n", "\n\n", " \n", "\n\t", "\r")),
+    st.sampled_from(("", "\ufeff", "\n")),
+)
+def test_names_are_those_that_were_written(opened, names, end, start):
+    pictures = opened((start + "".join(name + end for name in names)).encode())
+    assert pictures.names == tuple(names)
+    assert is_sound(pictures) == (names == ["v0"])
+
+
+def test_a_folder_in_the_place_of_a_list(opened, tmp_path):
+    opened(b"v0")
+    list_file = tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
+    list_file.unlink()
+    list_file.mkdir()
+    with pytest.raises(DataError, match="no list 'val'"):
+        open_voc(str(Path(tmp_path)), "val")

@@ -1,0 +1,116 @@
+"""run.json and its companions: what a run was, how it ended, and that it can be repeated from them."""
+
+import json
+import subprocess
+from importlib import metadata
+
+import pytest
+import torch
+import yaml
+
+from fcnlab.tasks.recording import uncommitted_changes
+
+
+def record(folder) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_a_run_says_what_it_was(train):
+    folder = train("seed=7", "optim.lr=0.01")
+    found = record(folder)
+    assert found["status"] == "finished" and found["ended"] >= found["started"] and found["starts"] == 1
+    assert {"seed=7", "optim.lr=0.01"} <= set(found["overrides"]) and found["command"].startswith("fcnlab train")
+    assert found["packages"]["torch"] == metadata.version("torch") and found["packages"]["numpy"] == metadata.version(
+        "numpy"
+    )
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["data"]["seed"] == config["seed"] == 7 and "${" not in (folder / "config.yaml").read_text()
+
+
+def test_the_changes_are_those_of_git(repository):
+    """What is recorded turns the commit into the files that ran."""
+    asked = subprocess.run(["git", "diff", "HEAD", "--no-color"], cwd=repository, capture_output=True, check=False)
+    if asked.returncode:
+        pytest.skip("no checkout here")
+    assert uncommitted_changes() == asked.stdout.decode()
+
+
+def test_a_run_that_fails_says_so(train_code, tmp_path):
+    assert train_code("data.train_list=nowhere") == 1
+    found = record(tmp_path / "run")
+    assert found["status"] == "failed" and "nowhere" in found["reason"]
+
+
+def test_no_file_of_a_run_holds_the_key_of_w_and_b(train, monkeypatch):
+    key = "abcdef0123456789" * 3
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    folder = train("logger=default", "trainer.max_steps=2")
+    for path in folder.rglob("*"):
+        assert not path.is_file() or key.encode() not in path.read_bytes(), path
+
+
+def test_a_new_run_does_not_overwrite_an_old_one(train, train_code, capsys):
+    folder = train("trainer.max_steps=2")
+    before = (folder / "metrics.json").read_bytes()
+    assert train_code("trainer.max_steps=2") == 1
+    assert "checkpoint=auto" in capsys.readouterr().err
+    assert (folder / "metrics.json").read_bytes() == before
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_run_is_repeated_from_its_record(train, fcnlab, tmp_path):
+    first = train("seed=3", "model=fcn16s", "optim.lr=0.004", "trainer.max_steps=4")
+    assert fcnlab("train", f"from_run={first}", f"hydra.run.dir={tmp_path}/again") == 0
+    again = tmp_path / "again"
+    one, other = weights(first), weights(again)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert (first / "metrics.csv").read_text() == (again / "metrics.csv").read_text()
+
+
+def test_what_is_typed_wins_over_the_record(train, fcnlab, tmp_path):
+    first = train("seed=3", "model=fcn16s", "trainer.max_steps=2")
+    words = [f"from_run={first}", "seed=4", "model=fcn32s", f"hydra.run.dir={tmp_path}/other"]
+    assert fcnlab("train", *words) == 0
+    config = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())
+    assert config["seed"] == config["data"]["seed"] == 4 and config["model"]["levels"] == [32]
+    assert config["trainer"]["max_steps"] == 2
+
+
+def test_defaults_that_changed_since_are_those_of_the_record(train, fcnlab, tmp_path):
+    """As if this version had another default than the one that wrote the record."""
+    first = train("trainer.max_steps=2")
+    path = first / ".hydra" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    assert config["schedule"]["power"] != 0.5
+    config["schedule"]["power"] = 0.5
+    path.write_text(yaml.safe_dump(config))
+    assert fcnlab("train", f"from_run={first}", f"hydra.run.dir={tmp_path}/again") == 0
+    again = tmp_path / "again"
+    assert yaml.safe_load((again / "config.yaml").read_text())["schedule"]["power"] == 0.5
+    assert "schedule.power" in (again / "train.log").read_text()
+
+
+def test_a_record_that_names_foreign_code_is_refused(train, fcnlab, tmp_path, capsys):
+    first = train("trainer.max_steps=2")
+    path = first / ".hydra" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["callbacks"]["progress"] = {"_target_": "os.system", "command": f"touch {tmp_path}/ran"}
+    path.write_text(yaml.safe_dump(config))
+    assert fcnlab("train", f"from_run={first}", f"hydra.run.dir={tmp_path}/again") == 1
+    assert "refused" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("word", ["+callbacks.x._target_=os.system", "hydra.run.dir=/tmp/x", "--multirun"])
+def test_overrides_in_a_record_that_are_no_settings_are_refused(fcnlab, tmp_path, capsys, word):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.json").write_text(json.dumps({"overrides": ["seed=1", word]}))
+    assert fcnlab("train", f"from_run={tmp_path}/old") == 1
+    assert "refused" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_record_is_named(fcnlab, tmp_path, capsys):
+    assert fcnlab("train", f"from_run={tmp_path}/none") == 1
+    assert "run.json" in capsys.readouterr().err

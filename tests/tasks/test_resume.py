@@ -1,0 +1,219 @@
+"""Interrupted and resumed against never stopped: the same weights, and the same metrics.csv to the last digit."""
+
+import csv
+import functools
+import inspect
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from fcnlab.data.module import EvaluationSamples
+from fcnlab.segmenter import Segmenter
+
+# 24 pictures in batches of 4: an epoch has 6 batches.
+LENGTH = ("trainer.max_steps=9", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1")
+
+
+def curves(folder: Path) -> list[dict[str, str]]:
+    """What was logged, as text: the rows of a resumed run may have got their columns in another order."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Those that were averaged, and those that training goes on with."""
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    plain = checkpoint.get("current_model_state", {})
+    return checkpoint["state_dict"] | {f"current.{key}": value for key, value in plain.items()}
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    assert curves(one) == curves(other)
+    scores = [json.loads((folder / "metrics.json").read_text()) for folder in (one, other)]
+    assert scores[0]["miou"] == scores[1]["miou"] and scores[0]["iou"] == scores[1]["iou"]
+
+
+@pytest.fixture
+def at_call(monkeypatch):
+    """Do something when a method is called for the n-th time, before it runs."""
+
+    def arrange(owner: type, method: str, count: int, act) -> None:
+        original, calls = inspect.unwrap(getattr(owner, method)), [0]
+
+        @functools.wraps(original)  # Lightning looks at the signature
+        def counting(self, *args, **kwargs):
+            calls[0] += 1
+            if calls[0] == count:
+                act()
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(owner, method, counting)
+
+    return arrange
+
+
+def send(signum: int):
+    return lambda: os.kill(os.getpid(), signum)
+
+
+def status(folder: Path) -> str:
+    return json.loads((folder / "run.json").read_text())["status"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "accumulate", "batch"),
+    [
+        (0, 1, 3),
+        (2, 3, 6),
+        *(
+            pytest.param(workers, accumulate, batch, marks=pytest.mark.slow)
+            for workers in (0, 2)
+            for accumulate in (1, 3)
+            for batch in (3, 4, 6, 7, 12)
+        ),
+    ],
+)
+def test_a_run_stopped_at_any_batch_ends_as_if_it_had_never_been(
+    train, train_code, at_call, workers, accumulate, batch
+):
+    settings = (*LENGTH, f"data.num_workers={workers}", f"trainer.accumulate_grad_batches={accumulate}")
+    straight = train(*settings, folder="straight")
+    at_call(Segmenter, "training_step", batch, send(signal.SIGTERM))
+    assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
+    stopped = straight.parent / "stopped"
+    assert status(stopped) == "interrupted" and not (stopped / "metrics.json").exists()
+    assert train("checkpoint=auto", *settings, folder="stopped") == stopped
+    assert status(stopped) == "finished"
+    assert_same_end(straight, stopped)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("picture", [3, 10, 2 + 8 * 4 + 3], ids=["first", "first's last picture", "the run's last"])
+def test_a_validation_that_was_stopped_is_done_again(train, train_code, at_call, signum, picture):
+    """Eight pictures: after steps 2, 4, 6, 8 and 9; Lightning tries two before the first step."""
+    straight = train(*LENGTH, folder="straight")
+    at_call(Segmenter, "validation_step", picture, send(signum))
+    assert train_code(*LENGTH, folder="stopped") == 128 + signum
+    assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+
+
+def test_every_random_stream_goes_on(train, train_code, at_call, monkeypatch):
+    """A loss that draws from python's and numpy's global streams, as a user's own might; dropout is torch's."""
+    import random
+
+    import numpy as np
+
+    step = Segmenter._step
+
+    def noisy(self, batch, stage):
+        result = step(self, batch, stage)
+        if stage == "train":
+            result["loss"] = result["loss"] * (1 + random.random() + np.random.rand() + torch.rand(()))
+        return result
+
+    monkeypatch.setattr(Segmenter, "_step", noisy)
+    straight = train(*LENGTH, folder="straight")
+    at_call(Segmenter, "training_step", 5, send(signal.SIGTERM))
+    assert train_code(*LENGTH, folder="stopped") == 128 + signal.SIGTERM
+    assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+
+
+def test_stopped_again_and_again(train, train_code, at_call, tmp_path):
+    straight = train(*LENGTH, folder="straight")
+    for _ in range(4):
+        at_call(Segmenter, "training_step", 2, send(signal.SIGTERM))
+        assert train_code("checkpoint=auto", *LENGTH, folder="stopped") == 128 + signal.SIGTERM
+    assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["starts"] == 5
+
+
+def test_stopped_while_the_best_is_scored(train, train_code, at_call, tmp_path):
+    straight = train(*LENGTH, folder="straight")
+    at_call(Segmenter, "test_step", 3, send(signal.SIGTERM))
+    assert train_code(*LENGTH, folder="stopped") == 128 + signal.SIGTERM
+    assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+
+
+def test_early_stopping_is_not_forgotten(train, train_code, at_call, tmp_path):
+    settings = (
+        *LENGTH, "callbacks.early_stopping.enabled=true", "callbacks.early_stopping.patience=2", "optim.lr=1e-12",
+    )  # fmt: skip
+    straight = train(*settings, folder="straight")
+    assert max(int(row["step"]) for row in curves(straight)) < 9
+    at_call(Segmenter, "training_step", 3, send(signal.SIGTERM))
+    assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
+    at_call(Segmenter, "test_step", 1, send(signal.SIGTERM))
+    assert train_code("checkpoint=auto", *settings, folder="stopped") == 128 + signal.SIGTERM
+    assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
+
+
+def test_a_picture_that_cannot_be_read_loses_no_step(train, train_code, at_call, tmp_path, capsys):
+    def unreadable():
+        raise OSError("the data folder is gone")
+
+    straight = train(*LENGTH, "data.num_workers=0", folder="straight")
+    at_call(EvaluationSamples, "__getitem__", 2 + 8 + 3, unreadable)  # inside the second validation
+    assert train_code(*LENGTH, "data.num_workers=0", folder="stopped") == 1
+    assert status(tmp_path / "stopped") == "failed"
+    checkpoint = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
+    assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+
+
+def test_without_a_signal_the_clock_saves(train_code, at_call, tmp_path):
+    """What a kill leaves: here an error inside a step, after which nothing is saved."""
+
+    def broken():
+        raise MemoryError
+
+    at_call(Segmenter, "training_step", 6, broken)
+    no_validation = ("trainer.max_steps=9", "trainer.val_check_interval=9")
+    assert train_code(*no_validation, "checkpointing.every_n_minutes=0") == 1
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_a_full_disk_keeps_the_older_checkpoint_and_says_so(train, train_code, at_call, monkeypatch, tmp_path, capsys):
+    straight = train(*LENGTH, folder="straight")
+    fsync = os.fsync
+
+    def full(handle: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").readlink().name.endswith(".ckpt.part"):
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    at_call(Segmenter, "training_step", 4, lambda: monkeypatch.setattr(os, "fsync", full))
+    assert train_code(*LENGTH, folder="stopped") == 1
+    said = capsys.readouterr().err
+    assert "No space left on device" in said and "Traceback" not in said
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoints = tmp_path / "stopped" / "checkpoints"
+    assert not list(checkpoints.glob("*.part"))
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+
+
+def test_the_w_and_b_run_goes_on(train, train_code, at_call, tmp_path):
+    settings = (*LENGTH, "logger=wandb", "logger.wandb.mode=offline")
+    at_call(Segmenter, "training_step", 5, send(signal.SIGTERM))
+    assert train_code(*settings) == 128 + signal.SIGTERM
+    run_id = json.loads((tmp_path / "run" / "run.json").read_text())["wandb"]
+    train("checkpoint=auto", *settings)
+    parts = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len(parts) == 2 and {part.name.rsplit("-", 1)[1] for part in parts} == {run_id}
+
+
+def test_another_batch_size_goes_on_in_the_same_epoch(train, train_code, at_call, tmp_path):
+    """After three batches of four, the next of the epoch's pictures; and the run says what differs."""
+    at_call(Segmenter, "training_step", 3, send(signal.SIGTERM))
+    assert train_code(*LENGTH) == 128 + signal.SIGTERM
+    folder = train("checkpoint=last", *LENGTH, "data.batch_size=2", "trainer.max_steps=4")
+    assert "a batch has 2 pictures now and had 4" in (folder / "train.log").read_text()
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    assert progress["completed"] == 7  # six batches of two were done, and one more step
