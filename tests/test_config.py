@@ -10,8 +10,11 @@ from omegaconf import OmegaConf
 from fcnlab.config import CONF, ConfigError, check_targets, check_trust, register_schemas
 
 PRIMARY = ("train", "eval", "predict")
-OPTIONS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
+EXPERIMENTS = [path for path in FILES if path.parts[0] == "experiment"]
+OPTIONS = [path for path in FILES if path not in EXPERIMENTS]
 GIVEN = {
+    "model/backbone=caffenet": ["model.backbone.weights=none"],
     "model/backbone=googlenet": ["model.backbone.weights=none"],
     "loss=weighted": [f"loss.class_weights={[1.0] * 21}"],
 }
@@ -40,13 +43,19 @@ def test_every_option_composes_and_binds(path: Path, composed):
     check_targets(composed(option, *GIVEN.get(option, [])))
 
 
-@pytest.mark.parametrize("path", [*OPTIONS, *map(Path, (f"{name}.yaml" for name in PRIMARY))], ids=str)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
+def test_every_experiment_composes_and_binds(path: Path, composed):
+    option = path.relative_to("experiment").with_suffix("")
+    check_targets(composed(f"experiment={option}", "model.weights=net.pth", name="eval"))
+
+
+@pytest.mark.parametrize("path", [*FILES, *map(Path, (f"{name}.yaml" for name in PRIMARY))], ids=str)
 def test_every_file_opens_with_what_it_is_for(path: Path):
     assert (CONF / path).read_text().startswith("# ")
 
 
 @pytest.mark.parametrize("name", ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce"])
-@pytest.mark.parametrize("backbone", ["tiny", "googlenet"])
+@pytest.mark.parametrize("backbone", ["tiny", "googlenet", "googlenet_bn", "resnet50"])
 def test_a_model_config_is_the_network(name: str, backbone: str, composed):
     cfg = composed(f"model={name}", f"model/backbone={backbone}", "model.backbone.weights=none")
     net = instantiate(cfg.model, _convert_="all")
@@ -71,7 +80,9 @@ def test_a_value_that_must_be_given_is_named(composed):
 
 
 def test_a_value_outside_the_choices_is_refused(composed):
-    with pytest.raises(ConfigError, match=r"model\.upsampling='bicubic' is no Literal\['fixed', 'learned'\]"):
+    with pytest.raises(
+        ConfigError, match=r"model\.upsampling='bicubic' is no Literal\['fixed', 'learned', 'learned_all'\]"
+    ):
         check_targets(composed("model.upsampling=bicubic"))
 
 

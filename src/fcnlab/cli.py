@@ -4,6 +4,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -62,7 +63,7 @@ def _repeat_record(place: int) -> None:
         overrides = [str(word) for word in record["overrides"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.exit(f"fcnlab train: from_run={folder}: no record of a run there ({error}). Give a folder with run.json.")
-    foreign = [word for word in overrides if word.startswith(("-", "hydra")) or "_target_" in word]
+    foreign = [word for word in overrides if word.startswith("-") or re.search(r"^[+~]*hydra|_target_|\$\{oc\.", word)]
     if foreign:
         sys.exit(f"fcnlab train: from_run={folder}: {foreign[0]} in its record is no setting of a run; refused.")
     ours = {_key(word) for word in typed} | {"checkpoint", "from_run"}
@@ -77,7 +78,7 @@ def _check_groups(verb: str) -> None:
     """eval chooses no data and no model by itself, and Hydra's words for a setting of what is not there mislead."""
     for group in ("data", "model") if verb == "eval" else ():
         settings = [word for word in sys.argv if word.startswith(f"{group}.")]
-        if settings and not any(word.startswith(f"{group}=") for word in sys.argv):
+        if settings and not any(word.startswith((f"{group}=", "experiment=")) for word in sys.argv):
             sys.exit(f"fcnlab eval: {settings[0]} sets nothing, since no {group} is chosen: add {group}=OPTION")
 
 

@@ -72,6 +72,7 @@ class EvalConfig:
     logger: Any = MISSING
     pictures: int = 8
     passport: bool = False
+    published: dict[str, float] | None = None
     seed: int = 1
     trust: list[str] = field(default_factory=list)
 
@@ -116,22 +117,22 @@ def check_targets(cfg: DictConfig, supplied: Mapping[str, set[str]] | None = Non
     """
     problems = [f"{path} is not set: give it as {path}=VALUE" for path in sorted(OmegaConf.missing_keys(cfg))]
     if not problems:
-        for path, node in _components(plain(cfg)):
+        for path, node in components(plain(cfg)):
             problems += _misfits(path, node, (supplied or {}).get(path, set()))
     if problems:
         raise ConfigError("the configuration cannot work:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
-def _components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every node that names a target, with its path; the deeper ones first."""
     if isinstance(value, dict):
         for key, child in value.items():
-            yield from _components(child, f"{path}.{key}" if path else str(key))
+            yield from components(child, f"{path}.{key}" if path else str(key))
         if "_target_" in value:
             yield path, value
     elif isinstance(value, (list, tuple)):  # Hydra builds what is in a tuple, too
         for place, child in enumerate(value):
-            yield from _components(child, f"{path}[{place}]")
+            yield from components(child, f"{path}[{place}]")
 
 
 def _misfits(path: str, node: dict[str, Any], supplied: set[str]) -> list[str]:
@@ -209,7 +210,7 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def _holds_component(value: Any) -> bool:
-    return next(_components(value), None) is not None
+    return next(components(value), None) is not None
 
 
 def _wrong_value(path: str, key: str, value: Any, annotation: Any) -> str:
@@ -231,7 +232,7 @@ def check_trust(tree: Any, packages: tuple[str, ...], source: str) -> None:
     for text in _strings(tree):
         if "${" in text:
             raise ConfigError(f"{source} holds the interpolation {text!r}: a recorded config has none. It is refused.")
-    for path, node in _components(tree):
+    for path, node in components(tree):
         name = node["_target_"]
         inside = isinstance(name, str) and name.startswith(tuple(f"{package}." for package in packages))
         if not inside or not _defined_inside(name, packages):

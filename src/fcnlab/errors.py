@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line shows the message without a traceback (``HYDRA_FULL_ERROR=1`` shows that too).
     """
+
+
+class NotWritten(UserError):
+    """A file of the run could not be written: the disk is full, or its folder is gone or not writable."""

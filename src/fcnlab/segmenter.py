@@ -89,10 +89,17 @@ class Segmenter(L.LightningModule):
         return labels(self(batch["image"]))
 
     def on_validation_epoch_start(self) -> None:
+        self._share_statistics()
         self._count_afresh(self.trainer.val_dataloaders)
 
     def on_test_epoch_start(self) -> None:
         self._count_afresh(self.trainer.test_dataloaders)
+
+    def _share_statistics(self) -> None:
+        """Take rank 0's running statistics, as its checkpoint will: each rank has those of its own last batches."""
+        if self.trainer.world_size > 1:
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def _count_afresh(self, loader) -> None:
         self.confusions = PictureConfusions(len(loader.dataset), len(self.classes)).to(self.device)
@@ -123,8 +130,16 @@ class Segmenter(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.make_optimizer and self.make_schedule, "built for evaluation only"
         optimizer = self.make_optimizer(self.net)
-        schedule = LambdaLR(optimizer, self.make_schedule(int(self.trainer.estimated_stepping_batches)))
+        schedule = LambdaLR(optimizer, self.make_schedule(self._length()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _length(self) -> int:
+        """The run's optimiser steps."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        # Where epochs limit the run, Lightning has asked for the training batches to count them, and would keep them:
+        # but a resumed run does not know yet from which batch it goes on.
+        self.trainer.fit_loop._combined_loader = None
+        return steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["fcnlab"] = self.record

@@ -65,15 +65,35 @@ def test_without_a_key_a_run_is_offline(tmp_path):
     assert mode_with({}, tmp_path) == "offline"
 
 
-@pytest.mark.parametrize(
-    "answers", [None, b"", b"HTTP/1.0 404 Not Found\r\n\r\n"], ids=["hangs", "hangs up", "answers"]
-)
+NOT_FOUND, BROKEN = b"HTTP/1.0 404 Not Found\r\n\r\n", b"HTTP/1.0 500 Internal Server Error\r\n\r\n"
+
+
+@pytest.mark.parametrize("answers", [None, b"", BROKEN, NOT_FOUND], ids=["hangs", "hangs up", "is broken", "answers"])
 def test_with_a_key_the_server_is_asked_first(answers, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=serve, args=(server, answers), daemon=True).start()
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         mode = mode_with({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": address}, tmp_path)
-    assert mode == ("online" if answers else "offline")
+    assert mode == ("online" if answers == NOT_FOUND else "offline")
+
+
+@pytest.mark.slow  # W&B tries for START_WITHIN
+def test_a_server_that_answers_and_starts_no_run_leaves_one_offline(tmp_path):
+    """It answers the question, and everything else with an error."""
+    code = (
+        "from fcnlab.callbacks.wandb import wandb_logger; run = wandb_logger('.', {}).experiment;"
+        " print('offline', run.offline); run.finish()"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server, NOT_FOUND), daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        clean |= {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": address}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=90
+        )
+    assert done.returncode == 0 and "offline True" in done.stdout, done.stderr
+    assert len(offline_runs(tmp_path)) == 1
 
 
 def serve(server: socket.socket, answer: bytes | None) -> None:

@@ -33,10 +33,10 @@ from fcnlab.tasks import train as _imported_before_forking  # noqa: F401
 
 torch.set_num_threads(1)
 
-STEPS = 30
+STEPS = 90
 SETTINGS = (
     "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", f"trainer.max_steps={STEPS}",
-    "trainer.val_check_interval=7", "trainer.log_every_n_steps=1", "callbacks.progress.enabled=false",
+    "trainer.val_check_interval=20", "trainer.log_every_n_steps=1", "callbacks.progress.enabled=false",
     "checkpointing.every_n_minutes=0.005", "data.pictures.num_train=24", "data.pictures.num_val=6",
     "data.pictures.size=64", "data.crop_size=64", "data.batch_size=4", "model.backbone.width=4",
 )  # fmt: skip
@@ -238,7 +238,7 @@ class Harness:
             # In turn, so that each kind has its share; those that need another variant or disk wait for one.
             kind = self.next_kind(variant, on_small_disk)
             victim = run.start(cold=sum(self.report.tried.values()) % 8 == 7)
-            wait = self.random.uniform(0.1, 1.1) * variant.seconds if faults < most else LONGEST
+            wait = self.random.uniform(0.2, 1.1) * variant.seconds if faults < most else LONGEST
             code = victim.wait(wait)
             if code is None and faults < most:
                 faults += 1

@@ -9,10 +9,28 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcnlab.models import FCN, VGG16, FeatureMap, GoogLeNet, Tiny
+from fcnlab.models import FCN, VGG16, AlexNet, CaffeNet, FeatureMap, GoogLeNet, GoogLeNetBN, ResNet, Tiny
 from fcnlab.models.backbone import Level
 from fcnlab.models.weights import WeightsError
 
+# By name: how to build it, and the smallest picture that it takes. ResNet-101 and VGG16 with batch normalisation have
+# the kernels, strides and padding of the ones that stand here.
+BACKBONES = {
+    "vgg16-same": (functools.partial(VGG16, padding="same"), 1),
+    "vgg16-paper": (functools.partial(VGG16, padding="paper"), 1),
+    "googlenet-same": (functools.partial(GoogLeNet, padding="same"), 31),
+    "googlenet-paper": (functools.partial(GoogLeNet, padding="paper"), 1),
+    "googlenet_bn": (GoogLeNetBN, 15),
+    "caffenet-same": (functools.partial(CaffeNet, padding="same"), 29),
+    "caffenet-paper": (functools.partial(CaffeNet, padding="paper"), 1),
+    "alexnet-same": (functools.partial(AlexNet, padding="same"), 29),
+    "alexnet-paper": (functools.partial(AlexNet, padding="paper"), 1),
+    "resnet50": (ResNet, 1),
+    "resnet50-stride16": (functools.partial(ResNet, output_stride=16), 1),
+    "resnet50-stride8": (functools.partial(ResNet, output_stride=8), 1),
+    "tiny-same": (functools.partial(Tiny, padding="same"), 1),
+    "tiny-paper": (functools.partial(Tiny, padding="paper"), 1),
+}
 STAGED = [(32,), (32, 16), (32, 16, 8)]
 
 
@@ -35,6 +53,14 @@ def saved(net: FCN, path) -> str:
 # --- Output sizes
 
 
+def without_norms(net: nn.Module) -> nn.Module:
+    """They change no shape, and take most of the time on the device "meta"."""
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.forward = lambda x: x
+    return net
+
+
 class Once(nn.Module):
     """A backbone that looks at a picture once, however many nets share it."""
 
@@ -44,13 +70,12 @@ class Once(nn.Module):
         self.forward = functools.lru_cache(maxsize=1)(backbone)
 
 
-@pytest.mark.parametrize("padding", ["same", "paper"])
-@pytest.mark.parametrize("backbone", [VGG16, GoogLeNet, Tiny])
+@pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
-def test_scores_have_the_pictures_size_for_every_size(backbone, padding):
-    smallest = 31 if (backbone, padding) == (GoogLeNet, "same") else 1
+def test_scores_have_the_pictures_size_for_every_size(backbone):
+    build, smallest = BACKBONES[backbone]
     with torch.device("meta"):  # shapes only
-        shared = Once(backbone(padding=padding).eval())
+        shared = Once(without_norms(build().eval()))
         nets = [FCN(shared, 2, levels) for levels in STAGED]
         for rows in range(smallest, 317):  # as rows grow, columns shrink from 600: together every size
             cols = 600 + smallest - rows
@@ -59,20 +84,29 @@ def test_scores_have_the_pictures_size_for_every_size(backbone, padding):
 
 
 @pytest.mark.parametrize("levels", [(16,), (8,), (32, 8), (16, 8)])
-@pytest.mark.parametrize("padding", ["same", "paper"])
-@pytest.mark.parametrize("backbone", [VGG16, GoogLeNet, Tiny])
+@pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
-def test_any_choice_of_levels_covers_the_picture(backbone, padding, levels):
+def test_any_choice_of_levels_covers_the_picture(backbone, levels):
     with torch.device("meta"):
-        net = FCN(backbone(padding=padding), 5, levels).eval()
+        net = FCN(BACKBONES[backbone][0](), 5, levels).eval()
         assert net(torch.empty(2, 3, 93, 200)).shape == (2, 5, 93, 200)
 
 
-@pytest.mark.parametrize("size", [(30, 500), (500, 30)])
-def test_googlenet_under_31_pixels(size):
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [
+        (GoogLeNet, (30, 500)),
+        (GoogLeNet, (500, 30)),
+        (GoogLeNetBN, (14, 50)),
+        (CaffeNet, (28, 50)),
+        (AlexNet, (50, 28)),
+    ],
+)
+def test_a_picture_too_small(backbone, size):
     with torch.device("meta"):
-        net, image = FCN(GoogLeNet(), 21), torch.empty(1, 3, *size)
-    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} pixels is too small for GoogLeNet: it needs 31"):
+        net, image = FCN(backbone(), 21).eval(), torch.empty(1, 3, *size)
+    said = f"{size[0]}x{size[1]} pixels is too small for {backbone.__name__}: it needs {min(size) + 1}"
+    with pytest.raises(ValueError, match=said):
         net(image)
     with pytest.raises(RuntimeError):  # PyTorch's own limit is no lower
         net.backbone(image)
@@ -113,6 +147,15 @@ def test_an_impulse_lands_centred_on_its_cell(maps, centre, levels):
     for axis in (0, 1):
         profile = scores[0].sum(axis) / scores[0].sum()
         assert (profile * torch.arange(500)).sum().item() == pytest.approx(centre, abs=1e-3)
+
+
+@torch.no_grad()
+def test_levels_of_one_stride_are_summed_and_upsampled_once():
+    features = {level: FeatureMap(torch.randn(1, 4, 7, 9), 8, 0.0) for level in (32, 16, 8)}
+    net = randomize(FCN(Given(features), 3))
+    scores = [head(features[int(level)].data) for level, head in net.heads.items()]
+    expected = F.interpolate(sum(scores), size=(49, 65), mode="bilinear", align_corners=True)  # cell i on pixel 8 i
+    torch.testing.assert_close(net(torch.zeros(1, 3, 49, 65)), expected)
 
 
 def test_scores_start_at_zero():
@@ -190,7 +233,10 @@ def test_levels_that_are_not_offered(levels):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"classes": 1}, "num_classes=1: at least 2"), ({"upsampling": "nearest"}, "choose 'fixed' or 'learned'")],
+    [
+        ({"classes": 1}, "num_classes=1: at least 2"),
+        ({"upsampling": "nearest"}, "choose 'fixed', 'learned' or 'learned_all'"),
+    ],
 )
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -209,7 +255,14 @@ def test_settings_without_effect_warn(settings, message):
         tiny_fcn(**settings)
 
 
-@pytest.mark.parametrize("backbone", [VGG16, GoogLeNet, Tiny])
+def test_learned_upsampling_between_levels_of_one_stride_warns():
+    features = {level: FeatureMap(torch.zeros(1, 2, 4, 4), 8, 0.0) for level in (32, 16)}
+    with pytest.warns(UserWarning, match="learned has no effect with levels of one stride"):
+        net = FCN(Given(features), 2, (32, 16), upsampling="learned")
+    assert {name for name, _ in net.named_parameters() if "upsample" in name} == set()
+
+
+@pytest.mark.parametrize("backbone", [VGG16, GoogLeNet, CaffeNet, AlexNet, Tiny])
 def test_unknown_padding(backbone):
     with torch.device("meta"), pytest.raises(ValueError, match="padding='valid': choose 'same' or 'paper'"):
         backbone(padding="valid")
@@ -290,19 +343,30 @@ def test_a_head_that_is_a_single_number(tmp_path):
         (VGG16, (32, 16), 134_357_354),
         (VGG16, (32, 16, 8), 134_362_751),
         (GoogLeNet, (32,), 5_995_077),
+        (CaffeNet, (32,), 56_954_261),
     ],
 )
 def test_parameter_counts(backbone, levels, count):
     with torch.device("meta"):
         net = FCN(backbone(), 21, levels)
     assert sum(p.numel() for p in net.parameters()) == count == sum(v.numel() for v in net.state_dict().values())
+    papers = {VGG16: 134, GoogLeNet: 6, CaffeNet: 57}  # CVPR 2015, table 1, in millions
+    assert round(count / 1e6) == papers[backbone]
 
 
-@pytest.mark.parametrize(("padding", "giga"), [("same", 81.2), ("paper", 146.8)])
+@pytest.mark.parametrize(
+    ("backbone", "padding", "levels", "size", "giga"),
+    [
+        (VGG16, "same", (32, 16, 8), (375, 500), 81.2),
+        (VGG16, "paper", (32, 16, 8), (375, 500), 146.8),
+        # 21.4 in the released net; our x32 works on each class alone, which saves 63 * 63 * 21 * 21 * 16 * 16 of them
+        (CaffeNet, "paper", (32,), (500, 500), 21.4 - 0.45),
+    ],
+)
 @torch.no_grad()
-def test_multiply_adds_of_vgg_fcn8s(padding, giga):
+def test_multiply_adds(backbone, padding, levels, size, giga):
     with torch.device("meta"):
-        net, image = FCN(VGG16(padding=padding), 21).eval(), torch.empty(1, 3, 375, 500)
+        net, image = FCN(backbone(padding=padding), 21, levels).eval(), torch.empty(1, 3, *size)
     with FlopCounterMode(display=False) as counter:
         net(image)
     assert counter.get_total_flops() / 2e9 == pytest.approx(giga, rel=0.01)

@@ -8,19 +8,43 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fcnlab.models import VGG16, FeatureMap, GoogLeNet, Grid, Tiny, Upsample, overlap
+from fcnlab.models import (
+    VGG16,
+    AlexNet,
+    CaffeNet,
+    FeatureMap,
+    GoogLeNet,
+    GoogLeNetBN,
+    Grid,
+    ResNet,
+    Tiny,
+    Upsample,
+    overlap,
+    receptive_field,
+)
 from fcnlab.models.geometry import IMAGE, add, bilinear_kernel
 
 # Origins of the levels 8, 16 and 32, by hand: a kernel k, padding p at stride a adds a * ((k - 1) / 2 - p).
+# None: a net without a choice of padding.
 ORIGINS = {
     (VGG16, "paper"): (-95.5, -91.5, 12.5),
     (VGG16, "same"): (3.5, 7.5, 15.5),
     (GoogLeNet, "paper"): (-91.0, -83.0, -67.0),
     (GoogLeNet, "same"): (6.0, 14.0, 30.0),
+    (GoogLeNetBN, None): (6.0, 14.0, 22.0),
+    (CaffeNet, "paper"): (-91.0, -83.0, 13.0),
+    (CaffeNet, "same"): (4.0, 12.0, 12.0),
+    (AlexNet, "paper"): (-91.0, -83.0, 13.0),
+    (AlexNet, "same"): (4.0, 12.0, 12.0),
+    (ResNet, None): (0.0, 0.0, 0.0),
     (Tiny, "paper"): (-95.5, -91.5, -83.5),
     (Tiny, "same"): (3.5, 7.5, 15.5),
 }
 NETS = [pytest.param(*key, id=f"{key[0].__name__}-{key[1]}") for key in ORIGINS]
+
+
+def build(net, padding, **settings) -> nn.Module:
+    return net(**settings) if padding is None else net(padding=padding, **settings)
 
 
 def grids(net, padding, *levels):
@@ -45,17 +69,19 @@ def random_map(grid: Grid, *shape: int) -> FeatureMap:
 @pytest.mark.parametrize(("net", "padding"), NETS)
 def test_levels_lie_where_the_arithmetic_by_hand_says(net, padding):
     with torch.device("meta"):
-        levels = net(padding=padding).levels
+        levels = build(net, padding).levels
     assert [levels[level].grid for level in (32, 16, 8)] == grids(net, padding, 32, 16, 8)[:-1]
 
 
 def narrow(net: nn.Module) -> nn.Module:
     """One channel everywhere: where a net looks does not depend on its width."""
     net.normalize = nn.Identity()
-    for conv in net.modules():
-        if isinstance(conv, nn.Conv2d):
-            conv.weight, conv.bias = nn.Parameter(torch.ones(1, 1, *conv.kernel_size)), None
-            conv.register_forward_pre_hook(lambda _, inputs: (inputs[0].sum(1, keepdim=True),))
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight, layer.bias, layer.groups = nn.Parameter(torch.ones(1, 1, *layer.kernel_size)), None, 1
+            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].sum(1, keepdim=True),))
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.forward = lambda x: x
     return net
 
 
@@ -74,23 +100,58 @@ def seen_columns(cell, size: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("level", [8, 16, 32])
 @pytest.mark.parametrize(
-    ("net", "padding", "cells"),
-    [(VGG16, "paper", 16), (VGG16, "same", 16), (GoogLeNet, "same", 32), (Tiny, "same", 16)],
+    ("net", "padding", "cells", "settings"),
+    [
+        (VGG16, "paper", 16, {}),
+        (VGG16, "same", 16, {}),
+        (GoogLeNet, "same", 32, {}),
+        (GoogLeNetBN, None, 32, {}),
+        (CaffeNet, "paper", 16, {}),
+        (AlexNet, "same", 16, {}),
+        (ResNet, None, 32, {}),
+        (ResNet, None, 32, {"output_stride": 8}),
+        (Tiny, "same", 16, {}),
+    ],
 )
 @torch.no_grad()
-def test_a_cell_sees_the_pixels_around_its_centre(net, padding, cells, level):
-    if net is Tiny:
-        backbone = Tiny(padding, width=1).eval()
-    else:
-        with torch.device("meta"):  # VGG16's half gigabyte is not needed
-            backbone = net(padding=padding).eval()
-        narrow(backbone)
-    size = cells * level  # one cell of GoogLeNet's level 32 sees 907 pixels
-    grid, _ = grids(net, padding, level)
+def test_a_cell_sees_the_pixels_around_its_centre(net, padding, cells, settings, level):
+    with torch.device("meta"):  # VGG16's half gigabyte is not needed
+        backbone = build(net, padding, **settings).eval()
+    narrow(backbone)
+    size = cells * level
+    grid = backbone.levels[level].grid
+    assert grid.origin == grids(net, padding, level)[0].origin
     index = round((size / 2 - grid.origin) / grid.stride)
     first, last = seen_columns(lambda image: backbone(image)[level].data[..., index], size)
     assert 0 < first < last < size - 1, "the picture is too small: its border hides a part of what the cell sees"
     assert (first + last) / 2 == grid.origin + grid.stride * index
+    assert last - first + 1 == receptive_field(backbone.chain(level))
+
+
+# CVPR 2015, table 1, but GoogLeNet: 907 pixels is with the average pool, which an FCN drops. The others by hand.
+@pytest.mark.parametrize(
+    ("net", "settings", "field"),
+    [
+        (CaffeNet, {}, 355),
+        (VGG16, {}, 404),
+        (GoogLeNet, {}, 715),
+        (AlexNet, {}, 355),
+        (VGG16, {"batch_norm": True}, 404),
+        (GoogLeNetBN, {}, 379),
+        (ResNet, {"depth": 50}, 11 + 3 * 8 + (8 + 3 * 16) + (16 + 5 * 32) + (32 + 2 * 64)),
+        (ResNet, {"depth": 101}, 11 + 3 * 8 + (8 + 3 * 16) + (16 + 22 * 32) + (32 + 2 * 64)),
+    ],
+)
+def test_receptive_fields_and_strides_are_the_papers(net, settings, field):
+    with torch.device("meta"):
+        backbone = net(**settings)
+    assert receptive_field(backbone.chain(32)) == field
+    assert max(offered.grid.stride for offered in backbone.levels.values()) == 32
+
+
+def test_receptive_field_with_googlenets_average_pool():
+    with torch.device("meta"):
+        assert receptive_field([*GoogLeNet().chain(32), nn.Conv2d(1, 1, 7)]) == 907  # CVPR 2015, table 1
 
 
 @pytest.mark.parametrize(
@@ -112,6 +173,7 @@ def test_grid_through_layers_equals_brute_force(layers):
     for index in (cells // 2, cells // 2 + 1):
         first, last = seen_columns(lambda image, index=index: net(image)[..., index], size=100)
         assert (first + last) / 2 == grid.origin + grid.stride * index
+        assert last - first + 1 == receptive_field(layers)
 
 
 def test_caffenet_needs_63_taps_and_a_crop_of_18():
@@ -164,13 +226,20 @@ def crops(chain: list[Grid]) -> list[int]:
         (GoogLeNet, "same", (32,), [1]),
         (GoogLeNet, "same", (32, 16, 8), [0, 0, 1]),
         (GoogLeNet, "paper", (32,), [98]),
+        (CaffeNet, "paper", (32,), [18]),  # voc-fcn-alexnet/net.py; the others have no released net
+        (CaffeNet, "paper", (32, 16, 8), [5, 10, 18]),
+        (CaffeNet, "same", (32,), [19]),
+        (AlexNet, "same", (32, 16, 8), [1, 0, 3]),
+        (GoogLeNetBN, None, (32, 16, 8), [1, 0, 1]),
+        (ResNet, None, (32,), [31]),
+        (ResNet, None, (32, 16, 8), [1, 1, 7]),
     ],
 )
 def test_crop_offsets(net, padding, levels, offsets):
     assert crops(grids(net, padding, *levels)) == offsets
 
 
-@pytest.mark.parametrize(("net", "taps"), [(VGG16, 64), (GoogLeNet, 63)])
+@pytest.mark.parametrize(("net", "taps"), [(VGG16, 64), (GoogLeNet, 63), (CaffeNet, 63), (AlexNet, 63)])
 @pytest.mark.parametrize("padding", ["same", "paper"])
 def test_taps_of_the_last_upsampling(net, padding, taps):
     source, target = grids(net, padding, 32)
@@ -246,6 +315,20 @@ def test_learned_upsampling_is_a_dense_parameter_that_starts_as_the_fixed_one():
     learned(coarse).data.square().sum().backward()
     assert (learned.kernel.grad != 0).all()  # every class sees every class
     assert list(fixed.parameters()) == [] and fixed.state_dict() == {}
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_between_equal_strides_nothing_is_upsampled_or_learned(learned):
+    upsample, features = Upsample(3, Grid(8, 0.0), Grid(8, 16.0), learned), random_map(Grid(8, 0.0), 3, 4, 5)
+    assert torch.equal(upsample(features).data, features.data) and upsample(features).grid == features.grid
+    assert list(upsample.parameters()) == [] and not upsample.learned
+
+
+def test_equal_strides_half_a_cell_apart_are_interpolated():
+    coarse = random_map(Grid(8, 0.0), 1, 4, 5)
+    between, _ = overlap(Upsample(1, Grid(8, 0.0), Grid(8, 4.0))(coarse), random_map(Grid(8, 4.0), 1, 3, 4))
+    assert between.grid == Grid(8, 4.0)
+    torch.testing.assert_close(between.data, F.avg_pool2d(coarse.data, 2, stride=1))
 
 
 def test_upsampling_keeps_the_precision_of_its_input():

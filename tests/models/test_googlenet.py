@@ -1,4 +1,5 @@
-"""GoogLeNet against the paper's table, a plain reading of BVLC's prototxt and real pictures."""
+"""GoogLeNet against the paper's table, a plain reading of BVLC's prototxt and real pictures; its successor against
+torchvision's."""
 
 from pathlib import Path
 
@@ -6,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torchvision.transforms.functional import normalize
 
-from fcnlab.models import GoogLeNet
+from fcnlab.models import GoogLeNet, GoogLeNetBN
 from fcnlab.models.googlenet import from_caffe
 
 # Szegedy et al., CVPR 2015, table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj, output channels
@@ -99,7 +102,7 @@ def test_parameters_are_the_papers():
     with torch.device("meta"):
         net = GoogLeNet()
     assert sum(p.numel() for p in net.parameters()) == 5_973_552
-    assert {level: channels for level, (channels, _) in net.levels.items()} == {8: 480, 16: 832, 32: 1024}
+    assert {name: level.channels for name, level in net.levels.items()} == {8: 480, 16: 832, 32: 1024}
 
 
 def test_bvlcs_tensors_all_find_their_place(state):
@@ -138,6 +141,33 @@ def test_dropout_is_element_wise_and_for_training_only(state):
     ratios = (kept / full)[alive]
     assert ((ratios - 2).abs() < 1e-4).logical_or(ratios == 0).all()
     assert 0.4 < (ratios == 0).float().mean() < 0.6
+
+
+# --- torchvision's
+
+
+def test_parameters_are_torchvisions():
+    with torch.device("meta"):
+        net, theirs = GoogLeNetBN(), torchvision.models.googlenet(aux_logits=False, init_weights=False)
+    assert sum(p.numel() for p in net.parameters()) == 5_599_904  # its published 6,624,904 less 1000 * 1025
+    assert sum(p.numel() for p in theirs.parameters()) == 6_624_904
+    assert {name: level.channels for name, level in net.levels.items()} == {8: 480, 16: 832, 32: 1024}
+
+
+@torch.no_grad()
+def test_features_equal_torchvisions(as_if_trained, tmp_path):
+    # As torchvision builds it for its weights: it undoes ImageNet's mean and deviation for the ones of TensorFlow.
+    theirs = as_if_trained(torchvision.models.googlenet(init_weights=False, transform_input=True))
+    save_file(theirs.state_dict(), tmp_path / "googlenet.safetensors")  # with auxiliary heads, as published
+    net = GoogLeNetBN(weights=str(tmp_path / "googlenet.safetensors")).eval()
+    expected = {}
+    for level, name in {8: "inception3b", 16: "inception4e", 32: "inception5b"}.items():
+        layer = theirs.get_submodule(name)
+        layer.register_forward_hook(lambda _, __, out, level=level: expected.__setitem__(level, out))
+    image = torch.rand(1, 3, 75, 102)
+    theirs(normalize(image, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]))
+    assert net.pretrained and expected[32].std() > 0.01
+    torch.testing.assert_close({level: x.data for level, x in net(image).items()}, expected, rtol=1e-4, atol=1e-5)
 
 
 # --- The real weights

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fcnlab.models import GoogLeNet, Tiny
+from fcnlab.models import CaffeNet, GoogLeNet, Tiny
 from fcnlab.models.backbone import InputConvention, imagenet_convention
 from fcnlab.models.weights import WeightsError
 
@@ -30,7 +30,7 @@ def test_weights_from_a_file(tmp_path):
     assert torch.equal(new.eval()(image)[32].data, old.eval()(image)[32].data)
 
 
-@pytest.mark.parametrize("backbone", [GoogLeNet, Tiny])
+@pytest.mark.parametrize("backbone", [CaffeNet, GoogLeNet, Tiny])
 def test_imagenet_weights_that_nobody_offers(backbone):
     with torch.device("meta"), pytest.raises(WeightsError, match=f"{backbone.__name__} has no ImageNet weights"):
         backbone(weights="imagenet")

@@ -1,6 +1,4 @@
-"""VGG16 against torchvision's and the sizes of the released nets."""
-
-from urllib.error import URLError
+"""VGG16, with and without batch normalisation, against torchvision's and the sizes of the released nets."""
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ from torchvision.transforms.functional import normalize
 from fcnlab.models import VGG16
 from fcnlab.models.backbone import imagenet_convention, initialize
 from fcnlab.models.vgg import from_torchvision
-from fcnlab.models.weights import WeightsError
 
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
@@ -21,16 +18,6 @@ def torchvision_state():
     """138 million values that need no memory: names and shapes are what a loader can get wrong."""
     with torch.device("meta"):
         return torchvision.models.vgg16().state_dict()
-
-
-@pytest.fixture
-def download(monkeypatch):
-    """Replace torchvision's download; the argument is called with the address."""
-
-    def replace(fetch):
-        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda url, *_, **__: fetch(url))
-
-    return replace
 
 
 # shelhamer/fcn.berkeleyvision.org's pad of 100 and pools that round up, by hand
@@ -54,18 +41,19 @@ def test_torchvisions_tensors_all_find_their_place(torchvision_state):
     assert {key: value.shape for key, value in converted.items()} == {key: value.shape for key, value in own.items()}
 
 
+@pytest.mark.parametrize(("batch_norm", "ends"), [(False, (17, 24)), (True, (24, 34))])
 @torch.no_grad()
-def test_features_equal_torchvisions():
-    theirs = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
-    initialize(theirs)
+def test_features_equal_torchvisions(batch_norm, ends, as_if_trained):
+    theirs = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"], batch_norm)
+    initialize(as_if_trained(theirs))
     with torch.device("meta"):
-        net = VGG16().eval()
+        net = VGG16(batch_norm=batch_norm).eval()
     net.fc6 = net.fc7 = nn.Identity()  # without their half gigabyte, level 32 is pool5
     net.features.load_state_dict(theirs.state_dict(), assign=True)
     net.normalize = imagenet_convention()
     image = torch.rand(1, 3, 64, 96)  # torchvision's pools round down, so of even sizes only
     scaled = normalize(image, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
-    expected = {8: theirs[:17](scaled), 16: theirs[:24](scaled), 32: theirs(scaled)}
+    expected = {8: theirs[: ends[0]](scaled), 16: theirs[: ends[1]](scaled), 32: theirs(scaled)}
     assert expected[32].std() > 0.1  # far from what a tolerance would swallow
     torch.testing.assert_close({level: x.data for level, x in net(image).items()}, expected)
 
@@ -77,16 +65,3 @@ def test_imagenet_weights_are_torchvisions(download, torchvision_state, padding)
     with torch.device("meta"):
         net = VGG16(padding=padding, weights="imagenet")
     assert net.pretrained and asked == [URL]
-
-
-def test_offline_says_which_file_to_bring_where(download, monkeypatch, tmp_path):
-    def fail(url):
-        raise URLError("Name or service not known")
-
-    download(fail)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with torch.device("meta"), pytest.raises(WeightsError) as error:
-        VGG16(weights="imagenet")
-    cached = tmp_path / "checkpoints" / "vgg16-397923af.pth"
-    assert "Name or service not known" in str(error.value)
-    assert f"Bring {URL} to {cached}, or set model.backbone.weights to" in str(error.value)

@@ -91,19 +91,27 @@ def test_defaults_that_changed_since_are_those_of_the_record(train, fcnlab, tmp_
     again = tmp_path / "again"
     assert yaml.safe_load((again / "config.yaml").read_text())["schedule"]["power"] == 0.5
     assert "schedule.power" in (again / "train.log").read_text()
+    assert fcnlab("train", f"from_run={again}", f"hydra.run.dir={tmp_path}/third") == 0
+    assert yaml.safe_load((tmp_path / "third" / "config.yaml").read_text())["schedule"]["power"] == 0.5
 
 
-def test_a_record_that_names_foreign_code_is_refused(train, fcnlab, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "place", [lambda bad: {"progress": bad}, lambda bad: {"progress": [bad]}, lambda bad: {"x": {"y[_target_]": "a.b"}}]
+)
+def test_a_record_that_names_foreign_code_is_refused(train, fcnlab, tmp_path, capsys, place):
     first = train("trainer.max_steps=2")
     path = first / ".hydra" / "config.yaml"
     config = yaml.safe_load(path.read_text())
-    config["callbacks"]["progress"] = {"_target_": "os.system", "command": f"touch {tmp_path}/ran"}
+    (tmp_path / "src").touch()
+    config["callbacks"] |= place({"_target_": "shutil.copyfile", "src": f"{tmp_path}/src", "dst": f"{tmp_path}/ran"})
     path.write_text(yaml.safe_dump(config))
     assert fcnlab("train", f"from_run={first}", f"hydra.run.dir={tmp_path}/again") == 1
     assert "refused" in capsys.readouterr().err and not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("word", ["+callbacks.x._target_=os.system", "hydra.run.dir=/tmp/x", "--multirun"])
+@pytest.mark.parametrize(
+    "word", ["+callbacks.x._target_=a.b", "++hydra.run.dir=/x", "--multirun", "seed=${oc.env:HOME}"]
+)
 def test_overrides_in_a_record_that_are_no_settings_are_refused(fcnlab, tmp_path, capsys, word):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "run.json").write_text(json.dumps({"overrides": ["seed=1", word]}))

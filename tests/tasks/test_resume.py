@@ -6,12 +6,15 @@ import inspect
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from fcnlab.data.module import EvaluationSamples
+from fcnlab.data.module import EvaluationSamples, TrainingSamples
 from fcnlab.segmenter import Segmenter
 
 # 24 pictures in batches of 4: an epoch has 6 batches.
@@ -208,12 +211,114 @@ def test_the_w_and_b_run_goes_on(train, train_code, at_call, tmp_path):
     assert len(parts) == 2 and {part.name.rsplit("-", 1)[1] for part in parts} == {run_id}
 
 
+def test_accumulation_that_makes_up_for_the_batch_size_changes_nothing(train, train_code, at_call, tmp_path):
+    """4 pictures at once or 2 and 2: it goes on with the same pictures, and has nothing to say."""
+    at_call(Segmenter, "training_step", 3, send(signal.SIGTERM))
+    assert train_code(*LENGTH) == 128 + signal.SIGTERM
+    more = ("data.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer.max_steps=4")
+    folder = train("checkpoint=last", *LENGTH, *more)
+    assert "a step takes" not in (folder / "train.log").read_text()
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert progress["current"]["completed"] == progress["total"]["completed"] == 8  # twos
+
+
+def test_a_run_of_epochs_resumes_too(train, train_code, at_call):
+    settings = (*LENGTH, "trainer.max_steps=-1", "trainer.max_epochs=2")
+    straight = train(*settings, folder="straight")
+    at_call(Segmenter, "training_step", 8, send(signal.SIGTERM))
+    assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
+    assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
+
+
+def test_stopped_before_the_first_resumed_step(train, train_code, at_call, monkeypatch):
+    """The checkpoint of before stays as it is: a fresh process's random state must not get into it."""
+    step = Segmenter._step
+
+    def noisy(self, batch, stage):
+        result = step(self, batch, stage)
+        return result | ({"loss": result["loss"] * torch.rand(())} if stage == "train" else {})
+
+    def unreadable():
+        raise OSError("not now")
+
+    monkeypatch.setattr(Segmenter, "_step", noisy)
+    settings = (*LENGTH, "trainer.log_every_n_steps=4")
+    straight = train(*settings, folder="straight")
+    at_call(Segmenter, "training_step", 6, send(signal.SIGTERM))
+    assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
+    at_call(TrainingSamples, "__getitem__", 1, unreadable)
+    assert train_code("checkpoint=auto", *settings, folder="stopped") == 1
+    at_call(TrainingSamples, "__getitem__", 10**9, unreadable)
+    assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
+
+
+@pytest.mark.parametrize("off", ["best", "ema"])
+def test_without_a_best_checkpoint_or_without_averages(train, train_code, at_call, off):
+    settings = (*LENGTH, f"callbacks.{off}.enabled=false")
+    straight = train(*settings, folder="straight")
+    at_call(Segmenter, "test_step", 3, send(signal.SIGTERM))
+    assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
+    assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
+
+
+def test_a_folder_that_was_moved_keeps_its_best(train, train_code, at_call, tmp_path):
+    settings = (*LENGTH, "optim.lr=0.5")  # so that the best is an early one
+    straight = train(*settings, folder="straight")
+    at_call(Segmenter, "training_step", 8, send(signal.SIGTERM))
+    assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
+    (tmp_path / "stopped").rename(tmp_path / "moved")
+    assert_same_end(straight, train("checkpoint=auto", *settings, folder="moved"))
+
+
+def test_going_on_from_the_best_forgets_what_came_after_it(train, train_code, at_call, tmp_path):
+    settings = (*LENGTH, "optim.lr=0.5")
+    straight = train(*settings, folder="straight")
+    at_call(Segmenter, "training_step", 8, send(signal.SIGTERM))
+    assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
+
+    def broken():
+        raise MemoryError
+
+    at_call(Segmenter, "training_step", 1, broken)
+    assert train_code("checkpoint=best", *settings, folder="stopped") == 1  # before it saved anything
+    at_call(Segmenter, "training_step", 10**9, broken)
+    assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_alone(tmp_path, small):
+    """As `timeout`, `scancel` and Ctrl-C send it; the step goes on for longer than the workers would have lived."""
+    words = ["train", *small, "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", "data.num_workers=2"]
+    words += ["trainer.max_steps=500", "trainer.val_check_interval=500", "trainer.log_every_n_steps=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "fcnlab", *words, "hydra.run.dir=run"],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    while not (tmp_path / "run/metrics.csv").is_file() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert status(tmp_path / "run") == "interrupted"
+    last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == max(int(row["step"]) for row in curves(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["trainer.val_check_interval=0.5", "+trainer.check_val_every_n_epoch=1", "trainer.limit_val_batches=0"],
+)
+def test_validations_that_checkpoints_cannot_hang_on_are_refused(train_code, capsys, setting):
+    assert train_code(setting) == 1
+    said = capsys.readouterr().err
+    assert setting.lstrip("+") in said and "Traceback" not in said
+
+
 def test_another_batch_size_goes_on_in_the_same_epoch(train, train_code, at_call, tmp_path):
     """After three batches of four, the next of the epoch's pictures; and the run says what differs."""
     at_call(Segmenter, "training_step", 3, send(signal.SIGTERM))
     assert train_code(*LENGTH) == 128 + signal.SIGTERM
     folder = train("checkpoint=last", *LENGTH, "data.batch_size=2", "trainer.max_steps=4")
-    assert "a batch has 2 pictures now and had 4" in (folder / "train.log").read_text()
+    assert "a step takes 2 pictures now and took 4" in (folder / "train.log").read_text()
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
     assert progress["completed"] == 7  # six batches of two were done, and one more step

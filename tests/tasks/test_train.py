@@ -135,9 +135,22 @@ def test_early_stopping_ends_with_a_record(train):
     assert (folder / "metrics.json").is_file()
 
 
-def test_settings_of_a_callback_that_is_off_are_pointed_out(train, tmp_path):
-    folder = train("callbacks.early_stopping.patience=3")
-    assert "callbacks.early_stopping.patience=3 has no effect" in (folder / "train.log").read_text()
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["callbacks.early_stopping.patience=3"],
+        ["data.crop_size=64", "augment=none"],
+        ["optim.pretrained_lr_scale=0.5"],
+        ["model.reset_heads=true"],
+    ],
+)
+@pytest.mark.filterwarnings("default:model.reset_heads")
+def test_settings_without_effect_are_pointed_out(train, words, recwarn):
+    folder = train("trainer.max_steps=2", *words)
+    warned = [str(warning.message) for warning in recwarn]
+    key = words[0].partition("=")[0]
+    said = (folder / "train.log").read_text() + "".join(warned)
+    assert any(key in line and "has no effect" in line for line in said.splitlines())
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy_sum", "ohem", "focal", "dice", "lovasz", "weighted"])

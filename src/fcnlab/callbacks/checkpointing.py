@@ -12,11 +12,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from fcnlab.callbacks.interruption import Interrupted
-from fcnlab.errors import UserError
-
-
-class CheckpointNotWritten(UserError):
-    """The disk is full, or the folder is gone or not writable; older checkpoints are as they were."""
+from fcnlab.callbacks.stopping import TrainingDiverged
+from fcnlab.errors import NotWritten
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -40,7 +37,7 @@ class WholeFiles(TorchCheckpointIO):
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
             cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__ or error
-            raise CheckpointNotWritten(
+            raise NotWritten(
                 f"{path} could not be written: {str(cause).splitlines()[0]}. Checkpoints from before are whole: make"
                 " room, then go on with checkpoint=last and hydra.run.dir set to this run's folder."
             ) from error
@@ -71,6 +68,7 @@ class TopCheckpoints(ModelCheckpoint):
             monitor="val/miou",
             mode="max",
             save_top_k=keep,
+            enable_version_counter=False,
         )
 
 
@@ -92,8 +90,13 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
         self._saved_at = time.monotonic()
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        self._saved_step = checkpoint["global_step"]  # until a step is done, there is nothing to add to that file
+        _follow_folder(checkpoint, self.path.parent)
+
     def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
-        if batch_idx % trainer.accumulate_grad_batches == 0 and trainer.global_step and self._due(trainer):
+        new = trainer.global_step not in (0, self._saved_step)
+        if new and batch_idx % trainer.accumulate_grad_batches == 0 and self._due(trainer):
             self._save(trainer)
 
     def _due(self, trainer: L.Trainer) -> bool:
@@ -114,11 +117,13 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module, exception: BaseException) -> None:
         if self._can_save(trainer, exception):
-            with contextlib.suppress(CheckpointNotWritten):  # the first error is the one to show
+            with contextlib.suppress(NotWritten):  # the first error is the one to show
                 self._save(trainer)
 
     def _can_save(self, trainer: L.Trainer, exception: BaseException) -> bool:
-        if trainer.state.fn != "fit" or isinstance(exception, CheckpointNotWritten):
+        if trainer.state.fn != "fit" or isinstance(exception, (NotWritten, TrainingDiverged)):
+            return False
+        if isinstance(exception, Interrupted) and exception.at_once:
             return False
         if trainer.global_step in (0, self._saved_step):  # after the last one, averaged weights replace the others
             return False
@@ -131,3 +136,21 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+
+def _follow_folder(checkpoint: dict[str, Any], folder: Path) -> None:
+    """Let a checkpoint know its best ones in the folder that it was moved to with them.
+
+    Lightning forgets the best score where the folder's name differs, and would overwrite best.ckpt with the next one.
+    """
+    for state in checkpoint.get("callbacks", {}).values():
+        if not isinstance(state, dict) or "best_model_path" not in state:
+            continue
+        best = state["best_model_path"]
+        if not best or (folder / Path(best).name).is_file():
+            state["dirpath"] = str(folder)
+            for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state[key] = str(folder / Path(state[key]).name) if state[key] else ""
+            state["best_k_models"] = {
+                str(folder / Path(path).name): score for path, score in state["best_k_models"].items()
+            }

@@ -11,10 +11,13 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends the la
 
 
 class Interrupted(SystemExit):
-    """A signal asked the run to stop; the process ends with 128 + the signal's number, as a shell would report it."""
+    """A signal asked the run to stop; the process ends with 128 + the signal's number, as a shell would report it.
 
-    def __init__(self, signum: int):
-        self.signal = signal.Signals(signum)
+    ``at_once``: wherever it was, so that nothing can be saved.
+    """
+
+    def __init__(self, signum: int, at_once: bool = True):
+        self.signal, self.at_once = signal.Signals(signum), at_once
         super().__init__(128 + signum)
 
     def __str__(self) -> str:
@@ -63,8 +66,20 @@ class Interruption(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
         self.signals.waiting = True
-        # Lightning has put its own handler of SIGTERM first. That one ends a run with exit code 0, and with several
-        # processes it starts a collective call in the middle of whatever other was going on.
+        self._listen()
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module) -> None:
+        self._listen()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module) -> None:
+        self._listen()
+
+    def _listen(self) -> None:
+        """Again: Lightning has put its own handler of SIGTERM first.
+
+        That one ends a run with exit code 0, and with several processes it starts a collective call in the middle of
+        whatever other was going on.
+        """
         self.signals.listen()
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
@@ -80,6 +95,8 @@ class Interruption(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module) -> None:
         self._stop_if_asked(trainer)
         self.signals.waiting = False
+        if self.signals.asked:  # while that was going on
+            raise Interrupted(self.signals.asked)
 
     def on_exception(self, trainer: L.Trainer, pl_module, exception: BaseException) -> None:
         self.signals.waiting = True  # what is being saved now shall be whole
@@ -94,4 +111,6 @@ class Interruption(Callback):
                 trainer.strategy.reduce(torch.tensor(asked, device=trainer.strategy.root_device), reduce_op="max")
             )
         if asked:
-            raise Interrupted(asked)
+            # Lightning kills this process, saved or not, as soon as one that it started ends with a code other than 0.
+            getattr(trainer.strategy.launcher, "procs", []).clear()
+            raise Interrupted(asked, at_once=False)

@@ -10,6 +10,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from fcnlab.errors import NotWritten
+from fcnlab.results.record import aside
+
 FIRST = ("step", "epoch")
 
 
@@ -46,6 +49,13 @@ class MetricsFile(Logger):
         epoch = row.pop("epoch", None)
         if epoch is not None and not any(name.startswith("test/") for name in row):  # that is behind all epochs
             row["epoch"] = int(epoch)
+        try:
+            self._append(row)
+        except OSError as error:
+            raise NotWritten(f"{self.path} could not be written: {error}") from error
+        self.count += 1
+
+    def _append(self, row: dict[str, float]) -> None:
         new = [name for name in dict.fromkeys((*FIRST, *row)) if name not in self._columns]
         if new:
             self._columns += new
@@ -54,7 +64,6 @@ class MetricsFile(Logger):
             csv.DictWriter(file, self._columns).writerow(row)
             file.flush()
             os.fsync(file.fileno())
-        self.count += 1
 
     @rank_zero_only
     def cut(self, count: int) -> None:
@@ -88,6 +97,5 @@ class MetricsFile(Logger):
         writer = csv.DictWriter(text, self._columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-        aside = self.path.with_suffix(".part")
-        aside.write_text(text.getvalue(), newline="")
-        aside.replace(self.path)
+        with aside(self.path) as part:
+            part.write_text(text.getvalue(), newline="")

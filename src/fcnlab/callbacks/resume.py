@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -14,6 +14,13 @@ from fcnlab.callbacks.metrics_file import MetricsFile
 from fcnlab.callbacks.stopping import at_the_end
 
 log = logging.getLogger("fcnlab")
+
+
+class Batches(NamedTuple):
+    """How many pictures the processes take together at a time, and how many times before a step."""
+
+    pictures: int
+    accumulate: int
 
 
 class ExactResume(Callback):
@@ -41,10 +48,13 @@ class ExactResume(Callback):
         self._validating = False
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        # Before the first resumed step (a validation was done again, say) the states of before are still to come.
+        before = self._restored and self._restored["random"]
         checkpoint["resume"] = {
-            "random": _of_all_processes(trainer, random_states()),
+            "random": before or _of_all_processes(trainer, random_states()),
             "rows": self.curves.count,
             "pictures": self.batch_size * trainer.world_size,
+            "accumulate": trainer.accumulate_grad_batches,
             "stopped_early": trainer.should_stop and not self._validating and not at_the_end(trainer),
         }
         loop = checkpoint["loops"]["fit_loop"]
@@ -56,11 +66,11 @@ class ExactResume(Callback):
         if trainer.state.fn != "fit":
             return
         self._restored = kept = checkpoint["resume"]
-        now, before = self.batch_size * trainer.world_size, kept["pictures"]
+        before = Batches(kept["pictures"], kept["accumulate"])
+        now = Batches(self.batch_size * trainer.world_size, trainer.accumulate_grad_batches)
         if now != before:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-            every = trainer.accumulate_grad_batches
-            _count_in_batches_of(now * every, progress, before, every, checkpoint["global_step"])
+            _count_in_other_batches(progress, before, now, checkpoint["global_step"])
         if trainer.is_global_zero:
             for difference in _differences(len(kept["random"]), trainer.world_size, before, now):
                 log.warning("Warning: %s", difference)
@@ -78,17 +88,17 @@ class ExactResume(Callback):
         self._restored = None
 
 
-def _differences(processes_before: int, processes: int, pictures_before: int, pictures: int) -> Iterator[str]:
+def _differences(processes_before: int, processes: int, before: Batches, now: Batches) -> Iterator[str]:
     """Why the bits from here on cannot be those of a run that never stopped."""
     if processes != processes_before:
         yield (
             f"{processes} processes go on with a checkpoint of {processes_before}: sums run in another order and"
             " dropout draws anew, so the last digits will differ from those of an uninterrupted run"
         )
-    if pictures != pictures_before:
+    if now.pictures * now.accumulate != before.pictures * before.accumulate:
         yield (
-            f"a batch has {pictures} pictures now and had {pictures_before} in the checkpoint: where accumulation does"
-            " not make up for it, other pictures meet in a step from here on"
+            f"a step takes {now.pictures * now.accumulate} pictures now and took {before.pictures * before.accumulate}"
+            " in the checkpoint: from here on other pictures meet in a step, and an epoch has another number of steps"
         )
 
 
@@ -138,9 +148,10 @@ def _validate_again(progress: dict[str, Any]) -> None:
     progress["is_last_batch"] = False
 
 
-def _count_in_batches_of(now: int, progress: dict[str, Any], before: int, every: int, steps: int) -> None:
-    """Translate the place in the epoch; what does not fill a step of ``now`` pictures is seen again."""
-    done = progress["current"]["completed"] * before // now * every
-    for counts, value in ((progress["current"], done), (progress["total"], steps * every)):
+def _count_in_other_batches(progress: dict[str, Any], before: Batches, now: Batches, steps: int) -> None:
+    """Translate the place in the epoch; pictures that do not fill a step of today's size are seen again."""
+    seen = progress["current"]["completed"] * before.pictures
+    done = seen // (now.pictures * now.accumulate) * now.accumulate
+    for counts, value in ((progress["current"], done), (progress["total"], steps * now.accumulate)):
         counts.update(ready=value, started=value, processed=value, completed=value)
     progress["is_last_batch"] = False

@@ -1,5 +1,6 @@
 """Weights & Biases as a mirror of the run's folder: never a prompt, never a hang, never in the way of training."""
 
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -10,9 +11,12 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from fcnlab.errors import UserError
 from fcnlab.results.scores import Scores
 
+log = logging.getLogger("fcnlab")
 ANSWER_WITHIN = 3.0  # seconds
+START_WITHIN = 20.0  # seconds; W&B itself would try for 90
 
 
 def wandb_logger(
@@ -35,24 +39,37 @@ def wandb_logger(
     import wandb
 
     Path(folder).mkdir(parents=True, exist_ok=True)
-    chosen = reachable_mode() if mode == "auto" else mode
-    run = wandb.init(
-        dir=folder,
-        config=config,
-        id=run_id,
-        name=name,
-        project=project,
-        entity=entity,
-        group=group,
-        tags=list(tags),
-        mode=chosen,
-        resume="allow" if run_id and chosen == "online" else None,  # offline, the id alone joins them when synced
-        settings=wandb.Settings(quiet=True, console="off"),
-        reinit="create_new",
-    )
+
+    def start(in_mode: Any) -> wandb.Run:
+        return wandb.init(
+            dir=folder,
+            config=config,
+            id=run_id,
+            name=name,
+            project=project,
+            entity=entity,
+            group=group,
+            tags=list(tags),
+            mode=in_mode,
+            resume="allow" if run_id and in_mode == "online" else None,  # offline, the id joins them when synced
+            settings=wandb.Settings(quiet=True, console="off", init_timeout=START_WITHIN),
+            reinit="create_new",
+        )
+
+    try:
+        run = start(reachable_mode() if mode == "auto" else mode)
+    except wandb.Error as error:
+        if mode != "auto":
+            raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_first_line(error)}") from error
+        log.warning("Warning: W&B did not start a run (%s): this one is offline", _first_line(error))
+        run = start("offline")
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def reachable_mode() -> str:
@@ -66,8 +83,8 @@ def reachable_mode() -> str:
     server = wandb.setup().settings.base_url
     try:
         urllib.request.urlopen(server, timeout=ANSWER_WITHIN).close()
-    except urllib.error.HTTPError:
-        return "online"  # it answered
+    except urllib.error.HTTPError as answer:
+        return "online" if answer.code < 500 else "offline"
     except (OSError, ValueError):
         return "offline"
     return "online"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -243,18 +244,21 @@ def worker_count(wanted: int | Literal["auto"]) -> int:
     return min(8, cores) if wanted == "auto" else int(wanted)
 
 
-LAST_WORDS = 10  # seconds
-
-
 def _prepare_worker(worker: int) -> None:
     """Let the run decide about signals that reach its workers too (Ctrl-C, Slurm), and OpenCV use one thread.
 
-    A worker that died by such a signal would take the step in progress with it. One that its run no longer wants ends
-    by itself, or else so many seconds after it was told to.
+    A worker that died by such a signal would take the step in progress with it.
     """
     assert get_worker_info() is not None
     cv2.setNumThreads(0)  # workers are many already
     for signum in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_WORDS))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_for_the_run_only, daemon=True).start()
+
+
+def _end_for_the_run_only() -> None:
+    """Obey SIGTERM from the process that loads, by which it ends workers, and from no other."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

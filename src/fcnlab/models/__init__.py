@@ -1,9 +1,25 @@
 """Networks as plain PyTorch: ``FCN(GoogLeNet(weights="bvlc_googlenet.safetensors"), num_classes=21)``."""
 
+from fcnlab.models.alexnet import AlexNet, CaffeNet
 from fcnlab.models.fcn import FCN
-from fcnlab.models.geometry import FeatureMap, Grid, Upsample, overlap
-from fcnlab.models.googlenet import GoogLeNet
+from fcnlab.models.geometry import FeatureMap, Grid, Upsample, overlap, receptive_field
+from fcnlab.models.googlenet import GoogLeNet, GoogLeNetBN
+from fcnlab.models.resnet import ResNet
 from fcnlab.models.tiny import Tiny
 from fcnlab.models.vgg import VGG16
 
-__all__ = ["FCN", "VGG16", "FeatureMap", "GoogLeNet", "Grid", "Tiny", "Upsample", "overlap"]
+__all__ = [
+    "FCN",
+    "VGG16",
+    "AlexNet",
+    "CaffeNet",
+    "FeatureMap",
+    "GoogLeNet",
+    "GoogLeNetBN",
+    "Grid",
+    "ResNet",
+    "Tiny",
+    "Upsample",
+    "overlap",
+    "receptive_field",
+]

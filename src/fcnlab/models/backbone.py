@@ -4,20 +4,25 @@ A backbone is an ``nn.Module`` that takes RGB pictures in 0..1, float, (batch, 3
 that its weights were trained on (so the data never knows which weights are loaded) and returns ``{level: FeatureMap}``.
 """
 
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fcnlab.models.geometry import FeatureMap, Grid
+from fcnlab.models.geometry import IMAGE, FeatureMap, Grid
 
 Padding = Literal["same", "paper"]
 PAPER_PADDING = 100  # pixels around the picture in conv1 (shelhamer/fcn.berkeleyvision.org, */net.py)
+VOC_MEAN_BGR = (104.00699, 116.66877, 122.67892)  # voc_layers.py there
 
 
 class Level(NamedTuple):
     """What a level's feature map will be like; levels 8, 16 and 32 are named by their undilated stride.
+
+    ``grid`` has the true stride: in a ResNet dilated to output stride 8, it is 8 for all three.
 
     ``scale`` is what an FCN multiplies its features by before it scores them: 1, as in the released nets, or near one
     over their root mean square, so that the heads of all levels learn at one rate.
@@ -37,6 +42,63 @@ class Backbone(Protocol):
     pretrained: bool  # whether its layers start from a weights file
 
     def __call__(self, image: Float[Tensor, "batch 3 rows cols"]) -> dict[int, FeatureMap]: ...
+
+
+class Chain(nn.Module):
+    """A backbone whose parts follow one another: ``to8``, ``to16`` and ``to32`` end where levels 8, 16 and 32 do.
+
+    Where their children are named as the layers of a library are, :meth:`placed` finds room for that library's weights.
+    """
+
+    min_size = 1
+    pretrained = False
+
+    def __init__(
+        self,
+        normalize: nn.Module,
+        to8: nn.Sequential,
+        to16: nn.Sequential,
+        to32: nn.Sequential,
+        channels: tuple[int, int, int],
+    ):
+        super().__init__()
+        self.normalize = normalize
+        self.to8, self.to16, self.to32 = to8, to16, to32
+        self.levels = {
+            level: Level(width, IMAGE.through(self.chain(level)))
+            for level, width in zip((8, 16, 32), channels, strict=True)
+        }
+
+    def forward(self, image: Tensor) -> dict[int, FeatureMap]:
+        x8 = self.to8(self.normalize(image))
+        x16 = self.to16(x8)
+        x32 = self.to32(x16)
+        return {level: FeatureMap(x, *self.levels[level].grid) for level, x in {8: x8, 16: x16, 32: x32}.items()}
+
+    def chain(self, level: int) -> list[nn.Module]:
+        """The layers between the picture and a level; where some stand side by side, those that see the most."""
+        parts = {8: [self.to8], 16: [self.to8, self.to16], 32: [self.to8, self.to16, self.to32]}[level]
+        return [layer for part in parts for layer in self.path(part)]
+
+    def path(self, part: nn.Module) -> list[nn.Module]:
+        """The layers of a part in their order; nets with branches say here which to take."""
+        children = list(part.children())
+        return [layer for child in children for layer in self.path(child)] if children else [part]
+
+    def placed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors named by layer (``conv1.weight``), under the part that holds their layer (``to8.conv1.weight``)."""
+        parts = {"to8": self.to8, "to16": self.to16, "to32": self.to32}
+        place = {name: f"{part}.{name}" for part, layers in parts.items() for name, _ in layers.named_children()}
+        renamed = {}
+        for key, value in state.items():
+            layer, dot, rest = key.partition(".")
+            renamed[place.get(layer, layer) + dot + rest] = value
+        return renamed
+
+
+def named_chain(**layers: nn.Module) -> nn.Sequential:
+    """Layers in a row, under names of their own instead of numbers."""
+    return nn.Sequential(OrderedDict(layers))
 
 
 class InputConvention(nn.Module):
@@ -66,6 +128,11 @@ class InputConvention(nn.Module):
 def imagenet_convention() -> InputConvention:
     """The one of torchvision's weights."""
     return InputConvention(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def caffe_convention() -> InputConvention:
+    """The one of the papers' released weights for PASCAL VOC."""
+    return InputConvention(mean=VOC_MEAN_BGR, scale=255.0, order="bgr")
 
 
 def image_padding(padding: Padding, same: int) -> int:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fcnlab.models.backbone import Backbone
 from fcnlab.models.geometry import IMAGE, FeatureMap, Upsample, add, overlap
-from fcnlab.models.weights import WeightsError, load_strictly, read_tensors
+from fcnlab.models.published import as_ours
+from fcnlab.models.weights import WeightsError, load_strictly, read_labelled
 
 
 class FCN(nn.Module):
@@ -25,14 +26,15 @@ class FCN(nn.Module):
         From coarse to fine: (32,) is FCN-32s, (32, 16) FCN-16s, (32, 16, 8) FCN-8s.
     upsampling
         ``"fixed"``: bilinear everywhere, as in the released nets. ``"learned"``: the steps between levels start as
-        bilinear and are learned, the last one stays fixed (CVPR 2015, section 4.3).
+        bilinear and are learned, the last one stays fixed (CVPR 2015, section 4.3). ``"learned_all"``: the last, too.
     skip_scales
         By level, what its features are multiplied by before they are scored, in place of the backbone's own factor.
         "At once" training of VGG16 wants {16: 0.01, 8: 0.0001}, so that features of all levels are of one magnitude
         (voc-fcn8s-atonce/net.py).
     weights
-        A checkpoint of fcnlab to start from, ``"none"`` for none. A net with fewer levels will do: the heads that it
-        lacks start at zero, which is how FCN-16s starts from FCN-32s.
+        A checkpoint of fcnlab to start from, or one of pytorch-fcn's files (:mod:`fcnlab.models.published`); ``"none"``
+        for none. A net with fewer levels will do: the heads that it lacks start at zero, which is how FCN-16s starts
+        from FCN-32s.
     reset_heads
         Take only the backbone from ``weights``, for another set of classes.
     """
@@ -42,7 +44,7 @@ class FCN(nn.Module):
         backbone: Backbone,
         num_classes: int,
         levels: Sequence[int] = (32, 16, 8),
-        upsampling: Literal["fixed", "learned"] = "fixed",
+        upsampling: Literal["fixed", "learned", "learned_all"] = "fixed",
         skip_scales: Mapping[int, float] | None = None,
         weights: str = "none",
         reset_heads: bool = False,
@@ -57,7 +59,7 @@ class FCN(nn.Module):
             {str(level): _head(backbone.levels[level].channels, num_classes) for level in levels}
         )
         grids = [backbone.levels[level].grid for level in levels] + [IMAGE]
-        learned = [upsampling == "learned"] * (len(levels) - 1) + [False]
+        learned = [upsampling != "fixed"] * (len(levels) - 1) + [upsampling == "learned_all"]
         self.upsample = nn.ModuleList(
             Upsample(num_classes, source, target, learn)
             for source, target, learn in zip(grids[:-1], grids[1:], learned, strict=True)
@@ -86,12 +88,17 @@ class FCN(nn.Module):
 
     def score(self, level: int, features: FeatureMap) -> FeatureMap:
         """A level's own scores, at its own stride."""
-        scale = self.skip_scales.get(level, self.backbone.levels[level].scale)
-        return FeatureMap(self.heads[str(level)](features.data * scale), features.stride, features.origin)
+        return FeatureMap(self.heads[str(level)](features.data * self._scale(level)), features.stride, features.origin)
+
+    def _scale(self, level: int) -> float:
+        return self.skip_scales.get(level, self.backbone.levels[level].scale)
 
     def _start_from(self, path: str, reset_heads: bool) -> None:
-        state = read_tensors(path)
+        state, label = read_labelled(path)
         state = {key.removeprefix("net."): value for key, value in state.items()}
+        scales = {level: self._scale(level) for level in self.levels}
+        steps = [step for step in self.upsample if isinstance(step, Upsample)]
+        state = as_ours(state, label, path, backbone=self.backbone, scales=scales, steps=steps, heads=not reset_heads)
         old = {key: value for key, value in state.items() if not (reset_heads and not key.startswith("backbone."))}
         fresh = {key: value for key, value in self.state_dict().items() if key not in old and _may_start_afresh(key)}
         head = next((value for key, value in old.items() if key.startswith("heads.")), None)
@@ -122,9 +129,10 @@ def _check(backbone: Backbone, num_classes: int, levels: Sequence[int], upsampli
         raise ValueError(f"levels={list(levels)}: choose some of {offered}, which {name} offers, from coarse to fine")
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: at least 2, background included")
-    if upsampling not in ("fixed", "learned"):
-        raise ValueError(f"upsampling={upsampling!r}: choose 'fixed' or 'learned'")
-    if upsampling == "learned" and len(levels) == 1:
+    if upsampling not in ("fixed", "learned", "learned_all"):
+        raise ValueError(f"upsampling={upsampling!r}: choose 'fixed', 'learned' or 'learned_all'")
+    if upsampling == "learned" and len({backbone.levels[level].grid.stride for level in levels}) == 1:
+        what = "a single level" if len(levels) == 1 else "levels of one stride"
         warnings.warn(
-            "model.upsampling=learned has no effect with a single level: the last upsampling stays fixed", stacklevel=3
+            f"model.upsampling=learned has no effect with {what}: the last upsampling stays fixed", stacklevel=3
         )

@@ -37,6 +37,16 @@ class Grid(NamedTuple):
 IMAGE = Grid(stride=1, origin=0.0)
 
 
+def receptive_field(layers: Iterable[nn.Module]) -> int:
+    """The side, in pixels, of the square that one cell behind a chain of layers sees, around its centre."""
+    field, grid = 1, IMAGE
+    for layer in layers:
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+            field += grid.stride * _square(layer, "dilation") * (_square(layer, "kernel_size") - 1)
+        grid = grid.through([layer])
+    return field
+
+
 def _square(layer: nn.Module, name: str) -> int:
     """A layer's setting on both axes."""
     value = getattr(layer, name)
@@ -99,7 +109,8 @@ class Upsample(nn.Module):
     """Bilinear upsampling by transposed convolution, from one declared grid to another (CVPR 2015, section 3.3).
 
     The kernel has ``2f`` or ``2f - 1`` taps, whichever lets the result meet the target's cells by a whole crop:
-    VGG's final x32 needs 64 of them, CaffeNet's and GoogLeNet's need 63.
+    VGG's final x32 needs 64 of them, CaffeNet's and GoogLeNet's need 63. Between equal strides, as in a dilated ResNet,
+    one tap of 1 is left: nothing is upsampled, and there is nothing to learn.
 
     Fixed, one kernel serves every channel and is not a parameter. Learned, it is a dense parameter (every class sees
     every class, as Caffe's Deconvolution does) that starts as the fixed one.
@@ -113,17 +124,20 @@ class Upsample(nn.Module):
             raise ValueError(
                 f"stride {source.stride} is no multiple of {target.stride}: cannot upsample one to the other"
             )
-        self.channels, self.learned = channels, learned
+        self.channels = channels
         self.factor = source.stride // target.stride
         between = (target.origin - source.origin) / target.stride % 1 == 0.5
         self.taps = 2 * self.factor if between else 2 * self.factor - 1
+        self.learned = learned and self.taps > 1
         kernel = bilinear_kernel(self.factor, self.taps)
-        if learned:
+        if self.learned:
             self.kernel = nn.Parameter(torch.eye(channels)[:, :, None, None] * kernel)
         else:
             self.register_buffer("kernel", kernel, persistent=False)
 
     def forward(self, features: FeatureMap) -> FeatureMap:
+        if self.taps == 1:
+            return features
         stride = features.stride // self.factor
         origin = features.origin - stride * (self.taps - 1) / 2
         kernel, groups = self.kernel, 1

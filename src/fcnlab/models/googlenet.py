@@ -1,18 +1,20 @@
-"""The paper's GoogLeNet: BVLC's Caffe model without its average pool, classifier and auxiliary heads.
+"""Two GoogLeNets without average pool, classifier and auxiliary heads: the paper's, which is BVLC's, and torchvision's.
 
-It is not torchvision's: the "5x5" branches are 5x5, convolutions have biases, two local response normalisations stand
-in the stem, and nothing is batch-normalised.
+In the paper's, the "5x5" branches are 5x5, convolutions have biases, two local response normalisations stand in the
+stem, and nothing is batch-normalised.
 """
 
 from collections.abc import Mapping
 
 import torch
+import torchvision
 from torch import Tensor, nn
+from torchvision.models.googlenet import Inception as TorchvisionInception
 
-from fcnlab.models.backbone import InputConvention, Level, Padding, image_padding, initialize
+from fcnlab.models.backbone import Chain, InputConvention, Level, Padding, image_padding, initialize, named_chain
 from fcnlab.models.geometry import IMAGE, FeatureMap
 from fcnlab.models.lrn import LocalResponseNorm
-from fcnlab.models.weights import load_backbone
+from fcnlab.models.weights import load_backbone, with_batch_counters, without
 
 CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)  # BVLC's release; the VGG-based FCNs have decimals
 
@@ -52,13 +54,9 @@ class GoogLeNet(nn.Module):
         self.stage5 = _stage("5a", "5b")
         self.dropout = nn.Dropout(dropout)  # element-wise, as Caffe's
         self.min_size = 31 if padding == "same" else 1
-        # Inception modules keep their input's grid, so the stem and the pools alone say where a level lies.
-        stem = [layer for part in (self.conv1, self.pool1, self.conv2, self.pool2) for layer in part.modules()]
-        grid8 = IMAGE.through(stem)
-        grid16 = grid8.through([self.pool3])
-        grid32 = grid16.through([self.pool4])
+        grid8, grid16, grid32 = (IMAGE.through(self.chain(level)) for level in (8, 16, 32))
         # With BVLC's weights the features have a root mean square of 17, 4.6 and 2.0 (12 pictures of VOC2012 val).
-        # Nobody released FCN-GoogLeNet; without these factors the head of level 8 alone sets the rate that all can bear.
+        # Nobody released FCN-GoogLeNet; without these factors the head of level 8 alone sets the rate all can bear.
         self.levels = {8: Level(480, grid8, 0.06), 16: Level(832, grid16, 0.2), 32: Level(1024, grid32, 0.5)}
         initialize(self)
         self.pretrained = load_backbone(self, weights, from_caffe)
@@ -68,6 +66,45 @@ class GoogLeNet(nn.Module):
         x16 = self.stage4(self.pool3(x8))
         x32 = self.dropout(self.stage5(self.pool4(x16)))
         return {level: FeatureMap(x, *self.levels[level].grid) for level, x in {8: x8, 16: x16, 32: x32}.items()}
+
+    def chain(self, level: int) -> list[nn.Module]:
+        """The layers between the picture and a level; of an inception module, the 5x5 branch, which sees the most."""
+        parts = [self.conv1, self.pool1, self.conv2, self.pool2, *(block.five for block in self.stage3)]
+        if level >= 16:
+            parts += [self.pool3, *(block.five for block in self.stage4)]
+        if level == 32:
+            parts += [self.pool4, *(block.five for block in self.stage5)]
+        return [layer for part in parts for layer in part.modules()]
+
+
+class GoogLeNetBN(Chain):
+    """torchvision's GoogLeNet, which is not the paper's: batch-normalised, without biases and response normalisation,
+    3x3 kernels in the "5x5" branches, and a 2x2 last pool. Levels 8 (inception 3b), 16 (4e) and 32 (5b).
+
+    ``weights`` is ``"none"``, ``"imagenet"`` (torchvision's) or the path of a file with torchvision's layer names.
+    """
+
+    def __init__(self, dropout: float = 0.2, weights: str = "none"):
+        net = torchvision.models.GoogLeNet(aux_logits=False, init_weights=False)
+        layers = {name: layer for name, layer in net.named_children() if name not in ("avgpool", "dropout", "fc")}
+        names = list(layers)
+        third, fourth = names.index("maxpool3"), names.index("maxpool4")
+        super().__init__(
+            InputConvention(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),  # its weights came from TensorFlow
+            named_chain(**{name: layers[name] for name in names[:third]}),
+            named_chain(**{name: layers[name] for name in names[third:fourth]}),
+            named_chain(**{name: layers[name] for name in names[fourth:]}, dropout=nn.Dropout(dropout)),
+            channels=(480, 832, 1024),
+        )
+        self.min_size = 15
+        initialize(self)
+        self.pretrained = load_backbone(self, weights, self._from_torchvision, "GoogLeNet_Weights.IMAGENET1K_V1")
+
+    def path(self, part: nn.Module) -> list[nn.Module]:
+        return super().path(part.branch3 if isinstance(part, TorchvisionInception) else part)
+
+    def _from_torchvision(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.placed(with_batch_counters(without(state, "fc", "aux1", "aux2")))
 
 
 class Inception(nn.Module):

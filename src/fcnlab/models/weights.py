@@ -1,8 +1,9 @@
 """Reading weights: files that hold tensors and nothing else, renamed and reshaped by pure functions."""
 
+import hashlib
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,23 @@ class WeightsError(UserError):
     """A weights file that is missing, cannot be read safely, or belongs to another net."""
 
 
+class Inert:
+    """What stands in a file's contents where the file has a number of numpy's: neither is it read nor does it do
+    anything. pytorch-fcn's training checkpoints hold their best mean IU so.
+    """
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+INERT: list[Any] = [
+    (Inert, name) for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+]
+
+
 def fc_to_conv(layer: StateDict, kernel: int) -> dict[str, Tensor]:
     """A linear layer over a (channels, kernel, kernel) block as the convolution that it is (CVPR 2015, section 3.1).
 
@@ -35,6 +53,22 @@ def fc_to_conv(layer: StateDict, kernel: int) -> dict[str, Tensor]:
     }
 
 
+def without(state: StateDict, *layers: str) -> dict[str, Tensor]:
+    """All but some layers: the classifiers, which an FCN cuts off."""
+    prefixes = tuple(f"{layer}." for layer in layers)
+    return {key: value for key, value in state.items() if not key.startswith(prefixes)}
+
+
+def with_batch_counters(state: StateDict) -> dict[str, Tensor]:
+    """Zeros for batch normalisation's ``num_batches_tracked``, where a file was written before PyTorch 0.4.1 had it."""
+    counters = {
+        key.removesuffix("running_mean") + "num_batches_tracked": torch.tensor(0)
+        for key in state
+        if key.endswith("running_mean")
+    }
+    return counters | dict(state)
+
+
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a ``.safetensors`` file or a PyTorch file, read without running any code from it.
 
@@ -44,25 +78,39 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         No such file; not a weights file; a file that holds more than tensors and plain Python values; a tensor that is
         sparse, quantised or without its numbers.
     """
+    return read_labelled(path)[0]
+
+
+def read_labelled(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
+    """As :func:`read_tensors`; with the net's name, where a training checkpoint of pytorch-fcn has it ("arch")."""
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weights file at {path}: check the path (relative paths start at {Path.cwd()})")
-    state = load_plainly(path)
+    state = load_plainly(path, INERT)
     if not isinstance(state, dict):
         raise WeightsError(f"{path} holds a {type(state).__name__}, not a state dict")
+    label = dict.get(state, "arch")  # a file can give an OrderedDict a `get` and an `items` of its own
     for wrapper in WRAPPERS:
-        inside = dict.get(state, wrapper)  # a file can give an OrderedDict a `get` and an `items` of its own
+        inside = dict.get(state, wrapper)
         if isinstance(inside, dict):
             state = inside
     tensors = {key: value for key, value in dict.items(state) if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors; its keys: {_few(state)}")
+        raise WeightsError(f"{path} holds no tensors; its keys: {few(state)}")
     check_tensors(tensors, str(path))
-    return tensors
+    return tensors, label if isinstance(label, str) else None
 
 
-def load_plainly(path: Path) -> Any:
+def md5(path: str | Path) -> str:
+    """The sum by which published files are known; no proof against forgery."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def load_plainly(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
     """What a ``.safetensors`` file or a PyTorch file holds, read without running any code from it.
+
+    ``stand_ins`` are what to build where the file names something else: see :class:`Inert`.
 
     Raises
     ------
@@ -73,7 +121,8 @@ def load_plainly(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         _check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(stand_ins)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
@@ -110,7 +159,7 @@ def check_tensors(tensors: StateDict, source: str) -> None:
     odd = [key for key, value in tensors.items() if not _is_plain(value)]
     if odd:
         raise WeightsError(
-            f"{source} holds {len(odd)} tensors that are sparse, quantised or without their numbers: {_few(odd)}."
+            f"{source} holds {len(odd)} tensors that are sparse, quantised or without their numbers: {few(odd)}."
             " Save them dense, as float32."
         )
 
@@ -192,11 +241,12 @@ def check_fit(net: nn.Module, state: StateDict, what: str) -> None:
         ],
     }
     if any(problems.values()):
-        found = "; ".join(f"{len(keys)} {problem}: {_few(keys)}" for problem, keys in problems.items() if keys)
+        found = "; ".join(f"{len(keys)} {problem}: {few(keys)}" for problem, keys in problems.items() if keys)
         raise WeightsError(f"{what} do not fit: {found}. They are probably of another architecture.")
 
 
-def _few(names) -> str:
+def few(names: Iterable) -> str:
+    """The first of some names, for a message."""
     names = list(names)
     return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ class aside:
 
     def __exit__(self, kind, error, traceback) -> None:
         if error is None:
+            with self.part.open("rb") as file:
+                os.fsync(file.fileno())  # or a power failure may leave the new name and nothing in it
             self.part.replace(self.path)
         else:
             self.part.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -27,6 +28,7 @@ from fcnlab.callbacks import (
     WholeFiles,
 )
 from fcnlab.config import plain
+from fcnlab.errors import UserError
 
 log = logging.getLogger("fcnlab")
 
@@ -64,9 +66,9 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     if settings["sync_batchnorm"] and not _on_gpu(settings["accelerator"]):
         settings["sync_batchnorm"] = False
         warn("trainer.sync_batchnorm=true has no effect on a CPU: torch synchronises batch statistics on GPUs only")
-    if isinstance(settings["val_check_interval"], int):
-        settings["val_check_interval"] *= settings["accumulate_grad_batches"]
-        settings.setdefault("check_val_every_n_epoch", None)
+    _check_validation(settings)
+    settings["val_check_interval"] *= settings["accumulate_grad_batches"]
+    settings["check_val_every_n_epoch"] = None
     if "callbacks" in cfg and not cfg.callbacks.get("progress", {}).get("enabled", True):
         settings.setdefault("enable_progress_bar", False)  # or Lightning brings its own
     _hush_lightning()
@@ -81,12 +83,25 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     )
 
 
+def _check_validation(settings: dict[str, Any]) -> None:
+    """Checkpoints, early stopping and exact resume hang on validations, and those on optimiser steps."""
+    for key in ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches"):
+        value = settings.get(key)
+        if key == "val_check_interval" and not (type(value) is int and value > 0):
+            raise UserError(f"trainer.{key}={value}: give a whole number of optimiser steps")
+        if key == "check_val_every_n_epoch" and value is not None:
+            raise UserError(f"trainer.{key}={value}: validations are counted in steps, by trainer.val_check_interval")
+        if key == "limit_val_batches" and value == 0:
+            raise UserError(f"trainer.{key}=0: without a validation a run has no best checkpoint; give 1 or more")
+
+
 # What Lightning warns of without a reason here.
 NOISE = (
     r".*treespec, LeafSpec.*is deprecated",  # its own use of torch
     r".*smaller than the logging interval",  # steps are counted through epochs
     r".*Checkpoint directory .* exists and is not empty",  # on resuming that is how it should be
     r".*does not have many workers",  # data.num_workers is the user's choice
+    r".*It is recommended to use `self.log.*sync_dist=True",  # scores are made from what all ranks counted
     r".*your dataloader is not resumable",  # it is: DataModule finds its place again
 )
 
@@ -153,13 +168,18 @@ def open_loggers(cfg: DictConfig, wandb_id: str | None = None) -> Iterator[list[
         yield loggers
         status, code = "finished", 0
     except Interrupted as stop:
-        status, code = "interrupted", stop.code
+        status, code = "interrupted", 128 + stop.signal
         raise
     finally:
         for logger in loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.summary["status"] = status
-                logger.experiment.finish(exit_code=code)
+                _finish(logger, status, code)
+
+
+@rank_zero_only
+def _finish(logger: WandbLogger, status: str, code: int) -> None:
+    logger.experiment.summary["status"] = status
+    logger.experiment.finish(exit_code=code)
 
 
 def wandb_id(loggers: list[Logger]) -> str | None:

@@ -1,5 +1,6 @@
 """``fcnlab eval``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
@@ -12,6 +13,7 @@ from fcnlab.config import ConfigError, check_targets, check_trust, plain
 from fcnlab.data import DataModule
 from fcnlab.results.passport import Convention, as_facts, passport, passport_table
 from fcnlab.results.record import add_to_record
+from fcnlab.results.scores import SCORES, Scores
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, open_loggers, run_folder, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
@@ -41,6 +43,9 @@ def evaluate(cfg: DictConfig) -> float | None:
     if found is None:
         return None
     say(table(found, data.split("test").classes))
+    if cfg.published is not None:
+        add_to_record(folder, published=plain(cfg.published))
+        say(beside_published(found, cfg.published))
     if cfg.passport:
         say(passport_table(add_passport(folder)))
     say(f"{data.split('test').title}: mIoU {100 * found.miou:.2f} %. The record: {folder}")
@@ -56,6 +61,18 @@ def _check_what_is_asked(cfg: DictConfig) -> None:
         )
     if cfg.checkpoint is None and cfg.data is None:
         raise ConfigError("no data to score on: give data=... (without it, eval takes the data of checkpoint='s run)")
+    unknown = set(cfg.published or ()) - set(SCORES)
+    if unknown:
+        raise ConfigError(f"published names {', '.join(sorted(unknown))}: there are {', '.join(SCORES)}")
+
+
+def beside_published(found: Scores, published: Mapping[str, float]) -> str:
+    """What was measured beside what was published, in percent."""
+    rows = [f"  {'':<9}  measured  published  difference"]
+    for name, value in published.items():
+        measured = 100 * getattr(found, name)
+        rows.append(f"  {name:<9}  {measured:8.2f}  {value:9.2f}  {measured - value:+10.2f}")
+    return "\n".join(rows)
 
 
 def add_passport(folder: Path) -> list[Convention]:

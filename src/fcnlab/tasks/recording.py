@@ -2,7 +2,7 @@
 
 import json
 import platform
-import subprocess
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,10 +15,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.callbacks import Interrupted
+from fcnlab.config import components
 from fcnlab.errors import UserError
 from fcnlab.results.record import aside
-from fcnlab.tasks.building import say, warn
-from fcnlab.tasks.scoring import PACKAGES, command, commit
+from fcnlab.tasks.building import run_folder, say, warn
+from fcnlab.tasks.scoring import PACKAGES, command, commit, git
 
 
 class RunRecord:
@@ -30,7 +31,12 @@ class RunRecord:
 
     def __init__(self, folder: Path):
         self.path = folder / "run.json"
-        self.facts: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.facts: dict[str, Any] = {}
+        if self.path.is_file():
+            try:
+                self.facts = json.loads(self.path.read_text())
+            except ValueError:
+                warn(f"{self.path} is damaged: it is begun anew")
 
     @rank_zero_only
     def write(self, **facts: Any) -> None:
@@ -57,7 +63,9 @@ def recorded(cfg: DictConfig, folder: Path) -> Iterator[RunRecord]:
 
 
 def _begin(record: RunRecord, cfg: DictConfig, folder: Path) -> None:
+    before = {key: record.facts[key] for key in ("started", "status", "command", "commit") if key in record.facts}
     record.write(
+        earlier=[*record.facts.get("earlier", []), *([before] if before else [])],
         status="running",
         reason=None,
         verb=HydraConfig.get().job.config_name,
@@ -95,25 +103,36 @@ def repeat_exactly(cfg: DictConfig) -> None:
         return
     folder = Path(cfg.from_run)
     record, then = RunRecord(folder).facts, OmegaConf.load(folder / ".hydra" / "config.yaml")
-    typed = tuple(
-        word.partition("=")[0].lstrip("+~").replace("/", ".")
-        for word in HydraConfig.get().overrides.task
-        if word not in record["overrides"]
-    )
+    words = HydraConfig.get().overrides.task
+    typed = {word.partition("=")[0].lstrip("+~").replace("/", ".") for word in words if word not in record["overrides"]}
     recorded, today = (_leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
+    ours = {path for path in recorded | today if _is_under(path, typed | {"from_run", "checkpoint"})}
     for path, value in recorded.items():
-        ours = any(path == key or path.startswith(f"{key}.") for key in (*typed, "from_run", "checkpoint"))
-        if ours or (path in today and today[path] == value):
-            continue
-        if path.endswith("_target_") or "${oc." in str(value):
-            raise UserError(f"from_run={folder} wants {path}={value!r}, which today's conf/ does not; refused")
-        OmegaConf.update(cfg, path, value, force_add=True)
-        say(f"Since that run the default of {path} has become {today.get(path)!r}: its {value!r} is used")
+        if path not in ours and (path not in today or today[path] != value):
+            _check_harmless(path, value, folder)
+            OmegaConf.update(cfg, path, value, force_add=True)
+            say(f"Since that run the default of {path} has become {today.get(path)!r}: its {value!r} is used")
+    for path in today.keys() - recorded.keys() - ours:
+        warn(f"{path}={today[path]!r} is new since that run")
+    if any(word.startswith("checkpoint=") for word in record["overrides"]):
+        warn("that run went on with a checkpoint; this one starts from the beginning")
     for name, version in record["packages"].items():
         if name in PACKAGES and metadata.version(name) != version:
             warn(f"that run had {name} {version}, here is {metadata.version(name)}")
     if record["commit"] != commit():
         warn(f"that run was of commit {record['commit']}, this is {commit()}")
+    _write(run_folder() / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))  # Hydra's own is of before
+
+
+def _is_under(path: str, keys: set[str]) -> bool:
+    return any(path == key or path.startswith(f"{key}.") for key in keys)
+
+
+def _check_harmless(path: str, value: Any, folder: Path) -> None:
+    """Refuse values that would call code or read the environment; today's conf/ names all that a run needs."""
+    named = list(components({path: value}))
+    if named or "_target_" in path or not re.fullmatch(r"[\w.]+", path) or "${oc." in str(value):
+        raise UserError(f"from_run={folder} wants {path}={value!r}, which today's conf/ does not; refused")
 
 
 def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
@@ -126,13 +145,7 @@ def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
 
 def uncommitted_changes() -> str:
     """How fcnlab's checkout differs from its commit; empty where it does not, or where there is no checkout."""
-    here = Path(__file__).parent
-    differ = ["git", "-C", str(here), "diff", "HEAD", "--no-color", "--no-ext-diff"]
-    try:
-        done = subprocess.run(differ, capture_output=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.decode(errors="replace")
+    return git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":/") or ""
 
 
 def _now() -> str:

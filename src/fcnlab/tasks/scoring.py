@@ -129,13 +129,19 @@ def command() -> str:
 
 def commit() -> str | None:
     """fcnlab's own commit, with "+changes" where files differ; None where it is not run from a checkout."""
-    describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    found = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
+    return None if found is None else found.strip()
+
+
+def git(*words: str) -> str | None:
+    """What git says in fcnlab's checkout; None where it runs from none, though perhaps inside another repository."""
+    here = Path(__file__)
     try:
-        here = Path(__file__).parent
-        done = subprocess.run(describe, cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        for asked in (("ls-files", "--error-unmatch", here.name), words):
+            done = subprocess.run(["git", *asked], cwd=here.parent, capture_output=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.decode(errors="replace")
 
 
 def table(found: Scores, classes: tuple[str, ...]) -> str:

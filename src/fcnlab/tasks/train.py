@@ -1,5 +1,6 @@
 """``fcnlab train``."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from fcnlab.callbacks import Interrupted, MetricsFile, StopSignals
-from fcnlab.config import check_targets
+from fcnlab.config import CONF, check_targets
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError
+from fcnlab.results.record import aside
 from fcnlab.results.scores import Scores
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import (
@@ -45,7 +47,7 @@ def train(cfg: DictConfig) -> float | None:
         with open_loggers(cfg, record.facts.get("wandb")) as loggers:
             record.write(wandb=wandb_id(loggers))
             curves = MetricsFile(folder / "metrics.csv")
-            curves.cut(read_checkpoint(resumed)["resume"]["rows"] if resumed else 0)
+            curves.cut(rows_before(resumed))
             trainer = build_trainer(cfg, [curves, *loggers], training_callbacks(cfg, curves, signals))
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
             say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
@@ -53,9 +55,10 @@ def train(cfg: DictConfig) -> float | None:
             trainer.fit(segmenter, datamodule=data, ckpt_path=resumed, weights_only=True)
             minutes = (time.perf_counter() - started) / 60
             best = best_checkpoint(trainer)
-            if best:
+            last = folder / "checkpoints" / "last.ckpt"
+            if best or last.is_file():
                 # Not by test(ckpt_path=...): Lightning's weight averaging would restore the weights not averaged.
-                segmenter.load_state_dict(read_checkpoint(best)["state_dict"])
+                segmenter.load_state_dict(read_checkpoint(best or last)["state_dict"])
             found = score(trainer, segmenter, data, folder, cfg.seed)
     if found is None:
         return None
@@ -68,6 +71,8 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net = instantiate(cfg.model, _convert_="all")
     data: DataModule = instantiate(cfg.data, _convert_="all")
+    if _given("optim.pretrained_lr_scale") and not net.pretrained:
+        warn("optim.pretrained_lr_scale has no effect: the backbone starts from no weights")
     data.check("train", "val", "test", min_size=net.backbone.min_size)
     segmenter = Segmenter(
         net,
@@ -95,11 +100,17 @@ def how_to_go_on(folder: Path) -> Iterator[None]:
 
 def say_what_surprises(cfg: DictConfig) -> None:
     """Settings that have no effect, and defaults that are not meant for what was chosen."""
-    chosen, given = choices(), HydraConfig.get().overrides.task
+    chosen = choices()
     if chosen.get("model/backbone") == "tiny" and chosen.get("data") != "shapes":
-        warn("the backbone is tiny, for first looks: for real pictures choose model/backbone=vgg16 or googlenet")
-    if chosen.get("augment") == "none" and any(word.startswith("data.crop_size=") for word in given):
+        others = sorted({path.stem for path in (CONF / "model" / "backbone").glob("*.yaml")} - {"tiny"})
+        warn(f"the backbone is tiny, for first looks: for real pictures choose model/backbone={' | '.join(others)}")
+    if chosen.get("augment") == "none" and _given("data.crop_size"):
         warn("data.crop_size has no effect with augment=none, which takes whole pictures")
+
+
+def _given(key: str) -> bool:
+    """Whether a setting was typed."""
+    return any(word.startswith(f"{key}=") for word in HydraConfig.get().overrides.task)
 
 
 def checkpoint_to_resume(wanted: str | None, folder: Path) -> str | None:
@@ -108,40 +119,64 @@ def checkpoint_to_resume(wanted: str | None, folder: Path) -> str | None:
     Raises
     ------
     UserError
-        There is none, or it is damaged; or a new run would overwrite one that is there.
+        There is none, or it is damaged; or another run, which is in the folder, would be overwritten.
     """
     checkpoints = folder / "checkpoints"
-    if wanted in (None, "none"):
-        if (checkpoints / "last.ckpt").is_file():
-            raise UserError(
-                f"{folder} holds a run already: go on with it by checkpoint=auto, or leave hydra.run.dir to a new one"
-            )
-        return None
     if wanted == "auto":
         return newest_whole(checkpoints)
-    if wanted not in ("last", "best"):
-        read_checkpoint(wanted)
-        return wanted
-    path = checkpoints / f"{wanted}.ckpt"
+    if wanted in ("last", "best"):
+        return own_checkpoint(checkpoints, wanted)
+    if any(checkpoints.glob("*.ckpt")):
+        raise UserError(
+            f"{folder} holds a run already: go on with it by checkpoint=auto, last or best, or leave hydra.run.dir to a"
+            " new folder"
+        )
+    if wanted in (None, "none"):
+        return None
+    read_checkpoint(wanted)
+    return wanted
+
+
+def own_checkpoint(checkpoints: Path, name: str) -> str:
+    """The path of this run's last or best checkpoint, which is the latest of its files from now on."""
+    path = checkpoints / f"{name}.ckpt"
     if path.is_file():
         read_checkpoint(path)
+        if name != "last":
+            with aside(checkpoints / "last.ckpt") as part:  # else the steps beyond would come back after a kill
+                shutil.copyfile(path, part)
         return str(path)
     runs = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda found: found.stat().st_mtime)
     newest = runs[-1].parents[1] if runs else None
     hint = f"; the newest run is {newest}: add hydra.run.dir={newest}" if newest else ": add hydra.run.dir=FOLDER"
-    raise UserError(f"checkpoint={wanted}: there is no {path}, since this run is new{hint}")
+    raise UserError(f"checkpoint={name}: there is no {path}, since this run is new{hint}")
+
+
+def rows_before(checkpoint: str | None) -> int:
+    """How many rows metrics.csv had when a checkpoint was written; a new run begins with none.
+
+    Raises
+    ------
+    UserError
+        It is no checkpoint to resume from.
+    """
+    if checkpoint is None:
+        return 0
+    found = read_checkpoint(checkpoint).get("resume")
+    if found is None:
+        raise UserError(f"checkpoint={checkpoint} was written by an older fcnlab: start from it by model.weights=")
+    return found["rows"]
 
 
 def newest_whole(checkpoints: Path) -> str | None:
     """last.ckpt, or the best one if that is damaged; None where there is neither, and the run starts from scratch."""
-    for path in (checkpoints / "last.ckpt", checkpoints / "best.ckpt"):
+    for name in ("last", "best"):
+        path = checkpoints / f"{name}.ckpt"
         if path.is_file():
             try:
-                read_checkpoint(path)
+                return own_checkpoint(checkpoints, name)
             except UserError as error:
                 warn(f"{error} Going on without it.")
-            else:
-                return str(path)
     return None
 
 

@@ -1,0 +1,114 @@
+"""What all backbones have in common: whose weights they load, and that a training step reaches every layer."""
+
+import functools
+from urllib.error import URLError
+
+import lightning as L
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fcnlab.losses import CrossEntropy
+from fcnlab.models import FCN, VGG16, AlexNet, CaffeNet, GoogLeNet, GoogLeNetBN, ResNet, Tiny
+from fcnlab.models.weights import WeightsError
+from fcnlab.optim import constant, sgd
+from fcnlab.segmenter import Segmenter
+
+MODELS = torchvision.models
+# Ours; torchvision's, as it is published; the file.
+TORCHVISIONS = {
+    "alexnet": (AlexNet, MODELS.alexnet, "alexnet-owt-7be5be79.pth"),
+    "vgg16": (VGG16, MODELS.vgg16, "vgg16-397923af.pth"),
+    "vgg16_bn": (functools.partial(VGG16, batch_norm=True), MODELS.vgg16_bn, "vgg16_bn-6c64b313.pth"),
+    "googlenet_bn": (
+        GoogLeNetBN,
+        functools.partial(MODELS.googlenet, init_weights=False),
+        "googlenet-1378be20.pth",
+    ),
+    "resnet50": (ResNet, MODELS.resnet50, "resnet50-0676ba61.pth"),
+    "resnet50-stride8": (functools.partial(ResNet, output_stride=8), MODELS.resnet50, "resnet50-0676ba61.pth"),
+    "resnet101": (functools.partial(ResNet, 101), MODELS.resnet101, "resnet101-63fe2227.pth"),
+}
+ALL = {name: ours for name, (ours, *_) in TORCHVISIONS.items()} | {
+    "caffenet": CaffeNet, "googlenet": GoogLeNet, "tiny": Tiny
+}  # fmt: skip
+
+
+@pytest.fixture
+def published():
+    """torchvision's names and shapes, which are what a loader can get wrong."""
+
+    def state(model) -> dict[str, torch.Tensor]:
+        with torch.device("meta"):
+            return model().state_dict()
+
+    return state
+
+
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_imagenet_weights_are_torchvisions(name, download, published):
+    ours, theirs, file = TORCHVISIONS[name]
+    asked = []
+    download(lambda url: asked.append(url) or published(theirs))
+    with torch.device("meta"):
+        net = ours(weights="imagenet")
+    assert net.pretrained and asked == [f"https://download.pytorch.org/models/{file}"]
+
+
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_files_from_before_batches_were_counted(name, download, published):
+    ours, theirs, _ = TORCHVISIONS[name]
+    old = {key: value for key, value in published(theirs).items() if not key.endswith("num_batches_tracked")}
+    download(lambda _: old)
+    with torch.device("meta"):
+        assert ours(weights="imagenet").pretrained
+
+
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_a_layer_too_many_is_no_weights_of_this_net(name, download, published):
+    ours, theirs, _ = TORCHVISIONS[name]
+    download(lambda _: published(theirs) | {"layer5.weight": torch.zeros(1, device="meta")})
+    with torch.device("meta"), pytest.raises(WeightsError, match=r"1 not in the net: layer5\.weight"):
+        ours(weights="imagenet")
+
+
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_offline_says_which_file_to_bring_where(name, download, monkeypatch, tmp_path):
+    def fail(url):
+        raise URLError("Name or service not known")
+
+    ours, _, file = TORCHVISIONS[name]
+    download(fail)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with torch.device("meta"), pytest.raises(WeightsError) as error:
+        ours(weights="imagenet")
+    assert f"Bring https://download.pytorch.org/models/{file} to {tmp_path / 'checkpoints' / file}, or set" in str(
+        error.value
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*is deprecated")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_a_training_step_reaches_every_layer(name):
+    net = FCN(ALL[name](), 3)
+    for head in net.heads.parameters():
+        nn.init.normal_(head, std=0.01)  # from scores of zero, nothing would reach the backbone
+    batch = {
+        "image": torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8),
+        "mask": torch.randint(3, (2, 64, 64), dtype=torch.uint8),
+    }
+    optimizer = functools.partial(sgd, lr=1e-6, momentum=0.0)
+    module = Segmenter(net, ["a", "b", "c"], CrossEntropy(), optimizer, constant)
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader([batch], batch_size=None))
+    assert trainer.global_step == 1 and torch.isfinite(trainer.callback_metrics["train/loss"])
+    unreached = [key for key, value in net.named_parameters() if value.grad is None or not value.grad.any()]
+    assert unreached == []
+    assert all(value.grad.isfinite().all() for value in net.parameters())
