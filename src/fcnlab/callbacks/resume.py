@@ -43,6 +43,8 @@ class ExactResume(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module) -> None:
         self._validating = not trainer.sanity_checking
+        counts: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        counts.ready = counts.started = counts.processed = counts.completed  # what _validate_again made unequal
 
     def on_validation_end(self, trainer: L.Trainer, pl_module) -> None:
         self._validating = False
