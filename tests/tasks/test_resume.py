@@ -322,3 +322,22 @@ def test_another_batch_size_goes_on_in_the_same_epoch(train, train_code, at_call
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
     assert progress["completed"] == 7  # six batches of two were done, and one more step
+
+
+def test_lightnings_own_end_by_a_signal_has_the_signals_code(train_code, at_call, monkeypatch, tmp_path):
+    """Where Python swallows our exception, in the handler of a fork: then Lightning's comes, of code 0."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from fcnlab.callbacks import StopSignals
+
+    def swallowed(self, signum, frame):
+        self.asked = signum
+
+    def lightnings():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise SIGTERMException
+
+    monkeypatch.setattr(StopSignals, "_receive", swallowed)
+    at_call(Segmenter, "training_step", 3, lightnings)
+    assert train_code(*LENGTH) == 128 + signal.SIGTERM
+    assert status(tmp_path / "run") == "interrupted"

@@ -41,7 +41,7 @@ def train(cfg: DictConfig) -> float | None:
     check_targets(cfg)
     resumed = checkpoint_to_resume(cfg.checkpoint, folder)
     say_what_surprises(cfg)
-    with StopSignals() as signals, recorded(cfg, folder) as record, how_to_go_on(folder):
+    with StopSignals() as signals, recorded(cfg, folder) as record, how_to_go_on(folder, signals):
         segmenter, data = build(cfg)
         say(describe(segmenter, data.split("val")))
         with open_loggers(cfg, record.facts.get("wandb")) as loggers:
@@ -87,15 +87,21 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
 
 
 @contextmanager
-def how_to_go_on(folder: Path) -> Iterator[None]:
-    """Say to a run that was stopped how it goes on."""
+def how_to_go_on(folder: Path, signals: StopSignals) -> Iterator[None]:
+    """Say to a run that was stopped how it goes on.
+
+    Where Python had to swallow our exception (in a handler of a fork, say), Lightning's own ends the run, with code 0.
+    """
     try:
         yield
-    except Interrupted as stop:
+    except SystemExit as ended:
+        if signals.asked is None:
+            raise
+        stop = ended if isinstance(ended, Interrupted) else Interrupted(signals.asked)
         last = folder / "checkpoints" / "last.ckpt"
         how = f"Go on with the same command and checkpoint=last hydra.run.dir={folder}" if last.is_file() else ""
         say(f"Stopped by {stop}. {how}".rstrip())
-        raise
+        raise stop from ended
 
 
 def say_what_surprises(cfg: DictConfig) -> None:
