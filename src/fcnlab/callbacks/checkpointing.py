@@ -85,7 +85,6 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_minutes, self.every_n_steps = every_n_minutes, every_n_steps
         self._saved_at, self._saved_step = 0.0, -1
-        self._validating = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
         self._saved_at = time.monotonic()
@@ -107,11 +106,7 @@ class LastCheckpoint(Checkpoint):
             return False
         return trainer.strategy.broadcast(due)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module) -> None:
-        self._validating = not trainer.sanity_checking
-
     def on_validation_end(self, trainer: L.Trainer, pl_module) -> None:
-        self._validating = False
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save(trainer)
 
@@ -131,7 +126,7 @@ class LastCheckpoint(Checkpoint):
             return False
         done: Any = trainer.fit_loop.epoch_loop.batch_progress.current  # Lightning's annotation is too narrow
         whole_step = done.started == done.completed and done.completed % trainer.accumulate_grad_batches == 0
-        return whole_step and not (self._validating and trainer.should_stop)
+        return whole_step and not trainer.should_stop  # a run that is over is not resumed into its last validation
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path)

@@ -38,36 +38,46 @@ class ExactResume(Callback):
 
     def __init__(self, curves: MetricsFile, batch_size: int):
         self.curves, self.batch_size = curves, batch_size
-        self._validating = False
+        self._validated = 0  # the step of the last whole validation
         self._restored: dict[str, Any] | None = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module) -> None:
-        self._validating = not trainer.sanity_checking
         counts: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         counts.ready = counts.started = counts.processed = counts.completed  # what _validate_again made unequal
 
     def on_validation_end(self, trainer: L.Trainer, pl_module) -> None:
-        self._validating = False
+        self._validated = trainer.global_step
+
+    def _owes_validation(self, trainer: L.Trainer) -> bool:
+        """Also before a validation has begun: Lightning starts its workers first, which takes a while."""
+        due = (
+            trainer.should_stop
+            or trainer.fit_loop.epoch_loop.batch_progress.total.completed % int(trainer.val_check_batch or 1) == 0
+        )
+        return due and self._validated != trainer.global_step
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         # Before the first resumed step (a validation was done again, say) the states of before are still to come.
         before = self._restored and self._restored["random"]
+        owed = self._owes_validation(trainer)
         checkpoint["resume"] = {
             "random": before or _of_all_processes(trainer, random_states()),
             "rows": self.curves.count,
             "pictures": self.batch_size * trainer.world_size,
             "accumulate": trainer.accumulate_grad_batches,
-            "stopped_early": trainer.should_stop and not self._validating and not at_the_end(trainer),
+            "stopped_early": trainer.should_stop and not owed and not at_the_end(trainer),
+            "validated": self._validated,
         }
         loop = checkpoint["loops"]["fit_loop"]
         _forget_the_next_batch(loop["epoch_loop.batch_progress"])
-        if self._validating:
+        if owed:
             _validate_again(loop["epoch_loop.val_loop.batch_progress"])
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit":
             return
         self._restored = kept = checkpoint["resume"]
+        self._validated = kept["validated"]
         before = Batches(kept["pictures"], kept["accumulate"])
         now = Batches(self.batch_size * trainer.world_size, trainer.accumulate_grad_batches)
         if now != before:
