@@ -8,5 +8,10 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, for a message of ours; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class NotWritten(UserError):
     """A file of the run could not be written: the disk is full, or its folder is gone or not writable."""

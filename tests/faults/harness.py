@@ -8,6 +8,7 @@ docs/reliability.md was broken.
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
@@ -28,8 +29,8 @@ os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE":
 
 import torch
 
+import fcnlab.tasks.train  # noqa: F401  before forking: the victims share what it imports
 from fcnlab.cli import main
-from fcnlab.tasks import train as _imported_before_forking  # noqa: F401
 
 torch.set_num_threads(1)
 
@@ -189,7 +190,7 @@ def is_whole(path: Path) -> bool:
             if file.testzip() is not None:
                 return False
         torch.load(path, weights_only=True)
-    except Exception:
+    except Exception:  # whatever a damaged file makes of its readers
         return False
     return True
 
@@ -273,21 +274,20 @@ class Harness:
 
     def strike(self, kind: str, run: Run, victim: Victim) -> int:
         """Do what the kind says; give the victim's exit code."""
-        restore = lambda: None  # noqa: E731
-        if kind in POLITE:
-            os.kill(victim.pid, POLITE[kind])
-        elif kind in ("SIGKILL", "truncated", "flipped"):
-            os.kill(victim.pid, signal.SIGKILL)
-        elif kind == "data gone":
-            run.data.unlink()
-            restore = lambda: self.bring_back(run.data)  # noqa: E731
-        elif kind == "worker killed":
-            for pid in victim.workers()[:1]:
-                os.kill(pid, signal.SIGKILL)
-        elif kind == "disk full":
-            restore = fill(self.small_disk)
-        code = victim.wait(LONGEST)
-        restore()
+        with contextlib.ExitStack() as afterwards:
+            if kind in POLITE:
+                os.kill(victim.pid, POLITE[kind])
+            elif kind in ("SIGKILL", "truncated", "flipped"):
+                os.kill(victim.pid, signal.SIGKILL)
+            elif kind == "data gone":
+                run.data.unlink()
+                afterwards.callback(self.bring_back, run.data)
+            elif kind == "worker killed":
+                for pid in victim.workers()[:1]:
+                    os.kill(pid, signal.SIGKILL)
+            elif kind == "disk full":
+                afterwards.callback(fill(self.small_disk).unlink)
+            code = victim.wait(LONGEST)
         if code is None:
             self.complain(run, f"hangs after {kind}")
             os.kill(victim.pid, signal.SIGKILL)
@@ -350,8 +350,8 @@ def mount_small_disk(folder: Path) -> Path | None:
     return folder if subprocess.run(mount, capture_output=True).returncode == 0 else None
 
 
-def fill(folder: Path):
-    """Leave no room; give a function that makes it again."""
+def fill(folder: Path) -> Path:
+    """Leave no room; give the file that takes it."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file:
         try:
@@ -359,7 +359,7 @@ def fill(folder: Path):
                 file.write(b"\0" * 4096)
         except OSError:
             pass
-    return lambda: ballast.unlink()
+    return ballast
 
 
 def parse() -> argparse.Namespace:

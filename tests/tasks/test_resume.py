@@ -253,6 +253,15 @@ def test_stopped_before_the_first_resumed_step(train, train_code, at_call, monke
     assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
 
 
+def test_the_best_few_are_kept_beside_best_and_last(train):
+    folder = train(*LENGTH, "checkpointing.keep_top=2", "optim.lr=0.05")
+    scores = {int(row["step"]): float(row["val/miou"]) for row in curves(folder) if "val/miou" in row}
+    kept = {path.stem for path in (folder / "checkpoints").iterdir()} - {"best", "last"}
+    found = sorted((scores[int(name.partition("step=")[2])] for name in kept), reverse=True)
+    assert found == sorted(scores.values(), reverse=True)[:2]
+    assert all(name.startswith(f"miou={scores[int(name.partition('step=')[2])]:.4f}-") for name in kept)
+
+
 @pytest.mark.parametrize("off", ["best", "ema"])
 def test_without_a_best_checkpoint_or_without_averages(train, train_code, at_call, off):
     settings = (*LENGTH, f"callbacks.{off}.enabled=false")

@@ -1,7 +1,6 @@
 """Checkpoints that are always whole: written aside, synced, renamed; and when the last state is saved."""
 
 import contextlib
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,45 +10,26 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from fcnlab.callbacks.interruption import Interrupted
+from fcnlab.callbacks.interruption import Interrupted, may_stop
 from fcnlab.callbacks.stopping import TrainingDiverged
-from fcnlab.errors import NotWritten
+from fcnlab.errors import NotWritten, first_line
+from fcnlab.results.record import aside
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Write a checkpoint beside the old one, onto the disk itself, and only then in its place.
-
-    A kill or a power failure leaves the old file or the new one.
-    """
+    """Write a checkpoint beside the old one and only then in its place, so that either of them is there, and whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         path = Path(path)
-        aside = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-            _sync_folder(path.parent)
-        except (OSError, RuntimeError) as error:  # torch's writer hides the disk's own words in a RuntimeError
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
-            cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__ or error
+            with aside(path) as part:
+                torch.save(checkpoint, part)
+        except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of the disk's words
             raise NotWritten(
-                f"{path} could not be written: {str(cause).splitlines()[0]}. Checkpoints from before are whole: make"
-                " room, then go on with checkpoint=last and hydra.run.dir set to this run's folder."
+                f"{path} could not be written: {first_line(error)}. Checkpoints from before are whole: make room, then"
+                " go on with checkpoint=last and hydra.run.dir set to this run's folder."
             ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """A renamed file is safe from a power failure once its folder is on the disk too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class TopCheckpoints(ModelCheckpoint):
@@ -79,11 +59,11 @@ class LastCheckpoint(Checkpoint):
     it; one inside a step does not, since nobody knows how far the step had come.
     """
 
-    def __init__(self, dirpath: str | Path, every_n_minutes: float = 10.0, every_n_steps: int = 10):
+    def __init__(self, dirpath: str | Path, every_n_minutes: float = 10.0):
         if every_n_minutes < 0:
             raise ValueError(f"checkpointing.every_n_minutes={every_n_minutes}: choose 0 (every step) or more")
         self.path = Path(dirpath) / "last.ckpt"
-        self.every_n_minutes, self.every_n_steps = every_n_minutes, every_n_steps
+        self.every_n_minutes = every_n_minutes
         self._saved_at, self._saved_step = 0.0, -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
@@ -95,16 +75,12 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
         new = trainer.global_step not in (0, self._saved_step)
-        if new and batch_idx % trainer.accumulate_grad_batches == 0 and self._due(trainer):
+        if new and may_stop(trainer, batch_idx) and self._due(trainer):
             self._save(trainer)
 
     def _due(self, trainer: L.Trainer) -> bool:
         due = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
-        if trainer.world_size == 1:
-            return due
-        if trainer.global_step % self.every_n_steps:  # clocks differ: rank 0's counts, and asking costs time
-            return False
-        return trainer.strategy.broadcast(due)
+        return due if trainer.world_size == 1 else trainer.strategy.broadcast(due)  # clocks differ: rank 0's counts
 
     def on_validation_end(self, trainer: L.Trainer, pl_module) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:

@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType
+from typing import Any
 
 import lightning as L
 import torch
@@ -54,38 +55,41 @@ class StopSignals:
             raise Interrupted(self.asked)
 
 
+def may_stop(trainer: Any, batch_idx: int) -> bool:
+    """Whether the run could stop before this batch: a step begins, and every process asks the others now.
+
+    Gradients that are being accumulated are no part of a checkpoint.
+    """
+    step_begins = batch_idx % trainer.accumulate_grad_batches == 0
+    return step_begins and (trainer.world_size == 1 or trainer.global_step % max(1, trainer.log_every_n_steps) == 0)
+
+
 class Interruption(Callback):
     """Raise :class:`Interrupted` between two steps, or two validated pictures, once a signal has come.
 
-    With several processes all stop at the same step, whichever of them got the signal; they agree every
-    ``every_n_steps`` optimiser steps, and not during a validation, whose shares may differ by a picture.
+    With several processes all stop at the same step, whichever of them got the signal; they agree as often as the
+    trainer logs, and not during a validation, whose shares may differ by a picture.
+
+    Lightning puts its own handler of SIGTERM first, again and again. That one ends a run with exit code 0, and with
+    several processes it starts a collective call in the middle of whatever other was going on: so each stage listens
+    anew.
     """
 
-    def __init__(self, signals: StopSignals, every_n_steps: int = 10):
-        self.signals, self.every_n_steps = signals, every_n_steps
+    def __init__(self, signals: StopSignals):
+        self.signals = signals
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module) -> None:
+        self.signals.listen()
 
     def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
         self.signals.waiting = True
-        self._listen()
-
-    def on_sanity_check_start(self, trainer: L.Trainer, pl_module) -> None:
-        self._listen()
+        self.signals.listen()
 
     def on_test_start(self, trainer: L.Trainer, pl_module) -> None:
-        self._listen()
-
-    def _listen(self) -> None:
-        """Again: Lightning has put its own handler of SIGTERM first.
-
-        That one ends a run with exit code 0, and with several processes it starts a collective call in the middle of
-        whatever other was going on.
-        """
         self.signals.listen()
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
-        if batch_idx % trainer.accumulate_grad_batches:  # gradients are no part of a checkpoint
-            return
-        if trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0:
+        if may_stop(trainer, batch_idx):
             self._stop_if_asked(trainer)
 
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int, dataloader_idx=0) -> None:

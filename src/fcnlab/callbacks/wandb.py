@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
 from fcnlab.results.scores import Scores
 
 log = logging.getLogger("fcnlab")
@@ -36,40 +36,32 @@ def wandb_logger(
     """
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
-    import wandb
-
     Path(folder).mkdir(parents=True, exist_ok=True)
-
-    def start(in_mode: Any) -> wandb.Run:
-        return wandb.init(
-            dir=folder,
-            config=config,
-            id=run_id,
-            name=name,
-            project=project,
-            entity=entity,
-            group=group,
-            tags=list(tags),
-            mode=in_mode,
-            resume="allow" if run_id and in_mode == "online" else None,  # offline, the id joins them when synced
-            settings=wandb.Settings(quiet=True, console="off", init_timeout=START_WITHIN),
-            reinit="create_new",
-        )
-
-    try:
-        run = start(reachable_mode() if mode == "auto" else mode)
-    except wandb.Error as error:
-        if mode != "auto":
-            raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_first_line(error)}") from error
-        log.warning("Warning: W&B did not start a run (%s): this one is offline", _first_line(error))
-        run = start("offline")
+    described = {
+        "dir": folder, "config": config, "id": run_id, "name": name,
+        "project": project, "entity": entity, "group": group, "tags": list(tags),
+    }  # fmt: skip
+    run = _started(described, mode)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _started(described: dict[str, Any], mode: Any) -> Any:
+    """W&B's run; offline where ``mode="auto"`` and the server that answered starts none after all."""
+    import wandb
+
+    chosen: Any = reachable_mode() if mode == "auto" else mode
+    # Offline, the id alone joins the parts of a run when they are synced.
+    described = described | {"resume": "allow" if described["id"] and chosen == "online" else None}
+    settings = wandb.Settings(quiet=True, console="off", init_timeout=START_WITHIN)
+    try:
+        return wandb.init(**described, mode=chosen, settings=settings, reinit="create_new")
+    except wandb.Error as error:
+        if mode != "auto" or chosen == "offline":
+            raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {first_line(error)}") from error
+        log.warning("Warning: W&B did not start a run (%s): this one is offline", first_line(error))
+        return _started(described, "offline")
 
 
 def reachable_mode() -> str:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
 
 StateDict = Mapping[str, Tensor]
 WRAPPERS = ("state_dict", "model_state_dict")  # Lightning's and pytorch-fcn's training checkpoints
@@ -128,11 +128,11 @@ def load_plainly(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is damaged or holds more than tensors and plain values, and loading it could run code:"
-            f" {_first_line(error)}\n"
+            f" {first_line(error)}\n"
             "If you trust it, load it in Python yourself and save its state dict with safetensors.torch.save_file."
         ) from error
     except Exception as error:  # damaged files end in a dozen kinds of error, IndexError and struct.error among them
-        raise WeightsError(f"{path} is no readable weights file: {_first_line(error)}") from error
+        raise WeightsError(f"{path} is no readable weights file: {first_line(error)}") from error
 
 
 def _check_archive(path: Path) -> None:
@@ -206,7 +206,7 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
         return dict(weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"could not fetch torchvision's {name}: {_first_line(error)}\n"
+            f"could not fetch torchvision's {name}: {first_line(error)}\n"
             f"Offline? Bring {weights.url} to {cached}, or set model.backbone.weights to the file's path, or to none."
         ) from error
 
@@ -249,7 +249,3 @@ def few(names: Iterable) -> str:
     """The first of some names, for a message."""
     names = list(names)
     return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

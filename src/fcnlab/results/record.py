@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +54,27 @@ def number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-class aside:
-    """A path to write to, which takes the place of the real one when all went well."""
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of the real one when all went well.
 
-    def __init__(self, path: Path):
-        self.path, self.part = path, path.with_name(path.name + ".part")
+    It is on the disk before it does, and its folder behind it: a kill or a power failure leaves the old or the new.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        _sync(part)
+        part.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
-    def __enter__(self) -> Path:
-        return self.part
 
-    def __exit__(self, kind, error, traceback) -> None:
-        if error is None:
-            with self.part.open("rb") as file:
-                os.fsync(file.fileno())  # or a power failure may leave the new name and nothing in it
-            self.part.replace(self.path)
-        else:
-            self.part.unlink(missing_ok=True)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

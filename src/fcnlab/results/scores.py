@@ -9,7 +9,7 @@ With n_ij pixels of class i called j and t_i = sum_j n_ij (CVPR 2015, section 5)
 
 Void pixels are in no sum. A class that is neither in the truth nor in the prediction has no IoU and is left out of the
 mean; one that is predicted but absent from the truth has IoU 0 and no accuracy. This is not what
-``torchmetrics.segmentation.MeanIoU`` computes: that averages the scores of single pictures.
+``torchmetrics.segmentation.MeanIoU`` computes: that averages over single pictures and their classes.
 """
 
 from collections.abc import Sequence

@@ -58,7 +58,7 @@ def choices() -> dict[str, str]:
 def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list[Callback]) -> L.Trainer:
     """Lightning's Trainer; what fcnlab promises of a run is set here, everything else is the config's.
 
-    ``val_check_interval`` counts optimiser steps where it is a whole number; Lightning counts batches.
+    ``val_check_interval`` counts optimiser steps; Lightning counts batches.
     """
     settings = plain(cfg.trainer)
     if settings["precision"] == "auto":
@@ -85,14 +85,15 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
 
 def _check_validation(settings: dict[str, Any]) -> None:
     """Checkpoints, early stopping and exact resume hang on validations, and those on optimiser steps."""
-    for key in ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches"):
-        value = settings.get(key)
-        if key == "val_check_interval" and not (type(value) is int and value > 0):
-            raise UserError(f"trainer.{key}={value}: give a whole number of optimiser steps")
-        if key == "check_val_every_n_epoch" and value is not None:
-            raise UserError(f"trainer.{key}={value}: validations are counted in steps, by trainer.val_check_interval")
-        if key == "limit_val_batches" and value == 0:
-            raise UserError(f"trainer.{key}=0: without a validation a run has no best checkpoint; give 1 or more")
+    steps, epochs = settings["val_check_interval"], settings.get("check_val_every_n_epoch")
+    if type(steps) is not int or steps < 1:
+        raise UserError(f"trainer.val_check_interval={steps}: give a whole number of optimiser steps")
+    if epochs is not None:
+        raise UserError(f"trainer.check_val_every_n_epoch={epochs}: set trainer.val_check_interval, in steps, instead")
+    if settings.get("limit_val_batches") == 0:
+        raise UserError(
+            "trainer.limit_val_batches=0: without a validation a run has no best checkpoint; give 1 or more"
+        )
 
 
 # What Lightning warns of without a reason here.
@@ -132,13 +133,12 @@ def training_callbacks(cfg: DictConfig, curves: MetricsFile, signals: StopSignal
     What sets ``should_stop`` (EndWithValidation, early stopping) comes before what records it, and restored random
     states before an interruption that saves them. Lightning puts those that save behind all others.
     """
-    every = cfg.trainer.log_every_n_steps
     return [
         EndWithValidation(),
-        StopOnNaN(every),
+        StopOnNaN(cfg.trainer.log_every_n_steps),
         *configured_callbacks(cfg),
         ExactResume(curves, cfg.data.batch_size),
-        Interruption(signals, every),
+        Interruption(signals),
     ]
 
 

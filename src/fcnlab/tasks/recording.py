@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.callbacks import Interrupted
 from fcnlab.config import components
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
 from fcnlab.results.record import aside
 from fcnlab.tasks.building import run_folder, say, warn
 from fcnlab.tasks.scoring import PACKAGES, command, commit, git
@@ -47,19 +47,18 @@ class RunRecord:
 
 
 @contextmanager
-def recorded(cfg: DictConfig, folder: Path) -> Iterator[RunRecord]:
+def recorded(cfg: DictConfig, folder: Path, record: RunRecord) -> Iterator[None]:
     """Leave the record of a run, whatever becomes of it."""
-    record = RunRecord(folder)
     try:
         _begin(record, cfg, folder)
-        yield record
+        yield
+        record.write(status="finished", reason=None, ended=_now())
     except Interrupted as stop:
         record.write(status="interrupted", reason=str(stop), ended=_now())
         raise
     except BaseException as error:
-        record.write(status="failed", reason=f"{type(error).__name__}: {error}".splitlines()[0], ended=_now())
+        record.write(status="failed", reason=f"{type(error).__name__}: {first_line(error)}", ended=_now())
         raise
-    record.write(status="finished", reason=None, ended=_now())
 
 
 def _begin(record: RunRecord, cfg: DictConfig, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """``fcnlab train``."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,6 @@ from omegaconf import DictConfig
 from fcnlab.callbacks import Interrupted, MetricsFile, StopSignals
 from fcnlab.config import CONF, check_targets
 from fcnlab.data import DataModule
-from fcnlab.errors import UserError
-from fcnlab.results.record import aside
 from fcnlab.results.scores import Scores
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import (
@@ -30,7 +27,8 @@ from fcnlab.tasks.building import (
     warn,
 )
 from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint
-from fcnlab.tasks.recording import recorded, repeat_exactly
+from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
+from fcnlab.tasks.resuming import where_to_start
 from fcnlab.tasks.scoring import describe, score, table
 
 
@@ -39,20 +37,21 @@ def train(cfg: DictConfig) -> float | None:
     folder = run_folder()
     repeat_exactly(cfg)
     check_targets(cfg)
-    resumed = checkpoint_to_resume(cfg.checkpoint, folder)
+    start = where_to_start(cfg.checkpoint, folder)
     say_what_surprises(cfg)
-    with StopSignals() as signals, recorded(cfg, folder) as record, how_to_go_on(folder, signals):
+    record = RunRecord(folder)
+    with StopSignals() as signals, recorded(cfg, folder, record), how_to_go_on(folder, signals):
         segmenter, data = build(cfg)
         say(describe(segmenter, data.split("val")))
         with open_loggers(cfg, record.facts.get("wandb")) as loggers:
             record.write(wandb=wandb_id(loggers))
             curves = MetricsFile(folder / "metrics.csv")
-            curves.cut(rows_before(resumed))
+            curves.cut(start.rows)
             trainer = build_trainer(cfg, [curves, *loggers], training_callbacks(cfg, curves, signals))
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
             say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
             started = time.perf_counter()
-            trainer.fit(segmenter, datamodule=data, ckpt_path=resumed, weights_only=True)
+            trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
             minutes = (time.perf_counter() - started) / 60
             best = best_checkpoint(trainer)
             last = folder / "checkpoints" / "last.ckpt"
@@ -117,73 +116,6 @@ def say_what_surprises(cfg: DictConfig) -> None:
 def _given(key: str) -> bool:
     """Whether a setting was typed."""
     return any(word.startswith(f"{key}=") for word in HydraConfig.get().overrides.task)
-
-
-def checkpoint_to_resume(wanted: str | None, folder: Path) -> str | None:
-    """The file that ``checkpoint=PATH|last|best|auto`` names; None for a start from scratch.
-
-    Raises
-    ------
-    UserError
-        There is none, or it is damaged; or another run, which is in the folder, would be overwritten.
-    """
-    checkpoints = folder / "checkpoints"
-    if wanted == "auto":
-        return newest_whole(checkpoints)
-    if wanted in ("last", "best"):
-        return own_checkpoint(checkpoints, wanted)
-    if any(checkpoints.glob("*.ckpt")):
-        raise UserError(
-            f"{folder} holds a run already: go on with it by checkpoint=auto, last or best, or leave hydra.run.dir to a"
-            " new folder"
-        )
-    if wanted in (None, "none"):
-        return None
-    read_checkpoint(wanted)
-    return wanted
-
-
-def own_checkpoint(checkpoints: Path, name: str) -> str:
-    """The path of this run's last or best checkpoint, which is the latest of its files from now on."""
-    path = checkpoints / f"{name}.ckpt"
-    if path.is_file():
-        read_checkpoint(path)
-        if name != "last":
-            with aside(checkpoints / "last.ckpt") as part:  # else the steps beyond would come back after a kill
-                shutil.copyfile(path, part)
-        return str(path)
-    runs = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda found: found.stat().st_mtime)
-    newest = runs[-1].parents[1] if runs else None
-    hint = f"; the newest run is {newest}: add hydra.run.dir={newest}" if newest else ": add hydra.run.dir=FOLDER"
-    raise UserError(f"checkpoint={name}: there is no {path}, since this run is new{hint}")
-
-
-def rows_before(checkpoint: str | None) -> int:
-    """How many rows metrics.csv had when a checkpoint was written; a new run begins with none.
-
-    Raises
-    ------
-    UserError
-        It is no checkpoint to resume from.
-    """
-    if checkpoint is None:
-        return 0
-    found = read_checkpoint(checkpoint).get("resume")
-    if found is None:
-        raise UserError(f"checkpoint={checkpoint} was written by an older fcnlab: start from it by model.weights=")
-    return found["rows"]
-
-
-def newest_whole(checkpoints: Path) -> str | None:
-    """last.ckpt, or the best one if that is damaged; None where there is neither, and the run starts from scratch."""
-    for name in ("last", "best"):
-        path = checkpoints / f"{name}.ckpt"
-        if path.is_file():
-            try:
-                return own_checkpoint(checkpoints, name)
-            except UserError as error:
-                warn(f"{error} Going on without it.")
-    return None
 
 
 def best_checkpoint(trainer: L.Trainer) -> str | None:

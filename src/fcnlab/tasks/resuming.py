@@ -1,0 +1,77 @@
+"""Which checkpoint a training goes on from: ``checkpoint=PATH|last|best|auto``."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from fcnlab.errors import UserError
+from fcnlab.results.record import aside
+from fcnlab.tasks.building import warn
+from fcnlab.tasks.checkpoints import read_checkpoint
+
+
+class Start(NamedTuple):
+    """A checkpoint's path, and how many rows metrics.csv had when it was written."""
+
+    checkpoint: str | None = None
+    rows: int = 0
+
+
+def where_to_start(wanted: str | None, folder: Path) -> Start:
+    """What ``wanted`` names; the beginning where it names nothing.
+
+    Raises
+    ------
+    UserError
+        There is no such checkpoint, it is damaged, or none to resume from; or another run, which is in the folder,
+        would be overwritten.
+    """
+    checkpoints = folder / "checkpoints"
+    if wanted == "auto":
+        return _newest_whole(checkpoints)
+    if wanted in ("last", "best"):
+        return _own(checkpoints, wanted)
+    if any(checkpoints.glob("*.ckpt")):
+        raise UserError(
+            f"{folder} holds a run already: go on with it by checkpoint=auto, last or best, or leave hydra.run.dir to a"
+            " new folder"
+        )
+    return Start() if wanted in (None, "none") else _start(wanted)
+
+
+def _start(path: str | Path) -> Start:
+    kept = read_checkpoint(path).get("resume")
+    if kept is None:
+        raise UserError(f"checkpoint={path} was written by an older fcnlab: start from it by model.weights={path}")
+    return Start(str(path), kept["rows"])
+
+
+def _own(checkpoints: Path, name: str) -> Start:
+    """This run's last or best checkpoint, which is the latest of its files from now on."""
+    path = checkpoints / f"{name}.ckpt"
+    if not path.is_file():
+        raise UserError(f"checkpoint={name}: there is no {path}, since this run is new{_newest_run()}")
+    start = _start(path)
+    if name != "last":
+        with aside(checkpoints / "last.ckpt") as part:  # else the steps beyond would come back after a kill
+            shutil.copyfile(path, part)
+    return start
+
+
+def _newest_run() -> str:
+    """Where the user probably meant to go on."""
+    runs = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda found: found.stat().st_mtime)
+    if not runs:
+        return ": add hydra.run.dir=FOLDER"
+    return f"; the newest run is {runs[-1].parents[1]}: add hydra.run.dir={runs[-1].parents[1]}"
+
+
+def _newest_whole(checkpoints: Path) -> Start:
+    """last.ckpt, or the best one if that is damaged; the beginning where there is neither."""
+    for name in ("last", "best"):
+        if (checkpoints / f"{name}.ckpt").is_file():
+            try:
+                return _own(checkpoints, name)
+            except UserError as error:
+                warn(f"{error} Going on without it.")
+    return Start()
