@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fcnlab.metrics import PictureConfusions, dataset_scores
 from fcnlab.models import FCN
+from fcnlab.refine import Plain, Refinement
 
 Stage = Literal["train", "val", "test"]
 
@@ -32,6 +33,8 @@ class Segmenter(L.LightningModule):
     channels_last
         Keep pictures and weights in that memory format: the same result but for rounding, faster where the device's
         convolutions want it.
+    refine
+        How evaluation comes from the net to the scores that it takes the best of; by default as training does.
     """
 
     def __init__(
@@ -43,18 +46,21 @@ class Segmenter(L.LightningModule):
         schedule: Callable[[int], Callable[[int], float]] | None = None,
         record: dict[str, Any] | None = None,
         channels_last: bool = False,
+        refine: Refinement | None = None,
     ):
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)
         self.classes = list(classes)
+        self.refine = refine or Plain()
         self.loss, self.make_optimizer, self.make_schedule = loss, optimizer, schedule
         self.record = record or {}
         self.confusions = PictureConfusions(0, len(self.classes))  # one for each set, when it is evaluated
 
     def forward(self, image: UInt8[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch classes rows cols"]:
         """Scores of every pixel; the pictures are RGB in 0..255, as they travel."""
-        return self.net((image.float() / 255).contiguous(memory_format=self.memory_format))
+        pictures = (image.float() / 255).contiguous(memory_format=self.memory_format)
+        return self.net(pictures) if self.training else self.refine(self.net, pictures)
 
     def _step(self, batch: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
         scores = self(batch["image"]).float()

@@ -379,3 +379,34 @@ def test_export_for_any_size():
     for shape in [(1, 3, 64, 64), (3, 3, 75, 131)]:
         image = torch.rand(shape)
         torch.testing.assert_close(program.module()(image), net(image))
+
+
+# --- Whole pictures and patches
+
+
+def test_a_picture_is_a_batch_of_all_its_patches():
+    """CVPR 2015, section 3.4: the gradient of a loss summed over the coarse cells of a picture is the sum of the
+    gradients of a patch classifier over those cells' receptive fields.
+
+    The patches are as large as the cell's field and what padding spoils around it, and lie on the net's grid.
+    """
+    torch.manual_seed(0)
+    net = randomize(FCN(Tiny(width=2), 3, levels=(32,)).eval()).double()
+    image = torch.rand(1, 3, 320, 352, dtype=torch.float64)
+    cells = [(row, col) for row in (4, 5) for col in (4, 5, 6)]
+    truth = {cell: torch.tensor([sum(cell) % 3]) for cell in cells}
+
+    def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(loss, list(net.parameters())))
+
+    scores = net.fused(image).data
+    whole = gradients(torch.stack([F.cross_entropy(scores[:, :, r, c], truth[r, c]) for r, c in cells]).sum())
+    patchwise = [torch.zeros_like(value) for value in whole]
+    reach = 3  # cells to each side: 32 * 3 + 16 pixels are more than the field's 79 and the 16 that it is off its cell
+    for row, col in cells:
+        patch = image[..., 32 * (row - reach) : 32 * (row + reach + 1), 32 * (col - reach) : 32 * (col + reach + 1)]
+        loss = F.cross_entropy(net.fused(patch).data[:, :, reach, reach], truth[row, col])
+        patchwise = [total + part for total, part in zip(patchwise, gradients(loss), strict=True)]
+    assert max(value.abs().max() for value in whole) > 1e-3
+    for one, other in zip(whole, patchwise, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

@@ -146,3 +146,45 @@ def test_a_checkpoint_needs_neither_its_run_nor_its_weights_file(run, fcnlab, tm
     data += ["data.pictures.size=64", "data.num_workers=0", f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", f"checkpoint={tmp_path}/alone.ckpt", *data) == 0
     assert record(tmp_path / "eval")["miou"] == expected
+
+
+def test_a_refinement_is_what_is_scored_and_said(run, fcnlab, tmp_path, shapes_root):
+    """flip, against the labels of a loop of our own over the same pictures."""
+    from fcnlab.data import open_shapes
+    from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
+
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    for name, value in checkpoint["state_dict"].items():
+        if "heads" in name:  # so short a training says background everywhere
+            value.normal_(generator=torch.Generator().manual_seed(0))
+    path = run / "checkpoints" / "lively.ckpt"
+    torch.save(checkpoint, path)
+    assert fcnlab("eval", f"checkpoint={path}", "refine=flip", f"hydra.run.dir={tmp_path}/eval") == 0
+    found = record(tmp_path / "eval")
+    assert found["protocol"]["refinement"] == "Flip()" and record(run)["protocol"]["refinement"] == "none"
+    net = rebuild_net(read_checkpoint(path), "", []).eval()
+    pictures = open_shapes(str(shapes_root), "val", num_train=24, num_val=8, size=64, drawing_seed=0)
+    with np.load(tmp_path / "eval" / "confusions.npz") as confusions, torch.inference_mode():
+        for index, name in enumerate(confusions["names"]):
+            place = pictures.names.index(name)
+            image = torch.from_numpy(pictures.image(place)).permute(2, 0, 1)[None] / 255
+            both = net(image).softmax(1) + net(image.flip(3)).softmax(1).flip(3)
+            truth, prediction = pictures.mask(place), both.argmax(1)[0].numpy()
+            known = truth != 255
+            counts = np.bincount(21 * truth[known].astype(int) + prediction[known], minlength=441).reshape(21, 21)
+            assert (confusions["matrices"][index] == counts).all()
+            assert (counts.sum(0) > 0).sum() > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["refine=shift_and_stitch", "refine.factor=3"], "refine.factor=3 does not divide the net's finest stride, 8"),
+        (["refine=sliding", "refine.step=600"], "refine.step=600: from 1 pixel to refine.window=512"),
+        (["refine=multiscale", "+refine.scale=[1]"], "did you mean refine.scales?"),
+    ],
+)
+def test_refinements_that_cannot_work_are_told(run, fcnlab, capsys, words, said):
+    assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", *words) == 1
+    told = capsys.readouterr().err
+    assert said in told and "Traceback" not in told

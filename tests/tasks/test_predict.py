@@ -75,3 +75,11 @@ def test_an_unreadable_picture_is_named_at_the_end_and_the_rest_is_done(checkpoi
 def test_nothing_to_predict_is_an_error(checkpoint, fcnlab, capsys, tmp_path):
     assert fcnlab("predict", checkpoint, f"input={tmp_path}/nothing", f"output={tmp_path}/out") == 1
     assert "finds no pictures" in capsys.readouterr().err
+
+
+def test_refined_predictions_are_others(checkpoint, photos, fcnlab, tmp_path):
+    for refine in ("none", "guided"):
+        words = [f"refine={refine}", f"output={tmp_path}/{refine}"]
+        assert fcnlab("predict", checkpoint, f"input={photos}/a.jpg", *words) == 0
+    labels = [np.array(Image.open(tmp_path / refine / "labels" / "a.png")) for refine in ("none", "guided")]
+    assert labels[0].shape == labels[1].shape

@@ -72,6 +72,12 @@ class FCN(nn.Module):
 
     def forward(self, image: Float[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch classes rows cols"]:
         """Scores of every pixel; the pictures are RGB in 0..1."""
+        scores = overlap(self.upsample[-1](self.fused(image)), FeatureMap(image, *IMAGE))[0].data
+        assert scores.shape[2:] == image.shape[2:], f"scores of {scores.shape} do not cover a picture of {image.shape}"
+        return scores
+
+    def fused(self, image: Float[Tensor, "batch 3 rows cols"]) -> FeatureMap:
+        """The scores of all levels together, at the finest level's stride."""
         if min(image.shape[2:]) < self.backbone.min_size:
             raise ValueError(
                 f"a picture of {image.shape[2]}x{image.shape[3]} pixels is too small for"
@@ -79,12 +85,9 @@ class FCN(nn.Module):
             )
         features = self.backbone(image)
         fused, *skips = (self.score(level, features[level]) for level in self.levels)
-        *steps, to_image = self.upsample
-        for step, skip in zip(steps, skips, strict=True):
+        for step, skip in zip(self.upsample, skips, strict=False):  # the last step is the one to the image
             fused = add(step(fused), skip)
-        scores = overlap(to_image(fused), FeatureMap(image, *IMAGE))[0].data
-        assert scores.shape[2:] == image.shape[2:], f"scores of {scores.shape} do not cover a picture of {image.shape}"
-        return scores
+        return fused
 
     def score(self, level: int, features: FeatureMap) -> FeatureMap:
         """A level's own scores, at its own stride."""

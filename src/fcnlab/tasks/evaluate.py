@@ -5,11 +5,12 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.callbacks import FixedPictures
-from fcnlab.config import ConfigError, check_targets, check_trust, plain
+from fcnlab.config import ConfigError, check_needs, check_targets, check_trust, plain
 from fcnlab.data import DataModule
 from fcnlab.results.passport import Convention, as_facts, passport, passport_table
 from fcnlab.results.record import add_to_record
@@ -23,6 +24,7 @@ from fcnlab.tasks.scoring import score, table
 def evaluate(cfg: DictConfig) -> float | None:
     """Score a checkpoint, or a model with its own weights, on the test list of the data."""
     folder = run_folder()
+    check_needs(cfg, HydraConfig.get().overrides.task)
     _check_what_is_asked(cfg)
     check_targets(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -35,7 +37,8 @@ def evaluate(cfg: DictConfig) -> float | None:
     data: DataModule = instantiate(cfg.data if cfg.data is not None else recorded_data(cfg), _convert_="all")
     data.check("test", min_size=net.backbone.min_size)
     check_classes(classes, data)
-    segmenter = Segmenter(net, data.split("test").classes, channels_last=cfg.speed.channels_last)
+    refine = instantiate(cfg.refine, _convert_="all")
+    segmenter = Segmenter(net, data.split("test").classes, channels_last=cfg.speed.channels_last, refine=refine)
     with open_loggers(cfg) as loggers:
         pictures = FixedPictures(folder / "predictions", cfg.pictures)
         trainer = build_trainer(cfg, loggers or False, [pictures])

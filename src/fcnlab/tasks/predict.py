@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import Tensor
@@ -36,7 +37,8 @@ def predict(cfg: DictConfig) -> None:
     files = Files(find_pictures(cfg.input), min_size=net.backbone.min_size)
     writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
     loader = DataLoader(files, batch_size=None, num_workers=worker_count(cfg.num_workers))
-    segmenter = Predictor(net, facts["classes"], channels_last=cfg.speed.channels_last)
+    refine = instantiate(cfg.refine, _convert_="all")
+    segmenter = Predictor(net, facts["classes"], channels_last=cfg.speed.channels_last, refine=refine)
     build_trainer(cfg, False, [writer]).predict(segmenter, loader, return_predictions=False)
     say(f"{writer.written} of {len(files)} pictures segmented: labels/ and overlays/ in {cfg.output}")
     if writer.problems:

@@ -42,7 +42,7 @@ def score(trainer: L.Trainer, segmenter: Segmenter, data: DataModule, folder: Pa
         names=[pictures.names[place] for place in index],
         classes=pictures.classes,
         matrices=matrices,
-        protocol=protocol(trainer, pictures, len(index)),
+        protocol=protocol(trainer, pictures, len(index), str(segmenter.refine)),
         cost=cost(segmenter, pictures, seconds, len(index)),
         provenance=provenance(segmenter, seed),
     )
@@ -52,7 +52,7 @@ def score(trainer: L.Trainer, segmenter: Segmenter, data: DataModule, folder: Pa
     return found
 
 
-def protocol(trainer: L.Trainer, pictures: Pictures, count: int) -> dict[str, Any]:
+def protocol(trainer: L.Trainer, pictures: Pictures, count: int, refinement: str) -> dict[str, Any]:
     """What the numbers mean."""
     return {
         "set": pictures.title,
@@ -61,14 +61,14 @@ def protocol(trainer: L.Trainer, pictures: Pictures, count: int) -> dict[str, An
         "resolution": "native: each picture and its labels at their own size",
         "void": "pixels whose truth is void are in no sum",
         "absent_classes": "a class in neither truth nor prediction has no IoU and is left out of the mean",
-        "refinement": "none",
+        "refinement": refinement,
         "precision": str(trainer.precision),
         "padded_samples": 0,
     }
 
 
 def cost(segmenter: Segmenter, pictures: Pictures, seconds: float, count: int) -> dict[str, Any]:
-    """What the net takes; GMACs are those of the set's first picture, whose size is given."""
+    """What the net takes; GMACs are of one pass over the set's first picture, whose size is given."""
     rows, cols = pictures.image(0).shape[:2]
     return {
         "parameters": sum(parameter.numel() for parameter in segmenter.net.parameters()),

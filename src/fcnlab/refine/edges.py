@@ -1,0 +1,122 @@
+"""Predictions drawn to the edges of the picture: a dense CRF, superpixels, a guided filter."""
+
+import importlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from numpy import ndarray
+
+from fcnlab.errors import UserError
+from fcnlab.models import FCN
+from fcnlab.refine.averaging import Image, ScoreMap, probabilities
+
+Probability = Float32[ndarray, "classes rows cols"]
+Colours = UInt8[ndarray, "rows cols 3"]
+
+
+class _ByPicture:
+    """Refines the probabilities of one picture after the other, on the CPU."""
+
+    def __call__(self, net: FCN, image: Image) -> ScoreMap:
+        found = probabilities(net, image)
+        refined = [
+            self.refine(
+                values.cpu().numpy(), (picture * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+            )
+            for values, picture in zip(found, image, strict=True)
+        ]
+        return torch.from_numpy(np.stack(refined)).to(found)
+
+    def refine(self, probability: Probability, picture: Colours) -> Probability:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class GuidedFilter(_ByPicture):
+    """Smooth probabilities along the picture's edges (He, Sun & Tang, ECCV 2010), guided by its grey values.
+
+    Within ``radius`` pixels they become a linear function of the grey values, 0..1; where those vary by less than
+    the square root of ``eps``, they are averaged.
+    """
+
+    radius: int = 8
+    eps: float = 1e-3
+
+    def refine(self, probability: Probability, picture: Colours) -> Probability:
+        guide = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float64) / 255
+        mean = self._mean(guide)
+        variance = self._mean(guide * guide) - mean * mean
+        return np.stack([self._filtered(values.astype(np.float64), guide, mean, variance) for values in probability])
+
+    def _filtered(
+        self, values: ndarray, guide: ndarray, mean: ndarray, variance: ndarray
+    ) -> Float32[ndarray, "rows cols"]:
+        average = self._mean(values)
+        slope = (self._mean(guide * values) - mean * average) / (variance + self.eps)
+        offset = average - slope * mean
+        return (self._mean(slope) * guide + self._mean(offset)).astype(np.float32)
+
+    def _mean(self, values: ndarray) -> Float[ndarray, "rows cols"]:
+        side = 2 * self.radius + 1
+        return cv2.blur(values, (side, side), borderType=cv2.BORDER_REFLECT)
+
+
+@dataclass(frozen=True)
+class Superpixels(_ByPicture):
+    """Give each superpixel the mean of its pixels' probabilities (SLIC: Achanta et al., PAMI 2012).
+
+    About ``count`` of them; the larger ``compactness``, the more they are squares.
+    """
+
+    count: int = 500
+    compactness: float = 10.0
+
+    def refine(self, probability: Probability, picture: Colours) -> Probability:
+        try:
+            from skimage.segmentation import slic
+        except ImportError as error:
+            raise UserError("refine=superpixels needs scikit-image: pip install 'fcnlab[refine]'") from error
+        segments = slic(picture, n_segments=self.count, compactness=self.compactness, start_label=0)
+        return mean_of_segments(probability, segments)
+
+
+def mean_of_segments(probability: Probability, segments: ndarray) -> Probability:
+    """Each pixel gets the mean over its segment; segments are numbered from 0."""
+    flat = segments.ravel()
+    sizes = np.bincount(flat)
+    sums = np.stack([np.bincount(flat, values.ravel()) for values in probability])
+    return (sums / np.maximum(sizes, 1))[:, flat].reshape(probability.shape).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class DenseCRF(_ByPicture):
+    """Mean-field inference in a fully connected CRF (Krähenbühl & Koltun, NIPS 2011), with DeepLab's form of kernels.
+
+    Two pixels want one label the more, the nearer they are (``smooth_sigma`` pixels, weight ``smooth``), and the nearer
+    they are both in place (``sigma``) and in colour (``colour_sigma``, 0..255; weight ``appearance``).
+    """
+
+    iterations: int = 5
+    smooth: float = 3.0
+    smooth_sigma: float = 3.0
+    appearance: float = 5.0
+    sigma: float = 50.0
+    colour_sigma: float = 5.0
+
+    def refine(self, probability: Probability, picture: Colours) -> Probability:
+        try:
+            densecrf = importlib.import_module("pydensecrf.densecrf")
+        except ImportError as error:
+            raise UserError(
+                "refine=crf needs pydensecrf2, which is compiled on installing (a C++ compiler, a minute):"
+                " pip install 'fcnlab[crf]'"
+            ) from error
+        classes, rows, cols = probability.shape
+        crf = densecrf.DenseCRF2D(cols, rows, classes)
+        crf.setUnaryEnergy(-np.log(probability.clip(1e-5)).reshape(classes, -1).astype(np.float32, order="C"))
+        crf.addPairwiseGaussian(sxy=self.smooth_sigma, compat=self.smooth)
+        crf.addPairwiseBilateral(sxy=self.sigma, srgb=self.colour_sigma, rgbim=picture, compat=self.appearance)
+        return np.array(crf.inference(self.iterations), np.float32).reshape(classes, rows, cols)

@@ -1,0 +1,74 @@
+"""Shift-and-stitch: dense scores from a coarse net, by looking at shifted pictures (CVPR 2015, section 3.2)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fcnlab.errors import UserError
+from fcnlab.models import FCN, FeatureMap, Upsample, overlap
+from fcnlab.models.geometry import IMAGE
+from fcnlab.refine.averaging import Image, ScoreMap
+
+BORDER = (124 / 255, 116 / 255, 104 / 255)  # RGB: what pictures are padded with in training, near ImageNet's mean
+
+
+@dataclass(frozen=True)
+class ShiftAndStitch:
+    """Interlace the coarse scores of ``factor**2`` shifted pictures, so that they lie ``factor`` times as dense.
+
+    With ``factor`` as large as the stride of the net's finest level every pixel has a score of its own, and nothing but
+    half a pixel is interpolated. Then it equals the net with all strides 1 and later filters spread ("a trous"), but
+    for cells that see the picture's border. The rest is upsampled as the net does.
+    """
+
+    factor: int = 2
+
+    def __post_init__(self):
+        if self.factor < 2:
+            raise ValueError(f"refine.factor={self.factor}: at least 2")
+
+    def __call__(self, net: FCN, image: Image) -> ScoreMap:
+        dense = stitched(net, image, self.factor)
+        upsample = Upsample(net.num_classes, dense.grid, IMAGE).to(image.device)
+        return overlap(upsample(dense), FeatureMap(image, *IMAGE))[0].data
+
+
+def stitched(net: FCN, image: Image, factor: int) -> FeatureMap:
+    """The net's fused scores, at a ``factor``-th of their stride.
+
+    Raises
+    ------
+    UserError
+        The factor does not divide the stride.
+    """
+    coarsest, stride = (net.backbone.levels[net.levels[place]].grid.stride for place in (0, -1))
+    if stride % factor:
+        raise UserError(f"refine.factor={factor} does not divide the net's finest stride, {stride}")
+    step = stride // factor
+    rows = []
+    for down in range(0, stride, step):
+        row = [net.fused(_shifted(image, down, right, coarsest)) for right in range(0, stride, step)]
+        rows.append(row)
+    first = rows[0][0]
+    data = _interlaced([[cell.data for cell in row] for row in rows])
+    return FeatureMap(data, step, first.origin - coarsest)
+
+
+def _shifted(image: Image, down: int, right: int, coarsest: int) -> Image:
+    """The picture with a border of the net's coarsest stride in all, of which ``coarsest - down`` pixels lie above it.
+
+    Without a shift it lies where it was to all levels, so that the net's own cells are among those that are stitched.
+    """
+    padding = (coarsest - right, right, coarsest - down, down)
+    border = image.new_tensor(BORDER).view(1, 3, 1, 1)
+    return F.pad(image - border, padding) + border
+
+
+def _interlaced(maps: list[list[Tensor]]) -> Tensor:
+    """Maps of equal size, dealt out: cell (i, j) of map (y, x) becomes cell (factor i + y, factor j + x)."""
+    factor = len(maps)
+    batch, channels, rows, cols = maps[0][0].shape
+    together = torch.stack([torch.stack(row, -1) for row in maps], 3)  # batch, channel, row, y, col, x
+    return together.reshape(batch, channels, rows * factor, cols * factor)

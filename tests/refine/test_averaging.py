@@ -1,0 +1,102 @@
+"""Averages over looks at a picture, against sums written out and nets whose answer is known."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fcnlab.errors import UserError
+from fcnlab.models import FCN, Tiny
+from fcnlab.refine import Flip, MultiScale, Plain, Sliding
+
+
+@pytest.fixture(scope="module")
+def net() -> FCN:
+    """A small net whose heads are not zero, so that its scores differ from place to place."""
+    torch.manual_seed(0)
+    net = FCN(Tiny(width=4), 5).eval()
+    for head in net.heads.values():
+        torch.nn.init.normal_(head.weight)
+    return net
+
+
+class Pointwise(torch.nn.Module):
+    """Scores that are the pixel's own colours: whatever is done around it, nothing may move."""
+
+    class backbone:
+        min_size = 1
+
+    def forward(self, image):
+        return torch.cat([image, 1 - image], 1)
+
+
+@pytest.fixture
+def image():
+    return torch.rand(2, 3, 45, 70, generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+def test_plain_is_the_net(net, image):
+    assert torch.equal(Plain()(net, image), net(image)) and str(Plain()) == "none"
+
+
+@torch.inference_mode()
+def test_flip_is_the_mean_of_both_and_symmetric(net, image):
+    found = Flip()(net, image)
+    mirrored = net(torch.flip(image, [-1])).softmax(1)
+    torch.testing.assert_close(found, 0.5 * (net(image).softmax(1) + torch.flip(mirrored, [-1])))
+    torch.testing.assert_close(Flip()(net, image.flip(3)).flip(3), found)
+
+
+@torch.inference_mode()
+def test_one_scale_is_a_plain_look_and_several_are_their_mean(net, image):
+    torch.testing.assert_close(MultiScale((1.0,), flip=False)(net, image), net(image).softmax(1))
+    torch.testing.assert_close(MultiScale((1.0,), flip=True)(net, image), Flip()(net, image))
+    double = F.interpolate(image, (90, 140), mode="bilinear", antialias=True)
+    looked = F.interpolate(net(double).softmax(1), (45, 70), mode="bilinear")
+    torch.testing.assert_close(MultiScale((1.0, 2.0), flip=False)(net, image), (net(image).softmax(1) + looked) / 2)
+
+
+def test_scales_keep_things_in_their_place():
+    """A smooth ramp of probabilities comes back from any scale where it was."""
+    ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
+    found = MultiScale((0.5, 1.0, 1.5), flip=True)(Pointwise(), ramp)
+    torch.testing.assert_close(found, Pointwise()(ramp).softmax(1), atol=2e-3, rtol=0)
+
+
+def test_a_scale_that_the_net_cannot_take_is_named(net, image):
+    class Large(Pointwise):
+        class backbone:
+            min_size = 31
+
+    with pytest.raises(UserError, match=r"at 0.5, a picture of 45x70 is smaller than the net takes \(31 pixels\)"):
+        MultiScale((0.5,))(Large(), image)
+
+
+@pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-1.0,)])
+def test_scales_are_above_zero(scales):
+    with pytest.raises(ValueError, match=r"refine\.scales="):
+        MultiScale(scales)
+
+
+@pytest.mark.parametrize(("window", "step"), [(16, 16), (16, 7), (16, 1), (45, 45), (44, 3), (100, 50)])
+def test_windows_cover_every_pixel_in_its_place(image, window, step):
+    torch.testing.assert_close(Sliding(window, step)(Pointwise(), image), Pointwise()(image))
+
+
+@torch.inference_mode()
+def test_two_windows_by_hand(net):
+    image = torch.rand(1, 3, 64, 96)
+    left, right = net(image[..., :64]), net(image[..., 32:])
+    expected = torch.cat([left[..., :32], (left[..., 32:] + right[..., :32]) / 2, right[..., 32:]], 3)
+    torch.testing.assert_close(Sliding(64, 40)(net, image), expected)
+
+
+@torch.inference_mode()
+def test_a_window_larger_than_the_picture_is_the_picture(net, image):
+    torch.testing.assert_close(Sliding(512, 341)(net, image), net(image))
+
+
+@pytest.mark.parametrize(("window", "step"), [(16, 17), (16, 0)])
+def test_windows_leave_nothing_out(window, step):
+    with pytest.raises(ValueError, match=rf"refine\.step={step}"):
+        Sliding(window, step)

@@ -1,0 +1,86 @@
+"""Shift-and-stitch against the net with all strides taken out and later filters spread (CVPR 2015, section 3.2)."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fcnlab.models import FCN, GoogLeNet, Tiny, receptive_field
+from fcnlab.refine import ShiftAndStitch
+from fcnlab.refine.stitching import stitched
+
+
+def dense(net: FCN, level: int, image: torch.Tensor) -> torch.Tensor:
+    """The level's scores at every pixel by the "a trous" rule, written out for a chain of layers."""
+    x, spread = net.backbone.normalize(image), 1
+    for layer in net.backbone.chain(level):
+        if isinstance(layer, nn.Conv2d):
+            padding = layer.padding[0] * spread
+            x = F.conv2d(x, layer.weight, layer.bias, 1, padding, layer.dilation[0] * spread, layer.groups)
+            spread *= layer.stride[0]
+        elif isinstance(layer, nn.MaxPool2d):
+            x = F.pad(x, [0, (layer.kernel_size - 1) * spread] * 2, value=-torch.inf)
+            x = F.max_pool2d(x, layer.kernel_size, 1, dilation=spread)
+            spread *= layer.stride
+        else:
+            x = layer(x)
+    return net.heads[str(level)](x)
+
+
+def lively(net: FCN) -> FCN:
+    torch.manual_seed(0)
+    for head in net.heads.values():
+        nn.init.normal_(head.weight)
+    return net.eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("level", [8, 16, 32])
+def test_stitched_scores_are_those_of_the_dilated_net(level):
+    """In the cells that see no border; the stride is the factor, so every pixel has a cell."""
+    net = lively(FCN(Tiny(width=4), 3, levels=(level,))).double()
+    origin = net.backbone.levels[level].grid.origin
+    margin = math.ceil(
+        receptive_field(net.backbone.chain(level)) / 2 + origin
+    )  # a dense cell p is centred on p + origin
+    side = 2 * margin + 30
+    image = torch.rand(1, 3, side, side + 9, dtype=torch.float64)
+    found, expected = stitched(net, image, level), dense(net, level, image)
+    assert found.stride == 1
+    first = round(origin - found.origin)
+    same = found.data[..., first : first + side, first : first + side + 9]
+    inner = (..., slice(margin, side - margin), slice(margin, side + 9 - margin))
+    assert expected[inner].numel() == 3 * 30 * 39 and expected[inner].std() > 0.1
+    torch.testing.assert_close(same[inner], expected[inner], atol=1e-10, rtol=1e-10)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("build", [lambda: FCN(Tiny(width=4), 3), lambda: FCN(GoogLeNet(), 3, levels=(32, 16))])
+def test_cells_of_the_net_are_among_the_stitched_ones(build):
+    """With skips, branches and response normalisation too: far from the border every second cell is the net's own."""
+    net = lively(build())
+    side = 320 if net.levels[-1] == 8 else 864
+    image = torch.rand(1, 3, side, side)
+    plain, found = net.fused(image), stitched(net, image, 2)
+    shift = (plain.origin - found.origin) / found.stride
+    assert shift.is_integer() and found.stride == plain.stride // 2
+    cells = found.data[..., int(shift) :: 2, int(shift) :: 2]
+    middle = slice(plain.data.shape[2] // 2 - 1, plain.data.shape[2] // 2 + 1)
+    torch.testing.assert_close(cells[..., middle, middle], plain.data[..., middle, middle], atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("size", [(64, 64), (37, 90), (1, 1)])
+def test_scores_cover_the_picture(factor, size):
+    net = lively(FCN(Tiny(width=4), 3))
+    assert ShiftAndStitch(factor)(net, torch.rand(2, 3, *size)).shape == (2, 3, *size)
+
+
+def test_factors_divide_the_stride():
+    with pytest.raises(ValueError, match=r"refine\.factor=3 does not divide the net's finest stride, 8"):
+        ShiftAndStitch(3)(FCN(Tiny(width=4), 3), torch.rand(1, 3, 64, 64))
+    with pytest.raises(ValueError, match=r"refine\.factor=1: at least 2"):
+        ShiftAndStitch(1)
