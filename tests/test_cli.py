@@ -71,6 +71,24 @@ def test_a_mistake_is_told_without_a_traceback(words, said, fcnlab, capsys, shap
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "experiment=paper/fcn33s"], "Could not find 'experiment/paper/fcn33s'"),
+        (["train", "experiment=paper/fcn16s"], "model.weights=VALUE: PATH of the FCN-32s"),
+        (["train", "experiment=paper/verify_fcn8s"], "experiment=paper/verify_fcn8s is one of fcnlab eval"),
+        (["eval", "experiment=paper/fcn32s"], "experiment=paper/fcn32s is one of fcnlab train"),
+        (["eval", "experiment=paper/verify_fcn8s"], "model.weights=VALUE: PATH of pytorch-fcn's fcn8s_from_caffe.pth"),
+        (["eval", "checkpoint=best.ckpt", "data=vocc"], "Could not find 'data/vocc'"),
+        (["eval", "checkpoint=best.ckpt", "model=fcn9s"], "Could not find 'model/fcn9s'"),
+    ],
+)
+def test_options_of_optional_groups_are_not_passed_over(words, said, fcnlab, capsys):
+    assert fcnlab(*words) == 1
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
     ("line", "offered"),
     [
         ("fcnlab ", {"train", "eval", "predict"}),

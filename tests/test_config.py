@@ -1,5 +1,6 @@
 """The config tree: every shipped file composes and binds, and mistakes are told all at once."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from fcnlab.config import CONF, ConfigError, check_targets, check_trust, register_schemas
+from fcnlab.config import CONF, ConfigError, check_needs, check_targets, check_trust, register_schemas
 
 PRIMARY = ("train", "eval", "predict")
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
@@ -40,13 +41,76 @@ def test_there_are_configs_to_test():
 @pytest.mark.parametrize("path", OPTIONS, ids=str)
 def test_every_option_composes_and_binds(path: Path, composed):
     option = f"{path.parent}={path.stem}"
-    check_targets(composed(option, *GIVEN.get(option, [])))
+    verb = "eval" if path.parts[0] == "refine" else "train"
+    check_targets(composed(option, *GIVEN.get(option, []), name=verb))
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
 def test_every_experiment_composes_and_binds(path: Path, composed):
-    option = path.relative_to("experiment").with_suffix("")
-    check_targets(composed(f"experiment={option}", "model.weights=net.pth", name="eval"))
+    command = re.match(r"# @package _global_\n# fcnlab (train|eval) experiment=(\S+) (.*)\n", (CONF / path).read_text())
+    assert command, "it opens with the command that runs it"
+    verb, option, words = command.groups()
+    assert option == str(path.relative_to("experiment").with_suffix(""))
+    cfg = composed(f"experiment={option}", *words.split(), name=verb)
+    check_needs(cfg, words.split())
+    for stage in cfg.get("stages") or []:
+        check_targets(composed(f"experiment={stage}", *words.split(), "model.weights=net.ckpt"))
+    if not cfg.get("stages"):
+        check_targets(cfg)
+
+
+@pytest.mark.parametrize(
+    "name", ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "cvpr_fcn32s", "cvpr_fcn16s", "cvpr_fcn8s"]
+)
+def test_a_recipe_without_what_it_starts_from_is_refused(name: str, composed):
+    """Composing leaves the default, "none", where an experiment says "???": a net would start at random."""
+    key = "model.weights" if name in ("fcn16s", "fcn8s", "cvpr_fcn16s", "cvpr_fcn8s") else "model.backbone.weights"
+    cfg = composed(f"experiment=paper/{name}")
+    with pytest.raises(ConfigError, match=rf"needs to be given\n  {key}=VALUE: PATH of "):
+        check_needs(cfg, ["data.root=data"])
+    check_needs(cfg, [f"{key}=none"])  # said in so many words
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
+def test_experiments_leave_no_value_open_by_question_marks(path: Path):
+    assert "???" not in (CONF / path).read_text()
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
+def test_every_experiment_says_what_it_costs_and_should_give(path: Path):
+    text = (CONF / path).read_text()
+    assert all(f"# {part}: " in text or f" {part}: " in text for part in ("Cost", "Expected", "Source"))
+
+
+# voc-*/solver.prototxt and train.prototxt of shelhamer/fcn.berkeleyvision.org @1305c73; CVPR 2015, section 4.3.
+RECIPES = {
+    "fcn32s": ("fcn32s", "CrossEntropySum", 1e-10, 0.99, 1, 100_000),
+    "fcn16s": ("fcn16s", "CrossEntropySum", 1e-12, 0.99, 1, 100_000),
+    "fcn8s": ("fcn8s", "CrossEntropySum", 1e-14, 0.99, 1, 100_000),
+    "fcn8s_atonce": ("fcn8s_atonce", "CrossEntropySum", 1e-10, 0.99, 1, 300_000),
+    "fcn_alexnet": ("fcn32s", "CrossEntropy", 1e-4, 0.9, 20, 100_000),
+    "fcn_googlenet": ("fcn32s", "CrossEntropy", 5e-5, 0.9, 20, 9_730),
+    "cvpr_fcn32s": ("fcn32s", "CrossEntropy", 1e-4, 0.9, 20, 9_730),
+    "cvpr_fcn16s": ("fcn16s", "CrossEntropy", 1e-6, 0.9, 20, 9_730),
+    "cvpr_fcn8s": ("fcn8s", "CrossEntropy", 1e-8, 0.9, 20, 9_730),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_the_papers(name: str, composed):
+    model, loss, lr, momentum, pictures, steps = RECIPES[name]
+    cfg = composed(f"experiment=paper/{name}")
+    levels = {"fcn32s": [32], "fcn16s": [32, 16]}.get(model, [32, 16, 8])
+    scales = {16: 0.01, 8: 0.0001} if model == "fcn8s_atonce" else None
+    assert cfg.model.levels == levels and cfg.model.get("skip_scales") == scales
+    assert cfg.loss._target_ == f"fcnlab.losses.{loss}"
+    assert (cfg.optim.lr, cfg.optim.momentum, cfg.optim.weight_decay) == (lr, momentum, 5e-4)
+    assert cfg.optim.bias_lr_scale == 2.0 and cfg.optim.pretrained_lr_scale == 1.0
+    assert cfg.data.batch_size * cfg.trainer.accumulate_grad_batches == pictures
+    assert (cfg.trainer.max_steps, cfg.trainer.precision) == (steps, "32-true")
+    assert cfg.trainer.gradient_clip_val is None and not cfg.callbacks.ema.enabled
+    assert cfg.schedule._target_ == "fcnlab.optim.constant"
+    assert (cfg.data.train_list, cfg.data.val_list) == ("sbd_train", "seg11valid")
 
 
 @pytest.mark.parametrize("path", [*FILES, *map(Path, (f"{name}.yaml" for name in PRIMARY))], ids=str)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fcnlab.losses import CrossEntropy, CrossEntropySum, Dice, Focal, HardPixels, Lovasz
+from fcnlab.losses import Centre, CrossEntropy, CrossEntropySum, Dice, Focal, HardPixels, Lovasz, Sampled
 from fcnlab.results.scores import scores as scores_of
 
 CLASSES = 4
@@ -62,6 +62,50 @@ def test_number_of_class_weights(batch):
 
 def test_sum_is_averaged_over_pictures(batch):
     assert CrossEntropySum()(*batch).item() == pytest.approx(pixel_losses(*batch).sum() / 2)
+
+
+def test_sampling_drops_whole_cells_of_the_sum():
+    """Independently: the gradient is that of the whole sum in some cells of 4 x 4, and zero in the others."""
+    scores, truth = torch.randn(3, CLASSES, 37, 50), torch.randint(CLASSES, (3, 37, 50))
+    slopes = []
+    for loss in (CrossEntropySum(), Sampled(CrossEntropySum(), keep=0.25, cell=4)):
+        leaf = scores.clone().requires_grad_()
+        loss(leaf, truth).backward()
+        slopes.append(leaf.grad)
+    whole, sampled = slopes
+    kept = 0
+    for picture, top, left in np.ndindex(3, 10, 13):
+        cell = (picture, slice(None), slice(4 * top, 4 * top + 4), slice(4 * left, 4 * left + 4))
+        counts = bool(sampled[cell].any())
+        assert torch.equal(sampled[cell], whole[cell] if counts else torch.zeros_like(whole[cell]))
+        kept += counts
+    assert 60 < kept < 135  # 97.5 +- 4 standard deviations of 390 draws
+
+
+def test_all_cells_count_in_evaluation_and_at_probability_one(batch):
+    loss = Sampled(CrossEntropy(), keep=0.5, cell=2)
+    assert torch.equal(loss.eval()(*batch), CrossEntropy()(*batch))
+    assert torch.equal(Sampled(CrossEntropy(), keep=1.0)(*batch), CrossEntropy()(*batch))
+
+
+@pytest.mark.parametrize("settings", [{"keep": 0}, {"keep": 1.1}, {"cell": 0}])
+def test_sampling_is_a_share_of_cells(settings):
+    with pytest.raises(ValueError, match=r"loss\.(keep|cell)=") as error:
+        Sampled(CrossEntropy(), **settings)
+    assert str(next(iter(settings.values()))) in str(error.value)
+
+
+@pytest.mark.parametrize(("cell", "rows", "cols"), [(1, [2], [2]), (3, [1, 2, 3], [1, 2, 3]), (2, [1, 2], [2, 3])])
+def test_only_the_middle_of_a_crop_counts(cell, rows, cols):
+    scores, truth = torch.randn(3, CLASSES, 5, 5 + (cell == 2)), torch.randint(CLASSES, (3, 5, 5 + (cell == 2)))
+    expected = F.cross_entropy(scores[:, :, rows][..., cols], truth[:, rows][..., cols])
+    torch.testing.assert_close(Centre(CrossEntropy(), cell)(scores, truth), expected)
+    assert torch.equal(Centre(CrossEntropy(), cell).eval()(scores, truth), CrossEntropy()(scores, truth))
+
+
+def test_a_middle_is_inside_its_crop(batch):
+    with pytest.raises(ValueError, match=r"loss\.cell=6 is more than a crop of 5x6"):
+        Centre(CrossEntropy(), 6)(*batch)
 
 
 def test_hard_pixels_of_all_are_cross_entropy(batch):

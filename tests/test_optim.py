@@ -38,6 +38,20 @@ def test_rates_and_decays(pretrained, scale):
     }
 
 
+def test_a_backbone_at_rate_zero_is_frozen():
+    net = Toy(pretrained=True)
+    groups = parameter_groups(net, **SETTINGS | {"pretrained_lr_scale": 0.0})
+    assert set(by_name(groups)) == {"heads/weight", "heads/bias"}
+    assert not any(parameter.requires_grad for parameter in net.backbone.parameters())
+
+
+def test_a_plain_backbone_has_no_rule_for_biases():
+    """voc-fcn-alexnet/train.prototxt: conv1 to fc7 carry no multipliers, the score layer carries 2 and 0."""
+    groups = by_name(parameter_groups(Toy(pretrained=False), **SETTINGS, plain_backbone=True))
+    assert groups["backbone/bias"] == groups["backbone/weight"] == (0.1, 5e-4)
+    assert groups["heads/bias"] == (0.2, 0.0) and groups["backbone/norm"] == (0.1, 0.0)
+
+
 def test_members():
     net = Toy(pretrained=False)
     members = {group["name"]: group["params"] for group in parameter_groups(net, **SETTINGS)}

@@ -49,6 +49,7 @@ def main() -> None:
     if verb == "train" and not started_by_lightning:
         _repeat_record(place)
     _check_groups(verb)
+    _check_experiment(verb)
     _run(verb)
 
 
@@ -80,6 +81,18 @@ def _check_groups(verb: str) -> None:
         settings = [word for word in sys.argv if word.startswith(f"{group}.")]
         if settings and not any(word.startswith((f"{group}=", "experiment=")) for word in sys.argv):
             sys.exit(f"fcnlab eval: {settings[0]} sets nothing, since no {group} is chosen: add {group}=OPTION")
+
+
+def _check_experiment(verb: str) -> None:
+    """Hydra's words for an experiment of another verb mislead; its file says in its second line whose it is."""
+    from fcnlab.config import CONF
+
+    chosen = next((word.removeprefix("experiment=") for word in sys.argv if word.startswith("experiment=")), "")
+    for name in chosen.split(","):
+        path = CONF / "experiment" / f"{name}.yaml"
+        used = re.search(r"^# fcnlab (\w+) experiment=", path.read_text(), re.MULTILINE) if path.is_file() else None
+        if used and used[1] != verb:
+            sys.exit(f"fcnlab {verb}: experiment={name} is one of fcnlab {used[1]}")
 
 
 def _no_verb() -> NoReturn:

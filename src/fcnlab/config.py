@@ -6,7 +6,7 @@ Nothing here imports torch until a config's targets are looked up.
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +54,8 @@ class TrainConfig:
     logger: Any = MISSING
     callbacks: Any = MISSING
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    stages: list[str] = field(default_factory=list)  # experiments, each of which starts from the one before
+    needs: dict[str, str] = field(default_factory=dict)  # settings that an experiment cannot give, and what they are
     seed: int = 1
     checkpoint: str | None = None
     from_run: str | None = None
@@ -69,10 +71,12 @@ class EvalConfig:
     augment: Any = MISSING
     trainer: Any = MISSING
     speed: Any = MISSING
+    refine: Any = MISSING
     logger: Any = MISSING
     pictures: int = 8
     passport: bool = False
     published: dict[str, float] | None = None
+    needs: dict[str, str] = field(default_factory=dict)
     seed: int = 1
     trust: list[str] = field(default_factory=list)
 
@@ -86,6 +90,7 @@ class PredictConfig:
     output: str = MISSING
     trainer: Any = MISSING
     speed: Any = MISSING
+    refine: Any = MISSING
     num_workers: Any = "auto"
     trust: list[str] = field(default_factory=list)
 
@@ -121,6 +126,22 @@ def check_targets(cfg: DictConfig, supplied: Mapping[str, set[str]] | None = Non
             problems += _misfits(path, node, (supplied or {}).get(path, set()))
     if problems:
         raise ConfigError("the configuration cannot work:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def check_needs(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Refuse an experiment without the settings that it cannot give by itself, such as the path of a file.
+
+    (A value of ``???`` would do nothing there: composing never replaces a value by it.)
+
+    Raises
+    ------
+    ConfigError
+        Some of ``cfg.needs`` is not among the words that were typed.
+    """
+    typed = {word.partition("=")[0].lstrip("+") for word in words}
+    missing = [f"  {key}=VALUE: {what}" for key, what in cfg.needs.items() if key not in typed]
+    if missing:
+        raise ConfigError("the experiment needs to be given\n" + "\n".join(missing))
 
 
 def components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

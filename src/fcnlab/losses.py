@@ -46,6 +46,54 @@ def _sum_over_pixels(scores: ScoreMap, truth: LabelMap, class_weights: Tensor | 
     return F.cross_entropy(scores, truth, weight=class_weights, ignore_index=VOID, reduction="none").sum()
 
 
+class Sampled(nn.Module):
+    """Patchwise training as loss sampling: a part of the cells counts, drawn anew each time (CVPR 2015, section 3.4).
+
+    A cell is a square of ``cell`` pixels, the last ones cut off by the picture's border. Each counts with probability
+    ``keep``, 0 < keep <= 1, in ``loss``; the others are void. For as many cells in a step as without it, take
+    ``1 / keep`` times the pictures. In evaluation all count.
+    """
+
+    def __init__(self, loss: nn.Module, keep: float = 0.5, cell: int = 32):
+        super().__init__()
+        if not 0 < keep <= 1:
+            raise ValueError(f"loss.keep={keep}: choose a probability above 0, at most 1")
+        if cell < 1:
+            raise ValueError(f"loss.cell={cell}: at least 1 pixel")
+        self.loss, self.keep, self.cell = loss, keep, cell
+
+    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+        if not self.training:
+            return self.loss(scores, truth)
+        batch, rows, cols = truth.shape
+        cells = torch.rand(batch, -(-rows // self.cell), -(-cols // self.cell), device=truth.device) < self.keep
+        kept = cells.repeat_interleave(self.cell, 1).repeat_interleave(self.cell, 2)[:, :rows, :cols]
+        return self.loss(scores, truth.where(kept, VOID))
+
+
+class Centre(nn.Module):
+    """A patch classifier's loss: of each crop only the square of ``cell`` pixels in its middle counts, in ``loss``.
+
+    On crops as large as the net's receptive field, that trains as nets for patches were trained before FCNs (CVPR 2015,
+    section 3.4). In evaluation all pixels count.
+    """
+
+    def __init__(self, loss: nn.Module, cell: int = 1):
+        super().__init__()
+        if cell < 1:
+            raise ValueError(f"loss.cell={cell}: at least 1 pixel")
+        self.loss, self.cell = loss, cell
+
+    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+        if not self.training:
+            return self.loss(scores, truth)
+        top, left = ((length - self.cell) // 2 for length in truth.shape[1:])
+        if min(top, left) < 0:
+            raise ValueError(f"loss.cell={self.cell} is more than a crop of {truth.shape[1]}x{truth.shape[2]}")
+        place = (..., slice(top, top + self.cell), slice(left, left + self.cell))
+        return self.loss(scores[place], truth[place])
+
+
 class HardPixels(nn.Module):
     """Online hard example mining: the mean over the pixels with the largest loss (Shrivastava et al., CVPR 2016).
 

@@ -14,26 +14,36 @@ MAX_WARMUP = 0.1
 
 
 def parameter_groups(
-    net: nn.Module, lr: float, weight_decay: float, bias_lr_scale: float, pretrained_lr_scale: float
+    net: nn.Module,
+    lr: float,
+    weight_decay: float,
+    bias_lr_scale: float,
+    pretrained_lr_scale: float,
+    plain_backbone: bool = False,
 ) -> list[dict[str, Any]]:
     """Parameters by how they are trained; what is fixed (buffers, frozen parameters) is in no group.
 
     Biases and norms are not decayed, and the biases of convolutions learn at ``bias_lr_scale`` times the rate
-    (voc-fcn*/train.prototxt). Where a backbone starts from weights, it learns at ``pretrained_lr_scale`` times the rate
-    of the heads.
+    (voc-fcn*/train.prototxt); those of a ``plain_backbone`` are trained as its weights are. Where a backbone starts
+    from weights, it learns at ``pretrained_lr_scale`` times the rate of the heads; at 0 it is frozen.
     """
     groups: dict[str, dict[str, Any]] = {}
     for module_name, module in net.named_modules():
+        in_backbone = module_name.startswith("backbone")
         for parameter in module.parameters(recurse=False):
+            scale = pretrained_lr_scale if in_backbone and net.pretrained else 1.0
+            if scale == 0:
+                parameter.requires_grad_(False)
             if not parameter.requires_grad:
                 continue
-            part = "backbone" if module_name.startswith("backbone") else "heads"
             kind = "weight" if parameter.ndim > 1 else "bias" if isinstance(module, nn.Conv2d) else "norm"
-            scale = bias_lr_scale if kind == "bias" else 1.0
-            if part == "backbone" and net.pretrained:
-                scale *= pretrained_lr_scale
-            decay = weight_decay if kind == "weight" else 0.0
-            group = {"params": [], "name": f"{part}/{kind}", "lr": lr * scale, "weight_decay": decay}
+            as_weight = kind == "weight" or (kind == "bias" and in_backbone and plain_backbone)
+            group = {
+                "params": [],
+                "name": f"{'backbone' if in_backbone else 'heads'}/{kind}",
+                "lr": lr * scale * (1.0 if as_weight or kind == "norm" else bias_lr_scale),
+                "weight_decay": weight_decay if as_weight else 0.0,
+            }
             groups.setdefault(group["name"], group)["params"].append(parameter)
     return list(groups.values())
 
@@ -46,9 +56,10 @@ def sgd(
     nesterov: bool = False,
     bias_lr_scale: float = 2.0,
     pretrained_lr_scale: float = 1.0,
+    plain_backbone: bool = False,
 ) -> Optimizer:
     """Stochastic gradient descent over :func:`parameter_groups`."""
-    groups = parameter_groups(net, lr, weight_decay, bias_lr_scale, pretrained_lr_scale)
+    groups = parameter_groups(net, lr, weight_decay, bias_lr_scale, pretrained_lr_scale, plain_backbone)
     return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov)
 
 

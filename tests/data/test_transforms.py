@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fcnlab.data import transforms
-from fcnlab.data.transforms import FILL, none, standard, strong
+from fcnlab.data.transforms import FILL, none, patches, standard, strong
 
 AUGMENTS = [standard, strong]
 KEYS = [(0, 0, index) for index in range(20)]
@@ -101,3 +101,15 @@ def test_unknown_argument_of_a_step_is_an_error():
         runpy.run_path(transforms.__file__)
         with pytest.raises(UserWarning, match="'mask_value' are not valid"):
             A.PadIfNeeded(8, 8, mask_value=255)
+
+
+def test_patches_are_centred_on_every_pixel_alike():
+    """Each pixel is a label of its own: the middles of the crops are all of them, about equally often."""
+    labels = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    pipeline = patches(9)
+    crops = [pipeline(np.repeat(labels[..., None], 3, 2), labels, (0, 0, index)) for index in range(2000)]
+    middles = np.array([mask[4, 4] for _, mask in crops])
+    counts = np.bincount(middles, minlength=20)[:20]
+    assert set(middles) <= set(range(20)) and counts.min() > 60 and counts.max() < 145  # 100, or less, +- 4 deviations
+    image, mask = crops[0]
+    assert (image[mask == 255] == FILL).all() and (image[mask != 255][:, 0] == mask[mask != 255]).all()

@@ -1,6 +1,7 @@
 """GoogLeNet against the paper's table, a plain reading of BVLC's prototxt and real pictures; its successor against
 torchvision's."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
+from fcnlab.data.voc import CLASSES, open_voc
 from fcnlab.models import GoogLeNet, GoogLeNetBN
 from fcnlab.models.googlenet import from_caffe
+from fcnlab.models.weights import fc_to_conv
 
 # Szegedy et al., CVPR 2015, table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj, output channels
 PAPER = """
@@ -197,3 +200,41 @@ def test_real_weights_recognise_real_pictures(shared, label, imagenet):
     best = F.linear(pooled, state["loss3/classifier.weight"], state["loss3/classifier.bias"]).argmax(1)
     right = sum(index in imagenet for index in best.tolist())
     assert len(pictures) == 10 and right >= 5, f"{right} of 10 pictures right"
+
+
+ANIMALS = {"cat": range(281, 294), "dog": range(151, 269)}  # ImageNet's classes for them, big cats and all
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_the_real_net_recognises_cats_and_dogs(shared):
+    """BVLC's classifier as a 1x1 convolution, averaged over its cells, on val pictures that show cats or dogs alone.
+
+    Measured: 46 of 64 cats, 44 of 48 dogs, the shorter side being 256 pixels; guesses would hit 13 and 118 of 1000
+    classes. Branches in another order give guesses. (Swapped colours do not: 44 and 43.)
+    """
+    path = shared / "weights" / "bvlc_googlenet.safetensors"
+    state = load_file(path)
+    net = GoogLeNet(weights=str(path)).eval()
+    classifier = nn.Conv2d(1024, 1000, 1)
+    classifier.load_state_dict(fc_to_conv({k: state[f"loss3/classifier.{k}"] for k in ("weight", "bias")}, 1))
+    pictures = open_voc(str(shared / "data"), "val")
+    right, disordered = Counter(), Counter()
+    shown = [
+        {CLASSES[label] for label in np.unique(pictures.mask(place)) if label not in (0, 255)} for place in range(300)
+    ]
+    for place, names in enumerate(shown):
+        for name in names & ANIMALS.keys() if len(names) == 1 else ():
+            image = torch.from_numpy(pictures.image(place)).permute(2, 0, 1)[None] / 255
+            small = F.interpolate(image, scale_factor=256 / min(image.shape[2:]), mode="bilinear", antialias=True)
+            features = net(small)[32].data
+            right[name] += best_class(classifier(features)) in ANIMALS[name]
+            disordered[name] += best_class(classifier(features.roll(128, dims=1))) in ANIMALS[name]
+    count = {name: sum(names == {name} for names in shown) for name in ANIMALS}
+    assert count == {"cat": 64, "dog": 48}
+    assert right["cat"] >= 44 and right["dog"] >= 42, right
+    assert disordered["cat"] <= 16 and disordered["dog"] <= 16, disordered
+
+
+def best_class(scores: Tensor) -> int:
+    return int(scores.mean((2, 3)).argmax())

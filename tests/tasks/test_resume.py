@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
@@ -350,3 +351,22 @@ def test_lightnings_own_end_by_a_signal_has_the_signals_code(train_code, at_call
     at_call(Segmenter, "training_step", 3, lightnings)
     assert train_code(*LENGTH) == 128 + signal.SIGTERM
     assert status(tmp_path / "run") == "interrupted"
+
+
+@pytest.mark.parametrize("saving", [False, True], ids=["Lightning's clearing up", "saving"])
+def test_an_error_after_a_signal_counts_only_while_the_run_saves_itself(
+    train_code, at_call, monkeypatch, tmp_path, saving
+):
+    """A signal while workers start leaves Lightning's loops half made: "Please call `iter(combined_loader)` first"."""
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("not now")
+
+    if saving:
+        monkeypatch.setattr(L.Trainer, "save_checkpoint", broken)
+        at_call(Segmenter, "training_step", 1, send(signal.SIGTERM))
+    else:
+        monkeypatch.setattr(L.Trainer, "_teardown", broken)
+        at_call(Segmenter, "configure_optimizers", 1, send(signal.SIGTERM))
+    code = train_code(*LENGTH)
+    assert (code, status(tmp_path / "run")) == ((1, "failed") if saving else (128 + signal.SIGTERM, "interrupted"))

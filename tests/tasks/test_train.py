@@ -180,3 +180,26 @@ def test_staged_training_starts_from_the_net_before(train):
     trunk = [key for key in before if "running" not in key and "tracked" not in key]
     assert all(torch.equal(before[key], after[key]) for key in trunk)
     assert set(after) - set(before) == {"net.heads.16.weight", "net.heads.16.bias"}
+
+
+UNCLIPPED = ("trainer.gradient_clip_val=null",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "said"),
+    [
+        (("optim=sgd", *UNCLIPPED), 1, "optim.lr=0.001 is a rate for mean losses"),
+        (("optim=sgd",), 0, None),  # clipped gradients are short whatever the loss
+        (("optim=sgd_heavy",), 0, "trainer.gradient_clip_val=1 cuts the gradients"),
+        (("optim=sgd_heavy", "loss=cross_entropy"), 0, "too small to learn from anything but a trained FCN"),
+        (("optim=sgd_heavy", "optim.lr=1e-14", *UNCLIPPED), 0, "with a loss summed over 4096 pixels"),
+        (("optim=sgd_heavy", "optim.lr=1e-8", *UNCLIPPED), 0, None),
+        (("optim=adamw", *UNCLIPPED), 0, None),
+    ],
+)
+def test_rates_of_another_recipe_are_told(train_code, capsys, tmp_path, settings, code, said):
+    """4096 pixels in a crop: 1e-8 * 4096 / 0.01 = 4e-3, near the recipes' 1e-3 and 2e-3; 0.001 * 4096 / 0.1 = 41."""
+    settings = ("loss=cross_entropy_sum", *settings)
+    assert train_code(*settings, "trainer.max_steps=1", "trainer.val_check_interval=1") == code
+    told = capsys.readouterr().err + (tmp_path / "run" / "train.log").read_text()
+    assert (said in told) if said else ("Warning: optim.lr" not in told and "Warning: trainer" not in told)

@@ -185,6 +185,12 @@ class DataModule(L.LightningDataModule):
             self._opened[title] = self.open(self.root, title)
         return self._opened[title]
 
+    def training_pixels(self) -> int:
+        """How many pixels a training picture has; where none is cropped, those of the first."""
+        if self.augment is not None:
+            return self.crop_size**2
+        return self.split("train").mask(0).size
+
     def train_dataloader(self) -> DataLoader:
         pictures = self.split("train")
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1

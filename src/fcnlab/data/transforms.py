@@ -45,6 +45,12 @@ def none(crop_size: int) -> None:
     return None
 
 
+def patches(crop_size: int) -> Augmentation:
+    """Crops around every pixel alike, those at the border too, and nothing else: for classifiers of patches."""
+    border = A.Pad(crop_size // 2, border_mode=cv2.BORDER_CONSTANT, fill=FILL, fill_mask=VOID)
+    return Augmentation([border, A.RandomCrop(crop_size, crop_size)])
+
+
 def standard(crop_size: int, scale: Sequence[float] = (0.5, 2.0)) -> Augmentation:
     """Scale, crop (padding what is too small), flip, and mild changes of colour."""
     return Augmentation(

@@ -10,10 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
+from torch import nn
 
 from fcnlab.callbacks import Interrupted, MetricsFile, StopSignals
-from fcnlab.config import CONF, check_targets
+from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
+from fcnlab.errors import UserError
+from fcnlab.losses import CrossEntropySum
 from fcnlab.results.scores import Scores
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import (
@@ -30,20 +33,28 @@ from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import where_to_start
 from fcnlab.tasks.scoring import describe, score, table
+from fcnlab.tasks.staged import train_in_stages
+
+MOST_LASTING_STEP = 10.0
+LEAST_LASTING_STEP = 1e-4
+LEAST_CLIPPED_STEP = 1e-6  # the length of the longest step that a clipped gradient allows
 
 
 def train(cfg: DictConfig) -> float | None:
     """Train, score the best checkpoint, leave the record; the score is what a sweeper maximises."""
     folder = run_folder()
+    if cfg.stages:
+        return train_in_stages(cfg, folder)
+    check_needs(cfg, HydraConfig.get().overrides.task)
     repeat_exactly(cfg)
     check_targets(cfg)
     start = where_to_start(cfg.checkpoint, folder)
     say_what_surprises(cfg)
     record = RunRecord(folder)
-    with StopSignals() as signals, recorded(cfg, folder, record), how_to_go_on(folder, signals):
+    with StopSignals() as signals, recorded(cfg, folder, record), how_to_go_on(folder):
         segmenter, data = build(cfg)
         say(describe(segmenter, data.split("val")))
-        with open_loggers(cfg, record.facts.get("wandb")) as loggers:
+        with open_loggers(cfg, record.facts.get("wandb")) as loggers, signals.told_apart():
             record.write(wandb=wandb_id(loggers))
             curves = MetricsFile(folder / "metrics.csv")
             curves.cut(start.rows)
@@ -70,13 +81,16 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net = instantiate(cfg.model, _convert_="all")
     data: DataModule = instantiate(cfg.data, _convert_="all")
-    if _given("optim.pretrained_lr_scale") and not net.pretrained:
+    frozen = cfg.optim.get("pretrained_lr_scale") == 0
+    if not net.pretrained and (frozen or _given("optim.pretrained_lr_scale")):
         warn("optim.pretrained_lr_scale has no effect: the backbone starts from no weights")
     data.check("train", "val", "test", min_size=net.backbone.min_size)
+    loss: nn.Module = instantiate(cfg.loss, _convert_="all")
+    check_rate(cfg, loss, data)
     segmenter = Segmenter(
         net,
         classes=data.split("val").classes,
-        loss=instantiate(cfg.loss, _convert_="all"),
+        loss=loss,
         optimizer=instantiate(cfg.optim, _convert_="all"),
         schedule=instantiate(cfg.schedule, _convert_="all"),
         record=checkpoint_record(cfg, data.split("val")),
@@ -85,22 +99,51 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
     return segmenter, data
 
 
-@contextmanager
-def how_to_go_on(folder: Path, signals: StopSignals) -> Iterator[None]:
-    """Say to a run that was stopped how it goes on.
+def check_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
+    """Tell rates that belong to another recipe: a sum over pixels wants one some 100,000 times smaller than a mean.
 
-    Where Python had to swallow our exception (in a handler of a fork, say), Lightning's own ends the run, with code 0.
+    What counts is the lasting step, lr / (1 - momentum), of a pixel's mean loss. CVPR's recipe has 1e-3 and the heavy
+    one 1.9e-3; the staged 16s and 8s have a hundredth of it each, which only a trained net before them can bear. Adam's
+    step does not depend on the loss's scale.
+
+    Raises
+    ------
+    UserError
+        A summed loss would blow the weights up within a few steps.
     """
+    if cfg.optim._target_ != "fcnlab.optim.sgd":
+        return
+    summed = any(isinstance(part, CrossEntropySum) for part in loss.modules())
+    pixels = data.training_pixels() if summed else 1
+    rate, clip = cfg.optim.lr / (1 - cfg.optim.momentum), cfg.trainer.gradient_clip_val
+    if summed and clip is None and rate * pixels > MOST_LASTING_STEP:
+        raise UserError(
+            f"optim.lr={cfg.optim.lr:g} is a rate for mean losses, and loss={choices()['loss']} adds {pixels} pixels"
+            " up: choose optim=sgd_heavy (1e-10) or loss=cross_entropy"
+        )
+    if summed and clip is not None and rate * clip < LEAST_CLIPPED_STEP:
+        warn(
+            f"trainer.gradient_clip_val={clip:g} cuts the gradients of a summed loss to nothing that optim.lr="
+            f"{cfg.optim.lr:g} could learn by: set trainer.gradient_clip_val=null, as trainer=paper does"
+        )
+    elif rate * pixels < LEAST_LASTING_STEP and cfg.model.weights == "none":
+        kind = f"a loss summed over {pixels} pixels" if summed else "a mean loss"
+        warn(
+            f"optim.lr={cfg.optim.lr:g} with {kind} is too small to learn from anything but a trained FCN: staged"
+            " recipes start FCN-16s from FCN-32s and FCN-8s from FCN-16s by model.weights=PATH (paper/staged does)"
+        )
+
+
+@contextmanager
+def how_to_go_on(folder: Path) -> Iterator[None]:
+    """Say to a run that was stopped how it goes on."""
     try:
         yield
-    except SystemExit as ended:
-        if signals.asked is None:
-            raise
-        stop = ended if isinstance(ended, Interrupted) else Interrupted(signals.asked)
+    except Interrupted as stop:
         last = folder / "checkpoints" / "last.ckpt"
         how = f"Go on with the same command and checkpoint=last hydra.run.dir={folder}" if last.is_file() else ""
         say(f"Stopped by {stop}. {how}".rstrip())
-        raise stop from ended
+        raise
 
 
 def say_what_surprises(cfg: DictConfig) -> None:

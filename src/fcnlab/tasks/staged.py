@@ -1,0 +1,152 @@
+"""A training in stages, each from the best checkpoint of the one before: FCN-32s, then 16s, then 8s.
+
+Each stage is a run of its own, in a process and a folder of its own (``1-fcn32s/``, ...).
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from fcnlab.callbacks import Interrupted, StopSignals
+from fcnlab.callbacks.interruption import STOPPING
+from fcnlab.config import ConfigError, check_needs, check_targets
+from fcnlab.errors import UserError
+from fcnlab.launching import finish, setting, start
+from fcnlab.results.record import aside
+from fcnlab.tasks.building import say
+from fcnlab.tasks.recording import RunRecord, recorded
+
+OURS = ("experiment", "stages", "checkpoint", "from_run")  # settings of the whole, not of its stages
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of several: an experiment, and the folder that it leaves."""
+
+    experiment: str
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return RunRecord(self.folder).facts.get("status") == "finished"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What the next stage starts from: the best, or the last where a run keeps no best."""
+        best, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+        return best if best.is_file() else last
+
+    @property
+    def miou(self) -> float:
+        return json.loads((self.folder / "metrics.json").read_text())["miou"]
+
+
+def train_in_stages(cfg: DictConfig, folder: Path) -> float:
+    """Run the stages that are not finished yet; the last one's scores are the whole run's.
+
+    Raises
+    ------
+    UserError
+        A stage's settings cannot work, which is told before the first begins; a stage failed; the folder holds such a
+        run already, and it was not asked to go on.
+    """
+    stages = [
+        Stage(experiment, folder / f"{place}-{Path(experiment).name}")
+        for place, experiment in enumerate(cfg.stages, start=1)
+    ]
+    _check(cfg, stages)
+    with StopSignals() as signals, recorded(cfg, folder, RunRecord(folder)):
+        for place, stage in enumerate(stages):
+            if stage.finished:
+                say(f"Stage {stage.folder.name} is finished")
+                continue
+            say(f"Stage {stage.folder.name}: {place + 1} of {len(stages)}")
+            code = finish(start("train", _words(cfg, stages, place), _config_dir()))
+            _stop_unless_finished(stage, code, signals)
+        _hand_up(stages[-1].folder, folder)
+    for stage in stages:
+        say(f"{stage.folder.name:<24} mIoU {100 * stage.miou:.2f} %")
+    say(f"The run: {folder}")
+    return stages[-1].miou
+
+
+def _check(cfg: DictConfig, stages: list[Stage]) -> None:
+    """All that can be known of every stage before the first begins."""
+    if cfg.checkpoint not in (None, "none", "auto", "last"):
+        raise UserError(
+            f"checkpoint={cfg.checkpoint} is one stage's: a staged run goes on by checkpoint=auto, and starts from a"
+            " checkpoint by model.weights=PATH"
+        )
+    begun = [stage for stage in stages if stage.folder.is_dir()]
+    whole = stages[0].folder.parent
+    if begun and cfg.checkpoint in (None, "none"):
+        raise UserError(
+            f"{whole} holds a run already: go on with it by checkpoint=auto, or leave hydra.run.dir to a new"
+        )
+    if not begun and cfg.checkpoint == "last":
+        raise UserError(f"checkpoint=last: there is no stage in {whole}: add hydra.run.dir=FOLDER")
+    for place, stage in enumerate(stages):
+        old = _recorded(cfg, stage)
+        if old and not (old / "run.json").is_file():
+            raise UserError(f"from_run={cfg.from_run} holds no {old.name}: that run did not come so far")
+        try:
+            words = [f"experiment={stage.experiment}", *_settings(cfg, stages, place)]
+            composed = compose("train", words)
+            check_needs(composed, words)
+            check_targets(composed)
+        except ConfigError as error:
+            raise ConfigError(f"stage {stage.folder.name}: {error}") from error
+
+
+def _words(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
+    """What to type for a stage's run."""
+    stage = stages[place]
+    old = _recorded(cfg, stage)
+    words = [f"from_run={old}" if old else f"experiment={stage.experiment}", *_settings(cfg, stages, place)]
+    begun = (stage.folder / "checkpoints").is_dir()
+    return [*words, setting("hydra.run.dir", stage.folder), *(["checkpoint=auto"] if begun else [])]
+
+
+def _recorded(cfg: DictConfig, stage: Stage) -> Path | None:
+    """The same stage of the run that ``from_run`` repeats."""
+    return Path(cfg.from_run) / stage.folder.name if cfg.from_run else None
+
+
+def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
+    """What was typed for the whole, and the weights of the stage before."""
+    typed = HydraConfig.get().overrides.task
+    settings = [word for word in typed if word.partition("=")[0].lstrip("+~") not in OURS]
+    if place:
+        settings.append(setting("model.weights", stages[place - 1].checkpoint))
+    if "wandb" in cfg.logger and cfg.logger.wandb.group is None:
+        settings.append(setting("logger.wandb.group", stages[0].folder.parent.name))
+    return settings
+
+
+def _config_dir() -> str | None:
+    """The folder that the user's --config-dir added."""
+    sources = HydraConfig.get().runtime.config_sources
+    return next((source.path for source in sources if source.provider == "command-line"), None)
+
+
+def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals) -> None:
+    whole = stage.folder.parent
+    how = f"Go on with the same command and checkpoint=auto hydra.run.dir={whole}"
+    stopped = signals.asked or (code - 128 if code - 128 in STOPPING else None)
+    if stopped:
+        say(f"Stopped in stage {stage.folder.name}. {how}")
+        raise Interrupted(stopped)
+    if code:
+        raise UserError(f"stage {stage.folder.name} ended with code {code}: see {stage.folder / 'train.log'}. {how}")
+
+
+def _hand_up(last: Path, whole: Path) -> None:
+    """What others read of a run: the last stage's scores are the whole's."""
+    for name in ("confusions.npz", "metrics.json"):
+        with aside(whole / name) as part:
+            shutil.copyfile(last / name, part)

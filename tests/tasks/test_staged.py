@@ -1,0 +1,98 @@
+"""FCN-32s, then 16s, then 8s: one command, a run for each, which can be stopped in any of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+STAGES = ("1-fcn32s", "2-fcn16s", "3-fcn8s")
+RECIPE = (
+    "experiment=paper/staged", "data=shapes", "model/backbone=tiny", "model.backbone.weights=none", "trainer=smoke",
+    "trainer.accelerator=cpu", "logger=csv", "callbacks.progress.enabled=false",
+)  # fmt: skip
+
+
+@pytest.fixture
+def staged(small, shapes_root, tmp_path):
+    """Start a staged training as a user would; give its process."""
+
+    def begin(folder: str, *words: str) -> subprocess.Popen:
+        settings = (*RECIPE, *small, f"data.root={shapes_root}", f"hydra.run.dir={tmp_path / folder}", *words)
+        command = [sys.executable, "-m", "fcnlab", "train", *settings]
+        with (tmp_path / f"{folder}.log").open("ab") as log:
+            return subprocess.Popen(
+                command, cwd=tmp_path, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            )
+
+    return begin
+
+
+def facts(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)
+
+
+def test_stopped_in_stage_two_it_goes_on_there(staged, tmp_path):
+    straight = staged("straight", "optim.lr=1e-6")
+    process = staged("stopped", "optim.lr=1e-6")
+    wait_for(tmp_path / "stopped" / STAGES[1] / "metrics.csv", process)
+    process.send_signal(signal.SIGTERM)
+    whole = tmp_path / "stopped"
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert facts(whole)["status"] == facts(whole / STAGES[1])["status"] == "interrupted"
+    assert "Go on with the same command and checkpoint=auto hydra.run.dir=" in (tmp_path / "stopped.log").read_text()
+    assert not (whole / "metrics.json").exists() and not (whole / STAGES[2]).exists()
+
+    assert staged("stopped", "optim.lr=1e-6").wait(60) == 1  # unasked, it touches no run that is there
+    assert staged("stopped", "optim.lr=1e-6", "checkpoint=auto").wait(180) == 0
+    assert [facts(whole / stage)["starts"] for stage in STAGES] == [1, 2, 1]
+    assert straight.wait(180) == 0
+    for stage in STAGES:
+        one, other = (weights(tmp_path / folder / stage) for folder in ("straight", "stopped"))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    for name in ("metrics.json", "confusions.npz"):
+        assert (whole / name).read_bytes() == (whole / STAGES[2] / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_each_stage_starts_from_the_one_before(staged, tmp_path):
+    """At a rate of 0, what FCN-32s learned is in FCN-8s still, and its new heads are zero."""
+    assert staged("run", "optim.lr=0", "trainer.max_steps=1", "trainer.val_check_interval=1").wait(180) == 0
+    first, last = (weights(tmp_path / "run" / stage, "best") for stage in (STAGES[0], STAGES[2]))
+    assert {key for key in last if key not in first} == {
+        f"net.heads.{n}.{p}" for n in (16, 8) for p in ("weight", "bias")
+    }
+    learned = {key for key in first if "running" not in key and "tracked" not in key}
+    assert all(torch.equal(first[key], last[key]) for key in learned)
+    assert all(not last[key].any() for key in last if key not in first)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.backbone.weights=???"], "stage 1-fcn32s: the configuration cannot work"),
+        (["checkpoint=best"], "checkpoint=best is one stage's"),
+        (["checkpoint=last"], "there is no stage in"),
+        (["from_run=."], "no record of a run there"),
+    ],
+)
+def test_what_cannot_work_is_told_before_the_first_stage(fcnlab, tmp_path, capsys, words, said):
+    assert fcnlab("train", *RECIPE, f"hydra.run.dir={tmp_path / 'run'}", *words) == 1
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/1-*"))
