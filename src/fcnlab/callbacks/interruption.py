@@ -1,6 +1,8 @@
 """Signals: a run that is asked to stop finishes its step, saves itself and says with which code it ended."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -53,6 +55,32 @@ class StopSignals:
         self.asked = self.asked or signum
         if (again and signum == signal.SIGINT) or not (again or self.waiting):
             raise Interrupted(self.asked)
+
+    @contextmanager
+    def told_apart(self) -> Iterator[None]:
+        """Let what ended because of a signal end as :class:`Interrupted`, whatever came out of it.
+
+        Where Python had to swallow ours (in a handler of a fork, say), Lightning's SystemExit ends the run, with code
+        0. And Lightning's clearing up fails where it was interrupted before its loops were ready. An error of a run
+        that was saving itself stays an error.
+        """
+        try:
+            yield
+        except Interrupted:
+            raise
+        except SystemExit as ended:
+            raise Interrupted(self.asked) if self.asked else ended from None
+        except Exception as error:
+            began = _interruption_before(error)
+            if began is None or not began.at_once:
+                raise
+            raise began from None
+
+
+def _interruption_before(error: BaseException | None) -> Interrupted | None:
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__context__
+    return error
 
 
 def may_stop(trainer: Any, batch_idx: int) -> bool:
