@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow faults fuzz lint notebooks clean
+.PHONY: help setup train test test-slow faults fuzz lint notebooks table figures clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -42,8 +42,14 @@ lint: setup  ## format check, lint, types
 	$(BIN)/ruff check src tests
 	$(BIN)/pyright
 
-notebooks:  ## there are none yet
-	@echo "there are no notebooks yet"
+notebooks: setup  ## run the notebooks and keep their outputs; the second trains three nets, some minutes
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+table: setup  ## write README's table of variants and backbones
+	$(BIN)/python docs/model_table.py
+
+figures: setup  ## draw the pictures of docs/fcn.md
+	$(BIN)/python docs/figures.py
 
 clean:  ## remove what was made: .venv, caches, drawn shapes (runs in outputs/ stay)
 	rm -rf $(VENV) dist .pytest_cache .ruff_cache outputs/shapes

@@ -1,0 +1,113 @@
+"""The pictures of docs/fcn.md, computed from the nets.
+
+python docs/figures.py        (make figures)
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import torch
+
+from fcnlab.models import VGG16, FeatureMap, Grid, Upsample, receptive_field
+from fcnlab.models.geometry import IMAGE
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+PIXELS = 500  # rows of the picture
+
+
+def vgg16(padding: str) -> VGG16:
+    with torch.device("meta"):
+        return VGG16(padding=padding).eval()
+
+
+def unpadded() -> tuple[Grid, int]:
+    """The classifier's own padding: 1 in every 3x3 convolution, none in fc6; where its cells lie, and how many."""
+    net = vgg16("paper")
+    net.features[0].padding = (1, 1)
+    cells = net(torch.empty(1, 3, PIXELS, PIXELS, device="meta"))[32].data.shape[2]
+    return IMAGE.through(net.chain(32)), cells
+
+
+def padding_figure() -> None:
+    """Where the coarse cells lie, and what they see."""
+    cases = {"fc6 unpadded, as in the classifier": unpadded()}
+    for name, padding in (("padding=paper: 100 around the picture", "paper"), ("padding=same", "same")):
+        net = vgg16(padding)
+        cells = net(torch.empty(1, 3, PIXELS, PIXELS, device="meta"))[32].data.shape[2]
+        cases[name] = (net.levels[32].grid, cells)
+    field = receptive_field(vgg16("same").chain(32))
+    figure, ax = plt.subplots(figsize=(9, 3), dpi=100)
+    ax.axvspan(0, PIXELS, color="0.9")
+    for place, (name, (grid, cells)) in enumerate(cases.items()):
+        centres = [grid.origin + grid.stride * cell for cell in range(cells)]
+        height = -float(place)
+        ax.plot(centres, [height] * cells, "o", ms=4, color=f"C{place}")
+        for centre in (centres[0], centres[-1]):
+            ax.plot([centre - field / 2, centre + field / 2], [height - 0.12, height - 0.12], color=f"C{place}", lw=1.5)
+        ax.text(-220, height + 0.22, f"{name}: {cells} cells at {grid.stride}i + {grid.origin:g}", fontsize=9)
+    ax.set(xlim=(-230, PIXELS + 230), ylim=(-2.5, 0.7), yticks=[], xlabel="row of pixels; the picture is grey")
+    ax.set_title(
+        f"VGG16's coarse cells on {PIXELS} pixels; lines: the {field} pixels that the outer ones see", fontsize=10
+    )
+    save(figure, "fcn_padding")
+
+
+def border_figure() -> None:
+    """The sum of the weights with which a pixel gets scores."""
+    figure, ax = plt.subplots(figsize=(6, 2.6), dpi=100)
+    for padding in ("paper", "same"):
+        grid = vgg16(padding).levels[32].grid
+        line = Upsample(1, grid, IMAGE)(FeatureMap(torch.ones(1, 1, 16, 16), *grid))
+        first, middle = round(-line.origin), line.data.shape[3] // 2
+        rows = line.data[0, 0, first : first + 120, middle]
+        ax.plot(rows, label=f"padding={padding}: {rows[0]:.2f} in row 0")
+    ax.set(xlabel="row of pixels", ylabel="sum of weights", ylim=(0, 1.05))
+    ax.legend(fontsize=8)
+    save(figure, "fcn_border")
+
+
+def impulse_figure() -> None:
+    """How the score of one coarse cell lands on the pixels."""
+    figure, ax = plt.subplots(figsize=(6, 2.6), dpi=100)
+    for levels, name in (((32,), "FCN-32s"), ((32, 16), "FCN-16s"), ((32, 16, 8), "FCN-8s")):
+        ax.plot(impulse(levels), label=name)
+    ax.axvline(268.5, color="0.6", lw=0.8)
+    ax.set(
+        xlim=(225, 312), xlabel="row of pixels", ylabel="weight", title="cell 8 of the coarsest level, at 32 * 8 + 12.5"
+    )
+    ax.legend(fontsize=8)
+    save(figure, "fcn_impulse")
+
+
+def impulse(levels: tuple[int, ...]) -> torch.Tensor:
+    """The pixels' weights on one coarse cell, in the line through it, of the net that pads by 100."""
+    backbone = vgg16("paper")
+    grids = [*(backbone.levels[level].grid for level in levels), IMAGE]
+    coarse = torch.zeros(1, 1, 16, 16)
+    coarse[..., 8, 8] = 1
+    x = FeatureMap(coarse, *grids[0])
+    for source, target in itertools.pairwise(grids):
+        x = Upsample(1, source, target)(x)
+    first = round(-x.origin)
+    return x.data[0, 0, first : first + PIXELS].max(1).values
+
+
+def save(figure, name: str) -> None:
+    figure.tight_layout()
+    figure.savefig(HERE / f"{name}.png", metadata={"Software": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    padding_figure()
+    border_figure()
+    impulse_figure()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

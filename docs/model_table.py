@@ -1,0 +1,73 @@
+"""Every variant on every backbone, computed from the nets: writes the table of README.md.
+
+python docs/model_table.py        (make table)
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from fcnlab.config import CONF, register_schemas
+from fcnlab.models import FCN, receptive_field
+from fcnlab.tasks.scoring import macs
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- made by: make table -->", "<!-- end of table -->"
+SIDE = 500  # pixels of a picture
+BACKBONES = {  # which weights it loads, and what they and the net are tested against
+    "tiny": ("none", "hand-derived offsets, impulses"),
+    "caffenet": ("Caffe's, by PATH", "57 M and 355 of CVPR 2015, Table 1; released offset 18; layers by hand"),
+    "alexnet": ("`imagenet`", "torchvision's net on equal weights"),
+    "vgg16": ("`imagenet`", "134 M and 404 of Table 1; torchvision's net on equal weights"),
+    "vgg16_caffe": ("pytorch-fcn's `.pth`", "released offsets 19; 5, 27; 5, 9, 31; torchfcn 1.9.7, to 4e-6, once"),
+    "vgg16_bn": ("`imagenet`", "torchvision's net on equal weights"),
+    "googlenet": ("BVLC's, by PATH", "6 M of Table 1, 907 less its average pool; real weights on real pictures"),
+    "googlenet_bn": ("`imagenet`", "torchvision's net on equal weights"),
+    "resnet50": ("`imagenet`", "torchvision's net on equal weights"),
+    "resnet101": ("`imagenet`", "torchvision's net on equal weights"),
+}
+VARIANTS = ("fcn32s", "fcn16s", "fcn8s")  # fcn8s_atonce is fcn8s but for two factors
+
+
+def build(variant: str, backbone: str) -> FCN:
+    words = [f"model={variant}", f"model/backbone={backbone}", "model.backbone.weights=none"]
+    with torch.device("meta"):
+        return instantiate(compose("train", words).model, _convert_="all")
+
+
+def row(backbone: str) -> str:
+    nets = [build(variant, backbone) for variant in VARIANTS]
+    millions = [sum(value.numel() for value in net.parameters()) / 1e6 for net in nets]
+    work = [macs(net, SIDE, SIDE) / 1e9 for net in nets]
+    trunk = nets[0].backbone
+    field, stride = receptive_field(trunk.chain(32)), trunk.levels[32].grid.stride
+    loads, tested = BACKBONES[backbone]
+    numbers = [" / ".join(f"{value:.2f}" for value in millions), " / ".join(f"{value:.1f}" for value in work)]
+    return "| " + " | ".join([f"`{backbone}`", *numbers, str(field), str(stride), loads, tested]) + " |"
+
+
+def table() -> str:
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        rows = [row(backbone) for backbone in BACKBONES]
+    return "\n".join(
+        [
+            f"| backbone | parameters, M: 32s / 16s / 8s | GMACs at {SIDE}x{SIDE} | receptive field | stride"
+            " | loads | tested against |",
+            "|---|---:|---:|---:|---:|---|---|",
+            *rows,
+        ]
+    )
+
+
+def main() -> None:
+    text = README.read_text()
+    README.write_text(re.sub(f"{BEGIN}.*?{END}", f"{BEGIN}\n{table()}\n{END}", text, flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""What the documents show is what the commands make today."""
+
+import re
+import runpy
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def test_the_table_of_nets_is_the_commands():
+    table = runpy.run_path(str(REPOSITORY / "docs" / "model_table.py"))
+    shown = re.search(f"{table['BEGIN']}\n(.*)\n{table['END']}", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    assert shown and shown[1] == table["table"]()
+    backbones = {path.stem for path in (REPOSITORY / "conf/model/backbone").glob("*.yaml")}
+    assert set(table["BACKBONES"]) == backbones
+
+
+def test_links_lead_somewhere():
+    for document in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_every_option_is_in_the_readme():
+    text = (REPOSITORY / "README.md").read_text()
+    groups = (
+        "model",
+        "model/backbone",
+        "data",
+        "augment",
+        "optim",
+        "schedule",
+        "loss",
+        "refine",
+        "logger",
+        "callbacks",
+    )
+    for group in groups:
+        for path in (REPOSITORY / "conf" / group).glob("*.yaml"):
+            assert f"`{path.stem}`" in text, f"{group}={path.stem}"
