@@ -308,8 +308,9 @@ class Harness:
         begun = status["starts"] > starts_before
         if kind in POLITE:
             number = POLITE[kind]
-            # Before train() listens and after it is done, the signal kills a process as it kills any other.
-            unheard = not begun and code in (-number, 1, 130)
+            # Before train() listens and after it is done, the signal kills a process as it kills any other; between
+            # that and the record's first line there is nothing to say "interrupted" of.
+            unheard = not begun and code in (-number, 1, 130, 128 + number)
             over = status["status"] == "finished" and code in (0, -number, 128 + number)
             right = unheard or over or (status["status"] == "interrupted" and code == 128 + number)
         elif kind in ("SIGKILL", "truncated", "flipped"):

@@ -1,6 +1,8 @@
 """run.json and its companions: what a run was, how it ended, and that it can be repeated from them."""
 
 import json
+import os
+import signal
 import subprocess
 from importlib import metadata
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from fcnlab.tasks import recording
 from fcnlab.tasks.recording import uncommitted_changes
 
 
@@ -39,6 +42,25 @@ def test_a_run_that_fails_says_so(train_code, tmp_path):
     assert train_code("data.train_list=nowhere") == 1
     found = record(tmp_path / "run")
     assert found["status"] == "failed" and "nowhere" in found["reason"]
+
+
+@pytest.mark.parametrize("moment", ["commit", "aside"])
+def test_a_signal_at_the_very_beginning_leaves_a_whole_record_or_none(train_code, monkeypatch, tmp_path, moment):
+    """While the record is being made ("commit") nothing has begun; while it is first written, all of it is known."""
+    original = getattr(recording, moment)
+
+    def struck(*words):
+        monkeypatch.setattr(recording, moment, original)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*words)
+
+    monkeypatch.setattr(recording, moment, struck)
+    assert train_code() == 128 + signal.SIGTERM
+    assert (tmp_path / "run" / "run.json").exists() == (moment == "aside")
+    if moment == "aside":
+        found = record(tmp_path / "run")
+        assert (found["status"], found["reason"], found["starts"]) == ("interrupted", "SIGTERM", 1)
+        assert "trainer=smoke" in found["overrides"]
 
 
 def test_no_file_of_a_run_holds_the_key_of_w_and_b(train, monkeypatch):

@@ -48,9 +48,12 @@ class RunRecord:
 
 @contextmanager
 def recorded(cfg: DictConfig, folder: Path, record: RunRecord) -> Iterator[None]:
-    """Leave the record of a run, whatever becomes of it."""
+    """Leave the record of a run, whatever becomes of it; a signal that comes before it is begun leaves none."""
+    beginning = _beginning(record)
     try:
-        _begin(record, cfg, folder)
+        record.write(**beginning)
+        _write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        _write(folder / "changes.diff", uncommitted_changes())
         yield
         record.write(status="finished", reason=None, ended=_now())
     except Interrupted as stop:
@@ -61,25 +64,24 @@ def recorded(cfg: DictConfig, folder: Path, record: RunRecord) -> Iterator[None]
         raise
 
 
-def _begin(record: RunRecord, cfg: DictConfig, folder: Path) -> None:
+def _beginning(record: RunRecord) -> dict[str, Any]:
+    """What is known of a run when it begins, or goes on."""
     before = {key: record.facts[key] for key in ("started", "status", "command", "commit") if key in record.facts}
-    record.write(
-        earlier=[*record.facts.get("earlier", []), *([before] if before else [])],
-        status="running",
-        reason=None,
-        verb=HydraConfig.get().job.config_name,
-        command=command(),
-        overrides=list(HydraConfig.get().overrides.task),
-        started=_now(),
-        ended=None,
-        starts=record.facts.get("starts", 0) + 1,
-        commit=commit(),
-        host=platform.node(),
-        python=platform.python_version(),
-        packages={found.name: found.version for found in sorted(metadata.distributions(), key=lambda d: d.name)},
-    )
-    _write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    _write(folder / "changes.diff", uncommitted_changes())
+    return {
+        "earlier": [*record.facts.get("earlier", []), *([before] if before else [])],
+        "status": "running",
+        "reason": None,
+        "verb": HydraConfig.get().job.config_name,
+        "command": command(),
+        "overrides": list(HydraConfig.get().overrides.task),
+        "started": _now(),
+        "ended": None,
+        "starts": record.facts.get("starts", 0) + 1,
+        "commit": commit(),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "packages": {found.name: found.version for found in sorted(metadata.distributions(), key=lambda d: d.name)},
+    }
 
 
 @rank_zero_only
