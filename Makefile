@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
+# A process for each core, at most 4, each of one thread; the tests of a file stay together, since they share its runs.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow faults fuzz lint notebooks table figures clean
@@ -26,10 +28,10 @@ train: setup  ## the main job: FCN-8s on generated shapes, some minutes on a CPU
 	$(BIN)/fcnlab train
 
 test: setup  ## tests, one case of each kind
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-slow: setup  ## the matrices, other processes, the wheel
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
 fuzz: setup  ## foreign files and words: the properties of tests/fuzz, 2000 new examples of each
 	FCNLAB_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q --timeout 7200 tests/fuzz

@@ -8,7 +8,7 @@ from torch import nn
 
 from fcnlab.errors import UserError
 from fcnlab.models import FCN, Tiny
-from fcnlab.optim import adamw, constant, cosine, parameter_groups, poly, sgd
+from fcnlab.optim import adamw, constant, cosine, freeze, parameter_groups, poly, sgd
 
 SETTINGS = {"lr": 0.1, "weight_decay": 5e-4, "bias_lr_scale": 2.0, "pretrained_lr_scale": 0.1}
 
@@ -38,11 +38,24 @@ def test_rates_and_decays(pretrained, scale):
     }
 
 
-def test_a_backbone_at_rate_zero_is_frozen():
-    net = Toy(pretrained=True)
-    groups = parameter_groups(net, **SETTINGS | {"pretrained_lr_scale": 0.0})
-    assert set(by_name(groups)) == {"heads/weight", "heads/bias"}
-    assert not any(parameter.requires_grad for parameter in net.backbone.parameters())
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_pretrained_backbone_at_rate_zero_is_frozen(pretrained):
+    net = FCN(Tiny(width=2), 3)
+    net.pretrained = pretrained
+    freeze(net, 0.0)
+    assert {value.requires_grad for value in net.backbone.parameters()} == {not pretrained}
+    assert ("backbone/weight" in by_name(parameter_groups(net, **SETTINGS))) == (not pretrained)
+
+
+@pytest.mark.parametrize(
+    ("levels", "frozen"), [((32, 16, 8), set()), ((16,), {"to32"}), ((8,), {"to16", "to32"})], ids=str
+)
+def test_what_no_score_depends_on_is_frozen(levels, frozen):
+    """A backbone's parts follow one another: those behind the coarsest level that is scored have no use."""
+    net = FCN(Tiny(width=2), 3, levels=levels)
+    freeze(net, 1.0)
+    still = {name.split(".")[1] for name, value in net.named_parameters() if not value.requires_grad}
+    assert still == frozen
 
 
 def test_a_plain_backbone_has_no_rule_for_biases():

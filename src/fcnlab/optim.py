@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fcnlab.errors import UserError
+from fcnlab.models import FCN, unused_parameters
 
 MAX_WARMUP = 0.1
 
@@ -25,17 +26,16 @@ def parameter_groups(
 
     Biases and norms are not decayed, and the biases of convolutions learn at ``bias_lr_scale`` times the rate
     (voc-fcn*/train.prototxt); those of a ``plain_backbone`` are trained as its weights are. Where a backbone starts
-    from weights, it learns at ``pretrained_lr_scale`` times the rate of the heads; at 0 it is frozen.
+    from weights, it learns at ``pretrained_lr_scale`` times the rate of the heads; 0 leaves it as it is, and
+    :func:`freeze` saves the gradients that this takes.
     """
     groups: dict[str, dict[str, Any]] = {}
     for module_name, module in net.named_modules():
         in_backbone = module_name.startswith("backbone")
         for parameter in module.parameters(recurse=False):
-            scale = pretrained_lr_scale if in_backbone and net.pretrained else 1.0
-            if scale == 0:
-                parameter.requires_grad_(False)
             if not parameter.requires_grad:
                 continue
+            scale = pretrained_lr_scale if in_backbone and net.pretrained else 1.0
             kind = "weight" if parameter.ndim > 1 else "bias" if isinstance(module, nn.Conv2d) else "norm"
             as_weight = kind == "weight" or (kind == "bias" and in_backbone and plain_backbone)
             group = {
@@ -46,6 +46,17 @@ def parameter_groups(
             }
             groups.setdefault(group["name"], group)["params"].append(parameter)
     return list(groups.values())
+
+
+def freeze(net: FCN, pretrained_lr_scale: float) -> None:
+    """Ask no gradient for what learns nothing: a pretrained backbone at rate 0, and what no score depends on.
+
+    Before the training is set up: DDP waits for the gradient of all that asks for one.
+    """
+    backbone = [parameter for name, parameter in net.named_parameters() if name.startswith("backbone.")]
+    resting = backbone if net.pretrained and pretrained_lr_scale == 0 else []
+    for parameter in [*resting, *unused_parameters(net)]:
+        parameter.requires_grad_(False)
 
 
 def sgd(

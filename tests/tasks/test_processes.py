@@ -61,6 +61,13 @@ def test_two_ranks_train_on_the_batches_of_one(tmp_path, small):
         assert apart <= 1e-3 * size and size > 0, key  # the heads started at zero: all that they hold was learned
 
 
+def test_two_ranks_train_a_net_that_scores_no_coarse_level(tmp_path, small):
+    """DDP waits for the gradient of every parameter that asks for one; most of this backbone gets none."""
+    words = [*small, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=3"]
+    fcnlab(tmp_path, "train", *words, "trainer.val_check_interval=3", "model.levels=[8]", "hydra.run.dir=run")
+    assert record(tmp_path / "run")["protocol"]["pictures"] == 8
+
+
 # A net without batch statistics: shares of a batch make the same gradients as the batch.
 PLAIN = ("trainer.accelerator=cpu", "logger=csv", "loss=cross_entropy_sum", "optim=sgd", "optim.lr=0.001",
          "model/backbone=googlenet", "model.backbone.weights=none", "model.backbone.dropout=0.0",

@@ -1,7 +1,7 @@
 """Networks as plain PyTorch: ``FCN(GoogLeNet(weights="bvlc_googlenet.safetensors"), num_classes=21)``."""
 
 from fcnlab.models.alexnet import AlexNet, CaffeNet
-from fcnlab.models.fcn import FCN
+from fcnlab.models.fcn import FCN, unused_parameters
 from fcnlab.models.geometry import FeatureMap, Grid, Upsample, overlap, receptive_field
 from fcnlab.models.googlenet import GoogLeNet, GoogLeNetBN
 from fcnlab.models.resnet import ResNet
@@ -22,4 +22,5 @@ __all__ = [
     "Upsample",
     "overlap",
     "receptive_field",
+    "unused_parameters",
 ]

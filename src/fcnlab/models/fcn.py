@@ -1,9 +1,11 @@
 """Fully convolutional networks, written once: FCN-32s, 16s and 8s differ in the levels that they score."""
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -11,6 +13,8 @@ from fcnlab.models.backbone import Backbone
 from fcnlab.models.geometry import IMAGE, FeatureMap, Upsample, add, overlap
 from fcnlab.models.published import as_ours
 from fcnlab.models.weights import WeightsError, load_strictly, read_labelled
+
+SMALL_PICTURE = 64  # pixels
 
 
 class FCN(nn.Module):
@@ -112,6 +116,15 @@ class FCN(nn.Module):
             )
         load_strictly(self, old | fresh, f"model.weights={path}")
         self.pretrained = True
+
+
+def unused_parameters(net: FCN) -> list[nn.Parameter]:
+    """Those that no score depends on: of a backbone's coarser parts, where only finer levels are scored."""
+    shadow = copy.deepcopy(net).to("meta").eval()
+    side = max(net.backbone.min_size, SMALL_PICTURE)
+    shadow(torch.empty(1, 3, side, side, device="meta")).sum().backward()
+    used = {name for name, parameter in shadow.named_parameters() if parameter.grad is not None}
+    return [value for name, value in net.named_parameters() if value.requires_grad and name not in used]
 
 
 def _may_start_afresh(key: str) -> bool:

@@ -17,6 +17,7 @@ from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError
 from fcnlab.losses import CrossEntropySum
+from fcnlab.optim import freeze
 from fcnlab.results.scores import Scores
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import (
@@ -81,9 +82,10 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net = instantiate(cfg.model, _convert_="all")
     data: DataModule = instantiate(cfg.data, _convert_="all")
-    frozen = cfg.optim.get("pretrained_lr_scale") == 0
-    if not net.pretrained and (frozen or _given("optim.pretrained_lr_scale")):
+    backbone_rate = cfg.optim.get("pretrained_lr_scale", 1.0)
+    if not net.pretrained and (backbone_rate == 0 or _given("optim.pretrained_lr_scale")):
         warn("optim.pretrained_lr_scale has no effect: the backbone starts from no weights")
+    freeze(net, backbone_rate)
     data.check("train", "val", "test", min_size=net.backbone.min_size)
     loss: nn.Module = instantiate(cfg.loss, _convert_="all")
     check_rate(cfg, loss, data)
