@@ -95,10 +95,22 @@ class PredictConfig:
     trust: list[str] = field(default_factory=list)
 
 
+@dataclass
+class DoctorConfig:
+    """The root of ``fcnlab doctor``."""
+
+    data: Any = MISSING
+    augment: Any = MISSING
+    samples: int = 12
+    alike_bits: int = 4
+    seed: int = 1
+
+
 def register_schemas() -> None:
     """Make the roots known to Hydra under the names that the primary configs use."""
     store = ConfigStore.instance()
-    for name, schema in {"train": TrainConfig, "eval": EvalConfig, "predict": PredictConfig}.items():
+    roots = {"train": TrainConfig, "eval": EvalConfig, "predict": PredictConfig, "doctor": DoctorConfig}
+    for name, schema in roots.items():
         store.store(name=f"{name}_schema", node=schema)
 
 
