@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from fcnlab.results.scores import VOID
 MASK_FORMATS = ("PNG",)  # a JPEG's labels would be blurred, a GIF's renumbered
 MASK_MODES = ("P", "P;1", "P;2", "P;4", "L")  # palette and grey, as stored; PIL stretches grey of few bits to 0..255
 ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")  # of a whole JPEG, of a whole PNG
+RGB_PLACES = np.array([1 << 16, 1 << 8, 1])  # a colour as one number
 PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL opens 40 more, EPS by running Ghostscript
 
 
@@ -66,7 +67,9 @@ class Pictures:
     palette
         RGB in 0..255, one row per class.
     void
-        The label on disk that is neither trained on nor scored; it is read as 255.
+        The label on disk that is neither trained on nor scored; it is read as 255. None: there is none.
+    colours
+        What each RGB is in masks that are coloured, 255 for void; None: masks hold ids, and coloured ones are errors.
     """
 
     title: str
@@ -75,7 +78,8 @@ class Pictures:
     masks: tuple[Path, ...]
     classes: tuple[str, ...]
     palette: UInt8[ndarray, "classes 3"]
-    void: int = VOID
+    void: int | None = VOID
+    colours: Mapping[tuple[int, int, int], int] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -90,36 +94,55 @@ class Pictures:
         Raises
         ------
         DataError
-            The mask is unreadable, not made of indices, or holds an id that is no class.
+            The mask is unreadable, not made of indices, or holds an id or a colour that is no class.
         """
         path = self.masks[index]
         with _opened(path, MASK_FORMATS) as file:
             mode = file.tile[0][3]
-            if mode not in MASK_MODES:
+            if mode not in MASK_MODES and not (mode == "RGB" and self.colours):
                 raise WrongMode(
                     f"{path} is a mask of mode {mode}: masks hold one class id per pixel, as palette (P) or grey (L, 8"
-                    " bits) PNG. Convert colours to ids first."
+                    " bits) PNG. Convert colours to ids first, or give RGB masks' colours to data=folder."
                 )
             file.verify()  # by its checksums, which decoding passes over: the last pixels could be others
         with _opened(path, MASK_FORMATS) as file:
             mask = np.array(file)
-        void = mask == self.void
+        if mask.ndim == 3:
+            return self._ids(mask, path)
+        void = mask == self.void if self.void is not None else np.zeros_like(mask, bool)
         if ((mask >= len(self.classes)) & ~void).any():
             wrong = sorted(set(np.unique(mask).tolist()) - set(range(len(self.classes))) - {self.void})
             raise WrongLabels(
                 f"{path} holds labels {wrong[:5]}, but {self.title} has classes 0 to {len(self.classes) - 1}"
-                f" and {self.void} for void"
+                f" and {'nothing' if self.void is None else self.void} for void"
             )
         return np.where(void, np.uint8(VOID), mask)
 
+    def _ids(self, mask: UInt8[ndarray, "rows cols 3"], path: Path) -> UInt8[ndarray, "rows cols"]:
+        """Colours to ids, each exactly: a colour between two classes is neither of them."""
+        assert self.colours
+        codes = mask.astype(np.int64) @ RGB_PLACES
+        known = np.array(list(self.colours)) @ RGB_PLACES
+        order = known.argsort()
+        place = order[np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)]
+        wrong = np.unique(codes[known[place] != codes])
+        if wrong.size:
+            shown = ", ".join(f"[{code >> 16}, {code >> 8 & 255}, {code & 255}]" for code in wrong[:3].tolist())
+            raise WrongLabels(
+                f"{path} holds {len(wrong)} colours that are no class of {self.title}: {shown}"
+                f"{', …' if len(wrong) > 3 else ''}. Give each a class, or name it in data.pictures.void_colours."
+            )
+        return np.array(list(self.colours.values()), np.uint8)[place]
+
     def check(self, min_size: int = 1) -> None:
-        """Look at every file before any long work: pictures' headers and whole masks.
+        """Look at every file before any long work: pictures' headers and ends, and whole masks.
 
         Raises
         ------
         DataError
-            One message for all that is wrong: a missing or unreadable file, a picture of another size than its mask or
-            smaller than ``min_size`` pixels, a mask with labels that are no classes, a name that is listed twice.
+            One message for all that is wrong: a missing, unreadable or shortened file, a picture of another size than
+            its mask or smaller than ``min_size`` pixels, a mask with labels that are no classes, a name that is listed
+            twice.
         """
         if not self.names:
             raise DataError(f"{self.title} is empty: name another list")

@@ -84,7 +84,8 @@ def contact_sheet(
     blank = np.full_like(tiles[0], 255)
     tiles += [blank] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
-    return with_legend(np.concatenate(rows), [labels for _, _, labels in samples], classes, palette)
+    shown = [np.where(labels == VOID, len(classes), labels) for _, _, labels in samples]  # void has a name here
+    return with_legend(np.concatenate(rows), shown, [*classes, "void"], np.vstack([palette, [VOID_COLOUR]]))
 
 
 def _tile(name: str, image: Picture, labels: Labels, palette: Palette, side: int) -> Drawing:
