@@ -10,13 +10,14 @@ from omegaconf import OmegaConf
 
 from fcnlab.config import CONF, ConfigError, check_needs, check_targets, check_trust, register_schemas
 
-PRIMARY = ("train", "eval", "predict")
+PRIMARY = ("train", "eval", "predict", "doctor")
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
 EXPERIMENTS = [path for path in FILES if path.parts[0] == "experiment"]
 OPTIONS = [path for path in FILES if path not in EXPERIMENTS]
 GIVEN = {
     "model/backbone=caffenet": ["model.backbone.weights=none"],
     "model/backbone=googlenet": ["model.backbone.weights=none"],
+    "data=folder": ["data.pictures.classes=[ground,cat]"],
     "loss=weighted": [f"loss.class_weights={[1.0] * 21}"],
 }
 

@@ -112,13 +112,13 @@ def oddities(path: Path) -> Iterator[tuple[str, str]]:
     """What is odd about a picture that can be read, by the names in ``ODDITIES``."""
     try:
         with open_picture(path) as file:
-            turn = file.getexif().get(ORIENTATION, 1)
-            if turn != 1:
-                yield "rotation", f"{path} notes orientation {turn} in EXIF; it is taken as stored, like its mask"
             if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
                 yield "colour space", f"{path} is {file.mode}: its colours are converted roughly, without a profile"
             if any(";16" in str(tile[3]) for tile in file.tile):
                 yield "bit depth", f"{path} has 16 bits to a channel, of which the upper 8 are used"
+            turn = file.getexif().get(ORIENTATION, 1)  # last, since it decodes a PNG
+            if turn != 1:
+                yield "rotation", f"{path} notes orientation {turn} in EXIF; it is taken as stored, like its mask"
     except DataError:  # a fault, and told as such
         return
 
