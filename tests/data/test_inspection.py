@@ -207,7 +207,7 @@ def test_all_are_listed_and_broken_ones_stop_nothing(voc):
         image(voc, name).unlink()
     relabel(mask(voc, "t1"), 3, 99)
     found = {one.check: one for one in examined(voc.parents[1]) if one.about.startswith("train:")}
-    assert len(found["files"].each) == 6 and found["files"].found == "6 wrong"
+    assert len(found["files"].each) == 6 and found["files"].found == "6 missing"
     assert found["labels"].each[0].startswith(str(mask(voc, "t1")))
 
 

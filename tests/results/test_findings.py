@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from fcnlab.results.findings import (
     Finding,
     Verdict,
@@ -9,6 +11,7 @@ from fcnlab.results.findings import (
     findings_markdown,
     findings_table,
     markdown_columns,
+    summary,
     text_columns,
     worst,
 )
@@ -21,17 +24,38 @@ FINDINGS = [
 
 
 def test_terminal():
-    assert findings_table(FINDINGS, most=2).splitlines() == [
+    assert findings_table(FINDINGS).splitlines() == [
         "train",
         "  ✓ list   no name twice",
         "  ✗ files  3 wrong",
         "      a.jpg is missing",
         "      b|c.jpg is missing",
-        "      … and 1 more",
+        "      d.jpg is missing",
         "",
         "machine",
         "  ! GPU    none | here",
     ]
+
+
+@pytest.mark.parametrize(("verdict", "shown"), [(Verdict.ERROR, 10), (Verdict.WARNING, 3)])
+def test_terminal_names_the_first_files(verdict, shown):
+    each = tuple(f"{place}.jpg" for place in range(1200))
+    lines = findings_table([Finding("train", "files", verdict, "1,200 missing", each)]).splitlines()
+    assert lines[2:-1] == [f"      {name}" for name in each[:shown]]
+    assert lines[-1] == f"      … and {1200 - shown:,} more"
+
+
+def test_long_lines_are_wrapped_beside_their_check():
+    (_, *lines) = findings_table([Finding("x", "check", Verdict.OK, "word " * 12)], columns=42).splitlines()
+    assert lines == ["  ✓ check  word word word word word word", "           word word word word word word"]
+
+
+@pytest.mark.parametrize(
+    ("findings", "text"),
+    [(FINDINGS, "1 error, 1 warning, 1 check passed"), (FINDINGS[:1] * 2, "no errors, no warnings, 2 checks passed")],
+)
+def test_summary(findings, text):
+    assert summary(findings) == text
 
 
 def test_colour_is_added_and_nothing_else():

@@ -34,19 +34,19 @@ from fcnlab.results.findings import Finding, Verdict
 Read = TypeVar("Read")
 Code = Float32[ndarray, " 64"]
 
-FAULTS = {  # the check that finds each kind, and what it says when there is none
-    MissingFile: ("files", "all there"),
-    UnreadableFile: ("formats", "pictures and PNG masks, all"),
-    BrokenFile: ("whole files", "each decodes to its end"),
-    WrongSize: ("mask sizes", "each its picture's"),
-    WrongMode: ("pixel modes", "8 bits; masks hold ids"),
-    WrongLabels: ("labels", "classes and void only"),
+FAULTS = {  # the check that finds each kind, and what it says when there is none, and some
+    MissingFile: ("files", "all there", "{} missing"),
+    UnreadableFile: ("formats", "pictures and PNG masks, all", "{} no such picture or mask"),
+    BrokenFile: ("whole files", "each decodes to its end", "{} cut off or damaged"),
+    WrongSize: ("mask sizes", "each its picture's", "{} not their picture's, or too large"),
+    WrongMode: ("pixel modes", "8 bits; masks hold ids", "{} of another kind"),
+    WrongLabels: ("labels", "classes and void only", "{} masks with others"),
 }
 ORIENTATION = 0x0112  # EXIF's tag; 1: upright
 ODDITIES = {  # likewise, of what is read in another way than its maker meant
-    "rotation": "none noted in EXIF",
-    "colour space": "RGB or grey",
-    "bit depth": "8",
+    "rotation": ("none noted in EXIF", "{} rotated in EXIF alone"),
+    "colour space": ("RGB or grey", "{} of another"),
+    "bit depth": ("8", "{} of 16 bits"),
 }
 FLAT = 2.0  # grey levels: below this deviation a thumbnail has nothing to recognise it by
 SMALL = 32  # pixels: the stride of a net's last layers
@@ -197,18 +197,18 @@ def _fine(about: str, check: str, found: str) -> Finding:
 
 def _fault_lines(about: str, seen: Sequence[Look]) -> Iterator[Finding]:
     faults = [fault for one in seen for fault in one.faults]
-    for kind, (check, fine) in FAULTS.items():
+    for kind, (check, fine, found) in FAULTS.items():
         each = tuple(str(fault) for fault in faults if isinstance(fault, kind))
-        yield _verdict(about, check, Verdict.ERROR, each, fine, "{} wrong")
+        yield _verdict(about, check, Verdict.ERROR, each, fine, found)
     rest = tuple(str(fault) for fault in faults if not isinstance(fault, tuple(FAULTS)))
     if rest:  # of a data set with checks of its own
         yield Finding(about, "contents", Verdict.ERROR, f"{len(rest):,} wrong", rest)
 
 
 def _odd_lines(about: str, seen: Sequence[Look]) -> Iterator[Finding]:
-    for check, fine in ODDITIES.items():
+    for check, (fine, found) in ODDITIES.items():
         each = tuple(what for one in seen for name, what in one.odd if name == check)
-        yield _verdict(about, check, Verdict.WARNING, each, fine, "{} not")
+        yield _verdict(about, check, Verdict.WARNING, each, fine, found)
 
 
 def _size_line(about: str, pictures: Pictures, seen: Sequence[Look]) -> Finding:

@@ -13,6 +13,7 @@ from numpy import ndarray
 
 from fcnlab.data.module import Batch, DataModule, TrainingBatches, TrainingSamples
 from fcnlab.data.pictures import Pictures
+from fcnlab.errors import first_line
 from fcnlab.results.findings import Finding, Verdict
 
 ABOUT = "augmentation"
@@ -30,7 +31,7 @@ def inspect_streams(data: DataModule, pictures: Pictures, index: int) -> list[Fi
         alone, again = stream(data, one, workers=0), stream(data, one, workers=0)
         shared, later = stream(data, one, workers=2), stream(data, one, workers=2, epoch=1)
     except Exception as error:  # of a user's own augmentation, or of a machine without shared memory
-        return [Finding(ABOUT, "loading", Verdict.ERROR, f"it fails: {error}")]
+        return [Finding(ABOUT, "loading", Verdict.ERROR, f"it fails: {first_line(error)}")]
     repeats = _finding("equal seeds", "give equal pictures", "give unequal pictures", alone == again)
     workers = _finding(
         "0 and 2 workers", "give equal pictures", "give unequal pictures: a run depends on num_workers", alone == shared

@@ -1,5 +1,6 @@
 """What an inspection found, a line to each check, as the terminal, Markdown and JSON show it."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -17,6 +18,7 @@ class Verdict(StrEnum):
 
 SIGNS = {Verdict.OK: "✓", Verdict.WARNING: "!", Verdict.ERROR: "✗"}
 COLOURS = {Verdict.OK: "32", Verdict.WARNING: "33", Verdict.ERROR: "1;31"}  # of terminals: green, yellow, bold red
+MOST_NAMED = {Verdict.OK: 0, Verdict.WARNING: 3, Verdict.ERROR: 10}  # files under a line in the terminal
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,18 @@ class Finding:
     each: tuple[str, ...] = ()
 
 
-def findings_table(findings: Sequence[Finding], most: int = 10, colour: bool = False) -> str:
-    """Lines under a heading for each thing that was looked at; ``most`` files are named under a line."""
+def findings_table(findings: Sequence[Finding], colour: bool = False, columns: int = 1000) -> str:
+    """Lines under a heading for each thing that was looked at, with the first files; ``columns`` has the terminal."""
     width = max((len(finding.check) for finding in findings), default=0)
     lines = []
     for about, group in groupby(findings, key=lambda finding: finding.about):
         lines += ["", _painted(about, "1", colour)]
         for finding in group:
             sign = _painted(SIGNS[finding.verdict], COLOURS[finding.verdict], colour)
-            lines.append(f"  {sign} {finding.check:<{width}}  {finding.found}")
-            lines += [f"      {one}" for one in _some(finding.each, most)]
+            found = textwrap.wrap(finding.found, max(20, columns - width - 6), break_on_hyphens=False)
+            lines.append(f"  {sign} {finding.check:<{width}}  {found[0]}")
+            lines += [" " * (width + 6) + more for more in found[1:]]
+            lines += [f"      {one}" for one in _some(finding.each, MOST_NAMED[finding.verdict])]
     return "\n".join(lines[1:])
 
 
@@ -71,6 +75,17 @@ def findings_markdown(findings: Sequence[Finding]) -> str:
 def findings_facts(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     """As JSON holds them."""
     return [asdict(finding) for finding in findings]
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """How many checks ended how."""
+    verdicts = [finding.verdict for finding in findings]
+    errors, warnings, fine = (verdicts.count(kind) for kind in (Verdict.ERROR, Verdict.WARNING, Verdict.OK))
+    return f"{_count(errors, 'error')}, {_count(warnings, 'warning')}, {_count(fine, 'check')} passed"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number or 'no'} {what}s"
 
 
 def worst(findings: Sequence[Finding]) -> Verdict:

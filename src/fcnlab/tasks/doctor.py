@@ -1,6 +1,7 @@
 """``fcnlab doctor``."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -25,6 +26,7 @@ from fcnlab.results.findings import (
     findings_markdown,
     findings_table,
     markdown_columns,
+    summary,
     text_columns,
     worst,
 )
@@ -58,9 +60,10 @@ def doctor(cfg: DictConfig) -> None:
     counted = {name: class_frequencies(*one) for name, one in seen.items()}
     weights = class_weights(counted["train"])
     write_report(folder, seen, findings, counted, weights)
-    print(terminal_report(seen, findings, counted, weights, colour=in_colour()))
+    print(terminal_report(seen, findings, counted, weights))
     draw_samples(folder / "samples.png", data, *seen["train"], count=cfg.samples)
-    say(f"Every file by name: {folder}/doctor.md; augmented samples with their masks: {folder}/samples.png")
+    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    say(f"{summary(findings)}. doctor.md (every file by name), doctor.json, samples.png: {here}")
     errors = [f"{one.about.partition(':')[0]}: {one.check}" for one in findings if one.verdict == Verdict.ERROR]
     if errors:
         raise UserError(f"this would make a number wrong or training fail: {'; '.join(errors)}. The table says how.")
@@ -184,13 +187,14 @@ def counts_by_name(classes: Sequence[str], one: Frequencies) -> dict[str, dict[s
     return named | {"void": {"pictures": one.voided, "pixels": one.void}}
 
 
-def terminal_report(
-    seen: Seen, findings: Sequence[Finding], counted: Mapping[str, Frequencies], weights: dict, colour: bool
-) -> str:
-    """The table, the classes, and what to type to weigh them."""
+def terminal_report(seen: Seen, findings: Sequence[Finding], counted: Mapping[str, Frequencies], weights: dict) -> str:
+    """The classes, what to type to weigh them, and the table, whose end is what stays in sight."""
     classes = text_columns(*class_columns(seen["train"][0].classes, counted, weights))
-    lines = [findings_table(findings, colour=colour), "", classes, "", "To weigh the classes by", *suggestions(weights)]
-    return "\n".join(lines)
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+    typed = [f"  {line}" for line in suggestions(weights)]
+    return "\n".join(
+        [classes, "", "To weigh classes by", *typed, "", findings_table(findings, in_colour(), columns), ""]
+    )
 
 
 def in_colour() -> bool:
