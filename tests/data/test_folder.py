@@ -203,7 +203,9 @@ def test_a_file_of_classes(tmp_path, text, expected):
         ({"classes": {"a": [1, 2, 300]}}, r"\[1, 2, 300\] is no colour: give red, green and blue"),
         ({"classes": "nothing.txt"}, r"nothing\.txt cannot be read"),
         ({"classes": "mixed.txt"}, r"gives 2 classes 1 colours: all or none"),
-        ({"void_colours": [[1, 2]]}, r"\[1, 2\] is no colour"),
+        ({"classes": COLOURS, "void_colours": [[1, 2]]}, r"\[1, 2\] is no colour"),
+        ({"classes": COLOURS, "void_colours": [[0, 255, 0]]}, r"\[0, 255, 0\] is a class's colour, too"),
+        ({"void_colours": [[1, 2, 3]]}, r"void_colours has no effect without class colours"),
     ],
 )
 def test_mistakes_in_settings(tmp_path, settings, message):

@@ -1,14 +1,17 @@
 """fcnlab doctor as a command: the table, what it leaves, its exit code; the machine's lines by themselves."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fcnlab.data import DataModule, open_folder
+from fcnlab.data.transforms import standard
 from fcnlab.results.findings import Verdict
-from fcnlab.tasks.doctor import suggestions
+from fcnlab.tasks.doctor import inspect_data, look_at_all, suggestions
 from fcnlab.tasks.machine import disk_finding, gpu_finding, shared_memory_finding
 
 GIB = 2**30
@@ -50,6 +53,49 @@ def test_mistakes_are_told_as_elsewhere(fcnlab, words, message, capsys):
     assert fcnlab("doctor", *words) == 1
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err
+
+
+@pytest.fixture
+def found(tmp_path):
+    """What is found about the settings and the loader on six pictures of one colour each, but for the last."""
+
+    def inspect(**changes) -> dict[tuple[str, str], Verdict]:
+        for place in range(6):
+            colour = np.full((40, 40, 3), 20 * place, np.uint8)
+            if place == 5 and changes.pop("one_is_telling", True):
+                colour = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+            for folder, pixels in (("images", colour), ("masks", np.zeros((40, 40), np.uint8))):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                Image.fromarray(pixels).save(tmp_path / folder / f"{place}.png")
+        opened = partial(
+            open_folder,
+            images="images/{name}.png",
+            masks="masks/{name}.png",
+            classes=["a", "b"],
+            fractions={"all": 1.0},
+        )
+        settings = {"root": str(tmp_path), "train_list": "all", "val_list": "all", "num_classes": 2, "batch_size": 2}
+        data = DataModule(opened, augment=standard, crop_size=32, num_workers=0, **settings | changes)
+        return {(one.about, one.check): one.verdict for one in inspect_data(data, look_at_all(data), 4)}
+
+    return inspect
+
+
+def test_the_loader_is_judged_by_a_picture_that_can_tell(found):
+    """Crops of a plain wall are all alike, whatever was drawn."""
+    assert found()["augmentation", "two workers"] == Verdict.OK
+    assert found(one_is_telling=False)["augmentation", "draws"] == Verdict.WARNING
+
+
+def test_settings_that_do_not_fit_the_data_are_errors(found):
+    sound = found()
+    assert sound["settings", "classes"] == sound["settings", "batches"] == Verdict.OK
+    wrong = found(num_classes=3, batch_size=7)
+    assert wrong["settings", "classes"] == wrong["settings", "batches"] == Verdict.ERROR
+
+
+def test_one_list_for_training_and_validation_is_an_overlap(found):
+    assert found()["train and val", "overlap"] == Verdict.ERROR
 
 
 def test_suggestions_can_be_typed():

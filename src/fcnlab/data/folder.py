@@ -59,7 +59,7 @@ def open_folder(
     Raises
     ------
     DataError
-        No such folder, list or split; patterns or classes that make no sense; two pictures of one name.
+        No such folder, list or split; patterns, classes or colours that make no sense; two pictures of one name.
     """
     if not Path(root).is_dir():
         raise DataError(f"data.root={root} is no folder: set data.root to the one that holds {images}")
@@ -69,7 +69,6 @@ def open_folder(
     if not found:
         raise DataError(f"no pictures are {Path(root) / images.replace('{split}', split)}{_splits_hint(root, images)}")
     members = _members(root, split, found, lists, fractions, split_seed)
-    table = {colour: label for label, colour in enumerate(colours)} | {_colour(one): VOID for one in void_colours}
     return Pictures(
         title=f"{Path(root).absolute().name} {split}",
         names=tuple(members),
@@ -78,7 +77,7 @@ def open_folder(
         classes=names,
         palette=np.array(colours, np.uint8) if colours else voc_palette(len(names)),
         void=void,
-        colours=table if colours else None,
+        colours=_colour_table(colours, void_colours),
     )
 
 
@@ -103,6 +102,19 @@ def read_classes(classes: Classes, root: str) -> tuple[tuple[str, ...], list[Col
             f"data.pictures.classes={classes!r} gives {len(names)} classes {len(colours)} colours: all or none"
         )
     return names, colours
+
+
+def _colour_table(colours: Sequence[Colour], void_colours: Sequence[Sequence[int]]) -> dict[Colour, int] | None:
+    void = {_colour(one): VOID for one in void_colours}
+    if void and not colours:
+        raise DataError(
+            "data.pictures.void_colours has no effect without class colours: give data.pictures.classes as"
+            " {NAME: [R, G, B], ...}"
+        )
+    both = void.keys() & set(colours)
+    if both:
+        raise DataError(f"data.pictures.void_colours: {list(both.pop())} is a class's colour, too")
+    return {colour: label for label, colour in enumerate(colours)} | void if colours else None
 
 
 def count_classes(classes: Any, root: str) -> int:

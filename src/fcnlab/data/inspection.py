@@ -33,6 +33,7 @@ from fcnlab.results.findings import Finding, Verdict
 
 Read = TypeVar("Read")
 Code = Float32[ndarray, " 64"]
+Looked = tuple[Pictures, Sequence["Look"]]  # a split, and what was seen of each of its pictures
 
 FAULTS = {  # the check that finds each kind, and what it says when there is none, and some
     MissingFile: ("files", "all there", "{} missing"),
@@ -166,12 +167,7 @@ def inspect_split(name: str, pictures: Pictures, seen: Sequence[Look], bits: int
     ]
 
 
-def inspect_overlap(
-    names: tuple[str, str],
-    ours: tuple[Pictures, Sequence[Look]],
-    theirs: tuple[Pictures, Sequence[Look]],
-    bits: int = 4,
-) -> list[Finding]:
+def inspect_overlap(names: tuple[str, str], ours: Looked, theirs: Looked, bits: int = 4) -> list[Finding]:
     """The findings about two splits of which the one is to tell how well a net does that learned from the other."""
     about = f"{names[0]} and {names[1]}"
     same = tuple(_same_across(names, ours, theirs))
@@ -262,7 +258,7 @@ def _equal_pairs(pictures: Pictures, seen: Sequence[Look]) -> Iterator[str]:
         first.setdefault(one.digest, name)
 
 
-def _same_across(names, ours, theirs) -> Iterator[str]:
+def _same_across(names: tuple[str, str], ours: Looked, theirs: Looked) -> Iterator[str]:
     (pictures, seen), (others, others_seen) = ours, theirs
     by_pixels = {one.digest: name for name, one in zip(pictures.names, seen, strict=True) if one.digest is not None}
     by_file = dict(zip(pictures.images, pictures.names, strict=True))  # also one that cannot be read
@@ -280,7 +276,7 @@ def _alike_within(pictures: Pictures, seen: Sequence[Look], bits: int) -> Iterat
             yield f"{pictures.names[places[place]]} looks like {pictures.names[places[other]]}"
 
 
-def _alike_across(names, ours, theirs, bits: int) -> Iterator[str]:
+def _alike_across(names: tuple[str, str], ours: Looked, theirs: Looked, bits: int) -> Iterator[str]:
     (pictures, seen), (others, others_seen) = ours, theirs
     known = {one.digest for one in seen}
     places = _distinct(seen)

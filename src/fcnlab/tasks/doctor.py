@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from fcnlab.config import ConfigError, check_targets
 from fcnlab.data import DataError, DataModule, Pictures
 from fcnlab.data.balance import WEIGHTINGS, Frequencies
-from fcnlab.data.inspection import Look, class_frequencies, inspect_overlap, inspect_split, looks
+from fcnlab.data.inspection import Look, Looked, class_frequencies, inspect_overlap, inspect_split, looks
 from fcnlab.data.module import TrainingBatches
 from fcnlab.data.streams import augmented_samples, inspect_streams
 from fcnlab.errors import UserError
@@ -37,7 +37,7 @@ from fcnlab.tasks.scoring import command
 
 MOST_SAMPLES = 200
 
-Seen = dict[str, tuple[Pictures, list[Look]]]
+Seen = dict[str, Looked]  # by the split's name
 
 
 def doctor(cfg: DictConfig) -> None:
@@ -57,13 +57,14 @@ def doctor(cfg: DictConfig) -> None:
         *inspect_data(data, seen, cfg.alike_bits),
         *inspect_machine(folder, batch_bytes(data), data.num_workers),
     ]
-    counted = {name: class_frequencies(*one) for name, one in seen.items()}
-    weights = class_weights(counted["train"])
+    counted = {name: class_frequencies(*one) for name, one in seen.items() if one[0].masks}
+    weights = class_weights(class_frequencies(*seen["train"]))
     write_report(folder, seen, findings, counted, weights)
     print(terminal_report(seen, findings, counted, weights))
-    draw_samples(folder / "samples.png", data, *seen["train"], count=cfg.samples)
+    if cfg.samples and all(one.check != "loading" for one in findings):
+        draw_samples(folder / "samples.png", data, *seen["train"], count=cfg.samples)
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    say(f"{summary(findings)}. doctor.md (every file by name), doctor.json, samples.png: {here}")
+    say(f"{summary(findings)}. Every file by name, and augmented samples: {here}")
     errors = [f"{one.about.partition(':')[0]}: {one.check}" for one in findings if one.verdict == Verdict.ERROR]
     if errors:
         raise UserError(f"this would make a number wrong or training fail: {'; '.join(errors)}. The table says how.")
@@ -100,9 +101,11 @@ def inspect_data(data: DataModule, seen: Seen, bits: int) -> Iterator[Finding]:
         yield from inspect_overlap((first, second), seen[first], seen[second], bits)
     yield from inspect_settings(data, seen)
     pictures, found = seen["train"]
-    usable = sound(found)
-    if usable and pictures.masks:
-        yield from inspect_streams(data, pictures, usable[0])
+    telling = [place for place in sound(found) if found[place].code is not None]  # crops of a flat one are all alike
+    if telling:
+        yield from inspect_streams(data, pictures, telling[0])
+    else:
+        yield Finding("augmentation", "draws", Verdict.WARNING, "not looked at: there is no sound picture to try it on")
 
 
 def inspect_settings(data: DataModule, seen: Seen) -> Iterator[Finding]:
@@ -136,8 +139,8 @@ def class_columns(
     header = ["class", *(f"{name} {what}" for name in counted for what in ("pictures", "pixels, %")), *weights]
     rows = []
     for place, title in enumerate(classes):
-        counts = [(f"{one.pictures[place]:,}", f"{100 * one.share[place]:.3f}") for one in counted.values()]
-        rows.append([title, *sum(counts, ()), *(f"{values[place]:.3f}" for values in weights.values())])
+        pairs = ((f"{one.pictures[place]:,}", f"{100 * one.share[place]:.3f}") for one in counted.values())
+        rows.append([title, *chain(*pairs), *(f"{values[place]:.3f}" for values in weights.values())])
     return header, rows
 
 
@@ -163,7 +166,7 @@ def write_report(
         name: {
             "title": pictures.title,
             "pictures": len(pictures),
-            "classes": counts_by_name(classes, counted[name]),
+            "classes": counts_by_name(classes, counted[name]) if name in counted else None,
         }
         for name, (pictures, _) in seen.items()
     }
