@@ -86,7 +86,9 @@ def look_at_all(data: DataModule) -> Seen:
             raise DataError(f"{pictures.title} is empty: name another list")
         before = next((one for one in seen.values() if one[0] is pictures), None)
         if before is None:
-            bar = tqdm(looks(pictures), desc=pictures.title, total=len(pictures), unit="pictures", leave=False)
+            bar = tqdm(
+                looks(pictures), desc=pictures.title, total=len(pictures), unit="pictures", leave=False, disable=None
+            )
             seen[name] = pictures, list(bar)
         elif name == "val":
             seen[name] = before
