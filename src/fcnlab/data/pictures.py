@@ -134,6 +134,12 @@ class Pictures:
             )
         return np.array(list(self.colours.values()), np.uint8)[place]
 
+    def mask_size(self, index: int) -> tuple[int, int]:
+        """Rows and columns, by the header, so that a mask of another size need not be read."""
+        with _opened(self.masks[index], MASK_FORMATS) as file:
+            cols, rows = file.size
+        return rows, cols
+
     def check(self, min_size: int = 1) -> None:
         """Look at every file before any long work: pictures' headers and ends, and whole masks.
 
@@ -174,7 +180,7 @@ class Pictures:
         if not self.masks:
             return
         try:
-            rows, cols = mask_size(self.masks[index])
+            rows, cols = self.mask_size(index)
             if size not in (None, (rows, cols)):
                 raise WrongSize(f"{image} has {size[0]}x{size[1]} pixels, its mask {rows}x{cols}")
             self.mask(index)
@@ -187,13 +193,6 @@ def picture_size(path: Path) -> tuple[int, int]:
     with open_picture(path) as file:
         if not _has_its_end(path):
             file.load()
-        cols, rows = file.size
-    return rows, cols
-
-
-def mask_size(path: Path) -> tuple[int, int]:
-    """Rows and columns, by the header."""
-    with _opened(path, MASK_FORMATS) as file:
         cols, rows = file.size
     return rows, cols
 
