@@ -77,6 +77,25 @@ def fcnlab(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def composed():
+    """A config as the command line would compose it, outputs going nowhere."""
+    from hydra import compose, initialize_config_dir
+
+    from fcnlab.config import CONF, register_schemas
+
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield lambda *words, name="train": without_hydra(compose(name, overrides=list(words)))
+
+
+def without_hydra(cfg):
+    """``${hydra:...}`` is known only inside a run."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.create(OmegaConf.to_yaml(cfg).replace("${hydra:runtime.output_dir}", "/nowhere"))
+
+
+@pytest.fixture
 def train_code(fcnlab, shapes_root, tmp_path):
     """Train on small shapes in a folder of ``tmp_path``; give the exit code."""
 

@@ -34,7 +34,7 @@ def test_a_verbs_help_imports_no_torch_and_names_its_groups(verb):
 
 def test_an_unknown_verb_names_the_known_ones(capsys, fcnlab, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fcnlab", "trian"])
-    with pytest.raises(SystemExit, match="no verb 'trian'; there are train, eval, predict"):
+    with pytest.raises(SystemExit, match="no verb 'trian'; there are train, eval, predict, doctor"):
         main()
 
 
@@ -91,7 +91,7 @@ def test_options_of_optional_groups_are_not_passed_over(words, said, fcnlab, cap
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("fcnlab ", {"train", "eval", "predict"}),
+        ("fcnlab ", {"train", "eval", "predict", "doctor"}),
         ("fcnlab tr", {"train"}),
         ("fcnlab train model=", {"model=fcn8s", "model=fcn32s", "model=fcn16s", "model=fcn8s_atonce"}),
         ("fcnlab train model/backbone=g", {"model/backbone=googlenet"}),

@@ -4,34 +4,21 @@ import re
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from fcnlab.config import CONF, ConfigError, check_needs, check_targets, check_trust, register_schemas
+from fcnlab.config import CONF, ConfigError, check_needs, check_targets, check_trust
 
-PRIMARY = ("train", "eval", "predict")
+PRIMARY = ("train", "eval", "predict", "doctor")
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
 EXPERIMENTS = [path for path in FILES if path.parts[0] == "experiment"]
 OPTIONS = [path for path in FILES if path not in EXPERIMENTS]
 GIVEN = {
     "model/backbone=caffenet": ["model.backbone.weights=none"],
     "model/backbone=googlenet": ["model.backbone.weights=none"],
+    "data=folder": ["data.pictures.classes=[ground,cat]"],
     "loss=weighted": [f"loss.class_weights={[1.0] * 21}"],
 }
-
-
-@pytest.fixture
-def composed():
-    """A config as the command line would compose it, outputs going nowhere."""
-    register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield lambda *words, name="train": without_hydra(compose(name, overrides=list(words)))
-
-
-def without_hydra(cfg):
-    """``${hydra:...}`` is known only inside a run."""
-    return OmegaConf.create(OmegaConf.to_yaml(cfg).replace("${hydra:runtime.output_dir}", "/nowhere"))
 
 
 def test_there_are_configs_to_test():

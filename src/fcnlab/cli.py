@@ -13,6 +13,7 @@ VERBS = {
     "train": "train a network; leaves checkpoints, scores, curves and pictures in outputs/",
     "eval": "score a checkpoint: four scores, per class, per picture",
     "predict": "segment pictures: palette PNGs and overlays",
+    "doctor": "what is wrong with a data set, and with this machine",
 }
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
@@ -22,6 +23,7 @@ fcnlab: fully convolutional networks for segmentation, as experiments.
   fcnlab train   [group=option] [key=value] [-m]       {train}
   fcnlab eval    checkpoint=PATH [data=...]            {eval}
   fcnlab predict checkpoint=PATH input=... output=...  {predict}
+  fcnlab doctor  data=... [key=value]                  {doctor}
 
   fcnlab VERB --help       its groups and settings, with examples
   fcnlab VERB --cfg job    the whole configuration as it would run

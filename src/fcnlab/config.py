@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if path.is_dir())  # wheel, else checkout
@@ -95,11 +96,31 @@ class PredictConfig:
     trust: list[str] = field(default_factory=list)
 
 
+@dataclass
+class DoctorConfig:
+    """The root of ``fcnlab doctor``."""
+
+    data: Any = MISSING
+    augment: Any = MISSING
+    samples: int = 12
+    alike_bits: int = 4
+    seed: int = 1
+
+
 def register_schemas() -> None:
-    """Make the roots known to Hydra under the names that the primary configs use."""
+    """Make known to Hydra the roots, by the names that the primary configs use, and what files of conf/ compute by."""
     store = ConfigStore.instance()
-    for name, schema in {"train": TrainConfig, "eval": EvalConfig, "predict": PredictConfig}.items():
+    roots = {"train": TrainConfig, "eval": EvalConfig, "predict": PredictConfig, "doctor": DoctorConfig}
+    for name, schema in roots.items():
         store.store(name=f"{name}_schema", node=schema)
+    OmegaConf.register_new_resolver("count_classes", _count_classes, replace=True)
+
+
+def _count_classes(classes: Any, root: str) -> int:
+    """``${count_classes:...}`` in a data set's file: how many classes it lists, or the file has that it names."""
+    from fcnlab.data.folder import count_classes
+
+    return count_classes(classes, root)
 
 
 def plain(node: Any) -> dict[str, Any]:
@@ -120,12 +141,35 @@ def check_targets(cfg: DictConfig, supplied: Mapping[str, set[str]] | None = Non
         A value that must be given is not; a target cannot be imported; a key is no argument of its target, with the
         nearest that is; a required argument is missing; a value is not what fcnlab's own annotation says.
     """
-    problems = [f"{path} is not set: give it as {path}=VALUE" for path in sorted(OmegaConf.missing_keys(cfg))]
+    problems = [
+        f"{path} is not set: give it as {path}=VALUE"
+        for path in sorted(_missing(OmegaConf.to_container(cfg, resolve=False)))
+    ]
     if not problems:
-        for path, node in components(plain(cfg)):
+        for path, node in components(_resolved(cfg)):
             problems += _misfits(path, node, (supplied or {}).get(path, set()))
     if problems:
         raise ConfigError("the configuration cannot work:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def _missing(value: Any, path: str = "") -> Iterator[str]:
+    """The paths of "???". (OmegaConf's own search resolves interpolations, and fails at one that leads to a "???".)"""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _missing(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for place, child in enumerate(value):
+            yield from _missing(child, f"{path}[{place}]")
+    elif value == MISSING:
+        yield path
+
+
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    try:
+        return plain(cfg)
+    except InterpolationResolutionError as error:  # of a key that is not there, or of count_classes
+        what = first_line(error).rpartition("while resolving interpolation: ")[2]
+        raise ConfigError(f"{error.full_key} cannot be computed: {what}") from error
 
 
 def check_needs(cfg: DictConfig, words: Sequence[str]) -> None:

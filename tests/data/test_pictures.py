@@ -126,13 +126,23 @@ def test_check_tells_of_several_at_once(make):
     assert [line.rsplit("/")[-1] for line in lines[1:-1]] == [f"{name}.jpg is missing" for name in "abcde"]
 
 
-def test_truncated_jpeg_is_an_error_when_read(make):
-    """Its header is sound, so check() lets it pass; a half grey picture would be worse."""
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_truncated_jpeg_is_an_error_and_not_half_grey(make, share):
+    """Its header is sound, but the mark at a JPEG's end is not there."""
     pictures = make()
-    truncate(pictures.images[1], 0.95)
-    pictures.check()
-    with pytest.raises(DataError, match=r"b\.jpg cannot be read to its end"):
-        pictures.image(1)
+    truncate(pictures.images[1], share)
+    for look in (pictures.check, lambda: pictures.image(1)):
+        with pytest.raises(DataError, match=r"b\.jpg cannot be read to its end"):
+            look()
+
+
+def test_a_jpeg_with_something_behind_its_end_is_taken(make):
+    pictures = make()
+    whole = pictures.image(1)
+    for change in (lambda data: data + b"appended by a camera", lambda data: data + bytes(9)):
+        pictures.images[1].write_bytes(change(pictures.images[1].read_bytes()))
+        pictures.check()
+        np.testing.assert_array_equal(pictures.image(1), whole)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

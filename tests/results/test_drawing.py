@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcnlab.results.drawing import GAP, ROW, colours, legend, overlay, panel, save_labels, save_png, with_legend
+from fcnlab.results.drawing import (
+    GAP,
+    ROW,
+    colours,
+    contact_sheet,
+    legend,
+    overlay,
+    panel,
+    save_labels,
+    save_png,
+    with_legend,
+)
 
 PALETTE = np.array([(0, 0, 0), (128, 0, 0), (0, 100, 200)], np.uint8)
 CLASSES = ("background", "cat", "dog")
@@ -69,3 +80,20 @@ def test_save_png(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
     save_png(tmp_path / "new" / "a.png", picture)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "new" / "a.png")), picture)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 1), (3, 2)])
+def test_contact_sheet(count, rows):
+    image, labels = np.full((10, 20, 3), 100, np.uint8), np.ones((10, 20), int)
+    sheet = contact_sheet([("x", image, labels)] * count, CLASSES, PALETTE, side=40, columns=2)
+    pair, line = 2 * (40 + GAP) + GAP, 40 + GAP + ROW
+    assert sheet.shape[1] == 2 * pair and rows * line < sheet.shape[0] < (rows + 1) * line
+    assert sheet[GAP + 5, GAP + 5].tolist() == [100, 100, 100]  # fitted into the square: 20 rows of 40 columns
+    assert sheet[GAP + 5, 2 * GAP + 45].tolist() == [117, 40, 40]  # tinted, as in the test of overlay
+    assert (sheet[GAP + 20 : GAP + 40, :pair] == 255).all()
+
+
+def test_contact_sheet_names_void():
+    image, labels = np.full((10, 10, 3), 100, np.uint8), np.full((10, 10), 255)
+    sheet = contact_sheet([("", image, labels)], CLASSES, PALETTE, side=40, columns=1)
+    assert CREAM in sheet[40 + GAP + ROW :].reshape(-1, 3).tolist()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer, UInt8
 from numpy import ndarray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fcnlab.results.scores import VOID
 
@@ -67,6 +67,35 @@ def panel(image: Picture, truth: Labels, prediction: Labels, classes: Sequence[s
     gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
     row = np.concatenate([image, gap, colours(truth, palette), gap, colours(prediction, palette)], axis=1)
     return with_legend(row, [truth, prediction], classes, palette)
+
+
+def contact_sheet(
+    samples: Sequence[tuple[str, Picture, Labels]],
+    classes: Sequence[str],
+    palette: Palette,
+    side: int = 224,
+    columns: int = 4,
+) -> Drawing:
+    """Pictures beside their tinted selves, ``columns`` pairs to a row, above one legend for all.
+
+    Each is fitted into a square of ``side`` pixels, its name below.
+    """
+    tiles = [_tile(name, image, labels, palette, side) for name, image, labels in samples]
+    blank = np.full_like(tiles[0], 255)
+    tiles += [blank] * (-len(tiles) % columns)
+    rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
+    shown = [np.where(labels == VOID, len(classes), labels) for _, _, labels in samples]  # void has a name here
+    return with_legend(np.concatenate(rows), shown, [*classes, "void"], np.vstack([palette, [VOID_COLOUR]]))
+
+
+def _tile(name: str, image: Picture, labels: Labels, palette: Palette, side: int) -> Drawing:
+    canvas = Image.new("RGB", (2 * (side + GAP) + GAP, side + GAP + ROW), "white")
+    for place, picture in enumerate((image, overlay(image, labels, palette))):
+        fitted = ImageOps.contain(Image.fromarray(picture), (side, side))
+        canvas.paste(fitted, (GAP + place * (fitted.width + GAP), GAP))
+    font = ImageFont.load_default(size=13)
+    ImageDraw.Draw(canvas).text((GAP, side + GAP + 1), name, fill="black", font=font)
+    return np.array(canvas)
 
 
 def save_png(path: Path, image: Picture) -> None:

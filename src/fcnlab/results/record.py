@@ -34,17 +34,18 @@ def write_record(
     folder.mkdir(parents=True, exist_ok=True)
     with aside(folder / "confusions.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, matrices=matrices, names=np.array(names), classes=np.array(classes))
-    _write_json(folder / "metrics.json", record)
+    write_json(folder / "metrics.json", record)
     return found
 
 
 def add_to_record(folder: Path, **facts: Mapping[str, Any]) -> None:
     """Give the ``metrics.json`` of a folder further parts."""
     path = folder / "metrics.json"
-    _write_json(path, json.loads(path.read_text()) | facts)
+    write_json(path, json.loads(path.read_text()) | facts)
 
 
-def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """For people and programs: indented, letters as they are."""
     with aside(path) as part:
         part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

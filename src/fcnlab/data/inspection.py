@@ -1,0 +1,319 @@
+"""Every picture and mask of a split looked at, whole: what is wrong with it, what is odd, what it holds.
+
+:meth:`Pictures.faults` finds what keeps a file from being used, for a training as for this. Here the pictures are
+decoded too, and compared with each other.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+from numpy import ndarray
+
+from fcnlab.data.balance import Frequencies, frequencies
+from fcnlab.data.pictures import (
+    BrokenFile,
+    DataError,
+    MissingFile,
+    Pictures,
+    UnreadableFile,
+    WrongLabels,
+    WrongMode,
+    WrongSize,
+    open_picture,
+)
+from fcnlab.results.findings import Finding, Verdict
+
+Read = TypeVar("Read")
+Code = Float32[ndarray, " 64"]
+Looked = tuple[Pictures, Sequence["Look"]]  # a split, and what was seen of each of its pictures
+
+FAULTS = {  # the check that finds each kind, and what it says when there is none, and some
+    MissingFile: ("files", "all there", "{} missing"),
+    UnreadableFile: ("formats", "pictures and PNG masks, all", "{} no such picture or mask"),
+    BrokenFile: ("whole files", "each decodes to its end", "{} cut off or damaged"),
+    WrongSize: ("mask sizes", "each its picture's", "{} not their picture's, or too large"),
+    WrongMode: ("pixel modes", "8 bits; masks hold ids", "{} of another kind"),
+    WrongLabels: ("labels", "classes and void only", "{} masks with others"),
+}
+ORIENTATION = 0x0112  # EXIF's tag; 1: upright
+ODDITIES = {  # likewise, of what is read in another way than its maker meant
+    "rotation": ("none noted in EXIF", "{} rotated in EXIF alone"),
+    "colour space": ("RGB or grey", "{} of another"),
+    "bit depth": ("8", "{} of 16 bits"),
+}
+FLAT = 2.0  # grey levels: below this deviation a thumbnail has nothing to recognise it by
+SMALL = 32  # pixels: the stride of a net's last layers
+MOSTLY_VOID = 0.5
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a picture and its mask; what could not be read is None.
+
+    Attributes
+    ----------
+    odd
+        By the names in ``ODDITIES``: what is odd.
+    size
+        Rows and columns.
+    digest
+        Of the decoded pixels: equal pictures have equal ones, however they are stored.
+    code
+        64 signs: whether the picture grows lighter from left to right, at 8 x 8 places (dHash). None if it is flat.
+    labels
+        Pixels of each label, 255 being void.
+    """
+
+    faults: tuple[DataError, ...] = ()
+    odd: tuple[tuple[str, str], ...] = ()
+    size: tuple[int, int] | None = None
+    digest: bytes | None = None
+    code: Code | None = None
+    labels: Int64[ndarray, " 256"] | None = None
+
+
+def looks(pictures: Pictures) -> Iterator[Look]:
+    """A look at each, in their order, by as many threads as there are cores; broken ones stop nothing."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        yield from pool.map(lambda index: look(pictures, index), range(len(pictures)))
+
+
+def look(pictures: Pictures, index: int) -> Look:
+    """Read a picture and its mask to their ends."""
+    faults = {str(fault): fault for fault in pictures.faults(index)}
+    image = _read(pictures.image, index, faults)
+    mask = _read(pictures.mask, index, faults) if pictures.masks else None
+    return Look(
+        faults=tuple(faults.values()),
+        odd=tuple(oddities(pictures.images[index])),
+        size=None if image is None else (image.shape[0], image.shape[1]),
+        digest=None if image is None else pixel_digest(image),
+        code=None if image is None else perceptual_code(image),
+        labels=None if mask is None else np.bincount(mask.ravel(), minlength=256),
+    )
+
+
+def _read(reader: Callable[[int], Read], index: int, faults: dict[str, DataError]) -> Read | None:
+    try:
+        return reader(index)
+    except DataError as fault:
+        faults[str(fault)] = fault
+        return None
+
+
+def oddities(path: Path) -> Iterator[tuple[str, str]]:
+    """What is odd about a picture that can be read, by the names in ``ODDITIES``."""
+    try:
+        with open_picture(path) as file:
+            if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+                yield "colour space", f"{path} is {file.mode}: its colours are converted roughly, without a profile"
+            if any(";16" in str(tile[3]) for tile in file.tile):
+                yield "bit depth", f"{path} has 16 bits to a channel, of which the upper 8 are used"
+            turn = file.getexif().get(ORIENTATION, 1)  # last, since it decodes a PNG
+            if turn != 1:
+                yield "rotation", f"{path} notes orientation {turn} in EXIF; it is taken as stored, like its mask"
+    except DataError:  # a fault, and told as such
+        return
+
+
+def pixel_digest(image: UInt8[ndarray, "rows cols 3"]) -> bytes:
+    """Equal for equal pixels, whatever the file's format."""
+    return blake2b(image.tobytes(), digest_size=16, person=str(image.shape[1]).encode()).digest()
+
+
+def perceptual_code(image: UInt8[ndarray, "rows cols 3"]) -> Code | None:
+    """The 64 signs of a dHash as +1 and -1: two codes' product counts what they share. None for flat pictures."""
+    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
+    return None if grey.std() < FLAT else np.where(np.diff(grey, axis=1) > 0, np.float32(1), np.float32(-1)).ravel()
+
+
+def inspect_split(name: str, pictures: Pictures, seen: Sequence[Look], bits: int = 4) -> list[Finding]:
+    """The findings about a split by itself.
+
+    Pictures whose dHash differs in at most ``bits`` of 64 are said to look alike.
+    """
+    about = f"{name}: {pictures.title}, {len(pictures):,} pictures"
+    twice = tuple(f"{title} is listed twice" for title in pictures.listed_twice())
+    return [
+        _verdict(about, "list", Verdict.ERROR, twice, "no name twice", "{} listed more than once"),
+        *_fault_lines(about, seen),
+        *_odd_lines(about, seen),
+        _size_line(about, pictures, seen),
+        *(_label_lines(about, pictures, seen) if pictures.masks else []),
+        _verdict(
+            about,
+            "duplicates",
+            Verdict.WARNING,
+            tuple(_equal_pairs(pictures, seen)),
+            "no picture twice",
+            "{} the same, to the pixel, as one before",
+        ),
+        _verdict(
+            about,
+            "look-alikes",
+            Verdict.WARNING,
+            tuple(_alike_within(pictures, seen, bits)),
+            "none",
+            "{} much like another",
+        ),
+    ]
+
+
+def inspect_overlap(names: tuple[str, str], ours: Looked, theirs: Looked, bits: int = 4) -> list[Finding]:
+    """The findings about two splits of which the one is to tell how well a net does that learned from the other."""
+    about = f"{names[0]} and {names[1]}"
+    same = tuple(_same_across(names, ours, theirs))
+    alike = tuple(_alike_across(names, ours, theirs, bits))
+    return [
+        _verdict(about, "overlap", Verdict.ERROR, same, "no picture in both", "{} in both"),
+        _verdict(about, "look-alikes", Verdict.WARNING, alike, "none", "{} much like one of the other"),
+    ]
+
+
+def class_frequencies(pictures: Pictures, seen: Sequence[Look]) -> Frequencies:
+    """Of the masks that could be read."""
+    return frequencies([one.labels for one in seen if one.labels is not None], len(pictures.classes))
+
+
+def _verdict(about: str, check: str, bad: Verdict, each: tuple[str, ...], fine: str, found: str) -> Finding:
+    return Finding(about, check, bad, found.format(f"{len(each):,}"), each) if each else _fine(about, check, fine)
+
+
+def _fine(about: str, check: str, found: str) -> Finding:
+    return Finding(about, check, Verdict.OK, found)
+
+
+def _fault_lines(about: str, seen: Sequence[Look]) -> Iterator[Finding]:
+    faults = [fault for one in seen for fault in one.faults]
+    for kind, (check, fine, found) in FAULTS.items():
+        each = tuple(str(fault) for fault in faults if isinstance(fault, kind))
+        yield _verdict(about, check, Verdict.ERROR, each, fine, found)
+    rest = tuple(str(fault) for fault in faults if not isinstance(fault, tuple(FAULTS)))
+    if rest:  # of a data set with checks of its own
+        yield Finding(about, "contents", Verdict.ERROR, f"{len(rest):,} wrong", rest)
+
+
+def _odd_lines(about: str, seen: Sequence[Look]) -> Iterator[Finding]:
+    for check, (fine, found) in ODDITIES.items():
+        each = tuple(what for one in seen for name, what in one.odd if name == check)
+        yield _verdict(about, check, Verdict.WARNING, each, fine, found)
+
+
+def _size_line(about: str, pictures: Pictures, seen: Sequence[Look]) -> Finding:
+    sizes = {pictures.images[index]: one.size for index, one in enumerate(seen) if one.size}
+    if not sizes:
+        return Finding(about, "picture sizes", Verdict.WARNING, "no picture could be read")
+    small = tuple(f"{path} has {size[0]}x{size[1]} pixels" for path, size in sizes.items() if min(size) < SMALL)
+    (rows, most_rows), (cols, most_cols) = ((min(side), max(side)) for side in zip(*sizes.values(), strict=True))
+    found = f"{rows} to {most_rows} rows, {cols} to {most_cols} columns"
+    if small:
+        return Finding(about, "picture sizes", Verdict.WARNING, f"{found}: {len(small):,} under {SMALL}", small)
+    return _fine(about, "picture sizes", found)
+
+
+def _label_lines(about: str, pictures: Pictures, seen: Sequence[Look]) -> list[Finding]:
+    found = class_frequencies(pictures, seen)
+    absent = tuple(name for name, pixels in zip(pictures.classes, found.pixels, strict=True) if not pixels)
+    here = len(pictures.classes) - len(absent)
+    return [
+        Finding(
+            about,
+            "classes",
+            Verdict.WARNING if absent else Verdict.OK,
+            f"{here} of {len(pictures.classes)} occur" + (f"; absent: {', '.join(absent)}" if absent else ""),
+        ),
+        _void_line(about, pictures, seen, found),
+    ]
+
+
+def _void_line(about: str, pictures: Pictures, seen: Sequence[Look], found: Frequencies) -> Finding:
+    empty = tuple(
+        f"{pictures.masks[index]} is void all over: nothing is learned from it"
+        for index, one in enumerate(seen)
+        if one.labels is not None and not one.labels[: len(pictures.classes)].any()
+    )
+    masks = sum(one.labels is not None for one in seen)
+    text = f"{100 * found.void_share:.1f} % of the pixels, in {found.voided:,} of {masks:,} masks"
+    bad = empty or found.void_share > MOSTLY_VOID
+    return Finding(about, "void", Verdict.WARNING if bad else Verdict.OK, text, empty)
+
+
+def _equal_pairs(pictures: Pictures, seen: Sequence[Look]) -> Iterator[str]:
+    first: dict[bytes, str] = {}
+    for name, one in dict(
+        zip(pictures.names, seen, strict=True)
+    ).items():  # a name that is listed twice is told as that
+        if one.digest is None:
+            continue
+        if one.digest in first:
+            yield f"{name} is {first[one.digest]}"
+        first.setdefault(one.digest, name)
+
+
+def _same_across(names: tuple[str, str], ours: Looked, theirs: Looked) -> Iterator[str]:
+    (pictures, seen), (others, others_seen) = ours, theirs
+    by_pixels = {one.digest: name for name, one in zip(pictures.names, seen, strict=True) if one.digest is not None}
+    by_file = dict(zip(pictures.images, pictures.names, strict=True))  # also one that cannot be read
+    for name, path, one in zip(others.names, others.images, others_seen, strict=True):
+        twin = by_pixels.get(one.digest or b"") or by_file.get(path)
+        if twin is not None:
+            yield f"{name} of {names[1]} is {twin} of {names[0]}"
+
+
+def _alike_within(pictures: Pictures, seen: Sequence[Look], bits: int) -> Iterator[str]:
+    places = _distinct(seen)
+    codes = _codes(seen, places)
+    for place, (other, distance) in enumerate(zip(*nearest(codes, codes, earlier_only=True), strict=True)):
+        if distance <= bits:
+            yield f"{pictures.names[places[place]]} looks like {pictures.names[places[other]]}"
+
+
+def _alike_across(names: tuple[str, str], ours: Looked, theirs: Looked, bits: int) -> Iterator[str]:
+    (pictures, seen), (others, others_seen) = ours, theirs
+    known = {one.digest for one in seen}
+    places = _distinct(seen)
+    others_places = [place for place in _distinct(others_seen) if others_seen[place].digest not in known]
+    found = nearest(_codes(others_seen, others_places), _codes(seen, places))
+    for place, (other, distance) in enumerate(zip(*found, strict=True)):
+        if distance <= bits:
+            name, twin = others.names[others_places[place]], pictures.names[places[other]]
+            yield f"{name} of {names[1]} looks like {twin} of {names[0]}"
+
+
+def _distinct(seen: Sequence[Look]) -> list[int]:
+    """Where each picture stands that has a code, equal ones once."""
+    first: dict[bytes, int] = {}
+    for place, one in enumerate(seen):
+        if one.digest is not None and one.code is not None:
+            first.setdefault(one.digest, place)
+    return list(first.values())
+
+
+def _codes(seen: Sequence[Look], places: Sequence[int]) -> Float32[ndarray, "pictures 64"]:
+    return np.array([seen[place].code for place in places], np.float32).reshape(-1, 64)
+
+
+def nearest(
+    codes: Float32[ndarray, "ours 64"], others: Float32[ndarray, "theirs 64"], earlier_only: bool = False
+) -> tuple[Int64[ndarray, " ours"], Int64[ndarray, " ours"]]:
+    """For each code the place of the most alike among the others, and in how many of 64 bits the two differ.
+
+    ``earlier_only`` compares a set with itself: each with those before it. Where there are none, 65 bits differ.
+    """
+    places, distances = np.zeros(len(codes), np.int64), np.full(len(codes), 65)
+    for start in range(0, len(codes) if len(others) else 0, 1024):  # whole, ten thousand squared would take gigabytes
+        rows = slice(start, start + 1024)
+        differ = (64 - codes[rows] @ others.T) / 2
+        if earlier_only:
+            differ[np.arange(len(others)) >= np.arange(len(codes))[rows, None]] = 65
+        places[rows] = differ.argmin(axis=1)
+        distances[rows] = differ.min(axis=1)
+    return places, distances

@@ -1,0 +1,101 @@
+"""What comes out of the training loader: that no two workers and no two epochs draw alike, and equal seeds do.
+
+Workers are copies of one process, random states included. A pipeline that draws from such a state gives each worker the
+same crops, and each epoch those of the first: no loss curve shows it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
+
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from fcnlab.data.module import Batch, DataModule, TrainingBatches, TrainingSamples
+from fcnlab.data.pictures import Pictures
+from fcnlab.errors import first_line
+from fcnlab.results.findings import Finding, Verdict
+
+ABOUT = "augmentation"
+BATCH = 4  # pictures
+BATCHES = 4  # of an epoch, two from each of two workers
+
+Stream = list[list[str]]  # a digest of each sample, by batch
+Sample = tuple[str, UInt8[ndarray, "rows cols 3"], UInt8[ndarray, "rows cols"]]
+
+
+def inspect_streams(data: DataModule, pictures: Pictures, index: int) -> list[Finding]:
+    """The findings about the data module's own loader and augmentation, on the picture at ``index`` again and again."""
+    one = repeated(pictures, index, BATCH * BATCHES)
+    try:
+        alone, again = stream(data, one, workers=0), stream(data, one, workers=0)
+        shared, later = stream(data, one, workers=2), stream(data, one, workers=2, epoch=1)
+    except Exception as error:  # of a user's own augmentation, or of a machine without shared memory
+        return [Finding(ABOUT, "loading", Verdict.ERROR, f"it fails: {first_line(error)}")]
+    repeats = _finding("equal seeds", "give equal pictures", "give unequal pictures", alone == again)
+    workers = _finding(
+        "0 and 2 workers", "give equal pictures", "give unequal pictures: a run depends on num_workers", alone == shared
+    )
+    if data.augment is None:
+        return [repeats, workers, Finding(ABOUT, "draws", Verdict.OK, "none: pictures are taken whole, as they are")]
+    return [
+        repeats,
+        workers,
+        _finding(
+            "two workers", "draw apart", "draw alike: half of the pictures are copies", shared[0::2] != shared[1::2]
+        ),
+        _finding(
+            "two epochs", "draw apart", "draw alike: later epochs bring nothing new", drawn(shared) != drawn(later)
+        ),
+    ]
+
+
+def repeated(pictures: Pictures, index: int, count: int) -> Pictures:
+    """A set of one picture: samples of it differ by what was drawn, and by nothing else."""
+    names = tuple(f"{pictures.names[index]}-{copy}" for copy in range(count))
+    return replace(
+        pictures, names=names, images=(pictures.images[index],) * count, masks=(pictures.masks[index],) * count
+    )
+
+
+def stream(data: DataModule, pictures: Pictures, workers: int, epoch: int = 0) -> Stream:
+    """The first batches of an epoch, as the data module's loader gives them for these pictures."""
+    other = DataModule(
+        pictures=lambda root, split: pictures,
+        root=data.root,
+        train_list="train",
+        val_list="train",
+        num_classes=data.num_classes,
+        augment=lambda crop_size: data.augment,
+        crop_size=data.crop_size,
+        batch_size=BATCH,
+        num_workers=workers,
+        seed=data.seed,
+    )
+    loader = other.train_dataloader()
+    assert isinstance(loader.batch_sampler, TrainingBatches)
+    loader.batch_sampler.set_epoch(epoch)
+    return [_digests(batch) for batch in loader]
+
+
+def drawn(batches: Stream) -> list[str]:
+    """The samples of an epoch, whatever their order."""
+    return sorted(sample for batch in batches for sample in batch)
+
+
+def _digests(batch: Batch) -> list[str]:
+    pairs = zip(batch["image"].numpy(), batch["mask"].numpy(), strict=True)
+    return [blake2b(image.tobytes() + mask.tobytes(), digest_size=8).hexdigest() for image, mask in pairs]
+
+
+def _finding(check: str, fine: str, bad: str, holds: bool) -> Finding:
+    return Finding(ABOUT, check, Verdict.OK if holds else Verdict.ERROR, fine if holds else bad)
+
+
+def augmented_samples(data: DataModule, pictures: Pictures, sound: Sequence[int], count: int) -> list[Sample]:
+    """The first samples of the first epoch, those of sound pictures, by name."""
+    samples = TrainingSamples(pictures, data.augment, data.seed)
+    wanted = set(sound)
+    keys = [key for (key,) in TrainingBatches(len(pictures), 1, data.seed) if key[1] in wanted]
+    drawn = [samples[key] for key in keys[:count]]
+    return [(pictures.names[one["index"]], one["image"].permute(1, 2, 0).numpy(), one["mask"].numpy()) for one in drawn]

@@ -1,0 +1,214 @@
+"""``fcnlab doctor``."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, combinations
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from fcnlab.config import ConfigError, check_targets
+from fcnlab.data import DataError, DataModule, Pictures
+from fcnlab.data.balance import WEIGHTINGS, Frequencies
+from fcnlab.data.inspection import Look, Looked, class_frequencies, inspect_overlap, inspect_split, looks
+from fcnlab.data.module import TrainingBatches
+from fcnlab.data.streams import augmented_samples, inspect_streams
+from fcnlab.errors import UserError
+from fcnlab.results.drawing import contact_sheet, save_png
+from fcnlab.results.findings import (
+    Finding,
+    Verdict,
+    findings_facts,
+    findings_markdown,
+    findings_table,
+    markdown_columns,
+    summary,
+    text_columns,
+    worst,
+)
+from fcnlab.results.record import aside, write_json
+from fcnlab.tasks.building import run_folder, say
+from fcnlab.tasks.machine import inspect_machine
+from fcnlab.tasks.scoring import command
+
+MOST_SAMPLES = 200
+
+Seen = dict[str, Looked]  # by the split's name
+
+
+def doctor(cfg: DictConfig) -> None:
+    """Look at every file of the splits, at the loader and the machine; the whole table comes before the exit code.
+
+    Raises
+    ------
+    UserError
+        What makes a number wrong or training fail, in a line.
+    """
+    folder = run_folder()
+    check_targets(cfg)
+    _check_what_is_asked(cfg)
+    data: DataModule = instantiate(cfg.data, _convert_="all")
+    seen = look_at_all(data)
+    findings = [
+        *inspect_data(data, seen, cfg.alike_bits),
+        *inspect_machine(folder, batch_bytes(data), data.num_workers),
+    ]
+    counted = {name: class_frequencies(*one) for name, one in seen.items() if one[0].masks}
+    weights = class_weights(class_frequencies(*seen["train"]))
+    write_report(folder, seen, findings, counted, weights)
+    print(terminal_report(seen, findings, counted, weights))
+    if cfg.samples and all(one.check != "loading" for one in findings):
+        draw_samples(folder / "samples.png", data, *seen["train"], count=cfg.samples)
+    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    say(f"{summary(findings)}. Every file by name, and augmented samples: {here}")
+    errors = [f"{one.about.partition(':')[0]}: {one.check}" for one in findings if one.verdict == Verdict.ERROR]
+    if errors:
+        raise UserError(f"this would make a number wrong or training fail: {'; '.join(errors)}. The table says how.")
+
+
+def _check_what_is_asked(cfg: DictConfig) -> None:
+    if not 0 <= cfg.samples <= MOST_SAMPLES:
+        raise ConfigError(f"samples={cfg.samples}: choose 0 to {MOST_SAMPLES}")
+    if not 0 <= cfg.alike_bits <= 16:
+        raise ConfigError(f"alike_bits={cfg.alike_bits}: choose 0 to 16 of the 64; others' differ in 32 or so")
+
+
+def look_at_all(data: DataModule) -> Seen:
+    """Every file of train, val and, where its list is another one, test, with a progress bar; each list once."""
+    seen: Seen = {}
+    for name in ("train", "val", "test"):
+        pictures = data.split(name)
+        if not len(pictures):
+            raise DataError(f"{pictures.title} is empty: name another list")
+        before = next((one for one in seen.values() if one[0] is pictures), None)
+        if before is None:
+            bar = tqdm(
+                looks(pictures), desc=pictures.title, total=len(pictures), unit="pictures", leave=False, disable=None
+            )
+            seen[name] = pictures, list(bar)
+        elif name == "val":
+            seen[name] = before
+    return seen
+
+
+def inspect_data(data: DataModule, seen: Seen, bits: int) -> Iterator[Finding]:
+    """The findings about each split, about each two of them, the settings and the training loader."""
+    for name, (pictures, found) in seen.items():
+        yield from inspect_split(name, pictures, found, bits)
+    for first, second in combinations(seen, 2):
+        yield from inspect_overlap((first, second), seen[first], seen[second], bits)
+    yield from inspect_settings(data, seen)
+    pictures, found = seen["train"]
+    telling = [place for place in sound(found) if found[place].code is not None]  # crops of a flat one are all alike
+    if telling:
+        yield from inspect_streams(data, pictures, telling[0])
+    else:
+        yield Finding("augmentation", "draws", Verdict.WARNING, "not looked at: there is no sound picture to try it on")
+
+
+def inspect_settings(data: DataModule, seen: Seen) -> Iterator[Finding]:
+    """Whether the data set and what is set for it agree."""
+    pictures, _ = seen["train"]
+    agree = len(pictures.classes) == data.num_classes
+    found = f"{len(pictures.classes)}, as data.num_classes says"
+    wrong = f"{len(pictures.classes)}, but data.num_classes={data.num_classes}"
+    yield Finding("settings", "classes", *((Verdict.OK, found) if agree else (Verdict.ERROR, wrong)))
+    try:
+        epoch = len(TrainingBatches(len(pictures), data.batch_size, data.seed))
+        yield Finding("settings", "batches", Verdict.OK, f"{epoch:,} of {data.batch_size} to an epoch, on one device")
+    except DataError as error:
+        yield Finding("settings", "batches", Verdict.ERROR, str(error))
+
+
+def sound(found: Sequence[Look]) -> list[int]:
+    """The places of pictures that nothing is wrong with."""
+    return [place for place, one in enumerate(found) if not one.faults]
+
+
+def batch_bytes(data: DataModule) -> int:
+    """Of a training batch on its way from a worker: uint8, three channels and the mask."""
+    return 4 * data.batch_size * data.crop_size**2
+
+
+def class_columns(
+    classes: Sequence[str], counted: Mapping[str, Frequencies], weights: Mapping[str, Sequence[float]]
+) -> tuple[list[str], list[list[str]]]:
+    """A header and a row for each class: how often it is in each split, and its weight by each rule."""
+    header = ["class", *(f"{name} {what}" for name in counted for what in ("pictures", "pixels, %")), *weights]
+    rows = []
+    for place, title in enumerate(classes):
+        pairs = ((f"{one.pictures[place]:,}", f"{100 * one.share[place]:.3f}") for one in counted.values())
+        rows.append([title, *chain(*pairs), *(f"{values[place]:.3f}" for values in weights.values())])
+    return header, rows
+
+
+def class_weights(train: Frequencies) -> dict[str, list[float]]:
+    """By the name of their rule, to three digits, as they are typed."""
+    return {name: [round(float(weight), 3) for weight in rule(train)] for name, rule in WEIGHTINGS.items()}
+
+
+def suggestions(weights: Mapping[str, Sequence[float]]) -> list[str]:
+    """What to type for each rule."""
+    return [
+        f"{name}: loss=weighted loss.class_weights=[{','.join(f'{weight:g}' for weight in values)}]"
+        for name, values in weights.items()
+    ]
+
+
+def write_report(
+    folder: Path, seen: Seen, findings: Sequence[Finding], counted: Mapping[str, Frequencies], weights: dict
+) -> None:
+    """``doctor.json`` for programs, ``doctor.md`` for people: both with every file by name."""
+    classes = seen["train"][0].classes
+    splits = {
+        name: {
+            "title": pictures.title,
+            "pictures": len(pictures),
+            "classes": counts_by_name(classes, counted[name]) if name in counted else None,
+        }
+        for name, (pictures, _) in seen.items()
+    }
+    facts = {"verdict": worst(findings), "command": command(), "splits": splits, "class_weights": weights}
+    write_json(folder / "doctor.json", facts | {"findings": findings_facts(findings)})
+    parts = [
+        f"# {command()}\n",
+        findings_markdown(findings),
+        "## Classes\n",
+        markdown_columns(*class_columns(classes, counted, weights)),
+        "".join(f"\n{line.replace(': ', ': `', 1)}`\n" for line in suggestions(weights)),
+    ]
+    with aside(folder / "doctor.md") as part:
+        part.write_text("\n".join(parts), encoding="utf-8")
+
+
+def counts_by_name(classes: Sequence[str], one: Frequencies) -> dict[str, dict[str, int]]:
+    """Pictures and pixels of each class, and of void."""
+    pairs = zip(classes, one.pictures.tolist(), one.pixels.tolist(), strict=True)
+    named = {name: {"pictures": pictures, "pixels": pixels} for name, pictures, pixels in pairs}
+    return named | {"void": {"pictures": one.voided, "pixels": one.void}}
+
+
+def terminal_report(seen: Seen, findings: Sequence[Finding], counted: Mapping[str, Frequencies], weights: dict) -> str:
+    """The classes, what to type to weigh them, and the table, whose end is what stays in sight."""
+    classes = text_columns(*class_columns(seen["train"][0].classes, counted, weights))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+    typed = [f"  {line}" for line in suggestions(weights)]
+    return "\n".join(
+        [classes, "", "To weigh classes by", *typed, "", findings_table(findings, in_colour(), columns), ""]
+    )
+
+
+def in_colour() -> bool:
+    """Whether a terminal shows it, and nobody asked for none (https://no-color.org)."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def draw_samples(path: Path, data: DataModule, pictures: Pictures, found: Sequence[Look], count: int) -> None:
+    """The contact sheet: what the net will see, with its truth."""
+    samples = augmented_samples(data, pictures, sound(found), count)
+    if samples:
+        save_png(path, contact_sheet(samples, pictures.classes, pictures.palette))

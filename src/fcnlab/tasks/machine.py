@@ -1,0 +1,59 @@
+"""What this machine brings to a training."""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from fcnlab.results.findings import Finding, Verdict
+from fcnlab.tasks.scoring import PACKAGES
+
+ABOUT = "this machine"
+ROOM = 10 * 2**30  # bytes: best.ckpt and last.ckpt of a VGG16 with its optimiser, one of them twice while it is written
+SHARED_MEMORY = Path("/dev/shm")  # Linux: what workers hand batches over in
+PREFETCHED = 2  # batches that each worker has ready (torch's DataLoader)
+
+
+def inspect_machine(folder: Path, batch_bytes: int, workers: int) -> Iterator[Finding]:
+    """The findings about versions, devices, memory and disk; ``folder`` is where runs are written."""
+    yield Finding(ABOUT, "versions", Verdict.OK, ", ".join(f"{name} {version}" for name, version in versions()))
+    yield Finding(ABOUT, "processor", Verdict.OK, f"{os.cpu_count()} cores, {workers} workers to load pictures")
+    yield gpu_finding([torch.cuda.get_device_properties(place) for place in range(torch.cuda.device_count())])
+    yield disk_finding(folder, shutil.disk_usage(folder).free)
+    if SHARED_MEMORY.is_dir():
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        yield shared_memory_finding(free, needed=batch_bytes * workers * (PREFETCHED + 1))
+
+
+def versions() -> list[tuple[str, str]]:
+    """Of Python and of the packages that results hang on."""
+    return [("Python", platform.python_version()), *((name, metadata.version(name)) for name in PACKAGES)]
+
+
+def gpu_finding(devices: list) -> Finding:
+    """``devices`` as torch describes them."""
+    if not devices:
+        return Finding(ABOUT, "GPU", Verdict.WARNING, f"none that torch {torch.__version__} can use")
+    names = ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices)
+    return Finding(ABOUT, "GPU", Verdict.OK, names)
+
+
+def disk_finding(folder: Path, free: int) -> Finding:
+    """``free`` bytes where runs are written."""
+    text = f"{free / 2**30:.1f} GiB free at {folder}"
+    if free < ROOM:
+        return Finding(ABOUT, "disk", Verdict.WARNING, f"{text}: a VGG16's checkpoints take up to {ROOM / 2**30:.0f}")
+    return Finding(ABOUT, "disk", Verdict.OK, text)
+
+
+def shared_memory_finding(free: int, needed: int) -> Finding:
+    """``free`` bytes, and what the workers' batches take of them."""
+    text = f"{free / 2**20:,.0f} MiB free, the workers' batches take {needed / 2**20:,.0f}"
+    if free < needed:
+        how = "lower data.num_workers, or start the container with more (--shm-size=8g)"
+        return Finding(ABOUT, "shared memory", Verdict.WARNING, f"{text}: {how}")
+    return Finding(ABOUT, "shared memory", Verdict.OK, text)

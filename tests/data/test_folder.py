@@ -1,0 +1,221 @@
+"""Pictures of any layout: which files belong together, what masks say, which split a name is in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcnlab.data import DataError, open_folder
+from fcnlab.data.folder import count_classes, read_classes, split_of
+
+CLASSES = ("soil", "leaf")
+COLOURS = {"soil": [10, 20, 30], "leaf": [0, 255, 0]}
+FLAT = {"images": "photos/{name}.*", "masks": "labels/{name}.png"}
+
+
+def pair(root: Path, image: str, mask: str, labels=((0, 1, 255),)) -> None:
+    for path, pixels in ((image, np.zeros((len(labels), len(labels[0]), 3), np.uint8)), (mask, np.uint8(labels))):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / path)
+
+
+def flat(root: Path, names) -> None:
+    for name in names:
+        pair(root, f"photos/{name}.jpg", f"labels/{name}.png")
+
+
+def test_folders_for_splits(tmp_path):
+    for split, name in (("train", "b"), ("train", "a"), ("val", "c")):
+        pair(tmp_path, f"images/{split}/{name}.jpg", f"masks/{split}/{name}.png")
+    patterns = {"images": "images/{split}/{name}.jpg", "masks": "masks/{split}/{name}.png"}
+    train, val = (open_folder(str(tmp_path), split, **patterns, classes=CLASSES) for split in ("train", "val"))
+    assert train.names == ("a", "b") and val.names == ("c",)
+    assert train.masks[1] == tmp_path / "masks/train/b.png" and train.title == f"{tmp_path.name} train"
+    assert train.mask(0).tolist() == [[0, 1, 255]] and train.image(0).shape == (1, 3, 3)
+    train.check()
+    with pytest.raises(DataError, match=r"no pictures are .*test/\{name\}\.jpg: in .*images there is train, val\. Set"):
+        open_folder(str(tmp_path), "test", **patterns, classes=CLASSES)
+
+
+def test_names_may_span_folders(tmp_path):
+    """As those of Cityscapes do."""
+    pair(tmp_path, "left/train/aachen/aachen_1_left.png", "fine/train/aachen/aachen_1_ids.png")
+    pair(tmp_path, "left/train/ulm/ulm_1_left.png", "fine/train/ulm/ulm_1_ids.png")
+    patterns = {"images": "left/{split}/{name}_left.png", "masks": "fine/{split}/{name}_ids.png"}
+    pictures = open_folder(str(tmp_path), "train", **patterns, classes=CLASSES)
+    assert pictures.names == ("aachen/aachen_1", "ulm/ulm_1")
+    pictures.check()
+
+
+def test_a_star_takes_pictures_of_any_format_and_nothing_else(tmp_path):
+    flat(tmp_path, "ab")
+    pair(tmp_path, "photos/c.PNG", "labels/c.png")
+    for stray in ("Thumbs.db", "._a.jpg", ".hidden/d.jpg"):
+        (tmp_path / "photos" / stray).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / stray).write_text("no picture")
+    pictures = open_folder(str(tmp_path), "all", **FLAT, classes=CLASSES, fractions={"all": 1.0})
+    assert [path.name for path in pictures.images] == ["a.jpg", "b.jpg", "c.PNG"]
+
+
+def test_two_pictures_of_one_name_are_an_error(tmp_path):
+    flat(tmp_path, "a")
+    pair(tmp_path, "photos/a.png", "labels/a.png")
+    with pytest.raises(DataError, match=r"a\.png and .*a\.jpg are both 'a'"):
+        open_folder(str(tmp_path), "all", **FLAT, classes=CLASSES, fractions={"all": 1.0})
+
+
+def test_lists(tmp_path):
+    flat(tmp_path, "abc")
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets/train.txt").write_text("c\na\n")
+    (tmp_path / "sets/val.txt").write_text("b\nmissing\n")
+    train, val = (
+        open_folder(str(tmp_path), split, **FLAT, classes=CLASSES, lists="sets/{split}.txt")
+        for split in ("train", "val")
+    )
+    assert train.names == ("c", "a") and train.images[0].name == "c.jpg"
+    with pytest.raises(DataError, match=r"photos/missing\.\* is missing"):
+        val.check()
+    with pytest.raises(DataError, match=r"no list 'test' in .*sets: there is train, val"):
+        open_folder(str(tmp_path), "test", **FLAT, classes=CLASSES, lists="sets/{split}.txt")
+
+
+def test_a_picture_without_a_mask_is_not_passed_over(tmp_path):
+    flat(tmp_path, "ab")
+    (tmp_path / "labels/b.png").unlink()
+    with pytest.raises(DataError, match=r"labels/b\.png is missing"):
+        open_folder(str(tmp_path), "all", **FLAT, classes=CLASSES, fractions={"all": 1.0}).check()
+
+
+def test_fractions_are_disjoint_whole_and_roughly_met():
+    names, shares = [f"p{place}" for place in range(4000)], {"train": 0.7, "val": 0.2, "test": 0.1}
+    splits = [split_of(name, shares, seed=0) for name in names]
+    assert None not in splits  # together they are all
+    for split, share in shares.items():
+        assert abs(splits.count(split) / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
+    assert splits != [split_of(name, shares, seed=1) for name in names]
+    assert splits.count("train") > sum(split_of(name, {"train": 0.5}, seed=0) == "train" for name in names) > 1800
+
+
+def test_a_picture_that_joins_moves_no_other(tmp_path):
+    flat(tmp_path, [f"p{place}" for place in range(30)])
+    settings = {**FLAT, "classes": CLASSES, "fractions": {"train": 0.7, "val": 0.3}}
+    before = {split: set(open_folder(str(tmp_path), split, **settings).names) for split in ("train", "val")}
+    assert before["train"] | before["val"] == {f"p{place}" for place in range(30)}
+    assert not before["train"] & before["val"] and len(before["train"]) > len(before["val"]) > 0
+    flat(tmp_path, ["another"])
+    after = {split: set(open_folder(str(tmp_path), split, **settings).names) for split in ("train", "val")}
+    assert all(after[split] - {"another"} == before[split] for split in before)
+
+
+def test_a_split_that_got_nothing_is_an_error(tmp_path):
+    flat(tmp_path, "a")
+    shares = {"train": 0.5, "val": 0.5}
+    empty = ({"train", "val"} - {split_of("a", shares, 0)}).pop()
+    with pytest.raises(DataError, match=f"none of 1 pictures fell to {empty}: raise its share"):
+        open_folder(str(tmp_path), empty, **FLAT, classes=CLASSES, fractions=shares)
+    with pytest.raises(DataError, match=r"no split 'test' in .*there is train, val"):
+        open_folder(str(tmp_path), "test", **FLAT, classes=CLASSES, fractions=shares)
+
+
+@pytest.fixture
+def coloured(tmp_path):
+    """One picture, its mask of colours."""
+
+    def build(pixels, **settings):
+        flat(tmp_path, "a")
+        Image.new("RGB", (len(pixels), 1)).save(tmp_path / "photos/a.jpg")
+        Image.fromarray(np.array([pixels], np.uint8)).save(tmp_path / "labels/a.png")
+        return open_folder(str(tmp_path), "all", **FLAT, fractions={"all": 1.0}, **{"classes": COLOURS} | settings)
+
+    return build
+
+
+def test_masks_of_colours(coloured):
+    pictures = coloured([COLOURS["leaf"], COLOURS["soil"], (9, 9, 9), COLOURS["leaf"]], void_colours=[[9, 9, 9]])
+    assert pictures.mask(0).tolist() == [[1, 0, 255, 1]]
+    assert pictures.classes == CLASSES and pictures.palette.tolist() == list(COLOURS.values())
+    pictures.check()
+
+
+def test_a_colour_of_no_class_is_an_error_with_file_and_colour(coloured):
+    pictures = coloured([COLOURS["leaf"], (0, 254, 0), (9, 9, 9), (10, 20, 30)])
+    with pytest.raises(DataError, match=r"labels/a\.png holds 2 colours .*: \[0, 254, 0\], \[9, 9, 9\]\. Give each"):
+        pictures.mask(0)
+
+
+def test_coloured_masks_need_class_colours(coloured):
+    with pytest.raises(DataError, match=r"a\.png is a mask of mode RGB.*give RGB masks' colours to data=folder"):
+        coloured([COLOURS["leaf"]], classes=CLASSES).mask(0)
+
+
+def test_classes_with_colours_may_have_masks_of_ids(coloured):
+    pictures = coloured([COLOURS["soil"]] * 3)
+    for palette in (False, True):
+        image = Image.fromarray(np.array([[0, 1, 255]], np.uint8))
+        if palette:
+            image.putpalette([200, 100, 50] * 256)
+        image.save(pictures.masks[0])
+        assert pictures.mask(0).tolist() == [[0, 1, 255]]
+
+
+def test_void_may_be_another_id_or_none(tmp_path):
+    pair(tmp_path, "photos/a.png", "labels/a.png", labels=[[0, 1, 2]])
+    settings = {**FLAT, "fractions": {"all": 1.0}}
+    assert open_folder(str(tmp_path), "all", **settings, classes=CLASSES, void=2).mask(0).tolist() == [[0, 1, 255]]
+    assert open_folder(str(tmp_path), "all", **settings, classes=("a", "b", "c"), void=0).mask(0).tolist() == [
+        [255, 1, 2]
+    ]
+    with pytest.raises(DataError, match=r"holds labels \[2\], .* 0 to 1 and nothing for void"):
+        open_folder(str(tmp_path), "all", **settings, classes=CLASSES, void=None).mask(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("soil\nleaf\n", (CLASSES, [])),
+        ("soil 10 20 30\n\nleaf,0,255,0\n", (CLASSES, [(10, 20, 30), (0, 255, 0)])),
+        ("\ufefftraffic light\t1\t2\t3\r\n", (("traffic light",), [(1, 2, 3)])),
+        ("area 51\n", (("area 51",), [])),
+    ],
+)
+def test_a_file_of_classes(tmp_path, text, expected):
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8", newline="")
+    assert read_classes("classes.txt", str(tmp_path)) == expected
+    assert count_classes("classes.txt", str(tmp_path)) == len(expected[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"images": "photos/*.jpg"}, r"data\.pictures\.images=photos/\*\.jpg: it needs \{name\} once"),
+        ({"masks": "labels/{name}_{name}.png"}, r"data\.pictures\.masks=.*: it needs \{name\} once"),
+        ({"masks": "labels/{name}.*"}, r"a name has one mask, so no \* here"),
+        ({"fractions": None}, r"nothing says which pictures a split has: give one of \{split\}"),
+        ({"images": "{split}/{name}.jpg"}, r"\{split\} in data\.pictures\.images and data\.pictures\.fractions says"),
+        ({"lists": "all.txt"}, r"data\.pictures\.lists=all\.txt: give a \.txt with \{split\}"),
+        ({"fractions": {"all": 0.8, "val": 0.3}}, r"data\.pictures\.fractions=.*above 0, together at most 1"),
+        ({"fractions": {"all": -1.0}}, r"data\.pictures\.fractions=.*above 0"),
+        ({"classes": []}, r"has 0 classes: give 1 to 255"),
+        ({"classes": ["a", "b", "a"]}, r"two classes have the name a"),
+        ({"classes": {"a": [1, 2, 3], "b": [1, 2, 3]}}, r"two classes have the colour \(1, 2, 3\)"),
+        ({"classes": {"a": [1, 2, 300]}}, r"\[1, 2, 300\] is no colour: give red, green and blue"),
+        ({"classes": "nothing.txt"}, r"nothing\.txt cannot be read"),
+        ({"classes": "mixed.txt"}, r"gives 2 classes 1 colours: all or none"),
+        ({"classes": COLOURS, "void_colours": [[1, 2]]}, r"\[1, 2\] is no colour"),
+        ({"classes": COLOURS, "void_colours": [[0, 255, 0]]}, r"\[0, 255, 0\] is a class's colour, too"),
+        ({"void_colours": [[1, 2, 3]]}, r"void_colours has no effect without class colours"),
+    ],
+)
+def test_mistakes_in_settings(tmp_path, settings, message):
+    flat(tmp_path, "a")
+    (tmp_path / "mixed.txt").write_text("a 1 2 3\nb\n")
+    sound = {**FLAT, "classes": CLASSES, "fractions": {"all": 1.0}}
+    with pytest.raises(DataError, match=message):
+        open_folder(str(tmp_path), "all", **sound | settings)
+
+
+def test_a_root_that_is_no_folder(tmp_path):
+    with pytest.raises(DataError, match=r"data\.root=.*nowhere is no folder: set data\.root"):
+        open_folder(str(tmp_path / "nowhere"), "all", **FLAT, classes=CLASSES, fractions={"all": 1.0})

@@ -1,0 +1,121 @@
+"""fcnlab doctor as a command: the table, what it leaves, its exit code; the machine's lines by themselves."""
+
+import json
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcnlab.data import DataModule, open_folder
+from fcnlab.data.transforms import standard
+from fcnlab.results.findings import Verdict
+from fcnlab.tasks.doctor import inspect_data, look_at_all, suggestions
+from fcnlab.tasks.machine import disk_finding, gpu_finding, shared_memory_finding
+
+GIB = 2**30
+
+
+def test_a_sound_set_passes_and_a_broken_file_does_not(fcnlab, small, tmp_path, capsys):
+    data = [word for word in small if word.startswith("data.")]
+    words = ("doctor", f"data.root={tmp_path / 'drawn'}", *data, "samples=6")
+    assert fcnlab(*words, f"hydra.run.dir={tmp_path}/first") == 0
+    shown = capsys.readouterr().out
+    assert "✓ overlap" in shown and "✗" not in shown and "train pictures" in shown
+    record = json.loads((tmp_path / "first/doctor.json").read_text())
+    assert record["verdict"] == "warning"  # no GPU here
+    assert record["splits"]["val"]["pictures"] == 8 and len(record["splits"]["train"]["classes"]) == 22
+    assert len(record["class_weights"]["median frequency"]) == 21
+    sheet = np.array(Image.open(tmp_path / "first/samples.png"))
+    assert sheet.shape[1] == 4 * 460 and 2 * 200 < sheet.shape[0] < 3 * 250  # two rows of four pairs, and the legend
+
+    (picture,) = (tmp_path / "drawn").glob("*/VOCdevkit/VOC2012/JPEGImages/train_000003.jpg")
+    picture.write_bytes(picture.read_bytes()[:-400])
+    assert fcnlab(*words, f"hydra.run.dir={tmp_path}/second") == 1
+    told = capsys.readouterr()
+    assert "✗ whole files" in told.out and "✓ two epochs" in told.out  # the whole table, and then the code
+    assert "this would make a number wrong or training fail: train: whole files" in told.err
+    assert str(picture) in (tmp_path / "second/doctor.md").read_text()
+    assert (tmp_path / "second/samples.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("data=voc", "data.root=nowhere"), "no VOC2012 in data.root=nowhere"),
+        (("samples=-1",), "samples=-1: choose 0 to 200"),
+        (("alike_bits=40",), "alike_bits=40: choose 0 to 16"),
+        (("data.crop_size=big",), "data.crop_size='big' is no int"),
+    ],
+)
+def test_mistakes_are_told_as_elsewhere(fcnlab, words, message, capsys):
+    assert fcnlab("doctor", *words) == 1
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+
+
+@pytest.fixture
+def found(tmp_path):
+    """What is found about the settings and the loader on six pictures of one colour each, but for the last."""
+
+    def inspect(**changes) -> dict[tuple[str, str], Verdict]:
+        for place in range(6):
+            colour = np.full((40, 40, 3), 20 * place, np.uint8)
+            if place == 5 and changes.pop("one_is_telling", True):
+                colour = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+            for folder, pixels in (("images", colour), ("masks", np.zeros((40, 40), np.uint8))):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                Image.fromarray(pixels).save(tmp_path / folder / f"{place}.png")
+        opened = partial(
+            open_folder,
+            images="images/{name}.png",
+            masks="masks/{name}.png",
+            classes=["a", "b"],
+            fractions={"all": 1.0},
+        )
+        settings = {"root": str(tmp_path), "train_list": "all", "val_list": "all", "num_classes": 2, "batch_size": 2}
+        data = DataModule(opened, augment=standard, crop_size=32, num_workers=0, **settings | changes)
+        return {(one.about, one.check): one.verdict for one in inspect_data(data, look_at_all(data), 4)}
+
+    return inspect
+
+
+def test_the_loader_is_judged_by_a_picture_that_can_tell(found):
+    """Crops of a plain wall are all alike, whatever was drawn."""
+    assert found()["augmentation", "two workers"] == Verdict.OK
+    assert found(one_is_telling=False)["augmentation", "draws"] == Verdict.WARNING
+
+
+def test_settings_that_do_not_fit_the_data_are_errors(found):
+    sound = found()
+    assert sound["settings", "classes"] == sound["settings", "batches"] == Verdict.OK
+    wrong = found(num_classes=3, batch_size=7)
+    assert wrong["settings", "classes"] == wrong["settings", "batches"] == Verdict.ERROR
+
+
+def test_one_list_for_training_and_validation_is_an_overlap(found):
+    assert found()["train and val", "overlap"] == Verdict.ERROR
+
+
+def test_suggestions_can_be_typed():
+    (line,) = suggestions({"some rule": [0.5, 1.0, 12.345]})
+    assert line == "some rule: loss=weighted loss.class_weights=[0.5,1,12.345]"
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(9 * GIB, Verdict.WARNING), (11 * GIB, Verdict.OK)])
+def test_disk(tmp_path, free, verdict):
+    assert disk_finding(tmp_path, free).verdict == verdict
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(2**26, Verdict.WARNING), (2**30, Verdict.OK)])
+def test_shared_memory(free, verdict):
+    """64 MiB is what a container has by default; 8 workers with 3 batches of 16 pictures of 512x512 take 384."""
+    finding = shared_memory_finding(free, needed=8 * 3 * 16 * 4 * 512**2)
+    assert finding.verdict == verdict and "take 384" in finding.found
+
+
+def test_gpus():
+    assert gpu_finding([]).verdict == Verdict.WARNING
+    found = gpu_finding([SimpleNamespace(name="NVIDIA H200", total_memory=140 * GIB)])
+    assert found.verdict == Verdict.OK and found.found == "NVIDIA H200 (140 GiB)"
