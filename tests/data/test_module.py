@@ -260,9 +260,9 @@ def test_check_finds(make, changes, message):
 def test_one_list_for_both_is_checked_for_both(make, splits):
     """To overfit on: whole pictures must be large enough for the net, and enough for a batch."""
     with pytest.raises(DataError, match="the net needs 25 on each side"):
-        make(val_list="train").check(*splits, min_size=25)
+        make(val_list="train", allow_overlap=True).check(*splits, min_size=25)
     with pytest.raises(DataError, match=r"data\.batch_size=9"):
-        make(val_list="train", batch_size=9).check(*splits)
+        make(val_list="train", batch_size=9, allow_overlap=True).check(*splits)
 
 
 @pytest.mark.parametrize(("augment", "fits"), [(standard, True), (none, False)])

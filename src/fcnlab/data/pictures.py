@@ -118,11 +118,9 @@ class Pictures:
             if min(rows, cols) < min_size:
                 return f"{self.images[index]} has {rows}x{cols} pixels; the net needs {min_size} on each side"
             if self.masks:
-                with _opened(self.masks[index], MASK_FORMATS) as file:
-                    mask_cols, mask_rows = file.size
+                mask_rows, mask_cols = self.mask(index).shape
                 if (mask_rows, mask_cols) != (rows, cols):
                     return f"{self.images[index]} has {rows}x{cols} pixels, its mask {mask_rows}x{mask_cols}"
-                self.mask(index)
         except DataError as error:
             return str(error)
         return None
