@@ -174,7 +174,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
     kept = f" What came so far is kept in {part}: the same command goes on from there." if part.exists() else ""
     raise DataError(
         f"{archive.name} cannot be fetched:\n"
-        + "".join(f"  {problem}\n" for problem in problems or ["  it has no public address"])
+        + "".join(f"  {problem}\n" for problem in problems or ["it has no public address"])
         + f"Get it elsewhere and give data.archive=PATH, or try again later.{kept}"
     )
 

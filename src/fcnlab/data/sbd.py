@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
-from scipy.io import loadmat
 
 from fcnlab.data.download import Archive, alone_in, obtain, progress
+from fcnlab.data.matlab import read_field
 from fcnlab.data.pictures import VOID, DataError, Pictures
 from fcnlab.data.voc import (
     CLASSES,
@@ -123,7 +123,7 @@ def find_sbd(root: str, download: bool = False, archive: str | Sequence[str] | N
 
 
 def read_mat(path: Path) -> UInt8[ndarray, "rows cols"]:
-    """The class ids of one of SBD's files. It is data for scipy's reader, which calls nothing that a file names.
+    """The class ids in one of SBD's files, of which nothing is run.
 
     Raises
     ------
@@ -131,21 +131,21 @@ def read_mat(path: Path) -> UInt8[ndarray, "rows cols"]:
         It is missing, unreadable, or none of SBD's masks of VOC's classes.
     """
     try:
-        labels = loadmat(path, variable_names=("GTcls",))["GTcls"][0, 0]["Segmentation"]
+        labels = read_field(path, "GTcls", "Segmentation")
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
-    except Exception as error:  # scipy's reader ends in a dozen kinds
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read as a mask of SBD's (GTcls.Segmentation): {first_line(error)}"
         ) from error
-    if not isinstance(labels, ndarray) or labels.ndim != 2 or labels.dtype != np.uint8 or not labels.size:
-        raise DataError(f"{path} holds no mask of SBD's: its GTcls.Segmentation is no picture of class ids")
+    if labels.ndim != 2:
+        raise DataError(f"{path} holds a mask of {labels.ndim} dimensions")
     wrong = sorted(set(np.unique(labels).tolist()) - set(range(len(CLASSES))) - {VOID})
     if wrong:
         raise DataError(
             f"{path} holds labels {wrong[:5]}, but VOC has classes 0 to {len(CLASSES) - 1} and {VOID} for void"
         )
-    return labels
+    return labels.astype(np.uint8)
 
 
 def convert_masks(source: Path, target: Path, root: Path) -> None:
