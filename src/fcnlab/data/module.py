@@ -5,6 +5,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from os.path import isfile, islink  # False for a name that no file can have, where Path's raise an OSError
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -172,8 +174,8 @@ class DataModule(L.LightningDataModule):
         Raises
         ------
         DataError
-            See :meth:`Pictures.check`; the data has another number of classes than the net; pictures are both trained
-            on and scored.
+            See :meth:`Pictures.check`; the data has another number of classes than the net, or no masks; pictures are
+            both trained on and scored.
         """
         if "train" in splits and not self.allow_overlap:
             self._check_overlap(*splits)
@@ -188,16 +190,22 @@ class DataModule(L.LightningDataModule):
             cropped = set(uses) == {"train"} and self.augment is not None
             if cropped and self.crop_size < min_size:
                 raise DataError(f"data.crop_size={self.crop_size} is too small for the net: it needs {min_size}")
+            if truth and len(pictures) and not any(map(isfile, pictures.masks)):
+                raise DataError(
+                    f"{pictures.title} has no masks (such as {next(iter(pictures.masks), 'PNGs')}): it can be"
+                    " predicted, not trained on or scored. For VOC's server: fcnlab predict data=voc ..."
+                    " submission=FILE.tar.gz"
+                )
             seen = pictures if truth else replace(pictures, masks=())
             seen.check(min_size=1 if cropped else min_size)
             if "train" in uses:
                 TrainingBatches(len(pictures), self.batch_size, self.seed)
 
     def _check_overlap(self, *splits: str) -> None:
-        trained = {path.resolve() for path in self.split("train").images}
-        for name in dict.fromkeys(splits):
+        trained = set(real_paths(self.split("train").images))
+        for name in (name for name in splits if name != "train"):
             scored = self.split(name)
-            both = [path for path in scored.images if path.resolve() in trained] if name != "train" else []
+            both = [path for path in real_paths(scored.images) if path in trained]
             if both:
                 few = ", ".join(path.stem for path in both[:3]) + (", …" if len(both) > 3 else "")
                 raise DataError(
@@ -270,6 +278,12 @@ class DataModule(L.LightningDataModule):
             # The loader draws a base seed from its generator; with one of its own, the global stream stays the run's.
             "generator": torch.Generator().manual_seed(self.seed),
         }
+
+
+def real_paths(paths: Sequence[Path]) -> list[Path]:
+    """Where files really lie, behind links; each folder is asked once."""
+    folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
+    return [path.resolve() if islink(path) else folders[path.parent] / path.name for path in paths]  # noqa: PTH114
 
 
 def worker_count(wanted: int | Literal["auto"]) -> int:

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from os.path import isfile
+from os.path import isfile  # False for a name that no file can have, where Path's raises an OSError
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,8 @@ def open_sbd(
         convert_masks(sbd / "cls", folder / CONVERTED, Path(root))
         pictures = voc_pictures(folder, title, names, mask_folders)
     masks = (
-        mask if mask.is_file() else sbd / "cls" / f"{name}.mat"
-        for mask, name in zip(pictures.masks, names, strict=True)
+        mask if there else sbd / "cls" / f"{name}.mat"
+        for mask, there, name in zip(pictures.masks, map(isfile, pictures.masks), names, strict=True)
     )
     parts: dict[str, Any] = vars(pictures) | {"masks": tuple(masks)}
     return SBDPictures(**parts)

@@ -175,6 +175,6 @@ def _hint(root: str, year: int) -> str:
         if (parent / "VOCdevkit" / f"VOC{year}" / "JPEGImages").is_dir():
             return f"Did you mean data.root={parent}?"
     return (
-        "Set data.root to the folder that holds VOCdevkit/, or let fcnlab put it there: data.download=true, or"
-        " data.archive=PATH of its tar."
+        "Set data.root to the folder that holds VOCdevkit/. Where you have none, data.download=true puts it there, or"
+        " data.archive=PATH does from its tar."
     )
