@@ -5,10 +5,13 @@ Whatever happens, what is under the root afterwards is the whole data set or non
 
 import errno
 import io
+import multiprocessing
+import signal
 import tarfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -416,11 +419,48 @@ def test_a_second_one_says_that_it_waits(archive, tmp_path, caplog):
     with caplog.at_level("INFO", "fcnlab"), ThreadPoolExecutor(1) as pool:
         with alone_in(root):
             other = pool.submit(obtain, root, archive(), False, str(path))
-            while "Another process prepares the data" not in caplog.text:
-                assert not other.done()
+            until(lambda: "Another process prepares the data" in caplog.text)
             assert contents(root) == {}
         other.result()
     assert contents(root) == FILES
+
+
+def slow_at_first(request: Mirror, start: int) -> None:
+    """Bytes in drops, for as long as nobody has gone on from somewhere."""
+    if start:
+        return honest(request, start)
+    rest = request.server.content
+    request.send(rest[:9000], promised=len(rest))  # more than files hold back
+    for place in range(9000, len(rest), 100):
+        if request.server.closing.wait(0.2):
+            return
+        with suppress(OSError):
+            request.wfile.write(rest[place : place + 100])
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # beside the server's threads
+def test_a_killed_process_is_followed_by_the_one_that_waits(serve, archive, tmp_path):
+    url, asked = serve(slow_at_first)
+    root, fork = tmp_path / "root", multiprocessing.get_context("fork")
+    first, second = (fork.Process(target=obtain, args=(root, archive(url), True, None)) for _ in range(2))
+    first.start()
+    until(lambda: (root / "voc.tar.part").exists() and (root / "voc.tar.part").stat().st_size)
+    second.start()
+    time.sleep(0.5)
+    assert first.is_alive() and second.is_alive() and asked == [None]
+    first.kill()
+    second.join(20)
+    assert (first.exitcode, second.exitcode) == (-signal.SIGKILL, 0)
+    assert contents(root) == FILES and len(asked) == 2 and int(asked[1].removeprefix("bytes=").rstrip("-")) >= 8192
+
+
+def until(met) -> None:
+    """Wait for a condition, for some seconds."""
+    for _ in range(500):
+        if met():
+            return
+        time.sleep(0.02)
+    pytest.fail("it did not come")
 
 
 def test_a_data_set_without_archives_says_so():
