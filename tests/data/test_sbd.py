@@ -108,6 +108,12 @@ def test_sbd_that_is_not_there_is_asked_for(split, root):
         open_sbd(str(root), split)
 
 
+def test_a_mask_that_is_missing_from_others_conversions_is_named(voc_root):
+    (voc_root / "VOCdevkit/VOC2012/SegmentationClassAug/sbd1.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 10 pictures cannot be used:\n.*sbd1\.png is missing"):
+        open_sbd(str(voc_root), "trainaug").check()
+
+
 def test_a_picture_that_sbd_does_not_have(root):
     (root / "benchmark_RELEASE/dataset/cls/sbd1.mat").unlink()
     with pytest.raises(DataError, match=r"cls/sbd1\.mat is missing"):

@@ -12,7 +12,7 @@ from torchvision.datasets import SBDataset
 
 from fcnlab.data import DataError, open_voc
 from fcnlab.data.sbd import SBD
-from fcnlab.data.voc import CLASSES, voc_archive, voc_palette
+from fcnlab.data.voc import CLASSES, find_list, read_list, voc_archive, voc_palette
 
 # The devkit's colours as they are published, by class id.
 COLOURS = [
@@ -111,7 +111,12 @@ def official(root, *names: str):
         for kind, image in save.items():
             (folder / kind).mkdir(parents=True, exist_ok=True)
             image.save(folder / kind / f"{name}.{'jpg' if kind == 'JPEGImages' else 'png'}")
+    (folder / "SegmentationClassAug").mkdir()
     return folder
+
+
+def listed(root, name: str) -> tuple[str, ...]:
+    return read_list(*find_list(root / "VOCdevkit/VOC2012", name, 2012))
 
 
 # Lines, md5, first and last name: VOC's, DeepLab's, and seg11valid of shelhamer/fcn.berkeleyvision.org, data/pascal.
@@ -127,25 +132,32 @@ OFFICIAL = {
 def test_official_lists_come_with_fcnlab(name, tmp_path):
     count, md5, first, last = OFFICIAL[name]
     official(tmp_path, first)
-    names = open_voc(str(tmp_path), name).names
+    names = listed(tmp_path, name)
     assert (len(names), names[0], names[-1]) == (count, first, last) and len(set(names)) == count
     assert hashlib.md5("".join(f"{name}\n" for name in names).encode()).hexdigest() == md5
     if name != "seg11valid":
-        assert open_voc(str(tmp_path), f"voc2012_{name}").names == names
+        assert listed(tmp_path, f"voc2012_{name}") == names
 
 
 def test_official_lists_are_disjoint_as_the_papers_say(tmp_path):
     official(tmp_path, "2007_000032", "2007_000033")
-    train, val, trainaug, seg11valid = (set(open_voc(str(tmp_path), name).names) for name in OFFICIAL)
+    train, val, trainaug, seg11valid = (set(listed(tmp_path, name)) for name in OFFICIAL)
     assert train < trainaug and seg11valid < val and not val & trainaug
+
+
+def test_trainaug_without_sbd_s_masks_says_which_data_has_them(tmp_path):
+    folder = official(tmp_path, "2007_000032")
+    (folder / "SegmentationClassAug").rmdir()
+    with pytest.raises(DataError, match=r"masks of SBD's only, and .*Aug is no folder: choose data=voc_aug"):
+        open_voc(str(tmp_path), "trainaug")
 
 
 def test_a_devkit_s_own_list_wins(tmp_path):
     lists = official(tmp_path, "2007_000032") / "ImageSets/Segmentation"
     lists.mkdir(parents=True)
     (lists / "trainaug.txt").write_text("mine\n")
-    assert open_voc(str(tmp_path), "trainaug").names == ("mine",)
-    assert len(open_voc(str(tmp_path), "voc2012_trainaug")) == 10582
+    assert open_voc(str(tmp_path), "trainaug").names == listed(tmp_path, "trainaug") == ("mine",)
+    assert len(listed(tmp_path, "voc2012_trainaug")) == 10582
 
 
 def test_lists_of_2012_are_no_other_year_s(tmp_path):

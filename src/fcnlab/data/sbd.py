@@ -91,8 +91,11 @@ def open_sbd(
     pictures = voc_pictures(folder, title, names, mask_folders)
     if split == "test" or all(map(isfile, pictures.masks)):
         return pictures
+    converted = (folder / CONVERTED).is_dir()
+    if converted and not (Path(root) / DATASET).is_dir():  # the masks of others' making, some of which are missing
+        return pictures
     sbd = find_sbd(root, download, archive)
-    if convert and not (folder / CONVERTED).is_dir():
+    if convert and not converted:
         convert_masks(sbd / "cls", folder / CONVERTED, Path(root))
         pictures = voc_pictures(folder, title, names, mask_folders)
     masks = (

@@ -25,6 +25,7 @@ CLASSES = (
 )  # fmt: skip
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")  # the first that has a mask wins
 LISTS = Path(__file__).parent / "lists"  # official ones, for devkits that lack them
+WITH_SBD = "voc2012_trainaug"  # the one of them that VOC's own masks do not cover
 
 # Names and sums: torchvision, datasets/voc.py. The official host is down for weeks at a time: pytorch/vision #9269.
 TRAINVAL = {
@@ -70,12 +71,19 @@ def open_voc(
     Raises
     ------
     DataError
-        No VOC under ``root``, or no such list; what :func:`~fcnlab.data.download.obtain` says.
+        No VOC under ``root``, no such list, or one that needs SBD's masks, which are not there; what
+        :func:`~fcnlab.data.download.obtain` says.
     """
     if download or archive:
         obtain(Path(root), voc_archive(year, split), download, archive)
     folder = voc_folder(root, year)
-    return voc_pictures(folder, f"VOC{year} {split}", read_list(*find_list(folder, split, year)))
+    place, name = find_list(folder, split, year)
+    if place == LISTS and name == WITH_SBD and not (folder / MASK_FOLDERS[1]).is_dir():
+        raise DataError(
+            f"most pictures of {split} have masks of SBD's only, and {folder / MASK_FOLDERS[1]} is no folder: choose"
+            " data=voc_aug, which takes them from SBD"
+        )
+    return voc_pictures(folder, f"VOC{year} {split}", read_list(place, name))
 
 
 def voc_archive(year: int, split: str) -> Archive:
