@@ -78,11 +78,11 @@ def _key(override: str) -> str:
 
 
 def _check_groups(verb: str) -> None:
-    """eval chooses no data and no model by itself, and Hydra's words for a setting of what is not there mislead."""
-    for group in ("data", "model") if verb == "eval" else ():
+    """Some verbs choose no data by themselves, and Hydra's words for a setting of what is not there mislead."""
+    for group in {"eval": ("data", "model"), "predict": ("data",)}.get(verb, ()):
         settings = [word for word in sys.argv if word.startswith(f"{group}.")]
         if settings and not any(word.startswith((f"{group}=", "experiment=")) for word in sys.argv):
-            sys.exit(f"fcnlab eval: {settings[0]} sets nothing, since no {group} is chosen: add {group}=OPTION")
+            sys.exit(f"fcnlab {verb}: {settings[0]} sets nothing, since no {group} is chosen: add {group}=OPTION")
 
 
 def _check_experiment(verb: str) -> None:

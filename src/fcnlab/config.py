@@ -87,12 +87,17 @@ class PredictConfig:
     """The root of ``fcnlab predict``."""
 
     checkpoint: str = MISSING
-    input: str = MISSING
-    output: str = MISSING
+    input: str | None = None
+    output: str | None = None
+    data: Any = None
+    augment: Any = MISSING
+    submission: str | None = None
+    competition: str = "comp6"
     trainer: Any = MISSING
     speed: Any = MISSING
     refine: Any = MISSING
     num_workers: Any = "auto"
+    seed: int = 1
     trust: list[str] = field(default_factory=list)
 
 

@@ -1,6 +1,8 @@
 """Which pictures meet in a batch, how they are drawn, and what is checked before."""
 
+import shutil
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from types import SimpleNamespace
 
@@ -260,9 +262,54 @@ def test_check_finds(make, changes, message):
 def test_one_list_for_both_is_checked_for_both(make, splits):
     """To overfit on: whole pictures must be large enough for the net, and enough for a batch."""
     with pytest.raises(DataError, match="the net needs 25 on each side"):
-        make(val_list="train").check(*splits, min_size=25)
+        make(val_list="train", allow_overlap=True).check(*splits, min_size=25)
     with pytest.raises(DataError, match=r"data\.batch_size=9"):
-        make(val_list="train", batch_size=9).check(*splits)
+        make(val_list="train", batch_size=9, allow_overlap=True).check(*splits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "splits", "message"),
+    [
+        (
+            {"val_list": "trainaug"},
+            ("train", "val"),
+            r"8 of 10 pictures of VOC2012 trainaug .*=train, too \(t0, t1, t2, …",
+        ),
+        (
+            {"test_list": "train"},
+            ("val", "test", "train"),
+            r"8 of 8 .*data\.test_list\), or say data\.allow_overlap=true",
+        ),
+    ],
+)
+def test_pictures_both_trained_on_and_scored_are_refused(changes, splits, message, make):
+    with pytest.raises(DataError, match=message):
+        make(**changes).check(*splits)
+    make(**changes, allow_overlap=True).check(*splits)
+
+
+def test_overlap_is_of_files_not_of_names(make, voc_root):
+    """Equal names in two folders are two pictures; a link to a picture is that picture."""
+    images = voc_root / "VOCdevkit/VOC2012/JPEGImages"
+
+    def open_with_names_of_train(root, split):
+        pictures = open_voc(root, split)
+        return replace(pictures, names=tuple(f"t{index}" for index in range(len(pictures))))
+
+    make(pictures=open_with_names_of_train).check("train", "val")
+    images.rename(images.with_name("elsewhere"))
+    images.symlink_to("elsewhere")
+    (images / "v2.jpg").unlink()
+    (images / "v2.jpg").symlink_to(images / "t3.jpg")
+    with pytest.raises(DataError, match=r"1 of 5 pictures of VOC2012 val are in .*\(t3\)"):
+        make().check("train", "val")
+
+
+def test_without_truth_masks_need_not_be_there(make, voc_root):
+    shutil.rmtree(voc_root / "VOCdevkit/VOC2012/SegmentationClass")
+    make().check("test", truth=False)
+    with pytest.raises(DataError, match=r"VOC2012 val has no masks \(such as .*v0\.png\).*submission=FILE"):
+        make().check("test")
 
 
 @pytest.mark.parametrize(("augment", "fits"), [(standard, True), (none, False)])

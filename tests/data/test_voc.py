@@ -1,13 +1,18 @@
 """VOC's layout, its colours, and the real subset where it is there."""
 
+import hashlib
 import re
+import shutil
+import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import SBDataset
 
 from fcnlab.data import DataError, open_voc
-from fcnlab.data.voc import CLASSES, voc_palette
+from fcnlab.data.sbd import SBD
+from fcnlab.data.voc import CLASSES, find_list, read_list, voc_archive, voc_palette
 
 # The devkit's colours as they are published, by class id.
 COLOURS = [
@@ -96,6 +101,109 @@ def test_unknown_list_names_those_that_are_there(voc_root):
 def test_root_too_deep_gets_a_hint(voc_root, inside):
     with pytest.raises(DataError, match=re.escape(f"Did you mean data.root={voc_root}?")):
         open_voc(str(voc_root / inside), "val")
+
+
+def official(root, *names: str):
+    """A devkit's folder with the pictures of these names, and no lists."""
+    folder = root / "VOCdevkit/VOC2012"
+    for name in names:
+        save = {"JPEGImages": Image.new("RGB", (3, 2)), "SegmentationClass": Image.new("L", (3, 2))}
+        for kind, image in save.items():
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            image.save(folder / kind / f"{name}.{'jpg' if kind == 'JPEGImages' else 'png'}")
+    (folder / "SegmentationClassAug").mkdir()
+    return folder
+
+
+def listed(root, name: str) -> tuple[str, ...]:
+    return read_list(*find_list(root / "VOCdevkit/VOC2012", name, 2012))
+
+
+# Lines, md5, first and last name: VOC's, DeepLab's, and seg11valid of shelhamer/fcn.berkeleyvision.org, data/pascal.
+OFFICIAL = {
+    "train": (1464, "223101833d3a86c8a837814f3e7afe88", "2007_000032", "2011_003255"),
+    "val": (1449, "5510db06bbb92848a0bf6109eba6d646", "2007_000033", "2011_003271"),
+    "trainaug": (10582, "215992f6fd958f89800449fdb4bbabe6", "2007_000032", "2011_003276"),
+    "seg11valid": (736, "7984b6ce736bd3666d8b7ee70b5401da", "2007_000033", "2011_003271"),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_lists_come_with_fcnlab(name, tmp_path):
+    count, md5, first, last = OFFICIAL[name]
+    official(tmp_path, first)
+    names = listed(tmp_path, name)
+    assert (len(names), names[0], names[-1]) == (count, first, last) and len(set(names)) == count
+    assert hashlib.md5("".join(f"{name}\n" for name in names).encode()).hexdigest() == md5
+    if name != "seg11valid":
+        assert listed(tmp_path, f"voc2012_{name}") == names
+
+
+def test_official_lists_are_disjoint_as_the_papers_say(tmp_path):
+    official(tmp_path, "2007_000032", "2007_000033")
+    train, val, trainaug, seg11valid = (set(listed(tmp_path, name)) for name in OFFICIAL)
+    assert train < trainaug and seg11valid < val and not val & trainaug
+
+
+def test_trainaug_without_sbd_s_masks_says_which_data_has_them(tmp_path):
+    folder = official(tmp_path, "2007_000032")
+    (folder / "SegmentationClassAug").rmdir()
+    with pytest.raises(DataError, match=r"masks of SBD's only, and .*Aug is no folder: choose data=voc_aug"):
+        open_voc(str(tmp_path), "trainaug")
+
+
+def test_a_devkit_s_own_list_wins(tmp_path):
+    lists = official(tmp_path, "2007_000032") / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "trainaug.txt").write_text("mine\n")
+    assert open_voc(str(tmp_path), "trainaug").names == listed(tmp_path, "trainaug") == ("mine",)
+    assert len(listed(tmp_path, "voc2012_trainaug")) == 10582
+
+
+def test_lists_of_2012_are_no_other_year_s(tmp_path):
+    official(tmp_path, "2007_000032", "2007_000033").rename(tmp_path / "VOCdevkit/VOC2007")
+    for name in ("train", "trainaug"):
+        with pytest.raises(DataError, match=f"no list '{name}'"):
+            open_voc(str(tmp_path), name, year=2007)
+
+
+def test_a_list_of_which_no_picture_is_there_is_none(voc_root):
+    """Of a set of the user's own, in VOC's format."""
+    with pytest.raises(DataError, match=r"no list 'seg11valid' .*: there is train, trainaug, val"):
+        open_voc(str(voc_root), "seg11valid")
+
+
+# torchvision, datasets/voc.py (0.26): years, sums, and where they are.
+@pytest.mark.parametrize("year", range(2007, 2013))
+def test_archives_are_the_ones_that_torchvision_knows(year):
+    from torchvision.datasets.voc import DATASET_YEAR_DICT
+
+    known, ours = DATASET_YEAR_DICT[str(year)], voc_archive(year, "train")
+    assert ours.md5 == known["md5"] and ours.urls[0] == known["url"] and ours.name == known["url"].rpartition("/")[2]
+    assert all(url.endswith(f"/{ours.name}") for url in ours.urls) and len(set(ours.urls)) == len(ours.urls) >= 2
+    if year == 2007:
+        assert voc_archive(year, "test").md5 == DATASET_YEAR_DICT["2007-test"]["md5"]
+
+
+def test_sbd_s_archive_is_the_one_that_torchvision_knows():
+    assert (SBD.md5, SBD.urls[0], SBD.name) == (SBDataset.md5, SBDataset.url, SBDataset.filename)
+
+
+def test_another_year_has_no_archive(tmp_path):
+    with pytest.raises(DataError, match=r"data\.pictures\.year=2013: VOC's segmentations are of 2007 to 2012"):
+        open_voc(str(tmp_path), "train", year=2013, download=True)
+
+
+def test_a_devkit_from_the_user_s_tars(voc_root, tmp_path):
+    """Once it is there, they are not looked at again."""
+    lists = voc_root / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    shutil.copy(lists / "trainaug.txt", lists / "trainval.txt")
+    with tarfile.open(tmp_path / "mine.tar", "w") as tar:
+        tar.add(voc_root / "VOCdevkit", "VOCdevkit")
+    for archive in ([str(tmp_path / "mine.tar")], "gone.tar"):
+        pictures = open_voc(str(tmp_path / "new"), "val", archive=archive)
+        pictures.check()
+        assert pictures.names == open_voc(str(voc_root), "val").names
 
 
 def test_wrong_root_is_named(tmp_path):

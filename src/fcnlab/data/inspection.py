@@ -167,13 +167,19 @@ def inspect_split(name: str, pictures: Pictures, seen: Sequence[Look], bits: int
     ]
 
 
-def inspect_overlap(names: tuple[str, str], ours: Looked, theirs: Looked, bits: int = 4) -> list[Finding]:
-    """The findings about two splits of which the one is to tell how well a net does that learned from the other."""
+def inspect_overlap(
+    names: tuple[str, str], ours: Looked, theirs: Looked, bits: int = 4, allowed: bool = False
+) -> list[Finding]:
+    """The findings about two splits of which the one is to tell how well a net does that learned from the other.
+
+    ``allowed``: pictures may be in both, which is worth a warning still.
+    """
     about = f"{names[0]} and {names[1]}"
     same = tuple(_same_across(names, ours, theirs))
     alike = tuple(_alike_across(names, ours, theirs, bits))
+    verdict = Verdict.WARNING if allowed else Verdict.ERROR
     return [
-        _verdict(about, "overlap", Verdict.ERROR, same, "no picture in both", "{} in both"),
+        _verdict(about, "overlap", verdict, same, "no picture in both", "{} in both"),
         _verdict(about, "look-alikes", Verdict.WARNING, alike, "none", "{} much like one of the other"),
     ]
 

@@ -4,6 +4,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from os.path import isfile, islink  # False for a name that no file can have, where Path's raise an OSError
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from fcnlab.data.download import fetching
 from fcnlab.data.pictures import VOID, DataError, Pictures
 from fcnlab.data.transforms import FILL, Augmentation
 
@@ -127,6 +131,10 @@ class DataModule(L.LightningDataModule):
         Training pictures on each device; evaluation takes pictures one by one, each at its own size.
     num_workers
         Processes that read pictures; see :func:`worker_count`.
+    download, archive
+        Fetch the data set if it is not there, or take it from tars that the user has.
+    allow_overlap
+        Score on pictures that were trained on, too: to see whether a net can learn them by heart.
     """
 
     def __init__(
@@ -142,27 +150,35 @@ class DataModule(L.LightningDataModule):
         batch_size: int = 16,
         num_workers: int | Literal["auto"] = "auto",
         seed: int = 0,
+        download: bool = False,
+        archive: str | Sequence[str] | None = None,
+        allow_overlap: bool = False,
     ):
         super().__init__()
-        self.open = pictures
+        self.open = fetching(pictures, download, archive)
         self.root = root
         self.lists = {"train": train_list, "val": val_list, "test": test_list or val_list}
         self.num_classes = num_classes
         self.augment = augment(crop_size)
         self.crop_size, self.batch_size, self.seed = crop_size, batch_size, seed
         self.num_workers = worker_count(num_workers)
+        self.allow_overlap = allow_overlap
         self._opened: dict[str, Pictures] = {}
 
-    def check(self, *splits: str, min_size: int = 1) -> None:
+    def check(self, *splits: str, min_size: int = 1, truth: bool = True) -> None:
         """Open splits and look at every file of theirs, before any long work.
 
-        ``min_size`` is the shorter side, in pixels, of the smallest picture that the net takes.
+        ``min_size`` is the shorter side, in pixels, of the smallest picture that the net takes. Without ``truth`` masks
+        need not be there.
 
         Raises
         ------
         DataError
-            See :meth:`Pictures.check`; or the data has another number of classes than the net.
+            See :meth:`Pictures.check`; the data has another number of classes than the net, or no masks; pictures are
+            both trained on and scored.
         """
+        if "train" in splits and not self.allow_overlap:
+            self._check_overlap(*splits)
         for title in dict.fromkeys(self.lists[name] for name in splits):
             uses = [name for name in splits if self.lists[name] == title]
             pictures = self.split(uses[0])
@@ -174,9 +190,29 @@ class DataModule(L.LightningDataModule):
             cropped = set(uses) == {"train"} and self.augment is not None
             if cropped and self.crop_size < min_size:
                 raise DataError(f"data.crop_size={self.crop_size} is too small for the net: it needs {min_size}")
-            pictures.check(min_size=1 if cropped else min_size)
+            if truth and len(pictures) and not any(map(isfile, pictures.masks)):
+                raise DataError(
+                    f"{pictures.title} has no masks (such as {next(iter(pictures.masks), 'PNGs')}): it can be"
+                    " predicted, not trained on or scored. For VOC's server: fcnlab predict data=voc ..."
+                    " submission=FILE.tar.gz"
+                )
+            seen = pictures if truth else replace(pictures, masks=())
+            seen.check(min_size=1 if cropped else min_size)
             if "train" in uses:
                 TrainingBatches(len(pictures), self.batch_size, self.seed)
+
+    def _check_overlap(self, *splits: str) -> None:
+        trained = set(real_paths(self.split("train").images))
+        for name in (name for name in splits if name != "train"):
+            scored = self.split(name)
+            both = [path for path in real_paths(scored.images) if path in trained]
+            if both:
+                few = ", ".join(path.stem for path in both[:3]) + (", …" if len(both) > 3 else "")
+                raise DataError(
+                    f"{len(both)} of {len(scored)} pictures of {scored.title} are in data.train_list="
+                    f"{self.lists['train']}, too ({few}): scores on them would say nothing about new pictures. Choose"
+                    f" lists that share none (data.train_list, data.{name}_list), or say data.allow_overlap=true"
+                )
 
     def split(self, name: str) -> Pictures:
         """The pictures of "train", "val" or "test", opened once."""
@@ -242,6 +278,12 @@ class DataModule(L.LightningDataModule):
             # The loader draws a base seed from its generator; with one of its own, the global stream stays the run's.
             "generator": torch.Generator().manual_seed(self.seed),
         }
+
+
+def real_paths(paths: Sequence[Path]) -> list[Path]:
+    """Where files really lie, behind links; each folder is asked once."""
+    folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
+    return [path.resolve() if islink(path) else folders[path.parent] / path.name for path in paths]  # noqa: PTH114
 
 
 def worker_count(wanted: int | Literal["auto"]) -> int:

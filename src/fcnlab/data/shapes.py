@@ -6,7 +6,6 @@ that a net of stride 32 alone cannot do well.
 
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,7 +15,7 @@ from numpy import ndarray
 from PIL import Image
 
 from fcnlab.data.pictures import VOID, Pictures
-from fcnlab.data.voc import CLASSES, open_voc, voc_palette
+from fcnlab.data.voc import CLASSES, read_list, voc_palette, voc_pictures
 
 DRAWING = 1  # raise it when the drawings change, so that old ones are not taken for new
 FORMS = ("disc", "box", "star", "ring", "cross")
@@ -34,7 +33,8 @@ def open_shapes(
     folder = Path(root) / "-".join(f"{name}{value}" for name, value in settings.items())
     if not folder.is_dir():
         _draw_aside(folder, num_train, num_val, size, drawing_seed)
-    return replace(open_voc(str(folder), split), title=f"shapes {split}")
+    voc = folder / "VOCdevkit" / "VOC2012"
+    return voc_pictures(voc, f"shapes {split}", read_list(voc / "ImageSets" / "Segmentation", split))
 
 
 def _draw_aside(folder: Path, num_train: int, num_val: int, size: int, seed: int) -> None:

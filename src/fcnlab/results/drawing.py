@@ -105,8 +105,13 @@ def save_png(path: Path, image: Picture) -> None:
 
 
 def save_labels(path: Path, labels: Labels, palette: Palette) -> None:
-    """Write class ids as a palette PNG, as VOC's own masks are: the ids are what a program reads back."""
+    """Write class ids as a palette PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with_palette(labels, palette).save(path)
+
+
+def with_palette(labels: Labels, palette: Palette) -> Image.Image:
+    """Class ids as a palette picture, as VOC's own masks are: the ids are what a program reads back."""
     image = Image.fromarray(labels.astype(np.uint8), mode="L")
     image.putpalette(colours(np.arange(256)[None], palette).tobytes())
-    image.save(path)
+    return image

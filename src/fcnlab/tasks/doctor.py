@@ -100,7 +100,7 @@ def inspect_data(data: DataModule, seen: Seen, bits: int) -> Iterator[Finding]:
     for name, (pictures, found) in seen.items():
         yield from inspect_split(name, pictures, found, bits)
     for first, second in combinations(seen, 2):
-        yield from inspect_overlap((first, second), seen[first], seen[second], bits)
+        yield from inspect_overlap((first, second), seen[first], seen[second], bits, data.allow_overlap)
     yield from inspect_settings(data, seen)
     pictures, found = seen["train"]
     telling = [place for place in sound(found) if found[place].code is not None]  # crops of a flat one are all alike

@@ -24,16 +24,23 @@ from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
+from fcnlab.tasks.submitting import check_submission, submit
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def predict(cfg: DictConfig) -> None:
-    """Segment pictures: class ids as palette PNGs in ``labels/``, tinted pictures with a legend in ``overlays/``."""
+    """Segment pictures: class ids as palette PNGs in ``labels/``, tinted pictures with a legend in ``overlays/``.
+
+    With ``submission``: those of a data set's list, in one archive.
+    """
+    _check_what_is_asked(cfg)
     check_targets(cfg)
     checkpoint = read_checkpoint(cfg.checkpoint)
     net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
     facts = checkpoint["fcnlab"]
+    if cfg.submission is not None:
+        return submit(cfg, net, facts["classes"])
     files = Files(find_pictures(cfg.input), min_size=net.backbone.min_size)
     writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
     loader = DataLoader(files, batch_size=None, num_workers=worker_count(cfg.num_workers))
@@ -45,6 +52,16 @@ def predict(cfg: DictConfig) -> None:
         raise UserError(
             f"{len(writer.problems)} of {len(files)} pictures were left out:\n" + "\n".join(writer.problems)
         )
+
+
+def _check_what_is_asked(cfg: DictConfig) -> None:
+    if cfg.submission is not None:
+        return check_submission(cfg)
+    if cfg.data is not None:
+        raise UserError("data=... has no effect without submission=FILE.tar.gz: give input=... and output=..., or that")
+    missing = [f"{key}=VALUE" for key in ("input", "output") if cfg[key] is None]
+    if missing:
+        raise UserError(f"give {' and '.join(missing)}: the pictures, and a folder for what becomes of them")
 
 
 def find_pictures(wanted: str) -> list[Path]:

@@ -1,0 +1,331 @@
+"""Published archives: fetched from whichever mirror answers, or the user's own, and unpacked below ``data.root``.
+
+What is half done is never taken for the whole: archives grow as ``NAME.part`` until their md5 is right and are unpacked
+in a folder aside; what is moved last from there is the list by which a data set is known to be there.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from inspect import signature
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from fcnlab.data.pictures import DataError
+from fcnlab.errors import first_line
+
+log = logging.getLogger("fcnlab")
+
+ATTEMPTS = 5  # on each mirror, where some bytes come each time
+TIMEOUT = 30.0  # seconds without a byte
+BLOCK = 1 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT)
+TOPS = ("VOCdevkit", "benchmark_RELEASE")  # what is kept of an archive, without the folders above (VOC2011 has one)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A tar that somebody publishes.
+
+    Attributes
+    ----------
+    urls
+        Mirrors, tried in turn; none where only the publisher's own pages, behind a login, have it.
+    witness
+        A list in it, as a path below the root: it is there when the archive was unpacked.
+    """
+
+    name: str
+    md5: str
+    urls: tuple[str, ...]
+    witness: str
+
+
+def fetching(
+    pictures: Callable[..., Any], download: bool, archive: str | Sequence[str] | None
+) -> Callable[[str, str], Any]:
+    """A function that opens a split, told to fetch what is missing.
+
+    Raises
+    ------
+    DataError
+        It opens a data set that cannot be fetched.
+    """
+    if not download and not archive:
+        return pictures
+    if "download" not in signature(pictures).parameters:
+        name = getattr(pictures, "func", pictures).__name__
+        raise DataError(f"data.download and data.archive do nothing here: {name} has no archives. Leave them out.")
+    return partial(pictures, download=download, archive=archive)
+
+
+def obtain(root: Path, wanted: Archive, download: bool, archive: str | Sequence[str] | None) -> None:
+    """Unpack an archive under ``root`` if its witness is not there: from the user's tars, else from a mirror.
+
+    A second process waits for the first, and finds what that one left.
+
+    Raises
+    ------
+    DataError
+        The user's tars do not hold it, or are cut off, damaged or hostile; no mirror gave it whole; ``root`` cannot be
+        written to.
+    """
+    witness = root / wanted.witness
+    given = [archive] if isinstance(archive, str) else list(archive or ())
+    if witness.is_file():
+        return
+    with alone_in(root):
+        for path in sorted(map(Path, given), key=lambda path: path.name != wanted.name):
+            if not witness.is_file():
+                unpack(path, root, wanted.witness)
+        if witness.is_file():
+            return
+        if not download:
+            raise DataError(
+                f"data.archive={', '.join(given)} holds no {wanted.witness}: name a tar like {wanted.name}, or add"
+                " data.download=true"
+            )
+        path = fetch(wanted, root)
+        unpack(path, root, wanted.witness)
+        path.unlink()
+
+
+@contextmanager
+def alone_in(root: Path) -> Iterator[None]:
+    """One process at a time may change what lies under ``root``, which is made; a killed one's lock is free.
+
+    Raises
+    ------
+    DataError
+        The disk is full, or the folder cannot be written to.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / ".fcnlab.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("Another process prepares the data in %s: waiting for it", root)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise DataError(f"data.root={root} cannot be written to: {first_line(error)}") from error
+        free = shutil.disk_usage(root).free / 2**30
+        raise DataError(
+            f"no space left in data.root={root} ({free:.1f} GiB are free): make room there, or name another folder."
+            " What was half done is not used; the same command goes on"
+        ) from error
+
+
+def progress(things: Any = None, **options: Any) -> tqdm:
+    """A progress bar, where somebody looks at the terminal."""
+    return tqdm(things, disable=None, **options)
+
+
+def fetch(archive: Archive, folder: Path) -> Path:
+    """The archive in ``folder``, whole by its md5. What came before an interruption is gone on with.
+
+    Raises
+    ------
+    DataError
+        No mirror gave it, with what each said.
+    OSError
+        The disk is full.
+    """
+    part, whole = folder / f"{archive.name}.part", folder / archive.name
+    if whole.is_file() and md5(whole) == archive.md5:
+        return whole
+    problems = []
+    for url in archive.urls:
+        for _ in range(ATTEMPTS):
+            begun = _size(part)
+            try:
+                _append(url, part)
+            except (OSError, HTTPException, ValueError) as error:
+                if _is_local(error):
+                    raise
+                problems.append(f"{url}: {first_line(error)}")
+                if _size(part) <= begun:
+                    break
+                continue
+            if md5(part) == archive.md5:
+                return part.replace(whole)
+            part.unlink(missing_ok=True)
+            problems.append(f"{url}: what came is not {archive.name}, by its md5")
+            if not begun:
+                break
+    kept = f" What came so far is kept in {part}: the same command goes on from there." if part.exists() else ""
+    raise DataError(
+        f"{archive.name} cannot be fetched:\n"
+        + "".join(f"  {problem}\n" for problem in problems or ["it has no public address"])
+        + f"Get it elsewhere and give data.archive=PATH, or try again later.{kept}"
+    )
+
+
+def _append(url: str, part: Path) -> None:
+    """Add to ``part`` what it lacks of the file at ``url``.
+
+    Raises
+    ------
+    OSError, HTTPException
+        The server does not answer, stalls, or ends early.
+    """
+    have = _size(part)
+    part.touch()  # what is wrong with the folder is said before the network is asked
+    try:
+        response = urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code == 416:  # there are no more bytes: the md5 will tell
+            return
+        raise
+    with response:
+        start = _start(response, have)
+        total = None if response.length is None else start + response.length
+        log.info("Fetching %s from byte %d", url, start)
+        with (
+            part.open("r+b") as file,
+            progress(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True) as bar,
+        ):
+            file.truncate(start)
+            file.seek(start)
+            while block := response.read1(BLOCK):
+                file.write(block)
+                bar.update(len(block))
+        if total is not None and _size(part) != total:
+            raise OSError(f"it ended at byte {_size(part)} of {total}")
+
+
+def _start(response: Any, have: int) -> int:
+    """The byte that an answer starts with: 0 where the server sends the whole file whatever it is asked for."""
+    if response.status == 206:
+        if not str(response.headers["Content-Range"]).startswith(f"bytes {have}-"):
+            raise OSError(f"it answers byte {have} with {response.headers['Content-Range']}")
+        return have
+    if have and response.length is not None and response.length < have:  # an error page, probably
+        raise OSError(f"it answers with {response.length} bytes, and {have} of the archive are here already")
+    return 0
+
+
+def _is_local(error: Exception) -> bool:
+    """Whether it is this machine's fault and not the mirror's."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def md5(path: Path) -> str:
+    """The sum by which published archives are known."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def unpack(archive: Path, root: Path, witness: str) -> None:
+    """Add what a tar holds to ``root``, where nothing that is there already is touched.
+
+    Raises
+    ------
+    DataError
+        No such file, no tar, cut off, damaged; a member that is no plain file or leads out of ``root``; nothing in it
+        that is looked for.
+    OSError
+        The disk is full, or ``root`` not writable.
+    """
+    if not archive.is_file():
+        raise DataError(f"data.archive={archive} is no file: give the path of a tar that you have, or leave it out")
+    log.info("Unpacking %s in %s", archive, root)
+    aside = root / ".unpacking"  # whoever holds the lock is alone with it
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        _extract(archive, aside)
+        _move(aside, root, witness)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+class _Header(tarfile.TarInfo):
+    """A header that must be whole: tarfile takes a tar that ends, or breaks, between two members for a whole one."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]  # the zeros by which a whole tar ends
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    """Write the plain files of a tar; there is never a link in ``folder`` that a name could lead out by."""
+    found = 0
+    try:
+        with tarfile.open(archive, tarinfo=_Header) as tar:
+            for member in progress(tar, desc=archive.name, unit=" files"):
+                name = _name(member, archive)
+                content = tar.extractfile(member) if member.isreg() and name else None
+                if content is not None and name is not None:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    with content, (folder / name).open("xb") as file:
+                        shutil.copyfileobj(content, file, BLOCK)
+                    found += 1
+            while tar.fileobj is not None and tar.fileobj.read(BLOCK):  # to the end, where gzip keeps its sum
+                pass
+    except DataError:
+        raise
+    except FileExistsError as error:
+        raise DataError(f"{archive} holds {error.filename} twice, or below another file: it is refused") from error
+    except Exception as error:  # tarfile and its decompressors end in several kinds
+        if _is_local(error):
+            raise
+        raise DataError(
+            f"{archive} is cut off, damaged or no tar: {first_line(error)}. Nothing of it was used: get it again"
+        ) from error
+    if not found:
+        raise DataError(f"{archive} holds neither {'/ nor '.join(TOPS)}/: it is another archive")
+
+
+def _name(member: tarfile.TarInfo, archive: Path) -> PurePosixPath | None:
+    """Where a member goes below the root; None for what is not looked for.
+
+    Raises
+    ------
+    DataError
+        It is a link, a device or a pipe, or its name leads out of the folder.
+    """
+    path = PurePosixPath(member.name)
+    if not (member.isreg() or member.isdir()):
+        raise DataError(f"{archive} holds {member.name!r}, which is no plain file: it is refused")
+    if path.is_absolute() or ".." in path.parts or "\0" in member.name or "\\" in member.name:
+        raise DataError(f"{archive} holds {member.name!r}, which leads out of the folder: it is refused")
+    tops = [place for place, part in enumerate(path.parts) if part in TOPS]
+    return PurePosixPath(*path.parts[tops[0] :]) if tops else None
+
+
+def _move(source: Path, root: Path, witness: str) -> None:
+    """Move files into place, lists behind the rest and the witness at the very end; what is there already stays."""
+    files = (path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    for name in sorted(files, key=lambda name: (name.suffix == ".txt", name == Path(witness), name)):
+        if name == Path(witness) and hasattr(os, "sync"):
+            os.sync()  # a power failure must not leave the witness alone
+        if not (root / name).exists():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).replace(root / name)

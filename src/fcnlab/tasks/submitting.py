@@ -1,0 +1,68 @@
+"""``fcnlab predict ... submission=FILE``: what VOC's evaluation server takes, for pictures whose truth it keeps."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+
+from fcnlab.data import DataModule
+from fcnlab.errors import UserError
+from fcnlab.models import FCN
+from fcnlab.results.drawing import Labels
+from fcnlab.results.submission import submission
+from fcnlab.segmenter import Segmenter
+from fcnlab.tasks.building import build_trainer, say
+from fcnlab.tasks.evaluate import check_classes
+
+COMPETITIONS = ("comp5", "comp6")
+SUFFIXES = (".tar.gz", ".tgz")
+
+
+def check_submission(cfg: DictConfig) -> None:
+    """Raise a UserError unless the settings can make one."""
+    if not cfg.submission.endswith(SUFFIXES):
+        raise UserError(f"submission={cfg.submission}: the server takes a {SUFFIXES[0]}, name one")
+    if cfg.competition not in COMPETITIONS:
+        raise UserError(
+            f"competition={cfg.competition}: there are comp5 (trained on VOC alone) and comp6 (on other data, too, such"
+            " as ImageNet or SBD)"
+        )
+    if cfg.data is None or "year" not in cfg.data.pictures:
+        raise UserError("submission=... is of one of VOC's lists: add data=voc data.root=FOLDER data.test_list=test")
+    if cfg.input is not None or cfg.output is not None:
+        raise UserError("input=... and output=... have no effect with submission=..., which takes data.test_list")
+
+
+def submit(cfg: DictConfig, net: FCN, classes: list[str]) -> None:
+    """Predict every picture of the test list, with masks or without, into the server's folders."""
+    data: DataModule = instantiate(cfg.data, _convert_="all")
+    data.check("test", min_size=net.backbone.min_size, truth=False)
+    check_classes(classes, data)
+    pictures = data.split("test")
+    folder = f"results/VOC{cfg.data.pictures.year}/Segmentation/{cfg.competition}_{data.lists['test']}_cls"
+    refine = instantiate(cfg.refine, _convert_="all")
+    segmenter = Segmenter(net, pictures.classes, channels_last=cfg.speed.channels_last, refine=refine)
+    with submission(Path(cfg.submission), folder, pictures.palette) as add:
+        writer = AddPredictions(pictures.names, add)
+        trainer = build_trainer(cfg, False, [writer])
+        if trainer.world_size > 1:
+            raise UserError("a submission is written by one process: add trainer.devices=1")
+        trainer.predict(segmenter, datamodule=data, return_predictions=False)
+        if writer.added != len(pictures):
+            raise UserError(f"{writer.added} of {len(pictures)} pictures are no submission: leave trainer.limit_* out")
+    say(f"{pictures.title}: {writer.added} pictures in {cfg.submission}, under {folder}/")
+
+
+class AddPredictions(Callback):
+    """Add each prediction to the archive as soon as it is there."""
+
+    def __init__(self, names: Sequence[str], add: Callable[[str, Labels], None]):
+        self.names, self.add, self.added = names, add, 0
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):
+        for prediction, index in zip(outputs, batch["index"], strict=True):
+            self.add(self.names[int(index)], prediction.cpu().numpy())
+            self.added += 1
