@@ -85,7 +85,7 @@ def main() -> None:
         pictures = open_pictures(asked.root, asked.pictures, Path(name))
         rows, cols = np.median([pictures.size(index) for index in range(len(pictures))], axis=0)
         title = f"{len(pictures)} pictures of {pictures.title}, median {rows:.0f}x{cols:.0f}, crops of {asked.crop}"
-        measuring.report(title, measure(pictures, asked.crop, Path(name)), REFERENCE, asked.json)
+        measuring.report(title, measure(pictures, asked.crop, Path(name)), asked.json)
 
 
 if __name__ == "__main__":

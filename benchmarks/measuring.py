@@ -1,7 +1,7 @@
 """Ratios measured side by side: in one process, in turns, by the CPU time of one core.
 
-Other work on the machine slows whatever runs at the moment, so nothing is compared across minutes: each round runs every
-variant once, in an order that rotates, and a ratio is taken within the round.
+Other work on the machine slows whatever runs at the moment, so nothing is compared across minutes: each round runs
+every variant once, in an order of its own (what ran before leaves caches cold), and ratios are taken within the round.
 """
 
 import os
@@ -45,10 +45,9 @@ def on_one_core() -> None:
 
 def in_turns(variants: Mapping[str, Callable[[int], object]], rounds: int) -> Times:
     """CPU seconds of each variant in each round, which gets its number; one round before goes uncounted."""
-    names, times = list(variants), {name: np.zeros(rounds) for name in variants}
+    order, times = np.random.default_rng(0), {name: np.zeros(rounds) for name in variants}
     for number in range(-1, rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in order.permutation(list(variants)):
             started = time.process_time()
             variants[name](max(number, 0))
             if number >= 0:
@@ -74,15 +73,15 @@ def summary(times: Times, reference: str, items: int) -> dict[str, dict[str, flo
     return found
 
 
-def report(title: str, found: Mapping[str, Mapping[str, float]], reference: str, json_path: Path | None) -> None:
+def report(title: str, found: Mapping[str, Mapping[str, float]], json_path: Path | None) -> None:
     """Print the table; write it to the file that was asked for."""
     facts = environment()
     print(f"{title}\n  {', '.join(f'{key} {value}' for key, value in facts.items())}")
     width = max(map(len, found))
-    print(f"\n  {'':<{width}}  times as fast as {reference} (quartiles)        ms  per second and core")
+    print(f"\n  {'':<{width}}  times as fast (quartiles)     ms  per second and core")
     for name, row in found.items():
         spread = f"({row['ratio_q25']:.2f} to {row['ratio_q75']:.2f})"
-        print(f"  {name:<{width}}  {row['ratio']:6.2f}  {spread:<20}  {row['ms']:25.3f}  {row['per_second']:14.0f}")
+        print(f"  {name:<{width}}  {row['ratio']:6.2f}  {spread:<16}  {row['ms']:6.3f}  {row['per_second']:19.0f}")
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps({"title": title, "environment": facts, "found": found}, indent=2) + "\n")
