@@ -1,8 +1,7 @@
 """Decoded pictures and masks in a memory-mapped file, so that no epoch decodes a file again.
 
-The file is a line of JSON (what it was made from, and the pictures' sizes), then the pixels: of each picture RGB, then
-its mask. It is good for exactly the files that it was made from, as they were: their sizes and times are in its first
-line. Its values are those of :class:`Pictures`, bit for bit.
+The file is a line of JSON (the pictures' sizes, and a hash that changes when one of their files does), then the pixels:
+of each picture RGB, then its mask. The values are those of :class:`Pictures`, bit for bit.
 """
 
 import fcntl
@@ -42,15 +41,15 @@ LAYOUT = 1  # raise it when the file's layout, or what pictures are decoded to, 
 def cached(pictures: Pictures, kind: Kind, folder: Path) -> Pictures:
     """The same pictures, decoded once: for all runs (``disk``, in ``folder``) or for this process (``ram``).
 
-    Forked workers share the memory of either. Several processes of one run share a file, but each has a ``ram`` of its
-    own.
+    A pixel takes 4 bytes, its mask included. Workers share the memory of either; of several processes of a run, each
+    has a ``ram`` of its own.
 
     Raises
     ------
     DataError
-        A picture cannot be read; the pixels do not fit into the memory or onto the disk; a file changed meanwhile.
+        A picture cannot be read, or a file changed meanwhile.
     NotWritten
-        The folder cannot be written to.
+        The pixels do not fit into the memory or onto the disk, or the folder cannot be written to.
     """
     if kind == "none":
         return pictures
