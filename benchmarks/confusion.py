@@ -60,7 +60,7 @@ RIVALS = {
 
 
 def measure(rounds: int, pairs: Pairs) -> dict[str, dict[str, float]]:
-    """How many times as fast as each rival ours is; both must have counted the same integers. A round takes them all."""
+    """How many times as fast as each rival ours is; both must have counted the same integers."""
     found, batches = {}, [(prediction, truth, truth.long()) for prediction, truth in pairs]
     for name, make in RIVALS.items():
         rival, ours = make(), PictureConfusions(len(pairs) * (rounds + 1), CLASSES)
