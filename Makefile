@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow faults fuzz lint notebooks table figures clean
+.PHONY: help setup train test test-slow faults fuzz bench lint notebooks table figures clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -39,9 +39,13 @@ fuzz: setup  ## foreign files and words: the properties of tests/fuzz, 2000 new 
 faults: setup  ## disturb trainings 200 times and compare their ends
 	$(BIN)/python tests/faults/harness.py --count 200 --seed 1
 
+bench: setup  ## measure against others, side by side; a minute or two (their JSON: outputs/benchmarks)
+	for name in input_pipeline confusion evaluation; do \
+		$(BIN)/python benchmarks/$$name.py --json outputs/benchmarks/$$name.json || exit 1; done
+
 lint: setup  ## format check, lint, types
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/pyright
 
 notebooks: setup  ## run the notebooks and keep their outputs; the second trains three nets, some minutes
@@ -53,6 +57,6 @@ table: setup  ## write README's table of variants and backbones
 figures: setup  ## draw the pictures of docs/fcn.md
 	$(BIN)/python docs/figures.py
 
-clean:  ## remove what was made: .venv, caches, drawn shapes (runs in outputs/ stay)
-	rm -rf $(VENV) dist .pytest_cache .ruff_cache outputs/shapes
+clean:  ## remove what was made: .venv, caches, drawn shapes, decoded pictures (runs in outputs/ stay)
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache outputs/shapes outputs/cache
 	find src tests -name __pycache__ -type d -exec rm -rf {} +

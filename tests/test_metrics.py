@@ -50,6 +50,19 @@ def test_confusion_matrix_is_a_histogram(kind):
         np.testing.assert_array_equal(found, histogram(prediction, truth))
 
 
+@pytest.mark.parametrize("classes", [2, 21, 61, 62, 150, 255, 256])
+@pytest.mark.parametrize("void", [255, 0, 7])
+def test_any_number_of_classes(classes, void):
+    """Also more than fit into narrow integers, and a void that is the number of a class."""
+    rng = np.random.default_rng(classes)
+    truth = rng.choice(np.array([*range(classes), void]), (40, 53)).astype(np.uint8)
+    prediction = rng.integers(0, classes, truth.shape)
+    expected = np.zeros((classes, classes), np.int64)
+    np.add.at(expected, (truth[truth != void], prediction[truth != void]), 1)
+    found = confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(truth), classes, void)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_rows_are_the_truth():
     found = confusion_matrix(torch.tensor([1, 1, 2]), torch.tensor([0, 1, 255]), 3)
     assert found.tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]

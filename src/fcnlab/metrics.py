@@ -1,7 +1,7 @@
 """Counting pixels on the device: an integer confusion matrix for each picture; scores are in fcnlab.results.scores."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
 
 import numpy as np
 import torch
@@ -11,18 +11,35 @@ from torchmetrics import Metric
 
 from fcnlab.results.scores import VOID, Scores, scores
 
+TABLES = 8
+
 
 def confusion_matrix(
     prediction: Integer[Tensor, "*pixels"], truth: Integer[Tensor, "*pixels"], num_classes: int, void: int = VOID
 ) -> Int64[Tensor, "truth prediction"]:
     """Pixels by (truth, prediction); where the truth is void, a pixel counts nowhere.
 
-    An unweighted bincount is exact, deterministic on every device, and takes no more memory than the picture. A label
-    that is no class would land in a wrong cell: :class:`fcnlab.data.pictures.Pictures` lets none through.
+    An unweighted bincount is exact, deterministic on every device, and takes no more memory than the picture. What is
+    no class gets a row of its own, which is cut off: faster than to leave those pixels out. Neighbours are counted in
+    different tables, since a processor waits where it adds to the same number twice in a row. A label that is neither
+    a class nor void would be lost: :class:`fcnlab.data.pictures.Pictures` lets none through.
     """
-    known = truth != void
-    cells = truth[known].long() * num_classes + prediction[known].long()
-    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+    table = (num_classes + 1) * num_classes
+    kind = torch.int16 if TABLES * table <= torch.iinfo(torch.int16).max else torch.int32
+    cells = prediction.to(kind, copy=True)
+    cells.add_(truth.clamp(max=min(num_classes, 255)), alpha=num_classes)
+    cells += _tables(cells.shape[-1], table, kind, cells.device)
+    counts = torch.bincount(cells.flatten(), minlength=TABLES * table).view(TABLES, num_classes + 1, num_classes)
+    matrix = counts[:, :num_classes].sum(0)
+    if void < num_classes:
+        matrix[void] = 0
+    return matrix
+
+
+@lru_cache(maxsize=64)
+def _tables(cols: int, table: int, kind: torch.dtype, device: torch.device) -> Integer[Tensor, " cols"]:
+    """Where the table of each pixel of a row begins."""
+    return (torch.arange(cols, device=device) % TABLES * table).to(kind)
 
 
 class PictureConfusions(Metric):
@@ -51,9 +68,9 @@ class PictureConfusions(Metric):
         index: Integer[Tensor, " batch"],
     ) -> None:
         """Count a batch; ``index`` says which picture of the set each one is."""
-        for picture, labels, truths in zip(index, prediction, truth, strict=True):
-            self.matrices[picture] += confusion_matrix(labels, truths, self.num_classes, self.void)
-            self.seen[picture] += 1
+        for picture, labels, truths in zip(index.tolist(), prediction, truth, strict=True):
+            self.matrices[picture].add_(confusion_matrix(labels, truths, self.num_classes, self.void))
+            self.seen[picture].add_(1)
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Indices of the pictures counted, (n,), and their matrices, (n, truth, prediction).

@@ -11,15 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from fcnlab.data import DataError, DataModule, open_voc
-from fcnlab.data.module import TrainingBatches, collate
-from fcnlab.data.transforms import FILL, none, standard
+from fcnlab.data import DataError, DataModule, module, open_voc
+from fcnlab.data.cache import CachedPictures
+from fcnlab.data.module import TrainingBatches, batches_ahead, collate
+from fcnlab.data.transforms import FILL, none, standard, strong
+from fcnlab.metrics import PictureConfusions
+from fcnlab.models import FCN
+from fcnlab.models.tiny import Tiny
+from fcnlab.segmenter import labels
 
 pytestmark = [
     # Python 3.12 on warns of forks beside threads, which is how torch's loaders start workers on Linux.
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
-    # Two workers are what is tested, also where there is one core.
-    pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning"),
+    # Several workers are what is tested, also where there are fewer cores.
+    pytest.mark.filterwarnings("ignore:This DataLoader will create . worker processes:UserWarning"),
 ]
 
 
@@ -49,7 +54,10 @@ def on_rank(data: DataModule, rank: int, world_size: int, started=0, processed=0
     epochs = SimpleNamespace(current=SimpleNamespace(started=started, processed=processed))
     batches = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=done)))
     loop = SimpleNamespace(epoch_progress=epochs, epoch_loop=batches)
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=loop, accumulate_grad_batches=1)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(
+        global_rank=rank, world_size=world_size, fit_loop=loop, accumulate_grad_batches=1, strategy=strategy
+    )
     return data
 
 
@@ -79,7 +87,7 @@ def test_batches_travel_as_uint8(make):
 
 def test_seed_epoch_and_nothing_else_make_the_batches(make):
     first = [[as_bytes(batch) for batch in epoch] for epoch in epochs(make(), 2)]
-    for workers in (0, 2):
+    for workers in (0, 1, 4):
         assert [[as_bytes(batch) for batch in epoch] for epoch in epochs(make(num_workers=workers), 2)] == first
     assert not set(first[0]) & set(first[1])
     assert not set(first[0]) & {as_bytes(batch) for batch in epochs(make(seed=1))[0]}
@@ -200,6 +208,98 @@ def test_test_list_is_val_unless_given(make, test_list, title):
     data = make(test_list=test_list)
     for loader in (data.test_dataloader(), data.predict_dataloader()):
         assert loader.dataset.pictures.title == title
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("augment", [standard, strong, none])
+def test_a_cache_changes_no_batch(make, tmp_path, cache, workers, augment):
+    plain, cached = (
+        make(augment=augment),
+        make(augment=augment, cache=cache, cache_dir=str(tmp_path / "cache"), num_workers=workers),
+    )
+    for one, other in zip(epochs(plain)[0], epochs(cached)[0], strict=True):
+        assert as_bytes(one) == as_bytes(other)
+    for one, other in zip(plain.val_dataloader(), cached.val_dataloader(), strict=True):
+        assert as_bytes(one) == as_bytes(other)
+    assert isinstance(cached.decoded("train"), CachedPictures) and cached.decoded("test") is cached.decoded("val")
+
+
+SIZES = [(40, 50), (50, 40), (40, 50), (40, 50), (32, 32), (50, 40), (40, 50)]
+
+
+@pytest.fixture
+def of_some_sizes(make, voc_root, save_pair):
+    """The tiny VOC, where several pictures of val have one size."""
+    folder = voc_root / "VOCdevkit" / "VOC2012"
+    names = [f"s{place}" for place in range(len(SIZES))]
+    (folder / "ImageSets/Segmentation/val.txt").write_text("\n".join(names))
+    for name, (rows, cols) in zip(names, SIZES, strict=True):
+        save_pair(folder / "JPEGImages" / f"{name}.jpg", folder / "SegmentationClass" / f"{name}.png", rows, cols)
+    return make
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+@pytest.mark.parametrize("world_size", [1, 2, 9])
+def test_pictures_that_are_evaluated_together_have_one_size(of_some_sizes, size, world_size, cache):
+    data, seen = of_some_sizes(eval_batch_size=size, cache=cache), []
+    for rank in range(world_size):
+        shapes = []
+        for batch in on_rank(data, rank, world_size).val_dataloader():
+            found = batch["index"].tolist()
+            seen += found
+            assert len(found) <= size and {SIZES[index] for index in found} == {tuple(batch["mask"].shape[1:])}
+            shapes.append((len(found), SIZES[found[0]]))
+        share = Counter(SIZES[rank::world_size])
+        assert Counter(shape for _, shape in shapes) == {shape: -(-count // size) for shape, count in share.items()}
+    assert sorted(seen) == list(range(len(SIZES)))
+
+
+def test_evaluating_several_together_counts_the_same(of_some_sizes):
+    """But for pixels whose two best scores differ by rounding."""
+    torch.manual_seed(0)
+    net, found = FCN(Tiny(width=4), 21, (32, 16, 8)).eval(), []
+    for head in net.heads.values():
+        torch.nn.init.normal_(head.weight)
+    for size in (1, 3):
+        confusions = PictureConfusions(len(SIZES), 21)
+        for batch in of_some_sizes(eval_batch_size=size).val_dataloader():
+            confusions.update(labels(net(batch["image"] / 255)), batch["mask"], batch["index"])
+        found.append(confusions.compute()[1])
+    one, several = found
+    assert torch.equal(one.sum((1, 2)), several.sum((1, 2))) and (one - several).abs().sum() <= 4
+    assert len({tuple(matrix.sum(0).tolist()) for matrix in one}) > 1  # the pictures are not all alike to the net
+
+
+@pytest.mark.parametrize(
+    ("wanted", "workers", "megabytes", "ahead"),
+    [("auto", 0, 1, None), (3, 0, 1, None), (3, 8, 999, 3), ("auto", 4, 1, 4), ("auto", 4, 4, 2), ("auto", 8, 16, 1)],
+)
+def test_batches_ahead_fit_into_shared_memory(monkeypatch, tmp_path, wanted, workers, megabytes, ahead):
+    monkeypatch.setattr(module, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 10**6))
+    assert batches_ahead(wanted, workers, megabytes * 10**6) == ahead
+
+
+def test_loaders_read_ahead_as_told(make):
+    data = make(num_workers=2, prefetch_factor=3)
+    loaders = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()]
+    assert {loader.prefetch_factor for loader in loaders} == {3}
+    assert all(loader.persistent_workers for loader in loaders) and not any(loader.pin_memory for loader in loaders)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_pinned_where_pictures_go_to_a_gpu(make, device):
+    data = on_rank(make(), 0, 1)
+    data.trainer.strategy.root_device = torch.device(device)
+    assert data.train_dataloader().pin_memory == data.val_dataloader().pin_memory == (device == "cuda")
+
+
+@pytest.mark.parametrize("name", ["eval_batch_size", "prefetch_factor"])
+def test_counts_are_one_or_more(make, name):
+    with pytest.raises(DataError, match=f"data.{name}=0: choose 1 or more"):
+        make(**{name: 0})
 
 
 def test_collate_pads_with_the_fill_colour_and_void():

@@ -145,6 +145,51 @@ def test_a_jpeg_with_something_behind_its_end_is_taken(make):
         np.testing.assert_array_equal(pictures.image(1), whole)
 
 
+def test_jpegs_are_what_pil_decodes(tmp_path):
+    """OpenCV decodes most of them: the same values, whatever the JPEG's kind, and EXIF turns none."""
+    rng, exif = np.random.default_rng(0), Image.Exif()
+    exif[0x0112] = 6  # turned
+    for mode, options in [
+        ("RGB", {}),
+        ("RGB", {"exif": exif}),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"subsampling": 0}),
+        ("RGB", {"quality": 5, "subsampling": 2}),
+        ("RGB", {"keep_rgb": True}),
+        ("L", {}),
+        ("CMYK", {}),
+    ]:
+        channels = {"L": (), "RGB": (3,), "CMYK": (4,)}[mode]
+        path = tmp_path / "x.jpg"
+        Image.fromarray(rng.integers(0, 256, (31, 47, *channels), np.uint8), mode).save(path, "JPEG", **options)
+        with Image.open(path) as file:
+            np.testing.assert_array_equal(read_image(path), np.array(file.convert("RGB")))
+
+
+def test_real_jpegs_are_what_pil_decodes(shared):
+    for path in sorted((shared / "data/VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))[::100]:
+        with Image.open(path) as file:
+            np.testing.assert_array_equal(read_image(path), np.array(file.convert("RGB")))
+
+
+def test_what_lacks_a_jpegs_end_is_decided_by_pil(make):
+    """OpenCV would give grey pixels, and only print that something is missing."""
+    path = make().images[0]
+    whole, expected = path.read_bytes(), read_image(path)
+    path.write_bytes(whole + b"trailing bytes, which some cameras write")
+    np.testing.assert_array_equal(read_image(path), expected)
+    for length in range(len(whole) - 1, len(whole) // 2, -5):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"a\.jpg cannot be read"):
+            read_image(path)
+
+
+def test_sizes_are_those_of_the_pixels(make):
+    pictures = make()
+    save(pictures.images[1], (7, 99, 3))
+    assert [pictures.size(index) for index in range(3)] == [(12, 16), (7, 99), (12, 16)]
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_damage_never_raises_anything_else(make, tmp_path, suffix):
     pictures = make("a")

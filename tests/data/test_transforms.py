@@ -83,14 +83,23 @@ def test_scale_is_a_factor(factor, pixels):
     assert (standard(99, scale=(factor, factor))(*picture, KEYS[0])[1] == 1).sum() == pixels
 
 
+def test_without_colour_the_rest_is_the_same(sample):
+    """The same crops; of the pictures that colour changes, about half, only the colours."""
+    image, mask = sample
+    coloured, plain = standard(32), standard(32, colour=False)
+    found = [(coloured(image, mask, key), plain(image, mask, key)) for key in KEYS]
+    assert all((one[1] == other[1]).all() for one, other in found)
+    assert 3 < sum((one[0] == other[0]).all() for one, other in found) < 17
+
+
 def test_none_takes_whole_pictures():
     assert none(32) is None
 
 
 @pytest.mark.parametrize("augment", [*AUGMENTS, none])
 def test_unknown_setting_is_an_error(augment):
-    with pytest.raises(TypeError, match="colour"):
-        augment(32, colour=1)
+    with pytest.raises(TypeError, match="color"):
+        augment(32, color=1)
 
 
 def test_unknown_argument_of_a_step_is_an_error():

@@ -142,6 +142,8 @@ def test_early_stopping_ends_with_a_record(train):
         ["data.crop_size=64", "augment=none"],
         ["optim.pretrained_lr_scale=0.5"],
         ["model.reset_heads=true"],
+        ["data.cache_dir=elsewhere", "data.cache=ram"],
+        ["data.prefetch_factor=3"],
     ],
 )
 @pytest.mark.filterwarnings("default:model.reset_heads")
@@ -151,6 +153,18 @@ def test_settings_without_effect_are_pointed_out(train, words, recwarn):
     key = words[0].partition("=")[0]
     said = (folder / "train.log").read_text() + "".join(warned)
     assert any(key in line and "has no effect" in line for line in said.splitlines())
+
+
+def test_a_cache_changes_nothing(train, tmp_path):
+    """Weights, curves and scores are those of a run that decodes every picture again."""
+    plain = train()
+    cached = train("data.cache=disk", f"data.cache_dir={tmp_path}/cache", folder="cached")
+    assert len(list((tmp_path / "cache").glob("*.pixels"))) == 2
+    assert same(weights(cached), weights(plain))
+    for name in ("train/loss", "val/loss", "val/miou"):
+        assert column(cached, name) == column(plain, name)
+    with np.load(plain / "confusions.npz") as one, np.load(cached / "confusions.npz") as other:
+        np.testing.assert_array_equal(one["matrices"], other["matrices"])
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy_sum", "ohem", "focal", "dice", "lovasz", "weighted"])

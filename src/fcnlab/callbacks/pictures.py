@@ -1,5 +1,6 @@
 """The same few pictures at every validation, and beside their truth at the end."""
 
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +27,30 @@ class FixedPictures(Callback):
         if not 0 <= count <= MOST:
             raise ValueError(f"callbacks.pictures.count={count}: choose 0 to {MOST}")
         self.folder, self.count = Path(folder), count
+        self._wanted: set[int] = set()
         self._shown: list[tuple[int, np.ndarray]] = []
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module) -> None:
-        self._shown.clear()
+        self._choose(trainer.val_dataloaders, int(trainer.num_val_batches[0]))
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module) -> None:
+        self._choose(trainer.test_dataloaders, int(trainer.num_test_batches[0]))
+
+    def _choose(self, loader: Any, batches: int) -> None:
+        """Of the pictures that this process evaluates."""
+        evaluated = sorted(chain(*islice(loader.batch_sampler, batches)))
+        self._wanted = {evaluated[int(place)] for place in np.linspace(0, len(evaluated) - 1, self.count)}
         self._shown.clear()
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):
-        self._keep(outputs, batch, int(trainer.num_val_batches[0]), trainer.world_size)
+        self._keep(outputs, batch)
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):
-        self._keep(outputs, batch, int(trainer.num_test_batches[0]), trainer.world_size)
+        self._keep(outputs, batch)
 
-    def _keep(self, outputs, batch, batches: int, world_size: int) -> None:
-        # Rank 0, which draws, evaluates every world_size-th picture, one to a batch.
-        wanted = {int(place) * world_size for place in np.linspace(0, batches - 1, self.count)}
+    def _keep(self, outputs, batch) -> None:
         for index, prediction in zip(batch["index"].tolist(), outputs["prediction"], strict=True):
-            if index in wanted:
+            if index in self._wanted:
                 self._shown.append((index, prediction.to(torch.uint8).cpu().numpy()))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module) -> None:

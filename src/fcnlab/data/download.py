@@ -21,9 +21,9 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from fcnlab.data.locking import alone
 from fcnlab.data.pictures import DataError
 from fcnlab.errors import first_line
 
@@ -114,16 +114,8 @@ def alone_in(root: Path) -> Iterator[None]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / ".fcnlab.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("Another process prepares the data in %s: waiting for it", root)
-            lock.acquire()
-        try:
+        with alone(root / ".fcnlab.lock", f"prepares the data in {root}"):
             yield
-        finally:
-            lock.release()
     except OSError as error:
         if error.errno not in FULL:
             raise DataError(f"data.root={root} cannot be written to: {first_line(error)}") from error

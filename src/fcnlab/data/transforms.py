@@ -51,16 +51,11 @@ def patches(crop_size: int) -> Augmentation:
     return Augmentation([border, A.RandomCrop(crop_size, crop_size)])
 
 
-def standard(crop_size: int, scale: Sequence[float] = (0.5, 2.0)) -> Augmentation:
+def standard(crop_size: int, scale: Sequence[float] = (0.5, 2.0), colour: bool = True) -> Augmentation:
     """Scale, crop (padding what is too small), flip, and mild changes of colour."""
-    return Augmentation(
-        [
-            _random_scale(scale),
-            *_random_crop(crop_size),
-            A.HorizontalFlip(p=0.5),
-            A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.5),
-        ]
-    )
+    jitter = A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.5)
+    places = [_random_scale(scale), *_random_crop(crop_size), A.HorizontalFlip(p=0.5)]
+    return Augmentation([*places, jitter] if colour else places)
 
 
 def strong(crop_size: int, scale: Sequence[float] = (0.4, 2.5), rotate: float = 15.0) -> Augmentation:

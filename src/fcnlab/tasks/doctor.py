@@ -55,7 +55,7 @@ def doctor(cfg: DictConfig) -> None:
     seen = look_at_all(data)
     findings = [
         *inspect_data(data, seen, cfg.alike_bits),
-        *inspect_machine(folder, batch_bytes(data), data.num_workers),
+        *inspect_machine(folder, batch_bytes(data), data.num_workers, data.prefetch_factor),
     ]
     counted = {name: class_frequencies(*one) for name, one in seen.items() if one[0].masks}
     weights = class_weights(class_frequencies(*seen["train"]))

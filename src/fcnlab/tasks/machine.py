@@ -6,19 +6,21 @@ import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from fcnlab.data.module import SHARED_MEMORY, batches_ahead
 from fcnlab.results.findings import Finding, Verdict
 from fcnlab.tasks.scoring import PACKAGES
 
 ABOUT = "this machine"
 ROOM = 10 * 2**30  # bytes: best.ckpt and last.ckpt of a VGG16 with its optimiser, one of them twice while it is written
-SHARED_MEMORY = Path("/dev/shm")  # Linux: what workers hand batches over in
-PREFETCHED = 2  # batches that each worker has ready (torch's DataLoader)
 
 
-def inspect_machine(folder: Path, batch_bytes: int, workers: int) -> Iterator[Finding]:
+def inspect_machine(
+    folder: Path, batch_bytes: int, workers: int, prefetch_factor: int | Literal["auto"]
+) -> Iterator[Finding]:
     """The findings about versions, devices, memory and disk; ``folder`` is where runs are written."""
     yield Finding(ABOUT, "versions", Verdict.OK, ", ".join(f"{name} {version}" for name, version in versions()))
     yield Finding(ABOUT, "processor", Verdict.OK, f"{os.cpu_count()} cores, {workers} workers to load pictures")
@@ -26,7 +28,8 @@ def inspect_machine(folder: Path, batch_bytes: int, workers: int) -> Iterator[Fi
     yield disk_finding(folder, shutil.disk_usage(folder).free)
     if SHARED_MEMORY.is_dir():
         free = shutil.disk_usage(SHARED_MEMORY).free
-        yield shared_memory_finding(free, needed=batch_bytes * workers * (PREFETCHED + 1))
+        ahead = batches_ahead(prefetch_factor, workers, batch_bytes) or 0
+        yield shared_memory_finding(free, needed=batch_bytes * workers * (ahead + 1))
 
 
 def versions() -> list[tuple[str, str]]:

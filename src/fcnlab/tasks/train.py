@@ -156,6 +156,10 @@ def say_what_surprises(cfg: DictConfig) -> None:
         warn(f"the backbone is tiny, for first looks: for real pictures choose model/backbone={' | '.join(others)}")
     if chosen.get("augment") == "none" and _given("data.crop_size"):
         warn("data.crop_size has no effect with augment=none, which takes whole pictures")
+    if cfg.data.get("cache") != "disk" and _given("data.cache_dir"):
+        warn(f"data.cache_dir has no effect with data.cache={cfg.data.get('cache')}: set data.cache=disk")
+    if cfg.data.get("num_workers") == 0 and _given("data.prefetch_factor"):
+        warn("data.prefetch_factor has no effect with data.num_workers=0: nothing is read ahead")
 
 
 def _given(key: str) -> bool:

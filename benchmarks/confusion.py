@@ -1,0 +1,91 @@
+"""Counting a picture's pixels by (truth, prediction): against numpy's bincount and torchmetrics.
+
+python benchmarks/confusion.py             some 10 seconds
+
+What is timed is the whole update of the metric, on the labels as they come from a net (int64) and from a mask (uint8);
+the rivals get the mask in the int64 that they want. Each rival is measured in turns with ours, and no other between.
+"""
+
+import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip
+
+from functools import partial
+
+import numpy as np
+import torch
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from fcnlab.data.shapes import draw
+from fcnlab.metrics import PictureConfusions
+
+CLASSES, VOID = 21, 255
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def numpy_bincount(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """As the FCN repositories count (``fast_hist``)."""
+    known = (truth >= 0) & (truth < CLASSES)
+    cells = CLASSES * truth[known].astype(int) + prediction[known]
+    return np.bincount(cells, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+
+
+def pictures(number: int) -> Pairs:
+    """Masks of VOC's size, and predictions: the same shapes a little displaced, with some noise."""
+    found = []
+    for index in range(number):
+        rng = np.random.default_rng(index)
+        truth = draw(rng, 430)[1]
+        prediction = np.roll(np.where(truth == VOID, 0, truth), (5, 5), (0, 1)).astype(np.int64)
+        noise = rng.random(truth.shape) < 0.02
+        prediction[noise] = rng.integers(0, CLASSES, noise.sum())
+        found.append((torch.from_numpy(prediction)[None], torch.from_numpy(truth)[None]))
+    return found
+
+
+class ByNumpy:
+    def __init__(self):
+        self.total = np.zeros((CLASSES, CLASSES), np.int64)
+
+    def update(self, prediction: torch.Tensor, truth: torch.Tensor) -> None:
+        self.total += numpy_bincount(truth.numpy(), prediction.numpy())
+
+    def compute(self) -> torch.Tensor:
+        return torch.from_numpy(self.total)
+
+
+RIVALS = {
+    "numpy's bincount": ByNumpy,
+    "torchmetrics, validated": partial(MulticlassConfusionMatrix, CLASSES, ignore_index=VOID),
+    "torchmetrics, not validated": partial(MulticlassConfusionMatrix, CLASSES, ignore_index=VOID, validate_args=False),
+}
+
+
+def measure(rounds: int, pairs: Pairs) -> dict[str, dict[str, float]]:
+    """How many times as fast as each rival ours is; both must have counted the same integers."""
+    found, batches = {}, [(prediction, truth, truth.long()) for prediction, truth in pairs]
+    for name, make in RIVALS.items():
+        rival, ours = make(), PictureConfusions(len(pairs) * (rounds + 1), CLASSES)
+        places = iter(torch.arange(len(pairs) * (rounds + 1))[:, None])
+
+        def by_rival(number: int, rival=rival) -> None:
+            for prediction, _, truth in batches:
+                rival.update(prediction, truth)
+
+        def by_ours(number: int, ours=ours, places=places) -> None:
+            for prediction, truth, _ in batches:
+                ours.update(prediction, truth, next(places))
+
+        times = measuring.in_turns({name: by_rival, "fcnlab": by_ours}, rounds)
+        np.testing.assert_array_equal(ours.compute()[1].sum(0), rival.compute())
+        found[f"fcnlab, beside {name}"] = measuring.summary(times, name, items=len(pairs))["fcnlab"]
+    return found
+
+
+def main() -> None:
+    asked = measuring.options(__doc__, rounds=40)
+    measuring.on_one_core()
+    title = f"20 pictures of some 430x430, {CLASSES} classes, void; {asked.rounds} rounds; equal integers"
+    measuring.report(title, measure(asked.rounds, pictures(20)), asked.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Decoded pictures and masks in a memory-mapped file, so that no epoch decodes a file again.
+
+The file is a line of JSON (the pictures' sizes, and a hash that changes when one of their files does), then the pixels:
+of each picture RGB, then its mask. The values are those of :class:`Pictures`, bit for bit.
+"""
+
+import json
+import logging
+import mmap
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import partial
+from hashlib import blake2b
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+from weakref import finalize
+
+import cv2
+import numpy as np
+import PIL
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from fcnlab.data.locking import alone
+from fcnlab.data.pictures import DataError, Pictures
+from fcnlab.errors import NotWritten, first_line
+from fcnlab.results.record import aside
+
+log = logging.getLogger("fcnlab")
+
+Kind = Literal["none", "ram", "disk"]
+LAYOUT = 1  # raise it when the file's layout, or what pictures are decoded to, changes
+
+
+def cached(pictures: Pictures, kind: Kind, folder: Path) -> Pictures:
+    """The same pictures, decoded once: for all runs (``disk``, in ``folder``) or for this process (``ram``).
+
+    A pixel takes 4 bytes, its mask included. Workers share the memory of either; of several processes of a run, each
+    has a ``ram`` of its own.
+
+    Raises
+    ------
+    DataError
+        A picture cannot be read, or a file changed meanwhile.
+    NotWritten
+        The pixels do not fit into the memory or onto the disk, or the folder cannot be written to.
+    """
+    if kind == "none":
+        return pictures
+    return _in_memory(pictures) if kind == "ram" else _on_disk(pictures, folder)
+
+
+class Store:
+    """The pixels in a file that :func:`_write` made; arrays are views of it, and cannot be written to.
+
+    Workers that are not forked open it again by its path.
+
+    Raises
+    ------
+    ValueError
+        The file is not whole, or was made from other files than ``state`` says.
+    """
+
+    def __init__(self, path: Path, state: str):
+        self.path, self.state = path, state
+        with path.open("rb") as file:
+            head = file.readline()
+            made = json.loads(head)
+            if made["state"] != state:
+                raise ValueError(f"{path} is of other files")
+            self.sizes, self.masks = made["sizes"], made["masks"]
+            self._starts = _starts(self.sizes, self.masks, len(head))
+            if file.seek(0, os.SEEK_END) != self._starts[-1]:
+                raise ValueError(f"{path} is not whole")
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __reduce__(self) -> tuple:
+        return Store, (self.path, self.state)
+
+    def image(self, index: int) -> UInt8[ndarray, "rows cols 3"]:
+        rows, cols = self.sizes[index]
+        return self._view((rows, cols, 3), self._starts[index])
+
+    def mask(self, index: int) -> UInt8[ndarray, "rows cols"]:
+        rows, cols = self.sizes[index]
+        return self._view((rows, cols), self._starts[index] + 3 * rows * cols)
+
+    def _view(self, shape: tuple[int, ...], start: int) -> ndarray:
+        return np.ndarray(shape, np.uint8, self._bytes, start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedPictures(Pictures):
+    """A split whose pixels come from a :class:`Store`."""
+
+    store: Store
+
+    def image(self, index: int) -> UInt8[ndarray, "rows cols 3"]:
+        return self.store.image(index)
+
+    def mask(self, index: int) -> UInt8[ndarray, "rows cols"]:
+        return self.store.mask(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        rows, cols = self.store.sizes[index]
+        return rows, cols
+
+
+def _from(store: Store, pictures: Pictures) -> CachedPictures:
+    return CachedPictures(**{field.name: getattr(pictures, field.name) for field in fields(Pictures)}, store=store)
+
+
+def _on_disk(pictures: Pictures, folder: Path) -> CachedPictures:
+    """From the folder's file, which is made first if it is not there, not whole or out of date.
+
+    One process at a time makes it, the others wait; a kill leaves no file that is taken for it.
+    """
+    title = re.sub(r"[^\w.-]+", "-", pictures.title)
+    path = folder.absolute() / f"{title}-{_identity(pictures)}.pixels"
+    if store := _opened(path, _state(pictures)):
+        return _from(store, pictures)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(path.with_suffix(".lock"), f"makes {path}"):
+            state = _state(pictures)
+            if not (store := _opened(path, state)):
+                with aside(path) as part, part.open("wb") as file:
+                    _write(file.fileno(), pictures, state, shutil.disk_usage(folder).free, f"data.cache=disk, {path}")
+                store = Store(path, state)
+    except OSError as error:
+        raise NotWritten(
+            f"data.cache=disk: {path} could not be written: {first_line(error)}. Make room, name another"
+            " data.cache_dir, or set data.cache=none."
+        ) from error
+    return _from(store, pictures)
+
+
+def _in_memory(pictures: Pictures) -> CachedPictures:
+    """In an anonymous file of the memory, which goes when the pictures do or the process ends, however it ends."""
+    if not hasattr(os, "memfd_create"):
+        raise DataError("data.cache=ram needs Linux: set data.cache=disk, which the system keeps in memory as it can")
+    handle = os.memfd_create("fcnlab")
+    try:
+        state = _state(pictures)
+        _write(handle, pictures, state, _free_memory(), "data.cache=ram")
+        store = Store(Path(f"/proc/{os.getpid()}/fd/{handle}"), state)
+    except BaseException as error:
+        os.close(handle)
+        if isinstance(error, OSError):
+            raise NotWritten(f"data.cache=ram: {first_line(error)}. Set data.cache=disk or none.") from error
+        raise
+    finalize(store, os.close, handle)
+    return _from(store, pictures)
+
+
+def _opened(path: Path, state: str) -> Store | None:
+    """None where there is no such file, or not a whole one of this state."""
+    try:
+        return Store(path, state)
+    except (OSError, ValueError, LookupError, TypeError):  # of whatever else lies there
+        return None
+
+
+def _identity(pictures: Pictures) -> str:
+    """Tells a split from others: by its files' names, its classes, and all else that says how it is read."""
+    settings = {field.name: getattr(pictures, field.name) for field in fields(pictures)}
+    for name in ("images", "masks"):
+        settings[name] = [str(path.absolute()) for path in settings[name]]
+    plain = {name: value.tolist() if isinstance(value, ndarray) else value for name, value in settings.items()}
+    return blake2b(repr(plain).encode(), digest_size=6).hexdigest()
+
+
+def _state(pictures: Pictures) -> str:
+    """Changes when one of the files does, or what reads them.
+
+    A file's ctime moves with every change of it, also where a copy brings the size and mtime of the old one along.
+    """
+    digest = blake2b(f"{LAYOUT} {cv2.__version__} {PIL.__version__}".encode(), digest_size=16)
+    for path in (*pictures.images, *pictures.masks):
+        try:
+            found = path.stat()
+        except OSError:
+            raise DataError(f"{path} is missing") from None
+        digest.update(f" {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _write(handle: int, pictures: Pictures, state: str, free: int, where: str) -> None:
+    """Decode everything into an empty file; ``free`` is how many bytes it may have."""
+    every = range(len(pictures))
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        sizes = list(pool.map(pictures.size, every))
+        head = json.dumps({"state": state, "masks": bool(pictures.masks), "sizes": sizes}).encode() + b"\n"
+        starts = _starts(sizes, bool(pictures.masks), len(head))
+        _check_room(starts[-1], free, pictures.title, where)
+        log.info("Decoding %d pictures of %s once, to %.2f GB: %s", len(sizes), pictures.title, starts[-1] / 1e9, where)
+        _put(handle, head, 0)
+        list(pool.map(partial(_put_picture, handle, pictures), every, sizes, starts))  # raises what one of them raised
+    if _state(pictures) != state:
+        raise DataError(f"files of {pictures.title} changed while they were cached: start again when they are complete")
+
+
+def _starts(sizes: Sequence[Sequence[int]], masks: bool, first: int) -> list[int]:
+    """Where each picture's pixels begin, in bytes, and where the last one's end."""
+    lengths = [rows * cols * (4 if masks else 3) for rows, cols in sizes]
+    return list(accumulate(lengths, initial=first))
+
+
+def _check_room(needed: int, free: int, title: str, where: str) -> None:
+    if needed > free:
+        raise NotWritten(
+            f"{where} needs {needed / 1e9:.2f} GB for {title}, and {free / 1e9:.2f} are free: make room, or set"
+            " data.cache=none"
+        )
+
+
+def _put_picture(handle: int, pictures: Pictures, index: int, size: tuple[int, int], start: int) -> None:
+    for part in (pictures.image(index), pictures.mask(index)) if pictures.masks else (pictures.image(index),):
+        if part.shape[:2] != size:
+            rows, cols = part.shape[:2]
+            raise DataError(f"{pictures.images[index]} has {size[0]}x{size[1]} pixels, its mask {rows}x{cols}")
+        _put(handle, part.tobytes(), start)
+        start += part.size
+
+
+def _put(handle: int, data: bytes, start: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        done = os.pwrite(handle, rest, start)
+        rest, start = rest[done:], start + done
+
+
+def _free_memory() -> int:
+    """Bytes that the system, and the container that this process runs in, can still give."""
+    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(facts["MemAvailable"].split()[0]) * 1024
+    with suppress(OSError, ValueError):  # no container, or no limit: "max"
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free

@@ -1,0 +1,326 @@
+"""A cache gives the files' own values, is made once, notices every change, and is never half of one."""
+
+import fcntl
+import multiprocessing as mp
+import os
+import pickle
+import resource
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcnlab.data import DataError, Pictures, cache, open_voc
+from fcnlab.data.cache import cached
+from fcnlab.errors import NotWritten
+
+KINDS = ["ram", "disk"]
+forks = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12 on warns beside threads
+
+
+@pytest.fixture
+def pictures(voc_root) -> Pictures:
+    """Ten pictures, no two of one size."""
+    return open_voc(str(voc_root), "trainaug")
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """Which pictures are read from their files, from now on."""
+    found, read = [], Pictures.image
+    monkeypatch.setattr(Pictures, "image", lambda self, index: found.append(index) or read(self, index))
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "cache"
+
+
+def check_equal(found: Pictures, truth: Pictures) -> None:
+    assert (found.title, found.names, found.classes, len(found)) == (
+        truth.title,
+        truth.names,
+        truth.classes,
+        len(truth),
+    )
+    for index in range(len(truth)):
+        np.testing.assert_array_equal(found.image(index), truth.image(index), strict=True)
+        np.testing.assert_array_equal(found.mask(index), truth.mask(index), strict=True)
+        assert found.size(index) == truth.size(index) == truth.mask(index).shape
+
+
+def pixels_of(folder: Path) -> Path:
+    (path,) = folder.glob("*.pixels")
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_are_the_files(pictures, folder, kind):
+    check_equal(cached(pictures, kind, folder), pictures)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_void_and_classes_are_the_sets_own(voc_root, folder, kind):
+    """The values are those after checks and void: another reading of the same files is another cache."""
+    truth = open_voc(str(voc_root), "val")
+    for other in (truth, replace(truth, void=20, classes=(*truth.classes[:20], *map(str, range(20, 256))))):
+        check_equal(cached(other, kind, folder), other)
+    assert (cached(other, kind, folder).mask(0) == 255).sum() > (truth.mask(0) == 255).sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_without_masks(pictures, folder, kind):
+    found = cached(replace(pictures, masks=()), kind, folder)
+    for index in range(len(pictures)):
+        np.testing.assert_array_equal(found.image(index), pictures.image(index))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_decoded_again(pictures, folder, decoded, kind):
+    found = cached(pictures, kind, folder)
+    assert sorted(decoded) == list(range(10))
+    for index in (0, 3, 3):
+        found.image(index)
+    assert len(decoded) == 10
+
+
+def test_no_cache_is_the_pictures_themselves(pictures, folder):
+    assert cached(pictures, "none", folder) is pictures and not folder.exists()
+
+
+def test_the_next_run_takes_what_is_there(pictures, folder, decoded):
+    cached(pictures, "disk", folder)
+    check_equal(cached(pictures, "disk", folder), pictures)
+    assert len(decoded) == 10 + 10 and len(list(folder.glob("*.pixels"))) == 1  # those of check_equal
+
+
+def test_a_folder_that_cannot_be_written_to_serves_what_it_holds(pictures, folder, monkeypatch):
+    cached(pictures, "disk", folder)
+    monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: pytest.fail("written to"))
+    check_equal(cached(pictures, "disk", folder), pictures)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_views_cannot_be_written_to(pictures, folder, kind):
+    """Or an augmentation in place would change the picture for every epoch to come."""
+    found = cached(pictures, kind, folder)
+    for part in (found.image(1), found.mask(1)):
+        with pytest.raises(ValueError, match="read-only"):
+            part[0] = 0
+
+
+def rewrite(path: Path, change) -> None:
+    """Change a file's content, and nothing else that a listing shows."""
+    before = path.stat()
+    path.write_bytes(change(path.read_bytes()))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES = {
+    "picture": lambda p: Image.new("RGB", p.size(2)[::-1]).save(p.images[2]),
+    "mask": lambda p: Image.new("L", p.size(2)[::-1]).save(p.masks[2]),
+    "same size and time": lambda p: rewrite(p.images[2], lambda data: data[:-40] + bytes(38) + data[-2:]),
+    "touched": lambda p: os.utime(p.masks[2]),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_changed_file_makes_it_anew(pictures, folder, kind):
+    cached(pictures, "disk", folder)
+    time.sleep(0.02)  # the clock of a file's times ticks every few milliseconds
+    CHANGES[kind](pictures)
+    check_equal(cached(pictures, "disk", folder), pictures)
+    assert len(list(folder.glob("*.pixels"))) == 1  # the old one is not left to fill the disk
+
+
+def test_other_lists_are_other_caches(pictures, folder):
+    half = replace(pictures, names=pictures.names[:5], images=pictures.images[:5], masks=pictures.masks[:5])
+    for part in (pictures, half, pictures):
+        check_equal(cached(part, "disk", folder), part)
+    assert len(list(folder.glob("*.pixels"))) == 2
+
+
+def test_newer_decoders_make_it_anew(pictures, folder, decoded, monkeypatch):
+    cached(pictures, "disk", folder)
+    monkeypatch.setattr(cache, "PIL", SimpleNamespace(__version__="99"))
+    cached(pictures, "disk", folder)
+    assert len(decoded) == 20
+
+
+def test_half_a_file_is_never_taken_for_a_whole_one(pictures, folder, decoded):
+    cached(pictures, "disk", folder)
+    path = pixels_of(folder)
+    whole = path.read_bytes()
+    head = whole.index(b"\n") + 1
+    for length in (0, 1, head - 1, head, head + 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        cached(pictures, "disk", folder)
+        assert path.read_bytes() == whole
+    for other in (b"\n", b"null\n", b"{}\n", b"\xff" * 99, whole + b"x"):
+        path.write_bytes(other)
+        cached(pictures, "disk", folder)
+        assert path.read_bytes() == whole
+    assert len(decoded) == 10 * 13
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_full_disk_leaves_nothing(pictures, folder, share):
+    """A limit on the size of files stands for it: the system refuses to write on, in the same way."""
+    size = sum(4 * rows * cols for rows, cols in map(pictures.size, range(10)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * size), limits[1]))
+    try:
+        with pytest.raises(NotWritten, match=r"data\.cache=disk: .*trainaug.*could not be written.*File too large"):
+            cached(pictures, "disk", folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.suffix for path in folder.iterdir()} == {".lock"}
+    check_equal(cached(pictures, "disk", folder), pictures)
+
+
+def test_too_little_room_is_told_before_any_work(pictures, folder, decoded, monkeypatch):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(cache, "_free_memory", lambda: 1000)
+    for kind in KINDS:
+        with pytest.raises(NotWritten, match=rf"data\.cache={kind}.* needs 0\.00 GB for VOC2012 trainaug"):
+            cached(pictures, kind, folder)
+    assert decoded == []
+
+
+def test_free_memory_is_some_of_the_machines():
+    assert 2**20 < cache._free_memory() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_picture_is_named_and_nothing_is_left(pictures, folder, kind):
+    image = pictures.images[4]
+    image.write_bytes(image.read_bytes()[:-30])
+    with pytest.raises(DataError, match=rf"{image.name} cannot be read to its end"):
+        cached(pictures, kind, folder)
+    pictures.masks[4].unlink()
+    with pytest.raises(DataError, match=rf"{pictures.masks[4].name} is missing"):
+        cached(pictures, kind, folder)
+    assert not list(folder.glob("*.p*"))
+
+
+def test_another_size_than_its_mask_is_an_error(pictures, folder):
+    Image.new("L", (3, 3)).save(pictures.masks[4])
+    with pytest.raises(DataError, match=rf"{pictures.images[4].name} has .*, its mask 3x3"):
+        cached(pictures, "disk", folder)
+
+
+def test_a_file_that_changes_meanwhile_is_an_error(pictures, folder, monkeypatch):
+    read = Pictures.mask
+
+    def late(self, index):
+        found = read(self, index)
+        if index == 9:
+            os.utime(pictures.images[0], (1, 1))
+        return found
+
+    monkeypatch.setattr(Pictures, "mask", late)
+    with pytest.raises(DataError, match="changed while they were cached"):
+        cached(pictures, "disk", folder)
+    assert not list(folder.glob("*.p*"))
+
+
+def in_another_process(work, *arguments) -> mp.Process:
+    process = mp.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def make(pictures: Pictures, folder: Path, log: Path) -> None:
+    """Make or find the cache; note each picture that was decoded."""
+    read = Pictures.image
+
+    def noted(self, index):
+        with log.open("a") as file:
+            file.write(f"{index}\n")
+        time.sleep(0.02)
+        return read(self, index)
+
+    Pictures.image = noted
+    cached(pictures, "disk", folder)
+
+
+@forks
+def test_of_two_at_once_one_makes_it_and_the_other_takes_it(pictures, folder, tmp_path):
+    log = tmp_path / "decoded"
+    both = [in_another_process(make, pictures, folder, log) for _ in range(2)]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert sorted(map(int, log.read_text().split())) == list(range(10))
+    check_equal(cached(pictures, "disk", folder), pictures)
+
+
+@forks
+def test_a_kill_leaves_nothing_that_is_taken_for_a_cache(pictures, folder, tmp_path):
+    log = tmp_path / "decoded"
+    process = in_another_process(make, pictures, folder, log)
+    while not log.exists() or not log.read_text().count("\n"):
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert len(set(log.read_text().split())) < 10 and not list(folder.glob("*.pixels"))
+    check_equal(cached(pictures, "disk", folder), pictures)
+    assert not list(folder.glob("*.part"))
+
+
+def test_one_that_waits_takes_what_the_other_made(pictures, folder, decoded):
+    cached(pictures, "disk", folder)
+    path = pixels_of(folder)
+    made = path.read_bytes()
+    path.unlink()
+    found = []
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waits = threading.Thread(target=lambda: found.append(cached(pictures, "disk", folder)))
+        waits.start()
+        waits.join(0.2)
+        assert waits.is_alive() and not found
+        path.write_bytes(made)
+    waits.join()
+    assert len(found) == 1 and len(decoded) == 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_for_a_worker_opens_the_same_memory(pictures, folder, kind):
+    """Workers that are spawned get it pickled: by its name, not by its pixels."""
+    found = cached(pictures, kind, folder)
+    travelling = pickle.dumps(found)
+    assert len(travelling) < 20_000 < sum(4 * np.prod(found.size(index)) for index in range(10))
+    check_equal(pickle.loads(travelling), pictures)
+
+
+def test_memory_is_given_back(pictures, folder):
+    def held() -> int:
+        return sum("memfd:fcnlab" in str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.exists())
+
+    before = held()
+    found = cached(pictures, "ram", folder)
+    assert held() > before
+    del found
+    assert held() == before
+
+
+@forks
+def test_forked_workers_share_the_memory(pictures, folder):
+    """Seen from outside: a page that a worker changed through the file is changed for the others."""
+    found = cached(pictures, "ram", folder)
+
+    def scribble() -> None:
+        with found.store.path.open("r+b") as file:
+            file.seek(found.store._starts[3])
+            file.write(bytes([1, 2, 3]))
+
+    process = in_another_process(scribble)
+    process.join()
+    assert process.exitcode == 0 and found.image(3)[0, 0].tolist() == [1, 2, 3]
