@@ -95,10 +95,21 @@ class PredictConfig:
     trust: list[str] = field(default_factory=list)
 
 
+@dataclass
+class CompareConfig:
+    """The root of ``fcnlab compare``."""
+
+    runs: list[str] = MISSING
+    baseline: str | None = None
+    resamples: int | None = None
+    confidence: float = 0.95
+
+
 def register_schemas() -> None:
     """Make the roots known to Hydra under the names that the primary configs use."""
     store = ConfigStore.instance()
-    for name, schema in {"train": TrainConfig, "eval": EvalConfig, "predict": PredictConfig}.items():
+    schemas = {"train": TrainConfig, "eval": EvalConfig, "predict": PredictConfig, "compare": CompareConfig}
+    for name, schema in schemas.items():
         store.store(name=f"{name}_schema", node=schema)
 
 
