@@ -24,6 +24,7 @@ from fcnlab.results.scores import SCORES
 BAR = 160  # pixels: the width of a table's intervals
 MOST_PANELS, MOST_SHOWN_GROUPS = 6, 4
 PANEL_WIDTH = 960  # pixels
+LEAST_RATIO = 1.05  # of the dearest to the cheapest group, where a chart is worth its room
 SCALED = ("gmacs_per_picture", "minutes", "parameters")  # the costs that are drawn
 
 
@@ -140,12 +141,13 @@ def _line(series: int, one: Curve, scale: int) -> Line:
 
 
 def _scatters(comparison: Comparison) -> list[tuple[str, Markup]]:
-    """Accuracy against each cost that differs."""
+    """Accuracy against each cost that differs by more than a trifle."""
     drawn = []
     for cost in tables.COSTS:
         known = [(place, found, cost.of(found)) for place, found in enumerate(comparison.groups)]
         costs = [(place, found, value) for place, found, value in known if value is not None]
-        if cost.key in SCALED and len({round(value, 6) for *_, value in costs}) > 1:
+        values = [value for *_, value in costs]
+        if cost.key in SCALED and values and max(values) > LEAST_RATIO * min(values):
             dots = [_point(value, found, place) for place, found, value in costs]
             what = f"mIoU against {cost.title} of {len(dots)} groups; the numbers are in the table of scores"
             drawn.append((f"mIoU against {cost.title}", charts.scatter(dots, what, cost.title, "mIoU, %")))
