@@ -186,7 +186,7 @@ def _confusions(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], ndarray]:
     if not path.is_file():
         raise Unusable("no confusions.npz: half written, or an old record")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             names, classes, matrices = file["names"], file["classes"], file["matrices"]
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         raise Unusable(f"its confusions.npz is damaged: {first_line(error)}") from error
