@@ -61,7 +61,7 @@ class Axis(NamedTuple):
         """Round values, some five of them; on a logarithmic axis 1, 2 and 5 of each decade."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            steps = (1, 2, 5) if len(decades) < 4 else (1,)
+            steps = (1, 2, 5) if self.high < 300 * self.low else (1,)
             return [t for d in decades for s in steps if self.low <= (t := s * 10.0**d) <= self.high]
         step = _round_step((self.high - self.low) / 5)
         first = math.ceil(self.low / step - 1e-9)

@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from typing import NamedTuple
 
@@ -139,9 +140,13 @@ class Comparison:
 
     def label(self, found: Group) -> str:
         """What a group is called where its name has no room: its rank, if any name is long."""
-        if all(len(one.name) <= LONGEST for one in self.groups):
-            return found.name
-        return f"#{1 + next(place for place, one in enumerate(self.groups) if one is found)}"
+        return self._labels[found.name]
+
+    @cached_property
+    def _labels(self) -> dict[str, str]:
+        names = [found.name for found in self.groups]
+        short = all(len(name) <= LONGEST for name in names)
+        return {name: name if short else f"#{place}" for place, name in enumerate(names, start=1)}
 
     @property
     def runs(self) -> int:

@@ -138,9 +138,13 @@ def effect_table(comparison: Comparison) -> Table:
     return ["setting", "value", "groups", "mean mIoU", "to the first value, all else equal", "matched groups"], rows
 
 
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
+
+
 def headline(comparison: Comparison) -> str:
-    count = f"{len(comparison.groups)} group{'s' * (len(comparison.groups) > 1)} of {comparison.runs} runs"
-    return f"{count} on {comparison.set}; scores in percent, mean ± standard deviation over seeds"
+    groups, runs = counted(len(comparison.groups), "group"), counted(comparison.runs, "run")
+    return f"{groups} of {runs} on {comparison.set}; scores in percent, mean ± standard deviation over seeds"
 
 
 def answers(comparison: Comparison) -> list[str]:
