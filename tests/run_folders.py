@@ -43,7 +43,10 @@ def toy_matrices(quality: float, pictures: int = 12, seed: int = 0, classes: int
 def composed(model: str, settings: dict) -> dict:
     """A config as Hydra writes it: the data's seed is the run's."""
     tree = {
-        "model": {"_target_": "fcnlab.models.FCN", "levels": {"fcn32s": [32], "fcn16s": [32, 16]}.get(model, [32, 16, 8])},
+        "model": {
+            "_target_": "fcnlab.models.FCN",
+            "levels": {"fcn32s": [32], "fcn16s": [32, 16]}.get(model, [32, 16, 8]),
+        },
         "optim": {"_target_": "fcnlab.optim.adamw", "lr": 0.002},
         "data": {"_target_": "fcnlab.data.DataModule", "root": "data", "seed": "${seed}", "augment": "${augment}"},
         "augment": {"scale": [0.5, 2.0]},
@@ -85,7 +88,14 @@ def write_run(
     matrices = toy_matrices(0.7, seed=seed) if matrices is None else matrices
     names = names or [f"picture_{place:03}" for place in range(len(matrices))]
     tree = composed(model, {"seed": seed, **(settings or {})})
-    choices = {"model": model, "optim": "adamw", "data": "toys", "experiment": None, "logger": "csv", "hydra/launcher": "x"}
+    choices = {
+        "model": model,
+        "optim": "adamw",
+        "data": "toys",
+        "experiment": None,
+        "logger": "csv",
+        "hydra/launcher": "x",
+    }
     typed = [f"{key}={value}" for key, value in (settings or {}).items()] if typed is None else typed
     hydra = {
         "job": {"config_name": verb, "name": verb},
@@ -105,7 +115,12 @@ def write_run(
         record = {"protocol": PROTOCOL | (protocol or {}), "cost": cost, **facts}
         write_record(folder, "val", names, classes, matrices, **record)
     with (folder / "metrics.csv").open("w", newline="") as file:
-        rows = [["step", "epoch", "train/loss", "val/miou"], [10, 0, 2.0, ""], [20, 0, 1.0, 0.2], [40, 1, 0.5, 0.3 + seed / 100]]
+        rows = [
+            ["step", "epoch", "train/loss", "val/miou"],
+            [10, 0, 2.0, ""],
+            [20, 0, 1.0, 0.2],
+            [40, 1, 0.5, 0.3 + seed / 100],
+        ]
         csv.writer(file).writerows(rows)
     for name in names[:drawn]:
         image = np.full((20, 30, 3), 90, np.uint8)

@@ -56,6 +56,7 @@ class TrainConfig:
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     stages: list[str] = field(default_factory=list)  # experiments, each of which starts from the one before
     needs: dict[str, str] = field(default_factory=dict)  # settings that an experiment cannot give, and what they are
+    published: dict[str, float] | None = None  # scores of the paper, in percent, which fcnlab compare shows beside ours
     seed: int = 1
     checkpoint: str | None = None
     from_run: str | None = None

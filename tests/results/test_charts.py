@@ -74,6 +74,8 @@ def test_text_is_escaped_and_the_drawing_well_formed(name):
 def test_points_lie_where_they_belong():
     """Of two points the better is higher, the dearer to the right, both inside the frame."""
     chart = scatter([Point(1, 50, 50, 50, 0, "a"), Point(2, 60, 60, 60, 1, "b")], "", "", "")
-    marks = [element.get("transform") for element in ElementTree.fromstring(chart).iter("path") if element.get("transform")]
+    marks = [
+        element.get("transform") for element in ElementTree.fromstring(chart).iter("path") if element.get("transform")
+    ]
     (x1, y1), (x2, y2) = ([float(part) for part in mark[10:-1].split(",")] for mark in marks)
     assert LEFT < x1 < x2 < WIDTH - RIGHT and TOP < y2 < y1 < HEIGHT - BOTTOM

@@ -10,7 +10,6 @@ from fcnlab.errors import UserError
 from fcnlab.results.comparison import MOST_PICTURES, compare, curve
 from fcnlab.results.runs import read_runs
 from fcnlab.results.scores import scores
-
 from run_folders import CLASSES, toy_matrices, write_run
 
 
@@ -125,7 +124,7 @@ def test_a_baseline_is_chosen(make_run, compared):
     assert {pair.one.name for pair in found.pairs} == {"optim.lr=0.0", "optim.lr=0.2"} and not found.notes[1:]
     worse = next(pair for pair in found.pairs if pair.one.name == "optim.lr=0.0")
     assert worse.over_pictures.value < 0 and worse.verdict == "worse as trained" and worse.better is found.baseline
-    with pytest.raises(UserError, match="baseline=0.7 is no group"):
+    with pytest.raises(UserError, match=r"baseline=0\.7 is no group"):
         compared(baseline="0.7")
 
 

@@ -13,7 +13,9 @@ def groups(make_run, tmp_path):
 
     def make(*runs, **kwargs):
         for place, (model, seed, settings, *options) in enumerate(runs):
-            make_run(str(place), model=model, seed=seed, settings=settings, options=options[0] if options else None, **kwargs)
+            make_run(
+                str(place), model=model, seed=seed, settings=settings, options=options[0] if options else None, **kwargs
+            )
         return group(read_runs([tmp_path / "runs"])[0])
 
     return make
@@ -45,18 +47,23 @@ def test_an_option_stands_for_its_values_and_a_setting_inside_it_for_itself(grou
         for name, chosen in {"sgd": sgd, "adamw": adam}.items()
         for lr in (0.1, 0.01)
     ]
-    assert list(named(groups(*runs))) == [f"optim={name} optim.lr={lr}" for name in ("sgd", "adamw") for lr in (0.1, 0.01)]
+    assert list(named(groups(*runs))) == [
+        f"optim={name} optim.lr={lr}" for name in ("sgd", "adamw") for lr in (0.1, 0.01)
+    ]
 
 
 def test_an_experiment_stands_for_its_options(groups):
     runs = [
-        (model, 1, {"optim.lr": lr}, {"experiment": f"paper/{model}"}) for model, lr in {"fcn32s": 0.1, "fcn8s": 0.2}.items()
+        (model, 1, {"optim.lr": lr}, {"experiment": f"paper/{model}"})
+        for model, lr in {"fcn32s": 0.1, "fcn8s": 0.2}.items()
     ]
     assert list(named(groups(*runs))) == ["experiment=paper/fcn32s", "experiment=paper/fcn8s"]
 
 
 def test_settings_that_go_together_are_both_named(groups):
-    found = groups(("fcn8s", 1, {"optim.lr": 1, "augment.flip": True}), ("fcn8s", 1, {"optim.lr": 2, "augment.flip": False}))
+    found = groups(
+        ("fcn8s", 1, {"optim.lr": 1, "augment.flip": True}), ("fcn8s", 1, {"optim.lr": 2, "augment.flip": False})
+    )
     assert list(named(found)) == ["augment.flip=true optim.lr=1", "augment.flip=false optim.lr=2"]
 
 
@@ -88,7 +95,9 @@ def test_a_group_is_chosen_by_words_that_no_other_has(groups, wanted):
     assert choose(found, wanted).name == "model=fcn8s optim.lr=0.1"
 
 
-@pytest.mark.parametrize(("wanted", "said"), [("fcn8s", "means 2 groups"), ("fcn9s", "is no group"), (" ", "is no group")])
+@pytest.mark.parametrize(
+    ("wanted", "said"), [("fcn8s", "means 2 groups"), ("fcn9s", "is no group"), (" ", "is no group")]
+)
 def test_words_that_choose_none_or_several(groups, wanted, said):
     found, _ = groups(*[(model, 1, {"optim.lr": lr}) for model in ("fcn32s", "fcn8s") for lr in (0.1, 0.01)])
     with pytest.raises(UserError, match=f"{said}; there are: 'model=fcn32s optim.lr=0.1'"):

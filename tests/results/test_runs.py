@@ -161,6 +161,15 @@ def test_a_stage_starts_from_its_own_neighbour(make_run):
     assert weights == ["../1-fcn32s/checkpoints/best.ckpt"] * 2
 
 
+@pytest.mark.parametrize(
+    ("typed", "kept"), [(["optim.lr=1"], True), (["data=shapes"], False), (["data.val_list=x"], False)]
+)
+def test_a_published_score_is_of_the_experiments_own_data(make_run, typed, kept):
+    """As ``fcnlab train`` leaves it, in the configuration alone."""
+    run = read_run(make_run("a", settings={"published": {"miou": 65.5}}, typed=typed))
+    assert run.published == ({"miou": 65.5} if kept else {})
+
+
 def evaluation(make_run, name: str, checkpoint: str, refine: str = "none", **kwargs):
     settings = {"checkpoint": checkpoint, "refine._target_": f"fcnlab.refine.{refine}", "seed": 1}
     options = {"refine": refine, "data": None, "model": None, "optim": None}
@@ -207,12 +216,15 @@ def test_leaves():
 
 
 def test_no_torch():
-    code = "import sys, fcnlab.tasks.compare\nprint([name for name in ('torch', 'lightning', 'wandb') if name in sys.modules])"
+    code = "import sys, fcnlab.tasks.compare\n"
+    code += "print([name for name in ('torch', 'lightning', 'wandb') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
 def test_a_config_of_another_shape_is_no_crash(make_run):
     folder = make_run("a")
-    (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump({"hydra": {"job": 3, "runtime": [1], "overrides": "x"}}))
+    (folder / ".hydra" / "hydra.yaml").write_text(
+        yaml.safe_dump({"hydra": {"job": 3, "runtime": [1], "overrides": "x"}})
+    )
     assert read_run(folder).options == {"refine": "none"}

@@ -1,11 +1,11 @@
 """``fcnlab compare`` as a whole."""
 
 import csv
-import os
 import subprocess
 import sys
 
 import pytest
+
 from run_folders import make_run, sweep, toy_matrices  # noqa: F401
 
 
@@ -70,4 +70,4 @@ def test_real_runs(train, fcnlab, tmp_path, capsys):
     for name in ("model=fcn32s refine=none", "model=fcn8s refine=none", "model=fcn8s refine=flip"):
         assert name in said
     assert "Not all runs were scored with the same refinement" in said
-    assert os.path.getsize(tmp_path / "out" / "comparison.html") > 50_000  # with pictures
+    assert (tmp_path / "out" / "comparison.html").stat().st_size > 50_000  # with pictures

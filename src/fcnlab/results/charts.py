@@ -1,7 +1,7 @@
 """Charts as SVG text: small, without a library, coloured by the page's style sheet so that they follow its theme.
 
-A series has a number, which chooses its colour, its dash and its marker (``.s0`` ...): colour alone tells nothing apart.
-All text is escaped here.
+A series has a number, which chooses its colour, its dash and its marker (``.s0`` ...): colour alone tells nothing
+apart. All text is escaped here.
 """
 
 import math
@@ -89,7 +89,7 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, y_label: str, lo
     y = axis([v for line in lines for v in (min(line.low), max(line.high))], HEIGHT - BOTTOM, TOP, log)
     bands = [_band(line, x, y) for line in lines]
     curves = [_curve(line, x, y) for line in lines]
-    return _svg(title, [_frame(x, y, x_label, y_label), *bands, *curves])
+    return _svg(title, [_frame(y, y_label), _below(x, x_label), *bands, *curves])
 
 
 def _band(line: Line, x: Axis, y: Axis) -> str:
@@ -109,10 +109,12 @@ def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> 
     costs = [point.x for point in points]
     x = axis(costs, LEFT, WIDTH - RIGHT, log=min(costs) > 0 and max(costs) > 10 * min(costs))
     y = axis([value for point in points for value in (point.low, point.high)], HEIGHT - BOTTOM, TOP)
-    return _svg(title, [_frame(x, y, x_label, y_label), *(_dot(point, x, y) for point in points)])
+    return _svg(title, [_frame(y, y_label), _below(x, x_label), *(_dot(point, x, y) for point in points)])
 
 
-def categories(points: Sequence[Point], names: Sequence[str], means: Sequence[float], title: str, y_label: str) -> Markup:
+def categories(
+    points: Sequence[Point], names: Sequence[str], means: Sequence[float], title: str, y_label: str
+) -> Markup:
     """Dots above each name (``x`` is its place) and a line through the means."""
     x = Axis(-0.5, len(names) - 0.5, LEFT, WIDTH - RIGHT)
     y = axis([v for point in points for v in (point.low, point.high)] + list(means), HEIGHT - BOTTOM, TOP)
@@ -125,12 +127,14 @@ def categories(points: Sequence[Point], names: Sequence[str], means: Sequence[fl
     through = _points(list(enumerate(means)), x, y)
     mean = f'<polyline class="mean" points="{through}"/>'
     drawn = [_dot(point, x, y) for point in points]
-    return _svg(title, [_frame(None, y, "", y_label), *labels, mean, *drawn])
+    return _svg(title, [_frame(y, y_label), *labels, mean, *drawn])
 
 
 def _dot(point: Point, x: Axis, y: Axis) -> str:
     across = x.at(point.x)
-    spread = f'<path class="line {_series(point.series)}" d="M{across:.1f},{y.at(point.low):.1f}V{y.at(point.high):.1f}"/>'
+    spread = (
+        f'<path class="line {_series(point.series)}" d="M{across:.1f},{y.at(point.low):.1f}V{y.at(point.high):.1f}"/>'
+    )
     mark = _marker(across, y.at(point.y), point.series)
     return f"<g><title>{escape(point.text)}</title>{spread if point.high > point.low else ''}{mark}</g>"
 
@@ -175,23 +179,30 @@ def _points(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
     return " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in points)
 
 
-def _frame(x: Axis | None, y: Axis, x_label: str, y_label: str) -> str:
+def _frame(y: Axis, y_label: str) -> str:
+    """Lines and numbers of the values, and both axes."""
     bottom = HEIGHT - BOTTOM
     parts = [
         f'<path class="grid" d="M{LEFT},{y.at(tick):.1f}H{WIDTH - RIGHT}"/>'
         f'<text class="tick" x="{LEFT - 6}" y="{y.at(tick) + 4:.1f}" text-anchor="end">{_short(tick)}</text>'
         for tick in y.ticks()
     ]
-    parts += [
-        f'<path class="grid" d="M{x.at(tick):.1f},{bottom}v4"/>'
-        f'<text class="tick" x="{x.at(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{_short(tick)}</text>'
-        for tick in (_spaced(x) if x else ())
-    ]
     parts.append(f'<path class="axis" d="M{LEFT},{TOP}V{bottom}H{WIDTH - RIGHT}"/>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
     turned = f"translate(14,{(TOP + bottom) / 2}) rotate(-90)"
     parts.append(f'<text class="label" transform="{turned}" text-anchor="middle">{escape(y_label)}</text>')
+    return "".join(parts)
+
+
+def _below(x: Axis, label: str) -> str:
+    """The numbers and the name of the axis across."""
+    bottom = HEIGHT - BOTTOM
+    parts = [
+        f'<path class="grid" d="M{x.at(tick):.1f},{bottom}v4"/>'
+        f'<text class="tick" x="{x.at(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{_short(tick)}</text>'
+        for tick in _spaced(x)
+    ]
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(label)}</text>')
     return "".join(parts)
 
 

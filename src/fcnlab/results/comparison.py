@@ -214,7 +214,7 @@ def only_comparable(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
 
 
 def _kind(run: Run) -> tuple:
-    truth = hashlib.sha256(np.ascontiguousarray(run.areas.truth)).digest()
+    truth = hashlib.sha256(run.areas.truth.tobytes()).digest()
     return run.classes, *(str(run.protocol.get(key)) for key in SAME), run.names, truth
 
 
@@ -265,15 +265,17 @@ def _notes(groups: Sequence[Group], baseline: Group | None, given: bool) -> list
     if any(run.names != runs[0].names for run in runs):
         sizes = sorted({len(run.names) for run in runs})
         notes.append(
-            f"The runs were scored on different pictures (from {sizes[0]} to {sizes[-1]} of them). Scores are each run's"
-            " own; two groups are compared on the pictures that both have."
+            f"The runs were scored on different pictures (from {sizes[0]} to {sizes[-1]} of them). Scores are each"
+            " run's own; two groups are compared on the pictures that both have."
         )
     for key, what in (("precision", "precision"), ("refinement", "refinement")):
         kinds = sorted({str(run.protocol.get(key)) for run in runs})
         if len(kinds) > 1:
             notes.append(f"Not all runs were scored with the same {what}: {', '.join(kinds)}.")
     if all(len(found.runs) == 1 for found in groups):
-        notes.append("Each group has one seed: there is no interval over seeds, and nothing is known of other trainings.")
+        notes.append(
+            "Each group has one seed: there is no interval over seeds, and nothing is known of other trainings."
+        )
     elif any(len(found.runs) < FEWEST_SEEDS for found in groups):
         notes.append("Groups with one or two seeds have no interval over seeds: too few to judge other trainings by.")
     return notes

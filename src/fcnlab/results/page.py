@@ -136,7 +136,9 @@ def _curves(comparison: Comparison) -> list[tuple[str, Markup, list[Curve]]]:
 
 
 def _line(series: int, one: Curve, scale: int) -> Line:
-    steps, mean, low, high = (values.tolist() for values in (one.steps, scale * one.mean, scale * one.low, scale * one.high))
+    steps, mean, low, high = (
+        values.tolist() for values in (one.steps, scale * one.mean, scale * one.low, scale * one.high)
+    )
     return Line(steps, mean, low, high, series, one.group.name)
 
 
@@ -148,15 +150,15 @@ def _scatters(comparison: Comparison) -> list[tuple[str, Markup]]:
         costs = [(place, found, value) for place, found, value in known if value is not None]
         values = [value for *_, value in costs]
         if cost.key in SCALED and values and max(values) > LEAST_RATIO * min(values):
-            dots = [_point(value, found, place) for place, found, value in costs]
+            dots = [_point(value, found, place, f"at {value:.4g}") for place, found, value in costs]
             what = f"mIoU against {cost.title} of {len(dots)} groups; the numbers are in the table of scores"
             drawn.append((f"mIoU against {cost.title}", charts.scatter(dots, what, cost.title, "mIoU, %")))
     return drawn
 
 
-def _point(x: float, found: Group, series: int, text: str = "") -> Point:
+def _point(x: float, found: Group, series: int, text: str) -> Point:
     mean, spread = 100 * found.mean(), 100 * (found.spread() or 0)
-    said = f"{found.name}: {tables.with_spread(found, 'miou')} at {x:.4g}" if not text else text
+    said = f"{found.name}: {tables.with_spread(found, 'miou')} {text}".rstrip()
     return Point(x, mean, mean - spread, mean + spread, series, said)
 
 
@@ -168,7 +170,7 @@ def _settings(comparison: Comparison) -> list[tuple[str, Markup | None, list[Any
         values = [effect for effect in comparison.effects if effect.key == key]
         names = [effect.value for effect in values]
         dots = [
-            _point(place, member, series[member.name], f"{member.name}: {tables.with_spread(member, 'miou')}")
+            _point(place, member, series[member.name], "")
             for place, effect in enumerate(values)
             for member in effect.groups
         ]

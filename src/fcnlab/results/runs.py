@@ -1,7 +1,7 @@
 """Run folders as they are found: what each one scored, cost and was set to, and why one cannot be used.
 
-Everything in a run's folder is foreign: it may be half written, older than this code, or somebody else's. What cannot be
-used is named with its reason, and the rest goes on.
+Everything in a run's folder is foreign: it may be half written, older than this code, or somebody else's. What cannot
+be used is named with its reason, and the rest goes on.
 """
 
 import csv
@@ -153,7 +153,7 @@ def read_run(folder: Path) -> Run | None:
         scores=found,
         protocol=record["protocol"],
         cost=_numbers(record.get("cost")) | _minutes(facts),
-        published=_numbers(record.get("published") or config.get("published")),
+        published=_published(record, config, set(_typed(hydra))),
         curves=_curves(folder / "metrics.csv"),
         ended=str(facts.get("ended") or ""),
     )
@@ -310,6 +310,12 @@ def _numbers(values: Any) -> dict[str, float]:
     """The numbers among some facts."""
     found = values.items() if isinstance(values, dict) else ()
     return {str(key): float(value) for key, value in found if type(value) in (int, float)}
+
+
+def _published(record: dict[str, Any], config: dict[str, Any], typed: set[str]) -> dict[str, float]:
+    """What its experiment says was published, unless other data than the experiment's were typed."""
+    other = typed & {"data", "data.train_list", "data.val_list", "data.test_list"}
+    return {} if other else _numbers(record.get("published") or config.get("published"))
 
 
 def _minutes(facts: dict[str, Any]) -> dict[str, float]:

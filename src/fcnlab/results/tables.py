@@ -159,7 +159,8 @@ def answers(comparison: Comparison) -> list[str]:
     behind = [pair for pair in pairs if pair.better is pair.other]
     rest = len(pairs) - len(ahead) - len(behind)
     return [
-        f"Against {comparison.label(comparison.baseline)}: {len(ahead)} better, {len(behind)} worse, {rest} not told apart.",
+        f"Against {comparison.label(comparison.baseline)}: {len(ahead)} better, {len(behind)} worse, {rest} not surely"
+        " either.",
         *(_answer(pair, comparison) for pair in ahead[:5]),
     ]
 
@@ -184,7 +185,10 @@ def terminal(comparison: Comparison) -> str:
     """What is shown at once; tables that are long are cut."""
     parts = [headline(comparison), _aligned(group_table(comparison))]
     if comparison.pairs:
-        parts += [f"Differences of mIoU in points, from {comparison.resamples} resamples", _aligned(pair_table(comparison))]
+        parts += [
+            f"Differences of mIoU in points, from {comparison.resamples} resamples",
+            _aligned(pair_table(comparison)),
+        ]
     if published_table(comparison)[1]:
         parts += ["Beside what was published", _aligned(published_table(comparison))]
     return "\n\n".join([*parts, *comparison.notes, "\n".join(answers(comparison))])
@@ -225,7 +229,9 @@ def _bullets(lines: Sequence[str]) -> str:
 def _pipes(table: Table) -> str:
     head, rows = table
     align = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (head, align, *rows))
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (head, align, *rows)
+    )
 
 
 def write_csv(folder: Path, comparison: Comparison) -> None:

@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 
 from fcnlab.config import ConfigError, check_targets
 from fcnlab.errors import UserError
-from fcnlab.results.comparison import Comparison, compare as compare_runs
+from fcnlab.results import comparison
+from fcnlab.results.comparison import Comparison
 from fcnlab.results.page import write_page
 from fcnlab.results.record import aside
 from fcnlab.results.runs import LeftOut, read_runs
@@ -26,7 +27,7 @@ def compare(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     runs, left_out = read_runs([existing(name) for name in cfg.runs])
     say_left_out(left_out, "cannot be used")
-    found = compare_runs(runs, cfg.baseline, cfg.resamples, cfg.confidence)
+    found = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence)
     say_left_out(found.left_out, "left out")
     found.left_out[:0] = left_out
     log.info(terminal(found))
