@@ -1,6 +1,6 @@
 """The comparison as one HTML page that needs nothing else: no network, no library, no file beside it.
 
-Its parts lie in ``page/``. All text from run folders is escaped by jinja2 (autoescape), pictures are drawn anew.
+Its parts lie in ``html/``. All text from run folders is escaped by jinja2 (autoescape), pictures are drawn anew.
 """
 
 import base64
@@ -45,7 +45,7 @@ def write_page(path: Path, comparison: Comparison, command: str) -> None:
 
 def page(comparison: Comparison, command: str) -> str:
     """The page's text; ``command`` is what was typed for it."""
-    loader = PackageLoader("fcnlab.results", "page")
+    loader = PackageLoader("fcnlab.results", "html")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
