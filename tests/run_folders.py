@@ -64,6 +64,11 @@ def composed(model: str, settings: dict) -> dict:
     return tree
 
 
+def dump(tree: dict) -> str:
+    """Without YAML's aliases, as OmegaConf does."""
+    return yaml.safe_dump(json.loads(json.dumps(tree)))
+
+
 def resolved(tree: dict) -> dict:
     return tree | {"data": tree["data"] | {"seed": tree["seed"], "augment": tree["augment"]}}
 
@@ -103,10 +108,10 @@ def write_run(
         "runtime": {"choices": choices | (options or {}), "cwd": str(folder.parent), "output_dir": str(folder)},
     }
     (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(tree))
-    (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
+    (folder / ".hydra" / "config.yaml").write_text(dump(tree))
+    (folder / ".hydra" / "hydra.yaml").write_text(dump({"hydra": hydra}))
     if verb == "train":
-        (folder / "config.yaml").write_text(yaml.safe_dump(resolved(tree)))
+        (folder / "config.yaml").write_text(dump(resolved(tree)))
         times = {"started": "2026-11-24T10:00:00+00:00", "ended": f"2026-11-24T10:{10 + seed}:00+00:00"}
         (folder / "run.json").write_text(json.dumps({"status": status, "starts": 1, "reason": "why", **times}))
     if status == "finished":

@@ -129,7 +129,11 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
         [sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == str(site / "fcnlab" / "conf")
-    assert {path.name for path in (site / "fcnlab" / "results" / "html").iterdir()} == {"page.html", "page.css", "page.js"}
+    assert {path.name for path in (site / "fcnlab" / "results" / "html").iterdir()} == {
+        "page.html",
+        "page.css",
+        "page.js",
+    }
     small = ["data.pictures.num_train=8", "data.pictures.num_val=2", "data.batch_size=4", "trainer.max_steps=1"]
     run = [site / "bin" / "fcnlab", "train", "trainer=smoke", "logger=none", *small]
     subprocess.run(run, cwd=empty, env=environment, check=True)

@@ -16,7 +16,7 @@ CONFUSED = np.array([[[3, 1], [0, 2]], [[1, 0], [1, 5]]])
 def test_a_run_is_read(make_run):
     folder = make_run("a", seed=3, drawn=2, published={"miou": 65.5})
     run = read_run(folder)
-    assert run.seed == 3 and run.split == "val" and len(run.names) == 12 and run.cost["minutes"] == 13
+    assert run.seed == 3 and len(run.names) == 12 and run.cost["minutes"] == 13
     assert run.options["model"] == "fcn8s" and run.settings["optim.lr"] == 0.002 and run.published == {"miou": 65.5}
     stored = json.loads((folder / "metrics.json").read_text())
     assert run.scores.miou == stored["miou"] and run.areas.hits.shape == (12, 4)
@@ -92,6 +92,8 @@ def spoil(folder, what: str) -> None:
             (folder / ".hydra" / "hydra.yaml").write_text("a: [1, {")
         case "tagged yaml":
             (folder / ".hydra" / "hydra.yaml").write_text("!!python/object/apply:os.getcwd []")
+        case "endless yaml":
+            (folder / "config.yaml").write_text("seed: 1\noptim: &a\n  lr: [1]\n  again: *a\n")
         case "broken run.json":
             (folder / "run.json").write_bytes(b"\xff\xfe{")
         case "empty":
@@ -119,6 +121,7 @@ SPOILT = {
     "no configuration": "no configuration",
     "broken yaml": "hydra.yaml is damaged",
     "tagged yaml": "hydra.yaml is damaged",
+    "endless yaml": "config.yaml has YAML aliases",
     "broken run.json": "run.json is damaged",
     "empty": "an empty folder",
 }

@@ -27,9 +27,8 @@ from fcnlab.results.intervals import (
     over_seeds,
     resampled_miou,
 )
-from fcnlab.results.runs import LeftOut, Run
+from fcnlab.results.runs import SAME, LeftOut, Run
 
-SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
 FEW = 5  # groups: so many are compared all with all
 MANY_RUNS, RESAMPLES, RESAMPLES_OF_MANY = 100, 10_000, 2_000
 MOST_PICTURES = 10  # that are named for a pair

@@ -40,7 +40,7 @@ class Panel(NamedTuple):
 def write_page(path: Path, comparison: Comparison, command: str) -> None:
     """Write it, whole or not at all."""
     with aside(path) as part:
-        part.write_text(page(comparison, command), encoding="utf-8")
+        part.write_text(page(comparison, command), encoding="utf-8", errors="replace")
 
 
 def page(comparison: Comparison, command: str) -> str:

@@ -30,6 +30,8 @@ VERBS = ("train", "eval")  # the others leave no scores
 SIGNS = {"metrics.json", "confusions.npz", "run.json"}  # each makes a folder a run's
 NO_RUNS_INSIDE = {"checkpoints", "predictions", "wandb"}
 CURVES = ("val/miou", "train/loss")
+SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
+LARGEST = 1e15  # of a number that a chart has an axis for
 
 # Settings that no score depends on: where things lie, what is shown, how often is saved. Seeds pair runs.
 WITHOUT_EFFECT = re.compile(
@@ -64,7 +66,6 @@ class Run:
     options: dict[str, str]
     settings: Settings
     typed: frozenset[str]
-    split: str
     names: tuple[str, ...]
     classes: tuple[str, ...]
     areas: Areas
@@ -78,8 +79,11 @@ class Run:
     def panel(self, name: str) -> Path | None:
         """Its drawing of a picture beside truth and prediction, where it left one."""
         path = self.folder / "predictions" / f"{name}.png"
-        inside = path.resolve().is_relative_to(self.folder.resolve())
-        return path if inside and path.is_file() else None
+        try:
+            inside = path.resolve().is_relative_to(self.folder.resolve())
+            return path if inside and path.is_file() else None
+        except (OSError, ValueError):  # a name that no file can have
+            return None
 
 
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[LeftOut]]:
@@ -146,10 +150,9 @@ def read_run(folder: Path) -> Run | None:
         options=options,
         settings=settings,
         typed=frozenset(_typed(hydra)),
-        split=str(record["split"]),
         names=names,
         classes=classes,
-        areas=areas(matrices),
+        areas=Areas(*map(np.ascontiguousarray, areas(matrices))),  # copies: a view would keep all of the matrices
         scores=found,
         protocol=record["protocol"],
         cost=_numbers(record.get("cost")) | _minutes(facts),
@@ -173,10 +176,11 @@ def _scored(folder: Path) -> dict[str, Any]:
     record = _json(folder / "metrics.json")
     if record is None:
         raise Unusable("no metrics.json: half written, or killed before it was scored")
-    if not all(name in record for name in ("split", "iou", *SCORES)):
+    if not isinstance(record.get("iou"), dict) or not all(name in record for name in SCORES):
         raise Unusable("its metrics.json is not one of fcnlab's")
-    if not isinstance(record.get("protocol"), dict) or "set" not in record["protocol"]:
-        raise Unusable("an old record: it does not say what its numbers mean (no protocol)")
+    missing = [key for key in SAME if key not in _part(record, "protocol")]
+    if missing:
+        raise Unusable(f"an old record: its protocol does not say what its numbers mean ({', '.join(missing)})")
     if record["miou"] is None:
         raise Unusable("nothing was scored: no pixel of its pictures counts")
     return record
@@ -309,7 +313,7 @@ def _training_of(checkpoint: Any, hydra: dict[str, Any]) -> tuple[Path, dict[str
 def _numbers(values: Any) -> dict[str, float]:
     """The numbers among some facts."""
     found = values.items() if isinstance(values, dict) else ()
-    return {str(key): float(value) for key, value in found if type(value) in (int, float)}
+    return {str(key): float(value) for key, value in found if type(value) in (int, float) and abs(value) < LARGEST}
 
 
 def _published(record: dict[str, Any], config: dict[str, Any], typed: set[str]) -> dict[str, float]:
@@ -343,7 +347,7 @@ def _point(row: dict[str, str | None], name: str) -> tuple[float, float] | None:
         step, value = float(row.get("step") or "nan"), float(row.get(name) or "nan")
     except (TypeError, ValueError):
         return None
-    return (step, value) if math.isfinite(step) and math.isfinite(value) else None
+    return (step, value) if abs(step) < LARGEST and abs(value) < LARGEST else None
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -360,11 +364,16 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    """Empty where there is no such file."""
+    """Empty where there is no such file. Aliases, which OmegaConf never writes, could make a tree without an end."""
     try:
-        found = yaml.load(path.read_text(), _Loader)
+        text = path.read_text()
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
+            raise Unusable(f"its {path.name} has YAML aliases: it is not one of fcnlab's")
+        found = yaml.load(text, _Loader)
     except FileNotFoundError:
         return {}
+    except Unusable:
+        raise
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise Unusable(f"its {path.name} is damaged or half written: {first_line(error)}") from error
     return found if isinstance(found, dict) else {}

@@ -284,7 +284,7 @@ def _pair_facts(pair: Pair) -> dict[str, Any]:
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with aside(path) as part, part.open("w", newline="") as file:
+    with aside(path) as part, part.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows({key: _known(value) for key, value in row.items()} for row in rows)

@@ -62,5 +62,5 @@ def write(folder: Path, found: Comparison) -> None:
     command = shlex.join(["fcnlab", "compare", *HydraConfig.get().overrides.task])
     write_csv(folder, found)
     with aside(folder / "comparison.md") as part:
-        part.write_text(markdown(found))
+        part.write_text(markdown(found), encoding="utf-8", errors="replace")
     write_page(folder / "comparison.html", found, command)
