@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -144,11 +146,19 @@ def make_run(tmp_path):
     return make
 
 
-@pytest.fixture
-def sweep(make_run, tmp_path):
-    """Three models by three seeds, clearly apart; give the folder."""
+@cache
+def _swept(folder: Path) -> Path:
+    """Three models by three seeds, clearly apart."""
     for place, (model, quality) in enumerate({"fcn32s": 0.5, "fcn16s": 0.7, "fcn8s": 0.9}.items()):
         for seed in (1, 2, 3):
             matrices = toy_matrices(quality + seed / 100, seed=seed)
-            make_run(f"{3 * place + seed - 1}", matrices, model=model, seed=seed, typed=[], drawn=3)
+            write_run(folder / str(3 * place + seed - 1), matrices, model=model, seed=seed, typed=[], drawn=3)
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path, tmp_path_factory):
+    """Three models by three seeds in ``runs/``; give the folder."""
+    made = _swept(tmp_path_factory.getbasetemp() / "swept")
+    shutil.copytree(made, tmp_path / "runs", dirs_exist_ok=True)
     return tmp_path / "runs"
