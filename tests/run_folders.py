@@ -137,8 +137,9 @@ def write_run(
 
 
 @pytest.fixture
-def make_run(tmp_path):
-    """Write a run's folder below ``runs/``."""
+def make_run(tmp_path, monkeypatch):
+    """Write a run's folder below ``runs/``, and wait for no disk."""
+    monkeypatch.setattr("fcnlab.results.record._sync", lambda path: None)
 
     def make(name: str, *args, **kwargs) -> Path:
         return write_run(tmp_path / "runs" / name, *args, **kwargs)
@@ -157,7 +158,7 @@ def _swept(folder: Path) -> Path:
 
 
 @pytest.fixture
-def sweep(tmp_path, tmp_path_factory):
+def sweep(make_run, tmp_path, tmp_path_factory):
     """Three models by three seeds in ``runs/``; give the folder."""
     made = _swept(tmp_path_factory.getbasetemp() / "swept")
     shutil.copytree(made, tmp_path / "runs", dirs_exist_ok=True)
