@@ -251,10 +251,11 @@ def test_a_thousand_runs_in_a_minute(tmp_path):
     first = write_run(tmp_path / "runs" / "0", matrices, classes=classes, settings={"optim.lr": 0})
     for place in range(1, 1000):
         folder = tmp_path / "runs" / str(place)
-        write_run(folder, matrices[:1], classes=classes, settings={"optim.lr": place})
-        for name in ("metrics.json", "confusions.npz"):
-            (folder / name).unlink()
+        (folder / ".hydra").mkdir(parents=True)
+        for name in ("metrics.json", "confusions.npz", "run.json", "metrics.csv", ".hydra/hydra.yaml"):
             (folder / name).hardlink_to(first / name)
+        for name in ("config.yaml", ".hydra/config.yaml"):
+            (folder / name).write_text((first / name).read_text().replace("lr: 0", f"lr: {place}"))
     started = time.process_time()
     runs, _ = read_runs([tmp_path / "runs"])
     found = compare(runs)

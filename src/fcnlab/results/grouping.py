@@ -11,7 +11,6 @@ from fcnlab.errors import UserError
 from fcnlab.results.runs import LeftOut, Run
 from fcnlab.results.scores import SCORES
 
-ABSENT = object()  # a setting that a run does not have
 ALL = "all runs"  # the name of a group that is alone
 
 
@@ -64,39 +63,38 @@ def mean_of_known(rows: Sequence[ndarray]) -> ndarray:
 
 def group(runs: Sequence[Run]) -> tuple[list[Group], list[LeftOut]]:
     """The groups in the order of their first runs, and runs that were done twice, of which the newer one counts."""
-    described = [_all_settings(run) for run in runs]
+    described = [run.options | run.settings for run in runs]
     keys = _differing(described)
-    blocks: dict[tuple, list[Run]] = {}
-    for run, settings in zip(runs, described, strict=True):
-        blocks.setdefault(tuple(word(settings.get(key, ABSENT)) for key in keys), []).append(run)
-    firsts = {id(block[0]): block for block in blocks.values()}
-    settings_of = {id(run): settings for run, settings in zip(runs, described, strict=True)}
-    names = _naming(keys, [settings_of[first] for first in firsts], {word for run in runs for word in run.typed})
+    blocks: dict[tuple, list[int]] = {}
+    for place, settings in enumerate(described):
+        blocks.setdefault(_values(settings, keys), []).append(place)
+    firsts = [described[places[0]] for places in blocks.values()]
+    names = _naming(keys, firsts, {key for run in runs for key in run.typed})
     groups, repeats = [], []
-    for first, block in firsts.items():
-        kept, older = _one_for_each_seed(block)
-        groups.append(Group({key: word(settings_of[first].get(key, ABSENT)) for key in names}, tuple(kept)))
+    for settings, places in zip(firsts, blocks.values(), strict=True):
+        kept, older = _one_for_each_seed([runs[place] for place in places])
+        groups.append(Group({key: word(settings[key]) for key in names if key in settings}, tuple(kept)))
         repeats += older
-    return [_without_absent(found) for found in groups], repeats
-
-
-def _without_absent(found: Group) -> Group:
-    return Group({key: value for key, value in found.parts.items() if value}, found.runs)
-
-
-def _all_settings(run: Run) -> dict[str, Any]:
-    return run.options | run.settings
+    return groups, repeats
 
 
 def _differing(described: Sequence[dict[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for settings in described for key in settings)
-    return [key for key in keys if len({word(settings.get(key, ABSENT)) for settings in described}) > 1]
+    return [key for key in keys if _count(described, [key]) > 1]
+
+
+def _values(settings: dict[str, Any], keys: Sequence[str]) -> tuple[str | None, ...]:
+    """None for a setting that is not there."""
+    return tuple(word(settings[key]) if key in settings else None for key in keys)
+
+
+def _count(described: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
+    """How many kinds some settings tell apart."""
+    return len({_values(settings, keys) for settings in described})
 
 
 def word(value: Any) -> str:
-    """A value as it would be typed; nothing for a setting that is not there."""
-    if value is ABSENT:
-        return ""
+    """A value as it would be typed."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -115,17 +113,13 @@ def _naming(keys: Sequence[str], blocks: Sequence[dict[str, Any]], typed: set[st
     rest = sorted((key for key in keys if key not in options and key not in free), key=lambda key: key not in typed)
     names = ["experiment"] if "experiment" in keys else [*options, *free]
     for key in (*options, *free, *rest):
-        if key not in names and _blocks(blocks, [*names, key]) > _blocks(blocks, names):
+        if key not in names and _count(blocks, [*names, key]) > _count(blocks, names):
             names.append(key)
     return [key for key in keys if key in names]
 
 
 def _is_option(key: str) -> bool:
     return "." not in key and key not in ("checkpoint", "seed")
-
-
-def _blocks(blocks: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
-    return len({tuple(word(settings.get(key, ABSENT)) for key in keys) for settings in blocks})
 
 
 def _one_for_each_seed(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:

@@ -143,7 +143,7 @@ def read_run(folder: Path) -> Run | None:
     names, classes, matrices = _confusions(folder / "confusions.npz")
     found = scores(matrices.sum(axis=0))
     _check_agreement(record, found, classes)
-    seed, options, settings = _with_its_training(config, options, settings, hydra)
+    seed, options, settings = _described(config, options, settings, hydra)
     return Run(
         folder=folder,
         seed=seed,
@@ -271,40 +271,44 @@ def _typed(hydra: dict[str, Any]) -> Iterator[str]:
         yield str(word).partition("=")[0].lstrip("+~")
 
 
-def _with_its_training(
+def _described(
     config: dict[str, Any], options: dict[str, str], settings: Settings, hydra: dict[str, Any]
 ) -> tuple[int | None, dict[str, str], Settings]:
     """Seed, options and settings, for an evaluation those of the training whose checkpoint it scored.
 
-    Of the evaluation's own, refinement and data remain: the others have no part in the scores.
+    Of the evaluation's own, refinement and chosen data remain: the others have no part in the scores.
     """
+    options = options | {"refine": options.get("refine", "none")}
+    if options["refine"] == "none":
+        settings = _without(settings, {"refine"})
+    training = _training_of(config, hydra)
+    if training:
+        own = {"refine"} | ({"data"} if options.get("data", "null") != "null" else set())
+        config, its_options, its_settings = training
+        settings = _without(its_settings, {*own, "checkpoint"}) | _only(settings, own)
+        options = its_options | {group: options[group] for group in own}
+    elif "refine" not in config:  # a training's checkpoint is where it went on
+        settings = _without(settings, {"checkpoint"})
     seed = config.get("seed")
-    own = options.get("refine", "none")
-    if own == "none":
-        settings = {path: value for path, value in settings.items() if not path.startswith("refine.")}
-    options = options | {"refine": own}
-    training = _training_of(config.get("checkpoint"), hydra) if "refine" in config else None
-    if training is None:
-        ours = settings if "refine" in config else {k: v for k, v in settings.items() if k != "checkpoint"}
-        return seed if isinstance(seed, int) else None, options, ours
-    base, its_hydra = training
-    its_config, its_options, its_settings = _configuration(base, its_hydra)
-    kept = ("refine", "data") if options.get("data", "null") != "null" else ("refine",)
-    merged = {path: value for path, value in its_settings.items() if path.split(".")[0] not in kept}
-    merged |= {path: value for path, value in settings.items() if path.split(".")[0] in kept}
-    merged.pop("checkpoint", None)
-    seed = its_config.get("seed")
-    chosen = its_options | {group: options[group] for group in kept}
-    return seed if isinstance(seed, int) else None, chosen, merged
+    return seed if isinstance(seed, int) else None, options, settings
 
 
-def _training_of(checkpoint: Any, hydra: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
-    """The folder of a checkpoint's run, where it is still there, and Hydra's record in it."""
-    if not isinstance(checkpoint, str):
+def _only(settings: Settings, roots: set[str]) -> Settings:
+    return {path: value for path, value in settings.items() if path.split(".")[0] in roots}
+
+
+def _without(settings: Settings, roots: set[str]) -> Settings:
+    return {path: value for path, value in settings.items() if path.split(".")[0] not in roots}
+
+
+def _training_of(
+    config: dict[str, Any], hydra: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, str], Settings] | None:
+    """The configuration of the run whose checkpoint an evaluation scored, where its folder is still there."""
+    if "refine" not in config or not isinstance(config.get("checkpoint"), str):
         return None
-    path = Path(str(_part(hydra, "runtime").get("cwd", "."))) / checkpoint
-    folder = path.parent.parent
-    return (folder, _hydra(folder)) if (folder / ".hydra" / "config.yaml").is_file() else None
+    folder = (Path(str(_part(hydra, "runtime").get("cwd", "."))) / config["checkpoint"]).parent.parent
+    return _configuration(folder, _hydra(folder)) if (folder / ".hydra" / "config.yaml").is_file() else None
 
 
 # What it cost, and how it got there
