@@ -14,6 +14,7 @@ VERBS = {
     "eval": "score a checkpoint: four scores, per class, per picture",
     "predict": "segment pictures: palette PNGs and overlays",
     "doctor": "what is wrong with a data set, and with this machine",
+    "compare": "say which runs are better, and how sure that is: a page, tables, intervals",
 }
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
@@ -24,6 +25,7 @@ fcnlab: fully convolutional networks for segmentation, as experiments.
   fcnlab eval    checkpoint=PATH [data=...]            {eval}
   fcnlab predict checkpoint=PATH input=... output=...  {predict}
   fcnlab doctor  data=... [key=value]                  {doctor}
+  fcnlab compare runs=FOLDER[,FOLDER] [baseline=NAME]  {compare}
 
   fcnlab VERB --help       its groups and settings, with examples
   fcnlab VERB --cfg job    the whole configuration as it would run
@@ -50,6 +52,8 @@ def main() -> None:
     sys.argv[place] = CONFIG_NAME + verb
     if verb == "train" and not started_by_lightning:
         _repeat_record(place)
+    if verb == "compare":
+        sys.argv[1:] = [_as_list(word) for word in sys.argv[1:]]
     _check_groups(verb)
     _check_experiment(verb)
     _run(verb)
@@ -71,6 +75,18 @@ def _repeat_record(place: int) -> None:
         sys.exit(f"fcnlab train: from_run={folder}: {foreign[0]} in its record is no setting of a run; refused.")
     ours = {_key(word) for word in typed} | {"checkpoint", "from_run"}
     sys.argv[place + 1 : place + 1] = [word for word in overrides if _key(word) not in ours]
+
+
+def _as_list(word: str) -> str:
+    """``runs=A,B`` as the list that is meant, and names as they are: commas and ``=`` have meanings for Hydra."""
+    key, _, value = word.partition("=")
+    if key not in ("runs", "baseline") or value.startswith(("[", "'", '"')) or value in ("", "null"):
+        return word
+    return f"runs=[{','.join(map(_quoted, value.split(',')))}]" if key == "runs" else f"baseline={_quoted(value)}"
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _key(override: str) -> str:

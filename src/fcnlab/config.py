@@ -57,6 +57,7 @@ class TrainConfig:
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     stages: list[str] = field(default_factory=list)  # experiments, each of which starts from the one before
     needs: dict[str, str] = field(default_factory=dict)  # settings that an experiment cannot give, and what they are
+    published: dict[str, float] | None = None  # scores of the paper, in percent, which fcnlab compare shows beside ours
     seed: int = 1
     checkpoint: str | None = None
     from_run: str | None = None
@@ -112,10 +113,26 @@ class DoctorConfig:
     seed: int = 1
 
 
+@dataclass
+class CompareConfig:
+    """The root of ``fcnlab compare``."""
+
+    runs: list[str] = MISSING
+    baseline: str | None = None
+    resamples: int | None = None
+    confidence: float = 0.95
+
+
 def register_schemas() -> None:
     """Make known to Hydra the roots, by the names that the primary configs use, and what files of conf/ compute by."""
     store = ConfigStore.instance()
-    roots = {"train": TrainConfig, "eval": EvalConfig, "predict": PredictConfig, "doctor": DoctorConfig}
+    roots = {
+        "train": TrainConfig,
+        "eval": EvalConfig,
+        "predict": PredictConfig,
+        "doctor": DoctorConfig,
+        "compare": CompareConfig,
+    }
     for name, schema in roots.items():
         store.store(name=f"{name}_schema", node=schema)
     OmegaConf.register_new_resolver("count_classes", _count_classes, replace=True)

@@ -1,0 +1,162 @@
+"""Runs that differ in their seed alone are one group; a group is named by what sets it apart from the others."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from fcnlab.errors import UserError
+from fcnlab.results.runs import LeftOut, Run
+from fcnlab.results.scores import SCORES
+
+ALL = "all runs"  # the name of a group that is alone
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one configuration, by seed; ``parts`` is what sets it apart, as the words that would be typed."""
+
+    parts: dict[str, str]
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.parts.items()) or ALL
+
+    @property
+    def seeds(self) -> tuple[int | None, ...]:
+        return tuple(run.seed for run in self.runs)
+
+    def values(self, score: str) -> ndarray:
+        """A score of each run."""
+        return np.array([getattr(run.scores, score) for run in self.runs])
+
+    def mean(self, score: str = "miou") -> float:
+        return float(self.values(score).mean())
+
+    def spread(self, score: str = "miou") -> float | None:
+        """The standard deviation over seeds; None for one."""
+        return float(self.values(score).std(ddof=1)) if len(self.runs) > 1 else None
+
+    def iou(self) -> ndarray:
+        """Of each class, over the runs that have one; nan where none has."""
+        return mean_of_known([run.scores.iou for run in self.runs])
+
+    def cost(self, name: str) -> float | None:
+        """The mean over the runs that tell it."""
+        known = [run.cost[name] for run in self.runs if name in run.cost]
+        return sum(known) / len(known) if known else None
+
+    def published(self) -> dict[str, float]:
+        """Scores that the experiment says were published, in percent."""
+        return {name: value for name, value in self.runs[0].published.items() if name in SCORES}
+
+
+def mean_of_known(rows: Sequence[ndarray]) -> ndarray:
+    """The mean of each column over what is no nan; nan where nothing is."""
+    table = np.array(rows)
+    count = (~np.isnan(table)).sum(axis=0)
+    return np.divide(np.nansum(table, axis=0), count, out=np.full(table.shape[1:], np.nan), where=count > 0)
+
+
+def group(runs: Sequence[Run]) -> tuple[list[Group], list[LeftOut]]:
+    """The groups in the order of their first runs, and runs that were done twice, of which the newer one counts."""
+    described = [run.options | run.settings for run in runs]
+    keys = _differing(described)
+    blocks: dict[tuple, list[int]] = {}
+    for place, settings in enumerate(described):
+        blocks.setdefault(_values(settings, keys), []).append(place)
+    firsts = [described[places[0]] for places in blocks.values()]
+    names = _naming(keys, firsts, {key for run in runs for key in run.typed})
+    groups, repeats = [], []
+    for settings, places in zip(firsts, blocks.values(), strict=True):
+        kept, older = _one_for_each_seed([runs[place] for place in places])
+        groups.append(Group({key: word(settings[key]) for key in names if key in settings}, tuple(kept)))
+        repeats += older
+    return groups, repeats
+
+
+def _differing(described: Sequence[dict[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for settings in described for key in settings)
+    return [key for key in keys if _count(described, [key]) > 1]
+
+
+def _values(settings: dict[str, Any], keys: Sequence[str]) -> tuple[str | None, ...]:
+    """None for a setting that is not there."""
+    return tuple(word(settings[key]) if key in settings else None for key in keys)
+
+
+def _count(described: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
+    """How many kinds some settings tell apart."""
+    return len({_values(settings, keys) for settings in described})
+
+
+def word(value: Any) -> str:
+    """A value as it would be typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(word, value))}]"
+    return "null" if value is None else str(value)
+
+
+def _naming(keys: Sequence[str], blocks: Sequence[dict[str, Any]], typed: set[str]) -> list[str]:
+    """Which of the differing settings make a name: as few as tell all groups apart, those that a user chose first.
+
+    An option stands for the values that come with it, and an experiment for its options.
+    """
+    options = [key for key in keys if _is_option(key)]
+    covers = tuple(f"{option.replace('/', '.')}." for option in options)
+    free = [key for key in keys if not _is_option(key) and not key.startswith(covers)]
+    rest = sorted((key for key in keys if key not in options and key not in free), key=lambda key: key not in typed)
+    names = ["experiment"] if "experiment" in keys else [*options, *free]
+    for key in (*options, *free, *rest):
+        if key not in names and _count(blocks, [*names, key]) > _count(blocks, names):
+            names.append(key)
+    return [key for key in keys if key in names]
+
+
+def _is_option(key: str) -> bool:
+    return "." not in key and key not in ("checkpoint", "seed")
+
+
+def _one_for_each_seed(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
+    newest: dict[int | None, Run] = {}
+    for run in sorted(runs, key=lambda run: run.ended):
+        newest[run.seed] = run
+    kept = [newest[seed] for seed in sorted(newest, key=lambda seed: (seed is None, seed or 0))]
+    older = [
+        LeftOut(run.folder, f"done again with the same settings and seed in {newest[run.seed].folder}")
+        for run in runs
+        if run is not newest[run.seed]
+    ]
+    return kept, older
+
+
+def choose(groups: Sequence[Group], wanted: str) -> Group:
+    """The group that a name means: all of it, or so many of its words or values that no other has them.
+
+    Raises
+    ------
+    UserError
+        None is meant, or several are.
+    """
+    exact = [found for found in groups if found.name == wanted]
+    words = set(wanted.split())
+    meant = exact or [found for found in groups if words and words <= set(_words(found))]
+    if len(meant) == 1:
+        return meant[0]
+    problem = "is no group" if not meant else f"means {len(meant)} groups"
+    raise UserError(f"baseline={wanted} {problem}; there are: {_some([found.name for found in groups])}")
+
+
+def _words(found: Group) -> Iterable[str]:
+    yield from found.name.split()
+    yield from found.parts.values()
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more

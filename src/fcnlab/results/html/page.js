@@ -1,0 +1,66 @@
+"use strict";
+
+// Sorting: a click on a column's button; the state is the header's aria-sort.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const button = head.querySelector("button");
+    button?.addEventListener("click", () => {
+      const numbers = button.dataset.kind === "number";
+      const first = numbers ? "descending" : "ascending";
+      const other = numbers ? "ascending" : "descending";
+      const order = head.getAttribute("aria-sort") === first ? other : first;
+      heads.forEach((each) => each.hasAttribute("aria-sort") && each.setAttribute("aria-sort", "none"));
+      head.setAttribute("aria-sort", order);
+      sortRows(table.tBodies[0], column, numbers, order === "ascending" ? 1 : -1);
+    });
+  });
+}
+
+function sortRows(body, column, numbers, sign) {
+  const text = new Intl.Collator(undefined, { numeric: true }).compare;
+  const keyed = [...body.rows].map((row) => {
+    const cell = row.cells[column];
+    const number = cell.dataset.value ? Number(cell.dataset.value) : NaN;
+    return [numbers ? number : cell.textContent.trim(), row];
+  });
+  keyed.sort(([a], [b]) => {
+    if (!numbers) return sign * text(a, b);
+    if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b); // what is not known comes last
+    return sign * (a - b);
+  });
+  body.append(...keyed.map(([, row]) => row));
+}
+
+// Filtering: rows whose groups have all the words.
+const filter = document.getElementById("filter");
+filter.addEventListener("input", () => {
+  const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+  for (const row of document.querySelectorAll("table.filtered tbody tr")) {
+    row.hidden = !words.every((word) => row.dataset.text.toLowerCase().includes(word));
+  }
+  const rows = [...document.querySelectorAll("#scores tbody tr")];
+  const shown = rows.filter((row) => !row.hidden).length;
+  document.getElementById("shown").textContent = words.length ? `${shown} of ${rows.length} groups` : "";
+});
+
+// Theme: the system's, light, dark; kept for the next page where the browser allows it.
+const THEMES = { auto: ["light dark", "◐ auto", "as the system"], light: ["light", "☀ light", "light"], dark: ["dark", "☾ dark", "dark"] };
+const theme = document.getElementById("theme");
+let chosen = "auto";
+try { chosen = localStorage.getItem("fcnlab-theme") ?? "auto"; } catch { /* a file's page may have no storage */ }
+
+function show(name) {
+  chosen = name in THEMES ? name : "auto";
+  const [scheme, label, said] = THEMES[chosen];
+  document.documentElement.style.colorScheme = scheme;
+  theme.textContent = label;
+  theme.setAttribute("aria-label", `Theme: ${said}`);
+}
+
+theme.addEventListener("click", () => {
+  const names = Object.keys(THEMES);
+  show(names[(names.indexOf(chosen) + 1) % names.length]);
+  try { localStorage.setItem("fcnlab-theme", chosen); } catch { /* then it is this page's alone */ }
+});
+show(chosen);

@@ -1,0 +1,383 @@
+"""Run folders as they are found: what each one scored, cost and was set to, and why one cannot be used.
+
+Everything in a run's folder is foreign: it may be half written, older than this code, or somebody else's. What cannot
+be used is named with its reason, and the rest goes on.
+"""
+
+import csv
+import json
+import math
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from numpy import ndarray
+
+from fcnlab.errors import first_line
+from fcnlab.results.passport import Areas, areas
+from fcnlab.results.scores import SCORES, Scores, scores
+
+VERBS = ("train", "eval")  # the others leave no scores
+SIGNS = {"metrics.json", "confusions.npz", "run.json"}  # each makes a folder a run's
+NO_RUNS_INSIDE = {"checkpoints", "predictions", "wandb"}
+CURVES = ("val/miou", "train/loss")
+SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
+LARGEST = 1e15  # of a number that a chart has an axis for
+
+# Settings that no score depends on: where things lie, what is shown, how often is saved. Seeds pair runs.
+WITHOUT_EFFECT = re.compile(
+    r"(.*\.)?seed|(logger|checkpointing|from_run|stages|needs|published|pictures|passport|trust)(\..*)?"
+    r"|data\.(root|num_workers)|callbacks\.(pictures|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
+)
+Settings = dict[str, Any]
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast
+
+
+class LeftOut(NamedTuple):
+    """A folder that is no part of a comparison."""
+
+    folder: Path
+    reason: str
+
+
+class Unusable(ValueError):
+    """Why a folder's record cannot be used."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training or evaluation.
+
+    ``options`` are the chosen options of config groups, ``settings`` all values by dotted path, both without what no
+    score depends on; ``typed`` the paths among them that its command named. ``areas`` has a row for each picture.
+    """
+
+    folder: Path
+    seed: int | None
+    options: dict[str, str]
+    settings: Settings
+    typed: frozenset[str]
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    areas: Areas
+    scores: Scores
+    protocol: dict[str, Any]
+    cost: dict[str, float]
+    published: dict[str, float]
+    curves: dict[str, ndarray]
+    ended: str
+
+    def panel(self, name: str) -> Path | None:
+        """Its drawing of a picture beside truth and prediction, where it left one."""
+        path = self.folder / "predictions" / f"{name}.png"
+        try:
+            inside = path.resolve().is_relative_to(self.folder.resolve())
+            return path if inside and path.is_file() else None
+        except (OSError, ValueError):  # a name that no file can have
+            return None
+
+
+def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[LeftOut]]:
+    """The runs below some folders, in the order of their names, and what was found there but cannot be used."""
+    found = list(dict.fromkeys(run for folder in folders for run in run_folders(folder.absolute())))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # unpacking and summing leave Python's lock alone
+        read = list(pool.map(_read_or_reason, found))
+    return [run for run in read if isinstance(run, Run)], [out for out in read if isinstance(out, LeftOut)]
+
+
+def run_folders(root: Path) -> Iterator[Path]:
+    """Folders that a run left or began, and empty ones; job 2 of a sweep before job 10."""
+    for folder, inside, files in os.walk(root):
+        hydra = ".hydra" in inside
+        inside[:] = sorted((name for name in inside if _may_hold_runs(name)), key=_natural)
+        if hydra or SIGNS & set(files) or not (inside or files):
+            yield Path(folder)
+
+
+def _may_hold_runs(name: str) -> bool:
+    return not name.startswith(".") and name not in NO_RUNS_INSIDE
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _read_or_reason(folder: Path) -> Run | LeftOut | None:
+    """None for what holds no scores by its nature: a prediction, a comparison, a staged training's frame."""
+    try:
+        return read_run(folder)
+    except Unusable as error:
+        return LeftOut(folder, str(error))
+    except OSError as error:
+        return LeftOut(folder, f"cannot be read: {first_line(error)}")
+
+
+def read_run(folder: Path) -> Run | None:
+    """A run's record.
+
+    Raises
+    ------
+    Unusable
+        It is empty, half written, of a run that did not finish, older than this code, damaged or not ours.
+    """
+    if not any(folder.iterdir()):
+        raise Unusable("an empty folder")
+    hydra = _hydra(folder)
+    job, facts = _part(hydra, "job"), _json(folder / "run.json") or {}
+    if job.get("config_name", "train") not in VERBS:
+        return None
+    _check_finished(facts)
+    config, options, settings = _configuration(folder, hydra)
+    if config.get("stages"):
+        return None
+    record = _scored(folder)
+    names, classes, matrices = _confusions(folder / "confusions.npz")
+    found = scores(matrices.sum(axis=0))
+    _check_agreement(record, found, classes)
+    seed, options, settings = _described(config, options, settings, hydra)
+    return Run(
+        folder=folder,
+        seed=seed,
+        options=options,
+        settings=settings,
+        typed=frozenset(_typed(hydra)),
+        names=names,
+        classes=classes,
+        areas=Areas(*map(np.ascontiguousarray, areas(matrices))),  # copies: a view would keep all of the matrices
+        scores=found,
+        protocol=record["protocol"],
+        cost=_numbers(record.get("cost")) | _minutes(facts),
+        published=_published(record, config, set(_typed(hydra))),
+        curves=_curves(folder / "metrics.csv"),
+        ended=str(facts.get("ended") or ""),
+    )
+
+
+def _check_finished(facts: dict[str, Any]) -> None:
+    status = facts.get("status", "finished")
+    if status == "running":
+        raise Unusable("killed, or still running: it has not said that it ended")
+    if status == "interrupted":
+        raise Unusable("interrupted: checkpoint=auto hydra.run.dir=FOLDER goes on with it")
+    if status != "finished":
+        raise Unusable(f"{status}: {facts.get('reason')}")
+
+
+def _scored(folder: Path) -> dict[str, Any]:
+    record = _json(folder / "metrics.json")
+    if record is None:
+        raise Unusable("no metrics.json: half written, or killed before it was scored")
+    if not isinstance(record.get("iou"), dict) or not all(name in record for name in SCORES):
+        raise Unusable("its metrics.json is not one of fcnlab's")
+    missing = [key for key in SAME if key not in _part(record, "protocol")]
+    if missing:
+        raise Unusable(f"an old record: its protocol does not say what its numbers mean ({', '.join(missing)})")
+    if record["miou"] is None:
+        raise Unusable("nothing was scored: no pixel of its pictures counts")
+    return record
+
+
+def _confusions(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], ndarray]:
+    if not path.is_file():
+        raise Unusable("no confusions.npz: half written, or an old record")
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            names, classes, matrices = file["names"], file["classes"], file["matrices"]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+        raise Unusable(f"its confusions.npz is damaged: {first_line(error)}") from error
+    square = (len(names), len(classes), len(classes)) if names.ndim == classes.ndim == 1 else None
+    if matrices.shape != square or matrices.dtype.kind not in "iu" or not len(names) or matrices.min() < 0:
+        raise Unusable("its confusions.npz does not hold a matrix of counts for each picture")
+    if len(set(names.tolist())) < len(names):
+        raise Unusable("its confusions.npz counts a picture twice")
+    return tuple(map(str, names)), tuple(map(str, classes)), matrices
+
+
+def _check_agreement(record: dict[str, Any], found: Scores, classes: tuple[str, ...]) -> None:
+    """A run that was killed between its two files leaves a new one beside an old one."""
+    stored = [record[name] for name in SCORES]
+    same = all(isinstance(value, float) and math.isclose(value, new) for value, new in zip(stored, found, strict=False))
+    if not same or list(record["iou"]) != list(classes):
+        raise Unusable("its metrics.json and confusions.npz are not of the same scoring: killed between the two")
+
+
+# What a run was set to
+
+
+def _hydra(folder: Path) -> dict[str, Any]:
+    return _part(_yaml(folder / ".hydra" / "hydra.yaml"), "hydra")
+
+
+def _part(tree: Any, key: str) -> dict[str, Any]:
+    value = tree.get(key) if isinstance(tree, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _configuration(folder: Path, hydra: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], Settings]:
+    """A run's config with its values put in, its options, and its settings.
+
+    ``.hydra/config.yaml`` still shows which values are others' (``${seed}``): those are no settings of their own.
+    """
+    composed = _yaml(folder / ".hydra" / "config.yaml")
+    config = _yaml(folder / "config.yaml") or composed
+    if not config:
+        raise Unusable("no configuration in it: .hydra/config.yaml is missing")
+    linked = {path for path, value in leaves(composed).items() if "${" in str(value) and "${oc." not in str(value)}
+    settings = {
+        path: _relative(value, hydra)
+        for path, value in leaves(config).items()
+        if not WITHOUT_EFFECT.fullmatch(path) and not linked & _prefixes(path)
+    }
+    options = {
+        group: "null" if option is None else str(option)
+        for group, option in _part(_part(hydra, "runtime"), "choices").items()
+        if not group.startswith(("hydra/", "logger"))
+    }
+    return config, options, settings
+
+
+def leaves(tree: Any, path: str = "") -> Settings:
+    """Every value of a tree by its dotted path; lists count as values."""
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree} if path else {}
+    inside = [leaves(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
+    return {name: value for found in inside for name, value in found.items()}
+
+
+def _prefixes(path: str) -> set[str]:
+    parts = path.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+
+
+def _relative(value: Any, hydra: dict[str, Any]) -> Any:
+    """A path beside the run's folder, such as the stage before it, without what is the same for its neighbours."""
+    folder = _part(hydra, "runtime").get("output_dir")
+    parent = str(Path(folder).parent) if isinstance(folder, str) else ""
+    return value.replace(f"{parent}/", "../") if len(parent) > 1 and isinstance(value, str) else value
+
+
+def _typed(hydra: dict[str, Any]) -> Iterator[str]:
+    words = _part(hydra, "overrides").get("task")
+    for word in words if isinstance(words, list) else ():
+        yield str(word).partition("=")[0].lstrip("+~")
+
+
+def _described(
+    config: dict[str, Any], options: dict[str, str], settings: Settings, hydra: dict[str, Any]
+) -> tuple[int | None, dict[str, str], Settings]:
+    """Seed, options and settings, for an evaluation those of the training whose checkpoint it scored.
+
+    Of the evaluation's own, refinement and chosen data remain: the others have no part in the scores.
+    """
+    options = options | {"refine": options.get("refine", "none")}
+    if options["refine"] == "none":
+        settings = _without(settings, {"refine"})
+    training = _training_of(config, hydra)
+    if training:
+        own = {"refine"} | ({"data"} if options.get("data", "null") != "null" else set())
+        config, its_options, its_settings = training
+        settings = _without(its_settings, {*own, "checkpoint"}) | _only(settings, own)
+        options = its_options | {group: options[group] for group in own}
+    elif "refine" not in config:  # a training's checkpoint is where it went on
+        settings = _without(settings, {"checkpoint"})
+    seed = config.get("seed")
+    return seed if isinstance(seed, int) else None, options, settings
+
+
+def _only(settings: Settings, roots: set[str]) -> Settings:
+    return {path: value for path, value in settings.items() if path.split(".")[0] in roots}
+
+
+def _without(settings: Settings, roots: set[str]) -> Settings:
+    return {path: value for path, value in settings.items() if path.split(".")[0] not in roots}
+
+
+def _training_of(
+    config: dict[str, Any], hydra: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, str], Settings] | None:
+    """The configuration of the run whose checkpoint an evaluation scored, where its folder is still there."""
+    if "refine" not in config or not isinstance(config.get("checkpoint"), str):
+        return None
+    folder = (Path(str(_part(hydra, "runtime").get("cwd", "."))) / config["checkpoint"]).parent.parent
+    return _configuration(folder, _hydra(folder)) if (folder / ".hydra" / "config.yaml").is_file() else None
+
+
+# What it cost, and how it got there
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    """The numbers among some facts."""
+    found = values.items() if isinstance(values, dict) else ()
+    return {str(key): float(value) for key, value in found if type(value) in (int, float) and abs(value) < LARGEST}
+
+
+def _published(record: dict[str, Any], config: dict[str, Any], typed: set[str]) -> dict[str, float]:
+    """What its experiment says was published, unless other data than the experiment's were typed."""
+    other = typed & {"data", "data.train_list", "data.val_list", "data.test_list"}
+    return {} if other else _numbers(record.get("published") or config.get("published"))
+
+
+def _minutes(facts: dict[str, Any]) -> dict[str, float]:
+    """From start to end; nothing for a run that was resumed, whose first part nobody timed."""
+    try:
+        started, ended = (datetime.fromisoformat(facts[key]) for key in ("started", "ended"))
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {"minutes": (ended - started).total_seconds() / 60} if facts.get("starts", 1) == 1 else {}
+
+
+def _curves(path: Path) -> dict[str, ndarray]:
+    """Steps and values of each curve that is drawn, as two rows; what is no number is passed over."""
+    try:
+        with path.open(newline="", errors="replace") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, csv.Error):
+        return {}
+    points = {name: [point for row in rows if (point := _point(row, name))] for name in CURVES}
+    return {name: np.array(found).T for name, found in points.items() if found}
+
+
+def _point(row: dict[str, str | None], name: str) -> tuple[float, float] | None:
+    try:
+        step, value = float(row.get("step") or "nan"), float(row.get(name) or "nan")
+    except (TypeError, ValueError):
+        return None
+    return (step, value) if abs(step) < LARGEST and abs(value) < LARGEST else None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """None where there is no such file."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise Unusable(f"its {path.name} is damaged or half written: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise Unusable(f"its {path.name} is not one of fcnlab's")
+    return found
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    """Empty where there is no such file. Aliases, which OmegaConf never writes, could make a tree without an end."""
+    try:
+        text = path.read_text()
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
+            raise Unusable(f"its {path.name} has YAML aliases: it is not one of fcnlab's")
+        found = yaml.load(text, _Loader)
+    except FileNotFoundError:
+        return {}
+    except Unusable:
+        raise
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise Unusable(f"its {path.name} is damaged or half written: {first_line(error)}") from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,295 @@
+"""A comparison as text: for the terminal, as Markdown, as CSV."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fcnlab.results.comparison import Comparison, Pair
+from fcnlab.results.grouping import Group
+from fcnlab.results.intervals import Interval
+from fcnlab.results.record import aside
+from fcnlab.results.scores import SCORES
+
+SHOWN = 20  # rows in the terminal; the files have all
+NOTHING = "-"
+
+
+class Cost(NamedTuple):
+    """A column of what a group's runs took; ``scale`` turns the record's number into the shown one."""
+
+    key: str
+    title: str
+    scale: float
+    digits: int
+
+    def of(self, found: Group) -> float | None:
+        value = found.cost(self.key)
+        return None if value is None else value * self.scale
+
+
+COSTS = (
+    Cost("parameters", "parameters, M", 1e-6, 2),
+    Cost("gmacs_per_picture", "GMACs", 1, 2),
+    Cost("minutes", "minutes", 1, 1),
+    Cost("pictures_per_second", "pictures/s", 1, 1),
+    Cost("peak_memory_mib", "peak memory, MiB", 1, 0),
+)
+Table = tuple[list[str], list[list[str]]]
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A ratio in percent; a dash for nothing and for nan."""
+    return NOTHING if value is None or value != value else f"{100 * value:.{digits}f}"
+
+
+def points(value: float) -> str:
+    """A difference in percentage points, with its sign."""
+    return f"{100 * value:+.2f}"
+
+
+def probability(p: float | None) -> str:
+    """With as many digits as mean something."""
+    if p is None:
+        return NOTHING
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
+
+
+def interval(found: Interval | None) -> str:
+    """Both ends, in percentage points."""
+    return NOTHING if found is None else f"{points(found.low)} to {points(found.high)}"
+
+
+def with_spread(found: Group, score: str) -> str:
+    """Mean and standard deviation over seeds, in percent."""
+    spread = found.spread(score)
+    return percent(found.mean(score)) + (f" ± {percent(spread)}" if spread is not None else "")
+
+
+def cost_text(cost: Cost, found: Group) -> str:
+    value = cost.of(found)
+    return NOTHING if value is None else f"{value:.{cost.digits}f}"
+
+
+def group_table(comparison: Comparison) -> Table:
+    head = ["group", "seeds", *SCORES, *(cost.title for cost in COSTS)]
+    rows = [
+        [
+            titled(comparison, found),
+            str(len(found.runs)),
+            *(with_spread(found, score) for score in SCORES),
+            *(cost_text(cost, found) for cost in COSTS),
+        ]
+        for found in comparison.groups
+    ]
+    return head, rows
+
+
+def pair_table(comparison: Comparison) -> Table:
+    level = f"{100 * comparison.confidence:g} %"
+    head = ["pair", "mIoU", f"over pictures, {level}", "p (Holm)", f"over seeds, {level}", "p (Holm)", "the first is"]
+    return head, [_pair_row(pair, comparison) for pair in comparison.pairs]
+
+
+def _pair_row(pair: Pair, comparison: Comparison) -> list[str]:
+    return [
+        f"{comparison.label(pair.one)} - {comparison.label(pair.other)}",
+        points(pair.over_pictures.value),
+        interval(pair.over_pictures),
+        probability(pair.p_pictures),
+        interval(pair.over_seeds),
+        probability(pair.p_seeds),
+        f"{pair.verdict}; {pair.of_trainings}",
+    ]
+
+
+def titled(comparison: Comparison, found: Group) -> str:
+    """A group's name, behind its label where that is another."""
+    label = comparison.label(found)
+    return found.name if label == found.name else f"{label} {found.name}"
+
+
+def class_table(comparison: Comparison) -> Table:
+    rows = [[titled(comparison, found), *map(percent, found.iou().tolist())] for found in comparison.groups]
+    return ["group", *comparison.classes], rows
+
+
+def published_table(comparison: Comparison) -> Table:
+    rows = [
+        [found.name, score, percent(found.mean(score)), f"{value:.2f}", f"{100 * found.mean(score) - value:+.2f}"]
+        for found in comparison.groups
+        for score, value in found.published().items()
+    ]
+    return ["group", "score", "measured", "published", "difference"], rows
+
+
+def effect_table(comparison: Comparison) -> Table:
+    rows = [
+        [
+            effect.key,
+            effect.value,
+            str(len(effect.groups)),
+            percent(effect.miou),
+            NOTHING if effect.difference is None else points(effect.difference),
+            str(effect.matched),
+        ]
+        for effect in comparison.effects
+    ]
+    return ["setting", "value", "groups", "mean mIoU", "to the first value, all else equal", "matched groups"], rows
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
+
+
+def headline(comparison: Comparison) -> str:
+    groups, runs = counted(len(comparison.groups), "group"), counted(comparison.runs, "run")
+    return f"{groups} of {runs} on {comparison.set}; scores in percent, mean ± standard deviation over seeds"
+
+
+def answers(comparison: Comparison) -> list[str]:
+    """Which is better, in sentences; many pairs are counted."""
+    pairs = comparison.pairs
+    if not pairs:
+        return ["There is one group: nothing to compare it with."]
+    if len(pairs) <= 10:
+        return [_answer(pair, comparison) for pair in pairs]
+    assert comparison.baseline is not None
+    ahead = [pair for pair in pairs if pair.better is pair.one]
+    behind = [pair for pair in pairs if pair.better is pair.other]
+    rest = len(pairs) - len(ahead) - len(behind)
+    return [
+        f"Against {comparison.label(comparison.baseline)}: {len(ahead)} better, {len(behind)} worse, {rest} not surely"
+        " either.",
+        *(_answer(pair, comparison) for pair in ahead[:5]),
+    ]
+
+
+def _answer(pair: Pair, comparison: Comparison) -> str:
+    """From the leader's side."""
+    sign = 1 if pair.leader is pair.one else -1
+    found = pair.over_pictures
+    ends = sorted((sign * found.low, sign * found.high))
+    size = f"{points(sign * found.value)} points of mIoU, {points(ends[0])} to {points(ends[1])} over pictures"
+    leader, other = (comparison.label(one) for one in (pair.one, pair.other)[::sign])
+    if not pair.sure_of_pictures:
+        said = f"{leader} and {other} are not told apart"
+    elif pair.better:
+        said = f"{leader} is better than {other}" + ("" if pair.sure_of_seeds else ", as trained")
+    else:
+        said = f"{leader} is ahead of {other}, not surely"
+    return f"{said}: {size}; {pair.of_trainings}."
+
+
+def terminal(comparison: Comparison) -> str:
+    """What is shown at once; tables that are long are cut."""
+    parts = [headline(comparison), _aligned(group_table(comparison))]
+    if comparison.pairs:
+        parts += [
+            f"Differences of mIoU in points, from {comparison.resamples} resamples",
+            _aligned(pair_table(comparison)),
+        ]
+    if published_table(comparison)[1]:
+        parts += ["Beside what was published", _aligned(published_table(comparison))]
+    return "\n\n".join([*parts, *comparison.notes, "\n".join(answers(comparison))])
+
+
+def _aligned(table: Table) -> str:
+    head, rows = table
+    shown = rows[:SHOWN]
+    widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *shown)]
+    more = [f"({len(rows) - SHOWN} more in the files)"] if len(rows) > SHOWN else []
+    return "\n".join(f"  {line.rstrip()}" for line in [*lines, *more])
+
+
+def markdown(comparison: Comparison) -> str:
+    """All of it, for a page of one's own."""
+    parts = ["# Comparison", headline(comparison) + ".", _bullets(answers(comparison))]
+    parts += [_bullets(comparison.notes)] if comparison.notes else []
+    titled = {
+        "Differences of mIoU, in points": pair_table,
+        "Scores and costs": group_table,
+        "IoU by class": class_table,
+        "What each setting does": effect_table,
+        "Beside what was published": published_table,
+    }
+    for title, make in titled.items():
+        if make(comparison)[1]:
+            parts += [f"## {title}", _pipes(make(comparison))]
+    if comparison.left_out:
+        parts += ["## Left out", _bullets([f"{out.folder}: {out.reason}" for out in comparison.left_out])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _pipes(table: Table) -> str:
+    head, rows = table
+    align = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (head, align, *rows)
+    )
+
+
+def write_csv(folder: Path, comparison: Comparison) -> None:
+    """Numbers as they are, unrounded: ``groups.csv``, ``pairs.csv`` and ``runs.csv``."""
+    _write(folder / "groups.csv", [_group_facts(found, comparison) for found in comparison.groups])
+    _write(folder / "pairs.csv", [_pair_facts(pair) for pair in comparison.pairs])
+    runs = [(found, run) for found in comparison.groups for run in found.runs]
+    iou = [dict(zip(run.classes, run.scores.iou.tolist(), strict=True)) for _, run in runs]
+    _write(
+        folder / "runs.csv",
+        [
+            {"group": found.name, "seed": run.seed, "folder": run.folder, "pictures": len(run.names)}
+            | {score: getattr(run.scores, score) for score in SCORES}
+            | {f"iou/{name}": value for name, value in per_class.items()}
+            | {cost.key: run.cost.get(cost.key) for cost in COSTS}
+            for (found, run), per_class in zip(runs, iou, strict=True)
+        ],
+    )
+
+
+def _group_facts(found: Group, comparison: Comparison) -> dict[str, Any]:
+    facts: dict[str, Any] = {"group": found.name, **found.parts, "runs": len(found.runs)}
+    facts |= {"seeds": " ".join(map(str, found.seeds))}
+    for score in SCORES:
+        facts |= {score: found.mean(score), f"{score}_deviation": found.spread(score)}
+    facts |= {f"iou/{name}": value for name, value in zip(comparison.classes, found.iou().tolist(), strict=True)}
+    return facts | {cost.key: found.cost(cost.key) for cost in COSTS}
+
+
+def _pair_facts(pair: Pair) -> dict[str, Any]:
+    pictures, seeds = pair.over_pictures, pair.over_seeds
+    return {
+        "one": pair.one.name,
+        "other": pair.other.name,
+        "miou_difference": pictures.value,
+        "pictures": pair.pictures,
+        "pictures_low": pictures.low,
+        "pictures_high": pictures.high,
+        "pictures_p": pictures.p,
+        "pictures_p_holm": pair.p_pictures,
+        "seeds": len(pair.seed_differences),
+        "seeds_low": seeds and seeds.low,
+        "seeds_high": seeds and seeds.high,
+        "seeds_p": seeds and seeds.p,
+        "seeds_p_holm": pair.p_seeds,
+        "verdict": pair.verdict,
+        "of_trainings": pair.of_trainings,
+    }
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with aside(path) as part, part.open("w", encoding="utf-8", errors="replace", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows({key: _known(value) for key, value in row.items()} for row in rows)
+
+
+def _known(value: Any) -> Any:
+    """CSV has no nan that all read."""
+    return "" if value is None or value != value else value

@@ -1,0 +1,66 @@
+"""``fcnlab compare``. Nothing here imports torch: it is read and counted, on any machine, at once."""
+
+import logging
+import shlex
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from fcnlab.config import ConfigError, check_targets
+from fcnlab.errors import UserError
+from fcnlab.results import comparison
+from fcnlab.results.comparison import Comparison
+from fcnlab.results.page import write_page
+from fcnlab.results.record import aside
+from fcnlab.results.runs import LeftOut, read_runs
+from fcnlab.results.tables import markdown, terminal, write_csv
+
+log = logging.getLogger("fcnlab")
+SAID = 10  # folders that are named in the terminal; the page has all
+
+
+def compare(cfg: DictConfig) -> None:
+    """Compare the runs below some folders; leave the page, Markdown and CSV in the run's own folder."""
+    check_targets(cfg)
+    check_numbers(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    runs, left_out = read_runs([existing(name) for name in cfg.runs])
+    say_left_out(left_out, "cannot be used")
+    found = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence)
+    say_left_out(found.left_out, "left out")
+    found.left_out[:0] = left_out
+    log.info(terminal(found))
+    write(folder, found)
+    log.info("The page: %s", folder / "comparison.html")
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Raise ConfigError for numbers that no interval can be computed with."""
+    if cfg.resamples is not None and not 100 <= cfg.resamples <= 1_000_000:
+        raise ConfigError(f"resamples={cfg.resamples}: choose 100 to 1000000, or null")
+    if not 0.5 <= cfg.confidence < 1:
+        raise ConfigError(f"confidence={cfg.confidence}: choose 0.5 to 0.999, such as 0.95")
+
+
+def existing(name: str) -> Path:
+    path = Path(name)
+    if not path.is_dir():
+        raise UserError(f"runs={name}: there is no such folder; give one that holds runs, such as outputs/sweeps")
+    return path
+
+
+def say_left_out(left_out: list[LeftOut], what: str) -> None:
+    """Name what is no part of the comparison, and why."""
+    for out in left_out[:SAID]:
+        log.warning("%s: %s: %s", what.capitalize(), out.folder, out.reason)
+    if len(left_out) > SAID:
+        log.warning("%s: %d more, which the page names", what.capitalize(), len(left_out) - SAID)
+
+
+def write(folder: Path, found: Comparison) -> None:
+    command = shlex.join(["fcnlab", "compare", *HydraConfig.get().overrides.task])
+    write_csv(folder, found)
+    with aside(folder / "comparison.md") as part:
+        part.write_text(markdown(found), encoding="utf-8", errors="replace")
+    write_page(folder / "comparison.html", found, command)

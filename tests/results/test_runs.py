@@ -1,0 +1,233 @@
+"""Run folders as they are found, and every way in which one cannot be used."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from fcnlab.results.runs import LeftOut, Unusable, leaves, read_run, read_runs, run_folders
+
+CONFUSED = np.array([[[3, 1], [0, 2]], [[1, 0], [1, 5]]])
+
+
+def test_a_run_is_read(make_run):
+    folder = make_run("a", seed=3, drawn=2, published={"miou": 65.5})
+    run = read_run(folder)
+    assert run.seed == 3 and len(run.names) == 12 and run.cost["minutes"] == 13
+    assert run.options["model"] == "fcn8s" and run.settings["optim.lr"] == 0.002 and run.published == {"miou": 65.5}
+    stored = json.loads((folder / "metrics.json").read_text())
+    assert run.scores.miou == stored["miou"] and run.areas.hits.shape == (12, 4)
+    np.testing.assert_allclose(run.curves["val/miou"], [[20, 40], [0.2, 0.33]])
+    np.testing.assert_array_equal(run.curves["train/loss"], [[10, 20, 40], [2, 1, 0.5]])
+    assert run.panel("picture_001") == folder / "predictions" / "picture_001.png"
+    assert run.panel("picture_009") is run.panel("../a/predictions/picture_001") is None
+
+
+def test_what_no_score_depends_on_is_no_setting(make_run):
+    """Seeds, places and interpolations, whose values are others' settings."""
+    settings = {"logger.wandb.mode": "offline", "data.num_workers": 3, "callbacks.progress.enabled": False, "seed": 5}
+    run = read_run(make_run("a", settings=settings))
+    kept = {"model._target_", "model.levels", "optim._target_", "optim.lr", "data._target_", "augment.scale"}
+    assert set(run.settings) == kept
+
+
+def test_runs_are_found_in_the_order_of_the_jobs(make_run, tmp_path):
+    for name in ("sweep/10", "sweep/2", "sweep/1/1-fcn32s", "other/deep/er"):
+        make_run(name)
+    (tmp_path / "runs" / "sweep" / "2" / "wandb" / "empty").mkdir(parents=True)
+    found = [str(folder.relative_to(tmp_path / "runs")) for folder in run_folders(tmp_path / "runs")]
+    assert found == ["other/deep/er", "sweep/1/1-fcn32s", "sweep/2", "sweep/10"]
+
+
+def test_a_folder_named_twice_is_read_once(make_run, tmp_path):
+    make_run("a")
+    assert len(read_runs([tmp_path / "runs", tmp_path / "runs" / "a"])[0]) == 1
+
+
+def spoil(folder, what: str) -> None:
+    confusions, metrics = folder / "confusions.npz", folder / "metrics.json"
+    record = json.loads(metrics.read_text())
+    with np.load(confusions) as file:
+        parts = dict(file)
+    match what:
+        case "no scores yet":
+            metrics.unlink()
+        case "half a record":
+            metrics.write_text(metrics.read_text()[:100])
+        case "a list":
+            metrics.write_text("[1, 2]")
+        case "not ours":
+            metrics.write_text('{"accuracy": 0.9}')
+        case "no protocol":
+            metrics.write_text(json.dumps({key: value for key, value in record.items() if key != "protocol"}))
+        case "void only":
+            metrics.write_text(json.dumps(record | {"miou": None}))
+        case "no matrices":
+            confusions.unlink()
+        case "half the matrices":
+            confusions.write_bytes(confusions.read_bytes()[:400])
+        case "other arrays":
+            np.savez(confusions, x=np.eye(2))
+        case "a pickle":
+            np.savez(confusions, **parts | {"names": np.array([{}] * 12, object)})
+        case "wrong shape":
+            np.savez(confusions, **parts | {"matrices": parts["matrices"][:5]})
+        case "negative":
+            np.savez(confusions, **parts | {"matrices": -parts["matrices"]})
+        case "fractions":
+            np.savez(confusions, **parts | {"matrices": parts["matrices"] / 2})
+        case "twice":
+            np.savez(confusions, **parts | {"names": np.array(["a"] * 12)})
+        case "killed between":
+            np.savez(confusions, **parts | {"matrices": 2 * parts["matrices"][::-1] + 1})
+        case "text for a number":
+            metrics.write_text(json.dumps(record | {"miou": "high"}))
+        case "no configuration":
+            (folder / "config.yaml").unlink()
+            (folder / ".hydra" / "config.yaml").unlink()
+        case "broken yaml":
+            (folder / ".hydra" / "hydra.yaml").write_text("a: [1, {")
+        case "tagged yaml":
+            (folder / ".hydra" / "hydra.yaml").write_text("!!python/object/apply:os.getcwd []")
+        case "endless yaml":
+            (folder / "config.yaml").write_text("seed: 1\noptim: &a\n  lr: [1]\n  again: *a\n")
+        case "broken run.json":
+            (folder / "run.json").write_bytes(b"\xff\xfe{")
+        case "empty":
+            for path in sorted(folder.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+
+
+SPOILT = {
+    "no scores yet": "no metrics.json",
+    "half a record": "metrics.json is damaged or half written",
+    "a list": "not one of fcnlab's",
+    "not ours": "not one of fcnlab's",
+    "no protocol": "an old record",
+    "void only": "nothing was scored",
+    "no matrices": "no confusions.npz",
+    "half the matrices": "confusions.npz is damaged",
+    "other arrays": "confusions.npz is damaged",
+    "a pickle": "confusions.npz is damaged",
+    "wrong shape": "does not hold a matrix of counts for each picture",
+    "negative": "does not hold a matrix of counts for each picture",
+    "fractions": "does not hold a matrix of counts for each picture",
+    "twice": "counts a picture twice",
+    "killed between": "not of the same scoring",
+    "text for a number": "not of the same scoring",
+    "no configuration": "no configuration",
+    "broken yaml": "hydra.yaml is damaged",
+    "tagged yaml": "hydra.yaml is damaged",
+    "endless yaml": "config.yaml has YAML aliases",
+    "broken run.json": "run.json is damaged",
+    "empty": "an empty folder",
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_what_cannot_be_used_is_named_and_the_rest_goes_on(make_run, tmp_path, what):
+    bad = make_run("1")
+    good = make_run("2")
+    spoil(bad, what)
+    runs, left_out = read_runs([tmp_path / "runs"])
+    assert [run.folder for run in runs] == [good]
+    (out,) = left_out
+    assert out.folder == bad and SPOILT[what] in out.reason
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [("running", "killed, or still running"), ("interrupted", "goes on"), ("failed", "failed: why")]
+)
+def test_a_run_that_did_not_finish_says_so(make_run, tmp_path, status, said):
+    folder = make_run("a", status=status)
+    with pytest.raises(Unusable, match=said):
+        read_run(folder)
+
+
+def test_predictions_comparisons_and_frames_of_stages_are_no_runs(make_run, tmp_path):
+    make_run("predict", verb="predict", status="none")
+    make_run("compare", verb="compare", status="none")
+    make_run("staged", settings={"stages": ["paper/fcn32s", "paper/fcn16s"]})
+    assert read_runs([tmp_path / "runs"]) == ([], [])
+
+
+def test_a_stage_starts_from_its_own_neighbour(make_run):
+    """Its path differs from seed to seed, what it is does not."""
+    weights = []
+    for seed in (1, 2):
+        before = make_run(f"{seed}/1-fcn32s", seed=seed) / "checkpoints" / "best.ckpt"
+        run = read_run(make_run(f"{seed}/2-fcn16s", seed=seed, settings={"model.weights": str(before)}))
+        weights.append(run.settings["model.weights"])
+    assert weights == ["../1-fcn32s/checkpoints/best.ckpt"] * 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"), [(["optim.lr=1"], True), (["data=shapes"], False), (["data.val_list=x"], False)]
+)
+def test_a_published_score_is_of_the_experiments_own_data(make_run, typed, kept):
+    """As ``fcnlab train`` leaves it, in the configuration alone."""
+    run = read_run(make_run("a", settings={"published": {"miou": 65.5}}, typed=typed))
+    assert run.published == ({"miou": 65.5} if kept else {})
+
+
+def evaluation(make_run, name: str, checkpoint: str, refine: str = "none", **kwargs):
+    settings = {"checkpoint": checkpoint, "refine._target_": f"fcnlab.refine.{refine}", "seed": 1}
+    options = {"refine": refine, "data": None, "model": None, "optim": None}
+    return read_run(make_run(name, verb="eval", settings=settings, options=options, **kwargs))
+
+
+def test_an_evaluation_has_the_settings_and_seed_of_its_training(make_run):
+    training = make_run("train/a", seed=4, model="fcn16s")
+    plain = evaluation(make_run, "eval/a", str(training / "checkpoints" / "best.ckpt"))
+    flipped = evaluation(make_run, "eval/b", "../train/a/checkpoints/best.ckpt", "flip")
+    assert plain.seed == flipped.seed == 4 and plain.options["model"] == flipped.options["model"] == "fcn16s"
+    assert plain.settings == read_run(training).settings and plain.options == read_run(training).options
+    assert flipped.settings == plain.settings | {"refine._target_": "fcnlab.refine.flip"}
+
+
+def test_an_evaluation_whose_training_is_gone_stands_by_its_checkpoint(make_run):
+    run = evaluation(make_run, "eval/a", "/nowhere/checkpoints/best.ckpt")
+    assert run.settings["checkpoint"] == "/nowhere/checkpoints/best.ckpt"
+
+
+@pytest.mark.parametrize("text", ["", "step,val/miou\n1", "step,val/miou\nx,y\n2,nan\n3,0.5,7\n", "\x00", "a\nb\n"])
+def test_damaged_curves_are_passed_over(make_run, text):
+    folder = make_run("a")
+    (folder / "metrics.csv").write_text(text)
+    assert all(np.isfinite(values).all() for values in read_run(folder).curves.values())
+
+
+def test_a_resumed_run_has_no_minutes(make_run):
+    """Nobody timed its first part."""
+    folder = make_run("a")
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | {"starts": 2}))
+    assert "minutes" not in read_run(folder).cost
+
+
+def test_a_folder_that_may_not_be_read_is_named(make_run, tmp_path, monkeypatch):
+    folder = make_run("a")
+    monkeypatch.setattr("fcnlab.results.runs.read_run", lambda folder: (_ for _ in ()).throw(PermissionError("locked")))
+    assert read_runs([tmp_path / "runs"]) == ([], [LeftOut(folder, "cannot be read: locked")])
+
+
+def test_leaves():
+    assert leaves({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+def test_no_torch():
+    code = "import sys, fcnlab.tasks.compare\n"
+    code += "print([name for name in ('torch', 'lightning', 'wandb') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_config_of_another_shape_is_no_crash(make_run):
+    folder = make_run("a")
+    (folder / ".hydra" / "hydra.yaml").write_text(
+        yaml.safe_dump({"hydra": {"job": 3, "runtime": [1], "overrides": "x"}})
+    )
+    assert read_run(folder).options == {"refine": "none"}

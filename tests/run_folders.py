@@ -1,0 +1,165 @@
+"""Run folders as a training leaves them, without a training."""
+
+import csv
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from numpy import ndarray
+
+from fcnlab.results.drawing import panel, save_png
+from fcnlab.results.record import write_record
+
+CLASSES = ("background", "cat", "dog", "cow")
+PROTOCOL = {
+    "set": "toys val",
+    "pictures": 12,
+    "of": 12,
+    "resolution": "native",
+    "void": "in no sum",
+    "absent_classes": "left out",
+    "refinement": "none",
+    "precision": "32-true",
+    "padded_samples": 0,
+}
+PALETTE = np.array([(0, 0, 0), (128, 0, 0), (0, 100, 200), (90, 90, 0)], np.uint8)
+
+
+def toy_matrices(quality: float, pictures: int = 12, seed: int = 0, classes: int = len(CLASSES)) -> ndarray:
+    """A net that labels about the share ``quality`` of the pixels rightly; the truth is the same for every quality."""
+    sizes = np.random.default_rng(7).integers(1, 500, (pictures, classes))
+    rng = np.random.default_rng(seed)
+    matrices = np.zeros((pictures, classes, classes), np.int64)
+    for picture, row in enumerate(sizes):
+        for label, size in enumerate(row):
+            right = rng.binomial(size, quality)
+            wrong = rng.multinomial(size - right, np.full(classes - 1, 1 / (classes - 1)))
+            matrices[picture, label] = np.insert(wrong, label, right)
+    return matrices
+
+
+def composed(model: str, settings: dict) -> dict:
+    """A config as Hydra writes it: the data's seed is the run's."""
+    tree = {
+        "model": {
+            "_target_": "fcnlab.models.FCN",
+            "levels": {"fcn32s": [32], "fcn16s": [32, 16]}.get(model, [32, 16, 8]),
+        },
+        "optim": {"_target_": "fcnlab.optim.adamw", "lr": 0.002},
+        "data": {"_target_": "fcnlab.data.DataModule", "root": "data", "seed": "${seed}", "augment": "${augment}"},
+        "augment": {"scale": [0.5, 2.0]},
+        "logger": {},
+        "checkpoint": None,
+        "stages": [],
+        "seed": 1,
+    }
+    for path, value in settings.items():
+        *parents, last = path.split(".")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return tree
+
+
+def dump(tree: dict) -> str:
+    """Without YAML's aliases, as OmegaConf does."""
+    return yaml.safe_dump(json.loads(json.dumps(tree)))
+
+
+def resolved(tree: dict) -> dict:
+    return tree | {"data": tree["data"] | {"seed": tree["seed"], "augment": tree["augment"]}}
+
+
+def write_run(
+    folder: Path,
+    matrices: ndarray | None = None,
+    model: str = "fcn8s",
+    seed: int = 1,
+    settings: dict | None = None,
+    options: dict | None = None,
+    names: list[str] | None = None,
+    classes: tuple[str, ...] = CLASSES,
+    protocol: dict | None = None,
+    status: str = "finished",
+    verb: str = "train",
+    typed: list[str] | None = None,
+    drawn: int = 0,
+    **facts,
+) -> Path:
+    """What ``fcnlab train`` leaves, by its own writer where that needs no torch."""
+    matrices = toy_matrices(0.7, seed=seed) if matrices is None else matrices
+    names = names or [f"picture_{place:03}" for place in range(len(matrices))]
+    tree = composed(model, {"seed": seed, **(settings or {})})
+    choices = {
+        "model": model,
+        "optim": "adamw",
+        "data": "toys",
+        "experiment": None,
+        "logger": "csv",
+        "hydra/launcher": "x",
+    }
+    typed = [f"{key}={value}" for key, value in (settings or {}).items()] if typed is None else typed
+    hydra = {
+        "job": {"config_name": verb, "name": verb},
+        "overrides": {"task": [f"model={model}", f"seed={seed}", *typed]},
+        "runtime": {"choices": choices | (options or {}), "cwd": str(folder.parent), "output_dir": str(folder)},
+    }
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text(dump(tree))
+    (folder / ".hydra" / "hydra.yaml").write_text(dump({"hydra": hydra}))
+    if verb == "train":
+        (folder / "config.yaml").write_text(dump(resolved(tree)))
+        times = {"started": "2026-11-24T10:00:00+00:00", "ended": f"2026-11-24T10:{10 + seed}:00+00:00"}
+        (folder / "run.json").write_text(json.dumps({"status": status, "starts": 1, "reason": "why", **times}))
+    if status == "finished":
+        cost = {"parameters": 1_000_000 * len(tree["model"]["levels"]), "gmacs_per_picture": 2.5, "gmacs_at": [9, 9]}
+        cost |= {"pictures_per_second": 10.0, "peak_memory_mib": 100}
+        record = {"protocol": PROTOCOL | (protocol or {}), "cost": cost, **facts}
+        write_record(folder, "val", names, classes, matrices, **record)
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        rows = [
+            ["step", "epoch", "train/loss", "val/miou"],
+            [10, 0, 2.0, ""],
+            [20, 0, 1.0, 0.2],
+            [40, 1, 0.5, 0.3 + seed / 100],
+        ]
+        csv.writer(file).writerows(rows)
+    for name in names[:drawn]:
+        image = np.full((20, 30, 3), 90, np.uint8)
+        labels = np.zeros((20, 30), int)
+        save_png(folder / "predictions" / f"{name}.png", panel(image, labels, labels + 1, CLASSES, PALETTE))
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path, monkeypatch):
+    """Write a run's folder below ``runs/``, and wait for no disk."""
+    monkeypatch.setattr("fcnlab.results.record._sync", lambda path: None)
+
+    def make(name: str, *args, **kwargs) -> Path:
+        return write_run(tmp_path / "runs" / name, *args, **kwargs)
+
+    return make
+
+
+@cache
+def _swept(folder: Path) -> Path:
+    """Three models by three seeds, clearly apart."""
+    for place, (model, quality) in enumerate({"fcn32s": 0.5, "fcn16s": 0.7, "fcn8s": 0.9}.items()):
+        for seed in (1, 2, 3):
+            matrices = toy_matrices(quality + seed / 100, seed=seed)
+            write_run(folder / str(3 * place + seed - 1), matrices, model=model, seed=seed, typed=[], drawn=3)
+    return folder
+
+
+@pytest.fixture
+def sweep(make_run, tmp_path, tmp_path_factory):
+    """Three models by three seeds in ``runs/``; give the folder."""
+    made = _swept(tmp_path_factory.getbasetemp() / "swept")
+    shutil.copytree(made, tmp_path / "runs", dirs_exist_ok=True)
+    return tmp_path / "runs"

@@ -1,0 +1,73 @@
+"""``fcnlab compare`` as a whole."""
+
+import csv
+import subprocess
+import sys
+
+import pytest
+
+from run_folders import make_run, sweep, toy_matrices  # noqa: F401
+
+
+def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: F811
+    """In a process of its own: words as they are typed, files, exit code, and what was imported."""
+    make_run("late", status="running")
+    (sweep / "blank").mkdir()
+    code = "import sys; from fcnlab.cli import main\ntry: main()\n"
+    code += "finally: print('TORCH' if {'torch', 'lightning', 'wandb'} & set(sys.modules) else 'NO TORCH')"
+    words = [f"runs={sweep}/0,{sweep}", "baseline=model=fcn8s", "resamples=200", "hydra.run.dir=out"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "compare", *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("NO TORCH\n") and "model=fcn8s is better than model=fcn32s: +" in done.stdout
+    assert f"{sweep}/late: killed, or still running" in done.stdout and f"{sweep}/blank: an empty folder" in done.stdout
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv", "compare.log"} <= made
+    with (tmp_path / "out" / "pairs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["one"], row["other"]) for row in rows] == [(f"model=fcn{n}s", "model=fcn8s") for n in (16, 32)]
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "left-out" in page and "an empty folder" in page and "runs=" in page and "fcnlab compare" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "runs is not set: give it as runs=VALUE"),
+        (["runs=nowhere"], "runs=nowhere: there is no such folder"),
+        (["runs=here"], "no finished run was found"),
+        (["runs=runs", "baseline=fcn9s"], "baseline=fcn9s is no group; there are: 'all runs'"),
+        (["runs=runs", "resamples=10"], "resamples=10: choose 100 to 1000000, or null"),
+        (["runs=runs", "confidence=95"], "confidence=95.0: choose 0.5 to 0.999, such as 0.95"),
+        (["runs=runs", "basline=a"], "basline"),
+        (["runs=a b,it's=1"], "runs=a b: there is no such folder"),
+    ],
+)
+def test_a_mistake_is_told_without_a_traceback(fcnlab, make_run, tmp_path, capsys, words, said):  # noqa: F811
+    make_run("a", toy_matrices(0.7))
+    (tmp_path / "here").mkdir()
+    assert fcnlab("compare", *words) == 1
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+
+
+def test_folders_with_odd_names(fcnlab, make_run, tmp_path, capsys):  # noqa: F811
+    make_run("it's=a [run]")
+    assert fcnlab("compare", f"runs={tmp_path}/runs/it's=a [run]", "resamples=100") == 0
+    assert "1 group of 1 run on" in capsys.readouterr().out
+
+
+def test_real_runs(train, fcnlab, tmp_path, capsys):
+    """What ``fcnlab train`` and ``fcnlab eval`` leave today is what is read."""
+    for model in ("fcn32s", "fcn8s"):
+        train(f"model={model}", "trainer.max_steps=2", folder=f"runs/{model}")
+    checkpoint = tmp_path / "runs" / "fcn8s" / "checkpoints" / "best.ckpt"
+    words = ("eval", f"checkpoint={checkpoint}", "refine=flip", "trainer.accelerator=cpu")
+    assert fcnlab(*words, f"hydra.run.dir={tmp_path}/runs/flipped") == 0
+    capsys.readouterr()
+    assert fcnlab("compare", "runs=runs", "hydra.run.dir=out", "resamples=200") == 0
+    said = capsys.readouterr().out
+    for name in ("model=fcn32s refine=none", "model=fcn8s refine=none", "model=fcn8s refine=flip"):
+        assert name in said
+    assert "Not all runs were scored with the same refinement" in said
+    assert (tmp_path / "out" / "comparison.html").stat().st_size > 50_000  # with pictures
