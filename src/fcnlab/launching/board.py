@@ -1,0 +1,219 @@
+"""What a sweep shows while it runs: a table that is drawn again and again on a terminal, lines elsewhere."""
+
+import csv
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TextIO
+
+from fcnlab.launching.manifest import Job, Manifest, facts_of, shown
+
+REDRAW_AFTER = 1.0  # seconds
+TAIL = 64 * 1024  # bytes of metrics.csv: some hundred rows
+COLOURS = {"running": "36", "finished": "32", "failed": "31", "interrupted": "33", "waiting": "2"}
+MARKS = {"waiting": "·", "running": "▶", "finished": "✓", "interrupted": "‖", "failed": "✗"}
+
+
+@dataclass
+class Progress:
+    """How far a job has come: the steps it has done, of how many, and its best score as yet."""
+
+    total: int | None = None
+    step: int = 0
+    miou: float | None = None
+    before: float = 0.0  # the part that was done when this sweep went on
+
+    @property
+    def part(self) -> float:
+        return min(1.0, self.step / self.total) if self.total else 0.0
+
+    def read(self, folder: Path) -> None:
+        """Look into the job's curves; those of a stage, where it runs in stages."""
+        curves = max(folder.glob("**/metrics.csv"), key=lambda path: path.stat().st_mtime, default=None)
+        for row in last_rows(curves) if curves else []:
+            self.step = int(row.get("step") or self.step)
+            if found := row.get("val/miou"):
+                self.miou = max(float(found), self.miou or 0.0)
+
+
+def last_rows(path: Path) -> list[dict[str, str]]:
+    """The last whole rows of a metrics.csv that is being written."""
+    try:
+        with path.open("rb") as file:
+            header = file.readline()
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(len(header), size - TAIL))
+            tail = file.read()
+    except OSError:
+        return []
+    lines = tail[: tail.rfind(b"\n") + 1].split(b"\n", 0 if size - TAIL <= len(header) else 1)
+    whole = (header + lines[-1]).decode(errors="replace")
+    return [row for row in csv.DictReader(StringIO(whole)) if (row.get("step") or "0").isdigit()]
+
+
+class Board:
+    """The state of a sweep, for people. ``steps`` is each job's length, by its number."""
+
+    def __init__(self, manifest: Manifest, steps: dict[int, int | None], out: TextIO | None = None):
+        self.manifest = manifest
+        self.out = out or sys.stdout
+        self.live = self.out.isatty() and os.environ.get("TERM") != "dumb"
+        self.colours = self.live and "NO_COLOR" not in os.environ
+        self.began, self._drawn_at, self._height = time.monotonic(), 0.0, 0
+        self._times: dict[int, tuple[float, float | None]] = {}
+        self.progress = {number: Progress(steps.get(number)) for number in manifest.jobs}
+        for number, job in manifest.jobs.items():
+            if job.status == "finished":
+                self.progress[number].before = 1.0
+            elif job.started:
+                self.progress[number].read(manifest.folder / job.folder)
+                self.progress[number].before = self.progress[number].part
+
+    def say(self, text: str) -> None:
+        """A line for the record, above the table."""
+        self._clear()
+        print(f"[{time.strftime('%H:%M:%S')}] {text}", file=self.out, flush=True)
+
+    def started(self, job: Job, where: str) -> None:
+        self._times[job.number] = (time.monotonic(), None)
+        if not self.live:
+            self.say(f"Job {job.number} started on {where}: {job.name}")
+
+    def ended(self, job: Job) -> None:
+        self._times[job.number] = (self._times[job.number][0], time.monotonic())
+        if not self.live:
+            self.say(f"Job {job.number} {self._fate(job)}{self._lasted(job.number)}: {job.name}. {self.summary()}")
+
+    def refresh(self) -> None:
+        """Draw the table again, if that is due."""
+        if self.live and time.monotonic() - self._drawn_at >= REDRAW_AFTER:
+            for job in self.manifest.jobs.values():
+                if job.status == "running":
+                    self.progress[job.number].read(self.manifest.folder / job.folder)
+            self._clear()
+            width, height = shutil.get_terminal_size()
+            lines = self.lines(width - 1, height - 2)
+            print("\n".join(lines), file=self.out, flush=True)
+            self._height, self._drawn_at = len(lines), time.monotonic()
+
+    def close(self, *last: str) -> None:
+        """Leave the whole table behind, and the last words below it."""
+        self._clear()
+        width = shutil.get_terminal_size()[0] - 1 if self.live else 10_000
+        print("\n".join([*self.lines(width), *last]), file=self.out, flush=True)
+
+    def _clear(self) -> None:
+        if self._height:
+            print(f"\x1b[{self._height}A\x1b[J", end="", file=self.out, flush=True)
+            self._height, self._drawn_at = 0, 0.0
+
+    def lines(self, width: int, height: int = 10**9) -> list[str]:
+        """The table, in so many columns and rows; where not all jobs fit, those that matter now."""
+        jobs = self._most_telling(height - 3)
+        name = max([len("settings"), *(len(job.name) for job in jobs)])
+        name = max(12, min(name, width - 54))
+        head = f"     job  {'settings':<{name}}  {'':<11} {'steps':>15}  {'val mIoU':>9}  {'time':>7}"
+        rows = [self._row(job, name, width) for job in jobs]
+        left_out = len(self.manifest.jobs) - len(jobs)
+        more = [f"          and {left_out} more"] if left_out else []
+        return [self._paint("1", self._title(width)), head[:width], *rows, *more]
+
+    def _title(self, width: int) -> str:
+        return f"{shown(self.manifest.folder)}: {self.summary()}"[:width]
+
+    def _row(self, job: Job, name: int, width: int) -> str:
+        progress = self.progress[job.number]
+        steps = f"{progress.step} of {progress.total}" if progress.total and job.status == "running" else ""
+        miou = job.miou if job.miou is not None else progress.miou
+        score = "" if miou is None else f"{100 * miou:.2f} %"
+        settings = job.name if len(job.name) <= name else job.name[: name - 1] + "…"
+        best = "*" if job is self._best() else " "
+        seconds = "" if job.number not in self._times else _duration(self._seconds(job.number))
+        state = f"{job.status:<11} {steps:>15} {best}{score:>8}  {seconds:>7}"
+        row = f"  {MARKS[job.status]} {job.number:>4}  {settings:<{name}}  {state}"
+        return self._paint(COLOURS[job.status], row[:width])
+
+    def _paint(self, colour: str, text: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self.colours else text
+
+    def _most_telling(self, rows: int) -> list[Job]:
+        jobs = sorted(self.manifest.jobs.values(), key=lambda job: job.number)
+        if len(jobs) <= rows:
+            return jobs
+        rank = {"running": 0, "failed": 1, "interrupted": 1, "finished": 3, "waiting": 2}
+        kept = sorted(jobs, key=lambda job: (rank[job.status], job is not self._best(), job.number))
+        return sorted(kept[: max(1, rows - 1)], key=lambda job: job.number)
+
+    def _best(self) -> Job | None:
+        scored = [job for job in self.manifest.jobs.values() if job.miou is not None]
+        return max(scored, key=lambda job: job.miou or 0.0, default=None)
+
+    def summary(self) -> str:
+        """How many jobs are in which state, how long the rest may take, and which is the best."""
+        counted = [(status, self._count(status)) for status in MARKS]
+        parts = [f"{count} {status}" for status, count in counted if count]
+        left = self.seconds_left()
+        parts += [f"about {_duration(left)} to go"] if left else []
+        best = self._best()
+        parts += [f"best {100 * (best.miou or 0):.2f} % (job {best.number}: {best.name})"] if best else []
+        return ", ".join(parts)
+
+    def _count(self, status: str) -> int:
+        return sum(job.status == status for job in self.manifest.jobs.values())
+
+    def seconds_left(self) -> float | None:
+        """From what was done since the sweep began or went on; None before anything was, or when nothing is left."""
+        done = sum(self._part(job) - self.progress[job.number].before for job in self.manifest.jobs.values())
+        left = sum(1 - self._part(job) for job in self.manifest.jobs.values() if job.status in ("waiting", "running"))
+        return (time.monotonic() - self.began) * left / done if done > 0 and left > 0 else None
+
+    def _part(self, job: Job) -> float:
+        return 1.0 if job.status in ("finished", "failed", "interrupted") else self.progress[job.number].part
+
+    def _fate(self, job: Job) -> str:
+        return job.status if job.status == "finished" else f"{job.status} with exit code {job.exit_code}"
+
+    def _seconds(self, number: int) -> float:
+        begin, end = self._times[number]
+        return (end or time.monotonic()) - begin
+
+    def _lasted(self, number: int) -> str:
+        return f" after {_duration(self._seconds(number))}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def epitaph(job: Job, log: Path, command: str, lines: int = 12) -> str:
+    """Of a job that failed: the last lines of its log, and what to type to repeat it."""
+    end = "".join(f"    {line}\n" for line in last_lines(log, lines))
+    return (
+        f"Job {job.number} ({job.name}) {job.status} with exit code {job.exit_code}. The end of {shown(log)}:\n"
+        f"{end}  To repeat it: {command}"
+    )
+
+
+def last_lines(path: Path, count: int) -> Sequence[str]:
+    """The end of a log; of a progress bar only what it showed last."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return [line for line in lines if line][-count:]
+
+
+def score_of(folder: Path) -> float | None:
+    """The mean IoU in a run's metrics.json."""
+    found = facts_of(folder, "metrics.json").get("miou")
+    return float(found) if isinstance(found, (int, float)) else None
