@@ -16,7 +16,7 @@ from fcnlab.launching.manifest import Job, Manifest, facts_of, shown
 REDRAW_AFTER = 1.0  # seconds
 TAIL = 64 * 1024  # bytes of metrics.csv: some hundred rows
 COLOURS = {"running": "36", "finished": "32", "failed": "31", "interrupted": "33", "waiting": "2"}
-MARKS = {"waiting": "·", "running": "▶", "finished": "✓", "interrupted": "‖", "failed": "✗"}
+MARKS = {"finished": "✓", "failed": "✗", "interrupted": "‖", "running": "▶", "waiting": "·"}
 
 
 @dataclass
@@ -105,7 +105,11 @@ class Board:
         """Leave the whole table behind, and the last words below it."""
         self._clear()
         width = shutil.get_terminal_size()[0] - 1 if self.live else 10_000
-        print("\n".join([*self.lines(width), *last]), file=self.out, flush=True)
+        print(
+            "\n".join([*self.lines(width), *last, f"The sweep: {shown(self.manifest.folder)}"]),
+            file=self.out,
+            flush=True,
+        )
 
     def _clear(self) -> None:
         if self._height:
@@ -116,15 +120,12 @@ class Board:
         """The table, in so many columns and rows; where not all jobs fit, those that matter now."""
         jobs = self._most_telling(height - 3)
         name = max([len("settings"), *(len(job.name) for job in jobs)])
-        name = max(12, min(name, width - 54))
+        name = max(12, min(name, width - 58))
         head = f"     job  {'settings':<{name}}  {'':<11} {'steps':>15}  {'val mIoU':>9}  {'time':>7}"
         rows = [self._row(job, name, width) for job in jobs]
         left_out = len(self.manifest.jobs) - len(jobs)
         more = [f"          and {left_out} more"] if left_out else []
-        return [self._paint("1", self._title(width)), head[:width], *rows, *more]
-
-    def _title(self, width: int) -> str:
-        return f"{shown(self.manifest.folder)}: {self.summary()}"[:width]
+        return [self._paint("1", self.summary()[:width]), head[:width], *rows, *more]
 
     def _row(self, job: Job, name: int, width: int) -> str:
         progress = self.progress[job.number]

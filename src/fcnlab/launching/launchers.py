@@ -110,7 +110,10 @@ class Slots(Launcher):
         waiting = [job for job in jobs if job.status == "waiting"]
         board = Board(self.manifest, {number: steps_of(cfg) for number, cfg in configs.items()})
         done = f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done; " if len(waiting) < len(jobs) else ""
-        board.say(f"{done}{len(waiting)} to run, {places.slots} at a time, {places.threads} threads for each process")
+        board.say(
+            f"{shown(self.manifest.folder)}: {done}{len(waiting)} to run, {places.slots} at a time,"
+            f" {places.threads} threads for each process"
+        )
         sweep = Sweep(self.manifest, places, needs, lambda job, share: self._begin(job, share, configs), board)
         try:
             sweep.run(waiting, signals)

@@ -5,16 +5,17 @@ import json
 import os
 import platform
 import shlex
+import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from fcnlab.errors import UserError
 
 NAME = "sweep.json"
+LOCKS = (".lock", ".jobs.lock")
 Status = Literal["waiting", "running", "finished", "interrupted", "failed"]
 
 
@@ -144,41 +145,31 @@ class Lock:
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        self._own, self._jobs = _locked(folder / ".lock"), (folder / ".jobs.lock").open("a+")
-        if self._own is None:
-            holder = (folder / ".lock").read_text()
-            raise UserError(
-                f"{shown(folder)}: process {holder or '?'} is working on this sweep: wait for it or stop it"
-            )
-        self._own.truncate(0)
-        self._own.write(f"{os.getpid()} on {platform.node()}")
-        self._own.flush()
-
-    @property
-    def inherited(self) -> int:
-        return self._jobs.fileno()
+        self._own, self.inherited = (os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644) for name in LOCKS)
+        self.release = weakref.finalize(self, _close, self._own, self.inherited)
+        if not _lock(self._own):
+            self.release()
+            holder = (folder / LOCKS[0]).read_text() or "?"
+            raise UserError(f"{shown(folder)}: process {holder} is working on this sweep: wait for it, or stop it")
+        os.truncate(self._own, 0)
+        os.write(self._own, f"{os.getpid()} on {platform.node()}".encode())
 
     def jobs_have_ended(self) -> bool:
         """Whether no job of an earlier process is alive; from then on, it is this one's jobs that hold the lock."""
-        with suppress(BlockingIOError):
-            fcntl.flock(self._jobs, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        return False
-
-    def release(self) -> None:
-        for file in (self._own, self._jobs):
-            if file is not None:
-                file.close()
+        return _lock(self.inherited)
 
 
-def _locked(path: Path) -> IO[str] | None:
-    file = path.open("a+")
+def _lock(file: int) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
-        return None
-    return file
+        return False
+    return True
+
+
+def _close(*files: int) -> None:
+    for file in files:
+        os.close(file)
 
 
 def facts_of(folder: Path, name: str) -> dict[str, Any]:
