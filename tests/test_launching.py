@@ -20,7 +20,7 @@ from fcnlab.launching.board import Board, Progress, last_lines, last_rows
 from fcnlab.launching.launchers import fixed_keys, is_done, refuse_several_processes, told_plainly, what_differs
 from fcnlab.launching.manifest import Job, Lock, Manifest, open_manifest
 from fcnlab.launching.places import Need, Places, limit, names_in, need_of, slots_for, visible_gpus
-from fcnlab.launching.processes import environment_of_one, setting, spawn
+from fcnlab.launching.processes import environment_of_one, setting, spawn, typed
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.signals import Interrupted, StopSignals
 
@@ -410,6 +410,12 @@ def test_files_that_a_job_holds_stay_locked_as_long_as_it_lives(tmp_path):
 
 def test_settings_survive_quotes():
     assert setting("a.b", r"it's C:\x") == r"a.b='it\'s C:\\x'"
+    assert setting("a.b", "/plain/path-1.x") == "a.b=/plain/path-1.x"
+    for words in (["a='b c'"], [r"a='it\'s'", 'b="c"'], ["$x", "a='$x'", "`ls`!"], ["", "é"]):
+        done = subprocess.run(
+            ["sh", "-c", f"printf '%s\\n' {typed(words)}"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split("\n")[:-1] == words
 
 
 # --- what is shown
@@ -451,10 +457,10 @@ def test_only_terminals_get_colours_and_movement(tmp_path, monkeypatch):
 
 def test_the_time_left_follows_from_what_was_done(tmp_path):
     shown = board(tmp_path, io.StringIO())
-    assert shown.seconds_left() is not None
-    shown.began = time.monotonic() - 60  # one job failed in a minute; the first was done before
+    assert shown.seconds_left() is None
+    shown.began = time.monotonic() - 60  # the first job was done before, and the second failed: they tell nothing
     shown.progress[2].step = 50
-    assert shown.seconds_left() == pytest.approx(60 / 1.5 * 37.5, rel=0.01)
+    assert shown.seconds_left() == pytest.approx(60 / 0.5 * 37.5, rel=0.01)
 
 
 CURVES = "step,epoch,train/loss,val/miou\n10,0,1.5,\n20,0,1.4,0.25\n30,1,1.3,0.125\n"
@@ -479,7 +485,9 @@ def test_of_long_curves_the_end_is_read(tmp_path):
 
 
 def test_of_a_log_the_last_lines_without_the_history_of_a_bar(tmp_path):
-    (tmp_path / "job.log").write_bytes(b"one\ntwo\n\nEpoch 1\rEpoch 2\rEpoch 3\r\nthe \xff end\n")
+    (tmp_path / "job.log").write_bytes(
+        b"one\ntwo\n\nEpoch 1\rEpoch 2\rEpoch 3\r\nthe \xff end\nError executing job with overrides: []\n"
+    )
     assert last_lines(tmp_path / "job.log", 3) == ["two", "Epoch 3", "the � end"]
     assert last_lines(tmp_path / "none", 3) == []
 

@@ -14,6 +14,10 @@ from typing import TextIO
 from fcnlab.launching.manifest import Job, Manifest, facts_of, shown
 
 REDRAW_AFTER = 1.0  # seconds
+HYDRAS = (
+    "Error executing job with overrides:",
+    "Set the environment variable HYDRA_FULL_ERROR=1",
+)  # each time the same
 TAIL = 64 * 1024  # bytes of metrics.csv: some hundred rows
 COLOURS = {"running": "36", "finished": "32", "failed": "31", "interrupted": "33", "waiting": "2"}
 MARKS = {"finished": "✓", "failed": "✗", "interrupted": "‖", "running": "▶", "waiting": "·"}
@@ -146,8 +150,9 @@ class Board:
         jobs = sorted(self.manifest.jobs.values(), key=lambda job: job.number)
         if len(jobs) <= rows:
             return jobs
-        rank = {"running": 0, "failed": 1, "interrupted": 1, "finished": 3, "waiting": 2}
-        kept = sorted(jobs, key=lambda job: (rank[job.status], job is not self._best(), job.number))
+        rank = {"running": 1, "failed": 2, "interrupted": 2, "waiting": 3, "finished": 4}
+        best = self._best()
+        kept = sorted(jobs, key=lambda job: (0 if job is best else rank[job.status], job.number))
         return sorted(kept[: max(1, rows - 1)], key=lambda job: job.number)
 
     def _best(self) -> Job | None:
@@ -169,12 +174,13 @@ class Board:
 
     def seconds_left(self) -> float | None:
         """From what was done since the sweep began or went on; None before anything was, or when nothing is left."""
-        done = sum(self._part(job) - self.progress[job.number].before for job in self.manifest.jobs.values())
-        left = sum(1 - self._part(job) for job in self.manifest.jobs.values() if job.status in ("waiting", "running"))
+        going_on = [job for job in self.manifest.jobs.values() if job.status in ("waiting", "running", "finished")]
+        left = sum(1 - self._part(job) for job in going_on)
+        done = sum(self._part(job) - self.progress[job.number].before for job in going_on)
         return (time.monotonic() - self.began) * left / done if done > 0 and left > 0 else None
 
     def _part(self, job: Job) -> float:
-        return 1.0 if job.status in ("finished", "failed", "interrupted") else self.progress[job.number].part
+        return 1.0 if job.status == "finished" else self.progress[job.number].part
 
     def _fate(self, job: Job) -> str:
         return job.status if job.status == "finished" else f"{job.status} with exit code {job.exit_code}"
@@ -193,7 +199,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def epitaph(job: Job, log: Path, command: str, lines: int = 12) -> str:
+def epitaph(job: Job, log: Path, command: str, lines: int = 8) -> str:
     """Of a job that failed: the last lines of its log, and what to type to repeat it."""
     end = "".join(f"    {line}\n" for line in last_lines(log, lines))
     return (
@@ -211,7 +217,7 @@ def last_lines(path: Path, count: int) -> Sequence[str]:
     except OSError:
         return []
     lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
-    return [line for line in lines if line][-count:]
+    return [line for line in lines if line and not line.startswith(HYDRAS)][-count:]
 
 
 def score_of(folder: Path) -> float | None:

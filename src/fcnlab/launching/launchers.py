@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import shlex
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from fcnlab.errors import UserError
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_cores, visible_gpus
-from fcnlab.launching.processes import config_dir, environment_of_one, setting, start
+from fcnlab.launching.processes import config_dir, environment_of_one, setting, start, typed
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.signals import Interrupted, StopSignals
 
@@ -151,7 +150,7 @@ class Slots(Launcher):
     def _epitaph(self, job: Job, cfg: DictConfig) -> str:
         folder = config_dir(cfg.hydra)
         words = [*(["--config-dir", folder] if folder else []), *self._words(job, cfg, again=True)]
-        return epitaph(job, self.manifest.folder / job.folder / LOG, shlex.join(["fcnlab", self.verb, *words]))
+        return epitaph(job, self.manifest.folder / job.folder / LOG, typed(["fcnlab", self.verb, *words]))
 
     def _returned(self, job: Job, cfg: DictConfig) -> JobReturn:
         """What a sweeper learns of a job: its mean IoU, or why there is none."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from fcnlab.signals import Interrupted
@@ -21,9 +22,16 @@ RANKS = re.compile(  # what says that a process is one of several
 
 
 def setting(key: str, value: object) -> str:
-    """``key='value'``, quoted so that a path is one whatever characters it holds."""
+    """``key='value'``, quoted so that a path is one whatever characters it holds; a plain path needs no quotes."""
+    if re.fullmatch(r"/[\w./-]+", str(value)):
+        return f"{key}={value}"
     text = str(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{text}'"
+
+
+def typed(words: Sequence[str]) -> str:
+    """Words as a shell takes them, in quotes that can be read."""
+    return " ".join(f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else quote(word) for word in words)
 
 
 def start(
