@@ -68,18 +68,18 @@ def _repeat_record(place: int) -> None:
 
 def _resume_sweep(verb: str) -> None:
     """``sweep.resume=FOLDER``: work in that folder, with the settings of its record where none are typed."""
-    folder = next((word.removeprefix(RESUME) for word in sys.argv if word.startswith(RESUME)), None)
-    if folder is None:
+    place = next((place for place, word in enumerate(sys.argv) if word.startswith(RESUME)), None)
+    if place is None:
         return
+    folder = sys.argv[place].removeprefix(RESUME)
     overrides = _recorded_overrides(verb, f"{RESUME}{folder}", Path(folder) / "sweep.json")
     own = ("-", "hydra.", "hydra/", "sweep.")
-    if not any(("=" in word or word.startswith("~")) and not word.startswith(own) for word in sys.argv[1:]):
-        sys.argv += overrides
-    if not {"-m", "--multirun"} & set(sys.argv):
-        sys.argv.append("--multirun")
+    typed = any(("=" in word or word.startswith("~")) and not word.startswith(own) for word in sys.argv[1:])
     from fcnlab.launching import setting
 
-    sys.argv.append(setting("hydra.sweep.dir", folder))
+    sys.argv[place + 1 : place + 1] = [*([] if typed else overrides), setting("hydra.sweep.dir", folder)]
+    if not {"-m", "--multirun"} & set(sys.argv):
+        sys.argv.insert(1, "--multirun")  # not among the settings, which argparse wants to be one block
 
 
 def _recorded_overrides(verb: str, asked: str, path: Path) -> list[str]:
