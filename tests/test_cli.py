@@ -114,33 +114,26 @@ def words_to_resume(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["fcnlab", "--config-name=train", *typed])
         _resume_sweep("train")
-        return sys.argv[2:]
+        return [word for word in sys.argv[1:] if word != "--config-name=train"]
 
     return words
 
 
 RECORDED = ["model=fcn32s,fcn8s", "+x='a b'"]
+PLACE = "hydra.sweep.dir='.'"
 
 
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
         (["seed=1,2"], ["seed=1,2"]),
-        (["sweep.resume=.", "-m"], ["sweep.resume=.", "-m", *RECORDED, "hydra.sweep.dir='.'"]),
-        (["sweep.resume=."], ["sweep.resume=.", *RECORDED, "--multirun", "hydra.sweep.dir='.'"]),
+        (["sweep.resume=.", "-m"], ["sweep.resume=.", *RECORDED, PLACE, "-m"]),
+        (["sweep.resume=."], ["--multirun", "sweep.resume=.", *RECORDED, PLACE]),
         (
             ["-m", "hydra.launcher.slots=1", "sweep.resume=.", "--config-dir", "mine"],
-            [
-                "-m",
-                "hydra.launcher.slots=1",
-                "sweep.resume=.",
-                "--config-dir",
-                "mine",
-                *RECORDED,
-                "hydra.sweep.dir='.'",
-            ],
+            ["-m", "hydra.launcher.slots=1", "sweep.resume=.", *RECORDED, PLACE, "--config-dir", "mine"],
         ),
-        (["-m", "sweep.resume=.", "seed=1"], ["-m", "sweep.resume=.", "seed=1", "hydra.sweep.dir='.'"]),
+        (["-m", "sweep.resume=.", "seed=1"], ["-m", "sweep.resume=.", PLACE, "seed=1"]),
     ],
 )
 def test_a_sweep_goes_on_in_its_folder_with_its_words_where_none_are_typed(words_to_resume, typed, words):
