@@ -370,6 +370,24 @@ def test_ctrl_c_a_second_time_kills(tmp_path):
     assert process.wait(5) == -signal.SIGKILL
 
 
+def test_an_error_of_the_sweeps_own_lets_the_jobs_save_themselves(tmp_path):
+    running = sweep(tmp_path, {"a": SAVES, "b": SAVES})
+    begin, log = running.begin, tmp_path / "0" / "job.log"
+
+    def begin_one(job: Job, share) -> subprocess.Popen:
+        if job.number == 1:
+            deadline = time.monotonic() + 20
+            while not ready(log) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            raise OSError("no space left")
+        return begin(job, share)
+
+    running.begin = begin_one
+    with StopSignals() as signals, pytest.raises(OSError, match="no space left"):
+        running.run(list(running.manifest.jobs.values()), signals)
+    assert running.running[0].process.wait(20) == 143 and log.read_text() == "ready\nsaved\n"
+
+
 def test_what_a_failed_job_leaves_running_is_killed(tmp_path, monkeypatch):
     """A rank that waits for one that is gone would keep its GPU."""
     monkeypatch.setattr("fcnlab.launching.sweeping.RANKS_END_WITHIN", 0.5)

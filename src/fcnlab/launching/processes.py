@@ -106,11 +106,11 @@ def session_lives(process: subprocess.Popen) -> bool:
     """Whether anything is left of what a process started, such as a rank that waits for one that has failed."""
     try:
         os.killpg(process.pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # the latter on macOS, where only what is dead is left
         return False
     return True
 
 
 def kill_session(process: subprocess.Popen) -> None:
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -57,8 +57,11 @@ class Sweep:
                 self._see_who_has_ended()
                 self.board.refresh()
                 time.sleep(LOOK_EVERY)
-        except BaseException:
+        except Interrupted:
             self._kill()
+            raise
+        except BaseException:  # an error of ours, such as a full disk
+            self._terminate()
             raise
         finally:
             signals.waiting = False
@@ -83,8 +86,11 @@ class Sweep:
         if not self._passed_on:
             self._passed_on = True
             self.board.say(f"{signal.Signals(asked).name}: the running jobs save themselves and end")
-            for running in self.running.values():
-                running.process.send_signal(signal.SIGTERM)
+            self._terminate()
+
+    def _terminate(self) -> None:
+        for running in self.running.values():
+            running.process.send_signal(signal.SIGTERM)
 
     def _see_who_has_ended(self) -> None:
         for number, running in list(self.running.items()):
