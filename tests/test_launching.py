@@ -467,10 +467,23 @@ def test_only_terminals_get_colours_and_movement(tmp_path, monkeypatch):
     live, plain = board(tmp_path, Terminal()), board(tmp_path, io.StringIO())
     for shown in (live, plain):
         shown.refresh()
+        shown.refresh()  # too early for another
         shown.say("news")
         shown.close("the end")
-    assert "\x1b[31m" in live.out.getvalue() and "A\x1b[J" in live.out.getvalue()
+    drawn, after = live.out.getvalue().split("\x1b[", 1)[1].count("settings"), live.out.getvalue().partition("news")[2]
+    assert drawn == 2 and "\x1b[31m" in live.out.getvalue()  # once while it ran, and the whole table at the end
+    assert "A\x1b[J" in live.out.getvalue() and "A\x1b[J" not in after
     assert "\x1b" not in plain.out.getvalue() and plain.out.getvalue().endswith(f"the end\nThe sweep: {tmp_path}\n")
+
+
+def test_a_long_silence_is_broken(tmp_path):
+    shown = board(tmp_path, io.StringIO())
+    shown.refresh()
+    assert shown.out.getvalue() == ""
+    shown._said_at -= 601
+    shown.refresh()
+    shown.refresh()
+    assert shown.out.getvalue().count("1 finished, 1 failed, 1 running, 37 waiting") == 1
 
 
 def test_the_time_left_follows_from_what_was_done(tmp_path):

@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
 from fcnlab.launching.manifest import Job, Manifest, facts_of, shown
 
 REDRAW_AFTER = 1.0  # seconds
+REPORT_AFTER = 600.0  # seconds without a line, where there is no table
 HYDRAS = (
     "Error executing job with overrides:",
     "Set the environment variable HYDRA_FULL_ERROR=1",
@@ -66,9 +67,12 @@ class Board:
     def __init__(self, manifest: Manifest, steps: dict[int, int | None], out: TextIO | None = None):
         self.manifest = manifest
         self.out = out or sys.stdout
+        if isinstance(self.out, TextIOWrapper):
+            self.out.reconfigure(errors="replace")  # a terminal without our marks is no reason to stop a sweep
         self.live = self.out.isatty() and os.environ.get("TERM") != "dumb"
         self.colours = self.live and "NO_COLOR" not in os.environ
-        self.began, self._drawn_at, self._height = time.monotonic(), 0.0, 0
+        self.began = self._said_at = time.monotonic()
+        self._drawn_at, self._height = 0.0, 0
         self._times: dict[int, tuple[float, float | None]] = {}
         self.progress = {number: Progress(steps.get(number)) for number in manifest.jobs}
         for number, job in manifest.jobs.items():
@@ -80,7 +84,8 @@ class Board:
 
     def say(self, text: str) -> None:
         """A line for the record, above the table."""
-        self._clear()
+        self._draw([])
+        self._said_at = time.monotonic()
         print(f"[{time.strftime('%H:%M:%S')}] {text}", file=self.out, flush=True)
 
     def started(self, job: Job, where: str) -> None:
@@ -91,34 +96,39 @@ class Board:
     def ended(self, job: Job) -> None:
         self._times[job.number] = (self._times[job.number][0], time.monotonic())
         if not self.live:
+            self._look()
             self.say(f"Job {job.number} {self._fate(job)}{self._lasted(job.number)}: {job.name}. {self.summary()}")
 
     def refresh(self) -> None:
-        """Draw the table again, if that is due."""
-        if self.live and time.monotonic() - self._drawn_at >= REDRAW_AFTER:
-            for job in self.manifest.jobs.values():
-                if job.status == "running":
-                    self.progress[job.number].read(self.manifest.folder / job.folder)
-            self._clear()
+        """Draw the table again, or say how it stands, if that is due."""
+        now = time.monotonic()
+        if self.live and now - self._drawn_at >= REDRAW_AFTER:
+            self._look()
             width, height = shutil.get_terminal_size()
-            lines = self.lines(width - 1, height - 2)
-            print("\n".join(lines), file=self.out, flush=True)
-            self._height, self._drawn_at = len(lines), time.monotonic()
+            self._draw(self.lines(width - 1, height - 2))
+            self._drawn_at = now
+        elif not self.live and now - self._said_at >= REPORT_AFTER:
+            self._look()
+            self.say(self.summary())
+
+    def _look(self) -> None:
+        for job in self.manifest.jobs.values():
+            if job.status == "running":
+                self.progress[job.number].read(self.manifest.folder / job.folder)
 
     def close(self, *last: str) -> None:
         """Leave the whole table behind, and the last words below it."""
-        self._clear()
+        self._draw([])
         width = shutil.get_terminal_size()[0] - 1 if self.live else 10_000
-        print(
-            "\n".join([*self.lines(width), *last, f"The sweep: {shown(self.manifest.folder)}"]),
-            file=self.out,
-            flush=True,
-        )
+        lines = [*self.lines(width), *last, f"The sweep: {shown(self.manifest.folder)}"]
+        print("\n".join(lines), file=self.out, flush=True)
 
-    def _clear(self) -> None:
-        if self._height:
-            print(f"\x1b[{self._height}A\x1b[J", end="", file=self.out, flush=True)
-            self._height, self._drawn_at = 0, 0.0
+    def _draw(self, lines: Sequence[str]) -> None:
+        """Put lines in the place of the table that is there, in one go, so that nothing flickers."""
+        if self._height or lines:
+            up = f"\x1b[{self._height}A" if self._height else ""
+            print(up + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="", file=self.out, flush=True)
+        self._height, self._drawn_at = len(lines), 0.0
 
     def lines(self, width: int, height: int = 10**9) -> list[str]:
         """The table, in so many columns and rows; where not all jobs fit, those that matter now."""
