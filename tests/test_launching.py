@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from fcnlab.errors import UserError
 from fcnlab.launching.board import Board, Progress, last_lines, last_rows
-from fcnlab.launching.launchers import fixed_keys, is_done, refuse_several_processes, told_plainly, what_differs
+from fcnlab.launching.launchers import Slots, fixed_keys, is_done, refuse_several_processes, told_plainly, what_differs
 from fcnlab.launching.manifest import Job, Lock, Manifest, open_manifest
 from fcnlab.launching.places import Need, Places, limit, names_in, need_of, slots_for, visible_gpus
 from fcnlab.launching.processes import environment_of_one, setting, spawn, typed
@@ -254,6 +254,29 @@ def test_what_is_done_is_what_the_runs_say(tmp_path, record: str | None, status,
         (tmp_path / "run.json").write_text(record)
     assert is_done(Job(0, "0", [], "", status=status), tmp_path) is done
     assert not is_done(Job(0, "0", [], "", status="finished"), tmp_path / "gone")
+
+
+def planned(folder: Path, subdirs: list[str], resumes: bool) -> list[Job]:
+    launcher = Slots()
+    launcher.manifest, launcher.resumes = Manifest(folder, "train", ["seed=1,2"]), resumes
+    hydra = {n: {"overrides": {"task": [f"seed={n}"]}, "sweep": {"subdir": s}} for n, s in enumerate(subdirs)}
+    return launcher._planned({number: OmegaConf.create({"hydra": node}) for number, node in hydra.items()})
+
+
+def test_only_a_sweep_that_goes_on_takes_what_is_there_for_its_own(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "run.json").write_text('{"status": "finished"}')
+    (tmp_path / "1" / "metrics.json").write_text('{"miou": 0.5}')
+    assert [(job.status, job.miou) for job in planned(tmp_path, ["0", "1"], True)] == [
+        ("waiting", None),
+        ("finished", 0.5),
+    ]
+    assert [(job.status, job.miou) for job in planned(tmp_path, ["0", "1"], False)] == [("waiting", None)] * 2
+
+
+def test_two_jobs_do_not_work_in_one_folder(tmp_path):
+    with pytest.raises(UserError, match=r"jobs 0 and 1 would both work in .*same: let hydra\.sweep\.subdir tell"):
+        planned(tmp_path, ["same", "same"], False)
 
 
 def test_a_second_process_is_kept_off(tmp_path):

@@ -32,6 +32,11 @@ log = logging.getLogger("fcnlab")
 LOG = "job.log"  # in a job's folder: all that it said
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
 LONGEST_NAME = 100
+ALONE = {  # trainer settings of which one process is sure; the last of each is told
+    "devices": ("1", 1),
+    "strategy": (None, "single_device", "auto"),
+    "num_nodes": (None, 1),
+}
 
 
 class Slots(Launcher):
@@ -87,14 +92,21 @@ class Slots(Launcher):
                 time.sleep(0.2)
 
     def _planned(self, configs: Mapping[int, DictConfig]) -> list[Job]:
-        """The record of each job; what its folder says is done is done, whoever was there to note it."""
+        """The record of each job; where a sweep goes on, those are done whose folders say so.
+
+        Raises
+        ------
+        UserError
+            Two jobs would work in one folder; a job of this number had other settings.
+        """
         fixed = fixed_keys(self.manifest.overrides)
         jobs = []
         for number, cfg in configs.items():
             words = list(cfg.hydra.overrides.task)
             job = self.manifest.plan(Job(number, str(cfg.hydra.sweep.subdir), words, what_differs(words, fixed)))
-            job.status = "finished" if is_done(job, self.manifest.folder / job.folder) else "waiting"
-            job.miou = score_of(self.manifest.folder / job.folder) if job.status == "finished" else None
+            folder = self.manifest.folder / job.folder
+            job.status = "finished" if self.resumes and is_done(job, folder) else "waiting"
+            job.miou = score_of(folder) if job.status == "finished" else None
             jobs.append(job)
         return jobs
 
@@ -163,16 +175,15 @@ class Slots(Launcher):
             task_name=JobRuntime.instance().get("name"),
             status=JobStatus.COMPLETED if done else JobStatus.FAILED,
         )
-        returned.return_value = (
-            job.miou
-            if done
-            else CompactHydraException(
-                f"fcnlab {self.verb}: job {job.number} ({job.name}) {job.status} with exit code {job.exit_code}: see"
-                f" {shown(self.manifest.folder / job.folder / LOG)}."
-                f" To run what is missing: {self.manifest.how_to_go_on}"
-            )
-        )
+        returned.return_value = job.miou if done else self._failure(job)
         return returned
+
+    def _failure(self, job: Job) -> CompactHydraException:
+        log = shown(self.manifest.folder / job.folder / LOG)
+        return CompactHydraException(
+            f"fcnlab {self.verb}: job {job.number} ({job.name}) {job.status} with exit code {job.exit_code}: see {log}."
+            f" To run what is missing: {self.manifest.how_to_go_on}"
+        )
 
 
 class InProcess(BasicLauncher):
@@ -198,11 +209,7 @@ def refuse_several_processes(configs: Mapping[int, DictConfig]) -> None:
     """Raise a UserError where a job would start processes: Lightning does that with the words of the whole sweep."""
     for number, cfg in configs.items():
         trainer = cfg.get("trainer") or {}
-        for key, alone in (
-            ("devices", (1, "1")),
-            ("strategy", (None, "single_device", "auto")),
-            ("num_nodes", (None, 1)),
-        ):
+        for key, alone in ALONE.items():
             if (value := trainer.get(key)) not in alone:
                 raise UserError(
                     f"job {number} has trainer.{key}={value}, and hydra/launcher=basic runs all jobs in one process."

@@ -77,9 +77,15 @@ class Manifest:
         Raises
         ------
         UserError
-            A job of this number is there, and has other settings.
+            A job of this number is there, and has other settings; another job has its folder.
         """
         job = self.jobs.setdefault(wanted.number, wanted)
+        for other in self.jobs.values():
+            if other is not job and other.folder == job.folder:
+                raise UserError(
+                    f"jobs {other.number} and {job.number} would both work in {shown(self.folder / job.folder)}: let"
+                    " hydra.sweep.subdir tell them apart, as ${hydra.job.num} does"
+                )
         if job.overrides != wanted.overrides:
             raise UserError(
                 f"sweep.resume={shown(self.folder)}: job {job.number} was another one"
