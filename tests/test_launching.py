@@ -480,7 +480,7 @@ def test_the_table_fits_its_terminal_and_leaves_out_what_waits(tmp_path, monkeyp
     assert len(lines) <= 10 and max(map(len, lines)) <= 80
     shown = "\n".join(lines)
     assert "1 finished, 1 failed, 1 running, 37 waiting" in shown and "and 34 more" in shown
-    assert "✗    1" in shown and "▶    2" in shown and "* 25.00 %" in shown
+    assert "✗    1" in shown and "▶    2  model=fcn8s seed=2  0 of 100" in shown and "*  25.00 %" in shown
     assert len(board(tmp_path, Terminal()).lines(width=80)) == 42
 
 

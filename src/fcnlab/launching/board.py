@@ -134,8 +134,8 @@ class Board:
         """The table, in so many columns and rows; where not all jobs fit, those that matter now."""
         jobs = self._most_telling(height - 3)
         name = max([len("settings"), *(len(job.name) for job in jobs)])
-        name = max(12, min(name, width - 58))
-        head = f"     job  {'settings':<{name}}  {'':<11} {'steps':>15}  {'val mIoU':>9}  {'time':>7}"
+        name = max(12, min(name, width - 47))
+        head = f"     job  {'settings':<{name}}  {'state':<16} {'val mIoU':>10}  {'time':>7}"
         rows = [self._row(job, name, width) for job in jobs]
         left_out = len(self.manifest.jobs) - len(jobs)
         more = [f"          and {left_out} more"] if left_out else []
@@ -143,14 +143,14 @@ class Board:
 
     def _row(self, job: Job, name: int, width: int) -> str:
         progress = self.progress[job.number]
-        steps = f"{progress.step} of {progress.total}" if progress.total and job.status == "running" else ""
+        running = job.status == "running" and progress.total
+        state = f"{progress.step} of {progress.total}" if running else job.status
         miou = job.miou if job.miou is not None else progress.miou
         score = "" if miou is None else f"{100 * miou:.2f} %"
         settings = job.name if len(job.name) <= name else job.name[: name - 1] + "…"
         best = "*" if job is self._best() else " "
         seconds = "" if job.number not in self._times else _duration(self._seconds(job.number))
-        state = f"{job.status:<11} {steps:>15} {best}{score:>8}  {seconds:>7}"
-        row = f"  {MARKS[job.status]} {job.number:>4}  {settings:<{name}}  {state}"
+        row = f"  {MARKS[job.status]} {job.number:>4}  {settings:<{name}}  {state:<16} {best}{score:>9}  {seconds:>7}"
         return self._paint(COLOURS[job.status], row[:width])
 
     def _paint(self, colour: str, text: str) -> str:
