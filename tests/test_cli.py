@@ -1,12 +1,13 @@
 """The command line as a user meets it."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
-from fcnlab.cli import VERBS, main
+from fcnlab.cli import VERBS, _resume_sweep, main
 
 
 def test_help_lists_the_verbs(capsys, fcnlab):
@@ -103,6 +104,47 @@ def test_completion(line, offered, fcnlab, capsys, monkeypatch):
     monkeypatch.setenv("COMP_LINE", line)
     assert fcnlab("-sc", "query=bash") == 0
     assert offered <= set(capsys.readouterr().out.split())
+
+
+@pytest.fixture
+def words_to_resume(tmp_path, monkeypatch):
+    """What the words on a command line become, where ``sweep.json`` records some."""
+
+    def words(recorded: list, *typed: str) -> list[str]:
+        (tmp_path / "sweep.json").write_text(json.dumps({"overrides": recorded}))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["fcnlab", "--config-name=train", *typed])
+        _resume_sweep("train")
+        return [word for word in sys.argv[1:] if word != "--config-name=train"]
+
+    return words
+
+
+RECORDED = ["model=fcn32s,fcn8s", "+x='a b'"]
+PLACE = "hydra.sweep.dir='.'"
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["seed=1,2"], ["seed=1,2"]),
+        (["sweep.resume=.", "-m"], ["sweep.resume=.", *RECORDED, PLACE, "-m"]),
+        (["sweep.resume=."], ["--multirun", "sweep.resume=.", *RECORDED, PLACE]),
+        (
+            ["-m", "hydra.launcher.slots=1", "sweep.resume=.", "--config-dir", "mine"],
+            ["-m", "hydra.launcher.slots=1", "sweep.resume=.", *RECORDED, PLACE, "--config-dir", "mine"],
+        ),
+        (["-m", "sweep.resume=.", "seed=1"], ["-m", "sweep.resume=.", PLACE, "seed=1"]),
+    ],
+)
+def test_a_sweep_goes_on_in_its_folder_with_its_words_where_none_are_typed(words_to_resume, typed, words):
+    assert words_to_resume(RECORDED, *typed) == words
+
+
+@pytest.mark.parametrize("word", ["hydra.run.dir=/etc", "--config-dir=x", "+a._target_=os.system", "a=${oc.env:HOME}"])
+def test_a_sweeps_record_holds_settings_alone(words_to_resume, word: str):
+    with pytest.raises(SystemExit, match="is no setting of a run; refused"):
+        words_to_resume(["seed=1,2", word], "-m", "sweep.resume=.")
 
 
 def test_python_m_is_the_same(tmp_path):

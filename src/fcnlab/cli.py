@@ -18,6 +18,7 @@ VERBS = {
 }
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
+RESUME = "sweep.resume="
 HELP = """\
 fcnlab: fully convolutional networks for segmentation, as experiments.
 
@@ -54,6 +55,7 @@ def main() -> None:
         _repeat_record(place)
     if verb == "compare":
         sys.argv[1:] = [_as_list(word) for word in sys.argv[1:]]
+    _resume_sweep(verb)
     _check_groups(verb)
     _check_experiment(verb)
     _run(verb)
@@ -65,16 +67,38 @@ def _repeat_record(place: int) -> None:
     folder = next((word.removeprefix(FROM_RUN) for word in typed if word.startswith(FROM_RUN)), None)
     if folder is None:
         return
+    overrides = _recorded_overrides("train", f"{FROM_RUN}{folder}", Path(folder) / "run.json")
+    ours = {_key(word) for word in typed} | {"checkpoint", "from_run", "sweep.folder", "sweep.name"}
+    sys.argv[place + 1 : place + 1] = [word for word in overrides if _key(word) not in ours]
+
+
+def _resume_sweep(verb: str) -> None:
+    """``sweep.resume=FOLDER``: work in that folder, with the settings of its record where none are typed."""
+    place = next((place for place, word in enumerate(sys.argv) if word.startswith(RESUME)), None)
+    if place is None:
+        return
+    folder = sys.argv[place].removeprefix(RESUME)
+    overrides = _recorded_overrides(verb, f"{RESUME}{folder}", Path(folder) / "sweep.json")
+    own = ("-", "hydra.", "hydra/", "sweep.")
+    typed = any(("=" in word or word.startswith("~")) and not word.startswith(own) for word in sys.argv[1:])
+    from fcnlab.launching import setting
+
+    sys.argv[place + 1 : place + 1] = [*([] if typed else overrides), setting("hydra.sweep.dir", folder)]
+    if not {"-m", "--multirun"} & set(sys.argv):
+        sys.argv.insert(1, "--multirun")  # not among the settings, which argparse wants to be one block
+
+
+def _recorded_overrides(verb: str, asked: str, path: Path) -> list[str]:
+    """What was typed for a recorded run or sweep, and nothing that could make the command do anything else."""
     try:
-        record = json.loads((Path(folder) / "run.json").read_text())
-        overrides = [str(word) for word in record["overrides"]]
+        overrides = [str(word) for word in json.loads(path.read_text())["overrides"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f"fcnlab train: from_run={folder}: no record of a run there ({error}). Give a folder with run.json.")
+        kind = "run" if path.name == "run.json" else "sweep"
+        sys.exit(f"fcnlab {verb}: {asked}: no record of a {kind} there ({error}). Give a folder with {path.name}.")
     foreign = [word for word in overrides if word.startswith("-") or re.search(r"^[+~]*hydra|_target_|\$\{oc\.", word)]
     if foreign:
-        sys.exit(f"fcnlab train: from_run={folder}: {foreign[0]} in its record is no setting of a run; refused.")
-    ours = {_key(word) for word in typed} | {"checkpoint", "from_run"}
-    sys.argv[place + 1 : place + 1] = [word for word in overrides if _key(word) not in ours]
+        sys.exit(f"fcnlab {verb}: {asked}: {foreign[0]} in its record is no setting of a run; refused.")
+    return overrides
 
 
 def _as_list(word: str) -> str:
@@ -82,11 +106,9 @@ def _as_list(word: str) -> str:
     key, _, value = word.partition("=")
     if key not in ("runs", "baseline") or value.startswith(("[", "'", '"')) or value in ("", "null"):
         return word
-    return f"runs=[{','.join(map(_quoted, value.split(',')))}]" if key == "runs" else f"baseline={_quoted(value)}"
+    from fcnlab.launching import quoted
 
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return f"runs=[{','.join(map(quoted, value.split(',')))}]" if key == "runs" else f"baseline={quoted(value)}"
 
 
 def _key(override: str) -> str:
@@ -140,7 +162,7 @@ def _run(verb: str) -> None:
     import hydra
     from hydra.errors import CompactHydraException, InstantiationException
 
-    from fcnlab.config import CONF, register_schemas
+    from fcnlab.config import CONF, register_launchers, register_schemas
     from fcnlab.errors import UserError
 
     def task(cfg):
@@ -163,4 +185,5 @@ def _run(verb: str) -> None:
             raise
 
     register_schemas()
+    register_launchers()
     hydra.main(version_base="1.3", config_path=str(CONF))(task)()

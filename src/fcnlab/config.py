@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
@@ -41,6 +42,19 @@ class CheckpointingConfig:
 
 
 @dataclass
+class SweepConfig:
+    """What makes a run a job of a sweep; launchers set ``folder`` and ``name``.
+
+    ``resume`` is the folder of a sweep to go on with. ``folder`` holds one ``wandb/`` for all jobs, and ``name`` says
+    what differs from the others.
+    """
+
+    resume: str | None = None
+    folder: str | None = None
+    name: str = ""
+
+
+@dataclass
 class TrainConfig:
     """The root of ``fcnlab train``."""
 
@@ -61,6 +75,7 @@ class TrainConfig:
     seed: int = 1
     checkpoint: str | None = None
     from_run: str | None = None
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 @dataclass
@@ -81,6 +96,7 @@ class EvalConfig:
     needs: dict[str, str] = field(default_factory=dict)
     seed: int = 1
     trust: list[str] = field(default_factory=list)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 @dataclass
@@ -143,6 +159,16 @@ def _count_classes(classes: Any, root: str) -> int:
     from fcnlab.data.folder import count_classes
 
     return count_classes(classes, root)
+
+
+def register_launchers() -> None:
+    """Let ``hydra/launcher=basic`` be ours, which refuses what Hydra's does wrong; in this process alone.
+
+    ``slots`` is a file of conf/, but one named as a config of Hydra's own would be merged with that.
+    """
+    Plugins.instance()  # which makes Hydra's known, and must not do so behind ours
+    node = {"_target_": "hydra_plugins.fcnlab_slots.InProcessLauncher"}
+    ConfigStore.instance().store(group="hydra/launcher", name="basic", node=node, provider="fcnlab")
 
 
 def plain(node: Any) -> dict[str, Any]:

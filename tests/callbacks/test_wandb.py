@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import threading
 from pathlib import Path
 
 import pytest
+
+from fcnlab.launching.launchers import Slots
 
 
 def inspect(run: Path) -> str:
@@ -46,8 +49,45 @@ def test_a_sweep_holds_one_run_for_each_job(fcnlab, small, shapes_root, tmp_path
     assert len(offline_runs(tmp_path / "sweep")) == 6
     records = [json.loads(path.read_text()) for path in sorted((tmp_path / "sweep").glob("*/metrics.json"))]
     assert sorted(record["provenance"]["seed"] for record in records) == [1, 1, 1, 2, 2, 2]
-    names = {inspect(run).split()[1] for run in offline_runs(tmp_path / "sweep")}
-    assert names == {f"fcn{stride}s-tiny-shapes-s{seed}" for stride in (32, 16, 8) for seed in (1, 2)}
+    names = {re.match(r"run +(.*) \(\w+\)\n", inspect(run))[1] for run in offline_runs(tmp_path / "sweep")}
+    assert names == {f"model=fcn{stride}s seed={seed}" for stride in (32, 16, 8) for seed in (1, 2)}
+
+
+def described(run: Path) -> dict:
+    """The first thing that an offline run says of itself."""
+    wandb = Path(sys.executable).with_name("wandb")
+    done = subprocess.run([wandb, "leet", "inspect", "--json", run], capture_output=True, text=True, check=True)
+    return next(record["run"] for record in map(json.loads, done.stdout.splitlines()) if record["type"] == "run")
+
+
+def test_a_sweep_of_processes_is_one_group_of_runs(fcnlab, small, shapes_root, tmp_path, monkeypatch):
+    """The one real sweep of ``make test``: two jobs, then the same again, which finds nothing to do."""
+    returned = []
+    launch = Slots.launch
+    monkeypatch.setattr(Slots, "launch", lambda *a, **k: returned.append(launch(*a, **k)) or returned[-1])
+    monkeypatch.setenv("LOCAL_RANK", "1")  # left by a run before, say: the jobs are none the worse
+    words = [*small, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=2"]
+    assert (
+        fcnlab("train", "-m", *words, "hydra.sweep.dir=sweeps/one", "model=fcn32s,fcn8s", "logger.wandb.tags=[mine]")
+        == 0
+    )
+    assert fcnlab("train", "sweep.resume=sweeps/one") == 0
+    sweep = tmp_path / "sweeps" / "one"
+    runs = [json.loads((sweep / job / "run.json").read_text()) for job in "01"]
+    assert [run["starts"] for run in runs] == [1, 1]
+    scores = [json.loads((sweep / job / "metrics.json").read_text())["miou"] for job in "01"]
+    assert [[job.return_value for job in jobs] for jobs in returned] == [scores, scores]
+    assert returned[0][1].overrides[-2:] == ["model=fcn8s", "logger.wandb.tags=[mine]"]
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"sweeps"}
+
+    found = {run["display_name"]: run for run in map(described, offline_runs(sweep))}
+    assert set(found) == {"model=fcn32s", "model=fcn8s"}
+    run = found["model=fcn8s"]
+    assert (run["run_group"], run["job_type"], run["run_id"]) == ("sweeps/one", "train", runs[1]["wandb"])
+    assert run["tags"] == ["mine", "fcn8s", "tiny", "shapes"]
+    config = run["config"]["update"]
+    assert config["options"]["model"] == "fcn8s" and config["options"]["backbone"] == "tiny"
+    assert config["optim"]["lr"] > 0 and config["seed"] == 1
 
 
 def mode_with(environment: dict[str, str], tmp_path) -> str:

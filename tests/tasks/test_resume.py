@@ -338,7 +338,7 @@ def test_lightnings_own_end_by_a_signal_has_the_signals_code(train_code, at_call
     """Where Python swallows our exception, in the handler of a fork: then Lightning's comes, of code 0."""
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from fcnlab.callbacks import StopSignals
+    from fcnlab.signals import StopSignals
 
     def swallowed(self, signum, frame):
         self.asked = signum

@@ -83,6 +83,22 @@ def test_each_stage_starts_from_the_one_before(staged, tmp_path):
     assert all(not last[key].any() for key in last if key not in first)
 
 
+def test_stages_of_a_sweeps_job_stay_in_its_group_under_names_of_their_own(monkeypatch, tmp_path):
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from fcnlab.tasks.staged import Stage, _settings
+
+    typed = ["experiment=paper/staged", "seed=2", "sweep.folder=/sweeps/1", "sweep.name='seed=2'"]
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": typed}}))
+    cfg = OmegaConf.create({"logger": {"wandb": {"group": None}}, "sweep": {"folder": "/sweeps/1", "name": "seed=2"}})
+    stages = [Stage("paper/fcn32s", tmp_path / "1-fcn32s"), Stage("paper/fcn16s", tmp_path / "2-fcn16s")]
+    assert _settings(cfg, stages, 0) == [*typed[1:], "sweep.name='seed=2 1-fcn32s'"]
+    assert _settings(cfg, stages, 1)[-1] == "sweep.name='seed=2 2-fcn16s'"
+    cfg.sweep.folder = None
+    assert _settings(cfg, stages, 0)[-1] == f"logger.wandb.group='{tmp_path.name}'"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

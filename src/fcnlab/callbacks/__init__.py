@@ -2,7 +2,7 @@
 
 from fcnlab.callbacks.checkpointing import LastCheckpoint, TopCheckpoints, WholeFiles
 from fcnlab.callbacks.ema import EMA
-from fcnlab.callbacks.interruption import Interrupted, Interruption, StopSignals
+from fcnlab.callbacks.interruption import Interruption
 from fcnlab.callbacks.metrics_file import MetricsFile
 from fcnlab.callbacks.pictures import FixedPictures
 from fcnlab.callbacks.resume import ExactResume
@@ -13,12 +13,10 @@ __all__ = [
     "EndWithValidation",
     "ExactResume",
     "FixedPictures",
-    "Interrupted",
     "Interruption",
     "LastCheckpoint",
     "MetricsFile",
     "StopOnNaN",
-    "StopSignals",
     "TopCheckpoints",
     "WholeFiles",
 ]

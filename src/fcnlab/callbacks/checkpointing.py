@@ -10,10 +10,11 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from fcnlab.callbacks.interruption import Interrupted, may_stop
+from fcnlab.callbacks.interruption import may_stop
 from fcnlab.callbacks.stopping import TrainingDiverged
 from fcnlab.errors import NotWritten, first_line
 from fcnlab.results.record import aside
+from fcnlab.signals import Interrupted
 
 
 class WholeFiles(TorchCheckpointIO):

@@ -26,6 +26,7 @@ def wandb_logger(
     project: str = "fcnlab",
     entity: str | None = None,
     group: str | None = None,
+    job_type: str | None = None,
     tags: Sequence[str] = (),
     mode: Literal["auto", "online", "offline"] = "auto",
     run_id: str | None = None,
@@ -39,7 +40,7 @@ def wandb_logger(
     Path(folder).mkdir(parents=True, exist_ok=True)
     described = {
         "dir": folder, "config": config, "id": run_id, "name": name,
-        "project": project, "entity": entity, "group": group, "tags": list(tags),
+        "project": project, "entity": entity, "group": group, "job_type": job_type, "tags": list(tags),
     }  # fmt: skip
     run = _started(described, mode)
     run.define_metric("trainer/global_step")

@@ -340,9 +340,13 @@ def real_paths(paths: Sequence[Path]) -> list[Path]:
 
 
 def worker_count(wanted: int | Literal["auto"]) -> int:
-    """``"auto"``: one process for each core that this one may use, at most 8."""
+    """``"auto"``: one process for each core that this one may use, at most 8.
+
+    ``OMP_NUM_THREADS`` says how many those are where several runs share a machine.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores) if wanted == "auto" else int(wanted)
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    return min(8, cores, max(1, int(share)) if share.isdigit() else cores) if wanted == "auto" else int(wanted)
 
 
 def batches_ahead(wanted: int | Literal["auto"], workers: int, batch_bytes: int) -> int | None:

@@ -1,6 +1,7 @@
 """From the config to a Trainer, its loggers and its callbacks."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -20,17 +20,17 @@ from omegaconf import DictConfig
 from fcnlab.callbacks import (
     EndWithValidation,
     ExactResume,
-    Interrupted,
     Interruption,
     MetricsFile,
     StopOnNaN,
-    StopSignals,
     WholeFiles,
 )
 from fcnlab.config import plain
 from fcnlab.errors import UserError
+from fcnlab.signals import Interrupted, StopSignals
 
 log = logging.getLogger("fcnlab")
+TAGGED = ("model", "backbone", "data", "experiment")  # groups whose options are W&B's tags
 
 
 def run_folder() -> Path:
@@ -55,6 +55,12 @@ def choices() -> dict[str, str]:
     return {group: str(option) for group, option in HydraConfig.get().runtime.choices.items()}
 
 
+def options() -> dict[str, str]:
+    """The options of fcnlab's own groups by the group's last word: what runs are told apart by."""
+    chosen = {group.rpartition("/")[2]: option for group, option in choices().items() if not group.startswith("hydra/")}
+    return {group: option for group, option in chosen.items() if option != "None"}
+
+
 def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list[Callback]) -> L.Trainer:
     """Lightning's Trainer; what fcnlab promises of a run is set here, everything else is the config's.
 
@@ -69,7 +75,7 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     _check_validation(settings)
     settings["val_check_interval"] *= settings["accumulate_grad_batches"]
     settings["check_val_every_n_epoch"] = None
-    if "callbacks" in cfg and not cfg.callbacks.get("progress", {}).get("enabled", True):
+    if not _shows_progress(cfg):
         settings.setdefault("enable_progress_bar", False)  # or Lightning brings its own
     _hush_lightning()
     return instantiate(
@@ -81,6 +87,12 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
         default_root_dir=str(run_folder()),
         _convert_="all",
     )
+
+
+def _shows_progress(cfg: DictConfig) -> bool:
+    """Bars are for terminals: in the log of a job they would bury what was said."""
+    enabled = "callbacks" not in cfg or cfg.callbacks.get("progress", {}).get("enabled", True)
+    return enabled and sys.stdout.isatty()
 
 
 def _check_validation(settings: dict[str, Any]) -> None:
@@ -148,6 +160,8 @@ def configured_callbacks(cfg: DictConfig) -> list[Callback]:
     for name, node in cfg.callbacks.items():
         settings = plain(node)
         if settings.pop("enabled", True):
+            if name == "progress" and not _shows_progress(cfg):
+                continue
             built.append(instantiate(settings, _convert_="all"))
         else:
             changed = [word for word in HydraConfig.get().overrides.task if word.startswith(f"callbacks.{name}.")]
@@ -190,11 +204,16 @@ def wandb_id(loggers: list[Logger]) -> str | None:
 def _build_logger(name: str, cfg: DictConfig, wandb_id: str | None) -> Logger:
     if name != "wandb":
         return instantiate(cfg.logger[name], _convert_="all")
-    hydra = HydraConfig.get()
-    make = instantiate(cfg.logger.wandb, _convert_="all")
-    folder = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else run_folder()  # one wandb/ for a whole sweep
-    name = cfg.logger.wandb.name or _run_name(cfg)
-    logger = make(folder=folder, config=plain(cfg), name=name, run_id=wandb_id)
+    settings, sweep = cfg.logger.wandb, Path(cfg.sweep.folder) if cfg.sweep.folder else None
+    logger = instantiate(settings, _convert_="all")(
+        folder=sweep or run_folder(),  # one wandb/ for a whole sweep
+        config=plain(cfg) | {"options": options()},
+        name=settings.name or cfg.sweep.name or _run_name(cfg),
+        group=settings.group or (f"{sweep.parent.name}/{sweep.name}" if sweep else None),
+        job_type=HydraConfig.get().job.config_name,
+        tags=list(dict.fromkeys([*settings.tags, *(options().get(group) for group in TAGGED if group in options())])),
+        run_id=wandb_id,
+    )
     _say_where(logger)
     return logger
 

@@ -14,10 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.callbacks import Interrupted
 from fcnlab.config import components
 from fcnlab.errors import UserError, first_line
 from fcnlab.results.record import aside
+from fcnlab.signals import Interrupted
 from fcnlab.tasks.building import run_folder, say, warn
 from fcnlab.tasks.scoring import PACKAGES, command, commit, git
 
@@ -107,7 +107,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
     words = HydraConfig.get().overrides.task
     typed = {word.partition("=")[0].lstrip("+~").replace("/", ".") for word in words if word not in record["overrides"]}
     recorded, today = (_leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
-    ours = {path for path in recorded | today if _is_under(path, typed | {"from_run", "checkpoint"})}
+    ours = {path for path in recorded | today if _is_under(path, typed | {"from_run", "checkpoint", "sweep"})}
     for path, value in recorded.items():
         if path not in ours and (path not in today or today[path] != value):
             _check_harmless(path, value, folder)

@@ -124,7 +124,8 @@ def provenance(segmenter: Segmenter, seed: int) -> dict[str, Any]:
 def command() -> str:
     """What to type for this very run, also where it was one job of a sweep."""
     hydra = HydraConfig.get()
-    return shlex.join(["fcnlab", str(hydra.job.config_name), *hydra.overrides.task])
+    words = [word for word in hydra.overrides.task if not word.startswith("sweep.")]
+    return shlex.join(["fcnlab", str(hydra.job.config_name), *words])
 
 
 def commit() -> str | None:

@@ -12,12 +12,11 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fcnlab.callbacks import Interrupted, StopSignals
-from fcnlab.callbacks.interruption import STOPPING
 from fcnlab.config import ConfigError, check_needs, check_targets
 from fcnlab.errors import UserError
-from fcnlab.launching import finish, setting, start
+from fcnlab.launching import config_dir, finish, setting, start
 from fcnlab.results.record import aside
+from fcnlab.signals import STOPPING, Interrupted, StopSignals
 from fcnlab.tasks.building import say
 from fcnlab.tasks.recording import RunRecord, recorded
 
@@ -66,7 +65,7 @@ def train_in_stages(cfg: DictConfig, folder: Path) -> float:
                 say(f"Stage {stage.folder.name} is finished")
                 continue
             say(f"Stage {stage.folder.name}: {place + 1} of {len(stages)}")
-            code = finish(start("train", _words(cfg, stages, place), _config_dir()))
+            code = finish(start("train", _words(cfg, stages, place), config_dir(HydraConfig.get())))
             _stop_unless_finished(stage, code, signals)
         _hand_up(stages[-1].folder, folder)
     for stage in stages:
@@ -123,15 +122,11 @@ def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
     settings = [word for word in typed if word.partition("=")[0].lstrip("+~") not in OURS]
     if place:
         settings.append(setting("model.weights", stages[place - 1].checkpoint))
-    if "wandb" in cfg.logger and cfg.logger.wandb.group is None:
+    if cfg.sweep.folder:
+        settings.append(setting("sweep.name", f"{cfg.sweep.name} {stages[place].folder.name}".strip()))
+    elif "wandb" in cfg.logger and cfg.logger.wandb.group is None:
         settings.append(setting("logger.wandb.group", stages[0].folder.parent.name))
     return settings
-
-
-def _config_dir() -> str | None:
-    """The folder that the user's --config-dir added."""
-    sources = HydraConfig.get().runtime.config_sources
-    return next((source.path for source in sources if source.provider == "command-line"), None)
 
 
 def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import nn
 
-from fcnlab.callbacks import Interrupted, MetricsFile, StopSignals
+from fcnlab.callbacks import MetricsFile
 from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError
@@ -20,6 +20,7 @@ from fcnlab.losses import CrossEntropySum
 from fcnlab.optim import freeze
 from fcnlab.results.scores import Scores
 from fcnlab.segmenter import Segmenter
+from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.tasks.building import (
     build_trainer,
     choices,

@@ -1,0 +1,306 @@
+"""What ``fcnlab VERB -m`` hands its jobs to: ``hydra/launcher=slots``, or ``basic``, which stays in one process."""
+
+import logging
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, setup_globals
+from hydra.errors import CompactHydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fcnlab.config import ConfigError, check_needs, check_targets
+from fcnlab.errors import UserError
+from fcnlab.launching.board import Board, epitaph, score_of
+from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
+from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_cores, visible_gpus
+from fcnlab.launching.processes import config_dir, environment_of_one, setting, start, typed
+from fcnlab.launching.sweeping import Sweep
+from fcnlab.signals import Interrupted, StopSignals
+
+log = logging.getLogger("fcnlab")
+LOG = "job.log"  # in a job's folder: all that it said
+OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
+LONGEST_NAME = 100
+ALONE = {  # trainer settings of which one process is sure; the last of each is told
+    "devices": ("1", 1),
+    "strategy": (None, "single_device", "auto"),
+    "num_nodes": (None, 1),
+}
+
+
+class Slots(Launcher):
+    """Each job as the single run that it claims to be: in a process and a folder of its own.
+
+    Parameters
+    ----------
+    slots
+        How many at a time: a number, or "auto".
+    gpus_per_job
+        A number, a part of one, or "auto": the job's own ``trainer.devices``.
+    """
+
+    def __init__(self, slots: Any = "auto", gpus_per_job: Any = "auto"):
+        self.slots, self.gpus_per_job = slots, gpus_per_job
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Look at the sweep's folder before anything is written there, and keep others off it."""
+        self.context, self.config = hydra_context, config
+        self.verb = str(config.hydra.job.config_name)
+        with told_plainly(self.verb):
+            if "sweep" not in config:
+                raise UserError("hydra/launcher=slots is for train and eval; leave it out")
+            folder = Path(config.hydra.sweep.dir).absolute()
+            self.resumes = bool(config.sweep.resume)
+            self.manifest = open_manifest(folder, self.verb, of_the_user(config.hydra.overrides.task), self.resumes)
+            self.lock = Lock(folder)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        with told_plainly(self.verb), StopSignals() as signals, hydra_config_restored():
+            configs = composed(self.context, self.config, job_overrides, initial_job_idx)
+            if self.verb == "train":
+                check_all(configs)
+            places, needs = self._deal_out(configs)
+            self._wait_for_earlier_jobs()
+            jobs = self._planned(configs)
+            self._work_off(jobs, configs, places, needs, signals)
+            return [self._returned(job, configs[job.number]) for job in jobs]
+
+    def _deal_out(self, configs: Mapping[int, DictConfig]) -> tuple[Places, dict[int, Need]]:
+        gpus = visible_gpus(os.environ)
+        needs = {
+            number: need_of(cfg.trainer, gpus, self.gpus_per_job, f"job {number}") for number, cfg in configs.items()
+        }
+        return Places(gpus, list(needs.values()), limit(self.slots), visible_cores()), needs
+
+    def _wait_for_earlier_jobs(self) -> None:
+        if not self.lock.jobs_have_ended():
+            log.info("Jobs of an earlier process are still saving themselves")
+            while not self.lock.jobs_have_ended():
+                time.sleep(0.2)
+
+    def _planned(self, configs: Mapping[int, DictConfig]) -> list[Job]:
+        """The record of each job; where a sweep goes on, those are done whose folders say so.
+
+        Raises
+        ------
+        UserError
+            Two jobs would work in one folder; a job of this number had other settings.
+        """
+        fixed = fixed_keys(self.manifest.overrides)
+        jobs = []
+        for number, cfg in configs.items():
+            words = list(cfg.hydra.overrides.task)
+            job = self.manifest.plan(Job(number, str(cfg.hydra.sweep.subdir), words, what_differs(words, fixed)))
+            folder = self.manifest.folder / job.folder
+            job.status = "finished" if self.resumes and is_done(job, folder) else "waiting"
+            job.miou = score_of(folder) if job.status == "finished" else None
+            jobs.append(job)
+        return jobs
+
+    def _work_off(
+        self,
+        jobs: Sequence[Job],
+        configs: Mapping[int, DictConfig],
+        places: Places,
+        needs: dict[int, Need],
+        signals: StopSignals,
+    ) -> None:
+        waiting = [job for job in jobs if job.status == "waiting"]
+        board = Board(self.manifest, {number: steps_of(cfg) for number, cfg in configs.items()})
+        done = f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done; " if len(waiting) < len(jobs) else ""
+        board.say(
+            f"{shown(self.manifest.folder)}: {done}{len(waiting)} to run, {places.slots} at a time,"
+            f" {places.threads} threads for each process"
+        )
+        sweep = Sweep(self.manifest, places, needs, lambda job, share: self._begin(job, share, configs), board)
+        try:
+            sweep.run(waiting, signals)
+        except Interrupted:
+            self.manifest.end("interrupted")
+            board.close(f"Stopped. To go on: {self.manifest.how_to_go_on}")
+            raise
+        lost = [job for job in jobs if job.status != "finished"]
+        self.manifest.end("failed" if lost else "finished")
+        board.close(*(self._epitaph(job, configs[job.number]) for job in lost))
+
+    def _begin(self, job: Job, share: Share, configs: Mapping[int, DictConfig]) -> subprocess.Popen:
+        cfg, folder = configs[job.number], self.manifest.folder / job.folder
+        words = self._words(job, cfg, again=self.resumes)
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = environment_of_one() | share.environment()
+        return start(self.verb, words, config_dir(cfg.hydra), environment, folder / LOG, held=[self.lock.inherited])
+
+    def _words(self, job: Job, cfg: DictConfig, again: bool) -> list[str]:
+        """What to type for a job; ``again``: where its folder holds a part of it, as the continuation of that."""
+        folder = self.manifest.folder / job.folder
+        of_hydra = [word for word in cfg.hydra.overrides.hydra if not OF_THE_SWEEP.match(word)]
+        own = any(word.startswith("checkpoint=") for word in job.overrides)
+        begun = any(folder.glob("**/checkpoints/*.ckpt"))
+        goes_on = again and self.verb == "train" and folder.is_dir() and (begun or not own)
+        return [
+            *of_hydra,
+            *job.overrides,
+            *(["checkpoint=auto"] if goes_on else []),
+            *words_for_job(self.manifest.folder, job.name),
+            f"hydra.job.num={job.number}",
+            setting("hydra.run.dir", folder),
+        ]
+
+    def _epitaph(self, job: Job, cfg: DictConfig) -> str:
+        folder = config_dir(cfg.hydra)
+        words = [*(["--config-dir", folder] if folder else []), *self._words(job, cfg, again=True)]
+        return epitaph(job, self.manifest.folder / job.folder / LOG, typed(["fcnlab", self.verb, *words]))
+
+    def _returned(self, job: Job, cfg: DictConfig) -> JobReturn:
+        """What a sweeper learns of a job: its mean IoU, or why there is none."""
+        done = job.status == "finished"
+        returned = JobReturn(
+            overrides=job.overrides,
+            cfg=without_hydra(cfg),
+            hydra_cfg=OmegaConf.masked_copy(cfg, ["hydra"]),
+            working_dir=str(Path.cwd()),
+            task_name=JobRuntime.instance().get("name"),
+            status=JobStatus.COMPLETED if done else JobStatus.FAILED,
+        )
+        returned.return_value = job.miou if done else self._failure(job)
+        return returned
+
+    def _failure(self, job: Job) -> CompactHydraException:
+        log = shown(self.manifest.folder / job.folder / LOG)
+        return CompactHydraException(
+            f"fcnlab {self.verb}: job {job.number} ({job.name}) {job.status} with exit code {job.exit_code}: see {log}."
+            f" To run what is missing: {self.manifest.how_to_go_on}"
+        )
+
+
+class InProcess(BasicLauncher):
+    """Hydra's own launcher, for small nets on one device: one job after the other, in this process."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        assert self.hydra_context is not None and self.config is not None
+        words, ours = [list(words) for words in job_overrides], "sweep" in self.config
+        with told_plainly(str(self.config.hydra.job.config_name)), hydra_config_restored():
+            if ours and self.config.sweep.resume:
+                raise UserError(
+                    "sweep.resume goes on with sweeps of hydra/launcher=slots: leave hydra/launcher=basic out"
+                )
+            refuse_several_processes(composed(self.hydra_context, self.config, words, initial_job_idx))
+        if ours:
+            folder = Path(self.config.hydra.sweep.dir).absolute()
+            fixed = fixed_keys(self.config.hydra.overrides.task)
+            words = [[*job, *words_for_job(folder, what_differs(job, fixed))] for job in words]
+        return super().launch(words, initial_job_idx)
+
+
+def refuse_several_processes(configs: Mapping[int, DictConfig]) -> None:
+    """Raise a UserError where a job would start processes: Lightning does that with the words of the whole sweep."""
+    for number, cfg in configs.items():
+        trainer = cfg.get("trainer") or {}
+        for key, alone in ALONE.items():
+            if (value := trainer.get(key)) not in alone:
+                raise UserError(
+                    f"job {number} has trainer.{key}={value}, and hydra/launcher=basic runs all jobs in one process."
+                    " Others that a job started would each run the whole sweep, and the next job would find the"
+                    " process group of the last and train on a part of the data without a word. Leave"
+                    f" hydra/launcher=basic out, or set trainer.{key}={alone[-1]}"
+                )
+
+
+def composed(
+    context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int
+) -> dict[int, DictConfig]:
+    """The configuration of each job by its number, as it would have it in a run of its own."""
+    configs = {}
+    for number, words in enumerate(jobs, start=first):
+        cfg = context.config_loader.load_sweep_config(config, of_the_user(words))
+        with open_dict(cfg):
+            cfg.hydra.job.id = cfg.hydra.job.num = number
+            cfg.hydra.runtime.output_dir = str(Path(config.hydra.sweep.dir).absolute() / str(cfg.hydra.sweep.subdir))
+        configs[number] = cfg
+    return configs
+
+
+def check_all(configs: Mapping[int, DictConfig]) -> None:
+    """Tell the mistakes in any job before the first begins, each once."""
+    wrong: dict[str, list[int]] = {}
+    for number, cfg in configs.items():
+        HydraConfig.instance().set_config(cfg)  # what ${hydra:...} means there
+        task = without_hydra(cfg)
+        try:
+            if not cfg.stages:  # those are checked by the run that begins them
+                check_needs(task, cfg.hydra.overrides.task)
+                check_targets(task)
+        except ConfigError as error:
+            wrong.setdefault(str(error), []).append(number)
+    if wrong:
+        raise UserError("\n".join(f"job {', '.join(map(str, jobs))}: {what}" for what, jobs in wrong.items()))
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def is_done(job: Job, folder: Path) -> bool:
+    """Whether a run has come to its end; of a verb that leaves no run.json the sweep's record says so."""
+    said = facts_of(folder, "run.json").get("status")
+    return said == "finished" or (said is None and job.status == "finished" and (folder / "metrics.json").is_file())
+
+
+def steps_of(cfg: DictConfig) -> int | None:
+    """How long a job is; unknown where it has stages."""
+    steps = cfg.trainer.get("max_steps")
+    return steps if isinstance(steps, int) and not cfg.get("stages") else None
+
+
+def of_the_user(words: Sequence[str]) -> list[str]:
+    """Overrides without those that make a run a job of a sweep."""
+    return [word for word in words if not word.startswith("sweep.")]
+
+
+def words_for_job(folder: Path, name: str) -> list[str]:
+    """What tells a run that it is a job, and of which sweep."""
+    return [setting("sweep.folder", folder), setting("sweep.name", name.replace("${", "{"))]
+
+
+def fixed_keys(words: Sequence[str]) -> set[str]:
+    """What a sweep's words set to one value for all jobs."""
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    return {override.get_key_element() for override in parsed if not override.is_sweep_override()}
+
+
+def what_differs(words: Sequence[str], fixed: set[str]) -> str:
+    """A job's name: its words, but for those that all have."""
+    differing = [word.lstrip("+") for word in of_the_user(words) if word.partition("=")[0] not in fixed]
+    return " ".join(differing)[:LONGEST_NAME]
+
+
+@contextmanager
+def told_plainly(verb: str) -> Iterator[None]:
+    """Let Hydra show a mistake of the user's without a traceback."""
+    try:
+        yield
+    except UserError as error:
+        raise CompactHydraException(f"fcnlab {verb}: {error}") from error
+
+
+@contextmanager
+def hydra_config_restored() -> Iterator[None]:
+    """While entered, ``${hydra:...}`` may be made to mean a job's."""
+    before = HydraConfig.instance().cfg
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before

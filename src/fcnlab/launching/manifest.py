@@ -1,0 +1,196 @@
+"""sweep.json: the jobs of a sweep and what became of each, so that it can go on after whatever ended it."""
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from fcnlab.errors import UserError
+
+NAME = "sweep.json"
+LOCKS = (".lock", ".jobs.lock")
+Status = Literal["waiting", "running", "finished", "interrupted", "failed"]
+
+
+@dataclass
+class Job:
+    """One job of a sweep.
+
+    ``folder`` is relative to the sweep's; ``name`` says what differs from the other jobs; ``miou`` is its score.
+    ``interrupted``: a signal stopped it.
+    """
+
+    number: int
+    folder: str
+    overrides: list[str]
+    name: str
+    status: Status = "waiting"
+    exit_code: int | None = None
+    started: str | None = None
+    ended: str | None = None
+    miou: float | None = None
+
+
+@dataclass
+class Manifest:
+    """The record of a sweep in ``folder``: written anew, aside, each time that something has changed."""
+
+    folder: Path
+    verb: str
+    overrides: list[str]
+    status: str = "running"
+    started: str = field(default_factory=lambda: now())
+    ended: str | None = None
+    jobs: dict[int, Job] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["fcnlab", self.verb, "-m", *self.overrides])
+
+    @property
+    def how_to_go_on(self) -> str:
+        return shlex.join(["fcnlab", self.verb, "-m", f"sweep.resume={shown(self.folder)}"])
+
+    def write(self) -> None:
+        from fcnlab.results.record import aside  # numpy comes with it
+
+        facts = {"command": self.command, "process": {"host": platform.node(), "pid": os.getpid()}}
+        facts |= {name: getattr(self, name) for name in ("verb", "overrides", "status", "started", "ended")}
+        facts["jobs"] = [asdict(job) for _, job in sorted(self.jobs.items())]
+        with aside(self.folder / NAME) as part:
+            part.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+    def end(self, status: str) -> None:
+        self.status, self.ended = status, now()
+        self.write()
+
+    def plan(self, wanted: Job) -> Job:
+        """The record of a job: the one that is there, or the one that is wanted.
+
+        Raises
+        ------
+        UserError
+            A job of this number is there, and has other settings; another job has its folder.
+        """
+        job = self.jobs.setdefault(wanted.number, wanted)
+        for other in self.jobs.values():
+            if other is not job and other.folder == job.folder:
+                raise UserError(
+                    f"jobs {other.number} and {job.number} would both work in {shown(self.folder / job.folder)}: let"
+                    " hydra.sweep.subdir tell them apart, as ${hydra.job.num} does"
+                )
+        if job.overrides != wanted.overrides:
+            raise UserError(
+                f"sweep.resume={shown(self.folder)}: job {job.number} was another one"
+                f"{difference(job.overrides, wanted.overrides)}"
+            )
+        return job
+
+
+def open_manifest(folder: Path, verb: str, overrides: Sequence[str], resume: bool) -> Manifest:
+    """A new sweep's record, or the one in ``folder`` where it is to go on.
+
+    Raises
+    ------
+    UserError
+        A sweep is there, and was not asked to go on; none is; its settings are others.
+    """
+    if not resume:
+        if (folder / NAME).exists():
+            raise UserError(
+                f"{shown(folder)} holds a sweep already: go on with it by sweep.resume={shown(folder)}, or leave"
+                " hydra.sweep.dir to a new folder"
+            )
+        return Manifest(folder, verb, list(overrides))
+    kept = read_manifest(folder)
+    if (kept.verb, kept.overrides) != (verb, list(overrides)):
+        raise UserError(
+            f"sweep.resume={shown(folder)}: that sweep has other settings"
+            f"{difference([kept.verb, *kept.overrides], [verb, *overrides])}\n"
+            f"Give the same, or none at all: {kept.how_to_go_on}"
+        )
+    kept.status, kept.ended = "running", None
+    return kept
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The record in ``folder``; a UserError where there is none, or what is there is none."""
+    try:
+        facts = json.loads((folder / NAME).read_text())
+        jobs = {job["number"]: Job(**job) for job in facts["jobs"]}
+        if any(not (folder / job.folder).resolve().is_relative_to(folder.resolve()) for job in jobs.values()):
+            raise ValueError("a job's folder is outside of it")
+        kept = {name: facts[name] for name in ("verb", "overrides", "status", "started", "ended")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"sweep.resume={shown(folder)}: no record of a sweep there ({error}). Give a folder with {NAME}."
+        ) from error
+    return Manifest(folder, **kept, jobs=jobs)
+
+
+def difference(there: Sequence[str], here: Sequence[str]) -> str:
+    """What two lists of words do not share, a line each."""
+    lines = [f"\n  only there: {word}" for word in there if word not in here]
+    lines += [f"\n  only here:  {word}" for word in here if word not in there]
+    return ":" + "".join(lines) if lines else ": the same words in another order, which numbers the jobs otherwise"
+
+
+class Lock:
+    """One process works on a sweep. ``inherited`` is the file that its jobs keep open and thereby locked.
+
+    The system lifts both locks with the last process that holds them, however that ended: the jobs of a sweep that was
+    killed are still saving themselves, and nobody may start them again before they have.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._own, self.inherited = (os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644) for name in LOCKS)
+        self.release = weakref.finalize(self, _close, self._own, self.inherited)
+        if not _lock(self._own):
+            self.release()
+            holder = (folder / LOCKS[0]).read_text() or "?"
+            raise UserError(f"{shown(folder)}: process {holder} is working on this sweep: wait for it, or stop it")
+        os.truncate(self._own, 0)
+        os.write(self._own, f"{os.getpid()} on {platform.node()}".encode())
+
+    def jobs_have_ended(self) -> bool:
+        """Whether no job of an earlier process is alive; from then on, it is this one's jobs that hold the lock."""
+        return _lock(self.inherited)
+
+
+def _lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _close(*files: int) -> None:
+    for file in files:
+        os.close(file)
+
+
+def facts_of(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a run; nothing where it is not there, or not whole."""
+    try:
+        found = json.loads((folder / name).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def shown(path: Path) -> str:
+    """A path as a user would type it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,119 @@
+"""A run as a process of its own: the single run that its words say, whatever started it."""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from fcnlab.signals import Interrupted
+
+DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+RANKS = re.compile(  # what says that a process is one of several
+    r"(LOCAL_|NODE_|GROUP_|ROLE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|PL_.*|TORCHELASTIC_.*"
+    r"|SLURM_(NTASKS|PROCID|LOCALID|NODEID)|OMPI_.*|PMI_.*"
+)
+
+
+def setting(key: str, value: object) -> str:
+    """``key='value'``, quoted so that a path is one whatever characters it holds; a plain path needs no quotes."""
+    return f"{key}={value if re.fullmatch(r'/[\w./-]+', str(value)) else quoted(value)}"
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra takes it for text, whatever characters it holds."""
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def typed(words: Sequence[str]) -> str:
+    """Words as a shell takes them, in quotes that can be read."""
+    return " ".join(f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else quote(word) for word in words)
+
+
+def start(
+    verb: str,
+    words: Sequence[str],
+    config_dir: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    held: Sequence[int] = (),
+) -> subprocess.Popen:
+    """Start ``fcnlab VERB WORDS`` in a session of its own, so that Ctrl-C reaches it through its parent alone.
+
+    On Linux it gets SIGTERM when its parent dies, and saves itself: nothing goes on that nobody waits for. What it
+    says goes to the end of ``log``. ``held`` are open files that stay open, and locked, as long as it lives.
+    """
+    options = [] if config_dir is None else ["--config-dir", config_dir]
+    command = [sys.executable, "-m", "fcnlab", verb, *options, *words]
+    return spawn(command, environment, log, held)
+
+
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str] | None, log: Path | None, held: Sequence[int]
+) -> subprocess.Popen:
+    """:func:`start` for any command."""
+    fixed: dict[str, Any] = {"start_new_session": True, "preexec_fn": _end_with_parent(), "pass_fds": held}
+    if log is None:
+        return subprocess.Popen(command, env=environment, **fixed)
+    with log.open("ab") as file:
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **fixed)
+
+
+def _end_with_parent():
+    """What the child does first; looked up here, since a child of a process with threads may not."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(DEATH_SIGNAL, signal.SIGTERM)
+
+
+def config_dir(hydra: Any) -> str | None:
+    """The folder that the user's --config-dir added."""
+    sources = hydra.runtime.config_sources
+    return next((source.path for source in sources if source.provider == "command-line"), None)
+
+
+def environment_of_one() -> dict[str, str]:
+    """This process's environment without what says that it is one of several.
+
+    Lightning leaves such variables behind (and torchrun and Slurm set them); a run that finds them takes itself for a
+    rank of another.
+    """
+    return {name: value for name, value in os.environ.items() if not RANKS.fullmatch(name)}
+
+
+def finish(process: subprocess.Popen) -> int:
+    """Wait for a process, hand on the signals that :class:`~fcnlab.signals.StopSignals` raises, give its exit code.
+
+    One that a signal ended has 128 + the signal's number, as a shell would report it.
+    """
+    while True:
+        try:
+            return exit_code(process.wait())
+        except Interrupted as stop:
+            process.send_signal(stop.signal)
+
+
+def exit_code(code: int) -> int:
+    return code if code >= 0 else 128 - code
+
+
+def session_lives(process: subprocess.Popen) -> bool:
+    """Whether anything is left of what a process started, such as a rank that waits for one that has failed."""
+    try:
+        os.killpg(process.pid, 0)
+    except (ProcessLookupError, PermissionError):  # the latter on macOS, where only what is dead is left
+        return False
+    return True
+
+
+def kill_session(process: subprocess.Popen) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)

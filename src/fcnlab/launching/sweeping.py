@@ -1,0 +1,120 @@
+"""The jobs of a sweep, as many at a time as there are places, each a process of its own."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from fcnlab.launching.board import Board, score_of
+from fcnlab.launching.manifest import Job, Manifest, now
+from fcnlab.launching.places import Need, Places, Share
+from fcnlab.launching.processes import exit_code, kill_session, session_lives
+from fcnlab.signals import STOPPING, Interrupted, StopSignals
+
+LOOK_EVERY = 0.2  # seconds
+RANKS_END_WITHIN = 10.0  # seconds after their first: one that hangs would keep its GPU
+
+
+@dataclass
+class Running:
+    """A job's process, its part of the machine, and when the process was first seen to have ended."""
+
+    process: subprocess.Popen
+    share: Share
+    ended: float | None = None
+
+
+class Sweep:
+    """Works off the waiting jobs of a manifest.
+
+    ``begin`` starts the process of a job on its share. A job that fails leaves the others alone. A stopping signal
+    becomes a SIGTERM for each running job: they save themselves and are waited for; Ctrl-C a second time kills them.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        places: Places,
+        needs: dict[int, Need],
+        begin: Callable[[Job, Share], subprocess.Popen],
+        board: Board,
+    ):
+        self.manifest, self.places, self.needs, self.begin, self.board = manifest, places, needs, begin, board
+        self.running: dict[int, Running] = {}
+        self._passed_on = False
+
+    def run(self, jobs: Iterable[Job], signals: StopSignals) -> None:
+        """Return when no job is left; :class:`Interrupted` where a signal came."""
+        waiting = list(jobs)
+        signals.waiting = True
+        try:
+            while self.running or (waiting and not signals.asked):
+                if signals.asked:
+                    self._pass_on(signals.asked)
+                else:
+                    self._begin_what_fits(waiting)
+                self._see_who_has_ended()
+                self.board.refresh()
+                time.sleep(LOOK_EVERY)
+        except Interrupted:
+            self._kill()
+            raise
+        except BaseException:  # an error of ours, such as a full disk
+            self._terminate()
+            raise
+        finally:
+            signals.waiting = False
+        if signals.asked:
+            raise Interrupted(signals.asked, at_once=False)
+
+    def _begin_what_fits(self, waiting: list[Job]) -> None:
+        for job in list(waiting):
+            share = self.places.take(self.needs[job.number])
+            if share is not None:
+                waiting.remove(job)
+                self._begin(job, share)
+
+    def _begin(self, job: Job, share: Share) -> None:
+        job.status, job.exit_code, job.started, job.ended = "running", None, now(), None
+        self.manifest.write()
+        self.running[job.number] = Running(self.begin(job, share), share)
+        self.board.started(job, str(share))
+
+    def _pass_on(self, asked: int) -> None:
+        """To each job once; as SIGTERM, which also ends a process that is not listening yet, with the code for it."""
+        if not self._passed_on:
+            self._passed_on = True
+            self.board.say(f"{signal.Signals(asked).name}: the running jobs save themselves and end")
+            self._terminate()
+
+    def _terminate(self) -> None:
+        for running in self.running.values():
+            running.process.send_signal(signal.SIGTERM)
+
+    def _see_who_has_ended(self) -> None:
+        for number, running in list(self.running.items()):
+            if running.process.poll() is not None and self._all_ended(running):
+                self._end(self.manifest.jobs[number], running)
+
+    def _all_ended(self, running: Running) -> bool:
+        """Whether its other processes have ended, too; they are killed when they hang."""
+        running.ended = running.ended or time.monotonic()
+        if session_lives(running.process) and time.monotonic() - running.ended < RANKS_END_WITHIN:
+            return False
+        kill_session(running.process)
+        return True
+
+    def _end(self, job: Job, running: Running) -> None:
+        del self.running[job.number]
+        self.places.give_back(running.share)
+        code = exit_code(running.process.returncode)
+        job.exit_code, job.ended = code, now()
+        job.status = "finished" if code == 0 else "interrupted" if code - 128 in STOPPING else "failed"
+        job.miou = score_of(self.manifest.folder / job.folder) if code == 0 else None
+        self.manifest.write()
+        self.board.ended(job)
+
+    def _kill(self) -> None:
+        for running in self.running.values():
+            kill_session(running.process)

@@ -1,0 +1,26 @@
+"""For runs in other processes: callbacks that raise in one rank, and that note which pictures were trained on."""
+
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback
+
+
+class RaiseIn(Callback):
+    """An error in the run's third batch, in one rank alone; -1: in none."""
+
+    def __init__(self, rank: int):
+        self.rank, self.seen = rank, 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        self.seen += 1
+        if self.seen == 3 and trainer.global_rank == self.rank:
+            raise RuntimeError(f"rank {self.rank} was asked to fail")
+
+
+class NotePictures(Callback):
+    """A line "EPOCH RANK INDEX" in ``seen-RANK.txt`` of the run's folder for each picture that is trained on."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
+        rank = trainer.global_rank
+        with Path(trainer.default_root_dir, f"seen-{rank}.txt").open("a") as file:
+            file.writelines(f"{trainer.current_epoch} {rank} {int(index)}\n" for index in batch["index"])

@@ -1,0 +1,581 @@
+"""Sweeps: places for jobs, the record that they leave, what goes on meanwhile; with processes that cost nothing."""
+
+import fcntl
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
+
+from fcnlab.errors import UserError
+from fcnlab.launching.board import Board, Progress, last_lines, last_rows
+from fcnlab.launching.launchers import Slots, fixed_keys, is_done, refuse_several_processes, told_plainly, what_differs
+from fcnlab.launching.manifest import Job, Lock, Manifest, open_manifest
+from fcnlab.launching.places import Need, Places, limit, names_in, need_of, slots_for, visible_gpus
+from fcnlab.launching.processes import environment_of_one, setting, spawn, typed
+from fcnlab.launching.sweeping import Sweep
+from fcnlab.signals import Interrupted, StopSignals
+
+# --- places
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus"),
+    [
+        ("0,1,3", ["0", "1", "3"]),
+        ("", []),
+        ("1,-1,0", ["1"]),  # CUDA's own rule
+        ("NoDevFiles", []),
+        ("GPU-8932f937, MIG-0b2c", ["GPU-8932f937", "MIG-0b2c"]),
+        ("2,2", ["2"]),
+    ],
+)
+def test_the_variable_says_which_gpus_there_are(given: str, gpus: list[str]):
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": given}) == gpus
+
+
+LISTING = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5c89852c-d268-c3f3-1b07-005d5ae1dc3f)
+  MIG 3g.20gb     Device  0: (UUID: MIG-7089d0f3-293f-58c9-8f8c-5ea666eedbde)
+  MIG 3g.20gb     Device  1: (UUID: MIG-56c30729-347f-5dd6-8da0-c3cb59d8c0c5)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-d6a1-0002)
+"""
+
+
+def test_instances_stand_for_the_gpu_that_is_cut_into_them():
+    instances = ["MIG-7089d0f3-293f-58c9-8f8c-5ea666eedbde", "MIG-56c30729-347f-5dd6-8da0-c3cb59d8c0c5"]
+    assert names_in(LISTING) == [*instances, "GPU-d6a1-0002"]
+    assert names_in("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.") == []
+
+
+def test_without_a_driver_there_are_no_gpus(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_gpus({}) == []
+
+
+def dealt(places: Places, needs: list[Need]) -> list[tuple[str, ...] | None]:
+    return [None if (share := places.take(need)) is None else share.gpus for need in needs]
+
+
+def test_gpus_are_dealt_out_and_given_back():
+    needs = [Need(1, 1), Need(2, 2), Need(2, 2), Need(1, 1)]
+    places = Places(["a", "b", "c", "d"], needs, None, cores=32)
+    assert (places.slots, places.threads) == (4, 8)
+    share = places.take(needs[0])
+    assert share is not None and share.gpus == ("a",)
+    assert dealt(places, needs[1:]) == [("b", "c"), None, ("d",)]
+    places.give_back(share)
+    assert dealt(places, [Need(2, 2), Need(1, 1)]) == [None, ("a",)]
+
+
+def test_parts_of_a_gpu_go_to_the_emptiest_first():
+    third = Need(1 / 3, 1)
+    places = Places(["a", "b"], [third], None, cores=12)
+    assert (places.slots, places.threads) == (6, 2)
+    assert dealt(places, [third] * 7) == [("a",), ("b",), ("a",), ("b",), ("a",), ("b",), None]
+
+
+def test_slots_limit_the_jobs_on_gpus_too():
+    places = Places(["a", "b", "c"], [Need(1, 1)], 2, cores=8)
+    assert (places.slots, places.threads) == (2, 4) and dealt(places, [Need(1, 1)] * 3) == [("a",), ("b",), None]
+
+
+def test_on_cores_processes_count():
+    places = Places([], [Need(0, 1), Need(0, 2)], 3, cores=6)
+    assert (places.slots, places.threads) == (3, 2)
+    assert dealt(places, [Need(0, 2), Need(0, 2), Need(0, 1)]) == [(), None, ()]
+    assert dealt(Places([], [Need(0, 8)], 2, cores=2), [Need(0, 8), Need(0, 1)]) == [(), None]  # all, not never
+
+
+@pytest.mark.parametrize(("cores", "slots"), [(1, 1), (2, 2), (4, 4), (8, 4), (16, 4), (64, 16)])
+def test_slots_follow_from_the_cores(cores: int, slots: int):
+    assert slots_for(cores) == slots
+
+
+def test_a_share_keeps_a_process_to_itself(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share = Places(["a", "b"], [Need(2, 2)], None, cores=8).take(Need(2, 2))
+    assert share and share.environment() == {"CUDA_VISIBLE_DEVICES": "a,b", "OMP_NUM_THREADS": "4"}
+    share = Places(["a"], [Need(1, 1)], None, cores=8).take(Need(0, 1))
+    assert share and share.environment()["CUDA_VISIBLE_DEVICES"] == ""  # a job without GPUs sees none
+    share = Places([], [Need(0, 1)], 1, cores=8).take(Need(0, 1))
+    assert share and "CUDA_VISIBLE_DEVICES" not in share.environment()  # nothing is known of other kinds of GPU
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert share.environment() == {"OMP_NUM_THREADS": "3"}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "per_job", "need"),
+    [
+        ({"devices": 1}, "auto", Need(1, 1)),
+        ({"devices": 2}, "auto", Need(2, 2)),
+        ({"devices": "2"}, "auto", Need(2, 2)),
+        ({"devices": "auto"}, "auto", Need(4, 4)),
+        ({"devices": -1}, 2, Need(2, 2)),  # all that it sees
+        ({"devices": 1}, 0.5, Need(0.5, 1)),
+        ({"devices": 1}, 0, Need(0, 1)),
+        ({"devices": 2, "accelerator": "cpu"}, "auto", Need(0, 2)),
+        ({"devices": "auto", "accelerator": "cpu"}, "auto", Need(0, 1)),
+    ],
+)
+def test_a_jobs_need_is_its_devices(trainer: dict, per_job, need: Need):
+    assert need_of(trainer, ["a", "b", "c", "d"], per_job, "job 1") == need
+
+
+@pytest.mark.parametrize(
+    ("trainer", "per_job", "said"),
+    [
+        ({"devices": 8}, "auto", "job 1 wants 8 GPUs, and there are 2: a, b"),
+        ({"devices": 2}, 1, "job 1: trainer.devices=2 is more than hydra.launcher.gpus_per_job=1"),
+        ({"devices": [0, 1]}, "auto", r"job 1: trainer.devices=\[0, 1\] names devices"),
+        ({"devices": 1}, 1.5, "give a whole number, or a part of one GPU"),
+        ({"devices": 1}, "many", "hydra.launcher.gpus_per_job=many: give auto, or a number of at least 0"),
+        ({"devices": 1}, -1, "gpus_per_job=-1"),
+    ],
+)
+def test_a_need_that_cannot_be_met_is_told(trainer: dict, per_job, said: str):
+    with pytest.raises(UserError, match=said):
+        need_of(trainer, ["a", "b"], per_job, "job 1")
+
+
+@pytest.mark.parametrize("slots", [0, 1.5, "two", True])
+def test_slots_are_a_number_of_jobs(slots):
+    with pytest.raises(UserError, match=f"hydra.launcher.slots={slots}"):
+        limit(slots)
+    assert limit("auto") is None and limit(3) == 3
+
+
+# --- names
+
+
+def test_a_job_is_named_by_what_differs():
+    words = ["data=shapes", "model=fcn8s,fcn16s", "+optim.x=1", "optim.lr=interval(0.1,1)", "seed=range(3)"]
+    fixed = fixed_keys(words)
+    assert fixed == {"data", "+optim.x"}
+    job = ["data=shapes", "model=fcn8s", "+optim.x=1", "optim.lr=0.3", "seed=2", "sweep.resume=x"]
+    assert what_differs(job, fixed) == "model=fcn8s optim.lr=0.3 seed=2"
+
+
+# --- the record
+
+
+def manifest(folder: Path, *names: str) -> Manifest:
+    jobs = {number: Job(number, str(number), [name], name) for number, name in enumerate(names)}
+    return Manifest(folder, "train", ["seed=1,2"], jobs=jobs)
+
+
+def test_a_record_is_read_back(tmp_path):
+    written = manifest(tmp_path, "seed=1", "seed=2")
+    written.jobs[1].status, written.jobs[1].exit_code = "failed", 137
+    written.end("failed")
+    read = open_manifest(tmp_path, "train", ["seed=1,2"], resume=True)
+    assert read.jobs == written.jobs and read.status == "running" and read.ended is None
+    facts = json.loads((tmp_path / "sweep.json").read_text())
+    assert facts["command"] == "fcnlab train -m seed=1,2" and facts["process"]["pid"] == os.getpid()
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+
+def test_a_sweep_goes_on_only_where_it_is_asked_to(tmp_path):
+    manifest(tmp_path).write()
+    with pytest.raises(UserError, match=r"holds a sweep already: go on with it by sweep\.resume="):
+        open_manifest(tmp_path, "train", ["seed=1,2"], resume=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["seed=1,2,3"],
+            "only there: seed=1,2\n  only here:  seed=1,2,3\nGive the same, or none at all: fcnlab train -m",
+        ),
+        (["seed=1,2", "optim=sgd"], "settings:\n  only here:  optim=sgd\n"),
+        ([], "only there: seed=1,2\n"),
+    ],
+)
+def test_other_settings_are_shown(tmp_path, words: list[str], said: str):
+    manifest(tmp_path).write()
+    with pytest.raises(UserError) as told:
+        open_manifest(tmp_path, "train", words, resume=True)
+    assert said in str(told.value)
+
+
+def test_the_same_words_in_another_order_number_the_jobs_otherwise(tmp_path):
+    Manifest(tmp_path, "train", ["a=1,2", "b=1,2"]).write()
+    with pytest.raises(UserError, match="in another order"):
+        open_manifest(tmp_path, "train", ["b=1,2", "a=1,2"], resume=True)
+
+
+def test_a_job_with_other_settings_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"job 1 was another one:\n  only there: seed=2\n  only here:  seed=3"):
+        manifest(tmp_path, "seed=1", "seed=2").plan(Job(1, "1", ["seed=3"], ""))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"jobs": [1]}', '{"jobs": [{"number": 1}]}', '{"jobs": []}', "\xff"],
+)
+def test_what_is_no_record_is_told(tmp_path, text: str):
+    (tmp_path / "sweep.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match="no record of a sweep there"):
+        open_manifest(tmp_path, "train", [], resume=True)
+
+
+@pytest.mark.parametrize("folder", ["/etc", "../other"])
+def test_a_record_cannot_name_folders_elsewhere(tmp_path, folder: str):
+    written = manifest(tmp_path, "seed=1")
+    written.jobs[0].folder = folder
+    written.write()
+    with pytest.raises(UserError, match="folder is outside of it"):
+        open_manifest(tmp_path, "train", ["seed=1,2"], resume=True)
+
+
+@pytest.mark.parametrize(
+    ("record", "status", "done"),
+    [
+        ('{"status": "finished"}', "running", True),  # nobody was there to note it
+        ('{"status": "running"}', "finished", False),
+        ('{"status": "interrupted"}', "waiting", False),
+        ('{"stat', "running", False),  # killed in mid-write
+        (None, "waiting", False),
+        (None, "finished", True),  # a verb without a run.json
+    ],
+)
+def test_what_is_done_is_what_the_runs_say(tmp_path, record: str | None, status, done: bool):
+    (tmp_path / "metrics.json").write_text("{}")
+    if record is not None:
+        (tmp_path / "run.json").write_text(record)
+    assert is_done(Job(0, "0", [], "", status=status), tmp_path) is done
+    assert not is_done(Job(0, "0", [], "", status="finished"), tmp_path / "gone")
+
+
+def planned(folder: Path, subdirs: list[str], resumes: bool) -> list[Job]:
+    launcher = Slots()
+    launcher.manifest, launcher.resumes = Manifest(folder, "train", ["seed=1,2"]), resumes
+    hydra = {n: {"overrides": {"task": [f"seed={n}"]}, "sweep": {"subdir": s}} for n, s in enumerate(subdirs)}
+    return launcher._planned({number: OmegaConf.create({"hydra": node}) for number, node in hydra.items()})
+
+
+def test_only_a_sweep_that_goes_on_takes_what_is_there_for_its_own(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "run.json").write_text('{"status": "finished"}')
+    (tmp_path / "1" / "metrics.json").write_text('{"miou": 0.5}')
+    assert [(job.status, job.miou) for job in planned(tmp_path, ["0", "1"], True)] == [
+        ("waiting", None),
+        ("finished", 0.5),
+    ]
+    assert [(job.status, job.miou) for job in planned(tmp_path, ["0", "1"], False)] == [("waiting", None)] * 2
+
+
+def test_two_jobs_do_not_work_in_one_folder(tmp_path):
+    with pytest.raises(UserError, match=r"jobs 0 and 1 would both work in .*same: let hydra\.sweep\.subdir tell"):
+        planned(tmp_path, ["same", "same"], False)
+
+
+def test_a_second_process_is_kept_off(tmp_path):
+    lock = Lock(tmp_path)
+    with pytest.raises(UserError, match=f"process {os.getpid()} on .* is working on this sweep"):
+        Lock(tmp_path)
+    lock.release()
+    Lock(tmp_path).release()
+
+
+def test_jobs_that_outlive_their_sweep_keep_the_next_one_waiting(tmp_path):
+    lock = Lock(tmp_path)
+    assert lock.jobs_have_ended()
+    command = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[lock.inherited]) as job:
+        lock.release()
+        after = Lock(tmp_path)
+        assert not after.jobs_have_ended()
+        job.communicate(b"\n")
+    assert after.jobs_have_ended()
+    after.release()
+
+
+# --- running
+
+
+def fake(code: str, tmp_path: Path, held=()) -> subprocess.Popen:
+    return spawn([sys.executable, "-S", "-c", code], None, tmp_path / "job.log", held)
+
+
+def sweep(tmp_path: Path, codes: dict[str, str], slots: int = 2, begun: list | None = None) -> Sweep:
+    """A sweep whose jobs run these lines of Python."""
+    record = manifest(tmp_path, *codes)
+    needs = dict.fromkeys(record.jobs, Need(0, 1))
+
+    def begin(job: Job, share) -> subprocess.Popen:
+        if begun is not None:
+            begun.append((job.number, len(running.running)))
+        (tmp_path / job.folder).mkdir()
+        return fake(codes[job.name], tmp_path / job.folder)
+
+    board = Board(record, dict.fromkeys(record.jobs, 10), io.StringIO())
+    running = Sweep(record, Places([], list(needs.values()), slots, 2), needs, begin, board)
+    return running
+
+
+SCORE = "from pathlib import Path; import os; os.chdir(os.path.dirname(os.readlink('/proc/self/fd/1')));"
+SCORE += "Path('metrics.json').write_text('{\"miou\": %s}')"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the fake jobs find their folder in /proc")
+def test_a_job_that_fails_leaves_the_others_alone(tmp_path):
+    begun: list = []
+    codes = {"a": SCORE % 0.25, "b": "print('so sorry'); raise SystemExit(3)", "c": SCORE % 0.5, "d": SCORE % "null"}
+    running = sweep(tmp_path, codes, begun=begun)
+    with StopSignals() as signals:
+        running.run(list(running.manifest.jobs.values()), signals)
+    jobs = running.manifest.jobs
+    assert [job.status for job in jobs.values()] == ["finished", "failed", "finished", "finished"]
+    assert [job.exit_code for job in jobs.values()] == [0, 3, 0, 0]
+    assert [job.miou for job in jobs.values()] == [0.25, None, 0.5, None]
+    assert [number for number, _ in begun] == [0, 1, 2, 3] and max(others for _, others in begun) == 1
+    assert json.loads((tmp_path / "sweep.json").read_text())["jobs"][1]["exit_code"] == 3
+    assert (tmp_path / "1" / "job.log").read_text() == "so sorry\n"
+    said = running.board.out.getvalue()
+    assert "Job 1 failed with exit code 3 after" in said and "best 50.00 % (job 2: c)" in said
+
+
+SAVES = """
+import signal, sys, time
+def stop(*_): print("saved"); sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+while True: time.sleep(0.02)
+"""
+
+
+def when(happened, then) -> None:
+    """Do something from another thread, once something has happened."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 20
+        while not happened() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        then()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def ready(log: Path) -> bool:
+    return log.is_file() and "ready" in log.read_text()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_running_jobs_save_themselves(tmp_path, signum):
+    running = sweep(tmp_path, {"a": SAVES, "b": SAVES, "c": SAVES})
+    logs = [tmp_path / name / "job.log" for name in ("0", "1")]
+    when(lambda: all(map(ready, logs)), lambda: os.kill(os.getpid(), signum))
+    with StopSignals() as signals, pytest.raises(Interrupted) as stopped:
+        running.run(list(running.manifest.jobs.values()), signals)
+    assert stopped.value.code == 128 + signum
+    assert [job.status for job in running.manifest.jobs.values()] == ["interrupted", "interrupted", "waiting"]
+    assert all(log.read_text() == "ready\nsaved\n" for log in logs)
+
+
+def test_ctrl_c_a_second_time_kills(tmp_path):
+    running = sweep(tmp_path, {"a": SAVES.replace("sys.exit(143)", "print('saving', flush=True)")})
+    log = tmp_path / "0" / "job.log"
+    when(lambda: ready(log), lambda: os.kill(os.getpid(), signal.SIGINT))
+    when(lambda: log.is_file() and "saving" in log.read_text(), lambda: os.kill(os.getpid(), signal.SIGINT))
+    with StopSignals() as signals, pytest.raises(Interrupted):
+        running.run(list(running.manifest.jobs.values()), signals)
+    (process,) = [found.process for found in running.running.values()]
+    assert process.wait(5) == -signal.SIGKILL
+
+
+def test_an_error_of_the_sweeps_own_lets_the_jobs_save_themselves(tmp_path):
+    running = sweep(tmp_path, {"a": SAVES, "b": SAVES})
+    begin, log = running.begin, tmp_path / "0" / "job.log"
+
+    def begin_one(job: Job, share) -> subprocess.Popen:
+        if job.number == 1:
+            deadline = time.monotonic() + 20
+            while not ready(log) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            raise OSError("no space left")
+        return begin(job, share)
+
+    running.begin = begin_one
+    with StopSignals() as signals, pytest.raises(OSError, match="no space left"):
+        running.run(list(running.manifest.jobs.values()), signals)
+    assert running.running[0].process.wait(20) == 143 and log.read_text() == "ready\nsaved\n"
+
+
+def test_what_a_failed_job_leaves_running_is_killed(tmp_path, monkeypatch):
+    """A rank that waits for one that is gone would keep its GPU."""
+    monkeypatch.setattr("fcnlab.launching.sweeping.RANKS_END_WITHIN", 0.5)
+    rank = "import signal, time; print('ready', flush=True); time.sleep(600)"
+    code = f"import subprocess, sys; rank = subprocess.Popen([sys.executable, '-S', '-c', {rank!r}]); print(rank.pid)"
+    running = sweep(tmp_path, {"a": f"{code}; sys.exit(1)"})
+    with StopSignals() as signals:
+        running.run(list(running.manifest.jobs.values()), signals)
+    pid = int(next(word for word in (tmp_path / "0" / "job.log").read_text().split() if word.isdigit()))
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_process_of_ours_is_no_rank_of_another(monkeypatch):
+    for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED",
+                 "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID"):  # fmt: skip
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    kept = environment_of_one()
+    assert kept == {name: value for name, value in os.environ.items() if name in kept}
+    assert not {"LOCAL_RANK", "MASTER_PORT", "PL_GLOBAL_SEED", "SLURM_NTASKS"} & kept.keys()
+    assert {"PATH", "SLURM_JOB_ID"} <= kept.keys()
+
+
+def test_files_that_a_job_holds_stay_locked_as_long_as_it_lives(tmp_path):
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = fake("import time; time.sleep(600)", tmp_path, held=[file.fileno()])
+    with (tmp_path / "lock").open("w") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        process.kill()
+        process.wait(5)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_settings_survive_quotes():
+    assert setting("a.b", r"it's C:\x") == r"a.b='it\'s C:\\x'"
+    assert setting("a.b", "/plain/path-1.x") == "a.b=/plain/path-1.x"
+    for words in (["a='b c'"], [r"a='it\'s'", 'b="c"'], ["$x", "a='$x'", "`ls`!"], ["", "é"]):
+        done = subprocess.run(
+            ["sh", "-c", f"printf '%s\\n' {typed(words)}"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split("\n")[:-1] == words
+
+
+# --- what is shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def board(tmp_path: Path, out: io.StringIO) -> Board:
+    record = manifest(tmp_path, *(f"model=fcn8s seed={seed}" for seed in range(40)))
+    for number, (status, miou) in enumerate([("finished", 0.25), ("failed", None), ("running", None)]):
+        record.jobs[number].status, record.jobs[number].miou = status, miou
+    return Board(record, dict.fromkeys(record.jobs, 100), out)
+
+
+def test_the_table_fits_its_terminal_and_leaves_out_what_waits(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    lines = board(tmp_path, Terminal()).lines(width=80, height=10)
+    assert len(lines) <= 10 and max(map(len, lines)) <= 80
+    shown = "\n".join(lines)
+    assert "1 finished, 1 failed, 1 running, 37 waiting" in shown and "and 34 more" in shown
+    assert "✗    1" in shown and "▶    2  model=fcn8s seed=2  0 of 100" in shown and "*  25.00 %" in shown
+    assert len(board(tmp_path, Terminal()).lines(width=80)) == 42
+
+
+def test_only_terminals_get_colours_and_movement(tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    live, plain = board(tmp_path, Terminal()), board(tmp_path, io.StringIO())
+    for shown in (live, plain):
+        shown.refresh()
+        shown.refresh()  # too early for another
+        shown.say("news")
+        shown.close("the end")
+    drawn, after = live.out.getvalue().split("\x1b[", 1)[1].count("settings"), live.out.getvalue().partition("news")[2]
+    assert drawn == 2 and "\x1b[31m" in live.out.getvalue()  # once while it ran, and the whole table at the end
+    assert "A\x1b[J" in live.out.getvalue() and "A\x1b[J" not in after
+    assert "\x1b" not in plain.out.getvalue() and plain.out.getvalue().endswith(f"the end\nThe sweep: {tmp_path}\n")
+
+
+def test_a_long_silence_is_broken(tmp_path):
+    shown = board(tmp_path, io.StringIO())
+    shown.refresh()
+    assert shown.out.getvalue() == ""
+    shown._said_at -= 601
+    shown.refresh()
+    shown.refresh()
+    assert shown.out.getvalue().count("1 finished, 1 failed, 1 running, 37 waiting") == 1
+
+
+def test_the_time_left_follows_from_what_was_done(tmp_path):
+    shown = board(tmp_path, io.StringIO())
+    assert shown.seconds_left() is None
+    shown.began = time.monotonic() - 60  # the first job was done before, and the second failed: they tell nothing
+    shown.progress[2].step = 50
+    assert shown.seconds_left() == pytest.approx(60 / 0.5 * 37.5, rel=0.01)
+
+
+CURVES = "step,epoch,train/loss,val/miou\n10,0,1.5,\n20,0,1.4,0.25\n30,1,1.3,0.125\n"
+
+
+def test_progress_is_read_from_the_curves_while_they_are_written(tmp_path):
+    progress = Progress(100)
+    progress.read(tmp_path)
+    assert (progress.step, progress.miou, progress.part) == (0, None, 0.0)
+    (tmp_path / "2-fcn16s").mkdir()  # of a stage
+    (tmp_path / "2-fcn16s" / "metrics.csv").write_text(CURVES + "40,1,1.")
+    progress.read(tmp_path)
+    assert (progress.step, progress.miou, progress.part) == (30, 0.25, 0.3)
+
+
+def test_of_long_curves_the_end_is_read(tmp_path):
+    rows = "".join(f"{step},0,1.5,\n" for step in range(10, 200_000, 10))
+    (tmp_path / "metrics.csv").write_text("step,epoch,train/loss,val/miou\n" + rows)
+    found = last_rows(tmp_path / "metrics.csv")
+    assert 1000 < len(found) < 10_000 and found[-1]["step"] == "199990"
+    assert all(row["train/loss"] == "1.5" for row in found)
+
+
+def test_of_a_log_the_last_lines_without_the_history_of_a_bar(tmp_path):
+    (tmp_path / "job.log").write_bytes(
+        b"one\ntwo\n\nEpoch 1\rEpoch 2\rEpoch 3\r\nthe \xff end\nError executing job with overrides: []\n"
+    )
+    assert last_lines(tmp_path / "job.log", 3) == ["two", "Epoch 3", "the � end"]
+    assert last_lines(tmp_path / "none", 3) == []
+
+
+# --- in one process
+
+
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        ({"devices": 2}, r"job 1 has trainer.devices=2, .* Leave hydra/launcher=basic out, or set trainer.devices=1"),
+        ({"devices": 1, "strategy": "ddp"}, "trainer.strategy=ddp, .* or set trainer.strategy=auto"),
+        ({"devices": "auto"}, "trainer.devices=auto"),
+        ({"devices": 1, "num_nodes": 2}, "trainer.num_nodes=2"),
+    ],
+)
+def test_one_process_refuses_jobs_of_several(trainer: dict, said: str):
+    fine = OmegaConf.create({"trainer": {"devices": 1, "strategy": "auto"}})
+    refuse_several_processes({0: fine})
+    with pytest.raises(UserError, match=said):
+        refuse_several_processes({0: fine, 1: OmegaConf.create({"trainer": trainer})})
+
+
+def test_a_users_mistake_reaches_hydra_as_one():
+    with pytest.raises(CompactHydraException, match="fcnlab train: no"), told_plainly("train"):
+        raise UserError("no")
+
+
+def test_no_job_begins_where_one_cannot(fcnlab, capsys, tmp_path):
+    words = ["train", "-m", "trainer=smoke", "optim=adamw,sgd", "+optim.momentun=0.9", "hydra.sweep.dir=sweep"]
+    assert fcnlab(*words) == 1
+    said = capsys.readouterr().err
+    assert "job 0: the configuration" in said and "job 1: the configuration" in said and "optim.momentum?" in said
+    assert not (tmp_path / "sweep" / "0").exists() and not (tmp_path / "sweep" / "sweep.json").exists()
+    assert fcnlab("train", "-m", "trainer=smoke", "trainer.devices=1,2", "hydra/launcher=basic") == 1
+    assert "job 1 has trainer.devices=2" in capsys.readouterr().err
+    assert not list(tmp_path.glob("outputs/sweeps/*/*/0"))
