@@ -23,7 +23,8 @@ RANKS = re.compile(  # what says that a process is one of several
 
 def setting(key: str, value: object) -> str:
     """``key='value'``, quoted so that a path is one whatever characters it holds; a plain path needs no quotes."""
-    return f"{key}={value if re.fullmatch(r'/[\w./-]+', str(value)) else quoted(value)}"
+    plain = re.fullmatch(r"/[\w./-]+", str(value))
+    return f"{key}={value if plain else quoted(value)}"
 
 
 def quoted(value: object) -> str:
