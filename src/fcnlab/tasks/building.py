@@ -116,6 +116,7 @@ NOISE = (
     r".*does not have many workers",  # data.num_workers is the user's choice
     r".*It is recommended to use `self.log.*sync_dist=True",  # scores are made from what all ranks counted
     r".*your dataloader is not resumable",  # it is: DataModule finds its place again
+    r"The `srun` command is available on your system but is not used",  # one process is what was asked for
 )
 
 
