@@ -35,8 +35,8 @@ LARGEST = 1e15  # of a number that a chart has an axis for
 
 # Settings that no score depends on: where things lie, what is shown, how often is saved. Seeds pair runs.
 WITHOUT_EFFECT = re.compile(
-    r"(.*\.)?seed|(logger|checkpointing|from_run|stages|needs|published|pictures|passport|trust)(\..*)?"
-    r"|data\.(root|num_workers)|callbacks\.(pictures|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
+    r"(.*\.)?seed|(logger|checkpointing|from_run|stages|sweep|needs|published|pictures|passport|trust)(\..*)?"
+    r"|data\.(root|num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(pictures|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
 )
 Settings = dict[str, Any]
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast
