@@ -166,7 +166,7 @@ def test_batches_are_launched_and_the_best_is_said(tmp_path, caplog):
 def test_it_learns(tmp_path):
     """Draws without a thought would lie 5.2 away from the best on average: (12**2 + 8**2) / 2 / 20."""
     worker = Worker()
-    search(tmp_path, worker, n_trials=30, n_jobs=2).sweep(SPACE)
+    search(tmp_path, worker, n_trials=40, n_jobs=1).sweep(SPACE)
     away = [abs(float(words[1][2:]) - 2) for words in worker.words[-15:]]
     assert sum(away) / 15 < 5.2 / 2
 

@@ -144,6 +144,7 @@ class Search(Sweeper):
         return slots if isinstance(slots, int) else len(visible_gpus(os.environ)) or slots_for(visible_cores())
 
     def _launch(self, study: Any, batch: Mapping[int, Mapping[str, Any]]) -> Sequence[JobReturn]:
+        self._write(study)
         words = [[*self.fixed, *words_of(params)] for params in batch.values()]
         returned = self.launcher.launch(words, initial_job_idx=min(batch))
         for number, job in zip(batch, returned, strict=True):

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from fcnlab.errors import UserError
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_cores, visible_gpus
-from fcnlab.launching.processes import config_dir, environment_of_one, setting, start, typed
+from fcnlab.launching.processes import Started, config_dir, environment_of_one, setting, start, typed
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.signals import Interrupted, StopSignals
 
@@ -122,8 +121,7 @@ class Slots(Launcher):
         board = Board(self.manifest, {number: steps_of(cfg) for number, cfg in configs.items()})
         done = f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done; " if len(waiting) < len(jobs) else ""
         board.say(
-            f"{shown(self.manifest.folder)}: {done}{len(waiting)} to run, {places.slots} at a time,"
-            f" {places.threads} threads for each process"
+            f"{shown(self.manifest.folder)}: {done}{len(waiting)} to run, {places.slots} at a time{self._room(places)}"
         )
         sweep = Sweep(self.manifest, places, needs, lambda job, share: self._begin(job, share, configs), board)
         try:
@@ -136,7 +134,10 @@ class Slots(Launcher):
         self.manifest.end("failed" if lost else "finished")
         board.close(*(self._epitaph(job, configs[job.number]) for job in lost))
 
-    def _begin(self, job: Job, share: Share, configs: Mapping[int, DictConfig]) -> subprocess.Popen:
+    def _room(self, places: Places) -> str:
+        return f", {places.threads} threads for each process"
+
+    def _begin(self, job: Job, share: Share, configs: Mapping[int, DictConfig]) -> Started:
         cfg, folder = configs[job.number], self.manifest.folder / job.folder
         words = self._words(job, cfg, again=self.resumes)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """From the config to a Trainer, its loggers and its callbacks."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -82,11 +84,17 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
         settings,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[WholeFiles()],
+        plugins=[WholeFiles(), *cluster()],
         use_distributed_sampler=False,  # Lightning's would evaluate some pictures twice
         default_root_dir=str(run_folder()),
         _convert_="all",
     )
+
+
+def cluster() -> list[SLURMEnvironment]:
+    """As a task of Slurm's: its ranks, without Lightning's own way to be queued again; launching/slurm.py has ours."""
+    named = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")  # Lightning's rule: a user at a terminal
+    return [SLURMEnvironment(auto_requeue=False)] if "SLURM_NTASKS" in os.environ and named else []
 
 
 def _shows_progress(cfg: DictConfig) -> bool:
@@ -115,6 +123,7 @@ NOISE = (
     r".*Checkpoint directory .* exists and is not empty",  # on resuming that is how it should be
     r".*does not have many workers",  # data.num_workers is the user's choice
     r".*It is recommended to use `self.log.*sync_dist=True",  # scores are made from what all ranks counted
+    r".*`srun` command is available on your system but is not used",  # a sweep of slots is no job of Slurm's
     r".*your dataloader is not resumable",  # it is: DataModule finds its place again
 )
 
