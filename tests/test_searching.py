@@ -16,6 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from fcnlab.errors import UserError
 from fcnlab.searching import Search, need_optuna, seed_of, space_of, words_of
@@ -228,6 +229,32 @@ def test_a_folder_that_holds_a_search_is_not_taken_for_a_new_one(tmp_path):
         search(tmp_path, Worker())
     with pytest.raises(CompactHydraException, match=r"direction=minimize: the search in .* has another one"):
         search(tmp_path, Worker(), resume=True, direction="minimize").sweep(SPACE)
+
+
+# --- W&B's sweeps
+
+
+def agents_words(sweep: dict, chosen: dict) -> list[str]:
+    """What W&B's agent types for a run, by W&B's own expansion."""
+    args = create_sweep_command_args({"args": {name: {"value": value} for name, value in chosen.items()}})
+    meant = {
+        "${env}": ["/usr/bin/env"],
+        "${program}": [sweep["program"]],
+        "${args_no_hyphens}": args["args_no_hyphens"],
+    }
+    return [typed for word in sweep["command"] for typed in meant.get(word, [word])]
+
+
+def test_wandbs_agent_types_what_fcnlab_reads(fcnlab, repository, capsys):
+    sweep = OmegaConf.to_container(OmegaConf.load(repository / "docs" / "wandb_sweep.yaml"), resolve=False)
+    chosen = {name: values.get("min", values.get("values", [None])[0]) for name, values in sweep["parameters"].items()}
+    env, program, *words = agents_words(sweep, chosen)
+    assert (env, program, words[0]) == ("/usr/bin/env", "fcnlab", "train")
+    assert fcnlab(*words, "--cfg", "job") == 0
+    cfg = OmegaConf.create(capsys.readouterr().out)
+    assert cfg.optim.lr == 1e-4 and cfg.augment.scale == [0.5, 2.0] and "wandb" in cfg.logger
+    assert cfg.model.levels == [32]  # FCN-32s
+    assert sweep["metric"] == {"name": "val/miou", "goal": "maximize"}
 
 
 # --- a search as a user starts it

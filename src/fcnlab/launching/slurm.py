@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.errors import UserError
-from fcnlab.launching.launchers import LOG, Slots
+from fcnlab.launching.launchers import LOG, Slots, told_plainly
 from fcnlab.launching.manifest import Job, facts_of
 from fcnlab.launching.places import Need, Places, Share
 from fcnlab.launching.processes import config_dir, environment_of_one, exit_code, setting, start
@@ -47,8 +47,6 @@ class Slurm(Slots):
         }
 
     def setup(self, **given: Any) -> None:
-        from fcnlab.launching.launchers import told_plainly
-
         with told_plainly(str(given["config"].hydra.job.config_name)):
             need_slurm()
         super().setup(**given)
@@ -57,7 +55,7 @@ class Slurm(Slots):
         """Slurm gives a job its place; here only their number is limited."""
         for number, cfg in configs.items():
             tasks_of(cfg.trainer, f"job {number}")
-        return Places([], [], min(int(self.slots), len(configs)), cores=1), {number: Need(0, 1) for number in configs}
+        return Turns(min(int(self.slots), len(configs))), {number: Need(0, 1) for number in configs}
 
     def _room(self, places: Places) -> str:
         return " in Slurm's queue"
@@ -94,6 +92,22 @@ class Slurm(Slots):
         )
         executor.update_parameters(**sbatch(self.settings, cfg.trainer, f"job {job.number}"))
         return SlurmJob(executor.submit(task))
+
+
+class Turns(Places):
+    """So many jobs at a time, and Slurm says where."""
+
+    def __init__(self, slots: int):
+        super().__init__([], [], slots, cores=1)
+
+    def take(self, need: Need) -> Share | None:
+        share = super().take(need)
+        return None if share is None else Turn(**vars(share))
+
+
+class Turn(Share):
+    def __str__(self) -> str:
+        return "Slurm, when its turn comes"
 
 
 def need_slurm() -> None:
@@ -170,6 +184,8 @@ class Task:
         if restarted and facts_of(self.folder, "run.json").get("status") == "finished":
             return 0  # it had ended just when it was stopped
         queue_again = signal.getsignal(signal.SIGUSR2)
+        # Slurm's signals reach the run, too; it listens to those that stop, and this one would end it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         process = start(self.verb, self._words(restarted), self.config_dir, task_environment(), self.folder / LOG)
 
         def pass_on(signum: int, frame: Any) -> None:
@@ -178,12 +194,11 @@ class Task:
 
         for signum in (*STOPPING, signal.SIGUSR2):
             signal.signal(signum, pass_on)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
         code = exit_code(process.wait())
-        if code == 0:
-            return 0
-        if self.asked and code - 128 in STOPPING:
-            self._stop(queue_again)
-        if rank():
+        if code - 128 in STOPPING:
+            self._stop(code, queue_again)
+        if rank() and code:
             os._exit(code)  # srun ends the others
         return code
 
@@ -196,13 +211,13 @@ class Task:
             *([setting("hydra.job.name", f"{self.verb}_rank_{rank()}"), "hydra.output_subdir=null"] if rank() else []),
         ]
 
-    def _stop(self, queue_again: Any) -> None:
+    def _stop(self, code: int, queue_again: Any) -> None:
         """All is saved. Slurm queues what got a SIGTERM again by itself; before a time limit rank 0 asks for it."""
         if rank():
             os._exit(0)  # any other code would have srun end rank 0, which may be saving yet
         if signal.SIGUSR2 in self.asked and signal.SIGTERM not in self.asked:
             queue_again(signal.SIGUSR2, None)  # submitit's: counts, asks and exits
-        os._exit(128 + self.asked[0])  # without a result, for which the sweep would take it
+        os._exit(code)  # without a result, for which the sweep would take it
 
     def checkpoint(self) -> Any:
         """What submitit runs when the job's turn comes again."""
