@@ -1,5 +1,6 @@
 """A sweep on a real Slurm of one node on loopback, whose jobs are stopped and go on."""
 
+import csv
 import json
 import os
 import shutil
@@ -89,11 +90,10 @@ def job_of(number: int, sweep: Path) -> str:
     ]
 
 
-def curves(folder: Path) -> list[str]:
-    """metrics.csv without what depends on the clock."""
-    lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
-    kept = [place for place, name in enumerate(lines[0]) if not name.startswith(("time", "speed", "minutes"))]
-    return [",".join(line[place] for place in kept) for line in lines]
+def curves(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv, whose columns stand in the order in which they came."""
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def test_jobs_that_slurm_stops_end_as_those_that_it_left_alone(slurm, tmp_path, small, shapes_root):
