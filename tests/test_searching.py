@@ -133,6 +133,7 @@ def search(folder: Path, worker: Worker, resume: bool = False, **settings) -> Se
             "sweep": {"dir": str(folder / "s")},
             "overrides": {"hydra": ["hydra.verbose=false", "hydra.sweep.dir=s"], "task": []},
             "runtime": {"config_sources": []},
+            "launcher": {},
         },
         "sweep": {"resume": "s" if resume else None},
     }

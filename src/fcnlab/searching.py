@@ -12,7 +12,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -50,12 +49,12 @@ class Search(Sweeper):
         A search space by key, beside the command line's.
     """
 
-    def __init__(self, n_trials: Any, n_jobs: Any, direction: str, seed: Any, params: Mapping[str, Any] | None = None):
+    def __init__(self, n_trials: Any, n_jobs: Any, direction: Any, seed: Any, params: Mapping[str, Any] | None = None):
         self.n_trials, self.n_jobs, self.direction, self.seed = n_trials, n_jobs, direction, seed
         self.params = dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.config = hydra_context, config
+        self.context, self.whole, self.hydra = hydra_context, config, config.hydra
         self.verb = str(config.hydra.job.config_name)
         with told_plainly(self.verb):
             need_optuna()
@@ -64,8 +63,10 @@ class Search(Sweeper):
             goes_on = bool(OmegaConf.select(config, "sweep.resume"))
             if goes_on != (self.folder / STORAGE).exists():
                 raise UserError(self._why_not(goes_on))
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+        self.launch_jobs = (
+            Plugins.instance()
+            .instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
+            .launch
         )
 
     def _check_settings(self) -> None:
@@ -103,7 +104,7 @@ class Search(Sweeper):
 
     def _read(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parser = OverridesParser.create(config_loader=self.context.config_loader)
         return space_of(parser.parse_overrides(words))
 
     def _open(self) -> Any:
@@ -112,7 +113,7 @@ class Search(Sweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, self.folder / "multirun.yaml")
+        OmegaConf.save(self.whole, self.folder / "multirun.yaml")
         study = optuna.create_study(
             storage=f"sqlite:///{self.folder / STORAGE}",
             study_name=NAME,
@@ -140,13 +141,13 @@ class Search(Sweeper):
     def _at_a_time(self) -> int:
         if self.n_jobs != "auto":
             return self.n_jobs
-        slots = OmegaConf.select(self.config, "hydra.launcher.slots")
+        slots = self.hydra.launcher.get("slots")
         return slots if isinstance(slots, int) else len(visible_gpus(os.environ)) or slots_for(visible_cores())
 
     def _launch(self, study: Any, batch: Mapping[int, Mapping[str, Any]]) -> Sequence[JobReturn]:
         self._write(study)
         words = [[*self.fixed, *words_of(params)] for params in batch.values()]
-        returned = self.launcher.launch(words, initial_job_idx=min(batch))
+        returned = self.launch_jobs(words, initial_job_idx=min(batch))
         for number, job in zip(batch, returned, strict=True):
             tell(study, number, job)
         self._write(study)
@@ -169,8 +170,8 @@ class Search(Sweeper):
         if best is None:
             log.info("No trial has a score. The search: %s", shown(self.folder))
             return
-        of_hydra = [word for word in self.config.hydra.overrides.hydra if not OF_THE_SWEEP.match(word)]
-        folder = config_dir(self.config.hydra)
+        of_hydra = [word for word in self.hydra.overrides.hydra if not OF_THE_SWEEP.match(word)]
+        folder = config_dir(self.hydra)
         words = [*(["--config-dir", folder] if folder else []), *of_hydra, *self.fixed, *words_of(best["params"])]
         log.info(
             "Best of %d trials: %.6g (job %d) with %s\n  To repeat it: %s\n  The search: %s",
@@ -231,18 +232,17 @@ def _distribution(override: Override, sweep: Any, log: bool) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(sweep, IntervalSweep):
-        low, high = sweep.start, sweep.end
-        assert low is not None and high is not None
-        whole = isinstance(low, int) and isinstance(high, int)
-        return IntDistribution(low, high, log=log) if whole else FloatDistribution(low, high, log=log)
-    values: list[Any] = list(override.sweep_iterator(Transformer.encode))
-    if not values:
-        raise ValueError("no value is in that range")
-    if isinstance(sweep, RangeSweep) and not sweep.shuffle:
-        low, high, step = min(values), max(values), abs(sweep.step)
-        kind = IntDistribution if all(isinstance(value, int) for value in (low, high, step)) else FloatDistribution
-        return kind(low, high, step=step)
-    return CategoricalDistribution(values)
+        numbers: list[Any] = [sweep.start, sweep.end]
+        further: dict[str, Any] = {"log": log}
+    else:
+        values: list[Any] = list(override.sweep_iterator(Transformer.encode))
+        if not values:
+            raise ValueError("no value is in that range")
+        if not isinstance(sweep, RangeSweep) or sweep.shuffle:
+            return CategoricalDistribution(values)
+        numbers, further = [min(values), max(values)], {"step": abs(sweep.step)}
+    whole = all(isinstance(number, int) for number in (*numbers, further.get("step", 1)))
+    return (IntDistribution if whole else FloatDistribution)(*numbers, **further)
 
 
 def words_of(params: Mapping[str, Any]) -> list[str]:
