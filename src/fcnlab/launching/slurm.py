@@ -40,7 +40,7 @@ class Slurm(Slots):
     """
 
     def __init__(self, **settings: Any):
-        super().__init__(slots=settings["array_parallelism"])
+        super().__init__()
         self.settings = {
             name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
             for name, value in settings.items()
@@ -55,7 +55,10 @@ class Slurm(Slots):
         """Slurm gives a job its place; here only their number is limited."""
         for number, cfg in configs.items():
             tasks_of(cfg.trainer, f"job {number}")
-        return Turns(min(int(self.slots), len(configs))), {number: Need(0, 1) for number in configs}
+        at_a_time = self.settings["array_parallelism"]
+        if type(at_a_time) is not int or at_a_time < 1:
+            raise UserError(f"hydra.launcher.array_parallelism={at_a_time}: give a whole number of jobs, at least 1")
+        return Turns(min(at_a_time, len(configs))), {number: Need(0, 1) for number in configs}
 
     def _room(self, places: Places) -> str:
         return " in Slurm's queue"
@@ -73,7 +76,7 @@ class Slurm(Slots):
 
     @property
     def _submitted(self) -> Path:
-        return Path(self.settings["submitit_folder"]).absolute()
+        return Path(str(self.settings["submitit_folder"])).absolute()
 
     def _begin(self, job: Job, share: Share, configs: Mapping[int, DictConfig]) -> "SlurmJob":
         import submitit
