@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+from fcnlab import cli
 from fcnlab.errors import UserError
 from fcnlab.searching import Search, need_optuna, seed_of, space_of, words_of
 
@@ -230,6 +231,37 @@ def test_a_folder_that_holds_a_search_is_not_taken_for_a_new_one(tmp_path):
         search(tmp_path, Worker())
     with pytest.raises(CompactHydraException, match=r"direction=minimize: the search in .* has another one"):
         search(tmp_path, Worker(), resume=True, direction="minimize").sweep(SPACE)
+
+
+# --- the words of sweep.resume
+
+
+@pytest.fixture
+def resumed_words(monkeypatch, tmp_path):
+    """What ``fcnlab train -m WORDS sweep.resume=...`` becomes, for a search of 7 trials."""
+
+    def words(*given: str, settings: object = None) -> list[str]:
+        (tmp_path / "sweep.json").write_text('{"overrides": ["x=interval(0,1)"]}')
+        kept = {"n_trials": 7, "n_jobs": "auto", "direction": "maximize", "seed": 1} if settings is None else settings
+        (tmp_path / "search.json").write_text(json.dumps({"settings": kept}))
+        monkeypatch.setattr(sys, "argv", ["fcnlab", "-m", *given, f"sweep.resume={tmp_path}"])
+        cli._resume_sweep("train")
+        return sys.argv[3 + len(given) : -1]
+
+    return words
+
+
+def test_a_search_goes_on_as_a_search(resumed_words):
+    kept = ["n_trials=7", "n_jobs=auto", "direction=maximize", "seed=1"]
+    search = ["hydra/sweeper=optuna", *(f"hydra.sweeper.{word}" for word in kept)]
+    assert resumed_words() == ["x=interval(0,1)", *search]
+    longer = resumed_words("hydra.sweeper.n_trials=9")
+    assert longer == ["x=interval(0,1)", *(word for word in search if "n_trials" not in word)]
+
+
+@pytest.mark.parametrize("kept", [{"n_trials": "1 hydra.sweeper._target_=os.system"}, {"_target_": "os.system"}, 3])
+def test_a_record_makes_a_search_do_nothing_else(resumed_words, kept):
+    assert resumed_words(settings=kept) == ["x=interval(0,1)", "hydra/sweeper=optuna"]
 
 
 # --- W&B's sweeps

@@ -30,6 +30,7 @@ from fcnlab.signals import Interrupted, StopSignals
 log = logging.getLogger("fcnlab")
 LOG = "job.log"  # in a job's folder: all that it said
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
+OF_LAUNCHER = re.compile(r"hydra[./]launcher\b")
 LONGEST_NAME = 100
 ALONE = {  # trainer settings of which one process is sure; the last of each is told
     "devices": ("1", 1),
@@ -62,6 +63,7 @@ class Slots(Launcher):
             folder = Path(config.hydra.sweep.dir).absolute()
             self.resumes = bool(config.sweep.resume)
             self.manifest = open_manifest(folder, self.verb, of_the_user(config.hydra.overrides.task), self.resumes)
+            self.manifest.launched_by = [word for word in config.hydra.overrides.hydra if OF_LAUNCHER.match(word)]
             self.lock = Lock(folder)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
