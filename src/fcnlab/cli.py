@@ -83,9 +83,24 @@ def _resume_sweep(verb: str) -> None:
     typed = any(("=" in word or word.startswith("~")) and not word.startswith(own) for word in sys.argv[1:])
     from fcnlab.launching import setting
 
-    sys.argv[place + 1 : place + 1] = [*([] if typed else overrides), setting("hydra.sweep.dir", folder)]
+    goes_on = [*_search_settings(Path(folder) / "search.json"), setting("hydra.sweep.dir", folder)]
+    sys.argv[place + 1 : place + 1] = [*([] if typed else overrides), *goes_on]
     if not {"-m", "--multirun"} & set(sys.argv):
         sys.argv.insert(1, "--multirun")  # not among the settings, which argparse wants to be one block
+
+
+def _search_settings(path: Path) -> list[str]:
+    """What made a sweep a search, where it was one, but for what is typed anew."""
+    if not path.is_file():
+        return []
+    try:
+        kept = {str(name): value for name, value in json.loads(path.read_text())["settings"].items()}
+    except (OSError, ValueError, KeyError, AttributeError):
+        kept = {}  # Optuna's storage knows the trials
+    words = ["hydra/sweeper=optuna", *(f"hydra.sweeper.{name}={value}" for name, value in kept.items())]
+    typed = {_key(word) for word in sys.argv}
+    plain = re.compile(r"hydra/sweeper=optuna|hydra\.sweeper\.(n_trials|n_jobs|direction|seed)=\w+")
+    return [word for word in words if plain.fullmatch(word) and _key(word) not in typed]
 
 
 def _recorded_overrides(verb: str, asked: str, path: Path) -> list[str]:

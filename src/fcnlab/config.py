@@ -164,11 +164,15 @@ def _count_classes(classes: Any, root: str) -> int:
 def register_launchers() -> None:
     """Let ``hydra/launcher=basic`` be ours, which refuses what Hydra's does wrong; in this process alone.
 
-    ``slots`` is a file of conf/, but one named as a config of Hydra's own would be merged with that.
+    ``slots`` is a file of conf/, but one named as a config of Hydra's own would be merged with that. What its official
+    plugins have stored under the names of ours is dropped, where they are installed, too.
     """
     Plugins.instance()  # which makes Hydra's known, and must not do so behind ours
     node = {"_target_": "hydra_plugins.fcnlab_slots.InProcessLauncher"}
-    ConfigStore.instance().store(group="hydra/launcher", name="basic", node=node, provider="fcnlab")
+    store = ConfigStore.instance()
+    store.store(group="hydra/launcher", name="basic", node=node, provider="fcnlab")
+    for group, name in (("launcher", "submitit_slurm"), ("sweeper", "optuna")):
+        store.repo["hydra"][group].pop(f"{name}.yaml", None)
 
 
 def plain(node: Any) -> dict[str, Any]:

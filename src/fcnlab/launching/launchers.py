@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,13 +23,14 @@ from fcnlab.errors import UserError
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_cores, visible_gpus
-from fcnlab.launching.processes import config_dir, environment_of_one, setting, start, typed
+from fcnlab.launching.processes import Started, config_dir, environment_of_one, setting, start, typed
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.signals import Interrupted, StopSignals
 
 log = logging.getLogger("fcnlab")
 LOG = "job.log"  # in a job's folder: all that it said
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
+OF_LAUNCHER = re.compile(r"hydra[./]launcher\b")
 LONGEST_NAME = 100
 ALONE = {  # trainer settings of which one process is sure; the last of each is told
     "devices": ("1", 1),
@@ -63,6 +63,7 @@ class Slots(Launcher):
             folder = Path(config.hydra.sweep.dir).absolute()
             self.resumes = bool(config.sweep.resume)
             self.manifest = open_manifest(folder, self.verb, of_the_user(config.hydra.overrides.task), self.resumes)
+            self.manifest.launched_by = [word for word in config.hydra.overrides.hydra if OF_LAUNCHER.match(word)]
             self.lock = Lock(folder)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -122,8 +123,7 @@ class Slots(Launcher):
         board = Board(self.manifest, {number: steps_of(cfg) for number, cfg in configs.items()})
         done = f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done; " if len(waiting) < len(jobs) else ""
         board.say(
-            f"{shown(self.manifest.folder)}: {done}{len(waiting)} to run, {places.slots} at a time,"
-            f" {places.threads} threads for each process"
+            f"{shown(self.manifest.folder)}: {done}{len(waiting)} to run, {places.slots} at a time{self._room(places)}"
         )
         sweep = Sweep(self.manifest, places, needs, lambda job, share: self._begin(job, share, configs), board)
         try:
@@ -136,7 +136,10 @@ class Slots(Launcher):
         self.manifest.end("failed" if lost else "finished")
         board.close(*(self._epitaph(job, configs[job.number]) for job in lost))
 
-    def _begin(self, job: Job, share: Share, configs: Mapping[int, DictConfig]) -> subprocess.Popen:
+    def _room(self, places: Places) -> str:
+        return f", {places.threads} threads for each process"
+
+    def _begin(self, job: Job, share: Share, configs: Mapping[int, DictConfig]) -> Started:
         cfg, folder = configs[job.number], self.manifest.folder / job.folder
         words = self._words(job, cfg, again=self.resumes)
         folder.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,10 @@ class Job:
 
 @dataclass
 class Manifest:
-    """The record of a sweep in ``folder``: written anew, aside, each time that something has changed."""
+    """The record of a sweep in ``folder``: written anew, aside, each time that something has changed.
+
+    ``launched_by`` are the words that chose the launcher, which no record keeps.
+    """
 
     folder: Path
     verb: str
@@ -49,6 +52,7 @@ class Manifest:
     started: str = field(default_factory=lambda: now())
     ended: str | None = None
     jobs: dict[int, Job] = field(default_factory=dict)
+    launched_by: list[str] = field(default_factory=list)
 
     @property
     def command(self) -> str:
@@ -56,7 +60,7 @@ class Manifest:
 
     @property
     def how_to_go_on(self) -> str:
-        return shlex.join(["fcnlab", self.verb, "-m", f"sweep.resume={shown(self.folder)}"])
+        return shlex.join(["fcnlab", self.verb, "-m", f"sweep.resume={shown(self.folder)}", *self.launched_by])
 
     def write(self) -> None:
         from fcnlab.results.record import aside  # numpy comes with it

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, Protocol
 
 from fcnlab.signals import Interrupted
 
@@ -19,6 +19,37 @@ RANKS = re.compile(  # what says that a process is one of several
     r"(LOCAL_|NODE_|GROUP_|ROLE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|PL_.*|TORCHELASTIC_.*"
     r"|SLURM_(NTASKS|PROCID|LOCALID|NODEID)|OMPI_.*|PMI_.*"
 )
+
+
+class Started(Protocol):
+    """A job that was started: a process here, or a job of Slurm's."""
+
+    def poll(self) -> int | None:
+        """None while it goes on, else its exit code; -N: signal N ended it."""
+        ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def is_left(self) -> bool:
+        """Whether anything is left of it, such as a rank that waits for one that has failed."""
+        ...
+
+    def kill_all(self) -> None: ...
+
+
+class Session(subprocess.Popen):
+    """A process with all that it starts."""
+
+    def is_left(self) -> bool:
+        try:
+            os.killpg(self.pid, 0)
+        except (ProcessLookupError, PermissionError):  # the latter on macOS, where only what is dead is left
+            return False
+        return True
+
+    def kill_all(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
 
 
 def setting(key: str, value: object) -> str:
@@ -45,7 +76,7 @@ def start(
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
     held: Sequence[int] = (),
-) -> subprocess.Popen:
+) -> Session:
     """Start ``fcnlab VERB WORDS`` in a session of its own, so that Ctrl-C reaches it through its parent alone.
 
     On Linux it gets SIGTERM when its parent dies, and saves itself: nothing goes on that nobody waits for. What it
@@ -58,13 +89,13 @@ def start(
 
 def spawn(
     command: Sequence[str], environment: Mapping[str, str] | None, log: Path | None, held: Sequence[int]
-) -> subprocess.Popen:
+) -> Session:
     """:func:`start` for any command."""
     fixed: dict[str, Any] = {"start_new_session": True, "preexec_fn": _end_with_parent(), "pass_fds": held}
     if log is None:
-        return subprocess.Popen(command, env=environment, **fixed)
+        return Session(command, env=environment, **fixed)
     with log.open("ab") as file:
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **fixed)
+        return Session(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **fixed)
 
 
 def _end_with_parent():
@@ -104,17 +135,3 @@ def finish(process: subprocess.Popen) -> int:
 
 def exit_code(code: int) -> int:
     return code if code >= 0 else 128 - code
-
-
-def session_lives(process: subprocess.Popen) -> bool:
-    """Whether anything is left of what a process started, such as a rank that waits for one that has failed."""
-    try:
-        os.killpg(process.pid, 0)
-    except (ProcessLookupError, PermissionError):  # the latter on macOS, where only what is dead is left
-        return False
-    return True
-
-
-def kill_session(process: subprocess.Popen) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)

@@ -1,7 +1,6 @@
 """The jobs of a sweep, as many at a time as there are places, each a process of its own."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from fcnlab.launching.board import Board, score_of
 from fcnlab.launching.manifest import Job, Manifest, now
 from fcnlab.launching.places import Need, Places, Share
-from fcnlab.launching.processes import exit_code, kill_session, session_lives
+from fcnlab.launching.processes import Started, exit_code
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
 
 LOOK_EVERY = 0.2  # seconds
@@ -20,7 +19,7 @@ RANKS_END_WITHIN = 10.0  # seconds after their first: one that hangs would keep 
 class Running:
     """A job's process, its part of the machine, and when the process was first seen to have ended."""
 
-    process: subprocess.Popen
+    process: Started
     share: Share
     ended: float | None = None
 
@@ -37,7 +36,7 @@ class Sweep:
         manifest: Manifest,
         places: Places,
         needs: dict[int, Need],
-        begin: Callable[[Job, Share], subprocess.Popen],
+        begin: Callable[[Job, Share], Started],
         board: Board,
     ):
         self.manifest, self.places, self.needs, self.begin, self.board = manifest, places, needs, begin, board
@@ -100,15 +99,15 @@ class Sweep:
     def _all_ended(self, running: Running) -> bool:
         """Whether its other processes have ended, too; they are killed when they hang."""
         running.ended = running.ended or time.monotonic()
-        if session_lives(running.process) and time.monotonic() - running.ended < RANKS_END_WITHIN:
+        if running.process.is_left() and time.monotonic() - running.ended < RANKS_END_WITHIN:
             return False
-        kill_session(running.process)
+        running.process.kill_all()
         return True
 
     def _end(self, job: Job, running: Running) -> None:
         del self.running[job.number]
         self.places.give_back(running.share)
-        code = exit_code(running.process.returncode)
+        code = exit_code(running.process.poll() or 0)
         job.exit_code, job.ended = code, now()
         job.status = "finished" if code == 0 else "interrupted" if code - 128 in STOPPING else "failed"
         job.miou = score_of(self.manifest.folder / job.folder) if code == 0 else None
@@ -117,4 +116,4 @@ class Sweep:
 
     def _kill(self) -> None:
         for running in self.running.values():
-            kill_session(running.process)
+            running.process.kill_all()

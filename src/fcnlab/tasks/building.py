@@ -1,6 +1,7 @@
 """From the config to a Trainer, its loggers and its callbacks."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -82,11 +84,17 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
         settings,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[WholeFiles()],
+        plugins=[WholeFiles(), *cluster()],
         use_distributed_sampler=False,  # Lightning's would evaluate some pictures twice
         default_root_dir=str(run_folder()),
         _convert_="all",
     )
+
+
+def cluster() -> list[SLURMEnvironment]:
+    """As a task of Slurm's: its ranks, without Lightning's own way to be queued again; launching/slurm.py has ours."""
+    named = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")  # Lightning's rule: a user at a terminal
+    return [SLURMEnvironment(auto_requeue=False)] if "SLURM_NTASKS" in os.environ and named else []
 
 
 def _shows_progress(cfg: DictConfig) -> bool:

@@ -1,6 +1,6 @@
 """Hydra takes launchers from this namespace alone; what they do is in fcnlab.launching."""
 
-from fcnlab.launching import launchers
+from fcnlab.launching import launchers, slurm
 
 
 class SlotsLauncher(launchers.Slots):
@@ -9,3 +9,7 @@ class SlotsLauncher(launchers.Slots):
 
 class InProcessLauncher(launchers.InProcess):
     """``hydra/launcher=basic`` of fcnlab"""
+
+
+class SlurmLauncher(slurm.Slurm):
+    """``hydra/launcher=submitit_slurm``"""

@@ -1,0 +1,295 @@
+"""``hydra/sweeper=optuna``: jobs whose settings follow from the scores of those before them."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from fcnlab.errors import UserError
+from fcnlab.launching import config_dir
+from fcnlab.launching.launchers import OF_THE_SWEEP, told_plainly
+from fcnlab.launching.manifest import shown
+from fcnlab.launching.places import slots_for, visible_cores, visible_gpus
+from fcnlab.launching.processes import typed
+
+log = logging.getLogger("fcnlab")
+STORAGE, RESULTS = "search.db", "search.json"  # in the sweep's folder
+NAME = "fcnlab"  # of the one study in the storage
+KEPT = ("n_trials", "n_jobs", "direction", "seed")  # settings that a search goes on with, unless they are typed
+
+
+class Search(Sweeper):
+    """Draws settings by Optuna's TPE and hands them to the launcher, ``n_jobs`` at a time.
+
+    Optuna's trials bear the numbers of their jobs. A trial whose job was stopped stays open in the storage: where the
+    search goes on, it is the first to be launched again, with the settings that it had.
+
+    Parameters
+    ----------
+    n_trials
+        How many in all, failed ones among them.
+    n_jobs
+        A number, or "auto": as many as the launcher runs at a time.
+    direction
+        "maximize" or "minimize" what the jobs return.
+    seed
+        Of the draws; the next ones depend on it and on what the storage holds.
+    params
+        A search space by key, beside the command line's.
+    """
+
+    def __init__(self, n_trials: Any, n_jobs: Any, direction: Any, seed: Any, params: Mapping[str, Any] | None = None):
+        self.n_trials, self.n_jobs, self.direction, self.seed = n_trials, n_jobs, direction, seed
+        self.params = dict(params or {})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.whole, self.hydra = hydra_context, config, config.hydra
+        self.verb = str(config.hydra.job.config_name)
+        with told_plainly(self.verb):
+            need_optuna()
+            self._check_settings()
+            self.folder = Path(config.hydra.sweep.dir).absolute()
+            goes_on = bool(OmegaConf.select(config, "sweep.resume"))
+            if goes_on != (self.folder / STORAGE).exists():
+                raise UserError(self._why_not(goes_on))
+        self.launch_jobs = (
+            Plugins.instance()
+            .instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
+            .launch
+        )
+
+    def _check_settings(self) -> None:
+        for name in ("n_trials", "n_jobs", "seed"):
+            value, least = getattr(self, name), int(name != "seed")
+            if (name, value) != ("n_jobs", "auto") and (type(value) is not int or value < least):
+                raise UserError(f"hydra.sweeper.{name}={value}: give a whole number of at least {least}")
+        if self.direction not in ("maximize", "minimize"):
+            raise UserError(f"hydra.sweeper.direction={self.direction}: give maximize or minimize")
+
+    def _why_not(self, goes_on: bool) -> str:
+        if goes_on:
+            return f"sweep.resume={shown(self.folder)}: no search is there: leave hydra/sweeper=optuna out"
+        return (
+            f"{shown(self.folder)} holds a search already: go on with it by sweep.resume={shown(self.folder)}, or leave"
+            " hydra.sweep.dir to a new folder"
+        )
+
+    def sweep(self, arguments: list[str]) -> list[JobReturn]:
+        """Launch batch after batch; raise what the first failed job says once all are done."""
+        with told_plainly(self.verb):
+            space, self.fixed = self._read(arguments)
+            study = self._open()
+            returned: list[JobReturn] = []
+            batch = still_open(study, space)
+            while batch or len(study.trials) < self.n_trials:
+                batch = batch or self._draw(study, space)
+                returned += self._launch(study, batch)
+                batch = {}
+            self._conclude(study)
+        failed = [job for job in returned if job.status != JobStatus.COMPLETED]
+        if failed:
+            _ = failed[0].return_value  # which raises
+        return returned
+
+    def _read(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        parser = OverridesParser.create(config_loader=self.context.config_loader)
+        return space_of(parser.parse_overrides(words))
+
+    def _open(self) -> Any:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.whole, self.folder / "multirun.yaml")
+        study = optuna.create_study(
+            storage=f"sqlite:///{self.folder / STORAGE}",
+            study_name=NAME,
+            direction=self.direction,
+            load_if_exists=True,
+        )
+        if study.direction.name.lower() != self.direction:
+            raise UserError(
+                f"hydra.sweeper.direction={self.direction}: the search in {shown(self.folder)} has another one; leave"
+                " it out"
+            )
+        self._write(study)
+        return study
+
+    def _draw(self, study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+        """The next trials' parameters by their numbers; each batch has a seed of its own, whatever came before."""
+        import optuna
+
+        begun = len(study.trials)
+        study.sampler = optuna.samplers.TPESampler(seed=seed_of(self.seed, begun))
+        count = min(self._at_a_time(), self.n_trials - begun)
+        trials = [study.ask(fixed_distributions=dict(space)) for _ in range(count)]
+        return {trial.number: trial.params for trial in trials}
+
+    def _at_a_time(self) -> int:
+        if self.n_jobs != "auto":
+            return self.n_jobs
+        slots = self.hydra.launcher.get("slots")
+        return slots if isinstance(slots, int) else len(visible_gpus(os.environ)) or slots_for(visible_cores())
+
+    def _launch(self, study: Any, batch: Mapping[int, Mapping[str, Any]]) -> Sequence[JobReturn]:
+        self._write(study)
+        words = [[*self.fixed, *words_of(params)] for params in batch.values()]
+        returned = self.launch_jobs(words, initial_job_idx=min(batch))
+        for number, job in zip(batch, returned, strict=True):
+            tell(study, number, job)
+        self._write(study)
+        return returned
+
+    def _write(self, study: Any) -> None:
+        """search.json: the settings to go on with, the trials, and the best of them."""
+        from fcnlab.results.record import aside  # numpy comes with it
+
+        trials = [
+            {"number": trial.number, "state": trial.state.name.lower(), "value": trial.value, "params": trial.params}
+            for trial in study.trials
+        ]
+        facts = {"settings": {name: getattr(self, name) for name in KEPT}, "best": best_of(study), "trials": trials}
+        with aside(self.folder / RESULTS) as part:
+            part.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+    def _conclude(self, study: Any) -> None:
+        best = best_of(study)
+        if best is None:
+            log.info("No trial has a score. The search: %s", shown(self.folder))
+            return
+        of_hydra = [word for word in self.hydra.overrides.hydra if not OF_THE_SWEEP.match(word)]
+        folder = config_dir(self.hydra)
+        words = [*(["--config-dir", folder] if folder else []), *of_hydra, *self.fixed, *words_of(best["params"])]
+        log.info(
+            "Best of %d trials: %.6g (job %d) with %s\n  To repeat it: %s\n  The search: %s",
+            len(study.trials),
+            best["value"],
+            best["number"],
+            " ".join(words_of(best["params"])),
+            typed(["fcnlab", self.verb, *(word for word in words if not word.startswith("sweep."))]),
+            shown(self.folder),
+        )
+
+
+def need_optuna() -> None:
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"hydra/sweeper=optuna needs Optuna ({error}): pip install 'fcnlab[search]'") from error
+
+
+def space_of(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:
+    """What is searched, as Optuna's distributions by the words before the "=", and the words of the rest.
+
+    Raises
+    ------
+    UserError
+        Nothing is searched, or a word does not say what.
+    """
+    space, fixed = {}, []
+    for override in overrides:
+        if override.is_sweep_override():
+            space[override.get_key_element()] = distribution_of(override)
+        else:
+            fixed.append(str(override.input_line))
+    if not space:
+        raise UserError("hydra/sweeper=optuna has nothing to search: add, say, optim.lr='tag(log,interval(1e-4,1e-2))'")
+    return space, fixed
+
+
+def distribution_of(override: Override) -> Any:
+    """An interval is continuous, an ``int(interval(...))`` is not; a range has Hydra's values; the rest is a choice.
+
+    Raises
+    ------
+    UserError
+        The word is tagged by anything but ``log``, or that belongs to another kind of word; an interval is empty.
+    """
+    sweep = override.value()
+    tags = set(getattr(sweep, "tags", ()))
+    if tags - {"log"} or (tags and not isinstance(sweep, IntervalSweep)):
+        raise UserError(f"{override.input_line}: the one tag that a search knows is tag(log,interval(LOW,HIGH))")
+    try:
+        return _distribution(override, sweep, log="log" in tags)
+    except ValueError as error:  # Optuna's own words about the numbers
+        raise UserError(f"{override.input_line}: {error}") from error
+
+
+def _distribution(override: Override, sweep: Any, log: bool) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(sweep, IntervalSweep):
+        numbers: list[Any] = [sweep.start, sweep.end]
+        further: dict[str, Any] = {"log": log}
+    else:
+        values: list[Any] = list(override.sweep_iterator(Transformer.encode))
+        if not values:
+            raise ValueError("no value is in that range")
+        if not isinstance(sweep, RangeSweep) or sweep.shuffle:
+            return CategoricalDistribution(values)
+        numbers, further = [min(values), max(values)], {"step": abs(sweep.step)}
+    whole = all(isinstance(number, int) for number in (*numbers, further.get("step", 1)))
+    return (IntDistribution if whole else FloatDistribution)(*numbers, **further)
+
+
+def words_of(params: Mapping[str, Any]) -> list[str]:
+    """A trial's parameters as they are typed."""
+    return [f"{key}={_typed_value(value)}" for key, value in params.items()]
+
+
+def _typed_value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def seed_of(seed: int, begun: int) -> int:
+    """A seed for the draws after so many trials: going on must not draw the first ones again."""
+    from numpy.random import SeedSequence
+
+    return int(SeedSequence([seed, begun]).generate_state(1)[0])
+
+
+def still_open(study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The trials that were drawn and whose end is not known; one that was being drawn when all ended is given up."""
+    from optuna.trial import TrialState
+
+    found = {}
+    for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING)):
+        if set(trial.params) == set(space):
+            found[trial.number] = trial.params
+        else:
+            study.tell(trial.number, state=TrialState.FAIL)
+    return found
+
+
+def tell(study: Any, number: int, job: JobReturn) -> None:
+    """Hand a job's score to its trial; it has failed where there is none."""
+    from optuna.trial import TrialState
+
+    value = job.return_value if job.status == JobStatus.COMPLETED else None
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        study.tell(number, float(value))
+    else:
+        study.tell(number, state=TrialState.FAIL)
+
+
+def best_of(study: Any) -> dict[str, Any] | None:
+    """The number, score and parameters of the best trial, if any has ended well."""
+    from optuna.trial import TrialState
+
+    if not study.get_trials(states=(TrialState.COMPLETE,)):
+        return None
+    best = study.best_trial
+    return {"number": best.number, "value": best.value, "params": best.params}
