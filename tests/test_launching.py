@@ -281,7 +281,7 @@ def test_two_jobs_do_not_work_in_one_folder(tmp_path):
 
 def test_a_second_process_is_kept_off(tmp_path):
     lock = Lock(tmp_path)
-    with pytest.raises(UserError, match=f"process {os.getpid()} on .* is working on this sweep"):
+    with pytest.raises(UserError, match=f"process {os.getpid()} on .* is working there"):
         Lock(tmp_path)
     lock.release()
     Lock(tmp_path).release()

@@ -12,6 +12,7 @@ from fcnlab.errors import UserError
 from fcnlab.models import FCN, unused_parameters
 
 MAX_WARMUP = 0.1
+MOMENTUM = 0.9  # where none is given
 
 
 def parameter_groups(
@@ -51,18 +52,23 @@ def parameter_groups(
 def freeze(net: FCN, pretrained_lr_scale: float) -> None:
     """Ask no gradient for what learns nothing: a pretrained backbone at rate 0, and what no score depends on.
 
+    Batch normalisations of a resting backbone keep their statistics, too (Lightning leaves their mode as it finds it).
     Before the training is set up: DDP waits for the gradient of all that asks for one.
     """
-    backbone = [parameter for name, parameter in net.named_parameters() if name.startswith("backbone.")]
-    resting = backbone if net.pretrained and pretrained_lr_scale == 0 else []
-    for parameter in [*resting, *unused_parameters(net)]:
+    for parameter in unused_parameters(net):
         parameter.requires_grad_(False)
+    if net.pretrained and pretrained_lr_scale == 0:
+        for name, module in net.named_modules():
+            if name.startswith("backbone."):
+                module.requires_grad_(False)
+            if name.startswith("backbone.") and isinstance(module, nn.BatchNorm2d):
+                module.eval()
 
 
 def sgd(
     net: nn.Module,
     lr: float,
-    momentum: float = 0.9,
+    momentum: float = MOMENTUM,
     weight_decay: float = 5e-4,
     nesterov: bool = False,
     bias_lr_scale: float = 2.0,

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fcnlab.errors import UserError
 from fcnlab.models import FCN, GoogLeNet, Tiny, receptive_field
 from fcnlab.refine import ShiftAndStitch
 from fcnlab.refine.stitching import stitched
@@ -84,3 +85,8 @@ def test_factors_divide_the_stride():
         ShiftAndStitch(3)(FCN(Tiny(width=4), 3), torch.rand(1, 3, 64, 64))
     with pytest.raises(ValueError, match=r"refine\.factor=1: at least 2"):
         ShiftAndStitch(1)
+
+
+def test_a_learned_last_step_is_refused():
+    with pytest.raises(UserError, match="learned_all"):
+        ShiftAndStitch(2)(FCN(Tiny(width=2), 3, upsampling="learned_all").eval(), torch.rand(1, 3, 64, 64))

@@ -95,6 +95,9 @@ def test_stages_of_a_sweeps_job_stay_in_its_group_under_names_of_their_own(monke
     stages = [Stage("paper/fcn32s", tmp_path / "1-fcn32s"), Stage("paper/fcn16s", tmp_path / "2-fcn16s")]
     assert _settings(cfg, stages, 0) == [*typed[1:], "sweep.name='seed=2 1-fcn32s'"]
     assert _settings(cfg, stages, 1)[-1] == "sweep.name='seed=2 2-fcn16s'"
+    typed += ["model.weights=old.ckpt", "model.reset_heads=true"]  # for other classes, and for the first stage alone
+    assert _settings(cfg, stages, 0)[-3:-1] == typed[-2:]
+    assert _settings(cfg, stages, 1)[-2] == "model.reset_heads=false"
     cfg.sweep.folder = None
     assert _settings(cfg, stages, 0)[-1] == f"logger.wandb.group='{tmp_path.name}'"
 

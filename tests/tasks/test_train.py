@@ -196,6 +196,18 @@ def test_staged_training_starts_from_the_net_before(train):
     assert set(after) - set(before) == {"net.heads.16.weight", "net.heads.16.bias"}
 
 
+def test_a_resting_backbone_stays_as_it_was(train):
+    """The running statistics of its batch normalisations, too, while the heads learn."""
+    first = train("trainer.max_steps=4", folder="first")
+    settings = ("optim.pretrained_lr_scale=0", f"model.weights={first / 'checkpoints' / 'last.ckpt'}")
+    folder = train(*settings, "trainer.max_steps=12", "trainer.val_check_interval=6", "callbacks.ema.enabled=false")
+    before, after = weights(first), weights(folder)
+    backbone = {key for key in before if key.startswith("net.backbone.")}
+    assert any("running_mean" in key for key in backbone)
+    assert all(torch.equal(before[key], after[key]) for key in backbone)
+    assert not torch.equal(before["net.heads.32.weight"], after["net.heads.32.weight"])
+
+
 UNCLIPPED = ("trainer.gradient_clip_val=null",)
 
 

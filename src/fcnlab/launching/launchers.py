@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,10 +86,7 @@ class Slots(Launcher):
         return Places(gpus, list(needs.values()), limit(self.slots), visible_cores()), needs
 
     def _wait_for_earlier_jobs(self) -> None:
-        if not self.lock.jobs_have_ended():
-            log.info("Jobs of an earlier process are still saving themselves")
-            while not self.lock.jobs_have_ended():
-                time.sleep(0.2)
+        self.lock.wait_for_jobs()
 
     def _planned(self, configs: Mapping[int, DictConfig]) -> list[Job]:
         """The record of each job; where a sweep goes on, those are done whose folders say so.

@@ -2,9 +2,11 @@
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import shlex
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +16,7 @@ from typing import Any, Literal
 
 from fcnlab.errors import UserError
 
+log = logging.getLogger("fcnlab")
 NAME = "sweep.json"
 LOCKS = (".lock", ".jobs.lock")
 Status = Literal["waiting", "running", "finished", "interrupted", "failed"]
@@ -147,26 +150,34 @@ def difference(there: Sequence[str], here: Sequence[str]) -> str:
 
 
 class Lock:
-    """One process works on a sweep. ``inherited`` is the file that its jobs keep open and thereby locked.
+    """One process works on what a folder holds, a sweep or a staged training, and starts its parts.
 
-    The system lifts both locks with the last process that holds them, however that ended: the jobs of a sweep that was
-    killed are still saving themselves, and nobody may start them again before they have.
+    ``inherited`` is the file that the parts keep open and thereby locked. The system lifts both locks with the last
+    process that holds them, however that ended: the jobs of a sweep that was killed are still saving themselves, and
+    nobody may start them again before they have.
     """
 
     def __init__(self, folder: Path):
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._own, self.inherited = (os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644) for name in LOCKS)
         self.release = weakref.finalize(self, _close, self._own, self.inherited)
         if not _lock(self._own):
             self.release()
             holder = (folder / LOCKS[0]).read_text() or "?"
-            raise UserError(f"{shown(folder)}: process {holder} is working on this sweep: wait for it, or stop it")
+            raise UserError(f"{shown(folder)}: process {holder} is working there: wait for it, or stop it")
         os.truncate(self._own, 0)
         os.write(self._own, f"{os.getpid()} on {platform.node()}".encode())
 
     def jobs_have_ended(self) -> bool:
-        """Whether no job of an earlier process is alive; from then on, it is this one's jobs that hold the lock."""
+        """Whether none that an earlier process started is alive; from then on, this one's hold the lock."""
         return _lock(self.inherited)
+
+    def wait_for_jobs(self) -> None:
+        if not self.jobs_have_ended():
+            log.info("What an earlier process started in %s is still saving itself: waiting for it", shown(self.folder))
+            while not self.jobs_have_ended():
+                time.sleep(0.2)
 
 
 def _lock(file: int) -> bool:

@@ -30,6 +30,11 @@ class ShiftAndStitch:
             raise ValueError(f"refine.factor={self.factor}: at least 2")
 
     def __call__(self, net: FCN, image: Image) -> ScoreMap:
+        if any(parameter.numel() for parameter in net.upsample[-1].parameters()):
+            raise UserError(
+                "refine=shift_and_stitch puts a smaller step in the place of the last upsampling, which this net has"
+                " learned (model.upsampling=learned_all): take another refinement"
+            )
         dense = stitched(net, image, self.factor)
         upsample = Upsample(net.num_classes, dense.grid, IMAGE).to(image.device)
         return overlap(upsample(dense), FeatureMap(image, *IMAGE))[0].data

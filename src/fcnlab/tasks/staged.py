@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from fcnlab.config import ConfigError, check_needs, check_targets
 from fcnlab.errors import UserError
 from fcnlab.launching import config_dir, finish, setting, start
+from fcnlab.launching.manifest import Lock
 from fcnlab.results.record import aside
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
 from fcnlab.tasks.building import say
@@ -52,20 +53,23 @@ def train_in_stages(cfg: DictConfig, folder: Path) -> float:
     ------
     UserError
         A stage's settings cannot work, which is told before the first begins; a stage failed; the folder holds such a
-        run already, and it was not asked to go on.
+        run already, and it was not asked to go on; another process works there.
     """
     stages = [
         Stage(experiment, folder / f"{place}-{Path(experiment).name}")
         for place, experiment in enumerate(cfg.stages, start=1)
     ]
     _check(cfg, stages)
+    lock = Lock(folder)
     with StopSignals() as signals, recorded(cfg, folder, RunRecord(folder)):
+        lock.wait_for_jobs()
         for place, stage in enumerate(stages):
             if stage.finished:
                 say(f"Stage {stage.folder.name} is finished")
                 continue
             say(f"Stage {stage.folder.name}: {place + 1} of {len(stages)}")
-            code = finish(start("train", _words(cfg, stages, place), config_dir(HydraConfig.get())))
+            words = _words(cfg, stages, place)
+            code = finish(start("train", words, config_dir(HydraConfig.get()), held=[lock.inherited]))
             _stop_unless_finished(stage, code, signals)
         _hand_up(stages[-1].folder, folder)
     for stage in stages:
@@ -122,6 +126,9 @@ def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
     settings = [word for word in typed if word.partition("=")[0].lstrip("+~") not in OURS]
     if place:
         settings.append(setting("model.weights", stages[place - 1].checkpoint))
+        settings.append(
+            "model.reset_heads=false"
+        )  # for other classes, the first stage's weights alone lose their heads
     if cfg.sweep.folder:
         settings.append(setting("sweep.name", f"{cfg.sweep.name} {stages[place].folder.name}".strip()))
     elif "wandb" in cfg.logger and cfg.logger.wandb.group is None:

@@ -17,7 +17,7 @@ from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError
 from fcnlab.losses import CrossEntropySum
-from fcnlab.optim import freeze
+from fcnlab.optim import MOMENTUM, freeze
 from fcnlab.results.scores import Scores
 from fcnlab.segmenter import Segmenter
 from fcnlab.signals import Interrupted, StopSignals
@@ -118,7 +118,8 @@ def check_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
         return
     summed = any(isinstance(part, CrossEntropySum) for part in loss.modules())
     pixels = data.training_pixels() if summed else 1
-    rate, clip = cfg.optim.lr / (1 - cfg.optim.momentum), cfg.trainer.gradient_clip_val
+    momentum, starts_from = cfg.optim.get("momentum", MOMENTUM), cfg.model.get("weights", "none")
+    rate, clip = cfg.optim.lr / (1 - momentum), cfg.trainer.gradient_clip_val
     if summed and clip is None and rate * pixels > MOST_LASTING_STEP:
         raise UserError(
             f"optim.lr={cfg.optim.lr:g} is a rate for mean losses, and loss={choices()['loss']} adds {pixels} pixels"
@@ -129,7 +130,7 @@ def check_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
             f"trainer.gradient_clip_val={clip:g} cuts the gradients of a summed loss to nothing that optim.lr="
             f"{cfg.optim.lr:g} could learn by: set trainer.gradient_clip_val=null, as trainer=paper does"
         )
-    elif rate * pixels < LEAST_LASTING_STEP and cfg.model.weights == "none":
+    elif rate * pixels < LEAST_LASTING_STEP and starts_from == "none":
         kind = f"a loss summed over {pixels} pixels" if summed else "a mean loss"
         warn(
             f"optim.lr={cfg.optim.lr:g} with {kind} is too small to learn from anything but a trained FCN: staged"
