@@ -34,6 +34,7 @@ def test_a_run_holds_config_scores_tables_and_pictures(train):
     assert {"test/per_class", "test/confusion", "val/pictures", "model.upsampling", "optim.lr"} <= set(said)
     masks = list((run / "files/media/images/mask").rglob("*.png"))
     assert len(masks) >= 3  # truth and prediction of three pictures; equal ones are kept once
+    assert "sizes do not match" not in (folder / "train.log").read_text()
 
 
 def test_a_run_that_fails_is_marked_as_failed(train_code, tmp_path):

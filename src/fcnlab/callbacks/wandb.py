@@ -37,6 +37,7 @@ def wandb_logger(
     """
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
+    logging.getLogger().addFilter(_no_word_of_sizes)
     Path(folder).mkdir(parents=True, exist_ok=True)
     described = {
         "dir": folder, "config": config, "id": run_id, "name": name,
@@ -46,6 +47,11 @@ def wandb_logger(
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run)
+
+
+def _no_word_of_sizes(record: logging.LogRecord) -> bool:
+    """W&B warns at every validation that pictures have sizes of their own, which here they shall have."""
+    return not record.getMessage().startswith("Images sizes do not match")
 
 
 def _started(described: dict[str, Any], mode: Any) -> Any:
