@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import errno
 import json
 import os
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from fcnlab.cli import VERBS, _resume_sweep, main
+from fcnlab.cli import VERBS, _no_space, _resume_sweep, main
 
 
 def test_help_lists_the_verbs(capsys, fcnlab):
@@ -139,6 +140,28 @@ PLACE = "hydra.sweep.dir='.'"
 )
 def test_a_sweep_goes_on_in_its_folder_with_its_words_where_none_are_typed(words_to_resume, typed, words):
     assert words_to_resume(RECORDED, *typed) == words
+
+
+def test_a_folder_to_go_on_with_may_be_quoted(words_to_resume, tmp_path):
+    (tmp_path / "a b=c,d").mkdir()
+    (tmp_path / "a b=c,d" / "sweep.json").write_text(json.dumps({"overrides": ["seed=1,2"]}))
+    words = ["-m", "sweep.resume='a b=c,d'", "seed=1,2", "hydra.sweep.dir='a b=c,d'"]
+    assert words_to_resume([], *words[:2]) == words
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"), [("train", "go on with checkpoint=last"), ("eval", "repeat"), ("compare", "repeat the command")]
+)
+def test_a_full_disk_is_told_with_what_the_verb_can_do(verb: str, said: str):
+    told = _no_space(verb, OSError(errno.ENOSPC, "No space left on device", "x.json"))
+    assert f"fcnlab {verb}: no space left on the device for x.json" in told and said in told
+    assert verb == "train" or "checkpoint" not in told
+
+
+@pytest.mark.parametrize(("verb", "slots"), [("train", True), ("eval", True), ("predict", False), ("doctor", False)])
+def test_what_leaves_scores_is_swept_in_processes(fcnlab, capsys, verb: str, slots: bool):
+    assert fcnlab(verb, "--cfg", "hydra") == 0
+    assert ("SlotsLauncher" in capsys.readouterr().out) is slots
 
 
 @pytest.mark.parametrize("word", ["hydra.run.dir=/etc", "--config-dir=x", "+a._target_=os.system", "a=${oc.env:HOME}"])

@@ -1,5 +1,6 @@
 """Sweeps: places for jobs, the record that they leave, what goes on meanwhile; with processes that cost nothing."""
 
+import errno
 import fcntl
 import io
 import json
@@ -12,15 +13,24 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
 from fcnlab.errors import UserError
 from fcnlab.launching.board import Board, Progress, last_lines, last_rows
-from fcnlab.launching.launchers import Slots, fixed_keys, is_done, refuse_several_processes, told_plainly, what_differs
+from fcnlab.launching.launchers import (
+    Slots,
+    fixed_keys,
+    is_done,
+    launched_by,
+    refuse_several_processes,
+    told_plainly,
+    what_differs,
+)
 from fcnlab.launching.manifest import Job, Lock, Manifest, open_manifest
 from fcnlab.launching.places import Need, Places, limit, names_in, need_of, slots_for, visible_gpus
-from fcnlab.launching.processes import environment_of_one, setting, spawn, typed
+from fcnlab.launching.processes import environment_of_one, setting, spawn, typed, unquoted
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.signals import Interrupted, StopSignals
 
@@ -287,6 +297,40 @@ def test_a_second_process_is_kept_off(tmp_path):
     Lock(tmp_path).release()
 
 
+def test_a_sweep_is_looked_at_once_it_is_locked(tmp_path):
+    """Before, another process may be writing the record, and change it until it ends."""
+    hydra = {
+        "job": {"config_name": "train"},
+        "sweep": {"dir": str(tmp_path)},
+        "overrides": {"task": [], "hydra": []},
+        "runtime": {"config_sources": []},
+    }
+    config = OmegaConf.create({"hydra": hydra, "sweep": {"resume": str(tmp_path)}})
+    lock = Lock(tmp_path)
+    with pytest.raises(CompactHydraException, match="is working on this sweep"):  # and not: no record there
+        Slots().setup(hydra_context=None, task_function=None, config=config)
+    lock.release()
+
+
+def test_what_to_type_to_go_on_is_what_hydra_takes(tmp_path):
+    folder = tmp_path / "a b=c,d"
+    stopped = Manifest(folder, "eval", [], launched_by=["--config-dir", "/my conf", "hydra.launcher.slots=2"])
+    done = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {stopped.how_to_go_on}"], capture_output=True, text=True, check=True
+    )
+    words = done.stdout.split("\n")[:-1]
+    assert words[:-1] == ["fcnlab", "eval", "-m", "--config-dir", "/my conf", "hydra.launcher.slots=2"]
+    resume = OverridesParser.create().parse_override(words[-1])
+    assert (resume.key_or_group, resume.value()) == ("sweep.resume", str(folder))
+
+
+def test_options_of_the_command_are_kept_to_go_on():
+    sources = [{"provider": "main", "path": "/conf"}, {"provider": "command-line", "path": "/mine"}]
+    words = ["hydra/launcher=slots", "hydra.sweep.dir=x", "hydra.launcher.slots=2"]
+    hydra = OmegaConf.create({"overrides": {"hydra": words}, "runtime": {"config_sources": sources}})
+    assert launched_by(hydra) == ["--config-dir", "/mine", "hydra/launcher=slots", "hydra.launcher.slots=2"]
+
+
 def test_jobs_that_outlive_their_sweep_keep_the_next_one_waiting(tmp_path):
     lock = Lock(tmp_path)
     assert lock.jobs_have_ended()
@@ -408,7 +452,29 @@ def test_an_error_of_the_sweeps_own_lets_the_jobs_save_themselves(tmp_path):
     running.begin = begin_one
     with StopSignals() as signals, pytest.raises(OSError, match="no space left"):
         running.run(list(running.manifest.jobs.values()), signals)
-    assert running.running[0].process.wait(20) == 143 and log.read_text() == "ready\nsaved\n"
+    assert not running.running and log.read_text() == "ready\nsaved\n"  # it was waited for
+    assert [job.status for job in running.manifest.jobs.values()] == ["interrupted", "waiting"]
+
+
+def test_a_record_that_cannot_be_written_stops_the_sweep_like_a_signal(tmp_path, monkeypatch):
+    running = sweep(tmp_path, {"a": SAVES, "b": SAVES, "c": "raise SystemExit(3)"}, slots=3)
+    logs, write = [tmp_path / name / "job.log" for name in ("0", "1")], Manifest.write
+
+    def write_while_there_is_room(manifest: Manifest) -> None:
+        if any(job.status == "failed" for job in manifest.jobs.values()):
+            while not all(map(ready, logs)):
+                time.sleep(0.02)
+            raise OSError(errno.ENOSPC, "No space left on device", "sweep.json.part")
+        write(manifest)
+
+    monkeypatch.setattr(Manifest, "write", write_while_there_is_room)
+    launcher = Slots()
+    launcher.manifest = running.manifest
+    with StopSignals() as signals, pytest.raises(UserError) as told, launcher._faults_told():
+        running.run(list(running.manifest.jobs.values()), signals)
+    assert "No space left on device" in str(told.value) and running.manifest.how_to_go_on in str(told.value)
+    assert not running.running and all(log.read_text() == "ready\nsaved\n" for log in logs)
+    assert [job.status for job in running.manifest.jobs.values()] == ["interrupted", "interrupted", "failed"]
 
 
 def test_what_a_failed_job_leaves_running_is_killed(tmp_path, monkeypatch):
@@ -450,13 +516,29 @@ def test_files_that_a_job_holds_stay_locked_as_long_as_it_lives(tmp_path):
 
 
 def test_settings_survive_quotes():
-    assert setting("a.b", r"it's C:\x") == r"a.b='it\'s C:\\x'"
+    assert setting("a.b", r"it's C:\x") == r"a.b='it\'s C:\x'"
     assert setting("a.b", "/plain/path-1.x") == "a.b=/plain/path-1.x"
+    assert setting("a.b", "plain/path-1.x") == "a.b=plain/path-1.x"
     for words in (["a='b c'"], [r"a='it\'s'", 'b="c"'], ["$x", "a='$x'", "`ls`!"], ["", "é"]):
         done = subprocess.run(
             ["sh", "-c", f"printf '%s\\n' {typed(words)}"], capture_output=True, text=True, check=True
         )
         assert done.stdout.split("\n")[:-1] == words
+
+
+@pytest.mark.parametrize(
+    "text", [r"a\b", r"a\'b", "a\\", r"a\\'\\", "/tmp/a b=c,d", "'", '"', "/home/é", "é/b", "a/b", "", "1", "null", "."]
+)
+def test_hydra_reads_what_was_meant(text: str):
+    """Its own parser is the judge."""
+    word = setting("x", text)
+    assert OverridesParser.create().parse_override(word).value() == text
+    assert unquoted(word.removeprefix("x=")) == text
+
+
+@pytest.mark.parametrize("text", ["'", "'a", "a b", ".", "", '"a'])
+def test_what_is_not_quoted_stays(text: str):
+    assert unquoted(text) == text
 
 
 # --- what is shown
@@ -560,7 +642,7 @@ def test_of_a_log_the_last_lines_without_the_history_of_a_bar(tmp_path):
 )
 def test_one_process_refuses_jobs_of_several(trainer: dict, said: str):
     fine = OmegaConf.create({"trainer": {"devices": 1, "strategy": "auto"}})
-    refuse_several_processes({0: fine})
+    refuse_several_processes({0: fine, 1: OmegaConf.create({"runs": ["a"]})})  # a verb that trains and scores nothing
     with pytest.raises(UserError, match=said):
         refuse_several_processes({0: fine, 1: OmegaConf.create({"trainer": trainer})})
 

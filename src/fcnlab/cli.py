@@ -77,12 +77,12 @@ def _resume_sweep(verb: str) -> None:
     place = next((place for place, word in enumerate(sys.argv) if word.startswith(RESUME)), None)
     if place is None:
         return
-    folder = sys.argv[place].removeprefix(RESUME)
+    from fcnlab.launching import setting, unquoted
+
+    folder = unquoted(sys.argv[place].removeprefix(RESUME))
     overrides = _recorded_overrides(verb, f"{RESUME}{folder}", Path(folder) / "sweep.json")
     own = ("-", "hydra.", "hydra/", "sweep.")
     typed = any(("=" in word or word.startswith("~")) and not word.startswith(own) for word in sys.argv[1:])
-    from fcnlab.launching import setting
-
     goes_on = [*_search_settings(Path(folder) / "search.json"), setting("hydra.sweep.dir", folder)]
     sys.argv[place + 1 : place + 1] = [*([] if typed else overrides), *goes_on]
     if not {"-m", "--multirun"} & set(sys.argv):
@@ -173,6 +173,13 @@ def _completed_verb() -> str | None:
     return verb
 
 
+def _no_space(verb: str, error: OSError) -> str:
+    where = f" for {error.filename}" if error.filename else ""
+    goes_on = "go on with checkpoint=last and hydra.run.dir set to this run's folder"
+    then = goes_on if verb == "train" else "repeat the command"
+    return f"fcnlab {verb}: no space left on the device{where}. What was saved before is whole: make room, then {then}."
+
+
 def _run(verb: str) -> None:
     import hydra
     from hydra.errors import CompactHydraException, InstantiationException
@@ -188,11 +195,7 @@ def _run(verb: str) -> None:
             raise CompactHydraException(f"fcnlab {verb}: {error}") from error  # Hydra shows these without a traceback
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                where = f" for {error.filename}" if error.filename else ""
-                raise CompactHydraException(
-                    f"fcnlab {verb}: no space left on the device{where}. What was saved before is whole: make room,"
-                    " then go on with checkpoint=last and hydra.run.dir set to this run's folder."
-                ) from error
+                raise CompactHydraException(_no_space(verb, error)) from error
             raise
         except InstantiationException as error:
             if isinstance(error.__cause__, ValueError):

@@ -17,9 +17,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.errors import UserError
-from fcnlab.launching import config_dir
-from fcnlab.launching.launchers import OF_THE_SWEEP, told_plainly
-from fcnlab.launching.manifest import shown
+from fcnlab.launching.launchers import OF_THE_SWEEP, options, told_plainly
+from fcnlab.launching.manifest import resuming, shown
 from fcnlab.launching.places import slots_for, visible_cores, visible_gpus
 from fcnlab.launching.processes import typed
 
@@ -81,7 +80,7 @@ class Search(Sweeper):
         if goes_on:
             return f"sweep.resume={shown(self.folder)}: no search is there: leave hydra/sweeper=optuna out"
         return (
-            f"{shown(self.folder)} holds a search already: go on with it by sweep.resume={shown(self.folder)}, or leave"
+            f"{shown(self.folder)} holds a search already: go on with it by {resuming(self.folder)}, or leave"
             " hydra.sweep.dir to a new folder"
         )
 
@@ -171,8 +170,7 @@ class Search(Sweeper):
             log.info("No trial has a score. The search: %s", shown(self.folder))
             return
         of_hydra = [word for word in self.hydra.overrides.hydra if not OF_THE_SWEEP.match(word)]
-        folder = config_dir(self.hydra)
-        words = [*(["--config-dir", folder] if folder else []), *of_hydra, *self.fixed, *words_of(best["params"])]
+        words = [*options(self.hydra), *of_hydra, *self.fixed, *words_of(best["params"])]
         log.info(
             "Best of %d trials: %.6g (job %d) with %s\n  To repeat it: %s\n  The search: %s",
             len(study.trials),

@@ -67,6 +67,11 @@ def test_settings_that_go_together_are_both_named(groups):
     assert list(named(found)) == ["augment.flip=true optim.lr=1", "augment.flip=false optim.lr=2"]
 
 
+def test_another_folder_may_hold_another_set(groups):
+    found = groups(("fcn8s", 1, {"data.root": "clean"}), ("fcn8s", 1, {"data.root": "noisy"}))
+    assert named(found) == {"data.root=clean": (1,), "data.root=noisy": (1,)} and not found[1]
+
+
 def test_what_only_some_runs_have(groups):
     found = groups(("fcn8s", 1, {}), ("fcn8s", 1, {"model.new": [1, None]}))
     assert list(named(found)) == ["all runs", "model.new=[1,null]"]

@@ -1,6 +1,7 @@
 """Run folders as they are found, and every way in which one cannot be used."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ def test_what_no_score_depends_on_is_no_setting(make_run):
     settings = {"logger.wandb.mode": "offline", "data.num_workers": 3, "callbacks.progress.enabled": False, "seed": 5}
     run = read_run(make_run("a", settings=settings))
     kept = {"model._target_", "model.levels", "optim._target_", "optim.lr", "data._target_", "augment.scale"}
-    assert set(run.settings) == kept
+    assert set(run.settings) == kept | {"data.root", "checkpoint", "trainer.precision"}
 
 
 def test_runs_are_found_in_the_order_of_the_jobs(make_run, tmp_path):
@@ -186,6 +187,39 @@ def test_an_evaluation_has_the_settings_and_seed_of_its_training(make_run):
     assert plain.seed == flipped.seed == 4 and plain.options["model"] == flipped.options["model"] == "fcn16s"
     assert plain.settings == read_run(training).settings and plain.options == read_run(training).options
     assert flipped.settings == plain.settings | {"refine._target_": "fcnlab.refine.flip"}
+
+
+def test_evaluations_of_one_training_are_told_apart_by_checkpoint_and_precision(make_run):
+    training = make_run("train/a", settings={"trainer.precision": "auto"})
+    checkpoints = training / "checkpoints"
+    best = evaluation(make_run, "eval/a", str(checkpoints / "best.ckpt"))
+    last = evaluation(make_run, "eval/b", str(checkpoints / "last.ckpt"))
+    short = evaluation(make_run, "eval/c", str(checkpoints / "best.ckpt"), protocol={"precision": "bf16-mixed"})
+    assert best.settings == read_run(training).settings and best.settings["trainer.precision"] == "32-true"
+    assert last.settings == best.settings | {"checkpoint": "last.ckpt"}
+    precisions = {"trainer.precision": "bf16-mixed", "training.precision": "32-true"}
+    assert short.settings == best.settings | precisions
+
+
+def test_trainings_of_other_precisions_stay_apart_where_they_are_scored_in_one(make_run):
+    trained = [make_run(f"train/{name}", protocol={"precision": name}) for name in ("bf16-mixed", "32-true")]
+    one, other = (evaluation(make_run, f"eval/{run.name}", f"{run}/checkpoints/best.ckpt") for run in trained)
+    assert one.settings == other.settings | {"training.precision": "bf16-mixed"}
+
+
+def test_an_evaluation_ended_when_its_scores_were_written(make_run):
+    training = make_run("train/a")
+    run = evaluation(make_run, "eval/a", str(training / "checkpoints" / "best.ckpt"))
+    os.utime(run.folder / "metrics.json", (0, 1.5))
+    assert read_run(run.folder).ended == "1970-01-01T00:00:01.500000+00:00" < read_run(training).ended
+
+
+def test_a_job_that_left_its_log_alone_is_named(make_run, tmp_path):
+    make_run("0")
+    (tmp_path / "runs" / "1").mkdir()
+    (tmp_path / "runs" / "1" / "job.log").write_text("ImportError: libcudart.so")
+    runs, (out,) = read_runs([tmp_path / "runs"])
+    assert len(runs) == 1 and out.folder.name == "1" and "see its job.log" in out.reason
 
 
 def test_an_evaluation_whose_training_is_gone_stands_by_its_checkpoint(make_run):

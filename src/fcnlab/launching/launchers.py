@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fcnlab.config import ConfigError, check_needs, check_targets
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_cores, visible_gpus
@@ -53,7 +53,7 @@ class Slots(Launcher):
         self.slots, self.gpus_per_job = slots, gpus_per_job
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Look at the sweep's folder before anything is written there, and keep others off it."""
+        """Keep others off the sweep's folder, and look at what is there before anything else is written."""
         self.context, self.config = hydra_context, config
         self.verb = str(config.hydra.job.config_name)
         with told_plainly(self.verb):
@@ -61,9 +61,9 @@ class Slots(Launcher):
                 raise UserError("hydra/launcher=slots is for train and eval; leave it out")
             folder = Path(config.hydra.sweep.dir).absolute()
             self.resumes = bool(config.sweep.resume)
-            self.manifest = open_manifest(folder, self.verb, of_the_user(config.hydra.overrides.task), self.resumes)
-            self.manifest.launched_by = [word for word in config.hydra.overrides.hydra if OF_LAUNCHER.match(word)]
             self.lock = Lock(folder)
+            words = of_the_user(config.hydra.overrides.task)
+            self.manifest = open_manifest(folder, self.verb, words, self.resumes, launched_by(config.hydra))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
@@ -75,7 +75,8 @@ class Slots(Launcher):
             places, needs = self._deal_out(configs)
             self._wait_for_earlier_jobs()
             jobs = self._planned(configs)
-            self._work_off(jobs, configs, places, needs, signals)
+            with self._faults_told():
+                self._work_off(jobs, configs, places, needs, signals)
             return [self._returned(job, configs[job.number]) for job in jobs]
 
     def _deal_out(self, configs: Mapping[int, DictConfig]) -> tuple[Places, dict[int, Need]]:
@@ -132,6 +133,19 @@ class Slots(Launcher):
         self.manifest.end("failed" if lost else "finished")
         board.close(*(self._epitaph(job, configs[job.number]) for job in lost))
 
+    @contextmanager
+    def _faults_told(self) -> Iterator[None]:
+        """Let what fails in this process, such as a write to a full disk, stop a sweep as something to mend."""
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError):
+                self.manifest.end("interrupted")
+            raise UserError(
+                f"{shown(self.manifest.folder)}: {first_line(error)}. The jobs that ran were asked to save themselves,"
+                f" and have ended. Mend that, then go on: {self.manifest.how_to_go_on}"
+            ) from error
+
     def _room(self, places: Places) -> str:
         return f", {places.threads} threads for each process"
 
@@ -159,8 +173,7 @@ class Slots(Launcher):
         ]
 
     def _epitaph(self, job: Job, cfg: DictConfig) -> str:
-        folder = config_dir(cfg.hydra)
-        words = [*(["--config-dir", folder] if folder else []), *self._words(job, cfg, again=True)]
+        words = [*options(cfg.hydra), *self._words(job, cfg, again=True)]
         return epitaph(job, self.manifest.folder / job.folder / LOG, typed(["fcnlab", self.verb, *words]))
 
     def _returned(self, job: Job, cfg: DictConfig) -> JobReturn:
@@ -207,9 +220,8 @@ class InProcess(BasicLauncher):
 def refuse_several_processes(configs: Mapping[int, DictConfig]) -> None:
     """Raise a UserError where a job would start processes: Lightning does that with the words of the whole sweep."""
     for number, cfg in configs.items():
-        trainer = cfg.get("trainer") or {}
-        for key, alone in ALONE.items():
-            if (value := trainer.get(key)) not in alone:
+        for key, alone in ALONE.items():  # doctor and compare have no trainer
+            if "trainer" in cfg and (value := cfg.trainer.get(key)) not in alone:
                 raise UserError(
                     f"job {number} has trainer.{key}={value}, and hydra/launcher=basic runs all jobs in one process."
                     " Others that a job started would each run the whole sweep, and the next job would find the"
@@ -250,6 +262,17 @@ def check_all(configs: Mapping[int, DictConfig]) -> None:
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def options(hydra: DictConfig) -> list[str]:
+    """What is typed before the words of a command, and kept in no record."""
+    folder = config_dir(hydra)
+    return ["--config-dir", folder] if folder else []
+
+
+def launched_by(hydra: DictConfig) -> list[str]:
+    """The options of a command, and the words that chose its launcher."""
+    return [*options(hydra), *(word for word in hydra.overrides.hydra if OF_LAUNCHER.match(word))]
 
 
 def is_done(job: Job, folder: Path) -> bool:

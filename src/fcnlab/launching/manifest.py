@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fcnlab.errors import UserError
+from fcnlab.launching.processes import setting, typed
 
 log = logging.getLogger("fcnlab")
 NAME = "sweep.json"
@@ -45,7 +46,7 @@ class Job:
 class Manifest:
     """The record of a sweep in ``folder``: written anew, aside, each time that something has changed.
 
-    ``launched_by`` are the words that chose the launcher, which no record keeps.
+    ``launched_by`` are the words that chose the launcher, and options such as --config-dir, which no record keeps.
     """
 
     folder: Path
@@ -63,7 +64,7 @@ class Manifest:
 
     @property
     def how_to_go_on(self) -> str:
-        return shlex.join(["fcnlab", self.verb, "-m", f"sweep.resume={shown(self.folder)}", *self.launched_by])
+        return typed(["fcnlab", self.verb, "-m", *self.launched_by, resuming(self.folder)])
 
     def write(self) -> None:
         from fcnlab.results.record import aside  # numpy comes with it
@@ -101,7 +102,9 @@ class Manifest:
         return job
 
 
-def open_manifest(folder: Path, verb: str, overrides: Sequence[str], resume: bool) -> Manifest:
+def open_manifest(
+    folder: Path, verb: str, overrides: Sequence[str], resume: bool, launched_by: Sequence[str] = ()
+) -> Manifest:
     """A new sweep's record, or the one in ``folder`` where it is to go on.
 
     Raises
@@ -112,11 +115,12 @@ def open_manifest(folder: Path, verb: str, overrides: Sequence[str], resume: boo
     if not resume:
         if (folder / NAME).exists():
             raise UserError(
-                f"{shown(folder)} holds a sweep already: go on with it by sweep.resume={shown(folder)}, or leave"
+                f"{shown(folder)} holds a sweep already: go on with it by {resuming(folder)}, or leave"
                 " hydra.sweep.dir to a new folder"
             )
-        return Manifest(folder, verb, list(overrides))
+        return Manifest(folder, verb, list(overrides), launched_by=list(launched_by))
     kept = read_manifest(folder)
+    kept.launched_by = list(launched_by)
     if (kept.verb, kept.overrides) != (verb, list(overrides)):
         raise UserError(
             f"sweep.resume={shown(folder)}: that sweep has other settings"
@@ -205,6 +209,11 @@ def facts_of(folder: Path, name: str) -> dict[str, Any]:
 def shown(path: Path) -> str:
     """A path as a user would type it."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def resuming(folder: Path) -> str:
+    """The word to type to go on with a sweep."""
+    return setting("sweep.resume", shown(folder))
 
 
 def now() -> str:

@@ -54,14 +54,25 @@ class Session(subprocess.Popen):
 
 def setting(key: str, value: object) -> str:
     """``key='value'``, quoted so that a path is one whatever characters it holds; a plain path needs no quotes."""
-    plain = re.fullmatch(r"/[\w./-]+", str(value))
+    plain = re.fullmatch(r"[\w.-]*/[\w./-]+", str(value), re.ASCII)
     return f"{key}={value if plain else quoted(value)}"
 
 
 def quoted(value: object) -> str:
-    """A value as Hydra takes it for text, whatever characters it holds."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    """A value as Hydra takes it for text, whatever characters it holds: a backslash counts before a quote alone."""
+    text = re.sub(r"(\\+)(?='|\Z)", r"\1\1", str(value)).replace("'", "\\'")
     return f"'{text}'"
+
+
+def unquoted(text: str) -> str:
+    """What Hydra takes a word's value for; what it could not read stays as it is."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return str(OverridesParser.create().parse_override(f"x={text}").value()) if text[:1] in "'\"" else text
+    except HydraException:
+        return text
 
 
 def typed(words: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fcnlab.launching.board import Board, score_of
@@ -29,6 +30,7 @@ class Sweep:
 
     ``begin`` starts the process of a job on its share. A job that fails leaves the others alone. A stopping signal
     becomes a SIGTERM for each running job: they save themselves and are waited for; Ctrl-C a second time kills them.
+    So does an error in this process, such as a record that cannot be written.
     """
 
     def __init__(
@@ -48,6 +50,17 @@ class Sweep:
         waiting = list(jobs)
         signals.waiting = True
         try:
+            self._work_off(waiting, signals)
+        except Interrupted:
+            self._kill()
+            raise
+        finally:
+            signals.waiting = False
+        if signals.asked:
+            raise Interrupted(signals.asked, at_once=False)
+
+    def _work_off(self, waiting: list[Job], signals: StopSignals) -> None:
+        try:
             while self.running or (waiting and not signals.asked):
                 if signals.asked:
                     self._pass_on(signals.asked)
@@ -56,16 +69,17 @@ class Sweep:
                 self._see_who_has_ended()
                 self.board.refresh()
                 time.sleep(LOOK_EVERY)
-        except Interrupted:
-            self._kill()
-            raise
-        except BaseException:  # an error of ours, such as a full disk
+        except Exception:  # of ours, such as a full disk
             self._terminate()
+            self._wait_for_all()
             raise
-        finally:
-            signals.waiting = False
-        if signals.asked:
-            raise Interrupted(signals.asked, at_once=False)
+
+    def _wait_for_all(self) -> None:
+        """Until no job is left, even where what becomes of them cannot be written."""
+        while self.running:
+            with suppress(OSError):
+                self._see_who_has_ended()
+            time.sleep(LOOK_EVERY)
 
     def _begin_what_fits(self, waiting: list[Job]) -> None:
         for job in list(waiting):
@@ -76,8 +90,12 @@ class Sweep:
 
     def _begin(self, job: Job, share: Share) -> None:
         job.status, job.exit_code, job.started, job.ended = "running", None, now(), None
-        self.manifest.write()
-        self.running[job.number] = Running(self.begin(job, share), share)
+        try:
+            self.manifest.write()
+            self.running[job.number] = Running(self.begin(job, share), share)
+        except Exception:
+            job.status = "waiting"
+            raise
         self.board.started(job, str(share))
 
     def _pass_on(self, asked: int) -> None:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,16 +27,18 @@ from fcnlab.results.passport import Areas, areas
 from fcnlab.results.scores import SCORES, Scores, scores
 
 VERBS = ("train", "eval")  # the others leave no scores
-SIGNS = {"metrics.json", "confusions.npz", "run.json"}  # each makes a folder a run's
+LOG = "job.log"  # what a job of a sweep said, of a failed one perhaps all that there is
+SIGNS = {"metrics.json", "confusions.npz", "run.json", LOG}  # each makes a folder a run's
 NO_RUNS_INSIDE = {"checkpoints", "predictions", "wandb"}
 CURVES = ("val/miou", "train/loss")
 SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
 LARGEST = 1e15  # of a number that a chart has an axis for
 
-# Settings that no score depends on: where things lie, what is shown, how often is saved. Seeds pair runs.
+# Settings that no score depends on: what is shown, how often is saved. Seeds pair runs. Under another
+# data.root, which is none of these, may lie another set.
 WITHOUT_EFFECT = re.compile(
     r"(.*\.)?seed|(logger|checkpointing|from_run|stages|sweep|needs|published|pictures|passport|trust)(\..*)?"
-    r"|data\.(root|num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(pictures|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
+    r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(pictures|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
 )
 Settings = dict[str, Any]
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast
@@ -143,7 +145,7 @@ def read_run(folder: Path) -> Run | None:
     names, classes, matrices = _confusions(folder / "confusions.npz")
     found = scores(matrices.sum(axis=0))
     _check_agreement(record, found, classes)
-    seed, options, settings = _described(config, options, settings, hydra)
+    seed, options, settings = _described(config, options, settings, hydra, record)
     return Run(
         folder=folder,
         seed=seed,
@@ -158,7 +160,7 @@ def read_run(folder: Path) -> Run | None:
         cost=_numbers(record.get("cost")) | _minutes(facts),
         published=_published(record, config, set(_typed(hydra))),
         curves=_curves(folder / "metrics.csv"),
-        ended=str(facts.get("ended") or ""),
+        ended=str(facts.get("ended") or _written(folder / "metrics.json")),
     )
 
 
@@ -229,6 +231,8 @@ def _configuration(folder: Path, hydra: dict[str, Any]) -> tuple[dict[str, Any],
     """
     composed = _yaml(folder / ".hydra" / "config.yaml")
     config = _yaml(folder / "config.yaml") or composed
+    if not config and (folder / LOG).is_file():
+        raise Unusable(f"a job that ended before its run began, or has only just begun: see its {LOG}")
     if not config:
         raise Unusable("no configuration in it: .hydra/config.yaml is missing")
     linked = {path for path, value in leaves(composed).items() if "${" in str(value) and "${oc." not in str(value)}
@@ -272,23 +276,28 @@ def _typed(hydra: dict[str, Any]) -> Iterator[str]:
 
 
 def _described(
-    config: dict[str, Any], options: dict[str, str], settings: Settings, hydra: dict[str, Any]
+    config: dict[str, Any], options: dict[str, str], settings: Settings, hydra: dict[str, Any], record: dict[str, Any]
 ) -> tuple[int | None, dict[str, str], Settings]:
     """Seed, options and settings, for an evaluation those of the training whose checkpoint it scored.
 
-    Of the evaluation's own, refinement and chosen data remain: the others have no part in the scores.
+    Of the evaluation's own, refinement, chosen data, precision and the checkpoint's file name remain: the others have
+    no part in the scores. A training's own record is of its best.ckpt.
     """
+    settings = settings | {"trainer.precision": _precision(record, config)}
     options = options | {"refine": options.get("refine", "none")}
     if options["refine"] == "none":
         settings = _without(settings, {"refine"})
     training = _training_of(config, hydra)
     if training:
         own = {"refine"} | ({"data"} if options.get("data", "null") != "null" else set())
-        config, its_options, its_settings = training
-        settings = _without(its_settings, {*own, "checkpoint"}) | _only(settings, own)
+        checkpoint = Path(config["checkpoint"]).name
+        config, its_options, its_settings = _configuration(training, _hydra(training))
+        trained = _precision(_json(training / "metrics.json"), config)
+        settings = _without(its_settings, own) | _only(settings, own) | _precisions(settings, trained)
+        settings |= {"checkpoint": checkpoint}
         options = its_options | {group: options[group] for group in own}
-    elif "refine" not in config:  # a training's checkpoint is where it went on
-        settings = _without(settings, {"checkpoint"})
+    elif "refine" not in config:  # a training's own is where it went on
+        settings |= {"checkpoint": "best.ckpt"}
     seed = config.get("seed")
     return seed if isinstance(seed, int) else None, options, settings
 
@@ -301,14 +310,23 @@ def _without(settings: Settings, roots: set[str]) -> Settings:
     return {path: value for path, value in settings.items() if path.split(".")[0] not in roots}
 
 
-def _training_of(
-    config: dict[str, Any], hydra: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, str], Settings] | None:
-    """The configuration of the run whose checkpoint an evaluation scored, where its folder is still there."""
+def _precision(record: dict[str, Any] | None, config: dict[str, Any]) -> Any:
+    """What a record was scored in, which a training's was trained in, too; "auto" stays where there is no record."""
+    return _part(record, "protocol").get("precision") or _part(config, "trainer").get("precision")
+
+
+def _precisions(settings: Settings, trained: Any) -> Settings:
+    """What an evaluation was scored in, and what its net was trained in where that was another."""
+    scored = settings["trainer.precision"]
+    return {"trainer.precision": scored} | ({} if scored == trained else {"training.precision": trained})
+
+
+def _training_of(config: dict[str, Any], hydra: dict[str, Any]) -> Path | None:
+    """The folder of the run whose checkpoint an evaluation scored, where it is still there."""
     if "refine" not in config or not isinstance(config.get("checkpoint"), str):
         return None
     folder = (Path(str(_part(hydra, "runtime").get("cwd", "."))) / config["checkpoint"]).parent.parent
-    return _configuration(folder, _hydra(folder)) if (folder / ".hydra" / "config.yaml").is_file() else None
+    return folder if (folder / ".hydra" / "config.yaml").is_file() else None
 
 
 # What it cost, and how it got there
@@ -333,6 +351,11 @@ def _minutes(facts: dict[str, Any]) -> dict[str, float]:
     except (KeyError, TypeError, ValueError):
         return {}
     return {"minutes": (ended - started).total_seconds() / 60} if facts.get("starts", 1) == 1 else {}
+
+
+def _written(path: Path) -> str:
+    """When a file was; an evaluation has no run.json that tells when it ended."""
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat()
 
 
 def _curves(path: Path) -> dict[str, ndarray]:

@@ -5,7 +5,6 @@ import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config import components
 from fcnlab.errors import UserError, first_line
+from fcnlab.launching.manifest import now
 from fcnlab.results.record import aside
+from fcnlab.results.runs import leaves
 from fcnlab.signals import Interrupted
 from fcnlab.tasks.building import run_folder, say, warn
 from fcnlab.tasks.scoring import PACKAGES, command, commit, git
@@ -55,12 +56,12 @@ def recorded(cfg: DictConfig, folder: Path, record: RunRecord) -> Iterator[None]
         _write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         _write(folder / "changes.diff", uncommitted_changes())
         yield
-        record.write(status="finished", reason=None, ended=_now())
+        record.write(status="finished", reason=None, ended=now())
     except Interrupted as stop:
-        record.write(status="interrupted", reason=str(stop), ended=_now())
+        record.write(status="interrupted", reason=str(stop), ended=now())
         raise
     except BaseException as error:
-        record.write(status="failed", reason=f"{type(error).__name__}: {first_line(error)}", ended=_now())
+        record.write(status="failed", reason=f"{type(error).__name__}: {first_line(error)}", ended=now())
         raise
 
 
@@ -74,7 +75,7 @@ def _beginning(record: RunRecord) -> dict[str, Any]:
         "verb": HydraConfig.get().job.config_name,
         "command": command(),
         "overrides": list(HydraConfig.get().overrides.task),
-        "started": _now(),
+        "started": now(),
         "ended": None,
         "starts": record.facts.get("starts", 0) + 1,
         "commit": commit(),
@@ -106,7 +107,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
     record, then = RunRecord(folder).facts, OmegaConf.load(folder / ".hydra" / "config.yaml")
     words = HydraConfig.get().overrides.task
     typed = {word.partition("=")[0].lstrip("+~").replace("/", ".") for word in words if word not in record["overrides"]}
-    recorded, today = (_leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
+    recorded, today = (leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
     ours = {path for path in recorded | today if _is_under(path, typed | {"from_run", "checkpoint", "sweep"})}
     for path, value in recorded.items():
         if path not in ours and (path not in today or today[path] != value):
@@ -136,18 +137,6 @@ def _check_harmless(path: str, value: Any, folder: Path) -> None:
         raise UserError(f"from_run={folder} wants {path}={value!r}, which today's conf/ does not; refused")
 
 
-def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """Every value of a tree by its dotted path; lists count as values."""
-    if not isinstance(tree, dict) or not tree:
-        return {path: tree}
-    inside = [_leaves(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
-    return {name: value for leaves in inside for name, value in leaves.items()}
-
-
 def uncommitted_changes() -> str:
     """How fcnlab's checkout differs from its commit; empty where it does not, or where there is no checkout."""
     return git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":/") or ""
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
