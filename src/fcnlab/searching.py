@@ -16,11 +16,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
 from fcnlab.launching import config_dir
 from fcnlab.launching.launchers import OF_THE_SWEEP, told_plainly
 from fcnlab.launching.manifest import shown
-from fcnlab.launching.places import slots_for, visible_cores, visible_gpus
+from fcnlab.launching.places import slots_for, visible_gpus
 from fcnlab.launching.processes import typed
 
 log = logging.getLogger("fcnlab")
