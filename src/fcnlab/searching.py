@@ -16,10 +16,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
 from fcnlab.launching.launchers import OF_THE_SWEEP, options, told_plainly
 from fcnlab.launching.manifest import resuming, shown
-from fcnlab.launching.places import slots_for, visible_cores, visible_gpus
+from fcnlab.launching.places import slots_for, visible_gpus
 from fcnlab.launching.processes import typed
 
 log = logging.getLogger("fcnlab")

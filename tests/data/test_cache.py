@@ -74,6 +74,19 @@ def test_void_and_classes_are_the_sets_own(voc_root, folder, kind):
     assert (cached(other, kind, folder).mask(0) == 255).sum() > (truth.mask(0) == 255).sum()
 
 
+class Inverted(Pictures):
+    """Reads the same files in another way, with no field that says so."""
+
+    def image(self, index):
+        return 255 - super().image(index)
+
+
+def test_another_reader_of_the_same_files_is_another_cache(pictures, folder):
+    other = Inverted(**vars(pictures))
+    for truth in (pictures, other, pictures):
+        check_equal(cached(truth, "disk", folder), truth)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_without_masks(pictures, folder, kind):
     found = cached(replace(pictures, masks=()), kind, folder)
@@ -195,6 +208,16 @@ def test_too_little_room_is_told_before_any_work(pictures, folder, decoded, monk
 
 def test_free_memory_is_some_of_the_machines():
     assert 2**20 < cache._free_memory() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(("limit", "free"), [("50000\n", 50_000 - 49_000 + 30_000 + 8000), ("max\n", None)])
+def test_a_containers_files_in_memory_are_free_for_others(tmp_path, monkeypatch, limit, free):
+    """What reading a data set leaves there counts as used, and is given up when memory is asked for."""
+    stat = "anon 9000\nfile 40000\nshmem 2000\ninactive_anon 2000\ninactive_file 30000\nactive_file 8000\n"
+    for name, text in {"max": limit, "current": "49000\n", "stat": stat}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(cache, "CONTAINER", tmp_path)
+    assert cache._free_memory() == free if free else cache._free_memory() > 2**20
 
 
 @pytest.mark.parametrize("kind", KINDS)

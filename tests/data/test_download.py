@@ -170,6 +170,23 @@ def test_an_archive_is_fetched_unpacked_and_removed(serve, archive, tmp_path):
     assert not (root / "voc.tar").exists() and not (root / "voc.tar.part").exists()
 
 
+def test_an_archive_that_is_there_is_used_and_left_alone(archive, tmp_path):
+    """As torchvision leaves it."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/voc.tar").write_bytes(WHOLE)
+    obtain(tmp_path / "root", archive(), True, None)
+    assert contents(tmp_path / "root") == {**FILES, "voc.tar": WHOLE}
+
+
+def test_another_file_of_its_name_is_not_touched(serve, archive, tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/voc.tar").write_bytes(b"the user's own")
+    url, _ = serve()
+    obtain(tmp_path / "root", archive(url), True, None)
+    assert contents(tmp_path / "root") == {**FILES, "voc.tar": b"the user's own"}
+    assert not (tmp_path / "root/voc.tar.part").exists()
+
+
 @pytest.mark.parametrize("fault", [cuts_off_once, stalls_once])
 def test_a_broken_download_goes_on_where_it_was(fault, serve, archive, tmp_path):
     url, asked = serve(fault)
@@ -192,7 +209,7 @@ def test_what_was_left_behind_is_gone_on_with(fault, have, serve, archive, tmp_p
     (tmp_path / "voc.tar.part").write_bytes(WHOLE[:have])
     url, asked = serve(fault)
     assert fetch(archive(url), tmp_path).read_bytes() == WHOLE
-    assert asked == [f"bytes={have}-" if have else None]
+    assert asked == ([f"bytes={have}-" if have else None] if have < len(WHOLE) else [])
 
 
 @pytest.mark.parametrize("left", [b"foreign" * 9, WHOLE + b"more"])

@@ -58,6 +58,20 @@ def test_a_star_takes_pictures_of_any_format_and_nothing_else(tmp_path):
     assert [path.name for path in pictures.images] == ["a.jpg", "b.jpg", "c.PNG"]
 
 
+def test_linked_folders_are_looked_into_but_never_in_a_circle(tmp_path):
+    flat(tmp_path / "disk", ["a", "more/b"])
+    for kind in ("photos", "labels"):
+        (tmp_path / kind).mkdir()
+        for name in ("one", "two"):  # one folder may be there by two names
+            (tmp_path / kind / name).symlink_to(tmp_path / "disk" / kind)
+    (tmp_path / "disk/photos/more/up").symlink_to("..")
+    (tmp_path / "disk/photos/self").symlink_to(".")
+    (tmp_path / "disk/photos/more/over").symlink_to(tmp_path / "photos")
+    pictures = open_folder(str(tmp_path), "all", **FLAT, classes=CLASSES, fractions={"all": 1.0})
+    assert pictures.names == ("one/a", "one/more/b", "two/a", "two/more/b")
+    pictures.check()
+
+
 def test_two_pictures_of_one_name_are_an_error(tmp_path):
     flat(tmp_path, "a")
     pair(tmp_path, "photos/a.png", "labels/a.png")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fcnlab.data import DataError, DataModule, module, open_voc
 from fcnlab.data.cache import CachedPictures
-from fcnlab.data.module import TrainingBatches, batches_ahead, collate
+from fcnlab.data.module import TrainingBatches, batches_ahead, collate, twins
 from fcnlab.data.transforms import FILL, none, standard, strong
 from fcnlab.metrics import PictureConfusions
 from fcnlab.models import FCN
@@ -225,6 +225,14 @@ def test_a_cache_changes_no_batch(make, tmp_path, cache, workers, augment):
     assert isinstance(cached.decoded("train"), CachedPictures) and cached.decoded("test") is cached.decoded("val")
 
 
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_predicting_needs_no_masks_whatever_the_cache(make, voc_root, tmp_path, cache):
+    """VOC's test set has none."""
+    shutil.rmtree(voc_root / "VOCdevkit/VOC2012/SegmentationClass")
+    data = make(cache=cache, cache_dir=str(tmp_path / "cache"))
+    assert indices(data.predict_dataloader()) == list(range(5))
+
+
 SIZES = [(40, 50), (50, 40), (40, 50), (40, 50), (32, 32), (50, 40), (40, 50)]
 
 
@@ -401,7 +409,21 @@ def test_overlap_is_of_files_not_of_names(make, voc_root):
     images.symlink_to("elsewhere")
     (images / "v2.jpg").unlink()
     (images / "v2.jpg").symlink_to(images / "t3.jpg")
-    with pytest.raises(DataError, match=r"1 of 5 pictures of VOC2012 val are in .*\(t3\)"):
+    with pytest.raises(DataError, match=r"1 of 5 pictures of VOC2012 val are in .*\(\S+v2\.jpg is \S+t3\.jpg\)"):
+        make().check("train", "val")
+
+
+def test_a_copy_is_the_same_picture(make, voc_root):
+    """Another picture of as many bytes is not, and broken files of none are told as broken."""
+    images = voc_root / "VOCdevkit/VOC2012/JPEGImages"
+    train = images / "t3.jpg"
+    for name, content in {"v0": train.read_bytes()[:-3] + b"\0\xff\xd9", "v1": b"", "t1": b""}.items():
+        (images / f"{name}.jpg").write_bytes(content)
+    assert twins(make().split("val").images, make().split("train").images) == []
+    shutil.copy(train, images / "v2.jpg")
+    with pytest.raises(
+        DataError, match=r"1 of 5 pictures of VOC2012 val are in data\.train_list=train.*v2\.jpg is \S+t3\.jpg\)"
+    ):
         make().check("train", "val")
 
 

@@ -1,8 +1,10 @@
 """Each way in which files can be wrong is found, named and explained before any work."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
+from threading import get_ident
 
 import numpy as np
 import pytest
@@ -113,6 +115,16 @@ def test_check_passes_sound_pictures(make):
 def test_check_of_names(make, names, message):
     with pytest.raises(DataError, match=message):
         make(names).check()
+
+
+def test_check_keeps_to_the_cores_that_it_may_use(make, monkeypatch):
+    """Of a machine with 64, one is this job's."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {5}, raising=False)
+    threads, read = set(), Pictures.mask
+    monkeypatch.setattr(Pictures, "mask", lambda self, index: threads.add(get_ident()) or read(self, index))
+    make("abcdefgh").check()
+    assert len(threads) == 1
 
 
 def test_check_tells_of_several_at_once(make):

@@ -72,7 +72,7 @@ def found(tmp_path):
             images="images/{name}.png",
             masks="masks/{name}.png",
             classes=["a", "b"],
-            fractions={"all": 1.0},
+            fractions=changes.pop("fractions", {"all": 1.0}),
         )
         settings = {"root": str(tmp_path), "train_list": "all", "val_list": "all", "num_classes": 2, "batch_size": 2}
         data = DataModule(opened, augment=standard, crop_size=32, num_workers=0, **settings | changes)
@@ -96,6 +96,12 @@ def test_settings_that_do_not_fit_the_data_are_errors(found):
 
 def test_one_list_for_training_and_validation_is_an_overlap(found):
     assert found()["train and val", "overlap"] == Verdict.ERROR
+
+
+def test_one_list_for_training_and_test_is_an_overlap(found):
+    seen = found(fractions={"all": 0.5, "rest": 0.5}, val_list="rest", test_list="all")
+    assert seen["train and val", "overlap"] == seen["val and test", "overlap"] == Verdict.OK
+    assert seen["train and test", "overlap"] == Verdict.ERROR
 
 
 def test_suggestions_can_be_typed():

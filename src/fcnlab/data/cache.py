@@ -27,6 +27,7 @@ import PIL
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from fcnlab.cores import visible_cores
 from fcnlab.data.locking import alone
 from fcnlab.data.pictures import DataError, Pictures
 from fcnlab.errors import NotWritten, first_line
@@ -35,6 +36,7 @@ from fcnlab.results.record import aside
 log = logging.getLogger("fcnlab")
 
 Kind = Literal["none", "ram", "disk"]
+CONTAINER = Path("/sys/fs/cgroup")
 LAYOUT = 1  # raise it when the file's layout, or what pictures are decoded to, changes
 
 
@@ -168,12 +170,13 @@ def _opened(path: Path, state: str) -> Store | None:
 
 
 def _identity(pictures: Pictures) -> str:
-    """Tells a split from others: by its files' names, its classes, and all else that says how it is read."""
+    """Tells a split from others: by its type, its files' names, its classes, and all else that says how it is read."""
+    kind = type(pictures)
     settings = {field.name: getattr(pictures, field.name) for field in fields(pictures)}
     for name in ("images", "masks"):
         settings[name] = [str(path.absolute()) for path in settings[name]]
     plain = {name: value.tolist() if isinstance(value, ndarray) else value for name, value in settings.items()}
-    return blake2b(repr(plain).encode(), digest_size=6).hexdigest()
+    return blake2b(repr((kind.__module__, kind.__qualname__, plain)).encode(), digest_size=6).hexdigest()
 
 
 def _state(pictures: Pictures) -> str:
@@ -194,7 +197,7 @@ def _state(pictures: Pictures) -> str:
 def _write(handle: int, pictures: Pictures, state: str, free: int, where: str) -> None:
     """Decode everything into an empty file; ``free`` is how many bytes it may have."""
     every = range(len(pictures))
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(visible_cores()) as pool:
         sizes = list(pool.map(pictures.size, every))
         head = json.dumps({"state": state, "masks": bool(pictures.masks), "sizes": sizes}).encode() + b"\n"
         starts = _starts(sizes, bool(pictures.masks), len(head))
@@ -237,10 +240,14 @@ def _put(handle: int, data: bytes, start: int) -> None:
 
 
 def _free_memory() -> int:
-    """Bytes that the system, and the container that this process runs in, can still give."""
+    """Bytes that the system, and the container that this process runs in, can still give.
+
+    A container's use counts the files that the system keeps in memory, too, which give way to what is asked for.
+    """
     facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(facts["MemAvailable"].split()[0]) * 1024
     with suppress(OSError, ValueError):  # no container, or no limit: "max"
-        group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        limit, used = (int((CONTAINER / f"memory.{name}").read_text()) for name in ("max", "current"))
+        counts = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(counts["inactive_file"]) + int(counts["active_file"]))
     return free

@@ -1,7 +1,7 @@
 """Published archives: fetched from whichever mirror answers, or the user's own, and unpacked below ``data.root``.
 
-What is half done is never taken for the whole: archives grow as ``NAME.part`` until their md5 is right and are unpacked
-in a folder aside; what is moved last from there is the list by which a data set is known to be there.
+What is half done is never taken for the whole: archives grow as ``NAME.part`` and, when their md5 is right, are
+unpacked in a folder aside; what is moved last from there is the list by which a data set is known to be there.
 """
 
 import errno
@@ -100,7 +100,8 @@ def obtain(root: Path, wanted: Archive, download: bool, archive: str | Sequence[
             )
         path = fetch(wanted, root)
         unpack(path, root, wanted.witness)
-        path.unlink()
+        if path.name != wanted.name:  # under its own name it was there before: somebody keeps it
+            path.unlink()
 
 
 @contextmanager
@@ -132,7 +133,9 @@ def progress(things: Any = None, **options: Any) -> tqdm:
 
 
 def fetch(archive: Archive, folder: Path) -> Path:
-    """The archive in ``folder``, whole by its md5. What came before an interruption is gone on with.
+    """A file in ``folder`` that is the archive by its md5: one that is there under its name, or else a ``.part``.
+
+    What came before an interruption is gone on with. A file of the archive's name is never written to.
 
     Raises
     ------
@@ -141,9 +144,10 @@ def fetch(archive: Archive, folder: Path) -> Path:
     OSError
         The disk is full.
     """
-    part, whole = folder / f"{archive.name}.part", folder / archive.name
-    if whole.is_file() and md5(whole) == archive.md5:
-        return whole
+    part = folder / f"{archive.name}.part"
+    for path in (folder / archive.name, part):
+        if path.is_file() and md5(path) == archive.md5:
+            return path
     problems = []
     for url in archive.urls:
         for _ in range(ATTEMPTS):
@@ -158,7 +162,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
                     break
                 continue
             if md5(part) == archive.md5:
-                return part.replace(whole)
+                return part
             part.unlink(missing_ok=True)
             problems.append(f"{url}: what came is not {archive.name}, by its md5")
             if not begun:

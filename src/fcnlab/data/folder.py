@@ -200,8 +200,13 @@ def _as_regex(part: str) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    """Through linked folders, too; a link to a folder that the way to it leads through would never end."""
+    ways = {folder: (folder.resolve(),)}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        way = ways.pop(Path(parent))
+        real = {name: Path(parent, name).resolve() for name in folders if not name.startswith(".")}
+        folders[:] = [name for name, path in real.items() if path not in way]
+        ways |= {Path(parent, name): (*way, real[name]) for name in folders}
         yield from (Path(parent) / name for name in files if not name.startswith("."))
 
 

@@ -4,7 +4,6 @@
 decoded too, and compared with each other.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from numpy import ndarray
 
+from fcnlab.cores import visible_cores
 from fcnlab.data.balance import Frequencies, frequencies
 from fcnlab.data.pictures import (
     BrokenFile,
@@ -82,7 +82,7 @@ class Look:
 
 def looks(pictures: Pictures) -> Iterator[Look]:
     """A look at each, in their order, by as many threads as there are cores; broken ones stop nothing."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(visible_cores()) as pool:
         yield from pool.map(lambda index: look(pictures, index), range(len(pictures)))
 
 

@@ -1,10 +1,13 @@
 """The LightningDataModule around a data set: which pictures meet in a batch, and how they come to the device."""
 
+import hashlib
 import os
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from os.path import isfile, islink  # False for a name that no file can have, where Path's raise an OSError
 from pathlib import Path
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from fcnlab.cores import visible_cores
 from fcnlab.data.cache import Kind, cached
 from fcnlab.data.download import fetching
 from fcnlab.data.pictures import VOID, DataError, Pictures
@@ -238,12 +242,14 @@ class DataModule(L.LightningDataModule):
                 TrainingBatches(len(pictures), self.batch_size, self.seed)
 
     def _check_overlap(self, *splits: str) -> None:
-        trained = set(real_paths(self.split("train").images))
-        for name in (name for name in splits if name != "train"):
+        trained = self.split("train")
+        lists = {self.lists[name]: name for name in splits if name != "train"}  # each is compared once
+        for name in lists.values():
             scored = self.split(name)
-            both = [path for path in real_paths(scored.images) if path in trained]
+            both = twins(scored.images, trained.images)
             if both:
-                few = ", ".join(path.stem for path in both[:3]) + (", …" if len(both) > 3 else "")
+                few = ", ".join(path.stem if path == twin else f"{path} is {twin}" for path, twin in both[:3])
+                few += ", …" if len(both) > 3 else ""
                 raise DataError(
                     f"{len(both)} of {len(scored)} pictures of {scored.title} are in data.train_list="
                     f"{self.lists['train']}, too ({few}): scores on them would say nothing about new pictures. Choose"
@@ -289,7 +295,8 @@ class DataModule(L.LightningDataModule):
         return self._evaluation_loader(EvaluationSamples(self.decoded("test")), self.eval_batch_size)
 
     def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(EvaluationSamples(self.decoded("test"), truth=False), 1)
+        # From the files: each is read once, and a cache holds masks, of which there may be none.
+        return self._evaluation_loader(EvaluationSamples(self.split("test"), truth=False), 1)
 
     def _evaluation_loader(self, samples: EvaluationSamples, batch_size: int) -> DataLoader:
         rank, world_size = self._place()
@@ -333,6 +340,42 @@ class DataModule(L.LightningDataModule):
         }
 
 
+def twins(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Each path that is one of the others, with that one: the same file behind links, or a copy of it.
+
+    Only files whose size in bytes occurs on both sides are read; empty ones are left to be told as broken.
+    """
+    by_place = dict(zip(real_paths(others), others, strict=True))
+    sizes, other_sizes = file_sizes(paths), file_sizes(others)
+    common = set(sizes.values()) & set(other_sizes.values()) - {0}
+    digests, other_digests = (
+        file_digests([path for path, size in found.items() if size in common]) for found in (sizes, other_sizes)
+    )
+    by_bytes = {digest: path for path, digest in other_digests.items()}
+    found = (
+        (path, by_place.get(real) or by_bytes.get(digests.get(path, b"")))
+        for path, real in zip(paths, real_paths(paths), strict=True)
+    )
+    return [(path, twin) for path, twin in found if twin is not None]
+
+
+def file_sizes(paths: Sequence[Path]) -> dict[Path, int]:
+    """In bytes, of those that are files."""
+    return {path: path.stat().st_size for path in filter(isfile, paths)}
+
+
+def file_digests(paths: Sequence[Path]) -> dict[Path, bytes]:
+    """A hash of each file's bytes, of those that can be read."""
+
+    def digest(path: Path) -> bytes | None:
+        with suppress(OSError), path.open("rb") as file:
+            return hashlib.file_digest(file, hashlib.blake2b).digest()
+
+    with ThreadPoolExecutor(visible_cores()) as pool:
+        found = zip(paths, pool.map(digest, paths), strict=True)
+        return {path: one for path, one in found if one is not None}
+
+
 def real_paths(paths: Sequence[Path]) -> list[Path]:
     """Where files really lie, behind links; each folder is asked once."""
     folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
@@ -344,7 +387,7 @@ def worker_count(wanted: int | Literal["auto"]) -> int:
 
     ``OMP_NUM_THREADS`` says how many those are where several runs share a machine.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = visible_cores()
     share = os.environ.get("OMP_NUM_THREADS", "")
     return min(8, cores, max(1, int(share)) if share.isdigit() else cores) if wanted == "auto" else int(wanted)
 

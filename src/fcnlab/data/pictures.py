@@ -15,6 +15,7 @@ from numpy import ndarray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
+from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
 from fcnlab.results.scores import VOID
 
@@ -163,7 +164,7 @@ class Pictures:
         if not self.names:
             raise DataError(f"{self.title} is empty: name another list")
         problems = [f"{name} is listed twice" for name in self.listed_twice()]
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        with ThreadPoolExecutor(visible_cores()) as pool:
             found = pool.map(lambda index: next(self.faults(index, min_size), None), range(len(self)))
             problems += [str(fault) for fault in found if fault]
         if problems:

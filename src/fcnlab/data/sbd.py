@@ -6,7 +6,6 @@ are VOC's, and are taken from the devkit, so that one that is trained on and sco
 Hariharan, Arbelaez, Bourdev, Maji & Malik, Semantic Contours from Inverse Detectors, ICCV 2011.
 """
 
-import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from fcnlab.cores import visible_cores
 from fcnlab.data.download import Archive, alone_in, obtain, progress
 from fcnlab.data.matlab import read_field
 from fcnlab.data.pictures import VOID, BrokenFile, DataError, MissingFile, Pictures, WrongLabels, WrongMode
@@ -178,7 +178,7 @@ def convert_masks(source: Path, target: Path, root: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
             try:
                 aside.mkdir()
-                with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+                with ThreadPoolExecutor(visible_cores()) as pool:
                     for _ in progress(pool.map(convert, files), desc=f"SBD's masks to {CONVERTED}/", total=len(files)):
                         pass
                 aside.rename(target)

@@ -18,10 +18,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fcnlab.config import ConfigError, check_needs, check_targets
+from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
-from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_cores, visible_gpus
+from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_gpus
 from fcnlab.launching.processes import Started, config_dir, environment_of_one, setting, start, typed
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.signals import Interrupted, StopSignals

@@ -88,10 +88,6 @@ def slots_for(cores: int) -> int:
     return max(1, min(cores, 4), cores // 4)
 
 
-def visible_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     """The GPUs that this process may use, by the names that ``CUDA_VISIBLE_DEVICES`` takes (numbers, GPU-..., MIG-...).
 

@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 from numpy import ndarray
 
+from fcnlab.cores import visible_cores
 from fcnlab.errors import first_line
 from fcnlab.results.passport import Areas, areas
 from fcnlab.results.scores import SCORES, Scores, scores
@@ -91,7 +92,7 @@ class Run:
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[LeftOut]]:
     """The runs below some folders, in the order of their names, and what was found there but cannot be used."""
     found = list(dict.fromkeys(run for folder in folders for run in run_folders(folder.absolute())))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # unpacking and summing leave Python's lock alone
+    with ThreadPoolExecutor(min(8, visible_cores())) as pool:  # unpacking and summing leave Python's lock alone
         read = list(pool.map(_read_or_reason, found))
     return [run for run in read if isinstance(run, Run)], [out for out in read if isinstance(out, LeftOut)]
 

@@ -78,9 +78,9 @@ def _check_what_is_asked(cfg: DictConfig) -> None:
 
 
 def look_at_all(data: DataModule) -> Seen:
-    """Every file of train, val and, where its list is another one, test, with a progress bar; each list once."""
+    """Every file of train, val and, where its list is not val's, test, with a progress bar; each list once."""
     seen: Seen = {}
-    for name in ("train", "val", "test"):
+    for name in ("train", "val") if data.lists["test"] == data.lists["val"] else ("train", "val", "test"):
         pictures = data.split(name)
         if not len(pictures):
             raise DataError(f"{pictures.title} is empty: name another list")
@@ -90,7 +90,7 @@ def look_at_all(data: DataModule) -> Seen:
                 looks(pictures), desc=pictures.title, total=len(pictures), unit="pictures", leave=False, disable=None
             )
             seen[name] = pictures, list(bar)
-        elif name == "val":
+        else:
             seen[name] = before
     return seen
 

@@ -1,6 +1,5 @@
 """What this machine brings to a training."""
 
-import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from fcnlab.cores import visible_cores
 from fcnlab.data.module import SHARED_MEMORY, batches_ahead
 from fcnlab.results.findings import Finding, Verdict
 from fcnlab.tasks.scoring import PACKAGES
@@ -23,7 +23,7 @@ def inspect_machine(
 ) -> Iterator[Finding]:
     """The findings about versions, devices, memory and disk; ``folder`` is where runs are written."""
     yield Finding(ABOUT, "versions", Verdict.OK, ", ".join(f"{name} {version}" for name, version in versions()))
-    yield Finding(ABOUT, "processor", Verdict.OK, f"{os.cpu_count()} cores, {workers} workers to load pictures")
+    yield Finding(ABOUT, "processor", Verdict.OK, f"{visible_cores()} cores, {workers} workers to load pictures")
     yield gpu_finding([torch.cuda.get_device_properties(place) for place in range(torch.cuda.device_count())])
     yield disk_finding(folder, shutil.disk_usage(folder).free)
     if SHARED_MEMORY.is_dir():
