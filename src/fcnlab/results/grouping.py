@@ -123,8 +123,9 @@ def _is_option(key: str) -> bool:
 
 
 def _one_for_each_seed(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
+    """The newest run of each seed; a training before an evaluation of it, which has no curves."""
     newest: dict[int | None, Run] = {}
-    for run in sorted(runs, key=lambda run: run.ended):
+    for run in sorted(runs, key=lambda run: (bool(run.curves), run.ended)):
         newest[run.seed] = run
     kept = [newest[seed] for seed in sorted(newest, key=lambda seed: (seed is None, seed or 0))]
     older = [
