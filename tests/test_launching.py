@@ -307,7 +307,7 @@ def test_a_sweep_is_looked_at_once_it_is_locked(tmp_path):
     }
     config = OmegaConf.create({"hydra": hydra, "sweep": {"resume": str(tmp_path)}})
     lock = Lock(tmp_path)
-    with pytest.raises(CompactHydraException, match="is working on this sweep"):  # and not: no record there
+    with pytest.raises(CompactHydraException, match="is working there"):  # and not: no record there
         Slots().setup(hydra_context=None, task_function=None, config=config)
     lock.release()
 
