@@ -130,19 +130,21 @@ def test_jobs_that_slurm_stops_end_as_those_that_it_left_alone(slurm, tmp_path, 
 
 
 def test_each_rank_is_a_task_and_an_error_in_one_ends_the_job(slurm, tmp_path, small, shapes_root):
-    """Jobs of two processes and of one, all well or with an error in rank 1, which the latter do not have.
+    """Jobs of two processes and of one, all well or with an error in rank 0 or in rank 1, which the latter do not have.
 
     24 pictures, 4 at a time on each device: an epoch is 3 steps of two devices, or 6 of one.
     """
     words = (*small, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "logger=csv",
              "trainer.max_steps=6", "trainer.val_check_interval=6", "trainer.devices=2,1", "hydra.sweep.dir=sweep",
              "+callbacks.note._target_=raiser.NotePictures", "+callbacks.bad._target_=raiser.RaiseIn",
-             "+callbacks.bad.rank=-1,1", "hydra/launcher=submitit_slurm")  # fmt: skip
+             "+callbacks.bad.rank=-1,0,1", "hydra/launcher=submitit_slurm")  # fmt: skip
     process, sweep = start(tmp_path, *words), tmp_path / "sweep"
     assert process.wait(280) == 1, (tmp_path / "said.txt").read_text()
     said, jobs = (tmp_path / "said.txt").read_text(), record(sweep, "sweep.json")["jobs"]
-    assert [job["status"] for job in jobs] == ["finished", "failed", "finished", "finished"], said
-    for number, devices in ((0, 2), (2, 1), (3, 1)):
+    assert [job["status"] for job in jobs] == [
+        "finished", "failed", "failed", "finished", "failed", "finished"
+    ], said  # fmt: skip
+    for number, devices in ((0, 2), (3, 1), (5, 1)):
         seen = [
             line.split() for path in (sweep / str(number)).glob("seen-*.txt") for line in path.read_text().splitlines()
         ]
@@ -150,5 +152,6 @@ def test_each_rank_is_a_task_and_an_error_in_one_ends_the_job(slurm, tmp_path, s
         each = [(epoch, index) for epoch in range(devices) for index in range(24)]
         assert sorted((int(epoch), int(index)) for epoch, _, index in seen) == each
         assert record(sweep / str(number), "metrics.json")["protocol"]["pictures"] == 8
-    assert {path.name for path in sweep.iterdir() if path.is_dir()} == {".submitit", "0", "1", "2", "3"}
-    assert said.count("To repeat it: fcnlab train") == 1 and "Job 1 (trainer.devices=2" in said
+    assert {path.name for path in sweep.iterdir() if path.is_dir()} == {".submitit", *"012345"}
+    assert said.count("To repeat it: fcnlab train") == 3
+    assert all(f"Job {number} (trainer.devices={devices}" in said for number, devices in ((1, 2), (2, 2), (4, 1)))
