@@ -48,14 +48,14 @@ def test_a_pretrained_backbone_at_rate_zero_is_frozen(pretrained):
 
 
 @pytest.mark.parametrize(
-    ("levels", "frozen"), [((32, 16, 8), set()), ((16,), {"to32"}), ((8,), {"to16", "to32"})], ids=str
+    ("levels", "frozen"), [((32, 16, 8), []), ((16,), ["to32"]), ((8,), ["to16", "to32"])], ids=str
 )
 def test_what_no_score_depends_on_is_frozen(levels, frozen):
     """A backbone's parts follow one another: those behind the coarsest level that is scored have no use."""
     net = FCN(Tiny(width=2), 3, levels=levels)
     freeze(net, 1.0)
     still = {name.split(".")[1] for name, value in net.named_parameters() if not value.requires_grad}
-    assert still == frozen
+    assert sorted(still) == frozen
 
 
 def test_a_plain_backbone_has_no_rule_for_biases():
