@@ -33,6 +33,11 @@ class Segmenter(L.LightningModule):
     channels_last
         Keep pictures and weights in that memory format: the same result but for rounding, faster where the device's
         convolutions want it.
+    row_blocks
+        Take the loss (where it is a sum over pixels) and the labels straight from the coarse scores, some rows of the
+        picture at a time: the same but for rounding, in less memory and time.
+    compiled
+        Let torch compile the net for training.
     refine
         How evaluation comes from the net to the scores that it takes the best of; by default as training does.
     """
@@ -46,6 +51,8 @@ class Segmenter(L.LightningModule):
         schedule: Callable[[int], Callable[[int], float]] | None = None,
         record: dict[str, Any] | None = None,
         channels_last: bool = False,
+        row_blocks: bool = False,
+        compiled: bool = False,
         refine: Refinement | None = None,
     ):
         super().__init__()
