@@ -19,8 +19,8 @@ PixelRows = Float[Tensor, "pixel classes"]
 class PixelLoss(nn.Module):
     """A sum over pixels, divided by what does not depend on the scores.
 
-    So it can be taken straight from coarse scores, a block of rows at a time, with the same gradient; the truth may then
-    be of any integer type.
+    So it can be taken straight from coarse scores, a block of rows at a time, with the same gradient; the truth
+    may then be of any integer type.
     """
 
     def forward(self, scores: ScoreMap | CoarseScores, truth: Integer[Tensor, "batch rows cols"]) -> Scalar:

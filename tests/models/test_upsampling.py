@@ -32,7 +32,9 @@ def cells(rows=4, cols=5, **settings):
 
 def coarse_scores(data, factor=8, size=(30, 37), odd=False) -> CoarseScores:
     grid = Grid(factor, 0.0 if odd else (factor - 1) / 2)
-    return CoarseScores(FeatureMap(data, *grid), Upsample(CLASSES, grid, IMAGE), FeatureMap(torch.empty(2, 3, *size), *IMAGE))
+    return CoarseScores(
+        FeatureMap(data, *grid), Upsample(CLASSES, grid, IMAGE), FeatureMap(torch.empty(2, 3, *size), *IMAGE)
+    )
 
 
 @pytest.fixture

@@ -42,8 +42,8 @@ class Upsample(nn.Module):
     target's cells by a whole crop: VGG's final x32 needs 64 of them, CaffeNet's and GoogLeNet's need 63. Between equal
     strides, as in a dilated ResNet, one tap of 1 is left: nothing is upsampled, and there is nothing to learn.
 
-    Fixed, it interpolates, which gives the same. Learned, the kernel is a dense parameter (every class sees every class,
-    as Caffe's Deconvolution does) that starts as the fixed one.
+    Fixed, it interpolates, which gives the same. Learned, the kernel is a dense parameter (every class sees every
+    class, as Caffe's Deconvolution does) that starts as the fixed one.
     """
 
     def __init__(self, channels: int, source: Grid, target: Grid, learned: bool = False):
@@ -205,7 +205,9 @@ class CoarseScores:
             some = range(first, min(first + together, gaps.stop))
             begin, end = max(top, some.start * factor), min(top + rows, some.stop * factor)
             blocks.append(
-                Block(some, slice(begin - top, end - top), slice(begin - some.start * factor, end - some.start * factor))
+                Block(
+                    some, slice(begin - top, end - top), slice(begin - some.start * factor, end - some.start * factor)
+                )
             )
         return blocks
 
