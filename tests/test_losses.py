@@ -5,7 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fcnlab.losses import Centre, CrossEntropy, CrossEntropySum, Dice, Focal, HardPixels, Lovasz, Sampled
+from fcnlab.losses import Centre, CrossEntropy, CrossEntropySum, Dice, Focal, HardPixels, Lovasz, Sampled, goes_by_rows
+from fcnlab.models import CoarseScores, FeatureMap, Grid, Upsample
+from fcnlab.models.geometry import IMAGE
+from fcnlab.models.upsampling import bilinear_kernel
 from fcnlab.results.scores import scores as scores_of
 
 CLASSES = 4
@@ -210,3 +213,56 @@ def test_a_step_downhill_helps(batch, loss):
     before = loss(scores, batch[1])
     (slope,) = torch.autograd.grad(before, scores)
     assert loss(scores - 1e-3 * slope / slope.norm(), batch[1]) < before
+
+
+# --- Straight from coarse scores
+
+
+def coarse_batch(kind=torch.float64):
+    """Scores at stride 8 of two pictures of 30 x 37, and their truth with some void, in bytes as it travels."""
+    generator = torch.Generator().manual_seed(0)
+    data = 2 * torch.randn(2, CLASSES, 5, 6, generator=generator, dtype=kind)
+    truth = torch.randint(CLASSES, (2, 30, 37), generator=generator, dtype=torch.uint8)
+    truth[:, 7:20, 10:30] = 255
+    return data.requires_grad_(), truth
+
+
+def coarse_scores(data) -> CoarseScores:
+    grid = Grid(8, 3.5)
+    picture = FeatureMap(torch.empty(2, 3, 30, 37), *IMAGE)
+    return CoarseScores(FeatureMap(data, *grid), Upsample(CLASSES, grid, IMAGE), picture)
+
+
+BY_ROWS = ["ce", "weighted", "sum", "focal", "focal below 1"]
+
+
+@pytest.mark.parametrize("name", BY_ROWS)
+@pytest.mark.parametrize("sampled", [False, True])
+def test_from_coarse_scores_a_loss_and_its_gradient_are_the_same(name, sampled, monkeypatch):
+    """Independently: torch's own transposed convolution and derivatives, over all rows at once."""
+    monkeypatch.setattr("fcnlab.models.upsampling.BLOCK_ON_CPU", 1)
+    loss = (Sampled(LOSSES[name], keep=0.5, cell=4) if sampled else LOSSES[name]).double()
+    assert goes_by_rows(loss)
+    data, truth = coarse_batch()
+    kernel = bilinear_kernel(8, 16).double().expand(CLASSES, 1, -1, -1)
+    full = F.conv_transpose2d(data, kernel, stride=8, groups=CLASSES)[:, :, 4:34, 4:41]
+    found = []
+    for scores, labels in ((coarse_scores(data), truth), (full, truth.long())):
+        torch.manual_seed(1)  # the same cells are sampled
+        value = loss(scores, labels)
+        found.append((value.detach(), *torch.autograd.grad(5 * value, data)))
+    torch.testing.assert_close(*found)
+    assert found[0][1].any()
+
+
+def test_nothing_but_void_costs_nothing_from_coarse_scores():
+    data, truth = coarse_batch()
+    for name in BY_ROWS:
+        loss = LOSSES[name](coarse_scores(data), torch.full_like(truth, 255))
+        (slopes,) = torch.autograd.grad(loss, data)
+        assert loss == 0 and not slopes.any()
+
+
+def test_losses_over_all_pixels_together_take_full_scores():
+    assert not any(goes_by_rows(LOSSES[name]) for name in ("ohem", "dice", "lovasz"))
+    assert not goes_by_rows(Sampled(Dice())) and not goes_by_rows(Centre(CrossEntropy())) and not goes_by_rows(None)

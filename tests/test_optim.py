@@ -104,6 +104,51 @@ def test_optimisers_take_their_settings():
     assert by_name(found.param_groups)["heads/weight"] == (1e-3, 0.01)
 
 
+def plain_steps(make, steps: int, resumed_at: int | None, formats, fused: bool) -> torch.Tensor:
+    """A convolution's weights after some steps; at ``resumed_at`` another net goes on from the optimiser's state."""
+    torch.manual_seed(0)
+    net, slopes = nn.Conv2d(4, 6, 3, bias=False), torch.randn(steps, 6, 4, 3, 3)
+    first = net.weight.detach().clone()
+    net = net.to(memory_format=formats[0])
+    optimizer = make(net, fused)
+    for step in range(steps):
+        if step == resumed_at:
+            state, weights = optimizer.state_dict(), net.weight.detach().clone()
+            net = nn.Conv2d(4, 6, 3, bias=False).to(memory_format=formats[1])
+            net.weight.data.copy_(weights)
+            optimizer = make(net, fused)
+            optimizer.load_state_dict(state)
+        net.weight.grad = torch.empty_like(net.weight).copy_(slopes[step])
+        optimizer.step()
+    assert not torch.equal(net.weight, first)
+    return net.weight.detach()
+
+
+def as_given(optimizer):
+    def make(net, fused):
+        net.pretrained = False
+        return optimizer(net, lr=0.1, fused=fused)
+
+    return make
+
+
+FORMATS = (torch.contiguous_format, torch.channels_last)
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adamw])
+@pytest.mark.parametrize("formats", [FORMATS, FORMATS[::-1]], ids=["to channels last", "from channels last"])
+def test_a_fused_optimiser_goes_on_in_another_memory_format(optimizer, formats):
+    """torch's fused kernels pair weights and moments by address: an optimiser that loads as torch's own goes astray."""
+    make, moments = as_given(optimizer), {sgd: torch.optim.SGD, adamw: torch.optim.AdamW}[optimizer]
+    expected = plain_steps(make, 6, None, FORMATS[:1], fused=False)
+    torch.testing.assert_close(plain_steps(make, 6, 3, formats, fused=True), expected)
+    settings = {"momentum": 0.9} if optimizer is sgd else {"weight_decay": 0.01}
+    astray = plain_steps(
+        lambda net, fused: moments(net.parameters(), lr=0.1, fused=fused, **settings), 6, 3, formats, True
+    )
+    assert (astray - expected).abs().max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("schedule", "settings", "factors"),
     [

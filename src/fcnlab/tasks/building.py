@@ -76,8 +76,7 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     ``val_check_interval`` counts optimiser steps; Lightning counts batches.
     """
     settings = plain(cfg.trainer)
-    if settings["precision"] == "auto":
-        settings["precision"] = best_precision(settings["accelerator"]) if cfg.speed.bf16 else "32-true"
+    settings["precision"] = precision(cfg)
     allow_tf32(cfg.speed.tf32)
     if settings["sync_batchnorm"] and not _on_gpu(settings["accelerator"]):
         settings["sync_batchnorm"] = False
@@ -181,10 +180,12 @@ def training_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
     return evaluation_speed(cfg, net) | {"compiled": cfg.speed.compile}
 
 
-def best_precision(accelerator: str) -> str:
-    """bf16 on a GPU that computes in it, else single precision."""
-    has_bf16 = _on_gpu(accelerator) and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16-mixed" if has_bf16 else "32-true"
+def precision(cfg: DictConfig) -> str:
+    """``auto`` is bf16 on a GPU that computes in it, where ``speed.bf16`` lets it, and else single precision."""
+    if cfg.trainer.precision != "auto":
+        return cfg.trainer.precision
+    gpu = cfg.speed.bf16 and _on_gpu(cfg.trainer.accelerator)
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def _on_gpu(accelerator: str) -> bool:

@@ -1,0 +1,146 @@
+"""What speed=auto and speed=off stand for: another way to the same numbers."""
+
+import csv
+import json
+from shutil import which
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from fcnlab.config import CONF, register_schemas
+from fcnlab.errors import UserError
+from fcnlab.tasks import building, train
+from fcnlab.tasks.building import allow_tf32, evaluation_speed, precision
+
+SGD = ("optim=sgd", "optim.lr=0.05", "callbacks.ema.enabled=false")
+
+
+def composed(*words: str):
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(words))
+
+
+def losses(folder) -> list[float]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [float(row[key]) for row in csv.DictReader(file) for key in ("train/loss", "val/loss") if row[key]]
+
+
+def miou(folder) -> float:
+    return json.loads((folder / "metrics.json").read_text())["miou"]
+
+
+def test_auto_is_off_but_for_rounding(train):
+    """Plain SGD: Adam divides by tiny moments. Batch normalisation and ReLUs let rounding grow from step to step."""
+    off, auto = (
+        train(*SGD, f"speed={speed}", "trainer.log_every_n_steps=1", folder=speed) for speed in ("off", "auto")
+    )
+    assert len(losses(off)) == 22 and losses(off)[0] > 1.05 * losses(off)[-2]  # it learned something
+    assert losses(auto)[0] == pytest.approx(losses(off)[0], rel=1e-6)
+    assert losses(auto)[:5] == pytest.approx(losses(off)[:5], rel=1e-4)
+    assert losses(auto) == pytest.approx(losses(off), rel=1e-2)
+    assert miou(auto) == pytest.approx(miou(off), abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(which("g++") is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
+def test_compiled_training_is_the_same_but_for_rounding(train):
+    words = (*SGD, "trainer.log_every_n_steps=1", "trainer.max_steps=6", "trainer.val_check_interval=3")
+    plain, compiled = train(*words), train(*words, "speed.compile=true", folder="compiled")
+    assert losses(compiled)[:4] == pytest.approx(losses(plain)[:4], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "on_cpu"),
+    [("tiny", True), ("googlenet", True), ("resnet50", True), ("vgg16", False), ("caffenet", False)],
+)
+@pytest.mark.parametrize("gpu", [False, True])
+def test_channels_last_goes_by_device_and_backbone(monkeypatch, backbone, on_cpu, gpu):
+    """As measured: docs/performance.md."""
+    monkeypatch.setattr(building, "_on_gpu", lambda accelerator: gpu)
+    given = ["model.backbone.weights=none"]
+    for speed, expected in (("auto", on_cpu or gpu), ("off", False)):
+        cfg = composed(f"model/backbone={backbone}", f"speed={speed}", *given)
+        with torch.device("meta"):
+            net = instantiate(cfg.model, _convert_="all")
+        assert evaluation_speed(cfg, net) == {"channels_last": expected, "row_blocks": speed == "auto"}
+
+
+def test_a_memory_format_that_is_none():
+    with pytest.raises(UserError, match=r"speed\.channels_last=often: choose true, false or auto"):
+        evaluation_speed(composed("speed.channels_last=often"), None)
+
+
+@pytest.mark.parametrize(
+    ("words", "gpu", "expected"),
+    [
+        ((), True, "bf16-mixed"),
+        (("speed=off",), True, "32-true"),
+        (("speed.bf16=false",), True, "32-true"),
+        ((), False, "32-true"),
+        (("speed=off", "trainer.precision=bf16-mixed"), False, "bf16-mixed"),
+    ],
+)
+def test_precision(monkeypatch, words, gpu, expected):
+    monkeypatch.setattr(building, "_on_gpu", lambda accelerator: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert precision(composed(*words)) == expected
+
+
+def test_tf32():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        for allowed, word in ((True, "high"), (False, "highest")):
+            allow_tf32(allowed)
+            assert torch.get_float32_matmul_precision() == word and torch.backends.cudnn.allow_tf32 == allowed
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "sgd_heavy", "sgd_cvpr"])
+def test_optimisers_are_fused(optimizer):
+    for speed in ("auto", "off"):
+        assert composed(f"optim={optimizer}", f"speed={speed}").optim.fused == (speed == "auto")
+
+
+@pytest.mark.parametrize(
+    ("words", "fused"),
+    [
+        (("trainer.precision=16-mixed",), False),
+        (("trainer.precision=16-mixed", "trainer.gradient_clip_val=null"), True),
+        (("trainer.precision=bf16-mixed",), True),
+    ],
+)
+def test_clipped_half_precision_is_not_fused(monkeypatch, words, fused):
+    """Lightning would refuse it when the first step is done."""
+    monkeypatch.setattr(train, "given", lambda key: False)
+    cfg = composed(*words)
+    train.settle_speed(cfg)
+    assert cfg.optim.fused == fused
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("speed.row_blocks=true", "loss=dice"), "speed.row_blocks=true has no effect with loss=dice"),
+        (("speed.bf16=true", "trainer.precision=32-true"), "speed.bf16 has no effect with trainer.precision=32-true"),
+    ],
+)
+def test_settings_without_effect(train_code, tmp_path, words, said):
+    assert train_code(*words, "trainer.max_steps=1", "trainer.val_check_interval=1") == 0
+    assert f"Warning: {said}" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_nothing_to_compile_with(train_code, monkeypatch, capsys):
+    monkeypatch.setattr(building.shutil, "which", lambda name: None)
+    assert train_code("speed.compile=true") == 1
+    assert "speed.compile=true needs a C++ compiler" in capsys.readouterr().err
+
+
+def test_a_way_that_is_none(train_code, capsys):
+    assert train_code("speed.channel_last=true") == 1
+    assert "channel_last" in capsys.readouterr().err
