@@ -61,6 +61,18 @@ class SweepConfig:
 
 
 @dataclass
+class SpeedConfig:
+    """Ways to compute the same in less time; ``channels_last`` may be "auto"."""
+
+    bf16: bool = MISSING
+    tf32: bool = MISSING
+    channels_last: Any = MISSING
+    row_blocks: bool = MISSING
+    fused_optimizer: bool = MISSING
+    compile: bool = MISSING
+
+
+@dataclass
 class TrainConfig:
     """The root of ``fcnlab train``."""
 
@@ -71,7 +83,7 @@ class TrainConfig:
     schedule: Any = MISSING
     loss: Any = MISSING
     trainer: Any = MISSING
-    speed: Any = MISSING
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     logger: Any = MISSING
     callbacks: Any = MISSING
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
@@ -93,7 +105,7 @@ class EvalConfig:
     data: Any = None
     augment: Any = MISSING
     trainer: Any = MISSING
-    speed: Any = MISSING
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     refine: Any = MISSING
     logger: Any = MISSING
     pictures: int = 8
@@ -117,7 +129,7 @@ class PredictConfig:
     submission: str | None = None
     competition: str = "comp6"
     trainer: Any = MISSING
-    speed: Any = MISSING
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     refine: Any = MISSING
     num_workers: Any = "auto"
     seed: int = 1

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, Num
+from jaxtyping import Float, Int64, Integer, Num
 from torch import Tensor, nn
 
+from fcnlab.models import CoarseScores
 from fcnlab.results.scores import VOID
 
 ScoreMap = Float[Tensor, "batch classes rows cols"]
@@ -15,7 +16,28 @@ Scalar = Float[Tensor, ""]
 PixelRows = Float[Tensor, "pixel classes"]
 
 
-class CrossEntropy(nn.Module):
+class PixelLoss(nn.Module):
+    """A sum over pixels, divided by what does not depend on the scores.
+
+    So it can be taken straight from coarse scores, a block of rows at a time, with the same gradient; the truth
+    may then be of any integer type.
+    """
+
+    def forward(self, scores: ScoreMap | CoarseScores, truth: Integer[Tensor, "batch rows cols"]) -> Scalar:
+        by_rows = isinstance(scores, CoarseScores)
+        total = scores.sum_over_rows(self.total, truth) if by_rows else self.total(scores, truth)
+        return total / self.divisor(truth)
+
+    def total(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+        """The sum over the pixels of some rows."""
+        raise NotImplementedError
+
+    def divisor(self, truth: Integer[Tensor, "batch rows cols"]) -> Num[Tensor, ""] | int:
+        """What the sum over all pixels is divided by."""
+        raise NotImplementedError
+
+
+class CrossEntropy(PixelLoss):
     """The mean over all pixels of the batch that are not void; 0 where there are none.
 
     ``class_weights`` weigh each pixel by its true class, and the mean with it.
@@ -28,17 +50,23 @@ class CrossEntropy(nn.Module):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+    def total(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
         if self.class_weights is not None and len(self.class_weights) != scores.shape[1]:
             raise ValueError(f"loss.class_weights has {len(self.class_weights)} values for {scores.shape[1]} classes")
-        return _sum_over_pixels(scores, truth, self.class_weights) / _weight(truth, self.class_weights)
+        return _sum_over_pixels(scores, truth, self.class_weights)
+
+    def divisor(self, truth: Integer[Tensor, "batch rows cols"]) -> Num[Tensor, ""]:
+        return _weight(truth, self.class_weights)
 
 
-class CrossEntropySum(nn.Module):
+class CrossEntropySum(PixelLoss):
     """The sum over a picture's pixels, averaged over pictures: the papers' "heavy" recipe, with rates near 1e-10."""
 
-    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
-        return _sum_over_pixels(scores, truth) / len(truth)
+    def total(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+        return _sum_over_pixels(scores, truth)
+
+    def divisor(self, truth: Integer[Tensor, "batch rows cols"]) -> int:
+        return len(truth)
 
 
 def _sum_over_pixels(scores: ScoreMap, truth: LabelMap, class_weights: Tensor | None = None) -> Scalar:
@@ -62,7 +90,7 @@ class Sampled(nn.Module):
             raise ValueError(f"loss.cell={cell}: at least 1 pixel")
         self.loss, self.keep, self.cell = loss, keep, cell
 
-    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+    def forward(self, scores: ScoreMap | CoarseScores, truth: Integer[Tensor, "batch rows cols"]) -> Scalar:
         if not self.training:
             return self.loss(scores, truth)
         batch, rows, cols = truth.shape
@@ -113,17 +141,20 @@ class HardPixels(nn.Module):
         return pixels.topk(max(1, round(self.fraction * pixels.numel()))).values.mean()
 
 
-class Focal(nn.Module):
+class Focal(PixelLoss):
     """Cross-entropy times (1 - p)^gamma, p being the true class's probability (Lin et al., ICCV 2017), as a mean."""
 
     def __init__(self, gamma: float = 2.0):
         super().__init__()
         self.gamma = gamma
 
-    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+    def total(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
         pixels = F.cross_entropy(scores, truth, ignore_index=VOID, reduction="none")
         doubt = (1 - (-pixels).exp()).clamp(min=1e-6)  # at 0, a power below 1 has no gradient but nan
-        return (doubt**self.gamma * pixels * (truth != VOID)).sum() / _weight(truth)
+        return (doubt**self.gamma * pixels * (truth != VOID)).sum()
+
+    def divisor(self, truth: Integer[Tensor, "batch rows cols"]) -> Num[Tensor, ""]:
+        return _weight(truth)
 
 
 class Dice(nn.Module):
@@ -166,9 +197,14 @@ def _known_pixels(scores: ScoreMap, truth: LabelMap) -> tuple[PixelRows, PixelRo
     return probability, F.one_hot(truth[known], scores.shape[1]).to(probability.dtype)
 
 
-def _weight(truth: LabelMap, class_weights: Tensor | None = None) -> Num[Tensor, ""]:
+def goes_by_rows(loss: nn.Module | None) -> bool:
+    """Whether a loss takes coarse scores: one that is a sum over pixels, or that picks the pixels of one that is."""
+    return isinstance(loss, PixelLoss) or (isinstance(loss, Sampled) and goes_by_rows(loss.loss))
+
+
+def _weight(truth: Integer[Tensor, "batch rows cols"], class_weights: Tensor | None = None) -> Num[Tensor, ""]:
     """The pixels' weights summed, at least a trifle, so that a batch of nothing but void costs 0 and not nan."""
     known = truth != VOID
     if class_weights is None:
         return known.sum().clamp(min=1)
-    return class_weights[truth.where(known, 0)].mul(known).sum().clamp(min=1e-6)
+    return class_weights[truth.where(known, 0).long()].mul(known).sum().clamp(min=1e-6)

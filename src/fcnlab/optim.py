@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fcnlab.errors import UserError
@@ -74,10 +74,11 @@ def sgd(
     bias_lr_scale: float = 2.0,
     pretrained_lr_scale: float = 1.0,
     plain_backbone: bool = False,
+    fused: bool = False,
 ) -> Optimizer:
-    """Stochastic gradient descent over :func:`parameter_groups`."""
+    """Stochastic gradient descent over :func:`parameter_groups`; ``fused``: all of a step in one kernel."""
     groups = parameter_groups(net, lr, weight_decay, bias_lr_scale, pretrained_lr_scale, plain_backbone)
-    return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov)
+    return _laid_out(torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, fused=fused))
 
 
 def adamw(
@@ -87,10 +88,32 @@ def adamw(
     weight_decay: float = 0.01,
     bias_lr_scale: float = 1.0,
     pretrained_lr_scale: float = 1.0,
+    fused: bool = False,
 ) -> Optimizer:
-    """Adam with decoupled weight decay over :func:`parameter_groups`."""
+    """Adam with decoupled weight decay over :func:`parameter_groups`; ``fused``: all of a step in one kernel."""
     groups = parameter_groups(net, lr, weight_decay, bias_lr_scale, pretrained_lr_scale)
-    return torch.optim.AdamW(groups, betas=(betas[0], betas[1]))
+    return _laid_out(torch.optim.AdamW(groups, betas=(betas[0], betas[1]), fused=fused))
+
+
+def _laid_out(optimizer: Optimizer) -> Optimizer:
+    """Let moments that are loaded lie in memory as their parameters do.
+
+    torch's fused kernels walk through both by address: where one is channels last and the other is not, as after a run
+    that goes on with another ``speed.channels_last``, they would update the wrong weights without a word.
+    """
+
+    def lay_out(optimizer: Optimizer) -> None:
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if (
+                    isinstance(value, Tensor)
+                    and value.shape == parameter.shape
+                    and value.stride() != parameter.stride()
+                ):
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+    optimizer.register_load_state_dict_post_hook(lay_out)
+    return optimizer
 
 
 def poly(total_steps: int, power: float = 0.9, warmup: float = 0.05) -> Callable[[int], float]:

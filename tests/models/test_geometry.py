@@ -22,7 +22,8 @@ from fcnlab.models import (
     overlap,
     receptive_field,
 )
-from fcnlab.models.geometry import IMAGE, add, bilinear_kernel
+from fcnlab.models.geometry import IMAGE, add
+from fcnlab.models.upsampling import bilinear_kernel
 
 # Origins of the levels 8, 16 and 32, by hand: a kernel k, padding p at stride a adds a * ((k - 1) / 2 - p).
 # None: a net without a choice of padding.
@@ -243,8 +244,8 @@ def test_crop_offsets(net, padding, levels, offsets):
 @pytest.mark.parametrize("padding", ["same", "paper"])
 def test_taps_of_the_last_upsampling(net, padding, taps):
     source, target = grids(net, padding, 32)
-    upsample = Upsample(1, source, target)
-    assert upsample.taps == taps and upsample.kernel.shape == (taps, taps)
+    upsample = Upsample(1, source, target, learned=True)
+    assert upsample.taps == taps and upsample.kernel.shape == (1, 1, taps, taps)
 
 
 @pytest.mark.parametrize(("origin_a", "origin_b"), [(0.0, 0.0), (0.0, 12.0), (12.0, -4.0), (-91.5, 12.5)])

@@ -2,10 +2,11 @@
 
 from fcnlab.models.alexnet import AlexNet, CaffeNet
 from fcnlab.models.fcn import FCN, unused_parameters
-from fcnlab.models.geometry import FeatureMap, Grid, Upsample, overlap, receptive_field
+from fcnlab.models.geometry import FeatureMap, Grid, overlap, receptive_field
 from fcnlab.models.googlenet import GoogLeNet, GoogLeNetBN
 from fcnlab.models.resnet import ResNet
 from fcnlab.models.tiny import Tiny
+from fcnlab.models.upsampling import CoarseScores, Upsample
 from fcnlab.models.vgg import VGG16
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "VGG16",
     "AlexNet",
     "CaffeNet",
+    "CoarseScores",
     "FeatureMap",
     "GoogLeNet",
     "GoogLeNetBN",

@@ -40,6 +40,7 @@ class Backbone(Protocol):
     levels: dict[int, Level]
     min_size: int  # pixels: the shorter side of the smallest picture that passes through
     pretrained: bool  # whether its layers start from a weights file
+    channels_last_on_cpu: bool  # whether it trains faster in that memory format there (docs/performance.md)
 
     def __call__(self, image: Float[Tensor, "batch 3 rows cols"]) -> dict[int, FeatureMap]: ...
 
@@ -52,6 +53,7 @@ class Chain(nn.Module):
 
     min_size = 1
     pretrained = False
+    channels_last_on_cpu = True
 
     def __init__(
         self,

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fcnlab.models.backbone import Backbone
-from fcnlab.models.geometry import IMAGE, FeatureMap, Upsample, add, overlap
+from fcnlab.models.geometry import IMAGE, FeatureMap, add
 from fcnlab.models.published import as_ours
+from fcnlab.models.upsampling import CoarseScores, Upsample
 from fcnlab.models.weights import WeightsError, load_strictly, read_labelled
 
 SMALL_PICTURE = 64  # pixels
@@ -76,9 +77,13 @@ class FCN(nn.Module):
 
     def forward(self, image: Float[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch classes rows cols"]:
         """Scores of every pixel; the pictures are RGB in 0..1."""
-        scores = overlap(self.upsample[-1](self.fused(image)), FeatureMap(image, *IMAGE))[0].data
-        assert scores.shape[2:] == image.shape[2:], f"scores of {scores.shape} do not cover a picture of {image.shape}"
-        return scores
+        return self.coarse(image).full()
+
+    def coarse(self, image: Float[Tensor, "batch 3 rows cols"]) -> CoarseScores:
+        """The same before the last upsampling, for what can do with some rows of it at a time."""
+        last = self.upsample[-1]
+        assert isinstance(last, Upsample)
+        return CoarseScores(self.fused(image), last, FeatureMap(image, *IMAGE))
 
     def fused(self, image: Float[Tensor, "batch 3 rows cols"]) -> FeatureMap:
         """The scores of all levels together, at the finest level's stride."""

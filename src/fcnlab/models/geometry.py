@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -93,61 +91,6 @@ def overlap(a: FeatureMap, b: FeatureMap) -> tuple[FeatureMap, FeatureMap]:
 def _window(features: FeatureMap, first: int, rows: int, cols: int) -> FeatureMap:
     data = features.data[:, :, first : first + rows, first : first + cols]
     return FeatureMap(data, features.stride, features.origin + features.stride * first)
-
-
-def bilinear_kernel(factor: int, taps: int) -> Float[Tensor, "{taps} {taps}"]:
-    """The kernel with which a transposed convolution of stride ``factor`` interpolates linearly.
-
-    ``2 * factor`` taps put the new cells between the old ones, ``2 * factor - 1`` put one of them on each old one.
-    """
-    distance = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
-    line = (1 - distance.abs() / factor).clamp(min=0)
-    return torch.outer(line, line).float()
-
-
-class Upsample(nn.Module):
-    """Bilinear upsampling by transposed convolution, from one declared grid to another (CVPR 2015, section 3.3).
-
-    The kernel has ``2f`` or ``2f - 1`` taps, whichever lets the result meet the target's cells by a whole crop:
-    VGG's final x32 needs 64 of them, CaffeNet's and GoogLeNet's need 63. Between equal strides, as in a dilated ResNet,
-    one tap of 1 is left: nothing is upsampled, and there is nothing to learn.
-
-    Fixed, one kernel serves every channel and is not a parameter. Learned, it is a dense parameter (every class sees
-    every class, as Caffe's Deconvolution does) that starts as the fixed one.
-    """
-
-    kernel: Tensor
-
-    def __init__(self, channels: int, source: Grid, target: Grid, learned: bool = False):
-        super().__init__()
-        if source.stride % target.stride:
-            raise ValueError(
-                f"stride {source.stride} is no multiple of {target.stride}: cannot upsample one to the other"
-            )
-        self.channels = channels
-        self.factor = source.stride // target.stride
-        between = (target.origin - source.origin) / target.stride % 1 == 0.5
-        self.taps = 2 * self.factor if between else 2 * self.factor - 1
-        self.learned = learned and self.taps > 1
-        kernel = bilinear_kernel(self.factor, self.taps)
-        if self.learned:
-            self.kernel = nn.Parameter(torch.eye(channels)[:, :, None, None] * kernel)
-        else:
-            self.register_buffer("kernel", kernel, persistent=False)
-
-    def forward(self, features: FeatureMap) -> FeatureMap:
-        if self.taps == 1:
-            return features
-        stride = features.stride // self.factor
-        origin = features.origin - stride * (self.taps - 1) / 2
-        kernel, groups = self.kernel, 1
-        if not self.learned:
-            kernel, groups = kernel.expand(self.channels, 1, -1, -1), self.channels
-        data = F.conv_transpose2d(features.data, kernel.to(features.data.dtype), stride=self.factor, groups=groups)
-        return FeatureMap(data, stride, origin)
-
-    def extra_repr(self) -> str:
-        return f"{self.channels}, x{self.factor}, taps={self.taps}, {'learned' if self.learned else 'fixed'}"
 
 
 def add(a: FeatureMap, b: FeatureMap) -> FeatureMap:

@@ -40,6 +40,8 @@ class GoogLeNet(nn.Module):
     ``weights`` is ``"none"`` or the path of a file with BVLC's layer names.
     """
 
+    channels_last_on_cpu = True
+
     def __init__(self, padding: Padding = "same", dropout: float = 0.4, weights: str = "none"):
         super().__init__()
         self.normalize = InputConvention(mean=CAFFE_MEAN_BGR, scale=255.0, order="bgr")

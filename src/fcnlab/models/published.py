@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fcnlab.models.backbone import Backbone
-from fcnlab.models.geometry import Upsample, bilinear_kernel
+from fcnlab.models.upsampling import Upsample, bilinear_kernel
 from fcnlab.models.vgg import VGG16, VGG16_FROM_CAFFE, from_torchvision
 from fcnlab.models.weights import StateDict, WeightsError, few, md5
 

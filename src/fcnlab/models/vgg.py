@@ -35,6 +35,7 @@ class VGG16(nn.Module):
     """
 
     min_size = 1
+    channels_last_on_cpu = False
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from fcnlab.callbacks import (
 )
 from fcnlab.config import plain
 from fcnlab.errors import UserError
+from fcnlab.models import FCN
 from fcnlab.signals import Interrupted, StopSignals
 
 log = logging.getLogger("fcnlab")
@@ -52,6 +54,11 @@ def warn(message: str) -> None:
     log.warning("Warning: %s", message)
 
 
+def given(key: str) -> bool:
+    """Whether a setting was typed."""
+    return any(word.lstrip("+").startswith(f"{key}=") for word in HydraConfig.get().overrides.task)
+
+
 def choices() -> dict[str, str]:
     """Which option of each group was chosen."""
     return {group: str(option) for group, option in HydraConfig.get().runtime.choices.items()}
@@ -70,7 +77,8 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     """
     settings = plain(cfg.trainer)
     if settings["precision"] == "auto":
-        settings["precision"] = best_precision(settings["accelerator"])
+        settings["precision"] = best_precision(settings["accelerator"]) if cfg.speed.bf16 else "32-true"
+    allow_tf32(cfg.speed.tf32)
     if settings["sync_batchnorm"] and not _on_gpu(settings["accelerator"]):
         settings["sync_batchnorm"] = False
         warn("trainer.sync_batchnorm=true has no effect on a CPU: torch synchronises batch statistics on GPUs only")
@@ -137,6 +145,40 @@ def _hush_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let a GPU round the factors of single-precision products to 10 bits; torch lets convolutions do so by default."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def evaluation_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
+    """What of ``speed=`` the Segmenter takes to evaluate: as in training, so that equal weights give equal scores.
+
+    Raises
+    ------
+    UserError
+        ``speed.channels_last`` is neither a truth value nor "auto".
+    """
+    wanted = cfg.speed.channels_last
+    if wanted not in (True, False, "auto"):
+        raise UserError(f"speed.channels_last={wanted}: choose true, false or auto")
+    best = _on_gpu(cfg.trainer.accelerator) or net.backbone.channels_last_on_cpu
+    return {"channels_last": best if wanted == "auto" else wanted, "row_blocks": cfg.speed.row_blocks}
+
+
+def training_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
+    """The same for training.
+
+    Raises
+    ------
+    UserError
+        Nothing is there to compile with.
+    """
+    if cfg.speed.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        raise UserError("speed.compile=true needs a C++ compiler, and finds none: install g++, or leave it out")
+    return evaluation_speed(cfg, net) | {"compiled": cfg.speed.compile}
 
 
 def best_precision(accelerator: str) -> str:

@@ -16,7 +16,7 @@ from fcnlab.results.passport import Convention, as_facts, passport, passport_tab
 from fcnlab.results.record import add_to_record
 from fcnlab.results.scores import SCORES, Scores
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, open_loggers, run_folder, say
+from fcnlab.tasks.building import build_trainer, evaluation_speed, open_loggers, run_folder, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.scoring import score, table
 
@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     data.check("test", min_size=net.backbone.min_size)
     check_classes(classes, data)
     refine = instantiate(cfg.refine, _convert_="all")
-    segmenter = Segmenter(net, data.split("test").classes, channels_last=cfg.speed.channels_last, refine=refine)
+    segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
     with open_loggers(cfg) as loggers:
         pictures = FixedPictures(folder / "predictions", cfg.pictures)
         trainer = build_trainer(cfg, loggers or False, [pictures])

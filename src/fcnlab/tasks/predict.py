@@ -22,7 +22,7 @@ from fcnlab.data.pictures import DataError, read_image
 from fcnlab.errors import UserError
 from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, say
+from fcnlab.tasks.building import build_trainer, evaluation_speed, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.submitting import check_submission, submit
 
@@ -45,7 +45,7 @@ def predict(cfg: DictConfig) -> None:
     writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
     loader = DataLoader(files, batch_size=None, num_workers=worker_count(cfg.num_workers))
     refine = instantiate(cfg.refine, _convert_="all")
-    segmenter = Predictor(net, facts["classes"], channels_last=cfg.speed.channels_last, refine=refine)
+    segmenter = Predictor(net, facts["classes"], refine=refine, **evaluation_speed(cfg, net))
     build_trainer(cfg, False, [writer]).predict(segmenter, loader, return_predictions=False)
     say(f"{writer.written} of {len(files)} pictures segmented: labels/ and overlays/ in {cfg.output}")
     if writer.problems:

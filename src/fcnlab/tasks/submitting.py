@@ -14,7 +14,7 @@ from fcnlab.models import FCN
 from fcnlab.results.drawing import Labels
 from fcnlab.results.submission import submission
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, say
+from fcnlab.tasks.building import build_trainer, evaluation_speed, say
 from fcnlab.tasks.evaluate import check_classes
 
 COMPETITIONS = ("comp5", "comp6")
@@ -44,7 +44,7 @@ def submit(cfg: DictConfig, net: FCN, classes: list[str]) -> None:
     pictures = data.split("test")
     folder = f"results/VOC{cfg.data.pictures.year}/Segmentation/{cfg.competition}_{data.lists['test']}_cls"
     refine = instantiate(cfg.refine, _convert_="all")
-    segmenter = Segmenter(net, pictures.classes, channels_last=cfg.speed.channels_last, refine=refine)
+    segmenter = Segmenter(net, pictures.classes, refine=refine, **evaluation_speed(cfg, net))
     with submission(Path(cfg.submission), folder, pictures.palette) as add:
         writer = AddPredictions(pictures.names, add)
         trainer = build_trainer(cfg, False, [writer])

@@ -24,10 +24,12 @@ from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.tasks.building import (
     build_trainer,
     choices,
+    given,
     open_loggers,
     run_folder,
     say,
     training_callbacks,
+    training_speed,
     wandb_id,
     warn,
 )
@@ -51,6 +53,7 @@ def train(cfg: DictConfig) -> float | None:
     repeat_exactly(cfg)
     check_targets(cfg)
     start = where_to_start(cfg.checkpoint, folder)
+    settle_speed(cfg)
     say_what_surprises(cfg)
     record = RunRecord(folder)
     with StopSignals() as signals, recorded(cfg, folder, record), how_to_go_on(folder):
@@ -84,7 +87,7 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
     net = instantiate(cfg.model, _convert_="all")
     data: DataModule = instantiate(cfg.data, _convert_="all")
     backbone_rate = cfg.optim.get("pretrained_lr_scale", 1.0)
-    if not net.pretrained and (backbone_rate == 0 or _given("optim.pretrained_lr_scale")):
+    if not net.pretrained and (backbone_rate == 0 or given("optim.pretrained_lr_scale")):
         warn("optim.pretrained_lr_scale has no effect: the backbone starts from no weights")
     freeze(net, backbone_rate)
     data.check("train", "val", "test", min_size=net.backbone.min_size)
@@ -97,9 +100,23 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
         optimizer=instantiate(cfg.optim, _convert_="all"),
         schedule=instantiate(cfg.schedule, _convert_="all"),
         record=checkpoint_record(cfg, data.split("val")),
-        channels_last=cfg.speed.channels_last,
+        **training_speed(cfg, net),
     )
+    if given("speed.row_blocks") and cfg.speed.row_blocks and not segmenter.row_blocks:
+        warn(f"speed.row_blocks=true has no effect with loss={choices()['loss']}, which looks at all pixels together")
     return segmenter, data
+
+
+def settle_speed(cfg: DictConfig) -> None:
+    """Clipping half-precision gradients needs them unscaled before the step, which fused optimisers do inside it."""
+    half = str(cfg.trainer.precision) in ("16", "16-mixed")
+    if half and cfg.trainer.gradient_clip_val and cfg.speed.fused_optimizer:
+        cfg.speed.fused_optimizer = False
+        if given("speed.fused_optimizer"):
+            warn(
+                f"speed.fused_optimizer=true has no effect with trainer.precision={cfg.trainer.precision}, whose"
+                " gradients are clipped: set trainer.gradient_clip_val=null, or trainer.precision=bf16-mixed"
+            )
 
 
 def check_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
@@ -156,17 +173,18 @@ def say_what_surprises(cfg: DictConfig) -> None:
     if chosen.get("model/backbone") == "tiny" and chosen.get("data") != "shapes":
         others = sorted({path.stem for path in (CONF / "model" / "backbone").glob("*.yaml")} - {"tiny"})
         warn(f"the backbone is tiny, for first looks: for real pictures choose model/backbone={' | '.join(others)}")
-    if chosen.get("augment") == "none" and _given("data.crop_size"):
+    if chosen.get("augment") == "none" and given("data.crop_size"):
         warn("data.crop_size has no effect with augment=none, which takes whole pictures")
-    if cfg.data.get("cache") != "disk" and _given("data.cache_dir"):
+    if cfg.data.get("cache") != "disk" and given("data.cache_dir"):
         warn(f"data.cache_dir has no effect with data.cache={cfg.data.get('cache')}: set data.cache=disk")
-    if cfg.data.get("num_workers") == 0 and _given("data.prefetch_factor"):
+    if given("speed.bf16") and cfg.trainer.precision != "auto":
+        warn(f"speed.bf16 has no effect with trainer.precision={cfg.trainer.precision}: it is for auto")
+    if given("speed.fused_optimizer") and "fused" not in cfg.optim:
+        warn(f"speed.fused_optimizer has no effect with optim={chosen.get('optim')}, which has no fused")
+    if cfg.speed.compile and chosen.get("augment") == "none":
+        warn("speed.compile=true with augment=none, which takes whole pictures: each new size may be compiled anew")
+    if cfg.data.get("num_workers") == 0 and given("data.prefetch_factor"):
         warn("data.prefetch_factor has no effect with data.num_workers=0: nothing is read ahead")
-
-
-def _given(key: str) -> bool:
-    """Whether a setting was typed."""
-    return any(word.startswith(f"{key}=") for word in HydraConfig.get().overrides.task)
 
 
 def best_checkpoint(trainer: L.Trainer) -> str | None:

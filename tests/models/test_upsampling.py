@@ -1,0 +1,147 @@
+"""Fixed upsampling and scores by rows, against torch's transposed convolution and torch's own derivatives."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fcnlab.models import CoarseScores, FeatureMap, Grid, Upsample
+from fcnlab.models import upsampling as module
+from fcnlab.models.geometry import IMAGE
+from fcnlab.models.upsampling import bilinear_kernel
+
+CLASSES = 3
+# Origin of the coarse cells, by number of taps: halves of the stride put new cells between the old ones.
+SOURCES = [(factor, odd) for factor in (1, 2, 4, 8, 32) for odd in (False, True)]
+
+
+def source(factor: int, odd: bool) -> Grid:
+    return Grid(factor, 0.0 if odd else (factor - 1) / 2 if factor > 1 else 0.5)
+
+
+def transposed(data, factor: int, odd: bool):
+    """The papers' way: every class by itself through the same kernel."""
+    kernel = bilinear_kernel(factor, 2 * factor - odd).to(data.dtype).expand(data.shape[1], 1, -1, -1)
+    return F.conv_transpose2d(data, kernel, stride=factor, groups=data.shape[1])
+
+
+def cells(rows=4, cols=5, **settings):
+    generator = torch.Generator().manual_seed(rows)
+    data = torch.randn(2, CLASSES, rows, cols, generator=generator, dtype=torch.float64)
+    return data.to(**settings).requires_grad_()
+
+
+def coarse_scores(data, factor=8, size=(30, 37), odd=False) -> CoarseScores:
+    grid = Grid(factor, 0.0 if odd else (factor - 1) / 2)
+    return CoarseScores(
+        FeatureMap(data, *grid), Upsample(CLASSES, grid, IMAGE), FeatureMap(torch.empty(2, 3, *size), *IMAGE)
+    )
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of one row of cells."""
+    monkeypatch.setattr(module, "BLOCK_ON_CPU", 1)
+
+
+@pytest.mark.parametrize(("factor", "odd"), SOURCES)
+def test_fixed_upsampling_is_the_transposed_convolution_to_the_last_pixel(factor, odd):
+    data = cells()
+    ours = Upsample(CLASSES, source(factor, odd), IMAGE)(FeatureMap(data, *source(factor, odd))).data
+    theirs = transposed(data, factor, odd)
+    torch.testing.assert_close(ours, theirs)  # double precision: to 1e-7
+    weights = torch.rand_like(theirs)
+    slopes = [torch.autograd.grad((scores * weights).sum(), data)[0] for scores in (ours, theirs)]
+    torch.testing.assert_close(*slopes)
+
+
+@pytest.mark.parametrize(("kind", "rounding"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
+def test_upsampling_in_other_precisions_and_memory_formats(kind, rounding):
+    data = cells(dtype=kind).contiguous(memory_format=torch.channels_last)
+    ours = Upsample(CLASSES, source(8, False), IMAGE)(FeatureMap(data, *source(8, False))).data
+    assert ours.dtype == kind and ours.is_contiguous()
+    expected = transposed(data.double(), 8, False)
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=rounding * data.abs().max().item())
+
+
+def test_one_cell():
+    data = torch.ones(1, CLASSES, 1, 1)
+    ours = Upsample(CLASSES, Grid(8, 3.5), IMAGE)(FeatureMap(data, 8, 3.5)).data
+    torch.testing.assert_close(ours[0, 0], bilinear_kernel(8, 16))
+
+
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize("size", [(30, 37), (24, 33), (25, 1), (1, 9)])
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_of_rows_are_the_picture(odd, size):
+    coarse = coarse_scores(cells(5, 6), size=size, odd=odd)
+    blocks = list(coarse.by_rows())
+    assert len(blocks) >= size[0] // 8
+    assert [row for rows, _ in blocks for row in range(rows.start, rows.stop)] == list(range(size[0]))
+    together = torch.cat([scores for _, scores in blocks], 2)
+    assert together.shape == (2, CLASSES, *size)
+    torch.testing.assert_close(together, coarse.full())
+
+
+def test_blocks_grow_with_what_they_may_hold(monkeypatch):
+    coarse = coarse_scores(cells(9, 6), size=(64, 40))
+    monkeypatch.setattr(module, "BLOCK_ON_CPU", 2 * CLASSES * 40 * 8 * 3)  # three rows of cells
+    assert [scores.shape[2] for _, scores in coarse.by_rows()] == [20, 24, 20]  # the first begins 4 pixels up
+
+
+def squares(scores, truth):
+    """A sum over pixels without meaning, whose derivative is 2 * (score - truth)."""
+    return (scores - truth[:, None]).square().sum()
+
+
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.usefixtures("small_blocks")
+def test_a_sum_over_rows_and_its_gradient_are_those_of_the_whole(odd):
+    data, truth = cells(5, 6), torch.randint(CLASSES, (2, 30, 37), dtype=torch.uint8)
+    found = []
+    for total in (
+        coarse_scores(data, odd=odd).sum_over_rows(squares, truth),
+        squares(transposed(data, 8, odd)[:, :, 4 + 3 * odd :][:, :, :30, 4 + 3 * odd :][..., :37], truth.long()),
+    ):
+        found.append((total.detach(), *torch.autograd.grad(3 * total, data)))
+    torch.testing.assert_close(*found)
+
+
+def test_a_sum_over_rows_passes_its_gradient_on_through_what_came_before():
+    weight = torch.tensor(2.0, requires_grad=True, dtype=torch.float64)
+    data, truth = cells(5, 6).detach(), torch.zeros(2, 30, 37, dtype=torch.uint8)
+    coarse_scores(weight * data).sum_over_rows(squares, truth).backward()
+    (expected,) = torch.autograd.grad(squares(coarse_scores(weight * data).full(), truth), weight)
+    torch.testing.assert_close(weight.grad, expected)
+
+
+def test_without_gradients_none_are_computed():
+    data, truth = cells(5, 6).detach(), torch.zeros(2, 30, 37, dtype=torch.uint8)
+    asked = []
+
+    def total(scores, truth):
+        asked.append(torch.is_grad_enabled() or scores.requires_grad)
+        return scores.sum()
+
+    with torch.inference_mode():
+        coarse_scores(data).sum_over_rows(total, truth)
+    coarse_scores(data).sum_over_rows(total, truth)
+    assert asked and not any(asked)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_what_is_not_interpolated_comes_in_one_block(learned):
+    grid = Grid(8, 3.5) if learned else IMAGE
+    data = cells(5, 6) if learned else cells(30, 37)
+    upsample = Upsample(CLASSES, grid, IMAGE, learned)
+    coarse = CoarseScores(FeatureMap(data, *grid), upsample, FeatureMap(torch.empty(2, 3, 30, 37), *IMAGE))
+    ((rows, scores),) = coarse.by_rows()
+    assert rows == slice(None) and torch.equal(scores, coarse.full()) and scores.shape[2:] == (30, 37)
+    truth = torch.zeros(2, 30, 37, dtype=torch.uint8)
+    assert torch.equal(coarse.sum_over_rows(squares, truth), squares(scores, truth))
+
+
+def test_cells_that_do_not_cover_the_picture():
+    small = coarse_scores(cells(3, 6), size=(40, 37))
+    for use in (small.full, lambda: list(small.by_rows())):
+        with pytest.raises(AssertionError, match="do not cover"):
+            use()
