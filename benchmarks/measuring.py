@@ -13,6 +13,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import argparse
 import json
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -101,6 +103,30 @@ def summary(times: Times, reference: str, items: int) -> dict[str, dict[str, flo
             "per_second": round(items / float(np.median(seconds)), 1),
         }
     return found
+
+
+def peak_mib(work: Callable[[], object]) -> float:
+    """MiB that this process held at most during ``work``, over what it held before; right in a fresh process alone.
+
+    What was used and freed before would be used again and not be counted: see :func:`in_child`.
+    """
+    before = _held("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: proc(5)
+    work()
+    return _held("VmHWM") - before
+
+
+def _held(what: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) / 1024
+
+
+def in_child(script: str, variant: str, threads: int = 1) -> float:
+    """The number that a claim's script prints last for ``--variant``, in a process that gives back what it frees."""
+    words = [sys.executable, script, "--variant", variant, "--threads", str(threads)]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes; by itself it grows: mallopt(3)
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout.split()[-1])
 
 
 def report(
