@@ -3,11 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/pip install -q) -c constraints.txt
 # A process for each core, at most 4, each of one thread; the tests of a file stay together, since they share its runs.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow faults fuzz bench lint notebooks table figures clean
+.PHONY: help setup train test test-slow faults fuzz bench rivals lint notebooks table figures clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -17,10 +18,10 @@ setup: $(STAMP)  ## make .venv and install fcnlab into it, editable, with pinned
 $(STAMP): pyproject.toml constraints.txt
 ifdef UV
 	test -x $(BIN)/python || uv venv --python 'python>=3.11' $(VENV)
-	uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 else
 	test -x $(BIN)/pip || python3 -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 endif
 	touch $@
 
@@ -39,9 +40,12 @@ fuzz: setup  ## foreign files and words: the properties of tests/fuzz, 2000 new 
 faults: setup  ## disturb trainings 200 times and compare their ends
 	$(BIN)/python tests/faults/harness.py --count 200 --seed 1
 
-bench: setup  ## measure against others, side by side; a minute or two (their JSON: outputs/benchmarks)
-	for name in input_pipeline confusion evaluation; do \
-		$(BIN)/python benchmarks/$$name.py --json outputs/benchmarks/$$name.json || exit 1; done
+bench: setup  ## measure against others, side by side; under 15 minutes (outputs/bench)
+	$(BIN)/fcnlab bench
+
+rivals: setup  ## install what make bench measures against
+	$(INSTALL) -e '.[rivals]'
+	$(INSTALL) --no-deps torchfcn==1.9.7
 
 lint: setup  ## format check, lint, types
 	$(BIN)/ruff format --check src tests benchmarks

@@ -82,7 +82,7 @@ def measure(rounds: int, pairs: Pairs) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     asked = measuring.options(__doc__, rounds=40)
-    measuring.on_one_core()
+    measuring.on_cores(asked.threads)
     title = f"20 pictures of some 430x430, {CLASSES} classes, void; {asked.rounds} rounds; equal integers"
     measuring.report(title, measure(asked.rounds, pictures(20)), asked.json)
 

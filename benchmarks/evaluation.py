@@ -45,7 +45,7 @@ def measure(net: FCN, rounds: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     asked = measuring.options(__doc__, rounds=4)
-    measuring.on_one_core()
+    measuring.on_cores(asked.threads)
     torch.manual_seed(0)
     nets = {"tiny": FCN(Tiny(), 21, (32, 16, 8)), "googlenet": FCN(GoogLeNet(weights="none"), 21, (32, 16, 8))}
     found = {f"{name}, {how}": row for name, net in nets.items() for how, row in measure(net, asked.rounds).items()}

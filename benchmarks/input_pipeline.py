@@ -80,7 +80,7 @@ def measure(pictures: Pictures, crop: int, folder: Path) -> dict[str, dict[str, 
 
 def main() -> None:
     asked = measuring.options(__doc__, root="../shared/data", pictures=240, crop=512)
-    measuring.on_one_core()
+    measuring.on_cores(asked.threads)
     with tempfile.TemporaryDirectory() as name:
         pictures = open_pictures(asked.root, asked.pictures, Path(name))
         rows, cols = np.median([pictures.size(index) for index in range(len(pictures))], axis=0)

@@ -32,7 +32,8 @@ def test_a_verbs_help_imports_no_torch_and_names_its_groups(verb):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n")
     assert f"fcnlab {verb}" in done.stdout
-    assert verb == "compare" or "model/backbone: alexnet, caffenet, googlenet" in done.stdout  # compare has no groups
+    groups = "model/backbone: alexnet, caffenet, googlenet"
+    assert verb in ("compare", "bench") or groups in done.stdout  # the two have none
 
 
 def test_an_unknown_verb_names_the_known_ones(capsys, fcnlab, monkeypatch):
@@ -200,6 +201,7 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
         "page.css",
         "page.js",
     }
+    assert (site / "fcnlab" / "benchmarks" / "measuring.py").is_file()
     small = ["data.pictures.num_train=8", "data.pictures.num_val=2", "data.batch_size=4", "trainer.max_steps=1"]
     run = [site / "bin" / "fcnlab", "train", "trainer=smoke", "logger=none", *small]
     subprocess.run(run, cwd=empty, env=environment, check=True)

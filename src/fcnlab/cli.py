@@ -15,9 +15,11 @@ VERBS = {
     "predict": "segment pictures: palette PNGs and overlays",
     "doctor": "what is wrong with a data set, and with this machine",
     "compare": "say which runs are better, and how sure that is: a page, tables, intervals",
+    "bench": "how fast and how small it is, against others in the same run",
 }
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
+LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
 HELP = """\
 fcnlab: fully convolutional networks for segmentation, as experiments.
@@ -27,6 +29,7 @@ fcnlab: fully convolutional networks for segmentation, as experiments.
   fcnlab predict checkpoint=PATH input=... output=...  {predict}
   fcnlab doctor  data=... [key=value]                  {doctor}
   fcnlab compare runs=FOLDER[,FOLDER] [baseline=NAME]  {compare}
+  fcnlab bench   [claims=NAME,NAME] [key=value]        {bench}
 
   fcnlab VERB --help       its groups and settings, with examples
   fcnlab VERB --cfg job    the whole configuration as it would run
@@ -53,8 +56,8 @@ def main() -> None:
     sys.argv[place] = CONFIG_NAME + verb
     if verb == "train" and not started_by_lightning:
         _repeat_record(place)
-    if verb == "compare":
-        sys.argv[1:] = [_as_list(word) for word in sys.argv[1:]]
+    if verb in LISTS:
+        sys.argv[1:] = [_as_list(word, *LISTS[verb]) for word in sys.argv[1:]]
     _resume_sweep(verb)
     _check_groups(verb)
     _check_experiment(verb)
@@ -116,14 +119,14 @@ def _recorded_overrides(verb: str, asked: str, path: Path) -> list[str]:
     return overrides
 
 
-def _as_list(word: str) -> str:
+def _as_list(word: str, lists: str, name: str = "") -> str:
     """``runs=A,B`` as the list that is meant, and names as they are: commas and ``=`` have meanings for Hydra."""
     key, _, value = word.partition("=")
-    if key not in ("runs", "baseline") or value.startswith(("[", "'", '"')) or value in ("", "null"):
+    if key not in (lists, name) or value.startswith(("[", "'", '"')) or value in ("", "null"):
         return word
     from fcnlab.launching import quoted
 
-    return f"runs=[{','.join(map(quoted, value.split(',')))}]" if key == "runs" else f"baseline={quoted(value)}"
+    return f"{key}=[{','.join(map(quoted, value.split(',')))}]" if key == lists else f"{key}={quoted(value)}"
 
 
 def _key(override: str) -> str:

@@ -18,8 +18,14 @@ from omegaconf.errors import InterpolationResolutionError
 
 from fcnlab.errors import UserError, first_line
 
-_PACKAGE = Path(__file__).resolve().parent
-CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if path.is_dir())  # wheel, else checkout
+
+def shipped(name: str) -> Path:
+    """A folder that comes with the package: inside it in a wheel, else beside its sources in the checkout."""
+    package = Path(__file__).resolve().parent
+    return next(path for path in (package / name, package.parents[1] / name) if path.is_dir())
+
+
+CONF = shipped("conf")
 DIRECTIVES = {  # Hydra's own keys, and what they may be
     "_target_": str,
     "_partial_": bool,
@@ -151,6 +157,15 @@ class CompareConfig:
     confidence: float = 0.95
 
 
+@dataclass
+class BenchConfig:
+    """The root of ``fcnlab bench``."""
+
+    claims: list[str] | None = None
+    threads: int = 1
+    device: str = "auto"
+
+
 def register_schemas() -> None:
     """Make known to Hydra the roots, by the names that the primary configs use, and what files of conf/ compute by."""
     store = ConfigStore.instance()
@@ -160,6 +175,7 @@ def register_schemas() -> None:
         "predict": PredictConfig,
         "doctor": DoctorConfig,
         "compare": CompareConfig,
+        "bench": BenchConfig,
     }
     for name, schema in roots.items():
         store.store(name=f"{name}_schema", node=schema)

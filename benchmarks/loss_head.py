@@ -1,0 +1,142 @@
+"""From coarse scores to the loss and back: upsampling x8 and cross-entropy against pytorch-fcn's operations.
+
+python benchmarks/loss_head.py             a minute
+
+Theirs is a dense transposed convolution (a parameter whose gradient is computed), the crop and its ``cross_entropy2d``,
+on coarse scores of our size; its own net's are larger, in its favour. Ours is what is shipped, with the scores of every
+pixel (``speed.row_blocks=false``) and straight from the coarse ones. Losses and gradients must be equal. Memory is the
+resident set's peak over what was held before, each in a process of its own.
+"""
+
+import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import rivals
+from fcnlab.losses import CrossEntropySum
+from fcnlab.models import CoarseScores, FeatureMap, Grid, Upsample
+from fcnlab.models.geometry import IMAGE
+from fcnlab.models.upsampling import bilinear_kernel
+
+CLASSES, VOID, FACTOR = 21, 255, 8
+GRID = Grid(FACTOR, (FACTOR - 1) / 2)  # VGG16's, padding=same
+THEIRS, AT_ONCE, BY_ROWS = "pytorch-fcn's operations", "fcnlab, every pixel's scores", "fcnlab, from coarse scores"
+Head = Callable[[], tuple[Tensor, Tensor]]  # the loss, and the gradient of the coarse scores
+
+
+class Size(NamedTuple):
+    """Of a batch."""
+
+    pictures: int
+    rows: int
+    cols: int
+
+
+SIZES = (Size(1, 375, 500), Size(4, 512, 512))
+
+
+def heads(rival: rivals.PyTorchFCN, size: Size, device: torch.device) -> dict[str, Head]:
+    """Every variant, on the same scores and truth."""
+    generator = torch.Generator().manual_seed(0)
+    cells = [-(-length // FACTOR) for length in size[1:]]
+    coarse = torch.randn(size.pictures, CLASSES, *cells, generator=generator).to(device).requires_grad_()
+    truth = torch.randint(CLASSES, size, generator=generator).to(device)
+    truth[:, :20] = VOID
+    return {
+        THEIRS: their_head(rival, coarse, truth.where(truth != VOID, -1)),
+        AT_ONCE: our_head(coarse, truth, by_rows=False),
+        BY_ROWS: our_head(coarse, truth.to(torch.uint8), by_rows=True),
+    }
+
+
+def their_head(rival: rivals.PyTorchFCN, coarse: Tensor, truth: Tensor) -> Head:
+    dense = nn.ConvTranspose2d(CLASSES, CLASSES, 2 * FACTOR, stride=FACTOR, bias=False, device=coarse.device)
+    kernel = bilinear_kernel(FACTOR, 2 * FACTOR).to(coarse.device)
+    dense.weight.data = torch.eye(CLASSES, device=coarse.device)[:, :, None, None] * kernel
+    first, (rows, cols) = FACTOR // 2, truth.shape[1:]
+
+    def once() -> tuple[Tensor, Tensor]:
+        dense.weight.grad = coarse.grad = None
+        scores = dense(coarse)[:, :, first : first + rows, first : first + cols].contiguous()
+        return _backward(rival.cross_entropy(scores, truth, size_average=False) / len(truth), coarse)
+
+    return once
+
+
+def our_head(coarse: Tensor, truth: Tensor, by_rows: bool) -> Head:
+    loss, upsample = CrossEntropySum(), Upsample(CLASSES, GRID, IMAGE)
+    picture = FeatureMap(coarse.new_empty(1).expand(len(truth), 3, *truth.shape[1:]), *IMAGE)
+
+    def once() -> tuple[Tensor, Tensor]:
+        coarse.grad = None
+        scores = CoarseScores(FeatureMap(coarse, *GRID), upsample, picture)
+        return _backward(loss(scores if by_rows else scores.full(), truth), coarse)
+
+    return once
+
+
+def _backward(loss: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+    loss.backward()
+    assert coarse.grad is not None
+    return loss.detach(), coarse.grad
+
+
+def check(found: dict[str, Head]) -> None:
+    """Raise AssertionError where a variant has another loss or gradient than theirs."""
+    loss, gradient = found[THEIRS]()
+    for head in found.values():
+        torch.testing.assert_close(head()[0], loss, rtol=1e-4, atol=0)
+        torch.testing.assert_close(head()[1], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
+
+
+def measure(
+    rival: rivals.PyTorchFCN, size: Size, rounds: int, device: torch.device, memory: Callable[[str], float]
+) -> dict[str, dict[str, float]]:
+    """How many times as fast as theirs ours is; ``memory`` tells the MiB of a variant of this size."""
+    found = heads(rival, size, device)
+    check(found)
+    variants: dict[str, Callable[[int], object]] = {
+        name: (lambda number, head=head: head()) for name, head in found.items()
+    }
+    times = measuring.in_turns(variants, rounds, measuring.clock(device))
+    rows = measuring.summary(times, THEIRS, size.pictures)
+    extra = {name: memory(name) for name in rows}
+    for name, row in rows.items():
+        row |= {"extra_MiB": round(extra[name], 1), "times_less_memory": round(extra[THEIRS] / extra[name], 1)}
+    return {f"{size.pictures} x {size.rows}x{size.cols}: {name}": row for name, row in rows.items()}
+
+
+def extra_mib(rival: rivals.PyTorchFCN, variant: str) -> float:
+    """In a process of its own: of "NUMBER/NAME", the size's number and the variant's name."""
+    number, _, name = variant.partition("/")
+    device = torch.device("cpu")
+    heads(rival, Size(1, 32, 32), device)[name]()  # what the first call loads stays
+    return measuring.peak_mib(heads(rival, SIZES[int(number)], device)[name])
+
+
+def main() -> None:
+    asked = measuring.options(__doc__, rounds=15, variant="")
+    measuring.on_cores(asked.threads)
+    device, rival = measuring.chosen_device(asked.device), rivals.pytorch_fcn()
+    if rival and asked.variant:
+        print(extra_mib(rival, asked.variant))
+        return
+    found: dict[str, dict[str, float]] = {}
+    for number, size in enumerate(SIZES if rival else ()):
+
+        def memory(name: str, number: int = number) -> float:
+            return measuring.in_child(__file__, f"{number}/{name}", asked.threads)
+
+        found |= measure(rival, size, asked.rounds, device, memory)
+    absent = [] if rival else [rivals.NO_PYTORCH_FCN]
+    measuring.report(
+        f"{CLASSES} classes, x{FACTOR}, forward and backward; {device}", found, asked.json, not_measured=absent
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What ``fcnlab train`` and its evaluation make of their settings, without a trainer around it."""
+
+from typing import Any, NamedTuple
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.optim import Optimizer
+
+import rivals
+from fcnlab.config import CONF, register_schemas
+from fcnlab.segmenter import Segmenter
+from fcnlab.tasks.building import training_speed
+
+VGG16 = ("model/backbone=vgg16", "model.backbone.weights=none")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Batch = dict[str, Tensor]
+
+
+class Ours(NamedTuple):
+    """A net in its Segmenter, on its device, with weights drawn."""
+
+    segmenter: Segmenter
+    cfg: DictConfig
+
+    def loss(self, batch: Batch, precision: torch.dtype = torch.float32) -> Tensor:
+        """The forward half of a training step, under autocast as with ``trainer.precision=bf16-mixed``."""
+        with self._autocast(precision):
+            return self.segmenter._step(batch, "train")["loss"]
+
+    @torch.inference_mode()
+    def evaluate(self, batch: Batch, precision: torch.dtype = torch.float32) -> dict[str, Any]:
+        """A validation step."""
+        with self._autocast(precision):
+            return self.segmenter._step(batch, "val")
+
+    def optimizer(self) -> Optimizer:
+        return instantiate(self.cfg.optim, _convert_="all")(self.segmenter.net)
+
+    def _autocast(self, precision: torch.dtype) -> torch.autocast:
+        reduced = precision is torch.bfloat16
+        return torch.autocast(self.segmenter.device.type, torch.bfloat16, enabled=reduced)
+
+
+def build(*words: str, device: torch.device) -> Ours:
+    """By the words behind ``fcnlab train``."""
+    cfg = composed(*words, f"trainer={'gpu' if device.type == 'cuda' else 'cpu'}")
+    net = rivals.drawn(instantiate(cfg.model, _convert_="all"))
+    loss = instantiate(cfg.loss, _convert_="all")
+    segmenter = Segmenter(net, ["class"] * cfg.data.num_classes, loss, **training_speed(cfg, net))
+    return Ours(segmenter.to(device), cfg)
+
+
+def composed(*words: str) -> DictConfig:
+    """The configuration that they make."""
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(words))
+
+
+def batch(pictures: int, rows: int, cols: int, device: torch.device) -> Batch:
+    """A batch as it travels, of noise."""
+    image = torch.randint(256, (pictures, 3, rows, cols), dtype=torch.uint8, device=device)
+    mask = torch.randint(21, (pictures, rows, cols), dtype=torch.uint8, device=device)
+    return {"image": image, "mask": mask, "index": torch.arange(pictures)}

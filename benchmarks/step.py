@@ -1,0 +1,114 @@
+"""A training step of FCN-8s on VGG16, from the batch to the new weights, against pytorch-fcn's.
+
+python benchmarks/step.py                  some five minutes and 8 GB; more --rounds for a smaller spread
+
+Theirs is what its trainer does to a batch: its net, its loss, SGD with momentum over its convolutions, the loss read to
+see that it is a number (without the training scores that it computes from every batch besides, in its favour). Ours is
+``fcnlab train optim=sgd``, from uint8 on. On a GPU, the step's FLOPs over its time are shown as a share of what a
+product of large bfloat16 matrices reaches on the same card.
+"""
+
+import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+import ours
+import rivals
+from work import flops
+
+RATE = 1e-10  # pytorch-fcn's; drawn weights stay nearly as they are
+SGD = ("optim=sgd", f"optim.lr={RATE}")
+Step = Callable[[int], object]
+
+
+class Size(NamedTuple):
+    """Of a batch."""
+
+    pictures: int
+    rows: int
+    cols: int
+
+
+SIZES = (Size(1, 375, 500), Size(4, 321, 321))
+
+
+def their_step(rival: rivals.PyTorchFCN, size: Size, device: torch.device) -> Step:
+    """pytorch-fcn's, with weights drawn."""
+    net = rivals.drawn(rival.net(21)).to(device).train()
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers if layer.bias is not None]
+    groups = [{"params": weights}, {"params": biases, "lr": 2 * RATE, "weight_decay": 0}]
+    optimizer = torch.optim.SGD(groups, lr=RATE, momentum=0.99, weight_decay=5e-4)
+    image = rivals.caffe_input(*size).to(device)
+    truth = torch.randint(21, (size.pictures, size.rows, size.cols), device=device)
+
+    def once(number: int) -> None:
+        optimizer.zero_grad()
+        loss = rival.cross_entropy(net(image), truth, size_average=False) / len(image)
+        assert loss.item() == loss.item()
+        loss.backward()
+        optimizer.step()
+
+    return once
+
+
+def our_steps(words: Sequence[str], size: Size, device: torch.device) -> dict[str, Step]:
+    """fcnlab's, with weights drawn, in each precision."""
+    built, batch = ours.build(*words, *SGD, device=device), ours.batch(*size, device)
+    built.segmenter.train()
+    optimizer = built.optimizer()
+
+    def step(precision: torch.dtype) -> Step:
+        def once(number: int) -> None:
+            optimizer.zero_grad()
+            built.loss(batch, precision).backward()
+            optimizer.step()
+
+        return once
+
+    return {f"fcnlab, {name}": step(precision) for name, precision in ours.PRECISIONS.items()}
+
+
+def measure(
+    rival: rivals.PyTorchFCN, words: Sequence[str], size: Size, rounds: int, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """How many times as fast as theirs ours is."""
+    steps = {"pytorch-fcn, fp32": their_step(rival, size, device)} | our_steps(words, size, device)
+    found = measuring.summary(
+        measuring.in_turns(steps, rounds, measuring.clock(device)), "pytorch-fcn, fp32", size.pictures
+    )
+    if device.type == "cuda":
+        nets = {"pytorch-fcn": rival.net, "fcnlab": lambda: ours.build(*words, device=device).segmenter.net}
+        work = {name: 1e9 * flops(make, (size.rows, size.cols), step=True) for name, make in nets.items()}
+        card = product_speed(device)
+        for name, row in found.items():
+            row["percent_of_the_card"] = round(100 * work[name.partition(",")[0]] * row["per_second"] / card, 1)
+    return {f"{size.pictures} x {size.rows}x{size.cols}: {name}": row for name, row in found.items()}
+
+
+def product_speed(device: torch.device, side: int = 8192) -> float:
+    """The FLOP per second that a product of bfloat16 matrices reaches at best."""
+    a = torch.randn(side, side, dtype=torch.bfloat16, device=device)
+    times = measuring.in_turns({"product": lambda number: a @ a}, 20, measuring.clock(device))
+    return 2 * side**3 / times["product"].min()
+
+
+def main() -> None:
+    asked = measuring.options(__doc__, rounds=3)
+    measuring.on_cores(asked.threads)
+    device, rival = measuring.chosen_device(asked.device), rivals.pytorch_fcn()
+    torch.manual_seed(0)
+    found: dict[str, dict[str, float]] = {}
+    if rival:
+        for size in SIZES:
+            found |= measure(rival, ours.VGG16, size, asked.rounds, device)
+    absent = [] if rival else [rivals.NO_PYTORCH_FCN]
+    measuring.report(f"FCN-8s on VGG16, SGD with momentum; {device}", found, asked.json, not_measured=absent)
+
+
+if __name__ == "__main__":
+    main()
