@@ -1,5 +1,6 @@
 """One step of training and of evaluation: equal whichever way it is computed, and what it takes, counted."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -51,6 +52,16 @@ def test_labels_by_rows_are_those_of_full_scores(monkeypatch):
     full = module(image)
     assert torch.equal(labels(scores), full.max(1).indices) and torch.equal(module.predict_step(batch()), labels(full))
     assert torch.equal(torch.cat([some for _, some in scores.by_rows()], 2), full)  # bit by bit: ties end alike
+
+
+@pytest.mark.parametrize("classes", [2, 21, 255, 300])
+def test_the_best_class_is_the_first_of_equals(classes):
+    scores = torch.randn(2, classes, 9, 17).mul(2).round()  # many are equal
+    assert np.array_equal(labels(scores).numpy(), scores.numpy().argmax(1))
+
+
+def test_a_pixel_that_is_not_a_number_has_a_class():
+    assert labels(torch.full((1, 3, 2, 2), torch.nan)).max() < 3
 
 
 def test_only_what_can_do_without_full_scores_gets_none():

@@ -184,7 +184,19 @@ def _exact(value: float) -> Float[Tensor, ""]:
 
 
 def labels(scores: ScoreMap | CoarseScores) -> Int64[Tensor, "batch rows cols"]:
-    """The best class of every pixel. ``max`` finds it 3.5 times faster on a CPU than ``argmax`` does."""
+    """The best class of every pixel; of equals, the first."""
     if isinstance(scores, CoarseScores):
-        return torch.cat([some.max(1).indices for _, some in scores.by_rows()], dim=1)
-    return scores.max(1).indices
+        return torch.cat([_best(some) for _, some in scores.by_rows()], dim=1)
+    return _best(scores)
+
+
+def _best(scores: ScoreMap) -> Int64[Tensor, "batch rows cols"]:
+    """On a CPU, torch compares whole vectors for a maximum, and single numbers for its place: so the place is found by
+    another maximum, over bytes. That takes a half to a quarter of ``max``'s time, which takes that of ``argmax``.
+    """
+    classes = scores.shape[1]
+    if not scores.is_cpu or classes > torch.iinfo(torch.uint8).max:
+        return scores.max(1).indices
+    rank = torch.arange(classes, 0, -1, dtype=torch.uint8)[:, None, None]
+    first = (scores == scores.amax(1, keepdim=True)).to(torch.uint8).mul_(rank).amax(1)
+    return (classes - first.long()).clamp_(max=classes - 1)  # a pixel that is not a number equals none
