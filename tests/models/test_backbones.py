@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from fcnlab.losses import CrossEntropy
 from fcnlab.models import FCN, VGG16, AlexNet, CaffeNet, GoogLeNet, GoogLeNetBN, ResNet, Tiny
+from fcnlab.models.backbone import Dropout
 from fcnlab.models.weights import WeightsError
 from fcnlab.optim import constant, sgd
 from fcnlab.segmenter import Segmenter
@@ -112,3 +113,17 @@ def test_a_training_step_reaches_every_layer(name):
     unreached = [key for key, value in net.named_parameters() if value.grad is None or not value.grad.any()]
     assert unreached == []
     assert all(value.grad.isfinite().all() for value in net.parameters())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_what_is_dropped_is_torchs_choice_in_every_memory_format(share):
+    x = torch.rand(2, 5, 7, 3) + 1
+    dropped = []
+    for kept in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        dropped.append(Dropout(share)(x.contiguous(memory_format=kept)))
+        assert dropped[-1].is_contiguous(memory_format=kept)
+    torch.manual_seed(0)
+    expected = torch.nn.functional.dropout(x, share)
+    assert torch.equal(dropped[0], expected) and torch.equal(dropped[1], expected)
+    assert torch.equal(Dropout(share).eval()(x), x)

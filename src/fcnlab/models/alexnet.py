@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fcnlab.models.backbone import (
     Chain,
+    Dropout,
     Padding,
     caffe_convention,
     image_padding,
@@ -62,10 +63,10 @@ class CaffeNet(Chain):
                 pool5=_pool(),
                 fc6=_fc6(padding),
                 relu6=nn.ReLU(inplace=True),
-                drop6=nn.Dropout(dropout),  # element-wise
+                drop6=Dropout(dropout),
                 fc7=nn.Conv2d(4096, 4096, 1),
                 relu7=nn.ReLU(inplace=True),
-                drop7=nn.Dropout(dropout),
+                drop7=Dropout(dropout),
             ),
             channels=(96, 256, 4096),
         )
@@ -104,10 +105,10 @@ class AlexNet(Chain):
                 conv5=nn.Conv2d(256, 256, 3, padding=1),
                 relu5=nn.ReLU(inplace=True),
                 pool5=_pool(),
-                drop5=nn.Dropout(dropout),  # torchvision drops before its hidden layers, Caffe behind them
+                drop5=Dropout(dropout),  # torchvision drops before its hidden layers, Caffe behind them
                 fc6=_fc6(padding),
                 relu6=nn.ReLU(inplace=True),
-                drop6=nn.Dropout(dropout),
+                drop6=Dropout(dropout),
                 fc7=nn.Conv2d(4096, 4096, 1),
                 relu7=nn.ReLU(inplace=True),
             ),

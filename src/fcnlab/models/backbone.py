@@ -98,6 +98,18 @@ class Chain(nn.Module):
         return renamed
 
 
+class Dropout(nn.Dropout):
+    """Element-wise, as Caffe's. torch's own draws in the order in which numbers lie in memory; here the same ones are
+    dropped in every memory format, so that runs of one seed can be compared.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p in (0, 1):
+            return super().forward(x)
+        kept = torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(1 - self.p).div_(1 - self.p)
+        return x * torch.empty_like(x).copy_(kept)
+
+
 def named_chain(**layers: nn.Module) -> nn.Sequential:
     """Layers in a row, under names of their own instead of numbers."""
     return nn.Sequential(OrderedDict(layers))

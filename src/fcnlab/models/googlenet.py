@@ -11,7 +11,16 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.googlenet import Inception as TorchvisionInception
 
-from fcnlab.models.backbone import Chain, InputConvention, Level, Padding, image_padding, initialize, named_chain
+from fcnlab.models.backbone import (
+    Chain,
+    Dropout,
+    InputConvention,
+    Level,
+    Padding,
+    image_padding,
+    initialize,
+    named_chain,
+)
 from fcnlab.models.geometry import IMAGE, FeatureMap
 from fcnlab.models.lrn import LocalResponseNorm
 from fcnlab.models.weights import load_backbone, with_batch_counters, without
@@ -54,7 +63,7 @@ class GoogLeNet(nn.Module):
         self.stage4 = _stage("4a", "4b", "4c", "4d", "4e")
         self.pool4 = _pool()
         self.stage5 = _stage("5a", "5b")
-        self.dropout = nn.Dropout(dropout)  # element-wise, as Caffe's
+        self.dropout = Dropout(dropout)
         self.min_size = 31 if padding == "same" else 1
         grid8, grid16, grid32 = (IMAGE.through(self.chain(level)) for level in (8, 16, 32))
         # With BVLC's weights the features have a root mean square of 17, 4.6 and 2.0 (12 pictures of VOC2012 val).
@@ -95,7 +104,7 @@ class GoogLeNetBN(Chain):
             InputConvention(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),  # its weights came from TensorFlow
             named_chain(**{name: layers[name] for name in names[:third]}),
             named_chain(**{name: layers[name] for name in names[third:fourth]}),
-            named_chain(**{name: layers[name] for name in names[fourth:]}, dropout=nn.Dropout(dropout)),
+            named_chain(**{name: layers[name] for name in names[fourth:]}, dropout=Dropout(dropout)),
             channels=(480, 832, 1024),
         )
         self.min_size = 15

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fcnlab.models.backbone import (
+    Dropout,
     Level,
     Padding,
     caffe_convention,
@@ -53,7 +54,7 @@ class VGG16(nn.Module):
         self.fc6 = nn.Conv2d(512, 4096, 7, padding=3 if padding == "same" else 0)
         self.fc7 = nn.Conv2d(4096, 4096, 1)
         self.relu = nn.ReLU(inplace=True)
-        self.dropout = nn.Dropout(dropout)  # element-wise, as Caffe's
+        self.dropout = Dropout(dropout)
         _, _, *ends = (index + 1 for index, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d))
         self._ends: dict[int, int] = dict(zip((8, 16, 32), ends, strict=True))
         self.levels = {
