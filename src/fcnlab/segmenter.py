@@ -74,8 +74,8 @@ class Segmenter(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         loss = self._step(batch, "train")["loss"]
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/lr", self._rate())
+        self.log("train/loss", loss.detach())
+        self.log("train/lr", torch.tensor(self._rate()))  # a plain number would be copied to the device, which waits
         self._log_step(self.global_step + 1)
         return loss
 
