@@ -64,9 +64,9 @@ def move_towards(average: nn.Module, current: nn.Module, share: float) -> None:
     moved = [pair for pair in pairs if share < 1 and pair[0].is_floating_point()]
     if moved:
         averages, currents = map(list, zip(*moved, strict=True))
-        steps = torch._foreach_sub(currents, averages)
-        torch._foreach_mul_(steps, share)
-        torch._foreach_add_(averages, steps)
+        steps = torch._foreach_sub(currents, averages)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(steps, share)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(averages, steps)  # pyright: ignore[reportPrivateImportUsage]
     for old, new in pairs:
         if share == 1 or not old.is_floating_point():
             old.copy_(new)
