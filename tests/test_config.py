@@ -5,9 +5,15 @@ from pathlib import Path
 
 import pytest
 from hydra.utils import instantiate
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
+from torch import nn
 
 from fcnlab.config import CONF, ConfigError, check_needs, check_targets, check_trust
+from fcnlab.models import FCN
+from fcnlab.models.googlenet import GoogLeNet
+from fcnlab.models.tiny import Tiny
 
 PRIMARY = ("train", "eval", "predict", "doctor")
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
@@ -30,6 +36,23 @@ def test_every_option_composes_and_binds(path: Path, composed):
     option = f"{path.parent}={path.stem}"
     verb = "eval" if path.parts[0] == "refine" else "train"
     check_targets(composed(option, *GIVEN.get(option, []), name=verb))
+
+
+def test_several_devices_share_gradients_and_nothing_else(composed):
+    strategy = instantiate(composed("trainer=ddp").trainer.strategy, _convert_="all")
+    assert isinstance(strategy, DDPStrategy)
+    assert strategy._ddp_kwargs == {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+    typed = composed("trainer=ddp", "trainer.strategy=ddp_find_unused_parameters_true")
+    assert typed.trainer.strategy == "ddp_find_unused_parameters_true"  # Lightning's names may be typed, too
+
+
+def test_statistics_are_shared_where_there_are_any():
+    """trainer.sync_batchnorm=true on a net without batch norms leaves it as it is."""
+    for backbone, norms in ((Tiny(width=4), True), (GoogLeNet(weights="none"), False)):
+        net = FCN(backbone, 3, (32, 16, 8))
+        before = [type(module) for module in net.modules()]
+        after = [type(module) for module in TorchSyncBatchNorm().apply(net).modules()]
+        assert (after != before) is norms and (nn.SyncBatchNorm in after) is norms
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)

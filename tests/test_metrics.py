@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torchmetrics.classification import MulticlassJaccardIndex
 from torchmetrics.segmentation import MeanIoU
 
-from fcnlab.metrics import PictureConfusions, confusion_matrix, dataset_scores
+from fcnlab.metrics import PictureConfusions, added_up, confusion_matrix, dataset_scores
 
 CLASSES = 5
 
@@ -48,6 +48,12 @@ def test_confusion_matrix_is_a_histogram(kind):
         found = confusion_matrix(prediction.to(kind), truth.to(kind), CLASSES)
         assert found.dtype == torch.int64
         np.testing.assert_array_equal(found, histogram(prediction, truth))
+
+
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32])
+def test_numbers_are_counted_on_a_gpu_as_on_a_cpu(kind):
+    numbers = np.random.default_rng(0).integers(0, 90, 5000)
+    np.testing.assert_array_equal(added_up(torch.tensor(numbers, dtype=kind), 100), np.bincount(numbers, minlength=100))
 
 
 @pytest.mark.parametrize("classes", [2, 21, 61, 62, 150, 255, 256])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, Integer, Num
+from jaxtyping import Bool, Float, Int64, Integer, Num
 from torch import Tensor, nn
 
 from fcnlab.models import CoarseScores
@@ -13,7 +13,6 @@ from fcnlab.results.scores import VOID
 ScoreMap = Float[Tensor, "batch classes rows cols"]
 LabelMap = Int64[Tensor, "batch rows cols"]
 Scalar = Float[Tensor, ""]
-PixelRows = Float[Tensor, "pixel classes"]
 
 
 class PixelLoss(nn.Module):
@@ -135,10 +134,11 @@ class HardPixels(nn.Module):
         self.fraction = fraction
 
     def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
-        pixels = F.cross_entropy(scores, truth, ignore_index=VOID, reduction="none")[truth != VOID]
-        if not pixels.numel():
-            return scores.sum() * 0.0
-        return pixels.topk(max(1, round(self.fraction * pixels.numel()))).values.mean()
+        pixels = F.cross_entropy(scores, truth, ignore_index=VOID, reduction="none").flatten()  # 0 where void
+        most = max(1, round(self.fraction * len(pixels)))
+        kept = (self.fraction * (truth != VOID).sum()).round().clamp(1, most)  # on the device, which nobody waits for
+        hardest = pixels.topk(most).values
+        return hardest.where(torch.arange(most, device=kept.device) < kept, 0).sum() / kept
 
 
 class Focal(PixelLoss):
@@ -161,40 +161,45 @@ class Dice(nn.Module):
     """One minus the soft Dice coefficient, as a mean over the classes in the batch (Milletari et al., 3DV 2016)."""
 
     def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
-        probability, member = _known_pixels(scores, truth)
-        overlap = (probability * member).sum(0)
-        size = probability.sum(0) + member.sum(0)
-        present = member.sum(0) > 0
-        if not present.any():
-            return scores.sum() * 0.0
-        return (1 - 2 * overlap[present] / size[present]).mean()
+        known = (truth != VOID)[:, None]
+        probability, member = scores.softmax(1) * known, _members(scores, truth)
+        overlap = (probability * member).sum((0, 2, 3))
+        pixels = member.sum((0, 2, 3))
+        size = (probability.sum((0, 2, 3)) + pixels).clamp(min=1)  # that of a class which is there is not less
+        present = pixels > 0
+        return (1 - 2 * overlap / size).where(present, 0).sum() / present.sum().clamp(min=1)
 
 
 class Lovasz(nn.Module):
-    """Lovász-softmax over the classes that are in the batch (Berman et al., CVPR 2018): IoU's convex extension."""
+    """Lovász-softmax over the classes that are in the batch (Berman et al., CVPR 2018): IoU's convex extension.
+
+    Which classes those are is asked of the device at every step: to sort the pixels of all would take longer.
+    """
 
     def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
-        probability, member = _known_pixels(scores, truth)
-        present = (member.sum(0) > 0).nonzero().flatten()
-        losses = [_lovasz_hinge(probability[:, label], member[:, label]) for label in present]
+        member = _members(scores, truth)
+        present = [label for label, there in enumerate(member.any(-1).any(-1).any(0).tolist()) if there]
+        errors = (member.to(scores.dtype) - scores.softmax(1)).abs() * (truth != VOID)[:, None]
+        losses = [_lovasz_hinge(errors[:, label].flatten(), member[:, label].flatten()) for label in present]
         return torch.stack(losses).mean() if losses else scores.sum() * 0.0
 
 
-def _lovasz_hinge(probability: Float[Tensor, " pixel"], member: Float[Tensor, " pixel"]) -> Scalar:
-    """The errors from the largest down, each weighed by how much IoU is lost when it joins the earlier ones."""
-    errors, order = (member - probability).abs().sort(descending=True)
-    member = member[order]
+def _lovasz_hinge(errors: Float[Tensor, " pixel"], member: Bool[Tensor, " pixel"]) -> Scalar:
+    """The errors from the largest down, each weighed by how much IoU is lost when it joins the earlier ones.
+
+    Void pixels have no error: they come last, and their weight is of no account.
+    """
+    errors, order = errors.sort(descending=True)
+    member = member[order].to(errors.dtype)
     union = member.sum() + (1 - member).cumsum(0)
     lost = 1 - (member.sum() - member.cumsum(0)) / union
     steps = torch.cat([lost[:1], lost.diff()])
     return (errors * steps).sum()
 
 
-def _known_pixels(scores: ScoreMap, truth: LabelMap) -> tuple[PixelRows, PixelRows]:
-    """Probabilities and one-hot truth of the pixels that are not void."""
-    known = truth != VOID
-    probability = scores.softmax(1).movedim(1, -1)[known]
-    return probability, F.one_hot(truth[known], scores.shape[1]).to(probability.dtype)
+def _members(scores: ScoreMap, truth: LabelMap) -> Bool[Tensor, "batch classes rows cols"]:
+    """Which class each pixel is of; of none where it is void."""
+    return truth[:, None] == torch.arange(scores.shape[1], device=truth.device)[:, None, None]
 
 
 def goes_by_rows(loss: nn.Module | None) -> bool:

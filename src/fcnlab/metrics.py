@@ -29,11 +29,19 @@ def confusion_matrix(
     cells = prediction.to(kind, copy=True)
     cells.add_(truth.clamp(max=min(num_classes, 255)), alpha=num_classes)
     cells += _tables(cells.shape[-1], table, kind, cells.device)
-    counts = torch.bincount(cells.flatten(), minlength=TABLES * table).view(TABLES, num_classes + 1, num_classes)
+    count = torch.bincount if cells.is_cpu or cells.is_mps else added_up  # bincount waits to know the largest number
+    counts = count(cells.flatten(), minlength=TABLES * table).view(TABLES, num_classes + 1, num_classes)
     matrix = counts[:, :num_classes].sum(0)
     if void < num_classes:
         matrix[void] = 0
     return matrix
+
+
+def added_up(numbers: Integer[Tensor, " pixel"], minlength: int) -> Int64[Tensor, " number"]:
+    """A bincount of numbers below ``minlength``; additions of integers give the same in any order."""
+    counts = torch.zeros(minlength, dtype=torch.int64, device=numbers.device)
+    one = torch.ones((), dtype=torch.int64, device=numbers.device)
+    return counts.scatter_add_(0, numbers.long(), one.expand(len(numbers)))
 
 
 @lru_cache(maxsize=64)

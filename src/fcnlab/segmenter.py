@@ -69,6 +69,7 @@ class Segmenter(L.LightningModule):
         self.row_blocks = row_blocks and (loss is None or goes_by_rows(loss))
         self.record = record or {}
         self.confusions = PictureConfusions(0, len(self.classes))  # one for each set, when it is evaluated
+        self._of_step: dict[str, Tensor] = {}  # what there is to log of the last one
 
     def forward(self, image: UInt8[Tensor, "batch 3 rows cols"]) -> ScoreMap:
         """Scores of every pixel; the pictures are RGB in 0..255, as they travel."""
@@ -101,10 +102,14 @@ class Segmenter(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         loss = self._step(batch, "train")["loss"]
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/lr", self._rate())
-        self._log_step(self.global_step + 1)
+        self._of_step = {"train/loss": loss.detach(), "train/lr": torch.tensor(self._rate())}  # numbers on the host
         return loss
+
+    def on_train_batch_end(self, *args) -> None:
+        """Log a step of which Lightning writes a row; of the others nobody reads what it would take its time for."""
+        if self.trainer._logger_connector.should_update_logs:
+            self.log_dict(self._of_step)
+            self._log_step(self.global_step)
 
     def validation_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return self._evaluated(batch, "val")

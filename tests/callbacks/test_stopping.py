@@ -46,7 +46,7 @@ def after(callback: StopOnNaN, losses, first_step: int = 1) -> None:
     """What Lightning tells it of after each batch."""
     for step, loss in enumerate(losses, first_step):
         outputs = {"loss": torch.tensor(loss, requires_grad=True)}
-        callback.on_train_batch_end(stand_in(global_step=step), None, outputs, None, 0)
+        callback.on_train_batch_end(stand_in(global_step=step, accumulate_grad_batches=1), None, outputs, None, 0)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

@@ -447,3 +447,60 @@ def test_crops_may_be_of_small_pictures(make, voc_root, augment, fits):
 
 def test_workers_by_default_are_at_most_eight(make):
     assert 1 <= make(num_workers="auto").num_workers <= 8
+
+
+def test_a_batch_comes_to_its_device_but_for_its_indices(make):
+    """Lightning's own way, on what is no GPU; on a CPU nothing is copied."""
+    (batch, *_), data = epochs(make())[0], make()
+    same = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    assert same.keys() == batch.keys() and all(same[key] is batch[key] for key in batch)
+    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert moved["image"].is_meta and moved["mask"].is_meta and moved["index"] is batch["index"]
+    assert not batch["image"].is_meta
+
+
+class OnGpu:
+    """A tensor that tells what is done with it, and on which stream."""
+
+    def __init__(self, name: str, told: list[str], stream: list[str]):
+        self.name, self.told, self.stream = name, told, stream
+
+    def to(self, device: torch.device, non_blocking: bool) -> "OnGpu":
+        self.told.append(f"{self.name} to {device} on {self.stream[-1]}, waiting: {not non_blocking}")
+        return OnGpu(f"copy of {self.name}", self.told, self.stream)
+
+    def record_stream(self, stream) -> None:
+        self.told.append(f"{self.name} is kept for {stream.name}")
+
+
+def test_a_copy_to_a_gpu_is_made_beside_the_work(make, monkeypatch):
+    """The order of calls, as CUDA's guides have it for memory of one stream that is used on another."""
+    told, stream = [], ["work"]
+
+    class Stream:
+        def __init__(self, device):
+            self.name = "copying" if device == torch.device("cuda", 1) else "of another device"
+
+        def __enter__(self):
+            stream.append(self.name)
+
+        def __exit__(self, *error):
+            stream.pop()
+
+    work = SimpleNamespace(name="work", wait_stream=lambda other: told.append(f"work waits for {other.name}"))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda given: given)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: work)
+    module._copying_stream.cache_clear()
+    batch = {"image": OnGpu("image", told, stream), "mask": OnGpu("mask", told, stream), "index": torch.tensor([3])}
+    moved = make().transfer_batch_to_device(batch, torch.device("cuda", 1), 0)
+    module._copying_stream.cache_clear()
+    assert told == [
+        "image to cuda:1 on copying, waiting: False",
+        "mask to cuda:1 on copying, waiting: False",
+        "work waits for copying",
+        "copy of image is kept for work",
+        "copy of mask is kept for work",
+    ]
+    assert [moved[key].name for key in ("image", "mask")] == ["copy of image", "copy of mask"]
+    assert moved["index"] is batch["index"] and stream == ["work"]

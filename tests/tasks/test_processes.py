@@ -13,6 +13,7 @@ import pytest
 import torch
 
 pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
 
 
 def fcnlab(folder, *words: str) -> None:
@@ -68,6 +69,26 @@ def test_two_ranks_train_a_net_that_scores_no_coarse_level(tmp_path, small):
     assert record(tmp_path / "run")["protocol"]["pictures"] == 8
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_ranks_talk_once_a_step(tmp_path, small, accumulate):
+    """This net's gradients are one bucket: an all-reduce when they are whole, and nothing in a batch that only adds.
+
+    Once, after the first step, DDP sorts its buckets, which takes two broadcasts.
+    """
+    words = [*small, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=2", "logger=csv"]
+    words += [f"trainer.accumulate_grad_batches={accumulate}", "trainer.max_steps=5", "trainer.val_check_interval=5"]
+    file = tmp_path / "calls.json"
+    counter = ["+callbacks.count._target_=counter.CountCollectives", f"+callbacks.count.file={file}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "fcnlab", "train", *words, *counter]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
+    calls = json.loads(file.read_text())
+    assert len(calls) == 5 * accumulate - 1  # all but the first batch
+    for batch, found in enumerate(calls, start=2):
+        assert found.pop("c10d::broadcast_", 0) == (2 if batch == accumulate + 1 else 0)
+        assert found == ({"c10d::allreduce_": 1} if batch % accumulate == 0 else {})
+
+
 # A net without batch statistics: shares of a batch make the same gradients as the batch.
 PLAIN = ("trainer.accelerator=cpu", "logger=csv", "loss=cross_entropy_sum", "optim=sgd", "optim.lr=0.001",
          "model/backbone=googlenet", "model.backbone.weights=none", "model.backbone.dropout=0.0",
@@ -77,7 +98,7 @@ PLAIN = ("trainer.accelerator=cpu", "logger=csv", "loss=cross_entropy_sum", "opt
 def stop_at(batch: int, folder, *words: str) -> None:
     """Start a run that gets a SIGTERM in its n-th batch, and see it end as it should."""
     stopper = ("+callbacks.stop._target_=stopper.StopAt", f"+callbacks.stop.batch={batch}")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "fcnlab", *words, *stopper, f"hydra.run.dir={folder}"]
     assert subprocess.run(command, cwd=folder.parent, env=environment, timeout=300).returncode == 128 + signal.SIGTERM
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"

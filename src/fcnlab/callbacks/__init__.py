@@ -5,6 +5,7 @@ from fcnlab.callbacks.ema import EMA
 from fcnlab.callbacks.interruption import Interruption
 from fcnlab.callbacks.metrics_file import MetricsFile
 from fcnlab.callbacks.pictures import FixedPictures
+from fcnlab.callbacks.progress import Progress
 from fcnlab.callbacks.resume import ExactResume
 from fcnlab.callbacks.stopping import EndWithValidation, StopOnNaN
 
@@ -16,6 +17,7 @@ __all__ = [
     "Interruption",
     "LastCheckpoint",
     "MetricsFile",
+    "Progress",
     "StopOnNaN",
     "TopCheckpoints",
     "WholeFiles",

@@ -38,6 +38,8 @@ class Interruption(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
         self.signals.waiting = True
         self.signals.listen()
+        # Before every batch Lightning asks all ranks whether rank 0 got a SIGTERM, and waits for the device to answer.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
     def on_test_start(self, trainer: L.Trainer, pl_module) -> None:
         self.signals.listen()

@@ -35,7 +35,7 @@ class TrainingDiverged(UserError):
 class StopOnNaN(Callback):
     """Stop when the loss is no number any more, and save nothing after that.
 
-    The losses stay on the device and are looked at every ``every_n_steps`` steps, so that no step waits for them.
+    The losses stay on the device and are looked at every ``every_n_steps`` steps, so that no other step waits for them.
     Before a checkpoint is written its weights are looked at too: one step on from a good loss they can be lost.
     """
 
@@ -45,7 +45,7 @@ class StopOnNaN(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs: Any, batch, batch_idx: int) -> None:
         self._losses.append((trainer.global_step, outputs["loss"].detach()))
-        if len(self._losses) >= self.every_n_steps:
+        if len(self._losses) >= self.every_n_steps * trainer.accumulate_grad_batches:
             self._look(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from os.path import isfile, islink  # False for a name that no file can have, where Path's raise an OSError
 from pathlib import Path
 from typing import Any, Literal
@@ -310,6 +311,13 @@ class DataModule(L.LightningDataModule):
         rows, cols = samples.pictures.size(0)
         return DataLoader(samples, collate_fn=collate, **batches, **self._loading(batch_size * rows * cols))
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Pixels only: which pictures they are is asked on the host, where it costs no wait."""
+        pixels = {key: value for key, value in batch.items() if key != "index"}
+        if device.type == "cuda":
+            return batch | beside_the_work(pixels, device)
+        return batch | super().transfer_batch_to_device(pixels, device, dataloader_idx)
+
     def _place(self) -> tuple[int, int]:
         """This process's rank, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -338,6 +346,28 @@ class DataModule(L.LightningDataModule):
             # The loader draws a base seed from its generator; with one of its own, the global stream stays the run's.
             "generator": torch.Generator().manual_seed(self.seed),
         }
+
+
+def beside_the_work(batch: Batch, device: torch.device) -> Batch:
+    """Copies on a GPU, made while it still works at what it was given before.
+
+    Lightning copies pinned memory without waiting, too, but on the stream of the work, where it begins when that is
+    done. Here it has a stream of its own, which the work to come waits for; ``record_stream`` keeps its memory from the
+    next copy until that work is done.
+    """
+    work, copying = torch.cuda.current_stream(device), _copying_stream(device)
+    with torch.cuda.stream(copying):
+        copies = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    work.wait_stream(copying)
+    for copy in copies.values():
+        copy.record_stream(work)
+    return copies
+
+
+@cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each GPU, as long as the process lives."""
+    return torch.cuda.Stream(device)
 
 
 def twins(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:

@@ -1,0 +1,188 @@
+"""What `fcnlab train` costs around its steps: against a bare PyTorch loop of the same net, data and recipe.
+
+python benchmarks/end_to_end.py            some five minutes; less with --crop 128
+
+Both train FCN-8s in one process, in turns: after each block of steps the training stops for as many steps of the loop.
+The training is what the command line builds (loader, clipping, EMA, schedule, callbacks, metrics.csv with a row every
+10 steps), from its second block on, without start-up, validations and Weights & Biases. The loop has the same net,
+loader, loss, clipping, optimiser, schedule and average, and nothing else; both must show the same losses. Pictures are
+read by the process itself (data.num_workers=0), so that their time is counted. "tiny" is the worst case: a net so small
+that what is around it shows.
+"""
+
+import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip
+
+import tempfile
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import count
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, open_dict
+from torch.optim.lr_scheduler import LambdaLR
+
+from fcnlab.callbacks import MetricsFile
+from fcnlab.callbacks.ema import move_towards
+from fcnlab.config import CONF, register_schemas
+from fcnlab.data import DataModule
+from fcnlab.segmenter import Segmenter
+from fcnlab.signals import StopSignals
+from fcnlab.tasks.building import build_trainer, training_callbacks
+from fcnlab.tasks.train import build
+
+BARE, OURS = "bare PyTorch loop", "fcnlab train"
+NETS = {
+    "googlenet": ["model/backbone=googlenet", "model.backbone.weights=none", "model.backbone.dropout=0.0"],
+    "tiny": [],
+}
+PARTS = ("loader", "forward", "loss", "backward", "clipping", "optimiser", "average")
+
+
+class Loop:
+    """The bare loop, a step at a time; ``seconds`` are its parts', since the last look."""
+
+    def __init__(self, segmenter: Segmenter, data: DataModule, total: int, decay: float, clip: float):
+        self.net, self.loss = segmenter.net.train(), segmenter.loss
+        self.memory_format = segmenter.memory_format
+        self.optimizer = segmenter.make_optimizer(self.net)
+        self.parameters = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        self.schedule = LambdaLR(self.optimizer, segmenter.make_schedule(total))
+        self.average, self.decay, self.clip = deepcopy(self.net), decay, clip
+        self.batches, self.steps = self._batches(data), 0
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.losses: list[torch.Tensor] = []
+
+    def _batches(self, data: DataModule) -> Iterator[dict[str, torch.Tensor]]:
+        loader = data.train_dataloader()
+        for epoch in count():
+            loader.batch_sampler.set_epoch(epoch)
+            yield from loader
+
+    def step(self) -> None:
+        ended = time.process_time()
+
+        def done(part: str) -> None:
+            nonlocal ended
+            started, ended = ended, time.process_time()
+            self.seconds[part] += ended - started
+
+        batch = next(self.batches)
+        done("loader")
+        scores = self.net((batch["image"].float() / 255).contiguous(memory_format=self.memory_format))
+        done("forward")
+        loss = self.loss(scores, batch["mask"].long())
+        done("loss")
+        self.optimizer.zero_grad()
+        loss.backward()
+        done("backward")
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        done("clipping")
+        self.optimizer.step()
+        self.schedule.step()
+        done("optimiser")
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
+        move_towards(self.average, self.net, 1 - keep)
+        self.steps += 1
+        self.losses.append(loss.detach())
+        done("average")
+
+
+class InTurns(Callback):
+    """After each block of the training's steps, one of the loop's; the first of either goes uncounted."""
+
+    def __init__(self, loop: Loop, block: int):
+        self.loop, self.block = loop, block
+        self.times: dict[str, list[float]] = {BARE: [], OURS: []}
+        self.parts: list[dict[str, float]] = []
+        self._resumed = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args) -> None:
+        if trainer.global_step % self.block:
+            return
+        stopped = time.process_time()
+        self.loop.seconds = dict.fromkeys(PARTS, 0.0)
+        for _ in range(self.block):
+            self.loop.step()
+        ended = time.process_time()
+        if self._resumed is not None:
+            self.times[OURS].append(stopped - self._resumed)
+            self.times[BARE].append(ended - stopped)
+            self.parts.append(self.loop.seconds)
+        self._resumed = time.process_time()
+
+
+def configuration(words: list[str], folder: Path) -> DictConfig:
+    """What ``fcnlab train`` would compose of the words."""
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=words, return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(cfg)
+        del cfg["hydra"]
+    return cfg
+
+
+def data_words(root: str, folder: Path) -> list[str]:
+    """VOC's pictures, or shapes of their size."""
+    if (Path(root) / "VOCdevkit").is_dir():
+        return ["data=voc", f"data.root={root}"]
+    shapes = ["data.pictures.num_train=64", "data.pictures.num_val=8", "data.pictures.size=430"]
+    return ["data=shapes", f"data.root={folder / 'shapes'}", *shapes]
+
+
+def side_by_side(words: list[str], rounds: int, block: int, folder: Path) -> InTurns:
+    """Train both; Lightning's end (a validation, checkpoints) comes behind what is measured."""
+    total = (rounds + 1) * block
+    words = [*words, "logger=csv", "trainer=cpu", f"trainer.max_steps={total}", f"trainer.val_check_interval={total}"]
+    words += ["+trainer.limit_val_batches=1", "+trainer.num_sanity_val_steps=0", "data.num_workers=0"]
+    cfg = configuration(words, folder)
+    (segmenter, data), other = build(cfg), build(cfg)
+    loop = Loop(*other, total, cfg.callbacks.ema.decay, cfg.trainer.gradient_clip_val)
+    turns, curves = InTurns(loop, block), MetricsFile(folder / "metrics.csv")
+    with StopSignals() as signals:
+        trainer = build_trainer(cfg, [curves], [*training_callbacks(cfg, curves, signals), turns])
+        trainer.fit(segmenter, datamodule=data)
+    for row in curves.rows():
+        if row["train/loss"]:
+            np.testing.assert_allclose(float(row["train/loss"]), loop.losses[int(row["step"]) - 1], rtol=0.02)
+    return turns
+
+
+def measure(words: list[str], rounds: int, block: int, pictures: int, folder: Path) -> dict[str, dict[str, float]]:
+    """Ratio and pace of either. Of the loop also the share of each part, of ours the milliseconds more for a step."""
+    turns = side_by_side(words, rounds, block, folder)
+    times = {name: np.array(seconds) for name, seconds in turns.times.items()}
+    found = measuring.summary(times, BARE, block * pictures)
+    for part in PARTS:
+        shares = [seconds[part] / whole for seconds, whole in zip(turns.parts, times[BARE], strict=True)]
+        found[BARE][part] = round(float(np.median(shares)), 4)
+    found[OURS]["ms_around_a_step"] = round(1000 * float(np.median(times[OURS] - times[BARE])) / block, 2)
+    return found
+
+
+def main() -> None:
+    asked = measuring.options(__doc__, root="../shared/data", rounds=6, block=10, batch=4, crop=257)
+    measuring.on_one_core()
+    found = {}
+    for name, net in NETS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            words = [*data_words(asked.root, Path(folder)), *net]
+            words += [f"data.batch_size={asked.batch}", f"data.crop_size={asked.crop}"]
+            rows = measure(words, asked.rounds, asked.block, asked.batch, Path(folder))
+        shares = ", ".join(f"{part} {100 * rows[BARE][part]:.1f} %" for part in PARTS)
+        print(f"{name}: of the loop's time {shares}; around a step {rows[OURS]['ms_around_a_step']} ms more")
+        found |= {f"{name}, {what}": row for what, row in rows.items()}
+    title = f"FCN-8s, batches of {asked.batch} crops of {asked.crop}, {asked.rounds} rounds of {asked.block} steps"
+    measuring.report(title, found, asked.json)
+
+
+if __name__ == "__main__":
+    main()

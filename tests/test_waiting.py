@@ -1,0 +1,231 @@
+"""Nothing between two log rows waits for the device: a training whose tensors have no values that could be read.
+
+Tensors on torch's "meta" device have shapes and nothing in them. Whatever asks for a value (``item``, ``if tensor``,
+``nonzero``, a mask as an index, a copy to the host) raises there; on a GPU it would wait for all work before it. So a
+training that gets through its steps has read nothing. What is copied from the host to the device is counted: that
+waits, too, unless memory is pinned, as a batch's is.
+"""
+
+import lightning as L
+import pytest
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer.connectors.logger_connector import logger_connector, result
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
+
+from fcnlab.callbacks import ExactResume, FixedPictures, Interruption, MetricsFile, StopOnNaN
+from fcnlab.config import CONF, plain
+from fcnlab.losses import CrossEntropy, Lovasz
+from fcnlab.metrics import PictureConfusions
+from fcnlab.models import FCN
+from fcnlab.models.tiny import Tiny
+from fcnlab.segmenter import Segmenter
+from fcnlab.signals import StopSignals
+
+STEPS, ROWS = 6, 2  # each how many steps Lightning is told what it would write
+CLASSES, SIZE = 21, 64
+LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
+READING = {"lovasz"}
+
+
+class AnyDevice(CPUAccelerator):
+    def setup_device(self, device: torch.device) -> None:
+        """Lightning would insist on a CPU."""
+
+
+class WithoutValues(SingleDeviceStrategy):
+    """Trains on tensors that cannot be read."""
+
+    def __init__(self):
+        super().__init__(torch.device("meta"))
+
+    def reduce(self, tensor: Tensor, *args, **kwargs) -> Tensor:
+        """Lightning asks once, before a training, whether any rank has batches."""
+        return torch.ones(())
+
+    def teardown(self) -> None:
+        """Leave the net where it is: there is nothing to bring back to the host."""
+
+
+class Uploads(TorchDispatchMode):
+    """What is copied from the host to the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.lift_fresh.default:  # torch.tensor(number, device=...)
+            made_there = result.is_meta
+        else:
+            sources = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            copies = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
+            made_there = copies and result.is_meta and not all(source.is_meta for source in sources)
+        self.found += [str(func)] if made_there else []
+        return result
+
+
+class Watch(L.Callback):
+    """Counts uploads behind the first row, for which Lightning makes its counters."""
+
+    def __init__(self):
+        self.uploads = Uploads()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
+        if batch_idx == ROWS:
+            self.uploads.__enter__()
+
+    def on_train_end(self, *args) -> None:
+        self.uploads.__exit__(None, None, None)
+
+
+class Batches(L.LightningDataModule):
+    """On the device already; which pictures they are is known to the host."""
+
+    def train_dataloader(self) -> DataLoader:
+        image = torch.zeros((2, 3, SIZE, SIZE), dtype=torch.uint8, device="meta")
+        mask = torch.zeros((2, SIZE, SIZE), dtype=torch.uint8, device="meta")
+        batches = [{"image": image, "mask": mask, "index": torch.tensor([i, i + STEPS])} for i in range(STEPS)]
+        return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
+
+    def val_dataloader(self) -> DataLoader:
+        return self.train_dataloader()
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx: int):
+        return batch
+
+
+@pytest.fixture(autouse=True)
+def no_metrics_at_the_end(monkeypatch):
+    """When a training is over, Lightning brings its metrics to the host."""
+    monkeypatch.setattr(result._ResultCollection, "cpu", lambda self: self)
+    monkeypatch.setattr(logger_connector._LoggerConnector, "teardown", lambda self: None)
+
+
+@pytest.fixture
+def fit(composed, tmp_path):
+    """Train for STEPS steps, with all that a training does around them by default; give the trainer and the uploads."""
+
+    def run(*words: str, also: L.Callback | None = None) -> tuple[L.Trainer, list[str]]:
+        folders = [f"callbacks.{name}.dirpath={tmp_path}" for name in ("best", "top", "last")]
+        cfg = composed(*words, *folders, f"callbacks.pictures.folder={tmp_path}")
+        loss, optim, schedule = (instantiate(cfg[part], _convert_="all") for part in ("loss", "optim", "schedule"))
+        net = FCN(Tiny(width=4), CLASSES, (32, 16, 8))
+        segmenter = Segmenter(net, [f"class {label}" for label in range(CLASSES)], loss, optim, schedule)
+        watch, curves = Watch(), MetricsFile(tmp_path / "metrics.csv")
+        # Without EndWithValidation, which asks for a last row, and the bar, which is drawn at an epoch's end.
+        configured = [plain(node) for name, node in cfg.callbacks.items() if name != "progress"]
+        callbacks = [instantiate(node) for node in configured if node.pop("enabled")] + ([also] if also else [])
+        with StopSignals() as signals:
+            trainer = L.Trainer(
+                accelerator=AnyDevice(),
+                strategy=WithoutValues(),
+                callbacks=[watch, StopOnNaN(STEPS + 1), *callbacks, ExactResume(curves, 2), Interruption(signals)],
+                logger=False,  # what would be written is made ready, and not read
+                log_every_n_steps=ROWS,
+                max_epochs=1,
+                limit_val_batches=0,
+                gradient_clip_val=cfg.trainer.gradient_clip_val,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=tmp_path,
+            )
+            trainer.fit(segmenter, datamodule=Batches())
+        return trainer, watch.uploads.found
+
+    return run
+
+
+# Lightning's, of a device that it does not know.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def words_of(loss: str) -> list[str]:
+    return [f"loss={loss}"] + ([f"loss.class_weights={[1.0] * CLASSES}"] if loss == "weighted" else [])
+
+
+@pytest.mark.parametrize(
+    "words", [*(words_of(loss) for loss in LOSSES if loss not in READING), ["optim=sgd"]], ids=lambda words: words[0]
+)
+def test_no_step_waits_for_the_device(fit, words):
+    """Cross entropy, AdamW, clipping, EMA and what else is on by default, and each loss in its place."""
+    trainer, uploads = fit(*words)
+    assert trainer.global_step == STEPS and uploads == []
+
+
+class Careless(L.Callback):
+    def __init__(self, action):
+        self.action = action
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs, *args) -> None:
+        self.action(outputs["loss"])
+
+
+@pytest.mark.parametrize(
+    "read", [float, bool, Tensor.cpu, Tensor.nonzero, Tensor.isnan], ids=lambda read: read.__name__
+)
+def test_a_step_that_reads_is_found(fit, read):
+    if read is Tensor.isnan:  # looks at values, but brings none to the host
+        fit(also=Careless(read))
+    else:
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"meta|Meta"):
+            fit(also=Careless(read))
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda loss: torch.tensor(1.5, device=loss.device),
+        lambda loss: torch.ones(2).to(loss.device),
+        lambda loss: loss.clone().copy_(torch.tensor(1.5)),
+    ],
+    ids=["number", "to", "copy_"],
+)
+def test_what_is_sent_to_the_device_is_found(fit, send):
+    _, uploads = fit(also=Careless(send))
+    assert len(uploads) == STEPS - ROWS
+
+
+@pytest.mark.parametrize("loss", READING)
+def test_losses_that_wait_are_known(fit, loss):
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        fit(*words_of(loss))
+
+
+def test_lovasz_reads_once():
+    """Which classes are there: that many pixels are sorted."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+            Reads.count += func.overloadpacket.__name__ in names
+            return func(*args, **(kwargs or {}))
+
+    scores, truth = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randint(3, (2, 8, 8))
+    lists = []
+    with pytest.MonkeyPatch.context() as patch, Reads():
+        patch.setattr(Tensor, "tolist", lambda tensor, real=Tensor.tolist: lists.append(1) or real(tensor))
+        Lovasz()(scores, truth).backward()
+    assert Reads.count == 0 and len(lists) == 1
+
+
+def test_no_scored_picture_waits_for_the_device():
+    """But those that are to be shown."""
+    segmenter = Segmenter(FCN(Tiny(width=4), CLASSES, (32, 16, 8)), [""] * CLASSES, CrossEntropy()).to("meta").eval()
+    segmenter.confusions = PictureConfusions(2 * STEPS, CLASSES).to("meta")
+    segmenter.log = lambda *args, **kwargs: None
+    pictures = FixedPictures("", count=0)
+    batches = Batches().val_dataloader()
+    segmenter.validation_step(next(iter(batches)))  # the first one makes a table
+    with Uploads() as uploads:
+        for batch in batches:
+            pictures.on_validation_batch_end(None, segmenter, segmenter.validation_step(batch), batch, 0)
+    assert uploads.found == []
