@@ -6,21 +6,13 @@ from shutil import which
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from fcnlab.config import CONF, register_schemas
 from fcnlab.errors import UserError
 from fcnlab.tasks import building, train
 from fcnlab.tasks.building import allow_tf32, evaluation_speed, precision
 
 SGD = ("optim=sgd", "optim.lr=0.05", "callbacks.ema.enabled=false")
-
-
-def composed(*words: str):
-    register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(words))
 
 
 def losses(folder) -> list[float]:
@@ -70,7 +62,7 @@ def test_compiled_training_is_the_same_but_for_rounding(train):
     [("tiny", True), ("googlenet", True), ("resnet50", True), ("vgg16", False), ("caffenet", False)],
 )
 @pytest.mark.parametrize("gpu", [False, True])
-def test_channels_last_goes_by_device_and_backbone(monkeypatch, backbone, on_cpu, gpu):
+def test_channels_last_goes_by_device_and_backbone(composed, monkeypatch, backbone, on_cpu, gpu):
     """As measured: docs/performance.md."""
     monkeypatch.setattr(building, "_on_gpu", lambda accelerator: gpu)
     given = ["model.backbone.weights=none"]
@@ -81,7 +73,7 @@ def test_channels_last_goes_by_device_and_backbone(monkeypatch, backbone, on_cpu
         assert evaluation_speed(cfg, net) == {"channels_last": expected, "row_blocks": speed == "auto"}
 
 
-def test_a_memory_format_that_is_none():
+def test_a_memory_format_that_is_none(composed):
     with pytest.raises(UserError, match=r"speed\.channels_last=often: choose true, false or auto"):
         evaluation_speed(composed("speed.channels_last=often"), None)
 
@@ -96,7 +88,7 @@ def test_a_memory_format_that_is_none():
         (("speed=off", "trainer.precision=bf16-mixed"), False, "bf16-mixed"),
     ],
 )
-def test_precision(monkeypatch, words, gpu, expected):
+def test_precision(composed, monkeypatch, words, gpu, expected):
     monkeypatch.setattr(building, "_on_gpu", lambda accelerator: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert precision(composed(*words)) == expected
@@ -114,7 +106,7 @@ def test_tf32():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "sgd_heavy", "sgd_cvpr"])
-def test_optimisers_are_fused(optimizer):
+def test_optimisers_are_fused(composed, optimizer):
     for speed in ("auto", "off"):
         assert composed(f"optim={optimizer}", f"speed={speed}").optim.fused == (speed == "auto")
 
@@ -127,7 +119,7 @@ def test_optimisers_are_fused(optimizer):
         (("trainer.precision=bf16-mixed",), True),
     ],
 )
-def test_clipped_half_precision_is_not_fused(monkeypatch, words, fused):
+def test_clipped_half_precision_is_not_fused(composed, monkeypatch, words, fused):
     """Lightning would refuse it when the first step is done."""
     monkeypatch.setattr(train, "given", lambda key: False)
     cfg = composed(*words)
