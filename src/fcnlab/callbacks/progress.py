@@ -10,9 +10,7 @@ from torch import Tensor
 class Progress(TQDMProgressBar):
     """Lightning's bar; the loss is asked of the device when it is drawn, where a logged one would be at every step."""
 
-    def __init__(self, refresh_rate: int = 1):
-        super().__init__(refresh_rate)
-        self._loss: Tensor | None = None
+    _loss: Tensor | None = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs: Any, batch, batch_idx: int) -> None:
         self._loss = outputs["loss"] * trainer.accumulate_grad_batches  # it was divided by that

@@ -22,6 +22,9 @@ from fcnlab.signals import Interrupted
 from fcnlab.tasks.building import run_folder, say, warn
 from fcnlab.tasks.scoring import PACKAGES, command, commit, git
 
+# What older records name, and what does the same today.
+RENAMED = {"lightning.pytorch.callbacks.TQDMProgressBar": "fcnlab.callbacks.Progress"}
+
 
 class RunRecord:
     """run.json: written when the run begins, and again when it ends; a resumed run goes on with the same file.
@@ -110,6 +113,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
     recorded, today = (leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
     ours = {path for path in recorded | today if _is_under(path, typed | {"from_run", "checkpoint", "sweep"})}
     for path, value in recorded.items():
+        value = RENAMED.get(str(value), value)
         if path not in ours and (path not in today or today[path] != value):
             _check_harmless(path, value, folder)
             OmegaConf.update(cfg, path, value, force_add=True)
