@@ -1,6 +1,6 @@
 """Evaluating a picture, from its files to the confusion matrix: FCN-8s on VGG16 against pytorch-fcn's ``validate``.
 
-python benchmarks/evaluation_step.py       two minutes; more --rounds for a smaller spread
+python benchmarks/evaluation_step.py       a minute; more --rounds for a smaller spread
 
 Theirs is its data set (PIL, float64 less the mean), its net, its loss, the best class on the CPU and its histogram;
 without the pictures that it draws and the checkpoint that it writes, in its favour. Ours is a validation step, with the
@@ -73,7 +73,7 @@ def measure(
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, root="../shared/data", rounds=8)
+    asked = measuring.options(__doc__, root="../shared/data", rounds=5)
     measuring.on_cores(asked.threads)
     device, rival = measuring.chosen_device(asked.device), rivals.pytorch_fcn()
     torch.manual_seed(0)

@@ -66,7 +66,7 @@ def measure(
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=5)
+    asked = measuring.options(__doc__, rounds=3)
     measuring.on_cores(asked.threads)
     device, absent = measuring.chosen_device(asked.device), []
     torch.manual_seed(0)

@@ -19,16 +19,13 @@ from step import Size, Step, our_steps, their_step
 
 SIZE = Size(4, 321, 321)
 THEIRS = "pytorch-fcn, fp32"
-VARIANTS = (THEIRS, "fcnlab, fp32, speed=off", "fcnlab, fp32", "fcnlab, bf16")
+VARIANTS = (THEIRS, "fcnlab, fp32", "fcnlab, bf16")
 
 
 def step(rival: rivals.PyTorchFCN, variant: str, words: Sequence[str], size: Size) -> Step:
     """A step of the variant of that name."""
     device = torch.device("cpu")
-    if variant == THEIRS:
-        return their_step(rival, size, device)
-    name, precision, *speed = variant.split(", ")
-    return our_steps((*words, *speed), size, device)[f"{name}, {precision}"]
+    return their_step(rival, size, device) if variant == THEIRS else our_steps(words, size, device)[variant]
 
 
 def peak(rival: rivals.PyTorchFCN, variant: str, words: Sequence[str], size: Size) -> float:
