@@ -46,20 +46,26 @@ def their_evaluation(rival: rivals.PyTorchFCN, pictures: Pictures, device: torch
 
 
 def our_evaluations(words: Sequence[str], pictures: Pictures, device: torch.device) -> dict[str, Evaluation]:
-    """With weights drawn, in each precision."""
-    samples, built = EvaluationSamples(pictures), ours.build(*words, device=device)
+    """With weights drawn, in both memory formats and each precision."""
+    found = {}
+    for layout in ("", ", channels_last"):
+        built = ours.build(*words, f"speed.channels_last={bool(layout)}", device=device)
+        for name, precision in ours.PRECISIONS.items():
+            found[f"fcnlab, {name}{layout}"] = our_evaluation(built, pictures, precision)
+    return found
+
+
+def our_evaluation(built: ours.Ours, pictures: Pictures, precision: torch.dtype) -> Evaluation:
+    samples, device = EvaluationSamples(pictures), built.segmenter.device
     built.segmenter.eval()
 
-    def evaluation(precision: torch.dtype) -> Evaluation:
-        def once(index: int) -> np.ndarray:
-            built.segmenter.confusions = PictureConfusions(len(pictures), CLASSES).to(device)
-            batch = {key: value.to(device) for key, value in collate([samples[index]]).items()}
-            assert built.evaluate(batch, precision)["loss"].item() >= 0
-            return built.segmenter.confusions.matrices[index].cpu().numpy()
+    def once(index: int) -> np.ndarray:
+        built.segmenter.confusions = PictureConfusions(len(pictures), CLASSES).to(device)
+        batch = {key: value.to(device) for key, value in collate([samples[index]]).items()}
+        assert built.evaluate(batch, precision)["loss"].item() >= 0
+        return built.segmenter.confusions.matrices[index].cpu().numpy()
 
-        return once
-
-    return {f"fcnlab, {name}": evaluation(precision) for name, precision in ours.PRECISIONS.items()}
+    return once
 
 
 def measure(

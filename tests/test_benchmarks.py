@@ -232,7 +232,7 @@ def test_evaluation_step(script, rival, tmp_path):
     """It compares the counted truths itself."""
     pictures = script("input_pipeline")["open_pictures"](str(tmp_path / "none"), 2, tmp_path)
     found = script("evaluation_step")["measure"](rival, TINY, pictures, CPU)
-    assert list(found) == ["pytorch-fcn, fp32", "fcnlab, fp32", "fcnlab, bf16"]
+    assert len(found) == 5 and found["pytorch-fcn, fp32"]["ratio"] == 1
 
 
 def test_memory(script, rival):
@@ -276,7 +276,7 @@ def scripts(monkeypatch, tmp_path):
 
 
 def test_the_verb_goes_on_behind_a_claim_that_fails(fcnlab, scripts, capfd, tmp_path):
-    assert fcnlab("bench", "hydra.run.dir=run") == 1
+    assert fcnlab("bench", "hydra.run.dir=run", "threads=1") == 1
     said = capfd.readouterr()
     assert "live" in said.out and re.search(r"writes: fast +2.00 +1.50 to 2.50 +times as fast", said.out)
     assert "writes: not measured: a rival, which is not there" in said.out
