@@ -1,6 +1,6 @@
 """Evaluating pictures of one size together (data.eval_batch_size) against one by one.
 
-python benchmarks/evaluation.py            some two minutes; more --rounds for a smaller spread
+python benchmarks/evaluation.py            a minute; more --rounds for a smaller spread
 
 What is timed is what an evaluation step does: the net, the labels, the confusion matrices. The matrices must be equal,
 but for pixels whose two best scores differ by rounding.
@@ -44,7 +44,7 @@ def measure(net: FCN, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=4)
+    asked = measuring.options(__doc__, rounds=2)
     measuring.on_cores(asked.threads)
     torch.manual_seed(0)
     nets = {"tiny": FCN(Tiny(), 21, (32, 16, 8)), "googlenet": FCN(GoogLeNet(weights="none"), 21, (32, 16, 8))}

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 import rivals
 from fcnlab.models import FCN, VGG16, ResNet
-from work import flops
+from work import Net, flops
 
 VGG_SIZE, RESNET_SIZE = (375, 500), (384, 512)  # smp's nets take multiples of 32 alone
-Net = Callable[[], nn.Module]
 Variants = dict[str, Callable[[int], object]]
 
 
@@ -67,7 +66,7 @@ def measure(
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=5)
+    asked = measuring.options(__doc__, rounds=3)
     measuring.on_cores(asked.threads)
     device, absent = measuring.chosen_device(asked.device), []
     torch.manual_seed(0)

@@ -50,10 +50,10 @@ def _indices(number: int) -> range:
     return range(number * BATCH, (number + 1) * BATCH)
 
 
-def open_pictures(root: str, count: int, folder: Path) -> Pictures:
+def open_pictures(root: str, count: int, folder: Path, split: str = "trainaug") -> Pictures:
     """VOC's, or shapes of its pictures' size."""
     if (Path(root) / "VOCdevkit").is_dir():
-        pictures = open_voc(root, "trainaug")
+        pictures = open_voc(root, split)
     else:
         write_data_set(folder / "VOCdevkit" / "VOC2012", count, 0, size=430, seed=0)
         pictures = open_voc(str(folder), "train")

@@ -1,6 +1,6 @@
 """From coarse scores to the loss and back: upsampling x8 and cross-entropy against pytorch-fcn's operations.
 
-python benchmarks/loss_head.py             a minute
+python benchmarks/loss_head.py             about a minute
 
 Theirs is a dense transposed convolution (a parameter whose gradient is computed), the crop and its ``cross_entropy2d``,
 on coarse scores of our size; its own net's are larger, in its favour. Ours is what is shipped, with the scores of every
@@ -119,7 +119,7 @@ def extra_mib(rival: rivals.PyTorchFCN, variant: str) -> float:
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=15, variant="")
+    asked = measuring.options(__doc__, rounds=8, variant="")
     measuring.on_cores(asked.threads)
     device, rival = measuring.chosen_device(asked.device), rivals.pytorch_fcn()
     if rival and asked.variant:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 import rivals
 from fcnlab.config import CONF, register_schemas
+from fcnlab.models import FCN
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import training_speed
 
@@ -47,10 +48,15 @@ class Ours(NamedTuple):
 def build(*words: str, device: torch.device) -> Ours:
     """By the words behind ``fcnlab train``."""
     cfg = composed(*words, f"trainer={'gpu' if device.type == 'cuda' else 'cpu'}")
-    net = rivals.drawn(instantiate(cfg.model, _convert_="all"))
+    net = rivals.drawn(net_of(cfg))
     loss = instantiate(cfg.loss, _convert_="all")
     segmenter = Segmenter(net, ["class"] * cfg.data.num_classes, loss, **training_speed(cfg, net))
     return Ours(segmenter.to(device), cfg)
+
+
+def net_of(cfg: DictConfig) -> FCN:
+    """As it starts."""
+    return instantiate(cfg.model, _convert_="all")
 
 
 def composed(*words: str) -> DictConfig:

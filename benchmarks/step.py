@@ -10,7 +10,7 @@ product of large bfloat16 matrices reaches on the same card.
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 
 import ours
 import rivals
-from work import flops
+from work import Net, flops
 
 RATE = 1e-10  # pytorch-fcn's; drawn weights stay nearly as they are
 SGD = ("optim=sgd", f"optim.lr={RATE}")
@@ -82,12 +82,18 @@ def measure(
         measuring.in_turns(steps, rounds, measuring.clock(device)), "pytorch-fcn, fp32", size.pictures
     )
     if device.type == "cuda":
-        nets = {"pytorch-fcn": rival.net, "fcnlab": lambda: ours.build(*words, device=device).segmenter.net}
-        work = {name: 1e9 * flops(make, (size.rows, size.cols), step=True) for name, make in nets.items()}
-        card = product_speed(device)
-        for name, row in found.items():
-            row["percent_of_the_card"] = round(100 * work[name.partition(",")[0]] * row["per_second"] / card, 1)
+        add_utilization(
+            found, {"pytorch-fcn": rival.net, "fcnlab": lambda: ours.net_of(ours.composed(*words))}, size, device
+        )
     return {f"{size.pictures} x {size.rows}x{size.cols}: {name}": row for name, row in found.items()}
+
+
+def add_utilization(found: dict, nets: Mapping[str, Net], size: Size, device: torch.device) -> None:
+    """The share of what the card can that is the net's own work."""
+    card = product_speed(device)
+    for name, row in found.items():
+        work = 1e9 * flops(nets[name.partition(",")[0]], (size.rows, size.cols), step=True)
+        row["percent_of_the_card"] = round(100 * work * row["per_second"] / card, 1)
 
 
 def product_speed(device: torch.device, side: int = 8192) -> float:

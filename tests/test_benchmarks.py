@@ -1,14 +1,61 @@
 """The benchmarks run, and their arithmetic is right; how fast things are is no test's business."""
 
+import importlib
+import importlib.util
 import json
+import re
 import runpy
+import sys
+import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from fcnlab.tasks import bench
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+CPU = torch.device("cpu")
+TINY = ("model/backbone=tiny", "model.backbone.width=4")
+TORCHFCN = {  # the names of torchfcn's that are used, and that it imports what is not there; as small as can be
+    "__init__": "raise ImportError('nothing should run this')",
+    "models/__init__": """
+        import fcn
+        from torch import nn
+        class FCN8sAtOnce(nn.Module):
+            def __init__(self, n_class=21):
+                super().__init__()
+                self.score = nn.Conv2d(3, n_class, 1)
+            def forward(self, x):
+                return self.score(x)
+        """,
+    "trainer": """
+        import fcn, pytz, torchfcn
+        from torch.nn.functional import cross_entropy
+        def cross_entropy2d(score, target, size_average=True):
+            return cross_entropy(score, target, ignore_index=-1, reduction="mean" if size_average else "sum")
+        """,
+    "utils": """
+        import numpy as np
+        def _fast_hist(truth, prediction, n):
+            return np.histogram2d(truth, prediction, bins=n, range=[[0, n], [0, n]])[0].astype(int)
+        """,
+    "datasets/__init__": "",
+    "datasets/voc": """
+        import numpy as np, torch
+        from PIL import Image
+        class VOCClassSegBase:
+            def __init__(self, root):
+                raise OSError(root)
+            def __getitem__(self, index):
+                files = self.files[self.split][index]
+                image, label = (np.array(Image.open(files[key])).astype(int) for key in ("img", "lbl"))
+                label[label == 255] = -1
+                return torch.from_numpy(image).movedim(-1, 0).float(), torch.from_numpy(label)
+        """,
+}
 
 
 @pytest.fixture
@@ -16,6 +63,21 @@ def script(monkeypatch):
     """What a script defines; it finds the module beside it as when it is run."""
     monkeypatch.syspath_prepend(FOLDER)
     return lambda name: runpy.run_path(str(FOLDER / f"{name}.py"))
+
+
+@pytest.fixture
+def rival(monkeypatch, tmp_path, script):
+    """pytorch-fcn as rivals.py finds it where it is installed: a stand-in for it."""
+    for name, code in TORCHFCN.items():
+        path = tmp_path / "site" / "torchfcn" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(code))
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    yield importlib.import_module("rivals").pytorch_fcn()
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in ("torchfcn", "fcn", "pytz"):
+            del sys.modules[name]
 
 
 def test_ratios_are_taken_within_rounds(script):
@@ -80,3 +142,179 @@ def test_confusion(script, tmp_path):
     assert len(found) == 3
     script("measuring")["report"]("title", found, tmp_path / "sub" / "found.json")
     assert json.loads((tmp_path / "sub" / "found.json").read_text())["found"] == found
+
+
+def test_claims_are_the_scripts_that_run(script):
+    """The others help them; each claim says what it is, how long it takes, and takes what the verb gives it."""
+    known = bench.claims(FOLDER)
+    assert {path.stem for path in FOLDER.glob("*.py")} - set(known) >= {"measuring", "rivals", "ours"}
+    assert set(known) >= {"work", "forward", "step", "loss_head", "evaluation_step", "confusion", "memory"}
+    for name, about in known.items():
+        code = (FOLDER / f"{name}.py").read_text()
+        assert about and f"python benchmarks/{name}.py" in code and "measuring.options(__doc__" in code
+
+
+def test_a_step_is_a_fraction_of_the_rivals_work(script):
+    """The reference's network is ours with padding=paper, to a few thousandths; what is promised is counted."""
+    work = script("work")
+    size = (375, 500)
+    found = work["measure"](
+        {name: work["NETS"][name] for name in (work["AS_THE_RIVAL"], "fcnlab")}, work["AS_THE_RIVAL"], size
+    )
+    ours = found["375x500: fcnlab"]
+    assert ours["ratio"] >= 1.8
+    assert ours["GMAC_forward"] == pytest.approx(vgg16_macs(*size), rel=0.01)
+
+
+def vgg16_macs(rows: int, cols: int) -> float:
+    """GMAC of same-padded FCN-8s on VGG16 by hand: kernels times cells; pools round up."""
+    total, before, sides = 0, 3, [rows, cols]
+    for widths in ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)):
+        for width in widths:
+            total += 9 * before * width * sides[0] * sides[1]
+            before = width
+        sides = [-(-side // 2) for side in sides]
+    return (total + (49 * 512 + 4096) * 4096 * sides[0] * sides[1]) / 1e9
+
+
+def test_the_rival_is_loaded_without_its_init_and_what_that_needs(rival, tmp_path):
+    assert rival.net(21)(torch.zeros(1, 3, 4, 5)).shape == (1, 21, 4, 5)
+    assert rival.cross_entropy.__name__ == "cross_entropy2d"
+    assert rival.count(np.array([0, 1, 1]), np.array([0, 1, 0]), 2).tolist() == [[1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("name", ["step", "loss_head", "evaluation_step", "memory"])
+def test_what_a_rival_is_missing_for_is_said(name, script, monkeypatch, capsys, tmp_path):
+    made = script(name)
+    monkeypatch.setattr(sys.modules["rivals"], "pytorch_fcn", lambda: None)
+    monkeypatch.setattr(sys.modules["measuring"], "on_cores", lambda number: None)  # this process goes on
+    monkeypatch.setattr(sys, "argv", [name, "--json", str(tmp_path / "found.json")])
+    made["main"]()
+    assert "Not measured: pytorch-fcn, which is not installed" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["found"] == {} and "torchfcn==1.9.7" in found["not_measured"][0]
+
+
+def test_forward(script, rival):
+    forward = script("forward")
+    ours = importlib.import_module("ours")
+    made = {"fcnlab": lambda: ours.net_of(ours.composed(*TINY))}
+    found = forward["measure"]({"pytorch-fcn": rival.net}, made, (64, 64), 1, CPU)
+    assert len(found) == 6 and found["pytorch-fcn, fp32"]["ratio"] == 1
+    assert all(row["GMAC"] >= 0 and row["ms"] > 0 for row in found.values())
+
+
+def test_step(script, rival):
+    """Both sides move their weights; theirs at its rate and ours at the same."""
+    step = script("step")
+    found = step["measure"](rival, TINY, step["Size"](2, 64, 64), 1, CPU)
+    assert list(found) == ["2 x 64x64: pytorch-fcn, fp32", "2 x 64x64: fcnlab, fp32", "2 x 64x64: fcnlab, bf16"]
+
+
+def test_utilization_is_work_over_time_over_what_the_card_can(script, rival):
+    step = script("step")
+    found = {"pytorch-fcn, fp32": {"per_second": 10.0}}
+    macs = 21 * 3 * 64 * 64  # the stand-in's; no gradient of the picture is computed
+    step["add_utilization"].__globals__["product_speed"] = lambda device: 1e9
+    step["add_utilization"](found, {"pytorch-fcn": rival.net}, step["Size"](2, 64, 64), CPU)
+    assert found["pytorch-fcn, fp32"]["percent_of_the_card"] == pytest.approx(100 * 2 * 2 * macs * 10 / 1e9, abs=0.05)
+
+
+def test_our_step_is_the_configurations(script):
+    ours = importlib.import_module("ours")
+    built = ours.build(*TINY, "optim=sgd", "optim.lr=0.5", "speed=off", device=CPU)
+    assert not built.segmenter.row_blocks and ours.build(*TINY, device=CPU).segmenter.row_blocks
+    optimizer = built.optimizer()
+    before = [value.detach().clone() for value in built.segmenter.net.parameters()]
+    built.loss(ours.batch(1, 64, 64, CPU)).backward()
+    optimizer.step()
+    assert any(not torch.equal(old, new) for old, new in zip(before, built.segmenter.net.parameters(), strict=True))
+
+
+def test_loss_head(script, rival):
+    """It compares losses and gradients itself."""
+    head = script("loss_head")
+    mib = {head["THEIRS"]: 100.0, head["AT_ONCE"]: 50.0, head["BY_ROWS"]: 10.0}
+    found = head["measure"](rival, head["Size"](2, 61, 83), 1, CPU, mib.get)
+    assert [row["times_less_memory"] for row in found.values()] == [1, 2, 10]
+
+
+def test_evaluation_step(script, rival, tmp_path):
+    """It compares the counted truths itself."""
+    pictures = script("input_pipeline")["open_pictures"](str(tmp_path / "none"), 2, tmp_path)
+    found = script("evaluation_step")["measure"](rival, TINY, pictures, CPU)
+    assert len(found) == 5 and found["pytorch-fcn, fp32"]["ratio"] == 1
+
+
+def test_memory(script, rival):
+    memory = script("memory")
+    found = memory["measure"]({name: 100.0 * (place + 1) for place, name in enumerate(memory["VARIANTS"])}.get)
+    assert [row["ratio"] for row in found.values()] == [1, 0.5, pytest.approx(1 / 3, abs=1e-3)]
+    for name in memory["VARIANTS"]:
+        memory["step"](rival, name, TINY, memory["Size"](1, 64, 64))(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+def test_the_peak_is_what_was_held_at_most(script):
+    """128 MiB are taken and given back; what is held before and after counts for nothing."""
+    measuring = script("measuring")
+    held = np.ones(2**23)  # 64 MiB
+    found = measuring["peak_mib"](lambda: np.ones(2**24).sum())
+    assert found == pytest.approx(128, abs=8) and held[0] == 1
+
+
+BROKEN = "def main(): raise SystemExit(3)\nmain()\n"
+WRITES = '''"""A claim."""
+import json, sys
+def main():
+    print("live")
+    found = {"fast": {"ratio": 2.0, "ratio_q25": 1.5, "ratio_q75": 2.5, "ms": 1}, "counted": {"ratio": 3.0}}
+    record = {"against": "times as fast", "environment": {"threads": sys.argv[2]}, "found": found}
+    with open(sys.argv[sys.argv.index("--json") + 1], "w") as file:
+        json.dump(record | {"not_measured": ["a rival, which is not there"]}, file)
+main()
+'''
+
+
+@pytest.fixture
+def scripts(monkeypatch, tmp_path):
+    """Two claims, of which one fails, and what is none, in the place of the real ones."""
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    for name, code in {"broken": BROKEN, "writes": WRITES, "helper": "print('no claim')"}.items():
+        (folder / f"{name}.py").write_text(code)
+    monkeypatch.setattr(bench, "BENCHMARKS", folder)
+
+
+def test_the_verb_goes_on_behind_a_claim_that_fails(fcnlab, scripts, capfd, tmp_path):
+    assert fcnlab("bench", "hydra.run.dir=run", "threads=1") == 1
+    said = capfd.readouterr()
+    assert "live" in said.out and re.search(r"writes: fast +2.00 +1.50 to 2.50 +times as fast", said.out)
+    assert "writes: not measured: a rival, which is not there" in said.out
+    assert "failed: broken" in said.err and "Traceback" not in said.err
+    found = json.loads((tmp_path / "run" / "bench.json").read_text())
+    assert list(found["claims"]) == ["writes"] and found["claims"]["writes"]["environment"] == {"threads": "1"}
+    page = (tmp_path / "run" / "bench.md").read_text()
+    assert "| writes: counted | 3.00 | counted | times as fast |" in page and "a rival, which is not there" in page
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("claims=writes,wirtes", "claims=wirtes: no such claim. There are\n  broken: broken\n  writes: A claim."),
+        ("device=gpu", "device=gpu: choose auto, cpu, cuda"),
+        ("threads=0", "threads=0: choose 1 to"),
+        ("threads=10000", "threads=10000: choose 1 to"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(word, said, fcnlab, scripts, capfd):
+    assert fcnlab("bench", word) == 1
+    shown = capfd.readouterr()
+    assert said in shown.err and "live" not in shown.out
+
+
+def test_a_claim_as_a_command(fcnlab, tmp_path):
+    assert fcnlab("bench", "claims=work", "hydra.run.dir=run") == 0
+    found = json.loads((tmp_path / "run" / "work.json").read_text())
+    assert found["found"]["375x500: fcnlab"]["ratio"] >= 1.8
+    assert {"processor", "torch", "threads"} <= set(found["environment"])

@@ -162,7 +162,7 @@ class BenchConfig:
     """The root of ``fcnlab bench``."""
 
     claims: list[str] | None = None
-    threads: int = 1
+    threads: int | None = None
     device: str = "auto"
 
 
