@@ -170,7 +170,7 @@ def measure(words: list[str], rounds: int, block: int, pictures: int, folder: Pa
 
 def main() -> None:
     asked = measuring.options(__doc__, root="../shared/data", rounds=6, block=10, batch=4, crop=257)
-    measuring.on_one_core()
+    measuring.on_cores(asked.threads)
     found = {}
     for name, net in NETS.items():
         with tempfile.TemporaryDirectory() as folder:
