@@ -40,7 +40,7 @@ fuzz: setup  ## foreign files and words: the properties of tests/fuzz, 2000 new 
 faults: setup  ## disturb trainings 200 times and compare their ends
 	$(BIN)/python tests/faults/harness.py --count 200 --seed 1
 
-bench: setup  ## measure against others, side by side; under 15 minutes (outputs/bench)
+bench: setup  ## measure against others, side by side; some 15 minutes (outputs/bench)
 	$(BIN)/fcnlab bench
 
 rivals: setup  ## install what make bench measures against
