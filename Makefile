@@ -39,8 +39,8 @@ fuzz: setup  ## foreign files and words: the properties of tests/fuzz, 2000 new 
 faults: setup  ## disturb trainings 200 times and compare their ends
 	$(BIN)/python tests/faults/harness.py --count 200 --seed 1
 
-bench: setup  ## measure against others, side by side; a minute or two (their JSON: outputs/benchmarks)
-	for name in input_pipeline confusion evaluation; do \
+bench: setup  ## measure against others, side by side; some minutes (their JSON: outputs/benchmarks)
+	for name in input_pipeline confusion evaluation startup; do \
 		$(BIN)/python benchmarks/$$name.py --json outputs/benchmarks/$$name.json || exit 1; done
 
 lint: setup  ## format check, lint, types

@@ -14,7 +14,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import torch
 
 PACKAGES = ("fcnlab", "torch", "numpy", "opencv-python-headless", "pillow", "albumentations", "torchmetrics")
 Times = dict[str, np.ndarray]
+Found = Mapping[str, Mapping[str, float]]
 
 
 def options(about: str | None, **defaults: int | str) -> argparse.Namespace:
@@ -43,15 +44,17 @@ def on_one_core() -> None:
     cv2.setNumThreads(0)
 
 
-def in_turns(variants: Mapping[str, Callable[[int], object]], rounds: int) -> Times:
+def in_turns(
+    variants: Mapping[str, Callable[[int], object]], rounds: int, now: Callable[[], float] = time.process_time
+) -> Times:
     """CPU seconds of each variant in each round, which gets its number; one round before goes uncounted."""
     order, times = np.random.default_rng(0), {name: np.zeros(rounds) for name in variants}
     for number in range(-1, rounds):
         for name in order.permutation(list(variants)):
-            started = time.process_time()
+            started = now()
             variants[name](max(number, 0))
             if number >= 0:
-                times[name][number] = time.process_time() - started
+                times[name][number] = now() - started
     return times
 
 
@@ -73,18 +76,48 @@ def summary(times: Times, reference: str, items: int) -> dict[str, dict[str, flo
     return found
 
 
-def report(title: str, found: Mapping[str, Mapping[str, float]], json_path: Path | None) -> None:
-    """Print the table; write it to the file that was asked for."""
+def report(
+    title: str,
+    found: Found,
+    json_path: Path | None,
+    against: str = "times as fast",
+    not_measured: Sequence[str] = (),
+) -> None:
+    """Print a table with a row for each variant; write it to the file that was asked for.
+
+    A row's ``ratio`` says how many times as fast, or as little, it is (``against``). What else it holds are columns.
+    ``not_measured`` are sentences on what this machine lacks.
+    """
     facts = environment()
-    print(f"{title}\n  {', '.join(f'{key} {value}' for key, value in facts.items())}")
-    width = max(map(len, found))
-    print(f"\n  {'':<{width}}  times as fast (quartiles)     ms  per second and core")
+    print(f"{title}\n  {', '.join(f'{key} {value}' for key, value in facts.items())}\n")
+    columns = list(dict.fromkeys(key for row in found.values() for key in row if not key.startswith("ratio")))
+    table = [["", against, "(quartiles)", *(column.replace("_", " ") for column in columns)]]
     for name, row in found.items():
-        spread = f"({row['ratio_q25']:.2f} to {row['ratio_q75']:.2f})"
-        print(f"  {name:<{width}}  {row['ratio']:6.2f}  {spread:<16}  {row['ms']:6.3f}  {row['per_second']:19.0f}")
+        table.append([name, f"{row['ratio']:.2f}", spread(row), *(_number(row.get(column)) for column in columns)])
+    if found:
+        print(_in_columns(table))
+    for sentence in not_measured:
+        print(f"  Not measured: {sentence}")
     if json_path is not None:
+        record = {"title": title, "against": against, "environment": facts, "found": found}
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps({"title": title, "environment": facts, "found": found}, indent=2) + "\n")
+        json_path.write_text(json.dumps(record | {"not_measured": list(not_measured)}, indent=2) + "\n")
+
+
+def spread(row: Mapping[str, float]) -> str:
+    """The quartiles of a row; nothing for what was counted."""
+    return f"({row['ratio_q25']:.2f} to {row['ratio_q75']:.2f})" if "ratio_q25" in row else ""
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}" if value >= 100 else f"{value:.3g}"
+
+
+def _in_columns(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  " + "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in table
+    )
 
 
 def environment() -> dict[str, str]:
