@@ -69,3 +69,15 @@ def test_confusion(script, tmp_path):
     assert len(found) == 3
     script("measuring")["report"]("title", found, tmp_path / "sub" / "found.json")
     assert json.loads((tmp_path / "sub" / "found.json").read_text())["found"] == found
+
+
+def test_startup_is_told_as_multiples_of_torch(script):
+    startup = script("startup")
+    found = startup["times_torch"]({startup["TORCH"]: np.array([1.0, 2, 2]), "job": np.array([3.0, 4, 8])}, "job")
+    assert (found["ratio"], found["ratio_q25"], found["ratio_q75"], found["seconds"]) == (3, 2.5, 3.5, 4)
+
+
+def test_startup_ends_trainings_where_they_begin(script, tmp_path):
+    words = script("startup")["words_of"]
+    assert words(("train", "logger=csv"), tmp_path)[4].endswith("fit_begins.FitBegins")
+    assert words(("train", "--cfg", "job"), tmp_path) == ["-m", "fcnlab", "train", "--cfg", "job"]

@@ -33,7 +33,7 @@ from fcnlab.models import FCN
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import say, warn
 
-ENOUGH = 0.2  # seconds: what took less is measured again, a whole batch in place of one picture where that takes twice this
+ENOUGH = 0.2  # seconds: what took less is measured again, and a whole batch where that takes no more than twice this
 LOOKED_AT = 5  # pictures whose size and whose loading stand for all
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
