@@ -318,3 +318,15 @@ def test_a_claim_as_a_command(fcnlab, tmp_path):
     found = json.loads((tmp_path / "run" / "work.json").read_text())
     assert found["found"]["375x500: fcnlab"]["ratio"] >= 1.8
     assert {"processor", "torch", "threads"} <= set(found["environment"])
+
+
+def test_startup_is_told_as_multiples_of_torch(script):
+    startup = script("startup")
+    found = startup["times_torch"]({startup["TORCH"]: np.array([1.0, 2, 2]), "job": np.array([3.0, 4, 8])}, "job")
+    assert (found["ratio"], found["ratio_q25"], found["ratio_q75"], found["seconds"]) == (3, 2.5, 3.5, 4)
+
+
+def test_startup_ends_trainings_where_they_begin(script, tmp_path):
+    words = script("startup")["words_of"]
+    assert words(("train", "logger=csv"), tmp_path)[4].endswith("fit_begins.FitBegins")
+    assert words(("train", "--cfg", "job"), tmp_path) == ["-m", "fcnlab", "train", "--cfg", "job"]

@@ -1,7 +1,6 @@
 """``fcnlab VERB [group=option] [key=value] [-m]``: each verb is a primary config and a function of tasks/."""
 
 import errno
-import importlib
 import json
 import os
 import re
@@ -189,11 +188,12 @@ def _run(verb: str) -> None:
 
     from fcnlab.config import CONF, register_launchers, register_schemas
     from fcnlab.errors import UserError
+    from fcnlab.starting import imported
 
     def task(cfg):
         module = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
         try:
-            return getattr(importlib.import_module(f"fcnlab.tasks.{module}"), module)(cfg)
+            return getattr(imported(f"fcnlab.tasks.{module}"), module)(cfg)
         except UserError as error:
             raise CompactHydraException(f"fcnlab {verb}: {error}") from error  # Hydra shows these without a traceback
         except OSError as error:

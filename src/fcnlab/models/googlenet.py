@@ -7,9 +7,7 @@ stem, and nothing is batch-normalised.
 from collections.abc import Mapping
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.googlenet import Inception as TorchvisionInception
 
 from fcnlab.models.backbone import (
     Chain,
@@ -96,7 +94,9 @@ class GoogLeNetBN(Chain):
     """
 
     def __init__(self, dropout: float = 0.2, weights: str = "none"):
-        net = torchvision.models.GoogLeNet(aux_logits=False, init_weights=False)
+        from torchvision import models  # here: other backbones do without
+
+        net = models.GoogLeNet(aux_logits=False, init_weights=False)
         layers = {name: layer for name, layer in net.named_children() if name not in ("avgpool", "dropout", "fc")}
         names = list(layers)
         third, fourth = names.index("maxpool3"), names.index("maxpool4")
@@ -112,6 +112,8 @@ class GoogLeNetBN(Chain):
         self.pretrained = load_backbone(self, weights, self._from_torchvision, "GoogLeNet_Weights.IMAGENET1K_V1")
 
     def path(self, part: nn.Module) -> list[nn.Module]:
+        from torchvision.models.googlenet import Inception as TorchvisionInception
+
         return super().path(part.branch3 if isinstance(part, TorchvisionInception) else part)
 
     def _from_torchvision(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

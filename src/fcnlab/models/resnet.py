@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
 
 from fcnlab.models.backbone import Chain, imagenet_convention, named_chain
 from fcnlab.models.weights import load_backbone, with_batch_counters, without
@@ -27,8 +25,10 @@ class ResNet(Chain):
             raise ValueError(f"depth={depth}: choose one of {list(BLOCKS)}")
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride={output_stride}: choose 8, 16 or 32")
+        from torchvision.models import resnet  # here: other backbones do without
+
         dilate = [False, output_stride < 16, output_stride < 32]
-        net = torchvision.models.ResNet(Bottleneck, BLOCKS[depth], replace_stride_with_dilation=dilate)
+        net = resnet.ResNet(resnet.Bottleneck, BLOCKS[depth], replace_stride_with_dilation=dilate)
         super().__init__(
             imagenet_convention(),
             named_chain(
@@ -42,6 +42,8 @@ class ResNet(Chain):
         self.pretrained = load_backbone(self, weights, self._from_torchvision, imagenet)
 
     def path(self, part: nn.Module) -> list[nn.Module]:
+        from torchvision.models.resnet import Bottleneck
+
         return [part.conv1, part.conv2, part.conv3] if isinstance(part, Bottleneck) else super().path(part)
 
     def _from_torchvision(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

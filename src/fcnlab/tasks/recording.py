@@ -84,8 +84,15 @@ def _beginning(record: RunRecord) -> dict[str, Any]:
         "commit": commit(),
         "host": platform.node(),
         "python": platform.python_version(),
-        "packages": {found.name: found.version for found in sorted(metadata.distributions(), key=lambda d: d.name)},
+        "packages": _packages(),
     }
+
+
+def _packages() -> dict[str, str]:
+    """Versions by name of all that is installed; of two that bear a name, the one that is imported."""
+    found = [each.metadata for each in metadata.distributions()]  # once each: it parses a whole README
+    versions = {each["Name"]: each["Version"] for each in reversed(found)}
+    return dict(sorted(versions.items()))
 
 
 @rank_zero_only

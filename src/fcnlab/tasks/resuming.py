@@ -11,10 +11,11 @@ from fcnlab.tasks.checkpoints import read_checkpoint
 
 
 class Start(NamedTuple):
-    """A checkpoint's path, and how many rows metrics.csv had when it was written."""
+    """A checkpoint's path, and when it was written: how many rows metrics.csv had, how many steps were done."""
 
     checkpoint: str | None = None
     rows: int = 0
+    steps: int = 0
 
 
 def where_to_start(wanted: str | None, folder: Path) -> Start:
@@ -40,10 +41,11 @@ def where_to_start(wanted: str | None, folder: Path) -> Start:
 
 
 def _start(path: str | Path) -> Start:
-    kept = read_checkpoint(path).get("resume")
+    found = read_checkpoint(path)
+    kept = found.get("resume")
     if kept is None:
         raise UserError(f"checkpoint={path} was written by an older fcnlab: start from it by model.weights={path}")
-    return Start(str(path), kept["rows"])
+    return Start(str(path), kept["rows"], int(found.get("global_step", 0)))
 
 
 def _own(checkpoints: Path, name: str) -> Start:

@@ -7,8 +7,10 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -27,8 +29,18 @@ from fcnlab.segmenter import Segmenter
 PACKAGES = ("fcnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "albumentations", "numpy")
 
 
-def score(trainer: L.Trainer, segmenter: Segmenter, data: DataModule, folder: Path, seed: int) -> Scores | None:
-    """Evaluate the test list and leave the record in ``folder``; the scores, on the process that writes (rank 0)."""
+def score(
+    trainer: L.Trainer,
+    segmenter: Segmenter,
+    data: DataModule,
+    folder: Path,
+    seed: int,
+    training: Mapping[str, float] = MappingProxyType({}),
+) -> Scores | None:
+    """Evaluate the test list and leave the record in ``folder``; the scores, on the process that writes (rank 0).
+
+    ``training`` is what the training took, for the record's ``cost``.
+    """
     started = time.perf_counter()
     trainer.test(segmenter, datamodule=data, verbose=False)
     seconds = time.perf_counter() - started
@@ -43,7 +55,7 @@ def score(trainer: L.Trainer, segmenter: Segmenter, data: DataModule, folder: Pa
         classes=pictures.classes,
         matrices=matrices,
         protocol=protocol(trainer, pictures, len(index), str(segmenter.refine)),
-        cost=cost(segmenter, pictures, seconds, len(index)),
+        cost=cost(segmenter, pictures, seconds, len(index)) | dict(training),
         provenance=provenance(segmenter, seed),
     )
     for logger in trainer.loggers:

@@ -1,6 +1,5 @@
 """``fcnlab train``."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +33,7 @@ from fcnlab.tasks.building import (
     warn,
 )
 from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint
+from fcnlab.tasks.expecting import Took, announce, beside_expected
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import where_to_start
 from fcnlab.tasks.scoring import describe, score, table
@@ -66,18 +66,19 @@ def train(cfg: DictConfig) -> float | None:
             trainer = build_trainer(cfg, [curves, *loggers], training_callbacks(cfg, curves, signals))
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
             say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
-            started = time.perf_counter()
+            expected = announce(segmenter, data, trainer, start.steps)
+            took = Took(trainer.strategy.root_device, segmenter.net)
             trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
-            minutes = (time.perf_counter() - started) / 60
+            training = took.facts(expected)
             best = best_checkpoint(trainer)
             last = folder / "checkpoints" / "last.ckpt"
             if best or last.is_file():
                 # Not by test(ckpt_path=...): Lightning's weight averaging would restore the weights not averaged.
                 segmenter.load_state_dict(read_checkpoint(best or last)["state_dict"])
-            found = score(trainer, segmenter, data, folder, cfg.seed)
+            found = score(trainer, segmenter, data, folder, cfg.seed, training)
     if found is None:
         return None
-    say_what_came(found, segmenter, trainer, minutes, folder, best)
+    say_what_came(found, segmenter, trainer, training, folder, best)
     return found.miou
 
 
@@ -194,11 +195,13 @@ def best_checkpoint(trainer: L.Trainer) -> str | None:
 
 
 def say_what_came(
-    found: Scores, segmenter: Segmenter, trainer: L.Trainer, minutes: float, folder: Path, best: str | None
+    found: Scores, segmenter: Segmenter, trainer: L.Trainer, training: dict[str, float], folder: Path, best: str | None
 ) -> None:
-    """The last lines that the user sees: scores, where the run lies, what to type next."""
+    """The last lines that the user sees: scores, what it took, where the run lies, what to type next."""
     say(table(found, tuple(segmenter.classes)))
-    say(f"val mIoU {100 * found.miou:.2f} % after {trainer.global_step} steps, {minutes:.1f} min. The run: {folder}")
+    say(beside_expected(training))
+    minutes = f"{training['training_minutes']:.1f} min"
+    say(f"val mIoU {100 * found.miou:.2f} % after {trainer.global_step} steps, {minutes}. The run: {folder}")
     if best:
         checkpoint = Path(best).relative_to(Path.cwd()) if Path(best).is_relative_to(Path.cwd()) else best
         say(f"Next: fcnlab predict checkpoint={checkpoint} input=FILE|FOLDER output=FOLDER")

@@ -1,0 +1,93 @@
+"""How a command comes quickly to its first line of work: much of what Lightning imports no run uses.
+
+Only the command line comes here; who imports fcnlab as a library gets every package as ever.
+"""
+
+import atexit
+import gc
+import importlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any
+
+TORCHMETRICS = "torchmetrics"
+BASE_CLASSES = {"Metric": "torchmetrics.metric", "MetricCollection": "torchmetrics.collections"}
+
+
+def imported(name: str) -> ModuleType:
+    """The module of a command, imported without what no command uses, and without walks of the garbage collector."""
+    if name in sys.modules:
+        return sys.modules[name]
+    with _no_collection(), TorchmetricsByNeed():
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from walking, again and again, through all that imports make and nobody drops.
+
+    Nor does it later: what is there then is frozen, which spares the workers that are forked a copy of it, too.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # or nanobind, in triton, takes what lives until the end for leaks, and says so
+        if was_on:
+            gc.enable()
+
+
+class TorchmetricsByNeed(MetaPathFinder, Loader):
+    """Import torchmetrics without its hundred metrics, until something other than its two base classes is asked of it.
+
+    Lightning imports it for these two, and the package imports torchvision, scipy.signal and scipy.stats for metrics of
+    pictures, sound and text: as much as torch itself takes. While this is entered, ``import torchmetrics`` imports the
+    two; whatever else is asked of the package, then or later, runs its own ``__init__`` in the same module, as
+    :class:`importlib.util.LazyLoader` would. So nothing is replaced, and nothing is missing.
+    """
+
+    def __enter__(self) -> "TorchmetricsByNeed":
+        sys.meta_path.insert(0, self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != TORCHMETRICS:
+            return None
+        sys.meta_path.remove(self)  # its submodules, and the whole of it later, are found as ever
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None:
+            self.whole, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        def others(name: str) -> Any:
+            if name.startswith("__") and name != "__all__":  # what tools ask of every module
+                raise AttributeError(f"module {TORCHMETRICS!r} has no attribute {name!r}")
+            vars(module).pop("__getattr__", None)
+            importlib.reload(module)
+            return getattr(module, name)
+
+        known = {"__version__": version(TORCHMETRICS), "_logger": logging.getLogger(TORCHMETRICS)}
+        vars(module).update(known, __getattr__=others)  # PEP 562
+        importlib.import_module(f"{TORCHMETRICS}.utilities")  # first: it and the classes import each other
+        for name, place in BASE_CLASSES.items():
+            setattr(module, name, getattr(importlib.import_module(place), name))
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.whole
