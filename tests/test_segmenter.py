@@ -54,6 +54,17 @@ def test_labels_by_rows_are_those_of_full_scores(monkeypatch):
     assert torch.equal(torch.cat([some for _, some in scores.by_rows()], 2), full)  # bit by bit: ties end alike
 
 
+@torch.no_grad()
+def test_labels_in_half_precision_are_the_same_by_rows():
+    """As at the end of a training with loss=dice, which sees full scores, and in an evaluation of it, which does not."""
+    found = []
+    for settings in ({"loss": Dice(), "row_blocks": True}, {"row_blocks": True}):
+        module = segmenter(**settings).eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(labels(module._scores(batch()["image"])))
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("classes", [2, 21, 255, 300])
 def test_the_best_class_is_the_first_of_equals(classes):
     scores = torch.randn(2, classes, 9, 17).mul(2).round()  # many are equal

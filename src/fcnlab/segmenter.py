@@ -83,11 +83,15 @@ class Segmenter(L.LightningModule):
         return (image.float() / 255).contiguous(memory_format=self.memory_format)
 
     def _scores(self, image: UInt8[Tensor, "batch 3 rows cols"]) -> ScoreMap | CoarseScores:
-        """Scores in single precision: on the way to every pixel, where what follows takes them so."""
-        if not self.row_blocks or not (self.training or isinstance(self.refine, Plain)):
+        """Scores in single precision: on the way to every pixel, where what follows takes them so.
+
+        They are upsampled in single precision, too, so that scores do not depend on which of the two it is.
+        """
+        if not (self.training or isinstance(self.refine, Plain)):
             return self(image).float()
         with torch.compiler.set_stance("default" if self.training else "force_eager"):
-            return self.net.coarse(self._pictures(image)).float()
+            scores = self.net.coarse(self._pictures(image)).float()
+        return scores if self.row_blocks else scores.full()
 
     def _step(self, batch: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
         scores = self._scores(batch["image"])
