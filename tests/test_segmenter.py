@@ -56,7 +56,7 @@ def test_labels_by_rows_are_those_of_full_scores(monkeypatch):
 
 @torch.no_grad()
 def test_labels_in_half_precision_are_the_same_by_rows():
-    """As at the end of a training with loss=dice, which sees full scores, and in an evaluation of it, which does not."""
+    """As at the end of a training with loss=dice, which sees full scores, and in an evaluation, which does not."""
     found = []
     for settings in ({"loss": Dice(), "row_blocks": True}, {"row_blocks": True}):
         module = segmenter(**settings).eval()
