@@ -1,6 +1,6 @@
 """What speed=auto turns on, part by part, against speed=off: why each is on where it is.
 
-python benchmarks/choices.py               some three minutes and 6 GB; --compiled 1 for torch.compile, minutes more
+python benchmarks/choices.py               some two minutes and 6 GB; --compiled 1 for torch.compile, minutes more
 
 Of the memory formats: the forward and the backward pass of FCN-8s in training, by backbone; auto follows what is faster
 here. Of fused optimisers: a step over the weights of FCN-8s on GoogLeNet. Of blocks of rows: a loss with its gradient,
@@ -101,7 +101,7 @@ def against_off(variants: dict[str, Step], rounds: int, device: torch.device, ti
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=5, compiled=0)
+    asked = measuring.options(__doc__, rounds=3, compiled=0)
     measuring.on_cores(asked.threads)
     device = measuring.chosen_device(asked.device)
     torch.manual_seed(0)

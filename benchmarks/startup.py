@@ -1,6 +1,6 @@
 """How long a training job takes to its first step, as multiples of what ``import torch`` takes.
 
-python benchmarks/startup.py            some three minutes; more --rounds for a smaller spread
+python benchmarks/startup.py            some two minutes; more --rounds for a smaller spread
 
 Fresh interpreters in turns; what counts is the CPU time, the system's included, of each with all that it waits for
 (git, say), from its start to the moment at which Lightning begins to fit, or the import is done. The pictures are drawn
@@ -71,7 +71,7 @@ def times_torch(times: measuring.Times, name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=7)
+    asked = measuring.options(__doc__, rounds=3)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         found = measure(asked.rounds, Path(folder))
     measuring.report("Start-up", found, asked.json, against=f"times {TORCH}")
