@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from torch import nn
 
 from fcnlab.errors import UserError
@@ -147,6 +148,26 @@ def test_a_fused_optimiser_goes_on_in_another_memory_format(optimizer, formats):
         lambda net, fused: moments(net.parameters(), lr=0.1, fused=fused, **settings), 6, 3, formats, True
     )
     assert (astray - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adamw])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_gradients_are_clipped_before_a_fused_step(optimizer, precision):
+    """As Lightning does it: scaled where precision is half, unscaled, clipped, and then the step."""
+    stepped = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        net = nn.Conv2d(4, 6, 3)
+        made = as_given(optimizer)(net, fused)
+        assert not _optimizer_handles_unscaling(made)  # else it would not clip
+        scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
+        for parameter in net.parameters():
+            parameter.grad = scaler.scale(torch.ones_like(parameter))
+        scaler.unscale_(made)
+        assert nn.utils.clip_grad_norm_(net.parameters(), 0.1) == pytest.approx((6 * 4 * 9 + 6) ** 0.5)
+        scaler.step(made)
+        stepped.append(net.weight.detach())
+    torch.testing.assert_close(*stepped)
 
 
 @pytest.mark.parametrize(

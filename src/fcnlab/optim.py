@@ -96,11 +96,13 @@ def adamw(
 
 
 def _laid_out(optimizer: Optimizer) -> Optimizer:
-    """Let moments that are loaded lie in memory as their parameters do.
+    """Let moments that are loaded lie in memory as their parameters do, and gradients be clipped before a fused step.
 
     torch's fused kernels walk through both by address: where one is channels last and the other is not, as after a run
-    that goes on with another ``speed.channels_last``, they would update the wrong weights without a word.
+    that goes on with another ``speed.channels_last``, they would update the wrong weights without a word. They can also
+    undo the scaling of half-precision gradients themselves, for which Lightning refuses to clip them in any precision.
     """
+    optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
 
     def lay_out(optimizer: Optimizer) -> None:
         for parameter, state in optimizer.state.items():

@@ -104,7 +104,7 @@ def test_a_training_step_reaches_every_layer(name):
     }
     optimizer = functools.partial(sgd, lr=1e-6, momentum=0.0)
     module = Segmenter(net, ["a", "b", "c"], CrossEntropy(), optimizer, constant)
-    trainer = L.Trainer(
+    trainer = L.Trainer(log_every_n_steps=1, 
         max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 
 from fcnlab.errors import UserError
-from fcnlab.tasks import building, train
+from fcnlab.tasks import building
 from fcnlab.tasks.building import allow_tf32, evaluation_speed, precision
 
 SGD = ("optim=sgd", "optim.lr=0.05", "callbacks.ema.enabled=false")
@@ -109,22 +109,6 @@ def test_tf32():
 def test_optimisers_are_fused(composed, optimizer):
     for speed in ("auto", "off"):
         assert composed(f"optim={optimizer}", f"speed={speed}").optim.fused == (speed == "auto")
-
-
-@pytest.mark.parametrize(
-    ("words", "fused"),
-    [
-        (("trainer.precision=16-mixed",), False),
-        (("trainer.precision=16-mixed", "trainer.gradient_clip_val=null"), True),
-        (("trainer.precision=bf16-mixed",), True),
-    ],
-)
-def test_clipped_half_precision_is_not_fused(composed, monkeypatch, words, fused):
-    """Lightning would refuse it when the first step is done."""
-    monkeypatch.setattr(train, "given", lambda key: False)
-    cfg = composed(*words)
-    train.settle_speed(cfg)
-    assert cfg.optim.fused == fused
 
 
 @pytest.mark.parametrize(

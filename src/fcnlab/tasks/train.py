@@ -53,7 +53,6 @@ def train(cfg: DictConfig) -> float | None:
     repeat_exactly(cfg)
     check_targets(cfg)
     start = where_to_start(cfg.checkpoint, folder)
-    settle_speed(cfg)
     say_what_surprises(cfg)
     record = RunRecord(folder)
     with StopSignals() as signals, recorded(cfg, folder, record), how_to_go_on(folder):
@@ -106,18 +105,6 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
     if given("speed.row_blocks") and cfg.speed.row_blocks and not segmenter.row_blocks:
         warn(f"speed.row_blocks=true has no effect with loss={choices()['loss']}, which looks at all pixels together")
     return segmenter, data
-
-
-def settle_speed(cfg: DictConfig) -> None:
-    """Clipping half-precision gradients needs them unscaled before the step, which fused optimisers do inside it."""
-    half = str(cfg.trainer.precision) in ("16", "16-mixed")
-    if half and cfg.trainer.gradient_clip_val and cfg.speed.fused_optimizer:
-        cfg.speed.fused_optimizer = False
-        if given("speed.fused_optimizer"):
-            warn(
-                f"speed.fused_optimizer=true has no effect with trainer.precision={cfg.trainer.precision}, whose"
-                " gradients are clipped: set trainer.gradient_clip_val=null, or trainer.precision=bf16-mixed"
-            )
 
 
 def check_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
