@@ -104,9 +104,9 @@ def test_a_training_step_reaches_every_layer(name):
     }
     optimizer = functools.partial(sgd, lr=1e-6, momentum=0.0)
     module = Segmenter(net, ["a", "b", "c"], CrossEntropy(), optimizer, constant)
-    trainer = L.Trainer(log_every_n_steps=1, 
+    trainer = L.Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
+        enable_model_summary=False, log_every_n_steps=1,
     )  # fmt: skip
     trainer.fit(module, DataLoader([batch], batch_size=None))
     assert trainer.global_step == 1 and torch.isfinite(trainer.callback_metrics["train/loss"])
