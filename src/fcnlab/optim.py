@@ -101,6 +101,7 @@ def _laid_out(optimizer: Optimizer) -> Optimizer:
     torch's fused kernels walk through both by address: where one is channels last and the other is not, as after a run
     that goes on with another ``speed.channels_last``, they would update the wrong weights without a word. They can also
     undo the scaling of half-precision gradients themselves, for which Lightning refuses to clip them in any precision.
+    And whether a step is fused is this run's choice: torch would take it from the state.
     """
     optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -114,6 +115,11 @@ def _laid_out(optimizer: Optimizer) -> Optimizer:
                 ):
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
+    def as_built(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        chosen = {"fused": optimizer.defaults["fused"]}
+        return state | {"param_groups": [group | chosen for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(as_built)
     optimizer.register_load_state_dict_post_hook(lay_out)
     return optimizer
 

@@ -85,7 +85,7 @@ class Segmenter(L.LightningModule):
     def _scores(self, image: UInt8[Tensor, "batch 3 rows cols"]) -> ScoreMap | CoarseScores:
         """Scores in single precision: on the way to every pixel, where what follows takes them so.
 
-        They are upsampled in single precision, too, so that scores do not depend on which of the two it is.
+        Where nothing refines them they are upsampled in single precision, too: which of the two it is changes no score.
         """
         if not (self.training or isinstance(self.refine, Plain)):
             return self(image).float()

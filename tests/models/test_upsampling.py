@@ -114,6 +114,29 @@ def test_a_sum_over_rows_passes_its_gradient_on_through_what_came_before():
     torch.testing.assert_close(weight.grad, expected)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_autocast_rounds_neither_the_sum_nor_its_gradient(half):
+    """Both are computed on the way forward, where autocast is on."""
+    data, truth = cells(5, 6, dtype=torch.float32), torch.randint(CLASSES, (2, 30, 37), dtype=torch.uint8)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", half, enabled=enabled):
+            total = coarse_scores(data).sum_over_rows(squares, truth)
+        found.append((total.detach(), *torch.autograd.grad(total, data)))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_learned_upsampling_of_single_precision_stays_so_under_autocast():
+    grid = Grid(8, 3.5)
+    upsample = Upsample(CLASSES, grid, IMAGE, learned=True)
+    coarse = CoarseScores(
+        FeatureMap(cells(5, 6), *grid), upsample, FeatureMap(torch.empty(2, 3, 30, 37), *IMAGE)
+    ).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = coarse.full()
+    assert scores.dtype == torch.float32 and torch.equal(scores, coarse.full())
+
+
 def test_without_gradients_none_are_computed():
     data, truth = cells(5, 6).detach(), torch.zeros(2, 30, 37, dtype=torch.uint8)
     asked = []

@@ -3,14 +3,16 @@
 import csv
 import json
 from shutil import which
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra.utils import instantiate
+from torch import nn
 
 from fcnlab.errors import UserError
 from fcnlab.tasks import building
-from fcnlab.tasks.building import allow_tf32, evaluation_speed, precision
+from fcnlab.tasks.building import allow_tf32, precision, speed_of_net
 
 SGD = ("optim=sgd", "optim.lr=0.05", "callbacks.ema.enabled=false")
 
@@ -70,12 +72,30 @@ def test_channels_last_goes_by_device_and_backbone(composed, monkeypatch, backbo
         cfg = composed(f"model/backbone={backbone}", f"speed={speed}", *given)
         with torch.device("meta"):
             net = instantiate(cfg.model, _convert_="all")
-        assert evaluation_speed(cfg, net) == {"channels_last": expected, "row_blocks": speed == "auto"}
+        assert speed_of_net(cfg, net) == {"channels_last": expected, "row_blocks": speed == "auto"}
+
+
+def test_a_backbone_that_does_not_say(composed):
+    """As one written by a user; what is asked for in words needs no word of it."""
+    net = SimpleNamespace(backbone=nn.Identity())
+    for speed, expected in (("auto", False), ("off", False)):
+        assert speed_of_net(composed(f"speed={speed}"), net)["channels_last"] is expected
+    assert speed_of_net(composed("speed.channels_last=true"), net)["channels_last"] is True
+
+
+def test_a_run_goes_on_as_it_is_told(train):
+    """Whether a step is fused is not the checkpoint's choice."""
+    every = "trainer.val_check_interval=2"
+    for before, after in (("off", "auto"), ("auto", "off")):
+        folder = train(f"speed={before}", "trainer.max_steps=4", every, folder=before)
+        train(f"speed={after}", "trainer.max_steps=6", every, "checkpoint=last", folder=before)
+        state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
+        assert {group["fused"] for group in state["param_groups"]} == {after == "auto"}
 
 
 def test_a_memory_format_that_is_none(composed):
     with pytest.raises(UserError, match=r"speed\.channels_last=often: choose true, false or auto"):
-        evaluation_speed(composed("speed.channels_last=often"), None)
+        speed_of_net(composed("speed.channels_last=often"), None)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ as if cells of zero stood there; ``F.interpolate`` repeats the edge instead.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -64,7 +65,8 @@ class Upsample(nn.Module):
         if self.taps == 1:
             return features
         if self.learned:
-            data = F.conv_transpose2d(features.data, self.kernel.to(features.data.dtype), stride=self.factor)
+            with as_given(features.data):
+                data = F.conv_transpose2d(features.data, self.kernel.to(features.data.dtype), stride=self.factor)
         else:
             data = self.along(self.along(features.data.contiguous(), COLS), ROWS)
         return FeatureMap(data, *self.grid(features))
@@ -88,6 +90,12 @@ class Upsample(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, x{self.factor}, taps={self.taps}, {'learned' if self.learned else 'fixed'}"
+
+
+def as_given(data: Tensor) -> AbstractContextManager:
+    """Compute in the precision of the data, also under autocast, which would round products to half of it."""
+    kind = data.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class _Interpolation(Function):
@@ -219,14 +227,15 @@ class _SumOverRows(Function):
     def forward(ctx, cells: Tensor, blocks: list[Block], weights: Tensor, total: Callable, truth: Tensor) -> Tensor:
         found, wanted = cells.new_zeros(()), ctx.needs_input_grad[0]
         slopes = torch.zeros_like(cells) if wanted else None
-        for block in blocks:
-            scores = _values(cells, block, weights).requires_grad_(wanted)
-            with torch.set_grad_enabled(wanted):
-                part = total(scores[:, :, block.inside], truth[:, block.rows].long())
-            found += part.detach()
-            if slopes is not None:
-                (slope,) = torch.autograd.grad(part, scores)
-                slopes[:, :, block.gaps.start : block.gaps.stop + 1] += between_transposed(slope, ROWS, weights)
+        with as_given(cells):  # a backward pass would not be under autocast
+            for block in blocks:
+                scores = _values(cells, block, weights).requires_grad_(wanted)
+                with torch.set_grad_enabled(wanted):
+                    part = total(scores[:, :, block.inside], truth[:, block.rows].long())
+                found += part.detach()
+                if slopes is not None:
+                    (slope,) = torch.autograd.grad(part, scores)
+                    slopes[:, :, block.gaps.start : block.gaps.stop + 1] += between_transposed(slope, ROWS, weights)
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return found

@@ -153,7 +153,15 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def evaluation_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
-    """What of ``speed=`` the Segmenter takes to evaluate: as in training, so that equal weights give equal scores.
+    """What of ``speed=`` the Segmenter takes to evaluate: as in training, so that equal weights give equal scores."""
+    for key in ("compile", "fused_optimizer"):
+        if given(f"speed.{key}"):
+            warn(f"speed.{key} has no effect here: it is for training")
+    return speed_of_net(cfg, net)
+
+
+def speed_of_net(cfg: DictConfig, net: FCN) -> dict[str, Any]:
+    """The memory format, by device and backbone, and whether scores are taken by rows.
 
     Raises
     ------
@@ -163,12 +171,13 @@ def evaluation_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
     wanted = cfg.speed.channels_last
     if wanted not in (True, False, "auto"):
         raise UserError(f"speed.channels_last={wanted}: choose true, false or auto")
-    best = _on_gpu(cfg.trainer.accelerator) or net.backbone.channels_last_on_cpu
-    return {"channels_last": best if wanted == "auto" else wanted, "row_blocks": cfg.speed.row_blocks}
+    if wanted == "auto":  # a user's own backbone need not say
+        wanted = _on_gpu(cfg.trainer.accelerator) or getattr(net.backbone, "channels_last_on_cpu", False)
+    return {"channels_last": wanted, "row_blocks": cfg.speed.row_blocks}
 
 
 def training_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
-    """The same for training.
+    """What of ``speed=`` the Segmenter takes to train.
 
     Raises
     ------
@@ -177,7 +186,7 @@ def training_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
     """
     if cfg.speed.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
         raise UserError("speed.compile=true needs a C++ compiler, and finds none: install g++, or leave it out")
-    return evaluation_speed(cfg, net) | {"compiled": cfg.speed.compile}
+    return speed_of_net(cfg, net) | {"compiled": cfg.speed.compile}
 
 
 def precision(cfg: DictConfig) -> str:
