@@ -126,7 +126,8 @@ def repeat_exactly(cfg: DictConfig) -> None:
             OmegaConf.update(cfg, path, value, force_add=True)
             say(f"Since that run the default of {path} has become {today.get(path)!r}: its {value!r} is used")
     for path in today.keys() - recorded.keys() - ours:
-        warn(f"{path}={today[path]!r} is new since that run")
+        if not _is_under(path, set(recorded)):  # else a value of that run stands in its group's place
+            warn(f"{path}={today[path]!r} is new since that run")
     if any(word.startswith("checkpoint=") for word in record["overrides"]):
         warn("that run went on with a checkpoint; this one starts from the beginning")
     for name, version in record["packages"].items():
