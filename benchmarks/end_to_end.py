@@ -1,6 +1,6 @@
 """What `fcnlab train` costs around its steps: against a bare PyTorch loop of the same net, data and recipe.
 
-python benchmarks/end_to_end.py            some five minutes; less with --crop 128
+python benchmarks/end_to_end.py            some two minutes; less with --crop 128
 
 Both train FCN-8s in one process, in turns: after each block of steps the training stops for as many steps of the loop.
 The training is what the command line builds (loader, clipping, EMA, schedule, callbacks, metrics.csv with a row every
@@ -75,9 +75,9 @@ class Loop:
 
         batch = next(self.batches)
         done("loader")
-        scores = self.net((batch["image"].float() / 255).contiguous(memory_format=self.memory_format))
+        scores = self.net.coarse((batch["image"].float() / 255).contiguous(memory_format=self.memory_format))
         done("forward")
-        loss = self.loss(scores, batch["mask"].long())
+        loss = self.loss(scores, batch["mask"])
         done("loss")
         self.optimizer.zero_grad()
         loss.backward()
@@ -169,7 +169,7 @@ def measure(words: list[str], rounds: int, block: int, pictures: int, folder: Pa
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, root="../shared/data", rounds=6, block=10, batch=4, crop=257)
+    asked = measuring.options(__doc__, root="../shared/data", rounds=4, block=10, batch=4, crop=257)
     measuring.on_cores(asked.threads)
     found = {}
     for name, net in NETS.items():
