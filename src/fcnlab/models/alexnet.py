@@ -36,8 +36,6 @@ class CaffeNet(Chain):
     convolution by half its kernel. ``weights`` is ``"none"`` or the path of a file with Caffe's layer names.
     """
 
-    channels_last_on_cpu = False
-
     def __init__(self, padding: Padding = "same", dropout: float = 0.5, weights: str = "none"):
         super().__init__(
             caffe_convention(),
@@ -81,8 +79,6 @@ class AlexNet(Chain):
     Levels 8 (pool1), 16 (pool2) and 32 (fc7). ``padding`` is CaffeNet's. ``weights`` is ``"none"``, ``"imagenet"``
     (torchvision's) or the path of a file with torchvision's layer names.
     """
-
-    channels_last_on_cpu = False
 
     def __init__(self, padding: Padding = "same", dropout: float = 0.5, weights: str = "none"):
         super().__init__(

@@ -53,7 +53,7 @@ class Chain(nn.Module):
 
     min_size = 1
     pretrained = False
-    channels_last_on_cpu = True
+    channels_last_on_cpu = False  # until it is measured
 
     def __init__(
         self,

@@ -93,6 +93,8 @@ class GoogLeNetBN(Chain):
     ``weights`` is ``"none"``, ``"imagenet"`` (torchvision's) or the path of a file with torchvision's layer names.
     """
 
+    channels_last_on_cpu = True
+
     def __init__(self, dropout: float = 0.2, weights: str = "none"):
         from torchvision import models  # here: other backbones do without
 

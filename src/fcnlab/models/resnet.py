@@ -20,6 +20,8 @@ class ResNet(Chain):
     path of a file with torchvision's layer names.
     """
 
+    channels_last_on_cpu = True
+
     def __init__(self, depth: Literal[50, 101] = 50, output_stride: Literal[8, 16, 32] = 32, weights: str = "none"):
         if depth not in BLOCKS:
             raise ValueError(f"depth={depth}: choose one of {list(BLOCKS)}")

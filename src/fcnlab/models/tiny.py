@@ -9,6 +9,8 @@ from fcnlab.models.weights import load_backbone
 class Tiny(Chain):
     """Levels 8, 16 and 32, each behind its pool as in VGG, with batch normalisation; there are no weights to load."""
 
+    channels_last_on_cpu = True
+
     def __init__(self, padding: Padding = "same", width: int = 16, weights: str = "none"):
         first = image_padding(padding, same=1)
         super().__init__(

@@ -7,7 +7,6 @@ import copy
 import math
 import resource
 import statistics
-import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from fcnlab.errors import first_line
 from fcnlab.models import FCN
 from fcnlab.segmenter import Segmenter, labels
 from fcnlab.tasks.building import say, warn
+from fcnlab.tasks.scoring import largest_resident
 
 ENOUGH = 0.05  # seconds: what took less is measured again, and a whole batch where that takes no more than twice this
 LOOKED_AT = 5  # pictures whose size and whose loading stand for all
@@ -361,7 +361,7 @@ class Took:
         """Bytes."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return max(0, _largest_resident() - self.before) + self.weights
+        return max(0, largest_resident() - self.before) + self.weights
 
     def facts(self, expected: Expected | None) -> dict[str, float]:
         """What ``cost`` in metrics.json says of it."""
@@ -383,18 +383,13 @@ def beside_expected(facts: dict[str, float]) -> str:
     )
 
 
-def _largest_resident() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _resident() -> int:
     """Bytes now, where the system says so; else the most so far."""
     try:
         with open("/proc/self/statm") as file:  # noqa: PTH123
             return int(file.read().split()[1]) * resource.getpagesize()
     except OSError:
-        return _largest_resident()
+        return largest_resident()
 
 
 def _duration(seconds: float) -> str:

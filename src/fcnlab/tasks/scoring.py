@@ -114,8 +114,11 @@ def macs(net: nn.Module, rows: int, cols: int) -> int:
 
 def peak_memory() -> int:
     """Bytes: allocated on the GPU where there is one, else the process's largest resident size."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else largest_resident()
+
+
+def largest_resident() -> int:
+    """Bytes that this process has held at most."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
