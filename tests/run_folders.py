@@ -17,8 +17,8 @@ from fcnlab.results.record import write_record
 CLASSES = ("background", "cat", "dog", "cow")
 PROTOCOL = {
     "set": "toys val",
-    "pictures": 12,
-    "of": 12,
+    "pictures": 36,
+    "of": 36,
     "resolution": "native",
     "void": "in no sum",
     "absent_classes": "left out",
@@ -29,7 +29,7 @@ PROTOCOL = {
 PALETTE = np.array([(0, 0, 0), (128, 0, 0), (0, 100, 200), (90, 90, 0)], np.uint8)
 
 
-def toy_matrices(quality: float, pictures: int = 12, seed: int = 0, classes: int = len(CLASSES)) -> ndarray:
+def toy_matrices(quality: float, pictures: int = 36, seed: int = 0, classes: int = len(CLASSES)) -> ndarray:
     """A net that labels about the share ``quality`` of the pixels rightly; the truth is the same for every quality."""
     sizes = np.random.default_rng(7).integers(1, 500, (pictures, classes))
     rng = np.random.default_rng(seed)

@@ -17,10 +17,10 @@ CONFUSED = np.array([[[3, 1], [0, 2]], [[1, 0], [1, 5]]])
 def test_a_run_is_read(make_run):
     folder = make_run("a", seed=3, drawn=2, published={"miou": 65.5})
     run = read_run(folder)
-    assert run.seed == 3 and len(run.names) == 12 and run.cost["minutes"] == 13
+    assert run.seed == 3 and len(run.names) == 36 and run.cost["minutes"] == 13
     assert run.options["model"] == "fcn8s" and run.settings["optim.lr"] == 0.002 and run.published == {"miou": 65.5}
     stored = json.loads((folder / "metrics.json").read_text())
-    assert run.scores.miou == stored["miou"] and run.areas.hits.shape == (12, 4)
+    assert run.scores.miou == stored["miou"] and run.areas.hits.shape == (36, 4)
     np.testing.assert_allclose(run.curves["val/miou"], [[20, 40], [0.2, 0.33]])
     np.testing.assert_array_equal(run.curves["train/loss"], [[10, 20, 40], [2, 1, 0.5]])
     assert run.panel("picture_001") == folder / "predictions" / "picture_001.png"
@@ -32,7 +32,9 @@ def test_what_no_score_depends_on_is_no_setting(make_run):
     settings = {"logger.wandb.mode": "offline", "data.num_workers": 3, "callbacks.progress.enabled": False, "seed": 5}
     run = read_run(make_run("a", settings=settings))
     kept = {"model._target_", "model.levels", "optim._target_", "optim.lr", "data._target_", "augment.scale"}
-    assert set(run.settings) == kept | {"data.root", "checkpoint", "trainer.precision"}
+    assert set(run.settings) == kept | {"data.root", "trainer.precision", "source.fcnlab"} | {
+        f"scoring.{name}" for name in ("data.root", "checkpoint", "precision", "source.fcnlab")
+    }
 
 
 def test_runs_are_found_in_the_order_of_the_jobs(make_run, tmp_path):
@@ -73,7 +75,7 @@ def spoil(folder, what: str) -> None:
         case "other arrays":
             np.savez(confusions, x=np.eye(2))
         case "a pickle":
-            np.savez(confusions, **parts | {"names": np.array([{}] * 12, object)})
+            np.savez(confusions, **parts | {"names": np.array([{}] * 36, object)})
         case "wrong shape":
             np.savez(confusions, **parts | {"matrices": parts["matrices"][:5]})
         case "negative":
@@ -81,7 +83,7 @@ def spoil(folder, what: str) -> None:
         case "fractions":
             np.savez(confusions, **parts | {"matrices": parts["matrices"] / 2})
         case "twice":
-            np.savez(confusions, **parts | {"names": np.array(["a"] * 12)})
+            np.savez(confusions, **parts | {"names": np.array(["a"] * 36)})
         case "killed between":
             np.savez(confusions, **parts | {"matrices": 2 * parts["matrices"][::-1] + 1})
         case "text for a number":
@@ -196,15 +198,14 @@ def test_evaluations_of_one_training_are_told_apart_by_checkpoint_and_precision(
     last = evaluation(make_run, "eval/b", str(checkpoints / "last.ckpt"))
     short = evaluation(make_run, "eval/c", str(checkpoints / "best.ckpt"), protocol={"precision": "bf16-mixed"})
     assert best.settings == read_run(training).settings and best.settings["trainer.precision"] == "32-true"
-    assert last.settings == best.settings | {"checkpoint": "last.ckpt"}
-    precisions = {"trainer.precision": "bf16-mixed", "training.precision": "32-true"}
-    assert short.settings == best.settings | precisions
+    assert last.settings == best.settings | {"scoring.checkpoint": "last.ckpt"}
+    assert short.settings == best.settings | {"scoring.precision": "bf16-mixed"}
 
 
 def test_trainings_of_other_precisions_stay_apart_where_they_are_scored_in_one(make_run):
     trained = [make_run(f"train/{name}", protocol={"precision": name}) for name in ("bf16-mixed", "32-true")]
     one, other = (evaluation(make_run, f"eval/{run.name}", f"{run}/checkpoints/best.ckpt") for run in trained)
-    assert one.settings == other.settings | {"training.precision": "bf16-mixed"}
+    assert one.settings == other.settings | {"trainer.precision": "bf16-mixed"}
 
 
 def test_an_evaluation_ended_when_its_scores_were_written(make_run):
@@ -224,7 +225,7 @@ def test_a_job_that_left_its_log_alone_is_named(make_run, tmp_path):
 
 def test_an_evaluation_whose_training_is_gone_stands_by_its_checkpoint(make_run):
     run = evaluation(make_run, "eval/a", "/nowhere/checkpoints/best.ckpt")
-    assert run.settings["checkpoint"] == "/nowhere/checkpoints/best.ckpt"
+    assert run.settings["scoring.checkpoint"] == "/nowhere/checkpoints/best.ckpt"
 
 
 @pytest.mark.parametrize("text", ["", "step,val/miou\n1", "step,val/miou\nx,y\n2,nan\n3,0.5,7\n", "\x00", "a\nb\n"])
