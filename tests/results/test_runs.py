@@ -266,3 +266,71 @@ def test_a_config_of_another_shape_is_no_crash(make_run):
         yaml.safe_dump({"hydra": {"job": 3, "runtime": [1], "overrides": "x"}})
     )
     assert read_run(folder).options == {"refine": "none"}
+
+
+def scored_elsewhere(make_run, name: str, training, root: str, seed: int = 1, batch_size: int = 8, **kwargs):
+    """``fcnlab eval checkpoint=... data=toys data.root=...``."""
+    settings = {"checkpoint": f"{training}/checkpoints/best.ckpt", "refine._target_": "fcnlab.refine.none"}
+    settings |= {"data.root": root, "data.batch_size": batch_size, "data.crop_size": 128, "data.pictures.num_val": 40}
+    options = {"refine": "none", "data": "toys", "model": None, "optim": None}
+    return read_run(make_run(name, verb="eval", settings=settings, options=options, **kwargs))
+
+
+def test_what_a_net_was_trained_on_stays_where_it_is_scored_elsewhere(make_run):
+    own = {"data.root": "here", "data.batch_size": 4, "data.crop_size": 96, "data.pictures.num_train": 300}
+    training = make_run("train/a", settings=own)
+    run = scored_elsewhere(make_run, "eval/a", training, "there")
+    trained = read_run(training).settings
+    assert {path: run.settings[path] for path in own} == own
+    assert run.settings == trained | {"scoring.data.root": "there"} and trained["scoring.data.root"] == "here"
+    assert run.options == read_run(training).options and "scoring.data.root" in run.typed
+
+
+@pytest.mark.parametrize("root", ["../train/data", "{runs}/train/data", "{runs}/eval/../train/./data"])
+def test_the_same_folder_by_another_path_is_no_other_data(make_run, tmp_path, root):
+    """Each command was typed in the folder above its run's."""
+    training = make_run("train/a")
+    run = scored_elsewhere(make_run, "eval/a", training, root.format(runs=tmp_path / "runs"))
+    assert run.settings == read_run(training).settings
+
+
+def test_weights_without_a_training_have_no_training_data(make_run):
+    settings = {"refine._target_": "fcnlab.refine.none", "data.root": "there", "model.weights": "net.safetensors"}
+    run = read_run(make_run("eval/a", verb="eval", settings=settings, options={"refine": "none"}))
+    assert not [path for path in run.settings if path.startswith("data.")] and "data" not in run.options
+    assert run.settings["scoring.data.root"] == "there" and run.settings["model.weights"] == "net.safetensors"
+
+
+def test_a_run_that_resumed_from_another_tells_what_was_set_there(make_run):
+    """Of the same settings it has merely moved; else both sets of settings made it."""
+    first = make_run("a/first", settings={"optim.lr": 0.002})
+    path = f"{first}/checkpoints/last.ckpt"
+    moved = read_run(make_run("a/moved", settings={"checkpoint": path}))
+    other = read_run(make_run("a/other", settings={"checkpoint": path, "optim.lr": 0.1}))
+    gone = read_run(make_run("a/gone", settings={"checkpoint": "/nowhere/checkpoints/last.ckpt"}))
+    assert moved.settings == read_run(first).settings
+    assert other.settings == moved.settings | {"optim.lr": 0.1, "resumed_from.optim.lr": 0.002}
+    assert gone.settings == moved.settings | {"checkpoint": "/nowhere/checkpoints/last.ckpt"}
+    assert read_run(make_run("a/auto", settings={"checkpoint": "auto"})).settings == moved.settings
+
+
+def test_the_source_is_that_of_all_starts_and_of_the_scoring(make_run):
+    starts = [{"source": {"fcnlab": "aaa"}}, {"source": {"fcnlab": "aaa"}}]
+    assert read_run(make_run("same", source="aaa", earlier=starts)).settings["source.fcnlab"] == "aaa"
+    mixed = make_run("mixed", source="bbb", earlier=starts)
+    run = read_run(mixed)
+    assert run.settings["source.fcnlab"] == "aaa+bbb" and run.settings["scoring.source.fcnlab"] == "bbb"
+    scored = evaluation(make_run, "eval/a", str(mixed / "checkpoints" / "best.ckpt"), source="ccc", torch="2.10.0")
+    assert scored.settings == run.settings | {"scoring.source.fcnlab": "ccc"}
+    assert (scored.environment["torch"], scored.environment["scoring.torch"]) == ("2.9.0", "2.10.0")
+    old = read_run(make_run("old", earlier=[{"status": "failed"}]))
+    assert old.settings["source.fcnlab"] == "unknown"
+    assert read_run(make_run("newer", source="aaa", earlier=[{}])).settings["source.fcnlab"] == "unknown+aaa"
+
+
+@pytest.mark.parametrize("source", [3, "text", ["a"], None, {"fcnlab": None}])
+def test_a_source_of_another_shape_is_no_crash(make_run, source):
+    folder = make_run("a", provenance={"source": source, "versions": source, "commit": source})
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | {"source": source, "earlier": source}))
+    assert read_run(folder).settings["source.fcnlab"] in ("unknown", "None")

@@ -56,11 +56,10 @@ def scored_data(settings: Settings) -> Settings:
     }
 
 
-def with_same_root(scored: Settings, trained: Settings, cwd: Any, trained_cwd: Any) -> Settings:
-    """Scored data under the trained data's ``data.root``, if that is the same folder, typed as another path."""
-    roots = [(found.get("data.root"), str(place)) for found, place in ((scored, cwd), (trained, trained_cwd))]
-    folders = [os.path.normpath(Path(place, root)) for root, place in roots if isinstance(root, str)]
-    return scored | {"data.root": trained["data.root"]} if len(folders) == 2 and len(set(folders)) == 1 else scored
+def same_folder(*roots: tuple[Any, Any]) -> bool:
+    """Whether several ``data.root``, each with the folder that it was typed in, are one folder by several paths."""
+    known = {os.path.normpath(Path(str(place), root)) for root, place in roots if isinstance(root, str)}
+    return len(known) == 1 and all(isinstance(root, str) for root, _ in roots)
 
 
 def under_scoring(settings: Settings) -> Settings:

@@ -27,10 +27,10 @@ from fcnlab.errors import first_line
 from fcnlab.results.origins import (
     Settings,
     environment,
+    same_folder,
     scored_data,
     source_settings,
     under_scoring,
-    with_same_root,
 )
 from fcnlab.results.passport import Areas, areas
 from fcnlab.results.scores import SCORES, Scores, scores
@@ -331,8 +331,9 @@ def _evaluated(
         its_configuration = _configuration(training, its_hydra)
         found = _trained(training, its_hydra, its_configuration, its_facts, _json(training / "metrics.json"))
         its_data = scored_data(its_configuration[2])
-        places = (_part(each, "runtime").get("cwd") for each in (hydra, its_hydra))
-        own = with_same_root(own, its_data, *places) or its_data  # without data=, that of its training
+        own = own or its_data  # without data=, that of its training
+        if same_folder(_root(config, hydra), _root(its_configuration[0], its_hydra)):
+            own |= {path: value for path, value in its_data.items() if path == "data.root"}
     else:
         found = _untrained(configuration)
     checkpoint = Path(config["checkpoint"]).name if training else config.get("checkpoint")
@@ -383,6 +384,11 @@ def _resumed_from(folder: Path, hydra: dict[str, Any], configuration: Configurat
         return {}
     its_settings = _without(_configuration(before, _hydra(before))[2], {"checkpoint"})
     return {f"resumed_from.{path}": value for path, value in its_settings.items() if value != settings.get(path)}
+
+
+def _root(config: dict[str, Any], hydra: dict[str, Any]) -> tuple[Any, Any]:
+    """Where the data lie, as it was typed, and in which folder."""
+    return _part(config, "data").get("root"), _part(hydra, "runtime").get("cwd")
 
 
 def _seed(config: dict[str, Any]) -> int | None:
