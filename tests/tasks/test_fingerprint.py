@@ -32,7 +32,7 @@ def test_fcnlab_by_its_files():
     found = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         found.update(f"{path.relative_to(root.parent)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    assert fingerprint() == {"fcnlab": found.hexdigest()[:12]}
+    assert fingerprint() == {"fcnlab": found.hexdigest()[:8]}
 
 
 @pytest.mark.parametrize(

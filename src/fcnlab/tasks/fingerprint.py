@@ -17,7 +17,7 @@ from fcnlab.results.origins import UNKNOWN
 from fcnlab.results.runs import WITHOUT_EFFECT
 
 INSTALLED = {"site-packages", "dist-packages"}
-LENGTH = 12  # hexadecimal digits
+LENGTH = 8  # hexadecimal digits
 
 
 def fingerprint(*trees: Any) -> dict[str, str]:
