@@ -334,3 +334,10 @@ def test_a_source_of_another_shape_is_no_crash(make_run, source):
     facts = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(facts | {"source": source, "earlier": source}))
     assert read_run(folder).settings["source.fcnlab"] in ("unknown", "None")
+
+
+@pytest.mark.parametrize("checkpoint", [{"a": 1}, ["x"], 3, ""])
+@pytest.mark.parametrize("verb", ["train", "eval"])
+def test_a_checkpoint_of_another_shape_is_no_crash(make_run, verb, checkpoint):
+    settings = {"checkpoint": checkpoint} | ({"refine._target_": "x"} if verb == "eval" else {})
+    assert len(read_run(make_run("a", verb=verb, settings=settings)).names) == 36

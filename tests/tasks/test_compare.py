@@ -1,6 +1,7 @@
 """``fcnlab compare`` as a whole."""
 
 import csv
+import json
 import subprocess
 import sys
 
@@ -95,6 +96,8 @@ def test_real_runs(train, fcnlab, tmp_path, capsys):
     checkpoint = tmp_path / "runs" / "fcn8s" / "checkpoints" / "best.ckpt"
     words = ("eval", f"checkpoint={checkpoint}", "refine=flip", "trainer.accelerator=cpu")
     assert fcnlab(*words, f"hydra.run.dir={tmp_path}/runs/flipped") == 0
+    sources = [json.loads(path.read_text())["provenance"]["source"] for path in tmp_path.glob("runs/*/metrics.json")]
+    assert len(sources) == 3 and all(found == sources[0] and "fcnlab" in found for found in sources)
     capsys.readouterr()
     assert fcnlab("compare", "runs=runs", "hydra.run.dir=out", "resamples=200") == 0
     said = capsys.readouterr().out

@@ -379,7 +379,7 @@ def _resumed_from(folder: Path, hydra: dict[str, Any], configuration: Configurat
         return {}
     before = _run_of(config, hydra)
     if before is None:  # nothing is known of it but its name
-        return {"checkpoint": settings["checkpoint"]}
+        return _only(settings, {"checkpoint"})
     if before == folder:
         return {}
     its_settings = _without(_configuration(before, _hydra(before))[2], {"checkpoint"})
