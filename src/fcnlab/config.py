@@ -155,6 +155,8 @@ class CompareConfig:
     baseline: str | None = None
     resamples: int | None = None
     confidence: float = 0.95
+    split_by: list[str] = field(default_factory=list)
+    merge_over: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -18,7 +18,8 @@ from fcnlab.results.scores import SCORES, Scores
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, evaluation_speed, open_loggers, run_folder, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
-from fcnlab.tasks.scoring import score, table
+from fcnlab.tasks.fingerprint import fingerprint
+from fcnlab.tasks.scoring import commit, score, table
 
 
 def evaluate(cfg: DictConfig) -> float | None:
@@ -29,12 +30,15 @@ def evaluate(cfg: DictConfig) -> float | None:
     check_targets(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.checkpoint is None:
-        net, classes = instantiate(cfg.model, _convert_="all"), None
+        net, classes, its_model = instantiate(cfg.model, _convert_="all"), None, None
     else:
         checkpoint = read_checkpoint(cfg.checkpoint)
+        its_model = checkpoint["fcnlab"]["model"]
         net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
         classes = checkpoint["fcnlab"]["classes"]
-    data: DataModule = instantiate(cfg.data if cfg.data is not None else recorded_data(cfg), _convert_="all")
+    data_config = cfg.data if cfg.data is not None else recorded_data(cfg)
+    began = {"commit": commit(), "source": fingerprint(plain(cfg), {"model": its_model, "data": plain(data_config)})}
+    data: DataModule = instantiate(data_config, _convert_="all")
     data.check("test", min_size=net.backbone.min_size)
     check_classes(classes, data)
     refine = instantiate(cfg.refine, _convert_="all")
@@ -42,7 +46,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     with open_loggers(cfg) as loggers:
         pictures = FixedPictures(folder / "predictions", cfg.pictures)
         trainer = build_trainer(cfg, loggers or False, [pictures])
-        found = score(trainer, segmenter, data, folder, cfg.seed)
+        found = score(trainer, segmenter, data, folder, cfg.seed, began)
     if found is None:
         return None
     say(table(found, data.split("test").classes))

@@ -35,11 +35,13 @@ def score(
     data: DataModule,
     folder: Path,
     seed: int,
+    began: Mapping[str, Any],
     training: Mapping[str, float] = MappingProxyType({}),
 ) -> Scores | None:
     """Evaluate the test list and leave the record in ``folder``; the scores, on the process that writes (rank 0).
 
-    ``training`` is what the training took, for the record's ``cost``.
+    ``began`` has the commit and the source when the run began, since files may have been edited after they were
+    imported. ``training`` is what the training took, for the record's ``cost``.
     """
     started = time.perf_counter()
     trainer.test(segmenter, datamodule=data, verbose=False)
@@ -56,7 +58,7 @@ def score(
         matrices=matrices,
         protocol=protocol(trainer, pictures, len(index), str(segmenter.refine)),
         cost=cost(segmenter, pictures, seconds, len(index)) | dict(training),
-        provenance=provenance(segmenter, seed),
+        provenance=provenance(segmenter, seed, began),
     )
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -123,12 +125,13 @@ def largest_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def provenance(segmenter: Segmenter, seed: int) -> dict[str, Any]:
+def provenance(segmenter: Segmenter, seed: int, began: Mapping[str, Any]) -> dict[str, Any]:
     """Where the numbers come from."""
     device = segmenter.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "commit": commit(),
+        "commit": began["commit"],
+        "source": began["source"],
         "seed": seed,
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": f"{device.type}: {name}",

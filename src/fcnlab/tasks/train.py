@@ -74,7 +74,7 @@ def train(cfg: DictConfig) -> float | None:
             if best or last.is_file():
                 # Not by test(ckpt_path=...): Lightning's weight averaging would restore the weights not averaged.
                 segmenter.load_state_dict(read_checkpoint(best or last)["state_dict"])
-            found = score(trainer, segmenter, data, folder, cfg.seed, training)
+            found = score(trainer, segmenter, data, folder, cfg.seed, record.facts, training)
     if found is None:
         return None
     say_what_came(found, segmenter, trainer, training, folder, best)
