@@ -26,6 +26,7 @@ from fcnlab.cores import visible_cores
 from fcnlab.errors import first_line
 from fcnlab.results.passport import Areas, areas
 from fcnlab.results.scores import SCORES, Scores, scores
+from fcnlab.results.selection import Facts, recorded_selection
 
 VERBS = ("train", "eval")  # the others leave no scores
 LOG = "job.log"  # what a job of a sweep said, of a failed one perhaps all that there is
@@ -35,8 +36,9 @@ CURVES = ("val/miou", "train/loss")
 SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
 LARGEST = 1e15  # of a number that a chart has an axis for
 
-# Settings that no score depends on: what is shown, how often is saved. Seeds pair runs. Under another
-# data.root, which is none of these, may lie another set.
+# Settings that no score depends on: what is shown, how often is saved. Seeds pair runs. Under another data.root, which
+# is none of these, may lie another set. Which checkpoint was scored (checkpointing.score) the record tells: it becomes
+# the setting "checkpoint" that evaluations have, so that either makes the same group.
 WITHOUT_EFFECT = re.compile(
     r"(.*\.)?seed|(logger|checkpointing|from_run|stages|sweep|needs|published|pictures|passport|trust)(\..*)?"
     r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(pictures|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
@@ -61,8 +63,9 @@ class Unusable(ValueError):
 class Run:
     """One training or evaluation.
 
-    ``options`` are the chosen options of config groups, ``settings`` all values by dotted path, both without what no
-    score depends on; ``typed`` the paths among them that its command named. ``areas`` has a row for each picture.
+    ``selection`` is how the scored weights were selected, None where that is not known. ``options`` are the chosen
+    options of config groups, ``settings`` all values by dotted path, both without what no score depends on; ``typed``
+    the paths among them that its command named. ``areas`` has a row for each picture.
     """
 
     folder: Path
@@ -75,6 +78,7 @@ class Run:
     areas: Areas
     scores: Scores
     protocol: dict[str, Any]
+    selection: Facts | None
     cost: dict[str, float]
     published: dict[str, float]
     curves: dict[str, ndarray]
@@ -159,6 +163,7 @@ def read_run(folder: Path) -> Run | None:
         areas=Areas(*map(np.ascontiguousarray, areas(matrices))),  # copies: a view would keep all of the matrices
         scores=found,
         protocol=record["protocol"],
+        selection=recorded_selection(record),
         cost=_numbers(record.get("cost")) | _minutes(facts),
         published=_published(record, config, set(_typed(hydra))),
         curves=_curves(folder / "metrics.csv"),
@@ -283,7 +288,7 @@ def _described(
     """Seed, options and settings, for an evaluation those of the training whose checkpoint it scored.
 
     Of the evaluation's own, refinement, chosen data, precision and the checkpoint's file name remain: the others have
-    no part in the scores. A training's own record is of its best.ckpt.
+    no part in the scores. A training's own record says which checkpoint it is of; an old one is of best.ckpt.
     """
     settings = settings | {"trainer.precision": _precision(record, config)}
     options = options | {"refine": options.get("refine", "none")}
@@ -299,7 +304,7 @@ def _described(
         settings |= {"checkpoint": checkpoint}
         options = its_options | {group: options[group] for group in own}
     elif "refine" not in config:  # a training's own is where it went on
-        settings |= {"checkpoint": "best.ckpt"}
+        settings |= {"checkpoint": f"{(recorded_selection(record) or {'checkpoint': 'best'})['checkpoint']}.ckpt"}
     seed = config.get("seed")
     return seed if isinstance(seed, int) else None, options, settings
 

@@ -10,6 +10,7 @@ from fcnlab.results.grouping import Group
 from fcnlab.results.intervals import Interval
 from fcnlab.results.record import aside
 from fcnlab.results.scores import SCORES
+from fcnlab.results.selection import said
 
 SHOWN = 20  # rows in the terminal; the files have all
 NOTHING = "-"
@@ -191,7 +192,7 @@ def terminal(comparison: Comparison) -> str:
         ]
     if published_table(comparison)[1]:
         parts += ["Beside what was published", _aligned(published_table(comparison))]
-    return "\n\n".join([*parts, *comparison.notes, "\n".join(answers(comparison))])
+    return "\n\n".join([*parts, *comparison.notes, *comparison.selection, "\n".join(answers(comparison))])
 
 
 def _aligned(table: Table) -> str:
@@ -206,7 +207,7 @@ def _aligned(table: Table) -> str:
 def markdown(comparison: Comparison) -> str:
     """All of it, for a page of one's own."""
     parts = ["# Comparison", headline(comparison) + ".", _bullets(answers(comparison))]
-    parts += [_bullets(comparison.notes)] if comparison.notes else []
+    parts += [_bullets([*comparison.notes, *comparison.selection])]
     titled = {
         "Differences of mIoU, in points": pair_table,
         "Scores and costs": group_table,
@@ -244,6 +245,7 @@ def write_csv(folder: Path, comparison: Comparison) -> None:
         folder / "runs.csv",
         [
             {"group": found.name, "seed": run.seed, "folder": run.folder, "pictures": len(run.names)}
+            | {"selected": said(run.selection)}
             | {score: getattr(run.scores, score) for score in SCORES}
             | {f"iou/{name}": value for name, value in per_class.items()}
             | {cost.key: run.cost.get(cost.key) for cost in COSTS}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -12,13 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from fcnlab.callbacks import FixedPictures
 from fcnlab.config import ConfigError, check_needs, check_targets, check_trust, plain
 from fcnlab.data import DataModule
+from fcnlab.launching.manifest import facts_of
 from fcnlab.results.passport import Convention, as_facts, passport, passport_table
 from fcnlab.results.record import add_to_record
 from fcnlab.results.scores import SCORES, Scores
+from fcnlab.results.selection import Facts, recorded_selection
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, evaluation_speed, open_loggers, run_folder, say
-from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
-from fcnlab.tasks.scoring import score, table
+from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
+from fcnlab.tasks.scoring import score, table, words_of
 
 
 def evaluate(cfg: DictConfig) -> float | None:
@@ -29,11 +32,11 @@ def evaluate(cfg: DictConfig) -> float | None:
     check_targets(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.checkpoint is None:
-        net, classes = instantiate(cfg.model, _convert_="all"), None
+        net, classes, selected = instantiate(cfg.model, _convert_="all"), None, None
     else:
         checkpoint = read_checkpoint(cfg.checkpoint)
         net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
-        classes = checkpoint["fcnlab"]["classes"]
+        classes, selected = checkpoint["fcnlab"]["classes"], selection_in_run(checkpoint, Path(cfg.checkpoint))
     data: DataModule = instantiate(cfg.data if cfg.data is not None else recorded_data(cfg), _convert_="all")
     data.check("test", min_size=net.backbone.min_size)
     check_classes(classes, data)
@@ -42,17 +45,29 @@ def evaluate(cfg: DictConfig) -> float | None:
     with open_loggers(cfg) as loggers:
         pictures = FixedPictures(folder / "predictions", cfg.pictures)
         trainer = build_trainer(cfg, loggers or False, [pictures])
-        found = score(trainer, segmenter, data, folder, cfg.seed)
-    if found is None:
+        scored = score(trainer, segmenter, data, folder, cfg.seed, selected=selected)
+    if scored is None:
         return None
+    found = scored.scores
     say(table(found, data.split("test").classes))
     if cfg.published is not None:
         add_to_record(folder, published=plain(cfg.published))
         say(beside_published(found, cfg.published))
     if cfg.passport:
         say(passport_table(add_passport(folder)))
-    say(f"{data.split('test').title}: mIoU {100 * found.miou:.2f} %. The record: {folder}")
+    say(f"{words_of(scored, segmenter.scored_as, data)} The record: {folder}")
     return found.miou
+
+
+def selection_in_run(checkpoint: dict[str, Any], path: Path) -> Facts | None:
+    """How a checkpoint was selected; the record of its run, where it is still there, knows of later validations."""
+    selected = selection_of(checkpoint)
+    if selected is None:
+        return None
+    recorded = recorded_selection(facts_of(path.absolute().parents[1], "metrics.json")) if selected["monitor"] else None
+    among = max(selected["among"], recorded["among"] if recorded else 0)
+    own = {key: value for key, value in selected.items() if key != "val_miou"}
+    return {**own, "among": among, "at_least": bool(selected["monitor"]) and recorded is None}
 
 
 def _check_what_is_asked(cfg: DictConfig) -> None:
