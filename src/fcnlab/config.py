@@ -41,10 +41,11 @@ class ConfigError(UserError):
 
 @dataclass
 class CheckpointingConfig:
-    """How often a training saves itself."""
+    """How often a training saves itself, and which of its checkpoints is scored at its end: "best" or "last"."""
 
     every_n_minutes: float = 10.0
     keep_top: int = 0
+    score: str = "best"
 
 
 @dataclass

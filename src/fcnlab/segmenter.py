@@ -16,7 +16,7 @@ from fcnlab.metrics import PictureConfusions, dataset_scores
 from fcnlab.models import FCN, CoarseScores
 from fcnlab.refine import Plain, Refinement
 
-Stage = Literal["train", "val", "test"]
+Stage = Literal["train", "val", "test", "final"]
 ScoreMap = Float[Tensor, "batch classes rows cols"]
 
 
@@ -42,6 +42,11 @@ class Segmenter(L.LightningModule):
         Let torch compile the backbone for training. Evaluation, whose pictures have many sizes, runs without.
     refine
         How evaluation comes from the net to the scores that it takes the best of; by default as training does.
+
+    Attributes
+    ----------
+    scored_as
+        What Trainer.test logs scores under: "test", or "final" where the images are those of the validations.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Segmenter(L.LightningModule):
         self.loss, self.make_optimizer, self.make_schedule = loss, optimizer, schedule
         self.row_blocks = row_blocks and (loss is None or goes_by_rows(loss))
         self.record = record or {}
+        self.scored_as: Literal["test", "final"] = "test"
         self.confusions = PictureConfusions(0, len(self.classes))  # one for each set, when it is evaluated
         self._of_step: dict[str, Tensor] = {}  # what there is to log of the last one
 
@@ -119,7 +125,7 @@ class Segmenter(L.LightningModule):
         return self._evaluated(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self._evaluated(batch, "test")
+        return self._evaluated(batch, self.scored_as)
 
     def _evaluated(self, batch: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
         result = self._step(batch, stage)
@@ -150,7 +156,7 @@ class Segmenter(L.LightningModule):
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
+        self._log_scores(self.scored_as)
 
     def _log_scores(self, stage: Stage) -> None:
         _, matrices = self.confusions.compute()

@@ -58,7 +58,7 @@ def test_the_record_is_that_of_the_best_validation(train):
         iou = np.diag(total) / (total.sum(0) + total.sum(1) - np.diag(total))
     assert record["miou"] == pytest.approx(np.nanmean(iou), abs=1e-15)
     assert record["miou"] == max(map(float, column(folder, "val/miou").values()))
-    assert record["miou"] == float(column(folder, "test/miou")[12])
+    assert record["miou"] == float(column(folder, "final/miou")[12])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_ema_is_what_is_validated_scored_and_saved(train):
     assert not same(checkpoint["state_dict"], weights(plain))
     scores, losses = column(averaged, "val/miou"), column(averaged, "val/loss")
     best = max(scores, key=lambda step: float(scores[step]))
-    assert column(averaged, "test/loss")[20] == losses[best] != column(plain, "val/loss")[best]
+    assert column(averaged, "final/loss")[20] == losses[best] != column(plain, "val/loss")[best]
 
 
 def test_early_stopping_ends_with_a_record(train):

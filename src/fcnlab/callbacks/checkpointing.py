@@ -37,7 +37,10 @@ class TopCheckpoints(ModelCheckpoint):
     """Keep the ``keep`` checkpoints of best val mIoU, each under its score and step, beside best.ckpt.
 
     A class of its own, since Lightning keeps the states of two plain ModelCheckpoints of one metric under one key.
+    ``saving`` is true while it saves.
     """
+
+    saving = False
 
     def __init__(self, dirpath: str | Path, keep: int = 3):
         if keep < 0:
@@ -52,13 +55,22 @@ class TopCheckpoints(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        self.saving = True
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        finally:
+            self.saving = False
+
 
 class LastCheckpoint(Checkpoint):
     """Keep ``last.ckpt``: after every validation, every ``every_n_minutes``, and when a run is interrupted.
 
     An exception between two steps or inside a validation (a picture that cannot be read, say) saves the state before
-    it; one inside a step does not, since nobody knows how far the step had come.
+    it; one inside a step does not, since nobody knows how far the step had come. ``saving`` is true while it saves.
     """
+
+    saving = False
 
     def __init__(self, dirpath: str | Path, every_n_minutes: float = 10.0):
         if every_n_minutes < 0:
@@ -106,7 +118,11 @@ class LastCheckpoint(Checkpoint):
         return whole_step and not trainer.should_stop  # a run that is over is not resumed into its last validation
 
     def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        self.saving = True
+        try:
+            trainer.save_checkpoint(self.path)
+        finally:
+            self.saving = False
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
 

@@ -26,6 +26,7 @@ from fcnlab.data.cache import Kind, cached
 from fcnlab.data.download import fetching
 from fcnlab.data.pictures import VOID, DataError, Pictures
 from fcnlab.data.transforms import FILL, Augmentation
+from fcnlab.results.selection import FINGERPRINT
 
 Batch = dict[str, Tensor]
 SHARED_MEMORY = Path("/dev/shm")
@@ -205,6 +206,7 @@ class DataModule(L.LightningDataModule):
         self.allow_overlap = allow_overlap
         self._opened: dict[str, Pictures] = {}
         self._decoded: dict[str, Pictures] = {}
+        self._fingerprints: dict[str, list[str]] = {}
 
     def check(self, *splits: str, min_size: int = 1, truth: bool = True) -> None:
         """Open splits and look at every file of theirs, before any long work.
@@ -270,6 +272,15 @@ class DataModule(L.LightningDataModule):
         if title not in self._decoded:
             self._decoded[title] = cached(self.split(name), self.cache, self.cache_dir)
         return self._decoded[title]
+
+    def fingerprints(self, name: str) -> list[str]:
+        """What tells each picture of a split from any other, wherever it lies: the beginning of a hash of its file."""
+        title = self.lists[name]
+        if title not in self._fingerprints:
+            paths = self.split(name).images
+            digests = file_digests(list(dict.fromkeys(paths)))
+            self._fingerprints[title] = [digests.get(path, bytes(FINGERPRINT)).hex()[:FINGERPRINT] for path in paths]
+        return self._fingerprints[title]
 
     def training_pixels(self) -> int:
         """How many pixels a training picture has; where none is cropped, those of the first."""

@@ -21,6 +21,7 @@ from fcnlab.results.intervals import FEWEST_PICTURES, FEWEST_SEEDS, resamples_ne
 from fcnlab.results.origins import ENVIRONMENT, SCORING, UNKNOWN
 from fcnlab.results.pairs import Pair, Sampling, judged, matched
 from fcnlab.results.runs import LeftOut, Run
+from fcnlab.results.selection import notes as selection_notes
 
 FEW = 5  # groups: so many are compared all with all
 MANY_RUNS, RESAMPLES, RESAMPLES_OF_MANY = 100, 10_000, 2_000
@@ -87,6 +88,11 @@ class Comparison:
         names = [found.name for found in self.groups]
         short = all(len(name) <= LONGEST for name in names)
         return {name: name if short else f"#{place}" for place, name in enumerate(names, start=1)}
+
+    @property
+    def selection(self) -> list[str]:
+        """On which images the scored weights were selected, in sentences."""
+        return selection_notes(run.selection for found in self.groups for run in found.runs)
 
     @property
     def runs(self) -> int:

@@ -34,6 +34,7 @@ from fcnlab.results.origins import (
 )
 from fcnlab.results.passport import Areas, areas
 from fcnlab.results.scores import SCORES, Scores, scores
+from fcnlab.results.selection import Facts, recorded_selection
 
 VERBS = ("train", "eval")  # the others leave no scores
 LOG = "job.log"  # what a job of a sweep said, of a failed one perhaps all that there is
@@ -43,8 +44,9 @@ CURVES = ("val/miou", "train/loss")
 SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
 LARGEST = 1e15  # of a number that a chart has an axis for
 
-# Settings that no score depends on: what is shown, how often is saved. Seeds pair runs. Under another
-# data.root, which is none of these, may lie another set.
+# Settings that no score depends on: what is shown, how often is saved. Seeds pair runs. Under another data.root, which
+# is none of these, may lie another set. Which checkpoint was scored (checkpointing.score) the record tells: it becomes
+# the setting "checkpoint" that evaluations have, so that either makes the same group.
 WITHOUT_EFFECT = re.compile(
     r"(.*\.)?seed|(logger|checkpointing|from_run|stages|sweep|needs|published|pictures|passport|trust)(\..*)?"
     r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(pictures|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
@@ -68,10 +70,11 @@ class Unusable(ValueError):
 class Run:
     """One training or evaluation.
 
-    ``options`` are the chosen options of config groups, ``settings`` all values by dotted path, both without what no
-    score depends on; ``typed`` the paths among them that its command named. They are those of the training; how its
-    checkpoint was scored is under ``scoring.``. ``environment`` has commit, torch and device, of an evaluation also
-    those under ``scoring.``. ``areas`` has a row for each picture.
+    ``selection`` is how the scored weights were selected, None where that is not known. ``options`` are the chosen
+    options of config groups, ``settings`` all values by dotted path, both without what no score depends on; ``typed``
+    the paths among them that its command named. They are those of the training; how its checkpoint was scored is under
+    ``scoring.``. ``environment`` has commit, torch and device, of an evaluation also those under ``scoring.``.
+    ``areas`` has a row for each picture.
     """
 
     folder: Path
@@ -85,6 +88,7 @@ class Run:
     areas: Areas
     scores: Scores
     protocol: dict[str, Any]
+    selection: Facts | None
     cost: dict[str, float]
     published: dict[str, float]
     curves: dict[str, ndarray]
@@ -171,6 +175,7 @@ def read_run(folder: Path) -> Run | None:
         areas=Areas(*map(np.ascontiguousarray, areas(matrices))),  # copies: a view would keep all of the matrices
         scores=found,
         protocol=record["protocol"],
+        selection=recorded_selection(record),
         cost=_numbers(record.get("cost")) | _minutes(facts),
         published=_published(record, config, set(_typed(hydra))),
         curves=_curves(folder / "metrics.csv"),
@@ -315,7 +320,8 @@ def _described(
     if "refine" in config:
         return _evaluated(hydra, configuration, scored_in, environment(record))
     found = _trained(folder, hydra, configuration, facts, record)
-    scored_in |= {"checkpoint": f"{_part(config, 'checkpointing').get('score', 'best')}.ckpt"} | scored_data(settings)
+    selected = recorded_selection(record) or {"checkpoint": "best"}  # an older record is of best.ckpt
+    scored_in |= {"checkpoint": f"{selected['checkpoint']}.ckpt"} | scored_data(settings)
     return found._replace(settings=found.settings | under_scoring(scored_in), typed=set(_typed(hydra)))
 
 

@@ -13,6 +13,7 @@ from fcnlab.results.pairs import Pair
 from fcnlab.results.record import aside
 from fcnlab.results.runs import Run
 from fcnlab.results.scores import SCORES
+from fcnlab.results.selection import said
 
 SHOWN = 20  # rows in the terminal; the files have all
 NOTHING = "-"
@@ -243,7 +244,7 @@ def terminal(comparison: Comparison) -> str:
         ]
     if published_table(comparison)[1]:
         parts += ["Beside what was published", _aligned(published_table(comparison))]
-    return "\n\n".join([*parts, *comparison.notes, "\n".join(answers(comparison))])
+    return "\n\n".join([*parts, *comparison.notes, *comparison.selection, "\n".join(answers(comparison))])
 
 
 def _aligned(table: Table) -> str:
@@ -258,7 +259,7 @@ def _aligned(table: Table) -> str:
 def markdown(comparison: Comparison) -> str:
     """All of it, for a page of one's own."""
     parts = ["# Comparison", headline(comparison) + ".", _bullets(answers(comparison))]
-    parts += [_bullets(comparison.notes)] if comparison.notes else []
+    parts += [_bullets([*comparison.notes, *comparison.selection])]
     titled = {
         "Differences of mIoU, in points": pair_table,
         "Scores and costs": group_table,
@@ -298,7 +299,7 @@ def write_csv(folder: Path, comparison: Comparison) -> None:
         folder / "runs.csv",
         [
             {"group": found.name, "seed": run.seed, "folder": run.folder, "pictures": len(run.names)}
-            | {"pictures_of_record": comparison.scored[run.folder]}
+            | {"pictures_of_record": comparison.scored[run.folder], "selected": said(run.selection)}
             | {score: getattr(run.scores, score) for score in SCORES}
             | {f"iou/{name}": value for name, value in per_class.items()}
             | {cost.key: run.cost.get(cost.key) for cost in COSTS}

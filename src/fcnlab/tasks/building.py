@@ -13,9 +13,9 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -25,7 +25,9 @@ from fcnlab.callbacks import (
     ExactResume,
     Interruption,
     MetricsFile,
+    Selection,
     StopOnNaN,
+    TopCheckpoints,
     WholeFiles,
 )
 from fcnlab.config import plain
@@ -212,8 +214,35 @@ def training_callbacks(cfg: DictConfig, curves: MetricsFile, signals: StopSignal
         StopOnNaN(cfg.trainer.log_every_n_steps),
         *configured_callbacks(cfg),
         ExactResume(curves, cfg.data.batch_size),
+        Selection(curves),
         Interruption(signals),
     ]
+
+
+def check_scored(cfg: DictConfig) -> None:
+    """Refuse to score a checkpoint that the run will not keep.
+
+    Raises
+    ------
+    UserError
+        ``checkpointing.score`` is neither "best" nor "last", or "best" where no callback keeps one.
+    """
+    wanted = cfg.checkpointing.score
+    if wanted not in ("best", "last"):
+        raise UserError(f"checkpointing.score={wanted}: choose best (by val mIoU) or last (the final weights)")
+    if wanted == "best" and not any(map(_keeps_best, cfg.callbacks.values())):
+        raise UserError(
+            "checkpointing.score=best: with callbacks.best.enabled=false the run keeps no best checkpoint to score; add"
+            " checkpointing.score=last, or leave callbacks.best.enabled=false out"
+        )
+
+
+def _keeps_best(node: DictConfig) -> bool:
+    """Whether a configured callback keeps the checkpoint that was best by something."""
+    kind = get_object(node["_target_"])
+    if not (node.get("enabled", True) and isinstance(kind, type) and issubclass(kind, ModelCheckpoint)):
+        return False
+    return node.keep > 0 if kind is TopCheckpoints else node.get("monitor") is not None
 
 
 def configured_callbacks(cfg: DictConfig) -> list[Callback]:

@@ -11,17 +11,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import nn
 
-from fcnlab.callbacks import MetricsFile
+from fcnlab.callbacks import MetricsFile, Selection
 from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError
 from fcnlab.losses import CrossEntropySum
 from fcnlab.optim import MOMENTUM, freeze
-from fcnlab.results.scores import Scores
+from fcnlab.results.selection import Facts
 from fcnlab.segmenter import Segmenter
 from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.tasks.building import (
     build_trainer,
+    check_scored,
     choices,
     given,
     open_loggers,
@@ -32,11 +33,11 @@ from fcnlab.tasks.building import (
     wandb_id,
     warn,
 )
-from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint
+from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint, selection_of
 from fcnlab.tasks.expecting import Took, announce, beside_expected
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import where_to_start
-from fcnlab.tasks.scoring import describe, score, table
+from fcnlab.tasks.scoring import Scored, describe, score, table, words_of
 from fcnlab.tasks.staged import train_in_stages
 
 MOST_LASTING_STEP = 10.0
@@ -45,13 +46,17 @@ LEAST_CLIPPED_STEP = 1e-6  # the length of the longest step that a clipped gradi
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Train, score the best checkpoint, leave the record; the score is what a sweeper maximises."""
+    """Train, score the best or the last checkpoint, leave the record.
+
+    What a sweeper maximises is the score on the validation images, whatever else was scored.
+    """
     folder = run_folder()
     if cfg.stages:
         return train_in_stages(cfg, folder)
     check_needs(cfg, HydraConfig.get().overrides.task)
     repeat_exactly(cfg)
     check_targets(cfg)
+    check_scored(cfg)
     start = where_to_start(cfg.checkpoint, folder)
     say_what_surprises(cfg)
     record = RunRecord(folder)
@@ -69,16 +74,13 @@ def train(cfg: DictConfig) -> float | None:
             took = Took(trainer.strategy.root_device, segmenter.net)
             trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
             training = took.facts(expected)
-            best = best_checkpoint(trainer)
-            last = folder / "checkpoints" / "last.ckpt"
-            if best or last.is_file():
-                # Not by test(ckpt_path=...): Lightning's weight averaging would restore the weights not averaged.
-                segmenter.load_state_dict(read_checkpoint(best or last)["state_dict"])
-            found = score(trainer, segmenter, data, folder, cfg.seed, record.facts, training)
+            scored = scored_checkpoint(trainer, folder, cfg.checkpointing.score)
+            selected = take_weights(scored, segmenter, trainer, curves)
+            found = score(trainer, segmenter, data, folder, cfg.seed, record.facts, training, selected)
     if found is None:
         return None
-    say_what_came(found, segmenter, trainer, training, folder, best)
-    return found.miou
+    say_what_came(found, segmenter, data, training, folder, scored)
+    return on_validation_images(found, segmenter)
 
 
 def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
@@ -175,20 +177,48 @@ def say_what_surprises(cfg: DictConfig) -> None:
         warn("data.prefetch_factor has no effect with data.num_workers=0: nothing is read ahead")
 
 
+def scored_checkpoint(trainer: L.Trainer, folder: Path, wanted: str) -> Path | None:
+    """The checkpoint to score; None where none is kept: then the weights count as they are."""
+    last = folder / "checkpoints" / "last.ckpt"
+    best = best_checkpoint(trainer) if wanted == "best" else None
+    if wanted == "best" and not best:
+        warn("no best checkpoint was kept: the last weights are scored")
+    return Path(best) if best else last if last.is_file() else None
+
+
+def take_weights(path: Path | None, segmenter: Segmenter, trainer: L.Trainer, curves: MetricsFile) -> Facts | None:
+    """Give the net a checkpoint's weights; how they were selected, None where it does not tell."""
+    if path is None:
+        selection = next(one for one in trainer.callbacks if isinstance(one, Selection))  # pyright: ignore[reportAttributeAccessIssue]
+        return selection.facts(trainer)
+    # Not by test(ckpt_path=...): Lightning's weight averaging would restore the weights not averaged.
+    checkpoint = read_checkpoint(path)
+    segmenter.load_state_dict(checkpoint["state_dict"])
+    selected = selection_of(checkpoint)
+    return selected and {**selected, "among": curves.validations}  # others came after this one
+
+
+def on_validation_images(found: Scored, segmenter: Segmenter) -> float | None:
+    """Mean IoU of the scored weights on the validation images; None where nobody knows it."""
+    known = (found.selection or {}).get("val_miou")
+    return found.scores.miou if known is None and segmenter.scored_as == "final" else known
+
+
 def best_checkpoint(trainer: L.Trainer) -> str | None:
-    """The path of the best checkpoint; None where none was asked for: then the last weights count."""
+    """The path of the best checkpoint; None where none was asked for."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return next((callback.best_model_path for callback in callbacks if callback.monitor), "") or None
 
 
 def say_what_came(
-    found: Scores, segmenter: Segmenter, trainer: L.Trainer, training: dict[str, float], folder: Path, best: str | None
+    found: Scored, segmenter: Segmenter, data: DataModule, training: dict[str, float], folder: Path, scored: Path | None
 ) -> None:
     """The last lines that the user sees: scores, what it took, where the run lies, what to type next."""
-    say(table(found, tuple(segmenter.classes)))
+    say(table(found.scores, tuple(segmenter.classes)))
     say(beside_expected(training))
     minutes = f"{training['training_minutes']:.1f} min"
-    say(f"val mIoU {100 * found.miou:.2f} % after {trainer.global_step} steps, {minutes}. The run: {folder}")
-    if best:
-        checkpoint = Path(best).relative_to(Path.cwd()) if Path(best).is_relative_to(Path.cwd()) else best
+    say(words_of(found, segmenter.scored_as, data))
+    say(f"{segmenter.trainer.global_step} steps, {minutes}. The run: {folder}")
+    if scored:
+        checkpoint = scored.relative_to(Path.cwd()) if scored.is_relative_to(Path.cwd()) else scored
         say(f"Next: fcnlab predict checkpoint={checkpoint} input=FILE|FOLDER output=FOLDER")
