@@ -164,23 +164,10 @@ def test_coloured_masks_need_class_colours(coloured):
         coloured([COLOURS["leaf"]], classes=CLASSES).mask(0)
 
 
-def test_classes_with_colours_may_have_masks_of_ids(coloured):
-    pictures = coloured([COLOURS["soil"]] * 3)
-    for palette in (False, True):
-        image = Image.fromarray(np.array([[0, 1, 255]], np.uint8))
-        if palette:
-            image.putpalette([200, 100, 50] * 256)
-        image.save(pictures.masks[0])
-        assert pictures.mask(0).tolist() == [[0, 1, 255]]
-
-
 def test_void_may_be_another_id_or_none(tmp_path):
     pair(tmp_path, "photos/a.png", "labels/a.png", labels=[[0, 1, 2]])
     settings = {**FLAT, "fractions": {"all": 1.0}}
     assert open_folder(str(tmp_path), "all", **settings, classes=CLASSES, void=2).mask(0).tolist() == [[0, 1, 255]]
-    assert open_folder(str(tmp_path), "all", **settings, classes=("a", "b", "c"), void=0).mask(0).tolist() == [
-        [255, 1, 2]
-    ]
     with pytest.raises(DataError, match=r"holds labels \[2\], .* 0 to 1 and nothing for void"):
         open_folder(str(tmp_path), "all", **settings, classes=CLASSES, void=None).mask(0)
 

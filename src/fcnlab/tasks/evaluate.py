@@ -19,6 +19,7 @@ from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, evaluation_speed, open_loggers, run_folder, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.scoring import score, table
+from fcnlab.tasks.splits import check_splits
 
 
 def evaluate(cfg: DictConfig) -> float | None:
@@ -35,7 +36,7 @@ def evaluate(cfg: DictConfig) -> float | None:
         net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
         classes = checkpoint["fcnlab"]["classes"]
     data: DataModule = instantiate(cfg.data if cfg.data is not None else recorded_data(cfg), _convert_="all")
-    data.check("test", min_size=net.backbone.min_size)
+    check_splits(data, "test", min_size=net.backbone.min_size)
     check_classes(classes, data)
     refine = instantiate(cfg.refine, _convert_="all")
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
