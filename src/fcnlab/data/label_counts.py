@@ -54,7 +54,7 @@ def _kept(file: Path, state: str | None) -> LabelPixels | None:
         pixels = [int(count) for count in record["pixels"]]
         sound = record["digest"] == _digest(record["state"], pixels) and len(pixels) == VOID + 1
         return np.array(pixels, np.int64) if sound and record["state"] == state else None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # of whatever lies there
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):  # of whatever lies there
         return None
 
 

@@ -24,7 +24,7 @@ def find_pictures(root: str, pattern: str, masks: str) -> tuple[dict[str, Path],
     if pattern.endswith("*"):
         paths = [path for path in paths if path.suffix.lower() in SUFFIXES]
     found: dict[str, Path] = {}
-    for name, path in _matching(root, paths, _regex(pattern)):
+    for name, path in _matching(root, paths, re.compile(_translated(pattern))):
         if name in found:
             raise DataError(
                 f"{path} and {found[name]} are both {name!r}: make data.pictures.images tell one from the other"
@@ -36,7 +36,8 @@ def find_pictures(root: str, pattern: str, masks: str) -> tuple[dict[str, Path],
 def _left_out(
     root: str, paths: Sequence[Path], pattern: str, masks: str, found: Mapping[str, Path]
 ) -> dict[str, list[Path]]:
-    taken = {*found.values(), *(path for _, path in _matching(root, paths, _loosely(masks)))}
+    as_masks = re.compile(_translated(masks), re.IGNORECASE)
+    taken = {*found.values(), *(path for _, path in _matching(root, paths, as_masks))}
     others: dict[str, list[Path]] = {}
     for name, path in _matching(root, paths, _loosely(pattern)):
         if path.suffix.lower() in SUFFIXES and path not in taken and name not in found:
@@ -49,10 +50,6 @@ def _matching(root: str, paths: Sequence[Path], regex: re.Pattern[str]) -> Itera
         parts = regex.fullmatch(path.relative_to(root).as_posix())
         if parts is not None:
             yield parts["name"], path
-
-
-def _regex(pattern: str) -> re.Pattern[str]:
-    return re.compile(_translated(pattern))
 
 
 def _loosely(pattern: str) -> re.Pattern[str]:
