@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fcnlab.data import DataError, Pictures, open_camvid, open_folder, open_sbd, open_shapes, open_voc
+from fcnlab.data.voc import voc_palette
 
 NAMES = ("ground", "leaf", "stem")
 COLOURS = ((10, 20, 30), (0, 255, 0), (200, 0, 9))
@@ -294,3 +295,38 @@ def test_more_classes_than_ids_of_8_bits_are_refused(voc_root):
     """The 256th would be void."""
     with pytest.raises(DataError, match="has 256 classes: give 1 to 255"):
         replace(open_voc(str(voc_root), "val"), classes=tuple(map(str, range(256))), void=None)
+
+
+@pytest.mark.parametrize("colours", [{0: 0, 1: 7, 2: 20, 3: 255}, {0: 7, 1: 0, 2: 20}])
+def test_a_voc_mask_whose_palette_was_put_in_another_order_is_refused(voc_root, colours):
+    """What an optimiser of PNGs does: the same image to an eye, other ids."""
+    pictures = open_voc(str(voc_root), "train")
+    mask = pictures.masks[0]
+    stored = np.random.default_rng(1).integers(0, len(colours), pictures.size(0)).astype(np.uint8)
+    for image, sound in (
+        (Image.fromarray(stored), False),
+        (Image.fromarray(np.uint8([*colours.values()])[stored]), True),
+    ):
+        palette = voc_palette(256)[[*colours.values()]] if not sound else voc_palette(256)
+        image.putpalette(palette.tobytes())
+        image.save(mask)
+        if sound:
+            np.testing.assert_array_equal(pictures.mask(0), np.array([*colours.values()])[stored])
+        else:
+            with pytest.raises(DataError, match=r"holds labels|a palette that shows other classes of VOC2012 train"):
+                pictures.mask(0)
+
+
+def test_a_palette_of_other_colours_says_nothing_of_ids(voc_root):
+    pictures = open_voc(str(voc_root), "train")
+    stored = np.random.default_rng(1).integers(0, 21, pictures.size(0)).astype(np.uint8)
+    image = Image.fromarray(stored)
+    image.putpalette(np.random.default_rng(2).integers(0, 256, 768).astype(np.uint8).tobytes())
+    image.save(pictures.masks[0])
+    np.testing.assert_array_equal(pictures.mask(0), stored)
+
+
+def test_real_masks_are_as_before(shared):
+    pictures = open_voc(str(shared / "data"), "val")
+    for index in range(0, len(pictures), 40):
+        np.testing.assert_array_equal(pictures.mask(index), np.array(Image.open(pictures.masks[index])))

@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from fcnlab.cores import visible_cores
 from fcnlab.data.image_files import DataError, WrongLabels, WrongSize, open_picture, picture_size, read_image
-from fcnlab.data.masks import MOST, UNKNOWN, Colour, StoredMask, mask_size, read_mask
+from fcnlab.data.masks import MOST, UNKNOWN, Colour, Labels, StoredMask, mask_size, read_mask
 from fcnlab.results.scores import VOID
 
 PART = 32  # pictures that a thread checks one after the other
@@ -41,6 +41,9 @@ class Pictures:
         What each RGB is in masks, 255 for void, however they store it; None: masks hold ids, RGB ones are errors.
     ids
         The class of each id on disk, 255 for void; None: a class's id is its place in ``classes``.
+    official
+        What each RGB is by the data set's own definition, though masks hold ids: a palette that shows only these, but
+        for other ids, was put in another order by some program, and the mask is an error.
     left_out
         Files that are named like images of the split but for their suffix or case, and are none of it.
 
@@ -59,6 +62,7 @@ class Pictures:
     void: int | None = VOID
     colours: Mapping[Colour, int] | None = None
     ids: Mapping[int, int] | None = None
+    official: Mapping[Colour, int] | None = None
     left_out: tuple[Path, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -111,10 +115,20 @@ class Pictures:
             labels = stored.labels_by_id(self.void, len(self.classes), self.ids)
         else:
             labels = stored.labels_by_colour(self.colours)
-        unknown = labels == UNKNOWN
-        if unknown.any():
-            raise WrongLabels(f"{path} holds {self._unknown(stored, unknown)}")
+        if labels.min() == UNKNOWN:
+            raise WrongLabels(f"{path} holds {self._unknown(stored, labels == UNKNOWN)}")
+        if self.official and stored.has_own_palette:
+            self._check_palette(path, stored.labels_by_colour(self.official), labels)
         return labels.astype(np.uint8)
+
+    def _check_palette(self, path: Path, shown: Labels, labels: Labels) -> None:
+        """A palette of other colours than the official ones says nothing."""
+        if shown.min() != UNKNOWN and (shown != labels).any():
+            raise WrongLabels(
+                f"{path} has a palette that shows other classes of {self.title} than its ids are: a program that writes"
+                " PNGs anew has put it in another order. Take the original file, or name the classes' colours with"
+                " data=folder"
+            )
 
     def _unknown(self, stored: StoredMask, where: Bool[ndarray, "rows cols"]) -> str:
         """Which ids or colours are no classes, and what to do about them."""
