@@ -22,9 +22,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from fcnlab.cores import visible_cores
+from fcnlab.data import label_counts
 from fcnlab.data.cache import Kind, cached
 from fcnlab.data.download import fetching
-from fcnlab.data.pictures import VOID, DataError, Pictures
+from fcnlab.data.image_files import DataError
+from fcnlab.data.pictures import VOID, LabelPixels, Pictures
 from fcnlab.data.transforms import FILL, Augmentation
 from fcnlab.results.selection import FINGERPRINT
 
@@ -160,7 +162,8 @@ class DataModule(L.LightningDataModule):
     prefetch_factor
         Batches that each of them reads ahead; see :func:`batches_ahead`.
     cache, cache_dir
-        Whether pictures are decoded once, and where they are kept then; see :func:`fcnlab.data.cache.cached`.
+        Whether pictures are decoded once, and where they are kept then; see :func:`fcnlab.data.cache.cached`. What
+        masks hold is kept in this folder in any case, by :mod:`fcnlab.data.label_counts`.
     download, archive
         Fetch the data set if it is not there, or take it from tars that the user has.
     allow_overlap
@@ -207,6 +210,7 @@ class DataModule(L.LightningDataModule):
         self._opened: dict[str, Pictures] = {}
         self._decoded: dict[str, Pictures] = {}
         self._fingerprints: dict[str, list[str]] = {}
+        self._labels: dict[str, LabelPixels] = {}
 
     def check(self, *splits: str, min_size: int = 1, truth: bool = True) -> None:
         """Open splits and look at every file of theirs, before any long work.
@@ -239,8 +243,11 @@ class DataModule(L.LightningDataModule):
                     " predicted, not trained on or scored. For VOC's server: fcnlab predict data=voc ..."
                     " submission=FILE.tar.gz"
                 )
-            seen = pictures if truth else replace(pictures, masks=())
-            seen.check(min_size=1 if cropped else min_size)
+            least = 1 if cropped else min_size
+            if truth:
+                self._labels[title] = label_counts.check(pictures, least, self.cache_dir)
+            else:
+                replace(pictures, masks=()).check(least)
             if "train" in uses:
                 TrainingBatches(len(pictures), self.batch_size, self.seed)
 
@@ -265,6 +272,10 @@ class DataModule(L.LightningDataModule):
         if title not in self._opened:
             self._opened[title] = self.open(self.root, title)
         return self._opened[title]
+
+    def label_pixels(self, name: str) -> LabelPixels:
+        """How many pixels each label has in the masks of a split that was checked."""
+        return self._labels[self.lists[name]]
 
     def decoded(self, name: str) -> Pictures:
         """The same pictures as the loaders read them: from the cache, which the first who asks makes."""

@@ -19,8 +19,9 @@ from numpy import ndarray
 
 from fcnlab.cores import visible_cores
 from fcnlab.data.download import Archive, alone_in, obtain, progress
+from fcnlab.data.image_files import BrokenFile, DataError, MissingFile, WrongLabels, WrongMode
 from fcnlab.data.matlab import read_field
-from fcnlab.data.pictures import VOID, BrokenFile, DataError, MissingFile, Pictures, WrongLabels, WrongMode
+from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.data.voc import (
     CLASSES,
     MASK_FOLDERS,

@@ -17,7 +17,9 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from fcnlab.data.download import Archive, obtain
-from fcnlab.data.pictures import DataError, Pictures
+from fcnlab.data.image_files import DataError
+from fcnlab.data.masks import Colour
+from fcnlab.data.pictures import VOID, Pictures
 
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -128,7 +130,16 @@ def voc_pictures(
         masks=tuple(_mask_path(folder, name, mask_folders) for name in names),
         classes=CLASSES,
         palette=voc_palette(len(CLASSES)),
+        official=_official_colours(),
     )
+
+
+def _official_colours() -> dict[Colour, int]:
+    colours = voc_palette(VOID + 1)
+    labels = (*range(len(CLASSES)), VOID)
+    return {
+        (red, green, blue): label for label, (red, green, blue) in zip(labels, colours[[*labels]].tolist(), strict=True)
+    }
 
 
 def find_list(folder: Path, split: str, year: int) -> tuple[Path, str]:

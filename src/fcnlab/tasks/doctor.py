@@ -34,6 +34,7 @@ from fcnlab.results.record import aside, write_json
 from fcnlab.tasks.building import run_folder, say
 from fcnlab.tasks.machine import inspect_machine
 from fcnlab.tasks.scoring import command
+from fcnlab.tasks.splits import say_what_is_there
 
 MOST_SAMPLES = 200
 
@@ -79,8 +80,10 @@ def _check_what_is_asked(cfg: DictConfig) -> None:
 
 def look_at_all(data: DataModule) -> Seen:
     """Every file of train, val and, where its list is not val's, test, with a progress bar; each list once."""
+    names = ("train", "val") if data.lists["test"] == data.lists["val"] else ("train", "val", "test")
+    say_what_is_there(data, *names)
     seen: Seen = {}
-    for name in ("train", "val") if data.lists["test"] == data.lists["val"] else ("train", "val", "test"):
+    for name in names:
         pictures = data.split(name)
         if not len(pictures):
             raise DataError(f"{pictures.title} is empty: name another list")

@@ -23,6 +23,7 @@ from fcnlab.tasks.building import build_trainer, evaluation_speed, open_loggers,
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
 from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.scoring import commit, score, table, words_of
+from fcnlab.tasks.splits import check_splits
 
 
 def evaluate(cfg: DictConfig) -> float | None:
@@ -42,7 +43,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     data_config = cfg.data if cfg.data is not None else recorded_data(cfg)
     began = {"commit": commit(), "source": fingerprint(plain(cfg), {"model": its_model, "data": plain(data_config)})}
     data: DataModule = instantiate(data_config, _convert_="all")
-    data.check("test", min_size=net.backbone.min_size)
+    check_splits(data, "test", min_size=net.backbone.min_size)
     check_classes(classes, data)
     refine = instantiate(cfg.refine, _convert_="all")
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))

@@ -17,16 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fcnlab.config import check_targets
+from fcnlab.data.image_files import SUFFIXES, DataError, read_image
 from fcnlab.data.module import as_tensors, collate, worker_count
-from fcnlab.data.pictures import DataError, read_image
 from fcnlab.errors import UserError
 from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, evaluation_speed, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.submitting import check_submission, submit
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def predict(cfg: DictConfig) -> None:

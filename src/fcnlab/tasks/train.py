@@ -38,6 +38,7 @@ from fcnlab.tasks.expecting import Took, announce, beside_expected
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import where_to_start
 from fcnlab.tasks.scoring import Scored, describe, score, table, words_of
+from fcnlab.tasks.splits import check_splits
 from fcnlab.tasks.staged import train_in_stages
 
 MOST_LASTING_STEP = 10.0
@@ -92,7 +93,7 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
     if not net.pretrained and (backbone_rate == 0 or given("optim.pretrained_lr_scale")):
         warn("optim.pretrained_lr_scale has no effect: the backbone starts from no weights")
     freeze(net, backbone_rate)
-    data.check("train", "val", "test", min_size=net.backbone.min_size)
+    check_splits(data, "train", "val", "test", min_size=net.backbone.min_size)
     loss: nn.Module = instantiate(cfg.loss, _convert_="all")
     check_rate(cfg, loss, data)
     segmenter = Segmenter(
