@@ -17,6 +17,7 @@ import numpy as np
 
 from fcnlab.data.pictures import VOID, DataError, Pictures
 from fcnlab.data.voc import read_list, voc_palette
+from fcnlab.ranges import Byte, Fraction, Seed
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 COLOURED = re.compile(r"(.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")  # a class and its colour in a file of classes
@@ -31,11 +32,11 @@ def open_folder(
     images: str,
     masks: str,
     classes: Classes,
-    void: int | None = VOID,
-    void_colours: Sequence[Sequence[int]] = (),
+    void: Byte | None = VOID,
+    void_colours: Sequence[Sequence[Byte]] = (),
     lists: str | None = None,
-    fractions: Mapping[str, float] | None = None,
-    split_seed: int = 0,
+    fractions: Mapping[str, Fraction] | None = None,
+    split_seed: Seed = 0,
 ) -> Pictures:
     """A split of pictures and PNG masks.
 

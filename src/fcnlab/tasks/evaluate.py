@@ -16,7 +16,7 @@ from fcnlab.results.passport import Convention, as_facts, passport, passport_tab
 from fcnlab.results.record import add_to_record
 from fcnlab.results.scores import SCORES, Scores
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, evaluation_speed, open_loggers, run_folder, say
+from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, open_loggers, run_folder, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.scoring import score, table
 
@@ -27,6 +27,8 @@ def evaluate(cfg: DictConfig) -> float | None:
     check_needs(cfg, HydraConfig.get().overrides.task)
     _check_what_is_asked(cfg)
     check_targets(cfg)
+    check_machine(cfg)
+    refine = instantiate(cfg.refine, _convert_="all")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.checkpoint is None:
         net, classes = instantiate(cfg.model, _convert_="all"), None
@@ -37,11 +39,10 @@ def evaluate(cfg: DictConfig) -> float | None:
     data: DataModule = instantiate(cfg.data if cfg.data is not None else recorded_data(cfg), _convert_="all")
     data.check("test", min_size=net.backbone.min_size)
     check_classes(classes, data)
-    refine = instantiate(cfg.refine, _convert_="all")
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
+    trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures)])
     with open_loggers(cfg) as loggers:
-        pictures = FixedPictures(folder / "predictions", cfg.pictures)
-        trainer = build_trainer(cfg, loggers or False, [pictures])
+        trainer.loggers = loggers
         found = score(trainer, segmenter, data, folder, cfg.seed)
     if found is None:
         return None
