@@ -16,10 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from fcnlab.callbacks import (
@@ -121,7 +121,7 @@ def check_machine(cfg: DictConfig) -> None:
     """
     if cfg.trainer.precision == "16-mixed" and not _on_gpu(cfg.trainer.accelerator):
         raise UserError(
-            "trainer.precision=16-mixed needs a GPU, and this runs on a CPU: set trainer.precision=bf16-mixed or 32-true"
+            "trainer.precision=16-mixed needs a GPU, and this is a CPU: set trainer.precision=bf16-mixed or 32-true"
         )
     started = _processes_started()
     if started is None:
@@ -144,7 +144,7 @@ def check_machine(cfg: DictConfig) -> None:
 
 def _processes_started() -> tuple[str, int] | None:
     """Who started how many processes of this run; None where it is alone, or starts the others itself."""
-    if cluster():
+    if _is_slurms():
         return "Slurm", int(os.environ["SLURM_NTASKS"])
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:  # torchrun's; Lightning sets no RANK
         return "torchrun", int(os.environ["WORLD_SIZE"])
@@ -163,8 +163,12 @@ def _device_count(trainer: DictConfig) -> int:
 
 def cluster() -> list[SLURMEnvironment]:
     """As a task of Slurm's: its ranks, without Lightning's own way to be queued again; launching/slurm.py has ours."""
+    return [SLURMEnvironment(auto_requeue=False)] if _is_slurms() else []
+
+
+def _is_slurms() -> bool:
     named = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")  # Lightning's rule: a user at a terminal
-    return [SLURMEnvironment(auto_requeue=False)] if "SLURM_NTASKS" in os.environ and named else []
+    return "SLURM_NTASKS" in os.environ and named
 
 
 def _shows_progress(cfg: DictConfig) -> bool:

@@ -34,8 +34,8 @@ def predict(cfg: DictConfig) -> None:
 
     With ``submission``: those of a data set's list, in one archive.
     """
-    _check_what_is_asked(cfg)
     check_targets(cfg)
+    _check_what_is_asked(cfg)
     check_machine(cfg)
     checkpoint = read_checkpoint(cfg.checkpoint)
     net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
