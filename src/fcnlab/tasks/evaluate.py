@@ -25,8 +25,8 @@ def evaluate(cfg: DictConfig) -> float | None:
     """Score a checkpoint, or a model with its own weights, on the test list of the data."""
     folder = run_folder()
     check_needs(cfg, HydraConfig.get().overrides.task)
+    _check_what_is_asked(cfg)  # first: without data, model.num_classes cannot be computed
     check_targets(cfg)
-    _check_what_is_asked(cfg)
     check_machine(cfg)
     refine = instantiate(cfg.refine, _convert_="all")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
