@@ -1,6 +1,7 @@
 """Losses on scores of every pixel: ``loss(scores, truth)`` with void left out of every sum and mean."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +9,13 @@ from jaxtyping import Bool, Float, Int64, Integer, Num
 from torch import Tensor, nn
 
 from fcnlab.models import CoarseScores
+from fcnlab.ranges import Count, Fraction, Meaning, NonNegative
 from fcnlab.results.scores import VOID
 
 ScoreMap = Float[Tensor, "batch classes rows cols"]
 LabelMap = Int64[Tensor, "batch rows cols"]
 Scalar = Float[Tensor, ""]
+Weights = Annotated[Sequence[NonNegative], Meaning("weights of at least 0, one for each class, not all 0", any)]
 
 
 class PixelLoss(nn.Module):
@@ -44,7 +47,7 @@ class CrossEntropy(PixelLoss):
 
     class_weights: Tensor | None
 
-    def __init__(self, class_weights: Sequence[float] | None = None):
+    def __init__(self, class_weights: Weights | None = None):
         super().__init__()
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -81,7 +84,7 @@ class Sampled(nn.Module):
     ``1 / keep`` times the pictures. In evaluation all count.
     """
 
-    def __init__(self, loss: nn.Module, keep: float = 0.5, cell: int = 32):
+    def __init__(self, loss: nn.Module, keep: Fraction = 0.5, cell: Count = 32):
         super().__init__()
         if not 0 < keep <= 1:
             raise ValueError(f"loss.keep={keep}: choose a probability above 0, at most 1")
@@ -105,7 +108,7 @@ class Centre(nn.Module):
     section 3.4). In evaluation all pixels count.
     """
 
-    def __init__(self, loss: nn.Module, cell: int = 1):
+    def __init__(self, loss: nn.Module, cell: Count = 1):
         super().__init__()
         if cell < 1:
             raise ValueError(f"loss.cell={cell}: at least 1 pixel")
@@ -127,7 +130,7 @@ class HardPixels(nn.Module):
     ``fraction`` of the pixels of the batch that are not void are kept, 0 < fraction <= 1.
     """
 
-    def __init__(self, fraction: float = 0.25):
+    def __init__(self, fraction: Fraction = 0.25):
         super().__init__()
         if not 0 < fraction <= 1:
             raise ValueError(f"loss.fraction={fraction}: choose a share of the pixels above 0, at most 1")
@@ -144,7 +147,7 @@ class HardPixels(nn.Module):
 class Focal(PixelLoss):
     """Cross-entropy times (1 - p)^gamma, p being the true class's probability (Lin et al., ICCV 2017), as a mean."""
 
-    def __init__(self, gamma: float = 2.0):
+    def __init__(self, gamma: NonNegative = 2.0):
         super().__init__()
         self.gamma = gamma
 

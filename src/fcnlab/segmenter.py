@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from fcnlab.errors import UserError
 from fcnlab.losses import goes_by_rows
 from fcnlab.metrics import PictureConfusions, dataset_scores
 from fcnlab.models import FCN, CoarseScores
@@ -63,6 +64,11 @@ class Segmenter(L.LightningModule):
         refine: Refinement | None = None,
     ):
         super().__init__()
+        if net.num_classes != len(classes):
+            raise UserError(
+                f"model.num_classes={net.num_classes}, and the data have {len(classes)} classes: leave it out (it"
+                " follows data.num_classes)"
+            )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)
         if compiled:

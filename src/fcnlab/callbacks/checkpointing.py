@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from fcnlab.callbacks.interruption import may_stop
 from fcnlab.callbacks.stopping import TrainingDiverged
 from fcnlab.errors import NotWritten, first_line
+from fcnlab.ranges import NonNegative, Whole
 from fcnlab.results.record import aside
 from fcnlab.signals import Interrupted
 
@@ -42,7 +43,7 @@ class TopCheckpoints(ModelCheckpoint):
 
     saving = False
 
-    def __init__(self, dirpath: str | Path, keep: int = 3):
+    def __init__(self, dirpath: str | Path, keep: Whole = 3):
         if keep < 0:
             raise ValueError(f"checkpointing.keep_top={keep}: choose 0 (none) or more")
         super().__init__(
@@ -72,7 +73,7 @@ class LastCheckpoint(Checkpoint):
 
     saving = False
 
-    def __init__(self, dirpath: str | Path, every_n_minutes: float = 10.0):
+    def __init__(self, dirpath: str | Path, every_n_minutes: NonNegative = 10.0):
         if every_n_minutes < 0:
             raise ValueError(f"checkpointing.every_n_minutes={every_n_minutes}: choose 0 (every step) or more")
         self.path = Path(dirpath) / "last.ckpt"

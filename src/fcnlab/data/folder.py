@@ -19,6 +19,7 @@ from fcnlab.data.masks import Colour
 from fcnlab.data.patterns import find_pictures
 from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.data.voc import read_list, voc_palette
+from fcnlab.ranges import Byte, Fraction, Seed
 
 COLOURED = re.compile(r"(.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")  # a class and its colour in a file of classes
 
@@ -31,11 +32,11 @@ def open_folder(
     images: str,
     masks: str,
     classes: Classes,
-    void: int | None = VOID,
-    void_colours: Sequence[Sequence[int]] = (),
+    void: Byte | None = VOID,
+    void_colours: Sequence[Sequence[Byte]] = (),
     lists: str | None = None,
-    fractions: Mapping[str, float] | None = None,
-    split_seed: int = 0,
+    fractions: Mapping[str, Fraction] | None = None,
+    split_seed: Seed = 0,
     ids: Mapping[int, str | None] | None = None,
 ) -> Pictures:
     """A split of pictures and masks, which are PNG or TIFF files.

@@ -28,6 +28,7 @@ from fcnlab.data.download import fetching
 from fcnlab.data.image_files import DataError
 from fcnlab.data.pictures import VOID, LabelPixels, Pictures
 from fcnlab.data.transforms import FILL, Augmentation
+from fcnlab.ranges import Count, NumClasses, Pixels, Seed, Whole
 from fcnlab.results.selection import FINGERPRINT
 
 Batch = dict[str, Tensor]
@@ -176,17 +177,17 @@ class DataModule(L.LightningDataModule):
         root: str,
         train_list: str,
         val_list: str,
-        num_classes: int,
+        num_classes: NumClasses,
         augment: Callable[[int], Augmentation | None],
         test_list: str | None = None,
-        crop_size: int = 512,
-        batch_size: int = 16,
-        eval_batch_size: int = 1,
-        num_workers: int | Literal["auto"] = "auto",
-        prefetch_factor: int | Literal["auto"] = "auto",
+        crop_size: Pixels = 512,
+        batch_size: Count = 16,
+        eval_batch_size: Count = 1,
+        num_workers: Whole | Literal["auto"] = "auto",
+        prefetch_factor: Count | Literal["auto"] = "auto",
         cache: Kind = "none",
         cache_dir: str = "outputs/cache",
-        seed: int = 0,
+        seed: Seed = 0,
         download: bool = False,
         archive: str | Sequence[str] | None = None,
         allow_overlap: bool = False,

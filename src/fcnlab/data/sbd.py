@@ -25,6 +25,7 @@ from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.data.voc import (
     CLASSES,
     MASK_FOLDERS,
+    Year,
     find_list,
     read_list,
     voc_archive,
@@ -64,7 +65,7 @@ class SBDPictures(Pictures):
 def open_sbd(
     root: str,
     split: str,
-    year: int = 2012,
+    year: Year = 2012,
     convert: bool = True,
     download: bool = False,
     archive: str | Sequence[str] | None = None,

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from fcnlab.data.pictures import VOID
+from fcnlab.ranges import Degrees, Scales
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it looks for updates over the network when imported
 
@@ -55,7 +56,7 @@ def patches(crop_size: int) -> Augmentation:
     return Augmentation([border, A.RandomCrop(crop_size, crop_size)])
 
 
-def standard(crop_size: int, scale: Sequence[float] = (0.5, 2.0), colour: bool = True) -> Augmentation:
+def standard(crop_size: int, scale: Scales = (0.5, 2.0), colour: bool = True) -> Augmentation:
     """Scale, crop (padding what is too small), flip, and mild changes of colour."""
     import albumentations as A
 
@@ -64,7 +65,7 @@ def standard(crop_size: int, scale: Sequence[float] = (0.5, 2.0), colour: bool =
     return Augmentation([*places, jitter] if colour else places)
 
 
-def strong(crop_size: int, scale: Sequence[float] = (0.4, 2.5), rotate: float = 15.0) -> Augmentation:
+def strong(crop_size: int, scale: Scales = (0.4, 2.5), rotate: Degrees = 15.0) -> Augmentation:
     """As standard, wider; with rotation (degrees either way), blur, grey and gamma."""
     import albumentations as A
 

@@ -11,6 +11,7 @@ Everingham et al., The PASCAL Visual Object Classes Challenge: A Retrospective, 
 from collections.abc import Sequence
 from os.path import isfile  # False for a name that no file can have, where Path's raises an OSError
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,7 +21,9 @@ from fcnlab.data.download import Archive, obtain
 from fcnlab.data.image_files import DataError
 from fcnlab.data.masks import Colour
 from fcnlab.data.pictures import VOID, Pictures
+from fcnlab.ranges import Meaning
 
+Year = Annotated[int, Meaning("2007 to 2012, the years of VOC's segmentations", lambda year: 2007 <= year <= 2012)]
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -64,7 +67,7 @@ def voc_palette(count: int = 256) -> UInt8[ndarray, "{count} 3"]:
 
 
 def open_voc(
-    root: str, split: str, year: int = 2012, download: bool = False, archive: str | Sequence[str] | None = None
+    root: str, split: str, year: Year = 2012, download: bool = False, archive: str | Sequence[str] | None = None
 ) -> Pictures:
     """A list of ``ImageSets/Segmentation``, such as ``train``, ``val`` or ``trainaug``; else one that fcnlab brings.
 

@@ -19,7 +19,7 @@ from fcnlab.results.record import add_to_record
 from fcnlab.results.scores import SCORES, Scores
 from fcnlab.results.selection import Facts, recorded_selection
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, evaluation_speed, open_loggers, run_folder, say
+from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, open_loggers, run_folder, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
 from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.scoring import commit, score, table, words_of
@@ -30,8 +30,10 @@ def evaluate(cfg: DictConfig) -> float | None:
     """Score a checkpoint, or a model with its own weights, on the test list of the data."""
     folder = run_folder()
     check_needs(cfg, HydraConfig.get().overrides.task)
-    _check_what_is_asked(cfg)
+    _check_what_is_asked(cfg)  # first: without data, model.num_classes cannot be computed
     check_targets(cfg)
+    check_machine(cfg)
+    refine = instantiate(cfg.refine, _convert_="all")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.checkpoint is None:
         net, classes, selected, its_model = instantiate(cfg.model, _convert_="all"), None, None, None
@@ -45,11 +47,10 @@ def evaluate(cfg: DictConfig) -> float | None:
     data: DataModule = instantiate(data_config, _convert_="all")
     check_splits(data, "test", min_size=net.backbone.min_size)
     check_classes(classes, data)
-    refine = instantiate(cfg.refine, _convert_="all")
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
+    trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures)])
     with open_loggers(cfg) as loggers:
-        pictures = FixedPictures(folder / "predictions", cfg.pictures)
-        trainer = build_trainer(cfg, loggers or False, [pictures])
+        trainer.loggers = loggers
         scored = score(trainer, segmenter, data, folder, cfg.seed, began, selected=selected)
     if scored is None:
         return None

@@ -22,7 +22,7 @@ from fcnlab.data.module import as_tensors, collate, worker_count
 from fcnlab.errors import UserError
 from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, evaluation_speed, say
+from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.submitting import check_submission, submit
 
@@ -32,8 +32,9 @@ def predict(cfg: DictConfig) -> None:
 
     With ``submission``: those of a data set's list, in one archive.
     """
-    _check_what_is_asked(cfg)
     check_targets(cfg)
+    _check_what_is_asked(cfg)
+    check_machine(cfg)
     checkpoint = read_checkpoint(cfg.checkpoint)
     net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
     facts = checkpoint["fcnlab"]

@@ -1,10 +1,13 @@
 """``fcnlab train``."""
 
-from collections.abc import Iterator
+import copy
+import difflib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -14,14 +17,16 @@ from torch import nn
 from fcnlab.callbacks import MetricsFile, Selection
 from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
 from fcnlab.losses import CrossEntropySum
 from fcnlab.optim import MOMENTUM, freeze
+from fcnlab.results.scores import SCORES
 from fcnlab.results.selection import Facts
 from fcnlab.segmenter import Segmenter
 from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.tasks.building import (
     build_trainer,
+    check_machine,
     check_scored,
     choices,
     given,
@@ -52,6 +57,7 @@ def train(cfg: DictConfig) -> float | None:
     What a sweeper maximises is the score on the validation images, whatever else was scored.
     """
     folder = run_folder()
+    check_machine(cfg)
     if cfg.stages:
         return train_in_stages(cfg, folder)
     check_needs(cfg, HydraConfig.get().overrides.task)
@@ -64,11 +70,14 @@ def train(cfg: DictConfig) -> float | None:
     with StopSignals() as signals, recorded(cfg, folder, record), how_to_go_on(folder):
         segmenter, data = build(cfg)
         say(describe(segmenter, data.split("val")))
+        curves = MetricsFile(folder / "metrics.csv")
+        curves.cut(start.rows)
+        trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
+        check_monitors(trainer, segmenter.classes)
+        # Behind all that may refuse a setting: a run on a dashboard cannot be taken back.
         with open_loggers(cfg, record.facts.get("wandb")) as loggers, signals.told_apart():
             record.write(wandb=wandb_id(loggers))
-            curves = MetricsFile(folder / "metrics.csv")
-            curves.cut(start.rows)
-            trainer = build_trainer(cfg, [curves, *loggers], training_callbacks(cfg, curves, signals))
+            trainer.loggers = [curves, *loggers]
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
             say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
             expected = announce(segmenter, data, trainer, start.steps)
@@ -93,21 +102,61 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
     if not net.pretrained and (backbone_rate == 0 or given("optim.pretrained_lr_scale")):
         warn("optim.pretrained_lr_scale has no effect: the backbone starts from no weights")
     freeze(net, backbone_rate)
+    optimizer, schedule = instantiate(cfg.optim, _convert_="all"), instantiate(cfg.schedule, _convert_="all")
+    try_recipe(net, optimizer, schedule)
     check_splits(data, "train", "val", "test", min_size=net.backbone.min_size)
     loss: nn.Module = instantiate(cfg.loss, _convert_="all")
+    try_loss(loss, net.num_classes, data)
     check_rate(cfg, loss, data)
     segmenter = Segmenter(
         net,
         classes=data.split("val").classes,
         loss=loss,
-        optimizer=instantiate(cfg.optim, _convert_="all"),
-        schedule=instantiate(cfg.schedule, _convert_="all"),
+        optimizer=optimizer,
+        schedule=schedule,
         record=checkpoint_record(cfg, data.split("val")),
         **training_speed(cfg, net),
     )
     if given("speed.row_blocks") and cfg.speed.row_blocks and not segmenter.row_blocks:
         warn(f"speed.row_blocks=true has no effect with loss={choices()['loss']}, which looks at all pixels together")
     return segmenter, data
+
+
+def try_recipe(net: nn.Module, optimizer: Callable, schedule: Callable) -> None:
+    """Have what the optimiser or the schedule refuses be said now, and not when the training begins."""
+    try:
+        optimizer(net)
+        schedule(1)(0)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optim or schedule: {first_line(error)}") from error
+
+
+def try_loss(loss: nn.Module, num_classes: int, data: DataModule) -> None:
+    """Have what the loss refuses of crops of this size and number of classes be said now; nothing is computed.
+
+    A loss that asks what the numbers are cannot be tried so.
+    """
+    rows, cols = (data.crop_size,) * 2 if data.augment is not None else data.split("train").mask(0).shape
+    shadow = copy.deepcopy(loss).to("meta")
+    scores = torch.empty(1, num_classes, rows, cols, device="meta")
+    truth = torch.empty(1, rows, cols, dtype=torch.int64, device="meta")
+    try:
+        shadow(scores, truth)
+    except ValueError as error:
+        raise UserError(first_line(error)) from error
+    except (RuntimeError, NotImplementedError):
+        return
+
+
+def check_monitors(trainer: L.Trainer, classes: Sequence[str]) -> None:
+    """Raise a UserError where a callback waits for a score that no validation gives."""
+    known = {"val/loss", *(f"val/{name}" for name in (*SCORES, *(f"iou/{name}" for name in classes)))}
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in known:
+            near = difflib.get_close_matches(monitor, known, n=1)
+            there = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            raise UserError(f"{type(callback).__name__}: monitor={monitor} is no score of a validation: {there}")
 
 
 def check_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
