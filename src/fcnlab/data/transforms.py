@@ -25,7 +25,7 @@ warnings.filterwarnings("error", r"Argument\(s\) .* are not valid", UserWarning)
 FILL = (124, 116, 104)  # the padding's colour: ImageNet's mean, near zero behind every net's own normalisation
 
 # How a step that resizes must take masks (``mask_interpolation=``): from the nearest pixel, where the image's bilinear
-# interpolation has its centres. OpenCV's resize with INTER_NEAREST, albumentations' default, rounds down instead: labels
+# interpolation has its centres. OpenCV's resize with INTER_NEAREST, the default here, rounds down instead: labels then
 # lie up to a pixel beside what the image shows. Rotate and Affine, which warp, round by themselves and refuse this one.
 NEAREST_WHEN_RESIZED = cv2.INTER_NEAREST_EXACT
 
