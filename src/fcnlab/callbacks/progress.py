@@ -15,7 +15,7 @@ class Progress(TQDMProgressBar):
 
     _loss: Tensor | None = None
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs: Any, batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch, batch_idx: int) -> None:
         self._loss = pl_module.train_loss
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

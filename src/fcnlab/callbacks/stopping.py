@@ -45,11 +45,12 @@ class StopOnNaN(Callback):
         self._losses: list[tuple[int, Tensor]] = []
         self._newest: Tensor | None = None
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs: Any, batch, batch_idx: int) -> None:
-        if pl_module.train_loss is self._newest:  # a batch that was only accumulated
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch, batch_idx: int) -> None:
+        newest = pl_module.train_loss
+        if newest is self._newest:  # a batch that was only accumulated
             return
-        self._newest = pl_module.train_loss
-        self._losses.append((trainer.global_step, self._newest))
+        self._newest = newest
+        self._losses.append((trainer.global_step, newest))
         if len(self._losses) >= self.every_n_steps:
             self._look(trainer)
 
