@@ -18,7 +18,7 @@ from fcnlab.callbacks import MetricsFile, Selection
 from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
-from fcnlab.losses import CrossEntropySum
+from fcnlab.losses import CrossEntropySum, adds_up
 from fcnlab.optim import MOMENTUM, freeze
 from fcnlab.results.scores import SCORES
 from fcnlab.results.selection import Facts
@@ -80,6 +80,7 @@ def train(cfg: DictConfig) -> float | None:
             trainer.loggers = [curves, *loggers]
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
             say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
+            say_how_parts_add_up(segmenter, data.batch_size, trainer)
             expected = announce(segmenter, data, trainer, start.steps)
             took = Took(trainer.strategy.root_device, segmenter.net)
             trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
@@ -252,6 +253,32 @@ def on_validation_images(found: Scored, segmenter: Segmenter) -> float | None:
     """Mean IoU of the scored weights on the validation images; None where nobody knows it."""
     known = (found.selection or {}).get("val_miou")
     return found.scores.miou if known is None and segmenter.scored_as == "final" else known
+
+
+def say_how_parts_add_up(segmenter: Segmenter, batch_size: int, trainer: L.Trainer) -> None:
+    """Where a step comes in parts, by accumulation or on several devices: what of it is as at once, and what is not."""
+    devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
+    parts, pictures = devices * accumulated, devices * accumulated * batch_size
+    if parts == 1:
+        return
+    step = f"A step takes {pictures} pictures in {parts} parts (devices: {devices}, accumulated batches: {accumulated})"
+    others = net_by_parts(segmenter.net, trainer)
+    by_part = f". What the net still does by part: {', '.join(others)}" if others else ""
+    assert segmenter.loss is not None
+    if adds_up(segmenter.loss):
+        say(f"{step}: its loss is that of all {pictures} at once{by_part}")
+    else:
+        mean = f"loss={choices()['loss']} is taken of each part and averaged, which is another loss than that of all"
+        warn(f"{step}: {mean} {pictures} at once{by_part}")
+
+
+def net_by_parts(net: nn.Module, trainer: L.Trainer) -> list[str]:
+    """What a net computes or draws by batch in training."""
+    learning = [module for module in net.modules() if module.training]
+    together = trainer.accumulate_grad_batches == 1 and getattr(trainer.strategy, "_layer_sync", None) is not None
+    batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in learning) and not together
+    dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in learning)
+    return ["batch normalisation"] * batch_norm + ["dropout"] * dropout
 
 
 def best_checkpoint(trainer: L.Trainer) -> str | None:
