@@ -7,10 +7,11 @@ from fcnlab.callbacks.metrics_file import MetricsFile
 from fcnlab.callbacks.pictures import FixedPictures
 from fcnlab.callbacks.progress import Progress
 from fcnlab.callbacks.resume import ExactResume
-from fcnlab.callbacks.stopping import EndWithValidation, StopOnNaN
+from fcnlab.callbacks.stopping import EarlyEnd, EndWithValidation, StopOnNaN
 
 __all__ = [
     "EMA",
+    "EarlyEnd",
     "EndWithValidation",
     "ExactResume",
     "FixedPictures",

@@ -51,9 +51,12 @@ class RunRecord:
 
 
 @contextmanager
-def recorded(cfg: DictConfig, folder: Path, record: RunRecord) -> Iterator[None]:
-    """Leave the record of a run, whatever becomes of it; a signal that comes before it is begun leaves none."""
-    beginning = _beginning(record)
+def recorded(cfg: DictConfig, folder: Path, record: RunRecord, **facts: Any) -> Iterator[None]:
+    """Leave the record of a run, whatever becomes of it; a signal that comes before it is begun leaves none.
+
+    ``facts`` are further ones that are known when it begins.
+    """
+    beginning = _beginning(record) | facts
     try:
         record.write(**beginning)
         _write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
@@ -118,7 +121,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
     words = HydraConfig.get().overrides.task
     typed = {word.partition("=")[0].lstrip("+~").replace("/", ".") for word in words if word not in record["overrides"]}
     recorded, today = (leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
-    ours = {path for path in recorded | today if _is_under(path, typed | {"from_run", "checkpoint", "sweep"})}
+    ours = {path for path in recorded | today if is_under(path, typed | {"from_run", "checkpoint", "sweep"})}
     for path, value in recorded.items():
         value = RENAMED.get(str(value), value)
         if path not in ours and (path not in today or today[path] != value):
@@ -126,7 +129,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
             OmegaConf.update(cfg, path, value, force_add=True)
             say(f"Since that run the default of {path} has become {today.get(path)!r}: its {value!r} is used")
     for path in today.keys() - recorded.keys() - ours:
-        if not _is_under(path, set(recorded)):  # else a value of that run stands in its group's place
+        if not is_under(path, set(recorded)):  # else a value of that run stands in its group's place
             warn(f"{path}={today[path]!r} is new since that run")
     if any(word.startswith("checkpoint=") for word in record["overrides"]):
         warn("that run went on with a checkpoint; this one starts from the beginning")
@@ -138,7 +141,8 @@ def repeat_exactly(cfg: DictConfig) -> None:
     _write(run_folder() / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))  # Hydra's own is of before
 
 
-def _is_under(path: str, keys: set[str]) -> bool:
+def is_under(path: str, keys: set[str]) -> bool:
+    """Whether a setting is one of these, or inside one of them."""
     return any(path == key or path.startswith(f"{key}.") for key in keys)
 
 
