@@ -35,7 +35,7 @@ class EarlyEnd(Callback):
 
     Lightning takes a callback's patience from the checkpoint, so that a run with more of it, or without early stopping
     at all, would end at once. ``reason`` is None for a run that did not stop early; else it has ``step``, and of early
-    stopping ``monitor``, ``best`` (its value), ``best_step``, ``patience`` (in validations) and the limits that were set.
+    stopping ``monitor``, ``best`` (its value), ``best_step``, ``patience`` (in validations) and its limits.
     """
 
     def __init__(self):

@@ -135,6 +135,7 @@ NOISE = (
     r".*your dataloader is not resumable",  # it is: DataModule finds its place again
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # what changes is said before
     r"The checkpoint was not created with WeightAveraging",
+    r"The dirpath has changed from",  # where_to_start says what that means
     r"The `srun` command is available on your system but is not used",  # one process is what was asked for
 )
 

@@ -19,7 +19,7 @@ from fcnlab.launching.manifest import now
 from fcnlab.results.record import aside
 from fcnlab.results.runs import leaves
 from fcnlab.signals import Interrupted
-from fcnlab.tasks.building import run_folder, say, warn
+from fcnlab.tasks.building import say, warn
 from fcnlab.tasks.scoring import PACKAGES, command, commit, git
 
 # What older records name, and what does the same today.
@@ -61,6 +61,7 @@ def recorded(cfg: DictConfig, folder: Path, record: RunRecord, **facts: Any) -> 
         record.write(**beginning)
         _write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         _write(folder / "changes.diff", uncommitted_changes())
+        _write_hydra(cfg, folder / ".hydra")
         yield
         record.write(status="finished", reason=None, ended=now())
     except Interrupted as stop:
@@ -69,6 +70,20 @@ def recorded(cfg: DictConfig, folder: Path, record: RunRecord, **facts: Any) -> 
     except BaseException as error:
         record.write(status="failed", reason=f"{type(error).__name__}: {first_line(error)}", ended=now())
         raise
+
+
+def _write_hydra(cfg: DictConfig, folder: Path) -> None:
+    """What Hydra writes of a run, but not before it is sure that the run begins.
+
+    Hydra itself would put a command that is refused, such as another network for a run that resumes, into its record.
+    """
+    hydra = HydraConfig.instance().cfg
+    assert hydra is not None
+    if rank_zero_only.rank == 0:
+        folder.mkdir(exist_ok=True)
+    _write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+    _write(folder / "hydra.yaml", OmegaConf.to_yaml(hydra))
+    _write(folder / "overrides.yaml", OmegaConf.to_yaml(hydra.hydra.overrides.task))
 
 
 def _beginning(record: RunRecord) -> dict[str, Any]:
@@ -138,7 +153,6 @@ def repeat_exactly(cfg: DictConfig) -> None:
             warn(f"that run had {name} {version}, here is {metadata.version(name)}")
     if record["commit"] != commit():
         warn(f"that run was of commit {record['commit']}, this is {commit()}")
-    _write(run_folder() / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))  # Hydra's own is of before
 
 
 def is_under(path: str, keys: set[str]) -> bool:

@@ -45,7 +45,13 @@ def where_to_start(wanted: str | None, folder: Path) -> Start:
             f"{folder} holds a run already: go on with it by checkpoint=auto, last or best, or leave hydra.run.dir to a"
             " new folder"
         )
-    return Start() if wanted in (None, "none") else _start(wanted)
+    if wanted in (None, "none"):
+        return Start()
+    warn(
+        f"checkpoint={wanted} is another run's: the best checkpoint of this folder is chosen among the validations from"
+        " here on"
+    )
+    return _start(wanted)
 
 
 def _start(path: str | Path) -> Start:
