@@ -115,6 +115,22 @@ def changes(then: Settings, cfg: DictConfig) -> dict[str, Change]:
     return {path: change for path, change in found.items() if not _has_moved(path, change)}
 
 
+def check_finished(cfg: DictConfig, folder: Path) -> None:
+    """Refuse settings that a run which is finished, and is passed over, did not have.
+
+    Raises
+    ------
+    UserError
+        They would be in the record of the whole, and nothing would have been trained with them.
+    """
+    found = changes(_recorded_settings(folder), cfg)
+    if found:
+        raise UserError(
+            f"it is finished, and cannot have {'; '.join(_shown(found))}: give the values that it has, or start the"
+            " whole anew in a folder of its own"
+        )
+
+
 def _links(cfg: DictConfig) -> dict[str, str]:
     """Which settings are interpolations of which others."""
     whole = re.compile(r"\$\{([\w.]+)\}")
@@ -162,14 +178,21 @@ def _kept_settings(start: Start) -> Settings:
     if start.settings:
         return dict(start.settings)
     assert start.checkpoint
-    path = Path(start.checkpoint).absolute().parents[1] / "config.yaml"
+    try:
+        return _recorded_settings(Path(start.checkpoint).absolute().parents[1])
+    except UserError as error:
+        raise UserError(
+            f"checkpoint={start.checkpoint} does not say what its run was set to, and {error}: start a new run from its"
+            f" weights by model.weights={start.checkpoint}"
+        ) from error
+
+
+def _recorded_settings(folder: Path) -> Settings:
+    path = folder / "config.yaml"
     try:
         return leaves(yaml.safe_load(path.read_text()))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            f"checkpoint={start.checkpoint} does not say what its run was set to, and {path} cannot be read"
-            f" ({first_line(error)}): start a new run from its weights by model.weights={start.checkpoint}"
-        ) from error
+        raise UserError(f"{path} cannot be read ({first_line(error)})") from error
 
 
 def _refusal(refused: Mapping[str, Change], checkpoint: str) -> str:
