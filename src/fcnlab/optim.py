@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from fcnlab.errors import UserError
 from fcnlab.models import FCN, unused_parameters
@@ -14,6 +15,7 @@ from fcnlab.ranges import MOST_WARMUP, BelowOne, Meaning, NonNegative, Warmup
 
 MOMENTUM = 0.9  # where none is given
 Betas = Annotated[Sequence[BelowOne], Meaning("two numbers from 0 to less than 1", lambda betas: len(betas) == 2)]
+OF_THE_STATE = {"params", "lr", "initial_lr"}  # what a group takes from a checkpoint; the rest is as built
 
 
 def parameter_groups(
@@ -102,7 +104,8 @@ def _laid_out(optimizer: Optimizer) -> Optimizer:
     torch's fused kernels walk through both by address: where one is channels last and the other is not, as after a run
     that goes on with another ``speed.channels_last``, they would update the wrong weights without a word. They can also
     undo the scaling of half-precision gradients themselves, for which Lightning refuses to clip them in any precision.
-    And whether a step is fused is this run's choice: torch would take it from the state.
+    And settings are those that the optimiser was built with, such as the weight decay of a group or whether a step is
+    fused: torch would take them from the state. Rates are left to :class:`Schedule`.
     """
     optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -117,12 +120,28 @@ def _laid_out(optimizer: Optimizer) -> Optimizer:
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     def as_built(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        chosen = {"fused": optimizer.defaults["fused"]}
-        return state | {"param_groups": [group | chosen for group in state["param_groups"]]}
+        pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+        groups = [built | {key: saved[key] for key in OF_THE_STATE & saved.keys()} for saved, built in pairs]
+        return state | {"param_groups": groups}
 
     optimizer.register_load_state_dict_pre_hook(as_built)
     optimizer.register_load_state_dict_post_hook(lay_out)
     return optimizer
+
+
+class Schedule(LambdaLR):
+    """The rate of each group, times a factor that depends on the step alone; also after resuming.
+
+    torch would take the rates from the checkpoint, and with them the ``optim.lr`` and the schedule of before.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        as_built = {"base_lrs": self.base_lrs, "lr_lambdas": [None] * len(self.lr_lambdas)}
+        super().load_state_dict(state_dict | as_built)
+        rates = [base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        for group, base, rate in zip(self.optimizer.param_groups, self.base_lrs, rates, strict=True):
+            group["initial_lr"], group["lr"] = base, rate
+        self._last_lr = rates
 
 
 def poly(total_steps: int, power: NonNegative = 0.9, warmup: Warmup = 0.05) -> Callable[[int], float]:

@@ -9,12 +9,12 @@ from jaxtyping import Float, Int64, UInt8
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from fcnlab.errors import UserError
 from fcnlab.losses import LEAST, PixelCount, adds_up, goes_by_rows, quotient, total_and_count
 from fcnlab.metrics import PictureConfusions, dataset_scores
 from fcnlab.models import FCN, CoarseScores
+from fcnlab.optim import Schedule
 from fcnlab.refine import Plain, Refinement
 
 Stage = Literal["train", "val", "test", "final"]
@@ -235,7 +235,7 @@ class Segmenter(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.make_optimizer and self.make_schedule, "built for evaluation only"
         optimizer = self.make_optimizer(self.net)
-        schedule = LambdaLR(optimizer, self.make_schedule(self._length()))
+        schedule = Schedule(optimizer, self.make_schedule(self._length()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _length(self) -> int:

@@ -341,3 +341,16 @@ def test_a_source_of_another_shape_is_no_crash(make_run, source):
 def test_a_checkpoint_of_another_shape_is_no_crash(make_run, verb, checkpoint):
     settings = {"checkpoint": checkpoint} | ({"refine._target_": "x"} if verb == "eval" else {})
     assert len(read_run(make_run("a", verb=verb, settings=settings)).names) == 36
+
+
+def test_a_run_that_resumed_with_other_settings_repeats_no_uninterrupted_one(make_run):
+    """Its config.yaml is that of a run which had the last values from the start."""
+    whole, resumed, equal = (make_run(name, settings={"optim.lr": 0.01}) for name in ("whole", "resumed", "equal"))
+    first = {"from_step": 0, "started": "", "changed": {}}
+    then = {"from_step": 200, "started": "", "changed": {"optim.lr": [0.001, 0.01], "logger.x": [1, 2]}}
+    for folder, segments in ((resumed, [first, then]), (equal, [first]), (whole, "nonsense")):
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | {"segments": segments}))
+    found = {folder.name: read_run(folder).settings for folder in (whole, resumed, equal)}
+    assert found["whole"] == found["equal"]
+    assert found["resumed"] == found["whole"] | {"resumed": "from step 200 optim.lr=0.01"}

@@ -1,8 +1,6 @@
 """Interrupted and resumed against never stopped: the same weights, and the same metrics.csv to the last digit."""
 
 import csv
-import functools
-import inspect
 import json
 import os
 import signal
@@ -41,25 +39,6 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert curves(one) == curves(other)
     scores = [json.loads((folder / "metrics.json").read_text()) for folder in (one, other)]
     assert scores[0]["miou"] == scores[1]["miou"] and scores[0]["iou"] == scores[1]["iou"]
-
-
-@pytest.fixture
-def at_call(monkeypatch):
-    """Do something when a method is called for the n-th time, before it runs."""
-
-    def arrange(owner: type, method: str, count: int, act) -> None:
-        original, calls = inspect.unwrap(getattr(owner, method)), [0]
-
-        @functools.wraps(original)  # Lightning looks at the signature
-        def counting(self, *args, **kwargs):
-            calls[0] += 1
-            if calls[0] == count:
-                act()
-            return original(self, *args, **kwargs)
-
-        monkeypatch.setattr(owner, method, counting)
-
-    return arrange
 
 
 def send(signum: int):

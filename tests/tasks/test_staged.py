@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 STAGES = ("1-fcn32s", "2-fcn16s", "3-fcn8s")
 RECIPE = (
@@ -85,7 +86,6 @@ def test_each_stage_starts_from_the_one_before(staged, tmp_path):
 
 def test_stages_of_a_sweeps_job_stay_in_its_group_under_names_of_their_own(monkeypatch, tmp_path):
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
     from fcnlab.tasks.staged import Stage, _settings
 
@@ -115,3 +115,18 @@ def test_what_cannot_work_is_told_before_the_first_stage(fcnlab, tmp_path, capsy
     assert fcnlab("train", *RECIPE, f"hydra.run.dir={tmp_path / 'run'}", *words) == 1
     assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("run/1-*"))
+
+
+def test_a_finished_stage_has_no_other_settings(composed, monkeypatch, tmp_path):
+    """It is passed over, so that nothing would be trained with what is typed now."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from fcnlab.errors import UserError
+    from fcnlab.tasks.segments import check_finished
+
+    cfg = composed("optim.lr=0.01")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": []}}))
+    check_finished(cfg, tmp_path)
+    with pytest.raises(UserError, match=r"cannot have optim\.lr=0\.02 \(was 0\.01\)"):
+        check_finished(composed("optim.lr=0.02"), tmp_path)

@@ -8,10 +8,11 @@ from fcnlab.callbacks.pictures import FixedPictures
 from fcnlab.callbacks.progress import Progress
 from fcnlab.callbacks.resume import ExactResume
 from fcnlab.callbacks.selection import Selection
-from fcnlab.callbacks.stopping import EndWithValidation, StopOnNaN
+from fcnlab.callbacks.stopping import EarlyEnd, EndWithValidation, StopOnNaN
 
 __all__ = [
     "EMA",
+    "EarlyEnd",
     "EndWithValidation",
     "ExactResume",
     "FixedPictures",

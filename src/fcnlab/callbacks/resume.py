@@ -87,10 +87,6 @@ class ExactResume(Callback):
             for difference in _differences(len(kept["random"]), trainer.world_size, before, now):
                 log.warning("Warning: %s", difference)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
-        if self._restored and self._restored["stopped_early"]:
-            trainer.should_stop = True
-
     def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
         if self._restored is None:
             return

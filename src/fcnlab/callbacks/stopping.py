@@ -1,10 +1,12 @@
 """How a run ends."""
 
+import math
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
 from fcnlab.errors import UserError
@@ -26,6 +28,91 @@ def at_the_end(trainer: L.Trainer) -> bool:
     last_step = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
     return last_step or (last_epoch and trainer.is_last_batch)
+
+
+class EarlyEnd(Callback):
+    """Keep why a run stopped early, and let today's settings decide whether a resumed one is over.
+
+    Lightning takes a callback's patience from the checkpoint, so that a run with more of it, or without early stopping
+    at all, would end at once. ``reason`` is None for a run that did not stop early; else it has ``step``, and of early
+    stopping ``monitor``, ``best`` (its value), ``best_step``, ``patience`` (in validations) and its limits.
+    """
+
+    def __init__(self):
+        self.reason: dict[str, Any] | None = None
+        self._best: dict[str, list[float]] = {}  # value and step of each monitor's best
+        self._resumes_stopped = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        for early in _early_stopping(trainer):
+            best = float(early.best_score)
+            if best != self._best.get(early.state_key, [None])[0]:
+                self._best[early.state_key] = [best, trainer.global_step]
+        if trainer.should_stop and not at_the_end(trainer):
+            self.reason = {"step": trainer.global_step} | self._stopped_by(trainer)
+
+    def _stopped_by(self, trainer: L.Trainer) -> dict[str, Any]:
+        early = next((each for each in _early_stopping(trainer) if _has_stopped(each)), None)
+        if early is None:  # a callback of the user's, or trainer.max_time
+            return {}
+        best, step = self._best[early.state_key]
+        return {
+            "monitor": early.monitor,
+            "best": best if math.isfinite(best) else None,
+            "best_step": step,
+            "patience": early.patience,
+            "out_of_patience": early.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED,
+            **_limits(early),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reason": self.reason, "best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.reason, self._best = state_dict["reason"], state_dict["best"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != "fit":
+            return
+        states = checkpoint["callbacks"]
+        self._resumes_stopped = checkpoint["resume"]["stopped_early"] and "Timer" not in states  # which looks itself
+        for early in _early_stopping(trainer):
+            if early.state_key in states:
+                states[early.state_key]["patience"] = early.patience
+
+    def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
+        if self._resumes_stopped and self._is_over(trainer):
+            trainer.should_stop = True
+            return
+        self.reason = None
+        for early in _early_stopping(trainer):
+            early.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+
+    def _is_over(self, trainer: L.Trainer) -> bool:
+        """Whether what stopped the run would stop it with today's settings, too."""
+        if self.reason and "monitor" not in self.reason:
+            return True
+        return any(_still_stops(early, self.reason or {}) for early in _early_stopping(trainer))
+
+
+def _early_stopping(trainer: L.Trainer) -> list[EarlyStopping]:
+    return [callback for callback in trainer.early_stopping_callbacks if isinstance(callback, EarlyStopping)]
+
+
+def _has_stopped(early: EarlyStopping) -> bool:
+    return early.stopping_reason != EarlyStoppingReason.NOT_STOPPED
+
+
+def _limits(early: EarlyStopping) -> dict[str, float | None]:
+    return {"stopping_threshold": early.stopping_threshold, "divergence_threshold": early.divergence_threshold}
+
+
+def _still_stops(early: EarlyStopping, reason: dict[str, Any]) -> bool:
+    if early.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
+        return early.wait_count >= early.patience
+    return _has_stopped(early) and all(reason.get(name) == limit for name, limit in _limits(early).items())
 
 
 class TrainingDiverged(UserError):

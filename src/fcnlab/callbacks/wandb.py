@@ -44,6 +44,8 @@ def wandb_logger(
         "project": project, "entity": entity, "group": group, "job_type": job_type, "tags": list(tags),
     }  # fmt: skip
     run = _started(described, mode)
+    if run_id:  # W&B keeps the values of before, and a resumed run may have others
+        run.config.update(config, allow_val_change=True)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run)

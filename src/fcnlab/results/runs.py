@@ -259,13 +259,28 @@ def _configuration(folder: Path, hydra: dict[str, Any]) -> tuple[dict[str, Any],
         path: _relative(value, hydra)
         for path, value in leaves(config).items()
         if not WITHOUT_EFFECT.fullmatch(path) and not linked & _prefixes(path)
-    }
+    } | _resumed_with(folder)
     options = {
         group: "null" if option is None else str(option)
         for group, option in _part(_part(hydra, "runtime"), "choices").items()
         if not group.startswith(("hydra/", "logger"))
     }
     return config, options, settings
+
+
+def _resumed_with(folder: Path) -> Settings:
+    """What a run changed when it resumed, as a setting of its own: no uninterrupted run is its repetition.
+
+    ``config.yaml`` holds the values of the last segment only.
+    """
+    segments = (_json(folder / "run.json") or {}).get("segments")
+    changed = [
+        f"from step {segment.get('from_step')} {path}={change[-1]}"
+        for segment in (segments if isinstance(segments, list) else ())
+        for path, change in sorted(_part(segment, "changed").items())
+        if isinstance(change, list) and change and not WITHOUT_EFFECT.fullmatch(path)
+    ]
+    return {"resumed": ", ".join(changed)} if changed else {}
 
 
 def leaves(tree: Any, path: str = "") -> Settings:

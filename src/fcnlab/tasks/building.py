@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from fcnlab.callbacks import (
+    EarlyEnd,
     EndWithValidation,
     ExactResume,
     Interruption,
@@ -188,6 +189,9 @@ NOISE = (
     r".*It is recommended to use `self.log.*sync_dist=True",  # scores are made from what all ranks counted
     r".*module\(s\) in eval mode at the start of training",  # norms of a backbone that rests
     r".*your dataloader is not resumable",  # it is: DataModule finds its place again
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # what changes is said before
+    r"The checkpoint was not created with WeightAveraging",
+    r"The dirpath has changed from",  # where_to_start says what that means
     r"The `srun` command is available on your system but is not used",  # one process is what was asked for
 )
 
@@ -259,6 +263,7 @@ def training_callbacks(cfg: DictConfig, curves: MetricsFile, signals: StopSignal
         EndWithValidation(),
         StopOnNaN(cfg.trainer.log_every_n_steps),
         *configured_callbacks(cfg),
+        EarlyEnd(),
         ExactResume(curves, cfg.data.batch_size),
         Selection(curves),
         Interruption(signals),
@@ -305,13 +310,14 @@ def configured_callbacks(cfg: DictConfig) -> list[Callback]:
 
 
 @contextmanager
-def open_loggers(cfg: DictConfig, wandb_id: str | None = None) -> Iterator[list[Logger]]:
+def open_loggers(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Iterator[list[Logger]]:
     """The configured loggers; W&B's run ends with the status and the exit code that the process will have.
 
-    ``wandb_id`` is that of the W&B run to go on with.
+    ``facts`` are those of the run's record: ``wandb`` is the id of the W&B run to resume, ``segments`` goes into its
+    config.
     """
     names = sorted(cfg.logger, key=lambda name: name == "wandb")  # last: what another refuses leaves no run there
-    loggers = [_build_logger(str(name), cfg, wandb_id) for name in names]
+    loggers = [_build_logger(str(name), cfg, facts or {}) for name in names]
     status, code = "failed", 1
     try:
         yield loggers
@@ -336,18 +342,18 @@ def wandb_id(loggers: list[Logger]) -> str | None:
     return next((logger.experiment.id for logger in loggers if isinstance(logger, WandbLogger)), None)
 
 
-def _build_logger(name: str, cfg: DictConfig, wandb_id: str | None) -> Logger:
+def _build_logger(name: str, cfg: DictConfig, facts: Mapping[str, Any]) -> Logger:
     if name != "wandb":
         return built(cfg.logger[name], f"logger.{name}")
     settings, sweep = cfg.logger.wandb, Path(cfg.sweep.folder) if cfg.sweep.folder else None
     logger = instantiate(settings, _convert_="all")(
         folder=sweep or run_folder(),  # one wandb/ for a whole sweep
-        config=plain(cfg) | {"options": options()},
+        config=plain(cfg) | {"options": options()} | {key: facts[key] for key in ("segments",) if key in facts},
         name=settings.name or cfg.sweep.name or _run_name(cfg),
         group=settings.group or (f"{sweep.parent.name}/{sweep.name}" if sweep else None),
         job_type=HydraConfig.get().job.config_name,
         tags=list(dict.fromkeys([*settings.tags, *(options().get(group) for group in TAGGED if group in options())])),
-        run_id=wandb_id,
+        run_id=facts.get("wandb"),
     )
     _say_where(logger)
     return logger

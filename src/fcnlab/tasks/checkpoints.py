@@ -21,13 +21,16 @@ from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_p
 from fcnlab.results.selection import OF_A_CHECKPOINT, Facts, is_one
 
 DEEPEST = 20  # levels of a record; a model's config has 3
-MOST = 10_000  # values in it; there are 150, most of them the palette's
+MOST = 10_000  # values in it; there are 300, many of them the palette's
 SCALARS = (bool, int, float, str)
 
 
-def checkpoint_record(cfg: DictConfig, pictures: Pictures) -> dict[str, Any]:
-    """What goes into every checkpoint of a run, so that it can be used without the run's folder: plain values only."""
-    return {
+def checkpoint_record(cfg: DictConfig, pictures: Pictures, **facts: Any) -> dict[str, Any]:
+    """What goes into every checkpoint of a run, so that it can be used without the run's folder: plain values only.
+
+    ``facts`` are what resuming needs: ``settings``, ``segments``, ``images`` (see :mod:`fcnlab.tasks.segments`).
+    """
+    return facts | {
         "version": fcnlab.__version__,
         "variant": HydraConfig.get().runtime.choices["model"],
         "model": without_weights(plain(cfg.model)),
@@ -104,6 +107,9 @@ def _check_record(record: Any) -> None:
     for name, kind in wanted.items():
         if not isinstance(record, dict) or not isinstance(record.get(name), kind):
             raise ValueError(f"its record has no {name}")
+    for name, kind in {"settings": dict, "images": dict, "segments": list}.items():  # older ones have none
+        if not isinstance(record.get(name, kind()), kind):
+            raise ValueError(f"its {name} are a {type(record[name]).__name__}")
     if not all(isinstance(name, str) for name in record["classes"]):
         raise ValueError("its classes are no names")
     if "selection" in record and not is_one(record["selection"], OF_A_CHECKPOINT):

@@ -19,7 +19,7 @@ from fcnlab.launching.manifest import now
 from fcnlab.results.record import aside
 from fcnlab.results.runs import leaves
 from fcnlab.signals import Interrupted
-from fcnlab.tasks.building import run_folder, say, warn
+from fcnlab.tasks.building import say, warn
 from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.scoring import PACKAGES, command, commit, git
 
@@ -52,13 +52,17 @@ class RunRecord:
 
 
 @contextmanager
-def recorded(cfg: DictConfig, folder: Path, record: RunRecord) -> Iterator[None]:
-    """Leave the record of a run, whatever becomes of it; a signal that comes before it is begun leaves none."""
-    beginning = _beginning(cfg, record)
+def recorded(cfg: DictConfig, folder: Path, record: RunRecord, **facts: Any) -> Iterator[None]:
+    """Leave the record of a run, whatever becomes of it; a signal that comes before it is begun leaves none.
+
+    ``facts`` are further ones that are known when it begins.
+    """
+    beginning = _beginning(cfg, record) | facts
     try:
         record.write(**beginning)
         _write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         _write(folder / "changes.diff", uncommitted_changes())
+        _write_hydra(cfg, folder / ".hydra")
         yield
         record.write(status="finished", reason=None, ended=now())
     except Interrupted as stop:
@@ -67,6 +71,20 @@ def recorded(cfg: DictConfig, folder: Path, record: RunRecord) -> Iterator[None]
     except BaseException as error:
         record.write(status="failed", reason=f"{type(error).__name__}: {first_line(error)}", ended=now())
         raise
+
+
+def _write_hydra(cfg: DictConfig, folder: Path) -> None:
+    """What Hydra writes of a run, but not before it is sure that the run begins.
+
+    Hydra itself would put a command that is refused, such as another network for a run that resumes, into its record.
+    """
+    hydra = HydraConfig.instance().cfg
+    assert hydra is not None
+    if rank_zero_only.rank == 0:
+        folder.mkdir(exist_ok=True)
+    _write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+    _write(folder / "hydra.yaml", OmegaConf.to_yaml(hydra))
+    _write(folder / "overrides.yaml", OmegaConf.to_yaml(hydra.hydra.overrides.task))
 
 
 def _beginning(cfg: DictConfig, record: RunRecord) -> dict[str, Any]:
@@ -121,7 +139,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
     words = HydraConfig.get().overrides.task
     typed = {word.partition("=")[0].lstrip("+~").replace("/", ".") for word in words if word not in record["overrides"]}
     recorded, today = (leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
-    ours = {path for path in recorded | today if _is_under(path, typed | {"from_run", "checkpoint", "sweep"})}
+    ours = {path for path in recorded | today if is_under(path, typed | {"from_run", "checkpoint", "sweep"})}
     for path, value in recorded.items():
         value = RENAMED.get(str(value), value)
         if path not in ours and (path not in today or today[path] != value):
@@ -129,7 +147,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
             OmegaConf.update(cfg, path, value, force_add=True)
             say(f"Since that run the default of {path} has become {today.get(path)!r}: its {value!r} is used")
     for path in today.keys() - recorded.keys() - ours:
-        if not _is_under(path, set(recorded)):  # else a value of that run stands in its group's place
+        if not is_under(path, set(recorded)):  # else a value of that run stands in its group's place
             warn(f"{path}={today[path]!r} is new since that run")
     if any(word.startswith("checkpoint=") for word in record["overrides"]):
         warn("that run went on with a checkpoint; this one starts from the beginning")
@@ -138,10 +156,10 @@ def repeat_exactly(cfg: DictConfig) -> None:
             warn(f"that run had {name} {version}, here is {metadata.version(name)}")
     if record["commit"] != commit():
         warn(f"that run was of commit {record['commit']}, this is {commit()}")
-    _write(run_folder() / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))  # Hydra's own is of before
 
 
-def _is_under(path: str, keys: set[str]) -> bool:
+def is_under(path: str, keys: set[str]) -> bool:
+    """Whether a setting is one of these, or inside one of them."""
     return any(path == key or path.startswith(f"{key}.") for key in keys)
 
 

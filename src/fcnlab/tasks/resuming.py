@@ -1,8 +1,9 @@
 """Which checkpoint a training goes on from: ``checkpoint=PATH|last|best|auto``."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fcnlab.errors import UserError
 from fcnlab.results.record import aside
@@ -11,11 +12,18 @@ from fcnlab.tasks.checkpoints import read_checkpoint
 
 
 class Start(NamedTuple):
-    """A checkpoint's path, and when it was written: how many rows metrics.csv had, how many steps were done."""
+    """A checkpoint's path, and when it was written: how many rows metrics.csv had, how many steps were done.
+
+    ``settings``, ``segments`` and ``images`` are the run's until then (see :mod:`fcnlab.tasks.segments`).
+    """
 
     checkpoint: str | None = None
     rows: int = 0
     steps: int = 0
+    epoch: int = 0
+    settings: Mapping[str, Any] = {}
+    segments: Sequence[dict[str, Any]] = ()
+    images: Mapping[str, Any] = {}
 
 
 def where_to_start(wanted: str | None, folder: Path) -> Start:
@@ -37,7 +45,13 @@ def where_to_start(wanted: str | None, folder: Path) -> Start:
             f"{folder} holds a run already: go on with it by checkpoint=auto, last or best, or leave hydra.run.dir to a"
             " new folder"
         )
-    return Start() if wanted in (None, "none") else _start(wanted)
+    if wanted in (None, "none"):
+        return Start()
+    warn(
+        f"checkpoint={wanted} is another run's: the best checkpoint of this folder is chosen among the validations from"
+        " here on"
+    )
+    return _start(wanted)
 
 
 def _start(path: str | Path) -> Start:
@@ -45,19 +59,27 @@ def _start(path: str | Path) -> Start:
     kept = found.get("resume")
     if kept is None:
         raise UserError(f"checkpoint={path} was written by an older fcnlab: start from it by model.weights={path}")
-    return Start(str(path), kept["rows"], int(found.get("global_step", 0)))
+    of_run = {name: found["fcnlab"][name] for name in ("settings", "segments", "images") if name in found["fcnlab"]}
+    return Start(str(path), kept["rows"], int(found.get("global_step", 0)), int(found.get("epoch", 0)), **of_run)
 
 
 def _own(checkpoints: Path, name: str) -> Start:
-    """This run's last or best checkpoint, which is the latest of its files from now on."""
+    """This run's last or best checkpoint."""
     path = checkpoints / f"{name}.ckpt"
     if not path.is_file():
         raise UserError(f"checkpoint={name}: there is no {path}, since this run is new{_newest_run()}")
-    start = _start(path)
-    if name != "last":
-        with aside(checkpoints / "last.ckpt") as part:  # else the steps beyond would come back after a kill
-            shutil.copyfile(path, part)
-    return start
+    return _start(path)
+
+
+def make_latest(start: Start, folder: Path) -> None:
+    """Let a checkpoint of this run be the latest of its files, else the steps beyond it would come back after a kill.
+
+    Only once it is sure that the run resumes from it: what is overwritten here is gone.
+    """
+    last = folder / "checkpoints" / "last.ckpt"
+    if start.checkpoint and Path(start.checkpoint) == last.with_name("best.ckpt"):
+        with aside(last) as part:
+            shutil.copyfile(start.checkpoint, part)
 
 
 def _newest_run() -> str:

@@ -21,6 +21,7 @@ from fcnlab.results.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
 from fcnlab.tasks.building import check_scored, say
 from fcnlab.tasks.recording import RunRecord, recorded
+from fcnlab.tasks.segments import check_finished
 
 OURS = ("experiment", "stages", "checkpoint", "from_run")  # settings of the whole, not of its stages
 
@@ -106,7 +107,9 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
             check_needs(composed, words)
             check_targets(composed)
             check_scored(composed)
-        except ConfigError as error:
+            if stage.finished and not cfg.from_run:
+                check_finished(composed, stage.folder)
+        except UserError as error:
             raise ConfigError(f"stage {stage.folder.name}: {error}") from error
 
 

@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import nn
 
-from fcnlab.callbacks import MetricsFile, Selection
+from fcnlab.callbacks import EarlyEnd, MetricsFile, Selection
 from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
@@ -41,8 +42,9 @@ from fcnlab.tasks.building import (
 from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint, selection_of
 from fcnlab.tasks.expecting import Took, announce, beside_expected
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
-from fcnlab.tasks.resuming import where_to_start
+from fcnlab.tasks.resuming import Start, make_latest, where_to_start
 from fcnlab.tasks.scoring import Scored, describe, score, table, words_of
+from fcnlab.tasks.segments import check_images, images_of, segments_of, settings_of
 from fcnlab.tasks.splits import check_splits
 from fcnlab.tasks.staged import train_in_stages
 
@@ -65,17 +67,21 @@ def train(cfg: DictConfig) -> float | None:
     check_targets(cfg)
     check_scored(cfg)
     start = where_to_start(cfg.checkpoint, folder)
+    segments = segments_of(cfg, start)
     say_what_surprises(cfg)
     record = RunRecord(folder)
-    with StopSignals() as signals, recorded(cfg, folder, record), how_to_go_on(folder):
-        segmenter, data = build(cfg)
+    known = {"segments": segments, "stopped_early": None}
+    with StopSignals() as signals, recorded(cfg, folder, record, **known), how_to_go_on(folder):
+        segmenter, data = build(cfg, segments)
+        check_images(data, start)
+        make_latest(start, folder)
         say(describe(segmenter, data.split("val")))
         curves = MetricsFile(folder / "metrics.csv")
         curves.cut(start.rows)
         trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
         check_monitors(trainer, segmenter.classes)
         # Behind all that may refuse a setting: a run on a dashboard cannot be taken back.
-        with open_loggers(cfg, record.facts.get("wandb")) as loggers, signals.told_apart():
+        with open_loggers(cfg, record.facts) as loggers, signals.told_apart():
             record.write(wandb=wandb_id(loggers))
             trainer.loggers = [curves, *loggers]
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
@@ -85,6 +91,8 @@ def train(cfg: DictConfig) -> float | None:
             took = Took(trainer.strategy.root_device, segmenter.net)
             trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
             training = took.facts(expected)
+            record.write(stopped_early=early_end(trainer))
+            say_why_it_ended(trainer, start, early_end(trainer))
             scored = scored_checkpoint(trainer, folder, cfg.checkpointing.score)
             selected = take_weights(scored, segmenter, trainer, curves)
             found = score(trainer, segmenter, data, folder, cfg.seed, record.facts, training, selected)
@@ -94,7 +102,7 @@ def train(cfg: DictConfig) -> float | None:
     return on_validation_images(found, segmenter)
 
 
-def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
+def build(cfg: DictConfig, segments: list[dict[str, Any]]) -> tuple[Segmenter, DataModule]:
     """The net with all that trains it, and the data, which is looked at before any long work."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net = instantiate(cfg.model, _convert_="all")
@@ -115,7 +123,9 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
         loss=loss,
         optimizer=optimizer,
         schedule=schedule,
-        record=checkpoint_record(cfg, data.split("val")),
+        record=checkpoint_record(
+            cfg, data.split("val"), settings=settings_of(cfg), segments=segments, images=images_of(data)
+        ),
         **training_speed(cfg, net),
     )
     if given("speed.row_blocks") and cfg.speed.row_blocks and not segmenter.row_blocks:
@@ -285,6 +295,37 @@ def best_checkpoint(trainer: L.Trainer) -> str | None:
     """The path of the best checkpoint; None where none was asked for."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return next((callback.best_model_path for callback in callbacks if callback.monitor), "") or None
+
+
+def early_end(trainer: L.Trainer) -> dict[str, Any] | None:
+    """Why the run stopped early; None where it did not."""
+    callbacks: list = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return next(callback for callback in callbacks if isinstance(callback, EarlyEnd)).reason
+
+
+def say_why_it_ended(trainer: L.Trainer, start: Start, early: dict[str, Any] | None) -> None:
+    """One line for a run that stopped early, or that had nothing left to train."""
+    nothing = "Nothing is left to train. " if start.checkpoint and trainer.global_step == start.steps else ""
+    if early:
+        say(f"{nothing}The run stopped early at step {early['step']}: {_why(early)}")
+    elif nothing:
+        limits = {"trainer.max_steps": trainer.max_steps, "trainer.max_epochs": trainer.max_epochs}
+        reached = " and ".join(f"{key}={limit}" for key, limit in limits.items() if limit not in (None, -1))
+        say(f"{nothing}The run is at step {start.steps} and has reached its end ({reached}); raise that to train on")
+
+
+def _why(early: dict[str, Any]) -> str:
+    if "monitor" not in early:
+        return "a callback or trainer.max_time ended it"
+    value = "none" if early["best"] is None else f"{early['best']:.4f}, at step {early['best_step']}"
+    best = f"the best value of {early['monitor']} is {value}"
+    how = "To train on, resume with callbacks.early_stopping.enabled=false"
+    if not early["out_of_patience"]:
+        return f"{early['monitor']} was not finite or crossed a threshold, and {best}. {how}"
+    return (
+        f"{best}, and callbacks.early_stopping.patience={early['patience']} validations did not improve it. {how} or"
+        " with more patience"
+    )
 
 
 def say_what_came(
