@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
+from fcnlab.callbacks import wandb as ours
 from fcnlab.launching.launchers import Slots
 
 
@@ -35,6 +37,27 @@ def test_a_run_holds_config_scores_tables_and_pictures(train):
     masks = list((run / "files/media/images/mask").rglob("*.png"))
     assert len(masks) >= 3  # truth and prediction of three pictures; equal ones are kept once
     assert "sizes do not match" not in (folder / "train.log").read_text()
+
+
+def test_a_resumed_run_has_todays_settings_and_its_segments(train):
+    fast = ("logger=default", "callbacks.pictures.enabled=false")
+    train(*fast, "trainer.max_steps=1")
+    folder = train(*fast, "trainer.max_steps=2", "optim.lr=0.125", "checkpoint=last")
+    (second,) = [run for run in offline_runs(folder) if "0.125" in inspect(run)]
+    said = inspect(second)
+    assert re.search(r"^\s*optim\.lr\s+0\.125", said, re.MULTILINE) and "segments" in said
+
+
+def test_values_that_w_and_b_has_of_a_run_are_replaced(monkeypatch, tmp_path):
+    """A server keeps them, unless it is asked to: here what it is asked."""
+    asked, run = [], MagicMock()
+    run.config.update.side_effect = lambda config, allow_val_change: asked.append((config, allow_val_change))
+    monkeypatch.setattr(ours, "_started", lambda described, mode: run)
+    monkeypatch.setattr(ours, "WandbLogger", lambda experiment: experiment)
+    ours.wandb_logger(tmp_path, {"optim": {"lr": 0.125}})
+    assert not asked
+    ours.wandb_logger(tmp_path, {"optim": {"lr": 0.125}}, run_id="abc")
+    assert asked == [({"optim": {"lr": 0.125}}, True)]
 
 
 def test_a_run_that_fails_is_marked_as_failed(train_code, tmp_path):

@@ -78,13 +78,9 @@ def _write_hydra(cfg: DictConfig, folder: Path) -> None:
 
     Hydra itself would put a command that is refused, such as another network for a run that resumes, into its record.
     """
-    hydra = HydraConfig.instance().cfg
-    assert hydra is not None
-    if rank_zero_only.rank == 0:
-        folder.mkdir(exist_ok=True)
     _write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-    _write(folder / "hydra.yaml", OmegaConf.to_yaml(hydra))
-    _write(folder / "overrides.yaml", OmegaConf.to_yaml(hydra.hydra.overrides.task))
+    _write(folder / "hydra.yaml", OmegaConf.to_yaml(HydraConfig.instance().cfg))
+    _write(folder / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task))
 
 
 def _beginning(cfg: DictConfig, record: RunRecord) -> dict[str, Any]:
@@ -118,6 +114,7 @@ def _packages() -> dict[str, str]:
 
 @rank_zero_only
 def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with aside(path) as part:
         part.write_text(text)
 
