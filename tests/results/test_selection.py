@@ -139,7 +139,7 @@ def test_best_and_last_are_two_groups_and_an_older_record_is_of_best(make_run, c
 def test_a_damaged_selection_is_an_unknown_one(make_run, compared, damaged):
     folder = make_run("a", selection=damaged)
     assert recorded_selection(json.loads((folder / "metrics.json").read_text())) is None
-    assert read_run(folder).selection is None  # pyright: ignore[reportOptionalMemberAccess]
+    assert read_run(folder).selection is None
     assert compared().selection == [f"The weights of the run were {said(None)}."]
 
 
