@@ -276,7 +276,7 @@ def planned(folder: Path, subdirs: list[str], resumes: bool) -> list[Job]:
 def test_only_a_sweep_that_goes_on_takes_what_is_there_for_its_own(tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "run.json").write_text('{"status": "finished"}')
-    (tmp_path / "1" / "metrics.json").write_text('{"miou": 0.5}')
+    (tmp_path / "1" / "metrics.json").write_text('{"miou": 0.75, "selection": {"val_miou": 0.5}}')
     assert [(job.status, job.miou) for job in planned(tmp_path, ["0", "1"], True)] == [
         ("waiting", None),
         ("finished", 0.5),
@@ -561,6 +561,7 @@ def test_the_table_fits_its_terminal_and_leaves_out_what_waits(tmp_path, monkeyp
     lines = board(tmp_path, Terminal()).lines(width=80, height=10)
     assert len(lines) <= 10 and max(map(len, lines)) <= 80
     shown = "\n".join(lines)
+    assert lines[1].split() == ["job", "settings", "state", "val", "mIoU", "time"]
     assert "1 finished, 1 failed, 1 running, 37 waiting" in shown and "and 34 more" in shown
     assert "✗    1" in shown and "▶    2  model=fcn8s seed=2  0 of 100" in shown and "*  25.00 %" in shown
     assert len(board(tmp_path, Terminal()).lines(width=80)) == 42

@@ -1,5 +1,6 @@
 """Searches: Hydra's words as Optuna's distributions, the storage that goes on; one with trainings that is killed."""
 
+import csv
 import json
 import math
 import os
@@ -287,7 +288,28 @@ def test_wandbs_agent_types_what_fcnlab_reads(fcnlab, repository, capsys):
     cfg = OmegaConf.create(capsys.readouterr().out)
     assert cfg.optim.lr == 1e-4 and cfg.augment.scale == [0.5, 2.0] and "wandb" in cfg.logger
     assert cfg.model.levels == [32]  # FCN-32s
-    assert sweep["metric"] == {"name": "val/miou", "goal": "maximize"}
+    assert sweep["metric"]["goal"] == "maximize"
+
+
+def test_wandbs_agent_finds_the_validation_score_of_the_scored_weights(
+    fcnlab, repository, small, shapes_root, tmp_path
+):
+    """In the summary of a run that its command started, and whose last validation was not the best."""
+    sweep = OmegaConf.to_container(OmegaConf.load(repository / "docs" / "wandb_sweep.yaml"), resolve=False)
+    _, _, *words = agents_words(sweep, {"optim.lr": 0.1, "model": "fcn8s", "augment.scale": "[0.5,2.0]"})
+    short = ["trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=4", "trainer.val_check_interval=1"]
+    other = ["data.test_list=train", "data.allow_overlap=true", "callbacks.ema.enabled=false"]
+    other += ["schedule=constant", "seed=3", "callbacks.pictures.enabled=false"]
+    fixed = [*small, f"data.root={shapes_root}", f"hydra.run.dir={tmp_path}/run", "logger.wandb.mode=offline"]
+    assert fcnlab(*words, *short, *other, *fixed) == 0
+    (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--summary", run]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    summary = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        validated = [float(row["val/miou"]) for row in csv.DictReader(file) if row["val/miou"]]
+    assert float(summary[sweep["metric"]["name"]][0]) == max(validated) > validated[-1]
+    assert "test/miou" in summary and float(summary["test/miou"][0]) != max(validated)
 
 
 # --- a search as a user starts it

@@ -33,6 +33,11 @@ from fcnlab.tasks import building
         ([f"+loss.class_weights={[-1.0] * 21}"], "of at least 0"),
         ([f"+loss.class_weights=[nan,{','.join('1' * 20)}]"], "loss.class_weights.0=nan: give a finite number"),
         (["loss=centre", "loss.cell=65"], "loss.cell=65 is more than a crop of 64x64"),
+        (
+            ["checkpointing.score=bset"],
+            "checkpointing.score='bset': give best (by val mIoU) or last (the final weights)",
+        ),
+        (["callbacks.best.enabled=false"], "the run keeps no best checkpoint to score; add checkpointing.score=last"),
         (["callbacks.best.monitor=val/miuo"], "did you mean val/miou?"),
         (["callbacks.ema.enabled=no"], "callbacks.ema.enabled='no' is no bool"),
         (["+modle=fcn8s"], "modle is no setting that anything reads: did you mean model?"),

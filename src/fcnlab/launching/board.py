@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO, TextIOWrapper
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from fcnlab.launching.manifest import Job, Manifest, facts_of, shown
 
@@ -231,9 +231,20 @@ def last_lines(path: Path, count: int) -> Sequence[str]:
 
 
 def score_of(folder: Path) -> float | None:
-    """What a run counts by: a training by its mean IoU on the validation images, whatever else it was scored on."""
+    """The mean IoU (0 to 1) that a sweep ranks a run by; None where the record has none.
+
+    Of a training, that of the scored weights on the validation images, whatever else they were scored on.
+    """
     facts = facts_of(folder, "metrics.json")
     selection = facts.get("selection")
-    known = selection.get("val_miou") if isinstance(selection, dict) else None
-    found = facts.get("miou") if known is None else known
-    return float(found) if isinstance(found, (int, float)) else None
+    if isinstance(selection, dict) and "val_miou" in selection:
+        found = _validation_score(selection, facts)
+    else:  # an evaluation's, or an older record
+        found = facts.get("miou")
+    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+
+
+def _validation_score(selection: dict, facts: dict) -> Any:
+    """Weights that no validation scored may still have been scored on the validation images at the end."""
+    validated = selection.get("same_images") is True or facts.get("split") == selection.get("list")
+    return facts.get("miou") if selection["val_miou"] is None and validated else selection["val_miou"]

@@ -1,12 +1,13 @@
 """How the weights that are scored were selected: the part ``selection`` of metrics.json and of a checkpoint's record.
 
-A checkpoint that was chosen for its score on some images scores better on them than on others, and the more so the more
-checkpoints there were to choose from. So it is recorded which images those were, and said wherever scores are shown.
+A checkpoint that was selected for its score on some images scores higher on them than on other images, and the more
+checkpoints there were to choose from, the larger this effect is. So a run records which images those were, and every
+report of its scores states it.
 
 In a checkpoint:
 
 ``checkpoint``
-    "best" (kept for its score) or "last" (the latest state, of which nobody asked how good it is).
+    "best" (kept for its score) or "last" (the latest state, whatever its score).
 ``monitor``, ``mode``
     What it was selected by, "val/miou" and "max"; None where nothing was selected.
 ``set``, ``list``
@@ -21,9 +22,9 @@ In a checkpoint:
     The fingerprints of the images validated on, one behind the other.
 
 In metrics.json, instead of ``images``: ``shared_images``, how many of the scored images are among these, and
-``same_images``, whether all are; ``stopped_early``, whether validations ended the training. An evaluation leaves out
-``val_miou``, and says by ``at_least`` that the run, whose record is not there, may have had more validations than its
-checkpoint knows of.
+``same_images``, whether all are; ``stopped_early``, whether early stopping ended the training. An evaluation has no
+``val_miou``. Its ``at_least`` is true where the run's own record is missing: the run may then have had more validations
+than its checkpoint knows of.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,12 +76,12 @@ def validated_on(selected: Facts) -> set[str]:
 def said(selection: Facts | None) -> str:
     """A selection in words that follow "The weights were"."""
     if selection is None:
-        return "selected in a way that is not known (by others, or by an older fcnlab)"
+        return "selected in an unknown way (by other software or an older fcnlab)"
     return _selected(selection, validations([selection]))
 
 
 def notes(selections: Iterable[Facts | None]) -> list[str]:
-    """What is to be said of runs that are compared; those that were selected alike are counted together."""
+    """How the weights of compared runs were selected: one sentence or two for all runs that were selected alike."""
     alike: dict[str, list[Facts | None]] = {}
     for selection in selections:
         alike.setdefault(said(selection and {**selection, "among": 0}), []).append(selection)
@@ -93,13 +94,13 @@ def _note(alike: list[Facts | None], every: int) -> str:
     words = _selected(known[0], validations(known)) if known else said(None)
     whose = "all runs" if len(alike) == every > 1 else "the run" if every == 1 else f"{len(alike)} of {every} runs"
     uneven = len({one["among"] for one in known}) > 1 and known[0]["monitor"] and known[0]["shared_images"]
-    more = "; the more validations, the more so" if uneven else ""
+    more = ", and more so after more validations" if uneven else ""
     warning = f" {OPTIMISTIC}{more}." if any(map(is_optimistic, known)) else ""
     return f"The weights of {whose} were {words}.{warning}"
 
 
 def is_optimistic(selection: Facts | None) -> bool:
-    """Whether it was chosen, from more than one, on images that were scored."""
+    """Whether the checkpoint was selected, from more than one, on images that were scored."""
     if selection is None or not selection["monitor"] or not selection["shared_images"]:
         return False
     return selection["among"] > 1 or bool(selection.get("at_least"))
@@ -107,17 +108,15 @@ def is_optimistic(selection: Facts | None) -> bool:
 
 def _selected(selection: Facts, among: str) -> str:
     if not selection["monitor"]:
-        stopped = ", but a validation stopped the training early" if selection.get("stopped_early") else ""
-        return f"the last ones: nothing was selected{stopped}"
-    title, shared = selection["set"], selection["shared_images"]
-    if selection["same_images"]:
-        where = "on this set"
-    elif shared:
-        where = f"on {title}, which has {shared} of the scored images"
-    else:
-        where = f"on {title}, which has none of the scored images"
+        stopped = (
+            ", but early stopping on validation scores ended the training" if selection.get("stopped_early") else ""
+        )
+        return f"those of the last step: no checkpoint was selected{stopped}"
     by = "" if selection["monitor"] == "val/miou" else f" by {selection['monitor']}"
-    return f"selected{by} {where}, among {among}"
+    if selection["same_images"]:
+        return f"selected{by} on this set, among {among}"
+    title, shared = selection["set"], selection["shared_images"] or "none"
+    return f"selected{by} on {title}, among {among}; {title} contains {shared} of the scored images"
 
 
 def validations(selections: Sequence[Facts]) -> str:

@@ -19,6 +19,7 @@ from fcnlab.callbacks import EarlyEnd, MetricsFile, Selection
 from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
+from fcnlab.launching.board import score_of
 from fcnlab.losses import CrossEntropySum, adds_up
 from fcnlab.optim import MOMENTUM, freeze
 from fcnlab.results.scores import SCORES
@@ -99,7 +100,7 @@ def train(cfg: DictConfig) -> float | None:
     if found is None:
         return None
     say_what_came(found, segmenter, data, training, folder, scored)
-    return on_validation_images(found, segmenter)
+    return score_of(folder)
 
 
 def build(cfg: DictConfig, segments: list[dict[str, Any]]) -> tuple[Segmenter, DataModule]:
@@ -257,12 +258,6 @@ def take_weights(path: Path | None, segmenter: Segmenter, trainer: L.Trainer, cu
     segmenter.load_state_dict(checkpoint["state_dict"])
     selected = selection_of(checkpoint)
     return selected and {**selected, "among": curves.validations}  # others came after this one
-
-
-def on_validation_images(found: Scored, segmenter: Segmenter) -> float | None:
-    """Mean IoU of the scored weights on the validation images; None where nobody knows it."""
-    known = (found.selection or {}).get("val_miou")
-    return found.scores.miou if known is None and segmenter.scored_as == "final" else known
 
 
 def say_how_parts_add_up(segmenter: Segmenter, batch_size: int, trainer: L.Trainer) -> None:
