@@ -1,11 +1,13 @@
 """sweep.json: the jobs of a sweep and what became of each, so that it can go on after whatever ended it."""
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import platform
 import shlex
+import stat
 import time
 import weakref
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from typing import Any, Literal
 
 from fcnlab.errors import UserError
 from fcnlab.launching.processes import setting, typed
+from fcnlab.results.reading import Unreadable, read_json
 
 log = logging.getLogger("fcnlab")
 NAME = "sweep.json"
@@ -134,7 +137,9 @@ def open_manifest(
 def read_manifest(folder: Path) -> Manifest:
     """The record in ``folder``; a UserError where there is none, or what is there is none."""
     try:
-        facts = json.loads((folder / NAME).read_text())
+        facts = read_json(folder, NAME)
+        if facts is None:
+            raise ValueError(f"there is no {NAME}")
         jobs = {job["number"]: Job(**job) for job in facts["jobs"]}
         if any(not (folder / job.folder).resolve().is_relative_to(folder.resolve()) for job in jobs.values()):
             raise ValueError("a job's folder is outside of it")
@@ -164,11 +169,11 @@ class Lock:
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._own, self.inherited = (os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644) for name in LOCKS)
+        self._own, self.inherited = (_open_lock(folder / name) for name in LOCKS)
         self.release = weakref.finalize(self, _close, self._own, self.inherited)
         if not _lock(self._own):
+            holder = os.read(self._own, 300).decode(errors="replace") or "?"
             self.release()
-            holder = (folder / LOCKS[0]).read_text() or "?"
             raise UserError(f"{shown(folder)}: process {holder} is working there: wait for it, or stop it")
         os.truncate(self._own, 0)
         os.write(self._own, f"{os.getpid()} on {platform.node()}".encode())
@@ -182,6 +187,19 @@ class Lock:
             log.info("What an earlier process started in %s is still saving itself: waiting for it", shown(self.folder))
             while not self.jobs_have_ended():
                 time.sleep(0.2)
+
+
+def _open_lock(path: Path) -> int:
+    """Its number; a UserError where it is a link, whose target would be written to, or no file."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            return file
+        os.close(file)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
+            raise
+    raise UserError(f"{shown(path)} is a link, or no file: it is not written to. Remove it, if it is yours")
 
 
 def _lock(file: int) -> bool:
@@ -200,10 +218,9 @@ def _close(*files: int) -> None:
 def facts_of(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file of a run; nothing where it is not there, or not whole."""
     try:
-        found = json.loads((folder / name).read_text())
-    except (OSError, ValueError):
+        return read_json(folder, name) or {}
+    except (OSError, Unreadable):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def shown(path: Path) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcnlab.results.comparison import Comparison, Pair
+from fcnlab.results.escaping import in_csv, in_line, in_markdown
 from fcnlab.results.grouping import Group
 from fcnlab.results.intervals import Interval
 from fcnlab.results.record import aside
@@ -196,7 +197,7 @@ def terminal(comparison: Comparison) -> str:
 
 def _aligned(table: Table) -> str:
     head, rows = table
-    shown = rows[:SHOWN]
+    shown = [list(map(in_line, row)) for row in rows[:SHOWN]]
     widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *shown)]
     more = [f"({len(rows) - SHOWN} more in the files)"] if len(rows) > SHOWN else []
@@ -205,7 +206,7 @@ def _aligned(table: Table) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """All of it, for a page of one's own."""
-    parts = ["# Comparison", headline(comparison) + ".", _bullets(answers(comparison))]
+    parts = ["# Comparison", in_markdown(headline(comparison)) + ".", _bullets(answers(comparison))]
     parts += [_bullets(comparison.notes)] if comparison.notes else []
     titled = {
         "Differences of mIoU, in points": pair_table,
@@ -223,15 +224,14 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {in_markdown(line)}" for line in lines)
 
 
 def _pipes(table: Table) -> str:
     head, rows = table
     align = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (head, align, *rows)
-    )
+    lines = [list(map(in_markdown, head)), align, *(list(map(in_markdown, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_csv(folder: Path, comparison: Comparison) -> None:
@@ -291,5 +291,7 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _known(value: Any) -> Any:
-    """CSV has no nan that all read."""
-    return "" if value is None or value != value else value
+    """CSV has no nan that all read; text stays text."""
+    if value is None or value != value:
+        return ""
+    return in_csv(value) if isinstance(value, str) else value

@@ -11,6 +11,7 @@ from fcnlab.config import ConfigError, check_targets
 from fcnlab.errors import UserError
 from fcnlab.results import comparison
 from fcnlab.results.comparison import Comparison
+from fcnlab.results.escaping import in_line
 from fcnlab.results.page import write_page
 from fcnlab.results.record import aside
 from fcnlab.results.runs import LeftOut, read_runs
@@ -53,7 +54,7 @@ def existing(name: str) -> Path:
 def say_left_out(left_out: list[LeftOut], what: str) -> None:
     """Name what is no part of the comparison, and why."""
     for out in left_out[:SAID]:
-        log.warning("%s: %s: %s", what.capitalize(), out.folder, out.reason)
+        log.warning("%s: %s: %s", what.capitalize(), in_line(str(out.folder)), in_line(out.reason))
     if len(left_out) > SAID:
         log.warning("%s: %d more, which the page names", what.capitalize(), len(left_out) - SAID)
 

@@ -18,6 +18,7 @@ from fcnlab.results.scores import SCORES, Scores
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, evaluation_speed, open_loggers, run_folder, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
+from fcnlab.tasks.recording import recorded_config
 from fcnlab.tasks.scoring import score, table
 
 
@@ -97,7 +98,10 @@ def recorded_data(cfg: DictConfig) -> DictConfig:
     record = Path(cfg.checkpoint).absolute().parents[1] / ".hydra" / "config.yaml"
     if not record.is_file():
         raise ConfigError(f"checkpoint={cfg.checkpoint} lies in no run's folder ({record} is missing): give data=...")
-    data = plain(OmegaConf.load(record).data)
+    recorded = recorded_config(record.parents[1], f"checkpoint={cfg.checkpoint}")
+    if not isinstance(recorded.get("data"), DictConfig):
+        raise ConfigError(f"checkpoint={cfg.checkpoint}: {record} names no data: give data=...")
+    data = plain(recorded.data)
     check_trust(data, ("fcnlab.data", *cfg.trust), str(record))
     recorded = OmegaConf.create({"data": data})
     check_targets(recorded)

@@ -3,7 +3,6 @@
 Each stage is a run of its own, in a process and a folder of its own (``1-fcn32s/``, ...).
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from fcnlab.config import ConfigError, check_needs, check_targets
 from fcnlab.errors import UserError
 from fcnlab.launching import config_dir, finish, setting, start
 from fcnlab.launching.manifest import Lock
+from fcnlab.results.reading import read_json
 from fcnlab.results.record import aside
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
 from fcnlab.tasks.building import say
@@ -43,7 +43,7 @@ class Stage:
 
     @property
     def miou(self) -> float:
-        return json.loads((self.folder / "metrics.json").read_text())["miou"]
+        return (read_json(self.folder, "metrics.json") or {})["miou"]
 
 
 def train_in_stages(cfg: DictConfig, folder: Path) -> float:
