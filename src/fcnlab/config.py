@@ -127,6 +127,7 @@ class PredictConfig:
     data: Any = None
     augment: Any = MISSING
     submission: str | None = None
+    overwrite: bool = False
     competition: str = "comp6"
     trainer: Any = MISSING
     speed: SpeedConfig = field(default_factory=SpeedConfig)

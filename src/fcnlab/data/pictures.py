@@ -26,6 +26,7 @@ END_OF_JPEG = b"\xff\xd9"
 ENDS = (END_OF_JPEG, b"IEND\xaeB`\x82")  # of a whole JPEG, of a whole PNG
 PART = 32  # pictures that a thread checks one after the other
 RGB_PLACES = np.array([1 << 16, 1 << 8, 1])  # a colour as one number
+SLOW = ("ppm_plain", "ppm", "bmp_rle")  # PIL's decoders in Python: numbers as text, of other ranges, runs of pixels
 PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL opens 40 more, EPS by running Ghostscript
 
 
@@ -262,12 +263,18 @@ def open_picture(path: Path) -> Iterator[ImageFile]:
 def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[ImageFile]:
     """PIL's image; whatever goes wrong with the file while it is open becomes a DataError that names it."""
     try:
+        if not path.is_file() and path.exists():  # a pipe would be waited for, for ever
+            raise ValueError("it is no regular file")
         file = Image.open(path, formats=formats)
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing") from None
     except Exception as error:  # PIL's plugins end in a dozen kinds
         raise UnreadableFile(f"{path} cannot be read as a picture ({', '.join(formats)}): {error}") from error
     with file:
+        if any(tile[0] in SLOW for tile in file.tile):
+            raise UnreadableFile(
+                f"{path} is stored in a way that takes minutes to read ({file.tile[0][0]}): save it as PNG"
+            )
         cols, rows = file.size
         if Image.MAX_IMAGE_PIXELS is not None and rows * cols > Image.MAX_IMAGE_PIXELS:  # where PIL itself only warns
             raise WrongSize(
