@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from fcnlab.data.shapes import draw
 from fcnlab.data.voc import voc_palette
 from fcnlab.errors import UserError
 from fcnlab.tasks.predict import output_names
-from fcnlab.tasks.predictions import Predictions
+from fcnlab.tasks.predictions import Predictions, check_report
+from fcnlab.tasks.submitting import check_submission
 
 
 @pytest.fixture
@@ -130,3 +132,25 @@ def test_images_and_what_a_link_leads_to_are_never_replaced(tmp_path, overwrite)
     (tmp_path / "other" / "labels").symlink_to("../masks")
     with pytest.raises(UserError, match="leads elsewhere by a link"):
         Predictions(tmp_path / "other").check(["a.png"], [image], overwrite)
+
+
+def test_a_report_replaces_none_but_reports(tmp_path):
+    names = ("doctor.json", "doctor.md", "samples.png")
+    check_report(tmp_path, names)
+    (tmp_path / "samples.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds samples\.png and no doctor\.json"):
+        check_report(tmp_path, names)
+    (tmp_path / "doctor.json").write_text("{}")
+    check_report(tmp_path, names)
+
+
+def test_a_submission_replaces_nothing(tmp_path):
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(b"mine")
+    settings = {"submission": str(path), "competition": "comp6", "input": None, "output": None}
+    data = {"pictures": {"year": 2012}, "archive": None}
+    for overwrite, archive, said in ((False, None, "overwrite=true"), (True, str(path), "data.archive=, too")):
+        cfg = OmegaConf.create(settings | {"overwrite": overwrite, "data": data | {"archive": archive}})
+        with pytest.raises(UserError, match=said):
+            check_submission(cfg)
+    check_submission(OmegaConf.create(settings | {"overwrite": True, "data": data}))

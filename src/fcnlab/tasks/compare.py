@@ -16,6 +16,7 @@ from fcnlab.results.page import write_page
 from fcnlab.results.record import aside
 from fcnlab.results.runs import LeftOut, read_runs
 from fcnlab.results.tables import markdown, terminal, write_csv
+from fcnlab.tasks.predictions import check_report
 
 log = logging.getLogger("fcnlab")
 SAID = 10  # folders that are named in the terminal; the page has all
@@ -26,6 +27,7 @@ def compare(cfg: DictConfig) -> None:
     check_targets(cfg)
     check_numbers(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
+    check_report(folder, ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv"))
     runs, left_out = read_runs([existing(name) for name in cfg.runs])
     say_left_out(left_out, "cannot be used")
     found = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence)

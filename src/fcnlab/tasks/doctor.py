@@ -33,6 +33,7 @@ from fcnlab.results.findings import (
 from fcnlab.results.record import aside, write_json
 from fcnlab.tasks.building import run_folder, say
 from fcnlab.tasks.machine import inspect_machine
+from fcnlab.tasks.predictions import check_report
 from fcnlab.tasks.scoring import command
 
 MOST_SAMPLES = 200
@@ -49,6 +50,7 @@ def doctor(cfg: DictConfig) -> None:
         What makes a number wrong or training fail, in a line.
     """
     folder = run_folder()
+    check_report(folder, ("doctor.json", "doctor.md", "samples.png"))
     check_targets(cfg)
     _check_what_is_asked(cfg)
     data: DataModule = instantiate(cfg.data, _convert_="all")

@@ -80,6 +80,22 @@ class Predictions:
         return found
 
 
+def check_report(folder: Path, names: Sequence[str]) -> None:
+    """Before a report is made: whether its folder is new, or holds one already, known by the first of its files.
+
+    Raises
+    ------
+    UserError
+        It holds files of these names, and not the first: they are somebody else's, or a link, which is not followed.
+    """
+    there = [name for name in names if (folder / name).exists() or (folder / name).is_symlink()]
+    if there and there[0] != names[0]:
+        raise UserError(
+            f"hydra.run.dir={folder} holds {there[0]} and no {names[0]}: it is no folder of such a report. Name another"
+            " folder, or leave hydra.run.dir out"
+        )
+
+
 def _is_ours(path: Path, hashes: set[str]) -> bool:
     return path.is_file() and bool(hashes) and _hash(path) in hashes
 
