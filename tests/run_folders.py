@@ -17,8 +17,8 @@ from fcnlab.results.record import write_record
 CLASSES = ("background", "cat", "dog", "cow")
 PROTOCOL = {
     "set": "toys val",
-    "pictures": 12,
-    "of": 12,
+    "pictures": 36,
+    "of": 36,
     "resolution": "native",
     "void": "in no sum",
     "absent_classes": "left out",
@@ -29,7 +29,7 @@ PROTOCOL = {
 PALETTE = np.array([(0, 0, 0), (128, 0, 0), (0, 100, 200), (90, 90, 0)], np.uint8)
 
 
-def toy_matrices(quality: float, pictures: int = 12, seed: int = 0, classes: int = len(CLASSES)) -> ndarray:
+def toy_matrices(quality: float, pictures: int = 36, seed: int = 0, classes: int = len(CLASSES)) -> ndarray:
     """A net that labels about the share ``quality`` of the pixels rightly; the truth is the same for every quality."""
     sizes = np.random.default_rng(7).integers(1, 500, (pictures, classes))
     rng = np.random.default_rng(seed)
@@ -89,6 +89,9 @@ def write_run(
     verb: str = "train",
     typed: list[str] | None = None,
     drawn: int = 0,
+    source: str | None = None,
+    earlier: list[dict] | None = None,
+    torch: str = "2.9.0",
     **facts,
 ) -> Path:
     """What ``fcnlab train`` leaves, by its own writer where that needs no torch."""
@@ -115,11 +118,17 @@ def write_run(
     if verb == "train":
         (folder / "config.yaml").write_text(dump(resolved(tree)))
         times = {"started": "2026-11-24T10:00:00+00:00", "ended": f"2026-11-24T10:{10 + seed}:00+00:00"}
-        (folder / "run.json").write_text(json.dumps({"status": status, "starts": 1, "reason": "why", **times}))
+        began = {"source": {"fcnlab": source}} if source else {}
+        began |= {"earlier": earlier or []}
+        (folder / "run.json").write_text(json.dumps({"status": status, "starts": 1, "reason": "why", **times, **began}))
     if status == "finished":
         cost = {"parameters": 1_000_000 * len(tree["model"]["levels"]), "gmacs_per_picture": 2.5, "gmacs_at": [9, 9]}
         cost |= {"pictures_per_second": 10.0, "peak_memory_mib": 100}
-        record = {"protocol": PROTOCOL | (protocol or {}), "cost": cost, **facts}
+        provenance = {"commit": "8c0ffee" * 5, "versions": {"torch": torch}, "device": "cpu: x86_64"}
+        provenance |= {"source": {"fcnlab": source}} if source else {}
+        count = {"pictures": len(matrices), "of": len(matrices)}
+        protocol = PROTOCOL | count | (protocol or {})
+        record = {"protocol": protocol, "cost": cost, "provenance": provenance, **facts}
         write_record(folder, "val", names, classes, matrices, **record)
     with (folder / "metrics.csv").open("w", newline="") as file:
         rows = [

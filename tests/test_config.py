@@ -145,7 +145,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_right_name(composed):
     said = str(error.value)
     assert "model.upsamplng is no setting of fcnlab.models.FCN: did you mean model.upsampling?" in said
     assert "did you mean data.batch_size?" in said and "did you mean trainer.max_steps?" in said
-    assert "optim.lr='fast' is no float" in said
+    assert "optim.lr='fast': give a number of at least 0" in said
 
 
 def test_a_value_that_must_be_given_is_named(composed):

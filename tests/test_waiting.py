@@ -78,7 +78,7 @@ class Watch(L.Callback):
         self.uploads = Uploads()
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
-        if batch_idx == ROWS:
+        if batch_idx == ROWS * trainer.accumulate_grad_batches:
             self.uploads.__enter__()
 
     def on_train_end(self, *args) -> None:
@@ -88,10 +88,14 @@ class Watch(L.Callback):
 class Batches(L.LightningDataModule):
     """On the device already; which pictures they are is known to the host."""
 
+    def __init__(self, count: int = STEPS):
+        super().__init__()
+        self.count = count
+
     def train_dataloader(self) -> DataLoader:
         image = torch.zeros((2, 3, SIZE, SIZE), dtype=torch.uint8, device="meta")
         mask = torch.zeros((2, SIZE, SIZE), dtype=torch.uint8, device="meta")
-        batches = [{"image": image, "mask": mask, "index": torch.tensor([i, i + STEPS])} for i in range(STEPS)]
+        batches = [{"image": image, "mask": mask, "index": torch.tensor([i, i + STEPS])} for i in range(self.count)]
         return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
 
     def val_dataloader(self) -> DataLoader:
@@ -112,7 +116,7 @@ def no_metrics_at_the_end(monkeypatch):
 def fit(composed, tmp_path):
     """Train for STEPS steps, with all that a training does around them by default; give the trainer and the uploads."""
 
-    def run(*words: str, also: L.Callback | None = None) -> tuple[L.Trainer, list[str]]:
+    def run(*words: str, also: L.Callback | None = None, accumulate: int = 1) -> tuple[L.Trainer, list[str]]:
         folders = [f"callbacks.{name}.dirpath={tmp_path}" for name in ("best", "top", "last")]
         fixed = (f"callbacks.pictures.folder={tmp_path}", "optim.fused=false")  # which torch refuses on "meta"
         cfg = composed(*words, *folders, *fixed)
@@ -133,12 +137,13 @@ def fit(composed, tmp_path):
                 log_every_n_steps=ROWS,
                 max_epochs=1,
                 limit_val_batches=0,
+                accumulate_grad_batches=accumulate,
                 gradient_clip_val=cfg.trainer.gradient_clip_val,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 default_root_dir=tmp_path,
             )
-            trainer.fit(segmenter, datamodule=Batches())
+            trainer.fit(segmenter, datamodule=Batches(STEPS * accumulate))
         return trainer, watch.uploads.found
 
     return run
@@ -158,6 +163,12 @@ def words_of(loss: str) -> list[str]:
 def test_no_step_waits_for_the_device(fit, words):
     """Cross entropy, AdamW, clipping, EMA and what else is on by default, and each loss in its place."""
     trainer, uploads = fit(*words)
+    assert trainer.global_step == STEPS and uploads == []
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "weighted", "cross_entropy_sum", "sampled", "dice"])
+def test_no_step_in_parts_waits_for_the_device(fit, loss):
+    trainer, uploads = fit(*words_of(loss), accumulate=2)
     assert trainer.global_step == STEPS and uploads == []
 
 

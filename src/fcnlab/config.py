@@ -6,10 +6,12 @@ Nothing here imports torch until a config's targets are looked up.
 import difflib
 import importlib
 import inspect
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -17,6 +19,22 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from fcnlab.errors import UserError, first_line
+from fcnlab.foreign import FOREIGN
+from fcnlab.ranges import (
+    AlikeBits,
+    Confidence,
+    Count,
+    Drawn,
+    Meaning,
+    NonNegative,
+    Percent,
+    Resamples,
+    Samples,
+    Seed,
+    Whole,
+    fits,
+    words_of,
+)
 
 
 def shipped(name: str) -> Path:
@@ -39,12 +57,31 @@ class ConfigError(UserError):
     """Settings that do not fit what they configure."""
 
 
+def _is_component(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+# OmegaConf checks the types of the roots below, and knows no ranges: check_targets does.
+Component = Annotated[Any, Meaning("an option of its group, which names a _target_", _is_component)]
+Components = Annotated[
+    Any,
+    Meaning(
+        "its members by name, each with a _target_",
+        lambda value: isinstance(value, dict) and all(map(_is_component, value.values())),
+    ),
+]
+Choice = Annotated[Any, Meaning("true, false or auto", lambda value: isinstance(value, bool) or value == "auto")]
+Scored = Annotated[str, Meaning("best (by val mIoU) or last (the final weights)", lambda v: v in ("best", "last"))]
+Workers = Annotated[Any, Meaning("a whole number of at least 0, or auto", lambda v: v == "auto" or fits(v, Whole))]
+
+
 @dataclass
 class CheckpointingConfig:
-    """How often a training saves itself."""
+    """How often a training saves itself, and which of its checkpoints is scored at its end: "best" or "last"."""
 
-    every_n_minutes: float = 10.0
-    keep_top: int = 0
+    every_n_minutes: NonNegative = 10.0
+    keep_top: Whole = 0
+    score: Scored = "best"
 
 
 @dataclass
@@ -66,7 +103,7 @@ class SpeedConfig:
 
     bf16: bool = MISSING
     tf32: bool = MISSING
-    channels_last: Any = MISSING
+    channels_last: Choice = MISSING
     row_blocks: bool = MISSING
     fused_optimizer: bool = MISSING
     compile: bool = MISSING
@@ -76,21 +113,21 @@ class SpeedConfig:
 class TrainConfig:
     """The root of ``fcnlab train``."""
 
-    model: Any = MISSING
-    data: Any = MISSING
-    augment: Any = MISSING
-    optim: Any = MISSING
-    schedule: Any = MISSING
-    loss: Any = MISSING
-    trainer: Any = MISSING
+    model: Component = MISSING
+    data: Component = MISSING
+    augment: Component = MISSING
+    optim: Component = MISSING
+    schedule: Component = MISSING
+    loss: Component = MISSING
+    trainer: Component = MISSING
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    logger: Any = MISSING
-    callbacks: Any = MISSING
+    logger: Components = MISSING
+    callbacks: Components = MISSING
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     stages: list[str] = field(default_factory=list)  # experiments, each of which starts from the one before
     needs: dict[str, str] = field(default_factory=dict)  # settings that an experiment cannot give, and what they are
-    published: dict[str, float] | None = None  # scores of the paper, in percent, which fcnlab compare shows beside ours
-    seed: int = 1
+    published: dict[str, Percent] | None = None  # scores of the paper, which fcnlab compare shows beside ours
+    seed: Seed = 1
     checkpoint: str | None = None
     from_run: str | None = None
     sweep: SweepConfig = field(default_factory=SweepConfig)
@@ -101,18 +138,18 @@ class EvalConfig:
     """The root of ``fcnlab eval``."""
 
     checkpoint: str | None = None
-    model: Any = None
-    data: Any = None
-    augment: Any = MISSING
-    trainer: Any = MISSING
+    model: Component | None = None
+    data: Component | None = None
+    augment: Component = MISSING
+    trainer: Component = MISSING
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    refine: Any = MISSING
-    logger: Any = MISSING
-    pictures: int = 8
+    refine: Component = MISSING
+    logger: Components = MISSING
+    pictures: Drawn = 8
     passport: bool = False
-    published: dict[str, float] | None = None
+    published: dict[str, Percent] | None = None
     needs: dict[str, str] = field(default_factory=dict)
-    seed: int = 1
+    seed: Seed = 1
     trust: list[str] = field(default_factory=list)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
@@ -124,16 +161,16 @@ class PredictConfig:
     checkpoint: str = MISSING
     input: str | None = None
     output: str | None = None
-    data: Any = None
-    augment: Any = MISSING
+    data: Component | None = None
+    augment: Component = MISSING
     submission: str | None = None
     overwrite: bool = False
     competition: str = "comp6"
-    trainer: Any = MISSING
+    trainer: Component = MISSING
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    refine: Any = MISSING
-    num_workers: Any = "auto"
-    seed: int = 1
+    refine: Component = MISSING
+    num_workers: Workers = "auto"
+    seed: Seed = 1
     trust: list[str] = field(default_factory=list)
 
 
@@ -141,11 +178,11 @@ class PredictConfig:
 class DoctorConfig:
     """The root of ``fcnlab doctor``."""
 
-    data: Any = MISSING
-    augment: Any = MISSING
-    samples: int = 12
-    alike_bits: int = 4
-    seed: int = 1
+    data: Component = MISSING
+    augment: Component = MISSING
+    samples: Samples = 12
+    alike_bits: AlikeBits = 4
+    seed: Seed = 1
 
 
 @dataclass
@@ -154,8 +191,10 @@ class CompareConfig:
 
     runs: list[str] = MISSING
     baseline: str | None = None
-    resamples: int | None = None
-    confidence: float = 0.95
+    resamples: Resamples | None = None
+    confidence: Confidence = 0.95
+    split_by: list[str] = field(default_factory=list)
+    merge_over: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -163,7 +202,7 @@ class BenchConfig:
     """The root of ``fcnlab bench``."""
 
     claims: list[str] | None = None
-    threads: int | None = None
+    threads: Count | None = None
     device: str = "auto"
 
 
@@ -211,26 +250,55 @@ def plain(node: Any) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def check_targets(cfg: DictConfig, supplied: Mapping[str, set[str]] | None = None) -> None:
-    """Bind every component's settings to its signature, and report all that does not fit at once.
-
-    ``supplied`` names, by path, the arguments that code adds when it builds the component.
+def check_targets(cfg: DictConfig) -> None:
+    """Bind every component's settings to its signature, check every value, and report all that does not fit at once.
 
     Raises
     ------
     ConfigError
-        A value that must be given is not; a target cannot be imported; a key is no argument of its target, with the
-        nearest that is; a required argument is missing; a value is not what fcnlab's own annotation says.
+        A value that must be given is not; a key that nothing reads, with the nearest that is read; a number that is
+        not finite; a target cannot be imported; a required argument is missing; a value is not what fcnlab's own
+        annotation says, of components, of roots, or of others' classes (:mod:`fcnlab.foreign`).
     """
-    problems = [
-        f"{path} is not set: give it as {path}=VALUE"
-        for path in sorted(_missing(OmegaConf.to_container(cfg, resolve=False)))
-    ]
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    problems = [f"{path} is not set: give it as {path}=VALUE" for path in sorted(_missing(raw))]
     if not problems:
-        for path, node in components(_resolved(cfg)):
-            problems += _misfits(path, node, (supplied or {}).get(path, set()))
+        values = _resolved(cfg)
+        problems += [f"{path}={number}: give a finite number" for path, number in _without_end(values)]
+        root = OmegaConf.get_type(cfg)
+        if is_dataclass(root):
+            problems += _root_misfits(values, root, list(_strings(raw)))
+        for path, node in components(values):
+            problems += _misfits(path, node)
     if problems:
         raise ConfigError("the configuration cannot work:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def _without_end(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers that are nan or infinite, with their paths: no setting means them."""
+    if isinstance(value, (dict, list, tuple)):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, child in pairs:
+            yield from _without_end(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+
+
+def _root_misfits(values: Mapping[str, Any], root: type, texts: Sequence[str], path: str = "") -> list[str]:
+    """What a root of the config, or a part of it that has a schema, lacks the meaning for.
+
+    ``+key=value`` adds any key to a root. One that an interpolation in ``texts`` reads has a use.
+    """
+    hints, problems = get_type_hints(root, include_extras=True), []
+    for key, value in values.items():
+        if key not in hints:
+            if path or not any(re.search(rf"\$\{{.*\b{re.escape(key)}\b", text) for text in texts):
+                problems.append(_unknown(path, key, set(hints), "that anything reads"))
+        elif is_dataclass(hints[key]) and isinstance(value, dict):
+            problems += _root_misfits(value, hints[key], texts, f"{path}{key}.")
+        elif not fits(value, hints[key]):
+            problems.append(_wrong_value(f"{path}{key}", value, hints[key]))
+    return problems
 
 
 def _missing(value: Any, path: str = "") -> Iterator[str]:
@@ -281,7 +349,7 @@ def components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]
             yield from components(child, f"{path}[{place}]")
 
 
-def _misfits(path: str, node: dict[str, Any], supplied: set[str]) -> list[str]:
+def _misfits(path: str, node: dict[str, Any]) -> list[str]:
     try:
         target = locate(node["_target_"])
     except (ImportError, AttributeError, ValueError) as error:
@@ -290,32 +358,44 @@ def _misfits(path: str, node: dict[str, Any], supplied: set[str]) -> list[str]:
         parameters = inspect.signature(target).parameters
     except ValueError:  # some builtins have none: Hydra will tell
         return []
+    switch = {"enabled": bool} if path.startswith("callbacks.") else {}  # read by tasks, not by the callback
+    given = {key: value for key, value in node.items() if key not in DIRECTIVES.keys() | switch}
+    annotations = {**DIRECTIVES, **switch, **_annotations(target, parameters)}
     names = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
     anything = len(names) < len(parameters)
-    ours = {"enabled"} if path.startswith("callbacks.") else set()  # read by tasks, not by the callback
-    given = {key: value for key, value in node.items() if key not in DIRECTIVES.keys() | ours}
-    problems = [
-        _wrong_value(path, key, node[key], wanted)
-        for key, wanted in DIRECTIVES.items()
-        if key in node and not _fits(node[key], wanted)
+    unknown = [key for key in given if key not in names and not anything]
+    return [
+        *(
+            _wrong_value(f"{path}.{key}", value, annotations[key])
+            for key, value in node.items()
+            if key in annotations and not _holds_component(value) and not fits(value, annotations[key])
+        ),
+        *(_unknown(f"{path}.", key, names, f"of {node['_target_']}") for key in unknown),
+        *(f"{path}.{name} is not set, and {_name(target)} needs it" for name in _lacking(node, parameters)),
+        *(f"{path}.{conflict}" for conflict in _conflicts(target, given)),
     ]
-    problems += [_unknown(path, key, names, node) for key in given if key not in names and not anything]
-    if not node.get("_partial_"):
-        problems += [
-            f"{path}.{name} is not set, and {_name(target)} needs it"
-            for name, parameter in parameters.items()
-            if parameter.default is parameter.empty
-            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            and name not in given
-            and name not in supplied
-        ]
-    if (target.__module__ or "").startswith("fcnlab."):  # other packages' annotations are not always meant
-        problems += [
-            _wrong_value(path, key, value, parameters[key].annotation)
-            for key, value in given.items()
-            if key in names and not _fits(value, parameters[key].annotation)
-        ]
-    return problems
+
+
+def _annotations(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """fcnlab's own annotations, of its classes and functions, and of others'; theirs are not always meant."""
+    if (target.__module__ or "").startswith("fcnlab."):
+        return {name: parameter.annotation for name, parameter in parameters.items()}
+    foreign = FOREIGN.get(_name(target))
+    return get_type_hints(foreign.settings, include_extras=True) if foreign else {}
+
+
+def _conflicts(target: Callable, given: Mapping[str, Any]) -> list[str]:
+    foreign = FOREIGN.get(_name(target))
+    return list(foreign.conflicts(given)) if foreign else []
+
+
+def _lacking(node: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """The arguments that a component needs and is not given; of a part of one, code may give them."""
+    if node.get("_partial_"):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = (one.name for one in parameters.values() if one.default is one.empty and one.kind in kinds)
+    return [name for name in needed if name not in node]
 
 
 def locate(name: Any) -> Callable:
@@ -339,30 +419,22 @@ def _name(target: Callable) -> str:
     return f"{target.__module__}.{getattr(target, '__qualname__', target)}"
 
 
-def _unknown(path: str, key: str, names: set[str], node: Mapping[str, Any]) -> str:
+def _unknown(path: str, key: str, names: set[str], whose: str) -> str:
     near = difflib.get_close_matches(str(key), names, n=1)
-    hint = f"did you mean {path}.{near[0]}?" if near else f"there are {', '.join(sorted(names - {'self'}))}"
-    return f"{path}.{key} is no setting of {node['_target_']}: {hint}"
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value is what an annotation says; what is itself a component is checked by itself."""
-    from beartype import BeartypeConf
-    from beartype.door import is_bearable
-
-    if annotation is inspect.Parameter.empty or _holds_component(value):
-        return True
-    return is_bearable(value, annotation, conf=BeartypeConf(is_pep484_tower=True))
+    hint = f"did you mean {path}{near[0]}?" if near else f"there are {', '.join(sorted(names - {'self'}))}"
+    return f"{path}{key} is no setting {whose}: {hint}"
 
 
 def _holds_component(value: Any) -> bool:
     return next(components(value), None) is not None
 
 
-def _wrong_value(path: str, key: str, value: Any, annotation: Any) -> str:
+def _wrong_value(path: str, value: Any, annotation: Any) -> str:
+    if words := words_of(annotation):
+        return f"{path}={value!r}: give {words}"
     wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
     wanted = wanted or str(annotation).replace("typing.", "").replace("collections.abc.", "")
-    return f"{path}.{key}={value!r} is no {wanted}"
+    return f"{path}={value!r} is no {wanted}"
 
 
 def check_trust(tree: Any, packages: tuple[str, ...], source: str) -> None:

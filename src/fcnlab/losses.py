@@ -1,6 +1,12 @@
-"""Losses on scores of every pixel: ``loss(scores, truth)`` with void left out of every sum and mean."""
+"""Losses on scores of every pixel: ``loss(scores, truth)`` with void left out of every sum and mean.
+
+A step may come in parts: batches that are accumulated, and devices. A loss that is a sum over pixels divided by a count
+(:func:`adds_up`) is then that of all its images at once: sums and counts are added up, and divided once. Of any other
+the mean over the parts is taken, which is another loss.
+"""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -8,31 +14,38 @@ from jaxtyping import Bool, Float, Int64, Integer, Num
 from torch import Tensor, nn
 
 from fcnlab.models import CoarseScores
+from fcnlab.ranges import Count, Fraction, Meaning, NonNegative
 from fcnlab.results.scores import VOID
 
 ScoreMap = Float[Tensor, "batch classes rows cols"]
 LabelMap = Int64[Tensor, "batch rows cols"]
 Scalar = Float[Tensor, ""]
+Weights = Annotated[Sequence[NonNegative], Meaning("weights of at least 0, one for each class, not all 0", any)]
+PixelCount = Num[Tensor, ""] | int
+LEAST = 1e-6  # of a count that is divided by: a batch of nothing but void costs 0 and not nan
 
 
 class PixelLoss(nn.Module):
-    """A sum over pixels, divided by what does not depend on the scores.
+    """A sum over pixels, divided by a count that does not depend on the scores.
 
     So it can be taken straight from coarse scores, a block of rows at a time, with the same gradient; the truth
-    may then be of any integer type.
+    may then be of any integer type. And a step that comes in parts (see above) is exact.
     """
 
     def forward(self, scores: ScoreMap | CoarseScores, truth: Integer[Tensor, "batch rows cols"]) -> Scalar:
+        return quotient(self.whole_total(scores, truth), self.count(truth))
+
+    def whole_total(self, scores: ScoreMap | CoarseScores, truth: Integer[Tensor, "batch rows cols"]) -> Scalar:
+        """The sum over all pixels."""
         by_rows = isinstance(scores, CoarseScores)
-        total = scores.sum_over_rows(self.total, truth) if by_rows else self.total(scores, truth)
-        return total / self.divisor(truth)
+        return scores.sum_over_rows(self.total, truth) if by_rows else self.total(scores, truth)
 
     def total(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
         """The sum over the pixels of some rows."""
         raise NotImplementedError
 
-    def divisor(self, truth: Integer[Tensor, "batch rows cols"]) -> Num[Tensor, ""] | int:
-        """What the sum over all pixels is divided by."""
+    def count(self, truth: Integer[Tensor, "batch rows cols"]) -> PixelCount:
+        """What the sum over all pixels is divided by; 0 where nothing counts."""
         raise NotImplementedError
 
 
@@ -44,7 +57,7 @@ class CrossEntropy(PixelLoss):
 
     class_weights: Tensor | None
 
-    def __init__(self, class_weights: Sequence[float] | None = None):
+    def __init__(self, class_weights: Weights | None = None):
         super().__init__()
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -54,7 +67,7 @@ class CrossEntropy(PixelLoss):
             raise ValueError(f"loss.class_weights has {len(self.class_weights)} values for {scores.shape[1]} classes")
         return _sum_over_pixels(scores, truth, self.class_weights)
 
-    def divisor(self, truth: Integer[Tensor, "batch rows cols"]) -> Num[Tensor, ""]:
+    def count(self, truth: Integer[Tensor, "batch rows cols"]) -> Num[Tensor, ""]:
         return _weight(truth, self.class_weights)
 
 
@@ -64,7 +77,7 @@ class CrossEntropySum(PixelLoss):
     def total(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
         return _sum_over_pixels(scores, truth)
 
-    def divisor(self, truth: Integer[Tensor, "batch rows cols"]) -> int:
+    def count(self, truth: Integer[Tensor, "batch rows cols"]) -> int:
         return len(truth)
 
 
@@ -73,7 +86,22 @@ def _sum_over_pixels(scores: ScoreMap, truth: LabelMap, class_weights: Tensor | 
     return F.cross_entropy(scores, truth, weight=class_weights, ignore_index=VOID, reduction="none").sum()
 
 
-class Sampled(nn.Module):
+class PickedPixels(nn.Module):
+    """Another loss, in training of some of the pixels; in evaluation all count."""
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, scores: ScoreMap | CoarseScores, truth: Integer[Tensor, "batch rows cols"]) -> Scalar:
+        return self.loss(*self.pick(scores, truth))
+
+    def pick(self, scores, truth):
+        """Scores and truth that the loss is taken of. What is drawn is drawn anew at each call."""
+        raise NotImplementedError
+
+
+class Sampled(PickedPixels):
     """Patchwise training as loss sampling: a part of the cells counts, drawn anew each time (CVPR 2015, section 3.4).
 
     A cell is a square of ``cell`` pixels, the last ones cut off by the picture's border. Each counts with probability
@@ -81,53 +109,54 @@ class Sampled(nn.Module):
     ``1 / keep`` times the pictures. In evaluation all count.
     """
 
-    def __init__(self, loss: nn.Module, keep: float = 0.5, cell: int = 32):
-        super().__init__()
+    def __init__(self, loss: nn.Module, keep: Fraction = 0.5, cell: Count = 32):
+        super().__init__(loss)
         if not 0 < keep <= 1:
             raise ValueError(f"loss.keep={keep}: choose a probability above 0, at most 1")
         if cell < 1:
             raise ValueError(f"loss.cell={cell}: at least 1 pixel")
-        self.loss, self.keep, self.cell = loss, keep, cell
+        self.keep, self.cell = keep, cell
 
-    def forward(self, scores: ScoreMap | CoarseScores, truth: Integer[Tensor, "batch rows cols"]) -> Scalar:
+    def pick(self, scores, truth):
         if not self.training:
-            return self.loss(scores, truth)
+            return scores, truth
         batch, rows, cols = truth.shape
         cells = torch.rand(batch, -(-rows // self.cell), -(-cols // self.cell), device=truth.device) < self.keep
         kept = cells.repeat_interleave(self.cell, 1).repeat_interleave(self.cell, 2)[:, :rows, :cols]
-        return self.loss(scores, truth.where(kept, VOID))
+        return scores, truth.where(kept, VOID)
 
 
-class Centre(nn.Module):
+class Centre(PickedPixels):
     """A patch classifier's loss: of each crop only the square of ``cell`` pixels in its middle counts, in ``loss``.
 
     On crops as large as the net's receptive field, that trains as nets for patches were trained before FCNs (CVPR 2015,
     section 3.4). In evaluation all pixels count.
     """
 
-    def __init__(self, loss: nn.Module, cell: int = 1):
-        super().__init__()
+    def __init__(self, loss: nn.Module, cell: Count = 1):
+        super().__init__(loss)
         if cell < 1:
             raise ValueError(f"loss.cell={cell}: at least 1 pixel")
-        self.loss, self.cell = loss, cell
+        self.cell = cell
 
-    def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
+    def pick(self, scores, truth):
         if not self.training:
-            return self.loss(scores, truth)
+            return scores, truth
         top, left = ((length - self.cell) // 2 for length in truth.shape[1:])
         if min(top, left) < 0:
             raise ValueError(f"loss.cell={self.cell} is more than a crop of {truth.shape[1]}x{truth.shape[2]}")
         place = (..., slice(top, top + self.cell), slice(left, left + self.cell))
-        return self.loss(scores[place], truth[place])
+        return scores[place], truth[place]
 
 
 class HardPixels(nn.Module):
     """Online hard example mining: the mean over the pixels with the largest loss (Shrivastava et al., CVPR 2016).
 
-    ``fraction`` of the pixels of the batch that are not void are kept, 0 < fraction <= 1.
+    ``fraction`` of the pixels of the batch that are not void are kept, 0 < fraction <= 1. In a step of several parts
+    those are the hardest of each part, not of the whole step: another loss.
     """
 
-    def __init__(self, fraction: float = 0.25):
+    def __init__(self, fraction: Fraction = 0.25):
         super().__init__()
         if not 0 < fraction <= 1:
             raise ValueError(f"loss.fraction={fraction}: choose a share of the pixels above 0, at most 1")
@@ -144,7 +173,7 @@ class HardPixels(nn.Module):
 class Focal(PixelLoss):
     """Cross-entropy times (1 - p)^gamma, p being the true class's probability (Lin et al., ICCV 2017), as a mean."""
 
-    def __init__(self, gamma: float = 2.0):
+    def __init__(self, gamma: NonNegative = 2.0):
         super().__init__()
         self.gamma = gamma
 
@@ -153,12 +182,15 @@ class Focal(PixelLoss):
         doubt = (1 - (-pixels).exp()).clamp(min=1e-6)  # at 0, a power below 1 has no gradient but nan
         return (doubt**self.gamma * pixels * (truth != VOID)).sum()
 
-    def divisor(self, truth: Integer[Tensor, "batch rows cols"]) -> Num[Tensor, ""]:
+    def count(self, truth: Integer[Tensor, "batch rows cols"]) -> Num[Tensor, ""]:
         return _weight(truth)
 
 
 class Dice(nn.Module):
-    """One minus the soft Dice coefficient, as a mean over the classes in the batch (Milletari et al., 3DV 2016)."""
+    """One minus the soft Dice coefficient, as a mean over the classes in the batch (Milletari et al., 3DV 2016).
+
+    In a step of several parts each has a coefficient of its own, and their mean is another loss than that of the whole.
+    """
 
     def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
         known = (truth != VOID)[:, None]
@@ -173,7 +205,8 @@ class Dice(nn.Module):
 class Lovasz(nn.Module):
     """Lovász-softmax over the classes that are in the batch (Berman et al., CVPR 2018): IoU's convex extension.
 
-    Which classes those are is asked of the device at every step: to sort the pixels of all would take longer.
+    Which classes those are is asked of the device at every step: to sort the pixels of all would take longer. In a step
+    of several parts each has an IoU of its own, and their mean is another loss than that of the whole.
     """
 
     def forward(self, scores: ScoreMap, truth: LabelMap) -> Scalar:
@@ -207,9 +240,33 @@ def goes_by_rows(loss: nn.Module | None) -> bool:
     return isinstance(loss, PixelLoss) or (isinstance(loss, Sampled) and goes_by_rows(loss.loss))
 
 
+def adds_up(loss: nn.Module) -> bool:
+    """Whether a step in several parts has the loss of all its images at once: where sums and counts can be added."""
+    return isinstance(loss, PixelLoss) or (isinstance(loss, PickedPixels) and adds_up(loss.loss))
+
+
+def total_and_count(
+    loss: nn.Module, scores: ScoreMap | CoarseScores, truth: Integer[Tensor, "batch rows cols"]
+) -> tuple[Scalar, PixelCount]:
+    """What a loss adds up over pixels and what it divides that by, of one draw where it draws pixels at random.
+
+    Of one that is no such quotient: its value, as one of the values that a mean over parts is taken of.
+    """
+    if isinstance(loss, PickedPixels):
+        return total_and_count(loss.loss, *loss.pick(scores, truth))
+    if isinstance(loss, PixelLoss):
+        return loss.whole_total(scores, truth), loss.count(truth)
+    return loss(scores, truth), 1
+
+
+def quotient(total: Scalar, count: PixelCount) -> Scalar:
+    """A loss from its two parts; 0 where nothing counts."""
+    return total / (count if isinstance(count, int) else count.clamp(min=LEAST))
+
+
 def _weight(truth: Integer[Tensor, "batch rows cols"], class_weights: Tensor | None = None) -> Num[Tensor, ""]:
-    """The pixels' weights summed, at least a trifle, so that a batch of nothing but void costs 0 and not nan."""
+    """The pixels' weights summed."""
     known = truth != VOID
     if class_weights is None:
-        return known.sum().clamp(min=1)
-    return class_weights[truth.where(known, 0).long()].mul(known).sum().clamp(min=1e-6)
+        return known.sum()
+    return class_weights[truth.where(known, 0).long()].mul(known).sum()

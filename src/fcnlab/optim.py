@@ -1,8 +1,8 @@
 """Optimisers over the net's parameter groups, and schedules over the length of the run."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 
 from fcnlab.errors import UserError
 from fcnlab.models import FCN, unused_parameters
+from fcnlab.ranges import MOST_WARMUP, BelowOne, Meaning, NonNegative, Warmup
 
-MAX_WARMUP = 0.1
 MOMENTUM = 0.9  # where none is given
+Betas = Annotated[Sequence[BelowOne], Meaning("two numbers from 0 to less than 1", lambda betas: len(betas) == 2)]
 
 
 def parameter_groups(
@@ -67,12 +68,12 @@ def freeze(net: FCN, pretrained_lr_scale: float) -> None:
 
 def sgd(
     net: nn.Module,
-    lr: float,
-    momentum: float = MOMENTUM,
-    weight_decay: float = 5e-4,
+    lr: NonNegative,
+    momentum: BelowOne = MOMENTUM,
+    weight_decay: NonNegative = 5e-4,
     nesterov: bool = False,
-    bias_lr_scale: float = 2.0,
-    pretrained_lr_scale: float = 1.0,
+    bias_lr_scale: NonNegative = 2.0,
+    pretrained_lr_scale: NonNegative = 1.0,
     plain_backbone: bool = False,
     fused: bool = False,
 ) -> Optimizer:
@@ -83,11 +84,11 @@ def sgd(
 
 def adamw(
     net: nn.Module,
-    lr: float,
-    betas: tuple[float, float] | list[float] = (0.9, 0.999),
-    weight_decay: float = 0.01,
-    bias_lr_scale: float = 1.0,
-    pretrained_lr_scale: float = 1.0,
+    lr: NonNegative,
+    betas: Betas = (0.9, 0.999),
+    weight_decay: NonNegative = 0.01,
+    bias_lr_scale: NonNegative = 1.0,
+    pretrained_lr_scale: NonNegative = 1.0,
     fused: bool = False,
 ) -> Optimizer:
     """Adam with decoupled weight decay over :func:`parameter_groups`; ``fused``: all of a step in one kernel."""
@@ -124,25 +125,25 @@ def _laid_out(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def poly(total_steps: int, power: float = 0.9, warmup: float = 0.05) -> Callable[[int], float]:
+def poly(total_steps: int, power: NonNegative = 0.9, warmup: Warmup = 0.05) -> Callable[[int], float]:
     """(1 - step / total)^power (Liu et al., ParseNet, 2015), behind a linear warm-up over a share of the run."""
     return _warmed(warmup, total_steps, lambda done: (1 - done) ** power)
 
 
-def cosine(total_steps: int, warmup: float = 0.05) -> Callable[[int], float]:
+def cosine(total_steps: int, warmup: Warmup = 0.05) -> Callable[[int], float]:
     """Half a cosine from the full rate to 0 (Loshchilov & Hutter, ICLR 2017), behind a linear warm-up."""
     return _warmed(warmup, total_steps, lambda done: (1 + math.cos(math.pi * done)) / 2)
 
 
-def constant(total_steps: int, warmup: float = 0.0) -> Callable[[int], float]:
+def constant(total_steps: int, warmup: Warmup = 0.0) -> Callable[[int], float]:
     """One rate from the first step to the last: the papers' way."""
     return _warmed(warmup, total_steps, lambda done: 1.0)
 
 
 def _warmed(warmup: float, total_steps: int, factor: Callable[[float], float]) -> Callable[[int], float]:
     """The factor on the rate by optimiser step; ``factor`` takes the share of the run that is done, 0..1."""
-    if not 0 <= warmup <= MAX_WARMUP:
-        raise UserError(f"schedule.warmup={warmup}: a share of the run, from 0 to {MAX_WARMUP}")
+    if not 0 <= warmup <= MOST_WARMUP:
+        raise UserError(f"schedule.warmup={warmup}: a share of the run, from 0 to {MOST_WARMUP}")
     warmup_steps = warmup * total_steps
 
     def rate(step: int) -> float:

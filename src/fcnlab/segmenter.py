@@ -11,17 +11,30 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from fcnlab.losses import goes_by_rows
+from fcnlab.errors import UserError
+from fcnlab.losses import LEAST, PixelCount, adds_up, goes_by_rows, quotient, total_and_count
 from fcnlab.metrics import PictureConfusions, dataset_scores
 from fcnlab.models import FCN, CoarseScores
 from fcnlab.refine import Plain, Refinement
 
-Stage = Literal["train", "val", "test"]
+Stage = Literal["train", "val", "test", "final"]
 ScoreMap = Float[Tensor, "batch classes rows cols"]
+# Sums over pixels are divided by it on their way through the net, for the range of half precision: the pixels of a
+# picture of 512x512, and a power of two, so that nothing is rounded.
+UNIT = 2.0**18
 
 
 class Segmenter(L.LightningModule):
     """Trains and scores a net that gives scores for every pixel of RGB pictures in 0..1.
+
+    A step may come in parts: ``accumulate_grad_batches``, on each of ``world_size`` devices. Each adds its sum over
+    pixels and its count, and the gradients are divided once, by the count of all, before they are clipped: where the
+    loss :func:`~fcnlab.losses.adds_up` the step is that of one device with all the images, but for what the net itself
+    does by batch (batch normalisation, dropout). A strategy has to average gradients over devices, as DDP does. In half
+    precision with a scaler, gradients are unscaled before; no GPU has seen that yet.
+
+    ``train_loss`` is the loss of the last optimiser step, over all its parts on all devices, on the device; None before
+    the first. That is what is logged as ``train/loss``: the number that one device with all the images would log.
 
     Parameters
     ----------
@@ -42,6 +55,11 @@ class Segmenter(L.LightningModule):
         Let torch compile the backbone for training. Evaluation, whose pictures have many sizes, runs without.
     refine
         How evaluation comes from the net to the scores that it takes the best of; by default as training does.
+
+    Attributes
+    ----------
+    scored_as
+        What Trainer.test logs scores under: "test", or "final" where the images are those of the validations.
     """
 
     def __init__(
@@ -58,6 +76,11 @@ class Segmenter(L.LightningModule):
         refine: Refinement | None = None,
     ):
         super().__init__()
+        if net.num_classes != len(classes):
+            raise UserError(
+                f"model.num_classes={net.num_classes}, and the data have {len(classes)} classes: leave it out (it"
+                " follows data.num_classes)"
+            )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)
         if compiled:
@@ -68,8 +91,12 @@ class Segmenter(L.LightningModule):
         self.loss, self.make_optimizer, self.make_schedule = loss, optimizer, schedule
         self.row_blocks = row_blocks and (loss is None or goes_by_rows(loss))
         self.record = record or {}
+        self.scored_as: Literal["test", "final"] = "test"
+        self.train_loss: Tensor | None = None
+        self._sums: Tensor | None = None  # the total and the count of the parts of a step so far
+        self._unit = UNIT if loss is not None and adds_up(loss) else 1.0
         self.confusions = PictureConfusions(0, len(self.classes))  # one for each set, when it is evaluated
-        self._of_step: dict[str, Tensor] = {}  # what there is to log of the last one
+        self._of_step: dict[str, Tensor] = {}  # what there is to log of the last optimiser step
 
     def forward(self, image: UInt8[Tensor, "batch 3 rows cols"]) -> ScoreMap:
         """Scores of every pixel; the pictures are RGB in 0..255, as they travel."""
@@ -98,16 +125,52 @@ class Segmenter(L.LightningModule):
         result = {}
         if self.loss is not None:
             truth = batch["mask"] if isinstance(scores, CoarseScores) else batch["mask"].long()
-            result["loss"] = self.loss(scores, truth)
+            result["total"], result["count"] = total_and_count(self.loss, scores, truth)
+            result["loss"] = quotient(result["total"], result["count"])
         if stage != "train":
             result["prediction"] = labels(scores)
             self.confusions.update(result["prediction"], batch["mask"], batch["index"])
         return result
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        loss = self._step(batch, "train")["loss"]
-        self._of_step = {"train/loss": loss.detach(), "train/lr": torch.tensor(self._rate())}  # numbers on the host
-        return loss
+        """What gradients come from: the loss, or, of a step in parts, a sum that :meth:`_divide` makes the loss of.
+
+        Lightning divides by the batches that are accumulated, DDP by the devices: both are undone here.
+        """
+        result = self._step(batch, "train")
+        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        if parts == 1:
+            self.train_loss = result["loss"].detach()
+            return result["loss"]
+        self._add(result["total"].detach(), result["count"])
+        return result["total"] * (parts / self._unit)
+
+    def _add(self, total: Float[Tensor, ""], count: PixelCount) -> None:
+        counted = total.new_full((), count) if isinstance(count, int) else count.to(total.dtype)
+        sums = torch.stack([total, counted])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def on_train_start(self) -> None:
+        self._sums = self.train_loss = None  # of a training that ended inside a step
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Behind the callbacks' hooks of this name and the scaler's division, before clipping."""
+        if self._sums is not None:
+            self._divide(optimizer, self._sums)
+            self._sums = None
+        assert self.train_loss is not None
+        self._of_step = {"train/loss": self.train_loss, "train/lr": torch.tensor(self._rate())}  # numbers on the host
+
+    def _divide(self, optimizer: Optimizer, sums: Float[Tensor, "2"]) -> None:
+        """Divide the gradients of a step's total by its count, over all parts: where all is void they are 0."""
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        total, count = sums.unbind()
+        self.train_loss = quotient(total, count)
+        factor = (self._unit / count.clamp(min=LEAST)).where(count > 0, 0)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
     def on_train_batch_end(self, *args) -> None:
         """Log a step of which Lightning writes a row; of the others nobody reads what it would take its time for."""
@@ -119,7 +182,7 @@ class Segmenter(L.LightningModule):
         return self._evaluated(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self._evaluated(batch, "test")
+        return self._evaluated(batch, self.scored_as)
 
     def _evaluated(self, batch: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
         result = self._step(batch, stage)
@@ -150,7 +213,7 @@ class Segmenter(L.LightningModule):
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
+        self._log_scores(self.scored_as)
 
     def _log_scores(self, stage: Stage) -> None:
         _, matrices = self.confusions.compute()

@@ -10,13 +10,22 @@ from fcnlab.callbacks import Progress
 
 
 def test_the_loss_is_read_when_the_bar_is_drawn():
-    trainer = Mock(spec=L.Trainer, accumulate_grad_batches=4, loggers=[], progress_bar_metrics={"miou": 0.25})
+    trainer = Mock(spec=L.Trainer, loggers=[], progress_bar_metrics={"miou": 0.25})
     bar, drawn = Progress(refresh_rate=10), []
     bar._trainer = trainer
     bar.train_progress_bar = Mock(total=25, n=0, set_postfix=drawn.append)
     assert bar.get_metrics(trainer, None) == {"miou": 0.25}
     for batch in range(25):
-        outputs = {"loss": torch.tensor(float(batch)) / 4}  # as Lightning accumulates
-        bar.on_train_batch_end(trainer, None, outputs, None, batch)
+        module = Mock(train_loss=torch.tensor(float(batch)))
+        bar.on_train_batch_end(trainer, module, {"loss": torch.tensor(7.0)}, None, batch)
     assert [shown["train/loss"] for shown in drawn] == pytest.approx([9, 19, 24])
     assert all(shown["miou"] == 0.25 for shown in drawn)
+
+
+def test_before_the_first_step_there_is_no_loss_to_show():
+    """The first batches may only be accumulated."""
+    trainer = Mock(spec=L.Trainer, loggers=[], progress_bar_metrics={})
+    bar = Progress()
+    bar._trainer, bar.train_progress_bar = trainer, Mock(total=4, n=0)
+    bar.on_train_batch_end(trainer, Mock(train_loss=None), {"loss": torch.tensor(7.0)}, None, 0)
+    assert bar.get_metrics(trainer, None) == {}

@@ -45,8 +45,7 @@ def test_the_last_step_asks_for_a_stop(max_steps, max_epochs, step, epoch, last_
 def after(callback: StopOnNaN, losses, first_step: int = 1) -> None:
     """What Lightning tells it of after each batch."""
     for step, loss in enumerate(losses, first_step):
-        outputs = {"loss": torch.tensor(loss, requires_grad=True)}
-        callback.on_train_batch_end(stand_in(global_step=step, accumulate_grad_batches=1), None, outputs, None, 0)
+        callback.on_train_batch_end(stand_in(global_step=step), Mock(train_loss=torch.tensor(loss)), None, None, 0)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -56,6 +55,18 @@ def test_the_first_bad_loss_is_named(value):
     with pytest.raises(TrainingDiverged, match=rf"the loss became {value} at step 2: .*Lower optim\.lr"):
         after(callback, [float("nan")], first_step=4)
     assert issubclass(TrainingDiverged, UserError)
+
+
+def test_a_step_in_parts_is_one_loss():
+    """Batches that are accumulated leave that of the step before, at first none: ten steps are ten losses."""
+    callback, module = StopOnNaN(every_n_steps=3), Mock(train_loss=None)
+    for batch in range(1, 12):
+        if batch % 4 == 0:
+            module.train_loss = torch.tensor(float("nan" if batch == 8 else 1))
+        callback.on_train_batch_end(stand_in(global_step=batch // 4), module, None, None, 0)
+    module.train_loss = torch.tensor(1.0)
+    with pytest.raises(TrainingDiverged, match="the loss became nan at step 2"):
+        callback.on_train_batch_end(stand_in(global_step=3), module, None, None, 0)
 
 
 @pytest.mark.parametrize("moment", ["on_validation_start", "on_save_checkpoint"])

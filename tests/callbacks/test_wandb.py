@@ -30,8 +30,8 @@ def test_a_run_holds_config_scores_tables_and_pictures(train):
     (run,) = offline_runs(folder)
     said = {line.split()[0]: line.split()[1:] for line in inspect(run).splitlines() if line.strip()}
     record = json.loads((folder / "metrics.json").read_text())
-    assert float(said["test/miou"][0]) == record["miou"]
-    assert {"test/per_class", "test/confusion", "val/pictures", "model.upsampling", "optim.lr"} <= set(said)
+    assert float(said["final/miou"][0]) == record["miou"]
+    assert {"final/per_class", "final/confusion", "val/pictures", "model.upsampling", "optim.lr"} <= set(said)
     masks = list((run / "files/media/images/mask").rglob("*.png"))
     assert len(masks) >= 3  # truth and prediction of three pictures; equal ones are kept once
     assert "sizes do not match" not in (folder / "train.log").read_text()

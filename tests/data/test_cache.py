@@ -69,9 +69,34 @@ def test_values_are_the_files(pictures, folder, kind):
 def test_void_and_classes_are_the_sets_own(voc_root, folder, kind):
     """The values are those after checks and void: another reading of the same files is another cache."""
     truth = open_voc(str(voc_root), "val")
-    for other in (truth, replace(truth, void=20, classes=(*truth.classes[:20], *map(str, range(20, 256))))):
+    for other in (truth, replace(truth, void=20, ids={7: 0, 0: 1, 255: 255}, classes=("a", "b"))):
         check_equal(cached(other, kind, folder), other)
     assert (cached(other, kind, folder).mask(0) == 255).sum() > (truth.mask(0) == 255).sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_class_colours_are_another_reading(voc_root, folder, kind):
+    plain = open_voc(str(voc_root), "val")
+    greys = {(0, 0, 0): 2, (7, 7, 7): 1, (20, 20, 20): 0, (255, 255, 255): 255}
+    for other in (plain, replace(plain, colours=greys), replace(plain, colours={**greys, (7, 7, 7): 255})):
+        check_equal(cached(other, kind, folder), other)
+    assert not (other.mask(0) == plain.mask(0)).all()
+
+
+def test_what_an_older_reading_left_is_made_anew(pictures, folder, monkeypatch):
+    """A palette was ignored, and ids had no mapping."""
+    monkeypatch.setattr(cache, "LAYOUT", 1)
+    cached(pictures, "disk", folder)
+    monkeypatch.undo()
+    made = pixels_of(folder).stat().st_mtime_ns
+    check_equal(cached(pictures, "disk", folder), pictures)
+    assert pixels_of(folder).stat().st_mtime_ns > made
+
+
+def test_what_was_left_out_of_a_set_makes_it_no_other(pictures, folder, decoded):
+    cached(pictures, "disk", folder)
+    cached(replace(pictures, left_out=(folder / "a.JPG",)), "disk", folder)
+    assert len(decoded) == len(pictures)
 
 
 class Inverted(Pictures):

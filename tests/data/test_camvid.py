@@ -29,6 +29,13 @@ def test_pictures_are_sorted_and_nothing_else(root):
     assert open_camvid(str(root), "train").names == ("a", "b")
 
 
+def test_pictures_of_any_suffix_are_taken(root, save_pair):
+    """Those of other suffixes than three were dropped without a word."""
+    for name in ("c.TIF", "d.bmp"):
+        save_pair(root / "CamVid/train" / name, root / f"CamVid/trainannot/{name[0]}.png", labels=(0, 1))
+    assert open_camvid(str(root), "train").names == ("a", "b", "c", "d")
+
+
 def test_picture_without_mask_is_found(root):
     (root / "CamVid" / "trainannot" / "a.png").unlink()
     with pytest.raises(DataError, match=r"trainannot/a\.png is missing"):

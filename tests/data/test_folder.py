@@ -58,6 +58,50 @@ def test_a_star_takes_pictures_of_any_format_and_nothing_else(tmp_path):
     assert [path.name for path in pictures.images] == ["a.jpg", "b.jpg", "c.PNG"]
 
 
+def left_out(root: Path, split: str = "all", **settings) -> list[str]:
+    settings = {"classes": CLASSES, "fractions": {"all": 1.0}, "masks": "labels/{name}.png"} | settings
+    pictures = open_folder(str(root), split, **settings)
+    return sorted(path.relative_to(root).as_posix() for path in pictures.left_out)
+
+
+def test_files_of_another_suffix_or_case_are_left_out_and_told(tmp_path):
+    flat(tmp_path, "ab")
+    for name in ("photos/c.JPG", "photos/d.jpeg", "photos/more/e.Tif", "photos/.hidden.png", "photos/notes.txt"):
+        pair(tmp_path, "photos/a.jpg", "labels/a.png")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((tmp_path / "photos/a.jpg").read_bytes())
+    assert left_out(tmp_path, images="photos/{name}.jpg") == ["photos/c.JPG", "photos/d.jpeg", "photos/more/e.Tif"]
+    assert left_out(tmp_path, images="photos/{name}.*") == []
+    assert left_out(tmp_path, images="photos/{name}") == []
+
+
+def test_masks_beside_their_pictures_are_no_pictures_left_out(tmp_path):
+    for name in "ab":
+        pair(tmp_path, f"all/{name}.jpg", f"all/{name}.png")
+        pair(tmp_path, f"all/{name}_im.jpg", f"all/{name}_gt.PNG")
+    pair(tmp_path, "all/c.JPG", "all/c.png")
+    assert left_out(tmp_path, images="{split}/{name}.jpg", masks="{split}/{name}.png", fractions=None) == ["all/c.JPG"]
+    masks = {"masks": "{split}/{name}_gt.png", "fractions": None}
+    assert left_out(tmp_path, images="{split}/{name}_im.jpg", **masks) == []
+
+
+def test_what_is_left_out_is_told_of_the_split_that_it_would_be_in(tmp_path):
+    flat(tmp_path, [f"p{place}" for place in range(20)])
+    for place in range(20):
+        pair(tmp_path, f"photos/q{place}.JPG", f"labels/q{place}.png")
+    shares = {"train": 0.5, "val": 0.5}
+    found = {split: left_out(tmp_path, split, images="photos/{name}.jpg", fractions=shares) for split in shares}
+    assert sorted(found["train"] + found["val"]) == sorted(f"photos/q{place}.JPG" for place in range(20))
+    names = [Path(path).stem for path in found["train"]]
+    assert names and all(split_of(name, shares, 0) == "train" for name in names)
+
+
+def test_a_folder_of_another_suffix_alone_says_what_is_there(tmp_path):
+    pair(tmp_path, "photos/a.JPG", "labels/a.png")
+    with pytest.raises(DataError, match=r"no pictures are .*\{name\}\.jpg.* There are 1 like it .*such as a\.JPG"):
+        left_out(tmp_path, images="photos/{name}.jpg")
+
+
 def test_linked_folders_are_looked_into_but_never_in_a_circle(tmp_path):
     flat(tmp_path / "disk", ["a", "more/b"])
     for kind in ("photos", "labels"):
@@ -164,23 +208,10 @@ def test_coloured_masks_need_class_colours(coloured):
         coloured([COLOURS["leaf"]], classes=CLASSES).mask(0)
 
 
-def test_classes_with_colours_may_have_masks_of_ids(coloured):
-    pictures = coloured([COLOURS["soil"]] * 3)
-    for palette in (False, True):
-        image = Image.fromarray(np.array([[0, 1, 255]], np.uint8))
-        if palette:
-            image.putpalette([200, 100, 50] * 256)
-        image.save(pictures.masks[0])
-        assert pictures.mask(0).tolist() == [[0, 1, 255]]
-
-
 def test_void_may_be_another_id_or_none(tmp_path):
     pair(tmp_path, "photos/a.png", "labels/a.png", labels=[[0, 1, 2]])
     settings = {**FLAT, "fractions": {"all": 1.0}}
     assert open_folder(str(tmp_path), "all", **settings, classes=CLASSES, void=2).mask(0).tolist() == [[0, 1, 255]]
-    assert open_folder(str(tmp_path), "all", **settings, classes=("a", "b", "c"), void=0).mask(0).tolist() == [
-        [255, 1, 2]
-    ]
     with pytest.raises(DataError, match=r"holds labels \[2\], .* 0 to 1 and nothing for void"):
         open_folder(str(tmp_path), "all", **settings, classes=CLASSES, void=None).mask(0)
 

@@ -43,6 +43,7 @@ def make(voc_root):
             "crop_size": 16,
             "batch_size": 2,
             "num_workers": 0,
+            "cache_dir": str(voc_root / "cache"),
         }
         return DataModule(**settings | changes)
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fcnlab.data import DataError, Pictures
-from fcnlab.data.pictures import UnreadableFile, read_image
+from fcnlab.data.image_files import UnreadableFile, read_image
 
 MIN_SIZE = 8
 
@@ -80,7 +80,7 @@ BROKEN = {
     "grey of 4 bits": (lambda image, mask: save_png(mask, 16, 12, 4, bytes(9 * 12)), r"b\.png is a mask of mode L;4"),
     "JPEG mask": (
         lambda image, mask: Image.new("L", (16, 12)).save(mask, "JPEG"),
-        r"b\.png cannot be read as a picture \(PNG\)",
+        r"b\.png cannot be read as a picture \(PNG, TIFF\)",
     ),
     "mask with a bomb": (
         lambda image, mask: save_png(

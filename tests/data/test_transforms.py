@@ -2,13 +2,15 @@
 
 import runpy
 import warnings
+from functools import partial
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 
 from fcnlab.data import transforms
-from fcnlab.data.transforms import FILL, none, patches, standard, strong
+from fcnlab.data.transforms import FILL, Augmentation, none, patches, standard, strong
 
 AUGMENTS = [standard, strong]
 KEYS = [(0, 0, index) for index in range(20)]
@@ -81,6 +83,51 @@ def test_scale_is_a_factor(factor, pixels):
     """Where albumentations counts from 0."""
     picture = np.zeros((30, 40, 3), np.uint8), np.ones((30, 40), np.uint8)
     assert (standard(99, scale=(factor, factor))(*picture, KEYS[0])[1] == 1).sum() == pixels
+
+
+def lags(step, length: int, keys) -> np.ndarray:
+    """How many source pixels each label lies from where its image was taken, over some draws of a step.
+
+    Image and mask say of each pixel which column (and, transposed, which row) it is, the image as a number between
+    two where it is interpolated. Left out are pixels near the padding and the frame, which blend with its colour.
+    """
+    places = np.broadcast_to(np.arange(length), (length, length))
+    found = []
+    for source in (places, places.T):
+        image, mask = np.repeat(source[..., None], 3, 2).astype(np.float32), source.astype(np.uint8)
+        for key in keys:
+            moved, labels = Augmentation([step])(image, mask, key)
+            inside = cv2.erode((labels != 255).astype(np.uint8), np.ones((5, 5)), borderValue=0) > 0
+            found.append((labels - moved[..., 0])[inside])
+    return np.concatenate(found)
+
+
+def moving_steps(augment) -> list[A.DualTransform]:
+    return [step for step in augment(32).pipeline.transforms if isinstance(step, A.DualTransform)]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(step, id=f"{augment.__name__} {type(step).__name__}") for augment in (*AUGMENTS, patches)
+     for step in moving_steps(augment)],
+)  # fmt: skip
+def test_a_label_lies_where_its_image_does(step):
+    """Nearest neighbour: at most half a source pixel away, to either side alike. (Warps compute in 1/32 of a pixel.)"""
+    found = lags(step, 101, KEYS)
+    assert np.abs(found).max() <= 0.5 + 1 / 32
+    assert abs(found.mean()) < 0.02
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.73, 1.37, 2.0, 2.5])
+def test_labels_of_a_scaled_image_are_centred_on_it(factor):
+    """Independently: the pixel nearest to where the centre of a scaled pixel lies in the source; ties may go down."""
+    length = 101
+    step = moving_steps(partial(standard, scale=(factor, factor)))[0]
+    mask = np.broadcast_to(np.arange(length, dtype=np.uint8), (length, length))
+    labels = Augmentation([step])(np.zeros((length, length, 3), np.uint8), mask.copy(), KEYS[0])[1][0]
+    centres = ((np.arange(len(labels)) + 0.5) * length / len(labels) - 0.5).clip(0, length - 1)
+    assert len(labels) == int(length * factor)
+    assert np.abs(labels - centres).max() <= 0.5 + 1e-6
 
 
 def test_without_colour_the_rest_is_the_same(sample):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcnlab.data import DataError
-from fcnlab.data.pictures import read_image
+from fcnlab.data.image_files import read_image
 from fuzz.damage import damaged
 from fuzz.test_masks import GREY, png
 

@@ -57,7 +57,7 @@ def drawn() -> dict[str, str]:
         "log": line_chart([line], BAD, BAD, BAD, log=True),
         "scatter": scatter(points, BAD, BAD, BAD),
         "categories": categories([Point(0, 50, 45, 55, 0, BAD)], [BAD, "b"], [50, 60], BAD, BAD),
-        "interval": interval_bar(-1, 2, 1, [0.5], Axis(-2, 3, 6, 160), BAD),
+        "interval": interval_bar((-1, 2), 1, [0.5], Axis(-2, 3, 6, 160), BAD),
         "dots": dots([1, 2], Axis(0, 3, 6, 160), BAD),
         "swatch": swatch(3),
     }

@@ -7,10 +7,14 @@ import pytest
 from scipy import stats
 
 from fcnlab.errors import UserError
-from fcnlab.results.comparison import MOST_PICTURES, compare, curve
+from fcnlab.results.comparison import compare, curve
+from fcnlab.results.pairs import MOST_PICTURES
 from fcnlab.results.runs import read_runs
-from fcnlab.results.scores import scores
+from fcnlab.results.scores import SCORES, scores
+from fcnlab.results.tables import answers, headline, markdown, terminal
 from run_folders import CLASSES, toy_matrices, write_run
+
+BETTER = "better, significant over pictures and seeds"
 
 
 @pytest.fixture
@@ -32,8 +36,8 @@ def test_three_models_that_differ(sweep, compared):
         ("model=fcn16s", "model=fcn32s"),
     ]
     for pair in found.pairs:
-        assert pair.better is pair.one and pair.verdict == "better" and "holds for other trainings" in pair.of_trainings
-        assert pair.pictures == 12 and set(pair.seed_differences) == {1, 2, 3}
+        assert pair.better is pair.one and pair.verdict == BETTER and pair.of_seeds == "3 seeds in common"
+        assert pair.pictures == 36 and set(pair.seed_differences) == {1, 2, 3}
     assert not found.left_out and not found.notes and found.classes == CLASSES and found.set == "toys val"
 
 
@@ -45,7 +49,7 @@ def test_numbers_of_a_pair(sweep, compared):
         for model, quality in {"fcn8s": 0.9, "fcn32s": 0.5}.items()
     }
     differences = mious["fcn8s"] - mious["fcn32s"]
-    assert pair.over_pictures.value == pytest.approx(differences.mean(), rel=1e-12)
+    assert pair.difference == pair.over_pictures.value == pytest.approx(differences.mean(), rel=1e-12)
     assert list(pair.seed_differences.values()) == pytest.approx(differences.tolist(), rel=1e-12)
     expected = stats.ttest_1samp(differences, 0)
     assert pair.over_seeds == pytest.approx((differences.mean(), *expected.confidence_interval(), expected.pvalue))
@@ -66,16 +70,26 @@ def test_a_net_and_itself_are_not_told_apart(make_run, compared):
         for model in ("fcn8s", "fcn32s"):
             make_run(f"{model}{seed}", toy_matrices(0.7, seed=seed), model=model, seed=seed)
     (pair,) = compared().pairs
-    assert pair.over_pictures == (0, 0, 0, 1) and pair.verdict == "not told apart" and not pair.apart
-    assert pair.over_seeds == (0, 0, 0, 1) and pair.better is None
+    assert pair.over_pictures == (0, 0, 0, 1) and pair.verdict == "no significant difference" and not pair.apart
+    assert pair.over_seeds is None and pair.better is None
 
 
 @pytest.mark.parametrize(
     ("seeds", "verdict", "said", "note"),
     [
-        ((1,), "better as trained", "one seed: nothing is known of other trainings", "Each group has one seed"),
-        ((1, 2), "better as trained", "two seeds: shown, too few to judge", "one or two seeds"),
-        ((1, 2, 3), "better", "3 seeds: holds", None),
+        (
+            (1,),
+            "better, significant over pictures only (seeds unknown)",
+            "one seed in common: no claim",
+            "Each group has one seed",
+        ),
+        (
+            (1, 2),
+            "better, significant over pictures only (seeds unknown)",
+            "two seeds in common: shown, too few to judge",
+            "one or two seeds",
+        ),
+        ((1, 2, 3), "better, significant over pictures and seeds", "3 seeds in common", None),
     ],
 )
 def test_few_seeds(make_run, compared, seeds, verdict, said, note):
@@ -84,7 +98,7 @@ def test_few_seeds(make_run, compared, seeds, verdict, said, note):
             make_run(f"{model}{seed}", toy_matrices(quality + seed / 100, seed=seed), model=model, seed=seed)
     found = compared()
     (pair,) = found.pairs
-    assert pair.verdict == verdict and said in pair.of_trainings and (pair.over_seeds is None) == (len(seeds) < 3)
+    assert pair.verdict == verdict and said in pair.of_seeds and (pair.over_seeds is None) == (len(seeds) < 3)
     assert list(pair.seed_differences) == list(seeds)
     assert bool(found.notes) == bool(note) and all(note in text for text in found.notes)
 
@@ -95,15 +109,19 @@ def test_seeds_that_disagree_leave_it_open(make_run, compared):
         for seed, quality in enumerate(qualities, start=1):
             make_run(f"{model}{seed}", toy_matrices(quality, seed=seed), model=model, seed=seed)
     (pair,) = compared().pairs
-    assert pair.sure_of_pictures and pair.verdict == "ahead, not surely" and pair.better is None
-    assert pair.of_trainings == "3 seeds: another training could turn it"
+    assert (
+        pair.sure_of_pictures
+        and pair.verdict == "better, significant over pictures only (not over seeds)"
+        and pair.better is None
+    )
+    assert pair.of_seeds == "3 seeds in common"
 
 
 def test_no_seed_in_common(make_run, compared):
     make_run("a", toy_matrices(0.9), model="fcn8s", seed=1)
     make_run("b", toy_matrices(0.5), model="fcn32s", seed=2)
     (pair,) = compared().pairs
-    assert pair.seed_differences == {} and "no seed in common" in pair.of_trainings
+    assert pair.seed_differences == {} and "no seed in common" in pair.of_seeds
 
 
 def many(make_run, count: int) -> None:
@@ -123,7 +141,7 @@ def test_a_baseline_is_chosen(make_run, compared):
     found = compared(baseline="0.1")
     assert {pair.one.name for pair in found.pairs} == {"optim.lr=0.0", "optim.lr=0.2"} and not found.notes[1:]
     worse = next(pair for pair in found.pairs if pair.one.name == "optim.lr=0.0")
-    assert worse.over_pictures.value < 0 and worse.verdict == "worse as trained" and worse.better is found.baseline
+    assert worse.difference < 0 and worse.verdict.startswith("worse, ") and worse.better is found.baseline
     with pytest.raises(UserError, match=r"baseline=0\.7 is no group"):
         compared(baseline="0.7")
 
@@ -146,8 +164,8 @@ def test_nothing_to_compare(make_run, compared):
         ({"protocol": {"padded_samples": 3}}, "its padded samples is '3'"),
         ({"classes": ("background", "cat", "dog", "horse")}, "they differ in cow, horse"),
         ({"classes": ("background", "dog", "cat", "cow")}, "their order differs"),
-        ({"names": [f"other_{place}" for place in range(12)]}, "no picture in common"),
-        ({"matrices": 2 * toy_matrices(0.7)}, "the labels of 12 of its pictures, such as picture_000, are others"),
+        ({"names": [f"other_{place}" for place in range(36)]}, "no picture in common"),
+        ({"matrices": 2 * toy_matrices(0.7)}, "the labels of 36 of its pictures, such as picture_000, are others"),
     ],
 )
 def test_what_is_not_comparable_is_refused_by_name(make_run, compared, other, said):
@@ -160,33 +178,125 @@ def test_what_is_not_comparable_is_refused_by_name(make_run, compared, other, sa
     assert out.folder == odd and out.reason.startswith("not comparable: ") and said in out.reason
 
 
-def test_different_pictures_are_paired_on_the_common_ones(make_run, compared):
-    """The second has pictures 4 to 15 in another order, of which the first lacks four."""
-    one, other = toy_matrices(0.9, 16, seed=1), toy_matrices(0.6, 16, seed=2)
-    order = np.random.default_rng(0).permutation(np.arange(4, 16))
-    listed = [f"picture_{place:03}" for place in range(16)]
-    make_run("a", one[:12], model="fcn8s", names=listed[:12])
-    make_run("b", other[order], model="fcn32s", names=[listed[place] for place in order])
+def listed(count: int) -> list[str]:
+    return [f"picture_{place:03}" for place in range(count)]
+
+
+def test_all_numbers_are_of_the_common_pictures(make_run, compared, tmp_path):
+    """The second has pictures 4 to 45 in another order, of which the first lacks six: 36 of 46 are common.
+
+    Its four further pictures are so bad that with them it would be the worse one.
+    """
+    one, other = toy_matrices(0.6, 46, seed=1), toy_matrices(0.7, 46, seed=2)
+    other[40:] = toy_matrices(0.01, 46, seed=2)[40:]
+    order, names46 = np.random.default_rng(0).permutation(np.arange(4, 46)), listed(46)
+    make_run("a", one[:40], model="fcn8s", names=names46[:40])
+    make_run("b", other[order], model="fcn32s", names=[names46[place] for place in order])
+    found = compared(baseline="fcn8s")
+    expected = {model: scores(areas[4:40].sum(axis=0)) for model, areas in (("fcn8s", one), ("fcn32s", other))}
+    difference = expected["fcn32s"].miou - expected["fcn8s"].miou
+    (pair,) = found.pairs
+    assert difference > 0 and pair.pictures == found.pictures == 36 and found.of == 46
+    assert pair.difference == pair.over_pictures.value == pytest.approx(difference, rel=1e-12)
+    assert list(pair.seed_differences.values()) == pytest.approx([difference])
+    for group in found.groups:
+        wanted = expected[group.parts["model"]]
+        assert [group.mean(name) for name in SCORES] == pytest.approx(list(wanted[:4]), rel=1e-12)
+        np.testing.assert_allclose(group.iou(), wanted.iou)
+    effect = next(effect for effect in found.effects if effect.value == "fcn32s")
+    assert effect.difference == pytest.approx(difference) and effect.miou == pytest.approx(expected["fcn32s"].miou)
+    assert any("from 40 to 42 of them" in note and "of the 36 that all have" in note for note in found.notes)
+    assert {name for name, *_ in pair.apart} <= set(names46[4:40])
+    assert "toys val, 36 of 46 pictures" in headline(found) and found.scored[tmp_path / "runs" / "b"] == 42
+
+
+@pytest.mark.parametrize(("count", "judged"), [(1, False), (2, False), (29, False), (30, True)])
+def test_no_verdict_on_few_pictures(make_run, compared, count, judged):
+    """However far apart the two are."""
+    for seed in (1, 2, 3):
+        for model, quality in {"fcn8s": 0.95, "fcn32s": 0.2}.items():
+            make_run(f"{model}{seed}", toy_matrices(quality, count, seed=seed), model=model, seed=seed)
     found = compared()
     (pair,) = found.pairs
-    common = slice(4, 12)
-    expected = scores(one[common].sum(axis=0)).miou - scores(other[common].sum(axis=0)).miou
-    assert pair.pictures == 8 and pair.over_pictures.value == pytest.approx(expected, rel=1e-12)
-    assert list(pair.seed_differences.values()) == pytest.approx([expected])
-    assert "different pictures" in found.notes[0] and {name for name, *_ in pair.apart} <= set(listed[common])
-    single = compare(read_runs([pair.one.runs[0].folder])[0]).groups[0].mean()
-    assert pair.one.mean() == single, "each group's own score stays that of its record"
+    assert (pair.over_pictures is not None) == (pair.p_pictures is not None) == bool(pair.better) == judged
+    assert pair.verdict == (BETTER if judged else f"no verdict: {count} pictures, 30 are needed")
+    assert any("no verdict" in note for note in found.notes) != judged
+    for text in (terminal(found), markdown(found)):
+        assert f"n = {count}" in text and ("better than" in text) == judged
 
 
-def test_two_groups_of_runs_without_a_common_picture_are_not_compared(make_run, compared):
+def test_one_run_on_a_handful_of_pictures_is_left_out(make_run, compared):
+    """Else it would leave no picture to the others."""
+    for model, quality in {"fcn8s": 0.9, "fcn32s": 0.5}.items():
+        make_run(model, toy_matrices(quality), model=model)
+    smoke = make_run("smoke", toy_matrices(0.7, 2), model="fcn16s", names=listed(2))
+    found = compared()
+    assert found.pictures == 36 and len(found.groups) == 2
+    (out,) = found.left_out
+    assert out.folder == smoke and "has 2 of the 36 pictures" in out.reason
+
+
+def test_runs_without_a_picture_common_to_all(make_run, compared):
     """Both share pictures with the usual run, not with each other."""
-    matrices, listed = toy_matrices(0.7, 12), [f"picture_{place:03}" for place in range(12)]
+    matrices, names = toy_matrices(0.7, 12), listed(12)
     for seed in (1, 2):
         make_run(f"usual{seed}", matrices, seed=seed)
-    make_run("x", matrices[:6], model="fcn16s", names=listed[:6])
-    make_run("y", matrices[6:], model="fcn32s", names=listed[6:])
+    make_run("x", matrices[:6], model="fcn16s", names=names[:6])
+    other = make_run("y", matrices[6:], model="fcn32s", names=names[6:])
     found = compared()
-    assert len(found.pairs) == 2 and any("no picture in common" in note for note in found.notes)
+    assert found.pictures == 6 and [out.folder for out in found.left_out] == [other]
+
+
+def test_a_difference_and_its_intervals_are_of_the_same_runs(make_run, compared):
+    """Seed 4 of one group alone is far worse: it is in no pair, and the group's own mean has it."""
+    for model, quality, seeds in (("fcn8s", 0.8, (1, 2, 3, 4)), ("fcn32s", 0.7, (1, 2, 3))):
+        for seed in seeds:
+            matrices = toy_matrices(0.05 if seed == 4 else quality + seed / 100, seed=seed)
+            make_run(f"{model}{seed}", matrices, model=model, seed=seed)
+    found = compared(baseline="fcn32s")
+    (pair,) = found.pairs
+    assert pair.difference == pytest.approx(np.mean(list(pair.seed_differences.values())), rel=1e-12)
+    assert pair.difference == pair.over_pictures.value == pytest.approx(pair.over_seeds.value, rel=1e-12)
+    assert pair.difference > 0 > pair.one.mean() - pair.other.mean()
+    assert next(effect for effect in found.effects if effect.value == "fcn32s").difference == -pair.difference
+    assert any("different seeds" in note for note in found.notes)
+
+
+def test_seeds_that_change_nothing_are_no_evidence(make_run, compared):
+    """Weights of one file, evaluated under three seeds, are one training."""
+    for seed in (1, 2, 3):
+        for model, quality in {"fcn8s": 0.9, "fcn32s": 0.5}.items():
+            make_run(f"{model}{seed}", toy_matrices(quality, seed=7), model=model, seed=seed)
+    (pair,) = compared().pairs
+    assert pair.over_seeds is pair.p_seeds is None and "changed nothing" in pair.of_seeds
+    assert pair.verdict == "better, significant over pictures only (seeds unknown)"
+
+
+def test_significant_over_seeds_only_does_not_contradict_itself(make_run, compared):
+    """One picture decides, the same way for each seed: other pictures could turn it, other seeds could not."""
+    for seed in (1, 2, 3):
+        base = toy_matrices(0.7, seed=seed)
+        other = base.copy()
+        other[0] = 40 * np.diag(base[0].sum(axis=1))
+        base[0] = other[0]
+        base[0, 1], base[0, 1, 2] = 0, other[0, 1].sum()
+        make_run(f"a{seed}", other, model="fcn8s", seed=seed)
+        make_run(f"b{seed}", base, model="fcn32s", seed=seed)
+    found = compared()
+    (pair,) = found.pairs
+    assert pair.sure_of_seeds and not pair.sure_of_pictures and pair.better is None
+    assert pair.verdict == "better, significant over seeds only (not over pictures)"
+    assert answers(found)[0].endswith("pictures; 3 seeds in common.") and "No significant" not in answers(found)[0]
+
+
+def test_pairs_that_no_number_of_runs_could_tell_apart_are_named(make_run, compared):
+    """The smallest p of 100 resamples is 2 / 101; of 5 pairs it is 0.099 after Holm's correction."""
+    many(make_run, 6)
+    found = compared(resamples=100)
+    assert min(pair.over_pictures.p for pair in found.pairs) == pytest.approx(2 / 101)
+    assert all(not pair.better for pair in found.pairs) and any("resamples=200" in note for note in found.notes)
+    enough = compared(resamples=200)
+    assert any(pair.better for pair in enough.pairs) and not any("resamples=" in note for note in enough.notes)
 
 
 def test_other_precision_and_refinement_are_said_and_compared(make_run, compared):

@@ -3,8 +3,9 @@
 import pytest
 
 from fcnlab.errors import UserError
-from fcnlab.results.grouping import choose, group
+from fcnlab.results.grouping import Division, choose, group, merged_values
 from fcnlab.results.runs import read_runs
+from run_folders import toy_matrices
 
 
 @pytest.fixture
@@ -107,3 +108,81 @@ def test_words_that_choose_none_or_several(groups, wanted, said):
     found, _ = groups(*[(model, 1, {"optim.lr": lr}) for model in ("fcn32s", "fcn8s") for lr in (0.1, 0.01)])
     with pytest.raises(UserError, match=f"{said}; there are: 'model=fcn32s optim.lr=0.1'"):
         choose(found, wanted)
+
+
+def read(tmp_path) -> list:
+    return read_runs([tmp_path / "runs"])[0]
+
+
+def evaluated(make_run, name: str, training, **kwargs) -> None:
+    """By ``fcnlab eval checkpoint=... data=toys``, whose own batch and crop are the defaults."""
+    settings = {"checkpoint": f"{training}/checkpoints/best.ckpt", "refine._target_": "fcnlab.refine.none"}
+    settings |= {"data.batch_size": 8, "data.crop_size": 128} | kwargs.pop("settings", {})
+    folder = make_run(name, verb="eval", settings=settings, options={"refine": "none", "model": None}, **kwargs)
+    (folder / "metrics.csv").unlink()
+
+
+def test_trainings_that_differ_in_their_data_stay_apart_where_they_are_scored_alike(make_run, tmp_path):
+    for seed, (batch, crop) in enumerate([(4, 96), (16, 96), (8, 64)], start=1):
+        settings = {"data.batch_size": batch, "data.crop_size": crop}
+        training = make_run(f"train/{batch}", seed=seed, settings=settings)
+        evaluated(make_run, f"eval/{batch}", training)
+    found, repeats = group([run for run in read(tmp_path) if run.folder.parent.name == "eval"])
+    assert {one.name: one.seeds for one in found} == {
+        "data.batch_size=4 data.crop_size=96": (1,),
+        "data.batch_size=16 data.crop_size=96": (2,),
+        "data.batch_size=8 data.crop_size=64": (3,),
+    }
+    assert not repeats
+
+
+def test_one_training_scored_on_two_roots(make_run, tmp_path):
+    training = make_run("train", settings={"data.root": "clean"})
+    evaluated(make_run, "eval", training, settings={"data.root": "noisy"})
+    assert list(named(group(read(tmp_path)))) == ["scoring.data.root=noisy", "scoring.data.root=clean"]
+
+
+def test_the_larger_record_counts(make_run, tmp_path):
+    """An evaluation of 48 pictures before the training's own record of 36, whose curves and minutes it has."""
+    training = make_run("train", toy_matrices(0.7, 36))
+    evaluated(make_run, "eval", training, matrices=toy_matrices(0.7, 48))
+    evaluated(make_run, "small", training, matrices=toy_matrices(0.7, 20))
+    (found,), repeats = group(read(tmp_path))
+    (run,) = found.runs
+    assert run.folder == tmp_path / "runs" / "eval" and len(run.names) == 48
+    assert set(run.curves) == {"val/miou", "train/loss"} and run.cost["minutes"] == 11
+    reasons = {out.folder.name: out.reason for out in repeats}
+    assert set(reasons) == {"small", "train"} and all("runs/eval" in reason for reason in reasons.values())
+    assert "36 pictures, 48 in" in reasons["train"] and "the larger record counts" in reasons["small"]
+
+
+def test_other_code_is_another_group(make_run, tmp_path):
+    """Also beside a record that tells of none; a run's name shows it only where nothing else does."""
+    for name, source in {"a": "aaa", "b": "bbb", "c": None}.items():
+        make_run(name, source=source)
+    make_run("d", source="bbb", model="fcn32s")
+    found = group(read(tmp_path))
+    wanted = [f"model={model} source.fcnlab={code}" for model, code in (("fcn8s", "aaa"), ("fcn8s", "bbb"))]
+    assert list(named(found)) == [*wanted, "model=fcn8s source.fcnlab=unknown", "model=fcn32s source.fcnlab=bbb"]
+
+
+def test_runs_are_merged_over_a_setting_on_request(make_run, tmp_path):
+    for seed, source in ((1, "aaa"), (2, "bbb")):
+        make_run(str(seed), seed=seed, source=source)
+    assert len(group(read(tmp_path))[0]) == 2
+    found = group(read(tmp_path), Division(merge_over=("source",)))
+    assert named(found) == {"all runs": (1, 2)}
+    merged = merged_values(read(tmp_path), ("source",))
+    assert merged["source.fcnlab"] == ["aaa", "bbb"] and set(merged) == {"source.fcnlab", "scoring.source.fcnlab"}
+    with pytest.raises(
+        UserError, match=r"merge_over=sorce is no setting in which these runs differ; they differ in 's"
+    ):
+        merged_values(read(tmp_path), ("sorce",))
+
+
+def test_runs_are_split_by_their_environment_on_request(make_run, tmp_path):
+    for place, torch in enumerate(("2.9.0", "2.10.0", "2.10.0")):
+        make_run(str(place), seed=place, torch=torch)
+    assert named(group(read(tmp_path))) == {"all runs": (0, 1, 2)}
+    split = group(read(tmp_path), Division(split_by=("torch",)))
+    assert named(split) == {"torch=2.9.0": (0,), "torch=2.10.0": (1, 2)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fcnlab.results.intervals import draws, holm, mean_iou, over_pictures, over_seeds, resampled_miou
+from fcnlab.results.intervals import draws, holm, mean_iou, over_pictures, over_seeds, resampled_miou, resamples_needed
 from fcnlab.results.scores import scores
 
 CLASSES, PICTURES = 6, 300
@@ -66,7 +66,7 @@ def test_p_of_the_bootstrap():
     normal = stats.norm.ppf((np.arange(10_000) + 0.5) / 10_000)  # quantiles: a sample without chance
     for mean in (0.5, -1.0, 2.0):
         assert over_pictures(mean, normal + mean).p == pytest.approx(2 * stats.norm.sf(abs(mean)), rel=0.02)
-    assert over_pictures(6, normal + 6).p == pytest.approx(2 * stats.norm.sf(6), rel=0.02)  # beyond all resamples
+    assert over_pictures(6, normal + 6).p == pytest.approx(2 / 10_001)  # beyond all resamples: no smaller p is shown
     assert over_pictures(0, normal).p == pytest.approx(1)
     equal = over_pictures(0, np.zeros(1000))
     assert equal == (0, 0, 0, 1), "a net against itself"
@@ -90,9 +90,17 @@ def test_fewer_than_three_seeds_are_not_judged():
     assert over_seeds([]) is over_seeds([0.3]) is over_seeds([0.3, 0.4]) is None
 
 
-def test_seeds_that_all_agree_to_the_last_digit():
-    assert over_seeds([0.25] * 3) == (0.25, 0.25, 0.25, 0)
-    assert over_seeds([0, 0, 0]) == (0, 0, 0, 1)
+def test_seeds_that_change_nothing_are_not_judged():
+    """Without any spread there would be p = 0 of three copies of one training."""
+    assert over_seeds([0.25] * 3) is over_seeds([0, 0, 0]) is None
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 50])
+def test_resamples_that_can_show_anything_at_all(pairs):
+    """Their smallest p survives Holm's correction; that of three fewer does not."""
+    needed = resamples_needed(pairs, 0.05)
+    smallest = {count: over_pictures(1, np.ones(count)).p for count in (needed - 3, needed)}
+    assert holm([smallest[needed]] * pairs)[0] < 0.05 <= holm([smallest[needed - 3]] * pairs)[0]
 
 
 @pytest.mark.parametrize("count", [3, 5])

@@ -18,10 +18,10 @@ CONFUSED = np.array([[[3, 1], [0, 2]], [[1, 0], [1, 5]]])
 def test_a_run_is_read(make_run):
     folder = make_run("a", seed=3, drawn=2, published={"miou": 65.5})
     run = read_run(folder)
-    assert run.seed == 3 and len(run.names) == 12 and run.cost["minutes"] == 13
+    assert run.seed == 3 and len(run.names) == 36 and run.cost["minutes"] == 13
     assert run.options["model"] == "fcn8s" and run.settings["optim.lr"] == 0.002 and run.published == {"miou": 65.5}
     stored = json.loads((folder / "metrics.json").read_text())
-    assert run.scores.miou == stored["miou"] and run.areas.hits.shape == (12, 4)
+    assert run.scores.miou == stored["miou"] and run.areas.hits.shape == (36, 4)
     np.testing.assert_allclose(run.curves["val/miou"], [[20, 40], [0.2, 0.33]])
     np.testing.assert_array_equal(run.curves["train/loss"], [[10, 20, 40], [2, 1, 0.5]])
     assert run.panel("picture_001") == folder / "predictions" / "picture_001.png"
@@ -33,7 +33,9 @@ def test_what_no_score_depends_on_is_no_setting(make_run):
     settings = {"logger.wandb.mode": "offline", "data.num_workers": 3, "callbacks.progress.enabled": False, "seed": 5}
     run = read_run(make_run("a", settings=settings))
     kept = {"model._target_", "model.levels", "optim._target_", "optim.lr", "data._target_", "augment.scale"}
-    assert set(run.settings) == kept | {"data.root", "checkpoint", "trainer.precision"}
+    assert set(run.settings) == kept | {"data.root", "trainer.precision", "source.fcnlab"} | {
+        f"scoring.{name}" for name in ("data.root", "checkpoint", "precision", "source.fcnlab")
+    }
 
 
 def test_runs_are_found_in_the_order_of_the_jobs(make_run, tmp_path):
@@ -74,7 +76,7 @@ def spoil(folder, what: str) -> None:
         case "other arrays":
             np.savez(confusions, x=np.eye(2))
         case "a pickle":
-            np.savez(confusions, **parts | {"names": np.array([{}] * 12, object)})
+            np.savez(confusions, **parts | {"names": np.array([{}] * 36, object)})
         case "wrong shape":
             np.savez(confusions, **parts | {"matrices": parts["matrices"][:5]})
         case "negative":
@@ -82,7 +84,7 @@ def spoil(folder, what: str) -> None:
         case "fractions":
             np.savez(confusions, **parts | {"matrices": parts["matrices"] / 2})
         case "twice":
-            np.savez(confusions, **parts | {"names": np.array(["a"] * 12)})
+            np.savez(confusions, **parts | {"names": np.array(["a"] * 36)})
         case "killed between":
             np.savez(confusions, **parts | {"matrices": 2 * parts["matrices"][::-1] + 1})
         case "text for a number":
@@ -226,15 +228,14 @@ def test_evaluations_of_one_training_are_told_apart_by_checkpoint_and_precision(
     last = evaluation(make_run, "eval/b", str(checkpoints / "last.ckpt"))
     short = evaluation(make_run, "eval/c", str(checkpoints / "best.ckpt"), protocol={"precision": "bf16-mixed"})
     assert best.settings == read_run(training).settings and best.settings["trainer.precision"] == "32-true"
-    assert last.settings == best.settings | {"checkpoint": "last.ckpt"}
-    precisions = {"trainer.precision": "bf16-mixed", "training.precision": "32-true"}
-    assert short.settings == best.settings | precisions
+    assert last.settings == best.settings | {"scoring.checkpoint": "last.ckpt"}
+    assert short.settings == best.settings | {"scoring.precision": "bf16-mixed"}
 
 
 def test_trainings_of_other_precisions_stay_apart_where_they_are_scored_in_one(make_run):
     trained = [make_run(f"train/{name}", protocol={"precision": name}) for name in ("bf16-mixed", "32-true")]
     one, other = (evaluation(make_run, f"eval/{run.name}", f"{run}/checkpoints/best.ckpt") for run in trained)
-    assert one.settings == other.settings | {"training.precision": "bf16-mixed"}
+    assert one.settings == other.settings | {"trainer.precision": "bf16-mixed"}
 
 
 def test_an_evaluation_ended_when_its_scores_were_written(make_run):
@@ -254,7 +255,7 @@ def test_a_job_that_left_its_log_alone_is_named(make_run, tmp_path):
 
 def test_an_evaluation_whose_training_is_gone_stands_by_its_checkpoint(make_run):
     run = evaluation(make_run, "eval/a", "/nowhere/checkpoints/best.ckpt")
-    assert run.settings["checkpoint"] == "/nowhere/checkpoints/best.ckpt"
+    assert run.settings["scoring.checkpoint"] == "/nowhere/checkpoints/best.ckpt"
 
 
 @pytest.mark.parametrize("text", ["", "step,val/miou\n1", "step,val/miou\nx,y\n2,nan\n3,0.5,7\n", "\x00", "a\nb\n"])
@@ -378,3 +379,78 @@ def test_a_config_of_another_shape_is_no_crash(make_run):
         yaml.safe_dump({"hydra": {"job": 3, "runtime": [1], "overrides": "x"}})
     )
     assert read_run(folder).options == {"refine": "none"}
+
+
+def scored_elsewhere(make_run, name: str, training, root: str, seed: int = 1, batch_size: int = 8, **kwargs):
+    """``fcnlab eval checkpoint=... data=toys data.root=...``."""
+    settings = {"checkpoint": f"{training}/checkpoints/best.ckpt", "refine._target_": "fcnlab.refine.none"}
+    settings |= {"data.root": root, "data.batch_size": batch_size, "data.crop_size": 128, "data.pictures.num_val": 40}
+    options = {"refine": "none", "data": "toys", "model": None, "optim": None}
+    return read_run(make_run(name, verb="eval", settings=settings, options=options, **kwargs))
+
+
+def test_what_a_net_was_trained_on_stays_where_it_is_scored_elsewhere(make_run):
+    own = {"data.root": "here", "data.batch_size": 4, "data.crop_size": 96, "data.pictures.num_train": 300}
+    training = make_run("train/a", settings=own)
+    run = scored_elsewhere(make_run, "eval/a", training, "there")
+    trained = read_run(training).settings
+    assert {path: run.settings[path] for path in own} == own
+    assert run.settings == trained | {"scoring.data.root": "there"} and trained["scoring.data.root"] == "here"
+    assert run.options == read_run(training).options and "scoring.data.root" in run.typed
+
+
+@pytest.mark.parametrize("root", ["../train/data", "{runs}/train/data", "{runs}/eval/../train/./data"])
+def test_the_same_folder_by_another_path_is_no_other_data(make_run, tmp_path, root):
+    """Each command was typed in the folder above its run's."""
+    training = make_run("train/a")
+    run = scored_elsewhere(make_run, "eval/a", training, root.format(runs=tmp_path / "runs"))
+    assert run.settings == read_run(training).settings
+
+
+def test_weights_without_a_training_have_no_training_data(make_run):
+    settings = {"refine._target_": "fcnlab.refine.none", "data.root": "there", "model.weights": "net.safetensors"}
+    run = read_run(make_run("eval/a", verb="eval", settings=settings, options={"refine": "none"}))
+    assert not [path for path in run.settings if path.startswith("data.")] and "data" not in run.options
+    assert run.settings["scoring.data.root"] == "there" and run.settings["model.weights"] == "net.safetensors"
+
+
+def test_a_run_that_resumed_from_another_tells_what_was_set_there(make_run):
+    """Of the same settings it has merely moved; else both sets of settings made it."""
+    first = make_run("a/first", settings={"optim.lr": 0.002})
+    path = f"{first}/checkpoints/last.ckpt"
+    moved = read_run(make_run("a/moved", settings={"checkpoint": path}))
+    other = read_run(make_run("a/other", settings={"checkpoint": path, "optim.lr": 0.1}))
+    gone = read_run(make_run("a/gone", settings={"checkpoint": "/nowhere/checkpoints/last.ckpt"}))
+    assert moved.settings == read_run(first).settings
+    assert other.settings == moved.settings | {"optim.lr": 0.1, "resumed_from.optim.lr": 0.002}
+    assert gone.settings == moved.settings | {"checkpoint": "/nowhere/checkpoints/last.ckpt"}
+    assert read_run(make_run("a/auto", settings={"checkpoint": "auto"})).settings == moved.settings
+
+
+def test_the_source_is_that_of_all_starts_and_of_the_scoring(make_run):
+    starts = [{"source": {"fcnlab": "aaa"}}, {"source": {"fcnlab": "aaa"}}]
+    assert read_run(make_run("same", source="aaa", earlier=starts)).settings["source.fcnlab"] == "aaa"
+    mixed = make_run("mixed", source="bbb", earlier=starts)
+    run = read_run(mixed)
+    assert run.settings["source.fcnlab"] == "aaa+bbb" and run.settings["scoring.source.fcnlab"] == "bbb"
+    scored = evaluation(make_run, "eval/a", str(mixed / "checkpoints" / "best.ckpt"), source="ccc", torch="2.10.0")
+    assert scored.settings == run.settings | {"scoring.source.fcnlab": "ccc"}
+    assert (scored.environment["torch"], scored.environment["scoring.torch"]) == ("2.9.0", "2.10.0")
+    old = read_run(make_run("old", earlier=[{"status": "failed"}]))
+    assert old.settings["source.fcnlab"] == "unknown"
+    assert read_run(make_run("newer", source="aaa", earlier=[{}])).settings["source.fcnlab"] == "unknown+aaa"
+
+
+@pytest.mark.parametrize("source", [3, "text", ["a"], None, {"fcnlab": None}])
+def test_a_source_of_another_shape_is_no_crash(make_run, source):
+    folder = make_run("a", provenance={"source": source, "versions": source, "commit": source})
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | {"source": source, "earlier": source}))
+    assert read_run(folder).settings["source.fcnlab"] in ("unknown", "None")
+
+
+@pytest.mark.parametrize("checkpoint", [{"a": 1}, ["x"], 3, ""])
+@pytest.mark.parametrize("verb", ["train", "eval"])
+def test_a_checkpoint_of_another_shape_is_no_crash(make_run, verb, checkpoint):
+    settings = {"checkpoint": checkpoint} | ({"refine._target_": "x"} if verb == "eval" else {})
+    assert len(read_run(make_run("a", verb=verb, settings=settings)).names) == 36

@@ -24,18 +24,21 @@ def read(path) -> list[dict[str, str]]:
 def test_terminal(sweep, compared):
     found = compared()
     text = terminal(found)
-    assert text.startswith("3 groups of 9 runs on toys val")
+    assert text.startswith("3 groups of 9 runs on toys val, 36 pictures;")
     best = found.groups[0]
     assert f"{100 * best.mean():.2f} ± {100 * best.spread():.2f}" in text
-    assert re.search(r"model=fcn8s - model=fcn32s +\+\d+\.\d\d +\+\d+\.\d\d to \+\d+\.\d\d +< 0.0001 +\+", text)
-    assert text.splitlines()[-1].startswith("model=fcn16s is better than model=fcn32s: +")
+    assert re.search(r"model=fcn8s - model=fcn32s, n = 36 +\+\d+\.\d\d +\+\d+\.\d\d to \+\d+\.\d\d +0.0120 +\+", text)
+    assert text.splitlines()[-1].startswith(
+        "model=fcn16s is better than model=fcn32s, significant over pictures and seeds: +"
+    )
 
 
 def test_answers_are_from_the_leaders_side(sweep, compared):
     """Against the best, the differences are negative; the sentences are not."""
-    assert compared(baseline="fcn8s").pairs[0].over_pictures.value < 0
+    assert compared(baseline="fcn8s").pairs[0].difference < 0
     for sentence in answers(compared(baseline="fcn8s")):
-        assert re.match(r"model=fcn8s is better than \S+: \+\d+\.\d\d points of mIoU, \+\d+.\d\d to \+", sentence)
+        leader = r"model=fcn8s is better than \S+, significant over pictures and seeds: "
+        assert re.match(leader + r"\+\d+\.\d\d points of mIoU, \+\d+.\d\d to \+", sentence)
 
 
 def test_equal_nets_and_one_group(make_run, compared):
@@ -43,16 +46,19 @@ def test_equal_nets_and_one_group(make_run, compared):
     assert answers(compared()) == ["There is one group: nothing to compare it with."]
     make_run("b", toy_matrices(0.7), model="fcn32s")
     (sentence,) = answers(compared())
-    assert "are not told apart: " in sentence and "one seed: nothing is known" in sentence
+    assert sentence.startswith("No significant difference between ") and "one seed in common: no claim" in sentence
 
 
 def test_many_groups_are_counted_and_cut(make_run, compared):
     for place in range(SHOWN + 3):
         make_run(str(place), toy_matrices(0.3 + 0.02 * place, seed=place), settings={"optim.lr": place})
-    found = compared(baseline="optim.lr=10")
+    found = compared(baseline="optim.lr=10", resamples=2000)
     first = answers(found)[0]
-    assert (counted := re.fullmatch(r"Against optim.lr=10: (\d+) better, (\d+) worse, (\d+) not surely either.", first))
-    assert sum(map(int, counted.groups())) == SHOWN + 2 and int(counted[1]) > 5 and int(counted[2]) > 5
+    pattern = r"Against optim.lr=10: (\d+) better, (\d+) worse \((\d+) of these over pictures only, seeds unknown\), "
+    counted = re.fullmatch(pattern + r"(\d+) of which neither can be said.", first)
+    assert counted, first
+    better, worse, unknown, rest = map(int, counted.groups())
+    assert better + worse + rest == SHOWN + 2 and better > 5 and worse > 5 and unknown == better + worse
     assert "(3 more in the files)" in terminal(found) and "optim.lr=0 " in markdown(found)
 
 
@@ -62,13 +68,13 @@ def test_long_names_are_said_once(make_run, compared):
         settings = {"optim.a_setting_with_a_long_name": "a/value/that/is/long/too", "optim.lr": place}
         make_run(str(place), toy_matrices(0.5 + 0.3 * place), settings=settings | {f"augment.{'x' * 30}": place})
     assert re.search(r"\n  #1 augment.x+=1 optim.lr=1 ", terminal(compared()))
-    assert "#1 is better than #2, as trained: +" in terminal(compared())
+    assert "#1 is better than #2, significant over pictures only (seeds unknown): +" in terminal(compared())
 
 
 def test_markdown(sweep, compared):
     text = markdown(compared())
     tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
-    assert len(tables) == 4
+    assert len(tables) == 5
     for table in tables:
         assert len({row.count("|") for row in table.splitlines()}) == 1
     assert f"| group | {' | '.join(CLASSES)} |" in text

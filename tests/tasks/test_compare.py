@@ -1,6 +1,7 @@
 """``fcnlab compare`` as a whole."""
 
 import csv
+import json
 import subprocess
 import sys
 
@@ -19,7 +20,10 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: 
     done = subprocess.run(
         [sys.executable, "-c", code, "compare", *words], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert done.stdout.endswith("NO TORCH\n") and "model=fcn8s is better than model=fcn32s: +" in done.stdout
+    assert (
+        done.stdout.endswith("NO TORCH\n")
+        and "model=fcn8s is better than model=fcn32s, significant over pictures and seeds: +" in done.stdout
+    )
     assert f"{sweep}/late: killed, or still running" in done.stdout and f"{sweep}/blank: an empty folder" in done.stdout
     made = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv", "compare.log"} <= made
@@ -37,9 +41,12 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: 
         (["runs=nowhere"], "runs=nowhere: there is no such folder"),
         (["runs=here"], "no finished run was found"),
         (["runs=runs", "baseline=fcn9s"], "baseline=fcn9s is no group; there are: 'all runs'"),
-        (["runs=runs", "resamples=10"], "resamples=10: choose 100 to 1000000, or null"),
-        (["runs=runs", "confidence=95"], "confidence=95.0: choose 0.5 to 0.999, such as 0.95"),
+        (["runs=runs", "resamples=10"], "resamples=10: give 100 to 1000000 or null"),
+        (["runs=runs", "confidence=95"], "confidence=95.0: give 0.5 to 0.999, such as 0.95"),
         (["runs=runs", "basline=a"], "basline"),
+        (["runs=runs", "split_by=[cuda,torch]"], "split_by=[cuda]: choose some of commit, torch, device"),
+        (["runs=runs", "split_by=[torch]", "merge_over=[torch]"], "has no effect with merge_over=[torch]"),
+        (["runs=runs", "merge_over=[sorce]"], "merge_over=sorce is no setting in which these runs differ"),
         (["runs=a b,it's=1"], "runs=a b: there is no such folder"),
     ],
 )
@@ -49,6 +56,31 @@ def test_a_mistake_is_told_without_a_traceback(fcnlab, make_run, tmp_path, capsy
     assert fcnlab("compare", *words) == 1
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ([], ("source.fcnlab=aaa", "source.fcnlab=bbb")),
+        (["merge_over=[source]"], ("all runs",)),
+        (["split_by=[torch]", "merge_over=[source]"], ("torch=2.9.0", "torch=2.10.0")),
+    ],
+)
+def test_groups_are_split_and_merged_and_every_output_says_so(fcnlab, make_run, tmp_path, capsys, words, names):  # noqa: F811
+    make_run("a", seed=1, source="aaa", torch="2.9.0")
+    make_run("b", seed=2, source="bbb", torch="2.10.0")
+    assert fcnlab("compare", "runs=runs", "resamples=100", "hydra.run.dir=out", *words) == 0
+    said = capsys.readouterr().out
+    page, pipes = ((tmp_path / "out" / name).read_text() for name in ("comparison.html", "comparison.md"))
+    for text in (said, page, pipes.replace("\\", "")):  # as Markdown is shown
+        assert all(name in text for name in names)
+        assert ("merge_over=[source] makes them one group" in text) == (not words)
+        assert ("Runs are merged over source.fcnlab: aaa, bbb." in text) == bool(words)
+        assert ("split_by=[torch] makes groups of them" in text) == ("split_by=[torch]" not in words)
+    with (tmp_path / "out" / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["source.fcnlab"], row["torch"]) for row in rows} == {("aaa", "2.9.0"), ("bbb", "2.10.0")}
+    assert {row["device"] for row in rows} == {"cpu: x86_64"}
 
 
 def test_folders_with_odd_names(fcnlab, make_run, tmp_path, capsys):  # noqa: F811
@@ -64,6 +96,8 @@ def test_real_runs(train, fcnlab, tmp_path, capsys):
     checkpoint = tmp_path / "runs" / "fcn8s" / "checkpoints" / "best.ckpt"
     words = ("eval", f"checkpoint={checkpoint}", "refine=flip", "trainer.accelerator=cpu")
     assert fcnlab(*words, f"hydra.run.dir={tmp_path}/runs/flipped") == 0
+    sources = [json.loads(path.read_text())["provenance"]["source"] for path in tmp_path.glob("runs/*/metrics.json")]
+    assert len(sources) == 3 and all(found == sources[0] and "fcnlab" in found for found in sources)
     capsys.readouterr()
     assert fcnlab("compare", "runs=runs", "hydra.run.dir=out", "resamples=200") == 0
     said = capsys.readouterr().out

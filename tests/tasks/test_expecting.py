@@ -232,13 +232,24 @@ def test_what_is_said():
     assert str(found) == "about 11 min (800 steps of 800 ms, 4 validations of 3.0 s), 2.00 GiB of memory"
 
 
-def test_too_little_memory_is_warned_of_with_what_to_set(caplog):
+@pytest.mark.parametrize(
+    ("batch_size", "accumulated", "advice"),
+    [
+        (4, 1, "data.batch_size=2 with trainer.accumulate_grad_batches=2 "),
+        (5, 1, "data.batch_size=1 with trainer.accumulate_grad_batches=5 "),
+        (9, 1, "data.batch_size=3 with trainer.accumulate_grad_batches=3 "),
+        (6, 5, "data.batch_size=3 with trainer.accumulate_grad_batches=10 "),
+        (1, 20, "set a smaller data.crop_size"),
+    ],
+)
+def test_too_little_memory_is_warned_of_with_what_to_set(caplog, batch_size, accumulated, advice):
+    """A step keeps its pictures."""
     memory = Memory(2**30, 2**31, 0, 2**33)
-    warn_of_memory(memory, 2**34, batch_size=5)
+    warn_of_memory(memory, 2**34, batch_size, accumulated)
     assert not caplog.messages
-    warn_of_memory(memory, 2**33, batch_size=5)
-    assert "needs some 11.0 GiB and the GPU has 8.0" in caplog.text
-    assert "data.batch_size=2 with trainer.accumulate_grad_batches=3" in caplog.text
+    warn_of_memory(memory, 2**33, batch_size, accumulated)
+    assert "needs some 11.0 GiB and the GPU has 8.0" in caplog.text and "smaller data.crop_size" in caplog.text
+    assert advice in caplog.text and ("batch_size" in caplog.text) == (batch_size > 1)
 
 
 def test_measured_memory_is_what_came_on_top():
@@ -258,7 +269,7 @@ def test_a_training_records_what_was_expected_of_it(train):
     assert cost["expected_minutes"] > 0 and cost["training_minutes"] > 0
     assert cost["expected_memory_mib"] >= 1 and cost["training_peak_memory_mib"] >= 0
     log = (folder / "train.log").read_text()
-    assert log.index("Expected: about") < log.index("The training took") < log.index("val mIoU")
+    assert log.index("Expected: about") < log.index("The training took") < log.index("final mIoU")
 
 
 @pytest.mark.parametrize(("optimizer", "moments"), [(sgd, 1), (adamw, 2)])

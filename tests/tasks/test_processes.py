@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -62,6 +63,68 @@ def test_two_ranks_train_on_the_batches_of_one(tmp_path, small):
         assert apart <= 1e-3 * size and size > 0, key  # the heads started at zero: all that they hold was learned
 
 
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory) -> Path:
+    """24 pictures of 64 x 64 of three classes, more and more of which is void: of each sixth, all."""
+    root, rng = tmp_path_factory.mktemp("unequal"), np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 2)):
+        for place in range(count):
+            image, mask = rng.integers(0, 256, (64, 64, 3), np.uint8), rng.integers(0, 3, (64, 64), np.uint8)
+            mask[: 64 * (place % 6) // 5 if split == "train" else 0] = 255
+            for folder, pixels in (("images", image), ("masks", mask)):
+                path = root / folder / split / f"{place}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    return root
+
+
+PARTS = {
+    "2 ranks": ("trainer=ddp", "trainer.devices=2", "data.batch_size=2"),
+    "2 ranks, 2 batches": (
+        "trainer=ddp",
+        "trainer.devices=2",
+        "data.batch_size=1",
+        "trainer.accumulate_grad_batches=2",
+    ),
+    "4 batches": ("trainer=auto", "data.batch_size=1", "trainer.accumulate_grad_batches=4"),
+}
+
+
+@pytest.mark.parametrize(
+    "loss", [("cross_entropy",), ("weighted", "loss.class_weights=[0.2,1,5]"), ("focal",)], ids=str
+)
+def test_a_step_in_parts_is_the_step_at_once(tmp_path, unequal, loss):
+    """With unequal void and clipped gradients; by the heads, which started at zero, and by what is logged."""
+    words = [
+        "train",
+        "data=folder",
+        f"data.root={unequal}",
+        "data.pictures.classes=[soil,leaf,stem]",
+        f"loss={loss[0]}",
+    ]
+    words += [
+        *loss[1:],
+        "data.crop_size=64",
+        "data.num_workers=0",
+        "trainer.accelerator=cpu",
+        "logger=csv",
+        "optim=sgd",
+    ]
+    words += ["optim.lr=0.002", "model/backbone=googlenet", "model.backbone.weights=none", "model.backbone.dropout=0.0"]
+    length = ["trainer.max_steps=8", "trainer.val_check_interval=8", "trainer.log_every_n_steps=1"]
+    found = {}
+    for name, parts in {"at once": ("trainer=auto", "data.batch_size=4"), **PARTS}.items():
+        folder = tmp_path / name.replace(",", "")
+        fcnlab(tmp_path, *words, *parts, *length, f"hydra.run.dir={folder}")
+        heads = [value.flatten() for key, value in last(folder)["state_dict"].items() if ".heads." in key]
+        found[name] = torch.cat(heads), [float(row["train/loss"]) for row in curves(folder) if "train/loss" in row]
+    whole, losses = found.pop("at once")
+    assert len(losses) == 8 and whole.norm() > 0
+    for name, (heads, logged) in found.items():
+        assert logged == pytest.approx(losses, rel=1e-5), name
+        assert (heads - whole).norm() < 1e-5 * whole.norm(), name
+
+
 def test_two_ranks_train_a_net_that_scores_no_coarse_level(tmp_path, small):
     """DDP waits for the gradient of every parameter that asks for one; most of this backbone gets none."""
     words = [*small, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=3"]
@@ -70,8 +133,9 @@ def test_two_ranks_train_a_net_that_scores_no_coarse_level(tmp_path, small):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_ranks_talk_once_a_step(tmp_path, small, accumulate):
-    """This net's gradients are one bucket: an all-reduce when they are whole, and nothing in a batch that only adds.
+def test_ranks_talk_twice_a_step(tmp_path, small, accumulate):
+    """This net's gradients are one bucket: an all-reduce when they are whole, one of the loss's total and count, and
+    nothing in a batch that only adds.
 
     Once, after the first step, DDP sorts its buckets, which takes two broadcasts.
     """
@@ -86,7 +150,7 @@ def test_ranks_talk_once_a_step(tmp_path, small, accumulate):
     assert len(calls) == 5 * accumulate - 1  # all but the first batch
     for batch, found in enumerate(calls, start=2):
         assert found.pop("c10d::broadcast_", 0) == (2 if batch == accumulate + 1 else 0)
-        assert found == ({"c10d::allreduce_": 1} if batch % accumulate == 0 else {})
+        assert found == ({"c10d::allreduce_": 2} if batch % accumulate == 0 else {})
 
 
 # A net without batch statistics: shares of a batch make the same gradients as the batch.
@@ -164,6 +228,4 @@ def test_two_ranks_stop_and_one_goes_on_with_the_next_batch(tmp_path, small):
             rows = [row for row in csv.DictReader(file) if row["train/loss"]]
         losses.append({int(row["step"]): float(row["train/loss"]) for row in rows})
     assert list(losses[0]) == list(losses[1]) == list(range(1, 13))
-    # Rank 0 logs the sum over its own half of a batch; from where one process goes on, the sums are comparable.
-    alone = range(6, 13)
-    assert [losses[1][step] for step in alone] == pytest.approx([losses[0][step] for step in alone], rel=1e-3)
+    assert list(losses[1].values()) == pytest.approx(list(losses[0].values()), rel=1e-3)

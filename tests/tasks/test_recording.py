@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from fcnlab.tasks import recording
+from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.recording import uncommitted_changes
 
 
@@ -26,6 +27,8 @@ def test_a_run_says_what_it_was(train):
     assert found["packages"]["torch"] == metadata.version("torch") and found["packages"]["numpy"] == metadata.version(
         "numpy"
     )
+    scored = json.loads((folder / "metrics.json").read_text())["provenance"]
+    assert found["source"] == scored["source"] == fingerprint() | {"lightning": metadata.version("lightning")}
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["data"]["seed"] == config["seed"] == 7 and "${" not in (folder / "config.yaml").read_text()
 

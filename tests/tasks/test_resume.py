@@ -265,7 +265,7 @@ def test_the_best_few_are_kept_beside_best_and_last(train):
 
 @pytest.mark.parametrize("off", ["best", "ema"])
 def test_without_a_best_checkpoint_or_without_averages(train, train_code, at_call, off):
-    settings = (*LENGTH, f"callbacks.{off}.enabled=false")
+    settings = (*LENGTH, f"callbacks.{off}.enabled=false", f"checkpointing.score={'last' if off == 'best' else 'best'}")
     straight = train(*settings, folder="straight")
     at_call(Segmenter, "test_step", 3, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM

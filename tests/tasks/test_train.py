@@ -2,13 +2,16 @@
 
 import csv
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fcnlab.data.module import TrainingSamples
 from fcnlab.data.voc import CLASSES
+from fcnlab.tasks.train import net_by_parts
 
 
 def rows(folder) -> list[dict[str, str]]:
@@ -58,7 +61,7 @@ def test_the_record_is_that_of_the_best_validation(train):
         iou = np.diag(total) / (total.sum(0) + total.sum(1) - np.diag(total))
     assert record["miou"] == pytest.approx(np.nanmean(iou), abs=1e-15)
     assert record["miou"] == max(map(float, column(folder, "val/miou").values()))
-    assert record["miou"] == float(column(folder, "test/miou")[12])
+    assert record["miou"] == float(column(folder, "final/miou")[12])
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,38 @@ def test_every_run_ends_with_a_validation_and_both_checkpoints(train, limit, las
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == last
     assert (folder / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], None),
+        (
+            ["trainer.accumulate_grad_batches=3"],
+            "A step takes 12 pictures in 3 parts (devices: 1, accumulated batches: 3): its loss is that of all 12 at"
+            " once. What the net still does by part: batch normalisation\n",
+        ),
+        (
+            ["trainer.accumulate_grad_batches=3", "loss=dice"],
+            "Warning: A step takes 12 pictures in 3 parts (devices: 1, accumulated batches: 3): loss=dice is taken of"
+            " each part and averaged, which is another loss than that of all 12 at once. What the net still does",
+        ),
+    ],
+)
+def test_a_run_says_what_a_step_in_parts_changes(train, words, said):
+    text = (train(*words, "trainer.max_steps=1", "trainer.val_check_interval=1") / "train.log").read_text()
+    assert said in text if said else "A step takes" not in text
+
+
+def test_what_a_net_does_by_part():
+    """What rests, or drops nothing, is the same in parts; so are batch norms that devices share."""
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout2d(0.0), nn.Dropout(0.5))
+    alone, together = (
+        Mock(accumulate_grad_batches=1, strategy=Mock(_layer_sync=sync)) for sync in (None, "torch's own")
+    )
+    accumulated = Mock(accumulate_grad_batches=2, strategy=together.strategy)
+    assert net_by_parts(net, alone) == net_by_parts(net, accumulated) == ["batch normalisation", "dropout"]
+    assert net_by_parts(net, together) == ["dropout"] and net_by_parts(net[:2].eval(), alone) == []
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not(train):
@@ -123,7 +158,7 @@ def test_ema_is_what_is_validated_scored_and_saved(train):
     assert not same(checkpoint["state_dict"], weights(plain))
     scores, losses = column(averaged, "val/miou"), column(averaged, "val/loss")
     best = max(scores, key=lambda step: float(scores[step]))
-    assert column(averaged, "test/loss")[20] == losses[best] != column(plain, "val/loss")[best]
+    assert column(averaged, "final/loss")[20] == losses[best] != column(plain, "val/loss")[best]
 
 
 def test_early_stopping_ends_with_a_record(train):

@@ -7,6 +7,7 @@ from fcnlab.callbacks.metrics_file import MetricsFile
 from fcnlab.callbacks.pictures import FixedPictures
 from fcnlab.callbacks.progress import Progress
 from fcnlab.callbacks.resume import ExactResume
+from fcnlab.callbacks.selection import Selection
 from fcnlab.callbacks.stopping import EndWithValidation, StopOnNaN
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LastCheckpoint",
     "MetricsFile",
     "Progress",
+    "Selection",
     "StopOnNaN",
     "TopCheckpoints",
     "WholeFiles",

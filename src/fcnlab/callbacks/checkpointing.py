@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from fcnlab.callbacks.interruption import may_stop
 from fcnlab.callbacks.stopping import TrainingDiverged
 from fcnlab.errors import NotWritten, first_line
+from fcnlab.ranges import NonNegative, Whole
 from fcnlab.results.record import aside
 from fcnlab.signals import Interrupted
 
@@ -37,9 +38,12 @@ class TopCheckpoints(ModelCheckpoint):
     """Keep the ``keep`` checkpoints of best val mIoU, each under its score and step, beside best.ckpt.
 
     A class of its own, since Lightning keeps the states of two plain ModelCheckpoints of one metric under one key.
+    ``saving`` is true while it saves.
     """
 
-    def __init__(self, dirpath: str | Path, keep: int = 3):
+    saving = False
+
+    def __init__(self, dirpath: str | Path, keep: Whole = 3):
         if keep < 0:
             raise ValueError(f"checkpointing.keep_top={keep}: choose 0 (none) or more")
         super().__init__(
@@ -52,15 +56,24 @@ class TopCheckpoints(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        self.saving = True
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        finally:
+            self.saving = False
+
 
 class LastCheckpoint(Checkpoint):
     """Keep ``last.ckpt``: after every validation, every ``every_n_minutes``, and when a run is interrupted.
 
     An exception between two steps or inside a validation (a picture that cannot be read, say) saves the state before
-    it; one inside a step does not, since nobody knows how far the step had come.
+    it; one inside a step does not, since nobody knows how far the step had come. ``saving`` is true while it saves.
     """
 
-    def __init__(self, dirpath: str | Path, every_n_minutes: float = 10.0):
+    saving = False
+
+    def __init__(self, dirpath: str | Path, every_n_minutes: NonNegative = 10.0):
         if every_n_minutes < 0:
             raise ValueError(f"checkpointing.every_n_minutes={every_n_minutes}: choose 0 (every step) or more")
         self.path = Path(dirpath) / "last.ckpt"
@@ -106,7 +119,11 @@ class LastCheckpoint(Checkpoint):
         return whole_step and not trainer.should_stop  # a run that is over is not resumed into its last validation
 
     def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        self.saving = True
+        try:
+            trainer.save_checkpoint(self.path)
+        finally:
+            self.saving = False
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
 

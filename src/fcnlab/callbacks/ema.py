@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
+from fcnlab.ranges import BelowOne
+
 
 class EMA(WeightAveraging):
     """Validate, test and save an average of the weights in place of the last ones.
@@ -18,7 +20,7 @@ class EMA(WeightAveraging):
     once for every tensor at every step.
     """
 
-    def __init__(self, decay: float = 0.999):
+    def __init__(self, decay: BelowOne = 0.999):
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.ema.decay={decay}: choose a number from 0 to less than 1")
         super().__init__()

@@ -14,6 +14,8 @@ from fcnlab.errors import NotWritten
 from fcnlab.results.record import aside
 
 FIRST = ("step", "epoch")
+SCORED = ("final/", "test/")  # what is logged of the scoring at the end, by Segmenter.scored_as
+VALIDATED = "val/miou"
 
 
 class MetricsFile(Logger):
@@ -22,7 +24,7 @@ class MetricsFile(Logger):
     Rows are on the disk at once. A run that is resumed appends, after dropping rows from beyond the checkpoint that it
     goes on from. Lightning's own CSV logger deletes the old file, and keeps rows in memory.
 
-    ``count`` is the number of rows on disk.
+    ``count`` is the number of rows on disk, ``validations`` of those that hold a validation.
     """
 
     def __init__(self, path: str | Path):
@@ -30,7 +32,7 @@ class MetricsFile(Logger):
         self.path = Path(path)
         self._drop_half_a_row()
         self._columns = self._read_columns()
-        self.count = len(self.rows())
+        self._count()
 
     @property
     def name(self) -> str:
@@ -47,13 +49,18 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, float], step: float = 0) -> None:
         row = {"step": int(step)} | {name: value for name, value in metrics.items() if not math.isnan(value)}
         epoch = row.pop("epoch", None)
-        if epoch is not None and not any(name.startswith("test/") for name in row):  # that is behind all epochs
+        if epoch is not None and not any(name.startswith(SCORED) for name in row):  # that is behind all epochs
             row["epoch"] = int(epoch)
         try:
             self._append(row)
         except OSError as error:
             raise NotWritten(f"{self.path} could not be written: {error}") from error
         self.count += 1
+        self.validations += VALIDATED in row
+
+    def _count(self) -> None:
+        rows = self.rows()
+        self.count, self.validations = len(rows), sum(bool(row.get(VALIDATED)) for row in rows)
 
     def _append(self, row: dict[str, float]) -> None:
         new = [name for name in dict.fromkeys((*FIRST, *row)) if name not in self._columns]
@@ -70,7 +77,7 @@ class MetricsFile(Logger):
         """Keep the first ``count`` rows; what came after them the resumed run will log again."""
         if self.count > count:
             self._rewrite(self.rows()[:count])
-            self.count = count
+            self._count()
 
     @rank_zero_only
     def _drop_half_a_row(self) -> None:

@@ -11,9 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from fcnlab.data.pictures import VOID, Pictures
+from fcnlab.ranges import MOST_DRAWN, Drawn
 from fcnlab.results.drawing import panel, save_png
-
-MOST = 16  # more would make dashboards slow
 
 
 class FixedPictures(Callback):
@@ -23,9 +22,9 @@ class FixedPictures(Callback):
     and prediction side by side.
     """
 
-    def __init__(self, folder: str | Path, count: int = 8):
-        if not 0 <= count <= MOST:
-            raise ValueError(f"callbacks.pictures.count={count}: choose 0 to {MOST}")
+    def __init__(self, folder: str | Path, count: Drawn = 8):
+        if not 0 <= count <= MOST_DRAWN:
+            raise ValueError(f"callbacks.pictures.count={count}: choose 0 to {MOST_DRAWN}")
         self.folder, self.count = Path(folder), count
         self._wanted: set[int] = set()
         self._shown: list[tuple[int, np.ndarray]] = []

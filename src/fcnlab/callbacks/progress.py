@@ -8,12 +8,15 @@ from torch import Tensor
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar; the loss is asked of the device when it is drawn, where a logged one would be at every step."""
+    """Lightning's bar; the loss is asked of the device when it is drawn, where a logged one would be at every step.
+
+    It is that of the last optimiser step, as it is logged.
+    """
 
     _loss: Tensor | None = None
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs: Any, batch, batch_idx: int) -> None:
-        self._loss = outputs["loss"] * trainer.accumulate_grad_batches  # it was divided by that
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch, batch_idx: int) -> None:
+        self._loss = pl_module.train_loss
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: L.Trainer, pl_module) -> dict[str, Any]:

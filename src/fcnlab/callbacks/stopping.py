@@ -35,17 +35,23 @@ class TrainingDiverged(UserError):
 class StopOnNaN(Callback):
     """Stop when the loss is no number any more, and save nothing after that.
 
-    The losses stay on the device and are looked at every ``every_n_steps`` steps, so that no other step waits for them.
+    The losses of optimiser steps stay on the device and are looked at every ``every_n_steps`` steps, so that no other
+    step waits for them. They are those of all devices together, which so stop at the same step.
     Before a checkpoint is written its weights are looked at too: one step on from a good loss they can be lost.
     """
 
     def __init__(self, every_n_steps: int = 10):
         self.every_n_steps = every_n_steps
         self._losses: list[tuple[int, Tensor]] = []
+        self._newest: Tensor | None = None
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs: Any, batch, batch_idx: int) -> None:
-        self._losses.append((trainer.global_step, outputs["loss"].detach()))
-        if len(self._losses) >= self.every_n_steps * trainer.accumulate_grad_batches:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch, batch_idx: int) -> None:
+        newest = pl_module.train_loss
+        if newest is self._newest:  # a batch that was only accumulated
+            return
+        self._newest = newest
+        self._losses.append((trainer.global_step, newest))
+        if len(self._losses) >= self.every_n_steps:
             self._look(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module) -> None:

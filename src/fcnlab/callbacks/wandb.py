@@ -4,7 +4,7 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,11 +89,20 @@ def reachable_mode() -> str:
     return "online"
 
 
-def log_scores(logger: WandbLogger, found: Scores, matrix, classes: Sequence[str]) -> None:
-    """The per-class table and the confusion matrix (row: truth) of the final evaluation."""
+def log_scores(
+    logger: WandbLogger, found: Scores, matrix, classes: Sequence[str], name: str, selection: Mapping[str, Any] | None
+) -> None:
+    """The per-class table and the confusion matrix (row: truth) of the final evaluation, below ``name``.
+
+    How the scored weights were selected goes to the summary; their score on the validation images is logged, since that
+    is what W&B's sweeps can maximise.
+    """
     import wandb
 
     table = wandb.Table(["class", "iou"], [[name, float(iou)] for name, iou in zip(classes, found.iou, strict=True)])
     cells = [[truth, *map(int, row)] for truth, row in zip(classes, matrix, strict=True)]
     confusion = wandb.Table(["truth \\ prediction", *classes], cells)
-    logger.experiment.log({"test/per_class": table, "test/confusion": confusion})
+    facts = {f"selection/{key}": value for key, value in (selection or {}).items() if value is not None}
+    validated = {key: value for key, value in facts.items() if key == "selection/val_miou"}
+    logger.experiment.log({f"{name}/per_class": table, f"{name}/confusion": confusion, **validated})
+    logger.experiment.summary.update(facts)

@@ -42,7 +42,7 @@ Kind = Literal["none", "ram", "disk"]
 CONTAINER = Path("/sys/fs/cgroup")
 SUM = 4  # bytes of a checksum
 HEAD = 64 << 20  # bytes of the first line; those of 10,582 pictures have 120 kB
-LAYOUT = 2  # raise it when the file's layout, or what pictures are decoded to, changes
+LAYOUT = 3  # raise it when the file's layout, or what pictures are decoded to, changes
 
 
 def cached(pictures: Pictures, kind: Kind, folder: Path) -> Pictures:
@@ -151,13 +151,13 @@ def _on_disk(pictures: Pictures, folder: Path) -> CachedPictures:
     One process at a time makes it, the others wait; a kill leaves no file that is taken for it.
     """
     title = re.sub(r"[^\w.-]+", "-", pictures.title)
-    path = folder.absolute() / f"{title}-{_identity(pictures)}.pixels"
-    if store := _opened(path, _state(pictures)):
+    path = folder.absolute() / f"{title}-{identity(pictures)}.pixels"
+    if store := _opened(path, state_of(pictures)):
         return _from(store, pictures)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with alone(path.with_suffix(".lock"), f"makes {path}"):
-            state = _state(pictures)
+            state = state_of(pictures)
             if not (store := _opened(path, state)):
                 with aside(path) as part, part.open("wb") as file:
                     _write(file.fileno(), pictures, state, shutil.disk_usage(folder).free, f"data.cache=disk, {path}")
@@ -176,7 +176,7 @@ def _in_memory(pictures: Pictures) -> CachedPictures:
         raise DataError("data.cache=ram needs Linux: set data.cache=disk, which the system keeps in memory as it can")
     handle = os.memfd_create("fcnlab")
     try:
-        state = _state(pictures)
+        state = state_of(pictures)
         _write(handle, pictures, state, _free_memory(), "data.cache=ram")
         store = Store(Path(f"/proc/{os.getpid()}/fd/{handle}"), state)
     except BaseException as error:
@@ -196,17 +196,17 @@ def _opened(path: Path, state: str) -> Store | None:
         return None
 
 
-def _identity(pictures: Pictures) -> str:
+def identity(pictures: Pictures) -> str:
     """Tells a split from others: by its type, its files' names, its classes, and all else that says how it is read."""
     kind = type(pictures)
-    settings = {field.name: getattr(pictures, field.name) for field in fields(pictures)}
+    settings = {field.name: getattr(pictures, field.name) for field in fields(pictures) if field.compare}
     for name in ("images", "masks"):
         settings[name] = [str(path.absolute()) for path in settings[name]]
     plain = {name: value.tolist() if isinstance(value, ndarray) else value for name, value in settings.items()}
     return blake2b(repr((kind.__module__, kind.__qualname__, plain)).encode(), digest_size=6).hexdigest()
 
 
-def _state(pictures: Pictures) -> str:
+def state_of(pictures: Pictures) -> str:
     """Changes when one of the files does, or what reads them.
 
     A file's ctime moves with every change of it, also where a copy brings the size and mtime of the old one along.
@@ -233,7 +233,7 @@ def _write(handle: int, pictures: Pictures, state: str, free: int, where: str) -
         _put(handle, head, 0)
         put = partial(_put_picture, handle, pictures, starts[-1])
         list(pool.map(put, every, sizes, starts))  # raises what one of them raised
-    if _state(pictures) != state:
+    if state_of(pictures) != state:
         raise DataError(f"files of {pictures.title} changed while they were cached: start again when they are complete")
 
 

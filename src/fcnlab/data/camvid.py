@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fcnlab.data.pictures import DataError, Pictures
+from fcnlab.data.image_files import SUFFIXES, DataError
+from fcnlab.data.pictures import Pictures
 
 PALETTE = {
     "sky": (128, 128, 128),
@@ -22,7 +23,6 @@ PALETTE = {
     "pedestrian": (64, 64, 0),
     "cyclist": (0, 128, 192),
 }
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def open_camvid(root: str, split: str) -> Pictures:
@@ -44,7 +44,7 @@ def open_camvid(root: str, split: str) -> Pictures:
             ", ".join(sorted(path.name for path in base.iterdir() if (base / f"{path.name}annot").is_dir())) or "none"
         )
         raise DataError(f"no split {split!r} in {base}: there is {there}. Set data.train_list or data.val_list.")
-    images = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES))
+    images = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES))
     return Pictures(
         title=f"CamVid {split}",
         names=tuple(path.stem for path in images),

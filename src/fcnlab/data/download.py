@@ -23,8 +23,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from fcnlab.data.image_files import DataError
 from fcnlab.data.locking import alone
-from fcnlab.data.pictures import DataError
 from fcnlab.errors import first_line
 
 log = logging.getLogger("fcnlab")

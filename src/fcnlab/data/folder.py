@@ -5,7 +5,6 @@ folders included; ``*`` is any text without a slash. Which names belong to a spl
 patterns, by lists, or by fractions.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from fcnlab.data.pictures import VOID, DataError, Pictures
+from fcnlab.data.image_files import DataError
+from fcnlab.data.masks import Colour
+from fcnlab.data.patterns import find_pictures
+from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.data.voc import read_list, voc_palette
+from fcnlab.ranges import Byte, Fraction, Seed
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 COLOURED = re.compile(r"(.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")  # a class and its colour in a file of classes
 
-Colour = tuple[int, int, int]
 Classes = str | Sequence[str] | Mapping[str, Sequence[int]]
 
 
@@ -31,25 +32,30 @@ def open_folder(
     images: str,
     masks: str,
     classes: Classes,
-    void: int | None = VOID,
-    void_colours: Sequence[Sequence[int]] = (),
+    void: Byte | None = VOID,
+    void_colours: Sequence[Sequence[Byte]] = (),
     lists: str | None = None,
-    fractions: Mapping[str, float] | None = None,
-    split_seed: int = 0,
+    fractions: Mapping[str, Fraction] | None = None,
+    split_seed: Seed = 0,
+    ids: Mapping[int, str | None] | None = None,
 ) -> Pictures:
-    """A split of pictures and PNG masks.
+    """A split of pictures and masks, which are PNG or TIFF files.
 
     Parameters
     ----------
     images, masks
         Patterns below ``root`` with ``{name}``; ``images`` may hold ``*``, such as ``{name}.*`` for any format.
     classes
-        Names in the order of their ids; or each name's RGB, by which masks of colours are read; or a file below
-        ``root`` with a class to a line: a name, and its three numbers if there are colours.
+        Names in the order of their ids; or each name's RGB, by which all masks are read then, palette and grey ones,
+        too; or a file below ``root`` with a class to a line: a name, and its three numbers if there are colours.
     void
-        The id that is neither trained on nor scored; None: every id is a class.
+        The id that is neither trained on nor scored; None: every id is a class. The default, 255, gives way where
+        ``ids`` has it.
     void_colours
-        RGB that are void in masks of colours.
+        RGB that are likewise void where classes have colours.
+    ids
+        The class of each id in the masks by name, where ids are not 0, 1, 2, ...; None instead of a name: void. An id
+        that is neither here nor ``void`` is an error.
     lists
         A pattern with ``{split}``: files of names, one to a line.
     fractions
@@ -59,15 +65,17 @@ def open_folder(
     Raises
     ------
     DataError
-        No such folder, list or split; patterns, classes or colours that make no sense; two pictures of one name.
+        No such folder, list or split; patterns, classes, colours or ids that make no sense; two pictures of one name.
     """
     if not Path(root).is_dir():
         raise DataError(f"data.root={root} is no folder: set data.root to the one that holds {images}")
     _check_patterns(images, masks, lists, fractions)
     names, colours = read_classes(classes, root)
-    found = find_pictures(root, images.replace("{split}", split))
+    _check_one_meaning(colours, void, void_colours, ids)
+    pattern = images.replace("{split}", split)
+    found, left_out = find_pictures(root, pattern, masks.replace("{split}", split))
     if not found:
-        raise DataError(f"no pictures are {Path(root) / images.replace('{split}', split)}{_splits_hint(root, images)}")
+        raise DataError(f"no pictures are {Path(root) / pattern}{_splits_hint(root, images)}{_others(left_out)}")
     members = _members(root, split, found, lists, fractions, split_seed)
     return Pictures(
         title=f"{Path(root).absolute().name} {split}",
@@ -76,9 +84,46 @@ def open_folder(
         masks=tuple(Path(root) / _filled(masks, split, name) for name in members),
         classes=names,
         palette=np.array(colours, np.uint8) if colours else voc_palette(len(names)),
-        void=void,
+        void=None if colours or (void == VOID and void in (ids or ())) else void,
         colours=_colour_table(colours, void_colours),
+        ids=None if ids is None else _labels_of_ids(ids, names),
+        left_out=_of_split(left_out, split, lists, fractions, split_seed),
     )
+
+
+def _check_one_meaning(
+    colours: Sequence[Colour], void: int | None, void_colours: Sequence[Sequence[int]], ids: Mapping[int, Any] | None
+) -> None:
+    """Masks are read by colours or by ids: what the one needs has no effect with the other."""
+    if colours and ids is not None:
+        raise DataError(
+            "data.pictures.ids has no effect with class colours, by which masks are read: give data.pictures.classes"
+            " names alone, [NAME, ...], or leave ids out"
+        )
+    if colours and void not in (None, VOID):
+        raise DataError(
+            f"data.pictures.void={void} has no effect with class colours, by which masks are read: name void's colour,"
+            " data.pictures.void_colours=[[R, G, B]]"
+        )
+    if void_colours and not colours:
+        raise DataError(
+            "data.pictures.void_colours has no effect without class colours: give data.pictures.classes as"
+            " {NAME: [R, G, B], ...}"
+        )
+
+
+def _labels_of_ids(ids: Mapping[int, str | None], names: Sequence[str]) -> dict[int, int]:
+    """The class of each id by its place, ``VOID`` for None."""
+    numbers = [stored for stored in ids if isinstance(stored, bool) or not isinstance(stored, int)]
+    if numbers:
+        raise DataError(f"data.pictures.ids has the key {numbers[0]!r}: give each id as a number, as in {{1: NAME}}")
+    unknown = [name for name in ids.values() if name is not None and name not in names]
+    if unknown:
+        raise DataError(
+            f"data.pictures.ids names {unknown[0]!r}, which is none of data.pictures.classes: there is"
+            f" {', '.join(names[:5])}{', …' if len(names) > 5 else ''}; null is void"
+        )
+    return {stored: VOID if name is None else names.index(name) for stored, name in ids.items()}
 
 
 def read_classes(classes: Classes, root: str) -> tuple[tuple[str, ...], list[Colour]]:
@@ -106,11 +151,6 @@ def read_classes(classes: Classes, root: str) -> tuple[tuple[str, ...], list[Col
 
 def _colour_table(colours: Sequence[Colour], void_colours: Sequence[Sequence[int]]) -> dict[Colour, int] | None:
     void = {_colour(one): VOID for one in void_colours}
-    if void and not colours:
-        raise DataError(
-            "data.pictures.void_colours has no effect without class colours: give data.pictures.classes as"
-            " {NAME: [R, G, B], ...}"
-        )
     both = void.keys() & set(colours)
     if both:
         raise DataError(f"data.pictures.void_colours: {list(both.pop())} is a class's colour, too")
@@ -171,43 +211,23 @@ def _check_patterns(images: str, masks: str, lists: str | None, fractions: Mappi
         raise DataError(f"{chosen} says which pictures a split has: give one of {', '.join(ways)}")
 
 
-def find_pictures(root: str, pattern: str) -> dict[str, Path]:
-    """The files of a pattern by their ``{name}``, in the order of names; hidden ones are none.
-
-    Raises
-    ------
-    DataError
-        Two files of one name.
-    """
-    matching = re.compile("".join(_as_regex(part) for part in re.split(r"(\{name\}|\*)", pattern)))
-    start = Path(root) / re.split(r"\{name\}|\*", pattern)[0].rpartition("/")[0]
-    found: dict[str, Path] = {}
-    for path in sorted(_files(start)):
-        parts = matching.fullmatch(path.relative_to(root).as_posix())
-        if parts is None or (pattern.endswith("*") and path.suffix.lower() not in SUFFIXES):
-            continue
-        if parts["name"] in found:
-            raise DataError(
-                f"{path} and {found[parts['name']]} are both {parts['name']!r}: make data.pictures.images tell one from"
-                " the other"
-            )
-        found[parts["name"]] = path
-    return found
+def _of_split(
+    left_out: Mapping[str, list[Path]],
+    split: str,
+    lists: str | None,
+    fractions: Mapping[str, float] | None,
+    split_seed: int,
+) -> tuple[Path, ...]:
+    """Those that would be in this split; with lists none, since a listed name that is not found is an error."""
+    if lists is not None:
+        return ()
+    chosen = [name for name in left_out if fractions is None or split_of(name, fractions, split_seed) == split]
+    return tuple(path for name in chosen for path in left_out[name])
 
 
-def _as_regex(part: str) -> str:
-    return {"{name}": "(?P<name>.+)", "*": "[^/]*"}.get(part, re.escape(part))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Through linked folders, too; a link to a folder that the way to it leads through would never end."""
-    ways = {folder: (folder.resolve(),)}
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        way = ways.pop(Path(parent))
-        real = {name: Path(parent, name).resolve() for name in folders if not name.startswith(".")}
-        folders[:] = [name for name, path in real.items() if path not in way]
-        ways |= {Path(parent, name): (*way, real[name]) for name in folders}
-        yield from (Path(parent) / name for name in files if not name.startswith("."))
+def _others(left_out: Mapping[str, list[Path]]) -> str:
+    first = next(iter(left_out.values()), [])
+    return f" There are {len(left_out)} like it of another suffix or case, such as {first[0].name}." if first else ""
 
 
 def _filled(pattern: str, split: str, name: str) -> str:

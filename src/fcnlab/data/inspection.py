@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
+from os.path import isfile  # False for a name that no file can have, where Path's raises an OSError
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,17 +19,18 @@ from numpy import ndarray
 
 from fcnlab.cores import visible_cores
 from fcnlab.data.balance import Frequencies, frequencies
-from fcnlab.data.pictures import (
+from fcnlab.data.image_files import (
     BrokenFile,
     DataError,
     MissingFile,
-    Pictures,
     UnreadableFile,
     WrongLabels,
     WrongMode,
     WrongSize,
     open_picture,
 )
+from fcnlab.data.label_counts import absent_classes, one_class_only
+from fcnlab.data.pictures import LabelPixels, Pictures, label_pixels
 from fcnlab.results.findings import Finding, Verdict
 
 Read = TypeVar("Read")
@@ -37,10 +39,10 @@ Looked = tuple[Pictures, Sequence["Look"]]  # a split, and what was seen of each
 
 FAULTS = {  # the check that finds each kind, and what it says when there is none, and some
     MissingFile: ("files", "all there", "{} missing"),
-    UnreadableFile: ("formats", "pictures and PNG masks, all", "{} no such picture or mask"),
+    UnreadableFile: ("formats", "pictures and masks, all", "{} no such picture or mask"),
     BrokenFile: ("whole files", "each decodes to its end", "{} cut off or damaged"),
     WrongSize: ("mask sizes", "each its picture's", "{} not their picture's, or too large"),
-    WrongMode: ("pixel modes", "8 bits; masks hold ids", "{} of another kind"),
+    WrongMode: ("pixel modes", "8 bits; masks hold ids or class colours", "{} of another kind"),
     WrongLabels: ("labels", "classes and void only", "{} masks with others"),
 }
 ORIENTATION = 0x0112  # EXIF's tag; 1: upright
@@ -52,6 +54,7 @@ ODDITIES = {  # likewise, of what is read in another way than its maker meant
 FLAT = 2.0  # grey levels: below this deviation a thumbnail has nothing to recognise it by
 SMALL = 32  # pixels: the stride of a net's last layers
 MOSTLY_VOID = 0.5
+NO_LABELS = np.zeros(256, np.int64)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Look:
     size: tuple[int, int] | None = None
     digest: bytes | None = None
     code: Code | None = None
-    labels: Int64[ndarray, " 256"] | None = None
+    labels: LabelPixels | None = None
 
 
 def looks(pictures: Pictures) -> Iterator[Look]:
@@ -97,7 +100,7 @@ def look(pictures: Pictures, index: int) -> Look:
         size=None if image is None else (image.shape[0], image.shape[1]),
         digest=None if image is None else pixel_digest(image),
         code=None if image is None else perceptual_code(image),
-        labels=None if mask is None else np.bincount(mask.ravel(), minlength=256),
+        labels=None if mask is None else label_pixels(mask),
     )
 
 
@@ -140,10 +143,12 @@ def inspect_split(name: str, pictures: Pictures, seen: Sequence[Look], bits: int
 
     Pictures whose dHash differs in at most ``bits`` of 64 are said to look alike.
     """
-    about = f"{name}: {pictures.title}, {len(pictures):,} pictures"
+    about = f"{name}: {pictures.title}, {len(pictures):,} images, {sum(map(isfile, pictures.masks)):,} masks"
     twice = tuple(f"{title} is listed twice" for title in pictures.listed_twice())
+    left_out = tuple(f"{path} fits data.pictures.images but for its suffix or case" for path in pictures.left_out)
     return [
         _verdict(about, "list", Verdict.ERROR, twice, "no name twice", "{} listed more than once"),
+        _verdict(about, "left out", Verdict.WARNING, left_out, "no image of like name", "{} images of like names"),
         *_fault_lines(about, seen),
         *_odd_lines(about, seen),
         _size_line(about, pictures, seen),
@@ -226,18 +231,21 @@ def _size_line(about: str, pictures: Pictures, seen: Sequence[Look]) -> Finding:
 
 
 def _label_lines(about: str, pictures: Pictures, seen: Sequence[Look]) -> list[Finding]:
-    found = class_frequencies(pictures, seen)
-    absent = tuple(name for name, pixels in zip(pictures.classes, found.pixels, strict=True) if not pixels)
-    here = len(pictures.classes) - len(absent)
     return [
-        Finding(
-            about,
-            "classes",
-            Verdict.WARNING if absent else Verdict.OK,
-            f"{here} of {len(pictures.classes)} occur" + (f"; absent: {', '.join(absent)}" if absent else ""),
-        ),
-        _void_line(about, pictures, seen, found),
+        _class_line(about, pictures, sum((one.labels for one in seen if one.labels is not None), NO_LABELS)),
+        _void_line(about, pictures, seen, class_frequencies(pictures, seen)),
     ]
+
+
+def _class_line(about: str, pictures: Pictures, found: LabelPixels) -> Finding:
+    """Which classes occur; nothing is known of them where no mask could be read, which is told elsewhere."""
+    absent = absent_classes(pictures, found)
+    here = f"{len(pictures.classes) - len(absent)} of {len(pictures.classes)} occur"
+    if found.any() and (problem := one_class_only(pictures, found)):
+        return Finding(about, "classes", Verdict.ERROR, f"{here}: {problem}")
+    if absent:
+        return Finding(about, "classes", Verdict.WARNING, f"{here}; absent: {', '.join(absent)}")
+    return _fine(about, "classes", here)
 
 
 def _void_line(about: str, pictures: Pictures, seen: Sequence[Look], found: Frequencies) -> Finding:

@@ -22,10 +22,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from fcnlab.cores import visible_cores
+from fcnlab.data import label_counts
 from fcnlab.data.cache import Kind, cached
 from fcnlab.data.download import fetching
-from fcnlab.data.pictures import VOID, DataError, Pictures
+from fcnlab.data.image_files import DataError
+from fcnlab.data.pictures import VOID, LabelPixels, Pictures
 from fcnlab.data.transforms import FILL, Augmentation
+from fcnlab.ranges import Count, NumClasses, Pixels, Seed, Whole
+from fcnlab.results.selection import FINGERPRINT
 
 Batch = dict[str, Tensor]
 SHARED_MEMORY = Path("/dev/shm")
@@ -159,7 +163,8 @@ class DataModule(L.LightningDataModule):
     prefetch_factor
         Batches that each of them reads ahead; see :func:`batches_ahead`.
     cache, cache_dir
-        Whether pictures are decoded once, and where they are kept then; see :func:`fcnlab.data.cache.cached`.
+        Whether pictures are decoded once, and where they are kept then; see :func:`fcnlab.data.cache.cached`. What
+        masks hold is kept in this folder in any case, by :mod:`fcnlab.data.label_counts`.
     download, archive
         Fetch the data set if it is not there, or take it from tars that the user has.
     allow_overlap
@@ -172,17 +177,17 @@ class DataModule(L.LightningDataModule):
         root: str,
         train_list: str,
         val_list: str,
-        num_classes: int,
+        num_classes: NumClasses,
         augment: Callable[[int], Augmentation | None],
         test_list: str | None = None,
-        crop_size: int = 512,
-        batch_size: int = 16,
-        eval_batch_size: int = 1,
-        num_workers: int | Literal["auto"] = "auto",
-        prefetch_factor: int | Literal["auto"] = "auto",
+        crop_size: Pixels = 512,
+        batch_size: Count = 16,
+        eval_batch_size: Count = 1,
+        num_workers: Whole | Literal["auto"] = "auto",
+        prefetch_factor: Count | Literal["auto"] = "auto",
         cache: Kind = "none",
         cache_dir: str = "outputs/cache",
-        seed: int = 0,
+        seed: Seed = 0,
         download: bool = False,
         archive: str | Sequence[str] | None = None,
         allow_overlap: bool = False,
@@ -205,6 +210,8 @@ class DataModule(L.LightningDataModule):
         self.allow_overlap = allow_overlap
         self._opened: dict[str, Pictures] = {}
         self._decoded: dict[str, Pictures] = {}
+        self._fingerprints: dict[str, list[str]] = {}
+        self._labels: dict[str, LabelPixels] = {}
 
     def check(self, *splits: str, min_size: int = 1, truth: bool = True) -> None:
         """Open splits and look at every file of theirs, before any long work.
@@ -237,8 +244,11 @@ class DataModule(L.LightningDataModule):
                     " predicted, not trained on or scored. For VOC's server: fcnlab predict data=voc ..."
                     " submission=FILE.tar.gz"
                 )
-            seen = pictures if truth else replace(pictures, masks=())
-            seen.check(min_size=1 if cropped else min_size)
+            least = 1 if cropped else min_size
+            if truth:
+                self._labels[title] = label_counts.check(pictures, least, self.cache_dir)
+            else:
+                replace(pictures, masks=()).check(least)
             if "train" in uses:
                 TrainingBatches(len(pictures), self.batch_size, self.seed)
 
@@ -264,12 +274,25 @@ class DataModule(L.LightningDataModule):
             self._opened[title] = self.open(self.root, title)
         return self._opened[title]
 
+    def label_pixels(self, name: str) -> LabelPixels:
+        """How many pixels each label has in the masks of a split that was checked."""
+        return self._labels[self.lists[name]]
+
     def decoded(self, name: str) -> Pictures:
         """The same pictures as the loaders read them: from the cache, which the first who asks makes."""
         title = self.lists[name]
         if title not in self._decoded:
             self._decoded[title] = cached(self.split(name), self.cache, self.cache_dir)
         return self._decoded[title]
+
+    def fingerprints(self, name: str) -> list[str]:
+        """What tells each picture of a split from any other, wherever it lies: the beginning of a hash of its file."""
+        title = self.lists[name]
+        if title not in self._fingerprints:
+            paths = self.split(name).images
+            digests = file_digests(list(dict.fromkeys(paths)))
+            self._fingerprints[title] = [digests.get(path, bytes(FINGERPRINT)).hex()[:FINGERPRINT] for path in paths]
+        return self._fingerprints[title]
 
     def training_pixels(self) -> int:
         """How many pixels a training picture has; where none is cropped, those of the first."""

@@ -19,11 +19,13 @@ from numpy import ndarray
 
 from fcnlab.cores import visible_cores
 from fcnlab.data.download import Archive, alone_in, obtain, progress
+from fcnlab.data.image_files import BrokenFile, DataError, MissingFile, WrongLabels, WrongMode
 from fcnlab.data.matlab import read_field
-from fcnlab.data.pictures import VOID, BrokenFile, DataError, MissingFile, Pictures, WrongLabels, WrongMode
+from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.data.voc import (
     CLASSES,
     MASK_FOLDERS,
+    Year,
     find_list,
     read_list,
     voc_archive,
@@ -63,7 +65,7 @@ class SBDPictures(Pictures):
 def open_sbd(
     root: str,
     split: str,
-    year: int = 2012,
+    year: Year = 2012,
     convert: bool = True,
     download: bool = False,
     archive: str | Sequence[str] | None = None,

@@ -16,6 +16,7 @@ from PIL import Image
 
 from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.data.voc import CLASSES, read_list, voc_palette, voc_pictures
+from fcnlab.ranges import Count, Pixels, Seed
 
 DRAWING = 1  # raise it when the drawings change, so that old ones are not taken for new
 FORMS = ("disc", "box", "star", "ring", "cross")
@@ -23,7 +24,7 @@ TEXTURES = ("plain", "stripes", "checks", "dots")
 
 
 def open_shapes(
-    root: str, split: str, num_train: int = 800, num_val: int = 200, size: int = 160, drawing_seed: int = 0
+    root: str, split: str, num_train: Count = 800, num_val: Count = 200, size: Pixels = 160, drawing_seed: Seed = 0
 ) -> Pictures:
     """The list ``train`` or ``val`` of a data set of shapes, drawn under ``root`` if it is not there yet.
 

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from fcnlab.data.pictures import VOID
+from fcnlab.ranges import Degrees, Scales
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it looks for updates over the network when imported
 
@@ -24,14 +25,22 @@ warnings.filterwarnings("error", r"Argument\(s\) .* are not valid", UserWarning)
 
 FILL = (124, 116, 104)  # the padding's colour: ImageNet's mean, near zero behind every net's own normalisation
 
+# How a step that resizes must take masks (``mask_interpolation=``): from the nearest pixel, where the image's bilinear
+# interpolation has its centres. OpenCV's resize with INTER_NEAREST, the default here, rounds down instead: labels then
+# lie up to a pixel beside what the image shows. Rotate and Affine, which warp, round by themselves and refuse this one.
+NEAREST_WHEN_RESIZED = cv2.INTER_NEAREST_EXACT
+
 
 class Augmentation:
-    """A pipeline that draws from the seed of the sample alone, not from the worker or from what it drew before."""
+    """A pipeline that draws from the seed of the sample alone, not from the worker or from what it drew before.
+
+    ``steps`` are albumentations' transforms; one that resizes needs ``mask_interpolation=NEAREST_WHEN_RESIZED``.
+    """
 
     def __init__(self, steps: Sequence[Any]):
         import albumentations as A
 
-        self.pipeline = A.Compose(list(steps), mask_interpolation=cv2.INTER_NEAREST)
+        self.pipeline = A.Compose(list(steps))  # its mask_interpolation would replace that of each step
 
     def __call__(
         self, image: UInt8[ndarray, "rows cols 3"], mask: UInt8[ndarray, "rows cols"], seed: Sequence[int]
@@ -55,7 +64,7 @@ def patches(crop_size: int) -> Augmentation:
     return Augmentation([border, A.RandomCrop(crop_size, crop_size)])
 
 
-def standard(crop_size: int, scale: Sequence[float] = (0.5, 2.0), colour: bool = True) -> Augmentation:
+def standard(crop_size: int, scale: Scales = (0.5, 2.0), colour: bool = True) -> Augmentation:
     """Scale, crop (padding what is too small), flip, and mild changes of colour."""
     import albumentations as A
 
@@ -64,7 +73,7 @@ def standard(crop_size: int, scale: Sequence[float] = (0.5, 2.0), colour: bool =
     return Augmentation([*places, jitter] if colour else places)
 
 
-def strong(crop_size: int, scale: Sequence[float] = (0.4, 2.5), rotate: float = 15.0) -> Augmentation:
+def strong(crop_size: int, scale: Scales = (0.4, 2.5), rotate: Degrees = 15.0) -> Augmentation:
     """As standard, wider; with rotation (degrees either way), blur, grey and gamma."""
     import albumentations as A
 
@@ -86,7 +95,12 @@ def _random_scale(scale: Sequence[float]) -> Any:
     import albumentations as A
 
     low, high = scale
-    return A.RandomScale(scale_limit=(low - 1, high - 1), interpolation=cv2.INTER_LINEAR, p=1.0)  # it adds 1
+    return A.RandomScale(
+        scale_limit=(low - 1, high - 1),  # it adds 1
+        interpolation=cv2.INTER_LINEAR,
+        mask_interpolation=NEAREST_WHEN_RESIZED,
+        p=1.0,
+    )
 
 
 def _random_crop(size: int) -> list[Any]:

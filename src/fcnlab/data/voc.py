@@ -11,15 +11,20 @@ Everingham et al., The PASCAL Visual Object Classes Challenge: A Retrospective, 
 from collections.abc import Sequence
 from os.path import isfile  # False for a name that no file can have, where Path's raises an OSError
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
 from fcnlab.data.download import Archive, obtain
-from fcnlab.data.pictures import DataError, Pictures
+from fcnlab.data.image_files import DataError
+from fcnlab.data.masks import Colour
+from fcnlab.data.pictures import VOID, Pictures
+from fcnlab.ranges import Meaning
 from fcnlab.results.reading import bytes_of
 
+Year = Annotated[int, Meaning("2007 to 2012, the years of VOC's segmentations", lambda year: 2007 <= year <= 2012)]
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -64,7 +69,7 @@ def voc_palette(count: int = 256) -> UInt8[ndarray, "{count} 3"]:
 
 
 def open_voc(
-    root: str, split: str, year: int = 2012, download: bool = False, archive: str | Sequence[str] | None = None
+    root: str, split: str, year: Year = 2012, download: bool = False, archive: str | Sequence[str] | None = None
 ) -> Pictures:
     """A list of ``ImageSets/Segmentation``, such as ``train``, ``val`` or ``trainaug``; else one that fcnlab brings.
 
@@ -130,7 +135,16 @@ def voc_pictures(
         masks=tuple(_mask_path(folder, name, mask_folders) for name in names),
         classes=CLASSES,
         palette=voc_palette(len(CLASSES)),
+        official=_official_colours(),
     )
+
+
+def _official_colours() -> dict[Colour, int]:
+    colours = voc_palette(VOID + 1)
+    labels = (*range(len(CLASSES)), VOID)
+    return {
+        (red, green, blue): label for label, (red, green, blue) in zip(labels, colours[[*labels]].tolist(), strict=True)
+    }
 
 
 def find_list(folder: Path, split: str, year: int) -> tuple[Path, str]:

@@ -236,6 +236,9 @@ def last_lines(path: Path, count: int) -> Sequence[str]:
 
 
 def score_of(folder: Path) -> float | None:
-    """The mean IoU in a run's metrics.json."""
-    found = facts_of(folder, "metrics.json").get("miou")
+    """What a run counts by: a training by its mean IoU on the validation images, whatever else it was scored on."""
+    facts = facts_of(folder, "metrics.json")
+    selection = facts.get("selection")
+    known = selection.get("val_miou") if isinstance(selection, dict) else None
+    found = facts.get("miou") if known is None else known
     return float(found) if isinstance(found, (int, float)) else None

@@ -1,5 +1,6 @@
 """What ``fcnlab VERB -m`` hands its jobs to: ``hydra/launcher=slots``, or ``basic``, which stays in one process."""
 
+import copy
 import logging
 import os
 import re
@@ -263,7 +264,11 @@ def check_all(configs: Mapping[int, DictConfig]) -> None:
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    """What a verb gets: with its root's schema, which a masked copy would lose."""
+    task = copy.deepcopy(cfg)
+    with open_dict(task):
+        del task["hydra"]
+    return task
 
 
 def options(hydra: DictConfig) -> list[str]:

@@ -20,6 +20,7 @@ from fcnlab.models.backbone import (
 )
 from fcnlab.models.lrn import LocalResponseNorm
 from fcnlab.models.weights import fc_to_conv, load_backbone, without
+from fcnlab.ranges import BelowOne
 
 # Half the kernel, and the least with which the scores of FCN-8s reach the border of every picture: with torchvision's
 # 2 they miss it at 114 of the sizes 40..339, with Caffe's 0 at all of them.
@@ -36,7 +37,7 @@ class CaffeNet(Chain):
     convolution by half its kernel. ``weights`` is ``"none"`` or the path of a file with Caffe's layer names.
     """
 
-    def __init__(self, padding: Padding = "same", dropout: float = 0.5, weights: str = "none"):
+    def __init__(self, padding: Padding = "same", dropout: BelowOne = 0.5, weights: str = "none"):
         super().__init__(
             caffe_convention(),
             named_chain(
@@ -80,7 +81,7 @@ class AlexNet(Chain):
     (torchvision's) or the path of a file with torchvision's layer names.
     """
 
-    def __init__(self, padding: Padding = "same", dropout: float = 0.5, weights: str = "none"):
+    def __init__(self, padding: Padding = "same", dropout: BelowOne = 0.5, weights: str = "none"):
         super().__init__(
             imagenet_convention(),
             named_chain(

@@ -14,6 +14,7 @@ from fcnlab.models.geometry import IMAGE, FeatureMap, add
 from fcnlab.models.published import as_ours
 from fcnlab.models.upsampling import CoarseScores, Upsample
 from fcnlab.models.weights import WeightsError, load_strictly, read_labelled
+from fcnlab.ranges import NumClasses, Positive
 
 SMALL_PICTURE = 64  # pixels
 
@@ -47,10 +48,10 @@ class FCN(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        num_classes: int,
+        num_classes: NumClasses,
         levels: Sequence[int] = (32, 16, 8),
         upsampling: Literal["fixed", "learned", "learned_all"] = "fixed",
-        skip_scales: Mapping[int, float] | None = None,
+        skip_scales: Mapping[int, Positive] | None = None,
         weights: str = "none",
         reset_heads: bool = False,
     ):

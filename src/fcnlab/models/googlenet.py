@@ -22,6 +22,7 @@ from fcnlab.models.backbone import (
 from fcnlab.models.geometry import IMAGE, FeatureMap
 from fcnlab.models.lrn import LocalResponseNorm
 from fcnlab.models.weights import load_backbone, with_batch_counters, without
+from fcnlab.ranges import BelowOne
 
 CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)  # BVLC's release; the VGG-based FCNs have decimals
 
@@ -49,7 +50,7 @@ class GoogLeNet(nn.Module):
 
     channels_last_on_cpu = True
 
-    def __init__(self, padding: Padding = "same", dropout: float = 0.4, weights: str = "none"):
+    def __init__(self, padding: Padding = "same", dropout: BelowOne = 0.4, weights: str = "none"):
         super().__init__()
         self.normalize = InputConvention(mean=CAFFE_MEAN_BGR, scale=255.0, order="bgr")
         self.conv1 = _conv(3, 64, 7, stride=2, padding=image_padding(padding, same=3))
@@ -95,7 +96,7 @@ class GoogLeNetBN(Chain):
 
     channels_last_on_cpu = True
 
-    def __init__(self, dropout: float = 0.2, weights: str = "none"):
+    def __init__(self, dropout: BelowOne = 0.2, weights: str = "none"):
         from torchvision import models  # here: other backbones do without
 
         net = models.GoogLeNet(aux_logits=False, init_weights=False)

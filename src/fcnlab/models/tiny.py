@@ -4,6 +4,7 @@ from torch import nn
 
 from fcnlab.models.backbone import Chain, Padding, image_padding, imagenet_convention, initialize
 from fcnlab.models.weights import load_backbone
+from fcnlab.ranges import Count
 
 
 class Tiny(Chain):
@@ -11,7 +12,7 @@ class Tiny(Chain):
 
     channels_last_on_cpu = True
 
-    def __init__(self, padding: Padding = "same", width: int = 16, weights: str = "none"):
+    def __init__(self, padding: Padding = "same", width: Count = 16, weights: str = "none"):
         first = image_padding(padding, same=1)
         super().__init__(
             imagenet_convention(),

@@ -17,6 +17,7 @@ from fcnlab.models.backbone import (
 )
 from fcnlab.models.geometry import IMAGE, FeatureMap
 from fcnlab.models.weights import WeightsError, fc_to_conv, load_backbone, md5, with_batch_counters, without
+from fcnlab.ranges import BelowOne
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 VGG16_FROM_CAFFE = "aa75b158f4181e7f6230029eb96c1b13"  # md5 of pytorch-fcn's file: torchvision's names, Caffe's input
@@ -41,7 +42,7 @@ class VGG16(nn.Module):
     def __init__(
         self,
         padding: Padding = "same",
-        dropout: float = 0.5,
+        dropout: BelowOne = 0.5,
         weights: str = "none",
         batch_norm: bool = False,
         convention: Literal["torchvision", "caffe"] = "torchvision",

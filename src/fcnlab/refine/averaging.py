@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fcnlab.errors import UserError
 from fcnlab.models import FCN
+from fcnlab.ranges import Factor, Meaning, Pixels
 
 Image = Float[Tensor, "batch 3 rows cols"]
 ScoreMap = Float[Tensor, "batch classes rows cols"]
@@ -47,7 +48,7 @@ class MultiScale:
     ``flip``: at each scale of its mirror image too. The scales that are usual, also elsewhere, are 0.5 to 1.75.
     """
 
-    scales: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    scales: Annotated[Sequence[Factor], Meaning("at least one", bool)] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     flip: bool = True
 
     def __post_init__(self):
@@ -68,8 +69,8 @@ class Sliding:
     picture's border. A picture smaller than a window is one.
     """
 
-    window: int = 512
-    step: int = 341
+    window: Pixels = 512
+    step: Pixels = 341
 
     def __post_init__(self):
         if not 1 <= self.step <= self.window:

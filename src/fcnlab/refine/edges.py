@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from fcnlab.errors import UserError
 from fcnlab.models import FCN
+from fcnlab.ranges import Count, NonNegative, Positive
 from fcnlab.refine.averaging import Image, ScoreMap, probabilities
 
 Probability = Float32[ndarray, "classes rows cols"]
@@ -42,8 +43,8 @@ class GuidedFilter(_ByPicture):
     the square root of ``eps``, they are averaged.
     """
 
-    radius: int = 8
-    eps: float = 1e-3
+    radius: Count = 8
+    eps: Positive = 1e-3
 
     def refine(self, probability: Probability, picture: Colours) -> Probability:
         guide = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float64) / 255
@@ -71,8 +72,8 @@ class Superpixels(_ByPicture):
     About ``count`` of them; the larger ``compactness``, the more they are squares.
     """
 
-    count: int = 500
-    compactness: float = 10.0
+    count: Count = 500
+    compactness: Positive = 10.0
 
     def refine(self, probability: Probability, picture: Colours) -> Probability:
         try:
@@ -99,12 +100,12 @@ class DenseCRF(_ByPicture):
     they are both in place (``sigma``) and in colour (``colour_sigma``, 0..255; weight ``appearance``).
     """
 
-    iterations: int = 5
-    smooth: float = 3.0
-    smooth_sigma: float = 3.0
-    appearance: float = 5.0
-    sigma: float = 50.0
-    colour_sigma: float = 5.0
+    iterations: Count = 5
+    smooth: NonNegative = 3.0
+    smooth_sigma: Positive = 3.0
+    appearance: NonNegative = 5.0
+    sigma: Positive = 50.0
+    colour_sigma: Positive = 5.0
 
     def refine(self, probability: Probability, picture: Colours) -> Probability:
         try:

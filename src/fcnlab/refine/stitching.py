@@ -1,6 +1,7 @@
 """Shift-and-stitch: dense scores from a coarse net, by looking at shifted pictures (CVPR 2015, section 3.2)."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor
 from fcnlab.errors import UserError
 from fcnlab.models import FCN, FeatureMap, Upsample, overlap
 from fcnlab.models.geometry import IMAGE
+from fcnlab.ranges import Meaning
 from fcnlab.refine.averaging import Image, ScoreMap
 
 BORDER = (124 / 255, 116 / 255, 104 / 255)  # RGB: what pictures are padded with in training, near ImageNet's mean
@@ -23,7 +25,7 @@ class ShiftAndStitch:
     for cells that see the picture's border. The rest is upsampled as the net does.
     """
 
-    factor: int = 2
+    factor: Annotated[int, Meaning("a whole number of at least 2", lambda value: value >= 2)] = 2
 
     def __post_init__(self):
         if self.factor < 2:

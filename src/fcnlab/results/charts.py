@@ -139,10 +139,12 @@ def _dot(point: Point, x: Axis, y: Axis) -> str:
     return f"<g><title>{escape(point.text)}</title>{spread if point.high > point.low else ''}{mark}</g>"
 
 
-def interval_bar(low: float, high: float, value: float, dots: Sequence[float], scale: Axis, text: str) -> Markup:
-    """An interval on the common scale of a table's column, zero marked; dots are seeds."""
+def interval_bar(
+    ends: tuple[float, float] | None, value: float, dots: Sequence[float], scale: Axis, text: str
+) -> Markup:
+    """A value and its interval, if any, on the common scale of a table's column, zero marked; dots are seeds."""
     zero = f'<path class="zero" d="M{scale.at(0):.1f},0V24"/>'
-    bar = f'<path class="interval" d="M{scale.at(low):.1f},8H{scale.at(high):.1f}"/>'
+    bar = f'<path class="interval" d="M{scale.at(ends[0]):.1f},8H{scale.at(ends[1]):.1f}"/>' if ends else ""
     mark = f'<circle class="value" cx="{scale.at(value):.1f}" cy="8" r="4"/>'
     seeds = "".join(f'<circle class="seed" cx="{scale.at(dot):.1f}" cy="18" r="2.5"/>' for dot in dots)
     size = f'viewBox="0 0 {scale.end + 6:.0f} 24" width="{scale.end + 6:.0f}" height="24"'

@@ -1,105 +1,31 @@
-"""Which group of runs is better, and how sure that is.
+"""A comparison: which runs are in it, their groups, which of these are compared, and what is to be said of that.
 
-Two questions that need two answers: would the difference hold on other pictures (a paired bootstrap over pictures, of
-these trained nets), and would it hold for other trainings (a t interval over seeds)?
+All numbers of one comparison are of the same pictures, those that all of its runs have.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
 
 from fcnlab.errors import UserError
-from fcnlab.results.grouping import Group, choose, group
-from fcnlab.results.intervals import (
-    FEWEST_SEEDS,
-    Interval,
-    draws,
-    holm,
-    mean_iou,
-    over_pictures,
-    over_seeds,
-    resampled_miou,
-)
-from fcnlab.results.runs import SAME, LeftOut, Run
+from fcnlab.results.comparability import on_common_pictures, only_comparable
+from fcnlab.results.grouping import ALWAYS, Division, Group, choose, group, merged_values
+from fcnlab.results.intervals import FEWEST_PICTURES, FEWEST_SEEDS, resamples_needed
+from fcnlab.results.origins import ENVIRONMENT, SCORING, UNKNOWN
+from fcnlab.results.pairs import Pair, Sampling, judged, matched
+from fcnlab.results.runs import LeftOut, Run
+from fcnlab.results.selection import notes as selection_notes
 
 FEW = 5  # groups: so many are compared all with all
 MANY_RUNS, RESAMPLES, RESAMPLES_OF_MANY = 100, 10_000, 2_000
-MOST_PICTURES = 10  # that are named for a pair
 LONGEST = 40  # characters of a name that has room everywhere
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One group against another: positive numbers say that the first is better.
-
-    ``p_pictures`` and ``p_seeds`` are corrected for the number of pairs; ``apart`` are the pictures on which the two
-    differ most: name, mean IoU of the first and of the other on it.
-    """
-
-    one: Group
-    other: Group
-    pictures: int
-    over_pictures: Interval
-    seed_differences: dict[int, float]
-    over_seeds: Interval | None
-    p_pictures: float
-    p_seeds: float | None
-    apart: list[tuple[str, float, float]]
-    alpha: float
-
-    @property
-    def sure_of_pictures(self) -> bool:
-        return self.p_pictures < self.alpha
-
-    @property
-    def sure_of_seeds(self) -> bool | None:
-        """None where the seeds are too few to judge."""
-        return None if self.p_seeds is None else self.p_seeds < self.alpha
-
-    @property
-    def agree(self) -> bool:
-        return self.over_seeds is None or self.over_seeds.value * self.over_pictures.value > 0
-
-    @property
-    def leader(self) -> Group:
-        return self.one if self.over_pictures.value > 0 else self.other
-
-    @property
-    def better(self) -> Group | None:
-        """The one that is better on other pictures and, as far as that can be said, in other trainings."""
-        undecided = not self.sure_of_pictures or self.sure_of_seeds is False or not self.agree
-        return None if undecided else self.leader
-
-    @property
-    def verdict(self) -> str:
-        """Of the first against the other; ``as trained`` where there are too few seeds to speak of other trainings."""
-        ahead = self.leader is self.one
-        if not self.sure_of_pictures:
-            return "not told apart"
-        if not self.better:
-            return f"{'ahead' if ahead else 'behind'}, not surely"
-        return ("better" if ahead else "worse") + ("" if self.sure_of_seeds else " as trained")
-
-    @property
-    def of_trainings(self) -> str:
-        """What the seeds say."""
-        count = len(self.seed_differences)
-        if count == 0:
-            return "no seed in common: nothing is known of other trainings"
-        if count == 1:
-            return "one seed: nothing is known of other trainings"
-        if count < FEWEST_SEEDS:
-            return "two seeds: shown, too few to judge"
-        if not self.sure_of_seeds:
-            return f"{count} seeds: another training could turn it"
-        return f"{count} seeds: holds for other trainings" if self.agree else f"{count} seeds: say the opposite"
 
 
 class Effect(NamedTuple):
@@ -118,7 +44,10 @@ class Effect(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups by falling mIoU, the pairs that were compared, and what was not."""
+    """Groups by falling mIoU, the pairs that were compared, and what was not.
+
+    ``of`` is how many pictures the set has, as far as the records tell; ``scored`` how many each run's record has.
+    """
 
     groups: list[Group]
     baseline: Group | None
@@ -128,6 +57,19 @@ class Comparison:
     notes: list[str]
     resamples: int
     confidence: float
+    of: int
+    scored: Mapping[Path, int]
+
+    @property
+    def pictures(self) -> int:
+        """That each number is of."""
+        return len(self.groups[0].runs[0].names)
+
+    @property
+    def scope(self) -> str:
+        """What all numbers are of, for titles."""
+        whole = f"{self.pictures} picture{'s' if self.pictures != 1 else ''}"
+        return f"{self.set}, {whole if self.pictures == self.of else f'{self.pictures} of {self.of} pictures'}"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -148,6 +90,11 @@ class Comparison:
         return {name: name if short else f"#{place}" for place, name in enumerate(names, start=1)}
 
     @property
+    def selection(self) -> list[str]:
+        """On which images the scored weights were selected, in sentences."""
+        return selection_notes(run.selection for found in self.groups for run in found.runs)
+
+    @property
     def runs(self) -> int:
         return sum(len(found.runs) for found in self.groups)
 
@@ -157,33 +104,64 @@ def compare(
     baseline: str | None = None,
     resamples: int | None = None,
     confidence: float = 0.95,
+    division: Division = ALWAYS,
 ) -> Comparison:
     """Group the runs, compare each group with the baseline, or all with all where they are few.
 
     Raises
     ------
     UserError
-        There are no runs; the baseline is none of the groups.
+        There are no runs; the baseline is none of the groups; runs are to be merged over what is no setting.
     """
     if not runs:
         raise UserError("no finished run was found: give runs=FOLDER, one that holds runs of fcnlab train or eval")
-    alike, refused = only_comparable(runs)
-    groups, repeats = group(alike)
-    resamples = resamples or (RESAMPLES if len(alike) <= MANY_RUNS else RESAMPLES_OF_MANY)
+    found, left_out, merged = _on_same_pictures(runs, division)
+    groups, _ = group(found, division)
     chosen = choose(groups, baseline) if baseline else (groups[0] if len(groups) > FEW else None)
-    against = [(found, chosen) for found in groups if chosen and found is not chosen] or _ranked_pairs(groups)
-    sampling = Sampling(resamples)
-    pairs, apart = _judged(against, sampling, confidence)
+    against = [(one, chosen) for one in groups if chosen and one is not chosen] or _ranked_pairs(groups)
+    needed = resamples_needed(len(against), 1 - confidence)
+    resamples = resamples or (RESAMPLES if len(found) <= MANY_RUNS else min(RESAMPLES, max(RESAMPLES_OF_MANY, needed)))
+    pairs = judged(against, Sampling(len(found[0].names), resamples), confidence)
+    most = _set_size([run for run in runs if run.protocol["set"] == found[0].protocol["set"]])
     return Comparison(
-        groups=sorted(groups, key=lambda found: -found.mean()),
+        groups=sorted(groups, key=lambda one: -one.mean()),
         baseline=chosen,
-        pairs=sorted(pairs, key=lambda pair: -pair.over_pictures.value),
+        pairs=sorted(pairs, key=lambda pair: -pair.difference),
         effects=effects(groups),
-        left_out=[*refused, *repeats],
-        notes=[*_notes(groups, chosen, given=baseline is not None), *apart],
+        left_out=left_out,
+        notes=[
+            *_notes(groups, chosen, given=baseline is not None),
+            *_notes_of_pictures(runs, found, most),
+            *_notes_of_resamples(pairs, resamples, needed),
+            *_notes_of_origins(groups, division, merged),
+        ],
         resamples=resamples,
         confidence=confidence,
+        of=most,
+        scored={run.folder: len(run.names) for run in runs},
     )
+
+
+def _on_same_pictures(
+    runs: Sequence[Run], division: Division
+) -> tuple[list[Run], list[LeftOut], Mapping[str, list[str]]]:
+    """The runs that are compared, each on the common pictures; those that are not; what settings are merged over.
+
+    A run that was done twice is decided before, so that the smaller of two records takes no picture from the others.
+    """
+    alike, refused = only_comparable(runs)
+    merged = merged_values(alike, division.merge_over)
+    _, repeats = group(alike, division)
+    twice = {out.folder for out in repeats}
+    found, apart = on_common_pictures([run for run in alike if run.folder not in twice])
+    return found, [*refused, *repeats, *apart], merged
+
+
+def _set_size(runs: Sequence[Run]) -> int:
+    """How many pictures their set has, as far as the records tell: what they list, or name between them."""
+    listed = [count for run in runs if isinstance(count := run.protocol.get("of"), int)]
+    named = set().union(*{run.names for run in runs})
+    return max([len(named), *listed])
 
 
 def _ranked_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
@@ -191,66 +169,7 @@ def _ranked_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     return list(combinations(sorted(groups, key=lambda found: -found.mean()), 2))
 
 
-# Which runs mean the same by their numbers
-
-
-def only_comparable(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
-    """The runs whose numbers mean what those of most runs do, and the others with what is different.
-
-    The classes, the protocol and the truth of each picture must be the same; the pictures need not all be.
-    """
-    kinds = [_kind(run) for run in runs]
-    usual = Counter(kinds).most_common(1)[0][0]
-    reference = runs[kinds.index(usual)]
-    alike, refused = [], []
-    for run, kind in zip(runs, kinds, strict=True):
-        difference = None if kind == usual else _difference(run, reference)
-        if difference:
-            refused.append(LeftOut(run.folder, f"not comparable: {difference}"))
-        else:
-            alike.append(run)
-    return alike, refused
-
-
-def _kind(run: Run) -> tuple:
-    truth = hashlib.sha256(run.areas.truth.tobytes()).digest()
-    return run.classes, *(str(run.protocol.get(key)) for key in SAME), run.names, truth
-
-
-def _difference(run: Run, reference: Run) -> str | None:
-    where = f"in {reference.folder}"
-    for key in SAME:
-        ours, usual = str(run.protocol.get(key)), str(reference.protocol.get(key))
-        if ours != usual:
-            return f"its {key.replace('_', ' ')} is {ours!r}, {usual!r} {where}"
-    if run.classes != reference.classes:
-        lacking = set(reference.classes) ^ set(run.classes)
-        what = f"they differ in {', '.join(sorted(lacking)[:4])}" if lacking else "their order differs"
-        return f"it has {len(run.classes)} classes, {len(reference.classes)} {where}: {what}"
-    common = _common([run, reference])
-    if not common:
-        return f"it has no picture in common with {reference.folder}"
-    truths = [_rows(one, common, one.areas.truth) for one in (run, reference)]
-    other = np.flatnonzero((truths[0] != truths[1]).any(axis=1))
-    if len(other):
-        return f"the labels of {len(other)} of its pictures, such as {common[other[0]]}, are others than {where}"
-    return None
-
-
-def _common(runs: Sequence[Run]) -> tuple[str, ...]:
-    """The pictures that all have, in the order of the first."""
-    if all(run.names == runs[0].names for run in runs):
-        return runs[0].names
-    shared = set.intersection(*(set(run.names) for run in runs))
-    return tuple(name for name in runs[0].names if name in shared)
-
-
-def _rows(run: Run, names: tuple[str, ...], areas: ndarray) -> ndarray:
-    """The rows of some pictures."""
-    if names == run.names:
-        return areas
-    places = {name: place for place, name in enumerate(run.names)}
-    return areas[[places[name] for name in names]]
+# What is to be said of it
 
 
 def _notes(groups: Sequence[Group], baseline: Group | None, given: bool) -> list[str]:
@@ -261,109 +180,75 @@ def _notes(groups: Sequence[Group], baseline: Group | None, given: bool) -> list
             f"There are more than {FEW} groups, so each is compared with one: with {baseline.name}, the first run's;"
             " baseline=NAME chooses another."
         )
-    if any(run.names != runs[0].names for run in runs):
-        sizes = sorted({len(run.names) for run in runs})
-        notes.append(
-            f"The runs were scored on different pictures (from {sizes[0]} to {sizes[-1]} of them). Scores are each"
-            " run's own; two groups are compared on the pictures that both have."
-        )
-    for key, what in (("precision", "precision"), ("refinement", "refinement")):
+    for key in ("precision", "refinement"):
         kinds = sorted({str(run.protocol.get(key)) for run in runs})
         if len(kinds) > 1:
-            notes.append(f"Not all runs were scored with the same {what}: {', '.join(kinds)}.")
+            notes.append(f"Not all runs were scored with the same {key}: {', '.join(kinds)}.")
     if all(len(found.runs) == 1 for found in groups):
-        notes.append(
-            "Each group has one seed: there is no interval over seeds, and nothing is known of other trainings."
-        )
+        notes.append("Each group has one seed: there is no interval over seeds, and no claim about retraining.")
     elif any(len(found.runs) < FEWEST_SEEDS for found in groups):
-        notes.append("Groups with one or two seeds have no interval over seeds: too few to judge other trainings by.")
+        notes.append("Groups with one or two seeds have no interval over seeds: too few for a claim about retraining.")
+    if len({frozenset(found.seeds) for found in groups}) > 1:
+        notes.append(
+            "The groups have different seeds. Two groups are compared by the runs of the seeds that both have (by all"
+            " runs where they share none); scores are means over each group's own seeds."
+        )
     return notes
 
 
-# How sure a difference is
+def _notes_of_pictures(runs: Sequence[Run], found: Sequence[Run], most: int) -> list[str]:
+    count, notes = len(found[0].names), []
+    if count < FEWEST_PICTURES:
+        notes.append(
+            f"The runs have {count} pictures in common. There is no verdict on fewer than {FEWEST_PICTURES}: on so few,"
+            " equal nets differ significantly more often than the level says."
+        )
+    kept = {run.folder for run in found}
+    sizes = sorted(len(run.names) for run in runs if run.folder in kept)
+    if sizes[-1] > count:
+        notes.append(
+            f"The runs were scored on different pictures (from {sizes[0]} to {sizes[-1]} of them). Every number here is"
+            f" of the {count} that all have."
+        )
+    if count < most and any(run.published for run in found):
+        notes.append("Published scores are of the whole set, and are not shown beside those of a part of it.")
+    return notes
 
 
-class Sampling:
-    """The resamples that all groups share, so that their differences are paired."""
-
-    def __init__(self, resamples: int):
-        self.resamples = resamples
-        self._counts: dict[int, ndarray] = {}
-        self._mious: dict[tuple[str, int], ndarray] = {}
-
-    def miou(self, found: Group, names: tuple[str, ...]) -> tuple[float, ndarray]:
-        """A group's mean IoU on some pictures: as it is, and in each resample; the mean over its seeds."""
-        key = found.name, hash(names)
-        if key not in self._mious:
-            self._mious[key] = np.mean([self._run(run, names) for run in found.runs], axis=0)
-        return float(self._mious[key][0]), self._mious[key][1:]
-
-    def _run(self, run: Run, names: tuple[str, ...]) -> ndarray:
-        hits, union = (_rows(run, names, area) for area in (run.areas.hits, run.areas.union))
-        if len(names) not in self._counts:
-            self._counts[len(names)] = draws(len(names), self.resamples)
-        resampled = resampled_miou(self._counts[len(names)], hits, union)
-        return np.concatenate([[mean_iou(hits.sum(axis=0), union.sum(axis=0))], resampled])
+def _notes_of_resamples(pairs: Sequence[Pair], resamples: int, needed: int) -> list[str]:
+    """Where no pair could be significant over pictures, whatever the runs."""
+    if resamples >= needed or not any(pair.over_pictures for pair in pairs):
+        return []
+    return [
+        f"With {len(pairs)} pairs, {resamples} resamples cannot show a difference to be significant over pictures: the"
+        f" smallest p that they can give, corrected for so many pairs, is not below {pairs[0].alpha:.2g}. Give"
+        f" resamples={needed} or more, or compare fewer groups."
+    ]
 
 
-def _judged(
-    against: Sequence[tuple[Group, Group]], sampling: Sampling, confidence: float
-) -> tuple[list[Pair], list[str]]:
-    """The pairs with their p values corrected for all of them, and what is to be said of pairs that are none."""
-    pairs, notes = [], []
-    for one, other in against:
-        names = _common([*one.runs, *other.runs])
-        if names:
-            pairs.append(_pair(one, other, names, sampling, confidence))
-        else:
-            notes.append(f"{one.name} and {other.name} have no picture in common and are not compared.")
-    pictures = holm([pair.over_pictures.p for pair in pairs])
-    pairs = [replace(pair, p_pictures=p) for pair, p in zip(pairs, pictures, strict=True)]
-    seeded = [place for place, pair in enumerate(pairs) if pair.over_seeds]
-    for place, p in zip(seeded, holm([pairs[place].over_seeds.p for place in seeded]), strict=True):
-        pairs[place] = replace(pairs[place], p_seeds=p)
-    return pairs, notes
+def _notes_of_origins(groups: Sequence[Group], division: Division, merged: Mapping[str, list[str]]) -> list[str]:
+    notes = [f"Runs are merged over {key}: {', '.join(map(str, values))}." for key, values in merged.items()]
+    if any(Division.merges(key, "source") for found in groups for key in found.parts):
+        notes.append(
+            "Some groups are named by their source: the same settings under other code, told apart by a hash of the"
+            f" Python files of fcnlab and of the packages that the settings name ({UNKNOWN}: a record without one). If"
+            " that change has no part in the scores, merge_over=[source] makes them one group."
+        )
+    for key in ENVIRONMENT:
+        count = environments(groups, key)
+        if len(count) > 1 and key not in division.split_by:
+            said = ", ".join(f"{value} ({number} run{'s' if number > 1 else ''})" for value, number in count.items())
+            notes.append(f"The runs differ in {key}: {said}; split_by=[{key}] makes groups of them.")
+    return notes
 
 
-def _pair(one: Group, other: Group, names: tuple[str, ...], sampling: Sampling, confidence: float) -> Pair:
-    (ours, our_resampled), (theirs, their_resampled) = (sampling.miou(found, names) for found in (one, other))
-    pictures = over_pictures(ours - theirs, our_resampled - their_resampled, confidence)
-    differences = _seed_differences(one, other, names)
-    return Pair(
-        one=one,
-        other=other,
-        pictures=len(names),
-        over_pictures=pictures,
-        seed_differences=differences,
-        over_seeds=over_seeds(list(differences.values()), confidence),
-        p_pictures=pictures.p,
-        p_seeds=None,
-        apart=_furthest_apart(one, other, names),
-        alpha=1 - confidence,
+def environments(groups: Sequence[Group], key: str) -> dict[str, int]:
+    """The commits, torch versions or devices that the runs were trained or scored with, and of how many runs each."""
+    runs = [run.environment for found in groups for run in found.runs]
+    count = Counter(
+        value for run in runs for value in {run.get(key, UNKNOWN), run.get(SCORING + key, run.get(key, UNKNOWN))}
     )
-
-
-def _seed_differences(one: Group, other: Group, names: tuple[str, ...]) -> dict[int, float]:
-    """By seed, of the seeds that both groups have."""
-    ours, theirs = ({run.seed: run for run in found.runs if run.seed is not None} for found in (one, other))
-    return {seed: _miou(ours[seed], names) - _miou(theirs[seed], names) for seed in ours if seed in theirs}
-
-
-def _miou(run: Run, names: tuple[str, ...]) -> float:
-    hits, union = (_rows(run, names, area).sum(axis=0) for area in (run.areas.hits, run.areas.union))
-    return float(mean_iou(hits, union))
-
-
-def _furthest_apart(one: Group, other: Group, names: tuple[str, ...]) -> list[tuple[str, float, float]]:
-    ours, theirs = (picture_scores(found, names) for found in (one, other))
-    order = np.argsort(-np.nan_to_num(np.abs(ours - theirs)), kind="stable")[:MOST_PICTURES]
-    return [(names[place], float(ours[place]), float(theirs[place])) for place in order if ours[place] != theirs[place]]
-
-
-def picture_scores(found: Group, names: tuple[str, ...]) -> ndarray:
-    """The mean IoU of each picture by itself, over the group's seeds; nan where a picture is all void."""
-    areas = [(_rows(run, names, run.areas.hits), _rows(run, names, run.areas.union)) for run in found.runs]
-    return np.mean([mean_iou(hits, union) for hits, union in areas], axis=0)
+    return dict(sorted(count.items()))
 
 
 # What a setting does
@@ -381,7 +266,8 @@ def _effects_of(key: str, groups: Sequence[Group]) -> list[Effect]:
     found = []
     for value in values:
         having = _by_rest(key, value, groups)
-        shared = [having[rest].mean() - first[rest].mean() for rest in having.keys() & first.keys()]
+        pairs = [matched(having[rest], first[rest]) for rest in having if rest in first]
+        shared = [ours.mean() - theirs.mean() for ours, theirs in pairs]
         difference = float(np.mean(shared)) if shared else None
         miou = float(np.mean([member.mean() for member in having.values()]))
         found.append(Effect(key, value, list(having.values()), miou, difference, len(shared)))

@@ -1,13 +1,14 @@
 """Runs that differ in their seed alone are one group; a group is named by what sets it apart from the others."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray
 
 from fcnlab.errors import UserError
+from fcnlab.results.origins import SCORING, Settings
 from fcnlab.results.runs import LeftOut, Run
 from fcnlab.results.scores import SCORES
 
@@ -61,9 +62,33 @@ def mean_of_known(rows: Sequence[ndarray]) -> ndarray:
     return np.divide(np.nansum(table, axis=0), count, out=np.full(table.shape[1:], np.nan), where=count > 0)
 
 
-def group(runs: Sequence[Run]) -> tuple[list[Group], list[LeftOut]]:
-    """The groups in the order of their first runs, and runs that were done twice, of which the newer one counts."""
-    described = [run.options | run.settings for run in runs]
+class Division(NamedTuple):
+    """What makes groups beside the settings that always do, and which settings make none."""
+
+    split_by: tuple[str, ...] = ()  # some of ENVIRONMENT
+    merge_over: tuple[str, ...] = ()  # settings, or the beginnings of their paths
+
+    def settings(self, run: Run) -> Settings:
+        """What tells a run from those of other groups."""
+        added = {key: value for key, value in run.environment.items() if key.removeprefix(SCORING) in self.split_by}
+        every = added | run.options | run.settings
+        return {
+            key: value for key, value in every.items() if not any(self.merges(key, word) for word in self.merge_over)
+        }
+
+    @staticmethod
+    def merges(key: str, word: str) -> bool:
+        """Whether a setting is one that a word means; ``source`` is the training's code and the scoring's."""
+        path = key.replace("/", ".")
+        return any(f"{each}.".startswith(f"{word}.") for each in (path, path.removeprefix(SCORING)))
+
+
+ALWAYS = Division()
+
+
+def group(runs: Sequence[Run], division: Division = ALWAYS) -> tuple[list[Group], list[LeftOut]]:
+    """The groups in the order of their first runs, and runs that were done twice, of which one counts."""
+    described = [division.settings(run) for run in runs]
     keys = _differing(described)
     blocks: dict[tuple, list[int]] = {}
     for place, settings in enumerate(described):
@@ -72,10 +97,34 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[LeftOut]]:
     names = _naming(keys, firsts, {key for run in runs for key in run.typed})
     groups, repeats = [], []
     for settings, places in zip(firsts, blocks.values(), strict=True):
-        kept, older = _one_for_each_seed([runs[place] for place in places])
+        kept, others = _one_for_each_seed([runs[place] for place in places])
         groups.append(Group({key: word(settings[key]) for key in names if key in settings}, tuple(kept)))
-        repeats += older
+        repeats += others
     return groups, repeats
+
+
+def merged_values(runs: Sequence[Run], merge_over: Sequence[str]) -> dict[str, list[str]]:
+    """The settings that runs are merged over, and the values of each that were found.
+
+    Raises
+    ------
+    UserError
+        A word means no setting in which the runs differ.
+    """
+    described = [run.options | run.settings for run in runs]
+    differing = {key: _found(described, key) for key in _differing(described)}
+    merged = {}
+    for wanted in merge_over:
+        meant = {key: values for key, values in differing.items() if Division.merges(key, wanted)}
+        if not meant:
+            there = f"they differ in {_some(list(differing))}" if differing else "they differ in none"
+            raise UserError(f"merge_over={wanted} is no setting in which these runs differ; {there}")
+        merged |= meant
+    return merged
+
+
+def _found(described: Sequence[Settings], key: str) -> list[str]:
+    return list(dict.fromkeys(word(settings[key]) if key in settings else "not set" for settings in described))
 
 
 def _differing(described: Sequence[dict[str, Any]]) -> list[str]:
@@ -105,10 +154,11 @@ def word(value: Any) -> str:
 def _naming(keys: Sequence[str], blocks: Sequence[dict[str, Any]], typed: set[str]) -> list[str]:
     """Which of the differing settings make a name: as few as tell all groups apart, those that a user chose first.
 
-    An option stands for the values that come with it, and an experiment for its options.
+    An option stands for the values that come with it, an experiment for its options, and how a training scored itself
+    (``scoring.*``) comes with the training's own settings.
     """
     options = [key for key in keys if _is_option(key)]
-    covers = tuple(f"{option.replace('/', '.')}." for option in options)
+    covers = (SCORING, *(f"{option.replace('/', '.')}." for option in options))
     free = [key for key in keys if not _is_option(key) and not key.startswith(covers)]
     rest = sorted((key for key in keys if key not in options and key not in free), key=lambda key: key not in typed)
     names = ["experiment"] if "experiment" in keys else [*options, *free]
@@ -123,17 +173,32 @@ def _is_option(key: str) -> bool:
 
 
 def _one_for_each_seed(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
-    """The newest run of each seed; a training before an evaluation of it, which has no curves."""
-    newest: dict[int | None, Run] = {}
-    for run in sorted(runs, key=lambda run: (bool(run.curves), run.ended)):
-        newest[run.seed] = run
-    kept = [newest[seed] for seed in sorted(newest, key=lambda seed: (seed is None, seed or 0))]
-    older = [
-        LeftOut(run.folder, f"done again with the same settings and seed in {newest[run.seed].folder}")
-        for run in runs
-        if run is not newest[run.seed]
+    """The run of each seed that was scored on most pictures; of equal ones a training's own record, then the newest."""
+    by_seed: dict[int | None, list[Run]] = {}
+    ranked = [(len(run.names), bool(run.curves), run.ended, place) for place, run in enumerate(runs)]
+    for *_, place in sorted(ranked, reverse=True):
+        run = runs[place]
+        by_seed.setdefault(run.seed, []).append(run)
+    seeds = sorted(by_seed, key=lambda seed: (seed is None, seed or 0))
+    kept = [_with_its_training(*by_seed[seed]) for seed in seeds]
+    others = [
+        LeftOut(run.folder, _why_not(run, by_seed[run.seed][0])) for run in runs if run is not by_seed[run.seed][0]
     ]
-    return kept, older
+    return kept, others
+
+
+def _with_its_training(run: Run, *others: Run) -> Run:
+    """An evaluation with the curves and the cost of the training itself, if that was done with the same settings."""
+    training = next((other for other in others if other.curves and not run.curves), None)
+    return replace(run, curves=training.curves, cost=training.cost | run.cost) if training else run
+
+
+def _why_not(run: Run, taken: Run) -> str:
+    fewer = len(taken.names) - len(run.names)
+    if fewer:
+        count = f"{len(run.names)} pictures, {len(taken.names)} in {taken.folder}"
+        return f"scored on {count}, with the same settings and seed: the larger record counts"
+    return f"done again with the same settings and seed in {taken.folder}"
 
 
 def choose(groups: Sequence[Group], wanted: str) -> Group:

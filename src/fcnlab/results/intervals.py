@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64
 from numpy import ndarray
-from scipy.special import ndtr, stdtr, stdtrit
+from scipy.special import stdtr, stdtrit
 
-TAIL = 10  # resamples: with fewer beyond zero their share is no measure of p
 CHUNK = 1000  # resamples that are drawn at a time: 12 MB for 1,449 pictures
 FEWEST_SEEDS = 3  # of two the interval would be 25 spreads wide and say nothing
+FEWEST_PICTURES = 30  # with fewer, equal nets have p < 0.05 too often: docs/comparing-runs.md has the shares
 
 
 class Interval(NamedTuple):
@@ -66,17 +66,18 @@ def resampled_miou(
 def over_pictures(value: float, resampled: Float[ndarray, " resamples"], confidence: float = 0.95) -> Interval:
     """The percentile interval of a difference, and its p, from the differences in the resamples.
 
-    p is twice the share of resamples on the other side of zero. Where fewer than ``TAIL`` are, the tail is continued as
-    a normal one of the resamples' mean and deviation, so that many comparisons can still be told apart.
+    p is twice the share of resamples on the other side of zero, of which the set itself counts as one (Davison and
+    Hinkley, 1997, section 4.2.1): no number of resamples can show a p below one of them, so none is claimed.
     """
     resampled = resampled[~np.isnan(resampled)]  # a draw of pictures that are all void
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     beyond = min(_count(resampled, below=True), _count(resampled, below=False))
-    share = beyond / len(resampled)
-    deviation = resampled.std()
-    if beyond < TAIL and deviation > 0:
-        share = min(TAIL / len(resampled), float(ndtr(-abs(resampled.mean()) / deviation)))
-    return Interval(value, float(low), float(high), min(1.0, 2 * share))
+    return Interval(value, float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(resampled) + 1)))
+
+
+def resamples_needed(comparisons: int, alpha: float) -> int:
+    """With so many resamples, the smallest p is below ``alpha`` after Holm's correction for the comparisons."""
+    return int(2 * comparisons / alpha) + 1
 
 
 def _count(resampled: Float[ndarray, " resamples"], below: bool) -> float:
@@ -85,19 +86,18 @@ def _count(resampled: Float[ndarray, " resamples"], below: bool) -> float:
 
 
 def over_seeds(differences: Sequence[float] | ndarray, confidence: float = 0.95) -> Interval | None:
-    """The t interval of the mean of paired differences, one for each seed; None for fewer than three seeds.
+    """The t interval of the mean of paired differences, one for each seed.
 
-    With one degree of freedom (two seeds) the interval is 12.7 standard errors to each side; a bootstrap over so few
-    would be far too narrow instead.
+    None for fewer than three seeds: with one degree of freedom (two seeds) the interval is 12.7 standard errors to each
+    side, and a bootstrap over so few would be far too narrow instead. None, too, for differences that are all the same:
+    then the seed changed nothing (such as several evaluations of one file of weights), and they count once.
     """
     values = np.asarray(differences, float)
-    if len(values) < FEWEST_SEEDS:
+    if len(values) < FEWEST_SEEDS or np.ptp(values) == 0:
         return None
     freedom, mean = len(values) - 1, float(values.mean())
     error = float(values.std(ddof=1)) / np.sqrt(len(values))
     reach = float(stdtrit(freedom, (1 + confidence) / 2)) * error
-    if error == 0:
-        return Interval(mean, mean, mean, 1.0 if mean == 0 else 0.0)
     return Interval(mean, float(mean - reach), float(mean + reach), float(2 * stdtr(freedom, -abs(mean) / error)))
 
 

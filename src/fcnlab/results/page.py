@@ -16,8 +16,11 @@ from PIL import Image
 
 from fcnlab.results import charts, tables
 from fcnlab.results.charts import Axis, Line, Point
-from fcnlab.results.comparison import Comparison, Curve, Pair, curve, picture_scores
+from fcnlab.results.comparison import Comparison, Curve, curve
 from fcnlab.results.grouping import Group
+from fcnlab.results.intervals import FEWEST_PICTURES
+from fcnlab.results.origins import ENVIRONMENT
+from fcnlab.results.pairs import Pair, picture_scores
 from fcnlab.results.reading import bytes_of
 from fcnlab.results.record import aside
 from fcnlab.results.scores import SCORES
@@ -80,6 +83,10 @@ def page(comparison: Comparison, command: str) -> str:
         apart=_apart(comparison),
         panels=_panels(comparison),
         alpha=1 - comparison.confidence,
+        fewest_pictures=FEWEST_PICTURES,
+        made_with=tables.made_with(comparison),
+        environment=ENVIRONMENT,
+        environment_text=tables.environment_text,
         level=f"{100 * comparison.confidence:g} %",
     )
 
@@ -93,7 +100,8 @@ def _bars(pairs: Sequence[Pair]) -> list[Markup]:
     """The intervals of a table's rows, on one scale."""
     ends = [0.0]
     for pair in pairs:
-        ends += [pair.over_pictures.low, pair.over_pictures.high, *pair.seed_differences.values()]
+        found = pair.over_pictures
+        ends += [*((found.low, found.high) if found else ()), pair.difference, *pair.seed_differences.values()]
     scale = charts.axis([100 * end for end in ends], 6, BAR)
     return [_bar(pair, scale) for pair in pairs]
 
@@ -101,10 +109,11 @@ def _bars(pairs: Sequence[Pair]) -> list[Markup]:
 def _bar(pair: Pair, scale: Axis) -> Markup:
     found = pair.over_pictures
     seeds = [100 * value for value in pair.seed_differences.values()]
-    text = f"{tables.points(found.value)} points, {tables.interval(found)} over pictures"
+    text = f"{tables.points(pair.difference)} points" + (f", {tables.interval(found)} over pictures" if found else "")
     if seeds:
         text += f"; seeds {', '.join(f'{value:+.2f}' for value in seeds)}"
-    return charts.interval_bar(100 * found.low, 100 * found.high, 100 * found.value, seeds, scale, text)
+    ends = (100 * found.low, 100 * found.high) if found else None
+    return charts.interval_bar(ends, 100 * pair.difference, seeds, scale, text)
 
 
 def _seed_bars(groups: Sequence[Group]) -> list[Markup]:
@@ -194,7 +203,8 @@ def _panels(comparison: Comparison) -> list[tuple[str, list[Panel]]]:
     if len(drawing) < 2:
         return []
     names = [name for name in drawing[0][1] if all(name in shown for _, shown in drawing)]
-    scored = [(name, [_on_picture(found, name) for found, _ in drawing]) for name in names]
+    by_name = [_by_picture(found) for found, _ in drawing]
+    scored = [(name, [mious[name] for mious in by_name]) for name in names]
     scored.sort(key=lambda entry: min(entry[1]) - max(entry[1]))
     panels = []
     for name, mious in scored[:MOST_PANELS]:
@@ -215,8 +225,10 @@ def _drawn(found: Group) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path}
 
 
-def _on_picture(found: Group, name: str) -> float:
-    return float(picture_scores(Group(found.parts, found.runs[:1]), (name,))[0])
+def _by_picture(found: Group) -> dict[str, float]:
+    """The mean IoU of the group's first run on each picture."""
+    first = Group(found.parts, found.runs[:1])
+    return dict(zip(first.runs[0].names, picture_scores(first).tolist(), strict=True))
 
 
 def _picture(path: Path) -> str | None:

@@ -22,9 +22,10 @@ def write_record(
     names: Sequence[str],
     classes: Sequence[str],
     matrices: Int64[ndarray, "picture truth prediction"],
-    **facts: Mapping[str, Any],
+    **facts: Mapping[str, Any] | None,
 ) -> Scores:
-    """Write ``confusions.npz`` and ``metrics.json``; ``facts`` are its further parts: protocol, cost, provenance.
+    """Write ``confusions.npz`` and ``metrics.json``; ``facts`` are its further parts: protocol, cost, provenance,
+    selection.
 
     Each file is written aside and renamed, so that nobody reads half of one.
     """

@@ -19,9 +19,18 @@ from numpy import ndarray
 
 from fcnlab.cores import visible_cores
 from fcnlab.errors import first_line
+from fcnlab.results.origins import (
+    Settings,
+    environment,
+    same_folder,
+    scored_data,
+    source_settings,
+    under_scoring,
+)
 from fcnlab.results.passport import Areas, areas
 from fcnlab.results.reading import Unreadable, inside, open_arrays, read_json, read_rows, read_yaml
 from fcnlab.results.scores import SCORES, Scores, scores
+from fcnlab.results.selection import Facts, recorded_selection
 
 VERBS = ("train", "eval")  # the others leave no scores
 LOG = "job.log"  # what a job of a sweep said, of a failed one perhaps all that there is
@@ -33,14 +42,14 @@ CURVES = ("val/miou", "train/loss")
 SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
 LARGEST = 1e15  # of a number that a chart has an axis for
 
-# Settings that no score depends on: what is shown, how often is saved. Seeds pair runs. Under another
-# data.root, which is none of these, may lie another set.
+# Settings that no score depends on: what is shown, how often is saved. Seeds pair runs. Under another data.root, which
+# is none of these, may lie another set. Which checkpoint was scored (checkpointing.score) the record tells: it becomes
+# the setting "checkpoint" that evaluations have, so that either makes the same group.
 WITHOUT_EFFECT = re.compile(
     r"(.*\.)?seed|(logger|checkpointing|from_run|stages|sweep|needs|published|pictures|passport|trust)(\..*)?"
     r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(pictures|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
     r"|trainer\.strategy\.(gradient_as_bucket_view|broadcast_buffers|static_graph)"
 )
-Settings = dict[str, Any]
 
 
 class LeftOut(NamedTuple):
@@ -58,8 +67,11 @@ class Unusable(ValueError):
 class Run:
     """One training or evaluation.
 
-    ``options`` are the chosen options of config groups, ``settings`` all values by dotted path, both without what no
-    score depends on; ``typed`` the paths among them that its command named. ``areas`` has a row for each picture.
+    ``selection`` is how the scored weights were selected, None where that is not known. ``options`` are the chosen
+    options of config groups, ``settings`` all values by dotted path, both without what no score depends on; ``typed``
+    the paths among them that its command named. They are those of the training; how its checkpoint was scored is under
+    ``scoring.``. ``environment`` has commit, torch and device, of an evaluation also those under ``scoring.``.
+    ``areas`` has a row for each picture.
     """
 
     folder: Path
@@ -67,11 +79,13 @@ class Run:
     options: dict[str, str]
     settings: Settings
     typed: frozenset[str]
+    environment: dict[str, str]
     names: tuple[str, ...]
     classes: tuple[str, ...]
     areas: Areas
     scores: Scores
     protocol: dict[str, Any]
+    selection: Facts | None
     cost: dict[str, float]
     published: dict[str, float]
     curves: dict[str, ndarray]
@@ -187,25 +201,28 @@ def read_run(folder: Path) -> Run | None:
     if job.get("config_name", "train") not in VERBS:
         return None
     _check_finished(facts)
-    config, options, settings = _configuration(folder, hydra)
+    configuration = _configuration(folder, hydra)
+    config = configuration[0]
     if config.get("stages"):
         return None
     record = _scored(folder)
     names, classes, counted, total = _confusions(folder)
     found = scores(total)
     _check_agreement(record, found, classes)
-    seed, options, settings = _described(config, options, settings, hydra, record)
+    described = _described(folder, hydra, configuration, facts, record)
     return Run(
         folder=folder,
-        seed=seed,
-        options=options,
-        settings=settings,
-        typed=frozenset(_typed(hydra)),
+        seed=described.seed,
+        options=described.options,
+        settings=described.settings,
+        typed=frozenset(described.typed),
+        environment=described.environment,
         names=names,
         classes=classes,
         areas=counted,
         scores=found,
         protocol=record["protocol"],
+        selection=recorded_selection(record),
         cost=_numbers(record.get("cost")) | _minutes(facts),
         published=_published(record, config, set(_typed(hydra))),
         curves=_curves(folder),
@@ -335,38 +352,119 @@ def _typed(hydra: dict[str, Any]) -> Iterator[str]:
         yield str(word).partition("=")[0].lstrip("+~")
 
 
-def _described(
-    config: dict[str, Any], options: dict[str, str], settings: Settings, hydra: dict[str, Any], record: dict[str, Any]
-) -> tuple[int | None, dict[str, str], Settings]:
-    """Seed, options and settings, for an evaluation those of the training whose checkpoint it scored.
+class Described(NamedTuple):
+    """What a record is of: a training's seed, options and settings, and how its checkpoint was scored."""
 
-    Of the evaluation's own, refinement, chosen data, precision and the checkpoint's file name remain: the others have
-    no part in the scores. A training's own record is of its best.ckpt.
+    seed: int | None
+    options: dict[str, str]
+    settings: Settings
+    typed: set[str]
+    environment: dict[str, str]
+
+
+Configuration = tuple[dict[str, Any], dict[str, str], Settings]
+
+
+def _described(
+    folder: Path, hydra: dict[str, Any], configuration: Configuration, facts: dict[str, Any], record: dict[str, Any]
+) -> Described:
+    """A training as its own record scored it, or as an evaluation did.
+
+    How it was scored (data, code, precision, checkpoint) are settings below ``scoring.``, whose names no training's
+    setting has, so that they stand beside what the net was trained with and never in its place.
     """
-    settings = settings | {"trainer.precision": _precision(record, config)}
-    options = options | {"refine": options.get("refine", "none")}
-    if options["refine"] == "none":
-        settings = _without(settings, {"refine"})
-    training = _training_of(config, hydra)
+    config, _, settings = configuration
+    scored_in = {"precision": _precision(record, config), **source_settings([_part(record, "provenance")])}
+    if "refine" in config:
+        return _evaluated(hydra, configuration, scored_in, environment(record))
+    found = _trained(folder, hydra, configuration, facts, record)
+    selected = recorded_selection(record) or {"checkpoint": "best"}  # an older record is of best.ckpt
+    scored_in |= {"checkpoint": f"{selected['checkpoint']}.ckpt"} | scored_data(settings)
+    return found._replace(settings=found.settings | under_scoring(scored_in), typed=set(_typed(hydra)))
+
+
+def _evaluated(
+    hydra: dict[str, Any], configuration: Configuration, scored_in: Settings, machine: dict[str, str]
+) -> Described:
+    """The training whose checkpoint an evaluation scored, and how it did that."""
+    config, options, settings = configuration
+    refine, typed, own = options.get("refine", "none"), set(_typed(hydra)), scored_data(settings)
+    training = _run_of(config, hydra)
     if training:
-        own = {"refine"} | ({"data"} if options.get("data", "null") != "null" else set())
-        checkpoint = Path(config["checkpoint"]).name
-        config, its_options, its_settings = _configuration(training, _hydra(training))
-        trained = _precision(read_json(training, "metrics.json"), config)
-        settings = _without(its_settings, own) | _only(settings, own) | _precisions(settings, trained)
-        settings |= {"checkpoint": checkpoint}
-        options = its_options | {group: options[group] for group in own}
-    elif "refine" not in config:  # a training's own is where it went on
-        settings |= {"checkpoint": "best.ckpt"}
+        its_hydra, its_facts = _hydra(training), read_json(training, "run.json") or {}
+        its_configuration = _configuration(training, its_hydra)
+        found = _trained(training, its_hydra, its_configuration, its_facts, read_json(training, "metrics.json"))
+        its_data = scored_data(its_configuration[2])
+        own = own or its_data  # without data=, that of its training
+        if same_folder(_root(config, hydra), _root(its_configuration[0], its_hydra)):
+            own |= {path: value for path, value in its_data.items() if path == "data.root"}
+    else:
+        found = _untrained(configuration)
+    checkpoint = Path(config["checkpoint"]).name if training else config.get("checkpoint")
+    refined = _only(settings, {"refine"}) if refine != "none" else {}
+    return Described(
+        seed=found.seed,
+        options=found.options | {"refine": refine},
+        settings=found.settings | refined | under_scoring(scored_in | {"checkpoint": checkpoint} | own),
+        typed={f"scoring.{path}" if path.partition(".")[0] == "data" else path for path in typed},
+        environment=(found.environment or machine) | under_scoring(machine),
+    )
+
+
+def _trained(
+    folder: Path,
+    hydra: dict[str, Any],
+    configuration: Configuration,
+    facts: dict[str, Any],
+    record: dict[str, Any] | None,
+) -> Described:
+    """A training by its own folder's files."""
+    config, options, settings = configuration
+    before = facts.get("earlier")
+    starts = [*(before if isinstance(before, list) else ()), facts]
+    settings = _without(settings, {"checkpoint"}) | _resumed_from(folder, hydra, configuration)
+    settings |= {"trainer.precision": _precision(record, config)} | source_settings(starts)
+    return Described(
+        _seed(config), options | {"refine": "none"}, settings, set(), environment(record) if record else {}
+    )
+
+
+def _untrained(configuration: Configuration) -> Described:
+    """Weights of which no training is known here: what they were trained with is no setting."""
+    config, options, settings = configuration
+    of_scoring = {"checkpoint", "data", "refine", "trainer"}
+    return Described(_seed(config), _without(options, {"data", "trainer"}), _without(settings, of_scoring), set(), {})
+
+
+def _resumed_from(folder: Path, hydra: dict[str, Any], configuration: Configuration) -> Settings:
+    """What the settings of the run were whose checkpoint this one resumed from, where they were others."""
+    config, _, settings = configuration
+    if config.get("checkpoint") in (None, "none", "auto", "last", "best"):
+        return {}
+    before = _run_of(config, hydra)
+    if before is None:  # nothing is known of it but its name
+        return _only(settings, {"checkpoint"})
+    if before == folder:
+        return {}
+    its_settings = _without(_configuration(before, _hydra(before))[2], {"checkpoint"})
+    return {f"resumed_from.{path}": value for path, value in its_settings.items() if value != settings.get(path)}
+
+
+def _root(config: dict[str, Any], hydra: dict[str, Any]) -> tuple[Any, Any]:
+    """Where the data lie, as it was typed, and in which folder."""
+    return _part(config, "data").get("root"), _part(hydra, "runtime").get("cwd")
+
+
+def _seed(config: dict[str, Any]) -> int | None:
     seed = config.get("seed")
-    return seed if isinstance(seed, int) else None, options, settings
+    return seed if isinstance(seed, int) else None
 
 
 def _only(settings: Settings, roots: set[str]) -> Settings:
     return {path: value for path, value in settings.items() if path.split(".")[0] in roots}
 
 
-def _without(settings: Settings, roots: set[str]) -> Settings:
+def _without(settings: dict[str, Any], roots: set[str]) -> dict[str, Any]:
     return {path: value for path, value in settings.items() if path.split(".")[0] not in roots}
 
 
@@ -375,15 +473,9 @@ def _precision(record: dict[str, Any] | None, config: dict[str, Any]) -> Any:
     return _part(record, "protocol").get("precision") or _part(config, "trainer").get("precision")
 
 
-def _precisions(settings: Settings, trained: Any) -> Settings:
-    """What an evaluation was scored in, and what its net was trained in where that was another."""
-    scored = settings["trainer.precision"]
-    return {"trainer.precision": scored} | ({} if scored == trained else {"training.precision": trained})
-
-
-def _training_of(config: dict[str, Any], hydra: dict[str, Any]) -> Path | None:
-    """The folder of the run whose checkpoint an evaluation scored, where it is still there."""
-    if "refine" not in config or not isinstance(config.get("checkpoint"), str):
+def _run_of(config: dict[str, Any], hydra: dict[str, Any]) -> Path | None:
+    """The folder of the run that a config's checkpoint is of, where it is still there."""
+    if not isinstance(config.get("checkpoint"), str):
         return None
     folder = (Path(str(_part(hydra, "runtime").get("cwd", "."))) / config["checkpoint"]).parent.parent
     return folder if (folder / ".hydra" / "config.yaml").is_file() else None

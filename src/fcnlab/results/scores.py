@@ -41,7 +41,14 @@ class Scores(NamedTuple):
 def scores(matrix: Integer[ndarray, "truth prediction"]) -> Scores:
     """The scores of a confusion matrix of pixel counts."""
     hits, truth, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    iou = _ratio(hits, truth + predicted - hits)
+    return scores_of_areas(hits, truth, truth + predicted - hits)
+
+
+def scores_of_areas(
+    hits: Integer[ndarray, " classes"], truth: Integer[ndarray, " classes"], union: Integer[ndarray, " classes"]
+) -> Scores:
+    """The same scores from the pixels of each class: rightly labelled, in the truth, in truth or prediction."""
+    iou = _ratio(hits, union)
     return Scores(
         pixel_acc=float(_ratio(hits.sum(), truth.sum())),
         mean_acc=_mean(_ratio(hits, truth)),

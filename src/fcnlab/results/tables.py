@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcnlab.results.comparison import Comparison, Pair
+from fcnlab.results.comparison import Comparison, environments
 from fcnlab.results.escaping import in_csv, in_line, in_markdown
-from fcnlab.results.grouping import Group
+from fcnlab.results.grouping import Division, Group
 from fcnlab.results.intervals import Interval
+from fcnlab.results.origins import ENVIRONMENT, SCORING, UNKNOWN
+from fcnlab.results.pairs import Pair
 from fcnlab.results.record import aside
+from fcnlab.results.runs import Run
 from fcnlab.results.scores import SCORES
+from fcnlab.results.selection import said
 
 SHOWN = 20  # rows in the terminal; the files have all
 NOTHING = "-"
@@ -94,13 +98,13 @@ def pair_table(comparison: Comparison) -> Table:
 
 def _pair_row(pair: Pair, comparison: Comparison) -> list[str]:
     return [
-        f"{comparison.label(pair.one)} - {comparison.label(pair.other)}",
-        points(pair.over_pictures.value),
+        f"{comparison.label(pair.one)} - {comparison.label(pair.other)}, n = {pair.pictures}",
+        points(pair.difference),
         interval(pair.over_pictures),
         probability(pair.p_pictures),
         interval(pair.over_seeds),
         probability(pair.p_seeds),
-        f"{pair.verdict}; {pair.of_trainings}",
+        f"{pair.verdict}; {pair.of_seeds}",
     ]
 
 
@@ -116,12 +120,30 @@ def class_table(comparison: Comparison) -> Table:
 
 
 def published_table(comparison: Comparison) -> Table:
+    """Without rows where the comparison is of a part of the set: published scores are of all of it."""
     rows = [
         [found.name, score, percent(found.mean(score)), f"{value:.2f}", f"{100 * found.mean(score) - value:+.2f}"]
         for found in comparison.groups
         for score, value in found.published().items()
+        if comparison.pictures == comparison.of
     ]
     return ["group", "score", "measured", "published", "difference"], rows
+
+
+def run_table(comparison: Comparison) -> Table:
+    rows = [
+        [
+            str(run.folder),
+            found.name,
+            NOTHING if run.seed is None else str(run.seed),
+            percent(run.scores.miou),
+            str(comparison.scored[run.folder]),
+            *(environment_text(run, key) for key in ENVIRONMENT),
+        ]
+        for found in comparison.groups
+        for run in found.runs
+    ]
+    return ["folder", "group", "seed", "mIoU", "pictures in its record", *ENVIRONMENT], rows
 
 
 def effect_table(comparison: Comparison) -> Table:
@@ -145,7 +167,29 @@ def counted(count: int, what: str) -> str:
 
 def headline(comparison: Comparison) -> str:
     groups, runs = counted(len(comparison.groups), "group"), counted(comparison.runs, "run")
-    return f"{groups} of {runs} on {comparison.set}; scores in percent, mean ± standard deviation over seeds"
+    return f"{groups} of {runs} on {comparison.scope}; scores in percent, mean ± standard deviation over seeds"
+
+
+def made_with(comparison: Comparison) -> list[str]:
+    """The commits, torch versions and devices, and of how many runs each."""
+    lines = []
+    for key in ENVIRONMENT:
+        found = environments(comparison.groups, key)
+        lines.append(f"{key}: " + ", ".join(f"{value} ({counted(count, 'run')})" for value, count in found.items()))
+    return lines
+
+
+def environment_text(run: Run, key: str) -> str:
+    """What it was trained with, and what an evaluation scored it with where that is another; of a commit the start."""
+    trained = run.environment.get(key, UNKNOWN)
+    scored = run.environment.get(SCORING + key, trained)
+    known = [_short_commit(value) if key == "commit" else value for value in (trained, scored)]
+    return known[0] if trained == scored else f"{known[0]}, scored with {known[1]}"
+
+
+def _short_commit(value: str) -> str:
+    head, plus, changes = value.partition("+")
+    return head[:10] + plus + changes
 
 
 def answers(comparison: Comparison) -> list[str]:
@@ -159,9 +203,11 @@ def answers(comparison: Comparison) -> list[str]:
     ahead = [pair for pair in pairs if pair.better is pair.one]
     behind = [pair for pair in pairs if pair.better is pair.other]
     rest = len(pairs) - len(ahead) - len(behind)
+    unknown = sum(pair.sure_of_seeds is None for pair in [*ahead, *behind])
+    limit = f" ({unknown} of these over pictures only, seeds unknown)" if unknown else ""
     return [
-        f"Against {comparison.label(comparison.baseline)}: {len(ahead)} better, {len(behind)} worse, {rest} not surely"
-        " either.",
+        f"Against {comparison.label(comparison.baseline)}: {len(ahead)} better, {len(behind)} worse{limit}, {rest} of"
+        " which neither can be said.",
         *(_answer(pair, comparison) for pair in ahead[:5]),
     ]
 
@@ -169,17 +215,23 @@ def answers(comparison: Comparison) -> list[str]:
 def _answer(pair: Pair, comparison: Comparison) -> str:
     """From the leader's side."""
     sign = 1 if pair.leader is pair.one else -1
-    found = pair.over_pictures
-    ends = sorted((sign * found.low, sign * found.high))
-    size = f"{points(sign * found.value)} points of mIoU, {points(ends[0])} to {points(ends[1])} over pictures"
     leader, other = (comparison.label(one) for one in (pair.one, pair.other)[::sign])
-    if not pair.sure_of_pictures:
-        said = f"{leader} and {other} are not told apart"
-    elif pair.better:
-        said = f"{leader} is better than {other}" + ("" if pair.sure_of_seeds else ", as trained")
+    if pair.over_pictures is None:
+        said = f"{leader} and {other}: {pair.verdict}"
+    elif pair.significant_over:
+        said = f"{leader} is better than {other}, significant over {pair.significant_over}"
     else:
-        said = f"{leader} is ahead of {other}, not surely"
-    return f"{said}: {size}; {pair.of_trainings}."
+        said = f"No significant difference between {leader} and {other}"
+    return f"{said}: {_size(pair, sign)}; {pair.of_seeds}."
+
+
+def _size(pair: Pair, sign: int) -> str:
+    """The difference with the interval over pictures, where there is one."""
+    value, found = f"{points(sign * pair.difference)} points of mIoU", pair.over_pictures
+    if found is None:
+        return value
+    low, high = sorted((sign * found.low, sign * found.high))
+    return f"{value}, {points(low)} to {points(high)} over {pair.pictures} pictures"
 
 
 def terminal(comparison: Comparison) -> str:
@@ -187,12 +239,13 @@ def terminal(comparison: Comparison) -> str:
     parts = [headline(comparison), _aligned(group_table(comparison))]
     if comparison.pairs:
         parts += [
-            f"Differences of mIoU in points, from {comparison.resamples} resamples",
+            f"Differences of mIoU in points on {counted(comparison.pictures, 'picture')}, from {comparison.resamples}"
+            " resamples",
             _aligned(pair_table(comparison)),
         ]
     if published_table(comparison)[1]:
         parts += ["Beside what was published", _aligned(published_table(comparison))]
-    return "\n\n".join([*parts, *comparison.notes, "\n".join(answers(comparison))])
+    return "\n\n".join([*parts, *comparison.notes, *comparison.selection, "\n".join(answers(comparison))])
 
 
 def _aligned(table: Table) -> str:
@@ -207,7 +260,7 @@ def _aligned(table: Table) -> str:
 def markdown(comparison: Comparison) -> str:
     """All of it, for a page of one's own."""
     parts = ["# Comparison", in_markdown(headline(comparison)) + ".", _bullets(answers(comparison))]
-    parts += [_bullets(comparison.notes)] if comparison.notes else []
+    parts += [_bullets([*comparison.notes, *comparison.selection])]
     titled = {
         "Differences of mIoU, in points": pair_table,
         "Scores and costs": group_table,
@@ -218,6 +271,8 @@ def markdown(comparison: Comparison) -> str:
     for title, make in titled.items():
         if make(comparison)[1]:
             parts += [f"## {title}", _pipes(make(comparison))]
+    parts += ["## Runs", _pipes(run_table(comparison))]
+    parts += ["Trained and scored with", _bullets(made_with(comparison))]
     if comparison.left_out:
         parts += ["## Left out", _bullets([f"{out.folder}: {out.reason}" for out in comparison.left_out])]
     return "\n\n".join(parts) + "\n"
@@ -244,9 +299,12 @@ def write_csv(folder: Path, comparison: Comparison) -> None:
         folder / "runs.csv",
         [
             {"group": found.name, "seed": run.seed, "folder": run.folder, "pictures": len(run.names)}
+            | {"pictures_of_record": comparison.scored[run.folder], "selected": said(run.selection)}
             | {score: getattr(run.scores, score) for score in SCORES}
             | {f"iou/{name}": value for name, value in per_class.items()}
             | {cost.key: run.cost.get(cost.key) for cost in COSTS}
+            | run.environment
+            | {key: value for key, value in run.settings.items() if Division.merges(key, "source")}
             for (found, run), per_class in zip(runs, iou, strict=True)
         ],
     )
@@ -266,11 +324,11 @@ def _pair_facts(pair: Pair) -> dict[str, Any]:
     return {
         "one": pair.one.name,
         "other": pair.other.name,
-        "miou_difference": pictures.value,
+        "miou_difference": pair.difference,
         "pictures": pair.pictures,
-        "pictures_low": pictures.low,
-        "pictures_high": pictures.high,
-        "pictures_p": pictures.p,
+        "pictures_low": pictures and pictures.low,
+        "pictures_high": pictures and pictures.high,
+        "pictures_p": pictures and pictures.p,
         "pictures_p_holm": pair.p_pictures,
         "seeds": len(pair.seed_differences),
         "seeds_low": seeds and seeds.low,
@@ -278,7 +336,7 @@ def _pair_facts(pair: Pair) -> dict[str, Any]:
         "seeds_p": seeds and seeds.p,
         "seeds_p_holm": pair.p_seeds,
         "verdict": pair.verdict,
-        "of_trainings": pair.of_trainings,
+        "of_seeds": pair.of_seeds,
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fcnlab.config import ConfigError, shipped
+from fcnlab.config import ConfigError, check_targets, shipped
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
 from fcnlab.launching.processes import spawn
@@ -35,6 +35,7 @@ def bench(cfg: DictConfig) -> None:
     UserError
         A claim's script failed. What this machine cannot measure is said, and is no failure.
     """
+    check_targets(cfg)
     known = claims(BENCHMARKS)
     asked = chosen(cfg, known)
     folder = Path(HydraConfig.get().runtime.output_dir)

@@ -13,9 +13,11 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -25,11 +27,14 @@ from fcnlab.callbacks import (
     ExactResume,
     Interruption,
     MetricsFile,
+    Selection,
     StopOnNaN,
+    TopCheckpoints,
     WholeFiles,
 )
 from fcnlab.config import plain
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
+from fcnlab.launching.places import ALL
 from fcnlab.models import FCN
 from fcnlab.signals import Interrupted, StopSignals
 
@@ -81,46 +86,97 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     if settings["sync_batchnorm"] and not _on_gpu(settings["accelerator"]):
         settings["sync_batchnorm"] = False
         warn("trainer.sync_batchnorm=true has no effect on a CPU: torch synchronises batch statistics on GPUs only")
-    _check_validation(settings)
     settings["val_check_interval"] *= settings["accumulate_grad_batches"]
     settings["check_val_every_n_epoch"] = None
     if not _shows_progress(cfg):
         settings.setdefault("enable_progress_bar", False)  # or Lightning brings its own
     _hush_lightning()
-    return instantiate(
+    return built(
         settings,
+        "trainer",
         logger=loggers,
         callbacks=callbacks,
         plugins=[WholeFiles(), *cluster()],
         use_distributed_sampler=False,  # Lightning's would evaluate some pictures twice
         default_root_dir=str(run_folder()),
-        _convert_="all",
     )
+
+
+def built(settings: dict[str, Any], path: str, **further: Any) -> Any:
+    """What a config describes; what its class refuses is the user's mistake, in the class's own words."""
+    try:
+        return instantiate(settings, **further, _convert_="all")
+    except InstantiationException as error:
+        refused = error.__cause__
+        if isinstance(refused, (ValueError, TypeError, MisconfigurationException)):
+            raise UserError(f"{path}: {first_line(refused)}") from error
+        raise
+
+
+def check_machine(cfg: DictConfig) -> None:
+    """Whether this machine, and who started this process, fit ``trainer=``: before any work.
+
+    Raises
+    ------
+    UserError
+        Half precision without a GPU; another number of processes than the settings want.
+    """
+    if cfg.trainer.precision == "16-mixed" and not _on_gpu(cfg.trainer.accelerator):
+        raise UserError(
+            "trainer.precision=16-mixed needs a GPU, and this is a CPU: set trainer.precision=bf16-mixed or 32-true"
+        )
+    started = _processes_started()
+    if started is None:
+        return
+    who, count = started
+    devices, nodes = _device_count(cfg.trainer), cfg.trainer.get("num_nodes", 1)
+    if count != devices * nodes:
+        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        alone = "srun --ntasks=1" if who == "Slurm" else "no torchrun: fcnlab starts the others itself"
+        raise UserError(
+            f"{who} started {count} processes, and trainer.devices={cfg.trainer.devices} with trainer.num_nodes={nodes}"
+            f" is for {devices * nodes}: each would run alone, or wait for others. Set trainer.devices={per_node}"
+            f" trainer.num_nodes={max(1, count // per_node)}, or start it by {alone}"
+        )
+    if count > 1 and not any(word.startswith("hydra.run.dir=") for word in HydraConfig.get().overrides.hydra):
+        raise UserError(
+            f"{who} started {count} processes, and each would have a folder of its own: add hydra.run.dir=FOLDER"
+        )
+
+
+def _processes_started() -> tuple[str, int] | None:
+    """Who started how many processes of this run; None where it is alone, or starts the others itself."""
+    if _is_slurms():
+        return "Slurm", int(os.environ["SLURM_NTASKS"])
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:  # torchrun's; Lightning sets no RANK
+        return "torchrun", int(os.environ["WORLD_SIZE"])
+    return None
+
+
+def _device_count(trainer: DictConfig) -> int:
+    """How many devices ``trainer.devices`` means on each node."""
+    devices = trainer.devices
+    if devices in ALL:
+        return torch.cuda.device_count() if _on_gpu(trainer.accelerator) else 1
+    if isinstance(devices, str):
+        return len(devices.split(",")) if "," in devices else int(devices)
+    return devices if isinstance(devices, int) else len(devices)
 
 
 def cluster() -> list[SLURMEnvironment]:
     """As a task of Slurm's: its ranks, without Lightning's own way to be queued again; launching/slurm.py has ours."""
+    return [SLURMEnvironment(auto_requeue=False)] if _is_slurms() else []
+
+
+def _is_slurms() -> bool:
     named = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")  # Lightning's rule: a user at a terminal
-    return [SLURMEnvironment(auto_requeue=False)] if "SLURM_NTASKS" in os.environ and named else []
+    return "SLURM_NTASKS" in os.environ and named
 
 
 def _shows_progress(cfg: DictConfig) -> bool:
     """Bars are for terminals: in the log of a job they would bury what was said."""
     enabled = "callbacks" not in cfg or cfg.callbacks.get("progress", {}).get("enabled", True)
     return enabled and sys.stdout.isatty()
-
-
-def _check_validation(settings: dict[str, Any]) -> None:
-    """Checkpoints, early stopping and exact resume hang on validations, and those on optimiser steps."""
-    steps, epochs = settings["val_check_interval"], settings.get("check_val_every_n_epoch")
-    if type(steps) is not int or steps < 1:
-        raise UserError(f"trainer.val_check_interval={steps}: give a whole number of optimiser steps")
-    if epochs is not None:
-        raise UserError(f"trainer.check_val_every_n_epoch={epochs}: set trainer.val_check_interval, in steps, instead")
-    if settings.get("limit_val_batches") == 0:
-        raise UserError(
-            "trainer.limit_val_batches=0: without a validation a run has no best checkpoint; give 1 or more"
-        )
 
 
 # What Lightning warns of without a reason here.
@@ -161,16 +217,8 @@ def evaluation_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
 
 
 def speed_of_net(cfg: DictConfig, net: FCN) -> dict[str, Any]:
-    """The memory format, by device and backbone, and whether scores are taken by rows.
-
-    Raises
-    ------
-    UserError
-        ``speed.channels_last`` is neither a truth value nor "auto".
-    """
+    """The memory format, by device and backbone, and whether scores are taken by rows."""
     wanted = cfg.speed.channels_last
-    if wanted not in (True, False, "auto"):
-        raise UserError(f"speed.channels_last={wanted}: choose true, false or auto")
     if wanted == "auto":  # a user's own backbone need not say
         wanted = _on_gpu(cfg.trainer.accelerator) or getattr(net.backbone, "channels_last_on_cpu", False)
     return {"channels_last": wanted, "row_blocks": cfg.speed.row_blocks}
@@ -212,24 +260,48 @@ def training_callbacks(cfg: DictConfig, curves: MetricsFile, signals: StopSignal
         StopOnNaN(cfg.trainer.log_every_n_steps),
         *configured_callbacks(cfg),
         ExactResume(curves, cfg.data.batch_size),
+        Selection(curves),
         Interruption(signals),
     ]
 
 
+def check_scored(cfg: DictConfig) -> None:
+    """Refuse to score a checkpoint that the run will not keep.
+
+    Raises
+    ------
+    UserError
+        ``checkpointing.score`` is "best", and no callback keeps a best checkpoint.
+    """
+    if cfg.checkpointing.score == "best" and not any(map(_keeps_best, cfg.callbacks.values())):
+        raise UserError(
+            "checkpointing.score=best: with callbacks.best.enabled=false the run keeps no best checkpoint to score; add"
+            " checkpointing.score=last, or leave callbacks.best.enabled=false out"
+        )
+
+
+def _keeps_best(node: DictConfig) -> bool:
+    """Whether a configured callback keeps the checkpoint that was best by something."""
+    kind = get_object(node["_target_"])
+    if not (node.get("enabled", True) and isinstance(kind, type) and issubclass(kind, ModelCheckpoint)):
+        return False
+    return node.keep > 0 if kind is TopCheckpoints else node.get("monitor") is not None
+
+
 def configured_callbacks(cfg: DictConfig) -> list[Callback]:
     """The callbacks that are not disabled by ``enabled: false``."""
-    built = []
+    callbacks = []
     for name, node in cfg.callbacks.items():
         settings = plain(node)
         if settings.pop("enabled", True):
             if name == "progress" and not _shows_progress(cfg):
                 continue
-            built.append(instantiate(settings, _convert_="all"))
+            callbacks.append(built(settings, f"callbacks.{name}"))
         else:
             changed = [word for word in HydraConfig.get().overrides.task if word.startswith(f"callbacks.{name}.")]
             if any(not word.startswith(f"callbacks.{name}.enabled=") for word in changed):
                 warn(f"{', '.join(changed)} has no effect: add callbacks.{name}.enabled=true")
-    return built
+    return callbacks
 
 
 @contextmanager
@@ -238,7 +310,8 @@ def open_loggers(cfg: DictConfig, wandb_id: str | None = None) -> Iterator[list[
 
     ``wandb_id`` is that of the W&B run to go on with.
     """
-    loggers = [_build_logger(name, cfg, wandb_id) for name in cfg.logger]
+    names = sorted(cfg.logger, key=lambda name: name == "wandb")  # last: what another refuses leaves no run there
+    loggers = [_build_logger(str(name), cfg, wandb_id) for name in names]
     status, code = "failed", 1
     try:
         yield loggers
@@ -265,7 +338,7 @@ def wandb_id(loggers: list[Logger]) -> str | None:
 
 def _build_logger(name: str, cfg: DictConfig, wandb_id: str | None) -> Logger:
     if name != "wandb":
-        return instantiate(cfg.logger[name], _convert_="all")
+        return built(cfg.logger[name], f"logger.{name}")
     settings, sweep = cfg.logger.wandb, Path(cfg.sweep.folder) if cfg.sweep.folder else None
     logger = instantiate(settings, _convert_="all")(
         folder=sweep or run_folder(),  # one wandb/ for a whole sweep

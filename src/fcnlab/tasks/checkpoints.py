@@ -18,6 +18,7 @@ from fcnlab.data import Pictures
 from fcnlab.errors import UserError
 from fcnlab.models import FCN
 from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_plainly, load_strictly
+from fcnlab.results.selection import OF_A_CHECKPOINT, Facts, is_one
 
 DEEPEST = 20  # levels of a record; a model's config has 3
 MOST = 10_000  # values in it; there are 150, most of them the palette's
@@ -105,6 +106,8 @@ def _check_record(record: Any) -> None:
             raise ValueError(f"its record has no {name}")
     if not all(isinstance(name, str) for name in record["classes"]):
         raise ValueError("its classes are no names")
+    if "selection" in record and not is_one(record["selection"], OF_A_CHECKPOINT):
+        raise ValueError("its selection is none of fcnlab's")
     try:
         colours = np.array(record["palette"], np.uint8)
     except (ValueError, TypeError, OverflowError):
@@ -123,6 +126,12 @@ def _tensors(state: Any) -> dict[str, Tensor]:
         raise ValueError(f"its state_dict holds what is no tensor by name, such as {odd[0]!r:.80}")
     check_tensors(tensors, "its state_dict")
     return tensors
+
+
+def selection_of(checkpoint: dict[str, Any]) -> Facts | None:
+    """How a checkpoint was selected (:mod:`fcnlab.results.selection`); None where it is too old to say."""
+    found = checkpoint["fcnlab"].get("selection")
+    return found and {**found, "stopped_early": bool((checkpoint.get("resume") or {}).get("stopped_early"))}
 
 
 def rebuild_net(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -> FCN:

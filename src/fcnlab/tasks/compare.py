@@ -12,6 +12,8 @@ from fcnlab.errors import UserError
 from fcnlab.results import comparison
 from fcnlab.results.comparison import Comparison
 from fcnlab.results.escaping import in_line
+from fcnlab.results.grouping import Division
+from fcnlab.results.origins import ENVIRONMENT
 from fcnlab.results.page import write_page
 from fcnlab.results.record import aside
 from fcnlab.results.runs import LeftOut, read_runs
@@ -25,12 +27,13 @@ SAID = 10  # folders that are named in the terminal; the page has all
 def compare(cfg: DictConfig) -> None:
     """Compare the runs below some folders; leave the page, Markdown and CSV in the run's own folder."""
     check_targets(cfg)
-    check_numbers(cfg)
+    check_split(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     check_report(folder, ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv"))
     runs, left_out = read_runs([existing(name) for name in cfg.runs])
     say_left_out(left_out, "cannot be used")
-    found = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence)
+    division = Division(tuple(cfg.split_by), tuple(cfg.merge_over))
+    found = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence, division)
     say_left_out(found.left_out, "left out")
     found.left_out[:0] = left_out
     log.info(terminal(found))
@@ -38,12 +41,15 @@ def compare(cfg: DictConfig) -> None:
     log.info("The page: %s", folder / "comparison.html")
 
 
-def check_numbers(cfg: DictConfig) -> None:
-    """Raise ConfigError for numbers that no interval can be computed with."""
-    if cfg.resamples is not None and not 100 <= cfg.resamples <= 1_000_000:
-        raise ConfigError(f"resamples={cfg.resamples}: choose 100 to 1000000, or null")
-    if not 0.5 <= cfg.confidence < 1:
-        raise ConfigError(f"confidence={cfg.confidence}: choose 0.5 to 0.999, such as 0.95")
+def check_split(cfg: DictConfig) -> None:
+    """Raise ConfigError for words that split_by does not know; what merge_over may be depends on the runs."""
+    unknown = [name for name in cfg.split_by if name not in ENVIRONMENT]
+    if unknown:
+        known = ", ".join(ENVIRONMENT)
+        raise ConfigError(f"split_by=[{','.join(unknown)}]: choose some of {known}; every other setting splits anyway")
+    both = [name for name in cfg.split_by if name in cfg.merge_over]
+    if both:
+        raise ConfigError(f"split_by=[{','.join(both)}] has no effect with merge_over=[{','.join(both)}]: give one")
 
 
 def existing(name: str) -> Path:

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from fcnlab.config import ConfigError, check_targets
+from fcnlab.config import check_targets
 from fcnlab.data import DataError, DataModule, Pictures
 from fcnlab.data.balance import WEIGHTINGS, Frequencies
 from fcnlab.data.inspection import Look, Looked, class_frequencies, inspect_overlap, inspect_split, looks
@@ -35,8 +35,7 @@ from fcnlab.tasks.building import run_folder, say
 from fcnlab.tasks.machine import inspect_machine
 from fcnlab.tasks.predictions import check_report
 from fcnlab.tasks.scoring import command
-
-MOST_SAMPLES = 200
+from fcnlab.tasks.splits import say_what_is_there
 
 Seen = dict[str, Looked]  # by the split's name
 
@@ -52,7 +51,6 @@ def doctor(cfg: DictConfig) -> None:
     folder = run_folder()
     check_report(folder, ("doctor.json", "doctor.md", "samples.png"))
     check_targets(cfg)
-    _check_what_is_asked(cfg)
     data: DataModule = instantiate(cfg.data, _convert_="all")
     seen = look_at_all(data)
     findings = [
@@ -72,17 +70,12 @@ def doctor(cfg: DictConfig) -> None:
         raise UserError(f"this would make a number wrong or training fail: {'; '.join(errors)}. The table says how.")
 
 
-def _check_what_is_asked(cfg: DictConfig) -> None:
-    if not 0 <= cfg.samples <= MOST_SAMPLES:
-        raise ConfigError(f"samples={cfg.samples}: choose 0 to {MOST_SAMPLES}")
-    if not 0 <= cfg.alike_bits <= 16:
-        raise ConfigError(f"alike_bits={cfg.alike_bits}: choose 0 to 16 of the 64; others' differ in 32 or so")
-
-
 def look_at_all(data: DataModule) -> Seen:
     """Every file of train, val and, where its list is not val's, test, with a progress bar; each list once."""
+    names = ("train", "val") if data.lists["test"] == data.lists["val"] else ("train", "val", "test")
+    say_what_is_there(data, *names)
     seen: Seen = {}
-    for name in ("train", "val") if data.lists["test"] == data.lists["val"] else ("train", "val", "test"):
+    for name in names:
         pictures = data.split(name)
         if not len(pictures):
             raise DataError(f"{pictures.title} is empty: name another list")

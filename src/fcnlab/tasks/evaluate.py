@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -12,48 +13,68 @@ from omegaconf import DictConfig, OmegaConf
 from fcnlab.callbacks import FixedPictures
 from fcnlab.config import ConfigError, check_needs, check_targets, check_trust, plain
 from fcnlab.data import DataModule
+from fcnlab.launching.manifest import facts_of
 from fcnlab.results.passport import Convention, as_facts, passport, passport_table
 from fcnlab.results.record import add_to_record
 from fcnlab.results.scores import SCORES, Scores
+from fcnlab.results.selection import Facts, recorded_selection
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, evaluation_speed, open_loggers, run_folder, say
-from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
+from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, open_loggers, run_folder, say
+from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
+from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.recording import recorded_config
-from fcnlab.tasks.scoring import score, table
+from fcnlab.tasks.scoring import commit, score, table, words_of
+from fcnlab.tasks.splits import check_splits
 
 
 def evaluate(cfg: DictConfig) -> float | None:
     """Score a checkpoint, or a model with its own weights, on the test list of the data."""
     folder = run_folder()
     check_needs(cfg, HydraConfig.get().overrides.task)
-    _check_what_is_asked(cfg)
+    _check_what_is_asked(cfg)  # first: without data, model.num_classes cannot be computed
     check_targets(cfg)
+    check_machine(cfg)
+    refine = instantiate(cfg.refine, _convert_="all")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.checkpoint is None:
-        net, classes = instantiate(cfg.model, _convert_="all"), None
+        net, classes, selected, its_model = instantiate(cfg.model, _convert_="all"), None, None, None
     else:
         checkpoint = read_checkpoint(cfg.checkpoint)
+        its_model = checkpoint["fcnlab"]["model"]
         net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
-        classes = checkpoint["fcnlab"]["classes"]
-    data: DataModule = instantiate(cfg.data if cfg.data is not None else recorded_data(cfg), _convert_="all")
-    data.check("test", min_size=net.backbone.min_size)
+        classes, selected = checkpoint["fcnlab"]["classes"], selection_in_run(checkpoint, Path(cfg.checkpoint))
+    data_config = cfg.data if cfg.data is not None else recorded_data(cfg)
+    began = {"commit": commit(), "source": fingerprint(plain(cfg), {"model": its_model, "data": plain(data_config)})}
+    data: DataModule = instantiate(data_config, _convert_="all")
+    check_splits(data, "test", min_size=net.backbone.min_size)
     check_classes(classes, data)
-    refine = instantiate(cfg.refine, _convert_="all")
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
+    trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures)])
     with open_loggers(cfg) as loggers:
-        pictures = FixedPictures(folder / "predictions", cfg.pictures)
-        trainer = build_trainer(cfg, loggers or False, [pictures])
-        found = score(trainer, segmenter, data, folder, cfg.seed)
-    if found is None:
+        trainer.loggers = loggers
+        scored = score(trainer, segmenter, data, folder, cfg.seed, began, selected=selected)
+    if scored is None:
         return None
+    found = scored.scores
     say(table(found, data.split("test").classes))
     if cfg.published is not None:
         add_to_record(folder, published=plain(cfg.published))
         say(beside_published(found, cfg.published))
     if cfg.passport:
         say(passport_table(add_passport(folder)))
-    say(f"{data.split('test').title}: mIoU {100 * found.miou:.2f} %. The record: {folder}")
+    say(f"{words_of(scored, segmenter.scored_as, data)} The record: {folder}")
     return found.miou
+
+
+def selection_in_run(checkpoint: dict[str, Any], path: Path) -> Facts | None:
+    """How a checkpoint was selected; the record of its run, where it is still there, knows of later validations."""
+    selected = selection_of(checkpoint)
+    if selected is None:
+        return None
+    recorded = recorded_selection(facts_of(path.absolute().parents[1], "metrics.json")) if selected["monitor"] else None
+    among = max(selected["among"], recorded["among"] if recorded else 0)
+    own = {key: value for key, value in selected.items() if key != "val_miou"}
+    return {**own, "among": among, "at_least": bool(selected["monitor"]) and recorded is None}
 
 
 def _check_what_is_asked(cfg: DictConfig) -> None:

@@ -94,19 +94,27 @@ def announce(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: i
         return None
     say(f"Expected: {expected}{' on each device' if trainer.world_size > 1 else ''}")
     if device.type == "cuda":
-        warn_of_memory(expected.memory, torch.cuda.get_device_properties(device).total_memory, data.batch_size)
+        available = torch.cuda.get_device_properties(device).total_memory
+        warn_of_memory(expected.memory, available, data.batch_size, trainer.accumulate_grad_batches)
     return expected
 
 
-def warn_of_memory(memory: Memory, available: int, batch_size: int) -> None:
-    """Say what to set where a training will not fit."""
-    if memory.total > available:
-        half = max(1, batch_size // 2)
-        warn(
-            f"the training needs some {memory.total / 2**30:.1f} GiB and the GPU has {available / 2**30:.1f}: set"
-            f" data.batch_size={half} with trainer.accumulate_grad_batches={math.ceil(batch_size / half)} (the same"
-            " gradients), or a smaller data.crop_size"
+def warn_of_memory(memory: Memory, available: int, batch_size: int, accumulated: int = 1) -> None:
+    """Say what to set where a training will not fit; a step keeps its pictures."""
+    if memory.total <= available:
+        return
+    ways = ["a smaller data.crop_size"]
+    if batch_size > 1:
+        part = max(count for count in range(1, batch_size) if batch_size % count == 0)
+        ways.insert(
+            0,
+            f"data.batch_size={part} with trainer.accumulate_grad_batches={accumulated * batch_size // part} (a step"
+            " takes as many pictures; its first lines say what of it changes)",
         )
+    warn(
+        f"the training needs some {memory.total / 2**30:.1f} GiB and the GPU has {available / 2**30:.1f}: set"
+        f" {', or '.join(ways)}"
+    )
 
 
 def expect(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: int = 0) -> Expected:

@@ -18,17 +18,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fcnlab.config import check_targets
+from fcnlab.data.image_files import SUFFIXES, DataError, read_image
 from fcnlab.data.module import as_tensors, collate, worker_count
-from fcnlab.data.pictures import DataError, read_image
 from fcnlab.errors import UserError
 from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, evaluation_speed, say
+from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.predictions import Predictions
 from fcnlab.tasks.submitting import check_submission, submit
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def predict(cfg: DictConfig) -> None:
@@ -36,8 +34,9 @@ def predict(cfg: DictConfig) -> None:
 
     With ``submission``: those of a data set's list, in one archive.
     """
-    _check_what_is_asked(cfg)
     check_targets(cfg)
+    _check_what_is_asked(cfg)
+    check_machine(cfg)
     paths = _checked_paths(cfg) if cfg.submission is None else []
     checkpoint = read_checkpoint(cfg.checkpoint)
     net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)

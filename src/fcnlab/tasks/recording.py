@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config import components
+from fcnlab.config import components, plain
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import Unreadable, read_json, yaml_text
@@ -21,6 +21,7 @@ from fcnlab.results.record import aside
 from fcnlab.results.runs import leaves
 from fcnlab.signals import Interrupted
 from fcnlab.tasks.building import run_folder, say, warn
+from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.scoring import PACKAGES, command, commit, git
 
 # What older records name, and what does the same today.
@@ -53,7 +54,7 @@ class RunRecord:
 @contextmanager
 def recorded(cfg: DictConfig, folder: Path, record: RunRecord) -> Iterator[None]:
     """Leave the record of a run, whatever becomes of it; a signal that comes before it is begun leaves none."""
-    beginning = _beginning(record)
+    beginning = _beginning(cfg, record)
     try:
         record.write(**beginning)
         _write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
@@ -68,9 +69,10 @@ def recorded(cfg: DictConfig, folder: Path, record: RunRecord) -> Iterator[None]
         raise
 
 
-def _beginning(record: RunRecord) -> dict[str, Any]:
+def _beginning(cfg: DictConfig, record: RunRecord) -> dict[str, Any]:
     """What is known of a run when it begins, or goes on."""
-    before = {key: record.facts[key] for key in ("started", "status", "command", "commit") if key in record.facts}
+    kept = ("started", "status", "command", "commit", "source")
+    before = {key: record.facts[key] for key in kept if key in record.facts}
     return {
         "earlier": [*record.facts.get("earlier", []), *([before] if before else [])],
         "status": "running",
@@ -82,6 +84,7 @@ def _beginning(record: RunRecord) -> dict[str, Any]:
         "ended": None,
         "starts": record.facts.get("starts", 0) + 1,
         "commit": commit(),
+        "source": fingerprint(plain(cfg)),
         "host": platform.node(),
         "python": platform.python_version(),
         "packages": _packages(),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -24,9 +24,17 @@ from fcnlab.callbacks.wandb import log_scores
 from fcnlab.data import DataModule, Pictures
 from fcnlab.results.record import write_record
 from fcnlab.results.scores import Scores
+from fcnlab.results.selection import OPTIMISTIC, Facts, for_scored, is_optimistic, said, validated_on
 from fcnlab.segmenter import Segmenter
 
 PACKAGES = ("fcnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "albumentations", "numpy")
+
+
+class Scored(NamedTuple):
+    """The scores, and how the weights were selected; None: nobody knows."""
+
+    scores: Scores
+    selection: Facts | None
 
 
 def score(
@@ -35,12 +43,17 @@ def score(
     data: DataModule,
     folder: Path,
     seed: int,
+    began: Mapping[str, Any],
     training: Mapping[str, float] = MappingProxyType({}),
-) -> Scores | None:
+    selected: Facts | None = None,
+) -> Scored | None:
     """Evaluate the test list and leave the record in ``folder``; the scores, on the process that writes (rank 0).
 
-    ``training`` is what the training took, for the record's ``cost``.
+    ``began`` has the commit and the source when the run began, since files may have been edited after they were
+    imported. ``training`` is what the training took, for the record's ``cost``; ``selected`` what the checkpoint says
+    of its selection.
     """
+    segmenter.scored_as = scored_as(data, selected)
     started = time.perf_counter()
     trainer.test(segmenter, datamodule=data, verbose=False)
     seconds = time.perf_counter() - started
@@ -48,6 +61,7 @@ def score(
     if not trainer.is_global_zero:
         return None
     pictures = data.split("test")
+    selection = selected and for_scored(selected, [data.fingerprints("test")[place] for place in index])
     found = write_record(
         folder,
         split=data.lists["test"],
@@ -56,12 +70,27 @@ def score(
         matrices=matrices,
         protocol=protocol(trainer, pictures, len(index), str(segmenter.refine)),
         cost=cost(segmenter, pictures, seconds, len(index)) | dict(training),
-        provenance=provenance(segmenter, seed),
+        provenance=provenance(segmenter, seed, began),
+        selection=selection,
     )
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            log_scores(logger, found, matrices.sum(axis=0), pictures.classes)
-    return found
+            log_scores(logger, found, matrices.sum(axis=0), pictures.classes, segmenter.scored_as, selection)
+    return Scored(found, selection)
+
+
+def scored_as(data: DataModule, selected: Facts | None) -> Literal["test", "final"]:
+    """What scores are logged under: nothing that was validated on is called a test."""
+    if data.lists["test"] == data.lists["val"]:
+        return "final"
+    return "final" if selected and set(data.fingerprints("test")) <= validated_on(selected) else "test"
+
+
+def words_of(found: Scored, name: str, data: DataModule) -> str:
+    """The score, what it is of, and how the weights were selected, in a line."""
+    selection, title = found.selection, data.split("test").title
+    line = f"{name} mIoU {100 * found.scores.miou:.2f} % on {title}. The weights were {said(selection)}."
+    return f"{line} {OPTIMISTIC}." if is_optimistic(selection) else line
 
 
 def protocol(trainer: L.Trainer, pictures: Pictures, count: int, refinement: str) -> dict[str, Any]:
@@ -123,12 +152,13 @@ def largest_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def provenance(segmenter: Segmenter, seed: int) -> dict[str, Any]:
+def provenance(segmenter: Segmenter, seed: int, began: Mapping[str, Any]) -> dict[str, Any]:
     """Where the numbers come from."""
     device = segmenter.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "commit": commit(),
+        "commit": began["commit"],
+        "source": began["source"],
         "seed": seed,
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": f"{device.type}: {name}",

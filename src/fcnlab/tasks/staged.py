@@ -1,4 +1,4 @@
-"""A training in stages, each from the best checkpoint of the one before: FCN-32s, then 16s, then 8s.
+"""A training in stages, each from the scored checkpoint of the one before: FCN-32s, then 16s, then 8s.
 
 Each stage is a run of its own, in a process and a folder of its own (``1-fcn32s/``, ...).
 """
@@ -14,11 +14,12 @@ from omegaconf import DictConfig
 from fcnlab.config import ConfigError, check_needs, check_targets
 from fcnlab.errors import UserError
 from fcnlab.launching import config_dir, finish, setting, start
-from fcnlab.launching.manifest import Lock
-from fcnlab.results.reading import read_json
+from fcnlab.launching.board import score_of
+from fcnlab.launching.manifest import Lock, facts_of
 from fcnlab.results.record import aside
+from fcnlab.results.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
-from fcnlab.tasks.building import say
+from fcnlab.tasks.building import check_scored, say
 from fcnlab.tasks.recording import RunRecord, recorded
 
 OURS = ("experiment", "stages", "checkpoint", "from_run")  # settings of the whole, not of its stages
@@ -37,16 +38,18 @@ class Stage:
 
     @property
     def checkpoint(self) -> Path:
-        """What the next stage starts from: the best, or the last where a run keeps no best."""
-        best, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-        return best if best.is_file() else last
+        """What the next stage starts from: the one that was scored, or the last where that was not kept."""
+        selection = recorded_selection(facts_of(self.folder, "metrics.json"))
+        scored = "best" if selection is None else selection["checkpoint"]
+        path, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in (scored, "last"))
+        return path if path.is_file() or not self.finished else last
 
     @property
-    def miou(self) -> float:
-        return (read_json(self.folder, "metrics.json") or {})["miou"]
+    def miou(self) -> float | None:
+        return score_of(self.folder)
 
 
-def train_in_stages(cfg: DictConfig, folder: Path) -> float:
+def train_in_stages(cfg: DictConfig, folder: Path) -> float | None:
     """Run the stages that are not finished yet; the last one's scores are the whole run's.
 
     Raises
@@ -73,7 +76,7 @@ def train_in_stages(cfg: DictConfig, folder: Path) -> float:
             _stop_unless_finished(stage, code, signals)
         _hand_up(stages[-1].folder, folder)
     for stage in stages:
-        say(f"{stage.folder.name:<24} mIoU {100 * stage.miou:.2f} %")
+        say(f"{stage.folder.name:<24} val mIoU {'unknown' if stage.miou is None else f'{100 * stage.miou:.2f} %'}")
     say(f"The run: {folder}")
     return stages[-1].miou
 
@@ -106,6 +109,7 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
             composed = compose("train", words)
             check_needs(composed, words)
             check_targets(composed)
+            check_scored(composed)
         except ConfigError as error:
             raise ConfigError(f"stage {stage.folder.name}: {error}") from error
 

@@ -16,6 +16,7 @@ from fcnlab.results.submission import submission
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, evaluation_speed, say
 from fcnlab.tasks.evaluate import check_classes
+from fcnlab.tasks.splits import check_splits
 
 COMPETITIONS = ("comp5", "comp6")
 SUFFIXES = (".tar.gz", ".tgz")
@@ -51,7 +52,7 @@ def _check_replaced(cfg: DictConfig) -> None:
 def submit(cfg: DictConfig, net: FCN, classes: list[str]) -> None:
     """Predict every picture of the test list, with masks or without, into the server's folders."""
     data: DataModule = instantiate(cfg.data, _convert_="all")
-    data.check("test", min_size=net.backbone.min_size, truth=False)
+    check_splits(data, "test", min_size=net.backbone.min_size, truth=False)
     check_classes(classes, data)
     pictures = data.split("test")
     folder = f"results/VOC{cfg.data.pictures.year}/Segmentation/{cfg.competition}_{data.lists['test']}_cls"

@@ -1,27 +1,33 @@
 """``fcnlab train``."""
 
-from collections.abc import Iterator
+import copy
+import difflib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import nn
 
-from fcnlab.callbacks import MetricsFile
+from fcnlab.callbacks import MetricsFile, Selection
 from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
-from fcnlab.errors import UserError
-from fcnlab.losses import CrossEntropySum
+from fcnlab.errors import UserError, first_line
+from fcnlab.losses import CrossEntropySum, adds_up
 from fcnlab.optim import MOMENTUM, freeze
-from fcnlab.results.scores import Scores
+from fcnlab.results.scores import SCORES
+from fcnlab.results.selection import Facts
 from fcnlab.segmenter import Segmenter
 from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.tasks.building import (
     build_trainer,
+    check_machine,
+    check_scored,
     choices,
     given,
     open_loggers,
@@ -32,11 +38,12 @@ from fcnlab.tasks.building import (
     wandb_id,
     warn,
 )
-from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint
+from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint, selection_of
 from fcnlab.tasks.expecting import Took, announce, beside_expected
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import where_to_start
-from fcnlab.tasks.scoring import describe, score, table
+from fcnlab.tasks.scoring import Scored, describe, score, table, words_of
+from fcnlab.tasks.splits import check_splits
 from fcnlab.tasks.staged import train_in_stages
 
 MOST_LASTING_STEP = 10.0
@@ -45,40 +52,46 @@ LEAST_CLIPPED_STEP = 1e-6  # the length of the longest step that a clipped gradi
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Train, score the best checkpoint, leave the record; the score is what a sweeper maximises."""
+    """Train, score the best or the last checkpoint, leave the record.
+
+    What a sweeper maximises is the score on the validation images, whatever else was scored.
+    """
     folder = run_folder()
+    check_machine(cfg)
     if cfg.stages:
         return train_in_stages(cfg, folder)
     check_needs(cfg, HydraConfig.get().overrides.task)
     repeat_exactly(cfg)
     check_targets(cfg)
+    check_scored(cfg)
     start = where_to_start(cfg.checkpoint, folder)
     say_what_surprises(cfg)
     record = RunRecord(folder)
     with StopSignals() as signals, recorded(cfg, folder, record), how_to_go_on(folder):
         segmenter, data = build(cfg)
         say(describe(segmenter, data.split("val")))
+        curves = MetricsFile(folder / "metrics.csv")
+        curves.cut(start.rows)
+        trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
+        check_monitors(trainer, segmenter.classes)
+        # Behind all that may refuse a setting: a run on a dashboard cannot be taken back.
         with open_loggers(cfg, record.facts.get("wandb")) as loggers, signals.told_apart():
             record.write(wandb=wandb_id(loggers))
-            curves = MetricsFile(folder / "metrics.csv")
-            curves.cut(start.rows)
-            trainer = build_trainer(cfg, [curves, *loggers], training_callbacks(cfg, curves, signals))
+            trainer.loggers = [curves, *loggers]
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
             say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
+            say_how_parts_add_up(segmenter, data.batch_size, trainer)
             expected = announce(segmenter, data, trainer, start.steps)
             took = Took(trainer.strategy.root_device, segmenter.net)
             trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
             training = took.facts(expected)
-            best = best_checkpoint(trainer)
-            last = folder / "checkpoints" / "last.ckpt"
-            if best or last.is_file():
-                # Not by test(ckpt_path=...): Lightning's weight averaging would restore the weights not averaged.
-                segmenter.load_state_dict(read_checkpoint(best or last)["state_dict"])
-            found = score(trainer, segmenter, data, folder, cfg.seed, training)
+            scored = scored_checkpoint(trainer, folder, cfg.checkpointing.score)
+            selected = take_weights(scored, segmenter, trainer, curves)
+            found = score(trainer, segmenter, data, folder, cfg.seed, record.facts, training, selected)
     if found is None:
         return None
-    say_what_came(found, segmenter, trainer, training, folder, best)
-    return found.miou
+    say_what_came(found, segmenter, data, training, folder, scored)
+    return on_validation_images(found, segmenter)
 
 
 def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
@@ -90,21 +103,61 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
     if not net.pretrained and (backbone_rate == 0 or given("optim.pretrained_lr_scale")):
         warn("optim.pretrained_lr_scale has no effect: the backbone starts from no weights")
     freeze(net, backbone_rate)
-    data.check("train", "val", "test", min_size=net.backbone.min_size)
+    optimizer, schedule = instantiate(cfg.optim, _convert_="all"), instantiate(cfg.schedule, _convert_="all")
+    try_recipe(net, optimizer, schedule)
+    check_splits(data, "train", "val", "test", min_size=net.backbone.min_size)
     loss: nn.Module = instantiate(cfg.loss, _convert_="all")
+    try_loss(loss, net.num_classes, data)
     check_rate(cfg, loss, data)
     segmenter = Segmenter(
         net,
         classes=data.split("val").classes,
         loss=loss,
-        optimizer=instantiate(cfg.optim, _convert_="all"),
-        schedule=instantiate(cfg.schedule, _convert_="all"),
+        optimizer=optimizer,
+        schedule=schedule,
         record=checkpoint_record(cfg, data.split("val")),
         **training_speed(cfg, net),
     )
     if given("speed.row_blocks") and cfg.speed.row_blocks and not segmenter.row_blocks:
         warn(f"speed.row_blocks=true has no effect with loss={choices()['loss']}, which looks at all pixels together")
     return segmenter, data
+
+
+def try_recipe(net: nn.Module, optimizer: Callable, schedule: Callable) -> None:
+    """Have what the optimiser or the schedule refuses be said now, and not when the training begins."""
+    try:
+        optimizer(net)
+        schedule(1)(0)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optim or schedule: {first_line(error)}") from error
+
+
+def try_loss(loss: nn.Module, num_classes: int, data: DataModule) -> None:
+    """Have what the loss refuses of crops of this size and number of classes be said now; nothing is computed.
+
+    A loss that asks what the numbers are cannot be tried so.
+    """
+    rows, cols = (data.crop_size,) * 2 if data.augment is not None else data.split("train").mask(0).shape
+    shadow = copy.deepcopy(loss).to("meta")
+    scores = torch.empty(1, num_classes, rows, cols, device="meta")
+    truth = torch.empty(1, rows, cols, dtype=torch.int64, device="meta")
+    try:
+        shadow(scores, truth)
+    except ValueError as error:
+        raise UserError(first_line(error)) from error
+    except (RuntimeError, NotImplementedError):
+        return
+
+
+def check_monitors(trainer: L.Trainer, classes: Sequence[str]) -> None:
+    """Raise a UserError where a callback waits for a score that no validation gives."""
+    known = {"val/loss", *(f"val/{name}" for name in (*SCORES, *(f"iou/{name}" for name in classes)))}
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in known:
+            near = difflib.get_close_matches(monitor, known, n=1)
+            there = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            raise UserError(f"{type(callback).__name__}: monitor={monitor} is no score of a validation: {there}")
 
 
 def check_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
@@ -175,20 +228,74 @@ def say_what_surprises(cfg: DictConfig) -> None:
         warn("data.prefetch_factor has no effect with data.num_workers=0: nothing is read ahead")
 
 
+def scored_checkpoint(trainer: L.Trainer, folder: Path, wanted: str) -> Path | None:
+    """The checkpoint to score; None where none is kept: then the weights count as they are."""
+    last = folder / "checkpoints" / "last.ckpt"
+    best = best_checkpoint(trainer) if wanted == "best" else None
+    if wanted == "best" and not best:
+        warn("no best checkpoint was kept: the last weights are scored")
+    return Path(best) if best else last if last.is_file() else None
+
+
+def take_weights(path: Path | None, segmenter: Segmenter, trainer: L.Trainer, curves: MetricsFile) -> Facts | None:
+    """Give the net a checkpoint's weights; how they were selected, None where it does not tell."""
+    if path is None:
+        selection = next(one for one in trainer.callbacks if isinstance(one, Selection))  # pyright: ignore[reportAttributeAccessIssue]
+        return selection.facts(trainer)
+    # Not by test(ckpt_path=...): Lightning's weight averaging would restore the weights not averaged.
+    checkpoint = read_checkpoint(path)
+    segmenter.load_state_dict(checkpoint["state_dict"])
+    selected = selection_of(checkpoint)
+    return selected and {**selected, "among": curves.validations}  # others came after this one
+
+
+def on_validation_images(found: Scored, segmenter: Segmenter) -> float | None:
+    """Mean IoU of the scored weights on the validation images; None where nobody knows it."""
+    known = (found.selection or {}).get("val_miou")
+    return found.scores.miou if known is None and segmenter.scored_as == "final" else known
+
+
+def say_how_parts_add_up(segmenter: Segmenter, batch_size: int, trainer: L.Trainer) -> None:
+    """Where a step comes in parts, by accumulation or on several devices: what of it is as at once, and what is not."""
+    devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
+    parts, pictures = devices * accumulated, devices * accumulated * batch_size
+    if parts == 1:
+        return
+    step = f"A step takes {pictures} pictures in {parts} parts (devices: {devices}, accumulated batches: {accumulated})"
+    others = net_by_parts(segmenter.net, trainer)
+    by_part = f". What the net still does by part: {', '.join(others)}" if others else ""
+    assert segmenter.loss is not None
+    if adds_up(segmenter.loss):
+        say(f"{step}: its loss is that of all {pictures} at once{by_part}")
+    else:
+        mean = f"loss={choices()['loss']} is taken of each part and averaged, which is another loss than that of all"
+        warn(f"{step}: {mean} {pictures} at once{by_part}")
+
+
+def net_by_parts(net: nn.Module, trainer: L.Trainer) -> list[str]:
+    """What a net computes or draws by batch in training."""
+    learning = [module for module in net.modules() if module.training]
+    together = trainer.accumulate_grad_batches == 1 and getattr(trainer.strategy, "_layer_sync", None) is not None
+    batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in learning) and not together
+    dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in learning)
+    return ["batch normalisation"] * batch_norm + ["dropout"] * dropout
+
+
 def best_checkpoint(trainer: L.Trainer) -> str | None:
-    """The path of the best checkpoint; None where none was asked for: then the last weights count."""
+    """The path of the best checkpoint; None where none was asked for."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return next((callback.best_model_path for callback in callbacks if callback.monitor), "") or None
 
 
 def say_what_came(
-    found: Scores, segmenter: Segmenter, trainer: L.Trainer, training: dict[str, float], folder: Path, best: str | None
+    found: Scored, segmenter: Segmenter, data: DataModule, training: dict[str, float], folder: Path, scored: Path | None
 ) -> None:
     """The last lines that the user sees: scores, what it took, where the run lies, what to type next."""
-    say(table(found, tuple(segmenter.classes)))
+    say(table(found.scores, tuple(segmenter.classes)))
     say(beside_expected(training))
     minutes = f"{training['training_minutes']:.1f} min"
-    say(f"val mIoU {100 * found.miou:.2f} % after {trainer.global_step} steps, {minutes}. The run: {folder}")
-    if best:
-        checkpoint = Path(best).relative_to(Path.cwd()) if Path(best).is_relative_to(Path.cwd()) else best
+    say(words_of(found, segmenter.scored_as, data))
+    say(f"{segmenter.trainer.global_step} steps, {minutes}. The run: {folder}")
+    if scored:
+        checkpoint = scored.relative_to(Path.cwd()) if scored.is_relative_to(Path.cwd()) else scored
         say(f"Next: fcnlab predict checkpoint={checkpoint} input=FILE|FOLDER output=FOLDER")

@@ -1,0 +1,161 @@
+"""Mask files: the ids or colours that one holds, and the labels that they stand for.
+
+A mask is a PNG or TIFF. Without class colours its pixels are ids: palette indices or grey values, as stored. With them
+its pixels are the colours that an image viewer shows, whether they are stored as RGB, by a palette or as grey, so that
+a file that a lossless optimiser has written anew is read as before.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Int16, Int64, UInt8
+from numpy import ndarray
+from PIL.ImageFile import ImageFile
+
+from fcnlab.data.image_files import WrongLabels, WrongMode, opened
+from fcnlab.results.scores import VOID
+
+MASK_FORMATS = ("PNG", "TIFF")  # a JPEG's labels would be blurred, a GIF's renumbered
+PALETTE_MODES = ("P", "P;1", "P;2", "P;4")
+LOSSY = ("jpeg", "tiff_jpeg", "webp")  # ways to compress a TIFF
+PHOTOMETRIC = 262  # TIFF's tag; 0: the lowest value is white
+MOST = 2**16 - 1  # the largest id that a file can hold
+UNKNOWN = -1  # neither a class nor void
+GREYS = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
+RGB_PLACES = np.array([1 << 16, 1 << 8, 1])  # a colour as one number
+
+Colour = tuple[int, int, int]
+Labels = Int16[ndarray, "rows cols"]
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """The pixels of a mask's file.
+
+    Attributes
+    ----------
+    values
+        Ids, palette indices or grey values, (rows, cols), uint8 or uint16; or RGB, (rows, cols, 3), uint8.
+    palette
+        The RGB, 0..255, that each value is shown as; None for RGB itself, and for grey of 16 bits.
+    """
+
+    values: ndarray
+    palette: UInt8[ndarray, "values 3"] | None
+
+    @property
+    def has_own_palette(self) -> bool:
+        """Whether values are indices of colours that the file brings."""
+        return self.palette is not None and self.palette is not GREYS
+
+    def labels_by_id(self, void: int | None, classes: int, ids: Mapping[int, int] | None) -> Labels:
+        """The class of each id: the id itself, or what ``ids`` says; ``VOID`` for ``void``, ``UNKNOWN`` for others."""
+        table = np.full(np.iinfo(self.values.dtype).max + 1, UNKNOWN, np.int16)
+        known = {} if void is None else {void: VOID}
+        known |= {label: label for label in range(classes)} if ids is None else ids
+        for stored, label in known.items():
+            table[stored : stored + 1] = label  # none where the file's values do not go so far
+        return _looked_up(self.values, table)
+
+    def labels_by_colour(self, colours: Mapping[Colour, int]) -> Labels:
+        """The class of each pixel's colour, exactly: a colour between two classes is ``UNKNOWN``."""
+        if self.palette is not None:
+            shown = [colours.get((red, green, blue), UNKNOWN) for red, green, blue in self.palette.tolist()]
+            table = np.full(256, UNKNOWN, np.int16)
+            table[: len(shown)] = shown
+            return _looked_up(self.values, table)
+        codes, known = colour_codes(self.values), np.array(list(colours)) @ RGB_PLACES
+        order = known.argsort()
+        place = order[np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)]
+        return np.where(known[place] == codes, np.array(list(colours.values()), np.int16)[place], UNKNOWN)
+
+    def colours_at(self, where: ndarray) -> list[list[int]]:
+        """The different colours of some pixels."""
+        pixels = self.values[where]
+        return np.unique(pixels if self.palette is None else self.palette[pixels], axis=0).tolist()
+
+
+def _looked_up(values: ndarray, table: Int16[ndarray, " values"]) -> Labels:
+    return cv2.LUT(values, table) if values.dtype == np.uint8 else table.take(values)  # numpy's takes thrice the time
+
+
+def colour_codes(pixels: UInt8[ndarray, "rows cols 3"]) -> Int64[ndarray, "rows cols"]:
+    """Each colour as one number."""
+    return pixels.astype(np.int64) @ RGB_PLACES
+
+
+def mask_size(path: Path) -> tuple[int, int]:
+    """Rows and columns, by the header, so that a mask of another size need not be read.
+
+    Raises
+    ------
+    DataError
+        No such file, or none of a format that masks have.
+    """
+    with opened(path, MASK_FORMATS) as file:
+        cols, rows = file.size
+    return rows, cols
+
+
+def read_mask(path: Path, coloured: bool) -> StoredMask:
+    """A mask's pixels as its file stores them; ``coloured``: they stand for colours.
+
+    Raises
+    ------
+    DataError
+        No such file, not readable to its end, or pixels that are neither ids nor, where they may be, colours.
+    """
+    with opened(path, MASK_FORMATS) as file:
+        _check_kind(path, file, coloured)
+        if file.format == "PNG":
+            file.verify()  # by its checksums, which decoding passes over: the last pixels could be others
+    with opened(path, MASK_FORMATS) as file:
+        values = np.array(file)
+        palette = _palette(file)
+    if values.dtype == bool:
+        values = values * np.uint8(255)
+    if coloured and palette is not None and values.max() >= len(palette):
+        raise WrongLabels(f"{path} holds index {values.max()}, and its palette has {len(palette)} colours")
+    return StoredMask(values.astype(values.dtype.newbyteorder("="), copy=False), palette)
+
+
+def _palette(file: ImageFile) -> UInt8[ndarray, "values 3"] | None:
+    if file.mode in ("L", "1"):
+        return GREYS
+    return np.array(file.getpalette("RGB"), np.uint8).reshape(-1, 3) if file.mode == "P" else None
+
+
+def _check_kind(path: Path, file: ImageFile, coloured: bool) -> None:
+    """Refuse what would not be read as its maker meant it."""
+    mode = _raw_mode(file)
+    if getattr(file, "n_frames", 1) > 1:
+        raise WrongMode(f"{path} holds more than one image: save each mask as a file of its own")
+    if file.info.get("compression") in LOSSY:
+        raise WrongMode(f"{path} is compressed as {file.info['compression']}, which blurs labels: save it lossless")
+    eight_bits = file.mode in ("L", "1") or (file.mode == "RGB" and ";16" not in mode)
+    if coloured and not (mode in PALETTE_MODES or eight_bits):
+        raise WrongMode(
+            f"{path} is a mask of mode {mode}: where classes have colours, masks are RGB, palette (P) or grey images of"
+            " at most 8 bits to a channel"
+        )
+    if not coloured and not (mode in PALETTE_MODES or mode == "L" or _is_grey_of_16_bits(file)):
+        raise WrongMode(
+            f"{path} is a mask of mode {mode}: masks hold one class id per pixel, as palette (P) or grey (8 or 16 bits)"
+            " PNG or TIFF. Convert colours to ids first, or give RGB masks' colours to data=folder; likewise black and"
+            " white of 1 bit: data.pictures.classes={NAME: [0, 0, 0], NAME: [255, 255, 255]}"
+        )
+
+
+def _raw_mode(file: ImageFile) -> str:
+    """How the file itself stores pixels: PIL's mode alone does not tell grey of few bits, which it stretches."""
+    arguments: Any = file.tile[0][3]
+    return arguments if isinstance(arguments, str) else arguments[0]
+
+
+def _is_grey_of_16_bits(file: ImageFile) -> bool:
+    lowest_is_white = getattr(file, "tag_v2", {}).get(PHOTOMETRIC) == 0
+    return file.mode.startswith("I;16") and not lowest_is_white

@@ -1,0 +1,58 @@
+"""What every verb does with the splits of a data set before any long work: say what there is, and look at it."""
+
+from collections.abc import Iterator
+from os.path import isfile  # False for a name that no file can have, where Path's raises an OSError
+
+from fcnlab.data import DataError, DataModule, Pictures
+from fcnlab.data.label_counts import absent_classes, one_class_only
+from fcnlab.tasks.building import say, warn
+
+MOST_NAMED = 5
+
+
+def check_splits(data: DataModule, *names: str, min_size: int, truth: bool = True) -> None:
+    """Say how many images and masks each split has, look at every file, and judge which classes occur.
+
+    Raises
+    ------
+    DataError
+        See :meth:`DataModule.check`; where one of the splits is trained on, at most one class occurs in one of them.
+    """
+    say_what_is_there(data, *names)
+    data.check(*names, min_size=min_size, truth=truth)
+    if not truth:
+        return
+    for name, pictures in once_each(data, *names):
+        problem = one_class_only(pictures, data.label_pixels(name))
+        if problem and "train" in names:
+            raise DataError(f"{pictures.title}: {problem}")
+        if problem:
+            warn(f"{pictures.title}: {problem}")
+    if "train" in names:
+        _warn_of_absent_classes(data.split("train"), absent_classes(data.split("train"), data.label_pixels("train")))
+
+
+def say_what_is_there(data: DataModule, *names: str) -> None:
+    """A line for each split, and a warning where files much like its images were left out."""
+    for _, pictures in once_each(data, *names):
+        masks = sum(map(isfile, pictures.masks))
+        say(f"{pictures.title}: {len(pictures):,} images, {masks:,} masks")
+        if pictures.left_out:
+            few = ", ".join(path.name for path in pictures.left_out[:MOST_NAMED])
+            few += ", …" if len(pictures.left_out) > MOST_NAMED else ""
+            warn(
+                f"{len(pictures.left_out):,} images of {pictures.title} were left out, whose names fit"
+                f" data.pictures.images but for suffix or case: {few}. {{name}}.* takes any suffix, in any case"
+            )
+
+
+def once_each(data: DataModule, *names: str) -> Iterator[tuple[str, Pictures]]:
+    """The splits, each list once, by the first name that it has."""
+    for title in dict.fromkeys(data.lists[name] for name in names):
+        name = next(name for name in names if data.lists[name] == title)
+        yield name, data.split(name)
+
+
+def _warn_of_absent_classes(pictures: Pictures, absent: tuple[str, ...]) -> None:
+    if absent:
+        warn(f"no mask of {pictures.title} has {', '.join(absent)}: nothing is learned of such classes")

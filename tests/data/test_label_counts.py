@@ -1,0 +1,152 @@
+"""What masks hold is counted right, once for all runs, and a file that keeps it can cost time but never be wrong."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcnlab.data import DataError, Pictures, label_counts, open_voc
+from fcnlab.data.label_counts import absent_classes, one_class_only
+
+
+@pytest.fixture
+def pictures(voc_root) -> Pictures:
+    return open_voc(str(voc_root), "train")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[int]:
+    """Which masks are read whole, from now on."""
+    found, read = [], Pictures.mask
+    monkeypatch.setattr(Pictures, "mask", lambda self, index: found.append(index) or read(self, index))
+    return found
+
+
+def counted(pictures: Pictures) -> list[int]:
+    """By another reading."""
+    pixels = np.concatenate([np.array(Image.open(path)).ravel() for path in pictures.masks])
+    return [int((pixels == label).sum()) for label in range(256)]
+
+
+def kept(folder):
+    (file,) = folder.iterdir()
+    return file
+
+
+def test_counts_are_those_of_the_files_and_masks_are_read_once(pictures, folder, reads):
+    assert label_counts.check(pictures, 1, folder).tolist() == counted(pictures)
+    assert sorted(reads) == list(range(8))
+    assert label_counts.check(pictures, 1, folder).tolist() == counted(pictures)
+    assert len(reads) == 8
+
+
+@pytest.mark.parametrize("what", ["images", "masks"])
+def test_a_file_that_changed_is_read_again(pictures, folder, reads, what):
+    label_counts.check(pictures, 1, folder)
+    os.utime(getattr(pictures, what)[3])
+    label_counts.check(pictures, 1, folder)
+    assert len(reads) == 16
+
+
+def test_a_changed_mask_is_counted_anew_though_size_and_mtime_stayed(pictures, folder):
+    label_counts.check(pictures, 1, folder)
+    mask = pictures.masks[0]
+    was, data = mask.stat(), mask.read_bytes()
+    Image.fromarray(np.full(np.array(Image.open(mask)).shape, 20, np.uint8)).save(mask)
+    mask.write_bytes(mask.read_bytes() + bytes(max(0, len(data) - mask.stat().st_size)))
+    os.utime(mask, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert mask.stat().st_size == was.st_size
+    assert label_counts.check(pictures, 1, folder).tolist() == counted(pictures)
+
+
+def test_another_reading_of_the_same_files_is_counted_by_itself(pictures, folder):
+    plain = label_counts.check(pictures, 1, folder)
+    other = replace(pictures, ids={7: 0, 0: 1, 20: 255}, classes=("a", "b"))
+    found = label_counts.check(other, 1, folder)
+    assert found[[0, 1, 255]].tolist() == [plain[7], plain[0], plain[20] + plain[255]]
+
+
+def test_damage_of_the_file_costs_time_only(pictures, folder, reads):
+    truth = label_counts.check(pictures, 1, folder).tolist()
+    file = kept(folder)
+    whole = file.read_bytes()
+    digits = [place for place, letter in enumerate(whole) if chr(letter) in "123456789"]
+    wrong = [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 99_999, whole[:-20], whole.replace(b"0", b'"x"', 1)]
+    wrong += [whole[:place] + b"0" + whole[place + 1 :] for place in digits[::40]]
+    wrong += [whole.replace(b'"pixels": [', b'"pixels": [1e999, ')]
+    for data in wrong:
+        before = len(reads)
+        file.write_bytes(data)
+        assert label_counts.check(pictures, 1, folder).tolist() == truth
+        assert len(reads) == before + 8 and file.read_bytes() == whole
+
+
+def test_many_may_write_at_once(pictures, folder):
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: label_counts.check(pictures, 1, folder).tolist(), range(16)))
+    assert found == [counted(pictures)] * 16
+    assert json.loads(kept(folder).read_text())["pixels"] == counted(pictures)  # and nothing beside it
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(pictures, folder, reads):
+    folder.write_text("a file in its place")
+    for _ in range(2):
+        assert label_counts.check(pictures, 1, folder).tolist() == counted(pictures)
+    assert len(reads) == 16
+
+
+def test_what_is_kept_replaces_no_look_at_headers(pictures, folder):
+    label_counts.check(pictures, 1, folder)
+    with pytest.raises(DataError, match="the net needs 21"):
+        label_counts.check(pictures, 21, folder)
+
+
+def test_a_fault_is_kept_by_nobody(pictures, folder):
+    Image.new("L", pictures.size(0)[::-1], 99).save(pictures.masks[0])
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"holds labels \[99\]"):
+            label_counts.check(pictures, 1, folder)
+
+
+def test_files_that_change_while_they_are_counted_are_not_kept(pictures, folder, reads, monkeypatch):
+    states = count()
+    monkeypatch.setattr(label_counts, "state_of", lambda pictures: str(next(states)))
+    label_counts.check(pictures, 1, folder)
+    assert not folder.exists()
+
+
+def pixels(**found: int) -> np.ndarray:
+    counts = np.zeros(256, np.int64)
+    for label, number in found.items():
+        counts[int(label[1:])] = number
+    return counts
+
+
+def test_one_class_is_told_with_what_the_pixels_are(pictures):
+    two = replace(pictures, classes=("background", "object"))
+    assert one_class_only(two, pixels(_0=30, _1=1)) is None
+    assert one_class_only(two, pixels(_1=5)) == "at most one class occurs in all masks: object 100.0 % of the pixels"
+    binary = one_class_only(two, pixels(_0=75, _255=25)) or ""
+    assert binary.startswith("at most one class occurs in all masks: background 75.0 %, void 25.0 % of the pixels.")
+    assert "binary masks of 0 and 255" in binary and "'data.pictures.ids={0: background, 255: object}'" in binary
+    assert "void 100.0 %" in (one_class_only(two, pixels(_255=3)) or "")
+
+
+def test_what_is_mapped_already_does_not_look_binary(pictures):
+    mapped = replace(pictures, classes=("a", "b"), ids={0: 0, 9: 1})
+    assert "binary" not in (one_class_only(mapped, pixels(_0=75, _255=25)) or "")
+
+
+def test_absent_classes(pictures):
+    three = replace(pictures, classes=("a", "b", "c"))
+    assert absent_classes(three, pixels(_0=1, _2=1)) == ("b",)

@@ -1,0 +1,332 @@
+"""What masks say, beside another library's reading of the same files: colours however stored, ids of any mapping."""
+
+import struct
+import zlib
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcnlab.data import DataError, Pictures, open_camvid, open_folder, open_sbd, open_shapes, open_voc
+from fcnlab.data.voc import voc_palette
+
+NAMES = ("ground", "leaf", "stem")
+COLOURS = ((10, 20, 30), (0, 255, 0), (200, 0, 9))
+GREYS = ((0, 0, 0), (85, 85, 85), (255, 255, 255))
+LABELS = np.random.default_rng(0).integers(0, 3, (13, 17)).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Open the one picture of a folder, whose mask has been saved at ``mask``."""
+    for name in ("photos", "labels"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", LABELS.shape[::-1]).save(tmp_path / "photos/a.jpg")
+
+    def build(suffix: str = "png", **settings) -> Pictures:
+        patterns = {"images": "photos/{name}.jpg", "masks": f"labels/{{name}}.{suffix}", "fractions": {"all": 1.0}}
+        return open_folder(str(tmp_path), "all", **patterns, **{"classes": NAMES} | settings)
+
+    return build
+
+
+@pytest.fixture
+def mask(tmp_path) -> Path:
+    return tmp_path / "labels/a.png"
+
+
+def by_palette(order: tuple[int, ...], colours=COLOURS, **options):
+    """Save labels as indices of a palette whose entries are in another order."""
+
+    def save(path: Path) -> None:
+        image = Image.fromarray(np.argsort(order).astype(np.uint8)[LABELS])
+        image.putpalette([part for label in order for part in colours[label]])
+        image.save(path, **options)
+
+    return save
+
+
+def as_rgb(path: Path, colours=COLOURS, **options) -> None:
+    Image.fromarray(np.array(colours, np.uint8)[LABELS]).save(path, **options)
+
+
+def by_hand(depth: int, stored: tuple[int, ...], palette: bytes = b""):
+    """Save labels as grey of few bits, or as indices of a palette."""
+
+    def save(path: Path) -> None:
+        bits = (np.array(stored, np.uint8)[LABELS][..., None] >> np.arange(depth)[::-1]) & 1
+        lines = b"".join(b"\0" + np.packbits(line).tobytes() for line in bits.reshape(len(LABELS), -1))
+        header = struct.pack(">IIBBBBB", *LABELS.shape[::-1], depth, 3 if palette else 0, 0, 0, 0)
+        parts = [(b"IHDR", header), *([(b"PLTE", palette)] if palette else [])]
+        parts += [(b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+        whole = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts)
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(whole))
+
+    return save
+
+
+COLOURED = {
+    "RGB.png": as_rgb,
+    "palette.png": by_palette((0, 1, 2)),
+    "palette in another order.png": by_palette((2, 0, 1)),
+    "palette, optimised.png": by_palette((1, 2, 0), optimize=True),
+    "palette of 8 bits.png": by_palette((1, 0, 2), bits=8),
+    "RGB.tif": as_rgb,
+    "RGB, compressed.tif": partial(as_rgb, compression="tiff_lzw"),
+    "palette.tif": by_palette((2, 1, 0)),
+    "palette, compressed.tiff": by_palette((2, 0, 1), compression="tiff_adobe_deflate"),
+}
+
+
+@pytest.mark.parametrize("kind", COLOURED)
+def test_class_colours_are_those_that_another_program_shows(folder, mask, kind):
+    mask = mask.with_suffix(Path(kind).suffix)
+    COLOURED[kind](mask)
+    shown = cv2.imread(str(mask), cv2.IMREAD_COLOR_RGB)
+    expected = np.full(LABELS.shape, 99)
+    for label, colour in enumerate(COLOURS):
+        expected[(shown == colour).all(axis=2)] = label
+    pictures = folder(mask.suffix[1:], classes=dict(zip(NAMES, map(list, COLOURS), strict=True)))
+    np.testing.assert_array_equal(pictures.mask(0), expected)
+    np.testing.assert_array_equal(pictures.mask(0), LABELS)  # which no reading of indices gives
+    pictures.check()
+
+
+GREY = {
+    "8 bits": lambda path: Image.fromarray(np.array(GREYS, np.uint8)[:, 0][LABELS]).save(path),
+    "2 bits": by_hand(2, (0, 1, 3)),
+    "4 bits": by_hand(4, (0, 5, 15)),
+    "palette": by_palette((2, 0, 1), GREYS),
+    "RGB": partial(as_rgb, colours=GREYS),
+}
+
+
+@pytest.mark.parametrize("kind", GREY)
+def test_grey_masks_obey_class_colours(folder, mask, kind):
+    GREY[kind](mask)
+    shown = cv2.imread(str(mask), cv2.IMREAD_COLOR_RGB)
+    pictures = folder(classes=dict(zip(NAMES, map(list, GREYS), strict=True)))
+    np.testing.assert_array_equal(np.array(GREYS)[pictures.mask(0)], shown)
+
+
+@pytest.mark.parametrize("save", [by_hand(1, (0, 1, 0)), by_palette((2, 0, 1), ((0, 0, 0), (255,) * 3, (0, 0, 0)))])
+def test_black_and_white(folder, mask, save):
+    save(mask)
+    pictures = folder(classes={"background": [0, 0, 0], "object": [255, 255, 255]})
+    np.testing.assert_array_equal(pictures.mask(0), LABELS == 1)
+
+
+def test_void_colours_hold_for_every_kind(folder, mask):
+    GREY["8 bits"](mask)
+    pictures = folder(classes={"a": [0, 0, 0], "b": [85, 85, 85]}, void_colours=[[255, 255, 255]])
+    np.testing.assert_array_equal(pictures.mask(0), np.array([0, 1, 255])[LABELS])
+
+
+def test_ids_under_class_colours_are_told_apart(folder, mask):
+    """They were read as ids before, whatever the colours."""
+    Image.fromarray(LABELS).save(mask)
+    with pytest.raises(DataError, match=r"3 colours .*\[0, 0, 0\], \[1, 1, 1\], .*hold ids, .*classes names alone"):
+        folder(classes=dict(zip(NAMES, map(list, COLOURS), strict=True))).mask(0)
+
+
+def test_an_index_beyond_the_palette_is_an_error(folder, mask):
+    by_hand(8, (0, 1, 9), bytes(np.ravel(COLOURS).tolist()))(mask)
+    with pytest.raises(DataError, match=r"a\.png holds index 9, and its palette has 3 colours"):
+        folder(classes=dict(zip(NAMES, map(list, COLOURS), strict=True))).mask(0)
+
+
+MAPPINGS = {
+    "binary": ((0, 255, 255), {0: "ground", 255: "leaf"}, 255, (0, 1, 1)),
+    "from 1, void is 0": ((0, 1, 2), {1: "ground", 2: "leaf"}, 0, (255, 0, 1)),
+    "several to one": ((7, 8, 9), {7: "leaf", 8: "ground", 9: "leaf"}, None, (1, 0, 1)),
+    "null is void": ((3, 4, 255), {3: None, 4: "ground", 5: "leaf"}, 255, (255, 0, 255)),
+    "beyond 255": ((0, 300, 65535), {0: "ground", 300: "leaf"}, 65535, (0, 1, 255)),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("kind", MAPPINGS)
+def test_ids_of_any_mapping(folder, mask, kind, bits, suffix):
+    stored, ids, void, labels = MAPPINGS[kind]
+    if max(stored) > 2**bits - 1:
+        bits = 16
+    mask = mask.with_suffix(f".{suffix}")
+    Image.fromarray(np.array(stored, f"uint{bits}")[LABELS]).save(mask)
+    pictures = folder(suffix, classes=NAMES[:2], ids=ids, void=void)
+    numbers = {None: 255, "ground": 0, "leaf": 1}
+    read = cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)
+    assert read.dtype.itemsize == bits // 8
+    for one, value in zip(pictures.mask(0).ravel(), read.ravel().tolist(), strict=True):
+        assert one == numbers[ids.get(value)]
+    np.testing.assert_array_equal(pictures.mask(0), np.array(labels)[LABELS])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ids": {0: "ground", 1: "leaf"}}, r"data\.pictures\.ids gives no id to stem"),
+        ({"ids": {0: "ground", 1: "leaf", 2: "tree"}}, r"ids names 'tree', which is none of .*ground, leaf, stem"),
+        ({"ids": {"zero": "ground"}}, r"ids has the key 'zero': give each id as a number"),
+        ({"ids": {-1: "ground", 1: "leaf", 2: "stem"}}, r"ids=\{-1: \.\.\.\} is no id of a mask: give 0 to 65535"),
+        ({"ids": {0: "ground", 1: "leaf", 2: "stem"}, "void": 2}, r"void=2 is the id of a class .*: stem\. .*ids="),
+        ({"ids": {0: "a"}, "classes": {"a": [0, 0, 0]}}, r"ids has no effect with class colours"),
+        ({"void": 7, "classes": {"a": [0, 0, 0]}}, r"void=7 has no effect with class colours"),
+        ({"void": -1}, r"void=-1 is no id of a mask: give 0 to 65535, or null"),
+    ],
+)
+def test_mistakes_in_ids(folder, settings, message):
+    with pytest.raises(DataError, match=message):
+        folder(**settings)
+
+
+def test_an_id_that_is_neither_mapped_nor_void_is_an_error_that_names_it(folder, mask):
+    Image.fromarray(np.array((0, 1, 77), np.uint8)[LABELS]).save(mask)
+    with pytest.raises(DataError, match=r"a\.png holds labels \[77\], which data\.pictures\.ids maps to no class"):
+        folder(classes=NAMES[:2], ids={0: "ground", 1: "leaf"}).mask(0)
+
+
+def test_ids_beyond_255_are_errors_that_name_them(folder, mask):
+    Image.fromarray(np.array((0, 1, 300), np.uint16)[LABELS]).save(mask)
+    with pytest.raises(DataError, match=r"a\.png holds labels \[300\], but .* has classes 0 to 2 and 255"):
+        folder().mask(0)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pixels", "options"),
+    [
+        ("png", LABELS.astype(np.uint16), {}),
+        ("tif", LABELS, {}),
+        ("tiff", LABELS, {"compression": "tiff_lzw"}),
+        ("tif", LABELS.astype(np.uint16), {"compression": "tiff_adobe_deflate"}),
+        ("tif", LABELS.astype(np.uint16), {"compression": "packbits"}),
+    ],
+)
+def test_ids_of_16_bits_and_tiffs(folder, mask, suffix, pixels, options):
+    mask = mask.with_suffix(f".{suffix}")
+    Image.fromarray(pixels).save(mask, **options)
+    np.testing.assert_array_equal(cv2.imread(str(mask), cv2.IMREAD_UNCHANGED), folder(suffix).mask(0))
+    folder(suffix).check()
+
+
+def test_tiffs_of_opencv(folder, mask):
+    for values in (LABELS, LABELS.astype(np.uint16)):
+        cv2.imwrite(str(mask.with_suffix(".tif")), values)
+        np.testing.assert_array_equal(folder("tif").mask(0), LABELS)
+
+
+def white_is_zero(path: Path) -> None:
+    Image.fromarray(LABELS.astype(np.uint16)).save(path, tiffinfo={262: 0})
+
+
+REFUSED = {
+    "pages": (
+        lambda p: Image.fromarray(LABELS).save(p, save_all=True, append_images=[Image.fromarray(LABELS)]),
+        "more",
+    ),
+    "lossy": (lambda p: Image.fromarray(LABELS).save(p, compression="jpeg"), "compressed as jpeg, which blurs"),
+    "turned": (lambda p: Image.fromarray(LABELS).save(p, tiffinfo={274: 3}), "notes orientation 3: save it upright"),
+    "white is zero": (white_is_zero, "mode I;16"),
+    "numbers with a point": (lambda p: Image.fromarray(LABELS.astype(np.float32)).save(p), "mode F;32F"),
+    "32 bits": (lambda p: Image.fromarray(LABELS.astype(np.int32)).save(p), "mode I;32"),
+    "1 bit": (lambda p: Image.fromarray(LABELS == 1).save(p), r"mode 1: .*black and white of 1 bit: .*classes=\{NAME"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_would_be_read_in_another_way_than_it_was_meant_is_refused(folder, mask, kind):
+    save, message = REFUSED[kind]
+    save(mask.with_suffix(".tif"))
+    with pytest.raises(DataError, match=rf"a\.tif .*{message}"):
+        folder("tif").mask(0)
+
+
+def test_a_turned_tiff_is_no_picture_either(tmp_path, folder, mask):
+    """PIL turns TIFFs, and only TIFFs, when it decodes them: the mask would not turn."""
+    Image.fromarray(LABELS).save(mask)
+    Image.new("RGB", LABELS.shape[::-1]).save(tmp_path / "photos/a.jpg", "TIFF", tiffinfo={274: 3})
+    with pytest.raises(DataError, match=r"a\.jpg is a TIFF that notes orientation 3"):
+        folder().image(0)
+
+
+def test_a_shortened_tiff_is_refused(folder, mask):
+    mask = mask.with_suffix(".tif")
+    for options in ({}, {"compression": "tiff_lzw"}):
+        Image.fromarray(LABELS).save(mask, **options)
+        whole = mask.read_bytes()
+        for length in range(0, len(whole) - 1, 9):
+            mask.write_bytes(whole[:length])
+            try:
+                assert np.array_equal(folder("tif").mask(0), LABELS)  # what is missing was no pixel
+            except DataError as error:
+                assert str(mask) in str(error)
+
+
+def camvid(root: Path) -> Pictures:
+    for name in ("train", "trainannot"):
+        (root / "CamVid" / name).mkdir(parents=True)
+    return open_camvid(str(root), "train")
+
+
+def test_void_that_is_a_class_is_refused_for_every_data_set(voc_root, tmp_path, folder, shapes_root):
+    small = {"num_train": 24, "num_val": 8, "size": 64}  # as all other tests draw
+    opened = [
+        open_voc(str(voc_root), "val"),
+        open_sbd(str(voc_root), "trainaug"),
+        open_shapes(str(shapes_root), "val", **small),
+        camvid(tmp_path),
+        folder(),
+    ]
+    for pictures in opened:
+        with pytest.raises(
+            DataError, match=rf"void=2 is the id of a class of .*{pictures.classes[2]}\. .*pictures\.ids="
+        ):
+            replace(pictures, void=2)
+        assert replace(pictures, void=None).void is None
+    with pytest.raises(DataError, match=r"void=0 is the id of a class of .*, too: ground"):
+        folder(void=0)
+
+
+def test_more_classes_than_ids_of_8_bits_are_refused(voc_root):
+    """The 256th would be void."""
+    with pytest.raises(DataError, match="has 256 classes: give 1 to 255"):
+        replace(open_voc(str(voc_root), "val"), classes=tuple(map(str, range(256))), void=None)
+
+
+@pytest.mark.parametrize("colours", [{0: 0, 1: 7, 2: 20, 3: 255}, {0: 7, 1: 0, 2: 20}])
+def test_a_voc_mask_whose_palette_was_put_in_another_order_is_refused(voc_root, colours):
+    """What an optimiser of PNGs does: the same image to an eye, other ids."""
+    pictures = open_voc(str(voc_root), "train")
+    mask = pictures.masks[0]
+    stored = np.random.default_rng(1).integers(0, len(colours), pictures.size(0)).astype(np.uint8)
+    for image, sound in (
+        (Image.fromarray(stored), False),
+        (Image.fromarray(np.uint8([*colours.values()])[stored]), True),
+    ):
+        palette = voc_palette(256)[[*colours.values()]] if not sound else voc_palette(256)
+        image.putpalette(palette.tobytes())
+        image.save(mask)
+        if sound:
+            np.testing.assert_array_equal(pictures.mask(0), np.array([*colours.values()])[stored])
+        else:
+            with pytest.raises(DataError, match=r"holds labels|a palette that shows other classes of VOC2012 train"):
+                pictures.mask(0)
+
+
+def test_a_palette_of_other_colours_says_nothing_of_ids(voc_root):
+    pictures = open_voc(str(voc_root), "train")
+    stored = np.random.default_rng(1).integers(0, 21, pictures.size(0)).astype(np.uint8)
+    image = Image.fromarray(stored)
+    image.putpalette(np.random.default_rng(2).integers(0, 256, 768).astype(np.uint8).tobytes())
+    image.save(pictures.masks[0])
+    np.testing.assert_array_equal(pictures.mask(0), stored)
+
+
+def test_real_masks_are_as_before(shared):
+    pictures = open_voc(str(shared / "data"), "val")
+    for index in range(0, len(pictures), 40):
+        np.testing.assert_array_equal(pictures.mask(index), np.array(Image.open(pictures.masks[index])))

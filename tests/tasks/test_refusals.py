@@ -1,0 +1,96 @@
+"""Settings that mean nothing are refused before any work, and before a W&B run is opened."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fcnlab.tasks import building
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.precision=fp16"], "trainer.precision='fp16': give auto, 32-true"),
+        (["trainer.precision=bf16-true"], "32-true, bf16-mixed"),
+        (["trainer.precision=16-true"], "32-true, bf16-mixed"),
+        (["trainer.precision=64-true"], "32-true, bf16-mixed"),
+        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed needs a GPU"),
+        (["trainer.devices=gpu"], "trainer.devices='gpu': give how many"),
+        (["trainer.devices=[0,1]"], "trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
+        (["trainer.max_steps=0"], "trainer.max_steps=0: give"),
+        (["trainer.max_steps=-1"], "trainer.max_steps=-1 without another limit"),
+        (["+trainer.overfit_batches=2"], "each epoch would draw other images here"),
+        (["+trainer.max_time=x", "trainer.max_steps=2"], "trainer: `Timer(duration='x')` is not a valid duration"),
+        (["optim.lr=-1"], "optim.lr=-1: give a number of at least 0"),
+        (["optim=sgd", "optim.nesterov=true", "optim.momentum=0"], "Nesterov momentum requires a momentum"),
+        (["data.crop_size=0"], "data.crop_size=0: give pixels from 1"),
+        (["seed=-1"], "seed=-1: give a whole number from 0 to 2^32 - 1"),
+        (["seed=4294967296"], "seed=4294967296: give"),
+        (["model.num_classes=5"], "model.num_classes=5, and the data have 21 classes"),
+        (["+loss.class_weights=[1,2]"], "loss.class_weights has 2 values for 21 classes"),
+        ([f"+loss.class_weights={[0.0] * 21}"], "not all 0"),
+        ([f"+loss.class_weights={[-1.0] * 21}"], "of at least 0"),
+        ([f"+loss.class_weights=[nan,{','.join('1' * 20)}]"], "loss.class_weights.0=nan: give a finite number"),
+        (["loss=centre", "loss.cell=65"], "loss.cell=65 is more than a crop of 64x64"),
+        (["callbacks.best.monitor=val/miuo"], "did you mean val/miou?"),
+        (["callbacks.ema.enabled=no"], "callbacks.ema.enabled='no' is no bool"),
+        (["+modle=fcn8s"], "modle is no setting that anything reads: did you mean model?"),
+        (["++modle=fcn8s"], "did you mean model?"),
+        (["+checkpointing.keep_tpo=3"], "did you mean checkpointing.keep_top?"),
+        (["+callbacks.mine.x=1"], "each with a _target_"),
+    ],
+    ids=lambda value: value[-1][:50] if isinstance(value, list) else "",
+)
+def test_what_means_nothing_is_refused_before_a_run_is_opened(train_code, capsys, tmp_path, words, said):
+    assert train_code("logger=wandb", "logger.wandb.mode=offline", *words) == 1
+    told = capsys.readouterr().err
+    assert said in told and "Traceback" not in told
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+@pytest.mark.parametrize(
+    "verb", [["eval", "checkpoint=x"], ["predict", "checkpoint=x"], ["doctor"], ["compare", "runs=x"], ["bench"]]
+)
+def test_a_key_that_nothing_reads_is_refused_by_every_verb(fcnlab, capsys, verb):
+    assert fcnlab(*verb, "+confidnce=0.9") == 1
+    assert "confidnce is no setting that anything reads" in capsys.readouterr().err
+
+
+def test_a_key_that_an_interpolation_reads_is_a_setting(train):
+    train("+narrow=4", "model.backbone.width=${narrow}", "trainer.max_steps=1")
+
+
+def test_the_machines_of_a_run_need_no_plus(train):
+    train("trainer.num_nodes=1", "trainer.max_steps=1")
+
+
+STARTED = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+SLURM = {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "mine", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"), [(STARTED, "torchrun started 2 processes"), (SLURM, "Slurm started 2 processes")]
+)
+def test_processes_that_would_each_run_alone_are_refused(train_code, capsys, tmp_path, monkeypatch, environment, said):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert train_code() == 1
+    told = capsys.readouterr().err
+    assert said in told and "Set trainer.devices=2 trainer.num_nodes=1" in told
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("devices", "count"), [(2, 2), ("2", 2), ("0,1", 2), ([0, 3, 5], 3), ("auto", 1), (-1, 1), ("-1", 1)]
+)
+def test_devices_are_counted_as_lightning_counts_them(composed, devices, count):
+    cfg = composed("trainer.accelerator=cpu")
+    cfg.trainer.devices = devices
+    assert building._device_count(cfg.trainer) == count and not torch.cuda.is_available()
+
+
+def test_a_logger_that_is_refused_leaves_no_run(train_code, tmp_path):
+    bad = "+logger.mine={_target_:lightning.pytorch.loggers.CSVLogger}"  # it needs save_dir
+    assert train_code("logger=wandb", "logger.wandb.mode=offline", bad) == 1
+    assert not list(Path(tmp_path).glob("run/wandb/*"))
