@@ -315,6 +315,14 @@ def test_a_lock_writes_to_no_link_and_waits_for_no_pipe(tmp_path, name, make):
     assert (tmp_path / "mine").read_text() == "all my work"
 
 
+def test_what_a_job_says_is_appended_to_no_link(tmp_path):
+    (tmp_path / "mine").write_text("all my work")
+    (tmp_path / "job.log").symlink_to("mine")
+    with pytest.raises(UserError, match="is a link, or no file: it is not written to"):
+        spawn([sys.executable, "-c", "print('mine now')"], None, tmp_path / "job.log", held=())
+    assert (tmp_path / "mine").read_text() == "all my work"
+
+
 @pytest.mark.parametrize(
     "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.write_text("[]")]
 )

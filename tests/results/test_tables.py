@@ -142,3 +142,15 @@ def test_foreign_names_do_nothing_where_they_are_shown(make_run, tmp_path):
     assert not set(text + said) & {"\x1b", "\r"}
     write_csv(tmp_path, found)
     assert {row["optim"] for row in read(tmp_path / "groups.csv")} == {hostile, "'=1+1"}
+
+
+def test_a_foreign_text_makes_no_line_and_no_column_of_its_own(make_run, tmp_path):
+    """An option's group is the name of a column; versions stand in a sentence."""
+    make_run("a", toy_matrices(0.7), options={"=1+1": "x"}, torch="2.9.0\n\nAll runs are equal.")
+    make_run("b", toy_matrices(0.6), options={"=1+1": "y"}, torch="2.10.0")
+    runs, _ = read_runs([tmp_path / "runs"])
+    found = compare(runs, resamples=100)
+    assert "2.9.0\\n\\nAll runs are equal." in terminal(found)
+    assert not re.search("^All runs", terminal(found) + markdown(found), re.MULTILINE)
+    write_csv(tmp_path, found)
+    assert [row["'=1+1"] for row in read(tmp_path / "groups.csv")] == ["x", "y"]

@@ -120,6 +120,20 @@ def test_only_earlier_predictions_are_replaced(checkpoint, photos, fcnlab, tmp_p
     assert fcnlab(*words, "overwrite=true") == 0 and labels.read_bytes() != b"mended by hand"
 
 
+def test_overwriting_replaces_no_ground_truth_wherever_the_images_lie(photos, fcnlab, tmp_path, capsys):
+    """Beside masks of the same names; once by a link to the images, which then lie outside the data set's folder."""
+    labels = tmp_path / "ds" / "labels"
+    labels.mkdir(parents=True)
+    Image.fromarray(np.full((64, 64), 7, np.uint8)).save(labels / "a.png")
+    truth = (labels / "a.png").read_bytes()
+    (tmp_path / "ds" / "photos").symlink_to(photos)
+    for images in (photos, tmp_path / "ds" / "photos"):
+        words = ("predict", "checkpoint=none", f"input={images}", f"output={tmp_path}/ds", "overwrite=true")
+        assert fcnlab(*words) == 1
+        assert "overwrite=true does not replace it, which may be ground truth" in capsys.readouterr().err
+    assert (labels / "a.png").read_bytes() == truth and written(labels) == ["a.png"]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_images_and_what_a_link_leads_to_are_never_replaced(tmp_path, overwrite):
     (tmp_path / "out" / "labels").mkdir(parents=True)

@@ -115,3 +115,25 @@ def test_what_cannot_work_is_told_before_the_first_stage(fcnlab, tmp_path, capsy
     assert fcnlab("train", *RECIPE, f"hydra.run.dir={tmp_path / 'run'}", *words) == 1
     assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("run/1-*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("metrics.json", "holds another run, whose scores would be replaced"),
+        ("confusions.npz", "holds another run, whose scores would be replaced"),
+        ("checkpoints/best.ckpt", "holds another run, whose scores would be replaced"),
+        ("1-fcn32s/checkpoints/best.ckpt", "holds a run already: go on with it by checkpoint=auto"),
+    ],
+)
+def test_no_other_run_is_overwritten(fcnlab, tmp_path, capsys, name, said):
+    """The last stage's scores would be handed up in the place of that run's."""
+    kept = tmp_path / "run" / name
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"results")
+    assert fcnlab("train", *RECIPE, f"hydra.run.dir={tmp_path / 'run'}") == 1
+    assert said in capsys.readouterr().err
+    assert kept.read_bytes() == b"results"
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.name not in (".hydra", "train.log")] == [
+        name.partition("/")[0]
+    ]

@@ -1,13 +1,11 @@
 """sweep.json: the jobs of a sweep and what became of each, so that it can go on after whatever ended it."""
 
-import errno
 import fcntl
 import json
 import logging
 import os
 import platform
 import shlex
-import stat
 import time
 import weakref
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fcnlab.errors import UserError
-from fcnlab.launching.processes import setting, typed
+from fcnlab.launching.processes import open_own, setting, typed
 from fcnlab.results.reading import Unreadable, read_json
 
 log = logging.getLogger("fcnlab")
@@ -169,7 +167,7 @@ class Lock:
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._own, self.inherited = (_open_lock(folder / name) for name in LOCKS)
+        self._own, self.inherited = (open_own(folder / name, os.O_RDWR) for name in LOCKS)
         self.release = weakref.finalize(self, _close, self._own, self.inherited)
         if not _lock(self._own):
             holder = os.read(self._own, 300).decode(errors="replace") or "?"
@@ -187,19 +185,6 @@ class Lock:
             log.info("What an earlier process started in %s is still saving itself: waiting for it", shown(self.folder))
             while not self.jobs_have_ended():
                 time.sleep(0.2)
-
-
-def _open_lock(path: Path) -> int:
-    """Its number; a UserError where it is a link, whose target would be written to, or no file."""
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-        if stat.S_ISREG(os.fstat(file).st_mode):
-            return file
-        os.close(file)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR):
-            raise
-    raise UserError(f"{shown(path)} is a link, or no file: it is not written to. Remove it, if it is yours")
 
 
 def _lock(file: int) -> bool:

@@ -6,7 +6,7 @@ import re
 # What moves a terminal's cursor, renames its window, turns a line's direction; surrogates, which no encoding has.
 ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 OF_MARKDOWN = re.compile(r"([\\`*\[\]|])")  # links and pictures, which a reader's browser would fetch, among them
-FORMULA = ("=", "+", "-", "@")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def in_line(text: str) -> str:

@@ -236,7 +236,7 @@ def _size(pair: Pair, sign: int) -> str:
 
 def terminal(comparison: Comparison) -> str:
     """What is shown at once; tables that are long are cut."""
-    parts = [headline(comparison), _aligned(group_table(comparison))]
+    parts = [in_line(headline(comparison)), _aligned(group_table(comparison))]
     if comparison.pairs:
         parts += [
             f"Differences of mIoU in points on {counted(comparison.pictures, 'picture')}, from {comparison.resamples}"
@@ -245,7 +245,8 @@ def terminal(comparison: Comparison) -> str:
         ]
     if published_table(comparison)[1]:
         parts += ["Beside what was published", _aligned(published_table(comparison))]
-    return "\n\n".join([*parts, *comparison.notes, *comparison.selection, "\n".join(answers(comparison))])
+    notes = map(in_line, [*comparison.notes, *comparison.selection])
+    return "\n\n".join([*parts, *notes, "\n".join(map(in_line, answers(comparison)))])
 
 
 def _aligned(table: Table) -> str:
@@ -343,9 +344,9 @@ def _pair_facts(pair: Pair) -> dict[str, Any]:
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with aside(path) as part, part.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows({key: _known(value) for key, value in row.items()} for row in rows)
+        writer = csv.writer(file)
+        writer.writerow(map(in_csv, columns))
+        writer.writerows([_known(row.get(column)) for column in columns] for row in rows)
 
 
 def _known(value: Any) -> Any:

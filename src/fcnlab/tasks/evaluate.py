@@ -71,7 +71,9 @@ def selection_in_run(checkpoint: dict[str, Any], path: Path) -> Facts | None:
     selected = selection_of(checkpoint)
     if selected is None:
         return None
-    recorded = recorded_selection(facts_of(path.absolute().parents[1], "metrics.json")) if selected["monitor"] else None
+    recorded = (
+        recorded_selection(facts_of(path.absolute().parent.parent, "metrics.json")) if selected["monitor"] else None
+    )
     among = max(selected["among"], recorded["among"] if recorded else 0)
     own = {key: value for key, value in selected.items() if key != "val_miou"}
     return {**own, "among": among, "at_least": bool(selected["monitor"]) and recorded is None}
@@ -116,7 +118,7 @@ def recorded_data(cfg: DictConfig) -> DictConfig:
     ConfigError
         The checkpoint lies in no run's folder; the record names code from elsewhere.
     """
-    record = Path(cfg.checkpoint).absolute().parents[1] / ".hydra" / "config.yaml"
+    record = Path(cfg.checkpoint).absolute().parent.parent / ".hydra" / "config.yaml"
     if not record.is_file():
         raise ConfigError(f"checkpoint={cfg.checkpoint} lies in no run's folder ({record} is missing): give data=...")
     recorded = recorded_config(record.parents[1], f"checkpoint={cfg.checkpoint}")

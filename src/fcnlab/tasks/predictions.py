@@ -23,12 +23,14 @@ class Predictions:
     def check(self, names: Sequence[str], inputs: Sequence[Path], overwrite: bool) -> None:
         """Before any work: whether all can be written.
 
-        A folder that holds the images may be a data set's, whose masks nothing replaces, ``overwrite`` or not.
+        ``overwrite`` allows to replace predictions that were changed since, and never what no prediction wrote, which
+        may be ground truth; nor anything in a folder that holds the images: there, predictions that somebody has mended
+        may be ground truth, too.
 
         Raises
         ------
         UserError
-            A file would be replaced that no earlier prediction wrote as it is; an image would; a link leads elsewhere.
+            A file would be replaced that no earlier prediction left as it is; an image would; a link leads elsewhere.
         """
         images = {path.resolve() for path in inputs}
         holds_images = any(image.is_relative_to(self.folder.resolve()) for image in images)
@@ -39,14 +41,19 @@ class Predictions:
                 raise UserError(f"output={self.folder}: {path} leads elsewhere by a link: name another folder")
             if path.resolve() in images:
                 raise UserError(f"output={self.folder}: {path} is one of the images: name another folder")
-            if path.exists() and not (overwrite and not holds_images) and not _is_ours(path, known.get(file, set())):
-                raise UserError(self._refusal(path, holds_images))
+            allowed = overwrite and not holds_images and file in known
+            if path.exists() and not allowed and not _is_ours(path, known.get(file, set())):
+                raise UserError(self._refusal(path, holds_images, file in known))
 
-    def _refusal(self, path: Path, holds_images: bool) -> str:
+    def _refusal(self, path: Path, holds_images: bool, was_ours: bool) -> str:
         said = f"output={self.folder}: {path} is there, and no earlier prediction left it so"
         if holds_images:
             return f"{said}. The folder holds the images, too, and may hold their masks: name another one"
-        return f"{said}: name another folder, or add overwrite=true to replace it"
+        if was_ours:
+            return f"{said}, though one wrote it: name another folder, or add overwrite=true to replace it"
+        return (
+            f"{said}. overwrite=true does not replace it, which may be ground truth: name another folder, or remove it"
+        )
 
     def write(self, file: str, save: Callable[[Path], None]) -> None:
         """Have ``save`` write a file, and keep its name and hash; the hash comes first, should a kill come between."""
