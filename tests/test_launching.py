@@ -34,6 +34,12 @@ from fcnlab.launching.processes import environment_of_one, setting, spawn, typed
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.signals import Interrupted, StopSignals
 
+
+def board_of(folder: Path, jobs: dict[int, Job]) -> tuple[Board, io.StringIO]:
+    out = io.StringIO()
+    return Board(Manifest(folder, "train", [], jobs=jobs), dict.fromkeys(jobs, 10), out), out
+
+
 # --- places
 
 
@@ -295,6 +301,56 @@ def test_a_second_process_is_kept_off(tmp_path):
         Lock(tmp_path)
     lock.release()
     Lock(tmp_path).release()
+
+
+@pytest.mark.parametrize("name", [".lock", ".jobs.lock"])
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("../mine"), lambda path: os.mkfifo(path), Path.mkdir])
+def test_a_lock_writes_to_no_link_and_waits_for_no_pipe(tmp_path, name, make):
+    """Of a folder that somebody else made: the link's target would be emptied."""
+    (tmp_path / "mine").write_text("all my work")
+    (tmp_path / "sweep").mkdir()
+    make(tmp_path / "sweep" / name)
+    with pytest.raises(UserError, match="is a link, or no file: it is not written to"):
+        Lock(tmp_path / "sweep")
+    assert (tmp_path / "mine").read_text() == "all my work"
+
+
+def test_what_a_job_says_is_appended_to_no_link(tmp_path):
+    (tmp_path / "mine").write_text("all my work")
+    (tmp_path / "job.log").symlink_to("mine")
+    with pytest.raises(UserError, match="is a link, or no file: it is not written to"):
+        spawn([sys.executable, "-c", "print('mine now')"], None, tmp_path / "job.log", held=())
+    assert (tmp_path / "mine").read_text() == "all my work"
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.write_text("[]")]
+)
+def test_a_record_that_is_none_is_told(tmp_path, make):
+    make(tmp_path / "sweep.json")
+    with pytest.raises(UserError, match="no record of a sweep there"):
+        open_manifest(tmp_path, "train", [], resume=True)
+
+
+def test_curves_and_logs_that_never_end_are_passed_over(tmp_path):
+    for name in ("metrics.csv", "job.log"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    assert last_rows(tmp_path / "metrics.csv") == last_rows(tmp_path / "zero") == []
+    assert last_lines(tmp_path / "job.log", 3) == last_lines(tmp_path / "zero", 3) == []
+    (tmp_path / "metrics.csv").unlink()
+    (tmp_path / "metrics.csv").write_text("step,val/miou\n\u00b2,0.1\n4,high\n5,0.5\n")
+    progress = Progress(total=10)
+    progress.read(tmp_path)
+    assert (progress.step, progress.miou) == (5, 0.5)
+
+
+def test_names_of_jobs_move_no_cursor(tmp_path):
+    jobs = {0: Job(0, "0", [], "a\x1b[2J\r", status="finished", miou=0.5)}
+    board, out = board_of(tmp_path, jobs)
+    board.say("said \x1b]0;owned\x07")
+    board.close("last \x1b[2J")
+    assert not set(out.getvalue()) & {"\x1b", "\r", "\x07"} and "a\\x1b[2J" in out.getvalue()
 
 
 def test_a_sweep_is_looked_at_once_it_is_locked(tmp_path):

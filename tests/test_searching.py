@@ -346,3 +346,12 @@ def test_a_search_that_was_killed_goes_on(tmp_path, small, shapes_root):
         assert f"optim.lr={trial['params']['optim.lr']}" in json.loads((folder / "run.json").read_text())["overrides"]
     assert "Best of 3 trials" in (tmp_path / "said.txt").read_text()
     assert not (tmp_path / "outputs").exists()
+
+
+def test_the_record_of_a_search_is_written_through_no_link(tmp_path):
+    (tmp_path / "mine").write_text("all my work")
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "multirun.yaml").symlink_to("../mine")
+    search(tmp_path, Worker(), n_trials=1).sweep(SPACE)
+    assert (tmp_path / "mine").read_text() == "all my work"
+    assert not (tmp_path / "s" / "multirun.yaml").is_symlink()

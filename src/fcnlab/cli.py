@@ -1,7 +1,7 @@
 """``fcnlab VERB [group=option] [key=value] [-m]``: each verb is a primary config and a function of tasks/."""
 
 import errno
-import json
+import logging
 import os
 import re
 import sys
@@ -93,10 +93,12 @@ def _resume_sweep(verb: str) -> None:
 
 def _search_settings(path: Path) -> list[str]:
     """What made a sweep a search, where it was one, but for what is typed anew."""
+    from fcnlab.results.reading import read_json
+
     if not path.is_file():
         return []
     try:
-        kept = {str(name): value for name, value in json.loads(path.read_text())["settings"].items()}
+        kept = {str(name): value for name, value in (read_json(path.parent, path.name) or {})["settings"].items()}
     except (OSError, ValueError, KeyError, AttributeError):
         kept = {}  # Optuna's storage knows the trials
     words = ["hydra/sweeper=optuna", *(f"hydra.sweeper.{name}={value}" for name, value in kept.items())]
@@ -107,14 +109,20 @@ def _search_settings(path: Path) -> list[str]:
 
 def _recorded_overrides(verb: str, asked: str, path: Path) -> list[str]:
     """What was typed for a recorded run or sweep, and nothing that could make the command do anything else."""
+    from fcnlab.results.escaping import in_line
+    from fcnlab.results.reading import read_json
+
     try:
-        overrides = [str(word) for word in json.loads(path.read_text())["overrides"]]
+        found = read_json(path.parent, path.name)
+        if found is None:
+            raise ValueError(f"there is no {path.name}")
+        overrides = [str(word) for word in found["overrides"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         kind = "run" if path.name == "run.json" else "sweep"
         sys.exit(f"fcnlab {verb}: {asked}: no record of a {kind} there ({error}). Give a folder with {path.name}.")
     foreign = [word for word in overrides if word.startswith("-") or re.search(r"^[+~]*hydra|_target_|\$\{oc\.", word)]
     if foreign:
-        sys.exit(f"fcnlab {verb}: {asked}: {foreign[0]} in its record is no setting of a run; refused.")
+        sys.exit(f"fcnlab {verb}: {asked}: {in_line(foreign[0])} in its record is no setting of a run; refused.")
     return overrides
 
 
@@ -182,12 +190,21 @@ def _no_space(verb: str, error: OSError) -> str:
     return f"fcnlab {verb}: no space left on the device{where}. What was saved before is whole: make room, then {then}."
 
 
+def _only_shown(record: logging.LogRecord) -> bool:
+    """Names of files and what records say may be anybody's: they are shown, and move no cursor."""
+    from fcnlab.results.escaping import in_terminal
+
+    record.msg, record.args = in_terminal(record.getMessage()), ()
+    return True
+
+
 def _run(verb: str) -> None:
     import hydra
     from hydra.errors import CompactHydraException, InstantiationException
 
     from fcnlab.config import CONF, register_launchers, register_schemas
     from fcnlab.errors import UserError
+    from fcnlab.results.escaping import in_terminal
     from fcnlab.starting import imported
 
     def task(cfg):
@@ -195,16 +212,19 @@ def _run(verb: str) -> None:
         try:
             return getattr(imported(f"fcnlab.tasks.{module}"), module)(cfg)
         except UserError as error:
-            raise CompactHydraException(f"fcnlab {verb}: {error}") from error  # Hydra shows these without a traceback
+            raise CompactHydraException(
+                in_terminal(f"fcnlab {verb}: {error}")
+            ) from error  # Hydra shows these without a traceback
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise CompactHydraException(_no_space(verb, error)) from error
             raise
         except InstantiationException as error:
             if isinstance(error.__cause__, ValueError):
-                raise CompactHydraException(f"fcnlab {verb}: {error.__cause__}") from error
+                raise CompactHydraException(in_terminal(f"fcnlab {verb}: {error.__cause__}")) from error
             raise
 
     register_schemas()
     register_launchers()
+    logging.getLogger("fcnlab").addFilter(_only_shown)
     hydra.main(version_base="1.3", config_path=str(CONF))(task)()

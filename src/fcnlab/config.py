@@ -164,6 +164,7 @@ class PredictConfig:
     data: Component | None = None
     augment: Component = MISSING
     submission: str | None = None
+    overwrite: bool = False
     competition: str = "comp6"
     trainer: Component = MISSING
     speed: SpeedConfig = field(default_factory=SpeedConfig)

@@ -110,10 +110,13 @@ class Search(Sweeper):
     def _open(self) -> Any:
         import optuna
 
+        from fcnlab.results.record import aside  # numpy comes with it
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.whole, self.folder / "multirun.yaml")
+        with aside(self.folder / "multirun.yaml") as part:
+            part.write_text(OmegaConf.to_yaml(self.whole))
         study = optuna.create_study(
             storage=f"sqlite:///{self.folder / STORAGE}",
             study_name=NAME,

@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from fcnlab.callbacks import MetricsFile
+from fcnlab.errors import NotWritten
 
 
 @pytest.fixture
@@ -90,3 +91,12 @@ def test_resuming_mends_a_row_cut_short(path):
     log.cut(2)
     log.log_metrics({"epoch": 0, "loss": 0.25}, step=3)
     assert read(path)[2:] == [["2", "0", "0.5"], ["3", "0", "0.25"]]
+
+
+def test_nothing_is_written_through_a_link(path, tmp_path):
+    """Half a row at the end would be cut off, and others appended, in whatever file a foreign folder's link names."""
+    (tmp_path / "mine").write_text("all my\nwork")
+    path.symlink_to("mine")
+    with pytest.raises(NotWritten, match="is a link, or no file"):
+        MetricsFile(path)
+    assert (tmp_path / "mine").read_text() == "all my\nwork"

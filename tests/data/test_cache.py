@@ -363,6 +363,7 @@ def test_memory_is_given_back(pictures, folder):
 def test_forked_workers_share_the_memory(pictures, folder):
     """Seen from outside: a page that a worker changed through the file is changed for the others."""
     found = cached(pictures, "ram", folder)
+    found.image(3)  # which compares it with its checksum, once
 
     def scribble() -> None:
         with found.store.path.open("r+b") as file:
@@ -372,3 +373,44 @@ def test_forked_workers_share_the_memory(pictures, folder):
     process = in_another_process(scribble)
     process.join()
     assert process.exitcode == 0 and found.image(3)[0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("part", ["image", "mask", "checksum"])
+def test_a_flipped_bit_is_noticed_when_it_is_first_read(pictures, folder, part):
+    """Of the third picture, by places that are counted here anew."""
+    sizes = [pictures.size(index) for index in range(len(pictures))]
+    cached(pictures, "disk", folder)
+    path = pixels_of(folder)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\n") + 1 + sum(4 * rows * cols for rows, cols in sizes[:2])
+    rows, cols = sizes[2]
+    data[{"image": start + 5, "mask": start + 3 * rows * cols, "checksum": len(data) - 4 * (len(sizes) - 2)}[part]] ^= 1
+    path.write_bytes(data)
+    found = cached(pictures, "disk", folder)
+    for read in (found.image, found.mask, found.image):
+        with pytest.raises(DataError, match=r"picture 2 in .*pixels does not fit its checksum.*Remove it"):
+            read(2)
+    np.testing.assert_array_equal(found.image(1), pictures.image(1))
+    path.unlink()
+    check_equal(cached(pictures, "disk", folder), pictures)
+
+
+def test_sizes_that_were_exchanged_are_noticed(pictures, folder):
+    """The file is as long as before, and each picture as large: only rows are columns."""
+    cached(pictures, "disk", folder)
+    path = pixels_of(folder)
+    rows, cols = pictures.size(0)
+    data = path.read_bytes().replace(f"[{rows}, {cols}]".encode(), f"[{cols}, {rows}]".encode(), 1)
+    path.write_bytes(data)
+    if rows != cols:
+        with pytest.raises(DataError, match="does not fit its checksum"):
+            cached(pictures, "disk", folder).image(0)
+
+
+def test_a_picture_is_checked_once_in_a_process(pictures, folder, monkeypatch):
+    found, sums = cached(pictures, "disk", folder), []
+    counted = cache._sum
+    monkeypatch.setattr(cache, "_sum", lambda *args: sums.append(1) or counted(*args))
+    for _ in range(3):
+        found.image(0), found.mask(0)
+    assert len(sums) == 1

@@ -4,6 +4,7 @@ Whatever happens, what is under the root afterwards is the whole data set or non
 """
 
 import errno
+import gzip
 import io
 import multiprocessing
 import signal
@@ -12,8 +13,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,6 +52,7 @@ def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 WHOLE = tar(FILES)
+WANTED = Archive("mine.tar", "", (), WITNESS)
 
 
 class Mirror(BaseHTTPRequestHandler):
@@ -291,7 +295,7 @@ def test_a_tar_cut_off_at_any_byte_leaves_nothing(mode, tmp_path):
     places = set(range(0, whole, 97)) | set(range(0, whole, 512)) | {whole - 1}
     for place in sorted(places):
         with pytest.raises(DataError, match=r"mine\.tar is cut off, damaged or no tar.*get it again"):
-            unpack(given(tmp_path, data[:place]), tmp_path / "root", WITNESS)
+            unpack(given(tmp_path, data[:place]), tmp_path / "root", WANTED)
         assert not (tmp_path / "root").exists() or contents(tmp_path / "root") == {}
 
 
@@ -303,7 +307,7 @@ def test_flipped_headers_and_streams_leave_nothing(mode, tmp_path):
         flipped = bytearray(data)
         flipped[place] ^= 4
         with pytest.raises(DataError, match="damaged"):
-            unpack(given(tmp_path, bytes(flipped)), tmp_path / "root", WITNESS)
+            unpack(given(tmp_path, bytes(flipped)), tmp_path / "root", WANTED)
         assert not (tmp_path / "root").exists() or contents(tmp_path / "root") == {}
 
 
@@ -323,15 +327,127 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_members_are_refused(kind, tmp_path):
     with pytest.raises(DataError, match="it is refused"):
-        unpack(given(tmp_path, HOSTILE[kind]), tmp_path / "root", WITNESS)
+        unpack(given(tmp_path, HOSTILE[kind]), tmp_path / "root", WANTED)
     assert [path.name for path in tmp_path.iterdir() if path.name != "root"] == ["mine.tar"]
     assert not (tmp_path / "root").exists() or list((tmp_path / "root").iterdir()) == []
+
+
+FIRST = tarfile.TarInfo("a folder").tobuf()  # what is wrong with a first header tarfile tells in words of its own
+
+
+def sparse() -> bytes:
+    """A file of a terabyte in 10 kB, as GNU tar's old format says it: four pairs of place and length, the real size."""
+    found = member("VOCdevkit/VOC2012/JPEGImages/a.jpg", tarfile.GNUTYPE_SPARSE)
+    header = bytearray(found.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (0, 0)
+    header[483:495] = b"\x80" + (1 << 40).to_bytes(11, "big")
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))
+    return FIRST + bytes(header) + tar(FILES)
+
+
+def sparse_by_pax() -> bytes:
+    found = member("VOCdevkit/VOC2012/JPEGImages/a.jpg", tarfile.REGTYPE)
+    facts = {"major": "1", "minor": "0", "name": found.name, "realsize": str(1 << 40)}
+    found.pax_headers, found.size = {f"GNU.sparse.{name}": value for name, value in facts.items()}, 512
+    return FIRST + found.tobuf(tarfile.PAX_FORMAT) + b"1\n0\n0\n".ljust(512, b"\0") + tar(FILES)
+
+
+def claims(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    found = member("VOCdevkit/VOC2012/JPEGImages/a.jpg", kind)
+    found.size = size
+    return FIRST + found.tobuf(tarfile.GNU_FORMAT)
+
+
+ZEROS = bytes(70 << 20)  # over the least that is let pass, and 70 kB packed
+FILLING = {
+    "sparse": (sparse, "sparse"),
+    "sparse by pax": (sparse_by_pax, "sparse"),
+    "too large a member": (lambda: claims(1 << 40), "100 times its size"),
+    "too long a name": (lambda: claims(1 << 30, tarfile.GNUTYPE_LONGNAME), "says 1,073,741,824 bytes"),
+    "zeros in it": (lambda: gzip.compress(tar({"other": ZEROS} | FILES), 1), "100 times its size"),
+    "zeros behind it": (lambda: gzip.compress(tar(FILES) + ZEROS, 1), "100 times its size"),
+}
+
+
+@pytest.mark.parametrize("kind", FILLING)
+def test_what_would_fill_the_disk_is_refused_before_a_byte_is_written(kind, tmp_path, monkeypatch):
+    make, said = FILLING[kind]
+    monkeypatch.setattr(download, "_extract", lambda *_: pytest.fail("it was unpacked"))
+    with pytest.raises(DataError, match=said):
+        unpack(given(tmp_path, make()), tmp_path / "root", WANTED)
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_more_than_the_data_set_has_is_refused(tmp_path):
+    size = sum(map(len, FILES.values()))
+    with pytest.raises(DataError, match=f"unpacks to more than {size - 1:,} bytes"):
+        unpack(given(tmp_path, WHOLE), tmp_path / "root", replace(WANTED, largest=size - 1))
+    unpack(given(tmp_path, tar(FILES | {"other": bytes(9999)})), tmp_path / "root", replace(WANTED, largest=size))
+    assert contents(tmp_path / "root") == FILES
+
+
+def test_more_files_than_a_data_set_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "MOST_FILES", 2)
+    with pytest.raises(DataError, match="more than 2 files"):
+        unpack(given(tmp_path, WHOLE), tmp_path / "root", WANTED)
+
+
+def test_what_has_no_room_is_not_begun(archive, tmp_path, monkeypatch):
+    """To the byte."""
+    free = SimpleNamespace(free=sum(map(len, FILES.values())) - 1)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: free)
+    path = str(given(tmp_path, WHOLE))
+    with pytest.raises(DataError, match=r"no space left in data\.root"):
+        obtain(tmp_path / "root", archive(), False, path)
+    assert contents(tmp_path / "root") == {}
+    free.free += 1
+    obtain(tmp_path / "root", archive(), False, path)
+    assert contents(tmp_path / "root") == FILES
+
+
+def test_a_folder_that_is_a_link_is_not_unpacked_into(archive, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / ".unpacking").symlink_to("../mine")
+    with pytest.raises(DataError, match="cannot be written to"):
+        obtain(tmp_path / "root", archive(), False, str(given(tmp_path, WHOLE)))
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def endless(request: Mirror, start: int) -> None:
+    """No length, and no end until the other side has had enough."""
+    request.send_response(200)
+    request.end_headers()
+    with suppress(OSError):
+        while True:
+            request.wfile.write(bytes(1 << 16))
+
+
+def huge(request: Mirror, start: int) -> None:
+    request.send(b"x", promised=1 << 40)
+
+
+@pytest.mark.parametrize(("fault", "said"), [(endless, "sends more than the 100,000"), (huge, "would send 1,099")])
+def test_a_mirror_that_sends_too_much_is_left(serve, archive, tmp_path, fault, said):
+    wanted = replace(archive(serve(fault)[0]), largest=100_000)
+    with pytest.raises(DataError, match=said):
+        fetch(wanted, tmp_path)
+    assert not (part := tmp_path / "voc.tar.part").exists() or part.stat().st_size <= 100_000
+
+
+def test_nothing_is_fetched_through_a_link(serve, archive, tmp_path):
+    (tmp_path / "mine").write_text("all my work")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "voc.tar.part").symlink_to("../mine")
+    with pytest.raises(DataError, match="is a link, through which nothing is written"):
+        obtain(tmp_path / "root", archive(serve()[0]), True, None)
+    assert (tmp_path / "mine").read_text() == "all my work"
 
 
 def test_a_file_below_a_file_is_refused(tmp_path):
     files = FILES | {"VOCdevkit/VOC2012/JPEGImages/a.jpg/b": b"x"}
     with pytest.raises(DataError):
-        unpack(given(tmp_path, tar(files)), tmp_path / "root", WITNESS)
+        unpack(given(tmp_path, tar(files)), tmp_path / "root", WANTED)
     assert contents(tmp_path / "root") == {}
 
 
@@ -339,7 +455,7 @@ def test_a_file_that_comes_twice_is_refused(tmp_path):
     """One would hide the other."""
     twice = tarfile.TarInfo("VOCdevkit/VOC2012/SegmentationClass/a.png")
     with pytest.raises(DataError, match=r"a\.png twice.*refused"):
-        unpack(given(tmp_path, tar(FILES, twice)), tmp_path / "root", WITNESS)
+        unpack(given(tmp_path, tar(FILES, twice)), tmp_path / "root", WANTED)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Pictures of any layout: which files belong together, what masks say, which split a name is in."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -264,3 +265,12 @@ def test_mistakes_in_settings(tmp_path, settings, message):
 def test_a_root_that_is_no_folder(tmp_path):
     with pytest.raises(DataError, match=r"data\.root=.*nowhere is no folder: set data\.root"):
         open_folder(str(tmp_path / "nowhere"), "all", **FLAT, classes=CLASSES, fractions={"all": 1.0})
+
+
+def test_classes_of_a_file_without_an_end(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with (tmp_path / "large.txt").open("wb") as file:
+        file.truncate(1 << 40)
+    for name, said in {"pipe.txt": "no regular file", "large.txt": "more than"}.items():
+        with pytest.raises(DataError, match=rf"classes={name}: .* cannot be read \({name} .*{said}"):
+            read_classes(name, str(tmp_path))

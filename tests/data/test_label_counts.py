@@ -150,3 +150,12 @@ def test_what_is_mapped_already_does_not_look_binary(pictures):
 def test_absent_classes(pictures):
     three = replace(pictures, classes=("a", "b", "c"))
     assert absent_classes(three, pixels(_0=1, _2=1)) == ("b",)
+
+
+def test_a_pipe_in_the_cache_is_not_waited_for(pictures, folder):
+    label_counts.check(pictures, 1, folder)
+    file = kept(folder)
+    file.unlink()
+    os.mkfifo(file)
+    assert label_counts.check(pictures, 1, folder).tolist() == counted(pictures)
+    assert kept(folder).is_file()

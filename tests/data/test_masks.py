@@ -1,6 +1,7 @@
 """What masks say, beside another library's reading of the same files: colours however stored, ids of any mapping."""
 
 import struct
+import time
 import zlib
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fcnlab.data import DataError, Pictures, open_camvid, open_folder, open_sbd, open_shapes, open_voc
+from fcnlab.data.masks import read_mask
 from fcnlab.data.voc import voc_palette
 
 NAMES = ("ground", "leaf", "stem")
@@ -330,3 +332,19 @@ def test_real_masks_are_as_before(shared):
     pictures = open_voc(str(shared / "data"), "val")
     for index in range(0, len(pictures), 40):
         np.testing.assert_array_equal(pictures.mask(index), np.array(Image.open(pictures.masks[index])))
+
+
+def test_a_tiff_of_very_many_images_is_refused_at_once(tmp_path):
+    """PIL counts them with a search among all before, for each: a file of 1 MB takes minutes."""
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "x.tif")
+    data = bytearray((tmp_path / "x.tif").read_bytes())
+    (first,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, first)
+    struct.pack_into("<I", data, first + 2 + 12 * entries, len(data))
+    for count in range(1, 60_000):  # each without an entry, and behind the one before
+        data += struct.pack("<HI", 0, (len(data) + 6) * (count < 59_999))
+    (tmp_path / "x.tif").write_bytes(data)
+    started = time.process_time()
+    with pytest.raises(DataError, match="holds more than one image"):
+        read_mask(tmp_path / "x.tif", coloured=False)
+    assert time.process_time() - started < 1

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fcnlab.data import DataError, Pictures
-from fcnlab.data.image_files import read_image
+from fcnlab.data.image_files import UnreadableFile, read_image
 
 MIN_SIZE = 8
 
@@ -273,3 +273,16 @@ def test_noted_rotation_is_not_applied(tmp_path):
     exif[0x0112] = 6  # "turn me by 90 degrees"; the mask would not turn with it
     Image.new("RGB", (5, 3)).save(tmp_path / "x.jpg", exif=exif)
     assert read_image(tmp_path / "x.jpg").shape == (3, 5, 3)
+
+
+@pytest.mark.parametrize("head", [b"P1 2 2\n", b"P2 2 2 255\n", b"P3 2 2 255\n", b"P6 2 2 254\n", b"P5 2 2 100\n"])
+def test_what_python_would_decode_pixel_by_pixel_is_refused(tmp_path, head):
+    (tmp_path / "x.ppm").write_bytes(head + b"1 0 1 0 1 0 1 0 1 0 1 0")
+    with pytest.raises(UnreadableFile, match="takes minutes to read"):
+        read_image(tmp_path / "x.ppm")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.jpg")
+    with pytest.raises(UnreadableFile, match="no regular file"):
+        read_image(tmp_path / "x.jpg")

@@ -76,7 +76,7 @@ def test_markdown_names_every_file_and_keeps_its_columns():
         "| ok | list | no name twice |",
         "| error | files | 3 wrong |",
     ]
-    assert sum(line.startswith("- `") for line in lines) == 3
+    assert sum(line.startswith("- ") for line in lines) == 3
     assert "| warning | GPU | none \\| here |" in lines
 
 

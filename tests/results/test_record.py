@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fcnlab.results import record
-from fcnlab.results.record import write_record
+from fcnlab.results.record import write_json, write_record
 from fcnlab.results.scores import SCORES, scores
 
 CLASSES = ("ground", "cat", "chien à pois")
@@ -59,3 +59,14 @@ def test_nothing_scored_is_null_not_nan(write, tmp_path):
     write(0 * MATRICES)
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert [found[name] for name in SCORES] == [None] * 4
+
+
+def test_a_link_under_the_name_that_is_written_to_is_not_followed(tmp_path):
+    """In a folder that somebody else made."""
+    (tmp_path / "mine").write_text("all my work")
+    (tmp_path / "run").mkdir()
+    for name in ("run.json", "run.json.part"):
+        (tmp_path / "run" / name).symlink_to("../mine")
+    write_json(tmp_path / "run" / "run.json", {"a": 1})
+    assert (tmp_path / "mine").read_text() == "all my work"
+    assert not (tmp_path / "run" / "run.json").is_symlink()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from fcnlab.results import reading
 from fcnlab.results.runs import LeftOut, Unusable, leaves, read_run, read_runs, run_folders
 
 CONFUSED = np.array([[[3, 1], [0, 2]], [[1, 0], [1, 5]]])
@@ -99,6 +100,26 @@ def spoil(folder, what: str) -> None:
             (folder / "config.yaml").write_text("seed: 1\noptim: &a\n  lr: [1]\n  again: *a\n")
         case "broken run.json":
             (folder / "run.json").write_bytes(b"\xff\xfe{")
+        case "deep yaml":
+            (folder / ".hydra" / "config.yaml").write_text("[" * 200_000)
+        case "nested maps":
+            (folder / "config.yaml").write_text("".join(f"{' ' * depth}a:\n" for depth in range(500)))
+        case "nested json":
+            (folder / "run.json").write_text('{"a": ' * 5000 + "1" + "}" * 5000)
+        case "null as an option":
+            (folder / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {null: 1}}}")
+        case "endless curves":
+            (folder / "metrics.csv").unlink()
+            (folder / "metrics.csv").symlink_to("/dev/zero")
+        case "a pipe":
+            metrics.unlink()
+            os.mkfifo(metrics)
+        case "gigabytes":
+            several = np.zeros((200, 4, 4), np.int64)  # as many as can be made at once, under a lower limit
+            np.savez_compressed(confusions, **parts | {"matrices": several, "names": np.arange(200).astype(str)})
+        case "a secret":
+            (folder / "config.yaml").unlink()
+            (folder / "config.yaml").symlink_to("/etc/hostname")
         case "empty":
             for path in sorted(folder.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
@@ -126,12 +147,21 @@ SPOILT = {
     "tagged yaml": "hydra.yaml is damaged",
     "endless yaml": "config.yaml has YAML aliases",
     "broken run.json": "run.json is damaged",
+    "deep yaml": "config.yaml has over 50 levels",
+    "nested maps": "config.yaml has over 50 levels",
+    "nested json": "run.json is damaged",
+    "null as an option": "hydra.yaml has the key None",
+    "endless curves": "metrics.csv is a link that leads out",
+    "a pipe": "metrics.json is no regular file",
+    "gigabytes": "confusions.npz is damaged: matrices would have 25,600 bytes",
+    "a secret": "config.yaml is a link that leads out",
     "empty": "an empty folder",
 }
 
 
 @pytest.mark.parametrize("what", SPOILT)
-def test_what_cannot_be_used_is_named_and_the_rest_goes_on(make_run, tmp_path, what):
+def test_what_cannot_be_used_is_named_and_the_rest_goes_on(make_run, tmp_path, what, monkeypatch):
+    monkeypatch.setattr(reading, "UNPACKED", 20_000)
     bad = make_run("1")
     good = make_run("2")
     spoil(bad, what)
@@ -233,6 +263,89 @@ def test_damaged_curves_are_passed_over(make_run, text):
     folder = make_run("a")
     (folder / "metrics.csv").write_text(text)
     assert all(np.isfinite(values).all() for values in read_run(folder).curves.values())
+
+
+def test_a_time_without_a_zone_gives_no_minutes(make_run):
+    folder = make_run("a")
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | {"started": "2026-11-24T10:00:00"}))
+    assert "minutes" not in read_run(folder).cost
+
+
+def test_an_option_that_is_a_number_is_no_crash(make_run):
+    folder = make_run("a")
+    (folder / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {1: 2}}}")
+    assert read_run(folder).options == {"1": "2", "refine": "none"}
+
+
+def test_runs_behind_links_are_read_once(make_run, tmp_path):
+    runs = [make_run(f"../kept/{seed}", seed=seed) for seed in (1, 2)]
+    folder = tmp_path / "links"
+    folder.mkdir()
+    for place, run in enumerate((*runs, runs[0])):
+        (folder / str(place)).symlink_to(run.resolve())
+    (runs[0] / "back").symlink_to(folder)  # in a circle
+    read, left_out = read_runs([folder])
+    assert [run.folder.name for run in read] == ["0", "1"]
+    assert [out.folder.name for out in left_out] == ["back"]
+    assert len(read_runs([folder, tmp_path / "kept"])[0]) == 2
+
+
+def test_a_sweep_behind_a_link_is_read(make_run, tmp_path):
+    make_run("../kept/sweep/0")
+    (tmp_path / "kept" / "sweep" / "sweep.json").write_text("{}")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "mine").symlink_to("../kept/sweep")
+    read, left_out = read_runs([tmp_path / "links"])
+    assert [run.folder for run in read] == [tmp_path / "links" / "mine" / "0"] and not left_out
+
+
+def test_other_links_are_named_and_not_followed(tmp_path):
+    (tmp_path / "links").mkdir()
+    for name, target in {"root": "/", "gone": "nowhere", "self": "self", "up": ".."}.items():
+        (tmp_path / "links" / name).symlink_to(target)
+    read, left_out = read_runs([tmp_path / "links"])
+    assert not read and {out.folder.name for out in left_out} == {"root", "gone", "self", "up"}
+    assert all("a link to" in out.reason for out in left_out)
+
+
+def test_folders_without_an_end_are_named(make_run, tmp_path):
+    good = make_run("a")
+    deep = tmp_path / "runs"
+    for _ in range(60):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    runs, (out,) = read_runs([tmp_path / "runs"])
+    assert [run.folder for run in runs] == [good] and "40 folders below" in out.reason
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(make_run, tmp_path, monkeypatch):
+    good, locked = make_run("a"), tmp_path / "runs" / "locked"
+    locked.mkdir()
+    look = os.scandir
+
+    def refused(path):
+        if str(path) == str(locked):
+            raise PermissionError("no")
+        return look(path)
+
+    monkeypatch.setattr("fcnlab.results.runs.os.scandir", refused)
+    runs, left_out = read_runs([tmp_path / "runs"])
+    assert [run.folder for run in runs] == [good] and left_out == [LeftOut(locked, "cannot be read: no")]
+
+
+def test_whatever_a_folder_does_the_others_go_on(make_run, tmp_path, monkeypatch):
+    bad, good = make_run("1"), make_run("2")
+    read = read_run
+
+    def broken(folder):
+        if folder == bad:
+            raise AttributeError("of a kind that nobody thought of")
+        return read(folder)
+
+    monkeypatch.setattr("fcnlab.results.runs.read_run", broken)
+    runs, (out,) = read_runs([tmp_path / "runs"])
+    assert [run.folder for run in runs] == [good] and "nobody thought of" in out.reason
 
 
 def test_a_resumed_run_has_no_minutes(make_run):

@@ -125,3 +125,32 @@ def test_probability(p, text):
 
 def test_points():
     assert points(0.0123) == "+1.23" and points(-0.1) == "-10.00"
+
+
+def test_foreign_names_do_nothing_where_they_are_shown(make_run, tmp_path):
+    """A folder, an option, a class and a reason, each with what a terminal, a browser or a spreadsheet would act on."""
+    hostile = "<script>alert(1)</script> ![x](//y) \x1b[2J\r\n=1"
+    classes = ("background", hostile, "dog", "cow")
+    make_run("<b>\x1b[2J", toy_matrices(0.7), options={"optim": hostile}, classes=classes)
+    make_run("b", toy_matrices(0.6), options={"optim": "=1+1"}, classes=classes)
+    make_run("<i>c\x1b", status="failed")
+    runs, left_out = read_runs([tmp_path / "runs"])
+    found = compare(runs, resamples=100)
+    found.left_out[:0] = left_out
+    text, said = markdown(found), terminal(found)
+    assert len(runs) == 2 and "&lt;script&gt;" in text and not re.search(r"<[a-z/]|(?<!\\)\]\(", text)
+    assert not set(text + said) & {"\x1b", "\r"}
+    write_csv(tmp_path, found)
+    assert {row["optim"] for row in read(tmp_path / "groups.csv")} == {hostile, "'=1+1"}
+
+
+def test_a_foreign_text_makes_no_line_and_no_column_of_its_own(make_run, tmp_path):
+    """An option's group is the name of a column; versions stand in a sentence."""
+    make_run("a", toy_matrices(0.7), options={"=1+1": "x"}, torch="2.9.0\n\nAll runs are equal.")
+    make_run("b", toy_matrices(0.6), options={"=1+1": "y"}, torch="2.10.0")
+    runs, _ = read_runs([tmp_path / "runs"])
+    found = compare(runs, resamples=100)
+    assert "2.9.0\\n\\nAll runs are equal." in terminal(found)
+    assert not re.search("^All runs", terminal(found) + markdown(found), re.MULTILINE)
+    write_csv(tmp_path, found)
+    assert [row["'=1+1"] for row in read(tmp_path / "groups.csv")] == ["x", "y"]

@@ -4,11 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from fcnlab.data.shapes import draw
 from fcnlab.data.voc import voc_palette
+from fcnlab.errors import UserError
 from fcnlab.tasks.predict import output_names
+from fcnlab.tasks.predictions import Predictions, check_report
+from fcnlab.tasks.submitting import check_submission
 
 
 @pytest.fixture
@@ -83,3 +87,84 @@ def test_refined_predictions_are_others(checkpoint, photos, fcnlab, tmp_path):
         assert fcnlab("predict", checkpoint, f"input={photos}/a.jpg", *words) == 0
     labels = [np.array(Image.open(tmp_path / refine / "labels" / "a.png")) for refine in ("none", "guided")]
     assert labels[0].shape == labels[1].shape
+
+
+def test_output_names_are_unique_whatever_the_images_are_called():
+    files = ["a.jpg", "a.png", "a.jpg.png", "a.jpg.bmp", "b.jpg", "b.png/c.jpg", "a.jpg.png.png"]
+    names = output_names([Path("p") / file for file in files])
+    assert len(set(names)) == len(files) and "b.jpg.png" in names
+    folders = {str(parent) for name in names for parent in Path(name).parents}
+    assert not folders & set(names)
+
+
+def test_ground_truth_is_never_replaced(checkpoint, photos, fcnlab, tmp_path, capsys):
+    """Decided before the checkpoint is read: none is there."""
+    data = tmp_path / "ds"
+    photos.rename(data.parent / "ds-photos")
+    (data / "labels").mkdir(parents=True)
+    (tmp_path / "ds-photos").rename(data / "photos")
+    (data / "labels" / "a.png").write_bytes(b"ground truth")
+    for more in ([], ["overwrite=true"]):
+        assert fcnlab("predict", "checkpoint=none", f"input={data}/photos", f"output={data}", *more) == 1
+        assert "may hold their masks: name another one" in capsys.readouterr().err
+    assert (data / "labels" / "a.png").read_bytes() == b"ground truth" and written(data) == ["labels", "photos"]
+
+
+def test_only_earlier_predictions_are_replaced(checkpoint, photos, fcnlab, tmp_path, capsys):
+    words = ("predict", checkpoint, f"input={photos}/a.jpg", f"output={tmp_path}/out")
+    assert fcnlab(*words) == fcnlab(*words) == 0
+    labels = tmp_path / "out" / "labels" / "a.png"
+    labels.write_bytes(b"mended by hand")
+    assert fcnlab(*words) == 1 and "add overwrite=true" in capsys.readouterr().err
+    assert labels.read_bytes() == b"mended by hand"
+    assert fcnlab(*words, "overwrite=true") == 0 and labels.read_bytes() != b"mended by hand"
+
+
+def test_overwriting_replaces_no_ground_truth_wherever_the_images_lie(photos, fcnlab, tmp_path, capsys):
+    """Beside masks of the same names; once by a link to the images, which then lie outside the data set's folder."""
+    labels = tmp_path / "ds" / "labels"
+    labels.mkdir(parents=True)
+    Image.fromarray(np.full((64, 64), 7, np.uint8)).save(labels / "a.png")
+    truth = (labels / "a.png").read_bytes()
+    (tmp_path / "ds" / "photos").symlink_to(photos)
+    for images in (photos, tmp_path / "ds" / "photos"):
+        words = ("predict", "checkpoint=none", f"input={images}", f"output={tmp_path}/ds", "overwrite=true")
+        assert fcnlab(*words) == 1
+        assert "overwrite=true does not replace it, which may be ground truth" in capsys.readouterr().err
+    assert (labels / "a.png").read_bytes() == truth and written(labels) == ["a.png"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_images_and_what_a_link_leads_to_are_never_replaced(tmp_path, overwrite):
+    (tmp_path / "out" / "labels").mkdir(parents=True)
+    image = tmp_path / "out" / "labels" / "a.png"
+    image.write_bytes(b"image")
+    with pytest.raises(UserError, match="is one of the images"):
+        Predictions(tmp_path / "out").check(["a.png"], [image], overwrite)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "labels").symlink_to("../masks")
+    with pytest.raises(UserError, match="leads elsewhere by a link"):
+        Predictions(tmp_path / "other").check(["a.png"], [image], overwrite)
+
+
+def test_a_report_replaces_none_but_reports(tmp_path):
+    names = ("doctor.json", "doctor.md", "samples.png")
+    check_report(tmp_path, names)
+    (tmp_path / "samples.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds samples\.png and no doctor\.json"):
+        check_report(tmp_path, names)
+    (tmp_path / "doctor.json").write_text("{}")
+    check_report(tmp_path, names)
+
+
+def test_a_submission_replaces_nothing(tmp_path):
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(b"mine")
+    settings = {"submission": str(path), "competition": "comp6", "input": None, "output": None}
+    data = {"pictures": {"year": 2012}, "archive": None}
+    for overwrite, archive, said in ((False, None, "overwrite=true"), (True, str(path), "data.archive=, too")):
+        cfg = OmegaConf.create(settings | {"overwrite": overwrite, "data": data | {"archive": archive}})
+        with pytest.raises(UserError, match=said):
+            check_submission(cfg)
+    check_submission(OmegaConf.create(settings | {"overwrite": True, "data": data}))

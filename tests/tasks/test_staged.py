@@ -130,3 +130,25 @@ def test_a_finished_stage_has_no_other_settings(composed, monkeypatch, tmp_path)
     check_finished(cfg, tmp_path)
     with pytest.raises(UserError, match=r"cannot have optim\.lr=0\.02 \(was 0\.01\)"):
         check_finished(composed("optim.lr=0.02"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("metrics.json", "holds another run, whose scores would be replaced"),
+        ("confusions.npz", "holds another run, whose scores would be replaced"),
+        ("checkpoints/best.ckpt", "holds another run, whose scores would be replaced"),
+        ("1-fcn32s/checkpoints/best.ckpt", "holds a run already: go on with it by checkpoint=auto"),
+    ],
+)
+def test_no_other_run_is_overwritten(fcnlab, tmp_path, capsys, name, said):
+    """The last stage's scores would be handed up in the place of that run's."""
+    kept = tmp_path / "run" / name
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"results")
+    assert fcnlab("train", *RECIPE, f"hydra.run.dir={tmp_path / 'run'}") == 1
+    assert said in capsys.readouterr().err
+    assert kept.read_bytes() == b"results"
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.name not in (".hydra", "train.log")] == [
+        name.partition("/")[0]
+    ]

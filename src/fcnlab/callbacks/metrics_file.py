@@ -30,6 +30,8 @@ class MetricsFile(Logger):
     def __init__(self, path: str | Path):
         super().__init__()
         self.path = Path(path)
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
+            raise NotWritten(f"{self.path} is a link, or no file: it is not written to. Remove it, if it is yours")
         self._drop_half_a_row()
         self._columns = self._read_columns()
         self._count()

@@ -33,6 +33,9 @@ ATTEMPTS = 5  # on each mirror, where some bytes come each time
 TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
+MOST_FILES = 200_000  # in an archive; VOC2012 has 40,000
+UNPACKED_TO = 100  # times its own size; pictures are packed already, so that hardly any comes to twice it
+HEADER = 1 << 20  # bytes of a long name or of further facts in front of a member
 TOPS = ("VOCdevkit", "benchmark_RELEASE")  # what is kept of an archive, without the folders above (VOC2011 has one)
 
 
@@ -46,12 +49,15 @@ class Archive:
         Mirrors, tried in turn; none where only the publisher's own pages, behind a login, have it.
     witness
         A list in it, as a path below the root: it is there when the archive was unpacked.
+    largest
+        Bytes that it may have, packed and unpacked. The largest published one, VOC2012's trainval, has 2.0e9.
     """
 
     name: str
     md5: str
     urls: tuple[str, ...]
     witness: str
+    largest: int = 4 << 30
 
 
 def fetching(
@@ -90,7 +96,7 @@ def obtain(root: Path, wanted: Archive, download: bool, archive: str | Sequence[
     with alone_in(root):
         for path in sorted(map(Path, given), key=lambda path: path.name != wanted.name):
             if not witness.is_file():
-                unpack(path, root, wanted.witness)
+                unpack(path, root, wanted)
         if witness.is_file():
             return
         if not download:
@@ -99,7 +105,7 @@ def obtain(root: Path, wanted: Archive, download: bool, archive: str | Sequence[
                 " data.download=true"
             )
         path = fetch(wanted, root)
-        unpack(path, root, wanted.witness)
+        unpack(path, root, wanted)
         if path.name != wanted.name:  # under its own name it was there before: somebody keeps it
             path.unlink()
 
@@ -153,7 +159,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
         for _ in range(ATTEMPTS):
             begun = _size(part)
             try:
-                _append(url, part)
+                _append(url, part, archive.largest)
             except (OSError, HTTPException, ValueError) as error:
                 if _is_local(error):
                     raise
@@ -175,14 +181,16 @@ def fetch(archive: Archive, folder: Path) -> Path:
     )
 
 
-def _append(url: str, part: Path) -> None:
+def _append(url: str, part: Path, largest: int) -> None:
     """Add to ``part`` what it lacks of the file at ``url``.
 
     Raises
     ------
     OSError, HTTPException
-        The server does not answer, stalls, or ends early.
+        The server does not answer, stalls, ends early, or sends more than ``largest`` bytes.
     """
+    if part.is_symlink():
+        raise DataError(f"{part} is a link, through which nothing is written: remove it")
     have = _size(part)
     part.touch()  # what is wrong with the folder is said before the network is asked
     try:
@@ -194,6 +202,10 @@ def _append(url: str, part: Path) -> None:
     with response:
         start = _start(response, have)
         total = None if response.length is None else start + response.length
+        if total is not None and total > largest:
+            raise OSError(f"it would send {total:,} bytes, and the archive has at most {largest:,}")
+        if total is not None and total - start > (free := shutil.disk_usage(part.parent).free):
+            raise OSError(errno.ENOSPC, f"it has {total - start:,} more bytes, and {free:,} are free", str(part))
         log.info("Fetching %s from byte %d", url, start)
         with (
             part.open("r+b") as file,
@@ -202,6 +214,8 @@ def _append(url: str, part: Path) -> None:
             file.truncate(start)
             file.seek(start)
             while block := response.read1(BLOCK):
+                if file.tell() + len(block) > largest:
+                    raise OSError(f"it sends more than the {largest:,} bytes that the archive has at most")
                 file.write(block)
                 bar.update(len(block))
         if total is not None and _size(part) != total:
@@ -234,14 +248,16 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def unpack(archive: Path, root: Path, witness: str) -> None:
+def unpack(archive: Path, root: Path, wanted: Archive) -> None:
     """Add what a tar holds to ``root``, where nothing that is there already is touched.
+
+    Its sizes are added up before the first byte is written, and again while it is unpacked.
 
     Raises
     ------
     DataError
         No such file, no tar, cut off, damaged; a member that is no plain file or leads out of ``root``; nothing in it
-        that is looked for.
+        that is looked for; more of it than the data set has.
     OSError
         The disk is full, or ``root`` not writable.
     """
@@ -251,14 +267,19 @@ def unpack(archive: Path, root: Path, witness: str) -> None:
     aside = root / ".unpacking"  # whoever holds the lock is alone with it
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        _extract(archive, aside)
-        _move(aside, root, witness)
+        aside.mkdir(parents=True)  # an error where a link is in its place
+        _check_sizes(archive, root, wanted.largest)
+        _extract(archive, aside, wanted.largest)
+        _move(aside, root, wanted.witness)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 class _Header(tarfile.TarInfo):
-    """A header that must be whole: tarfile takes a tar that ends, or breaks, between two members for a whole one."""
+    """A header that must be whole: tarfile takes a tar that ends, or breaks, between two members for a whole one.
+
+    Nor may it be of a sparse file, a few bytes of which say terabytes, or bring facts that fill the memory.
+    """
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
@@ -269,22 +290,68 @@ class _Header(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
 
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        found = super().frombuf(buf, encoding, errors)
+        if found.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"{found.name!r} is a sparse file, which no data set holds")
+        if found.size < 0 or (found.type not in tarfile.REGULAR_TYPES and found.size > HEADER):
+            raise tarfile.ReadError(f"the header of {found.name!r} says {found.size:,} bytes")
+        return found
 
-def _extract(archive: Path, folder: Path) -> None:
+    def _proc_gnusparse_10(self, *_: object) -> None:  # reads its map from the file, however long that is
+        raise tarfile.ReadError(f"{self.name!r} is a sparse file, which no data set holds")
+
+
+def _check_sizes(archive: Path, root: Path, largest: int) -> None:
+    """Read a tar to its end, before anything of it is written.
+
+    Raises
+    ------
+    DataError
+        What :func:`_members` says.
+    OSError
+        The disk has not the room.
+    """
+    with _members(archive, largest, "looked through") as members:
+        needed = sum(member.size for _, member, _ in members)
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{archive} unpacks to {needed:,} bytes, and {free:,} are free", str(root))
+
+
+def _extract(archive: Path, folder: Path, largest: int) -> None:
     """Write the plain files of a tar; there is never a link in ``folder`` that a name could lead out by."""
     found = 0
+    with _members(archive, largest, "unpacked") as members:
+        for tar, member, name in members:
+            content = tar.extractfile(member)
+            if content is not None:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                with content, (folder / name).open("xb") as file:
+                    shutil.copyfileobj(content, file, BLOCK)
+                found += 1
+    if not found:
+        raise DataError(f"{archive} holds neither {'/ nor '.join(TOPS)}/: it is another archive")
+
+
+Member = tuple[tarfile.TarFile, tarfile.TarInfo, PurePosixPath]
+
+
+@contextmanager
+def _members(archive: Path, largest: int, doing: str) -> Iterator[Iterator[Member]]:
+    """The plain files in a tar that are looked for, and where each goes below the root; every byte is read.
+
+    Raises
+    ------
+    DataError
+        It is cut off, damaged, no tar, or over a limit, also where that is found while it is read.
+    """
     try:
         with tarfile.open(archive, tarinfo=_Header) as tar:
-            for member in progress(tar, desc=archive.name, unit=" files"):
-                name = _name(member, archive)
-                content = tar.extractfile(member) if member.isreg() and name else None
-                if content is not None and name is not None:
-                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    with content, (folder / name).open("xb") as file:
-                        shutil.copyfileobj(content, file, BLOCK)
-                    found += 1
+            yield _looked_for(tar, archive, largest, doing)
             while tar.fileobj is not None and tar.fileobj.read(BLOCK):  # to the end, where gzip keeps its sum
-                pass
+                _check_ratio(tar.fileobj.tell(), archive)
     except DataError:
         raise
     except FileExistsError as error:
@@ -295,8 +362,30 @@ def _extract(archive: Path, folder: Path) -> None:
         raise DataError(
             f"{archive} is cut off, damaged or no tar: {first_line(error)}. Nothing of it was used: get it again"
         ) from error
-    if not found:
-        raise DataError(f"{archive} holds neither {'/ nor '.join(TOPS)}/: it is another archive")
+
+
+def _looked_for(tar: tarfile.TarFile, archive: Path, largest: int, doing: str) -> Iterator[Member]:
+    size = 0
+    for count, member in enumerate(progress(tar, desc=f"{archive.name} {doing}", unit=" files")):
+        _check_ratio(tar.offset, archive)
+        if count >= MOST_FILES:
+            raise DataError(f"{archive} holds more than {MOST_FILES:,} files: it is refused. Unpack it yourself")
+        name = _name(member, archive)
+        if member.issparse():
+            raise DataError(f"{archive} holds {member.name!r}, which is a sparse file: it is refused")
+        if member.isreg() and name is not None:
+            size += member.size
+            if size > largest:
+                raise DataError(
+                    f"{archive} unpacks to more than {largest:,} bytes, and the data set has no more: it is refused."
+                    " If that is right, unpack it yourself"
+                )
+            yield tar, member, name
+
+
+def _check_ratio(read: int, archive: Path) -> None:
+    if read > max(64 << 20, UNPACKED_TO * archive.stat().st_size):
+        raise DataError(f"{archive} unpacks to more than {UNPACKED_TO} times its size: it is refused")
 
 
 def _name(member: tarfile.TarInfo, archive: Path) -> PurePosixPath | None:

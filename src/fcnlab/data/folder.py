@@ -20,8 +20,10 @@ from fcnlab.data.patterns import find_pictures
 from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.data.voc import read_list, voc_palette
 from fcnlab.ranges import Byte, Fraction, Seed
+from fcnlab.results.reading import bytes_of
 
 COLOURED = re.compile(r"(.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")  # a class and its colour in a file of classes
+CLASSES_BYTES = 1 << 20  # of such a file; ADE20K's 150 classes have 3 kB
 
 Classes = str | Sequence[str] | Mapping[str, Sequence[int]]
 
@@ -170,8 +172,8 @@ def _class_lines(classes: Classes, root: str) -> Iterator[tuple[str, Sequence[in
     else:
         path = Path(root) / classes
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = bytes_of(path, CLASSES_BYTES).decode("utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"data.pictures.classes={classes}: {path} cannot be read ({error}). It is UTF-8, a class to a line,"
                 " with its RGB behind it if masks are coloured."

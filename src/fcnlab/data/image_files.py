@@ -16,6 +16,7 @@ from fcnlab.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of files that are images
 PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL opens 40 more, EPS by running Ghostscript
+SLOW = ("ppm_plain", "ppm", "bmp_rle")  # PIL's decoders in Python: numbers as text, of other ranges, runs of pixels
 END_OF_JPEG = b"\xff\xd9"
 ENDS = (END_OF_JPEG, b"IEND\xaeB`\x82")  # of a whole JPEG, of a whole PNG
 
@@ -107,6 +108,8 @@ def open_picture(path: Path) -> Iterator[ImageFile]:
 def opened(path: Path, formats: tuple[str, ...]) -> Iterator[ImageFile]:
     """PIL's image; whatever goes wrong with the file while it is open becomes a DataError that names it."""
     try:
+        if not path.is_file() and path.exists():  # a pipe would be waited for, for ever
+            raise ValueError("it is no regular file")
         file = Image.open(path, formats=formats)
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing{_beside(path)}") from None
@@ -132,6 +135,10 @@ def _beside(path: Path) -> str:
 
 
 def _check_header(path: Path, file: ImageFile) -> None:
+    if any(tile[0] in SLOW for tile in file.tile):
+        raise UnreadableFile(
+            f"{path} is stored in a way that takes minutes to read ({file.tile[0][0]}): save it as PNG"
+        )
     cols, rows = file.size
     if Image.MAX_IMAGE_PIXELS is not None and rows * cols > Image.MAX_IMAGE_PIXELS:  # where PIL itself only warns
         raise WrongSize(

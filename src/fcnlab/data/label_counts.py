@@ -16,7 +16,10 @@ import numpy as np
 from fcnlab.data.cache import identity, state_of
 from fcnlab.data.image_files import DataError
 from fcnlab.data.pictures import LabelPixels, Pictures
+from fcnlab.results.reading import bytes_of
 from fcnlab.results.scores import VOID
+
+MOST_BYTES = 64 << 10  # of the file; 256 counts and two hashes have some 3 kB
 
 
 def check(pictures: Pictures, min_size: int, folder: Path) -> LabelPixels:
@@ -50,7 +53,7 @@ def _state(pictures: Pictures) -> str | None:
 def _kept(file: Path, state: str | None) -> LabelPixels | None:
     """None where there is no such file, not a whole one, or one of other masks."""
     try:
-        record = json.loads(file.read_bytes())
+        record = json.loads(bytes_of(file, MOST_BYTES))
         pixels = [int(count) for count in record["pixels"]]
         sound = record["digest"] == _digest(record["state"], pixels) and len(pixels) == VOID + 1
         return np.array(pixels, np.int64) if sound and record["state"] == state else None

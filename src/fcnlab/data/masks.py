@@ -132,7 +132,7 @@ def _palette(file: ImageFile) -> UInt8[ndarray, "values 3"] | None:
 def _check_kind(path: Path, file: ImageFile, coloured: bool) -> None:
     """Refuse what would not be read as its maker meant it."""
     mode = _raw_mode(file)
-    if getattr(file, "n_frames", 1) > 1:
+    if getattr(file, "is_animated", False):  # n_frames follows a TIFF's chain of a million empty images to its end
         raise WrongMode(f"{path} holds more than one image: save each mask as a file of its own")
     if file.info.get("compression") in LOSSY:
         raise WrongMode(f"{path} is compressed as {file.info['compression']}, which blurs labels: save it lossless")

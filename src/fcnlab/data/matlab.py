@@ -14,6 +14,7 @@ import numpy as np
 from numpy import ndarray
 
 from fcnlab.errors import first_line
+from fcnlab.results.reading import bytes_of
 
 HEADER = 128  # bytes, the last two of which say in which order the others' are
 MATRIX, COMPRESSED = 14, 15  # kinds of elements
@@ -30,7 +31,7 @@ def read_field(path: Path, variable: str, field: str) -> ndarray:
     OSError, ValueError
         The file cannot be read; it is no such file, damaged, or holds something else there.
     """
-    data = memoryview(path.read_bytes())
+    data = memoryview(bytes_of(path, LARGEST))
     order = {b"IM": "<", b"MI": ">"}.get(bytes(data[HEADER - 2 : HEADER]))
     if order is None:
         raise ValueError("it is no MATLAB file of level 5")

@@ -29,6 +29,7 @@ from fcnlab.data.image_files import DataError
 from fcnlab.data.pictures import VOID, LabelPixels, Pictures
 from fcnlab.data.transforms import FILL, Augmentation
 from fcnlab.ranges import Count, NumClasses, Pixels, Seed, Whole
+from fcnlab.results.reading import Unreadable, open_regular
 from fcnlab.results.selection import FINGERPRINT
 
 Batch = dict[str, Tensor]
@@ -421,7 +422,7 @@ def file_digests(paths: Sequence[Path]) -> dict[Path, bytes]:
     """A hash of each file's bytes, of those that can be read."""
 
     def digest(path: Path) -> bytes | None:
-        with suppress(OSError), path.open("rb") as file:
+        with suppress(OSError, Unreadable), open_regular(path) as file:
             return hashlib.file_digest(file, hashlib.blake2b).digest()
 
     with ThreadPoolExecutor(visible_cores()) as pool:

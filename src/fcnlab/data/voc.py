@@ -22,6 +22,7 @@ from fcnlab.data.image_files import DataError
 from fcnlab.data.masks import Colour
 from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.ranges import Meaning
+from fcnlab.results.reading import bytes_of
 
 Year = Annotated[int, Meaning("2007 to 2012, the years of VOC's segmentations", lambda year: 2007 <= year <= 2012)]
 CLASSES = (
@@ -29,6 +30,7 @@ CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")  # the first that has a mask wins
+LIST_BYTES = 64 << 20  # trainaug's has 130 kB
 LISTS = Path(__file__).parent / "lists"  # official ones, for devkits that lack them
 WITH_SBD = "voc2012_trainaug"  # the one of them that VOC's own masks do not cover
 
@@ -175,8 +177,8 @@ def read_list(folder: Path, split: str) -> tuple[str, ...]:
         there = ", ".join(sorted(path.stem for path in folder.glob("*.txt"))) or "none"
         raise DataError(f"no list {split!r} in {folder}: there is {there}. Set data.train_list or data.val_list.")
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors open a file with a mark
-    except (OSError, UnicodeDecodeError) as error:
+        lines = bytes_of(file, LIST_BYTES).decode("utf-8-sig").splitlines()  # Windows' editors open a file with a mark
+    except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read as a list: {error}. It is UTF-8, a name to a line.") from error
     names = tuple(line.strip() for line in lines if line.strip())
     outside = [name for name in names if name.startswith("/") or ".." in Path(name).parts]

@@ -6,12 +6,15 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
 from fcnlab.launching.manifest import Job, Manifest, facts_of, shown
+from fcnlab.results.escaping import in_line, in_terminal
+from fcnlab.results.reading import Unreadable, open_regular
 
 REDRAW_AFTER = 1.0  # seconds
 REPORT_AFTER = 600.0  # seconds without a line, where there is no table
@@ -41,20 +44,21 @@ class Progress:
         """Look into the job's curves; those of a stage, where it runs in stages."""
         curves = max(folder.glob("**/metrics.csv"), key=lambda path: path.stat().st_mtime, default=None)
         for row in last_rows(curves) if curves else []:
-            self.step = int(row.get("step") or self.step)
-            if found := row.get("val/miou"):
-                self.miou = max(float(found), self.miou or 0.0)
+            with suppress(ValueError):  # a value that is no number
+                self.step = int(row.get("step") or self.step)
+                if found := row.get("val/miou"):
+                    self.miou = max(float(found), self.miou or 0.0)
 
 
 def last_rows(path: Path) -> list[dict[str, str]]:
     """The last whole rows of a metrics.csv that is being written."""
     try:
-        with path.open("rb") as file:
-            header = file.readline()
+        with open_regular(path) as file:
+            header = file.readline(TAIL)
             size = file.seek(0, os.SEEK_END)
             file.seek(max(len(header), size - TAIL))
-            tail = file.read()
-    except OSError:
+            tail = file.read(TAIL)
+    except (OSError, Unreadable):
         return []
     lines = tail[: tail.rfind(b"\n") + 1].split(b"\n", 0 if size - TAIL <= len(header) else 1)
     whole = (header + lines[-1]).decode(errors="replace")
@@ -86,7 +90,7 @@ class Board:
         """A line for the record, above the table."""
         self._draw([])
         self._said_at = time.monotonic()
-        print(f"[{time.strftime('%H:%M:%S')}] {text}", file=self.out, flush=True)
+        print(f"[{time.strftime('%H:%M:%S')}] {in_terminal(text)}", file=self.out, flush=True)
 
     def started(self, job: Job, where: str) -> None:
         self._times[job.number] = (time.monotonic(), None)
@@ -120,7 +124,7 @@ class Board:
         """Leave the whole table behind, and the last words below it."""
         self._draw([])
         width = shutil.get_terminal_size()[0] - 1 if self.live else 10_000
-        lines = [*self.lines(width), *last, f"The sweep: {shown(self.manifest.folder)}"]
+        lines = [*self.lines(width), *map(in_terminal, last), in_line(f"The sweep: {shown(self.manifest.folder)}")]
         print("\n".join(lines), file=self.out, flush=True)
 
     def _draw(self, lines: Sequence[str]) -> None:
@@ -139,7 +143,7 @@ class Board:
         rows = [self._row(job, name, width) for job in jobs]
         left_out = len(self.manifest.jobs) - len(jobs)
         more = [f"          and {left_out} more"] if left_out else []
-        return [self._paint("1", self.summary()[:width]), head[:width], *rows, *more]
+        return [self._paint("1", in_line(self.summary())[:width]), head[:width], *rows, *more]
 
     def _row(self, job: Job, name: int, width: int) -> str:
         progress = self.progress[job.number]
@@ -147,7 +151,8 @@ class Board:
         state = f"{progress.step} of {progress.total}" if running else job.status
         miou = job.miou if job.miou is not None else progress.miou
         score = "" if miou is None else f"{100 * miou:.2f} %"
-        settings = job.name if len(job.name) <= name else job.name[: name - 1] + "…"
+        said = in_line(job.name)
+        settings = said if len(said) <= name else said[: name - 1] + "…"
         best = "*" if job is self._best() else " "
         seconds = "" if job.number not in self._times else _duration(self._seconds(job.number))
         row = f"  {MARKS[job.status]} {job.number:>4}  {settings:<{name}}  {state:<16} {best}{score:>9}  {seconds:>7}"
@@ -221,10 +226,10 @@ def epitaph(job: Job, log: Path, command: str, lines: int = 8) -> str:
 def last_lines(path: Path, count: int) -> Sequence[str]:
     """The end of a log; of a progress bar only what it showed last."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, path.stat().st_size - TAIL))
-            text = file.read().decode(errors="replace")
-    except OSError:
+            text = file.read(TAIL).decode(errors="replace")
+    except (OSError, Unreadable):
         return []
     lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
     return [line for line in lines if line and not line.startswith(HYDRAS)][-count:]

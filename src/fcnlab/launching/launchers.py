@@ -26,6 +26,7 @@ from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_gpus
 from fcnlab.launching.processes import Started, config_dir, environment_of_one, setting, start, typed
 from fcnlab.launching.sweeping import Sweep
+from fcnlab.results.escaping import in_terminal
 from fcnlab.signals import Interrupted, StopSignals
 
 log = logging.getLogger("fcnlab")
@@ -321,7 +322,7 @@ def told_plainly(verb: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise CompactHydraException(f"fcnlab {verb}: {error}") from error
+        raise CompactHydraException(in_terminal(f"fcnlab {verb}: {error}")) from error
 
 
 @contextmanager

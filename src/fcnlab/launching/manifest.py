@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fcnlab.errors import UserError
-from fcnlab.launching.processes import setting, typed
+from fcnlab.launching.processes import open_own, setting, typed
+from fcnlab.results.reading import Unreadable, read_json
 
 log = logging.getLogger("fcnlab")
 NAME = "sweep.json"
@@ -134,7 +135,9 @@ def open_manifest(
 def read_manifest(folder: Path) -> Manifest:
     """The record in ``folder``; a UserError where there is none, or what is there is none."""
     try:
-        facts = json.loads((folder / NAME).read_text())
+        facts = read_json(folder, NAME)
+        if facts is None:
+            raise ValueError(f"there is no {NAME}")
         jobs = {job["number"]: Job(**job) for job in facts["jobs"]}
         if any(not (folder / job.folder).resolve().is_relative_to(folder.resolve()) for job in jobs.values()):
             raise ValueError("a job's folder is outside of it")
@@ -164,11 +167,11 @@ class Lock:
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._own, self.inherited = (os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644) for name in LOCKS)
+        self._own, self.inherited = (open_own(folder / name, os.O_RDWR) for name in LOCKS)
         self.release = weakref.finalize(self, _close, self._own, self.inherited)
         if not _lock(self._own):
+            holder = os.read(self._own, 300).decode(errors="replace") or "?"
             self.release()
-            holder = (folder / LOCKS[0]).read_text() or "?"
             raise UserError(f"{shown(folder)}: process {holder} is working there: wait for it, or stop it")
         os.truncate(self._own, 0)
         os.write(self._own, f"{os.getpid()} on {platform.node()}".encode())
@@ -200,10 +203,9 @@ def _close(*files: int) -> None:
 def facts_of(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file of a run; nothing where it is not there, or not whole."""
     try:
-        found = json.loads((folder / name).read_text())
-    except (OSError, ValueError):
+        return read_json(folder, name) or {}
+    except (OSError, Unreadable):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def shown(path: Path) -> str:

@@ -1,9 +1,11 @@
 """A run as a process of its own: the single run that its words say, whatever started it."""
 
 import ctypes
+import errno
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Protocol
 
+from fcnlab.errors import UserError
 from fcnlab.signals import Interrupted
 
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -105,8 +108,27 @@ def spawn(
     fixed: dict[str, Any] = {"start_new_session": True, "preexec_fn": _end_with_parent(), "pass_fds": held}
     if log is None:
         return Session(command, env=environment, **fixed)
-    with log.open("ab") as file:
+    with os.fdopen(open_own(log, os.O_WRONLY | os.O_APPEND), "ab") as file:
         return Session(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **fixed)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """The number of a file that is written in place, made where it is not there.
+
+    Raises
+    ------
+    UserError
+        It is a link, whose target would be written to, or no file.
+    """
+    try:
+        file = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            return file
+        os.close(file)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    raise UserError(f"{path} is a link, or no file: it is not written to. Remove it, if it is yours")
 
 
 def _end_with_parent():

@@ -7,6 +7,8 @@ from enum import StrEnum
 from itertools import groupby
 from typing import Any
 
+from fcnlab.results.escaping import in_line, in_markdown
+
 
 class Verdict(StrEnum):
     """How bad it is; an error makes numbers wrong or training fail."""
@@ -49,13 +51,13 @@ def findings_table(findings: Sequence[Finding], colour: bool = False, columns: i
     width = max((len(finding.check) for finding in findings), default=0)
     lines = []
     for about, group in groupby(findings, key=lambda finding: finding.about):
-        lines += ["", _painted(about, "1", colour)]
+        lines += ["", _painted(in_line(about), "1", colour)]
         for finding in group:
             sign = _painted(SIGNS[finding.verdict], COLOURS[finding.verdict], colour)
-            found = textwrap.wrap(finding.found, max(20, columns - width - 6), break_on_hyphens=False)
+            found = textwrap.wrap(in_line(finding.found), max(20, columns - width - 6), break_on_hyphens=False)
             lines.append(f"  {sign} {finding.check:<{width}}  {found[0]}")
             lines += [" " * (width + 6) + more for more in found[1:]]
-            lines += [f"      {one}" for one in _some(finding.each, MOST_NAMED[finding.verdict])]
+            lines += [f"      {in_line(one)}" for one in _some(finding.each, MOST_NAMED[finding.verdict])]
     return "\n".join(lines[1:])
 
 
@@ -65,10 +67,10 @@ def findings_markdown(findings: Sequence[Finding]) -> str:
     for about, group in groupby(findings, key=lambda finding: finding.about):
         group = list(group)
         rows = [f"| {one.verdict} | {_cell(one.check)} | {_cell(one.found)} |" for one in group]
-        parts += [f"## {about}", "\n".join(["| verdict | check | found |", "|---|---|---|", *rows])]
+        parts += [f"## {in_markdown(about)}", "\n".join(["| verdict | check | found |", "|---|---|---|", *rows])]
         for finding in group:
             if finding.each:
-                parts += [f"{finding.check}:", "\n".join(f"- `{one}`" for one in finding.each)]
+                parts += [f"{finding.check}:", "\n".join(f"- {in_markdown(one)}" for one in finding.each)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -95,7 +97,7 @@ def worst(findings: Sequence[Finding]) -> Verdict:
 
 def text_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Names to the left, numbers to the right, each column as wide as it needs."""
-    lines = [header, *rows]
+    lines = [list(map(in_line, line)) for line in (header, *rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
     return "\n".join(
         "  ".join(
@@ -122,4 +124,4 @@ def _painted(text: str, code: str, colour: bool) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return text if set(text) <= set("-:") else in_markdown(text)

@@ -21,12 +21,14 @@ from fcnlab.results.grouping import Group
 from fcnlab.results.intervals import FEWEST_PICTURES
 from fcnlab.results.origins import ENVIRONMENT
 from fcnlab.results.pairs import Pair, picture_scores
+from fcnlab.results.reading import bytes_of
 from fcnlab.results.record import aside
 from fcnlab.results.scores import SCORES
 
 BAR = 160  # pixels: the width of a table's intervals
 MOST_PANELS, MOST_SHOWN_GROUPS = 6, 4
 PANEL_WIDTH = 960  # pixels
+PANEL_BYTES, PANEL_PIXELS = 64 << 20, 60_000_000  # of a drawing; three pictures side by side
 LEAST_RATIO = 1.05  # of the dearest to the cheapest group, where a chart is worth its room
 SCALED = ("gmacs_per_picture", "minutes", "parameters")  # the costs that are drawn
 
@@ -230,12 +232,14 @@ def _by_picture(found: Group) -> dict[str, float]:
 
 
 def _picture(path: Path) -> str | None:
-    """As a data address, no wider than is shown; None for what is no picture."""
+    """As a data address, no wider than is shown; None for what is no picture, or larger than a drawing is."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(bytes_of(path, PANEL_BYTES)), formats=["PNG"]) as image:
+            if image.width * image.height > PANEL_PIXELS:
+                return None
             image.thumbnail((PANEL_WIDTH, PANEL_WIDTH))
             file = io.BytesIO()
             image.convert("RGB").save(file, "JPEG", quality=88, subsampling=0)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # PIL's plugins end in a dozen kinds
         return None
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

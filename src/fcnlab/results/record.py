@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
+from fcnlab.results.reading import read_json
 from fcnlab.results.scores import SCORES, Scores, scores
 
 
@@ -42,7 +43,7 @@ def write_record(
 def add_to_record(folder: Path, **facts: Mapping[str, Any]) -> None:
     """Give the ``metrics.json`` of a folder further parts."""
     path = folder / "metrics.json"
-    write_json(path, json.loads(path.read_text()) | facts)
+    write_json(path, (read_json(folder, path.name) or {}) | facts)
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -61,8 +62,10 @@ def aside(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of the real one when all went well.
 
     It is on the disk before it does, and its folder behind it: a kill or a power failure leaves the old or the new.
+    What lies there under the path's name, which may be a link to any file, is not written to.
     """
     part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
     try:
         yield part
         _sync(part)

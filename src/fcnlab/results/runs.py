@@ -4,13 +4,9 @@ Everything in a run's folder is foreign: it may be half written, older than this
 be used is named with its reason, and the rest goes on.
 """
 
-import csv
-import json
 import math
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from numpy import ndarray
 
 from fcnlab.cores import visible_cores
@@ -33,12 +28,15 @@ from fcnlab.results.origins import (
     under_scoring,
 )
 from fcnlab.results.passport import Areas, areas
+from fcnlab.results.reading import Unreadable, inside, open_arrays, read_json, read_rows, read_yaml
 from fcnlab.results.scores import SCORES, Scores, scores
 from fcnlab.results.selection import Facts, recorded_selection
 
 VERBS = ("train", "eval")  # the others leave no scores
 LOG = "job.log"  # what a job of a sweep said, of a failed one perhaps all that there is
 SIGNS = {"metrics.json", "confusions.npz", "run.json", LOG}  # each makes a folder a run's
+BEHIND_LINKS = {*SIGNS, ".hydra", "sweep.json", "multirun.yaml"}  # of a run, or of a sweep
+DEEPEST = 40  # folders in each other
 NO_RUNS_INSIDE = {"checkpoints", "predictions", "wandb"}
 CURVES = ("val/miou", "train/loss")
 SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
@@ -52,7 +50,6 @@ WITHOUT_EFFECT = re.compile(
     r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(pictures|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
     r"|trainer\.strategy\.(gradient_as_bucket_view|broadcast_buffers|static_graph)"
 )
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast
 
 
 class LeftOut(NamedTuple):
@@ -96,47 +93,95 @@ class Run:
 
     def panel(self, name: str) -> Path | None:
         """Its drawing of a picture beside truth and prediction, where it left one."""
-        path = self.folder / "predictions" / f"{name}.png"
         try:
-            inside = path.resolve().is_relative_to(self.folder.resolve())
-            return path if inside and path.is_file() else None
+            path = inside(self.folder, f"predictions/{name}.png")
+            return path if path.is_file() else None
         except (OSError, ValueError):  # a name that no file can have
             return None
 
 
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[LeftOut]]:
     """The runs below some folders, in the order of their names, and what was found there but cannot be used."""
-    found = list(dict.fromkeys(run for folder in folders for run in run_folders(folder.absolute())))
+    found: dict[str, Path | LeftOut] = {}
+    for entry in (entry for folder in folders for entry in run_folders(folder.absolute())):
+        path = entry.folder if isinstance(entry, LeftOut) else entry
+        found.setdefault(os.path.realpath(path), entry)  # two links to a run are one run
     with ThreadPoolExecutor(min(8, visible_cores())) as pool:  # unpacking and summing leave Python's lock alone
-        read = list(pool.map(_read_or_reason, found))
+        read = list(pool.map(_read_or_reason, found.values()))
     return [run for run in read if isinstance(run, Run)], [out for out in read if isinstance(out, LeftOut)]
 
 
-def run_folders(root: Path) -> Iterator[Path]:
-    """Folders that a run left or began, and empty ones; job 2 of a sweep before job 10."""
-    for folder, inside, files in os.walk(root):
-        hydra = ".hydra" in inside
-        inside[:] = sorted((name for name in inside if _may_hold_runs(name)), key=_natural)
-        if hydra or SIGNS & set(files) or not (inside or files):
-            yield Path(folder)
+def run_folders(root: Path) -> Iterator[Path | LeftOut]:
+    """Folders that a run left or began, and empty ones; job 2 of a sweep before job 10; what is not looked into.
+
+    A link is followed where a run or a sweep is behind it: any other could lead through the whole disk.
+    """
+    waiting, seen = [root], set()
+    while waiting:
+        folder = waiting.pop()
+        try:
+            known = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: _natural(entry.name))
+        except OSError as error:
+            yield LeftOut(folder, f"cannot be read: {first_line(error)}")
+            continue
+        if (known.st_dev, known.st_ino) in seen:  # a link leads back to it
+            continue
+        seen.add((known.st_dev, known.st_ino))
+        within = [entry for entry in entries if _may_hold_runs(entry)]
+        is_run = any(entry.name in SIGNS | {".hydra"} for entry in entries)
+        if is_run or not (within or any(not _is_folder(entry) for entry in entries)):
+            yield folder
+        reasons = {entry.path: _why_not(entry, root) for entry in within if not (is_run and _is_dangling(entry))}
+        yield from (LeftOut(Path(path), reason) for path, reason in reasons.items() if reason)
+        waiting += [Path(path) for path, reason in reversed(reasons.items()) if not reason]
 
 
-def _may_hold_runs(name: str) -> bool:
-    return not name.startswith(".") and name not in NO_RUNS_INSIDE
+def _may_hold_runs(entry: os.DirEntry) -> bool:
+    hidden = entry.name.startswith(".") or entry.name in NO_RUNS_INSIDE
+    return not hidden and (_is_folder(entry) or _is_dangling(entry))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_dangling(entry: os.DirEntry) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110  (no OSError, whatever is there)
+
+
+def _why_not(entry: os.DirEntry, root: Path) -> str | None:
+    """Why a folder is not looked into, if it is not."""
+    if _is_dangling(entry):
+        return "a link to what is not there"
+    if entry.is_symlink() and not any(os.path.lexists(f"{entry.path}/{sign}") for sign in BEHIND_LINKS):
+        return f"a link to a folder that is neither a run nor a sweep: give that one itself, {os.path.realpath(entry)}"
+    if entry.path.count(os.sep) - str(root).count(os.sep) > DEEPEST:
+        return f"{DEEPEST} folders below {root}: give one further down"
+    return None
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _read_or_reason(folder: Path) -> Run | LeftOut | None:
+def _read_or_reason(folder: Path | LeftOut) -> Run | LeftOut | None:
     """None for what holds no scores by its nature: a prediction, a comparison, a staged training's frame."""
+    if isinstance(folder, LeftOut):
+        return folder
     try:
         return read_run(folder)
     except Unusable as error:
         return LeftOut(folder, str(error))
+    except Unreadable as error:
+        return LeftOut(folder, f"its {error}")
     except OSError as error:
         return LeftOut(folder, f"cannot be read: {first_line(error)}")
+    except Exception as error:  # whatever a folder holds, the others go on
+        return LeftOut(folder, f"its record is damaged, or not one of fcnlab's: {first_line(error)}")
 
 
 def read_run(folder: Path) -> Run | None:
@@ -146,11 +191,13 @@ def read_run(folder: Path) -> Run | None:
     ------
     Unusable
         It is empty, half written, of a run that did not finish, older than this code, damaged or not ours.
+    OSError, Unreadable
+        A file of it cannot be read, or is over a limit.
     """
     if not any(folder.iterdir()):
         raise Unusable("an empty folder")
     hydra = _hydra(folder)
-    job, facts = _part(hydra, "job"), _json(folder / "run.json") or {}
+    job, facts = _part(hydra, "job"), read_json(folder, "run.json") or {}
     if job.get("config_name", "train") not in VERBS:
         return None
     _check_finished(facts)
@@ -159,8 +206,8 @@ def read_run(folder: Path) -> Run | None:
     if config.get("stages"):
         return None
     record = _scored(folder)
-    names, classes, matrices = _confusions(folder / "confusions.npz")
-    found = scores(matrices.sum(axis=0))
+    names, classes, counted, total = _confusions(folder)
+    found = scores(total)
     _check_agreement(record, found, classes)
     described = _described(folder, hydra, configuration, facts, record)
     return Run(
@@ -172,13 +219,13 @@ def read_run(folder: Path) -> Run | None:
         environment=described.environment,
         names=names,
         classes=classes,
-        areas=Areas(*map(np.ascontiguousarray, areas(matrices))),  # copies: a view would keep all of the matrices
+        areas=counted,
         scores=found,
         protocol=record["protocol"],
         selection=recorded_selection(record),
         cost=_numbers(record.get("cost")) | _minutes(facts),
         published=_published(record, config, set(_typed(hydra))),
-        curves=_curves(folder / "metrics.csv"),
+        curves=_curves(folder),
         ended=str(facts.get("ended") or _written(folder / "metrics.json")),
     )
 
@@ -194,7 +241,7 @@ def _check_finished(facts: dict[str, Any]) -> None:
 
 
 def _scored(folder: Path) -> dict[str, Any]:
-    record = _json(folder / "metrics.json")
+    record = read_json(folder, "metrics.json")
     if record is None:
         raise Unusable("no metrics.json: half written, or killed before it was scored")
     if not isinstance(record.get("iou"), dict) or not all(name in record for name in SCORES):
@@ -207,20 +254,31 @@ def _scored(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _confusions(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], ndarray]:
-    if not path.is_file():
-        raise Unusable("no confusions.npz: half written, or an old record")
+def _confusions(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...], Areas, ndarray]:
+    """Names of pictures and classes, the areas of each picture, and the sum of all matrices, which are never held."""
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            names, classes, matrices = file["names"], file["classes"], file["matrices"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
-        raise Unusable(f"its confusions.npz is damaged: {first_line(error)}") from error
-    square = (len(names), len(classes), len(classes)) if names.ndim == classes.ndim == 1 else None
-    if matrices.shape != square or matrices.dtype.kind not in "iu" or not len(names) or matrices.min() < 0:
+        with open_arrays(folder, "confusions.npz") as file:
+            names, classes = (file.whole(key).tolist() for key in ("names", "classes"))
+            parts = [_summed(part, len(classes)) for part in file.parts("matrices")]
+    except FileNotFoundError as error:
+        raise Unusable("no confusions.npz: half written, or an old record") from error
+    counted = [part for part in parts if part is not None]
+    pictures = sum(len(found.hits) for found, _ in counted)
+    if len(counted) < len(parts) or pictures != len(names) or not all(isinstance(name, str) for name in classes):
         raise Unusable("its confusions.npz does not hold a matrix of counts for each picture")
-    if len(set(names.tolist())) < len(names):
+    if len(set(names)) < len(names):
         raise Unusable("its confusions.npz counts a picture twice")
-    return tuple(map(str, names)), tuple(map(str, classes)), matrices
+    found = Areas(*(np.concatenate(rows) for rows in zip(*(found for found, _ in counted), strict=True)))
+    return tuple(map(str, names)), tuple(classes), found, np.sum([total for _, total in counted], axis=0)
+
+
+def _summed(matrices: ndarray, classes: int) -> tuple[Areas, ndarray] | None:
+    """The areas of some pictures, and the sum of their matrices; None for what is no matrices of counts."""
+    if matrices.shape[1:] != (classes, classes) or matrices.dtype.kind not in "iu" or not len(matrices):
+        return None
+    if matrices.min() < 0 or matrices.max() > LARGEST:
+        return None
+    return Areas(*map(np.ascontiguousarray, areas(matrices))), matrices.sum(axis=0)
 
 
 def _check_agreement(record: dict[str, Any], found: Scores, classes: tuple[str, ...]) -> None:
@@ -235,7 +293,7 @@ def _check_agreement(record: dict[str, Any], found: Scores, classes: tuple[str, 
 
 
 def _hydra(folder: Path) -> dict[str, Any]:
-    return _part(_yaml(folder / ".hydra" / "hydra.yaml"), "hydra")
+    return _part(read_yaml(folder, ".hydra/hydra.yaml"), "hydra")
 
 
 def _part(tree: Any, key: str) -> dict[str, Any]:
@@ -248,8 +306,8 @@ def _configuration(folder: Path, hydra: dict[str, Any]) -> tuple[dict[str, Any],
 
     ``.hydra/config.yaml`` still shows which values are others' (``${seed}``): those are no settings of their own.
     """
-    composed = _yaml(folder / ".hydra" / "config.yaml")
-    config = _yaml(folder / "config.yaml") or composed
+    composed = read_yaml(folder, ".hydra/config.yaml")
+    config = read_yaml(folder, "config.yaml") or composed
     if not config and (folder / LOG).is_file():
         raise Unusable(f"a job that ended before its run began, or has only just begun: see its {LOG}")
     if not config:
@@ -261,9 +319,9 @@ def _configuration(folder: Path, hydra: dict[str, Any]) -> tuple[dict[str, Any],
         if not WITHOUT_EFFECT.fullmatch(path) and not linked & _prefixes(path)
     } | _resumed_with(folder)
     options = {
-        group: "null" if option is None else str(option)
+        str(group): "null" if option is None else str(option)
         for group, option in _part(_part(hydra, "runtime"), "choices").items()
-        if not group.startswith(("hydra/", "logger"))
+        if not str(group).startswith(("hydra/", "logger"))
     }
     return config, options, settings
 
@@ -348,9 +406,9 @@ def _evaluated(
     refine, typed, own = options.get("refine", "none"), set(_typed(hydra)), scored_data(settings)
     training = _run_of(config, hydra)
     if training:
-        its_hydra, its_facts = _hydra(training), _json(training / "run.json") or {}
+        its_hydra, its_facts = _hydra(training), read_json(training, "run.json") or {}
         its_configuration = _configuration(training, its_hydra)
-        found = _trained(training, its_hydra, its_configuration, its_facts, _json(training / "metrics.json"))
+        found = _trained(training, its_hydra, its_configuration, its_facts, read_json(training, "metrics.json"))
         its_data = scored_data(its_configuration[2])
         own = own or its_data  # without data=, that of its training
         if same_folder(_root(config, hydra), _root(its_configuration[0], its_hydra)):
@@ -457,9 +515,10 @@ def _minutes(facts: dict[str, Any]) -> dict[str, float]:
     """From start to end; nothing for a run that was resumed, whose first part nobody timed."""
     try:
         started, ended = (datetime.fromisoformat(facts[key]) for key in ("started", "ended"))
-    except (KeyError, TypeError, ValueError):
+        minutes = (ended - started).total_seconds() / 60
+    except (KeyError, TypeError, ValueError):  # also where one of them has a zone, and the other has not
         return {}
-    return {"minutes": (ended - started).total_seconds() / 60} if facts.get("starts", 1) == 1 else {}
+    return {"minutes": minutes} if facts.get("starts", 1) == 1 else {}
 
 
 def _written(path: Path) -> str:
@@ -467,49 +526,19 @@ def _written(path: Path) -> str:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat()
 
 
-def _curves(path: Path) -> dict[str, ndarray]:
+def _curves(folder: Path) -> dict[str, ndarray]:
     """Steps and values of each curve that is drawn, as two rows; what is no number is passed over."""
-    try:
-        with path.open(newline="", errors="replace") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, csv.Error):
-        return {}
-    points = {name: [point for row in rows if (point := _point(row, name))] for name in CURVES}
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in CURVES}
+    for row in read_rows(folder, "metrics.csv"):
+        for name, found in points.items():
+            if point := _point(row, name):
+                found.append(point)
     return {name: np.array(found).T for name, found in points.items() if found}
 
 
-def _point(row: dict[str, str | None], name: str) -> tuple[float, float] | None:
+def _point(row: dict[str, str], name: str) -> tuple[float, float] | None:
     try:
         step, value = float(row.get("step") or "nan"), float(row.get(name) or "nan")
-    except (TypeError, ValueError):
+    except ValueError:
         return None
     return (step, value) if abs(step) < LARGEST and abs(value) < LARGEST else None
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """None where there is no such file."""
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise Unusable(f"its {path.name} is damaged or half written: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise Unusable(f"its {path.name} is not one of fcnlab's")
-    return found
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    """Empty where there is no such file. Aliases, which OmegaConf never writes, could make a tree without an end."""
-    try:
-        text = path.read_text()
-        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
-            raise Unusable(f"its {path.name} has YAML aliases: it is not one of fcnlab's")
-        found = yaml.load(text, _Loader)
-    except FileNotFoundError:
-        return {}
-    except Unusable:
-        raise
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise Unusable(f"its {path.name} is damaged or half written: {first_line(error)}") from error
-    return found if isinstance(found, dict) else {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcnlab.results.comparison import Comparison, environments
+from fcnlab.results.escaping import in_csv, in_line, in_markdown
 from fcnlab.results.grouping import Division, Group
 from fcnlab.results.intervals import Interval
 from fcnlab.results.origins import ENVIRONMENT, SCORING, UNKNOWN
@@ -235,7 +236,7 @@ def _size(pair: Pair, sign: int) -> str:
 
 def terminal(comparison: Comparison) -> str:
     """What is shown at once; tables that are long are cut."""
-    parts = [headline(comparison), _aligned(group_table(comparison))]
+    parts = [in_line(headline(comparison)), _aligned(group_table(comparison))]
     if comparison.pairs:
         parts += [
             f"Differences of mIoU in points on {counted(comparison.pictures, 'picture')}, from {comparison.resamples}"
@@ -244,12 +245,13 @@ def terminal(comparison: Comparison) -> str:
         ]
     if published_table(comparison)[1]:
         parts += ["Beside what was published", _aligned(published_table(comparison))]
-    return "\n\n".join([*parts, *comparison.notes, *comparison.selection, "\n".join(answers(comparison))])
+    notes = map(in_line, [*comparison.notes, *comparison.selection])
+    return "\n\n".join([*parts, *notes, "\n".join(map(in_line, answers(comparison)))])
 
 
 def _aligned(table: Table) -> str:
     head, rows = table
-    shown = rows[:SHOWN]
+    shown = [list(map(in_line, row)) for row in rows[:SHOWN]]
     widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *shown)]
     more = [f"({len(rows) - SHOWN} more in the files)"] if len(rows) > SHOWN else []
@@ -258,7 +260,7 @@ def _aligned(table: Table) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """All of it, for a page of one's own."""
-    parts = ["# Comparison", headline(comparison) + ".", _bullets(answers(comparison))]
+    parts = ["# Comparison", in_markdown(headline(comparison)) + ".", _bullets(answers(comparison))]
     parts += [_bullets([*comparison.notes, *comparison.selection])]
     titled = {
         "Differences of mIoU, in points": pair_table,
@@ -278,15 +280,14 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {in_markdown(line)}" for line in lines)
 
 
 def _pipes(table: Table) -> str:
     head, rows = table
     align = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (head, align, *rows)
-    )
+    lines = [list(map(in_markdown, head)), align, *(list(map(in_markdown, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_csv(folder: Path, comparison: Comparison) -> None:
@@ -343,11 +344,13 @@ def _pair_facts(pair: Pair) -> dict[str, Any]:
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with aside(path) as part, part.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows({key: _known(value) for key, value in row.items()} for row in rows)
+        writer = csv.writer(file)
+        writer.writerow(map(in_csv, columns))
+        writer.writerows([_known(row.get(column)) for column in columns] for row in rows)
 
 
 def _known(value: Any) -> Any:
-    """CSV has no nan that all read."""
-    return "" if value is None or value != value else value
+    """CSV has no nan that all read; text stays text."""
+    if value is None or value != value:
+        return ""
+    return in_csv(value) if isinstance(value, str) else value

@@ -11,12 +11,14 @@ from fcnlab.config import ConfigError, check_targets
 from fcnlab.errors import UserError
 from fcnlab.results import comparison
 from fcnlab.results.comparison import Comparison
+from fcnlab.results.escaping import in_line
 from fcnlab.results.grouping import Division
 from fcnlab.results.origins import ENVIRONMENT
 from fcnlab.results.page import write_page
 from fcnlab.results.record import aside
 from fcnlab.results.runs import LeftOut, read_runs
 from fcnlab.results.tables import markdown, terminal, write_csv
+from fcnlab.tasks.predictions import check_report
 
 log = logging.getLogger("fcnlab")
 SAID = 10  # folders that are named in the terminal; the page has all
@@ -27,6 +29,7 @@ def compare(cfg: DictConfig) -> None:
     check_targets(cfg)
     check_split(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
+    check_report(folder, ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv"))
     runs, left_out = read_runs([existing(name) for name in cfg.runs])
     say_left_out(left_out, "cannot be used")
     division = Division(tuple(cfg.split_by), tuple(cfg.merge_over))
@@ -59,7 +62,7 @@ def existing(name: str) -> Path:
 def say_left_out(left_out: list[LeftOut], what: str) -> None:
     """Name what is no part of the comparison, and why."""
     for out in left_out[:SAID]:
-        log.warning("%s: %s: %s", what.capitalize(), out.folder, out.reason)
+        log.warning("%s: %s: %s", what.capitalize(), in_line(str(out.folder)), in_line(out.reason))
     if len(left_out) > SAID:
         log.warning("%s: %d more, which the page names", what.capitalize(), len(left_out) - SAID)
 

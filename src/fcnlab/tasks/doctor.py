@@ -33,6 +33,7 @@ from fcnlab.results.findings import (
 from fcnlab.results.record import aside, write_json
 from fcnlab.tasks.building import run_folder, say
 from fcnlab.tasks.machine import inspect_machine
+from fcnlab.tasks.predictions import check_report
 from fcnlab.tasks.scoring import command
 from fcnlab.tasks.splits import say_what_is_there
 
@@ -48,6 +49,7 @@ def doctor(cfg: DictConfig) -> None:
         What makes a number wrong or training fail, in a line.
     """
     folder = run_folder()
+    check_report(folder, ("doctor.json", "doctor.md", "samples.png"))
     check_targets(cfg)
     data: DataModule = instantiate(cfg.data, _convert_="all")
     seen = look_at_all(data)

@@ -22,6 +22,7 @@ from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, open_loggers, run_folder, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
 from fcnlab.tasks.fingerprint import fingerprint
+from fcnlab.tasks.recording import recorded_config
 from fcnlab.tasks.scoring import commit, score, table, words_of
 from fcnlab.tasks.splits import check_splits
 
@@ -70,7 +71,9 @@ def selection_in_run(checkpoint: dict[str, Any], path: Path) -> Facts | None:
     selected = selection_of(checkpoint)
     if selected is None:
         return None
-    recorded = recorded_selection(facts_of(path.absolute().parents[1], "metrics.json")) if selected["monitor"] else None
+    recorded = (
+        recorded_selection(facts_of(path.absolute().parent.parent, "metrics.json")) if selected["monitor"] else None
+    )
     among = max(selected["among"], recorded["among"] if recorded else 0)
     own = {key: value for key, value in selected.items() if key != "val_miou"}
     return {**own, "among": among, "at_least": bool(selected["monitor"]) and recorded is None}
@@ -115,10 +118,13 @@ def recorded_data(cfg: DictConfig) -> DictConfig:
     ConfigError
         The checkpoint lies in no run's folder; the record names code from elsewhere.
     """
-    record = Path(cfg.checkpoint).absolute().parents[1] / ".hydra" / "config.yaml"
+    record = Path(cfg.checkpoint).absolute().parent.parent / ".hydra" / "config.yaml"
     if not record.is_file():
         raise ConfigError(f"checkpoint={cfg.checkpoint} lies in no run's folder ({record} is missing): give data=...")
-    data = plain(OmegaConf.load(record).data)
+    recorded = recorded_config(record.parents[1], f"checkpoint={cfg.checkpoint}")
+    if not isinstance(recorded.get("data"), DictConfig):
+        raise ConfigError(f"checkpoint={cfg.checkpoint}: {record} names no data: give data=...")
+    data = plain(recorded.data)
     check_trust(data, ("fcnlab.data", *cfg.trust), str(record))
     recorded = OmegaConf.create({"data": data})
     check_targets(recorded)

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
+from fcnlab.tasks.predictions import Predictions
 from fcnlab.tasks.submitting import check_submission, submit
 
 
@@ -35,12 +37,13 @@ def predict(cfg: DictConfig) -> None:
     check_targets(cfg)
     _check_what_is_asked(cfg)
     check_machine(cfg)
+    paths = _checked_paths(cfg) if cfg.submission is None else []
     checkpoint = read_checkpoint(cfg.checkpoint)
     net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
     facts = checkpoint["fcnlab"]
     if cfg.submission is not None:
         return submit(cfg, net, facts["classes"])
-    files = Files(find_pictures(cfg.input), min_size=net.backbone.min_size)
+    files = Files(paths, min_size=net.backbone.min_size)
     writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
     loader = DataLoader(files, batch_size=None, num_workers=worker_count(cfg.num_workers))
     refine = instantiate(cfg.refine, _convert_="all")
@@ -51,6 +54,13 @@ def predict(cfg: DictConfig) -> None:
         raise UserError(
             f"{len(writer.problems)} of {len(files)} pictures were left out:\n" + "\n".join(writer.problems)
         )
+
+
+def _checked_paths(cfg: DictConfig) -> list[Path]:
+    """The images; a UserError where what becomes of them would replace what is none of earlier predictions."""
+    paths = find_pictures(cfg.input)
+    Predictions(Path(cfg.output)).check(output_names(paths), paths, cfg.overwrite)
+    return paths
 
 
 def _check_what_is_asked(cfg: DictConfig) -> None:
@@ -87,8 +97,15 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     """Where each picture's results go below the output: as below the pictures' common folder, each name once."""
     base = os.path.commonpath([path.parent.absolute() for path in paths])
     places = [path.absolute().relative_to(base) for path in paths]
-    often = Counter(place.with_suffix("") for place in places)
-    return [f"{place.with_suffix('') if often[place.with_suffix('')] == 1 else place}.png" for place in places]
+    whole: set[Path] = set()  # whose suffix is kept: a.jpg beside a.png
+    while True:
+        names = [f"{place if place in whole else place.with_suffix('')}.png" for place in places]
+        often = Counter(names)
+        folders = {str(parent) for name in names for parent in Path(name).parents}
+        clash = {place for place, name in zip(places, names, strict=True) if often[name] > 1 or name in folders} - whole
+        if not clash:
+            return names
+        whole |= clash
 
 
 class Files(Dataset):
@@ -124,7 +141,7 @@ class WritePredictions(Callback):
     """Write each prediction as soon as it is there."""
 
     def __init__(self, folder: Path, files: Files, classes: Sequence[str], palette: np.ndarray):
-        self.folder, self.files, self.classes, self.palette = folder, files, classes, palette
+        self.folder, self.files, self.classes, self.palette = Predictions(folder), files, classes, palette
         self.written, self.problems = 0, []
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):
@@ -135,6 +152,7 @@ class WritePredictions(Callback):
             name = self.files.names[index]
             labels = prediction.cpu().numpy()
             tinted = overlay(image.permute(1, 2, 0).cpu().numpy(), labels, self.palette)
-            save_labels(self.folder / "labels" / name, labels, self.palette)
-            save_png(self.folder / "overlays" / name, with_legend(tinted, [labels], self.classes, self.palette))
+            drawn = with_legend(tinted, [labels], self.classes, self.palette)
+            self.folder.write(f"labels/{name}", partial(save_labels, labels=labels, palette=self.palette))
+            self.folder.write(f"overlays/{name}", partial(save_png, image=drawn))
             self.written += 1

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from fcnlab.config import components, plain
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.manifest import now
+from fcnlab.results.reading import Unreadable, read_json, yaml_text
 from fcnlab.results.record import aside
 from fcnlab.results.runs import leaves
 from fcnlab.signals import Interrupted
@@ -37,11 +38,10 @@ class RunRecord:
     def __init__(self, folder: Path):
         self.path = folder / "run.json"
         self.facts: dict[str, Any] = {}
-        if self.path.is_file():
-            try:
-                self.facts = json.loads(self.path.read_text())
-            except ValueError:
-                warn(f"{self.path} is damaged: it is begun anew")
+        try:
+            self.facts = read_json(folder, self.path.name) or {}
+        except Unreadable as error:
+            warn(f"{folder}: {error}: it is begun anew")
 
     @rank_zero_only
     def write(self, **facts: Any) -> None:
@@ -132,7 +132,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
     if not cfg.from_run:
         return
     folder = Path(cfg.from_run)
-    record, then = RunRecord(folder).facts, OmegaConf.load(folder / ".hydra" / "config.yaml")
+    record, then = RunRecord(folder).facts, recorded_config(folder, f"from_run={cfg.from_run}")
     words = HydraConfig.get().overrides.task
     typed = {word.partition("=")[0].lstrip("+~").replace("/", ".") for word in words if word not in record["overrides"]}
     recorded, today = (leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
@@ -153,6 +153,25 @@ def repeat_exactly(cfg: DictConfig) -> None:
             warn(f"that run had {name} {version}, here is {metadata.version(name)}")
     if record["commit"] != commit():
         warn(f"that run was of commit {record['commit']}, this is {commit()}")
+
+
+def recorded_config(folder: Path, asked: str) -> DictConfig:
+    """What a run was set to, by its record.
+
+    Raises
+    ------
+    UserError
+        There is no such record, or it is damaged or over a limit.
+    """
+    name = ".hydra/config.yaml"
+    try:
+        text = yaml_text(folder, name)
+    except (OSError, Unreadable) as error:
+        raise UserError(f"{asked}: the record in {folder} cannot be used: {first_line(error)}") from error
+    found = OmegaConf.create(text or "{}")
+    if not text or not isinstance(found, DictConfig):
+        raise UserError(f"{asked}: {folder / name} is missing, or no configuration")
+    return found
 
 
 def is_under(path: str, keys: set[str]) -> bool:

@@ -95,6 +95,10 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
         raise UserError(
             f"{whole} holds a run already: go on with it by checkpoint=auto, or leave hydra.run.dir to a new"
         )
+    if not begun and any((whole / name).exists() for name in ("metrics.json", "confusions.npz", "checkpoints")):
+        raise UserError(
+            f"{whole} holds another run, whose scores would be replaced: leave hydra.run.dir to a new folder"
+        )
     if not begun and cfg.checkpoint == "last":
         raise UserError(f"checkpoint=last: there is no stage in {whole}: add hydra.run.dir=FOLDER")
     for place, stage in enumerate(stages):

@@ -35,6 +35,18 @@ def check_submission(cfg: DictConfig) -> None:
         raise UserError("submission=... is of one of VOC's lists: add data=voc data.root=FOLDER data.test_list=test")
     if cfg.input is not None or cfg.output is not None:
         raise UserError("input=... and output=... have no effect with submission=..., which takes data.test_list")
+    _check_replaced(cfg)
+
+
+def _check_replaced(cfg: DictConfig) -> None:
+    """Raise a UserError where the archive would replace one that is there."""
+    path = Path(cfg.submission)
+    given = cfg.data.get("archive") or ()
+    archives = [given] if isinstance(given, str) else list(given)
+    if any(path.resolve() == Path(archive).resolve() for archive in archives):
+        raise UserError(f"submission={path} is data.archive=, too: name another file")
+    if path.is_dir() or (path.exists() and not cfg.overwrite):
+        raise UserError(f"submission={path} is there: name another file, or add overwrite=true to replace it")
 
 
 def submit(cfg: DictConfig, net: FCN, classes: list[str]) -> None:
