@@ -331,7 +331,7 @@ def _resumed_with(folder: Path) -> Settings:
 
     ``config.yaml`` holds the values of the last segment only.
     """
-    segments = (_json(folder / "run.json") or {}).get("segments")
+    segments = (read_json(folder, "run.json") or {}).get("segments")
     changed = [
         f"from step {segment.get('from_step')} {path}={change[-1]}"
         for segment in (segments if isinstance(segments, list) else ())
