@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from fcnlab import cli
 from fcnlab.errors import UserError
+from fcnlab.repeat import resume_sweep
 from fcnlab.searching import Search, need_optuna, seed_of, space_of, words_of
 
 
@@ -245,7 +245,7 @@ def resumed_words(monkeypatch, tmp_path):
         kept = {"n_trials": 7, "n_jobs": "auto", "direction": "maximize", "seed": 1} if settings is None else settings
         (tmp_path / "search.json").write_text(json.dumps({"settings": kept}))
         monkeypatch.setattr(sys, "argv", ["fcnlab", "-m", *given, f"sweep.resume={tmp_path}"])
-        cli._resume_sweep("train")
+        resume_sweep(sys.argv, "train")
         return sys.argv[3 + len(given) : -1]
 
     return words

@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
-from fcnlab.launching.launchers import OF_THE_SWEEP, options, told_plainly
+from fcnlab.launching.launchers import OF_THE_SWEEP, told_plainly
 from fcnlab.launching.manifest import resuming, shown
 from fcnlab.launching.places import slots_for, visible_gpus
-from fcnlab.launching.processes import typed
+from fcnlab.launching.processes import options, typed
 
 log = logging.getLogger("fcnlab")
 STORAGE, RESULTS = "search.db", "search.json"  # in the sweep's folder
@@ -96,7 +96,7 @@ class Search(Sweeper):
                 batch = batch or self._draw(study, space)
                 returned += self._launch(study, batch)
                 batch = {}
-            self._conclude(study)
+            self._conclude(study, space)
         failed = [job for job in returned if job.status != JobStatus.COMPLETED]
         if failed:
             _ = failed[0].return_value  # which raises
@@ -165,13 +165,15 @@ class Search(Sweeper):
         with aside(self.folder / RESULTS) as part:
             part.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
-    def _conclude(self, study: Any) -> None:
+    def _conclude(self, study: Any, space: Mapping[str, Any]) -> None:
         best = best_of(study)
         if best is None:
             log.info("No trial has a score. The search: %s", shown(self.folder))
             return
         of_hydra = [word for word in self.hydra.overrides.hydra if not OF_THE_SWEEP.match(word)]
         words = [*options(self.hydra), *of_hydra, *self.fixed, *words_of(best["params"])]
+        if study.best_trial.distributions != space:  # the storage's own words are for nobody to type
+            raise UserError(f"{shown(self.folder / STORAGE)} holds trials of other settings than those of this search")
         log.info(
             "Best of %d trials: %.6g (job %d) with %s\n  To repeat it: %s\n  The search: %s",
             len(study.trials),
@@ -261,12 +263,16 @@ def seed_of(seed: int, begun: int) -> int:
 
 
 def still_open(study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The trials that were drawn and whose end is not known; one that was being drawn when all ended is given up."""
+    """The trials that were drawn and whose end is not known, where they are of this very space.
+
+    Given up is one that was being drawn when all ended, and one that the storage, which may be anybody's, says to have
+    come from other values than may be chosen now.
+    """
     from optuna.trial import TrialState
 
     found = {}
     for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING)):
-        if set(trial.params) == set(space):
+        if trial.distributions == space:
             found[trial.number] = trial.params
         else:
             study.tell(trial.number, state=TrialState.FAIL)

@@ -10,15 +10,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.callbacks import FixedPictures
-from fcnlab.config import ConfigError, check_needs, check_targets, check_trust, plain
+from fcnlab.config import ConfigError, check_needs, check_targets, plain
 from fcnlab.data import DataModule
 from fcnlab.results.passport import Convention, as_facts, passport, passport_table
 from fcnlab.results.record import add_to_record
 from fcnlab.results.scores import SCORES, Scores
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, evaluation_speed, open_loggers, run_folder, say
+from fcnlab.tasks.building import build_trainer, evaluation_speed, open_data, open_loggers, run_folder, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.scoring import score, table
+from fcnlab.trust import DATA, check_components
 
 
 def evaluate(cfg: DictConfig) -> float | None:
@@ -34,7 +35,8 @@ def evaluate(cfg: DictConfig) -> float | None:
         checkpoint = read_checkpoint(cfg.checkpoint)
         net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
         classes = checkpoint["fcnlab"]["classes"]
-    data: DataModule = instantiate(cfg.data if cfg.data is not None else recorded_data(cfg), _convert_="all")
+    named_by_record = cfg.data is None or cfg.sweep.recorded
+    data = open_data(cfg.data if cfg.data is not None else recorded_data(cfg), named_by_record)
     data.check("test", min_size=net.backbone.min_size)
     check_classes(classes, data)
     refine = instantiate(cfg.refine, _convert_="all")
@@ -87,18 +89,21 @@ def add_passport(folder: Path) -> list[Convention]:
 
 
 def recorded_data(cfg: DictConfig) -> DictConfig:
-    """The data config of the checkpoint's own run.
+    """The data config of the checkpoint's own run: of its config.yaml, where every value stands as it was.
 
     Raises
     ------
-    ConfigError
-        The checkpoint lies in no run's folder; the record names code from elsewhere.
+    UserError
+        The checkpoint lies in no run's folder; the record names anything but data of fcnlab's kinds.
     """
-    record = Path(cfg.checkpoint).absolute().parents[1] / ".hydra" / "config.yaml"
+    record = Path(cfg.checkpoint).absolute().parents[1] / "config.yaml"
     if not record.is_file():
         raise ConfigError(f"checkpoint={cfg.checkpoint} lies in no run's folder ({record} is missing): give data=...")
-    data = plain(OmegaConf.load(record).data)
-    check_trust(data, ("fcnlab.data", *cfg.trust), str(record))
+    found = OmegaConf.to_container(OmegaConf.load(record), resolve=False)
+    data = found.get("data") if isinstance(found, dict) else None
+    if not isinstance(data, dict):
+        raise ConfigError(f"checkpoint={cfg.checkpoint}: {record} names no data: give data=...")
+    check_components(data, DATA, cfg.trust, str(record))
     recorded = OmegaConf.create({"data": data})
     check_targets(recorded)
     return recorded.data

@@ -24,6 +24,7 @@ from fcnlab.tasks.building import (
     build_trainer,
     choices,
     given,
+    open_data,
     open_loggers,
     run_folder,
     say,
@@ -38,6 +39,7 @@ from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import where_to_start
 from fcnlab.tasks.scoring import describe, score, table
 from fcnlab.tasks.staged import train_in_stages
+from fcnlab.trust import trusting
 
 MOST_LASTING_STEP = 10.0
 LEAST_LASTING_STEP = 1e-4
@@ -85,7 +87,7 @@ def build(cfg: DictConfig) -> tuple[Segmenter, DataModule]:
     """The net with all that trains it, and the data, which is looked at before any long work."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net = instantiate(cfg.model, _convert_="all")
-    data: DataModule = instantiate(cfg.data, _convert_="all")
+    data = open_data(cfg.data, cfg.sweep.recorded)
     backbone_rate = cfg.optim.get("pretrained_lr_scale", 1.0)
     if not net.pretrained and (backbone_rate == 0 or given("optim.pretrained_lr_scale")):
         warn("optim.pretrained_lr_scale has no effect: the backbone starts from no weights")
@@ -191,4 +193,5 @@ def say_what_came(
     say(f"val mIoU {100 * found.miou:.2f} % after {trainer.global_step} steps, {minutes}. The run: {folder}")
     if best:
         checkpoint = Path(best).relative_to(Path.cwd()) if Path(best).is_relative_to(Path.cwd()) else best
-        say(f"Next: fcnlab predict checkpoint={checkpoint} input=FILE|FOLDER output=FOLDER")
+        trust = "".join(f" {word}" for word in trusting(segmenter.record["model"]))
+        say(f"Next: fcnlab predict checkpoint={checkpoint}{trust} input=FILE|FOLDER output=FOLDER")
