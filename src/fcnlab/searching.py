@@ -90,13 +90,14 @@ class Search(Sweeper):
         with told_plainly(self.verb):
             space, self.fixed = self._read(arguments)
             study = self._open()
+            check_trials(study, space, shown(self.folder / STORAGE))
             returned: list[JobReturn] = []
             batch = still_open(study, space)
             while batch or len(study.trials) < self.n_trials:
                 batch = batch or self._draw(study, space)
                 returned += self._launch(study, batch)
                 batch = {}
-            self._conclude(study, space)
+            self._conclude(study)
         failed = [job for job in returned if job.status != JobStatus.COMPLETED]
         if failed:
             _ = failed[0].return_value  # which raises
@@ -165,15 +166,13 @@ class Search(Sweeper):
         with aside(self.folder / RESULTS) as part:
             part.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
-    def _conclude(self, study: Any, space: Mapping[str, Any]) -> None:
+    def _conclude(self, study: Any) -> None:
         best = best_of(study)
         if best is None:
             log.info("No trial has a score. The search: %s", shown(self.folder))
             return
         of_hydra = [word for word in self.hydra.overrides.hydra if not OF_THE_SWEEP.match(word)]
         words = [*options(self.hydra), *of_hydra, *self.fixed, *words_of(best["params"])]
-        if study.best_trial.distributions != space:  # the storage's own words are for nobody to type
-            raise UserError(f"{shown(self.folder / STORAGE)} holds trials of other settings than those of this search")
         log.info(
             "Best of %d trials: %.6g (job %d) with %s\n  To repeat it: %s\n  The search: %s",
             len(study.trials),
@@ -262,17 +261,26 @@ def seed_of(seed: int, begun: int) -> int:
     return int(SeedSequence([seed, begun]).generate_state(1)[0])
 
 
-def still_open(study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The trials that were drawn and whose end is not known, where they are of this very space.
+def check_trials(study: Any, space: Mapping[str, Any], storage: str) -> None:
+    """Refuse a storage whose trials name other values than may be chosen: it may be anybody's, and they become words.
 
-    Given up is one that was being drawn when all ended, and one that the storage, which may be anybody's, says to have
-    come from other values than may be chosen now.
+    Raises
+    ------
+    UserError
+        There is such a trial; one that was being drawn when all ended lacks some settings, and is none.
     """
+    for trial in study.trials:
+        if any(space.get(name) != drawn_from for name, drawn_from in trial.distributions.items()):
+            raise UserError(f"{storage} holds trials of other settings than this search has: it is refused")
+
+
+def still_open(study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The trials that were drawn and whose end is not known; one that was being drawn when all ended is given up."""
     from optuna.trial import TrialState
 
     found = {}
     for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING)):
-        if trial.distributions == space:
+        if set(trial.params) == set(space):
             found[trial.number] = trial.params
         else:
             study.tell(trial.number, state=TrialState.FAIL)

@@ -68,7 +68,7 @@ def endless(record, state) -> None:
         (lambda record, state: record["model"].update(num_classes=1), "the model of checkpoint=a.ckpt cannot be built"),
         (
             lambda record, state: record.update(model=record["model"]["backbone"]),
-            "names it\._target_=.fcnlab\.models\.Tiny.",
+            r"names it\._target_=.fcnlab\.models\.Tiny.",
         ),
         (
             lambda record, state: record.update(classes=["x"] * 3, palette=[[0] * 3] * 3),

@@ -20,6 +20,7 @@ from fcnlab.data.voc import read_list, voc_palette
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 COLOURED = re.compile(r"(.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")  # a class and its colour in a file of classes
+LARGEST = 1 << 20  # bytes of such a file; 255 classes have some 5,000
 
 Colour = tuple[int, int, int]
 Classes = str | Sequence[str] | Mapping[str, Sequence[int]]
@@ -130,6 +131,8 @@ def _class_lines(classes: Classes, root: str) -> Iterator[tuple[str, Sequence[in
     else:
         path = Path(root) / classes
         try:
+            if path.exists() and not (path.is_file() and path.stat().st_size <= LARGEST):
+                raise OSError(f"it is no file, or has more than {LARGEST:,} bytes")  # a device would have no end
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
