@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from fcnlab.cli import VERBS, _no_space, _resume_sweep, main
+from fcnlab.cli import VERBS, _no_space, main
+from fcnlab.errors import UserError
+from fcnlab.repeat import resume_sweep
 
 
 def test_help_lists_the_verbs(capsys, fcnlab):
@@ -116,7 +118,7 @@ def words_to_resume(tmp_path, monkeypatch):
         (tmp_path / "sweep.json").write_text(json.dumps({"overrides": recorded}))
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["fcnlab", "--config-name=train", *typed])
-        _resume_sweep("train")
+        resume_sweep(sys.argv, "train")
         return [word for word in sys.argv[1:] if word != "--config-name=train"]
 
     return words
@@ -167,7 +169,7 @@ def test_what_leaves_scores_is_swept_in_processes(fcnlab, capsys, verb: str, slo
 
 @pytest.mark.parametrize("word", ["hydra.run.dir=/etc", "--config-dir=x", "+a._target_=os.system", "a=${oc.env:HOME}"])
 def test_a_sweeps_record_holds_settings_alone(words_to_resume, word: str):
-    with pytest.raises(SystemExit, match="is no setting of a run; refused"):
+    with pytest.raises(UserError, match="is no setting of a run; refused"):
         words_to_resume(["seed=1,2", word], "-m", "sweep.resume=.")
 
 

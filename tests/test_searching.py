@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from fcnlab import cli
 from fcnlab.errors import UserError
+from fcnlab.repeat import resume_sweep
 from fcnlab.searching import Search, need_optuna, seed_of, space_of, words_of
 
 
@@ -211,6 +211,24 @@ def test_a_trial_that_was_being_drawn_is_given_up(tmp_path):
     assert [trial["state"] for trial in trials(tmp_path)] == ["complete", "complete", "fail", "complete"]
 
 
+def test_a_foreign_storage_launches_nothing_of_its_own(tmp_path):
+    """Its trials name their values themselves, such as a group option that leads to a YAML anywhere."""
+    import optuna
+    from optuna.distributions import CategoricalDistribution
+    from optuna.trial import TrialState, create_trial
+
+    (tmp_path / "s").mkdir()
+    storage = f"sqlite:///{tmp_path / 's' / 'search.db'}"
+    study = optuna.create_study(storage=storage, study_name="fcnlab", direction="maximize")
+    evil = {"x": FloatDistribution(-10.0, 10.0), "loss": CategoricalDistribution(["../../evil", "dice"])}
+    params = {"x": 2.0, "loss": "../../evil"}
+    study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=evil))
+    worker = Worker()
+    with pytest.raises(CompactHydraException, match=r"search\.db holds trials of other settings"):
+        search(tmp_path, worker, resume=True, n_jobs=1, n_trials=1).sweep([*SPACE, "loss=dice,focal"])
+    assert not worker.words
+
+
 def test_failed_jobs_are_kept_and_told_at_the_end(tmp_path, caplog):
     with pytest.raises(CompactHydraException, match="job 1"), caplog.at_level("INFO", logger="fcnlab"):
         search(tmp_path, Worker(fails=(1, 4)), n_trials=6).sweep(SPACE)
@@ -246,7 +264,7 @@ def resumed_words(monkeypatch, tmp_path):
         kept = {"n_trials": 7, "n_jobs": "auto", "direction": "maximize", "seed": 1} if settings is None else settings
         (tmp_path / "search.json").write_text(json.dumps({"settings": kept}))
         monkeypatch.setattr(sys, "argv", ["fcnlab", "-m", *given, f"sweep.resume={tmp_path}"])
-        cli._resume_sweep("train")
+        resume_sweep(sys.argv, "train")
         return sys.argv[3 + len(given) : -1]
 
     return words

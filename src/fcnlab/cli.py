@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 VERBS = {
@@ -53,77 +52,27 @@ def main() -> None:
     started_by_lightning = sys.argv[place] != verb
     # Rewritten in place and not cut out: Lightning starts the other ranks of a DDP run with this very argv.
     sys.argv[place] = CONFIG_NAME + verb
-    if verb == "train" and not started_by_lightning:
-        _repeat_record(place)
     if verb in LISTS:
         sys.argv[1:] = [_as_list(word, *LISTS[verb]) for word in sys.argv[1:]]
-    _resume_sweep(verb)
+    _bring_back(verb, started_by_lightning)
     _check_groups(verb)
     _check_experiment(verb)
     _run(verb)
 
 
-def _repeat_record(place: int) -> None:
-    """``from_run=FOLDER``: put the overrides of its record before those that were typed, which win."""
-    typed = sys.argv[place + 1 :]
-    folder = next((word.removeprefix(FROM_RUN) for word in typed if word.startswith(FROM_RUN)), None)
-    if folder is None:
+def _bring_back(verb: str, started_by_lightning: bool) -> None:
+    """``from_run=FOLDER`` and ``sweep.resume=FOLDER``: let their records give the settings that are not typed."""
+    if not any(word.startswith((FROM_RUN, RESUME)) for word in sys.argv):
         return
-    overrides = _recorded_overrides("train", f"{FROM_RUN}{folder}", Path(folder) / "run.json")
-    ours = {_key(word) for word in typed} | {"checkpoint", "from_run", "sweep.folder", "sweep.name"}
-    sys.argv[place + 1 : place + 1] = [word for word in overrides if _key(word) not in ours]
-
-
-def _resume_sweep(verb: str) -> None:
-    """``sweep.resume=FOLDER``: work in that folder, with the settings of its record where none are typed."""
-    place = next((place for place, word in enumerate(sys.argv) if word.startswith(RESUME)), None)
-    if place is None:
-        return
-    from fcnlab.launching import setting, unquoted
-
-    folder = unquoted(sys.argv[place].removeprefix(RESUME))
-    overrides = _recorded_overrides(verb, f"{RESUME}{folder}", Path(folder) / "sweep.json")
-    own = ("-", "hydra.", "hydra/", "sweep.")
-    typed = any(("=" in word or word.startswith("~")) and not word.startswith(own) for word in sys.argv[1:])
-    goes_on = [*_search_settings(Path(folder) / "search.json"), setting("hydra.sweep.dir", folder)]
-    sys.argv[place + 1 : place + 1] = [*([] if typed else overrides), *goes_on]
-    if not {"-m", "--multirun"} & set(sys.argv):
-        sys.argv.insert(1, "--multirun")  # not among the settings, which argparse wants to be one block
-
-
-def _search_settings(path: Path) -> list[str]:
-    """What made a sweep a search, where it was one, but for what is typed anew."""
-    from fcnlab.results.reading import read_json
-
-    if not path.is_file():
-        return []
-    try:
-        kept = {str(name): value for name, value in (read_json(path.parent, path.name) or {})["settings"].items()}
-    except (OSError, ValueError, KeyError, AttributeError):
-        kept = {}  # Optuna's storage knows the trials
-    words = ["hydra/sweeper=optuna", *(f"hydra.sweeper.{name}={value}" for name, value in kept.items())]
-    typed = {_key(word) for word in sys.argv}
-    plain = re.compile(r"hydra/sweeper=optuna|hydra\.sweeper\.(n_trials|n_jobs|direction|seed)=\w+")
-    return [word for word in words if plain.fullmatch(word) and _key(word) not in typed]
-
-
-def _recorded_overrides(verb: str, asked: str, path: Path) -> list[str]:
-    """What was typed for a recorded run or sweep, and nothing that could make the command do anything else."""
-    from fcnlab.results.escaping import in_line
-    from fcnlab.results.reading import read_json
+    from fcnlab.errors import UserError
+    from fcnlab.repeat import repeat_run, resume_sweep
 
     try:
-        found = read_json(path.parent, path.name)
-        if found is None:
-            raise ValueError(f"there is no {path.name}")
-        overrides = [str(word) for word in found["overrides"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        kind = "run" if path.name == "run.json" else "sweep"
-        sys.exit(f"fcnlab {verb}: {asked}: no record of a {kind} there ({error}). Give a folder with {path.name}.")
-    foreign = [word for word in overrides if word.startswith("-") or re.search(r"^[+~]*hydra|_target_|\$\{oc\.", word)]
-    if foreign:
-        sys.exit(f"fcnlab {verb}: {asked}: {in_line(foreign[0])} in its record is no setting of a run; refused.")
-    return overrides
+        if verb == "train" and not started_by_lightning:  # whose words have them
+            repeat_run(sys.argv, verb)
+        resume_sweep(sys.argv, verb)
+    except UserError as error:
+        sys.exit(f"fcnlab {verb}: {error}")
 
 
 def _as_list(word: str, lists: str, name: str = "") -> str:
@@ -134,10 +83,6 @@ def _as_list(word: str, lists: str, name: str = "") -> str:
     from fcnlab.launching import quoted
 
     return f"{key}=[{','.join(map(quoted, value.split(',')))}]" if key == lists else f"{key}={quoted(value)}"
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
 
 
 def _check_groups(verb: str) -> None:

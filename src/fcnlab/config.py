@@ -89,12 +89,14 @@ class SweepConfig:
     """What makes a run a job of a sweep; launchers set ``folder`` and ``name``.
 
     ``resume`` is the folder of a sweep to go on with. ``folder`` holds one ``wandb/`` for all jobs, and ``name`` says
-    what differs from the others.
+    what differs from the others. ``recorded``: its data are named by a record (``from_run``, ``sweep.resume``) and not
+    by the user, so that they are only read.
     """
 
     resume: str | None = None
     folder: str | None = None
     name: str = ""
+    recorded: bool = False
 
 
 @dataclass
@@ -425,6 +427,19 @@ def _unknown(path: str, key: str, names: set[str], whose: str) -> str:
     return f"{path}{key} is no setting {whose}: {hint}"
 
 
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in a tree, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield from _strings(key)
+            yield from _strings(child)
+    elif isinstance(value, (list, tuple)):
+        for child in value:
+            yield from _strings(child)
+
+
 def _holds_component(value: Any) -> bool:
     return next(components(value), None) is not None
 
@@ -435,47 +450,3 @@ def _wrong_value(path: str, value: Any, annotation: Any) -> str:
     wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
     wanted = wanted or str(annotation).replace("typing.", "").replace("collections.abc.", "")
     return f"{path}={value!r} is no {wanted}"
-
-
-def check_trust(tree: Any, packages: tuple[str, ...], source: str) -> None:
-    """Refuse a config from a file that names anything but classes and functions of trusted packages.
-
-    Hydra calls whatever a ``_target_`` names: ``torch.load`` or ``pathlib.Path.write_text`` would be run.
-
-    Raises
-    ------
-    ConfigError
-        A target of another package; one that a trusted package merely imports; an interpolation.
-    """
-    for text in _strings(tree):
-        if "${" in text:
-            raise ConfigError(f"{source} holds the interpolation {text!r}: a recorded config has none. It is refused.")
-    for path, node in components(tree):
-        name = node["_target_"]
-        inside = isinstance(name, str) and name.startswith(tuple(f"{package}." for package in packages))
-        if not inside or not _defined_inside(name, packages):
-            raise ConfigError(
-                f"{source} names {path}._target_={name!r}, which is no part of {' or '.join(packages)}, and building it"
-                " would run that code. If you trust the file and the package, add trust=[PACKAGE]."
-            )
-
-
-def _defined_inside(name: str, packages: tuple[str, ...]) -> bool:
-    try:
-        target = locate(name)
-    except (ImportError, AttributeError, ValueError):
-        return False
-    home = f"{getattr(target, '__module__', '')}."
-    return home.startswith(tuple(f"{package}." for package in packages))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, child in value.items():
-            yield from _strings(key)
-            yield from _strings(child)
-    elif isinstance(value, (list, tuple)):
-        for child in value:
-            yield from _strings(child)

@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
-from fcnlab.launching.launchers import OF_THE_SWEEP, options, told_plainly
+from fcnlab.launching.launchers import OF_THE_SWEEP, told_plainly
 from fcnlab.launching.manifest import resuming, shown
 from fcnlab.launching.places import slots_for, visible_gpus
-from fcnlab.launching.processes import typed
+from fcnlab.launching.processes import options, typed
 
 log = logging.getLogger("fcnlab")
 STORAGE, RESULTS = "search.db", "search.json"  # in the sweep's folder
@@ -90,6 +90,7 @@ class Search(Sweeper):
         with told_plainly(self.verb):
             space, self.fixed = self._read(arguments)
             study = self._open()
+            check_trials(study, space, shown(self.folder / STORAGE))
             returned: list[JobReturn] = []
             batch = still_open(study, space)
             while batch or len(study.trials) < self.n_trials:
@@ -261,6 +262,19 @@ def seed_of(seed: int, begun: int) -> int:
     from numpy.random import SeedSequence
 
     return int(SeedSequence([seed, begun]).generate_state(1)[0])
+
+
+def check_trials(study: Any, space: Mapping[str, Any], storage: str) -> None:
+    """Refuse a storage whose trials name other values than may be chosen: it may be anybody's, and they become words.
+
+    Raises
+    ------
+    UserError
+        There is such a trial; one that was being drawn when all ended lacks some settings, and is none.
+    """
+    for trial in study.trials:
+        if any(space.get(name) != drawn_from for name, drawn_from in trial.distributions.items()):
+            raise UserError(f"{storage} holds trials of other settings than this search has: it is refused")
 
 
 def still_open(study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:

@@ -4,13 +4,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fcnlab.config import CONF
 from fcnlab.results.comparison import compare
 from fcnlab.results.page import page
 from fcnlab.results.runs import read_runs
 from fcnlab.results.tables import markdown, terminal, write_csv
+from fcnlab.trust import why_not
 
 from .damage import damaged
 
@@ -26,6 +30,60 @@ FILES = (
     ".hydra/config.yaml",
     ".hydra/hydra.yaml",
 )
+
+
+PIECES = [
+    *("loss", "model/backbone", "hydra", "seed", "stages", "callbacks.best.", "dirpath", "_target_", "--config-dir"),
+    *(
+        "+",
+        "++",
+        "~",
+        "=",
+        "@",
+        ".",
+        "..",
+        "/",
+        "../",
+        ",",
+        "[",
+        "]",
+        "{",
+        "}",
+        ":",
+        "'",
+        '"',
+        "(",
+        ")",
+        "*",
+        "-",
+        "\\",
+    ),
+    *("dice", "tiny", "1", "choice(", "glob(", "os.system", "$", "${", "oc.env:", "HOME", " ", "\n", "\u2024"),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=9).map("".join))
+def test_an_override_of_a_record_sets_a_value_or_is_refused(override):
+    """What is let through leads to no file outside of conf/, reads no environment and names no code."""
+    if why_not(override, [CONF]):
+        return
+    parsed = OverridesParser.create().parse_override(override)
+    assert not parsed.is_hydra_override() and parsed.package is None and not override.startswith("-")
+    assert "oc.env:" not in override or "${" not in override
+    for value in [parsed.key_or_group, *strings(parsed._value)]:
+        assert "_target_" not in value.split(".")
+    if (CONF / parsed.key_or_group).is_dir() and not isinstance(parsed._value, dict):
+        for option in strings(parsed._value):
+            assert (CONF / parsed.key_or_group / f"{option}.yaml").resolve().is_relative_to(CONF)
+
+
+def strings(value):
+    """Every text in a parsed value."""
+    inside = {ChoiceSweep: lambda: value.list, dict: lambda: [*value, *value.values()], list: lambda: value}
+    for kind, parts in inside.items():
+        if isinstance(value, kind):
+            return [text for part in parts() for text in strings(part)]
+    return [getattr(value, "text", value)] if isinstance(value, (str, QuotedString)) else []
 
 
 @pytest.fixture(scope="module")

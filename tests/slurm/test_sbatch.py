@@ -4,13 +4,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from fcnlab.errors import UserError
 from fcnlab.launching import slurm
-from fcnlab.launching.slurm import Queue, SlurmJob, Task, need_slurm, sbatch, task_environment, tasks_of
+from fcnlab.launching.slurm import Queue, SlurmJob, Task, need_slurm, sbatch, submitted_from, task_environment, tasks_of
 
 SETTINGS = {
     "submitit_folder": "s/.submitit", "name": "fcnlab", "partition": "gpu", "account": None, "nodes": 1,
@@ -169,6 +170,33 @@ def test_a_jobs_end_is_what_its_task_left(tmp_path, monkeypatch, left, code: int
     assert job.poll() is None
     job.result.write_bytes(pickle.dumps(left))
     assert job.poll() == code
+
+
+class Act:
+    """What runs a command where it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("acted"),)
+
+
+def test_a_result_of_somebody_elses_making_runs_nothing(tmp_path, monkeypatch):
+    import pickle
+
+    monkeypatch.chdir(tmp_path)
+    job = submitted(tmp_path, Queue(), monkeypatch)
+    job.result.write_bytes(pickle.dumps(("success", Act())))
+    with pytest.raises(pickle.UnpicklingError, match="a result names"):
+        job.poll()
+    assert not Path("acted").exists()
+
+
+def test_files_of_a_folder_cancel_no_job_of_another(tmp_path, monkeypatch):
+    """A script's name bears its job's number, and anybody can write a file of that name."""
+    said = {"7": f"{tmp_path}/submission_file_1.sh", "8": "/another/submission_file_2.sh", "9": ""}
+    monkeypatch.setattr(
+        slurm.subprocess, "run", lambda command, **_: SimpleNamespace(stdout=f"{said[command[4]]}\n", returncode=0)
+    )
+    assert [submitted_from(tmp_path, number) for number in said] == [True, False, True]
 
 
 def test_a_job_that_slurm_has_no_more_has_failed(tmp_path, monkeypatch):

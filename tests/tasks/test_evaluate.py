@@ -119,7 +119,7 @@ def test_a_checkpoint_that_names_foreign_code_runs_nothing(run, fcnlab, capsys, 
 
 
 def test_a_run_folder_that_names_foreign_code_runs_nothing(run, fcnlab, capsys, tmp_path):
-    config = run / ".hydra" / "config.yaml"
+    config = run / "config.yaml"
     config.write_text(config.read_text().replace("fcnlab.data.open_shapes", "os.system"))
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt") == 1
     assert "os.system" in capsys.readouterr().err

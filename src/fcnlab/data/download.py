@@ -78,6 +78,13 @@ def fetching(
     return partial(pictures, download=download, archive=archive)
 
 
+def only_reading(pictures: Callable[..., Any]) -> Callable[[str, str], Any]:
+    """A function that opens a split, told to fetch, draw and convert nothing."""
+    writes_nothing = {"download": False, "archive": None, "draw": False, "convert": False}
+    known = signature(pictures).parameters
+    return partial(pictures, **{name: value for name, value in writes_nothing.items() if name in known})
+
+
 def obtain(root: Path, wanted: Archive, download: bool, archive: str | Sequence[str] | None) -> None:
     """Unpack an archive under ``root`` if its witness is not there: from the user's tars, else from a mirror.
 

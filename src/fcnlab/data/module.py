@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from fcnlab.cores import visible_cores
 from fcnlab.data import label_counts
 from fcnlab.data.cache import Kind, cached
-from fcnlab.data.download import fetching
+from fcnlab.data.download import fetching, only_reading
 from fcnlab.data.image_files import DataError
 from fcnlab.data.pictures import VOID, LabelPixels, Pictures
 from fcnlab.data.transforms import FILL, Augmentation
@@ -170,6 +170,9 @@ class DataModule(L.LightningDataModule):
         Fetch the data set if it is not there, or take it from tars that the user has.
     allow_overlap
         Score on pictures that were trained on, too: to see whether a net can learn them by heart.
+    read_only
+        Open what is there, and fetch, draw or convert nothing, whatever the other settings say: for data that a foreign
+        record names.
     """
 
     def __init__(
@@ -192,12 +195,14 @@ class DataModule(L.LightningDataModule):
         download: bool = False,
         archive: str | Sequence[str] | None = None,
         allow_overlap: bool = False,
+        read_only: bool = False,
     ):
         super().__init__()
         for name, value in (("eval_batch_size", eval_batch_size), ("prefetch_factor", prefetch_factor)):
             if isinstance(value, int) and value < 1:
                 raise DataError(f"data.{name}={value}: choose 1 or more")
-        self.open = fetching(pictures, download, archive)
+        self.open = only_reading(pictures) if read_only else fetching(pictures, download, archive)
+        self.read_only = read_only
         self.root = root
         self.lists = {"train": train_list, "val": val_list, "test": test_list or val_list}
         self.num_classes = num_classes
@@ -272,12 +277,23 @@ class DataModule(L.LightningDataModule):
         """The pictures of "train", "val" or "test", opened once."""
         title = self.lists[name]
         if title not in self._opened:
-            self._opened[title] = self.open(self.root, title)
+            self._opened[title] = self._open(title)
         return self._opened[title]
 
     def label_pixels(self, name: str) -> LabelPixels:
         """How many pixels each label has in the masks of a split that was checked."""
         return self._labels[self.lists[name]]
+
+    def _open(self, title: str) -> Pictures:
+        try:
+            return self.open(self.root, title)
+        except DataError as error:
+            if not self.read_only:
+                raise
+            raise DataError(
+                f"{error}\nThese data are named by a record, and so they are only read. If they lie elsewhere, or are"
+                " to be fetched or made, name them: data=NAME data.root=FOLDER"
+            ) from error
 
     def decoded(self, name: str) -> Pictures:
         """The same pictures as the loaders read them: from the cache, which the first who asks makes."""

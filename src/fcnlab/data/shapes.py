@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 
+from fcnlab.data.image_files import DataError
 from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.data.voc import CLASSES, read_list, voc_palette, voc_pictures
 from fcnlab.ranges import Count, Pixels, Seed
@@ -24,15 +25,28 @@ TEXTURES = ("plain", "stripes", "checks", "dots")
 
 
 def open_shapes(
-    root: str, split: str, num_train: Count = 800, num_val: Count = 200, size: Pixels = 160, drawing_seed: Seed = 0
+    root: str,
+    split: str,
+    num_train: Count = 800,
+    num_val: Count = 200,
+    size: Pixels = 160,
+    drawing_seed: Seed = 0,
+    draw: bool = True,
 ) -> Pictures:
     """The list ``train`` or ``val`` of a data set of shapes, drawn under ``root`` if it is not there yet.
 
     ``size`` is the pictures' mean side in pixels. Other settings make another folder, so old ones stay as they were.
+
+    Raises
+    ------
+    DataError
+        It is not there, and ``draw`` is false.
     """
     settings = {"train": num_train, "val": num_val, "size": size, "seed": drawing_seed, "drawing": DRAWING}
     folder = Path(root) / "-".join(f"{name}{value}" for name, value in settings.items())
     if not folder.is_dir():
+        if not draw:
+            raise DataError(f"no shapes in data.root={root}: {folder} is no folder, and nothing is drawn there")
         _draw_aside(folder, num_train, num_val, size, drawing_seed)
     voc = folder / "VOCdevkit" / "VOC2012"
     return voc_pictures(voc, f"shapes {split}", read_list(voc / "ImageSets" / "Segmentation", split))

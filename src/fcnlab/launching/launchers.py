@@ -24,7 +24,7 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_gpus
-from fcnlab.launching.processes import Started, config_dir, environment_of_one, setting, start, typed
+from fcnlab.launching.processes import Started, config_dir, environment_of_one, options, setting, start, typed
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.results.escaping import in_terminal
 from fcnlab.signals import Interrupted, StopSignals
@@ -170,6 +170,7 @@ class Slots(Launcher):
             *of_hydra,
             *job.overrides,
             *(["checkpoint=auto"] if goes_on else []),
+            *(["sweep.recorded=true"] if self.config.sweep.get("recorded") else []),
             *words_for_job(self.manifest.folder, job.name),
             f"hydra.job.num={job.number}",
             setting("hydra.run.dir", folder),
@@ -271,12 +272,6 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     return task
 
 
-def options(hydra: DictConfig) -> list[str]:
-    """What is typed before the words of a command, and kept in no record."""
-    folder = config_dir(hydra)
-    return ["--config-dir", folder] if folder else []
-
-
 def launched_by(hydra: DictConfig) -> list[str]:
     """The options of a command, and the words that chose its launcher."""
     return [*options(hydra), *(word for word in hydra.overrides.hydra if OF_LAUNCHER.match(word))]
@@ -301,7 +296,7 @@ def of_the_user(words: Sequence[str]) -> list[str]:
 
 def words_for_job(folder: Path, name: str) -> list[str]:
     """What tells a run that it is a job, and of which sweep."""
-    return [setting("sweep.folder", folder), setting("sweep.name", name.replace("${", "{"))]
+    return [setting("sweep.folder", folder), setting("sweep.name", name.replace("$", ""))]
 
 
 def fixed_keys(words: Sequence[str]) -> set[str]:

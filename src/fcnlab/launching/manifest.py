@@ -47,7 +47,7 @@ class Job:
 class Manifest:
     """The record of a sweep in ``folder``: written anew, aside, each time that something has changed.
 
-    ``launched_by`` are the words that chose the launcher, and options such as --config-dir, which no record keeps.
+    ``launched_by`` are the words that chose the launcher, and options such as --config-dir, which a record only shows.
     """
 
     folder: Path
@@ -61,16 +61,27 @@ class Manifest:
 
     @property
     def command(self) -> str:
-        return shlex.join(["fcnlab", self.verb, "-m", *self.overrides])
+        return shlex.join(["fcnlab", self.verb, "-m", *self._config_dir, *self.overrides])
+
+    @property
+    def _config_dir(self) -> list[str]:
+        return self.launched_by[:2] if self.launched_by[:1] == ["--config-dir"] else []
 
     @property
     def how_to_go_on(self) -> str:
-        return typed(["fcnlab", self.verb, "-m", *self.launched_by, resuming(self.folder)])
+        """What to type: the settings, too, where some of them never come from a record."""
+        from fcnlab.config import CONF
+        from fcnlab.trust import why_not
+
+        folders = [CONF, *map(Path, self._config_dir[1:])]
+        again = self.overrides if any(why_not(word, folders) for word in self.overrides) else []
+        return typed(["fcnlab", self.verb, "-m", *self.launched_by, resuming(self.folder), *again])
 
     def write(self) -> None:
         from fcnlab.results.record import aside  # numpy comes with it
 
         facts = {"command": self.command, "process": {"host": platform.node(), "pid": os.getpid()}}
+        facts |= {"config_dir": next(iter(self._config_dir[1:]), None)}
         facts |= {name: getattr(self, name) for name in ("verb", "overrides", "status", "started", "ended")}
         facts["jobs"] = [asdict(job) for _, job in sorted(self.jobs.items())]
         with aside(self.folder / NAME) as part:
@@ -89,6 +100,7 @@ class Manifest:
             A job of this number is there, and has other settings; another job has its folder.
         """
         job = self.jobs.setdefault(wanted.number, wanted)
+        job.name = wanted.name  # of these overrides, whatever the record says
         for other in self.jobs.values():
             if other is not job and other.folder == job.folder:
                 raise UserError(

@@ -145,6 +145,12 @@ def config_dir(hydra: Any) -> str | None:
     return next((source.path for source in sources if source.provider == "command-line"), None)
 
 
+def options(hydra: Any) -> list[str]:
+    """What is typed before the words of a command, and what a record only shows."""
+    folder = config_dir(hydra)
+    return ["--config-dir", folder] if folder else []
+
+
 def environment_of_one() -> dict[str, str]:
     """This process's environment without what says that it is one of several.
 

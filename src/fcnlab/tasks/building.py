@@ -34,10 +34,12 @@ from fcnlab.callbacks import (
     WholeFiles,
 )
 from fcnlab.config import plain
+from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.places import ALL
 from fcnlab.models import FCN
 from fcnlab.signals import Interrupted, StopSignals
+from fcnlab.trust import DATA
 
 log = logging.getLogger("fcnlab")
 TAGGED = ("model", "backbone", "data", "experiment")  # groups whose options are W&B's tags
@@ -63,6 +65,13 @@ def warn(message: str) -> None:
 def given(key: str) -> bool:
     """Whether a setting was typed."""
     return any(word.lstrip("+").startswith(f"{key}=") for word in HydraConfig.get().overrides.task)
+
+
+def open_data(node: DictConfig, named_by_record: bool) -> DataModule:
+    """The data of a config; what only a record names is only read, and keeps its cache in this run's folder."""
+    if not named_by_record or node._target_ not in DATA[""]:
+        return instantiate(node, _convert_="all")
+    return instantiate(node, _convert_="all", read_only=True, cache_dir=str(run_folder() / "cache"))
 
 
 def choices() -> dict[str, str]:

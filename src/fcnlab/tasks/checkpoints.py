@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 import fcnlab
-from fcnlab.config import check_targets, check_trust, plain
+from fcnlab.config import check_targets, plain
 from fcnlab.data import Pictures
 from fcnlab.errors import UserError
 from fcnlab.models import FCN
 from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_plainly, load_strictly
 from fcnlab.results.selection import OF_A_CHECKPOINT, Facts, is_one
+from fcnlab.trust import NETS, check_components
 
 DEEPEST = 20  # levels of a record; a model's config has 3
 MOST = 10_000  # values in it; there are 300, many of them the palette's
@@ -146,11 +147,11 @@ def rebuild_net(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -
     Raises
     ------
     UserError
-        Its config names code outside ``fcnlab.models`` and the trusted packages, or builds no net; config, classes and
-        weights do not fit.
+        Its config names anything but a net of fcnlab's and what the trusted packages define, or builds no net; config,
+        classes and weights do not fit.
     """
     model = checkpoint["fcnlab"]["model"]
-    check_trust(model, ("fcnlab.models", *trust), source)
+    check_components(model, NETS, trust, source)
     model = without_weights(model)
     check_targets(OmegaConf.create({"model": model}))
     state = {

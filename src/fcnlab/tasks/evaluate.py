@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.callbacks import FixedPictures
-from fcnlab.config import ConfigError, check_needs, check_targets, check_trust, plain
+from fcnlab.config import ConfigError, check_needs, check_targets, plain
 from fcnlab.data import DataModule
 from fcnlab.launching.manifest import facts_of
 from fcnlab.results.passport import Convention, as_facts, passport, passport_table
@@ -19,12 +19,21 @@ from fcnlab.results.record import add_to_record
 from fcnlab.results.scores import SCORES, Scores
 from fcnlab.results.selection import Facts, recorded_selection
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, open_loggers, run_folder, say
+from fcnlab.tasks.building import (
+    build_trainer,
+    check_machine,
+    evaluation_speed,
+    open_data,
+    open_loggers,
+    run_folder,
+    say,
+)
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
 from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.recording import recorded_config
 from fcnlab.tasks.scoring import commit, score, table, words_of
 from fcnlab.tasks.splits import check_splits
+from fcnlab.trust import DATA, check_components
 
 
 def evaluate(cfg: DictConfig) -> float | None:
@@ -45,7 +54,7 @@ def evaluate(cfg: DictConfig) -> float | None:
         classes, selected = checkpoint["fcnlab"]["classes"], selection_in_run(checkpoint, Path(cfg.checkpoint))
     data_config = cfg.data if cfg.data is not None else recorded_data(cfg)
     began = {"commit": commit(), "source": fingerprint(plain(cfg), {"model": its_model, "data": plain(data_config)})}
-    data: DataModule = instantiate(data_config, _convert_="all")
+    data = open_data(data_config, named_by_record=cfg.data is None or cfg.sweep.recorded)
     check_splits(data, "test", min_size=net.backbone.min_size)
     check_classes(classes, data)
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
@@ -111,21 +120,22 @@ def add_passport(folder: Path) -> list[Convention]:
 
 
 def recorded_data(cfg: DictConfig) -> DictConfig:
-    """The data config of the checkpoint's own run.
+    """The data config of the checkpoint's own run: of its config.yaml, where every value stands as it was.
 
     Raises
     ------
-    ConfigError
-        The checkpoint lies in no run's folder; the record names code from elsewhere.
+    UserError
+        The checkpoint lies in no run's folder; the record names anything but data of fcnlab's kinds.
     """
-    record = Path(cfg.checkpoint).absolute().parent.parent / ".hydra" / "config.yaml"
+    record = Path(cfg.checkpoint).absolute().parent.parent / "config.yaml"
     if not record.is_file():
         raise ConfigError(f"checkpoint={cfg.checkpoint} lies in no run's folder ({record} is missing): give data=...")
-    recorded = recorded_config(record.parents[1], f"checkpoint={cfg.checkpoint}")
-    if not isinstance(recorded.get("data"), DictConfig):
+    found = recorded_config(record.parent, f"checkpoint={cfg.checkpoint}", record.name)
+    tree = OmegaConf.to_container(found, resolve=False)
+    data = tree.get("data") if isinstance(tree, dict) else None
+    if not isinstance(data, dict):
         raise ConfigError(f"checkpoint={cfg.checkpoint}: {record} names no data: give data=...")
-    data = plain(recorded.data)
-    check_trust(data, ("fcnlab.data", *cfg.trust), str(record))
+    check_components(data, DATA, cfg.trust, str(record))
     recorded = OmegaConf.create({"data": data})
     check_targets(recorded)
     return recorded.data

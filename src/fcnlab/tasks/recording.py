@@ -2,7 +2,6 @@
 
 import json
 import platform
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config import components, plain
 from fcnlab.errors import UserError, first_line
+from fcnlab.launching import config_dir
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import Unreadable, read_json, yaml_text
 from fcnlab.results.record import aside
@@ -23,6 +23,7 @@ from fcnlab.signals import Interrupted
 from fcnlab.tasks.building import say, warn
 from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.scoring import PACKAGES, command, commit, git
+from fcnlab.trust import WRITTEN_TO, why_not_set
 
 # What older records name, and what does the same today.
 RENAMED = {"lightning.pytorch.callbacks.TQDMProgressBar": "fcnlab.callbacks.Progress"}
@@ -94,6 +95,7 @@ def _beginning(cfg: DictConfig, record: RunRecord) -> dict[str, Any]:
         "verb": HydraConfig.get().job.config_name,
         "command": command(),
         "overrides": list(HydraConfig.get().overrides.task),
+        "config_dir": config_dir(HydraConfig.get()),  # shown, never used: it can name any code
         "started": now(),
         "ended": None,
         "starts": record.facts.get("starts", 0) + 1,
@@ -127,7 +129,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
     Raises
     ------
     UserError
-        A recorded value would run code that today's configuration does not name.
+        There is no such record; a recorded value is none that a record may set.
     """
     if not cfg.from_run:
         return
@@ -139,23 +141,27 @@ def repeat_exactly(cfg: DictConfig) -> None:
     ours = {path for path in recorded | today if is_under(path, typed | {"from_run", "checkpoint", "sweep"})}
     for path, value in recorded.items():
         value = RENAMED.get(str(value), value)
-        if path not in ours and (path not in today or today[path] != value):
+        where_to = path.rpartition(".")[2] in WRITTEN_TO  # which is today's business
+        if path not in ours and not where_to and (path not in today or today[path] != value):
             _check_harmless(path, value, folder)
             OmegaConf.update(cfg, path, value, force_add=True)
+            if path.startswith("data.") and "data.root" not in typed:
+                cfg.sweep.recorded = True
             say(f"Since that run the default of {path} has become {today.get(path)!r}: its {value!r} is used")
     for path in today.keys() - recorded.keys() - ours:
         if not is_under(path, set(recorded)):  # else a value of that run stands in its group's place
             warn(f"{path}={today[path]!r} is new since that run")
     if any(word.startswith("checkpoint=") for word in record["overrides"]):
         warn("that run went on with a checkpoint; this one starts from the beginning")
-    for name, version in record["packages"].items():
+    then_had = record.get("packages")
+    for name, version in then_had.items() if isinstance(then_had, dict) else ():
         if name in PACKAGES and metadata.version(name) != version:
             warn(f"that run had {name} {version}, here is {metadata.version(name)}")
-    if record["commit"] != commit():
-        warn(f"that run was of commit {record['commit']}, this is {commit()}")
+    if record.get("commit") != commit():
+        warn(f"that run was of commit {record.get('commit')}, this is {commit()}")
 
 
-def recorded_config(folder: Path, asked: str) -> DictConfig:
+def recorded_config(folder: Path, asked: str, name: str = ".hydra/config.yaml") -> DictConfig:
     """What a run was set to, by its record.
 
     Raises
@@ -163,7 +169,6 @@ def recorded_config(folder: Path, asked: str) -> DictConfig:
     UserError
         There is no such record, or it is damaged or over a limit.
     """
-    name = ".hydra/config.yaml"
     try:
         text = yaml_text(folder, name)
     except (OSError, Unreadable) as error:
@@ -180,10 +185,15 @@ def is_under(path: str, keys: set[str]) -> bool:
 
 
 def _check_harmless(path: str, value: Any, folder: Path) -> None:
-    """Refuse values that would call code or read the environment; today's conf/ names all that a run needs."""
-    named = list(components({path: value}))
-    if named or "_target_" in path or not re.fullmatch(r"[\w.]+", path) or "${oc." in str(value):
-        raise UserError(f"from_run={folder} wants {path}={value!r}, which today's conf/ does not; refused")
+    """Refuse what no record may set, and interpolations that today's configuration does not have in this place."""
+    foreign = next(components({path: value}), None) is not None or "$" in f"{path}{value}"
+    leaves_of = value if isinstance(value, list) else [value]
+    why = next(filter(None, (why_not_set(path, leaf) for leaf in leaves_of if not isinstance(leaf, list | dict))), "")
+    if foreign or why or why_not_set(path, None):
+        raise UserError(
+            f"from_run={folder} wants {path}={value!r:.200}, which today's conf/ does not; refused"
+            f"{f': {why}' if why else ''}. Type {path}=VALUE behind it"
+        )
 
 
 def uncommitted_changes() -> str:

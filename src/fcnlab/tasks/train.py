@@ -32,6 +32,7 @@ from fcnlab.tasks.building import (
     check_scored,
     choices,
     given,
+    open_data,
     open_loggers,
     run_folder,
     say,
@@ -48,6 +49,7 @@ from fcnlab.tasks.scoring import Scored, describe, score, table, words_of
 from fcnlab.tasks.segments import check_images, images_of, segments_of, settings_of
 from fcnlab.tasks.splits import check_splits
 from fcnlab.tasks.staged import train_in_stages
+from fcnlab.trust import trusting
 
 MOST_LASTING_STEP = 10.0
 LEAST_LASTING_STEP = 1e-4
@@ -107,7 +109,7 @@ def build(cfg: DictConfig, segments: list[dict[str, Any]]) -> tuple[Segmenter, D
     """The net with all that trains it, and the data, which is looked at before any long work."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net = instantiate(cfg.model, _convert_="all")
-    data: DataModule = instantiate(cfg.data, _convert_="all")
+    data = open_data(cfg.data, cfg.sweep.recorded)
     backbone_rate = cfg.optim.get("pretrained_lr_scale", 1.0)
     if not net.pretrained and (backbone_rate == 0 or given("optim.pretrained_lr_scale")):
         warn("optim.pretrained_lr_scale has no effect: the backbone starts from no weights")
@@ -334,4 +336,5 @@ def say_what_came(
     say(f"{segmenter.trainer.global_step} steps, {minutes}. The run: {folder}")
     if scored:
         checkpoint = scored.relative_to(Path.cwd()) if scored.is_relative_to(Path.cwd()) else scored
-        say(f"Next: fcnlab predict checkpoint={checkpoint} input=FILE|FOLDER output=FOLDER")
+        trust = "".join(f" {word}" for word in trusting(segmenter.record["model"]))
+        say(f"Next: fcnlab predict checkpoint={checkpoint}{trust} input=FILE|FOLDER output=FOLDER")

@@ -1,0 +1,226 @@
+"""Run folders of somebody else's making: repeated, resumed and scored, they give settings and do nothing."""
+
+import json
+import shlex
+import sys
+
+import pytest
+import yaml
+
+from fcnlab.data import DataError, DataModule, open_shapes
+from fcnlab.errors import UserError
+from fcnlab.repeat import repeat_run, resume_sweep
+
+FEW = ("trainer.max_steps=2", "trainer.val_check_interval=2")
+
+
+@pytest.fixture
+def brought_back(tmp_path, monkeypatch):
+    """What a command line becomes where a record in the folder ``old`` holds some overrides."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").mkdir()
+
+    def words(overrides: list, *typed: str, **facts) -> list[str]:
+        argv = ["fcnlab", "--config-name=train", *typed]
+        for name in ("run", "sweep"):
+            (tmp_path / "old" / f"{name}.json").write_text(json.dumps({"overrides": overrides} | facts))
+        repeat_run(argv, "train")
+        resume_sweep(argv, "train")
+        return [word for word in argv[2:] if not word.startswith("hydra.sweep.dir")]
+
+    return words
+
+
+@pytest.mark.parametrize("asked", ["from_run=old", "sweep.resume=old"])
+@pytest.mark.parametrize(
+    "word", ["loss=../../../proc/self/cwd/old/evil", "model.weights='${ oc.env:HOME}'", "stages=[x]"]
+)
+def test_a_record_that_would_act_is_refused(brought_back, asked: str, word: str):
+    with pytest.raises(UserError, match=rf"^{asked}: .* is no setting of a run; refused: .*\. Type "):
+        brought_back(["seed=1", word], asked, "--multirun")
+
+
+def test_what_is_refused_may_be_typed(brought_back):
+    words = brought_back(["seed=1", "data.archive=[a.tar]"], "data.archive=[a.tar]", "from_run=old")
+    assert words == ["data.archive=[a.tar]", "seed=1", "from_run=old"]
+
+
+def test_settings_of_one_run_alone_are_left_out(brought_back):
+    own = ["checkpoint=auto", "from_run=x", "sweep.folder=/x", "++sweep.recorded=false", "sweep={folder: /x}"]
+    assert brought_back([*own, "seed=1"], "from_run=old") == ["seed=1", "from_run=old"]
+
+
+@pytest.mark.parametrize("asked", ["from_run=old", "sweep.resume=old"])
+def test_data_that_a_record_names_are_only_read(brought_back, asked: str):
+    for word in ("data=voc", "data.pictures.num_train=9", "experiment=paper/fcn8s"):
+        assert "sweep.recorded=true" in brought_back([word], asked, "--multirun")
+    assert "sweep.recorded=true" not in brought_back(
+        ["seed=1,2" if "sweep" in asked else "seed=1"], asked, "--multirun"
+    )
+    assert "sweep.recorded=true" not in brought_back(["data=voc"], "data.root=x", "data=voc", asked, "--multirun")
+
+
+@pytest.mark.parametrize(("asked", "kind"), [("from_run=old", "run"), ("sweep.resume=old", "sweep")])
+def test_a_config_folder_is_shown_and_typed(brought_back, tmp_path, asked: str, kind: str):
+    (tmp_path / "my conf").mkdir()
+    with pytest.raises(UserError) as told:
+        brought_back(["seed=1"], asked, "--multirun", config_dir=str(tmp_path / "my conf"))
+    first, _, line = str(told.value).partition("\n")[0].partition(" Type: ")
+    assert first == f"This {kind} used --config-dir my conf."
+    assert shlex.split(line) == ["fcnlab", "train", "--config-dir", "my conf", asked, "--multirun"]
+    words = brought_back(["seed=1"], *shlex.split(line)[2:], config_dir=str(tmp_path / "my conf"))
+    assert words[:2] == ["--config-dir", "my conf"] and "seed=1" in words
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"overrides": "seed=1"}', '{"overrides": [1]}', "[" * 100_000])
+def test_what_is_no_record_is_told(brought_back, tmp_path, text: str):
+    brought_back([], "seed=1")
+    (tmp_path / "old" / "run.json").write_text(text)
+    with pytest.raises(
+        UserError, match=r"no record of a run there .*Give a folder with run\.json|is no setting of a run"
+    ):
+        repeat_run(["fcnlab", "--config-name=train", "from_run=old"], "train")
+
+
+def test_a_link_out_of_a_sweep_stops_it(brought_back, tmp_path):
+    (tmp_path / "old" / "0").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="old/0 is a link that leads out of the folder"):
+        brought_back(["seed=1,2"], "sweep.resume=old", "--multirun")
+
+
+# --- a whole command
+
+
+def test_a_run_with_a_config_folder_is_repeated_by_the_line_that_is_shown(train, fcnlab, tmp_path, capsys, small):
+    (tmp_path / "mine/loss").mkdir(parents=True)
+    (tmp_path / "mine/loss/own.yaml").write_text("_target_: fcnlab.losses.Dice\n")
+    words = ("--config-dir", "mine", "loss=own", *FEW, *small, "trainer=smoke", "trainer.accelerator=cpu", "logger=csv")
+    assert fcnlab("train", *words, "hydra.run.dir=first") == 0
+    first = tmp_path / "first"
+    facts = json.loads((first / "run.json").read_text())
+    assert facts["config_dir"] == str(tmp_path / "mine") and facts["command"].startswith("fcnlab train --config-dir ")
+    assert fcnlab("train", "from_run=first", "hydra.run.dir=again") == 1
+    said = capsys.readouterr().err
+    assert "This run used --config-dir mine. Type: fcnlab train --config-dir mine from_run=first" in said
+    assert not (tmp_path / "again").exists()
+    assert fcnlab("train", "--config-dir", "mine", "from_run=first", "hydra.run.dir=again") == 0
+    assert (first / "metrics.csv").read_text() == (tmp_path / "again" / "metrics.csv").read_text()
+
+
+def test_data_of_a_repeated_run_are_drawn_only_where_the_user_says(train, fcnlab, tmp_path, capsys, shapes_root):
+    folder, place = train(*FEW), tmp_path / "elsewhere"
+    for path in (folder / "run.json", folder / ".hydra" / "config.yaml"):
+        path.write_text(path.read_text().replace(str(shapes_root), str(place)))
+    assert fcnlab("train", f"from_run={folder}", "hydra.run.dir=again") == 1
+    said = capsys.readouterr().err
+    assert "no shapes in data.root=" in said and "name them: data=NAME data.root=FOLDER" in said and not place.exists()
+    assert fcnlab("train", f"from_run={folder}", f"data.root={place}", "hydra.run.dir=third") == 0 and place.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schedule.power": "${oc.env:FCNLAB_SECRET}"}, "refused"),
+        ({"schedule.power": "${seed}"}, "refused"),
+        ({"augment.scale": [1, "${oc.env:FCNLAB_SECRET}"]}, "refused"),
+        ({"optim._partial_": False}, "refused"),
+        ({"callbacks.best.filename": "../../best"}, "refused"),
+        ({"stages": ["../evil"]}, "refused"),
+        ({"data.root": "/elsewhere"}, "name them: data=NAME data.root=FOLDER"),
+    ],
+)
+def test_a_recorded_config_acts_no_more_than_the_overrides(train, fcnlab, tmp_path, capsys, monkeypatch, changes, said):
+    monkeypatch.setenv("FCNLAB_SECRET", "0.123456789")
+    folder = train(*FEW)
+    record = json.loads((folder / "run.json").read_text())
+    record["overrides"] = [word for word in record["overrides"] if "data.root" not in word]
+    (folder / "run.json").write_text(json.dumps(record))
+    path = folder / ".hydra" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        *parts, last = key.split(".")
+        node = config
+        for part in parts:
+            node = node[part]
+        node[last] = value
+    path.write_text(yaml.safe_dump(config))
+    assert fcnlab("train", f"from_run={folder}", "hydra.run.dir=again") == 1
+    assert said in capsys.readouterr().err
+    assert all(b"0.123456789" not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_where_to_write_is_not_the_records(train, fcnlab, tmp_path):
+    folder = train(*FEW)
+    path = folder / ".hydra" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["callbacks"]["best"]["dirpath"] = config["data"]["cache_dir"] = str(tmp_path / "precious")
+    path.write_text(yaml.safe_dump(config))
+    assert fcnlab("train", f"from_run={folder}", "hydra.run.dir=again") == 0
+    assert not (tmp_path / "precious").exists() and (tmp_path / "again/checkpoints/best.ckpt").is_file()
+
+
+FETCH = {
+    "_target_": "fcnlab.data.download.fetch",
+    "archive": {
+        "_target_": "fcnlab.data.download.Archive",
+        "name": "x",
+        "md5": "",
+        "urls": ["file:///etc/passwd"],
+        "witness": "x",
+    },
+    "folder": {"_target_": "pathlib.Path", "_args_": ["."]},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data.update(augment=FETCH), "fcnlab.data.download"),
+        (lambda data: data.update(root=FETCH), "fcnlab.data.download"),
+        (lambda data: data["pictures"].update(_partial_=False, root="drawn", split="val"), "would call"),
+        (lambda data: data.update(root="${oc.env:HOME}"), "a recorded config has no interpolation"),
+        (
+            lambda data: data.update(num_classes="${count_classes:/dev/zero,/}"),
+            "a recorded config has no interpolation",
+        ),
+        (lambda data: data.update(root="drawn"), "name them: data=NAME data.root=FOLDER"),
+        (lambda data: data["pictures"].update(num_val=10_000, draw=True), "name them: data=NAME data.root=FOLDER"),
+    ],
+)
+def test_data_of_a_checkpoints_run_write_nothing(train, fcnlab, tmp_path, capsys, change, said):
+    folder = train(*FEW)
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    change(config["data"])
+    path.write_text(yaml.safe_dump(config))
+    assert fcnlab("eval", f"checkpoint={folder}/checkpoints/best.ckpt") == 1
+    assert said in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {"run", "outputs"}
+
+
+def test_what_a_recorded_cache_keeps_lies_in_the_new_run(train, fcnlab, tmp_path):
+    folder = train(*FEW)
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["data"] |= {"cache": "disk", "cache_dir": str(tmp_path / "precious"), "download": True, "archive": "x.tar"}
+    path.write_text(yaml.safe_dump(config))
+    assert fcnlab("eval", f"checkpoint={folder}/checkpoints/best.ckpt", "hydra.run.dir=eval") == 0
+    assert not (tmp_path / "precious").exists() and any((tmp_path / "eval/cache").iterdir())
+
+
+def test_data_that_are_only_read(tmp_path):
+    def module(**settings) -> DataModule:
+        return DataModule(open_shapes, str(tmp_path), "train", "val", 21, lambda _: None, num_workers=0, **settings)
+
+    with pytest.raises(DataError, match="only read"):
+        module(read_only=True, download=True, archive="x.tar").split("val")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/zero has no end")
+def test_a_file_of_classes_has_an_end(tmp_path):
+    from fcnlab.data.folder import read_classes
+
+    for endless in ("/dev/zero", "../dev/zero"):
+        with pytest.raises(DataError, match="cannot be read"):
+            read_classes(endless, "/proc" if endless.startswith(".") else str(tmp_path))
