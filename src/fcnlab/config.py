@@ -269,7 +269,7 @@ def check_targets(cfg: DictConfig) -> None:
         problems += [f"{path}={number}: give a finite number" for path, number in _without_end(values)]
         root = OmegaConf.get_type(cfg)
         if is_dataclass(root):
-            problems += _root_misfits(values, root, list(_strings(raw)))
+            problems += _root_misfits(values, root, list(strings(raw)))
         for path, node in components(values):
             problems += _misfits(path, node)
     if problems:
@@ -427,17 +427,17 @@ def _unknown(path: str, key: str, names: set[str], whose: str) -> str:
     return f"{path}{key} is no setting {whose}: {hint}"
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings(value: Any) -> Iterator[str]:
     """Every text in a tree, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, child in value.items():
-            yield from _strings(key)
-            yield from _strings(child)
+            yield from strings(key)
+            yield from strings(child)
     elif isinstance(value, (list, tuple)):
         for child in value:
-            yield from _strings(child)
+            yield from strings(child)
 
 
 def _holds_component(value: Any) -> bool:

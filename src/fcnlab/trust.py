@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
-from fcnlab.config import components, locate
+from fcnlab.config import components, locate, strings
 from fcnlab.errors import UserError
 
 # What a checkpoint's model and a run's data are built of, by the places where it may stand.
@@ -213,7 +213,7 @@ def check_components(tree: Any, places: Places, packages: Sequence[str], source:
         Another component, or one of the list at another place; one that would be called in another way than it is meant
         to be; one that a trusted package merely imports; an interpolation.
     """
-    for text in _strings(tree):
+    for text in strings(tree):
         if "$" in text:
             raise ForeignError(f"{source} holds {text!r:.200}: a recorded config has no interpolation. It is refused.")
     nodes = list(components(tree))
@@ -281,18 +281,6 @@ def check_links(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_symlink() and path.name not in LINKS_OF_WANDB and not path.resolve().is_relative_to(home):
             raise ForeignError(f"{_shown(str(path))} is a link that leads out of the folder: remove it. Nothing is run")
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, child in value.items():
-            yield from _strings(key)
-            yield from _strings(child)
-    elif isinstance(value, (list, tuple)):
-        for child in value:
-            yield from _strings(child)
 
 
 def _shown(value: Any) -> str:
