@@ -274,3 +274,19 @@ def test_classes_of_a_file_without_an_end(tmp_path):
     for name, said in {"pipe.txt": "no regular file", "large.txt": "more than"}.items():
         with pytest.raises(DataError, match=rf"classes={name}: .* cannot be read \({name} .*{said}"):
             read_classes(name, str(tmp_path))
+
+
+@pytest.mark.parametrize("line", ["# classes", "// classes", "0 soil", "0,soil", "0 0 0\tsoil", "12: soil"])
+def test_a_line_of_classes_that_is_no_name_shifts_no_ids(tmp_path, line):
+    (tmp_path / "classes.txt").write_text(f"{line}\nleaf\n")
+    with pytest.raises(DataError, match=r"line 1, .* begins like a comment, an id or a colour"):
+        read_classes("classes.txt", str(tmp_path))
+
+
+def test_images_that_are_their_own_masks_are_refused(tmp_path):
+    folder = tmp_path / "both" / "train"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / "a.png")
+    pattern = "both/{split}/{name}.png"
+    with pytest.raises(DataError, match="are the images themselves"):
+        open_folder(str(tmp_path), "train", images=pattern, masks=pattern, classes=["a", "b"])

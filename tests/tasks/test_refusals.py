@@ -44,6 +44,14 @@ from fcnlab.tasks import building
         (["++modle=fcn8s"], "did you mean model?"),
         (["+checkpointing.keep_tpo=3"], "did you mean checkpointing.keep_top?"),
         (["+callbacks.mine.x=1"], "each with a _target_"),
+        (["++trainer.limit_test_batches=0.001"], "trainer.limit_test_batches=0.001 leaves none of"),
+        (["++trainer.limit_val_batches=0.001"], "trainer.limit_val_batches=0.001 leaves none of"),
+        (["++trainer.limit_train_batches=0.001"], "leaves 0 of"),
+        (
+            ["data.batch_size=1", "trainer.accumulate_grad_batches=2", "++trainer.limit_train_batches=3"],
+            "a multiple of",
+        ),
+        (["trainer.accumulate_grad_batches=1000000"], "accumulated 1000000 times, is more than"),
     ],
     ids=lambda value: value[-1][:50] if isinstance(value, list) else "",
 )

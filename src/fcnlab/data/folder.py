@@ -23,6 +23,7 @@ from fcnlab.ranges import Byte, Fraction, Seed
 from fcnlab.results.reading import bytes_of
 
 COLOURED = re.compile(r"(.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")  # a class and its colour in a file of classes
+NO_NAME = re.compile(r"#|//|\d+[\s,;:]")
 CLASSES_BYTES = 1 << 20  # of such a file; ADE20K's 150 classes have 3 kB
 
 Classes = str | Sequence[str] | Mapping[str, Sequence[int]]
@@ -79,6 +80,11 @@ def open_folder(
     if not found:
         raise DataError(f"no pictures are {Path(root) / pattern}{_splits_hint(root, images)}{_others(left_out)}")
     members = _members(root, split, found, lists, fractions, split_seed)
+    if members and found.get(members[0]) == Path(root) / _filled(masks, split, members[0]):
+        raise DataError(
+            f"data.pictures.masks={masks} are the images themselves (data.pictures.images={images}): give where the"
+            " masks are"
+        )
     return Pictures(
         title=f"{Path(root).absolute().name} {split}",
         names=tuple(members),
@@ -178,10 +184,26 @@ def _class_lines(classes: Classes, root: str) -> Iterator[tuple[str, Sequence[in
                 f"data.pictures.classes={classes}: {path} cannot be read ({error}). It is UTF-8, a class to a line,"
                 " with its RGB behind it if masks are coloured."
             ) from error
-        for line in lines:
+        for number, line in enumerate(lines, start=1):
             if line.strip():
-                parts = COLOURED.fullmatch(line.strip())
-                yield (parts[1], [int(value) for value in parts.groups()[1:]]) if parts else (line.strip(), None)
+                yield _class_line(line.strip(), f"data.pictures.classes={classes}: line {number}")
+
+
+def _class_line(line: str, where: str) -> tuple[str, Sequence[int] | None]:
+    """A name, and its RGB where there is one.
+
+    Raises
+    ------
+    DataError
+        It begins as a comment, an id or a colour does: as a name it would shift the ids of the classes behind it.
+    """
+    if NO_NAME.match(line):
+        raise DataError(
+            f"{where}, {line!r}, begins like a comment, an id or a colour, and would be taken for a name. Give NAME or"
+            " NAME R G B, a class to a line in the order of the ids; or give data.pictures.classes as a list"
+        )
+    parts = COLOURED.fullmatch(line)
+    return (parts[1], [int(value) for value in parts.groups()[1:]]) if parts else (line, None)
 
 
 def _colour(value: Sequence[int]) -> Colour:

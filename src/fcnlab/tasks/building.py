@@ -141,7 +141,7 @@ def check_machine(cfg: DictConfig) -> None:
     who, count = started
     devices, nodes = _device_count(cfg.trainer), cfg.trainer.get("num_nodes", 1)
     if count != devices * nodes:
-        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        per_node = _number_in("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else count
         alone = "srun --ntasks=1" if who == "Slurm" else "no torchrun: fcnlab starts the others itself"
         raise UserError(
             f"{who} started {count} processes, and trainer.devices={cfg.trainer.devices} with trainer.num_nodes={nodes}"
@@ -157,10 +157,18 @@ def check_machine(cfg: DictConfig) -> None:
 def _processes_started() -> tuple[str, int] | None:
     """Who started how many processes of this run; None where it is alone, or starts the others itself."""
     if _is_slurms():
-        return "Slurm", int(os.environ["SLURM_NTASKS"])
+        return "Slurm", _number_in("SLURM_NTASKS")
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:  # torchrun's; Lightning sets no RANK
-        return "torchrun", int(os.environ["WORLD_SIZE"])
+        return "torchrun", _number_in("WORLD_SIZE")
     return None
+
+
+def _number_in(variable: str) -> int:
+    """How many processes a launcher says in the environment that there are."""
+    value = os.environ[variable]
+    if not (value.isascii() and value.isdigit() and int(value) > 0):
+        raise UserError(f"{variable}={value} in the environment is no number of processes: unset it")
+    return int(value)
 
 
 def _device_count(trainer: DictConfig) -> int:

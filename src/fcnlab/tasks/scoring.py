@@ -32,10 +32,11 @@ PACKAGES = ("fcnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydr
 
 
 class Scored(NamedTuple):
-    """The scores, and how the weights were selected; None: nobody knows."""
+    """The scores of ``count`` images, and how the weights were selected; None: nobody knows."""
 
     scores: Scores
     selection: Facts | None
+    count: int
 
 
 def score(
@@ -77,7 +78,7 @@ def score(
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             log_scores(logger, found, matrices.sum(axis=0), pictures.classes, segmenter.scored_as, selection)
-    return Scored(found, selection)
+    return Scored(found, selection, len(index))
 
 
 def scored_as(data: DataModule, selected: Facts | None) -> Literal["test", "final"]:
@@ -89,7 +90,9 @@ def scored_as(data: DataModule, selected: Facts | None) -> Literal["test", "fina
 
 def words_of(found: Scored, name: str, data: DataModule) -> str:
     """The score, what it is of, and how the weights were selected, in a line."""
-    selection, title = found.selection, data.split("test").title
+    selection, pictures = found.selection, data.split("test")
+    part = f"{found.count} of {len(pictures)} images of " if found.count < len(pictures) else ""
+    title = f"{part}{pictures.title}"
     line = f"{name} mIoU {100 * found.scores.miou:.2f} % on {title}. The weights were {said(selection)}."
     return f"{line} {OPTIMISTIC}." if is_optimistic(selection) else line
 

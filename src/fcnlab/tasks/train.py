@@ -18,6 +18,7 @@ from torch import nn
 from fcnlab.callbacks import EarlyEnd, MetricsFile, Selection
 from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
+from fcnlab.data.module import TrainingBatches
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.board import score_of
 from fcnlab.losses import CrossEntropySum, adds_up
@@ -83,13 +84,14 @@ def train(cfg: DictConfig) -> float | None:
         curves.cut(start.rows)
         trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
         check_monitors(trainer, segmenter.classes)
+        check_limits(trainer, data)
         # Behind all that may refuse a setting: a run on a dashboard cannot be taken back.
         with open_loggers(cfg, record.facts) as loggers, signals.told_apart():
             record.write(wandb=wandb_id(loggers))
             trainer.loggers = [curves, *loggers]
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
             say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
-            say_how_parts_add_up(segmenter, data.batch_size, trainer)
+            say_how_parts_add_up(segmenter, data, trainer)
             expected = announce(segmenter, data, trainer, start.steps)
             took = Took(trainer.strategy.root_device, segmenter.net)
             trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
@@ -160,6 +162,37 @@ def try_loss(loss: nn.Module, num_classes: int, data: DataModule) -> None:
         raise UserError(first_line(error)) from error
     except (RuntimeError, NotImplementedError):
         return
+
+
+def check_limits(trainer: L.Trainer, data: DataModule) -> None:
+    """Refuse limits by which a pass has no batch, or an epoch ends inside an optimiser step.
+
+    Raises
+    ------
+    UserError
+        See above. (Lightning would say the first when a pass begins, and take a part of a step for a whole one.)
+    """
+    accumulated, world_size = trainer.accumulate_grad_batches, trainer.world_size
+    batches = len(
+        TrainingBatches(
+            len(data.split("train")), data.batch_size, data.seed, world_size=world_size, accumulate=accumulated
+        )
+    )
+    limit = trainer.limit_train_batches
+    limited = int(batches * limit) if isinstance(limit, float) else min(batches, int(limit or batches))
+    if limited == 0 or limited % accumulated:
+        raise UserError(
+            f"trainer.limit_train_batches={limit} leaves {limited} of {batches} batches to an epoch: give a multiple of"
+            f" trainer.accumulate_grad_batches={accumulated}"
+        )
+    for name in ("val", "test"):
+        limit = getattr(trainer, f"limit_{name}_batches")
+        batches = len(range(0, len(data.split(name)), world_size)) // data.eval_batch_size
+        if isinstance(limit, float) and data.eval_batch_size == 1 and int(batches * limit) == 0:
+            raise UserError(
+                f"trainer.limit_{name}_batches={limit} leaves none of {batches} batches: give a larger share, or a whole"
+                " number of batches"
+            )
 
 
 def check_monitors(trainer: L.Trainer, classes: Sequence[str]) -> None:
@@ -262,14 +295,15 @@ def take_weights(path: Path | None, segmenter: Segmenter, trainer: L.Trainer, cu
     return selected and {**selected, "among": curves.validations}  # others came after this one
 
 
-def say_how_parts_add_up(segmenter: Segmenter, batch_size: int, trainer: L.Trainer) -> None:
+def say_how_parts_add_up(segmenter: Segmenter, data: DataModule, trainer: L.Trainer) -> None:
     """Where a step comes in parts, by accumulation or on several devices: what of it is as at once, and what is not."""
     devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
-    parts, pictures = devices * accumulated, devices * accumulated * batch_size
+    parts, pictures = devices * accumulated, devices * accumulated * data.batch_size
     if parts == 1:
         return
     step = f"A step takes {pictures} pictures in {parts} parts (devices: {devices}, accumulated batches: {accumulated})"
     others = net_by_parts(segmenter.net, trainer)
+    others += ["padding to the largest image, which a net sees (augment=none)"] * (data.augment is None)
     by_part = f". What the net still does by part: {', '.join(others)}" if others else ""
     assert segmenter.loss is not None
     if adds_up(segmenter.loss):
