@@ -190,7 +190,7 @@ def check_limits(trainer: L.Trainer, data: DataModule) -> None:
         batches = len(range(0, len(data.split(name)), world_size)) // data.eval_batch_size
         if isinstance(limit, float) and data.eval_batch_size == 1 and int(batches * limit) == 0:
             raise UserError(
-                f"trainer.limit_{name}_batches={limit} leaves none of {batches} batches: give a larger share, or a whole"
+                f"trainer.limit_{name}_batches={limit} leaves none of {batches} batches: give a larger share, or a"
                 " number of batches"
             )
 
