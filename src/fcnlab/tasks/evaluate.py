@@ -18,6 +18,7 @@ from fcnlab.results.scores import SCORES, Scores
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, evaluation_speed, open_data, open_loggers, run_folder, say
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
+from fcnlab.tasks.recording import recorded_config
 from fcnlab.tasks.scoring import score, table
 from fcnlab.trust import DATA, check_components
 
@@ -99,8 +100,9 @@ def recorded_data(cfg: DictConfig) -> DictConfig:
     record = Path(cfg.checkpoint).absolute().parents[1] / "config.yaml"
     if not record.is_file():
         raise ConfigError(f"checkpoint={cfg.checkpoint} lies in no run's folder ({record} is missing): give data=...")
-    found = OmegaConf.to_container(OmegaConf.load(record), resolve=False)
-    data = found.get("data") if isinstance(found, dict) else None
+    found = recorded_config(record.parent, f"checkpoint={cfg.checkpoint}", record.name)
+    values = OmegaConf.to_container(found, resolve=False)
+    data = values.get("data") if isinstance(values, dict) else None
     if not isinstance(data, dict):
         raise ConfigError(f"checkpoint={cfg.checkpoint}: {record} names no data: give data=...")
     check_components(data, DATA, cfg.trust, str(record))

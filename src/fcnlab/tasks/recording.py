@@ -11,6 +11,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fcnlab.config import components
 from fcnlab.errors import UserError, first_line
@@ -116,7 +118,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
     if not cfg.from_run:
         return
     folder = Path(cfg.from_run)
-    record, then = RunRecord(folder).facts, _recorded_config(folder)
+    record, then = RunRecord(folder).facts, recorded_config(folder, f"from_run={cfg.from_run}")
     words = HydraConfig.get().overrides.task
     typed = {word.partition("=")[0].lstrip("+~").replace("/", ".") for word in words if word not in record["overrides"]}
     recorded, today = (leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
@@ -148,12 +150,21 @@ def _is_under(path: str, keys: set[str]) -> bool:
     return any(path == key or path.startswith(f"{key}.") for key in keys)
 
 
-def _recorded_config(folder: Path) -> Any:
-    """``.hydra/config.yaml`` of a run, whose interpolations nobody has resolved."""
-    path = folder / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"from_run={folder}: there is no {path}, so that it cannot be repeated exactly")
-    return OmegaConf.load(path)
+def recorded_config(folder: Path, asked: str, name: str = ".hydra/config.yaml") -> DictConfig:
+    """What a run was set to, by its record; no interpolation is resolved.
+
+    Raises
+    ------
+    UserError
+        There is no such record, or it is damaged.
+    """
+    try:
+        found = OmegaConf.load(folder / name)
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{asked}: the record in {folder} cannot be used: {first_line(error)}") from error
+    if not isinstance(found, DictConfig):
+        raise UserError(f"{asked}: {folder / name} is no configuration")
+    return found
 
 
 def _check_harmless(path: str, value: Any, folder: Path) -> None:
