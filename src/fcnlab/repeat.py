@@ -1,7 +1,7 @@
 """``from_run=FOLDER`` and ``sweep.resume=FOLDER``: what a record brings back to the command line."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def repeat_run(argv: list[str], verb: str) -> None:
     check_config_dir("run", record, argv, verb)
     ours = {key_of(word) for word in argv[1:]}
     overrides = [word for word in record["overrides"] if key_of(word) not in ours and _first_part(word) not in ONE_RUNS]
-    allow(overrides, argv, lambda: f"Type what you mean by it behind {argv[place]}, where it wins")
+    allow(overrides, argv, "Type what you mean by it behind it, where it wins")
     argv[place:place] = [*overrides, *_reading_alone(overrides, argv)]
 
 
@@ -60,7 +60,7 @@ def resume_sweep(argv: list[str], verb: str) -> None:
         overrides = []
     else:
         check_config_dir("sweep", record, argv, verb)
-        allow(overrides, argv, lambda: f"Type the sweep's settings, if they are yours: {_line(verb, argv, *overrides)}")
+        allow(overrides, argv, "If the sweep is yours, type all of its settings behind it")
     check_links(Path(folder))
     goes_on = [*_search_settings(Path(folder) / "search.json", argv), setting("hydra.sweep.dir", folder)]
     argv[place + 1 : place + 1] = [*overrides, *_reading_alone(overrides, argv), *goes_on]
@@ -105,13 +105,13 @@ def check_config_dir(kind: str, record: dict[str, Any], argv: Sequence[str], ver
         )
 
 
-def allow(overrides: Sequence[str], argv: Sequence[str], advice: Callable[[], str]) -> None:
+def allow(overrides: Sequence[str], argv: Sequence[str], advice: str) -> None:
     """Raise a ForeignError, with some advice, unless a record may bring these overrides back."""
     try:
         check_overrides(overrides, config_folders(argv))
     except ForeignError as error:
         word = next(word for word in argv if word.startswith((FROM_RUN, RESUME)))
-        raise ForeignError(f"{_printable(word)}: {error}. {advice()}") from error
+        raise ForeignError(f"{_printable(word)}: {error}. {advice}") from error
 
 
 def key_of(override: str) -> str:
@@ -129,10 +129,10 @@ def _reading_alone(overrides: Sequence[str], argv: Sequence[str]) -> list[str]:
     return [RECORDED] if named and not {"data.root", "sweep.recorded"} & {key_of(word) for word in argv[1:]} else []
 
 
-def _line(verb: str, argv: Sequence[str], *overrides: str) -> str:
-    """What to type: this command, whose verb cli.py has rewritten, and some more."""
+def _line(verb: str, argv: Sequence[str]) -> str:
+    """What to type: this command, whose verb cli.py has rewritten."""
     words = [word for word in argv[1:] if not word.startswith("--config-name=")]
-    return _printable(typed(["fcnlab", verb, *words, *overrides]))
+    return _printable(typed(["fcnlab", verb, *words]))
 
 
 def _printable(text: str) -> str:

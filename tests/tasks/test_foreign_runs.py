@@ -36,7 +36,9 @@ def brought_back(tmp_path, monkeypatch):
     "word", ["loss=../../../proc/self/cwd/old/evil", "model.weights='${ oc.env:HOME}'", "stages=[x]"]
 )
 def test_a_record_that_would_act_is_refused(brought_back, asked: str, word: str):
-    with pytest.raises(UserError, match=rf"^{asked}: .* is no setting of a run; refused: .*\. Type "):
+    with pytest.raises(
+        UserError, match=rf"^{asked}: .* is no setting of a run; refused: .*\. (Type|If the sweep is yours, type) "
+    ):
         brought_back(["seed=1", word], asked, "--multirun")
 
 
@@ -130,7 +132,8 @@ def test_data_of_a_repeated_run_are_drawn_only_where_the_user_says(train, fcnlab
     ],
 )
 def test_a_recorded_config_acts_no_more_than_the_overrides(train, fcnlab, tmp_path, capsys, monkeypatch, changes, said):
-    monkeypatch.setenv("FCNLAB_SECRET", "0.123456789")
+    secret = "0." + 3 * "12345"  # not as a text that changes.diff may hold
+    monkeypatch.setenv("FCNLAB_SECRET", secret)
     folder = train(*FEW)
     record = json.loads((folder / "run.json").read_text())
     record["overrides"] = [word for word in record["overrides"] if "data.root" not in word]
@@ -146,7 +149,20 @@ def test_a_recorded_config_acts_no_more_than_the_overrides(train, fcnlab, tmp_pa
     path.write_text(yaml.safe_dump(config))
     assert fcnlab("train", f"from_run={folder}", "hydra.run.dir=again") == 1
     assert said in capsys.readouterr().err
-    assert all(b"0.123456789" not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert all(secret.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    "text", [None, "- 1\n", "a: !!python/object/apply:os.mkdir [acted]\n", "a: [", "\0", "[" * 9_000]
+)
+def test_a_config_that_is_none_is_told(train, fcnlab, tmp_path, capsys, text):
+    folder = train(*FEW)
+    for asked, name in (("from_run={}", ".hydra/config.yaml"), ("checkpoint={}/checkpoints/best.ckpt", "config.yaml")):
+        (folder / name).unlink() if text is None else (folder / name).write_text(text)
+        verb, asked = "train" if "from_run" in asked else "eval", asked.format(folder)
+        assert fcnlab(verb, asked, "hydra.run.dir=again") == 1
+        said = capsys.readouterr().err
+        assert asked in said and "Traceback" not in said and not (tmp_path / "acted").exists()
 
 
 def test_where_to_write_is_not_the_records(train, fcnlab, tmp_path):

@@ -11,6 +11,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fcnlab.config import components, plain
 from fcnlab.errors import UserError, first_line
@@ -171,9 +173,9 @@ def recorded_config(folder: Path, asked: str, name: str = ".hydra/config.yaml") 
     """
     try:
         text = yaml_text(folder, name)
-    except (OSError, Unreadable) as error:
+        found = OmegaConf.create(text or "{}")
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{asked}: the record in {folder} cannot be used: {first_line(error)}") from error
-    found = OmegaConf.create(text or "{}")
     if not text or not isinstance(found, DictConfig):
         raise UserError(f"{asked}: {folder / name} is missing, or no configuration")
     return found
