@@ -466,4 +466,4 @@ def test_a_run_that_resumed_with_other_settings_repeats_no_uninterrupted_one(mak
         (folder / "run.json").write_text(json.dumps(record | {"segments": segments}))
     found = {folder.name: read_run(folder).settings for folder in (whole, resumed, equal)}
     assert found["whole"] == found["equal"]
-    assert found["resumed"] == found["whole"] | {"resumed": "from step 200 optim.lr=0.01"}
+    assert found["resumed"] == found["whole"] | {"resumed": "from step 200 optim.lr=0.01 (was 0.001)"}

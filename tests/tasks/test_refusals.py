@@ -43,6 +43,7 @@ from fcnlab.tasks import building
         (["+modle=fcn8s"], "modle is no setting that anything reads: did you mean model?"),
         (["++modle=fcn8s"], "did you mean model?"),
         (["+checkpointing.keep_tpo=3"], "did you mean checkpointing.keep_top?"),
+        (["speed.channels_last=often"], "speed.channels_last='often': give true, false or auto"),
         (["+callbacks.mine.x=1"], "each with a _target_"),
         (["++trainer.limit_test_batches=0.001"], "trainer.limit_test_batches=0.001 leaves none of"),
         (["++trainer.limit_val_batches=0.001"], "trainer.limit_val_batches=0.001 leaves none of"),

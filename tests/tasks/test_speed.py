@@ -10,7 +10,6 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from fcnlab.errors import UserError
 from fcnlab.tasks import building
 from fcnlab.tasks.building import allow_tf32, precision, speed_of_net
 
@@ -91,11 +90,6 @@ def test_a_run_goes_on_as_it_is_told(train):
         train(f"speed={after}", "trainer.max_steps=6", every, "checkpoint=last", folder=before)
         state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
         assert {group["fused"] for group in state["param_groups"]} == {after == "auto"}
-
-
-def test_a_memory_format_that_is_none(composed):
-    with pytest.raises(UserError, match=r"speed\.channels_last=often: choose true, false or auto"):
-        speed_of_net(composed("speed.channels_last=often"), None)
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,7 @@ def _resumed_with(folder: Path) -> Settings:
     """
     segments = (read_json(folder, "run.json") or {}).get("segments")
     changed = [
-        f"from step {segment.get('from_step')} {path}={change[-1]}"
+        f"from step {segment.get('from_step')} {path}={change[-1]} (was {change[0]})"
         for segment in (segments if isinstance(segments, list) else ())
         for path, change in sorted(_part(segment, "changed").items())
         if isinstance(change, list) and change and not WITHOUT_EFFECT.fullmatch(path)

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fcnlab.callbacks import EMA
+from fcnlab.callbacks.resume import random_states, restore_random_states
 from fcnlab.data import DataModule, Pictures
 from fcnlab.data.transforms import Augmentation
 from fcnlab.errors import first_line
@@ -124,18 +125,21 @@ def expect(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: int
     every, accumulated = int(trainer.val_check_interval), trainer.accumulate_grad_batches
     steps = max(0, length(trainer, data) - done)
     net = copy.deepcopy(segmenter).to(device)
+    states = random_states()  # of python and numpy, too, from which a user's own loss may draw
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
         batch = step_seconds(net, shape, context)
         validation = validation_seconds(net, data.decoded("val"), context, trainer)
     loading = shape[0] * loading_seconds(data.decoded("train"), data.augment)
     batch = beside(batch, loading / max(1, data.num_workers), apart=device.type == "cuda" and data.num_workers > 0)
     averaged = any(isinstance(callback, EMA) for callback in getattr(trainer, "callbacks", []))
+    memory = training_memory(segmenter, shape, str(trainer.precision), averaged)
+    restore_random_states(states)
     return Expected(
         steps=steps,
         step=batch * accumulated,
         validations=math.ceil(steps * accumulated / every),
         validation=validation,
-        memory=training_memory(segmenter, shape, str(trainer.precision), averaged),
+        memory=memory,
     )
 
 

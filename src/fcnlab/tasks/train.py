@@ -107,7 +107,7 @@ def train(cfg: DictConfig) -> float | None:
     return score_of(folder)
 
 
-def build(cfg: DictConfig, segments: list[dict[str, Any]]) -> tuple[Segmenter, DataModule]:
+def build(cfg: DictConfig, segments: Sequence[dict[str, Any]] = ()) -> tuple[Segmenter, DataModule]:
     """The net with all that trains it, and the data, which is looked at before any long work."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net = instantiate(cfg.model, _convert_="all")
@@ -129,7 +129,7 @@ def build(cfg: DictConfig, segments: list[dict[str, Any]]) -> tuple[Segmenter, D
         optimizer=optimizer,
         schedule=schedule,
         record=checkpoint_record(
-            cfg, data.split("val"), settings=settings_of(cfg), segments=segments, images=images_of(data)
+            cfg, data.split("val"), settings=settings_of(cfg), segments=list(segments), images=images_of(data)
         ),
         **training_speed(cfg, net),
     )
