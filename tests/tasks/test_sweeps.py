@@ -42,6 +42,7 @@ def test_each_job_is_the_run_that_it_claims_to_be(tmp_path, small, shapes_root, 
     24 pictures, 4 at a time on each device: an epoch is 6 steps of one device, or 3 of two.
     """
     words = (*small, *STEPS, f"data.root={shapes_root}", "logger=csv", f"trainer.devices={devices}", "seed=3")
+    words += (f"data.cache_dir={shapes_root}/cache",)  # where the labels of the masks are counted, once for all
     ours = ("+callbacks.note._target_=raiser.NotePictures", "+callbacks.bad._target_=raiser.RaiseIn")
     process = start(tmp_path, *words, *ours, f"+callbacks.bad.rank={ranks}", "hydra.sweep.dir=sweep")
     jobs = [(int(count), int(rank)) for count in devices.split(",") for rank in ranks.split(",")]
