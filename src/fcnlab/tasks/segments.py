@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +16,7 @@ from fcnlab.config import plain
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.manifest import now
+from fcnlab.results.reading import read_yaml
 from fcnlab.results.runs import WITHOUT_EFFECT, Settings, leaves
 from fcnlab.tasks.building import say, warn
 from fcnlab.tasks.recording import RENAMED, is_under
@@ -190,9 +190,12 @@ def _kept_settings(start: Start) -> Settings:
 def _recorded_settings(folder: Path) -> Settings:
     path = folder / "config.yaml"
     try:
-        return leaves(yaml.safe_load(path.read_text()))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        found = read_yaml(folder, path.name)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)})") from error
+    if not found:
+        raise UserError(f"{path} is missing, or no configuration")
+    return leaves(found)
 
 
 def _refusal(refused: Mapping[str, Change], checkpoint: str) -> str:
@@ -210,7 +213,7 @@ def _refusal(refused: Mapping[str, Change], checkpoint: str) -> str:
 
 
 def _shown(changed: Mapping[str, Change]) -> list[str]:
-    few = [f"{path}={_word(change.new)} (was {_word(change.old)})" for path, change in list(changed.items())]
+    few = [f"{path}={_word(change.new)} (was {_word(change.old)})" for path, change in changed.items()]
     return few if len(few) <= MOST_SHOWN + 1 else [*few[:MOST_SHOWN], f"{len(few) - MOST_SHOWN} more"]
 
 

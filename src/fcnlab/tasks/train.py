@@ -185,10 +185,10 @@ def check_limits(trainer: L.Trainer, data: DataModule) -> None:
             f"trainer.limit_train_batches={limit} leaves {limited} of {batches} batches to an epoch: give a multiple of"
             f" trainer.accumulate_grad_batches={accumulated}"
         )
-    for name in ("val", "test"):
+    for name in ("val", "test") if data.eval_batch_size == 1 else ():  # else Lightning says it when the pass begins
         limit = getattr(trainer, f"limit_{name}_batches")
-        batches = len(range(0, len(data.split(name)), world_size)) // data.eval_batch_size
-        if isinstance(limit, float) and data.eval_batch_size == 1 and int(batches * limit) == 0:
+        batches = len(range(0, len(data.split(name)), world_size))
+        if isinstance(limit, float) and int(batches * limit) == 0:
             raise UserError(
                 f"trainer.limit_{name}_batches={limit} leaves none of {batches} batches: give a larger share, or a"
                 " number of batches"
