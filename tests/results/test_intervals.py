@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fcnlab.results.intervals import draws, holm, mean_iou, over_pictures, over_seeds, resampled_miou, resamples_needed
+from fcnlab.results.intervals import (
+    FEWEST_PICTURES,
+    draws,
+    holm,
+    mean_iou,
+    over_pictures,
+    over_seeds,
+    resampled_miou,
+    resamples_needed,
+)
 from fcnlab.results.scores import scores
 
 CLASSES, PICTURES = 6, 300
@@ -145,12 +154,12 @@ def true_difference(quality: tuple[float, float]) -> float:
     return float(mean_iou(*(area.sum(axis=0) for area in one)) - mean_iou(*(area.sum(axis=0) for area in other)))
 
 
-def coverage(pairs: int, resamples: int, quality: tuple[float, float]) -> tuple[float, float]:
+def coverage(pairs: int, resamples: int, quality: tuple[float, float], pictures: int = PICTURES) -> tuple[float, float]:
     """The shares of pairs whose interval covers the truth, and whose p is below 0.05."""
     truth, rng, covered, significant = true_difference(quality), np.random.default_rng(5), 0, 0
     for pair in range(pairs):
-        one, other = synthetic_pair(rng, PICTURES, quality)
-        counts = draws(PICTURES, resamples, seed=pair)
+        one, other = synthetic_pair(rng, pictures, quality)
+        counts = draws(pictures, resamples, seed=pair)
         value = mean_iou(*(area.sum(axis=0) for area in one)) - mean_iou(*(area.sum(axis=0) for area in other))
         found = over_pictures(float(value), resampled_miou(counts, *one) - resampled_miou(counts, *other))
         covered += found.low <= truth <= found.high
@@ -171,3 +180,11 @@ def test_coverage(quality):
     assert covered == pytest.approx(0.95, abs=0.025), "nominal coverage"
     if quality[0] == quality[1]:
         assert significant == pytest.approx(0.05, abs=0.02), "two nets of one distribution"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pictures", "most"), [(FEWEST_PICTURES, 0.08), (100, 0.07)])
+def test_equal_nets_on_few_pictures(pictures, most):
+    """From the fewest that a verdict needs on, few pairs of equal nets differ significantly; on three, many do."""
+    assert coverage(pairs=1000, resamples=1000, quality=(1.0, 1.0), pictures=pictures)[1] <= most
+    assert coverage(pairs=200, resamples=1000, quality=(1.0, 1.0), pictures=3)[1] > 0.1
