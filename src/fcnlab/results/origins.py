@@ -38,10 +38,10 @@ def source_settings(starts: Sequence[Any]) -> Settings:
 
 def environment(record: Mapping[str, Any] | None) -> dict[str, str]:
     """Commit, torch version and device of a ``metrics.json``."""
-    found = _part(record, "provenance")
+    found = part(record, "provenance")
     values = {
         "commit": found.get("commit"),
-        "torch": _part(found, "versions").get("torch"),
+        "torch": part(found, "versions").get("torch"),
         "device": found.get("device"),
     }
     return {key: str(value) if value else UNKNOWN for key, value in values.items()}
@@ -71,6 +71,7 @@ def _texts(value: Any) -> list[tuple[str, str]]:
     return [(str(key), str(found)) for key, found in value.items()] if isinstance(value, dict) else []
 
 
-def _part(tree: Any, key: str) -> dict[str, Any]:
+def part(tree: Any, key: str) -> dict[str, Any]:
+    """A map inside a tree; empty where there is none."""
     value = tree.get(key) if isinstance(tree, Mapping) else None
     return value if isinstance(value, dict) else {}

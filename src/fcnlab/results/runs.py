@@ -22,6 +22,7 @@ from fcnlab.errors import first_line
 from fcnlab.results.origins import (
     Settings,
     environment,
+    part,
     same_folder,
     scored_data,
     source_settings,
@@ -197,7 +198,7 @@ def read_run(folder: Path) -> Run | None:
     if not any(folder.iterdir()):
         raise Unusable("an empty folder")
     hydra = _hydra(folder)
-    job, facts = _part(hydra, "job"), read_json(folder, "run.json") or {}
+    job, facts = part(hydra, "job"), read_json(folder, "run.json") or {}
     if job.get("config_name", "train") not in VERBS:
         return None
     _check_finished(facts)
@@ -246,7 +247,7 @@ def _scored(folder: Path) -> dict[str, Any]:
         raise Unusable("no metrics.json: half written, or killed before it was scored")
     if not isinstance(record.get("iou"), dict) or not all(name in record for name in SCORES):
         raise Unusable("its metrics.json is not one of fcnlab's")
-    missing = [key for key in SAME if key not in _part(record, "protocol")]
+    missing = [key for key in SAME if key not in part(record, "protocol")]
     if missing:
         raise Unusable(f"an old record: its protocol does not say what its numbers mean ({', '.join(missing)})")
     if record["miou"] is None:
@@ -293,12 +294,7 @@ def _check_agreement(record: dict[str, Any], found: Scores, classes: tuple[str, 
 
 
 def _hydra(folder: Path) -> dict[str, Any]:
-    return _part(read_yaml(folder, ".hydra/hydra.yaml"), "hydra")
-
-
-def _part(tree: Any, key: str) -> dict[str, Any]:
-    value = tree.get(key) if isinstance(tree, dict) else None
-    return value if isinstance(value, dict) else {}
+    return part(read_yaml(folder, ".hydra/hydra.yaml"), "hydra")
 
 
 def _configuration(folder: Path, hydra: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], Settings]:
@@ -320,7 +316,7 @@ def _configuration(folder: Path, hydra: dict[str, Any]) -> tuple[dict[str, Any],
     } | _resumed_with(folder)
     options = {
         str(group): "null" if option is None else str(option)
-        for group, option in _part(_part(hydra, "runtime"), "choices").items()
+        for group, option in part(part(hydra, "runtime"), "choices").items()
         if not str(group).startswith(("hydra/", "logger"))
     }
     return config, options, settings
@@ -335,7 +331,7 @@ def _resumed_with(folder: Path) -> Settings:
     changed = [
         f"from step {segment.get('from_step')} {path}={change[-1]} (was {change[0]})"
         for segment in (segments if isinstance(segments, list) else ())
-        for path, change in sorted(_part(segment, "changed").items())
+        for path, change in sorted(part(segment, "changed").items())
         if isinstance(change, list) and change and not WITHOUT_EFFECT.fullmatch(path)
     ]
     return {"resumed": ", ".join(changed)} if changed else {}
@@ -356,13 +352,13 @@ def _prefixes(path: str) -> set[str]:
 
 def _relative(value: Any, hydra: dict[str, Any]) -> Any:
     """A path beside the run's folder, such as the stage before it, without what is the same for its neighbours."""
-    folder = _part(hydra, "runtime").get("output_dir")
+    folder = part(hydra, "runtime").get("output_dir")
     parent = str(Path(folder).parent) if isinstance(folder, str) else ""
     return value.replace(f"{parent}/", "../") if len(parent) > 1 and isinstance(value, str) else value
 
 
 def _typed(hydra: dict[str, Any]) -> Iterator[str]:
-    words = _part(hydra, "overrides").get("task")
+    words = part(hydra, "overrides").get("task")
     for word in words if isinstance(words, list) else ():
         yield str(word).partition("=")[0].lstrip("+~")
 
@@ -389,7 +385,7 @@ def _described(
     setting has, so that they stand beside what the net was trained with and never in its place.
     """
     config, _, settings = configuration
-    scored_in = {"precision": _precision(record, config), **source_settings([_part(record, "provenance")])}
+    scored_in = {"precision": _precision(record, config), **source_settings([part(record, "provenance")])}
     if "refine" in config:
         return _evaluated(hydra, configuration, scored_in, environment(record))
     found = _trained(folder, hydra, configuration, facts, record)
@@ -467,7 +463,7 @@ def _resumed_from(folder: Path, hydra: dict[str, Any], configuration: Configurat
 
 def _root(config: dict[str, Any], hydra: dict[str, Any]) -> tuple[Any, Any]:
     """Where the data lie, as it was typed, and in which folder."""
-    return _part(config, "data").get("root"), _part(hydra, "runtime").get("cwd")
+    return part(config, "data").get("root"), part(hydra, "runtime").get("cwd")
 
 
 def _seed(config: dict[str, Any]) -> int | None:
@@ -485,14 +481,14 @@ def _without(settings: dict[str, Any], roots: set[str]) -> dict[str, Any]:
 
 def _precision(record: dict[str, Any] | None, config: dict[str, Any]) -> Any:
     """What a record was scored in, which a training's was trained in, too; "auto" stays where there is no record."""
-    return _part(record, "protocol").get("precision") or _part(config, "trainer").get("precision")
+    return part(record, "protocol").get("precision") or part(config, "trainer").get("precision")
 
 
 def _run_of(config: dict[str, Any], hydra: dict[str, Any]) -> Path | None:
     """The folder of the run that a config's checkpoint is of, where it is still there."""
     if not isinstance(config.get("checkpoint"), str):
         return None
-    folder = (Path(str(_part(hydra, "runtime").get("cwd", "."))) / config["checkpoint"]).parent.parent
+    folder = (Path(str(part(hydra, "runtime").get("cwd", "."))) / config["checkpoint"]).parent.parent
     return folder if (folder / ".hydra" / "config.yaml").is_file() else None
 
 
