@@ -348,3 +348,10 @@ def test_a_tiff_of_very_many_images_is_refused_at_once(tmp_path):
     with pytest.raises(DataError, match="holds more than one image"):
         read_mask(tmp_path / "x.tif", coloured=False)
     assert time.process_time() - started < 1
+
+
+def test_a_tiff_of_numbers_with_a_sign_is_refused(tmp_path):
+    """PIL reads -1 of 8 bits as 255, which would be void."""
+    cv2.imwrite(str(tmp_path / "a.tif"), np.array([[-1, 0, 1]], np.int8))
+    with pytest.raises(DataError, match="numbers with a sign"):
+        read_mask(tmp_path / "a.tif", coloured=False)

@@ -22,7 +22,8 @@ from fcnlab.results.scores import VOID
 MASK_FORMATS = ("PNG", "TIFF")  # a JPEG's labels would be blurred, a GIF's renumbered
 PALETTE_MODES = ("P", "P;1", "P;2", "P;4")
 LOSSY = ("jpeg", "tiff_jpeg", "webp")  # ways to compress a TIFF
-PHOTOMETRIC = 262  # TIFF's tag; 0: the lowest value is white
+PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # TIFF's tags; 0: the lowest value is white
+SIGNED = 2  # a TIFF's sample format
 MOST = 2**16 - 1  # the largest id that a file can hold
 UNKNOWN = -1  # neither a class nor void
 GREYS = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
@@ -136,6 +137,10 @@ def _check_kind(path: Path, file: ImageFile, coloured: bool) -> None:
         raise WrongMode(f"{path} holds more than one image: save each mask as a file of its own")
     if file.info.get("compression") in LOSSY:
         raise WrongMode(f"{path} is compressed as {file.info['compression']}, which blurs labels: save it lossless")
+    if file.mode == "L" and SIGNED in getattr(file, "tag_v2", {}).get(
+        SAMPLE_FORMAT, ()
+    ):  # PIL would make 255 of -1, which is void
+        raise WrongMode(f"{path} holds numbers with a sign: save ids as unsigned integers")
     eight_bits = file.mode in ("L", "1") or (file.mode == "RGB" and ";16" not in mode)
     if coloured and not (mode in PALETTE_MODES or eight_bits):
         raise WrongMode(
