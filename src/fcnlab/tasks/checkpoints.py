@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 import fcnlab
-from fcnlab.config import check_targets, plain
+from fcnlab.config import ConfigError, check_targets, plain
 from fcnlab.data import Pictures
 from fcnlab.errors import UserError
 from fcnlab.models import FCN
@@ -153,7 +153,10 @@ def rebuild_net(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -
     model = checkpoint["fcnlab"]["model"]
     check_components(model, NETS, trust, source)
     model = without_weights(model)
-    check_targets(OmegaConf.create({"model": model}))
+    try:
+        check_targets(OmegaConf.create({"model": model}))
+    except ConfigError as error:  # of a setting that the user has not typed
+        raise UserError(f"the model of {source} cannot be built: {error}") from error
     state = {
         key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items() if key.startswith("net.")
     }
