@@ -103,7 +103,7 @@ def test_a_sweep_of_processes_is_one_group_of_runs(fcnlab, small, shapes_root, t
     assert [[job.return_value for job in jobs] for jobs in returned] == [scores, scores]
     assert returned[0][1].overrides[-2:] == ["model=fcn8s", "logger.wandb.tags=[mine]"]
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"sweeps", "outputs"}
-    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["cache"]  # the labels of the masks, counted once
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["cache"]  # of the labels
 
     found = {run["display_name"]: run for run in map(described, offline_runs(sweep))}
     assert set(found) == {"model=fcn32s", "model=fcn8s"}
