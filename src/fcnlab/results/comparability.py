@@ -1,6 +1,5 @@
 """Which runs' numbers mean the same: one protocol, one ground truth, the same pictures."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,8 +37,7 @@ def _usual(runs: Sequence[Run]) -> Run:
 
 
 def _kind(run: Run) -> tuple:
-    truth = hashlib.sha256(run.areas.truth.tobytes()).digest()
-    return run.classes, *(str(run.protocol.get(key)) for key in SAME), run.names, truth
+    return run.classes, *(str(run.protocol.get(key)) for key in SAME), run.names, run.truth_digest
 
 
 def _difference(run: Run, reference: Run) -> str | None:

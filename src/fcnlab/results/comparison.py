@@ -120,7 +120,7 @@ def compare(
     chosen = choose(groups, baseline) if baseline else (groups[0] if len(groups) > FEW else None)
     against = [(one, chosen) for one in groups if chosen and one is not chosen] or _ranked_pairs(groups)
     needed = resamples_needed(len(against), 1 - confidence)
-    resamples = resamples or (RESAMPLES if len(found) <= MANY_RUNS else min(RESAMPLES, max(RESAMPLES_OF_MANY, needed)))
+    resamples = resamples or _resamples(len(found), needed)
     pairs = judged(against, Sampling(len(found[0].names), resamples), confidence)
     most = _set_size([run for run in runs if run.protocol["set"] == found[0].protocol["set"]])
     return Comparison(
@@ -213,6 +213,13 @@ def _notes_of_pictures(runs: Sequence[Run], found: Sequence[Run], most: int) -> 
     if count < most and any(run.published for run in found):
         notes.append("Published scores are of the whole set, and are not shown beside those of a part of it.")
     return notes
+
+
+def _resamples(runs: int, needed: int) -> int:
+    """How many are drawn by default: of many runs fewer, unless some more can show a pair to be significant."""
+    if runs <= MANY_RUNS:
+        return RESAMPLES
+    return max(RESAMPLES_OF_MANY, needed) if needed <= RESAMPLES else RESAMPLES_OF_MANY
 
 
 def _notes_of_resamples(pairs: Sequence[Pair], resamples: int, needed: int) -> list[str]:

@@ -4,6 +4,7 @@ Everything in a run's folder is foreign: it may be half written, older than this
 be used is named with its reason, and the rest goes on.
 """
 
+import hashlib
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +93,11 @@ class Run:
     published: dict[str, float]
     curves: dict[str, ndarray]
     ended: str
+
+    @cached_property
+    def truth_digest(self) -> bytes:
+        """A hash of the pixels of each class in each picture's ground truth."""
+        return hashlib.sha256(self.areas.truth.tobytes()).digest()
 
     def panel(self, name: str) -> Path | None:
         """Its drawing of a picture beside truth and prediction, where it left one."""

@@ -29,7 +29,8 @@ MAY_CHANGE = re.compile(
     r"|data\.(root|archive|test_list|crop_size|batch_size|eval_batch_size)"
     r"|trainer\.(max_steps|max_epochs|max_time|val_check_interval|accumulate_grad_batches|gradient_clip_\w+)"
     r"|trainer\.(precision|accelerator|devices|num_nodes|strategy|strategy\..*|deterministic|benchmark|sync_batchnorm)"
-    r"|callbacks\.early_stopping(\..*)?|callbacks\.ema\.decay|checkpointing\.score"
+    r"|callbacks\.ema\.decay|checkpointing\.score"
+    r"|callbacks\.(?!(ema|best|top|last)\.).*"  # a user's own act from the next step on, too
 )
 # All others are refused; those that no line names, for the last reason.
 REASONS = (
