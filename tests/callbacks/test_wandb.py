@@ -66,6 +66,7 @@ def test_a_run_that_fails_is_marked_as_failed(train_code, tmp_path):
     assert "exit code 1" in inspect(run)
 
 
+@pytest.mark.slow
 def test_a_sweep_holds_one_run_for_each_job(fcnlab, small, shapes_root, tmp_path):
     words = [*small, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=2"]
     sweep = ["hydra/launcher=basic", f"hydra.sweep.dir={tmp_path}/sweep", "model=fcn32s,fcn16s,fcn8s", "seed=1,2"]

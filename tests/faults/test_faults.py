@@ -17,9 +17,8 @@ def disturb(count: int, seed: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(
-    ("count", "seed"), [pytest.param(9, 1, id="one of each"), pytest.param(24, 2, id="dozens", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "seed"), [pytest.param(9, 1, id="one of each"), pytest.param(24, 2, id="dozens")])
 def test_disturbed_runs_end_as_undisturbed_ones(count, seed):
     report = disturb(count, seed)
     assert report["faults"] >= count and not report["broken"]

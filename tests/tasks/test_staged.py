@@ -49,6 +49,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_stopped_in_stage_two_it_goes_on_there(staged, tmp_path):
     straight = staged("straight", "optim.lr=1e-6")
     process = staged("stopped", "optim.lr=1e-6")
