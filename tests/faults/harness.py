@@ -52,7 +52,7 @@ class Variant:
 
     workers: int
     accumulate: int
-    end: str = ""
+    end: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -152,22 +152,28 @@ class Run:
     def is_spoilt(self) -> bool:
         return self.last.is_file() and self.last.read_bytes() == self.spoilt
 
-    def end(self) -> str:
-        """A hash over all that a run ends with: weights, optimiser, curves, scores."""
-        total = hashlib.sha256()
+    def end(self) -> dict[str, str]:
+        """A hash of each thing that a run ends with: weights, optimiser, curves, scores."""
+        end = {}
         for name in ("last", "best"):
             checkpoint = torch.load(self.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
             for part in ("state_dict", "current_model_state", "optimizer_states", "global_step"):
-                add(total, checkpoint[part])
-        add(total, [sorted((k, v) for k, v in row.items() if v) for row in read_rows(self.folder / "metrics.csv")])
+                end[f"{part} of {name}.ckpt"] = hashed(checkpoint[part])
+        for number, row in enumerate(read_rows(self.folder / "metrics.csv"), 1):
+            end[f"row {number} of metrics.csv"] = hashed(sorted((k, v) for k, v in row.items() if v))
         scores = json.loads((self.folder / "metrics.json").read_text())
-        add(total, [scores[name] for name in ("pixel_acc", "mean_acc", "miou", "fw_iou", "iou")])
-        return total.hexdigest()
+        return end | {name: hashed(scores[name]) for name in ("pixel_acc", "mean_acc", "miou", "fw_iou", "iou")}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def hashed(value) -> str:
+    total = hashlib.sha256()
+    add(total, value)
+    return total.hexdigest()
 
 
 def add(total, value) -> None:
@@ -257,8 +263,10 @@ class Harness:
             else:
                 self.complain(run, f"ended with {code} by itself")
                 break
-        if run.status()["status"] != "finished" or run.end() != variant.end:
-            self.complain(run, "did not end as the undisturbed run did")
+        if run.status()["status"] != "finished":
+            self.complain(run, "did not end")
+        elif unlike := sorted(name for name, _ in set(run.end().items()) ^ set(variant.end.items())):
+            self.complain(run, f"ended unlike the undisturbed run: {', '.join(dict.fromkeys(unlike))}")
         data.unlink(missing_ok=True)
         if not self.report.broken:
             shutil.rmtree(run.folder, ignore_errors=True)
