@@ -12,7 +12,9 @@ import yaml
 from numpy import ndarray
 
 from fcnlab.results.drawing import panel, save_png
+from fcnlab.results.lineage import Training, as_facts
 from fcnlab.results.record import write_record
+from fcnlab.results.runs import read_run
 
 CLASSES = ("background", "cat", "dog", "cow")
 PROTOCOL = {
@@ -72,7 +74,8 @@ def dump(tree: dict) -> str:
 
 
 def resolved(tree: dict) -> dict:
-    return tree | {"data": tree["data"] | {"seed": tree["seed"], "augment": tree["augment"]}}
+    data = tree["data"] | {"augment": tree["augment"]}
+    return tree | {"data": data | ({"seed": tree["seed"]} if data["seed"] == "${seed}" else {})}
 
 
 def write_run(
@@ -143,6 +146,19 @@ def write_run(
         labels = np.zeros((20, 30), int)
         save_png(folder / "predictions" / f"{name}.png", panel(image, labels, labels + 1, CLASSES, PALETTE))
     return folder
+
+
+def trained(folder: Path) -> dict:
+    """What the checkpoints of a run's folder tell of it, for the metrics.json of an evaluation."""
+    run = read_run(folder)
+    training = Training(
+        seed=run.seed,
+        options={group: option for group, option in run.options.items() if group != "refine"},
+        settings={path: value for path, value in run.settings.items() if not path.startswith("scoring.")},
+        environment=run.environment,
+        root=str(folder.parent / run.settings["data.root"]),
+    )
+    return as_facts(training, status="finished", step=40)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from fcnlab.errors import UserError
 from fcnlab.results.grouping import Division, choose, group, merged_values
 from fcnlab.results.runs import read_runs
-from run_folders import toy_matrices
+from run_folders import toy_matrices, trained
 
 
 @pytest.fixture
@@ -118,7 +118,8 @@ def evaluated(make_run, name: str, training, **kwargs) -> None:
     """By ``fcnlab eval checkpoint=... data=toys``, whose own batch and crop are the defaults."""
     settings = {"checkpoint": f"{training}/checkpoints/best.ckpt", "refine._target_": "fcnlab.refine.none"}
     settings |= {"data.batch_size": 8, "data.crop_size": 128} | kwargs.pop("settings", {})
-    folder = make_run(name, verb="eval", settings=settings, options={"refine": "none", "model": None}, **kwargs)
+    options = {"refine": "none", "model": None}
+    folder = make_run(name, verb="eval", settings=settings, options=options, trained=trained(training), **kwargs)
     (folder / "metrics.csv").unlink()
 
 

@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
 from fcnlab.results import reading
-from fcnlab.results.runs import LeftOut, Unusable, leaves, read_run, read_runs, run_folders
+from fcnlab.results.runs import LeftOut, Unusable, read_run, read_runs, run_folders
+from fcnlab.results.settings import leaves
+from run_folders import trained
 
 CONFUSED = np.array([[[3, 1], [0, 2]], [[1, 0], [1, 5]]])
 
@@ -187,14 +190,61 @@ def test_predictions_comparisons_and_frames_of_stages_are_no_runs(make_run, tmp_
     assert read_runs([tmp_path / "runs"]) == ([], [])
 
 
-def test_a_stage_starts_from_its_own_neighbour(make_run):
-    """Its path differs from seed to seed, what it is does not."""
-    weights = []
-    for seed in (1, 2):
-        before = make_run(f"{seed}/1-fcn32s", seed=seed) / "checkpoints" / "best.ckpt"
-        run = read_run(make_run(f"{seed}/2-fcn16s", seed=seed, settings={"model.weights": str(before)}))
-        weights.append(run.settings["model.weights"])
-    assert weights == ["../1-fcn32s/checkpoints/best.ckpt"] * 2
+def with_facts(folder: Path, **facts):
+    """A run whose run.json has further facts."""
+    path = folder / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    return read_run(folder)
+
+
+def began_at(recipe: str | None, sha256: str, setting: str = "model.weights") -> dict:
+    return {setting: {"name": "best.ckpt", "sha256": sha256, "recipe": recipe}}
+
+
+def test_weights_are_known_by_what_they_are_and_not_by_their_path(make_run):
+    """Of trainings of fcnlab's by their recipe, which seeds share; of others' files by a hash."""
+    path = {"model.weights": "../pre/best.ckpt"}
+    runs = [make_run(f"{place}/fine", seed=place, settings=path) for place in (1, 2, 3)]
+    first = with_facts(runs[0], weights=began_at("aaaa", "1" * 64))
+    second = with_facts(runs[1], weights=began_at("aaaa", "2" * 64))
+    other = with_facts(runs[2], weights=began_at("bbbb", "3" * 64))
+    assert first.settings["model.weights"] == second.settings["model.weights"] == "best.ckpt (aaaa)"
+    assert first.weights != second.weights and other.settings["model.weights"] == "best.ckpt (bbbb)"
+    foreign = with_facts(runs[0], weights=began_at(None, "1" * 64))
+    assert foreign.settings["model.weights"] == "best.ckpt (11111111)"
+
+
+def test_weights_that_follow_the_seed_are_one_setting(make_run):
+    path = {"model.weights": "D/fcn8s_seed${seed}.ckpt"}
+    run = with_facts(make_run("a", settings=path), weights=began_at("aaaa", "1" * 64))
+    assert run.settings["model.weights"] == "best.ckpt (aaaa)"
+    assert "model.weights" not in with_facts(run.folder, weights=began_at(None, "1" * 64)).settings
+
+
+def test_what_no_setting_tells_is_a_setting(make_run):
+    """A list that has other images under its name; devices that were left to the machine; a seed of its own."""
+    images = {"train": {"count": 24, "names": "abcdef0123"}, "val": {"count": 8, "names": "0123abcdef"}}
+    run = with_facts(make_run("a", settings={"trainer.devices": "auto"}), images=images, devices=8)
+    assert run.settings["images.train"] == "24 (abcdef01)" and run.settings["images.val"] == "8 (0123abcd)"
+    assert run.settings["trainer.devices"] == 8
+    typed = with_facts(make_run("b", settings={"data.seed": 2, "trainer.devices": 2}), devices=2)
+    assert (typed.settings["data.seed"], typed.settings["trainer.devices"]) == (2, 2)
+    assert "data.seed" not in run.settings
+    for nonsense in (3, "x", [1], {"train": 3, "weights": [1]}, None):
+        facts = {"images": nonsense, "weights": nonsense, "inherited": nonsense, "segments": nonsense}
+        assert "images.train" not in with_facts(run.folder, **facts).settings
+
+
+@pytest.mark.parametrize("status", ["interrupted", "running", "failed"])
+def test_a_scoring_of_a_training_that_was_not_finished_is_no_run(make_run, status):
+    told = trained(make_run("train/a")) | {"status": status, "step": 20}
+    with pytest.raises(Unusable, match=f"its training was not finished when its checkpoint of step 20.*{status}"):
+        evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told)
+
+
+@pytest.mark.parametrize("told", [3, [], {}, {"settings": 1}, {"settings": {}, "options": 3, "seed": "x", "root": 1}])
+def test_a_training_told_in_another_shape_is_no_crash(make_run, told):
+    assert evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told).seed is None
 
 
 @pytest.mark.parametrize(
@@ -206,16 +256,18 @@ def test_a_published_score_is_of_the_experiments_own_data(make_run, typed, kept)
     assert run.published == ({"miou": 65.5} if kept else {})
 
 
-def evaluation(make_run, name: str, checkpoint: str, refine: str = "none", **kwargs):
-    settings = {"checkpoint": checkpoint, "refine._target_": f"fcnlab.refine.{refine}", "seed": 1}
+def evaluation(make_run, name: str, training: Path, checkpoint: str = "best", refine: str = "none", **kwargs):
+    path = str(training / "checkpoints" / f"{checkpoint}.ckpt")
+    settings = {"checkpoint": path, "refine._target_": f"fcnlab.refine.{refine}", "seed": 1}
     options = {"refine": refine, "data": None, "model": None, "optim": None}
-    return read_run(make_run(name, verb="eval", settings=settings, options=options, **kwargs))
+    facts = kwargs if "trained" in kwargs else {"trained": trained(training), **kwargs}
+    return read_run(make_run(name, verb="eval", settings=settings, options=options, **facts))
 
 
 def test_an_evaluation_has_the_settings_and_seed_of_its_training(make_run):
     training = make_run("train/a", seed=4, model="fcn16s")
-    plain = evaluation(make_run, "eval/a", str(training / "checkpoints" / "best.ckpt"))
-    flipped = evaluation(make_run, "eval/b", "../train/a/checkpoints/best.ckpt", "flip")
+    plain = evaluation(make_run, "eval/a", training)
+    flipped = evaluation(make_run, "eval/b", training, refine="flip")
     assert plain.seed == flipped.seed == 4 and plain.options["model"] == flipped.options["model"] == "fcn16s"
     assert plain.settings == read_run(training).settings and plain.options == read_run(training).options
     assert flipped.settings == plain.settings | {"refine._target_": "fcnlab.refine.flip"}
@@ -223,10 +275,9 @@ def test_an_evaluation_has_the_settings_and_seed_of_its_training(make_run):
 
 def test_evaluations_of_one_training_are_told_apart_by_checkpoint_and_precision(make_run):
     training = make_run("train/a", settings={"trainer.precision": "auto"})
-    checkpoints = training / "checkpoints"
-    best = evaluation(make_run, "eval/a", str(checkpoints / "best.ckpt"))
-    last = evaluation(make_run, "eval/b", str(checkpoints / "last.ckpt"))
-    short = evaluation(make_run, "eval/c", str(checkpoints / "best.ckpt"), protocol={"precision": "bf16-mixed"})
+    best = evaluation(make_run, "eval/a", training)
+    last = evaluation(make_run, "eval/b", training, "last")
+    short = evaluation(make_run, "eval/c", training, protocol={"precision": "bf16-mixed"})
     assert best.settings == read_run(training).settings and best.settings["trainer.precision"] == "32-true"
     assert last.settings == best.settings | {"scoring.checkpoint": "last.ckpt"}
     assert short.settings == best.settings | {"scoring.precision": "bf16-mixed"}
@@ -234,13 +285,13 @@ def test_evaluations_of_one_training_are_told_apart_by_checkpoint_and_precision(
 
 def test_trainings_of_other_precisions_stay_apart_where_they_are_scored_in_one(make_run):
     trained = [make_run(f"train/{name}", protocol={"precision": name}) for name in ("bf16-mixed", "32-true")]
-    one, other = (evaluation(make_run, f"eval/{run.name}", f"{run}/checkpoints/best.ckpt") for run in trained)
+    one, other = (evaluation(make_run, f"eval/{run.name}", run) for run in trained)
     assert one.settings == other.settings | {"trainer.precision": "bf16-mixed"}
 
 
 def test_an_evaluation_ended_when_its_scores_were_written(make_run):
     training = make_run("train/a")
-    run = evaluation(make_run, "eval/a", str(training / "checkpoints" / "best.ckpt"))
+    run = evaluation(make_run, "eval/a", training)
     os.utime(run.folder / "metrics.json", (0, 1.5))
     assert read_run(run.folder).ended == "1970-01-01T00:00:01.500000+00:00" < read_run(training).ended
 
@@ -253,9 +304,10 @@ def test_a_job_that_left_its_log_alone_is_named(make_run, tmp_path):
     assert len(runs) == 1 and out.folder.name == "1" and "see its job.log" in out.reason
 
 
-def test_an_evaluation_whose_training_is_gone_stands_by_its_checkpoint(make_run):
-    run = evaluation(make_run, "eval/a", "/nowhere/checkpoints/best.ckpt")
-    assert run.settings["scoring.checkpoint"] == "/nowhere/checkpoints/best.ckpt"
+def test_weights_that_tell_of_no_training_stand_by_their_file(make_run):
+    weights = {"checkpoint": {"name": "best.ckpt", "sha256": "0123456789abcdef", "recipe": None}}
+    run = evaluation(make_run, "eval/a", Path("/nowhere"), trained=None, weights=weights)
+    assert run.settings["scoring.checkpoint"] == "best.ckpt (01234567)" and run.seed is None
 
 
 @pytest.mark.parametrize("text", ["", "step,val/miou\n1", "step,val/miou\nx,y\n2,nan\n3,0.5,7\n", "\x00", "a\nb\n"])
@@ -386,7 +438,8 @@ def scored_elsewhere(make_run, name: str, training, root: str, seed: int = 1, ba
     settings = {"checkpoint": f"{training}/checkpoints/best.ckpt", "refine._target_": "fcnlab.refine.none"}
     settings |= {"data.root": root, "data.batch_size": batch_size, "data.crop_size": 128, "data.pictures.num_val": 40}
     options = {"refine": "none", "data": "toys", "model": None, "optim": None}
-    return read_run(make_run(name, verb="eval", settings=settings, options=options, **kwargs))
+    facts = {"trained": trained(training), **kwargs}
+    return read_run(make_run(name, verb="eval", settings=settings, options=options, **facts))
 
 
 def test_what_a_net_was_trained_on_stays_where_it_is_scored_elsewhere(make_run):
@@ -414,17 +467,18 @@ def test_weights_without_a_training_have_no_training_data(make_run):
     assert run.settings["scoring.data.root"] == "there" and run.settings["model.weights"] == "net.safetensors"
 
 
-def test_a_run_that_resumed_from_another_tells_what_was_set_there(make_run):
-    """Of the same settings it has merely moved; else both sets of settings made it."""
-    first = make_run("a/first", settings={"optim.lr": 0.002})
-    path = f"{first}/checkpoints/last.ckpt"
-    moved = read_run(make_run("a/moved", settings={"checkpoint": path}))
-    other = read_run(make_run("a/other", settings={"checkpoint": path, "optim.lr": 0.1}))
-    gone = read_run(make_run("a/gone", settings={"checkpoint": "/nowhere/checkpoints/last.ckpt"}))
-    assert moved.settings == read_run(first).settings
-    assert other.settings == moved.settings | {"optim.lr": 0.1, "resumed_from.optim.lr": 0.002}
-    assert gone.settings == moved.settings | {"checkpoint": "/nowhere/checkpoints/last.ckpt"}
-    assert read_run(make_run("a/auto", settings={"checkpoint": "auto"})).settings == moved.settings
+def test_a_run_that_began_at_another_runs_checkpoint_tells_what_changed_and_whose_code_it_has(make_run):
+    """The segments of the other run come with its checkpoint; whatever becomes of that run changes nothing."""
+    segments = [{"from_step": 0, "changed": {}}, {"from_step": 20, "changed": {"optim.lr": [0.002, 0.1]}}]
+    fork = make_run("a/fork", settings={"checkpoint": "/nowhere/last.ckpt", "optim.lr": 0.1}, source="bbb")
+    record = json.loads((fork / "run.json").read_text())
+    began = {"inherited": [{"source": {"fcnlab": "aaa"}}], "resumed_at": 20, "segments": segments}
+    (fork / "run.json").write_text(json.dumps(record | began))
+    run = read_run(fork)
+    straight = read_run(make_run("a/straight", settings={"optim.lr": 0.1}, source="aaa"))
+    told = {"resumed": "from step 20 optim.lr=0.1 (was 0.002)", "source.fcnlab": "aaa+bbb"}
+    assert run.settings == straight.settings | told | {"scoring.source.fcnlab": "bbb"}
+    assert "minutes" in straight.cost and "minutes" not in run.cost
 
 
 def test_the_source_is_that_of_all_starts_and_of_the_scoring(make_run):
@@ -433,7 +487,7 @@ def test_the_source_is_that_of_all_starts_and_of_the_scoring(make_run):
     mixed = make_run("mixed", source="bbb", earlier=starts)
     run = read_run(mixed)
     assert run.settings["source.fcnlab"] == "aaa+bbb" and run.settings["scoring.source.fcnlab"] == "bbb"
-    scored = evaluation(make_run, "eval/a", str(mixed / "checkpoints" / "best.ckpt"), source="ccc", torch="2.10.0")
+    scored = evaluation(make_run, "eval/a", mixed, source="ccc", torch="2.10.0")
     assert scored.settings == run.settings | {"scoring.source.fcnlab": "ccc"}
     assert (scored.environment["torch"], scored.environment["scoring.torch"]) == ("2.9.0", "2.10.0")
     old = read_run(make_run("old", earlier=[{"status": "failed"}]))

@@ -8,9 +8,10 @@ import numpy as np
 from numpy import ndarray
 
 from fcnlab.errors import UserError
-from fcnlab.results.origins import SCORING, Settings
+from fcnlab.results.origins import SCORING
 from fcnlab.results.runs import LeftOut, Run
 from fcnlab.results.scores import SCORES
+from fcnlab.results.settings import Settings
 
 ALL = "all runs"  # the name of a group that is alone
 
@@ -198,7 +199,20 @@ def _why_not(run: Run, taken: Run) -> str:
     if fewer:
         count = f"{len(run.names)} pictures, {len(taken.names)} in {taken.folder}"
         return f"scored on {count}, with the same settings and seed: the larger record counts"
+    unlike = sorted(key for key in run.settings | taken.settings if _told(run, key) != _told(taken, key))
+    if unlike:  # merge_over takes them for one
+        values = ", ".join(f"{key}={_told(run, key)}, there {_told(taken, key)}" for key in unlike[:2])
+        return f"the same seed as {taken.folder}, with which it is merged ({values}): the one that ended last counts"
+    if any(one and other and one != other for one, other in zip(run.weights, taken.weights, strict=True)):
+        return (
+            f"the same settings and seed as {taken.folder}, but other weights: of two trainings, or of two moments of"
+            " one. The one that ended last counts; compare them apart"
+        )
     return f"done again with the same settings and seed in {taken.folder}"
+
+
+def _told(run: Run, key: str) -> str:
+    return word(run.settings[key]) if key in run.settings else "not set"
 
 
 def choose(groups: Sequence[Group], wanted: str) -> Group:

@@ -3,16 +3,15 @@
 What is read here was written by others: anything that is not as expected counts as unknown.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from fcnlab.results.settings import Settings
 
 UNKNOWN = "unknown"
 ENVIRONMENT = ("commit", "torch", "device")  # named for each run; a setting on request only
 SCORING = "scoring."  # before the name of what a scoring has of its own, beside the training's
-Settings = dict[str, Any]
 
 # Values of data.* that say which images are scored, or how a net is trained on others. The record itself says the
 # former: its protocol names the set, and it names each image. All others may change what an image or its ground truth
@@ -54,12 +53,6 @@ def scored_data(settings: Settings) -> Settings:
         for path, value in settings.items()
         if path.startswith("data.") and not NO_PART_IN_SCORING.fullmatch(path)
     }
-
-
-def same_folder(*roots: tuple[Any, Any]) -> bool:
-    """Whether several ``data.root``, each with the folder that it was typed in, are one folder by several paths."""
-    known = {os.path.normpath(Path(str(place), root)) for root, place in roots if isinstance(root, str)}
-    return len(known) == 1 and all(isinstance(root, str) for root, _ in roots)
 
 
 def under_scoring(settings: Settings) -> Settings:

@@ -174,10 +174,9 @@ def _seed_differences(ours: Group, theirs: Group) -> dict[int, float]:
 
 def _furthest_apart(ours: Group, theirs: Group) -> list[tuple[str, float, float]]:
     names, (first, second) = ours.runs[0].names, (picture_scores(found) for found in (ours, theirs))
-    order = np.argsort(-np.nan_to_num(np.abs(first - second)), kind="stable")[:MOST_PICTURES]
-    return [
-        (names[place], float(first[place]), float(second[place])) for place in order if first[place] != second[place]
-    ]
+    apart = np.nan_to_num(np.abs(first - second))  # an image that is all void has no score
+    order = np.argsort(-apart, kind="stable")[:MOST_PICTURES]
+    return [(names[place], float(first[place]), float(second[place])) for place in order if apart[place]]
 
 
 def picture_scores(found: Group) -> ndarray:

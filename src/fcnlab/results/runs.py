@@ -21,19 +21,13 @@ from numpy import ndarray
 
 from fcnlab.cores import visible_cores
 from fcnlab.errors import first_line
-from fcnlab.results.origins import (
-    Settings,
-    environment,
-    part,
-    same_folder,
-    scored_data,
-    source_settings,
-    under_scoring,
-)
+from fcnlab.results.lineage import SHOWN, Training, described, from_facts, why_not_finished
+from fcnlab.results.origins import environment, part, scored_data, source_settings, under_scoring
 from fcnlab.results.passport import Areas, areas
 from fcnlab.results.reading import Unreadable, inside, open_arrays, read_json, read_rows, read_yaml
 from fcnlab.results.scores import SCORES, Scores, scores
 from fcnlab.results.selection import Facts, recorded_selection
+from fcnlab.results.settings import Settings
 
 VERBS = ("train", "eval")  # the others leave no scores
 LOG = "job.log"  # what a job of a sweep said, of a failed one perhaps all that there is
@@ -44,15 +38,6 @@ NO_RUNS_INSIDE = {"checkpoints", "predictions", "wandb"}
 CURVES = ("val/miou", "train/loss")
 SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
 LARGEST = 1e15  # of a number that a chart has an axis for
-
-# Settings that no score depends on: what is shown, how often is saved. Seeds pair runs. Under another data.root, which
-# is none of these, may lie another set. Which checkpoint was scored (checkpointing.score) the record tells: it becomes
-# the setting "checkpoint" that evaluations have, so that either makes the same group.
-WITHOUT_EFFECT = re.compile(
-    r"(.*\.)?seed|(logger|checkpointing|from_run|stages|sweep|needs|published|pictures|passport|trust)(\..*)?"
-    r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(pictures|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
-    r"|trainer\.strategy\.(gradient_as_bucket_view|broadcast_buffers|static_graph)"
-)
 
 
 class LeftOut(NamedTuple):
@@ -74,6 +59,7 @@ class Run:
     options of config groups, ``settings`` all values by dotted path, both without what no score depends on; ``typed``
     the paths among them that its command named. They are those of the training; how its checkpoint was scored is under
     ``scoring.``. ``environment`` has commit, torch and device, of an evaluation also those under ``scoring.``.
+    ``weights`` are hashes of what the training started from, and of an evaluated checkpoint; "" where that is not told.
     ``areas`` has a row for each picture.
     """
 
@@ -83,6 +69,7 @@ class Run:
     settings: Settings
     typed: frozenset[str]
     environment: dict[str, str]
+    weights: tuple[str, str]
     names: tuple[str, ...]
     classes: tuple[str, ...]
     areas: Areas
@@ -209,22 +196,23 @@ def read_run(folder: Path) -> Run | None:
     if job.get("config_name", "train") not in VERBS:
         return None
     _check_finished(facts)
-    configuration = _configuration(folder, hydra)
-    config = configuration[0]
+    configuration = _configuration(folder)
+    config = configuration[1]
     if config.get("stages"):
         return None
     record = _scored(folder)
     names, classes, counted, total = _confusions(folder)
     found = scores(total)
     _check_agreement(record, found, classes)
-    described = _described(folder, hydra, configuration, facts, record)
+    training, typed, scored = _described(configuration, hydra, facts, record)
     return Run(
         folder=folder,
-        seed=described.seed,
-        options=described.options,
-        settings=described.settings,
-        typed=frozenset(described.typed),
-        environment=described.environment,
+        seed=training.seed,
+        options=training.options,
+        settings=training.settings,
+        typed=frozenset(typed),
+        environment=training.environment,
+        weights=(training.weights, scored),
         names=names,
         classes=classes,
         areas=counted,
@@ -304,64 +292,15 @@ def _hydra(folder: Path) -> dict[str, Any]:
     return part(read_yaml(folder, ".hydra/hydra.yaml"), "hydra")
 
 
-def _configuration(folder: Path, hydra: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], Settings]:
-    """A run's config with its values put in, its options, and its settings.
-
-    ``.hydra/config.yaml`` still shows which values are others' (``${seed}``): those are no settings of their own.
-    """
+def _configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run's config as it was composed, and with its values put in."""
     composed = read_yaml(folder, ".hydra/config.yaml")
     config = read_yaml(folder, "config.yaml") or composed
     if not config and (folder / LOG).is_file():
         raise Unusable(f"a job that ended before its run began, or has only just begun: see its {LOG}")
     if not config:
         raise Unusable("no configuration in it: .hydra/config.yaml is missing")
-    linked = {path for path, value in leaves(composed).items() if "${" in str(value) and "${oc." not in str(value)}
-    settings = {
-        path: _relative(value, hydra)
-        for path, value in leaves(config).items()
-        if not WITHOUT_EFFECT.fullmatch(path) and not linked & _prefixes(path)
-    } | _resumed_with(folder)
-    options = {
-        str(group): "null" if option is None else str(option)
-        for group, option in part(part(hydra, "runtime"), "choices").items()
-        if not str(group).startswith(("hydra/", "logger"))
-    }
-    return config, options, settings
-
-
-def _resumed_with(folder: Path) -> Settings:
-    """What a run changed when it resumed, as a setting of its own: no uninterrupted run is its repetition.
-
-    ``config.yaml`` holds the values of the last segment only.
-    """
-    segments = (read_json(folder, "run.json") or {}).get("segments")
-    changed = [
-        f"from step {segment.get('from_step')} {path}={change[-1]} (was {change[0]})"
-        for segment in (segments if isinstance(segments, list) else ())
-        for path, change in sorted(part(segment, "changed").items())
-        if isinstance(change, list) and change and not WITHOUT_EFFECT.fullmatch(path)
-    ]
-    return {"resumed": ", ".join(changed)} if changed else {}
-
-
-def leaves(tree: Any, path: str = "") -> Settings:
-    """Every value of a tree by its dotted path; lists count as values."""
-    if not isinstance(tree, dict) or not tree:
-        return {path: tree} if path else {}
-    inside = [leaves(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
-    return {name: value for found in inside for name, value in found.items()}
-
-
-def _prefixes(path: str) -> set[str]:
-    parts = path.split(".")
-    return {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
-
-
-def _relative(value: Any, hydra: dict[str, Any]) -> Any:
-    """A path beside the run's folder, such as the stage before it, without what is the same for its neighbours."""
-    folder = part(hydra, "runtime").get("output_dir")
-    parent = str(Path(folder).parent) if isinstance(folder, str) else ""
-    return value.replace(f"{parent}/", "../") if len(parent) > 1 and isinstance(value, str) else value
+    return composed, config
 
 
 def _typed(hydra: dict[str, Any]) -> Iterator[str]:
@@ -371,111 +310,76 @@ def _typed(hydra: dict[str, Any]) -> Iterator[str]:
 
 
 class Described(NamedTuple):
-    """What a record is of: a training's seed, options and settings, and how its checkpoint was scored."""
+    """What a record is of: a training, how its checkpoint was scored, and the settings that the command named."""
 
-    seed: int | None
-    options: dict[str, str]
-    settings: Settings
+    training: Training
     typed: set[str]
-    environment: dict[str, str]
-
-
-Configuration = tuple[dict[str, Any], dict[str, str], Settings]
+    scored: str = ""  # a hash of the checkpoint, of an evaluation
 
 
 def _described(
-    folder: Path, hydra: dict[str, Any], configuration: Configuration, facts: dict[str, Any], record: dict[str, Any]
+    configuration: tuple[dict[str, Any], dict[str, Any]],
+    hydra: dict[str, Any],
+    facts: dict[str, Any],
+    record: dict[str, Any],
 ) -> Described:
     """A training as its own record scored it, or as an evaluation did.
 
     How it was scored (data, code, precision, checkpoint) are settings below ``scoring.``, whose names no training's
     setting has, so that they stand beside what the net was trained with and never in its place.
     """
-    config, _, settings = configuration
+    composed, config = configuration
+    own = described(composed, config, part(hydra, "runtime"), {"weights": part(record, "weights")} | facts)
     scored_in = {"precision": _precision(record, config), **source_settings([part(record, "provenance")])}
     if "refine" in config:
-        return _evaluated(hydra, configuration, scored_in, environment(record))
-    found = _trained(folder, hydra, configuration, facts, record)
+        return _evaluated(config, own, set(_typed(hydra)), scored_in, record)
     selected = recorded_selection(record) or {"checkpoint": "best"}  # an older record is of best.ckpt
-    scored_in |= {"checkpoint": f"{selected['checkpoint']}.ckpt"} | scored_data(settings)
-    return found._replace(settings=found.settings | under_scoring(scored_in), typed=set(_typed(hydra)))
+    scored_in |= {"checkpoint": f"{selected['checkpoint']}.ckpt"} | scored_data(own.settings)
+    settings = own.settings | {"trainer.precision": _precision(record, config)} | under_scoring(scored_in)
+    return Described(
+        own._replace(options=own.options | {"refine": "none"}, settings=settings, environment=environment(record)),
+        set(_typed(hydra)),
+    )
 
 
 def _evaluated(
-    hydra: dict[str, Any], configuration: Configuration, scored_in: Settings, machine: dict[str, str]
+    config: dict[str, Any], own: Training, typed: set[str], scored_in: Settings, record: dict[str, Any]
 ) -> Described:
-    """The training whose checkpoint an evaluation scored, and how it did that."""
-    config, options, settings = configuration
-    refine, typed, own = options.get("refine", "none"), set(_typed(hydra)), scored_data(settings)
-    training = _run_of(config, hydra)
-    if training:
-        its_hydra, its_facts = _hydra(training), read_json(training, "run.json") or {}
-        its_configuration = _configuration(training, its_hydra)
-        found = _trained(training, its_hydra, its_configuration, its_facts, read_json(training, "metrics.json"))
-        its_data = scored_data(its_configuration[2])
-        own = own or its_data  # without data=, that of its training
-        if same_folder(_root(config, hydra), _root(its_configuration[0], its_hydra)):
-            own |= {path: value for path, value in its_data.items() if path == "data.root"}
-    else:
-        found = _untrained(configuration)
-    checkpoint = Path(config["checkpoint"]).name if training else config.get("checkpoint")
-    refined = _only(settings, {"refine"}) if refine != "none" else {}
+    """The training whose checkpoint an evaluation scored, as its record tells, and how it did that."""
+    found, machine = from_facts(record.get("trained")), environment(record)
+    if why := why_not_finished(record.get("trained")):
+        raise Unusable(why)
+    training, scored = found or _untrained(own), scored_data(own.settings)
+    if found:
+        its_data = scored_data(found.settings)
+        scored = scored or its_data  # without data=, that of its training
+        if found.root is not None and found.root == own.root:  # however it was typed
+            scored |= {path: value for path, value in its_data.items() if path == "data.root"}
+    file = part(part(record, "weights"), "checkpoint")
+    checkpoint = config.get("checkpoint") if isinstance(config.get("checkpoint"), str) else None
+    if checkpoint:
+        name = Path(checkpoint).name
+        checkpoint = name if found else f"{name} ({str(file.get('sha256'))[:SHOWN]})"
+    refine = own.options.get("refine", "none")
+    refined = _only(own.settings, {"refine"}) if refine != "none" else {}
+    scored_in |= {"checkpoint": checkpoint, **scored}
     return Described(
-        seed=found.seed,
-        options=found.options | {"refine": refine},
-        settings=found.settings | refined | under_scoring(scored_in | {"checkpoint": checkpoint} | own),
-        typed={f"scoring.{path}" if path.partition(".")[0] == "data" else path for path in typed},
-        environment=(found.environment or machine) | under_scoring(machine),
+        training._replace(
+            options=training.options | {"refine": refine},
+            settings=training.settings | refined | under_scoring(scored_in),
+            environment=(training.environment or machine) | under_scoring(machine),
+        ),
+        {f"scoring.{path}" if path.partition(".")[0] == "data" else path for path in typed},
+        str(file.get("sha256", "")),
     )
 
 
-def _trained(
-    folder: Path,
-    hydra: dict[str, Any],
-    configuration: Configuration,
-    facts: dict[str, Any],
-    record: dict[str, Any] | None,
-) -> Described:
-    """A training by its own folder's files."""
-    config, options, settings = configuration
-    before = facts.get("earlier")
-    starts = [*(before if isinstance(before, list) else ()), facts]
-    settings = _without(settings, {"checkpoint"}) | _resumed_from(folder, hydra, configuration)
-    settings |= {"trainer.precision": _precision(record, config)} | source_settings(starts)
-    return Described(
-        _seed(config), options | {"refine": "none"}, settings, set(), environment(record) if record else {}
+def _untrained(own: Training) -> Training:
+    """Weights of which no training is known here: neither a seed nor what they were trained with."""
+    of_scoring = {"checkpoint", "data", "refine", "trainer", "source"}
+    return own._replace(
+        seed=None, options=_without(own.options, {"data", "trainer"}), settings=_without(own.settings, of_scoring)
     )
-
-
-def _untrained(configuration: Configuration) -> Described:
-    """Weights of which no training is known here: what they were trained with is no setting."""
-    config, options, settings = configuration
-    of_scoring = {"checkpoint", "data", "refine", "trainer"}
-    return Described(_seed(config), _without(options, {"data", "trainer"}), _without(settings, of_scoring), set(), {})
-
-
-def _resumed_from(folder: Path, hydra: dict[str, Any], configuration: Configuration) -> Settings:
-    """What the settings of the run were whose checkpoint this one resumed from, where they were others."""
-    config, _, settings = configuration
-    if config.get("checkpoint") in (None, "none", "auto", "last", "best"):
-        return {}
-    before = _run_of(config, hydra)
-    if before is None:  # nothing is known of it but its name
-        return _only(settings, {"checkpoint"})
-    if before == folder:
-        return {}
-    its_settings = _without(_configuration(before, _hydra(before))[2], {"checkpoint"})
-    return {f"resumed_from.{path}": value for path, value in its_settings.items() if value != settings.get(path)}
-
-
-def _root(config: dict[str, Any], hydra: dict[str, Any]) -> tuple[Any, Any]:
-    """Where the data lie, as it was typed, and in which folder."""
-    return part(config, "data").get("root"), part(hydra, "runtime").get("cwd")
-
-
-def _seed(config: dict[str, Any]) -> int | None:
-    seed = config.get("seed")
-    return seed if isinstance(seed, int) else None
 
 
 def _only(settings: Settings, roots: set[str]) -> Settings:
@@ -486,17 +390,9 @@ def _without(settings: dict[str, Any], roots: set[str]) -> dict[str, Any]:
     return {path: value for path, value in settings.items() if path.split(".")[0] not in roots}
 
 
-def _precision(record: dict[str, Any] | None, config: dict[str, Any]) -> Any:
-    """What a record was scored in, which a training's was trained in, too; "auto" stays where there is no record."""
+def _precision(record: dict[str, Any], config: dict[str, Any]) -> Any:
+    """What a record was scored in, which a training's was trained in, too; "auto" stays where it does not tell."""
     return part(record, "protocol").get("precision") or part(config, "trainer").get("precision")
-
-
-def _run_of(config: dict[str, Any], hydra: dict[str, Any]) -> Path | None:
-    """The folder of the run that a config's checkpoint is of, where it is still there."""
-    if not isinstance(config.get("checkpoint"), str):
-        return None
-    folder = (Path(str(part(hydra, "runtime").get("cwd", "."))) / config["checkpoint"]).parent.parent
-    return folder if (folder / ".hydra" / "config.yaml").is_file() else None
 
 
 # What it cost, and how it got there
@@ -515,13 +411,14 @@ def _published(record: dict[str, Any], config: dict[str, Any], typed: set[str]) 
 
 
 def _minutes(facts: dict[str, Any]) -> dict[str, float]:
-    """From start to end; nothing for a run that was resumed, whose first part nobody timed."""
+    """From start to end; nothing for a run that was resumed, also from another's checkpoint: its first part nobody
+    timed."""
     try:
         started, ended = (datetime.fromisoformat(facts[key]) for key in ("started", "ended"))
         minutes = (ended - started).total_seconds() / 60
     except (KeyError, TypeError, ValueError):  # also where one of them has a zone, and the other has not
         return {}
-    return {"minutes": minutes} if facts.get("starts", 1) == 1 else {}
+    return {"minutes": minutes} if facts.get("starts", 1) == 1 and not facts.get("resumed_at") else {}
 
 
 def _written(path: Path) -> str:

@@ -50,7 +50,7 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 def points(value: float) -> str:
     """A difference in percentage points, with its sign."""
-    return f"{100 * value:+.2f}"
+    return f"{round(100 * value, 2) + 0.0:+.2f}"  # -0.0 + 0.0 is 0.0
 
 
 def probability(p: float | None) -> str:

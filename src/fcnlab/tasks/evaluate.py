@@ -14,7 +14,9 @@ from fcnlab.callbacks import FixedPictures
 from fcnlab.config import ConfigError, check_needs, check_targets, plain
 from fcnlab.data import DataModule
 from fcnlab.launching.manifest import facts_of
+from fcnlab.results.origins import part
 from fcnlab.results.passport import Convention, as_facts, passport, passport_table
+from fcnlab.results.reading import read_yaml
 from fcnlab.results.record import add_to_record
 from fcnlab.results.scores import SCORES, Scores
 from fcnlab.results.selection import Facts, recorded_selection
@@ -30,6 +32,7 @@ from fcnlab.tasks.building import (
 )
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
 from fcnlab.tasks.fingerprint import fingerprint
+from fcnlab.tasks.lineage import trained_when_scored, weights_used
 from fcnlab.tasks.recording import recorded_config
 from fcnlab.tasks.scoring import commit, score, table, words_of
 from fcnlab.tasks.splits import check_splits
@@ -47,11 +50,14 @@ def evaluate(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.checkpoint is None:
         net, classes, selected, its_model = instantiate(cfg.model, _convert_="all"), None, None, None
+        trained = None
     else:
         checkpoint = read_checkpoint(cfg.checkpoint)
         its_model = checkpoint["fcnlab"]["model"]
         net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
         classes, selected = checkpoint["fcnlab"]["classes"], selection_in_run(checkpoint, Path(cfg.checkpoint))
+        trained = trained_when_scored(checkpoint, Path(cfg.checkpoint))
+    weights = weights_used({"checkpoint": cfg.checkpoint, "model": cfg.model and plain(cfg.model)})
     data_config = cfg.data if cfg.data is not None else recorded_data(cfg)
     began = {"commit": commit(), "source": fingerprint(plain(cfg), {"model": its_model, "data": plain(data_config)})}
     data = open_data(data_config, named_by_record=cfg.data is None or cfg.sweep.recorded)
@@ -61,7 +67,8 @@ def evaluate(cfg: DictConfig) -> float | None:
     trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures)])
     with open_loggers(cfg) as loggers:
         trainer.loggers = loggers
-        scored = score(trainer, segmenter, data, folder, cfg.seed, began, selected=selected)
+        origin = {"trained": trained, "weights": weights}
+        scored = score(trainer, segmenter, data, folder, cfg.seed, began, selected=selected, **origin)
     if scored is None:
         return None
     found = scored.scores
@@ -136,9 +143,22 @@ def recorded_data(cfg: DictConfig) -> DictConfig:
     if not isinstance(data, dict):
         raise ConfigError(f"checkpoint={cfg.checkpoint}: {record} names no data: give data=...")
     check_components(data, DATA, cfg.trust, str(record))
+    data |= _root_then(record.parent, data)
     recorded = OmegaConf.create({"data": data})
     check_targets(recorded)
     return recorded.data
+
+
+def _root_then(run: Path, data: Mapping[str, Any]) -> dict[str, str]:
+    """Where a relative ``data.root`` of a run led when it was typed, if something is still there.
+
+    In the folder of today's command may lie other data under the same name.
+    """
+    root = data.get("root")
+    cwd = part(part(read_yaml(run, ".hydra/hydra.yaml"), "hydra"), "runtime").get("cwd")
+    if not isinstance(root, str) or not isinstance(cwd, str) or not Path(cwd, root).is_dir():
+        return {}
+    return {"root": str(Path(cwd, root))}
 
 
 def check_classes(classes: list[str] | None, data: DataModule) -> None:

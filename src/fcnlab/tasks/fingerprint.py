@@ -14,7 +14,7 @@ from typing import Any
 
 from fcnlab.config import components
 from fcnlab.results.origins import UNKNOWN
-from fcnlab.results.runs import WITHOUT_EFFECT
+from fcnlab.results.settings import WITHOUT_EFFECT
 
 INSTALLED = {"site-packages", "dist-packages"}
 LENGTH = 8  # hexadecimal digits

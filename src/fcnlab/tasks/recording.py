@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,7 +21,7 @@ from fcnlab.launching import config_dir
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import Unreadable, read_json, yaml_text
 from fcnlab.results.record import aside
-from fcnlab.results.runs import leaves
+from fcnlab.results.settings import leaves
 from fcnlab.signals import Interrupted
 from fcnlab.tasks.building import say, warn
 from fcnlab.tasks.fingerprint import fingerprint
@@ -92,6 +93,7 @@ def _beginning(cfg: DictConfig, record: RunRecord) -> dict[str, Any]:
     before = {key: record.facts[key] for key in kept if key in record.facts}
     return {
         "earlier": [*record.facts.get("earlier", []), *([before] if before else [])],
+        "id": record.facts.get("id") or uuid4().hex[:12],
         "status": "running",
         "reason": None,
         "verb": HydraConfig.get().job.config_name,

@@ -1,5 +1,6 @@
 """Which checkpoint a training goes on from: ``checkpoint=PATH|last|best|auto``."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from fcnlab.tasks.checkpoints import read_checkpoint
 class Start(NamedTuple):
     """A checkpoint's path, and when it was written: how many rows metrics.csv had, how many steps were done.
 
-    ``settings``, ``segments`` and ``images`` are the run's until then (see :mod:`fcnlab.tasks.segments`).
+    ``settings``, ``segments`` and ``images`` are the run's until then (see :mod:`fcnlab.tasks.segments`), ``sources``
+    the code that computed it.
     """
 
     checkpoint: str | None = None
@@ -24,6 +26,7 @@ class Start(NamedTuple):
     settings: Mapping[str, Any] = {}
     segments: Sequence[dict[str, Any]] = ()
     images: Mapping[str, Any] = {}
+    sources: Sequence[dict[str, Any]] = ()
 
 
 def where_to_start(wanted: str | None, folder: Path) -> Start:
@@ -54,13 +57,36 @@ def where_to_start(wanted: str | None, folder: Path) -> Start:
     return _start(wanted)
 
 
+def check_more_to_train(start: Start, folder: Path, max_steps: int) -> None:
+    """Refuse a run that would begin at another run's checkpoint and train no step: its scores would be that run's."""
+    if start.checkpoint and start.steps == max_steps and not is_own(start.checkpoint, folder):
+        raise UserError(
+            f"trainer.max_steps={max_steps}: checkpoint={start.checkpoint} has reached it, so that this run would train"
+            f" nothing. Raise it, or score the checkpoint by fcnlab eval checkpoint={start.checkpoint}"
+        )
+
+
+def is_own(checkpoint: str, folder: Path) -> bool:
+    """Whether a checkpoint is of the run in this folder, by whatever path."""
+    return os.path.realpath(Path(checkpoint).parents[1]) == os.path.realpath(folder)
+
+
 def _start(path: str | Path) -> Start:
     found = read_checkpoint(path)
     kept = found.get("resume")
     if kept is None:
         raise UserError(f"checkpoint={path} was written by an older fcnlab: start from it by model.weights={path}")
     of_run = {name: found["fcnlab"][name] for name in ("settings", "segments", "images") if name in found["fcnlab"]}
-    return Start(str(path), kept["rows"], int(found.get("global_step", 0)), int(found.get("epoch", 0)), **of_run)
+    trained = found["fcnlab"].get("trained")
+    sources = trained.get("sources") if isinstance(trained, dict) else None
+    return Start(
+        str(path),
+        kept["rows"],
+        int(found.get("global_step", 0)),
+        int(found.get("epoch", 0)),
+        **of_run,
+        sources=sources if isinstance(sources, list) else [],
+    )
 
 
 def _own(checkpoints: Path, name: str) -> Start:

@@ -48,12 +48,13 @@ def score(
     began: Mapping[str, Any],
     training: Mapping[str, float] = MappingProxyType({}),
     selected: Facts | None = None,
+    **facts: Mapping[str, Any] | None,
 ) -> Scored | None:
     """Evaluate the test list and leave the record in ``folder``; the scores, on the process that writes (rank 0).
 
     ``began`` has the commit and the source when the run began, since files may have been edited after they were
     imported. ``training`` is what the training took, for the record's ``cost``; ``selected`` what the checkpoint says
-    of its selection.
+    of its selection; ``facts`` are further parts of the record.
     """
     segmenter.scored_as = scored_as(data, selected)
     started = time.perf_counter()
@@ -74,6 +75,7 @@ def score(
         cost=cost(segmenter, pictures, seconds, len(index)) | dict(training),
         provenance=provenance(segmenter, seed, began),
         selection=selection,
+        **facts,
     )
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -158,15 +160,16 @@ def largest_resident() -> int:
 
 def provenance(segmenter: Segmenter, seed: int, began: Mapping[str, Any]) -> dict[str, Any]:
     """Where the numbers come from."""
-    device = segmenter.device
+    began_with = {"commit": began["commit"], "source": began["source"], "seed": seed}
+    return began_with | machine(segmenter.device) | {"command": command()}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The versions of what computes, and on which device."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "commit": began["commit"],
-        "source": began["source"],
-        "seed": seed,
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": f"{device.type}: {name}",
-        "command": command(),
     }
 
 

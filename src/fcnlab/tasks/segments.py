@@ -17,7 +17,7 @@ from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import read_yaml
-from fcnlab.results.runs import WITHOUT_EFFECT, Settings, leaves
+from fcnlab.results.settings import WITHOUT_EFFECT, Settings, leaves
 from fcnlab.tasks.building import say, warn
 from fcnlab.tasks.recording import RENAMED, is_under
 from fcnlab.tasks.resuming import Start
@@ -44,6 +44,7 @@ REASONS = (
 )
 OF_THE_PLACE = re.compile(r"checkpoint|callbacks\.\w+\.(dirpath|folder)")  # where a run lies, not what it does
 START_WEIGHTS = re.compile(r"model\.(.*\.)?(weights|reset_heads)")
+OF_SCORING = re.compile(r"checkpointing\..*|data\.(root|archive|test_list|eval_batch_size)|" + START_WEIGHTS.pattern)
 MOST_SHOWN = 3  # settings that a message names for one reason
 
 
@@ -80,6 +81,7 @@ def segments_of(cfg: DictConfig, start: Start) -> list[dict[str, Any]]:
     refused = {path: change for path, change in changed.items() if not _may_change(path, change, cfg, start)}
     if refused:
         raise UserError(_refusal(refused, start.checkpoint))
+    check_something_is_left(cfg, start, changed)
     for path, change in changed.items():
         if START_WEIGHTS.fullmatch(path):
             warn(f"{path}={change.new} has no effect with checkpoint=: the weights are the checkpoint's")
@@ -103,6 +105,18 @@ def check_length(cfg: DictConfig, start: Start) -> None:
         raise UserError(f"trainer.max_steps={steps}: {inside}: {way_out}")
     if epochs is not None and 0 <= epochs <= start.epoch:
         raise UserError(f"trainer.max_epochs={epochs}: {inside}, in epoch {start.epoch + 1}: {way_out}")
+
+
+def check_something_is_left(cfg: DictConfig, start: Start, changed: Mapping[str, Change]) -> None:
+    """Refuse settings with which no step would be trained: the record would name them as those of its scores."""
+    if cfg.trainer.get("max_steps", -1) != start.steps:
+        return
+    idle = {path: change for path, change in changed.items() if not OF_SCORING.fullmatch(path)}
+    if idle:
+        raise UserError(
+            f"trainer.max_steps={start.steps}: checkpoint={start.checkpoint} has reached it, so that nothing would be"
+            f" trained with {'; '.join(_shown(idle))}: raise trainer.max_steps, or give the values that it has"
+        )
 
 
 def changes(then: Settings, cfg: DictConfig) -> dict[str, Change]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fcnlab.callbacks import EarlyEnd, MetricsFile, Selection
-from fcnlab.config import CONF, check_needs, check_targets
+from fcnlab.config import CONF, check_needs, check_targets, plain
 from fcnlab.data import DataModule
 from fcnlab.data.module import TrainingBatches
 from fcnlab.errors import UserError, first_line
@@ -44,8 +44,9 @@ from fcnlab.tasks.building import (
 )
 from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint, selection_of
 from fcnlab.tasks.expecting import Took, announce, beside_expected
+from fcnlab.tasks.lineage import came_from, describe_training, weights_used
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
-from fcnlab.tasks.resuming import Start, make_latest, where_to_start
+from fcnlab.tasks.resuming import Start, check_more_to_train, make_latest, where_to_start
 from fcnlab.tasks.scoring import Scored, describe, score, table, words_of
 from fcnlab.tasks.segments import check_images, images_of, segments_of, settings_of
 from fcnlab.tasks.splits import check_splits
@@ -71,10 +72,12 @@ def train(cfg: DictConfig) -> float | None:
     check_targets(cfg)
     check_scored(cfg)
     start = where_to_start(cfg.checkpoint, folder)
+    check_more_to_train(start, folder, cfg.trainer.get("max_steps", -1))
     segments = segments_of(cfg, start)
     say_what_surprises(cfg)
     record = RunRecord(folder)
-    known = {"segments": segments, "stopped_early": None}
+    known = {"segments": segments, "stopped_early": None, "weights": weights_used({"model": plain(cfg.model)})}
+    known |= came_from(start, folder)
     with StopSignals() as signals, recorded(cfg, folder, record, **known), how_to_go_on(folder):
         segmenter, data = build(cfg, segments)
         check_images(data, start)
@@ -85,6 +88,8 @@ def train(cfg: DictConfig) -> float | None:
         trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
         check_monitors(trainer, segmenter.classes)
         check_limits(trainer, data)
+        record.write(images=images_of(data), devices=trainer.num_devices)
+        segmenter.record["trained"] = describe_training(cfg, record.facts, trainer)
         # Behind all that may refuse a setting: a run on a dashboard cannot be taken back.
         with open_loggers(cfg, record.facts) as loggers, signals.told_apart():
             record.write(wandb=wandb_id(loggers))

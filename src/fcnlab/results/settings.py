@@ -1,0 +1,52 @@
+"""What a run was set to, as far as it tells runs apart: the options of config groups, and values by dotted path."""
+
+import re
+from typing import Any
+
+Settings = dict[str, Any]
+
+# Settings that no score depends on: what is shown, how often is saved. Runs are paired by their seed; a seed of
+# something else is a setting, unless it follows that one. Under another data.root, which is none of these, may lie
+# another set. Which checkpoint was scored (checkpointing.score) the record tells: it becomes the setting "checkpoint"
+# that evaluations have, so that either makes the same group.
+WITHOUT_EFFECT = re.compile(
+    r"seed|(logger|checkpointing|from_run|stages|sweep|needs|published|pictures|passport|trust)(\..*)?"
+    r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(pictures|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
+    r"|trainer\.strategy\.(gradient_as_bucket_view|broadcast_buffers|static_graph)"
+)
+
+
+def leaves(tree: Any, path: str = "") -> Settings:
+    """Every value of a tree by its dotted path; lists count as values."""
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree} if path else {}
+    inside = [leaves(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
+    return {name: value for found in inside for name, value in found.items()}
+
+
+def telling_values(composed: Any, config: Any) -> Settings:
+    """The values that tell a run from others.
+
+    ``composed`` is the config as it was composed, which still shows which values are others' (``${seed}``): those are
+    no settings of their own. ``config`` has them put in.
+    """
+    linked = {path for path, value in leaves(composed).items() if "${" in str(value) and "${oc." not in str(value)}
+    return {
+        path: value
+        for path, value in leaves(config).items()
+        if not WITHOUT_EFFECT.fullmatch(path) and not linked & _prefixes(path)
+    }
+
+
+def telling_options(choices: Any) -> dict[str, str]:
+    """The chosen options of config groups, without those of Hydra and of loggers."""
+    return {
+        str(group): "null" if option is None else str(option)
+        for group, option in (choices if isinstance(choices, dict) else {}).items()
+        if not str(group).startswith(("hydra/", "logger"))
+    }
+
+
+def _prefixes(path: str) -> set[str]:
+    parts = path.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
