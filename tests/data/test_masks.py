@@ -360,5 +360,7 @@ def test_a_tiff_of_numbers_with_a_sign_is_refused(tmp_path):
 @pytest.mark.parametrize(("bits", "step"), [(2, 85), (4, 17)])
 def test_grey_of_few_bits_says_what_it_is_and_what_to_give(folder, mask, bits, step):
     by_hand(bits, (0, 1, 2))(mask)
-    with pytest.raises(DataError, match=rf"grey of {bits} bits.*8 bits.*\{{NAME: \[0, 0, 0\], NAME: \[{step}, {step}, "):
+    with pytest.raises(
+        DataError, match=rf"grey of {bits} bits.*8 bits.*\{{NAME: \[0, 0, 0\], NAME: \[{step}, {step}, "
+    ):
         folder().mask(0)

@@ -246,9 +246,9 @@ def _check_mask_of_two(root: str, split: str, images: str, masks: str) -> None:
     for image, other in islice(same_names(root, images, split), COMPARED):
         if not cmp(image, other, shallow=False):
             raise DataError(
-                f"data.pictures.masks={masks} has no {{split}}, which data.pictures.images={images} has, so that {image}"
-                f" and {other}, which are different images, would have the same mask. Put {{split}} where the masks'"
-                " folder is told, such as masks/{split}/{name}.png, or give images of two splits two names"
+                f"data.pictures.masks={masks} has no {{split}}, which data.pictures.images={images} has, so that"
+                f" {image} and {other}, which are different images, would have one mask. Put {{split}} where the"
+                " masks' folder is told, such as masks/{split}/{name}.png, or give images of two splits two names"
             )
 
 

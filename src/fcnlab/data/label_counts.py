@@ -131,8 +131,8 @@ def _palettes_of_two_orders(pictures: Pictures, masks: Sequence[MaskFacts]) -> I
             before, path = first.setdefault(colour, (label, mask.path))
             if before != label:
                 yield (
-                    f"palettes of masks contradict each other: the colour {list(colour)} is {names[before]} in {path} and"
-                    f" {names[label]} in {mask.path}, since masks are read by their ids. If the colours are what is"
+                    f"palettes of masks contradict each other: the colour {list(colour)} is {names[before]} in {path}"
+                    f" and {names[label]} in {mask.path}, since masks are read by their ids. If the colours are what is"
                     " meant, give each class its own with data=folder: data.pictures.classes={NAME: [R, G, B], ...}"
                 )
                 return

@@ -11,8 +11,9 @@ from fcnlab.data.image_files import SUFFIXES, DataError
 def find_pictures(root: str, pattern: str, masks: str) -> tuple[dict[str, Path], dict[str, list[Path]]]:
     """The images of a pattern by their ``{name}``, in the order of names, and by name those that were left out.
 
-    A file that the pattern ``masks`` makes of another image's name is that image's mask, and no image. Left out are images that differ from the pattern in their suffix or in the case of letters, and whose name no image
-    of the pattern has; files of the pattern ``masks`` are no such images. Hidden files are neither.
+    A file that the pattern ``masks`` makes of another image's name is that image's mask, and no image. Left out are
+    images that differ from the pattern in their suffix or in the case of letters, and whose name no image of the
+    pattern has; files of the pattern ``masks`` are no such images. Hidden files are neither.
 
     Raises
     ------
