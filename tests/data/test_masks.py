@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fcnlab.data import DataError, Pictures, open_camvid, open_folder, open_sbd, open_shapes, open_voc
-from fcnlab.data.masks import read_mask
+from fcnlab.data.masks import mask_palette, read_mask
 from fcnlab.data.voc import voc_palette
 
 NAMES = ("ground", "leaf", "stem")
@@ -364,3 +364,14 @@ def test_grey_of_few_bits_says_what_it_is_and_what_to_give(folder, mask, bits, s
         DataError, match=rf"grey of {bits} bits.*8 bits.*\{{NAME: \[0, 0, 0\], NAME: \[{step}, {step}, "
     ):
         folder().mask(0)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_palette_is_known_by_the_header_as_by_the_pixels(mask, folder, suffix):
+    mask = mask.with_suffix(f".{suffix}")
+    folder(suffix)
+    for save in (by_palette((2, 0, 1)), lambda path: Image.fromarray(LABELS).save(path)):
+        save(mask)
+        with Image.open(mask) as file:
+            expected = np.array(file.getpalette("RGB")).reshape(-1, 3) if file.mode == "P" else None
+        np.testing.assert_array_equal(mask_palette(mask), expected)

@@ -244,12 +244,20 @@ def _check_mask_of_two(root: str, split: str, images: str, masks: str) -> None:
     if "{split}" not in images or "{split}" in masks:
         return
     for image, other in islice(same_names(root, images, split), COMPARED):
-        if not cmp(image, other, shallow=False):
+        if _differ(image, other):
             raise DataError(
                 f"data.pictures.masks={masks} has no {{split}}, which data.pictures.images={images} has, so that"
                 f" {image} and {other}, which are different images, would have one mask. Put {{split}} where the"
-                " masks' folder is told, such as masks/{split}/{name}.png, or give images of two splits two names"
+                " masks' folder is told, such as masks/{split}/{name}.png, or give the images two names. Where they do"
+                " share masks, a link for each split to one folder says so"
             )
+
+
+def _differ(image: Path, other: Path) -> bool:
+    try:
+        return not cmp(image, other, shallow=False)
+    except OSError:  # the check of all files tells what is wrong with it
+        return False
 
 
 def _of_split(

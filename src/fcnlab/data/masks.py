@@ -106,7 +106,13 @@ def mask_size(path: Path) -> tuple[int, int]:
 def mask_palette(path: Path) -> UInt8[ndarray, "values 3"] | None:
     """The RGB, 0..255, that a palette mask shows for each index; None where the file brings no palette."""
     with opened(path, MASK_FORMATS) as file:
-        return _palette(file) if file.mode == "P" else None
+        if file.mode != "P":
+            return None
+        stored = file.palette
+        if stored is None or stored.rawmode != "RGB":  # a TIFF's
+            return _palette(file)
+        colours = bytes(stored.palette)  # by the header: the pixels need not be decoded
+        return np.frombuffer(colours, np.uint8)[: len(colours) // 3 * 3].reshape(-1, 3)
 
 
 def read_mask(path: Path, coloured: bool) -> StoredMask:

@@ -191,12 +191,10 @@ class Pictures:
 
     def _shown(self, palette: UInt8[ndarray, "values 3"], pixels: LabelPixels) -> dict[Colour, int]:
         indices = StoredMask(np.arange(len(palette), dtype=np.uint8)[None], palette)
-        labels = indices.labels_by_id(self.void, len(self.classes), self.ids)[0].tolist()
-        pairs = {
-            ((red, green, blue), label)
-            for (red, green, blue), label in zip(palette.tolist(), labels, strict=True)
-            if label != UNKNOWN and pixels[label]
-        }
+        labels = indices.labels_by_id(self.void, len(self.classes), self.ids)[0]
+        there = (labels != UNKNOWN) & (pixels[labels] > 0)
+        colours = ((red, green, blue) for red, green, blue in palette[there].tolist())
+        pairs = set(zip(colours, labels[there].tolist(), strict=True))
         times = Counter(colour for colour, _ in pairs)
         return {colour: label for colour, label in pairs if times[colour] == 1}
 

@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fcnlab.tasks.building import choices, given, on_gpu, shows_progress
+from fcnlab.tasks.building import choices, given, members, on_gpu, shows_progress
 
 # Of the trainer and the data, what nothing but a training reads; a checkpoint's own data are those of its run.
 OF_TRAINING = re.compile(
@@ -71,7 +71,7 @@ def _of_optimisation(cfg: DictConfig) -> Iterator[str]:
     weights = cfg.loss.get("class_weights")
     if given("loss.class_weights") and weights is None:
         yield "loss.class_weights=null has no effect: all classes count alike, as with loss=cross_entropy"
-    elif given("loss.class_weights") and len(set(weights)) == 1:
+    elif given("loss.class_weights") and len(set(weights)) == 1 and cfg.loss._target_ == "fcnlab.losses.CrossEntropy":
         yield "loss.class_weights has no effect where all are equal: the mean is divided by them"
     if given("trainer.gradient_clip_algorithm") and cfg.trainer.get("gradient_clip_val") is None:
         yield "trainer.gradient_clip_algorithm has no effect with trainer.gradient_clip_val=null: nothing is clipped"
@@ -116,8 +116,7 @@ def _of_length(cfg: DictConfig) -> Iterator[str]:
 
 
 def _enabled(cfg: DictConfig) -> dict[str, DictConfig]:
-    nodes = {str(name): node for name, node in cfg.callbacks.items() if node is not None}
-    return {name: node for name, node in nodes.items() if node.get("enabled", True)}
+    return {name: node for name, node in members(cfg.callbacks).items() if node.get("enabled", True)}
 
 
 def _early_stopping(cfg: DictConfig) -> dict[str, DictConfig]:
