@@ -208,3 +208,23 @@ def test_warmup_is_a_small_share(schedule, warmup):
 @pytest.mark.parametrize("schedule", [poly, cosine, constant])
 def test_a_run_of_one_step_learns(schedule):
     assert schedule(1)(0) == 1
+
+
+@pytest.mark.parametrize("betas", [(0, 0), (0.0, 0.99), (0.9, 0)])
+def test_betas_are_those_that_torch_takes(betas):
+    """Whole numbers among them, which torch itself refuses, as YAML and the command line write 0."""
+    net = Toy(False)
+    optimizer = adamw(net, lr=1, betas=betas, weight_decay=0)
+    assert optimizer.param_groups[0]["betas"] == betas
+    optimizer.zero_grad()
+    net.heads["32"](torch.ones(1, 4, 2, 2)).sum().backward()
+    optimizer.step()
+
+
+def test_whole_numbers_do_for_every_setting_of_an_optimiser():
+    whole = {"lr": 1, "weight_decay": 1, "bias_lr_scale": 1, "pretrained_lr_scale": 1, "fused": True}
+    for optimizer in (sgd(Toy(True), **whole, momentum=0), adamw(Toy(True), **whole)):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+        optimizer.step()

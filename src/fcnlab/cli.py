@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 VERBS = {
@@ -17,6 +18,7 @@ VERBS = {
 }
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
+OPTIONAL = {"train": ("experiment",), "eval": ("model", "data", "experiment"), "predict": ("data",)}  # null by default
 LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
 HELP = """\
@@ -54,6 +56,7 @@ def main() -> None:
     sys.argv[place] = CONFIG_NAME + verb
     if verb in LISTS:
         sys.argv[1:] = [_as_list(word, *LISTS[verb]) for word in sys.argv[1:]]
+    sys.argv[1:] = list(_without_null(verb, sys.argv[1:]))
     _bring_back(verb, started_by_lightning)
     _check_groups(verb)
     _check_experiment(verb)
@@ -83,6 +86,21 @@ def _as_list(word: str, lists: str, name: str = "") -> str:
     from fcnlab.launching import quoted
 
     return f"{key}=[{','.join(map(quoted, value.split(',')))}]" if key == lists else f"{key}={quoted(value)}"
+
+
+def _without_null(verb: str, words: list[str]) -> Iterator[str]:
+    """``logger=null`` as the option ``none`` that is meant; Hydra ends in a traceback where a group is null."""
+    from fcnlab.config import CONF
+
+    for word in words:
+        group, _, value = word.partition("=")
+        if value != "null" or not re.fullmatch(r"[a-z/]+", group) or not (CONF / group).is_dir():
+            yield word
+        elif (CONF / group / "none.yaml").is_file():
+            yield f"{group}=none"
+        elif group not in OPTIONAL.get(verb, ()):
+            there = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+            sys.exit(f"fcnlab {verb}: {group}=null: a run needs one of its options: {there}")
 
 
 def _check_groups(verb: str) -> None:

@@ -53,6 +53,24 @@ DIRECTIVES = {  # Hydra's own keys, and what they may be
 }
 
 
+# The first arguments of these components, and some of W&B's, come from fcnlab, which takes them from these settings.
+GIVEN_FIRST = {
+    "augment": ("data.crop_size",),
+    "data.augment": ("data.crop_size",),
+    "data.pictures": ("data.root", "data.train_list, data.val_list or data.test_list"),
+    "optim": ("model",),
+    "schedule": ("trainer.max_steps or trainer.max_epochs",),
+}
+GIVEN_BY_NAME = {
+    "logger.wandb": {
+        "folder": "hydra.run.dir",
+        "config": "the settings themselves",
+        "job_type": "the verb",
+        "run_id": "checkpoint=last with hydra.run.dir=FOLDER, which goes on with its W&B run",
+    }
+}
+
+
 class ConfigError(UserError):
     """Settings that do not fit what they configure."""
 
@@ -66,8 +84,8 @@ Component = Annotated[Any, Meaning("an option of its group, which names a _targe
 Components = Annotated[
     Any,
     Meaning(
-        "its members by name, each with a _target_",
-        lambda value: isinstance(value, dict) and all(map(_is_component, value.values())),
+        "its members by name, each with a _target_, or null for none",
+        lambda value: isinstance(value, dict) and all(one is None or _is_component(one) for one in value.values()),
     ),
 ]
 Choice = Annotated[Any, Meaning("true, false or auto", lambda value: isinstance(value, bool) or value == "auto")]
@@ -366,16 +384,23 @@ def _misfits(path: str, node: dict[str, Any]) -> list[str]:
     names = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
     anything = len(names) < len(parameters)
     unknown = [key for key in given if key not in names and not anything]
+    ours = _given_by_fcnlab(path, parameters) if node.get("_partial_") else {}
     return [
+        *(f"{path}.{key} is given by fcnlab: leave it out, and set {ours[key]}" for key in given if key in ours),
         *(
             _wrong_value(f"{path}.{key}", value, annotations[key])
             for key, value in node.items()
-            if key in annotations and not _holds_component(value) and not fits(value, annotations[key])
+            if key in annotations.keys() - ours and not _holds_component(value) and not fits(value, annotations[key])
         ),
         *(_unknown(f"{path}.", key, names, f"of {node['_target_']}") for key in unknown),
         *(f"{path}.{name} is not set, and {_name(target)} needs it" for name in _lacking(node, parameters)),
         *(f"{path}.{conflict}" for conflict in _conflicts(target, given)),
     ]
+
+
+def _given_by_fcnlab(path: str, parameters: Mapping[str, inspect.Parameter]) -> dict[str, str]:
+    """The arguments of a component that no config can give, and which settings they come from."""
+    return dict(zip(parameters, GIVEN_FIRST.get(path, ()), strict=False)) | GIVEN_BY_NAME.get(path, {})
 
 
 def _annotations(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:

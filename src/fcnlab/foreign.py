@@ -103,12 +103,24 @@ def _trainer_conflicts(settings: Settings) -> Iterator[str]:
     steps, epochs = settings.get("max_steps", -1), settings.get("max_epochs")
     if steps == -1 and epochs in (None, -1):
         yield "max_steps=-1 without another limit: give the run a length, which the schedule follows, or max_epochs"
+    for unit in ("steps", "epochs"):
+        most, least = settings.get(f"max_{unit}"), settings.get(f"min_{unit}")
+        if isinstance(most, int) and isinstance(least, int) and -1 != most < least:
+            yield f"min_{unit}={least} is more than max_{unit}={most}, which ends the run: give at most that"
 
 
 Monitored = Annotated[
     str, Meaning("a score of the validation, such as val/miou, or val/loss", lambda value: value.startswith("val/"))
 ]
 Mode = Literal["min", "max"]
+NoLast = Annotated[Any, Meaning("false: callbacks.last keeps last.ckpt", lambda value: not value)]
+WholeState = Annotated[
+    Any,
+    Meaning("false: without the callbacks' states, averaged weights would be lost", lambda value: not value),
+]
+AtValidations = Annotated[
+    Any, Meaning("null or false: patience counts validations, and their scores", lambda value: not value)
+]
 
 
 class EarlyStoppingSettings(TypedDict, total=False):
@@ -123,7 +135,7 @@ class EarlyStoppingSettings(TypedDict, total=False):
     verbose: bool
     strict: bool
     check_finite: bool
-    check_on_train_epoch_end: bool | None
+    check_on_train_epoch_end: AtValidations
     log_rank_zero_only: bool
 
 
@@ -132,11 +144,13 @@ class ModelCheckpointSettings(TypedDict, total=False):
 
     monitor: Monitored | None
     mode: Mode
+    save_last: NoLast
     save_top_k: Sanity
     every_n_train_steps: Whole | None
     every_n_epochs: Whole | None
+    save_on_train_epoch_end: bool | None
     verbose: bool
-    save_weights_only: bool
+    save_weights_only: WholeState
     save_on_exception: bool
     auto_insert_metric_name: bool
     enable_version_counter: bool
@@ -148,6 +162,32 @@ def _monitor_conflicts(settings: Settings) -> Iterator[str]:
     best = "min" if monitor == "val/loss" else "max"
     if monitor is not None and mode in ("min", "max") and mode != best:
         yield f"mode={mode} takes the worst of {monitor} for the best: give {best}"
+
+
+def _checkpoint_conflicts(settings: Settings) -> Iterator[str]:
+    """A checkpoint that is kept by a score must be of the weights that have it: those of each validation."""
+    yield from _monitor_conflicts(settings)
+    if settings.get("monitor") is None:
+        return
+    between = [key for key in ("every_n_train_steps", "train_time_interval") if settings.get(key) is not None]
+    between += ["save_on_train_epoch_end"] * (settings.get("save_on_train_epoch_end") is True)
+    for key in between:
+        yield (
+            f"{key}={settings[key]} would keep weights under the score that others had at an earlier validation: leave"
+            " it out. trainer.val_check_interval says how often weights are scored, checkpointing.every_n_minutes how"
+            " often last.ckpt is written"
+        )
+    if settings.get("every_n_epochs") not in (None, 1):
+        yield (
+            f"every_n_epochs={settings['every_n_epochs']} would pass over validations, and with them perhaps the best:"
+            " leave it out, and set trainer.val_check_interval"
+        )
+    kept, filename = settings.get("save_top_k", 1), settings.get("filename")
+    if kept != 1 and isinstance(filename, str) and "{" not in filename:
+        yield (
+            f"save_top_k={kept} with filename={filename}, one name for all: give 1. checkpointing.keep_top=3 keeps"
+            " further ones, callbacks.best.enabled=false none"
+        )
 
 
 @dataclass(frozen=True)
@@ -162,6 +202,6 @@ FOREIGN = {
     "lightning.pytorch.trainer.trainer.Trainer": Foreign(TrainerSettings, _trainer_conflicts),
     "lightning.pytorch.callbacks.early_stopping.EarlyStopping": Foreign(EarlyStoppingSettings, _monitor_conflicts),
     "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint": Foreign(
-        ModelCheckpointSettings, _monitor_conflicts
+        ModelCheckpointSettings, _checkpoint_conflicts
     ),
 }

@@ -95,7 +95,8 @@ def adamw(
 ) -> Optimizer:
     """Adam with decoupled weight decay over :func:`parameter_groups`; ``fused``: all of a step in one kernel."""
     groups = parameter_groups(net, lr, weight_decay, bias_lr_scale, pretrained_lr_scale)
-    return _laid_out(torch.optim.AdamW(groups, betas=(betas[0], betas[1]), fused=fused))
+    # As floats, since torch refuses whole numbers there, such as 0.
+    return _laid_out(torch.optim.AdamW(groups, betas=(float(betas[0]), float(betas[1])), fused=fused))
 
 
 def _laid_out(optimizer: Optimizer) -> Optimizer:

@@ -290,3 +290,75 @@ def test_images_that_are_their_own_masks_are_refused(tmp_path):
     pattern = "both/{split}/{name}.png"
     with pytest.raises(DataError, match="are the images themselves"):
         open_folder(str(tmp_path), "train", images=pattern, masks=pattern, classes=["a", "b"])
+
+
+SUFFIX_MASKS = {"images": "all/{name}.png", "masks": "all/{name}_mask.png", "fractions": {"all": 1.0}}
+
+
+def test_masks_beside_their_images_are_no_images(tmp_path):
+    """They were images without a mask before, and of two formats images of one name."""
+    for name in ("a", "b"):
+        pair(tmp_path, f"all/{name}.png", f"all/{name}_mask.png")
+    pictures = open_folder(str(tmp_path), "all", **SUFFIX_MASKS, classes=CLASSES)
+    assert pictures.names == ("a", "b") and pictures.left_out == ()
+    pictures.check()
+    pair(tmp_path, "both/a.jpg", "both/a.png")
+    beside = {"images": "both/{name}.*", "masks": "both/{name}.png", "fractions": {"all": 1.0}}
+    pictures = open_folder(str(tmp_path), "all", **beside, classes=CLASSES)
+    assert [path.name for path in pictures.images] == ["a.jpg"]
+    pictures.check()
+
+
+def test_a_mask_whose_image_is_missing_is_not_passed_over(tmp_path):
+    pair(tmp_path, "all/a.png", "all/a_mask.png")
+    (tmp_path / "all/a.png").unlink()
+    with pytest.raises(DataError, match=r"a_mask_mask\.png is missing"):
+        open_folder(str(tmp_path), "all", **SUFFIX_MASKS, classes=CLASSES).check()
+
+
+def test_one_mask_for_images_of_two_splits_is_refused(tmp_path):
+    for split, shade in (("train", 0), ("val", 9)):
+        pair(tmp_path, f"images/{split}/1.png", "masks/1.png")
+        Image.new("RGB", (3, 1), (shade,) * 3).save(tmp_path / f"images/{split}/1.png")
+    patterns = {"images": "images/{split}/{name}.png", "masks": "masks/{name}.png", "classes": CLASSES}
+    for split in ("train", "val"):
+        with pytest.raises(DataError, match=r"masks/\{name\}\.png has no \{split\}.* different images.*Put \{split\}"):
+            open_folder(str(tmp_path), split, **patterns)
+    Image.new("RGB", (3, 1)).save(tmp_path / "images/val/1.png")  # a copy, as in a split that is a part of another
+    open_folder(str(tmp_path), "val", **patterns).check()
+
+
+def test_names_of_their_own_may_share_a_folder_of_masks(tmp_path):
+    for split, name in (("train", "a"), ("val", "b")):
+        pair(tmp_path, f"images/{split}/{name}.png", f"masks/{name}.png")
+    open_folder(str(tmp_path), "val", images="images/{split}/{name}.png", masks="masks/{name}.png", classes=CLASSES)
+
+
+@pytest.mark.parametrize("images", ["photos/{name}.jpg", "photos/{name}.*"])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("# first ones", "is missing: a line of a list is a name, and # begins no comment"),
+        ("#a/b", "# begins no comment"),
+        ("a.jpg", r"is missing: names in a list have no suffix: a instead of a\.jpg"),
+        ("a.png", r"names in a list have no suffix: a instead of a\.png"),
+        ("nothing", r"photos/nothing\.(jpg|\*) is missing$"),
+    ],
+)
+def test_a_line_of_a_list_that_is_no_name_is_explained(tmp_path, images, line, message):
+    flat(tmp_path, "ab")
+    (tmp_path / "all.txt").write_text(f"b\n{line}\n")
+    pictures = open_folder(
+        str(tmp_path), "all", images=images, masks=FLAT["masks"], classes=CLASSES, lists="{split}.txt"
+    )
+    with pytest.raises(DataError, match=rf"(?m){message}"):
+        pictures.check()
+
+
+def test_a_column_behind_a_name_is_explained(tmp_path):
+    """VOC's lists of one class have it."""
+    flat(tmp_path, "a")
+    (tmp_path / "all.txt").write_text("a -1\n")
+    settings = {**FLAT, "images": "photos/{name}.jpg"}
+    with pytest.raises(DataError, match=r"a line of a list is a name alone, a, with nothing behind it"):
+        open_folder(str(tmp_path), "all", **settings, classes=CLASSES, lists="{split}.txt").check()

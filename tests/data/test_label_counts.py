@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcnlab.data import DataError, Pictures, label_counts, open_voc
+from fcnlab.data import DataError, Pictures, label_counts, open_folder, open_voc
 from fcnlab.data.label_counts import absent_classes, one_class_only
 
 
@@ -44,9 +44,9 @@ def kept(folder):
 
 
 def test_counts_are_those_of_the_files_and_masks_are_read_once(pictures, folder, reads):
-    assert label_counts.check(pictures, 1, folder).tolist() == counted(pictures)
+    assert label_counts.check(pictures, 1, folder).pixels.tolist() == counted(pictures)
     assert sorted(reads) == list(range(8))
-    assert label_counts.check(pictures, 1, folder).tolist() == counted(pictures)
+    assert label_counts.check(pictures, 1, folder).pixels.tolist() == counted(pictures)
     assert len(reads) == 8
 
 
@@ -66,18 +66,18 @@ def test_a_changed_mask_is_counted_anew_though_size_and_mtime_stayed(pictures, f
     mask.write_bytes(mask.read_bytes() + bytes(max(0, len(data) - mask.stat().st_size)))
     os.utime(mask, ns=(was.st_atime_ns, was.st_mtime_ns))
     assert mask.stat().st_size == was.st_size
-    assert label_counts.check(pictures, 1, folder).tolist() == counted(pictures)
+    assert label_counts.check(pictures, 1, folder).pixels.tolist() == counted(pictures)
 
 
 def test_another_reading_of_the_same_files_is_counted_by_itself(pictures, folder):
-    plain = label_counts.check(pictures, 1, folder)
+    plain = label_counts.check(pictures, 1, folder).pixels
     other = replace(pictures, ids={7: 0, 0: 1, 20: 255}, classes=("a", "b"))
-    found = label_counts.check(other, 1, folder)
+    found = label_counts.check(other, 1, folder).pixels
     assert found[[0, 1, 255]].tolist() == [plain[7], plain[0], plain[20] + plain[255]]
 
 
 def test_damage_of_the_file_costs_time_only(pictures, folder, reads):
-    truth = label_counts.check(pictures, 1, folder).tolist()
+    truth = label_counts.check(pictures, 1, folder).pixels.tolist()
     file = kept(folder)
     whole = file.read_bytes()
     digits = [place for place, letter in enumerate(whole) if chr(letter) in "123456789"]
@@ -87,13 +87,13 @@ def test_damage_of_the_file_costs_time_only(pictures, folder, reads):
     for data in wrong:
         before = len(reads)
         file.write_bytes(data)
-        assert label_counts.check(pictures, 1, folder).tolist() == truth
+        assert label_counts.check(pictures, 1, folder).pixels.tolist() == truth
         assert len(reads) == before + 8 and file.read_bytes() == whole
 
 
 def test_many_may_write_at_once(pictures, folder):
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: label_counts.check(pictures, 1, folder).tolist(), range(16)))
+        found = list(pool.map(lambda _: label_counts.check(pictures, 1, folder).pixels.tolist(), range(16)))
     assert found == [counted(pictures)] * 16
     assert json.loads(kept(folder).read_text())["pixels"] == counted(pictures)  # and nothing beside it
 
@@ -101,7 +101,7 @@ def test_many_may_write_at_once(pictures, folder):
 def test_a_folder_that_cannot_be_written_costs_time_only(pictures, folder, reads):
     folder.write_text("a file in its place")
     for _ in range(2):
-        assert label_counts.check(pictures, 1, folder).tolist() == counted(pictures)
+        assert label_counts.check(pictures, 1, folder).pixels.tolist() == counted(pictures)
     assert len(reads) == 16
 
 
@@ -157,5 +157,96 @@ def test_a_pipe_in_the_cache_is_not_waited_for(pictures, folder):
     file = kept(folder)
     file.unlink()
     os.mkfifo(file)
-    assert label_counts.check(pictures, 1, folder).tolist() == counted(pictures)
+    assert label_counts.check(pictures, 1, folder).pixels.tolist() == counted(pictures)
     assert kept(folder).is_file()
+
+
+NAMES = ("ground", "leaf")
+
+
+@pytest.fixture
+def masks_of(tmp_path):
+    """Open a folder whose masks are these arrays, or images, by name."""
+
+    def build(masks, **settings) -> Pictures:
+        for name, mask in masks.items():
+            mask = mask if isinstance(mask, Image.Image) else Image.fromarray(np.array([mask], np.uint8))
+            for folder in ("photos", "labels"):
+                (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new("RGB", mask.size).save(tmp_path / f"photos/{name}.png")
+            mask.save(tmp_path / f"labels/{name}.png")
+        patterns = {"images": "photos/{name}.png", "masks": "labels/{name}.png", "fractions": {"all": 1.0}}
+        return open_folder(str(tmp_path), "all", **patterns, **{"classes": NAMES} | settings)
+
+    return build
+
+
+def test_masks_of_0_and_255_among_masks_of_ids_are_told_once_and_again(masks_of, folder, reads):
+    """The object of the former was void without a word, since the whole set has two classes."""
+    pictures = masks_of({"a": [0, 255, 255, 255], "b": [0, 0, 0, 1], "c": [0, 0, 0, 0]})
+    for _ in range(2):
+        (told,) = label_counts.check(pictures, 1, folder).conflicts
+        assert "1 masks hold no ids but 0 and 255, such as" in told and "a.png (ground 25.0 %, void 75.0 % of" in told
+        assert "1 hold other ids and no 255, such as" in told and "b.png (ground 75.0 %, leaf 25.0 % of" in told
+        assert "'data.pictures.ids={0: ground, 1: leaf, 255: null}'" in told
+    assert len(reads) == 3
+
+
+@pytest.mark.parametrize(
+    ("masks", "settings"),
+    [
+        ({"a": [0, 255], "b": [0, 1]}, {"ids": {0: "ground", 1: "leaf", 255: None}}),  # said in so many words
+        ({"a": [0, 1, 255], "b": [0, 1]}, {}),
+        ({"a": [0, 1, 255], "b": [0, 255]}, {}),
+        ({"a": [0, 254], "b": [0, 1]}, {"void": 254}),
+    ],
+)
+def test_void_that_can_be_nothing_else_is_no_conflict(masks_of, folder, masks, settings):
+    assert label_counts.check(masks_of(masks, **settings), 1, folder).conflicts == ()
+
+
+RED, BLACK, GREEN = (255, 0, 0), (0, 0, 0), (0, 255, 0)
+
+
+def by_palette(indices, *colours) -> Image.Image:
+    image = Image.fromarray(np.array([indices], np.uint8))
+    image.putpalette([part for colour in colours for part in colour])
+    return image
+
+
+def test_palettes_of_two_orders_are_told_with_both_files(masks_of, folder):
+    """A program that writes PNGs anew may sort the palette, and the ids with it."""
+    pictures = masks_of({"a": by_palette([0, 0, 1], BLACK, RED), "b": by_palette([1, 1, 0], RED, BLACK)})
+    (told,) = label_counts.check(pictures, 1, folder).conflicts
+    assert "[0, 0, 0] is ground in" in told and "a.png and leaf in" in told and "b.png" in told
+    assert "data.pictures.classes={NAME: [R, G, B], ...}" in told
+
+
+@pytest.mark.parametrize(
+    ("masks", "settings"),
+    [
+        ({"a": by_palette([0, 1], BLACK, RED), "b": by_palette([0, 1], BLACK, RED, GREEN)}, {}),
+        ({"a": by_palette([0, 1], BLACK, RED), "b": by_palette([0, 1], BLACK, GREEN)}, {}),
+        ({"a": by_palette([0, 1], BLACK, RED), "b": by_palette([0, 0], BLACK, GREEN, BLACK)}, {}),  # not in the mask
+        ({"a": by_palette([0, 1], BLACK, BLACK), "b": by_palette([1, 1], RED, BLACK)}, {}),  # colours that tell nothing
+        ({"a": by_palette([0, 1], BLACK, RED), "b": [0, 1]}, {}),
+        (
+            {"a": by_palette([0, 1], BLACK, RED), "b": by_palette([1, 0], RED, BLACK)},
+            {"classes": {"ground": list(BLACK), "leaf": list(RED)}},
+        ),
+        (
+            {"a": by_palette([0, 1, 2], BLACK, RED, GREEN), "b": by_palette([0, 2, 1], BLACK, GREEN, RED)},
+            {"ids": {0: "ground", 1: "leaf", 2: "leaf"}},
+        ),
+    ],
+)
+def test_palettes_that_agree_are_no_conflict(masks_of, folder, masks, settings):
+    assert label_counts.check(masks_of(masks, **settings), 1, folder).conflicts == ()
+
+
+def test_a_kept_conflict_that_was_changed_is_found_anew(masks_of, folder):
+    pictures = masks_of({"a": [0, 255], "b": [0, 1]})
+    found = label_counts.check(pictures, 1, folder)
+    file = kept(folder)
+    file.write_text(file.read_text().replace("is read as void", "is read as gold"))
+    assert label_counts.check(pictures, 1, folder).conflicts == found.conflicts

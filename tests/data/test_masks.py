@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fcnlab.data import DataError, Pictures, open_camvid, open_folder, open_sbd, open_shapes, open_voc
-from fcnlab.data.masks import read_mask
+from fcnlab.data.masks import mask_palette, read_mask
 from fcnlab.data.voc import voc_palette
 
 NAMES = ("ground", "leaf", "stem")
@@ -355,3 +355,23 @@ def test_a_tiff_of_numbers_with_a_sign_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "a.tif"), np.array([[-1, 0, 1]], np.int8))
     with pytest.raises(DataError, match="numbers with a sign"):
         read_mask(tmp_path / "a.tif", coloured=False)
+
+
+@pytest.mark.parametrize(("bits", "step"), [(2, 85), (4, 17)])
+def test_grey_of_few_bits_says_what_it_is_and_what_to_give(folder, mask, bits, step):
+    by_hand(bits, (0, 1, 2))(mask)
+    with pytest.raises(
+        DataError, match=rf"grey of {bits} bits.*8 bits.*\{{NAME: \[0, 0, 0\], NAME: \[{step}, {step}, "
+    ):
+        folder().mask(0)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_palette_is_known_by_the_header_as_by_the_pixels(mask, folder, suffix):
+    mask = mask.with_suffix(f".{suffix}")
+    folder(suffix)
+    for save in (by_palette((2, 0, 1)), lambda path: Image.fromarray(LABELS).save(path)):
+        save(mask)
+        with Image.open(mask) as file:
+            expected = np.array(file.getpalette("RGB")).reshape(-1, 3) if file.mode == "P" else None
+        np.testing.assert_array_equal(mask_palette(mask), expected)

@@ -53,6 +53,34 @@ from fcnlab.tasks import building
             "a multiple of",
         ),
         (["trainer.accumulate_grad_batches=1000000"], "accumulated 1000000 times, is more than"),
+        (["callbacks=none"], "the run keeps no best checkpoint to score; add checkpointing.score=last"),
+        (["callbacks.best=null"], "the run keeps no best checkpoint to score; add checkpointing.score=last"),
+        (["loss=null"], "loss=null: a run needs one of its options: centre, cross_entropy"),
+        (["model/backbone=null"], "model/backbone=null: a run needs one of its options: alexnet"),
+        (["data.pictures.size=1"], "data.pictures.size=1: give pixels from 2"),
+        (["+augment.crop_size=32"], "augment.crop_size is given by fcnlab: leave it out, and set data.crop_size"),
+        (["+optim.net=3"], "optim.net is given by fcnlab"),
+        (["+schedule.total_steps=9"], "schedule.total_steps is given by fcnlab: leave it out, and set trainer.max_st"),
+        (["+data.pictures.split=val"], "data.pictures.split is given by fcnlab: leave it out, and set data.train_list"),
+        (["+logger.wandb.folder=x"], "logger.wandb.folder is given by fcnlab: leave it out, and set hydra.run.dir"),
+        (["+trainer.min_steps=30"], "trainer.min_steps=30 is more than max_steps=20"),
+        (["+callbacks.best.every_n_train_steps=3"], "best.every_n_train_steps=3 would keep weights under the score"),
+        (["+callbacks.best.every_n_train_steps=0"], "best.every_n_train_steps=0 would keep weights under the score"),
+        (
+            ["+callbacks.best.train_time_interval={_target_: datetime.timedelta, seconds: 1}"],
+            "best.train_time_interval=",
+        ),
+        (["+callbacks.best.save_on_train_epoch_end=true"], "best.save_on_train_epoch_end=True would keep weights"),
+        (["+callbacks.best.every_n_epochs=2"], "best.every_n_epochs=2 would pass over validations"),
+        (["+callbacks.best.save_top_k=3"], "save_top_k=3 with filename=best, one name for all"),
+        (["+callbacks.best.save_last=true"], "callbacks.best.save_last=True: give false: callbacks.last keeps"),
+        (["+callbacks.best.save_weights_only=true"], "averaged weights would be lost"),
+        (
+            ["callbacks.early_stopping.enabled=true", "+callbacks.early_stopping.check_on_train_epoch_end=true"],
+            "patience counts validations",
+        ),
+        (["trainer.num_nodes=2"], "trainer.num_nodes=2 needs a process on each machine"),
+        (["trainer.num_nodes=2"], "--nnodes=2 --nproc-per-node=1"),
     ],
     ids=lambda value: value[-1][:50] if isinstance(value, list) else "",
 )
@@ -93,6 +121,35 @@ def test_processes_that_would_each_run_alone_are_refused(train_code, capsys, tmp
     told = capsys.readouterr().err
     assert said in told and "Set trainer.devices=2 trainer.num_nodes=1" in told
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"SLURM_NTASKS": "2"}, "SLURM_NTASKS=2 is in the environment, and no srun has started this process"),
+        (SLURM | {"SLURM_NTASKS_PER_NODE": "2"}, "there is no SLURM_STEP_ID"),
+        (SLURM | {"SLURM_STEP_ID": "0"}, "start it by srun --nodes=1 --ntasks-per-node=2"),
+    ],
+)
+def test_tasks_that_lightning_would_wait_for_are_refused(train_code, capsys, tmp_path, monkeypatch, environment, said):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert train_code("trainer.devices=2") == 1
+    told = capsys.readouterr().err
+    assert said in told and "Traceback" not in told
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_machine_that_is_told_its_number_is_let_through(composed, monkeypatch):
+    """Lightning's own way: a process on each, and NODE_RANK in its environment."""
+    cfg = composed("trainer.num_nodes=2", "trainer.accelerator=cpu")
+    monkeypatch.setenv("NODE_RANK", "1")
+    building.check_machine(cfg)
+
+
+def test_one_task_of_slurms_runs(composed, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    building.check_machine(composed("trainer.accelerator=cpu"))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from fcnlab.errors import UserError
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.resuming import Start
-from fcnlab.tasks.segments import changes, segments_of, settings_of
+from fcnlab.tasks.segments import as_recorded, changes, segments_of, settings_of
 
 LENGTH = ("trainer.max_steps=9", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1")
 SIX = (*LENGTH, "trainer.max_steps=6", "callbacks.ema.enabled=false", "optim=sgd", "callbacks.pictures.enabled=false")
@@ -236,8 +236,27 @@ def test_a_users_own_optimiser_keeps_what_is_in_its_state(decide):
 def test_weights_to_start_from_have_no_effect_any_more(decide, caplog):
     then = "model.weights=/old/run/1-fcn32s/checkpoints/best.ckpt"
     assert decide(["model.weights=/new/run/1-fcn32s/checkpoints/best.ckpt"], [then]) == {}  # the whole was moved
-    assert set(decide(["model.weights=/new/other.ckpt"], [then])) == {"model.weights"}
+    assert decide(["model.weights=/new/other.ckpt"], [then]) == {}  # the old one is gone, so that another was needed
     assert "model.weights=/new/other.ckpt has no effect" in caplog.text
+
+
+def test_other_weights_to_start_from_are_refused_where_the_first_are_still_there(decide, tmp_path):
+    """They were recorded, though the run never saw them."""
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    for path in (first, second):
+        path.touch()
+    with pytest.raises(UserError, match=r"model\.weights=.*second\.ckpt .*others to start from have no effect"):
+        decide([f"model.weights={second}"], [f"model.weights={first}"])
+    (tmp_path / "link.ckpt").symlink_to(first)
+    assert decide([f"model.weights={tmp_path}/link.ckpt"], [f"model.weights={first}"]) == {}
+
+
+def test_the_record_keeps_the_weights_that_a_run_started_from(composed):
+    then, today = composed("model.weights=/old/a.ckpt"), composed("model.weights=/new/b.ckpt", "optim.lr=0.5")
+    start = Start("run/checkpoints/last.ckpt", steps=1, settings=settings_of(then))
+    kept = as_recorded(today, start)
+    assert (kept.model.weights, kept.optim.lr, today.model.weights) == ("/old/a.ckpt", 0.5, "/new/b.ckpt")
+    assert as_recorded(today, Start()) is today
 
 
 def test_a_setting_that_fcnlab_did_not_have_is_recorded(decide, composed):

@@ -65,7 +65,7 @@ def test_compiled_training_is_the_same_but_for_rounding(train):
 @pytest.mark.parametrize("gpu", [False, True])
 def test_channels_last_goes_by_device_and_backbone(composed, monkeypatch, backbone, on_cpu, gpu):
     """As measured: docs/performance.md."""
-    monkeypatch.setattr(building, "_on_gpu", lambda accelerator: gpu)
+    monkeypatch.setattr(building, "on_gpu", lambda accelerator: gpu)
     given = ["model.backbone.weights=none"]
     for speed, expected in (("auto", on_cpu or gpu), ("off", False)):
         cfg = composed(f"model/backbone={backbone}", f"speed={speed}", *given)
@@ -103,7 +103,7 @@ def test_a_run_goes_on_as_it_is_told(train):
     ],
 )
 def test_precision(composed, monkeypatch, words, gpu, expected):
-    monkeypatch.setattr(building, "_on_gpu", lambda accelerator: gpu)
+    monkeypatch.setattr(building, "on_gpu", lambda accelerator: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert precision(composed(*words)) == expected
 

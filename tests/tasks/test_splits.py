@@ -157,3 +157,19 @@ def test_classes_that_no_training_mask_has_are_one_warning(check, root):
     *_, last = check("train", "val", "test", classes=("ground", "leaf", "stem", "bark"))
     assert last == "Warning: no mask of leaves train has leaf, bark: nothing is learned of such classes"
     assert len(check("test", classes=("ground", "leaf", "stem", "bark"))) == 1
+
+
+def mixed(root: Path) -> None:
+    """Masks of 0 and 1, and in each split one of 0 and 255."""
+    draw(root, (0, 1))
+    for split in ("train", "val"):
+        path = root / f"masks/{split}/0.png"
+        Image.fromarray(np.where(np.array(Image.open(path)), np.uint8(255), np.uint8(0))).save(path)
+
+
+def test_masks_of_two_kinds_are_warned_of_by_train_and_doctor(check, run, root):
+    mixed(root)
+    told = [line for line in check("train", "val") if line.startswith("Warning")]
+    assert len(told) == 2 and all("masks hold no ids but 0 and 255" in line for line in told)
+    code, table = run("doctor", CLASSES, *NET[1:4])
+    assert code == 0 and "1 ways in which masks disagree" in table and "0.png (background" in table

@@ -264,3 +264,31 @@ def test_rates_of_another_recipe_are_told(train_code, capsys, tmp_path, settings
     assert train_code(*settings, "trainer.max_steps=1", "trainer.val_check_interval=1") == code
     told = capsys.readouterr().err + (tmp_path / "run" / "train.log").read_text()
     assert (said in told) if said else ("Warning: optim.lr" not in told and "Warning: trainer" not in told)
+
+
+@pytest.mark.parametrize("words", [["logger=null"], ["callbacks.ema=null", "callbacks.top=null"]])
+def test_null_is_none(train, words):
+    """Hydra ended in a traceback of its own where a group was null."""
+    assert (train(*words, "trainer.max_steps=1") / "metrics.json").is_file()
+
+
+def test_a_run_without_callbacks_scores_its_last_weights(train):
+    folder = train("callbacks=null", "checkpointing.score=last", "trainer.max_steps=1")
+    assert not list(folder.glob("checkpoints/*")) and (folder / "metrics.json").is_file()
+
+
+def test_least_lengths_keep_no_last_validation_away(train):
+    """min_epochs, which max_steps does not reach, made Lightning end without one."""
+    folder = train("trainer.max_steps=3", "trainer.val_check_interval=2", "+trainer.min_epochs=99")
+    assert list(column(folder, "val/miou")) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.max_steps=2", "trainer.max_epochs=9"], "trainer.max_epochs=9 has no effect: trainer.max_steps=2"),
+        (["trainer.max_steps=99", "trainer.max_epochs=1"], "trainer.max_steps=99 has no effect: trainer.max_epochs=1"),
+    ],
+)
+def test_the_longer_of_two_limits_has_no_effect(train, words, said):
+    assert said in (train(*words) / "train.log").read_text()

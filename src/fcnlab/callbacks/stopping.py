@@ -15,12 +15,14 @@ from fcnlab.errors import UserError
 class EndWithValidation(Callback):
     """Ask for a stop on the last step, since Lightning validates (and so saves) before a stop that was asked for.
 
-    A run that reaches max_steps or max_epochs by itself ends between two validations with neither.
+    A run that reaches max_steps or max_epochs by itself ends between two validations with neither. So would one whose
+    min_epochs or min_steps ask for more than these limits allow.
     """
 
     def on_train_batch_end(self, trainer: L.Trainer, *args) -> None:
         if at_the_end(trainer):
             trainer.should_stop = True
+            trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = 0
 
 
 def at_the_end(trainer: L.Trainer) -> bool:

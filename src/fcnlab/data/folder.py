@@ -8,7 +8,9 @@ patterns, by lists, or by fractions.
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from filecmp import cmp
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 
 from fcnlab.data.image_files import DataError
 from fcnlab.data.masks import Colour
-from fcnlab.data.patterns import find_pictures
+from fcnlab.data.patterns import find_pictures, same_names
 from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.data.voc import read_list, voc_palette
 from fcnlab.ranges import Byte, Fraction, Seed
@@ -24,6 +26,7 @@ from fcnlab.results.reading import bytes_of
 
 COLOURED = re.compile(r"(.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")  # a class and its colour in a file of classes
 NO_NAME = re.compile(r"#|//|\d+[\s,;:]")
+COMPARED = 20  # images of one name in two splits whose bytes are compared: one that differs is enough
 CLASSES_BYTES = 1 << 20  # of such a file; ADE20K's 150 classes have 3 kB
 
 Classes = str | Sequence[str] | Mapping[str, Sequence[int]]
@@ -73,6 +76,7 @@ def open_folder(
     if not Path(root).is_dir():
         raise DataError(f"data.root={root} is no folder: set data.root to the one that holds {images}")
     _check_patterns(images, masks, lists, fractions)
+    _check_mask_of_two(root, split, images, masks)
     names, colours = read_classes(classes, root)
     _check_one_meaning(colours, void, void_colours, ids)
     pattern = images.replace("{split}", split)
@@ -233,6 +237,27 @@ def _check_patterns(images: str, masks: str, lists: str | None, fractions: Mappi
     if sum(ways.values()) != 1:
         chosen = " and ".join(way for way, taken in ways.items() if taken) or "nothing"
         raise DataError(f"{chosen} says which pictures a split has: give one of {', '.join(ways)}")
+
+
+def _check_mask_of_two(root: str, split: str, images: str, masks: str) -> None:
+    """Refuse a pattern of masks that gives images of two splits one file; copies of an image may share their mask."""
+    if "{split}" not in images or "{split}" in masks:
+        return
+    for image, other in islice(same_names(root, images, split), COMPARED):
+        if _differ(image, other):
+            raise DataError(
+                f"data.pictures.masks={masks} has no {{split}}, which data.pictures.images={images} has, so that"
+                f" {image} and {other}, which are different images, would have one mask. Put {{split}} where the"
+                " masks' folder is told, such as masks/{split}/{name}.png, or give the images two names. Where they do"
+                " share masks, a link for each split to one folder says so"
+            )
+
+
+def _differ(image: Path, other: Path) -> bool:
+    try:
+        return not cmp(image, other, shallow=False)
+    except OSError:  # the check of all files tells what is wrong with it
+        return False
 
 
 def _of_split(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 import cv2
@@ -112,7 +113,7 @@ def opened(path: Path, formats: tuple[str, ...]) -> Iterator[ImageFile]:
             raise ValueError("it is no regular file")
         file = Image.open(path, formats=formats)
     except FileNotFoundError:
-        raise MissingFile(f"{path} is missing{_beside(path)}") from None
+        raise MissingFile(f"{path} is missing{_beside(path)}{_of_a_list(path)}") from None
     except Exception as error:  # PIL's plugins end in a dozen kinds
         raise UnreadableFile(f"{path} cannot be read as a picture ({', '.join(formats)}): {error}") from error
     with file:
@@ -132,6 +133,19 @@ def _beside(path: Path) -> str:
     except OSError:
         return ""
     return f"; in its folder there is {', '.join(sorted(found))}" if found else ""
+
+
+def _of_a_list(path: Path) -> str:
+    """What is wrong with the line of a list that names a missing file, where the files beside it tell."""
+    if any(part.name.startswith("#") and not part.exists() for part in (path, *path.parents)):
+        return ": a line of a list is a name, and # begins no comment"
+    first, *behind = path.stem.split()[:2] or [""]
+    if behind and path.with_name(f"{first}{path.suffix}").is_file():
+        return f": a line of a list is a name alone, {first}, with nothing behind it"
+    named = Path(path.stem)
+    if named.suffix.lower() in SUFFIXES and any(path.parent.glob(f"{escape(named.stem)}.*")):
+        return f": names in a list have no suffix: {named.stem} instead of {named}"
+    return ""
 
 
 def _check_header(path: Path, file: ImageFile) -> None:

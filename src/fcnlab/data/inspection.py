@@ -29,8 +29,8 @@ from fcnlab.data.image_files import (
     WrongSize,
     open_picture,
 )
-from fcnlab.data.label_counts import absent_classes, one_class_only
-from fcnlab.data.pictures import LabelPixels, Pictures, label_pixels
+from fcnlab.data.label_counts import absent_classes, conflicts, one_class_only
+from fcnlab.data.pictures import LabelPixels, MaskFacts, Pictures
 from fcnlab.results.findings import Finding, Verdict
 
 Read = TypeVar("Read")
@@ -71,8 +71,8 @@ class Look:
         Of the decoded pixels: equal pictures have equal ones, however they are stored.
     code
         64 signs: whether the picture grows lighter from left to right, at 8 x 8 places (dHash). None if it is flat.
-    labels
-        Pixels of each label, 255 being void.
+    mask
+        What the mask holds.
     """
 
     faults: tuple[DataError, ...] = ()
@@ -80,7 +80,12 @@ class Look:
     size: tuple[int, int] | None = None
     digest: bytes | None = None
     code: Code | None = None
-    labels: LabelPixels | None = None
+    mask: MaskFacts | None = None
+
+    @property
+    def labels(self) -> LabelPixels | None:
+        """Pixels of each label, 255 being void."""
+        return None if self.mask is None else self.mask.pixels
 
 
 def looks(pictures: Pictures) -> Iterator[Look]:
@@ -93,14 +98,14 @@ def look(pictures: Pictures, index: int) -> Look:
     """Read a picture and its mask to their ends."""
     faults = {str(fault): fault for fault in pictures.faults(index)}
     image = _read(pictures.image, index, faults)
-    mask = _read(pictures.mask, index, faults) if pictures.masks else None
+    mask = _read(pictures.mask_facts, index, faults) if pictures.masks else None
     return Look(
         faults=tuple(faults.values()),
         odd=tuple(oddities(pictures.images[index])),
         size=None if image is None else (image.shape[0], image.shape[1]),
         digest=None if image is None else pixel_digest(image),
         code=None if image is None else perceptual_code(image),
-        labels=None if mask is None else label_pixels(mask),
+        mask=mask,
     )
 
 
@@ -231,7 +236,9 @@ def _size_line(about: str, pictures: Pictures, seen: Sequence[Look]) -> Finding:
 
 
 def _label_lines(about: str, pictures: Pictures, seen: Sequence[Look]) -> list[Finding]:
+    disagree = tuple(conflicts(pictures, [one.mask for one in seen if one.mask is not None]))
     return [
+        _verdict(about, "mask kinds", Verdict.WARNING, disagree, "all masks agree", "{} ways in which masks disagree"),
         _class_line(about, pictures, sum((one.labels for one in seen if one.labels is not None), NO_LABELS)),
         _void_line(about, pictures, seen, class_frequencies(pictures, seen)),
     ]

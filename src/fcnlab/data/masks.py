@@ -21,6 +21,7 @@ from fcnlab.results.scores import VOID
 
 MASK_FORMATS = ("PNG", "TIFF")  # a JPEG's labels would be blurred, a GIF's renumbered
 PALETTE_MODES = ("P", "P;1", "P;2", "P;4")
+GREY_OF_FEW_BITS = ("L;2", "L;4")
 LOSSY = ("jpeg", "tiff_jpeg", "webp")  # ways to compress a TIFF
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # TIFF's tags; 0: the lowest value is white
 SIGNED = 2  # a TIFF's sample format
@@ -102,6 +103,18 @@ def mask_size(path: Path) -> tuple[int, int]:
     return rows, cols
 
 
+def mask_palette(path: Path) -> UInt8[ndarray, "values 3"] | None:
+    """The RGB, 0..255, that a palette mask shows for each index; None where the file brings no palette."""
+    with opened(path, MASK_FORMATS) as file:
+        if file.mode != "P":
+            return None
+        stored = file.palette
+        if stored is None or stored.rawmode != "RGB":  # a TIFF's
+            return _palette(file)
+        colours = bytes(stored.palette)  # by the header: the pixels need not be decoded
+        return np.frombuffer(colours, np.uint8)[: len(colours) // 3 * 3].reshape(-1, 3)
+
+
 def read_mask(path: Path, coloured: bool) -> StoredMask:
     """A mask's pixels as its file stores them; ``coloured``: they stand for colours.
 
@@ -146,6 +159,14 @@ def _check_kind(path: Path, file: ImageFile, coloured: bool) -> None:
         raise WrongMode(
             f"{path} is a mask of mode {mode}: where classes have colours, masks are RGB, palette (P) or grey images of"
             " at most 8 bits to a channel"
+        )
+    if not coloured and mode in GREY_OF_FEW_BITS:
+        bits = int(mode[-1])
+        levels = ", ".join(f"NAME: [{level}, {level}, {level}]" for level in (0, 255 // (2**bits - 1)))
+        raise WrongMode(
+            f"{path} stores grey of {bits} bits, whose values mean other ids after an optimiser of PNGs than before."
+            f" Save ids with 8 bits, or give the grey that each class is shown as: data.pictures.classes={{{levels},"
+            " ...} with data=folder"
         )
     if not coloured and not (mode in PALETTE_MODES or mode == "L" or _is_grey_of_16_bits(file)):
         raise WrongMode(

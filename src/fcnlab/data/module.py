@@ -217,7 +217,7 @@ class DataModule(L.LightningDataModule):
         self._opened: dict[str, Pictures] = {}
         self._decoded: dict[str, Pictures] = {}
         self._fingerprints: dict[str, list[str]] = {}
-        self._labels: dict[str, LabelPixels] = {}
+        self._labels: dict[str, label_counts.Labels] = {}
 
     def check(self, *splits: str, min_size: int = 1, truth: bool = True) -> None:
         """Open splits and look at every file of theirs, before any long work.
@@ -244,10 +244,12 @@ class DataModule(L.LightningDataModule):
             cropped = set(uses) == {"train"} and self.augment is not None
             if cropped and self.crop_size < min_size:
                 raise DataError(f"data.crop_size={self.crop_size} is too small for the net: it needs {min_size}")
-            if truth and len(pictures) and not any(map(isfile, pictures.masks)):
+            images_there = any(map(isfile, pictures.images))  # else their names are wrong, and masks follow them
+            if truth and images_there and not any(map(isfile, pictures.masks)):
                 raise DataError(
                     f"{pictures.title} has no masks (such as {next(iter(pictures.masks), 'PNGs')}): it can be"
-                    " predicted, not trained on or scored. For VOC's server: fcnlab predict data=voc ..."
+                    " predicted, not trained on or scored. With data=folder, data.pictures.masks says where they are,"
+                    " with {split} for the list's name. For VOC's server: fcnlab predict data=voc ..."
                     " submission=FILE.tar.gz"
                 )
             least = 1 if cropped else min_size
@@ -282,7 +284,11 @@ class DataModule(L.LightningDataModule):
 
     def label_pixels(self, name: str) -> LabelPixels:
         """How many pixels each label has in the masks of a split that was checked."""
-        return self._labels[self.lists[name]]
+        return self._labels[self.lists[name]].pixels
+
+    def mask_conflicts(self, name: str) -> tuple[str, ...]:
+        """A sentence for each way in which masks of a split that was checked disagree with each other."""
+        return self._labels[self.lists[name]].conflicts
 
     def _open(self, title: str) -> Pictures:
         try:

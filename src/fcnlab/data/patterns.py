@@ -11,8 +11,9 @@ from fcnlab.data.image_files import SUFFIXES, DataError
 def find_pictures(root: str, pattern: str, masks: str) -> tuple[dict[str, Path], dict[str, list[Path]]]:
     """The images of a pattern by their ``{name}``, in the order of names, and by name those that were left out.
 
-    Left out are images that differ from the pattern in their suffix or in the case of letters, and whose name no image
-    of the pattern has; files of the pattern ``masks`` are no such images. Hidden files are neither.
+    A file that the pattern ``masks`` makes of another image's name is that image's mask, and no image. Left out are
+    images that differ from the pattern in their suffix or in the case of letters, and whose name no image of the
+    pattern has; files of the pattern ``masks`` are no such images. Hidden files are neither.
 
     Raises
     ------
@@ -23,14 +24,38 @@ def find_pictures(root: str, pattern: str, masks: str) -> tuple[dict[str, Path],
     paths = sorted(_files(start))
     if pattern.endswith("*"):
         paths = [path for path in paths if path.suffix.lower() in SUFFIXES]
-    found: dict[str, Path] = {}
+    files: dict[str, list[Path]] = {}
     for name, path in _matching(root, paths, re.compile(_translated(pattern))):
+        files.setdefault(name, []).append(path)
+    of_another = {
+        path
+        for name, path in _matching(root, paths, re.compile(_translated(masks)))
+        if any(image != path for image in files.get(name, []))
+    }
+    found: dict[str, Path] = {}
+    for name, path in ((name, path) for name, same in files.items() for path in same if path not in of_another):
         if name in found:
             raise DataError(
                 f"{path} and {found[name]} are both {name!r}: make data.pictures.images tell one from the other"
             )
         found[name] = path
     return found, _left_out(root, paths, pattern, masks, found)
+
+
+def same_names(root: str, pattern: str, split: str) -> Iterator[tuple[Path, Path]]:
+    """Images of a split, each with one of the same name that ``{split}`` in the pattern gives to another split."""
+    start = Path(root) / re.split(r"\{\w+\}|\*", pattern)[0].rpartition("/")[0]
+    once = _translated(pattern).replace(re.escape("{split}"), "(?P<split>[^/]+)", 1)
+    regex = re.compile(once.replace(re.escape("{split}"), "(?P=split)"))
+    by_name: dict[str, dict[str, Path]] = {}
+    for path in sorted(_files(start)):
+        parts = regex.fullmatch(path.relative_to(root).as_posix())
+        if parts is not None:
+            by_name.setdefault(parts["name"], {}).setdefault(parts["split"], path)
+    for paths in by_name.values():
+        others = [path for other, path in paths.items() if other != split]
+        if split in paths and others:
+            yield paths[split], others[0]
 
 
 def _left_out(

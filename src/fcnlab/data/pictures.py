@@ -13,12 +13,30 @@ from numpy import ndarray
 
 from fcnlab.cores import visible_cores
 from fcnlab.data.image_files import DataError, WrongLabels, WrongSize, open_picture, picture_size, read_image
-from fcnlab.data.masks import MOST, UNKNOWN, Colour, Labels, StoredMask, mask_size, read_mask
+from fcnlab.data.masks import MOST, UNKNOWN, Colour, Labels, StoredMask, mask_palette, mask_size, read_mask
 from fcnlab.results.scores import VOID
 
 PART = 32  # pictures that a thread checks one after the other
 
 LabelPixels = Int64[ndarray, " 256"]  # how many pixels each label has; 255: void
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """What one mask holds.
+
+    Attributes
+    ----------
+    pixels
+        Of each label.
+    shown
+        The label of each colour that the file's own palette shows in it; empty where masks are read by colours, and for
+        a colour that stands for two labels.
+    """
+
+    path: Path
+    pixels: LabelPixels
+    shown: Mapping[Colour, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -155,10 +173,36 @@ class Pictures:
         """Rows and columns, by the mask's header."""
         return mask_size(self.masks[index])
 
-    def check(self, min_size: int = 1, known: LabelPixels | None = None) -> LabelPixels:
-        """Look at every file before any long work, and count labels: pictures' headers and ends, and whole masks.
+    def mask_palette(self, index: int) -> UInt8[ndarray, "values 3"] | None:
+        """The colours that a palette mask brings, one row per index."""
+        return mask_palette(self.masks[index])
 
-        ``known`` is what an earlier check of the same files gave: then of masks only the headers are read.
+    def mask_facts(self, index: int) -> MaskFacts:
+        """What a mask holds, read whole.
+
+        Raises
+        ------
+        DataError
+            As :meth:`mask`.
+        """
+        pixels = label_pixels(self.mask(index))
+        palette = self.mask_palette(index) if self.colours is None else None
+        return MaskFacts(self.masks[index], pixels, {} if palette is None else self._shown(palette, pixels))
+
+    def _shown(self, palette: UInt8[ndarray, "values 3"], pixels: LabelPixels) -> dict[Colour, int]:
+        indices = StoredMask(np.arange(len(palette), dtype=np.uint8)[None], palette)
+        labels = indices.labels_by_id(self.void, len(self.classes), self.ids)[0]
+        there = (labels != UNKNOWN) & (pixels[labels] > 0)
+        colours = ((red, green, blue) for red, green, blue in palette[there].tolist())
+        pairs = set(zip(colours, labels[there].tolist(), strict=True))
+        times = Counter(colour for colour, _ in pairs)
+        return {colour: label for colour, label in pairs if times[colour] == 1}
+
+    def check(self, min_size: int = 1, whole_masks: bool = True) -> list[MaskFacts]:
+        """Look at every file before any long work: pictures' headers and ends, and whole masks, which are returned.
+
+        Without ``whole_masks`` of masks only the headers are read, and nothing is returned: for files that an earlier
+        check has read.
 
         Raises
         ------
@@ -170,16 +214,16 @@ class Pictures:
         if not self.names:
             raise DataError(f"{self.title} is empty: name another list")
         problems = [f"{name} is listed twice" for name in self.listed_twice()]
-        counts: list[LabelPixels] = []
+        masks: dict[int, MaskFacts] = {}
 
-        def count(index: int) -> None:
-            if known is None:
-                counts.append(label_pixels(self.mask(index)))
+        def read(index: int) -> None:
+            if whole_masks:
+                masks[index] = self.mask_facts(index)
 
         # By parts: to hand each picture to a thread by itself would take a third of the work again.
         parts = [range(len(self))[first : first + PART] for first in range(0, len(self), PART)]
         with ThreadPoolExecutor(visible_cores()) as pool:
-            found = pool.map(lambda part: [next(self.faults(index, min_size, count), None) for index in part], parts)
+            found = pool.map(lambda part: [next(self.faults(index, min_size, read), None) for index in part], parts)
             problems += [str(fault) for fault in chain(*found) if fault]
         if problems:
             more = f"\n… and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -188,7 +232,7 @@ class Pictures:
                 + "\n".join(f"  {problem}" for problem in problems[:5])
                 + more
             )
-        return sum(counts, np.zeros(VOID + 1, np.int64)) if known is None else known
+        return [masks[index] for index in sorted(masks)]
 
     def listed_twice(self) -> list[str]:
         """The names that are there more than once."""

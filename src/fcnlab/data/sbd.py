@@ -55,6 +55,9 @@ class SBDPictures(Pictures):
         path = self.masks[index]
         return read_mat(path) if path.suffix == ".mat" else super().mask(index)
 
+    def mask_palette(self, index: int) -> UInt8[ndarray, "values 3"] | None:
+        return None if self.masks[index].suffix == ".mat" else super().mask_palette(index)
+
     def mask_size(self, index: int) -> tuple[int, int]:
         if self.masks[index].suffix != ".mat":
             return super().mask_size(index)

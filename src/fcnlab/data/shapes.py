@@ -7,6 +7,7 @@ that a net of stride 32 alone cannot do well.
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -17,11 +18,13 @@ from PIL import Image
 from fcnlab.data.image_files import DataError
 from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.data.voc import CLASSES, read_list, voc_palette, voc_pictures
-from fcnlab.ranges import Count, Pixels, Seed
+from fcnlab.ranges import MOST_PIXELS, Count, Meaning, Seed
 
 DRAWING = 1  # raise it when the drawings change, so that old ones are not taken for new
 FORMS = ("disc", "box", "star", "ring", "cross")
 TEXTURES = ("plain", "stripes", "checks", "dots")
+LEAST, MOST = 2, MOST_PIXELS * 4 // 5  # of the mean side: a picture's are 3/4 to 5/4 of it, and at least a pixel
+Size = Annotated[int, Meaning(f"pixels from {LEAST} to {MOST}", lambda value: LEAST <= value <= MOST)]
 
 
 def open_shapes(
@@ -29,7 +32,7 @@ def open_shapes(
     split: str,
     num_train: Count = 800,
     num_val: Count = 200,
-    size: Pixels = 160,
+    size: Size = 160,
     drawing_seed: Seed = 0,
     draw: bool = True,
 ) -> Pictures:

@@ -15,6 +15,8 @@ copies that into its ``metrics.json``, as ``trained``:
     The absolute path of ``data.root``; None without one.
 ``weights``
     Hashes of the files that the training started from.
+``files``
+    Their names, hashes and recipes, by setting.
 ``sources``
     The source of each start, also of the run that this one's first checkpoint was of.
 ``status``, ``step``

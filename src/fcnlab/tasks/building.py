@@ -42,6 +42,7 @@ from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.trust import DATA
 
 log = logging.getLogger("fcnlab")
+OF_A_LAUNCHER = ("NODE_RANK", "GROUP_RANK", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # which machine
 TAGGED = ("model", "backbone", "data", "experiment")  # groups whose options are W&B's tags
 
 
@@ -93,12 +94,12 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     settings = plain(cfg.trainer)
     settings["precision"] = precision(cfg)
     allow_tf32(cfg.speed.tf32)
-    if settings["sync_batchnorm"] and not _on_gpu(settings["accelerator"]):
+    if settings["sync_batchnorm"] and not on_gpu(settings["accelerator"]):
         settings["sync_batchnorm"] = False
         warn("trainer.sync_batchnorm=true has no effect on a CPU: torch synchronises batch statistics on GPUs only")
     settings["val_check_interval"] *= settings["accumulate_grad_batches"]
     settings["check_val_every_n_epoch"] = None
-    if not _shows_progress(cfg):
+    if not shows_progress(cfg):
         settings.setdefault("enable_progress_bar", False)  # or Lightning brings its own
     _hush_lightning()
     return built(
@@ -131,15 +132,24 @@ def check_machine(cfg: DictConfig) -> None:
     UserError
         Half precision without a GPU; another number of processes than the settings want.
     """
-    if cfg.trainer.precision == "16-mixed" and not _on_gpu(cfg.trainer.accelerator):
+    if cfg.trainer.precision == "16-mixed" and not on_gpu(cfg.trainer.accelerator):
         raise UserError(
             "trainer.precision=16-mixed needs a GPU, and this is a CPU: set trainer.precision=bf16-mixed or 32-true"
         )
-    started = _processes_started()
+    _check_srun("SLURM_PROCID")
+    started, nodes = _processes_started(), cfg.trainer.get("num_nodes", 1)
     if started is None:
+        if nodes != 1 and not any(name in os.environ for name in OF_A_LAUNCHER):
+            raise UserError(
+                f"trainer.num_nodes={nodes} needs a process on each machine, and nothing says which one this is: it"
+                f" would wait for the others for ever. Start it on each by torchrun --nnodes={nodes}"
+                f" --nproc-per-node={_device_count(cfg.trainer)} --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT"
+                f" -m fcnlab train ... hydra.run.dir=FOLDER, or by srun --nodes={nodes}"
+                f" --ntasks-per-node={_device_count(cfg.trainer)}; on one machine leave trainer.num_nodes out"
+            )
         return
     who, count = started
-    devices, nodes = _device_count(cfg.trainer), cfg.trainer.get("num_nodes", 1)
+    devices = _device_count(cfg.trainer)
     if count != devices * nodes:
         per_node = _number_in("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else count
         alone = "srun --ntasks=1" if who == "Slurm" else "no torchrun: fcnlab starts the others itself"
@@ -148,9 +158,31 @@ def check_machine(cfg: DictConfig) -> None:
             f" is for {devices * nodes}: each would run alone, or wait for others. Set trainer.devices={per_node}"
             f" trainer.num_nodes={max(1, count // per_node)}, or start it by {alone}"
         )
+    _check_srun("SLURM_STEP_ID")  # a batch script has all others
+    if count > 1 and who == "Slurm" and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise UserError(
+            f"Slurm started {count} processes by --ntasks={count}, and Lightning needs to know how many are on each"
+            f" machine: start it by srun --nodes={nodes} --ntasks-per-node={devices}"
+        )
     if count > 1 and not any(word.startswith("hydra.run.dir=") for word in HydraConfig.get().overrides.hydra):
         raise UserError(
             f"{who} started {count} processes, and each would have a folder of its own: add hydra.run.dir=FOLDER"
+        )
+
+
+def _check_srun(variable: str) -> None:
+    """Refuse several tasks of Slurm's that no srun has started: ``variable`` is one that it sets in each.
+
+    Raises
+    ------
+    UserError
+        See above: the run would end in an error of Lightning's, or wait for the others for ever.
+    """
+    if _is_slurms() and _number_in("SLURM_NTASKS") > 1 and variable not in os.environ:
+        raise UserError(
+            f"SLURM_NTASKS={os.environ['SLURM_NTASKS']} is in the environment, and no srun has started this process"
+            f" (there is no {variable}): start it by srun --ntasks-per-node=N fcnlab train ..., or without the words of"
+            " Slurm's job: env -u SLURM_NTASKS fcnlab train ..."
         )
 
 
@@ -175,7 +207,7 @@ def _device_count(trainer: DictConfig) -> int:
     """How many devices ``trainer.devices`` means on each node."""
     devices = trainer.devices
     if devices in ALL:
-        return torch.cuda.device_count() if _on_gpu(trainer.accelerator) else 1
+        return torch.cuda.device_count() if on_gpu(trainer.accelerator) else 1
     if isinstance(devices, str):
         return len(devices.split(",")) if "," in devices else int(devices)
     return devices if isinstance(devices, int) else len(devices)
@@ -191,10 +223,15 @@ def _is_slurms() -> bool:
     return "SLURM_NTASKS" in os.environ and named
 
 
-def _shows_progress(cfg: DictConfig) -> bool:
+def shows_progress(cfg: DictConfig) -> bool:
     """Bars are for terminals: in the log of a job they would bury what was said."""
-    enabled = "callbacks" not in cfg or cfg.callbacks.get("progress", {}).get("enabled", True)
+    enabled = "callbacks" not in cfg or (cfg.callbacks.get("progress") or {}).get("enabled", True)
     return enabled and sys.stdout.isatty()
+
+
+def members(node: DictConfig) -> dict[str, DictConfig]:
+    """The callbacks or loggers of a config by name; one that is null is none."""
+    return {str(name): member for name, member in node.items() if member is not None}
 
 
 # What Lightning warns of without a reason here.
@@ -231,9 +268,6 @@ def allow_tf32(allowed: bool) -> None:
 
 def evaluation_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
     """What of ``speed=`` the Segmenter takes to evaluate: as in training, so that equal weights give equal scores."""
-    for key in ("compile", "fused_optimizer"):
-        if given(f"speed.{key}"):
-            warn(f"speed.{key} has no effect here: it is for training")
     return speed_of_net(cfg, net)
 
 
@@ -241,7 +275,7 @@ def speed_of_net(cfg: DictConfig, net: FCN) -> dict[str, Any]:
     """The memory format, by device and backbone, and whether scores are taken by rows."""
     wanted = cfg.speed.channels_last
     if wanted == "auto":  # a user's own backbone need not say
-        wanted = _on_gpu(cfg.trainer.accelerator) or getattr(net.backbone, "channels_last_on_cpu", False)
+        wanted = on_gpu(cfg.trainer.accelerator) or getattr(net.backbone, "channels_last_on_cpu", False)
     return {"channels_last": wanted, "row_blocks": cfg.speed.row_blocks}
 
 
@@ -262,11 +296,12 @@ def precision(cfg: DictConfig) -> str:
     """``auto`` is bf16 on a GPU that computes in it, where ``speed.bf16`` lets it, and else single precision."""
     if cfg.trainer.precision != "auto":
         return cfg.trainer.precision
-    gpu = cfg.speed.bf16 and _on_gpu(cfg.trainer.accelerator)
+    gpu = cfg.speed.bf16 and on_gpu(cfg.trainer.accelerator)
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
-def _on_gpu(accelerator: str) -> bool:
+def on_gpu(accelerator: str) -> bool:
+    """Whether a run computes on a GPU."""
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
@@ -295,10 +330,11 @@ def check_scored(cfg: DictConfig) -> None:
     UserError
         ``checkpointing.score`` is "best", and no callback keeps a best checkpoint.
     """
-    if cfg.checkpointing.score == "best" and not any(map(_keeps_best, cfg.callbacks.values())):
+    if cfg.checkpointing.score == "best" and not any(map(_keeps_best, members(cfg.callbacks).values())):
         raise UserError(
-            "checkpointing.score=best: with callbacks.best.enabled=false the run keeps no best checkpoint to score; add"
-            " checkpointing.score=last, or leave callbacks.best.enabled=false out"
+            "checkpointing.score=best: without callbacks.best the run keeps no best checkpoint to score; add"
+            " checkpointing.score=last, or leave out what switches it off (callbacks.best.enabled=false,"
+            " callbacks=none)"
         )
 
 
@@ -313,16 +349,10 @@ def _keeps_best(node: DictConfig) -> bool:
 def configured_callbacks(cfg: DictConfig) -> list[Callback]:
     """The callbacks that are not disabled by ``enabled: false``."""
     callbacks = []
-    for name, node in cfg.callbacks.items():
+    for name, node in members(cfg.callbacks).items():
         settings = plain(node)
-        if settings.pop("enabled", True):
-            if name == "progress" and not _shows_progress(cfg):
-                continue
+        if settings.pop("enabled", True) and (name != "progress" or shows_progress(cfg)):
             callbacks.append(built(settings, f"callbacks.{name}"))
-        else:
-            changed = [word for word in HydraConfig.get().overrides.task if word.startswith(f"callbacks.{name}.")]
-            if any(not word.startswith(f"callbacks.{name}.enabled=") for word in changed):
-                warn(f"{', '.join(changed)} has no effect: add callbacks.{name}.enabled=true")
     return callbacks
 
 
@@ -333,8 +363,10 @@ def open_loggers(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Ite
     ``facts`` are those of the run's record: ``wandb`` is the id of the W&B run to resume, ``segments`` goes into its
     config.
     """
-    names = sorted(cfg.logger, key=lambda name: name == "wandb")  # last: what another refuses leaves no run there
-    loggers = [_build_logger(str(name), cfg, facts or {}) for name in names]
+    names = sorted(
+        members(cfg.logger), key=lambda name: name == "wandb"
+    )  # last: what another refuses leaves no run there
+    loggers = [_build_logger(name, cfg, facts or {}) for name in names]
     status, code = "failed", 1
     try:
         yield loggers

@@ -29,9 +29,11 @@ from fcnlab.tasks.building import (
     open_loggers,
     run_folder,
     say,
+    warn,
 )
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
 from fcnlab.tasks.fingerprint import fingerprint
+from fcnlab.tasks.ineffective import ineffective_in_scoring
 from fcnlab.tasks.lineage import trained_when_scored, weights_used
 from fcnlab.tasks.recording import recorded_config
 from fcnlab.tasks.scoring import commit, score, table, words_of
@@ -46,6 +48,8 @@ def evaluate(cfg: DictConfig) -> float | None:
     _check_what_is_asked(cfg)  # first: without data, model.num_classes cannot be computed
     check_targets(cfg)
     check_machine(cfg)
+    for sentence in ineffective_in_scoring("eval"):
+        warn(sentence)
     refine = instantiate(cfg.refine, _convert_="all")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.checkpoint is None:

@@ -13,7 +13,7 @@ from fcnlab.config import plain
 from fcnlab.errors import UserError
 from fcnlab.launching.manifest import facts_of
 from fcnlab.results import lineage
-from fcnlab.results.origins import environment
+from fcnlab.results.origins import environment, part
 from fcnlab.results.settings import leaves
 from fcnlab.tasks.checkpoints import read_checkpoint
 from fcnlab.tasks.resuming import Start, is_own
@@ -47,16 +47,21 @@ def trained_of(checkpoint: Mapping[str, Any]) -> Any:
     return checkpoint["fcnlab"].get("trained")
 
 
-def came_from(start: Start, folder: Path) -> dict[str, Any]:
-    """Facts for run.json: whether a run begins at another run's checkpoint, and which code made that.
+def came_from(start: Start, folder: Path, cfg: DictConfig) -> dict[str, Any]:
+    """Facts for run.json: the files of weights that a run begins with, and whether another run's checkpoint is one.
 
     Nothing for a run that resumes its own: what it began with stays.
     """
     if start.checkpoint is None:
-        return {"resumed_at": 0, "inherited": []}
+        return {"resumed_at": 0, "inherited": [], "weights": weights_used({"model": plain(cfg.model)})}
     if is_own(start.checkpoint, folder):
         return {}
-    return {"resumed_at": start.steps, "inherited": list(start.sources)}
+    inherited = start.trained.get("sources")
+    return {
+        "resumed_at": start.steps,
+        "inherited": inherited if isinstance(inherited, list) else [],
+        "weights": part(start.trained, "files"),
+    }
 
 
 def describe_training(cfg: DictConfig, facts: Mapping[str, Any], trainer: L.Trainer) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def describe_training(cfg: DictConfig, facts: Mapping[str, Any], trainer: L.Trai
         settings=found.settings | {"trainer.precision": str(trainer.precision)},
         environment=environment({"provenance": provenance}),
     )
-    return lineage.as_facts(found, run=facts.get("id"), sources=lineage.sources(facts))
+    return lineage.as_facts(found, run=facts.get("id"), sources=lineage.sources(facts), files=part(facts, "weights"))
 
 
 def trained_when_scored(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any] | None:

@@ -23,8 +23,9 @@ from fcnlab.data.module import as_tensors, collate, worker_count
 from fcnlab.errors import UserError
 from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, say
+from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, given, say, warn
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
+from fcnlab.tasks.ineffective import ineffective_in_scoring
 from fcnlab.tasks.predictions import Predictions
 from fcnlab.tasks.submitting import check_submission, submit
 
@@ -37,6 +38,8 @@ def predict(cfg: DictConfig) -> None:
     check_targets(cfg)
     _check_what_is_asked(cfg)
     check_machine(cfg)
+    for sentence in ineffective_in_scoring("predict"):
+        warn(sentence)
     paths = _checked_paths(cfg) if cfg.submission is None else []
     checkpoint = read_checkpoint(cfg.checkpoint)
     net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
@@ -65,7 +68,11 @@ def _checked_paths(cfg: DictConfig) -> list[Path]:
 
 def _check_what_is_asked(cfg: DictConfig) -> None:
     if cfg.submission is not None:
+        if given("num_workers"):
+            warn("num_workers has no effect with submission=...: set data.num_workers")
         return check_submission(cfg)
+    if given("competition"):
+        warn("competition has no effect without submission=FILE.tar.gz")
     if cfg.data is not None:
         raise UserError("data=... has no effect without submission=FILE.tar.gz: give input=... and output=..., or that")
     missing = [f"{key}=VALUE" for key in ("input", "output") if cfg[key] is None]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcnlab.errors import UserError
+from fcnlab.results.origins import part
 from fcnlab.results.record import aside
 from fcnlab.tasks.building import warn
 from fcnlab.tasks.checkpoints import read_checkpoint
@@ -15,8 +16,8 @@ from fcnlab.tasks.checkpoints import read_checkpoint
 class Start(NamedTuple):
     """A checkpoint's path, and when it was written: how many rows metrics.csv had, how many steps were done.
 
-    ``settings``, ``segments`` and ``images`` are the run's until then (see :mod:`fcnlab.tasks.segments`), ``sources``
-    the code that computed it.
+    ``settings``, ``segments`` and ``images`` are the run's until then (see :mod:`fcnlab.tasks.segments`); ``trained``
+    is what the checkpoint tells of its training (:mod:`fcnlab.results.lineage`).
     """
 
     checkpoint: str | None = None
@@ -26,7 +27,7 @@ class Start(NamedTuple):
     settings: Mapping[str, Any] = {}
     segments: Sequence[dict[str, Any]] = ()
     images: Mapping[str, Any] = {}
-    sources: Sequence[dict[str, Any]] = ()
+    trained: Mapping[str, Any] = {}
 
 
 def where_to_start(wanted: str | None, folder: Path) -> Start:
@@ -77,15 +78,13 @@ def _start(path: str | Path) -> Start:
     if kept is None:
         raise UserError(f"checkpoint={path} was written by an older fcnlab: start from it by model.weights={path}")
     of_run = {name: found["fcnlab"][name] for name in ("settings", "segments", "images") if name in found["fcnlab"]}
-    trained = found["fcnlab"].get("trained")
-    sources = trained.get("sources") if isinstance(trained, dict) else None
     return Start(
         str(path),
         kept["rows"],
         int(found.get("global_step", 0)),
         int(found.get("epoch", 0)),
         **of_run,
-        sources=sources if isinstance(sources, list) else [],
+        trained=part(found["fcnlab"], "trained"),
     )
 
 

@@ -6,6 +6,7 @@ A run has a segment from its first step, and one more for each time that it resu
 import hashlib
 import re
 from collections.abc import Mapping
+from os.path import isfile, samefile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,10 @@ MAY_CHANGE = re.compile(
     r"|callbacks\.ema\.decay|checkpointing\.score"
     r"|callbacks\.(?!(ema|best|top|last)\.).*"  # a user's own act from the next step on, too
 )
+START_WEIGHTS = re.compile(r"model\.(.*\.)?(weights|reset_heads)")
 # All others are refused; those that no line names, for the last reason.
 REASONS = (
+    (START_WEIGHTS.pattern, "the weights are the checkpoint's: others to start from have no effect"),
     (r"(data\.)?seed", "the seed decides the order of the images, and runs are paired by it"),
     (r"data\..*", "the run would train, or choose its best checkpoint, on other images"),
     (r"model\..*", "the checkpoint holds the weights of that network"),
@@ -43,8 +46,7 @@ REASONS = (
     (r".*", "fcnlab does not know how to resume with another value"),
 )
 OF_THE_PLACE = re.compile(r"checkpoint|callbacks\.\w+\.(dirpath|folder)")  # where a run lies, not what it does
-START_WEIGHTS = re.compile(r"model\.(.*\.)?(weights|reset_heads)")
-OF_SCORING = re.compile(r"checkpointing\..*|data\.(root|archive|test_list|eval_batch_size)|" + START_WEIGHTS.pattern)
+OF_SCORING = re.compile(r"checkpointing\..*|data\.(root|archive|test_list|eval_batch_size)")
 MOST_SHOWN = 3  # settings that a message names for one reason
 
 
@@ -81,15 +83,29 @@ def segments_of(cfg: DictConfig, start: Start) -> list[dict[str, Any]]:
     refused = {path: change for path, change in changed.items() if not _may_change(path, change, cfg, start)}
     if refused:
         raise UserError(_refusal(refused, start.checkpoint))
+    for path in [path for path in changed if START_WEIGHTS.fullmatch(path)]:
+        change = changed.pop(path)
+        warn(
+            f"{path}={change.new} has no effect with checkpoint=: the weights are the checkpoint's. The record keeps"
+            f" {change.old}, which is no longer there"
+        )
     check_something_is_left(cfg, start, changed)
-    for path, change in changed.items():
-        if START_WEIGHTS.fullmatch(path):
-            warn(f"{path}={change.new} has no effect with checkpoint=: the weights are the checkpoint's")
     before = list(start.segments) or [_segment(0, {})]
     if not changed:
         return before
     say(f"Resumes at step {start.steps} with other settings: {'; '.join(_shown(changed))}")
     return [*before, _segment(start.steps, changed)]
+
+
+def as_recorded(cfg: DictConfig, start: Start) -> DictConfig:
+    """The config as the record shall have it: weights to start from are those that the run did start from."""
+    if start.checkpoint is None:
+        return cfg
+    recorded = cfg.copy()
+    for path, change in changes(_kept_settings(start), cfg).items():
+        if START_WEIGHTS.fullmatch(path):
+            OmegaConf.update(recorded, path, change.old)
+    return recorded
 
 
 def _segment(step: int, changed: Mapping[str, Change]) -> dict[str, Any]:
@@ -159,16 +175,20 @@ def _follows(path: str, change: Change, links: Mapping[str, str], found: Mapping
 
 
 def _has_moved(path: str, change: Change) -> bool:
-    """Weights in a run's folder that was moved with the run, such as those of the stage before."""
+    """Weights of another path but the same file, or in a run's folder that was moved, such as the stage's before."""
     if not (START_WEIGHTS.fullmatch(path) and isinstance(change.old, str) and isinstance(change.new, str)):
         return False
+    if isfile(change.old) and isfile(change.new) and samefile(change.old, change.new):  # noqa: PTH113, PTH121
+        return True
     old, new = Path(change.old).parts[-3:], Path(change.new).parts[-3:]
     return old == new and len(old) == 3
 
 
 def _may_change(path: str, change: Change, cfg: DictConfig, start: Start) -> bool:
-    if START_WEIGHTS.fullmatch(path):  # whether there were any decides the backbone's rate
-        return "none" not in (change.old, change.new)
+    if START_WEIGHTS.fullmatch(
+        path
+    ):  # whether there were any decides the backbone's rate; those that are gone need another
+        return isinstance(change.old, str) and "none" not in (change.old, change.new) and not isfile(change.old)  # noqa: PTH113
     if path == "optim.pretrained_lr_scale" and 0 in change:  # such a backbone is no part of the optimiser's state
         return False
     if path.startswith("optim.") and not str(cfg.optim.get("_target_")).startswith("fcnlab.optim."):

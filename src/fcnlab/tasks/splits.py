@@ -26,8 +26,8 @@ def check_splits(data: DataModule, *names: str, min_size: int, truth: bool = Tru
         problem = one_class_only(pictures, data.label_pixels(name))
         if problem and "train" in names:
             raise DataError(f"{pictures.title}: {problem}")
-        if problem:
-            warn(f"{pictures.title}: {problem}")
+        for doubt in (*([problem] if problem else []), *data.mask_conflicts(name)):
+            warn(f"{pictures.title}: {doubt}")
     if "train" in names:
         _warn_of_absent_classes(data.split("train"), absent_classes(data.split("train"), data.label_pixels("train")))
 

@@ -19,7 +19,7 @@ from fcnlab.launching.manifest import Lock, facts_of
 from fcnlab.results.record import aside
 from fcnlab.results.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
-from fcnlab.tasks.building import check_scored, say
+from fcnlab.tasks.building import check_scored, members, say
 from fcnlab.tasks.recording import RunRecord, recorded
 from fcnlab.tasks.segments import check_finished
 
@@ -142,7 +142,7 @@ def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
         )  # for other classes, the first stage's weights alone lose their heads
     if cfg.sweep.folder:
         settings.append(setting("sweep.name", f"{cfg.sweep.name} {stages[place].folder.name}".strip()))
-    elif "wandb" in cfg.logger and cfg.logger.wandb.group is None:
+    elif "wandb" in members(cfg.logger) and cfg.logger.wandb.group is None:
         settings.append(setting("logger.wandb.group", stages[0].folder.parent.name))
     return settings
 

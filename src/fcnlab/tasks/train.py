@@ -16,13 +16,14 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fcnlab.callbacks import EarlyEnd, MetricsFile, Selection
-from fcnlab.config import CONF, check_needs, check_targets, plain
+from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
 from fcnlab.data.module import TrainingBatches
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.board import score_of
 from fcnlab.losses import CrossEntropySum, adds_up
 from fcnlab.optim import MOMENTUM, freeze
+from fcnlab.results.runs import Settings
 from fcnlab.results.scores import SCORES
 from fcnlab.results.selection import Facts
 from fcnlab.segmenter import Segmenter
@@ -44,11 +45,12 @@ from fcnlab.tasks.building import (
 )
 from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint, selection_of
 from fcnlab.tasks.expecting import Took, announce, beside_expected
-from fcnlab.tasks.lineage import came_from, describe_training, weights_used
+from fcnlab.tasks.ineffective import ineffective_in_training
+from fcnlab.tasks.lineage import came_from, describe_training
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import Start, check_more_to_train, make_latest, where_to_start
 from fcnlab.tasks.scoring import Scored, describe, score, table, words_of
-from fcnlab.tasks.segments import check_images, images_of, segments_of, settings_of
+from fcnlab.tasks.segments import as_recorded, check_images, images_of, segments_of, settings_of
 from fcnlab.tasks.splits import check_splits
 from fcnlab.tasks.staged import train_in_stages
 from fcnlab.trust import trusting
@@ -75,11 +77,11 @@ def train(cfg: DictConfig) -> float | None:
     check_more_to_train(start, folder, cfg.trainer.get("max_steps", -1))
     segments = segments_of(cfg, start)
     say_what_surprises(cfg)
+    kept = as_recorded(cfg, start)
     record = RunRecord(folder)
-    known = {"segments": segments, "stopped_early": None, "weights": weights_used({"model": plain(cfg.model)})}
-    known |= came_from(start, folder)
-    with StopSignals() as signals, recorded(cfg, folder, record, **known), how_to_go_on(folder):
-        segmenter, data = build(cfg, segments)
+    known = {"segments": segments, "stopped_early": None} | came_from(start, folder, kept)
+    with StopSignals() as signals, recorded(kept, folder, record, **known), how_to_go_on(folder):
+        segmenter, data = build(cfg, segments, settings_of(kept))
         check_images(data, start)
         make_latest(start, folder)
         say(describe(segmenter, data.split("val")))
@@ -89,9 +91,9 @@ def train(cfg: DictConfig) -> float | None:
         check_monitors(trainer, segmenter.classes)
         check_limits(trainer, data)
         record.write(images=images_of(data), devices=trainer.num_devices)
-        segmenter.record["trained"] = describe_training(cfg, record.facts, trainer)
+        segmenter.record["trained"] = describe_training(kept, record.facts, trainer)
         # Behind all that may refuse a setting: a run on a dashboard cannot be taken back.
-        with open_loggers(cfg, record.facts) as loggers, signals.told_apart():
+        with open_loggers(kept, record.facts) as loggers, signals.told_apart():
             record.write(wandb=wandb_id(loggers))
             trainer.loggers = [curves, *loggers]
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
@@ -112,8 +114,13 @@ def train(cfg: DictConfig) -> float | None:
     return score_of(folder)
 
 
-def build(cfg: DictConfig, segments: Sequence[dict[str, Any]] = ()) -> tuple[Segmenter, DataModule]:
-    """The net with all that trains it, and the data, which is looked at before any long work."""
+def build(
+    cfg: DictConfig, segments: Sequence[dict[str, Any]] = (), settings: Settings | None = None
+) -> tuple[Segmenter, DataModule]:
+    """The net with all that trains it, and the data, which is looked at before any long work.
+
+    ``settings`` are what checkpoints record, if not all that ``cfg`` sets.
+    """
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net = instantiate(cfg.model, _convert_="all")
     data = open_data(cfg.data, cfg.sweep.recorded)
@@ -134,7 +141,11 @@ def build(cfg: DictConfig, segments: Sequence[dict[str, Any]] = ()) -> tuple[Seg
         optimizer=optimizer,
         schedule=schedule,
         record=checkpoint_record(
-            cfg, data.split("val"), settings=settings_of(cfg), segments=list(segments), images=images_of(data)
+            cfg,
+            data.split("val"),
+            settings=settings_of(cfg) if settings is None else settings,
+            segments=list(segments),
+            images=images_of(data),
         ),
         **training_speed(cfg, net),
     )
@@ -190,6 +201,7 @@ def check_limits(trainer: L.Trainer, data: DataModule) -> None:
             f"trainer.limit_train_batches={limit} leaves {limited} of {batches} batches to an epoch: give a multiple of"
             f" trainer.accumulate_grad_batches={accumulated}"
         )
+    warn_of_the_longer_limit(trainer, limited // accumulated)
     for name in ("val", "test") if data.eval_batch_size == 1 else ():  # else Lightning says it when the pass begins
         limit = getattr(trainer, f"limit_{name}_batches")
         batches = len(range(0, len(data.split(name)), world_size))
@@ -198,6 +210,23 @@ def check_limits(trainer: L.Trainer, data: DataModule) -> None:
                 f"trainer.limit_{name}_batches={limit} leaves none of {batches} batches: give a larger share, or a"
                 " number of batches"
             )
+
+
+def warn_of_the_longer_limit(trainer: L.Trainer, steps_of_epoch: int) -> None:
+    """Of two limits of a run's length the longer one, where it was typed, has no effect."""
+    steps, epochs = trainer.max_steps, trainer.max_epochs
+    if -1 in (steps, epochs) or epochs is None:
+        return
+    if given("trainer.max_epochs") and epochs * steps_of_epoch > steps:
+        warn(
+            f"trainer.max_epochs={epochs} has no effect: trainer.max_steps={steps} ends the run in epoch"
+            f" {-(-steps // steps_of_epoch)}. Set trainer.max_steps=-1, and the schedule follows the epochs"
+        )
+    elif given("trainer.max_steps") and epochs * steps_of_epoch < steps:
+        warn(
+            f"trainer.max_steps={steps} has no effect: trainer.max_epochs={epochs} ends the run at step"
+            f" {epochs * steps_of_epoch}"
+        )
 
 
 def check_monitors(trainer: L.Trainer, classes: Sequence[str]) -> None:
@@ -265,18 +294,10 @@ def say_what_surprises(cfg: DictConfig) -> None:
     if chosen.get("model/backbone") == "tiny" and chosen.get("data") != "shapes":
         others = sorted({path.stem for path in (CONF / "model" / "backbone").glob("*.yaml")} - {"tiny"})
         warn(f"the backbone is tiny, for first looks: for real pictures choose model/backbone={' | '.join(others)}")
-    if chosen.get("augment") == "none" and given("data.crop_size"):
-        warn("data.crop_size has no effect with augment=none, which takes whole pictures")
-    if cfg.data.get("cache") != "disk" and given("data.cache_dir"):
-        warn(f"data.cache_dir has no effect with data.cache={cfg.data.get('cache')}: set data.cache=disk")
-    if given("speed.bf16") and cfg.trainer.precision != "auto":
-        warn(f"speed.bf16 has no effect with trainer.precision={cfg.trainer.precision}: it is for auto")
-    if given("speed.fused_optimizer") and "fused" not in cfg.optim:
-        warn(f"speed.fused_optimizer has no effect with optim={chosen.get('optim')}, which has no fused")
     if cfg.speed.compile and chosen.get("augment") == "none":
         warn("speed.compile=true with augment=none, which takes whole pictures: each new size may be compiled anew")
-    if cfg.data.get("num_workers") == 0 and given("data.prefetch_factor"):
-        warn("data.prefetch_factor has no effect with data.num_workers=0: nothing is read ahead")
+    for sentence in ineffective_in_training(cfg):
+        warn(sentence)
 
 
 def scored_checkpoint(trainer: L.Trainer, folder: Path, wanted: str) -> Path | None:
