@@ -35,7 +35,7 @@ def test_passport_is_printed_and_recorded_beside_all_else(run, fcnlab, capsys, t
     words = [f"checkpoint={run}/checkpoints/best.ckpt", "passport=true", f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", *words) == 0
     found, said = record(tmp_path / "eval"), capsys.readouterr()
-    assert list(found) == [*record(run), "passport"] and found["iou"] == record(run)["iou"]
+    assert list(found) == [*record(run), "trained", "weights", "passport"] and found["iou"] == record(run)["iou"]
     ours = found["passport"]["FCN paper"]
     assert [ours[name] for name in ("miou", "mean_acc", "pixel_acc")] == [
         found[name] for name in ("miou", "mean_acc", "pixel_acc")
