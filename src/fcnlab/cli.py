@@ -7,6 +7,8 @@ import re
 import sys
 from typing import NoReturn
 
+from fcnlab.signals import Interrupted, StopSignals, ended_by_signals, lasting
+
 VERBS = {
     "train": "train a network; leaves checkpoints, scores, curves and pictures in outputs/",
     "eval": "score a checkpoint: four scores, per class, per picture",
@@ -19,6 +21,7 @@ CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
 LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
+PROCESS = "FCNLAB_PROCESS"  # in the environment: the process id of the fcnlab that starts others
 HELP = """\
 fcnlab: fully convolutional networks for segmentation, as experiments.
 
@@ -38,6 +41,17 @@ Start with: fcnlab train
 
 def main() -> None:
     """The console script."""
+    with ended_by_signals():
+        sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
+        try:
+            _command()
+        except Interrupted as stop:
+            if not stop.reported:
+                print(f"fcnlab: stopped by {stop}", file=sys.stderr)
+            raise
+
+
+def _command() -> None:
     if {"-sc", "--shell-completion"} & set(sys.argv):
         verb = _completed_verb()
         if verb is not None:
@@ -50,6 +64,9 @@ def main() -> None:
         _no_verb()
     verb = words[place]
     started_by_lightning = sys.argv[place] != verb
+    if started_by_lightning:
+        _end_with_rank_0()
+    os.environ[PROCESS] = str(os.getpid())
     # Rewritten in place and not cut out: Lightning starts the other ranks of a DDP run with this very argv.
     sys.argv[place] = CONFIG_NAME + verb
     if verb in LISTS:
@@ -58,6 +75,14 @@ def main() -> None:
     _check_groups(verb)
     _check_experiment(verb)
     _run(verb)
+
+
+def _end_with_rank_0() -> None:
+    """A rank whose first is gone would wait for it, for half an hour."""
+    if os.environ.get("LOCAL_RANK", "0") != "0" and PROCESS in os.environ:
+        from fcnlab.launching.processes import follow_parent
+
+        follow_parent(int(os.environ[PROCESS]))
 
 
 def _bring_back(verb: str, started_by_lightning: bool) -> None:
@@ -153,9 +178,11 @@ def _run(verb: str) -> None:
     from fcnlab.starting import imported
 
     def task(cfg):
-        module = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
+        name = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
+        run = getattr(imported(f"fcnlab.tasks.{name}"), name)
         try:
-            return getattr(imported(f"fcnlab.tasks.{module}"), module)(cfg)
+            with StopSignals() as signals, signals.told_apart():
+                return run(cfg)
         except UserError as error:
             raise CompactHydraException(
                 in_terminal(f"fcnlab {verb}: {error}")

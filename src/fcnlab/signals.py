@@ -1,18 +1,34 @@
 """Signals: how a process is asked to stop, and with which code it says that it did. Imports neither torch nor Hydra."""
 
+import errno
+import io
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TextIO
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends the last one before a job's time is up
+# Slurm sends SIGUSR1 before a job's time is up, a terminal SIGHUP when it is closed. Windows has neither.
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+STOPPING = tuple(signal.Signals[name] for name in NAMES if name in signal.Signals.__members__)
+HARD_STOP_AFTER = 5.0  # seconds between a second Ctrl-C and the end of a process that does not hear it
+
+
+def heard() -> list[signal.Signals]:
+    """The signals that stop this process: nohup starts it with SIGHUP ignored, and that stays so."""
+    return [each for each in STOPPING if each.name != "SIGHUP" or signal.getsignal(each) is not signal.SIG_IGN]
 
 
 class Interrupted(SystemExit):
     """A signal asked the run to stop; the process ends with 128 + the signal's number, as a shell would report it.
 
-    ``at_once``: wherever it was, so that nothing can be saved.
+    ``at_once``: wherever it was, so that nothing can be saved. ``reported``: the user has read a line about it.
     """
+
+    reported = False
 
     def __init__(self, signum: int, at_once: bool = True):
         self.signal, self.at_once = signal.Signals(signum), at_once
@@ -33,7 +49,7 @@ class StopSignals:
         self.waiting = False  # for the step to end
 
     def __enter__(self) -> "StopSignals":
-        self._before = {signum: signal.getsignal(signum) for signum in STOPPING}
+        self._before = {signum: signal.getsignal(signum) for signum in heard()}
         self.listen()
         return self
 
@@ -42,7 +58,7 @@ class StopSignals:
             signal.signal(signum, handler)
 
     def listen(self) -> None:
-        for signum in STOPPING:
+        for signum in self._before:
             signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
@@ -76,3 +92,87 @@ def _interruption_before(error: BaseException | None) -> Interrupted | None:
     while error is not None and not isinstance(error, Interrupted):
         error = error.__context__
     return error
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """The signals of a whole command. A stopping signal ends it at once, with one line, until it enters StopSignals.
+
+    Nothing is raised: while modules are imported, an exception of a signal ends in a traceback, or nowhere. Ctrl-C twice
+    ends the process whatever it is doing, such as waiting for another that hangs.
+    """
+    before = {signum: signal.signal(signum, _end) for signum in heard()}
+    try:
+        with _hard_stop():
+            yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _end(signum: int, frame: FrameType | None = None) -> None:
+    with suppress(Exception):  # it may be in the middle of writing there
+        sys.stdout.flush()
+    _leave(signum, f"fcnlab: stopped by {signal.Signals(signum).name}\n")
+
+
+def _leave(signum: int, line: str) -> None:
+    with suppress(OSError):
+        os.write(2, line.encode())
+    os._exit(128 + signum)
+
+
+@contextmanager
+def _hard_stop() -> Iterator[None]:
+    """Count Ctrl-C in a thread: a main thread that waits inside torch runs no handler, however often it is asked."""
+    over = threading.Event()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_count_interrupts, args=(reading, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+
+
+def _count_interrupts(pipe: int, over: threading.Event) -> None:
+    """End the process some time after the second SIGINT, unless it is over by itself; close the pipe with its end."""
+    interrupts = 0
+    while received := os.read(pipe, 1):
+        interrupts += received[0] == signal.SIGINT
+        if interrupts == 2 and not over.wait(HARD_STOP_AFTER):
+            _leave(signal.SIGINT, "fcnlab: ended by the second SIGINT; what came after the last checkpoint is lost\n")
+    os.close(pipe)
+
+
+def _deaf_child() -> None:
+    """A fork has its parent's pipe, and must not count its own signals there."""
+    with suppress(ValueError):  # not in a main thread
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_deaf_child)
+
+
+class Terminal(io.FileIO):
+    """A terminal that may be closed: what is written then is dropped, and is no error of whoever writes it."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(memoryview(data).cast("B"))
+
+
+def lasting(stream: TextIO) -> TextIO:
+    """A standard stream that outlives its terminal; any other stream as it is."""
+    if not stream.isatty():
+        return stream
+    raw = Terminal(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)

@@ -128,9 +128,10 @@ class Slots(Launcher):
         sweep = Sweep(self.manifest, places, needs, lambda job, share: self._begin(job, share, configs), board)
         try:
             sweep.run(waiting, signals)
-        except Interrupted:
+        except Interrupted as stop:
             self.manifest.end("interrupted")
             board.close(f"Stopped. To go on: {self.manifest.how_to_go_on}")
+            stop.reported = True
             raise
         lost = [job for job in jobs if job.status != "finished"]
         self.manifest.end("failed" if lost else "finished")

@@ -8,7 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
@@ -135,8 +135,28 @@ def _end_with_parent():
     """What the child does first; looked up here, since a child of a process with threads may not."""
     if not sys.platform.startswith("linux"):
         return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(DEATH_SIGNAL, signal.SIGTERM)
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def begin() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler would be lost with the SIGTERM that it got
+        _follow(prctl, signal.SIGTERM, parent)
+
+    return begin
+
+
+def follow_parent(parent: int) -> None:
+    """Have Linux kill this process, which can do nothing alone, when the one that started it ends.
+
+    Where that is over already, as it is where this process has another parent, it ends now.
+    """
+    if sys.platform.startswith("linux"):
+        _follow(ctypes.CDLL(None).prctl, signal.SIGKILL, parent)
+
+
+def _follow(prctl: Callable[[int, int], int], signum: int, parent: int) -> None:
+    prctl(DEATH_SIGNAL, signum)
+    if os.getppid() != parent:  # it ended before: nobody will send the signal
+        os._exit(128 + signum)
 
 
 def config_dir(hydra: Any) -> str | None:

@@ -153,7 +153,9 @@ def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals) -> None
     stopped = signals.asked or (code - 128 if code - 128 in STOPPING else None)
     if stopped:
         say(f"Stopped in stage {stage.folder.name}. {how}")
-        raise Interrupted(stopped)
+        stop = Interrupted(stopped)
+        stop.reported = True
+        raise stop
     if code:
         raise UserError(f"stage {stage.folder.name} ended with code {code}: see {stage.folder / 'train.log'}. {how}")
 

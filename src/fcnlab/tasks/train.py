@@ -251,6 +251,7 @@ def how_to_go_on(folder: Path) -> Iterator[None]:
         last = folder / "checkpoints" / "last.ckpt"
         how = f"Go on with the same command and checkpoint=last hydra.run.dir={folder}" if last.is_file() else ""
         say(f"Stopped by {stop}. {how}".rstrip())
+        stop.reported = True
         raise
 
 
