@@ -81,9 +81,19 @@ def reachable_mode() -> str:
 
     if wanted := os.environ.get("WANDB_MODE"):
         return wanted
-    if not wandb.login(prompt=False, verify=False):
-        return "offline"
-    return "online" if _answers(wandb.setup().settings.base_url) else "offline"
+    settings = wandb.setup().settings
+    return "online" if _has_key(settings) and _answers(settings.base_url) else "offline"
+
+
+def _has_key(settings: Any) -> bool:
+    """Whether a key is configured. Silently: W&B would ask its server for the user's name, and wait for 5 seconds."""
+    import wandb
+
+    silent, settings.silent = settings.silent, True
+    try:
+        return wandb.login(prompt=False, verify=False)
+    finally:
+        settings.silent = silent
 
 
 def _answers(server: str) -> bool:

@@ -22,6 +22,9 @@ RANKS = re.compile(  # what says that a process is one of several
     r"(LOCAL_|NODE_|GROUP_|ROLE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|PL_.*|TORCHELASTIC_.*"
     r"|SLURM_(NTASKS|PROCID|LOCALID|NODEID)|OMPI_.*|PMI_.*"
 )
+RUN_OF_WANDB = re.compile(
+    r"WANDB_(RUN_ID|RUN_STORAGE_ID|(RUN_)?NAME|RESUME(_FROM)?|FORK_FROM|SWEEP_ID|SWEEP_PARAM_PATH)"
+)
 
 
 class Started(Protocol):
@@ -172,12 +175,25 @@ def options(hydra: Any) -> list[str]:
 
 
 def environment_of_one() -> dict[str, str]:
-    """This process's environment without what says that it is one of several.
+    """The environment of a job of its own: without what says that this process is one of several.
 
     Lightning leaves such variables behind (and torchrun and Slurm set them); a run that finds them takes itself for a
     rank of another.
     """
-    return {name: value for name, value in os.environ.items() if not RANKS.fullmatch(name)}
+    return {name: value for name, value in environment_of_part().items() if not RANKS.fullmatch(name)}
+
+
+def environment_of_part() -> dict[str, str]:
+    """This process's environment without what names a W&B run: several runs would have one id, or one name."""
+    return {name: value for name, value in os.environ.items() if not RUN_OF_WANDB.fullmatch(name)}
+
+
+def left_out_of_parts() -> str | None:
+    """A sentence about what names a W&B run in the environment, which several runs cannot share; None without any."""
+    names = sorted(filter(RUN_OF_WANDB.fullmatch, os.environ))
+    if not names:
+        return None
+    return f"{', '.join(names)} in the environment: no effect here, where each part is a W&B run of its own"
 
 
 def finish(process: subprocess.Popen) -> int:
