@@ -11,9 +11,13 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TextIO
 
-# Slurm sends SIGUSR1 before a job's time is up, a terminal SIGHUP when it is closed. Windows has neither.
-NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
-STOPPING = tuple(signal.Signals[name] for name in NAMES if name in signal.Signals.__members__)
+
+def of_this_system(known: type[signal.Signals]) -> tuple[signal.Signals, ...]:
+    """Slurm sends SIGUSR1 before a job's time is up, a terminal SIGHUP when it is closed; Windows has neither."""
+    return tuple(known[name] for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if name in known.__members__)
+
+
+STOPPING = of_this_system(signal.Signals)
 HARD_STOP_AFTER = 5.0  # seconds between a second Ctrl-C and the end of a process that does not hear it
 
 
@@ -96,10 +100,10 @@ def _interruption_before(error: BaseException | None) -> Interrupted | None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """The signals of a whole command. A stopping signal ends it at once, with one line, until it enters StopSignals.
+    """The signals of a whole command: one that stops ends it at once, with a line, until it enters StopSignals.
 
-    Nothing is raised: while modules are imported, an exception of a signal ends in a traceback, or nowhere. Ctrl-C twice
-    ends the process whatever it is doing, such as waiting for another that hangs.
+    Nothing is raised: during imports an exception of a signal ends in a traceback, or nowhere. Ctrl-C a second time
+    ends the process whatever it is doing, such as waiting for one that hangs.
     """
     before = {signum: signal.signal(signum, _end) for signum in heard()}
     try:
