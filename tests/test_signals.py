@@ -5,6 +5,7 @@ import enum
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from fcnlab import signals
+from fcnlab import cli, signals
 from fcnlab.launching import processes
-from fcnlab.signals import STOPPING, Interrupted, StopSignals, ended_by_signals, lasting
+from fcnlab.signals import STOPPING, Interrupted, StopSignals, ended_by_signals
+from fcnlab.terminal import lasting
 
 
 @pytest.fixture
@@ -69,11 +71,27 @@ def test_before_a_command_works_a_signal_ends_it_with_a_line(left):
     assert [signal.getsignal(signum) for signum in STOPPING] == before
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_verb_that_is_stopped_says_so_in_a_line(fcnlab, monkeypatch, capsys, signum):
-    monkeypatch.setattr("fcnlab.tasks.compare.check_split", lambda cfg: signal.raise_signal(signum))
-    assert fcnlab("compare", "runs=.") == 128 + signum
-    assert capsys.readouterr().err == f"fcnlab: stopped by {signum.name}\n"
+@pytest.mark.parametrize("verb", ["eval", "predict"])
+def test_a_verb_that_is_stopped_says_so_in_a_line(fcnlab, monkeypatch, capsys, verb):
+    def stopped(cfg) -> None:
+        with StopSignals():
+            signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr(cli, "_run", stopped)
+    assert fcnlab(verb) == 128 + signal.SIGHUP
+    assert capsys.readouterr().err == "fcnlab: stopped by SIGHUP\n"
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_what_a_half_imported_module_raises_is_the_signals_end(chained):
+    """An import swallows our exception, and what it left half made fails later."""
+    with StopSignals() as listening, pytest.raises(Interrupted), listening.told_apart():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except Interrupted as swallowed:
+            if chained:
+                raise RecursionError from swallowed
+        raise RecursionError
 
 
 # --- a process that cannot hear
@@ -193,21 +211,14 @@ def test_a_closed_terminal_lets_a_run_save_itself(tmp_path, small, bar):
     if not pid:
         os.chdir(tmp_path)
         os.execve(sys.executable, [sys.executable, "-W", "ignore", "-m", "fcnlab", *words], dict(os.environ))
-    threading.Thread(target=read_all, args=(terminal,), daemon=True).start()
-    while not (tmp_path / "run" / "metrics.csv").is_file():
-        time.sleep(0.05)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.csv").is_file() and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 4096)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
     assert json.loads((tmp_path / "run" / "run.json").read_text())["reason"] == "SIGHUP"
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-
-
-def read_all(terminal: int) -> None:
-    try:
-        while os.read(terminal, 4096):
-            pass
-    except OSError:
-        return
 
 
 @pytest.mark.slow

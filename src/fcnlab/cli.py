@@ -1,13 +1,10 @@
 """``fcnlab VERB [group=option] [key=value] [-m]``: each verb is a primary config and a function of tasks/."""
 
 import errno
-import logging
 import os
-import re
 import sys
-from typing import NoReturn
 
-from fcnlab.signals import Interrupted, StopSignals, ended_by_signals, lasting
+from fcnlab.signals import Interrupted, ended_by_signals
 
 VERBS = {
     "train": "train a network; leaves checkpoints, scores, curves and pictures in outputs/",
@@ -40,8 +37,10 @@ Start with: fcnlab train
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. What takes longer to import is imported behind ``ended_by_signals``."""
     with ended_by_signals():
+        from fcnlab.terminal import lasting
+
         sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
         try:
             _command()
@@ -61,7 +60,7 @@ def _command() -> None:
     words = [word.removeprefix(CONFIG_NAME) for word in sys.argv]
     place = next((place for place, word in enumerate(words) if place and word in VERBS), None)
     if place is None:
-        _no_verb()
+        return _no_verb()
     verb = words[place]
     started_by_lightning = sys.argv[place] != verb
     if started_by_lightning:
@@ -120,6 +119,8 @@ def _check_groups(verb: str) -> None:
 
 def _check_experiment(verb: str) -> None:
     """Hydra's words for an experiment of another verb mislead; its file says in its second line whose it is."""
+    import re
+
     from fcnlab.config import CONF
 
     chosen = next((word.removeprefix("experiment=") for word in sys.argv if word.startswith("experiment=")), "")
@@ -130,12 +131,11 @@ def _check_experiment(verb: str) -> None:
             sys.exit(f"fcnlab {verb}: experiment={name} is one of fcnlab {used[1]}")
 
 
-def _no_verb() -> NoReturn:
+def _no_verb() -> None:
     wanted = [word for word in sys.argv[1:] if not word.startswith("-")]
     if wanted:
         sys.exit(f"fcnlab: no verb {wanted[0]!r}; there are {', '.join(VERBS)}. See fcnlab --help.")
     print(HELP.format(**VERBS), end="")
-    sys.exit(0)
 
 
 def _completed_verb() -> str | None:
@@ -160,29 +160,22 @@ def _no_space(verb: str, error: OSError) -> str:
     return f"fcnlab {verb}: no space left on the device{where}. What was saved before is whole: make room, then {then}."
 
 
-def _only_shown(record: logging.LogRecord) -> bool:
-    """Names of files and what records say may be anybody's: they are shown, and move no cursor."""
-    from fcnlab.results.escaping import in_terminal
-
-    record.msg, record.args = in_terminal(record.getMessage()), ()
-    return True
-
-
 def _run(verb: str) -> None:
+    import logging
+
     import hydra
     from hydra.errors import CompactHydraException, InstantiationException
 
     from fcnlab.config import CONF, register_launchers, register_schemas
     from fcnlab.errors import UserError
-    from fcnlab.results.escaping import in_terminal
+    from fcnlab.results.escaping import in_terminal, only_shown
     from fcnlab.starting import imported
 
     def task(cfg):
         name = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
         run = getattr(imported(f"fcnlab.tasks.{name}"), name)
         try:
-            with StopSignals() as signals, signals.told_apart():
-                return run(cfg)
+            return run(cfg)
         except UserError as error:
             raise CompactHydraException(
                 in_terminal(f"fcnlab {verb}: {error}")
@@ -198,5 +191,5 @@ def _run(verb: str) -> None:
 
     register_schemas()
     register_launchers()
-    logging.getLogger("fcnlab").addFilter(_only_shown)
+    logging.getLogger("fcnlab").addFilter(only_shown)
     hydra.main(version_base="1.3", config_path=str(CONF))(task)()

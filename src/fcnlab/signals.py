@@ -1,7 +1,8 @@
-"""Signals: how a process is asked to stop, and with which code it says that it did. Imports neither torch nor Hydra."""
+"""Signals: how a process is asked to stop, and with which code it says that it did.
 
-import errno
-import io
+The command line imports this first, and hears no signal before it has: it imports little.
+"""
+
 import os
 import signal
 import sys
@@ -9,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TextIO
 
 
 def of_this_system(known: type[signal.Signals]) -> tuple[signal.Signals, ...]:
@@ -51,6 +51,7 @@ class StopSignals:
     def __init__(self):
         self.asked: int | None = None
         self.waiting = False  # for the step to end
+        self.raised = False
 
     def __enter__(self) -> "StopSignals":
         self._before = {signum: signal.getsignal(signum) for signum in heard()}
@@ -69,6 +70,7 @@ class StopSignals:
         again = self.asked is not None
         self.asked = self.asked or signum
         if (again and signum == signal.SIGINT) or not (again or self.waiting):
+            self.raised = True
             raise Interrupted(self.asked)
 
     @contextmanager
@@ -76,8 +78,8 @@ class StopSignals:
         """Let what ended because of a signal end as :class:`Interrupted`, whatever came out of it.
 
         Where Python had to swallow ours (in a handler of a fork, say), Lightning's SystemExit ends the run, with code
-        0. And Lightning's clearing up fails where it was interrupted before its loops were ready. An error of a run
-        that was saving itself stays an error.
+        0. Lightning's clearing up fails where it was interrupted before its loops were ready, and a module that was
+        half imported where it is used. An error of a run that was saving itself stays an error.
         """
         try:
             yield
@@ -87,9 +89,9 @@ class StopSignals:
             raise Interrupted(self.asked) if self.asked else ended from None
         except Exception as error:
             began = _interruption_before(error)
-            if began is None or not began.at_once:
-                raise
-            raise began from None
+            if self.asked and (self.raised or (began and began.at_once)):
+                raise Interrupted(self.asked) from None
+            raise
 
 
 def _interruption_before(error: BaseException | None) -> Interrupted | None:
@@ -160,23 +162,3 @@ def _deaf_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_deaf_child)
-
-
-class Terminal(io.FileIO):
-    """A terminal that may be closed: what is written then is dropped, and is no error of whoever writes it."""
-
-    def write(self, data) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return len(memoryview(data).cast("B"))
-
-
-def lasting(stream: TextIO) -> TextIO:
-    """A standard stream that outlives its terminal; any other stream as it is."""
-    if not stream.isatty():
-        return stream
-    raw = Terminal(stream.fileno(), "w", closefd=False)
-    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)

@@ -81,7 +81,7 @@ class Slots(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        with told_plainly(self.verb), StopSignals() as signals, hydra_config_restored():
+        with told_plainly(self.verb), hydra_config_restored():
             configs = composed(self.context, self.config, job_overrides, initial_job_idx)
             if self.verb == "train":
                 check_all(configs)
@@ -89,7 +89,7 @@ class Slots(Launcher):
             places, needs = self._deal_out(configs)
             self._wait_for_earlier_jobs()
             jobs = self._planned(configs)
-            with self._faults_told():
+            with StopSignals() as signals, self._faults_told():  # until here a signal ends it: there is nothing to save
                 self._work_off(jobs, configs, places, needs, signals)
             return [self._returned(job, configs[job.number]) for job in jobs]
 

@@ -61,7 +61,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
     signals = StopSignals()
     trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures), Interruption(signals)])
-    with signals, open_loggers(cfg) as loggers:
+    with signals, open_loggers(cfg) as loggers, signals.told_apart():
         trainer.loggers = loggers
         scored = score(trainer, segmenter, data, folder, cfg.seed, began, selected=selected)
     if scored is None:

@@ -50,7 +50,7 @@ def predict(cfg: DictConfig) -> None:
     loader = DataLoader(files, batch_size=None, num_workers=worker_count(cfg.num_workers))
     refine = instantiate(cfg.refine, _convert_="all")
     segmenter = Predictor(net, facts["classes"], refine=refine, **evaluation_speed(cfg, net))
-    with StopSignals() as signals:
+    with StopSignals() as signals, signals.told_apart():
         trainer = build_trainer(cfg, False, [writer, Interruption(signals)])
         trainer.predict(segmenter, loader, return_predictions=False)
     say(f"{writer.written} of {len(files)} pictures segmented: labels/ and overlays/ in {cfg.output}")

@@ -75,7 +75,7 @@ def train(cfg: DictConfig) -> float | None:
     say_what_surprises(cfg)
     record = RunRecord(folder)
     known = {"segments": segments, "stopped_early": None}
-    with StopSignals() as signals, recorded(cfg, folder, record, **known), how_to_go_on(folder):
+    with StopSignals() as signals, recorded(cfg, folder, record, **known), how_to_go_on(folder), signals.told_apart():
         segmenter, data = build(cfg, segments)
         check_images(data, start)
         make_latest(start, folder)
