@@ -68,9 +68,11 @@ def interrupt(words: tuple[str, ...], after: float) -> tuple[str, str]:
     except subprocess.TimeoutExpired:
         process.kill()
         return "hangs", process.communicate()[0]
-    if process.returncode != 130:
-        return f"exit code {process.returncode}", said
-    return ("traceback" if "Traceback" in said or "Exception ignored" in said else "a line"), said
+    if "Traceback" in said or "Exception ignored" in said:
+        return "traceback", said
+    if process.returncode == -signal.SIGINT:  # all was done, and Python was ending: a shell says 130, too
+        return "over", said
+    return ("a line" if process.returncode == 130 else f"exit code {process.returncode}"), said
 
 
 def interrupted(count: int) -> tuple[dict[str, dict[str, int]], list[str]]:
