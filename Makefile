@@ -37,8 +37,9 @@ test-slow: setup  ## the matrices, other processes, the wheel
 fuzz: setup  ## foreign files and words: the properties of tests/fuzz, 2000 new examples of each
 	FCNLAB_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q --timeout 7200 tests/fuzz
 
-faults: setup  ## disturb trainings 200 times and compare their ends
+faults: setup  ## disturb trainings 200 times and compare their ends; interrupt commands while they start
 	$(BIN)/python tests/faults/harness.py --count 200 --seed 1
+	$(BIN)/python tests/faults/starts.py --count 20 --seed 1
 
 bench: setup  ## measure against others, side by side; some 15 minutes (outputs/bench)
 	$(BIN)/fcnlab bench

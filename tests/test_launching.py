@@ -24,13 +24,22 @@ from fcnlab.launching.launchers import (
     fixed_keys,
     is_done,
     launched_by,
+    only_parts_environment,
     refuse_several_processes,
     told_plainly,
     what_differs,
 )
 from fcnlab.launching.manifest import Job, Lock, Manifest, open_manifest
 from fcnlab.launching.places import Need, Places, limit, names_in, need_of, slots_for, visible_gpus
-from fcnlab.launching.processes import environment_of_one, setting, spawn, typed, unquoted
+from fcnlab.launching.processes import (
+    environment_of_one,
+    environment_of_part,
+    left_out_of_parts,
+    setting,
+    spawn,
+    typed,
+    unquoted,
+)
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.signals import Interrupted, StopSignals
 
@@ -470,7 +479,7 @@ def ready(log: Path) -> bool:
     return log.is_file() and "ready" in log.read_text()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_lets_the_running_jobs_save_themselves(tmp_path, signum):
     running = sweep(tmp_path, {"a": SAVES, "b": SAVES, "c": SAVES})
     logs = [tmp_path / name / "job.log" for name in ("0", "1")]
@@ -557,6 +566,22 @@ def test_a_process_of_ours_is_no_rank_of_another(monkeypatch):
     assert kept == {name: value for name, value in os.environ.items() if name in kept}
     assert not {"LOCAL_RANK", "MASTER_PORT", "PL_GLOBAL_SEED", "SLURM_NTASKS"} & kept.keys()
     assert {"PATH", "SLURM_JOB_ID"} <= kept.keys()
+
+
+OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_NAME", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM",
+              "WANDB_RUN_STORAGE_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")  # fmt: skip
+OF_ALL_RUNS = ("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_MODE", "WANDB_RUN_GROUP", "WANDB_TAGS")
+
+
+def test_what_names_one_w_and_b_run_is_no_jobs(monkeypatch):
+    for name in (*OF_ONE_RUN, *OF_ALL_RUNS):
+        monkeypatch.setenv(name, "x")
+    for kept in (environment_of_one(), environment_of_part()):
+        assert not set(OF_ONE_RUN) & kept.keys() and set(OF_ALL_RUNS) <= kept.keys()
+    with only_parts_environment():
+        assert dict(os.environ) == environment_of_part() and left_out_of_parts() is None
+    assert set(OF_ONE_RUN) <= os.environ.keys()
+    assert ", ".join(sorted(OF_ONE_RUN)) in (left_out_of_parts() or "")
 
 
 def test_files_that_a_job_holds_stay_locked_as_long_as_it_lives(tmp_path):

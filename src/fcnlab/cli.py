@@ -1,12 +1,11 @@
 """``fcnlab VERB [group=option] [key=value] [-m]``: each verb is a primary config and a function of tasks/."""
 
 import errno
-import logging
 import os
-import re
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
+
+from fcnlab.signals import Interrupted, ended_by_signals
 
 VERBS = {
     "train": "train a network; leaves checkpoints, scores, curves and pictures in outputs/",
@@ -21,6 +20,7 @@ FROM_RUN = "from_run="
 OPTIONAL = {"train": ("experiment",), "eval": ("model", "data", "experiment"), "predict": ("data",)}  # null by default
 LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
+PROCESS = "FCNLAB_PROCESS"  # in the environment: the process id of the fcnlab that starts others
 HELP = """\
 fcnlab: fully convolutional networks for segmentation, as experiments.
 
@@ -39,7 +39,20 @@ Start with: fcnlab train
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. What takes longer to import is imported behind ``ended_by_signals``."""
+    with ended_by_signals():
+        from fcnlab.terminal import lasting
+
+        sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
+        try:
+            _command()
+        except Interrupted as stop:
+            if not stop.reported:
+                print(f"fcnlab: stopped by {stop}", file=sys.stderr)
+            raise
+
+
+def _command() -> None:
     if {"-sc", "--shell-completion"} & set(sys.argv):
         verb = _completed_verb()
         if verb is not None:
@@ -49,9 +62,12 @@ def main() -> None:
     words = [word.removeprefix(CONFIG_NAME) for word in sys.argv]
     place = next((place for place, word in enumerate(words) if place and word in VERBS), None)
     if place is None:
-        _no_verb()
+        return _no_verb()
     verb = words[place]
     started_by_lightning = sys.argv[place] != verb
+    if started_by_lightning:
+        _end_with_rank_0()
+    os.environ[PROCESS] = str(os.getpid())
     # Rewritten in place and not cut out: Lightning starts the other ranks of a DDP run with this very argv.
     sys.argv[place] = CONFIG_NAME + verb
     if verb in LISTS:
@@ -61,6 +77,14 @@ def main() -> None:
     _check_groups(verb)
     _check_experiment(verb)
     _run(verb)
+
+
+def _end_with_rank_0() -> None:
+    """A rank whose first is gone would wait for it, for half an hour."""
+    if os.environ.get("LOCAL_RANK", "0") != "0" and PROCESS in os.environ:
+        from fcnlab.launching.processes import follow_parent
+
+        follow_parent(int(os.environ[PROCESS]))
 
 
 def _bring_back(verb: str, started_by_lightning: bool) -> None:
@@ -90,6 +114,8 @@ def _as_list(word: str, lists: str, name: str = "") -> str:
 
 def _without_null(verb: str, words: list[str]) -> Iterator[str]:
     """``logger=null`` as the option ``none`` that is meant; Hydra ends in a traceback where a group is null."""
+    import re
+
     from fcnlab.config import CONF
 
     for word in words:
@@ -113,6 +139,8 @@ def _check_groups(verb: str) -> None:
 
 def _check_experiment(verb: str) -> None:
     """Hydra's words for an experiment of another verb mislead; its file says in its second line whose it is."""
+    import re
+
     from fcnlab.config import CONF
 
     chosen = next((word.removeprefix("experiment=") for word in sys.argv if word.startswith("experiment=")), "")
@@ -123,12 +151,11 @@ def _check_experiment(verb: str) -> None:
             sys.exit(f"fcnlab {verb}: experiment={name} is one of fcnlab {used[1]}")
 
 
-def _no_verb() -> NoReturn:
+def _no_verb() -> None:
     wanted = [word for word in sys.argv[1:] if not word.startswith("-")]
     if wanted:
         sys.exit(f"fcnlab: no verb {wanted[0]!r}; there are {', '.join(VERBS)}. See fcnlab --help.")
     print(HELP.format(**VERBS), end="")
-    sys.exit(0)
 
 
 def _completed_verb() -> str | None:
@@ -153,27 +180,22 @@ def _no_space(verb: str, error: OSError) -> str:
     return f"fcnlab {verb}: no space left on the device{where}. What was saved before is whole: make room, then {then}."
 
 
-def _only_shown(record: logging.LogRecord) -> bool:
-    """Names of files and what records say may be anybody's: they are shown, and move no cursor."""
-    from fcnlab.results.escaping import in_terminal
-
-    record.msg, record.args = in_terminal(record.getMessage()), ()
-    return True
-
-
 def _run(verb: str) -> None:
+    import logging
+
     import hydra
     from hydra.errors import CompactHydraException, InstantiationException
 
     from fcnlab.config import CONF, register_launchers, register_schemas
     from fcnlab.errors import UserError
-    from fcnlab.results.escaping import in_terminal
+    from fcnlab.results.escaping import in_terminal, only_shown
     from fcnlab.starting import imported
 
     def task(cfg):
-        module = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
+        name = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
+        run = getattr(imported(f"fcnlab.tasks.{name}"), name)
         try:
-            return getattr(imported(f"fcnlab.tasks.{module}"), module)(cfg)
+            return run(cfg)
         except UserError as error:
             raise CompactHydraException(
                 in_terminal(f"fcnlab {verb}: {error}")
@@ -189,5 +211,5 @@ def _run(verb: str) -> None:
 
     register_schemas()
     register_launchers()
-    logging.getLogger("fcnlab").addFilter(_only_shown)
+    logging.getLogger("fcnlab").addFilter(only_shown)
     hydra.main(version_base="1.3", config_path=str(CONF))(task)()

@@ -1,18 +1,38 @@
-"""Signals: how a process is asked to stop, and with which code it says that it did. Imports neither torch nor Hydra."""
+"""Signals: how a process is asked to stop, and with which code it says that it did.
 
+The command line imports this first, and hears no signal before it has: it imports little.
+"""
+
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends the last one before a job's time is up
+
+def of_this_system(known: type[signal.Signals]) -> tuple[signal.Signals, ...]:
+    """Slurm sends SIGUSR1 before a job's time is up, a terminal SIGHUP when it is closed; Windows has neither."""
+    return tuple(known[name] for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if name in known.__members__)
+
+
+STOPPING = of_this_system(signal.Signals)
+HARD_STOP_AFTER = 5.0  # seconds between a second Ctrl-C and the end of a process that does not hear it
+
+
+def heard() -> list[signal.Signals]:
+    """The signals that stop this process: nohup starts it with SIGHUP ignored, and that stays so."""
+    return [each for each in STOPPING if each.name != "SIGHUP" or signal.getsignal(each) is not signal.SIG_IGN]
 
 
 class Interrupted(SystemExit):
     """A signal asked the run to stop; the process ends with 128 + the signal's number, as a shell would report it.
 
-    ``at_once``: wherever it was, so that nothing can be saved.
+    ``at_once``: wherever it was, so that nothing can be saved. ``reported``: the user has read a line about it.
     """
+
+    reported = False
 
     def __init__(self, signum: int, at_once: bool = True):
         self.signal, self.at_once = signal.Signals(signum), at_once
@@ -31,9 +51,10 @@ class StopSignals:
     def __init__(self):
         self.asked: int | None = None
         self.waiting = False  # for the step to end
+        self.raised = False
 
     def __enter__(self) -> "StopSignals":
-        self._before = {signum: signal.getsignal(signum) for signum in STOPPING}
+        self._before = {signum: signal.getsignal(signum) for signum in heard()}
         self.listen()
         return self
 
@@ -47,7 +68,7 @@ class StopSignals:
         torch's handler of SIGCHLD raises wherever the process is when a worker dies, such as between a step that is
         done and its row in metrics.csv. Without it a dead worker is found where its batch is awaited.
         """
-        for signum in STOPPING:
+        for signum in self._before:
             signal.signal(signum, self._receive)
         if hasattr(signal, "SIGCHLD"):  # not on Windows
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -56,6 +77,7 @@ class StopSignals:
         again = self.asked is not None
         self.asked = self.asked or signum
         if (again and signum == signal.SIGINT) or not (again or self.waiting):
+            self.raised = True
             raise Interrupted(self.asked)
 
     @contextmanager
@@ -63,8 +85,8 @@ class StopSignals:
         """Let what ended because of a signal end as :class:`Interrupted`, whatever came out of it.
 
         Where Python had to swallow ours (in a handler of a fork, say), Lightning's SystemExit ends the run, with code
-        0. And Lightning's clearing up fails where it was interrupted before its loops were ready. An error of a run
-        that was saving itself stays an error.
+        0. Lightning's clearing up fails where it was interrupted before its loops were ready, and a module that was
+        half imported where it is used. An error of a run that was saving itself stays an error.
         """
         try:
             yield
@@ -74,12 +96,76 @@ class StopSignals:
             raise Interrupted(self.asked) if self.asked else ended from None
         except Exception as error:
             began = _interruption_before(error)
-            if began is None or not began.at_once:
-                raise
-            raise began from None
+            if self.asked and (self.raised or (began and began.at_once)):
+                raise Interrupted(self.asked) from None
+            raise
 
 
 def _interruption_before(error: BaseException | None) -> Interrupted | None:
     while error is not None and not isinstance(error, Interrupted):
         error = error.__context__
     return error
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """The signals of a whole command: one that stops ends it at once, with a line, until it enters StopSignals.
+
+    Nothing is raised: during imports an exception of a signal ends in a traceback, or nowhere. Ctrl-C a second time
+    ends the process whatever it is doing, such as waiting for one that hangs.
+    """
+    before = {signum: signal.signal(signum, _end) for signum in heard()}
+    try:
+        with _hard_stop():
+            yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _end(signum: int, frame: FrameType | None = None) -> None:
+    with suppress(Exception):  # it may be in the middle of writing there
+        sys.stdout.flush()
+    _leave(signum, f"fcnlab: stopped by {signal.Signals(signum).name}\n")
+
+
+def _leave(signum: int, line: str) -> None:
+    with suppress(OSError):
+        os.write(2, line.encode())
+    os._exit(128 + signum)
+
+
+@contextmanager
+def _hard_stop() -> Iterator[None]:
+    """Count Ctrl-C in a thread: a main thread that waits inside torch runs no handler, however often it is asked."""
+    over = threading.Event()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_count_interrupts, args=(reading, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+
+
+def _count_interrupts(pipe: int, over: threading.Event) -> None:
+    """End the process some time after the second SIGINT, unless it is over by itself; close the pipe with its end."""
+    interrupts = 0
+    while received := os.read(pipe, 1):
+        interrupts += received[0] == signal.SIGINT
+        if interrupts == 2 and not over.wait(HARD_STOP_AFTER):
+            _leave(signal.SIGINT, "fcnlab: ended by the second SIGINT; what came after the last checkpoint is lost\n")
+    os.close(pipe)
+
+
+def _deaf_child() -> None:
+    """A fork has its parent's pipe, and must not count its own signals there."""
+    with suppress(ValueError):  # not in a main thread
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_deaf_child)

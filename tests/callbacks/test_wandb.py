@@ -7,7 +7,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
@@ -85,12 +88,14 @@ def described(run: Path) -> dict:
     return next(record["run"] for record in map(json.loads, done.stdout.splitlines()) if record["type"] == "run")
 
 
-def test_a_sweep_of_processes_is_one_group_of_runs(fcnlab, small, shapes_root, tmp_path, monkeypatch):
+def test_a_sweep_of_processes_is_one_group_of_runs(fcnlab, small, shapes_root, tmp_path, monkeypatch, capfd):
     """The one real sweep of ``make test``: two jobs, then the same again, which finds nothing to do."""
     returned = []
     launch = Slots.launch
     monkeypatch.setattr(Slots, "launch", lambda *a, **k: returned.append(launch(*a, **k)) or returned[-1])
     monkeypatch.setenv("LOCAL_RANK", "1")  # left by a run before, say: the jobs are none the worse
+    for name in ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RESUME"):
+        monkeypatch.setenv(name, "allow")  # nor do they share a run
     words = [*small, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=2"]
     assert (
         fcnlab("train", "-m", *words, "hydra.sweep.dir=sweeps/one", "model=fcn32s,fcn8s", "logger.wandb.tags=[mine]")
@@ -108,12 +113,88 @@ def test_a_sweep_of_processes_is_one_group_of_runs(fcnlab, small, shapes_root, t
 
     found = {run["display_name"]: run for run in map(described, offline_runs(sweep))}
     assert set(found) == {"model=fcn32s", "model=fcn8s"}
+    assert len({run["run_id"] for run in found.values()} - {"allow"}) == 2
+    said = "Warning: WANDB_NAME, WANDB_RESUME, WANDB_RUN_ID in the environment: no effect here"
+    assert said in capfd.readouterr().out
     run = found["model=fcn8s"]
     assert (run["run_group"], run["job_type"], run["run_id"]) == ("sweeps/one", "train", runs[1]["wandb"])
     assert run["tags"] == ["mine", "fcn8s", "tiny", "shapes"]
     config = run["config"]["update"]
     assert config["options"]["model"] == "fcn8s" and config["options"]["backbone"] == "tiny"
     assert config["optim"]["lr"] > 0 and config["seed"] == 1
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[dict]:
+    """What W&B was asked to start."""
+    asked: list[dict] = []
+
+    def start(described: dict, mode: str) -> MagicMock:
+        asked.append(described)
+        run = MagicMock(id=described["id"] or os.environ.get("WANDB_RUN_ID", "new"), offline=True, dir="/nowhere/files")
+        return run
+
+    monkeypatch.setattr(ours, "_started", start)
+    monkeypatch.setattr(ours, "WandbLogger", FakeLogger)
+    monkeypatch.setattr("fcnlab.tasks.building.WandbLogger", FakeLogger)
+    return asked
+
+
+class FakeLogger:
+    def __init__(self, experiment: MagicMock):
+        self.experiment = experiment
+
+    def finish(self) -> None: ...
+
+
+SINGLE = {"WANDB_NAME": "mine", "WANDB_RUN_GROUP": "ours", "WANDB_PROJECT": "theirs"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ("mine", "ours", "theirs")),
+        (["logger.wandb.name=a", "logger.wandb.group=b", "logger.wandb.project=c"], ("a", "b", "c")),
+        (["sweep.folder=/sweeps/1", "sweep.name=job"], ("job", "ours", "theirs")),
+    ],
+    ids=["environment", "typed", "job"],
+)
+def test_a_run_has_the_name_that_the_environment_gives_it(opened, described_by, monkeypatch, words, expected):
+    for name, value in SINGLE.items():
+        monkeypatch.setenv(name, value)
+    described_by(*words)
+    assert tuple(opened[-1][key] for key in ("name", "group", "project")) == expected
+
+
+def test_a_resumed_run_goes_on_as_the_run_of_its_record(opened, described_by, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_RUN_ID", "another")
+    described_by(facts={"wandb": "recorded"})
+    assert opened[-1]["id"] == "recorded"
+    assert "WANDB_RUN_ID=another in the environment: no effect" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("WANDB_RUN_ID", "recorded")
+    described_by(facts={"wandb": "recorded"})
+    described_by()
+    assert opened[-1]["id"] is None and "no effect" not in caplog.text  # W&B itself takes the environment's
+
+
+@pytest.fixture
+def described_by(composed, monkeypatch, tmp_path):
+    """Open the loggers of a composed run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from fcnlab.tasks import building
+
+    def open_them(*words: str, facts: dict | None = None) -> None:
+        cfg = composed("logger=wandb", *words)
+        monkeypatch.setattr(building, "run_folder", lambda: tmp_path)
+        monkeypatch.setattr(building, "choices", dict)
+        monkeypatch.setattr(building, "given", lambda key: any(word.startswith(f"{key}=") for word in words))
+        job = SimpleNamespace(job=SimpleNamespace(config_name="train"))
+        monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: job))
+        building._build_logger("wandb", cfg, facts or {})
+
+    return open_them
 
 
 def mode_with(environment: dict[str, str], tmp_path) -> str:
@@ -141,6 +222,34 @@ def test_with_a_key_the_server_is_asked_first(answers, tmp_path):
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         mode = mode_with({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": address}, tmp_path)
     assert mode == ("online" if answers == NOT_FOUND else "offline")
+
+
+def test_a_server_that_drips_is_late(monkeypatch):
+    """A byte now and then keeps each read in time, and never makes an answer."""
+    monkeypatch.setattr(ours, "ANSWER_WITHIN", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        began = time.monotonic()
+        assert not ours._answers(f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert 0.3 <= time.monotonic() - began < 1
+
+
+def drip(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection, suppress(OSError):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        for byte in b"Header: value\r\n" * 5:
+            time.sleep(0.05)
+            connection.sendall(bytes([byte]))
+
+
+def test_to_look_for_a_key_asks_no_server(monkeypatch):
+    """W&B's own greeting asks for the user's name, and waits for 5 seconds."""
+    import wandb
+
+    settings, seen = SimpleNamespace(silent=False), []
+    monkeypatch.setattr(wandb, "login", lambda prompt, verify: seen.append((settings.silent, prompt, verify)) or True)
+    assert ours._has_key(settings) and seen == [(True, False, False)] and settings.silent is False
 
 
 @pytest.mark.slow  # W&B tries for START_WITHIN

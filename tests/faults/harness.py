@@ -41,7 +41,7 @@ SETTINGS = (
     "checkpointing.every_n_minutes=0.005", "data.pictures.num_train=24", "data.pictures.num_val=6",
     "data.pictures.size=64", "data.crop_size=64", "data.batch_size=4", "model.backbone.width=4",
 )  # fmt: skip
-POLITE = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT, "SIGUSR1": signal.SIGUSR1}
+POLITE = {each.name: each for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)}
 KINDS = (*POLITE, "SIGKILL", "truncated", "flipped", "data gone", "worker killed", "disk full")
 LONGEST = 90  # seconds that any victim may take
 
@@ -316,9 +316,9 @@ class Harness:
         begun = status["starts"] > starts_before
         if kind in POLITE:
             number = POLITE[kind]
-            # Before train() listens and after it is done, the signal kills a process as it kills any other; between
-            # that and the record's first line there is nothing to say "interrupted" of.
-            unheard = not begun and code in (-number, 1, 130, 128 + number)
+            # Before the record's first line there is nothing to say "interrupted" of; after the command's last one,
+            # the signal kills a process as it kills any other.
+            unheard = not begun and code == 128 + number
             over = status["status"] == "finished" and code in (0, -number, 128 + number)
             right = unheard or over or (status["status"] == "interrupted" and code == 128 + number)
         elif kind in ("SIGKILL", "truncated", "flipped"):
@@ -381,6 +381,8 @@ def parse() -> argparse.Namespace:
 
 def run_harness() -> int:
     wanted = parse()
+    for signum in POLITE.values():  # whatever started this: nohup, or a shell's background, ignores some
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
     started = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix="fcnlab-faults-"))
     os.chdir(work)

@@ -1,14 +1,17 @@
 """Weights files: what is read, what is refused, and what the refusals say."""
 
 import pickle
+import socket
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fcnlab.models import weights
 from fcnlab.models.weights import WeightsError, fc_to_conv, load_backbone, load_strictly, read_tensors
 
 STATE = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.tensor([0.5, -0.5])}
@@ -143,6 +146,22 @@ def test_a_missing_file(tmp_path, monkeypatch):
     with pytest.raises(WeightsError) as error:
         read_tensors("weights/net.pth")
     assert "no weights file at weights/net.pth" in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_a_server_that_falls_silent_ends_a_download(monkeypatch, tmp_path):
+    """torch's own download waits without a limit."""
+    monkeypatch.setattr(weights, "SILENCE", 0.2)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/resnet18-abcdef.pth"
+        served = SimpleNamespace(
+            url=url,
+            get_state_dict=lambda **further: torch.hub.load_state_dict_from_url(url, str(tmp_path), **further),
+        )
+        monkeypatch.setattr("torchvision.models.get_weight", lambda name: served)
+        with pytest.raises(WeightsError, match="timed out"):
+            load_backbone(nn.Linear(1, 1), "imagenet", imagenet="ResNet18_Weights.IMAGENET1K_V1")
+    assert socket.getdefaulttimeout() is None
 
 
 @pytest.mark.parametrize(

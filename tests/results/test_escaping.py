@@ -6,8 +6,7 @@ import logging
 
 import pytest
 
-from fcnlab import cli
-from fcnlab.results.escaping import in_csv, in_line, in_markdown, in_terminal
+from fcnlab.results.escaping import in_csv, in_line, in_markdown, in_terminal, only_shown
 from fcnlab.results.findings import Finding, Verdict, findings_markdown, findings_table, text_columns
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\r\n\x9b31m\u202egpj.exe\ud800"
@@ -40,5 +39,5 @@ def test_doctors_tables_show_names_as_they_are():
 
 def test_messages_move_no_cursor(caplog):
     record = logging.LogRecord("fcnlab", logging.INFO, "", 0, "%s: %s", ("x", HOSTILE), None)
-    assert cli._only_shown(record)
+    assert only_shown(record)
     assert record.getMessage() == f"x: {in_terminal(HOSTILE)}"

@@ -245,7 +245,7 @@ def test_other_weights_to_start_from_are_refused_where_the_first_are_still_there
     first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
     for path in (first, second):
         path.touch()
-    with pytest.raises(UserError, match=r"model\.weights=.*second\.ckpt .*others to start from have no effect"):
+    with pytest.raises(UserError, match=r"model\.weights=.*others to start from have no effect"):
         decide([f"model.weights={second}"], [f"model.weights={first}"])
     (tmp_path / "link.ckpt").symlink_to(first)
     assert decide([f"model.weights={tmp_path}/link.ckpt"], [f"model.weights={first}"]) == {}

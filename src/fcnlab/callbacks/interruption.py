@@ -44,6 +44,9 @@ class Interruption(Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module) -> None:
         self.signals.listen()
 
+    def on_predict_start(self, trainer: L.Trainer, pl_module) -> None:
+        self.signals.listen()
+
     def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
         if may_stop(trainer, batch_idx):
             self._stop_if_asked(trainer)

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,16 +81,41 @@ def reachable_mode() -> str:
 
     if wanted := os.environ.get("WANDB_MODE"):
         return wanted
-    if not wandb.login(prompt=False, verify=False):
-        return "offline"
-    server = wandb.setup().settings.base_url
+    settings = wandb.setup().settings
+    return "online" if _has_key(settings) and _answers(settings.base_url) else "offline"
+
+
+def _has_key(settings: Any) -> bool:
+    """Whether a key is configured. Silently: W&B would ask its server for the user's name, and wait for 5 seconds."""
+    import wandb
+
+    silent, settings.silent = settings.silent, True
+    try:
+        return wandb.login(prompt=False, verify=False)
+    finally:
+        settings.silent = silent
+
+
+def _answers(server: str) -> bool:
+    """Whether a server answers, and not with an error of its own, in ``ANSWER_WITHIN`` seconds.
+
+    Asked in a thread: a timeout of urllib's holds for each read, and one byte a second would never be late.
+    """
+    answers: list[bool] = []
+    asking = threading.Thread(target=lambda: answers.append(_ask(server)), daemon=True)
+    asking.start()
+    asking.join(ANSWER_WITHIN)
+    return answers == [True]
+
+
+def _ask(server: str) -> bool:
     try:
         urllib.request.urlopen(server, timeout=ANSWER_WITHIN).close()
     except urllib.error.HTTPError as answer:
-        return "online" if answer.code < 500 else "offline"
-    except (OSError, ValueError):
-        return "offline"
-    return "online"
+        return answer.code < 500
+    except (OSError, ValueError, HTTPException):
+        return False
+    return True
 
 
 def log_scores(

@@ -31,6 +31,7 @@ from fcnlab.data.transforms import FILL, Augmentation
 from fcnlab.ranges import Count, NumClasses, Pixels, Seed, Whole
 from fcnlab.results.reading import Unreadable, open_regular
 from fcnlab.results.selection import FINGERPRINT
+from fcnlab.signals import STOPPING
 
 Batch = dict[str, Tensor]
 SHARED_MEMORY = Path("/dev/shm")
@@ -488,7 +489,7 @@ def _prepare_worker(worker: int) -> None:
     """
     assert get_worker_info() is not None
     cv2.setNumThreads(0)  # workers are many already
-    for signum in (signal.SIGINT, signal.SIGUSR1):
+    for signum in set(STOPPING) - {signal.SIGTERM}:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_for_the_run_only, daemon=True).start()

@@ -24,7 +24,17 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_gpus
-from fcnlab.launching.processes import Started, config_dir, environment_of_one, options, setting, start, typed
+from fcnlab.launching.processes import (
+    Started,
+    config_dir,
+    environment_of_one,
+    environment_of_part,
+    left_out_of_parts,
+    options,
+    setting,
+    start,
+    typed,
+)
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.results.escaping import in_terminal
 from fcnlab.signals import Interrupted, StopSignals
@@ -71,14 +81,15 @@ class Slots(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        with told_plainly(self.verb), StopSignals() as signals, hydra_config_restored():
+        with told_plainly(self.verb), hydra_config_restored():
             configs = composed(self.context, self.config, job_overrides, initial_job_idx)
             if self.verb == "train":
                 check_all(configs)
+            warn_of_wandb(configs)
             places, needs = self._deal_out(configs)
             self._wait_for_earlier_jobs()
             jobs = self._planned(configs)
-            with self._faults_told():
+            with StopSignals() as signals, self._faults_told():  # until here a signal ends it: there is nothing to save
                 self._work_off(jobs, configs, places, needs, signals)
             return [self._returned(job, configs[job.number]) for job in jobs]
 
@@ -128,9 +139,10 @@ class Slots(Launcher):
         sweep = Sweep(self.manifest, places, needs, lambda job, share: self._begin(job, share, configs), board)
         try:
             sweep.run(waiting, signals)
-        except Interrupted:
+        except Interrupted as stop:
             self.manifest.end("interrupted")
             board.close(f"Stopped. To go on: {self.manifest.how_to_go_on}")
+            stop.reported = True
             raise
         lost = [job for job in jobs if job.status != "finished"]
         self.manifest.end("failed" if lost else "finished")
@@ -213,12 +225,15 @@ class InProcess(BasicLauncher):
                 raise UserError(
                     "sweep.resume goes on with sweeps of hydra/launcher=slots: leave hydra/launcher=basic out"
                 )
-            refuse_several_processes(composed(self.hydra_context, self.config, words, initial_job_idx))
+            configs = composed(self.hydra_context, self.config, words, initial_job_idx)
+            refuse_several_processes(configs)
+            warn_of_wandb(configs)
         if ours:
             folder = Path(self.config.hydra.sweep.dir).absolute()
             fixed = fixed_keys(self.config.hydra.overrides.task)
             words = [[*job, *words_for_job(folder, what_differs(job, fixed))] for job in words]
-        return super().launch(words, initial_job_idx)
+        with only_parts_environment():
+            return super().launch(words, initial_job_idx)
 
 
 def refuse_several_processes(configs: Mapping[int, DictConfig]) -> None:
@@ -309,6 +324,25 @@ def what_differs(words: Sequence[str], fixed: set[str]) -> str:
     """A job's name: its words, but for those that all have."""
     differing = [word.lstrip("+") for word in of_the_user(words) if word.partition("=")[0] not in fixed]
     return " ".join(differing)[:LONGEST_NAME]
+
+
+def warn_of_wandb(configs: Mapping[int, DictConfig]) -> None:
+    """Name what the environment says of one W&B run, where any job has one."""
+    ignored = left_out_of_parts()
+    if ignored and any("wandb" in (cfg.get("logger") or {}) for cfg in configs.values()):
+        log.warning("Warning: %s", ignored)
+
+
+@contextmanager
+def only_parts_environment() -> Iterator[None]:
+    """While entered, this process has the environment of a part, which its jobs share."""
+    before = dict(os.environ)
+    for name in before.keys() - environment_of_part().keys():
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update({name: value for name, value in before.items() if name not in os.environ})
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
@@ -21,6 +21,9 @@ DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 RANKS = re.compile(  # what says that a process is one of several
     r"(LOCAL_|NODE_|GROUP_|ROLE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|PL_.*|TORCHELASTIC_.*"
     r"|SLURM_(NTASKS|PROCID|LOCALID|NODEID)|OMPI_.*|PMI_.*"
+)
+RUN_OF_WANDB = re.compile(
+    r"WANDB_(RUN_ID|RUN_STORAGE_ID|(RUN_)?NAME|RESUME(_FROM)?|FORK_FROM|SWEEP_ID|SWEEP_PARAM_PATH)"
 )
 
 
@@ -135,8 +138,28 @@ def _end_with_parent():
     """What the child does first; looked up here, since a child of a process with threads may not."""
     if not sys.platform.startswith("linux"):
         return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(DEATH_SIGNAL, signal.SIGTERM)
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def begin() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler would be lost with the SIGTERM that it got
+        _follow(prctl, signal.SIGTERM, parent)
+
+    return begin
+
+
+def follow_parent(parent: int) -> None:
+    """Have Linux kill this process, which can do nothing alone, when the one that started it ends.
+
+    Where that is over already, as it is where this process has another parent, it ends now.
+    """
+    if sys.platform.startswith("linux"):
+        _follow(ctypes.CDLL(None).prctl, signal.SIGKILL, parent)
+
+
+def _follow(prctl: Callable[[int, int], int], signum: int, parent: int) -> None:
+    prctl(DEATH_SIGNAL, signum)
+    if os.getppid() != parent:  # it ended before: nobody will send the signal
+        os._exit(128 + signum)
 
 
 def config_dir(hydra: Any) -> str | None:
@@ -152,12 +175,25 @@ def options(hydra: Any) -> list[str]:
 
 
 def environment_of_one() -> dict[str, str]:
-    """This process's environment without what says that it is one of several.
+    """The environment of a job of its own: without what says that this process is one of several.
 
     Lightning leaves such variables behind (and torchrun and Slurm set them); a run that finds them takes itself for a
     rank of another.
     """
-    return {name: value for name, value in os.environ.items() if not RANKS.fullmatch(name)}
+    return {name: value for name, value in environment_of_part().items() if not RANKS.fullmatch(name)}
+
+
+def environment_of_part() -> dict[str, str]:
+    """This process's environment without what names a W&B run: several runs would have one id, or one name."""
+    return {name: value for name, value in os.environ.items() if not RUN_OF_WANDB.fullmatch(name)}
+
+
+def left_out_of_parts() -> str | None:
+    """A sentence about what names a W&B run in the environment, which several runs cannot share; None without any."""
+    names = sorted(filter(RUN_OF_WANDB.fullmatch, os.environ))
+    if not names:
+        return None
+    return f"{', '.join(names)} in the environment: no effect here, where each part is a W&B run of its own"
 
 
 def finish(process: subprocess.Popen) -> int:

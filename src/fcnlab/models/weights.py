@@ -2,8 +2,10 @@
 
 import hashlib
 import pickle
+import socket
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from fcnlab.errors import UserError, first_line
 
 StateDict = Mapping[str, Tensor]
+SILENCE = 30.0  # seconds without a byte that a download may take
 WRAPPERS = ("state_dict", "model_state_dict")  # Lightning's and pytorch-fcn's training checkpoints
 
 
@@ -203,12 +206,24 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
     weights = get_weight(name)
     cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
     try:
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
+        with _timeout(SILENCE):
+            return dict(weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"could not fetch torchvision's {name}: {first_line(error)}\n"
             f"Offline? Bring {weights.url} to {cached}, or set model.backbone.weights to the file's path, or to none."
         ) from error
+
+
+@contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    """Let a read that waits so long for a byte fail, where whoever reads sets no limit: torch's downloads do not."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def load_strictly(net: nn.Module, state: StateDict, what: str) -> None:

@@ -1,6 +1,7 @@
 """Foreign text, such as a folder's name or a reason, where it could act: it is shown, and nothing more."""
 
 import html
+import logging
 import re
 
 # What moves a terminal's cursor, renames its window, turns a line's direction; surrogates, which no encoding has.
@@ -17,6 +18,12 @@ def in_line(text: str) -> str:
 def in_terminal(text: str) -> str:
     """The same for a message of ours, whose lines and tabs stay."""
     return "".join(part if part in ("\n", "\t") else in_line(part) for part in re.split(r"([\n\t])", text))
+
+
+def only_shown(record: logging.LogRecord) -> bool:
+    """A filter of logs: names of files and what records say may be anybody's, and move no cursor."""
+    record.msg, record.args = in_terminal(record.getMessage()), ()
+    return True
 
 
 def in_markdown(text: str) -> str:

@@ -395,14 +395,22 @@ def _build_logger(name: str, cfg: DictConfig, facts: Mapping[str, Any]) -> Logge
     if name != "wandb":
         return built(cfg.logger[name], f"logger.{name}")
     settings, sweep = cfg.logger.wandb, Path(cfg.sweep.folder) if cfg.sweep.folder else None
+    run_id, other = facts.get("wandb"), os.environ.get("WANDB_RUN_ID")
+    if run_id and other not in (None, run_id):
+        warn(f"WANDB_RUN_ID={other} in the environment: no effect, since this run's record has the W&B run {run_id}")
     logger = instantiate(settings, _convert_="all")(
         folder=sweep or run_folder(),  # one wandb/ for a whole sweep
         config=plain(cfg) | {"options": options()} | {key: facts[key] for key in ("segments",) if key in facts},
-        name=settings.name or cfg.sweep.name or _run_name(cfg),
-        group=settings.group or (f"{sweep.parent.name}/{sweep.name}" if sweep else None),
+        name=settings.name or cfg.sweep.name or os.environ.get("WANDB_NAME") or _run_name(cfg),
+        group=settings.group
+        or os.environ.get("WANDB_RUN_GROUP")
+        or (f"{sweep.parent.name}/{sweep.name}" if sweep else None),
+        project=settings.project
+        if given("logger.wandb.project")
+        else os.environ.get("WANDB_PROJECT", settings.project),
         job_type=HydraConfig.get().job.config_name,
         tags=list(dict.fromkeys([*settings.tags, *(options().get(group) for group in TAGGED if group in options())])),
-        run_id=facts.get("wandb"),
+        run_id=run_id,
     )
     _say_where(logger)
     return logger

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.callbacks import FixedPictures
+from fcnlab.callbacks import FixedPictures, Interruption
 from fcnlab.config import ConfigError, check_needs, check_targets, plain
 from fcnlab.data import DataModule
 from fcnlab.launching.manifest import facts_of
@@ -21,6 +21,7 @@ from fcnlab.results.record import add_to_record
 from fcnlab.results.scores import SCORES, Scores
 from fcnlab.results.selection import Facts, recorded_selection
 from fcnlab.segmenter import Segmenter
+from fcnlab.signals import StopSignals
 from fcnlab.tasks.building import (
     build_trainer,
     check_machine,
@@ -68,8 +69,9 @@ def evaluate(cfg: DictConfig) -> float | None:
     check_splits(data, "test", min_size=net.backbone.min_size)
     check_classes(classes, data)
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
-    trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures)])
-    with open_loggers(cfg) as loggers:
+    signals = StopSignals()
+    trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures), Interruption(signals)])
+    with signals, open_loggers(cfg) as loggers, signals.told_apart():
         trainer.loggers = loggers
         origin = {"trained": trained, "weights": weights}
         scored = score(trainer, segmenter, data, folder, cfg.seed, began, selected=selected, **origin)

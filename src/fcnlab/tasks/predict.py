@@ -17,12 +17,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fcnlab.callbacks import Interruption
 from fcnlab.config import check_targets
 from fcnlab.data.image_files import SUFFIXES, DataError, read_image
 from fcnlab.data.module import as_tensors, collate, worker_count
 from fcnlab.errors import UserError
 from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
+from fcnlab.signals import StopSignals
 from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, given, say, warn
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.ineffective import ineffective_in_scoring
@@ -51,7 +53,9 @@ def predict(cfg: DictConfig) -> None:
     loader = DataLoader(files, batch_size=None, num_workers=worker_count(cfg.num_workers))
     refine = instantiate(cfg.refine, _convert_="all")
     segmenter = Predictor(net, facts["classes"], refine=refine, **evaluation_speed(cfg, net))
-    build_trainer(cfg, False, [writer]).predict(segmenter, loader, return_predictions=False)
+    with StopSignals() as signals, signals.told_apart():
+        trainer = build_trainer(cfg, False, [writer, Interruption(signals)])
+        trainer.predict(segmenter, loader, return_predictions=False)
     say(f"{writer.written} of {len(files)} pictures segmented: labels/ and overlays/ in {cfg.output}")
     if writer.problems:
         raise UserError(

@@ -185,9 +185,7 @@ def _has_moved(path: str, change: Change) -> bool:
 
 
 def _may_change(path: str, change: Change, cfg: DictConfig, start: Start) -> bool:
-    if START_WEIGHTS.fullmatch(
-        path
-    ):  # whether there were any decides the backbone's rate; those that are gone need another
+    if START_WEIGHTS.fullmatch(path):  # whether there were any decides the backbone's rate; what is gone needs another
         return isinstance(change.old, str) and "none" not in (change.old, change.new) and not isfile(change.old)  # noqa: PTH113
     if path == "optim.pretrained_lr_scale" and 0 in change:  # such a backbone is no part of the optimiser's state
         return False

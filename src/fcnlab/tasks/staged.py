@@ -3,6 +3,7 @@
 Each stage is a run of its own, in a process and a folder of its own (``1-fcn32s/``, ...).
 """
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from fcnlab.errors import UserError
 from fcnlab.launching import config_dir, finish, setting, start
 from fcnlab.launching.board import score_of
 from fcnlab.launching.manifest import Lock, facts_of
+from fcnlab.launching.processes import environment_of_part, left_out_of_parts
 from fcnlab.results.record import aside
 from fcnlab.results.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
-from fcnlab.tasks.building import check_scored, members, say
+from fcnlab.tasks.building import check_scored, members, say, warn
 from fcnlab.tasks.recording import RunRecord, recorded
 from fcnlab.tasks.segments import check_finished
 
@@ -64,6 +66,9 @@ def train_in_stages(cfg: DictConfig, folder: Path) -> float | None:
         for place, experiment in enumerate(cfg.stages, start=1)
     ]
     _check(cfg, stages)
+    ignored = left_out_of_parts()
+    if ignored and "wandb" in cfg.logger:
+        warn(ignored)
     lock = Lock(folder)
     with StopSignals() as signals, recorded(cfg, folder, RunRecord(folder)):
         lock.wait_for_jobs()
@@ -73,7 +78,8 @@ def train_in_stages(cfg: DictConfig, folder: Path) -> float | None:
                 continue
             say(f"Stage {stage.folder.name}: {place + 1} of {len(stages)}")
             words = _words(cfg, stages, place)
-            code = finish(start("train", words, config_dir(HydraConfig.get()), held=[lock.inherited]))
+            part = start("train", words, config_dir(HydraConfig.get()), environment_of_part(), held=[lock.inherited])
+            code = finish(part)
             _stop_unless_finished(stage, code, signals)
         _hand_up(stages[-1].folder, folder)
     for stage in stages:
@@ -142,7 +148,7 @@ def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
         )  # for other classes, the first stage's weights alone lose their heads
     if cfg.sweep.folder:
         settings.append(setting("sweep.name", f"{cfg.sweep.name} {stages[place].folder.name}".strip()))
-    elif "wandb" in members(cfg.logger) and cfg.logger.wandb.group is None:
+    elif "wandb" in members(cfg.logger) and cfg.logger.wandb.group is None and "WANDB_RUN_GROUP" not in os.environ:
         settings.append(setting("logger.wandb.group", stages[0].folder.parent.name))
     return settings
 
@@ -153,7 +159,9 @@ def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals) -> None
     stopped = signals.asked or (code - 128 if code - 128 in STOPPING else None)
     if stopped:
         say(f"Stopped in stage {stage.folder.name}. {how}")
-        raise Interrupted(stopped)
+        stop = Interrupted(stopped)
+        stop.reported = True
+        raise stop
     if code:
         raise UserError(f"stage {stage.folder.name} ended with code {code}: see {stage.folder / 'train.log'}. {how}")
 

@@ -80,7 +80,7 @@ def train(cfg: DictConfig) -> float | None:
     kept = as_recorded(cfg, start)
     record = RunRecord(folder)
     known = {"segments": segments, "stopped_early": None} | came_from(start, folder, kept)
-    with StopSignals() as signals, recorded(kept, folder, record, **known), how_to_go_on(folder):
+    with StopSignals() as signals, recorded(kept, folder, record, **known), how_to_go_on(folder), signals.told_apart():
         segmenter, data = build(cfg, segments, settings_of(kept))
         check_images(data, start)
         make_latest(start, folder)
@@ -285,6 +285,7 @@ def how_to_go_on(folder: Path) -> Iterator[None]:
         last = folder / "checkpoints" / "last.ckpt"
         how = f"Go on with the same command and checkpoint=last hydra.run.dir={folder}" if last.is_file() else ""
         say(f"Stopped by {stop}. {how}".rstrip())
+        stop.reported = True
         raise
 
 

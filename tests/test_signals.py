@@ -1,0 +1,254 @@
+"""Signals: which are heard, what they end, and how a process ends that cannot hear them."""
+
+import ctypes
+import enum
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fcnlab import cli, signals
+from fcnlab.launching import processes
+from fcnlab.signals import STOPPING, Interrupted, StopSignals, ended_by_signals
+from fcnlab.terminal import lasting
+
+
+@pytest.fixture
+def left(monkeypatch) -> list:
+    """What would have ended this process."""
+    calls: list = []
+    monkeypatch.setattr(signals, "_leave", lambda signum, line: calls.append((signum, line)))
+    return calls
+
+
+# --- which are heard
+
+
+@pytest.mark.parametrize("signum", STOPPING)
+def test_each_signal_ends_a_run_with_its_own_code(signum):
+    with StopSignals(), pytest.raises(Interrupted) as stopped:
+        signal.raise_signal(signum)
+    assert stopped.value.code == 128 + signum
+    assert signal.SIGHUP in STOPPING
+
+
+@pytest.fixture
+def without_hangup():
+    """As nohup starts a process."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(without_hangup, left):
+    with ended_by_signals(), StopSignals() as listening:
+        listening.listen()
+        signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and not left and listening.asked is None
+
+
+def test_a_system_without_hangups_and_users_signals_has_the_others():
+    windows = enum.IntEnum("Signals", {"SIGINT": 2, "SIGTERM": 15})
+    assert list(signals.of_this_system(windows)) == [15, 2]
+
+
+def test_before_a_command_works_a_signal_ends_it_with_a_line(left):
+    before = [signal.getsignal(signum) for signum in STOPPING]
+    with ended_by_signals():
+        for signum in STOPPING:
+            signal.raise_signal(signum)
+    assert left == [(signum, f"fcnlab: stopped by {signum.name}\n") for signum in STOPPING]
+    assert [signal.getsignal(signum) for signum in STOPPING] == before
+
+
+@pytest.mark.parametrize("verb", ["eval", "predict"])
+def test_a_verb_that_is_stopped_says_so_in_a_line(fcnlab, monkeypatch, capsys, verb):
+    def stopped(cfg) -> None:
+        with StopSignals():
+            signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr(cli, "_run", stopped)
+    assert fcnlab(verb) == 128 + signal.SIGHUP
+    assert capsys.readouterr().err == "fcnlab: stopped by SIGHUP\n"
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_what_a_half_imported_module_raises_is_the_signals_end(chained):
+    """An import swallows our exception, and what it left half made fails later."""
+    with StopSignals() as listening, pytest.raises(Interrupted), listening.told_apart():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except Interrupted as swallowed:
+            if chained:
+                raise RecursionError from swallowed
+        raise RecursionError
+
+
+# --- a process that cannot hear
+
+
+@pytest.mark.parametrize(
+    ("received", "over", "ends"),
+    [
+        ([signal.SIGINT, signal.SIGCHLD, signal.SIGINT], False, True),
+        ([signal.SIGINT, signal.SIGCHLD, signal.SIGTERM], False, False),
+        ([signal.SIGINT, signal.SIGINT], True, False),  # it has ended by itself meanwhile
+    ],
+)
+def test_the_second_ctrl_c_is_counted_beside_the_main_thread(monkeypatch, left, received, over, ends):
+    monkeypatch.setattr(signals, "HARD_STOP_AFTER", 0.01)
+    reading, writing = os.pipe()
+    os.write(writing, bytes(received))
+    os.close(writing)
+    ended = threading.Event()
+    if over:
+        ended.set()
+    signals._count_interrupts(reading, ended)
+    assert [signum for signum, _ in left] == ([signal.SIGINT] if ends else [])
+
+
+def test_what_a_fork_receives_is_not_counted():
+    with ended_by_signals():
+        child = os.fork()
+        if not child:
+            os._exit(signal.set_wakeup_fd(-1) + 1)  # 0: it had none
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        kept = signal.set_wakeup_fd(-1)
+        assert kept >= 0
+        signal.set_wakeup_fd(kept)
+
+
+# --- a terminal that is closed
+
+
+def test_what_is_written_to_a_closed_terminal_is_dropped(capsys):
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as plain:
+        out = lasting(plain)
+        print("seen", file=out, flush=True)
+        assert os.read(master, 100) == b"seen\r\n"
+        os.close(master)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.write(slave, b"x")
+        print("not seen", file=out, flush=True)
+    assert lasting(sys.stdout) is sys.stdout  # no terminal here
+
+
+# --- a parent that ends
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+@pytest.mark.parametrize(("parent", "ends"), [(os.getppid(), None), (os.getppid() + 1, 128 + signal.SIGKILL)])
+def test_a_rank_whose_first_is_gone_ends(monkeypatch, parent, ends):
+    asked, ended = [], []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *words: asked.append(words)))
+    monkeypatch.setattr(os, "_exit", ended.append)
+    processes.follow_parent(parent)
+    assert asked == [(processes.DEATH_SIGNAL, signal.SIGKILL)]  # first, or it could end in between
+    assert ended == ([] if ends is None else [ends])
+
+
+LATE = """
+import ctypes, os, sys
+from types import SimpleNamespace
+from fcnlab.launching.processes import spawn
+prctl = ctypes.CDLL(None).prctl
+def late(option, signum):
+    parent = os.getppid()
+    os.kill(parent, 9)
+    while os.getppid() == parent:
+        pass
+    return prctl(option, signum)
+ctypes.CDLL = lambda name: SimpleNamespace(prctl=late)
+spawn([sys.executable, "-S", "-c", "print('alone')"], None, None, [])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_a_child_whose_parent_ends_before_it_has_asked_ends_too():
+    done = subprocess.run([sys.executable, "-c", LATE], stdout=subprocess.PIPE, timeout=60)
+    assert done.returncode == -signal.SIGKILL and done.stdout == b""  # to its end: the child has it open, too
+
+
+# --- real processes
+
+
+def start(folder: Path, *words: str, **further) -> subprocess.Popen:
+    command = [sys.executable, "-W", "ignore", "-m", "fcnlab", *words]
+    with (folder / "said").open("ab") as said:
+        streams = {"stdout": said, "stderr": said} | further
+        return subprocess.Popen(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, **streams)
+
+
+def wait_for_row(run: Path, process: subprocess.Popen) -> None:
+    """Until it has trained."""
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.csv").is_file():
+        assert process.poll() is None and time.monotonic() < deadline, (run.parent / "said").read_text()
+        time.sleep(0.05)
+
+
+LONG = ("trainer.max_steps=5000", "trainer.val_check_interval=5000", "trainer.log_every_n_steps=1", "hydra.run.dir=run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bar", ["callbacks.progress.enabled=true", "callbacks.progress.enabled=false"])
+def test_a_closed_terminal_lets_a_run_save_itself(tmp_path, small, bar):
+    """The bar writes to the terminal all the time, also between its end and the signal."""
+    words = ["train", *small, "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", bar, *LONG]
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-W", "ignore", "-m", "fcnlab", *words], dict(os.environ))
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.csv").is_file() and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["reason"] == "SIGHUP"
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_the_second_ctrl_c_ends_a_run_of_which_a_rank_hangs(tmp_path, small):
+    words = ["train", *small, "data.batch_size=2", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    process = start(tmp_path, *words, "logger=csv", *LONG, start_new_session=True)
+    wait_for_row(tmp_path / "run", process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    rank = next(int(pid) for pid in children if b"train_ddp_process" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(rank, signal.SIGSTOP)
+    for _ in range(2):
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+    asked = time.monotonic()
+    assert process.wait(60) == 128 + signal.SIGINT
+    assert time.monotonic() - asked < signals.HARD_STOP_AFTER + 5
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{rank}").exists() and "Z" not in Path(f"/proc/{rank}/stat").read_text().split(")")[1][:3]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.3, 1.0, 2.0, 4.0])
+def test_ctrl_c_while_a_command_starts_is_a_line(tmp_path, small, after):
+    words = ["train", *small, "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", *LONG]
+    process = start(tmp_path, *words, start_new_session=True)
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 128 + signal.SIGINT
+    said = (tmp_path / "said").read_text()
+    assert "Traceback" not in said and said.lower().count("stopped by sigint") == 1
