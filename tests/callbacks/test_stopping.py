@@ -37,6 +37,7 @@ def test_the_last_step_asks_for_a_stop(max_steps, max_epochs, step, epoch, last_
         current_epoch=epoch,
         is_last_batch=last_batch,
         should_stop=False,
+        fit_loop=Mock(),
     )
     EndWithValidation().on_train_batch_end(trainer, None, None, None, 0)
     assert trainer.should_stop is stops
