@@ -25,20 +25,20 @@ from fcnlab.tasks.building import (
     evaluation_speed,
     open_data,
     open_loggers,
-    run_folder,
     say,
 )
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
 from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.recording import recorded_config
+from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.scoring import commit, score, table, words_of
 from fcnlab.tasks.splits import check_splits
 from fcnlab.trust import DATA, check_components
 
 
-def evaluate(cfg: DictConfig) -> float | None:
+def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     """Score a checkpoint, or a model with its own weights, on the test list of the data."""
-    folder = run_folder()
+    folder = run.path
     check_needs(cfg, HydraConfig.get().overrides.task)
     _check_what_is_asked(cfg)  # first: without data, model.num_classes cannot be computed
     check_targets(cfg)
@@ -59,6 +59,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     check_classes(classes, data)
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
     trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures)])
+    run.accept(cfg)
     with open_loggers(cfg) as loggers:
         trainer.loggers = loggers
         scored = score(trainer, segmenter, data, folder, cfg.seed, began, selected=selected)

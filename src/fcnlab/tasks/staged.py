@@ -15,12 +15,13 @@ from fcnlab.config import ConfigError, check_needs, check_targets
 from fcnlab.errors import UserError
 from fcnlab.launching import config_dir, finish, setting, start
 from fcnlab.launching.board import score_of
-from fcnlab.launching.manifest import Lock, facts_of
+from fcnlab.launching.manifest import JobsLock, facts_of
 from fcnlab.results.record import aside
 from fcnlab.results.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
 from fcnlab.tasks.building import check_scored, say
 from fcnlab.tasks.recording import RunRecord, recorded
+from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.segments import check_finished
 
 OURS = ("experiment", "stages", "checkpoint", "from_run")  # settings of the whole, not of its stages
@@ -50,7 +51,7 @@ class Stage:
         return score_of(self.folder)
 
 
-def train_in_stages(cfg: DictConfig, folder: Path) -> float | None:
+def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
     """Run the stages that are not finished yet; the last one's scores are the whole run's.
 
     Raises
@@ -59,14 +60,16 @@ def train_in_stages(cfg: DictConfig, folder: Path) -> float | None:
         A stage's settings cannot work, which is told before the first begins; a stage failed; the folder holds such a
         run already, and it was not asked to go on; another process works there.
     """
+    folder = run.path
     stages = [
         Stage(experiment, folder / f"{place}-{Path(experiment).name}")
         for place, experiment in enumerate(cfg.stages, start=1)
     ]
     _check(cfg, stages)
-    lock = Lock(folder)
-    with StopSignals() as signals, recorded(cfg, folder, RunRecord(folder)):
-        lock.wait_for_jobs()
+    with StopSignals() as signals, recorded(cfg, run, RunRecord(folder)) as begin:
+        begin()
+        lock = JobsLock(folder)
+        lock.wait()
         for place, stage in enumerate(stages):
             if stage.finished:
                 say(f"Stage {stage.folder.name} is finished")
