@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from fcnlab.errors import UserError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from hydra.conf import HydraConf
 
 VERBS = {
     "train": "train a network; leaves checkpoints, scores, curves and pictures in outputs/",
@@ -156,7 +156,7 @@ def _of_the_disk(verb: str, error: OSError, folder: Path) -> str | None:
     return f"fcnlab {verb}: {what}. What was saved before is whole: {way_out}, then {then}."
 
 
-def _check_working_folder(hydra: "DictConfig") -> None:
+def _check_working_folder(hydra: "HydraConf") -> None:
     """Refuse ``hydra.job.chdir=true``: relative paths would lead elsewhere, and data be drawn in the run's folder."""
     if hydra.job.chdir:
         raise UserError(

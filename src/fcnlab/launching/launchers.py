@@ -168,7 +168,9 @@ class Slots(Launcher):
         words = self._words(job, cfg, again=self.resumes)
         folder.mkdir(parents=True, exist_ok=True)
         environment = environment_of_one() | share.environment()
-        return start(self.verb, words, config_dir(cfg.hydra), environment, folder / LOG, held=[self.lock.jobs.inherited])
+        return start(
+            self.verb, words, config_dir(cfg.hydra), environment, folder / LOG, held=[self.lock.jobs.inherited]
+        )
 
     def _words(self, job: Job, cfg: DictConfig, again: bool) -> list[str]:
         """What to type for a job; ``again``: where its folder holds a part of it, as the continuation of that."""

@@ -14,7 +14,13 @@ from fcnlab.launching.processes import open_own
 
 log = logging.getLogger("fcnlab")
 NAME = ".lock"
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}  # a file system says by one of them
+NO_LOCKS = {
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EINVAL,
+    errno.EBADF,
+}  # a file system says by one of them
 
 _held: set[int] = set()  # files that a forked child closes: a worker of the data loader is no holder
 

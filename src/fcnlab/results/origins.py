@@ -58,7 +58,7 @@ def scored_data(settings: Settings) -> Settings:
 
 def same_folder(*roots: tuple[Any, Any]) -> bool:
     """Whether several ``data.root``, each with the folder that it was typed in, are one folder by several paths."""
-    known = {os.path.normpath(Path(str(place), root)) for root, place in roots if isinstance(root, str)}
+    known = {os.path.realpath(Path(str(place), root)) for root, place in roots if isinstance(root, str)}
     return len(known) == 1 and all(isinstance(root, str) for root, _ in roots)
 
 

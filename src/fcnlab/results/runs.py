@@ -462,7 +462,7 @@ def _resumed_from(folder: Path, hydra: dict[str, Any], configuration: Configurat
     before = _run_of(config, hydra)
     if before is None:  # nothing is known of it but its name
         return _only(settings, {"checkpoint"})
-    if before == folder:
+    if os.path.realpath(before) == os.path.realpath(folder):
         return {}
     its_settings = _without(_configuration(before, _hydra(before))[2], {"checkpoint"})
     return {f"resumed_from.{path}": value for path, value in its_settings.items() if value != settings.get(path)}

@@ -362,7 +362,7 @@ def wandb_id(loggers: list[Logger]) -> str | None:
 def _build_logger(name: str, cfg: DictConfig, facts: Mapping[str, Any]) -> Logger:
     if name != "wandb":
         return built(cfg.logger[name], f"logger.{name}")
-    settings, sweep = cfg.logger.wandb, Path(cfg.sweep.folder) if cfg.sweep.folder else None
+    settings, sweep = cfg.logger.wandb, Path(cfg.sweep.folder).resolve() if cfg.sweep.folder else None
     logger = instantiate(settings, _convert_="all")(
         folder=sweep or run_folder(),  # one wandb/ for a whole sweep
         config=plain(cfg) | {"options": options()} | {key: facts[key] for key in ("segments",) if key in facts},

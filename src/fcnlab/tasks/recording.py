@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -28,6 +29,12 @@ from fcnlab.tasks.run_folder import DAMAGED, RunFolder, set_aside
 from fcnlab.tasks.scoring import PACKAGES, command, commit, git
 from fcnlab.trust import WRITTEN_TO, why_not_set
 
+SECRET = re.compile(  # a file's name, or one of the folders above it, in small letters
+    r"\.env(\..*)?|.*\.env|\.?(netrc|pgpass|pypirc|npmrc|htpasswd|git-credentials|dockercfg)|_netrc"
+    r"|.*\.(pem|key|p12|pfx|jks|keystore|kdbx|ppk|gpg|asc)|id_(rsa|dsa|ecdsa|ed25519)(\..*)?"
+    r"|.*(secret|credential|passwd|password|api_?key|access_?token|private_?key).*|\.(ssh|aws|gnupg|kube|docker)"
+    r"|tokens?(\.\w+)?|.*service[-_]account.*\.json"
+)
 # What older records name, and what does the same today.
 RENAMED = {"lightning.pytorch.callbacks.TQDMProgressBar": "fcnlab.callbacks.Progress"}
 
@@ -223,5 +230,18 @@ def _check_harmless(path: str, value: Any, folder: Path) -> None:
 
 
 def uncommitted_changes() -> str:
-    """How fcnlab's checkout differs from its commit; empty where it does not, or where there is no checkout."""
-    return git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":/") or ""
+    """How fcnlab's checkout differs from its commit; empty where it does not, or where there is no checkout.
+
+    A record is shown to others, so files that look like secrets are left out, and named before the changes, where
+    ``git apply`` passes them over.
+    """
+    names = (git("diff", "HEAD", "--name-only", "--no-renames", "-z", "--", ":/") or "").split("\0")
+    secret = [name for name in names if looks_secret(name)]
+    left_out = "".join(f"left out, since it may hold a secret: {name!r}\n" for name in secret)
+    others = [f":(top,literal,exclude){name}" for name in secret]
+    return left_out + (git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":/", *others) or "")
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a file's path is one by which keys, passwords and tokens are kept."""
+    return any(SECRET.fullmatch(part) for part in name.lower().split("/"))

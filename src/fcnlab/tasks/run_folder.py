@@ -1,8 +1,8 @@
 """The folder in which a command leaves its files: held by one process, and unchanged until the command is accepted.
 
-A command that is refused, because of a setting or of what the folder holds, must not touch the record of the run that it
-was refused for. So the lock is taken first, the checks follow, and ``accept`` comes before the first file is written.
-Nothing here imports torch: every command has such a folder.
+A command that is refused, because of a setting or of what the folder holds, must not touch the record of the run that
+it was refused for. So the lock is taken first, the checks follow, and ``accept`` comes before the first file is
+written. Nothing here imports torch: every command has such a folder.
 """
 
 import logging

@@ -19,7 +19,8 @@ from fcnlab.launching.manifest import JobsLock, facts_of
 from fcnlab.results.record import aside
 from fcnlab.results.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
-from fcnlab.tasks.building import check_scored, say
+from fcnlab.tasks.building import check_scored, say, warn
+from fcnlab.tasks.checkpoints import read_checkpoint
 from fcnlab.tasks.recording import RunRecord, recorded
 from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.segments import check_finished
@@ -40,15 +41,27 @@ class Stage:
 
     @property
     def checkpoint(self) -> Path:
-        """What the next stage starts from: the one that was scored, or the last where that was not kept."""
+        """What the next stage starts from: the one that was scored, or the last where that was not kept, or damaged."""
         selection = recorded_selection(facts_of(self.folder, "metrics.json"))
         scored = "best" if selection is None else selection["checkpoint"]
         path, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in (scored, "last"))
-        return path if path.is_file() or not self.finished else last
+        return path if not self.finished or _is_usable(path) else last
 
     @property
     def miou(self) -> float | None:
         return score_of(self.folder)
+
+
+def _is_usable(path: Path) -> bool:
+    """Whether a finished stage's checkpoint can be started from; reported where one is there and cannot."""
+    if not path.exists():
+        return False
+    try:
+        read_checkpoint(path)
+    except UserError as error:
+        warn(f"{error} The next stage starts from last.ckpt")
+        return False
+    return True
 
 
 def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
