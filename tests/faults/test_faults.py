@@ -22,4 +22,4 @@ def disturb(count: int, seed: int) -> dict:
 def test_disturbed_runs_end_as_undisturbed_ones(count, seed):
     report = disturb(count, seed)
     assert report["faults"] >= count and not report["broken"]
-    assert len(report["by_kind"]) + len(report["not_possible_here"]) == 9
+    assert len(report["by_kind"]) + len(report["not_possible_here"]) == 10

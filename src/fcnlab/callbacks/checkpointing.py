@@ -135,15 +135,16 @@ def follow_folder(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
     for callback in trainer.checkpoint_callbacks:
         state = checkpoint.get("callbacks", {}).get(callback.state_key)
         if isinstance(callback, ModelCheckpoint) and callback.dirpath and isinstance(state, dict):
-            _relocate(state, callback, Path(callback.dirpath))
+            _relocate(state, callback, Path(str(trainer.ckpt_path)).resolve().parent)
 
 
-def _relocate(state: dict[str, Any], callback: ModelCheckpoint, folder: Path) -> None:
-    """``folder`` is the callback's own, which Lightning has resolved: by its links nothing is compared."""
+def _relocate(state: dict[str, Any], callback: ModelCheckpoint, resumed_in: Path) -> None:
+    """``resumed_in`` is the checkpoint's folder. That of the callback Lightning has resolved, so all are real paths."""
+    folder = Path(str(callback.dirpath))
     known = {folder / Path(path).name: score for path, score in state["best_k_models"].items()}
     there = {str(path): score for path, score in known.items() if path.is_file()}
-    if not there and Path(state["dirpath"]).resolve() != folder:  # another run's: its best is none of this one's
-        return
+    if not there and folder not in (resumed_in, Path(state["dirpath"]).resolve()):
+        return  # another run's checkpoint, whose best is none of this one's
     ranked = sorted(there, key=lambda path: float(there[path]), reverse=callback.mode == "max")
     state["dirpath"], state["best_k_models"], state["last_model_path"] = str(folder), there, ""
     state["best_model_path"] = ranked[0] if ranked else ""

@@ -88,12 +88,13 @@ class KeptBack:
         files = [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]
         self._files = [file for file in files if Path(file.baseFilename).parent == folder]
         never = sys.maxsize
-        self._kept = [MemoryHandler(never, flushLevel=never, target=file, flushOnClose=False) for file in self._files]
+        self._kept = [MemoryHandler(never, flushLevel=never, flushOnClose=False) for _ in self._files]
         self._swap(self._files, self._kept)
 
     def write(self) -> None:
         for file, kept in zip(self._files, self._kept, strict=True):
             os.close(open_own(Path(file.baseFilename), os.O_WRONLY | os.O_APPEND))  # a link is not written to
+            kept.setTarget(file)  # not before: Hydra flushes every handler that there is
             kept.flush()
         self._swap(self._kept, self._files)
 
