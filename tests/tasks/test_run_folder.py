@@ -162,6 +162,9 @@ def test_a_second_process_is_kept_off_a_run(train_code, ended, capsys):
     said = capsys.readouterr().err
     assert f"process {os.getpid()} on {os.uname().nodename} is working there" in said and "Traceback" not in said
     assert tree(ended) == before
+    (ended / ".lock").write_text(f"{2**30} on {os.uname().nodename}")  # of an earlier process, which was killed
+    with pytest.raises(UserError, match="another process is working there"):
+        FolderLock(ended)
     lock.release()
     FolderLock(ended).release()
 

@@ -54,11 +54,11 @@ class FolderLock:
             is_new = not self.path.exists()
             file = open_own(self.path, os.O_RDWR)
             if not try_lock(file, self.path):
-                holder = os.read(file, 300).decode(errors="replace") or "of another command"
+                holder = _holder(os.read(file, 300).decode(errors="replace"))
                 os.close(file)
                 raise UserError(
-                    f"{folder}: process {holder} is working there, and two would mix their results: wait until it has"
-                    " ended, stop it, or name another folder"
+                    f"{folder}: {holder} is working there, and two would mix their results: wait until it has ended,"
+                    " stop it, or name another folder"
                 )
             if _is_at(file, self.path):
                 return file, is_new
@@ -75,6 +75,13 @@ class FolderLock:
         if self._is_new and self.release.alive:
             self.path.unlink(missing_ok=True)
         self.release()
+
+
+def _holder(claim: str) -> str:
+    """Who holds a lock, by what is in its file; that may be the claim of an earlier process, which has ended."""
+    pid, _, host = claim.partition(" on ")
+    ended = host == platform.node() and pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/1").exists()
+    return "another process" if not host or ended else f"process {claim}"
 
 
 def try_lock(file: int, path: Path) -> bool:
