@@ -5,10 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from fcnlab.cli import VERBS, _no_space, main
+from fcnlab.cli import VERBS, _of_the_disk, main
 from fcnlab.errors import UserError
 from fcnlab.repeat import resume_sweep
 
@@ -156,9 +157,18 @@ def test_a_folder_to_go_on_with_may_be_quoted(words_to_resume, tmp_path):
     ("verb", "said"), [("train", "go on with checkpoint=last"), ("eval", "repeat"), ("compare", "repeat the command")]
 )
 def test_a_full_disk_is_told_with_what_the_verb_can_do(verb: str, said: str):
-    told = _no_space(verb, OSError(errno.ENOSPC, "No space left on device", "x.json"))
-    assert f"fcnlab {verb}: no space left on the device for x.json" in told and said in told
+    told = _of_the_disk(verb, OSError(errno.ENOSPC, "No space left on device", "x.json"), Path("run"))
+    assert told and f"fcnlab {verb}: no space left on the device for x.json" in told and said in told
     assert verb == "train" or "checkpoint" not in told
+
+
+def test_an_error_of_a_file_is_told_in_a_sentence_where_it_is_the_runs():
+    """One of any other file may be a mistake of ours, whose traceback is wanted."""
+    for name, is_told in (("run/predictions", True), ("elsewhere", False)):
+        told = _of_the_disk("train", OSError(errno.EISDIR, "Is a directory", name), Path("run"))
+        assert (told is not None) is is_told
+    read_only = _of_the_disk("eval", OSError(errno.EROFS, "Read-only file system"), Path("run"))
+    assert read_only and "the file system is read-only" in read_only
 
 
 @pytest.mark.parametrize(("verb", "slots"), [("train", True), ("eval", True), ("predict", False), ("doctor", False)])

@@ -306,6 +306,7 @@ def test_two_jobs_do_not_work_in_one_folder(tmp_path):
 
 def test_a_second_process_is_kept_off(tmp_path):
     lock = Lock(tmp_path)
+    lock.own.claim()
     with pytest.raises(UserError, match=f"process {os.getpid()} on .* is working there"):
         Lock(tmp_path)
     lock.release()
@@ -398,14 +399,14 @@ def test_options_of_the_command_are_kept_to_go_on():
 
 def test_jobs_that_outlive_their_sweep_keep_the_next_one_waiting(tmp_path):
     lock = Lock(tmp_path)
-    assert lock.jobs_have_ended()
+    assert lock.jobs.have_ended()
     command = [sys.executable, "-c", "input()"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[lock.inherited]) as job:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[lock.jobs.inherited]) as job:
         lock.release()
         after = Lock(tmp_path)
-        assert not after.jobs_have_ended()
+        assert not after.jobs.have_ended()
         job.communicate(b"\n")
-    assert after.jobs_have_ended()
+    assert after.jobs.have_ended()
     after.release()
 
 

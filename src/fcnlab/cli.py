@@ -3,9 +3,16 @@
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fcnlab.errors import UserError
 from fcnlab.signals import Interrupted, ended_by_signals
+
+if TYPE_CHECKING:
+    from hydra.conf import HydraConf
 
 VERBS = {
     "train": "train a network; leaves checkpoints, scores, curves and pictures in outputs/",
@@ -21,6 +28,13 @@ OPTIONAL = {"train": ("experiment",), "eval": ("model", "data", "experiment"), "
 LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
 PROCESS = "FCNLAB_PROCESS"  # in the environment: the process id of the fcnlab that starts others
+ONLY_SHOWS = {"-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help"}  # options with which nothing is run
+FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
+OF_THE_DISK = FULL | {
+    errno.EROFS: "the file system is read-only",
+    errno.EIO: "the disk does not answer",
+    errno.ESTALE: "the file system is no longer there",
+}
 HELP = """\
 fcnlab: fully convolutional networks for segmentation, as experiments.
 
@@ -76,6 +90,7 @@ def _command() -> None:
     _bring_back(verb, started_by_lightning)
     _check_groups(verb)
     _check_experiment(verb)
+    _check_place(verb)
     _run(verb)
 
 
@@ -91,7 +106,6 @@ def _bring_back(verb: str, started_by_lightning: bool) -> None:
     """``from_run=FOLDER`` and ``sweep.resume=FOLDER``: let their records give the settings that are not typed."""
     if not any(word.startswith((FROM_RUN, RESUME)) for word in sys.argv):
         return
-    from fcnlab.errors import UserError
     from fcnlab.repeat import repeat_run, resume_sweep
 
     try:
@@ -173,37 +187,83 @@ def _completed_verb() -> str | None:
     return verb
 
 
-def _no_space(verb: str, error: OSError) -> str:
+def _of_the_disk(verb: str, error: OSError, folder: Path) -> str | None:
+    """What to say of an error of the disk, or of a file in the run's folder; None where it is of something else."""
     where = f" for {error.filename}" if error.filename else ""
     goes_on = "go on with checkpoint=last and hydra.run.dir set to this run's folder"
     then = goes_on if verb == "train" else "repeat the command"
-    return f"fcnlab {verb}: no space left on the device{where}. What was saved before is whole: make room, then {then}."
+    if error.errno in OF_THE_DISK:
+        what, way_out = f"{OF_THE_DISK[error.errno]}{where}", "make room" if error.errno in FULL else "mend that"
+    elif isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(folder):
+        what, way_out = f"{error.filename}: {error.strerror}", "mend that"
+    else:
+        return None
+    return f"fcnlab {verb}: {what}. What was saved before is whole: {way_out}, then {then}."
+
+
+def _check_working_folder(hydra: "HydraConf") -> None:
+    """Refuse ``hydra.job.chdir=true``: relative paths would lead elsewhere, and data be drawn in the run's folder."""
+    if hydra.job.chdir:
+        raise UserError(
+            "hydra.job.chdir=true: relative paths, such as data.root, would begin in the run's folder; leave it out:"
+            " all that a run writes is in its folder anyway"
+        )
+
+
+def _check_place(verb: str) -> None:
+    """Refuse a folder that cannot be written to, before Hydra tries to make it."""
+    sweep = bool({"-m", "--multirun"} & set(sys.argv))
+    if any(word.partition("=")[0] in ONLY_SHOWS for word in sys.argv):
+        return
+    key = "hydra.sweep.dir=" if sweep else "hydra.run.dir="
+    typed = next((word.removeprefix(key) for word in reversed(sys.argv) if word.startswith(key)), "outputs")
+    if "${" in typed:
+        return
+    from fcnlab.launching import unquoted
+
+    folder = Path(unquoted(typed)).absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        what = "is a link to what is not there" if not there.exists() else "is no folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to"
+    else:
+        return
+    sys.exit(f"fcnlab {verb}: {key}{typed}: {there} {what}; nothing has been changed. Name another folder")
 
 
 def _run(verb: str) -> None:
     import logging
 
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException, InstantiationException
 
     from fcnlab.config import CONF, register_launchers, register_schemas
-    from fcnlab.errors import UserError
     from fcnlab.results.escaping import in_terminal, only_shown
     from fcnlab.starting import imported
 
+    began = time.time()
+
     def task(cfg):
-        name = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
-        run = getattr(imported(f"fcnlab.tasks.{name}"), name)
+        from fcnlab.tasks.run_folder import RunFolder
+
+        hydra_config = HydraConfig.get()
+        module = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
+        function = getattr(imported(f"fcnlab.tasks.{module}"), module)
         try:
-            return run(cfg)
+            with RunFolder(Path(hydra_config.runtime.output_dir), began) as folder:
+                _check_working_folder(hydra_config)
+                return function(cfg, folder)
         except UserError as error:
             raise CompactHydraException(
                 in_terminal(f"fcnlab {verb}: {error}")
             ) from error  # Hydra shows these without a traceback
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise CompactHydraException(_no_space(verb, error)) from error
-            raise
+            said = _of_the_disk(verb, error, Path(hydra_config.runtime.output_dir))
+            if said is None:
+                raise
+            raise CompactHydraException(in_terminal(said)) from error
         except InstantiationException as error:
             if isinstance(error.__cause__, ValueError):
                 raise CompactHydraException(in_terminal(f"fcnlab {verb}: {error.__cause__}")) from error

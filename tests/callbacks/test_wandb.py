@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -16,6 +17,8 @@ from unittest.mock import MagicMock
 import pytest
 
 from fcnlab.callbacks import wandb as ours
+from fcnlab.callbacks.wandb import temporary_files_held
+from fcnlab.data.held_folders import remove_leftovers
 from fcnlab.launching.launchers import Slots
 
 
@@ -285,3 +288,13 @@ def serve(server: socket.socket, answer: bytes | None) -> None:
             connection.recv(4096)
             connection.sendall(answer)
             connection.close()
+
+
+def test_temporary_files_of_a_run_lie_where_the_next_one_finds_them(tmp_path, monkeypatch):
+    before = tempfile.gettempdir()
+    with temporary_files_held():
+        folder = Path(tempfile.gettempdir())
+    assert folder.parent == Path(before) and folder.name.startswith("fcnlab-wandb-") and tempfile.gettempdir() == before
+    os.utime(folder, (0, 0))
+    remove_leftovers(folder.parent, "fcnlab-wandb-")
+    assert folder.is_dir()  # this process holds it

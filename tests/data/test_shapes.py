@@ -1,5 +1,6 @@
 """Generated shapes: the same seed gives the same bytes, and nothing ever leaves half a data set."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcnlab.data import open_shapes, shapes
+from fcnlab.data import held_folders, open_shapes, shapes
 from fcnlab.data.voc import voc_palette
 
 SETTINGS = {"num_train": 4, "num_val": 3, "size": 32}
@@ -83,14 +84,26 @@ def test_an_accident_midway_leaves_nothing(tmp_path, monkeypatch, accident):
     assert len(opened(tmp_path / "root")) == 4
 
 
-def test_what_a_killed_process_left_is_no_data_set(tmp_path, monkeypatch):
+def test_what_a_killed_process_left_is_no_data_set_and_is_removed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(shapes.shutil, "rmtree", lambda *args, **kwargs: None)  # SIGKILL clears nothing up
+        patch.setattr(held_folders.shutil, "rmtree", lambda *args, **kwargs: None)  # SIGKILL clears nothing up
         patch.setattr(shapes, "draw", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             opened(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 1
+    (left,) = tmp_path.iterdir()
     opened(tmp_path).check()
+    assert left.is_dir()  # it may have only just been made, and not be held yet
+    os.utime(left, (0, 0))
+    opened(tmp_path)
+    assert not left.exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_in_which_somebody_draws_is_left_alone(tmp_path):
+    with held_folders.held_folder(tmp_path, ".drawing-") as folder:
+        os.utime(folder, (0, 0))
+        held_folders.remove_leftovers(tmp_path, ".drawing-")
+        assert folder.is_dir()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_that_comes_second_takes_the_firsts(tmp_path, monkeypatch):

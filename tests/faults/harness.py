@@ -42,7 +42,7 @@ SETTINGS = (
     "data.pictures.size=64", "data.crop_size=64", "data.batch_size=4", "model.backbone.width=4",
 )  # fmt: skip
 POLITE = {each.name: each for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)}
-KINDS = (*POLITE, "SIGKILL", "truncated", "flipped", "data gone", "worker killed", "disk full")
+KINDS = (*POLITE, "SIGKILL", "second process", "truncated", "flipped", "data gone", "worker killed", "disk full")
 LONGEST = 90  # seconds that any victim may take
 
 
@@ -124,13 +124,22 @@ class Run:
 
     def __init__(self, variant: Variant, folder: Path, data: Path):
         self.variant, self.folder, self.data = variant, folder, data
+        self.started = 0
         self.last = folder / "checkpoints" / "last.ckpt"
         self.log = folder.with_suffix(".log")
         self.spoilt: bytes | None = None  # what last.ckpt became on purpose
 
     def start(self, cold: bool = False) -> Victim:
         words = ("train", *SETTINGS, *self.variant.settings, f"data.root={self.data}")
-        return Victim((*words, f"hydra.run.dir={self.folder}", "checkpoint=auto"), self.log, cold)
+        self.started += 1
+        folder = self.folder if self.started % 2 else self.folder.resolve()  # by its link, where there is one, and not
+        return Victim((*words, f"hydra.run.dir={folder}", "checkpoint=auto"), self.log, cold)
+
+    def holder(self) -> int | None:
+        """The process that says in the folder that it works there."""
+        path = self.folder / ".lock"
+        text = path.read_text() if path.is_file() else ""
+        return int(text.split()[0]) if text else None
 
     def status(self) -> dict:
         path = self.folder / "run.json"
@@ -236,6 +245,10 @@ class Harness:
         self.report.runs += 1
         on_small_disk = self.small_disk is not None and self.report.runs % 3 == 0
         place = self.small_disk if on_small_disk else self.work
+        if self.report.runs % 3 == 1:
+            place = self.work / f"link-{self.report.runs}"
+            (self.work / f"linked-{self.report.runs}").mkdir()
+            place.symlink_to(f"linked-{self.report.runs}")
         data = self.work / f"data-{self.report.runs}"
         data.symlink_to(self.real_data)
         run = Run(variant, place / f"run-{self.report.runs}", data)
@@ -285,7 +298,9 @@ class Harness:
         with contextlib.ExitStack() as afterwards:
             if kind in POLITE:
                 os.kill(victim.pid, POLITE[kind])
-            elif kind in ("SIGKILL", "truncated", "flipped"):
+            elif kind in ("SIGKILL", "second process", "truncated", "flipped"):
+                if kind == "second process" and run.holder() == victim.pid:
+                    self.start_second(run, victim)
                 os.kill(victim.pid, signal.SIGKILL)
             elif kind == "data gone":
                 run.data.unlink()
@@ -305,6 +320,15 @@ class Harness:
             run.spoilt = run.last.read_bytes()
         return code
 
+    def start_second(self, run: Run, first: Victim) -> None:
+        """Another process in the same folder, which has to be refused as long as the first one works there."""
+        second = run.start()
+        code = second.wait(LONGEST)
+        still = Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        said = "is working there" in run.log.read_text(errors="replace")
+        if still and (code != 1 or not said):
+            self.complain(run, f"a second process was let in: code {code}")
+
     def bring_back(self, data: Path) -> None:
         """A victim that had not looked for its data yet has drawn them anew."""
         if data.exists():
@@ -321,7 +345,7 @@ class Harness:
             unheard = not begun and code == 128 + number
             over = status["status"] == "finished" and code in (0, -number, 128 + number)
             right = unheard or over or (status["status"] == "interrupted" and code == 128 + number)
-        elif kind in ("SIGKILL", "truncated", "flipped"):
+        elif kind in ("SIGKILL", "second process", "truncated", "flipped"):
             right = code == -signal.SIGKILL or (status["status"] == "finished" and code == 0)  # it was over already
         else:  # an error, unless the run had no use any more for what it lost
             right = code == (0 if status["status"] == "finished" else 1)

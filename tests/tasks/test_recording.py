@@ -148,3 +148,30 @@ def test_overrides_in_a_record_that_are_no_settings_are_refused(fcnlab, tmp_path
 def test_a_folder_without_a_record_is_named(fcnlab, tmp_path, capsys):
     assert fcnlab("train", f"from_run={tmp_path}/none") == 1
     assert "run.json" in capsys.readouterr().err
+
+
+def test_changes_name_files_that_look_like_secrets_and_show_none(tmp_path, monkeypatch):
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", *identity, *words], cwd=tmp_path, capture_output=True, check=True)
+        return done.stdout.decode()
+
+    secrets = [".env", "conf/prod.env", "key.pem", ".ssh/known", "id_rsa", ".netrc", "gcp-credentials.json", "a b.key"]
+    git("init", "-q")
+    for name in ("code.py", ".env"):
+        (tmp_path / name).write_text("before\n")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    for name in ("code.py", "monkey.py", *secrets):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"hunter2 in {name}\n" if name in secrets else "after\n")
+    git("add", "-A")
+    monkeypatch.setattr(recording, "git", git)
+    changes = uncommitted_changes()
+    assert "hunter2" not in changes and all(
+        f"left out, since it may hold a secret: {name!r}" in changes for name in secrets
+    )
+    (tmp_path / "changes").write_text(changes)
+    git("reset", "-q", "--hard")
+    git("apply", "changes")
+    assert (tmp_path / "code.py").read_text() == (tmp_path / "monkey.py").read_text() == "after\n"

@@ -85,7 +85,6 @@ class LastCheckpoint(Checkpoint):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         self._saved_step = checkpoint["global_step"]  # until a step is done, there is nothing to add to that file
-        _follow_folder(checkpoint, self.path.parent)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
         new = trainer.global_step not in (0, self._saved_step)
@@ -127,19 +126,28 @@ class LastCheckpoint(Checkpoint):
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
 
-def _follow_folder(checkpoint: dict[str, Any], folder: Path) -> None:
-    """Let a checkpoint know its best ones in the folder that it was moved to with them.
+def follow_folder(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let a checkpoint know its best ones where they are now: in a folder that was moved, or reached by a link.
 
-    Lightning forgets the best score where the folder's name differs, and would overwrite best.ckpt with the next one.
+    Lightning forgets the best score where its folder has another name, and would overwrite best.ckpt with the next one;
+    it counts a file that is gone, and the run could not be scored by it at its end.
     """
-    for state in checkpoint.get("callbacks", {}).values():
-        if not isinstance(state, dict) or "best_model_path" not in state:
-            continue
-        best = state["best_model_path"]
-        if not best or (folder / Path(best).name).is_file():
-            state["dirpath"] = str(folder)
-            for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                state[key] = str(folder / Path(state[key]).name) if state[key] else ""
-            state["best_k_models"] = {
-                str(folder / Path(path).name): score for path, score in state["best_k_models"].items()
-            }
+    for callback in trainer.checkpoint_callbacks:
+        state = checkpoint.get("callbacks", {}).get(callback.state_key)
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath and isinstance(state, dict):
+            _relocate(state, callback, Path(str(trainer.ckpt_path)).resolve().parent)
+
+
+def _relocate(state: dict[str, Any], callback: ModelCheckpoint, resumed_in: Path) -> None:
+    """``resumed_in`` is the checkpoint's folder. That of the callback Lightning has resolved, so all are real paths."""
+    folder = Path(str(callback.dirpath))
+    known = {folder / Path(path).name: score for path, score in state["best_k_models"].items()}
+    there = {str(path): score for path, score in known.items() if path.is_file()}
+    if not there and folder not in (resumed_in, Path(state["dirpath"]).resolve()):
+        return  # another run's checkpoint, whose best is none of this one's
+    ranked = sorted(there, key=lambda path: float(there[path]), reverse=callback.mode == "max")
+    state["dirpath"], state["best_k_models"], state["last_model_path"] = str(folder), there, ""
+    state["best_model_path"] = ranked[0] if ranked else ""
+    state["best_model_score"] = there[ranked[0]] if ranked else None
+    state["kth_best_model_path"] = ranked[-1] if ranked else ""
+    state["kth_value"] = there[ranked[-1]] if ranked else callback.kth_value

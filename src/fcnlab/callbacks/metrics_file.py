@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from fcnlab.errors import NotWritten
+from fcnlab.errors import NotWritten, first_line
 from fcnlab.results.record import aside
 
 FIRST = ("step", "epoch")
@@ -32,9 +32,15 @@ class MetricsFile(Logger):
         self.path = Path(path)
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
             raise NotWritten(f"{self.path} is a link, or no file: it is not written to. Remove it, if it is yours")
-        self._drop_half_a_row()
-        self._columns = self._read_columns()
-        self._count()
+        self._whole = False  # until half a row at the end, which a full disk can leave, is dropped
+        try:
+            self._columns = self._read_columns()
+            self._count()
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise NotWritten(
+                f"{self.path} is no table in UTF-8 ({first_line(error)}): repair it, or move it away; the training then"
+                " resumes without the curves from before"
+            ) from error
 
     @property
     def name(self) -> str:
@@ -65,6 +71,7 @@ class MetricsFile(Logger):
         self.count, self.validations = len(rows), sum(bool(row.get(VALIDATED)) for row in rows)
 
     def _append(self, row: dict[str, float]) -> None:
+        self._drop_half_a_row()
         new = [name for name in dict.fromkeys((*FIRST, *row)) if name not in self._columns]
         if new:
             self._columns += new
@@ -77,28 +84,27 @@ class MetricsFile(Logger):
     @rank_zero_only
     def cut(self, count: int) -> None:
         """Keep the first ``count`` rows; what came after them the resumed run will log again."""
+        self._drop_half_a_row()
         if self.count > count:
             self._rewrite(self.rows()[:count])
             self._count()
 
-    @rank_zero_only
     def _drop_half_a_row(self) -> None:
-        """A full disk can leave one at the end."""
-        if self.path.is_file() and not (text := self.path.read_bytes()).endswith(b"\n"):
+        if not self._whole and self.path.is_file() and not (text := self.path.read_bytes()).endswith(b"\n"):
             os.truncate(self.path, text.rfind(b"\n") + 1)
+        self._whole = True
+
+    def _lines(self) -> list[str]:
+        """The whole lines on disk."""
+        text = self.path.read_bytes() if self.path.is_file() else b""
+        return io.StringIO(text[: text.rfind(b"\n") + 1].decode(), newline="").readlines()
 
     def rows(self) -> list[dict[str, str]]:
         """What is on disk, as text; a value that was not logged in a row is an empty string."""
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        return list(csv.DictReader(self._lines()))
 
     def _read_columns(self) -> list[str]:
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="") as file:
-            return next(csv.reader(file), [])
+        return next(csv.reader(self._lines()), [])
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         """Beside the old file, then in its place: a kill in between loses nothing."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from fcnlab.callbacks.checkpointing import follow_folder
 from fcnlab.callbacks.metrics_file import MetricsFile
 from fcnlab.callbacks.stopping import at_the_end
 
@@ -76,6 +77,7 @@ class ExactResume(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit":
             return
+        follow_folder(trainer, checkpoint)
         self._restored = kept = checkpoint["resume"]
         self._validated = kept["validated"]
         before = Batches(kept["pictures"], kept["accumulate"])

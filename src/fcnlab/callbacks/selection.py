@@ -23,6 +23,7 @@ class Selection(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         before = checkpoint["fcnlab"].get("selection") or {}
         self._images = before.get("images", "")
+        self.curves.validations = max(self.curves.validations, before.get("among", 0))  # also of rows that are lost
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:

@@ -1,11 +1,16 @@
 """Weights & Biases as a mirror of the run's folder: never a prompt, never a hang, never in the way of training."""
 
+import atexit
 import logging
 import os
+import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +18,13 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from fcnlab.data.held_folders import held_folder, remove_leftovers
 from fcnlab.errors import UserError, first_line
 from fcnlab.results.scores import Scores
 
 log = logging.getLogger("fcnlab")
 ANSWER_WITHIN = 3.0  # seconds
+TEMPORARY = "fcnlab-wandb-"  # how the name of the folder begins that holds W&B's temporary ones
 START_WITHIN = 20.0  # seconds; W&B itself would try for 90
 
 
@@ -40,6 +47,9 @@ def wandb_logger(
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
     logging.getLogger().addFilter(_no_word_of_sizes)
+    if "wandb" not in sys.modules:
+        with temporary_files_held():
+            import wandb  # noqa: F401  which makes folders
     Path(folder).mkdir(parents=True, exist_ok=True)
     described = {
         "dir": folder, "config": config, "id": run_id, "name": name,
@@ -51,6 +61,26 @@ def wandb_logger(
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run)
+
+
+@cache
+def _held_temporary_folder() -> Path:
+    """Of this process, until it ends; those of processes that were killed are removed."""
+    parent, held = Path(tempfile.gettempdir()), ExitStack()
+    remove_leftovers(parent, TEMPORARY)
+    atexit.register(held.close)
+    return held.enter_context(held_folder(parent, TEMPORARY))
+
+
+@contextmanager
+def temporary_files_held() -> Iterator[None]:
+    """Let temporary files be made where the next run finds them, should this one be killed: W&B's have any name."""
+    folder = _held_temporary_folder()
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _no_word_of_sizes(record: logging.LogRecord) -> bool:
@@ -133,5 +163,6 @@ def log_scores(
     confusion = wandb.Table(["truth \\ prediction", *classes], cells)
     facts = {f"selection/{key}": value for key, value in (selection or {}).items() if value is not None}
     validated = {key: value for key, value in facts.items() if key == "selection/val_miou"}
-    logger.experiment.log({f"{name}/per_class": table, f"{name}/confusion": confusion, **validated})
+    with temporary_files_held():
+        logger.experiment.log({f"{name}/per_class": table, f"{name}/confusion": confusion, **validated})
     logger.experiment.summary.update(facts)

@@ -4,8 +4,6 @@ A class is a form and a texture; its colours vary. Forms overlap, many are small
 that a net of stride 32 alone cannot do well.
 """
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +13,14 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 
+from fcnlab.data.held_folders import held_folder, remove_leftovers
 from fcnlab.data.image_files import DataError
 from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.data.voc import CLASSES, read_list, voc_palette, voc_pictures
 from fcnlab.ranges import MOST_PIXELS, Count, Meaning, Seed
 
 DRAWING = 1  # raise it when the drawings change, so that old ones are not taken for new
+DRAWING_ASIDE = ".drawing-"  # how the names of folders begin that are being drawn
 FORMS = ("disc", "box", "star", "ring", "cross")
 TEXTURES = ("plain", "stripes", "checks", "dots")
 LEAST, MOST = 2, MOST_PIXELS * 4 // 5  # of the mean side: a picture's are 3/4 to 5/4 of it, and at least a pixel
@@ -47,6 +47,8 @@ def open_shapes(
     """
     settings = {"train": num_train, "val": num_val, "size": size, "seed": drawing_seed, "drawing": DRAWING}
     folder = Path(root) / "-".join(f"{name}{value}" for name, value in settings.items())
+    if draw:
+        remove_leftovers(Path(root), DRAWING_ASIDE)
     if not folder.is_dir():
         if not draw:
             raise DataError(f"no shapes in data.root={root}: {folder} is no folder, and nothing is drawn there")
@@ -58,16 +60,14 @@ def open_shapes(
 def _draw_aside(folder: Path, num_train: int, num_val: int, size: int, seed: int) -> None:
     """Draw beside the place and move into it, so that a kill or another process never leaves half a data set there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".drawing-", dir=folder.parent))
-    try:
+    with held_folder(folder.parent, DRAWING_ASIDE) as aside:
         whole = aside / folder.name  # aside itself is mkdtemp's: nobody else may read it
-        write_data_set(whole / "VOCdevkit" / "VOC2012", num_train, num_val, size, seed)
-        whole.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was first, with the same pictures
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            write_data_set(whole / "VOCdevkit" / "VOC2012", num_train, num_val, size, seed)
+            whole.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same pictures
+                raise
 
 
 def write_data_set(folder: Path, num_train: int, num_val: int, size: int, seed: int) -> None:

@@ -74,9 +74,20 @@ class Slots(Launcher):
                 raise UserError("hydra/launcher=slots is for train and eval; leave it out")
             folder = Path(config.hydra.sweep.dir).absolute()
             self.resumes = bool(config.sweep.resume)
+            limit(self.slots)
+            is_new = not folder.exists()
             self.lock = Lock(folder)
-            words = of_the_user(config.hydra.overrides.task)
-            self.manifest = open_manifest(folder, self.verb, words, self.resumes, launched_by(config.hydra))
+            try:
+                check_holds_no_run(folder)
+                words = of_the_user(config.hydra.overrides.task)
+                self.manifest = open_manifest(folder, self.verb, words, self.resumes, launched_by(config.hydra))
+            except UserError:
+                self.lock.abandon()
+                with suppress(OSError):
+                    if is_new:
+                        folder.rmdir()
+                raise
+            self.lock.own.claim()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
@@ -101,7 +112,7 @@ class Slots(Launcher):
         return Places(gpus, list(needs.values()), limit(self.slots), visible_cores()), needs
 
     def _wait_for_earlier_jobs(self) -> None:
-        self.lock.wait_for_jobs()
+        self.lock.jobs.wait()
 
     def _planned(self, configs: Mapping[int, DictConfig]) -> list[Job]:
         """The record of each job; where a sweep goes on, those are done whose folders say so.
@@ -169,7 +180,9 @@ class Slots(Launcher):
         words = self._words(job, cfg, again=self.resumes)
         folder.mkdir(parents=True, exist_ok=True)
         environment = environment_of_one() | share.environment()
-        return start(self.verb, words, config_dir(cfg.hydra), environment, folder / LOG, held=[self.lock.inherited])
+        return start(
+            self.verb, words, config_dir(cfg.hydra), environment, folder / LOG, held=[self.lock.jobs.inherited]
+        )
 
     def _words(self, job: Job, cfg: DictConfig, again: bool) -> list[str]:
         """What to type for a job; ``again``: where its folder holds a part of it, as the continuation of that."""
@@ -217,6 +230,17 @@ class Slots(Launcher):
 class InProcess(BasicLauncher):
     """Hydra's own launcher, for small nets on one device: one job after the other, in this process."""
 
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Look at what is in the folder before Hydra writes there."""
+        with told_plainly(str(config.hydra.job.config_name)):
+            folder = Path(config.hydra.sweep.dir).absolute()
+            check_holds_no_run(folder)
+            if folder.is_dir() and any(entry.name != "multirun.yaml" for entry in folder.iterdir()):
+                raise UserError(
+                    f"{shown(folder)} holds a sweep already, or something else: leave hydra.sweep.dir to a new folder"
+                )
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert self.hydra_context is not None and self.config is not None
         words, ours = [list(words) for words in job_overrides], "sweep" in self.config
@@ -234,6 +258,13 @@ class InProcess(BasicLauncher):
             words = [[*job, *words_for_job(folder, what_differs(job, fixed))] for job in words]
         with only_parts_environment():
             return super().launch(words, initial_job_idx)
+
+
+def check_holds_no_run(folder: Path) -> None:
+    """Refuse to put the jobs of a sweep among the files of a run."""
+    found = [name for name in ("run.json", ".hydra", "checkpoints") if os.path.lexists(folder / name)]
+    if found:
+        raise UserError(f"{shown(folder)} holds {found[0]} of a run: leave hydra.sweep.dir to a new folder")
 
 
 def refuse_several_processes(configs: Mapping[int, DictConfig]) -> None:

@@ -1,6 +1,5 @@
 """sweep.json: the jobs of a sweep and what became of each, so that it can go on after whatever ended it."""
 
-import fcntl
 import json
 import logging
 import os
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fcnlab.errors import UserError
+from fcnlab.launching.locks import FolderLock, try_lock
 from fcnlab.launching.processes import open_own, setting, typed
 from fcnlab.results.reading import Unreadable, read_json
 
 log = logging.getLogger("fcnlab")
 NAME = "sweep.json"
-LOCKS = (".lock", ".jobs.lock")
+JOBS_LOCK = ".jobs.lock"
 Status = Literal["waiting", "running", "finished", "interrupted", "failed"]
 
 
@@ -168,48 +168,57 @@ def difference(there: Sequence[str], here: Sequence[str]) -> str:
     return ":" + "".join(lines) if lines else ": the same words in another order, which numbers the jobs otherwise"
 
 
-class Lock:
-    """One process works on what a folder holds, a sweep or a staged training, and starts its parts.
+class JobsLock:
+    """Held by what this process starts in a folder: the jobs of a sweep, the stages of a training.
 
-    ``inherited`` is the file that the parts keep open and thereby locked. The system lifts both locks with the last
-    process that holds them, however that ended: the jobs of a sweep that was killed are still saving themselves, and
-    nobody may start them again before they have.
+    ``inherited`` is the file that they keep open and thereby locked. The system lifts the lock with the last process
+    that holds it, however that ended: the jobs of a sweep that was killed are still saving themselves, and nobody may
+    start them again before they have.
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._own, self.inherited = (open_own(folder / name, os.O_RDWR) for name in LOCKS)
-        self.release = weakref.finalize(self, _close, self._own, self.inherited)
-        if not _lock(self._own):
-            holder = os.read(self._own, 300).decode(errors="replace") or "?"
-            self.release()
-            raise UserError(f"{shown(folder)}: process {holder} is working there: wait for it, or stop it")
-        os.truncate(self._own, 0)
-        os.write(self._own, f"{os.getpid()} on {platform.node()}".encode())
+        self.folder, path = folder, folder / JOBS_LOCK
+        self._is_new = not path.exists()
+        self.inherited = open_own(path, os.O_RDWR)
+        self.release = weakref.finalize(self, os.close, self.inherited)
 
-    def jobs_have_ended(self) -> bool:
+    def abandon(self) -> None:
+        """Leave the folder as it was: nothing was started there."""
+        if self._is_new and self.release.alive:
+            (self.folder / JOBS_LOCK).unlink(missing_ok=True)
+        self.release()
+
+    def have_ended(self) -> bool:
         """Whether none that an earlier process started is alive; from then on, this one's hold the lock."""
-        return _lock(self.inherited)
+        return try_lock(self.inherited, self.folder)
 
-    def wait_for_jobs(self) -> None:
-        if not self.jobs_have_ended():
+    def wait(self) -> None:
+        if not self.have_ended():
             log.info("What an earlier process started in %s is still saving itself: waiting for it", shown(self.folder))
-            while not self.jobs_have_ended():
+            while not self.have_ended():
                 time.sleep(0.2)
 
 
-def _lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+class Lock:
+    """One process works on a sweep, and starts its jobs: ``own`` keeps others off, ``jobs`` is held by the jobs."""
 
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.own = FolderLock(folder)
+        try:
+            self.jobs = JobsLock(folder)
+        except BaseException:
+            self.own.abandon()
+            raise
 
-def _close(*files: int) -> None:
-    for file in files:
-        os.close(file)
+    def release(self) -> None:
+        self.jobs.release()
+        self.own.release()
+
+    def abandon(self) -> None:
+        """Leave the folder as it was: a refused command never worked here."""
+        self.jobs.abandon()
+        self.own.abandon()
 
 
 def facts_of(folder: Path, name: str) -> dict[str, Any]:

@@ -100,8 +100,8 @@ def recipe(training: Training) -> str:
 
 
 def absolute(root: Any, cwd: Any) -> str | None:
-    """Where a path that was typed in a folder leads."""
-    return os.path.normpath(Path(str(cwd or "."), root)) if isinstance(root, str) else None
+    """Where a path that was typed in a folder leads, behind all links."""
+    return os.path.realpath(Path(str(cwd or "."), root)) if isinstance(root, str) else None
 
 
 def why_not_finished(trained: Any) -> str | None:

@@ -18,6 +18,7 @@ from fcnlab.errors import UserError
 from fcnlab.launching.processes import spawn
 from fcnlab.results.findings import markdown_columns, text_columns
 from fcnlab.results.record import aside, write_json
+from fcnlab.tasks.run_folder import RunFolder
 
 log = logging.getLogger("fcnlab")
 BENCHMARKS = shipped("benchmarks")
@@ -27,7 +28,7 @@ THREADS = 2  # what is asked of every machine: with one, all claims together tak
 Results = dict[str, dict[str, Any]]  # what each claim's script wrote, by its name
 
 
-def bench(cfg: DictConfig) -> None:
+def bench(cfg: DictConfig, run_folder: RunFolder) -> None:
     """Measure some claims, one after the other; leave bench.json, bench.md and a file for each in the run's folder.
 
     Raises
@@ -38,7 +39,8 @@ def bench(cfg: DictConfig) -> None:
     check_targets(cfg)
     known = claims(BENCHMARKS)
     asked = chosen(cfg, known)
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    run_folder.accept(cfg)
+    folder = run_folder.path
     failed, results = [], {}
     for name in asked:
         log.info("%s: %s", name, known[name])

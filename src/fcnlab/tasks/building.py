@@ -394,7 +394,7 @@ def wandb_id(loggers: list[Logger]) -> str | None:
 def _build_logger(name: str, cfg: DictConfig, facts: Mapping[str, Any]) -> Logger:
     if name != "wandb":
         return built(cfg.logger[name], f"logger.{name}")
-    settings, sweep = cfg.logger.wandb, Path(cfg.sweep.folder) if cfg.sweep.folder else None
+    settings, sweep = cfg.logger.wandb, Path(cfg.sweep.folder).resolve() if cfg.sweep.folder else None
     run_id, other = facts.get("wandb"), os.environ.get("WANDB_RUN_ID")
     if run_id and other not in (None, run_id):
         warn(f"WANDB_RUN_ID={other} in the environment: no effect, since this run's record has the W&B run {run_id}")

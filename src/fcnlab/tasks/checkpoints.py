@@ -63,7 +63,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = load_plainly(path)
     except WeightsError as error:
-        raise UserError(f"checkpoint={error}") from error
+        last = path.with_name("last.ckpt")
+        way_out = f" Its run has another checkpoint: {last}" if path.name != last.name and last.is_file() else ""
+        raise UserError(f"checkpoint={error}{'.' * bool(way_out)}{way_out}") from error
     if not isinstance(checkpoint, dict) or not {"fcnlab", "state_dict"} <= set(checkpoint):
         raise UserError(
             f"checkpoint={path} was not written by fcnlab train. For bare weights, use model.weights={path}."

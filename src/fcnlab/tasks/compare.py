@@ -19,16 +19,17 @@ from fcnlab.results.record import aside
 from fcnlab.results.runs import LeftOut, read_runs
 from fcnlab.results.tables import markdown, terminal, write_csv
 from fcnlab.tasks.predictions import check_report
+from fcnlab.tasks.run_folder import RunFolder
 
 log = logging.getLogger("fcnlab")
 SAID = 10  # folders that are named in the terminal; the page has all
 
 
-def compare(cfg: DictConfig) -> None:
+def compare(cfg: DictConfig, run: RunFolder) -> None:
     """Compare the runs below some folders; leave the page, Markdown and CSV in the run's own folder."""
     check_targets(cfg)
     check_split(cfg)
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = run.path
     check_report(folder, ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv"))
     runs, left_out = read_runs([existing(name) for name in cfg.runs])
     say_left_out(left_out, "cannot be used")
@@ -36,6 +37,7 @@ def compare(cfg: DictConfig) -> None:
     found = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence, division)
     say_left_out(found.left_out, "left out")
     found.left_out[:0] = left_out
+    run.accept(cfg)
     log.info(terminal(found))
     write(folder, found)
     log.info("The page: %s", folder / "comparison.html")

@@ -31,16 +31,17 @@ from fcnlab.results.findings import (
     worst,
 )
 from fcnlab.results.record import aside, write_json
-from fcnlab.tasks.building import run_folder, say
+from fcnlab.tasks.building import say
 from fcnlab.tasks.machine import inspect_machine
 from fcnlab.tasks.predictions import check_report
+from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.scoring import command
 from fcnlab.tasks.splits import say_what_is_there
 
 Seen = dict[str, Looked]  # by the split's name
 
 
-def doctor(cfg: DictConfig) -> None:
+def doctor(cfg: DictConfig, run: RunFolder) -> None:
     """Look at every file of the splits, at the loader and the machine; the whole table comes before the exit code.
 
     Raises
@@ -48,11 +49,12 @@ def doctor(cfg: DictConfig) -> None:
     UserError
         What makes a number wrong or training fail, in a line.
     """
-    folder = run_folder()
+    folder = run.path
     check_report(folder, ("doctor.json", "doctor.md", "samples.png"))
     check_targets(cfg)
     data: DataModule = instantiate(cfg.data, _convert_="all")
     seen = look_at_all(data)
+    run.accept(cfg)
     findings = [
         *inspect_data(data, seen, cfg.alike_bits),
         *inspect_machine(folder, batch_bytes(data), data.num_workers, data.prefetch_factor),

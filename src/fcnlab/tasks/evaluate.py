@@ -28,7 +28,6 @@ from fcnlab.tasks.building import (
     evaluation_speed,
     open_data,
     open_loggers,
-    run_folder,
     say,
     warn,
 )
@@ -37,14 +36,15 @@ from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.ineffective import ineffective_in_scoring
 from fcnlab.tasks.lineage import trained_when_scored, weights_used
 from fcnlab.tasks.recording import recorded_config
+from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.scoring import commit, score, table, words_of
 from fcnlab.tasks.splits import check_splits
 from fcnlab.trust import DATA, check_components
 
 
-def evaluate(cfg: DictConfig) -> float | None:
+def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     """Score a checkpoint, or a model with its own weights, on the test list of the data."""
-    folder = run_folder()
+    folder = run.path
     check_needs(cfg, HydraConfig.get().overrides.task)
     _check_what_is_asked(cfg)  # first: without data, model.num_classes cannot be computed
     check_targets(cfg)
@@ -71,6 +71,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
     signals = StopSignals()
     trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures), Interruption(signals)])
+    run.accept(cfg)
     with signals, open_loggers(cfg) as loggers, signals.told_apart():
         trainer.loggers = loggers
         origin = {"trained": trained, "weights": weights}

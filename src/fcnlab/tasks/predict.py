@@ -29,10 +29,11 @@ from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.ineffective import ineffective_in_scoring
 from fcnlab.tasks.predictions import Predictions
+from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.submitting import check_submission, submit
 
 
-def predict(cfg: DictConfig) -> None:
+def predict(cfg: DictConfig, run: RunFolder) -> None:
     """Segment pictures: class ids as palette PNGs in ``labels/``, tinted pictures with a legend in ``overlays/``.
 
     With ``submission``: those of a data set's list, in one archive.
@@ -47,7 +48,7 @@ def predict(cfg: DictConfig) -> None:
     net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
     facts = checkpoint["fcnlab"]
     if cfg.submission is not None:
-        return submit(cfg, net, facts["classes"])
+        return submit(cfg, run, net, facts["classes"])
     files = Files(paths, min_size=net.backbone.min_size)
     writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
     loader = DataLoader(files, batch_size=None, num_workers=worker_count(cfg.num_workers))
@@ -55,6 +56,7 @@ def predict(cfg: DictConfig) -> None:
     segmenter = Predictor(net, facts["classes"], refine=refine, **evaluation_speed(cfg, net))
     with StopSignals() as signals, signals.told_apart():
         trainer = build_trainer(cfg, False, [writer, Interruption(signals)])
+        run.accept(cfg)
         trainer.predict(segmenter, loader, return_predictions=False)
     say(f"{writer.written} of {len(files)} pictures segmented: labels/ and overlays/ in {cfg.output}")
     if writer.problems:

@@ -2,8 +2,9 @@
 
 import json
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,16 @@ from fcnlab.results.settings import leaves
 from fcnlab.signals import Interrupted
 from fcnlab.tasks.building import say, warn
 from fcnlab.tasks.fingerprint import fingerprint
+from fcnlab.tasks.run_folder import DAMAGED, RunFolder, set_aside
 from fcnlab.tasks.scoring import PACKAGES, command, commit, git
 from fcnlab.trust import WRITTEN_TO, why_not_set
 
+SECRET = re.compile(  # a file's name, or one of the folders above it, in small letters
+    r"\.env(\..*)?|.*\.env|\.?(netrc|pgpass|pypirc|npmrc|htpasswd|git-credentials|dockercfg)|_netrc"
+    r"|.*\.(pem|key|p12|pfx|jks|keystore|kdbx|ppk|gpg|asc)|id_(rsa|dsa|ecdsa|ed25519)(\..*)?"
+    r"|.*(secret|credential|passwd|password|api_?key|access_?token|private_?key).*|\.(ssh|aws|gnupg|kube|docker)"
+    r"|tokens?(\.\w+)?|.*service[-_]account.*\.json"
+)
 # What older records name, and what does the same today.
 RENAMED = {"lightning.pytorch.callbacks.TQDMProgressBar": "fcnlab.callbacks.Progress"}
 
@@ -42,49 +50,72 @@ class RunRecord:
     def __init__(self, folder: Path):
         self.path = folder / "run.json"
         self.facts: dict[str, Any] = {}
+        self.damaged = False
         try:
-            self.facts = read_json(folder, self.path.name) or {}
+            self.facts = _checked(read_json(folder, self.path.name) or {})
         except Unreadable as error:
-            warn(f"{folder}: {error}: it is begun anew")
+            self.damaged = True
+            warn(f"{folder}: {error}: it is kept as {self.path.name}{DAMAGED}, and a new one begun")
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there was no record of a run yet."""
+        return not self.facts and not self.damaged
 
     @rank_zero_only
     def write(self, **facts: Any) -> None:
         self.facts |= facts
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.damaged:
+            set_aside(self.path)
+            self.damaged = False
         with aside(self.path) as path:
             path.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
-def recorded(cfg: DictConfig, folder: Path, record: RunRecord, **facts: Any) -> Iterator[None]:
-    """Leave the record of a run, whatever becomes of it; a signal that comes before it is begun leaves none.
+def recorded(cfg: DictConfig, folder: RunFolder, record: RunRecord, **facts: Any) -> Iterator[Callable[[], None]]:
+    """Leave the record of a run, whatever becomes of it once it has begun: give the function that begins it.
 
-    ``facts`` are further ones that are known when it begins.
+    What ends before that, a refused command or a signal, leaves the record as it was. ``facts`` are further ones that
+    are known when it begins.
     """
     beginning = _beginning(cfg, record) | facts
-    try:
+    begun = False
+
+    def begin() -> None:
+        nonlocal begun
+        if begun:
+            return
+        folder.accept(cfg)
+        begun = True
         record.write(**beginning)
-        _write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        _write(folder / "changes.diff", uncommitted_changes())
-        _write_hydra(cfg, folder / ".hydra")
-        yield
+        _write(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        _write(folder.path / "changes.diff", uncommitted_changes())
+
+    try:
+        yield begin
         record.write(status="finished", reason=None, ended=now())
-    except Interrupted as stop:
-        record.write(status="interrupted", reason=str(stop), ended=now())
-        raise
     except BaseException as error:
-        record.write(status="failed", reason=f"{type(error).__name__}: {first_line(error)}", ended=now())
+        if begun:
+            with suppress(OSError):  # the first error is the one to show
+                record.write(**_end(error), ended=now())
         raise
 
 
-def _write_hydra(cfg: DictConfig, folder: Path) -> None:
-    """What Hydra writes of a run, but not before it is sure that the run begins.
+def _end(error: BaseException) -> dict[str, str]:
+    """How a run ended that an error ended."""
+    if isinstance(error, Interrupted):
+        return {"status": "interrupted", "reason": str(error)}
+    return {"status": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"}
 
-    Hydra itself would put a command that is refused, such as another network for a run that resumes, into its record.
-    """
-    _write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-    _write(folder / "hydra.yaml", OmegaConf.to_yaml(HydraConfig.instance().cfg))
-    _write(folder / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task))
+
+def _checked(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a record, if those that a resumed run goes on with are of their types."""
+    starts = facts.get("starts", 0)
+    if not isinstance(facts.get("earlier", []), list) or type(starts) is not int:
+        raise Unreadable("run.json is not one of fcnlab's: its earlier or its starts is none")
+    return facts
 
 
 def _beginning(cfg: DictConfig, record: RunRecord) -> dict[str, Any]:
@@ -201,5 +232,18 @@ def _check_harmless(path: str, value: Any, folder: Path) -> None:
 
 
 def uncommitted_changes() -> str:
-    """How fcnlab's checkout differs from its commit; empty where it does not, or where there is no checkout."""
-    return git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":/") or ""
+    """How fcnlab's checkout differs from its commit; empty where it does not, or where there is no checkout.
+
+    A record is shown to others, so files that look like secrets are left out, and named before the changes, where
+    ``git apply`` passes them over.
+    """
+    names = (git("diff", "HEAD", "--name-only", "--no-renames", "-z", "--", ":/") or "").split("\0")
+    secret = [name for name in names if looks_secret(name)]
+    left_out = "".join(f"left out, since it may hold a secret: {name!r}\n" for name in secret)
+    others = [f":(top,literal,exclude){name}" for name in secret]
+    return left_out + (git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":/", *others) or "")
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a file's path is one by which keys, passwords and tokens are kept."""
+    return any(SECRET.fullmatch(part) for part in name.lower().split("/"))

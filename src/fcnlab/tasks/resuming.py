@@ -11,13 +11,14 @@ from fcnlab.results.origins import part
 from fcnlab.results.record import aside
 from fcnlab.tasks.building import warn
 from fcnlab.tasks.checkpoints import read_checkpoint
+from fcnlab.tasks.run_folder import DAMAGED, is_first_process, set_aside
 
 
 class Start(NamedTuple):
     """A checkpoint's path, and when it was written: how many rows metrics.csv had, how many steps were done.
 
     ``settings``, ``segments`` and ``images`` are the run's until then (see :mod:`fcnlab.tasks.segments`); ``trained``
-    is what the checkpoint tells of its training (:mod:`fcnlab.results.lineage`).
+    is what the checkpoint tells of its training (:mod:`fcnlab.results.lineage`), ``shapes`` those of its weights.
     """
 
     checkpoint: str | None = None
@@ -28,6 +29,7 @@ class Start(NamedTuple):
     segments: Sequence[dict[str, Any]] = ()
     images: Mapping[str, Any] = {}
     trained: Mapping[str, Any] = {}
+    shapes: Mapping[str, tuple[int, ...]] = {}
 
 
 def where_to_start(wanted: str | None, folder: Path) -> Start:
@@ -40,6 +42,11 @@ def where_to_start(wanted: str | None, folder: Path) -> Start:
         would be overwritten.
     """
     checkpoints = folder / "checkpoints"
+    for path in checkpoints.glob("*.ckpt"):
+        if path.is_symlink() and not path.exists():
+            raise UserError(
+                f"{path} is a link to {path.readlink()}, which is not there: bring that back, or remove the link"
+            )
     if wanted == "auto":
         return _newest_whole(checkpoints)
     if wanted in ("last", "best"):
@@ -78,20 +85,19 @@ def _start(path: str | Path) -> Start:
     if kept is None:
         raise UserError(f"checkpoint={path} was written by an older fcnlab: start from it by model.weights={path}")
     of_run = {name: found["fcnlab"][name] for name in ("settings", "segments", "images") if name in found["fcnlab"]}
-    return Start(
-        str(path),
-        kept["rows"],
-        int(found.get("global_step", 0)),
-        int(found.get("epoch", 0)),
-        **of_run,
-        trained=part(found["fcnlab"], "trained"),
-    )
+    steps, epoch = int(found.get("global_step", 0)), int(found.get("epoch", 0))
+    trained = part(found["fcnlab"], "trained")
+    return Start(str(path), kept["rows"], steps, epoch, **of_run, trained=trained, shapes=_shapes(found))
+
+
+def _shapes(checkpoint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
 
 
 def _own(checkpoints: Path, name: str) -> Start:
     """This run's last or best checkpoint."""
     path = checkpoints / f"{name}.ckpt"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"checkpoint={name}: there is no {path}, since this run is new{_newest_run()}")
     return _start(path)
 
@@ -107,6 +113,35 @@ def make_latest(start: Start, folder: Path) -> None:
             shutil.copyfile(start.checkpoint, part)
 
 
+def unusable_checkpoints(checkpoints: Path, start: Start) -> list[Path]:
+    """Checkpoints of this folder that the run could not score at its end, or not overwrite; each is reported.
+
+    They are found before the training goes on, since its best score would be that of a file that is lost.
+    """
+    found = []
+    for path in sorted(checkpoints.glob("*.ckpt")):
+        if start.checkpoint and path.exists() and path.samefile(start.checkpoint):
+            continue
+        try:
+            fits = _shapes(read_checkpoint(path)) == start.shapes
+            why = "" if fits else f"{path} holds the weights of another network."
+        except UserError as error:
+            why = str(error)
+        if not start.checkpoint:
+            why = why or f"The run cannot resume from {path}."
+        if why:
+            warn(f"{why} It is kept as {path.name}{DAMAGED}, and its score is forgotten")
+            found.append(path)
+    return found
+
+
+def keep_aside(paths: Sequence[Path]) -> None:
+    """Rename checkpoints that cannot be used; only once it is sure that the run resumes without them."""
+    if is_first_process(os.environ):
+        for path in paths:
+            set_aside(path)
+
+
 def _newest_run() -> str:
     """Where the user probably meant to go on."""
     runs = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda found: found.stat().st_mtime)
@@ -118,7 +153,7 @@ def _newest_run() -> str:
 def _newest_whole(checkpoints: Path) -> Start:
     """last.ckpt, or the best one if that is damaged; the beginning where there is neither."""
     for name in ("last", "best"):
-        if (checkpoints / f"{name}.ckpt").is_file():
+        if (checkpoints / f"{name}.ckpt").exists():
             try:
                 return _own(checkpoints, name)
             except UserError as error:

@@ -16,13 +16,15 @@ from fcnlab.config import ConfigError, check_needs, check_targets
 from fcnlab.errors import UserError
 from fcnlab.launching import config_dir, finish, setting, start
 from fcnlab.launching.board import score_of
-from fcnlab.launching.manifest import Lock, facts_of
+from fcnlab.launching.manifest import JobsLock, facts_of
 from fcnlab.launching.processes import environment_of_part, left_out_of_parts
 from fcnlab.results.record import aside
 from fcnlab.results.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
 from fcnlab.tasks.building import check_scored, members, say, warn
+from fcnlab.tasks.checkpoints import read_checkpoint
 from fcnlab.tasks.recording import RunRecord, recorded
+from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.segments import check_finished
 
 OURS = ("experiment", "stages", "checkpoint", "from_run")  # settings of the whole, not of its stages
@@ -41,18 +43,30 @@ class Stage:
 
     @property
     def checkpoint(self) -> Path:
-        """What the next stage starts from: the one that was scored, or the last where that was not kept."""
+        """What the next stage starts from: the one that was scored, or the last where that was not kept, or damaged."""
         selection = recorded_selection(facts_of(self.folder, "metrics.json"))
         scored = "best" if selection is None else selection["checkpoint"]
         path, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in (scored, "last"))
-        return path if path.is_file() or not self.finished else last
+        return path if not self.finished or _is_usable(path) else last
 
     @property
     def miou(self) -> float | None:
         return score_of(self.folder)
 
 
-def train_in_stages(cfg: DictConfig, folder: Path) -> float | None:
+def _is_usable(path: Path) -> bool:
+    """Whether a finished stage's checkpoint can be started from; reported where one is there and cannot."""
+    if not path.exists():
+        return False
+    try:
+        read_checkpoint(path)
+    except UserError as error:
+        warn(f"{error} The next stage starts from last.ckpt")
+        return False
+    return True
+
+
+def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
     """Run the stages that are not finished yet; the last one's scores are the whole run's.
 
     Raises
@@ -61,6 +75,7 @@ def train_in_stages(cfg: DictConfig, folder: Path) -> float | None:
         A stage's settings cannot work, which is told before the first begins; a stage failed; the folder holds such a
         run already, and it was not asked to go on; another process works there.
     """
+    folder = run.path
     stages = [
         Stage(experiment, folder / f"{place}-{Path(experiment).name}")
         for place, experiment in enumerate(cfg.stages, start=1)
@@ -69,9 +84,10 @@ def train_in_stages(cfg: DictConfig, folder: Path) -> float | None:
     ignored = left_out_of_parts()
     if ignored and "wandb" in cfg.logger:
         warn(ignored)
-    lock = Lock(folder)
-    with StopSignals() as signals, recorded(cfg, folder, RunRecord(folder)):
-        lock.wait_for_jobs()
+    with StopSignals() as signals, recorded(cfg, run, RunRecord(folder)) as begin:
+        begin()
+        lock = JobsLock(folder)
+        lock.wait()
         for place, stage in enumerate(stages):
             if stage.finished:
                 say(f"Stage {stage.folder.name} is finished")

@@ -16,6 +16,7 @@ from fcnlab.results.submission import submission
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, evaluation_speed, say
 from fcnlab.tasks.evaluate import check_classes
+from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.splits import check_splits
 
 COMPETITIONS = ("comp5", "comp6")
@@ -49,7 +50,7 @@ def _check_replaced(cfg: DictConfig) -> None:
         raise UserError(f"submission={path} is there: name another file, or add overwrite=true to replace it")
 
 
-def submit(cfg: DictConfig, net: FCN, classes: list[str]) -> None:
+def submit(cfg: DictConfig, run: RunFolder, net: FCN, classes: list[str]) -> None:
     """Predict every picture of the test list, with masks or without, into the server's folders."""
     data: DataModule = instantiate(cfg.data, _convert_="all")
     check_splits(data, "test", min_size=net.backbone.min_size, truth=False)
@@ -63,6 +64,7 @@ def submit(cfg: DictConfig, net: FCN, classes: list[str]) -> None:
         trainer = build_trainer(cfg, False, [writer])
         if trainer.world_size > 1:
             raise UserError("a submission is written by one process: add trainer.devices=1")
+        run.accept(cfg)
         trainer.predict(segmenter, datamodule=data, return_predictions=False)
         if writer.added != len(pictures):
             raise UserError(f"{writer.added} of {len(pictures)} pictures are no submission: leave trainer.limit_* out")

@@ -36,7 +36,6 @@ from fcnlab.tasks.building import (
     given,
     open_data,
     open_loggers,
-    run_folder,
     say,
     training_callbacks,
     training_speed,
@@ -48,7 +47,15 @@ from fcnlab.tasks.expecting import Took, announce, beside_expected
 from fcnlab.tasks.ineffective import ineffective_in_training
 from fcnlab.tasks.lineage import came_from, describe_training
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
-from fcnlab.tasks.resuming import Start, check_more_to_train, make_latest, where_to_start
+from fcnlab.tasks.resuming import (
+    Start,
+    check_more_to_train,
+    keep_aside,
+    make_latest,
+    unusable_checkpoints,
+    where_to_start,
+)
+from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.scoring import Scored, describe, score, table, words_of
 from fcnlab.tasks.segments import as_recorded, check_images, images_of, segments_of, settings_of
 from fcnlab.tasks.splits import check_splits
@@ -60,15 +67,15 @@ LEAST_LASTING_STEP = 1e-4
 LEAST_CLIPPED_STEP = 1e-6  # the length of the longest step that a clipped gradient allows
 
 
-def train(cfg: DictConfig) -> float | None:
+def train(cfg: DictConfig, run: RunFolder) -> float | None:
     """Train, score the best or the last checkpoint, leave the record.
 
     What a sweeper maximises is the score on the validation images, whatever else was scored.
     """
-    folder = run_folder()
+    folder = run.path
     check_machine(cfg)
     if cfg.stages:
-        return train_in_stages(cfg, folder)
+        return train_in_stages(cfg, run)
     check_needs(cfg, HydraConfig.get().overrides.task)
     repeat_exactly(cfg)
     check_targets(cfg)
@@ -80,18 +87,28 @@ def train(cfg: DictConfig) -> float | None:
     kept = as_recorded(cfg, start)
     record = RunRecord(folder)
     known = {"segments": segments, "stopped_early": None} | came_from(start, folder, kept)
-    with StopSignals() as signals, recorded(kept, folder, record, **known), how_to_go_on(folder), signals.told_apart():
+    with (
+        StopSignals() as signals,
+        recorded(kept, run, record, **known) as begin,
+        how_to_go_on(folder),
+        signals.told_apart(),
+    ):
+        if record.is_new and not start.checkpoint:
+            begin()  # a run that fails is recorded; a command that is refused for one that is there is not
+        unusable = unusable_checkpoints(folder / "checkpoints", start)
         segmenter, data = build(cfg, segments, settings_of(kept))
         check_images(data, start)
-        make_latest(start, folder)
         say(describe(segmenter, data.split("val")))
         curves = MetricsFile(folder / "metrics.csv")
-        curves.cut(start.rows)
         trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
         check_monitors(trainer, segmenter.classes)
         check_limits(trainer, data)
+        begin()
         record.write(images=images_of(data), devices=trainer.num_devices)
         segmenter.record["trained"] = describe_training(kept, record.facts, trainer)
+        keep_aside(unusable)
+        make_latest(start, folder)
+        cut_curves(curves, start)
         # Behind all that may refuse a setting: a run on a dashboard cannot be taken back.
         with open_loggers(kept, record.facts) as loggers, signals.told_apart():
             record.write(wandb=wandb_id(loggers))
@@ -105,8 +122,8 @@ def train(cfg: DictConfig) -> float | None:
             training = took.facts(expected)
             record.write(stopped_early=early_end(trainer))
             say_why_it_ended(trainer, start, early_end(trainer))
-            scored = scored_checkpoint(trainer, folder, cfg.checkpointing.score)
-            selected = take_weights(scored, segmenter, trainer, curves)
+            scored, checkpoint = scored_checkpoint(trainer, folder, cfg.checkpointing.score)
+            selected = take_weights(checkpoint, segmenter, trainer, curves)
             found = score(trainer, segmenter, data, folder, cfg.seed, record.facts, training, selected)
     if found is None:
         return None
@@ -301,22 +318,38 @@ def say_what_surprises(cfg: DictConfig) -> None:
         warn(sentence)
 
 
-def scored_checkpoint(trainer: L.Trainer, folder: Path, wanted: str) -> Path | None:
-    """The checkpoint to score; None where none is kept: then the weights count as they are."""
+def cut_curves(curves: MetricsFile, start: Start) -> None:
+    """Drop the rows from beyond the checkpoint, which the run logs again; and say where some from before are lost."""
+    if curves.count < start.rows:
+        warn(
+            f"{curves.path} has {curves.count} rows, and checkpoint={start.checkpoint} was written after {start.rows}:"
+            " the curves from before are lost; the training resumes without them"
+        )
+    curves.cut(start.rows)
+
+
+def scored_checkpoint(trainer: L.Trainer, folder: Path, wanted: str) -> tuple[Path | None, dict[str, Any] | None]:
+    """The checkpoint to score and what is in it; None where none is kept: then the weights count as they are."""
     last = folder / "checkpoints" / "last.ckpt"
     best = best_checkpoint(trainer) if wanted == "best" else None
     if wanted == "best" and not best:
         warn("no best checkpoint was kept: the last weights are scored")
-    return Path(best) if best else last if last.is_file() else None
+    for path in ([Path(best)] if best else []) + ([last] if last.is_file() else []):
+        try:
+            return path, read_checkpoint(path)
+        except UserError as error:  # it was whole when it was written, and the training is done
+            warn(f"{error} It cannot be scored: the last weights are")
+    return None, None
 
 
-def take_weights(path: Path | None, segmenter: Segmenter, trainer: L.Trainer, curves: MetricsFile) -> Facts | None:
+def take_weights(
+    checkpoint: dict[str, Any] | None, segmenter: Segmenter, trainer: L.Trainer, curves: MetricsFile
+) -> Facts | None:
     """Give the net a checkpoint's weights; how they were selected, None where it does not tell."""
-    if path is None:
+    if checkpoint is None:
         selection = next(one for one in trainer.callbacks if isinstance(one, Selection))  # pyright: ignore[reportAttributeAccessIssue]
         return selection.facts(trainer)
     # Not by test(ckpt_path=...): Lightning's weight averaging would restore the weights not averaged.
-    checkpoint = read_checkpoint(path)
     segmenter.load_state_dict(checkpoint["state_dict"])
     selected = selection_of(checkpoint)
     return selected and {**selected, "among": curves.validations}  # others came after this one

@@ -1,0 +1,321 @@
+"""A run's folder: held by one process, unchanged by what is refused, the same one by a link, whole after any damage."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fcnlab.errors import UserError
+from fcnlab.launching.locks import FolderLock
+from fcnlab.segmenter import Segmenter
+from fcnlab.tasks.run_folder import is_first_process
+
+LENGTH = ("trainer.max_steps=5", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1", "optim.lr=0.5")
+
+
+def send(signum: int):
+    return lambda: os.kill(os.getpid(), signum)
+
+
+def tree(folder: Path) -> dict[str, tuple[int, str]]:
+    """Every file below a folder: when it was written, and a hash of what is in it."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files} | {
+        str(path): (0, "") for path in folder.rglob("*") if path.is_dir()
+    }
+
+
+def best(folder: Path) -> tuple:
+    """The best checkpoint's step and weights, and what the last one says of its score."""
+    found, last = (torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("best", "last"))
+    state = next(state for key, state in last["callbacks"].items() if key.startswith("ModelCheckpoint"))
+    weights = {name: tensor.numpy().tobytes() for name, tensor in found["state_dict"].items()}
+    return found["global_step"], weights, float(state["best_model_score"])
+
+
+@pytest.fixture
+def ended(train, tmp_path, tmp_path_factory) -> Path:
+    """A run that has ended, in ``run``; trained once for all tests."""
+    made = tmp_path_factory.getbasetemp() / "ended-run"
+    if not made.is_dir():
+        shutil.copytree(train(*LENGTH, folder="made"), made)
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def longer(train_code, capsys):
+    """Resume the run for some more steps; the exit code, and what was said on both streams."""
+
+    def resume(*words: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = train_code(*LENGTH, "trainer.max_steps=7", "checkpoint=auto", *words)
+        said = "".join(capsys.readouterr())
+        assert "Traceback" not in said
+        return code, said
+
+    return resume
+
+
+# The same folder by a link
+
+
+def test_a_run_under_a_link_keeps_its_best(train, train_code, at_call, tmp_path):
+    """With this rate the best is an early one, which a later validation would overwrite."""
+    straight = train(*LENGTH, folder="straight")
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "linked").symlink_to("scratch")
+    for place, step in (("linked/run", 4), ("linked/run", 1)):
+        at_call(Segmenter, "training_step", step, send(signal.SIGTERM))
+        assert train_code(*LENGTH, "checkpoint=auto", folder=place) == 128 + signal.SIGTERM
+    at_call(Segmenter, "training_step", 10**9, send(signal.SIGTERM))
+    assert best(train(*LENGTH, "checkpoint=auto", folder="scratch/run")) == best(straight)
+    scores = [json.loads((folder / "metrics.json").read_text()) for folder in (straight, tmp_path / "scratch" / "run")]
+    assert scores[0]["miou"] == scores[1]["miou"]
+
+
+def test_relative_paths_never_begin_in_the_runs_folder(fcnlab, capsys):
+    assert fcnlab("train", "hydra.job.chdir=true", "hydra.run.dir=run") == 1
+    said = capsys.readouterr().err
+    assert "hydra.job.chdir=true: relative paths" in said and "Traceback" not in said and not Path("run").exists()
+
+
+# What is refused
+
+
+REFUSED = {
+    "train": ["train", "checkpoint=auto", "model=fcn32s"],
+    "train on other images": ["train", "checkpoint=auto", "data.root=nowhere/at/all", "sweep.recorded=true"],
+    "train with a callback that waits for nothing": ["train", "checkpoint=auto", "callbacks.top.monitor=val/miuo"],
+    "train anew": ["train"],
+    "train in stages": ["train", "stages=[paper/fcn32s]"],
+    "eval": ["eval", "checkpoint=run/checkpoints/best.ckpt"],
+    "predict": ["predict", "checkpoint=run/checkpoints/best.ckpt", "input=run", "output=run"],
+    "doctor": ["doctor"],
+    "compare": ["compare", "runs=run"],
+    "bench": ["bench", "claims=nothing"],
+}
+
+
+@pytest.mark.parametrize("words", REFUSED.values(), ids=REFUSED)
+def test_a_refused_command_leaves_the_folder_as_it_was(fcnlab, ended, small, shapes_root, capsys, words):
+    if words[0] == "train":
+        fixed = (*small, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", *LENGTH)
+        words = ["train", *fixed, *words[1:]]
+    before = tree(ended)
+    assert fcnlab(*words, "hydra.run.dir=run") == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and tree(ended) == before, said
+
+
+@pytest.mark.parametrize("verb", ["eval", "predict", "doctor", "compare", "bench"])
+def test_a_refused_command_changes_nothing_that_the_same_command_left(fcnlab, tmp_path, verb):
+    folder = tmp_path / "left" / ".hydra"
+    folder.mkdir(parents=True)
+    (folder / "hydra.yaml").write_text(f"hydra: {{job: {{config_name: {verb}}}}}\n")
+    before = tree(tmp_path / "left")
+    assert fcnlab(verb, "+confidnce=1", "hydra.run.dir=left") == 1
+    assert tree(tmp_path / "left") == before
+
+
+@pytest.mark.parametrize("verb", ["train", "eval", "predict", "doctor", "compare", "bench"])
+@pytest.mark.parametrize("left", ["sweep.json", "run.json"])
+def test_a_refused_sweep_leaves_the_folder_as_it_was(fcnlab, tmp_path, capsys, verb, left):
+    (tmp_path / "there").mkdir()
+    for name in (left, "multirun.yaml"):
+        (tmp_path / "there" / name).write_text("{}\n")
+    before = tree(tmp_path / "there")
+    assert fcnlab(verb, "-m", "hydra.sweep.dir=there", *(["data.batch_size=2,4"] if verb == "train" else [])) == 1
+    said = capsys.readouterr().err
+    assert ("holds a sweep already" in said or "holds run.json of a run" in said) and tree(tmp_path / "there") == before
+
+
+def test_a_refused_command_leaves_no_new_folder(fcnlab, tmp_path):
+    assert fcnlab("train", "optim.lr=-1", "hydra.run.dir=new") == 1
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    assert fcnlab("train", "optim.lr=-1", "hydra.run.dir=mine") == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]  # which somebody else has made
+
+
+def test_what_was_said_before_a_run_began_is_in_its_log(train):
+    log = (train("trainer.max_steps=1", "data.num_workers=0", "data.prefetch_factor=3") / "train.log").read_text()
+    assert "data.prefetch_factor has no effect" in log and log.count("Training on") == 1
+
+
+# Two at once
+
+
+def test_a_second_process_is_kept_off_a_run(train_code, ended, capsys):
+    lock = FolderLock(ended)
+    lock.claim()
+    before = tree(ended)
+    assert train_code(*LENGTH, "checkpoint=auto") == 1
+    said = capsys.readouterr().err
+    assert f"process {os.getpid()} on {os.uname().nodename} is working there" in said and "Traceback" not in said
+    assert tree(ended) == before
+    (ended / ".lock").write_text(f"{2**30} on {os.uname().nodename}")  # of an earlier process, which was killed
+    with pytest.raises(UserError, match="another process is working there"):
+        FolderLock(ended)
+    lock.release()
+    FolderLock(ended).release()
+
+
+def test_a_lock_ends_with_its_process_alone_and_not_with_its_workers(tmp_path):
+    code = (
+        "import os, signal, sys, time; from pathlib import Path; from fcnlab.launching.locks import FolderLock\n"
+        "lock = FolderLock(Path(sys.argv[1])); lock.claim()\n"
+        "if worker := os.fork(): print(worker, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "time.sleep(60)"
+    )
+    done = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert done.stdout
+    worker = int(done.stdout.readline())
+    assert done.wait(20) == -signal.SIGKILL
+    FolderLock(tmp_path).release()  # though the worker lives
+    os.kill(worker, signal.SIGKILL)
+    done.stdout.close()
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def flock(file, what):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    FolderLock(tmp_path).release()
+    assert "has no locks (No locks available)" in caplog.text
+
+
+def test_a_refused_command_takes_its_lock_away(tmp_path):
+    FolderLock(tmp_path).abandon()
+    assert list(tmp_path.iterdir()) == []
+    first = FolderLock(tmp_path)
+    first.claim()
+    first.abandon()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    with pytest.raises(UserError, match="is a link, or no file"):
+        (tmp_path / ".lock").unlink()
+        (tmp_path / ".lock").symlink_to("x")
+        FolderLock(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
+        ({"NODE_RANK": "1"}, False),
+        ({"SLURM_PROCID": "3"}, False),
+    ],
+)
+def test_of_several_processes_the_first_holds_the_folder(environment, is_first):
+    assert is_first_process(environment) is is_first
+
+
+# What is damaged
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def fold(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def swap_net(path: Path) -> None:
+    found = torch.load(path, weights_only=True)
+    found["state_dict"] = {name: torch.zeros(2) for name in found["state_dict"]}
+    torch.save(found, path)
+
+
+@pytest.mark.parametrize("damage", [cut, fold, swap_net, Path.unlink])
+@pytest.mark.parametrize("steps", [5, 7], ids=["nothing left to train", "two more steps"])
+def test_a_run_ends_without_its_best_checkpoint(ended, longer, damage, steps):
+    best = ended / "checkpoints" / "best.ckpt"
+    damage(best)
+    code, said = longer(f"trainer.max_steps={steps}")
+    assert code == 0, said
+    assert (damage is Path.unlink) or "It is kept as best.ckpt.damaged, and its score is forgotten" in said
+    scored = json.loads((ended / "metrics.json").read_text())["selection"]["checkpoint"]
+    assert scored == ("last" if steps == 5 else "best") and best.exists() == (steps == 7)
+    assert ("the last weights are scored" in said) == (steps == 5)
+
+
+def test_a_best_checkpoint_that_is_damaged_at_the_end_does_not_end_the_run(train_code, at_call, tmp_path, capsys):
+    at_call(Segmenter, "training_step", 5, lambda: cut(tmp_path / "run" / "checkpoints" / "best.ckpt"))
+    assert train_code(*LENGTH) == 0
+    assert "It cannot be scored: the last weights are" in "".join(capsys.readouterr())
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["selection"]["checkpoint"] == "last"
+
+
+def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
+    fold(ended / "checkpoints" / "last.ckpt")
+    code, said = longer("checkpoint=last")
+    assert code == 1 and "last.ckpt is no file" in said
+    code, said = longer()
+    assert code == 0 and "last.ckpt is no file" in said and (ended / "checkpoints" / "last.ckpt.damaged").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "said"),
+    [
+        ("metrics.csv", lambda path: path.write_bytes(b"step,\xff\xfe\n1,2\n"), "metrics.csv is no table in UTF-8"),
+        ("checkpoints", lambda path: (shutil.rmtree(path), path.write_text("x")), "checkpoints is no folder"),
+        ("checkpoints", lambda path: (shutil.rmtree(path), path.symlink_to("gone")), "a link to gone, which is not"),
+        (".hydra", lambda path: (shutil.rmtree(path), path.write_text("x")), ".hydra is no folder"),
+        ("metrics.json", lambda path: (path.unlink(), path.mkdir()), "metrics.json is no file"),
+        ("checkpoints/best.ckpt", lambda path: (path.unlink(), path.symlink_to("/gone")), "a link to /gone, which is"),
+        ("train.log", lambda path: (path.unlink(), path.symlink_to("mine")), "train.log is a link, or no file"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_told_in_a_sentence(ended, longer, name, spoil, said):
+    spoil(ended / name)
+    before = tree(ended)
+    code, told = longer()
+    assert code == 1 and said in told and tree(ended) == before
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"earlier": 3}'])
+def test_a_record_that_is_none_is_kept_aside(ended, longer, text):
+    (ended / "run.json").write_text(text)
+    code, said = longer()
+    assert code == 0 and "it is kept as run.json.damaged, and a new one begun" in said
+    assert (ended / "run.json.damaged").read_text() == text
+    assert json.loads((ended / "run.json").read_text())["status"] == "finished"
+
+
+def test_curves_that_are_gone_are_told_and_validations_still_counted(ended, longer):
+    (ended / "metrics.csv").unlink()
+    among = json.loads((ended / "metrics.json").read_text())["selection"]["among"]
+    code, said = longer()
+    assert code == 0 and "the curves from before are lost" in said
+    assert json.loads((ended / "metrics.json").read_text())["selection"]["among"] == among + 2
+
+
+def test_a_folder_that_cannot_be_one_is_told(fcnlab, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("gone")
+    for word, said in (("file/run", "file is no folder"), ("link", "is a link to what is not there")):
+        assert fcnlab("train", f"hydra.run.dir={word}") == 1
+        told = capsys.readouterr().err
+        assert said in told and "Traceback" not in told
+
+
+def test_half_written_checkpoints_of_a_killed_run_are_removed(ended, longer):
+    for name in ("checkpoints/miou=0.1000-step=3.ckpt.part", "run.json.part"):
+        (ended / name).write_text("half")
+    (ended / "notes.part").write_text("mine")
+    assert longer()[0] == 0
+    assert [path.name for path in ended.rglob("*.part")] == ["notes.part"]

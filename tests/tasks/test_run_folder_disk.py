@@ -1,0 +1,62 @@
+"""A run's folder on a disk that is full, or read-only. Permission bits do not bind root, so it is mounted."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+STEPS = ("trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1")
+
+
+@pytest.fixture
+def on_a_disk(tmp_path, small, shapes_root):
+    """Run a shell script in ``disk``, which is one of 16 MB; ``$TRAIN`` is the command of a small training there."""
+    (tmp_path / "disk").mkdir()
+    words = [*small, *STEPS, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "logger=csv"]
+    train = shlex.join([sys.executable, "-W", "ignore", "-m", "fcnlab", "train", *words, "hydra.run.dir=run"])
+    disk = shlex.quote(str(tmp_path / "disk"))
+
+    def run(script: str) -> str:
+        mounted = f"mount -t tmpfs -o size=16m tmpfs {disk} && cd {disk} || exit 77\n{script}"
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", mounted],
+            env=os.environ | {"TRAIN": train, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=300,
+        )  # fmt: skip
+        if done.returncode == 77 or "unshare failed" in done.stdout:
+            pytest.skip("no disk may be mounted here")
+        return done.stdout
+
+    try:
+        subprocess.run(["unshare", "-m", "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("unshare -m is not allowed here")
+    return run
+
+
+def test_a_full_disk_on_resume_leaves_every_record_whole(on_a_disk):
+    said = on_a_disk("""
+        $TRAIN >/dev/null || exit 1
+        cp -r run/.hydra before
+        dd if=/dev/zero of=ballast bs=4k 2>/dev/null
+        $TRAIN trainer.max_steps=6 checkpoint=auto; echo "code $?"
+        diff -r before run/.hydra && echo whole
+        rm ballast
+        $TRAIN trainer.max_steps=6 checkpoint=auto >/dev/null && echo ended
+    """)
+    assert "Traceback" not in said and "no space left on the device" in said
+    assert [line for line in said.splitlines() if line in ("code 1", "whole", "ended")] == ["code 1", "whole", "ended"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_read_only_folder_is_told_in_a_sentence(on_a_disk, begun):
+    said = on_a_disk(f"""
+        {"$TRAIN >/dev/null || exit 1" if begun else ""}
+        mount -o remount,ro . || exit 77
+        $TRAIN trainer.max_steps=6 {"checkpoint=auto" if begun else ""}; echo "code $?"
+    """)
+    assert "cannot be written to; nothing has been changed" in said
+    assert "Traceback" not in said and said.endswith("code 1\n")
