@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
@@ -698,10 +699,11 @@ def test_of_a_log_the_last_lines_without_the_history_of_a_bar(tmp_path):
     ],
 )
 def test_one_process_refuses_jobs_of_several(trainer: dict, said: str):
-    fine = OmegaConf.create({"trainer": {"devices": 1, "strategy": "auto"}})
-    refuse_several_processes({0: fine, 1: OmegaConf.create({"runs": ["a"]})})  # a verb that trains and scores nothing
+    hydra = {"hydra": HydraConf()}
+    fine = OmegaConf.create(hydra | {"trainer": {"devices": 1, "strategy": "auto"}})
+    refuse_several_processes({0: fine, 1: OmegaConf.create(hydra | {"runs": ["a"]})})  # a verb that trains and scores nothing
     with pytest.raises(UserError, match=said):
-        refuse_several_processes({0: fine, 1: OmegaConf.create({"trainer": trainer})})
+        refuse_several_processes({0: fine, 1: OmegaConf.create(hydra | {"trainer": trainer})})
 
 
 def test_a_users_mistake_reaches_hydra_as_one():

@@ -21,7 +21,7 @@ from fcnlab.errors import UserError
 from fcnlab.launching.launchers import OF_THE_SWEEP, told_plainly
 from fcnlab.launching.manifest import resuming, shown
 from fcnlab.launching.places import slots_for, visible_gpus
-from fcnlab.launching.processes import options, typed
+from fcnlab.launching.processes import as_typed, options, typed
 
 log = logging.getLogger("fcnlab")
 STORAGE, RESULTS = "search.db", "search.json"  # in the sweep's folder
@@ -174,7 +174,7 @@ class Search(Sweeper):
         if best is None:
             log.info("No trial has a score. The search: %s", shown(self.folder))
             return
-        of_hydra = [word for word in self.hydra.overrides.hydra if not OF_THE_SWEEP.match(word)]
+        of_hydra = [word for word in as_typed(self.hydra.overrides.hydra) if not OF_THE_SWEEP.match(word)]
         words = [*options(self.hydra), *of_hydra, *self.fixed, *words_of(best["params"])]
         log.info(
             "Best of %d trials: %.6g (job %d) with %s\n  To repeat it: %s\n  The search: %s",

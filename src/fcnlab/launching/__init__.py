@@ -1,5 +1,5 @@
 """Runs as processes of their own, one or many; it is loaded at every start of Hydra, so it imports little."""
 
-from fcnlab.launching.processes import config_dir, finish, options, quoted, setting, start, typed, unquoted
+from fcnlab.launching.processes import as_typed, config_dir, finish, options, quoted, setting, start, typed, unquoted
 
-__all__ = ["config_dir", "finish", "options", "quoted", "setting", "start", "typed", "unquoted"]
+__all__ = ["as_typed", "config_dir", "finish", "options", "quoted", "setting", "start", "typed", "unquoted"]

@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, se
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fcnlab.config import ConfigError, check_needs, check_targets
 from fcnlab.cores import visible_cores
@@ -24,7 +24,7 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_gpus
-from fcnlab.launching.processes import Started, config_dir, environment_of_one, options, setting, start, typed
+from fcnlab.launching.processes import Started, as_typed, config_dir, environment_of_one, options, setting, start, typed
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.results.escaping import in_terminal
 from fcnlab.signals import Interrupted, StopSignals
@@ -65,7 +65,7 @@ class Slots(Launcher):
             folder = Path(config.hydra.sweep.dir).absolute()
             self.resumes = bool(config.sweep.resume)
             self.lock = Lock(folder)
-            words = of_the_user(config.hydra.overrides.task)
+            words = of_the_user(as_typed(config.hydra.overrides.task))
             self.manifest = open_manifest(folder, self.verb, words, self.resumes, launched_by(config.hydra))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -85,7 +85,7 @@ class Slots(Launcher):
     def _deal_out(self, configs: Mapping[int, DictConfig]) -> tuple[Places, dict[int, Need]]:
         gpus = visible_gpus(os.environ)
         needs = {
-            number: need_of(cfg.trainer, gpus, self.gpus_per_job, f"job {number}") for number, cfg in configs.items()
+            number: need_of(cfg.trainer, gpus, self.gpus_per_job, f"job {number}") for number, cfg in in_turn(configs)
         }
         return Places(gpus, list(needs.values()), limit(self.slots), visible_cores()), needs
 
@@ -103,7 +103,7 @@ class Slots(Launcher):
         fixed = fixed_keys(self.manifest.overrides)
         jobs = []
         for number, cfg in configs.items():
-            words = list(cfg.hydra.overrides.task)
+            words = as_typed(cfg.hydra.overrides.task)
             job = self.manifest.plan(Job(number, str(cfg.hydra.sweep.subdir), words, what_differs(words, fixed)))
             folder = self.manifest.folder / job.folder
             job.status = "finished" if self.resumes and is_done(job, folder) else "waiting"
@@ -120,7 +120,7 @@ class Slots(Launcher):
         signals: StopSignals,
     ) -> None:
         waiting = [job for job in jobs if job.status == "waiting"]
-        board = Board(self.manifest, {number: steps_of(cfg) for number, cfg in configs.items()})
+        board = Board(self.manifest, {number: steps_of(cfg) for number, cfg in in_turn(configs)})
         done = f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done; " if len(waiting) < len(jobs) else ""
         board.say(
             f"{shown(self.manifest.folder)}: {done}{len(waiting)} to run, {places.slots} at a time{self._room(places)}"
@@ -162,7 +162,7 @@ class Slots(Launcher):
     def _words(self, job: Job, cfg: DictConfig, again: bool) -> list[str]:
         """What to type for a job; ``again``: where its folder holds a part of it, as the continuation of that."""
         folder = self.manifest.folder / job.folder
-        of_hydra = [word for word in cfg.hydra.overrides.hydra if not OF_THE_SWEEP.match(word)]
+        of_hydra = [word for word in as_typed(cfg.hydra.overrides.hydra) if not OF_THE_SWEEP.match(word)]
         own = any(word.startswith("checkpoint=") for word in job.overrides)
         begun = any(folder.glob("**/checkpoints/*.ckpt"))
         goes_on = again and self.verb == "train" and folder.is_dir() and (begun or not own)
@@ -216,14 +216,14 @@ class InProcess(BasicLauncher):
             refuse_several_processes(composed(self.hydra_context, self.config, words, initial_job_idx))
         if ours:
             folder = Path(self.config.hydra.sweep.dir).absolute()
-            fixed = fixed_keys(self.config.hydra.overrides.task)
+            fixed = fixed_keys(as_typed(self.config.hydra.overrides.task))
             words = [[*job, *words_for_job(folder, what_differs(job, fixed))] for job in words]
         return super().launch(words, initial_job_idx)
 
 
 def refuse_several_processes(configs: Mapping[int, DictConfig]) -> None:
     """Raise a UserError where a job would start processes: Lightning does that with the words of the whole sweep."""
-    for number, cfg in configs.items():
+    for number, cfg in in_turn(configs):
         for key, alone in ALONE.items():  # doctor and compare have no trainer
             if "trainer" in cfg and (value := cfg.trainer.get(key)) not in alone:
                 raise UserError(
@@ -241,22 +241,30 @@ def composed(
     configs = {}
     for number, words in enumerate(jobs, start=first):
         cfg = context.config_loader.load_sweep_config(config, of_the_user(words))
-        with open_dict(cfg):
-            cfg.hydra.job.id = cfg.hydra.job.num = number
-            cfg.hydra.runtime.output_dir = str(Path(config.hydra.sweep.dir).absolute() / str(cfg.hydra.sweep.subdir))
+        cfg.hydra.job.id = cfg.hydra.job.num = number
+        HydraConfig.instance().set_config(cfg)
+        with read_write(cfg.hydra), open_dict(cfg.hydra):
+            cfg.hydra.sweep.subdir = str(cfg.hydra.sweep.subdir)  # by this job's number, whoever asks later
+            cfg.hydra.runtime.output_dir = str(Path(config.hydra.sweep.dir).absolute() / cfg.hydra.sweep.subdir)
         configs[number] = cfg
     return configs
+
+
+def in_turn(configs: Mapping[int, DictConfig]) -> Iterator[tuple[int, DictConfig]]:
+    """Each job's number and configuration, while ``${hydra:...}`` means that job's."""
+    for number, cfg in configs.items():
+        HydraConfig.instance().set_config(cfg)
+        yield number, cfg
 
 
 def check_all(configs: Mapping[int, DictConfig]) -> None:
     """Tell the mistakes in any job before the first begins, each once."""
     wrong: dict[str, list[int]] = {}
-    for number, cfg in configs.items():
-        HydraConfig.instance().set_config(cfg)  # what ${hydra:...} means there
+    for number, cfg in in_turn(configs):
         task = without_hydra(cfg)
         try:
             if not cfg.stages:  # those are checked by the run that begins them
-                check_needs(task, cfg.hydra.overrides.task)
+                check_needs(task, as_typed(cfg.hydra.overrides.task))
                 check_targets(task)
         except ConfigError as error:
             wrong.setdefault(str(error), []).append(number)
@@ -274,7 +282,7 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 
 def launched_by(hydra: DictConfig) -> list[str]:
     """The options of a command, and the words that chose its launcher."""
-    return [*options(hydra), *(word for word in hydra.overrides.hydra if OF_LAUNCHER.match(word))]
+    return [*options(hydra), *(word for word in as_typed(hydra.overrides.hydra) if OF_LAUNCHER.match(word))]
 
 
 def is_done(job: Job, folder: Path) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Protocol
 
+from omegaconf import OmegaConf
+
 from fcnlab.errors import UserError
 from fcnlab.signals import Interrupted
 
@@ -137,6 +139,14 @@ def _end_with_parent():
         return None
     prctl = ctypes.CDLL(None).prctl
     return lambda: prctl(DEATH_SIGNAL, signal.SIGTERM)
+
+
+def as_typed(words: Any) -> list[str]:
+    """A command's overrides, ``hydra.overrides.task`` or ``.hydra``, as a plain list.
+
+    Iterating over the node itself would resolve their interpolations: here and now, whoever they are for.
+    """
+    return list(OmegaConf.to_container(words, resolve=False)) if OmegaConf.is_config(words) else list(words)
 
 
 def config_dir(hydra: Any) -> str | None:

@@ -36,6 +36,7 @@ from fcnlab.callbacks import (
 from fcnlab.config import plain
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
+from fcnlab.launching import as_typed
 from fcnlab.launching.places import ALL
 from fcnlab.models import FCN
 from fcnlab.signals import Interrupted, StopSignals
@@ -64,7 +65,7 @@ def warn(message: str) -> None:
 
 def given(key: str) -> bool:
     """Whether a setting was typed."""
-    return any(word.lstrip("+").startswith(f"{key}=") for word in HydraConfig.get().overrides.task)
+    return any(word.lstrip("+").startswith(f"{key}=") for word in as_typed(HydraConfig.get().overrides.task))
 
 
 def open_data(node: DictConfig, named_by_record: bool) -> DataModule:
@@ -148,7 +149,7 @@ def check_machine(cfg: DictConfig) -> None:
             f" is for {devices * nodes}: each would run alone, or wait for others. Set trainer.devices={per_node}"
             f" trainer.num_nodes={max(1, count // per_node)}, or start it by {alone}"
         )
-    if count > 1 and not any(word.startswith("hydra.run.dir=") for word in HydraConfig.get().overrides.hydra):
+    if count > 1 and not any(word.startswith("hydra.run.dir=") for word in as_typed(HydraConfig.get().overrides.hydra)):
         raise UserError(
             f"{who} started {count} processes, and each would have a folder of its own: add hydra.run.dir=FOLDER"
         )
@@ -320,7 +321,7 @@ def configured_callbacks(cfg: DictConfig) -> list[Callback]:
                 continue
             callbacks.append(built(settings, f"callbacks.{name}"))
         else:
-            changed = [word for word in HydraConfig.get().overrides.task if word.startswith(f"callbacks.{name}.")]
+            changed = [word for word in as_typed(HydraConfig.get().overrides.task) if word.startswith(f"callbacks.{name}.")]
             if any(not word.startswith(f"callbacks.{name}.enabled=") for word in changed):
                 warn(f"{', '.join(changed)} has no effect: add callbacks.{name}.enabled=true")
     return callbacks

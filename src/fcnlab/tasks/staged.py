@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from fcnlab.config import ConfigError, check_needs, check_targets
 from fcnlab.errors import UserError
-from fcnlab.launching import config_dir, finish, setting, start
+from fcnlab.launching import as_typed, config_dir, finish, setting, start
 from fcnlab.launching.board import score_of
 from fcnlab.launching.manifest import Lock, facts_of
 from fcnlab.results.record import aside
@@ -133,7 +133,7 @@ def _recorded(cfg: DictConfig, stage: Stage) -> Path | None:
 
 def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
     """What was typed for the whole, and the weights of the stage before."""
-    typed = HydraConfig.get().overrides.task
+    typed = as_typed(HydraConfig.get().overrides.task)
     settings = [word for word in typed if word.partition("=")[0].lstrip("+~") not in OURS]
     if place:
         settings.append(setting("model.weights", stages[place - 1].checkpoint))

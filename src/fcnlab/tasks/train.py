@@ -20,6 +20,7 @@ from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
 from fcnlab.data.module import TrainingBatches
 from fcnlab.errors import UserError, first_line
+from fcnlab.launching import as_typed
 from fcnlab.launching.board import score_of
 from fcnlab.losses import CrossEntropySum, adds_up
 from fcnlab.optim import MOMENTUM, freeze
@@ -66,7 +67,7 @@ def train(cfg: DictConfig) -> float | None:
     check_machine(cfg)
     if cfg.stages:
         return train_in_stages(cfg, folder)
-    check_needs(cfg, HydraConfig.get().overrides.task)
+    check_needs(cfg, as_typed(HydraConfig.get().overrides.task))
     repeat_exactly(cfg)
     check_targets(cfg)
     check_scored(cfg)
