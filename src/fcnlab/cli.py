@@ -57,6 +57,7 @@ def main() -> None:
     _bring_back(verb, started_by_lightning)
     _check_groups(verb)
     _check_experiment(verb)
+    _defer()
     _run(verb)
 
 
@@ -73,6 +74,14 @@ def _bring_back(verb: str, started_by_lightning: bool) -> None:
         resume_sweep(sys.argv, verb)
     except UserError as error:
         sys.exit(f"fcnlab {verb}: {error}")
+
+
+def _defer() -> None:
+    """Leave to the jobs of a sweep what belongs to the options that it sweeps over."""
+    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv):
+        from fcnlab.launching.grid import deferred
+
+        sys.argv[1:] = deferred(sys.argv[1:])
 
 
 def _as_list(word: str, lists: str, name: str = "") -> str:

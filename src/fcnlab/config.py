@@ -57,6 +57,10 @@ class ConfigError(UserError):
     """Settings that do not fit what they configure."""
 
 
+class NotSetHere(ConfigError):
+    """A variable of the environment is asked for that this machine does not have."""
+
+
 def _is_component(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
@@ -232,15 +236,18 @@ def _count_classes(classes: Any, root: str) -> int:
 
 
 def register_launchers() -> None:
-    """Let ``hydra/launcher=basic`` be ours, which refuses what Hydra's does wrong; in this process alone.
+    """Let ``hydra/launcher=basic`` and ``hydra/sweeper=basic`` be ours, which do not what Hydra's do wrong; in this
+    process alone.
 
     ``slots`` is a file of conf/, but one named as a config of Hydra's own would be merged with that. What its official
     plugins have stored under the names of ours is dropped, where they are installed, too.
     """
     Plugins.instance()  # which makes Hydra's known, and must not do so behind ours
-    node = {"_target_": "hydra_plugins.fcnlab_slots.InProcessLauncher"}
+    launcher = {"_target_": "hydra_plugins.fcnlab_slots.InProcessLauncher"}
+    sweeper = {"_target_": "hydra_plugins.fcnlab_search.GridSweeper", "max_batch_size": None, "params": None}
     store = ConfigStore.instance()
-    store.store(group="hydra/launcher", name="basic", node=node, provider="fcnlab")
+    store.store(group="hydra/launcher", name="basic", node=launcher, provider="fcnlab")
+    store.store(group="hydra/sweeper", name="basic", node=sweeper, provider="fcnlab")
     for group, name in (("launcher", "submitit_slurm"), ("sweeper", "optuna")):
         store.repo["hydra"][group].pop(f"{name}.yaml", None)
 
@@ -295,7 +302,7 @@ def _root_misfits(values: Mapping[str, Any], root: type, texts: Sequence[str], p
     for key, value in values.items():
         if key not in hints:
             if path or not any(re.search(rf"\$\{{.*\b{re.escape(key)}\b", text) for text in texts):
-                problems.append(_unknown(path, key, set(hints), "that anything reads"))
+                problems.append(unknown_key(path, key, set(hints), "that anything reads"))
         elif is_dataclass(hints[key]) and isinstance(value, dict):
             problems += _root_misfits(value, hints[key], texts, f"{path}{key}.")
         elif not fits(value, hints[key]):
@@ -320,7 +327,8 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
         return plain(cfg)
     except InterpolationResolutionError as error:  # of a key that is not there, or of count_classes
         what = first_line(error).rpartition("while resolving interpolation: ")[2]
-        raise ConfigError(f"{error.full_key} cannot be computed: {what}") from error
+        kind = NotSetHere if what.startswith("Environment variable ") else ConfigError
+        raise kind(f"{error.full_key} cannot be computed: {what}") from error
 
 
 def check_needs(cfg: DictConfig, words: Sequence[str]) -> None:
@@ -372,7 +380,7 @@ def _misfits(path: str, node: dict[str, Any]) -> list[str]:
             for key, value in node.items()
             if key in annotations and not _holds_component(value) and not fits(value, annotations[key])
         ),
-        *(_unknown(f"{path}.", key, names, f"of {node['_target_']}") for key in unknown),
+        *(unknown_key(f"{path}.", key, names, f"of {node['_target_']}") for key in unknown),
         *(f"{path}.{name} is not set, and {_name(target)} needs it" for name in _lacking(node, parameters)),
         *(f"{path}.{conflict}" for conflict in _conflicts(target, given)),
     ]
@@ -421,7 +429,7 @@ def _name(target: Callable) -> str:
     return f"{target.__module__}.{getattr(target, '__qualname__', target)}"
 
 
-def _unknown(path: str, key: str, names: set[str], whose: str) -> str:
+def unknown_key(path: str, key: str, names: set[str], whose: str) -> str:
     near = difflib.get_close_matches(str(key), names, n=1)
     hint = f"did you mean {path}{near[0]}?" if near else f"there are {', '.join(sorted(names - {'self'}))}"
     return f"{path}{key} is no setting {whose}: {hint}"

@@ -5,26 +5,35 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, setup_globals
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, ConfigCompositionException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from fcnlab.config import ConfigError, check_needs, check_targets
+from fcnlab.config import ConfigError, NotSetHere, check_needs, check_targets, unknown_key
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_gpus
-from fcnlab.launching.processes import Started, as_typed, config_dir, environment_of_one, options, setting, start, typed
+from fcnlab.launching.processes import (
+    Started,
+    as_typed,
+    config_dir,
+    environment_of_one,
+    key_of,
+    options,
+    setting,
+    start,
+    typed,
+)
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.results.escaping import in_terminal
 from fcnlab.signals import Interrupted, StopSignals
@@ -44,6 +53,8 @@ ALONE = {  # trainer settings of which one process is sure; the last of each is 
 class Slots(Launcher):
     """Each job as the single run that it claims to be: in a process and a folder of its own.
 
+    ``elsewhere``: on other machines, whose environment is not known here.
+
     Parameters
     ----------
     slots
@@ -51,6 +62,8 @@ class Slots(Launcher):
     gpus_per_job
         A number, a part of one, or "auto": the job's own ``trainer.devices``.
     """
+
+    elsewhere = False
 
     def __init__(self, slots: Any = "auto", gpus_per_job: Any = "auto"):
         self.slots, self.gpus_per_job = slots, gpus_per_job
@@ -73,8 +86,6 @@ class Slots(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         with told_plainly(self.verb), StopSignals() as signals, hydra_config_restored():
             configs = composed(self.context, self.config, job_overrides, initial_job_idx)
-            if self.verb == "train":
-                check_all(configs)
             places, needs = self._deal_out(configs)
             self._wait_for_earlier_jobs()
             jobs = self._planned(configs)
@@ -100,11 +111,12 @@ class Slots(Launcher):
         UserError
             Two jobs would work in one folder; a job of this number had other settings.
         """
-        fixed = fixed_keys(self.manifest.overrides)
         jobs = []
         for number, cfg in configs.items():
             words = as_typed(cfg.hydra.overrides.task)
-            job = self.manifest.plan(Job(number, str(cfg.hydra.sweep.subdir), words, what_differs(words, fixed)))
+            job = self.manifest.plan(
+                Job(number, str(cfg.hydra.sweep.subdir), words, what_differs(words, self.manifest.overrides))
+            )
             folder = self.manifest.folder / job.folder
             job.status = "finished" if self.resumes and is_done(job, folder) else "waiting"
             job.miou = score_of(folder) if job.status == "finished" else None
@@ -205,6 +217,8 @@ class Slots(Launcher):
 class InProcess(BasicLauncher):
     """Hydra's own launcher, for small nets on one device: one job after the other, in this process."""
 
+    elsewhere = False
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert self.hydra_context is not None and self.config is not None
         words, ours = [list(words) for words in job_overrides], "sweep" in self.config
@@ -216,8 +230,8 @@ class InProcess(BasicLauncher):
             refuse_several_processes(composed(self.hydra_context, self.config, words, initial_job_idx))
         if ours:
             folder = Path(self.config.hydra.sweep.dir).absolute()
-            fixed = fixed_keys(as_typed(self.config.hydra.overrides.task))
-            words = [[*job, *words_for_job(folder, what_differs(job, fixed))] for job in words]
+            typed = as_typed(self.config.hydra.overrides.task)
+            words = [[*job, *words_for_job(folder, what_differs(job, typed))] for job in words]
         return super().launch(words, initial_job_idx)
 
 
@@ -237,17 +251,60 @@ def refuse_several_processes(configs: Mapping[int, DictConfig]) -> None:
 def composed(
     context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int
 ) -> dict[int, DictConfig]:
-    """The configuration of each job by its number, as it would have it in a run of its own."""
-    configs = {}
+    """The configuration of each job by its number, as it would have it in a run of its own.
+
+    Raises
+    ------
+    UserError
+        Jobs set what is not there; of each such setting the nearest that is, and which jobs they are.
+    """
+    configs, wrong = {}, Mistakes()
     for number, words in enumerate(jobs, start=first):
-        cfg = context.config_loader.load_sweep_config(config, of_the_user(words))
-        cfg.hydra.job.id = cfg.hydra.job.num = number
-        HydraConfig.instance().set_config(cfg)
-        with read_write(cfg.hydra), open_dict(cfg.hydra):
-            cfg.hydra.sweep.subdir = str(cfg.hydra.sweep.subdir)  # by this job's number, whoever asks later
-            cfg.hydra.runtime.output_dir = str(Path(config.hydra.sweep.dir).absolute() / cfg.hydra.sweep.subdir)
-        configs[number] = cfg
+        with wrong.of_job(number):
+            configs[number] = cfg = _compose(context, config, of_the_user(words))
+            cfg.hydra.job.id = cfg.hydra.job.num = number
+            HydraConfig.instance().set_config(cfg)
+            with read_write(cfg.hydra), open_dict(cfg.hydra):
+                cfg.hydra.sweep.subdir = str(cfg.hydra.sweep.subdir)  # by this job's number, whoever asks later
+                cfg.hydra.runtime.output_dir = str(Path(config.hydra.sweep.dir).absolute() / cfg.hydra.sweep.subdir)
+    wrong.tell()
     return configs
+
+
+def _compose(context: HydraContext, config: DictConfig, words: Sequence[str]) -> DictConfig:
+    try:
+        return context.config_loader.load_sweep_config(config, list(words))
+    except ConfigCompositionException as error:
+        unknown = re.match(r"Could not override '(.+)'\.\nTo append to your config", str(error))
+        if unknown is None:
+            raise
+        key = unknown[1]
+        parent = key.rpartition(".")[0]
+        others = [word for word in words if not key_of(word).startswith(f"{parent}.")]
+        with suppress(ConfigCompositionException):
+            there = OmegaConf.select(context.config_loader.load_sweep_config(config, others), parent)
+            names = {str(name) for name in there} if isinstance(there, DictConfig) else set()
+            raise ConfigError(unknown_key(f"{parent}.", key.removeprefix(f"{parent}."), names, "there")) from error
+        raise
+
+
+class Mistakes:
+    """What is wrong with the jobs of a sweep, each mistake once, with the jobs that have it."""
+
+    def __init__(self):
+        self.jobs: dict[str, list[int]] = {}
+
+    @contextmanager
+    def of_job(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            self.jobs.setdefault(str(error), []).append(number)
+
+    def tell(self) -> None:
+        """Raise a UserError unless nothing was wrong."""
+        if self.jobs:
+            raise UserError("\n".join(f"job {', '.join(map(str, jobs))}: {what}" for what, jobs in self.jobs.items()))
 
 
 def in_turn(configs: Mapping[int, DictConfig]) -> Iterator[tuple[int, DictConfig]]:
@@ -257,19 +314,45 @@ def in_turn(configs: Mapping[int, DictConfig]) -> Iterator[tuple[int, DictConfig
         yield number, cfg
 
 
-def check_all(configs: Mapping[int, DictConfig]) -> None:
-    """Tell the mistakes in any job before the first begins, each once."""
-    wrong: dict[str, list[int]] = {}
-    for number, cfg in in_turn(configs):
-        task = without_hydra(cfg)
-        try:
-            if not cfg.stages:  # those are checked by the run that begins them
-                check_needs(task, as_typed(cfg.hydra.overrides.task))
-                check_targets(task)
-        except ConfigError as error:
-            wrong.setdefault(str(error), []).append(number)
-    if wrong:
-        raise UserError("\n".join(f"job {', '.join(map(str, jobs))}: {what}" for what, jobs in wrong.items()))
+def check_jobs(
+    context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int, elsewhere: bool
+) -> None:
+    """Tell the mistakes in any job before the first begins.
+
+    ``elsewhere``: the jobs may have variables in their environment that this process has not.
+
+    Raises
+    ------
+    UserError
+        It names each mistake once, and the jobs that have it.
+    """
+    wrong = Mistakes()
+    with hydra_config_restored():
+        for number, cfg in in_turn(composed(context, config, jobs, first)):
+            with wrong.of_job(number), suppress(NotSetHere) if elsewhere else nullcontext():
+                _check_of_all(cfg, config)
+                _check(without_hydra(cfg), as_typed(cfg.hydra.overrides.task))
+    wrong.tell()
+
+
+def _check(task: DictConfig, words: Sequence[str]) -> None:
+    if task.get("stages"):  # those are checked by the run that begins them
+        return
+    if task.get("needs"):
+        check_needs(task, words)
+    if task.get("data") is not None or task.get("model") is None:  # else fcnlab eval says what is missing
+        check_targets(task)
+
+
+def _check_of_all(cfg: DictConfig, config: DictConfig) -> None:
+    """Raise a ConfigError where a job's options set what is one for the whole sweep, and would have no effect there."""
+    for key in ("launcher", "sweeper"):
+        of_job, of_all = (OmegaConf.to_container(tree.hydra[key], resolve=False) for tree in (cfg, config))
+        if of_job != of_all:
+            raise ConfigError(
+                f"an option of its own sets hydra.{key}, which is one for the whole sweep: leave that to the command"
+                f" line, as hydra/{key}=OPTION and hydra.{key}.KEY=VALUE"
+            )
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -307,15 +390,14 @@ def words_for_job(folder: Path, name: str) -> list[str]:
     return [setting("sweep.folder", folder), setting("sweep.name", name.replace("$", ""))]
 
 
-def fixed_keys(words: Sequence[str]) -> set[str]:
-    """What a sweep's words set to one value for all jobs."""
-    parsed = OverridesParser.create().parse_overrides(list(words))
-    return {override.get_key_element() for override in parsed if not override.is_sweep_override()}
-
-
-def what_differs(words: Sequence[str], fixed: set[str]) -> str:
-    """A job's name: its words, but for those that all have."""
-    differing = [word.lstrip("+") for word in of_the_user(words) if word.partition("=")[0] not in fixed]
+def what_differs(words: Sequence[str], typed: Sequence[str]) -> str:
+    """A job's name: its words, but for those that were typed for all of them."""
+    fixed, differing = list(typed), []
+    for word in of_the_user(words):
+        if word in fixed:
+            fixed.remove(word)  # once: a value of a list may be the very word before the list
+        else:
+            differing.append(word.lstrip("+"))
     return " ".join(differing)[:LONGEST_NAME]
 
 

@@ -14,8 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
 from fcnlab.errors import UserError
 from fcnlab.launching.processes import open_own, setting, typed
+from fcnlab.results.origins import DIGITS
 from fcnlab.results.reading import Unreadable, read_json
 
 log = logging.getLogger("fcnlab")
@@ -107,12 +112,23 @@ class Manifest:
                     f"jobs {other.number} and {job.number} would both work in {shown(self.folder / job.folder)}: let"
                     " hydra.sweep.subdir tell them apart, as ${hydra.job.num} does"
                 )
-        if job.overrides != wanted.overrides:
+        if list(map(_value_of, job.overrides)) != list(map(_value_of, wanted.overrides)):
             raise UserError(
                 f"sweep.resume={shown(self.folder)}: job {job.number} was another one"
                 f"{difference(job.overrides, wanted.overrides)}"
             )
         return job
+
+
+def _value_of(word: str) -> str:
+    """A word as Hydra's own sweeper would write it, which older records have."""
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+        value = parsed._value
+        in_short = float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+        return f"{parsed.get_key_element()}={Override._get_value_element_as_str(in_short)}"
+    except (HydraException, AssertionError):
+        return word
 
 
 def open_manifest(

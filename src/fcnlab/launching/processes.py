@@ -80,6 +80,16 @@ def unquoted(text: str) -> str:
         return text
 
 
+def key_of(override: str) -> str:
+    """The setting of an override, or the group."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def is_dictionary(override: str) -> bool:
+    """Whether an override sets some values inside its key, and leaves the others there."""
+    return override.partition("=")[2].startswith("{")
+
+
 def typed(words: Sequence[str]) -> str:
     """Words as a shell takes them, in quotes that can be read."""
     return " ".join(f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else quote(word) for word in words)

@@ -40,6 +40,8 @@ class Slurm(Slots):
         submitit's, as in conf/hydra/launcher/submitit_slurm.yaml.
     """
 
+    elsewhere = True
+
     def __init__(self, **settings: Any):
         super().__init__()
         self.settings = {

@@ -13,6 +13,7 @@ UNKNOWN = "unknown"
 ENVIRONMENT = ("commit", "torch", "device")  # named for each run; a setting on request only
 SCORING = "scoring."  # before the name of what a scoring has of its own, beside the training's
 Settings = dict[str, Any]
+DIGITS = 12  # of a number: what differs behind them is rounding
 
 # Values of data.* that say which images are scored, or how a net is trained on others. The record itself says the
 # former: its protocol names the set, and it names each image. All others may change what an image or its ground truth

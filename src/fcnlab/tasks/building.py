@@ -321,7 +321,9 @@ def configured_callbacks(cfg: DictConfig) -> list[Callback]:
                 continue
             callbacks.append(built(settings, f"callbacks.{name}"))
         else:
-            changed = [word for word in as_typed(HydraConfig.get().overrides.task) if word.startswith(f"callbacks.{name}.")]
+            changed = [
+                word for word in as_typed(HydraConfig.get().overrides.task) if word.startswith(f"callbacks.{name}.")
+            ]
             if any(not word.startswith(f"callbacks.{name}.enabled=") for word in changed):
                 warn(f"{', '.join(changed)} has no effect: add callbacks.{name}.enabled=true")
     return callbacks

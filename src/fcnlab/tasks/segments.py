@@ -165,7 +165,9 @@ def _may_change(path: str, change: Change, cfg: DictConfig, start: Start) -> boo
 
 def _is_new(path: str, start: Start) -> bool:
     """A setting that nobody typed, and that the fcnlab of the checkpoint did not have yet."""
-    typed = {word.partition("=")[0].lstrip("+~").replace("/", ".") for word in as_typed(HydraConfig.get().overrides.task)}
+    typed = {
+        word.partition("=")[0].lstrip("+~").replace("/", ".") for word in as_typed(HydraConfig.get().overrides.task)
+    }
     return path not in _kept_settings(start) and not is_under(path, typed)
 
 
