@@ -219,6 +219,28 @@ def test_a_sweep_that_cannot_work_is_refused_before_any_job(in_sweep, line: str,
         in_sweep(*split(line))
 
 
+def test_a_shuffled_sweep_goes_on_in_its_own_order(sweep, tmp_path):
+    order = [of_job(job) for job in sweep("seed=shuffle(range(9))")]
+    for number in range(9):
+        (tmp_path / "s" / str(number)).mkdir(exist_ok=True)
+    assert [of_job(job)[0] for job in sweep("seed=shuffle(range(9))", "sweep.resume=s")] == [job[0] for job in order]
+
+
+def test_the_ends_of_a_search_are_checked_before_the_first_trial(sweep, tmp_path):
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
+    assert "optim.lr=-1.0: the configuration cannot work:\n  optim.lr=-1.0: give" in sweep(
+        *search, "optim.lr=interval(-1,1)"
+    )
+    assert not (tmp_path / "s" / "search.db").exists()
+
+
+def test_what_is_typed_is_not_searched(sweep):
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
+    assert "has nothing to search" in sweep(
+        *search, "hydra.sweeper.params={optim.lr:'interval(0,1)',seed:3}", "optim.lr=0.5"
+    )
+
+
 def test_values_of_all_jobs_are_checked_first_in_one_process_and_for_other_verbs(sweep, tmp_path):
     assert "job 1: the configuration" in sweep("seed=1,-1", "hydra/launcher=basic")
     wrong = sweep("seed=1,-1", "checkpoint=a.ckpt", verb="eval", fixed=())

@@ -22,7 +22,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.errors import UserError
-from fcnlab.launching.launchers import check_jobs, told_plainly
+from fcnlab.launching.launchers import check_jobs, of_the_user, told_plainly
+from fcnlab.launching.manifest import Manifest
 from fcnlab.launching.processes import as_typed
 from fcnlab.results.origins import DIGITS
 
@@ -60,7 +61,10 @@ class Grid(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all jobs; raise what the first failed job of a batch says."""
         with told_plainly(self.verb):
-            jobs = jobs_of(read_words(self.context, self.params, arguments))
+            overrides = read_words(self.context, self.params, arguments)
+            jobs = jobs_of(overrides)
+            if any(getattr(override._value, "shuffle", False) for override in overrides):
+                jobs = in_recorded_order(jobs, getattr(self.launcher, "manifest", None))
             check_jobs(self.context, self.config, jobs, 0, getattr(self.launcher, "elsewhere", True))
         write_multirun(self.config)
         size, returned = self.max_batch_size or len(jobs), []
@@ -69,6 +73,13 @@ class Grid(Sweeper):
             for job in returned[-1]:
                 _ = job.return_value  # which raises
         return returned
+
+
+def in_recorded_order(jobs: Sequence[list[str]], manifest: Manifest | None) -> list[list[str]]:
+    """The jobs of shuffled lists in the order of a sweep that goes on; those that it has not planned come last."""
+    planned = [job.overrides for _, job in sorted(manifest.jobs.items())] if manifest else []
+    place = {tuple(words): place for place, words in enumerate(planned)}
+    return sorted(jobs, key=lambda words: place.get(tuple(of_the_user(words)), len(place)))
 
 
 def write_multirun(config: DictConfig) -> None:
