@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray
 
 from fcnlab.errors import UserError
-from fcnlab.results.origins import SCORING, Settings
+from fcnlab.results.origins import DIGITS, SCORING, Settings
 from fcnlab.results.runs import LeftOut, Run
 from fcnlab.results.scores import SCORES
 
@@ -124,7 +125,8 @@ def merged_values(runs: Sequence[Run], merge_over: Sequence[str]) -> dict[str, l
 
 
 def _found(described: Sequence[Settings], key: str) -> list[str]:
-    return list(dict.fromkeys(word(settings[key]) if key in settings else "not set" for settings in described))
+    kinds = {_kind(settings.get(key)): settings for settings in reversed(described)}
+    return [word(settings[key]) if key in settings else "not set" for settings in reversed(kinds.values())]
 
 
 def _differing(described: Sequence[dict[str, Any]]) -> list[str]:
@@ -132,9 +134,15 @@ def _differing(described: Sequence[dict[str, Any]]) -> list[str]:
     return [key for key in keys if _count(described, [key]) > 1]
 
 
-def _values(settings: dict[str, Any], keys: Sequence[str]) -> tuple[str | None, ...]:
-    """None for a setting that is not there."""
-    return tuple(word(settings[key]) if key in settings else None for key in keys)
+def _values(settings: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(_kind(settings.get(key)) for key in keys)
+
+
+def _kind(value: Any) -> str:
+    """Equal for what is one setting: 0 and 0.0, 0.3 and a sum of 0.1, null and a key that an older record lacks."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_kind, value))}]"
+    return f"{value:.{DIGITS}g}" if isinstance(value, float) else word(value)
 
 
 def _count(described: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
@@ -148,6 +156,8 @@ def word(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(word, value))}]"
+    if isinstance(value, float):
+        return str(float(f"{value:.{DIGITS}g}"))
     return "null" if value is None else str(value)
 
 
@@ -199,6 +209,24 @@ def _why_not(run: Run, taken: Run) -> str:
         count = f"{len(run.names)} pictures, {len(taken.names)} in {taken.folder}"
         return f"scored on {count}, with the same settings and seed: the larger record counts"
     return f"done again with the same settings and seed in {taken.folder}"
+
+
+def seeds_apart(groups: Sequence[Group], division: Division = ALWAYS) -> list[tuple[str, Group, Group]]:
+    """Pairs of groups without a common seed that one setting alone sets apart, with that setting's name.
+
+    Perhaps they were meant as one group, whose seeds would be pooled.
+    """
+    described = [division.settings(found.runs[0]) for found in groups]
+    pairs = combinations(zip(groups, described, strict=True), 2)
+    found = [(_apart(*settings), *both) for both, settings in (zip(*pair, strict=True) for pair in pairs)]
+    return [(key, one, other) for key, one, other in found if key and not set(one.seeds) & set(other.seeds)]
+
+
+def _apart(one: Settings, other: Settings) -> str | None:
+    """The one setting in which two differ, which a scoring may repeat; None where it is an option, or they are more."""
+    keys = {key.removeprefix(SCORING) for key in one | other if _kind(one.get(key)) != _kind(other.get(key))}
+    key = keys.pop() if len(keys) == 1 else None
+    return None if key is None or _is_option(key) else key
 
 
 def choose(groups: Sequence[Group], wanted: str) -> Group:

@@ -43,6 +43,7 @@ DEEPEST = 40  # folders in each other
 NO_RUNS_INSIDE = {"checkpoints", "predictions", "wandb"}
 CURVES = ("val/miou", "train/loss")
 SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
+OF_A_RUN = r"/[^/]+/checkpoints/[^/]+"  # a checkpoint, from the folder that the run is in
 LARGEST = 1e15  # of a number that a chart has an axis for
 
 # Settings that no score depends on: what is shown, how often is saved. Seeds pair runs. Under another data.root, which
@@ -358,10 +359,14 @@ def _prefixes(path: str) -> set[str]:
 
 
 def _relative(value: Any, hydra: dict[str, Any]) -> Any:
-    """A path beside the run's folder, such as the stage before it, without what is the same for its neighbours."""
+    """A checkpoint of the stage before this run, without what is another for each seed; all else as it is.
+
+    Data and other weights may lie beside one run, and far from the next that has the same.
+    """
     folder = part(hydra, "runtime").get("output_dir")
     parent = str(Path(folder).parent) if isinstance(folder, str) else ""
-    return value.replace(f"{parent}/", "../") if len(parent) > 1 and isinstance(value, str) else value
+    neighbours = isinstance(value, str) and re.fullmatch(re.escape(parent) + OF_A_RUN, value)
+    return value.replace(f"{parent}/", "../", 1) if len(parent) > 1 and neighbours else value
 
 
 def _typed(hydra: dict[str, Any]) -> Iterator[str]:
