@@ -24,9 +24,9 @@ from fcnlab.launching.launchers import (
     Slots,
     is_done,
     launched_by,
+    names_of,
     refuse_several_processes,
     told_plainly,
-    what_differs,
 )
 from fcnlab.launching.manifest import Job, Lock, Manifest, open_manifest
 from fcnlab.launching.places import Need, Places, limit, names_in, need_of, slots_for, visible_gpus
@@ -175,7 +175,41 @@ def test_slots_are_a_number_of_jobs(slots):
 def test_a_job_is_named_by_what_differs():
     words = ["data=shapes", "model=fcn8s,fcn16s", "+optim.x=1", "optim.lr=interval(0.1,1)", "seed=range(3)"]
     job = ["data=shapes", "model=fcn8s", "+optim.x=1", "optim.lr=0.3", "seed=2", "sweep.resume=x"]
-    assert what_differs(job, words) == "model=fcn8s optim.lr=0.3 seed=2"
+    assert names_of({7: job}, words) == {7: "model=fcn8s optim.lr=0.3 seed=2"}
+    assert names_of({0: ["seed=1", "seed=1"], 1: ["seed=1", "seed=2"]}, ["seed=1", "seed=1,2"])[0] == "seed=1"
+
+
+LONG = "/scratch/of/somebody/with/many/folders/in/each/other/and/names/that/go/on/for/a/while/until/the/line/is/full"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "names"),
+    [
+        (
+            [[f"model.weights={LONG}/a.ckpt"], [f"model.weights={LONG}/b.ckpt"]],
+            ["model.weights=a.ckpt", "model.weights=b.ckpt"],
+        ),
+        (
+            [[f"model.weights='{LONG} {seed}/a.ckpt'", f"seed={seed}"] for seed in (1, 2)],
+            [f"model.weights=full {seed}/a.ckpt seed={seed}" for seed in (1, 2)],
+        ),
+        ([["data.root=a/x"], ["data.root=b/x"]], ["data.root=a/x", "data.root=b/x"]),
+        ([["experiment=p/a"], ["experiment=p/b"]], ["experiment=p/a", "experiment=p/b"]),  # an option's own name
+        ([["seed=1"], ["seed=1"]], ["seed=1 #0", "seed=1 #1"]),
+        ([[], []], ["#0", "#1"]),
+    ],
+)
+def test_names_are_short_and_no_other_jobs(jobs: list[list[str]], names: list[str]):
+    assert list(names_of(dict(enumerate(jobs)), []).values()) == names
+
+
+def test_a_long_name_loses_its_middle():
+    jobs = {seed: [f"+a.b={LONG}", f"c={{x:{LONG}}}", f"seed={seed}"] for seed in range(5)}
+    names = names_of(jobs, [])
+    assert all(len(name) <= 100 and name.startswith("a.b=") for name in names.values())
+    assert [name.rpartition(" ")[2] for name in names.values()] == [f"seed={seed}" for seed in range(5)]
+    many = {seed: [*(f"key{place}={LONG}" for place in range(30)), f"seed={seed}"] for seed in range(5)}
+    assert len(set(names_of(many, []).values())) == 5
 
 
 # --- the record

@@ -4,8 +4,10 @@ import copy
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from fcnlab.launching.processes import (
     setting,
     start,
     typed,
+    unquoted,
 )
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.results.escaping import in_terminal
@@ -43,6 +46,7 @@ LOG = "job.log"  # in a job's folder: all that it said
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
 OF_LAUNCHER = re.compile(r"hydra[./]launcher\b")
 LONGEST_NAME = 100
+SHORTEST_PART = 12  # of a name that has lost its middle
 ALONE = {  # trainer settings of which one process is sure; the last of each is told
     "devices": ("1", 1),
     "strategy": (None, "single_device", "auto"),
@@ -111,12 +115,10 @@ class Slots(Launcher):
         UserError
             Two jobs would work in one folder; a job of this number had other settings.
         """
-        jobs = []
+        jobs, words = [], {number: as_typed(cfg.hydra.overrides.task) for number, cfg in configs.items()}
+        names = names_of(words, self.manifest.overrides)
         for number, cfg in configs.items():
-            words = as_typed(cfg.hydra.overrides.task)
-            job = self.manifest.plan(
-                Job(number, str(cfg.hydra.sweep.subdir), words, what_differs(words, self.manifest.overrides))
-            )
+            job = self.manifest.plan(Job(number, str(cfg.hydra.sweep.subdir), words[number], names[number]))
             folder = self.manifest.folder / job.folder
             job.status = "finished" if self.resumes and is_done(job, folder) else "waiting"
             job.miou = score_of(folder) if job.status == "finished" else None
@@ -230,8 +232,8 @@ class InProcess(BasicLauncher):
             refuse_several_processes(composed(self.hydra_context, self.config, words, initial_job_idx))
         if ours:
             folder = Path(self.config.hydra.sweep.dir).absolute()
-            typed = as_typed(self.config.hydra.overrides.task)
-            words = [[*job, *words_for_job(folder, what_differs(job, typed))] for job in words]
+            names = names_of(dict(enumerate(words)), as_typed(self.config.hydra.overrides.task))
+            words = [[*job, *words_for_job(folder, names[place])] for place, job in enumerate(words)]
         return super().launch(words, initial_job_idx)
 
 
@@ -390,15 +392,53 @@ def words_for_job(folder: Path, name: str) -> list[str]:
     return [setting("sweep.folder", folder), setting("sweep.name", name.replace("$", ""))]
 
 
-def what_differs(words: Sequence[str], typed: Sequence[str]) -> str:
-    """A job's name: its words, but for those that were typed for all of them."""
-    fixed, differing = list(typed), []
+def names_of(jobs: Mapping[int, Sequence[str]], typed: Sequence[str]) -> dict[int, str]:
+    """Each job's name: its words, but for those that were typed for all of them; short, and no other job's.
+
+    The folders that all values of a setting are in are left out, and what is still too long loses its middle.
+    """
+    parts = {number: differing(words, typed) for number, words in jobs.items()}
+    folders = _common_folders([word for words in parts.values() for word in words])
+    names = {number: _short([_without_folder(word, folders) for word in words]) for number, words in parts.items()}
+    count = Counter(names.values())
+    return {number: name if count[name] == 1 else f"{name} #{number}".strip() for number, name in names.items()}
+
+
+def differing(words: Sequence[str], typed: Sequence[str]) -> list[str]:
+    fixed, found = list(typed), []
     for word in of_the_user(words):
         if word in fixed:
             fixed.remove(word)  # once: a value of a list may be the very word before the list
         else:
-            differing.append(word.lstrip("+"))
-    return " ".join(differing)[:LONGEST_NAME]
+            found.append(word.lstrip("+"))
+    return found
+
+
+def _common_folders(words: Sequence[str]) -> dict[str, str]:
+    """By setting, the folders that all of its values are in, where there are several; options of groups stay whole."""
+    values: dict[str, set[str]] = {}
+    for word in words:
+        if "." in key_of(word) or key_of(word) == "checkpoint":
+            values.setdefault(key_of(word), set()).add(unquoted(word.partition("=")[2]))
+    return {key: _common_folder(found) for key, found in values.items() if len(found) > 1}
+
+
+def _common_folder(paths: Iterable[str]) -> str:
+    levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
+    return "".join(f"{names[0]}/" for names in takewhile(lambda names: len(set(names)) == 1, levels))
+
+
+def _without_folder(word: str, folders: Mapping[str, str]) -> str:
+    folder, (key, _, value) = folders.get(key_of(word)), word.partition("=")
+    return f"{key}={unquoted(value).removeprefix(folder)}" if folder else word
+
+
+def _short(parts: Sequence[str]) -> str:
+    if len(" ".join(parts)) <= LONGEST_NAME:
+        return " ".join(parts)
+    most = max(LONGEST_NAME // len(parts) - 1, SHORTEST_PART)
+    shorter = [part if len(part) <= most else f"{part[: most // 2]}…{part[1 - most // 2 :]}" for part in parts]
+    return " ".join(shorter)[:LONGEST_NAME]
 
 
 @contextmanager
