@@ -8,10 +8,11 @@ import importlib
 import inspect
 import math
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -387,11 +388,29 @@ def _misfits(path: str, node: dict[str, Any]) -> list[str]:
 
 
 def _annotations(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """fcnlab's own annotations, of its classes and functions, and of others'; theirs are not always meant."""
+    """fcnlab's own annotations, of its classes and functions, and of others'; theirs are not always meant, but switches
+    are: a text there, such as "no", would count as true."""
     if (target.__module__ or "").startswith("fcnlab."):
         return {name: parameter.annotation for name, parameter in parameters.items()}
     foreign = FOREIGN.get(_name(target))
-    return get_type_hints(foreign.settings, include_extras=True) if foreign else {}
+    ours = get_type_hints(foreign.settings, include_extras=True) if foreign else {}
+    return {name: hint for name, hint in _hints(target, parameters).items() if _is_switch(hint)} | ours
+
+
+def _hints(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """What each argument should be; a truth value where nothing but a default says so."""
+    try:
+        hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
+    except (NameError, TypeError, AttributeError):  # names that only a type checker imports
+        hints = {}
+    return {name: hints.get(name, type(parameter.default)) for name, parameter in parameters.items()}
+
+
+def _is_switch(hint: Any) -> bool:
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return bool in kinds and all(
+        kind in (bool, type(None)) or get_origin(kind) in (Literal, Union, types.UnionType) for kind in kinds
+    )
 
 
 def _conflicts(target: Callable, given: Mapping[str, Any]) -> list[str]:
