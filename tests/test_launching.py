@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from fcnlab.launching.launchers import (
 )
 from fcnlab.launching.manifest import Job, Lock, Manifest, open_manifest
 from fcnlab.launching.places import Need, Places, limit, names_in, need_of, slots_for, visible_gpus
-from fcnlab.launching.processes import environment_of_one, setting, spawn, typed, unquoted
+from fcnlab.launching.processes import environment_of_one, options, setting, spawn, to_type, typed, unquoted
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.signals import Interrupted, StopSignals
 
@@ -612,6 +613,22 @@ def test_settings_survive_quotes():
             ["sh", "-c", f"printf '%s\\n' {typed(words)}"], capture_output=True, text=True, check=True
         )
         assert done.stdout.split("\n")[:-1] == words
+
+
+@pytest.mark.parametrize("path", ["a/b", "a b/c,d='e'", 'f"g', "$x", "h\\"])
+def test_what_is_shown_to_be_typed_is_read_back(path: str):
+    (word,) = shlex.split(to_type("checkpoint", path))
+    assert OverridesParser.create().parse_override(word).value() == path
+
+
+def test_a_sweeps_command_finds_the_options_that_it_found(tmp_path):
+    further = ["hydra.searchpath=[mine]"]
+    command = Manifest(
+        tmp_path, "train", ["optim=own"], launched_by=["--config-dir", "c", *further, "hydra/launcher=x"]
+    )
+    assert command.command == "fcnlab train -m --config-dir c 'hydra.searchpath=[mine]' optim=own"
+    hydra = {"overrides": {"hydra": further}, "runtime": {"config_sources": []}}
+    assert options(OmegaConf.create(hydra)) == further
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,18 @@ def _as_list(word: str, lists: str, name: str = "") -> str:
         return word
     from fcnlab.launching import quoted
 
-    return f"{key}=[{','.join(map(quoted, value.split(',')))}]" if key == lists else f"{key}={quoted(value)}"
+    return f"{key}=[{','.join(map(quoted, _split(value)))}]" if key == lists else f"{key}={quoted(value)}"
+
+
+def _split(value: str) -> list[str]:
+    """``A,B`` as A and B; but a comma inside the name of what is there is a part of it."""
+    parts, names = value.split(","), []
+    while parts:
+        ends = range(len(parts), 1, -1)
+        count = next((end for end in ends if os.path.exists(",".join(parts[:end]))), 1)  # noqa: PTH110  (no OSError)
+        names.append(",".join(parts[:count]))
+        del parts[:count]
+    return names
 
 
 def _check_groups(verb: str) -> None:
@@ -152,6 +163,16 @@ def _only_shown(record: logging.LogRecord) -> bool:
     return True
 
 
+def _check_folder() -> None:
+    """Refuse ``hydra.job.chdir=true``: data and checkpoints would be looked for in the run's folder."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from fcnlab.errors import CHDIR, UserError
+
+    if HydraConfig.get().job.chdir:
+        raise UserError(CHDIR)
+
+
 def _run(verb: str) -> None:
     import hydra
     from hydra.errors import CompactHydraException, InstantiationException
@@ -164,6 +185,7 @@ def _run(verb: str) -> None:
     def task(cfg):
         module = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
         try:
+            _check_folder()
             return getattr(imported(f"fcnlab.tasks.{module}"), module)(cfg)
         except UserError as error:
             raise CompactHydraException(

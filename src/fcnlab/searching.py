@@ -81,7 +81,7 @@ class Search(Sweeper):
         if goes_on:
             return f"sweep.resume={shown(self.folder)}: no search is there: leave hydra/sweeper=optuna out"
         return (
-            f"{shown(self.folder)} holds a search already: go on with it by {resuming(self.folder)}, or leave"
+            f"{shown(self.folder)} holds a search already: go on with it by {typed([resuming(self.folder)])}, or leave"
             " hydra.sweep.dir to a new folder"
         )
 
@@ -197,7 +197,7 @@ class Search(Sweeper):
             log.info("No trial has a score. The search: %s", shown(self.folder))
             return
         of_hydra = [word for word in as_typed(self.hydra.overrides.hydra) if not OF_THE_SWEEP.match(word)]
-        words = [*options(self.hydra), *of_hydra, *self.fixed, *words_of(best["params"])]
+        words = dict.fromkeys([*options(self.hydra), *of_hydra, *self.fixed, *words_of(best["params"])])
         log.info(
             "Best of %d trials: %.6g (job %d) with %s\n  To repeat it: %s\n  The search: %s",
             len(study.trials),

@@ -10,6 +10,7 @@ from fcnlab.launching.processes import (
     quoted,
     setting,
     start,
+    to_type,
     typed,
     unquoted,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "quoted",
     "setting",
     "start",
+    "to_type",
     "typed",
     "unquoted",
 ]

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fcnlab.config import ConfigError, NotSetHere, check_needs, check_targets, unknown_key
 from fcnlab.cores import visible_cores
-from fcnlab.errors import UserError, first_line
+from fcnlab.errors import CHDIR, UserError, first_line
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_gpus
@@ -191,7 +191,7 @@ class Slots(Launcher):
         ]
 
     def _epitaph(self, job: Job, cfg: DictConfig) -> str:
-        words = [*options(cfg.hydra), *self._words(job, cfg, again=True)]
+        words = list(dict.fromkeys([*options(cfg.hydra), *self._words(job, cfg, again=True)]))
         return epitaph(job, self.manifest.folder / job.folder / LOG, typed(["fcnlab", self.verb, *words]))
 
     def _returned(self, job: Job, cfg: DictConfig) -> JobReturn:
@@ -348,6 +348,8 @@ def _check(task: DictConfig, words: Sequence[str]) -> None:
 
 def _check_of_all(cfg: DictConfig, config: DictConfig) -> None:
     """Raise a ConfigError where a job's options set what is one for the whole sweep, and would have no effect there."""
+    if cfg.hydra.job.chdir:
+        raise ConfigError(CHDIR)
     for key in ("launcher", "sweeper"):
         of_job, of_all = (OmegaConf.to_container(tree.hydra[key], resolve=False) for tree in (cfg, config))
         if of_job != of_all:

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from fcnlab.errors import UserError
-from fcnlab.launching.processes import open_own, setting, typed
+from fcnlab.launching.processes import SEARCHPATH, key_of, open_own, setting, typed
 from fcnlab.results.origins import DIGITS
 from fcnlab.results.reading import Unreadable, read_json
 
@@ -66,7 +66,8 @@ class Manifest:
 
     @property
     def command(self) -> str:
-        return shlex.join(["fcnlab", self.verb, "-m", *self._config_dir, *self.overrides])
+        further = [word for word in self.launched_by if key_of(word) == SEARCHPATH]
+        return shlex.join(["fcnlab", self.verb, "-m", *self._config_dir, *further, *self.overrides])
 
     @property
     def _config_dir(self) -> list[str]:
@@ -144,7 +145,7 @@ def open_manifest(
     if not resume:
         if (folder / NAME).exists():
             raise UserError(
-                f"{shown(folder)} holds a sweep already: go on with it by {resuming(folder)}, or leave"
+                f"{shown(folder)} holds a sweep already: go on with it by {typed([resuming(folder)])}, or leave"
                 " hydra.sweep.dir to a new folder"
             )
         return Manifest(folder, verb, list(overrides), launched_by=list(launched_by))

@@ -20,6 +20,7 @@ from fcnlab.errors import UserError
 from fcnlab.signals import Interrupted
 
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+SEARCHPATH = "hydra.searchpath"
 RANKS = re.compile(  # what says that a process is one of several
     r"(LOCAL_|NODE_|GROUP_|ROLE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|PL_.*|TORCHELASTIC_.*"
     r"|SLURM_(NTASKS|PROCID|LOCALID|NODEID)|OMPI_.*|PMI_.*"
@@ -95,6 +96,11 @@ def typed(words: Sequence[str]) -> str:
     return " ".join(f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else quote(word) for word in words)
 
 
+def to_type(key: str, value: object) -> str:
+    """A setting as it is typed in a shell."""
+    return typed([setting(key, value)])
+
+
 def start(
     verb: str,
     words: Sequence[str],
@@ -166,9 +172,10 @@ def config_dir(hydra: Any) -> str | None:
 
 
 def options(hydra: Any) -> list[str]:
-    """What is typed before the words of a command, and what a record only shows."""
+    """What is typed before the words of a command, and what a record only shows: where further options are found."""
     folder = config_dir(hydra)
-    return ["--config-dir", folder] if folder else []
+    further = [word for word in as_typed(hydra.overrides.hydra) if key_of(word) == SEARCHPATH]
+    return [*(["--config-dir", folder] if folder else []), *further]
 
 
 def environment_of_one() -> dict[str, str]:
