@@ -11,14 +11,13 @@ ODD = ["a b", "lr=0.1,seed=1", "it's", 'say "so"', "$HOME [1]"]
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_every_printed_command_works(train, train_code, fcnlab, tmp_path, caplog, name: str):
+def test_every_printed_command_works(train, train_code, fcnlab, tmp_path, capsys, name: str):
     from fcnlab.launching import setting
 
-    with caplog.at_level("INFO", logger="fcnlab"):
-        folder = train(
-            setting("hydra.run.dir", name), "trainer.max_steps=2", "trainer.val_check_interval=2", folder="x"
-        ).parent
-    printed = re.search(r"Next: fcnlab (predict .*) input=FILE", caplog.text)
+    folder = train(
+        setting("hydra.run.dir", name), "trainer.max_steps=2", "trainer.val_check_interval=2", folder="x"
+    ).parent
+    printed = re.search(r"Next: fcnlab (predict .*) input=FILE", capsys.readouterr().out)
     assert printed
     picture = next((folder / name).glob("predictions/*.png"))
     assert fcnlab(*shlex.split(printed[1]), setting("input", picture), "output=out") == 0
