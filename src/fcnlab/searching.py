@@ -65,7 +65,7 @@ class Search(Sweeper):
             goes_on = bool(OmegaConf.select(config, "sweep.resume"))
             if goes_on != (self.folder / STORAGE).exists():
                 raise UserError(self._why_not(goes_on))
-        self.launcher = Plugins.instance().instantiate_launcher(
+        self.chosen_launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
@@ -119,7 +119,7 @@ class Search(Sweeper):
     def _check_ends(self, space: Mapping[str, Any]) -> None:
         """Have each choice, and both ends of each range, checked as a job would be: before the first trial."""
         for params in ends_of(space):
-            words, elsewhere = words_of(params), getattr(self.launcher, "elsewhere", True)
+            words, elsewhere = words_of(params), getattr(self.chosen_launcher, "elsewhere", True)
             try:
                 check_jobs(self.context, self.whole, [[*self.fixed, *words]], 0, elsewhere)
             except UserError as error:
@@ -168,7 +168,7 @@ class Search(Sweeper):
         returned: list[JobReturn] = []
         for numbers in in_a_row([number for number in batch if number not in repeats]):
             words = [[*self.fixed, *words_of(batch[number])] for number in numbers]
-            jobs = self.launcher.launch(words, initial_job_idx=numbers[0])
+            jobs = self.chosen_launcher.launch(words, initial_job_idx=numbers[0])
             for number, job in zip(numbers, jobs, strict=True):
                 tell(study, number, job)
             returned += jobs
@@ -251,7 +251,7 @@ def distribution_of(override: Override) -> Any:
     sweep: Any = override.value()
     if getattr(sweep, "shuffle", False):  # the order of choices means nothing, and must be the same when it goes on
         sweep = replace(sweep, shuffle=False)
-        values = list(replace(override, _value=sweep).sweep_iterator(Transformer.encode))
+        values: list[Any] = list(replace(override, _value=sweep).sweep_iterator(Transformer.encode))
         sweep = ChoiceSweep(list=values)
         override = replace(override, _value=sweep, value_type=ValueType.CHOICE_SWEEP)
     tags = set(getattr(sweep, "tags", ()))

@@ -47,14 +47,14 @@ class Grid(Sweeper):
         self.max_batch_size, self.params = max_batch_size, dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.config = hydra_context, config
+        self.context, self.whole = hydra_context, config
         self.verb = str(config.hydra.job.config_name)
         restore_deferred(config)
         with told_plainly(self.verb):
             size = self.max_batch_size
             if size is not None and (type(size) is not int or size < 1):
                 raise UserError(f"hydra.sweeper.max_batch_size={size}: give a whole number of at least 1, or null")
-        self.launcher = Plugins.instance().instantiate_launcher(
+        self.chosen_launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
@@ -64,12 +64,12 @@ class Grid(Sweeper):
             overrides = read_words(self.context, self.params, arguments)
             jobs = jobs_of(overrides)
             if any(getattr(override._value, "shuffle", False) for override in overrides):
-                jobs = in_recorded_order(jobs, getattr(self.launcher, "manifest", None))
-            check_jobs(self.context, self.config, jobs, 0, getattr(self.launcher, "elsewhere", True))
-        write_multirun(self.config)
+                jobs = in_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
+            check_jobs(self.context, self.whole, jobs, 0, getattr(self.chosen_launcher, "elsewhere", True))
+        write_multirun(self.whole)
         size, returned = self.max_batch_size or len(jobs), []
         for first in range(0, len(jobs), size):
-            returned.append(self.launcher.launch(jobs[first : first + size], initial_job_idx=first))
+            returned.append(self.chosen_launcher.launch(jobs[first : first + size], initial_job_idx=first))
             for job in returned[-1]:
                 _ = job.return_value  # which raises
         return returned
@@ -116,10 +116,10 @@ def read_words(context: HydraContext, params: Mapping[str, Any], arguments: Sequ
 
 def params_as_words(params: Mapping[str, Any]) -> list[str]:
     """A file's search space as it would be typed: text is a word of Hydra's, all else a plain value."""
-    plain = OmegaConf.to_container(params) if OmegaConf.is_config(params) else params
+    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(dict(params)))  # pyright: ignore[reportAssignmentType]
     return [
         f"{key}={value if isinstance(value, str) else Override._get_value_element_as_str(value)}"
-        for key, value in dict(plain).items()
+        for key, value in plain.items()
     ]
 
 

@@ -125,7 +125,7 @@ def _value_of(word: str) -> str:
     """A word as Hydra's own sweeper would write it, which older records have."""
     try:
         parsed = OverridesParser.create().parse_override(word)
-        value = parsed._value
+        value: Any = parsed._value
         in_short = float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
         return f"{parsed.get_key_element()}={Override._get_value_element_as_str(in_short)}"
     except (HydraException, AssertionError):

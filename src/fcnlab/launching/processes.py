@@ -162,7 +162,8 @@ def as_typed(words: Any) -> list[str]:
 
     Iterating over the node itself would resolve their interpolations: here and now, whoever they are for.
     """
-    return list(OmegaConf.to_container(words, resolve=False)) if OmegaConf.is_config(words) else list(words)
+    plain: Any = OmegaConf.to_container(words, resolve=False) if OmegaConf.is_config(words) else words
+    return list(plain)
 
 
 def config_dir(hydra: Any) -> str | None:

@@ -218,7 +218,7 @@ def seeds_apart(groups: Sequence[Group], division: Division = ALWAYS) -> list[tu
     """
     described = [division.settings(found.runs[0]) for found in groups]
     pairs = combinations(zip(groups, described, strict=True), 2)
-    found = [(_apart(*settings), *both) for both, settings in (zip(*pair, strict=True) for pair in pairs)]
+    found = [(_apart(settings, others), one, other) for (one, settings), (other, others) in pairs]
     return [(key, one, other) for key, one, other in found if key and not set(one.seeds) & set(other.seeds)]
 
 

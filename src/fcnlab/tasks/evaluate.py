@@ -31,7 +31,7 @@ from fcnlab.tasks.building import (
 )
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
 from fcnlab.tasks.fingerprint import fingerprint
-from fcnlab.tasks.recording import recorded_config
+from fcnlab.tasks.recording import recorded_config, write_hydra
 from fcnlab.tasks.scoring import commit, score, table, words_of
 from fcnlab.tasks.splits import check_splits
 from fcnlab.trust import DATA, check_components
@@ -60,6 +60,8 @@ def evaluate(cfg: DictConfig) -> float | None:
     check_classes(classes, data)
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
     trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures)])
+    if HydraConfig.get().output_subdir != ".hydra":  # what compare reads, wherever else Hydra writes it
+        write_hydra(cfg, folder / ".hydra")
     with open_loggers(cfg) as loggers:
         trainer.loggers = loggers
         scored = score(trainer, segmenter, data, folder, cfg.seed, began, selected=selected)

@@ -65,7 +65,7 @@ def recorded(cfg: DictConfig, folder: Path, record: RunRecord, **facts: Any) -> 
         record.write(**beginning)
         _write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         _write(folder / "changes.diff", uncommitted_changes())
-        _write_hydra(cfg, folder / ".hydra")
+        write_hydra(cfg, folder / ".hydra")
         yield
         record.write(status="finished", reason=None, ended=now())
     except Interrupted as stop:
@@ -76,7 +76,7 @@ def recorded(cfg: DictConfig, folder: Path, record: RunRecord, **facts: Any) -> 
         raise
 
 
-def _write_hydra(cfg: DictConfig, folder: Path) -> None:
+def write_hydra(cfg: DictConfig, folder: Path) -> None:
     """What Hydra writes of a run, but not before it is sure that the run begins.
 
     Hydra itself would put a command that is refused, such as another network for a run that resumes, into its record.
