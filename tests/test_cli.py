@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fcnlab.cli import VERBS, _of_the_disk, main
+from fcnlab.cli import VERBS, _of_the_disk, _split, main
 from fcnlab.errors import UserError
 from fcnlab.repeat import resume_sweep
 
@@ -43,6 +43,25 @@ def test_an_unknown_verb_names_the_known_ones(capsys, fcnlab, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fcnlab", "trian"])
     with pytest.raises(SystemExit, match="no verb 'trian'; there are train, eval, predict, doctor"):
         main()
+
+
+def test_a_comma_inside_a_folders_name_splits_no_list(tmp_path, monkeypatch):
+    """As hydra.sweep.subdir=${hydra.job.override_dirname} makes them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("s/optim.lr=0.1,seed=1", "s/optim.lr=0.1,seed=2", "a", "a,b"):
+        (tmp_path / name).mkdir(parents=True)
+    assert _split("s/optim.lr=0.1,seed=1,s/optim.lr=0.1,seed=2,a") == [
+        "s/optim.lr=0.1,seed=1",
+        "s/optim.lr=0.1,seed=2",
+        "a",
+    ]
+    assert _split("a,b") == ["a,b"] and _split("b,a") == ["b", "a"] and _split("no,where") == ["no", "where"]
+
+
+def test_a_run_stays_in_the_folder_of_its_command(fcnlab, capsys):
+    for words in (["train"], ["train", "-m", "seed=1,2"], ["compare", "runs=."]):
+        assert fcnlab(*words, "hydra.job.chdir=true") == 1
+        assert "hydra.job.chdir=true: relative paths would mean" in capsys.readouterr().err
 
 
 def test_the_verb_may_stand_anywhere(fcnlab, capsys):

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 from torch import nn
 
+from fcnlab import config
 from fcnlab.config import CONF, ConfigError, check_needs, check_targets
 from fcnlab.models import FCN
 from fcnlab.models.googlenet import GoogLeNet
@@ -36,6 +37,25 @@ def test_every_option_composes_and_binds(path: Path, composed):
     option = f"{path.parent}={path.stem}"
     verb = "eval" if path.parts[0] == "refine" else "train"
     check_targets(composed(option, *GIVEN.get(option, []), name=verb))
+
+
+@pytest.mark.parametrize(
+    ("target", "switch", "wrong"),
+    [
+        ("lightning.pytorch.callbacks.LearningRateMonitor", "log_momentum", "no"),
+        ("lightning.pytorch.callbacks.ModelCheckpoint", "save_last", "false"),
+        ("lightning.pytorch.callbacks.ModelCheckpoint", "enabled", "no"),
+        ("lightning.pytorch.callbacks.EarlyStopping", "strict", "no"),
+        ("lightning.pytorch.loggers.TensorBoardLogger", "log_graph", "False"),
+        ("torch.optim.SGD", "nesterov", "no"),
+    ],
+)
+def test_a_text_is_no_switch(target: str, switch: str, wrong):
+    """It would count as true, whatever it says."""
+    for value, fits in ((wrong, False), (True, True), (False, True)):
+        node = {"_target_": target, "_partial_": True, switch: value}
+        found = [line for line in config._misfits("callbacks.x", node) if line.startswith(f"callbacks.x.{switch}=")]
+        assert bool(found) is not fits
 
 
 def test_several_devices_share_gradients_and_nothing_else(composed):

@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
@@ -21,13 +23,12 @@ from fcnlab.errors import UserError
 from fcnlab.launching.board import Board, Progress, last_lines, last_rows
 from fcnlab.launching.launchers import (
     Slots,
-    fixed_keys,
     is_done,
     launched_by,
+    names_of,
     only_parts_environment,
     refuse_several_processes,
     told_plainly,
-    what_differs,
 )
 from fcnlab.launching.manifest import Job, Lock, Manifest, open_manifest
 from fcnlab.launching.places import Need, Places, limit, names_in, need_of, slots_for, visible_gpus
@@ -35,8 +36,10 @@ from fcnlab.launching.processes import (
     environment_of_one,
     environment_of_part,
     left_out_of_parts,
+    options,
     setting,
     spawn,
+    to_type,
     typed,
     unquoted,
 )
@@ -183,10 +186,42 @@ def test_slots_are_a_number_of_jobs(slots):
 
 def test_a_job_is_named_by_what_differs():
     words = ["data=shapes", "model=fcn8s,fcn16s", "+optim.x=1", "optim.lr=interval(0.1,1)", "seed=range(3)"]
-    fixed = fixed_keys(words)
-    assert fixed == {"data", "+optim.x"}
     job = ["data=shapes", "model=fcn8s", "+optim.x=1", "optim.lr=0.3", "seed=2", "sweep.resume=x"]
-    assert what_differs(job, fixed) == "model=fcn8s optim.lr=0.3 seed=2"
+    assert names_of({7: job}, words) == {7: "model=fcn8s optim.lr=0.3 seed=2"}
+    assert names_of({0: ["seed=1", "seed=1"], 1: ["seed=1", "seed=2"]}, ["seed=1", "seed=1,2"])[0] == "seed=1"
+
+
+LONG = "/scratch/of/somebody/with/many/folders/in/each/other/and/names/that/go/on/for/a/while/until/the/line/is/full"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "names"),
+    [
+        (
+            [[f"model.weights={LONG}/a.ckpt"], [f"model.weights={LONG}/b.ckpt"]],
+            ["model.weights=a.ckpt", "model.weights=b.ckpt"],
+        ),
+        (
+            [[f"model.weights='{LONG} {seed}/a.ckpt'", f"seed={seed}"] for seed in (1, 2)],
+            [f"model.weights=full {seed}/a.ckpt seed={seed}" for seed in (1, 2)],
+        ),
+        ([["data.root=a/x"], ["data.root=b/x"]], ["data.root=a/x", "data.root=b/x"]),
+        ([["experiment=p/a"], ["experiment=p/b"]], ["experiment=p/a", "experiment=p/b"]),  # an option's own name
+        ([["seed=1"], ["seed=1"]], ["seed=1 #0", "seed=1 #1"]),
+        ([[], []], ["#0", "#1"]),
+    ],
+)
+def test_names_are_short_and_no_other_jobs(jobs: list[list[str]], names: list[str]):
+    assert list(names_of(dict(enumerate(jobs)), []).values()) == names
+
+
+def test_a_long_name_loses_its_middle():
+    jobs = {seed: [f"+a.b={LONG}", f"c={{x:{LONG}}}", f"seed={seed}"] for seed in range(5)}
+    names = names_of(jobs, [])
+    assert all(len(name) <= 100 and name.startswith("a.b=") for name in names.values())
+    assert [name.rpartition(" ")[2] for name in names.values()] == [f"seed={seed}" for seed in range(5)]
+    many = {seed: [*(f"key{place}={LONG}" for place in range(30)), f"seed={seed}"] for seed in range(5)}
+    assert len(set(names_of(many, []).values())) == 5
 
 
 # --- the record
@@ -608,6 +643,22 @@ def test_settings_survive_quotes():
         assert done.stdout.split("\n")[:-1] == words
 
 
+@pytest.mark.parametrize("path", ["a/b", "a b/c,d='e'", 'f"g', "$x", "h\\"])
+def test_what_is_shown_to_be_typed_is_read_back(path: str):
+    (word,) = shlex.split(to_type("checkpoint", path))
+    assert OverridesParser.create().parse_override(word).value() == path
+
+
+def test_a_sweeps_command_finds_the_options_that_it_found(tmp_path):
+    further = ["hydra.searchpath=[mine]"]
+    command = Manifest(
+        tmp_path, "train", ["optim=own"], launched_by=["--config-dir", "c", *further, "hydra/launcher=x"]
+    )
+    assert command.command == "fcnlab train -m --config-dir c 'hydra.searchpath=[mine]' optim=own"
+    hydra = {"overrides": {"hydra": further}, "runtime": {"config_sources": []}}
+    assert options(OmegaConf.create(hydra)) == further
+
+
 @pytest.mark.parametrize(
     "text", [r"a\b", r"a\'b", "a\\", r"a\\'\\", "/tmp/a b=c,d", "'", '"', "/home/é", "é/b", "a/b", "", "1", "null", "."]
 )
@@ -724,10 +775,13 @@ def test_of_a_log_the_last_lines_without_the_history_of_a_bar(tmp_path):
     ],
 )
 def test_one_process_refuses_jobs_of_several(trainer: dict, said: str):
-    fine = OmegaConf.create({"trainer": {"devices": 1, "strategy": "auto"}})
-    refuse_several_processes({0: fine, 1: OmegaConf.create({"runs": ["a"]})})  # a verb that trains and scores nothing
+    hydra = {"hydra": HydraConf()}
+    fine = OmegaConf.create(hydra | {"trainer": {"devices": 1, "strategy": "auto"}})
+    refuse_several_processes(
+        {0: fine, 1: OmegaConf.create(hydra | {"runs": ["a"]})}
+    )  # a verb that trains and scores nothing
     with pytest.raises(UserError, match=said):
-        refuse_several_processes({0: fine, 1: OmegaConf.create({"trainer": trainer})})
+        refuse_several_processes({0: fine, 1: OmegaConf.create(hydra | {"trainer": trainer})})
 
 
 def test_a_users_mistake_reaches_hydra_as_one():

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from fcnlab.errors import UserError
 from fcnlab.repeat import resume_sweep
-from fcnlab.searching import Search, need_optuna, seed_of, space_of, words_of
+from fcnlab.searching import Search, ends_of, need_optuna, seed_of, space_of, words_of
 
 
 def read(*words: str):
@@ -48,10 +49,7 @@ def read(*words: str):
 def test_hydras_words_say_what_is_searched(word: str, meant):
     space, fixed = read("seed=3", word, "~callbacks.ema", "+a.b=c")
     assert space.keys() == {"x"} and fixed == ["seed=3", "~callbacks.ema", "+a.b=c"]
-    if word.startswith("x=shuffle"):
-        assert sorted(space["x"].choices) == list(meant.choices)
-    else:
-        assert space["x"] == meant
+    assert space["x"] == meant
 
 
 @pytest.mark.parametrize(
@@ -62,7 +60,9 @@ def test_hydras_words_say_what_is_searched(word: str, meant):
         ("x=tag(log,choice(1,2))", "the one tag"),
         ("x=interval(2.0,1.0)", r"x=interval\(2.0,1.0\): "),
         ("x=tag(log,interval(0,1))", r"x=tag\(log,interval\(0,1\)\): "),
-        ("x=range(3,1)", "no value is in that range"),
+        ("x=range(3,1)", "it has no value"),
+        ("seed=1,2,3", "a search would choose the luckiest seed"),
+        ("data.seed=range(3)", "the luckiest seed"),
     ],
 )
 def test_a_word_that_says_no_space_is_named(word: str, said: str):
@@ -146,7 +146,56 @@ def search(folder: Path, worker: Worker, resume: bool = False, **settings) -> Se
         made.setup(
             hydra_context=SimpleNamespace(config_loader=None), task_function=None, config=OmegaConf.create(config)
         )
+    made._check_ends = lambda space: None  # which composes jobs
     return made
+
+
+def test_null_is_no_text():
+    space, _ = read("x=null,1", "y='null',a")
+    words = words_of({name: found.choices[0] for name, found in space.items()})
+    assert words == ["x=null", "y='null'"] and words_of({"x": None}) == ["x=null"]
+
+
+def test_shuffled_choices_are_the_same_space_when_a_search_goes_on():
+    assert len({str(read("x=shuffle(range(20))")[0]["x"]) for _ in range(3)}) == 1
+
+
+def test_each_choice_and_both_ends_are_checked_first():
+    space, _ = read("x=interval(1,2)", "y=choice(a,b,c)", "z=range(0,4,2)")
+    assert ends_of(space) == [{"x": 1, "y": "a", "z": 0}, {"x": 2, "y": "b", "z": 2}, {"x": 2, "y": "c", "z": 2}]
+
+
+def test_another_space_is_refused_before_a_trial_is_drawn(tmp_path):
+    search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
+    before = trials(tmp_path)
+    for other, said in {
+        "x=interval(-10.0,5.0)": "only there: x=interval(-10.0,10.0)\n  only here:  x=interval(-10.0,5.0)",
+        "y=1,2": "only here:  y=choice(1,2)",
+    }.items():
+        words = [other, "seed=3"] if other.startswith("x") else [*SPACE, other]
+        with pytest.raises(CompactHydraException, match=re.escape(said)):
+            search(tmp_path, Worker(), resume=True, n_trials=6).sweep(words)
+    assert trials(tmp_path) == before
+    longer = Worker()
+    search(tmp_path, longer, resume=True, n_trials=4).sweep(SPACE)
+    assert len(longer.words) == 1  # none was burnt
+
+
+def test_a_repeated_trial_has_the_score_of_the_first(tmp_path):
+    worker = Worker()
+    returned = search(tmp_path, worker, n_trials=9, n_jobs=3).sweep(["x=1,2,3", "a=b"])
+    assert len(worker.words) == len({tuple(words) for words in worker.words}) == len(returned) <= 3
+    scores = {(trial["params"]["x"], trial["value"]) for trial in trials(tmp_path)}
+    assert len(trials(tmp_path)) == 9 and scores == {(x, -float((x - 2) ** 2)) for x, _ in scores}
+    numbers = [first + place for first, batch in worker.batches for place in range(len(batch))]
+    states = {trial["number"]: trial["params"]["x"] for trial in trials(tmp_path)}
+    assert [states[number] for number in numbers] == [int(words[1][2:]) for words in worker.words]
+
+
+def test_jobs_that_know_their_number_are_no_repeats(tmp_path):
+    worker = Worker()
+    search(tmp_path, worker, n_trials=6).sweep(["x=1,2", "seed=${hydra:job.num}"])
+    assert len(worker.words) == 6
 
 
 SPACE = ["x=interval(-10.0,10.0)", "seed=3"]

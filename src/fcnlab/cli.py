@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fcnlab.errors import UserError
+from fcnlab.errors import CHDIR, UserError
 from fcnlab.signals import Interrupted, ended_by_signals
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _command() -> None:
     _check_groups(verb)
     _check_experiment(verb)
     _check_place(verb)
+    _defer()
     _run(verb)
 
 
@@ -116,6 +117,14 @@ def _bring_back(verb: str, started_by_lightning: bool) -> None:
         sys.exit(f"fcnlab {verb}: {error}")
 
 
+def _defer() -> None:
+    """Leave to the jobs of a sweep what belongs to the options that it sweeps over."""
+    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv):
+        from fcnlab.launching.grid import deferred
+
+        sys.argv[1:] = deferred(sys.argv[1:])
+
+
 def _as_list(word: str, lists: str, name: str = "") -> str:
     """``runs=A,B`` as the list that is meant, and names as they are: commas and ``=`` have meanings for Hydra."""
     key, _, value = word.partition("=")
@@ -123,7 +132,18 @@ def _as_list(word: str, lists: str, name: str = "") -> str:
         return word
     from fcnlab.launching import quoted
 
-    return f"{key}=[{','.join(map(quoted, value.split(',')))}]" if key == lists else f"{key}={quoted(value)}"
+    return f"{key}=[{','.join(map(quoted, _split(value)))}]" if key == lists else f"{key}={quoted(value)}"
+
+
+def _split(value: str) -> list[str]:
+    """``A,B`` as A and B; but a comma inside the name of what is there is a part of it."""
+    parts, names = value.split(","), []
+    while parts:
+        ends = range(len(parts), 1, -1)
+        count = next((end for end in ends if os.path.exists(",".join(parts[:end]))), 1)  # noqa: PTH110  (no OSError)
+        names.append(",".join(parts[:count]))
+        del parts[:count]
+    return names
 
 
 def _without_null(verb: str, words: list[str]) -> Iterator[str]:
@@ -204,10 +224,7 @@ def _of_the_disk(verb: str, error: OSError, folder: Path) -> str | None:
 def _check_working_folder(hydra: "HydraConf") -> None:
     """Refuse ``hydra.job.chdir=true``: relative paths would lead elsewhere, and data be drawn in the run's folder."""
     if hydra.job.chdir:
-        raise UserError(
-            "hydra.job.chdir=true: relative paths, such as data.root, would begin in the run's folder; leave it out:"
-            " all that a run writes is in its folder anyway"
-        )
+        raise UserError(CHDIR)
 
 
 def _check_place(verb: str) -> None:

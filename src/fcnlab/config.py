@@ -8,10 +8,11 @@ import importlib
 import inspect
 import math
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -73,6 +74,10 @@ GIVEN_BY_NAME = {
 
 class ConfigError(UserError):
     """Settings that do not fit what they configure."""
+
+
+class NotSetHere(ConfigError):
+    """A variable of the environment is asked for that this machine does not have."""
 
 
 def _is_component(value: Any) -> bool:
@@ -250,15 +255,18 @@ def _count_classes(classes: Any, root: str) -> int:
 
 
 def register_launchers() -> None:
-    """Let ``hydra/launcher=basic`` be ours, which refuses what Hydra's does wrong; in this process alone.
+    """Let ``hydra/launcher=basic`` and ``hydra/sweeper=basic`` be ours, which do not what Hydra's do wrong; in this
+    process alone.
 
     ``slots`` is a file of conf/, but one named as a config of Hydra's own would be merged with that. What its official
     plugins have stored under the names of ours is dropped, where they are installed, too.
     """
     Plugins.instance()  # which makes Hydra's known, and must not do so behind ours
-    node = {"_target_": "hydra_plugins.fcnlab_slots.InProcessLauncher"}
+    launcher = {"_target_": "hydra_plugins.fcnlab_slots.InProcessLauncher"}
+    sweeper = {"_target_": "hydra_plugins.fcnlab_search.GridSweeper", "max_batch_size": None, "params": None}
     store = ConfigStore.instance()
-    store.store(group="hydra/launcher", name="basic", node=node, provider="fcnlab")
+    store.store(group="hydra/launcher", name="basic", node=launcher, provider="fcnlab")
+    store.store(group="hydra/sweeper", name="basic", node=sweeper, provider="fcnlab")
     for group, name in (("launcher", "submitit_slurm"), ("sweeper", "optuna")):
         store.repo["hydra"][group].pop(f"{name}.yaml", None)
 
@@ -313,7 +321,7 @@ def _root_misfits(values: Mapping[str, Any], root: type, texts: Sequence[str], p
     for key, value in values.items():
         if key not in hints:
             if path or not any(re.search(rf"\$\{{.*\b{re.escape(key)}\b", text) for text in texts):
-                problems.append(_unknown(path, key, set(hints), "that anything reads"))
+                problems.append(unknown_key(path, key, set(hints), "that anything reads"))
         elif is_dataclass(hints[key]) and isinstance(value, dict):
             problems += _root_misfits(value, hints[key], texts, f"{path}{key}.")
         elif not fits(value, hints[key]):
@@ -338,7 +346,8 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
         return plain(cfg)
     except InterpolationResolutionError as error:  # of a key that is not there, or of count_classes
         what = first_line(error).rpartition("while resolving interpolation: ")[2]
-        raise ConfigError(f"{error.full_key} cannot be computed: {what}") from error
+        kind = NotSetHere if what.startswith("Environment variable ") else ConfigError
+        raise kind(f"{error.full_key} cannot be computed: {what}") from error
 
 
 def check_needs(cfg: DictConfig, words: Sequence[str]) -> None:
@@ -392,7 +401,7 @@ def _misfits(path: str, node: dict[str, Any]) -> list[str]:
             for key, value in node.items()
             if key in annotations.keys() - ours and not _holds_component(value) and not fits(value, annotations[key])
         ),
-        *(_unknown(f"{path}.", key, names, f"of {node['_target_']}") for key in unknown),
+        *(unknown_key(f"{path}.", key, names, f"of {node['_target_']}") for key in unknown),
         *(f"{path}.{name} is not set, and {_name(target)} needs it" for name in _lacking(node, parameters)),
         *(f"{path}.{conflict}" for conflict in _conflicts(target, given)),
     ]
@@ -404,11 +413,29 @@ def _given_by_fcnlab(path: str, parameters: Mapping[str, inspect.Parameter]) -> 
 
 
 def _annotations(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """fcnlab's own annotations, of its classes and functions, and of others'; theirs are not always meant."""
+    """fcnlab's own annotations, of its classes and functions, and of others'; theirs are not always meant, but switches
+    are: a text there, such as "no", would count as true."""
     if (target.__module__ or "").startswith("fcnlab."):
         return {name: parameter.annotation for name, parameter in parameters.items()}
     foreign = FOREIGN.get(_name(target))
-    return get_type_hints(foreign.settings, include_extras=True) if foreign else {}
+    ours = get_type_hints(foreign.settings, include_extras=True) if foreign else {}
+    return {name: hint for name, hint in _hints(target, parameters).items() if _is_switch(hint)} | ours
+
+
+def _hints(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """What each argument should be; a truth value where nothing but a default says so."""
+    try:
+        hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
+    except (NameError, TypeError, AttributeError):  # names that only a type checker imports
+        hints = {}
+    return {name: hints.get(name, type(parameter.default)) for name, parameter in parameters.items()}
+
+
+def _is_switch(hint: Any) -> bool:
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return bool in kinds and all(
+        kind in (bool, type(None)) or get_origin(kind) in (Literal, Union, types.UnionType) for kind in kinds
+    )
 
 
 def _conflicts(target: Callable, given: Mapping[str, Any]) -> list[str]:
@@ -446,7 +473,7 @@ def _name(target: Callable) -> str:
     return f"{target.__module__}.{getattr(target, '__qualname__', target)}"
 
 
-def _unknown(path: str, key: str, names: set[str], whose: str) -> str:
+def unknown_key(path: str, key: str, names: set[str], whose: str) -> str:
     near = difflib.get_close_matches(str(key), names, n=1)
     hint = f"did you mean {path}{near[0]}?" if near else f"there are {', '.join(sorted(names - {'self'}))}"
     return f"{path}{key} is no setting {whose}: {hint}"

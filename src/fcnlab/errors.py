@@ -8,6 +8,12 @@ class UserError(ValueError):
     """
 
 
+CHDIR = (
+    "hydra.job.chdir=true: relative paths would mean folders inside the run's, where no data and no checkpoints are."
+    " Leave it out; ${hydra:runtime.output_dir} is the run's folder"
+)
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, for a message of ours; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

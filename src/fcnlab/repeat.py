@@ -9,7 +9,7 @@ from hydra._internal.utils import get_args_parser
 
 from fcnlab.config import CONF
 from fcnlab.errors import UserError
-from fcnlab.launching import setting, typed, unquoted
+from fcnlab.launching import is_dictionary, key_of, setting, typed, unquoted
 from fcnlab.launching.manifest import shown
 from fcnlab.results.reading import read_json
 from fcnlab.trust import ForeignError, check_links, check_overrides
@@ -35,7 +35,7 @@ def repeat_run(argv: list[str], verb: str) -> None:
     folder = Path(unquoted(argv[place].removeprefix(FROM_RUN)))
     record = read_record(argv[place], folder / "run.json")
     check_config_dir("run", record, argv, verb)
-    ours = {key_of(word) for word in argv[1:]}
+    ours = {key_of(word) for word in argv[1:] if not is_dictionary(word)}  # which adds to what is there
     overrides = [word for word in record["overrides"] if key_of(word) not in ours and _first_part(word) not in ONE_RUNS]
     allow(overrides, argv, "Type what you mean by it behind it, where it wins")
     argv[place:place] = [*overrides, *_reading_alone(overrides, argv)]
@@ -112,11 +112,6 @@ def allow(overrides: Sequence[str], argv: Sequence[str], advice: str) -> None:
     except ForeignError as error:
         word = next(word for word in argv if word.startswith((FROM_RUN, RESUME)))
         raise ForeignError(f"{_printable(word)}: {error}. {advice}") from error
-
-
-def key_of(override: str) -> str:
-    """The setting of an override, or the group."""
-    return override.partition("=")[0].lstrip("+~")
 
 
 def _first_part(override: str) -> str:

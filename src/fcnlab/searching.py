@@ -5,11 +5,11 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Transformer, ValueType
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
-from fcnlab.launching.launchers import OF_THE_SWEEP, told_plainly
-from fcnlab.launching.manifest import resuming, shown
+from fcnlab.launching.grid import read_words, restore_deferred, write_multirun
+from fcnlab.launching.launchers import OF_THE_SWEEP, check_jobs, told_plainly
+from fcnlab.launching.manifest import difference, facts_of, resuming, shown
 from fcnlab.launching.places import slots_for, visible_gpus
-from fcnlab.launching.processes import options, typed
+from fcnlab.launching.processes import as_typed, options, typed
 
 log = logging.getLogger("fcnlab")
 STORAGE, RESULTS = "search.db", "search.json"  # in the sweep's folder
@@ -56,6 +57,7 @@ class Search(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.whole, self.hydra = hydra_context, config, config.hydra
         self.verb = str(config.hydra.job.config_name)
+        restore_deferred(config)
         with told_plainly(self.verb):
             need_optuna()
             self._check_settings()
@@ -63,10 +65,8 @@ class Search(Sweeper):
             goes_on = bool(OmegaConf.select(config, "sweep.resume"))
             if goes_on != (self.folder / STORAGE).exists():
                 raise UserError(self._why_not(goes_on))
-        self.launch_jobs = (
-            Plugins.instance()
-            .instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
-            .launch
+        self.chosen_launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def _check_settings(self) -> None:
@@ -81,21 +81,24 @@ class Search(Sweeper):
         if goes_on:
             return f"sweep.resume={shown(self.folder)}: no search is there: leave hydra/sweeper=optuna out"
         return (
-            f"{shown(self.folder)} holds a search already: go on with it by {resuming(self.folder)}, or leave"
+            f"{shown(self.folder)} holds a search already: go on with it by {typed([resuming(self.folder)])}, or leave"
             " hydra.sweep.dir to a new folder"
         )
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Launch batch after batch; raise what the first failed job says once all are done."""
         with told_plainly(self.verb):
-            space, self.fixed = self._read(arguments)
+            space, self.fixed = space_of(read_words(self.context, self.params, arguments))
+            self.space = {name: space_word(name, values) for name, values in space.items()}
+            self._check_same_space()
+            self._check_ends(space)
             study = self._open()
             check_trials(study, space, shown(self.folder / STORAGE))
             returned: list[JobReturn] = []
             batch = still_open(study, space)
             while batch or len(study.trials) < self.n_trials:
                 batch = batch or self._draw(study, space)
-                returned += self._launch(study, batch)
+                returned += self._work_off(study, batch)
                 batch = {}
             self._conclude(study)
         failed = [job for job in returned if job.status != JobStatus.COMPLETED]
@@ -103,21 +106,31 @@ class Search(Sweeper):
             _ = failed[0].return_value  # which raises
         return returned
 
-    def _read(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        parser = OverridesParser.create(config_loader=self.context.config_loader)
-        return space_of(parser.parse_overrides(words))
+    def _check_same_space(self) -> None:
+        """Refuse to go on with another search space, before a trial is drawn from it."""
+        before = facts_of(self.folder, RESULTS).get("space")
+        if isinstance(before, dict) and before != self.space:
+            raise UserError(
+                f"{shown(self.folder)}: that search has another space"
+                f"{difference(list(map(str, before.values())), list(self.space.values()))}\n"
+                "Give the same, or begin a new search in another hydra.sweep.dir"
+            )
+
+    def _check_ends(self, space: Mapping[str, Any]) -> None:
+        """Have each choice, and both ends of each range, checked as a job would be: before the first trial."""
+        for params in ends_of(space):
+            words, elsewhere = words_of(params), getattr(self.chosen_launcher, "elsewhere", True)
+            try:
+                check_jobs(self.context, self.whole, [[*self.fixed, *words]], 0, elsewhere)
+            except UserError as error:
+                raise UserError(f"{' '.join(words)}: {str(error).removeprefix('job 0: ')}") from error
 
     def _open(self) -> Any:
         import optuna
 
-        from fcnlab.results.record import aside  # numpy comes with it
-
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with aside(self.folder / "multirun.yaml") as part:
-            part.write_text(OmegaConf.to_yaml(self.whole))
+        write_multirun(self.whole)
         study = optuna.create_study(
             storage=f"sqlite:///{self.folder / STORAGE}",
             study_name=NAME,
@@ -148,12 +161,20 @@ class Search(Sweeper):
         slots = self.hydra.launcher.get("slots")
         return slots if isinstance(slots, int) else len(visible_gpus(os.environ)) or slots_for(visible_cores())
 
-    def _launch(self, study: Any, batch: Mapping[int, Mapping[str, Any]]) -> Sequence[JobReturn]:
+    def _work_off(self, study: Any, batch: Mapping[int, Mapping[str, Any]]) -> list[JobReturn]:
+        """Launch the trials whose settings are new; equal settings give equal runs, so the others have their scores."""
+        repeats = {} if any("${" in word for word in self.fixed) else repeats_in(study, batch)
         self._write(study)
-        words = [[*self.fixed, *words_of(params)] for params in batch.values()]
-        returned = self.launch_jobs(words, initial_job_idx=min(batch))
-        for number, job in zip(batch, returned, strict=True):
-            tell(study, number, job)
+        returned: list[JobReturn] = []
+        for numbers in in_a_row([number for number in batch if number not in repeats]):
+            words = [[*self.fixed, *words_of(batch[number])] for number in numbers]
+            jobs = self.chosen_launcher.launch(words, initial_job_idx=numbers[0])
+            for number, job in zip(numbers, jobs, strict=True):
+                tell(study, number, job)
+            returned += jobs
+        for number, before in repeats.items():
+            log.info("Trial %d has the settings of job %d, and so its score", number, before)
+            repeat(study, number, before)
         self._write(study)
         return returned
 
@@ -166,6 +187,7 @@ class Search(Sweeper):
             for trial in study.trials
         ]
         facts = {"settings": {name: getattr(self, name) for name in KEPT}, "best": best_of(study), "trials": trials}
+        facts["space"] = self.space
         with aside(self.folder / RESULTS) as part:
             part.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
@@ -174,8 +196,8 @@ class Search(Sweeper):
         if best is None:
             log.info("No trial has a score. The search: %s", shown(self.folder))
             return
-        of_hydra = [word for word in self.hydra.overrides.hydra if not OF_THE_SWEEP.match(word)]
-        words = [*options(self.hydra), *of_hydra, *self.fixed, *words_of(best["params"])]
+        of_hydra = [word for word in as_typed(self.hydra.overrides.hydra) if not OF_THE_SWEEP.match(word)]
+        words = dict.fromkeys([*options(self.hydra), *of_hydra, *self.fixed, *words_of(best["params"])])
         log.info(
             "Best of %d trials: %.6g (job %d) with %s\n  To repeat it: %s\n  The search: %s",
             len(study.trials),
@@ -205,6 +227,11 @@ def space_of(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:
     space, fixed = {}, []
     for override in overrides:
         if override.is_sweep_override():
+            if override.key_or_group.rpartition(".")[2] == "seed":
+                raise UserError(
+                    f"{override.input_line}: a search would choose the luckiest seed. Give one; then train the best"
+                    " settings with several, by -m seed=1,2,3 without hydra/sweeper=optuna"
+                )
             space[override.get_key_element()] = distribution_of(override)
         else:
             fixed.append(str(override.input_line))
@@ -221,7 +248,12 @@ def distribution_of(override: Override) -> Any:
     UserError
         The word is tagged by anything but ``log``, or that belongs to another kind of word; an interval is empty.
     """
-    sweep = override.value()
+    sweep: Any = override.value()
+    if getattr(sweep, "shuffle", False):  # the order of choices means nothing, and must be the same when it goes on
+        sweep = replace(sweep, shuffle=False)
+        values: list[Any] = list(replace(override, _value=sweep).sweep_iterator(Transformer.encode))
+        sweep = ChoiceSweep(list=values)
+        override = replace(override, _value=sweep, value_type=ValueType.CHOICE_SWEEP)
     tags = set(getattr(sweep, "tags", ()))
     if tags - {"log"} or (tags and not isinstance(sweep, IntervalSweep)):
         raise UserError(f"{override.input_line}: the one tag that a search knows is tag(log,interval(LOW,HIGH))")
@@ -240,12 +272,65 @@ def _distribution(override: Override, sweep: Any, log: bool) -> Any:
     else:
         values: list[Any] = list(override.sweep_iterator(Transformer.encode))
         if not values:
-            raise ValueError("no value is in that range")
-        if not isinstance(sweep, RangeSweep) or sweep.shuffle:
+            raise ValueError("it has no value")
+        if not isinstance(sweep, RangeSweep):
             return CategoricalDistribution(values)
         numbers, further = [min(values), max(values)], {"step": abs(sweep.step)}
     whole = all(isinstance(number, int) for number in (*numbers, further.get("step", 1)))
     return (IntDistribution if whole else FloatDistribution)(*numbers, **further)
+
+
+def space_word(name: str, values: Any) -> str:
+    """What is searched, as it would be typed."""
+    from optuna.distributions import CategoricalDistribution
+
+    if isinstance(values, CategoricalDistribution):
+        return f"{name}=choice({','.join(map(_typed_value, values.choices))})"
+    ends = f"{_typed_value(values.low)},{_typed_value(values.high)}"
+    step = f", every {values.step:g}" if values.step not in (None, 1) else ""
+    return f"{name}={'tag(log,' * values.log}interval({ends}){')' * values.log}{step}"
+
+
+def ends_of(space: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Settings in which each choice, and the least and the largest of each range, occurs once at least."""
+    values = {
+        name: list(found.choices) if hasattr(found, "choices") else [found.low, found.high]
+        for name, found in space.items()
+    }
+    most = max(map(len, values.values()))
+    return [{name: found[min(place, len(found) - 1)] for name, found in values.items()} for place in range(most)]
+
+
+def repeats_in(study: Any, batch: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
+    """The trials of a batch that have the settings of a trial before them, which has a score or is in the batch."""
+    from optuna.trial import TrialState
+
+    scored = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    known = {_key(trial.params): trial.number for trial in reversed(scored)}
+    return {
+        number: first for number, params in batch.items() if (first := known.setdefault(_key(params), number)) != number
+    }
+
+
+def _key(params: Mapping[str, Any]) -> tuple:
+    return tuple(sorted(words_of(params)))
+
+
+def in_a_row(numbers: Sequence[int]) -> list[list[int]]:
+    """Numbers in runs without a gap: a launcher counts its jobs on from the first."""
+    rows: list[list[int]] = []
+    for number in numbers:
+        if rows and rows[-1][-1] == number - 1:
+            rows[-1].append(number)
+        else:
+            rows.append([number])
+    return rows
+
+
+def repeat(study: Any, number: int, before: int) -> None:
+    """End a trial as the one before it ended."""
+    first = study.trials[before]
+    study.tell(number, first.value, state=first.state)
 
 
 def words_of(params: Mapping[str, Any]) -> list[str]:
@@ -254,6 +339,8 @@ def words_of(params: Mapping[str, Any]) -> list[str]:
 
 
 def _typed_value(value: Any) -> str:
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -286,6 +373,7 @@ def still_open(study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]
         if set(trial.params) == set(space):
             found[trial.number] = trial.params
         else:
+            log.warning("Trial %d was being drawn when the search ended, and never ran: it is given up", trial.number)
             study.tell(trial.number, state=TrialState.FAIL)
     return found
 

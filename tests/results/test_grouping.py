@@ -3,7 +3,7 @@
 import pytest
 
 from fcnlab.errors import UserError
-from fcnlab.results.grouping import Division, choose, group, merged_values
+from fcnlab.results.grouping import Division, choose, group, merged_values, seeds_apart
 from fcnlab.results.runs import read_runs
 from run_folders import toy_matrices, trained
 
@@ -76,6 +76,55 @@ def test_another_folder_may_hold_another_set(groups):
 def test_what_only_some_runs_have(groups):
     found = groups(("fcn8s", 1, {}), ("fcn8s", 1, {"model.new": [1, None]}))
     assert list(named(found)) == ["all runs", "model.new=[1,null]"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (0, 0.0),
+        (1, 1.0),
+        (0.3, 0.1 + 0.2),
+        (1e-3, 0.001),
+        ([0.5, 2], [0.5, 2.0]),
+        ([0.3, None], [0.1 + 0.2, None]),
+    ],
+)
+def test_equal_settings_are_one_group(groups, one, other):
+    assert named(groups(("fcn8s", 1, {"optim.x": one}), ("fcn8s", 2, {"optim.x": other}))) == {"all runs": (1, 2)}
+
+
+def test_null_is_as_a_key_that_an_older_record_lacks(groups):
+    found = groups(("fcn8s", 1, {"optim.new": None}), ("fcn8s", 2, {}), ("fcn8s", 1, {"optim.new": 0.1 + 0.2}))
+    assert named(found) == {"optim.new=null": (1, 2), "optim.new=0.3": (1,)}
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, False), (1, True), (0.3, 0.300001), (None, 0), (None, "")])
+def test_other_settings_are_others(groups, one, other):
+    assert len(groups(("fcn8s", 1, {"optim.x": one}), ("fcn8s", 2, {"optim.x": other}))[0]) == 2
+
+
+def test_data_beside_one_run_are_those_of_another(make_run, tmp_path):
+    for place, name in enumerate(("a", "deep/b")):
+        make_run(
+            name, seed=place, settings={"data.root": f"{tmp_path}/runs/data", "model.weights": f"{tmp_path}/runs/w.pth"}
+        )
+    assert named(group(read(tmp_path))) == {"all runs": (0, 1)}
+
+
+def test_the_stage_before_is_the_same_for_each_seed(make_run, tmp_path):
+    for seed in (1, 2):
+        before = f"{tmp_path}/runs/{seed}/1-fcn32s/checkpoints/best.ckpt"
+        make_run(f"{seed}/2-fcn16s", seed=seed, settings={"model.weights": before})
+    assert named(group(read(tmp_path))) == {"all runs": (1, 2)}
+
+
+def test_one_setting_that_keeps_seeds_apart_is_named(groups):
+    found, _ = groups(("fcn8s", 1, {"data.root": "/a"}), ("fcn8s", 2, {"data.root": "/b"}), ("fcn32s", 3, {}))
+    assert [(key, *(one.seeds for one in pair)) for key, *pair in seeds_apart(found)] == [("data.root", (1,), (2,))]
+
+
+def test_what_is_another_group_on_purpose_is_not_named(groups):
+    assert not seeds_apart(groups(("fcn8s", 1, {}), ("fcn32s", 2, {}), ("fcn8s", 1, {"optim.lr": 1}))[0])
 
 
 def test_a_run_that_was_done_again_counts_once(groups, tmp_path):

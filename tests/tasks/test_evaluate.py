@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fcnlab.results.passport import as_facts, passport
+from fcnlab.results.runs import read_runs
 
 
 def record(folder) -> dict:
@@ -56,6 +57,12 @@ def test_other_data_can_be_given(run, fcnlab, tmp_path, shapes_root):
         "pictures": 24,
         "of": 24,
     }
+
+
+def test_its_record_is_whole_whatever_hydra_leaves(run, fcnlab, tmp_path):
+    assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", "hydra.output_subdir=null", "hydra.run.dir=o") == 0
+    (found,), left_out = read_runs([tmp_path / "o"])
+    assert not left_out and found.settings["scoring.checkpoint"] == "best.ckpt"
 
 
 def test_bf16_is_reported_as_such(run, fcnlab, tmp_path):

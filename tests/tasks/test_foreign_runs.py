@@ -47,6 +47,12 @@ def test_what_is_refused_may_be_typed(brought_back):
     assert words == ["data.archive=[a.tar]", "seed=1", "from_run=old"]
 
 
+def test_a_typed_dictionary_adds_to_what_the_record_has(brought_back):
+    kept = ["optim=sgd", "optim={lr: 0.5}"]
+    words = brought_back([*kept, "seed=1"], "optim={momentum: 0.5}", "seed=2", "from_run=old")
+    assert [word for word in words if word.startswith(("optim", "seed"))] == ["optim={momentum: 0.5}", "seed=2", *kept]
+
+
 def test_settings_of_one_run_alone_are_left_out(brought_back):
     own = ["checkpoint=auto", "from_run=x", "sweep.folder=/x", "++sweep.recorded=false", "sweep={folder: /x}"]
     assert brought_back([*own, "seed=1"], "from_run=old") == ["seed=1", "from_run=old"]

@@ -4,36 +4,40 @@ import copy
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, setup_globals
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, ConfigCompositionException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from fcnlab.config import ConfigError, check_needs, check_targets
+from fcnlab.config import ConfigError, NotSetHere, check_needs, check_targets, unknown_key
 from fcnlab.cores import visible_cores
-from fcnlab.errors import UserError, first_line
+from fcnlab.errors import CHDIR, UserError, first_line
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_gpus
 from fcnlab.launching.processes import (
     Started,
+    as_typed,
     config_dir,
     environment_of_one,
     environment_of_part,
+    key_of,
     left_out_of_parts,
     options,
     setting,
     start,
     typed,
+    unquoted,
 )
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.results.escaping import in_terminal
@@ -44,6 +48,7 @@ LOG = "job.log"  # in a job's folder: all that it said
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
 OF_LAUNCHER = re.compile(r"hydra[./]launcher\b")
 LONGEST_NAME = 100
+SHORTEST_PART = 12  # of a name that has lost its middle
 ALONE = {  # trainer settings of which one process is sure; the last of each is told
     "devices": ("1", 1),
     "strategy": (None, "single_device", "auto"),
@@ -54,6 +59,8 @@ ALONE = {  # trainer settings of which one process is sure; the last of each is 
 class Slots(Launcher):
     """Each job as the single run that it claims to be: in a process and a folder of its own.
 
+    ``elsewhere``: on other machines, whose environment is not known here.
+
     Parameters
     ----------
     slots
@@ -61,6 +68,8 @@ class Slots(Launcher):
     gpus_per_job
         A number, a part of one, or "auto": the job's own ``trainer.devices``.
     """
+
+    elsewhere = False
 
     def __init__(self, slots: Any = "auto", gpus_per_job: Any = "auto"):
         self.slots, self.gpus_per_job = slots, gpus_per_job
@@ -79,7 +88,7 @@ class Slots(Launcher):
             self.lock = Lock(folder)
             try:
                 check_holds_no_run(folder)
-                words = of_the_user(config.hydra.overrides.task)
+                words = of_the_user(as_typed(config.hydra.overrides.task))
                 self.manifest = open_manifest(folder, self.verb, words, self.resumes, launched_by(config.hydra))
             except UserError:
                 self.lock.abandon()
@@ -94,8 +103,6 @@ class Slots(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         with told_plainly(self.verb), hydra_config_restored():
             configs = composed(self.context, self.config, job_overrides, initial_job_idx)
-            if self.verb == "train":
-                check_all(configs)
             warn_of_wandb(configs)
             places, needs = self._deal_out(configs)
             self._wait_for_earlier_jobs()
@@ -107,7 +114,7 @@ class Slots(Launcher):
     def _deal_out(self, configs: Mapping[int, DictConfig]) -> tuple[Places, dict[int, Need]]:
         gpus = visible_gpus(os.environ)
         needs = {
-            number: need_of(cfg.trainer, gpus, self.gpus_per_job, f"job {number}") for number, cfg in configs.items()
+            number: need_of(cfg.trainer, gpus, self.gpus_per_job, f"job {number}") for number, cfg in in_turn(configs)
         }
         return Places(gpus, list(needs.values()), limit(self.slots), visible_cores()), needs
 
@@ -122,11 +129,10 @@ class Slots(Launcher):
         UserError
             Two jobs would work in one folder; a job of this number had other settings.
         """
-        fixed = fixed_keys(self.manifest.overrides)
-        jobs = []
+        jobs, words = [], {number: as_typed(cfg.hydra.overrides.task) for number, cfg in configs.items()}
+        names = names_of(words, self.manifest.overrides)
         for number, cfg in configs.items():
-            words = list(cfg.hydra.overrides.task)
-            job = self.manifest.plan(Job(number, str(cfg.hydra.sweep.subdir), words, what_differs(words, fixed)))
+            job = self.manifest.plan(Job(number, str(cfg.hydra.sweep.subdir), words[number], names[number]))
             folder = self.manifest.folder / job.folder
             job.status = "finished" if self.resumes and is_done(job, folder) else "waiting"
             job.miou = score_of(folder) if job.status == "finished" else None
@@ -142,7 +148,7 @@ class Slots(Launcher):
         signals: StopSignals,
     ) -> None:
         waiting = [job for job in jobs if job.status == "waiting"]
-        board = Board(self.manifest, {number: steps_of(cfg) for number, cfg in configs.items()})
+        board = Board(self.manifest, {number: steps_of(cfg) for number, cfg in in_turn(configs)})
         done = f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done; " if len(waiting) < len(jobs) else ""
         board.say(
             f"{shown(self.manifest.folder)}: {done}{len(waiting)} to run, {places.slots} at a time{self._room(places)}"
@@ -187,7 +193,7 @@ class Slots(Launcher):
     def _words(self, job: Job, cfg: DictConfig, again: bool) -> list[str]:
         """What to type for a job; ``again``: where its folder holds a part of it, as the continuation of that."""
         folder = self.manifest.folder / job.folder
-        of_hydra = [word for word in cfg.hydra.overrides.hydra if not OF_THE_SWEEP.match(word)]
+        of_hydra = [word for word in as_typed(cfg.hydra.overrides.hydra) if not OF_THE_SWEEP.match(word)]
         own = any(word.startswith("checkpoint=") for word in job.overrides)
         begun = any(folder.glob("**/checkpoints/*.ckpt"))
         goes_on = again and self.verb == "train" and folder.is_dir() and (begun or not own)
@@ -202,7 +208,7 @@ class Slots(Launcher):
         ]
 
     def _epitaph(self, job: Job, cfg: DictConfig) -> str:
-        words = [*options(cfg.hydra), *self._words(job, cfg, again=True)]
+        words = list(dict.fromkeys([*options(cfg.hydra), *self._words(job, cfg, again=True)]))
         return epitaph(job, self.manifest.folder / job.folder / LOG, typed(["fcnlab", self.verb, *words]))
 
     def _returned(self, job: Job, cfg: DictConfig) -> JobReturn:
@@ -230,6 +236,8 @@ class Slots(Launcher):
 class InProcess(BasicLauncher):
     """Hydra's own launcher, for small nets on one device: one job after the other, in this process."""
 
+    elsewhere = False
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Look at what is in the folder before Hydra writes there."""
         with told_plainly(str(config.hydra.job.config_name)):
@@ -254,8 +262,8 @@ class InProcess(BasicLauncher):
             warn_of_wandb(configs)
         if ours:
             folder = Path(self.config.hydra.sweep.dir).absolute()
-            fixed = fixed_keys(self.config.hydra.overrides.task)
-            words = [[*job, *words_for_job(folder, what_differs(job, fixed))] for job in words]
+            names = names_of(dict(enumerate(words)), as_typed(self.config.hydra.overrides.task))
+            words = [[*job, *words_for_job(folder, names[place])] for place, job in enumerate(words)]
         with only_parts_environment():
             return super().launch(words, initial_job_idx)
 
@@ -269,7 +277,7 @@ def check_holds_no_run(folder: Path) -> None:
 
 def refuse_several_processes(configs: Mapping[int, DictConfig]) -> None:
     """Raise a UserError where a job would start processes: Lightning does that with the words of the whole sweep."""
-    for number, cfg in configs.items():
+    for number, cfg in in_turn(configs):
         for key, alone in ALONE.items():  # doctor and compare have no trainer
             if "trainer" in cfg and (value := cfg.trainer.get(key)) not in alone:
                 raise UserError(
@@ -283,31 +291,110 @@ def refuse_several_processes(configs: Mapping[int, DictConfig]) -> None:
 def composed(
     context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int
 ) -> dict[int, DictConfig]:
-    """The configuration of each job by its number, as it would have it in a run of its own."""
-    configs = {}
+    """The configuration of each job by its number, as it would have it in a run of its own.
+
+    Raises
+    ------
+    UserError
+        Jobs set what is not there; of each such setting the nearest that is, and which jobs they are.
+    """
+    configs, wrong = {}, Mistakes()
     for number, words in enumerate(jobs, start=first):
-        cfg = context.config_loader.load_sweep_config(config, of_the_user(words))
-        with open_dict(cfg):
+        with wrong.of_job(number):
+            configs[number] = cfg = _compose(context, config, of_the_user(words))
             cfg.hydra.job.id = cfg.hydra.job.num = number
-            cfg.hydra.runtime.output_dir = str(Path(config.hydra.sweep.dir).absolute() / str(cfg.hydra.sweep.subdir))
-        configs[number] = cfg
+            HydraConfig.instance().set_config(cfg)
+            with read_write(cfg.hydra), open_dict(cfg.hydra):
+                cfg.hydra.sweep.subdir = str(cfg.hydra.sweep.subdir)  # by this job's number, whoever asks later
+                cfg.hydra.runtime.output_dir = str(Path(config.hydra.sweep.dir).absolute() / cfg.hydra.sweep.subdir)
+    wrong.tell()
     return configs
 
 
-def check_all(configs: Mapping[int, DictConfig]) -> None:
-    """Tell the mistakes in any job before the first begins, each once."""
-    wrong: dict[str, list[int]] = {}
-    for number, cfg in configs.items():
-        HydraConfig.instance().set_config(cfg)  # what ${hydra:...} means there
-        task = without_hydra(cfg)
+def _compose(context: HydraContext, config: DictConfig, words: Sequence[str]) -> DictConfig:
+    try:
+        return context.config_loader.load_sweep_config(config, list(words))
+    except ConfigCompositionException as error:
+        unknown = re.match(r"Could not override '(.+)'\.\nTo append to your config", str(error))
+        if unknown is None:
+            raise
+        key = unknown[1]
+        parent = key.rpartition(".")[0]
+        others = [word for word in words if not key_of(word).startswith(f"{parent}.")]
+        with suppress(ConfigCompositionException):
+            there = OmegaConf.select(context.config_loader.load_sweep_config(config, others), parent)
+            names = {str(name) for name in there} if isinstance(there, DictConfig) else set()
+            raise ConfigError(unknown_key(f"{parent}.", key.removeprefix(f"{parent}."), names, "there")) from error
+        raise
+
+
+class Mistakes:
+    """What is wrong with the jobs of a sweep, each mistake once, with the jobs that have it."""
+
+    def __init__(self):
+        self.jobs: dict[str, list[int]] = {}
+
+    @contextmanager
+    def of_job(self, number: int) -> Iterator[None]:
         try:
-            if not cfg.stages:  # those are checked by the run that begins them
-                check_needs(task, cfg.hydra.overrides.task)
-                check_targets(task)
+            yield
         except ConfigError as error:
-            wrong.setdefault(str(error), []).append(number)
-    if wrong:
-        raise UserError("\n".join(f"job {', '.join(map(str, jobs))}: {what}" for what, jobs in wrong.items()))
+            self.jobs.setdefault(str(error), []).append(number)
+
+    def tell(self) -> None:
+        """Raise a UserError unless nothing was wrong."""
+        if self.jobs:
+            raise UserError("\n".join(f"job {', '.join(map(str, jobs))}: {what}" for what, jobs in self.jobs.items()))
+
+
+def in_turn(configs: Mapping[int, DictConfig]) -> Iterator[tuple[int, DictConfig]]:
+    """Each job's number and configuration, while ``${hydra:...}`` means that job's."""
+    for number, cfg in configs.items():
+        HydraConfig.instance().set_config(cfg)
+        yield number, cfg
+
+
+def check_jobs(
+    context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int, elsewhere: bool
+) -> None:
+    """Tell the mistakes in any job before the first begins.
+
+    ``elsewhere``: the jobs may have variables in their environment that this process has not.
+
+    Raises
+    ------
+    UserError
+        It names each mistake once, and the jobs that have it.
+    """
+    wrong = Mistakes()
+    with hydra_config_restored():
+        for number, cfg in in_turn(composed(context, config, jobs, first)):
+            with wrong.of_job(number), suppress(NotSetHere) if elsewhere else nullcontext():
+                _check_of_all(cfg, config)
+                _check(without_hydra(cfg), as_typed(cfg.hydra.overrides.task))
+    wrong.tell()
+
+
+def _check(task: DictConfig, words: Sequence[str]) -> None:
+    if task.get("stages"):  # those are checked by the run that begins them
+        return
+    if task.get("needs"):
+        check_needs(task, words)
+    if task.get("data") is not None or task.get("model") is None:  # else fcnlab eval says what is missing
+        check_targets(task)
+
+
+def _check_of_all(cfg: DictConfig, config: DictConfig) -> None:
+    """Raise a ConfigError where a job's options set what is one for the whole sweep, and would have no effect there."""
+    if cfg.hydra.job.chdir:
+        raise ConfigError(CHDIR)
+    for key in ("launcher", "sweeper"):
+        of_job, of_all = (OmegaConf.to_container(tree.hydra[key], resolve=False) for tree in (cfg, config))
+        if of_job != of_all:
+            raise ConfigError(
+                f"an option of its own sets hydra.{key}, which is one for the whole sweep: leave that to the command"
+                f" line, as hydra/{key}=OPTION and hydra.{key}.KEY=VALUE"
+            )
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -320,7 +407,7 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 
 def launched_by(hydra: DictConfig) -> list[str]:
     """The options of a command, and the words that chose its launcher."""
-    return [*options(hydra), *(word for word in hydra.overrides.hydra if OF_LAUNCHER.match(word))]
+    return [*options(hydra), *(word for word in as_typed(hydra.overrides.hydra) if OF_LAUNCHER.match(word))]
 
 
 def is_done(job: Job, folder: Path) -> bool:
@@ -345,16 +432,53 @@ def words_for_job(folder: Path, name: str) -> list[str]:
     return [setting("sweep.folder", folder), setting("sweep.name", name.replace("$", ""))]
 
 
-def fixed_keys(words: Sequence[str]) -> set[str]:
-    """What a sweep's words set to one value for all jobs."""
-    parsed = OverridesParser.create().parse_overrides(list(words))
-    return {override.get_key_element() for override in parsed if not override.is_sweep_override()}
+def names_of(jobs: Mapping[int, Sequence[str]], typed: Sequence[str]) -> dict[int, str]:
+    """Each job's name: its words, but for those that were typed for all of them; short, and no other job's.
+
+    The folders that all values of a setting are in are left out, and what is still too long loses its middle.
+    """
+    parts = {number: differing(words, typed) for number, words in jobs.items()}
+    folders = _common_folders([word for words in parts.values() for word in words])
+    names = {number: _short([_without_folder(word, folders) for word in words]) for number, words in parts.items()}
+    count = Counter(names.values())
+    return {number: name if count[name] == 1 else f"{name} #{number}".strip() for number, name in names.items()}
 
 
-def what_differs(words: Sequence[str], fixed: set[str]) -> str:
-    """A job's name: its words, but for those that all have."""
-    differing = [word.lstrip("+") for word in of_the_user(words) if word.partition("=")[0] not in fixed]
-    return " ".join(differing)[:LONGEST_NAME]
+def differing(words: Sequence[str], typed: Sequence[str]) -> list[str]:
+    fixed, found = list(typed), []
+    for word in of_the_user(words):
+        if word in fixed:
+            fixed.remove(word)  # once: a value of a list may be the very word before the list
+        else:
+            found.append(word.lstrip("+"))
+    return found
+
+
+def _common_folders(words: Sequence[str]) -> dict[str, str]:
+    """By setting, the folders that all of its values are in, where there are several; options of groups stay whole."""
+    values: dict[str, set[str]] = {}
+    for word in words:
+        if "." in key_of(word) or key_of(word) == "checkpoint":
+            values.setdefault(key_of(word), set()).add(unquoted(word.partition("=")[2]))
+    return {key: _common_folder(found) for key, found in values.items() if len(found) > 1}
+
+
+def _common_folder(paths: Iterable[str]) -> str:
+    levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
+    return "".join(f"{names[0]}/" for names in takewhile(lambda names: len(set(names)) == 1, levels))
+
+
+def _without_folder(word: str, folders: Mapping[str, str]) -> str:
+    folder, (key, _, value) = folders.get(key_of(word)), word.partition("=")
+    return f"{key}={unquoted(value).removeprefix(folder)}" if folder else word
+
+
+def _short(parts: Sequence[str]) -> str:
+    if len(" ".join(parts)) <= LONGEST_NAME:
+        return " ".join(parts)
+    most = max(LONGEST_NAME // len(parts) - 1, SHORTEST_PART)
+    shorter = [part if len(part) <= most else f"{part[: most // 2]}…{part[1 - most // 2 :]}" for part in parts]
+    return " ".join(shorter)[:LONGEST_NAME]
 
 
 def warn_of_wandb(configs: Mapping[int, DictConfig]) -> None:

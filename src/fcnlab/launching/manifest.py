@@ -13,10 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
 from fcnlab.errors import UserError
 from fcnlab.launching.locks import FolderLock, try_lock
-from fcnlab.launching.processes import open_own, setting, typed
+from fcnlab.launching.processes import SEARCHPATH, key_of, open_own, setting, typed
 from fcnlab.results.reading import Unreadable, read_json
+from fcnlab.results.settings import DIGITS
 
 log = logging.getLogger("fcnlab")
 NAME = "sweep.json"
@@ -61,7 +66,8 @@ class Manifest:
 
     @property
     def command(self) -> str:
-        return shlex.join(["fcnlab", self.verb, "-m", *self._config_dir, *self.overrides])
+        further = [word for word in self.launched_by if key_of(word) == SEARCHPATH]
+        return shlex.join(["fcnlab", self.verb, "-m", *self._config_dir, *further, *self.overrides])
 
     @property
     def _config_dir(self) -> list[str]:
@@ -107,12 +113,23 @@ class Manifest:
                     f"jobs {other.number} and {job.number} would both work in {shown(self.folder / job.folder)}: let"
                     " hydra.sweep.subdir tell them apart, as ${hydra.job.num} does"
                 )
-        if job.overrides != wanted.overrides:
+        if list(map(_value_of, job.overrides)) != list(map(_value_of, wanted.overrides)):
             raise UserError(
                 f"sweep.resume={shown(self.folder)}: job {job.number} was another one"
                 f"{difference(job.overrides, wanted.overrides)}"
             )
         return job
+
+
+def _value_of(word: str) -> str:
+    """A word as Hydra's own sweeper would write it, which older records have."""
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+        value: Any = parsed._value
+        in_short = float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+        return f"{parsed.get_key_element()}={Override._get_value_element_as_str(in_short)}"
+    except (HydraException, AssertionError):
+        return word
 
 
 def open_manifest(
@@ -128,7 +145,7 @@ def open_manifest(
     if not resume:
         if (folder / NAME).exists():
             raise UserError(
-                f"{shown(folder)} holds a sweep already: go on with it by {resuming(folder)}, or leave"
+                f"{shown(folder)} holds a sweep already: go on with it by {typed([resuming(folder)])}, or leave"
                 " hydra.sweep.dir to a new folder"
             )
         return Manifest(folder, verb, list(overrides), launched_by=list(launched_by))

@@ -14,10 +14,13 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Protocol
 
+from omegaconf import OmegaConf
+
 from fcnlab.errors import UserError
 from fcnlab.signals import Interrupted
 
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+SEARCHPATH = "hydra.searchpath"
 RANKS = re.compile(  # what says that a process is one of several
     r"(LOCAL_|NODE_|GROUP_|ROLE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|PL_.*|TORCHELASTIC_.*"
     r"|SLURM_(NTASKS|PROCID|LOCALID|NODEID)|OMPI_.*|PMI_.*"
@@ -81,9 +84,24 @@ def unquoted(text: str) -> str:
         return text
 
 
+def key_of(override: str) -> str:
+    """The setting of an override, or the group."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def is_dictionary(override: str) -> bool:
+    """Whether an override sets some values inside its key, and leaves the others there."""
+    return override.partition("=")[2].startswith("{")
+
+
 def typed(words: Sequence[str]) -> str:
     """Words as a shell takes them, in quotes that can be read."""
     return " ".join(f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else quote(word) for word in words)
+
+
+def to_type(key: str, value: object) -> str:
+    """A setting as it is typed in a shell."""
+    return typed([setting(key, value)])
 
 
 def start(
@@ -162,6 +180,15 @@ def _follow(prctl: Callable[[int, int], int], signum: int, parent: int) -> None:
         os._exit(128 + signum)
 
 
+def as_typed(words: Any) -> list[str]:
+    """A command's overrides, ``hydra.overrides.task`` or ``.hydra``, as a plain list.
+
+    Iterating over the node itself would resolve their interpolations: here and now, whoever they are for.
+    """
+    plain: Any = OmegaConf.to_container(words, resolve=False) if OmegaConf.is_config(words) else words
+    return list(plain)
+
+
 def config_dir(hydra: Any) -> str | None:
     """The folder that the user's --config-dir added."""
     sources = hydra.runtime.config_sources
@@ -169,9 +196,10 @@ def config_dir(hydra: Any) -> str | None:
 
 
 def options(hydra: Any) -> list[str]:
-    """What is typed before the words of a command, and what a record only shows."""
+    """What is typed before the words of a command, and what a record only shows: where further options are found."""
     folder = config_dir(hydra)
-    return ["--config-dir", folder] if folder else []
+    further = [word for word in as_typed(hydra.overrides.hydra) if key_of(word) == SEARCHPATH]
+    return [*(["--config-dir", folder] if folder else []), *further]
 
 
 def environment_of_one() -> dict[str, str]:

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.errors import UserError
-from fcnlab.launching.launchers import LOG, Slots, told_plainly
+from fcnlab.launching.launchers import LOG, Slots, in_turn, told_plainly
 from fcnlab.launching.manifest import Job, facts_of
 from fcnlab.launching.places import Need, Places, Share
 from fcnlab.launching.processes import config_dir, environment_of_one, exit_code, setting, start
@@ -40,6 +40,8 @@ class Slurm(Slots):
         submitit's, as in conf/hydra/launcher/submitit_slurm.yaml.
     """
 
+    elsewhere = True
+
     def __init__(self, **settings: Any):
         super().__init__()
         self.settings = {
@@ -54,8 +56,7 @@ class Slurm(Slots):
 
     def _deal_out(self, configs: Mapping[int, DictConfig]) -> tuple[Places, dict[int, Need]]:
         """Slurm gives a job its place; here only their number is limited."""
-        for number, cfg in configs.items():
-            tasks_of(cfg.trainer, f"job {number}")
+        self.asked = {number: sbatch(self.settings, cfg.trainer, f"job {number}") for number, cfg in in_turn(configs)}
         at_a_time = self.settings["array_parallelism"]
         if type(at_a_time) is not int or at_a_time < 1:
             raise UserError(f"hydra.launcher.array_parallelism={at_a_time}: give a whole number of jobs, at least 1")
@@ -95,7 +96,7 @@ class Slurm(Slots):
         executor = submitit.AutoExecutor(
             self._submitted, cluster="slurm", slurm_max_num_timeout=self.settings["max_num_timeout"]
         )
-        executor.update_parameters(**sbatch(self.settings, cfg.trainer, f"job {job.number}"))
+        executor.update_parameters(**self.asked[job.number])
         return SlurmJob(executor.submit(task))
 
 

@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from fcnlab.errors import UserError
 from fcnlab.results.comparability import on_common_pictures, only_comparable
-from fcnlab.results.grouping import ALWAYS, Division, Group, choose, group, merged_values
+from fcnlab.results.grouping import ALWAYS, Division, Group, choose, group, merged_values, seeds_apart
 from fcnlab.results.intervals import FEWEST_PICTURES, FEWEST_SEEDS, resamples_needed
 from fcnlab.results.origins import ENVIRONMENT, SCORING, UNKNOWN
 from fcnlab.results.pairs import Pair, Sampling, judged, matched
@@ -25,6 +25,7 @@ from fcnlab.results.selection import notes as selection_notes
 
 FEW = 5  # groups: so many are compared all with all
 MANY_RUNS, RESAMPLES, RESAMPLES_OF_MANY = 100, 10_000, 2_000
+MOST_NOTES = 5  # of one kind
 LONGEST = 40  # characters of a name that has room everywhere
 
 
@@ -133,6 +134,7 @@ def compare(
             *_notes(groups, chosen, given=baseline is not None),
             *_notes_of_pictures(runs, found, most),
             *_notes_of_resamples(pairs, resamples, needed),
+            *_notes_of_seeds(groups, division),
             *_notes_of_origins(groups, division, merged),
         ],
         resamples=resamples,
@@ -230,6 +232,15 @@ def _notes_of_resamples(pairs: Sequence[Pair], resamples: int, needed: int) -> l
         f"With {len(pairs)} pairs, {resamples} resamples cannot show a difference to be significant over pictures: the"
         f" smallest p that they can give, corrected for so many pairs, is not below {pairs[0].alpha:.2g}. Give"
         f" resamples={needed} or more, or compare fewer groups."
+    ]
+
+
+def _notes_of_seeds(groups: Sequence[Group], division: Division) -> list[str]:
+    """Where one setting keeps seeds from being pooled, which may not have been meant."""
+    return [
+        f"{one.name} (seed {', '.join(map(str, one.seeds))}) and {other.name} (seed {', '.join(map(str, other.seeds))})"
+        f" differ in {key} alone: merge_over=[{key}] makes one group of them."
+        for key, one, other in seeds_apart(groups, division)[:MOST_NOTES]
     ]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from fcnlab.errors import UserError
 from fcnlab.results.origins import SCORING
 from fcnlab.results.runs import LeftOut, Run
 from fcnlab.results.scores import SCORES
-from fcnlab.results.settings import Settings
+from fcnlab.results.settings import DIGITS, Settings
 
 ALL = "all runs"  # the name of a group that is alone
 
@@ -125,7 +126,8 @@ def merged_values(runs: Sequence[Run], merge_over: Sequence[str]) -> dict[str, l
 
 
 def _found(described: Sequence[Settings], key: str) -> list[str]:
-    return list(dict.fromkeys(word(settings[key]) if key in settings else "not set" for settings in described))
+    kinds = {_kind(settings.get(key)): settings for settings in reversed(described)}
+    return [word(settings[key]) if key in settings else "not set" for settings in reversed(kinds.values())]
 
 
 def _differing(described: Sequence[dict[str, Any]]) -> list[str]:
@@ -133,9 +135,15 @@ def _differing(described: Sequence[dict[str, Any]]) -> list[str]:
     return [key for key in keys if _count(described, [key]) > 1]
 
 
-def _values(settings: dict[str, Any], keys: Sequence[str]) -> tuple[str | None, ...]:
-    """None for a setting that is not there."""
-    return tuple(word(settings[key]) if key in settings else None for key in keys)
+def _values(settings: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(_kind(settings.get(key)) for key in keys)
+
+
+def _kind(value: Any) -> str:
+    """Equal for what is one setting: 0 and 0.0, 0.3 and a sum of 0.1, null and a key that an older record lacks."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_kind, value))}]"
+    return f"{value:.{DIGITS}g}" if isinstance(value, float) else word(value)
 
 
 def _count(described: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
@@ -149,6 +157,8 @@ def word(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(word, value))}]"
+    if isinstance(value, float):
+        return str(float(f"{value:.{DIGITS}g}"))
     return "null" if value is None else str(value)
 
 
@@ -199,7 +209,9 @@ def _why_not(run: Run, taken: Run) -> str:
     if fewer:
         count = f"{len(run.names)} pictures, {len(taken.names)} in {taken.folder}"
         return f"scored on {count}, with the same settings and seed: the larger record counts"
-    unlike = sorted(key for key in run.settings | taken.settings if _told(run, key) != _told(taken, key))
+    unlike = sorted(
+        key for key in run.settings | taken.settings if _kind(run.settings.get(key)) != _kind(taken.settings.get(key))
+    )
     if unlike:  # merge_over takes them for one
         values = ", ".join(f"{key}={_told(run, key)}, there {_told(taken, key)}" for key in unlike[:2])
         return f"the same seed as {taken.folder}, with which it is merged ({values}): the one that ended last counts"
@@ -213,6 +225,24 @@ def _why_not(run: Run, taken: Run) -> str:
 
 def _told(run: Run, key: str) -> str:
     return word(run.settings[key]) if key in run.settings else "not set"
+
+
+def seeds_apart(groups: Sequence[Group], division: Division = ALWAYS) -> list[tuple[str, Group, Group]]:
+    """Pairs of groups without a common seed that one setting alone sets apart, with that setting's name.
+
+    Perhaps they were meant as one group, whose seeds would be pooled.
+    """
+    described = [division.settings(found.runs[0]) for found in groups]
+    pairs = combinations(zip(groups, described, strict=True), 2)
+    found = [(_apart(settings, others), one, other) for (one, settings), (other, others) in pairs]
+    return [(key, one, other) for key, one, other in found if key and not set(one.seeds) & set(other.seeds)]
+
+
+def _apart(one: Settings, other: Settings) -> str | None:
+    """The one setting in which two differ, which a scoring may repeat; None where it is an option, or they are more."""
+    keys = {key.removeprefix(SCORING) for key in one | other if _kind(one.get(key)) != _kind(other.get(key))}
+    key = keys.pop() if len(keys) == 1 else None
+    return None if key is None or _is_option(key) else key
 
 
 def choose(groups: Sequence[Group], wanted: str) -> Group:

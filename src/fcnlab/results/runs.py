@@ -37,6 +37,7 @@ DEEPEST = 40  # folders in each other
 NO_RUNS_INSIDE = {"checkpoints", "predictions", "wandb"}
 CURVES = ("val/miou", "train/loss")
 SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
+OF_A_RUN = r"/[^/]+/checkpoints/[^/]+"  # a checkpoint, from the folder that the run is in
 LARGEST = 1e15  # of a number that a chart has an axis for
 
 

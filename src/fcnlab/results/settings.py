@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 Settings = dict[str, Any]
+DIGITS = 12  # of a number: what differs behind them is rounding
 
 # Settings that no score depends on: what is shown, how often is saved. Runs are paired by their seed; a seed of
 # something else is a setting, unless it follows that one. Under another data.root, which is none of these, may lie

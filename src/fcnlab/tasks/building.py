@@ -36,6 +36,7 @@ from fcnlab.callbacks import (
 from fcnlab.config import plain
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
+from fcnlab.launching import as_typed
 from fcnlab.launching.places import ALL
 from fcnlab.models import FCN
 from fcnlab.signals import Interrupted, StopSignals
@@ -65,7 +66,7 @@ def warn(message: str) -> None:
 
 def given(key: str) -> bool:
     """Whether a setting was typed."""
-    return any(word.lstrip("+").startswith(f"{key}=") for word in HydraConfig.get().overrides.task)
+    return any(word.lstrip("+").startswith(f"{key}=") for word in as_typed(HydraConfig.get().overrides.task))
 
 
 def open_data(node: DictConfig, named_by_record: bool) -> DataModule:
@@ -164,7 +165,7 @@ def check_machine(cfg: DictConfig) -> None:
             f"Slurm started {count} processes by --ntasks={count}, and Lightning needs to know how many are on each"
             f" machine: start it by srun --nodes={nodes} --ntasks-per-node={devices}"
         )
-    if count > 1 and not any(word.startswith("hydra.run.dir=") for word in HydraConfig.get().overrides.hydra):
+    if count > 1 and not any(word.startswith("hydra.run.dir=") for word in as_typed(HydraConfig.get().overrides.hydra)):
         raise UserError(
             f"{who} started {count} processes, and each would have a folder of its own: add hydra.run.dir=FOLDER"
         )

@@ -16,6 +16,7 @@ import fcnlab
 from fcnlab.config import ConfigError, check_targets, plain
 from fcnlab.data import Pictures
 from fcnlab.errors import UserError
+from fcnlab.launching import to_type
 from fcnlab.models import FCN
 from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_plainly, load_strictly
 from fcnlab.results.selection import OF_A_CHECKPOINT, Facts, is_one
@@ -68,7 +69,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint={error}{'.' * bool(way_out)}{way_out}") from error
     if not isinstance(checkpoint, dict) or not {"fcnlab", "state_dict"} <= set(checkpoint):
         raise UserError(
-            f"checkpoint={path} was not written by fcnlab train. For bare weights, use model.weights={path}."
+            f"checkpoint={path} was not written by fcnlab train. For bare weights, use"
+            f" {to_type('model.weights', path)}."
         )
     try:
         checked = {"fcnlab": _plain(checkpoint["fcnlab"]), "state_dict": _tensors(checkpoint["state_dict"])}

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from fcnlab.callbacks import FixedPictures, Interruption
 from fcnlab.config import ConfigError, check_needs, check_targets, plain
 from fcnlab.data import DataModule
+from fcnlab.launching import as_typed
 from fcnlab.launching.manifest import facts_of
 from fcnlab.results.origins import part
 from fcnlab.results.passport import Convention, as_facts, passport, passport_table
@@ -45,7 +46,7 @@ from fcnlab.trust import DATA, check_components
 def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     """Score a checkpoint, or a model with its own weights, on the test list of the data."""
     folder = run.path
-    check_needs(cfg, HydraConfig.get().overrides.task)
+    check_needs(cfg, as_typed(HydraConfig.get().overrides.task))
     _check_what_is_asked(cfg)  # first: without data, model.num_classes cannot be computed
     check_targets(cfg)
     check_machine(cfg)

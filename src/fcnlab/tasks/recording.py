@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from fcnlab.config import components, plain
 from fcnlab.errors import UserError, first_line
-from fcnlab.launching import config_dir
+from fcnlab.launching import as_typed, config_dir
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import Unreadable, read_json, yaml_text
 from fcnlab.results.record import aside
@@ -129,7 +129,7 @@ def _beginning(cfg: DictConfig, record: RunRecord) -> dict[str, Any]:
         "reason": None,
         "verb": HydraConfig.get().job.config_name,
         "command": command(),
-        "overrides": list(HydraConfig.get().overrides.task),
+        "overrides": as_typed(HydraConfig.get().overrides.task),
         "config_dir": config_dir(HydraConfig.get()),  # shown, never used: it can name any code
         "started": now(),
         "ended": None,
@@ -170,7 +170,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
         return
     folder = Path(cfg.from_run)
     record, then = RunRecord(folder).facts, recorded_config(folder, f"from_run={cfg.from_run}")
-    words = HydraConfig.get().overrides.task
+    words = as_typed(HydraConfig.get().overrides.task)
     typed = {word.partition("=")[0].lstrip("+~").replace("/", ".") for word in words if word not in record["overrides"]}
     recorded, today = (leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
     ours = {path for path in recorded | today if is_under(path, typed | {"from_run", "checkpoint", "sweep"})}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcnlab.errors import UserError
+from fcnlab.launching import to_type
 from fcnlab.results.origins import part
 from fcnlab.results.record import aside
 from fcnlab.tasks.building import warn
@@ -83,7 +84,9 @@ def _start(path: str | Path) -> Start:
     found = read_checkpoint(path)
     kept = found.get("resume")
     if kept is None:
-        raise UserError(f"checkpoint={path} was written by an older fcnlab: start from it by model.weights={path}")
+        raise UserError(
+            f"checkpoint={path} was written by an older fcnlab: start from it by {to_type('model.weights', path)}"
+        )
     of_run = {name: found["fcnlab"][name] for name in ("settings", "segments", "images") if name in found["fcnlab"]}
     steps, epoch = int(found.get("global_step", 0)), int(found.get("epoch", 0))
     trained = part(found["fcnlab"], "trained")

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.errors import UserError
+from fcnlab.launching import as_typed
 from fcnlab.launching.locks import FolderLock
 from fcnlab.launching.manifest import facts_of
 from fcnlab.launching.processes import open_own
@@ -179,7 +180,7 @@ def write_hydra(cfg: DictConfig, folder: Path) -> None:
     texts = {
         "config.yaml": OmegaConf.to_yaml(cfg),
         "hydra.yaml": OmegaConf.to_yaml(HydraConfig.instance().cfg),
-        "overrides.yaml": OmegaConf.to_yaml(HydraConfig.get().overrides.task),
+        "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(as_typed(HydraConfig.get().overrides.task))),
     }
     for name, text in texts.items():
         with aside(folder / name) as part:

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fcnlab.callbacks.wandb import log_scores
 from fcnlab.data import DataModule, Pictures
-from fcnlab.launching import options
+from fcnlab.launching import as_typed, options
 from fcnlab.results.record import write_record
 from fcnlab.results.scores import Scores
 from fcnlab.results.selection import OPTIMISTIC, Facts, for_scored, is_optimistic, said, validated_on
@@ -176,7 +176,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 def command() -> str:
     """What to type for this very run, also where it was one job of a sweep."""
     hydra = HydraConfig.get()
-    words = [word for word in hydra.overrides.task if not word.startswith("sweep.")]
+    words = [word for word in as_typed(hydra.overrides.task) if not word.startswith("sweep.")]
     return shlex.join(["fcnlab", str(hydra.job.config_name), *options(hydra), *words])
 
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from fcnlab.config import plain
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
+from fcnlab.launching import as_typed, to_type
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import read_yaml
 from fcnlab.results.settings import WITHOUT_EFFECT, Settings, leaves
@@ -196,7 +197,9 @@ def _may_change(path: str, change: Change, cfg: DictConfig, start: Start) -> boo
 
 def _is_new(path: str, start: Start) -> bool:
     """A setting that nobody typed, and that the fcnlab of the checkpoint did not have yet."""
-    typed = {word.partition("=")[0].lstrip("+~").replace("/", ".") for word in HydraConfig.get().overrides.task}
+    typed = {
+        word.partition("=")[0].lstrip("+~").replace("/", ".") for word in as_typed(HydraConfig.get().overrides.task)
+    }
     return path not in _kept_settings(start) and not is_under(path, typed)
 
 
@@ -216,7 +219,7 @@ def _kept_settings(start: Start) -> Settings:
     except UserError as error:
         raise UserError(
             f"checkpoint={start.checkpoint} does not say what its run was set to, and {error}: start a new run from its"
-            f" weights by model.weights={start.checkpoint}"
+            f" weights by {to_type('model.weights', start.checkpoint)}"
         ) from error
 
 
@@ -238,7 +241,7 @@ def _refusal(refused: Mapping[str, Change], checkpoint: str) -> str:
         by_reason.setdefault(reason, {})[path] = change
     parts = [f"{'; '.join(_shown(found))}, since {reason}" for reason, found in by_reason.items()]
     fits = not any(path.startswith("model.backbone.") for path in refused)
-    weights = f" from its weights, by model.weights={checkpoint}" if fits else ""
+    weights = f" from its weights, by {to_type('model.weights', checkpoint)}" if fits else ""
     return (
         f"checkpoint={checkpoint} cannot resume with {'; nor with '.join(parts)}. Give the values that it has, or leave"
         f" checkpoint= out and start a new run in a folder of its own{weights}"
@@ -282,5 +285,5 @@ def check_images(data: DataModule, start: Start) -> None:
                 f"checkpoint={start.checkpoint} cannot resume on other images: {data.split(split).title} has"
                 f" {today['count']} for {split} and had {kept.get('count')}, or their names differ. Restore data.root="
                 f"{data.root}, or leave checkpoint= out and start a new run in a folder of its own from its weights, by"
-                f" model.weights={start.checkpoint}"
+                f" {to_type('model.weights', start.checkpoint)}"
             )

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from fcnlab.config import ConfigError, check_needs, check_targets
 from fcnlab.errors import UserError
-from fcnlab.launching import config_dir, finish, setting, start
+from fcnlab.launching import as_typed, config_dir, finish, setting, start, to_type
 from fcnlab.launching.board import score_of
 from fcnlab.launching.manifest import JobsLock, facts_of
 from fcnlab.launching.processes import environment_of_part, left_out_of_parts
@@ -143,7 +143,7 @@ def _words(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
     """What to type for a stage's run."""
     stage = stages[place]
     old = _recorded(cfg, stage)
-    words = [f"from_run={old}" if old else f"experiment={stage.experiment}", *_settings(cfg, stages, place)]
+    words = [setting("from_run", old) if old else f"experiment={stage.experiment}", *_settings(cfg, stages, place)]
     begun = (stage.folder / "checkpoints").is_dir()
     return [*words, setting("hydra.run.dir", stage.folder), *(["checkpoint=auto"] if begun else [])]
 
@@ -155,7 +155,7 @@ def _recorded(cfg: DictConfig, stage: Stage) -> Path | None:
 
 def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
     """What was typed for the whole, and the weights of the stage before."""
-    typed = HydraConfig.get().overrides.task
+    typed = as_typed(HydraConfig.get().overrides.task)
     settings = [word for word in typed if word.partition("=")[0].lstrip("+~") not in OURS]
     if place:
         settings.append(setting("model.weights", stages[place - 1].checkpoint))
@@ -171,7 +171,7 @@ def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
 
 def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals) -> None:
     whole = stage.folder.parent
-    how = f"Go on with the same command and checkpoint=auto hydra.run.dir={whole}"
+    how = f"Go on with the same command and checkpoint=auto {to_type('hydra.run.dir', whole)}"
     stopped = signals.asked or (code - 128 if code - 128 in STOPPING else None)
     if stopped:
         say(f"Stopped in stage {stage.folder.name}. {how}")

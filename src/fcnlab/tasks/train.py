@@ -20,6 +20,7 @@ from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
 from fcnlab.data.module import TrainingBatches
 from fcnlab.errors import UserError, first_line
+from fcnlab.launching import as_typed, to_type
 from fcnlab.launching.board import score_of
 from fcnlab.losses import CrossEntropySum, adds_up
 from fcnlab.optim import MOMENTUM, freeze
@@ -76,7 +77,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
     check_machine(cfg)
     if cfg.stages:
         return train_in_stages(cfg, run)
-    check_needs(cfg, HydraConfig.get().overrides.task)
+    check_needs(cfg, as_typed(HydraConfig.get().overrides.task))
     repeat_exactly(cfg)
     check_targets(cfg)
     check_scored(cfg)
@@ -300,7 +301,8 @@ def how_to_go_on(folder: Path) -> Iterator[None]:
         yield
     except Interrupted as stop:
         last = folder / "checkpoints" / "last.ckpt"
-        how = f"Go on with the same command and checkpoint=last hydra.run.dir={folder}" if last.is_file() else ""
+        how = f"Go on with the same command and checkpoint=last {to_type('hydra.run.dir', folder)}"
+        how = how if last.is_file() else ""
         say(f"Stopped by {stop}. {how}".rstrip())
         stop.reported = True
         raise
@@ -431,4 +433,4 @@ def say_what_came(
     if scored:
         checkpoint = scored.relative_to(Path.cwd()) if scored.is_relative_to(Path.cwd()) else scored
         trust = "".join(f" {word}" for word in trusting(segmenter.record["model"]))
-        say(f"Next: fcnlab predict checkpoint={checkpoint}{trust} input=FILE|FOLDER output=FOLDER")
+        say(f"Next: fcnlab predict {to_type('checkpoint', checkpoint)}{trust} input=FILE|FOLDER output=FOLDER")

@@ -1,0 +1,219 @@
+"""``hydra/sweeper=basic``, which ``-m`` alone means: a job for each combination of the values that are listed.
+
+A job's words are those of its single run: all that was typed, in that order, each list replaced by one of its values.
+(Hydra's own sweeper keeps the last word of each key, so that the first of two dictionaries is lost, and writes values
+anew.)
+"""
+
+import itertools
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from fcnlab.errors import UserError
+from fcnlab.launching.launchers import check_jobs, of_the_user, told_plainly
+from fcnlab.launching.manifest import Manifest
+from fcnlab.launching.processes import as_typed
+from fcnlab.results.settings import DIGITS
+
+log = logging.getLogger("fcnlab")
+MARK = "as_typed"
+WAITING = re.compile(rf"^([^=]+)=choice\(\{{{MARK}:(.*)\}}\)$", re.DOTALL)
+
+
+class Grid(Sweeper):
+    """Composes and checks all jobs before the launcher gets the first one.
+
+    Parameters
+    ----------
+    max_batch_size
+        How many jobs the launcher gets at once; None: all.
+    params
+        Lists of values by key, beside the command line's.
+    """
+
+    def __init__(self, max_batch_size: Any = None, params: Mapping[str, Any] | None = None):
+        self.max_batch_size, self.params = max_batch_size, dict(params or {})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.whole = hydra_context, config
+        self.verb = str(config.hydra.job.config_name)
+        restore_deferred(config)
+        with told_plainly(self.verb):
+            size = self.max_batch_size
+            if size is not None and (type(size) is not int or size < 1):
+                raise UserError(f"hydra.sweeper.max_batch_size={size}: give a whole number of at least 1, or null")
+        self.chosen_launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Launch all jobs; raise what the first failed job of a batch says."""
+        with told_plainly(self.verb):
+            overrides = read_words(self.context, self.params, arguments)
+            jobs = jobs_of(overrides)
+            if any(getattr(override._value, "shuffle", False) for override in overrides):
+                jobs = in_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
+            check_jobs(self.context, self.whole, jobs, 0, getattr(self.chosen_launcher, "elsewhere", True))
+        write_multirun(self.whole)
+        size, returned = self.max_batch_size or len(jobs), []
+        for first in range(0, len(jobs), size):
+            returned.append(self.chosen_launcher.launch(jobs[first : first + size], initial_job_idx=first))
+            for job in returned[-1]:
+                _ = job.return_value  # which raises
+        return returned
+
+
+def in_recorded_order(jobs: Sequence[list[str]], manifest: Manifest | None) -> list[list[str]]:
+    """The jobs of shuffled lists in the order of a sweep that goes on; those that it has not planned come last."""
+    planned = [job.overrides for _, job in sorted(manifest.jobs.items())] if manifest else []
+    place = {tuple(words): place for place, words in enumerate(planned)}
+    return sorted(jobs, key=lambda words: place.get(tuple(of_the_user(words)), len(place)))
+
+
+def write_multirun(config: DictConfig) -> None:
+    """Hydra's own record of a sweep, in its folder; through no link."""
+    from fcnlab.results.record import aside  # numpy comes with it
+
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with aside(folder / "multirun.yaml") as part:
+        part.write_text(OmegaConf.to_yaml(config))
+
+
+def read_words(context: HydraContext, params: Mapping[str, Any], arguments: Sequence[str]) -> list[Override]:
+    """What the words of a sweep say, those of a file's ``hydra.sweeper.params`` before those that were typed.
+
+    Raises
+    ------
+    UserError
+        A later word takes the effect of a list before it.
+    """
+    parser = OverridesParser.create(config_loader=context.config_loader)
+    typed = parser.parse_overrides(list(arguments))
+    ours = {path for override in typed for path in paths_of(override)}
+    kept = []
+    for override in parser.parse_overrides(params_as_words(params)):
+        if ours.isdisjoint(paths_of(override)):
+            kept.append(override)
+        else:
+            log.info("%s of hydra.sweeper.params gives way to what was typed", override.input_line)
+    overrides = [*kept, *typed]
+    check_effects(overrides)
+    return overrides
+
+
+def params_as_words(params: Mapping[str, Any]) -> list[str]:
+    """A file's search space as it would be typed: text is a word of Hydra's, all else a plain value."""
+    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(dict(params)))  # pyright: ignore[reportAssignmentType]
+    return [
+        f"{key}={value if isinstance(value, str) else Override._get_value_element_as_str(value)}"
+        for key, value in plain.items()
+    ]
+
+
+def paths_of(override: Override) -> set[str]:
+    """The settings that a word sets: of a dictionary, or a list of them, those inside; of a group its own name."""
+    values = override._value.list if isinstance(override._value, ChoiceSweep) else [override._value]
+    return {path for each in values for path in _leaves(each, override.key_or_group)}
+
+
+def _leaves(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, dict) and value:
+        for key, child in value.items():
+            yield from _leaves(child, f"{path}.{key.text if isinstance(key, QuotedString) else key}")
+    else:
+        yield path
+
+
+def check_effects(overrides: Sequence[Override]) -> None:
+    """Raise a UserError where a later word sets what a list before it does: the list would have no effect."""
+    for place, sweep in enumerate(overrides):
+        for later in overrides[place + 1 :] if sweep.is_sweep_override() else ():
+            if not paths_of(sweep).isdisjoint(paths_of(later)):
+                raise UserError(
+                    f"{sweep.input_line} has no effect: {later.input_line} behind it sets the same; leave one out"
+                )
+
+
+def jobs_of(overrides: Sequence[Override]) -> list[list[str]]:
+    """Each job's words; the values of the last list change fastest.
+
+    Raises
+    ------
+    UserError
+        A list is empty, or an interval, which has no values to list.
+    """
+    return [list(words) for words in itertools.product(*map(_words_of, overrides))]
+
+
+def _words_of(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        raise UserError(f"{override.input_line}: an interval is for hydra/sweeper=optuna; list values, or give a range")
+    values = [_in_few_digits(value) for value in override.sweep_iterator()]
+    words = [f"{override.get_key_element()}={Override._get_value_element_as_str(value)}" for value in values]
+    if not words:
+        raise UserError(f"{override.input_line} has no value, so that there is no job to run")
+    return words
+
+
+def _in_few_digits(value: Any) -> Any:
+    """``range(0.1,0.5,0.1)`` adds its steps up to 0.30000000000000004: what is meant is 0.3."""
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+# Hydra composes a sweep's own configuration with the default option of each swept group, and refuses the settings of
+# others. A list of one value is left to the jobs: as such a word is handed to Hydra, and is again what was typed when
+# the sweeper gets it.
+
+
+def deferred(words: Sequence[str]) -> list[str]:
+    """The words of a sweep, with the settings of its swept groups as lists of one value."""
+    parsed = {word: _parsed(word) for word in words if "=" in word and not word.startswith("-")}
+    swept = [one.key_or_group for one in parsed.values() if one is not None and one.is_sweep_override()]
+    groups = tuple(f"{key.replace('/', '.')}." for key in swept if "." not in key)
+    anything = "experiment" in swept
+    return [_as_choice(word) if _can_wait(parsed.get(word), groups, anything) else word for word in words]
+
+
+def _can_wait(override: Override | None, groups: tuple[str, ...], anything: bool) -> bool:
+    if override is None or override.is_sweep_override() or override.is_hydra_override() or override.is_delete():
+        return False
+    key = override.key_or_group
+    return key.startswith(groups) or (anything and "." in key and not key.startswith("sweep."))
+
+
+def _as_choice(word: str) -> str:
+    key, _, value = word.partition("=")
+    waiting = f"{key}=choice({{{MARK}:{value}}})"  # a bare choice(null) is refused, and choice(1) may have been typed
+    return waiting if value and _parsed(waiting) else word
+
+
+def restore_deferred(config: DictConfig) -> None:
+    """Let the overrides of a sweep be those that were typed."""
+    config.hydra.overrides.task = [_as_single(word) for word in as_typed(config.hydra.overrides.task)]
+
+
+def _as_single(word: str) -> str:
+    return WAITING.sub(r"\1=\2", word)
+
+
+def _parsed(word: str) -> Override | None:
+    """None for what Hydra cannot read: it says so itself."""
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None

@@ -1,0 +1,276 @@
+"""What is typed after ``-m`` and what each job gets: the words of single runs, with processes that do nothing."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
+
+from fcnlab.launching import as_typed, grid, launchers
+from fcnlab.launching.launchers import without_hydra
+
+QUICK = ("trainer=smoke", "logger=none", "data.root=.")
+
+
+class Ended:
+    """A job's process that has done its work at once."""
+
+    def poll(self) -> int:
+        return 0
+
+    def is_left(self) -> bool:
+        return False
+
+    def kill_all(self) -> None: ...
+
+
+@pytest.fixture
+def sweep(fcnlab, monkeypatch, tmp_path, capfd):
+    """``fcnlab VERB -m WORDS`` in the folder s: the words of each job's process, or what was said instead."""
+    monkeypatch.setattr("fcnlab.launching.sweeping.LOOK_EVERY", 0.0)
+
+    def run(*words: str, verb: str = "train", fixed: tuple[str, ...] = QUICK) -> list[list[str]] | str:
+        started: list[list[str]] = []
+
+        def start(verb, words, config_dir, environment, log, held=()):
+            started.append(list(words))
+            return Ended()
+
+        monkeypatch.setattr(launchers, "start", start)
+        code = fcnlab(verb, "-m", *fixed, *words, "hydra.sweep.dir=s")
+        said = capfd.readouterr().err
+        assert code == 0 or "Traceback" not in said, said
+        return started if code == 0 else said
+
+    return run
+
+
+def of_job(words: list[str]) -> list[str]:
+    """A job's words but for those that all have, and those that make it a job."""
+    return [word for word in words if word not in QUICK and not word.startswith(("sweep.", "hydra."))]
+
+
+def sweep_record(folder: Path) -> dict:
+    return json.loads((folder / "s" / "sweep.json").read_text())
+
+
+# --- as typed
+
+
+def test_interpolations_travel_as_typed(sweep, tmp_path, monkeypatch):
+    """Each job looks them up itself: here would be the first seed's weights, and this machine's folders."""
+    monkeypatch.setenv("SCRATCH", "/here")
+    words = ['model.weights="D/fcn8s_seed${seed}.ckpt"', "seed=1,2", "data.cache_dir='${oc.env:SCRATCH}/c'"]
+    jobs = sweep(*words)
+    assert [of_job(job) for job in jobs] == [[words[0], f"seed={seed}", words[2]] for seed in (1, 2)]
+    record = sweep_record(tmp_path)
+    assert record["overrides"] == [*QUICK, *words]
+    assert [of_job(job["overrides"]) for job in record["jobs"]] == [of_job(job) for job in jobs]
+    (tmp_path / "s" / "0").mkdir(exist_ok=True)
+    assert len(sweep(*words, "sweep.resume=s")) == 2  # the same sweep
+
+
+def test_a_jobs_number_may_be_its_seed_and_its_folder(sweep):
+    jobs = sweep("seed=${hydra:job.num}", "optim.lr=0.1,0.2", "hydra.sweep.subdir='${hydra:job.num}-${optim.lr}'")
+    assert [of_job(job) for job in jobs] == [["seed=${hydra:job.num}", f"optim.lr={rate}"] for rate in (0.1, 0.2)]
+    for number, job in enumerate(jobs):
+        assert f"hydra.job.num={number}" in job
+        assert next(word for word in job if word.startswith("hydra.run.dir=")).endswith(
+            f"/s/{number}-{0.1 + number / 10}"
+        )
+
+
+def test_no_code_reads_overrides_but_as_typed(repository):
+    """A list of them, iterated, has its interpolations resolved: by another run's settings, or not at all."""
+    lines = [line for path in (repository / "src").rglob("*.py") for line in path.read_text().splitlines()]
+    read = [line.strip() for line in lines if re.search(r"overrides\.(task|hydra)\b", line)]
+    assert len(read) > 10 and not [line for line in read if not re.search(r"as_typed\(|to_yaml\(|``", line)]
+
+
+# --- the jobs
+
+
+LINES = {  # what is typed, and the jobs that it means
+    "optim={lr:0.5} optim={weight_decay:0.3} seed=1,2": [
+        "optim={lr:0.5} optim={weight_decay:0.3} seed=1",
+        "optim={lr:0.5} optim={weight_decay:0.3} seed=2",
+    ],
+    "optim={lr:0.5},{lr:0.25} optim={weight_decay:0.3}": [
+        "optim={lr:0.5} optim={weight_decay:0.3}",
+        "optim={lr:0.25} optim={weight_decay:0.3}",
+    ],
+    "seed=1 seed=2,3": ["seed=1 seed=2", "seed=1 seed=3"],
+    "seed=1 seed=2": ["seed=1 seed=2"],
+    "optim=sgd optim={lr:0.5} seed=1,2": ["optim=sgd optim={lr:0.5} seed=1", "optim=sgd optim={lr:0.5} seed=2"],
+    "optim=sgd,adamw optim.lr=0.5": ["optim=sgd optim.lr=0.5", "optim=adamw optim.lr=0.5"],
+    "augment.scale=[0.5,1.0],[1.0,2.0] ~callbacks.ema": [
+        "augment.scale=[0.5,1.0] ~callbacks.ema",
+        "augment.scale=[1.0,2.0] ~callbacks.ema",
+    ],
+    "optim.lr=range(0.1,0.35,0.1)": ["optim.lr=0.1", "optim.lr=0.2", "optim.lr=0.3"],
+    "model=glob(fcn*s,exclude=fcn16s)": ["model=fcn32s", "model=fcn8s"],
+    "model.weights='a b,c','d\\'e'": ["model.weights='a b,c'", "model.weights='d\\'e'"],
+    "model/backbone=resnet50,resnet101 model.backbone.output_stride=8": [
+        "model/backbone=resnet50 model.backbone.output_stride=8",
+        "model/backbone=resnet101 model.backbone.output_stride=8",
+    ],
+    "experiment=paper/fcn32s,paper/fcn16s optim.momentum=0.5": [
+        "experiment=paper/fcn32s optim.momentum=0.5",
+        "experiment=paper/fcn16s optim.momentum=0.5",
+    ],
+    "checkpoint=null,none": ["checkpoint=null", "checkpoint=none"],
+    "seed=choice(3)": ["seed=3"],
+}
+
+
+def split(line: str) -> list[str]:
+    """The words of a line, in which a space inside a value is followed by no key."""
+    return re.split(r" (?=[~+]|[\w./]+=)", line)
+
+
+@pytest.fixture
+def in_sweep(monkeypatch):
+    """The configuration of each job of ``fcnlab train -m LINE``, up to the launcher."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
+
+    from fcnlab.config import CONF, register_launchers, register_schemas
+
+    register_schemas()
+    register_launchers()
+
+    def jobs(*words: str) -> tuple[list[list[str]], list]:
+        handed: list[list[str]] = []
+        configs: list = []
+
+        class Launcher:
+            elsewhere = False
+
+            def launch(self, words, initial_job_idx):
+                handed.extend(words)
+                return []
+
+        monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: Launcher())
+        monkeypatch.setattr(grid, "write_multirun", lambda config: None)
+        monkeypatch.setattr(launchers, "without_hydra", lambda cfg: configs.append(cfg) or without_hydra(cfg))
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            config = hydra.compose_config("train", grid.deferred(words), run_mode=RunMode.MULTIRUN)
+            sweeper = Plugins.instance().instantiate_sweeper(
+                config=config, hydra_context=HydraContext(hydra.config_loader, None), task_function=lambda cfg: None
+            )
+            sweeper.sweep(as_typed(config.hydra.overrides.task))
+            return handed, configs
+
+    return jobs
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_job_is_the_run_of_its_line(in_sweep, composed_whole, monkeypatch, line: str):
+    monkeypatch.setattr(launchers, "check_targets", lambda cfg: None)  # which takes its time
+    monkeypatch.setattr(launchers, "check_needs", lambda *_: None)  # some have weights that must be given
+    words, configs = in_sweep(*split(line))
+    assert words == [split(job) for job in LINES[line]]
+    for cfg, job in zip(configs, LINES[line], strict=True):  # what the launcher has composed
+        assert settings(cfg) == settings(composed_whole(*split(job)))
+
+
+def settings(cfg) -> dict:
+    return OmegaConf.to_container(cfg, resolve=False) | {"hydra": None}
+
+
+@pytest.fixture
+def composed_whole():
+    from hydra import compose, initialize_config_dir
+
+    from fcnlab.config import CONF
+
+    def one(*words: str):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", overrides=list(words))
+
+    return one
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("seed=range(3,3)", "seed=range(3,3) has no value, so that there is no job to run"),
+        ("model=glob(nothing*)", "model=glob(nothing*) has no value"),
+        ("optim.lr=interval(1,2)", "an interval is for hydra/sweeper=optuna"),
+        ("seed=1,2 seed=3", "seed=1,2 has no effect: seed=3 behind it sets the same; leave one out"),
+        ("optim.lr=1,2 optim={lr:0.5}", "optim.lr=1,2 has no effect: optim={lr:0.5}"),
+        ("seed=1,-1", "job 1: the configuration cannot work:\n  seed=-1: give a whole number"),
+        ("seed=1,-1 hydra.sweeper.max_batch_size=1", "job 1: the configuration cannot work:\n  seed=-1"),
+        ("seed=1,2 hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size=0: give a whole number"),
+        (
+            "model/backbone=resnet50,resnet101 model.backbone.output_strid=8",
+            "job 0, 1: model.backbone.output_strid is no setting there: did you mean model.backbone.output_stride?",
+        ),
+        ("model/backbone=resnet50,vgg16 model.backbone.output_stride=8", "job 1: model.backbone.output_stride is no"),
+    ],
+)
+def test_a_sweep_that_cannot_work_is_refused_before_any_job(in_sweep, line: str, said: str):
+    with pytest.raises(CompactHydraException, match=re.escape(said)):
+        in_sweep(*split(line))
+
+
+def test_a_shuffled_sweep_goes_on_in_its_own_order(sweep, tmp_path):
+    order = [of_job(job) for job in sweep("seed=shuffle(range(9))")]
+    for number in range(9):
+        (tmp_path / "s" / str(number)).mkdir(exist_ok=True)
+    assert [of_job(job)[0] for job in sweep("seed=shuffle(range(9))", "sweep.resume=s")] == [job[0] for job in order]
+
+
+def test_the_ends_of_a_search_are_checked_before_the_first_trial(sweep, tmp_path):
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
+    assert "optim.lr=-1.0: the configuration cannot work:\n  optim.lr=-1.0: give" in sweep(
+        *search, "optim.lr=interval(-1,1)"
+    )
+    assert not (tmp_path / "s" / "search.db").exists()
+
+
+def test_what_is_typed_is_not_searched(sweep):
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
+    assert "has nothing to search" in sweep(
+        *search, "hydra.sweeper.params={optim.lr:'interval(0,1)',seed:3}", "optim.lr=0.5"
+    )
+
+
+def test_values_of_all_jobs_are_checked_first_in_one_process_and_for_other_verbs(sweep, tmp_path):
+    assert "job 1: the configuration" in sweep("seed=1,-1", "hydra/launcher=basic")
+    wrong = sweep("seed=1,-1", "checkpoint=a.ckpt", verb="eval", fixed=())
+    assert "job 1: the configuration cannot work:\n  seed=-1" in wrong
+    assert not list(tmp_path.glob("s/[01]"))
+
+
+def test_a_files_search_space_gives_way_to_what_is_typed(in_sweep):
+    space = "hydra.sweeper.params={optim.lr:'1e-3,1e-4',seed:'1,2',checkpoint:null,callbacks.ema.enabled:true}"
+    words, _ = in_sweep(space, "optim.lr=0.5")
+    kept = ["checkpoint=null", "callbacks.ema.enabled=True", "optim.lr=0.5"]
+    assert words == [["seed=1", *kept], ["seed=2", *kept]]
+
+
+def test_launchers_and_spaces_of_swept_options_are_refused(in_sweep, tmp_path, monkeypatch):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nhydra:\n  sweeper:\n    params: {optim.lr: 'interval(1e-4,1e-2)'}\n"
+    (tmp_path / "experiment" / "own.yaml").write_text(text)
+    with pytest.raises(CompactHydraException, match=r"job 1: .* sets hydra\.sweeper, which is one"):
+        in_sweep("experiment=baseline/small_dense,own", f"hydra.searchpath=[{tmp_path}]")
+
+
+@pytest.mark.parametrize("word", ["model.backbone.x=[1,2]", "+model.backbone.x={a:1}", "model.x='a,b'", "model.x=null"])
+def test_what_waits_for_the_jobs_is_again_what_was_typed(word: str):
+    swept, waiting = grid.deferred(["model=fcn8s,fcn16s", word])
+    assert swept == "model=fcn8s,fcn16s" and waiting != word and grid._as_single(waiting) == word
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=3", "optim.lr=1,2", "~model.backbone.x", "model.x=", "model.x=choice(1)", "-m", "model.x=(", "x.y"]
+)
+def test_what_cannot_wait_does_not(word: str):
+    assert grid.deferred(["model=fcn8s,fcn16s", word])[1] == word
