@@ -111,13 +111,6 @@ def test_data_beside_one_run_are_those_of_another(make_run, tmp_path):
     assert named(group(read(tmp_path))) == {"all runs": (0, 1)}
 
 
-def test_the_stage_before_is_the_same_for_each_seed(make_run, tmp_path):
-    for seed in (1, 2):
-        before = f"{tmp_path}/runs/{seed}/1-fcn32s/checkpoints/best.ckpt"
-        make_run(f"{seed}/2-fcn16s", seed=seed, settings={"model.weights": before})
-    assert named(group(read(tmp_path))) == {"all runs": (1, 2)}
-
-
 def test_one_setting_that_keeps_seeds_apart_is_named(groups):
     found, _ = groups(("fcn8s", 1, {"data.root": "/a"}), ("fcn8s", 2, {"data.root": "/b"}), ("fcn32s", 3, {}))
     assert [(key, *(one.seeds for one in pair)) for key, *pair in seeds_apart(found)] == [("data.root", (1,), (2,))]

@@ -171,14 +171,15 @@ def test_a_second_process_is_kept_off_a_run(train_code, ended, capsys):
 
 def test_a_lock_ends_with_its_process_alone_and_not_with_its_workers(tmp_path):
     code = (
-        "import os, signal, sys, time; from pathlib import Path; from fcnlab.launching.locks import FolderLock\n"
+        "import os, sys, time; from pathlib import Path; from fcnlab.launching.locks import FolderLock\n"
         "lock = FolderLock(Path(sys.argv[1])); lock.claim()\n"
-        "if worker := os.fork(): print(worker, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if not os.fork(): print(os.getpid(), flush=True)\n"
         "time.sleep(60)"
     )
     done = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
     assert done.stdout
-    worker = int(done.stdout.readline())
+    worker = int(done.stdout.readline())  # which has begun
+    done.kill()
     assert done.wait(20) == -signal.SIGKILL
     FolderLock(tmp_path).release()  # though the worker lives
     os.kill(worker, signal.SIGKILL)
