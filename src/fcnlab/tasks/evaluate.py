@@ -32,7 +32,7 @@ from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
 from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.recording import recorded_config
 from fcnlab.tasks.scoring import commit, score, table, words_of
-from fcnlab.tasks.splits import check_splits
+from fcnlab.tasks.splits import check_splits, needed_size
 from fcnlab.trust import DATA, check_components
 
 
@@ -55,7 +55,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     data_config = cfg.data if cfg.data is not None else recorded_data(cfg)
     began = {"commit": commit(), "source": fingerprint(plain(cfg), {"model": its_model, "data": plain(data_config)})}
     data = open_data(data_config, named_by_record=cfg.data is None or cfg.sweep.recorded)
-    check_splits(data, "test", min_size=net.backbone.min_size)
+    check_splits(data, "test", min_size=needed_size(refine, net))
     check_classes(classes, data)
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
     trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures)])

@@ -16,7 +16,7 @@ from fcnlab.results.submission import submission
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, evaluation_speed, say
 from fcnlab.tasks.evaluate import check_classes
-from fcnlab.tasks.splits import check_splits
+from fcnlab.tasks.splits import check_splits, needed_size
 
 COMPETITIONS = ("comp5", "comp6")
 SUFFIXES = (".tar.gz", ".tgz")
@@ -52,11 +52,11 @@ def _check_replaced(cfg: DictConfig) -> None:
 def submit(cfg: DictConfig, net: FCN, classes: list[str]) -> None:
     """Predict every picture of the test list, with masks or without, into the server's folders."""
     data: DataModule = instantiate(cfg.data, _convert_="all")
-    check_splits(data, "test", min_size=net.backbone.min_size, truth=False)
+    refine = instantiate(cfg.refine, _convert_="all")
+    check_splits(data, "test", min_size=needed_size(refine, net), truth=False)
     check_classes(classes, data)
     pictures = data.split("test")
     folder = f"results/VOC{cfg.data.pictures.year}/Segmentation/{cfg.competition}_{data.lists['test']}_cls"
-    refine = instantiate(cfg.refine, _convert_="all")
     segmenter = Segmenter(net, pictures.classes, refine=refine, **evaluation_speed(cfg, net))
     with submission(Path(cfg.submission), folder, pictures.palette) as add:
         writer = AddPredictions(pictures.names, add)
