@@ -14,6 +14,8 @@ from fcnlab.errors import UserError
 from fcnlab.models import FCN
 from fcnlab.ranges import Factor, Meaning, Pixels
 
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
 Image = Float[Tensor, "batch 3 rows cols"]
 ScoreMap = Float[Tensor, "batch classes rows cols"]
 
