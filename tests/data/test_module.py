@@ -370,7 +370,7 @@ def test_check_finds(make, changes, message):
 @pytest.mark.parametrize("splits", [("train", "val"), ("val", "train")])
 def test_one_list_for_both_is_checked_for_both(make, splits):
     """To overfit on: whole pictures must be large enough for the net, and enough for a batch."""
-    with pytest.raises(DataError, match="the net needs 25 on each side"):
+    with pytest.raises(DataError, match="25 are needed on each side"):
         make(val_list="train", allow_overlap=True).check(*splits, min_size=25)
     with pytest.raises(DataError, match=r"data\.batch_size=9"):
         make(val_list="train", batch_size=9, allow_overlap=True).check(*splits)
@@ -442,7 +442,7 @@ def test_crops_may_be_of_small_pictures(make, voc_root, augment, fits):
     if fits:
         make(augment=augment).check("train", min_size=16)
     else:
-        with pytest.raises(DataError, match=r"t0\.jpg has 9x9 pixels; the net needs 16"):
+        with pytest.raises(DataError, match=r"t0\.jpg has 9x9 pixels; 16 are needed on each side"):
             make(augment=augment).check("train", min_size=16)
 
 
@@ -505,3 +505,11 @@ def test_a_copy_to_a_gpu_is_made_beside_the_work(make, monkeypatch):
     ]
     assert [moved[key].name for key in ("image", "mask")] == ["copy of image", "copy of mask"]
     assert moved["index"] is batch["index"] and stream == ["work"]
+
+
+def test_images_that_augmentation_would_scale_to_nothing_are_named_before_training(make, voc_root):
+    Image.new("RGB", (9, 1)).save(voc_root / "VOCdevkit/VOC2012/JPEGImages/t0.jpg")
+    Image.new("L", (9, 1)).save(voc_root / "VOCdevkit/VOC2012/SegmentationClass/t0.png")
+    with pytest.raises(DataError, match=r"t0\.jpg has 1x9 pixels; 2 are needed"):
+        make(augment=standard).check("train")
+    make(augment=none).check("train")

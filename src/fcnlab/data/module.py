@@ -251,6 +251,8 @@ class DataModule(L.LightningDataModule):
                     " submission=FILE.tar.gz"
                 )
             least = 1 if cropped else min_size
+            if "train" in uses:
+                least = max(least, getattr(self.augment, "min_size", 1))
             if truth:
                 self._labels[title] = label_counts.check(pictures, least, self.cache_dir)
             else:

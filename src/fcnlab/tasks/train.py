@@ -52,6 +52,7 @@ from fcnlab.tasks.splits import check_splits
 from fcnlab.tasks.staged import train_in_stages
 from fcnlab.trust import trusting
 
+NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 MOST_LASTING_STEP = 10.0
 LEAST_LASTING_STEP = 1e-4
 LEAST_CLIPPED_STEP = 1e-6  # the length of the longest step that a clipped gradient allows
@@ -119,6 +120,8 @@ def build(cfg: DictConfig, segments: Sequence[dict[str, Any]] = ()) -> tuple[Seg
     optimizer, schedule = instantiate(cfg.optim, _convert_="all"), instantiate(cfg.schedule, _convert_="all")
     try_recipe(net, optimizer, schedule)
     check_splits(data, "train", "val", "test", min_size=net.backbone.min_size)
+    if not cfg.trainer.sync_batchnorm:  # else the batches of all devices count together
+        try_batch(net, data)
     loss: nn.Module = instantiate(cfg.loss, _convert_="all")
     try_loss(loss, net.num_classes, data)
     check_rate(cfg, loss, data)
@@ -145,6 +148,32 @@ def try_recipe(net: nn.Module, optimizer: Callable, schedule: Callable) -> None:
         schedule(1)(0)
     except (TypeError, ValueError) as error:
         raise UserError(f"optim or schedule: {first_line(error)}") from error
+
+
+def try_batch(net: nn.Module, data: DataModule) -> None:
+    """Have what a normalisation refuses of the smallest batch be said now; nothing is computed.
+
+    Raises
+    ------
+    UserError
+        A normalisation would have one value per channel, of which there is no deviation.
+    """
+    if not any(isinstance(layer, NORMALISATIONS) and layer.training for layer in net.modules()):
+        return
+    if data.augment is not None:
+        (rows, cols), source = (data.crop_size,) * 2, f"data.crop_size={data.crop_size}"
+    else:
+        pictures = data.split("train")
+        smallest = min(range(len(pictures)), key=lambda index: max(pictures.size(index)))
+        (rows, cols), source = pictures.size(smallest), f"augment=none, {pictures.images[smallest]}"
+    try:
+        copy.deepcopy(net).to("meta")(torch.empty(data.batch_size, 3, rows, cols, device="meta"))
+    except ValueError as error:
+        raise UserError(
+            f"data.batch_size={data.batch_size} is too small for images of {rows}x{cols} pixels ({source}): a"
+            f" normalisation of the net cannot take them ({first_line(error)}). Set data.batch_size=2 or more, or take"
+            " larger images"
+        ) from error
 
 
 def try_loss(loss: nn.Module, num_classes: int, data: DataModule) -> None:
