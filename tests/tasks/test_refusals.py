@@ -35,7 +35,7 @@ from fcnlab.tasks import building
         (["data.batch_size=1", "data.crop_size=32"], "images of 32x32 pixels (data.crop_size=32): a norm"),
         (
             ["data.batch_size=1", "data.pictures.size=32", "augment=none"],
-            "data.batch_size=1 is too small for images of 32x32 pixels (augment=none, /",
+            "pixels (augment=none, ",
         ),
         (["loss=centre", "loss.cell=65"], "loss.cell=65 is more than a crop of 64x64"),
         (

@@ -1,7 +1,6 @@
 """``fcnlab train``."""
 
 import copy
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +17,10 @@ from torch import nn
 from fcnlab.callbacks import EarlyEnd, MetricsFile, Selection
 from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
-from fcnlab.data.module import TrainingBatches
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.board import score_of
 from fcnlab.losses import CrossEntropySum, adds_up
 from fcnlab.optim import MOMENTUM, freeze
-from fcnlab.results.scores import SCORES
 from fcnlab.results.selection import Facts
 from fcnlab.segmenter import Segmenter
 from fcnlab.signals import Interrupted, StopSignals
@@ -44,6 +41,7 @@ from fcnlab.tasks.building import (
 )
 from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint, selection_of
 from fcnlab.tasks.expecting import Took, announce, beside_expected
+from fcnlab.tasks.limits import check_limits, check_monitors, check_scorable
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import Start, make_latest, where_to_start
 from fcnlab.tasks.scoring import Scored, describe, score, table, words_of
@@ -86,6 +84,7 @@ def train(cfg: DictConfig) -> float | None:
         trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
         check_monitors(trainer, segmenter.classes)
         check_limits(trainer, data)
+        check_scorable(trainer, data)
         # Behind all that may refuse a setting: a run on a dashboard cannot be taken back.
         with open_loggers(cfg, record.facts) as loggers, signals.told_apart():
             record.write(wandb=wandb_id(loggers))
@@ -191,48 +190,6 @@ def try_loss(loss: nn.Module, num_classes: int, data: DataModule) -> None:
         raise UserError(first_line(error)) from error
     except (RuntimeError, NotImplementedError):
         return
-
-
-def check_limits(trainer: L.Trainer, data: DataModule) -> None:
-    """Refuse limits by which a pass has no batch, or an epoch ends inside an optimiser step.
-
-    Raises
-    ------
-    UserError
-        See above. (Lightning would say the first when a pass begins, and take a part of a step for a whole one.)
-    """
-    accumulated, world_size = trainer.accumulate_grad_batches, trainer.world_size
-    batches = len(
-        TrainingBatches(
-            len(data.split("train")), data.batch_size, data.seed, world_size=world_size, accumulate=accumulated
-        )
-    )
-    limit = trainer.limit_train_batches
-    limited = int(batches * limit) if isinstance(limit, float) else min(batches, int(limit or batches))
-    if limited == 0 or limited % accumulated:
-        raise UserError(
-            f"trainer.limit_train_batches={limit} leaves {limited} of {batches} batches to an epoch: give a multiple of"
-            f" trainer.accumulate_grad_batches={accumulated}"
-        )
-    for name in ("val", "test") if data.eval_batch_size == 1 else ():  # else Lightning says it when the pass begins
-        limit = getattr(trainer, f"limit_{name}_batches")
-        batches = len(range(0, len(data.split(name)), world_size))
-        if isinstance(limit, float) and int(batches * limit) == 0:
-            raise UserError(
-                f"trainer.limit_{name}_batches={limit} leaves none of {batches} batches: give a larger share, or a"
-                " number of batches"
-            )
-
-
-def check_monitors(trainer: L.Trainer, classes: Sequence[str]) -> None:
-    """Raise a UserError where a callback waits for a score that no validation gives."""
-    known = {"val/loss", *(f"val/{name}" for name in (*SCORES, *(f"iou/{name}" for name in classes)))}
-    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in known:
-            near = difflib.get_close_matches(monitor, known, n=1)
-            there = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            raise UserError(f"{type(callback).__name__}: monitor={monitor} is no score of a validation: {there}")
 
 
 def check_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
