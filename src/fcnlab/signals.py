@@ -42,8 +42,15 @@ class StopSignals:
             signal.signal(signum, handler)
 
     def listen(self) -> None:
+        """Take every signal here, also from those who put handlers of their own first.
+
+        torch's handler of SIGCHLD raises wherever the process is when a worker dies, such as between a step that is
+        done and its row in metrics.csv. Without it a dead worker is found where its batch is awaited.
+        """
         for signum in STOPPING:
             signal.signal(signum, self._receive)
+        if hasattr(signal, "SIGCHLD"):  # not on Windows
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         again = self.asked is not None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import lightning as L
 import pytest
 import torch
 
+from fcnlab.callbacks.metrics_file import MetricsFile
 from fcnlab.data.module import EvaluationSamples, TrainingSamples
 from fcnlab.segmenter import Segmenter
 
@@ -147,6 +149,25 @@ def test_a_picture_that_cannot_be_read_loses_no_step(train, train_code, at_call,
     checkpoint = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
     assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_while_a_row_is_logged_costs_no_row(train, train_code, at_call, monkeypatch, tmp_path):
+    """torch's handler of SIGCHLD raises wherever the run is: here between a step that is done and its row."""
+    loader = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    monkeypatch.setattr(loader._try_get_data, "__defaults__", (0.2,))  # seconds until it looks after its workers
+
+    def kill_a_worker():
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        time.sleep(0.2)  # the signal comes
+
+    settings = (*LENGTH, "data.num_workers=1")
+    straight = train(*settings, folder="straight")
+    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)  # as in a new process
+    at_call(MetricsFile, "log_metrics", 4, kill_a_worker)  # of step 3; before it, a validation
+    assert train_code(*settings, folder="stopped") == 1
+    assert status(tmp_path / "stopped") == "failed"
+    assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
 
 
 def test_without_a_signal_the_clock_saves(train_code, at_call, tmp_path):
