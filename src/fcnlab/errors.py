@@ -4,8 +4,13 @@
 class UserError(ValueError):
     """A mistake in what the user gave. Its message names the thing, its value, what is allowed and the next step.
 
-    The command line shows the message without a traceback (``HYDRA_FULL_ERROR=1`` shows that too).
+    The command line shows the message without a traceback (``HYDRA_FULL_ERROR=1`` shows that too). A DataLoader makes
+    such an error anew from one of a worker, with the worker's traceback before the message: it is cut off.
     """
+
+    def __init__(self, message: str = ""):
+        kind = f"{type(self).__module__}.{type(self).__qualname__}: "
+        super().__init__(message.rpartition(kind)[2] if str(message).startswith("Caught ") else message)
 
 
 def first_line(error: BaseException) -> str:

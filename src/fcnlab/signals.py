@@ -8,6 +8,9 @@ from types import FrameType
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends the last one before a job's time is up
 
 
+DATA_MAY_TAKE = 5.0  # seconds that a run which was asked to stop still waits for a batch
+
+
 class Interrupted(SystemExit):
     """A signal asked the run to stop; the process ends with 128 + the signal's number, as a shell would report it.
 
@@ -25,12 +28,14 @@ class Interrupted(SystemExit):
 class StopSignals:
     """While entered, a stopping signal raises :class:`Interrupted`: at once, or between two steps while training runs.
 
-    Ctrl-C a second time does not wait for the step.
+    Ctrl-C a second time does not wait for the step. A wait for data, which may never end, is no step: it ends a few
+    seconds after the signal, or by a second one.
     """
 
     def __init__(self):
         self.asked: int | None = None
         self.waiting = False  # for the step to end
+        self._wait: FrameType | None = None
 
     def __enter__(self) -> "StopSignals":
         self._before = {signum: signal.getsignal(signum) for signum in STOPPING}
@@ -38,6 +43,9 @@ class StopSignals:
         return self
 
     def __exit__(self, *error) -> None:
+        if self.asked and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
@@ -57,6 +65,17 @@ class StopSignals:
         self.asked = self.asked or signum
         if (again and signum == signal.SIGINT) or not (again or self.waiting):
             raise Interrupted(self.asked)
+        self._end_wait_for_data(signum, frame)
+
+    def _end_wait_for_data(self, signum: int, frame: FrameType | None) -> None:
+        """Stop in a wait that goes on since the last look; else look again by an alarm, until the run has stopped."""
+        wait = wait_for_data(frame)
+        if self.asked and self.waiting and wait is not None and wait is self._wait:
+            raise Interrupted(self.asked, at_once=False)
+        self._wait = wait
+        if hasattr(signal, "setitimer"):  # not on Windows
+            signal.signal(signal.SIGALRM, self._end_wait_for_data)
+            signal.setitimer(signal.ITIMER_REAL, DATA_MAY_TAKE)
 
     @contextmanager
     def told_apart(self) -> Iterator[None]:
@@ -77,6 +96,15 @@ class StopSignals:
             if began is None or not began.at_once:
                 raise
             raise began from None
+
+
+def wait_for_data(frame: FrameType | None) -> FrameType | None:
+    """The call in which a DataLoader fetches a batch where a signal came; None where it does not."""
+    while frame is not None:
+        if frame.f_code.co_name == "__next__" and frame.f_globals.get("__name__") == "torch.utils.data.dataloader":
+            return frame
+        frame = frame.f_back
+    return None
 
 
 def _interruption_before(error: BaseException | None) -> Interrupted | None:

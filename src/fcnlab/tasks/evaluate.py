@@ -32,7 +32,7 @@ from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
 from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.recording import recorded_config
 from fcnlab.tasks.scoring import commit, score, table, words_of
-from fcnlab.tasks.splits import check_splits, needed_size
+from fcnlab.tasks.splits import check_splits, needed_size, warn_of_fewer_workers
 from fcnlab.trust import DATA, check_components
 
 
@@ -59,6 +59,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     check_classes(classes, data)
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
     trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures)])
+    warn_of_fewer_workers(data, "test", processes=trainer.num_devices)
     with open_loggers(cfg) as loggers:
         trainer.loggers = loggers
         scored = score(trainer, segmenter, data, folder, cfg.seed, began, selected=selected)

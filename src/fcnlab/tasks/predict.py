@@ -1,8 +1,10 @@
 """``fcnlab predict``."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -17,15 +19,15 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
 
 from fcnlab.config import check_targets
-from fcnlab.data.image_files import SUFFIXES, DataError, read_image
-from fcnlab.data.module import as_tensors, collate, worker_count
+from fcnlab.data.image_files import SUFFIXES, DataError, open_picture, read_image
+from fcnlab.data.module import as_tensors, collate, readers, worker_count
 from fcnlab.errors import UserError
 from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, say, warn
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.predictions import Predictions
-from fcnlab.tasks.splits import needed_size
+from fcnlab.tasks.splits import lacks_shared_memory, needed_size
 from fcnlab.tasks.submitting import check_submission, submit
 
 
@@ -46,7 +48,7 @@ def predict(cfg: DictConfig) -> None:
     refine = instantiate(cfg.refine, _convert_="all")
     files = Files(paths, min_size=needed_size(refine, net))
     writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
-    loader = DataLoader(files, batch_size=None, num_workers=worker_count(cfg.num_workers))
+    loader = DataLoader(files, batch_size=None, num_workers=workers_for(paths, worker_count(cfg.num_workers)))
     segmenter = Predictor(net, facts["classes"], refine=refine, **evaluation_speed(cfg, net))
     build_trainer(cfg, False, [writer]).predict(segmenter, loader, return_predictions=False)
     say(f"{writer.written} of {len(files)} pictures segmented: labels/ and overlays/ in {cfg.output}")
@@ -92,6 +94,18 @@ def find_pictures(wanted: str) -> list[Path]:
     if not found:
         raise UserError(f"input={wanted} finds no pictures: name a file, a folder of {', '.join(SUFFIXES)}, or a glob")
     return sorted(found)
+
+
+def workers_for(paths: Sequence[Path], wanted: int) -> int:
+    """As many of the wanted processes as shared memory has room for, by the largest of the images."""
+    largest = 1
+    for path in paths if wanted else ():
+        with suppress(DataError), open_picture(path) as file:
+            largest = max(largest, math.prod(file.size))
+    workers = readers(wanted, 2, 4 * largest).workers  # 2 is torch's own number of images ahead
+    if workers < wanted:
+        warn(lacks_shared_memory(f"{len(paths):,} images", workers, wanted))
+    return workers
 
 
 def warn_of_subfolders(folder: Path, output: Path) -> None:

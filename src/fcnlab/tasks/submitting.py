@@ -16,7 +16,7 @@ from fcnlab.results.submission import submission
 from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, evaluation_speed, say
 from fcnlab.tasks.evaluate import check_classes
-from fcnlab.tasks.splits import check_splits, needed_size
+from fcnlab.tasks.splits import check_splits, needed_size, warn_of_fewer_workers
 
 COMPETITIONS = ("comp5", "comp6")
 SUFFIXES = (".tar.gz", ".tgz")
@@ -58,6 +58,7 @@ def submit(cfg: DictConfig, net: FCN, classes: list[str]) -> None:
     pictures = data.split("test")
     folder = f"results/VOC{cfg.data.pictures.year}/Segmentation/{cfg.competition}_{data.lists['test']}_cls"
     segmenter = Segmenter(net, pictures.classes, refine=refine, **evaluation_speed(cfg, net))
+    warn_of_fewer_workers(data, "test")
     with submission(Path(cfg.submission), folder, pictures.palette) as add:
         writer = AddPredictions(pictures.names, add)
         trainer = build_trainer(cfg, False, [writer])

@@ -46,7 +46,7 @@ from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import Start, make_latest, where_to_start
 from fcnlab.tasks.scoring import Scored, describe, score, table, words_of
 from fcnlab.tasks.segments import check_images, images_of, segments_of, settings_of
-from fcnlab.tasks.splits import check_splits
+from fcnlab.tasks.splits import check_splits, warn_of_fewer_workers
 from fcnlab.tasks.staged import train_in_stages
 from fcnlab.trust import trusting
 
@@ -85,6 +85,7 @@ def train(cfg: DictConfig) -> float | None:
         check_monitors(trainer, segmenter.classes)
         check_limits(trainer, data)
         check_scorable(trainer, data)
+        warn_of_fewer_workers(data, "train", "val", processes=trainer.num_devices)
         # Behind all that may refuse a setting: a run on a dashboard cannot be taken back.
         with open_loggers(cfg, record.facts) as loggers, signals.told_apart():
             record.write(wandb=wandb_id(loggers))
