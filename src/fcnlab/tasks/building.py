@@ -34,6 +34,7 @@ from fcnlab.callbacks import (
     WholeFiles,
 )
 from fcnlab.config import plain
+from fcnlab.cores import visible_cores
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.places import ALL
@@ -124,13 +125,14 @@ def built(settings: dict[str, Any], path: str, **further: Any) -> Any:
 
 
 def check_machine(cfg: DictConfig) -> None:
-    """Whether this machine, and who started this process, fit ``trainer=``: before any work.
+    """Whether this machine, and who started this process, fit ``trainer=``: before any work. Threads fit the cores.
 
     Raises
     ------
     UserError
         Half precision without a GPU; another number of processes than the settings want.
     """
+    keep_to_cores()
     if cfg.trainer.precision == "16-mixed" and not _on_gpu(cfg.trainer.accelerator):
         raise UserError(
             "trainer.precision=16-mixed needs a GPU, and this is a CPU: set trainer.precision=bf16-mixed or 32-true"
@@ -152,6 +154,12 @@ def check_machine(cfg: DictConfig) -> None:
         raise UserError(
             f"{who} started {count} processes, and each would have a folder of its own: add hydra.run.dir=FOLDER"
         )
+
+
+def keep_to_cores() -> None:
+    """Start no more threads than there are cores: torch knows of no quota. ``OMP_NUM_THREADS`` goes before."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > visible_cores():
+        torch.set_num_threads(visible_cores())
 
 
 def _processes_started() -> tuple[str, int] | None:
