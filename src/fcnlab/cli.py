@@ -17,6 +17,8 @@ VERBS = {
 }
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
+ONLY_SHOWN = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}  # words by which nothing runs
+NOT_FOR_US = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
 HELP = """\
@@ -57,6 +59,7 @@ def main() -> None:
     _bring_back(verb, started_by_lightning)
     _check_groups(verb)
     _check_experiment(verb)
+    _check_output(verb)
     _run(verb)
 
 
@@ -105,6 +108,20 @@ def _check_experiment(verb: str) -> None:
             sys.exit(f"fcnlab {verb}: experiment={name} is one of fcnlab {used[1]}")
 
 
+def _check_output(verb: str) -> None:
+    """Hydra makes the run's folder before anything of ours runs, and shows a traceback where it cannot."""
+    from pathlib import Path
+
+    from fcnlab.errors import why_not_written
+
+    words = [word.partition("=") for word in sys.argv[1:]]
+    typed = [(key, value.strip("'\"")) for key, _, value in words if key in ("hydra.run.dir", "hydra.sweep.dir")]
+    for key, value in typed or [("hydra.run.dir", "outputs")]:
+        reason = None if "${" in value or ONLY_SHOWN & set(sys.argv) else why_not_written(Path(value))
+        if reason:
+            sys.exit(f"fcnlab {verb}: {key}={value}: {reason}. Name another folder by {key}=FOLDER")
+
+
 def _no_verb() -> NoReturn:
     wanted = [word for word in sys.argv[1:] if not word.startswith("-")]
     if wanted:
@@ -135,6 +152,11 @@ def _no_space(verb: str, error: OSError) -> str:
     return f"fcnlab {verb}: no space left on the device{where}. What was saved before is whole: make room, then {then}."
 
 
+def _not_for_us(error: OSError) -> str:
+    file = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    return f"{file}: {error.strerror}. Name another file or folder, or give this process the right to use it"
+
+
 def _only_shown(record: logging.LogRecord) -> bool:
     """Names of files and what records say may be anybody's: they are shown, and move no cursor."""
     from fcnlab.results.escaping import in_terminal
@@ -163,6 +185,8 @@ def _run(verb: str) -> None:
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise CompactHydraException(_no_space(verb, error)) from error
+            if error.errno in NOT_FOR_US and error.filename is not None:
+                raise CompactHydraException(in_terminal(f"fcnlab {verb}: {_not_for_us(error)}")) from error
             raise
         except InstantiationException as error:
             if isinstance(error.__cause__, ValueError):

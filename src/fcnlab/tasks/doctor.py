@@ -177,7 +177,7 @@ def write_report(
         "".join(f"\n{line.replace(': ', ': `', 1)}`\n" for line in suggestions(weights)),
     ]
     with aside(folder / "doctor.md") as part:
-        part.write_text("\n".join(parts), encoding="utf-8")
+        part.write_text("\n".join(parts), encoding="utf-8", errors="replace")
 
 
 def counts_by_name(classes: Sequence[str], one: Frequencies) -> dict[str, dict[str, int]]:

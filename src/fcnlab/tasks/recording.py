@@ -1,6 +1,5 @@
 """What a run was, how it ended, and all that it takes to repeat it: run.json, config.yaml and changes.diff."""
 
-import json
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.launching import config_dir
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import Unreadable, read_json, yaml_text
-from fcnlab.results.record import aside
+from fcnlab.results.record import as_json, aside
 from fcnlab.results.runs import leaves
 from fcnlab.signals import Interrupted
 from fcnlab.tasks.building import say, warn
@@ -51,7 +50,7 @@ class RunRecord:
         self.facts |= facts
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with aside(self.path) as path:
-            path.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n")
+            path.write_text(as_json(self.facts), encoding="utf-8")
 
 
 @contextmanager
@@ -120,7 +119,7 @@ def _packages() -> dict[str, str]:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with aside(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def repeat_exactly(cfg: DictConfig) -> None:

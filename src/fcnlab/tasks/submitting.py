@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from fcnlab.data import DataModule
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, why_not_written
 from fcnlab.models import FCN
 from fcnlab.results.drawing import Labels
 from fcnlab.results.submission import submission
@@ -45,6 +45,8 @@ def _check_replaced(cfg: DictConfig) -> None:
     archives = [given] if isinstance(given, str) else list(given)
     if any(path.resolve() == Path(archive).resolve() for archive in archives):
         raise UserError(f"submission={path} is data.archive=, too: name another file")
+    if reason := why_not_written(path.parent):
+        raise UserError(f"submission={path}: {reason}. Name a file in another folder")
     if path.is_dir() or (path.exists() and not cfg.overwrite):
         raise UserError(f"submission={path} is there: name another file, or add overwrite=true to replace it")
 
