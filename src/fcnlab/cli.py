@@ -33,6 +33,7 @@ fcnlab: fully convolutional networks for segmentation, as experiments.
 
   fcnlab VERB --help       its groups and settings, with examples
   fcnlab VERB --cfg job    the whole configuration as it would run
+  fcnlab --version         of fcnlab
 
 Start with: fcnlab train
 """
@@ -123,6 +124,11 @@ def _check_output(verb: str) -> None:
 
 
 def _no_verb() -> NoReturn:
+    if "--version" in sys.argv:
+        from importlib.metadata import version
+
+        print(f"fcnlab {version('fcnlab')}")
+        sys.exit(0)
     wanted = [word for word in sys.argv[1:] if not word.startswith("-")]
     if wanted:
         sys.exit(f"fcnlab: no verb {wanted[0]!r}; there are {', '.join(VERBS)}. See fcnlab --help.")

@@ -5,6 +5,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from fcnlab.results.scores import Scores
 
 log = logging.getLogger("fcnlab")
 ANSWER_WITHIN = 3.0  # seconds
+MOST_IN_TAG, MOST_IN_NAME = 64, 128  # characters that W&B takes; it refuses to start a run with more
 START_WITHIN = 20.0  # seconds; W&B itself would try for 90
 
 
@@ -40,15 +42,33 @@ def wandb_logger(
     logging.getLogger().addFilter(_no_word_of_sizes)
     Path(folder).mkdir(parents=True, exist_ok=True)
     described = {
-        "dir": folder, "config": config, "id": run_id, "name": name,
-        "project": project, "entity": entity, "group": group, "job_type": job_type, "tags": list(tags),
+        "dir": folder, "config": sendable(config), "id": run_id, "name": shortened(name, MOST_IN_NAME),
+        "project": project, "entity": entity, "group": shortened(group, MOST_IN_NAME), "job_type": job_type,
+        "tags": list(dict.fromkeys(shortened(tag, MOST_IN_TAG) for tag in tags if tag)),
     }  # fmt: skip
     run = _started(described, mode)
     if run_id:  # W&B keeps the values of before, and a resumed run may have others
-        run.config.update(config, allow_val_change=True)
+        run.config.update(described["config"], allow_val_change=True)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run)
+
+
+def shortened(text: str | None, most: int) -> Any:
+    """At most so many characters that can be sent; a hash at the end keeps texts apart that begin alike."""
+    text = sendable(text)
+    if text is None or len(text) <= most:
+        return text
+    return f"{text[: most - 9]}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+
+def sendable(value: Any) -> Any:
+    """Plain values whose texts can be encoded: a name that is not UTF-8 has its odd bytes shown."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {sendable(key): sendable(each) for key, each in value.items()}
+    return [sendable(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _no_word_of_sizes(record: logging.LogRecord) -> bool:
