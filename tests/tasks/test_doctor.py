@@ -126,3 +126,20 @@ def test_gpus():
     assert gpu_finding([]).verdict == Verdict.WARNING
     found = gpu_finding([SimpleNamespace(name="NVIDIA H200", total_memory=140 * GIB)])
     assert found.verdict == Verdict.OK and found.found == "NVIDIA H200 (140 GiB)"
+
+
+def test_no_weights_where_no_mask_could_be_read(fcnlab, tmp_path, capsys):
+    for folder in ("images", "labels"):
+        (tmp_path / "d" / folder).mkdir(parents=True)
+        for place in range(4):
+            path = tmp_path / "d" / folder / f"{place}.png"
+            Image.new("RGB", (16, 16)).save(path)
+            if folder == "labels":
+                path.write_bytes(b"no image")
+    words = ("data=folder", f"data.root={tmp_path}/d", "data.pictures.classes=[a,b]", "data.num_workers=0")
+    words += ("data.pictures.images='images/{name}.png'", "data.pictures.masks='labels/{name}.png'")
+    words += ("data.pictures.fractions={train:0.5,val:0.5}", "data.crop_size=32", "data.batch_size=1", "samples=0")
+    assert fcnlab("doctor", *words, f"hydra.run.dir={tmp_path}/report") == 1
+    shown = capsys.readouterr()
+    assert "class_weights=" not in shown.out and "Traceback" not in shown.err
+    assert json.loads((tmp_path / "report" / "doctor.json").read_text())["class_weights"] == {}

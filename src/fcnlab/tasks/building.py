@@ -217,6 +217,7 @@ NOISE = (
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # what changes is said before
     r"The checkpoint was not created with WeightAveraging",
     r"The dirpath has changed from",  # where_to_start says what that means
+    r"`broadcast_buffers` is deprecated",  # its successor is not in all versions of torch that are taken
     r"The `srun` command is available on your system but is not used",  # one process is what was asked for
 )
 
