@@ -47,7 +47,7 @@ def measure(nets: Mapping[str, Net], reference: str, size: tuple[int, int]) -> d
         f"{size[0]}x{size[1]}: {name}": {
             "ratio": round(steps[reference] / steps[name], 3),
             "GFLOP_of_a_step": round(steps[name], 1),
-            "GMAC_forward": round(flops(make, size, step=False) / 2, 2),
+            "GMAC_forward": round(flops(make, size, step=False) / 2, 1),
         }
         for name, make in nets.items()
     }

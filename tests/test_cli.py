@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,8 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
     run = [site / "bin" / "fcnlab", "train", "trainer=smoke", "logger=none", *small]
     subprocess.run(run, cwd=empty, env=environment, check=True)
     assert list(empty.glob("outputs/train/*/*/metrics.json"))
+
+
+def test_version(fcnlab, capsys):
+    assert fcnlab("--version") == 0
+    assert capsys.readouterr().out == f"fcnlab {version('fcnlab')}\n"

@@ -25,6 +25,7 @@ VERBS = {
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
 OPTIONAL = {"train": ("experiment",), "eval": ("model", "data", "experiment"), "predict": ("data",)}  # null by default
+NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
 PROCESS = "FCNLAB_PROCESS"  # in the environment: the process id of the fcnlab that starts others
@@ -47,6 +48,7 @@ fcnlab: fully convolutional networks for segmentation, as experiments.
 
   fcnlab VERB --help       its groups and settings, with examples
   fcnlab VERB --cfg job    the whole configuration as it would run
+  fcnlab --version         of fcnlab
 
 Start with: fcnlab train
 """
@@ -186,6 +188,11 @@ def _check_experiment(verb: str) -> None:
 
 
 def _no_verb() -> None:
+    if "--version" in sys.argv:
+        from importlib.metadata import version
+
+        print(f"fcnlab {version('fcnlab')}")
+        sys.exit(0)
     wanted = [word for word in sys.argv[1:] if not word.startswith("-")]
     if wanted:
         sys.exit(f"fcnlab: no verb {wanted[0]!r}; there are {', '.join(VERBS)}. See fcnlab --help.")
@@ -216,6 +223,9 @@ def _of_the_disk(verb: str, error: OSError, folder: Path) -> str | None:
         what, way_out = f"{OF_THE_DISK[error.errno]}{where}", "make room" if error.errno in FULL else "mend that"
     elif isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(folder):
         what, way_out = f"{error.filename}: {error.strerror}", "mend that"
+    elif error.errno in NOT_FOR_US and error.filename is not None:
+        way_out = "Name another file or folder, or give this process the right to use it"
+        return f"fcnlab {verb}: {os.fsdecode(error.filename)}: {error.strerror}. {way_out}"
     else:
         return None
     return f"fcnlab {verb}: {what}. What was saved before is whole: {way_out}, then {then}."

@@ -1,11 +1,19 @@
 """The one kind of error that is the user's to mend."""
 
+import os
+from pathlib import Path
+
 
 class UserError(ValueError):
     """A mistake in what the user gave. Its message names the thing, its value, what is allowed and the next step.
 
-    The command line shows the message without a traceback (``HYDRA_FULL_ERROR=1`` shows that too).
+    The command line shows the message without a traceback (``HYDRA_FULL_ERROR=1`` shows that too). A DataLoader makes
+    such an error anew from one of a worker, with the worker's traceback before the message: it is cut off.
     """
+
+    def __init__(self, message: str = ""):
+        kind = f"{type(self).__module__}.{type(self).__qualname__}: "
+        super().__init__(message.rpartition(kind)[2] if str(message).startswith("Caught ") else message)
 
 
 CHDIR = (
@@ -17,6 +25,21 @@ CHDIR = (
 def first_line(error: BaseException) -> str:
     """What an error says, for a message of ours; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def why_not_written(folder: Path) -> str | None:
+    """Why no file can be made in a folder, which need not be there yet; None where nothing speaks against it."""
+    for place in (folder.absolute(), *folder.absolute().parents):
+        try:
+            os.lstat(place)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:
+            return f"{place}: {getattr(error, 'strerror', None) or error}"
+        if not place.is_dir():
+            return f"{place} is no folder"
+        return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written to"
+    return None
 
 
 class NotWritten(UserError):

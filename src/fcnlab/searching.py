@@ -1,6 +1,5 @@
 """``hydra/sweeper=optuna``: jobs whose settings follow from the scores of those before them."""
 
-import json
 import logging
 import math
 import os
@@ -180,7 +179,7 @@ class Search(Sweeper):
 
     def _write(self, study: Any) -> None:
         """search.json: the settings to go on with, the trials, and the best of them."""
-        from fcnlab.results.record import aside  # numpy comes with it
+        from fcnlab.results.record import as_json, aside  # numpy comes with it
 
         trials = [
             {"number": trial.number, "state": trial.state.name.lower(), "value": trial.value, "params": trial.params}
@@ -189,7 +188,7 @@ class Search(Sweeper):
         facts = {"settings": {name: getattr(self, name) for name in KEPT}, "best": best_of(study), "trials": trials}
         facts["space"] = self.space
         with aside(self.folder / RESULTS) as part:
-            part.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+            part.write_text(as_json(facts), encoding="utf-8")
 
     def _conclude(self, study: Any) -> None:
         best = best_of(study)

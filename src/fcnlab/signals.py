@@ -26,6 +26,9 @@ def heard() -> list[signal.Signals]:
     return [each for each in STOPPING if each.name != "SIGHUP" or signal.getsignal(each) is not signal.SIG_IGN]
 
 
+DATA_MAY_TAKE = 5.0  # seconds that a run which was asked to stop still waits for a batch
+
+
 class Interrupted(SystemExit):
     """A signal asked the run to stop; the process ends with 128 + the signal's number, as a shell would report it.
 
@@ -45,13 +48,15 @@ class Interrupted(SystemExit):
 class StopSignals:
     """While entered, a stopping signal raises :class:`Interrupted`: at once, or between two steps while training runs.
 
-    Ctrl-C a second time does not wait for the step.
+    Ctrl-C a second time does not wait for the step. A wait for data, which may never end, is no step: it ends a few
+    seconds after the signal, or by a second one.
     """
 
     def __init__(self):
         self.asked: int | None = None
         self.waiting = False  # for the step to end
         self.raised = False
+        self._wait: FrameType | None = None
 
     def __enter__(self) -> "StopSignals":
         self._before = {signum: signal.getsignal(signum) for signum in heard()}
@@ -59,6 +64,9 @@ class StopSignals:
         return self
 
     def __exit__(self, *error) -> None:
+        if self.asked and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
@@ -79,6 +87,17 @@ class StopSignals:
         if (again and signum == signal.SIGINT) or not (again or self.waiting):
             self.raised = True
             raise Interrupted(self.asked)
+        self._end_wait_for_data(signum, frame)
+
+    def _end_wait_for_data(self, signum: int, frame: FrameType | None) -> None:
+        """Stop in a wait that goes on since the last look; else look again by an alarm, until the run has stopped."""
+        wait = wait_for_data(frame)
+        if self.asked and self.waiting and wait is not None and wait is self._wait:
+            raise Interrupted(self.asked, at_once=False)
+        self._wait = wait
+        if hasattr(signal, "setitimer"):  # not on Windows
+            signal.signal(signal.SIGALRM, self._end_wait_for_data)
+            signal.setitimer(signal.ITIMER_REAL, DATA_MAY_TAKE)
 
     @contextmanager
     def told_apart(self) -> Iterator[None]:
@@ -99,6 +118,15 @@ class StopSignals:
             if self.asked and (self.raised or (began and began.at_once)):
                 raise Interrupted(self.asked) from None
             raise
+
+
+def wait_for_data(frame: FrameType | None) -> FrameType | None:
+    """The call in which a DataLoader fetches a batch where a signal came; None where it does not."""
+    while frame is not None:
+        if frame.f_code.co_name == "__next__" and frame.f_globals.get("__name__") == "torch.utils.data.dataloader":
+            return frame
+        frame = frame.f_back
+    return None
 
 
 def _interruption_before(error: BaseException | None) -> Interrupted | None:

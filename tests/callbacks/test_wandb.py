@@ -15,11 +15,13 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
+import wandb
 
 from fcnlab.callbacks import wandb as ours
 from fcnlab.callbacks.wandb import temporary_files_held
 from fcnlab.data.held_folders import remove_leftovers
 from fcnlab.launching.launchers import Slots
+from fcnlab.ranges import MOST_CLASSES, MOST_DRAWN, MOST_PIXELS
 
 
 def inspect(run: Path) -> str:
@@ -298,3 +300,25 @@ def test_temporary_files_of_a_run_lie_where_the_next_one_finds_them(tmp_path, mo
     os.utime(folder, (0, 0))
     remove_leftovers(folder.parent, "fcnlab-wandb-")
     assert folder.is_dir()  # this process holds it
+
+
+def test_what_w_and_b_would_refuse_is_shortened_and_kept_apart(monkeypatch, tmp_path):
+    """W&B's own settings are asked whether they take it."""
+    asked = []
+    monkeypatch.setattr(ours, "_started", lambda described, mode: asked.append(described) or MagicMock())
+    monkeypatch.setattr(ours, "WandbLogger", lambda experiment: experiment)
+    tags = ["", "short", "short", "t" * 64, "t" * 65, "t" * 65 + "u", os.fsdecode(b"caf\xe9")]
+    config = {"data": {"root": os.fsdecode(b"/caf\xe9"), "lists": [os.fsdecode(b"\xff")], "seed": 1, "none": None}}
+    ours.wandb_logger(tmp_path, config, name="n" * 300, group="g" * 300, tags=tags)
+    (described,) = asked
+    assert len(described["tags"]) == len(set(described["tags"])) == 5 and max(map(len, described["tags"])) == 64
+    assert described["tags"][:2] == ["short", "t" * 64] and described["tags"][4] == "caf\\udce9"
+    assert len(described["name"]) == len(described["group"]) == 128
+    assert described["config"] == {"data": {"root": "/caf\\udce9", "lists": ["\\udcff"], "seed": 1, "none": None}}
+    json.dumps(described["config"], ensure_ascii=False).encode()
+    wandb.Settings(run_tags=tuple(described["tags"]), run_name=described["name"], run_group=described["group"])
+
+
+def test_all_that_is_logged_at_once_is_within_w_and_b_s_limits():
+    assert MOST_DRAWN <= wandb.Image.MAX_ITEMS and MOST_CLASSES <= wandb.Table.MAX_ROWS
+    assert MOST_PIXELS <= wandb.Image.MAX_DIMENSION

@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_written_costs_time_only(pictures, folder, reads
 
 def test_what_is_kept_replaces_no_look_at_headers(pictures, folder):
     label_counts.check(pictures, 1, folder)
-    with pytest.raises(DataError, match="the net needs 21"):
+    with pytest.raises(DataError, match="21 are needed on each side"):
         label_counts.check(pictures, 21, folder)
 
 

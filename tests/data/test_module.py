@@ -13,7 +13,7 @@ from PIL import Image
 
 from fcnlab.data import DataError, DataModule, module, open_voc
 from fcnlab.data.cache import CachedPictures
-from fcnlab.data.module import TrainingBatches, batches_ahead, collate, twins
+from fcnlab.data.module import TrainingBatches, collate, readers, twins
 from fcnlab.data.transforms import FILL, none, standard, strong
 from fcnlab.metrics import PictureConfusions
 from fcnlab.models import FCN
@@ -282,13 +282,53 @@ def test_evaluating_several_together_counts_the_same(of_some_sizes):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "workers", "megabytes", "ahead"),
-    [("auto", 0, 1, None), (3, 0, 1, None), (3, 8, 999, 3), ("auto", 4, 1, 4), ("auto", 4, 4, 2), ("auto", 8, 16, 1)],
+    ("wanted", "workers", "megabytes", "found"),
+    [
+        ("auto", 0, 1, (0, None)),
+        (3, 0, 1, (0, None)),
+        (3, 8, 999, (0, None)),
+        ("auto", 4, 1, (4, 4)),
+        ("auto", 4, 3, (4, 2)),
+        ("auto", 8, 4, (6, 1)),
+        ("auto", 8, 16, (0, None)),
+        (3, 4, 2, (4, 3)),
+        (3, 8, 2, (4, 3)),
+    ],
 )
-def test_batches_ahead_fit_into_shared_memory(monkeypatch, tmp_path, wanted, workers, megabytes, ahead):
+def test_workers_and_their_batches_fit_into_half_of_the_shared_memory(
+    monkeypatch, tmp_path, wanted, workers, megabytes, found
+):
     monkeypatch.setattr(module, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 10**6))
-    assert batches_ahead(wanted, workers, megabytes * 10**6) == ahead
+    count, ahead = readers(workers, wanted, megabytes * 10**6)
+    assert (count, ahead) == found
+    if count:  # two more are in the hands of the process itself
+        assert (count * ahead + 2) * megabytes <= 32
+
+
+def test_loaders_take_no_more_workers_than_shared_memory_has_room_for(make, monkeypatch, tmp_path):
+    """By the largest image: those of val have 40x60 pixels and fewer, and travel with their masks."""
+    free = 2 * 3 * 4 * 2 * 32**2  # half of it: three batches of two crops
+    monkeypatch.setattr(module, "shared_memory", lambda: free)
+    data = make(num_workers=4, batch_size=2, crop_size=32)
+    assert data.train_dataloader().num_workers == 1
+    sizes = [data.split("val").size(index) for index in range(len(data.split("val")))]
+    area = max(rows for rows, _ in sizes) * max(cols for _, cols in sizes)
+    monkeypatch.setattr(module, "shared_memory", lambda: 2 * 4 * 4 * area)
+    assert data.val_dataloader().num_workers == data.test_dataloader().num_workers == 2
+    assert make(num_workers=4).readers("val", processes=2).workers == 0
+
+
+def test_a_worker_that_cannot_hand_over_its_batch_says_what_to_do(make, monkeypatch):
+    def full(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(
+        DataError, match=r"cannot hand over a batch of .* MiB .*No space left.*data\.num_workers=0"
+    ) as error:
+        next(iter(make(num_workers=1).train_dataloader()))
+    assert "Traceback" not in str(error.value) and str(error.value).startswith("a worker cannot")
 
 
 def test_loaders_read_ahead_as_told(make):
@@ -370,7 +410,7 @@ def test_check_finds(make, changes, message):
 @pytest.mark.parametrize("splits", [("train", "val"), ("val", "train")])
 def test_one_list_for_both_is_checked_for_both(make, splits):
     """To overfit on: whole pictures must be large enough for the net, and enough for a batch."""
-    with pytest.raises(DataError, match="the net needs 25 on each side"):
+    with pytest.raises(DataError, match="25 are needed on each side"):
         make(val_list="train", allow_overlap=True).check(*splits, min_size=25)
     with pytest.raises(DataError, match=r"data\.batch_size=9"):
         make(val_list="train", batch_size=9, allow_overlap=True).check(*splits)
@@ -442,7 +482,7 @@ def test_crops_may_be_of_small_pictures(make, voc_root, augment, fits):
     if fits:
         make(augment=augment).check("train", min_size=16)
     else:
-        with pytest.raises(DataError, match=r"t0\.jpg has 9x9 pixels; the net needs 16"):
+        with pytest.raises(DataError, match=r"t0\.jpg has 9x9 pixels; 16 are needed on each side"):
             make(augment=augment).check("train", min_size=16)
 
 
@@ -505,3 +545,11 @@ def test_a_copy_to_a_gpu_is_made_beside_the_work(make, monkeypatch):
     ]
     assert [moved[key].name for key in ("image", "mask")] == ["copy of image", "copy of mask"]
     assert moved["index"] is batch["index"] and stream == ["work"]
+
+
+def test_images_that_augmentation_would_scale_to_nothing_are_named_before_training(make, voc_root):
+    Image.new("RGB", (9, 1)).save(voc_root / "VOCdevkit/VOC2012/JPEGImages/t0.jpg")
+    Image.new("L", (9, 1)).save(voc_root / "VOCdevkit/VOC2012/SegmentationClass/t0.png")
+    with pytest.raises(DataError, match=r"t0\.jpg has 1x9 pixels; 2 are needed"):
+        make(augment=standard).check("train")
+    make(augment=none).check("train")

@@ -92,7 +92,7 @@ BROKEN = {
         lambda image, mask: Image.fromarray(np.zeros((12, 16), np.uint16)).save(image, "PNG"),
         r"b\.jpg has pixels of mode I;16, more than 8 bits",
     ),
-    "small": (lambda image, mask: save(image, (7, 99, 3)), r"b\.jpg has 7x99 pixels; the net needs 8"),
+    "small": (lambda image, mask: save(image, (7, 99, 3)), r"b\.jpg has 7x99 pixels; 8 are needed on each side"),
 }
 
 

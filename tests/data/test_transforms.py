@@ -169,3 +169,16 @@ def test_patches_are_centred_on_every_pixel_alike():
     assert set(middles) <= set(range(20)) and counts.min() > 60 and counts.max() < 145  # 100, or less, +- 4 deviations
     image, mask = crops[0]
     assert (image[mask == 255] == FILL).all() and (image[mask != 255][:, 0] == mask[mask != 255]).all()
+
+
+@pytest.mark.parametrize(
+    "augment", [*AUGMENTS, partial(standard, scale=(0.1, 1.0)), partial(strong, scale=(1 / 16, 1))]
+)
+def test_the_smallest_image_keeps_a_pixel_at_every_scale(augment):
+    steps = augment(8)
+    least = steps.pipeline.transforms[0].scale_limit[0] + 1
+    side = steps.min_size
+    assert int(side * least) >= 1 > int((side - 1) * least)
+    for key in KEYS:
+        image, mask = steps(np.zeros((side, side, 3), np.uint8), np.zeros((side, side), np.uint8), key)
+        assert image.shape == (8, 8, 3) and mask.shape == (8, 8)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fcnlab.errors import UserError
 from fcnlab.models import FCN, Tiny
-from fcnlab.refine import Flip, MultiScale, Plain, Sliding
+from fcnlab.refine import Flip, MultiScale, Plain, Sliding, smallest_image
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +100,19 @@ def test_a_window_larger_than_the_picture_is_the_picture(net, image):
 def test_windows_leave_nothing_out(window, step):
     with pytest.raises(ValueError, match=rf"refine\.step={step}"):
         Sliding(window, step)
+
+
+@pytest.mark.parametrize("needed", [1, 2, 15, 31])
+@pytest.mark.parametrize("scales", [(0.5, 1.0), (0.3,), (0.25, 2), (1.75,), (2.5,)])
+def test_the_smallest_image_is_the_first_that_all_scales_leave_large_enough(needed, scales, monkeypatch):
+    net = Pointwise()
+    monkeypatch.setattr(Pointwise.backbone, "min_size", needed)
+    expected = next(side for side in range(1, 999) if all(round(side * scale) >= needed for scale in scales))
+    assert smallest_image(MultiScale(scales), net) == expected  # pyright: ignore[reportArgumentType]
+    assert smallest_image(Plain(), net) == smallest_image(Sliding(), net) == needed  # pyright: ignore[reportArgumentType]
+
+
+def test_windows_that_the_net_does_not_take_are_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(Pointwise.backbone, "min_size", 31)
+    with pytest.raises(UserError, match=r"refine\.window=30 is smaller than the net takes: give 31"):
+        smallest_image(Sliding(30, 20), Pointwise())  # pyright: ignore[reportArgumentType]

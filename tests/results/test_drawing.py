@@ -1,5 +1,7 @@
 """Colours, overlays, legends; class ids that programs read back."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -97,3 +99,16 @@ def test_contact_sheet_names_void():
     image, labels = np.full((10, 10, 3), 100, np.uint8), np.full((10, 10), 255)
     sheet = contact_sheet([("", image, labels)], CLASSES, PALETTE, side=40, columns=1)
     assert CREAM in sheet[40 + GAP + ROW :].reshape(-1, 3).tolist()
+
+
+def test_an_overlay_takes_no_floats_of_the_whole_image():
+    image = np.random.default_rng(0).integers(0, 256, (1000, 500, 3), dtype=np.uint8)
+    labels = np.random.default_rng(1).integers(0, 3, (1000, 500))
+    tracemalloc.start()
+    drawn = overlay(image, labels, PALETTE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * image.nbytes  # in floats, the image alone would be 8 times as large
+    tint = PALETTE[labels]
+    expected = np.where((labels == 0)[..., None], image, np.rint(0.4 * image + 0.6 * tint)).astype(np.uint8)
+    assert (drawn == expected).all()

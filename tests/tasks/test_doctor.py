@@ -116,12 +116,30 @@ def test_disk(tmp_path, free, verdict):
 
 @pytest.mark.parametrize(("free", "verdict"), [(2**26, Verdict.WARNING), (2**30, Verdict.OK)])
 def test_shared_memory(free, verdict):
-    """64 MiB is what a container has by default; 8 workers with 3 batches of 16 pictures of 512x512 take 384."""
-    finding = shared_memory_finding(free, needed=8 * 3 * 16 * 4 * 512**2)
-    assert finding.verdict == verdict and "take 384" in finding.found
+    """64 MiB is what a container has by default; a batch of 16 images of 512x512 has 16."""
+    fitting = {2**26: 0, 2**30: 8}[free]
+    finding = shared_memory_finding(free, workers=8, fitting=fitting)
+    assert finding.verdict == verdict and f"room for the batches of {fitting} of 8 workers" in finding.found
 
 
 def test_gpus():
     assert gpu_finding([]).verdict == Verdict.WARNING
     found = gpu_finding([SimpleNamespace(name="NVIDIA H200", total_memory=140 * GIB)])
     assert found.verdict == Verdict.OK and found.found == "NVIDIA H200 (140 GiB)"
+
+
+def test_no_weights_where_no_mask_could_be_read(fcnlab, tmp_path, capsys):
+    for folder in ("images", "labels"):
+        (tmp_path / "d" / folder).mkdir(parents=True)
+        for place in range(4):
+            path = tmp_path / "d" / folder / f"{place}.png"
+            Image.new("RGB", (16, 16)).save(path)
+            if folder == "labels":
+                path.write_bytes(b"no image")
+    words = ("data=folder", f"data.root={tmp_path}/d", "data.pictures.classes=[a,b]", "data.num_workers=0")
+    words += ("data.pictures.images='images/{name}.png'", "data.pictures.masks='labels/{name}.png'")
+    words += ("data.pictures.fractions={train:0.5,val:0.5}", "data.crop_size=32", "data.batch_size=1", "samples=0")
+    assert fcnlab("doctor", *words, f"hydra.run.dir={tmp_path}/report") == 1
+    shown = capsys.readouterr()
+    assert "class_weights=" not in shown.out and "Traceback" not in shown.err
+    assert json.loads((tmp_path / "report" / "doctor.json").read_text())["class_weights"] == {}

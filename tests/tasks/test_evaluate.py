@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fcnlab.models import Tiny
 from fcnlab.results.passport import as_facts, passport
 from fcnlab.results.runs import read_runs
 
@@ -195,3 +196,18 @@ def test_refinements_that_cannot_work_are_told(run, fcnlab, capsys, words, said)
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", *words) == 1
     told = capsys.readouterr().err
     assert said in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["refine=shift_and_stitch", "refine.factor=3"], "refine.factor=3 does not divide the net's finest stride"),
+        (["refine=multiscale", "refine.scales=[0.5]"], "8 of 8 pictures cannot be used"),
+    ],
+)
+def test_what_a_refinement_cannot_do_is_said_before_any_work(run, fcnlab, tmp_path, capsys, monkeypatch, words, said):
+    monkeypatch.setattr("fcnlab.tasks.evaluate.open_loggers", None)
+    monkeypatch.setattr(Tiny, "min_size", 40)
+    command = [f"checkpoint={run}/checkpoints/best.ckpt", *words, f"hydra.run.dir={tmp_path}/eval"]
+    assert fcnlab("eval", *command) == 1
+    assert said in capsys.readouterr().err

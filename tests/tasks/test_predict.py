@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
 from fcnlab.data.shapes import draw
 from fcnlab.data.voc import voc_palette
 from fcnlab.errors import UserError
-from fcnlab.tasks.predict import output_names
+from fcnlab.segmenter import Segmenter
+from fcnlab.tasks.predict import find_pictures, output_names, warn_of_subfolders
 from fcnlab.tasks.predictions import Predictions, check_report
 from fcnlab.tasks.submitting import check_submission
 
@@ -168,3 +170,41 @@ def test_a_submission_replaces_nothing(tmp_path):
         with pytest.raises(UserError, match=said):
             check_submission(cfg)
     check_submission(OmegaConf.create(settings | {"overwrite": True, "data": data}))
+
+
+def test_images_too_small_for_a_scale_are_left_out_and_the_rest_is_done(checkpoint, photos, fcnlab, tmp_path, capsys):
+    Image.new("RGB", (40, 1)).save(photos / "thin.png")  # at a quarter it has no rows
+    words = ("refine=multiscale", "refine.scales=[0.25,1]", "num_workers=0")
+    assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out", *words) == 1
+    error = capsys.readouterr().err
+    assert "1 of 3 pictures were left out" in error and "thin.png has 1x40 pixels; 3 are needed on each side" in error
+    assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
+
+
+def test_an_image_that_memory_cannot_hold_is_left_out(checkpoint, photos, fcnlab, tmp_path, capsys, monkeypatch):
+    Image.new("RGB", (70, 70)).save(photos / "large.png")
+    whole = Segmenter.predict_step
+
+    def limited(self, batch):
+        if batch["image"].shape[2] == 70:
+            torch.empty(1 << 60)  # torch's own error
+        return whole(self, batch)
+
+    monkeypatch.setattr(Segmenter, "predict_step", limited)
+    assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out", "num_workers=0") == 1
+    error = capsys.readouterr().err
+    assert "large.png has 70x70 pixels, for which memory is too small" in error and "refine=sliding" in error
+    assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
+
+
+def test_images_in_subfolders_are_not_passed_over_silently(photos, tmp_path, caplog):
+    (photos / "out" / "overlays").mkdir(parents=True)
+    (photos / "out" / "overlays" / "a.png").write_bytes(b"an earlier prediction")
+    with caplog.at_level("WARNING", logger="fcnlab"):
+        warn_of_subfolders(photos, photos / "out")
+    assert "1 images in subfolders are left out" in caplog.text
+    assert f'"{photos}/**/*.jpg"' in caplog.text and len(find_pictures(f"{photos}/**/*.jpg")) == 2
+    caplog.clear()
+    warn_of_subfolders(photos / "more", tmp_path)
+    warn_of_subfolders(photos / "a.jpg", tmp_path)
+    assert not caplog.text

@@ -32,6 +32,11 @@ from fcnlab.tasks import building
         ([f"+loss.class_weights={[0.0] * 21}"], "not all 0"),
         ([f"+loss.class_weights={[-1.0] * 21}"], "of at least 0"),
         ([f"+loss.class_weights=[nan,{','.join('1' * 20)}]"], "loss.class_weights.0=nan: give a finite number"),
+        (["data.batch_size=1", "data.crop_size=32"], "images of 32x32 pixels (data.crop_size=32): a norm"),
+        (
+            ["data.batch_size=1", "data.pictures.size=32", "augment=none"],
+            "pixels (augment=none, ",
+        ),
         (["loss=centre", "loss.cell=65"], "loss.cell=65 is more than a crop of 64x64"),
         (
             ["checkpointing.score=bset"],

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from fcnlab.data.pictures import VOID, Pictures
 from fcnlab.ranges import MOST_DRAWN, Drawn
 from fcnlab.results.drawing import panel, save_png
+from fcnlab.results.escaping import in_line
 
 
 class FixedPictures(Callback):
@@ -62,7 +63,9 @@ class FixedPictures(Callback):
             elif isinstance(logger, TensorBoardLogger):
                 for index, prediction in self._shown:
                     image = self._panel(pictures, index, prediction)
-                    logger.experiment.add_image(pictures.names[index], image, trainer.global_step, dataformats="HWC")
+                    logger.experiment.add_image(
+                        in_line(pictures.names[index]), image, trainer.global_step, dataformats="HWC"
+                    )
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module) -> None:
         if not trainer.is_global_zero:
@@ -82,7 +85,7 @@ class FixedPictures(Callback):
         for index, prediction in self._shown:
             masks = {"truth": pictures.mask(index), "prediction": prediction}
             overlays = {key: {"mask_data": mask, "class_labels": names} for key, mask in masks.items()}
-            images.append(wandb.Image(pictures.image(index), masks=overlays, caption=pictures.names[index]))
+            images.append(wandb.Image(pictures.image(index), masks=overlays, caption=in_line(pictures.names[index])))
         logger.experiment.log({"val/pictures": images, "trainer/global_step": step})
 
 

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from hashlib import blake2b
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from fcnlab.results.scores import Scores
 log = logging.getLogger("fcnlab")
 ANSWER_WITHIN = 3.0  # seconds
 TEMPORARY = "fcnlab-wandb-"  # how the name of the folder begins that holds W&B's temporary ones
+MOST_IN_TAG, MOST_IN_NAME = 64, 128  # characters that W&B takes; it refuses to start a run with more
 START_WITHIN = 20.0  # seconds; W&B itself would try for 90
 
 
@@ -52,12 +54,13 @@ def wandb_logger(
             import wandb  # noqa: F401  which makes folders
     Path(folder).mkdir(parents=True, exist_ok=True)
     described = {
-        "dir": folder, "config": config, "id": run_id, "name": name,
-        "project": project, "entity": entity, "group": group, "job_type": job_type, "tags": list(tags),
+        "dir": folder, "config": sendable(config), "id": run_id, "name": shortened(name, MOST_IN_NAME),
+        "project": project, "entity": entity, "group": shortened(group, MOST_IN_NAME), "job_type": job_type,
+        "tags": list(dict.fromkeys(shortened(tag, MOST_IN_TAG) for tag in tags if tag)),
     }  # fmt: skip
     run = _started(described, mode)
     if run_id:  # W&B keeps the values of before, and a resumed run may have others
-        run.config.update(config, allow_val_change=True)
+        run.config.update(described["config"], allow_val_change=True)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run)
@@ -81,6 +84,23 @@ def temporary_files_held() -> Iterator[None]:
         yield
     finally:
         tempfile.tempdir = before
+
+
+def shortened(text: str | None, most: int) -> Any:
+    """At most so many characters that can be sent; a hash at the end keeps texts apart that begin alike."""
+    text = sendable(text)
+    if text is None or len(text) <= most:
+        return text
+    return f"{text[: most - 9]}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+
+def sendable(value: Any) -> Any:
+    """Plain values whose texts can be encoded: a name that is not UTF-8 has its odd bytes shown."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {sendable(key): sendable(each) for key, each in value.items()}
+    return [sendable(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _no_word_of_sizes(record: logging.LogRecord) -> bool:

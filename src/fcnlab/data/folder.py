@@ -312,7 +312,7 @@ def _members(
 
 def split_of(name: str, fractions: Mapping[str, float], seed: int) -> str | None:
     """The split whose interval of 0..1 a hash of seed and name falls into; None in what the shares leave over."""
-    digest = blake2b(name.encode(), digest_size=8, key=str(seed).encode()).digest()
+    digest = blake2b(name.encode(errors="surrogateescape"), digest_size=8, key=str(seed).encode()).digest()
     place = int.from_bytes(digest, "big") / 2**64
     for split, share in fractions.items():
         if place < share:

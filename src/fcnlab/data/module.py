@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from dataclasses import replace
 from functools import cache
 from os.path import isfile, islink  # False for a name that no file can have, where Path's raise an OSError
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import lightning as L
@@ -28,6 +29,7 @@ from fcnlab.data.download import fetching, only_reading
 from fcnlab.data.image_files import DataError
 from fcnlab.data.pictures import VOID, LabelPixels, Pictures
 from fcnlab.data.transforms import FILL, Augmentation
+from fcnlab.errors import first_line
 from fcnlab.ranges import Count, NumClasses, Pixels, Seed, Whole
 from fcnlab.results.reading import Unreadable, open_regular
 from fcnlab.results.selection import FINGERPRINT
@@ -35,6 +37,8 @@ from fcnlab.signals import STOPPING
 
 Batch = dict[str, Tensor]
 SHARED_MEMORY = Path("/dev/shm")
+MOST_AHEAD = 4  # batches that a worker reads ahead
+IN_HAND = 2  # batches that the process itself has of its workers: the one that it works at, and the next
 
 
 class TrainingSamples(Dataset):
@@ -76,7 +80,7 @@ def as_tensors(image: np.ndarray, mask: np.ndarray | None, index: int) -> Batch:
 def collate(samples: Sequence[Batch]) -> Batch:
     """Stack samples; smaller ones are padded at the bottom right, with a constant colour and void."""
     if len({sample["mask"].shape for sample in samples}) == 1:
-        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        return handed_over({key: torch.stack([sample[key] for sample in samples]) for key in samples[0]})
     rows, cols = (max(sample["mask"].shape[axis] for sample in samples) for axis in (0, 1))
     images = torch.tensor(FILL, dtype=torch.uint8).view(1, 3, 1, 1).repeat(len(samples), 1, rows, cols)
     masks = torch.full((len(samples), rows, cols), VOID, dtype=torch.uint8)
@@ -84,7 +88,28 @@ def collate(samples: Sequence[Batch]) -> Batch:
         height, width = sample["mask"].shape
         images[place, :, :height, :width] = sample["image"]
         masks[place, :height, :width] = sample["mask"]
-    return {"image": images, "mask": masks, "index": torch.stack([sample["index"] for sample in samples])}
+    return handed_over({"image": images, "mask": masks, "index": torch.stack([sample["index"] for sample in samples])})
+
+
+def handed_over(batch: Batch) -> Batch:
+    """Put a worker's batch into shared memory now: torch does so in a thread, whose errors nobody hears, and then the
+    run waits for the batch for ever.
+
+    Raises
+    ------
+    DataError
+        There is no room.
+    """
+    if get_worker_info() is None:
+        return batch
+    try:
+        return {key: value.share_memory_() for key, value in batch.items()}
+    except RuntimeError as error:
+        size = sum(value.nbytes for value in batch.values()) / 2**20
+        raise DataError(
+            f"a worker cannot hand over a batch of {size:.1f} MiB ({first_line(error)}): set num_workers=0"
+            f" (data.num_workers=0 in training), or give {SHARED_MEMORY} more memory, such as docker run --shm-size=8g"
+        ) from error
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
@@ -163,7 +188,7 @@ class DataModule(L.LightningDataModule):
     num_workers
         Processes that read pictures; see :func:`worker_count`.
     prefetch_factor
-        Batches that each of them reads ahead; see :func:`batches_ahead`.
+        Batches that each of them reads ahead; see :func:`readers`.
     cache, cache_dir
         Whether pictures are decoded once, and where they are kept then; see :func:`fcnlab.data.cache.cached`. What
         masks hold is kept in this folder in any case, by :mod:`fcnlab.data.label_counts`.
@@ -219,6 +244,7 @@ class DataModule(L.LightningDataModule):
         self._decoded: dict[str, Pictures] = {}
         self._fingerprints: dict[str, list[str]] = {}
         self._labels: dict[str, label_counts.Labels] = {}
+        self._readers: dict[str, Readers] = {}
 
     def check(self, *splits: str, min_size: int = 1, truth: bool = True) -> None:
         """Open splits and look at every file of theirs, before any long work.
@@ -254,6 +280,8 @@ class DataModule(L.LightningDataModule):
                     " submission=FILE.tar.gz"
                 )
             least = 1 if cropped else min_size
+            if "train" in uses:
+                least = max(least, getattr(self.augment, "min_size", 1))
             if truth:
                 self._labels[title] = label_counts.check(pictures, least, self.cache_dir)
             else:
@@ -333,20 +361,20 @@ class DataModule(L.LightningDataModule):
             TrainingSamples(pictures, self.augment, self.seed),
             batch_sampler=batches,
             collate_fn=collate,
-            **self._loading(self.batch_size * self.training_pixels()),
+            **self._loading("train"),
         )
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(EvaluationSamples(self.decoded("val")), self.eval_batch_size)
+        return self._evaluation_loader("val", EvaluationSamples(self.decoded("val")), self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(EvaluationSamples(self.decoded("test")), self.eval_batch_size)
+        return self._evaluation_loader("test", EvaluationSamples(self.decoded("test")), self.eval_batch_size)
 
     def predict_dataloader(self) -> DataLoader:
         # From the files: each is read once, and a cache holds masks, of which there may be none.
-        return self._evaluation_loader(EvaluationSamples(self.split("test"), truth=False), 1)
+        return self._evaluation_loader("test", EvaluationSamples(self.split("test"), truth=False), 1)
 
-    def _evaluation_loader(self, samples: EvaluationSamples, batch_size: int) -> DataLoader:
+    def _evaluation_loader(self, name: str, samples: EvaluationSamples, batch_size: int) -> DataLoader:
         rank, world_size = self._place()
         share = range(rank, len(samples), world_size)  # unlike DistributedSampler's, it counts nobody twice
         # Predicting, Lightning puts a sampler of its own behind batches of one, and warns of any other.
@@ -355,8 +383,7 @@ class DataModule(L.LightningDataModule):
             if batch_size == 1
             else {"batch_sampler": equal_sizes(samples.pictures, share, batch_size)}
         )
-        rows, cols = samples.pictures.size(0)
-        return DataLoader(samples, collate_fn=collate, **batches, **self._loading(batch_size * rows * cols))
+        return DataLoader(samples, collate_fn=collate, **batches, **self._loading(name))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Pixels only: which pictures they are is asked on the host, where it costs no wait."""
@@ -381,13 +408,29 @@ class DataModule(L.LightningDataModule):
             return epochs.processed, 0
         return (epochs.processed, done) if done < batches else (epochs.processed + 1, 0)
 
-    def _loading(self, pixels: int) -> dict:
-        """What all loaders share; ``pixels`` are those of a batch."""
+    def readers(self, name: str, processes: int = 1) -> "Readers":
+        """Who reads the batches of a split, beside ``processes`` of this run on this machine; decided once."""
+        if name not in self._readers:
+            size = self._batch_bytes(name) if self.num_workers else 1
+            self._readers[name] = readers(self.num_workers, self.prefetch_factor, size * processes)
+        return self._readers[name]
+
+    def _batch_bytes(self, name: str) -> int:
+        """Of the largest batch of a split on its way: bytes, three channels and the mask."""
+        if name == "train" and self.augment is not None:
+            return 4 * self.batch_size * self.crop_size**2
+        pictures = self.split(name)
+        rows, cols = map(max, zip(*map(pictures.size, range(len(pictures))), strict=True))
+        return 4 * (self.batch_size if name == "train" else self.eval_batch_size) * rows * cols
+
+    def _loading(self, name: str) -> dict:
+        """What all loaders share."""
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        workers, ahead = self.readers(name)
         return {
-            "num_workers": self.num_workers,
-            "prefetch_factor": batches_ahead(self.prefetch_factor, self.num_workers, 4 * pixels),
-            "persistent_workers": self.num_workers > 0,
+            "num_workers": workers,
+            "prefetch_factor": ahead,
+            "persistent_workers": workers > 0,
             "pin_memory": on_gpu,
             "worker_init_fn": _prepare_worker,
             # The loader draws a base seed from its generator; with one of its own, the global stream stays the run's.
@@ -469,17 +512,29 @@ def worker_count(wanted: int | Literal["auto"]) -> int:
     return min(8, cores, max(1, int(share)) if share.isdigit() else cores) if wanted == "auto" else int(wanted)
 
 
-def batches_ahead(wanted: int | Literal["auto"], workers: int, batch_bytes: int) -> int | None:
-    """``"auto"``: 4 for each worker; fewer where they would take more than half of the free shared memory.
+class Readers(NamedTuple):
+    """The processes that read, and how many batches each reads ahead; None where there are none."""
 
-    Workers hand batches over in it, and many containers have 64 MB of it. None without workers: nothing is read ahead.
+    workers: int
+    ahead: int | None
+
+
+def readers(workers: int, wanted: int | Literal["auto"], batch_bytes: int) -> Readers:
+    """As many of the workers, and batches ahead (``"auto"``: up to 4), as half of the free shared memory has room for.
+
+    Workers hand batches over in it, and many containers have 64 MB of it. The other half is for another split's.
     """
+    least = 1 if wanted == "auto" else wanted
+    room = max(0, shared_memory() // 2 // batch_bytes - IN_HAND)
+    workers = min(workers, room // least)
     if workers == 0:
-        return None
-    if wanted != "auto":
-        return wanted
-    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else batch_bytes * workers * 8
-    return max(1, min(4, free // 2 // (workers * batch_bytes)))
+        return Readers(0, None)
+    return Readers(workers, min(MOST_AHEAD, room // workers) if wanted == "auto" else wanted)
+
+
+def shared_memory() -> int:
+    """The bytes that are free in it; where the system has another way to share, no limit."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else sys.maxsize
 
 
 def _prepare_worker(worker: int) -> None:

@@ -247,7 +247,7 @@ class Pictures:
         try:
             size = picture_size(image)
             if min(size) < min_size:
-                raise WrongSize(f"{image} has {size[0]}x{size[1]} pixels; the net needs {min_size} on each side")
+                raise WrongSize(f"{image} has {size[0]}x{size[1]} pixels; {min_size} are needed on each side")
         except DataError as fault:
             yield fault
         if not self.masks:

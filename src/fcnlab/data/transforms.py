@@ -5,6 +5,7 @@ albumentations 2.0.8 is the last release under the MIT licence. It keeps a rando
 copy: two workers would draw the same crops, in every epoch again. So each sample gets its own seed here.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -35,11 +36,13 @@ class Augmentation:
     """A pipeline that draws from the seed of the sample alone, not from the worker or from what it drew before.
 
     ``steps`` are albumentations' transforms; one that resizes needs ``mask_interpolation=NEAREST_WHEN_RESIZED``.
+    ``min_size`` is the shorter side, in pixels, of the smallest image that they take.
     """
 
-    def __init__(self, steps: Sequence[Any]):
+    def __init__(self, steps: Sequence[Any], min_size: int = 1):
         import albumentations as A
 
+        self.min_size = min_size
         self.pipeline = A.Compose(list(steps))  # its mask_interpolation would replace that of each step
 
     def __call__(
@@ -70,7 +73,7 @@ def standard(crop_size: int, scale: Scales = (0.5, 2.0), colour: bool = True) ->
 
     jitter = A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.5)
     places = [_random_scale(scale), *_random_crop(crop_size), A.HorizontalFlip(p=0.5)]
-    return Augmentation([*places, jitter] if colour else places)
+    return Augmentation([*places, jitter] if colour else places, _smallest(scale))
 
 
 def strong(crop_size: int, scale: Scales = (0.4, 2.5), rotate: Degrees = 15.0) -> Augmentation:
@@ -87,7 +90,8 @@ def strong(crop_size: int, scale: Scales = (0.4, 2.5), rotate: Degrees = 15.0) -
             A.RandomGamma(gamma_limit=(70, 140), p=0.3),
             A.GaussianBlur(blur_limit=(3, 5), p=0.2),
             A.ToGray(p=0.1),
-        ]
+        ],
+        _smallest(scale),
     )
 
 
@@ -101,6 +105,13 @@ def _random_scale(scale: Sequence[float]) -> Any:
         mask_interpolation=NEAREST_WHEN_RESIZED,
         p=1.0,
     )
+
+
+def _smallest(scale: Sequence[float]) -> int:
+    """The side in pixels that the least factor leaves a pixel of; albumentations cuts sizes off to whole pixels."""
+    least = (scale[0] - 1) + 1  # as it comes to there
+    side = math.ceil(1 / least)
+    return side if int(side * least) else side + 1
 
 
 def _random_crop(size: int) -> list[Any]:

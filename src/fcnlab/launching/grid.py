@@ -89,7 +89,7 @@ def write_multirun(config: DictConfig) -> None:
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     with aside(folder / "multirun.yaml") as part:
-        part.write_text(OmegaConf.to_yaml(config))
+        part.write_text(OmegaConf.to_yaml(config), encoding="utf-8", errors="backslashreplace")
 
 
 def read_words(context: HydraContext, params: Mapping[str, Any], arguments: Sequence[str]) -> list[Override]:

@@ -1,6 +1,5 @@
 """sweep.json: the jobs of a sweep and what became of each, so that it can go on after whatever ended it."""
 
-import json
 import logging
 import os
 import platform
@@ -84,14 +83,14 @@ class Manifest:
         return typed(["fcnlab", self.verb, "-m", *self.launched_by, resuming(self.folder), *again])
 
     def write(self) -> None:
-        from fcnlab.results.record import aside  # numpy comes with it
+        from fcnlab.results.record import as_json, aside  # numpy comes with it
 
         facts = {"command": self.command, "process": {"host": platform.node(), "pid": os.getpid()}}
         facts |= {"config_dir": next(iter(self._config_dir[1:]), None)}
         facts |= {name: getattr(self, name) for name in ("verb", "overrides", "status", "started", "ended")}
         facts["jobs"] = [asdict(job) for _, job in sorted(self.jobs.items())]
         with aside(self.folder / NAME) as part:
-            part.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+            part.write_text(as_json(facts), encoding="utf-8")
 
     def end(self, status: str) -> None:
         self.status, self.ended = status, now()

@@ -3,7 +3,7 @@
 Each is called with a net and pictures, RGB in 0..1, and gives scores of every pixel: ``refine(net, image)``.
 """
 
-from fcnlab.refine.averaging import Flip, MultiScale, Plain, Refinement, Sliding
+from fcnlab.refine.averaging import Flip, MultiScale, Plain, Refinement, Sliding, smallest_image
 from fcnlab.refine.edges import DenseCRF, GuidedFilter, Superpixels
 from fcnlab.refine.stitching import ShiftAndStitch
 
@@ -17,4 +17,5 @@ __all__ = [
     "ShiftAndStitch",
     "Sliding",
     "Superpixels",
+    "smallest_image",
 ]

@@ -1,5 +1,6 @@
 """Several looks at a picture, averaged."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
@@ -13,6 +14,8 @@ from fcnlab.errors import UserError
 from fcnlab.models import FCN
 from fcnlab.ranges import Factor, Meaning, Pixels
 
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
 Image = Float[Tensor, "batch 3 rows cols"]
 ScoreMap = Float[Tensor, "batch classes rows cols"]
 
@@ -21,6 +24,20 @@ class Refinement(Protocol):
     """The contract of a refinement; how it prints is what the record of a score says of it."""
 
     def __call__(self, net: FCN, image: Image) -> ScoreMap: ...
+
+
+def smallest_image(refine: Refinement, net: FCN) -> int:
+    """The shorter side, in pixels, of the smallest image that a refinement of a net takes.
+
+    It is the refinement's own ``min_size(net)`` where it has one, and the backbone's where not.
+
+    Raises
+    ------
+    UserError
+        The refinement's settings do not fit the net, or a package that it needs is missing.
+    """
+    own = getattr(refine, "min_size", None)
+    return own(net) if own else net.backbone.min_size
 
 
 class Plain:
@@ -48,12 +65,24 @@ class MultiScale:
     ``flip``: at each scale of its mirror image too. The scales that are usual, also elsewhere, are 0.5 to 1.75.
     """
 
-    scales: Annotated[Sequence[Factor], Meaning("at least one", bool)] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    scales: Annotated[Sequence[Factor], Meaning("one or more factors from 1/16 to 16", bool)] = (
+        0.5,
+        0.75,
+        1.0,
+        1.25,
+        1.5,
+        1.75,
+    )
     flip: bool = True
 
     def __post_init__(self):
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"refine.scales={list(self.scales)}: give some factors above 0")
+
+    def min_size(self, net: FCN) -> int:
+        least = min(self.scales)
+        side = max(1, math.ceil((net.backbone.min_size - 0.5) / least))
+        return side if round(side * least) >= net.backbone.min_size else side + 1  # halves round to even numbers
 
     def __call__(self, net: FCN, image: Image) -> ScoreMap:
         look = both_ways if self.flip else probabilities
@@ -77,6 +106,13 @@ class Sliding:
             raise ValueError(
                 f"refine.step={self.step}: from 1 pixel to refine.window={self.window}, or pixels are left"
             )
+
+    def min_size(self, net: FCN) -> int:
+        if self.window < net.backbone.min_size:
+            raise UserError(
+                f"refine.window={self.window} is smaller than the net takes: give {net.backbone.min_size} or more"
+            )
+        return net.backbone.min_size
 
     def __call__(self, net: FCN, image: Image) -> ScoreMap:
         rows, cols = image.shape[2:]

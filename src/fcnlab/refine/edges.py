@@ -1,7 +1,9 @@
 """Predictions drawn to the edges of the picture: a dense CRF, superpixels, a guided filter."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -75,13 +77,21 @@ class Superpixels(_ByPicture):
     count: Count = 500
     compactness: Positive = 10.0
 
+    def min_size(self, net: FCN) -> int:
+        _slic()
+        return net.backbone.min_size
+
     def refine(self, probability: Probability, picture: Colours) -> Probability:
-        try:
-            from skimage.segmentation import slic
-        except ImportError as error:
-            raise UserError("refine=superpixels needs scikit-image: pip install 'fcnlab[refine]'") from error
-        segments = slic(picture, n_segments=self.count, compactness=self.compactness, start_label=0)
+        segments = _slic()(picture, n_segments=self.count, compactness=self.compactness, start_label=0)
         return mean_of_segments(probability, segments)
+
+
+def _slic() -> Callable[..., ndarray]:
+    try:
+        from skimage.segmentation import slic
+    except ImportError as error:
+        raise UserError("refine=superpixels needs scikit-image: pip install 'fcnlab[refine]'") from error
+    return slic
 
 
 def mean_of_segments(probability: Probability, segments: ndarray) -> Probability:
@@ -107,17 +117,25 @@ class DenseCRF(_ByPicture):
     sigma: Positive = 50.0
     colour_sigma: Positive = 5.0
 
+    def min_size(self, net: FCN) -> int:
+        _densecrf()
+        return net.backbone.min_size
+
     def refine(self, probability: Probability, picture: Colours) -> Probability:
-        try:
-            densecrf = importlib.import_module("pydensecrf.densecrf")
-        except ImportError as error:
-            raise UserError(
-                "refine=crf needs pydensecrf2, which is compiled on installing (a C++ compiler, a minute):"
-                " pip install 'fcnlab[crf]'"
-            ) from error
+        densecrf = _densecrf()
         classes, rows, cols = probability.shape
         crf = densecrf.DenseCRF2D(cols, rows, classes)
         crf.setUnaryEnergy(-np.log(probability.clip(1e-5)).reshape(classes, -1).astype(np.float32, order="C"))
         crf.addPairwiseGaussian(sxy=self.smooth_sigma, compat=self.smooth)
         crf.addPairwiseBilateral(sxy=self.sigma, srgb=self.colour_sigma, rgbim=picture, compat=self.appearance)
         return np.array(crf.inference(self.iterations), np.float32).reshape(classes, rows, cols)
+
+
+def _densecrf() -> Any:
+    try:
+        return importlib.import_module("pydensecrf.densecrf")
+    except ImportError as error:
+        raise UserError(
+            "refine=crf needs pydensecrf2, which is compiled on installing (a C++ compiler, a minute):"
+            " pip install 'fcnlab[crf]'"
+        ) from error

@@ -31,12 +31,17 @@ class ShiftAndStitch:
         if self.factor < 2:
             raise ValueError(f"refine.factor={self.factor}: at least 2")
 
-    def __call__(self, net: FCN, image: Image) -> ScoreMap:
+    def min_size(self, net: FCN) -> int:
         if any(parameter.numel() for parameter in net.upsample[-1].parameters()):
             raise UserError(
                 "refine=shift_and_stitch puts a smaller step in the place of the last upsampling, which this net has"
                 " learned (model.upsampling=learned_all): take another refinement"
             )
+        _finest_stride(net, self.factor)
+        return net.backbone.min_size
+
+    def __call__(self, net: FCN, image: Image) -> ScoreMap:
+        self.min_size(net)
         dense = stitched(net, image, self.factor)
         upsample = Upsample(net.num_classes, dense.grid, IMAGE).to(image.device)
         return overlap(upsample(dense), FeatureMap(image, *IMAGE))[0].data
@@ -50,9 +55,7 @@ def stitched(net: FCN, image: Image, factor: int) -> FeatureMap:
     UserError
         The factor does not divide the stride.
     """
-    coarsest, stride = (net.backbone.levels[net.levels[place]].grid.stride for place in (0, -1))
-    if stride % factor:
-        raise UserError(f"refine.factor={factor} does not divide the net's finest stride, {stride}")
+    coarsest, stride = net.backbone.levels[net.levels[0]].grid.stride, _finest_stride(net, factor)
     step = stride // factor
     rows = []
     for down in range(0, stride, step):
@@ -61,6 +64,14 @@ def stitched(net: FCN, image: Image, factor: int) -> FeatureMap:
     first = rows[0][0]
     data = _interlaced([[cell.data for cell in row] for row in rows])
     return FeatureMap(data, step, first.origin - coarsest)
+
+
+def _finest_stride(net: FCN, factor: int) -> int:
+    """The stride of the net's finest level; a UserError where the factor does not divide it."""
+    stride = net.backbone.levels[net.levels[-1]].grid.stride
+    if stride % factor:
+        raise UserError(f"refine.factor={factor} does not divide the net's finest stride, {stride}")
+    return stride
 
 
 def _shifted(image: Image, down: int, right: int, coarsest: int) -> Image:

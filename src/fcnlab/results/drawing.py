@@ -18,6 +18,7 @@ Palette = UInt8[ndarray, "classes 3"]
 VOID_COLOUR = (224, 224, 192)  # the devkit's
 OPACITY = 0.6
 GAP = 4  # pixels between the pictures of a panel
+STRIP = 64  # rows of an image that are tinted at once
 ROW = 20  # pixels: height of a line of the legend
 
 
@@ -31,9 +32,14 @@ def colours(labels: Labels, palette: Palette) -> Picture:
 
 def overlay(image: Picture, labels: Labels, palette: Palette) -> Picture:
     """The picture with its classes tinted; background, class 0, stays as it is where its colour is black."""
-    tinted = (1 - OPACITY) * image + OPACITY * colours(labels, palette)
-    plain = np.all(colours(labels, palette) == 0, axis=-1, keepdims=True)
-    return np.where(plain, image, tinted.round().astype(np.uint8))
+    drawn = np.empty_like(image)
+    for top in range(0, len(image), STRIP):  # in floats, the whole image would take 24 bytes a pixel, several times
+        rows = slice(top, top + STRIP)
+        tints = colours(labels[rows], palette)
+        tinted = (1 - OPACITY) * image[rows] + OPACITY * tints
+        plain = np.all(tints == 0, axis=-1, keepdims=True)
+        drawn[rows] = np.where(plain, image[rows], tinted.round().astype(np.uint8))
+    return drawn
 
 
 def legend(labels: Sequence[int], classes: Sequence[str], palette: Palette, width: int) -> Picture:

@@ -49,7 +49,13 @@ def add_to_record(folder: Path, **facts: Mapping[str, Any]) -> None:
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """For people and programs: indented, letters as they are."""
     with aside(path) as part:
-        part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        part.write_text(as_json(record), encoding="utf-8")
+
+
+def as_json(record: Mapping[str, Any]) -> str:
+    """Indented, letters as they are; what no encoding has, of a name that is not UTF-8, as JSON's own escape."""
+    text = json.dumps(record, indent=2, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode() + "\n"
 
 
 def number(value: float) -> float | None:

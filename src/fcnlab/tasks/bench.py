@@ -129,4 +129,4 @@ def write(folder: Path, results: Results) -> None:
         "\n\n".join(missing(results)) + "\n",
     ]
     with aside(folder / "bench.md") as part:
-        part.write_text("\n".join(parts), encoding="utf-8")
+        part.write_text("\n".join(parts), encoding="utf-8", errors="replace")

@@ -34,6 +34,7 @@ from fcnlab.callbacks import (
     WholeFiles,
 )
 from fcnlab.config import plain
+from fcnlab.cores import visible_cores
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching import as_typed
@@ -126,13 +127,14 @@ def built(settings: dict[str, Any], path: str, **further: Any) -> Any:
 
 
 def check_machine(cfg: DictConfig) -> None:
-    """Whether this machine, and who started this process, fit ``trainer=``: before any work.
+    """Whether this machine, and who started this process, fit ``trainer=``: before any work. Threads fit the cores.
 
     Raises
     ------
     UserError
         Half precision without a GPU; another number of processes than the settings want.
     """
+    keep_to_cores()
     if cfg.trainer.precision == "16-mixed" and not on_gpu(cfg.trainer.accelerator):
         raise UserError(
             "trainer.precision=16-mixed needs a GPU, and this is a CPU: set trainer.precision=bf16-mixed or 32-true"
@@ -185,6 +187,12 @@ def _check_srun(variable: str) -> None:
             f" (there is no {variable}): start it by srun --ntasks-per-node=N fcnlab train ..., or without the words of"
             " Slurm's job: env -u SLURM_NTASKS fcnlab train ..."
         )
+
+
+def keep_to_cores() -> None:
+    """Start no more threads than there are cores: torch knows of no quota. ``OMP_NUM_THREADS`` goes before."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > visible_cores():
+        torch.set_num_threads(visible_cores())
 
 
 def _processes_started() -> tuple[str, int] | None:
@@ -247,6 +255,7 @@ NOISE = (
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # what changes is said before
     r"The checkpoint was not created with WeightAveraging",
     r"The dirpath has changed from",  # where_to_start says what that means
+    r"`broadcast_buffers` is deprecated",  # its successor is not in all versions of torch that are taken
     r"The `srun` command is available on your system but is not used",  # one process is what was asked for
 )
 

@@ -144,7 +144,9 @@ def class_columns(
 
 
 def class_weights(train: Frequencies) -> dict[str, list[float]]:
-    """By the name of their rule, to three digits, as they are typed."""
+    """By the name of their rule, to three digits, as they are typed; none where no mask could be read."""
+    if not train.pixels.any():
+        return {}
     return {name: [round(float(weight), 3) for weight in rule(train)] for name, rule in WEIGHTINGS.items()}
 
 
@@ -179,7 +181,7 @@ def write_report(
         "".join(f"\n{line.replace(': ', ': `', 1)}`\n" for line in suggestions(weights)),
     ]
     with aside(folder / "doctor.md") as part:
-        part.write_text("\n".join(parts), encoding="utf-8")
+        part.write_text("\n".join(parts), encoding="utf-8", errors="replace")
 
 
 def counts_by_name(classes: Sequence[str], one: Frequencies) -> dict[str, dict[str, int]]:
@@ -193,10 +195,8 @@ def terminal_report(seen: Seen, findings: Sequence[Finding], counted: Mapping[st
     """The classes, what to type to weigh them, and the table, whose end is what stays in sight."""
     classes = text_columns(*class_columns(seen["train"][0].classes, counted, weights))
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
-    typed = [f"  {line}" for line in suggestions(weights)]
-    return "\n".join(
-        [classes, "", "To weigh classes by", *typed, "", findings_table(findings, in_colour(), columns), ""]
-    )
+    typed = ["To weigh classes by", *(f"  {line}" for line in suggestions(weights)), ""] if weights else []
+    return "\n".join([classes, "", *typed, findings_table(findings, in_colour(), columns), ""])
 
 
 def in_colour() -> bool:

@@ -39,7 +39,7 @@ from fcnlab.tasks.lineage import trained_when_scored, weights_used
 from fcnlab.tasks.recording import recorded_config
 from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.scoring import commit, score, table, words_of
-from fcnlab.tasks.splits import check_splits
+from fcnlab.tasks.splits import check_splits, needed_size, warn_of_fewer_workers
 from fcnlab.trust import DATA, check_components
 
 
@@ -67,11 +67,12 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     data_config = cfg.data if cfg.data is not None else recorded_data(cfg)
     began = {"commit": commit(), "source": fingerprint(plain(cfg), {"model": its_model, "data": plain(data_config)})}
     data = open_data(data_config, named_by_record=cfg.data is None or cfg.sweep.recorded)
-    check_splits(data, "test", min_size=net.backbone.min_size)
+    check_splits(data, "test", min_size=needed_size(refine, net))
     check_classes(classes, data)
     segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
     signals = StopSignals()
     trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures), Interruption(signals)])
+    warn_of_fewer_workers(data, "test", processes=trainer.num_devices)
     run.accept(cfg)
     with signals, open_loggers(cfg) as loggers, signals.told_apart():
         trainer.loggers = loggers

@@ -130,7 +130,8 @@ def expect(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: int
         batch = step_seconds(net, shape, context)
         validation = validation_seconds(net, data.decoded("val"), context, trainer)
     loading = shape[0] * loading_seconds(data.decoded("train"), data.augment)
-    batch = beside(batch, loading / max(1, data.num_workers), apart=device.type == "cuda" and data.num_workers > 0)
+    workers = data.readers("train").workers
+    batch = beside(batch, loading / max(1, workers), apart=device.type == "cuda" and workers > 0)
     averaged = any(isinstance(callback, EMA) for callback in getattr(trainer, "callbacks", []))
     memory = training_memory(segmenter, shape, str(trainer.precision), averaged)
     restore_random_states(states)

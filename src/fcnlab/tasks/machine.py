@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from fcnlab.cores import visible_cores
-from fcnlab.data.module import SHARED_MEMORY, batches_ahead
+from fcnlab.data.module import SHARED_MEMORY, readers, shared_memory
 from fcnlab.results.findings import Finding, Verdict
 from fcnlab.tasks.scoring import PACKAGES
 
@@ -27,9 +27,7 @@ def inspect_machine(
     yield gpu_finding([torch.cuda.get_device_properties(place) for place in range(torch.cuda.device_count())])
     yield disk_finding(folder, shutil.disk_usage(folder).free)
     if SHARED_MEMORY.is_dir():
-        free = shutil.disk_usage(SHARED_MEMORY).free
-        ahead = batches_ahead(prefetch_factor, workers, batch_bytes) or 0
-        yield shared_memory_finding(free, needed=batch_bytes * workers * (ahead + 1))
+        yield shared_memory_finding(shared_memory(), workers, readers(workers, prefetch_factor, batch_bytes).workers)
 
 
 def versions() -> list[tuple[str, str]]:
@@ -53,10 +51,10 @@ def disk_finding(folder: Path, free: int) -> Finding:
     return Finding(ABOUT, "disk", Verdict.OK, text)
 
 
-def shared_memory_finding(free: int, needed: int) -> Finding:
-    """``free`` bytes, and what the workers' batches take of them."""
-    text = f"{free / 2**20:,.0f} MiB free, the workers' batches take {needed / 2**20:,.0f}"
-    if free < needed:
-        how = "lower data.num_workers, or start the container with more (--shm-size=8g)"
+def shared_memory_finding(free: int, workers: int, fitting: int) -> Finding:
+    """``free`` bytes, and how many of the workers' batches fit into them."""
+    text = f"{free / 2**20:,.0f} MiB free, room for the batches of {fitting} of {workers} workers"
+    if fitting < workers:
+        how = f"no more than {fitting} will read; start the container with more (--shm-size=8g)"
         return Finding(ABOUT, "shared memory", Verdict.WARNING, f"{text}: {how}")
     return Finding(ABOUT, "shared memory", Verdict.OK, text)

@@ -1,8 +1,10 @@
 """``fcnlab predict``."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -10,17 +12,16 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.memory import is_oom_error
 from omegaconf import DictConfig
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fcnlab.callbacks import Interruption
 from fcnlab.config import check_targets
-from fcnlab.data.image_files import SUFFIXES, DataError, read_image
-from fcnlab.data.module import as_tensors, collate, worker_count
+from fcnlab.data.image_files import SUFFIXES, DataError, open_picture, read_image
+from fcnlab.data.module import as_tensors, collate, readers, worker_count
 from fcnlab.errors import UserError
 from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
@@ -30,6 +31,7 @@ from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.ineffective import ineffective_in_scoring
 from fcnlab.tasks.predictions import Predictions
 from fcnlab.tasks.run_folder import RunFolder
+from fcnlab.tasks.splits import lacks_shared_memory, needed_size
 from fcnlab.tasks.submitting import check_submission, submit
 
 
@@ -49,10 +51,10 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
     facts = checkpoint["fcnlab"]
     if cfg.submission is not None:
         return submit(cfg, run, net, facts["classes"])
-    files = Files(paths, min_size=net.backbone.min_size)
-    writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
-    loader = DataLoader(files, batch_size=None, num_workers=worker_count(cfg.num_workers))
     refine = instantiate(cfg.refine, _convert_="all")
+    files = Files(paths, min_size=needed_size(refine, net))
+    writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
+    loader = DataLoader(files, batch_size=None, num_workers=workers_for(paths, worker_count(cfg.num_workers)))
     segmenter = Predictor(net, facts["classes"], refine=refine, **evaluation_speed(cfg, net))
     with StopSignals() as signals, signals.told_apart():
         trainer = build_trainer(cfg, False, [writer, Interruption(signals)])
@@ -68,6 +70,7 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
 def _checked_paths(cfg: DictConfig) -> list[Path]:
     """The images; a UserError where what becomes of them would replace what is none of earlier predictions."""
     paths = find_pictures(cfg.input)
+    warn_of_subfolders(Path(cfg.input), Path(cfg.output))
     Predictions(Path(cfg.output)).check(output_names(paths), paths, cfg.overwrite)
     return paths
 
@@ -106,6 +109,34 @@ def find_pictures(wanted: str) -> list[Path]:
     return sorted(found)
 
 
+def workers_for(paths: Sequence[Path], wanted: int) -> int:
+    """As many of the wanted processes as shared memory has room for, by the largest of the images."""
+    largest = 1
+    for path in paths if wanted else ():
+        with suppress(DataError), open_picture(path) as file:
+            largest = max(largest, math.prod(file.size))
+    workers = readers(wanted, 2, 4 * largest).workers  # 2 is torch's own number of images ahead
+    if workers < wanted:
+        warn(lacks_shared_memory(f"{len(paths):,} images", workers, wanted))
+    return workers
+
+
+def warn_of_subfolders(folder: Path, output: Path) -> None:
+    """Name the images below a folder that are not in it: they are not segmented."""
+    if not folder.is_dir():
+        return
+    below = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.parent != folder and not path.is_relative_to(output)
+    ]
+    if below:
+        warn(
+            f"input={folder}: {len(below):,} images in subfolders are left out, such as {min(below)}. To segment them,"
+            f" too: 'input=\"{folder}/**/*{min(below).suffix}\"'"
+        )
+
+
 def output_names(paths: Sequence[Path]) -> list[str]:
     """Where each picture's results go below the output: as below the pictures' common folder, each name once."""
     base = os.path.commonpath([path.parent.absolute() for path in paths])
@@ -136,18 +167,30 @@ class Files(Dataset):
             image = read_image(self.paths[index])
             if min(image.shape[:2]) < self.min_size:
                 raise DataError(
-                    f"{self.paths[index]} has {image.shape[0]}x{image.shape[1]} pixels; {self.min_size} are needed"
+                    f"{self.paths[index]} has {image.shape[0]}x{image.shape[1]} pixels; {self.min_size} are needed on"
+                    " each side"
                 )
         except DataError as error:
             return {"problem": str(error)}
-        return collate([as_tensors(image, None, index)])
+        return {**collate([as_tensors(image, None, index)]), "path": str(self.paths[index])}
 
 
 class Predictor(Segmenter):
-    """Passes over what could not be read."""
+    """Gives the problem of an image in place of its prediction: a file that cannot be used, or too little memory."""
 
-    def predict_step(self, batch: dict[str, Any]) -> Tensor:
-        return torch.empty(0) if "problem" in batch else super().predict_step(batch)
+    def predict_step(self, batch: dict[str, Any]) -> Any:
+        if "problem" in batch:
+            return batch["problem"]
+        try:
+            return super().predict_step(batch)
+        except (MemoryError, RuntimeError) as error:
+            if not (isinstance(error, MemoryError) or is_oom_error(error)):
+                raise
+            rows, cols = batch["image"].shape[2:]
+            return (
+                f"{batch['path']} has {rows}x{cols} pixels, for which memory is too small: make it smaller, or add"
+                " refine=sliding"
+            )
 
 
 class WritePredictions(Callback):
@@ -158,8 +201,8 @@ class WritePredictions(Callback):
         self.written, self.problems = 0, []
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):
-        if "problem" in batch:
-            self.problems.append(f"  {batch['problem']}")
+        if isinstance(outputs, str):
+            self.problems.append(f"  {outputs}")
             return
         for image, prediction, index in zip(batch["image"], outputs, batch["index"], strict=True):
             name = self.files.names[index]

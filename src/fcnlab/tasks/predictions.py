@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, why_not_written
 from fcnlab.results.reading import Unreadable, bytes_of
 
 LIST = "predictions.jsonl"  # a line for each file written: its name below the folder, and a hash of what was written
@@ -32,6 +32,8 @@ class Predictions:
         UserError
             A file would be replaced that no earlier prediction left as it is; an image would; a link leads elsewhere.
         """
+        if reason := why_not_written(self.folder):
+            raise UserError(f"output={self.folder}: {reason}. Name another folder")
         images = {path.resolve() for path in inputs}
         holds_images = any(image.is_relative_to(self.folder.resolve()) for image in images)
         known = self._written()

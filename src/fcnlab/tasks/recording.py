@@ -1,6 +1,5 @@
 """What a run was, how it ended, and all that it takes to repeat it: run.json, config.yaml and changes.diff."""
 
-import json
 import platform
 import re
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.launching import as_typed, config_dir
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import Unreadable, read_json, yaml_text
-from fcnlab.results.record import aside
+from fcnlab.results.record import as_json, aside
 from fcnlab.results.settings import leaves
 from fcnlab.signals import Interrupted
 from fcnlab.tasks.building import say, warn
@@ -70,7 +69,7 @@ class RunRecord:
             set_aside(self.path)
             self.damaged = False
         with aside(self.path) as path:
-            path.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n")
+            path.write_text(as_json(self.facts), encoding="utf-8")
 
 
 @contextmanager
@@ -153,7 +152,7 @@ def _packages() -> dict[str, str]:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with aside(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def repeat_exactly(cfg: DictConfig) -> None:

@@ -184,7 +184,7 @@ def write_hydra(cfg: DictConfig, folder: Path) -> None:
     }
     for name, text in texts.items():
         with aside(folder / name) as part:
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path may be no UTF-8
 
 
 def _is_empty(folder: Path) -> bool:

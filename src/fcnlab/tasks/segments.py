@@ -267,7 +267,7 @@ def images_of(data: DataModule) -> dict[str, dict[str, Any]]:
 
 
 def _named(names: tuple[str, ...]) -> dict[str, Any]:
-    return {"count": len(names), "names": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+    return {"count": len(names), "names": hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()}
 
 
 def check_images(data: DataModule, start: Start) -> None:

@@ -5,6 +5,9 @@ from os.path import isfile  # False for a name that no file can have, where Path
 
 from fcnlab.data import DataError, DataModule, Pictures
 from fcnlab.data.label_counts import absent_classes, one_class_only
+from fcnlab.data.module import SHARED_MEMORY, shared_memory
+from fcnlab.models import FCN
+from fcnlab.refine import Refinement, smallest_image
 from fcnlab.tasks.building import say, warn
 
 MOST_NAMED = 5
@@ -32,6 +35,23 @@ def check_splits(data: DataModule, *names: str, min_size: int, truth: bool = Tru
         _warn_of_absent_classes(data.split("train"), absent_classes(data.split("train"), data.label_pixels("train")))
 
 
+def needed_size(refine: Refinement, net: FCN) -> int:
+    """The shorter side, in pixels, that an image needs; said where it is not the net's own.
+
+    Raises
+    ------
+    UserError
+        See :func:`~fcnlab.refine.smallest_image`.
+    """
+    needed = smallest_image(refine, net)
+    if needed != net.backbone.min_size:
+        say(
+            f"Images need {needed} pixels on each side with {refine}, since the net needs {net.backbone.min_size} at"
+            " its smallest scale: leave small scales out to take smaller images"
+        )
+    return needed
+
+
 def say_what_is_there(data: DataModule, *names: str) -> None:
     """A line for each split, and a warning where files much like its images were left out."""
     for _, pictures in once_each(data, *names):
@@ -44,6 +64,23 @@ def say_what_is_there(data: DataModule, *names: str) -> None:
                 f"{len(pictures.left_out):,} images of {pictures.title} were left out, whose names fit"
                 f" data.pictures.images but for suffix or case: {few}. {{name}}.* takes any suffix, in any case"
             )
+
+
+def warn_of_fewer_workers(data: DataModule, *names: str, processes: int = 1) -> None:
+    """Decide who reads, and warn where shared memory has no room for as many workers as are set."""
+    for name in names:
+        workers = data.readers(name, processes).workers
+        if workers < data.num_workers:
+            warn(lacks_shared_memory(f"{data.split(name).title}", workers, data.num_workers))
+
+
+def lacks_shared_memory(title: str, workers: int, wanted: int) -> str:
+    """That fewer workers read than were wanted, and what to do."""
+    return (
+        f"{title}: {workers} workers read in place of {wanted}, since {SHARED_MEMORY} has"
+        f" {shared_memory() / 2**20:,.0f} MiB free, in which they hand over images. Give it more, such as docker run"
+        " --shm-size=8g"
+    )
 
 
 def once_each(data: DataModule, *names: str) -> Iterator[tuple[str, Pictures]]:

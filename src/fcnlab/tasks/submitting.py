@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from fcnlab.data import DataModule
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, why_not_written
 from fcnlab.models import FCN
 from fcnlab.results.drawing import Labels
 from fcnlab.results.submission import submission
@@ -17,7 +17,7 @@ from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import build_trainer, evaluation_speed, say
 from fcnlab.tasks.evaluate import check_classes
 from fcnlab.tasks.run_folder import RunFolder
-from fcnlab.tasks.splits import check_splits
+from fcnlab.tasks.splits import check_splits, needed_size, warn_of_fewer_workers
 
 COMPETITIONS = ("comp5", "comp6")
 SUFFIXES = (".tar.gz", ".tgz")
@@ -46,6 +46,8 @@ def _check_replaced(cfg: DictConfig) -> None:
     archives = [given] if isinstance(given, str) else list(given)
     if any(path.resolve() == Path(archive).resolve() for archive in archives):
         raise UserError(f"submission={path} is data.archive=, too: name another file")
+    if reason := why_not_written(path.parent):
+        raise UserError(f"submission={path}: {reason}. Name a file in another folder")
     if path.is_dir() or (path.exists() and not cfg.overwrite):
         raise UserError(f"submission={path} is there: name another file, or add overwrite=true to replace it")
 
@@ -53,12 +55,13 @@ def _check_replaced(cfg: DictConfig) -> None:
 def submit(cfg: DictConfig, run: RunFolder, net: FCN, classes: list[str]) -> None:
     """Predict every picture of the test list, with masks or without, into the server's folders."""
     data: DataModule = instantiate(cfg.data, _convert_="all")
-    check_splits(data, "test", min_size=net.backbone.min_size, truth=False)
+    refine = instantiate(cfg.refine, _convert_="all")
+    check_splits(data, "test", min_size=needed_size(refine, net), truth=False)
     check_classes(classes, data)
     pictures = data.split("test")
     folder = f"results/VOC{cfg.data.pictures.year}/Segmentation/{cfg.competition}_{data.lists['test']}_cls"
-    refine = instantiate(cfg.refine, _convert_="all")
     segmenter = Segmenter(net, pictures.classes, refine=refine, **evaluation_speed(cfg, net))
+    warn_of_fewer_workers(data, "test")
     with submission(Path(cfg.submission), folder, pictures.palette) as add:
         writer = AddPredictions(pictures.names, add)
         trainer = build_trainer(cfg, False, [writer])

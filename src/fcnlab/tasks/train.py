@@ -1,7 +1,6 @@
 """``fcnlab train``."""
 
 import copy
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +17,12 @@ from torch import nn
 from fcnlab.callbacks import EarlyEnd, MetricsFile, Selection
 from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
-from fcnlab.data.module import TrainingBatches
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching import as_typed, to_type
 from fcnlab.launching.board import score_of
 from fcnlab.losses import CrossEntropySum, adds_up
 from fcnlab.optim import MOMENTUM, freeze
 from fcnlab.results.runs import Settings
-from fcnlab.results.scores import SCORES
 from fcnlab.results.selection import Facts
 from fcnlab.segmenter import Segmenter
 from fcnlab.signals import Interrupted, StopSignals
@@ -46,6 +43,7 @@ from fcnlab.tasks.building import (
 from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint, selection_of
 from fcnlab.tasks.expecting import Took, announce, beside_expected
 from fcnlab.tasks.ineffective import ineffective_in_training
+from fcnlab.tasks.limits import check_limits, check_monitors, check_scorable
 from fcnlab.tasks.lineage import came_from, describe_training
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import (
@@ -59,10 +57,11 @@ from fcnlab.tasks.resuming import (
 from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.scoring import Scored, describe, score, table, words_of
 from fcnlab.tasks.segments import as_recorded, check_images, images_of, segments_of, settings_of
-from fcnlab.tasks.splits import check_splits
+from fcnlab.tasks.splits import check_splits, warn_of_fewer_workers
 from fcnlab.tasks.staged import train_in_stages
 from fcnlab.trust import trusting
 
+NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 MOST_LASTING_STEP = 10.0
 LEAST_LASTING_STEP = 1e-4
 LEAST_CLIPPED_STEP = 1e-6  # the length of the longest step that a clipped gradient allows
@@ -104,6 +103,8 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
         trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
         check_monitors(trainer, segmenter.classes)
         check_limits(trainer, data)
+        check_scorable(trainer, data)
+        warn_of_fewer_workers(data, "train", "val", processes=trainer.num_devices)
         begin()
         record.write(images=images_of(data), devices=trainer.num_devices)
         segmenter.record["trained"] = describe_training(kept, record.facts, trainer)
@@ -149,6 +150,8 @@ def build(
     optimizer, schedule = instantiate(cfg.optim, _convert_="all"), instantiate(cfg.schedule, _convert_="all")
     try_recipe(net, optimizer, schedule)
     check_splits(data, "train", "val", "test", min_size=net.backbone.min_size)
+    if not cfg.trainer.sync_batchnorm:  # else the batches of all devices count together
+        try_batch(net, data)
     loss: nn.Module = instantiate(cfg.loss, _convert_="all")
     try_loss(loss, net.num_classes, data)
     check_rate(cfg, loss, data)
@@ -181,6 +184,32 @@ def try_recipe(net: nn.Module, optimizer: Callable, schedule: Callable) -> None:
         raise UserError(f"optim or schedule: {first_line(error)}") from error
 
 
+def try_batch(net: nn.Module, data: DataModule) -> None:
+    """Have what a normalisation refuses of the smallest batch be said now; nothing is computed.
+
+    Raises
+    ------
+    UserError
+        A normalisation would have one value per channel, of which there is no deviation.
+    """
+    if not any(isinstance(layer, NORMALISATIONS) and layer.training for layer in net.modules()):
+        return
+    if data.augment is not None:
+        (rows, cols), source = (data.crop_size,) * 2, f"data.crop_size={data.crop_size}"
+    else:
+        pictures = data.split("train")
+        smallest = min(range(len(pictures)), key=lambda index: max(pictures.size(index)))
+        (rows, cols), source = pictures.size(smallest), f"augment=none, {pictures.images[smallest]}"
+    try:
+        copy.deepcopy(net).to("meta")(torch.empty(data.batch_size, 3, rows, cols, device="meta"))
+    except ValueError as error:
+        raise UserError(
+            f"data.batch_size={data.batch_size} is too small for images of {rows}x{cols} pixels ({source}): a"
+            f" normalisation of the net cannot take them ({first_line(error)}). Set data.batch_size=2 or more, or take"
+            " larger images"
+        ) from error
+
+
 def try_loss(loss: nn.Module, num_classes: int, data: DataModule) -> None:
     """Have what the loss refuses of crops of this size and number of classes be said now; nothing is computed.
 
@@ -196,66 +225,6 @@ def try_loss(loss: nn.Module, num_classes: int, data: DataModule) -> None:
         raise UserError(first_line(error)) from error
     except (RuntimeError, NotImplementedError):
         return
-
-
-def check_limits(trainer: L.Trainer, data: DataModule) -> None:
-    """Refuse limits by which a pass has no batch, or an epoch ends inside an optimiser step.
-
-    Raises
-    ------
-    UserError
-        See above. (Lightning would say the first when a pass begins, and take a part of a step for a whole one.)
-    """
-    accumulated, world_size = trainer.accumulate_grad_batches, trainer.world_size
-    batches = len(
-        TrainingBatches(
-            len(data.split("train")), data.batch_size, data.seed, world_size=world_size, accumulate=accumulated
-        )
-    )
-    limit = trainer.limit_train_batches
-    limited = int(batches * limit) if isinstance(limit, float) else min(batches, int(limit or batches))
-    if limited == 0 or limited % accumulated:
-        raise UserError(
-            f"trainer.limit_train_batches={limit} leaves {limited} of {batches} batches to an epoch: give a multiple of"
-            f" trainer.accumulate_grad_batches={accumulated}"
-        )
-    warn_of_the_longer_limit(trainer, limited // accumulated)
-    for name in ("val", "test") if data.eval_batch_size == 1 else ():  # else Lightning says it when the pass begins
-        limit = getattr(trainer, f"limit_{name}_batches")
-        batches = len(range(0, len(data.split(name)), world_size))
-        if isinstance(limit, float) and int(batches * limit) == 0:
-            raise UserError(
-                f"trainer.limit_{name}_batches={limit} leaves none of {batches} batches: give a larger share, or a"
-                " number of batches"
-            )
-
-
-def warn_of_the_longer_limit(trainer: L.Trainer, steps_of_epoch: int) -> None:
-    """Of two limits of a run's length the longer one, where it was typed, has no effect."""
-    steps, epochs = trainer.max_steps, trainer.max_epochs
-    if -1 in (steps, epochs) or epochs is None:
-        return
-    if given("trainer.max_epochs") and epochs * steps_of_epoch > steps:
-        warn(
-            f"trainer.max_epochs={epochs} has no effect: trainer.max_steps={steps} ends the run in epoch"
-            f" {-(-steps // steps_of_epoch)}. Set trainer.max_steps=-1, and the schedule follows the epochs"
-        )
-    elif given("trainer.max_steps") and epochs * steps_of_epoch < steps:
-        warn(
-            f"trainer.max_steps={steps} has no effect: trainer.max_epochs={epochs} ends the run at step"
-            f" {epochs * steps_of_epoch}"
-        )
-
-
-def check_monitors(trainer: L.Trainer, classes: Sequence[str]) -> None:
-    """Raise a UserError where a callback waits for a score that no validation gives."""
-    known = {"val/loss", *(f"val/{name}" for name in (*SCORES, *(f"iou/{name}" for name in classes)))}
-    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in known:
-            near = difflib.get_close_matches(monitor, known, n=1)
-            there = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            raise UserError(f"{type(callback).__name__}: monitor={monitor} is no score of a validation: {there}")
 
 
 def check_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:

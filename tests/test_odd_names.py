@@ -1,0 +1,98 @@
+"""Names that are not UTF-8 or very long, and places that cannot be written to: a sentence, no traceback."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcnlab.data.folder import split_of
+from fcnlab.errors import why_not_written
+from fcnlab.results.record import write_json
+
+LATIN1 = os.fsdecode(b"caf\xe9")  # as Python hands on what is not UTF-8
+
+
+@pytest.fixture
+def odd_data(tmp_path):
+    """Images of two classes, of odd names among them."""
+    rng = np.random.default_rng(0)
+    for name in [*map(str, range(8)), LATIN1, "L" * 251, os.fsdecode(b"\xff\xfe")]:
+        for folder, values in (("images", (16, 16, 3)), ("labels", (16, 16))):
+            (tmp_path / "odd" / folder).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 2 if folder == "labels" else 256, values, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "odd" / folder / f"{name}.png")
+    return [
+        *("data=folder", f"data.root={tmp_path}/odd", "data.pictures.classes=[a,b]", "data.num_workers=0"),
+        *("data.pictures.images='images/{name}.png'", "data.pictures.masks='labels/{name}.png'"),
+        *("data.pictures.fractions={train:0.3,val:0.7}", "data.crop_size=32", "data.batch_size=2"),
+    ]
+
+
+@pytest.mark.slow
+def test_odd_names_train_are_scored_compared_and_predicted(odd_data, fcnlab, tmp_path, capsys):
+    run = tmp_path / "run"
+    few = ("trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=1", "model.backbone.width=2", "logger=csv")
+    assert fcnlab("train", *odd_data, *few, "data.crop_size=64", f"hydra.run.dir={run}") == 0
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert fcnlab("compare", f"runs={run}", f"hydra.run.dir={tmp_path}/page") == 0
+    words = (f"checkpoint={run}/checkpoints/last.ckpt", f"input={tmp_path}/odd/images", "num_workers=0")
+    assert fcnlab("predict", *words, f"output={tmp_path}/out") == 0
+    assert {path.name for path in (tmp_path / "out/labels").iterdir()} >= {f"{LATIN1}.png", f"{'L' * 251}.png"}
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_doctor_reports_odd_names(odd_data, fcnlab, tmp_path, capsys):
+    (tmp_path / "odd/images" / f"{LATIN1}.png").write_bytes(b"no image")
+    assert fcnlab("doctor", *odd_data, f"hydra.run.dir={tmp_path}/report") == 1
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err and "caf\\udce9" in shown.out + shown.err
+
+
+def test_a_split_of_usual_names_is_what_it_was():
+    """Of blake2b over the name in UTF-8, so that the images of a run stay where they are."""
+    names, splits = ("a", "b", "ä", "c", "é", "ö"), ["train", "train", "train", "train", "train", "val"]
+    assert [split_of(name, {"train": 0.5, "val": 0.5}, 1) for name in names] == splits
+    assert split_of(LATIN1, {"train": 1.0}, 0) == "train"
+
+
+def test_records_keep_odd_names(tmp_path):
+    write_json(tmp_path / "x.json", {LATIN1: "Krähe"})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {LATIN1: "Krähe"}
+    assert "Krähe" in (tmp_path / "x.json").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    (tmp_path / "file").write_text("a file")
+    return tmp_path / "file" / "x"
+
+
+@pytest.mark.parametrize("verb", [["train"], ["doctor"], ["compare", "runs=x"], ["eval", "checkpoint=x"], ["bench"]])
+def test_a_run_s_folder_that_cannot_be_is_named(fcnlab, nowhere, capsys, verb):
+    assert fcnlab(*verb, f"hydra.run.dir={nowhere}") == 1
+    error = capsys.readouterr().err
+    assert f"hydra.run.dir={nowhere}: {nowhere.parent} is no folder. Name another" in error and "Traceback" not in error
+    assert fcnlab(*verb, f"hydra.run.dir={nowhere}", "--cfg", "job") == 0
+
+
+def test_an_output_that_cannot_be_is_named_before_the_checkpoint_is_read(fcnlab, nowhere, tmp_path, capsys):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    for output in (nowhere, nowhere.parent):
+        assert fcnlab("predict", "checkpoint=x", f"input={tmp_path}/a.png", f"output={output}") == 1
+        assert f"output={output}: {nowhere.parent} is no folder" in capsys.readouterr().err
+
+
+def test_a_place_that_a_setting_names_and_nobody_may_use_is_named(train_code, nowhere, capsys):
+    assert train_code(f"data.root={nowhere}") == 1
+    error = capsys.readouterr().err
+    assert f"{nowhere.parent}" in error and "Not a directory" in error and "Traceback" not in error
+
+
+def test_why_not_written(tmp_path, nowhere, monkeypatch):
+    assert why_not_written(tmp_path) is why_not_written(tmp_path / "new" / "newer") is None
+    assert why_not_written(nowhere) == f"{nowhere.parent} is no folder"
+    assert "too long" in str(why_not_written(tmp_path / ("n" * 300)))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a disk that is only read, which is so to root, too
+    assert why_not_written(tmp_path / "new") == f"{tmp_path} cannot be written to"
