@@ -712,7 +712,27 @@ def test_only_terminals_get_colours_and_movement(tmp_path, monkeypatch):
     drawn, after = live.out.getvalue().split("\x1b[", 1)[1].count("settings"), live.out.getvalue().partition("news")[2]
     assert drawn == 2 and "\x1b[31m" in live.out.getvalue()  # once while it ran, and the whole table at the end
     assert "A\x1b[J" in live.out.getvalue() and "A\x1b[J" not in after
-    assert "\x1b" not in plain.out.getvalue() and plain.out.getvalue().endswith(f"the end\nThe sweep: {tmp_path}\n")
+    assert "\x1b" not in plain.out.getvalue() and f"the end\nThe sweep: {tmp_path}\n" in plain.out.getvalue()
+
+
+def test_a_sweep_that_ended_says_what_to_type_next_and_a_batch_of_it_does_not(tmp_path):
+    jobs = {number: Job(number, str(number), [], f"seed={number}", status="finished") for number in (1, 2)}
+    for count, ended, words in ((2, True, 2), (2, False, 0), (1, True, 1)):
+        some = dict(list(jobs.items())[:count])
+        out = io.StringIO()
+        Board(Manifest(tmp_path / "a sweep", "train", [], jobs=some), dict.fromkeys(some, 10), out).close(ended=ended)
+        last = [f"The sweep: {tmp_path}/a sweep", f"Next: fcnlab compare 'runs={tmp_path}/a sweep'"][:words]
+        assert out.getvalue().splitlines()[2 + count :] == last
+
+
+def test_the_only_job_of_a_sweep_has_a_name_to_show(tmp_path):
+    job = Job(0, "0", [], "", status="finished")
+    out = io.StringIO()
+    shown = Board(Manifest(tmp_path, "train", [], jobs={0: job}), {0: 10}, out)
+    shown.started(job, "the CPU")
+    shown.ended(job)
+    assert "Job 0 started on the CPU\n" in out.getvalue() and "finished after 0 s. 1 finished" in out.getvalue()
+    assert shown.lines(80)[2].split()[:4] == ["✓", "0", "-", "finished"]
 
 
 def test_a_long_silence_is_broken(tmp_path):

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO, TextIOWrapper
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fcnlab.launching.manifest import Job, Manifest, facts_of, shown
+from fcnlab.launching.processes import typed
 from fcnlab.results.escaping import in_line, in_terminal
 from fcnlab.results.reading import Unreadable, open_regular
 
@@ -95,13 +96,13 @@ class Board:
     def started(self, job: Job, where: str) -> None:
         self._times[job.number] = (time.monotonic(), None)
         if not self.live:
-            self.say(f"Job {job.number} started on {where}: {job.name}")
+            self.say(f"Job {job.number} started on {where}{_called(job)}")
 
     def ended(self, job: Job) -> None:
         self._times[job.number] = (self._times[job.number][0], time.monotonic())
         if not self.live:
             self._look()
-            self.say(f"Job {job.number} {self._fate(job)}{self._lasted(job.number)}: {job.name}. {self.summary()}")
+            self.say(f"Job {job.number} {self._fate(job)}{self._lasted(job.number)}{_called(job)}. {self.summary()}")
 
     def refresh(self) -> None:
         """Draw the table again, or say how it stands, if that is due."""
@@ -120,12 +121,18 @@ class Board:
             if job.status == "running":
                 self.progress[job.number].read(self.manifest.folder / job.folder)
 
-    def close(self, *last: str) -> None:
-        """Leave the whole table behind, and the last words below it."""
+    def close(self, *last: str, ended: bool = True) -> None:
+        """Leave the whole table behind, and the last words below it; where the sweep has ended, what to type next."""
         self._draw([])
         width = shutil.get_terminal_size()[0] - 1 if self.live else 10_000
-        lines = [*self.lines(width), *map(in_terminal, last), in_line(f"The sweep: {shown(self.manifest.folder)}")]
+        lines = [*self.lines(width), *map(in_terminal, last), *(map(in_line, self._what_next()) if ended else ())]
         print("\n".join(lines), file=self.out, flush=True)
+
+    def _what_next(self) -> Iterator[str]:
+        folder = self.manifest.folder
+        yield f"The sweep: {shown(folder)}"
+        if self._count("finished") > 1:
+            yield f"Next: {typed(['fcnlab', 'compare', f'runs={shown(folder)}'])}"
 
     def _draw(self, lines: Sequence[str]) -> None:
         """Put lines in the place of the table that is there, in one go, so that nothing flickers."""
@@ -151,7 +158,7 @@ class Board:
         state = f"{progress.step} of {progress.total}" if running else job.status
         miou = job.miou if job.miou is not None else progress.miou
         score = "" if miou is None else f"{100 * miou:.2f} %"
-        said = in_line(job.name)
+        said = in_line(job.name) or "-"  # the only job differs from no other
         settings = said if len(said) <= name else said[: name - 1] + "…"
         best = "*" if job is self._best() else " "
         seconds = "" if job.number not in self._times else _duration(self._seconds(job.number))
@@ -181,7 +188,7 @@ class Board:
         left = self.seconds_left()
         parts += [f"about {_duration(left)} to go"] if left else []
         best = self._best()
-        parts += [f"best {100 * (best.miou or 0):.2f} % (job {best.number}: {best.name})"] if best else []
+        parts += [f"best {100 * (best.miou or 0):.2f} % (job {best.number}{_called(best)})"] if best else []
         return ", ".join(parts)
 
     def _count(self, status: str) -> int:
@@ -208,6 +215,10 @@ class Board:
         return f" after {_duration(self._seconds(number))}"
 
 
+def _called(job: Job) -> str:
+    return f": {job.name}" if job.name else ""
+
+
 def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
@@ -217,8 +228,9 @@ def _duration(seconds: float) -> str:
 def epitaph(job: Job, log: Path, command: str, lines: int = 8) -> str:
     """Of a job that failed: the last lines of its log, and what to type to repeat it."""
     end = "".join(f"    {line}\n" for line in last_lines(log, lines))
+    called = f" ({job.name})" if job.name else ""
     return (
-        f"Job {job.number} ({job.name}) {job.status} with exit code {job.exit_code}. The end of {shown(log)}:\n"
+        f"Job {job.number}{called} {job.status} with exit code {job.exit_code}. The end of {shown(log)}:\n"
         f"{end}  To repeat it: {command}"
     )
 

@@ -69,6 +69,7 @@ class Grid(Sweeper):
         write_multirun(self.whole)
         size, returned = self.max_batch_size or len(jobs), []
         for first in range(0, len(jobs), size):
+            self.chosen_launcher.more_to_come = first + size < len(jobs)  # pyright: ignore[reportAttributeAccessIssue]
             returned.append(self.chosen_launcher.launch(jobs[first : first + size], initial_job_idx=first))
             for job in returned[-1]:
                 _ = job.return_value  # which raises

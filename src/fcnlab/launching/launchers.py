@@ -70,6 +70,7 @@ class Slots(Launcher):
     """
 
     elsewhere = False
+    more_to_come = False  # of the sweep, behind the jobs that are launched now
 
     def __init__(self, slots: Any = "auto", gpus_per_job: Any = "auto"):
         self.slots, self.gpus_per_job = slots, gpus_per_job
@@ -163,7 +164,7 @@ class Slots(Launcher):
             raise
         lost = [job for job in jobs if job.status != "finished"]
         self.manifest.end("failed" if lost else "finished")
-        board.close(*(self._epitaph(job, configs[job.number]) for job in lost))
+        board.close(*(self._epitaph(job, configs[job.number]) for job in lost), ended=not self.more_to_come)
 
     @contextmanager
     def _faults_told(self) -> Iterator[None]:
