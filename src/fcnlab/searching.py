@@ -167,7 +167,8 @@ class Search(Sweeper):
         returned: list[JobReturn] = []
         for numbers in in_a_row([number for number in batch if number not in repeats]):
             words = [[*self.fixed, *words_of(batch[number])] for number in numbers]
-            self.chosen_launcher.more_to_come = True  # the search itself says when it has ended
+            # The search itself says when it has ended.
+            self.chosen_launcher.more_to_come = True  # pyright: ignore[reportAttributeAccessIssue]
             jobs = self.chosen_launcher.launch(words, initial_job_idx=numbers[0])
             for number, job in zip(numbers, jobs, strict=True):
                 tell(study, number, job)
