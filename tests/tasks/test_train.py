@@ -266,6 +266,11 @@ def test_rates_of_another_recipe_are_told(train_code, capsys, tmp_path, settings
     assert (said in told) if said else ("Warning: optim.lr" not in told and "Warning: trainer" not in told)
 
 
+def test_the_report_of_a_profiler_is_shown(train):
+    log = (train("+trainer.profiler=simple", "trainer.max_steps=1") / "train.log").read_text()
+    assert "Profiler Report" in log and "run_training_batch" in log
+
+
 @pytest.mark.parametrize("words", [["logger=null"], ["callbacks.ema=null", "callbacks.top=null"]])
 def test_null_is_none(train, words):
     """Hydra ended in a traceback of its own where a group was null."""

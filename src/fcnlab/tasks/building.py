@@ -266,6 +266,7 @@ def _hush_lightning() -> None:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # a report that was asked for
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
 
