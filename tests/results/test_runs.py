@@ -242,6 +242,33 @@ def test_a_scoring_of_a_training_that_was_not_finished_is_no_run(make_run, statu
         evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told)
 
 
+@pytest.mark.parametrize(
+    ("more", "usable"),
+    [
+        ({f"x{place}": place for place in range(1_500)}, True),
+        ({f"x{place}": place for place in range(2_001)}, False),
+        ({"x": "y" * 9_000}, True),
+        ({"x": "y" * 10_001}, False),
+        ({"x": ["y" * 100] * 101}, False),
+    ],
+)
+def test_settings_that_would_fill_every_table_make_no_run(make_run, more, usable):
+    told = trained(make_run("train/a"))
+    told["settings"] |= more
+    if usable:
+        found = evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told)
+        assert more.items() <= found.settings.items()
+    else:
+        with pytest.raises(Unusable, match="over 2,000 settings, or one of over 10,000 characters"):
+            evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told)
+
+
+@pytest.mark.parametrize("ended", [{"a": 1}, "zzzz", 3, None, "9999999-01-01"])
+def test_an_end_that_is_no_time_makes_no_run_the_latest(make_run, ended):
+    run = with_facts(make_run("a"), ended=ended)
+    assert run.ended < "2100" and run.ended[:2] == "20"
+
+
 @pytest.mark.parametrize("told", [3, [], {}, {"settings": 1}, {"settings": {}, "options": 3, "seed": "x", "root": 1}])
 def test_a_training_told_in_another_shape_is_no_crash(make_run, told):
     assert evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told).seed is None

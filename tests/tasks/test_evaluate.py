@@ -10,6 +10,7 @@ import torch
 from fcnlab.models import Tiny
 from fcnlab.results.passport import as_facts, passport
 from fcnlab.results.runs import read_runs
+from fcnlab.tasks.evaluate import _root_then
 
 
 def record(folder) -> dict:
@@ -58,6 +59,13 @@ def test_other_data_can_be_given(run, fcnlab, tmp_path, shapes_root):
         "pictures": 24,
         "of": 24,
     }
+
+
+@pytest.mark.parametrize("text", [b"a: &x {}\nb: *x", b"\xff", b"[", b"hydra: {runtime: {cwd: " + b"x" * 5000 + b"}}"])
+def test_a_damaged_record_does_not_tell_where_data_were(tmp_path, text):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "hydra.yaml").write_bytes(text)
+    assert _root_then(tmp_path, {"root": "shapes"}) == {}
 
 
 def test_its_record_is_whole_whatever_hydra_leaves(run, fcnlab, tmp_path):

@@ -39,6 +39,7 @@ CURVES = ("val/miou", "train/loss")
 SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
 OF_A_RUN = r"/[^/]+/checkpoints/[^/]+"  # a checkpoint, from the folder that the run is in
 LARGEST = 1e15  # of a number that a chart has an axis for
+MOST_SETTINGS, LONGEST_SETTING = 2_000, 10_000  # of a run, and characters of one; there are some 200, of some 20
 
 
 class LeftOut(NamedTuple):
@@ -206,6 +207,7 @@ def read_run(folder: Path) -> Run | None:
     found = scores(total)
     _check_agreement(record, found, classes)
     training, typed, scored = _described(configuration, hydra, facts, record)
+    _check_settings(training)
     return Run(
         folder=folder,
         seed=training.seed,
@@ -223,7 +225,7 @@ def read_run(folder: Path) -> Run | None:
         cost=_numbers(record.get("cost")) | _minutes(facts),
         published=_published(record, config, set(_typed(hydra))),
         curves=_curves(folder),
-        ended=str(facts.get("ended") or _written(folder / "metrics.json")),
+        ended=_time(facts.get("ended")) or _written(folder / "metrics.json"),
     )
 
 
@@ -235,6 +237,13 @@ def _check_finished(facts: dict[str, Any]) -> None:
         raise Unusable("interrupted: checkpoint=auto hydra.run.dir=FOLDER goes on with it")
     if status != "finished":
         raise Unusable(f"{status}: {facts.get('reason')}")
+
+
+def _check_settings(training: Training) -> None:
+    """Every comparison of settings and every table takes its time from them."""
+    settings = training.options | training.settings
+    if len(settings) > MOST_SETTINGS or any(len(f"{key}{value}") > LONGEST_SETTING for key, value in settings.items()):
+        raise Unusable(f"its record has over {MOST_SETTINGS:,} settings, or one of over {LONGEST_SETTING:,} characters")
 
 
 def _scored(folder: Path) -> dict[str, Any]:
@@ -420,6 +429,14 @@ def _minutes(facts: dict[str, Any]) -> dict[str, float]:
     except (KeyError, TypeError, ValueError):  # also where one of them has a zone, and the other has not
         return {}
     return {"minutes": minutes} if facts.get("starts", 1) == 1 and not facts.get("resumed_at") else {}
+
+
+def _time(value: Any) -> str | None:
+    """A time as runs write it; None for anything else."""
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC).isoformat()
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
 
 
 def _written(path: Path) -> str:

@@ -164,10 +164,12 @@ def _root_then(run: Path, data: Mapping[str, Any]) -> dict[str, str]:
     In the folder of today's command may lie other data under the same name.
     """
     root = data.get("root")
-    cwd = part(part(read_yaml(run, ".hydra/hydra.yaml"), "hydra"), "runtime").get("cwd")
-    if not isinstance(root, str) or not isinstance(cwd, str) or not Path(cwd, root).is_dir():
+    try:
+        cwd = part(part(read_yaml(run, ".hydra/hydra.yaml"), "hydra"), "runtime").get("cwd")
+        found = isinstance(root, str) and isinstance(cwd, str) and Path(cwd, root).is_dir()
+    except (OSError, ValueError):  # a record that is damaged does not tell
         return {}
-    return {"root": str(Path(cwd, root))}
+    return {"root": str(Path(str(cwd), str(root)))} if found else {}
 
 
 def check_classes(classes: list[str] | None, data: DataModule) -> None:
