@@ -182,11 +182,12 @@ def test_a_full_disk_is_told_with_what_the_verb_can_do(verb: str, said: str):
     assert verb == "train" or "checkpoint" not in told
 
 
-def test_an_error_of_a_file_is_told_in_a_sentence_where_it_is_the_runs():
-    """One of any other file may be a mistake of ours, whose traceback is wanted."""
-    for name, is_told in (("run/predictions", True), ("elsewhere", False)):
+def test_an_error_of_a_file_is_told_in_a_sentence_with_the_files_name():
+    """One without a name may be a mistake of ours, whose traceback is wanted."""
+    for name, way_out in (("run/predictions", "mend that"), ("elsewhere", "Name another file or folder")):
         told = _of_the_disk("train", OSError(errno.EISDIR, "Is a directory", name), Path("run"))
-        assert (told is not None) is is_told
+        assert told and f"fcnlab train: {name}: Is a directory. " in told and way_out in told
+    assert _of_the_disk("train", OSError(errno.EISDIR, "Is a directory"), Path("run")) is None
     read_only = _of_the_disk("eval", OSError(errno.EROFS, "Read-only file system"), Path("run"))
     assert read_only and "the file system is read-only" in read_only
 

@@ -43,7 +43,7 @@ def test_every_option_composes_and_binds(path: Path, composed):
     ("target", "switch", "wrong"),
     [
         ("lightning.pytorch.callbacks.LearningRateMonitor", "log_momentum", "no"),
-        ("lightning.pytorch.callbacks.ModelCheckpoint", "save_last", "false"),
+        ("lightning.pytorch.callbacks.ModelCheckpoint", "verbose", "false"),
         ("lightning.pytorch.callbacks.ModelCheckpoint", "enabled", "no"),
         ("lightning.pytorch.callbacks.EarlyStopping", "strict", "no"),
         ("lightning.pytorch.loggers.TensorBoardLogger", "log_graph", "False"),

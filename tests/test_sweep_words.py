@@ -219,6 +219,7 @@ def test_a_sweep_that_cannot_work_is_refused_before_any_job(in_sweep, line: str,
         in_sweep(*split(line))
 
 
+@pytest.mark.slow
 def test_a_shuffled_sweep_goes_on_in_its_own_order(sweep, tmp_path):
     order = [of_job(job) for job in sweep("seed=shuffle(range(9))")]
     for number in range(9):

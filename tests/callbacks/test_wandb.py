@@ -47,6 +47,7 @@ def test_a_run_holds_config_scores_tables_and_pictures(train):
     assert "sizes do not match" not in (folder / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_todays_settings_and_its_segments(train):
     fast = ("logger=default", "callbacks.pictures.enabled=false")
     train(*fast, "trainer.max_steps=1")
@@ -93,6 +94,7 @@ def described(run: Path) -> dict:
     return next(record["run"] for record in map(json.loads, done.stdout.splitlines()) if record["type"] == "run")
 
 
+@pytest.mark.slow
 def test_a_sweep_of_processes_is_one_group_of_runs(fcnlab, small, shapes_root, tmp_path, monkeypatch, capfd):
     """The one real sweep of ``make test``: two jobs, then the same again, which finds nothing to do."""
     returned = []

@@ -77,7 +77,7 @@ BROKEN = {
     "beside void": (lambda image, mask: save(mask, value=255, corner=3), r"b\.png holds labels \[3\]"),
     "other size": (lambda image, mask: save(mask, (16, 12)), r"b\.jpg has 12x16 pixels, its mask 16x12"),
     "flipped bit": (lambda image, mask: flip_last_pixels(mask), r"b\.png cannot be read to its end: .*checksum"),
-    "grey of 4 bits": (lambda image, mask: save_png(mask, 16, 12, 4, bytes(9 * 12)), r"b\.png is a mask of mode L;4"),
+    "grey of 4 bits": (lambda image, mask: save_png(mask, 16, 12, 4, bytes(9 * 12)), r"b\.png stores grey of 4 bits"),
     "JPEG mask": (
         lambda image, mask: Image.new("L", (16, 12)).save(mask, "JPEG"),
         r"b\.png cannot be read as a picture \(PNG, TIFF\)",

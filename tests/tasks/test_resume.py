@@ -202,6 +202,7 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_says_so(train, train_code, a
     assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
 
 
+@pytest.mark.slow
 def test_the_w_and_b_run_goes_on(train, train_code, at_call, tmp_path):
     settings = (*LENGTH, "logger=wandb", "logger.wandb.mode=offline")
     at_call(Segmenter, "training_step", 5, send(signal.SIGTERM))
@@ -224,6 +225,7 @@ def test_accumulation_that_makes_up_for_the_batch_size_changes_nothing(train, tr
     assert progress["current"]["completed"] == progress["total"]["completed"] == 8  # twos
 
 
+@pytest.mark.slow
 def test_a_run_of_epochs_resumes_too(train, train_code, at_call):
     settings = (*LENGTH, "trainer.max_steps=-1", "trainer.max_epochs=2")
     straight = train(*settings, folder="straight")
@@ -281,6 +283,7 @@ def test_a_folder_that_was_moved_keeps_its_best(train, train_code, at_call, tmp_
     assert_same_end(straight, train("checkpoint=auto", *settings, folder="moved"))
 
 
+@pytest.mark.slow
 def test_going_on_from_the_best_forgets_what_came_after_it(train, train_code, at_call, tmp_path):
     settings = (*LENGTH, "optim.lr=0.5")
     straight = train(*settings, folder="straight")
@@ -296,6 +299,7 @@ def test_going_on_from_the_best_forgets_what_came_after_it(train, train_code, at
     assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_leaves_the_workers_alone(tmp_path, small):
     """As `timeout`, `scancel` and Ctrl-C send it; the step goes on for longer than the workers would have lived."""
     words = ["train", *small, "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", "data.num_workers=2"]

@@ -121,7 +121,12 @@ def test_a_search_maximises_the_validation_score(fcnlab, small, shapes_root, mix
     """Two trials, scored on another list: the value of each is its validation score."""
     pytest.importorskip("optuna")
     fixed = (*small, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", *MIXED)
-    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra/launcher=basic", "optim.lr=choice(0.01,0.03)")
+    search = (
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=2",
+        "hydra/launcher=basic",
+        "optim.lr=interval(0.01,0.03)",
+    )
     length = ("trainer.max_steps=1", "trainer.val_check_interval=1", "callbacks.pictures.enabled=false")
     assert fcnlab("train", "-m", *fixed, *length, *search, f"hydra.sweep.dir={tmp_path}/search") == 0
     values = [trial["value"] for trial in json.loads((tmp_path / "search" / "search.json").read_text())["trials"]]

@@ -82,6 +82,7 @@ def test_a_backbone_that_does_not_say(composed):
     assert speed_of_net(composed("speed.channels_last=true"), net)["channels_last"] is True
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_it_is_told(train):
     """Whether a step is fused is not the checkpoint's choice."""
     every = "trainer.val_check_interval=2"
