@@ -78,7 +78,7 @@ def test_a_run_stopped_at_any_batch_ends_as_if_it_had_never_been(
     assert_same_end(straight, stopped)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("picture", [3, 10, 2 + 8 * 4 + 3], ids=["first", "first's last picture", "the run's last"])
 def test_a_validation_that_was_stopped_is_done_again(train, train_code, at_call, signum, picture):
     """Eight pictures: after steps 2, 4, 6, 8 and 9; Lightning tries two before the first step."""
