@@ -288,6 +288,33 @@ def test_what_cannot_be_gone_on_with_is_told_in_a_sentence(ended, longer, name, 
     assert code == 1 and said in told and tree(ended) == before
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "predictions", "predictions/VOC", "wandb", "run.json", "metrics.json"])
+def test_nothing_is_written_through_a_link_that_leads_out(ended, longer, tmp_path, name):
+    """Not by the run's folder either, which may be a link itself."""
+    place, victim = ended / name, tmp_path / "victim"
+    if place.exists():
+        place.rename(victim)
+    else:
+        victim.mkdir()
+    place.symlink_to(victim)
+    ended.rename(tmp_path / "moved")
+    ended.symlink_to("moved")
+    before = tree(tmp_path)
+    code, told = longer()
+    assert code == 1 and f"{name} is a link" in told and "nothing is written through it" in told, told
+    assert tree(tmp_path) == before
+
+
+def test_pictures_replace_links(ended, longer, tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    pictures = sorted((ended / "predictions").glob("*.png"))
+    for path in pictures:
+        path.unlink()
+        path.symlink_to(tmp_path / "victim")
+    assert pictures and longer()[0] == 0
+    assert (tmp_path / "victim").read_text() == "mine" and not any(path.is_symlink() for path in pictures)
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"earlier": 3}'])
 def test_a_record_that_is_none_is_kept_aside(ended, longer, text):
     (ended / "run.json").write_text(text)

@@ -113,6 +113,9 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
         )
     begun = [stage for stage in stages if stage.folder.is_dir()]
     whole = stages[0].folder.parent
+    for stage in stages:
+        if stage.folder.is_symlink():
+            raise UserError(f"{stage.folder} is a link, and no stage is written through it: name another hydra.run.dir")
     if begun and cfg.checkpoint in (None, "none"):
         raise UserError(
             f"{whole} holds a run already: go on with it by checkpoint=auto, or leave hydra.run.dir to a new"
