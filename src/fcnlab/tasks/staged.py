@@ -21,7 +21,7 @@ from fcnlab.launching.processes import environment_of_part, left_out_of_parts
 from fcnlab.results.record import aside
 from fcnlab.results.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
-from fcnlab.tasks.building import check_scored, members, say, warn
+from fcnlab.tasks.building import check_places, check_scored, members, say, warn
 from fcnlab.tasks.checkpoints import read_checkpoint
 from fcnlab.tasks.recording import RunRecord, recorded
 from fcnlab.tasks.run_folder import RunFolder
@@ -136,6 +136,7 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
             check_needs(composed, words)
             check_targets(composed)
             check_scored(composed)
+            check_places(composed)
             if stage.finished and not cfg.from_run:
                 check_finished(composed, stage.folder)
         except UserError as error:
