@@ -181,6 +181,17 @@ def test_another_space_is_refused_before_a_trial_is_drawn(tmp_path):
     assert len(longer.words) == 1  # none was burnt
 
 
+@pytest.mark.parametrize("spoil", [lambda data: b"no database", lambda data: data[:9000]], ids=["text", "cut off"])
+def test_a_storage_that_is_none_is_told_in_a_sentence(tmp_path, spoil):
+    search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
+    storage, worker = tmp_path / "s" / "search.db", Worker()
+    storage.write_bytes(spoil(storage.read_bytes()))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    with pytest.raises(CompactHydraException, match=r"search\.db is no storage of a search that could be read"):
+        search(tmp_path, worker, resume=True, n_trials=6).sweep(SPACE)
+    assert not worker.batches and before == {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+
+
 def test_a_repeated_trial_has_the_score_of_the_first(tmp_path):
     worker = Worker()
     returned = search(tmp_path, worker, n_trials=9, n_jobs=3).sweep(["x=1,2,3", "a=b"])

@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.cores import visible_cores
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
 from fcnlab.launching.grid import read_words, restore_deferred, write_multirun
 from fcnlab.launching.launchers import OF_THE_SWEEP, check_jobs, told_plainly
 from fcnlab.launching.manifest import difference, facts_of, resuming, shown
@@ -129,18 +129,26 @@ class Search(Sweeper):
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        write_multirun(self.whole)
-        study = optuna.create_study(
-            storage=f"sqlite:///{self.folder / STORAGE}",
-            study_name=NAME,
-            direction=self.direction,
-            load_if_exists=True,
-        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            study = optuna.create_study(
+                storage=f"sqlite:///{self.folder / STORAGE}",
+                study_name=NAME,
+                direction=self.direction,
+                load_if_exists=True,
+            )
+            _ = study.trials  # which a damaged file may lack
+        except Exception as error:  # SQLAlchemy's, alembic's and Optuna's, of a dozen kinds
+            raise UserError(
+                f"{shown(self.folder / STORAGE)} is no storage of a search that could be read ({first_line(error)}):"
+                " restore it, or begin a new search in another hydra.sweep.dir"
+            ) from error
         if study.direction.name.lower() != self.direction:
             raise UserError(
                 f"hydra.sweeper.direction={self.direction}: the search in {shown(self.folder)} has another one; leave"
                 " it out"
             )
+        write_multirun(self.whole)
         self._write(study)
         return study
 

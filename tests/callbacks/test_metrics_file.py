@@ -1,6 +1,7 @@
 """metrics.csv: rows as they come, columns as they are needed, nothing lost and nothing twice."""
 
 import csv
+import os
 
 import pytest
 
@@ -100,3 +101,12 @@ def test_nothing_is_written_through_a_link(path, tmp_path):
     with pytest.raises(NotWritten, match="is a link, or no file"):
         MetricsFile(path)
     assert (tmp_path / "mine").read_text() == "all my\nwork"
+
+
+def test_a_table_over_a_limit_is_not_read(path):
+    for limit in ("bytes", "rows"):
+        path.write_text("step,epoch\n" + "1,2\n" * 500_001 * (limit == "rows"))
+        if limit == "bytes":
+            os.truncate(path, 20 << 30)  # which takes no room on the disk
+        with pytest.raises(NotWritten, match=rf"more than [\d,]+ {limit}.*move it away"):
+            MetricsFile(path)

@@ -151,6 +151,31 @@ def test_what_was_said_before_a_run_began_is_in_its_log(train):
     assert "data.prefetch_factor has no effect" in log and log.count("Training on") == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["callbacks.best.dirpath=run/checkpoints"],
+        ["callbacks.last.dirpath=run/checkpoints"],
+        ["callbacks.top.dirpath=run/checkpoints"],
+        ["callbacks.best.filename=../../run/checkpoints/best"],
+        ["callbacks.pictures.folder=run/predictions"],
+    ],
+    ids=str,
+)
+def test_no_callback_writes_into_another_run(ended, train_code, capsys, words):
+    before = tree(ended)
+    assert train_code(*LENGTH, *words, folder="new") == 1
+    said = capsys.readouterr().err
+    assert f"{words[0].partition('=')[0]}=" in said and "hydra.run.dir=FOLDER" in said and "Traceback" not in said
+    assert tree(ended) == before and not Path("new").exists()
+
+
+def test_a_callback_may_write_elsewhere_in_its_run(train):
+    words = ("checkpointing.keep_top=1", "callbacks.top.dirpath=run/others")
+    folder = train("trainer.max_steps=2", *words, "callbacks.best.filename=of/best")
+    assert list((folder / "others").glob("*.ckpt")) and (folder / "checkpoints" / "of" / "best.ckpt").is_file()
+
+
 # Two at once
 
 
@@ -273,6 +298,12 @@ def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
     ("name", "spoil", "said"),
     [
         ("metrics.csv", lambda path: path.write_bytes(b"step,\xff\xfe\n1,2\n"), "metrics.csv is no table in UTF-8"),
+        (
+            "metrics.csv",
+            lambda path: path.write_bytes(b"step,epoch\n1,2,3\n"),
+            "row 2 has 3 cells, and the first row 2",
+        ),
+        ("metrics.csv", lambda path: path.write_bytes(b"step,epoch\n1\n2,3\n"), "row 2 has 1 cells"),
         ("checkpoints", lambda path: (shutil.rmtree(path), path.write_text("x")), "checkpoints is no folder"),
         ("checkpoints", lambda path: (shutil.rmtree(path), path.symlink_to("gone")), "a link to gone, which is not"),
         (".hydra", lambda path: (shutil.rmtree(path), path.write_text("x")), ".hydra is no folder"),
@@ -286,6 +317,33 @@ def test_what_cannot_be_gone_on_with_is_told_in_a_sentence(ended, longer, name, 
     before = tree(ended)
     code, told = longer()
     assert code == 1 and said in told and tree(ended) == before
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "predictions", "predictions/VOC", "wandb", "run.json", "metrics.json"])
+def test_nothing_is_written_through_a_link_that_leads_out(ended, longer, tmp_path, name):
+    """Not by the run's folder either, which may be a link itself."""
+    place, victim = ended / name, tmp_path / "victim"
+    if place.exists():
+        place.rename(victim)
+    else:
+        victim.mkdir()
+    place.symlink_to(victim)
+    ended.rename(tmp_path / "moved")
+    ended.symlink_to("moved")
+    before = tree(tmp_path)
+    code, told = longer()
+    assert code == 1 and f"{name} is a link" in told and "nothing is written through it" in told, told
+    assert tree(tmp_path) == before
+
+
+def test_pictures_replace_links(ended, longer, tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    pictures = sorted((ended / "predictions").glob("*.png"))
+    for path in pictures:
+        path.unlink()
+        path.symlink_to(tmp_path / "victim")
+    assert pictures and longer()[0] == 0
+    assert (tmp_path / "victim").read_text() == "mine" and not any(path.is_symlink() for path in pictures)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"earlier": 3}'])

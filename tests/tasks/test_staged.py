@@ -153,3 +153,11 @@ def test_no_other_run_is_overwritten(fcnlab, tmp_path, capsys, name, said):
     assert [path.name for path in (tmp_path / "run").iterdir() if path.name not in (".hydra", "train.log")] == [
         name.partition("/")[0]
     ]
+
+
+def test_no_stage_is_written_through_a_link(fcnlab, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "2-fcn16s").symlink_to("../mine")
+    assert fcnlab("train", "experiment=paper/staged", "hydra.run.dir=run", "checkpoint=auto", "trainer=smoke") == 1
+    assert "2-fcn16s is a link" in capsys.readouterr().err and not list((tmp_path / "mine").iterdir())

@@ -11,11 +11,13 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fcnlab.errors import NotWritten, first_line
+from fcnlab.results.reading import CSV_BYTES, CSV_ROWS
 from fcnlab.results.record import aside
 
 FIRST = ("step", "epoch")
 SCORED = ("final/", "test/")  # what is logged of the scoring at the end, by Segmenter.scored_as
 VALIDATED = "val/miou"
+AWAY = "move it away; the training then resumes without the curves from before"
 
 
 class MetricsFile(Logger):
@@ -32,15 +34,15 @@ class MetricsFile(Logger):
         self.path = Path(path)
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
             raise NotWritten(f"{self.path} is a link, or no file: it is not written to. Remove it, if it is yours")
+        if self.path.exists() and self.path.stat().st_size > CSV_BYTES:  # before any of it is read
+            raise NotWritten(f"{self.path} has more than {CSV_BYTES:,} bytes: {AWAY}")
         self._whole = False  # until half a row at the end, which a full disk can leave, is dropped
         try:
             self._columns = self._read_columns()
+            self._check_rows()
             self._count()
         except (UnicodeDecodeError, csv.Error) as error:
-            raise NotWritten(
-                f"{self.path} is no table in UTF-8 ({first_line(error)}): repair it, or move it away; the training then"
-                " resumes without the curves from before"
-            ) from error
+            raise NotWritten(f"{self.path} is no table in UTF-8 ({first_line(error)}): repair it, or {AWAY}") from error
 
     @property
     def name(self) -> str:
@@ -102,6 +104,14 @@ class MetricsFile(Logger):
     def rows(self) -> list[dict[str, str]]:
         """What is on disk, as text; a value that was not logged in a row is an empty string."""
         return list(csv.DictReader(self._lines()))
+
+    def _check_rows(self) -> None:
+        """One by one, before they are kept: short rows of a long header would fill the memory with what they lack."""
+        for number, row in enumerate(csv.reader(self._lines()), start=1):
+            if row and len(row) != len(self._columns):
+                raise csv.Error(f"row {number} has {len(row)} cells, and the first row {len(self._columns)}")
+            if number > CSV_ROWS:
+                raise csv.Error(f"it has more than {CSV_ROWS:,} rows")
 
     def _read_columns(self) -> list[str]:
         return next(csv.reader(self._lines()), [])

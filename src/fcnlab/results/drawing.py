@@ -106,14 +106,20 @@ def _tile(name: str, image: Picture, labels: Labels, palette: Palette, side: int
 
 def save_png(path: Path, image: Picture) -> None:
     """Write a picture; folders in its name are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
+    _save(path, Image.fromarray(image))
 
 
 def save_labels(path: Path, labels: Labels, palette: Palette) -> None:
     """Write class ids as a palette PNG."""
+    _save(path, with_palette(labels, palette))
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    """As a new file: one that is there under this name may be a link to any other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with_palette(labels, palette).save(path)
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        image.save(file, "PNG")
 
 
 def with_palette(labels: Labels, palette: Palette) -> Image.Image:

@@ -357,6 +357,28 @@ def _keeps_best(node: DictConfig) -> bool:
     return node.keep > 0 if kind is TopCheckpoints else node.get("monitor") is not None
 
 
+def check_places(cfg: DictConfig) -> None:
+    """Refuse callbacks that write beside the run, whose lock and record are its folder's alone.
+
+    Raises
+    ------
+    UserError
+        A callback's ``dirpath`` or ``folder``, or a ``filename`` in it, is not below the run's folder.
+    """
+    whole = run_folder().resolve()
+    for name, node in members(cfg.callbacks).items():
+        for key in ("dirpath", "folder"):
+            place = node.get(key)
+            if not place or not node.get("enabled", True):
+                continue
+            for part, path in ((key, Path(place)), ("filename", Path(place, node.get("filename") or ""))):
+                if not path.resolve().is_relative_to(whole):
+                    raise UserError(
+                        f"callbacks.{name}.{part}={node[part]} is not below the run's folder, {whole}: it could replace"
+                        " another run's files. Leave it out, and name the run's folder by hydra.run.dir=FOLDER"
+                    )
+
+
 def configured_callbacks(cfg: DictConfig) -> list[Callback]:
     """The callbacks that are not disabled by ``enabled: false``."""
     callbacks = []

@@ -8,7 +8,7 @@ written. Nothing here imports torch: every command has such a folder.
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -25,7 +25,7 @@ from fcnlab.results.origins import part
 from fcnlab.results.reading import Unreadable, read_yaml
 from fcnlab.results.record import aside
 
-FOLDERS = (".hydra", "checkpoints", "predictions", "wandb")
+FOLDERS = (".hydra", "cache", "checkpoints", "predictions", "wandb")
 FILES = ("metrics.json", "confusions.npz", "run.json", "config.yaml", "changes.diff", "metrics.csv")
 DAMAGED = ".damaged"  # after the name of a file that is kept, and no longer used
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
@@ -125,7 +125,7 @@ def check_contents(folder: Path, verb: str) -> None:
     ------
     UserError
         Another verb left what is there, and its record would be replaced; a file is where a folder has to be, or the
-        other way round.
+        other way round; a link would lead what is written out of the folder.
     """
     left = _verb_of(folder)
     if left is not None and left != verb:
@@ -138,8 +138,23 @@ def check_contents(folder: Path, verb: str) -> None:
         if os.path.lexists(path) and (not path.exists() or path.is_dir() != (kind == "folder")):
             what = f"a link to {path.readlink()}, which is not there" if not path.exists() else f"no {kind}"
             raise UserError(f"{path} is {what}: move it away, or name another hydra.run.dir")
-    if (folder / ".hydra").is_symlink():
-        raise UserError(f"{folder / '.hydra'} is a link, and nothing is written through it: remove it")
+    for name in (".hydra", *FILES):
+        if (folder / name).is_symlink():
+            raise UserError(f"{folder / name} is a link, and nothing is written through it: remove it")
+    for path in _links_to_folders(folder):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{path} is a link to {path.resolve()}, out of the run's folder, and nothing is written through it:"
+                " put a folder in its place, or name another hydra.run.dir"
+            )
+
+
+def _links_to_folders(folder: Path) -> Iterator[Path]:
+    """Links where a command writes: its folders, and the subfolders that names of images and checkpoints make."""
+    yield from (folder / name for name in FOLDERS if (folder / name).is_symlink())
+    for name in ("checkpoints", "predictions"):
+        for place, folders, _ in os.walk(folder / name):
+            yield from (path for path in (Path(place) / found for found in folders) if path.is_symlink())
 
 
 def _verb_of(folder: Path) -> str | None:

@@ -21,7 +21,7 @@ from fcnlab.launching.processes import environment_of_part, left_out_of_parts
 from fcnlab.results.record import aside
 from fcnlab.results.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
-from fcnlab.tasks.building import check_scored, members, say, warn
+from fcnlab.tasks.building import check_places, check_scored, members, say, warn
 from fcnlab.tasks.checkpoints import read_checkpoint
 from fcnlab.tasks.recording import RunRecord, recorded
 from fcnlab.tasks.run_folder import RunFolder
@@ -113,6 +113,9 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
         )
     begun = [stage for stage in stages if stage.folder.is_dir()]
     whole = stages[0].folder.parent
+    for stage in stages:
+        if stage.folder.is_symlink():
+            raise UserError(f"{stage.folder} is a link, and no stage is written through it: name another hydra.run.dir")
     if begun and cfg.checkpoint in (None, "none"):
         raise UserError(
             f"{whole} holds a run already: go on with it by checkpoint=auto, or leave hydra.run.dir to a new"
@@ -133,6 +136,7 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
             check_needs(composed, words)
             check_targets(composed)
             check_scored(composed)
+            check_places(composed)
             if stage.finished and not cfg.from_run:
                 check_finished(composed, stage.folder)
         except UserError as error:

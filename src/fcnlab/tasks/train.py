@@ -29,6 +29,7 @@ from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.tasks.building import (
     build_trainer,
     check_machine,
+    check_places,
     check_scored,
     choices,
     given,
@@ -80,6 +81,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
     repeat_exactly(cfg)
     check_targets(cfg)
     check_scored(cfg)
+    check_places(cfg)
     start = where_to_start(cfg.checkpoint, folder)
     check_more_to_train(start, folder, cfg.trainer.get("max_steps", -1))
     segments = segments_of(cfg, start)
