@@ -445,6 +445,6 @@ def test_a_best_of_steps_that_were_given_up_is_set_aside(train, tmp_path, capsys
     (tmp_path / "earlier/checkpoints/last.ckpt").replace(folder / "last.ckpt")
     torch.save(ahead, folder / "miou=0.9-step=4.ckpt")
     train("checkpoint=last", *settings, "optim.lr=1e-5")
-    assert "best.ckpt is of step 4, and the run goes on from step 2 with other settings" in capsys.readouterr().err
+    assert "best.ckpt is of step 4, and the run goes on from step 2 with other settings" in capsys.readouterr().out
     assert (folder / "best.ckpt.damaged").is_file() and (folder / "miou=0.9-step=4.ckpt.damaged").is_file()
     assert (folder / "best.ckpt").is_file()

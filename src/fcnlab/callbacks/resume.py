@@ -17,9 +17,8 @@ from fcnlab.callbacks.stopping import at_the_end
 from fcnlab.errors import UserError, first_line
 
 # What torch's optimisers keep for each number of a parameter: their kernels walk through both without looking.
-LIKE_PARAMETERS = frozenset(
-    "exp_avg exp_avg_sq max_exp_avg_sq exp_inf momentum_buffer sum square_avg grad_avg acc_delta prev step_size ax".split()
-)
+LIKE_PARAMETERS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer"}  # SGD, Adam and its kin
+LIKE_PARAMETERS |= {"sum", "square_avg", "grad_avg", "acc_delta", "prev", "step_size", "ax"}  # the others
 OF_ADAM = {"step", "exp_avg", "exp_avg_sq"}
 log = logging.getLogger("fcnlab")
 

@@ -195,7 +195,7 @@ def check_tensors(tensors: StateDict, source: str) -> None:
 
 
 def _is_plain(value: Tensor) -> bool:
-    return (
+    return bool(
         value.layout == torch.strided
         and value.device.type == "cpu"
         and not value.is_quantized
