@@ -1,5 +1,7 @@
 """Checkpoints are read from the file alone, and refused before they run code or take memory."""
 
+import zipfile
+
 import pytest
 import torch
 
@@ -85,3 +87,55 @@ def test_a_checkpoint_of_torch_alone_is_told_where_it_can_be_used(tmp_path):
     torch.save(NET.state_dict(), tmp_path / "net.pth")
     with pytest.raises(UserError, match=r"was not written by fcnlab train\. For bare weights, use model\.weights="):
         read_checkpoint(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        *(({"global_step": value}, "its global_step is no whole number") for value in ("abc", float("inf"), [1], -5)),
+        ({"epoch": "x"}, "its epoch is no whole number"),
+        ({"resume": [1]}, "its resume is a list"),
+        ({"resume": torch.zeros(3)}, "its resume is a Tensor"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(rebuilt, tmp_path, facts, message):
+    rebuilt()
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    torch.save(checkpoint | facts, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({1: 1, "a": 2}, "partly names and partly numbers"),
+        ({"x": "\ud800"}, "text that is no Unicode"),
+        ({"\ud800": 1}, "text that is no Unicode"),
+        ({"x": 10**500}, "more than 64 bits"),
+        ([1], "its trained are a list"),
+    ],
+)
+def test_what_no_record_could_be_written_of_is_refused(rebuilt, value, message):
+    with pytest.raises(UserError, match=message):
+        rebuilt(lambda record, state: record.update(trained=value))
+
+
+def test_names_of_files_that_are_not_utf8_are_kept(rebuilt):
+    rebuilt(lambda record, state: record.update(trained={"root": "/data/\udce9"}))
+
+
+@pytest.mark.parametrize(
+    "name", ["builtins\nbytearray", "torch\nTensor", "torch\nFloatTensor", "__builtin__\nbytearray"]
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_takes_memory_by_a_number_is_refused(tmp_path, monkeypatch, name, legacy):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpickled"))
+    content = b"c" + name.encode() + b"\nJ\xff\xff\xff\x7f\x85R."
+    if legacy:
+        (tmp_path / "a.ckpt").write_bytes(content)
+    else:
+        with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
+            archive.writestr("archive/DATA.PKL", content)
+    with pytest.raises(UserError, match="made to fill the memory"):
+        read_checkpoint(tmp_path / "a.ckpt")

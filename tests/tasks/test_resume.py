@@ -1,5 +1,6 @@
 """Interrupted and resumed against never stopped: the same weights, and the same metrics.csv to the last digit."""
 
+import copy
 import csv
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from fcnlab.callbacks.metrics_file import MetricsFile
+from fcnlab.callbacks.resume import check_optimizer_state
 from fcnlab.data.module import EvaluationSamples, TrainingSamples
 from fcnlab.segmenter import Segmenter
 
@@ -374,3 +376,79 @@ def test_an_error_after_a_signal_counts_only_while_the_run_saves_itself(
         at_call(Segmenter, "configure_optimizers", 1, send(signal.SIGTERM))
     code = train_code(*LENGTH)
     assert (code, status(tmp_path / "run")) == ((1, "failed") if saving else (128 + signal.SIGTERM, "interrupted"))
+
+
+def put(*place_and_value):
+    """A change of what lies at a place in a checkpoint."""
+    *place, last, value = place_and_value
+
+    def change(checkpoint) -> None:
+        for key in place:
+            checkpoint = checkpoint[key]
+        checkpoint[last] = value
+
+    return change
+
+
+MOMENTS = ("optimizer_states", 0, "state", 0)
+ODD = {
+    "exp_avg of parameter 0 has another shape": put(*MOMENTS, "exp_avg", torch.zeros(3)),
+    "exp_avg_sq of parameter 0 has another shape": put(*MOMENTS, "exp_avg_sq", torch.zeros(())),
+    "without their numbers: optimizer_states": put(*MOMENTS, "exp_avg", torch.zeros(1).expand(4, 3, 3, 3)),
+    "parameter 0 is incomplete": lambda found: found["optimizer_states"][0]["state"][0].pop("exp_avg"),
+    "optimizer_states are no list": put("optimizer_states", []),
+    "lr_schedulers are no list": put("lr_schedulers", [1]),
+    "a value for step, which is a method": put("lr_schedulers", 0, "step", 5),
+    "loops are no dict": lambda found: found.pop("loops"),
+    "loops hold a count below 0": put("loops", "fit_loop", "epoch_progress", "total", "ready", -1),
+    "callbacks are no dict": put("callbacks", [1]),
+    "resume's rows is no": put("resume", "rows", "x"),
+    "random states are no list": put("resume", "random", None),
+    "random states cannot be restored": put("resume", "random", 0, "torch", torch.zeros(3)),
+    "cannot be resumed from: 'fit_loop'": lambda found: found["loops"].pop("fit_loop"),
+}
+
+
+@pytest.mark.slow
+def test_a_state_that_is_none_of_the_runs_is_refused(train, train_code, capsys):
+    settings = ("trainer.max_steps=2", "optim=adamw", "trainer.val_check_interval=2")
+    path = train(*settings) / "checkpoints" / "last.ckpt"
+    sound = torch.load(path, weights_only=True)
+    for message, change in ODD.items():
+        changed = copy.deepcopy(sound)
+        change(changed)
+        torch.save(changed, path)
+        capsys.readouterr()
+        assert train_code("checkpoint=last", "trainer.max_steps=3", *settings[1:]) == 1
+        said = capsys.readouterr().err
+        assert message in said and "Traceback" not in said, (message, said)
+
+
+def test_moments_of_other_shapes_than_their_parameters_are_refused():
+    """torch's fused kernels would write beyond them."""
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    check_optimizer_state(optimizer, optimizer.state_dict())
+    for value in (torch.zeros(3), torch.zeros(()), torch.zeros(3, 2), 5):
+        state = copy.deepcopy(optimizer.state_dict())
+        state["state"][0]["exp_avg"] = value
+        with pytest.raises(ValueError, match="exp_avg of parameter 0 has another shape"):
+            check_optimizer_state(optimizer, state)
+
+
+@pytest.mark.slow
+def test_a_best_of_steps_that_were_given_up_is_set_aside(train, tmp_path, capsys):
+    """A kill between the writes of best.ckpt and last.ckpt, then other settings."""
+    settings = ("trainer.max_steps=4", "trainer.val_check_interval=2")
+    folder = train(*settings) / "checkpoints"
+    ahead = torch.load(folder / "best.ckpt", weights_only=True) | {"global_step": 4}
+    train("trainer.max_steps=2", settings[1], folder="earlier")
+    torch.save(ahead, folder / "best.ckpt")
+    (tmp_path / "earlier/checkpoints/last.ckpt").replace(folder / "last.ckpt")
+    torch.save(ahead, folder / "miou=0.9-step=4.ckpt")
+    train("checkpoint=last", *settings, "optim.lr=1e-5")
+    assert "best.ckpt is of step 4, and the run goes on from step 2 with other settings" in capsys.readouterr().out
+    assert (folder / "best.ckpt.damaged").is_file() and (folder / "miou=0.9-step=4.ckpt.damaged").is_file()
+    assert (folder / "best.ckpt").is_file()

@@ -9,11 +9,17 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.optim import Adam, Optimizer
 
 from fcnlab.callbacks.checkpointing import follow_folder
 from fcnlab.callbacks.metrics_file import MetricsFile
 from fcnlab.callbacks.stopping import at_the_end
+from fcnlab.errors import UserError, first_line
 
+# What torch's optimisers keep for each number of a parameter: their kernels walk through both without looking.
+LIKE_PARAMETERS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer"}  # SGD, Adam and its kin
+LIKE_PARAMETERS |= {"sum", "square_avg", "grad_avg", "acc_delta", "prev", "step_size", "ax"}  # the others
+OF_ADAM = {"step", "exp_avg", "exp_avg_sq"}
 log = logging.getLogger("fcnlab")
 
 
@@ -41,6 +47,7 @@ class ExactResume(Callback):
         self.curves, self.batch_size = curves, batch_size
         self._validated = 0  # the step of the last whole validation
         self._restored: dict[str, Any] | None = None
+        self._optimizer_states: list[dict[str, Any]] = []  # until they are restored
 
     def on_validation_start(self, trainer: L.Trainer, pl_module) -> None:
         counts: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
@@ -80,6 +87,7 @@ class ExactResume(Callback):
         follow_folder(trainer, checkpoint)
         self._restored = kept = checkpoint["resume"]
         self._validated = kept["validated"]
+        self._optimizer_states = checkpoint["optimizer_states"]
         before = Batches(kept["pictures"], kept["accumulate"])
         now = Batches(self.batch_size * trainer.world_size, trainer.accumulate_grad_batches)
         if now != before:
@@ -89,6 +97,19 @@ class ExactResume(Callback):
             for difference in _differences(len(kept["random"]), trainer.world_size, before, now):
                 log.warning("Warning: %s", difference)
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module) -> None:
+        """The optimisers are built now, and their states not restored yet."""
+        states, self._optimizer_states = self._optimizer_states, []
+        if not states or not trainer.strategy.lightning_restore_optimizer:
+            return
+        if len(states) != len(trainer.optimizers):
+            raise UserError(f"checkpoint={trainer.ckpt_path} cannot be resumed from: it has {len(states)} optimisers")
+        for optimizer, state in zip(trainer.optimizers, states, strict=True):
+            try:
+                check_optimizer_state(optimizer, state)
+            except ValueError as error:
+                raise UserError(f"checkpoint={trainer.ckpt_path} cannot be resumed from: {error}") from error
+
     def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
         if self._restored is None:
             return
@@ -96,6 +117,32 @@ class ExactResume(Callback):
         if len(states) == trainer.world_size:
             restore_random_states(states[trainer.global_rank])
         self._restored = None
+
+
+def check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Compare a state with the parameters that it is for: torch does not, and its kernels write beyond what is small.
+
+    Raises
+    ------
+    ValueError
+        It is none, is of other parameters, or something in it is missing or has another shape than its parameter.
+    """
+    moments, groups = state.get("state"), state.get("param_groups")
+    if not isinstance(moments, dict) or not isinstance(groups, list):
+        raise ValueError("its optimiser's state is none")
+    places = [place for group in groups for place in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if len(places) != len(parameters) or not set(moments) <= set(places):
+        raise ValueError("its optimiser's state is of other parameters")
+    for place, parameter in zip(places, parameters, strict=True):
+        found = moments.get(place, {})
+        if not isinstance(found, dict) or (isinstance(optimizer, Adam) and found and not found.keys() >= OF_ADAM):
+            raise ValueError(f"its optimiser's state of parameter {place} is incomplete")
+        for name, value in found.items():
+            if name == "step" and torch.as_tensor(value).numel() != 1:
+                raise ValueError(f"its optimiser's step of parameter {place} is no number")
+            if name in LIKE_PARAMETERS and value is not None and getattr(value, "shape", None) != parameter.shape:
+                raise ValueError(f"its optimiser's {name} of parameter {place} has another shape than that")
 
 
 def _differences(processes_before: int, processes: int, before: Batches, now: Batches) -> Iterator[str]:
@@ -121,6 +168,24 @@ def random_states() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def check_random_states(found: Any) -> None:
+    """Raise a ValueError unless it is the list of what :func:`random_states` gave in each process."""
+    if not isinstance(found, list) or not found:
+        raise ValueError("its random states are no list")
+    try:
+        for states in found:
+            random.Random().setstate(states["python"])
+            keys, place, *rest = states["numpy"]
+            if keys.shape != (624,) or type(place) is not int or not 0 <= place <= 624:  # numpy does not look
+                raise ValueError("numpy's is none")
+            np.random.RandomState().set_state(("MT19937", keys.numpy().astype(np.uint32), place, *rest))
+            torch.Generator().set_state(states["torch"])
+            if "cuda" in states and torch.cuda.is_available():
+                torch.Generator("cuda").set_state(states["cuda"])
+    except Exception as error:
+        raise ValueError(f"its random states cannot be restored ({first_line(error)})") from error
 
 
 def restore_random_states(states: dict[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 import hashlib
 import pickle
+import pickletools
 import socket
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,6 +18,8 @@ from fcnlab.errors import UserError, first_line
 
 StateDict = Mapping[str, Tensor]
 SILENCE = 30.0  # seconds without a byte that a download may take
+BY_A_NUMBER = ("bytearray", "Tensor", "Parameter", "TypedStorage", "UntypedStorage")  # as large as a number says
+LEGACY_PICKLES = 5  # in a file of torch before 1.6, before the numbers
 WRAPPERS = ("state_dict", "model_state_dict")  # Lightning's and pytorch-fcn's training checkpoints
 
 
@@ -139,9 +142,11 @@ def load_plainly(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """Look at the checksums, which torch passes over: a flipped bit would be another weight."""
+    """Look at the checksums, which torch passes over: a flipped bit would be another weight; and at what is built."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":  # before torch 1.6, files were no archives and had no checksums
+            file.seek(0)
+            _check_built(file, path, LEGACY_PICKLES)
             return
     with zipfile.ZipFile(path) as archive:
         if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
@@ -149,6 +154,28 @@ def _check_archive(path: Path) -> None:
         damaged = archive.testzip()
     if damaged:
         raise WeightsError(f"{path} is damaged: {damaged} in it does not have its checksum. Fetch or save it again.")
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            if record.filename.lower().endswith("data.pkl"):  # torch's reader does not tell cases apart
+                with archive.open(record) as file:
+                    _check_built(file, path, 1)
+
+
+def _check_built(file: IO[bytes], path: Path, pickles: int) -> None:
+    """Refuse what torch would build as large as a number says: a few bytes would fill the memory.
+
+    Only tensors with attributes of their own name such a class, and no state dict has those.
+    """
+    for _ in range(pickles):
+        try:
+            for code, name, _ in pickletools.genops(file):
+                built = str(name).rpartition(" ")[2]
+                if code.name == "GLOBAL" and built.endswith(BY_A_NUMBER):
+                    raise WeightsError(f"{path} builds a {built}, as no weights do: it is made to fill the memory")
+        except WeightsError:
+            raise
+        except ValueError:  # no pickle, or a damaged one: torch gets no further, and says why
+            return
 
 
 def check_tensors(tensors: StateDict, source: str) -> None:
@@ -168,11 +195,11 @@ def check_tensors(tensors: StateDict, source: str) -> None:
 
 
 def _is_plain(value: Tensor) -> bool:
-    return (
+    return bool(
         value.layout == torch.strided
         and value.device.type == "cpu"
         and not value.is_quantized
-        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+        and value.untyped_storage().nbytes() >= (value.storage_offset() + value.numel()) * value.element_size()
     )
 
 

@@ -1,6 +1,6 @@
 """Reading a checkpoint back: from the file alone, and without running anything that it names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 import fcnlab
+from fcnlab.callbacks.resume import check_random_states
 from fcnlab.config import ConfigError, check_targets, plain
 from fcnlab.data import Pictures
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
 from fcnlab.launching import to_type
 from fcnlab.models import FCN
 from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_plainly, load_strictly
@@ -75,6 +77,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checked = {"fcnlab": _plain(checkpoint["fcnlab"]), "state_dict": _tensors(checkpoint["state_dict"])}
         _check_record(checked["fcnlab"])
+        _check_place(checkpoint)
     except ValueError as error:
         raise UserError(f"checkpoint={path} was not written by fcnlab train, or was changed: {error}") from error
     return dict(dict.items(checkpoint)) | checked
@@ -96,14 +99,108 @@ def _plain(record: Any) -> Any:
         if depth > DEEPEST or left < 0:
             raise ValueError(f"its record has more than {DEEPEST} levels or {MOST} values")
         if type(value) is dict and all(isinstance(key, SCALARS) for key in value):
+            for key in value:
+                _check_scalar(key)
+            if len({isinstance(key, str) for key in value}) > 1:
+                raise ValueError("its record holds a dict whose keys are partly names and partly numbers")
             return {key: copied(child, depth + 1) for key, child in value.items()}
         if type(value) in (list, tuple):
             return [copied(child, depth + 1) for child in value]
         if value is None or isinstance(value, SCALARS):
+            _check_scalar(value)
             return value
         raise ValueError(f"its record holds a {type(value).__name__} with what is no plain value")
 
     return copied(record, 0)
+
+
+def _check_scalar(value: Any) -> None:
+    """Raise a ValueError for what no JSON can hold; a name of a file that is not UTF-8 has its bytes as surrogates."""
+    if isinstance(value, str):
+        try:
+            value.encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            raise ValueError("its record holds text that is no Unicode") from None
+    if isinstance(value, int) and abs(value) >= 2**64:
+        raise ValueError("its record holds a number of more than 64 bits")
+
+
+def _check_place(checkpoint: dict[str, Any]) -> None:
+    """Raise a ValueError unless step and epoch are counts, and "resume" is a dict where there is one."""
+    for name in ("global_step", "epoch"):
+        _check_count(checkpoint, name, 0, "its")
+    if not isinstance(checkpoint.get("resume"), dict | None):
+        raise ValueError(f"its resume is a {type(checkpoint['resume']).__name__}")
+
+
+def _check_count(found: dict[str, Any], name: str, least: int, whose: str, default: int | None = 0) -> None:
+    value = dict.get(found, name, default)
+    if type(value) is not int or not least <= value < 2**63:
+        raise ValueError(f"{whose} {name} is no whole number of {least} or more")
+
+
+def check_resumable(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Look at what a training goes on with, beyond what :func:`read_checkpoint` has looked at.
+
+    What depends on the optimisers of today is compared when these are built (:mod:`fcnlab.callbacks.resume`).
+
+    Raises
+    ------
+    UserError
+        A part is missing or of another type than fcnlab writes, a random state is none, or a tensor is no plain one.
+    """
+    try:
+        _check_parts(checkpoint)
+        check_tensors(dict(_tensors_in(checkpoint)), "what it resumes with")
+    except ValueError as error:
+        raise UserError(f"checkpoint={path} cannot be resumed from: {first_line(error)}") from error
+
+
+def _check_parts(checkpoint: dict[str, Any]) -> None:
+    kept = checkpoint["resume"]
+    for name, least in {"rows": 0, "pictures": 1, "accumulate": 1, "validated": 0}.items():
+        _check_count(kept, name, least, "its resume's", None)
+    if type(kept.get("stopped_early")) is not bool:
+        raise ValueError("its resume's stopped_early is neither true nor false")
+    check_random_states(kept.get("random"))
+    for name in ("optimizer_states", "lr_schedulers"):
+        states = checkpoint.get(name)
+        if not isinstance(states, list) or not states or not all(isinstance(state, dict) for state in states):
+            raise ValueError(f"its {name} are no list of dicts")
+    for state in checkpoint["lr_schedulers"]:
+        for name in ("last_epoch", "_step_count"):
+            _check_count(state, name, 0, "its lr_schedulers'")
+        methods = [key for key in state if callable(getattr(LRScheduler, str(key), None))]
+        if methods:  # torch would put a value in its place
+            raise ValueError(f"its lr_schedulers hold a value for {methods[0]}, which is a method")
+    for name in ("loops", "callbacks"):
+        if not isinstance(checkpoint.get(name), dict):
+            raise ValueError(f"its {name} are no dict")
+    _check_counts(checkpoint["loops"])
+
+
+def _check_counts(loops: Any, depth: int = 0) -> None:
+    """Lightning's counts of epochs, batches and steps."""
+    if depth > DEEPEST:
+        raise ValueError(f"its loops have more than {DEEPEST} levels")
+    if isinstance(loops, dict):
+        for value in dict.values(loops):
+            _check_counts(value, depth + 1)
+    elif isinstance(loops, int) and not 0 <= loops < 2**63:
+        raise ValueError("its loops hold a count below 0 or beyond all")
+
+
+def _tensors_in(checkpoint: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor by its place; a value that is in itself is seen once."""
+    seen, left = set(), [("", checkpoint)]
+    while left:
+        place, value = left.pop()
+        if isinstance(value, Tensor):
+            yield place, value
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            children = dict.items(value) if isinstance(value, dict) else enumerate(value)
+            left += [(f"{place}.{key}" if place else str(key), child) for key, child in children]
 
 
 def _check_record(record: Any) -> None:
@@ -112,10 +209,10 @@ def _check_record(record: Any) -> None:
     for name, kind in wanted.items():
         if not isinstance(record, dict) or not isinstance(record.get(name), kind):
             raise ValueError(f"its record has no {name}")
-    for name, kind in {"settings": dict, "images": dict, "segments": list}.items():  # older ones have none
+    for name, kind in {"settings": dict, "images": dict, "segments": list, "trained": dict}.items():  # older have none
         if not isinstance(record.get(name, kind()), kind):
             raise ValueError(f"its {name} are a {type(record[name]).__name__}")
-    if not all(isinstance(name, str) for name in record["classes"]):
+    if not all(isinstance(name, str) and _is_utf8(name) for name in record["classes"]):
         raise ValueError("its classes are no names")
     if "selection" in record and not is_one(record["selection"], OF_A_CHECKPOINT):
         raise ValueError("its selection is none of fcnlab's")
@@ -125,6 +222,10 @@ def _check_record(record: Any) -> None:
         colours = np.empty(0)
     if colours.shape != (len(record["classes"]), 3):
         raise ValueError("its palette is not RGB in 0..255 for each class")
+
+
+def _is_utf8(text: str) -> bool:
+    return text == text.encode(errors="ignore").decode()
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:

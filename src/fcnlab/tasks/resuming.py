@@ -11,7 +11,7 @@ from fcnlab.launching import to_type
 from fcnlab.results.origins import part
 from fcnlab.results.record import aside
 from fcnlab.tasks.building import warn
-from fcnlab.tasks.checkpoints import read_checkpoint
+from fcnlab.tasks.checkpoints import check_resumable, read_checkpoint
 from fcnlab.tasks.run_folder import DAMAGED, is_first_process, set_aside
 
 
@@ -87,8 +87,9 @@ def _start(path: str | Path) -> Start:
         raise UserError(
             f"checkpoint={path} was written by an older fcnlab: start from it by {to_type('model.weights', path)}"
         )
+    check_resumable(found, path)
     of_run = {name: found["fcnlab"][name] for name in ("settings", "segments", "images") if name in found["fcnlab"]}
-    steps, epoch = int(found.get("global_step", 0)), int(found.get("epoch", 0))
+    steps, epoch = found.get("global_step", 0), found.get("epoch", 0)
     trained = part(found["fcnlab"], "trained")
     return Start(str(path), kept["rows"], steps, epoch, **of_run, trained=trained, shapes=_shapes(found))
 
@@ -116,8 +117,11 @@ def make_latest(start: Start, folder: Path) -> None:
             shutil.copyfile(start.checkpoint, part)
 
 
-def unusable_checkpoints(checkpoints: Path, start: Start) -> list[Path]:
+def unusable_checkpoints(checkpoints: Path, start: Start, changed: bool) -> list[Path]:
     """Checkpoints of this folder that the run could not score at its end, or not overwrite; each is reported.
+
+    Where it resumes with other settings (``changed``), so are those of steps that were trained with the settings of
+    before, beyond the checkpoint: a kill can leave a best.ckpt that is newer than last.ckpt, which is overwritten.
 
     They are found before the training goes on, since its best score would be that of a file that is lost.
     """
@@ -126,8 +130,7 @@ def unusable_checkpoints(checkpoints: Path, start: Start) -> list[Path]:
         if start.checkpoint and path.exists() and path.samefile(start.checkpoint):
             continue
         try:
-            fits = _shapes(read_checkpoint(path)) == start.shapes
-            why = "" if fits else f"{path} holds the weights of another network."
+            why = _why_unusable(path, read_checkpoint(path), start, changed)
         except UserError as error:
             why = str(error)
         if not start.checkpoint:
@@ -136,6 +139,15 @@ def unusable_checkpoints(checkpoints: Path, start: Start) -> list[Path]:
             warn(f"{why} It is kept as {path.name}{DAMAGED}, and its score is forgotten")
             found.append(path)
     return found
+
+
+def _why_unusable(path: Path, checkpoint: Mapping[str, Any], start: Start, changed: bool) -> str:
+    if _shapes(checkpoint) != start.shapes:
+        return f"{path} holds the weights of another network."
+    step = checkpoint.get("global_step", 0)
+    if changed and start.checkpoint and path.name != "last.ckpt" and step > start.steps:
+        return f"{path} is of step {step}, and the run goes on from step {start.steps} with other settings."
+    return ""
 
 
 def keep_aside(paths: Sequence[Path]) -> None:

@@ -5,7 +5,7 @@ A run has a segment from its first step, and one more for each time that it resu
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os.path import isfile, samefile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +96,11 @@ def segments_of(cfg: DictConfig, start: Start) -> list[dict[str, Any]]:
         return before
     say(f"Resumes at step {start.steps} with other settings: {'; '.join(_shown(changed))}")
     return [*before, _segment(start.steps, changed)]
+
+
+def has_new_segment(segments: Sequence[Mapping[str, Any]], start: Start) -> bool:
+    """Whether a run resumes with other settings."""
+    return start.checkpoint is not None and len(segments) > max(1, len(start.segments))
 
 
 def as_recorded(cfg: DictConfig, start: Start) -> DictConfig:

@@ -57,7 +57,7 @@ from fcnlab.tasks.resuming import (
 )
 from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.scoring import Scored, describe, score, table, words_of
-from fcnlab.tasks.segments import as_recorded, check_images, images_of, segments_of, settings_of
+from fcnlab.tasks.segments import as_recorded, check_images, has_new_segment, images_of, segments_of, settings_of
 from fcnlab.tasks.splits import check_splits, warn_of_fewer_workers
 from fcnlab.tasks.staged import train_in_stages
 from fcnlab.trust import trusting
@@ -97,7 +97,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
     ):
         if record.is_new and not start.checkpoint:
             begin()  # a run that fails is recorded; a command that is refused for one that is there is not
-        unusable = unusable_checkpoints(folder / "checkpoints", start)
+        unusable = unusable_checkpoints(folder / "checkpoints", start, has_new_segment(segments, start))
         segmenter, data = build(cfg, segments, settings_of(kept))
         check_images(data, start)
         say(describe(segmenter, data.split("val")))
@@ -122,7 +122,8 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
             say_how_parts_add_up(segmenter, data, trainer)
             expected = announce(segmenter, data, trainer, start.steps)
             took = Took(trainer.strategy.root_device, segmenter.net)
-            trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
+            with restoring(trainer, start):
+                trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
             training = took.facts(expected)
             record.write(stopped_early=early_end(trainer))
             say_why_it_ended(trainer, start, early_end(trainer))
@@ -263,6 +264,19 @@ def check_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
             f"optim.lr={cfg.optim.lr:g} with {kind} is too small to learn from anything but a trained FCN: staged"
             " recipes start FCN-16s from FCN-32s and FCN-8s from FCN-16s by model.weights=PATH (paper/staged does)"
         )
+
+
+@contextmanager
+def restoring(trainer: L.Trainer, start: Start) -> Iterator[None]:
+    """Make what Lightning and torch say of a checkpoint that they cannot restore an error of the user's."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if not trainer._checkpoint_connector._loaded_checkpoint:  # forgotten once all is restored
+            raise
+        raise UserError(f"checkpoint={start.checkpoint} cannot be resumed from: {first_line(error)}") from error
 
 
 @contextmanager
