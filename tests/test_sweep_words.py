@@ -255,6 +255,14 @@ def test_a_files_search_space_gives_way_to_what_is_typed(in_sweep):
     assert words == [["seed=1", *kept], ["seed=2", *kept]]
 
 
+@pytest.mark.parametrize("search", [(), ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=0.1,0.2")])
+def test_interpolations_of_a_files_space_are_the_jobs_own(sweep, search):
+    """Hydra hands a sweeper its settings resolved: each job would have the weights of the sweep's own seed."""
+    seeds = ("seed=1,2",) if not search else ("seed=7",)
+    jobs = sweep("hydra.sweeper.params={model.weights:'D_${seed}.ckpt'}", *search, *seeds)
+    assert len(jobs) == 2 and all("model.weights=D_${seed}.ckpt" in job for job in jobs)
+
+
 def test_launchers_and_spaces_of_swept_options_are_refused(in_sweep, tmp_path, monkeypatch):
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\nhydra:\n  sweeper:\n    params: {optim.lr: 'interval(1e-4,1e-2)'}\n"
