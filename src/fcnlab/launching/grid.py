@@ -59,7 +59,7 @@ class Grid(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Launch all jobs; raise what the first failed job of a batch says."""
+        """Launch batch after batch; raise what the first failed job says once all are done."""
         with told_plainly(self.verb):
             overrides = read_words(self.context, self.params, arguments)
             jobs = jobs_of(overrides)
@@ -71,8 +71,8 @@ class Grid(Sweeper):
         for first in range(0, len(jobs), size):
             self.chosen_launcher.more_to_come = first + size < len(jobs)  # pyright: ignore[reportAttributeAccessIssue]
             returned.append(self.chosen_launcher.launch(jobs[first : first + size], initial_job_idx=first))
-            for job in returned[-1]:
-                _ = job.return_value  # which raises
+        for job in itertools.chain.from_iterable(returned):
+            _ = job.return_value  # which raises
         return returned
 
 
@@ -116,7 +116,7 @@ def read_words(context: HydraContext, params: Mapping[str, Any], arguments: Sequ
 
 
 def params_as_written(config: DictConfig) -> dict[str, Any]:
-    """``hydra.sweeper.params`` with their interpolations, which are the jobs': what Hydra hands over has this sweep's."""
+    """``hydra.sweeper.params`` with their interpolations, which Hydra would resolve for all jobs at once."""
     params = OmegaConf.select(config, "hydra.sweeper.params")
     return OmegaConf.to_container(params, resolve=False) if params else {}  # pyright: ignore[reportReturnType]
 
