@@ -2,12 +2,14 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
+from fcnlab import cli
 from fcnlab.launching import as_typed, grid, launchers
 from fcnlab.launching.launchers import without_hydra
 
@@ -16,6 +18,9 @@ QUICK = ("trainer=smoke", "logger=none", "data.root=.")
 
 class Ended:
     """A job's process that has done its work at once."""
+
+    def __init__(self, words: list[str]):
+        self.words = words
 
     def poll(self) -> int:
         return 0
@@ -36,7 +41,7 @@ def sweep(fcnlab, monkeypatch, tmp_path, capfd):
 
         def start(verb, words, config_dir, environment, log, held=()):
             started.append(list(words))
-            return Ended()
+            return Ended(words)
 
         monkeypatch.setattr(launchers, "start", start)
         code = fcnlab(verb, "-m", *fixed, *words, "hydra.sweep.dir=s")
@@ -254,6 +259,70 @@ def test_a_files_search_space_gives_way_to_what_is_typed(in_sweep):
     words, _ = in_sweep(space, "optim.lr=0.5")
     kept = ["checkpoint=null", "callbacks.ema.enabled=True", "optim.lr=0.5"]
     assert words == [["seed=1", *kept], ["seed=2", *kept]]
+
+
+@pytest.mark.parametrize("search", [(), ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=0.1,0.2")])
+def test_interpolations_of_a_files_space_are_the_jobs_own(sweep, search):
+    """Hydra hands a sweeper its settings resolved: each job would have the weights of the sweep's own seed."""
+    seeds = ("seed=1,2",) if not search else ("seed=7",)
+    jobs = sweep("hydra.sweeper.params={model.weights:'D_${seed}.ckpt'}", *search, *seeds)
+    assert len(jobs) == 2 and all("model.weights=D_${seed}.ckpt" in job for job in jobs)
+
+
+def test_a_failed_job_leaves_later_batches_alone_and_the_record_says_how_all_ended(sweep, tmp_path, monkeypatch):
+    seen = []
+
+    def poll(self) -> int:
+        seen.append((sweep_record(tmp_path)["status"], sweep_record(tmp_path)["ended"]))
+        return int("seed=1" in self.words)
+
+    monkeypatch.setattr(Ended, "poll", poll)
+    said = sweep("seed=1,2,3", "hydra.sweeper.max_batch_size=1")
+    assert "job 0 (seed=1) failed with exit code 1" in said
+    record = sweep_record(tmp_path)
+    assert [job["status"] for job in record["jobs"]] == ["failed", "finished", "finished"]
+    assert set(seen) == {("running", None)} and record["status"] == "failed" and record["ended"]
+
+
+@pytest.mark.parametrize("launcher", ["slots", "basic"])
+def test_no_two_jobs_of_different_batches_are_called_alike(sweep, monkeypatch, launcher: str):
+    """Of the values in one batch the folder that they share is left out."""
+    in_process: list[list[str]] = []
+    monkeypatch.setattr(launchers.BasicLauncher, "launch", lambda self, words, first: in_process.extend(words) or [])
+    started = sweep("model.weights=a/x,a/y,b/x,b/y", "hydra.sweeper.max_batch_size=2", f"hydra/launcher={launcher}")
+    names = [word for job in in_process or started for word in job if word.startswith("sweep.name=")]
+    said = ["model.weights=x", "model.weights=y", "model.weights=x #2", "model.weights=y #3"]
+    assert names == [f"sweep.name='{name}'" for name in said]
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_a_plus_before_the_folder_to_repeat_changes_nothing(monkeypatch, tmp_path, plus: str):
+    monkeypatch.chdir(tmp_path)
+    for folder, record in (("old", "run.json"), ("s", "sweep.json")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / record).write_text('{"overrides": ["seed=7"]}')
+    for word, brought in (
+        ("from_run=old", ["seed=7", "from_run=old"]),
+        ("sweep.resume=s", ["sweep.resume=s", "seed=7"]),
+    ):
+        monkeypatch.setattr("sys.argv", ["fcnlab", "-m", f"{plus}{word}"])
+        cli._bring_back("train", started_by_lightning=False)
+        assert sys.argv[2:4] == brought
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("experiment=null,paper/fcn8s", "experiment=null,paper/fcn8s: null cannot be swept over; list some of its"),
+        (
+            "logger=null,none",
+            "logger=null,none: null cannot be swept over; list some of its options: csv, default, none",
+        ),
+        ("logger=choice(csv,null)", "logger=choice(csv,null): null cannot be"),
+    ],
+)
+def test_a_group_of_null_among_others_is_told(sweep, word: str, said: str):
+    assert said in sweep(word, fixed=())
 
 
 def test_launchers_and_spaces_of_swept_options_are_refused(in_sweep, tmp_path, monkeypatch):

@@ -107,8 +107,10 @@ def _end_with_rank_0() -> None:
 
 def _bring_back(verb: str, started_by_lightning: bool) -> None:
     """``from_run=FOLDER`` and ``sweep.resume=FOLDER``: let their records give the settings that are not typed."""
-    if not any(word.startswith((FROM_RUN, RESUME)) for word in sys.argv):
+    asks = [word.lstrip("+").startswith((FROM_RUN, RESUME)) for word in sys.argv]
+    if not any(asks):
         return
+    sys.argv[:] = [word.lstrip("+") if ask else word for word, ask in zip(sys.argv, asks, strict=True)]
     from fcnlab.repeat import repeat_run, resume_sweep
 
     try:
@@ -156,13 +158,24 @@ def _without_null(verb: str, words: list[str]) -> Iterator[str]:
 
     for word in words:
         group, _, value = word.partition("=")
-        if value != "null" or not re.fullmatch(r"[a-z/]+", group) or not (CONF / group).is_dir():
+        among = "null" in re.split(r"[,()]", value) and not value.startswith(("{", "["))
+        if not among or not re.fullmatch(r"[a-z/]+", group) or not (CONF / group).is_dir():
             yield word
+        elif value != "null":
+            sys.exit(f"fcnlab {verb}: {word}: null cannot be swept over; list some of its options: {_options(group)}")
         elif (CONF / group / "none.yaml").is_file():
             yield f"{group}=none"
         elif group not in OPTIONAL.get(verb, ()):
-            there = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-            sys.exit(f"fcnlab {verb}: {group}=null: a run needs one of its options: {there}")
+            sys.exit(f"fcnlab {verb}: {group}=null: a run needs one of its options: {_options(group)}")
+
+
+def _options(group: str) -> str:
+    """What a group may be; experiments are in folders, while a folder inside another group is a group of its own."""
+    from fcnlab.config import CONF
+
+    pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
+    paths = (CONF / group).glob(pattern)
+    return ", ".join(sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in paths))
 
 
 def _check_groups(verb: str) -> None:

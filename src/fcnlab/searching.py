@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError, first_line
-from fcnlab.launching.grid import read_words, restore_deferred, write_multirun
+from fcnlab.launching.grid import params_as_written, read_words, restore_deferred, write_multirun
 from fcnlab.launching.launchers import OF_THE_SWEEP, check_jobs, told_plainly
 from fcnlab.launching.manifest import difference, facts_of, resuming, shown
 from fcnlab.launching.places import slots_for, visible_gpus
@@ -51,11 +51,10 @@ class Search(Sweeper):
 
     def __init__(self, n_trials: Any, n_jobs: Any, direction: Any, seed: Any, params: Mapping[str, Any] | None = None):
         self.n_trials, self.n_jobs, self.direction, self.seed = n_trials, n_jobs, direction, seed
-        self.params = dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.whole, self.hydra = hydra_context, config, config.hydra
-        self.verb = str(config.hydra.job.config_name)
+        self.verb, self.params = str(config.hydra.job.config_name), params_as_written(config)
         restore_deferred(config)
         with told_plainly(self.verb):
             need_optuna()

@@ -44,11 +44,11 @@ class Grid(Sweeper):
     """
 
     def __init__(self, max_batch_size: Any = None, params: Mapping[str, Any] | None = None):
-        self.max_batch_size, self.params = max_batch_size, dict(params or {})
+        self.max_batch_size = max_batch_size
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.whole = hydra_context, config
-        self.verb = str(config.hydra.job.config_name)
+        self.verb, self.params = str(config.hydra.job.config_name), params_as_written(config)
         restore_deferred(config)
         with told_plainly(self.verb):
             size = self.max_batch_size
@@ -59,7 +59,7 @@ class Grid(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Launch all jobs; raise what the first failed job of a batch says."""
+        """Launch batch after batch; raise what the first failed job says once all are done."""
         with told_plainly(self.verb):
             overrides = read_words(self.context, self.params, arguments)
             jobs = jobs_of(overrides)
@@ -71,8 +71,8 @@ class Grid(Sweeper):
         for first in range(0, len(jobs), size):
             self.chosen_launcher.more_to_come = first + size < len(jobs)  # pyright: ignore[reportAttributeAccessIssue]
             returned.append(self.chosen_launcher.launch(jobs[first : first + size], initial_job_idx=first))
-            for job in returned[-1]:
-                _ = job.return_value  # which raises
+        for job in itertools.chain.from_iterable(returned):
+            _ = job.return_value  # which raises
         return returned
 
 
@@ -115,12 +115,17 @@ def read_words(context: HydraContext, params: Mapping[str, Any], arguments: Sequ
     return overrides
 
 
+def params_as_written(config: DictConfig) -> dict[str, Any]:
+    """``hydra.sweeper.params`` with their interpolations, which Hydra would resolve for all jobs at once."""
+    params = OmegaConf.select(config, "hydra.sweeper.params")
+    return OmegaConf.to_container(params, resolve=False) if params else {}  # pyright: ignore[reportReturnType]
+
+
 def params_as_words(params: Mapping[str, Any]) -> list[str]:
     """A file's search space as it would be typed: text is a word of Hydra's, all else a plain value."""
-    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(dict(params)))  # pyright: ignore[reportAssignmentType]
     return [
         f"{key}={value if isinstance(value, str) else Override._get_value_element_as_str(value)}"
-        for key, value in plain.items()
+        for key, value in params.items()
     ]
 
 

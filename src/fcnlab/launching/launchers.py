@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -131,7 +131,8 @@ class Slots(Launcher):
             Two jobs would work in one folder; a job of this number had other settings.
         """
         jobs, words = [], {number: as_typed(cfg.hydra.overrides.task) for number, cfg in configs.items()}
-        names = names_of(words, self.manifest.overrides)
+        taken = {job.name for number, job in self.manifest.jobs.items() if number not in words}
+        names = names_of(words, self.manifest.overrides, taken)
         for number, cfg in configs.items():
             job = self.manifest.plan(Job(number, str(cfg.hydra.sweep.subdir), words[number], names[number]))
             folder = self.manifest.folder / job.folder
@@ -148,6 +149,7 @@ class Slots(Launcher):
         needs: dict[int, Need],
         signals: StopSignals,
     ) -> None:
+        self.manifest.go_on()  # the batch before this one has ended it
         waiting = [job for job in jobs if job.status == "waiting"]
         board = Board(self.manifest, {number: steps_of(cfg) for number, cfg in in_turn(configs)})
         done = f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done; " if len(waiting) < len(jobs) else ""
@@ -163,7 +165,8 @@ class Slots(Launcher):
             stop.reported = True
             raise
         lost = [job for job in jobs if job.status != "finished"]
-        self.manifest.end("failed" if lost else "finished")
+        all_done = all(job.status == "finished" for job in self.manifest.jobs.values())  # of earlier batches, too
+        self.manifest.end("finished" if all_done else "failed")
         board.close(*(self._epitaph(job, configs[job.number]) for job in lost), ended=not self.more_to_come)
 
     @contextmanager
@@ -243,6 +246,7 @@ class InProcess(BasicLauncher):
         """Look at what is in the folder before Hydra writes there."""
         with told_plainly(str(config.hydra.job.config_name)):
             folder = Path(config.hydra.sweep.dir).absolute()
+            self.names: set[str] = set()  # of the jobs of earlier batches
             check_holds_no_run(folder)
             if folder.is_dir() and any(entry.name != "multirun.yaml" for entry in folder.iterdir()):
                 raise UserError(
@@ -263,8 +267,10 @@ class InProcess(BasicLauncher):
             warn_of_wandb(configs)
         if ours:
             folder = Path(self.config.hydra.sweep.dir).absolute()
-            names = names_of(dict(enumerate(words)), as_typed(self.config.hydra.overrides.task))
-            words = [[*job, *words_for_job(folder, names[place])] for place, job in enumerate(words)]
+            numbered = dict(enumerate(words, start=initial_job_idx))
+            names = names_of(numbered, as_typed(self.config.hydra.overrides.task), self.names)
+            self.names.update(names.values())
+            words = [[*job, *words_for_job(folder, names[number])] for number, job in numbered.items()]
         with only_parts_environment():
             return super().launch(words, initial_job_idx)
 
@@ -433,15 +439,17 @@ def words_for_job(folder: Path, name: str) -> list[str]:
     return [setting("sweep.folder", folder), setting("sweep.name", name.replace("$", ""))]
 
 
-def names_of(jobs: Mapping[int, Sequence[str]], typed: Sequence[str]) -> dict[int, str]:
+def names_of(jobs: Mapping[int, Sequence[str]], typed: Sequence[str], taken: Collection[str] = ()) -> dict[int, str]:
     """Each job's name: its words, but for those that were typed for all of them; short, and no other job's.
+
+    ``taken`` are the names of jobs of other batches.
 
     The folders that all values of a setting are in are left out, and what is still too long loses its middle.
     """
     parts = {number: differing(words, typed) for number, words in jobs.items()}
     folders = _common_folders([word for words in parts.values() for word in words])
     names = {number: _short([_without_folder(word, folders) for word in words]) for number, words in parts.items()}
-    count = Counter(names.values())
+    count = Counter([*names.values(), *taken])
     return {number: name if count[name] == 1 else f"{name} #{number}".strip() for number, name in names.items()}
 
 

@@ -92,6 +92,10 @@ class Manifest:
         with aside(self.folder / NAME) as part:
             part.write_text(as_json(facts), encoding="utf-8")
 
+    def go_on(self) -> None:
+        """Be the record of a sweep that runs, as of the next time that it is written."""
+        self.status, self.ended = "running", None
+
     def end(self, status: str) -> None:
         self.status, self.ended = status, now()
         self.write()
@@ -156,7 +160,7 @@ def open_manifest(
             f"{difference([kept.verb, *kept.overrides], [verb, *overrides])}\n"
             f"Give the same, or none at all: {kept.how_to_go_on}"
         )
-    kept.status, kept.ended = "running", None
+    kept.go_on()
     return kept
 
 
