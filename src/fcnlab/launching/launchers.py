@@ -198,7 +198,7 @@ class Slots(Launcher):
         """What to type for a job; ``again``: where its folder holds a part of it, as the continuation of that."""
         folder = self.manifest.folder / job.folder
         of_hydra = [word for word in as_typed(cfg.hydra.overrides.hydra) if not OF_THE_SWEEP.match(word)]
-        own = any(word.startswith("checkpoint=") for word in job.overrides)
+        own = any(key_of(word) == "checkpoint" for word in job.overrides)
         begun = any(folder.glob("**/checkpoints/*.ckpt"))
         goes_on = again and self.verb == "train" and folder.is_dir() and (begun or not own)
         return [

@@ -22,7 +22,7 @@ from fcnlab.errors import UserError
 from fcnlab.launching.launchers import LOG, Slots, in_turn, told_plainly
 from fcnlab.launching.manifest import Job, facts_of
 from fcnlab.launching.places import Need, Places, Share
-from fcnlab.launching.processes import config_dir, environment_of_one, exit_code, setting, start
+from fcnlab.launching.processes import config_dir, environment_of_one, exit_code, key_of, setting, start
 from fcnlab.signals import STOPPING
 
 LOOK_EVERY = 5.0  # seconds between two questions to Slurm, whatever the number of jobs
@@ -90,7 +90,7 @@ class Slurm(Slots):
             self._words(job, cfg, again=self.resumes),
             config_dir(cfg.hydra),
             folder,
-            begins_elsewhere=any(word.startswith("checkpoint=") for word in job.overrides),
+            begins_elsewhere=any(key_of(word) == "checkpoint" for word in job.overrides),
         )
         folder.mkdir(parents=True, exist_ok=True)
         executor = submitit.AutoExecutor(

@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from fcnlab.config import components, plain
 from fcnlab.errors import UserError, first_line
-from fcnlab.launching import as_typed, config_dir
+from fcnlab.launching import as_typed, config_dir, key_of
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import Unreadable, read_json, yaml_text
 from fcnlab.results.record import as_json, aside
@@ -185,7 +185,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
     for path in today.keys() - recorded.keys() - ours:
         if not is_under(path, set(recorded)):  # else a value of that run stands in its group's place
             warn(f"{path}={today[path]!r} is new since that run")
-    if any(word.startswith("checkpoint=") for word in record["overrides"]):
+    if any(key_of(word) == "checkpoint" for word in record["overrides"]):
         warn("that run went on with a checkpoint; this one starts from the beginning")
     then_had = record.get("packages")
     for name, version in then_had.items() if isinstance(then_had, dict) else ():
