@@ -346,7 +346,7 @@ def test_pictures_replace_links(ended, longer, tmp_path):
     assert (tmp_path / "victim").read_text() == "mine" and not any(path.is_symlink() for path in pictures)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"earlier": 3}'])
+@pytest.mark.parametrize("text", ["[]", "{", '{"earlier": 3}', '{"id": "\\ud800"}', '{"wandb": "../x"}'])
 def test_a_record_that_is_none_is_kept_aside(ended, longer, text):
     (ended / "run.json").write_text(text)
     code, said = longer()

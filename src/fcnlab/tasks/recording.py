@@ -114,6 +114,9 @@ def _checked(facts: dict[str, Any]) -> dict[str, Any]:
     starts = facts.get("starts", 0)
     if not isinstance(facts.get("earlier", []), list) or type(starts) is not int:
         raise Unreadable("run.json is not one of fcnlab's: its earlier or its starts is none")
+    for name in ("id", "wandb"):
+        if facts.get(name) is not None and not re.fullmatch(r"[\w-]{1,128}", str(facts[name]), re.ASCII):
+            raise Unreadable(f"run.json is not one of fcnlab's: its {name} is none")
     return facts
 
 
