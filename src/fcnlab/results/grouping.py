@@ -14,6 +14,7 @@ from fcnlab.results.runs import LeftOut, Run
 from fcnlab.results.scores import SCORES
 from fcnlab.results.settings import DIGITS, Settings
 
+MOST_PAIRED = 50  # groups
 ALL = "all runs"  # the name of a group that is alone
 
 
@@ -230,8 +231,11 @@ def _told(run: Run, key: str) -> str:
 def seeds_apart(groups: Sequence[Group], division: Division = ALWAYS) -> list[tuple[str, Group, Group]]:
     """Pairs of groups without a common seed that one setting alone sets apart, with that setting's name.
 
-    Perhaps they were meant as one group, whose seeds would be pooled.
+    Perhaps they were meant as one group, whose seeds would be pooled. Of very many groups nobody reads the pairs, and
+    they are not looked for.
     """
+    if len(groups) > MOST_PAIRED:
+        return []
     described = [division.settings(found.runs[0]) for found in groups]
     pairs = combinations(zip(groups, described, strict=True), 2)
     found = [(_apart(settings, others), one, other) for (one, settings), (other, others) in pairs]
