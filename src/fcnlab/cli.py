@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fcnlab.errors import CHDIR, UserError
+from fcnlab.errors import CHDIR, UserError, why_not_written
 from fcnlab.signals import Interrupted, ended_by_signals
 
 if TYPE_CHECKING:
@@ -261,15 +261,8 @@ def _check_place(verb: str) -> None:
         return
     from fcnlab.launching import unquoted
 
-    folder = Path(unquoted(typed)).absolute()
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not there.is_dir():
-        what = "is a link to what is not there" if not there.exists() else "is no folder"
-    elif not os.access(there, os.W_OK | os.X_OK):
-        what = "cannot be written to"
-    else:
-        return
-    sys.exit(f"fcnlab {verb}: {key}{typed}: {there} {what}; nothing has been changed. Name another folder")
+    if reason := why_not_written(Path(unquoted(typed))):
+        sys.exit(f"fcnlab {verb}: {key}{typed}: {reason}; nothing has been changed. Name another folder")
 
 
 def _run(verb: str) -> None:

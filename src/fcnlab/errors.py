@@ -37,7 +37,7 @@ def why_not_written(folder: Path) -> str | None:
         except (OSError, ValueError) as error:
             return f"{place}: {getattr(error, 'strerror', None) or error}"
         if not place.is_dir():
-            return f"{place} is no folder"
+            return f"{place} is no folder" if place.exists() else f"{place} is a link to what is not there"
         return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written to"
     return None
 

@@ -117,7 +117,7 @@ def test_one_setting_that_keeps_seeds_apart_is_named(groups):
 
 
 def test_what_is_another_group_on_purpose_is_not_named(groups):
-    assert not seeds_apart(groups(("fcn8s", 1, {}), ("fcn32s", 2, {}), ("fcn8s", 1, {"optim.lr": 1}))[0])
+    assert not list(seeds_apart(groups(("fcn8s", 1, {}), ("fcn32s", 2, {}), ("fcn8s", 1, {"optim.lr": 1}))[0]))
 
 
 def test_a_run_that_was_done_again_counts_once(groups, tmp_path):

@@ -184,7 +184,7 @@ def check_random_states(found: Any) -> None:
             torch.Generator().set_state(states["torch"])
             if "cuda" in states and torch.cuda.is_available():
                 torch.Generator("cuda").set_state(states["cuda"])
-    except Exception as error:
+    except Exception as error:  # of four libraries, which say what they like
         raise ValueError(f"its random states cannot be restored ({first_line(error)})") from error
 
 

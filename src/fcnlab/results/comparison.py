@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -240,7 +240,7 @@ def _notes_of_seeds(groups: Sequence[Group], division: Division) -> list[str]:
     return [
         f"{one.name} (seed {', '.join(map(str, one.seeds))}) and {other.name} (seed {', '.join(map(str, other.seeds))})"
         f" differ in {key} alone: merge_over=[{key}] makes one group of them."
-        for key, one, other in seeds_apart(groups, division)[:MOST_NOTES]
+        for key, one, other in islice(seeds_apart(groups, division), MOST_NOTES)
     ]
 
 

@@ -1,6 +1,6 @@
 """Runs that differ in their seed alone are one group; a group is named by what sets it apart from the others."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -14,7 +14,6 @@ from fcnlab.results.runs import LeftOut, Run
 from fcnlab.results.scores import SCORES
 from fcnlab.results.settings import DIGITS, Settings
 
-MOST_PAIRED = 50  # groups
 ALL = "all runs"  # the name of a group that is alone
 
 
@@ -228,25 +227,20 @@ def _told(run: Run, key: str) -> str:
     return word(run.settings[key]) if key in run.settings else "not set"
 
 
-def seeds_apart(groups: Sequence[Group], division: Division = ALWAYS) -> list[tuple[str, Group, Group]]:
+def seeds_apart(groups: Sequence[Group], division: Division = ALWAYS) -> Iterator[tuple[str, Group, Group]]:
     """Pairs of groups without a common seed that one setting alone sets apart, with that setting's name.
 
-    Perhaps they were meant as one group, whose seeds would be pooled. Of very many groups nobody reads the pairs, and
-    they are not looked for.
+    Perhaps they were meant as one group, whose seeds would be pooled. A scoring may repeat the setting.
     """
-    if len(groups) > MOST_PAIRED:
-        return []
     described = [division.settings(found.runs[0]) for found in groups]
-    pairs = combinations(zip(groups, described, strict=True), 2)
-    found = [(_apart(settings, others), one, other) for (one, settings), (other, others) in pairs]
-    return [(key, one, other) for key, one, other in found if key and not set(one.seeds) & set(other.seeds)]
-
-
-def _apart(one: Settings, other: Settings) -> str | None:
-    """The one setting in which two differ, which a scoring may repeat; None where it is an option, or they are more."""
-    keys = {key.removeprefix(SCORING) for key in one | other if _kind(one.get(key)) != _kind(other.get(key))}
-    key = keys.pop() if len(keys) == 1 else None
-    return None if key is None or _is_option(key) else key
+    keys = list(dict.fromkeys(key.removeprefix(SCORING) for key in _differing(described)))
+    told = [[_values(settings, (key, f"{SCORING}{key}")) for key in keys] for settings in described]
+    for place, key in enumerate(keys):
+        alike: dict[tuple, list[Group]] = {}
+        for found, values in zip(groups, told, strict=True):
+            alike.setdefault((*values[:place], *values[place + 1 :]), []).append(found)
+        pairs = (pair for same in alike.values() for pair in combinations(same, 2) if not _is_option(key))
+        yield from ((key, one, other) for one, other in pairs if not set(one.seeds) & set(other.seeds))
 
 
 def choose(groups: Sequence[Group], wanted: str) -> Group:

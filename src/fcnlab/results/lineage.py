@@ -13,10 +13,8 @@ copies that into its ``metrics.json``, as ``trained``:
     Commit, torch version and device.
 ``root``
     The absolute path of ``data.root``; None without one.
-``weights``
-    Hashes of the files that the training started from.
 ``files``
-    Their names, hashes and recipes, by setting.
+    Names, hashes and recipes of the files of weights that the training started from, by setting.
 ``sources``
     The source of each start, also of the run that this one's first checkpoint was of.
 ``status``, ``step``
@@ -47,7 +45,12 @@ class Training(NamedTuple):
     settings: Settings
     environment: dict[str, str]
     root: str | None = None
-    weights: str = ""
+    files: Mapping[str, Any] = {}
+
+    @property
+    def weights(self) -> str:
+        """The hashes of the files that it started from; "" for none."""
+        return "+".join(str(found.get("sha256")) for _, found in _known(self.files))
 
 
 def described(
@@ -55,14 +58,15 @@ def described(
 ) -> Training:
     """A training by its config, as composed and with all values, Hydra's ``runtime`` and the facts of its run.json."""
     settings = {path: value for path, value in telling_values(composed, config).items() if path != "checkpoint"}
-    settings |= _weights(facts, settings) | _images(facts) | _devices(facts, settings) | _resumed(facts)
+    files = part(facts, "weights")
+    settings |= _weights(files, settings) | _images(facts) | _devices(facts, settings) | _resumed(facts)
     return Training(
         seed=_whole(config.get("seed")),
         options=telling_options(runtime.get("choices")),
         settings=settings | source_settings(sources(facts)),
         environment={},
         root=absolute(part(config, "data").get("root"), runtime.get("cwd")),
-        weights="+".join(str(found.get("sha256")) for _, found in _files(facts)),
+        files=files,
     )
 
 
@@ -89,7 +93,7 @@ def from_facts(found: Any) -> Training | None:
         settings={str(key): value for key, value in found["settings"].items()},
         environment={str(key): str(value) for key, value in part(found, "environment").items()},
         root=root if isinstance(root, str) else None,
-        weights=str(found.get("weights", "")),
+        files=part(found, "files"),
     )
 
 
@@ -113,17 +117,16 @@ def why_not_finished(trained: Any) -> str | None:
     return f"its training was not finished {when} ({status}): finish it by checkpoint=auto, then score it again"
 
 
-def _files(facts: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The files of weights that a training started from, by setting."""
-    return [(path, found) for path, found in part(facts, "weights").items() if isinstance(found, dict)]
+def _known(files: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(path, found) for path, found in files.items() if isinstance(found, dict)]
 
 
-def _weights(facts: Mapping[str, Any], settings: Settings) -> Settings:
+def _weights(files: Mapping[str, Any], settings: Settings) -> Settings:
     """What a training started from, in the place of a path: the recipe of a training of fcnlab's, which is the same
     for each seed, else the file itself. A path that follows the seed names another file for each."""
     return {
         path: f"{found.get('name')} ({found.get('recipe') or str(found.get('sha256'))[:SHOWN]})"
-        for path, found in _files(facts)
+        for path, found in _known(files)
         if found.get("recipe") or path in settings
     }
 

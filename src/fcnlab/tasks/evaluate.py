@@ -35,7 +35,7 @@ from fcnlab.tasks.building import (
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
 from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.ineffective import ineffective_in_scoring
-from fcnlab.tasks.lineage import trained_when_scored, weights_used
+from fcnlab.tasks.lineage import file_facts, trained_when_scored, weights_used
 from fcnlab.tasks.recording import recorded_config
 from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.scoring import commit, score, table, words_of
@@ -56,14 +56,14 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.checkpoint is None:
         net, classes, selected, its_model = instantiate(cfg.model, _convert_="all"), None, None, None
-        trained = None
+        trained, weights = None, weights_used({"model": plain(cfg.model)})
     else:
         checkpoint = read_checkpoint(cfg.checkpoint)
         its_model = checkpoint["fcnlab"]["model"]
         net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
         classes, selected = checkpoint["fcnlab"]["classes"], selection_in_run(checkpoint, Path(cfg.checkpoint))
         trained = trained_when_scored(checkpoint, Path(cfg.checkpoint))
-    weights = weights_used({"checkpoint": cfg.checkpoint, "model": cfg.model and plain(cfg.model)})
+        weights = {"checkpoint": file_facts(Path(cfg.checkpoint))}
     data_config = cfg.data if cfg.data is not None else recorded_data(cfg)
     began = {"commit": commit(), "source": fingerprint(plain(cfg), {"model": its_model, "data": plain(data_config)})}
     data = open_data(data_config, named_by_record=cfg.data is None or cfg.sweep.recorded)

@@ -12,6 +12,13 @@ from fcnlab.results.scores import SCORES, VOID
 from fcnlab.tasks.building import given, warn
 
 
+def check_plan(trainer: L.Trainer, data: DataModule, classes: Sequence[str]) -> None:
+    """Refuse a training whose limits, or whose callbacks' monitors, leave it nothing to train on or to score by."""
+    check_monitors(trainer, classes)
+    check_limits(trainer, data)
+    check_scorable(trainer, data)
+
+
 def check_limits(trainer: L.Trainer, data: DataModule) -> None:
     """Refuse limits by which a pass has no batch, or an epoch ends inside an optimiser step.
 

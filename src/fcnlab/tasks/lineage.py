@@ -22,24 +22,28 @@ from fcnlab.tasks.scoring import machine
 
 def weights_used(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Each file of weights that a config names, by setting: its name, its hash, the recipe of its training."""
-    return {path: _file(Path(value)) for path, value in _paths(config)}
+    return {path: file_facts(Path(value)) | {"recipe": _recipe(Path(value))} for path, value in _paths(config)}
 
 
 def _paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for path, value in leaves(config).items():
-        is_weights = path == "checkpoint" or (path.startswith("model.") and path.endswith(".weights"))
+        is_weights = path.startswith("model.") and path.endswith(".weights")
         if is_weights and isinstance(value, str) and Path(value).is_file():
             yield path, value
 
 
-def _file(path: Path) -> dict[str, Any]:
+def file_facts(path: Path) -> dict[str, Any]:
+    """What a file is, wherever it lies."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _recipe(path: Path) -> str | None:
     try:
         training = lineage.from_facts(trained_of(read_checkpoint(path)))
     except UserError:  # others' weights
-        training = None
-    return {"name": path.name, "sha256": digest, "recipe": training and lineage.recipe(training)}
+        return None
+    return training and lineage.recipe(training)
 
 
 def trained_of(checkpoint: Mapping[str, Any]) -> Any:
@@ -73,7 +77,7 @@ def describe_training(cfg: DictConfig, facts: Mapping[str, Any], trainer: L.Trai
         settings=found.settings | {"trainer.precision": str(trainer.precision)},
         environment=environment({"provenance": provenance}),
     )
-    return lineage.as_facts(found, run=facts.get("id"), sources=lineage.sources(facts), files=part(facts, "weights"))
+    return lineage.as_facts(found, run=facts.get("id"), sources=lineage.sources(facts))
 
 
 def trained_when_scored(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any] | None:

@@ -71,7 +71,7 @@ def check_more_to_train(start: Start, folder: Path, max_steps: int) -> None:
     if start.checkpoint and start.steps == max_steps and not is_own(start.checkpoint, folder):
         raise UserError(
             f"trainer.max_steps={max_steps}: checkpoint={start.checkpoint} has reached it, so that this run would train"
-            f" nothing. Raise it, or score the checkpoint by fcnlab eval checkpoint={start.checkpoint}"
+            f" nothing. Raise it, or score the checkpoint by fcnlab eval {to_type('checkpoint', start.checkpoint)}"
         )
 
 

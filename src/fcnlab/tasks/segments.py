@@ -4,9 +4,9 @@ A run has a segment from its first step, and one more for each time that it resu
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
-from os.path import isfile, samefile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,15 +184,19 @@ def _has_moved(path: str, change: Change) -> bool:
     """Weights of another path but the same file, or in a run's folder that was moved, such as the stage's before."""
     if not (START_WEIGHTS.fullmatch(path) and isinstance(change.old, str) and isinstance(change.new, str)):
         return False
-    if isfile(change.old) and isfile(change.new) and samefile(change.old, change.new):  # noqa: PTH113, PTH121
+    if _is_there(change.old) and _is_there(change.new) and Path(change.old).samefile(change.new):
         return True
     old, new = Path(change.old).parts[-3:], Path(change.new).parts[-3:]
     return old == new and len(old) == 3
 
 
+def _is_there(path: str) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  (no OSError, whatever the text)
+
+
 def _may_change(path: str, change: Change, cfg: DictConfig, start: Start) -> bool:
     if START_WEIGHTS.fullmatch(path):  # whether there were any decides the backbone's rate; what is gone needs another
-        return isinstance(change.old, str) and "none" not in (change.old, change.new) and not isfile(change.old)  # noqa: PTH113
+        return isinstance(change.old, str) and "none" not in (change.old, change.new) and not _is_there(change.old)
     if path == "optim.pretrained_lr_scale" and 0 in change:  # such a backbone is no part of the optimiser's state
         return False
     if path.startswith("optim.") and not str(cfg.optim.get("_target_")).startswith("fcnlab.optim."):

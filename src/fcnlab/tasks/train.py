@@ -22,8 +22,8 @@ from fcnlab.launching import as_typed, to_type
 from fcnlab.launching.board import score_of
 from fcnlab.losses import CrossEntropySum, adds_up
 from fcnlab.optim import MOMENTUM, freeze
-from fcnlab.results.runs import Settings
 from fcnlab.results.selection import Facts
+from fcnlab.results.settings import Settings
 from fcnlab.segmenter import Segmenter
 from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.tasks.building import (
@@ -44,7 +44,7 @@ from fcnlab.tasks.building import (
 from fcnlab.tasks.checkpoints import checkpoint_record, read_checkpoint, selection_of
 from fcnlab.tasks.expecting import Took, announce, beside_expected
 from fcnlab.tasks.ineffective import ineffective_in_training
-from fcnlab.tasks.limits import check_limits, check_monitors, check_scorable
+from fcnlab.tasks.limits import check_plan
 from fcnlab.tasks.lineage import came_from, describe_training
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import (
@@ -103,9 +103,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
         say(describe(segmenter, data.split("val")))
         curves = MetricsFile(folder / "metrics.csv")
         trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
-        check_monitors(trainer, segmenter.classes)
-        check_limits(trainer, data)
-        check_scorable(trainer, data)
+        check_plan(trainer, data, segmenter.classes)
         warn_of_fewer_workers(data, "train", "val", processes=trainer.num_devices)
         begin()
         record.write(images=images_of(data), devices=trainer.num_devices)
@@ -273,7 +271,7 @@ def restoring(trainer: L.Trainer, start: Start) -> Iterator[None]:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # whatever a part of a checkpoint makes of its reader
         if not trainer._checkpoint_connector._loaded_checkpoint:  # forgotten once all is restored
             raise
         raise UserError(f"checkpoint={start.checkpoint} cannot be resumed from: {first_line(error)}") from error
