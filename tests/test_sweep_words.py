@@ -115,6 +115,7 @@ LINES = {  # what is typed, and the jobs that it means
         "augment.scale=[1.0,2.0] ~callbacks.ema",
     ],
     "optim.lr=range(0.1,0.35,0.1)": ["optim.lr=0.1", "optim.lr=0.2", "optim.lr=0.3"],
+    "optim.lr=0.1234567890123456,0.2": ["optim.lr=0.1234567890123456", "optim.lr=0.2"],
     "model=glob(fcn*s,exclude=fcn16s)": ["model=fcn32s", "model=fcn8s"],
     "model.weights='a b,c','d\\'e'": ["model.weights='a b,c'", "model.weights='d\\'e'"],
     "model/backbone=resnet50,resnet101 model.backbone.output_stride=8": [

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -169,7 +169,9 @@ def _words_of(override: Override) -> list[str]:
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
         raise UserError(f"{override.input_line}: an interval is for hydra/sweeper=optuna; list values, or give a range")
-    values = [_in_few_digits(value) for value in override.sweep_iterator()]
+    values = override.sweep_iterator()
+    if isinstance(override._value, RangeSweep):
+        values = map(_in_few_digits, values)
     words = [f"{override.get_key_element()}={Override._get_value_element_as_str(value)}" for value in values]
     if not words:
         raise UserError(f"{override.input_line} has no value, so that there is no job to run")

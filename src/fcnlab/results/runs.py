@@ -37,7 +37,6 @@ DEEPEST = 40  # folders in each other
 NO_RUNS_INSIDE = {"checkpoints", "predictions", "wandb"}
 CURVES = ("val/miou", "train/loss")
 SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
-OF_A_RUN = r"/[^/]+/checkpoints/[^/]+"  # a checkpoint, from the folder that the run is in
 LARGEST = 1e15  # of a number that a chart has an axis for
 MOST_SETTINGS, LONGEST_SETTING = 2_000, 10_000  # of a run, and characters of one; there are some 200, of some 20
 

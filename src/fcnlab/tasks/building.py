@@ -396,9 +396,8 @@ def open_loggers(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Ite
     ``facts`` are those of the run's record: ``wandb`` is the id of the W&B run to resume, ``segments`` goes into its
     config.
     """
-    names = sorted(
-        members(cfg.logger), key=lambda name: name == "wandb"
-    )  # last: what another refuses leaves no run there
+    # W&B's last: what another one refuses leaves no run there.
+    names = sorted(members(cfg.logger), key=lambda name: name == "wandb")
     loggers = [_build_logger(name, cfg, facts or {}) for name in names]
     status, code = "failed", 1
     try:

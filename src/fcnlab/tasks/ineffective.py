@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fcnlab.launching import as_typed
+from fcnlab.launching import as_typed, key_of
 from fcnlab.tasks.building import choices, given, members, on_gpu, shows_progress
 
 # Of the trainer and the data, what nothing but a training reads; a checkpoint's own data are those of its run.
@@ -44,16 +44,14 @@ def ineffective_in_scoring(verb: str) -> Iterator[str]:
 def without_a_sweep() -> Iterator[str]:
     """Launchers and sweepers are asked for by ``-m`` alone."""
     hydra = HydraConfig.get()
-    words = [
-        word for word in as_typed(hydra.overrides.hydra) if OF_SWEEPS.fullmatch(word.partition("=")[0].lstrip("+~"))
-    ]
+    words = [word for word in as_typed(hydra.overrides.hydra) if OF_SWEEPS.fullmatch(key_of(word))]
     if words and hydra.mode == RunMode.RUN:
         yield f"{', '.join(words)} has no effect on a single run: add -m"
 
 
 def typed() -> list[str]:
     """The keys of settings and groups that were typed."""
-    return [word.partition("=")[0].lstrip("+~") for word in as_typed(HydraConfig.get().overrides.task)]
+    return [key_of(word) for word in as_typed(HydraConfig.get().overrides.task)]
 
 
 def _of_data(cfg: DictConfig) -> Iterator[str]:

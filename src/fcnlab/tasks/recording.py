@@ -173,7 +173,7 @@ def repeat_exactly(cfg: DictConfig) -> None:
     folder = Path(cfg.from_run)
     record, then = RunRecord(folder).facts, recorded_config(folder, f"from_run={cfg.from_run}")
     words = as_typed(HydraConfig.get().overrides.task)
-    typed = {word.partition("=")[0].lstrip("+~").replace("/", ".") for word in words if word not in record["overrides"]}
+    typed = {key_of(word).replace("/", ".") for word in words if word not in record["overrides"]}
     recorded, today = (leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
     ours = {path for path in recorded | today if is_under(path, typed | {"from_run", "checkpoint", "sweep"})}
     for path, value in recorded.items():

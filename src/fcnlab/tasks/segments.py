@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from fcnlab.config import plain
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
-from fcnlab.launching import as_typed, to_type
+from fcnlab.launching import as_typed, key_of, to_type
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import read_yaml
 from fcnlab.results.settings import WITHOUT_EFFECT, Settings, leaves
@@ -206,9 +206,7 @@ def _may_change(path: str, change: Change, cfg: DictConfig, start: Start) -> boo
 
 def _is_new(path: str, start: Start) -> bool:
     """A setting that nobody typed, and that the fcnlab of the checkpoint did not have yet."""
-    typed = {
-        word.partition("=")[0].lstrip("+~").replace("/", ".") for word in as_typed(HydraConfig.get().overrides.task)
-    }
+    typed = {key_of(word).replace("/", ".") for word in as_typed(HydraConfig.get().overrides.task)}
     return path not in _kept_settings(start) and not is_under(path, typed)
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from fcnlab.config import ConfigError, check_needs, check_targets
 from fcnlab.errors import UserError
-from fcnlab.launching import as_typed, config_dir, finish, setting, start, to_type
+from fcnlab.launching import as_typed, config_dir, finish, key_of, setting, start, to_type
 from fcnlab.launching.board import score_of
 from fcnlab.launching.manifest import JobsLock, facts_of
 from fcnlab.launching.processes import environment_of_part, left_out_of_parts
@@ -160,7 +160,7 @@ def _recorded(cfg: DictConfig, stage: Stage) -> Path | None:
 def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
     """What was typed for the whole, and the weights of the stage before."""
     typed = as_typed(HydraConfig.get().overrides.task)
-    settings = [word for word in typed if word.partition("=")[0].lstrip("+~") not in OURS]
+    settings = [word for word in typed if key_of(word) not in OURS]
     if place:
         settings.append(setting("model.weights", stages[place - 1].checkpoint))
         settings.append(
