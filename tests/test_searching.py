@@ -21,6 +21,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from fcnlab.errors import UserError
+from fcnlab.launching.grid import jobs_of
 from fcnlab.repeat import resume_sweep
 from fcnlab.searching import Search, ends_of, need_optuna, seed_of, space_of, words_of
 
@@ -43,6 +44,7 @@ def read(*words: str):
         ("x=choice(adamw,sgd)", CategoricalDistribution(["adamw", "sgd"])),
         ("x=1,2.5,true", CategoricalDistribution([1, 2.5, True])),
         ("x=shuffle(range(1,4))", CategoricalDistribution([1, 2, 3])),
+        ("x=shuffle(range(0.1,0.35,0.1))", CategoricalDistribution([0.1, 0.2, 0.3])),
         ("x=[1,2],[3,4]", CategoricalDistribution(["[1,2]", "[3,4]"])),
     ],
 )
@@ -201,6 +203,17 @@ def test_a_repeated_trial_has_the_score_of_the_first(tmp_path):
     numbers = [first + place for first, batch in worker.batches for place in range(len(batch))]
     states = {trial["number"]: trial["params"]["x"] for trial in trials(tmp_path)}
     assert [states[number] for number in numbers] == [int(words[1][2:]) for words in worker.words]
+
+
+def test_a_range_has_the_values_that_it_has_in_a_list(tmp_path):
+    """Steps are added up: 0.1 + 2 * 0.1 is 0.30000000000000004, and what is meant is 0.3."""
+    word = "x=range(0.1,0.35,0.1)"
+    listed = {job[0] for job in jobs_of(OverridesParser.create().parse_overrides([word]))}
+    worker = Worker()
+    search(tmp_path, worker, n_trials=20).sweep([word])
+    assert {words[0] for words in worker.words} == listed == {"x=0.1", "x=0.2", "x=0.3"}
+    assert {trial["params"]["x"] for trial in trials(tmp_path)} == {0.1, 0.2, 0.3}
+    assert json.loads((tmp_path / "s" / "search.json").read_text())["best"]["params"] == {"x": 0.3}
 
 
 def test_jobs_that_know_their_number_are_no_repeats(tmp_path):

@@ -22,6 +22,7 @@ from fcnlab.launching.launchers import OF_THE_SWEEP, check_jobs, told_plainly
 from fcnlab.launching.manifest import difference, facts_of, resuming, shown
 from fcnlab.launching.places import slots_for, visible_gpus
 from fcnlab.launching.processes import as_typed, options, typed
+from fcnlab.results.settings import in_few_digits
 
 log = logging.getLogger("fcnlab")
 STORAGE, RESULTS = "search.db", "search.json"  # in the sweep's folder
@@ -159,7 +160,7 @@ class Search(Sweeper):
         study.sampler = optuna.samplers.TPESampler(seed=seed_of(self.seed, begun))
         count = min(self._at_a_time(), self.n_trials - begun)
         trials = [study.ask(fixed_distributions=dict(space)) for _ in range(count)]
-        return {trial.number: trial.params for trial in trials}
+        return {trial.number: params_of(trial) for trial in trials}
 
     def _at_a_time(self) -> int:
         if self.n_jobs != "auto":
@@ -191,7 +192,7 @@ class Search(Sweeper):
         from fcnlab.results.record import as_json, aside  # numpy comes with it
 
         trials = [
-            {"number": trial.number, "state": trial.state.name.lower(), "value": trial.value, "params": trial.params}
+            {"number": trial.number, "state": trial.state.name.lower(), "value": trial.value, "params": params_of(trial)}
             for trial in study.trials
         ]
         facts = {"settings": {name: getattr(self, name) for name in KEPT}, "best": best_of(study), "trials": trials}
@@ -259,8 +260,7 @@ def distribution_of(override: Override) -> Any:
     sweep: Any = override.value()
     if getattr(sweep, "shuffle", False):  # the order of choices means nothing, and must be the same when it goes on
         sweep = replace(sweep, shuffle=False)
-        values: list[Any] = list(replace(override, _value=sweep).sweep_iterator(Transformer.encode))
-        sweep = ChoiceSweep(list=values)
+        sweep = ChoiceSweep(list=listed(replace(override, _value=sweep)))
         override = replace(override, _value=sweep, value_type=ValueType.CHOICE_SWEEP)
     tags = set(getattr(sweep, "tags", ()))
     if tags - {"log"} or (tags and not isinstance(sweep, IntervalSweep)):
@@ -278,7 +278,7 @@ def _distribution(override: Override, sweep: Any, log: bool) -> Any:
         numbers: list[Any] = [sweep.start, sweep.end]
         further: dict[str, Any] = {"log": log}
     else:
-        values: list[Any] = list(override.sweep_iterator(Transformer.encode))
+        values = listed(override)
         if not values:
             raise ValueError("it has no value")
         if not isinstance(sweep, RangeSweep):
@@ -286,6 +286,12 @@ def _distribution(override: Override, sweep: Any, log: bool) -> Any:
         numbers, further = [min(values), max(values)], {"step": abs(sweep.step)}
     whole = all(isinstance(number, int) for number in (*numbers, further.get("step", 1)))
     return (IntDistribution if whole else FloatDistribution)(*numbers, **further)
+
+
+def listed(override: Override) -> list[Any]:
+    """The values of a list or range, as jobs of a sweep would have them."""
+    values = override.sweep_iterator(Transformer.encode)
+    return list(map(in_few_digits, values) if isinstance(override._value, RangeSweep) else values)
 
 
 def space_word(name: str, values: Any) -> str:
@@ -314,7 +320,7 @@ def repeats_in(study: Any, batch: Mapping[int, Mapping[str, Any]]) -> dict[int, 
     from optuna.trial import TrialState
 
     scored = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    known = {_key(trial.params): trial.number for trial in reversed(scored)}
+    known = {_key(params_of(trial)): trial.number for trial in reversed(scored)}
     return {
         number: first for number, params in batch.items() if (first := known.setdefault(_key(params), number)) != number
     }
@@ -339,6 +345,12 @@ def repeat(study: Any, number: int, before: int) -> None:
     """End a trial as the one before it ended."""
     first = study.trials[before]
     study.tell(number, first.value, state=first.state)
+
+
+def params_of(trial: Any) -> dict[str, Any]:
+    """A trial's parameters; of a range, whose steps Optuna adds up, the values that a list of them has."""
+    steps = {name: getattr(values, "step", None) for name, values in trial.distributions.items()}
+    return {name: in_few_digits(value) if steps[name] else value for name, value in trial.params.items()}
 
 
 def words_of(params: Mapping[str, Any]) -> list[str]:
@@ -379,7 +391,7 @@ def still_open(study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]
     found = {}
     for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING)):
         if set(trial.params) == set(space):
-            found[trial.number] = trial.params
+            found[trial.number] = params_of(trial)
         else:
             log.warning("Trial %d was being drawn when the search ended, and never ran: it is given up", trial.number)
             study.tell(trial.number, state=TrialState.FAIL)
@@ -404,4 +416,4 @@ def best_of(study: Any) -> dict[str, Any] | None:
     if not study.get_trials(states=(TrialState.COMPLETE,)):
         return None
     best = study.best_trial
-    return {"number": best.number, "value": best.value, "params": best.params}
+    return {"number": best.number, "value": best.value, "params": params_of(best)}

@@ -25,7 +25,7 @@ from fcnlab.errors import UserError
 from fcnlab.launching.launchers import check_jobs, of_the_user, told_plainly
 from fcnlab.launching.manifest import Manifest
 from fcnlab.launching.processes import as_typed
-from fcnlab.results.settings import DIGITS
+from fcnlab.results.settings import in_few_digits
 
 log = logging.getLogger("fcnlab")
 MARK = "as_typed"
@@ -171,16 +171,11 @@ def _words_of(override: Override) -> list[str]:
         raise UserError(f"{override.input_line}: an interval is for hydra/sweeper=optuna; list values, or give a range")
     values = override.sweep_iterator()
     if isinstance(override._value, RangeSweep):
-        values = map(_in_few_digits, values)
+        values = map(in_few_digits, values)
     words = [f"{override.get_key_element()}={Override._get_value_element_as_str(value)}" for value in values]
     if not words:
         raise UserError(f"{override.input_line} has no value, so that there is no job to run")
     return words
-
-
-def _in_few_digits(value: Any) -> Any:
-    """``range(0.1,0.5,0.1)`` adds its steps up to 0.30000000000000004: what is meant is 0.3."""
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 # Hydra composes a sweep's own configuration with the default option of each swept group, and refuses the settings of

@@ -20,7 +20,7 @@ from fcnlab.errors import UserError
 from fcnlab.launching.locks import FolderLock, try_lock
 from fcnlab.launching.processes import SEARCHPATH, key_of, open_own, setting, typed
 from fcnlab.results.reading import Unreadable, read_json
-from fcnlab.results.settings import DIGITS
+from fcnlab.results.settings import in_few_digits
 
 log = logging.getLogger("fcnlab")
 NAME = "sweep.json"
@@ -128,9 +128,8 @@ def _value_of(word: str) -> str:
     """A word as Hydra's own sweeper would write it, which older records have."""
     try:
         parsed = OverridesParser.create().parse_override(word)
-        value: Any = parsed._value
-        in_short = float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
-        return f"{parsed.get_key_element()}={Override._get_value_element_as_str(in_short)}"
+        value: Any = in_few_digits(parsed._value)
+        return f"{parsed.get_key_element()}={Override._get_value_element_as_str(value)}"
     except (HydraException, AssertionError):
         return word
 

@@ -12,7 +12,7 @@ from fcnlab.errors import UserError
 from fcnlab.results.origins import SCORING
 from fcnlab.results.runs import LeftOut, Run
 from fcnlab.results.scores import SCORES
-from fcnlab.results.settings import DIGITS, Settings
+from fcnlab.results.settings import DIGITS, Settings, in_few_digits
 
 ALL = "all runs"  # the name of a group that is alone
 
@@ -158,7 +158,7 @@ def word(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(word, value))}]"
     if isinstance(value, float):
-        return str(float(f"{value:.{DIGITS}g}"))
+        return str(in_few_digits(value))
     return "null" if value is None else str(value)
 
 

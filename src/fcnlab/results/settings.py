@@ -17,6 +17,11 @@ WITHOUT_EFFECT = re.compile(
 )
 
 
+def in_few_digits(value: Any) -> Any:
+    """A value without the rounding of sums: ``range(0.1,0.5,0.1)`` adds its steps up to 0.30000000000000004."""
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
 def leaves(tree: Any, path: str = "") -> Settings:
     """Every value of a tree by its dotted path; lists count as values."""
     if not isinstance(tree, dict) or not tree:
