@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def sweep(fcnlab, monkeypatch, tmp_path, capfd):
             return Ended(words)
 
         monkeypatch.setattr(launchers, "start", start)
-        code = fcnlab(verb, "-m", *fixed, *words, "hydra.sweep.dir=s")
+        options = [word for word in words if word.startswith("-")]  # which argparse wants to be in front
+        settings = [word for word in words if word not in options]
+        code = fcnlab(verb, "-m", *options, *fixed, *settings, "hydra.sweep.dir=s")
         said = capfd.readouterr().err
         assert code == 0 or "Traceback" not in said, said
         return started if code == 0 else said
@@ -54,7 +57,8 @@ def sweep(fcnlab, monkeypatch, tmp_path, capfd):
 
 def of_job(words: list[str]) -> list[str]:
     """A job's words but for those that all have, and those that make it a job."""
-    return [word for word in words if word not in QUICK and not word.startswith(("sweep.", "hydra."))]
+    ours = (*QUICK, "checkpoint=auto")
+    return [word for word in words if word not in ours and not word.startswith(("sweep.", "hydra."))]
 
 
 def sweep_record(folder: Path) -> dict:
@@ -268,6 +272,81 @@ def test_interpolations_of_a_files_space_are_the_jobs_own(sweep, search):
     seeds = ("seed=1,2",) if not search else ("seed=7",)
     jobs = sweep("hydra.sweeper.params={model.weights:'D_${seed}.ckpt'}", *search, *seeds)
     assert len(jobs) == 2 and all("model.weights=D_${seed}.ckpt" in job for job in jobs)
+
+
+# --- going on with the same words
+
+
+@pytest.fixture
+def own_space(tmp_path):
+    """A file of --config-dir with these ``hydra.sweeper.params``; give what to type for it."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+
+    def write(params: str) -> tuple[str, ...]:
+        text = f"# @package _global_\nhydra:\n  sweeper:\n    params: {params}\n"
+        (tmp_path / "mine" / "experiment" / "own.yaml").write_text(text)
+        return ("--config-dir=mine", "experiment=own")
+
+    return write
+
+
+@pytest.mark.parametrize("bare", [True, False], ids=["bare", "typed again"])
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ("{optim.lr: 0.2, seed: '1,2'}", "only there: optim.lr=0.1\n  only here:  optim.lr=0.2\n"),
+        ("{optim.lr: 0.1, seed: '1,2,3'}", "only there: seed=1,2\n  only here:  seed=1,2,3\n"),
+        ("{optim.lr: 0.1, seed: '1,2', model: fcn8s}", "settings:\n  only here:  model=fcn8s\n"),
+    ],
+)
+def test_another_space_of_a_file_is_refused_where_a_sweep_goes_on(
+    sweep, own_space, tmp_path, params: str, said: str, bare: bool
+):
+    words = own_space("{optim.lr: 0.1, seed: '1,2'}")
+    assert len(sweep(*words)) == 2
+    assert sweep_record(tmp_path)["params"] == ["optim.lr=0.1", "seed=1,2"]
+    record = (tmp_path / "s" / "sweep.json").read_bytes()
+    own_space(params)
+    again = (words[0], "sweep.resume=s")
+    refused = sweep(*again, fixed=()) if bare else sweep(words[1], *again)
+    assert said in refused and (tmp_path / "s" / "sweep.json").read_bytes() == record
+
+
+def test_a_sweep_goes_on_with_the_space_that_its_file_had_and_has(sweep, own_space, tmp_path):
+    words = own_space("{optim.lr: 0.1, seed: '1,2', model: 'fcn8s,fcn16s'}")
+    jobs = [of_job(job) for job in sweep(*words, "model=fcn32s")]
+    assert jobs == [["optim.lr=0.1", f"seed={seed}", words[1], "model=fcn32s"] for seed in (1, 2)]
+    for again in ((), (words[1], "model=fcn32s")):
+        assert [of_job(job) for job in sweep(words[0], *again, "sweep.resume=s", fixed=QUICK if again else ())] == jobs
+    own_space("{optim.lr: 0.1, seed: '1,2', model: fcn8s}")  # gives way to what was typed, as it did before
+    assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 2
+
+
+def test_a_typed_space_comes_back_with_its_sweep(sweep, tmp_path):
+    jobs = [of_job(job) for job in sweep("hydra.sweeper.params={optim.lr:0.1,seed:'1,2'}", "model=fcn8s")]
+    assert [of_job(job) for job in sweep("sweep.resume=s", fixed=())] == jobs
+    assert "only there: optim.lr=0.1\n" in sweep("sweep.resume=s", "model=fcn8s")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("seed=1,2",),
+        ("hydra.sweeper.params={optim.lr:0.1,seed:'1,2'}",),
+        ("+hydra.sweeper.params.seed='1,2'", "hydra.launcher.slots=1", "optim.lr=0.1"),
+        ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.seed=3", "optim.lr=interval(0.1,0.2)"),
+        ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.params={optim.lr:'interval(0.1,0.2)'}"),
+        ("seed=1,2", "hydra.sweep.subdir='a ${hydra.job.num}'", "hydra.sweeper.max_batch_size=1"),
+    ],
+    ids=" ".join,
+)
+def test_the_command_of_a_record_is_the_sweep_again(sweep, tmp_path, words: tuple[str, ...]):
+    jobs, record = sweep(*words), sweep_record(tmp_path)
+    (tmp_path / "s").rename(tmp_path / "before")
+    again = shlex.split(record["command"])
+    assert again[:3] == ["fcnlab", "train", "-m"] and len(jobs) == 2
+    assert sweep(*again[3:], fixed=()) == jobs
+    assert sweep_record(tmp_path)["command"] == record["command"]
 
 
 def test_a_failed_job_leaves_later_batches_alone_and_the_record_says_how_all_ended(sweep, tmp_path, monkeypatch):

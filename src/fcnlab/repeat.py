@@ -10,7 +10,7 @@ from hydra._internal.utils import get_args_parser
 from fcnlab.config import CONF
 from fcnlab.errors import UserError
 from fcnlab.launching import is_dictionary, key_of, setting, typed, unquoted
-from fcnlab.launching.manifest import shown
+from fcnlab.launching.manifest import shown, texts
 from fcnlab.results.reading import read_json
 from fcnlab.trust import ForeignError, check_links, check_overrides
 
@@ -54,7 +54,7 @@ def resume_sweep(argv: list[str], verb: str) -> None:
         return
     folder = unquoted(argv[place].removeprefix(RESUME))
     record = read_record(argv[place], Path(folder) / "sweep.json")
-    overrides = record["overrides"]
+    overrides = [*(record.get("params") or []), *record["overrides"]]
     own = ("-", "hydra.", "hydra/", "sweep.")
     if any(("=" in word or word.startswith("~")) and not word.startswith(own) for word in argv[1:]):
         overrides = []
@@ -80,8 +80,8 @@ def read_record(asked: str, path: Path) -> dict[str, Any]:
         record = read_json(path.parent, path.name)
         if record is None:
             raise ValueError(f"there is no {path.name}")
-        if not all(isinstance(word, str) for word in record["overrides"]):
-            raise TypeError("its overrides are no texts")
+        for name in {"overrides", "params"} & record.keys():
+            texts(record[name], name)
         return {**record, "overrides": list(record["overrides"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         kind = "run" if path.name == "run.json" else "sweep"

@@ -87,7 +87,7 @@ class Search(Sweeper):
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Launch batch after batch; raise what the first failed job says once all are done."""
         with told_plainly(self.verb):
-            space, self.fixed = space_of(read_words(self.context, self.params, arguments))
+            space, self.fixed = space_of(read_words(self.context, self.params, arguments, self.chosen_launcher))
             self.space = {name: space_word(name, values) for name, values in space.items()}
             self._check_same_space()
             self._check_ends(space)

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.errors import UserError
 from fcnlab.launching.launchers import check_jobs, of_the_user, told_plainly
-from fcnlab.launching.manifest import Manifest
+from fcnlab.launching.manifest import Manifest, difference
 from fcnlab.launching.processes import as_typed
 from fcnlab.results.settings import in_few_digits
 
@@ -61,7 +61,7 @@ class Grid(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch batch after batch; raise what the first failed job says once all are done."""
         with told_plainly(self.verb):
-            overrides = read_words(self.context, self.params, arguments)
+            overrides = read_words(self.context, self.params, arguments, self.chosen_launcher)
             jobs = jobs_of(overrides)
             if any(getattr(override._value, "shuffle", False) for override in overrides):
                 jobs = in_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
@@ -93,26 +93,59 @@ def write_multirun(config: DictConfig) -> None:
         part.write_text(OmegaConf.to_yaml(config), encoding="utf-8", errors="backslashreplace")
 
 
-def read_words(context: HydraContext, params: Mapping[str, Any], arguments: Sequence[str]) -> list[Override]:
+def read_words(
+    context: HydraContext, params: Mapping[str, Any], arguments: Sequence[str], launcher: Any
+) -> list[Override]:
     """What the words of a sweep say, those of a file's ``hydra.sweeper.params`` before those that were typed.
+
+    The launcher's record of the sweep, where it has one, holds the former from now on.
 
     Raises
     ------
     UserError
-        A later word takes the effect of a list before it.
+        A later word takes the effect of a list before it; a sweep that goes on had others in its file.
     """
     parser = OverridesParser.create(config_loader=context.config_loader)
-    typed = parser.parse_overrides(list(arguments))
-    ours = {path for override in typed for path in paths_of(override)}
-    kept = []
-    for override in parser.parse_overrides(params_as_words(params)):
-        if ours.isdisjoint(paths_of(override)):
-            kept.append(override)
-        else:
+    typed, of_file = parser.parse_overrides(list(arguments)), parser.parse_overrides(params_as_words(params))
+    kept = beside(of_file, typed)
+    for override in of_file:
+        if override.input_line not in _lines([*kept, *typed]):
             log.info("%s of hydra.sweeper.params gives way to what was typed", override.input_line)
+    if manifest := getattr(launcher, "manifest", None):
+        check_params(manifest, typed, of_file, parser)
     overrides = [*kept, *typed]
     check_effects(overrides)
     return overrides
+
+
+def beside(overrides: Sequence[Override], others: Sequence[Override]) -> list[Override]:
+    """The words that set nothing which others set."""
+    ours = {path for override in others for path in paths_of(override)}
+    return [override for override in overrides if ours.isdisjoint(paths_of(override))]
+
+
+def check_params(
+    manifest: Manifest, typed: Sequence[Override], of_file: Sequence[Override], parser: OverridesParser
+) -> None:
+    """Let the record of a sweep hold the words of a file, or raise a UserError where it holds others.
+
+    What is typed may be all words of the record, as ``sweep.resume=`` alone brings them back: those of the file give way
+    to them, which would hide that the file has changed.
+    """
+    before = manifest.params
+    if before is None:
+        manifest.params = _lines(beside(of_file, typed))
+        return
+    here = beside(of_file, parser.parse_overrides(manifest.overrides))
+    if of_the_user(_lines(typed)) == manifest.words:
+        new = [override for override in here if override.input_line not in before]
+        here = [*beside(parser.parse_overrides(before), new), *new]
+    if _lines(here) != before:
+        raise manifest.others(difference(before, _lines(here)))
+
+
+def _lines(overrides: Sequence[Override]) -> list[str]:
+    return [str(override.input_line) for override in overrides]
 
 
 def params_as_written(config: DictConfig) -> dict[str, Any]:

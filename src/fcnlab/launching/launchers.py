@@ -46,7 +46,9 @@ from fcnlab.signals import Interrupted, StopSignals
 log = logging.getLogger("fcnlab")
 LOG = "job.log"  # in a job's folder: all that it said
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
-OF_LAUNCHER = re.compile(r"hydra[./]launcher\b")
+OF_ONE_SWEEP = re.compile(  # no words for its repetition: its folder, and what its record holds as words of the jobs
+    r"[+~]*hydra(\.(sweep(\.dir)?|run(\.dir)?|mode|searchpath)$|\.sweeper\.params\b)"
+)
 LONGEST_NAME = 100
 SHORTEST_PART = 12  # of a name that has lost its middle
 ALONE = {  # trainer settings of which one process is sure; the last of each is told
@@ -132,7 +134,7 @@ class Slots(Launcher):
         """
         jobs, words = [], {number: as_typed(cfg.hydra.overrides.task) for number, cfg in configs.items()}
         taken = {job.name for number, job in self.manifest.jobs.items() if number not in words}
-        names = names_of(words, self.manifest.overrides, taken)
+        names = names_of(words, self.manifest.words, taken)
         for number, cfg in configs.items():
             job = self.manifest.plan(Job(number, str(cfg.hydra.sweep.subdir), words[number], names[number]))
             folder = self.manifest.folder / job.folder
@@ -413,8 +415,9 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 
 
 def launched_by(hydra: DictConfig) -> list[str]:
-    """The options of a command, and the words that chose its launcher."""
-    return [*options(hydra), *(word for word in as_typed(hydra.overrides.hydra) if OF_LAUNCHER.match(word))]
+    """The options of a command, and its words for Hydra: what a sweep needs beside the words of its jobs."""
+    of_hydra = [word for word in as_typed(hydra.overrides.hydra) if not OF_ONE_SWEEP.match(word.partition("=")[0])]
+    return [*options(hydra), *of_hydra]
 
 
 def is_done(job: Job, folder: Path) -> bool:

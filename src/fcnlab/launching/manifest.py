@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 
 from fcnlab.errors import UserError
 from fcnlab.launching.locks import FolderLock, try_lock
-from fcnlab.launching.processes import SEARCHPATH, key_of, open_own, setting, typed
+from fcnlab.launching.processes import open_own, setting, typed
 from fcnlab.results.reading import Unreadable, read_json
 from fcnlab.results.settings import in_few_digits
 
@@ -51,7 +51,9 @@ class Job:
 class Manifest:
     """The record of a sweep in ``folder``: written anew, aside, each time that something has changed.
 
-    ``launched_by`` are the words that chose the launcher, and options such as --config-dir, which a record only shows.
+    ``overrides`` are the words that were typed, ``params`` those of ``hydra.sweeper.params`` that they left an effect;
+    None where the record is older than that. ``launched_by`` are the words for Hydra, such as those that chose the
+    launcher, and options such as --config-dir, which a record only shows.
     """
 
     folder: Path
@@ -61,12 +63,17 @@ class Manifest:
     started: str = field(default_factory=lambda: now())
     ended: str | None = None
     jobs: dict[int, Job] = field(default_factory=dict)
+    params: list[str] | None = None
     launched_by: list[str] = field(default_factory=list)
 
     @property
+    def words(self) -> list[str]:
+        """All that the jobs were made of, as it could have been typed."""
+        return [*(self.params or []), *self.overrides]
+
+    @property
     def command(self) -> str:
-        further = [word for word in self.launched_by if key_of(word) == SEARCHPATH]
-        return shlex.join(["fcnlab", self.verb, "-m", *self._config_dir, *further, *self.overrides])
+        return shlex.join(["fcnlab", self.verb, "-m", *self.launched_by, *self.words])
 
     @property
     def _config_dir(self) -> list[str]:
@@ -76,18 +83,28 @@ class Manifest:
     def how_to_go_on(self) -> str:
         """What to type: the settings, too, where some of them never come from a record."""
         from fcnlab.config import CONF
-        from fcnlab.trust import why_not
+        from fcnlab.trust import ForeignError, check_overrides
 
-        folders = [CONF, *map(Path, self._config_dir[1:])]
-        again = self.overrides if any(why_not(word, folders) for word in self.overrides) else []
+        again = []
+        try:
+            check_overrides(self.words, [CONF, *map(Path, self._config_dir[1:])])
+        except ForeignError:
+            again = self.words
         return typed(["fcnlab", self.verb, "-m", *self.launched_by, resuming(self.folder), *again])
+
+    def others(self, what: str) -> UserError:
+        """The refusal to go on with other settings than the sweep began with."""
+        return UserError(
+            f"sweep.resume={shown(self.folder)}: that sweep has other settings{what}\n"
+            f"Give the same, or none at all: {self.how_to_go_on}"
+        )
 
     def write(self) -> None:
         from fcnlab.results.record import as_json, aside  # numpy comes with it
 
         facts = {"command": self.command, "process": {"host": platform.node(), "pid": os.getpid()}}
         facts |= {"config_dir": next(iter(self._config_dir[1:]), None)}
-        facts |= {name: getattr(self, name) for name in ("verb", "overrides", "status", "started", "ended")}
+        facts |= {name: getattr(self, name) for name in ("verb", "params", "overrides", "status", "started", "ended")}
         facts["jobs"] = [asdict(job) for _, job in sorted(self.jobs.items())]
         with aside(self.folder / NAME) as part:
             part.write_text(as_json(facts), encoding="utf-8")
@@ -153,12 +170,9 @@ def open_manifest(
         return Manifest(folder, verb, list(overrides), launched_by=list(launched_by))
     kept = read_manifest(folder)
     kept.launched_by = list(launched_by)
-    if (kept.verb, kept.overrides) != (verb, list(overrides)):
-        raise UserError(
-            f"sweep.resume={shown(folder)}: that sweep has other settings"
-            f"{difference([kept.verb, *kept.overrides], [verb, *overrides])}\n"
-            f"Give the same, or none at all: {kept.how_to_go_on}"
-        )
+    typed_here = list(overrides) if list(overrides) != kept.words else kept.overrides
+    if (kept.verb, kept.overrides) != (verb, typed_here):
+        raise kept.others(difference([kept.verb, *kept.overrides], [verb, *typed_here]))
     kept.go_on()
     return kept
 
@@ -173,11 +187,27 @@ def read_manifest(folder: Path) -> Manifest:
         if any(not (folder / job.folder).resolve().is_relative_to(folder.resolve()) for job in jobs.values()):
             raise ValueError("a job's folder is outside of it")
         kept = {name: facts[name] for name in ("verb", "overrides", "status", "started", "ended")}
+        kept["params"] = texts(facts.get("params"), "params")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"sweep.resume={shown(folder)}: no record of a sweep there ({error}). Give a folder with {NAME}."
         ) from error
     return Manifest(folder, **kept, jobs=jobs)
+
+
+def texts(value: Any, name: str) -> list[str] | None:
+    """A list of texts of a record; None where an older record has none.
+
+    Raises
+    ------
+    TypeError
+        It is none.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise TypeError(f"its {name} are no texts")
+    return list(value)
 
 
 def difference(there: Sequence[str], here: Sequence[str]) -> str:
