@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra.conf import HydraConf
@@ -20,9 +21,11 @@ from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
 from fcnlab.errors import UserError
+from fcnlab.launching import launchers
 from fcnlab.launching.board import Board, Progress, last_lines, last_rows
 from fcnlab.launching.launchers import (
     Slots,
+    check_unchanged,
     is_done,
     launched_by,
     names_of,
@@ -319,7 +322,8 @@ def test_what_is_done_is_what_the_runs_say(tmp_path, record: str | None, status,
 def planned(folder: Path, subdirs: list[str], resumes: bool) -> list[Job]:
     launcher = Slots()
     launcher.manifest, launcher.resumes = Manifest(folder, "train", ["seed=1,2"]), resumes
-    hydra = {n: {"overrides": {"task": [f"seed={n}"]}, "sweep": {"subdir": s}} for n, s in enumerate(subdirs)}
+    node: dict = {"job": {"config_name": "train"}}
+    hydra = {n: node | {"overrides": {"task": [f"seed={n}"]}, "sweep": {"subdir": s}} for n, s in enumerate(subdirs)}
     return launcher._planned({number: OmegaConf.create({"hydra": node}) for number, node in hydra.items()})
 
 
@@ -332,6 +336,56 @@ def test_only_a_sweep_that_goes_on_takes_what_is_there_for_its_own(tmp_path):
         ("finished", 0.5),
     ]
     assert [(job.status, job.miou) for job in planned(tmp_path, ["0", "1"], False)] == [("waiting", None)] * 2
+
+
+THEN = "optim: {lr: 0.1, momentum: 0.9}\nseed: 1\ncheckpoint: auto\ndata: {num_workers: 2}\nsweep: {name: x}\n"
+NOW = {
+    "optim": {"lr": 0.1, "momentum": 0.9},
+    "seed": 1,
+    "checkpoint": None,
+    "data": {"num_workers": 4},
+    "sweep": {"name": None},
+}
+
+
+def unchanged(folder: Path, monkeypatch, then: str, settings: str | None, verb: str = "train", **now) -> None:
+    """Compare what job 3 was composed of with what it would be, both given here."""
+    (folder / "3" / ".hydra").mkdir(parents=True)
+    (folder / "3" / ".hydra" / "config.yaml").write_text(then)
+    record = Manifest(folder, verb, ["seed=1,2"], jobs={3: Job(3, "3", [], "", settings=settings)})
+    cfg = OmegaConf.create(NOW | now | {"hydra": {"job": {"config_name": verb}}})
+    monkeypatch.setattr(launchers, "composed", lambda context, config, jobs, first: {first: cfg})
+    check_unchanged(None, None, {3: ["seed=1"], 4: ["seed=2"]}, SimpleNamespace(manifest=record))  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "verb", "said"),
+    [
+        (THEN, {"optim": {"lr": 0.2, "momentum": 0.9}}, "train", "job 3: optim.lr=0.2 (was 0.1)\n"),
+        (THEN, {"optim": {"lr": 0.1}}, "train", "job 3: optim.momentum=null (was 0.9)\n"),
+        (THEN, {"seed": "${hydra:job.num}"}, "train", "job 3: seed=${hydra:job.num} (was 1)\n"),
+        (THEN, {"checkpoint": "b.ckpt"}, "eval", "job 3: checkpoint=b.ckpt (was auto)\n"),
+        ("{", {}, "train", "job 3: 3/.hydra/config.yaml no longer says which\n"),
+    ],
+)
+def test_settings_of_a_file_that_have_changed_are_named(tmp_path, monkeypatch, then, now, verb, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as told:
+        unchanged(tmp_path, monkeypatch, then, "another", verb, **now)
+    assert f"other settings than these:\n{said}Set them back" in str(told.value)
+    assert str(told.value).endswith(f"or start a new sweep with them: fcnlab {verb} -m seed=1,2")
+
+
+@pytest.mark.parametrize("settings", [None, "another"], ids=["older record", "hash"])
+def test_settings_without_an_effect_and_older_records_let_a_sweep_go_on(tmp_path, monkeypatch, settings):
+    now = {"optim": {"lr": 0.5}} if settings is None else {}
+    unchanged(tmp_path, monkeypatch, THEN, settings, **now)
+
+
+def test_a_setting_that_a_newer_fcnlab_adds_is_warned_of(tmp_path, monkeypatch, caplog):
+    with caplog.at_level("WARNING", logger="fcnlab"):
+        unchanged(tmp_path, monkeypatch, THEN, "another", optim={"lr": 0.1, "momentum": 0.9, "nesterov": False})
+    assert "were not there when these jobs began:\njob 3: optim.nesterov=false (was null)" in caplog.text
 
 
 def test_two_jobs_do_not_work_in_one_folder(tmp_path):
@@ -654,7 +708,7 @@ def test_a_sweeps_command_finds_the_options_that_it_found(tmp_path):
     command = Manifest(
         tmp_path, "train", ["optim=own"], launched_by=["--config-dir", "c", *further, "hydra/launcher=x"]
     )
-    assert command.command == "fcnlab train -m --config-dir c 'hydra.searchpath=[mine]' optim=own"
+    assert command.command == "fcnlab train -m --config-dir c 'hydra.searchpath=[mine]' hydra/launcher=x optim=own"
     hydra = {"overrides": {"hydra": further}, "runtime": {"config_sources": []}}
     assert options(OmegaConf.create(hydra)) == further
 

@@ -235,8 +235,8 @@ def test_batches_are_launched_and_the_best_is_said(tmp_path, caplog):
         returned = search(tmp_path, worker, n_trials=8).sweep(SPACE)
     assert [(first, len(batch)) for first, batch in worker.batches] == [(0, 3), (3, 3), (6, 2)]
     assert len(returned) == 8 and all(words[0] == "seed=3" for words in worker.words)
-    best = max(worker.words, key=lambda words: -((float(words[1][2:]) - 2) ** 2))
-    assert f"To repeat it: fcnlab train hydra.verbose=false {' '.join(best)}\n" in caplog.text
+    number, best = max(enumerate(worker.words), key=lambda job: -((float(job[1][1][2:]) - 2) ** 2))
+    assert f"To repeat it: fcnlab train hydra.verbose=false hydra.job.num={number} {' '.join(best)}\n" in caplog.text
     assert [trial["state"] for trial in trials(tmp_path)] == ["complete"] * 8
 
 

@@ -1,5 +1,6 @@
 """What is typed after ``-m`` and what each job gets: the words of single runs, with processes that do nothing."""
 
+import gc
 import json
 import re
 import shlex
@@ -45,6 +46,7 @@ def sweep(fcnlab, monkeypatch, tmp_path, capfd):
             return Ended(words)
 
         monkeypatch.setattr(launchers, "start", start)
+        gc.collect()  # the launcher of the sweep before, which locks the folder as long as it is there
         options = [word for word in words if word.startswith("-")]  # which argparse wants to be in front
         settings = [word for word in words if word not in options]
         code = fcnlab(verb, "-m", *options, *fixed, *settings, "hydra.sweep.dir=s")
@@ -290,13 +292,13 @@ def own_space(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("bare", [True, False], ids=["bare", "typed again"])
 @pytest.mark.parametrize(
-    ("params", "said"),
+    ("params", "said", "bare"),
     [
-        ("{optim.lr: 0.2, seed: '1,2'}", "only there: optim.lr=0.1\n  only here:  optim.lr=0.2\n"),
-        ("{optim.lr: 0.1, seed: '1,2,3'}", "only there: seed=1,2\n  only here:  seed=1,2,3\n"),
-        ("{optim.lr: 0.1, seed: '1,2', model: fcn8s}", "settings:\n  only here:  model=fcn8s\n"),
+        ("{optim.lr: 0.2, seed: '1,2'}", "only there: optim.lr=0.1\n  only here:  optim.lr=0.2\n", True),
+        ("{optim.lr: 0.1, seed: '1,2,3'}", "only there: seed=1,2\n  only here:  seed=1,2,3\n", False),
+        ("{optim.lr: 0.1, seed: '1,2', model: fcn8s}", "settings:\n  only here:  model=fcn8s\n", True),
+        ("{seed: '1,2'}", "settings:\n  only there: optim.lr=0.1\n", False),
     ],
 )
 def test_another_space_of_a_file_is_refused_where_a_sweep_goes_on(
@@ -326,6 +328,49 @@ def test_a_typed_space_comes_back_with_its_sweep(sweep, tmp_path):
     jobs = [of_job(job) for job in sweep("hydra.sweeper.params={optim.lr:0.1,seed:'1,2'}", "model=fcn8s")]
     assert [of_job(job) for job in sweep("sweep.resume=s", fixed=())] == jobs
     assert "only there: optim.lr=0.1\n" in sweep("sweep.resume=s", "model=fcn8s")
+
+
+@pytest.fixture
+def own_file(tmp_path, monkeypatch):
+    """Write an experiment of --config-dir with these settings; a job's process leaves what it was composed of."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    configs = {}
+
+    def compose(*given):
+        found = composed(*given)
+        configs.update({number: OmegaConf.to_yaml(without_hydra(cfg)) for number, cfg in found.items()})
+        return found
+
+    def poll(self) -> int:
+        number = next(word for word in self.words if word.startswith("hydra.job.num=")).partition("=")[2]
+        (tmp_path / "s" / number / ".hydra").mkdir(exist_ok=True)
+        (tmp_path / "s" / number / ".hydra" / "config.yaml").write_text(configs[int(number)])
+        return 0
+
+    composed = launchers.composed
+    monkeypatch.setattr(launchers, "composed", compose)
+    monkeypatch.setattr(Ended, "poll", poll)
+
+    def write(text: str) -> tuple[str, ...]:
+        (tmp_path / "mine" / "experiment" / "own.yaml").write_text(f"# @package _global_\n{text}\n")
+        return ("--config-dir=mine", "experiment=own")
+
+    return write
+
+
+@pytest.mark.parametrize("search", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["list", "search"])
+def test_files_that_have_changed_are_refused_where_jobs_have_begun(sweep, own_file, tmp_path, search: bool):
+    words = own_file("optim: {lr: 0.1}\nseed: ${hydra:job.num}")
+    swept = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.momentum=0.5,0.9")
+    sweep(*words, *(swept if search else ("seed=1,2",)), "optim=sgd")
+    record = sweep_record(tmp_path)
+    again = (words[0], *(("hydra.sweeper.n_trials=4",) if search else ()), "sweep.resume=s")
+    own_file("optim: {lr: 0.1}\nseed: ${hydra:job.num}\ncheckpointing: {keep_top: 3}")  # no score depends on it
+    assert len(sweep(*again, fixed=())) == 2
+    own_file("optim: {lr: 0.2}\nseed: ${hydra:job.num}")
+    said = sweep(*again, fixed=())
+    assert "other settings than these:\njob 0, 1: optim.lr=0.2 (was 0.1)\nSet them back to go on" in said
+    assert f"start a new sweep with them: {record['command']}" in said
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.grid import params_as_written, read_words, restore_deferred, write_multirun
-from fcnlab.launching.launchers import OF_THE_SWEEP, check_jobs, told_plainly
+from fcnlab.launching.launchers import OF_THE_SWEEP, check_jobs, check_unchanged, told_plainly
 from fcnlab.launching.manifest import difference, facts_of, resuming, shown
 from fcnlab.launching.places import slots_for, visible_gpus
 from fcnlab.launching.processes import as_typed, options, typed
@@ -93,6 +93,10 @@ class Search(Sweeper):
             self._check_ends(space)
             study = self._open()
             check_trials(study, space, shown(self.folder / STORAGE))
+            begun = {trial.number: [*self.fixed, *words_of(params_of(trial))] for trial in study.trials}
+            check_unchanged(self.context, self.whole, begun, self.chosen_launcher)
+            write_multirun(self.whole)
+            self._write(study)
             returned: list[JobReturn] = []
             batch = still_open(study, space)
             while batch or len(study.trials) < self.n_trials:
@@ -148,8 +152,6 @@ class Search(Sweeper):
                 f"hydra.sweeper.direction={self.direction}: the search in {shown(self.folder)} has another one; leave"
                 " it out"
             )
-        write_multirun(self.whole)
-        self._write(study)
         return study
 
     def _draw(self, study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
@@ -192,7 +194,12 @@ class Search(Sweeper):
         from fcnlab.results.record import as_json, aside  # numpy comes with it
 
         trials = [
-            {"number": trial.number, "state": trial.state.name.lower(), "value": trial.value, "params": params_of(trial)}
+            {
+                "number": trial.number,
+                "state": trial.state.name.lower(),
+                "value": trial.value,
+                "params": params_of(trial),
+            }
             for trial in study.trials
         ]
         facts = {"settings": {name: getattr(self, name) for name in KEPT}, "best": best_of(study), "trials": trials}
@@ -206,7 +213,8 @@ class Search(Sweeper):
             log.info("No trial has a score. The search: %s", shown(self.folder))
             return
         of_hydra = [word for word in as_typed(self.hydra.overrides.hydra) if not OF_THE_SWEEP.match(word)]
-        words = dict.fromkeys([*options(self.hydra), *of_hydra, *self.fixed, *words_of(best["params"])])
+        number = f"hydra.job.num={best['number']}"  # which ${hydra:job.num} means
+        words = dict.fromkeys([*options(self.hydra), *of_hydra, number, *self.fixed, *words_of(best["params"])])
         log.info(
             "Best of %d trials: %.6g (job %d) with %s\n  To repeat it: %s\n  The search: %s",
             len(study.trials),

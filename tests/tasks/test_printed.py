@@ -1,8 +1,10 @@
 """What fcnlab prints to be typed works when it is typed, whatever the folders are called."""
 
+import gc
 import json
 import re
 import shlex
+import shutil
 
 import pytest
 
@@ -26,3 +28,53 @@ def test_every_printed_command_works(train, train_code, fcnlab, tmp_path, capsys
     assert fcnlab("compare", f"runs={name},again", "resamples=100") == 0
     assert fcnlab("train", setting("from_run", name), "hydra.run.dir=repeated") == 0
     assert fcnlab("eval", setting("checkpoint", folder / name / "checkpoints" / "best.ckpt")) == 0
+
+
+def printed_command(said: str, before: str) -> list[str]:
+    """The words of a command that was printed behind these words, without "fcnlab"."""
+    found = re.search(rf"{before}: fcnlab (.*)", said)
+    assert found, said
+    return shlex.split(found[1])
+
+
+@pytest.fixture
+def sweep_words(small, shapes_root):
+    """What makes the jobs of a sweep take seconds."""
+    steps = ("trainer=smoke", "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.accelerator=cpu")
+    return (*small, *steps, f"data.root={shapes_root}", "logger=csv")
+
+
+def test_the_printed_command_of_a_search_repeats_its_best_trial(fcnlab, tmp_path, capfd, sweep_words):
+    """Whose seed is its number, and whose rate is from a file."""
+    (tmp_path / "my conf" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nhydra:\n  sweeper:\n    params: {optim.lr: 0.05, seed: '${hydra:job.num}'}\n"
+    (tmp_path / "my conf" / "experiment" / "own.yaml").write_text(text)
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "optim.weight_decay=interval(0,0.1)")
+    options = ("--config-dir", "my conf")
+    assert fcnlab("train", "-m", *options, *sweep_words, "experiment=own", *search, "hydra.sweep.dir=s") == 0
+    again = printed_command(capfd.readouterr().out, "To repeat it")
+    assert fcnlab(*again, "hydra.run.dir=again") == 0
+    best = json.loads((tmp_path / "s" / "search.json").read_text())["best"]
+    first, second = (
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (tmp_path / "s" / str(best["number"]), tmp_path / "again")
+    )
+    assert (second["miou"], second["provenance"]["seed"]) == (first["miou"], best["number"])
+
+
+def test_the_printed_commands_of_a_sweep_with_a_failed_job_work(fcnlab, tmp_path, capfd, sweep_words):
+    params = "hydra.sweeper.params={model.weights:'gone.ckpt,none',seed:3}"
+    odd = ("hydra.launcher.slots=1", "hydra.sweep.subdir='job ${hydra.job.num}'", "hydra.sweep.dir='a b'")
+    assert fcnlab("train", "-m", *sweep_words, params, *odd) == 1
+    said = "".join(capfd.readouterr())
+    repeat, go_on = printed_command(said, "To repeat it"), printed_command(said, "To run what is missing")
+    assert fcnlab(*repeat) == 1 and "gone.ckpt" in capfd.readouterr().err
+    shutil.copy(tmp_path / "a b" / "job 1" / "checkpoints" / "best.ckpt", "gone.ckpt")
+    gc.collect()  # the launcher of the sweep before, which locks the folder as long as it is there
+    assert fcnlab(*go_on) == 0
+    record = json.loads((tmp_path / "a b" / "sweep.json").read_text())
+    assert [job["status"] for job in record["jobs"]] == ["finished"] * 2
+    (tmp_path / "a b").rename("before")
+    assert fcnlab(*shlex.split(record["command"])[1:], "hydra.sweep.dir=new") == 0
+    jobs = json.loads((tmp_path / "new" / "sweep.json").read_text())["jobs"]
+    assert [job["overrides"] for job in jobs] == [job["overrides"] for job in record["jobs"]]

@@ -22,7 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.errors import UserError
-from fcnlab.launching.launchers import check_jobs, of_the_user, told_plainly
+from fcnlab.launching.launchers import check_jobs, check_unchanged, of_the_user, told_plainly
 from fcnlab.launching.manifest import Manifest, difference
 from fcnlab.launching.processes import as_typed
 from fcnlab.results.settings import in_few_digits
@@ -66,6 +66,7 @@ class Grid(Sweeper):
             if any(getattr(override._value, "shuffle", False) for override in overrides):
                 jobs = in_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
             check_jobs(self.context, self.whole, jobs, 0, getattr(self.chosen_launcher, "elsewhere", True))
+            check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.chosen_launcher)
         write_multirun(self.whole)
         size, returned = self.max_batch_size or len(jobs), []
         for first in range(0, len(jobs), size):
@@ -129,8 +130,8 @@ def check_params(
 ) -> None:
     """Let the record of a sweep hold the words of a file, or raise a UserError where it holds others.
 
-    What is typed may be all words of the record, as ``sweep.resume=`` alone brings them back: those of the file give way
-    to them, which would hide that the file has changed.
+    What is typed may be all words of the record, as ``sweep.resume=`` alone brings them back: those of the file give
+    way to them, which would hide that the file has changed.
     """
     before = manifest.params
     if before is None:

@@ -1,6 +1,8 @@
 """What ``fcnlab VERB -m`` hands its jobs to: ``hydra/launcher=slots``, or ``basic``, which stays in one process."""
 
 import copy
+import hashlib
+import json
 import logging
 import os
 import re
@@ -23,7 +25,7 @@ from fcnlab.config import ConfigError, NotSetHere, check_needs, check_targets, u
 from fcnlab.cores import visible_cores
 from fcnlab.errors import CHDIR, UserError, first_line
 from fcnlab.launching.board import Board, epitaph, score_of
-from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
+from fcnlab.launching.manifest import Job, Lock, Manifest, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_gpus
 from fcnlab.launching.processes import (
     Started,
@@ -41,10 +43,13 @@ from fcnlab.launching.processes import (
 )
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.results.escaping import in_terminal
+from fcnlab.results.reading import Unreadable, read_yaml
+from fcnlab.results.settings import Settings, differences, is_free, leaves, shown_changes
 from fcnlab.signals import Interrupted, StopSignals
 
 log = logging.getLogger("fcnlab")
 LOG = "job.log"  # in a job's folder: all that it said
+COMPOSED = ".hydra/config.yaml"  # there, too: what it was composed of
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
 OF_ONE_SWEEP = re.compile(  # no words for its repetition: its folder, and what its record holds as words of the jobs
     r"[+~]*hydra(\.(sweep(\.dir)?|run(\.dir)?|mode|searchpath)$|\.sweeper\.params\b)"
@@ -138,6 +143,8 @@ class Slots(Launcher):
         for number, cfg in configs.items():
             job = self.manifest.plan(Job(number, str(cfg.hydra.sweep.subdir), words[number], names[number]))
             folder = self.manifest.folder / job.folder
+            if job.settings is None or not has_begun(folder):
+                job.settings = hash_of(settings_of(cfg))
             job.status = "finished" if self.resumes and is_done(job, folder) else "waiting"
             job.miou = score_of(folder) if job.status == "finished" else None
             jobs.append(job)
@@ -348,12 +355,19 @@ class Mistakes:
         try:
             yield
         except ConfigError as error:
-            self.jobs.setdefault(str(error), []).append(number)
+            self.note([str(error)], number)
+
+    def note(self, found: Sequence[str], number: int) -> None:
+        if found:
+            self.jobs.setdefault("; ".join(found), []).append(number)
+
+    def __str__(self) -> str:
+        return "\n".join(f"job {', '.join(map(str, jobs))}: {what}" for what, jobs in self.jobs.items())
 
     def tell(self) -> None:
         """Raise a UserError unless nothing was wrong."""
         if self.jobs:
-            raise UserError("\n".join(f"job {', '.join(map(str, jobs))}: {what}" for what, jobs in self.jobs.items()))
+            raise UserError(str(self))
 
 
 def in_turn(configs: Mapping[int, DictConfig]) -> Iterator[tuple[int, DictConfig]]:
@@ -382,6 +396,75 @@ def check_jobs(
                 _check_of_all(cfg, config)
                 _check(without_hydra(cfg), as_typed(cfg.hydra.overrides.task))
     wrong.tell()
+
+
+def settings_of(cfg: DictConfig) -> Settings:
+    """What a job is composed of by dotted path, with the interpolations that it looks up itself."""
+    return _telling(OmegaConf.to_container(without_hydra(cfg), resolve=False), str(cfg.hydra.job.config_name))
+
+
+def _telling(tree: Any, verb: str) -> Settings:
+    """The settings that no job may change. An evaluation's checkpoint is one; a training that goes on has its own."""
+    counts = {"eval": ("checkpoint",)}.get(verb, ())
+    return {path: value for path, value in leaves(tree).items() if path in counts or not is_free(path)}
+
+
+def hash_of(settings: Settings) -> str:
+    text = json.dumps(settings, sort_keys=True, default=str, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_unchanged(
+    context: HydraContext, config: DictConfig, jobs: Mapping[int, Sequence[str]], launcher: Any
+) -> None:
+    """Refuse to go on with a sweep whose files have changed: the jobs that have begun ran with other settings.
+
+    What only today's fcnlab has as a setting is warned of, as where a single run resumes.
+
+    Raises
+    ------
+    UserError
+        It names the settings, and the jobs that had other ones.
+    """
+    manifest: Manifest | None = getattr(launcher, "manifest", None)
+    changed, added = Mistakes(), Mistakes()
+    for number in sorted(jobs.keys() & (manifest.jobs if manifest else {})):
+        assert manifest
+        job = manifest.jobs[number]
+        folder = manifest.folder / job.folder
+        if job.settings is None or not has_begun(folder):
+            continue
+        with hydra_config_restored():
+            today = settings_of(composed(context, config, [jobs[number]], number)[number])
+        if job.settings == hash_of(today):
+            continue
+        if then := settings_there(folder, manifest.verb):
+            found = differences(then, today)
+            changed.note(shown_changes({path: change for path, change in found.items() if path in then}), number)
+            added.note(shown_changes({path: change for path, change in found.items() if path not in then}), number)
+        else:
+            changed.note([f"{shown(folder / COMPOSED)} no longer says which"], number)
+    if added.jobs:
+        log.warning("Warning: settings that were not there when these jobs began:\n%s", added)
+    if changed.jobs:
+        assert manifest
+        raise UserError(
+            f"sweep.resume={shown(manifest.folder)}: files of its configuration, or fcnlab's, have changed, so that the"
+            f" jobs that are left would run with other settings than these:\n{changed}\nSet them back to go on, or use"
+            f" the fcnlab that ran these jobs, or start a new sweep with them: {manifest.command}"
+        )
+
+
+def has_begun(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (COMPOSED, "run.json", "metrics.json"))
+
+
+def settings_there(folder: Path, verb: str) -> Settings:
+    """What a run was composed of, as its folder has it; nothing where that cannot be read."""
+    try:
+        return _telling(read_yaml(folder, COMPOSED), verb)
+    except (OSError, Unreadable):
+        return {}
 
 
 def _check(task: DictConfig, words: Sequence[str]) -> None:

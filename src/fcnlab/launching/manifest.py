@@ -33,7 +33,7 @@ class Job:
     """One job of a sweep.
 
     ``folder`` is relative to the sweep's; ``name`` says what differs from the other jobs; ``miou`` is its score.
-    ``interrupted``: a signal stopped it.
+    ``interrupted``: a signal stopped it. ``settings`` is a hash of what it was composed of; None in older records.
     """
 
     number: int
@@ -45,6 +45,7 @@ class Job:
     started: str | None = None
     ended: str | None = None
     miou: float | None = None
+    settings: str | None = None
 
 
 @dataclass

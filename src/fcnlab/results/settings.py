@@ -1,7 +1,8 @@
 """What a run was set to, as far as it tells runs apart: the options of config groups, and values by dotted path."""
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 Settings = dict[str, Any]
 DIGITS = 12  # of a number: what differs behind them is rounding
@@ -15,6 +16,38 @@ WITHOUT_EFFECT = re.compile(
     r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(pictures|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
     r"|trainer\.strategy\.(gradient_as_bucket_view|broadcast_buffers|static_graph)"
 )
+OF_THE_PLACE = re.compile(r"checkpoint|callbacks\.\w+\.(dirpath|folder)")  # where a run lies, not what it does
+MOST_SHOWN = 3  # settings that a message names for one reason
+
+
+class Change(NamedTuple):
+    """A setting's value then and today; None where it has none."""
+
+    old: Any
+    new: Any
+
+
+def is_free(path: str) -> bool:
+    """Whether a run may have another value of a setting, and be the same run."""
+    free = WITHOUT_EFFECT.fullmatch(path) or OF_THE_PLACE.fullmatch(path)
+    return bool(free) and path.rpartition(".")[2] != "seed"  # which pairs runs there
+
+
+def differences(then: Settings, today: Settings) -> dict[str, Change]:
+    """The settings that have another value today."""
+    found = {path: Change(then.get(path), today.get(path)) for path in then | today}
+    return {path: change for path, change in found.items() if change.old != change.new}
+
+
+def shown_changes(changed: Mapping[str, Change]) -> list[str]:
+    """Changes as a message names them: few, and not endless."""
+    few = [f"{path}={_word(change.new)} (was {_word(change.old)})" for path, change in changed.items()]
+    return few if len(few) <= MOST_SHOWN + 1 else [*few[:MOST_SHOWN], f"{len(few) - MOST_SHOWN} more"]
+
+
+def _word(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def in_few_digits(value: Any) -> Any:

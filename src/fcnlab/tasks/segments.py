@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -19,7 +19,7 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.launching import as_typed, key_of, to_type
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import read_yaml
-from fcnlab.results.settings import WITHOUT_EFFECT, Settings, leaves
+from fcnlab.results.settings import Change, Settings, differences, is_free, leaves, shown_changes
 from fcnlab.tasks.building import say, warn
 from fcnlab.tasks.recording import RENAMED, is_under
 from fcnlab.tasks.resuming import Start
@@ -46,26 +46,12 @@ REASONS = (
     (r"callbacks\.ema\..*", "the checkpoint holds the weights with that average, or without one"),
     (r".*", "fcnlab does not know how to resume with another value"),
 )
-OF_THE_PLACE = re.compile(r"checkpoint|callbacks\.\w+\.(dirpath|folder)")  # where a run lies, not what it does
 OF_SCORING = re.compile(r"checkpointing\..*|data\.(root|archive|test_list|eval_batch_size)")
-MOST_SHOWN = 3  # settings that a message names for one reason
-
-
-class Change(NamedTuple):
-    """A setting's value in the checkpoint and today's; None where it has none."""
-
-    old: Any
-    new: Any
 
 
 def settings_of(cfg: DictConfig) -> Settings:
     """Every value by its dotted path that a training depends on."""
-    return {path: value for path, value in leaves(plain(cfg)).items() if not _is_free(path)}
-
-
-def _is_free(path: str) -> bool:
-    free = WITHOUT_EFFECT.fullmatch(path) or OF_THE_PLACE.fullmatch(path)
-    return bool(free) and path.rpartition(".")[2] != "seed"  # which pairs runs there
+    return {path: value for path, value in leaves(plain(cfg)).items() if not is_free(path)}
 
 
 def segments_of(cfg: DictConfig, start: Start) -> list[dict[str, Any]]:
@@ -94,7 +80,7 @@ def segments_of(cfg: DictConfig, start: Start) -> list[dict[str, Any]]:
     before = list(start.segments) or [_segment(0, {})]
     if not changed:
         return before
-    say(f"Resumes at step {start.steps} with other settings: {'; '.join(_shown(changed))}")
+    say(f"Resumes at step {start.steps} with other settings: {'; '.join(shown_changes(changed))}")
     return [*before, _segment(start.steps, changed)]
 
 
@@ -137,16 +123,15 @@ def check_something_is_left(cfg: DictConfig, start: Start, changed: Mapping[str,
     if idle:
         raise UserError(
             f"trainer.max_steps={start.steps}: checkpoint={start.checkpoint} has reached it, so that nothing would be"
-            f" trained with {'; '.join(_shown(idle))}: raise trainer.max_steps, or give the values that it has"
+            f" trained with {'; '.join(shown_changes(idle))}: raise trainer.max_steps, or give the values that it has"
         )
 
 
 def changes(then: Settings, cfg: DictConfig) -> dict[str, Change]:
     """What differs between a checkpoint's settings and today's; a value that follows another is named once."""
-    today = settings_of(cfg)
+    then = {path: value for path, value in then.items() if not is_free(path)}
     then = {path: RENAMED.get(value, value) if isinstance(value, str) else value for path, value in then.items()}
-    found = {path: Change(then.get(path), today.get(path)) for path in then | today}
-    found = {path: change for path, change in found.items() if change.old != change.new and not _is_free(path)}
+    found = differences(then, settings_of(cfg))
     links = _links(cfg)
     found = {path: change for path, change in found.items() if not _follows(path, change, links, found)}
     return {path: change for path, change in found.items() if not _has_moved(path, change)}
@@ -163,8 +148,8 @@ def check_finished(cfg: DictConfig, folder: Path) -> None:
     found = changes(_recorded_settings(folder), cfg)
     if found:
         raise UserError(
-            f"it is finished, and cannot have {'; '.join(_shown(found))}: give the values that it has, or start the"
-            " whole anew in a folder of its own"
+            f"it is finished, and cannot have {'; '.join(shown_changes(found))}: give the values that it has, or start"
+            " the whole anew in a folder of its own"
         )
 
 
@@ -246,23 +231,13 @@ def _refusal(refused: Mapping[str, Change], checkpoint: str) -> str:
     for path, change in refused.items():
         reason = next(reason for pattern, reason in REASONS if re.fullmatch(pattern, path))
         by_reason.setdefault(reason, {})[path] = change
-    parts = [f"{'; '.join(_shown(found))}, since {reason}" for reason, found in by_reason.items()]
+    parts = [f"{'; '.join(shown_changes(found))}, since {reason}" for reason, found in by_reason.items()]
     fits = not any(path.startswith("model.backbone.") for path in refused)
     weights = f" from its weights, by {to_type('model.weights', checkpoint)}" if fits else ""
     return (
         f"checkpoint={checkpoint} cannot resume with {'; nor with '.join(parts)}. Give the values that it has, or leave"
         f" checkpoint= out and start a new run in a folder of its own{weights}"
     )
-
-
-def _shown(changed: Mapping[str, Change]) -> list[str]:
-    few = [f"{path}={_word(change.new)} (was {_word(change.old)})" for path, change in changed.items()]
-    return few if len(few) <= MOST_SHOWN + 1 else [*few[:MOST_SHOWN], f"{len(few) - MOST_SHOWN} more"]
-
-
-def _word(value: Any) -> str:
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= 80 else text[:79] + "…"
 
 
 # The images themselves: settings can stay as they are where a folder gets more files.
