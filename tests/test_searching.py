@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+from fcnlab import searching
 from fcnlab.errors import UserError
 from fcnlab.launching.grid import jobs_of
 from fcnlab.repeat import resume_sweep
@@ -181,6 +182,22 @@ def test_another_space_is_refused_before_a_trial_is_drawn(tmp_path):
     longer = Worker()
     search(tmp_path, longer, resume=True, n_trials=4).sweep(SPACE)
     assert len(longer.words) == 1  # none was burnt
+
+
+def test_trials_that_have_begun_are_compared_before_anything_is_written(tmp_path, monkeypatch):
+    first, compared = Worker(), {}
+    search(tmp_path, first, n_trials=3).sweep(SPACE)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+
+    def refuse(context, config, jobs, launcher) -> None:
+        compared.update(jobs)
+        raise UserError("files have changed")
+
+    monkeypatch.setattr(searching, "check_unchanged", refuse)
+    with pytest.raises(CompactHydraException, match="files have changed"):
+        search(tmp_path, Worker(), resume=True, n_trials=6).sweep(SPACE)
+    assert compared == dict(enumerate(first.words))
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
 
 
 @pytest.mark.parametrize("spoil", [lambda data: b"no database", lambda data: data[:9000]], ids=["text", "cut off"])
