@@ -390,7 +390,7 @@ def test_what_w_and_b_refuses_of_the_environment_is_told_in_a_sentence(monkeypat
     assert f"{name}=" in str(refused.value) and "validation error" not in str(refused.value)
 
 
-@pytest.mark.parametrize("value", ["", "a b", "a:b", "i" * 101])
+@pytest.mark.parametrize("value", ["a b", "i" * 101])
 def test_an_id_of_the_environment_is_one_that_a_record_can_hold(opened, described_by, monkeypatch, value):
     monkeypatch.setenv("WANDB_RUN_ID", value)
     with pytest.raises(UserError, match="is no id that a record can hold"):
@@ -399,9 +399,14 @@ def test_an_id_of_the_environment_is_one_that_a_record_can_hold(opened, describe
     assert opened[-1]["id"] == "recorded"
 
 
-def test_tables_and_images_are_within_w_and_bs_limits(tmp_path):
-    """Of rows of a table, of columns that a name can have, and of images at a step."""
+def test_tables_and_images_are_within_w_and_bs_limits():
+    """Of rows of a table, and of images at a step."""
     assert MOST_CLASSES <= wandb.Table.MAX_ROWS and MOST_DRAWN <= wandb.Image.MAX_ITEMS
+
+
+@pytest.mark.slow  # W&B's own process, which writes the tables
+def test_odd_names_of_as_many_classes_as_there_may_be_are_logged(tmp_path):
+    """With an id so long that the name of the tables' artifact is as long as W&B takes it."""
     odd = ["a", "truth \\ prediction", "", "a.b", "é\n\x1b", os.fsdecode(b"\xe9"), "n" * 5000]
     classes = [*odd, *(f"class {place}" for place in range(MOST_CLASSES - len(odd)))]
     logger = ours.wandb_logger(tmp_path, {}, mode="offline", run_id="i" * 100)

@@ -106,7 +106,7 @@ FILES = tuple(f"d/{place}.png" for place in range(400))
 def test_what_is_said_of_many_files_is_said_once():
     """With a count and the first names in the terminal, and every name in the file; another sentence stays its own."""
     other = ("d/x.png is missing",)
-    finding = Finding("train", "formats", Verdict.ERROR, "401 wrong", ALIKE + other, FILES + ("d/x.png",))
+    finding = Finding("train", "formats", Verdict.ERROR, "401 wrong", ALIKE + other, (*FILES, "d/x.png"))
     said = "FILE cannot be read: no image in FILE (400 files: "
     shown = findings_table([finding]).splitlines()[2:]
     assert shown == [f"      {said}such as d/0.png, d/1.png, d/2.png)", f"      {other[0]}"]

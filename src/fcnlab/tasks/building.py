@@ -433,21 +433,24 @@ def _opened(cfg: DictConfig) -> list[Logger]:
     UserError
         A logger refuses its settings, or would write where a run or another logger does.
     """
+    loggers: dict[str, Logger] = {
+        name: built(cfg.logger[name], f"logger.{name}") for name in members(cfg.logger) if name != "wandb"
+    }
     places: dict[tuple[type, Path], str] = {}
-    loggers = []
-    for name in members(cfg.logger):
-        if name == "wandb":
-            continue
-        logger = built(cfg.logger[name], f"logger.{name}")
-        try:
-            place = Path(logger.log_dir).resolve() if getattr(logger, "log_dir", None) else None
-            if place is not None:
-                _check_place(name, logger, place, places)
-            _ = getattr(logger, "experiment", None)  # Lightning's loggers make their files when it is first asked for
-        except REFUSALS as error:
-            raise UserError(f"logger.{name}: {first_line(error)}") from error
-        loggers.append(logger)
-    return loggers
+    for name, logger in loggers.items():  # all of them before the first makes its files
+        if place := _asked_of(name, logger, "log_dir"):
+            _check_place(name, logger, Path(place).resolve(), places)
+    for name, logger in loggers.items():
+        _asked_of(name, logger, "experiment")  # with which Lightning's loggers make their files
+    return list(loggers.values())
+
+
+def _asked_of(name: str, logger: Logger, what: str) -> Any:
+    """A property of a logger; None where it has none. What it refuses is the user's mistake."""
+    try:
+        return getattr(logger, what, None)
+    except REFUSALS as error:
+        raise UserError(f"logger.{name}: {first_line(error)}") from error
 
 
 def _check_place(name: str, logger: Logger, place: Path, places: dict[tuple[type, Path], str]) -> None:
