@@ -140,6 +140,9 @@ class StopSignals:
             if self.asked and (self.raised or (began and began.at_once)):
                 raise Interrupted(self.asked) from None
             raise
+        finally:
+            if self.asked and hasattr(signal, "setitimer"):  # it has ended: what is written now shall be whole
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def wait_for_data(frame: FrameType | None) -> FrameType | None:

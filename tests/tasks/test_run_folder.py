@@ -201,6 +201,7 @@ def test_no_logger_replaces_the_curves_of_another_run(ended, train_code, capsys)
     assert tree(ended) == before
 
 
+@pytest.mark.slow  # two trainings
 def test_a_logger_outside_of_the_run_is_the_users_and_warned_of_where_files_are(train_code, capsys, tmp_path):
     words = ("logger=tensorboard", f"logger.tensorboard.save_dir={tmp_path}/curves", "trainer.max_steps=1")
     for folder, warned in (("one", False), ("two", True)):
