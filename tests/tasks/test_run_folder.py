@@ -192,6 +192,13 @@ def test_no_callback_writes_into_another_run(ended, train_code, capsys, words):
     assert tree(ended) == before and not Path("new").exists()
 
 
+def test_a_w_and_b_run_that_is_refused_leaves_the_folder_as_it_was(ended, longer, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "a b")
+    before = tree(ended)
+    code, said = longer("logger=wandb")
+    assert code == 1 and "WANDB_RUN_ID=a b in the environment is no id" in said and tree(ended) == before
+
+
 def test_no_logger_replaces_the_curves_of_another_run(ended, train_code, capsys):
     """Lightning's CSV logger removes the metrics.csv that it finds."""
     before, place = tree(ended), "{_target_:lightning.pytorch.loggers.CSVLogger,save_dir:run,name:'',version:''}"
