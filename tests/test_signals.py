@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -252,3 +253,42 @@ def test_ctrl_c_while_a_command_starts_is_a_line(tmp_path, small, after):
     assert process.wait(60) == 128 + signal.SIGINT
     said = (tmp_path / "said").read_text()
     assert "Traceback" not in said and said.lower().count("stopped by sigint") == 1
+
+
+class Dropped:
+    """Does something when nobody holds it any more, from where Python lets no exception out."""
+
+    def __init__(self, does: Callable[[], object]):
+        self.does = does
+
+    def __del__(self):
+        self.does()
+
+
+@pytest.mark.parametrize("place", ["a finaliser", "a fork"])
+def test_a_signal_that_python_swallows_is_raised_again(place, capsys, monkeypatch):
+    """Without "Exception ignored in ...", and never lost."""
+    printed: list = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    if place == "a fork":
+        asking: list = [True]
+        os.register_at_fork(after_in_parent=lambda: asking and asking.pop() and signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted) as stopped, StopSignals():
+        if place == "a fork":
+            child = os.fork()
+            if not child:
+                os._exit(0)
+        else:
+            Dropped(lambda: signal.raise_signal(signal.SIGTERM))
+        time.sleep(1)
+        pytest.fail("the signal is lost")
+    assert stopped.value.signal == signal.SIGTERM and not printed and not capsys.readouterr().err
+    assert sys.unraisablehook == printed.append and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_what_else_python_swallows_is_told_as_ever(monkeypatch):
+    printed: list = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda swallowed: printed.append(swallowed.exc_type))
+    with StopSignals():
+        Dropped(lambda: 1 / 0)
+    assert printed == [ZeroDivisionError]

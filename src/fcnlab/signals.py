@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 
 def of_this_system(known: type[signal.Signals]) -> tuple[signal.Signals, ...]:
@@ -26,6 +27,7 @@ def heard() -> list[signal.Signals]:
     return [each for each in STOPPING if each.name != "SIGHUP" or signal.getsignal(each) is not signal.SIG_IGN]
 
 
+SOON = 0.05  # seconds after which an interruption that Python has swallowed is raised again
 DATA_MAY_TAKE = 5.0  # seconds that a run which was asked to stop still waits for a batch
 
 
@@ -60,10 +62,13 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self._before = {signum: signal.getsignal(signum) for signum in heard()}
+        self._process, self._hook = os.getpid(), sys.unraisablehook
+        sys.unraisablehook = self._raise_again
         self.listen()
         return self
 
     def __exit__(self, *error) -> None:
+        sys.unraisablehook = self._hook
         if self.asked and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -99,13 +104,30 @@ class StopSignals:
             signal.signal(signal.SIGALRM, self._end_wait_for_data)
             signal.setitimer(signal.ITIMER_REAL, DATA_MAY_TAKE)
 
+    def _raise_again(self, swallowed: Any) -> None:
+        """Raise an interruption once more that came where Python lets nothing out, such as in a handler of a fork.
+
+        Python would print it ("Exception ignored in ..."), and the signal would be lost. A forked child is not asked.
+        """
+        if not isinstance(swallowed.exc_value, Interrupted):
+            self._hook(swallowed)
+        elif hasattr(signal, "setitimer") and os.getpid() == self._process:
+            signal.signal(signal.SIGALRM, self._stop)
+            signal.setitimer(signal.ITIMER_REAL, SOON)
+
+    def _stop(self, signum: int, frame: FrameType | None) -> None:
+        if self.waiting:
+            self._end_wait_for_data(signum, frame)
+        else:
+            raise Interrupted(self.asked or signum)
+
     @contextmanager
     def told_apart(self) -> Iterator[None]:
         """Let what ended because of a signal end as :class:`Interrupted`, whatever came out of it.
 
-        Where Python had to swallow ours (in a handler of a fork, say), Lightning's SystemExit ends the run, with code
-        0. Lightning's clearing up fails where it was interrupted before its loops were ready, and a module that was
-        half imported where it is used. An error of a run that was saving itself stays an error.
+        Where Python had to swallow ours (in a handler of a fork, say), Lightning's SystemExit may end the run first,
+        with code 0. Lightning's clearing up fails where it was interrupted before its loops were ready, and a module
+        that was half imported where it is used. An error of a run that was saving itself stays an error.
         """
         try:
             yield
@@ -118,6 +140,9 @@ class StopSignals:
             if self.asked and (self.raised or (began and began.at_once)):
                 raise Interrupted(self.asked) from None
             raise
+        finally:
+            if self.asked and hasattr(signal, "setitimer"):  # it has ended: what is written now shall be whole
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def wait_for_data(frame: FrameType | None) -> FrameType | None:

@@ -147,7 +147,8 @@ def _depth(text: str) -> int:
 
 
 def _leads_out(value: str) -> bool:
-    return PurePath(value).is_absolute() or ".." in PurePath(value).parts or value.startswith("~")
+    is_address = "://" in value  # file:///etc is no absolute path
+    return is_address or PurePath(value).is_absolute() or ".." in PurePath(value).parts or value.startswith("~")
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

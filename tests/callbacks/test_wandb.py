@@ -16,12 +16,15 @@ from unittest.mock import MagicMock
 
 import pytest
 import wandb
+from omegaconf import OmegaConf
 
 from fcnlab.callbacks import wandb as ours
 from fcnlab.callbacks.wandb import temporary_files_held
 from fcnlab.data.held_folders import remove_leftovers
+from fcnlab.errors import UserError
 from fcnlab.launching.launchers import Slots
 from fcnlab.ranges import MOST_CLASSES, MOST_DRAWN, MOST_PIXELS
+from fcnlab.results.settings import leaves
 
 
 def inspect(run: Path) -> str:
@@ -199,7 +202,7 @@ def described_by(composed, monkeypatch, tmp_path):
         monkeypatch.setattr(building, "given", lambda key: any(word.startswith(f"{key}=") for word in words))
         job = SimpleNamespace(job=SimpleNamespace(config_name="train"))
         monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: job))
-        building._build_logger("wandb", cfg, facts or {})
+        building._open_wandb(cfg, facts or {})
 
     return open_them
 
@@ -324,3 +327,92 @@ def test_what_w_and_b_would_refuse_is_shortened_and_kept_apart(monkeypatch, tmp_
 def test_all_that_is_logged_at_once_is_within_w_and_b_s_limits():
     assert MOST_DRAWN <= wandb.Image.MAX_ITEMS and MOST_CLASSES <= wandb.Table.MAX_ROWS
     assert MOST_PIXELS <= wandb.Image.MAX_DIMENSION
+
+
+def asked_for(monkeypatch, folder: Path, config: dict | None = None, **settings) -> dict:
+    """What W&B is asked to start."""
+    asked: list[dict] = []
+    monkeypatch.setattr(ours, "_started", lambda described, mode: asked.append(described) or MagicMock())
+    monkeypatch.setattr(ours, "WandbLogger", lambda experiment: experiment)
+    ours.wandb_logger(folder, config or {}, **settings)
+    return asked[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ("fcnlab", "fcnlab"),
+        ("a/b\\c#d?e%f:g h", "a-b-c-d-e-f-g h"),
+        (os.fsdecode(b"caf\xe9"), "caf-udce9"),
+        ("p" * 129, None),
+    ],
+)
+def test_a_project_is_one_that_w_and_b_takes_and_another_name_is_said(monkeypatch, tmp_path, caplog, typed, taken):
+    """W&B's own settings are asked whether they take it."""
+    project = asked_for(monkeypatch, tmp_path, project=typed)["project"]
+    assert project == (taken or project) and len(project) <= 128
+    assert wandb.Settings(project=project).project == project
+    assert (f"The run is in the project {project}" in caplog.text) == (project != typed)
+
+
+def test_a_kind_of_job_and_an_entity_are_such_as_w_and_b_takes(monkeypatch, tmp_path):
+    """More than 64 characters of the first are refused by its server alone (wandb/wandb#6402)."""
+    described = asked_for(monkeypatch, tmp_path, job_type="j" * 65, entity=os.fsdecode(b"caf\xe9"))
+    assert len(described["job_type"]) == 64 and described["entity"] == "caf\\udce9"
+
+
+def test_each_key_of_a_config_is_a_text(monkeypatch, tmp_path):
+    """W&B strips the outermost; of data.pictures.ids={255: null} the inner ones are numbers."""
+    config = asked_for(monkeypatch, tmp_path, {1: {255: None}, "a": [{None: 1}]})["config"]
+    assert config == {"1": {"255": None}, "a": [{"None": 1}]}
+
+
+@pytest.mark.parametrize("words", [[], ["trainer=ddp", "loss=weighted", "model/backbone=googlenet", "data=camvid"]])
+def test_no_setting_lies_deeper_than_w_and_b_shows(composed, words):
+    """Three dots in a name of its config, of which the settings of a data set take two."""
+    assert max(path.count(".") for path in leaves(OmegaConf.to_container(composed(*words), resolve=False))) <= 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("WANDB_MODE", "bogus"), ("WANDB_TAGS", "t" * 65), ("WANDB_BASE_URL", "nowhere"), ("WANDB_SILENT", "maybe")],
+)
+def test_what_w_and_b_refuses_of_the_environment_is_told_in_a_sentence(monkeypatch, tmp_path, variable, value):
+    """pydantic's errors are let through by W&B: here its own, of its own settings."""
+
+    def setup() -> None:
+        wandb.Settings().update_from_env_vars({variable: value})
+
+    monkeypatch.setattr(wandb, "setup", setup)
+    with pytest.raises(UserError, match=r"WANDB_\.\.\.") as refused:
+        ours.wandb_logger(tmp_path, {})
+    name = {"WANDB_TAGS": "run_tags"}.get(variable, variable.removeprefix("WANDB_").lower())
+    assert f"{name}=" in str(refused.value) and "validation error" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["a b", "i" * 101])
+def test_an_id_of_the_environment_is_one_that_a_record_can_hold(opened, described_by, monkeypatch, value):
+    monkeypatch.setenv("WANDB_RUN_ID", value)
+    with pytest.raises(UserError, match="is no id that a record can hold"):
+        described_by()
+    described_by(facts={"wandb": "recorded"})  # where it has no effect
+    assert opened[-1]["id"] == "recorded"
+
+
+def test_tables_and_images_are_within_w_and_bs_limits():
+    """Of rows of a table, and of images at a step."""
+    assert MOST_CLASSES <= wandb.Table.MAX_ROWS and MOST_DRAWN <= wandb.Image.MAX_ITEMS
+
+
+@pytest.mark.slow  # W&B's own process, which writes the tables
+def test_odd_names_of_as_many_classes_as_there_may_be_are_logged(tmp_path):
+    """With an id so long that the name of the tables' artifact is as long as W&B takes it."""
+    odd = ["a", "truth \\ prediction", "", "a.b", "é\n\x1b", os.fsdecode(b"\xe9"), "n" * 5000]
+    classes = [*odd, *(f"class {place}" for place in range(MOST_CLASSES - len(odd)))]
+    logger = ours.wandb_logger(tmp_path, {}, mode="offline", run_id="i" * 100)
+    found = SimpleNamespace(iou=[0.5] * MOST_CLASSES)
+    selected = {"checkpoint": os.fsdecode(b"caf\xe9.ckpt"), "val_miou": 0.5}
+    ours.log_scores(logger, found, [[2**53] * MOST_CLASSES] * MOST_CLASSES, classes, "final", selected)
+    logger.experiment.finish()
+    tables = list(tmp_path.rglob("*.table.json"))
+    assert sorted(len(json.loads(table.read_text())["data"]) for table in tables) == [MOST_CLASSES] * 2

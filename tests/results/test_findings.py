@@ -97,3 +97,25 @@ def test_columns():
         "| --- | ---: |",
         "| cat | 1,200 |",
     ]
+
+
+ALIKE = tuple(f"d/{place}.png cannot be read: no image in d/{place}.png" for place in range(400))
+FILES = tuple(f"d/{place}.png" for place in range(400))
+
+
+def test_what_is_said_of_many_files_is_said_once():
+    """With a count and the first names in the terminal, and every name in the file; another sentence stays its own."""
+    other = ("d/x.png is missing",)
+    finding = Finding("train", "formats", Verdict.ERROR, "401 wrong", ALIKE + other, (*FILES, "d/x.png"))
+    said = "FILE cannot be read: no image in FILE (400 files: "
+    shown = findings_table([finding]).splitlines()[2:]
+    assert shown == [f"      {said}such as d/0.png, d/1.png, d/2.png)", f"      {other[0]}"]
+    (first, second) = [line for line in findings_markdown([finding]).splitlines() if line.startswith("- ")]
+    assert first == f"- {said}{', '.join(FILES)})" and second == f"- {other[0]}"
+    assert findings_facts([finding])[0]["each"] == ALIKE + other
+
+
+def test_files_beyond_the_first_sentences_are_counted():
+    each = tuple(f"d/{place}.png has {place // 2} pixels" for place in range(40))
+    lines = findings_table([Finding("train", "sizes", Verdict.ERROR, "40", each, FILES[:40])]).splitlines()
+    assert lines[2] == "      FILE has 0 pixels (2 files: d/0.png, d/1.png)" and lines[-1] == "      … and 20 more"

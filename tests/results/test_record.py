@@ -1,12 +1,15 @@
 """metrics.json and confusions.npz: what others read."""
 
 import json
+import os
+import subprocess
 
 import numpy as np
 import pytest
 
 from fcnlab.results import record
-from fcnlab.results.record import write_json, write_record
+from fcnlab.results.escaping import ACTING
+from fcnlab.results.record import own_part, remove_own_parts, write_json, write_record
 from fcnlab.results.scores import SCORES, scores
 
 CLASSES = ("ground", "cat", "chien à pois")
@@ -70,3 +73,27 @@ def test_a_link_under_the_name_that_is_written_to_is_not_followed(tmp_path):
     write_json(tmp_path / "run" / "run.json", {"a": 1})
     assert (tmp_path / "mine").read_text() == "all my work"
     assert not (tmp_path / "run" / "run.json").is_symlink()
+
+
+def test_nothing_acts_where_a_record_is_shown(tmp_path):
+    """JSON's own escapes: who reads it has the text that was written."""
+    hostile = "a\x1b[2J\x9b31m\u202egpj.exe\u2028\udcff\r\n\x7f"
+    write_json(tmp_path / "run.json", {"name": hostile, "ß": [hostile]})
+    text = (tmp_path / "run.json").read_text()
+    assert not ACTING.search(text.replace("\n", "")) and '"ß"' in text
+    assert json.loads(text) == {"name": hostile, "ß": [hostile]}
+
+
+def test_what_killed_processes_left_half_written_is_removed(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / "below").mkdir()
+    mine = own_part(tmp_path, ".png")
+    gone = tmp_path / "below" / mine.name.replace(str(os.getpid()), str(ended.pid))
+    elsewhere = gone.with_name(f".{ended.pid}@another-machine.part.png")
+    for path in (mine, gone, elsewhere, tmp_path / "b.png"):
+        path.touch()
+    remove_own_parts(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
+        [mine.name, elsewhere.name, "b.png"]
+    )

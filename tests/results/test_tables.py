@@ -6,6 +6,8 @@ import re
 import pytest
 
 from fcnlab.results.comparison import compare
+from fcnlab.results.escaping import ACTING, in_line
+from fcnlab.results.page import write_page
 from fcnlab.results.runs import read_runs
 from fcnlab.results.tables import SHOWN, answers, markdown, points, probability, terminal, write_csv
 from run_folders import CLASSES, toy_matrices
@@ -141,7 +143,16 @@ def test_foreign_names_do_nothing_where_they_are_shown(make_run, tmp_path):
     assert len(runs) == 2 and "&lt;script&gt;" in text and not re.search(r"<[a-z/]|(?<!\\)\]\(", text)
     assert not set(text + said) & {"\x1b", "\r"}
     write_csv(tmp_path, found)
-    assert {row["optim"] for row in read(tmp_path / "groups.csv")} == {hostile, "'=1+1"}
+    assert {row["optim"] for row in read(tmp_path / "groups.csv")} == {in_line(hostile), "'=1+1"}
+    write_page(tmp_path / "comparison.html", found, "fcnlab compare")
+    written = [path.read_text() for path in (*tmp_path.glob("*.csv"), tmp_path / "comparison.html")]
+    assert len(written) == 4 and sum("x1b[2J" in text for text in written) >= 3
+    assert not any(ACTING.search(lines_apart(text)) for text in written)
+
+
+def lines_apart(text: str) -> str:
+    """Without what ends and indents the lines of a file."""
+    return text.replace("\r\n", "").replace("\n", "").replace("\t", "")
 
 
 def test_a_foreign_text_makes_no_line_and_no_column_of_its_own(make_run, tmp_path):

@@ -1,5 +1,8 @@
 """``fcnlab predict`` on files, folders and globs."""
 
+import os
+import platform
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +79,20 @@ def test_an_unreadable_picture_is_named_at_the_end_and_the_rest_is_done(checkpoi
     assert "2 of 4 pictures were left out" in error and "aa.jpg" in error and "half.jpg" in error
     assert "Traceback" not in error
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
+
+
+def test_what_a_killed_prediction_had_half_written_is_removed(checkpoint, photos, fcnlab, tmp_path):
+    """In subfolders, too; what a prediction writes that still runs stays."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    places = [tmp_path / "out" / kind for kind in ("labels/more", "overlays")]
+    for place in places:
+        place.mkdir(parents=True)
+        for process in (ended.pid, os.getppid()):
+            (place / f".{process}@{platform.node()}.part.png").write_bytes(b"half")
+    assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out") == 0
+    left = [path.name for path in (tmp_path / "out").rglob(".*")]
+    assert left == [f".{os.getppid()}@{platform.node()}.part.png"] * 2
 
 
 def test_nothing_to_predict_is_an_error(checkpoint, fcnlab, capsys, tmp_path):

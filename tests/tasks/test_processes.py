@@ -132,6 +132,17 @@ def test_two_ranks_train_a_net_that_scores_no_coarse_level(tmp_path, small):
     assert record(tmp_path / "run")["protocol"]["pictures"] == 8
 
 
+def test_two_ranks_warn_of_nothing_that_is_deprecated(tmp_path, small):
+    """torch deprecates broadcast_buffers, whose successor older versions that fcnlab takes do not have."""
+    words = [*small, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=2", "logger=csv"]
+    command = [sys.executable, "-m", "fcnlab", "train", *words, "trainer.val_check_interval=2", "hydra.run.dir=run"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout + done.stderr + (tmp_path / "run" / "train.log").read_text()
+    assert "deprecat" not in told and "broadcast_buffers" not in told
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_ranks_talk_twice_a_step(tmp_path, small, accumulate):
     """This net's gradients are one bucket: an all-reduce when they are whole, one of the loss's total and count, and

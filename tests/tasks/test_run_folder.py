@@ -95,6 +95,28 @@ REFUSED = {
     "train": ["train", "checkpoint=auto", "model=fcn32s"],
     "train on other images": ["train", "checkpoint=auto", "data.root=nowhere/at/all", "sweep.recorded=true"],
     "train with a callback that waits for nothing": ["train", "checkpoint=auto", "callbacks.top.monitor=val/miuo"],
+    "train with a logger that finds a file in its place": [
+        "train",
+        "checkpoint=auto",
+        "logger=tensorboard",
+        "logger.tensorboard.save_dir=run/metrics.csv",
+    ],
+    "train with a logger whose package is not there": [
+        "train",
+        "checkpoint=auto",
+        "+logger.extra={_target_:lightning.pytorch.loggers.MLFlowLogger}",
+    ],
+    "train with a logger that would replace the run's curves": [
+        "train",
+        "checkpoint=auto",
+        "+logger.extra={_target_:lightning.pytorch.loggers.CSVLogger,save_dir:run,name:'',version:''}",
+    ],
+    "train with two loggers in one folder": [
+        "train",
+        "checkpoint=auto",
+        "+logger.a={_target_:lightning.pytorch.loggers.CSVLogger,save_dir:run,version:x}",
+        "+logger.b={_target_:lightning.pytorch.loggers.CSVLogger,save_dir:run,version:x}",
+    ],
     "train anew": ["train"],
     "train in stages": ["train", "stages=[paper/fcn32s]"],
     "eval": ["eval", "checkpoint=run/checkpoints/best.ckpt"],
@@ -168,6 +190,33 @@ def test_no_callback_writes_into_another_run(ended, train_code, capsys, words):
     said = capsys.readouterr().err
     assert f"{words[0].partition('=')[0]}=" in said and "hydra.run.dir=FOLDER" in said and "Traceback" not in said
     assert tree(ended) == before and not Path("new").exists()
+
+
+def test_a_w_and_b_run_that_is_refused_leaves_the_folder_as_it_was(ended, longer, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "a b")
+    before = tree(ended)
+    code, said = longer("logger=wandb")
+    assert code == 1 and "WANDB_RUN_ID=a b in the environment is no id" in said and tree(ended) == before
+
+
+def test_no_logger_replaces_the_curves_of_another_run(ended, train_code, capsys):
+    """Lightning's CSV logger removes the metrics.csv that it finds."""
+    before, place = tree(ended), "{_target_:lightning.pytorch.loggers.CSVLogger,save_dir:run,name:'',version:''}"
+    assert train_code(*LENGTH, f"+logger.mine={place}", folder="new") == 1
+    said = capsys.readouterr().err
+    assert "logger.mine writes into" in said and "would replace its metrics.csv" in said and "Traceback" not in said
+    assert tree(ended) == before
+
+
+@pytest.mark.slow  # two trainings
+def test_a_logger_outside_of_the_run_is_the_users_and_warned_of_where_files_are(train_code, capsys, tmp_path):
+    words = ("logger=tensorboard", f"logger.tensorboard.save_dir={tmp_path}/curves", "trainer.max_steps=1")
+    for folder, warned in (("one", False), ("two", True)):
+        assert train_code(*words, folder=folder) == 0
+        said = "".join(capsys.readouterr())
+        assert (f"logger.tensorboard writes into {tmp_path}/curves/tensorboard, outside of" in said) == warned
+        assert list((tmp_path / "curves").rglob("events.*"))
+        assert json.loads((tmp_path / folder / "run.json").read_text())["status"] == "finished"
 
 
 def test_a_callback_may_write_elsewhere_in_its_run(train):

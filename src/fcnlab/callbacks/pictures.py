@@ -80,7 +80,9 @@ class FixedPictures(Callback):
     def _to_wandb(self, logger: WandbLogger, pictures: Pictures, step: int) -> None:
         import wandb
 
-        names = dict(enumerate(pictures.classes)) | {VOID: "void"}
+        from fcnlab.callbacks.wandb import sendable
+
+        names = dict(enumerate(sendable(pictures.classes))) | {VOID: "void"}
         images = []
         for index, prediction in self._shown:
             masks = {"truth": pictures.mask(index), "prediction": prediction}

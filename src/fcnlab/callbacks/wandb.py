@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -26,7 +27,9 @@ from fcnlab.results.scores import Scores
 log = logging.getLogger("fcnlab")
 ANSWER_WITHIN = 3.0  # seconds
 TEMPORARY = "fcnlab-wandb-"  # how the name of the folder begins that holds W&B's temporary ones
-MOST_IN_TAG, MOST_IN_NAME = 64, 128  # characters that W&B takes; it refuses to start a run with more
+# Characters that W&B takes; it refuses to start a run with more.
+MOST_IN_TAG, MOST_IN_JOB_TYPE, MOST_IN_NAME, MOST_IN_PROJECT = 64, 64, 128, 128
+NOT_IN_PROJECT = re.compile(r"[/\\#?%:]")
 START_WITHIN = 20.0  # seconds; W&B itself would try for 90
 
 
@@ -55,7 +58,8 @@ def wandb_logger(
     Path(folder).mkdir(parents=True, exist_ok=True)
     described = {
         "dir": folder, "config": sendable(config), "id": run_id, "name": shortened(name, MOST_IN_NAME),
-        "project": project, "entity": entity, "group": shortened(group, MOST_IN_NAME), "job_type": job_type,
+        "project": accepted_project(project), "entity": sendable(entity), "group": shortened(group, MOST_IN_NAME),
+        "job_type": shortened(job_type, MOST_IN_JOB_TYPE),
         "tags": list(dict.fromkeys(shortened(tag, MOST_IN_TAG) for tag in tags if tag)),
     }  # fmt: skip
     run = _started(described, mode)
@@ -94,12 +98,24 @@ def shortened(text: str | None, most: int) -> Any:
     return f"{text[: most - 9]}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
+def accepted_project(project: str) -> str:
+    """The name of a project that W&B takes; said where it is another, since the run is found there."""
+    accepted = shortened(NOT_IN_PROJECT.sub("-", sendable(project)), MOST_IN_PROJECT)
+    if accepted != project:
+        log.warning(
+            "Warning: logger.wandb.project=%s: W&B takes at most %d characters and none of / \\ # ? %% : there. The run"
+            " is in the project %s",
+            *(project, MOST_IN_PROJECT, accepted),
+        )
+    return accepted
+
+
 def sendable(value: Any) -> Any:
-    """Plain values whose texts can be encoded: a name that is not UTF-8 has its odd bytes shown."""
+    """Plain values under keys that are texts, which can all be encoded: odd bytes of a name not in UTF-8 are shown."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, Mapping):
-        return {sendable(key): sendable(each) for key, each in value.items()}
+        return {sendable(str(key)): sendable(each) for key, each in value.items()}
     return [sendable(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -112,17 +128,31 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
     """W&B's run; offline where ``mode="auto"`` and the server that answered starts none after all."""
     import wandb
 
+    try:
+        wandb.setup()  # reads the environment
+    except (wandb.Error, ValueError) as error:
+        raise UserError(
+            f"W&B refuses what its own settings say: {_why(error)}. Correct or unset that variable (WANDB_...) in the"
+            " environment, or train with logger=csv"
+        ) from error
     chosen: Any = reachable_mode() if mode == "auto" else mode
     # Offline, the id alone joins the parts of a run when they are synced.
     described = described | {"resume": "allow" if described["id"] and chosen == "online" else None}
     settings = wandb.Settings(quiet=True, console="off", init_timeout=START_WITHIN)
     try:
         return wandb.init(**described, mode=chosen, settings=settings, reinit="create_new")
-    except wandb.Error as error:
+    except (wandb.Error, ValueError) as error:
         if mode != "auto" or chosen == "offline":
-            raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {first_line(error)}") from error
-        log.warning("Warning: W&B did not start a run (%s): this one is offline", first_line(error))
+            raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_why(error)}") from error
+        log.warning("Warning: W&B did not start a run (%s): this one is offline", _why(error))
         return _started(described, "offline")
+
+
+def _why(error: Exception) -> str:
+    """What W&B says of a setting that it refuses; pydantic's errors, which it lets through, tell it in their parts."""
+    parts: Any = getattr(error, "errors", list)()
+    told = [f"{'.'.join(map(str, part['loc']))}={part['input']!r:.100}: {part['msg']}" for part in parts]
+    return "; ".join(told) or first_line(error)
 
 
 def reachable_mode() -> str:
@@ -178,10 +208,11 @@ def log_scores(
     """
     import wandb
 
+    classes = sendable(classes)
     table = wandb.Table(["class", "iou"], [[name, float(iou)] for name, iou in zip(classes, found.iou, strict=True)])
     cells = [[truth, *map(int, row)] for truth, row in zip(classes, matrix, strict=True)]
     confusion = wandb.Table(["truth \\ prediction", *classes], cells)
-    facts = {f"selection/{key}": value for key, value in (selection or {}).items() if value is not None}
+    facts = {f"selection/{key}": sendable(value) for key, value in (selection or {}).items() if value is not None}
     validated = {key: value for key, value in facts.items() if key == "selection/val_miou"}
     with temporary_files_held():
         logger.experiment.log({f"{name}/per_class": table, f"{name}/confusion": confusion, **validated})

@@ -149,13 +149,15 @@ def inspect_split(name: str, pictures: Pictures, seen: Sequence[Look], bits: int
     Pictures whose dHash differs in at most ``bits`` of 64 are said to look alike.
     """
     about = f"{name}: {pictures.title}, {len(pictures):,} images, {sum(map(isfile, pictures.masks)):,} masks"
-    twice = tuple(f"{title} is listed twice" for title in pictures.listed_twice())
-    left_out = tuple(f"{path} fits data.pictures.images but for its suffix or case" for path in pictures.left_out)
+    titles, passed_over = tuple(pictures.listed_twice()), tuple(map(str, pictures.left_out))
+    twice = tuple(f"{title} is listed twice" for title in titles)
+    left_out = tuple(f"{path} fits data.pictures.images but for its suffix or case" for path in passed_over)
+    like = ("no image of like name", "{} images of like names")
     return [
-        _verdict(about, "list", Verdict.ERROR, twice, "no name twice", "{} listed more than once"),
-        _verdict(about, "left out", Verdict.WARNING, left_out, "no image of like name", "{} images of like names"),
-        *_fault_lines(about, seen),
-        *_odd_lines(about, seen),
+        _verdict(about, "list", Verdict.ERROR, twice, "no name twice", "{} listed more than once", titles),
+        _verdict(about, "left out", Verdict.WARNING, left_out, *like, passed_over),
+        *_fault_lines(about, pictures, seen),
+        *_odd_lines(about, pictures, seen),
         _size_line(about, pictures, seen),
         *(_label_lines(about, pictures, seen) if pictures.masks else []),
         _verdict(
@@ -199,39 +201,54 @@ def class_frequencies(pictures: Pictures, seen: Sequence[Look]) -> Frequencies:
     return frequencies([one.labels for one in seen if one.labels is not None], len(pictures.classes))
 
 
-def _verdict(about: str, check: str, bad: Verdict, each: tuple[str, ...], fine: str, found: str) -> Finding:
-    return Finding(about, check, bad, found.format(f"{len(each):,}"), each) if each else _fine(about, check, fine)
+def _verdict(
+    about: str, check: str, bad: Verdict, each: tuple[str, ...], fine: str, found: str, files: tuple[str, ...] = ()
+) -> Finding:
+    if not each:
+        return _fine(about, check, fine)
+    return Finding(about, check, bad, found.format(f"{len(each):,}"), each, files)
 
 
 def _fine(about: str, check: str, found: str) -> Finding:
     return Finding(about, check, Verdict.OK, found)
 
 
-def _fault_lines(about: str, seen: Sequence[Look]) -> Iterator[Finding]:
-    faults = [fault for one in seen for fault in one.faults]
+def _fault_lines(about: str, pictures: Pictures, seen: Sequence[Look]) -> Iterator[Finding]:
+    faults = [(fault, index) for index, one in enumerate(seen) for fault in one.faults]
     for kind, (check, fine, found) in FAULTS.items():
-        each = tuple(str(fault) for fault in faults if isinstance(fault, kind))
-        yield _verdict(about, check, Verdict.ERROR, each, fine, found)
-    rest = tuple(str(fault) for fault in faults if not isinstance(fault, tuple(FAULTS)))
+        each = [(str(fault), index) for fault, index in faults if isinstance(fault, kind)]
+        yield _verdict(about, check, Verdict.ERROR, _texts(each), fine, found, _files(pictures, each))
+    rest = [(str(fault), index) for fault, index in faults if not isinstance(fault, tuple(FAULTS))]
     if rest:  # of a data set with checks of its own
-        yield Finding(about, "contents", Verdict.ERROR, f"{len(rest):,} wrong", rest)
+        yield Finding(about, "contents", Verdict.ERROR, f"{len(rest):,} wrong", _texts(rest), _files(pictures, rest))
 
 
-def _odd_lines(about: str, seen: Sequence[Look]) -> Iterator[Finding]:
+def _odd_lines(about: str, pictures: Pictures, seen: Sequence[Look]) -> Iterator[Finding]:
     for check, (fine, found) in ODDITIES.items():
-        each = tuple(what for one in seen for name, what in one.odd if name == check)
-        yield _verdict(about, check, Verdict.WARNING, each, fine, found)
+        each = [(what, index) for index, one in enumerate(seen) for name, what in one.odd if name == check]
+        yield _verdict(about, check, Verdict.WARNING, _texts(each), fine, found, _files(pictures, each))
+
+
+def _texts(each: Sequence[tuple[str, int]]) -> tuple[str, ...]:
+    return tuple(text for text, _ in each)
+
+
+def _files(pictures: Pictures, each: Sequence[tuple[str, int]]) -> tuple[str, ...]:
+    """The file that each sentence begins with, an image or its mask; where it begins with neither, the sentence."""
+    named = [(text, map(str, (pictures.images[index], *pictures.masks[index : index + 1]))) for text, index in each]
+    return tuple(max(filter(text.startswith, paths), key=len, default=text) for text, paths in named)
 
 
 def _size_line(about: str, pictures: Pictures, seen: Sequence[Look]) -> Finding:
-    sizes = {pictures.images[index]: one.size for index, one in enumerate(seen) if one.size}
+    sizes = {str(pictures.images[index]): one.size for index, one in enumerate(seen) if one.size}
     if not sizes:
         return Finding(about, "picture sizes", Verdict.WARNING, "no picture could be read")
-    small = tuple(f"{path} has {size[0]}x{size[1]} pixels" for path, size in sizes.items() if min(size) < SMALL)
+    files = tuple(path for path, size in sizes.items() if min(size) < SMALL)
+    small = tuple(f"{path} has {sizes[path][0]}x{sizes[path][1]} pixels" for path in files)
     (rows, most_rows), (cols, most_cols) = ((min(side), max(side)) for side in zip(*sizes.values(), strict=True))
     found = f"{rows} to {most_rows} rows, {cols} to {most_cols} columns"
     if small:
-        return Finding(about, "picture sizes", Verdict.WARNING, f"{found}: {len(small):,} under {SMALL}", small)
+        return Finding(about, "picture sizes", Verdict.WARNING, f"{found}: {len(small):,} under {SMALL}", small, files)
     return _fine(about, "picture sizes", found)
 
 
@@ -256,15 +273,16 @@ def _class_line(about: str, pictures: Pictures, found: LabelPixels) -> Finding:
 
 
 def _void_line(about: str, pictures: Pictures, seen: Sequence[Look], found: Frequencies) -> Finding:
-    empty = tuple(
-        f"{pictures.masks[index]} is void all over: nothing is learned from it"
+    files = tuple(
+        str(pictures.masks[index])
         for index, one in enumerate(seen)
         if one.labels is not None and not one.labels[: len(pictures.classes)].any()
     )
+    empty = tuple(f"{path} is void all over: nothing is learned from it" for path in files)
     masks = sum(one.labels is not None for one in seen)
     text = f"{100 * found.void_share:.1f} % of the pixels, in {found.voided:,} of {masks:,} masks"
     bad = empty or found.void_share > MOSTLY_VOID
-    return Finding(about, "void", Verdict.WARNING if bad else Verdict.OK, text, empty)
+    return Finding(about, "void", Verdict.WARNING if bad else Verdict.OK, text, empty, files)
 
 
 def _equal_pairs(pictures: Pictures, seen: Sequence[Look]) -> Iterator[str]:

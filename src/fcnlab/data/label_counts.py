@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from fcnlab.data.image_files import DataError
 from fcnlab.data.masks import Colour
 from fcnlab.data.pictures import LabelPixels, MaskFacts, Pictures
 from fcnlab.results.reading import bytes_of
+from fcnlab.results.record import own_part, remove_own_parts
 from fcnlab.results.scores import VOID
 
 MOST_BYTES = 64 << 10  # of the file; 256 counts and two hashes have some 3 kB
@@ -77,13 +77,14 @@ def _kept(file: Path, state: str | None) -> Labels | None:
 
 
 def _keep(file: Path, state: str, found: Labels) -> None:
-    """Aside and renamed, by a name of its own: several processes may do so at once."""
-    pixels = found.pixels.tolist()
-    part = file.with_name(f"{file.name}.{uuid4().hex}.part")
+    """Aside and renamed, by a name of this process's: several may do so at once."""
+    pixels, part = found.pixels.tolist(), own_part(file.parent)
     digest = _digest(state, pixels, found.conflicts)
     record = {"state": state, "pixels": pixels, "conflicts": found.conflicts, "digest": digest}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_own_parts(file.parent)
+        part.unlink(missing_ok=True)
         part.write_text(json.dumps(record))
         part.replace(file)
     except OSError:  # the next run counts again

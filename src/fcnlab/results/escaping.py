@@ -32,7 +32,8 @@ def in_markdown(text: str) -> str:
 
 
 def in_csv(text: str) -> str:
-    """Text that a spreadsheet would take for a formula, with an apostrophe, by which it does not."""
+    """In a line, and with an apostrophe where a spreadsheet would take it for a formula."""
+    text = in_line(text)
     return f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text
 
 

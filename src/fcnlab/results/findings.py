@@ -20,7 +20,9 @@ class Verdict(StrEnum):
 
 SIGNS = {Verdict.OK: "✓", Verdict.WARNING: "!", Verdict.ERROR: "✗"}
 COLOURS = {Verdict.OK: "32", Verdict.WARNING: "33", Verdict.ERROR: "1;31"}  # of terminals: green, yellow, bold red
-MOST_NAMED = {Verdict.OK: 0, Verdict.WARNING: 3, Verdict.ERROR: 10}  # files under a line in the terminal
+MOST_NAMED = {Verdict.OK: 0, Verdict.WARNING: 3, Verdict.ERROR: 10}  # lines under a finding in the terminal
+EXAMPLES = 3  # files that the terminal names of those of which it says the same
+FILE = "FILE"  # stands for their names
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Finding:
     found
         The answer in a sentence.
     each
-        The files or pairs behind a warning or an error, all of them.
+        What is said of the files or pairs behind a warning or an error, all of them.
+    files
+        The file that each of these is said of, where each is said of one.
     """
 
     about: str
@@ -44,6 +48,7 @@ class Finding:
     verdict: Verdict
     found: str
     each: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 def findings_table(findings: Sequence[Finding], colour: bool = False, columns: int = 1000) -> str:
@@ -57,7 +62,7 @@ def findings_table(findings: Sequence[Finding], colour: bool = False, columns: i
             found = textwrap.wrap(in_line(finding.found), max(20, columns - width - 6), break_on_hyphens=False)
             lines.append(f"  {sign} {finding.check:<{width}}  {found[0]}")
             lines += [" " * (width + 6) + more for more in found[1:]]
-            lines += [f"      {in_line(one)}" for one in _some(finding.each, MOST_NAMED[finding.verdict])]
+            lines += [f"      {in_line(one)}" for one in _shown(finding, MOST_NAMED[finding.verdict])]
     return "\n".join(lines[1:])
 
 
@@ -70,7 +75,8 @@ def findings_markdown(findings: Sequence[Finding]) -> str:
         parts += [f"## {in_markdown(about)}", "\n".join(["| verdict | check | found |", "|---|---|---|", *rows])]
         for finding in group:
             if finding.each:
-                parts += [f"{finding.check}:", "\n".join(f"- {in_markdown(one)}" for one in finding.each)]
+                said = (_sentence(what, files, len(files)) for what, files in said_once(finding))
+                parts += [f"{finding.check}:", "\n".join(f"- {in_markdown(one)}" for one in said)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -114,9 +120,28 @@ def markdown_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> st
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in [header, ruler, *rows])
 
 
-def _some(each: Sequence[str], most: int) -> list[str]:
-    more = [f"… and {len(each) - most:,} more"] if len(each) > most else []
-    return [*each[:most], *more]
+def said_once(finding: Finding) -> list[tuple[str, list[str]]]:
+    """Each sentence with the files that it is said of, whose name is ``FILE`` in it where they are several."""
+    files = finding.files or finding.each
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for text, file in zip(finding.each, files, strict=True):
+        alike.setdefault(text if text == file else text.replace(file, FILE), []).append((text, file))
+    return [(what if len(found) > 1 else found[0][0], [file for _, file in found]) for what, found in alike.items()]
+
+
+def _sentence(what: str, files: Sequence[str], most: int) -> str:
+    if len(files) == 1:
+        return what
+    such = "" if len(files) <= most else "such as "
+    return f"{what} ({len(files):,} files: {such}{', '.join(files[:most])})"
+
+
+def _shown(finding: Finding, most: int) -> list[str]:
+    """The first sentences, and of how many files and pairs nothing is said here."""
+    said = said_once(finding)
+    left = sum(len(files) for _, files in said[most:])
+    more = [f"… and {left:,} more"] if left else []
+    return [*(_sentence(what, files, EXAMPLES) for what, files in said[:most]), *more]
 
 
 def _painted(text: str, code: str, colour: bool) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from fcnlab.results import charts, tables
 from fcnlab.results.charts import Axis, Line, Point
 from fcnlab.results.comparison import Comparison, Curve, curve
+from fcnlab.results.escaping import in_terminal
 from fcnlab.results.grouping import Group
 from fcnlab.results.intervals import FEWEST_PICTURES
 from fcnlab.results.origins import ENVIRONMENT
@@ -45,7 +46,7 @@ class Panel(NamedTuple):
 def write_page(path: Path, comparison: Comparison, command: str) -> None:
     """Write it, whole or not at all."""
     with aside(path) as part:
-        part.write_text(page(comparison, command), encoding="utf-8", errors="replace")
+        part.write_text(in_terminal(page(comparison, command)), encoding="utf-8", errors="replace")
 
 
 def page(comparison: Comparison, command: str) -> str:

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,8 +14,12 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
+from fcnlab.results.escaping import ACTING
 from fcnlab.results.reading import read_json
 from fcnlab.results.scores import SCORES, Scores, scores
+
+ID = re.compile(r"[\w-]{1,100}", re.ASCII)  # of a run, here and in W&B, whose tables add 20 characters, up to 128
+OWN_PART = re.compile(r"\.(\d+)@(.+)\.part(\.\w+)?", re.ASCII)
 
 
 def write_record(
@@ -53,9 +59,9 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def as_json(record: Mapping[str, Any]) -> str:
-    """Indented, letters as they are; what no encoding has, of a name that is not UTF-8, as JSON's own escape."""
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    return text.encode(errors="backslashreplace").decode() + "\n"
+    """Indented, letters as they are; what would act in a terminal, or what no encoding has, as JSON's own escape."""
+    lines = json.dumps(record, indent=2, ensure_ascii=False).split("\n")
+    return "\n".join(ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in lines) + "\n"
 
 
 def number(value: float) -> float | None:
@@ -81,6 +87,31 @@ def aside(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+
+
+def own_part(folder: Path, suffix: str = "") -> Path:
+    """Where a process writes aside in a folder that others write to as well; short, whatever the files are called."""
+    return folder / f".{os.getpid()}@{platform.node()}.part{suffix}"
+
+
+def remove_own_parts(folder: Path) -> None:
+    """Remove what killed processes of this machine left half written in a folder and in those below it."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            found = OWN_PART.fullmatch(name)
+            if found and found[2] == platform.node() and _has_ended(int(found[1])):
+                with suppress(OSError):
+                    Path(place, name).unlink()
+
+
+def _has_ended(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # another user's
+        return False
+    return False
 
 
 def _sync(path: Path) -> None:

@@ -353,4 +353,4 @@ def _known(value: Any) -> Any:
     """CSV has no nan that all read; text stays text."""
     if value is None or value != value:
         return ""
-    return in_csv(value) if isinstance(value, str) else value
+    return value if isinstance(value, (bool, int, float)) else in_csv(str(value))

@@ -18,7 +18,7 @@ from hydra.utils import get_object, instantiate
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -40,11 +40,13 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.launching import as_typed
 from fcnlab.launching.places import ALL
 from fcnlab.models import FCN
+from fcnlab.results.record import ID
 from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.trust import DATA
 
 log = logging.getLogger("fcnlab")
 OF_A_LAUNCHER = ("NODE_RANK", "GROUP_RANK", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # which machine
+REFUSALS = (ValueError, TypeError, MisconfigurationException, ImportError, OSError)  # of settings, packages and places
 TAGGED = ("model", "backbone", "data", "experiment")  # groups whose options are W&B's tags
 
 
@@ -121,7 +123,7 @@ def built(settings: dict[str, Any], path: str, **further: Any) -> Any:
         return instantiate(settings, **further, _convert_="all")
     except InstantiationException as error:
         refused = error.__cause__
-        if isinstance(refused, (ValueError, TypeError, MisconfigurationException)):
+        if isinstance(refused, REFUSALS):
             raise UserError(f"{path}: {first_line(refused)}") from error
         raise
 
@@ -396,9 +398,9 @@ def open_loggers(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Ite
     ``facts`` are those of the run's record: ``wandb`` is the id of the W&B run to resume, ``segments`` goes into its
     config.
     """
-    # W&B's last: what another one refuses leaves no run there.
-    names = sorted(members(cfg.logger), key=lambda name: name == "wandb")
-    loggers = [_build_logger(name, cfg, facts or {}) for name in names]
+    loggers = _opened(cfg)
+    if "wandb" in members(cfg.logger):  # last: what another one refuses leaves no run there
+        loggers.append(_open_wandb(cfg, facts or {}))
     status, code = "failed", 1
     try:
         yield loggers
@@ -423,11 +425,62 @@ def wandb_id(loggers: list[Logger]) -> str | None:
     return next((logger.experiment.id for logger in loggers if isinstance(logger, WandbLogger)), None)
 
 
-def _build_logger(name: str, cfg: DictConfig, facts: Mapping[str, Any]) -> Logger:
-    if name != "wandb":
-        return built(cfg.logger[name], f"logger.{name}")
+def _opened(cfg: DictConfig) -> list[Logger]:
+    """The loggers but W&B's, each of which has begun: what it refuses at its first call is the user's mistake, too.
+
+    Raises
+    ------
+    UserError
+        A logger refuses its settings, or would write where a run or another logger does.
+    """
+    loggers: dict[str, Logger] = {
+        name: built(cfg.logger[name], f"logger.{name}") for name in members(cfg.logger) if name != "wandb"
+    }
+    places: dict[tuple[type, Path], str] = {}
+    for name, logger in loggers.items():  # all of them before the first makes its files
+        if place := _asked_of(name, logger, "log_dir"):
+            _check_place(name, logger, Path(place).resolve(), places)
+    for name, logger in loggers.items():
+        _asked_of(name, logger, "experiment")  # with which Lightning's loggers make their files
+    return list(loggers.values())
+
+
+def _asked_of(name: str, logger: Logger, what: str) -> Any:
+    """A property of a logger; None where it has none. What it refuses is the user's mistake."""
+    try:
+        return getattr(logger, what, None)
+    except REFUSALS as error:
+        raise UserError(f"logger.{name}: {first_line(error)}") from error
+
+
+def _check_place(name: str, logger: Logger, place: Path, places: dict[tuple[type, Path], str]) -> None:
+    """Refuse a logger that would replace a run's curves or mix its files with another's; ``places`` are taken."""
+    if isinstance(logger, CSVLogger) and (place == run_folder().resolve() or (place / "run.json").exists()):
+        raise UserError(
+            f"logger.{name} writes into {place}, a run's own folder, and would replace its metrics.csv: name a folder"
+            f" of its own by logger.{name}.save_dir, logger.{name}.name or logger.{name}.version"
+        )
+    other = places.setdefault((type(logger), place), name)
+    if other != name:
+        raise UserError(
+            f"logger.{name} writes into {place}, as logger.{other} does, and they would mix their files: set another"
+            f" logger.{name}.name, or leave one of them out"
+        )
+    if not place.is_relative_to(run_folder().resolve()) and place.is_dir() and any(place.iterdir()):
+        warn(
+            f"logger.{name} writes into {place}, outside of the run's folder, where files are already: curves of"
+            f" several runs may be shown as one. Set another logger.{name}.version, or leave logger.{name}.save_dir out"
+        )
+
+
+def _open_wandb(cfg: DictConfig, facts: Mapping[str, Any]) -> WandbLogger:
     settings, sweep = cfg.logger.wandb, Path(cfg.sweep.folder).resolve() if cfg.sweep.folder else None
     run_id, other = facts.get("wandb"), os.environ.get("WANDB_RUN_ID")
+    if not run_id and other is not None and not ID.fullmatch(other):
+        raise UserError(
+            f"WANDB_RUN_ID={other} in the environment is no id that a record can hold: give 1 to 100 letters, digits, -"
+            " and _, or unset it"
+        )
     if run_id and other not in (None, run_id):
         warn(f"WANDB_RUN_ID={other} in the environment: no effect, since this run's record has the W&B run {run_id}")
     logger = instantiate(settings, _convert_="all")(

@@ -73,8 +73,8 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     signals = StopSignals()
     trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures), Interruption(signals)])
     warn_of_fewer_workers(data, "test", processes=trainer.num_devices)
-    run.accept(cfg)
     with signals, open_loggers(cfg) as loggers, signals.told_apart():
+        run.accept(cfg)
         trainer.loggers = loggers
         origin = {"trained": trained, "weights": weights}
         scored = score(trainer, segmenter, data, folder, cfg.seed, began, selected=selected, **origin)

@@ -59,6 +59,7 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
     with StopSignals() as signals, signals.told_apart():
         trainer = build_trainer(cfg, False, [writer, Interruption(signals)])
         run.accept(cfg)
+        writer.folder.remove_leftovers()
         trainer.predict(segmenter, loader, return_predictions=False)
     say(f"{writer.written} of {len(files)} pictures segmented: labels/ and overlays/ in {cfg.output}")
     if writer.problems:

@@ -1,13 +1,13 @@
 """The folder that ``fcnlab predict`` fills, in which nothing is replaced that it did not write itself."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 from fcnlab.errors import UserError, why_not_written
 from fcnlab.results.reading import Unreadable, bytes_of
+from fcnlab.results.record import own_part, remove_own_parts
 
 LIST = "predictions.jsonl"  # a line for each file written: its name below the folder, and a hash of what was written
 LIST_BYTES = 256 << 20
@@ -61,12 +61,17 @@ class Predictions:
         """Have ``save`` write a file, and keep its name and hash; the hash comes first, should a kill come between."""
         path = self.folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{os.getpid()}.part.png")  # short, whatever the image's name; save goes by its end
+        part = own_part(path.parent, path.suffix)  # save goes by its end
         part.unlink(missing_ok=True)
         save(part)
         with (self.folder / LIST).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps([file, _hash(part)]) + "\n")
         part.replace(path)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a prediction that was killed had half written."""
+        for kind in KINDS:
+            remove_own_parts(self.folder / kind)
 
     def _written(self) -> dict[str, set[str]]:
         """The hashes of what was written under each name; what is no line of ours is passed over."""

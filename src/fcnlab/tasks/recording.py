@@ -20,7 +20,7 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.launching import as_typed, config_dir, key_of
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import Unreadable, read_json, yaml_text
-from fcnlab.results.record import as_json, aside
+from fcnlab.results.record import ID, as_json, aside
 from fcnlab.results.settings import leaves
 from fcnlab.signals import Interrupted
 from fcnlab.tasks.building import say, warn
@@ -115,7 +115,7 @@ def _checked(facts: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(facts.get("earlier", []), list) or type(starts) is not int:
         raise Unreadable("run.json is not one of fcnlab's: its earlier or its starts is none")
     for name in ("id", "wandb"):
-        if facts.get(name) is not None and not re.fullmatch(r"[\w-]{1,128}", str(facts[name]), re.ASCII):
+        if facts.get(name) is not None and not ID.fullmatch(str(facts[name])):
             raise Unreadable(f"run.json is not one of fcnlab's: its {name} is none")
     return facts
 

@@ -105,15 +105,15 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
         trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
         check_plan(trainer, data, segmenter.classes)
         warn_of_fewer_workers(data, "train", "val", processes=trainer.num_devices)
-        begin()
-        record.write(images=images_of(data), devices=trainer.num_devices)
-        segmenter.record["trained"] = describe_training(kept, record.facts, trainer)
-        keep_aside(unusable)
-        make_latest(start, folder)
-        cut_curves(curves, start)
-        # Behind all that may refuse a setting: a run on a dashboard cannot be taken back.
-        with open_loggers(kept, record.facts) as loggers, signals.told_apart():
-            record.write(wandb=wandb_id(loggers))
+        # Behind all else that may refuse a setting, since a run on a dashboard cannot be taken back; before the record,
+        # which a refused command leaves as it was.
+        with open_loggers(kept, record.facts | known) as loggers, signals.told_apart():
+            begin()
+            record.write(images=images_of(data), devices=trainer.num_devices, wandb=wandb_id(loggers))
+            segmenter.record["trained"] = describe_training(kept, record.facts, trainer)
+            keep_aside(unusable)
+            make_latest(start, folder)
+            cut_curves(curves, start)
             trainer.loggers = [curves, *loggers]
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
             say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
