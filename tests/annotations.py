@@ -1,5 +1,6 @@
-"""What ``make test-slow`` decorates every function and dataclass of fcnlab with (``--jaxtyping-packages``): a call whose
-arguments or result are not what its annotations say, shapes included, raises a TypeError.
+"""What ``make test-slow`` decorates every function and dataclass of fcnlab with (``--jaxtyping-packages``).
+
+A call whose arguments or result are not what its annotations say, shapes included, raises a TypeError.
 """
 
 import io
