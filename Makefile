@@ -6,6 +6,11 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/pip install -q) -c constraints.txt
 # A process for each core, at most 4, each of one thread; the tests of a file stay together, since they share its runs.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+# Under these, calls of fcnlab's functions must be as their annotations say, shapes included (tests/annotations.py). They
+# slow imports down, and nothing that is compiled, exported or started as a process of its own would have them.
+CHECK_ANNOTATIONS := --jaxtyping-packages=fcnlab,annotations.checked -m 'not slow and not unchecked' \
+	tests/models tests/refine tests/data tests/results \
+	tests/test_losses.py tests/test_metrics.py tests/test_optim.py tests/test_segmenter.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow faults fuzz bench rivals lint notebooks table figures clean
@@ -31,8 +36,9 @@ train: setup  ## the main job: FCN-8s on generated shapes, some minutes on a CPU
 test: setup  ## tests, one case of each kind
 	$(PYTEST) -m 'not slow'
 
-test-slow: setup  ## the matrices, other processes, the wheel
+test-slow: setup  ## the matrices, other processes, the wheel; models, data and scores again, annotations checked
 	$(PYTEST) -m slow
+	$(PYTEST) $(CHECK_ANNOTATIONS)
 
 fuzz: setup  ## foreign files and words: the properties of tests/fuzz, 2000 new examples of each
 	FCNLAB_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q --timeout 7200 tests/fuzz

@@ -131,8 +131,10 @@ def write_run(
         provenance |= {"source": {"fcnlab": source}} if source else {}
         count = {"pictures": len(matrices), "of": len(matrices)}
         protocol = PROTOCOL | count | (protocol or {})
-        record = {"protocol": protocol, "cost": cost, "provenance": provenance, **facts}
-        write_record(folder, "val", names, classes, matrices, **record)
+        write_record(folder, "val", names, classes, matrices, protocol=protocol, cost=cost, provenance=provenance)
+        if facts:  # damaged ones, too, which the writer is not made for
+            path = folder / "metrics.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | facts))
     with (folder / "metrics.csv").open("w", newline="") as file:
         rows = [
             ["step", "epoch", "train/loss", "val/miou"],

@@ -1,15 +1,18 @@
-"""Figures in the headers of experiments are what the nets have."""
+"""Figures in the headers of experiments and backbones, and in docs, are what the nets have."""
 
 import re
 
 import pytest
 import torch
 from hydra.utils import instantiate
+from torch.utils.flop_counter import FlopCounterMode
 
 from fcnlab.config import CONF
+from fcnlab.models import FCN
 from fcnlab.tasks.scoring import macs
 
 COST = re.compile(r"^# Cost: .*?([\d.]+) GMACs forward(?:,| each) at (\d+)x(\d+)", re.MULTILINE)
+BACKBONES = CONF / "model" / "backbone"
 PAPERS = sorted((CONF / "experiment" / "paper").glob("*.yaml"))
 COSTED = [path.stem for path in PAPERS if "GMACs" in path.read_text()]
 
@@ -36,13 +39,48 @@ PERFORMANCE = {
 }
 
 
+def built(composed, *words: str) -> FCN:
+    """A net without values."""
+    with torch.device("meta"):
+        return instantiate(composed(*words, "model.backbone.weights=none").model, _convert_="all")
+
+
+def gflop_of_a_step(net: FCN, rows: int, cols: int) -> float:
+    with FlopCounterMode(display=False) as counter:
+        net(torch.empty(1, 3, rows, cols, device="meta")).sum().backward()
+    return counter.get_total_flops() / 1e9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("row", PERFORMANCE)
 def test_the_work_in_docs_is_what_the_nets_have(composed, repository, row):
     """Rounded once: 21.047 is 21.0, though 21.05 would be 21.1."""
     text = (repository / "docs" / "performance.md").read_text()
     (stated,) = (line.split("|")[2:5] for line in text.splitlines() if line.startswith(f"| {row} | "))
-    with torch.device("meta"):
-        net = instantiate(composed("model=fcn8s", PERFORMANCE[row], "model.backbone.weights=none").model)
-    found = [f"{macs(net, *size) / 1e9:.1f}" for size in ((375, 500), (500, 500), (512, 512))]
-    assert [re.findall(r"\(([\d.]+)\)", cell) for cell in stated] == [[value] for value in found]
+    net = built(composed, "model=fcn8s", PERFORMANCE[row])
+    sizes = ((375, 500), (500, 500), (512, 512))
+    found = [f"{gflop_of_a_step(net, *size):,.0f} ({macs(net, *size) / 1e9:.1f})" for size in sizes]
+    assert [cell.strip() for cell in stated] == found
+
+
+HEADERS = {path.stem: re.search(r"([\d.]+) M parameters", path.read_text()) for path in BACKBONES.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", sorted(name for name, stated in HEADERS.items() if stated))
+def test_a_backbone_s_header_says_how_many_parameters_its_net_has(composed, name):
+    """Of FCN-32s, as the papers count, of 21 classes; rounded once."""
+    stated = HEADERS[name][1]
+    net = built(composed, "model=fcn32s", "data=voc", f"model/backbone={name}")
+    count = sum(parameter.numel() for parameter in net.parameters()) / 1e6
+    assert f"{count:.{len(stated.partition('.')[2])}f}" == stated
+
+
+@pytest.mark.slow
+def test_what_pad_100_costs(composed, repository):
+    text = (repository / "docs" / "fcn.md").read_text()
+    padded, rows, cols, same = re.search(
+        r"(\d+) GMACs for a picture of (\d+)x(\d+), of which (\d+) are for", text
+    ).groups()
+    for stated, padding in ((padded, "paper"), (same, "same")):
+        net = built(composed, "model=fcn8s", "model/backbone=vgg16", f"model.backbone.padding={padding}")
+        assert f"{macs(net, int(rows), int(cols)) / 1e9:.0f}" == stated

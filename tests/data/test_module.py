@@ -514,6 +514,7 @@ class OnGpu:
         self.told.append(f"{self.name} is kept for {stream.name}")
 
 
+@pytest.mark.unchecked  # stand-ins, so that no GPU is needed
 def test_a_copy_to_a_gpu_is_made_beside_the_work(make, monkeypatch):
     """The order of calls, as CUDA's guides have it for memory of one stream that is used on another."""
     told, stream = [], ["work"]

@@ -67,6 +67,7 @@ class Once(nn.Module):
     def __init__(self, backbone):
         super().__init__()
         self.levels, self.min_size, self.pretrained = backbone.levels, backbone.min_size, backbone.pretrained
+        self.channels_last_on_cpu = backbone.channels_last_on_cpu
         self.forward = functools.lru_cache(maxsize=1)(backbone)
 
 
@@ -118,7 +119,7 @@ def test_a_picture_too_small(backbone, size):
 class Given(nn.Module):
     """Feature maps as given, in place of a backbone that computes them."""
 
-    min_size, pretrained = 1, False
+    min_size, pretrained, channels_last_on_cpu = 1, False, False
 
     def __init__(self, maps: dict[int, FeatureMap]):
         super().__init__()
@@ -235,7 +236,9 @@ def test_levels_that_are_not_offered(levels):
     ("settings", "message"),
     [
         ({"classes": 1}, "num_classes=1: at least 2"),
-        ({"upsampling": "nearest"}, "choose 'fixed', 'learned' or 'learned_all'"),
+        pytest.param(
+            {"upsampling": "nearest"}, "choose 'fixed', 'learned' or 'learned_all'", marks=pytest.mark.unchecked
+        ),
     ],
 )
 def test_settings_out_of_range(settings, message):
@@ -262,6 +265,7 @@ def test_learned_upsampling_between_levels_of_one_stride_warns():
     assert {name for name, _ in net.named_parameters() if "upsample" in name} == set()
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("backbone", [VGG16, GoogLeNet, CaffeNet, AlexNet, Tiny])
 def test_unknown_padding(backbone):
     with torch.device("meta"), pytest.raises(ValueError, match="padding='valid': choose 'same' or 'paper'"):
@@ -373,6 +377,7 @@ def test_multiply_adds(backbone, padding, levels, size, giga):
 
 
 @torch.no_grad()
+@pytest.mark.unchecked
 def test_export_for_any_size():
     net, side = randomize(tiny_fcn()), torch.export.Dim.DYNAMIC
     program = torch.export.export(net, (torch.rand(2, 3, 64, 96),), dynamic_shapes=({0: side, 2: side, 3: side},))

@@ -587,11 +587,15 @@ def test_vgg16_from_caffe_wants_caffes_input(load, tmp_path, monkeypatch):
 
 
 def test_conventions_of_vgg16():
-    with torch.device("meta"):
-        with pytest.raises(WeightsError, match=r"imagenet fetches torchvision's .*convention=torchvision"):
-            VGG16(weights="imagenet", convention="caffe")
-        with pytest.raises(ValueError, match="convention='rgb': choose 'torchvision' or 'caffe'"):
-            VGG16(convention="rgb")
+    message = r"imagenet fetches torchvision's .*convention=torchvision"
+    with torch.device("meta"), pytest.raises(WeightsError, match=message):
+        VGG16(weights="imagenet", convention="caffe")
+
+
+@pytest.mark.unchecked
+def test_unknown_convention():
+    with torch.device("meta"), pytest.raises(ValueError, match="convention='rgb': choose 'torchvision' or 'caffe'"):
+        VGG16(convention="rgb")
 
 
 # --- fcnlab eval experiment=paper/verify_...

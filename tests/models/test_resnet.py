@@ -61,6 +61,7 @@ def test_every_fourth_cell_of_a_dilated_net_is_the_plain_ones(as_if_trained, sha
     torch.testing.assert_close(fine[:, :, ::4, ::4], coarse)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"depth": 34}, r"depth=34: choose one of \[50, 101\]"), ({"output_stride": 4}, "choose 8, 16 or 32")],

@@ -1,5 +1,7 @@
 """Averages over looks at a picture, against sums written out and nets whose answer is known."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,14 +21,10 @@ def net() -> FCN:
     return net
 
 
-class Pointwise(torch.nn.Module):
+@pytest.fixture
+def pointwise(net_that_scores):
     """Scores that are the pixel's own colours: whatever is done around it, nothing may move."""
-
-    class backbone:
-        min_size = 1
-
-    def forward(self, image):
-        return torch.cat([image, 1 - image], 1)
+    return partial(net_that_scores, lambda image: torch.cat([image, 1 - image], 1), 6)
 
 
 @pytest.fixture
@@ -56,20 +54,16 @@ def test_one_scale_is_a_plain_look_and_several_are_their_mean(net, image):
     torch.testing.assert_close(MultiScale((1.0, 2.0), flip=False)(net, image), (net(image).softmax(1) + looked) / 2)
 
 
-def test_scales_keep_things_in_their_place():
+def test_scales_keep_things_in_their_place(pointwise):
     """A smooth ramp of probabilities comes back from any scale where it was."""
     ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
-    found = MultiScale((0.5, 1.0, 1.5), flip=True)(Pointwise(), ramp)
-    torch.testing.assert_close(found, Pointwise()(ramp).softmax(1), atol=2e-3, rtol=0)
+    found = MultiScale((0.5, 1.0, 1.5), flip=True)(pointwise(), ramp)
+    torch.testing.assert_close(found, torch.cat([ramp, 1 - ramp], 1).softmax(1), atol=2e-3, rtol=0)
 
 
-def test_a_scale_that_the_net_cannot_take_is_named(net, image):
-    class Large(Pointwise):
-        class backbone:
-            min_size = 31
-
+def test_a_scale_that_the_net_cannot_take_is_named(pointwise, image):
     with pytest.raises(UserError, match=r"at 0.5, a picture of 45x70 is smaller than the net takes \(31 pixels\)"):
-        MultiScale((0.5,))(Large(), image)
+        MultiScale((0.5,))(pointwise(min_size=31), image)
 
 
 @pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-1.0,)])
@@ -79,8 +73,8 @@ def test_scales_are_above_zero(scales):
 
 
 @pytest.mark.parametrize(("window", "step"), [(16, 16), (16, 7), (16, 1), (45, 45), (44, 3), (100, 50)])
-def test_windows_cover_every_pixel_in_its_place(image, window, step):
-    torch.testing.assert_close(Sliding(window, step)(Pointwise(), image), Pointwise()(image))
+def test_windows_cover_every_pixel_in_its_place(pointwise, image, window, step):
+    torch.testing.assert_close(Sliding(window, step)(pointwise(), image), torch.cat([image, 1 - image], 1))
 
 
 @torch.inference_mode()
@@ -104,15 +98,13 @@ def test_windows_leave_nothing_out(window, step):
 
 @pytest.mark.parametrize("needed", [1, 2, 15, 31])
 @pytest.mark.parametrize("scales", [(0.5, 1.0), (0.3,), (0.25, 2), (1.75,), (2.5,)])
-def test_the_smallest_image_is_the_first_that_all_scales_leave_large_enough(needed, scales, monkeypatch):
-    net = Pointwise()
-    monkeypatch.setattr(Pointwise.backbone, "min_size", needed)
+def test_the_smallest_image_is_the_first_that_all_scales_leave_large_enough(pointwise, needed, scales):
+    net = pointwise(min_size=needed)
     expected = next(side for side in range(1, 999) if all(round(side * scale) >= needed for scale in scales))
-    assert smallest_image(MultiScale(scales), net) == expected  # pyright: ignore[reportArgumentType]
-    assert smallest_image(Plain(), net) == smallest_image(Sliding(), net) == needed  # pyright: ignore[reportArgumentType]
+    assert smallest_image(MultiScale(scales), net) == expected
+    assert smallest_image(Plain(), net) == smallest_image(Sliding(), net) == needed
 
 
-def test_windows_that_the_net_does_not_take_are_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr(Pointwise.backbone, "min_size", 31)
+def test_windows_that_the_net_does_not_take_are_refused_before_any_work(pointwise):
     with pytest.raises(UserError, match=r"refine\.window=30 is smaller than the net takes: give 31"):
-        smallest_image(Sliding(30, 20), Pointwise())  # pyright: ignore[reportArgumentType]
+        smallest_image(Sliding(30, 20), pointwise(min_size=31))

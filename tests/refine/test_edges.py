@@ -12,17 +12,6 @@ from fcnlab.refine import DenseCRF, GuidedFilter, Superpixels
 from fcnlab.refine.edges import mean_of_segments
 
 
-class Fixed(torch.nn.Module):
-    """A net that knows its answer."""
-
-    def __init__(self, probability: np.ndarray):
-        super().__init__()
-        self.scores = torch.from_numpy(probability).log()[None].float()
-
-    def forward(self, image):
-        return self.scores.expand(len(image), -1, -1, -1)
-
-
 @pytest.fixture
 def scene():
     """A dark and a bright half with a little noise; the prediction puts the border four pixels too far left."""
@@ -100,10 +89,12 @@ def test_a_picture_without_edges_and_a_certain_net_stay_as_they_are(refine):
 
 
 @pytest.mark.parametrize("refine", REFINEMENTS)
-def test_pictures_are_refined_one_by_one(scene, refine):
+def test_pictures_are_refined_one_by_one(net_that_scores, scene, refine):
     picture, probability = scene
+    scores = torch.from_numpy(probability).log()
+    net = net_that_scores(lambda images: scores.expand(len(images), -1, -1, -1), len(scores))
     batch = torch.from_numpy(np.stack([picture, picture[::-1].copy()])).permute(0, 3, 1, 2) / 255
-    found = refine(Fixed(probability), batch)
+    found = refine(net, batch)
     np.testing.assert_allclose(found[0].numpy(), refine.refine(probability, picture), atol=1e-4)
     np.testing.assert_allclose(found[1].numpy(), refine.refine(probability, picture[::-1].copy()), atol=1e-4)
 

@@ -142,7 +142,7 @@ def synthetic_pair(rng, pictures: int, quality: tuple[float, float]) -> list[tup
         found = 1 / (1 + np.exp(hardness - skill + rng.normal(0, 0.8, (pictures, CLASSES))))
         confused = rng.random((pictures, CLASSES)) < 0.5 * frequency + 0.03
         false = confused * rng.lognormal(-2, 1.2, (pictures, CLASSES)) * 1000 * (1 - found.mean(axis=1, keepdims=True))
-        nets.append((np.rint(size * found), size + np.rint(false)))
+        nets.append((np.rint(size * found).astype(int), (size + np.rint(false)).astype(int)))
     return nets
 
 

@@ -28,7 +28,7 @@ from fcnlab.data.cache import Kind, cached
 from fcnlab.data.download import fetching, only_reading
 from fcnlab.data.image_files import DataError
 from fcnlab.data.pictures import VOID, LabelPixels, Pictures
-from fcnlab.data.transforms import FILL, Augmentation
+from fcnlab.data.transforms import FILL, Augment
 from fcnlab.errors import first_line
 from fcnlab.ranges import Count, NumClasses, Pixels, Seed, Whole
 from fcnlab.results.reading import Unreadable, open_regular
@@ -44,7 +44,7 @@ IN_HAND = 2  # batches that the process itself has of its workers: the one that 
 class TrainingSamples(Dataset):
     """Augmented pictures by (epoch, index): the same key and seed give the same sample in any process."""
 
-    def __init__(self, pictures: Pictures, augment: Augmentation | None, seed: int):
+    def __init__(self, pictures: Pictures, augment: Augment | None, seed: int):
         self.pictures, self.augment, self.seed = pictures, augment, seed
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
@@ -208,7 +208,7 @@ class DataModule(L.LightningDataModule):
         train_list: str,
         val_list: str,
         num_classes: NumClasses,
-        augment: Callable[[int], Augmentation | None],
+        augment: Callable[[int], Augment | None],
         test_list: str | None = None,
         crop_size: Pixels = 512,
         batch_size: Count = 16,

@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -31,6 +31,21 @@ FILL = (124, 116, 104)  # the padding's colour: ImageNet's mean, near zero behin
 # lie up to a pixel beside what the image shows. Rotate and Affine, which warp, round by themselves and refuse this one.
 NEAREST_WHEN_RESIZED = cv2.INTER_NEAREST_EXACT
 
+Image = UInt8[ndarray, "rows cols 3"]
+Mask = UInt8[ndarray, "rows cols"]
+Crop = tuple[UInt8[ndarray, "crop_rows crop_cols 3"], UInt8[ndarray, "crop_rows crop_cols"]]
+
+
+@runtime_checkable  # by make test-slow, which checks annotations
+class Augment(Protocol):
+    """The contract of an augmentation, of a user's own too: ``seed`` alone decides what is drawn.
+
+    ``seed`` is a few whole numbers that name the sample: (run's seed, epoch, index). One that takes no smaller images
+    says so by an attribute ``min_size``, as :class:`Augmentation` does.
+    """
+
+    def __call__(self, image: Image, mask: Mask, seed: Sequence[int]) -> Crop: ...
+
 
 class Augmentation:
     """A pipeline that draws from the seed of the sample alone, not from the worker or from what it drew before.
@@ -45,10 +60,7 @@ class Augmentation:
         self.min_size = min_size
         self.pipeline = A.Compose(list(steps))  # its mask_interpolation would replace that of each step
 
-    def __call__(
-        self, image: UInt8[ndarray, "rows cols 3"], mask: UInt8[ndarray, "rows cols"], seed: Sequence[int]
-    ) -> tuple[UInt8[ndarray, "crop_rows crop_cols 3"], UInt8[ndarray, "crop_rows crop_cols"]]:
-        """``seed`` is a few whole numbers that name the sample: (run's seed, epoch, index)."""
+    def __call__(self, image: Image, mask: Mask, seed: Sequence[int]) -> Crop:
         self.pipeline.set_random_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         sample = self.pipeline(image=image, mask=mask)
         return sample["image"], sample["mask"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from omegaconf import OmegaConf
 
@@ -30,6 +30,7 @@ RUN_OF_WANDB = re.compile(
 )
 
 
+@runtime_checkable  # by make test-slow, which checks annotations
 class Started(Protocol):
     """A job that was started: a process here, or a job of Slurm's."""
 

@@ -33,7 +33,7 @@ class Level(NamedTuple):
     scale: float = 1.0
 
 
-@runtime_checkable  # by the tests that check annotations
+@runtime_checkable  # by make test-slow, which checks annotations
 class Backbone(Protocol):
     """The contract of a backbone."""
 

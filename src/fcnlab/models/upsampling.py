@@ -76,7 +76,7 @@ class Upsample(nn.Module):
         stride = features.stride // self.factor
         return Grid(stride, features.origin - stride * (self.taps - 1) / 2)
 
-    def along(self, data: Scores, axis: int) -> Scores:
+    def along(self, data: Scores, axis: int) -> Float[Tensor, "batch classes finer_rows finer_cols"]:
         """Interpolate along one axis."""
         found = _Interpolation.apply(data, axis, self.weights(data))
         length = self.factor * (data.shape[axis] - 1) + self.taps

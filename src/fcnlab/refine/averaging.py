@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ Image = Float[Tensor, "batch 3 rows cols"]
 ScoreMap = Float[Tensor, "batch classes rows cols"]
 
 
+@runtime_checkable  # by make test-slow, which checks annotations
 class Refinement(Protocol):
     """The contract of a refinement; how it prints is what the record of a score says of it."""
 

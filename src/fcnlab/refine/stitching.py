@@ -5,6 +5,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from fcnlab.errors import UserError
@@ -74,7 +75,9 @@ def _finest_stride(net: FCN, factor: int) -> int:
     return stride
 
 
-def _shifted(image: Image, down: int, right: int, coarsest: int) -> Image:
+def _shifted(
+    image: Image, down: int, right: int, coarsest: int
+) -> Float[Tensor, "batch 3 rows+{coarsest} cols+{coarsest}"]:
     """The picture with a border of the net's coarsest stride in all, of which ``coarsest - down`` pixels lie above it.
 
     Without a shift it lies where it was to all levels, so that the net's own cells are among those that are stitched.

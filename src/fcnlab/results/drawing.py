@@ -91,7 +91,9 @@ def contact_sheet(
     tiles += [blank] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
     shown = [np.where(labels == VOID, len(classes), labels) for _, _, labels in samples]  # void has a name here
-    return with_legend(np.concatenate(rows), shown, [*classes, "void"], np.vstack([palette, [VOID_COLOUR]]))
+    return with_legend(
+        np.concatenate(rows), shown, [*classes, "void"], np.vstack([palette, np.array([VOID_COLOUR], np.uint8)])
+    )
 
 
 def _tile(name: str, image: Picture, labels: Labels, palette: Palette, side: int) -> Drawing:

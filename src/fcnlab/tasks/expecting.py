@@ -27,7 +27,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fcnlab.callbacks import EMA
 from fcnlab.callbacks.resume import random_states, restore_random_states
 from fcnlab.data import DataModule, Pictures
-from fcnlab.data.transforms import Augmentation
+from fcnlab.data.transforms import Augment
 from fcnlab.errors import first_line
 from fcnlab.models import FCN
 from fcnlab.segmenter import Segmenter, labels
@@ -200,7 +200,7 @@ def validation_seconds(segmenter: Segmenter, pictures: Pictures, context: Callab
     return once * count
 
 
-def loading_seconds(pictures: Pictures, augment: Augmentation | None = None) -> float:
+def loading_seconds(pictures: Pictures, augment: Augment | None = None) -> float:
     """To read, decode and augment a picture with its mask, on one thread as workers do: the median of a few."""
     threads, times = cv2.getNumThreads(), []
     cv2.setNumThreads(0)
@@ -212,7 +212,7 @@ def loading_seconds(pictures: Pictures, augment: Augmentation | None = None) -> 
     return statistics.median(times[1:])  # the first of all takes longer
 
 
-def _load(pictures: Pictures, augment: Augmentation | None, place: int) -> None:
+def _load(pictures: Pictures, augment: Augment | None, place: int) -> None:
     image, mask = pictures.image(place), pictures.mask(place)
     if augment is not None:
         augment(image, mask, seed=(0, 0, place))  # which leaves the pipeline as any other sample does
