@@ -89,7 +89,9 @@ class StopSignals:
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         again = self.asked is not None
         self.asked = self.asked or signum
-        if (again and signum == signal.SIGINT) or not (again or self.waiting):
+        if not (again or self.waiting):
+            return self._stop(signum, frame)
+        if again and signum == signal.SIGINT:
             self.raised = True
             raise Interrupted(self.asked)
         self._end_wait_for_data(signum, frame)
@@ -111,14 +113,24 @@ class StopSignals:
         """
         if not isinstance(swallowed.exc_value, Interrupted):
             self._hook(swallowed)
-        elif hasattr(signal, "setitimer") and os.getpid() == self._process:
-            signal.signal(signal.SIGALRM, self._stop)
-            signal.setitimer(signal.ITIMER_REAL, SOON)
+        elif self._may_wait():
+            self._stop_soon()
+
+    def _may_wait(self) -> bool:
+        return hasattr(signal, "setitimer") and os.getpid() == self._process
+
+    def _stop_soon(self) -> None:
+        signal.signal(signal.SIGALRM, self._stop)
+        signal.setitimer(signal.ITIMER_REAL, SOON)
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
+        """Stop at once, but for a loader that starts its workers: one that is half made fails when it is dropped."""
         if self.waiting:
             self._end_wait_for_data(signum, frame)
+        elif _call_of_a_loader(frame, "__init__") and self._may_wait():
+            self._stop_soon()
         else:
+            self.raised = True
             raise Interrupted(self.asked or signum)
 
     @contextmanager
@@ -147,8 +159,12 @@ class StopSignals:
 
 def wait_for_data(frame: FrameType | None) -> FrameType | None:
     """The call in which a DataLoader fetches a batch where a signal came; None where it does not."""
+    return _call_of_a_loader(frame, "__next__")
+
+
+def _call_of_a_loader(frame: FrameType | None, name: str) -> FrameType | None:
     while frame is not None:
-        if frame.f_code.co_name == "__next__" and frame.f_globals.get("__name__") == "torch.utils.data.dataloader":
+        if frame.f_code.co_name == name and frame.f_globals.get("__name__") == "torch.utils.data.dataloader":
             return frame
         frame = frame.f_back
     return None
