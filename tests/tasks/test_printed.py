@@ -66,13 +66,14 @@ def test_the_printed_command_of_a_search_repeats_its_best_trial(fcnlab, tmp_path
 def test_the_printed_commands_of_a_sweep_with_a_failed_job_work(fcnlab, tmp_path, capfd, sweep_words):
     params = "hydra.sweeper.params={model.weights:'gone.ckpt,none',seed:3}"
     odd = ("hydra.launcher.slots=1", "hydra.sweep.subdir='job ${hydra.job.num}'", "hydra.sweep.dir='a b'")
-    assert fcnlab("train", "-m", *sweep_words, params, *odd) == 1
-    said = "".join(capfd.readouterr())
+    command = [sys.executable, "-m", "fcnlab", "train", "-m", *sweep_words, params, *odd]
+    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)  # this process would keep its lock
+    said = failed.stdout + failed.stderr
+    assert failed.returncode == 1
     repeat, go_on = printed_command(said, "To repeat it"), printed_command(said, "To run what is missing")
     assert fcnlab(*repeat) == 1 and "gone.ckpt" in capfd.readouterr().err
     shutil.copy(tmp_path / "a b" / "job 1" / "checkpoints" / "best.ckpt", "gone.ckpt")
-    # In a process of its own: this one locks the folder as long as anything holds the first sweep's launcher.
-    subprocess.run([sys.executable, "-m", "fcnlab", *go_on], check=True)
+    assert fcnlab(*go_on) == 0
     record = json.loads((tmp_path / "a b" / "sweep.json").read_text())
     assert [job["status"] for job in record["jobs"]] == ["finished"] * 2
     (tmp_path / "a b").rename("before")
