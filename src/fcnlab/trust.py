@@ -60,6 +60,7 @@ Places = Mapping[str, Sequence[str]]
 
 TYPED = ("hydra", "stages", "sweep", "trust")  # first parts that no record sets
 WRITTEN_TO = ("archive", "cache_dir", "dirpath", "folder", "save_dir")  # last parts: where something is written or got
+SENT_TO = ("entity", "host", "workspace")  # last parts of a logger's settings: whose dashboard gets images and scores
 WRITERS = ("callbacks", "logger", "trainer")  # what writes files, and could be led out of the run's folder by a name
 KEY = re.compile(r"[A-Za-z0-9][\w-]*([./][A-Za-z0-9][\w-]*)*", re.ASCII)
 DIRECTIVE = re.compile(r"_\w*_")  # _target_ and its kind
@@ -135,6 +136,8 @@ def why_not_set(path: str, value: Any) -> str:
         return f"{parts[0]} is only ever typed"
     if parts[-1] in WRITTEN_TO:
         return "a record does not say where files are written or unpacked"
+    if parts[0] == "logger" and parts[-1] in SENT_TO and value is not None:
+        return "a record does not say to whom anything is sent"
     if parts[0] in WRITERS and isinstance(value, str) and _leads_out(value):
         return "a record does not lead out of the run's folder"
     if not isinstance(value, str | int | float | bool | None):
