@@ -28,6 +28,7 @@ OPTIONAL = {"train": ("experiment",), "eval": ("model", "data", "experiment"), "
 NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
+WITH_VALUE = ("--config-dir", "--config-path", "--config-name", "--package", "--experimental-rerun", "-cd", "-cp", "-cn", "-p")
 PROCESS = "FCNLAB_PROCESS"  # in the environment: the process id of the fcnlab that starts others
 ONLY_SHOWS = {"-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help"}  # options with which nothing is run
 FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
@@ -75,6 +76,7 @@ def _command() -> None:
             sys.argv.append(f"--config-name={verb}")
             _run(verb)
         return
+    sys.argv[1:] = _with_values(sys.argv[1:])
     words = [word.removeprefix(CONFIG_NAME) for word in sys.argv]
     place = next((place for place, word in enumerate(words) if place and word in VERBS), None)
     if place is None:
@@ -89,12 +91,41 @@ def _command() -> None:
     if verb in LISTS:
         sys.argv[1:] = [_as_list(word, *LISTS[verb]) for word in sys.argv[1:]]
     sys.argv[1:] = list(_without_null(verb, sys.argv[1:]))
+    _check_options(verb)
     _bring_back(verb, started_by_lightning)
     _check_groups(verb)
     _check_experiment(verb)
     _check_place(verb)
     _defer()
     _run(verb)
+
+
+def _with_values(words: list[str]) -> list[str]:
+    """Options and their values as one word, ``--config-dir=a=b``: a value is no setting, and no verb."""
+    joined: list[str] = []
+    for word in words:
+        if joined and _waits_for_value(joined[-1]) and not word.startswith("-"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _check_options(verb: str) -> None:
+    """Refuse options that only show, beside those that run, and those that say how to show, without them."""
+    options = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")}
+    shows = options & ONLY_SHOWS
+    if shows & {"-c", "--cfg", "-i", "--info"} and options & {"-m", "--multirun"}:
+        sys.exit(
+            f"fcnlab {verb}: {min(shows)} shows the settings of one run: leave -m out, and give one value of each list"
+        )
+    if not shows and (how := options & {"-p", "--package", "--resolve"}):
+        sys.exit(f"fcnlab {verb}: {min(how)} has no effect without --cfg, which it is for: add --cfg job")
+
+
+def _waits_for_value(word: str) -> bool:
+    begins = word.startswith("--") and len(word) > 2  # argparse takes the first letters of an option
+    return word in WITH_VALUE or (begins and any(option.startswith(word) for option in WITH_VALUE))
 
 
 def _end_with_rank_0() -> None:
@@ -273,6 +304,7 @@ def _run(verb: str) -> None:
     from hydra.errors import CompactHydraException, InstantiationException
 
     from fcnlab.config import CONF, register_launchers, register_schemas
+    from fcnlab.hydra_errors import told_in_sentences
     from fcnlab.results.escaping import in_terminal, only_shown
     from fcnlab.starting import imported
 
@@ -305,4 +337,5 @@ def _run(verb: str) -> None:
     register_schemas()
     register_launchers()
     logging.getLogger("fcnlab").addFilter(only_shown)
-    hydra.main(version_base="1.3", config_path=str(CONF))(task)()
+    with told_in_sentences(verb, task) as report:
+        report(hydra.main(version_base="1.3", config_path=str(CONF))(task))

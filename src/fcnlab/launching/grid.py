@@ -66,7 +66,7 @@ class Grid(Sweeper):
             if any(getattr(override._value, "shuffle", False) for override in overrides):
                 jobs = in_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
             check_jobs(self.context, self.whole, jobs, 0, getattr(self.chosen_launcher, "elsewhere", True))
-        write_multirun(self.whole)
+            write_multirun(self.whole)
         size, returned = self.max_batch_size or len(jobs), []
         for first in range(0, len(jobs), size):
             self.chosen_launcher.more_to_come = first + size < len(jobs)  # pyright: ignore[reportAttributeAccessIssue]

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fcnlab.config import ConfigError, NotSetHere, check_needs, check_targets, unknown_key
 from fcnlab.cores import visible_cores
-from fcnlab.errors import CHDIR, UserError, first_line
+from fcnlab.errors import CHDIR, UserError, first_line, why_not_used, why_not_written
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_gpus
@@ -82,7 +82,7 @@ class Slots(Launcher):
         with told_plainly(self.verb):
             if "sweep" not in config:
                 raise UserError("hydra/launcher=slots is for train and eval; leave it out")
-            folder = Path(config.hydra.sweep.dir).absolute()
+            folder = folder_of(config)
             self.resumes = bool(config.sweep.resume)
             limit(self.slots)
             is_new = not folder.exists()
@@ -245,7 +245,7 @@ class InProcess(BasicLauncher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Look at what is in the folder before Hydra writes there."""
         with told_plainly(str(config.hydra.job.config_name)):
-            folder = Path(config.hydra.sweep.dir).absolute()
+            folder = folder_of(config)
             self.names: set[str] = set()  # of the jobs of earlier batches
             check_holds_no_run(folder)
             if folder.is_dir() and any(entry.name != "multirun.yaml" for entry in folder.iterdir()):
@@ -273,6 +273,14 @@ class InProcess(BasicLauncher):
             words = [[*job, *words_for_job(folder, names[number])] for number, job in numbered.items()]
         with only_parts_environment():
             return super().launch(words, initial_job_idx)
+
+
+def folder_of(config: DictConfig) -> Path:
+    """The folder of a sweep; a UserError where no file can be made in it."""
+    folder = Path(config.hydra.sweep.dir).absolute()
+    if reason := why_not_written(folder):
+        raise UserError(f"{setting('hydra.sweep.dir', shown(folder))}: {reason}. Name another folder")
+    return folder
 
 
 def check_holds_no_run(folder: Path) -> None:
@@ -511,11 +519,15 @@ def only_parts_environment() -> Iterator[None]:
 
 @contextmanager
 def told_plainly(verb: str) -> Iterator[None]:
-    """Let Hydra show a mistake of the user's without a traceback."""
+    """Let Hydra show a mistake of the user's, and a place that cannot be written to, without a traceback."""
     try:
         yield
     except UserError as error:
         raise CompactHydraException(in_terminal(f"fcnlab {verb}: {error}")) from error
+    except OSError as error:
+        if not error.filename:
+            raise
+        raise CompactHydraException(in_terminal(f"fcnlab {verb}: {why_not_used(error)}")) from error
 
 
 @contextmanager

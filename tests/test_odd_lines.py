@@ -1,0 +1,87 @@
+"""Command lines that Hydra cannot use: each ends in a sentence, with nothing begun."""
+
+import pytest
+
+from fcnlab import cli
+from fcnlab.launching import launchers
+
+
+@pytest.fixture
+def said(fcnlab, capfd, tmp_path):
+    """What a line that is refused says; it leaves no run."""
+
+    def say(*words: str) -> str:
+        code = fcnlab(*words)
+        text = capfd.readouterr().err
+        assert code in (1, 2) and "Traceback" not in text and not list(tmp_path.glob("**/run.json")), text
+        return text
+
+    return say
+
+
+COMPUTED = "cannot be computed: "
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("-m --cfg job", "--cfg shows the settings of one run: leave -m out"),
+        ("-m --info", "--info shows the settings of one run: leave -m out"),
+        ("-m -c hydra", "-c shows the settings of one run: leave -m out"),
+        ("--info config --cfg job", "Only one of --run, --multirun, --cfg, --info"),
+        ("--resolve", "--resolve has no effect without --cfg, which it is for: add --cfg job"),
+        ("-m --package model", "--package has no effect without --cfg"),
+        ("--help model=nothing", "Could not find 'model/nothing'"),
+        ("--help seed=1,2", "Ambiguous value for argument 'seed=1,2'"),
+        ("hydra.run.dir=out/${nothing}", f"hydra.run.dir {COMPUTED}Interpolation key 'nothing' not found"),
+        ("hydra.run.dir=out/${foo:1}", f"hydra.run.dir {COMPUTED}Unsupported interpolation type foo"),
+        ("hydra.run.dir=${hydra.run.dir}", f"hydra.run.dir {COMPUTED}Recursive interpolation"),
+        ("hydra.run.dir=${oc.env:NOT_THERE,/proc/no/x}", "/proc/no: No such file or directory. Name another"),
+        ("hydra.job.name=${foo:1}", f"hydra.run.dir {COMPUTED}Unsupported interpolation type foo"),
+        ("hydra.job.env_copy=[NOT_THERE]", "Hydra cannot use this command line: KeyError: 'NOT_THERE'"),
+        ("hydra.job_logging.root.level=FOO", "Hydra cannot use this command line: Unable to configure root logger"),
+        ("-m hydra.sweep.dir=out/${experiment} seed=1", f"hydra.sweep.dir {COMPUTED}Interpolation key 'experiment'"),
+        ("-m hydra.sweep.dir=${foo:1} seed=1", f"hydra.sweep.dir {COMPUTED}Unsupported interpolation type foo"),
+        ("-m hydra.sweep.dir=${oc.env:NOT_THERE,/proc/x} seed=1", "/proc/x: No such file or directory. Name another"),
+        ("-m hydra.sweep.dir=${oc.env:NOT_THERE,/dev/null/x} seed=1", "hydra.sweep.dir=/dev/null/x: /dev/null is no folder"),
+        ("-m hydra/launcher=basic hydra.sweep.dir=${oc.env:NOT_THERE,/proc/x} seed=1", "/proc/x: No such file"),
+        ("-m hydra.sweep.subdir=${nothing} seed=1", f"hydra.sweep.subdir {COMPUTED}Interpolation key 'nothing'"),
+        ("-m hydra.launcher.slots=${foo:1} seed=1", "Unsupported interpolation type foo"),
+        ("-m hydra.launcher=null seed=1", "Hydra launcher is not configured"),
+        ("-m hydra.sweeper._target_=os.path.join", "Invalid plugin 'os.path.join'"),
+        ("-m =1,2", "Config group override must be a string"),
+    ],
+)
+def test_what_hydra_cannot_use_is_told_in_a_sentence(said, line: str, told: str):
+    assert told in said("train", *line.split())
+
+
+def test_mistakes_of_ours_keep_their_traceback(fcnlab, capfd, monkeypatch):
+    monkeypatch.setattr(launchers, "check_holds_no_run", lambda folder: {}["ours"])
+    assert fcnlab("train", "-m", "seed=1") == 1
+    assert "Traceback" in (text := capfd.readouterr().err) and "KeyError: 'ours'" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "as_one"),
+    [
+        ("--config-dir a=b seed=1", "--config-dir=a=b seed=1"),
+        ("train -cd model=null", "train -cd=model=null"),
+        ("--config-d train train", "--config-d=train train"),
+        ("--config-dir --cfg job", "--config-dir --cfg job"),
+        ("--cfg job -p data.root", "--cfg job -p=data.root"),
+        ("--info train", "--info train"),
+        ("-m -- x", "-m -- x"),
+    ],
+)
+def test_an_options_value_is_no_setting(line: str, as_one: str):
+    assert cli._with_values(line.split()) == as_one.split()
+
+
+def test_a_folder_of_options_may_be_called_as_a_setting_or_a_verb(fcnlab, capfd, tmp_path, monkeypatch):
+    (tmp_path / "model=null/train/optim").mkdir(parents=True)
+    (tmp_path / "model=null/train/optim/mine.yaml").write_text("_target_: torch.optim.SGD\nlr: 0.125\n")
+    monkeypatch.chdir(tmp_path / "model=null")
+    for words in (("--config-dir", "train", "train"), ("train", "-cd", "../model=null/train")):
+        assert fcnlab(*words, "optim=mine", "--cfg", "job", "-p", "optim.lr") == 0
+        assert capfd.readouterr().out == "0.125\n"
