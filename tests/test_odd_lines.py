@@ -1,5 +1,7 @@
 """Command lines that Hydra cannot use: each ends in a sentence, with nothing begun."""
 
+import sys
+
 import pytest
 
 from fcnlab import cli
@@ -54,6 +56,29 @@ COMPUTED = "cannot be computed: "
 )
 def test_what_hydra_cannot_use_is_told_in_a_sentence(said, line: str, told: str):
     assert told in said("train", *line.split())
+
+
+def test_null_is_null_in_any_letters(said):
+    for word in ("optim=NULL", "optim=Null"):
+        assert f"{word.lower()}: a run needs one of its options: adamw" in said("train", word)
+
+
+def test_a_sweep_goes_on_with_options_of_a_folder_that_is_called_as_a_setting(monkeypatch, tmp_path):
+    """The folder's name was taken for settings that were typed anew, so that the record's were left out."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "sweep.json").write_text('{"overrides": ["seed=7,8"], "config_dir": "a=b"}')
+    monkeypatch.setattr(cli, "_run", lambda verb: None)
+    monkeypatch.setattr("sys.argv", ["fcnlab", "train", "--config-dir", "a=b", "sweep.resume=s"])
+    cli._command()
+    assert sys.argv[1:] == [
+        "--multirun",
+        "--config-name=train",
+        "--config-dir=a=b",
+        "sweep.resume=s",
+        "seed=7,8",
+        "hydra.sweep.dir='s'",
+    ]
 
 
 def test_mistakes_of_ours_keep_their_traceback(fcnlab, capfd, monkeypatch):

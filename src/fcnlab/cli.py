@@ -96,7 +96,7 @@ def _command() -> None:
     _check_groups(verb)
     _check_experiment(verb)
     _check_place(verb)
-    _defer()
+    _defer(verb)
     _run(verb)
 
 
@@ -152,12 +152,15 @@ def _bring_back(verb: str, started_by_lightning: bool) -> None:
         sys.exit(f"fcnlab {verb}: {error}")
 
 
-def _defer() -> None:
+def _defer(verb: str) -> None:
     """Leave to the jobs of a sweep what belongs to the options that it sweeps over."""
     if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv):
         from fcnlab.launching.grid import deferred
 
-        sys.argv[1:] = deferred(sys.argv[1:])
+        try:
+            sys.argv[1:] = deferred(sys.argv[1:])
+        except UserError as error:
+            sys.exit(f"fcnlab {verb}: {error}")
 
 
 def _as_list(word: str, lists: str, name: str = "") -> str:
@@ -189,7 +192,8 @@ def _without_null(verb: str, words: list[str]) -> Iterator[str]:
 
     for word in words:
         group, _, value = word.partition("=")
-        among = "null" in re.split(r"[,()]", value) and not value.startswith(("{", "["))
+        value = "null" if value.lower() == "null" else value  # for Hydra the same
+        among = "null" in re.split(r"[,()]", value.lower()) and not value.startswith(("{", "["))
         if not among or not re.fullmatch(r"[a-z/]+", group) or not (CONF / group).is_dir():
             yield word
         elif value != "null":

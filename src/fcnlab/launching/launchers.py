@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from itertools import takewhile
-from pathlib import Path
+from itertools import pairwise, takewhile
+from pathlib import Path, PurePath
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -47,6 +47,9 @@ log = logging.getLogger("fcnlab")
 LOG = "job.log"  # in a job's folder: all that it said
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
 OF_LAUNCHER = re.compile(r"hydra[./]launcher\b")
+OF_THE_FOLDER = {"sweep.json", "multirun.yaml", "search.json", "search.db", "wandb"}
+TELL_APART = ": let hydra.sweep.subdir tell the jobs apart, as ${hydra.job.num} does"
+LONGEST_FILE = 255  # bytes, on most file systems
 LONGEST_NAME = 100
 SHORTEST_PART = 12  # of a name that has lost its middle
 ALONE = {  # trainer settings of which one process is sure; the last of each is told
@@ -323,7 +326,27 @@ def composed(
                 cfg.hydra.sweep.subdir = str(cfg.hydra.sweep.subdir)  # by this job's number, whoever asks later
                 cfg.hydra.runtime.output_dir = str(Path(config.hydra.sweep.dir).absolute() / cfg.hydra.sweep.subdir)
     wrong.tell()
+    check_folders({number: cfg.hydra.sweep.subdir for number, cfg in configs.items()})
     return configs
+
+
+def check_folders(subdirs: Mapping[int, str]) -> None:
+    """Raise a UserError unless each job has a folder of its own inside the sweep's, where nothing else is put."""
+    for number, subdir in subdirs.items():
+        parts = PurePath(subdir).parts
+        if not parts or ".." in parts or PurePath(subdir).is_absolute():
+            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} is no folder inside the sweep's{TELL_APART}")
+        if parts[0] in OF_THE_FOLDER or parts[0].startswith("."):
+            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} is where a sweep keeps its own{TELL_APART}")
+        if max(len(os.fsencode(part)) for part in parts) > LONGEST_FILE:
+            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} has a part of more than 255 bytes{TELL_APART}")
+    in_order = sorted((PurePath(subdir).parts, number) for number, subdir in subdirs.items())
+    for (outer, first), (inner, second) in pairwise(in_order):  # what is in a folder comes right behind it
+        if inner[: len(outer)] == outer:
+            both = sorted((first, second))
+            raise UserError(
+                f"jobs {both[0]} and {both[1]} would both work in {PurePath(*outer)} of the sweep's folder{TELL_APART}"
+            )
 
 
 def _compose(context: HydraContext, config: DictConfig, words: Sequence[str]) -> DictConfig:
@@ -333,9 +356,9 @@ def _compose(context: HydraContext, config: DictConfig, words: Sequence[str]) ->
         unknown = re.match(r"Could not override '(.+)'\.\nTo append to your config", str(error))
         if unknown is None:
             raise
-        key = unknown[1]
+        key = str(getattr(error.__cause__, "full_key", None) or unknown[1])  # of a dictionary the one inside
         parent = key.rpartition(".")[0]
-        others = [word for word in words if not key_of(word).startswith(f"{parent}.")]
+        others = [word for word in words if not f"{key_of(word)}.".startswith((f"{parent}.", f"{unknown[1]}."))]
         with suppress(ConfigCompositionException):
             there = OmegaConf.select(context.config_loader.load_sweep_config(config, others), parent)
             names = {str(name) for name in there} if isinstance(there, DictConfig) else set()
@@ -371,8 +394,8 @@ def in_turn(configs: Mapping[int, DictConfig]) -> Iterator[tuple[int, DictConfig
 
 def check_jobs(
     context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int, elsewhere: bool
-) -> None:
-    """Tell the mistakes in any job before the first begins.
+) -> dict[int, DictConfig]:
+    """Tell the mistakes in any job before the first begins; give each job's configuration by its number.
 
     ``elsewhere``: the jobs may have variables in their environment that this process has not.
 
@@ -383,11 +406,13 @@ def check_jobs(
     """
     wrong = Mistakes()
     with hydra_config_restored():
-        for number, cfg in in_turn(composed(context, config, jobs, first)):
+        configs = composed(context, config, jobs, first)
+        for number, cfg in in_turn(configs):
             with wrong.of_job(number), suppress(NotSetHere) if elsewhere else nullcontext():
                 _check_of_all(cfg, config)
                 _check(without_hydra(cfg), as_typed(cfg.hydra.overrides.task))
     wrong.tell()
+    return configs
 
 
 def _check(task: DictConfig, words: Sequence[str]) -> None:
