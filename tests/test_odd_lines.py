@@ -51,6 +51,11 @@ COMPUTED = "cannot be computed: "
         ("-m hydra.launcher.slots=${foo:1} seed=1", "Unsupported interpolation type foo"),
         ("-m hydra.launcher=null seed=1", "Hydra launcher is not configured"),
         ("-m hydra.sweeper._target_=os.path.join", "Invalid plugin 'os.path.join'"),
+        ("-m hydra/launcher=basic hydra.launcher.slots=2", "hydra.launcher.slots is no setting of the hydra/launcher that"),
+        ("-m +hydra.launcher.timeout_min=2", "hydra.launcher.timeout_min is no setting of the hydra/launcher that"),
+        ("-m hydra/sweeper=optuna hydra.sweeper.max_batch_size=2", "hydra.sweeper.max_batch_size is no setting of the"),
+        ("-m hydra/sweeper=optuna +hydra.sweeper.max_batch_size=2", "hydra.sweeper.max_batch_size is no setting of"),
+        ("hydra.sweeper.n_trials=2", "--cfg hydra -p hydra.sweeper shows what OPTION has"),
         ("-m =1,2", "Config group override must be a string"),
     ],
 )

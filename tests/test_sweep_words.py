@@ -293,6 +293,17 @@ def test_a_list_inside_a_value_is_refused(sweep, word: str):
     assert f"fcnlab train: {word}: a list of values inside another value; give it as KEY=A,B" in sweep(word)
 
 
+def test_what_is_for_a_single_run_has_no_effect_on_a_sweep(sweep, caplog):
+    for launcher in ("slots", "basic"):
+        caplog.clear()
+        sweep("seed=-1", "hydra.run.dir=x", "hydra.job.num=3", f"hydra/launcher={launcher}")
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert said == [
+            "Warning: hydra.run.dir=x, hydra.job.num=3: no effect on a sweep, which hydra.sweep.dir=FOLDER names, and whose"
+            " jobs are numbered"
+        ]
+
+
 def test_a_void_space_is_refused_before_a_search(sweep, tmp_path):
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=interval(0.1,0.2)")
     assert "optim.lr=interval(0.1,0.2) has no effect: ~optim.lr behind it" in sweep(*search, "~optim.lr")
@@ -306,7 +317,7 @@ def test_a_folder_is_named_by_what_was_typed():
     job = {"override_dirname": "choice(", "config": {"override_dirname": naming}}
     config = OmegaConf.create({"hydra": {"overrides": {"task": grid.deferred(words)}, "job": job}})
     grid.restore_deferred(config)
-    assert OmegaConf.to_container(config.hydra.job)["override_dirname"] == "model-fcn8s,fcn16s+model.weights-a/${seed}"
+    assert OmegaConf.to_container(config.hydra.job)["override_dirname"] == "model.weights-a/${seed}+model-fcn8s,fcn16s"
 
 
 @pytest.mark.slow

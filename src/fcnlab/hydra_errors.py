@@ -5,6 +5,7 @@ through its own code, or not at all.
 """
 
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,15 +46,33 @@ def told_in_sentences(verb: str, task: Callable) -> Iterator[Callable[[Callable]
 def _plainly(verb: str, run: Callable, task: Callable) -> Any:
     try:
         return run()
-    except CompactHydraException:
-        raise
     except Exception as error:
-        if not _is_theirs(error, task):
+        if isinstance(error, CompactHydraException):
+            sentence = _of_other_option(verb, str(error))
+        else:
+            sentence = _sentence(error) if _is_theirs(error, task) else None
+        if sentence is None:
             raise
-        told = CompactHydraException(in_terminal(f"fcnlab {verb}: {_sentence(error)}"))
+        told = CompactHydraException(in_terminal(f"fcnlab {verb}: {sentence}"))
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise told from error
         raise told from None  # Hydra would show OmegaConf's words behind ours
+
+
+def _of_other_option(verb: str, text: str) -> str | None:
+    """What to say of a setting that another launcher or sweeper has: Hydra advises a plus, with which it fails, too."""
+    found = re.match(r"Could not override 'hydra\.(?P<group>launcher|sweeper)\.(?P<key>[^']+)'", text) or re.search(
+        r"unexpected keyword argument '(?P<key>\w+)'.*^full_key: hydra\.(?P<group>launcher|sweeper)$",
+        text,
+        re.DOTALL | re.MULTILINE,
+    )
+    if found is None:
+        return None
+    group = found["group"]
+    return (
+        f"hydra.{group}.{found['key']} is no setting of the hydra/{group} that is chosen: leave it out, or choose the one"
+        f" that has it; fcnlab {verb} hydra/{group}=OPTION --cfg hydra -p hydra.{group} shows what OPTION has"
+    )
 
 
 def _is_theirs(error: Exception, task: Callable) -> bool:

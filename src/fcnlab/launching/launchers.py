@@ -46,6 +46,7 @@ from fcnlab.signals import Interrupted, StopSignals
 log = logging.getLogger("fcnlab")
 LOG = "job.log"  # in a job's folder: all that it said
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
+OF_ONE_RUN = re.compile(r"hydra\.(run(\.dir)?|job\.(num|id))")
 OF_LAUNCHER = re.compile(r"hydra[./]launcher\b")
 OF_THE_FOLDER = {"sweep.json", "multirun.yaml", "search.json", "search.db", "wandb"}
 TELL_APART = ": let hydra.sweep.subdir tell the jobs apart, as ${hydra.job.num} does"
@@ -85,6 +86,7 @@ class Slots(Launcher):
         with told_plainly(self.verb):
             if "sweep" not in config:
                 raise UserError("hydra/launcher=slots is for train and eval; leave it out")
+            warn_of_words_of_one_run(config.hydra)
             folder = folder_of(config)
             self.resumes = bool(config.sweep.resume)
             limit(self.slots)
@@ -248,6 +250,7 @@ class InProcess(BasicLauncher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Look at what is in the folder before Hydra writes there."""
         with told_plainly(str(config.hydra.job.config_name)):
+            warn_of_words_of_one_run(config.hydra)
             folder = folder_of(config)
             self.names: set[str] = set()  # of the jobs of earlier batches
             check_holds_no_run(folder)
@@ -284,6 +287,15 @@ def folder_of(config: DictConfig) -> Path:
     if reason := why_not_written(folder):
         raise UserError(f"{setting('hydra.sweep.dir', shown(folder))}: {reason}. Name another folder")
     return folder
+
+
+def warn_of_words_of_one_run(hydra: DictConfig) -> None:
+    words = [word for word in as_typed(hydra.overrides.hydra) if OF_ONE_RUN.fullmatch(key_of(word))]
+    if words:
+        log.warning(
+            "Warning: %s: no effect on a sweep, which hydra.sweep.dir=FOLDER names, and whose jobs are numbered",
+            ", ".join(words),
+        )
 
 
 def check_holds_no_run(folder: Path) -> None:
