@@ -262,7 +262,10 @@ def composed_whole():
         ("seed=range(1,9,0)", "seed=range(1,9,0): division by zero; give range(START,STOP,STEP)"),
         ("seed=range(0.1,inf)", "seed=range(0.1,inf): cannot convert float infinity"),
         ("seed=shuffle(range(1,1e9)) optim.lr=1,2", "1999999998 jobs, and a sweep has at most 10000"),
-        ("seed=1 hydra.sweep.subdir=..", "job 0: hydra.sweep.subdir=.. is no folder inside the sweep's: let hydra.sweep"),
+        (
+            "seed=1 hydra.sweep.subdir=..",
+            "job 0: hydra.sweep.subdir=.. is no folder inside the sweep's: let hydra.sweep",
+        ),
         ("seed=1 hydra.sweep.subdir=a/../b", "job 0: hydra.sweep.subdir=a/../b is no folder inside"),
         ("seed=1 hydra.sweep.subdir=/tmp/a", "job 0: hydra.sweep.subdir=/tmp/a is no folder inside"),
         ("seed=1 hydra.sweep.subdir=.", "job 0: hydra.sweep.subdir=. is no folder inside"),
@@ -272,7 +275,10 @@ def composed_whole():
         ("seed=1,2 hydra.sweep.subdir=x", "jobs 0 and 1 would both work in x of the sweep's folder"),
         ("seed=1,2 optim.lr=1,2 hydra.sweep.subdir=./${seed}", "jobs 0 and 1 would both work in 1 of"),
         ("checkpoint=b/c,d,b hydra.sweep.subdir=${checkpoint}", "jobs 0 and 2 would both work in b of"),
-        ("model/backbone=resnet50,resnet101 model.backbone={output_strid:8}", "did you mean model.backbone.output_stride?"),
+        (
+            "model/backbone=resnet50,resnet101 model.backbone={output_strid:8}",
+            "did you mean model.backbone.output_stride?",
+        ),
         ("seed=1,-1", "job 1: the configuration cannot work:\n  seed=-1: give a whole number"),
         ("seed=1,-1 hydra.sweeper.max_batch_size=1", "job 1: the configuration cannot work:\n  seed=-1"),
         ("seed=1,2 hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size=0: give a whole number"),
@@ -288,7 +294,9 @@ def test_a_sweep_that_cannot_work_is_refused_before_any_job(in_sweep, line: str,
         in_sweep(*split(line))
 
 
-@pytest.mark.parametrize("word", ["seed=choice(choice(1,2),3)", "seed=range(1,3),5", "optim={lr:choice(1,2)}", "x=[a,range(1,3)]"])
+@pytest.mark.parametrize(
+    "word", ["seed=choice(choice(1,2),3)", "seed=range(1,3),5", "optim={lr:choice(1,2)}", "x=[a,range(1,3)]"]
+)
 def test_a_list_inside_a_value_is_refused(sweep, word: str):
     assert f"fcnlab train: {word}: a list of values inside another value; give it as KEY=A,B" in sweep(word)
 
@@ -297,7 +305,9 @@ def test_a_list_inside_a_value_is_refused(sweep, word: str):
 def test_what_is_for_a_single_run_has_no_effect_on_a_sweep(sweep, monkeypatch, launcher: str):
     told: list[str] = []
     monkeypatch.setattr(launchers.log, "warning", lambda text, *words: told.append(text % words))
-    assert "has no value" in sweep("seed=range(3,3)", "hydra.run.dir=x", "hydra.job.num=3", f"hydra/launcher={launcher}")
+    assert "has no value" in sweep(
+        "seed=range(3,3)", "hydra.run.dir=x", "hydra.job.num=3", f"hydra/launcher={launcher}"
+    )
     assert len(told) == 1 and told[0].startswith("Warning: hydra.run.dir=x, hydra.job.num=3: no effect on a sweep")
 
 

@@ -28,7 +28,17 @@ OPTIONAL = {"train": ("experiment",), "eval": ("model", "data", "experiment"), "
 NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
-WITH_VALUE = ("--config-dir", "--config-path", "--config-name", "--package", "--experimental-rerun", "-cd", "-cp", "-cn", "-p")
+WITH_VALUE = (
+    "--config-dir",
+    "--config-path",
+    "--config-name",
+    "--package",
+    "--experimental-rerun",
+    "-cd",
+    "-cp",
+    "-cn",
+    "-p",
+)
 PROCESS = "FCNLAB_PROCESS"  # in the environment: the process id of the fcnlab that starts others
 ONLY_SHOWS = {"-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help"}  # options with which nothing is run
 FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
