@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fcnlab.errors import first_line, why_not_used
 from fcnlab.results.escaping import in_terminal
 
-THEIRS = tuple(f"{Path(package.__file__).parent}{os.sep}" for package in (hydra, omegaconf))
+THEIRS = tuple(f"{Path(package.__path__[0])}{os.sep}" for package in (hydra, omegaconf))
 OURS = f"{Path(__file__).parent}{os.sep}"
 
 
@@ -70,8 +70,8 @@ def _of_other_option(verb: str, text: str) -> str | None:
         return None
     group = found["group"]
     return (
-        f"hydra.{group}.{found['key']} is no setting of the hydra/{group} that is chosen: leave it out, or choose the one"
-        f" that has it; fcnlab {verb} hydra/{group}=OPTION --cfg hydra -p hydra.{group} shows what OPTION has"
+        f"hydra.{group}.{found['key']} is no setting of the hydra/{group} that is chosen: leave it out, or choose the"
+        f" one that has it; fcnlab {verb} hydra/{group}=OPTION --cfg hydra -p hydra.{group} shows what OPTION has"
     )
 
 

@@ -237,7 +237,7 @@ def jobs_of(overrides: Sequence[Override]) -> list[list[str]]:
 def _count(override: Override) -> int:
     """How many values a word gives, about: a range is not gone through."""
     sweep: Any = override._value
-    if isinstance(sweep, RangeSweep):
+    if isinstance(override._value, RangeSweep):
         try:
             return max(0, math.ceil((sweep.stop - sweep.start) / sweep.step))
         except (ArithmeticError, ValueError) as error:
