@@ -18,7 +18,7 @@ from hydra._internal import utils
 from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from fcnlab.errors import first_line, why_not_used
+from fcnlab.errors import UserError, first_line, why_not_used
 from fcnlab.results.escaping import in_terminal
 
 THEIRS = tuple(f"{Path(package.__path__[0])}{os.sep}" for package in (hydra, omegaconf))
@@ -49,6 +49,8 @@ def _plainly(verb: str, run: Callable, task: Callable) -> Any:
     except Exception as error:
         if isinstance(error, CompactHydraException):
             sentence = _of_other_option(verb, str(error))
+        elif isinstance(error, UserError):  # of a sweeper's or a launcher's
+            sentence = str(error)
         else:
             sentence = _sentence(error) if _is_theirs(error, task) else None
         if sentence is None:

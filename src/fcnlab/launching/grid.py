@@ -112,6 +112,7 @@ def read_words(context: HydraContext, params: Mapping[str, Any], arguments: Sequ
     ours = {path for override in typed for path in paths_of(override)}
     kept = []
     for override in parser.parse_overrides(params_as_words(params)):
+        check_no_list_inside(override)
         if ours.isdisjoint(paths_of(override)):
             kept.append(override)
         else:
@@ -122,9 +123,19 @@ def read_words(context: HydraContext, params: Mapping[str, Any], arguments: Sequ
 
 
 def params_as_written(config: DictConfig) -> dict[str, Any]:
-    """``hydra.sweeper.params`` with their interpolations, which Hydra would resolve for all jobs at once."""
+    """``hydra.sweeper.params`` with their interpolations, which Hydra would resolve for all jobs at once.
+
+    Raises
+    ------
+    UserError
+        They are no dictionary.
+    """
     params = OmegaConf.select(config, "hydra.sweeper.params")
-    return OmegaConf.to_container(params, resolve=False) if params else {}  # pyright: ignore[reportReturnType]
+    if params is None:
+        return {}
+    if not isinstance(params, DictConfig):
+        raise UserError(f"hydra.sweeper.params={params}: give lists of values by setting, as {{seed:'1,2'}}")
+    return OmegaConf.to_container(params, resolve=False)  # pyright: ignore[reportReturnType]
 
 
 def params_as_words(params: Mapping[str, Any]) -> list[str]:
@@ -286,12 +297,16 @@ def deferred(words: Sequence[str]) -> list[str]:
         A list is inside another one, of which Hydra makes neither.
     """
     parsed = {word: _parsed(word) for word in words if "=" in word and not word.startswith("-")}
-    for word, override in parsed.items():
-        if override is not None and _holds_list(override._value):
-            raise UserError(f"{word}: a list of values inside another value; give it as KEY=A,B of its own")
+    for override in filter(None, parsed.values()):
+        check_no_list_inside(override)
     swept = [one.key_or_group for one in parsed.values() if one is not None and one.is_sweep_override()]
     groups = [key.replace("/", ".") for key in swept if "." not in key]
     return [_as_choice(word) if _can_wait(parsed.get(word), groups) else word for word in words]
+
+
+def check_no_list_inside(override: Override) -> None:
+    if _holds_list(override._value):
+        raise UserError(f"{override.input_line}: a list of values inside another value; give it as KEY=A,B of its own")
 
 
 def _holds_list(value: Any) -> bool:
