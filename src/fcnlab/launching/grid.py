@@ -333,12 +333,14 @@ def _as_choice(word: str) -> str:
 
 def restore_deferred(config: DictConfig) -> None:
     """Let the overrides of a sweep, and the name that they make for a folder, be those that were typed."""
+    waiting = as_typed(config.hydra.overrides.task)
     config.hydra.overrides.task = [_as_single(word) for word in as_typed(config.hydra.overrides.task)]
-    naming = config.hydra.job.config.override_dirname
-    overrides = OverridesParser.create().parse_overrides(as_typed(config.hydra.overrides.task))
-    config.hydra.job.override_dirname = get_overrides_dirname(
-        overrides, list(naming.exclude_keys), naming.item_sep, naming.kv_sep
-    )
+    words = as_typed(config.hydra.overrides.task)
+    if words != waiting:
+        naming, overrides = config.hydra.job.config.override_dirname, OverridesParser.create().parse_overrides(words)
+        config.hydra.job.override_dirname = get_overrides_dirname(
+            overrides, list(naming.exclude_keys), naming.item_sep, naming.kv_sep
+        )
 
 
 def _as_single(word: str) -> str:
