@@ -65,6 +65,15 @@ COMPUTED = "cannot be computed: "
         ("-m hydra.sweeper.params=[1]", "hydra.sweeper.params=[1]: give lists of values by setting, as {seed:'1,2'}"),
         ("-m hydra.sweeper.params={seed:'range(1,3),5'}", "seed=range(1,3),5: a list of values inside another value"),
         ("-m hydra/sweeper=optuna hydra.sweeper.params=3", "hydra.sweeper.params=3: give lists of values by setting"),
+        ("-m hydra/sweeper=optuna optim.lr=range(1,inf)", "optim.lr=range(1,inf): cannot convert float infinity"),
+        (
+            "-m hydra/sweeper=optuna optim.lr=range(1,1e9)",
+            "optim.lr=range(1,1e9): 999999999 values, and a range has at",
+        ),
+        (
+            "-m hydra.sweeper.params={hydra.run.dir:x}",
+            "hydra.sweeper.params: hydra.run.dir=x is one setting for the whole",
+        ),
         ("-m =1,2", "Config group override must be a string"),
     ],
 )

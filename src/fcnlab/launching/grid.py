@@ -32,6 +32,7 @@ from fcnlab.results.settings import DIGITS
 
 log = logging.getLogger("fcnlab")
 MOST_JOBS = 10_000
+MOST_VALUES = 1_000_000  # of a range; those of a search are no jobs each
 OF_THE_JOB = re.compile(r"\$\{hydra:(?!runtime\.)")  # all composed runs ask for their folder
 MARK = "as_typed"
 WAITING = re.compile(rf"^([^=]+)=choice\(\{{{MARK}:(.*)\}}\)$", re.DOTALL)
@@ -113,11 +114,20 @@ def read_words(context: HydraContext, params: Mapping[str, Any], arguments: Sequ
     kept = []
     for override in parser.parse_overrides(params_as_words(params)):
         check_no_list_inside(override)
+        if override.is_hydra_override():
+            raise UserError(
+                f"hydra.sweeper.params: {override.input_line} is one setting for the whole sweep: give it beside them"
+            )
         if ours.isdisjoint(paths_of(override)):
             kept.append(override)
         else:
             log.info("%s of hydra.sweeper.params gives way to what was typed", override.input_line)
     overrides = [*kept, *typed]
+    for override in overrides:
+        if (count := _count(override)) > MOST_VALUES:  # which would be listed one by one
+            raise UserError(
+                f"{override.input_line}: {count} values, and a range has at most {MOST_VALUES}: see its end"
+            )
     check_effects(overrides, lambda key: bool(context.config_loader.get_group_options(key)))
     return overrides
 
