@@ -116,14 +116,21 @@ def test_mistakes_of_ours_keep_their_traceback(fcnlab, capfd, monkeypatch):
         ("--config-dir a=b seed=1", "--config-dir=a=b seed=1"),
         ("train -cd model=null", "train -cd=model=null"),
         ("--config-d train train", "--config-d=train train"),
-        ("--config-dir --cfg job", "--config-dir --cfg job"),
-        ("--cfg job -p data.root", "--cfg job -p=data.root"),
+        ("--config-dir --cfg job", "--config-dir --cfg=job"),
+        ("--cfg job -p data.root", "--cfg=job -p=data.root"),
+        ("--info defaults -c job", "--info=defaults -c=job"),
         ("--info train", "--info train"),
         ("-m -- x", "-m -- x"),
     ],
 )
 def test_an_options_value_is_no_setting(line: str, as_one: str):
     assert cli._with_values(line.split()) == as_one.split()
+
+
+def test_settings_may_stand_anywhere(fcnlab, capfd):
+    """argparse calls what is behind an option, where settings were before it, unrecognized."""
+    assert fcnlab("seed=3", "--cfg", "job", "optim.lr=0.5", "train", "model=fcn16s", "-p", "optim.lr") == 0
+    assert capfd.readouterr().out == "0.5\n"
 
 
 def test_a_folder_of_options_may_be_called_as_a_setting_or_a_verb(fcnlab, capfd, tmp_path, monkeypatch):

@@ -29,16 +29,15 @@ NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAM
 LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
 WITH_VALUE = (
+    "--cfg",
     "--config-dir",
     "--config-path",
     "--config-name",
     "--package",
     "--experimental-rerun",
-    "-cd",
-    "-cp",
-    "-cn",
-    "-p",
+    *("-c", "-cd", "-cp", "-cn", "-p"),
 )
+OF_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # which need not be given
 PROCESS = "FCNLAB_PROCESS"  # in the environment: the process id of the fcnlab that starts others
 ONLY_SHOWS = {"-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help"}  # options with which nothing is run
 FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
@@ -98,6 +97,8 @@ def _command() -> None:
     os.environ[PROCESS] = str(os.getpid())
     # Rewritten in place and not cut out: Lightning starts the other ranks of a DDP run with this very argv.
     sys.argv[place] = CONFIG_NAME + verb
+    # argparse takes settings in one block alone, and calls others unrecognized: options come first.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not word.startswith("-"))
     if verb in LISTS:
         sys.argv[1:] = [_as_list(word, *LISTS[verb]) for word in sys.argv[1:]]
     sys.argv[1:] = list(_without_null(verb, sys.argv[1:]))
@@ -114,7 +115,7 @@ def _with_values(words: list[str]) -> list[str]:
     """Options and their values as one word, ``--config-dir=a=b``: a value is no setting, and no verb."""
     joined: list[str] = []
     for word in words:
-        if joined and _waits_for_value(joined[-1]) and not word.startswith("-"):
+        if joined and _waits_for_value(joined[-1], word) and not word.startswith("-"):
             joined[-1] += f"={word}"
         else:
             joined.append(word)
@@ -133,8 +134,10 @@ def _check_options(verb: str) -> None:
         sys.exit(f"fcnlab {verb}: {min(how)} has no effect without --cfg, which it is for: add --cfg job")
 
 
-def _waits_for_value(word: str) -> bool:
+def _waits_for_value(word: str, value: str) -> bool:
     begins = word.startswith("--") and len(word) > 2  # argparse takes the first letters of an option
+    if word in ("-i", "--info"):
+        return value in OF_INFO
     return word in WITH_VALUE or (begins and any(option.startswith(word) for option in WITH_VALUE))
 
 
