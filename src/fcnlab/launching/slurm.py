@@ -83,6 +83,7 @@ class Slurm(Slots):
 
     def _begin(self, job: Job, share: Share, configs: Mapping[int, DictConfig]) -> "SlurmJob":
         import submitit
+        from submitit.core.utils import FailedJobError
 
         cfg, folder = configs[job.number], self.manifest.folder / job.folder
         task = Task(
@@ -99,7 +100,7 @@ class Slurm(Slots):
         executor.update_parameters(**self.asked[job.number])
         try:
             return SlurmJob(executor.submit(task))
-        except submitit.core.utils.FailedJobError as error:
+        except FailedJobError as error:
             raise OSError(f"Slurm has not taken job {job.number}: {first_line(error)}") from error
 
 
