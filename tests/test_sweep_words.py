@@ -130,6 +130,42 @@ LINES = {  # what is typed, and the jobs that it means
         "experiment=paper/fcn32s optim.momentum=0.5",
         "experiment=paper/fcn16s optim.momentum=0.5",
     ],
+    "model/backbone=resnet50,resnet101 model.backbone={output_stride:8}": [
+        "model/backbone=resnet50 model.backbone={output_stride:8}",
+        "model/backbone=resnet101 model.backbone={output_stride:8}",
+    ],
+    "model/backbone=resnet50,resnet101 ++model={backbone:{output_stride:8}} model.weights=a": [
+        "model/backbone=resnet50 ++model={backbone:{output_stride:8}} model.weights=a",
+        "model/backbone=resnet101 ++model={backbone:{output_stride:8}} model.weights=a",
+    ],
+    "optim=sgd,sgd_heavy optim={momentum:0.5}": [
+        "optim=sgd optim={momentum:0.5}",
+        "optim=sgd_heavy optim={momentum:0.5}",
+    ],
+    "experiment=paper/fcn32s,paper/fcn16s optim={momentum:0.5}": [
+        "experiment=paper/fcn32s optim={momentum:0.5}",
+        "experiment=paper/fcn16s optim={momentum:0.5}",
+    ],
+    "optim.lr=0.1,0.2 optim=sgd": ["optim.lr=0.1 optim=sgd", "optim.lr=0.2 optim=sgd"],
+    "optim.lr=0.1,0.2 optim={}": ["optim.lr=0.1 optim={}", "optim.lr=0.2 optim={}"],
+    "model.num_classes=${data.batch_size},${data.crop_size}": [
+        "model.num_classes=${data.batch_size}",
+        "model.num_classes=${data.crop_size}",
+    ],
+    "model.weights=D/${seed}.ckpt,a\\,b,'${seed}'": [
+        "model.weights=D/${seed}.ckpt",
+        "model.weights=a\\,b",
+        "model.weights='${seed}'",
+    ],
+    "augment.scale=[${seed},2.0],[${optim.lr},2.0] seed=1": [
+        "augment.scale=[${seed},2.0] seed=1",
+        "augment.scale=[${optim.lr},2.0] seed=1",
+    ],
+    "data.root=${oc.env:NOT_THERE,b}/x,${oc.env:NOT_THERE,'c d'}": [
+        "data.root=${oc.env:NOT_THERE,b}/x",
+        "data.root=${oc.env:NOT_THERE,'c d'}",
+    ],
+    "seed=${hydra:job.num} checkpoint=null,null": ["seed=${hydra:job.num} checkpoint=null"] * 2,
     "checkpoint=null,none": ["checkpoint=null", "checkpoint=none"],
     "seed=choice(3)": ["seed=3"],
 }
@@ -214,6 +250,39 @@ def composed_whole():
         ("optim.lr=interval(1,2)", "an interval is for hydra/sweeper=optuna"),
         ("seed=1,2 seed=3", "seed=1,2 has no effect: seed=3 behind it sets the same; leave one out"),
         ("optim.lr=1,2 optim={lr:0.5}", "optim.lr=1,2 has no effect: optim={lr:0.5}"),
+        ("seed=1,1", "seed=1,1: jobs 0 and 1 would be the same run, since a value is listed twice; list it once"),
+        ("model=fcn16s,fcn8s,fcn8s seed=1,2", "model=fcn16s,fcn8s,fcn8s seed=1,2: jobs 2 and 4 would be the same run"),
+        ("optim.lr=1,1.0", "optim.lr=1,1.0 has no effect: jobs 0 and 1 would be the same run"),
+        ("optim.lr=1,2 ~optim.lr", "optim.lr=1,2 has no effect: ~optim.lr behind it sets the same"),
+        ("optim.lr=1,2 ~optim", "optim.lr=1,2 has no effect: ~optim behind it sets the same"),
+        ("optim=sgd,adamw ~optim", "optim=sgd,adamw has no effect: ~optim behind it"),
+        ("++optim.lr=1,2 optim.lr=3", "++optim.lr=1,2 has no effect: optim.lr=3"),
+        ("optim.lr=1,2 ++optim.lr=3", "optim.lr=1,2 has no effect: ++optim.lr=3"),
+        ("callbacks.ema.decay=0.5,0.9 callbacks.ema=null", "callbacks.ema.decay=0.5,0.9 has no effect: callbacks.ema"),
+        ("callbacks.ema.decay=0.5,0.9 ~callbacks.ema", "callbacks.ema.decay=0.5,0.9 has no effect: ~callbacks.ema"),
+        ("callbacks.ema.decay=0.5,0.9 callbacks={ema:null}", "=0.5,0.9 has no effect: callbacks={ema:null}"),
+        ("callbacks.ema.decay=0.5,0.9 callbacks.ema=${callbacks.top}", "=0.5,0.9 has no effect: callbacks.ema=${"),
+        ("sweep.recorded=true,false seed=1", "sweep.recorded=true,false has no effect: jobs 0 and 1 would be the same"),
+        ("seed=range(1,9,0)", "seed=range(1,9,0): division by zero; give range(START,STOP,STEP)"),
+        ("seed=range(0.1,inf)", "seed=range(0.1,inf): cannot convert float infinity"),
+        ("seed=shuffle(range(1,1e6)) optim.lr=1,2", "1999998 jobs, and a sweep has at most 10000"),
+        (
+            "seed=1 hydra.sweep.subdir=..",
+            "job 0: hydra.sweep.subdir=.. is no folder inside the sweep's: let hydra.sweep",
+        ),
+        ("seed=1 hydra.sweep.subdir=a/../b", "job 0: hydra.sweep.subdir=a/../b is no folder inside"),
+        ("seed=1 hydra.sweep.subdir=/tmp/a", "job 0: hydra.sweep.subdir=/tmp/a is no folder inside"),
+        ("seed=1 hydra.sweep.subdir=.", "job 0: hydra.sweep.subdir=. is no folder inside"),
+        ("seed=1 hydra.sweep.subdir=wandb", "job 0: hydra.sweep.subdir=wandb is where a sweep keeps its own"),
+        ("seed=1 hydra.sweep.subdir=.submitit/0", "hydra.sweep.subdir=.submitit/0 is where a sweep keeps its own"),
+        (f"checkpoint={'a' * 300},b hydra.sweep.subdir=${{checkpoint}}", "has a part of more than 255 bytes"),
+        ("seed=1,2 hydra.sweep.subdir=x", "jobs 0 and 1 would both work in x of the sweep's folder"),
+        ("seed=1,2 optim.lr=1,2 hydra.sweep.subdir=./${seed}", "jobs 0 and 1 would both work in 1 of"),
+        ("checkpoint=b/c,d,b hydra.sweep.subdir=${checkpoint}", "jobs 0 and 2 would both work in b of"),
+        (
+            "model/backbone=resnet50,resnet101 model.backbone={output_strid:8}",
+            "did you mean model.backbone.output_stride?",
+        ),
         ("seed=1,-1", "job 1: the configuration cannot work:\n  seed=-1: give a whole number"),
         ("seed=1,-1 hydra.sweeper.max_batch_size=1", "job 1: the configuration cannot work:\n  seed=-1"),
         ("seed=1,2 hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size=0: give a whole number"),
@@ -227,6 +296,39 @@ def composed_whole():
 def test_a_sweep_that_cannot_work_is_refused_before_any_job(in_sweep, line: str, said: str):
     with pytest.raises(CompactHydraException, match=re.escape(said)):
         in_sweep(*split(line))
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=choice(choice(1,2),3)", "seed=range(1,3),5", "optim={lr:choice(1,2)}", "x=[a,range(1,3)]"]
+)
+def test_a_list_inside_a_value_is_refused(sweep, word: str):
+    assert f"fcnlab train: {word}: a list of values inside another value; give it as KEY=A,B" in sweep(word)
+
+
+@pytest.mark.parametrize("launcher", ["slots", "basic"])
+def test_what_is_for_a_single_run_has_no_effect_on_a_sweep(sweep, monkeypatch, launcher: str):
+    told: list[str] = []
+    monkeypatch.setattr(launchers.log, "warning", lambda text, *words: told.append(text % words))
+    assert "has no value" in sweep(
+        "seed=range(3,3)", "hydra.run.dir=x", "hydra.job.num=3", f"hydra/launcher={launcher}"
+    )
+    assert len(told) == 1 and told[0].startswith("Warning: hydra.run.dir=x, hydra.job.num=3: no effect on a sweep")
+
+
+def test_a_void_space_is_refused_before_a_search(sweep, tmp_path):
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=interval(0.1,0.2)")
+    assert "optim.lr=interval(0.1,0.2) has no effect: ~optim.lr behind it" in sweep(*search, "~optim.lr")
+    assert not (tmp_path / "s" / "search.db").exists()
+
+
+def test_a_folder_is_named_by_what_was_typed():
+    """``hydra.sweep.dir=${hydra.job.override_dirname}``, where settings have waited for the jobs."""
+    words = ["model=fcn8s,fcn16s", "model.weights=a/${seed}", "seed=1"]
+    naming = {"exclude_keys": ["seed"], "item_sep": "+", "kv_sep": "-"}
+    job = {"override_dirname": "choice(", "config": {"override_dirname": naming}}
+    config = OmegaConf.create({"hydra": {"overrides": {"task": grid.deferred(words)}, "job": job}})
+    grid.restore_deferred(config)
+    assert OmegaConf.to_container(config.hydra.job)["override_dirname"] == "model.weights-a/${seed}+model-fcn8s,fcn16s"
 
 
 @pytest.mark.slow

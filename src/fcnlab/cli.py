@@ -28,6 +28,16 @@ OPTIONAL = {"train": ("experiment",), "eval": ("model", "data", "experiment"), "
 NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
+WITH_VALUE = (
+    "--cfg",
+    "--config-dir",
+    "--config-path",
+    "--config-name",
+    "--package",
+    "--experimental-rerun",
+    *("-c", "-cd", "-cp", "-cn", "-p"),
+)
+OF_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # which need not be given
 PROCESS = "FCNLAB_PROCESS"  # in the environment: the process id of the fcnlab that starts others
 ONLY_SHOWS = {"-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help"}  # options with which nothing is run
 FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
@@ -75,6 +85,7 @@ def _command() -> None:
             sys.argv.append(f"--config-name={verb}")
             _run(verb)
         return
+    sys.argv[1:] = _with_values(sys.argv[1:])
     words = [word.removeprefix(CONFIG_NAME) for word in sys.argv]
     place = next((place for place, word in enumerate(words) if place and word in VERBS), None)
     if place is None:
@@ -86,15 +97,48 @@ def _command() -> None:
     os.environ[PROCESS] = str(os.getpid())
     # Rewritten in place and not cut out: Lightning starts the other ranks of a DDP run with this very argv.
     sys.argv[place] = CONFIG_NAME + verb
+    # argparse takes settings in one block alone, and calls others unrecognized: options come first.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not word.startswith("-"))
     if verb in LISTS:
         sys.argv[1:] = [_as_list(word, *LISTS[verb]) for word in sys.argv[1:]]
     sys.argv[1:] = list(_without_null(verb, sys.argv[1:]))
+    _check_options(verb)
     _bring_back(verb, started_by_lightning)
     _check_groups(verb)
     _check_experiment(verb)
     _check_place(verb)
-    _defer()
+    _defer(verb)
     _run(verb)
+
+
+def _with_values(words: list[str]) -> list[str]:
+    """Options and their values as one word, ``--config-dir=a=b``: a value is no setting, and no verb."""
+    joined: list[str] = []
+    for word in words:
+        if joined and _waits_for_value(joined[-1], word) and not word.startswith("-"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _check_options(verb: str) -> None:
+    """Refuse options that only show, beside those that run, and those that say how to show, without them."""
+    options = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")}
+    shows = options & ONLY_SHOWS
+    if shows & {"-c", "--cfg", "-i", "--info"} and options & {"-m", "--multirun"}:
+        sys.exit(
+            f"fcnlab {verb}: {min(shows)} shows the settings of one run: leave -m out, and give one value of each list"
+        )
+    if not shows and (how := options & {"-p", "--package", "--resolve"}):
+        sys.exit(f"fcnlab {verb}: {min(how)} has no effect without --cfg, which it is for: add --cfg job")
+
+
+def _waits_for_value(word: str, value: str) -> bool:
+    begins = word.startswith("--") and len(word) > 2  # argparse takes the first letters of an option
+    if word in ("-i", "--info"):
+        return value in OF_INFO
+    return word in WITH_VALUE or (begins and any(option.startswith(word) for option in WITH_VALUE))
 
 
 def _end_with_rank_0() -> None:
@@ -121,12 +165,15 @@ def _bring_back(verb: str, started_by_lightning: bool) -> None:
         sys.exit(f"fcnlab {verb}: {error}")
 
 
-def _defer() -> None:
+def _defer(verb: str) -> None:
     """Leave to the jobs of a sweep what belongs to the options that it sweeps over."""
     if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv):
         from fcnlab.launching.grid import deferred
 
-        sys.argv[1:] = deferred(sys.argv[1:])
+        try:
+            sys.argv[1:] = deferred(sys.argv[1:])
+        except UserError as error:
+            sys.exit(f"fcnlab {verb}: {error}")
 
 
 def _as_list(word: str, lists: str, name: str = "") -> str:
@@ -158,7 +205,8 @@ def _without_null(verb: str, words: list[str]) -> Iterator[str]:
 
     for word in words:
         group, _, value = word.partition("=")
-        among = "null" in re.split(r"[,()]", value) and not value.startswith(("{", "["))
+        value = "null" if value.lower() == "null" else value  # for Hydra the same
+        among = "null" in re.split(r"[,()]", value.lower()) and not value.startswith(("{", "["))
         if not among or not re.fullmatch(r"[a-z/]+", group) or not (CONF / group).is_dir():
             yield word
         elif value != "null":
@@ -273,6 +321,7 @@ def _run(verb: str) -> None:
     from hydra.errors import CompactHydraException, InstantiationException
 
     from fcnlab.config import CONF, register_launchers, register_schemas
+    from fcnlab.hydra_errors import told_in_sentences
     from fcnlab.results.escaping import in_terminal, only_shown
     from fcnlab.starting import imported
 
@@ -305,4 +354,5 @@ def _run(verb: str) -> None:
     register_schemas()
     register_launchers()
     logging.getLogger("fcnlab").addFilter(only_shown)
-    hydra.main(version_base="1.3", config_path=str(CONF))(task)()
+    with told_in_sentences(verb, task) as report:
+        report(hydra.main(version_base="1.3", config_path=str(CONF))(task))

@@ -27,6 +27,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def why_not_used(error: OSError) -> str:
+    """What the system says of a file that was to be used."""
+    return f"{os.fsdecode(error.filename)}: {error.strerror}. Name another file or folder"
+
+
 def why_not_written(folder: Path) -> str | None:
     """Why no file can be made in a folder, which need not be there yet; None where nothing speaks against it."""
     for place in (folder.absolute(), *folder.absolute().parents):

@@ -47,6 +47,24 @@ def test_slurm_is_asked_for_a_task_for_each_rank(asked):
     assert "#SBATCH --gpus-per-node=2\n" in asked({}, gpus_per_node=2)
 
 
+def test_what_slurm_does_not_take_is_told_as_a_fault_of_the_place(monkeypatch, tmp_path):
+    """The launcher lets an OSError end the sweep with how to go on; submitit's own error ended in a traceback."""
+    for name in ("srun", "sbatch"):
+        (tmp_path / name).write_text(
+            "#!/bin/sh\necho 'sbatch: error: Unable to contact slurm controller' >&2\nexit 1\n"
+        )
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    launcher = slurm.Slurm(**SETTINGS | {"submitit_folder": str(tmp_path / "submitted")})
+    launcher.verb, launcher.manifest, launcher.resumes = "train", SimpleNamespace(folder=tmp_path), False
+    launcher.asked = {3: sbatch(SETTINGS, {"devices": 1, "accelerator": "auto", "num_nodes": 1}, "job 3")}
+    monkeypatch.setattr(launcher, "_words", lambda *_, **__: [])
+    monkeypatch.setattr(slurm, "config_dir", lambda hydra: None)
+    job = SimpleNamespace(number=3, folder="3", overrides=[])
+    with pytest.raises(OSError, match=r"Slurm has not taken job 3: .*Unable to contact slurm controller"):
+        launcher._begin(job, None, {3: SimpleNamespace(hydra=None)})
+
+
 @pytest.mark.parametrize("devices", ["auto", -1, 0, [0, 1]])
 def test_slurm_has_to_know_how_many_devices(devices):
     with pytest.raises(UserError, match=r"job 3: trainer.devices=.*give their number"):

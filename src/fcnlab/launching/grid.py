@@ -6,14 +6,17 @@ anew.)
 """
 
 import itertools
+import json
 import logging
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep, Sweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -21,13 +24,16 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
 from fcnlab.launching.launchers import check_jobs, check_unchanged, of_the_user, told_plainly
 from fcnlab.launching.manifest import Manifest, difference
 from fcnlab.launching.processes import as_typed
 from fcnlab.results.settings import in_few_digits
 
 log = logging.getLogger("fcnlab")
+MOST_JOBS = 10_000
+MOST_VALUES = 1_000_000  # of a range; those of a search are no jobs each
+OF_THE_JOB = re.compile(r"\$\{hydra:(?!runtime\.)")  # all composed runs ask for their folder
 MARK = "as_typed"
 WAITING = re.compile(rf"^([^=]+)=choice\(\{{{MARK}:(.*)\}}\)$", re.DOTALL)
 
@@ -65,9 +71,10 @@ class Grid(Sweeper):
             jobs = jobs_of(overrides)
             if any(getattr(override._value, "shuffle", False) for override in overrides):
                 jobs = in_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
-            check_jobs(self.context, self.whole, jobs, 0, getattr(self.chosen_launcher, "elsewhere", True))
+            configs = check_jobs(self.context, self.whole, jobs, 0, getattr(self.chosen_launcher, "elsewhere", True))
+            check_jobs_differ(overrides, jobs, configs)
             check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.chosen_launcher)
-        write_multirun(self.whole)
+            write_multirun(self.whole)
         size, returned = self.max_batch_size or len(jobs), []
         for first in range(0, len(jobs), size):
             self.chosen_launcher.more_to_come = first + size < len(jobs)  # pyright: ignore[reportAttributeAccessIssue]
@@ -110,12 +117,22 @@ def read_words(
     typed, of_file = parser.parse_overrides(list(arguments)), parser.parse_overrides(params_as_words(params))
     kept = beside(of_file, typed)
     for override in of_file:
+        check_no_list_inside(override)
+        if override.is_hydra_override():
+            raise UserError(
+                f"hydra.sweeper.params: {override.input_line} is one setting for the whole sweep: give it beside them"
+            )
         if override.input_line not in _lines([*kept, *typed]):
             log.info("%s of hydra.sweeper.params gives way to what was typed", override.input_line)
     if manifest := getattr(launcher, "manifest", None):
         check_params(manifest, typed, of_file, parser)
     overrides = [*kept, *typed]
-    check_effects(overrides)
+    for override in overrides:
+        if (count := _count(override)) > MOST_VALUES:  # which would be listed one by one
+            raise UserError(
+                f"{override.input_line}: {count} values, and a range has at most {MOST_VALUES}: see its end"
+            )
+    check_effects(overrides, lambda key: bool(context.config_loader.get_group_options(key)))
     return overrides
 
 
@@ -150,9 +167,19 @@ def _lines(overrides: Sequence[Override]) -> list[str]:
 
 
 def params_as_written(config: DictConfig) -> dict[str, Any]:
-    """``hydra.sweeper.params`` with their interpolations, which Hydra would resolve for all jobs at once."""
+    """``hydra.sweeper.params`` with their interpolations, which Hydra would resolve for all jobs at once.
+
+    Raises
+    ------
+    UserError
+        They are no dictionary.
+    """
     params = OmegaConf.select(config, "hydra.sweeper.params")
-    return OmegaConf.to_container(params, resolve=False) if params else {}  # pyright: ignore[reportReturnType]
+    if params is None:
+        return {}
+    if not isinstance(params, DictConfig):
+        raise UserError(f"hydra.sweeper.params={params}: give lists of values by setting, as {{seed:'1,2'}}")
+    return OmegaConf.to_container(params, resolve=False)  # pyright: ignore[reportReturnType]
 
 
 def params_as_words(params: Mapping[str, Any]) -> list[str]:
@@ -166,25 +193,82 @@ def params_as_words(params: Mapping[str, Any]) -> list[str]:
 def paths_of(override: Override) -> set[str]:
     """The settings that a word sets: of a dictionary, or a list of them, those inside; of a group its own name."""
     values = override._value.list if isinstance(override._value, ChoiceSweep) else [override._value]
-    return {path for each in values for path in _leaves(each, override.key_or_group)}
+    return {path for each in values for path, _ in _leaves(each, override.key_or_group)}
 
 
-def _leaves(value: Any, path: str) -> Iterator[str]:
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and value:
         for key, child in value.items():
             yield from _leaves(child, f"{path}.{key.text if isinstance(key, QuotedString) else key}")
     else:
-        yield path
+        yield path, value
 
 
-def check_effects(overrides: Sequence[Override]) -> None:
-    """Raise a UserError where a later word sets what a list before it does: the list would have no effect."""
+def check_effects(overrides: Sequence[Override], is_group: Callable[[str], bool]) -> None:
+    """Raise a UserError where a later word takes the effect of a list before it, or of a part of that."""
     for place, sweep in enumerate(overrides):
         for later in overrides[place + 1 :] if sweep.is_sweep_override() else ():
-            if not paths_of(sweep).isdisjoint(paths_of(later)):
+            if not paths_of(sweep).isdisjoint(paths_of(later)) or _replaces(later, paths_of(sweep), is_group):
                 raise UserError(
                     f"{sweep.input_line} has no effect: {later.input_line} behind it sets the same; leave one out"
                 )
+
+
+def _replaces(override: Override, paths: Iterable[str], is_group: Callable[[str], bool]) -> bool:
+    """Whether a word puts something in place of a parent of some settings: a dictionary is added to what is there."""
+    if override.is_sweep_override() and not isinstance(override._value, ChoiceSweep):
+        return False
+    parents = tuple(f"{path}." for path, value in _leaves(override._value, override.key_or_group) if value != {})
+    if not any(path.startswith(parents) for path in paths):
+        return False
+    return override.is_delete() or not is_group(override.key_or_group) or isinstance(override._value, dict)
+
+
+def check_jobs_differ(
+    overrides: Sequence[Override], jobs: Sequence[Sequence[str]], configs: Mapping[int, DictConfig]
+) -> None:
+    """Raise a UserError where two jobs are the same run, so that a list has no effect, whatever takes it.
+
+    Two that ask for something of their own, such as ``${hydra:job.num}``, are not.
+    """
+    first_of: dict[str, int] = {}
+    for number, cfg in configs.items():
+        settings = _settings(cfg)
+        first = number if OF_THE_JOB.search(settings) else first_of.setdefault(settings, number)
+        if first != number:
+            lists = [override for override in overrides if override.is_sweep_override()]
+            differing = [
+                override
+                for override, *words in zip(overrides, jobs[first], jobs[number], strict=True)
+                if len(set(words)) > 1
+            ]
+            raise UserError(_same_run(first, number, differing, lists))
+
+
+def _same_run(first: int, number: int, differing: Sequence[Override], lists: Sequence[Override]) -> str:
+    jobs = f"jobs {first} and {number} would be the same run"
+    if not differing:
+        return f"{' '.join(_lines(lists))}: {jobs}, since a value is listed twice; list it once"
+    return (
+        f"{' '.join(_lines(differing))} has no effect: {jobs}, since its values are equal or another word sets the"
+        " same; leave one out"
+    )
+
+
+def _settings(cfg: DictConfig) -> str:
+    """What a run depends on, as far as it was composed; equal for 1 and 1.0."""
+    tree: Any = OmegaConf.to_container(cfg, resolve=False)
+    return json.dumps(_in_one_form({key: value for key, value in tree.items() if key not in ("hydra", "sweep")}))
+
+
+def _in_one_form(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _in_one_form(value[key]) for key in sorted(value, key=str)}
+    if isinstance(value, list):
+        return [_in_one_form(child) for child in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else in_few_digits(value)
+    return value if value is None or isinstance(value, (bool, int)) else str(value)
 
 
 def jobs_of(overrides: Sequence[Override]) -> list[list[str]]:
@@ -193,9 +277,25 @@ def jobs_of(overrides: Sequence[Override]) -> list[list[str]]:
     Raises
     ------
     UserError
-        A list is empty, or an interval, which has no values to list.
+        A list is empty, or an interval, which has no values to list; there are more jobs than anybody means.
     """
+    count = math.prod(map(_count, overrides))
+    if count > MOST_JOBS:
+        raise UserError(
+            f"{' '.join(_lines(overrides))}: {count} jobs, and a sweep has at most {MOST_JOBS}: list fewer values"
+        )
     return [list(words) for words in itertools.product(*map(_words_of, overrides))]
+
+
+def _count(override: Override) -> int:
+    """How many values a word gives, about: a range is not gone through."""
+    sweep: Any = override._value
+    if isinstance(override._value, RangeSweep):
+        try:
+            return max(0, math.ceil((sweep.stop - sweep.start) / sweep.step))
+        except (ArithmeticError, ValueError) as error:
+            raise UserError(f"{override.input_line}: {first_line(error)}; give range(START,STOP,STEP)") from error
+    return len(sweep.list) if isinstance(sweep, ChoiceSweep) else 1
 
 
 def _words_of(override: Override) -> list[str]:
@@ -206,10 +306,18 @@ def _words_of(override: Override) -> list[str]:
     values = override.sweep_iterator()
     if isinstance(override._value, RangeSweep):
         values = map(in_few_digits, values)
-    words = [f"{override.get_key_element()}={Override._get_value_element_as_str(value)}" for value in values]
+    words = [f"{override.get_key_element()}={_as_word(value)}" for value in values]
     if not words:
         raise UserError(f"{override.input_line} has no value, so that there is no job to run")
     return words
+
+
+def _as_word(value: Any) -> str:
+    """A value as it is typed for a single run; Hydra would write ``$\\{seed\\}`` for ``${seed}``."""
+    written = Override._get_value_element_as_str(value)
+    plain = re.sub(r"\\(.)", r"\1", written)
+    parsed = _parsed(f"x={plain}") if "${" in plain and plain != written else None
+    return plain if parsed is not None and parsed._value == value else written
 
 
 # Hydra composes a sweep's own configuration with the default option of each swept group, and refuses the settings of
@@ -218,19 +326,40 @@ def _words_of(override: Override) -> list[str]:
 
 
 def deferred(words: Sequence[str]) -> list[str]:
-    """The words of a sweep, with the settings of its swept groups as lists of one value."""
+    """The words of a sweep, with the settings of its swept groups as lists of one value.
+
+    Raises
+    ------
+    UserError
+        A list is inside another one, of which Hydra makes neither.
+    """
     parsed = {word: _parsed(word) for word in words if "=" in word and not word.startswith("-")}
+    for override in filter(None, parsed.values()):
+        check_no_list_inside(override)
     swept = [one.key_or_group for one in parsed.values() if one is not None and one.is_sweep_override()]
-    groups = tuple(f"{key.replace('/', '.')}." for key in swept if "." not in key)
-    anything = "experiment" in swept
-    return [_as_choice(word) if _can_wait(parsed.get(word), groups, anything) else word for word in words]
+    groups = [key.replace("/", ".") for key in swept if "." not in key]
+    return [_as_choice(word) if _can_wait(parsed.get(word), groups) else word for word in words]
 
 
-def _can_wait(override: Override | None, groups: tuple[str, ...], anything: bool) -> bool:
+def check_no_list_inside(override: Override) -> None:
+    if _holds_list(override._value):
+        raise UserError(f"{override.input_line}: a list of values inside another value; give it as KEY=A,B of its own")
+
+
+def _holds_list(value: Any) -> bool:
+    inside = value.list if isinstance(value, ChoiceSweep) else value
+    children = inside.values() if isinstance(inside, dict) else inside if isinstance(inside, list) else ()
+    return any(isinstance(child, Sweep) or _holds_list(child) for child in children)
+
+
+def _can_wait(override: Override | None, groups: Sequence[str]) -> bool:
+    """Whether a word sets something inside a swept group, or anything where experiments are."""
     if override is None or override.is_sweep_override() or override.is_hydra_override() or override.is_delete():
         return False
-    key = override.key_or_group
-    return key.startswith(groups) or (anything and "." in key and not key.startswith("sweep."))
+    key, inside = override.key_or_group, isinstance(override._value, dict)
+    if "experiment" in groups and ("." in key or inside) and key.partition(".")[0] != "sweep":
+        return True
+    return any(key.startswith(f"{group}.") or (inside and f"{group}.".startswith(f"{key}.")) for group in groups)
 
 
 def _as_choice(word: str) -> str:
@@ -240,8 +369,15 @@ def _as_choice(word: str) -> str:
 
 
 def restore_deferred(config: DictConfig) -> None:
-    """Let the overrides of a sweep be those that were typed."""
+    """Let the overrides of a sweep, and the name that they make for a folder, be those that were typed."""
+    waiting = as_typed(config.hydra.overrides.task)
     config.hydra.overrides.task = [_as_single(word) for word in as_typed(config.hydra.overrides.task)]
+    words = as_typed(config.hydra.overrides.task)
+    if words != waiting:
+        naming, overrides = config.hydra.job.config.override_dirname, OverridesParser.create().parse_overrides(words)
+        config.hydra.job.override_dirname = get_overrides_dirname(
+            overrides, list(naming.exclude_keys), naming.item_sep, naming.kv_sep
+        )
 
 
 def _as_single(word: str) -> str:

@@ -9,8 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from itertools import takewhile
-from pathlib import Path
+from itertools import pairwise, takewhile
+from pathlib import Path, PurePath
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fcnlab.config import ConfigError, NotSetHere, check_needs, check_targets, unknown_key
 from fcnlab.cores import visible_cores
-from fcnlab.errors import CHDIR, UserError, first_line
+from fcnlab.errors import CHDIR, UserError, first_line, why_not_used, why_not_written
 from fcnlab.launching.board import Board, epitaph, score_of
 from fcnlab.launching.manifest import Job, Lock, Manifest, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_gpus
@@ -54,6 +54,10 @@ OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b") 
 OF_ONE_SWEEP = re.compile(  # no words for its repetition: its folder, and what its record holds as words of the jobs
     r"[+~]*hydra(\.(sweep(\.dir)?|run(\.dir)?|mode|searchpath)$|\.sweeper\.params\b)"
 )
+OF_ONE_RUN = re.compile(r"hydra\.(run(\.dir)?|job\.(num|id))")
+OF_THE_FOLDER = {"sweep.json", "multirun.yaml", "search.json", "search.db", "wandb"}
+TELL_APART = ": let hydra.sweep.subdir tell the jobs apart, as ${hydra.job.num} does"
+LONGEST_FILE = 255  # bytes, on most file systems
 LONGEST_NAME = 100
 SHORTEST_PART = 12  # of a name that has lost its middle
 ALONE = {  # trainer settings of which one process is sure; the last of each is told
@@ -89,7 +93,8 @@ class Slots(Launcher):
         with told_plainly(self.verb):
             if "sweep" not in config:
                 raise UserError("hydra/launcher=slots is for train and eval; leave it out")
-            folder = Path(config.hydra.sweep.dir).absolute()
+            warn_of_words_of_one_run(config.hydra)
+            folder = folder_of(config)
             self.resumes = bool(config.sweep.resume)
             limit(self.slots)
             is_new = not folder.exists()
@@ -254,7 +259,8 @@ class InProcess(BasicLauncher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Look at what is in the folder before Hydra writes there."""
         with told_plainly(str(config.hydra.job.config_name)):
-            folder = Path(config.hydra.sweep.dir).absolute()
+            warn_of_words_of_one_run(config.hydra)
+            folder = folder_of(config)
             self.names: set[str] = set()  # of the jobs of earlier batches
             check_holds_no_run(folder)
             if folder.is_dir() and any(entry.name != "multirun.yaml" for entry in folder.iterdir()):
@@ -282,6 +288,23 @@ class InProcess(BasicLauncher):
             words = [[*job, *words_for_job(folder, names[number])] for number, job in numbered.items()]
         with only_parts_environment():
             return super().launch(words, initial_job_idx)
+
+
+def folder_of(config: DictConfig) -> Path:
+    """The folder of a sweep; a UserError where no file can be made in it."""
+    folder = Path(config.hydra.sweep.dir).absolute()
+    if reason := why_not_written(folder):
+        raise UserError(f"{setting('hydra.sweep.dir', shown(folder))}: {reason}. Name another folder")
+    return folder
+
+
+def warn_of_words_of_one_run(hydra: DictConfig) -> None:
+    words = [word for word in as_typed(hydra.overrides.hydra) if OF_ONE_RUN.fullmatch(key_of(word))]
+    if words:
+        log.warning(
+            "Warning: %s: no effect on a sweep, which hydra.sweep.dir=FOLDER names, and whose jobs are numbered",
+            ", ".join(words),
+        )
 
 
 def check_holds_no_run(folder: Path) -> None:
@@ -324,7 +347,27 @@ def composed(
                 cfg.hydra.sweep.subdir = str(cfg.hydra.sweep.subdir)  # by this job's number, whoever asks later
                 cfg.hydra.runtime.output_dir = str(Path(config.hydra.sweep.dir).absolute() / cfg.hydra.sweep.subdir)
     wrong.tell()
+    check_folders({number: cfg.hydra.sweep.subdir for number, cfg in configs.items()})
     return configs
+
+
+def check_folders(subdirs: Mapping[int, str]) -> None:
+    """Raise a UserError unless each job has a folder of its own inside the sweep's, where nothing else is put."""
+    for number, subdir in subdirs.items():
+        parts = PurePath(subdir).parts
+        if not parts or ".." in parts or PurePath(subdir).is_absolute():
+            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} is no folder inside the sweep's{TELL_APART}")
+        if parts[0] in OF_THE_FOLDER or parts[0].startswith("."):
+            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} is where a sweep keeps its own{TELL_APART}")
+        if max(len(os.fsencode(part)) for part in parts) > LONGEST_FILE:
+            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} has a part of more than 255 bytes{TELL_APART}")
+    in_order = sorted((PurePath(subdir).parts, number) for number, subdir in subdirs.items())
+    for (outer, first), (inner, second) in pairwise(in_order):  # what is in a folder comes right behind it
+        if inner[: len(outer)] == outer:
+            both = sorted((first, second))
+            raise UserError(
+                f"jobs {both[0]} and {both[1]} would both work in {PurePath(*outer)} of the sweep's folder{TELL_APART}"
+            )
 
 
 def _compose(context: HydraContext, config: DictConfig, words: Sequence[str]) -> DictConfig:
@@ -334,9 +377,9 @@ def _compose(context: HydraContext, config: DictConfig, words: Sequence[str]) ->
         unknown = re.match(r"Could not override '(.+)'\.\nTo append to your config", str(error))
         if unknown is None:
             raise
-        key = unknown[1]
+        key = str(getattr(error.__cause__, "full_key", None) or unknown[1])  # of a dictionary the one inside
         parent = key.rpartition(".")[0]
-        others = [word for word in words if not key_of(word).startswith(f"{parent}.")]
+        others = [word for word in words if not f"{key_of(word)}.".startswith((f"{parent}.", f"{unknown[1]}."))]
         with suppress(ConfigCompositionException):
             there = OmegaConf.select(context.config_loader.load_sweep_config(config, others), parent)
             names = {str(name) for name in there} if isinstance(there, DictConfig) else set()
@@ -379,8 +422,8 @@ def in_turn(configs: Mapping[int, DictConfig]) -> Iterator[tuple[int, DictConfig
 
 def check_jobs(
     context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int, elsewhere: bool
-) -> None:
-    """Tell the mistakes in any job before the first begins.
+) -> dict[int, DictConfig]:
+    """Tell the mistakes in any job before the first begins; give each job's configuration by its number.
 
     ``elsewhere``: the jobs may have variables in their environment that this process has not.
 
@@ -391,11 +434,13 @@ def check_jobs(
     """
     wrong = Mistakes()
     with hydra_config_restored():
-        for number, cfg in in_turn(composed(context, config, jobs, first)):
+        configs = composed(context, config, jobs, first)
+        for number, cfg in in_turn(configs):
             with wrong.of_job(number), suppress(NotSetHere) if elsewhere else nullcontext():
                 _check_of_all(cfg, config)
                 _check(without_hydra(cfg), as_typed(cfg.hydra.overrides.task))
     wrong.tell()
+    return configs
 
 
 def settings_of(cfg: DictConfig) -> Settings:
@@ -597,11 +642,15 @@ def only_parts_environment() -> Iterator[None]:
 
 @contextmanager
 def told_plainly(verb: str) -> Iterator[None]:
-    """Let Hydra show a mistake of the user's without a traceback."""
+    """Let Hydra show a mistake of the user's, and a place that cannot be written to, without a traceback."""
     try:
         yield
     except UserError as error:
         raise CompactHydraException(in_terminal(f"fcnlab {verb}: {error}")) from error
+    except OSError as error:
+        if not error.filename:
+            raise
+        raise CompactHydraException(in_terminal(f"fcnlab {verb}: {why_not_used(error)}")) from error
 
 
 @contextmanager

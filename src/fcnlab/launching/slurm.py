@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
 from fcnlab.launching.launchers import LOG, Slots, in_turn, told_plainly
 from fcnlab.launching.manifest import Job, facts_of
 from fcnlab.launching.places import Need, Places, Share
@@ -83,6 +83,7 @@ class Slurm(Slots):
 
     def _begin(self, job: Job, share: Share, configs: Mapping[int, DictConfig]) -> "SlurmJob":
         import submitit
+        from submitit.core.utils import FailedJobError
 
         cfg, folder = configs[job.number], self.manifest.folder / job.folder
         task = Task(
@@ -97,7 +98,10 @@ class Slurm(Slots):
             self._submitted, cluster="slurm", slurm_max_num_timeout=self.settings["max_num_timeout"]
         )
         executor.update_parameters(**self.asked[job.number])
-        return SlurmJob(executor.submit(task))
+        try:
+            return SlurmJob(executor.submit(task))
+        except FailedJobError as error:
+            raise OSError(f"Slurm has not taken job {job.number}: {first_line(error)}") from error
 
 
 class Turns(Places):
