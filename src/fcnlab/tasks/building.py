@@ -30,6 +30,7 @@ from fcnlab.callbacks import (
     MetricsFile,
     Selection,
     StopOnNaN,
+    TimeLeft,
     TopCheckpoints,
     WholeFiles,
 )
@@ -324,6 +325,7 @@ def training_callbacks(cfg: DictConfig, curves: MetricsFile, signals: StopSignal
     """
     return [
         EndWithValidation(),
+        TimeLeft(),
         StopOnNaN(cfg.trainer.log_every_n_steps),
         *configured_callbacks(cfg),
         EarlyEnd(),

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import nn
 
-from fcnlab.callbacks import EarlyEnd, MetricsFile, Selection
+from fcnlab.callbacks import EarlyEnd, MetricsFile, Selection, TimeLeft
 from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
@@ -119,7 +119,9 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
             say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
             say_how_parts_add_up(segmenter, data, trainer)
             expected = announce(segmenter, data, trainer, start.steps)
-            took = Took(trainer.strategy.root_device, segmenter.net)
+            if expected:
+                time_left(trainer).expect(expected.step, expected.validation)
+            took = Took(trainer.strategy.root_device)
             with restoring(trainer, start):
                 trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
             training = took.facts(expected)
@@ -371,6 +373,12 @@ def best_checkpoint(trainer: L.Trainer) -> str | None:
     """The path of the best checkpoint; None where none was asked for."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return next((callback.best_model_path for callback in callbacks if callback.monitor), "") or None
+
+
+def time_left(trainer: L.Trainer) -> TimeLeft:
+    """What tells how long the run still takes."""
+    callbacks: list = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return next(callback for callback in callbacks if isinstance(callback, TimeLeft))
 
 
 def early_end(trainer: L.Trainer) -> dict[str, Any] | None:
