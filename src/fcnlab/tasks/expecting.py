@@ -8,8 +8,8 @@ import math
 import statistics
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -167,19 +167,18 @@ def expect(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: int
     accumulated, last = trainer.accumulate_grad_batches, length(trainer, data)
     steps, validations = max(0, last - done), validations_between(done, last, trainer)
     averaged = any(isinstance(callback, EMA) for callback in getattr(trainer, "callbacks", []))
-    states = random_states()  # of python and numpy, too, from which a user's own loss may draw
     reading = loading_seconds(data.decoded("train"), data.augment), loading_seconds(data.decoded("val"))
     memory = training_memory(segmenter, shape, str(trainer.precision), averaged)
     process = MemoryMeter(device).held() if device.type == "cpu" else None
-    net = copy.deepcopy(segmenter).to(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
+    with aside_of_the_run(segmenter, device) as net:
         with MemoryMeter(device) as stepping:
             batch = step_pace(net, shape, context, steps * accumulated)
         with MemoryMeter(device) as validating:
             evaluated = validation_pace(net, data.decoded("val"), data.eval_batch_size, context, validations * count)
         updated = update_pace(net, segmenter.net if averaged else None, steps)
-    restore_random_states(states)
-    tried = training_memory(segmenter, (batch.pictures, *shape[1:]), str(trainer.precision)).step
+    tried = memory
+    if batch.pictures < shape[0]:
+        tried = training_memory(segmenter, (batch.pictures, *shape[1:]), str(trainer.precision))
     step, picture = (
         beside(*of_both, data.readers(name).workers, device)
         for name, *of_both in (("train", batch.seconds, shape[0] * reading[0]), ("val", evaluated.seconds, reading[1]))
@@ -191,13 +190,25 @@ def expect(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: int
         validation=picture * count,
         memory=replace(
             memory,
-            workspace=max(0, stepping.grown - tried),
+            workspace=max(0, stepping.grown - tried.step),
             validation=validating.grown + _bytes([each for each in net.parameters() if each.requires_grad]),
             process=process,
         ),
         samples=batch.samples,
         limit=seconds_allowed(trainer),
     )
+
+
+@contextmanager
+def aside_of_the_run(segmenter: Segmenter, device: torch.device) -> Iterator[Segmenter]:
+    """A copy to try things with, while random states are those of nobody."""
+    states = random_states()  # of python and numpy, too, from which a user's own loss may draw
+    net = copy.deepcopy(segmenter).to(device)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
+            yield net
+    finally:
+        restore_random_states(states)
 
 
 def training_size(data: DataModule) -> tuple[int, int]:
@@ -236,25 +247,26 @@ def beside(compute: float, loading: float, workers: int, device: torch.device) -
 
 def step_pace(segmenter: Segmenter, shape: tuple[int, int, int], context: Callable, times: int) -> Pace:
     """Forward and backward of a batch (pictures, rows, columns); by one picture where a batch would take long."""
-    segmenter.train()
-    count, rows, cols = shape
-
-    def step(pictures: int) -> Callable[[], None]:
-        batch = blank_batch(pictures, rows, cols, segmenter.device)
-
-        def run() -> None:
-            with context():
-                loss = segmenter._step(batch, "train")["loss"]
-            segmenter.zero_grad()  # in Lightning's order
-            loss.backward()
-
-        return run
-
-    one = pace(step(1), segmenter.device, times * count)
+    count, *size = shape
+    one = pace(training_step(segmenter, (1, *size), context), segmenter.device, times * count)
     whole = one.seconds * count
     if count > 1 and 2 * whole <= max(LEAST, min(TOO_LONG, 10 * SHARE * times * whole)):
-        return pace(step(count), segmenter.device, times)._replace(pictures=count)
+        return pace(training_step(segmenter, shape, context), segmenter.device, times)._replace(pictures=count)
     return one._replace(seconds=whole)
+
+
+def training_step(segmenter: Segmenter, shape: tuple[int, ...], context: Callable) -> Callable[[], None]:
+    """What goes forward and backward with a blank batch (pictures, rows, columns)."""
+    segmenter.train()
+    batch = blank_batch(*shape, segmenter.device)
+
+    def step() -> None:
+        with context():
+            loss = segmenter._step(batch, "train")["loss"]
+        segmenter.zero_grad()  # in Lightning's order
+        loss.backward()
+
+    return step
 
 
 def validation_pace(segmenter: Segmenter, pictures: Pictures, together: int, context: Callable, times: int) -> Pace:
@@ -314,21 +326,22 @@ def pace(work: Callable[[], None], device: torch.device, times: int) -> Pace:
     The first time is not counted: kernels are chosen and made then. One more is measured, and others for a small share
     of the run.
     """
-
-    def sample() -> float:
-        begun = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - begun
-
-    first, samples = sample(), []
+    first, samples = timed(work, device), []
     if first > TOO_LONG:
         return Pace(first, 0)
     enough = max(LEAST, min(MOST, SHARE * times * first))
     while not samples or (len(samples) < ENOUGH and sum(samples) + samples[-1] <= enough):
-        samples.append(sample())
+        samples.append(timed(work, device))
     return Pace(statistics.median(samples), len(samples))
+
+
+def timed(work: Callable[[], None], device: torch.device) -> float:
+    """Seconds by the clock, until the device has done it."""
+    begun = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
 
 
 def blank_batch(count: int, rows: int, cols: int, device: torch.device | str) -> dict[str, Tensor]:

@@ -20,9 +20,9 @@ from fcnlab.launching import as_typed, key_of, to_type
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import read_yaml
 from fcnlab.results.settings import WITHOUT_EFFECT, Settings, leaves
-from fcnlab.tasks.building import say, warn
+from fcnlab.tasks.building import BY_DEVICE, FASTEST, precision, say, warn
 from fcnlab.tasks.recording import RENAMED, is_under
-from fcnlab.tasks.resuming import Start
+from fcnlab.tasks.resuming import Start, precision_of
 
 # No part of a checkpoint depends on these: the next step is computed with today's value, and the record says so.
 MAY_CHANGE = re.compile(
@@ -143,13 +143,24 @@ def check_something_is_left(cfg: DictConfig, start: Start, changed: Mapping[str,
 
 def changes(then: Settings, cfg: DictConfig) -> dict[str, Change]:
     """What differs between a checkpoint's settings and today's; a value that follows another is named once."""
-    today = settings_of(cfg)
     then = {path: RENAMED.get(value, value) if isinstance(value, str) else value for path, value in then.items()}
+    today, then = _with_precision(settings_of(cfg), then, cfg)
     found = {path: Change(then.get(path), today.get(path)) for path in then | today}
     found = {path: change for path, change in found.items() if change.old != change.new and not _is_free(path)}
     links = _links(cfg)
     found = {path: change for path, change in found.items() if not _follows(path, change, links, found)}
     return {path: change for path, change in found.items() if not _has_moved(path, change)}
+
+
+def _with_precision(today: Settings, then: Settings, cfg: DictConfig) -> tuple[Settings, Settings]:
+    """Today's and a record's settings with the precision that is used; what either leaves open is the other's."""
+    key, decided = "trainer.precision", precision(cfg)
+    before = then.get(key)
+    if decided == FASTEST:
+        decided = before
+    if before in (BY_DEVICE, FASTEST):  # a record from before it said, or of a run that ended before it was decided
+        before = decided
+    return today | {key: decided}, then | {key: before}
 
 
 def check_finished(cfg: DictConfig, folder: Path) -> None:
@@ -219,7 +230,8 @@ def _kept_settings(start: Start) -> Settings:
         It has none at all, so that nobody can tell what would change.
     """
     if start.settings:
-        return dict(start.settings)
+        used = precision_of(start)
+        return dict(start.settings) | ({"trainer.precision": used} if used else {})
     assert start.checkpoint
     try:
         return _recorded_settings(Path(start.checkpoint).absolute().parents[1])

@@ -27,6 +27,7 @@ from fcnlab.results.settings import Settings
 from fcnlab.segmenter import Segmenter
 from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.tasks.building import (
+    FASTEST,
     build_trainer,
     check_machine,
     check_places,
@@ -46,6 +47,7 @@ from fcnlab.tasks.expecting import Took, announce, beside_expected
 from fcnlab.tasks.ineffective import ineffective_in_training
 from fcnlab.tasks.limits import check_plan
 from fcnlab.tasks.lineage import came_from, describe_training
+from fcnlab.tasks.precision import choose_fastest, settle_precision
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import (
     Start,
@@ -86,6 +88,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
     check_more_to_train(start, folder, cfg.trainer.get("max_steps", -1))
     segments = segments_of(cfg, start)
     say_what_surprises(cfg)
+    settle_precision(cfg, start)
     kept = as_recorded(cfg, start)
     record = RunRecord(folder)
     known = {"segments": segments, "stopped_early": None} | came_from(start, folder, kept)
@@ -102,6 +105,9 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
         check_images(data, start)
         say(describe(segmenter, data.split("val")))
         curves = MetricsFile(folder / "metrics.csv")
+        if cfg.trainer.precision == FASTEST:
+            cfg.trainer.precision = kept.trainer.precision = choose_fastest(cfg, segmenter, data)
+            segmenter.record["settings"] = settings_of(kept)
         trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
         check_plan(trainer, data, segmenter.classes)
         warn_of_fewer_workers(data, "train", "val", processes=trainer.num_devices)
