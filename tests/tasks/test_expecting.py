@@ -293,6 +293,8 @@ def test_what_is_said():
     of_process = replace(found, samples=0, memory=replace(found.memory, process=3 * 2**30))
     first = "by a first step alone, which takes longer than the others"
     assert str(of_process) == f"{by_steps}; {first}), 4.00 GiB of memory for this process, which has 3.00 now"
+    of_one = replace(found, tried=1, pictures=16)
+    assert str(of_one).startswith(f"{by_steps}; by 1 of the 16 images of a batch), ")
 
 
 def test_a_process_holds_what_it_had_and_the_larger_of_step_and_validation():

@@ -100,7 +100,9 @@ def test_the_record_has_what_was_chosen_and_a_resumed_or_repeated_run_keeps_it(t
     train("trainer.precision=fastest", "trainer.max_steps=6", "checkpoint=last")
     assert used(folder) == {"bf16-mixed"}
     segments = json.loads((folder / "run.json").read_text())["segments"]
-    assert [set(segment["changed"]) for segment in segments[1:]] == [{"trainer.max_steps", "trainer.val_check_interval"}]
+    assert [set(segment["changed"]) for segment in segments[1:]] == [
+        {"trainer.max_steps", "trainer.val_check_interval"}
+    ]
     repeated = train(f"from_run={folder}", "trainer.max_steps=2", "callbacks.pictures.enabled=false", folder="repeated")
     assert used(repeated) == {"bf16-mixed"}
     same = "That run computed in trainer.precision=bf16-mixed: so does this one"

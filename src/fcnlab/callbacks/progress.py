@@ -35,4 +35,5 @@ class Progress(TQDMProgressBar):
 def _left(trainer: L.Trainer) -> dict[str, str]:
     callbacks: list = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     times = [each.seconds_left(trainer) for each in callbacks if isinstance(each, TimeLeft)]
-    return {"left": duration(seconds) for seconds in times if seconds is not None}
+    known = [seconds for seconds in times if seconds is not None]
+    return {"left": duration(min(known))} if known else {}

@@ -95,8 +95,8 @@ class Pace(NamedTuple):
 class Expected:
     """A run's cost as far as it can be known before; ``step`` and ``validation`` in seconds, memory by device.
 
-    ``samples`` is how many steps were measured behind a first one; ``limit`` after how many seconds the training ends
-    in any case.
+    ``samples`` is how many steps were measured behind a first one, with ``tried`` of the ``pictures`` of a batch;
+    ``limit`` after how many seconds the training ends in any case.
     """
 
     steps: int
@@ -105,6 +105,8 @@ class Expected:
     validation: float
     memory: Memory
     samples: int = 2
+    tried: int = 1
+    pictures: int = 1
     limit: float = math.inf
 
     @property
@@ -112,10 +114,11 @@ class Expected:
         return min(self.limit, self.steps * self.step + self.validations * self.validation) / 60
 
     def __str__(self) -> str:
-        first = "" if self.samples else "; by a first step alone, which takes longer than the others"
+        by = "; by a first step alone, which takes longer than the others" if self.samples == 0 else ""
+        by += f"; by {self.tried} of the {self.pictures} images of a batch" if self.tried < self.pictures else ""
         return (
             f"about {duration(60 * self.minutes)} ({self.steps} steps of {duration(self.step)},"
-            f" {self.validations} validations of {duration(self.validation)}{first}), {self.memory}"
+            f" {self.validations} validations of {duration(self.validation)}{by}), {self.memory}"
         )
 
 
@@ -162,41 +165,63 @@ def warn_of_memory(memory: Memory, available: int, batch_size: int, accumulated:
 
 def expect(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: int = 0) -> Expected:
     """What is left of the training after ``done`` steps, on the device and in the precision that the trainer has."""
-    shape, count = (data.batch_size, *training_size(data)), validated(data, trainer)
-    device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
-    accumulated, last = trainer.accumulate_grad_batches, length(trainer, data)
+    accumulated, last, device = trainer.accumulate_grad_batches, length(trainer, data), trainer.strategy.root_device
     steps, validations = max(0, last - done), validations_between(done, last, trainer)
-    averaged = any(isinstance(callback, EMA) for callback in getattr(trainer, "callbacks", []))
-    reading = loading_seconds(data.decoded("train"), data.augment), loading_seconds(data.decoded("val"))
-    memory = training_memory(segmenter, shape, str(trainer.precision), averaged)
-    process = MemoryMeter(device).held() if device.type == "cpu" else None
-    with aside_of_the_run(segmenter, device) as net:
-        with MemoryMeter(device) as stepping:
-            batch = step_pace(net, shape, context, steps * accumulated)
-        with MemoryMeter(device) as validating:
-            evaluated = validation_pace(net, data.decoded("val"), data.eval_batch_size, context, validations * count)
-        updated = update_pace(net, segmenter.net if averaged else None, steps)
-    tried = memory
-    if batch.pictures < shape[0]:
-        tried = training_memory(segmenter, (batch.pictures, *shape[1:]), str(trainer.precision))
-    step, picture = (
-        beside(*of_both, data.readers(name).workers, device)
-        for name, *of_both in (("train", batch.seconds, shape[0] * reading[0]), ("val", evaluated.seconds, reading[1]))
-    )
+    loading = data.batch_size * loading_seconds(data.decoded("train"), data.augment)
+    found = probe(segmenter, data, trainer, steps, validations)
+    batch = beside(found.step.seconds, loading, data.readers("train").workers, device)
+    loading = loading_seconds(data.decoded("val"))
+    picture = beside(found.validation.seconds, loading, data.readers("val").workers, device)
     return Expected(
         steps=steps,
-        step=step * accumulated + updated.seconds,
+        step=batch * accumulated + found.update.seconds,
         validations=validations,
-        validation=picture * count,
-        memory=replace(
-            memory,
-            workspace=max(0, stepping.grown - tried.step),
-            validation=validating.grown + _bytes([each for each in net.parameters() if each.requires_grad]),
-            process=process,
-        ),
-        samples=batch.samples,
+        validation=picture * validated(data, trainer),
+        memory=found.memory,
+        samples=found.step.samples,
+        tried=found.step.pictures,
+        pictures=data.batch_size,
         limit=seconds_allowed(trainer),
     )
+
+
+class Probe(NamedTuple):
+    """What was measured of a batch, of a validated picture and of the optimiser's work, and all memory."""
+
+    step: Pace
+    validation: Pace
+    update: Pace
+    memory: Memory
+
+
+def probe(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, steps: int, validations: int) -> Probe:
+    """Try what a run of so many steps and validations will do."""
+    device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
+    averaged, shape = _averages(trainer), (data.batch_size, *training_size(data))
+    memory = training_memory(segmenter, shape, str(trainer.precision), averaged)
+    process = MemoryMeter(device).held() if device.type == "cpu" else None
+    pictures, validated_in_all = data.decoded("val"), validations * validated(data, trainer)
+    with aside_of_the_run(segmenter, device) as net:
+        with MemoryMeter(device) as stepping:
+            step = step_pace(net, shape, context, steps * trainer.accumulate_grad_batches)
+        with MemoryMeter(device) as validating:
+            validation = validation_pace(net, pictures, data.eval_batch_size, context, validated_in_all)
+        update = update_pace(net, segmenter.net if averaged else None, steps)
+    counted = memory.step
+    if step.pictures < shape[0]:
+        counted = training_memory(segmenter, (step.pictures, shape[1], shape[2]), str(trainer.precision)).step
+    gradients = _bytes([each for each in segmenter.net.parameters() if each.requires_grad])
+    memory = replace(
+        memory,
+        workspace=max(0, stepping.grown - counted),
+        validation=validating.grown + gradients,  # which stay until the next step
+        process=process,
+    )
+    return Probe(step, validation, update, memory)
+
+
+def _averages(trainer: L.Trainer) -> bool:
+    return any(isinstance(callback, EMA) for callback in getattr(trainer, "callbacks", []))
 
 
 @contextmanager
@@ -247,15 +272,15 @@ def beside(compute: float, loading: float, workers: int, device: torch.device) -
 
 def step_pace(segmenter: Segmenter, shape: tuple[int, int, int], context: Callable, times: int) -> Pace:
     """Forward and backward of a batch (pictures, rows, columns); by one picture where a batch would take long."""
-    count, *size = shape
-    one = pace(training_step(segmenter, (1, *size), context), segmenter.device, times * count)
+    count, rows, cols = shape
+    one = pace(training_step(segmenter, (1, rows, cols), context), segmenter.device, times * count)
     whole = one.seconds * count
     if count > 1 and 2 * whole <= max(LEAST, min(TOO_LONG, 10 * SHARE * times * whole)):
         return pace(training_step(segmenter, shape, context), segmenter.device, times)._replace(pictures=count)
     return one._replace(seconds=whole)
 
 
-def training_step(segmenter: Segmenter, shape: tuple[int, ...], context: Callable) -> Callable[[], None]:
+def training_step(segmenter: Segmenter, shape: tuple[int, int, int], context: Callable) -> Callable[[], None]:
     """What goes forward and backward with a blank batch (pictures, rows, columns)."""
     segmenter.train()
     batch = blank_batch(*shape, segmenter.device)

@@ -20,7 +20,7 @@ SAMPLES, MOST = 5, 6.0  # of each at most; seconds for all, where two of each do
 
 
 def settle_precision(cfg: DictConfig, start: Start) -> None:
-    """Put in the place of ``auto`` what it is on this device, and of ``fastest`` what a run that resumes has computed in.
+    """Put in the place of ``auto`` what it is on this device, and of ``fastest`` what a resumed run has computed in.
 
     So that the record, and what compares or repeats it, has the precision itself.
     """
@@ -65,8 +65,8 @@ def choose_fastest(cfg: DictConfig, segmenter: Segmenter, data: DataModule) -> s
         warn(f"trainer.precision={FASTEST}: {SINGLE}, since no step could be timed ({first_line(error)})")
         return SINGLE
     say(
-        f"trainer.precision={FASTEST}: {times.chosen}, since {times}. Other jobs, or this one again, may choose otherwise:"
-        f" for runs that are compared, type trainer.precision={times.chosen}"
+        f"trainer.precision={FASTEST}: {times.chosen}, since {times}. Another run may choose otherwise: for runs that"
+        f" are compared, type trainer.precision={times.chosen}"
     )
     return times.chosen
 
@@ -77,7 +77,7 @@ def step_times(segmenter: Segmenter, shape: tuple[int, int, int], device: torch.
     times: dict[str, list[float]] = {SINGLE: [], HALF: []}
 
     def turn(pictures: int) -> dict[str, float]:
-        batch = (pictures, *shape[1:])
+        batch = (pictures, shape[1], shape[2])
         return {name: timed(training_step(net, batch, context), device) for name, context in contexts.items()}
 
     with aside_of_the_run(segmenter, device) as net:
