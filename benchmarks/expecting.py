@@ -26,14 +26,14 @@ RUNS: dict[str, tuple[str, ...]] = {
     ),
     "vgg16, crops of 128": (
         *(*VOC, "model/backbone=vgg16", "model.backbone.weights=none", "data.crop_size=128", "data.batch_size=2"),
-        *("trainer.max_steps=30", "trainer.val_check_interval=15", "+trainer.limit_val_batches=4"),
+        *("trainer.max_steps=20", "trainer.val_check_interval=20", "+trainer.limit_val_batches=4"),
     ),
     "googlenet, crops of 257": (
-        *(*GOOGLENET, "trainer.max_steps=40", "trainer.val_check_interval=20", "+trainer.limit_val_batches=10"),
+        *(*GOOGLENET, "trainer.max_steps=20", "trainer.val_check_interval=10", "+trainer.limit_val_batches=10"),
     ),
     "googlenet, long validations": (
-        *(*GOOGLENET, "data.crop_size=160", "data.batch_size=2", "trainer.max_steps=20"),
-        *("trainer.val_check_interval=10", "+trainer.limit_val_batches=60"),
+        *(*GOOGLENET, "data.crop_size=160", "data.batch_size=2", "trainer.max_steps=10"),
+        *("trainer.val_check_interval=5", "+trainer.limit_val_batches=40"),
     ),
 }
 

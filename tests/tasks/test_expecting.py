@@ -183,7 +183,8 @@ def test_steps_that_are_disturbed_are_outvoted(clock):
         (0.01, 10**6, 2, 0.4),  # of what is fast, many
         (1.0, 10**6, 2, 4.1),  # three seconds of what is slow, behind a first one
         (1.0, 20, 1, 2.1),  # in a short run one
-        (11.0, 10**6, 0, 11.1),  # and of what takes longer than anybody wants to wait, the first
+        (11.0, 20, 0, 11.1),  # or, where that takes longer than anybody wants to wait, the first
+        (11.0, 10**6, 1, 22.1),
     ],
 )
 def test_a_probe_is_a_small_part_of_the_run(clock, each, times, least, most):

@@ -43,7 +43,7 @@ from fcnlab.tasks.scoring import largest_resident
 # A part of the probe is repeated for a share of the time that this part takes in the run, in seconds between what
 # nobody notices and what nobody wants to wait for.
 SHARE, LEAST, MOST = 0.01, 0.3, 3.0
-TOO_LONG = 10.0  # seconds: what takes longer is not repeated
+TOO_LONG, SELDOM = 10.0, 30  # what takes more seconds and is done fewer times in the run is not repeated
 ENOUGH = 25  # samples
 LOOKED_AT = 5  # pictures whose size and whose loading stand for all
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": torch.bfloat16, "16-true": torch.float16}
@@ -352,7 +352,7 @@ def pace(work: Callable[[], None], device: torch.device, times: int) -> Pace:
     of the run.
     """
     first, samples = timed(work, device), []
-    if first > TOO_LONG:
+    if first > TOO_LONG and times < SELDOM:
         return Pace(first, 0)
     enough = max(LEAST, min(MOST, SHARE * times * first))
     while not samples or (len(samples) < ENOUGH and sum(samples) + samples[-1] <= enough):
