@@ -137,7 +137,7 @@ def announce(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: i
         say(f"Expected: nothing can be told ({type(error).__name__}: {first_line(error)})")
         return None
     workers = data.readers("train").workers
-    of_workers = f"; its {workers} workers have their own" if workers else ""
+    of_workers = f"; its {'worker has its' if workers == 1 else f'{workers} workers have their'} own" if workers else ""
     say(f"Expected: {expected}{' on each device' if trainer.world_size > 1 else ''}{of_workers}")
     if device.type == "cuda":
         available = torch.cuda.get_device_properties(device).total_memory
