@@ -118,6 +118,20 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     )
 
 
+def device_of(cfg: DictConfig) -> torch.device:
+    """The device that a run on one device computes on, by Lightning's own choice."""
+    _hush_lightning()
+    trainer = L.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return trainer.strategy.root_device
+
+
 def built(settings: dict[str, Any], path: str, **further: Any) -> Any:
     """What a config describes; what its class refuses is the user's mistake, in the class's own words."""
     try:

@@ -10,7 +10,7 @@ from fcnlab.callbacks.time_left import duration
 from fcnlab.data import DataModule
 from fcnlab.errors import first_line
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import BY_DEVICE, FASTEST, allow_tf32, on_gpu, precision, say, warn
+from fcnlab.tasks.building import BY_DEVICE, FASTEST, allow_tf32, device_of, precision, say, warn
 from fcnlab.tasks.expecting import aside_of_the_run, timed, training_size, training_step
 from fcnlab.tasks.resuming import Start, precision_of
 
@@ -28,8 +28,8 @@ def settle_precision(cfg: DictConfig, start: Start) -> None:
     if wanted == BY_DEVICE:
         cfg.trainer.precision = precision(cfg)
     elif wanted == FASTEST and start.checkpoint and (before := precision_of(start)):
-        cfg.trainer.precision = precision(cfg) if before == BY_DEVICE else before
-        say(f"trainer.precision={FASTEST}: {cfg.trainer.precision}, as the run had it before")
+        cfg.trainer.precision = before
+        say(f"trainer.precision={FASTEST}: {before}, as the run had it before")
 
 
 class Times(NamedTuple):
@@ -54,7 +54,7 @@ class Times(NamedTuple):
 
 def choose_fastest(cfg: DictConfig, segmenter: Segmenter, data: DataModule) -> str:
     """Time some steps in either precision, say which is faster on this device, and give that one's name."""
-    device = torch.device("cuda" if on_gpu(cfg.trainer.accelerator) else "cpu")
+    device = device_of(cfg)
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         say(f"trainer.precision={FASTEST}: {SINGLE}, since this GPU does not compute in bf16")
         return SINGLE
