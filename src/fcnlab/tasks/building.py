@@ -199,9 +199,10 @@ def _check_fastest(cfg: DictConfig) -> None:
     UserError
         See above.
     """
-    verb, trainer = HydraConfig.get().job.config_name, cfg.trainer
+    trainer = cfg.trainer
     if trainer.precision != FASTEST:
         return
+    verb = HydraConfig.get().job.config_name
     if verb != "train":
         raise UserError(
             f"trainer.precision={FASTEST} times the steps of a training, and fcnlab {verb} has none: set"
