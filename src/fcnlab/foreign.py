@@ -32,8 +32,8 @@ Devices = Annotated[
 Precision = Annotated[
     Any,
     Meaning(
-        "auto, 32-true, bf16-mixed, or 16-mixed on a GPU: weights are kept and upsampled in single precision",
-        lambda value: value in ("auto", "32-true", "bf16-mixed", "16-mixed"),
+        "auto, 32-true, bf16-mixed, 16-mixed on a GPU, or fastest: weights are kept and upsampled in single precision",
+        lambda value: value in ("auto", "32-true", "bf16-mixed", "16-mixed", "fastest"),
     ),
 ]
 Limit = Annotated[int | float, Meaning("a number of batches, or a share of them above 0, at most 1.0", _limits_batches)]

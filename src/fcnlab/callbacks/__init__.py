@@ -9,6 +9,7 @@ from fcnlab.callbacks.progress import Progress
 from fcnlab.callbacks.resume import ExactResume
 from fcnlab.callbacks.selection import Selection
 from fcnlab.callbacks.stopping import EarlyEnd, EndWithValidation, StopOnNaN
+from fcnlab.callbacks.time_left import TimeLeft
 
 __all__ = [
     "EMA",
@@ -22,6 +23,7 @@ __all__ = [
     "Progress",
     "Selection",
     "StopOnNaN",
+    "TimeLeft",
     "TopCheckpoints",
     "WholeFiles",
 ]

@@ -30,6 +30,7 @@ from fcnlab.callbacks import (
     MetricsFile,
     Selection,
     StopOnNaN,
+    TimeLeft,
     TopCheckpoints,
     WholeFiles,
 )
@@ -47,6 +48,8 @@ from fcnlab.trust import DATA
 log = logging.getLogger("fcnlab")
 OF_A_LAUNCHER = ("NODE_RANK", "GROUP_RANK", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # which machine
 REFUSALS = (ValueError, TypeError, MisconfigurationException, ImportError, OSError)  # of settings, packages and places
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+BY_DEVICE, FASTEST = "auto", "fastest"  # what else trainer.precision may be: one of those is decided for it
 TAGGED = ("model", "backbone", "data", "experiment")  # groups whose options are W&B's tags
 
 
@@ -117,6 +120,20 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     )
 
 
+def device_of(cfg: DictConfig) -> torch.device:
+    """The device that a run on one device computes on, by Lightning's own choice."""
+    _hush_lightning()
+    trainer = L.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return trainer.strategy.root_device
+
+
 def built(settings: dict[str, Any], path: str, **further: Any) -> Any:
     """What a config describes; what its class refuses is the user's mistake, in the class's own words."""
     try:
@@ -141,6 +158,7 @@ def check_machine(cfg: DictConfig) -> None:
         raise UserError(
             "trainer.precision=16-mixed needs a GPU, and this is a CPU: set trainer.precision=bf16-mixed or 32-true"
         )
+    _check_fastest(cfg)
     _check_srun("SLURM_PROCID")
     started, nodes = _processes_started(), cfg.trainer.get("num_nodes", 1)
     if started is None:
@@ -172,6 +190,30 @@ def check_machine(cfg: DictConfig) -> None:
     if count > 1 and not any(word.startswith("hydra.run.dir=") for word in as_typed(HydraConfig.get().overrides.hydra)):
         raise UserError(
             f"{who} started {count} processes, and each would have a folder of its own: add hydra.run.dir=FOLDER"
+        )
+
+
+def _check_fastest(cfg: DictConfig) -> None:
+    """Refuse ``trainer.precision=fastest`` where no step is timed, or where each process would decide by its own.
+
+    Raises
+    ------
+    UserError
+        See above.
+    """
+    trainer = cfg.trainer
+    if trainer.precision != FASTEST:
+        return
+    verb = HydraConfig.get().job.config_name
+    if verb != "train":
+        raise UserError(
+            f"trainer.precision={FASTEST} times the steps of a training, and fcnlab {verb} has none: set"
+            " trainer.precision=32-true, bf16-mixed, or auto"
+        )
+    if _device_count(trainer) * trainer.get("num_nodes", 1) > 1:
+        raise UserError(
+            f"trainer.precision={FASTEST} is for one device, and trainer.devices={trainer.devices} are several, which"
+            " might decide differently: set trainer.precision=32-true, bf16-mixed, or auto"
         )
 
 
@@ -306,8 +348,11 @@ def training_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
 
 
 def precision(cfg: DictConfig) -> str:
-    """``auto`` is bf16 on a GPU that computes in it, where ``speed.bf16`` lets it, and else single precision."""
-    if cfg.trainer.precision != "auto":
+    """``auto`` is bf16 on a GPU that computes in it, where ``speed.bf16`` lets it, and else single precision.
+
+    ``fastest`` is a clock's, and nobody's before: see :mod:`fcnlab.tasks.precision`.
+    """
+    if cfg.trainer.precision != BY_DEVICE:
         return cfg.trainer.precision
     gpu = cfg.speed.bf16 and on_gpu(cfg.trainer.accelerator)
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
@@ -326,6 +371,7 @@ def training_callbacks(cfg: DictConfig, curves: MetricsFile, signals: StopSignal
     """
     return [
         EndWithValidation(),
+        TimeLeft(),
         StopOnNaN(cfg.trainer.log_every_n_steps),
         *configured_callbacks(cfg),
         EarlyEnd(),

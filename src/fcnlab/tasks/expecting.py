@@ -1,17 +1,18 @@
-"""What a training will cost, said before it starts: minutes by a probe, memory by counting; and what it took.
+"""What a training will cost, said before it starts, by a probe and by counting; and what it took.
 
 The probe works on a copy of the net and with random states of its own, so that the run is the same to the last bit.
 """
 
 import copy
 import math
-import resource
 import statistics
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import lightning as L
@@ -25,16 +26,25 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fcnlab.callbacks import EMA
+from fcnlab.callbacks.ema import move_towards
 from fcnlab.callbacks.resume import random_states, restore_random_states
+from fcnlab.callbacks.time_left import duration, seconds_allowed, validations_between
+from fcnlab.cores import visible_cores
 from fcnlab.data import DataModule, Pictures
 from fcnlab.data.transforms import Augment
 from fcnlab.errors import first_line
+from fcnlab.metrics import PictureConfusions
 from fcnlab.models import FCN
-from fcnlab.segmenter import Segmenter, labels
+from fcnlab.segmenter import Segmenter
 from fcnlab.tasks.building import say, warn
+from fcnlab.tasks.limits import steps_of_epoch
 from fcnlab.tasks.scoring import largest_resident
 
-ENOUGH = 0.05  # seconds: what took less is measured again, and a whole batch where that takes no more than twice this
+# A part of the probe is repeated for a share of the time that this part takes in the run, in seconds between what
+# nobody notices and what nobody wants to wait for.
+SHARE, LEAST, MOST = 0.01, 0.3, 3.0
+TOO_LONG, SELDOM = 10.0, 30  # what takes more seconds and is done fewer times in the run is not repeated
+ENOUGH = 25  # samples
 LOOKED_AT = 5  # pictures whose size and whose loading stand for all
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
@@ -44,38 +54,71 @@ class Memory:
     """Bytes on each device.
 
     Of parameters and buffers, of what the optimiser keeps, of the weights' average, and of what a step holds at most:
-    activations, their gradients and those of the parameters.
+    activations, their gradients and those of the parameters. ``workspace`` is what a step was seen to take beside its
+    tensors (for convolutions, by the allocator, for kernels that are made at their first use), ``validation`` what a
+    validation takes beside the first three. ``process`` is what the process of a CPU held before the training, the
+    weights included; None on a GPU.
     """
 
     weights: int
     optimizer: int
     average: int
     step: int
+    workspace: int = 0
+    validation: int = 0
+    process: int | None = None
 
     @property
     def total(self) -> int:
-        return self.weights + self.optimizer + self.average + self.step
+        before = self.weights if self.process is None else self.process
+        return before + self.optimizer + self.average + max(self.step + self.workspace, self.validation)
+
+    def __str__(self) -> str:
+        total = f"{self.total / 2**30:.2f} GiB of"
+        if self.process is None:
+            return f"{total} the GPU's memory, as torch allocates it"
+        return f"{total} memory for this process, which has {self.process / 2**30:.2f} now"
+
+
+class Pace(NamedTuple):
+    """Seconds of what is repeated: the median of so many samples behind a first one; with 0 samples that first one.
+
+    ``pictures`` is how many were taken at a time.
+    """
+
+    seconds: float
+    samples: int
+    pictures: int = 1
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A run's cost as far as it can be known before; ``step`` and ``validation`` in seconds, memory by device."""
+    """A run's cost as far as it can be known before; ``step`` and ``validation`` in seconds, memory by device.
+
+    ``samples`` is how many steps were measured behind a first one, with ``tried`` of the ``pictures`` of a batch;
+    ``limit`` after how many seconds the training ends in any case.
+    """
 
     steps: int
     step: float
     validations: int
     validation: float
     memory: Memory
+    samples: int = 2
+    tried: int = 1
+    pictures: int = 1
+    limit: float = math.inf
 
     @property
     def minutes(self) -> float:
-        return (self.steps * self.step + self.validations * self.validation) / 60
+        return min(self.limit, self.steps * self.step + self.validations * self.validation) / 60
 
     def __str__(self) -> str:
+        by = "; by a first step alone, which takes longer than the others" if self.samples == 0 else ""
+        by += f"; by {self.tried} of the {self.pictures} images of a batch" if self.tried < self.pictures else ""
         return (
-            f"about {_duration(60 * self.minutes)} ({self.steps} steps of {_duration(self.step)},"
-            f" {self.validations} validations of {_duration(self.validation)}),"
-            f" {self.memory.total / 2**30:.2f} GiB of memory"
+            f"about {duration(60 * self.minutes)} ({self.steps} steps of {duration(self.step)},"
+            f" {self.validations} validations of {duration(self.validation)}{by}), {self.memory}"
         )
 
 
@@ -93,7 +136,9 @@ def announce(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: i
     except Exception as error:  # whatever a user's net or loss does, a run must not end by being guessed at
         say(f"Expected: nothing can be told ({type(error).__name__}: {first_line(error)})")
         return None
-    say(f"Expected: {expected}{' on each device' if trainer.world_size > 1 else ''}")
+    workers = data.readers("train").workers
+    of_workers = f"; its {'worker has its' if workers == 1 else f'{workers} workers have their'} own" if workers else ""
+    say(f"Expected: {expected}{' on each device' if trainer.world_size > 1 else ''}{of_workers}")
     if device.type == "cuda":
         available = torch.cuda.get_device_properties(device).total_memory
         warn_of_memory(expected.memory, available, data.batch_size, trainer.accumulate_grad_batches)
@@ -120,28 +165,75 @@ def warn_of_memory(memory: Memory, available: int, batch_size: int, accumulated:
 
 def expect(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: int = 0) -> Expected:
     """What is left of the training after ``done`` steps, on the device and in the precision that the trainer has."""
-    shape = (data.batch_size, *training_size(data))
-    device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
-    every, accumulated = int(trainer.val_check_interval), trainer.accumulate_grad_batches
-    steps = max(0, length(trainer, data) - done)
-    net = copy.deepcopy(segmenter).to(device)
-    states = random_states()  # of python and numpy, too, from which a user's own loss may draw
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
-        batch = step_seconds(net, shape, context)
-        validation = validation_seconds(net, data.decoded("val"), context, trainer)
-    loading = shape[0] * loading_seconds(data.decoded("train"), data.augment)
-    workers = data.readers("train").workers
-    batch = beside(batch, loading / max(1, workers), apart=device.type == "cuda" and workers > 0)
-    averaged = any(isinstance(callback, EMA) for callback in getattr(trainer, "callbacks", []))
-    memory = training_memory(segmenter, shape, str(trainer.precision), averaged)
-    restore_random_states(states)
+    accumulated, last, device = trainer.accumulate_grad_batches, length(trainer, data), trainer.strategy.root_device
+    steps, validations = max(0, last - done), validations_between(done, last, trainer)
+    loading = data.batch_size * loading_seconds(data.decoded("train"), data.augment)
+    found = probe(segmenter, data, trainer, steps, validations)
+    batch = beside(found.step.seconds, loading, data.readers("train").workers, device)
+    loading = loading_seconds(data.decoded("val"))
+    picture = beside(found.validation.seconds, loading, data.readers("val").workers, device)
     return Expected(
         steps=steps,
-        step=batch * accumulated,
-        validations=math.ceil(steps * accumulated / every),
-        validation=validation,
-        memory=memory,
+        step=batch * accumulated + found.update.seconds,
+        validations=validations,
+        validation=picture * validated(data, trainer),
+        memory=found.memory,
+        samples=found.step.samples,
+        tried=found.step.pictures,
+        pictures=data.batch_size,
+        limit=seconds_allowed(trainer),
     )
+
+
+class Probe(NamedTuple):
+    """What was measured of a batch, of a validated picture and of the optimiser's work, and all memory."""
+
+    step: Pace
+    validation: Pace
+    update: Pace
+    memory: Memory
+
+
+def probe(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, steps: int, validations: int) -> Probe:
+    """Try what a run of so many steps and validations will do."""
+    device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
+    averaged, shape = _averages(trainer), (data.batch_size, *training_size(data))
+    memory = training_memory(segmenter, shape, str(trainer.precision), averaged)
+    process = MemoryMeter(device).held() if device.type == "cpu" else None
+    pictures, validated_in_all = data.decoded("val"), validations * validated(data, trainer)
+    with aside_of_the_run(segmenter, device) as net:
+        with MemoryMeter(device) as stepping:
+            step = step_pace(net, shape, context, steps * trainer.accumulate_grad_batches)
+        with MemoryMeter(device) as validating:
+            validation = validation_pace(net, pictures, data.eval_batch_size, context, validated_in_all)
+        update = update_pace(net, segmenter.net if averaged else None, steps)
+    counted = memory.step
+    if step.pictures < shape[0]:
+        counted = training_memory(segmenter, (step.pictures, shape[1], shape[2]), str(trainer.precision)).step
+    gradients = _bytes([each for each in segmenter.net.parameters() if each.requires_grad])
+    memory = replace(
+        memory,
+        workspace=max(0, stepping.grown - counted),
+        validation=validating.grown + gradients,  # which stay until the next step
+        process=process,
+    )
+    return Probe(step, validation, update, memory)
+
+
+def _averages(trainer: L.Trainer) -> bool:
+    return any(isinstance(callback, EMA) for callback in getattr(trainer, "callbacks", []))
+
+
+@contextmanager
+def aside_of_the_run(segmenter: Segmenter, device: torch.device) -> Iterator[Segmenter]:
+    """A copy to try things with, while random states are those of nobody."""
+    states = random_states()  # of python and numpy, too, from which a user's own loss may draw
+    net = copy.deepcopy(segmenter).to(device)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
+            yield net
+    finally:
+        restore_random_states(states)
 
 
 def training_size(data: DataModule) -> tuple[int, int]:
@@ -151,53 +243,88 @@ def training_size(data: DataModule) -> tuple[int, int]:
 
 def length(trainer: L.Trainer, data: DataModule) -> int:
     """The run's optimiser steps, by whichever of steps and epochs ends it first."""
-    together = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-    by_epochs = (trainer.max_epochs or -1) * (len(data.split("train")) // together)
+    by_epochs = (trainer.max_epochs or -1) * steps_of_epoch(trainer, data)
     return min(limit for limit in (trainer.max_steps, by_epochs) if limit >= 0)
 
 
-def beside(compute: float, loading: float, apart: bool) -> float:
-    """Seconds of a step whose batch is loaded by other processes meanwhile; on a CPU they share its cores."""
-    return max(compute, loading) if apart else compute + loading
+def validated(data: DataModule, trainer: L.Trainer) -> int:
+    """How many pictures a validation takes on each device."""
+    limit, share = trainer.limit_val_batches, math.ceil(len(data.split("val")) / trainer.world_size)
+    if isinstance(limit, int):
+        return min(share, limit * data.eval_batch_size)
+    return share if limit is None else math.ceil(share * limit)
+
+
+def beside(compute: float, loading: float, workers: int, device: torch.device) -> float:
+    """Seconds of work whose data are loaded by others meanwhile: those of the slower, or of the cores that both share.
+
+    ``compute`` is in seconds by the clock, ``loading`` in those of a core.
+    """
+    if workers == 0:
+        return compute + loading
+    cores = visible_cores()
+    computing = 0.0 if device.type == "cuda" else compute * min(cores, torch.get_num_threads())
+    return max(compute, loading / workers, (computing + loading) / cores)
 
 
 # ------------------------------------------------------------------------------------------------------------ Minutes
 
 
-def step_seconds(segmenter: Segmenter, shape: tuple[int, int, int], context: Callable) -> float:
+def step_pace(segmenter: Segmenter, shape: tuple[int, int, int], context: Callable, times: int) -> Pace:
     """Forward and backward of a batch (pictures, rows, columns); by one picture where a batch would take long."""
-    segmenter.train()
     count, rows, cols = shape
-
-    def step(pictures: int) -> Callable[[], None]:
-        batch = blank_batch(pictures, rows, cols, segmenter.device)
-
-        def run() -> None:
-            with context():
-                loss = segmenter._step(batch, "train")["loss"]
-            loss.backward()
-
-        return run
-
-    one = seconds(step(1), segmenter.device)
-    return seconds(step(count), segmenter.device) if count > 1 and one * count < 2 * ENOUGH else one * count
+    one = pace(training_step(segmenter, (1, rows, cols), context), segmenter.device, times * count)
+    whole = one.seconds * count
+    if count > 1 and 2 * whole <= max(LEAST, min(TOO_LONG, 10 * SHARE * times * whole)):
+        return pace(training_step(segmenter, shape, context), segmenter.device, times)._replace(pictures=count)
+    return one._replace(seconds=whole)
 
 
-def validation_seconds(segmenter: Segmenter, pictures: Pictures, context: Callable, trainer: L.Trainer) -> float:
-    """An evaluation of the set on so many devices, by a picture of the middle one of a few sizes."""
+def training_step(segmenter: Segmenter, shape: tuple[int, int, int], context: Callable) -> Callable[[], None]:
+    """What goes forward and backward with a blank batch (pictures, rows, columns)."""
+    segmenter.train()
+    batch = blank_batch(*shape, segmenter.device)
+
+    def step() -> None:
+        with context():
+            loss = segmenter._step(batch, "train")["loss"]
+        segmenter.zero_grad()  # in Lightning's order
+        loss.backward()
+
+    return step
+
+
+def validation_pace(segmenter: Segmenter, pictures: Pictures, together: int, context: Callable, times: int) -> Pace:
+    """To evaluate one picture of those that are taken ``together``, of the middle one of a few sizes."""
     segmenter.eval()
+    segmenter.confusions = PictureConfusions(len(pictures), len(segmenter.classes)).to(segmenter.device)
     places = _places(len(pictures))
     rows, cols = sorted((pictures.size(place) for place in places), key=math.prod)[len(places) // 2]
-    batch = blank_batch(1, rows, cols, segmenter.device)
+    batch = blank_batch(together, rows, cols, segmenter.device)
 
     def evaluate() -> None:
         with torch.inference_mode(), context():
-            labels(segmenter._scores(batch["image"]))
+            segmenter._step(batch, "val")
 
-    once = seconds(evaluate, segmenter.device) + loading_seconds(pictures)
-    limit, share = trainer.limit_val_batches, math.ceil(len(pictures) / trainer.world_size)
-    count = min(share, limit) if isinstance(limit, int) else share * (1.0 if limit is None else limit)
-    return once * count
+    found = pace(evaluate, segmenter.device, max(1, times // together))
+    return Pace(found.seconds / together, found.samples, together)
+
+
+def update_pace(segmenter: Segmenter, averaged_with: nn.Module | None, times: int) -> Pace:
+    """The optimiser's own work, and that of the weights' average; the weights are others afterwards."""
+    assert segmenter.make_optimizer
+    optimizer = segmenter.make_optimizer(segmenter.net)
+    for parameter in segmenter.net.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    if averaged_with is not None and segmenter.device.type == "cuda":
+        averaged_with = copy.deepcopy(segmenter.net)
+
+    def update() -> None:
+        optimizer.step()
+        if averaged_with is not None:
+            move_towards(segmenter.net, averaged_with, 0.5)
+
+    return pace(update, segmenter.device, times)
 
 
 def loading_seconds(pictures: Pictures, augment: Augment | None = None) -> float:
@@ -218,16 +345,28 @@ def _load(pictures: Pictures, augment: Augment | None, place: int) -> None:
         augment(image, mask, seed=(0, 0, place))  # which leaves the pipeline as any other sample does
 
 
-def seconds(work: Callable[[], None], device: torch.device) -> float:
-    """What the work takes by the clock: the least of three times, or of as many as ``ENOUGH`` allows."""
-    times: list[float] = []
-    while len(times) < 3 and sum(times) < ENOUGH:
-        begun = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begun)
-    return min(times)
+def pace(work: Callable[[], None], device: torch.device, times: int) -> Pace:
+    """What work that a run does so many times takes by the clock.
+
+    The first time is not counted: kernels are chosen and made then. One more is measured, and others for a small share
+    of the run.
+    """
+    first, samples = timed(work, device), []
+    if first > TOO_LONG and times < SELDOM:
+        return Pace(first, 0)
+    enough = max(LEAST, min(MOST, SHARE * times * first))
+    while not samples or (len(samples) < ENOUGH and sum(samples) + samples[-1] <= enough):
+        samples.append(timed(work, device))
+    return Pace(statistics.median(samples), len(samples))
+
+
+def timed(work: Callable[[], None], device: torch.device) -> float:
+    """Seconds by the clock, until the device has done it."""
+    begun = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
 
 
 def blank_batch(count: int, rows: int, cols: int, device: torch.device | str) -> dict[str, Tensor]:
@@ -252,7 +391,8 @@ def training_memory(
     """Counted on the device ``meta``, where tensors have sizes and lives but no contents: nothing is computed.
 
     A step in half precision is counted as one of half numbers; where weights stay single (mixed), so do gradients, and
-    a half copy of the weights comes on top. Left out is what no tensor holds: the workspaces of convolutions.
+    a half copy of the weights comes on top. What no tensor holds, such as the workspaces of convolutions, is measured
+    by the probe.
     """
     shadow = copy.deepcopy(segmenter).to("meta").train()
     weights = _bytes([*shadow.net.parameters(), *shadow.net.buffers()])
@@ -358,27 +498,48 @@ def _bytes(tensors: list[Tensor]) -> int:
 # ------------------------------------------------------------------------------------------------------- What it took
 
 
+class MemoryMeter:
+    """The most that a process holds inside a ``with``, in bytes: resident on a CPU, allocated by torch on a GPU.
+
+    Linux forgets its peak when it is asked to; elsewhere the peak is that of the whole process.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._before = 0
+
+    def __enter__(self) -> "MemoryMeter":
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # proc(5)
+        self._before = self.held()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.grown = max(0, self.peak() - self._before)
+
+    def held(self) -> int:
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _resident("VmRSS")
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _resident("VmHWM")
+
+
 class Took:
     """Of a training, from here to :meth:`facts`: its minutes, and its largest memory, of the GPU or resident."""
 
-    def __init__(self, device: torch.device, net: nn.Module):
-        self.device, self.begun, self.before = device, time.perf_counter(), _resident()
-        self.weights = _bytes([*net.parameters(), *net.buffers()])  # which are there before
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+    def __init__(self, device: torch.device):
+        self.begun, self.meter = time.perf_counter(), MemoryMeter(device).__enter__()
 
     def minutes(self) -> float:
         return (time.perf_counter() - self.begun) / 60
 
-    def peak(self) -> int:
-        """Bytes."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return max(0, largest_resident() - self.before) + self.weights
-
     def facts(self, expected: Expected | None) -> dict[str, float]:
         """What ``cost`` in metrics.json says of it."""
-        took = {"training_minutes": round(self.minutes(), 3), "training_peak_memory_mib": round(self.peak() / 2**20)}
+        memory = round(self.meter.peak() / 2**20)
+        took = {"training_minutes": round(self.minutes(), 3), "training_peak_memory_mib": memory}
         if expected is None:
             return took
         memory = round(expected.memory.total / 2**20)
@@ -396,19 +557,10 @@ def beside_expected(facts: dict[str, float]) -> str:
     )
 
 
-def _resident() -> int:
-    """Bytes now, where the system says so; else the most so far."""
+def _resident(what: str) -> int:
+    """Bytes by Linux's name for them, now (``VmRSS``) or at most (``VmHWM``); elsewhere the most so far."""
     try:
-        with open("/proc/self/statm") as file:  # noqa: PTH123
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) * 1024
+    except (OSError, StopIteration):
         return largest_resident()
-
-
-def _duration(seconds: float) -> str:
-    """In the unit that a person would choose."""
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

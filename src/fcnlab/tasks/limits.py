@@ -27,14 +27,8 @@ def check_limits(trainer: L.Trainer, data: DataModule) -> None:
     UserError
         See above. (Lightning would say the first when a pass begins, and take a part of a step for a whole one.)
     """
-    accumulated, world_size = trainer.accumulate_grad_batches, trainer.world_size
-    batches = len(
-        TrainingBatches(
-            len(data.split("train")), data.batch_size, data.seed, world_size=world_size, accumulate=accumulated
-        )
-    )
-    limit = trainer.limit_train_batches
-    limited = int(batches * limit) if isinstance(limit, float) else min(batches, int(limit or batches))
+    batches, limited = _batches_of_epoch(trainer, data)
+    accumulated, world_size, limit = trainer.accumulate_grad_batches, trainer.world_size, trainer.limit_train_batches
     if limited == 0 or limited % accumulated:
         raise UserError(
             f"trainer.limit_train_batches={limit} leaves {limited} of {batches} batches to an epoch: give a multiple of"
@@ -49,6 +43,26 @@ def check_limits(trainer: L.Trainer, data: DataModule) -> None:
                 f"trainer.limit_{name}_batches={limit} leaves none of {batches} batches: give a larger share, or a"
                 " number of batches"
             )
+
+
+def _batches_of_epoch(trainer: L.Trainer, data: DataModule) -> tuple[int, int]:
+    """On each device: those that the images fill, and those of them that ``trainer.limit_train_batches`` leaves."""
+    batches = len(
+        TrainingBatches(
+            len(data.split("train")),
+            data.batch_size,
+            data.seed,
+            world_size=trainer.world_size,
+            accumulate=trainer.accumulate_grad_batches,
+        )
+    )
+    limit = trainer.limit_train_batches
+    return batches, int(batches * limit) if isinstance(limit, float) else min(batches, int(limit or batches))
+
+
+def steps_of_epoch(trainer: L.Trainer, data: DataModule) -> int:
+    """Optimiser steps."""
+    return _batches_of_epoch(trainer, data)[1] // trainer.accumulate_grad_batches
 
 
 def warn_of_the_longer_limit(trainer: L.Trainer, steps_of_epoch: int) -> None:

@@ -23,7 +23,7 @@ from fcnlab.results.reading import Unreadable, read_json, yaml_text
 from fcnlab.results.record import ID, as_json, aside
 from fcnlab.results.settings import leaves
 from fcnlab.signals import Interrupted
-from fcnlab.tasks.building import say, warn
+from fcnlab.tasks.building import PRECISIONS, precision, say, warn
 from fcnlab.tasks.fingerprint import fingerprint
 from fcnlab.tasks.run_folder import DAMAGED, RunFolder, set_aside
 from fcnlab.tasks.scoring import PACKAGES, command, commit, git
@@ -35,6 +35,7 @@ SECRET = re.compile(  # a file's name, or one of the folders above it, in small 
     r"|.*(secret|credential|passwd|password|api_?key|access_?token|private_?key).*|\.(ssh|aws|gnupg|kube|docker)"
     r"|tokens?(\.\w+)?|.*service[-_]account.*\.json"
 )
+PRECISION = "trainer.precision"
 # What older records name, and what does the same today.
 RENAMED = {"lightning.pytorch.callbacks.TQDMProgressBar": "fcnlab.callbacks.Progress"}
 
@@ -84,13 +85,12 @@ def recorded(cfg: DictConfig, folder: RunFolder, record: RunRecord, **facts: Any
 
     def begin() -> None:
         nonlocal begun
-        if begun:
-            return
-        folder.accept(cfg)
-        begun = True
-        record.write(**beginning)
-        _write(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        _write(folder.path / "changes.diff", uncommitted_changes())
+        if not begun:
+            folder.accept(cfg)
+            begun = True
+            record.write(**beginning)
+            _write(folder.path / "changes.diff", uncommitted_changes())
+        _write(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))  # with what was decided since
 
     try:
         yield begin
@@ -176,6 +176,9 @@ def repeat_exactly(cfg: DictConfig) -> None:
     typed = {key_of(word).replace("/", ".") for word in words if word not in record["overrides"]}
     recorded, today = (leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
     ours = {path for path in recorded | today if is_under(path, typed | {"from_run", "checkpoint", "sweep"})}
+    if PRECISION not in ours:
+        _repeat_precision(cfg, folder)
+        ours.add(PRECISION)
     for path, value in recorded.items():
         value = RENAMED.get(str(value), value)
         where_to = path.rpartition(".")[2] in WRITTEN_TO  # which is today's business
@@ -196,6 +199,16 @@ def repeat_exactly(cfg: DictConfig) -> None:
             warn(f"that run had {name} {version}, here is {metadata.version(name)}")
     if record.get("commit") != commit():
         warn(f"that run was of commit {record.get('commit')}, this is {commit()}")
+
+
+def _repeat_precision(cfg: DictConfig, folder: Path) -> None:
+    """Compute in what the run computed in, whatever was typed for it: ``auto`` and ``fastest`` may be another here."""
+    if not (folder / "config.yaml").is_file():
+        return
+    used = leaves(plain(recorded_config(folder, f"from_run={folder}", "config.yaml"))).get(PRECISION)
+    if used in PRECISIONS and used != precision(cfg):
+        say(f"That run computed in trainer.precision={used}: so does this one")
+        cfg.trainer.precision = used
 
 
 def recorded_config(folder: Path, asked: str, name: str = ".hydra/config.yaml") -> DictConfig:

@@ -10,7 +10,7 @@ from fcnlab.errors import UserError
 from fcnlab.launching import to_type
 from fcnlab.results.origins import part
 from fcnlab.results.record import aside
-from fcnlab.tasks.building import warn
+from fcnlab.tasks.building import PRECISIONS, warn
 from fcnlab.tasks.checkpoints import check_resumable, read_checkpoint
 from fcnlab.tasks.run_folder import DAMAGED, is_first_process, set_aside
 
@@ -31,6 +31,12 @@ class Start(NamedTuple):
     images: Mapping[str, Any] = {}
     trained: Mapping[str, Any] = {}
     shapes: Mapping[str, tuple[int, ...]] = {}
+
+
+def precision_of(start: Start) -> str | None:
+    """What a checkpoint was trained in; None where it does not tell."""
+    used = part(start.trained, "settings").get("trainer.precision")
+    return used if used in PRECISIONS else None
 
 
 def where_to_start(wanted: str | None, folder: Path) -> Start:

@@ -20,9 +20,9 @@ from fcnlab.launching import as_typed, key_of, to_type
 from fcnlab.launching.manifest import now
 from fcnlab.results.reading import read_yaml
 from fcnlab.results.settings import Change, Settings, differences, is_free, leaves, shown_changes
-from fcnlab.tasks.building import say, warn
+from fcnlab.tasks.building import BY_DEVICE, FASTEST, precision, say, warn
 from fcnlab.tasks.recording import RENAMED, is_under
-from fcnlab.tasks.resuming import Start
+from fcnlab.tasks.resuming import Start, precision_of
 
 # No part of a checkpoint depends on these: the next step is computed with today's value, and the record says so.
 MAY_CHANGE = re.compile(
@@ -131,10 +131,22 @@ def changes(then: Settings, cfg: DictConfig) -> dict[str, Change]:
     """What differs between a checkpoint's settings and today's; a value that follows another is named once."""
     then = {path: value for path, value in then.items() if not is_free(path)}
     then = {path: RENAMED.get(value, value) if isinstance(value, str) else value for path, value in then.items()}
-    found = differences(then, settings_of(cfg))
+    today, then = _with_precision(settings_of(cfg), then, cfg)
+    found = differences(then, today)
     links = _links(cfg)
     found = {path: change for path, change in found.items() if not _follows(path, change, links, found)}
     return {path: change for path, change in found.items() if not _has_moved(path, change)}
+
+
+def _with_precision(today: Settings, then: Settings, cfg: DictConfig) -> tuple[Settings, Settings]:
+    """Today's and a record's settings with the precision that is used; what either leaves open is the other's."""
+    key, decided = "trainer.precision", precision(cfg)
+    before = then.get(key)
+    if decided == FASTEST:
+        decided = before
+    if before in (BY_DEVICE, FASTEST):  # a record from before it said, or of a run that ended before it was decided
+        before = decided
+    return today | {key: decided}, then | {key: before}
 
 
 def check_finished(cfg: DictConfig, folder: Path) -> None:
@@ -204,7 +216,8 @@ def _kept_settings(start: Start) -> Settings:
         It has none at all, so that nobody can tell what would change.
     """
     if start.settings:
-        return dict(start.settings)
+        used = precision_of(start)
+        return dict(start.settings) | ({"trainer.precision": used} if used else {})
     assert start.checkpoint
     try:
         return _recorded_settings(Path(start.checkpoint).absolute().parents[1])

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import nn
 
-from fcnlab.callbacks import EarlyEnd, MetricsFile, Selection
+from fcnlab.callbacks import EarlyEnd, MetricsFile, Selection, TimeLeft
 from fcnlab.config import CONF, check_needs, check_targets
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
@@ -27,6 +27,7 @@ from fcnlab.results.settings import Settings
 from fcnlab.segmenter import Segmenter
 from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.tasks.building import (
+    FASTEST,
     build_trainer,
     check_machine,
     check_places,
@@ -46,6 +47,7 @@ from fcnlab.tasks.expecting import Took, announce, beside_expected
 from fcnlab.tasks.ineffective import ineffective_in_training
 from fcnlab.tasks.limits import check_plan
 from fcnlab.tasks.lineage import came_from, describe_training
+from fcnlab.tasks.precision import choose_fastest, settle_precision
 from fcnlab.tasks.recording import RunRecord, recorded, repeat_exactly
 from fcnlab.tasks.resuming import (
     Start,
@@ -86,6 +88,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
     check_more_to_train(start, folder, cfg.trainer.get("max_steps", -1))
     segments = segments_of(cfg, start)
     say_what_surprises(cfg)
+    settle_precision(cfg, start)
     kept = as_recorded(cfg, start)
     record = RunRecord(folder)
     known = {"segments": segments, "stopped_early": None} | came_from(start, folder, kept)
@@ -102,6 +105,9 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
         check_images(data, start)
         say(describe(segmenter, data.split("val")))
         curves = MetricsFile(folder / "metrics.csv")
+        if cfg.trainer.precision == FASTEST:
+            cfg.trainer.precision = kept.trainer.precision = choose_fastest(cfg, segmenter, data)
+            segmenter.record["settings"] = settings_of(kept)
         trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
         check_plan(trainer, data, segmenter.classes)
         warn_of_fewer_workers(data, "train", "val", processes=trainer.num_devices)
@@ -119,7 +125,9 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
             say(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
             say_how_parts_add_up(segmenter, data, trainer)
             expected = announce(segmenter, data, trainer, start.steps)
-            took = Took(trainer.strategy.root_device, segmenter.net)
+            if expected:
+                time_left(trainer).expect(expected.step, expected.validation)
+            took = Took(trainer.strategy.root_device)
             with restoring(trainer, start):
                 trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
             training = took.facts(expected)
@@ -371,6 +379,12 @@ def best_checkpoint(trainer: L.Trainer) -> str | None:
     """The path of the best checkpoint; None where none was asked for."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return next((callback.best_model_path for callback in callbacks if callback.monitor), "") or None
+
+
+def time_left(trainer: L.Trainer) -> TimeLeft:
+    """What tells how long the run still takes."""
+    callbacks: list = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return next(callback for callback in callbacks if isinstance(callback, TimeLeft))
 
 
 def early_end(trainer: L.Trainer) -> dict[str, Any] | None:
