@@ -24,7 +24,7 @@ def on_a_disk(tmp_path, small, shapes_root):
         done = subprocess.run(
             ["unshare", "-m", "sh", "-c", mounted],
             env=os.environ | {"TRAIN": train, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, timeout=300,
+            stderr=subprocess.STDOUT, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode != 77, done.stdout
         return done.stdout
