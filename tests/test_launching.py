@@ -828,6 +828,12 @@ def test_of_long_curves_the_end_is_read(tmp_path):
     assert all(row["train/loss"] == "1.5" for row in found)
 
 
+def test_short_rows_of_a_long_header_take_no_memory(tmp_path):
+    """A cell that is not there is none of the table's: 20,000 rows of 10,000 names would be 200 million."""
+    (tmp_path / "metrics.csv").write_text(",".join(map(str, range(10_000))) + "\n" + ",\n" * 20_000)
+    assert last_rows(tmp_path / "metrics.csv") == [{"0": "", "1": ""}] * 20_000
+
+
 def test_of_a_log_the_last_lines_without_the_history_of_a_bar(tmp_path):
     (tmp_path / "job.log").write_bytes(
         b"one\ntwo\n\nEpoch 1\rEpoch 2\rEpoch 3\r\nthe \xff end\nError executing job with overrides: []\n"

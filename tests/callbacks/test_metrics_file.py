@@ -25,7 +25,7 @@ def test_header_and_rows(path):
     assert read(path) == [["step", "epoch", "train/loss"], ["1", "0", "0.5"]]  # on disk at once
     log.log_metrics({"train/loss": 0.25, "epoch": 1}, step=2)
     assert read(path)[2:] == [["2", "1", "0.25"]]
-    assert log.rows()[1] == {"step": "2", "epoch": "1", "train/loss": "0.25"}
+    assert list(log.rows())[1] == {"step": "2", "epoch": "1", "train/loss": "0.25"}
 
 
 def test_new_column_keeps_old_rows(path):
@@ -50,7 +50,7 @@ def test_nan_is_left_out(path):
 def test_values_keep_every_digit(path):
     log, value = MetricsFile(path), 0.1 + 0.2
     log.log_metrics({"x": value}, step=0)
-    assert float(log.rows()[0]["x"]) == value
+    assert float(next(log.rows())["x"]) == value
 
 
 def test_names_with_commas_and_quotes(path):
@@ -79,7 +79,7 @@ def test_resuming_drops_what_will_be_logged_again(path):
 def test_resuming_without_a_file_is_a_start(path):
     log = MetricsFile(path)
     log.cut(7)
-    assert log.rows() == [] and log.count == 0 and not path.exists()
+    assert list(log.rows()) == [] and log.count == 0 and not path.exists()
 
 
 def test_resuming_mends_a_row_cut_short(path):
@@ -104,9 +104,11 @@ def test_nothing_is_written_through_a_link(path, tmp_path):
 
 
 def test_a_table_over_a_limit_is_not_read(path):
-    for limit in ("bytes", "rows"):
-        path.write_text("step,epoch\n" + "1,2\n" * 500_001 * (limit == "rows"))
+    wide = ",".join(f"{number}" for number in range(10_000))
+    for limit in ("bytes", "rows", "cells"):
+        many = "1,2\n" * 500_001 * (limit == "rows")
+        path.write_text(wide + ("\n" + "," * 9_999) * 1_001 + "\n" if limit == "cells" else f"step,epoch\n{many}")
         if limit == "bytes":
             os.truncate(path, 20 << 30)  # which takes no room on the disk
-        with pytest.raises(NotWritten, match=rf"more than [\d,]+ {limit}.*move it away"):
+        with pytest.raises(NotWritten, match=rf"metrics\.csv has more than .*[\d,]+ {limit}.*move it away"):
             MetricsFile(path)

@@ -109,8 +109,8 @@ def test_rows(tmp_path):
     assert steps[0] == "1" and steps[2:] == ["3", "\ufffd"]  # an open quote takes no further row with it
 
 
-@pytest.mark.parametrize("text", ["a\n" + "1" * 100_000, "a\n" * 600_000])
-def test_too_many_rows_or_too_long_ones(tmp_path, text):
+@pytest.mark.parametrize("text", ["a\n" + "1" * 100_000, "a\n" * 600_000, ("," * 50_000 + "\n") * 201])
+def test_too_many_rows_or_cells_or_too_long_ones(tmp_path, text):
     (tmp_path / "x").write_text(text)
     with pytest.raises(Unreadable, match="more than"):
         list(read_rows(tmp_path, "x"))

@@ -137,5 +137,5 @@ def test_what_takes_memory_by_a_number_is_refused(tmp_path, monkeypatch, name, l
     else:
         with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
             archive.writestr("archive/DATA.PKL", content)
-    with pytest.raises(UserError, match="made to fill the memory"):
+    with pytest.raises(UserError, match="run code or fill the memory: it names"):
         read_checkpoint(tmp_path / "a.ckpt")

@@ -15,9 +15,11 @@ import lightning as L
 import pytest
 import torch
 
+from fcnlab.callbacks import WholeFiles
 from fcnlab.callbacks.metrics_file import MetricsFile
 from fcnlab.callbacks.resume import check_optimizer_state
 from fcnlab.data.module import EvaluationSamples, TrainingSamples
+from fcnlab.errors import NotWritten
 from fcnlab.segmenter import Segmenter
 
 # 24 pictures in batches of 4: an epoch has 6 batches.
@@ -265,6 +267,38 @@ def test_the_best_few_are_kept_beside_best_and_last(train):
     found = sorted((scores[int(name.partition("step=")[2])] for name in kept), reverse=True)
     assert found == sorted(scores.values(), reverse=True)[:2]
     assert all(name.startswith(f"miou={scores[int(name.partition('step=')[2])]:.4f}-") for name in kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [2, 3], ids=["the best few", "last"])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_disk_that_is_full_once_best_is_saved_keeps_the_best_few(train, train_code, at_call, keep, failing):
+    """In the first validation, so that the run resumes from best.ckpt, which was written before the others."""
+    settings = (*LENGTH, "trainer.max_steps=4", f"checkpointing.keep_top={keep}", "optim.lr=0.05")
+    straight = train(*settings, folder="straight")
+
+    def full():
+        raise NotWritten("no space left on the device")
+
+    at_call(WholeFiles, "save_checkpoint", failing, full)
+    assert train_code(*settings, folder="stopped") == 1
+    at_call(WholeFiles, "save_checkpoint", 10**9, full)
+    resumed = train("checkpoint=auto", *settings, folder="stopped")
+    assert_same_end(straight, resumed)
+    assert best_few(resumed) == best_few(straight) and len(best_few(straight)) == keep
+
+
+def best_few(folder: Path) -> dict[str, float]:
+    """The scores that the last checkpoint knows; each must be of a file that is there, and which no other is beside."""
+    callbacks = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    state = next(state for key, state in callbacks.items() if key.startswith("TopCheckpoints"))
+    found = {Path(path).name: float(score) for path, score in state["best_k_models"].items()}
+    assert found.keys() == {path.name for path in (folder / "checkpoints").glob("miou=*")}
+    for name in found:
+        checkpoint = torch.load(folder / "checkpoints" / name, weights_only=True)
+        assert checkpoint["fcnlab"]["selection"]["val_miou"] == found[name]
+        assert f"step={checkpoint['global_step']}." in name
+    return found
 
 
 @pytest.mark.parametrize("off", ["best", "ema"])

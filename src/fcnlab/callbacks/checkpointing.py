@@ -1,6 +1,7 @@
 """Checkpoints that are always whole: written aside, synced, renamed; and when the last state is saved."""
 
 import contextlib
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ class WholeFiles(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             with aside(path) as part:
                 torch.save(checkpoint, part)
-        except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of the disk's words
+        except (OSError, RuntimeError) as error:  # torch's writer tells only at which byte it stopped
+            full = "the disk is probably full, " if isinstance(error, RuntimeError) else ""
             raise NotWritten(
-                f"{path} could not be written: {first_line(error)}. Checkpoints from before are whole: make room, then"
-                " go on with checkpoint=last and hydra.run.dir set to this run's folder."
+                f"{path} could not be written: {full}{first_line(error)}. Checkpoints from before are whole: make room,"
+                " then resume with checkpoint=auto and hydra.run.dir set to this run's folder."
             ) from error
 
 
@@ -132,10 +134,13 @@ def follow_folder(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
     Lightning forgets the best score where its folder has another name, and would overwrite best.ckpt with the next one;
     it counts a file that is gone, and the run could not be scored by it at its end.
     """
+    resumed_from = Path(str(trainer.ckpt_path)).resolve()
     for callback in trainer.checkpoint_callbacks:
         state = checkpoint.get("callbacks", {}).get(callback.state_key)
         if isinstance(callback, ModelCheckpoint) and callback.dirpath and isinstance(state, dict):
-            _relocate(state, callback, Path(str(trainer.ckpt_path)).resolve().parent)
+            _relocate(state, callback, resumed_from.parent)
+            if isinstance(callback, TopCheckpoints) and resumed_from.parent == Path(callback.dirpath):
+                _count_this_one(state, callback, checkpoint, resumed_from if trainer.is_global_zero else None)
 
 
 def _relocate(state: dict[str, Any], callback: ModelCheckpoint, resumed_in: Path) -> None:
@@ -145,9 +150,38 @@ def _relocate(state: dict[str, Any], callback: ModelCheckpoint, resumed_in: Path
     there = {str(path): score for path, score in known.items() if path.is_file()}
     if not there and folder not in (resumed_in, Path(state["dirpath"]).resolve()):
         return  # another run's checkpoint, whose best is none of this one's
+    state["dirpath"], state["last_model_path"] = str(folder), ""
+    _rank(state, callback, there)
+
+
+def _rank(state: dict[str, Any], callback: ModelCheckpoint, there: dict[str, Any]) -> None:
     ranked = sorted(there, key=lambda path: float(there[path]), reverse=callback.mode == "max")
-    state["dirpath"], state["best_k_models"], state["last_model_path"] = str(folder), there, ""
+    state["best_k_models"] = there
     state["best_model_path"] = ranked[0] if ranked else ""
     state["best_model_score"] = there[ranked[0]] if ranked else None
     state["kth_best_model_path"] = ranked[-1] if ranked else ""
     state["kth_value"] = there[ranked[-1]] if ranked else callback.kth_value
+
+
+def _count_this_one(
+    state: dict[str, Any], callback: TopCheckpoints, checkpoint: dict[str, Any], file: Path | None
+) -> None:
+    """Let the best few know a best.ckpt that the run resumes from: it was saved before their turn had come.
+
+    The run does not validate there again, and the disk may have been full by then. ``file`` is that checkpoint, in the
+    process that writes.
+    """
+    facts = checkpoint["fcnlab"].get("selection") or {}
+    if facts.get("checkpoint") != "best" or facts["val_miou"] is None:
+        return
+    score = torch.tensor(facts["val_miou"], dtype=torch.float64)
+    path = callback.format_checkpoint_name({"val/miou": score, "step": torch.tensor(facts["step"])})
+    known = state["best_k_models"]
+    kept = dict(sorted((known | {path: score}).items(), key=lambda found: -float(found[1]))[: callback.save_top_k])
+    if file and path in kept and not Path(path).is_file():
+        with aside(Path(path)) as part:
+            shutil.copyfile(file, part)
+    if file:
+        for one in known.keys() - kept.keys():
+            Path(one).unlink(missing_ok=True)
+    _rank(state, callback, kept)

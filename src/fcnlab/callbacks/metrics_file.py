@@ -1,9 +1,10 @@
 """metrics.csv: the run's curves, on disk within a step of being logged, whatever other logger there is."""
 
 import csv
-import io
 import math
 import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fcnlab.errors import NotWritten, first_line
-from fcnlab.results.reading import CSV_BYTES, CSV_ROWS
+from fcnlab.results.reading import Unreadable, lines_within_limits
 from fcnlab.results.record import aside
 
 FIRST = ("step", "epoch")
@@ -34,13 +35,12 @@ class MetricsFile(Logger):
         self.path = Path(path)
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
             raise NotWritten(f"{self.path} is a link, or no file: it is not written to. Remove it, if it is yours")
-        if self.path.exists() and self.path.stat().st_size > CSV_BYTES:  # before any of it is read
-            raise NotWritten(f"{self.path} has more than {CSV_BYTES:,} bytes: {AWAY}")
         self._whole = False  # until half a row at the end, which a full disk can leave, is dropped
         try:
-            self._columns = self._read_columns()
-            self._check_rows()
+            self._columns = self._checked_columns()
             self._count()
+        except Unreadable as error:
+            raise NotWritten(f"{self.path.parent}/{error}: {AWAY}") from error
         except (UnicodeDecodeError, csv.Error) as error:
             raise NotWritten(f"{self.path} is no table in UTF-8 ({first_line(error)}): repair it, or {AWAY}") from error
 
@@ -69,8 +69,10 @@ class MetricsFile(Logger):
         self.validations += VALIDATED in row
 
     def _count(self) -> None:
-        rows = self.rows()
-        self.count, self.validations = len(rows), sum(bool(row.get(VALIDATED)) for row in rows)
+        self.count = self.validations = 0
+        for row in self.rows():
+            self.count += 1
+            self.validations += bool(row.get(VALIDATED))
 
     def _append(self, row: dict[str, float]) -> None:
         self._drop_half_a_row()
@@ -88,7 +90,7 @@ class MetricsFile(Logger):
         """Keep the first ``count`` rows; what came after them the resumed run will log again."""
         self._drop_half_a_row()
         if self.count > count:
-            self._rewrite(self.rows()[:count])
+            self._rewrite(islice(self.rows(), count))
             self._count()
 
     def _drop_half_a_row(self) -> None:
@@ -96,31 +98,36 @@ class MetricsFile(Logger):
             os.truncate(self.path, text.rfind(b"\n") + 1)
         self._whole = True
 
-    def _lines(self) -> list[str]:
+    def _lines(self) -> Iterator[str]:
         """The whole lines on disk."""
-        text = self.path.read_bytes() if self.path.is_file() else b""
-        return io.StringIO(text[: text.rfind(b"\n") + 1].decode(), newline="").readlines()
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                yield from _whole_lines(file)
 
-    def rows(self) -> list[dict[str, str]]:
+    def rows(self) -> Iterator[dict[str, str]]:
         """What is on disk, as text; a value that was not logged in a row is an empty string."""
-        return list(csv.DictReader(self._lines()))
+        return csv.DictReader(self._lines())
 
-    def _check_rows(self) -> None:
-        """One by one, before they are kept: short rows of a long header would fill the memory with what they lack."""
-        for number, row in enumerate(csv.reader(self._lines()), start=1):
-            if row and len(row) != len(self._columns):
-                raise csv.Error(f"row {number} has {len(row)} cells, and the first row {len(self._columns)}")
-            if number > CSV_ROWS:
-                raise csv.Error(f"it has more than {CSV_ROWS:,} rows")
+    def _checked_columns(self) -> list[str]:
+        """The first row, if all others have as many cells: short ones of a long header would fill the memory."""
+        if not self.path.is_file():
+            return []
+        with self.path.open("rb") as file:
+            rows = csv.reader(_whole_lines(lines_within_limits(file, self.path.name)))
+            columns = next(rows, [])
+            for number, row in enumerate(rows, start=2):
+                if row and len(row) != len(columns):
+                    raise csv.Error(f"row {number} has {len(row)} cells, and the first row {len(columns)}")
+        return columns
 
-    def _read_columns(self) -> list[str]:
-        return next(csv.reader(self._lines()), [])
-
-    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+    def _rewrite(self, rows: Iterable[dict[str, str]]) -> None:
         """Beside the old file, then in its place: a kill in between loses nothing."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-        with aside(self.path) as part:
-            part.write_text(text.getvalue(), newline="")
+        with aside(self.path) as part, part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _whole_lines(lines: Iterable[bytes]) -> Iterator[str]:
+    """Without half a row at the end."""
+    return (line.decode() for line in lines if line.endswith(b"\n"))

@@ -62,8 +62,10 @@ def last_rows(path: Path) -> list[dict[str, str]]:
     except (OSError, Unreadable):
         return []
     lines = tail[: tail.rfind(b"\n") + 1].split(b"\n", 0 if size - TAIL <= len(header) else 1)
-    whole = (header + lines[-1]).decode(errors="replace")
-    return [row for row in csv.DictReader(StringIO(whole)) if (row.get("step") or "0").isdigit()]
+    rows = csv.reader(StringIO((header + lines[-1]).decode(errors="replace")))
+    columns = next(rows, [])
+    found = (dict(zip(columns, cells, strict=False)) for cells in rows if cells)  # a short row has no more than it has
+    return [row for row in found if (row.get("step") or "0").isdigit()]
 
 
 class Board:

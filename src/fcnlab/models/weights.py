@@ -2,23 +2,22 @@
 
 import hashlib
 import pickle
-import pickletools
 import socket
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fcnlab.errors import UserError, first_line
+from fcnlab.models.pickles import check_pickle
 
 StateDict = Mapping[str, Tensor]
 SILENCE = 30.0  # seconds without a byte that a download may take
-BY_A_NUMBER = ("bytearray", "Tensor", "Parameter", "TypedStorage", "UntypedStorage")  # as large as a number says
 LEGACY_PICKLES = 5  # in a file of torch before 1.6, before the numbers
 WRAPPERS = ("state_dict", "model_state_dict")  # Lightning's and pytorch-fcn's training checkpoints
 
@@ -81,8 +80,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises
     ------
     WeightsError
-        No such file; not a weights file; a file that holds more than tensors and plain Python values; a tensor that is
-        sparse, quantised or without its numbers.
+        No such file; not a weights file; a file that holds more than tensors and plain Python values; a tensor
+        without its numbers.
     """
     return read_labelled(path)[0]
 
@@ -126,27 +125,29 @@ def load_plainly(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        _check_archive(path)
-        with torch.serialization.safe_globals(list(stand_ins)):
+        inert = list(stand_ins)
+        _check_archive(path, {name for _, name in inert})
+        with torch.serialization.safe_globals(inert):
             return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is damaged or holds more than tensors and plain values, and loading it could run code:"
-            f" {first_line(error)}\n"
+            f"{path} is damaged or holds more than tensors and plain values, and loading it could run code or"
+            f" fill the memory: {first_line(error)}\n"
             "If you trust it, load it in Python yourself and save its state dict with safetensors.torch.save_file."
         ) from error
     except Exception as error:  # damaged files end in a dozen kinds of error, IndexError and struct.error among them
         raise WeightsError(f"{path} is no readable weights file: {first_line(error)}") from error
 
 
-def _check_archive(path: Path) -> None:
-    """Look at the checksums, which torch passes over: a flipped bit would be another weight; and at what is built."""
+def _check_archive(path: Path, inert: Collection[str]) -> None:
+    """Look at the checksums, which torch passes over: a flipped bit would be another weight; and at the pickles."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":  # before torch 1.6, files were no archives and had no checksums
             file.seek(0)
-            _check_built(file, path, LEGACY_PICKLES)
+            for _ in range(LEGACY_PICKLES):
+                check_pickle(file, inert)
             return
     with zipfile.ZipFile(path) as archive:
         if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
@@ -158,24 +159,7 @@ def _check_archive(path: Path) -> None:
         for record in archive.infolist():
             if record.filename.lower().endswith("data.pkl"):  # torch's reader does not tell cases apart
                 with archive.open(record) as file:
-                    _check_built(file, path, 1)
-
-
-def _check_built(file: IO[bytes], path: Path, pickles: int) -> None:
-    """Refuse what torch would build as large as a number says: a few bytes would fill the memory.
-
-    Only tensors with attributes of their own name such a class, and no state dict has those.
-    """
-    for _ in range(pickles):
-        try:
-            for code, name, _ in pickletools.genops(file):
-                built = str(name).rpartition(" ")[2]
-                if code.name == "GLOBAL" and built.endswith(BY_A_NUMBER):
-                    raise WeightsError(f"{path} builds a {built}, as no weights do: it is made to fill the memory")
-        except WeightsError:
-            raise
-        except ValueError:  # no pickle, or a damaged one: torch gets no further, and says why
-            return
+                    check_pickle(file, inert)
 
 
 def check_tensors(tensors: StateDict, source: str) -> None:
@@ -184,21 +168,18 @@ def check_tensors(tensors: StateDict, source: str) -> None:
     Raises
     ------
     WeightsError
-        A tensor is sparse, quantised, has no numbers (device ``meta``), or fewer than its shape says (expanded).
+        A tensor has no numbers (device ``meta``), or fewer than its shape says (expanded).
     """
-    odd = [key for key, value in tensors.items() if not _is_plain(value)]
+    odd = [key for key, value in tensors.items() if not _has_its_numbers(value)]
     if odd:
         raise WeightsError(
-            f"{source} holds {len(odd)} tensors that are sparse, quantised or without their numbers: {few(odd)}."
-            " Save them dense, as float32."
+            f"{source} holds {len(odd)} tensors without their numbers: {few(odd)}. Save them dense, as float32."
         )
 
 
-def _is_plain(value: Tensor) -> bool:
+def _has_its_numbers(value: Tensor) -> bool:
     return bool(
-        value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
+        value.device.type == "cpu"
         and value.untyped_storage().nbytes() >= (value.storage_offset() + value.numel()) * value.element_size()
     )
 

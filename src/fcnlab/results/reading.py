@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 JSON_BYTES = 8 << 20  # a run's record has some 50 kB, the manifest of a sweep of 1,000 jobs 500 kB
 YAML_BYTES = 256 << 10  # a configuration has some 10 kB
 CSV_BYTES, CSV_ROWS, LINE = 64 << 20, 500_000, 1 << 16  # the curves of a million steps have some 10 MB
+CSV_CELLS = 10_000_000  # and some million cells; an empty one is a byte of the file
 NPZ_BYTES = 64 << 20  # 10,000 matrices of 150 classes have some 10 MB
 UNPACKED = 2 << 30  # bytes of an array
 WHOLE = 64 << 20  # bytes of an array that is kept as a whole
@@ -211,16 +212,23 @@ def read_rows(folder: Path, name: str) -> Iterator[dict[str, str]]:
     except FileNotFoundError:
         return
     with file:
-        header: list[str] = []
-        read = 0
-        for count, line in enumerate(iter(lambda: file.readline(LINE + 1), b"")):
-            read += len(line)
-            if len(line) > LINE or count > CSV_ROWS or read > CSV_BYTES:
-                raise Unreadable(f"{name} has more than {CSV_ROWS:,} rows, {CSV_BYTES:,} bytes or {LINE:,} in a row")
-            cells = _cells(line)
-            if header:
-                yield dict(zip(header, cells, strict=False))
-            header = header or cells
+        lines = lines_within_limits(file, name)
+        header = _cells(next(lines, b""))
+        for line in lines:
+            yield dict(zip(header, _cells(line), strict=False))
+
+
+def lines_within_limits(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The lines of a table, each as soon as the limits allow for it; an Unreadable, where they do not."""
+    read = cells = 0
+    for count, line in enumerate(iter(lambda: file.readline(LINE + 1), b"")):
+        read, cells = read + len(line), cells + line.count(b",") + 1
+        if len(line) > LINE or count > CSV_ROWS or read > CSV_BYTES or cells > CSV_CELLS:
+            raise Unreadable(
+                f"{name} has more than {CSV_ROWS:,} rows, {CSV_BYTES:,} bytes, {CSV_CELLS:,} cells or {LINE:,} bytes in"
+                " a row"
+            )
+        yield line
 
 
 def _cells(line: bytes) -> list[str]:
