@@ -149,16 +149,17 @@ def clock(monkeypatch) -> Clock:
 
 
 @pytest.mark.parametrize(
-    ("each", "call", "seconds", "pictures"),
+    ("each", "call", "times", "seconds", "pictures"),
     [
-        (0.002, 0.006, 0.014, 4),  # a batch of 4 is measured as it is
-        (2.0, 0.5, 10.0, 1),  # one picture is: 4 times 2.5
+        (0.002, 0.006, 1000, 0.014, 4),  # a batch of 4 is measured as it is
+        (2.0, 0.5, 99, 10.0, 1),  # one picture is: 4 times 2.5
+        (2.0, 0.5, 100, 8.5, 4),  # two batches are a fiftieth of a run of 100
     ],
 )
-def test_a_step_takes_what_the_net_takes(clock, each, call, seconds, pictures):
-    found = step_pace(Worker(clock, each, call), (4, 8, 8), nullcontext, 1000)
+def test_a_step_takes_what_the_net_takes(clock, each, call, times, seconds, pictures):
+    found = step_pace(Worker(clock, each, call), (4, 8, 8), nullcontext, times)
     assert found.seconds == pytest.approx(seconds) and found.pictures == pictures
-    assert found.samples >= 1 and clock.now < 10
+    assert found.samples >= 1 and clock.now < max(10, 0.03 * times * seconds)
 
 
 def test_a_first_step_is_not_counted(clock):

@@ -271,11 +271,16 @@ def beside(compute: float, loading: float, workers: int, device: torch.device) -
 
 
 def step_pace(segmenter: Segmenter, shape: tuple[int, int, int], context: Callable, times: int) -> Pace:
-    """Forward and backward of a batch (pictures, rows, columns); by one picture where a batch would take long."""
+    """Forward and backward of a batch (pictures, rows, columns).
+
+    By one picture where two batches would take long, and more than a fiftieth of the run: a batch takes less than its
+    pictures one by one.
+    """
     count, rows, cols = shape
     one = pace(training_step(segmenter, (1, rows, cols), context), segmenter.device, times * count)
     whole = one.seconds * count
-    if count > 1 and 2 * whole <= max(LEAST, min(TOO_LONG, 10 * SHARE * times * whole)):
+    run = times * whole
+    if count > 1 and 2 * whole <= max(LEAST, min(TOO_LONG, 10 * SHARE * run), 2 * SHARE * run):
         return pace(training_step(segmenter, shape, context), segmenter.device, times)._replace(pictures=count)
     return one._replace(seconds=whole)
 
