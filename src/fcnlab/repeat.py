@@ -100,7 +100,7 @@ def check_config_dir(kind: str, record: dict[str, Any], argv: Sequence[str], ver
     if isinstance(folder, str) and len(config_folders(argv)) == 1:
         option = ["--config-dir", shown(Path(folder))]
         raise ForeignError(
-            f"This {kind} used {_printable(' '.join(option))}. Type: {_line(verb, [argv[0], *option, *argv[1:]])}\n"
+            f"This {kind} used {typed(option)}. Type: {_line(verb, [argv[0], *option, *argv[1:]])}\n"
             "(Its files can name any code: only if that folder is one that you trust.)"
         )
 
@@ -127,7 +127,7 @@ def _reading_alone(overrides: Sequence[str], argv: Sequence[str]) -> list[str]:
 def _line(verb: str, argv: Sequence[str]) -> str:
     """What to type: this command, whose verb cli.py has rewritten."""
     words = [word for word in argv[1:] if not word.startswith("--config-name=")]
-    return _printable(typed(["fcnlab", verb, *words]))
+    return typed(["fcnlab", verb, *words])
 
 
 def _printable(text: str) -> str:

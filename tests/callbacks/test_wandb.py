@@ -1,5 +1,6 @@
 """Weights & Biases offline: what a run holds, how it ends, and that it never hangs."""
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from shutil import rmtree as remove_tree
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -62,7 +64,7 @@ def test_values_that_w_and_b_has_of_a_run_are_replaced(monkeypatch, tmp_path):
     asked, run = [], MagicMock()
     run.config.update.side_effect = lambda config, allow_val_change: asked.append((config, allow_val_change))
     monkeypatch.setattr(ours, "_started", lambda described, mode: run)
-    monkeypatch.setattr(ours, "WandbLogger", lambda experiment: experiment)
+    monkeypatch.setattr(ours, "Mirror", lambda experiment: experiment)
     ours.wandb_logger(tmp_path, {"optim": {"lr": 0.125}})
     assert not asked
     ours.wandb_logger(tmp_path, {"optim": {"lr": 0.125}}, run_id="abc")
@@ -142,7 +144,7 @@ def opened(monkeypatch) -> list[dict]:
         return run
 
     monkeypatch.setattr(ours, "_started", start)
-    monkeypatch.setattr(ours, "WandbLogger", FakeLogger)
+    monkeypatch.setattr(ours, "Mirror", FakeLogger)
     monkeypatch.setattr("fcnlab.tasks.building.WandbLogger", FakeLogger)
     return asked
 
@@ -308,7 +310,7 @@ def test_what_w_and_b_would_refuse_is_shortened_and_kept_apart(monkeypatch, tmp_
     """W&B's own settings are asked whether they take it."""
     asked = []
     monkeypatch.setattr(ours, "_started", lambda described, mode: asked.append(described) or MagicMock())
-    monkeypatch.setattr(ours, "WandbLogger", lambda experiment: experiment)
+    monkeypatch.setattr(ours, "Mirror", lambda experiment: experiment)
     tags = ["", "short", "short", "t" * 64, "t" * 65, "t" * 65 + "u", os.fsdecode(b"caf\xe9")]
     config = {"data": {"root": os.fsdecode(b"/caf\xe9"), "lists": [os.fsdecode(b"\xff")], "seed": 1, "none": None}}
     ours.wandb_logger(tmp_path, config, name="n" * 300, group="g" * 300, tags=tags)
@@ -324,3 +326,83 @@ def test_what_w_and_b_would_refuse_is_shortened_and_kept_apart(monkeypatch, tmp_
 def test_all_that_is_logged_at_once_is_within_w_and_b_s_limits():
     assert MOST_DRAWN <= wandb.Image.MAX_ITEMS and MOST_CLASSES <= wandb.Table.MAX_ROWS
     assert MOST_PIXELS <= wandb.Image.MAX_DIMENSION
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path):
+    """W&B's usual places, which can be taken away."""
+    home = tmp_path / "home"
+    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(variable, str(home / variable))
+    ours._usual_places.cache_clear()
+    ours._warn_of_missing.cache_clear()
+    yield home
+    ours._usual_places.cache_clear()
+
+
+def test_w_and_b_writes_where_it_can(places, tmp_path):
+    """The user's places where they take files; for each run by itself, since these may come and go."""
+    ours._let_it_write(tmp_path / "run")
+    assert os.environ["WANDB_DATA_DIR"] == str(places / "WANDB_DATA_DIR")
+    remove_tree(places)
+    places.write_text("a home that takes no folder")
+    for run in ("run", "next"):
+        ours._let_it_write(tmp_path / run)
+        assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / run / "wandb_data_dir")
+        assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / run / "wandb_cache_dir")
+    places.unlink()
+    ours._let_it_write(tmp_path / "last")
+    assert os.environ["WANDB_CACHE_DIR"] == str(places / "WANDB_CACHE_DIR")
+
+
+def test_a_place_without_room_is_none(tmp_path, monkeypatch):
+    assert ours._takes_files(tmp_path / "new")
+
+    def full(**arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    assert not ours._takes_files(tmp_path)
+
+
+def test_nothing_that_w_and_b_raises_ends_a_run(train, places, monkeypatch, capsys):
+    """Each call from the start of the training on, and a line for each kind that is missing."""
+    for name in ("log", "finish"):
+        monkeypatch.setattr(wandb.Run, name, lambda *words, **further: broken())
+    folder = train("logger=default", "callbacks.pictures.count=3", "trainer.max_steps=4")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" and (folder / "metrics.json").is_file()
+    shown = capsys.readouterr().out
+    for what in ("numbers", "pictures", "tables"):
+        assert shown.count(f"W&B does not have all {what} of this run (its process is gone)") == 1
+
+
+def broken() -> None:
+    raise ConnectionError("its process is gone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("home", ["none", "read-only", "full"])
+def test_a_home_that_takes_nothing_leaves_a_whole_run(small, shapes_root, tmp_path, home):
+    """In a mount namespace, where it can be made; else it says so."""
+    size = {"none": "mount -t tmpfs x $1", "read-only": "mount -t tmpfs -o ro x $1"}
+    setup = size.get(home, "mount -t tmpfs -o size=4k x $1; head -c 9999 /dev/zero > $1/x")
+    (tmp_path / "home").mkdir()
+    words = (*small, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=2")
+    command = [sys.executable, "-m", "fcnlab", "train", *words, "hydra.run.dir=run"]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "XDG_"))}
+    environment = kept | {"WANDB_MODE": "offline"} | {"HOME": str(tmp_path / "home")}
+    if home == "none":
+        del environment["HOME"]
+    script = f'{{ {setup}; }} 2> /dev/null; shift; exec "$@"'
+    namespace = ["unshare", "-rm", "bash", "-c", script, "x", str(tmp_path / "home")]
+    if subprocess.run([*namespace[:2], "mount", "-t", "tmpfs", "x", "/mnt"], capture_output=True).returncode:
+        pytest.skip("this machine makes no mount namespaces")
+    done = subprocess.run([*namespace, *command], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert " INFO " not in done.stderr + done.stdout and "Warning: W&B" not in done.stdout
+    (run,) = offline_runs(tmp_path / "run")
+    assert "final/per_class" in inspect(run)
+    if home != "none":
+        staged = (tmp_path / "run/wandb/wandb_data_dir/artifacts/staging").iterdir()
+        assert any(path.is_file() for path in staged)

@@ -3,7 +3,6 @@
 import logging
 import os
 import platform
-import shlex
 import time
 import weakref
 from collections.abc import Sequence
@@ -66,7 +65,7 @@ class Manifest:
     @property
     def command(self) -> str:
         further = [word for word in self.launched_by if key_of(word) == SEARCHPATH]
-        return shlex.join(["fcnlab", self.verb, "-m", *self._config_dir, *further, *self.overrides])
+        return typed(["fcnlab", self.verb, "-m", *self._config_dir, *further, *self.overrides])
 
     @property
     def _config_dir(self) -> list[str]:
