@@ -379,30 +379,3 @@ def test_nothing_that_w_and_b_raises_ends_a_run(train, places, monkeypatch, caps
 
 def broken() -> None:
     raise ConnectionError("its process is gone")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("home", ["none", "read-only", "full"])
-def test_a_home_that_takes_nothing_leaves_a_whole_run(small, shapes_root, tmp_path, home):
-    """In a mount namespace, where it can be made; else it says so."""
-    size = {"none": "mount -t tmpfs x $1", "read-only": "mount -t tmpfs -o ro x $1"}
-    setup = size.get(home, "mount -t tmpfs -o size=4k x $1; head -c 9999 /dev/zero > $1/x")
-    (tmp_path / "home").mkdir()
-    words = (*small, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=2")
-    command = [sys.executable, "-m", "fcnlab", "train", *words, "hydra.run.dir=run"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "XDG_"))}
-    environment = kept | {"WANDB_MODE": "offline"} | {"HOME": str(tmp_path / "home")}
-    if home == "none":
-        del environment["HOME"]
-    script = f'{{ {setup}; }} 2> /dev/null; shift; exec "$@"'
-    namespace = ["unshare", "-rm", "bash", "-c", script, "x", str(tmp_path / "home")]
-    if subprocess.run([*namespace[:2], "mount", "-t", "tmpfs", "x", "/mnt"], capture_output=True).returncode:
-        pytest.skip("this machine makes no mount namespaces")
-    done = subprocess.run([*namespace, *command], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert " INFO " not in done.stderr + done.stdout and "Warning: W&B" not in done.stdout
-    (run,) = offline_runs(tmp_path / "run")
-    assert "final/per_class" in inspect(run)
-    if home != "none":
-        staged = (tmp_path / "run/wandb/wandb_data_dir/artifacts/staging").iterdir()
-        assert any(path.is_file() for path in staged)
