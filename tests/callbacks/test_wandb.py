@@ -365,6 +365,27 @@ def test_a_place_without_room_is_none(tmp_path, monkeypatch):
     assert not ours._takes_files(tmp_path)
 
 
+def test_what_w_and_b_raises_is_a_warning_once_for_each_kind(places, caplog):
+    logger = ours.Mirror(experiment=MagicMock(spec=wandb.Run))
+    logger._experiment.log.side_effect = OSError(errno.ENOSPC, "No space left on device")
+    for step in range(3):
+        logger.log_metrics({"x": 1.0}, step)
+    ours.log_scores(logger, SimpleNamespace(iou=[0.5]), [[1]], ["a"], "final", {"val_miou": 0.5})  # pyright: ignore
+    assert caplog.text.count("W&B does not have all numbers of this run ([Errno 28]") == 1
+    assert caplog.text.count("W&B does not have all tables of this run") == 1
+
+
+def test_w_and_b_is_not_asked_to_write_into_a_folder_that_it_cannot_name(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ours, "_started", lambda described, mode: asked.append((mode, sys.argv[1])) or MagicMock())
+    monkeypatch.setattr(ours, "Mirror", lambda experiment: experiment)
+    monkeypatch.setattr(sys, "argv", ["fcnlab", os.fsdecode(b"\xe9")])
+    ours.wandb_logger(tmp_path / "run", {})
+    ours.wandb_logger(tmp_path / os.fsdecode(b"d\xe9j\xe0"), {})
+    assert asked == [("auto", "\\udce9"), ("disabled", "\\udce9")] and sys.argv[1] == os.fsdecode(b"\xe9")
+
+
+@pytest.mark.slow
 def test_nothing_that_w_and_b_raises_ends_a_run(train, places, monkeypatch, capsys):
     """Each call from the start of the training on, and a line for each kind that is missing."""
     for name in ("log", "finish"):
@@ -379,3 +400,17 @@ def test_nothing_that_w_and_b_raises_ends_a_run(train, places, monkeypatch, caps
 
 def broken() -> None:
     raise ConnectionError("its process is gone")
+
+
+@pytest.mark.slow
+def test_names_that_are_not_utf8_end_no_run(tmp_path, monkeypatch, caplog):
+    """Among the words of the command W&B gets them as they are shown; a folder's it cannot write to."""
+    odd = os.fsdecode(b"d\xe9j\xe0")
+    monkeypatch.setattr(sys, "argv", ["fcnlab", f"data.root={odd}"])
+    for folder in (tmp_path / "run", tmp_path / odd):
+        logger = ours.wandb_logger(folder, {})
+        logger.log_metrics({"x": 1.0}, 1)
+        logger.experiment.finish()
+    assert sys.argv[1] == f"data.root={odd}" and len(offline_runs(tmp_path / "run")) == 1
+    assert caplog.text.count("whose name is not UTF-8: it gets nothing of this run") == 1
+    assert not (tmp_path / odd / "wandb").exists() and logger.experiment.disabled

@@ -20,7 +20,7 @@ LITTLE = "mount -t tmpfs -o size=64k x /dev/shm"
 
 @pytest.fixture
 def confined(small, shapes_root, tmp_path):
-    """Run a command of fcnlab's behind some lines of a shell, with mounts of its own; give its code and what it says."""
+    """Run a command of fcnlab's behind some lines of a shell, with mounts of its own; its code and what it says."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this machine makes no mount namespaces")
 

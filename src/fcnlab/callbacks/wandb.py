@@ -60,12 +60,26 @@ def wandb_logger(
         "project": project, "entity": entity, "group": shortened(group, MOST_IN_NAME), "job_type": job_type,
         "tags": list(dict.fromkeys(shortened(tag, MOST_IN_TAG) for tag in tags if tag)),
     }  # fmt: skip
-    run = _started(described, mode)
+    can_be_sent = sendable(str(folder)) == str(folder)
+    if not can_be_sent:
+        log.warning("Warning: W&B cannot write into %s, whose name is not UTF-8: it gets nothing of this run", folder)
+    with _words_sendable():
+        run = _started(described, mode if can_be_sent else "disabled")
     if run_id:  # W&B keeps the values of before, and a resumed run may have others
         run.config.update(described["config"], allow_val_change=True)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return Mirror(experiment=run)
+
+
+@contextmanager
+def _words_sendable() -> Iterator[None]:
+    """W&B sends the words of the command, too."""
+    before, sys.argv = sys.argv, sendable(sys.argv)
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 class Mirror(WandbLogger):

@@ -603,7 +603,7 @@ def prepare_worker(worker: int) -> None:
     """
     assert get_worker_info() is not None
     cv2.setNumThreads(0)  # workers are many already
-    Queue._on_queue_feeder_error = _hand_over_the_error  # a method, as which it is called with its queue
+    Queue._on_queue_feeder_error = _hand_over_the_error  # pyright: ignore[reportAttributeAccessIssue]  as a method
     for signum in set(STOPPING) - {signal.SIGTERM}:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
