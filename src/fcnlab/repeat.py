@@ -100,7 +100,7 @@ def check_config_dir(kind: str, record: dict[str, Any], argv: Sequence[str], ver
     if isinstance(folder, str) and len(config_folders(argv)) == 1:
         option = ["--config-dir", shown(Path(folder))]
         raise ForeignError(
-            f"This {kind} used {typed(option)}. Type: {_line(verb, [argv[0], *option, *argv[1:]])}\n"
+            f"This {kind} used {_printable(' '.join(option))}. Type: {_line(verb, [argv[0], *option, *argv[1:]])}\n"
             "(Its files can name any code: only if that folder is one that you trust.)"
         )
 
