@@ -188,6 +188,8 @@ def test_an_error_of_a_file_is_told_in_a_sentence_with_the_files_name():
         told = _of_the_disk("train", OSError(errno.EISDIR, "Is a directory", name), Path("run"))
         assert told and f"fcnlab train: {name}: Is a directory. " in told and way_out in told
     assert _of_the_disk("train", OSError(errno.EISDIR, "Is a directory"), Path("run")) is None
+    few = _of_the_disk("train", OSError(errno.EMFILE, "Too many open files"), Path("run"))
+    assert few is not None and "no more files may be opened" in few and "ulimit -n 4096" in few
     read_only = _of_the_disk("eval", OSError(errno.EROFS, "Read-only file system"), Path("run"))
     assert read_only and "the file system is read-only" in read_only
 

@@ -47,6 +47,7 @@ from fcnlab.launching.processes import (
     unquoted,
 )
 from fcnlab.launching.sweeping import Sweep
+from fcnlab.results.escaping import in_line
 from fcnlab.signals import Interrupted, StopSignals
 
 
@@ -695,6 +696,13 @@ def test_settings_survive_quotes():
             ["sh", "-c", f"printf '%s\\n' {typed(words)}"], capture_output=True, text=True, check=True
         )
         assert done.stdout.split("\n")[:-1] == words
+
+
+@pytest.mark.parametrize("word", [b"d\xe9j\xe0", b"x='/d\xe9 \\it's'", b"two\nlines\x1b[1m", "\u202e é\xa0".encode()])
+def test_what_cannot_be_shown_is_typed_by_its_bytes(word: bytes):
+    line = typed(["a", os.fsdecode(word)])
+    assert in_line(line) == line and line.isprintable()
+    assert subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True).stdout == b"a\0" + word + b"\0"
 
 
 @pytest.mark.parametrize("path", ["a/b", "a b/c,d='e'", 'f"g', "$x", "h\\"])

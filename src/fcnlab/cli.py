@@ -282,6 +282,8 @@ def _of_the_disk(verb: str, error: OSError, folder: Path) -> str | None:
     then = goes_on if verb == "train" else "repeat the command"
     if error.errno in OF_THE_DISK:
         what, way_out = f"{OF_THE_DISK[error.errno]}{where}", "make room" if error.errno in FULL else "mend that"
+    elif error.errno == errno.EMFILE:
+        what, way_out = f"no more files may be opened{where}", "allow more, by ulimit -n 4096"
     elif isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(folder):
         what, way_out = f"{error.filename}: {error.strerror}", "mend that"
     elif error.errno in NOT_FOR_US and error.filename is not None:

@@ -127,7 +127,7 @@ def _reading_alone(overrides: Sequence[str], argv: Sequence[str]) -> list[str]:
 def _line(verb: str, argv: Sequence[str]) -> str:
     """What to type: this command, whose verb cli.py has rewritten."""
     words = [word for word in argv[1:] if not word.startswith("--config-name=")]
-    return _printable(typed(["fcnlab", verb, *words]))
+    return typed(["fcnlab", verb, *words])
 
 
 def _printable(text: str) -> str:

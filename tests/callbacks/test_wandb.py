@@ -1,5 +1,6 @@
 """Weights & Biases offline: what a run holds, how it ends, and that it never hangs."""
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from shutil import rmtree as remove_tree
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -65,7 +67,7 @@ def test_values_that_w_and_b_has_of_a_run_are_replaced(monkeypatch, tmp_path):
     asked, run = [], MagicMock()
     run.config.update.side_effect = lambda config, allow_val_change: asked.append((config, allow_val_change))
     monkeypatch.setattr(ours, "_started", lambda described, mode: run)
-    monkeypatch.setattr(ours, "WandbLogger", lambda experiment: experiment)
+    monkeypatch.setattr(ours, "Mirror", lambda experiment: experiment)
     ours.wandb_logger(tmp_path, {"optim": {"lr": 0.125}})
     assert not asked
     ours.wandb_logger(tmp_path, {"optim": {"lr": 0.125}}, run_id="abc")
@@ -145,7 +147,7 @@ def opened(monkeypatch) -> list[dict]:
         return run
 
     monkeypatch.setattr(ours, "_started", start)
-    monkeypatch.setattr(ours, "WandbLogger", FakeLogger)
+    monkeypatch.setattr(ours, "Mirror", FakeLogger)
     monkeypatch.setattr("fcnlab.tasks.building.WandbLogger", FakeLogger)
     return asked
 
@@ -311,7 +313,7 @@ def test_what_w_and_b_would_refuse_is_shortened_and_kept_apart(monkeypatch, tmp_
     """W&B's own settings are asked whether they take it."""
     asked = []
     monkeypatch.setattr(ours, "_started", lambda described, mode: asked.append(described) or MagicMock())
-    monkeypatch.setattr(ours, "WandbLogger", lambda experiment: experiment)
+    monkeypatch.setattr(ours, "Mirror", lambda experiment: experiment)
     tags = ["", "short", "short", "t" * 64, "t" * 65, "t" * 65 + "u", os.fsdecode(b"caf\xe9")]
     config = {"data": {"root": os.fsdecode(b"/caf\xe9"), "lists": [os.fsdecode(b"\xff")], "seed": 1, "none": None}}
     ours.wandb_logger(tmp_path, config, name="n" * 300, group="g" * 300, tags=tags)
@@ -333,7 +335,7 @@ def asked_for(monkeypatch, folder: Path, config: dict | None = None, **settings)
     """What W&B is asked to start."""
     asked: list[dict] = []
     monkeypatch.setattr(ours, "_started", lambda described, mode: asked.append(described) or MagicMock())
-    monkeypatch.setattr(ours, "WandbLogger", lambda experiment: experiment)
+    monkeypatch.setattr(ours, "Mirror", lambda experiment: experiment)
     ours.wandb_logger(folder, config or {}, **settings)
     return asked[0]
 
@@ -416,3 +418,91 @@ def test_odd_names_of_as_many_classes_as_there_may_be_are_logged(tmp_path):
     logger.experiment.finish()
     tables = list(tmp_path.rglob("*.table.json"))
     assert sorted(len(json.loads(table.read_text())["data"]) for table in tables) == [MOST_CLASSES] * 2
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path):
+    """W&B's usual places, which can be taken away."""
+    home = tmp_path / "home"
+    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(variable, str(home / variable))
+    ours._usual_places.cache_clear()
+    ours._warn_of_missing.cache_clear()
+    yield home
+    ours._usual_places.cache_clear()
+
+
+def test_w_and_b_writes_where_it_can(places, tmp_path):
+    """The user's places where they take files; for each run by itself, since these may come and go."""
+    ours._let_it_write(tmp_path / "run")
+    assert os.environ["WANDB_DATA_DIR"] == str(places / "WANDB_DATA_DIR")
+    remove_tree(places)
+    places.write_text("a home that takes no folder")
+    for run in ("run", "next"):
+        ours._let_it_write(tmp_path / run)
+        assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / run / "wandb_data_dir")
+        assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / run / "wandb_cache_dir")
+    places.unlink()
+    ours._let_it_write(tmp_path / "last")
+    assert os.environ["WANDB_CACHE_DIR"] == str(places / "WANDB_CACHE_DIR")
+
+
+def test_a_place_without_room_is_none(tmp_path, monkeypatch):
+    assert ours._takes_files(tmp_path / "new")
+
+    def full(**arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    assert not ours._takes_files(tmp_path)
+
+
+def test_what_w_and_b_raises_is_a_warning_once_for_each_kind(places, caplog):
+    logger = ours.Mirror(experiment=MagicMock(spec=wandb.Run))
+    logger._experiment.log.side_effect = OSError(errno.ENOSPC, "No space left on device")
+    for step in range(3):
+        logger.log_metrics({"x": 1.0}, step)
+    ours.log_scores(logger, SimpleNamespace(iou=[0.5]), [[1]], ["a"], "final", {"val_miou": 0.5})  # pyright: ignore
+    assert caplog.text.count("W&B does not have all numbers of this run ([Errno 28]") == 1
+    assert caplog.text.count("W&B does not have all tables of this run") == 1
+
+
+def test_w_and_b_is_not_asked_to_write_into_a_folder_that_it_cannot_name(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ours, "_started", lambda described, mode: asked.append((mode, sys.argv[1])) or MagicMock())
+    monkeypatch.setattr(ours, "Mirror", lambda experiment: experiment)
+    monkeypatch.setattr(sys, "argv", ["fcnlab", os.fsdecode(b"\xe9")])
+    ours.wandb_logger(tmp_path / "run", {})
+    ours.wandb_logger(tmp_path / os.fsdecode(b"d\xe9j\xe0"), {})
+    assert asked == [("auto", "\\udce9"), ("disabled", "\\udce9")] and sys.argv[1] == os.fsdecode(b"\xe9")
+
+
+@pytest.mark.slow
+def test_nothing_that_w_and_b_raises_ends_a_run(train, places, monkeypatch, capsys):
+    """Each call from the start of the training on, and a line for each kind that is missing."""
+    for name in ("log", "finish"):
+        monkeypatch.setattr(wandb.Run, name, lambda *words, **further: broken())
+    folder = train("logger=default", "callbacks.pictures.count=3", "trainer.max_steps=4")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" and (folder / "metrics.json").is_file()
+    shown = capsys.readouterr().out
+    for what in ("numbers", "pictures", "tables"):
+        assert shown.count(f"W&B does not have all {what} of this run (its process is gone)") == 1
+
+
+def broken() -> None:
+    raise ConnectionError("its process is gone")
+
+
+@pytest.mark.slow
+def test_names_that_are_not_utf8_end_no_run(tmp_path, monkeypatch, caplog):
+    """Among the words of the command W&B gets them as they are shown; a folder's it cannot write to."""
+    odd = os.fsdecode(b"d\xe9j\xe0")
+    monkeypatch.setattr(sys, "argv", ["fcnlab", f"data.root={odd}"])
+    for folder in (tmp_path / "run", tmp_path / odd):
+        logger = ours.wandb_logger(folder, {})
+        logger.log_metrics({"x": 1.0}, 1)
+        logger.experiment.finish()
+    assert sys.argv[1] == f"data.root={odd}" and len(offline_runs(tmp_path / "run")) == 1
+    assert caplog.text.count("whose name is not UTF-8: it gets nothing of this run") == 1
+    assert not (tmp_path / odd / "wandb").exists() and logger.experiment.disabled

@@ -1,9 +1,12 @@
 """Which pictures meet in a batch, how they are drawn, and what is checked before."""
 
+import multiprocessing
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -300,10 +303,84 @@ def test_workers_and_their_batches_fit_into_half_of_the_shared_memory(
 ):
     monkeypatch.setattr(module, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 10**6))
-    count, ahead = readers(workers, wanted, megabytes * 10**6)
-    assert (count, ahead) == found
+    count, ahead, lack = readers(workers, wanted, megabytes * 10**6)
+    assert (count, ahead) == found and bool(lack) == (count < workers) == ("MiB free" in lack)
     if count:  # two more are in the hands of the process itself
         assert (count * ahead + 2) * megabytes <= 32
+
+
+@pytest.mark.parametrize(
+    ("free", "wanted", "workers", "found"),
+    [
+        (1004, "auto", 8, (8, 4)),  # of 1,024, as most systems have
+        (1004, "auto", 64, (64, 1)),
+        (236, "auto", 8, (8, 3)),
+        (100, "auto", 8, (5, 1)),
+        (42, "auto", 4, (1, 1)),
+        (41, "auto", 4, (0, None)),
+        (0, 2, 4, (0, None)),
+        (60, 3, 4, (1, 3)),
+    ],
+)
+def test_workers_and_their_batches_fit_into_half_of_the_files_that_may_be_opened(
+    monkeypatch, free, wanted, workers, found
+):
+    """Counted by hand: four for a worker, three for a batch, of which two more are in hand, and eight besides."""
+    monkeypatch.setattr(module, "free_descriptors", lambda: free)
+    monkeypatch.setattr(module, "shared_memory", lambda: 2**40)
+    count, ahead, lack = readers(workers, wanted, 1000)
+    assert (count, ahead) == found
+    assert 2 * (4 * count + 3 * (count * (ahead or 0) + 2) + 8) <= free or count == 0
+    assert ("ulimit -n" in lack) == (f"may open {free} more files" in lack) == (count < workers)
+
+
+@pytest.mark.parametrize("missing", ["semaphore", "memory"])
+def test_where_nothing_can_be_shared_nobody_else_reads(make, monkeypatch, missing):
+    """No /dev/shm, or one that is only read: of whatever size."""
+
+    def absent(*words):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    def only_read(tensor):
+        raise RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Read-only file system")
+
+    if missing == "semaphore":
+        monkeypatch.setattr(module.multiprocessing, "Lock", absent)
+    else:
+        monkeypatch.setattr(torch.Tensor, "share_memory_", only_read)
+    module.why_nothing_is_shared.cache_clear()
+    try:
+        found = readers(4, "auto", 1)
+        said = "No such file" if missing == "semaphore" else "Read-only file system"
+        assert found[:2] == (0, None) and said in found.lack and "/dev/shm" in found.lack
+        assert readers(0, "auto", 1) == (0, None, "")  # nobody asked for any
+        data = make(num_workers=4)
+        loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader())
+        assert [loader.num_workers for loader in loaders] == [0] * 4
+    finally:
+        module.why_nothing_is_shared.cache_clear()
+
+
+def test_files_that_may_be_opened_are_counted(monkeypatch):
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (500, 4096))
+    before = module.free_descriptors()
+    with Path("/dev/null").open(), Path("/dev/null").open():
+        assert before - module.free_descriptors() == 2
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY,) * 2)
+    assert module.free_descriptors() == sys.maxsize
+
+
+def test_a_batch_that_cannot_be_sent_is_an_error_and_no_wait(make, monkeypatch):
+    """The thread that sends it fails in the worker, as where no more files may be opened."""
+
+    def too_many(storage):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(multiprocessing.reduction, "DupFd", too_many)
+    with pytest.raises(DataError, match=r"^a worker cannot hand over a batch \(.*Too many open files\).*ulimit -n"):
+        next(iter(make(num_workers=1).train_dataloader()))
 
 
 def test_loaders_take_no_more_workers_than_shared_memory_has_room_for(make, monkeypatch, tmp_path):

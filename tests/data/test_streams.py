@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fcnlab.data import DataModule, open_voc
+from fcnlab.data import DataModule, module, open_voc
 from fcnlab.data.streams import augmented_samples, inspect_streams
 from fcnlab.data.transforms import none, patches, standard, strong
 from fcnlab.results.findings import Verdict
@@ -70,6 +70,15 @@ def test_a_pipeline_that_fails_is_an_error_with_its_words(make):
 
     (finding,) = inspect_streams(make(lambda crop_size: fail), make(none).split("train"), 0)
     assert finding.verdict == Verdict.ERROR and "no such colour" in finding.found
+
+
+def test_without_workers_what_needs_them_is_left_open(make, monkeypatch):
+    monkeypatch.setattr(module, "why_nothing_is_shared", lambda: "No such file or directory")
+    data = make(standard)
+    findings = {finding.check: finding for finding in inspect_streams(data, data.split("train"), 0)}
+    assert findings.keys() == ALL - {"two workers"}
+    (open_one,) = (finding for finding in findings.values() if finding.verdict != Verdict.OK)
+    assert open_one.check == "0 and 2 workers" and "not compared, since no memory can be shared" in open_one.found
 
 
 def test_samples_are_those_that_training_begins_with(make):

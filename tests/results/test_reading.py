@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from numpy.lib import format as npy
+from omegaconf import OmegaConf
 
 from fcnlab.results import reading
 from fcnlab.results.reading import Unreadable, open_arrays, read_json, read_rows, read_yaml, yaml_text
@@ -54,6 +55,22 @@ def test_what_is_not_there_is_nothing(tmp_path):
     assert read_json(tmp_path, "x") is None and read_yaml(tmp_path, "x") == {} and not list(read_rows(tmp_path, "x"))
     (tmp_path / "x").symlink_to("gone")
     assert read_json(tmp_path, "x") is None and yaml_text(tmp_path, "x") == ""
+
+
+@pytest.mark.parametrize("written", [yaml.dump, lambda tree: OmegaConf.to_yaml(OmegaConf.create(tree))])
+def test_a_name_that_is_not_utf8_is_read_as_it_was(tmp_path, written):
+    """Both writers of YAML escape a surrogate, which libyaml, unlike Python's own reader, takes for damage."""
+    tree = {"path": os.fsdecode(b"/d\xe9j\xe0"), "list": [os.fsdecode(b"\xff'\"x")], "day": "2026-01-01", "seed": 1}
+    (tmp_path / "config.yaml").write_text(written(tree), encoding="utf-8")
+    assert "\\uDCE9" in yaml_text(tmp_path, "config.yaml")
+    assert read_yaml(tmp_path, "config.yaml") == tree
+
+
+def test_limits_hold_for_a_record_with_such_a_name(tmp_path):
+    for text, said in HOSTILE_YAML.values():
+        (tmp_path / "x").write_text(f'# "\\uDCE9"\n{text}', encoding="utf-8")
+        with pytest.raises(Unreadable, match=said):
+            read_yaml(tmp_path, "x")
 
 
 HOSTILE_YAML = {

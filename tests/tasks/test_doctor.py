@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcnlab.data import DataModule, open_folder
+from fcnlab.data import DataModule, module, open_folder
+from fcnlab.data.module import readers
 from fcnlab.data.transforms import standard
 from fcnlab.results.findings import Verdict
 from fcnlab.tasks.doctor import inspect_data, look_at_all, suggestions
-from fcnlab.tasks.machine import disk_finding, gpu_finding, shared_memory_finding
+from fcnlab.tasks.machine import disk_finding, gpu_finding, readers_finding
 
 GIB = 2**30
 
@@ -116,11 +117,13 @@ def test_disk(tmp_path, free, verdict):
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(2**26, Verdict.WARNING), (2**30, Verdict.OK)])
-def test_shared_memory(free, verdict):
+def test_shared_memory(monkeypatch, free, verdict):
     """64 MiB is what a container has by default; a batch of 16 images of 512x512 has 16."""
-    fitting = {2**26: 0, 2**30: 8}[free]
-    finding = shared_memory_finding(free, workers=8, fitting=fitting)
-    assert finding.verdict == verdict and f"room for the batches of {fitting} of 8 workers" in finding.found
+    monkeypatch.setattr(module, "shared_memory", lambda: free)
+    finding = readers_finding(free, readers(8, "auto", 2**24), wanted=8)
+    assert finding.verdict == verdict
+    said = {2**26: "0 of 8 workers will read, since /dev/shm has 64 MiB free", 2**30: "the batches of 8 workers"}[free]
+    assert said in finding.found
 
 
 def test_gpus():

@@ -80,15 +80,18 @@ class FixedPictures(Callback):
     def _to_wandb(self, logger: WandbLogger, pictures: Pictures, step: int) -> None:
         import wandb
 
-        from fcnlab.callbacks.wandb import sendable
+        from fcnlab.callbacks.wandb import in_nobodys_way, sendable
 
         names = dict(enumerate(sendable(pictures.classes))) | {VOID: "void"}
-        images = []
-        for index, prediction in self._shown:
-            masks = {"truth": pictures.mask(index), "prediction": prediction}
-            overlays = {key: {"mask_data": mask, "class_labels": names} for key, mask in masks.items()}
-            images.append(wandb.Image(pictures.image(index), masks=overlays, caption=in_line(pictures.names[index])))
-        logger.experiment.log({"val/pictures": images, "trainer/global_step": step})
+        with in_nobodys_way("pictures"):
+            images = []
+            for index, prediction in self._shown:
+                masks = {"truth": pictures.mask(index), "prediction": prediction}
+                overlays = {key: {"mask_data": mask, "class_labels": names} for key, mask in masks.items()}
+                images.append(
+                    wandb.Image(pictures.image(index), masks=overlays, caption=in_line(pictures.names[index]))
+                )
+            logger.experiment.log({"val/pictures": images, "trainer/global_step": step})
 
 
 def _pictures(loader: Any) -> Pictures:

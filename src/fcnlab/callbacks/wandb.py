@@ -31,6 +31,7 @@ TEMPORARY = "fcnlab-wandb-"  # how the name of the folder begins that holds W&B'
 MOST_IN_TAG, MOST_IN_JOB_TYPE, MOST_IN_NAME, MOST_IN_PROJECT = 64, 64, 128, 128
 NOT_IN_PROJECT = re.compile(r"[/\\#?%:]")
 START_WITHIN = 20.0  # seconds; W&B itself would try for 90
+ROOM = 1 << 20  # bytes
 
 
 def wandb_logger(
@@ -56,18 +57,83 @@ def wandb_logger(
         with temporary_files_held():
             import wandb  # noqa: F401  which makes folders
     Path(folder).mkdir(parents=True, exist_ok=True)
+    _let_it_write(Path(folder) / "wandb")
     described = {
         "dir": folder, "config": sendable(config), "id": run_id, "name": shortened(name, MOST_IN_NAME),
         "project": accepted_project(project), "entity": sendable(entity), "group": shortened(group, MOST_IN_NAME),
         "job_type": shortened(job_type, MOST_IN_JOB_TYPE),
         "tags": list(dict.fromkeys(shortened(tag, MOST_IN_TAG) for tag in tags if tag)),
     }  # fmt: skip
-    run = _started(described, mode)
+    can_be_sent = sendable(str(folder)) == str(folder)
+    if not can_be_sent:
+        log.warning("Warning: W&B cannot write into %s, whose name is not UTF-8: it gets nothing of this run", folder)
+    with _words_sendable():
+        run = _started(described, mode if can_be_sent else "disabled")
     if run_id:  # W&B keeps the values of before, and a resumed run may have others
         run.config.update(described["config"], allow_val_change=True)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(experiment=run)
+    return Mirror(experiment=run)
+
+
+@contextmanager
+def _words_sendable() -> Iterator[None]:
+    """W&B sends the words of the command, too."""
+    before, sys.argv = sys.argv, sendable(sys.argv)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+class Mirror(WandbLogger):
+    """Lightning's logger, of which nothing ends a run whose files are elsewhere."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with in_nobodys_way("numbers"):
+            super().log_metrics(metrics, step)
+
+
+@contextmanager
+def in_nobodys_way(what: str) -> Iterator[None]:
+    """Make a warning of whatever W&B raises, once for each kind: what it shows is in the run's folder as well."""
+    try:
+        yield
+    except Exception as error:  # of files, of its server, of its process: they have no kind in common
+        _warn_of_missing(what, first_line(error))
+
+
+@cache
+def _warn_of_missing(what: str, why: str) -> None:
+    log.warning("Warning: W&B does not have all %s of this run (%s): the run's folder does", what, why)
+
+
+def _let_it_write(folder: Path) -> None:
+    """Name the places outside of a run's folder where W&B writes; inside ``folder`` where they take no files.
+
+    Named in any case: without HOME its process finds no place for a log, and writes it to the terminal.
+    """
+    for variable, usual in _usual_places():
+        os.environ[variable] = str(usual if _takes_files(usual) else folder / variable.lower())
+
+
+@cache
+def _usual_places() -> tuple[tuple[str, Path], ...]:
+    """As the user left them: where files wait to be sent, and what is kept of those that were."""
+    from wandb import env
+
+    return (env.DATA_DIR, Path(env.get_data_dir())), (env.CACHE_DIR, env.get_cache_dir())
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether there is room for a table or two: a full disk is as bad as one that is only read."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM))
+    except OSError:
+        return False
+    return True
 
 
 @cache
@@ -214,6 +280,7 @@ def log_scores(
     confusion = wandb.Table(["truth \\ prediction", *classes], cells)
     facts = {f"selection/{key}": sendable(value) for key, value in (selection or {}).items() if value is not None}
     validated = {key: value for key, value in facts.items() if key == "selection/val_miou"}
-    with temporary_files_held():
+    with in_nobodys_way("tables"), temporary_files_held():
         logger.experiment.log({f"{name}/per_class": table, f"{name}/confusion": confusion, **validated})
-    logger.experiment.summary.update(facts)
+    with in_nobodys_way("facts"):
+        logger.experiment.summary.update(facts)

@@ -1,6 +1,7 @@
 """The LightningDataModule around a data set: which pictures meet in a batch, and how they come to the device."""
 
 import hashlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from multiprocessing.queues import Queue
 from os.path import isfile, islink  # False for a name that no file can have, where Path's raise an OSError
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +22,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from fcnlab.cores import visible_cores
@@ -39,6 +42,8 @@ Batch = dict[str, Tensor]
 SHARED_MEMORY = Path("/dev/shm")
 MOST_AHEAD = 4  # batches that a worker reads ahead
 IN_HAND = 2  # batches that the process itself has of its workers: the one that it works at, and the next
+# Open files of the process: for each of a batch's tensors; to and from a worker; and of the loader beside those.
+TENSORS, PIPES_OF_A_WORKER, PIPES_AND_THEIR_LIKE = 3, 4, 8
 
 
 class TrainingSamples(Dataset):
@@ -426,13 +431,13 @@ class DataModule(L.LightningDataModule):
     def _loading(self, name: str) -> dict:
         """What all loaders share."""
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        workers, ahead = self.readers(name)
+        workers, ahead, _ = self.readers(name)
         return {
             "num_workers": workers,
             "prefetch_factor": ahead,
             "persistent_workers": workers > 0,
             "pin_memory": on_gpu,
-            "worker_init_fn": _prepare_worker,
+            "worker_init_fn": prepare_worker,
             # The loader draws a base seed from its generator; with one of its own, the global stream stays the run's.
             "generator": torch.Generator().manual_seed(self.seed),
         }
@@ -513,23 +518,51 @@ def worker_count(wanted: int | Literal["auto"]) -> int:
 
 
 class Readers(NamedTuple):
-    """The processes that read, and how many batches each reads ahead; None where there are none."""
+    """The processes that read, and how many batches each reads ahead; None where there are none.
+
+    ``lack`` says of what there is too little, and what to do, where fewer read than were wanted.
+    """
 
     workers: int
     ahead: int | None
+    lack: str = ""
 
 
 def readers(workers: int, wanted: int | Literal["auto"], batch_bytes: int) -> Readers:
-    """As many of the workers, and batches ahead (``"auto"``: up to 4), as half of the free shared memory has room for.
+    """As many of the workers, and batches ahead (``"auto"``: up to 4), as half of the free shared memory has room for,
+    and half of the files that this process may yet open.
 
-    Workers hand batches over in it, and many containers have 64 MB of it. The other half is for another split's.
+    Workers hand batches over in the one (many containers have 64 MB of it) by means of the other. The other halves are
+    for another split's.
     """
-    least = 1 if wanted == "auto" else wanted
-    room = max(0, shared_memory() // 2 // batch_bytes - IN_HAND)
-    workers = min(workers, room // least)
     if workers == 0:
         return Readers(0, None)
-    return Readers(workers, min(MOST_AHEAD, room // workers) if wanted == "auto" else wanted)
+    if why := why_nothing_is_shared():
+        return Readers(0, None, f"no memory can be shared with them ({why}). Give this machine {SHARED_MEMORY}")
+    least = 1 if wanted == "auto" else wanted
+    memory, files = shared_memory(), free_descriptors()
+    room = max(0, memory // 2 // batch_bytes - IN_HAND)
+    room_in_files = max(0, files // 2 - PIPES_AND_THEIR_LIKE - TENSORS * IN_HAND)
+    by_memory, by_files = room // least, room_in_files // (PIPES_OF_A_WORKER + TENSORS * least)
+    lack = ""
+    if min(by_memory, by_files) < workers:
+        lack = _too_little_memory(memory) if by_memory <= by_files else _too_few_files(files)
+    workers = min(workers, by_memory, by_files)
+    if workers == 0:
+        return Readers(0, None, lack)
+    most = min(MOST_AHEAD, room // workers, (room_in_files // workers - PIPES_OF_A_WORKER) // TENSORS)
+    return Readers(workers, most if wanted == "auto" else wanted, lack)
+
+
+def _too_little_memory(free: int) -> str:
+    return (
+        f"{SHARED_MEMORY} has {free / 2**20:,.0f} MiB free, in which they hand over images. Give it more, such as"
+        " docker run --shm-size=8g"
+    )
+
+
+def _too_few_files(free: int) -> str:
+    return f"this process may open {free} more files, by which they hand over images. Allow more, by ulimit -n 4096"
 
 
 def shared_memory() -> int:
@@ -537,17 +570,57 @@ def shared_memory() -> int:
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else sys.maxsize
 
 
-def _prepare_worker(worker: int) -> None:
-    """Let the run decide about signals that reach its workers too (Ctrl-C, Slurm), and OpenCV use one thread.
+@cache
+def why_nothing_is_shared() -> str | None:
+    """Why workers cannot be had, found by what they need: a semaphore, and memory; None where they can."""
+    try:
+        multiprocessing.Lock()
+        torch.empty(1).share_memory_()
+    except (OSError, RuntimeError, ImportError) as error:
+        return first_line(error)
+    return None
+
+
+def free_descriptors() -> int:
+    """How many files this process may yet open; where the system counts none, no limit."""
+    try:
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        opened = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0  # noqa: PTH208 (names alone)
+    except ImportError:  # Windows
+        return sys.maxsize
+    except OSError:  # none is left to look
+        return 0
+    return sys.maxsize if most == resource.RLIM_INFINITY else max(0, most - opened)
+
+
+def prepare_worker(worker: int) -> None:
+    """Let the run decide about signals that reach its workers too (Ctrl-C, Slurm), hear of each error, and OpenCV use
+    one thread.
 
     A worker that died by such a signal would take the step in progress with it.
     """
     assert get_worker_info() is not None
     cv2.setNumThreads(0)  # workers are many already
+    Queue._on_queue_feeder_error = _hand_over_the_error  # pyright: ignore[reportAttributeAccessIssue]  as a method
     for signum in set(STOPPING) - {signal.SIGTERM}:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_for_the_run_only, daemon=True).start()
+
+
+def _hand_over_the_error(queue: Any, error: Exception, batch: Any) -> None:
+    """Put the error in the place of a batch that could not be sent: Python would print it, and the run wait."""
+    if not isinstance(batch, tuple):  # some of it was sent
+        os._exit(1)
+    try:
+        raise DataError(
+            f"a worker cannot hand over a batch ({first_line(error)}): allow more open files, by ulimit -n 4096, or set"
+            " num_workers=0 (data.num_workers=0 in training)"
+        ) from error
+    except DataError:
+        queue.put((batch[0], ExceptionWrapper(where="in a worker")))
 
 
 def _end_for_the_run_only() -> None:

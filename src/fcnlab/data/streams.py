@@ -27,27 +27,26 @@ Sample = tuple[str, UInt8[ndarray, "rows cols 3"], UInt8[ndarray, "rows cols"]]
 def inspect_streams(data: DataModule, pictures: Pictures, index: int) -> list[Finding]:
     """The findings about the data module's own loader and augmentation, on the picture at ``index`` again and again."""
     one = repeated(pictures, index, BATCH * BATCHES)
+    lack = loader_of(data, one, workers=2).readers("train").lack
+    workers = 0 if lack else 2
     try:
         alone, again = stream(data, one, workers=0), stream(data, one, workers=0)
-        shared, later = stream(data, one, workers=2), stream(data, one, workers=2, epoch=1)
-    except Exception as error:  # of a user's own augmentation, or of a machine without shared memory
+        shared, later = stream(data, one, workers), stream(data, one, workers, epoch=1)
+    except Exception as error:  # of a user's own augmentation
         return [Finding(ABOUT, "loading", Verdict.ERROR, f"it fails: {first_line(error)}")]
-    repeats = _finding("equal seeds", "give equal pictures", "give unequal pictures", alone == again)
-    workers = _finding(
-        "0 and 2 workers", "give equal pictures", "give unequal pictures: a run depends on num_workers", alone == shared
-    )
+    findings = [_finding("equal seeds", "give equal pictures", "give unequal pictures", alone == again)]
+    if lack:
+        findings.append(Finding(ABOUT, "0 and 2 workers", Verdict.WARNING, f"not compared, since {lack}"))
+    else:
+        bad = "give unequal pictures: a run depends on num_workers"
+        findings.append(_finding("0 and 2 workers", "give equal pictures", bad, alone == shared))
     if data.augment is None:
-        return [repeats, workers, Finding(ABOUT, "draws", Verdict.OK, "none: pictures are taken whole, as they are")]
-    return [
-        repeats,
-        workers,
-        _finding(
-            "two workers", "draw apart", "draw alike: half of the pictures are copies", shared[0::2] != shared[1::2]
-        ),
-        _finding(
-            "two epochs", "draw apart", "draw alike: later epochs bring nothing new", drawn(shared) != drawn(later)
-        ),
-    ]
+        return [*findings, Finding(ABOUT, "draws", Verdict.OK, "none: pictures are taken whole, as they are")]
+    if not lack:
+        bad = "draw alike: half of the pictures are copies"
+        findings.append(_finding("two workers", "draw apart", bad, shared[0::2] != shared[1::2]))
+    bad = "draw alike: later epochs bring nothing new"
+    return [*findings, _finding("two epochs", "draw apart", bad, drawn(shared) != drawn(later))]
 
 
 def repeated(pictures: Pictures, index: int, count: int) -> Pictures:
@@ -60,7 +59,15 @@ def repeated(pictures: Pictures, index: int, count: int) -> Pictures:
 
 def stream(data: DataModule, pictures: Pictures, workers: int, epoch: int = 0) -> Stream:
     """The first batches of an epoch, as the data module's loader gives them for these pictures."""
-    other = DataModule(
+    loader = loader_of(data, pictures, workers).train_dataloader()
+    assert isinstance(loader.batch_sampler, TrainingBatches)
+    loader.batch_sampler.set_epoch(epoch)
+    return [_digests(batch) for batch in loader]
+
+
+def loader_of(data: DataModule, pictures: Pictures, workers: int) -> DataModule:
+    """The same augmentation of other pictures, by so many workers."""
+    return DataModule(
         pictures=lambda root, split: pictures,
         root=data.root,
         train_list="train",
@@ -72,10 +79,6 @@ def stream(data: DataModule, pictures: Pictures, workers: int, epoch: int = 0) -
         num_workers=workers,
         seed=data.seed,
     )
-    loader = other.train_dataloader()
-    assert isinstance(loader.batch_sampler, TrainingBatches)
-    loader.batch_sampler.set_epoch(epoch)
-    return [_digests(batch) for batch in loader]
 
 
 def drawn(batches: Stream) -> list[str]:

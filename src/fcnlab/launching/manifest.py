@@ -3,7 +3,6 @@
 import logging
 import os
 import platform
-import shlex
 import time
 import weakref
 from collections.abc import Sequence
@@ -74,7 +73,7 @@ class Manifest:
 
     @property
     def command(self) -> str:
-        return shlex.join(["fcnlab", self.verb, "-m", *self.launched_by, *self.words])
+        return typed(["fcnlab", self.verb, "-m", *self.launched_by, *self.words])
 
     @property
     def _config_dir(self) -> list[str]:

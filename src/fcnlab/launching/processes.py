@@ -96,8 +96,24 @@ def is_dictionary(override: str) -> bool:
 
 
 def typed(words: Sequence[str]) -> str:
-    """Words as a shell takes them, in quotes that can be read."""
-    return " ".join(f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else quote(word) for word in words)
+    """Words as a shell takes them, in quotes that can be read, and by characters that can be shown."""
+    return " ".join(map(_as_shell_word, words))
+
+
+def _as_shell_word(word: str) -> str:
+    if not word.isprintable():  # it would be shown in another way than it is typed
+        return f"$'{''.join(map(_in_ansi_quotes, word))}'"
+    return f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else quote(word)
+
+
+def _in_ansi_quotes(character: str) -> str:
+    """A character inside ``$'...'``, as bash, zsh and ksh have it: what cannot be shown by its bytes."""
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in character.encode(errors=errors))
 
 
 def to_type(key: str, value: object) -> str:

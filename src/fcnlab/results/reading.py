@@ -9,6 +9,7 @@ needed.
 import csv
 import json
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import yaml
-from yaml import CSafeLoader  # five times as fast as Python's own
+from yaml import CSafeLoader, SafeLoader  # the former five times as fast
 
 from fcnlab.errors import first_line
 
@@ -39,6 +40,7 @@ DEEPEST, MOST, MOST_IN_YAML = 50, 500_000, 20_000  # levels, values; a configura
 NUMBER = 300  # characters of a number; YAML's of base 60 take a time that grows with the square
 MEMBERS = 4096  # bytes of a zip's directory; three arrays have some 200
 SCALARS = (str, bool, int, float)
+NOT_UTF8 = re.compile(r"\\uDC[89A-F]")  # how a byte of a name begins that is not UTF-8, in a file that is
 
 
 class Unreadable(ValueError):
@@ -133,8 +135,9 @@ def yaml_text(folder: Path, name: str) -> str:
 def _loaded(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
     try:
         text = bytes_of(inside(folder, name), YAML_BYTES).decode()
-        _check_events(text, name)
-        found = yaml.load(text, _Loader)
+        loader = _OfNamesNotInUtf8 if NOT_UTF8.search(text) else _Loader
+        _check_events(text, name, loader)
+        found = yaml.load(text, loader)
     except FileNotFoundError:
         return "", {}
     except Unreadable:
@@ -148,16 +151,20 @@ class _Loader(CSafeLoader):
     """Without dates: one with a zone and one without cannot be compared."""
 
 
-_Loader.yaml_implicit_resolvers = {
+class _OfNamesNotInUtf8(SafeLoader):
+    """Python's own, for libyaml refuses the escapes of surrogates, as which both write a path's bytes."""
+
+
+_Loader.yaml_implicit_resolvers = _OfNamesNotInUtf8.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
     for first, found in CSafeLoader.yaml_implicit_resolvers.items()
 }
 
 
-def _check_events(text: str, name: str) -> None:
+def _check_events(text: str, name: str, loader: type[Any]) -> None:
     """Refuse what would be a tree without an end, or end the process: the loader itself descends without looking."""
     depth = 0
-    for count, event in enumerate(yaml.parse(text, _Loader)):
+    for count, event in enumerate(yaml.parse(text, loader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST or count > MOST_IN_YAML:
             raise Unreadable(f"{name} has over {DEEPEST} levels or {MOST_IN_YAML:,} values: it is not one of fcnlab's")

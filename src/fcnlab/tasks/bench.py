@@ -3,7 +3,6 @@
 import ast
 import json
 import logging
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from omegaconf import DictConfig
 from fcnlab.config import ConfigError, check_targets, shipped
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
-from fcnlab.launching.processes import as_typed, spawn
+from fcnlab.launching.processes import as_typed, spawn, typed
 from fcnlab.results.findings import markdown_columns, text_columns
 from fcnlab.results.record import aside, write_json
 from fcnlab.tasks.run_folder import RunFolder
@@ -119,7 +118,7 @@ def missing(results: Results) -> list[str]:
 
 def write(folder: Path, results: Results) -> None:
     """``bench.json`` for programs, ``bench.md`` for people."""
-    command = shlex.join(["fcnlab", "bench", *as_typed(HydraConfig.get().overrides.task)])
+    command = typed(["fcnlab", "bench", *as_typed(HydraConfig.get().overrides.task)])
     write_json(folder / "bench.json", {"command": command, "claims": results})
     facts = {key: value for result in results.values() for key, value in result["environment"].items()}
     parts = [

@@ -34,11 +34,12 @@ from fcnlab.callbacks import (
     TopCheckpoints,
     WholeFiles,
 )
+from fcnlab.callbacks.wandb import in_nobodys_way
 from fcnlab.config import plain
 from fcnlab.cores import visible_cores
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
-from fcnlab.launching import as_typed
+from fcnlab.launching import as_typed, typed
 from fcnlab.launching.places import ALL
 from fcnlab.models import FCN
 from fcnlab.results.record import ID
@@ -462,8 +463,9 @@ def open_loggers(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Ite
 
 @rank_zero_only
 def _finish(logger: WandbLogger, status: str, code: int) -> None:
-    logger.experiment.summary["status"] = status
-    logger.experiment.finish(exit_code=code)
+    with in_nobodys_way("facts"):
+        logger.experiment.summary["status"] = status
+        logger.experiment.finish(exit_code=code)
 
 
 def wandb_id(loggers: list[Logger]) -> str | None:
@@ -550,7 +552,7 @@ def _open_wandb(cfg: DictConfig, facts: Mapping[str, Any]) -> WandbLogger:
 @rank_zero_only
 def _say_where(logger: WandbLogger) -> None:
     if logger.experiment.offline:
-        say(f"W&B: this run is offline; later: wandb sync {Path(logger.experiment.dir).parent}")
+        say(f"W&B: this run is offline; later: {typed(['wandb', 'sync', str(Path(logger.experiment.dir).parent)])}")
 
 
 def _run_name(cfg: DictConfig) -> str:

@@ -1,7 +1,6 @@
 """``fcnlab compare``. Nothing here imports torch: it is read and counted, on any machine, at once."""
 
 import logging
-import shlex
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -9,7 +8,7 @@ from omegaconf import DictConfig
 
 from fcnlab.config import ConfigError, check_targets
 from fcnlab.errors import UserError
-from fcnlab.launching import as_typed
+from fcnlab.launching import as_typed, typed
 from fcnlab.results import comparison
 from fcnlab.results.comparison import Comparison
 from fcnlab.results.escaping import in_line
@@ -71,7 +70,7 @@ def say_left_out(left_out: list[LeftOut], what: str) -> None:
 
 
 def write(folder: Path, found: Comparison) -> None:
-    command = shlex.join(["fcnlab", "compare", *as_typed(HydraConfig.get().overrides.task)])
+    command = typed(["fcnlab", "compare", *as_typed(HydraConfig.get().overrides.task)])
     write_csv(folder, found)
     with aside(folder / "comparison.md") as part:
         part.write_text(markdown(found), encoding="utf-8", errors="replace")

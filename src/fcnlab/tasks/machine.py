@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from fcnlab.cores import visible_cores
-from fcnlab.data.module import SHARED_MEMORY, readers, shared_memory
+from fcnlab.data.module import SHARED_MEMORY, Readers, readers, shared_memory
 from fcnlab.results.findings import Finding, Verdict
 from fcnlab.tasks.scoring import PACKAGES
 
@@ -26,8 +26,9 @@ def inspect_machine(
     yield Finding(ABOUT, "processor", Verdict.OK, f"{visible_cores()} cores, {workers} workers to load pictures")
     yield gpu_finding([torch.cuda.get_device_properties(place) for place in range(torch.cuda.device_count())])
     yield disk_finding(folder, shutil.disk_usage(folder).free)
-    if SHARED_MEMORY.is_dir():
-        yield shared_memory_finding(shared_memory(), workers, readers(workers, prefetch_factor, batch_bytes).workers)
+    found = readers(workers, prefetch_factor, batch_bytes)
+    if found.lack or SHARED_MEMORY.is_dir():
+        yield readers_finding(shared_memory(), found, workers)
 
 
 def versions() -> list[tuple[str, str]]:
@@ -51,10 +52,10 @@ def disk_finding(folder: Path, free: int) -> Finding:
     return Finding(ABOUT, "disk", Verdict.OK, text)
 
 
-def shared_memory_finding(free: int, workers: int, fitting: int) -> Finding:
-    """``free`` bytes, and how many of the workers' batches fit into them."""
-    text = f"{free / 2**20:,.0f} MiB free, room for the batches of {fitting} of {workers} workers"
-    if fitting < workers:
-        how = f"no more than {fitting} will read; start the container with more (--shm-size=8g)"
-        return Finding(ABOUT, "shared memory", Verdict.WARNING, f"{text}: {how}")
+def readers_finding(free: int, found: Readers, wanted: int) -> Finding:
+    """Whether all the workers that are wanted can read; ``free`` bytes are there for their batches."""
+    if found.lack:
+        text = f"{found.workers} of {wanted} workers will read, since {found.lack}"
+        return Finding(ABOUT, "shared memory", Verdict.WARNING, text)
+    text = f"{free / 2**20:,.0f} MiB free, room for the batches of {wanted} workers"
     return Finding(ABOUT, "shared memory", Verdict.OK, text)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from fcnlab.callbacks import Interruption
 from fcnlab.config import check_targets
 from fcnlab.data.image_files import SUFFIXES, DataError, open_picture, read_image
-from fcnlab.data.module import as_tensors, collate, readers, worker_count
+from fcnlab.data.module import as_tensors, collate, prepare_worker, readers, worker_count
 from fcnlab.errors import UserError
 from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
@@ -31,7 +31,7 @@ from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.ineffective import ineffective_in_scoring
 from fcnlab.tasks.predictions import Predictions
 from fcnlab.tasks.run_folder import RunFolder
-from fcnlab.tasks.splits import lacks_shared_memory, needed_size
+from fcnlab.tasks.splits import needed_size
 from fcnlab.tasks.submitting import check_submission, submit
 
 
@@ -54,7 +54,8 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
     refine = instantiate(cfg.refine, _convert_="all")
     files = Files(paths, min_size=needed_size(refine, net))
     writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
-    loader = DataLoader(files, batch_size=None, num_workers=workers_for(paths, worker_count(cfg.num_workers)))
+    workers = workers_for(paths, worker_count(cfg.num_workers))
+    loader = DataLoader(files, batch_size=None, num_workers=workers, worker_init_fn=prepare_worker)
     segmenter = Predictor(net, facts["classes"], refine=refine, **evaluation_speed(cfg, net))
     with StopSignals() as signals, signals.told_apart():
         trainer = build_trainer(cfg, False, [writer, Interruption(signals)])
@@ -111,15 +112,15 @@ def find_pictures(wanted: str) -> list[Path]:
 
 
 def workers_for(paths: Sequence[Path], wanted: int) -> int:
-    """As many of the wanted processes as shared memory has room for, by the largest of the images."""
+    """As many of the wanted processes as the machine has room for, by the largest of the images."""
     largest = 1
     for path in paths if wanted else ():
         with suppress(DataError), open_picture(path) as file:
             largest = max(largest, math.prod(file.size))
-    workers = readers(wanted, 2, 4 * largest).workers  # 2 is torch's own number of images ahead
-    if workers < wanted:
-        warn(lacks_shared_memory(f"{len(paths):,} images", workers, wanted))
-    return workers
+    found = readers(wanted, 2, 4 * largest)  # 2 is torch's own number of images ahead
+    if found.lack:
+        warn(f"{len(paths):,} images: {found.workers} workers read in place of {wanted}, since {found.lack}")
+    return found.workers
 
 
 def warn_of_subfolders(folder: Path, output: Path) -> None:

@@ -3,7 +3,6 @@
 import copy
 import platform
 import resource
-import shlex
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fcnlab.callbacks.wandb import log_scores
 from fcnlab.data import DataModule, Pictures
-from fcnlab.launching import as_typed, options
+from fcnlab.launching import as_typed, options, typed
 from fcnlab.results.record import write_record
 from fcnlab.results.scores import Scores
 from fcnlab.results.selection import OPTIMISTIC, Facts, for_scored, is_optimistic, said, validated_on
@@ -177,7 +176,7 @@ def command() -> str:
     """What to type for this very run, also where it was one job of a sweep."""
     hydra = HydraConfig.get()
     words = [word for word in as_typed(hydra.overrides.task) if not word.startswith("sweep.")]
-    return shlex.join(["fcnlab", str(hydra.job.config_name), *options(hydra), *words])
+    return typed(["fcnlab", str(hydra.job.config_name), *options(hydra), *words])
 
 
 def commit() -> str | None:

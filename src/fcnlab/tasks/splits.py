@@ -5,7 +5,6 @@ from os.path import isfile  # False for a name that no file can have, where Path
 
 from fcnlab.data import DataError, DataModule, Pictures
 from fcnlab.data.label_counts import absent_classes, one_class_only
-from fcnlab.data.module import SHARED_MEMORY, shared_memory
 from fcnlab.models import FCN
 from fcnlab.refine import Refinement, smallest_image
 from fcnlab.tasks.building import say, warn
@@ -67,20 +66,14 @@ def say_what_is_there(data: DataModule, *names: str) -> None:
 
 
 def warn_of_fewer_workers(data: DataModule, *names: str, processes: int = 1) -> None:
-    """Decide who reads, and warn where shared memory has no room for as many workers as are set."""
+    """Decide who reads, and warn where fewer workers can than are set: once where it is the same for several splits."""
+    titles: dict[tuple[int, str], list[str]] = {}
     for name in names:
-        workers = data.readers(name, processes).workers
-        if workers < data.num_workers:
-            warn(lacks_shared_memory(f"{data.split(name).title}", workers, data.num_workers))
-
-
-def lacks_shared_memory(title: str, workers: int, wanted: int) -> str:
-    """That fewer workers read than were wanted, and what to do."""
-    return (
-        f"{title}: {workers} workers read in place of {wanted}, since {SHARED_MEMORY} has"
-        f" {shared_memory() / 2**20:,.0f} MiB free, in which they hand over images. Give it more, such as docker run"
-        " --shm-size=8g"
-    )
+        found = data.readers(name, processes)
+        if found.lack:
+            titles.setdefault((found.workers, found.lack), []).append(data.split(name).title)
+    for (workers, lack), of in titles.items():
+        warn(f"{' and '.join(dict.fromkeys(of))}: {workers} workers read in place of {data.num_workers}, since {lack}")
 
 
 def once_each(data: DataModule, *names: str) -> Iterator[tuple[str, Pictures]]:

@@ -1,0 +1,88 @@
+"""fcnlab where a machine gives little: no shared memory, few open files, a home that takes nothing."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+BARE = """
+mkdir /tmp/bare.$$ && mount -t tmpfs x /tmp/bare.$$ && for each in null zero random urandom; do
+  touch /tmp/bare.$$/$each && mount --bind /dev/$each /tmp/bare.$$/$each || exit 99
+done && mount --rbind /tmp/bare.$$ /dev
+"""
+READ_ONLY = "mount -t tmpfs -o ro,size=64m x /dev/shm"
+LITTLE = "mount -t tmpfs -o size=64k x /dev/shm"
+
+
+@pytest.fixture
+def confined(small, shapes_root, tmp_path):
+    """Run a command of fcnlab's behind some lines of a shell, with mounts of its own; its code and what it says."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this machine makes no mount namespaces")
+
+    def run(setup: str, verb: str, *words: str, **environment: str | None) -> tuple[int, str]:
+        env = os.environ | {"WANDB_MODE": "offline"} | environment
+        command = [sys.executable, "-m", "fcnlab", verb, *words]
+        script = f'{{ {setup}\n}} || exit 99; exec "$@"'
+        done = subprocess.run(
+            ["unshare", "-rm", "bash", "-c", script, "x", *command],
+            env={name: value for name, value in env.items() if value is not None},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        if done.returncode == 99:
+            pytest.skip(f"this machine does not let {setup} be")
+        return done.returncode, done.stdout
+
+    return run
+
+
+@pytest.fixture
+def words(small, shapes_root) -> tuple[str, ...]:
+    fixed = ("trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2")
+    return (*small, f"data.root={shapes_root}", *fixed, "hydra.run.dir=run")
+
+
+@pytest.mark.parametrize("setup", [BARE, READ_ONLY, LITTLE], ids=["none", "read-only", "little"])
+def test_without_shared_memory_nobody_else_reads(confined, words, tmp_path, setup):
+    code, said = confined(setup, "train", *words, "data.num_workers=2", "logger=csv")
+    assert code == 0 and "Traceback" not in said, said
+    assert said.count("0 workers read in place of 2, since ") in (1, 2)
+    images = next(path for path in (tmp_path / "run/predictions").iterdir())
+    asked = ("checkpoint=run/checkpoints/best.ckpt", f"input={images.parent}", "output=out", "num_workers=2")
+    code, said = confined(setup, "predict", *asked)
+    assert code == 0 and "0 workers read in place of 2, since " in said and "Traceback" not in said, said
+    data = [word for word in words if word.startswith("data.")]
+    code, said = confined(setup, "doctor", *data, "data.num_workers=2")
+    assert code == 0 and "0 of 2 workers will read" in " ".join(said.split()) and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize("limit", [28, 36, 64])
+def test_with_few_open_files_fewer_read(confined, words, limit):
+    code, said = confined(f"ulimit -n {limit}", "train", *words, "data.num_workers=4", "logger=csv")
+    assert code == 0 and "Traceback" not in said and "Error" not in said, said
+    assert "workers read in place of 4, since this process may open" in said and "ulimit -n 4096" in said
+
+
+@pytest.mark.parametrize(
+    "setup", ["", "mount -t tmpfs -o ro x home", "mount -t tmpfs -o size=4k x home; head -c 4096 /dev/zero > home/x"]
+)
+def test_a_home_that_takes_nothing_leaves_a_whole_run(confined, words, tmp_path, setup):
+    """Without HOME, W&B's process would write its log to the terminal."""
+    (tmp_path / "home").mkdir()
+    free = dict.fromkeys(("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"))
+    home = str(tmp_path / "home") if setup else None
+    code, said = confined(setup or "true", "train", *words, **free, HOME=home)
+    assert code == 0 and "Traceback" not in said, said
+    assert " INFO " not in said and "ERROR" not in said and "Warning: W&B" not in said, said
+    tables = list(tmp_path.glob("run/wandb/offline-run-*/files/media/table/final/*.json"))
+    assert len(tables) == 2
+    if setup:
+        assert any(map(Path.is_file, (tmp_path / "run/wandb/wandb_data_dir/artifacts/staging").iterdir()))
