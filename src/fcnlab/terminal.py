@@ -57,11 +57,12 @@ def lasting(stream: TextIO | None, number: int) -> TextIO:
         file = stream.fileno()
     except OSError:  # in memory: a test's
         return stream
+    if not isinstance(stream, io.TextIOWrapper):  # a notebook's
+        return stream
     with suppress(OSError):
         stream.flush()
     errors = stream.errors if stream.errors in SHOWS_ALL else "backslashreplace"
-    by_line = not isinstance(stream, io.TextIOWrapper) or stream.line_buffering or stream.write_through
-    return _text(file, stream.encoding, errors, line_buffering=by_line)
+    return _text(file, stream.encoding, errors, line_buffering=stream.line_buffering or stream.write_through)
 
 
 def _text(file: int, encoding: str, errors: str, *, line_buffering: bool) -> TextIO:
