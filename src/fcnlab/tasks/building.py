@@ -249,7 +249,6 @@ NOISE = (
     r".*smaller than the logging interval",  # steps are counted through epochs
     r".*Checkpoint directory .* exists and is not empty",  # on resuming that is how it should be
     r".*does not have many workers",  # data.num_workers is the user's choice
-    r"This DataLoader will create \d+ worker processes",  # the same
     r".*It is recommended to use `self.log.*sync_dist=True",  # scores are made from what all ranks counted
     r".*module\(s\) in eval mode at the start of training",  # norms of a backbone that rests
     r".*your dataloader is not resumable",  # it is: DataModule finds its place again
