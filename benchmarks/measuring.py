@@ -25,6 +25,8 @@ import cv2
 import numpy as np
 import torch
 
+from fcnlab.terminal import lasting
+
 PACKAGES = (
     *("fcnlab", "torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "albumentations", "torchmetrics"),
     *("torchfcn", "segmentation-models-pytorch"),  # rivals, where they are installed
@@ -35,7 +37,11 @@ Found = Mapping[str, Mapping[str, float]]
 
 
 def options(about: str | None, **defaults: int | str) -> argparse.Namespace:
-    """What the command line says: an option for each default, and those that ``fcnlab bench`` gives to every claim."""
+    """What the command line says: an option for each default, and those that ``fcnlab bench`` gives to every claim.
+
+    From here on a script that nobody reads any more measures on.
+    """
+    sys.stdout, sys.stderr = lasting(sys.stdout, 1), lasting(sys.stderr, 2)
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default: {value}")

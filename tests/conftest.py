@@ -63,7 +63,7 @@ def fcnlab(monkeypatch, tmp_path):
 
     def run(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["fcnlab", *map(str, words)])
-        handlers = list(logging.getLogger().handlers)
+        handlers, streams = list(logging.getLogger().handlers), (sys.stdout, sys.stderr)
         try:
             main()
         except SystemExit as stop:
@@ -72,6 +72,8 @@ def fcnlab(monkeypatch, tmp_path):
                 return 1
             return stop.code or 0
         finally:
+            sys.stdout.flush()
+            sys.stdout, sys.stderr = streams  # which main has made to last
             for handler in set(logging.getLogger().handlers) - set(handlers):  # Hydra's, to the run's log
                 handler.close()
             logging.getLogger().handlers[:] = handlers

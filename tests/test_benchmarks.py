@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import os
 import re
 import runpy
 import sys
@@ -330,3 +331,15 @@ def test_startup_ends_trainings_where_they_begin(script, tmp_path):
     words = script("startup")["words_of"]
     assert words(("train", "logger=csv"), tmp_path)[4].endswith("fit_begins.FitBegins")
     assert words(("train", "--cfg", "job"), tmp_path) == ["-m", "fcnlab", "train", "--cfg", "job"]
+
+
+def test_a_script_that_nobody_reads_measures_on(script, monkeypatch):
+    """As that of ``fcnlab bench | head -1``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "argv", ["a claim"])
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        monkeypatch.setattr(sys, "stderr", sys.stderr)
+        assert script("measuring")["options"]("A claim.", rounds=3).rounds == 3
+        print("not seen", flush=True)

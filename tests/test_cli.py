@@ -9,9 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fcnlab.cli import VERBS, _of_the_disk, _split, main
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, limit_of_process
+from fcnlab.launching.processes import in_quotes
 from fcnlab.repeat import resume_sweep
 
 
@@ -246,3 +248,102 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
 def test_version(fcnlab, capsys):
     assert fcnlab("--version") == 0
     assert capsys.readouterr().out == f"fcnlab {version('fcnlab')}\n"
+
+
+# --- surroundings
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["train", "hydra.run.dir=rün"],
+            """hydra.run.dir=rün cannot be read: its value needs quotes: "hydra.run.dir='rün'"\n""",
+        ),
+        (["train", "model.backbone.weights=a,ü"], """needs quotes: "model.backbone.weights='a,ü'"\n"""),
+        (["train", "-m", "+x=a,ü"], """needs quotes: "+x=a,'ü'"\n"""),
+        (["eval", "checkpoint=a=b(c"], """needs quotes: "checkpoint='a=b(c'"\n"""),
+        (["train", "seed"], "seed cannot be read: missing EQUAL at '<EOF>' (key=value)\n"),
+        (["train", "seed=[1"], "seed=[1 cannot be read: no viable alternative at input '[1' (key=value)\n"),
+    ],
+)
+def test_a_word_that_hydra_cannot_read_is_told_in_a_sentence(fcnlab, capsys, words, said):
+    assert fcnlab(*words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"fcnlab {words[0]}: {words[-1]} cannot be read: ") and error.endswith(said)
+
+
+def test_the_quoted_word_is_one_that_hydra_reads():
+    for value in ("rün", "a b", "it's", "a\\", "x=(y", "a,ü"):
+        word = in_quotes(f"input={value}", is_list=False) or f"input={value}"
+        assert OverridesParser.create().parse_override(word).value() == value
+    assert in_quotes("größe=3", is_list=False) is None  # its key
+
+
+def test_values_of_options_are_no_settings(fcnlab, capsys, tmp_path):
+    (tmp_path / "cönf").mkdir()
+    assert fcnlab("train", "--config-dir", "cönf", "--cfg", "job") == 0
+
+
+@pytest.mark.parametrize("typed", ["'rün'", '"rün"', "rün", "['rün']"])
+def test_a_quoted_path_is_a_list_of_one(fcnlab, capsys, typed):
+    assert fcnlab("compare", f"runs={typed}") == 1
+    assert "runs=rün: there is no such folder" in capsys.readouterr().err
+    assert fcnlab("bench", f"claims={typed}") == 1
+    assert "claims=rün: no such claim" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["train"], ["train", "--help"], ["compare", "runs=a"], ["train", "-m", "seed=1,2"]])
+def test_a_folder_that_was_removed_is_told(fcnlab, capsys, tmp_path, monkeypatch, words):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert fcnlab(*words) == 1
+    assert capsys.readouterr().err == (
+        f"fcnlab {words[0]}: the current folder is no longer there (No such file or directory): cd to another one\n"
+    )
+    assert fcnlab("--help") == 0
+
+
+LIMITS = [
+    (RuntimeError("can't start new thread"), "no further thread or process can be started"),
+    (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "no further thread or process can be started"),
+    (ImportError("libtorch_cuda.so: failed to map segment from shared object"), "there is too little memory"),
+    (MemoryError("Unable to allocate 9.3 GiB"), "there is too little memory"),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is too little memory"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"), "there is too little memory"),
+    (OSError(errno.EMFILE, "Too many open files"), "too many files are open"),
+]
+BEFORE_HYDRA, IN_A_TASK = "fcnlab.cli.time.time", "fcnlab.tasks.compare.compare"
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "said"),
+    [
+        *((BEFORE_HYDRA, *limit) for limit in LIMITS),
+        *((IN_A_TASK, *limit) for limit in LIMITS[:-1]),  # of files _of_the_disk says there how the run goes on
+    ],
+)
+def test_a_limit_of_the_process_is_told_in_a_sentence(fcnlab, capsys, monkeypatch, error, said, place):
+    def raises(*_):
+        raise error
+
+    monkeypatch.setattr(place, raises)
+    assert fcnlab("compare", "runs=.") == 1
+    shown = capsys.readouterr().err
+    assert said in shown and str(error).splitlines()[0] in shown and "raise the limit (ulimit" in shown
+    assert "Traceback" not in shown
+
+
+def test_an_error_of_the_program_is_no_limit():
+    for error in (RuntimeError("wrong"), ImportError("no module"), BrokenPipeError(errno.EPIPE, "x"), ValueError()):
+        assert limit_of_process(error) is None
+
+
+def test_a_process_that_may_start_no_thread_says_so(fcnlab, capsys, monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", start)
+    assert fcnlab("--version") == 1
+    assert capsys.readouterr().err.startswith("fcnlab: no further thread or process can be started (can't start")

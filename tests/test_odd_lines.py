@@ -32,6 +32,8 @@ COMPUTED = "cannot be computed: "
         ("-m -c hydra", "-c shows the settings of one run: leave -m out"),
         ("--info config --cfg job", "Only one of --run, --multirun, --cfg, --info"),
         ("--resolve", "--resolve has no effect without --cfg, which it is for: add --cfg job"),
+        ("--experimental-rerun job.pickle", "--experimental-rerun would run what a file holds: type from_run=FOLDER"),
+        ("--exp=job.pickle", "--experimental-rerun would run what a file holds"),
         ("-m --package model", "--package has no effect without --cfg"),
         ("--help model=nothing", "Could not find 'model/nothing'"),
         ("--help seed=1,2", "Ambiguous value for argument 'seed=1,2'"),

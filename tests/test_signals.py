@@ -20,7 +20,6 @@ import pytest
 from fcnlab import cli, signals
 from fcnlab.launching import processes
 from fcnlab.signals import STOPPING, Interrupted, StopSignals, ended_by_signals
-from fcnlab.terminal import lasting
 
 
 @pytest.fixture
@@ -127,22 +126,6 @@ def test_what_a_fork_receives_is_not_counted():
         kept = signal.set_wakeup_fd(-1)
         assert kept >= 0
         signal.set_wakeup_fd(kept)
-
-
-# --- a terminal that is closed
-
-
-def test_what_is_written_to_a_closed_terminal_is_dropped(capsys):
-    master, slave = pty.openpty()
-    with os.fdopen(slave, "w") as plain:
-        out = lasting(plain)
-        print("seen", file=out, flush=True)
-        assert os.read(master, 100) == b"seen\r\n"
-        os.close(master)
-        with pytest.raises(OSError, match="Input/output error"):
-            os.write(slave, b"x")
-        print("not seen", file=out, flush=True)
-    assert lasting(sys.stdout) is sys.stdout  # no terminal here
 
 
 # --- a parent that ends

@@ -2,14 +2,16 @@
 
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fcnlab.errors import CHDIR, UserError, why_not_written
+from fcnlab.errors import CHDIR, UserError, limit_of_process, why_not_written
 from fcnlab.signals import Interrupted, ended_by_signals
+from fcnlab.terminal import lasting, open_standard_files, why_not_printed
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -39,7 +41,7 @@ WITH_VALUE = (
 )
 OF_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # which need not be given
 PROCESS = "FCNLAB_PROCESS"  # in the environment: the process id of the fcnlab that starts others
-ONLY_SHOWS = {"-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help"}  # options with which nothing is run
+ONLY_SHOWS = {"-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help", "--version"}  # nothing is run with these
 FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
 OF_THE_DISK = FULL | {
     errno.EROFS: "the file system is read-only",
@@ -66,16 +68,38 @@ Start with: fcnlab train
 
 def main() -> None:
     """The console script. What takes longer to import is imported behind ``ended_by_signals``."""
-    with ended_by_signals():
-        from fcnlab.terminal import lasting
-
-        sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
-        try:
-            _command()
-        except Interrupted as stop:
-            if not stop.reported:
-                print(f"fcnlab: stopped by {stop}", file=sys.stderr)
+    open_standard_files()
+    sys.stdout, sys.stderr = lasting(sys.stdout, 1), lasting(sys.stderr, 2)
+    try:
+        with ended_by_signals():
+            try:
+                _command()
+            except SystemExit as end:  # Hydra's, too, behind what it has shown
+                if end.code:
+                    raise
+            _say_what_was_not_printed()
+    except Interrupted as stop:
+        if not stop.reported:
+            print(f"fcnlab: stopped by {stop}", file=sys.stderr)
+        raise
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
+        if (reason := limit_of_process(error)) is None:
             raise
+        sys.exit(f"fcnlab: {reason}")
+
+
+def _say_what_was_not_printed() -> None:
+    """Where printing was all that a command had to do, it has failed; the results of others are in their folders."""
+    if reason := why_not_printed(sys.stdout):
+        sentence = f"fcnlab: not all output could be written to standard output: {reason}"
+        if _only_shows():
+            sys.exit(sentence)
+        print(sentence, file=sys.stderr)
+
+
+def _only_shows() -> bool:
+    """Whether no more is asked for than to print something."""
+    return any(word.partition("=")[0] in ONLY_SHOWS for word in sys.argv)
 
 
 def _command() -> None:
@@ -94,6 +118,7 @@ def _command() -> None:
     started_by_lightning = sys.argv[place] != verb
     if started_by_lightning:
         _end_with_rank_0()
+    _check_current_folder(verb)
     os.environ[PROCESS] = str(os.getpid())
     # Rewritten in place and not cut out: Lightning starts the other ranks of a DDP run with this very argv.
     sys.argv[place] = CONFIG_NAME + verb
@@ -104,6 +129,7 @@ def _command() -> None:
     sys.argv[1:] = list(_without_null(verb, sys.argv[1:]))
     _check_options(verb)
     _bring_back(verb, started_by_lightning)
+    _check_grammar(verb)
     _check_groups(verb)
     _check_experiment(verb)
     _check_place(verb)
@@ -126,6 +152,8 @@ def _check_options(verb: str) -> None:
     """Refuse options that only show, beside those that run, and those that say how to show, without them."""
     options = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")}
     shows = options & ONLY_SHOWS
+    if any(len(option) > 2 and "--experimental-rerun".startswith(option) for option in options):
+        sys.exit(f"fcnlab {verb}: --experimental-rerun would run what a file holds: type from_run=FOLDER")
     if shows & {"-c", "--cfg", "-i", "--info"} and options & {"-m", "--multirun"}:
         sys.exit(
             f"fcnlab {verb}: {min(shows)} shows the settings of one run: leave -m out, and give one value of each list"
@@ -179,6 +207,8 @@ def _defer(verb: str) -> None:
 def _as_list(word: str, lists: str, name: str = "") -> str:
     """``runs=A,B`` as the list that is meant, and names as they are: commas and ``=`` have meanings for Hydra."""
     key, _, value = word.partition("=")
+    if key == lists and value.startswith(("'", '"')):
+        return f"{key}=[{value}]"
     if key not in (lists, name) or value.startswith(("[", "'", '"')) or value in ("", "null"):
         return word
     from fcnlab.launching import quoted
@@ -199,8 +229,6 @@ def _split(value: str) -> list[str]:
 
 def _without_null(verb: str, words: list[str]) -> Iterator[str]:
     """``logger=null`` as the option ``none`` that is meant; Hydra ends in a traceback where a group is null."""
-    import re
-
     from fcnlab.config import CONF
 
     for word in words:
@@ -226,6 +254,36 @@ def _options(group: str) -> str:
     return ", ".join(sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in paths))
 
 
+def _check_current_folder(verb: str) -> None:
+    """Relative paths mean nothing in a folder that was removed, and Hydra asks for it whatever is done."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        sys.exit(f"fcnlab {verb}: the current folder is no longer there ({error.strerror}): cd to another one")
+
+
+def _check_grammar(verb: str) -> None:
+    """Refuse a word that Hydra cannot read, and say how it is typed: Hydra names the class of its lexer's error."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from fcnlab.errors import first_line
+    from fcnlab.launching import typed
+    from fcnlab.launching.processes import in_quotes
+
+    parser = OverridesParser.create()
+    sweep = bool({"-m", "--multirun"} & set(sys.argv))
+    for word in sys.argv[1:]:
+        if word.startswith("-"):
+            continue
+        try:
+            parser.parse_override(word)
+        except HydraException as error:
+            readable = in_quotes(word, sweep)
+            reason = f"its value needs quotes: {typed([readable])}" if readable else f"{first_line(error)} (key=value)"
+            sys.exit(f"fcnlab {verb}: {word} cannot be read: {reason}")
+
+
 def _check_groups(verb: str) -> None:
     """Some verbs choose no data by themselves, and Hydra's words for a setting of what is not there mislead."""
     for group in {"eval": ("data", "model"), "predict": ("data",)}.get(verb, ()):
@@ -236,8 +294,6 @@ def _check_groups(verb: str) -> None:
 
 def _check_experiment(verb: str) -> None:
     """Hydra's words for an experiment of another verb mislead; its file says in its second line whose it is."""
-    import re
-
     from fcnlab.config import CONF
 
     chosen = next((word.removeprefix("experiment=") for word in sys.argv if word.startswith("experiment=")), "")
@@ -303,7 +359,7 @@ def _check_working_folder(hydra: "HydraConf") -> None:
 def _check_place(verb: str) -> None:
     """Refuse a folder that cannot be written to, before Hydra tries to make it."""
     sweep = bool({"-m", "--multirun"} & set(sys.argv))
-    if any(word.partition("=")[0] in ONLY_SHOWS for word in sys.argv):
+    if _only_shows():
         return
     key = "hydra.sweep.dir=" if sweep else "hydra.run.dir="
     typed = next((word.removeprefix(key) for word in reversed(sys.argv) if word.startswith(key)), "outputs")
@@ -333,9 +389,9 @@ def _run(verb: str) -> None:
         from fcnlab.tasks.run_folder import RunFolder
 
         hydra_config = HydraConfig.get()
-        module = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
-        function = getattr(imported(f"fcnlab.tasks.{module}"), module)
         try:
+            module = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
+            function = getattr(imported(f"fcnlab.tasks.{module}"), module)
             with RunFolder(Path(hydra_config.runtime.output_dir), began) as folder:
                 _check_working_folder(hydra_config)
                 return function(cfg, folder)
@@ -343,8 +399,11 @@ def _run(verb: str) -> None:
             raise CompactHydraException(
                 in_terminal(f"fcnlab {verb}: {error}")
             ) from error  # Hydra shows these without a traceback
-        except OSError as error:
-            said = _of_the_disk(verb, error, Path(hydra_config.runtime.output_dir))
+        except (ImportError, MemoryError, OSError, RuntimeError) as error:
+            folder = Path(hydra_config.runtime.output_dir)
+            said = _of_the_disk(verb, error, folder) if isinstance(error, OSError) else None
+            if said is None and (reason := limit_of_process(error)):
+                said = f"fcnlab {verb}: {reason}"
             if said is None:
                 raise
             raise CompactHydraException(in_terminal(said)) from error

@@ -1,5 +1,6 @@
 """The one kind of error that is the user's to mend."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -20,6 +21,9 @@ CHDIR = (
     "hydra.job.chdir=true: relative paths would mean folders inside the run's, where no data and no checkpoints are."
     " Leave it out; ${hydra:runtime.output_dir} is the run's folder"
 )
+
+
+NO_MEMORY = ("failed to map segment", "annot allocate memory", "DefaultCPUAllocator: can't allocate memory")
 
 
 def first_line(error: BaseException) -> str:
@@ -44,6 +48,21 @@ def why_not_written(folder: Path) -> str | None:
         if not place.is_dir():
             return f"{place} is no folder" if place.exists() else f"{place} is a link to what is not there"
         return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written to"
+    return None
+
+
+def limit_of_process(error: BaseException) -> str | None:
+    """What to say of an error that comes from a limit on this process; None where it comes from something else."""
+    number, text = getattr(error, "errno", None), str(error)
+    if "can't start new thread" in text or (number == errno.EAGAIN and isinstance(error, BlockingIOError)):
+        return (
+            f"no further thread or process can be started ({first_line(error)}): raise the limit (ulimit -u, or the"
+            " container's), or end other processes of this user"
+        )
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in text for words in NO_MEMORY):
+        return f"there is too little memory ({first_line(error)}): raise the limit (ulimit -v, or the container's)"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"too many files are open ({first_line(error)}): raise the limit (ulimit -n)"
     return None
 
 

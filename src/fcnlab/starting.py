@@ -14,9 +14,10 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import version
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 TORCHMETRICS = "torchmetrics"
+DRAWING = "torchmetrics.utilities.plot"
 BASE_CLASSES = {"Metric": "torchmetrics.metric", "MetricCollection": "torchmetrics.collections"}
 
 
@@ -24,7 +25,7 @@ def imported(name: str) -> ModuleType:
     """The module of a command, imported without what no command uses, and without walks of the garbage collector."""
     if name in sys.modules:
         return sys.modules[name]
-    with _no_collection(), TorchmetricsByNeed():
+    with _no_collection(), TorchmetricsByNeed(), DrawingByNeed():
         return importlib.import_module(name)
 
 
@@ -45,16 +46,13 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-class TorchmetricsByNeed(MetaPathFinder, Loader):
-    """Import torchmetrics without its hundred metrics, until something other than its two base classes is asked of it.
+class ByNeed(MetaPathFinder, Loader):
+    """While entered, one module is executed in a way of its own when it is first imported; all others as ever."""
 
-    Lightning imports it for these two, and the package imports torchvision, scipy.signal and scipy.stats for metrics of
-    pictures, sound and text: as much as torch itself takes. While this is entered, ``import torchmetrics`` imports the
-    two; whatever else is asked of the package, then or later, runs its own ``__init__`` in the same module, as
-    :class:`importlib.util.LazyLoader` would. So nothing is replaced, and nothing is missing.
-    """
+    name: str
+    whole: Loader | None  # the module's own
 
-    def __enter__(self) -> "TorchmetricsByNeed":
+    def __enter__(self) -> Self:
         sys.meta_path.insert(0, self)
         return self
 
@@ -65,7 +63,7 @@ class TorchmetricsByNeed(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != TORCHMETRICS:
+        if fullname != self.name:
             return None
         sys.meta_path.remove(self)  # its submodules, and the whole of it later, are found as ever
         spec = PathFinder.find_spec(fullname, path, target)
@@ -75,6 +73,23 @@ class TorchmetricsByNeed(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
+
+    def _give_back(self, module: ModuleType) -> None:
+        """Let the module be reloaded as a whole."""
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.whole
+
+
+class TorchmetricsByNeed(ByNeed):
+    """Import torchmetrics without its hundred metrics, until something other than its two base classes is asked of it.
+
+    Lightning imports it for these two, and the package imports torchvision, scipy.signal and scipy.stats for metrics of
+    pictures, sound and text: as much as torch itself takes. While this is entered, ``import torchmetrics`` imports the
+    two; whatever else is asked of the package, then or later, runs its own ``__init__`` in the same module, as
+    :class:`importlib.util.LazyLoader` would. So nothing is replaced, and nothing is missing.
+    """
+
+    name = TORCHMETRICS
 
     def exec_module(self, module: ModuleType) -> None:
         def others(name: str) -> Any:
@@ -89,5 +104,27 @@ class TorchmetricsByNeed(MetaPathFinder, Loader):
         importlib.import_module(f"{TORCHMETRICS}.utilities")  # first: it and the classes import each other
         for name, place in BASE_CLASSES.items():
             setattr(module, name, getattr(importlib.import_module(place), name))
-        assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self.whole
+        self._give_back(module)
+
+
+class DrawingByNeed(ByNeed):
+    """Import torchmetrics' drawing without matplotlib, until something is drawn.
+
+    The base class of all metrics imports it for annotations. matplotlib looks through all fonts of the machine then,
+    needs a folder to keep them in, and fails where there is none.
+    """
+
+    name = DRAWING
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert self.whole is not None
+        known = vars(importlib.import_module(f"{TORCHMETRICS}.utilities.imports"))
+        installed = known["_MATPLOTLIB_AVAILABLE"]
+        known["_MATPLOTLIB_AVAILABLE"] = False
+        try:
+            self.whole.exec_module(module)
+        finally:
+            known["_MATPLOTLIB_AVAILABLE"] = installed
+        self._give_back(module)
+        if installed:  # whoever draws asks for matplotlib by this function first
+            vars(module)["_error_on_missing_matplotlib"] = lambda: importlib.reload(module)

@@ -26,8 +26,6 @@ from fcnlab.segmenter import labels
 pytestmark = [
     # Python 3.12 on warns of forks beside threads, which is how torch's loaders start workers on Linux.
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
-    # Several workers are what is tested, also where there are fewer cores.
-    pytest.mark.filterwarnings("ignore:This DataLoader will create . worker processes:UserWarning"),
 ]
 
 
@@ -631,3 +629,16 @@ def test_images_that_augmentation_would_scale_to_nothing_are_named_before_traini
     with pytest.raises(DataError, match=r"t0\.jpg has 1x9 pixels; 2 are needed"):
         make(augment=standard).check("train")
     make(augment=none).check("train")
+
+
+@pytest.mark.parametrize("name", ["train", "val", "predict"])
+def test_more_workers_than_cores_are_the_users_choice(make, monkeypatch, name):
+    """Warnings are errors here, and torch has one when a loader is made, and another when it is read."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    loader = getattr(on_rank(make(num_workers=2), 0, 1), f"{name}_dataloader")()
+    assert loader.num_workers == 2 and next(iter(loader))
+
+
+def test_every_loader_is_ours(repository):
+    calls = [path.name for path in (repository / "src").rglob("*.py") if " DataLoader(" in path.read_text()]
+    assert not calls

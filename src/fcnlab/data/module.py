@@ -46,6 +46,13 @@ IN_HAND = 2  # batches that the process itself has of its workers: the one that 
 TENSORS, PIPES_OF_A_WORKER, PIPES_AND_THEIR_LIKE = 3, 4, 8
 
 
+class Loader(DataLoader):
+    """torch's, with as many workers as it is given: the user, or ``num_workers=auto``, knows the cores."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Say nothing: torch warns of more workers than cores, once when it is made and once when it is read."""
+
+
 class TrainingSamples(Dataset):
     """Augmented pictures by (epoch, index): the same key and seed give the same sample in any process."""
 
@@ -362,7 +369,7 @@ class DataModule(L.LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         batches = TrainingBatches(len(pictures), self.batch_size, self.seed, *self._place(), accumulate)
         batches.resume(*self._position(len(batches)))
-        return DataLoader(
+        return Loader(
             TrainingSamples(pictures, self.augment, self.seed),
             batch_sampler=batches,
             collate_fn=collate,
@@ -388,7 +395,7 @@ class DataModule(L.LightningDataModule):
             if batch_size == 1
             else {"batch_sampler": equal_sizes(samples.pictures, share, batch_size)}
         )
-        return DataLoader(samples, collate_fn=collate, **batches, **self._loading(name))
+        return Loader(samples, collate_fn=collate, **batches, **self._loading(name))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Pixels only: which pictures they are is asked on the host, where it costs no wait."""

@@ -74,6 +74,27 @@ def quoted(value: object) -> str:
     return f"'{text}'"
 
 
+def in_quotes(word: str, is_list: bool) -> str | None:
+    """A word that Hydra cannot read, with those of its values in quotes that need them; None where that is no help.
+
+    ``is_list``: a comma separates the values of a sweep.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    def reads(text: str) -> bool:
+        try:
+            return bool(OverridesParser.create().parse_override(text))
+        except HydraException:
+            return False
+
+    key, separator, value = word.partition("=")
+    values = value.split(",") if is_list else [value]
+    safe = [each if reads(f"x={each}") else quoted(each) for each in values]
+    repaired = f"{key}={','.join(safe)}"
+    return repaired if separator and not value.startswith(("'", '"', "[", "{")) and reads(repaired) else None
+
+
 def unquoted(text: str) -> str:
     """What Hydra takes a word's value for; what it could not read stays as it is."""
     from hydra.core.override_parser.overrides_parser import OverridesParser

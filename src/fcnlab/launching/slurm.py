@@ -249,10 +249,8 @@ def task_environment() -> dict[str, str]:
 
 def submitted_from(folder: Path, number: str) -> bool:
     """Whether Slurm says that a job's script lay in this folder; a file there may bear the number of any job."""
-    done = subprocess.run(
-        ["squeue", "--me", "-h", "-j", number, "-o", "%o"], capture_output=True, text=True, check=False
-    )
-    script = done.stdout.strip()
+    done = subprocess.run(["squeue", "--me", "-h", "-j", number, "-o", "%o"], capture_output=True, check=False)
+    script = os.fsdecode(done.stdout).strip()  # a path may be no text
     return not script or Path(script).parent.resolve() == folder.resolve()
 
 

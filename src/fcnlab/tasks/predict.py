@@ -16,12 +16,12 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.memory import is_oom_error
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from fcnlab.callbacks import Interruption
 from fcnlab.config import check_targets
 from fcnlab.data.image_files import SUFFIXES, DataError, open_picture, read_image
-from fcnlab.data.module import as_tensors, collate, prepare_worker, readers, worker_count
+from fcnlab.data.module import Loader, as_tensors, collate, prepare_worker, readers, worker_count
 from fcnlab.errors import UserError
 from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
@@ -55,7 +55,7 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
     files = Files(paths, min_size=needed_size(refine, net))
     writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
     workers = workers_for(paths, worker_count(cfg.num_workers))
-    loader = DataLoader(files, batch_size=None, num_workers=workers, worker_init_fn=prepare_worker)
+    loader = Loader(files, batch_size=None, num_workers=workers, worker_init_fn=prepare_worker)
     segmenter = Predictor(net, facts["classes"], refine=refine, **evaluation_speed(cfg, net))
     with StopSignals() as signals, signals.told_apart():
         trainer = build_trainer(cfg, False, [writer, Interruption(signals)])

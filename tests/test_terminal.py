@@ -1,0 +1,186 @@
+"""Standard streams that are closed, full or of few characters: a command's work goes on, and its words are shown."""
+
+import errno
+import io
+import os
+import pty
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from fcnlab.terminal import lasting, open_standard_files, why_not_printed
+from run_folders import write_run
+
+ASCII = {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.fixture
+def closed_pipe():
+    """A stream that nobody reads any more, as behind ``| head -1``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        yield stream
+
+
+@pytest.fixture
+def full_disk():
+    """A stream on a disk without space."""
+    with Path("/dev/full").open("w") as stream:
+        yield stream
+
+
+def test_what_is_written_to_a_closed_terminal_is_dropped():
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as plain:
+        out = lasting(plain, 1)
+        print("seen", file=out, flush=True)
+        assert os.read(master, 100) == b"seen\r\n"
+        os.close(master)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.write(slave, b"x")
+        print("not seen", file=out, flush=True)
+        assert why_not_printed(out) is None
+
+
+def test_what_is_written_to_a_closed_pipe_is_dropped(closed_pipe):
+    out = lasting(closed_pipe, 1)
+    print("not seen", file=out, flush=True)
+    assert why_not_printed(out) is None
+
+
+def test_what_a_full_disk_does_not_take_is_known(full_disk):
+    out = lasting(full_disk, 1)
+    print("lost" * 10_000, file=out)
+    print("lost", file=out)
+    assert why_not_printed(out) == os.strerror(errno.ENOSPC)
+
+
+def test_a_stream_in_memory_stays_as_it_is():
+    for stream in (io.StringIO(), io.TextIOWrapper(io.BytesIO())):
+        assert lasting(stream, 1) is stream
+        assert why_not_printed(stream) is None
+
+
+def test_a_pipe_that_does_not_block_gets_everything():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    received = []
+
+    def read():
+        with os.fdopen(reading, "rb") as file:
+            received.append(file.read())
+
+    thread = threading.Thread(target=read)
+    with os.fdopen(writing, "w") as stream:
+        out = lasting(stream, 1)
+        thread.start()
+        for number in range(50_000):
+            print(f"line {number}", file=out)
+        out.flush()
+    thread.join()
+    assert received[0].decode().splitlines() == [f"line {number}" for number in range(50_000)]
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # of PYTHONIOENCODING and of LC_ALL=POSIX
+def test_what_an_encoding_lacks_is_shown_as_an_escape(tmp_path, errors):
+    with (tmp_path / "out").open("w", encoding="ascii", errors=errors) as stream:
+        print("✓ Lov\xe1sz \udce9", file=lasting(stream, 1), flush=True)
+    assert (tmp_path / "out").read_bytes() == rb"\u2713 Lov\xe1sz \udce9" + b"\n"
+
+
+def test_closed_standard_files_are_nowhere_and_never_a_file_of_ours():
+    child = os.fork()
+    if not child:
+        os.closerange(0, 3)
+        open_standard_files()
+        print("nowhere", file=lasting(None, 1), flush=True)
+        is_nowhere = os.fstat(1).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
+        os._exit(0 if is_nowhere and os.open(__file__, os.O_RDONLY) > 2 and os.get_inheritable(1) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("words", [("--help",), ("train", "--help")])
+def test_what_is_shown_may_be_cut_off(fcnlab, monkeypatch, capsys, closed_pipe, words):
+    monkeypatch.setattr(sys, "stdout", closed_pipe)
+    assert fcnlab(*words) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), ("train", "--cfg", "job")])
+def test_what_could_not_be_shown_is_a_failure(fcnlab, monkeypatch, capsys, full_disk, words):
+    monkeypatch.setattr(sys, "stdout", full_disk)
+    assert fcnlab(*words) == 1
+    assert capsys.readouterr().err == (
+        "fcnlab: not all output could be written to standard output: No space left on device\n"
+    )
+
+
+def test_a_comparison_whose_table_nobody_reads_is_whole(fcnlab, monkeypatch, capsys, closed_pipe, tmp_path):
+    write_run(tmp_path / "runs" / "a")
+    monkeypatch.setattr(sys, "stdout", closed_pipe)
+    assert fcnlab("compare", "runs=runs", "hydra.run.dir=c") == 0
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "c" / "comparison.html").is_file()
+
+
+def test_a_comparison_whose_table_finds_no_space_says_so_and_is_whole(fcnlab, monkeypatch, capsys, full_disk, tmp_path):
+    write_run(tmp_path / "runs" / "a")
+    monkeypatch.setattr(sys, "stdout", full_disk)
+    assert fcnlab("compare", "runs=runs", "hydra.run.dir=c") == 0
+    assert "not all output could be written" in (said := capsys.readouterr().err) and "Traceback" not in said
+    assert (tmp_path / "c" / "comparison.html").is_file()
+
+
+def process(tmp_path: Path, *words: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess:
+    """A command in a shell of its own, with its standard files as ``redirect`` says."""
+    shell = f'set -o pipefail; "{sys.executable}" -m fcnlab "$@" {redirect}'
+    return subprocess.run(
+        ["bash", "-c", shell, "bash", *words],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirect", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_daemon_needs_no_standard_files(tmp_path, redirect):
+    write_run(tmp_path / "runs" / "a")
+    done = process(tmp_path, "compare", "runs=runs", "hydra.run.dir=c", redirect=redirect)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "c" / "comparison.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_without_its_display(tmp_path, small, shapes_root):
+    words = [*small, f"data.root={shapes_root}", "trainer=smoke", "logger=csv", "trainer.accelerator=cpu"]
+    done = process(
+        tmp_path, "train", "-m", "seed=1,2", "hydra.sweep.dir=s", *words, redirect="| head -1", OMP_NUM_THREADS="1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "s").glob("*/metrics.json"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirect", ["", "| head -1"])
+def test_doctor_ends_with_what_it_found_whatever_shows_it(tmp_path, small, shapes_root, redirect):
+    words = [*(word for word in small if word.startswith("data.")), f"data.root={shapes_root}", "hydra.run.dir=d"]
+    done = process(tmp_path, "doctor", *words, redirect=redirect, **ASCII)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.isascii()
+    assert "shapes" in (tmp_path / "d" / "doctor.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_log_is_utf_8_on_an_ascii_terminal(tmp_path):
+    write_run(tmp_path / "runs" / "a")
+    done = process(tmp_path, "compare", "runs=runs", "hydra.run.dir=c", **ASCII)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"mean \xb1 standard" in done.stdout
+    assert "mean ± standard" in (tmp_path / "c" / "compare.log").read_text(encoding="utf-8")
