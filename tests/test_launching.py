@@ -383,6 +383,14 @@ def test_settings_without_an_effect_and_older_records_let_a_sweep_go_on(tmp_path
     unchanged(tmp_path, monkeypatch, THEN, settings, **now)
 
 
+def test_what_each_job_decides_for_itself_has_not_changed(tmp_path, monkeypatch):
+    """A job's record has the precision that ``auto`` was there."""
+    then = THEN + "trainer: {precision: 32-true}\n"
+    unchanged(tmp_path, monkeypatch, then, "another", trainer={"precision": "auto"})
+    with pytest.raises(UserError, match=r"job 3: trainer\.precision=bf16-mixed \(was 32-true\)"):
+        unchanged(tmp_path / "b", monkeypatch, then, "another", trainer={"precision": "bf16-mixed"})
+
+
 def test_a_setting_that_a_newer_fcnlab_adds_is_warned_of(tmp_path, monkeypatch, caplog):
     with caplog.at_level("WARNING", logger="fcnlab"):
         unchanged(tmp_path, monkeypatch, THEN, "another", optim={"lr": 0.1, "momentum": 0.9, "nesterov": False})

@@ -239,6 +239,17 @@ def test_jobs_that_know_their_number_are_no_repeats(tmp_path):
     assert len(worker.words) == 6
 
 
+def test_jobs_that_know_their_number_by_a_file_are_no_repeats(tmp_path, monkeypatch):
+    """``seed: ${hydra:job.num}`` of an experiment, which only what a job is composed of tells."""
+    cfg = OmegaConf.create({"seed": "${hydra:job.num}"})
+    monkeypatch.setattr(searching, "check_jobs", lambda *_: {0: cfg})
+    worker = Worker()
+    made = search(tmp_path, worker, n_trials=6)
+    del made._check_ends
+    made.sweep(["x=1,2", "experiment=own"])
+    assert len(worker.words) == 6
+
+
 SPACE = ["x=interval(-10.0,10.0)", "seed=3"]
 
 

@@ -368,7 +368,7 @@ def test_a_files_search_space_gives_way_to_what_is_typed(in_sweep):
     assert words == [["seed=1", *kept], ["seed=2", *kept]]
 
 
-@pytest.mark.parametrize("search", [(), ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=0.1,0.2")])
+@pytest.mark.parametrize("search", [(), ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=interval(0.1,0.2)")])
 def test_interpolations_of_a_files_space_are_the_jobs_own(sweep, search):
     """Hydra hands a sweeper its settings resolved: each job would have the weights of the sweep's own seed."""
     seeds = ("seed=1,2",) if not search else ("seed=7",)
@@ -422,6 +422,14 @@ def test_a_sweep_goes_on_with_the_space_that_its_file_had_and_has(sweep, own_spa
         assert [of_job(job) for job in sweep(words[0], *again, "sweep.resume=s", fixed=QUICK if again else ())] == jobs
     own_space("{optim.lr: 0.1, seed: '1,2', model: fcn8s}")  # gives way to what was typed, as it did before
     assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 2
+
+
+def test_of_a_dictionary_in_a_file_only_what_is_typed_gives_way(sweep, own_space, caplog):
+    words = own_space("{optim: {lr: 0.25, weight_decay: 0.125}, seed: '1,2'}")
+    with caplog.at_level("INFO", logger="fcnlab"):
+        jobs = [of_job(job) for job in sweep(*words, "optim.lr=0.7")]
+    assert jobs == [["optim.weight_decay=0.125", f"seed={seed}", words[1], "optim.lr=0.7"] for seed in (1, 2)]
+    assert "optim.lr of hydra.sweeper.params gives way to what was typed" in caplog.text
 
 
 def test_a_typed_space_comes_back_with_its_sweep(sweep, tmp_path):

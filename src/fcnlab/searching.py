@@ -17,12 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError, first_line
-from fcnlab.launching.grid import params_as_written, read_words, restore_deferred, write_multirun
+from fcnlab.launching.grid import params_as_written, read_words, restore_deferred, settings_text, write_multirun
 from fcnlab.launching.launchers import OF_THE_SWEEP, check_jobs, check_unchanged, told_plainly
 from fcnlab.launching.manifest import difference, facts_of, resuming, shown
 from fcnlab.launching.places import slots_for, visible_gpus
 from fcnlab.launching.processes import as_typed, options, typed
-from fcnlab.results.settings import in_few_digits
+from fcnlab.results.settings import OF_THE_JOB, in_few_digits
 
 log = logging.getLogger("fcnlab")
 STORAGE, RESULTS = "search.db", "search.json"  # in the sweep's folder
@@ -90,6 +90,7 @@ class Search(Sweeper):
             space, self.fixed = space_of(read_words(self.context, self.params, arguments, self.chosen_launcher))
             self.space = {name: space_word(name, values) for name, values in space.items()}
             self._check_same_space()
+            self.by_number = any(map(OF_THE_JOB.search, self.fixed))  # no two jobs are equal, whatever is drawn
             self._check_ends(space)
             study = self._open()
             check_trials(study, space, shown(self.folder / STORAGE))
@@ -124,9 +125,10 @@ class Search(Sweeper):
         for params in ends_of(space):
             words, elsewhere = words_of(params), getattr(self.chosen_launcher, "elsewhere", True)
             try:
-                check_jobs(self.context, self.whole, [[*self.fixed, *words]], 0, elsewhere)
+                configs = check_jobs(self.context, self.whole, [[*self.fixed, *words]], 0, elsewhere)
             except UserError as error:
                 raise UserError(f"{' '.join(words)}: {str(error).removeprefix('job 0: ')}") from error
+            self.by_number |= any(bool(OF_THE_JOB.search(settings_text(cfg))) for cfg in configs.values())
 
     def _open(self) -> Any:
         import optuna
@@ -172,7 +174,7 @@ class Search(Sweeper):
 
     def _work_off(self, study: Any, batch: Mapping[int, Mapping[str, Any]]) -> list[JobReturn]:
         """Launch the trials whose settings are new; equal settings give equal runs, so the others have their scores."""
-        repeats = {} if any("${" in word for word in self.fixed) else repeats_in(study, batch)
+        repeats = {} if self.by_number else repeats_in(study, batch)
         self._write(study)
         returned: list[JobReturn] = []
         for numbers in in_a_row([number for number in batch if number not in repeats]):

@@ -12,7 +12,7 @@ import yaml
 
 from fcnlab.results import reading
 from fcnlab.results.runs import LeftOut, Unusable, read_run, read_runs, run_folders
-from fcnlab.results.settings import leaves
+from fcnlab.results.settings import leaves, telling_values
 from run_folders import trained
 
 CONFUSED = np.array([[[3, 1], [0, 2]], [[1, 0], [1, 5]]])
@@ -219,6 +219,16 @@ def test_weights_that_follow_the_seed_are_one_setting(make_run):
     run = with_facts(make_run("a", settings=path), weights=began_at("aaaa", "1" * 64))
     assert run.settings["model.weights"] == "best.ckpt (aaaa)"
     assert "model.weights" not in with_facts(run.folder, weights=began_at(None, "1" * 64)).settings
+
+
+@pytest.mark.parametrize(
+    ("typed", "counts"),
+    [("${hydra:job.num}", True), ("${oc.env:DECAY}", True), ("${optim.lr}", False), ("x/${seed}", False)],
+)
+def test_what_comes_from_outside_of_the_config_is_a_setting(typed, counts):
+    """A job's number, and the environment; another setting counts by itself."""
+    found = telling_values({"optim": {"weight_decay": typed}}, {"optim": {"weight_decay": 1}})
+    assert found == ({"optim.weight_decay": 1} if counts else {})
 
 
 def test_what_no_setting_tells_is_a_setting(make_run):

@@ -28,12 +28,11 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.launching.launchers import check_jobs, check_unchanged, of_the_user, told_plainly
 from fcnlab.launching.manifest import Manifest, difference
 from fcnlab.launching.processes import as_typed
-from fcnlab.results.settings import in_few_digits
+from fcnlab.results.settings import OF_THE_JOB, in_few_digits
 
 log = logging.getLogger("fcnlab")
 MOST_JOBS = 10_000
 MOST_VALUES = 1_000_000  # of a range; those of a search are no jobs each
-OF_THE_JOB = re.compile(r"\$\{hydra:(?!runtime\.)")  # all composed runs ask for their folder
 MARK = "as_typed"
 WAITING = re.compile(rf"^([^=]+)=choice\(\{{{MARK}:(.*)\}}\)$", re.DOTALL)
 
@@ -115,15 +114,15 @@ def read_words(
     """
     parser = OverridesParser.create(config_loader=context.config_loader)
     typed, of_file = parser.parse_overrides(list(arguments)), parser.parse_overrides(params_as_words(params))
-    kept = beside(of_file, typed)
+    kept, ours = beside(of_file, typed), {path for override in typed for path in paths_of(override)}
     for override in of_file:
         check_no_list_inside(override)
         if override.is_hydra_override():
             raise UserError(
                 f"hydra.sweeper.params: {override.input_line} is one setting for the whole sweep: give it beside them"
             )
-        if override.input_line not in _lines([*kept, *typed]):
-            log.info("%s of hydra.sweeper.params gives way to what was typed", override.input_line)
+        if gone := _given_way(override, ours):
+            log.info("%s of hydra.sweeper.params gives way to what was typed", gone)
     if manifest := getattr(launcher, "manifest", None):
         check_params(manifest, typed, of_file, parser)
     overrides = [*kept, *typed]
@@ -137,9 +136,27 @@ def read_words(
 
 
 def beside(overrides: Sequence[Override], others: Sequence[Override]) -> list[Override]:
-    """The words that set nothing which others set."""
+    """What the words set that others do not; of a dictionary the settings that are left, a word each."""
     ours = {path for override in others for path in paths_of(override)}
-    return [override for override in overrides if ours.isdisjoint(paths_of(override))]
+    return [part for override in overrides for part in _without(ours, override)]
+
+
+def _given_way(override: Override, paths: set[str]) -> str:
+    """What of a word has no effect where others set these paths."""
+    gone = paths_of(override) & paths
+    return str(override.input_line) if gone and not _without(paths, override) else ", ".join(sorted(gone))
+
+
+def _without(paths: set[str], override: Override) -> list[Override]:
+    own = paths_of(override)
+    if own.isdisjoint(paths):
+        return [override]
+    if own <= paths or override.is_sweep_override():
+        return []
+    key, group = override.get_key_element(), override.key_or_group
+    left = {path: value for path, value in _leaves(override._value, group) if path not in paths}
+    words = [f"{key}{path.removeprefix(group)}={_as_word(value)}" for path, value in left.items()]
+    return OverridesParser.create().parse_overrides(words)
 
 
 def check_params(
@@ -233,7 +250,7 @@ def check_jobs_differ(
     """
     first_of: dict[str, int] = {}
     for number, cfg in configs.items():
-        settings = _settings(cfg)
+        settings = settings_text(cfg)
         first = number if OF_THE_JOB.search(settings) else first_of.setdefault(settings, number)
         if first != number:
             lists = [override for override in overrides if override.is_sweep_override()]
@@ -255,7 +272,7 @@ def _same_run(first: int, number: int, differing: Sequence[Override], lists: Seq
     )
 
 
-def _settings(cfg: DictConfig) -> str:
+def settings_text(cfg: DictConfig) -> str:
     """What a run depends on, as far as it was composed; equal for 1 and 1.0."""
     tree: Any = OmegaConf.to_container(cfg, resolve=False)
     return json.dumps(_in_one_form({key: value for key, value in tree.items() if key not in ("hydra", "sweep")}))

@@ -50,6 +50,7 @@ from fcnlab.signals import Interrupted, StopSignals
 log = logging.getLogger("fcnlab")
 LOG = "job.log"  # in a job's folder: all that it said
 COMPOSED = ".hydra/config.yaml"  # there, too: what it was composed of
+BY_EACH_JOB = {"trainer.precision": ("auto", "fastest")}  # whose record has what it has decided on
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
 OF_ONE_SWEEP = re.compile(  # no words for its repetition: its folder, and what its record holds as words of the jobs
     r"[+~]*hydra(\.(sweep(\.dir)?|run(\.dir)?|mode|searchpath)$|\.sweeper\.params\b)"
@@ -485,6 +486,7 @@ def check_unchanged(
             continue
         if then := settings_there(folder, manifest.verb):
             found = differences(then, today)
+            found = {path: change for path, change in found.items() if change.new not in BY_EACH_JOB.get(path, ())}
             changed.note(shown_changes({path: change for path, change in found.items() if path in then}), number)
             added.note(shown_changes({path: change for path, change in found.items() if path not in then}), number)
         else:

@@ -17,6 +17,7 @@ WITHOUT_EFFECT = re.compile(
     r"|trainer\.strategy\.(gradient_as_bucket_view|broadcast_buffers|static_graph)"
 )
 OF_THE_PLACE = re.compile(r"checkpoint|callbacks\.\w+\.(dirpath|folder)")  # where a run lies, not what it does
+OF_THE_JOB = re.compile(r"\$\{hydra:(?!runtime\.)")  # such as its number; all composed runs ask for their folder
 MOST_SHOWN = 3  # settings that a message names for one reason
 
 
@@ -67,14 +68,19 @@ def telling_values(composed: Any, config: Any) -> Settings:
     """The values that tell a run from others.
 
     ``composed`` is the config as it was composed, which still shows which values are others' (``${seed}``): those are
-    no settings of their own. ``config`` has them put in.
+    no settings of their own. What comes from the environment or is the number of a job is one. ``config`` has them put
+    in.
     """
-    linked = {path for path, value in leaves(composed).items() if "${" in str(value) and "${oc." not in str(value)}
+    linked = {path for path, value in leaves(composed).items() if "${" in str(value) and not _from_outside(str(value))}
     return {
         path: value
         for path, value in leaves(config).items()
         if not WITHOUT_EFFECT.fullmatch(path) and not linked & _prefixes(path)
     }
+
+
+def _from_outside(value: str) -> bool:
+    return "${oc." in value or bool(OF_THE_JOB.search(value))
 
 
 def telling_options(choices: Any) -> dict[str, str]:
