@@ -193,18 +193,28 @@ EXTENDED = "defaults: [a, _self_]\nstages: [a, b]\n"  # as the shipped ones are:
         (EXTENDED + "optim: {lr: 0.001}", "optim.lr=0.001 (experiment=a has 0.1)"),  # the default
     ],
 )
-@pytest.mark.parametrize("sweep", [False, True])
-def test_settings_of_the_whole_that_no_stage_would_get_are_refused(
-    fcnlab, experiments, tmp_path, capsys, text, lost, sweep
-):
+@pytest.mark.usefixtures("composed")
+def test_settings_of_the_whole_that_no_stage_would_get_are_refused(experiments, text, lost):
     """Two such experiments would run the same trainings, and their records say otherwise."""
-    folder = experiments(sta=text, stb=text)
-    chosen = ("-m", "experiment=sta,stb") if sweep else ("experiment=sta",)
+    from hydra import compose
+
+    from fcnlab.errors import UserError
+    from fcnlab.launching.stages import check_nothing_lost
+
+    words, where = ["experiment=sta"], [f"hydra.searchpath=[{experiments(sta=text)}]"]
+    with pytest.raises(UserError, match="no stage would get what experiment=sta sets") as told:
+        check_nothing_lost(compose("train", [*where, *words]), words, where)
+    assert lost in str(told.value)
+
+
+@pytest.mark.parametrize("chosen", [["experiment=sta"], ["-m", "experiment=sta,stb"]])
+def test_they_are_refused_before_anything_begins(fcnlab, experiments, tmp_path, capsys, chosen):
+    folder = experiments(sta="stages: [a, b]\noptim: {lr: 0.5}", stb="stages: [a, b]\noptim: {lr: 0.6}")
     assert fcnlab("train", "--config-dir", folder, *chosen) == 1
     said = capsys.readouterr().err
-    assert "no stage would get what experiment=sta sets" in said and lost in said
-    assert sweep <= ("job 0" in said and "job 1" in said)
-    assert not list(tmp_path.glob("outputs/**/run.json")) and not list(tmp_path.glob("outputs/**/sweep.json"))
+    assert "experiment=sta sets besides its stages: optim.lr=0.5 (" in said
+    assert len(chosen) == 1 or ("job 0: " in said and "job 1: " in said and "optim.lr=0.6 (" in said)
+    assert not list(tmp_path.glob("outputs/**/run.json")) and not list(tmp_path.glob("outputs/**/metrics.csv"))
 
 
 @pytest.mark.parametrize(

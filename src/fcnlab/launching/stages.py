@@ -39,8 +39,9 @@ def check_nothing_lost(cfg: DictConfig, words: Sequence[str], where: Sequence[st
     if closest:
         name, lost = closest
         chosen = next((word for word in words if key_of(word) == "experiment"), "the experiment")
+        shown = "; ".join(shown_changes(lost, f"{name} has"))
         raise ConfigError(
-            f"no stage would get what {chosen} sets besides its stages: {'; '.join(shown_changes(lost, f'{name} has'))}."
+            f"no stage would get what {chosen} sets besides its stages: {shown}."
             f" Set it in the experiments of the stages ({', '.join(cfg.stages)}), or type it: typed settings go to all"
         )
 
