@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -159,7 +160,7 @@ def _words(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
     ]
 
 
-def _number(hydra: DictConfig) -> list[str]:
+def _number(hydra: Any) -> list[str]:
     """The number that ``${hydra:job.num}`` means; a run that is no job of a sweep has none."""
     number = OmegaConf.select(hydra, "job.num")
     return [] if number is None else [f"hydra.job.num={number}"]
