@@ -161,3 +161,130 @@ def test_no_stage_is_written_through_a_link(fcnlab, tmp_path, capsys):
     (tmp_path / "run" / "2-fcn16s").symlink_to("../mine")
     assert fcnlab("train", "experiment=paper/staged", "hydra.run.dir=run", "checkpoint=auto", "trainer=smoke") == 1
     assert "2-fcn16s is a link" in capsys.readouterr().err and not list((tmp_path / "mine").iterdir())
+
+
+@pytest.fixture
+def experiments(tmp_path):
+    """A config folder of the user's, with ``experiment=a`` and ``b`` for stages; give a function that adds others."""
+    folder = tmp_path / "conf"
+    (folder / "experiment").mkdir(parents=True)
+
+    def add(**files: str) -> Path:
+        for name, text in files.items():
+            (folder / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+        return folder
+
+    add(a="optim: {lr: 0.1}", b="defaults:\n  - override /model: fcn16s\noptim: {lr: 0.2}")
+    return add
+
+
+EXTENDED = "defaults: [a, _self_]\nstages: [a, b]\n"  # as the shipped ones are: composed as its first stage is
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("stages: [a, b]\noptim: {lr: 0.5}", "optim.lr=0.5 ("),
+        ("stages: [a, b]\nseed: 3", "seed=3 (the default has "),
+        ("stages: [a, b]\nlogger: {wandb: {group: mine}}", "logger.wandb.group=mine (the default has null)"),
+        ("defaults:\n  - override /loss: dice\nstages: [a, b]", "loss._target_="),
+        ("stages: [a, b]\nneeds: {data.root: where}", "needs.data.root=where"),
+        (EXTENDED + "optim: {lr: 0.5}", "optim.lr=0.5 (experiment=a has 0.1)"),
+        (EXTENDED + "optim: {lr: 0.001}", "optim.lr=0.001 (experiment=a has 0.1)"),  # the default
+    ],
+)
+@pytest.mark.usefixtures("composed")
+def test_settings_of_the_whole_that_no_stage_would_get_are_refused(experiments, text, lost):
+    """Two such experiments would run the same trainings, and their records say otherwise."""
+    from hydra import compose
+
+    from fcnlab.errors import UserError
+    from fcnlab.launching.stages import check_nothing_lost
+
+    words, where = ["experiment=sta"], [f"hydra.searchpath=[{experiments(sta=text)}]"]
+    with pytest.raises(UserError, match="no stage would get what experiment=sta sets") as told:
+        check_nothing_lost(compose("train", [*where, *words]), words, where)
+    assert lost in str(told.value)
+
+
+@pytest.mark.parametrize("chosen", [["experiment=sta"], ["-m", "experiment=sta,stb"]])
+def test_they_are_refused_before_anything_begins(fcnlab, experiments, tmp_path, capsys, chosen):
+    folder = experiments(sta="stages: [a, b]\noptim: {lr: 0.5}", stb="stages: [a, b]\noptim: {lr: 0.6}")
+    assert fcnlab("train", "--config-dir", folder, *chosen) == 1
+    said = capsys.readouterr().err
+    assert "experiment=sta sets besides its stages: optim.lr=0.5 (" in said
+    assert len(chosen) == 1 or ("job 0: " in said and "job 1: " in said and "optim.lr=0.6 (" in said)
+    assert not list(tmp_path.glob("outputs/**/run.json")) and not list(tmp_path.glob("outputs/**/metrics.csv"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stages: [a, b]", []),
+        ("stages: [a, b]", ["optim.lr=0.5"]),
+        ("stages: [a, b]\ncheckpoint: auto\nhydra: {verbose: true}", ["optim=sgd", "optim.momentum=0.5"]),
+        (EXTENDED, []),
+        (EXTENDED, ["optim.lr=0.5", "model=fcn8s", "+trainer.detect_anomaly=true", "~callbacks.ema"]),
+        ("defaults: [b, _self_]\nstages: [a, b]", []),
+    ],
+)
+@pytest.mark.usefixtures("composed")
+def test_what_is_typed_and_what_is_the_stages_own_is_not_lost(experiments, text, words):
+    from hydra import compose
+
+    from fcnlab.launching.stages import check_nothing_lost
+
+    words = ["experiment=sta", *words]
+    where = [f"hydra.searchpath=[{experiments(sta=text)}]"]
+    check_nothing_lost(compose("train", [*where, *words]), words, where)
+
+
+@pytest.mark.parametrize("name", ["staged", "cvpr_staged"])
+@pytest.mark.usefixtures("composed")
+def test_the_shipped_recipes_lose_nothing(name):
+    from hydra import compose
+
+    from fcnlab.launching.stages import check_nothing_lost
+
+    for words in ([f"experiment=paper/{name}"], [f"experiment=paper/{name}", *RECIPE[1:]]):
+        check_nothing_lost(compose("train", words), words, [])
+
+
+@pytest.fixture
+def first_stage(fcnlab, monkeypatch):
+    """Run a command as far as its first stage; give that one's words."""
+    from fcnlab.errors import UserError
+
+    begun: list[list[str]] = []
+
+    def start(verb, words, *rest, **more):
+        begun.append(words)
+        raise UserError("enough")
+
+    monkeypatch.setattr("fcnlab.tasks.staged.start", start)
+
+    def run(*words: str) -> list[str]:
+        assert fcnlab("train", *words) == 1
+        return begun[-1]
+
+    return run
+
+
+def test_stages_have_their_jobs_number(first_stage, fcnlab, capsys):
+    """It is what ``${hydra:job.num}`` means, which is for Hydra and is no setting of the task."""
+    words = first_stage(*RECIPE, "hydra.job.num=3", "seed=${hydra:job.num}")
+    assert "hydra.job.num=3" in words
+    assert not any(word.startswith("hydra.job.num") for word in first_stage(*RECIPE))
+    capsys.readouterr()
+    assert fcnlab("train", *words, "--cfg", "job", "--resolve") == 0
+    assert "\nseed: 3\n" in capsys.readouterr().out
+
+
+def test_stages_have_their_number_in_the_process_of_a_sweep(first_stage):
+    assert "hydra.job.num=0" in first_stage("-m", "hydra/launcher=basic", *RECIPE, "seed=${hydra:job.num}")
+
+
+def test_stages_find_the_options_of_the_whole(first_stage, experiments):
+    folder = experiments(sta="stages: [a, b]")
+    where = f"hydra.searchpath=[{folder}]"
+    assert where in first_stage(where, "experiment=sta", "trainer=smoke", "logger=csv")

@@ -36,11 +36,13 @@ from fcnlab.launching.processes import (
     key_of,
     left_out_of_parts,
     options,
+    searchpath,
     setting,
     start,
     typed,
     unquoted,
 )
+from fcnlab.launching.stages import check_nothing_lost
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.results.escaping import in_terminal
 from fcnlab.results.reading import Unreadable, read_yaml
@@ -516,6 +518,7 @@ def settings_there(folder: Path, verb: str) -> Settings:
 
 def _check(task: DictConfig, words: Sequence[str]) -> None:
     if task.get("stages"):  # those are checked by the run that begins them
+        check_nothing_lost(task, words, searchpath(HydraConfig.get()))
         return
     if task.get("needs"):
         check_needs(task, words)

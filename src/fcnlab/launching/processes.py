@@ -236,8 +236,12 @@ def config_dir(hydra: Any) -> str | None:
 def options(hydra: Any) -> list[str]:
     """What is typed before the words of a command, and what a record only shows: where further options are found."""
     folder = config_dir(hydra)
-    further = [word for word in as_typed(hydra.overrides.hydra) if key_of(word) == SEARCHPATH]
-    return [*(["--config-dir", folder] if folder else []), *further]
+    return [*(["--config-dir", folder] if folder else []), *searchpath(hydra)]
+
+
+def searchpath(hydra: Any) -> list[str]:
+    """The words that say where further options are found."""
+    return [word for word in as_typed(hydra.overrides.hydra) if key_of(word) == SEARCHPATH]
 
 
 def environment_of_one() -> dict[str, str]:

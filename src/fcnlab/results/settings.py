@@ -40,9 +40,9 @@ def differences(then: Settings, today: Settings) -> dict[str, Change]:
     return {path: change for path, change in found.items() if change.old != change.new}
 
 
-def shown_changes(changed: Mapping[str, Change]) -> list[str]:
-    """Changes as a message names them: few, and not endless."""
-    few = [f"{path}={_word(change.new)} (was {_word(change.old)})" for path, change in changed.items()]
+def shown_changes(changed: Mapping[str, Change], old: str = "was") -> list[str]:
+    """Changes as a message names them: few, and not endless. ``old`` says whose the other value is."""
+    few = [f"{path}={_word(change.new)} ({old} {_word(change.old)})" for path, change in changed.items()]
     return few if len(few) <= MOST_SHOWN + 1 else [*few[:MOST_SHOWN], f"{len(few) - MOST_SHOWN} more"]
 
 

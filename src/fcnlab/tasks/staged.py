@@ -7,17 +7,19 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config import ConfigError, check_needs, check_targets
 from fcnlab.errors import UserError
-from fcnlab.launching import as_typed, config_dir, finish, key_of, setting, start, to_type
+from fcnlab.launching import as_typed, config_dir, finish, setting, start, to_type
 from fcnlab.launching.board import score_of
 from fcnlab.launching.manifest import JobsLock, facts_of
-from fcnlab.launching.processes import environment_of_part, left_out_of_parts
+from fcnlab.launching.processes import environment_of_part, left_out_of_parts, searchpath
+from fcnlab.launching.stages import check_nothing_lost, for_stages
 from fcnlab.results.record import aside
 from fcnlab.results.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
@@ -26,8 +28,6 @@ from fcnlab.tasks.checkpoints import read_checkpoint
 from fcnlab.tasks.recording import RunRecord, recorded
 from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.segments import check_finished
-
-OURS = ("experiment", "stages", "checkpoint", "from_run")  # settings of the whole, not of its stages
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,14 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
         )
     if not begun and cfg.checkpoint == "last":
         raise UserError(f"checkpoint=last: there is no stage in {whole}: add hydra.run.dir=FOLDER")
+    where = searchpath(HydraConfig.get())
     for place, stage in enumerate(stages):
         old = _recorded(cfg, stage)
         if old and not (old / "run.json").is_file():
             raise UserError(f"from_run={cfg.from_run} holds no {old.name}: that run did not come so far")
         try:
             words = [f"experiment={stage.experiment}", *_settings(cfg, stages, place)]
-            composed = compose("train", words)
+            composed = compose("train", [*where, *words])
             check_needs(composed, words)
             check_targets(composed)
             check_scored(composed)
@@ -141,6 +142,7 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
                 check_finished(composed, stage.folder)
         except UserError as error:
             raise ConfigError(f"stage {stage.folder.name}: {error}") from error
+    check_nothing_lost(cfg, as_typed(HydraConfig.get().overrides.task), where)
 
 
 def _words(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
@@ -149,7 +151,19 @@ def _words(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
     old = _recorded(cfg, stage)
     words = [setting("from_run", old) if old else f"experiment={stage.experiment}", *_settings(cfg, stages, place)]
     begun = (stage.folder / "checkpoints").is_dir()
-    return [*words, setting("hydra.run.dir", stage.folder), *(["checkpoint=auto"] if begun else [])]
+    return [
+        *searchpath(HydraConfig.get()),
+        *words,
+        *_number(HydraConfig.get()),
+        setting("hydra.run.dir", stage.folder),
+        *(["checkpoint=auto"] if begun else []),
+    ]
+
+
+def _number(hydra: Any) -> list[str]:
+    """The number that ``${hydra:job.num}`` means; a run that is no job of a sweep has none."""
+    number = OmegaConf.select(hydra, "job.num")
+    return [] if number is None else [f"hydra.job.num={number}"]
 
 
 def _recorded(cfg: DictConfig, stage: Stage) -> Path | None:
@@ -159,8 +173,7 @@ def _recorded(cfg: DictConfig, stage: Stage) -> Path | None:
 
 def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
     """What was typed for the whole, and the weights of the stage before."""
-    typed = as_typed(HydraConfig.get().overrides.task)
-    settings = [word for word in typed if key_of(word) not in OURS]
+    settings = for_stages(as_typed(HydraConfig.get().overrides.task))
     if place:
         settings.append(setting("model.weights", stages[place - 1].checkpoint))
         settings.append(
