@@ -212,10 +212,10 @@ def claiming(size: int) -> bytes:
 
 
 BOMBS = {
-    "deflated": ("net.pth", archive(zipfile.ZIP_DEFLATED, "data/0", bytes(2**28)), "claims more bytes than it has"),
+    "deflated": ("net.pth", archive(zipfile.ZIP_DEFLATED, "data/0", bytes(2**28)), "in it is compressed"),
     "old": ("net.pth", claiming(2**31 - 1), "no readable weights file"),
     "safetensors": ("net.safetensors", struct.pack("<Q", 2**40) + b"{}", "header too large"),
-    "safetensors' header": ("net.safetensors", struct.pack("<Q", 90 * 2**20) + b"{}", "invalid header length"),
+    "safetensors' header": ("net.safetensors", struct.pack("<Q", 90 * 2**20) + b"{}", "header too large"),
 }
 
 

@@ -38,8 +38,10 @@ OPCODES = b"".join(  # all that torch reads, without those that make sets by the
 )
 
 
-def check_pickle(file: IO[bytes], inert: Collection[str] = ()) -> None:
+def check_pickle(file: IO[bytes], inert: Collection[str] = ()) -> tuple[Any, dict[Any, int]]:
     """Read one pickle, up to its end; ``inert`` are names for which the reader has stand-ins that do nothing.
+
+    Returns its value, with stand-ins for all that it names, and the bytes of each storage, by the storage's key.
 
     Raises
     ------
@@ -47,7 +49,8 @@ def check_pickle(file: IO[bytes], inert: Collection[str] = ()) -> None:
         It is none, it is damaged, or it names, calls or copies what no file of torch's does.
     """
     try:
-        _Rehearsal(_Beginning(file), inert).load()
+        rehearsal = _Rehearsal(_Beginning(file), inert)
+        return rehearsal.load(), rehearsal.storages
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # damaged ones end in a dozen kinds; torch must not get further than this does
@@ -97,6 +100,7 @@ class _Rehearsal(pickle._Unpickler):
     def __init__(self, file: Any, inert: Collection[str]):
         super().__init__(file, encoding="bytes")
         self._inert, self._copied = inert, 0
+        self.storages: dict[Any, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -107,6 +111,12 @@ class _Rehearsal(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         for part in pid:
             _check_key(part)
+        kind, storage, key, _, count = pid[:5]
+        if type(pid) is not tuple or kind not in ("storage", b"storage") or type(count) is not int or count < 0:
+            raise pickle.UnpicklingError("it describes its numbers as torch does not")
+        size = count * _bytes_each(storage)
+        if self.storages.setdefault(key, size) != size:  # torch would make one of the sizes, and leave it unread
+            raise pickle.UnpicklingError("it gives one storage two sizes")
         return _Made("storage")
 
     def load_reduce(self) -> None:
@@ -147,6 +157,12 @@ class _Rehearsal(pickle._Unpickler):
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
     }
+
+
+def _bytes_each(storage: str) -> int:
+    """Bytes of a number of a storage, by its type's name."""
+    name = storage.rpartition(".")[2]
+    return 1 if name == "UntypedStorage" else getattr(torch, name)._dtype.itemsize  # `dtype` warns
 
 
 def _check_key(key: Any) -> None:

@@ -1,24 +1,29 @@
 """Reading weights: files that hold tensors and nothing else, renamed and reshaped by pure functions."""
 
 import hashlib
+import json
+import os
 import pickle
 import socket
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fcnlab.errors import UserError, first_line
+from fcnlab.models.archives import checked_members
 from fcnlab.models.pickles import check_pickle
 
 StateDict = Mapping[str, Tensor]
 SILENCE = 30.0  # seconds without a byte that a download may take
 LEGACY_PICKLES = 5  # in a file of torch before 1.6, before the numbers
+COUNT = 8  # bytes before the numbers of each of its storages
+HEADER, TENSORS, DIMENSIONS = 8 << 20, 50_000, 64  # of safetensors; a ResNet-101 has 60 kB and 626 tensors
 WRAPPERS = ("state_dict", "model_state_dict")  # Lightning's and pytorch-fcn's training checkpoints
 
 
@@ -123,12 +128,15 @@ def load_plainly(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
         It cannot be read, is damaged (by its own checksums, too), or holds more than tensors and plain Python values.
     """
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        inert = list(stand_ins)
-        _check_archive(path, {name for _, name in inert})
-        with torch.serialization.safe_globals(inert):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # one for both: what torch reads is what was checked
+            if path.suffix == ".safetensors":
+                _check_safetensors(file, path)
+                return load_file(path)
+            inert = list(stand_ins)
+            _check_file(file, path, {name for _, name in inert})
+            file.seek(0)
+            with torch.serialization.safe_globals(inert):
+                return torch.load(file, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
@@ -141,25 +149,56 @@ def load_plainly(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
         raise WeightsError(f"{path} is no readable weights file: {first_line(error)}") from error
 
 
-def _check_archive(path: Path, inert: Collection[str]) -> None:
+def _check_file(file: IO[bytes], path: Path, inert: Collection[str]) -> None:
     """Look at the checksums, which torch passes over: a flipped bit would be another weight; and at the pickles."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # before torch 1.6, files were no archives and had no checksums
-            file.seek(0)
-            for _ in range(LEGACY_PICKLES):
-                check_pickle(file, inert)
-            return
-    with zipfile.ZipFile(path) as archive:
-        if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
-            raise WeightsError(f"{path} claims more bytes than it has: it is damaged or made to fill the memory")
+    if file.read(4) != b"PK\x03\x04":  # before torch 1.6, files were no archives and had no checksums
+        file.seek(0)
+        _check_legacy(file, path, inert)
+        return
+    records = checked_members(file)
+    with zipfile.ZipFile(file) as archive:
         damaged = archive.testzip()
-    if damaged:
-        raise WeightsError(f"{path} is damaged: {damaged} in it does not have its checksum. Fetch or save it again.")
-    with zipfile.ZipFile(path) as archive:
-        for record in archive.infolist():
+        if damaged:
+            raise WeightsError(
+                f"{path} is damaged: {damaged} in it does not have its checksum. Fetch or save it again."
+            )
+        for record in records:
             if record.filename.lower().endswith("data.pkl"):  # torch's reader does not tell cases apart
-                with archive.open(record) as file:
-                    check_pickle(file, inert)
+                with archive.open(record) as member:
+                    check_pickle(member, inert)
+
+
+def _check_legacy(file: IO[bytes], path: Path, inert: Collection[str]) -> None:
+    """Compare the tensors that the fourth pickle names with those whose numbers follow, which the fifth lists.
+
+    torch leaves a tensor as its memory happens to be where the list leaves it out.
+    """
+    storages: dict[Any, int] = {}
+    keys: Any = None
+    for _ in range(LEGACY_PICKLES):
+        keys, named = check_pickle(file, inert)
+        storages |= named
+    begin = file.tell()
+    rest = file.seek(0, os.SEEK_END) - begin
+    complete = type(keys) is list and len(keys) == len(storages) and all(key in storages for key in keys)
+    if not complete or rest < sum(COUNT + size for size in storages.values()):
+        raise WeightsError(
+            f"{path} is no readable weights file: it holds a tensor without its numbers: it is cut off, or was changed."
+            " Fetch or save it again."
+        )
+
+
+def _check_safetensors(file: IO[bytes], path: Path) -> None:
+    """Look at the header, which safetensors reads as a whole, whatever its size."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > HEADER:
+        raise WeightsError(f"{path} is no readable weights file: header too large, more than {HEADER:,} bytes")
+    header = json.loads(file.read(length))
+    if not isinstance(header, dict) or len(header) > TENSORS:
+        raise WeightsError(f"{path} is no readable weights file: more than {TENSORS:,} tensors, or no names of them")
+    shapes = [entry.get("shape") for entry in header.values() if isinstance(entry, dict)]
+    if any(isinstance(shape, list) and len(shape) > DIMENSIONS for shape in shapes):
+        raise WeightsError(f"{path} is no readable weights file: a tensor of more than {DIMENSIONS} dimensions")
 
 
 def check_tensors(tensors: StateDict, source: str) -> None:
