@@ -2,7 +2,9 @@
 
 import os
 import struct
+import time
 import zlib
+from io import BytesIO
 from pathlib import Path
 from threading import get_ident
 
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fcnlab.data import DataError, Pictures
-from fcnlab.data.image_files import UnreadableFile, read_image
+from fcnlab.data.image_files import UnreadableFile, picture_size, read_image
 
 MIN_SIZE = 8
 
@@ -286,3 +288,108 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.jpg")
     with pytest.raises(UnreadableFile, match="no regular file"):
         read_image(tmp_path / "x.jpg")
+
+
+def tiff(order: str, is_big: bool, rows: int, lists: dict[int, tuple[int, int]], rows_per_strip: int = 1) -> bytes:
+    """Grey rows of 16 pixels; ``lists`` are tags with a type and a count, whose bytes are all the same ones."""
+    number, entry, count = ("Q", "HHQ", "Q") if is_big else ("L", "HHL", "H")
+    values = {256: 16, 257: rows, 258: 8, 259: 1, 262: 1, 277: 1, 278: rows_per_strip}
+    magic = struct.pack(order + ("HHHQ" if is_big else "HL"), *((43, 8, 0, 16) if is_big else (42, 8)))
+    entries = sorted([(tag, 4, 1, value) for tag, value in values.items()] + [(t, *n, None) for t, n in lists.items()])
+    width = struct.calcsize(order + entry + number)
+    end = (
+        (16 if is_big else 8) + struct.calcsize(order + count) + width * len(entries) + struct.calcsize(order + number)
+    )
+    most = max(n for _, n in lists.values())
+    packed = struct.pack(order + count, len(entries))
+    for tag, kind, numbers, value in entries:
+        stored = struct.pack(order + number, end) if value is None else struct.pack(order + "L", value)
+        packed += struct.pack(order + entry, tag, kind, numbers) + stored.ljust(8 if is_big else 4, b"\0")
+    packed += struct.pack(order + number, 0)
+    return (b"II" if order == "<" else b"MM") + magic + packed + struct.pack(order + "L", 8) * most + bytes(16)
+
+
+def refused_at_once(path: Path, data: bytes, said: str) -> None:
+    path.write_bytes(data)
+    for read in (read_image, picture_size):
+        started = time.process_time()
+        with pytest.raises(UnreadableFile, match=said):
+            read(path)
+        assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize(("order", "is_big"), [("<", False), (">", False), ("<", True)])
+@pytest.mark.parametrize("tag", [273, 279, 324, 325])
+@pytest.mark.parametrize("kind", [1, 4])
+def test_a_tiff_of_very_many_strips_is_refused_at_once(tmp_path, order, is_big, tag, kind):
+    """PIL lists each: a million of one row, which are all the same bytes, took 16 s and 1.2 GB for the header."""
+    data = tiff(order, is_big, 65_537, {tag: (kind, 65_537)})
+    refused_at_once(tmp_path / "x.tif", data, "declares 65537 strips or tiles, more than 65536: save it as PNG")
+
+
+def test_a_tiff_with_another_long_list_is_refused(tmp_path):
+    data = tiff("<", False, 2, {273: (4, 2), 339: (4, 65_537)})
+    refused_at_once(tmp_path / "x.tif", data, "declares 65537 numbers under tag 339")
+
+
+def test_strips_over_each_other_are_refused(tmp_path):
+    """Each has all rows but one."""
+    data = tiff("<", False, 1000, {273: (4, 20_000)}, rows_per_strip=999)
+    refused_at_once(tmp_path / "x.tif", data, "stores the same pixels many times")
+
+
+@pytest.mark.parametrize(("order", "is_big"), [("<", False), (">", False), ("<", True)])
+def test_a_tiff_of_a_strip_to_a_row_is_read(tmp_path, order, is_big):
+    (tmp_path / "x.tif").write_bytes(tiff(order, is_big, 3000, {273: (4, 3000)}))
+    assert read_image(tmp_path / "x.tif").shape == (3000, 16, 3)
+
+
+def test_a_big_endian_bigtiff_is_refused(tmp_path):
+    refused_at_once(tmp_path / "x.tif", tiff(">", True, 9, {273: (4, 9)}), "big-endian BigTIFF")
+
+
+@pytest.mark.parametrize("planes", [3, 4])
+def test_channels_that_lie_apart_are_read(tmp_path, planes):
+    """In three strips or four, each with all pixels."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, planes), np.uint8)
+    Image.fromarray(image).save(tmp_path / "x.tif", tiffinfo={284: 2}, compression=None)
+    assert read_image(tmp_path / "x.tif").shape == (40, 30, 3)
+
+
+def jpeg_of(scans: int, side: int = 64, **settings) -> bytes:
+    """A JPEG with empty scans of its first component behind its own: 1 byte of coded data each."""
+    file = BytesIO()
+    Image.new("RGB", (side, side)).save(file, "JPEG", **settings)
+    is_progressive = settings.get("progressive", False)
+    head = struct.pack(">BBHBBBBBB", 0xFF, 0xDA, 8, 1, 1, 0, *((1, 63, 0) if is_progressive else (0, 63, 0)))
+    return file.getvalue()[:-2] + (head + b"\0") * scans + b"\xff\xd9"
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_at_once(tmp_path):
+    """500 kB of them, over 4 million pixels, took 40 s."""
+    refused_at_once(tmp_path / "x.jpg", jpeg_of(9000, progressive=True), "JPEG of more than 100 scans")
+
+
+def test_so_is_one_whose_first_scan_has_one_component(tmp_path):
+    """A sequential one may have a scan for each component, and then any number of them."""
+    data = jpeg_of(0)
+    scan, frame = data.index(b"\xff\xda"), data.index(b"\xff\xc0")
+    assert data[frame + 9] == 3
+    head = struct.pack(">BBHBBBBBB", 0xFF, 0xDA, 8, 1, 1, 0, 0, 63, 0)
+    refused_at_once(tmp_path / "x.jpg", data[:scan] + (head + b"\0") * 101 + b"\xff\xd9", "JPEG of more than 100 scans")
+
+
+@pytest.mark.parametrize(
+    "behind", [b"", b"\xff\xda\0\2" * 200], ids=["alone", "with other bytes behind its end, as a motion photo's"]
+)
+@pytest.mark.parametrize("is_progressive", [False, True])
+def test_usual_jpegs_are_read(tmp_path, is_progressive, behind):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x010E] = "\xff\xda" * 500  # as a thumbnail's
+    image.save(
+        tmp_path / "x.jpg", progressive=is_progressive, exif=exif, comment=b"\xff\xda" * 500, restart_marker_rows=1
+    )
+    with (tmp_path / "x.jpg").open("ab") as file:
+        file.write(behind)
+    assert read_image(tmp_path / "x.jpg").shape == (64, 48, 3)

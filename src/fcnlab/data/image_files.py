@@ -13,11 +13,13 @@ from numpy import ndarray
 from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
 
+from fcnlab.data.image_headers import check_work
 from fcnlab.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of files that are images
 PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL opens 40 more, EPS by running Ghostscript
 SLOW = ("ppm_plain", "ppm", "bmp_rle")  # PIL's decoders in Python: numbers as text, of other ranges, runs of pixels
+MOST_PLANES = 8  # as often as all pixels may be decoded: once, or once for each channel that is stored by itself
 END_OF_JPEG = b"\xff\xd9"
 ENDS = (END_OF_JPEG, b"IEND\xaeB`\x82")  # of a whole JPEG, of a whole PNG
 
@@ -111,6 +113,7 @@ def opened(path: Path, formats: tuple[str, ...]) -> Iterator[ImageFile]:
     try:
         if not path.is_file() and path.exists():  # a pipe would be waited for, for ever
             raise ValueError("it is no regular file")
+        check_work(path)
         file = Image.open(path, formats=formats)
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing{_beside(path)}{_of_a_list(path)}") from None
@@ -158,6 +161,14 @@ def _check_header(path: Path, file: ImageFile) -> None:
         raise WrongSize(
             f"{path} has {rows}x{cols} pixels, more than {Image.MAX_IMAGE_PIXELS} in all: cut it into tiles"
         )
+    if _decoded_pixels(file) > MOST_PLANES * rows * cols:
+        raise UnreadableFile(f"{path} stores the same pixels many times, which takes minutes to read: save it as PNG")
     turn = getattr(file, "tag_v2", {}).get(ExifTags.Base.Orientation, 1)
     if turn != 1:  # PIL turns these, and only these, when it decodes them
         raise WrongMode(f"{path} is a TIFF that notes orientation {turn}: save it upright, as its mask or picture is")
+
+
+def _decoded_pixels(file: ImageFile) -> int:
+    """How many pixels PIL decodes: strips and tiles of a TIFF can lie over each other."""
+    boxes = [tile[1] for tile in file.tile if tile[1]]
+    return sum(max(0, right - left) * max(0, bottom - top) for left, top, right, bottom in boxes)

@@ -1,0 +1,88 @@
+"""What a TIFF or JPEG declares, looked at before PIL and libjpeg work by it: a small file can declare hours of work."""
+
+import re
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+MOST_NUMBERS = 65_536  # in one list of a TIFF; of strips, an image has one to a row at most
+MOST_SCANS = 100  # of a JPEG, as in libtiff; encoders make about 10
+BIG_TIFF = 43  # the format's number, where offsets have 64 bits
+LAYOUT = (273, 279, 324, 325)  # TIFF's tags: offsets and sizes of strips, and of tiles
+BYTES = (1, 2, 7)  # TIFF's types that stay bytes: PIL makes a Python number of each element of all others
+START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xD8, 0xD9, 0xDA  # JPEG's markers, behind 0xFF
+WHOLE_FRAMES = (0xC0, 0xC1)  # sequential, with Huffman codes: one scan can hold all components
+ALONE = (0x01, *range(0xD0, START_OF_IMAGE))  # markers without a segment
+MARKER = re.compile(rb"\xff([^\x00\xff])")  # in coded data a 0xFF is followed by zero
+
+
+def check_work(path: Path) -> None:
+    """Refuse a file that would take minutes, or gigabytes, by what its first bytes declare.
+
+    Raises
+    ------
+    ValueError
+        A TIFF of more than 65,536 strips or tiles, or with another list as long; a JPEG of more than 100 scans.
+    """
+    with path.open("rb") as file:
+        start = file.read(16)
+        if start[:2] in (b"II", b"MM"):
+            _check_lists(file, start)
+        elif start[:2] == b"\xff\xd8" and not _has_one_scan(file):
+            file.seek(0)
+            _check_scans(file.read())
+
+
+def _check_lists(file: BinaryIO, start: bytes) -> None:
+    """Every list of a TIFF's first image. A file that ends before is left to PIL, which says so."""
+    if start[:4] == b"MM\0+":  # PIL takes its 64 bits for 32
+        raise ValueError("it is a big-endian BigTIFF, which PIL does not read: save it as PNG")
+    order, is_big = "<" if start[:1] == b"I" else ">", start[2:3] == bytes([BIG_TIFF])
+    offset, count, entry = ("8xQ", "Q", "HHQ8x") if is_big else ("4xL", "H", "HHL4x")
+    (place,) = struct.unpack_from(order + offset, start.ljust(16, b"\0"))
+    file.seek(min(place, 2**63 - 1))
+    (entries,) = struct.unpack(
+        order + count, file.read(struct.calcsize(order + count)).ljust(8, b"\0")[: 8 if is_big else 2]
+    )
+    if entries > MOST_NUMBERS:
+        raise ValueError(f"its header has {entries} entries, more than {MOST_NUMBERS}: save it as PNG")
+    size = struct.calcsize(order + entry)
+    stored = file.read(entries * size)
+    for tag, kind, numbers in struct.iter_unpack(order + entry, stored[: len(stored) // size * size]):
+        if numbers > MOST_NUMBERS and (tag in LAYOUT or kind not in BYTES):
+            what = "strips or tiles" if tag in LAYOUT else f"numbers under tag {tag}"
+            raise ValueError(f"it declares {numbers} {what}, more than {MOST_NUMBERS}: save it as PNG")
+
+
+def _has_one_scan(file: BinaryIO) -> bool:
+    """Whether libjpeg stops behind a JPEG's first scan, by its header alone, so that most files are not read twice.
+
+    It does where the frame is sequential and the first scan has all of its components. False for what is unclear.
+    """
+    components = None
+    file.seek(2)
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] not in (0x00, *ALONE, END_OF_IMAGE, 0xFF):
+        marker, size = head[1], int.from_bytes(head[2:], "big") - 2
+        if marker == START_OF_SCAN:
+            return file.read(1) == components
+        if marker in WHOLE_FRAMES and size > 5:
+            components = file.read(size)[5:6]
+        else:
+            file.seek(max(size, 0), 1)
+    return False
+
+
+def _check_scans(data: bytes) -> None:
+    scans, place = 0, 2
+    while found := MARKER.search(data, place):
+        marker, place = found[1][0], found.end()
+        if marker == END_OF_IMAGE:
+            return
+        if marker in ALONE:
+            continue
+        scans += marker == START_OF_SCAN
+        if scans > MOST_SCANS:
+            raise ValueError(
+                f"it is a JPEG of more than {MOST_SCANS} scans, which take minutes to read: save it as PNG"
+            )
+        place += max(2, int.from_bytes(data[place : place + 2], "big"))
