@@ -170,5 +170,5 @@ def _check_header(path: Path, file: ImageFile) -> None:
 
 def _decoded_pixels(file: ImageFile) -> int:
     """How many pixels PIL decodes: strips and tiles of a TIFF can lie over each other."""
-    boxes = [tile[1] for tile in file.tile if tile[1]]
+    boxes = [box for _, box, *_ in file.tile if box is not None]
     return sum(max(0, right - left) * max(0, bottom - top) for left, top, right, bottom in boxes)
