@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
 from fcnlab import cli
 from fcnlab.launching import as_typed, grid, launchers
+from fcnlab.launching.grid import _given_way
 from fcnlab.launching.launchers import without_hydra
 
 QUICK = ("trainer=smoke", "logger=none", "data.root=.")
@@ -392,6 +394,7 @@ def own_space(tmp_path):
     return write
 
 
+@pytest.mark.slow  # several sweeps in this process
 @pytest.mark.parametrize(
     ("params", "said", "bare"),
     [
@@ -414,6 +417,7 @@ def test_another_space_of_a_file_is_refused_where_a_sweep_goes_on(
     assert said in refused and (tmp_path / "s" / "sweep.json").read_bytes() == record
 
 
+@pytest.mark.slow  # several sweeps in this process
 def test_a_sweep_goes_on_with_the_space_that_its_file_had_and_has(sweep, own_space, tmp_path):
     words = own_space("{optim.lr: 0.1, seed: '1,2', model: 'fcn8s,fcn16s'}")
     jobs = [of_job(job) for job in sweep(*words, "model=fcn32s")]
@@ -424,12 +428,18 @@ def test_a_sweep_goes_on_with_the_space_that_its_file_had_and_has(sweep, own_spa
     assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 2
 
 
-def test_of_a_dictionary_in_a_file_only_what_is_typed_gives_way(sweep, own_space, caplog):
+def test_of_a_dictionary_in_a_file_only_what_is_typed_gives_way(sweep, own_space):
     words = own_space("{optim: {lr: 0.25, weight_decay: 0.125}, seed: '1,2'}")
-    with caplog.at_level("INFO", logger="fcnlab"):
-        jobs = [of_job(job) for job in sweep(*words, "optim.lr=0.7")]
+    jobs = [of_job(job) for job in sweep(*words, "optim.lr=0.7")]
     assert jobs == [["optim.weight_decay=0.125", f"seed={seed}", words[1], "optim.lr=0.7"] for seed in (1, 2)]
-    assert "optim.lr of hydra.sweeper.params gives way to what was typed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [({"optim.lr"}, "optim.lr"), ({"optim.lr", "optim.nesterov"}, "optim={lr:1,nesterov:true}"), ({"seed"}, "")],
+)
+def test_what_gives_way_of_a_dictionary_is_named(typed, said):
+    assert _given_way(OverridesParser.create().parse_override("optim={lr:1,nesterov:true}"), typed) == said
 
 
 def test_a_typed_space_comes_back_with_its_sweep(sweep, tmp_path):
@@ -466,6 +476,7 @@ def own_file(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.slow  # several sweeps in this process
 def test_files_that_have_changed_are_refused_where_jobs_have_begun(sweep, own_file, tmp_path):
     words = own_file("optim: {lr: 0.1}\nseed: ${hydra:job.num}")
     assert len(sweep(*words, "optim.momentum=0.5,0.9", "optim=sgd")) == 2
@@ -478,6 +489,7 @@ def test_files_that_have_changed_are_refused_where_jobs_have_begun(sweep, own_fi
     assert f"start a new sweep with them: {command}" in said
 
 
+@pytest.mark.slow  # several sweeps in this process
 @pytest.mark.parametrize(
     "words",
     [
@@ -514,6 +526,7 @@ def test_a_failed_job_leaves_later_batches_alone_and_the_record_says_how_all_end
     assert set(seen) == {("running", None)} and record["status"] == "failed" and record["ended"]
 
 
+@pytest.mark.slow  # several sweeps in this process
 @pytest.mark.parametrize("launcher", ["slots", "basic"])
 def test_no_two_jobs_of_different_batches_are_called_alike(sweep, monkeypatch, launcher: str):
     """Of the values in one batch the folder that they share is left out."""
