@@ -14,7 +14,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import version
 from types import ModuleType
-from typing import Any, Self
+from typing import Any
 
 TORCHMETRICS = "torchmetrics"
 DRAWING = "torchmetrics.utilities.plot"
@@ -52,7 +52,7 @@ class ByNeed(MetaPathFinder, Loader):
     name: str
     whole: Loader | None  # the module's own
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ByNeed":
         sys.meta_path.insert(0, self)
         return self
 
