@@ -412,21 +412,30 @@ def test_a_second_process_is_kept_off(tmp_path):
 
 
 @pytest.mark.parametrize("name", [".lock", ".jobs.lock"])
-@pytest.mark.parametrize("make", [lambda path: path.symlink_to("../mine"), lambda path: os.mkfifo(path), Path.mkdir])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.symlink_to("../mine"),
+        lambda path: path.hardlink_to(path.parents[1] / "mine"),
+        lambda path: os.mkfifo(path),
+        Path.mkdir,
+    ],
+)
 def test_a_lock_writes_to_no_link_and_waits_for_no_pipe(tmp_path, name, make):
     """Of a folder that somebody else made: the link's target would be emptied."""
     (tmp_path / "mine").write_text("all my work")
     (tmp_path / "sweep").mkdir()
     make(tmp_path / "sweep" / name)
-    with pytest.raises(UserError, match="is a link, or no file: it is not written to"):
+    with pytest.raises(UserError, match=r"is a (link, or no file|hard link)"):
         Lock(tmp_path / "sweep")
     assert (tmp_path / "mine").read_text() == "all my work"
 
 
-def test_what_a_job_says_is_appended_to_no_link(tmp_path):
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_what_a_job_says_is_appended_to_no_link(tmp_path, link):
     (tmp_path / "mine").write_text("all my work")
-    (tmp_path / "job.log").symlink_to("mine")
-    with pytest.raises(UserError, match="is a link, or no file: it is not written to"):
+    link(tmp_path / "job.log", tmp_path / "mine")
+    with pytest.raises(UserError, match=r"is a (link, or no file|hard link).* not written to"):
         spawn([sys.executable, "-c", "print('mine now')"], None, tmp_path / "job.log", held=())
     assert (tmp_path / "mine").read_text() == "all my work"
 

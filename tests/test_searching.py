@@ -200,6 +200,19 @@ def test_trials_that_have_begun_are_compared_before_anything_is_written(tmp_path
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
 
 
+@pytest.mark.parametrize("name", ["search.db", "search.db-journal", "search.db-wal"])
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_storage_that_is_another_file_as_well_is_not_written_to(tmp_path, name, link):
+    search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
+    path = tmp_path / "s" / name
+    path.unlink(missing_ok=True)
+    (tmp_path / "mine").write_text("all my work")
+    link(path, tmp_path / "mine")
+    with pytest.raises(CompactHydraException, match=rf"{name} is a (hard )?link"):
+        search(tmp_path, Worker(), resume=True, n_trials=6).sweep(SPACE)
+    assert (tmp_path / "mine").read_text() == "all my work"
+
+
 @pytest.mark.parametrize("spoil", [lambda data: b"no database", lambda data: data[:9000]], ids=["text", "cut off"])
 def test_a_storage_that_is_none_is_told_in_a_sentence(tmp_path, spoil):
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)

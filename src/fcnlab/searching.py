@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError, first_line
+from fcnlab.in_place import check_own
 from fcnlab.launching.grid import params_as_written, read_words, restore_deferred, settings_text, write_multirun
 from fcnlab.launching.launchers import OF_THE_SWEEP, check_jobs, check_unchanged, told_plainly
 from fcnlab.launching.manifest import difference, facts_of, resuming, shown
@@ -136,6 +137,8 @@ class Search(Sweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (STORAGE, f"{STORAGE}-journal", f"{STORAGE}-wal"):
+            check_own(self.folder / name)
         try:
             study = optuna.create_study(
                 storage=f"sqlite:///{self.folder / STORAGE}",

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from pathlib import Path
 
 import pytest
 
@@ -100,7 +101,24 @@ def test_nothing_is_written_through_a_link(path, tmp_path):
     path.symlink_to("mine")
     with pytest.raises(NotWritten, match="is a link, or no file"):
         MetricsFile(path)
+    path.unlink()
+    path.hardlink_to(tmp_path / "mine")
+    with pytest.raises(NotWritten, match="is a hard link"):
+        MetricsFile(path)
     assert (tmp_path / "mine").read_text() == "all my\nwork"
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_nothing_is_written_through_a_link_that_comes_later(path, tmp_path, link):
+    """By a backup of links that is made while the run goes on, say."""
+    log = MetricsFile(path)
+    log.log_metrics({"loss": 1.0}, step=1)
+    path.rename(tmp_path / "mine")
+    before = (tmp_path / "mine").read_text()
+    link(path, tmp_path / "mine")
+    with pytest.raises(NotWritten, match="is a (hard )?link"):
+        log.log_metrics({"loss": 1.0}, step=2)
+    assert (tmp_path / "mine").read_text() == before
 
 
 def test_a_table_over_a_limit_is_not_read(path):

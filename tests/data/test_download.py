@@ -23,6 +23,7 @@ import pytest
 from fcnlab.data import DataError, DataModule, download, open_shapes, open_voc
 from fcnlab.data.download import Archive, alone_in, fetch, md5, obtain, unpack
 from fcnlab.data.transforms import standard
+from fcnlab.errors import NotWritten
 
 WITNESS = "VOCdevkit/VOC2012/ImageSets/Segmentation/trainval.txt"
 FILES = {
@@ -435,11 +436,13 @@ def test_a_mirror_that_sends_too_much_is_left(serve, archive, tmp_path, fault, s
     assert not (part := tmp_path / "voc.tar.part").exists() or part.stat().st_size <= 100_000
 
 
-def test_nothing_is_fetched_through_a_link(serve, archive, tmp_path):
+@pytest.mark.parametrize("name", ["voc.tar.part", ".fcnlab.lock"])
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_nothing_is_fetched_through_a_link(serve, archive, tmp_path, name, link):
     (tmp_path / "mine").write_text("all my work")
     (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "voc.tar.part").symlink_to("../mine")
-    with pytest.raises(DataError, match="is a link, through which nothing is written"):
+    link(tmp_path / "root" / name, tmp_path / "mine")
+    with pytest.raises(NotWritten, match=f"{name} is a (hard )?link"):
         obtain(tmp_path / "root", archive(serve()[0]), True, None)
     assert (tmp_path / "mine").read_text() == "all my work"
 

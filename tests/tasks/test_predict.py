@@ -167,6 +167,16 @@ def test_images_and_what_a_link_leads_to_are_never_replaced(tmp_path, overwrite)
         Predictions(tmp_path / "other").check(["a.png"], [image], overwrite)
 
 
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_the_list_of_predictions_is_no_file_of_another_folder(tmp_path, link):
+    (tmp_path / "mine").write_text("all my work")
+    (tmp_path / "out").mkdir()
+    link(tmp_path / "out" / "predictions.jsonl", tmp_path / "mine")
+    with pytest.raises(UserError, match=r"output=.*predictions\.jsonl is a (hard )?link"):
+        Predictions(tmp_path / "out").check(["a.png"], [], overwrite=False)
+    assert (tmp_path / "mine").read_text() == "all my work"
+
+
 def test_a_report_replaces_none_but_reports(tmp_path):
     names = ("doctor.json", "doctor.md", "samples.png")
     check_report(tmp_path, names)

@@ -385,6 +385,26 @@ def test_nothing_is_written_through_a_link_that_leads_out(ended, longer, tmp_pat
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", [".lock", "train.log", "metrics.csv"])
+def test_a_backup_by_hard_links_does_not_change_with_the_run(ended, longer, tmp_path, name):
+    """``cp -al RUN BACKUP``: all that is replaced as a whole is the run's own again, what is written in place is not."""
+    (tmp_path / "backup").mkdir()
+    (tmp_path / "backup" / name).hardlink_to(ended / name)
+    before = tree(ended)
+    code, told = longer()
+    assert code == 1 and f"{name} is a hard link" in told and f"Work in a copy of {ended} (cp -r)" in told, told
+    assert tree(ended) == before
+
+
+def test_a_backup_of_what_is_replaced_stays_as_it_is(ended, longer, tmp_path):
+    shutil.copytree(ended, tmp_path / "backup", copy_function=os.link)
+    for name in (".lock", "train.log", "metrics.csv"):
+        (ended / name).unlink()
+    before = tree(tmp_path / "backup")
+    assert longer()[0] == 0
+    assert tree(tmp_path / "backup") == before
+
+
 def test_pictures_replace_links(ended, longer, tmp_path):
     (tmp_path / "victim").write_text("mine")
     pictures = sorted((ended / "predictions").glob("*.png"))

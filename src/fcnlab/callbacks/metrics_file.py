@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fcnlab.errors import NotWritten, first_line
+from fcnlab.in_place import check_own, open_own
 from fcnlab.results.reading import Unreadable, lines_within_limits
 from fcnlab.results.record import aside
 
@@ -33,8 +34,7 @@ class MetricsFile(Logger):
     def __init__(self, path: str | Path):
         super().__init__()
         self.path = Path(path)
-        if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
-            raise NotWritten(f"{self.path} is a link, or no file: it is not written to. Remove it, if it is yours")
+        check_own(self.path)
         self._whole = False  # until half a row at the end, which a full disk can leave, is dropped
         try:
             self._columns = self._checked_columns()
@@ -80,7 +80,7 @@ class MetricsFile(Logger):
         if new:
             self._columns += new
             self._rewrite(self.rows())
-        with self.path.open("a", newline="") as file:
+        with os.fdopen(open_own(self.path, os.O_WRONLY | os.O_APPEND), "a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
             file.flush()
             os.fsync(file.fileno())
@@ -95,7 +95,8 @@ class MetricsFile(Logger):
 
     def _drop_half_a_row(self) -> None:
         if not self._whole and self.path.is_file() and not (text := self.path.read_bytes()).endswith(b"\n"):
-            os.truncate(self.path, text.rfind(b"\n") + 1)
+            with os.fdopen(open_own(self.path, os.O_WRONLY), "ab") as file:
+                file.truncate(text.rfind(b"\n") + 1)
         self._whole = True
 
     def _lines(self) -> Iterator[str]:

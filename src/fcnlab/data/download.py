@@ -26,6 +26,7 @@ from tqdm import tqdm
 from fcnlab.data.image_files import DataError
 from fcnlab.data.locking import alone
 from fcnlab.errors import first_line
+from fcnlab.in_place import check_own, open_own
 
 log = logging.getLogger("fcnlab")
 
@@ -154,6 +155,8 @@ def fetch(archive: Archive, folder: Path) -> Path:
     ------
     DataError
         No mirror gave it, with what each said.
+    NotWritten
+        The ``.part`` is a link, or another file as well.
     OSError
         The disk is full.
     """
@@ -161,6 +164,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
     for path in (folder / archive.name, part):
         if path.is_file() and md5(path) == archive.md5:
             return path
+    check_own(part)
     problems = []
     for url in archive.urls:
         for _ in range(ATTEMPTS):
@@ -196,10 +200,8 @@ def _append(url: str, part: Path, largest: int) -> None:
     OSError, HTTPException
         The server does not answer, stalls, ends early, or sends more than ``largest`` bytes.
     """
-    if part.is_symlink():
-        raise DataError(f"{part} is a link, through which nothing is written: remove it")
+    os.close(open_own(part, os.O_WRONLY))  # what is wrong with the folder is said before the network is asked
     have = _size(part)
-    part.touch()  # what is wrong with the folder is said before the network is asked
     try:
         response = urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=TIMEOUT)
     except HTTPError as error:
@@ -215,7 +217,7 @@ def _append(url: str, part: Path, largest: int) -> None:
             raise OSError(errno.ENOSPC, f"it has {total - start:,} more bytes, and {free:,} are free", str(part))
         log.info("Fetching %s from byte %d", url, start)
         with (
-            part.open("r+b") as file,
+            os.fdopen(open_own(part, os.O_RDWR), "r+b") as file,
             progress(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True) as bar,
         ):
             file.truncate(start)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fcnlab.in_place import check_own
+
 log = logging.getLogger("fcnlab")
 
 
@@ -18,7 +20,10 @@ def alone(lock: Path, doing: str) -> Iterator[None]:
     ------
     OSError
         The lock's file cannot be written.
+    NotWritten
+        It is a link, or another file as well.
     """
+    check_own(lock)
     held = FileLock(lock)
     try:
         held.acquire(timeout=0)

@@ -10,7 +10,7 @@ import weakref
 from pathlib import Path
 
 from fcnlab.errors import UserError
-from fcnlab.launching.processes import open_own
+from fcnlab.in_place import open_own
 
 log = logging.getLogger("fcnlab")
 NAME = ".lock"

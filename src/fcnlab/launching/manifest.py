@@ -16,8 +16,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from fcnlab.errors import UserError
+from fcnlab.in_place import open_own
 from fcnlab.launching.locks import FolderLock, try_lock
-from fcnlab.launching.processes import open_own, setting, typed
+from fcnlab.launching.processes import setting, typed
 from fcnlab.results.reading import Unreadable, read_json
 from fcnlab.results.settings import in_few_digits
 

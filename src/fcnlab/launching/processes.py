@@ -1,11 +1,9 @@
 """A run as a process of its own: the single run that its words say, whatever started it."""
 
 import ctypes
-import errno
 import os
 import re
 import signal
-import stat
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from omegaconf import OmegaConf
 
-from fcnlab.errors import UserError
+from fcnlab.in_place import open_own
 from fcnlab.signals import Interrupted
 
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -169,25 +167,6 @@ def spawn(
         return Session(command, env=environment, **fixed)
     with os.fdopen(open_own(log, os.O_WRONLY | os.O_APPEND), "ab") as file:
         return Session(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **fixed)
-
-
-def open_own(path: Path, flags: int) -> int:
-    """The number of a file that is written in place, made where it is not there.
-
-    Raises
-    ------
-    UserError
-        It is a link, whose target would be written to, or no file.
-    """
-    try:
-        file = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-        if stat.S_ISREG(os.fstat(file).st_mode):
-            return file
-        os.close(file)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise
-    raise UserError(f"{path} is a link, or no file: it is not written to. Remove it, if it is yours")
 
 
 def _end_with_parent():

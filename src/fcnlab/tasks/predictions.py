@@ -1,11 +1,13 @@
 """The folder that ``fcnlab predict`` fills, in which nothing is replaced that it did not write itself."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from fcnlab.errors import UserError, why_not_written
+from fcnlab.errors import NotWritten, UserError, why_not_written
+from fcnlab.in_place import check_own, open_own
 from fcnlab.results.reading import Unreadable, bytes_of
 from fcnlab.results.record import own_part, remove_own_parts
 
@@ -64,7 +66,7 @@ class Predictions:
         part = own_part(path.parent, path.suffix)  # save goes by its end
         part.unlink(missing_ok=True)
         save(part)
-        with (self.folder / LIST).open("a", encoding="utf-8") as lines:
+        with os.fdopen(open_own(self.folder / LIST, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8") as lines:
             lines.write(json.dumps([file, _hash(part)]) + "\n")
         part.replace(path)
 
@@ -76,8 +78,10 @@ class Predictions:
     def _written(self) -> dict[str, set[str]]:
         """The hashes of what was written under each name; what is no line of ours is passed over."""
         path = self.folder / LIST
-        if path.is_symlink():
-            raise UserError(f"output={self.folder}: {path} is a link: remove it, or name another folder")
+        try:
+            check_own(path)
+        except NotWritten as error:
+            raise UserError(f"output={self.folder}: {error}, or name another folder") from error
         found: dict[str, set[str]] = {}
         try:
             lines = bytes_of(path, LIST_BYTES).splitlines()

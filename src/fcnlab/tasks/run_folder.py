@@ -17,10 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.errors import UserError
+from fcnlab.in_place import check_own, open_own
 from fcnlab.launching import as_typed
 from fcnlab.launching.locks import FolderLock
 from fcnlab.launching.manifest import facts_of
-from fcnlab.launching.processes import open_own
 from fcnlab.results.origins import part
 from fcnlab.results.reading import Unreadable, read_yaml
 from fcnlab.results.record import aside
@@ -50,6 +50,7 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         self._log = KeptBack(self.path)
         try:
+            self._log.check()
             if is_first_process(os.environ):
                 self._lock = FolderLock(self.path)
                 check_contents(self.path, str(HydraConfig.get().job.config_name))
@@ -91,6 +92,11 @@ class KeptBack:
         never = sys.maxsize
         self._kept = [MemoryHandler(never, flushLevel=never, flushOnClose=False) for _ in self._files]
         self._swap(self._files, self._kept)
+
+    def check(self) -> None:
+        """Before any work: raise what :meth:`write` would raise of what lies there."""
+        for file in self._files:
+            check_own(Path(file.baseFilename))
 
     def write(self) -> None:
         for file, kept in zip(self._files, self._kept, strict=True):
