@@ -116,7 +116,7 @@ def test_nothing_is_written_through_a_link_that_comes_later(path, tmp_path, link
     path.rename(tmp_path / "mine")
     before = (tmp_path / "mine").read_text()
     link(path, tmp_path / "mine")
-    with pytest.raises(NotWritten, match="is a (hard )?link"):
+    with pytest.raises(NotWritten, match=r"is a (hard )?link"):
         log.log_metrics({"loss": 1.0}, step=2)
     assert (tmp_path / "mine").read_text() == before
 

@@ -121,6 +121,29 @@ def test_what_no_record_could_be_written_of_is_refused(rebuilt, value, message):
         rebuilt(lambda record, state: record.update(trained=value))
 
 
+SEGMENT = {"from_step": 0, "started": "2026-11-29", "changed": {"optim.lr": [0.1, None]}}
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"segments": [{"step": "x"}, 5, None]}, "its segments are none"),
+        ({"segments": [SEGMENT | {"from_step": -1}]}, "its segments are none"),
+        ({"segments": [SEGMENT | {"from_step": 9}, SEGMENT]}, "its segments are none"),
+        ({"segments": [SEGMENT | {"changed": {"optim.lr": 3}}]}, "its segments are none"),
+        ({"settings": {5: 1}}, "its settings have a key that is no name"),
+        ({"images": {"train": 5}}, "its images are none"),
+        ({"images": {"train": {"count": 2**62, "names": "a"}}}, "its images are none"),
+        ({"trained": {"sources": [5]}}, r"its trained\.sources are none"),
+        ({"trained": {"files": {"model.weights": "x"}}}, r"its trained\.files are none"),
+    ],
+)
+def test_what_a_record_would_repeat_is_what_fcnlab_writes(rebuilt, facts, message):
+    rebuilt(lambda record, state: record.update(segments=[SEGMENT, SEGMENT | {"from_step": 3}]))
+    with pytest.raises(UserError, match=message):
+        rebuilt(lambda record, state: record.update(facts))
+
+
 def test_names_of_files_that_are_not_utf8_are_kept(rebuilt):
     rebuilt(lambda record, state: record.update(trained={"root": "/data/\udce9"}))
 

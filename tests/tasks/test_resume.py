@@ -425,6 +425,7 @@ def put(*place_and_value):
 
 
 MOMENTS = ("optimizer_states", 0, "state", 0)
+BATCHES = ("loops", "fit_loop", "epoch_loop.batch_progress")
 ODD = {
     "exp_avg of parameter 0 has another shape": put(*MOMENTS, "exp_avg", torch.zeros(3)),
     "exp_avg_sq of parameter 0 has another shape": put(*MOMENTS, "exp_avg_sq", torch.zeros(())),
@@ -439,7 +440,17 @@ ODD = {
     "resume's rows is no": put("resume", "rows", "x"),
     "random states are no list": put("resume", "random", None),
     "random states cannot be restored": put("resume", "random", 0, "torch", torch.zeros(3)),
-    "cannot be resumed from: 'fit_loop'": lambda found: found["loops"].pop("fit_loop"),
+    "its global_step is 3, and its loops say 2": put("global_step", 3),
+    "its global_step is 2, and its lr_schedulers say 9": put("lr_schedulers", 0, "last_epoch", 9),
+    "its global_step is 2, and its selection says 1": put("fcnlab", "selection", "step", 1),
+    "its epoch is 1, and its loops say 0": put("epoch", 1),
+    "its global_step is 2, and it tells of step 7": put("resume", "validated", 7),
+    "its global_step is 2, and it tells of step 5": put("fcnlab", "segments", 0, "from_step", 5),
+    "its counts of batches (2 in this epoch, 1073741824 in all": put(*BATCHES, "total", "completed", 2**30),
+    "its counts of batches (1000 in this epoch": put(*BATCHES, "current", "completed", 1000),
+    "its reason to stop early is none": put("callbacks", "EarlyEnd", "reason", {"step": 2, "monitor": "x"}),
+    "its state of early stopping is none": put("callbacks", "EarlyStopping{}", {"wait_count": "x"}),
+    "cannot be resumed from: its loops are none of a training": lambda found: found["loops"].pop("fit_loop"),
 }
 
 

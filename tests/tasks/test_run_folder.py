@@ -387,7 +387,7 @@ def test_nothing_is_written_through_a_link_that_leads_out(ended, longer, tmp_pat
 
 @pytest.mark.parametrize("name", [".lock", "train.log", "metrics.csv"])
 def test_a_backup_by_hard_links_does_not_change_with_the_run(ended, longer, tmp_path, name):
-    """``cp -al RUN BACKUP``: all that is replaced as a whole is the run's own again, what is written in place is not."""
+    """``cp -al RUN BACKUP``: what is replaced as a whole is the run's own again, the rest is not."""
     (tmp_path / "backup").mkdir()
     (tmp_path / "backup" / name).hardlink_to(ended / name)
     before = tree(ended)

@@ -117,6 +117,49 @@ def _still_stops(early: EarlyStopping, reason: dict[str, Any]) -> bool:
     return _has_stopped(early) and all(reason.get(name) == limit for name, limit in _limits(early).items())
 
 
+REASON: dict[str, tuple[type, ...]] = {  # what EarlyEnd says of early stopping
+    "monitor": (str,),
+    "best": (float, type(None)),
+    "best_step": (int,),
+    "patience": (int,),
+    "out_of_patience": (bool,),
+    "stopping_threshold": (int, float, type(None)),
+    "divergence_threshold": (int, float, type(None)),
+}
+
+
+def check_early_end(callbacks: dict[str, Any]) -> None:
+    """Raise a ValueError unless a checkpoint's states of :class:`EarlyEnd` and of early stopping are theirs."""
+    for key, state in callbacks.items():
+        if str(key).startswith("EarlyStopping") and not _is_early_stopping(state):
+            raise ValueError("its state of early stopping is none")
+    state = callbacks.get("EarlyEnd", {"reason": None, "best": {}})
+    if not isinstance(state, dict) or not _is_reason(state.get("reason")) or not _are_bests(state.get("best")):
+        raise ValueError("its reason to stop early is none")
+
+
+def _is_early_stopping(state: Any) -> bool:
+    if not isinstance(state, dict) or not isinstance(score := state.get("best_score"), Tensor) or score.numel() != 1:
+        return False
+    return all(type(state.get(name)) is int and state[name] >= 0 for name in ("wait_count", "stopped_epoch"))
+
+
+def _is_reason(reason: Any) -> bool:
+    if reason is None:
+        return True
+    if not isinstance(reason, dict) or type(reason.get("step")) is not int:
+        return False
+    told = reason.keys() - {"step"}
+    return not told or (told == REASON.keys() and all(type(reason[key]) in kinds for key, kinds in REASON.items()))
+
+
+def _are_bests(best: Any) -> bool:
+    if not isinstance(best, dict):
+        return False
+    pairs = best.values()
+    return all(isinstance(one, list) and [type(value) for value in one] == [float, int] for one in pairs)
+
+
 class TrainingDiverged(UserError):
     """The loss became infinite or not a number."""
 

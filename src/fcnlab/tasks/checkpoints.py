@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import fcnlab
 from fcnlab.callbacks.resume import check_random_states
+from fcnlab.callbacks.stopping import check_early_end
 from fcnlab.config import ConfigError, check_targets, plain
 from fcnlab.data import Pictures
 from fcnlab.errors import UserError, first_line
@@ -27,6 +28,7 @@ from fcnlab.trust import NETS, check_components
 DEEPEST = 20  # levels of a record; a model's config has 3
 MOST = 10_000  # values in it; there are 300, many of them the palette's
 SCALARS = (bool, int, float, str)
+MOST_COUNTED = 2**40  # epochs, batches, steps: 30,000 years of 1 a second
 
 
 def checkpoint_record(cfg: DictConfig, pictures: Pictures, **facts: Any) -> dict[str, Any]:
@@ -177,6 +179,40 @@ def _check_parts(checkpoint: dict[str, Any]) -> None:
         if not isinstance(checkpoint.get(name), dict):
             raise ValueError(f"its {name} are no dict")
     _check_counts(checkpoint["loops"])
+    check_early_end(checkpoint["callbacks"])
+    _check_agreement(checkpoint)
+
+
+def _check_agreement(checkpoint: dict[str, Any]) -> None:
+    """Raise a ValueError unless all that counts steps, epochs and batches tells of the same moment.
+
+    ``global_step`` decides at which step a run says that it resumes, the loops where it does.
+    """
+    kept, record, steps = checkpoint["resume"], checkpoint["fcnlab"], checkpoint.get("global_step", 0)
+    try:
+        loop = checkpoint["loops"]["fit_loop"]
+        optimised = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+        epoch = loop["epoch_progress"]["current"]["processed"]
+        batches, in_epoch = (loop["epoch_loop.batch_progress"][name]["completed"] for name in ("total", "current"))
+    except (KeyError, TypeError) as error:
+        raise ValueError("its loops are none of a training") from error
+    counted = [("its loops say", optimised)]
+    counted += [("its lr_schedulers say", one.get("last_epoch")) for one in checkpoint["lr_schedulers"]]
+    counted += [("its selection says", record["selection"]["step"])] if "selection" in record else []
+    for whose, value in counted:
+        if value != steps:
+            raise ValueError(f"its global_step is {steps}, and {whose} {value}")
+    if checkpoint.get("epoch", 0) != epoch or epoch > steps:
+        raise ValueError(f"its epoch is {checkpoint.get('epoch', 0)}, and its loops say {epoch} of {steps} steps")
+    latest = max([kept["validated"], *(one["from_step"] for one in record.get("segments", ()))])
+    if latest > steps:
+        raise ValueError(f"its global_step is {steps}, and it tells of step {latest}")
+    images = record.get("images", {}).get("train", {}).get("count", MOST_COUNTED)
+    fits = kept["pictures"] * max(in_epoch, kept["accumulate"]) <= images
+    if not fits or not steps <= batches < (steps + 1) * kept["accumulate"]:
+        raise ValueError(
+            f"its counts of batches ({in_epoch} in this epoch, {batches} in all) are not those of {steps} steps"
+        )
 
 
 def _check_counts(loops: Any, depth: int = 0) -> None:
@@ -186,7 +222,7 @@ def _check_counts(loops: Any, depth: int = 0) -> None:
     if isinstance(loops, dict):
         for value in dict.values(loops):
             _check_counts(value, depth + 1)
-    elif isinstance(loops, int) and not 0 <= loops < 2**63:
+    elif isinstance(loops, int) and not 0 <= loops <= MOST_COUNTED:
         raise ValueError("its loops hold a count below 0 or beyond all")
 
 
@@ -214,7 +250,10 @@ def _check_record(record: Any) -> None:
             raise ValueError(f"its {name} are a {type(record[name]).__name__}")
     if not all(isinstance(name, str) and _is_utf8(name) for name in record["classes"]):
         raise ValueError("its classes are no names")
+    _check_copied(record)
     if "selection" in record and not is_one(record["selection"], OF_A_CHECKPOINT):
+        raise ValueError("its selection is none of fcnlab's")
+    if "selection" in record and not all(_is_count(record["selection"][name]) for name in ("among", "step")):
         raise ValueError("its selection is none of fcnlab's")
     try:
         colours = np.array(record["palette"], np.uint8)
@@ -222,6 +261,49 @@ def _check_record(record: Any) -> None:
         colours = np.empty(0)
     if colours.shape != (len(record["classes"]), 3):
         raise ValueError("its palette is not RGB in 0..255 for each class")
+
+
+def _check_copied(record: dict[str, Any]) -> None:
+    """Raise a ValueError unless what a run's record takes from a checkpoint is what fcnlab writes there."""
+    if not all(isinstance(key, str) for key in record.get("settings", {})):
+        raise ValueError("its settings have a key that is no name")
+    if not _are_segments(record.get("segments", [])):
+        raise ValueError("its segments are none of fcnlab's")
+    images = record.get("images", {}).values()
+    if not all(
+        isinstance(one, dict) and _is_count(one.get("count")) and isinstance(one.get("names"), str) for one in images
+    ):
+        raise ValueError("its images are none of fcnlab's")
+    trained = record.get("trained", {})
+    sources, files = trained.get("sources", []), trained.get("files", {})
+    if not isinstance(sources, list) or not all(
+        isinstance(one, dict) and _has_texts(one.get("source")) for one in sources
+    ):
+        raise ValueError("its trained.sources are none of fcnlab's")
+    if not isinstance(files, dict) or not all(map(_has_texts, files.values())):
+        raise ValueError("its trained.files are none of fcnlab's")
+
+
+def _are_segments(found: list[Any]) -> bool:
+    """Whether each has its first step, not before the one before it, when it started, and old and new values."""
+    if not all(isinstance(one, dict) and _is_count(one.get("from_step")) for one in found):
+        return False
+    steps = [one["from_step"] for one in found]
+    return steps == sorted(steps) and all(
+        isinstance(one.get("started"), str)
+        and isinstance(one.get("changed"), dict)
+        and all(isinstance(path, str) for path in one["changed"])
+        and all(isinstance(change, list) and len(change) == 2 for change in one["changed"].values())
+        for one in found
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MOST_COUNTED
+
+
+def _has_texts(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(value, str | None) for value in found.values())
 
 
 def _is_utf8(text: str) -> bool:
