@@ -335,6 +335,34 @@ def test_a_best_checkpoint_that_is_damaged_at_the_end_does_not_end_the_run(train
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["selection"]["checkpoint"] == "last"
 
 
+@pytest.mark.parametrize("known", [{"/gone.ckpt": torch.tensor(0.9)}, {}, {"best.ckpt": torch.tensor(-1.0)}])
+def test_the_best_counts_whatever_the_last_checkpoint_says_of_it(ended, longer, known):
+    """Else a worse one would take its place: no step here makes the weights any better."""
+    last = ended / "checkpoints" / "last.ckpt"
+    before, changed = best(ended), torch.load(last, weights_only=True)
+    state = next(state for key, state in changed["callbacks"].items() if key.startswith("ModelCheckpoint"))
+    state["best_k_models"] = known
+    torch.save(changed, last)
+    best_file = torch.load(ended / "checkpoints" / "best.ckpt", weights_only=True)
+    score = best_file["fcnlab"]["selection"]["val_miou"]
+    code, said = longer("optim.lr=0")
+    assert code == 0 and f"best.ckpt has a score of {score:.4f} in it, which counts" in said, said
+    assert best(ended)[0] == before[0] and best(ended)[2] == score
+
+
+def test_a_best_of_another_run_is_kept_and_said(ended, longer):
+    path, last = (ended / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    changed, foreign = (torch.load(one, weights_only=True) for one in (last, path))
+    next(state for key, state in changed["callbacks"].items() if key.startswith("ModelCheckpoint"))[
+        "best_k_models"
+    ] = {}
+    foreign["fcnlab"]["trained"]["run"] = "another"
+    torch.save(changed, last)
+    torch.save(foreign, path)
+    code, said = longer()
+    assert code == 0 and "best.ckpt is another run's" in said and (path.parent / "best.ckpt.damaged").is_file()
+
+
 def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
     fold(ended / "checkpoints" / "last.ckpt")
     code, said = longer("checkpoint=last")

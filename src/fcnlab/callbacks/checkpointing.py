@@ -1,6 +1,7 @@
 """Checkpoints that are always whole: written aside, synced, renamed; and when the last state is saved."""
 
 import contextlib
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -14,9 +15,14 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from fcnlab.callbacks.interruption import may_stop
 from fcnlab.callbacks.stopping import TrainingDiverged
 from fcnlab.errors import NotWritten, first_line
+from fcnlab.models.weights import WeightsError, load_plainly
 from fcnlab.ranges import NonNegative, Whole
+from fcnlab.results.origins import part
 from fcnlab.results.record import aside
+from fcnlab.results.selection import OF_A_CHECKPOINT, is_one
 from fcnlab.signals import Interrupted
+
+log = logging.getLogger("fcnlab")
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -138,16 +144,55 @@ def follow_folder(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
     for callback in trainer.checkpoint_callbacks:
         state = checkpoint.get("callbacks", {}).get(callback.state_key)
         if isinstance(callback, ModelCheckpoint) and callback.dirpath and isinstance(state, dict):
-            _relocate(state, callback, resumed_from.parent)
+            own = {}
+            if resumed_from.parent == Path(callback.dirpath).resolve():
+                own = _own_score(callback, state, checkpoint, trainer.is_global_zero)
+            _relocate(state, callback, resumed_from.parent, own)
             if isinstance(callback, TopCheckpoints) and resumed_from.parent == Path(callback.dirpath):
                 _count_this_one(state, callback, checkpoint, resumed_from if trainer.is_global_zero else None)
 
 
-def _relocate(state: dict[str, Any], callback: ModelCheckpoint, resumed_in: Path) -> None:
-    """``resumed_in`` is the checkpoint's folder. That of the callback Lightning has resolved, so all are real paths."""
+def _own_score(
+    callback: ModelCheckpoint, state: dict[str, Any], checkpoint: dict[str, Any], speaks: bool
+) -> dict[str, Any]:
+    """The score that the run's best checkpoint has in itself, by its path; nothing where the state has the same.
+
+    A checkpoint that forgets it, or gives it another score, would have it overwritten by a worse one, or by none.
+    """
+    path = Path(str(callback.dirpath)) / f"{callback.filename}.ckpt"
+    if isinstance(callback, TopCheckpoints) or not path.is_file():
+        return {}
+    try:
+        found = load_plainly(path)
+    except WeightsError:  # the run has said so, where that matters
+        return {}
+    record, resumed = (one.get("fcnlab", {}) for one in (found, checkpoint))
+    facts = record.get("selection")
+    if not is_one(facts, OF_A_CHECKPOINT) or (facts["checkpoint"], facts["monitor"]) != ("best", callback.monitor):
+        return {}
+    runs = [part(one, "trained").get("run") for one in (record, resumed)]
+    score = facts["val_miou"]
+    if runs[0] != runs[1] or facts["step"] > checkpoint["global_step"] or score is None or not 0 <= score <= 1:
+        return {}
+    known = {Path(name).name: value for name, value in state["best_k_models"].items()}.get(path.name)
+    if known is not None and float(known) == score:
+        return {}
+    if speaks:
+        tells = "does not know it" if known is None else f"gives it {float(known):.4f}"
+        log.warning(
+            "Warning: %s has a score of %.4f in it, which counts, though the last checkpoint %s", path, score, tells
+        )
+    return {str(path): torch.tensor(score, dtype=torch.float64)}
+
+
+def _relocate(state: dict[str, Any], callback: ModelCheckpoint, resumed_in: Path, own: dict[str, Any]) -> None:
+    """``own``: a score that counts whatever the state has. ``resumed_in`` is the checkpoint's folder.
+
+    That of the callback Lightning has resolved, so all are real paths.
+    """
     folder = Path(str(callback.dirpath))
     known = {folder / Path(path).name: score for path, score in state["best_k_models"].items()}
-    there = {str(path): score for path, score in known.items() if path.is_file()}
+    there = {str(path): score for path, score in known.items() if path.is_file()} | own
     if not there and folder not in (resumed_in, Path(state["dirpath"]).resolve()):
         return  # another run's checkpoint, whose best is none of this one's
     state["dirpath"], state["last_model_path"] = str(folder), ""

@@ -19,7 +19,8 @@ class Start(NamedTuple):
     """A checkpoint's path, and when it was written: how many rows metrics.csv had, how many steps were done.
 
     ``settings``, ``segments`` and ``images`` are the run's until then (see :mod:`fcnlab.tasks.segments`); ``trained``
-    is what the checkpoint tells of its training (:mod:`fcnlab.results.lineage`), ``shapes`` those of its weights.
+    is what the checkpoint tells of its training (:mod:`fcnlab.results.lineage`), ``shapes`` those of its weights,
+    ``bests`` the names of the best checkpoints that it knows.
     """
 
     checkpoint: str | None = None
@@ -31,6 +32,7 @@ class Start(NamedTuple):
     images: Mapping[str, Any] = {}
     trained: Mapping[str, Any] = {}
     shapes: Mapping[str, tuple[int, ...]] = {}
+    bests: frozenset[str] = frozenset()
 
 
 def precision_of(start: Start) -> str | None:
@@ -97,11 +99,19 @@ def _start(path: str | Path) -> Start:
     of_run = {name: found["fcnlab"][name] for name in ("settings", "segments", "images") if name in found["fcnlab"]}
     steps, epoch = found.get("global_step", 0), found.get("epoch", 0)
     trained = part(found["fcnlab"], "trained")
-    return Start(str(path), kept["rows"], steps, epoch, **of_run, trained=trained, shapes=_shapes(found))
+    return Start(
+        str(path), kept["rows"], steps, epoch, **of_run, trained=trained, shapes=_shapes(found), bests=_bests(found)
+    )
 
 
 def _shapes(checkpoint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+
+
+def _bests(checkpoint: Mapping[str, Any]) -> frozenset[str]:
+    """The names of the files whose scores a checkpoint knows."""
+    known = [part(state, "best_k_models") for state in checkpoint["callbacks"].values()]
+    return frozenset(Path(str(path)).name for paths in known for path in paths)
 
 
 def _own(checkpoints: Path, name: str) -> Start:
@@ -150,6 +160,14 @@ def unusable_checkpoints(checkpoints: Path, start: Start, changed: bool) -> list
 def _why_unusable(path: Path, checkpoint: Mapping[str, Any], start: Start, changed: bool) -> str:
     if _shapes(checkpoint) != start.shapes:
         return f"{path} holds the weights of another network."
+    run = part(checkpoint["fcnlab"], "trained").get("run")
+    if (
+        start.checkpoint
+        and path.name == "best.ckpt"
+        and path.name not in start.bests
+        and run != start.trained.get("run")
+    ):
+        return f"{path} is another run's, by what is in it, and {start.checkpoint} does not know it."
     step = checkpoint.get("global_step", 0)
     if changed and start.checkpoint and path.name != "last.ckpt" and step > start.steps:
         return f"{path} is of step {step}, and the run goes on from step {start.steps} with other settings."
