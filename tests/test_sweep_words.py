@@ -426,11 +426,12 @@ def test_an_option_that_is_not_there_is_told_with_the_nearest_before_any_job(swe
     assert not list(tmp_path.glob("s/[01]"))
 
 
+@pytest.mark.slow  # two sweeps in this process
 @pytest.mark.parametrize(
     ("own", "said"),
     [
         ("${hydra:job.num}", ""),
-        ("${now:%Y}", ""),
+        ("${oc.decode:${now:%Y}}", ""),
         ("${data.batch_size}", ""),
         ("${nothing}", "Interpolation key 'nothing' not found"),
         ("${oc.env:NOT_THERE}", "NOT_THERE"),
@@ -473,9 +474,17 @@ def test_how_a_list_inside_a_space_of_a_search_is_written_is_told(sweep, own_spa
     assert "type 'optim.lr=interval(0.1,0.2)' (in a file's hydra.sweeper.params: {optim.lr: 'interval" in told
 
 
-def test_how_a_typed_list_is_written_is_told_where_it_is_no_value(sweep):
-    assert "To sweep over the values of optim.lr, type optim.lr=0.1,0.2 " in sweep("optim.lr=[0.1,0.2]")
-    assert "To sweep" not in sweep("augment.scale=[0.5,1.0]", "seed=-1")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["optim.lr=[0.1,0.2]"], ["To sweep over the values of optim.lr, type optim.lr=0.1,0.2 (in"]),
+        (["optim.lr='0.1,0.2'"], ["To sweep over the values of optim.lr, type optim.lr=0.1,0.2 (in"]),
+        (["augment.scale=[0.5,1.0]", "seed=-1"], []),  # where brackets are meant
+    ],
+)
+def test_how_a_typed_list_is_written_is_told_where_it_is_no_value(sweep, words, told):
+    said = sweep(*words)
+    assert "cannot work" in said and [line[: len(told[0])] for line in said.splitlines() if "To sweep" in line] == told
 
 
 @pytest.mark.slow  # several sweeps in this process
@@ -668,7 +677,8 @@ def test_what_waits_for_the_jobs_is_again_what_was_typed(word: str):
 
 
 @pytest.mark.parametrize(
-    "word", ["seed=3", "optim.lr=1,2", "~model.backbone.x", "model.x=", "model.x=choice(1)", "sweep.x=1", "model.x=(", "x.y"]
+    "word",
+    ["seed=3", "optim.lr=1,2", "~model.backbone.x", "model.x=", "model.x=choice(1)", "sweep.x=1", "model.x=(", "x.y"],
 )
 def test_what_cannot_wait_does_not(word: str):
     key = word.partition("=")[0].lstrip("~")
