@@ -403,7 +403,8 @@ def left_to_jobs() -> Iterator[None]:
     def instantiate_plugin(self: Plugins, config: DictConfig) -> Any:
         return instantiate(self, _without_params(config))
 
-    ConfigLoaderImpl.load_configuration, Plugins._instantiate = load_configuration, instantiate_plugin
+    ConfigLoaderImpl.load_configuration = load_configuration  # pyright: ignore[reportAttributeAccessIssue]
+    Plugins._instantiate = instantiate_plugin
     try:
         yield
     finally:
