@@ -431,7 +431,6 @@ def test_an_option_that_is_not_there_is_told_with_the_nearest_before_any_job(swe
     ("own", "said"),
     [
         ("${hydra:job.num}", ""),
-        ("${oc.decode:${now:%Y}}", ""),
         ("${data.batch_size}", ""),
         ("${nothing}", "Interpolation key 'nothing' not found"),
         ("${oc.env:NOT_THERE}", "NOT_THERE"),
