@@ -17,6 +17,7 @@ from fcnlab.launching.grid import _given_way
 from fcnlab.launching.launchers import without_hydra
 
 QUICK = ("trainer=smoke", "logger=none", "data.root=.")
+OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
 
 
 class Ended:
@@ -205,9 +206,9 @@ def in_sweep(monkeypatch):
         monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: Launcher())
         monkeypatch.setattr(grid, "write_multirun", lambda config: None)
         monkeypatch.setattr(launchers, "without_hydra", lambda cfg: configs.append(cfg) or without_hydra(cfg))
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"), grid.left_to_jobs():
             hydra = GlobalHydra.instance().hydra
-            config = hydra.compose_config("train", grid.deferred(words), run_mode=RunMode.MULTIRUN)
+            config = hydra.compose_config("train", list(words), run_mode=RunMode.MULTIRUN)
             sweeper = Plugins.instance().instantiate_sweeper(
                 config=config, hydra_context=HydraContext(hydra.config_loader, None), task_function=lambda cfg: None
             )
@@ -328,7 +329,8 @@ def test_a_folder_is_named_by_what_was_typed():
     words = ["model=fcn8s,fcn16s", "model.weights=a/${seed}", "seed=1"]
     naming = {"exclude_keys": ["seed"], "item_sep": "+", "kv_sep": "-"}
     job = {"override_dirname": "choice(", "config": {"override_dirname": naming}}
-    config = OmegaConf.create({"hydra": {"overrides": {"task": grid.deferred(words)}, "job": job}})
+    waiting = grid.deferred(words, "Could not override 'model.weights'.")
+    config = OmegaConf.create({"hydra": {"overrides": {"task": waiting}, "job": job}})
     grid.restore_deferred(config)
     assert OmegaConf.to_container(config.hydra.job)["override_dirname"] == "model.weights-a/${seed}+model-fcn8s,fcn16s"
 
@@ -392,6 +394,96 @@ def own_space(tmp_path):
         return ("--config-dir=mine", "experiment=own")
 
     return write
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_settings_of_options_that_a_space_sweeps_over_are_the_jobs_own(sweep, own_space, in_file: bool):
+    """The default option has no momentum, and Hydra composes the sweep itself with that."""
+    own = own_space("{optim: 'sgd,sgd_heavy'}") if in_file else ("hydra.sweeper.params={optim:'sgd,sgd_heavy'}",)
+    jobs = sweep(*own, "optim.momentum=0.7", "optim={nesterov:false}")
+    kept = [*own[1:], "optim.momentum=0.7", "optim={nesterov:false}"]
+    assert [of_job(job) for job in jobs] == [[f"optim={optim}", *kept] for optim in ("sgd", "sgd_heavy")]
+
+
+def test_settings_that_no_option_of_a_space_has_are_told_with_the_nearest(sweep):
+    said = sweep("hydra.sweeper.params={optim:'sgd,sgd_heavy'}", "optim.momentun=0.7")
+    assert "job 0, 1: optim.momentun is no setting there: did you mean optim.momentum?" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("hydra.sweeper.params={model:'fcn8s,fcn16z'}",),
+        ("hydra.sweeper.params={model:'choice(fcn8s,fcn16z)'}", *OPTUNA),
+        ("model=fcn8s,fcn16z",),
+        ("+hydra.sweeper.params.model='fcn8s,fcn16z'", "model.upsampling=fixed"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_is_not_there_is_told_with_the_nearest_before_any_job(sweep, tmp_path, words):
+    said = sweep(*words)
+    assert "Could not find 'model/fcn16z': did you mean model=fcn16s?" in said and "fcn32s, fcn8s" in said
+    assert not list(tmp_path.glob("s/[01]"))
+
+
+@pytest.mark.slow  # two sweeps in this process
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ("${hydra:job.num}", ""),
+        ("${data.batch_size}", ""),
+        ("${nothing}", "Interpolation key 'nothing' not found"),
+        ("${oc.env:NOT_THERE}", "NOT_THERE"),
+        ("${foo:1}", "Unsupported interpolation type foo"),
+    ],
+)
+def test_what_a_files_space_looks_up_is_looked_up_by_each_job(sweep, own_space, own: str, said: str):
+    """As where it is typed; Hydra would look it up for its sweeper, before there is a job."""
+    (folder, experiment), word = own_space(f"{{data.seed: '{own}'}}"), f"data.seed={own}"
+    jobs, typed = sweep(folder, experiment, "optim.lr=0.1,0.2"), sweep(word, "optim.lr=0.1,0.2", "hydra.sweep.dir=s")
+    if said:
+        assert said in jobs and jobs == typed
+    else:
+        assert [of_job(job)[0] for job in jobs] == [word] * 2
+
+
+@pytest.mark.parametrize("space", ["'${nothing}'", "'${hydra:job.num}'", "'${foo:1}'"])
+def test_a_whole_space_that_cannot_be_looked_up_is_told(sweep, own_space, space: str):
+    assert "hydra.sweeper.params cannot be computed: " in sweep(*own_space(space))
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ("{optim: {lr: [0.1, 0.2]}}", "{optim.lr: '0.1,0.2'}"),
+        ("{optim: {lr: '0.1,0.2'}}", "{optim.lr: '0.1,0.2'}"),
+        ("{optim.lr: [0.1, 0.2]}", "{optim.lr: '0.1,0.2'}"),
+        ("{optim: {lr: 'interval(0.1,0.2)'}}", "{optim.lr: 'interval(0.1,0.2)'}"),
+    ],
+)
+def test_how_a_list_inside_a_space_is_written_is_told(sweep, own_space, params: str, said: str):
+    told = sweep(*own_space(params))
+    assert "To sweep over the values of optim.lr, type " in told
+    assert f"hydra.sweeper.params: {said}" in told
+
+
+@pytest.mark.parametrize("words", [(), ("optim.weight_decay=interval(0,1)",)])
+def test_how_a_list_inside_a_space_of_a_search_is_written_is_told(sweep, own_space, words):
+    told = sweep(*own_space("{optim: {lr: 'interval(0.1,0.2)'}}"), *OPTUNA, *words)
+    assert "type 'optim.lr=interval(0.1,0.2)' (in a file's hydra.sweeper.params: {optim.lr: 'interval" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["optim.lr=[0.1,0.2]"], ["To sweep over the values of optim.lr, type optim.lr=0.1,0.2 (in"]),
+        (["optim.lr='0.1,0.2'"], ["To sweep over the values of optim.lr, type optim.lr=0.1,0.2 (in"]),
+        (["augment.scale=[0.5,1.0]", "seed=-1"], []),  # where brackets are meant
+    ],
+)
+def test_how_a_typed_list_is_written_is_told_where_it_is_no_value(sweep, words, told):
+    said = sweep(*words)
+    assert "cannot work" in said and [line[: len(told[0])] for line in said.splitlines() if "To sweep" in line] == told
 
 
 @pytest.mark.slow  # several sweeps in this process
@@ -578,12 +670,15 @@ def test_launchers_and_spaces_of_swept_options_are_refused(in_sweep, tmp_path, m
 
 @pytest.mark.parametrize("word", ["model.backbone.x=[1,2]", "+model.backbone.x={a:1}", "model.x='a,b'", "model.x=null"])
 def test_what_waits_for_the_jobs_is_again_what_was_typed(word: str):
-    swept, waiting = grid.deferred(["model=fcn8s,fcn16s", word])
+    key = word.partition("=")[0].lstrip("+")
+    swept, waiting = grid.deferred(["model=fcn8s,fcn16s", word], f"Could not override '{key}'.")
     assert swept == "model=fcn8s,fcn16s" and waiting != word and grid._as_single(waiting) == word
 
 
 @pytest.mark.parametrize(
-    "word", ["seed=3", "optim.lr=1,2", "~model.backbone.x", "model.x=", "model.x=choice(1)", "-m", "model.x=(", "x.y"]
+    "word",
+    ["seed=3", "optim.lr=1,2", "~model.backbone.x", "model.x=", "model.x=choice(1)", "sweep.x=1", "model.x=(", "x.y"],
 )
 def test_what_cannot_wait_does_not(word: str):
-    assert grid.deferred(["model=fcn8s,fcn16s", word])[1] == word
+    key = word.partition("=")[0].lstrip("~")
+    assert grid.deferred(["model=fcn8s,fcn16s", word], f"Could not override '{key}'.")[1] == word

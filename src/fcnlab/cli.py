@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,7 +134,7 @@ def _command() -> None:
     _check_groups(verb)
     _check_experiment(verb)
     _check_place(verb)
-    _defer(verb)
+    _check_lists(verb)
     _run(verb)
 
 
@@ -193,15 +194,28 @@ def _bring_back(verb: str, started_by_lightning: bool) -> None:
         sys.exit(f"fcnlab {verb}: {error}")
 
 
-def _defer(verb: str) -> None:
-    """Leave to the jobs of a sweep what belongs to the options that it sweeps over."""
-    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv):
-        from fcnlab.launching.grid import deferred
+def _is_sweep() -> bool:
+    return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv))
+
+
+def _check_lists(verb: str) -> None:
+    """Refuse a list inside a value of a sweep's, of which Hydra makes neither."""
+    if _is_sweep():
+        from fcnlab.launching.grid import check_no_lists_inside
 
         try:
-            sys.argv[1:] = deferred(sys.argv[1:])
+            check_no_lists_inside(word for word in sys.argv[1:] if not word.startswith("-"))
         except UserError as error:
             sys.exit(f"fcnlab {verb}: {error}")
+
+
+def _sweeping() -> AbstractContextManager[None]:
+    """What has to be entered while a sweep is composed; its imports take time."""
+    if not _is_sweep():
+        return nullcontext()
+    from fcnlab.launching.grid import left_to_jobs
+
+    return left_to_jobs()
 
 
 def _as_list(word: str, lists: str, name: str = "") -> str:
@@ -415,5 +429,5 @@ def _run(verb: str) -> None:
     register_schemas()
     register_launchers()
     logging.getLogger("fcnlab").addFilter(only_shown)
-    with told_in_sentences(verb, task) as report:
+    with told_in_sentences(verb, task) as report, _sweeping():
         report(hydra.main(version_base="1.3", config_path=str(CONF))(task))

@@ -4,6 +4,7 @@ Hydra shows some of its errors in short, and others, as those of an interpolatio
 through its own code, or not at all.
 """
 
+import difflib
 import os
 import re
 import traceback
@@ -15,7 +16,7 @@ from typing import Any
 import hydra
 import omegaconf
 from hydra._internal import utils
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from fcnlab.errors import UserError, first_line, why_not_used
@@ -47,7 +48,9 @@ def _plainly(verb: str, run: Callable, task: Callable) -> Any:
     try:
         return run()
     except Exception as error:
-        if isinstance(error, CompactHydraException):
+        if isinstance(error, MissingConfigException) and error.options is not None:
+            sentence = _of_missing_option(error)
+        elif isinstance(error, CompactHydraException):
             sentence = _of_other_option(verb, str(error))
         elif isinstance(error, UserError):  # of a sweeper's or a launcher's
             sentence = str(error)
@@ -59,6 +62,20 @@ def _plainly(verb: str, run: Callable, task: Callable) -> Any:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise told from error
         raise told from None  # Hydra would show OmegaConf's words behind ours
+
+
+def _of_missing_option(error: MissingConfigException) -> str:
+    """What to say of an option that no file is: the nearest that is there, and all of its group."""
+    from fcnlab.config import CONF
+
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    names = set(error.options or ())
+    if group.partition("/")[0] == "experiment":  # the only ones in folders, which Hydra takes for other groups
+        group, name = "experiment", str(error.missing_cfg_file).removeprefix("experiment/")
+        names |= {str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")}
+    near = difflib.get_close_matches(name, sorted(names), n=1)
+    hint = f"did you mean {group}={near[0]}? There are" if near else "there are"
+    return f"{first_line(error)}: {hint} {', '.join(sorted(names))}"
 
 
 def _of_other_option(verb: str, text: str) -> str | None:

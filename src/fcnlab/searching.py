@@ -18,7 +18,15 @@ from omegaconf import DictConfig, OmegaConf
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError, first_line
 from fcnlab.in_place import check_own
-from fcnlab.launching.grid import params_as_written, read_words, restore_deferred, settings_text, write_multirun
+from fcnlab.launching.grid import (
+    how_to_list,
+    lists_explained,
+    params_as_written,
+    read_words,
+    restore_deferred,
+    settings_text,
+    write_multirun,
+)
 from fcnlab.launching.launchers import OF_THE_SWEEP, check_jobs, check_unchanged, told_plainly
 from fcnlab.launching.manifest import difference, facts_of, resuming, shown
 from fcnlab.launching.places import slots_for, visible_gpus
@@ -88,11 +96,13 @@ class Search(Sweeper):
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Launch batch after batch; raise what the first failed job says once all are done."""
         with told_plainly(self.verb):
-            space, self.fixed = space_of(read_words(self.context, self.params, arguments, self.chosen_launcher))
+            overrides = read_words(self.context, self.params, arguments, self.chosen_launcher)
+            space, self.fixed = space_of(overrides)
             self.space = {name: space_word(name, values) for name, values in space.items()}
             self._check_same_space()
             self.by_number = any(map(OF_THE_JOB.search, self.fixed))  # no two jobs are equal, whatever is drawn
-            self._check_ends(space)
+            with lists_explained(overrides):
+                self._check_ends(space)
             study = self._open()
             check_trials(study, space, shown(self.folder / STORAGE))
             begun = {trial.number: [*self.fixed, *words_of(params_of(trial))] for trial in study.trials}
@@ -258,7 +268,8 @@ def space_of(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:
         else:
             fixed.append(str(override.input_line))
     if not space:
-        raise UserError("hydra/sweeper=optuna has nothing to search: add, say, optim.lr='tag(log,interval(1e-4,1e-2))'")
+        nothing = "hydra/sweeper=optuna has nothing to search: add, say, optim.lr='tag(log,interval(1e-4,1e-2))'"
+        raise UserError("\n".join([nothing, *how_to_list(overrides).values()]))
     return space, fixed
 
 

@@ -5,35 +5,39 @@ A job's words are those of its single run: all that was typed, in that order, ea
 anew.)
 """
 
+import copy
 import itertools
 import json
 import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import get_overrides_dirname
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep, Sweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching.launchers import check_jobs, check_unchanged, of_the_user, told_plainly
 from fcnlab.launching.manifest import Manifest, difference
-from fcnlab.launching.processes import as_typed
+from fcnlab.launching.processes import as_typed, typed
 from fcnlab.results.settings import OF_THE_JOB, in_few_digits
 
 log = logging.getLogger("fcnlab")
 MOST_JOBS = 10_000
 MOST_VALUES = 1_000_000  # of a range; those of a search are no jobs each
 MARK = "as_typed"
+OUR_PLUGINS = "hydra_plugins.fcnlab_"
+REFUSED = re.compile(r"Could not (?:override|append to config\. An item is already at) '(.+)'")
 WAITING = re.compile(rf"^([^=]+)=choice\(\{{{MARK}:(.*)\}}\)$", re.DOTALL)
 
 
@@ -70,7 +74,9 @@ class Grid(Sweeper):
             jobs = jobs_of(overrides)
             if any(getattr(override._value, "shuffle", False) for override in overrides):
                 jobs = in_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
-            configs = check_jobs(self.context, self.whole, jobs, 0, getattr(self.chosen_launcher, "elsewhere", True))
+            with lists_explained(overrides):
+                elsewhere = getattr(self.chosen_launcher, "elsewhere", True)
+                configs = check_jobs(self.context, self.whole, jobs, 0, elsewhere)
             check_jobs_differ(overrides, jobs, configs)
             check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.chosen_launcher)
             write_multirun(self.whole)
@@ -288,6 +294,38 @@ def _in_one_form(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int)) else str(value)
 
 
+@contextmanager
+def lists_explained(overrides: Sequence[Override]) -> Iterator[None]:
+    """Let a UserError that names a value say how to sweep over what is in it, where that may have been meant."""
+    try:
+        yield
+    except UserError as error:
+        hints = [hint for path, hint in how_to_list(overrides).items() if f" {path}=" in str(error)]
+        if not hints:
+            raise
+        raise UserError("\n".join([str(error), *hints])) from error
+
+
+def how_to_list(overrides: Sequence[Override]) -> dict[str, str]:
+    """By setting, how to sweep over the values that are one value as they stand: in brackets, or in quotes."""
+    leaves = [leaf for override in overrides for leaf in _leaves(override._value, override.key_or_group)]
+    return {
+        path: f"To sweep over the values of {path}, type {typed([f'{path}={values}'])} (in a file's"
+        f" hydra.sweeper.params: {{{path}: '{values}'}})"
+        for path, value in leaves
+        if (values := _values_inside(value))
+    }
+
+
+def _values_inside(value: Any) -> str | None:
+    """The list of values that a plain value looks like, as a sweep has it."""
+    if isinstance(value, list):
+        return ",".join(map(_as_word, value))
+    text = value.text if isinstance(value, QuotedString) else value
+    override = _parsed(f"x={text}") if isinstance(text, str) else None
+    return str(text) if override is not None and override.is_sweep_override() else None
+
+
 def jobs_of(overrides: Sequence[Override]) -> list[list[str]]:
     """Each job's words; the values of the last list change fastest.
 
@@ -339,23 +377,65 @@ def _as_word(value: Any) -> str:
 
 # Hydra composes a sweep's own configuration with the default option of each swept group, and refuses the settings of
 # others. A list of one value is left to the jobs: as such a word is handed to Hydra, and is again what was typed when
-# the sweeper gets it.
+# the sweeper gets it. Which groups are swept is known behind that alone, since a file may say so.
 
 
-def deferred(words: Sequence[str]) -> list[str]:
-    """The words of a sweep, with the settings of its swept groups as lists of one value.
+@contextmanager
+def left_to_jobs() -> Iterator[None]:
+    """While entered, Hydra leaves to the jobs of a sweep what is theirs.
 
-    Raises
-    ------
-    UserError
-        A list is inside another one, of which Hydra makes neither.
+    That is what its own configuration cannot take, and what ``hydra.sweeper.params`` looks up: Hydra would resolve that
+    before the first job, by no job's settings.
     """
-    parsed = {word: _parsed(word) for word in words if "=" in word and not word.startswith("-")}
-    for override in filter(None, parsed.values()):
-        check_no_list_inside(override)
-    swept = [one.key_or_group for one in parsed.values() if one is not None and one.is_sweep_override()]
-    groups = [key.replace("/", ".") for key in swept if "." not in key]
-    return [_as_choice(word) if _can_wait(parsed.get(word), groups) else word for word in words]
+    load, instantiate = ConfigLoaderImpl.load_configuration, Plugins._instantiate
+
+    def load_configuration(self: ConfigLoaderImpl, **given: Any) -> DictConfig:
+        while True:
+            try:
+                return load(self, **given)
+            except ConfigCompositionException as error:
+                words = list(given["overrides"])
+                waiting = deferred(words, str(error)) if given["run_mode"] == RunMode.MULTIRUN else words
+                if waiting == words:
+                    raise
+                given["overrides"] = waiting
+
+    def instantiate_plugin(self: Plugins, config: DictConfig) -> Any:
+        return instantiate(self, _without_params(config))
+
+    ConfigLoaderImpl.load_configuration = load_configuration  # pyright: ignore[reportAttributeAccessIssue]
+    Plugins._instantiate = instantiate_plugin
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration, Plugins._instantiate = load, instantiate
+
+
+def _without_params(config: DictConfig) -> DictConfig:
+    """The settings of a plugin, without the search space of ours, which read it as it is written."""
+    if not str(config.get("_target_")).startswith(OUR_PLUGINS) or "params" not in config:
+        return config
+    bare = copy.deepcopy(config)
+    bare._set_parent(config._get_parent())
+    bare.params = None
+    return bare
+
+
+def deferred(words: Sequence[str], refused: str) -> list[str]:
+    """The words of a sweep, with those that Hydra has refused by this error as lists of one value."""
+    key = REFUSED.match(refused)
+    parsed = map(_parsed, words)
+    return [
+        _as_choice(word) if key and override and override.key_or_group == key[1] and _can_wait(override) else word
+        for word, override in zip(words, parsed, strict=True)
+    ]
+
+
+def check_no_lists_inside(words: Iterable[str]) -> None:
+    """Raise a UserError where a list is inside another one, of which Hydra makes neither."""
+    for override in map(_parsed, words):
+        if override is not None:
+            check_no_list_inside(override)
 
 
 def check_no_list_inside(override: Override) -> None:
@@ -369,14 +449,12 @@ def _holds_list(value: Any) -> bool:
     return any(isinstance(child, Sweep) or _holds_list(child) for child in children)
 
 
-def _can_wait(override: Override | None, groups: Sequence[str]) -> bool:
-    """Whether a word sets something inside a swept group, or anything where experiments are."""
-    if override is None or override.is_sweep_override() or override.is_hydra_override() or override.is_delete():
+def _can_wait(override: Override) -> bool:
+    """Whether a word sets something inside a group; those of the sweep itself are needed before its jobs."""
+    if override.is_sweep_override() or override.is_hydra_override() or override.is_delete():
         return False
     key, inside = override.key_or_group, isinstance(override._value, dict)
-    if "experiment" in groups and ("." in key or inside) and key.partition(".")[0] != "sweep":
-        return True
-    return any(key.startswith(f"{group}.") or (inside and f"{group}.".startswith(f"{key}.")) for group in groups)
+    return ("." in key or inside) and key.partition(".")[0] != "sweep"
 
 
 def _as_choice(word: str) -> str:

@@ -33,6 +33,7 @@ from fcnlab.launching.processes import (
     config_dir,
     environment_of_one,
     environment_of_part,
+    is_dictionary,
     key_of,
     left_out_of_parts,
     options,
@@ -382,7 +383,9 @@ def _compose(context: HydraContext, config: DictConfig, words: Sequence[str]) ->
             raise
         key = str(getattr(error.__cause__, "full_key", None) or unknown[1])  # of a dictionary the one inside
         parent = key.rpartition(".")[0]
-        others = [word for word in words if not f"{key_of(word)}.".startswith((f"{parent}.", f"{unknown[1]}."))]
+        sets = [word for word in words if "." in key_of(word) or is_dictionary(word)]  # the others choose options
+        inside = [word for word in sets if f"{key_of(word)}.".startswith((f"{parent}.", f"{unknown[1]}."))]
+        others = [word for word in words if word not in inside]
         with suppress(ConfigCompositionException):
             there = OmegaConf.select(context.config_loader.load_sweep_config(config, others), parent)
             names = {str(name) for name in there} if isinstance(there, DictConfig) else set()
