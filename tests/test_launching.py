@@ -354,9 +354,9 @@ def unchanged(folder: Path, monkeypatch, then: str, settings: str | None, verb: 
     (folder / "3" / ".hydra").mkdir(parents=True)
     (folder / "3" / ".hydra" / "config.yaml").write_text(then)
     record = Manifest(folder, verb, ["seed=1,2"], jobs={3: Job(3, "3", [], "", settings=settings)})
-    cfg = OmegaConf.create(NOW | now | {"hydra": {"job": {"config_name": verb}}})
+    cfg = OmegaConf.create(NOW | now | {"hydra": {"job": {"config_name": verb}, "sweep": {"subdir": "3"}}})
     monkeypatch.setattr(launchers, "composed", lambda context, config, jobs, first: {first: cfg})
-    check_unchanged(None, None, {3: ["seed=1"], 4: ["seed=2"]}, SimpleNamespace(manifest=record))  # pyright: ignore
+    check_unchanged(None, cfg, {3: ["seed=1"], 4: ["seed=2"]}, SimpleNamespace(manifest=record))  # pyright: ignore
 
 
 @pytest.mark.parametrize(

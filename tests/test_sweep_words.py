@@ -489,6 +489,64 @@ def test_files_that_have_changed_are_refused_where_jobs_have_begun(sweep, own_fi
     assert f"start a new sweep with them: {command}" in said
 
 
+FROM_OUTSIDE = "optim: {lr: '${oc.decode:${oc.env:LR}}'}\nmodel: {weights: '${oc.env:ONLY_THERE,none}'}"
+
+
+def resolved(folder: Path, rate: float, **others) -> None:
+    """What a run's config.yaml says of the settings above."""
+    text = OmegaConf.to_yaml({"optim": {"lr": rate}, "model": {"weights": "none"}, **others})
+    (folder / "config.yaml").write_text(text)
+
+
+@pytest.mark.slow  # several sweeps in this process
+@pytest.mark.parametrize(
+    ("rate", "kept", "told"),
+    [
+        ("0.2", {}, "job 0, 1: optim.lr=0.2 (was 0.1)"),
+        ("0.1", {}, None),
+        (None, {}, None),  # it cannot be computed here
+        ("0.1", {"checkpointing": {"keep_top": 2}}, None),
+    ],
+    ids=["another", "the same", "not here", "free"],
+)
+def test_values_from_outside_that_have_changed_are_warned_of(
+    sweep, own_file, tmp_path, monkeypatch, caplog, rate, kept, told
+):
+    """Of the environment, say: what was composed is the same text."""
+    monkeypatch.setenv("LR", "0.1")
+    monkeypatch.setenv("TOP", "3")
+    words = own_file(f"{FROM_OUTSIDE}\ncheckpointing: {{keep_top: '${{oc.decode:${{oc.env:TOP}}}}'}}")
+    assert len(sweep(*words, "seed=1,2,3")) == 3
+    for number in (0, 1):
+        resolved(tmp_path / "s" / str(number), 0.1, **kept)
+    (tmp_path / "s" / "2" / ".hydra" / "config.yaml").unlink()  # it has not begun
+    monkeypatch.setattr(launchers, "check_targets", lambda cfg: None)
+    monkeypatch.delenv("LR") if rate is None else monkeypatch.setenv("LR", rate)
+    with caplog.at_level("WARNING", logger="fcnlab"):
+        assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 3
+    warnings = [record.message for record in caplog.records if "looked up" in record.message]
+    assert [told in warning for warning in warnings] == ([True] if told else [])
+
+
+@pytest.mark.slow  # several sweeps in this process
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_sweep_goes_on_in_the_folders_that_its_jobs_have(sweep, tmp_path, begun: bool):
+    """Words for Hydra do not come back by themselves: jobs that were not planned would be in folders of another kind."""
+    subdir = "hydra.sweep.subdir=${hydra.job.override_dirname}"
+    assert len(sweep("seed=1,2,3", subdir)) == 3
+    record = sweep_record(tmp_path)
+    folders = [job["folder"] for job in record["jobs"]]
+    del record["jobs"][2]  # as of a batch that was killed
+    (tmp_path / "s" / "sweep.json").write_text(json.dumps(record))
+    if begun:
+        (tmp_path / "s" / folders[0] / "run.json").write_text("{}")
+    said = sweep("sweep.resume=s", fixed=())
+    assert f"job 0 is in s/{folders[0]}, and would be in s/0 today" in said and "hydra.sweep.subdir=" in said
+    assert sweep_record(tmp_path) == record and not (tmp_path / "s" / "0").exists()
+    assert len(sweep("sweep.resume=s", subdir, fixed=())) == 3
+    assert [job["folder"] for job in sweep_record(tmp_path)["jobs"]] == folders
+
+
 @pytest.mark.slow  # several sweeps in this process
 @pytest.mark.parametrize(
     "words",
