@@ -489,43 +489,18 @@ def test_files_that_have_changed_are_refused_where_jobs_have_begun(sweep, own_fi
     assert f"start a new sweep with them: {command}" in said
 
 
-FROM_OUTSIDE = "optim: {lr: '${oc.decode:${oc.env:LR}}'}\nmodel: {weights: '${oc.env:ONLY_THERE,none}'}"
-
-
-def resolved(folder: Path, rate: float, **others) -> None:
-    """What a run's config.yaml says of the settings above."""
-    text = OmegaConf.to_yaml({"optim": {"lr": rate}, "model": {"weights": "none"}, **others})
-    (folder / "config.yaml").write_text(text)
-
-
 @pytest.mark.slow  # several sweeps in this process
-@pytest.mark.parametrize(
-    ("rate", "kept", "told"),
-    [
-        ("0.2", {}, "job 0, 1: optim.lr=0.2 (was 0.1)"),
-        ("0.1", {}, None),
-        (None, {}, None),  # it cannot be computed here
-        ("0.1", {"checkpointing": {"keep_top": 2}}, None),
-    ],
-    ids=["another", "the same", "not here", "free"],
-)
-def test_values_from_outside_that_have_changed_are_warned_of(
-    sweep, own_file, tmp_path, monkeypatch, caplog, rate, kept, told
-):
-    """Of the environment, say: what was composed is the same text."""
+def test_values_from_the_environment_that_have_changed_are_warned_of(sweep, own_file, tmp_path, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(launchers.log, "warning", lambda text, *values: warnings.append(text % values))
     monkeypatch.setenv("LR", "0.1")
-    monkeypatch.setenv("TOP", "3")
-    words = own_file(f"{FROM_OUTSIDE}\ncheckpointing: {{keep_top: '${{oc.decode:${{oc.env:TOP}}}}'}}")
-    assert len(sweep(*words, "seed=1,2,3")) == 3
+    words = own_file("optim: {lr: '${oc.decode:${oc.env:LR}}'}")
+    assert len(sweep(*words, "seed=1,2,3")) == 3 and not warnings
     for number in (0, 1):
-        resolved(tmp_path / "s" / str(number), 0.1, **kept)
-    (tmp_path / "s" / "2" / ".hydra" / "config.yaml").unlink()  # it has not begun
-    monkeypatch.setattr(launchers, "check_targets", lambda cfg: None)
-    monkeypatch.delenv("LR") if rate is None else monkeypatch.setenv("LR", rate)
-    with caplog.at_level("WARNING", logger="fcnlab"):
-        assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 3
-    warnings = [record.message for record in caplog.records if "looked up" in record.message]
-    assert [told in warning for warning in warnings] == ([True] if told else [])
+        (tmp_path / "s" / str(number) / "config.yaml").write_text("optim: {lr: 0.1}")
+    monkeypatch.setenv("LR", "0.2")
+    assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 3
+    assert "today's:\njob 0, 1: optim.lr=0.2 (was 0.1)\n" in warnings[0] and len(warnings) == 1
 
 
 @pytest.mark.slow  # several sweeps in this process

@@ -291,7 +291,9 @@ def looked_up(cfg: DictConfig) -> Settings:
         if RESOLVER.search(str(text)):
             with suppress(OmegaConfBaseException):
                 value = OmegaConf.select(cfg, path)
-                found |= leaves(OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, path)
+                found |= leaves(
+                    OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, path
+                )
     return found
 
 

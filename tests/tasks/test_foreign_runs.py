@@ -49,12 +49,17 @@ def test_what_is_refused_may_be_typed(brought_back):
 
 def test_values_of_refused_words_are_named_as_they_are_typed(brought_back, tmp_path):
     """A job's number, say, and a variable of its environment: what they were is in the run's config.yaml."""
-    words = ["trainer=smoke", "seed=${hydra:job.num}", "+optim.lr='${oc.decode:${oc.env:LR}}'", "data.archive='${oc.env:A}'"]
+    words = [
+        "trainer=smoke",
+        "seed=${hydra:job.num}",
+        "+optim.lr='${oc.decode:${oc.env:LR}}'",
+        "data.archive='${oc.env:A}'",
+    ]
     values = {"seed": 1, "optim": {"lr": 0.2}, "data": {"archive": "/etc"}}
     (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"^from_run=old: seed=.* refused: ") as told:
         brought_back(words, "from_run=old")
-    assert str(told.value).endswith("Type the values that it had behind it: seed=1 optim.lr=0.2")
+    assert str(told.value).endswith("Type the values that it had behind it: seed=1 +optim.lr=0.2")
     (tmp_path / "old" / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"Type what you mean by it behind it, where it wins$"):
         brought_back(words, "from_run=old")
