@@ -441,7 +441,7 @@ def test_other_values_of_what_no_score_depends_on_are_no_matter(tmp_path, monkey
 
 
 def test_a_sweep_goes_on_in_folders_of_one_kind(tmp_path, monkeypatch):
-    """Words for Hydra do not come back by themselves: jobs that were not planned would be in folders of another kind."""
+    """Words for Hydra do not come back by themselves: jobs not yet planned would be in folders of another kind."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as told:
         unchanged(tmp_path, monkeypatch, THEN, None, subdir="seed=1")

@@ -506,7 +506,7 @@ def test_values_from_the_environment_that_have_changed_are_warned_of(sweep, own_
 @pytest.mark.slow  # several sweeps in this process
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_sweep_goes_on_in_the_folders_that_its_jobs_have(sweep, tmp_path, begun: bool):
-    """Words for Hydra do not come back by themselves: jobs that were not planned would be in folders of another kind."""
+    """Words for Hydra do not come back by themselves: jobs not yet planned would be in folders of another kind."""
     subdir = "hydra.sweep.subdir=${hydra.job.override_dirname}"
     assert len(sweep("seed=1,2,3", subdir)) == 3
     record = sweep_record(tmp_path)

@@ -47,6 +47,7 @@ def shipped(name: str) -> Path:
 
 
 CONF = shipped("conf")
+NOT_FOUND = object()  # by a path: it has a key with a dot in it
 RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # in a value: ${oc.env:HOME}, and not ${data.root}
 DIRECTIVES = {  # Hydra's own keys, and what they may be
     "_target_": str,
@@ -290,10 +291,9 @@ def looked_up(cfg: DictConfig) -> Settings:
     for path, text in leaves(OmegaConf.to_container(cfg, resolve=False)).items():
         if RESOLVER.search(str(text)):
             with suppress(OmegaConfBaseException):
-                value = OmegaConf.select(cfg, path)
-                found |= leaves(
-                    OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, path
-                )
+                value = OmegaConf.select(cfg, path, default=NOT_FOUND)
+                value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+                found |= {} if value is NOT_FOUND else leaves(value, path)
     return found
 
 

@@ -507,7 +507,7 @@ def check_unchanged(
         assert manifest
         log.warning(
             "Warning: these jobs have begun with other values of settings that are looked up, as ${oc.env:NAME} is; the"
-            " jobs that are left get today's:\n%s\nTo have the same in all jobs, stop this and set them back, or start a"
+            " jobs that are left get today's:\n%s\nTo have one value in all jobs, stop and set it back, or start a"
             " new sweep with today's: %s",
             outside,
             manifest.command,
