@@ -25,6 +25,7 @@ from fcnlab.launching import launchers
 from fcnlab.launching.board import Board, Progress, last_lines, last_rows
 from fcnlab.launching.launchers import (
     Slots,
+    check_same_folder,
     check_unchanged,
     is_done,
     launched_by,
@@ -349,14 +350,16 @@ NOW = {
 }
 
 
-def unchanged(folder: Path, monkeypatch, then: str, settings: str | None, verb: str = "train", **now) -> None:
+def unchanged(
+    folder: Path, monkeypatch, then: str, settings: str | None, verb: str = "train", subdir: str = "3", **now
+) -> None:
     """Compare what job 3 was composed of with what it would be, both given here."""
     (folder / "3" / ".hydra").mkdir(parents=True)
     (folder / "3" / ".hydra" / "config.yaml").write_text(then)
     record = Manifest(folder, verb, ["seed=1,2"], jobs={3: Job(3, "3", [], "", settings=settings)})
-    cfg = OmegaConf.create(NOW | now | {"hydra": {"job": {"config_name": verb}}})
+    cfg = OmegaConf.create(NOW | now | {"hydra": {"job": {"config_name": verb}, "sweep": {"subdir": subdir}}})
     monkeypatch.setattr(launchers, "composed", lambda context, config, jobs, first: {first: cfg})
-    check_unchanged(None, None, {3: ["seed=1"], 4: ["seed=2"]}, SimpleNamespace(manifest=record))  # pyright: ignore
+    check_unchanged(None, cfg, {3: ["seed=1"], 4: ["seed=2"]}, SimpleNamespace(manifest=record))  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -395,6 +398,68 @@ def test_a_setting_that_a_newer_fcnlab_adds_is_warned_of(tmp_path, monkeypatch, 
     with caplog.at_level("WARNING", logger="fcnlab"):
         unchanged(tmp_path, monkeypatch, THEN, "another", optim={"lr": 0.1, "momentum": 0.9, "nesterov": False})
     assert "were not there when these jobs began:\njob 3: optim.nesterov=false (was null)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "rate", "there", "said"),
+    [
+        ("lr", "${oc.decode:${oc.env:LR}}", "0.2", {"optim": {"lr": 0.1}}, "job 3: optim.lr=0.2 (was 0.1)\n"),
+        ("lr", "${oc.decode:${oc.env:LR}}", "0.1", {"optim": {"lr": 0.1}}, ""),
+        ("lr", "${oc.decode:${oc.env:LR}}", None, {"optim": {"lr": 0.1}}, ""),  # it cannot be computed here
+        ("lr", "${oc.decode:${oc.env:LR}}", "0.2", {}, ""),  # an older record
+        (
+            "betas",
+            ["${oc.env:LR}", 1],
+            "2",
+            {"optim": {"betas": ["3", 1]}},
+            "job 3: optim.betas=['2', 1] (was ['3', 1])\n",
+        ),
+        ("x", "${oc.create:{lr:1}}", None, {"optim": {"x": {"lr": 2}}}, "job 3: optim.x.lr=1 (was 2)\n"),
+        ("a.b", "${oc.env:LR}", "1", {"optim": {"a.b": "2"}}, ""),
+        ("lr", "${seed}", None, {"optim": {"lr": 2}}, ""),  # follows another setting
+    ],
+)
+def test_other_values_that_settings_look_up_are_warned_of(tmp_path, monkeypatch, caplog, name, text, rate, there, said):
+    """Of the environment, say: what was composed is the same text."""
+    monkeypatch.delenv("LR", raising=False) if rate is None else monkeypatch.setenv("LR", rate)
+    (tmp_path / "3").mkdir()
+    OmegaConf.save(OmegaConf.create(there), tmp_path / "3" / "config.yaml")
+    with caplog.at_level("WARNING", logger="fcnlab"):
+        unchanged(tmp_path, monkeypatch, THEN, None, optim={name: text})
+    assert [record.getMessage().partition("today's:\n")[2].startswith(said) for record in caplog.records] == [
+        True
+    ] * bool(said)
+
+
+def test_other_values_of_what_no_score_depends_on_are_no_matter(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("CORES", "4")
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "config.yaml").write_text("data: {num_workers: 2}")
+    with caplog.at_level("WARNING", logger="fcnlab"):
+        unchanged(tmp_path, monkeypatch, THEN, None, data={"num_workers": "${oc.decode:${oc.env:CORES}}"})
+    assert not caplog.records
+
+
+def test_a_sweep_goes_on_in_folders_of_one_kind(tmp_path, monkeypatch):
+    """Words for Hydra do not come back by themselves: jobs not yet planned would be in folders of another kind."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as told:
+        unchanged(tmp_path, monkeypatch, THEN, None, subdir="seed=1")
+    assert str(told.value).startswith("sweep.resume=.: job 3 is in 3, and would be in seed=1 today")
+    assert str(told.value).endswith("hydra.sweep.subdir=... as it was: the command in sweep.json no longer has it")
+    words = "'hydra.sweep.subdir=${hydra.job.num}' 'hydra.job.config.override_dirname.item_sep= '"
+    (tmp_path / "sweep.json").write_text(json.dumps({"command": f"fcnlab train -m hydra.launcher.slots=1 {words}"}))
+    with pytest.raises(UserError) as told:
+        check_same_folder(*as_today(tmp_path, "seed=1"))
+    assert str(told.value).endswith(f"Type again {words}")
+    for of_the_hour in ("${now:%H}", "${oc.env:HOME}"):
+        check_same_folder(*as_today(tmp_path, of_the_hour))
+
+
+def as_today(folder: Path, subdir: str):
+    """Job 3 in the folder 3, where it would be in another one."""
+    config = OmegaConf.create({"hydra": {"sweep": {"subdir": subdir}}})
+    return Manifest(folder, "train", ["seed=1,2"]), Job(3, "3", [], ""), "other", config
 
 
 def test_two_jobs_do_not_work_in_one_folder(tmp_path):

@@ -582,6 +582,39 @@ def test_files_that_have_changed_are_refused_where_jobs_have_begun(sweep, own_fi
 
 
 @pytest.mark.slow  # several sweeps in this process
+def test_values_from_the_environment_that_have_changed_are_warned_of(sweep, own_file, tmp_path, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(launchers.log, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setenv("LR", "0.1")
+    words = own_file("optim: {lr: '${oc.decode:${oc.env:LR}}'}")
+    assert len(sweep(*words, "seed=1,2,3")) == 3 and not warnings
+    for number in (0, 1):
+        (tmp_path / "s" / str(number) / "config.yaml").write_text("optim: {lr: 0.1}")
+    monkeypatch.setenv("LR", "0.2")
+    assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 3
+    assert "today's:\njob 0, 1: optim.lr=0.2 (was 0.1)\n" in warnings[0] and len(warnings) == 1
+
+
+@pytest.mark.slow  # several sweeps in this process
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_sweep_goes_on_in_the_folders_that_its_jobs_have(sweep, tmp_path, begun: bool):
+    """Words for Hydra do not come back by themselves: jobs not yet planned would be in folders of another kind."""
+    subdir = "hydra.sweep.subdir=${hydra.job.override_dirname}"
+    assert len(sweep("seed=1,2,3", subdir)) == 3
+    record = sweep_record(tmp_path)
+    folders = [job["folder"] for job in record["jobs"]]
+    del record["jobs"][2]  # as of a batch that was killed
+    (tmp_path / "s" / "sweep.json").write_text(json.dumps(record))
+    if begun:
+        (tmp_path / "s" / folders[0] / "run.json").write_text("{}")
+    said = sweep("sweep.resume=s", fixed=())
+    assert f"job 0 is in s/{folders[0]}, and would be in s/0 today" in said and "hydra.sweep.subdir=" in said
+    assert sweep_record(tmp_path) == record and not (tmp_path / "s" / "0").exists()
+    assert len(sweep("sweep.resume=s", subdir, fixed=())) == 3
+    assert [job["folder"] for job in sweep_record(tmp_path)["jobs"]] == folders
+
+
+@pytest.mark.slow  # several sweeps in this process
 @pytest.mark.parametrize(
     "words",
     [

@@ -10,6 +10,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from fcnlab.errors import UserError, first_line
 from fcnlab.foreign import FOREIGN
@@ -36,6 +37,7 @@ from fcnlab.ranges import (
     fits,
     words_of,
 )
+from fcnlab.results.settings import Settings, leaves
 
 
 def shipped(name: str) -> Path:
@@ -45,6 +47,8 @@ def shipped(name: str) -> Path:
 
 
 CONF = shipped("conf")
+NOT_FOUND = object()  # by a path: it has a key with a dot in it
+RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # in a value: ${oc.env:HOME}, and not ${data.root}
 DIRECTIVES = {  # Hydra's own keys, and what they may be
     "_target_": str,
     "_partial_": bool,
@@ -276,6 +280,21 @@ def plain(node: Any) -> dict[str, Any]:
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def looked_up(cfg: DictConfig) -> Settings:
+    """What resolvers find for a config's settings (in the environment, say), here and now, by dotted path.
+
+    Settings that cannot be computed here are left out.
+    """
+    found: Settings = {}
+    for path, text in leaves(OmegaConf.to_container(cfg, resolve=False)).items():
+        if RESOLVER.search(str(text)):
+            with suppress(OmegaConfBaseException):
+                value = OmegaConf.select(cfg, path, default=NOT_FOUND)
+                value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+                found |= {} if value is NOT_FOUND else leaves(value, path)
+    return found
 
 
 def check_targets(cfg: DictConfig) -> None:

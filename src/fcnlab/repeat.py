@@ -1,7 +1,7 @@
 """``from_run=FOLDER`` and ``sweep.resume=FOLDER``: what a record brings back to the command line."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ from fcnlab.config import CONF
 from fcnlab.errors import UserError
 from fcnlab.launching import is_dictionary, key_of, setting, typed, unquoted
 from fcnlab.launching.manifest import shown, texts
-from fcnlab.results.reading import read_json
-from fcnlab.trust import ForeignError, check_links, check_overrides
+from fcnlab.results.reading import Unreadable, read_json, read_yaml
+from fcnlab.results.settings import leaves
+from fcnlab.trust import ForeignError, check_links, check_overrides, why_not
 
 FROM_RUN = "from_run="
 RESUME = "sweep.resume="
 RECORDED = "sweep.recorded=true"
 ONE_RUNS = {"checkpoint", "from_run", "sweep"}  # first parts of settings that were that one run's
+NO_VALUES = "Type what you mean by it behind it, where it wins"
 OF_DATA = {"data", "experiment"}
 
 
@@ -37,7 +39,7 @@ def repeat_run(argv: list[str], verb: str) -> None:
     check_config_dir("run", record, argv, verb)
     ours = {key_of(word) for word in argv[1:] if not is_dictionary(word)}  # which adds to what is there
     overrides = [word for word in record["overrides"] if key_of(word) not in ours and _first_part(word) not in ONE_RUNS]
-    allow(overrides, argv, "Type what you mean by it behind it, where it wins")
+    allow(overrides, argv, lambda: _values_to_type(overrides, folder, argv))
     argv[place:place] = [*overrides, *_reading_alone(overrides, argv)]
 
 
@@ -60,7 +62,7 @@ def resume_sweep(argv: list[str], verb: str) -> None:
         overrides = []
     else:
         check_config_dir("sweep", record, argv, verb)
-        allow(overrides, argv, "If the sweep is yours, type all of its settings behind it")
+        allow(overrides, argv, lambda: "If the sweep is yours, type all of its settings behind it")
     check_links(Path(folder))
     goes_on = [*_search_settings(Path(folder) / "search.json", argv), setting("hydra.sweep.dir", folder)]
     argv[place + 1 : place + 1] = [*overrides, *_reading_alone(overrides, argv), *goes_on]
@@ -105,13 +107,33 @@ def check_config_dir(kind: str, record: dict[str, Any], argv: Sequence[str], ver
         )
 
 
-def allow(overrides: Sequence[str], argv: Sequence[str], advice: str) -> None:
+def allow(overrides: Sequence[str], argv: Sequence[str], advice: Callable[[], str]) -> None:
     """Raise a ForeignError, with some advice, unless a record may bring these overrides back."""
     try:
         check_overrides(overrides, config_folders(argv))
     except ForeignError as error:
         word = next(word for word in argv if word.startswith((FROM_RUN, RESUME)))
-        raise ForeignError(f"{_printable(word)}: {error}. {advice}") from error
+        raise ForeignError(f"{_printable(word)}: {error}. {advice()}") from error
+
+
+def _values_to_type(overrides: Sequence[str], folder: Path, argv: Sequence[str]) -> str:
+    """What to type in the place of refused words, such as a job's number: the values that the run had."""
+    folders = config_folders(argv)
+    refused = [word for word in overrides if why_not(word, folders)]
+    try:
+        values = leaves(read_yaml(folder, "config.yaml"))
+    except (OSError, Unreadable):
+        values = {}
+    had = {word: values[key_of(word)] for word in refused if key_of(word) in values}
+    words = [f"{word.partition('=')[0]}={_as_word(value)}" for word, value in had.items()]
+    words = [word for word in words if not why_not(word, folders)]
+    return f"Type the values that it had behind it: {typed(words)}" if words else NO_VALUES
+
+
+def _as_word(value: Any) -> str:
+    if isinstance(value, str):
+        return setting("", value).removeprefix("=")
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _first_part(override: str) -> str:

@@ -47,6 +47,27 @@ def test_what_is_refused_may_be_typed(brought_back):
     assert words == ["data.archive=[a.tar]", "seed=1", "from_run=old"]
 
 
+def test_values_of_refused_words_are_named_as_they_are_typed(brought_back, tmp_path):
+    """A job's number, say, and a variable of its environment: what they were is in the run's config.yaml."""
+    words = [
+        "trainer=smoke",
+        "seed=${hydra:job.num}",
+        "+optim.lr='${oc.decode:${oc.env:LR}}'",
+        "data.archive='${oc.env:A}'",
+    ]
+    values = {"seed": 1, "optim": {"lr": 0.2}, "data": {"archive": "/etc"}}
+    (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"^from_run=old: seed=.* refused: ") as told:
+        brought_back(words, "from_run=old")
+    assert str(told.value).endswith("Type the values that it had behind it: seed=1 +optim.lr=0.2")
+    (tmp_path / "old" / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"Type what you mean by it behind it, where it wins$"):
+        brought_back(words, "from_run=old")
+    (tmp_path / "old" / "config.yaml").write_text("seed: {a: &a 1, b: *a}")  # none of fcnlab's
+    with pytest.raises(UserError, match=r"Type what you mean by it behind it, where it wins$"):
+        brought_back(words, "from_run=old")
+
+
 def test_a_typed_dictionary_adds_to_what_the_record_has(brought_back):
     kept = ["optim=sgd", "optim={lr: 0.5}"]
     words = brought_back([*kept, "seed=1"], "optim={momentum: 0.5}", "seed=2", "from_run=old")

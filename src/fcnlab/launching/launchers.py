@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,11 +22,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from fcnlab.config import ConfigError, NotSetHere, check_needs, check_targets, unknown_key
+from fcnlab.config import ConfigError, NotSetHere, check_needs, check_targets, looked_up, unknown_key
 from fcnlab.cores import visible_cores
 from fcnlab.errors import CHDIR, UserError, first_line, why_not_used, why_not_written
 from fcnlab.launching.board import Board, epitaph, score_of
-from fcnlab.launching.manifest import Job, Lock, Manifest, facts_of, open_manifest, shown
+from fcnlab.launching.manifest import NAME, Job, Lock, Manifest, facts_of, open_manifest, shown
 from fcnlab.launching.places import Need, Places, Share, limit, need_of, visible_gpus
 from fcnlab.launching.processes import (
     Started,
@@ -47,17 +48,19 @@ from fcnlab.launching.stages import check_nothing_lost
 from fcnlab.launching.sweeping import Sweep
 from fcnlab.results.escaping import in_terminal
 from fcnlab.results.reading import Unreadable, read_yaml
-from fcnlab.results.settings import Settings, differences, is_free, leaves, shown_changes
+from fcnlab.results.settings import Change, Settings, differences, is_free, leaves, shown_changes
 from fcnlab.signals import Interrupted, StopSignals
 
 log = logging.getLogger("fcnlab")
 LOG = "job.log"  # in a job's folder: all that it said
 COMPOSED = ".hydra/config.yaml"  # there, too: what it was composed of
+RESOLVED = "config.yaml"  # and with what it has looked up
 BY_EACH_JOB = {"trainer.precision": ("auto", "fastest")}  # whose record has what it has decided on
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
 OF_ONE_SWEEP = re.compile(  # no words for its repetition: its folder, and what its record holds as words of the jobs
     r"[+~]*hydra(\.(sweep(\.dir)?|run(\.dir)?|mode|searchpath)$|\.sweeper\.params\b)"
 )
+OF_FOLDERS = re.compile(r"[+~]*hydra\.(sweep\.subdir|job\.)")  # words that jobs' folders are named by
 OF_ONE_RUN = re.compile(r"hydra\.(run(\.dir)?|job\.(num|id))")
 OF_THE_FOLDER = {"sweep.json", "multirun.yaml", "search.json", "search.db", "wandb"}
 TELL_APART = ": let hydra.sweep.subdir tell the jobs apart, as ${hydra.job.num} does"
@@ -451,13 +454,13 @@ def check_jobs(
 
 def settings_of(cfg: DictConfig) -> Settings:
     """What a job is composed of by dotted path, with the interpolations that it looks up itself."""
-    return _telling(OmegaConf.to_container(without_hydra(cfg), resolve=False), str(cfg.hydra.job.config_name))
+    return _telling(leaves(OmegaConf.to_container(without_hydra(cfg), resolve=False)), str(cfg.hydra.job.config_name))
 
 
-def _telling(tree: Any, verb: str) -> Settings:
+def _telling(settings: Settings, verb: str) -> Settings:
     """The settings that no job may change. An evaluation's checkpoint is one; a training that goes on has its own."""
     counts = {"eval": ("checkpoint",)}.get(verb, ())
-    return {path: value for path, value in leaves(tree).items() if path in counts or not is_free(path)}
+    return {path: value for path, value in settings.items() if path in counts or not is_free(path)}
 
 
 def hash_of(settings: Settings) -> str:
@@ -470,26 +473,31 @@ def check_unchanged(
 ) -> None:
     """Refuse to go on with a sweep whose files have changed: the jobs that have begun ran with other settings.
 
-    What only today's fcnlab has as a setting is warned of, as where a single run resumes.
+    What only today's fcnlab has as a setting is warned of, as where a single run resumes, and so is what settings look
+    up elsewhere: in the environment, which may be each machine's own.
 
     Raises
     ------
     UserError
-        It names the settings, and the jobs that had other ones.
+        It names the settings, and the jobs that had other ones; or jobs would get folders of another kind.
     """
     manifest: Manifest | None = getattr(launcher, "manifest", None)
-    changed, added = Mistakes(), Mistakes()
+    changed, added, outside = Mistakes(), Mistakes(), Mistakes()
     for number in sorted(jobs.keys() & (manifest.jobs if manifest else {})):
         assert manifest
         job = manifest.jobs[number]
         folder = manifest.folder / job.folder
-        if job.settings is None or not has_begun(folder):
-            continue
         with hydra_config_restored():
-            today = settings_of(composed(context, config, [jobs[number]], number)[number])
-        if job.settings == hash_of(today):
+            cfg = composed(context, config, [jobs[number]], number)[number]
+            found_now = _telling(looked_up(without_hydra(cfg)), manifest.verb)
+        check_same_folder(manifest, job, str(cfg.hydra.sweep.subdir), config)
+        if not has_begun(folder):
             continue
-        if then := settings_there(folder, manifest.verb):
+        outside.note(shown_changes(changes_outside(folder, found_now, manifest.verb)), number)
+        today = settings_of(cfg)
+        if job.settings in (None, hash_of(today)):  # None: of an older record
+            continue
+        if then := settings_there(folder, COMPOSED, manifest.verb):
             found = differences(then, today)
             found = {path: change for path, change in found.items() if change.new not in BY_EACH_JOB.get(path, ())}
             changed.note(shown_changes({path: change for path, change in found.items() if path in then}), number)
@@ -498,6 +506,15 @@ def check_unchanged(
             changed.note([f"{shown(folder / COMPOSED)} no longer says which"], number)
     if added.jobs:
         log.warning("Warning: settings that were not there when these jobs began:\n%s", added)
+    if outside.jobs:
+        assert manifest
+        log.warning(
+            "Warning: these jobs have begun with other values of settings that are looked up, as ${oc.env:NAME} is; the"
+            " jobs that are left get today's:\n%s\nTo have one value in all jobs, stop and set it back, or start a"
+            " new sweep with today's: %s",
+            outside,
+            manifest.command,
+        )
     if changed.jobs:
         assert manifest
         raise UserError(
@@ -507,16 +524,48 @@ def check_unchanged(
         )
 
 
+def check_same_folder(manifest: Manifest, job: Job, subdir: str, config: DictConfig) -> None:
+    """Refuse to go on with another ``hydra.sweep.subdir``, in whose folders the jobs that are not planned yet would be.
+
+    One that looks at the clock or into the environment names other folders each time.
+    """
+    template = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # pyright: ignore
+    if PurePath(subdir) == PurePath(job.folder) or re.search(r"\$\{(now|oc\.)", template):
+        return
+    there, here = (shown(manifest.folder / name) for name in (job.folder, subdir))
+    raise UserError(
+        f"sweep.resume={shown(manifest.folder)}: job {job.number} is in {there}, and would be in {here} today, as the"
+        f" sweep's other jobs. Type again {_naming_folders(manifest.folder)}"
+    )
+
+
+def _naming_folders(folder: Path) -> str:
+    """What a sweep had typed for the names of its folders, by its record."""
+    with suppress(ValueError):
+        words = shlex.split(str(facts_of(folder, NAME).get("command")))
+        if of_folders := [word for word in words if OF_FOLDERS.match(word)]:
+            return typed(of_folders)
+    return f"hydra.sweep.subdir=... as it was: the command in {shown(folder / NAME)} no longer has it"
+
+
 def has_begun(folder: Path) -> bool:
     return any((folder / name).exists() for name in (COMPOSED, "run.json", "metrics.json"))
 
 
-def settings_there(folder: Path, verb: str) -> Settings:
-    """What a run was composed of, as its folder has it; nothing where that cannot be read."""
+def settings_there(folder: Path, name: str, verb: str) -> Settings:
+    """The settings in a file of a run's folder; nothing where that cannot be read."""
     try:
-        return _telling(read_yaml(folder, COMPOSED), verb)
+        return _telling(leaves(read_yaml(folder, name)), verb)
     except (OSError, Unreadable):
         return {}
+
+
+def changes_outside(folder: Path, found_now: Settings, verb: str) -> dict[str, Change]:
+    """The settings for which a run that has begun found another value than is found now."""
+    found_then = settings_there(folder, RESOLVED, verb) if found_now else {}
+    both = found_then.keys() & found_now.keys()
+    changed = differences(*({path: found[path] for path in sorted(both)} for found in (found_then, found_now)))
+    return {path: change for path, change in changed.items() if change.new not in BY_EACH_JOB.get(path, ())}
 
 
 def _check(task: DictConfig, words: Sequence[str]) -> None:
