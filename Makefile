@@ -13,7 +13,7 @@ CHECK_ANNOTATIONS := --jaxtyping-packages=fcnlab,annotations.checked -m 'not slo
 	tests/test_losses.py tests/test_metrics.py tests/test_optim.py tests/test_segmenter.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow faults fuzz bench rivals lint notebooks table figures clean
+.PHONY: help setup train test test-slow campaigns faults fuzz bench rivals lint notebooks table figures clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -37,8 +37,11 @@ test: setup  ## tests, one case of each kind
 	$(PYTEST) -m 'not slow'
 
 test-slow: setup  ## the matrices, other processes, the wheel; models, data and scores again, annotations checked
-	$(PYTEST) -m slow
+	$(PYTEST) -m 'slow and not campaign'
 	$(PYTEST) $(CHECK_ANNOTATIONS)
+
+campaigns: setup  ## what make test-slow shows, again with more sizes and random numbers
+	$(PYTEST) -m campaign
 
 fuzz: setup  ## foreign files and words: the properties of tests/fuzz, 2000 new examples of each
 	FCNLAB_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q --timeout 7200 tests/fuzz

@@ -1,7 +1,9 @@
 """What all tests share: the command line in this process, small generated data, and the real data if it is there."""
 
+import hashlib
 import logging
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -55,7 +57,26 @@ def shapes_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def fcnlab(monkeypatch, tmp_path):
+def composed_once(monkeypatch):
+    """Hydra composes a run's settings twice, the first time to see ``hydra.mode``, which no file of ours sets."""
+    from hydra._internal.hydra import Hydra
+
+    look = Hydra.get_mode
+    unsure = ("hydra.mode", "hydra.searchpath")
+
+    def mode(self, config_name, overrides):
+        elsewhere = any(
+            source.provider == "command-line" for source in self.config_loader.get_sources()
+        )  # --config-dir
+        if elsewhere or any(key in word for word in overrides for key in unsure):
+            return look(self, config_name, overrides)
+        return None
+
+    monkeypatch.setattr(Hydra, "get_mode", mode)
+
+
+@pytest.fixture
+def fcnlab(monkeypatch, tmp_path, composed_once):
     """Run a command line in this process, from an empty folder; give its exit code."""
     from fcnlab.cli import main
 
@@ -102,7 +123,27 @@ def without_hydra(cfg):
 
 
 @pytest.fixture
-def train_code(fcnlab, shapes_root, tmp_path):
+def whole_probe():
+    """For a test in which what a training is guessed to cost is measured and counted as everywhere else."""
+
+
+@pytest.fixture
+def quick_probe(request, monkeypatch):
+    """The probe before a training takes a third of a small one: here it measures once, and counts no memory.
+
+    Whole it is in the tests that ask for ``whole_probe``, and in all other processes.
+    """
+    if "whole_probe" in request.fixturenames:
+        return
+    from fcnlab.tasks import expecting
+
+    monkeypatch.setattr(expecting, "LEAST", 0.0)
+    monkeypatch.setattr(expecting, "SHARE", 0.0)
+    monkeypatch.setattr(expecting, "training_memory", lambda *_: expecting.Memory(0, 0, 0, 0))
+
+
+@pytest.fixture
+def train_code(fcnlab, quick_probe, shapes_root, tmp_path):
     """Train on small shapes in a folder of ``tmp_path``; give the exit code."""
 
     def run(*words: str, folder: str = "run") -> int:
@@ -121,3 +162,17 @@ def train(train_code, tmp_path):
         return tmp_path / folder
 
     return run
+
+
+@pytest.fixture
+def trained_once(train, tmp_path, tmp_path_factory):
+    """Train on small shapes, once for all tests with these settings; give a copy of the run's folder, as if moved."""
+
+    def trained(*words: str, folder: str = "run") -> Path:
+        made = tmp_path_factory.getbasetemp() / "trained" / hashlib.sha256("\n".join(words).encode()).hexdigest()
+        if not made.is_dir():
+            made.parent.mkdir(exist_ok=True)
+            train(*words, folder=folder).rename(made)
+        return shutil.copytree(made, tmp_path / folder)
+
+    return trained

@@ -314,6 +314,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(word, said, fcnlab, scri
     assert said in shown.err and "live" not in shown.out
 
 
+@pytest.mark.slow
 def test_a_claim_as_a_command(fcnlab, tmp_path):
     assert fcnlab("bench", "claims=work", "hydra.run.dir=run") == 0
     found = json.loads((tmp_path / "run" / "work.json").read_text())

@@ -7,7 +7,6 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-TRAINS = {"02_fcn_variants"}  # three nets, minutes
 FEW = {"FCNLAB_STEPS": "4", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -17,10 +16,8 @@ def test_there_are_notebooks():
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:jupyter_client")  # of its own event loop
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:zmq")
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in TRAINS)) for path in NOTEBOOKS],
-)
+@pytest.mark.slow  # a kernel each
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in NOTEBOOKS])
 def test_a_notebook_runs(path: Path, tmp_path, monkeypatch):
     monkeypatch.setenv("FCNLAB_OUTPUTS", str(tmp_path))
     for name, value in FEW.items():

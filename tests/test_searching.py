@@ -281,6 +281,7 @@ def test_batches_are_launched_and_the_best_is_said(tmp_path, caplog):
     assert [trial["state"] for trial in trials(tmp_path)] == ["complete"] * 8
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path):
     """Draws without a thought would lie 5.2 away from the best on average: (12**2 + 8**2) / 2 / 20."""
     worker = Worker()

@@ -47,6 +47,7 @@ def test_a_training_imports_what_it_uses(python, small, shapes_root):
     assert len(found) < 3600  # 3,446 today; 4,318 and matplotlib with what is unused
 
 
+@pytest.mark.slow
 def test_an_evaluation_imports_neither_torchvision_nor_albumentations(python):
     found = python("-c", f"from fcnlab.starting import imported; imported('fcnlab.tasks.evaluate'); {SAY_ALL}")
     assert "lightning.pytorch" in found and not found & (UNUSED.keys() | {"albumentations"})
@@ -98,6 +99,7 @@ assert torchvision.models.vgg16 and scipy.signal.hamming and torchmetrics.__spec
 """
 
 
+@pytest.mark.slow
 def test_whoever_asks_for_more_of_torchmetrics_has_all_of_it(python):
     assert "torchmetrics.functional" in python("-c", WHOLE)
 
@@ -119,6 +121,7 @@ assert torchmetrics.utilities.plot.__spec__.loader.path.endswith("plot.py")
 """
 
 
+@pytest.mark.slow
 def test_whoever_draws_a_metric_has_matplotlib(python):
     pytest.importorskip("matplotlib")
     assert "matplotlib.pyplot" in python("-c", DRAWN)

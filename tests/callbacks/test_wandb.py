@@ -227,7 +227,15 @@ def test_without_a_key_a_run_is_offline(tmp_path):
 NOT_FOUND, BROKEN = b"HTTP/1.0 404 Not Found\r\n\r\n", b"HTTP/1.0 500 Internal Server Error\r\n\r\n"
 
 
-@pytest.mark.parametrize("answers", [None, b"", BROKEN, NOT_FOUND], ids=["hangs", "hangs up", "is broken", "answers"])
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param(None, id="hangs"),
+        pytest.param(b"", id="hangs up", marks=pytest.mark.slow),
+        pytest.param(BROKEN, id="is broken", marks=pytest.mark.slow),
+        pytest.param(NOT_FOUND, id="answers"),
+    ],
+)
 def test_with_a_key_the_server_is_asked_first(answers, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=serve, args=(server, answers), daemon=True).start()

@@ -23,7 +23,8 @@ def disturb(count: int, seed: int) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "seed"), [pytest.param(len(KINDS), 1, id="one of each"), pytest.param(24, 2, id="dozens")]
+    ("count", "seed"),
+    [pytest.param(len(KINDS), 1, id="one of each"), pytest.param(24, 2, id="dozens", marks=pytest.mark.campaign)],
 )
 def test_disturbed_runs_end_as_undisturbed_ones(count, seed):
     report = disturb(count, seed)

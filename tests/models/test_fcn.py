@@ -71,15 +71,17 @@ class Once(nn.Module):
         self.forward = functools.lru_cache(maxsize=1)(backbone)
 
 
+# All repeats after 32 pixels.
+@pytest.mark.parametrize("more", [63, pytest.param(599, marks=[pytest.mark.slow, pytest.mark.campaign])])
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
-def test_scores_have_the_pictures_size_for_every_size(backbone):
+def test_scores_have_the_pictures_size_for_every_size(backbone, more):
     build, smallest = BACKBONES[backbone]
     with torch.device("meta"):  # shapes only
         shared = Once(without_norms(build().eval()))
         nets = [FCN(shared, 2, levels) for levels in STAGED]
-        for rows in range(smallest, 317):  # as rows grow, columns shrink from 600: together every size
-            cols = 600 + smallest - rows
+        for rows in range(smallest, smallest + more // 2 + 17):  # as rows grow, columns shrink: together every size
+            cols = 2 * smallest + more - rows
             image = torch.empty(1, 3, rows, cols)
             assert {net(image).shape for net in nets} == {(1, 2, rows, cols)}
 

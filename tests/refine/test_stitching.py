@@ -38,7 +38,7 @@ def lively(net: FCN) -> FCN:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("level", [8, 16, 32])
+@pytest.mark.parametrize("level", [8, 16, pytest.param(32, marks=pytest.mark.slow)])
 def test_stitched_scores_are_those_of_the_dilated_net(level):
     """In the cells that see no border; the stride is the factor, so every pixel has a cell."""
     net = lively(FCN(Tiny(width=4), 3, levels=(level,))).double()
@@ -58,7 +58,14 @@ def test_stitched_scores_are_those_of_the_dilated_net(level):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("build", [lambda: FCN(Tiny(width=4), 3), lambda: FCN(GoogLeNet(), 3, levels=(32, 16))])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: FCN(Tiny(width=4), 3),
+        pytest.param(lambda: FCN(GoogLeNet(), 3, levels=(32, 16)), marks=pytest.mark.slow),
+    ],
+    ids=["tiny", "googlenet"],
+)
 def test_cells_of_the_net_are_among_the_stitched_ones(build):
     """With skips, branches and response normalisation too: far from the border every second cell is the net's own."""
     net = lively(build())

@@ -174,7 +174,7 @@ def test_coverage_in_short():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quality", [(1.0, 1.0), (1.0, 1.4)])
+@pytest.mark.parametrize("quality", [(1.0, 1.0), pytest.param((1.0, 1.4), marks=pytest.mark.campaign)])
 def test_coverage(quality):
     covered, significant = coverage(pairs=1000, resamples=1000, quality=quality)
     assert covered == pytest.approx(0.95, abs=0.025), "nominal coverage"
@@ -183,7 +183,9 @@ def test_coverage(quality):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pictures", "most"), [(FEWEST_PICTURES, 0.08), (100, 0.07)])
+@pytest.mark.parametrize(
+    ("pictures", "most"), [(FEWEST_PICTURES, 0.08), pytest.param(100, 0.07, marks=pytest.mark.campaign)]
+)
 def test_equal_nets_on_few_pictures(pictures, most):
     """From the fewest that a verdict needs on, few pairs of equal nets differ significantly; on three, many do."""
     assert coverage(pairs=1000, resamples=1000, quality=(1.0, 1.0), pictures=pictures)[1] <= most

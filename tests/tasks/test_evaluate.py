@@ -18,8 +18,8 @@ def record(folder) -> dict:
 
 
 @pytest.fixture
-def run(train):
-    return train("trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.limit_val_batches=1.0")
+def run(trained_once):
+    return trained_once("trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.limit_val_batches=1.0")
 
 
 def test_repeats_the_number_of_training_to_the_last_digit(run, fcnlab, tmp_path):

@@ -343,7 +343,7 @@ def test_memory_is_that_of_the_process_since_then():
     assert "expected" not in beside_expected(took.facts(None))
 
 
-def test_a_training_records_what_was_expected_of_it(train):
+def test_a_training_records_what_was_expected_of_it(whole_probe, train):
     folder = train()
     cost = json.loads((folder / "metrics.json").read_text())["cost"]
     assert cost["expected_minutes"] > 0 and cost["training_minutes"] > 0

@@ -8,7 +8,7 @@ FEW = ("trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=2", "train
 FEW += ("trainer.limit_test_batches=4", "data.batch_size=2", "data.crop_size=128", "data.num_workers=0")
 
 
-@pytest.mark.parametrize("model", ["fcn32s", "fcn8s"])
+@pytest.mark.parametrize("model", [pytest.param("fcn32s", marks=pytest.mark.slow), "fcn8s"])
 def test_voc_with_googlenet_from_imagenet(model, fcnlab, shared, tmp_path):
     weights = shared / "weights" / "bvlc_googlenet.safetensors"
     backbone = ("model/backbone=googlenet", f"model.backbone.weights={weights}")

@@ -69,13 +69,13 @@ def status(folder: Path) -> str:
     ],
 )
 def test_a_run_stopped_at_any_batch_ends_as_if_it_had_never_been(
-    train, train_code, at_call, workers, accumulate, batch
+    trained_once, train, train_code, at_call, tmp_path, workers, accumulate, batch
 ):
     settings = (*LENGTH, f"data.num_workers={workers}", f"trainer.accumulate_grad_batches={accumulate}")
-    straight = train(*settings, folder="straight")
+    straight = trained_once(*settings, folder="straight")
     at_call(Segmenter, "training_step", batch, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
-    stopped = straight.parent / "stopped"
+    stopped = tmp_path / "stopped"
     assert status(stopped) == "interrupted" and not (stopped / "metrics.json").exists()
     assert train("checkpoint=auto", *settings, folder="stopped") == stopped
     assert status(stopped) == "finished"
@@ -84,15 +84,15 @@ def test_a_run_stopped_at_any_batch_ends_as_if_it_had_never_been(
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("picture", [3, 10, 2 + 8 * 4 + 3], ids=["first", "first's last picture", "the run's last"])
-def test_a_validation_that_was_stopped_is_done_again(train, train_code, at_call, signum, picture):
+def test_a_validation_that_was_stopped_is_done_again(trained_once, train, train_code, at_call, signum, picture):
     """Eight pictures: after steps 2, 4, 6, 8 and 9; Lightning tries two before the first step."""
-    straight = train(*LENGTH, folder="straight")
+    straight = trained_once(*LENGTH, folder="straight")
     at_call(Segmenter, "validation_step", picture, send(signum))
     assert train_code(*LENGTH, folder="stopped") == 128 + signum
     assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
 
 
-def test_every_random_stream_goes_on(train, train_code, at_call, monkeypatch):
+def test_every_random_stream_goes_on(whole_probe, train, train_code, at_call, monkeypatch):
     """A loss that draws from python's and numpy's global streams, as a user's own might; dropout is torch's."""
     import random
 
@@ -113,8 +113,8 @@ def test_every_random_stream_goes_on(train, train_code, at_call, monkeypatch):
     assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
 
 
-def test_stopped_again_and_again(train, train_code, at_call, tmp_path):
-    straight = train(*LENGTH, folder="straight")
+def test_stopped_again_and_again(trained_once, train, train_code, at_call, tmp_path):
+    straight = trained_once(*LENGTH, folder="straight")
     for _ in range(4):
         at_call(Segmenter, "training_step", 2, send(signal.SIGTERM))
         assert train_code("checkpoint=auto", *LENGTH, folder="stopped") == 128 + signal.SIGTERM
@@ -122,18 +122,18 @@ def test_stopped_again_and_again(train, train_code, at_call, tmp_path):
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["starts"] == 5
 
 
-def test_stopped_while_the_best_is_scored(train, train_code, at_call, tmp_path):
-    straight = train(*LENGTH, folder="straight")
+def test_stopped_while_the_best_is_scored(trained_once, train, train_code, at_call, tmp_path):
+    straight = trained_once(*LENGTH, folder="straight")
     at_call(Segmenter, "test_step", 3, send(signal.SIGTERM))
     assert train_code(*LENGTH, folder="stopped") == 128 + signal.SIGTERM
     assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
 
 
-def test_early_stopping_is_not_forgotten(train, train_code, at_call, tmp_path):
+def test_early_stopping_is_not_forgotten(trained_once, train, train_code, at_call, tmp_path):
     settings = (
         *LENGTH, "callbacks.early_stopping.enabled=true", "callbacks.early_stopping.patience=2", "optim.lr=1e-12",
     )  # fmt: skip
-    straight = train(*settings, folder="straight")
+    straight = trained_once(*settings, folder="straight")
     assert max(int(row["step"]) for row in curves(straight)) < 9
     at_call(Segmenter, "training_step", 3, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
@@ -142,11 +142,11 @@ def test_early_stopping_is_not_forgotten(train, train_code, at_call, tmp_path):
     assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
 
 
-def test_a_picture_that_cannot_be_read_loses_no_step(train, train_code, at_call, tmp_path, capsys):
+def test_a_picture_that_cannot_be_read_loses_no_step(trained_once, train, train_code, at_call, tmp_path, capsys):
     def unreadable():
         raise OSError("the data folder is gone")
 
-    straight = train(*LENGTH, "data.num_workers=0", folder="straight")
+    straight = trained_once(*LENGTH, "data.num_workers=0", folder="straight")
     at_call(EvaluationSamples, "__getitem__", 2 + 8 + 3, unreadable)  # inside the second validation
     assert train_code(*LENGTH, "data.num_workers=0", folder="stopped") == 1
     assert status(tmp_path / "stopped") == "failed"
@@ -156,7 +156,9 @@ def test_a_picture_that_cannot_be_read_loses_no_step(train, train_code, at_call,
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_while_a_row_is_logged_costs_no_row(train, train_code, at_call, monkeypatch, tmp_path):
+def test_a_worker_that_dies_while_a_row_is_logged_costs_no_row(
+    trained_once, train, train_code, at_call, monkeypatch, tmp_path
+):
     """torch's handler of SIGCHLD raises wherever the run is: here between a step that is done and its row."""
     loader = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
     monkeypatch.setattr(loader._try_get_data, "__defaults__", (0.2,))  # seconds until it looks after its workers
@@ -166,7 +168,7 @@ def test_a_worker_that_dies_while_a_row_is_logged_costs_no_row(train, train_code
         time.sleep(0.2)  # the signal comes
 
     settings = (*LENGTH, "data.num_workers=1")
-    straight = train(*settings, folder="straight")
+    straight = trained_once(*settings, folder="straight")
     monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)  # as in a new process
     at_call(MetricsFile, "log_metrics", 4, kill_a_worker)  # of step 3; before it, a validation
     assert train_code(*settings, folder="stopped") == 1
@@ -186,8 +188,10 @@ def test_without_a_signal_the_clock_saves(train_code, at_call, tmp_path):
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
 
 
-def test_a_full_disk_keeps_the_older_checkpoint_and_says_so(train, train_code, at_call, monkeypatch, tmp_path, capsys):
-    straight = train(*LENGTH, folder="straight")
+def test_a_full_disk_keeps_the_older_checkpoint_and_says_so(
+    trained_once, train, train_code, at_call, monkeypatch, tmp_path, capsys
+):
+    straight = trained_once(*LENGTH, folder="straight")
     fsync = os.fsync
 
     def full(handle: int) -> None:
@@ -230,15 +234,15 @@ def test_accumulation_that_makes_up_for_the_batch_size_changes_nothing(train, tr
 
 
 @pytest.mark.slow
-def test_a_run_of_epochs_resumes_too(train, train_code, at_call):
+def test_a_run_of_epochs_resumes_too(trained_once, train, train_code, at_call):
     settings = (*LENGTH, "trainer.max_steps=-1", "trainer.max_epochs=2")
-    straight = train(*settings, folder="straight")
+    straight = trained_once(*settings, folder="straight")
     at_call(Segmenter, "training_step", 8, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
     assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
 
 
-def test_stopped_before_the_first_resumed_step(train, train_code, at_call, monkeypatch):
+def test_stopped_before_the_first_resumed_step(whole_probe, train, train_code, at_call, monkeypatch):
     """The checkpoint of before stays as it is: a fresh process's random state must not get into it."""
     step = Segmenter._step
 
@@ -272,10 +276,12 @@ def test_the_best_few_are_kept_beside_best_and_last(train):
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [2, 3], ids=["the best few", "last"])
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_disk_that_is_full_once_best_is_saved_keeps_the_best_few(train, train_code, at_call, keep, failing):
+def test_a_disk_that_is_full_once_best_is_saved_keeps_the_best_few(
+    trained_once, train, train_code, at_call, keep, failing
+):
     """In the first validation, so that the run resumes from best.ckpt, which was written before the others."""
     settings = (*LENGTH, "trainer.max_steps=4", f"checkpointing.keep_top={keep}", "optim.lr=0.05")
-    straight = train(*settings, folder="straight")
+    straight = trained_once(*settings, folder="straight")
 
     def full():
         raise NotWritten("no space left on the device")
@@ -302,17 +308,17 @@ def best_few(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("off", ["best", "ema"])
-def test_without_a_best_checkpoint_or_without_averages(train, train_code, at_call, off):
+def test_without_a_best_checkpoint_or_without_averages(trained_once, train, train_code, at_call, off):
     settings = (*LENGTH, f"callbacks.{off}.enabled=false", f"checkpointing.score={'last' if off == 'best' else 'best'}")
-    straight = train(*settings, folder="straight")
+    straight = trained_once(*settings, folder="straight")
     at_call(Segmenter, "test_step", 3, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
     assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
 
 
-def test_a_folder_that_was_moved_keeps_its_best(train, train_code, at_call, tmp_path):
+def test_a_folder_that_was_moved_keeps_its_best(trained_once, train, train_code, at_call, tmp_path):
     settings = (*LENGTH, "optim.lr=0.5")  # so that the best is an early one
-    straight = train(*settings, folder="straight")
+    straight = trained_once(*settings, folder="straight")
     at_call(Segmenter, "training_step", 8, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
     (tmp_path / "stopped").rename(tmp_path / "moved")
@@ -320,9 +326,9 @@ def test_a_folder_that_was_moved_keeps_its_best(train, train_code, at_call, tmp_
 
 
 @pytest.mark.slow
-def test_going_on_from_the_best_forgets_what_came_after_it(train, train_code, at_call, tmp_path):
+def test_going_on_from_the_best_forgets_what_came_after_it(trained_once, train, train_code, at_call, tmp_path):
     settings = (*LENGTH, "optim.lr=0.5")
-    straight = train(*settings, folder="straight")
+    straight = trained_once(*settings, folder="straight")
     at_call(Segmenter, "training_step", 8, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
 

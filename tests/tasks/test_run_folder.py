@@ -42,13 +42,9 @@ def best(folder: Path) -> tuple:
 
 
 @pytest.fixture
-def ended(train, tmp_path, tmp_path_factory) -> Path:
-    """A run that has ended, in ``run``; trained once for all tests."""
-    made = tmp_path_factory.getbasetemp() / "ended-run"
-    if not made.is_dir():
-        shutil.copytree(train(*LENGTH, folder="made"), made)
-    shutil.copytree(made, tmp_path / "run")
-    return tmp_path / "run"
+def ended(trained_once) -> Path:
+    """A run that has ended, in ``run``."""
+    return trained_once(*LENGTH)
 
 
 @pytest.fixture
@@ -68,9 +64,9 @@ def longer(train_code, capsys):
 # The same folder by a link
 
 
-def test_a_run_under_a_link_keeps_its_best(train, train_code, at_call, tmp_path):
+def test_a_run_under_a_link_keeps_its_best(train, trained_once, train_code, at_call, tmp_path):
     """With this rate the best is an early one, which a later validation would overwrite."""
-    straight = train(*LENGTH, folder="straight")
+    straight = trained_once(*LENGTH, folder="straight")
     (tmp_path / "scratch").mkdir()
     (tmp_path / "linked").symlink_to("scratch")
     for place, step in (("linked/run", 4), ("linked/run", 1)):
@@ -315,8 +311,27 @@ def swap_net(path: Path) -> None:
     torch.save(found, path)
 
 
-@pytest.mark.parametrize("damage", [cut, fold, swap_net, Path.unlink])
-@pytest.mark.parametrize("steps", [5, 7], ids=["nothing left to train", "two more steps"])
+NOTHING_LEFT, TWO_MORE = 5, 7  # steps
+
+
+@pytest.mark.parametrize(
+    ("damage", "steps"),
+    [
+        (cut, TWO_MORE),
+        (fold, TWO_MORE),
+        (swap_net, NOTHING_LEFT),
+        (Path.unlink, NOTHING_LEFT),
+        *(
+            pytest.param(damage, steps, marks=pytest.mark.slow)
+            for damage, steps in (
+                (cut, NOTHING_LEFT),
+                (fold, NOTHING_LEFT),
+                (swap_net, TWO_MORE),
+                (Path.unlink, TWO_MORE),
+            )
+        ),
+    ],
+)
 def test_a_run_ends_without_its_best_checkpoint(ended, longer, damage, steps):
     best = ended / "checkpoints" / "best.ckpt"
     damage(best)

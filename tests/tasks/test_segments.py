@@ -38,10 +38,14 @@ def last(folder: Path) -> dict:
 
 
 @pytest.fixture
-def stopped(train_code, at_call, tmp_path):
-    """A run of six steps that was stopped behind its third."""
-    at_call(Segmenter, "training_step", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert train_code(*SIX) == 128 + signal.SIGTERM
+def stopped(train_code, at_call, tmp_path, tmp_path_factory):
+    """A run of six steps that was stopped behind its third; trained once for all tests."""
+    made = tmp_path_factory.getbasetemp() / "stopped-run"
+    if not made.is_dir():
+        at_call(Segmenter, "training_step", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train_code(*SIX, folder="made") == 128 + signal.SIGTERM
+        (tmp_path / "made").rename(made)
+    shutil.copytree(made, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -134,9 +138,9 @@ EARLY = (*LENGTH, "callbacks.early_stopping.enabled=true", "callbacks.early_stop
         ([], 4),
     ],
 )
-def test_a_run_that_stopped_early_goes_on_when_it_may(train, more, ends):
+def test_a_run_that_stopped_early_goes_on_when_it_may(train, trained_once, more, ends):
     """At a rate of nothing the first validation, at step 2, is the best; each later one costs patience."""
-    folder = train(*EARLY)
+    folder = trained_once(*EARLY)
     reason = facts(folder)["stopped_early"]
     assert (reason["step"], reason["best_step"], reason["patience"]) == (4, 2, 1) and reason["monitor"] == "val/miou"
     best = next(float(row["val/miou"]) for row in curves(folder) if "val/miou" in row)

@@ -202,19 +202,30 @@ def test_a_cache_changes_nothing(train, tmp_path):
         np.testing.assert_array_equal(one["matrices"], other["matrices"])
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy_sum", "ohem", "focal", "dice", "lovasz", "weighted"])
+def of_which_quick(options: list[str], *quick: str) -> list:
+    """All options: a few quickly, the others in the slow tests."""
+    return [option if option in quick else pytest.param(option, marks=pytest.mark.slow) for option in options]
+
+
+LOSSES = ["cross_entropy", "cross_entropy_sum", "ohem", "focal", "dice", "lovasz", "weighted"]
+
+
+@pytest.mark.parametrize("loss", of_which_quick(LOSSES, "lovasz", "weighted"))
 def test_every_loss_trains(train, loss):
     more = [f"loss.class_weights={[1.0] * 21}"] if loss == "weighted" else []
     folder = train(f"loss={loss}", *more, "trainer.max_steps=2", "optim.lr=1e-6")
     assert column(folder, "val/loss")
 
 
-@pytest.mark.parametrize(
-    "option",
-    ["optim=sgd", "optim=sgd_heavy", "schedule=constant", "schedule=cosine", "augment=none", "augment=strong",
-     "model=fcn16s", "model=fcn8s_atonce", "model.upsampling=learned", "model.backbone.padding=paper", "speed=off",
-     "logger=tensorboard", "logger=none", "trainer.precision=bf16-mixed", "+trainer.deterministic=true"],
-)  # fmt: skip
+OPTIONS = [
+    "optim=sgd", "optim=sgd_heavy", "schedule=constant", "schedule=cosine", "augment=none", "augment=strong",
+    "model=fcn16s", "model=fcn8s_atonce", "model.upsampling=learned", "model.backbone.padding=paper", "speed=off",
+    "logger=tensorboard", "logger=none", "trainer.precision=bf16-mixed", "+trainer.deterministic=true",
+]  # fmt: skip
+QUICK = ("schedule=cosine", "augment=none", "model.upsampling=learned", "speed=off", "logger=tensorboard")
+
+
+@pytest.mark.parametrize("option", of_which_quick(OPTIONS, *QUICK, "trainer.precision=bf16-mixed"))
 def test_every_option_trains(train, option):
     option = option.replace("+trainer.deterministic", "trainer.deterministic")
     folder = train(option, "trainer.max_steps=2")
