@@ -164,7 +164,7 @@ def test_a_checkpoint_needs_neither_its_run_nor_its_weights_file(run, fcnlab, tm
     assert record(tmp_path / "eval")["miou"] == expected
 
 
-def test_a_refinement_is_what_is_scored_and_said(run, fcnlab, tmp_path, shapes_root):
+def test_the_inference_method_is_what_is_scored_and_recorded(run, fcnlab, tmp_path, shapes_root):
     """flip, against the labels of a loop of our own over the same pictures."""
     from fcnlab.data import open_shapes
     from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
@@ -175,9 +175,9 @@ def test_a_refinement_is_what_is_scored_and_said(run, fcnlab, tmp_path, shapes_r
             value.normal_(generator=torch.Generator().manual_seed(0))
     path = run / "checkpoints" / "lively.ckpt"
     torch.save(checkpoint, path)
-    assert fcnlab("eval", f"checkpoint={path}", "refine=flip", f"hydra.run.dir={tmp_path}/eval") == 0
+    assert fcnlab("eval", f"checkpoint={path}", "inference=flip", f"hydra.run.dir={tmp_path}/eval") == 0
     found = record(tmp_path / "eval")
-    assert found["protocol"]["refinement"] == "Flip()" and record(run)["protocol"]["refinement"] == "none"
+    assert found["protocol"]["inference"] == "Flip()" and record(run)["protocol"]["inference"] == "whole"
     net = rebuild_net(read_checkpoint(path), "", []).eval()
     pictures = open_shapes(str(shapes_root), "val", num_train=24, num_val=8, size=64, drawing_seed=0)
     with np.load(tmp_path / "eval" / "confusions.npz") as confusions, torch.inference_mode():
@@ -195,12 +195,12 @@ def test_a_refinement_is_what_is_scored_and_said(run, fcnlab, tmp_path, shapes_r
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["refine=shift_and_stitch", "refine.factor=3"], "refine.factor=3 does not divide the net's finest stride, 8"),
-        (["refine=sliding", "refine.step=600"], "refine.step=600: from 1 pixel to refine.window=512"),
-        (["refine=multiscale", "+refine.scale=[1]"], "did you mean refine.scales?"),
+        (["inference=shift_and_stitch", "inference.factor=3"], "inference.factor=3 does not divide the net's finest stride, 8"),
+        (["inference=sliding", "inference.step=600"], "inference.step=600: from 1 pixel to inference.window=512"),
+        (["inference=multiscale", "+inference.scale=[1]"], "did you mean inference.scales?"),
     ],
 )
-def test_refinements_that_cannot_work_are_told(run, fcnlab, capsys, words, said):
+def test_inference_methods_that_cannot_work_are_refused(run, fcnlab, capsys, words, said):
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", *words) == 1
     told = capsys.readouterr().err
     assert said in told and "Traceback" not in told
@@ -209,11 +209,11 @@ def test_refinements_that_cannot_work_are_told(run, fcnlab, capsys, words, said)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["refine=shift_and_stitch", "refine.factor=3"], "refine.factor=3 does not divide the net's finest stride"),
-        (["refine=multiscale", "refine.scales=[0.5]"], "8 of 8 pictures cannot be used"),
+        (["inference=shift_and_stitch", "inference.factor=3"], "inference.factor=3 does not divide the net's finest stride"),
+        (["inference=multiscale", "inference.scales=[0.5]"], "8 of 8 pictures cannot be used"),
     ],
 )
-def test_what_a_refinement_cannot_do_is_said_before_any_work(run, fcnlab, tmp_path, capsys, monkeypatch, words, said):
+def test_what_an_inference_method_cannot_do_is_refused_before_any_work(run, fcnlab, tmp_path, capsys, monkeypatch, words, said):
     monkeypatch.setattr("fcnlab.tasks.evaluate.open_loggers", None)
     monkeypatch.setattr(Tiny, "min_size", 40)
     command = [f"checkpoint={run}/checkpoints/best.ckpt", *words, f"hydra.run.dir={tmp_path}/eval"]
