@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from fcnlab.inference import Flip
 from fcnlab.losses import CrossEntropy, Dice
 from fcnlab.models import FCN, CoarseScores, Tiny
-from fcnlab.inference import Flip
 from fcnlab.segmenter import Segmenter, labels
 
 CLASSES = ["background", "cat", "dog"]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from fcnlab.errors import UserError
-from fcnlab.models import FCN, Tiny
 from fcnlab.inference import Flip, MultiScale, SlidingWindow, WholeImage
+from fcnlab.models import FCN, Tiny
 
 
 @pytest.fixture(scope="module")

@@ -310,6 +310,18 @@ def test_an_evaluation_has_the_settings_and_seed_of_its_training(make_run):
     assert flipped.settings == plain.settings | {"inference._target_": "fcnlab.inference.flip"}
 
 
+def test_a_postprocessed_evaluation_has_the_step_among_its_settings(make_run):
+    training = make_run("train/a")
+    path = f"{training}/checkpoints/best.ckpt"
+    settings = {"checkpoint": path, "postprocess._target_": "fcnlab.inference.GuidedFilter", "postprocess.radius": 4}
+    options = {"inference": "whole", "postprocess": "guided", "data": None, "model": None, "optim": None}
+    run = read_run(make_run("eval/a", verb="eval", settings=settings, options=options, trained=trained(training)))
+    own = read_run(training)
+    assert run.options == own.options | {"postprocess": "guided"}
+    step = {path: value for path, value in settings.items() if path != "checkpoint"}
+    assert run.settings == own.settings | step
+
+
 def test_evaluations_of_one_training_are_told_apart_by_checkpoint_and_precision(make_run):
     training = make_run("train/a", settings={"trainer.precision": "auto"})
     best = evaluation(make_run, "eval/a", training)
@@ -498,8 +510,14 @@ def test_the_same_folder_by_another_path_is_no_other_data(make_run, tmp_path, ro
 
 
 def test_weights_without_a_training_have_no_training_data(make_run):
-    settings = {"inference._target_": "fcnlab.inference.whole", "data.root": "there", "model.weights": "net.safetensors"}
-    run = read_run(make_run("eval/a", verb="eval", settings=settings, options={"inference": "whole", "postprocess": "none"}))
+    settings = {
+        "inference._target_": "fcnlab.inference.whole",
+        "data.root": "there",
+        "model.weights": "net.safetensors",
+    }
+    run = read_run(
+        make_run("eval/a", verb="eval", settings=settings, options={"inference": "whole", "postprocess": "none"})
+    )
     assert not [path for path in run.settings if path.startswith("data.")] and "data" not in run.options
     assert run.settings["scoring.data.root"] == "there" and run.settings["model.weights"] == "net.safetensors"
 

@@ -1,4 +1,4 @@
-"""Post-processing, which moves the borders of predictions to edges of the image: dense CRF, superpixels, guided filter."""
+"""Post-processing, which moves borders of predictions to edges of the image: dense CRF, superpixels, guided filter."""
 
 import importlib
 from collections.abc import Callable

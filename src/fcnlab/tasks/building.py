@@ -329,20 +329,20 @@ def build_inference(cfg: DictConfig) -> tuple[InferenceMethod, Postprocess]:
     Raises
     ------
     UserError
-        A class of the user's own is none of these; a package that post-processing needs is missing.
+        A class is of the wrong kind; a package that the post-processing step needs is missing.
     """
-    inference = _built(cfg, "inference", InferenceMethod)
-    postprocess = _built(cfg, "postprocess", Postprocess)
+    inference, postprocess = (instantiate(cfg[group], _convert_="all") for group in ("inference", "postprocess"))
+    for group, component, base in (
+        ("inference", inference, InferenceMethod),
+        ("postprocess", postprocess, Postprocess),
+    ):
+        if not isinstance(component, base):
+            raise UserError(
+                f"{group}._target_={cfg[group]._target_} is not a subclass of fcnlab.inference.{base.__name__}: give"
+                f" {group}=NAME, or derive your class from it"
+            )
     postprocess.check_installed()
     return inference, postprocess
-
-
-def _built[Kind](cfg: DictConfig, group: str, kind: type[Kind]) -> Kind:
-    component = instantiate(cfg[group], _convert_="all")
-    if not isinstance(component, kind):
-        name = f"{kind.__module__}.{kind.__name__}"
-        raise UserError(f"{group}._target_={cfg[group]._target_} is not a subclass of {name}: derive it from that")
-    return component
 
 
 def evaluation_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:

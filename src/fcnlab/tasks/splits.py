@@ -5,8 +5,8 @@ from os.path import isfile  # False for a name that no file can have, where Path
 
 from fcnlab.data import DataError, DataModule, Pictures
 from fcnlab.data.label_counts import absent_classes, one_class_only
-from fcnlab.models import FCN
 from fcnlab.inference import InferenceMethod
+from fcnlab.models import FCN
 from fcnlab.tasks.building import say, warn
 
 MOST_NAMED = 5

@@ -14,7 +14,7 @@ from fcnlab.models import FCN
 from fcnlab.results.drawing import Labels
 from fcnlab.results.submission import submission
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, evaluation_speed, say
+from fcnlab.tasks.building import build_inference, build_trainer, evaluation_speed, say
 from fcnlab.tasks.evaluate import check_classes
 from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.splits import check_splits, needed_size, warn_of_fewer_workers
