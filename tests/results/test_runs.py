@@ -313,12 +313,12 @@ def test_an_evaluation_has_the_settings_and_seed_of_its_training(make_run):
 def test_a_postprocessed_evaluation_has_the_step_among_its_settings(make_run):
     training = make_run("train/a")
     path = f"{training}/checkpoints/best.ckpt"
-    settings = {"checkpoint": path, "postprocess._target_": "fcnlab.inference.GuidedFilter", "postprocess.radius": 4}
+    step = {"postprocess._target_": "fcnlab.inference.GuidedFilter", "postprocess.radius": 4}
+    settings = {"checkpoint": path, "inference._target_": "fcnlab.inference.WholeImage"} | step
     options = {"inference": "whole", "postprocess": "guided", "data": None, "model": None, "optim": None}
     run = read_run(make_run("eval/a", verb="eval", settings=settings, options=options, trained=trained(training)))
     own = read_run(training)
     assert run.options == own.options | {"postprocess": "guided"}
-    step = {path: value for path, value in settings.items() if path != "checkpoint"}
     assert run.settings == own.settings | step
 
 
