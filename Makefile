@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses
 # Under these, calls of fcnlab's functions must be as their annotations say, shapes included (tests/annotations.py). They
 # slow imports down, and nothing that is compiled, exported or started as a process of its own would have them.
 CHECK_ANNOTATIONS := --jaxtyping-packages=fcnlab,annotations.checked -m 'not slow and not unchecked' \
-	tests/models tests/refine tests/data tests/results \
+	tests/models tests/inference tests/data tests/results \
 	tests/test_losses.py tests/test_metrics.py tests/test_optim.py tests/test_segmenter.py
 
 .DEFAULT_GOAL := help

@@ -24,7 +24,8 @@ PROTOCOL = {
     "resolution": "native",
     "void": "in no sum",
     "absent_classes": "left out",
-    "refinement": "none",
+    "inference": "whole",
+    "postprocess": "none",
     "precision": "32-true",
     "padded_samples": 0,
 }
@@ -155,7 +156,7 @@ def trained(folder: Path) -> dict:
     run = read_run(folder)
     training = Training(
         seed=run.seed,
-        options={group: option for group, option in run.options.items() if group != "refine"},
+        options={group: option for group, option in run.options.items() if group not in ("inference", "postprocess")},
         settings={path: value for path, value in run.settings.items() if not path.startswith("scoring.")},
         environment=run.environment,
         root=str(folder.parent / run.settings["data.root"]),

@@ -35,7 +35,7 @@ def test_there_are_configs_to_test():
 @pytest.mark.parametrize("path", OPTIONS, ids=str)
 def test_every_option_composes_and_binds(path: Path, composed):
     option = f"{path.parent}={path.stem}"
-    verb = "eval" if path.parts[0] == "refine" else "train"
+    verb = "eval" if path.parts[0] in ("inference", "postprocess") else "train"
     check_targets(composed(option, *GIVEN.get(option, []), name=verb))
 
 

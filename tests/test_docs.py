@@ -31,7 +31,8 @@ def test_every_option_is_in_the_readme():
         "optim",
         "schedule",
         "loss",
-        "refine",
+        "inference",
+        "postprocess",
         "logger",
         "callbacks",
     )

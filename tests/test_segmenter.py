@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from fcnlab.inference import Flip
 from fcnlab.losses import CrossEntropy, Dice
 from fcnlab.models import FCN, CoarseScores, Tiny
-from fcnlab.refine import Flip
 from fcnlab.segmenter import Segmenter, labels
 
 CLASSES = ["background", "cat", "dog"]
@@ -81,7 +81,7 @@ def test_only_what_can_do_without_full_scores_gets_none():
     for module in (
         segmenter(loss=CrossEntropy()),
         segmenter(loss=Dice(), row_blocks=True),
-        segmenter(row_blocks=True, refine=Flip()).eval(),
+        segmenter(row_blocks=True, inference=Flip()).eval(),
     ):
         assert module._scores(image).shape == (2, len(CLASSES), 70, 91)
 

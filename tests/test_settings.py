@@ -172,7 +172,9 @@ def without_meaning(cfg: DictConfig, places) -> list[str]:
 @pytest.mark.parametrize("path", OPTIONS, ids=str)
 def test_each_number_of_an_option_is_refused_where_it_means_nothing(path: Path, composed):
     option = f"{path.parent}={path.stem}"
-    cfg = composed(option, *GIVEN.get(option, []), name="eval" if path.parts[0] == "refine" else "train")
+    cfg = composed(
+        option, *GIVEN.get(option, []), name="eval" if path.parts[0] in ("inference", "postprocess") else "train"
+    )
     tree = OmegaConf.to_container(OmegaConf.select(cfg, ".".join(path.parent.parts)), resolve=False)
     assert not without_meaning(cfg, numbers(tree, ".".join(path.parent.parts)))
 

@@ -17,7 +17,7 @@ UNUSED = {
     "tensorboard": "Lightning's logger",
     "torch.utils.tensorboard": "Lightning's logger",
     "pandas": "whoever reads a table",
-    "skimage": "refine=superpixels",
+    "skimage": "postprocess=superpixels",
     "optuna": "hydra/sweeper=optuna",
     "submitit": "hydra/launcher=submitit_slurm",
     "IPython": "a notebook",

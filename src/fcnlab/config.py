@@ -172,7 +172,8 @@ class EvalConfig:
     augment: Component = MISSING
     trainer: Component = MISSING
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    refine: Component = MISSING
+    inference: Component = MISSING
+    postprocess: Component = MISSING
     logger: Components = MISSING
     pictures: Drawn = 8
     passport: bool = False
@@ -197,7 +198,8 @@ class PredictConfig:
     competition: str = "comp6"
     trainer: Component = MISSING
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    refine: Component = MISSING
+    inference: Component = MISSING
+    postprocess: Component = MISSING
     num_workers: Workers = "auto"
     seed: Seed = 1
     trust: list[str] = field(default_factory=list)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fcnlab.errors import UserError
+from fcnlab.inference import InferenceMethod, NoPostprocess, Postprocess, WholeImage
 from fcnlab.losses import LEAST, PixelCount, adds_up, goes_by_rows, quotient, total_and_count
 from fcnlab.metrics import PictureConfusions, dataset_scores
 from fcnlab.models import FCN, CoarseScores
 from fcnlab.optim import Schedule
-from fcnlab.refine import Plain, Refinement
 
 Stage = Literal["train", "val", "test", "final"]
 ScoreMap = Float[Tensor, "batch classes rows cols"]
@@ -53,8 +53,9 @@ class Segmenter(L.LightningModule):
         picture at a time: the same but for rounding, in less memory and time.
     compiled
         Let torch compile the backbone for training. Evaluation, whose pictures have many sizes, runs without.
-    refine
-        How evaluation comes from the net to the scores that it takes the best of; by default as training does.
+    inference, postprocess
+        How evaluation computes scores, and what works on their probabilities: by default one pass over the whole image,
+        and nothing.
 
     Attributes
     ----------
@@ -73,7 +74,8 @@ class Segmenter(L.LightningModule):
         channels_last: bool = False,
         row_blocks: bool = False,
         compiled: bool = False,
-        refine: Refinement | None = None,
+        inference: InferenceMethod | None = None,
+        postprocess: Postprocess | None = None,
     ):
         super().__init__()
         if net.num_classes != len(classes):
@@ -87,7 +89,7 @@ class Segmenter(L.LightningModule):
             assert isinstance(net.backbone, nn.Module)
             net.backbone.compile()
         self.classes = list(classes)
-        self.refine = refine or Plain()
+        self.inference, self.postprocess = inference or WholeImage(), postprocess or NoPostprocess()
         self.loss, self.make_optimizer, self.make_schedule = loss, optimizer, schedule
         self.row_blocks = row_blocks and (loss is None or goes_by_rows(loss))
         self.record = record or {}
@@ -104,7 +106,9 @@ class Segmenter(L.LightningModule):
         if self.training:
             return self.net(pictures)
         with torch.compiler.set_stance("force_eager"):
-            return self.refine(self.net, pictures)
+            if isinstance(self.postprocess, NoPostprocess):
+                return self.inference(self.net, pictures)
+            return self.postprocess(self.inference.probabilities(self.net, pictures), pictures)
 
     def _pictures(self, image: UInt8[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch 3 rows cols"]:
         return (image.float() / 255).contiguous(memory_format=self.memory_format)
@@ -112,9 +116,11 @@ class Segmenter(L.LightningModule):
     def _scores(self, image: UInt8[Tensor, "batch 3 rows cols"]) -> ScoreMap | CoarseScores:
         """Scores in single precision: on the way to every pixel, where what follows takes them so.
 
-        Where nothing refines them they are upsampled in single precision, too: which of the two it is changes no score.
+        The scores of a whole image that nothing post-processes are upsampled in single precision, too: which of the two
+        it is changes no score.
         """
-        if not (self.training or isinstance(self.refine, Plain)):
+        plain = isinstance(self.inference, WholeImage) and isinstance(self.postprocess, NoPostprocess)
+        if not (self.training or plain):
             return self(image).float()
         with torch.compiler.set_stance("default" if self.training else "force_eager"):
             scores = self.net.coarse(self._pictures(image)).float()

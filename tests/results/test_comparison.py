@@ -299,7 +299,7 @@ def test_pairs_that_no_number_of_runs_could_tell_apart_are_named(make_run, compa
     assert any(pair.better for pair in enough.pairs) and not any("resamples=" in note for note in enough.notes)
 
 
-def test_other_precision_and_refinement_are_said_and_compared(make_run, compared):
+def test_other_precision_and_inference_are_said_and_compared(make_run, compared):
     make_run("a", toy_matrices(0.9))
     make_run("b", toy_matrices(0.7), model="fcn32s", protocol={"precision": "bf16-mixed"})
     found = compared()

@@ -158,9 +158,9 @@ def read(tmp_path) -> list:
 
 def evaluated(make_run, name: str, training, **kwargs) -> None:
     """By ``fcnlab eval checkpoint=... data=toys``, whose own batch and crop are the defaults."""
-    settings = {"checkpoint": f"{training}/checkpoints/best.ckpt", "refine._target_": "fcnlab.refine.none"}
+    settings = {"checkpoint": f"{training}/checkpoints/best.ckpt", "inference._target_": "fcnlab.inference.whole"}
     settings |= {"data.batch_size": 8, "data.crop_size": 128} | kwargs.pop("settings", {})
-    options = {"refine": "none", "model": None}
+    options = {"inference": "whole", "postprocess": "none", "model": None}
     folder = make_run(name, verb="eval", settings=settings, options=options, trained=trained(training), **kwargs)
     (folder / "metrics.csv").unlink()
 

@@ -293,10 +293,10 @@ def test_a_published_score_is_of_the_experiments_own_data(make_run, typed, kept)
     assert run.published == ({"miou": 65.5} if kept else {})
 
 
-def evaluation(make_run, name: str, training: Path, checkpoint: str = "best", refine: str = "none", **kwargs):
+def evaluation(make_run, name: str, training: Path, checkpoint: str = "best", inference: str = "whole", **kwargs):
     path = str(training / "checkpoints" / f"{checkpoint}.ckpt")
-    settings = {"checkpoint": path, "refine._target_": f"fcnlab.refine.{refine}", "seed": 1}
-    options = {"refine": refine, "data": None, "model": None, "optim": None}
+    settings = {"checkpoint": path, "inference._target_": f"fcnlab.inference.{inference}", "seed": 1}
+    options = {"inference": inference, "postprocess": "none", "data": None, "model": None, "optim": None}
     facts = kwargs if "trained" in kwargs else {"trained": trained(training), **kwargs}
     return read_run(make_run(name, verb="eval", settings=settings, options=options, **facts))
 
@@ -304,10 +304,22 @@ def evaluation(make_run, name: str, training: Path, checkpoint: str = "best", re
 def test_an_evaluation_has_the_settings_and_seed_of_its_training(make_run):
     training = make_run("train/a", seed=4, model="fcn16s")
     plain = evaluation(make_run, "eval/a", training)
-    flipped = evaluation(make_run, "eval/b", training, refine="flip")
+    flipped = evaluation(make_run, "eval/b", training, inference="flip")
     assert plain.seed == flipped.seed == 4 and plain.options["model"] == flipped.options["model"] == "fcn16s"
     assert plain.settings == read_run(training).settings and plain.options == read_run(training).options
-    assert flipped.settings == plain.settings | {"refine._target_": "fcnlab.refine.flip"}
+    assert flipped.settings == plain.settings | {"inference._target_": "fcnlab.inference.flip"}
+
+
+def test_a_postprocessed_evaluation_has_the_step_among_its_settings(make_run):
+    training = make_run("train/a")
+    path = f"{training}/checkpoints/best.ckpt"
+    step = {"postprocess._target_": "fcnlab.inference.GuidedFilter", "postprocess.radius": 4}
+    settings = {"checkpoint": path, "inference._target_": "fcnlab.inference.WholeImage"} | step
+    options = {"inference": "whole", "postprocess": "guided", "data": None, "model": None, "optim": None}
+    run = read_run(make_run("eval/a", verb="eval", settings=settings, options=options, trained=trained(training)))
+    own = read_run(training)
+    assert run.options == own.options | {"postprocess": "guided"}
+    assert run.settings == own.settings | step
 
 
 def test_evaluations_of_one_training_are_told_apart_by_checkpoint_and_precision(make_run):
@@ -364,7 +376,7 @@ def test_a_time_without_a_zone_gives_no_minutes(make_run):
 def test_an_option_that_is_a_number_is_no_crash(make_run):
     folder = make_run("a")
     (folder / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {1: 2}}}")
-    assert read_run(folder).options == {"1": "2", "refine": "none"}
+    assert read_run(folder).options == {"1": "2", "inference": "whole", "postprocess": "none"}
 
 
 def test_runs_behind_links_are_read_once(make_run, tmp_path):
@@ -467,14 +479,14 @@ def test_a_config_of_another_shape_is_no_crash(make_run):
     (folder / ".hydra" / "hydra.yaml").write_text(
         yaml.safe_dump({"hydra": {"job": 3, "runtime": [1], "overrides": "x"}})
     )
-    assert read_run(folder).options == {"refine": "none"}
+    assert read_run(folder).options == {"inference": "whole", "postprocess": "none"}
 
 
 def scored_elsewhere(make_run, name: str, training, root: str, seed: int = 1, batch_size: int = 8, **kwargs):
     """``fcnlab eval checkpoint=... data=toys data.root=...``."""
-    settings = {"checkpoint": f"{training}/checkpoints/best.ckpt", "refine._target_": "fcnlab.refine.none"}
+    settings = {"checkpoint": f"{training}/checkpoints/best.ckpt", "inference._target_": "fcnlab.inference.whole"}
     settings |= {"data.root": root, "data.batch_size": batch_size, "data.crop_size": 128, "data.pictures.num_val": 40}
-    options = {"refine": "none", "data": "toys", "model": None, "optim": None}
+    options = {"inference": "whole", "postprocess": "none", "data": "toys", "model": None, "optim": None}
     facts = {"trained": trained(training), **kwargs}
     return read_run(make_run(name, verb="eval", settings=settings, options=options, **facts))
 
@@ -498,8 +510,14 @@ def test_the_same_folder_by_another_path_is_no_other_data(make_run, tmp_path, ro
 
 
 def test_weights_without_a_training_have_no_training_data(make_run):
-    settings = {"refine._target_": "fcnlab.refine.none", "data.root": "there", "model.weights": "net.safetensors"}
-    run = read_run(make_run("eval/a", verb="eval", settings=settings, options={"refine": "none"}))
+    settings = {
+        "inference._target_": "fcnlab.inference.whole",
+        "data.root": "there",
+        "model.weights": "net.safetensors",
+    }
+    run = read_run(
+        make_run("eval/a", verb="eval", settings=settings, options={"inference": "whole", "postprocess": "none"})
+    )
     assert not [path for path in run.settings if path.startswith("data.")] and "data" not in run.options
     assert run.settings["scoring.data.root"] == "there" and run.settings["model.weights"] == "net.safetensors"
 
@@ -543,7 +561,7 @@ def test_a_source_of_another_shape_is_no_crash(make_run, source):
 @pytest.mark.parametrize("checkpoint", [{"a": 1}, ["x"], 3, ""])
 @pytest.mark.parametrize("verb", ["train", "eval"])
 def test_a_checkpoint_of_another_shape_is_no_crash(make_run, verb, checkpoint):
-    settings = {"checkpoint": checkpoint} | ({"refine._target_": "x"} if verb == "eval" else {})
+    settings = {"checkpoint": checkpoint} | ({"inference._target_": "x"} if verb == "eval" else {})
     assert len(read_run(make_run("a", verb=verb, settings=settings)).names) == 36
 
 

@@ -94,14 +94,14 @@ def test_real_runs(train, fcnlab, tmp_path, capsys):
     for model in ("fcn32s", "fcn8s"):
         train(f"model={model}", "trainer.max_steps=2", folder=f"runs/{model}")
     checkpoint = tmp_path / "runs" / "fcn8s" / "checkpoints" / "best.ckpt"
-    words = ("eval", f"checkpoint={checkpoint}", "refine=flip", "trainer.accelerator=cpu")
+    words = ("eval", f"checkpoint={checkpoint}", "inference=flip", "trainer.accelerator=cpu")
     assert fcnlab(*words, f"hydra.run.dir={tmp_path}/runs/flipped") == 0
     sources = [json.loads(path.read_text())["provenance"]["source"] for path in tmp_path.glob("runs/*/metrics.json")]
     assert len(sources) == 3 and all(found == sources[0] and "fcnlab" in found for found in sources)
     capsys.readouterr()
     assert fcnlab("compare", "runs=runs", "hydra.run.dir=out", "resamples=200") == 0
     said = capsys.readouterr().out
-    for name in ("model=fcn32s refine=none", "model=fcn8s refine=none", "model=fcn8s refine=flip"):
+    for name in ("model=fcn32s inference=whole", "model=fcn8s inference=whole", "model=fcn8s inference=flip"):
         assert name in said
-    assert "Not all runs were scored with the same refinement" in said
+    assert "Not all runs were scored with the same inference" in said
     assert (tmp_path / "out" / "comparison.html").stat().st_size > 50_000  # with pictures

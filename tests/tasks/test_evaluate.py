@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -164,7 +165,7 @@ def test_a_checkpoint_needs_neither_its_run_nor_its_weights_file(run, fcnlab, tm
     assert record(tmp_path / "eval")["miou"] == expected
 
 
-def test_a_refinement_is_what_is_scored_and_said(run, fcnlab, tmp_path, shapes_root):
+def test_the_inference_method_is_what_is_scored_and_recorded(run, fcnlab, tmp_path, shapes_root):
     """flip, against the labels of a loop of our own over the same pictures."""
     from fcnlab.data import open_shapes
     from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
@@ -175,9 +176,9 @@ def test_a_refinement_is_what_is_scored_and_said(run, fcnlab, tmp_path, shapes_r
             value.normal_(generator=torch.Generator().manual_seed(0))
     path = run / "checkpoints" / "lively.ckpt"
     torch.save(checkpoint, path)
-    assert fcnlab("eval", f"checkpoint={path}", "refine=flip", f"hydra.run.dir={tmp_path}/eval") == 0
+    assert fcnlab("eval", f"checkpoint={path}", "inference=flip", f"hydra.run.dir={tmp_path}/eval") == 0
     found = record(tmp_path / "eval")
-    assert found["protocol"]["refinement"] == "Flip()" and record(run)["protocol"]["refinement"] == "none"
+    assert found["protocol"]["inference"] == "Flip()" and record(run)["protocol"]["inference"] == "whole"
     net = rebuild_net(read_checkpoint(path), "", []).eval()
     pictures = open_shapes(str(shapes_root), "val", num_train=24, num_val=8, size=64, drawing_seed=0)
     with np.load(tmp_path / "eval" / "confusions.npz") as confusions, torch.inference_mode():
@@ -195,25 +196,61 @@ def test_a_refinement_is_what_is_scored_and_said(run, fcnlab, tmp_path, shapes_r
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["refine=shift_and_stitch", "refine.factor=3"], "refine.factor=3 does not divide the net's finest stride, 8"),
-        (["refine=sliding", "refine.step=600"], "refine.step=600: from 1 pixel to refine.window=512"),
-        (["refine=multiscale", "+refine.scale=[1]"], "did you mean refine.scales?"),
+        (
+            ["inference=shift_and_stitch", "inference.factor=3"],
+            "inference.factor=3 does not divide the net's finest stride, 8",
+        ),
+        (["inference=sliding", "inference.step=600"], "inference.step=600: from 1 pixel to inference.window=512"),
+        (["inference=multiscale", "+inference.scale=[1]"], "did you mean inference.scales?"),
     ],
 )
-def test_refinements_that_cannot_work_are_told(run, fcnlab, capsys, words, said):
+def test_inference_methods_that_cannot_work_are_refused(run, fcnlab, capsys, words, said):
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", *words) == 1
     told = capsys.readouterr().err
     assert said in told and "Traceback" not in told
 
 
+def test_an_inference_method_and_a_postprocessing_step_are_both_recorded(run, fcnlab, tmp_path):
+    words = ["inference=flip", "postprocess=guided", "postprocess.radius=2", "speed.row_blocks=true"]
+    assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", *words, f"hydra.run.dir={tmp_path}/eval") == 0
+    protocol = record(tmp_path / "eval")["protocol"]
+    assert (protocol["inference"], protocol["postprocess"]) == ("Flip()", "GuidedFilter(radius=2, eps=0.001)")
+    assert record(run)["protocol"]["postprocess"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("word", "base"),
+    [
+        ("inference._target_=fcnlab.inference.GuidedFilter", "fcnlab.inference.InferenceMethod"),
+        ("postprocess._target_=fcnlab.inference.Flip", "fcnlab.inference.Postprocess"),
+    ],
+)
+def test_a_class_of_the_other_group_is_refused(run, fcnlab, capsys, word, base):
+    assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", word) == 1
+    error = capsys.readouterr().err
+    assert f"{word} is not a subclass of {base}" in error and "Traceback" not in error
+
+
+def test_a_package_that_postprocessing_needs_is_asked_for_before_any_work(run, fcnlab, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
+    monkeypatch.setattr("fcnlab.tasks.evaluate.open_data", None)
+    assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", "postprocess=superpixels") == 1
+    assert "pip install 'fcnlab[superpixels]'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["refine=shift_and_stitch", "refine.factor=3"], "refine.factor=3 does not divide the net's finest stride"),
-        (["refine=multiscale", "refine.scales=[0.5]"], "8 of 8 pictures cannot be used"),
+        (
+            ["inference=shift_and_stitch", "inference.factor=3"],
+            "inference.factor=3 does not divide the net's finest stride",
+        ),
+        (["inference=multiscale", "inference.scales=[0.5]"], "8 of 8 pictures cannot be used"),
     ],
 )
-def test_what_a_refinement_cannot_do_is_said_before_any_work(run, fcnlab, tmp_path, capsys, monkeypatch, words, said):
+def test_what_an_inference_method_cannot_do_is_refused_before_any_work(
+    run, fcnlab, tmp_path, capsys, monkeypatch, words, said
+):
     monkeypatch.setattr("fcnlab.tasks.evaluate.open_loggers", None)
     monkeypatch.setattr(Tiny, "min_size", 40)
     command = [f"checkpoint={run}/checkpoints/best.ckpt", *words, f"hydra.run.dir={tmp_path}/eval"]

@@ -100,11 +100,11 @@ def test_nothing_to_predict_is_an_error(checkpoint, fcnlab, capsys, tmp_path):
     assert "finds no pictures" in capsys.readouterr().err
 
 
-def test_refined_predictions_are_others(checkpoint, photos, fcnlab, tmp_path):
-    for refine in ("none", "guided"):
-        words = [f"refine={refine}", f"output={tmp_path}/{refine}"]
+def test_predictions_are_postprocessed(checkpoint, photos, fcnlab, tmp_path):
+    for postprocess in ("none", "guided"):
+        words = [f"postprocess={postprocess}", f"output={tmp_path}/{postprocess}"]
         assert fcnlab("predict", checkpoint, f"input={photos}/a.jpg", *words) == 0
-    labels = [np.array(Image.open(tmp_path / refine / "labels" / "a.png")) for refine in ("none", "guided")]
+    labels = [np.array(Image.open(tmp_path / postprocess / "labels" / "a.png")) for postprocess in ("none", "guided")]
     assert labels[0].shape == labels[1].shape
 
 
@@ -201,7 +201,7 @@ def test_a_submission_replaces_nothing(tmp_path):
 
 def test_images_too_small_for_a_scale_are_left_out_and_the_rest_is_done(checkpoint, photos, fcnlab, tmp_path, capsys):
     Image.new("RGB", (40, 1)).save(photos / "thin.png")  # at a quarter it has no rows
-    words = ("refine=multiscale", "refine.scales=[0.25,1]", "num_workers=0")
+    words = ("inference=multiscale", "inference.scales=[0.25,1]", "num_workers=0")
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out", *words) == 1
     error = capsys.readouterr().err
     assert "1 of 3 pictures were left out" in error and "thin.png has 1x40 pixels; 3 are needed on each side" in error
@@ -220,7 +220,7 @@ def test_an_image_that_memory_cannot_hold_is_left_out(checkpoint, photos, fcnlab
     monkeypatch.setattr(Segmenter, "predict_step", limited)
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out", "num_workers=0") == 1
     error = capsys.readouterr().err
-    assert "large.png has 70x70 pixels, for which memory is too small" in error and "refine=sliding" in error
+    assert "large.png has 70x70 pixels, for which memory is too small" in error and "inference=sliding" in error
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
 

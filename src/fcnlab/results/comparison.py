@@ -182,7 +182,7 @@ def _notes(groups: Sequence[Group], baseline: Group | None, given: bool) -> list
             f"There are more than {FEW} groups, so each is compared with one: with {baseline.name}, the first run's;"
             " baseline=NAME chooses another."
         )
-    for key in ("precision", "refinement"):
+    for key in ("precision", "inference", "postprocess"):
         kinds = sorted({str(run.protocol.get(key)) for run in runs})
         if len(kinds) > 1:
             notes.append(f"Not all runs were scored with the same {key}: {', '.join(kinds)}.")

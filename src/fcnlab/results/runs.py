@@ -37,6 +37,8 @@ DEEPEST = 40  # folders in each other
 NO_RUNS_INSIDE = {"checkpoints", "predictions", "wandb"}
 CURVES = ("val/miou", "train/loss")
 SAME = ("set", "resolution", "void", "absent_classes", "padded_samples")  # of two protocols that can be compared
+# How a training scores its own images; an evaluation may do otherwise.
+AS_TRAINED = {"inference": "whole", "postprocess": "none"}
 LARGEST = 1e15  # of a number that a chart has an axis for
 MOST_SETTINGS, LONGEST_SETTING = 2_000, 10_000  # of a run, and characters of one; there are some 200, of some 20
 
@@ -340,13 +342,13 @@ def _described(
     composed, config = configuration
     own = described(composed, config, part(hydra, "runtime"), {"weights": part(record, "weights")} | facts)
     scored_in = {"precision": _precision(record, config), **source_settings([part(record, "provenance")])}
-    if "refine" in config:
+    if "inference" in config:
         return _evaluated(config, own, set(_typed(hydra)), scored_in, record)
     selected = recorded_selection(record) or {"checkpoint": "best"}  # an older record is of best.ckpt
     scored_in |= {"checkpoint": f"{selected['checkpoint']}.ckpt"} | scored_data(own.settings)
     settings = own.settings | {"trainer.precision": _precision(record, config)} | under_scoring(scored_in)
     return Described(
-        own._replace(options=own.options | {"refine": "none"}, settings=settings, environment=environment(record)),
+        own._replace(options=own.options | AS_TRAINED, settings=settings, environment=environment(record)),
         set(_typed(hydra)),
     )
 
@@ -369,13 +371,13 @@ def _evaluated(
     if checkpoint:
         name = Path(checkpoint).name
         checkpoint = name if found else f"{name} ({str(file.get('sha256'))[:SHOWN]})"
-    refine = own.options.get("refine", "none")
-    refined = _only(own.settings, {"refine"}) if refine != "none" else {}
+    chosen = {group: own.options.get(group, option) for group, option in AS_TRAINED.items()}
+    inference = _only(own.settings, {group for group, option in chosen.items() if option != AS_TRAINED[group]})
     scored_in |= {"checkpoint": checkpoint, **scored}
     return Described(
         training._replace(
-            options=training.options | {"refine": refine},
-            settings=training.settings | refined | under_scoring(scored_in),
+            options=training.options | chosen,
+            settings=training.settings | inference | under_scoring(scored_in),
             environment=(training.environment or machine) | under_scoring(machine),
         ),
         {f"scoring.{path}" if path.partition(".")[0] == "data" else path for path in typed},
@@ -385,7 +387,7 @@ def _evaluated(
 
 def _untrained(own: Training) -> Training:
     """Weights of which no training is known here: neither a seed nor what they were trained with."""
-    of_scoring = {"checkpoint", "data", "refine", "trainer", "source"}
+    of_scoring = {"checkpoint", "data", "trainer", "source", *AS_TRAINED}
     return own._replace(
         seed=None, options=_without(own.options, {"data", "trainer"}), settings=_without(own.settings, of_scoring)
     )

@@ -39,6 +39,7 @@ from fcnlab.config import plain
 from fcnlab.cores import visible_cores
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
+from fcnlab.inference import InferenceMethod, Postprocess
 from fcnlab.launching import as_typed, typed
 from fcnlab.launching.places import ALL
 from fcnlab.models import FCN
@@ -320,6 +321,28 @@ def allow_tf32(allowed: bool) -> None:
     """Let a GPU round the factors of single-precision products to 10 bits; torch lets convolutions do so by default."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def build_inference(cfg: DictConfig) -> tuple[InferenceMethod, Postprocess]:
+    """How scores are computed, and what works on their probabilities.
+
+    Raises
+    ------
+    UserError
+        A class is of the wrong kind; a package that the post-processing step needs is missing.
+    """
+    inference, postprocess = (instantiate(cfg[group], _convert_="all") for group in ("inference", "postprocess"))
+    for group, component, base in (
+        ("inference", inference, InferenceMethod),
+        ("postprocess", postprocess, Postprocess),
+    ):
+        if not isinstance(component, base):
+            raise UserError(
+                f"{group}._target_={cfg[group]._target_} is not a subclass of fcnlab.inference.{base.__name__}: give"
+                f" {group}=NAME, or derive your class from it"
+            )
+    postprocess.check_installed()
+    return inference, postprocess
 
 
 def evaluation_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from fcnlab.results.selection import Facts, recorded_selection
 from fcnlab.segmenter import Segmenter
 from fcnlab.signals import StopSignals
 from fcnlab.tasks.building import (
+    build_inference,
     build_trainer,
     check_machine,
     evaluation_speed,
@@ -52,7 +53,7 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     check_machine(cfg)
     for sentence in ineffective_in_scoring("eval"):
         warn(sentence)
-    refine = instantiate(cfg.refine, _convert_="all")
+    inference, postprocess = build_inference(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.checkpoint is None:
         net, classes, selected, its_model = instantiate(cfg.model, _convert_="all"), None, None, None
@@ -67,9 +68,10 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     data_config = cfg.data if cfg.data is not None else recorded_data(cfg)
     began = {"commit": commit(), "source": fingerprint(plain(cfg), {"model": its_model, "data": plain(data_config)})}
     data = open_data(data_config, named_by_record=cfg.data is None or cfg.sweep.recorded)
-    check_splits(data, "test", min_size=needed_size(refine, net))
+    check_splits(data, "test", min_size=needed_size(inference, net))
     check_classes(classes, data)
-    segmenter = Segmenter(net, data.split("test").classes, refine=refine, **evaluation_speed(cfg, net))
+    speed = evaluation_speed(cfg, net)
+    segmenter = Segmenter(net, data.split("test").classes, inference=inference, postprocess=postprocess, **speed)
     signals = StopSignals()
     trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures), Interruption(signals)])
     warn_of_fewer_workers(data, "test", processes=trainer.num_devices)

@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.memory import is_oom_error
 from omegaconf import DictConfig
@@ -26,7 +25,7 @@ from fcnlab.errors import UserError
 from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
 from fcnlab.segmenter import Segmenter
 from fcnlab.signals import StopSignals
-from fcnlab.tasks.building import build_trainer, check_machine, evaluation_speed, given, say, warn
+from fcnlab.tasks.building import build_inference, build_trainer, check_machine, evaluation_speed, given, say, warn
 from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
 from fcnlab.tasks.ineffective import ineffective_in_scoring
 from fcnlab.tasks.predictions import Predictions
@@ -51,12 +50,13 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
     facts = checkpoint["fcnlab"]
     if cfg.submission is not None:
         return submit(cfg, run, net, facts["classes"])
-    refine = instantiate(cfg.refine, _convert_="all")
-    files = Files(paths, min_size=needed_size(refine, net))
+    inference, postprocess = build_inference(cfg)
+    files = Files(paths, min_size=needed_size(inference, net))
     writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
     workers = workers_for(paths, worker_count(cfg.num_workers))
     loader = Loader(files, batch_size=None, num_workers=workers, worker_init_fn=prepare_worker)
-    segmenter = Predictor(net, facts["classes"], refine=refine, **evaluation_speed(cfg, net))
+    speed = evaluation_speed(cfg, net)
+    segmenter = Predictor(net, facts["classes"], inference=inference, postprocess=postprocess, **speed)
     with StopSignals() as signals, signals.told_apart():
         trainer = build_trainer(cfg, False, [writer, Interruption(signals)])
         run.accept(cfg)
@@ -191,7 +191,7 @@ class Predictor(Segmenter):
             rows, cols = batch["image"].shape[2:]
             return (
                 f"{batch['path']} has {rows}x{cols} pixels, for which memory is too small: make it smaller, or add"
-                " refine=sliding"
+                " inference=sliding"
             )
 
 

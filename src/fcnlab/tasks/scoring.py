@@ -70,7 +70,7 @@ def score(
         names=[pictures.names[place] for place in index],
         classes=pictures.classes,
         matrices=matrices,
-        protocol=protocol(trainer, pictures, len(index), str(segmenter.refine)),
+        protocol=protocol(trainer, pictures, len(index), segmenter),
         cost=cost(segmenter, pictures, seconds, len(index)) | dict(training),
         provenance=provenance(segmenter, seed, began),
         selection=selection,
@@ -98,7 +98,7 @@ def words_of(found: Scored, name: str, data: DataModule) -> str:
     return f"{line} {OPTIMISTIC}." if is_optimistic(selection) else line
 
 
-def protocol(trainer: L.Trainer, pictures: Pictures, count: int, refinement: str) -> dict[str, Any]:
+def protocol(trainer: L.Trainer, pictures: Pictures, count: int, segmenter: Segmenter) -> dict[str, Any]:
     """What the numbers mean."""
     return {
         "set": pictures.title,
@@ -107,7 +107,8 @@ def protocol(trainer: L.Trainer, pictures: Pictures, count: int, refinement: str
         "resolution": "native: each picture and its labels at their own size",
         "void": "pixels whose truth is void are in no sum",
         "absent_classes": "a class in neither truth nor prediction has no IoU and is left out of the mean",
-        "refinement": refinement,
+        "inference": str(segmenter.inference),
+        "postprocess": str(segmenter.postprocess),
         "precision": str(trainer.precision),
         "padded_samples": 0,
     }

@@ -5,8 +5,8 @@ from os.path import isfile  # False for a name that no file can have, where Path
 
 from fcnlab.data import DataError, DataModule, Pictures
 from fcnlab.data.label_counts import absent_classes, one_class_only
+from fcnlab.inference import InferenceMethod
 from fcnlab.models import FCN
-from fcnlab.refine import Refinement, smallest_image
 from fcnlab.tasks.building import say, warn
 
 MOST_NAMED = 5
@@ -34,18 +34,18 @@ def check_splits(data: DataModule, *names: str, min_size: int, truth: bool = Tru
         _warn_of_absent_classes(data.split("train"), absent_classes(data.split("train"), data.label_pixels("train")))
 
 
-def needed_size(refine: Refinement, net: FCN) -> int:
+def needed_size(inference: InferenceMethod, net: FCN) -> int:
     """The shorter side, in pixels, that an image needs; said where it is not the net's own.
 
     Raises
     ------
     UserError
-        See :func:`~fcnlab.refine.smallest_image`.
+        See :meth:`~fcnlab.inference.InferenceMethod.minimum_image_size`.
     """
-    needed = smallest_image(refine, net)
+    needed = inference.minimum_image_size(net)
     if needed != net.backbone.min_size:
         say(
-            f"Images need {needed} pixels on each side with {refine}, since the net needs {net.backbone.min_size} at"
+            f"Images need {needed} pixels on each side with {inference}, since the net needs {net.backbone.min_size} at"
             " its smallest scale: leave small scales out to take smaller images"
         )
     return needed

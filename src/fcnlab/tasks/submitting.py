@@ -14,7 +14,7 @@ from fcnlab.models import FCN
 from fcnlab.results.drawing import Labels
 from fcnlab.results.submission import submission
 from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import build_trainer, evaluation_speed, say
+from fcnlab.tasks.building import build_inference, build_trainer, evaluation_speed, say
 from fcnlab.tasks.evaluate import check_classes
 from fcnlab.tasks.run_folder import RunFolder
 from fcnlab.tasks.splits import check_splits, needed_size, warn_of_fewer_workers
@@ -55,12 +55,13 @@ def _check_replaced(cfg: DictConfig) -> None:
 def submit(cfg: DictConfig, run: RunFolder, net: FCN, classes: list[str]) -> None:
     """Predict every picture of the test list, with masks or without, into the server's folders."""
     data: DataModule = instantiate(cfg.data, _convert_="all")
-    refine = instantiate(cfg.refine, _convert_="all")
-    check_splits(data, "test", min_size=needed_size(refine, net), truth=False)
+    inference, postprocess = build_inference(cfg)
+    check_splits(data, "test", min_size=needed_size(inference, net), truth=False)
     check_classes(classes, data)
     pictures = data.split("test")
     folder = f"results/VOC{cfg.data.pictures.year}/Segmentation/{cfg.competition}_{data.lists['test']}_cls"
-    segmenter = Segmenter(net, pictures.classes, refine=refine, **evaluation_speed(cfg, net))
+    speed = evaluation_speed(cfg, net)
+    segmenter = Segmenter(net, pictures.classes, inference=inference, postprocess=postprocess, **speed)
     warn_of_fewer_workers(data, "test")
     with submission(Path(cfg.submission), folder, pictures.palette) as add:
         writer = AddPredictions(pictures.names, add)

@@ -1,4 +1,4 @@
-"""Predictions drawn to the edges of the picture: a dense CRF, superpixels, a guided filter."""
+"""Post-processing, which moves borders of predictions to edges of the image: dense CRF, superpixels, guided filter."""
 
 import importlib
 from collections.abc import Callable
@@ -12,34 +12,48 @@ from jaxtyping import Float, Float32, UInt8
 from numpy import ndarray
 
 from fcnlab.errors import UserError
-from fcnlab.models import FCN
+from fcnlab.inference.augmentation import Image, ScoreMap
 from fcnlab.ranges import Count, NonNegative, Positive
-from fcnlab.refine.averaging import Image, ScoreMap, probabilities
 
 Probability = Float32[ndarray, "classes rows cols"]
 Colours = UInt8[ndarray, "rows cols 3"]
 
 
-class _ByPicture:
-    """Refines the probabilities of one picture after the other, on the CPU."""
+class Postprocess:
+    """The base of post-processing steps, which work on one image after the other, on the CPU.
 
-    def __call__(self, net: FCN, image: Image) -> ScoreMap:
-        found = probabilities(net, image)
-        refined = [
-            self.refine(
-                values.cpu().numpy(), (picture * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
-            )
-            for values, picture in zip(found, image, strict=True)
+    How a step prints is what the record of a score says of it.
+    """
+
+    def __call__(self, probabilities: ScoreMap, image: Image) -> ScoreMap:
+        """New class probabilities of images."""
+        processed = [
+            self.process(values.cpu().numpy(), (rgb * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy())
+            for values, rgb in zip(probabilities, image, strict=True)
         ]
-        return torch.from_numpy(np.stack(refined)).to(found)
+        return torch.from_numpy(np.stack(processed)).to(probabilities)
 
-    def refine(self, probability: Probability, picture: Colours) -> Probability:
+    def process(self, probability: Probability, image: Colours) -> Probability:
+        """New class probabilities of one image."""
         raise NotImplementedError
+
+    def check_installed(self) -> None:
+        """Raise a UserError where a package that the step needs is missing."""
+
+
+class NoPostprocess(Postprocess):
+    """The probabilities as they are."""
+
+    def __call__(self, probabilities: ScoreMap, image: Image) -> ScoreMap:
+        return probabilities
+
+    def __repr__(self) -> str:
+        return "none"
 
 
 @dataclass(frozen=True)
-class GuidedFilter(_ByPicture):
-    """Smooth probabilities along the picture's edges (He, Sun & Tang, ECCV 2010), guided by its grey values.
+class GuidedFilter(Postprocess):
+    """Smooth probabilities along the image's edges (He, Sun & Tang, ECCV 2010), guided by its grey values.
 
     Within ``radius`` pixels they become a linear function of the grey values, 0..1; where those vary by less than
     the square root of ``eps``, they are averaged.
@@ -48,8 +62,8 @@ class GuidedFilter(_ByPicture):
     radius: Count = 8
     eps: Positive = 1e-3
 
-    def refine(self, probability: Probability, picture: Colours) -> Probability:
-        guide = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float64) / 255
+    def process(self, probability: Probability, image: Colours) -> Probability:
+        guide = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float64) / 255
         mean = self._mean(guide)
         variance = self._mean(guide * guide) - mean * mean
         return np.stack([self._filtered(values.astype(np.float64), guide, mean, variance) for values in probability])
@@ -68,7 +82,7 @@ class GuidedFilter(_ByPicture):
 
 
 @dataclass(frozen=True)
-class Superpixels(_ByPicture):
+class Superpixels(Postprocess):
     """Give each superpixel the mean of its pixels' probabilities (SLIC: Achanta et al., PAMI 2012).
 
     About ``count`` of them; the larger ``compactness``, the more they are squares.
@@ -77,12 +91,11 @@ class Superpixels(_ByPicture):
     count: Count = 500
     compactness: Positive = 10.0
 
-    def min_size(self, net: FCN) -> int:
+    def check_installed(self) -> None:
         _slic()
-        return net.backbone.min_size
 
-    def refine(self, probability: Probability, picture: Colours) -> Probability:
-        segments = _slic()(picture, n_segments=self.count, compactness=self.compactness, start_label=0)
+    def process(self, probability: Probability, image: Colours) -> Probability:
+        segments = _slic()(image, n_segments=self.count, compactness=self.compactness, start_label=0)
         return mean_of_segments(probability, segments)
 
 
@@ -90,7 +103,7 @@ def _slic() -> Callable[..., ndarray]:
     try:
         from skimage.segmentation import slic
     except ImportError as error:
-        raise UserError("refine=superpixels needs scikit-image: pip install 'fcnlab[refine]'") from error
+        raise UserError("postprocess=superpixels needs scikit-image: pip install 'fcnlab[superpixels]'") from error
     return slic
 
 
@@ -103,7 +116,7 @@ def mean_of_segments(probability: Probability, segments: ndarray) -> Probability
 
 
 @dataclass(frozen=True)
-class DenseCRF(_ByPicture):
+class DenseCRF(Postprocess):
     """Mean-field inference in a fully connected CRF (Krähenbühl & Koltun, NIPS 2011), with DeepLab's form of kernels.
 
     Two pixels want one label the more, the nearer they are (``smooth_sigma`` pixels, weight ``smooth``), and the nearer
@@ -117,17 +130,16 @@ class DenseCRF(_ByPicture):
     sigma: Positive = 50.0
     colour_sigma: Positive = 5.0
 
-    def min_size(self, net: FCN) -> int:
+    def check_installed(self) -> None:
         _densecrf()
-        return net.backbone.min_size
 
-    def refine(self, probability: Probability, picture: Colours) -> Probability:
+    def process(self, probability: Probability, image: Colours) -> Probability:
         densecrf = _densecrf()
         classes, rows, cols = probability.shape
         crf = densecrf.DenseCRF2D(cols, rows, classes)
         crf.setUnaryEnergy(-np.log(probability.clip(1e-5)).reshape(classes, -1).astype(np.float32, order="C"))
         crf.addPairwiseGaussian(sxy=self.smooth_sigma, compat=self.smooth)
-        crf.addPairwiseBilateral(sxy=self.sigma, srgb=self.colour_sigma, rgbim=picture, compat=self.appearance)
+        crf.addPairwiseBilateral(sxy=self.sigma, srgb=self.colour_sigma, rgbim=image, compat=self.appearance)
         return np.array(crf.inference(self.iterations), np.float32).reshape(classes, rows, cols)
 
 
@@ -136,6 +148,6 @@ def _densecrf() -> Any:
         return importlib.import_module("pydensecrf.densecrf")
     except ImportError as error:
         raise UserError(
-            "refine=crf needs pydensecrf2, which is compiled on installing (a C++ compiler, a minute):"
+            "postprocess=crf needs pydensecrf2, which is compiled on installing (a C++ compiler, a minute):"
             " pip install 'fcnlab[crf]'"
         ) from error

@@ -1,4 +1,4 @@
-"""Averages over looks at a picture, against sums written out and nets whose answer is known."""
+"""Averages over forward passes, against sums written out and nets whose answer is known."""
 
 from functools import partial
 
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from fcnlab.errors import UserError
+from fcnlab.inference import Flip, MultiScale, SlidingWindow, WholeImage
 from fcnlab.models import FCN, Tiny
-from fcnlab.refine import Flip, MultiScale, Plain, Sliding, smallest_image
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def image():
 
 
 @torch.inference_mode()
-def test_plain_is_the_net(net, image):
-    assert torch.equal(Plain()(net, image), net(image)) and str(Plain()) == "none"
+def test_the_whole_image_is_one_pass_of_the_net(net, image):
+    assert torch.equal(WholeImage()(net, image), net(image)) and str(WholeImage()) == "whole"
 
 
 @torch.inference_mode()
@@ -62,19 +62,19 @@ def test_scales_keep_things_in_their_place(pointwise):
 
 
 def test_a_scale_that_the_net_cannot_take_is_named(pointwise, image):
-    with pytest.raises(UserError, match=r"at 0.5, a picture of 45x70 is smaller than the net takes \(31 pixels\)"):
+    with pytest.raises(UserError, match=r"at 0.5, an image of 45x70 is smaller than the net takes \(31 pixels\)"):
         MultiScale((0.5,))(pointwise(min_size=31), image)
 
 
 @pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-1.0,)])
 def test_scales_are_above_zero(scales):
-    with pytest.raises(ValueError, match=r"refine\.scales="):
+    with pytest.raises(ValueError, match=r"inference\.scales="):
         MultiScale(scales)
 
 
 @pytest.mark.parametrize(("window", "step"), [(16, 16), (16, 7), (16, 1), (45, 45), (44, 3), (100, 50)])
 def test_windows_cover_every_pixel_in_its_place(pointwise, image, window, step):
-    torch.testing.assert_close(Sliding(window, step)(pointwise(), image), torch.cat([image, 1 - image], 1))
+    torch.testing.assert_close(SlidingWindow(window, step)(pointwise(), image), torch.cat([image, 1 - image], 1))
 
 
 @torch.inference_mode()
@@ -82,18 +82,18 @@ def test_two_windows_by_hand(net):
     image = torch.rand(1, 3, 64, 96)
     left, right = net(image[..., :64]), net(image[..., 32:])
     expected = torch.cat([left[..., :32], (left[..., 32:] + right[..., :32]) / 2, right[..., 32:]], 3)
-    torch.testing.assert_close(Sliding(64, 40)(net, image), expected)
+    torch.testing.assert_close(SlidingWindow(64, 40)(net, image), expected)
 
 
 @torch.inference_mode()
-def test_a_window_larger_than_the_picture_is_the_picture(net, image):
-    torch.testing.assert_close(Sliding(512, 341)(net, image), net(image))
+def test_a_window_larger_than_the_image_is_the_image(net, image):
+    torch.testing.assert_close(SlidingWindow(512, 341)(net, image), net(image))
 
 
 @pytest.mark.parametrize(("window", "step"), [(16, 17), (16, 0)])
 def test_windows_leave_nothing_out(window, step):
-    with pytest.raises(ValueError, match=rf"refine\.step={step}"):
-        Sliding(window, step)
+    with pytest.raises(ValueError, match=rf"inference\.step={step}"):
+        SlidingWindow(window, step)
 
 
 @pytest.mark.parametrize("needed", [1, 2, 15, 31])
@@ -101,10 +101,10 @@ def test_windows_leave_nothing_out(window, step):
 def test_the_smallest_image_is_the_first_that_all_scales_leave_large_enough(pointwise, needed, scales):
     net = pointwise(min_size=needed)
     expected = next(side for side in range(1, 999) if all(round(side * scale) >= needed for scale in scales))
-    assert smallest_image(MultiScale(scales), net) == expected
-    assert smallest_image(Plain(), net) == smallest_image(Sliding(), net) == needed
+    assert MultiScale(scales).minimum_image_size(net) == expected
+    assert WholeImage().minimum_image_size(net) == SlidingWindow().minimum_image_size(net) == needed
 
 
 def test_windows_that_the_net_does_not_take_are_refused_before_any_work(pointwise):
-    with pytest.raises(UserError, match=r"refine\.window=30 is smaller than the net takes: give 31"):
-        smallest_image(Sliding(30, 20), pointwise(min_size=31))
+    with pytest.raises(UserError, match=r"inference\.window=30 is smaller than the net takes: give 31"):
+        SlidingWindow(30, 20).minimum_image_size(pointwise(min_size=31))

@@ -1,4 +1,4 @@
-"""Shift-and-stitch: dense scores from a coarse net, by looking at shifted pictures (CVPR 2015, section 3.2)."""
+"""Shift-and-stitch: dense scores from a coarse net, from shifted images (CVPR 2015, section 3.2)."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,46 +9,46 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fcnlab.errors import UserError
+from fcnlab.inference.augmentation import Image, InferenceMethod, ScoreMap
 from fcnlab.models import FCN, FeatureMap, Upsample, overlap
 from fcnlab.models.geometry import IMAGE
 from fcnlab.ranges import Meaning
-from fcnlab.refine.averaging import Image, ScoreMap
 
-BORDER = (124 / 255, 116 / 255, 104 / 255)  # RGB: what pictures are padded with in training, near ImageNet's mean
+BORDER = (124 / 255, 116 / 255, 104 / 255)  # RGB: what images are padded with in training, near ImageNet's mean
 
 
 @dataclass(frozen=True)
-class ShiftAndStitch:
-    """Interlace the coarse scores of ``factor**2`` shifted pictures, so that they lie ``factor`` times as dense.
+class ShiftAndStitch(InferenceMethod):
+    """Interlace the coarse scores of ``factor**2`` shifted images, so that they lie ``factor`` times as dense.
 
     With ``factor`` as large as the stride of the net's finest level every pixel has a score of its own, and nothing but
     half a pixel is interpolated. Then it equals the net with all strides 1 and later filters spread ("a trous"), but
-    for cells that see the picture's border. The rest is upsampled as the net does.
+    for cells that see the image's border. The rest is upsampled as the net does.
     """
 
     factor: Annotated[int, Meaning("a whole number of at least 2", lambda value: value >= 2)] = 2
 
     def __post_init__(self):
         if self.factor < 2:
-            raise ValueError(f"refine.factor={self.factor}: at least 2")
+            raise ValueError(f"inference.factor={self.factor}: at least 2")
 
-    def min_size(self, net: FCN) -> int:
+    def minimum_image_size(self, net: FCN) -> int:
         if any(parameter.numel() for parameter in net.upsample[-1].parameters()):
             raise UserError(
-                "refine=shift_and_stitch puts a smaller step in the place of the last upsampling, which this net has"
-                " learned (model.upsampling=learned_all): take another refinement"
+                "inference=shift_and_stitch puts a smaller step in the place of the last upsampling, which this net has"
+                " learned (model.upsampling=learned_all): take another inference method"
             )
         _finest_stride(net, self.factor)
         return net.backbone.min_size
 
     def __call__(self, net: FCN, image: Image) -> ScoreMap:
-        self.min_size(net)
-        dense = stitched(net, image, self.factor)
+        self.minimum_image_size(net)
+        dense = stitch(net, image, self.factor)
         upsample = Upsample(net.num_classes, dense.grid, IMAGE).to(image.device)
         return overlap(upsample(dense), FeatureMap(image, *IMAGE))[0].data
 
 
-def stitched(net: FCN, image: Image, factor: int) -> FeatureMap:
+def stitch(net: FCN, image: Image, factor: int) -> FeatureMap:
     """The net's fused scores, at a ``factor``-th of their stride.
 
     Raises
@@ -71,14 +71,14 @@ def _finest_stride(net: FCN, factor: int) -> int:
     """The stride of the net's finest level; a UserError where the factor does not divide it."""
     stride = net.backbone.levels[net.levels[-1]].grid.stride
     if stride % factor:
-        raise UserError(f"refine.factor={factor} does not divide the net's finest stride, {stride}")
+        raise UserError(f"inference.factor={factor} does not divide the net's finest stride, {stride}")
     return stride
 
 
 def _shifted(
     image: Image, down: int, right: int, coarsest: int
 ) -> Float[Tensor, "batch 3 rows+{coarsest} cols+{coarsest}"]:
-    """The picture with a border of the net's coarsest stride in all, of which ``coarsest - down`` pixels lie above it.
+    """The image with a border of the net's coarsest stride in all, of which ``coarsest - down`` pixels lie above it.
 
     Without a shift it lies where it was to all levels, so that the net's own cells are among those that are stitched.
     """

@@ -1,4 +1,4 @@
-"""What draws predictions to a picture's edges, against definitions written out."""
+"""Post-processing steps against definitions written out."""
 
 import importlib.util
 import sys
@@ -8,20 +8,24 @@ import pytest
 import torch
 
 from fcnlab.errors import UserError
-from fcnlab.refine import DenseCRF, GuidedFilter, Superpixels
-from fcnlab.refine.edges import mean_of_segments
+from fcnlab.inference import DenseCRF, GuidedFilter, Superpixels
+from fcnlab.inference.postprocess import mean_of_segments
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not installed")
 
 
 @pytest.fixture
 def scene():
     """A dark and a bright half with a little noise; the prediction puts the border four pixels too far left."""
     generator = np.random.default_rng(0)
-    picture = np.full((40, 60, 3), 60.0)
-    picture[:, 30:] = 190
-    picture += generator.normal(0, 3, picture.shape)
+    image = np.full((40, 60, 3), 60.0)
+    image[:, 30:] = 190
+    image += generator.normal(0, 3, image.shape)
     right = np.where(np.arange(60) >= 26, 0.7, 0.3)[None].repeat(40, 0)
     probability = np.stack([1 - right, right]).astype(np.float32)
-    return picture.clip(0, 255).astype(np.uint8), probability
+    return image.clip(0, 255).astype(np.uint8), probability
 
 
 def wrong_pixels(probability: np.ndarray) -> int:
@@ -31,10 +35,10 @@ def wrong_pixels(probability: np.ndarray) -> int:
 
 def test_guided_filter_is_its_definition(scene):
     """He, Sun & Tang, equations 5, 6 and 8, window by window, away from the border."""
-    picture, probability = scene
+    image, probability = scene
     radius, eps = 2, 1e-2
-    found = GuidedFilter(radius, eps).refine(probability, picture)
-    grey = np.round(picture @ np.array([0.299, 0.587, 0.114])) / 255
+    found = GuidedFilter(radius, eps).process(probability, image)
+    grey = np.round(image @ np.array([0.299, 0.587, 0.114])) / 255
     values = probability[1].astype(float)
 
     def window(row, col):
@@ -61,50 +65,43 @@ def test_mean_of_segments_by_hand():
     np.testing.assert_allclose(mean_of_segments(probability, segments)[0], expected, rtol=1e-6)
 
 
-def needs(module: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not installed")
-
-
-REFINEMENTS = [
+STEPS = [
     pytest.param(GuidedFilter(8, 1e-3), id="guided"),
     pytest.param(Superpixels(40), id="superpixels", marks=needs("skimage")),
     pytest.param(DenseCRF(), id="crf", marks=needs("pydensecrf")),
 ]
 
 
-@pytest.mark.parametrize("refine", REFINEMENTS)
-def test_borders_are_drawn_to_the_edge(scene, refine):
-    picture, probability = scene
-    found = refine.refine(probability, picture)
+@pytest.mark.parametrize("step", STEPS)
+def test_borders_are_drawn_to_the_edge(scene, step):
+    image, probability = scene
+    found = step.process(probability, image)
     assert found.shape == probability.shape and found.dtype == np.float32
     assert wrong_pixels(probability) == 160 and wrong_pixels(found) < 80
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-3)
 
 
-@pytest.mark.parametrize("refine", REFINEMENTS)
-def test_a_picture_without_edges_and_a_certain_net_stay_as_they_are(refine):
+@pytest.mark.parametrize("step", STEPS)
+def test_an_image_without_edges_and_a_certain_net_stay_as_they_are(step):
     probability = np.stack([np.full((20, 20), 0.1), np.full((20, 20), 0.9)]).astype(np.float32)
-    found = refine.refine(probability, np.full((20, 20, 3), 77, np.uint8))
+    found = step.process(probability, np.full((20, 20, 3), 77, np.uint8))
     assert (found[1] > found[0]).all()
 
 
-@pytest.mark.parametrize("refine", REFINEMENTS)
-def test_pictures_are_refined_one_by_one(net_that_scores, scene, refine):
-    picture, probability = scene
-    scores = torch.from_numpy(probability).log()
-    net = net_that_scores(lambda images: scores.expand(len(images), -1, -1, -1), len(scores))
-    batch = torch.from_numpy(np.stack([picture, picture[::-1].copy()])).permute(0, 3, 1, 2) / 255
-    found = refine(net, batch)
-    np.testing.assert_allclose(found[0].numpy(), refine.refine(probability, picture), atol=1e-4)
-    np.testing.assert_allclose(found[1].numpy(), refine.refine(probability, picture[::-1].copy()), atol=1e-4)
+@pytest.mark.parametrize("step", STEPS)
+def test_images_are_processed_one_by_one(scene, step):
+    image, probability = scene
+    batch = torch.from_numpy(np.stack([image, image[::-1].copy()])).permute(0, 3, 1, 2) / 255
+    found = step(torch.from_numpy(probability).expand(2, -1, -1, -1), batch)
+    np.testing.assert_array_equal(found[0].numpy(), step.process(probability, image))
+    np.testing.assert_array_equal(found[1].numpy(), step.process(probability, image[::-1].copy()))
 
 
 @pytest.mark.parametrize(
-    ("refine", "module", "extra"),
-    [(Superpixels(), "skimage.segmentation", "refine"), (DenseCRF(), "pydensecrf.densecrf", "crf")],
+    ("step", "module", "extra"),
+    [(Superpixels(), "skimage.segmentation", "superpixels"), (DenseCRF(), "pydensecrf.densecrf", "crf")],
 )
-def test_what_is_not_installed_is_named(scene, monkeypatch, refine, module, extra):
+def test_a_package_that_is_not_installed_is_named(monkeypatch, step, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
-    picture, probability = scene
     with pytest.raises(UserError, match=rf"pip install 'fcnlab\[{extra}\]'"):
-        refine.refine(probability, picture)
+        step.check_installed()

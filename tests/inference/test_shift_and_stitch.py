@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fcnlab.errors import UserError
+from fcnlab.inference import ShiftAndStitch
+from fcnlab.inference.shift_and_stitch import stitch
 from fcnlab.models import FCN, GoogLeNet, Tiny, receptive_field
-from fcnlab.refine import ShiftAndStitch
-from fcnlab.refine.stitching import stitched
 
 
 def dense(net: FCN, level: int, image: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ def test_stitched_scores_are_those_of_the_dilated_net(level):
     )  # a dense cell p is centred on p + origin
     side = 2 * margin + 30
     image = torch.rand(1, 3, side, side + 9, dtype=torch.float64)
-    found, expected = stitched(net, image, level), dense(net, level, image)
+    found, expected = stitch(net, image, level), dense(net, level, image)
     assert found.stride == 1
     first = round(origin - found.origin)
     same = found.data[..., first : first + side, first : first + side + 9]
@@ -71,7 +71,7 @@ def test_cells_of_the_net_are_among_the_stitched_ones(build):
     net = lively(build())
     side = 320 if net.levels[-1] == 8 else 864
     image = torch.rand(1, 3, side, side)
-    plain, found = net.fused(image), stitched(net, image, 2)
+    plain, found = net.fused(image), stitch(net, image, 2)
     shift = (plain.origin - found.origin) / found.stride
     assert shift.is_integer() and found.stride == plain.stride // 2
     cells = found.data[..., int(shift) :: 2, int(shift) :: 2]
@@ -82,15 +82,15 @@ def test_cells_of_the_net_are_among_the_stitched_ones(build):
 @torch.inference_mode()
 @pytest.mark.parametrize("factor", [2, 4, 8])
 @pytest.mark.parametrize("size", [(64, 64), (37, 90), (1, 1)])
-def test_scores_cover_the_picture(factor, size):
+def test_scores_cover_the_image(factor, size):
     net = lively(FCN(Tiny(width=4), 3))
     assert ShiftAndStitch(factor)(net, torch.rand(2, 3, *size)).shape == (2, 3, *size)
 
 
 def test_factors_divide_the_stride():
-    with pytest.raises(ValueError, match=r"refine\.factor=3 does not divide the net's finest stride, 8"):
+    with pytest.raises(ValueError, match=r"inference\.factor=3 does not divide the net's finest stride, 8"):
         ShiftAndStitch(3)(FCN(Tiny(width=4), 3), torch.rand(1, 3, 64, 64))
-    with pytest.raises(ValueError, match=r"refine\.factor=1: at least 2"):
+    with pytest.raises(ValueError, match=r"inference\.factor=1: at least 2"):
         ShiftAndStitch(1)
 
 
