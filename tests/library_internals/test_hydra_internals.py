@@ -1,0 +1,60 @@
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+from hydra.core.utils import JobReturn
+from hydra.errors import CompactHydraException
+from hydra.plugins.launcher import Launcher
+
+from fcnlab.library_internals.hydra import (
+    BasicLauncher,
+    folder_name,
+    option_parser,
+    reported_by,
+    value_of,
+    value_text,
+)
+
+
+def parsed(word):
+    return OverridesParser.create().parse_override(word)
+
+
+def test_value_of():
+    assert value_of(parsed("a=1")) == 1 and value_of(parsed("a=null")) is None
+    assert isinstance(value_of(parsed("a='b'")), QuotedString) and isinstance(value_of(parsed("a=1,2")), ChoiceSweep)
+
+
+@pytest.mark.parametrize("text", ["1", "true", "null", "[1,2]", "{b:1}", "'a b'", "x"])
+def test_value_text_is_read_as_the_same_value(text):
+    value = value_of(parsed(f"a={text}"))
+    assert value_of(parsed(f"a={value_text(value)}")) == value
+
+
+def test_folder_name():
+    assert folder_name([parsed("b=1"), parsed("seed=3"), parsed("a=x")], ["seed"], ",", "=") == "a=x,b=1"
+
+
+def test_option_parser():
+    known, rest = option_parser().parse_known_args(["--config-dir", "here", "a=1"])
+    assert known.config_dir == "here" and (known.overrides + rest) == ["a=1"]
+
+
+def test_reported_by_sees_the_error_before_hydra_ends_the_process(capsys):
+    def sentence(run):
+        try:
+            return run()
+        except ValueError as error:
+            raise CompactHydraException(f"fcnlab: {error}") from None
+
+    from hydra._internal import utils
+
+    before = utils.run_and_report
+    with reported_by(sentence) as report:
+        assert utils.run_and_report is report and report(lambda: 3) == 3
+        with pytest.raises(SystemExit):
+            report(lambda: int("no number"))
+    assert "fcnlab: invalid literal" in capsys.readouterr().err and utils.run_and_report is before
+
+
+def test_basic_launcher():
+    assert issubclass(BasicLauncher, Launcher) and JobReturn and callable(BasicLauncher().launch)
