@@ -217,7 +217,7 @@ def test_the_average_of_weights_in_parts_is_that_at_once():
     for sizes, accumulate in (([1] * 12, 4), ([4] * 3, 1)):
         average = EMA()
         fit(without_batch_statistics(CrossEntropy()), cut(whole, sizes), accumulate, [average])
-        averages.append(nn.utils.parameters_to_vector(average._average_model.module.net.parameters()))
+        averages.append(nn.utils.parameters_to_vector(average.average.module.net.parameters()))
     torch.testing.assert_close(*averages, rtol=1e-5, atol=1e-6)
 
 

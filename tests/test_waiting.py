@@ -14,12 +14,12 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors.logger_connector import logger_connector, result
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from fcnlab.callbacks import ExactResume, FixedPictures, Interruption, MetricsFile, StopOnNaN
 from fcnlab.config import CONF, plain
+from fcnlab.library_internals.torch import TorchDispatchMode
 from fcnlab.losses import CrossEntropy, Lovasz
 from fcnlab.metrics import PictureConfusions
 from fcnlab.models import FCN

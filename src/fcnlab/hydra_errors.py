@@ -15,11 +15,11 @@ from typing import Any
 
 import hydra
 import omegaconf
-from hydra._internal import utils
 from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from fcnlab.errors import UserError, first_line, why_not_used
+from fcnlab.library_internals.hydra import reported_by
 from fcnlab.results.escaping import in_terminal
 
 THEIRS = tuple(f"{Path(package.__path__[0])}{os.sep}" for package in (hydra, omegaconf))
@@ -32,16 +32,8 @@ def told_in_sentences(verb: str, task: Callable) -> Iterator[Callable[[Callable]
 
     Errors of ``task`` are the task's own.
     """
-    report = utils.run_and_report
-
-    def run_and_report(run: Callable) -> Any:
-        return report(lambda: _plainly(verb, run, task))
-
-    utils.run_and_report = run_and_report
-    try:
+    with reported_by(lambda run: _plainly(verb, run, task)) as run_and_report:
         yield run_and_report
-    finally:
-        utils.run_and_report = report
 
 
 def _plainly(verb: str, run: Callable, task: Callable) -> Any:

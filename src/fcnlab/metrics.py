@@ -1,14 +1,13 @@
 """Counting pixels on the device: an integer confusion matrix for each picture; scores are in fcnlab.results.scores."""
 
-from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Int64, Integer
 from torch import Tensor
-from torchmetrics import Metric
 
+from fcnlab.library_internals.torchmetrics import UnsqueezedMetric
 from fcnlab.results.scores import VOID, Scores, scores
 
 TABLES = 8
@@ -50,7 +49,7 @@ def _tables(cols: int, table: int, kind: torch.dtype, device: torch.device) -> I
     return (torch.arange(cols, device=device) % TABLES * table).to(kind)
 
 
-class PictureConfusions(Metric):
+class PictureConfusions(UnsqueezedMetric):
     """A confusion matrix for each picture of a set, by its index, from which everything else follows.
 
     Every rank fills the rows of its own pictures, so that summing over ranks neither pads nor repeats; a picture
@@ -94,16 +93,10 @@ class PictureConfusions(Metric):
         index = self.seen.nonzero().flatten()
         return index, self.matrices[index]
 
-    def _wrap_compute(self, compute: Callable) -> Callable:
-        """As torchmetrics does, but it would squeeze the index of a single picture to a scalar."""
-        wrapped = super()._wrap_compute(compute)
-
-        @wraps(compute)
-        def unsqueezed() -> tuple[Tensor, Tensor]:
-            index, matrices = wrapped()
-            return index.view(-1), matrices.view(-1, self.num_classes, self.num_classes)
-
-        return unsqueezed
+    def unsqueezed(self, result: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Also of a single picture, and of a single class."""
+        index, matrices = result
+        return index.view(-1), matrices.view(-1, self.num_classes, self.num_classes)
 
 
 def dataset_scores(matrices: Int64[Tensor, "picture truth prediction"] | np.ndarray) -> Scores:

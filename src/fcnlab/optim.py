@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from fcnlab.errors import UserError
+from fcnlab.library_internals.torch import leave_scaling_to_the_scaler, tell_rates
 from fcnlab.models import FCN, unused_parameters
 from fcnlab.ranges import MOST_WARMUP, BelowOne, Meaning, NonNegative, Warmup
 
@@ -108,7 +109,7 @@ def _laid_out(optimizer: Optimizer) -> Optimizer:
     And settings are those that the optimiser was built with, such as the weight decay of a group or whether a step is
     fused: torch would take them from the state. Rates are left to :class:`Schedule`.
     """
-    optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
+    leave_scaling_to_the_scaler(optimizer)
 
     def lay_out(optimizer: Optimizer) -> None:
         for parameter, state in optimizer.state.items():
@@ -142,7 +143,7 @@ class Schedule(LambdaLR):
         rates = [base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
         for group, base, rate in zip(self.optimizer.param_groups, self.base_lrs, rates, strict=True):
             group["initial_lr"], group["lr"] = base, rate
-        self._last_lr = rates
+        tell_rates(self, rates)
 
 
 def poly(total_steps: int, power: NonNegative = 0.9, warmup: Warmup = 0.05) -> Callable[[int], float]:

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
-
 from fcnlab.config import CONF
 from fcnlab.errors import UserError
 from fcnlab.launching import is_dictionary, key_of, setting, typed, unquoted
 from fcnlab.launching.manifest import shown, texts
+from fcnlab.library_internals.hydra import option_parser
 from fcnlab.results.reading import Unreadable, read_json, read_yaml
 from fcnlab.results.settings import leaves
 from fcnlab.trust import ForeignError, check_links, check_overrides, why_not
@@ -92,7 +91,7 @@ def read_record(asked: str, path: Path) -> dict[str, Any]:
 
 def config_folders(argv: Sequence[str]) -> list[Path]:
     """Where this command's config groups are: what was typed as ``--config-dir``, and ``conf/``."""
-    own = get_args_parser().parse_known_args(argv[1:])[0].config_dir
+    own = option_parser().parse_known_args(argv[1:])[0].config_dir
     return [*([Path(own)] if own else []), CONF]
 
 

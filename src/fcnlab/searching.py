@@ -31,6 +31,7 @@ from fcnlab.launching.launchers import OF_THE_SWEEP, check_jobs, check_unchanged
 from fcnlab.launching.manifest import difference, facts_of, resuming, shown
 from fcnlab.launching.places import slots_for, visible_gpus
 from fcnlab.launching.processes import as_typed, options, typed
+from fcnlab.library_internals.hydra import value_of
 from fcnlab.results.settings import OF_THE_JOB, in_few_digits
 
 log = logging.getLogger("fcnlab")
@@ -315,7 +316,7 @@ def _distribution(override: Override, sweep: Any, log: bool) -> Any:
 def listed(override: Override) -> list[Any]:
     """The values of a list or range, as jobs of a sweep would have them."""
     values = override.sweep_iterator(Transformer.encode)
-    return list(map(in_few_digits, values) if isinstance(override._value, RangeSweep) else values)
+    return list(map(in_few_digits, values) if isinstance(value_of(override), RangeSweep) else values)
 
 
 def space_word(name: str, values: Any) -> str:

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from fcnlab.errors import UserError
 from fcnlab.inference import InferenceMethod, NoPostprocess, Postprocess, WholeImage
+from fcnlab.library_internals.lightning import forget_training_batches, logs_this_step
+from fcnlab.library_internals.torch import multiply_each
 from fcnlab.losses import LEAST, PixelCount, adds_up, goes_by_rows, quotient, total_and_count
 from fcnlab.metrics import PictureConfusions, dataset_scores
 from fcnlab.models import FCN, CoarseScores
@@ -176,11 +178,11 @@ class Segmenter(L.LightningModule):
         factor = (self._unit / count.clamp(min=LEAST)).where(count > 0, 0)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
+        multiply_each(gradients, factor)
 
     def on_train_batch_end(self, *args) -> None:
         """Log a step of which Lightning writes a row; of the others nobody reads what it would take its time for."""
-        if self.trainer._logger_connector.should_update_logs:
+        if logs_this_step(self.trainer):
             self.log_dict(self._of_step)
             self._log_step(self.global_step)
 
@@ -249,7 +251,7 @@ class Segmenter(L.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         # Where epochs limit the run, Lightning has asked for the training batches to count them, and would keep them:
         # but a resumed run does not know yet from which batch it goes on.
-        self.trainer.fit_loop._combined_loader = None
+        forget_training_batches(self.trainer)
         return steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

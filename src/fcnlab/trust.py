@@ -25,6 +25,7 @@ from hydra.errors import HydraException
 
 from fcnlab.config import components, locate, strings
 from fcnlab.errors import UserError
+from fcnlab.library_internals.hydra import value_of
 
 # What a checkpoint's model and a run's data are built of, by the places where it may stand.
 NETS = {
@@ -113,7 +114,7 @@ def why_not(override: Any, folders: Sequence[Path]) -> str:
 
 
 def _why_not_parsed(override: Override, folders: Sequence[Path]) -> str:
-    key, value = override.key_or_group, override._value
+    key, value = override.key_or_group, value_of(override)
     if override.package is not None:
         return "a package (@) never comes from a record"
     if override.type is not OverrideType.DEL and override.value_type is None:

@@ -56,8 +56,8 @@ def test_the_average_is_the_formulas_bit_for_bit(decay):
             }
         )
         expected = now if keep == 1 else expected
-    found = callback._average_model.module.state_dict()
-    assert found.keys() == expected.keys() and callback._average_model.n_averaged == 20
+    found = callback.average.module.state_dict()
+    assert found.keys() == expected.keys() and callback.average.n_averaged == 20
     for key, value in found.items():
         np.testing.assert_array_equal(value.numpy(), expected[key])
 
@@ -67,7 +67,7 @@ def test_a_step_is_counted_once_however_many_batches_it_has():
     callback.setup(SimpleNamespace(), net, "fit")
     for step in (0, 0, 1, 1, 1, 2):
         callback.on_train_batch_end(SimpleNamespace(global_step=step), net, None, None, 0)
-    assert callback._average_model.n_averaged == 2
+    assert callback.average.n_averaged == 2
 
 
 def test_an_average_goes_on_from_its_checkpoint():
@@ -85,7 +85,7 @@ def test_an_average_goes_on_from_its_checkpoint():
     second.on_load_checkpoint(SimpleNamespace(), resumed, checkpoint)
     second.load_state_dict(first.state_dict())
     train(second, resumed, range(5, 9))
-    one, other = (callback._average_model.state_dict() for callback in (whole, second))
+    one, other = (callback.average.state_dict() for callback in (whole, second))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 

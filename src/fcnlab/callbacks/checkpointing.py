@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from fcnlab.callbacks.interruption import may_stop
 from fcnlab.callbacks.stopping import TrainingDiverged
 from fcnlab.errors import NotWritten, first_line
+from fcnlab.library_internals.lightning import ObservedCheckpoint
 from fcnlab.models.weights import WeightsError, load_plainly
 from fcnlab.ranges import NonNegative, Whole
 from fcnlab.results.origins import part
@@ -42,14 +43,11 @@ class WholeFiles(TorchCheckpointIO):
             ) from error
 
 
-class TopCheckpoints(ModelCheckpoint):
+class TopCheckpoints(ObservedCheckpoint):
     """Keep the ``keep`` checkpoints of best val mIoU, each under its score and step, beside best.ckpt.
 
     A class of its own, since Lightning keeps the states of two plain ModelCheckpoints of one metric under one key.
-    ``saving`` is true while it saves.
     """
-
-    saving = False
 
     def __init__(self, dirpath: str | Path, keep: Whole = 3):
         if keep < 0:
@@ -63,13 +61,6 @@ class TopCheckpoints(ModelCheckpoint):
             save_top_k=keep,
             enable_version_counter=False,
         )
-
-    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        self.saving = True
-        try:
-            super()._save_checkpoint(trainer, filepath)
-        finally:
-            self.saving = False
 
 
 class LastCheckpoint(Checkpoint):

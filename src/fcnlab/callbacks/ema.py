@@ -4,13 +4,14 @@ from itertools import chain
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
+from fcnlab.library_internals.lightning import AveragedWeights
+from fcnlab.library_internals.torch import add_to_each, multiply_each, subtract_each
 from fcnlab.ranges import BelowOne
 
 
-class EMA(WeightAveraging):
+class EMA(AveragedWeights):
     """Validate, test and save an average of the weights in place of the last ones.
 
     The average forgets quickly at first, by (1 + n) / (10 + n) after n steps, and by ``decay`` once that is less, so
@@ -29,21 +30,21 @@ class EMA(WeightAveraging):
 
     def setup(self, trainer: L.Trainer, pl_module, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and self._average_model is not None:
-            self._average_model.n_averaged = torch.tensor(0)
+        if stage == "fit" and self.average is not None:
+            self.average.n_averaged = torch.tensor(0)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        average = self._average_model
-        if trainer.global_step > self._latest_update_step and average is not None:
+        average = self.average
+        if trainer.global_step > self.updated_at and average is not None:
             count = int(average.n_averaged)
             keep = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
             move_towards(average.module, pl_module, 1 - keep)
             average.n_averaged += 1
-            self._latest_update_step = trainer.global_step
+            self.updated_at = trainer.global_step
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module) -> None:
         super().on_validation_epoch_start(trainer, pl_module)
-        self._swapped = self._average_model is not None
+        self._swapped = self.average is not None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module) -> None:
         super().on_validation_epoch_end(trainer, pl_module)
@@ -52,7 +53,7 @@ class EMA(WeightAveraging):
     def on_exception(self, trainer: L.Trainer, pl_module, exception: BaseException) -> None:
         """A validation that ends early leaves average and weights swapped, and so would a checkpoint of it."""
         if self._swapped:
-            self._swap_models(pl_module)
+            self.swap(pl_module)
             self._swapped = False
 
 
@@ -66,9 +67,9 @@ def move_towards(average: nn.Module, current: nn.Module, share: float) -> None:
     moved = [pair for pair in pairs if share < 1 and pair[0].is_floating_point()]
     if moved:
         averages, currents = map(list, zip(*moved, strict=True))
-        steps = torch._foreach_sub(currents, averages)  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_mul_(steps, share)  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_add_(averages, steps)  # pyright: ignore[reportPrivateImportUsage]
+        steps = subtract_each(currents, averages)
+        multiply_each(steps, share)
+        add_to_each(averages, steps)
     for old, new in pairs:
         if share == 1 or not old.is_floating_point():
             old.copy_(new)

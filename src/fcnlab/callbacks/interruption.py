@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from fcnlab.library_internals.lightning import share_no_sigterm
 from fcnlab.signals import Interrupted, StopSignals
 
 
@@ -39,7 +40,7 @@ class Interruption(Callback):
         self.signals.waiting = True
         self.signals.listen()
         # Before every batch Lightning asks all ranks whether rank 0 got a SIGTERM, and waits for the device to answer.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        share_no_sigterm(trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module) -> None:
         self.signals.listen()

@@ -27,6 +27,7 @@ from fcnlab.data.image_files import DataError
 from fcnlab.data.locking import alone
 from fcnlab.errors import first_line
 from fcnlab.in_place import check_own, open_own
+from fcnlab.library_internals.python import NoSparseFiles
 
 log = logging.getLogger("fcnlab")
 
@@ -284,7 +285,7 @@ def unpack(archive: Path, root: Path, wanted: Archive) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-class _Header(tarfile.TarInfo):
+class _Header(NoSparseFiles):
     """A header that must be whole: tarfile takes a tar that ends, or breaks, between two members for a whole one.
 
     Nor may it be of a sparse file, a few bytes of which say terabytes, or bring facts that fill the memory.
@@ -303,13 +304,10 @@ class _Header(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         found = super().frombuf(buf, encoding, errors)
         if found.type == tarfile.GNUTYPE_SPARSE:
-            raise tarfile.ReadError(f"{found.name!r} is a sparse file, which no data set holds")
+            found.refuse_sparse()
         if found.size < 0 or (found.type not in tarfile.REGULAR_TYPES and found.size > HEADER):
             raise tarfile.ReadError(f"the header of {found.name!r} says {found.size:,} bytes")
         return found
-
-    def _proc_gnusparse_10(self, *_: object) -> None:  # reads its map from the file, however long that is
-        raise tarfile.ReadError(f"{self.name!r} is a sparse file, which no data set holds")
 
 
 def _check_sizes(archive: Path, root: Path, largest: int) -> None:

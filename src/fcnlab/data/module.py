@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from multiprocessing.queues import Queue
 from os.path import isfile, islink  # False for a name that no file can have, where Path's raise an OSError
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +21,6 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from fcnlab.cores import visible_cores
@@ -33,6 +31,8 @@ from fcnlab.data.image_files import DataError
 from fcnlab.data.pictures import VOID, LabelPixels, Pictures
 from fcnlab.data.transforms import FILL, Augment
 from fcnlab.errors import first_line
+from fcnlab.library_internals.python import hand_over_errors
+from fcnlab.library_internals.torch import error_of_worker
 from fcnlab.ranges import Count, NumClasses, Pixels, Seed, Whole
 from fcnlab.results.reading import Unreadable, open_regular
 from fcnlab.results.selection import FINGERPRINT
@@ -610,7 +610,7 @@ def prepare_worker(worker: int) -> None:
     """
     assert get_worker_info() is not None
     cv2.setNumThreads(0)  # workers are many already
-    Queue._on_queue_feeder_error = _hand_over_the_error  # pyright: ignore[reportAttributeAccessIssue]  as a method
+    hand_over_errors(_hand_over_the_error)
     for signum in set(STOPPING) - {signal.SIGTERM}:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -627,7 +627,7 @@ def _hand_over_the_error(queue: Any, error: Exception, batch: Any) -> None:
             " num_workers=0 (data.num_workers=0 in training)"
         ) from error
     except DataError:
-        queue.put((batch[0], ExceptionWrapper(where="in a worker")))
+        queue.put((batch[0], error_of_worker()))
 
 
 def _end_for_the_run_only() -> None:

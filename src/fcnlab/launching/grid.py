@@ -5,7 +5,6 @@ A job's words are those of its single run: all that was typed, in that order, ea
 anew.)
 """
 
-import copy
 import itertools
 import json
 import logging
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep, Sweep
 from hydra.core.plugins import Plugins
@@ -30,6 +28,7 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.launching.launchers import check_jobs, check_unchanged, of_the_user, told_plainly
 from fcnlab.launching.manifest import Manifest, difference
 from fcnlab.launching.processes import as_typed, typed
+from fcnlab.library_internals.hydra import composed_through, copy_below_its_parent, folder_name, value_of, value_text
 from fcnlab.results.settings import OF_THE_JOB, in_few_digits
 
 log = logging.getLogger("fcnlab")
@@ -72,7 +71,7 @@ class Grid(Sweeper):
         with told_plainly(self.verb):
             overrides = read_words(self.context, self.params, arguments, self.chosen_launcher)
             jobs = jobs_of(overrides)
-            if any(getattr(override._value, "shuffle", False) for override in overrides):
+            if any(getattr(value_of(override), "shuffle", False) for override in overrides):
                 jobs = in_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
             with lists_explained(overrides):
                 elsewhere = getattr(self.chosen_launcher, "elsewhere", True)
@@ -160,7 +159,7 @@ def _without(paths: set[str], override: Override) -> list[Override]:
     if own <= paths or override.is_sweep_override():
         return []
     key, group = override.get_key_element(), override.key_or_group
-    left = {path: value for path, value in _leaves(override._value, group) if path not in paths}
+    left = {path: value for path, value in _leaves(value_of(override), group) if path not in paths}
     words = [f"{key}{path.removeprefix(group)}={_as_word(value)}" for path, value in left.items()]
     return OverridesParser.create().parse_overrides(words)
 
@@ -207,15 +206,12 @@ def params_as_written(config: DictConfig) -> dict[str, Any]:
 
 def params_as_words(params: Mapping[str, Any]) -> list[str]:
     """A file's search space as it would be typed: text is a word of Hydra's, all else a plain value."""
-    return [
-        f"{key}={value if isinstance(value, str) else Override._get_value_element_as_str(value)}"
-        for key, value in params.items()
-    ]
+    return [f"{key}={value if isinstance(value, str) else value_text(value)}" for key, value in params.items()]
 
 
 def paths_of(override: Override) -> set[str]:
     """The settings that a word sets: of a dictionary, or a list of them, those inside; of a group its own name."""
-    values = override._value.list if isinstance(override._value, ChoiceSweep) else [override._value]
+    values = value_of(override).list if isinstance(value_of(override), ChoiceSweep) else [value_of(override)]
     return {path for each in values for path, _ in _leaves(each, override.key_or_group)}
 
 
@@ -239,12 +235,12 @@ def check_effects(overrides: Sequence[Override], is_group: Callable[[str], bool]
 
 def _replaces(override: Override, paths: Iterable[str], is_group: Callable[[str], bool]) -> bool:
     """Whether a word puts something in place of a parent of some settings: a dictionary is added to what is there."""
-    if override.is_sweep_override() and not isinstance(override._value, ChoiceSweep):
+    if override.is_sweep_override() and not isinstance(value_of(override), ChoiceSweep):
         return False
-    parents = tuple(f"{path}." for path, value in _leaves(override._value, override.key_or_group) if value != {})
+    parents = tuple(f"{path}." for path, value in _leaves(value_of(override), override.key_or_group) if value != {})
     if not any(path.startswith(parents) for path in paths):
         return False
-    return override.is_delete() or not is_group(override.key_or_group) or isinstance(override._value, dict)
+    return override.is_delete() or not is_group(override.key_or_group) or isinstance(value_of(override), dict)
 
 
 def check_jobs_differ(
@@ -308,7 +304,7 @@ def lists_explained(overrides: Sequence[Override]) -> Iterator[None]:
 
 def how_to_list(overrides: Sequence[Override]) -> dict[str, str]:
     """By setting, how to sweep over the values that are one value as they stand: in brackets, or in quotes."""
-    leaves = [leaf for override in overrides for leaf in _leaves(override._value, override.key_or_group)]
+    leaves = [leaf for override in overrides for leaf in _leaves(value_of(override), override.key_or_group)]
     return {
         path: f"To sweep over the values of {path}, type {typed([f'{path}={values}'])} (in a file's"
         f" hydra.sweeper.params: {{{path}: '{values}'}})"
@@ -344,8 +340,8 @@ def jobs_of(overrides: Sequence[Override]) -> list[list[str]]:
 
 def _count(override: Override) -> int:
     """How many values a word gives, about: a range is not gone through."""
-    sweep: Any = override._value
-    if isinstance(override._value, RangeSweep):
+    sweep: Any = value_of(override)
+    if isinstance(value_of(override), RangeSweep):
         try:
             return max(0, math.ceil((sweep.stop - sweep.start) / sweep.step))
         except (ArithmeticError, ValueError) as error:
@@ -359,7 +355,7 @@ def _words_of(override: Override) -> list[str]:
     if not override.is_discrete_sweep():
         raise UserError(f"{override.input_line}: an interval is for hydra/sweeper=optuna; list values, or give a range")
     values = override.sweep_iterator()
-    if isinstance(override._value, RangeSweep):
+    if isinstance(value_of(override), RangeSweep):
         values = map(in_few_digits, values)
     words = [f"{override.get_key_element()}={_as_word(value)}" for value in values]
     if not words:
@@ -369,10 +365,10 @@ def _words_of(override: Override) -> list[str]:
 
 def _as_word(value: Any) -> str:
     """A value as it is typed for a single run; Hydra would write ``$\\{seed\\}`` for ``${seed}``."""
-    written = Override._get_value_element_as_str(value)
+    written = value_text(value)
     plain = re.sub(r"\\(.)", r"\1", written)
     parsed = _parsed(f"x={plain}") if "${" in plain and plain != written else None
-    return plain if parsed is not None and parsed._value == value else written
+    return plain if parsed is not None and value_of(parsed) == value else written
 
 
 # Hydra composes a sweep's own configuration with the default option of each swept group, and refuses the settings of
@@ -387,12 +383,11 @@ def left_to_jobs() -> Iterator[None]:
     That is what its own configuration cannot take, and what ``hydra.sweeper.params`` looks up: Hydra would resolve that
     before the first job, by no job's settings.
     """
-    load, instantiate = ConfigLoaderImpl.load_configuration, Plugins._instantiate
 
-    def load_configuration(self: ConfigLoaderImpl, **given: Any) -> DictConfig:
+    def compose(load: Callable[..., DictConfig], given: dict[str, Any]) -> DictConfig:
         while True:
             try:
-                return load(self, **given)
+                return load(**given)
             except ConfigCompositionException as error:
                 words = list(given["overrides"])
                 waiting = deferred(words, str(error)) if given["run_mode"] == RunMode.MULTIRUN else words
@@ -400,23 +395,15 @@ def left_to_jobs() -> Iterator[None]:
                     raise
                 given["overrides"] = waiting
 
-    def instantiate_plugin(self: Plugins, config: DictConfig) -> Any:
-        return instantiate(self, _without_params(config))
-
-    ConfigLoaderImpl.load_configuration = load_configuration  # pyright: ignore[reportAttributeAccessIssue]
-    Plugins._instantiate = instantiate_plugin
-    try:
+    with composed_through(compose, _without_params):
         yield
-    finally:
-        ConfigLoaderImpl.load_configuration, Plugins._instantiate = load, instantiate
 
 
 def _without_params(config: DictConfig) -> DictConfig:
     """The settings of a plugin, without the search space of ours, which read it as it is written."""
     if not str(config.get("_target_")).startswith(OUR_PLUGINS) or "params" not in config:
         return config
-    bare = copy.deepcopy(config)
-    bare._set_parent(config._get_parent())
+    bare = copy_below_its_parent(config)
     bare.params = None
     return bare
 
@@ -439,7 +426,7 @@ def check_no_lists_inside(words: Iterable[str]) -> None:
 
 
 def check_no_list_inside(override: Override) -> None:
-    if _holds_list(override._value):
+    if _holds_list(value_of(override)):
         raise UserError(f"{override.input_line}: a list of values inside another value; give it as KEY=A,B of its own")
 
 
@@ -453,7 +440,7 @@ def _can_wait(override: Override) -> bool:
     """Whether a word sets something inside a group; those of the sweep itself are needed before its jobs."""
     if override.is_sweep_override() or override.is_hydra_override() or override.is_delete():
         return False
-    key, inside = override.key_or_group, isinstance(override._value, dict)
+    key, inside = override.key_or_group, isinstance(value_of(override), dict)
     return ("." in key or inside) and key.partition(".")[0] != "sweep"
 
 
@@ -470,7 +457,7 @@ def restore_deferred(config: DictConfig) -> None:
     words = as_typed(config.hydra.overrides.task)
     if words != waiting:
         naming, overrides = config.hydra.job.config.override_dirname, OverridesParser.create().parse_overrides(words)
-        config.hydra.job.override_dirname = get_overrides_dirname(
+        config.hydra.job.override_dirname = folder_name(
             overrides, list(naming.exclude_keys), naming.item_sep, naming.kv_sep
         )
 

@@ -14,7 +14,6 @@ from itertools import pairwise, takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, setup_globals
 from hydra.errors import CompactHydraException, ConfigCompositionException
@@ -46,6 +45,7 @@ from fcnlab.launching.processes import (
 )
 from fcnlab.launching.stages import check_nothing_lost
 from fcnlab.launching.sweeping import Sweep
+from fcnlab.library_internals.hydra import BasicLauncher
 from fcnlab.results.escaping import in_terminal
 from fcnlab.results.reading import Unreadable, read_yaml
 from fcnlab.results.settings import Change, Settings, differences, is_free, leaves, shown_changes

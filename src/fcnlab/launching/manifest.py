@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from fcnlab.errors import UserError
 from fcnlab.in_place import open_own
 from fcnlab.launching.locks import FolderLock, try_lock
 from fcnlab.launching.processes import setting, typed
+from fcnlab.library_internals.hydra import value_of, value_text
 from fcnlab.results.reading import Unreadable, read_json
 from fcnlab.results.settings import in_few_digits
 
@@ -146,8 +146,8 @@ def _value_of(word: str) -> str:
     """A word as Hydra's own sweeper would write it, which older records have."""
     try:
         parsed = OverridesParser.create().parse_override(word)
-        value: Any = in_few_digits(parsed._value)
-        return f"{parsed.get_key_element()}={Override._get_value_element_as_str(value)}"
+        value: Any = in_few_digits(value_of(parsed))
+        return f"{parsed.get_key_element()}={value_text(value)}"
     except (HydraException, AssertionError):
         return word
 

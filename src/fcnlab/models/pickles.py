@@ -11,6 +11,9 @@ from typing import IO, Any, ClassVar
 
 import torch
 
+from fcnlab.library_internals.python import PythonUnpickler
+from fcnlab.library_internals.torch import storage_item_bytes
+
 SIZE, READS = (
     64 << 20,
     1_000_000,
@@ -91,7 +94,7 @@ class _Made(dict):
         self.name = name
 
 
-class _Rehearsal(pickle._Unpickler):
+class _Rehearsal(PythonUnpickler):
     """Python's own reader, since the one in C takes memory by a number itself: the place of a value in its memo."""
 
     stack: list[Any]  # Python's, which its stubs do not name
@@ -114,7 +117,7 @@ class _Rehearsal(pickle._Unpickler):
         kind, storage, key, _, count = pid[:5]
         if type(pid) is not tuple or kind not in ("storage", b"storage") or type(count) is not int or count < 0:
             raise pickle.UnpicklingError("it describes its numbers as torch does not")
-        size = count * _bytes_each(storage)
+        size = count * storage_item_bytes(storage.rpartition(".")[2])
         if self.storages.setdefault(key, size) != size:  # torch would make one of the sizes, and leave it unread
             raise pickle.UnpicklingError("it gives one storage two sizes")
         return _Made("storage")
@@ -151,18 +154,12 @@ class _Rehearsal(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it copies more than {COPIED:,} values")
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **{code: pickle._Unpickler.dispatch[code] for code in OPCODES},
+        **{code: PythonUnpickler.dispatch[code] for code in OPCODES},
         pickle.REDUCE[0]: load_reduce,
         pickle.BUILD[0]: load_build,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
     }
-
-
-def _bytes_each(storage: str) -> int:
-    """Bytes of a number of a storage, by its type's name."""
-    name = storage.rpartition(".")[2]
-    return 1 if name == "UntypedStorage" else getattr(torch, name)._dtype.itemsize  # `dtype` warns
 
 
 def _check_key(key: Any) -> None:

@@ -17,12 +17,9 @@ from typing import NamedTuple
 import cv2
 import lightning as L
 import torch
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fcnlab.callbacks import EMA
@@ -33,6 +30,8 @@ from fcnlab.cores import visible_cores
 from fcnlab.data import DataModule, Pictures
 from fcnlab.data.transforms import Augment
 from fcnlab.errors import first_line
+from fcnlab.library_internals.lightning import starts_processes_itself
+from fcnlab.library_internals.torch import TorchDispatchMode, each_tensor
 from fcnlab.metrics import PictureConfusions
 from fcnlab.models import FCN
 from fcnlab.segmenter import Segmenter
@@ -128,7 +127,7 @@ def announce(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: i
     On rank 0 alone, and not where processes will be forked, since those could not use a GPU that was used before.
     """
     device = trainer.strategy.root_device
-    forks = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    forks = starts_processes_itself(trainer)
     if getattr(rank_zero_only, "rank", 0) or (forks and device.type == "cuda"):
         return None
     try:
@@ -449,9 +448,9 @@ class Held(TorchDispatchMode):
         self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        tree_map_only(Tensor, self._pass_over, (args, kwargs))
+        each_tensor(self._pass_over, (args, kwargs))
         result = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._count, result)
+        each_tensor(self._count, result)
         return result
 
     def _pass_over(self, tensor: Tensor) -> None:

@@ -20,6 +20,8 @@ from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
 from fcnlab.launching import as_typed, to_type
 from fcnlab.launching.board import score_of
+from fcnlab.library_internals.lightning import is_restoring, synchronises_batch_norm
+from fcnlab.library_internals.torch import BATCH_NORMS, DROPOUTS, INSTANCE_NORMS
 from fcnlab.losses import CrossEntropySum, adds_up
 from fcnlab.optim import MOMENTUM, freeze
 from fcnlab.results.selection import Facts
@@ -64,7 +66,7 @@ from fcnlab.tasks.splits import check_splits, warn_of_fewer_workers
 from fcnlab.tasks.staged import train_in_stages
 from fcnlab.trust import trusting
 
-NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+NORMALISATIONS = (BATCH_NORMS, INSTANCE_NORMS)
 MOST_LASTING_STEP = 10.0
 LEAST_LASTING_STEP = 1e-4
 LEAST_CLIPPED_STEP = 1e-6  # the length of the longest step that a clipped gradient allows
@@ -280,7 +282,7 @@ def restoring(trainer: L.Trainer, start: Start) -> Iterator[None]:
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a part of a checkpoint makes of its reader
-        if not trainer._checkpoint_connector._loaded_checkpoint:  # forgotten once all is restored
+        if not is_restoring(trainer):  # forgotten once all is restored
             raise
         raise UserError(f"checkpoint={start.checkpoint} cannot be resumed from: {first_line(error)}") from error
 
@@ -369,9 +371,9 @@ def say_how_parts_add_up(segmenter: Segmenter, data: DataModule, trainer: L.Trai
 def net_by_parts(net: nn.Module, trainer: L.Trainer) -> list[str]:
     """What a net computes or draws by batch in training."""
     learning = [module for module in net.modules() if module.training]
-    together = trainer.accumulate_grad_batches == 1 and getattr(trainer.strategy, "_layer_sync", None) is not None
-    batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in learning) and not together
-    dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in learning)
+    together = trainer.accumulate_grad_batches == 1 and synchronises_batch_norm(trainer)
+    batch_norm = any(isinstance(module, BATCH_NORMS) for module in learning) and not together
+    dropout = any(isinstance(module, DROPOUTS) and module.p > 0 for module in learning)
     return ["batch normalisation"] * batch_norm + ["dropout"] * dropout
 
 

@@ -1,0 +1,103 @@
+"""Hydra: what an override says, how its values are written, and how errors are reported.
+
+Seen to work with Hydra 1.3.8, the first 1.3.x that pyproject.toml allows being 1.3.4.
+"""
+
+import copy
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hydra._internal import utils
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig
+
+__all__ = [
+    "BasicLauncher",
+    "composed_through",
+    "copy_below_its_parent",
+    "folder_name",
+    "option_parser",
+    "reported_by",
+    "value_of",
+    "value_text",
+]
+
+# BasicLauncher: Hydra's launcher that runs jobs one after the other in this process. No public module exports it.
+
+
+def value_of(override: Override) -> Any:
+    """What an override sets, as it was parsed: a sweep stays a sweep, and text that is quoted stays ``QuotedString``.
+
+    The public ``value()`` fails for sweeps and loses the quotes.
+    """
+    return override._value
+
+
+def value_text(value: Any) -> str:
+    """A parsed value as Hydra's own sweeper writes it behind the equals sign; it writes whole overrides only."""
+    return Override._get_value_element_as_str(value)
+
+
+def folder_name(overrides: Sequence[Override], exclude: Sequence[str], item_sep: str, kv_sep: str) -> str:
+    """``hydra.job.override_dirname`` of some overrides. Hydra computes it once, from the words that it was given."""
+    return get_overrides_dirname(list(overrides), list(exclude), item_sep, kv_sep)
+
+
+def option_parser() -> ArgumentParser:
+    """The parser of Hydra's own options, such as ``--config-dir``; ``hydra.main`` builds it for itself alone."""
+    return utils.get_args_parser()
+
+
+@contextmanager
+def reported_by(run: Callable[[Callable], Any]) -> Iterator[Callable[[Callable], Any]]:
+    """While entered, Hydra calls through ``run`` what may fail, and reports what is raised; gives who does both.
+
+    Hydra prints tracebacks of its own and ends the process in there, so that no ``except`` of a caller sees the error.
+    """
+    report = utils.run_and_report
+
+    def run_and_report(function: Callable) -> Any:
+        return report(lambda: run(function))
+
+    utils.run_and_report = run_and_report
+    try:
+        yield run_and_report
+    finally:
+        utils.run_and_report = report
+
+
+@contextmanager
+def composed_through(
+    compose: Callable[[Callable[..., DictConfig], dict[str, Any]], DictConfig],
+    of_plugin: Callable[[DictConfig], DictConfig],
+) -> Iterator[None]:
+    """While entered, Hydra composes by ``compose(load, arguments)``, and builds a plugin of ``of_plugin(config)``.
+
+    Hydra has no hook between reading a command line and composing of it, and none between that and its sweeper.
+    """
+    load, instantiate = ConfigLoaderImpl.load_configuration, Plugins._instantiate
+
+    def load_configuration(self: ConfigLoaderImpl, **given: Any) -> DictConfig:
+        return compose(lambda **again: load(self, **again), given)
+
+    def instantiate_plugin(self: Plugins, config: DictConfig) -> Any:
+        return instantiate(self, of_plugin(config))
+
+    ConfigLoaderImpl.load_configuration = load_configuration  # pyright: ignore[reportAttributeAccessIssue]
+    Plugins._instantiate = instantiate_plugin
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration, Plugins._instantiate = load, instantiate
+
+
+def copy_below_its_parent(config: DictConfig) -> DictConfig:
+    """A copy of a part of a config, whose links to other parts are resolved as the part's own."""
+    copied = copy.deepcopy(config)
+    copied._set_parent(config._get_parent())
+    return copied

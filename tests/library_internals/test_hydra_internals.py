@@ -1,0 +1,94 @@
+import pytest
+from hydra import compose as compose_config
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.errors import CompactHydraException
+from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
+
+from fcnlab.library_internals.hydra import (
+    BasicLauncher,
+    composed_through,
+    copy_below_its_parent,
+    folder_name,
+    option_parser,
+    reported_by,
+    value_of,
+    value_text,
+)
+
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+def parsed(word):
+    return OverridesParser.create().parse_override(word)
+
+
+def test_value_of():
+    assert value_of(parsed("a=1")) == 1 and value_of(parsed("a=null")) is None
+    assert isinstance(value_of(parsed("a='b'")), QuotedString) and isinstance(value_of(parsed("a=1,2")), ChoiceSweep)
+
+
+@pytest.mark.parametrize("text", ["1", "true", "null", "[1,2]", "{b:1}", "'a b'", "x"])
+def test_value_text_is_read_as_the_same_value(text):
+    value = value_of(parsed(f"a={text}"))
+    assert value_of(parsed(f"a={value_text(value)}")) == value
+
+
+def test_folder_name():
+    assert folder_name([parsed("b=1"), parsed("seed=3"), parsed("a=x")], ["seed"], ",", "=") == "a=x,b=1"
+
+
+def test_option_parser():
+    known, rest = option_parser().parse_known_args(["--config-dir", "here", "a=1"])
+    assert known.config_dir == "here" and (known.overrides + rest) == ["a=1"]
+
+
+def test_reported_by_sees_the_error_before_hydra_ends_the_process(capsys):
+    def sentence(run):
+        try:
+            return run()
+        except ValueError as error:
+            raise CompactHydraException(f"fcnlab: {error}") from None
+
+    from hydra._internal import utils
+
+    before = utils.run_and_report
+    with reported_by(sentence) as report:
+        assert utils.run_and_report is report and report(lambda: 3) == 3
+        with pytest.raises(SystemExit):
+            report(lambda: int("no number"))
+    assert "fcnlab: invalid literal" in capsys.readouterr().err and utils.run_and_report is before
+
+
+def test_basic_launcher():
+    assert issubclass(BasicLauncher, Launcher) and JobReturn and callable(BasicLauncher().launch)
+
+
+def test_hydra_composes_and_builds_plugins_through_what_is_given(tmp_path):
+    (tmp_path / "main.yaml").write_text("a: 1\n")
+    seen = []
+
+    def compose(load, given):
+        seen.append(given["overrides"])
+        return load(**given | {"overrides": ["a=2"]})
+
+    with initialize_config_dir(str(tmp_path), version_base=None):
+        with composed_through(compose, lambda config: config):
+            assert compose_config("main", ["a=3"]).a == 2
+        assert compose_config("main", ["a=3"]).a == 3
+    assert seen == [["a=3"]]
+
+    with composed_through(compose, lambda config: OmegaConf.create({"_target_": BASIC})):
+        launcher = Plugins.instance()._instantiate(OmegaConf.create({"_target_": "nothing.at.all"}))
+    assert isinstance(launcher, BasicLauncher)
+
+
+def test_a_copy_looks_up_what_its_original_does():
+    whole = OmegaConf.create({"seed": 7, "part": {"of": "${seed}"}})
+    copied = copy_below_its_parent(whole.part)
+    copied.more = 1
+    assert copied.of == 7 and "more" not in whole.part

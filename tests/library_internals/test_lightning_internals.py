@@ -1,0 +1,151 @@
+"""Each against a training of Lightning's own on a net of one weight."""
+
+from unittest.mock import Mock
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fcnlab.library_internals import lightning as internals
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and logging intervals
+
+
+class Line(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1, bias=False)
+
+    def training_step(self, batch):
+        loss = self.layer(batch).mean()
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer_of(folder, *callbacks, **settings):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    defaults = {
+        "max_epochs": 1,
+        "enable_checkpointing": any(isinstance(c, L.pytorch.callbacks.Checkpoint) for c in callbacks),
+    }
+    return L.Trainer(default_root_dir=folder, callbacks=list(callbacks), **(quiet | defaults | settings))
+
+
+def loader():
+    return DataLoader(torch.ones(4, 1))
+
+
+def test_logs_this_step_is_the_rule_by_which_rows_are_written(tmp_path):
+    class Looks(L.Callback):
+        found: list[bool] = []
+
+        def on_train_batch_end(self, trainer, *_):
+            self.found.append(internals.logs_this_step(trainer))
+
+    logger = L.pytorch.loggers.CSVLogger(tmp_path)
+    trainer_of(tmp_path, Looks(), logger=logger, log_every_n_steps=2).fit(Line(), loader())
+    assert Looks.found == [False, True, False, True]
+    rows = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + sum(Looks.found)
+
+
+def test_forgotten_training_batches_are_asked_for_again(tmp_path):
+    made = []
+
+    class Counted(Line):
+        def train_dataloader(self):
+            made.append(loader())
+            return made[-1]
+
+        def configure_optimizers(self):
+            assert self.trainer.estimated_stepping_batches == 4 and len(made) == 1
+            internals.forget_training_batches(self.trainer)
+            return super().configure_optimizers()
+
+    trainer_of(tmp_path).fit(Counted())
+    assert len(made) == 2
+
+
+def test_no_batch_asks_for_a_sigterm_once_it_is_switched_off(tmp_path, monkeypatch):
+    asked = []
+    loop = L.pytorch.loops.training_epoch_loop._TrainingEpochLoop
+    monkeypatch.setattr(loop, "_broadcast_sigterm_tensor", lambda self: asked.append(self))
+
+    class Switches(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            internals.share_no_sigterm(trainer)
+
+    trainer = trainer_of(tmp_path, Switches())
+    monkeypatch.setattr(type(trainer), "world_size", property(lambda self: 2))
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+    internals.share_no_sigterm(trainer)
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+    assert len(asked) == 1
+
+
+def test_is_restoring_until_all_is_restored(tmp_path):
+    found = {}
+
+    class Looks(L.Callback):
+        def on_load_checkpoint(self, trainer, *_):
+            found["loading"] = internals.is_restoring(trainer)
+
+        def on_train_start(self, trainer, *_):
+            found["training"] = internals.is_restoring(trainer)
+
+    first = trainer_of(tmp_path, max_steps=2)
+    first.fit(Line(), loader())
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    trainer_of(tmp_path, Looks(), max_steps=3).fit(Line(), loader(), ckpt_path=tmp_path / "a.ckpt")
+    assert found == {"loading": True, "training": False}
+
+
+def test_who_starts_processes_itself(tmp_path):
+    assert internals.starts_processes_itself(trainer_of(tmp_path, strategy="ddp_spawn", devices=2))
+    assert not internals.starts_processes_itself(trainer_of(tmp_path, strategy="ddp", devices=2))
+    assert not internals.starts_processes_itself(trainer_of(tmp_path, devices=1))
+
+
+def test_synchronises_batch_norm(tmp_path):
+    both = (trainer_of(tmp_path, strategy="ddp", devices=2, sync_batchnorm=on) for on in (True, False))
+    assert [*map(internals.synchronises_batch_norm, both)] == [True, False]
+
+
+def test_averaged_weights(tmp_path):
+    class Average(internals.AveragedWeights):
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            super().on_train_batch_end(trainer, pl_module, *rest)
+            assert self.updated_at == trainer.global_step and self.average is not None
+            self.updated_at = self.updated_at
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            weight, average = pl_module.layer.weight, self.average.module.layer.weight
+            was = weight.item(), average.item()
+            self.swap(pl_module)
+            assert (average.item(), weight.item()) == was and was[0] != was[1]
+            self.swap(pl_module)
+
+    callback = Average()
+    assert callback.average is None and callback.updated_at == 0
+    trainer_of(tmp_path, callback).fit(Line(), loader())
+    assert callback.updated_at == 4
+
+
+def test_a_checkpoint_says_when_it_is_saving(tmp_path):
+    seen = []
+
+    class Looks(L.Callback):
+        def on_save_checkpoint(self, *_):
+            seen.append(checkpoint.saving)
+
+    checkpoint = internals.ObservedCheckpoint(tmp_path)
+    trainer_of(tmp_path, checkpoint, Looks()).fit(Line(), loader())
+    assert seen == [True] and not checkpoint.saving
+    with pytest.raises(OSError):
+        checkpoint._save_checkpoint(Mock(save_checkpoint=Mock(side_effect=OSError)), "x")
+    assert not checkpoint.saving
