@@ -84,7 +84,7 @@ def test_hydra_composes_and_builds_plugins_through_what_is_given(tmp_path):
 
     with composed_through(compose, lambda config: OmegaConf.create({"_target_": BASIC})):
         launcher = Plugins.instance()._instantiate(OmegaConf.create({"_target_": "nothing.at.all"}))
-    assert isinstance(launcher, BasicLauncher)
+    assert type(launcher).__name__ == "BasicLauncher"  # of a module that Hydra has loaded anew
 
 
 def test_a_copy_looks_up_what_its_original_does():

@@ -60,7 +60,7 @@ def test_error_of_worker_is_raised_by_its_reader():
         raise ValueError("one picture")
     except ValueError:
         sent = pickle.loads(pickle.dumps(internals.error_of_worker()))
-    with pytest.raises(ValueError, match="(?s)in a worker.*one picture"):
+    with pytest.raises(ValueError, match=r"(?s)in a worker.*one picture"):
         sent.reraise()
 
 
