@@ -9,8 +9,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses
 # Under these, calls of fcnlab's functions must be as their annotations say, shapes included (tests/annotations.py). They
 # slow imports down, and nothing that is compiled, exported or started as a process of its own would have them.
 CHECK_ANNOTATIONS := --jaxtyping-packages=fcnlab,annotations.checked -m 'not slow and not unchecked' \
-	tests/models tests/inference tests/data tests/results \
-	tests/test_losses.py tests/test_metrics.py tests/test_optim.py tests/test_segmenter.py
+	tests/models tests/inference tests/data tests/comparison tests/evaluation tests/runs \
+	tests/training/test_losses.py tests/training/test_optimizers.py tests/training/test_segmenter.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow campaigns faults fuzz bench rivals lint notebooks table figures clean
@@ -68,9 +68,9 @@ notebooks: setup  ## run the notebooks and keep their outputs; the second trains
 table: setup  ## write README's table of variants and backbones
 	$(BIN)/python docs/model_table.py
 
-figures: setup  ## draw the pictures of docs/fcn.md
+figures: setup  ## draw the images of docs/fcn.md
 	$(BIN)/python docs/figures.py
 
-clean:  ## remove what was made: .venv, caches, drawn shapes, decoded pictures (runs in outputs/ stay)
+clean:  ## remove what was made: .venv, caches, drawn shapes, decoded images (runs in outputs/ stay)
 	rm -rf $(VENV) dist .pytest_cache .ruff_cache outputs/shapes outputs/cache
 	find src tests -name __pycache__ -type d -exec rm -rf {} +

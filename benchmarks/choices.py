@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 import ours
-from fcnlab.losses import CrossEntropy
 from fcnlab.models import FCN, CoarseScores, FeatureMap, Grid, Upsample
 from fcnlab.models.geometry import IMAGE
-from fcnlab.segmenter import labels
+from fcnlab.training.losses import CrossEntropy
+from fcnlab.training.segmenter import class_map
 
-PICTURES = {"tiny": 8}  # in a batch; 2 of the others
+IMAGES = {"tiny": 8}  # in a batch; 2 of the others
 SIDE, CLASSES = 256, 21
 BACKBONES = ("tiny", "caffenet", "alexnet", "googlenet", "googlenet_bn", "resnet50", "vgg16", "vgg16_bn")
 Found = dict[str, dict[str, float]]
@@ -43,7 +43,7 @@ def passes(net: FCN, image: torch.Tensor) -> Step:
 
 
 def memory_formats(backbone: str, rounds: int, device: torch.device) -> Found:
-    image = torch.rand(PICTURES.get(backbone, 2), 3, SIDE, SIDE, device=device)
+    image = torch.rand(IMAGES.get(backbone, 2), 3, SIDE, SIDE, device=device)
     variants = {}
     for name, kept in (("off", torch.contiguous_format), ("channels last", torch.channels_last)):
         variants[name] = passes(net_on(backbone, device).to(memory_format=kept), image.contiguous(memory_format=kept))
@@ -51,7 +51,7 @@ def memory_formats(backbone: str, rounds: int, device: torch.device) -> Found:
 
 
 def compiled(backbone: str, rounds: int, device: torch.device) -> Found:
-    image = torch.rand(PICTURES.get(backbone, 2), 3, SIDE, SIDE, device=device)
+    image = torch.rand(IMAGES.get(backbone, 2), 3, SIDE, SIDE, device=device)
     image = image.contiguous(memory_format=torch.channels_last)
     nets = {name: net_on(backbone, device).to(memory_format=torch.channels_last) for name in ("off", "compiled")}
     assert isinstance(nets["compiled"].backbone, nn.Module)
@@ -72,25 +72,25 @@ def optimisers(name: str, rounds: int, device: torch.device) -> Found:
     return against_off(variants, 5 * rounds, device, f"{name}, 6 million weights", 1)
 
 
-def rows(pictures: int, side: int, rounds: int, device: torch.device) -> Found:
+def rows(images: int, side: int, rounds: int, device: torch.device) -> Found:
     grid, loss = Grid(8, 3.5), CrossEntropy()
-    data = torch.randn(pictures, CLASSES, side // 8, side // 8, device=device, requires_grad=True)
-    truth = torch.randint(CLASSES, (pictures, side, side), dtype=torch.uint8, device=device)
-    picture = FeatureMap(torch.empty(pictures, 3, side, side, device="meta"), *IMAGE)
-    scores = CoarseScores(FeatureMap(data, *grid), Upsample(CLASSES, grid, IMAGE), picture)
+    data = torch.randn(images, CLASSES, side // 8, side // 8, device=device, requires_grad=True)
+    target = torch.randint(CLASSES, (images, side, side), dtype=torch.uint8, device=device)
+    image = FeatureMap(torch.empty(images, 3, side, side, device="meta"), *IMAGE)
+    scores = CoarseScores(FeatureMap(data, *grid), Upsample(CLASSES, grid, IMAGE), image)
 
     @torch.inference_mode()
     def best(scores: Callable[[], object]) -> None:
-        labels(scores())
+        class_map(scores())
 
     losses = {
-        "off": lambda number: loss(scores.full(), truth.long()).backward(),
-        "rows": lambda number: loss(scores, truth).backward(),
+        "off": lambda number: loss(scores.full(), target.long()).backward(),
+        "rows": lambda number: loss(scores, target).backward(),
     }
     found = {"off": lambda number: best(scores.full), "rows": lambda number: best(lambda: scores)}
-    title = f"{pictures} x {side}x{side}"
-    return against_off(losses, 3 * rounds, device, f"loss and gradient, {title}", pictures) | against_off(
-        found, 3 * rounds, device, f"labels, {title}", pictures
+    title = f"{images} x {side}x{side}"
+    return against_off(losses, 3 * rounds, device, f"loss and gradient, {title}", images) | against_off(
+        found, 3 * rounds, device, f"labels, {title}", images
     )
 
 
@@ -110,8 +110,8 @@ def main() -> None:
         found |= memory_formats(backbone, asked.rounds, device)
     for name in ("adamw", "sgd"):
         found |= optimisers(name, asked.rounds, device)
-    for pictures, side in ((1, 384), (4, 512)):
-        found |= rows(pictures, side, asked.rounds, device)
+    for images, side in ((1, 384), (4, 512)):
+        found |= rows(images, side, asked.rounds, device)
     for backbone in ("tiny", "googlenet") if asked.compiled else ():
         found |= compiled(backbone, asked.rounds, device)
     measuring.report(f"Each choice of speed=auto against speed=off; {device}", found, asked.json)

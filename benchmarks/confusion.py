@@ -1,4 +1,4 @@
-"""Counting a picture's pixels by (truth, prediction): against numpy's bincount and torchmetrics.
+"""Counting a image's pixels by (truth, prediction): against numpy's bincount and torchmetrics.
 
 python benchmarks/confusion.py             some 10 seconds
 
@@ -14,30 +14,30 @@ import numpy as np
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from fcnlab.data.shapes import draw
-from fcnlab.metrics import PictureConfusions
+from fcnlab.data.formats.shapes import draw
+from fcnlab.metrics.confusion import ImageConfusions
 
-CLASSES, VOID = 21, 255
+CLASSES, IGNORE_INDEX = 21, 255
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def numpy_bincount(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+def numpy_bincount(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """As the FCN repositories count (``fast_hist``)."""
-    known = (truth >= 0) & (truth < CLASSES)
-    cells = CLASSES * truth[known].astype(int) + prediction[known]
+    known = (target >= 0) & (target < CLASSES)
+    cells = CLASSES * target[known].astype(int) + prediction[known]
     return np.bincount(cells, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
 
 
-def pictures(number: int) -> Pairs:
+def images(number: int) -> Pairs:
     """Masks of VOC's size, and predictions: the same shapes a little displaced, with some noise."""
     found = []
     for index in range(number):
         rng = np.random.default_rng(index)
-        truth = draw(rng, 430)[1]
-        prediction = np.roll(np.where(truth == VOID, 0, truth), (5, 5), (0, 1)).astype(np.int64)
-        noise = rng.random(truth.shape) < 0.02
+        target = draw(rng, 430)[1]
+        prediction = np.roll(np.where(target == IGNORE_INDEX, 0, target), (5, 5), (0, 1)).astype(np.int64)
+        noise = rng.random(target.shape) < 0.02
         prediction[noise] = rng.integers(0, CLASSES, noise.sum())
-        found.append((torch.from_numpy(prediction)[None], torch.from_numpy(truth)[None]))
+        found.append((torch.from_numpy(prediction)[None], torch.from_numpy(target)[None]))
     return found
 
 
@@ -45,8 +45,8 @@ class ByNumpy:
     def __init__(self):
         self.total = np.zeros((CLASSES, CLASSES), np.int64)
 
-    def update(self, prediction: torch.Tensor, truth: torch.Tensor) -> None:
-        self.total += numpy_bincount(truth.numpy(), prediction.numpy())
+    def update(self, prediction: torch.Tensor, target: torch.Tensor) -> None:
+        self.total += numpy_bincount(target.numpy(), prediction.numpy())
 
     def compute(self) -> torch.Tensor:
         return torch.from_numpy(self.total)
@@ -54,25 +54,27 @@ class ByNumpy:
 
 RIVALS = {
     "numpy's bincount": ByNumpy,
-    "torchmetrics, validated": partial(MulticlassConfusionMatrix, CLASSES, ignore_index=VOID),
-    "torchmetrics, not validated": partial(MulticlassConfusionMatrix, CLASSES, ignore_index=VOID, validate_args=False),
+    "torchmetrics, validated": partial(MulticlassConfusionMatrix, CLASSES, ignore_index=IGNORE_INDEX),
+    "torchmetrics, not validated": partial(
+        MulticlassConfusionMatrix, CLASSES, ignore_index=IGNORE_INDEX, validate_args=False
+    ),
 }
 
 
 def measure(rounds: int, pairs: Pairs) -> dict[str, dict[str, float]]:
     """How many times as fast as each rival ours is; both must have counted the same integers."""
-    found, batches = {}, [(prediction, truth, truth.long()) for prediction, truth in pairs]
+    found, batches = {}, [(prediction, target, target.long()) for prediction, target in pairs]
     for name, make in RIVALS.items():
-        rival, ours = make(), PictureConfusions(len(pairs) * (rounds + 1), CLASSES)
+        rival, ours = make(), ImageConfusions(len(pairs) * (rounds + 1), CLASSES)
         places = iter(torch.arange(len(pairs) * (rounds + 1))[:, None])
 
         def by_rival(number: int, rival=rival) -> None:
-            for prediction, _, truth in batches:
-                rival.update(prediction, truth)
+            for prediction, _, target in batches:
+                rival.update(prediction, target)
 
         def by_ours(number: int, ours=ours, places=places) -> None:
-            for prediction, truth, _ in batches:
-                ours.update(prediction, truth, next(places))
+            for prediction, target, _ in batches:
+                ours.update(prediction, target, next(places))
 
         times = measuring.in_turns({name: by_rival, "fcnlab": by_ours}, rounds)
         np.testing.assert_array_equal(ours.compute()[1].sum(0), rival.compute())
@@ -83,8 +85,8 @@ def measure(rounds: int, pairs: Pairs) -> dict[str, dict[str, float]]:
 def main() -> None:
     asked = measuring.options(__doc__, rounds=40)
     measuring.on_cores(asked.threads)
-    title = f"20 pictures of some 430x430, {CLASSES} classes, void; {asked.rounds} rounds; equal integers"
-    measuring.report(title, measure(asked.rounds, pictures(20)), asked.json)
+    title = f"20 images of some 430x430, {CLASSES} classes, void; {asked.rounds} rounds; equal integers"
+    measuring.report(title, measure(asked.rounds, images(20)), asked.json)
 
 
 if __name__ == "__main__":

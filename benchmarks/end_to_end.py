@@ -5,7 +5,7 @@ python benchmarks/end_to_end.py            some two minutes; less with --crop 12
 Both train FCN-8s in one process, in turns: after each block of steps the training stops for as many steps of the loop.
 The training is what the command line builds (loader, clipping, EMA, schedule, callbacks, metrics.csv with a row every
 10 steps), from its second block on, without start-up, validations and Weights & Biases. The loop has the same net,
-loader, loss, clipping, optimiser, schedule and average, and nothing else; both must show the same losses. Pictures are
+loader, loss, clipping, optimiser, schedule and average, and nothing else; both must show the same losses. Images are
 read by the process itself (data.num_workers=0), so that their time is counted. "tiny" is the worst case: a net so small
 that what is around it shows.
 """
@@ -28,14 +28,15 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, open_dict
 from torch.optim.lr_scheduler import LambdaLR
 
-from fcnlab.callbacks import MetricsFile
-from fcnlab.callbacks.ema import move_towards
-from fcnlab.config import CONF, register_schemas
+from fcnlab.config.locations import CONF
 from fcnlab.data import DataModule
-from fcnlab.segmenter import Segmenter
+from fcnlab.hydra_registration import register_schemas
 from fcnlab.signals import StopSignals
-from fcnlab.tasks.building import build_trainer, training_callbacks
 from fcnlab.tasks.train import build
+from fcnlab.training.callbacks import MetricsCsv
+from fcnlab.training.callbacks.ema import update_ema
+from fcnlab.training.segmenter import Segmenter
+from fcnlab.training.trainer import build_trainer, training_callbacks
 
 BARE, OURS = "bare PyTorch loop", "fcnlab train"
 NETS = {
@@ -88,7 +89,7 @@ class Loop:
         self.schedule.step()
         done("optimiser")
         keep = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
-        move_towards(self.average, self.net, 1 - keep)
+        update_ema(self.average, self.net, 1 - keep)
         self.steps += 1
         self.losses.append(loss.detach())
         done("average")
@@ -131,10 +132,10 @@ def configuration(words: list[str], folder: Path) -> DictConfig:
 
 
 def data_words(root: str, folder: Path) -> list[str]:
-    """VOC's pictures, or shapes of their size."""
+    """VOC's images, or shapes of their size."""
     if (Path(root) / "VOCdevkit").is_dir():
         return ["data=voc", f"data.root={root}"]
-    shapes = ["data.pictures.num_train=64", "data.pictures.num_val=8", "data.pictures.size=430"]
+    shapes = ["data.dataset.num_train=64", "data.dataset.num_val=8", "data.dataset.size=430"]
     return ["data=shapes", f"data.root={folder / 'shapes'}", *shapes]
 
 
@@ -146,7 +147,7 @@ def side_by_side(words: list[str], rounds: int, block: int, folder: Path) -> InT
     cfg = configuration(words, folder)
     (segmenter, data), other = build(cfg), build(cfg)
     loop = Loop(*other, total, cfg.callbacks.ema.decay, cfg.trainer.gradient_clip_val)
-    turns, curves = InTurns(loop, block), MetricsFile(folder / "metrics.csv")
+    turns, curves = InTurns(loop, block), MetricsCsv(folder / "metrics.csv")
     with StopSignals() as signals:
         trainer = build_trainer(cfg, [curves], [*training_callbacks(cfg, curves, signals), turns])
         trainer.fit(segmenter, datamodule=data)
@@ -156,11 +157,11 @@ def side_by_side(words: list[str], rounds: int, block: int, folder: Path) -> InT
     return turns
 
 
-def measure(words: list[str], rounds: int, block: int, pictures: int, folder: Path) -> dict[str, dict[str, float]]:
+def measure(words: list[str], rounds: int, block: int, images: int, folder: Path) -> dict[str, dict[str, float]]:
     """Ratio and pace of either. Of the loop also the share of each part, of ours the milliseconds more for a step."""
     turns = side_by_side(words, rounds, block, folder)
     times = {name: np.array(seconds) for name, seconds in turns.times.items()}
-    found = measuring.summary(times, BARE, block * pictures)
+    found = measuring.summary(times, BARE, block * images)
     for part in PARTS:
         shares = [seconds[part] / whole for seconds, whole in zip(turns.parts, times[BARE], strict=True)]
         found[BARE][part] = round(float(np.median(shares)), 4)

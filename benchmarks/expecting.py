@@ -67,7 +67,7 @@ def main() -> None:
     possible = [name for name, words in RUNS.items() if all(_is_known(word, paths) for word in words)]
     with TemporaryDirectory() as folder:
         found = {name: row(cost(name, Path(folder), paths, asked.threads)) for name in possible}
-    lacking = ["nets on real pictures (--voc, --weights)"] if len(possible) < len(RUNS) else []
+    lacking = ["nets on real images (--voc, --weights)"] if len(possible) < len(RUNS) else []
     measuring.report("Expected and taken", found, asked.json, against="minutes took / expected", not_measured=lacking)
 
 

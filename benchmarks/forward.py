@@ -2,7 +2,7 @@
 
 python benchmarks/forward.py               some two minutes; more --rounds for a smaller spread
 
-Nets in evaluation mode, one picture, in single precision and under autocast to bfloat16; ours in both memory formats.
+Nets in evaluation mode, one image, in single precision and under autocast to bfloat16; ours in both memory formats.
 The nets on ResNet-50 do not all do the same work: GMACs stand beside the ratios.
 """
 
@@ -30,7 +30,7 @@ def passes(name: str, net: nn.Module, image: Tensor) -> Variants:
 
 
 def forward(net: nn.Module, image: Tensor, precision: torch.dtype) -> Callable[[int], object]:
-    """A pass of a net over a picture."""
+    """A pass of a net over a image."""
 
     @torch.inference_mode()
     def once(number: int) -> object:
@@ -95,9 +95,7 @@ def main() -> None:
         asked.rounds,
         device,
     )
-    title = (
-        f"One picture, VGG16 at {VGG_SIZE[0]}x{VGG_SIZE[1]}, ResNet-50 at {RESNET_SIZE[0]}x{RESNET_SIZE[1]}; {device}"
-    )
+    title = f"One image, VGG16 at {VGG_SIZE[0]}x{VGG_SIZE[1]}, ResNet-50 at {RESNET_SIZE[0]}x{RESNET_SIZE[1]}; {device}"
     measuring.report(title, found, asked.json, not_measured=absent)
 
 

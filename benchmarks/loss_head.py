@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 import rivals
-from fcnlab.losses import CrossEntropySum
 from fcnlab.models import CoarseScores, FeatureMap, Grid, Upsample
 from fcnlab.models.geometry import IMAGE
 from fcnlab.models.upsampling import bilinear_kernel
+from fcnlab.training.losses import CrossEntropySum
 
-CLASSES, VOID, FACTOR = 21, 255, 8
+CLASSES, IGNORE_INDEX, FACTOR = 21, 255, 8
 GRID = Grid(FACTOR, (FACTOR - 1) / 2)  # VGG16's, padding=same
 THEIRS, AT_ONCE, BY_ROWS = "pytorch-fcn's operations", "fcnlab, every pixel's scores", "fcnlab, from coarse scores"
 Head = Callable[[], tuple[Tensor, Tensor]]  # the loss, and the gradient of the coarse scores
@@ -31,7 +31,7 @@ Head = Callable[[], tuple[Tensor, Tensor]]  # the loss, and the gradient of the 
 class Size(NamedTuple):
     """Of a batch."""
 
-    pictures: int
+    images: int
     rows: int
     cols: int
 
@@ -43,38 +43,38 @@ def heads(rival: rivals.PyTorchFCN, size: Size, device: torch.device) -> dict[st
     """Every variant, on the same scores and truth."""
     generator = torch.Generator().manual_seed(0)
     cells = [-(-length // FACTOR) for length in size[1:]]
-    coarse = torch.randn(size.pictures, CLASSES, *cells, generator=generator).to(device).requires_grad_()
-    truth = torch.randint(CLASSES, size, generator=generator).to(device)
-    truth[:, :20] = VOID
+    coarse = torch.randn(size.images, CLASSES, *cells, generator=generator).to(device).requires_grad_()
+    target = torch.randint(CLASSES, size, generator=generator).to(device)
+    target[:, :20] = IGNORE_INDEX
     return {
-        THEIRS: their_head(rival, coarse, truth.where(truth != VOID, -1)),
-        AT_ONCE: our_head(coarse, truth, by_rows=False),
-        BY_ROWS: our_head(coarse, truth.to(torch.uint8), by_rows=True),
+        THEIRS: their_head(rival, coarse, target.where(target != IGNORE_INDEX, -1)),
+        AT_ONCE: our_head(coarse, target, by_rows=False),
+        BY_ROWS: our_head(coarse, target.to(torch.uint8), by_rows=True),
     }
 
 
-def their_head(rival: rivals.PyTorchFCN, coarse: Tensor, truth: Tensor) -> Head:
+def their_head(rival: rivals.PyTorchFCN, coarse: Tensor, target: Tensor) -> Head:
     dense = nn.ConvTranspose2d(CLASSES, CLASSES, 2 * FACTOR, stride=FACTOR, bias=False, device=coarse.device)
     kernel = bilinear_kernel(FACTOR, 2 * FACTOR).to(coarse.device)
     dense.weight.data = torch.eye(CLASSES, device=coarse.device)[:, :, None, None] * kernel
-    first, (rows, cols) = FACTOR // 2, truth.shape[1:]
+    first, (rows, cols) = FACTOR // 2, target.shape[1:]
 
     def once() -> tuple[Tensor, Tensor]:
         dense.weight.grad = coarse.grad = None
         scores = dense(coarse)[:, :, first : first + rows, first : first + cols].contiguous()
-        return _backward(rival.cross_entropy(scores, truth, size_average=False) / len(truth), coarse)
+        return _backward(rival.cross_entropy(scores, target, size_average=False) / len(target), coarse)
 
     return once
 
 
-def our_head(coarse: Tensor, truth: Tensor, by_rows: bool) -> Head:
+def our_head(coarse: Tensor, target: Tensor, by_rows: bool) -> Head:
     loss, upsample = CrossEntropySum(), Upsample(CLASSES, GRID, IMAGE)
-    picture = FeatureMap(coarse.new_empty(1).expand(len(truth), 3, *truth.shape[1:]), *IMAGE)
+    image = FeatureMap(coarse.new_empty(1).expand(len(target), 3, *target.shape[1:]), *IMAGE)
 
     def once() -> tuple[Tensor, Tensor]:
         coarse.grad = None
-        scores = CoarseScores(FeatureMap(coarse, *GRID), upsample, picture)
-        return _backward(loss(scores if by_rows else scores.full(), truth), coarse)
+        scores = CoarseScores(FeatureMap(coarse, *GRID), upsample, image)
+        return _backward(loss(scores if by_rows else scores.full(), target), coarse)
 
     return once
 
@@ -103,11 +103,11 @@ def measure(
         name: (lambda number, head=head: head()) for name, head in found.items()
     }
     times = measuring.in_turns(variants, rounds, measuring.clock(device))
-    rows = measuring.summary(times, THEIRS, size.pictures)
+    rows = measuring.summary(times, THEIRS, size.images)
     extra = {name: memory(name) for name in rows}
     for name, row in rows.items():
         row |= {"extra_MiB": round(extra[name], 1), "times_less_memory": round(extra[THEIRS] / extra[name], 1)}
-    return {f"{size.pictures} x {size.rows}x{size.cols}: {name}": row for name, row in rows.items()}
+    return {f"{size.images} x {size.rows}x{size.cols}: {name}": row for name, row in rows.items()}
 
 
 def extra_mib(rival: rivals.PyTorchFCN, variant: str) -> float:

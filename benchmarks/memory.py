@@ -1,4 +1,4 @@
-"""Peak memory of training FCN-8s on VGG16, four pictures of 321x321, against pytorch-fcn.
+"""Peak memory of training FCN-8s on VGG16, four images of 321x321, against pytorch-fcn.
 
 python benchmarks/memory.py                some two minutes; Linux, on a CPU
 
@@ -57,7 +57,7 @@ def main() -> None:
     if platform.system() != "Linux":
         absent.append("anything: peaks are read from Linux's /proc")
     found = {} if absent else measure(lambda name: measuring.in_child(__file__, name, asked.threads))
-    title = f"Two steps of {SIZE.pictures} x {SIZE.rows}x{SIZE.cols}, SGD with momentum; cpu"
+    title = f"Two steps of {SIZE.images} x {SIZE.rows}x{SIZE.cols}, SGD with momentum; cpu"
     measuring.report(title, found, asked.json, "times less memory", absent)
 
 

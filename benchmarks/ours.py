@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import rivals
-from fcnlab.config import CONF, register_schemas
+from fcnlab.config.locations import CONF
+from fcnlab.hydra_registration import register_schemas
 from fcnlab.models import FCN
-from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.building import training_speed
+from fcnlab.training.segmenter import Segmenter
+from fcnlab.training.speed import training_speed
 
 VGG16 = ("model/backbone=vgg16", "model.backbone.weights=none")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -66,8 +67,8 @@ def composed(*words: str) -> DictConfig:
         return compose("train", list(words))
 
 
-def batch(pictures: int, rows: int, cols: int, device: torch.device) -> Batch:
+def batch(images: int, rows: int, cols: int, device: torch.device) -> Batch:
     """A batch as it travels, of noise."""
-    image = torch.randint(256, (pictures, 3, rows, cols), dtype=torch.uint8, device=device)
-    mask = torch.randint(21, (pictures, rows, cols), dtype=torch.uint8, device=device)
-    return {"image": image, "mask": mask, "index": torch.arange(pictures)}
+    image = torch.randint(256, (images, 3, rows, cols), dtype=torch.uint8, device=device)
+    mask = torch.randint(21, (images, rows, cols), dtype=torch.uint8, device=device)
+    return {"image": image, "mask": mask, "index": torch.arange(images)}

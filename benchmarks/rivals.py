@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 NO_PYTORCH_FCN = "pytorch-fcn, which is not installed: make rivals, or pip install --no-deps torchfcn==1.9.7"
 NO_SMP = "segmentation_models.pytorch, which is not installed: make rivals, or pip install 'fcnlab[rivals]'"
-# torchfcn asks for them for downloads, pictures of predictions and the time in Tokyo: nothing that is measured.
+# torchfcn asks for them for downloads, images of predictions and the time in Tokyo: nothing that is measured.
 NOT_NEEDED = ("fcn", "pytz", "skimage", "skimage.io")
 
 
@@ -29,8 +29,8 @@ class PyTorchFCN(NamedTuple):
     count: Callable[[np.ndarray, np.ndarray, int], np.ndarray]
     data_set: type
 
-    def pictures(self, images: Sequence[Path], masks: Sequence[Path]) -> Any:
-        """Its own data set over some files: what it does to a picture, without its folders and lists."""
+    def images(self, images: Sequence[Path], masks: Sequence[Path]) -> Any:
+        """Its own data set over some files: what it does to a image, without its folders and lists."""
         data_set = object.__new__(self.data_set)
         files = [{"img": image, "lbl": mask} for image, mask in zip(images, masks, strict=True)]
         data_set.split, data_set.files, data_set._transform = "val", {"val": files}, True
@@ -82,5 +82,5 @@ def drawn(net: nn.Module) -> nn.Module:
 
 
 def caffe_input(batch: int, rows: int, cols: int) -> Tensor:
-    """Pictures as pytorch-fcn's nets take them: BGR less a mean, of either sign."""
+    """Images as pytorch-fcn's nets take them: BGR less a mean, of either sign."""
     return torch.rand(batch, 3, rows, cols) * 255 - 115

@@ -3,7 +3,7 @@
 python benchmarks/startup.py            some two minutes; more --rounds for a smaller spread
 
 Fresh interpreters in turns; what counts is the CPU time, the system's included, of each with all that it waits for
-(git, say), from its start to the moment at which Lightning begins to fit, or the import is done. The pictures are drawn
+(git, say), from its start to the moment at which Lightning begins to fit, or the import is done. The images are drawn
 and all files read once before. W&B's own process, which nobody waits for, is not counted.
 """
 

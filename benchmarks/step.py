@@ -28,7 +28,7 @@ Step = Callable[[int], object]
 class Size(NamedTuple):
     """Of a batch."""
 
-    pictures: int
+    images: int
     rows: int
     cols: int
 
@@ -44,11 +44,11 @@ def their_step(rival: rivals.PyTorchFCN, size: Size, device: torch.device) -> St
     groups = [{"params": weights}, {"params": biases, "lr": 2 * RATE, "weight_decay": 0}]
     optimizer = torch.optim.SGD(groups, lr=RATE, momentum=0.99, weight_decay=5e-4)
     image = rivals.caffe_input(*size).to(device)
-    truth = torch.randint(21, (size.pictures, size.rows, size.cols), device=device)
+    target = torch.randint(21, (size.images, size.rows, size.cols), device=device)
 
     def once(number: int) -> None:
         optimizer.zero_grad()
-        loss = rival.cross_entropy(net(image), truth, size_average=False) / len(image)
+        loss = rival.cross_entropy(net(image), target, size_average=False) / len(image)
         assert loss.item() == loss.item()
         loss.backward()
         optimizer.step()
@@ -79,13 +79,13 @@ def measure(
     """How many times as fast as theirs ours is."""
     steps = {"pytorch-fcn, fp32": their_step(rival, size, device)} | our_steps(words, size, device)
     found = measuring.summary(
-        measuring.in_turns(steps, rounds, measuring.clock(device)), "pytorch-fcn, fp32", size.pictures
+        measuring.in_turns(steps, rounds, measuring.clock(device)), "pytorch-fcn, fp32", size.images
     )
     if device.type == "cuda":
         add_utilization(
             found, {"pytorch-fcn": rival.net, "fcnlab": lambda: ours.net_of(ours.composed(*words))}, size, device
         )
-    return {f"{size.pictures} x {size.rows}x{size.cols}: {name}": row for name, row in found.items()}
+    return {f"{size.images} x {size.rows}x{size.cols}: {name}": row for name, row in found.items()}
 
 
 def add_utilization(found: dict, nets: Mapping[str, Net], size: Size, device: torch.device) -> None:

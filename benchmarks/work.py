@@ -29,7 +29,7 @@ NETS: dict[str, Net] = {
 
 
 def flops(make: Net, size: tuple[int, int], step: bool) -> float:
-    """GFLOP of one picture: a forward pass, or with the backward pass behind it."""
+    """GFLOP of one image: a forward pass, or with the backward pass behind it."""
     with torch.device("meta"):
         net, image = make(), torch.empty(1, 3, *size)
     with FlopCounterMode(display=False) as counter:
@@ -60,7 +60,7 @@ def main() -> None:
     reference = AS_THE_RIVAL if rival is None else "pytorch-fcn"
     found = {name: row for size in SIZES for name, row in measure(nets, reference, size).items()}
     absent = [] if rival else [f"{rivals.NO_PYTORCH_FCN}. {AS_THE_RIVAL} is the same network, and stands in for it."]
-    measuring.report("A picture's work, 21 classes", found, asked.json, "times less work", absent)
+    measuring.report("A image's work, 21 classes", found, asked.json, "times less work", absent)
 
 
 if __name__ == "__main__":

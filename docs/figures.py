@@ -1,4 +1,4 @@
-"""The pictures of docs/fcn.md, computed from the nets.
+"""The images of docs/fcn.md, computed from the nets.
 
 python docs/figures.py        (make figures)
 """
@@ -17,7 +17,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-PIXELS = 500  # rows of the picture
+PIXELS = 500  # rows of the image
 
 
 def vgg16(padding: str) -> VGG16:
@@ -36,7 +36,7 @@ def unpadded() -> tuple[Grid, int]:
 def padding_figure() -> None:
     """Where the coarse cells lie, and what they see."""
     cases = {"fc6 unpadded, as in the classifier": unpadded()}
-    for name, padding in (("padding=paper: 100 around the picture", "paper"), ("padding=same", "same")):
+    for name, padding in (("padding=paper: 100 around the image", "paper"), ("padding=same", "same")):
         net = vgg16(padding)
         cells = net(torch.empty(1, 3, PIXELS, PIXELS, device="meta"))[32].data.shape[2]
         cases[name] = (net.levels[32].grid, cells)
@@ -50,7 +50,7 @@ def padding_figure() -> None:
         for centre in (centres[0], centres[-1]):
             ax.plot([centre - field / 2, centre + field / 2], [height - 0.12, height - 0.12], color=f"C{place}", lw=1.5)
         ax.text(-220, height + 0.22, f"{name}: {cells} cells at {grid.stride}i + {grid.origin:g}", fontsize=9)
-    ax.set(xlim=(-230, PIXELS + 230), ylim=(-2.5, 0.7), yticks=[], xlabel="row of pixels; the picture is grey")
+    ax.set(xlim=(-230, PIXELS + 230), ylim=(-2.5, 0.7), yticks=[], xlabel="row of pixels; the image is grey")
     ax.set_title(
         f"VGG16's coarse cells on {PIXELS} pixels; lines: the {field} pixels that the outer ones see", fontsize=10
     )

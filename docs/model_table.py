@@ -11,13 +11,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from fcnlab.config import CONF, register_schemas
+from fcnlab.config.locations import CONF
+from fcnlab.evaluation.cost import count_macs
+from fcnlab.hydra_registration import register_schemas
 from fcnlab.models import FCN, receptive_field
-from fcnlab.tasks.scoring import macs
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- made by: make table -->", "<!-- end of table -->"
-SIDE = 500  # pixels of a picture
+SIDE = 500  # pixels of a image
 BACKBONES = {  # which weights it loads, and what they and the net are tested against
     "tiny": ("none", "hand-derived offsets, impulses"),
     "caffenet": ("Caffe's, by PATH", "57 M and 355 of CVPR 2015, Table 1; released offset 18; layers by hand"),
@@ -25,7 +26,7 @@ BACKBONES = {  # which weights it loads, and what they and the net are tested ag
     "vgg16": ("`imagenet`", "134 M and 404 of Table 1; torchvision's net on equal weights"),
     "vgg16_caffe": ("pytorch-fcn's `.pth`", "released offsets 19; 5, 27; 5, 9, 31; torchfcn 1.9.7, to 4e-6, once"),
     "vgg16_bn": ("`imagenet`", "torchvision's net on equal weights"),
-    "googlenet": ("BVLC's, by PATH", "6 M of Table 1, 907 less its average pool; real weights on real pictures"),
+    "googlenet": ("BVLC's, by PATH", "6 M of Table 1, 907 less its average pool; real weights on real images"),
     "googlenet_bn": ("`imagenet`", "torchvision's net on equal weights"),
     "resnet50": ("`imagenet`", "torchvision's net on equal weights"),
     "resnet101": ("`imagenet`", "torchvision's net on equal weights"),
@@ -42,7 +43,7 @@ def build(variant: str, backbone: str) -> FCN:
 def row(backbone: str) -> str:
     nets = [build(variant, backbone) for variant in VARIANTS]
     millions = [sum(value.numel() for value in net.parameters()) / 1e6 for net in nets]
-    work = [macs(net, SIDE, SIDE) / 1e9 for net in nets]
+    work = [count_macs(net, SIDE, SIDE) / 1e9 for net in nets]
     trunk = nets[0].backbone
     field, stride = receptive_field(trunk.chain(32)), trunk.levels[32].grid.stride
     loads, tested = BACKBONES[backbone]

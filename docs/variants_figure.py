@@ -1,8 +1,8 @@
-"""The famous figure on VOC pictures: picture, what each checkpoint predicts, truth (CVPR 2015, figure 4).
+"""The famous figure on VOC images: resized, what each checkpoint predicts, truth (CVPR 2015, figure 4).
 
     python docs/variants_figure.py DATA_ROOT OUT.png NAME,NAME,... RUN RUN RUN
 
-Nothing of it is committed: the pictures are others'.
+Nothing of it is committed: the images are others'.
 """
 
 import sys
@@ -13,19 +13,19 @@ import torch
 from PIL import Image, ImageDraw
 
 from fcnlab.data import open_voc
-from fcnlab.results.drawing import colours
-from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
+from fcnlab.runs.drawing import colours
+from fcnlab.training.checkpoints import read_checkpoint, rebuild_model
 
 HEIGHT = 160  # pixels of a row
 TITLE = 14
 
 
 def tile(image: np.ndarray, title: str) -> Image.Image:
-    """A picture of one height under its title."""
-    picture = Image.fromarray(image)
-    picture = picture.resize((round(picture.width * HEIGHT / picture.height), HEIGHT), Image.Resampling.NEAREST)
-    framed = Image.new("RGB", (picture.width + 4, HEIGHT + TITLE), "white")
-    framed.paste(picture, (2, TITLE))
+    """A image of one height under its title."""
+    resized = Image.fromarray(image)
+    resized = resized.resize((round(resized.width * HEIGHT / resized.height), HEIGHT), Image.Resampling.NEAREST)
+    framed = Image.new("RGB", (resized.width + 4, HEIGHT + TITLE), "white")
+    framed.paste(resized, (2, TITLE))
     ImageDraw.Draw(framed).text((3, 1), title, fill="black")
     return framed
 
@@ -43,16 +43,16 @@ def beside(tiles: list[Image.Image], vertically: bool = False) -> Image.Image:
 
 @torch.inference_mode()
 def main(root: str, out: str, names: str, *runs: str) -> None:
-    pictures = open_voc(root, "val")
+    dataset = open_voc(root, "val")
     checkpoints = {Path(run).name: read_checkpoint(Path(run) / "checkpoints" / "best.ckpt") for run in runs}
-    nets = {name: rebuild_net(checkpoint, name, []).eval() for name, checkpoint in checkpoints.items()}
+    nets = {name: rebuild_model(checkpoint, name, []).eval() for name, checkpoint in checkpoints.items()}
     rows = []
     for name in names.split(","):
-        place = pictures.names.index(name)
-        image, mask = pictures.image(place), pictures.mask(place)
+        place = dataset.names.index(name)
+        image, mask = dataset.image(place), dataset.mask(place)
         batch = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
         predictions = {title: net(batch).argmax(1)[0].numpy() for title, net in nets.items()}
-        shown = {title: colours(labels, pictures.palette) for title, labels in (predictions | {"truth": mask}).items()}
+        shown = {title: colours(labels, dataset.palette) for title, labels in (predictions | {"truth": mask}).items()}
         rows.append(beside([tile(image, name), *(tile(values, title) for title, values in shown.items())]))
     beside(rows, vertically=True).save(out)
 

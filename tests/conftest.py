@@ -1,6 +1,8 @@
 """What all tests share: the command line in this process, small generated data, and the real data if it is there."""
 
+import functools
 import hashlib
+import inspect
 import logging
 import os
 import shutil
@@ -9,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from run_folders import make_run, sweep  # noqa: F401  fixtures
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -20,9 +24,9 @@ if hasattr(signal, "SIGHUP"):
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 SMALL = (
-    "data.pictures.num_train=24",
-    "data.pictures.num_val=8",
-    "data.pictures.size=64",
+    "data.dataset.num_train=24",
+    "data.dataset.num_val=8",
+    "data.dataset.size=64",
     "data.crop_size=64",
     "data.batch_size=4",
     "data.num_workers=0",
@@ -44,7 +48,7 @@ def repository() -> Path:
 
 @pytest.fixture
 def shared() -> Path:
-    """The real pictures and weights beside a developer's checkout and in CI."""
+    """The real images and weights beside a developer's checkout and in CI."""
     if not SHARED.is_dir():
         pytest.skip(f"no real data: {SHARED} is absent")
     return SHARED
@@ -108,7 +112,8 @@ def composed():
     """A config as the command line would compose it, outputs going nowhere."""
     from hydra import compose, initialize_config_dir
 
-    from fcnlab.config import CONF, register_schemas
+    from fcnlab.config.locations import CONF
+    from fcnlab.hydra_registration import register_schemas
 
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -135,11 +140,11 @@ def quick_probe(request, monkeypatch):
     """
     if "whole_probe" in request.fixturenames:
         return
-    from fcnlab.tasks import expecting
+    from fcnlab.training import cost_estimate
 
-    monkeypatch.setattr(expecting, "LEAST", 0.0)
-    monkeypatch.setattr(expecting, "SHARE", 0.0)
-    monkeypatch.setattr(expecting, "training_memory", lambda *_: expecting.Memory(0, 0, 0, 0))
+    monkeypatch.setattr(cost_estimate, "LEAST", 0.0)
+    monkeypatch.setattr(cost_estimate, "SHARE", 0.0)
+    monkeypatch.setattr(cost_estimate, "training_memory", lambda *_: cost_estimate.MemoryEstimate(0, 0, 0, 0))
 
 
 @pytest.fixture
@@ -176,3 +181,22 @@ def trained_once(train, tmp_path, tmp_path_factory):
         return shutil.copytree(made, tmp_path / folder)
 
     return trained
+
+
+@pytest.fixture
+def at_call(monkeypatch):
+    """Do something when a method is called for the n-th time, before it runs."""
+
+    def arrange(owner: type, method: str, count: int, act) -> None:
+        original, calls = inspect.unwrap(getattr(owner, method)), [0]
+
+        @functools.wraps(original)  # Lightning looks at the signature
+        def counting(self, *args, **kwargs):
+            calls[0] += 1
+            if calls[0] == count:
+                act()
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(owner, method, counting)
+
+    return arrange

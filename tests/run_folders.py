@@ -11,15 +11,15 @@ import pytest
 import yaml
 from numpy import ndarray
 
-from fcnlab.results.drawing import panel, save_png
-from fcnlab.results.lineage import Training, as_facts
-from fcnlab.results.record import write_record
-from fcnlab.results.runs import read_run
+from fcnlab.comparison.runs import read_run
+from fcnlab.runs.drawing import panel, save_png
+from fcnlab.runs.lineage import TrainingRun, as_facts
+from fcnlab.runs.score_record import write_record
 
 CLASSES = ("background", "cat", "dog", "cow")
 PROTOCOL = {
     "set": "toys val",
-    "pictures": 36,
+    "images": 36,
     "of": 36,
     "resolution": "native",
     "void": "in no sum",
@@ -32,16 +32,16 @@ PROTOCOL = {
 PALETTE = np.array([(0, 0, 0), (128, 0, 0), (0, 100, 200), (90, 90, 0)], np.uint8)
 
 
-def toy_matrices(quality: float, pictures: int = 36, seed: int = 0, classes: int = len(CLASSES)) -> ndarray:
+def toy_matrices(quality: float, images: int = 36, seed: int = 0, classes: int = len(CLASSES)) -> ndarray:
     """A net that labels about the share ``quality`` of the pixels rightly; the truth is the same for every quality."""
-    sizes = np.random.default_rng(7).integers(1, 500, (pictures, classes))
+    sizes = np.random.default_rng(7).integers(1, 500, (images, classes))
     rng = np.random.default_rng(seed)
-    matrices = np.zeros((pictures, classes, classes), np.int64)
-    for picture, row in enumerate(sizes):
+    matrices = np.zeros((images, classes, classes), np.int64)
+    for image, row in enumerate(sizes):
         for label, size in enumerate(row):
             right = rng.binomial(size, quality)
             wrong = rng.multinomial(size - right, np.full(classes - 1, 1 / (classes - 1)))
-            matrices[picture, label] = np.insert(wrong, label, right)
+            matrices[image, label] = np.insert(wrong, label, right)
     return matrices
 
 
@@ -52,7 +52,7 @@ def composed(model: str, settings: dict) -> dict:
             "_target_": "fcnlab.models.FCN",
             "levels": {"fcn32s": [32], "fcn16s": [32, 16]}.get(model, [32, 16, 8]),
         },
-        "optim": {"_target_": "fcnlab.optim.adamw", "lr": 0.002},
+        "optim": {"_target_": "fcnlab.training.optimizers.adamw", "lr": 0.002},
         "data": {"_target_": "fcnlab.data.DataModule", "root": "data", "seed": "${seed}", "augment": "${augment}"},
         "augment": {"scale": [0.5, 2.0]},
         "logger": {},
@@ -100,7 +100,7 @@ def write_run(
 ) -> Path:
     """What ``fcnlab train`` leaves, by its own writer where that needs no torch."""
     matrices = toy_matrices(0.7, seed=seed) if matrices is None else matrices
-    names = names or [f"picture_{place:03}" for place in range(len(matrices))]
+    names = names or [f"image_{place:03}" for place in range(len(matrices))]
     tree = composed(model, {"seed": seed, **(settings or {})})
     choices = {
         "model": model,
@@ -126,11 +126,11 @@ def write_run(
         began |= {"earlier": earlier or []}
         (folder / "run.json").write_text(json.dumps({"status": status, "starts": 1, "reason": "why", **times, **began}))
     if status == "finished":
-        cost = {"parameters": 1_000_000 * len(tree["model"]["levels"]), "gmacs_per_picture": 2.5, "gmacs_at": [9, 9]}
-        cost |= {"pictures_per_second": 10.0, "peak_memory_mib": 100}
+        cost = {"parameters": 1_000_000 * len(tree["model"]["levels"]), "gmacs_per_image": 2.5, "gmacs_at": [9, 9]}
+        cost |= {"images_per_second": 10.0, "peak_memory_mib": 100}
         provenance = {"commit": "8c0ffee" * 5, "versions": {"torch": torch}, "device": "cpu: x86_64"}
         provenance |= {"source": {"fcnlab": source}} if source else {}
-        count = {"pictures": len(matrices), "of": len(matrices)}
+        count = {"images": len(matrices), "of": len(matrices)}
         protocol = PROTOCOL | count | (protocol or {})
         write_record(folder, "val", names, classes, matrices, protocol=protocol, cost=cost, provenance=provenance)
         if facts:  # damaged ones, too, which the writer is not made for
@@ -154,7 +154,7 @@ def write_run(
 def trained(folder: Path) -> dict:
     """What the checkpoints of a run's folder tell of it, for the metrics.json of an evaluation."""
     run = read_run(folder)
-    training = Training(
+    training = TrainingRun(
         seed=run.seed,
         options={group: option for group, option in run.options.items() if group not in ("inference", "postprocess")},
         settings={path: value for path, value in run.settings.items() if not path.startswith("scoring.")},
@@ -167,7 +167,7 @@ def trained(folder: Path) -> dict:
 @pytest.fixture
 def make_run(tmp_path, monkeypatch):
     """Write a run's folder below ``runs/``, and wait for no disk."""
-    monkeypatch.setattr("fcnlab.results.record._sync", lambda path: None)
+    monkeypatch.setattr("fcnlab.files.writing._sync", lambda path: None)
 
     def make(name: str, *args, **kwargs) -> Path:
         return write_run(tmp_path / "runs" / name, *args, **kwargs)

@@ -108,28 +108,28 @@ def test_every_round_runs_every_variant_by_its_number(script):
 
 def test_input_pipeline(script, tmp_path):
     made = script("input_pipeline")
-    pictures = made["open_pictures"](str(tmp_path / "none"), 8, tmp_path)
-    found = made["measure"](pictures, 64, tmp_path)
+    images = made["open_images"](str(tmp_path / "none"), 8, tmp_path)
+    found = made["measure"](images, 64, tmp_path)
     assert len(found) == 5 and all(row["ratio"] > 0 for row in found.values())
 
 
 def test_the_rival_is_the_papers_input(script, tmp_path):
     """BGR minus the mean, channels first, void -1."""
     made = script("input_pipeline")
-    pictures = made["open_pictures"](str(tmp_path / "none"), 1, tmp_path)
-    image, label = made["pytorch_fcn"](pictures, 0)
-    rows, cols = pictures.size(0)
+    images = made["open_images"](str(tmp_path / "none"), 1, tmp_path)
+    image, label = made["pytorch_fcn"](images, 0)
+    rows, cols = images.size(0)
     assert image.shape == (3, rows, cols) and image.dtype.is_floating_point and label.shape == (rows, cols)
-    blue = pictures.image(0)[..., 2]
+    blue = images.image(0)[..., 2]
     np.testing.assert_allclose(image[0].numpy(), blue - 104.00698793, atol=1e-4)
-    np.testing.assert_array_equal(label.numpy() == -1, pictures.mask(0) == 255)
+    np.testing.assert_array_equal(label.numpy() == -1, images.mask(0) == 255)
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's, of what the command line hushes
 def test_end_to_end(script, small, tmp_path):
     """It compares the losses itself: those of the last step, of which a row is written."""
     words = [*small, f"data.root={tmp_path / 'shapes'}"]
-    found = script("end_to_end")["measure"](words, rounds=2, block=2, pictures=4, folder=tmp_path)
+    found = script("end_to_end")["measure"](words, rounds=2, block=2, num_images=4, folder=tmp_path)
     assert set(found) == {"bare PyTorch loop", "fcnlab train"} and all(row["ratio"] > 0 for row in found.values())
     parts = ("loader", "forward", "loss", "backward", "clipping", "optimiser", "average")
     assert sum(found["bare PyTorch loop"][part] for part in parts) == pytest.approx(1, abs=0.2)
@@ -139,7 +139,7 @@ def test_end_to_end(script, small, tmp_path):
 def test_confusion(script, tmp_path):
     """It compares the integers itself."""
     confusion = script("confusion")
-    found = confusion["measure"](2, confusion["pictures"](1))
+    found = confusion["measure"](2, confusion["images"](1))
     assert len(found) == 3
     script("measuring")["report"]("title", found, tmp_path / "sub" / "found.json")
     assert json.loads((tmp_path / "sub" / "found.json").read_text())["found"] == found
@@ -215,7 +215,7 @@ def test_step(script, rival):
 def test_utilization_is_work_over_time_over_what_the_card_can(script, rival):
     step = script("step")
     found = {"pytorch-fcn, fp32": {"per_second": 10.0}}
-    macs = 21 * 3 * 64 * 64  # the stand-in's; no gradient of the picture is computed
+    macs = 21 * 3 * 64 * 64  # the stand-in's; no gradient of the image is computed
     step["add_utilization"].__globals__["product_speed"] = lambda device: 1e9
     step["add_utilization"](found, {"pytorch-fcn": rival.net}, step["Size"](2, 64, 64), CPU)
     assert found["pytorch-fcn, fp32"]["percent_of_the_card"] == pytest.approx(100 * 2 * 2 * macs * 10 / 1e9, abs=0.05)
@@ -242,8 +242,8 @@ def test_loss_head(script, rival):
 
 def test_evaluation_step(script, rival, tmp_path):
     """It compares the counted truths itself."""
-    pictures = script("input_pipeline")["open_pictures"](str(tmp_path / "none"), 2, tmp_path)
-    found = script("evaluation_step")["measure"](rival, TINY, pictures, CPU)
+    images = script("input_pipeline")["open_images"](str(tmp_path / "none"), 2, tmp_path)
+    found = script("evaluation_step")["measure"](rival, TINY, images, CPU)
     assert len(found) == 5 and found["pytorch-fcn, fp32"]["ratio"] == 1
 
 

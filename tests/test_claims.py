@@ -7,9 +7,9 @@ import torch
 from hydra.utils import instantiate
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcnlab.config import CONF
+from fcnlab.config.locations import CONF
+from fcnlab.evaluation.cost import count_macs
 from fcnlab.models import FCN
-from fcnlab.tasks.scoring import macs
 
 COST = re.compile(r"^# Cost: .*?([\d.]+) GMACs forward(?:,| each) at (\d+)x(\d+)", re.MULTILINE)
 BACKBONES = CONF / "model" / "backbone"
@@ -29,7 +29,7 @@ def test_an_experiment_s_header_says_what_a_forward_pass_costs(composed, name):
     cfg = composed(f"experiment=paper/{name}", "model.weights=none", "model.backbone.weights=none", name=verb)
     with torch.device("meta"):
         net = instantiate(cfg.model, _convert_="all")
-    assert f"{macs(net, int(rows), int(cols)) / 1e9:.{len(stated.partition('.')[2])}f}" == stated
+    assert f"{count_macs(net, int(rows), int(cols)) / 1e9:.{len(stated.partition('.')[2])}f}" == stated
 
 
 PERFORMANCE = {
@@ -59,7 +59,7 @@ def test_the_work_in_docs_is_what_the_nets_have(composed, repository, row):
     (stated,) = (line.split("|")[2:5] for line in text.splitlines() if line.startswith(f"| {row} | "))
     net = built(composed, "model=fcn8s", PERFORMANCE[row])
     sizes = ((375, 500), (500, 500), (512, 512))
-    found = [f"{gflop_of_a_step(net, *size):,.0f} ({macs(net, *size) / 1e9:.1f})" for size in sizes]
+    found = [f"{gflop_of_a_step(net, *size):,.0f} ({count_macs(net, *size) / 1e9:.1f})" for size in sizes]
     assert [cell.strip() for cell in stated] == found
 
 
@@ -79,8 +79,8 @@ def test_a_backbone_s_header_says_how_many_parameters_its_net_has(composed, name
 def test_what_pad_100_costs(composed, repository):
     text = (repository / "docs" / "fcn.md").read_text()
     padded, rows, cols, same = re.search(
-        r"(\d+) GMACs for a picture of (\d+)x(\d+), of which (\d+) are for", text
+        r"(\d+) GMACs for a image of (\d+)x(\d+), of which (\d+) are for", text
     ).groups()
     for stated, padding in ((padded, "paper"), (same, "same")):
         net = built(composed, "model=fcn8s", "model/backbone=vgg16", f"model.backbone.padding={padding}")
-        assert f"{macs(net, int(rows), int(cols)) / 1e9:.0f}" == stated
+        assert f"{count_macs(net, int(rows), int(cols)) / 1e9:.0f}" == stated

@@ -12,9 +12,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fcnlab.cli import VERBS, _of_the_disk, _split, main
+from fcnlab.config.overrides import in_quotes
+from fcnlab.config.recorded_overrides import apply_sweep_resume
 from fcnlab.errors import UserError, limit_of_process
-from fcnlab.launching.processes import in_quotes
-from fcnlab.repeat import resume_sweep
 
 
 def test_help_lists_the_verbs(capsys, fcnlab):
@@ -84,7 +84,7 @@ def test_the_other_ranks_of_a_run_are_started_with_the_rewritten_words(fcnlab, c
         (["modle=fcn8s"], "modle"),
         (["+optim.momentun=0.9", "optim=sgd"], "did you mean optim.momentum?"),
         (["data=voc", "data.root=nowhere"], "Set data.root to the folder that holds VOCdevkit/."),
-        (["data.batch_size=1000"], "data.batch_size=1000 is more than the 24 training pictures"),
+        (["data.batch_size=1000"], "data.batch_size=1000 is more than the 24 training images"),
         (["seed=one"], "seed"),
         (["model.backbone.weights=missing.pth"], "no weights file at missing.pth"),
         (["schedule.warmup=0.5"], "from 0 to 0.1"),
@@ -92,7 +92,7 @@ def test_the_other_ranks_of_a_run_are_started_with_the_rewritten_words(fcnlab, c
     ],
 )
 def test_a_mistake_is_told_without_a_traceback(words, said, fcnlab, capsys, shapes_root):
-    few = ("data.pictures.num_train=24", "data.pictures.num_val=8", "data.pictures.size=64", "data.batch_size=4")
+    few = ("data.dataset.num_train=24", "data.dataset.num_val=8", "data.dataset.size=64", "data.batch_size=4")
     few = () if "data=voc" in words else few
     assert fcnlab("train", f"data.root={shapes_root}", "trainer=smoke", "logger=none", *few, *words) == 1
     error = capsys.readouterr().err
@@ -141,7 +141,7 @@ def words_to_resume(tmp_path, monkeypatch):
         (tmp_path / "sweep.json").write_text(json.dumps({"overrides": recorded}))
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["fcnlab", "--config-name=train", *typed])
-        resume_sweep(sys.argv, "train")
+        apply_sweep_resume(sys.argv, "train")
         return [word for word in sys.argv[1:] if word != "--config-name=train"]
 
     return words
@@ -227,19 +227,19 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel]
     subprocess.run(pip, check=True)
     environment = os.environ | {"PYTHONPATH": str(site)}
-    code = "import fcnlab.config; print(fcnlab.config.CONF)"
+    code = "import fcnlab.config.validation; print(fcnlab.config.locations.CONF)"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == str(site / "fcnlab" / "conf")
     assert len((site / "fcnlab/data/lists/seg11valid.txt").read_text().split()) == 736
-    assert {path.name for path in (site / "fcnlab" / "results" / "html").iterdir()} == {
+    assert {path.name for path in (site / "fcnlab" / "comparison" / "html").iterdir()} == {
         "page.html",
         "page.css",
         "page.js",
     }
     assert (site / "fcnlab" / "benchmarks" / "measuring.py").is_file()
-    small = ["data.pictures.num_train=8", "data.pictures.num_val=2", "data.batch_size=4", "trainer.max_steps=1"]
+    small = ["data.dataset.num_train=8", "data.dataset.num_val=2", "data.batch_size=4", "trainer.max_steps=1"]
     run = [site / "bin" / "fcnlab", "train", "trainer=smoke", "logger=none", *small]
     subprocess.run(run, cwd=empty, env=environment, check=True)
     assert list(empty.glob("outputs/train/*/*/metrics.json"))

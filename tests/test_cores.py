@@ -7,8 +7,8 @@ import torch
 
 from fcnlab import cores
 from fcnlab.cores import visible_cores
-from fcnlab.data.module import worker_count
-from fcnlab.tasks.building import keep_to_cores
+from fcnlab.data.loader_workers import worker_count
+from fcnlab.training.hardware import keep_to_cores
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcnlab.data.folder import split_of
-from fcnlab.errors import why_not_written
-from fcnlab.results.record import write_json
+from fcnlab.data.formats.folder import split_of
+from fcnlab.errors import unwritable_reason
+from fcnlab.files.writing import write_json
 
 LATIN1 = os.fsdecode(b"caf\xe9")  # as Python hands on what is not UTF-8
 
@@ -24,9 +24,9 @@ def odd_data(tmp_path):
             pixels = rng.integers(0, 2 if folder == "labels" else 256, values, np.uint8)
             Image.fromarray(pixels).save(tmp_path / "odd" / folder / f"{name}.png")
     return [
-        *("data=folder", f"data.root={tmp_path}/odd", "data.pictures.classes=[a,b]", "data.num_workers=0"),
-        *("data.pictures.images='images/{name}.png'", "data.pictures.masks='labels/{name}.png'"),
-        *("data.pictures.fractions={train:0.3,val:0.7}", "data.crop_size=32", "data.batch_size=2"),
+        *("data=folder", f"data.root={tmp_path}/odd", "data.dataset.classes=[a,b]", "data.num_workers=0"),
+        *("data.dataset.images='images/{name}.png'", "data.dataset.masks='labels/{name}.png'"),
+        *("data.dataset.fractions={train:0.3,val:0.7}", "data.crop_size=32", "data.batch_size=2"),
     ]
 
 
@@ -94,8 +94,8 @@ def test_a_place_that_a_setting_names_and_nobody_may_use_is_named(train_code, no
 
 
 def test_why_not_written(tmp_path, nowhere, monkeypatch):
-    assert why_not_written(tmp_path) is why_not_written(tmp_path / "new" / "newer") is None
-    assert why_not_written(nowhere) == f"{nowhere.parent} is no folder"
-    assert "too long" in str(why_not_written(tmp_path / ("n" * 300)))
+    assert unwritable_reason(tmp_path) is unwritable_reason(tmp_path / "new" / "newer") is None
+    assert unwritable_reason(nowhere) == f"{nowhere.parent} is no folder"
+    assert "too long" in str(unwritable_reason(tmp_path / ("n" * 300)))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # a disk that is only read, which is so to root, too
-    assert why_not_written(tmp_path / "new") == f"{tmp_path} cannot be written to"
+    assert unwritable_reason(tmp_path / "new") == f"{tmp_path} cannot be written to"

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import pytest
 
 from fcnlab import cli, signals
-from fcnlab.launching import processes
 from fcnlab.signals import STOPPING, Interrupted, StopSignals, ended_by_signals
+from fcnlab.sweeps import processes
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_rank_whose_first_is_gone_ends(monkeypatch, parent, ends):
     asked, ended = [], []
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *words: asked.append(words)))
     monkeypatch.setattr(os, "_exit", ended.append)
-    processes.follow_parent(parent)
+    processes.die_with_parent(parent)
     assert asked == [(processes.DEATH_SIGNAL, signal.SIGKILL)]  # first, or it could end in between
     assert ended == ([] if ends is None else [ends])
 

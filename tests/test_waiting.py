@@ -17,15 +17,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from fcnlab.callbacks import ExactResume, FixedPictures, Interruption, MetricsFile, StopOnNaN
-from fcnlab.config import CONF, plain
+from fcnlab.config.components import to_plain
+from fcnlab.config.locations import CONF
 from fcnlab.library_internals.torch import TorchDispatchMode
-from fcnlab.losses import CrossEntropy, Lovasz
-from fcnlab.metrics import PictureConfusions
+from fcnlab.metrics.confusion import ImageConfusions
 from fcnlab.models import FCN
 from fcnlab.models.tiny import Tiny
-from fcnlab.segmenter import Segmenter
 from fcnlab.signals import StopSignals
+from fcnlab.training.callbacks import ExactResume, GracefulStop, MetricsCsv, SampleImages, StopOnNaN
+from fcnlab.training.losses import CrossEntropy, Lovasz
+from fcnlab.training.segmenter import Segmenter
 
 STEPS, ROWS = 6, 2  # each how many steps Lightning is told what it would write
 CLASSES, SIZE = 21, 64
@@ -86,7 +87,7 @@ class Watch(L.Callback):
 
 
 class Batches(L.LightningDataModule):
-    """On the device already; which pictures they are is known to the host."""
+    """On the device already; which images they are is known to the host."""
 
     def __init__(self, count: int = STEPS):
         super().__init__()
@@ -118,21 +119,21 @@ def fit(composed, tmp_path):
 
     def run(*words: str, also: L.Callback | None = None, accumulate: int = 1) -> tuple[L.Trainer, list[str]]:
         folders = [f"callbacks.{name}.dirpath={tmp_path}" for name in ("best", "top", "last")]
-        fixed = (f"callbacks.pictures.folder={tmp_path}", "optim.fused=false")  # which torch refuses on "meta"
+        fixed = (f"callbacks.sample_images.folder={tmp_path}", "optim.fused=false")  # which torch refuses on "meta"
         cfg = composed(*words, *folders, *fixed)
         loss, optim, schedule = (instantiate(cfg[part], _convert_="all") for part in ("loss", "optim", "schedule"))
         net = FCN(Tiny(width=4), CLASSES, (32, 16, 8))
         names, fast = [f"class {label}" for label in range(CLASSES)], {"channels_last": True, "row_blocks": True}
         segmenter = Segmenter(net, names, loss, optim, schedule, **fast)
-        watch, curves = Watch(), MetricsFile(tmp_path / "metrics.csv")
+        watch, curves = Watch(), MetricsCsv(tmp_path / "metrics.csv")
         # Without EndWithValidation, which asks for a last row, and the bar, which is drawn at an epoch's end.
-        configured = [plain(node) for name, node in cfg.callbacks.items() if name != "progress"]
+        configured = [to_plain(node) for name, node in cfg.callbacks.items() if name != "progress"]
         callbacks = [instantiate(node) for node in configured if node.pop("enabled")] + ([also] if also else [])
         with StopSignals() as signals:
             trainer = L.Trainer(
                 accelerator=AnyDevice(),
                 strategy=WithoutValues(),
-                callbacks=[watch, StopOnNaN(STEPS + 1), *callbacks, ExactResume(curves, 2), Interruption(signals)],
+                callbacks=[watch, StopOnNaN(STEPS + 1), *callbacks, ExactResume(curves, 2), GracefulStop(signals)],
                 logger=False,  # what would be written is made ready, and not read
                 log_every_n_steps=ROWS,
                 max_epochs=1,
@@ -222,24 +223,24 @@ def test_lovasz_reads_once():
             Reads.count += func.overloadpacket.__name__ in names
             return func(*args, **(kwargs or {}))
 
-    scores, truth = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randint(3, (2, 8, 8))
+    scores, target = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randint(3, (2, 8, 8))
     lists = []
     with pytest.MonkeyPatch.context() as patch, Reads():
         patch.setattr(Tensor, "tolist", lambda tensor, real=Tensor.tolist: lists.append(1) or real(tensor))
-        Lovasz()(scores, truth).backward()
+        Lovasz()(scores, target).backward()
     assert Reads.count == 0 and len(lists) == 1
 
 
-def test_no_scored_picture_waits_for_the_device():
+def test_no_scored_image_waits_for_the_device():
     """But those that are to be shown."""
     net = FCN(Tiny(width=4), CLASSES, (32, 16, 8))
     segmenter = Segmenter(net, [""] * CLASSES, CrossEntropy(), row_blocks=True).to("meta").eval()
-    segmenter.confusions = PictureConfusions(2 * STEPS, CLASSES).to("meta")
+    segmenter.confusions = ImageConfusions(2 * STEPS, CLASSES).to("meta")
     segmenter.log = lambda *args, **kwargs: None
-    pictures = FixedPictures("", count=0)
+    images = SampleImages("", count=0)
     batches = Batches().val_dataloader()
     segmenter.validation_step(next(iter(batches)))  # the first one makes a table
     with Uploads() as uploads:
         for batch in batches:
-            pictures.on_validation_batch_end(None, segmenter, segmenter.validation_step(batch), batch, 0)
+            images.on_validation_batch_end(None, segmenter, segmenter.validation_step(batch), batch, 0)
     assert uploads.found == []

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fcnlab.errors import CHDIR, UserError, limit_of_process, why_not_written
+from fcnlab.errors import CHDIR_REFUSED, UserError, limit_of_process, unwritable_reason
 from fcnlab.signals import Interrupted, ended_by_signals
 from fcnlab.terminal import lasting, open_standard_files, why_not_printed
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from hydra.conf import HydraConf
 
 VERBS = {
-    "train": "train a network; leaves checkpoints, scores, curves and pictures in outputs/",
-    "eval": "score a checkpoint: four scores, per class, per picture",
-    "predict": "segment pictures: palette PNGs and overlays",
+    "train": "train a network; leaves checkpoints, scores, curves and images in outputs/",
+    "eval": "score a checkpoint: four scores, per class, per image",
+    "predict": "segment images: palette PNGs and overlays",
     "doctor": "what is wrong with a data set, and with this machine",
     "compare": "say which runs are better, and how sure that is: a page, tables, intervals",
     "bench": "how fast and how small it is, against others in the same run",
@@ -173,9 +173,9 @@ def _waits_for_value(word: str, value: str) -> bool:
 def _end_with_rank_0() -> None:
     """A rank whose first is gone would wait for it, for half an hour."""
     if os.environ.get("LOCAL_RANK", "0") != "0" and PROCESS in os.environ:
-        from fcnlab.launching.processes import follow_parent
+        from fcnlab.sweeps.processes import die_with_parent
 
-        follow_parent(int(os.environ[PROCESS]))
+        die_with_parent(int(os.environ[PROCESS]))
 
 
 def _bring_back(verb: str, started_by_lightning: bool) -> None:
@@ -184,12 +184,12 @@ def _bring_back(verb: str, started_by_lightning: bool) -> None:
     if not any(asks):
         return
     sys.argv[:] = [word.lstrip("+") if ask else word for word, ask in zip(sys.argv, asks, strict=True)]
-    from fcnlab.repeat import repeat_run, resume_sweep
+    from fcnlab.config.recorded_overrides import apply_from_run, apply_sweep_resume
 
     try:
         if verb == "train" and not started_by_lightning:  # whose words have them
-            repeat_run(sys.argv, verb)
-        resume_sweep(sys.argv, verb)
+            apply_from_run(sys.argv, verb)
+        apply_sweep_resume(sys.argv, verb)
     except UserError as error:
         sys.exit(f"fcnlab {verb}: {error}")
 
@@ -201,7 +201,7 @@ def _is_sweep() -> bool:
 def _check_lists(verb: str) -> None:
     """Refuse a list inside a value of a sweep's, of which Hydra makes neither."""
     if _is_sweep():
-        from fcnlab.launching.grid import check_no_lists_inside
+        from fcnlab.sweeps.grid_sweeper import check_no_lists_inside
 
         try:
             check_no_lists_inside(word for word in sys.argv[1:] if not word.startswith("-"))
@@ -213,7 +213,7 @@ def _sweeping() -> AbstractContextManager[None]:
     """What has to be entered while a sweep is composed; its imports take time."""
     if not _is_sweep():
         return nullcontext()
-    from fcnlab.launching.grid import left_to_jobs
+    from fcnlab.sweeps.grid_sweeper import left_to_jobs
 
     return left_to_jobs()
 
@@ -225,9 +225,9 @@ def _as_list(word: str, lists: str, name: str = "") -> str:
         return f"{key}=[{value}]"
     if key not in (lists, name) or value.startswith(("[", "'", '"')) or value in ("", "null"):
         return word
-    from fcnlab.launching import quoted
+    from fcnlab.config.overrides import quote_value
 
-    return f"{key}=[{','.join(map(quoted, _split(value)))}]" if key == lists else f"{key}={quoted(value)}"
+    return f"{key}=[{','.join(map(quote_value, _split(value)))}]" if key == lists else f"{key}={quote_value(value)}"
 
 
 def _split(value: str) -> list[str]:
@@ -243,7 +243,7 @@ def _split(value: str) -> list[str]:
 
 def _without_null(verb: str, words: list[str]) -> Iterator[str]:
     """``logger=null`` as the option ``none`` that is meant; Hydra ends in a traceback where a group is null."""
-    from fcnlab.config import CONF
+    from fcnlab.config.locations import CONF
 
     for word in words:
         group, _, value = word.partition("=")
@@ -261,7 +261,7 @@ def _without_null(verb: str, words: list[str]) -> Iterator[str]:
 
 def _options(group: str) -> str:
     """What a group may be; experiments are in folders, while a folder inside another group is a group of its own."""
-    from fcnlab.config import CONF
+    from fcnlab.config.locations import CONF
 
     pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
     paths = (CONF / group).glob(pattern)
@@ -281,9 +281,8 @@ def _check_grammar(verb: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    from fcnlab.config.overrides import in_quotes, shell_join
     from fcnlab.errors import first_line
-    from fcnlab.launching import typed
-    from fcnlab.launching.processes import in_quotes
 
     parser = OverridesParser.create()
     sweep = bool({"-m", "--multirun"} & set(sys.argv))
@@ -294,7 +293,9 @@ def _check_grammar(verb: str) -> None:
             parser.parse_override(word)
         except HydraException as error:
             readable = in_quotes(word, sweep)
-            reason = f"its value needs quotes: {typed([readable])}" if readable else f"{first_line(error)} (key=value)"
+            reason = (
+                f"its value needs quotes: {shell_join([readable])}" if readable else f"{first_line(error)} (key=value)"
+            )
             sys.exit(f"fcnlab {verb}: {word} cannot be read: {reason}")
 
 
@@ -308,7 +309,7 @@ def _check_groups(verb: str) -> None:
 
 def _check_experiment(verb: str) -> None:
     """Hydra's words for an experiment of another verb mislead; its file says in its second line whose it is."""
-    from fcnlab.config import CONF
+    from fcnlab.config.locations import CONF
 
     chosen = next((word.removeprefix("experiment=") for word in sys.argv if word.startswith("experiment=")), "")
     for name in chosen.split(","):
@@ -367,7 +368,7 @@ def _of_the_disk(verb: str, error: OSError, folder: Path) -> str | None:
 def _check_working_folder(hydra: "HydraConf") -> None:
     """Refuse ``hydra.job.chdir=true``: relative paths would lead elsewhere, and data be drawn in the run's folder."""
     if hydra.job.chdir:
-        raise UserError(CHDIR)
+        raise UserError(CHDIR_REFUSED)
 
 
 def _check_place(verb: str) -> None:
@@ -379,9 +380,9 @@ def _check_place(verb: str) -> None:
     typed = next((word.removeprefix(key) for word in reversed(sys.argv) if word.startswith(key)), "outputs")
     if "${" in typed:
         return
-    from fcnlab.launching import unquoted
+    from fcnlab.config.overrides import unquote_value
 
-    if reason := why_not_written(Path(unquoted(typed))):
+    if reason := unwritable_reason(Path(unquote_value(typed))):
         sys.exit(f"fcnlab {verb}: {key}{typed}: {reason}; nothing has been changed. Name another folder")
 
 
@@ -392,26 +393,27 @@ def _run(verb: str) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException, InstantiationException
 
-    from fcnlab.config import CONF, register_launchers, register_schemas
-    from fcnlab.hydra_errors import told_in_sentences
-    from fcnlab.results.escaping import in_terminal, only_shown
-    from fcnlab.starting import imported
+    from fcnlab.config.hydra_errors import told_in_sentences
+    from fcnlab.config.locations import CONF
+    from fcnlab.escaping import escape_log_record, escape_terminal
+    from fcnlab.hydra_registration import register_launchers, register_schemas
+    from fcnlab.lazy_imports import import_verb
 
     began = time.time()
 
     def task(cfg):
-        from fcnlab.tasks.run_folder import RunFolder
+        from fcnlab.runs.run_folder import RunFolder
 
         hydra_config = HydraConfig.get()
         try:
             module = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
-            function = getattr(imported(f"fcnlab.tasks.{module}"), module)
+            function = getattr(import_verb(f"fcnlab.tasks.{module}"), module)
             with RunFolder(Path(hydra_config.runtime.output_dir), began) as folder:
                 _check_working_folder(hydra_config)
                 return function(cfg, folder)
         except UserError as error:
             raise CompactHydraException(
-                in_terminal(f"fcnlab {verb}: {error}")
+                escape_terminal(f"fcnlab {verb}: {error}")
             ) from error  # Hydra shows these without a traceback
         except (ImportError, MemoryError, OSError, RuntimeError) as error:
             folder = Path(hydra_config.runtime.output_dir)
@@ -420,14 +422,14 @@ def _run(verb: str) -> None:
                 said = f"fcnlab {verb}: {reason}"
             if said is None:
                 raise
-            raise CompactHydraException(in_terminal(said)) from error
+            raise CompactHydraException(escape_terminal(said)) from error
         except InstantiationException as error:
             if isinstance(error.__cause__, ValueError):
-                raise CompactHydraException(in_terminal(f"fcnlab {verb}: {error.__cause__}")) from error
+                raise CompactHydraException(escape_terminal(f"fcnlab {verb}: {error.__cause__}")) from error
             raise
 
     register_schemas()
     register_launchers()
-    logging.getLogger("fcnlab").addFilter(only_shown)
+    logging.getLogger("fcnlab").addFilter(escape_log_record)
     with told_in_sentences(verb, task) as report, _sweeping():
         report(hydra.main(version_base="1.3", config_path=str(CONF))(task))

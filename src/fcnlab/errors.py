@@ -17,7 +17,7 @@ class UserError(ValueError):
         super().__init__(message.rpartition(kind)[2] if str(message).startswith("Caught ") else message)
 
 
-CHDIR = (
+CHDIR_REFUSED = (
     "hydra.job.chdir=true: relative paths would mean folders inside the run's, where no data and no checkpoints are."
     " Leave it out; ${hydra:runtime.output_dir} is the run's folder"
 )
@@ -36,7 +36,7 @@ def why_not_used(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)}: {error.strerror}. Name another file or folder"
 
 
-def why_not_written(folder: Path) -> str | None:
+def unwritable_reason(folder: Path) -> str | None:
     """Why no file can be made in a folder, which need not be there yet; None where nothing speaks against it."""
     for place in (folder.absolute(), *folder.absolute().parents):
         try:
@@ -66,5 +66,5 @@ def limit_of_process(error: BaseException) -> str | None:
     return None
 
 
-class NotWritten(UserError):
+class WriteError(UserError):
     """A file of the run could not be written: the disk is full, or its folder is gone or not writable."""

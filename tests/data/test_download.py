@@ -21,9 +21,9 @@ from types import SimpleNamespace
 import pytest
 
 from fcnlab.data import DataError, DataModule, download, open_shapes, open_voc
-from fcnlab.data.download import Archive, alone_in, fetch, md5, obtain, unpack
+from fcnlab.data.download import Archive, exclusive_folder, fetch, md5, obtain_archive, unpack
 from fcnlab.data.transforms import standard
-from fcnlab.errors import NotWritten
+from fcnlab.errors import WriteError
 
 WITNESS = "VOCdevkit/VOC2012/ImageSets/Segmentation/trainval.txt"
 FILES = {
@@ -170,7 +170,7 @@ def test_an_archive_is_fetched_unpacked_and_removed(serve, archive, tmp_path):
     root = tmp_path / "new/root"
     url, asked = serve()
     for _ in range(2):
-        obtain(root, archive(url), True, None)
+        obtain_archive(root, archive(url), True, None)
     assert contents(root) == FILES and asked == [None]
     assert not (root / "voc.tar").exists() and not (root / "voc.tar.part").exists()
 
@@ -179,7 +179,7 @@ def test_an_archive_that_is_there_is_used_and_left_alone(archive, tmp_path):
     """As torchvision leaves it."""
     (tmp_path / "root").mkdir()
     (tmp_path / "root/voc.tar").write_bytes(WHOLE)
-    obtain(tmp_path / "root", archive(), True, None)
+    obtain_archive(tmp_path / "root", archive(), True, None)
     assert contents(tmp_path / "root") == {**FILES, "voc.tar": WHOLE}
 
 
@@ -187,7 +187,7 @@ def test_another_file_of_its_name_is_not_touched(serve, archive, tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root/voc.tar").write_bytes(b"the user's own")
     url, _ = serve()
-    obtain(tmp_path / "root", archive(url), True, None)
+    obtain_archive(tmp_path / "root", archive(url), True, None)
     assert contents(tmp_path / "root") == {**FILES, "voc.tar": b"the user's own"}
     assert not (tmp_path / "root/voc.tar.part").exists()
 
@@ -242,13 +242,13 @@ def test_no_mirror(fault, said, kept, serve, archive, tmp_path):
     (tmp_path / "root/voc.tar.part").write_bytes(WHOLE[:5000])
     url, _ = serve(fault)
     with pytest.raises(DataError, match=said) as caught:
-        obtain(tmp_path / "root", archive(url), True, None)
+        obtain_archive(tmp_path / "root", archive(url), True, None)
     assert "data.archive=PATH" in str(caught.value) and ("is kept in" in str(caught.value)) == kept
     assert contents(tmp_path / "root") == {}
     part = tmp_path / "root/voc.tar.part"
     assert (WHOLE.startswith(part.read_bytes()) and part.stat().st_size >= 5000) if kept else not part.exists()
     good, _ = serve()
-    obtain(tmp_path / "root", archive(good), True, None)
+    obtain_archive(tmp_path / "root", archive(good), True, None)
     assert contents(tmp_path / "root") == FILES
 
 
@@ -268,14 +268,14 @@ def given(tmp_path: Path, data: bytes, name: str = "mine.tar") -> Path:
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
 def test_a_tar_that_the_user_has(mode, archive, tmp_path):
     path = given(tmp_path, tar(FILES, mode=mode))
-    obtain(tmp_path / "root", archive(), False, str(path))
+    obtain_archive(tmp_path / "root", archive(), False, str(path))
     assert contents(tmp_path / "root") == FILES and path.is_file()
 
 
 def test_folders_above_and_files_beside_are_dropped(archive, tmp_path):
     """VOC2011's has a folder above."""
     files = {f"./TrainVal/{name}": data for name, data in FILES.items()} | {"README": b"x"}
-    obtain(tmp_path / "root", archive(), False, [str(given(tmp_path, tar(files)))])
+    obtain_archive(tmp_path / "root", archive(), False, [str(given(tmp_path, tar(files)))])
     assert contents(tmp_path / "root") == FILES
 
 
@@ -284,7 +284,7 @@ def test_what_is_there_already_stays(archive, tmp_path):
     mine = tmp_path / "root/VOCdevkit/VOC2012/SegmentationClass/a.png"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
-    obtain(tmp_path / "root", archive(), False, [str(given(tmp_path, WHOLE))])
+    obtain_archive(tmp_path / "root", archive(), False, [str(given(tmp_path, WHOLE))])
     assert mine.read_bytes() == b"mine" and len(contents(tmp_path / "root")) == len(FILES)
 
 
@@ -399,10 +399,10 @@ def test_what_has_no_room_is_not_begun(archive, tmp_path, monkeypatch):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: free)
     path = str(given(tmp_path, WHOLE))
     with pytest.raises(DataError, match=r"no space left in data\.root"):
-        obtain(tmp_path / "root", archive(), False, path)
+        obtain_archive(tmp_path / "root", archive(), False, path)
     assert contents(tmp_path / "root") == {}
     free.free += 1
-    obtain(tmp_path / "root", archive(), False, path)
+    obtain_archive(tmp_path / "root", archive(), False, path)
     assert contents(tmp_path / "root") == FILES
 
 
@@ -411,7 +411,7 @@ def test_a_folder_that_is_a_link_is_not_unpacked_into(archive, tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / ".unpacking").symlink_to("../mine")
     with pytest.raises(DataError, match="cannot be written to"):
-        obtain(tmp_path / "root", archive(), False, str(given(tmp_path, WHOLE)))
+        obtain_archive(tmp_path / "root", archive(), False, str(given(tmp_path, WHOLE)))
     assert list((tmp_path / "mine").iterdir()) == []
 
 
@@ -442,8 +442,8 @@ def test_nothing_is_fetched_through_a_link(serve, archive, tmp_path, name, link)
     (tmp_path / "mine").write_text("all my work")
     (tmp_path / "root").mkdir()
     link(tmp_path / "root" / name, tmp_path / "mine")
-    with pytest.raises(NotWritten, match=f"{name} is a (hard )?link"):
-        obtain(tmp_path / "root", archive(serve()[0]), True, None)
+    with pytest.raises(WriteError, match=f"{name} is a (hard )?link"):
+        obtain_archive(tmp_path / "root", archive(serve()[0]), True, None)
     assert (tmp_path / "mine").read_text() == "all my work"
 
 
@@ -478,7 +478,7 @@ def test_another_file_than_was_meant(data, message, archive, tmp_path):
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(DataError, match=message):
-        obtain(tmp_path / "root", archive(), False, str(path))
+        obtain_archive(tmp_path / "root", archive(), False, str(path))
 
 
 class Full:
@@ -499,9 +499,9 @@ def test_a_full_disk_while_unpacking(archive, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(download.shutil, "copyfileobj", Full())
         with pytest.raises(DataError, match=r"no space left in data\.root=.*GiB are free.*make room"):
-            obtain(tmp_path / "root", archive(), False, str(path))
+            obtain_archive(tmp_path / "root", archive(), False, str(path))
     assert contents(tmp_path / "root") == {}
-    obtain(tmp_path / "root", archive(), False, str(path))
+    obtain_archive(tmp_path / "root", archive(), False, str(path))
     assert contents(tmp_path / "root") == FILES
 
 
@@ -513,14 +513,14 @@ def test_a_full_disk_while_fetching_is_not_the_mirrors_fault(serve, archive, tmp
 
     monkeypatch.setattr(download, "progress", full)
     with pytest.raises(DataError, match="no space left"):
-        obtain(tmp_path / "root", archive(url, other), True, None)
+        obtain_archive(tmp_path / "root", archive(url, other), True, None)
     assert asked == []
 
 
 def test_a_root_that_cannot_be_made(archive, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"data\.root=.*file/root cannot be written to"):
-        obtain(tmp_path / "file/root", archive(), False, str(given(tmp_path, WHOLE)))
+        obtain_archive(tmp_path / "file/root", archive(), False, str(given(tmp_path, WHOLE)))
 
 
 @pytest.mark.parametrize("moved", range(len(FILES)))
@@ -537,24 +537,24 @@ def test_a_kill_while_files_are_moved_is_made_good_the_next_time(moved, archive,
         patch.setattr(Path, "replace", killed)
         patch.setattr(download.shutil, "rmtree", lambda *args, **kwargs: None)  # SIGKILL clears nothing up
         with pytest.raises(KeyboardInterrupt):
-            obtain(tmp_path / "root", archive(), False, str(path))
+            obtain_archive(tmp_path / "root", archive(), False, str(path))
     assert not (tmp_path / "root" / WITNESS).exists()
-    obtain(tmp_path / "root", archive(), False, str(path))
+    obtain_archive(tmp_path / "root", archive(), False, str(path))
     assert contents(tmp_path / "root") == FILES
 
 
 def test_many_at_once_fetch_it_once(serve, archive, tmp_path):
     url, asked = serve()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: obtain(tmp_path / "root", archive(url), True, None), range(4)))
+        list(pool.map(lambda _: obtain_archive(tmp_path / "root", archive(url), True, None), range(4)))
     assert asked == [None] and contents(tmp_path / "root") == FILES
 
 
 def test_a_second_one_says_that_it_waits(archive, tmp_path, caplog):
     root, path = tmp_path / "root", given(tmp_path, WHOLE)
     with caplog.at_level("INFO", "fcnlab"), ThreadPoolExecutor(1) as pool:
-        with alone_in(root):
-            other = pool.submit(obtain, root, archive(), False, str(path))
+        with exclusive_folder(root):
+            other = pool.submit(obtain_archive, root, archive(), False, str(path))
             until(lambda: "Another process prepares the data" in caplog.text)
             assert contents(root) == {}
         other.result()
@@ -579,7 +579,7 @@ def test_a_killed_process_is_followed_by_the_one_that_waits(serve, archive, tmp_
     url, asked = serve(slow_at_first)
     monkeypatch.setattr(download, "TIMEOUT", 30.0)
     root, fork = tmp_path / "root", multiprocessing.get_context("fork")
-    first, second = (fork.Process(target=obtain, args=(root, archive(url), True, None)) for _ in range(2))
+    first, second = (fork.Process(target=obtain_archive, args=(root, archive(url), True, None)) for _ in range(2))
     first.start()
     until(lambda: (root / "voc.tar.part").exists() and (root / "voc.tar.part").stat().st_size)
     second.start()

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcnlab.data import DataError, Pictures, label_counts, open_folder, open_voc
+from fcnlab.data import DataError, SegmentationDataset, label_counts, open_folder, open_voc
 from fcnlab.data.label_counts import absent_classes, one_class_only
 
 
 @pytest.fixture
-def pictures(voc_root) -> Pictures:
+def images(voc_root) -> SegmentationDataset:
     return open_voc(str(voc_root), "train")
 
 
@@ -27,14 +27,14 @@ def folder(tmp_path):
 @pytest.fixture
 def reads(monkeypatch) -> list[int]:
     """Which masks are read whole, from now on."""
-    found, read = [], Pictures.mask
-    monkeypatch.setattr(Pictures, "mask", lambda self, index: found.append(index) or read(self, index))
+    found, read = [], SegmentationDataset.mask
+    monkeypatch.setattr(SegmentationDataset, "mask", lambda self, index: found.append(index) or read(self, index))
     return found
 
 
-def counted(pictures: Pictures) -> list[int]:
+def counted(dataset: SegmentationDataset) -> list[int]:
     """By another reading."""
-    pixels = np.concatenate([np.array(Image.open(path)).ravel() for path in pictures.masks])
+    pixels = np.concatenate([np.array(Image.open(path)).ravel() for path in dataset.masks])
     return [int((pixels == label).sum()) for label in range(256)]
 
 
@@ -43,41 +43,41 @@ def kept(folder):
     return file
 
 
-def test_counts_are_those_of_the_files_and_masks_are_read_once(pictures, folder, reads):
-    assert label_counts.check(pictures, 1, folder).pixels.tolist() == counted(pictures)
+def test_counts_are_those_of_the_files_and_masks_are_read_once(images, folder, reads):
+    assert label_counts.check(images, 1, folder).pixels.tolist() == counted(images)
     assert sorted(reads) == list(range(8))
-    assert label_counts.check(pictures, 1, folder).pixels.tolist() == counted(pictures)
+    assert label_counts.check(images, 1, folder).pixels.tolist() == counted(images)
     assert len(reads) == 8
 
 
 @pytest.mark.parametrize("what", ["images", "masks"])
-def test_a_file_that_changed_is_read_again(pictures, folder, reads, what):
-    label_counts.check(pictures, 1, folder)
-    os.utime(getattr(pictures, what)[3])
-    label_counts.check(pictures, 1, folder)
+def test_a_file_that_changed_is_read_again(images, folder, reads, what):
+    label_counts.check(images, 1, folder)
+    os.utime(getattr(images, what)[3])
+    label_counts.check(images, 1, folder)
     assert len(reads) == 16
 
 
-def test_a_changed_mask_is_counted_anew_though_size_and_mtime_stayed(pictures, folder):
-    label_counts.check(pictures, 1, folder)
-    mask = pictures.masks[0]
+def test_a_changed_mask_is_counted_anew_though_size_and_mtime_stayed(images, folder):
+    label_counts.check(images, 1, folder)
+    mask = images.masks[0]
     was, data = mask.stat(), mask.read_bytes()
     Image.fromarray(np.full(np.array(Image.open(mask)).shape, 20, np.uint8)).save(mask)
     mask.write_bytes(mask.read_bytes() + bytes(max(0, len(data) - mask.stat().st_size)))
     os.utime(mask, ns=(was.st_atime_ns, was.st_mtime_ns))
     assert mask.stat().st_size == was.st_size
-    assert label_counts.check(pictures, 1, folder).pixels.tolist() == counted(pictures)
+    assert label_counts.check(images, 1, folder).pixels.tolist() == counted(images)
 
 
-def test_another_reading_of_the_same_files_is_counted_by_itself(pictures, folder):
-    plain = label_counts.check(pictures, 1, folder).pixels
-    other = replace(pictures, ids={7: 0, 0: 1, 20: 255}, classes=("a", "b"))
+def test_another_reading_of_the_same_files_is_counted_by_itself(images, folder):
+    plain = label_counts.check(images, 1, folder).pixels
+    other = replace(images, ids={7: 0, 0: 1, 20: 255}, classes=("a", "b"))
     found = label_counts.check(other, 1, folder).pixels
     assert found[[0, 1, 255]].tolist() == [plain[7], plain[0], plain[20] + plain[255]]
 
 
-def test_damage_of_the_file_costs_time_only(pictures, folder, reads):
-    truth = label_counts.check(pictures, 1, folder).pixels.tolist()
+def test_damage_of_the_file_costs_time_only(images, folder, reads):
+    target = label_counts.check(images, 1, folder).pixels.tolist()
     file = kept(folder)
     whole = file.read_bytes()
     digits = [place for place, letter in enumerate(whole) if chr(letter) in "123456789"]
@@ -87,41 +87,41 @@ def test_damage_of_the_file_costs_time_only(pictures, folder, reads):
     for data in wrong:
         before = len(reads)
         file.write_bytes(data)
-        assert label_counts.check(pictures, 1, folder).pixels.tolist() == truth
+        assert label_counts.check(images, 1, folder).pixels.tolist() == target
         assert len(reads) == before + 8 and file.read_bytes() == whole
 
 
-def test_many_may_write_at_once(pictures, folder):
+def test_many_may_write_at_once(images, folder):
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: label_counts.check(pictures, 1, folder).pixels.tolist(), range(16)))
-    assert found == [counted(pictures)] * 16
-    assert json.loads(kept(folder).read_text())["pixels"] == counted(pictures)  # and nothing beside it
+        found = list(pool.map(lambda _: label_counts.check(images, 1, folder).pixels.tolist(), range(16)))
+    assert found == [counted(images)] * 16
+    assert json.loads(kept(folder).read_text())["pixels"] == counted(images)  # and nothing beside it
 
 
-def test_a_folder_that_cannot_be_written_costs_time_only(pictures, folder, reads):
+def test_a_folder_that_cannot_be_written_costs_time_only(images, folder, reads):
     folder.write_text("a file in its place")
     for _ in range(2):
-        assert label_counts.check(pictures, 1, folder).pixels.tolist() == counted(pictures)
+        assert label_counts.check(images, 1, folder).pixels.tolist() == counted(images)
     assert len(reads) == 16
 
 
-def test_what_is_kept_replaces_no_look_at_headers(pictures, folder):
-    label_counts.check(pictures, 1, folder)
+def test_what_is_kept_replaces_no_look_at_headers(images, folder):
+    label_counts.check(images, 1, folder)
     with pytest.raises(DataError, match="21 are needed on each side"):
-        label_counts.check(pictures, 21, folder)
+        label_counts.check(images, 21, folder)
 
 
-def test_a_fault_is_kept_by_nobody(pictures, folder):
-    Image.new("L", pictures.size(0)[::-1], 99).save(pictures.masks[0])
+def test_a_fault_is_kept_by_nobody(images, folder):
+    Image.new("L", images.size(0)[::-1], 99).save(images.masks[0])
     for _ in range(2):
         with pytest.raises(DataError, match=r"holds labels \[99\]"):
-            label_counts.check(pictures, 1, folder)
+            label_counts.check(images, 1, folder)
 
 
-def test_files_that_change_while_they_are_counted_are_not_kept(pictures, folder, reads, monkeypatch):
+def test_files_that_change_while_they_are_counted_are_not_kept(images, folder, reads, monkeypatch):
     states = count()
-    monkeypatch.setattr(label_counts, "state_of", lambda pictures: str(next(states)))
-    label_counts.check(pictures, 1, folder)
+    monkeypatch.setattr(label_counts, "state_of", lambda images: str(next(states)))
+    label_counts.check(images, 1, folder)
     assert not folder.exists()
 
 
@@ -132,32 +132,32 @@ def pixels(**found: int) -> np.ndarray:
     return counts
 
 
-def test_one_class_is_told_with_what_the_pixels_are(pictures):
-    two = replace(pictures, classes=("background", "object"))
+def test_one_class_is_told_with_what_the_pixels_are(images):
+    two = replace(images, classes=("background", "object"))
     assert one_class_only(two, pixels(_0=30, _1=1)) is None
     assert one_class_only(two, pixels(_1=5)) == "at most one class occurs in all masks: object 100.0 % of the pixels"
     binary = one_class_only(two, pixels(_0=75, _255=25)) or ""
     assert binary.startswith("at most one class occurs in all masks: background 75.0 %, void 25.0 % of the pixels.")
-    assert "binary masks of 0 and 255" in binary and "'data.pictures.ids={0: background, 255: object}'" in binary
+    assert "binary masks of 0 and 255" in binary and "'data.dataset.ids={0: background, 255: object}'" in binary
     assert "void 100.0 %" in (one_class_only(two, pixels(_255=3)) or "")
 
 
-def test_what_is_mapped_already_does_not_look_binary(pictures):
-    mapped = replace(pictures, classes=("a", "b"), ids={0: 0, 9: 1})
+def test_what_is_mapped_already_does_not_look_binary(images):
+    mapped = replace(images, classes=("a", "b"), ids={0: 0, 9: 1})
     assert "binary" not in (one_class_only(mapped, pixels(_0=75, _255=25)) or "")
 
 
-def test_absent_classes(pictures):
-    three = replace(pictures, classes=("a", "b", "c"))
+def test_absent_classes(images):
+    three = replace(images, classes=("a", "b", "c"))
     assert absent_classes(three, pixels(_0=1, _2=1)) == ("b",)
 
 
-def test_a_pipe_in_the_cache_is_not_waited_for(pictures, folder):
-    label_counts.check(pictures, 1, folder)
+def test_a_pipe_in_the_cache_is_not_waited_for(images, folder):
+    label_counts.check(images, 1, folder)
     file = kept(folder)
     file.unlink()
     os.mkfifo(file)
-    assert label_counts.check(pictures, 1, folder).pixels.tolist() == counted(pictures)
+    assert label_counts.check(images, 1, folder).pixels.tolist() == counted(images)
     assert kept(folder).is_file()
 
 
@@ -168,7 +168,7 @@ NAMES = ("ground", "leaf")
 def masks_of(tmp_path):
     """Open a folder whose masks are these arrays, or images, by name."""
 
-    def build(masks, **settings) -> Pictures:
+    def build(masks, **settings) -> SegmentationDataset:
         for name, mask in masks.items():
             mask = mask if isinstance(mask, Image.Image) else Image.fromarray(np.array([mask], np.uint8))
             for folder in ("photos", "labels"):
@@ -183,12 +183,12 @@ def masks_of(tmp_path):
 
 def test_masks_of_0_and_255_among_masks_of_ids_are_told_once_and_again(masks_of, folder, reads):
     """The object of the former was void without a word, since the whole set has two classes."""
-    pictures = masks_of({"a": [0, 255, 255, 255], "b": [0, 0, 0, 1], "c": [0, 0, 0, 0]})
+    images = masks_of({"a": [0, 255, 255, 255], "b": [0, 0, 0, 1], "c": [0, 0, 0, 0]})
     for _ in range(2):
-        (told,) = label_counts.check(pictures, 1, folder).conflicts
+        (told,) = label_counts.check(images, 1, folder).conflicts
         assert "1 masks hold no ids but 0 and 255, such as" in told and "a.png (ground 25.0 %, void 75.0 % of" in told
         assert "1 hold other ids and no 255, such as" in told and "b.png (ground 75.0 %, leaf 25.0 % of" in told
-        assert "'data.pictures.ids={0: ground, 1: leaf, 255: null}'" in told
+        assert "'data.dataset.ids={0: ground, 1: leaf, 255: null}'" in told
     assert len(reads) == 3
 
 
@@ -198,7 +198,7 @@ def test_masks_of_0_and_255_among_masks_of_ids_are_told_once_and_again(masks_of,
         ({"a": [0, 255], "b": [0, 1]}, {"ids": {0: "ground", 1: "leaf", 255: None}}),  # said in so many words
         ({"a": [0, 1, 255], "b": [0, 1]}, {}),
         ({"a": [0, 1, 255], "b": [0, 255]}, {}),
-        ({"a": [0, 254], "b": [0, 1]}, {"void": 254}),
+        ({"a": [0, 254], "b": [0, 1]}, {"ignore_index": 254}),
     ],
 )
 def test_void_that_can_be_nothing_else_is_no_conflict(masks_of, folder, masks, settings):
@@ -216,10 +216,10 @@ def by_palette(indices, *colours) -> Image.Image:
 
 def test_palettes_of_two_orders_are_told_with_both_files(masks_of, folder):
     """A program that writes PNGs anew may sort the palette, and the ids with it."""
-    pictures = masks_of({"a": by_palette([0, 0, 1], BLACK, RED), "b": by_palette([1, 1, 0], RED, BLACK)})
-    (told,) = label_counts.check(pictures, 1, folder).conflicts
+    images = masks_of({"a": by_palette([0, 0, 1], BLACK, RED), "b": by_palette([1, 1, 0], RED, BLACK)})
+    (told,) = label_counts.check(images, 1, folder).conflicts
     assert "[0, 0, 0] is ground in" in told and "a.png and leaf in" in told and "b.png" in told
-    assert "data.pictures.classes={NAME: [R, G, B], ...}" in told
+    assert "data.dataset.classes={NAME: [R, G, B], ...}" in told
 
 
 @pytest.mark.parametrize(
@@ -245,8 +245,8 @@ def test_palettes_that_agree_are_no_conflict(masks_of, folder, masks, settings):
 
 
 def test_a_kept_conflict_that_was_changed_is_found_anew(masks_of, folder):
-    pictures = masks_of({"a": [0, 255], "b": [0, 1]})
-    found = label_counts.check(pictures, 1, folder)
+    images = masks_of({"a": [0, 255], "b": [0, 1]})
+    found = label_counts.check(images, 1, folder)
     file = kept(folder)
     file.write_text(file.read_text().replace("is read as void", "is read as gold"))
-    assert label_counts.check(pictures, 1, folder).conflicts == found.conflicts
+    assert label_counts.check(images, 1, folder).conflicts == found.conflicts

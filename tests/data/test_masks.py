@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcnlab.data import DataError, Pictures, open_camvid, open_folder, open_sbd, open_shapes, open_voc
+from fcnlab.data import DataError, SegmentationDataset, open_camvid, open_folder, open_sbd, open_shapes, open_voc
+from fcnlab.data.formats.voc import voc_palette
 from fcnlab.data.masks import mask_palette, read_mask
-from fcnlab.data.voc import voc_palette
 
 NAMES = ("ground", "leaf", "stem")
 COLOURS = ((10, 20, 30), (0, 255, 0), (200, 0, 9))
@@ -24,12 +24,12 @@ LABELS = np.random.default_rng(0).integers(0, 3, (13, 17)).astype(np.uint8)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Open the one picture of a folder, whose mask has been saved at ``mask``."""
+    """Open the one image of a folder, whose mask has been saved at ``mask``."""
     for name in ("photos", "labels"):
         (tmp_path / name).mkdir()
     Image.new("RGB", LABELS.shape[::-1]).save(tmp_path / "photos/a.jpg")
 
-    def build(suffix: str = "png", **settings) -> Pictures:
+    def build(suffix: str = "png", **settings) -> SegmentationDataset:
         patterns = {"images": "photos/{name}.jpg", "masks": f"labels/{{name}}.{suffix}", "fractions": {"all": 1.0}}
         return open_folder(str(tmp_path), "all", **patterns, **{"classes": NAMES} | settings)
 
@@ -92,10 +92,10 @@ def test_class_colours_are_those_that_another_program_shows(folder, mask, kind):
     expected = np.full(LABELS.shape, 99)
     for label, colour in enumerate(COLOURS):
         expected[(shown == colour).all(axis=2)] = label
-    pictures = folder(mask.suffix[1:], classes=dict(zip(NAMES, map(list, COLOURS), strict=True)))
-    np.testing.assert_array_equal(pictures.mask(0), expected)
-    np.testing.assert_array_equal(pictures.mask(0), LABELS)  # which no reading of indices gives
-    pictures.check()
+    images = folder(mask.suffix[1:], classes=dict(zip(NAMES, map(list, COLOURS), strict=True)))
+    np.testing.assert_array_equal(images.mask(0), expected)
+    np.testing.assert_array_equal(images.mask(0), LABELS)  # which no reading of indices gives
+    images.check()
 
 
 GREY = {
@@ -111,21 +111,21 @@ GREY = {
 def test_grey_masks_obey_class_colours(folder, mask, kind):
     GREY[kind](mask)
     shown = cv2.imread(str(mask), cv2.IMREAD_COLOR_RGB)
-    pictures = folder(classes=dict(zip(NAMES, map(list, GREYS), strict=True)))
-    np.testing.assert_array_equal(np.array(GREYS)[pictures.mask(0)], shown)
+    images = folder(classes=dict(zip(NAMES, map(list, GREYS), strict=True)))
+    np.testing.assert_array_equal(np.array(GREYS)[images.mask(0)], shown)
 
 
 @pytest.mark.parametrize("save", [by_hand(1, (0, 1, 0)), by_palette((2, 0, 1), ((0, 0, 0), (255,) * 3, (0, 0, 0)))])
 def test_black_and_white(folder, mask, save):
     save(mask)
-    pictures = folder(classes={"background": [0, 0, 0], "object": [255, 255, 255]})
-    np.testing.assert_array_equal(pictures.mask(0), LABELS == 1)
+    images = folder(classes={"background": [0, 0, 0], "object": [255, 255, 255]})
+    np.testing.assert_array_equal(images.mask(0), LABELS == 1)
 
 
 def test_void_colours_hold_for_every_kind(folder, mask):
     GREY["8 bits"](mask)
-    pictures = folder(classes={"a": [0, 0, 0], "b": [85, 85, 85]}, void_colours=[[255, 255, 255]])
-    np.testing.assert_array_equal(pictures.mask(0), np.array([0, 1, 255])[LABELS])
+    images = folder(classes={"a": [0, 0, 0], "b": [85, 85, 85]}, ignore_colours=[[255, 255, 255]])
+    np.testing.assert_array_equal(images.mask(0), np.array([0, 1, 255])[LABELS])
 
 
 def test_ids_under_class_colours_are_told_apart(folder, mask):
@@ -154,24 +154,24 @@ MAPPINGS = {
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("kind", MAPPINGS)
 def test_ids_of_any_mapping(folder, mask, kind, bits, suffix):
-    stored, ids, void, labels = MAPPINGS[kind]
+    stored, ids, ignore_index, labels = MAPPINGS[kind]
     if max(stored) > 2**bits - 1:
         bits = 16
     mask = mask.with_suffix(f".{suffix}")
     Image.fromarray(np.array(stored, f"uint{bits}")[LABELS]).save(mask)
-    pictures = folder(suffix, classes=NAMES[:2], ids=ids, void=void)
+    images = folder(suffix, classes=NAMES[:2], ids=ids, ignore_index=ignore_index)
     numbers = {None: 255, "ground": 0, "leaf": 1}
     read = cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)
     assert read.dtype.itemsize == bits // 8
-    for one, value in zip(pictures.mask(0).ravel(), read.ravel().tolist(), strict=True):
+    for one, value in zip(images.mask(0).ravel(), read.ravel().tolist(), strict=True):
         assert one == numbers[ids.get(value)]
-    np.testing.assert_array_equal(pictures.mask(0), np.array(labels)[LABELS])
+    np.testing.assert_array_equal(images.mask(0), np.array(labels)[LABELS])
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ids": {0: "ground", 1: "leaf"}}, r"data\.pictures\.ids gives no id to stem"),
+        ({"ids": {0: "ground", 1: "leaf"}}, r"data\.dataset\.ids gives no id to stem"),
         ({"ids": {0: "ground", 1: "leaf", 2: "tree"}}, r"ids names 'tree', which is none of .*ground, leaf, stem"),
         pytest.param(
             {"ids": {"zero": "ground"}},
@@ -179,10 +179,13 @@ def test_ids_of_any_mapping(folder, mask, kind, bits, suffix):
             marks=pytest.mark.unchecked,
         ),
         ({"ids": {-1: "ground", 1: "leaf", 2: "stem"}}, r"ids=\{-1: \.\.\.\} is no id of a mask: give 0 to 65535"),
-        ({"ids": {0: "ground", 1: "leaf", 2: "stem"}, "void": 2}, r"void=2 is the id of a class .*: stem\. .*ids="),
+        (
+            {"ids": {0: "ground", 1: "leaf", 2: "stem"}, "ignore_index": 2},
+            r"ignore_index=2 is the id of a class .*: stem\. .*ids=",
+        ),
         ({"ids": {0: "a"}, "classes": {"a": [0, 0, 0]}}, r"ids has no effect with class colours"),
-        ({"void": 7, "classes": {"a": [0, 0, 0]}}, r"void=7 has no effect with class colours"),
-        ({"void": -1}, r"void=-1 is no id of a mask: give 0 to 65535, or null"),
+        ({"ignore_index": 7, "classes": {"a": [0, 0, 0]}}, r"ignore_index=7 has no effect with class colours"),
+        ({"ignore_index": -1}, r"ignore_index=-1 is no id of a mask: give 0 to 65535, or null"),
     ],
 )
 def test_mistakes_in_ids(folder, settings, message):
@@ -192,7 +195,7 @@ def test_mistakes_in_ids(folder, settings, message):
 
 def test_an_id_that_is_neither_mapped_nor_void_is_an_error_that_names_it(folder, mask):
     Image.fromarray(np.array((0, 1, 77), np.uint8)[LABELS]).save(mask)
-    with pytest.raises(DataError, match=r"a\.png holds labels \[77\], which data\.pictures\.ids maps to no class"):
+    with pytest.raises(DataError, match=r"a\.png holds labels \[77\], which data\.dataset\.ids maps to no class"):
         folder(classes=NAMES[:2], ids={0: "ground", 1: "leaf"}).mask(0)
 
 
@@ -251,7 +254,7 @@ def test_what_would_be_read_in_another_way_than_it_was_meant_is_refused(folder, 
         folder("tif").mask(0)
 
 
-def test_a_turned_tiff_is_no_picture_either(tmp_path, folder, mask):
+def test_a_turned_tiff_is_no_image_either(tmp_path, folder, mask):
     """PIL turns TIFFs, and only TIFFs, when it decodes them: the mask would not turn."""
     Image.fromarray(LABELS).save(mask)
     Image.new("RGB", LABELS.shape[::-1]).save(tmp_path / "photos/a.jpg", "TIFF", tiffinfo={274: 3})
@@ -272,7 +275,7 @@ def test_a_shortened_tiff_is_refused(folder, mask):
                 assert str(mask) in str(error)
 
 
-def camvid(root: Path) -> Pictures:
+def camvid(root: Path) -> SegmentationDataset:
     for name in ("train", "trainannot"):
         (root / "CamVid" / name).mkdir(parents=True)
     return open_camvid(str(root), "train")
@@ -287,28 +290,28 @@ def test_void_that_is_a_class_is_refused_for_every_data_set(voc_root, tmp_path, 
         camvid(tmp_path),
         folder(),
     ]
-    for pictures in opened:
+    for images in opened:
         with pytest.raises(
-            DataError, match=rf"void=2 is the id of a class of .*{pictures.classes[2]}\. .*pictures\.ids="
+            DataError, match=rf"ignore_index=2 is the id of a class of .*{images.classes[2]}\. .*images\.ids="
         ):
-            replace(pictures, void=2)
-        assert replace(pictures, void=None).void is None
-    with pytest.raises(DataError, match=r"void=0 is the id of a class of .*, too: ground"):
-        folder(void=0)
+            replace(images, ignore_index=2)
+        assert replace(images, ignore_index=None).ignore_index is None
+    with pytest.raises(DataError, match=r"ignore_index=0 is the id of a class of .*, too: ground"):
+        folder(ignore_index=0)
 
 
 def test_more_classes_than_ids_of_8_bits_are_refused(voc_root):
     """The 256th would be void."""
     with pytest.raises(DataError, match="has 256 classes: give 1 to 255"):
-        replace(open_voc(str(voc_root), "val"), classes=tuple(map(str, range(256))), void=None)
+        replace(open_voc(str(voc_root), "val"), classes=tuple(map(str, range(256))), ignore_index=None)
 
 
 @pytest.mark.parametrize("colours", [{0: 0, 1: 7, 2: 20, 3: 255}, {0: 7, 1: 0, 2: 20}])
 def test_a_voc_mask_whose_palette_was_put_in_another_order_is_refused(voc_root, colours):
     """What an optimiser of PNGs does: the same image to an eye, other ids."""
-    pictures = open_voc(str(voc_root), "train")
-    mask = pictures.masks[0]
-    stored = np.random.default_rng(1).integers(0, len(colours), pictures.size(0)).astype(np.uint8)
+    dataset = open_voc(str(voc_root), "train")
+    mask = dataset.masks[0]
+    stored = np.random.default_rng(1).integers(0, len(colours), dataset.size(0)).astype(np.uint8)
     for image, sound in (
         (Image.fromarray(stored), False),
         (Image.fromarray(np.uint8([*colours.values()])[stored]), True),
@@ -317,25 +320,25 @@ def test_a_voc_mask_whose_palette_was_put_in_another_order_is_refused(voc_root, 
         image.putpalette(palette.tobytes())
         image.save(mask)
         if sound:
-            np.testing.assert_array_equal(pictures.mask(0), np.array([*colours.values()])[stored])
+            np.testing.assert_array_equal(dataset.mask(0), np.array([*colours.values()])[stored])
         else:
             with pytest.raises(DataError, match=r"holds labels|a palette that shows other classes of VOC2012 train"):
-                pictures.mask(0)
+                dataset.mask(0)
 
 
 def test_a_palette_of_other_colours_says_nothing_of_ids(voc_root):
-    pictures = open_voc(str(voc_root), "train")
-    stored = np.random.default_rng(1).integers(0, 21, pictures.size(0)).astype(np.uint8)
+    dataset = open_voc(str(voc_root), "train")
+    stored = np.random.default_rng(1).integers(0, 21, dataset.size(0)).astype(np.uint8)
     image = Image.fromarray(stored)
     image.putpalette(np.random.default_rng(2).integers(0, 256, 768).astype(np.uint8).tobytes())
-    image.save(pictures.masks[0])
-    np.testing.assert_array_equal(pictures.mask(0), stored)
+    image.save(dataset.masks[0])
+    np.testing.assert_array_equal(dataset.mask(0), stored)
 
 
 def test_real_masks_are_as_before(shared):
-    pictures = open_voc(str(shared / "data"), "val")
-    for index in range(0, len(pictures), 40):
-        np.testing.assert_array_equal(pictures.mask(index), np.array(Image.open(pictures.masks[index])))
+    dataset = open_voc(str(shared / "data"), "val")
+    for index in range(0, len(dataset), 40):
+        np.testing.assert_array_equal(dataset.mask(index), np.array(Image.open(dataset.masks[index])))
 
 
 def test_a_tiff_of_very_many_images_is_refused_at_once(tmp_path):

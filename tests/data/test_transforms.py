@@ -1,4 +1,4 @@
-"""Augmentation moves picture and mask together, pads with void, and draws from the sample's key alone."""
+"""Augmentation moves image and mask together, pads with void, and draws from the sample's key alone."""
 
 import runpy
 import warnings
@@ -18,7 +18,7 @@ KEYS = [(0, 0, index) for index in range(20)]
 
 @pytest.fixture
 def sample():
-    """A random picture and mask of 30x40."""
+    """A random image and mask of 30x40."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (30, 40, 3), np.uint8), rng.choice(np.array([3, 17, 255], np.uint8), (30, 40))
 
@@ -57,7 +57,7 @@ def test_rotation_fills_with_void():
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
-def test_picture_and_mask_move_together(augment):
+def test_image_and_mask_move_together(augment):
     mask = np.zeros((60, 80), np.uint8)
     mask[10:35, 5:30] = mask[40:55, 50:75] = 1
     image = np.repeat(mask[..., None] * 255, 3, axis=2)
@@ -81,8 +81,8 @@ def test_the_key_alone_decides(augment, sample):
 @pytest.mark.parametrize(("factor", "pixels"), [(0.5, 15 * 20), (1, 30 * 40), (2, 60 * 80)])
 def test_scale_is_a_factor(factor, pixels):
     """Where albumentations counts from 0."""
-    picture = np.zeros((30, 40, 3), np.uint8), np.ones((30, 40), np.uint8)
-    assert (standard(99, scale=(factor, factor))(*picture, KEYS[0])[1] == 1).sum() == pixels
+    image = np.zeros((30, 40, 3), np.uint8), np.ones((30, 40), np.uint8)
+    assert (standard(99, scale=(factor, factor))(*image, KEYS[0])[1] == 1).sum() == pixels
 
 
 def lags(step, length: int) -> np.ndarray:
@@ -132,7 +132,7 @@ def test_labels_of_a_scaled_image_are_centred_on_it(factor):
 
 
 def test_without_colour_the_rest_is_the_same(sample):
-    """The same crops; of the pictures that colour changes, about half, only the colours."""
+    """The same crops; of the images that colour changes, about half, only the colours."""
     image, mask = sample
     coloured, plain = standard(32), standard(32, colour=False)
     found = [(coloured(image, mask, key), plain(image, mask, key)) for key in KEYS]
@@ -140,7 +140,7 @@ def test_without_colour_the_rest_is_the_same(sample):
     assert 3 < sum((one[0] == other[0]).all() for one, other in found) < 17
 
 
-def test_none_takes_whole_pictures():
+def test_none_takes_whole_images():
     assert none(32) is None
 
 

@@ -38,8 +38,8 @@ STEPS = 90
 SETTINGS = (
     "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", f"trainer.max_steps={STEPS}",
     "trainer.val_check_interval=20", "trainer.log_every_n_steps=1", "callbacks.progress.enabled=false",
-    "checkpointing.every_n_minutes=0.005", "data.pictures.num_train=24", "data.pictures.num_val=6",
-    "data.pictures.size=64", "data.crop_size=64", "data.batch_size=4", "model.backbone.width=4",
+    "checkpointing.every_n_minutes=0.005", "data.dataset.num_train=24", "data.dataset.num_val=6",
+    "data.dataset.size=64", "data.crop_size=64", "data.batch_size=4", "model.backbone.width=4",
 )  # fmt: skip
 POLITE = {each.name: each for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)}
 KINDS = (*POLITE, "SIGKILL", "second process", "truncated", "flipped", "data gone", "worker killed", "disk full")

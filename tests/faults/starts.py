@@ -19,8 +19,8 @@ from collections import Counter
 from pathlib import Path
 
 SMALL = (
-    "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", "data.pictures.num_train=24", "data.pictures.num_val=8",
-    "data.pictures.size=64", "data.crop_size=64", "data.batch_size=4", "model.backbone.width=4", "data.root=shapes",
+    "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", "data.dataset.num_train=24", "data.dataset.num_val=8",
+    "data.dataset.size=64", "data.crop_size=64", "data.batch_size=4", "model.backbone.width=4", "data.root=shapes",
 )  # fmt: skip
 CHECKPOINT = "checkpoint=run/checkpoints/best.ckpt"
 COMMANDS = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fcnlab.errors import UserError
 from fcnlab.models import FCN, Tiny
-from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
+from fcnlab.training.checkpoints import read_checkpoint, rebuild_model
 from fuzz.damage import damaged
 from fuzz.test_weights import OwnMethods, same, zipped
 
@@ -127,7 +127,7 @@ def rebuilt(tmp_path, monkeypatch, little_memory):
         (tmp_path / "a.ckpt").write_bytes(data)
         try:
             checkpoint = read_checkpoint("a.ckpt")
-            net = rebuild_net(checkpoint, "checkpoint=a.ckpt", [])
+            net = rebuild_model(checkpoint, "checkpoint=a.ckpt", [])
         except UserError as error:
             assert "a.ckpt" in str(error) or "model." in str(error)
             return None

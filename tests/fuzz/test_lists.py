@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fcnlab.data import DataError, Pictures, open_voc
+from fcnlab.data import DataError, SegmentationDataset, open_voc
 
 HOSTILE = (
     "../../x",
@@ -29,14 +29,14 @@ NAMES = st.lists(st.sampled_from(("v0", "v1", "set/v0")) | st.sampled_from(HOSTI
 
 @pytest.fixture
 def opened(tmp_path):
-    """A VOC whose list has these bytes and of which only the picture v0 is there; None if the list is refused."""
+    """A VOC whose list has these bytes and of which only the image v0 is there; None if the list is refused."""
     folder = tmp_path / "VOCdevkit" / "VOC2012"
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (folder / name).mkdir(parents=True)
     Image.new("RGB", (3, 2)).save(folder / "JPEGImages" / "v0.jpg")
     Image.new("L", (3, 2)).save(folder / "SegmentationClass" / "v0.png")
 
-    def opening(data: bytes) -> Pictures | None:
+    def opening(data: bytes) -> SegmentationDataset | None:
         file = folder / "ImageSets" / "Segmentation" / "val.txt"
         file.write_bytes(data)
         try:
@@ -48,9 +48,9 @@ def opened(tmp_path):
     return opening
 
 
-def is_sound(pictures: Pictures) -> bool:
+def is_sound(dataset: SegmentationDataset) -> bool:
     try:
-        pictures.check()
+        dataset.check()
     except DataError:
         return False
     return True
@@ -59,10 +59,10 @@ def is_sound(pictures: Pictures) -> bool:
 @given(st.binary(max_size=99) | NAMES.map(lambda names: "\n".join(names).encode(errors="surrogatepass")))
 @example("../../x".encode("utf-16"))
 def test_any_bytes(opened, tmp_path, data):
-    pictures = opened(data)
-    if pictures is not None:
-        assert is_sound(pictures) == (pictures.names == ("v0",))
-        for path in pictures.images + pictures.masks:
+    dataset = opened(data)
+    if dataset is not None:
+        assert is_sound(dataset) == (dataset.names == ("v0",))
+        for path in dataset.images + dataset.masks:
             assert ".." not in path.parts and path.is_relative_to(tmp_path / "VOCdevkit" / "VOC2012")
 
 
@@ -72,9 +72,9 @@ def test_any_bytes(opened, tmp_path, data):
     st.sampled_from(("", "\ufeff", "\n")),
 )
 def test_names_are_those_that_were_written(opened, names, end, start):
-    pictures = opened((start + "".join(name + end for name in names)).encode())
-    assert pictures.names == tuple(names)
-    assert is_sound(pictures) == (names == ["v0"])
+    dataset = opened((start + "".join(name + end for name in names)).encode())
+    assert dataset.names == tuple(names)
+    assert is_sound(dataset) == (names == ["v0"])
 
 
 def test_a_folder_in_the_place_of_a_list(opened, tmp_path):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from fcnlab.data import DataError, Pictures
-from fcnlab.data.voc import CLASSES, voc_palette
+from fcnlab.data import DataError, SegmentationDataset
+from fcnlab.data.formats.voc import CLASSES, voc_palette
 from fuzz.damage import damaged
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # a run prints PIL's and goes on
@@ -71,11 +71,11 @@ SOUND = [written(LABELS, palette, level) for palette in (False, True) for level 
 def read(tmp_path):
     """The mask in these bytes; None if they are refused."""
 
-    def reading(data: bytes, void: int = 255) -> np.ndarray | None:
+    def reading(data: bytes, ignore_index: int = 255) -> np.ndarray | None:
         path = tmp_path / "mask.png"
         path.write_bytes(data)
         try:
-            return pictures(path, path, void).mask(0)
+            return images(path, path, ignore_index).mask(0)
         except DataError as error:
             assert str(path) in str(error)
             return None
@@ -83,24 +83,24 @@ def read(tmp_path):
     return reading
 
 
-def pictures(image: Path, mask: Path, void: int = 255) -> Pictures:
-    return Pictures("toys", ("a",), (image,), (mask,), CLASSES, voc_palette(21), void)
+def images(image: Path, mask: Path, ignore_index: int = 255) -> SegmentationDataset:
+    return SegmentationDataset("toys", ("a",), (image,), (mask,), CLASSES, voc_palette(21), ignore_index)
 
 
 @given(st.data(), st.sampled_from(KINDS), st.sampled_from((255, 21, 77)))
-def test_every_kind_of_png_is_read_as_written_or_refused(read, data, kind, void):
+def test_every_kind_of_png_is_read_as_written_or_refused(read, data, kind, ignore_index):
     colour, depth = kind
     shape = (*data.draw(array_shapes(min_dims=2, max_dims=2, max_side=9)), CHANNELS[colour])
     values = data.draw(st.lists(st.sampled_from((0, 1, 2, 20, 21, 254, 255)), min_size=1, max_size=3))
     samples = data.draw(arrays(np.int64, shape, elements=st.sampled_from(values))) & (2**depth - 1)
     labels = samples[..., 0]
-    mask = read(encoded(samples, depth, colour), void)
+    mask = read(encoded(samples, depth, colour), ignore_index)
     if colour == PALETTE or kind in ((GREY, 8), (GREY, 16)):
-        assert (mask is None) == bool(set(np.unique(labels)) - {*range(21), void})
+        assert (mask is None) == bool(set(np.unique(labels)) - {*range(21), ignore_index})
     else:
         assert mask is None
     if mask is not None:
-        np.testing.assert_array_equal(mask, np.where(labels == void, 255, labels))
+        np.testing.assert_array_equal(mask, np.where(labels == ignore_index, 255, labels))
 
 
 @given(st.sampled_from(SOUND).flatmap(damaged))
@@ -150,4 +150,4 @@ def test_a_mask_of_another_size_is_refused_before_it_is_read(tmp_path, little_me
     Image.new("RGB", (16, 12)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(png(9_000, 9_000, 8, GREY, bytes(9_001)))  # a line of them
     with pytest.raises(DataError, match="has 12x16 pixels, its mask 9000x9000"):
-        pictures(tmp_path / "a.png", tmp_path / "b.png").check()
+        images(tmp_path / "a.png", tmp_path / "b.png").check()

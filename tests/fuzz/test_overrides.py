@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fcnlab.config import CONF, DIRECTIVES, check_targets, locate, register_schemas
+from fcnlab.config.components import DIRECTIVES, locate
+from fcnlab.config.locations import CONF
+from fcnlab.config.validation import validate_config
 from fcnlab.errors import UserError
+from fcnlab.hydra_registration import register_schemas
 from fuzz.test_checkpoints import ODD, changed, places
 
 GROUPS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml") if path.parent != CONF)
@@ -48,7 +51,7 @@ def components(node) -> list[dict]:
 
 def is_refused(cfg) -> bool:
     try:
-        check_targets(cfg)
+        validate_config(cfg)
     except (UserError, OmegaConfBaseException):
         return True
     return False

@@ -9,12 +9,12 @@ from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcnlab.config import CONF
-from fcnlab.results.comparison import compare
-from fcnlab.results.page import page
-from fcnlab.results.runs import read_runs
-from fcnlab.results.tables import markdown, terminal, write_csv
-from fcnlab.trust import why_not
+from fcnlab.comparison.comparison import compare
+from fcnlab.comparison.page import page
+from fcnlab.comparison.runs import read_runs
+from fcnlab.comparison.tables import markdown, terminal, write_csv
+from fcnlab.config.locations import CONF
+from fcnlab.config.trust import override_rejection
 
 from .damage import damaged
 
@@ -65,7 +65,7 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=9).map("".join))
 def test_an_override_of_a_record_sets_a_value_or_is_refused(override):
     """What is let through leads to no file outside of conf/, reads no environment and names no code."""
-    if why_not(override, [CONF]):
+    if override_rejection(override, [CONF]):
         return
     parsed = OverridesParser.create().parse_override(override)
     assert not parsed.is_hydra_override() and parsed.package is None and not override.startswith("-")

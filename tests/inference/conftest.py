@@ -12,7 +12,7 @@ from fcnlab.models.geometry import IMAGE
 
 
 class Pixels(nn.Module):
-    """A backbone of one level, with a cell on each pixel, whose features are a function of the picture."""
+    """A backbone of one level, with a cell on each pixel, whose features are a function of the image."""
 
     pretrained, channels_last_on_cpu = False, False
 

@@ -23,7 +23,7 @@ from fcnlab.inference import (
     WholeImage,
 )
 from fcnlab.models import FCN, Tiny
-from fcnlab.segmenter import Segmenter, labels
+from fcnlab.training.segmenter import Segmenter, class_map
 
 IMAGES = np.random.default_rng(0).integers(0, 100, (2, 64, 96, 3), np.uint8)
 IMAGES[:, :, 50:] += 150
@@ -78,7 +78,7 @@ def test_a_pair_is_the_two_done_by_hand(net, method, step):
         processed = [STEPS[step].process(values, image) for values, image in zip(expected.numpy(), IMAGES, strict=True)]
         expected = torch.from_numpy(np.stack(processed))
         torch.testing.assert_close(segmenter(images), expected, atol=1e-5, rtol=0)
-    predictions = labels(segmenter._scores(images))
+    predictions = class_map(segmenter._scores(images))
     assert (predictions == expected.argmax(1)).float().mean() > 0.999
 
 

@@ -29,8 +29,8 @@ def scene():
 
 
 def wrong_pixels(probability: np.ndarray) -> int:
-    truth = np.broadcast_to(np.arange(60) >= 30, (40, 60))
-    return int(((probability[1] > probability[0]) != truth).sum())
+    target = np.broadcast_to(np.arange(60) >= 30, (40, 60))
+    return int(((probability[1] > probability[0]) != target).sum())
 
 
 def test_guided_filter_is_its_definition(scene):

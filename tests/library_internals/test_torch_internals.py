@@ -57,10 +57,10 @@ def test_lightning_clips_before_a_fused_step_that_leaves_the_scaling():
 
 def test_error_of_worker_is_raised_by_its_reader():
     try:
-        raise ValueError("one picture")
+        raise ValueError("one image")
     except ValueError:
         sent = pickle.loads(pickle.dumps(internals.error_of_worker()))
-    with pytest.raises(ValueError, match=r"(?s)in a worker.*one picture"):
+    with pytest.raises(ValueError, match=r"(?s)in a worker.*one image"):
         sent.reraise()
 
 

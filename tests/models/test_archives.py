@@ -11,7 +11,7 @@ import zipfile
 import pytest
 import torch
 
-from fcnlab.models.weights import WeightsError, load_plainly
+from fcnlab.models.weights import WeightsError, load_without_code
 
 STATE = {"w": torch.arange(77.0)}
 END = 22  # bytes of a zip's last record
@@ -88,7 +88,7 @@ def never_built(monkeypatch):
 def test_an_archive_with_two_readings_is_refused(tmp_path, never_built, data):
     (tmp_path / "net.pth").write_bytes(data)
     with pytest.raises(WeightsError, match="no readable weights file"):
-        load_plainly(tmp_path / "net.pth")
+        load_without_code(tmp_path / "net.pth")
 
 
 def test_two_directories_are_two_archives():
@@ -112,7 +112,7 @@ def test_a_file_that_is_replaced_after_the_check_is_not_read(tmp_path, monkeypat
         return found
 
     monkeypatch.setattr(weights, "check_pickle", replaced)
-    assert torch.equal(load_plainly(path)["w"], STATE["w"])
+    assert torch.equal(load_without_code(path)["w"], STATE["w"])
 
 
 def legacy(keys: object, numbers: bytes | None = None) -> bytes:
@@ -140,7 +140,7 @@ def legacy(keys: object, numbers: bytes | None = None) -> bytes:
 def test_old_files_whose_tensors_have_no_numbers_are_refused(tmp_path, never_built, data):
     (tmp_path / "net.pth").write_bytes(data)
     with pytest.raises(WeightsError, match="a tensor without its numbers"):
-        load_plainly(tmp_path / "net.pth")
+        load_without_code(tmp_path / "net.pth")
 
 
 def safetensors(header: object) -> bytes:
@@ -164,4 +164,4 @@ def test_headers_of_safetensors_have_limits(tmp_path, monkeypatch, data, why):
     monkeypatch.setattr("fcnlab.models.weights.load_file", lambda *_: pytest.fail("safetensors read it"))
     (tmp_path / "net.safetensors").write_bytes(data)
     with pytest.raises(WeightsError, match=why):
-        load_plainly(tmp_path / "net.safetensors")
+        load_without_code(tmp_path / "net.safetensors")

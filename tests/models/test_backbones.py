@@ -10,12 +10,12 @@ import torchvision
 from torch import nn
 from torch.utils.data import DataLoader
 
-from fcnlab.losses import CrossEntropy
 from fcnlab.models import FCN, VGG16, AlexNet, CaffeNet, GoogLeNet, GoogLeNetBN, ResNet, Tiny
 from fcnlab.models.backbone import Dropout
 from fcnlab.models.weights import WeightsError
-from fcnlab.optim import constant, sgd
-from fcnlab.segmenter import Segmenter
+from fcnlab.training.losses import CrossEntropy
+from fcnlab.training.optimizers import constant, sgd
+from fcnlab.training.segmenter import Segmenter
 
 MODELS = torchvision.models
 # Ours; torchvision's, as it is published; the file.

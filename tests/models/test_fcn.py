@@ -1,4 +1,4 @@
-"""The fusion of levels, against hand-made decoders, the released nets' numbers and every picture size."""
+"""The fusion of levels, against hand-made decoders, the released nets' numbers and every image size."""
 
 import functools
 
@@ -13,7 +13,7 @@ from fcnlab.models import FCN, VGG16, AlexNet, CaffeNet, FeatureMap, GoogLeNet, 
 from fcnlab.models.backbone import Level
 from fcnlab.models.weights import WeightsError
 
-# By name: how to build it, and the smallest picture that it takes. ResNet-101 and VGG16 with batch normalisation have
+# By name: how to build it, and the smallest image that it takes. ResNet-101 and VGG16 with batch normalisation have
 # the kernels, strides and padding of the ones that stand here.
 BACKBONES = {
     "vgg16-same": (functools.partial(VGG16, padding="same"), 1),
@@ -62,7 +62,7 @@ def without_norms(net: nn.Module) -> nn.Module:
 
 
 class Once(nn.Module):
-    """A backbone that looks at a picture once, however many nets share it."""
+    """A backbone that looks at a image once, however many nets share it."""
 
     def __init__(self, backbone):
         super().__init__()
@@ -75,7 +75,7 @@ class Once(nn.Module):
 @pytest.mark.parametrize("more", [63, pytest.param(599, marks=[pytest.mark.slow, pytest.mark.campaign])])
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
-def test_scores_have_the_pictures_size_for_every_size(backbone, more):
+def test_scores_have_the_images_size_for_every_size(backbone, more):
     build, smallest = BACKBONES[backbone]
     with torch.device("meta"):  # shapes only
         shared = Once(without_norms(build().eval()))
@@ -89,7 +89,7 @@ def test_scores_have_the_pictures_size_for_every_size(backbone, more):
 @pytest.mark.parametrize("levels", [(16,), (8,), (32, 8), (16, 8)])
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
-def test_any_choice_of_levels_covers_the_picture(backbone, levels):
+def test_any_choice_of_levels_covers_the_image(backbone, levels):
     with torch.device("meta"):
         net = FCN(BACKBONES[backbone][0](), 5, levels).eval()
         assert net(torch.empty(2, 3, 93, 200)).shape == (2, 5, 93, 200)
@@ -105,7 +105,7 @@ def test_any_choice_of_levels_covers_the_picture(backbone, levels):
         (AlexNet, (50, 28)),
     ],
 )
-def test_a_picture_too_small(backbone, size):
+def test_a_image_too_small(backbone, size):
     with torch.device("meta"):
         net, image = FCN(backbone(), 21).eval(), torch.empty(1, 3, *size)
     said = f"{size[0]}x{size[1]} pixels is too small for {backbone.__name__}: it needs {min(size) + 1}"
@@ -132,7 +132,7 @@ class Given(nn.Module):
         return self.maps
 
 
-# Origin and size of the maps of a picture of 500 pixels, and the pixel on which cell 8 is centred, by hand.
+# Origin and size of the maps of a image of 500 pixels, and the pixel on which cell 8 is centred, by hand.
 VGG_PAPER = {32: (12.5, 16), 16: (-91.5, 44), 8: (-95.5, 88)}
 GOOGLENET_SAME = {32: (30.0, 15), 16: (14.0, 31), 8: (6.0, 62)}
 
@@ -176,7 +176,7 @@ def bilinear(x: torch.Tensor, factor: int, crop: int, rows: int, cols: int) -> t
 @pytest.mark.parametrize(
     ("levels", "steps"),
     [
-        # (factor, crop, rows, cols) of each step for a picture of 90 x 123 pixels: ceil(n / 16), ceil(n / 8), n
+        # (factor, crop, rows, cols) of each step for a image of 90 x 123 pixels: ceil(n / 16), ceil(n / 8), n
         ((32,), [(32, 16, 90, 123)]),
         ((32, 16), [(2, 1, 6, 8), (16, 8, 90, 123)]),
         ((32, 16, 8), [(2, 1, 6, 8), (2, 1, 12, 16), (8, 4, 90, 123)]),
@@ -388,11 +388,11 @@ def test_export_for_any_size():
         torch.testing.assert_close(program.module()(image), net(image))
 
 
-# --- Whole pictures and patches
+# --- Whole images and patches
 
 
-def test_a_picture_is_a_batch_of_all_its_patches():
-    """CVPR 2015, section 3.4: the gradient of a loss summed over the coarse cells of a picture is the sum of the
+def test_a_image_is_a_batch_of_all_its_patches():
+    """CVPR 2015, section 3.4: the gradient of a loss summed over the coarse cells of a image is the sum of the
     gradients of a patch classifier over those cells' receptive fields.
 
     The patches are as large as the cell's field and what padding spoils around it, and lie on the net's grid.
@@ -401,18 +401,18 @@ def test_a_picture_is_a_batch_of_all_its_patches():
     net = randomize(FCN(Tiny(width=2), 3, levels=(32,)).eval()).double()
     image = torch.rand(1, 3, 320, 352, dtype=torch.float64)
     cells = [(row, col) for row in (4, 5) for col in (4, 5, 6)]
-    truth = {cell: torch.tensor([sum(cell) % 3]) for cell in cells}
+    target = {cell: torch.tensor([sum(cell) % 3]) for cell in cells}
 
     def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad(loss, list(net.parameters())))
 
     scores = net.fused(image).data
-    whole = gradients(torch.stack([F.cross_entropy(scores[:, :, r, c], truth[r, c]) for r, c in cells]).sum())
+    whole = gradients(torch.stack([F.cross_entropy(scores[:, :, r, c], target[r, c]) for r, c in cells]).sum())
     patchwise = [torch.zeros_like(value) for value in whole]
     reach = 3  # cells to each side: 32 * 3 + 16 pixels are more than the field's 79 and the 16 that it is off its cell
     for row, col in cells:
         patch = image[..., 32 * (row - reach) : 32 * (row + reach + 1), 32 * (col - reach) : 32 * (col + reach + 1)]
-        loss = F.cross_entropy(net.fused(patch).data[:, :, reach, reach], truth[row, col])
+        loss = F.cross_entropy(net.fused(patch).data[:, :, reach, reach], target[row, col])
         patchwise = [total + part for total, part in zip(patchwise, gradients(loss), strict=True)]
     assert max(value.abs().max() for value in whole) > 1e-3
     for one, other in zip(whole, patchwise, strict=True):

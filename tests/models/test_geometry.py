@@ -49,7 +49,7 @@ def build(net, padding, **settings) -> nn.Module:
 
 
 def grids(net, padding, *levels):
-    """The grids by hand, coarse to fine, down to the picture's."""
+    """The grids by hand, coarse to fine, down to the image's."""
     by_level = dict(zip((8, 16, 32), ORIGINS[net, padding], strict=True))
     return [Grid(level, by_level[level]) for level in levels] + [IMAGE]
 
@@ -87,7 +87,7 @@ def narrow(net: nn.Module) -> nn.Module:
 
 
 def seen_columns(cell, size: int) -> tuple[int, int]:
-    """The first and the last picture column that reach a cell, found by hiding NaNs in the picture."""
+    """The first and the last image column that reach a cell, found by hiding NaNs in the image."""
 
     def reached(columns: slice) -> bool:
         image = torch.zeros(1, 3, 32, size)
@@ -124,7 +124,7 @@ def test_a_cell_sees_the_pixels_around_its_centre(net, padding, cells, settings,
     assert grid.origin == grids(net, padding, level)[0].origin
     index = round((size / 2 - grid.origin) / grid.stride)
     first, last = seen_columns(lambda image: backbone(image)[level].data[..., index], size)
-    assert 0 < first < last < size - 1, "the picture is too small: its border hides a part of what the cell sees"
+    assert 0 < first < last < size - 1, "the image is too small: its border hides a part of what the cell sees"
     assert (first + last) / 2 == grid.origin + grid.stride * index
     assert last - first + 1 == receptive_field(backbone.chain(level))
 

@@ -1,4 +1,4 @@
-"""GoogLeNet against the paper's table, a plain reading of BVLC's prototxt and real pictures; its successor against
+"""GoogLeNet against the paper's table, a plain reading of BVLC's prototxt and real images; its successor against
 torchvision's."""
 
 from collections import Counter
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
-from fcnlab.data.voc import CLASSES, open_voc
+from fcnlab.data.formats.voc import CLASSES, open_voc
 from fcnlab.models import GoogLeNet, GoogLeNetBN
 from fcnlab.models.googlenet import from_caffe
 from fcnlab.models.weights import fc_to_conv
@@ -176,30 +176,30 @@ def test_features_equal_torchvisions(as_if_trained, tmp_path):
 # --- The real weights
 
 
-def pictures_of(label: int, count: int, voc: Path) -> Tensor:
-    """The first pictures that show one class only, at the size that GoogLeNet was trained on."""
-    pictures = []
+def images_of(label: int, count: int, voc: Path) -> Tensor:
+    """The first images that show one class only, at the size that GoogLeNet was trained on."""
+    images = []
     for name in (voc / "ImageSets" / "Segmentation" / "val.txt").read_text().split():
         mask = np.asarray(Image.open(voc / "SegmentationClass" / f"{name}.png"))
         if set(np.unique(mask)) - {0, 255} == {label}:
-            picture = Image.open(voc / "JPEGImages" / f"{name}.jpg").resize((224, 224))
-            pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255)
-        if len(pictures) == count:
+            image = Image.open(voc / "JPEGImages" / f"{name}.jpg").resize((224, 224))
+            images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255)
+        if len(images) == count:
             break
-    return torch.stack(pictures)
+    return torch.stack(images)
 
 
 @pytest.mark.parametrize(("label", "imagenet"), [(8, range(281, 294)), (12, range(151, 269))], ids=["cats", "dogs"])
 @torch.no_grad()
-def test_real_weights_recognise_real_pictures(shared, label, imagenet):
-    # The colour order is test_features_equal_those_of_bvlcs_prototxt's: ten pictures survive swapped colours.
+def test_real_weights_recognise_real_images(shared, label, imagenet):
+    # The colour order is test_features_equal_those_of_bvlcs_prototxt's: ten images survive swapped colours.
     path = shared / "weights" / "bvlc_googlenet.safetensors"
     net, state = GoogLeNet(weights=str(path)).eval(), load_file(path)
-    pictures = pictures_of(label, 10, shared / "data" / "VOCdevkit" / "VOC2012")
-    pooled = net(pictures)[32].data.mean((2, 3))
+    images = images_of(label, 10, shared / "data" / "VOCdevkit" / "VOC2012")
+    pooled = net(images)[32].data.mean((2, 3))
     best = F.linear(pooled, state["loss3/classifier.weight"], state["loss3/classifier.bias"]).argmax(1)
     right = sum(index in imagenet for index in best.tolist())
-    assert len(pictures) == 10 and right >= 5, f"{right} of 10 pictures right"
+    assert len(images) == 10 and right >= 5, f"{right} of 10 images right"
 
 
 ANIMALS = {"cat": range(281, 294), "dog": range(151, 269)}  # ImageNet's classes for them, big cats and all
@@ -208,7 +208,7 @@ ANIMALS = {"cat": range(281, 294), "dog": range(151, 269)}  # ImageNet's classes
 @pytest.mark.slow
 @torch.inference_mode()
 def test_the_real_net_recognises_cats_and_dogs(shared):
-    """BVLC's classifier as a 1x1 convolution, averaged over its cells, on val pictures that show cats or dogs alone.
+    """BVLC's classifier as a 1x1 convolution, averaged over its cells, on val images that show cats or dogs alone.
 
     Measured: 46 of 64 cats, 44 of 48 dogs, the shorter side being 256 pixels; guesses would hit 13 and 118 of 1000
     classes. Branches in another order give guesses. (Swapped colours do not: 44 and 43.)
@@ -218,14 +218,14 @@ def test_the_real_net_recognises_cats_and_dogs(shared):
     net = GoogLeNet(weights=str(path)).eval()
     classifier = nn.Conv2d(1024, 1000, 1)
     classifier.load_state_dict(fc_to_conv({k: state[f"loss3/classifier.{k}"] for k in ("weight", "bias")}, 1))
-    pictures = open_voc(str(shared / "data"), "val")
+    dataset = open_voc(str(shared / "data"), "val")
     right, disordered = Counter(), Counter()
     shown = [
-        {CLASSES[label] for label in np.unique(pictures.mask(place)) if label not in (0, 255)} for place in range(300)
+        {CLASSES[label] for label in np.unique(dataset.mask(place)) if label not in (0, 255)} for place in range(300)
     ]
     for place, names in enumerate(shown):
         for name in names & ANIMALS.keys() if len(names) == 1 else ():
-            image = torch.from_numpy(pictures.image(place)).permute(2, 0, 1)[None] / 255
+            image = torch.from_numpy(dataset.image(place)).permute(2, 0, 1)[None] / 255
             small = F.interpolate(image, scale_factor=256 / min(image.shape[2:]), mode="bilinear", antialias=True)
             features = net(small)[32].data
             right[name] += best_class(classifier(features)) in ANIMALS[name]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from fcnlab.models import pickles
-from fcnlab.models.weights import WeightsError, load_plainly
+from fcnlab.models.weights import WeightsError, load_without_code
 
 LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)  # before the contents
 
@@ -99,7 +99,7 @@ def test_a_bomb_is_refused_before_torch_builds_it(tmp_path, never_built, content
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("net/DATA.PKL", b"\x80\x02" + content + b".")
     with pytest.raises(WeightsError, match=why) as error:
-        load_plainly(path)
+        load_without_code(path)
     assert str(path) in str(error.value) and "save its state dict" in str(error.value)
 
 
@@ -107,7 +107,7 @@ def test_a_shared_value_is_none_to_refuse(tmp_path):
     """Only calls copy: a list that is in 2,000 others is there once."""
     shared = list(range(2000))
     torch.save([[shared] for _ in range(2000)], tmp_path / "net.pth")
-    assert load_plainly(tmp_path / "net.pth")[1999] == [shared]
+    assert load_without_code(tmp_path / "net.pth")[1999] == [shared]
 
 
 def trained(optimizer_type: type, weights: nn.Linear) -> torch.optim.Optimizer:
@@ -136,7 +136,7 @@ OPTIMIZERS = [
 def test_states_of_every_optimiser_are_read(tmp_path, optimizer_type):
     state = trained(optimizer_type, nn.Linear(3, 2)).state_dict()
     torch.save({"optimizer_states": [state]}, tmp_path / "a.ckpt")
-    found = load_plainly(tmp_path / "a.ckpt")["optimizer_states"][0]
+    found = load_without_code(tmp_path / "a.ckpt")["optimizer_states"][0]
     assert found["param_groups"] == state["param_groups"] and repr(found["state"]) == repr(state["state"])
 
 
@@ -153,7 +153,7 @@ SCHEDULES = {
 def test_states_of_schedules_are_read(tmp_path, schedule):
     state = schedule(torch.optim.SGD(nn.Linear(3, 2).parameters(), 0.1)).state_dict()
     torch.save(state, tmp_path / "a.ckpt")
-    assert load_plainly(tmp_path / "a.ckpt") == state
+    assert load_without_code(tmp_path / "a.ckpt") == state
 
 
 PLAIN = {
@@ -174,7 +174,7 @@ PLAIN = {
 @pytest.mark.parametrize("zipped", [True, False])
 def test_plain_values_of_every_kind_are_read(tmp_path, zipped):
     torch.save(PLAIN, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
-    assert load_plainly(tmp_path / "a.ckpt") == PLAIN
+    assert load_without_code(tmp_path / "a.ckpt") == PLAIN
 
 
 OF_ALL_FILES = (torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64)
@@ -187,7 +187,7 @@ OF_ALL_FILES = (torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.co
 def test_tensors_of_every_type_are_read(tmp_path, dtype, zipped):
     values = {"a": torch.tensor([[0, 1]]).to(dtype), "b": nn.Parameter(torch.ones(2))}
     torch.save(values, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
-    found = load_plainly(tmp_path / "a.ckpt")
+    found = load_without_code(tmp_path / "a.ckpt")
     assert torch.equal(found["a"], values["a"]) and torch.equal(found["b"], values["b"])
 
 
@@ -215,10 +215,10 @@ def test_dictionaries_of_python_2_are_pairs(tmp_path):
     (tmp_path / "net.pth").write_bytes(
         LEGACY + b"\x80\x02" + call("collections", "OrderedDict", pairs + b"\x85") + b"." + pickle.dumps([], 2)
     )
-    assert load_plainly(tmp_path / "net.pth") == OrderedDict(a=1, b=2)
+    assert load_without_code(tmp_path / "net.pth") == OrderedDict(a=1, b=2)
 
 
 def test_numbers_of_numpy_are_only_read_with_stand_ins(tmp_path):
     torch.save({"best": np.float64(0.5)}, tmp_path / "net.pth")
     with pytest.raises(WeightsError, match=r"names 'numpy\._?core\.multiarray\.scalar'"):
-        load_plainly(tmp_path / "net.pth")
+        load_without_code(tmp_path / "net.pth")

@@ -17,9 +17,9 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
+from fcnlab.metrics.scores import Scores
 from fcnlab.models import FCN, VGG16, Tiny, published, weights
 from fcnlab.models.weights import WeightsError, read_labelled, read_tensors
-from fcnlab.results.scores import Scores
 from fcnlab.tasks.evaluate import beside_published
 
 WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
@@ -99,7 +99,7 @@ def load(monkeypatch):
 
 @torch.no_grad()
 def maps(state, image: Tensor) -> dict[str, Tensor]:
-    """pool3, pool4 and fc7 of a picture in RGB, 0..1."""
+    """pool3, pool4 and fc7 of a image in RGB, 0..1."""
     mean = torch.tensor([104.00698793, 116.66876762, 122.67891434])[:, None, None]  # datasets/voc.py
     x, found = image[:, [2, 1, 0]] * 255 - mean, {}
     for stage in "12345":
@@ -155,13 +155,13 @@ def trained() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def picture() -> Tensor:
+def image() -> Tensor:
     return torch.rand(1, 3, 37, 51, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture(scope="module")
-def features(trained, picture) -> dict[str, Tensor]:
-    return maps(trained, picture)
+def features(trained, image) -> dict[str, Tensor]:
+    return maps(trained, image)
 
 
 def part(kind: str, state) -> dict[str, Tensor]:
@@ -178,11 +178,11 @@ def made(kind: str, monkeypatch, **settings) -> FCN:
 
 @pytest.mark.parametrize("kind", MODELS)
 @torch.no_grad()
-def test_scores_are_those_of_pytorch_fcn(kind, load, trained, features, picture, monkeypatch):
+def test_scores_are_those_of_pytorch_fcn(kind, load, trained, features, image, monkeypatch):
     expected = scores_of(kind, trained, features, 37, 51)
     assert expected.std() > 0.5
     net = load(made(kind, monkeypatch), part(kind, trained), label=kind)
-    torch.testing.assert_close(net(picture), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(net(image), expected, rtol=1e-5, atol=1e-5)
     assert net.pretrained
 
 
@@ -194,12 +194,12 @@ def test_at_once_and_staged_are_two_nets_of_the_same_tensors(trained, features):
 
 @pytest.mark.parametrize("kind", MODELS)
 @torch.no_grad()
-def test_kernels_that_are_not_bilinear_stay_learned(kind, load, trained, features, picture, monkeypatch):
+def test_kernels_that_are_not_bilinear_stay_learned(kind, load, trained, features, image, monkeypatch):
     changed = {name: torch.rand_like(trained[f"{name}.weight"]) / 10 for name in DECONVOLUTIONS}
     state = trained | {f"{name}.weight": kernel for name, kernel in changed.items()}
     net = load(made(kind, monkeypatch, upsampling="learned_all"), part(kind, state), label=kind)
     expected = scores_of(kind, state, features, 37, 51)
-    torch.testing.assert_close(net(picture), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    torch.testing.assert_close(net(image), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     for step, name in zip(net.upsample, MODELS[kind][1], strict=True):
         assert torch.equal(step.kernel, changed[name]) and step.kernel.requires_grad
 
@@ -216,12 +216,12 @@ def checkpoint(trained, tmp_path_factory):
 
 
 @torch.no_grad()
-def test_a_training_checkpoint(trained, features, picture, checkpoint, monkeypatch):
+def test_a_training_checkpoint(trained, features, image, checkpoint, monkeypatch):
     with pytest.raises(WeightsError, match=r"is pytorch-fcn's FCN8sAtOnce.*choose model=fcn8s_atonce$"):
         unmade("FCN8s", weights=str(checkpoint))
     net = made("FCN8sAtOnce", monkeypatch, weights=str(checkpoint))
     expected = scores_of("FCN8sAtOnce", trained, features, 37, 51)
-    torch.testing.assert_close(net(picture), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(net(image), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_published_scores_stand_beside_the_measured_ones(checkpoint, fcnlab, capsys, tmp_path, monkeypatch):

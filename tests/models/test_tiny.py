@@ -1,4 +1,4 @@
-"""Tiny, and the conversion of pictures that backbones share."""
+"""Tiny, and the conversion of images that backbones share."""
 
 import pytest
 import torch

@@ -72,7 +72,7 @@ def test_one_cell():
 @pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize("size", [(30, 37), (24, 33), (25, 1), (1, 9)])
 @pytest.mark.usefixtures("small_blocks")
-def test_blocks_of_rows_are_the_picture(odd, size):
+def test_blocks_of_rows_are_the_image(odd, size):
     coarse = coarse_scores(cells(5, 6), size=size, odd=odd)
     blocks = list(coarse.by_rows())
     assert len(blocks) >= size[0] // 8
@@ -88,19 +88,19 @@ def test_blocks_grow_with_what_they_may_hold(monkeypatch):
     assert [scores.shape[2] for _, scores in coarse.by_rows()] == [20, 24, 20]  # the first begins 4 pixels up
 
 
-def squares(scores, truth):
+def squares(scores, target):
     """A sum over pixels without meaning, whose derivative is 2 * (score - truth)."""
-    return (scores - truth[:, None]).square().sum()
+    return (scores - target[:, None]).square().sum()
 
 
 @pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.usefixtures("small_blocks")
 def test_a_sum_over_rows_and_its_gradient_are_those_of_the_whole(odd):
-    data, truth = cells(5, 6), torch.randint(CLASSES, (2, 30, 37), dtype=torch.uint8)
+    data, target = cells(5, 6), torch.randint(CLASSES, (2, 30, 37), dtype=torch.uint8)
     found = []
     for total in (
-        coarse_scores(data, odd=odd).sum_over_rows(squares, truth),
-        squares(transposed(data, 8, odd)[:, :, 4 + 3 * odd :][:, :, :30, 4 + 3 * odd :][..., :37], truth.long()),
+        coarse_scores(data, odd=odd).sum_over_rows(squares, target),
+        squares(transposed(data, 8, odd)[:, :, 4 + 3 * odd :][:, :, :30, 4 + 3 * odd :][..., :37], target.long()),
     ):
         found.append((total.detach(), *torch.autograd.grad(3 * total, data)))
     torch.testing.assert_close(*found)
@@ -108,20 +108,20 @@ def test_a_sum_over_rows_and_its_gradient_are_those_of_the_whole(odd):
 
 def test_a_sum_over_rows_passes_its_gradient_on_through_what_came_before():
     weight = torch.tensor(2.0, requires_grad=True, dtype=torch.float64)
-    data, truth = cells(5, 6).detach(), torch.zeros(2, 30, 37, dtype=torch.uint8)
-    coarse_scores(weight * data).sum_over_rows(squares, truth).backward()
-    (expected,) = torch.autograd.grad(squares(coarse_scores(weight * data).full(), truth), weight)
+    data, target = cells(5, 6).detach(), torch.zeros(2, 30, 37, dtype=torch.uint8)
+    coarse_scores(weight * data).sum_over_rows(squares, target).backward()
+    (expected,) = torch.autograd.grad(squares(coarse_scores(weight * data).full(), target), weight)
     torch.testing.assert_close(weight.grad, expected)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_autocast_rounds_neither_the_sum_nor_its_gradient(half):
     """Both are computed on the way forward, where autocast is on."""
-    data, truth = cells(5, 6, dtype=torch.float32), torch.randint(CLASSES, (2, 30, 37), dtype=torch.uint8)
+    data, target = cells(5, 6, dtype=torch.float32), torch.randint(CLASSES, (2, 30, 37), dtype=torch.uint8)
     found = []
     for enabled in (False, True):
         with torch.autocast("cpu", half, enabled=enabled):
-            total = coarse_scores(data).sum_over_rows(squares, truth)
+            total = coarse_scores(data).sum_over_rows(squares, target)
         found.append((total.detach(), *torch.autograd.grad(total, data)))
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
@@ -138,16 +138,16 @@ def test_learned_upsampling_of_single_precision_stays_so_under_autocast():
 
 
 def test_without_gradients_none_are_computed():
-    data, truth = cells(5, 6).detach(), torch.zeros(2, 30, 37, dtype=torch.uint8)
+    data, target = cells(5, 6).detach(), torch.zeros(2, 30, 37, dtype=torch.uint8)
     asked = []
 
-    def total(scores, truth):
+    def total(scores, target):
         asked.append(torch.is_grad_enabled() or scores.requires_grad)
         return scores.sum()
 
     with torch.inference_mode():
-        coarse_scores(data).sum_over_rows(total, truth)
-    coarse_scores(data).sum_over_rows(total, truth)
+        coarse_scores(data).sum_over_rows(total, target)
+    coarse_scores(data).sum_over_rows(total, target)
     assert asked and not any(asked)
 
 
@@ -159,11 +159,11 @@ def test_what_is_not_interpolated_comes_in_one_block(learned):
     coarse = CoarseScores(FeatureMap(data, *grid), upsample, FeatureMap(torch.empty(2, 3, 30, 37), *IMAGE))
     ((rows, scores),) = coarse.by_rows()
     assert rows == slice(None) and torch.equal(scores, coarse.full()) and scores.shape[2:] == (30, 37)
-    truth = torch.zeros(2, 30, 37, dtype=torch.uint8)
-    assert torch.equal(coarse.sum_over_rows(squares, truth), squares(scores, truth))
+    target = torch.zeros(2, 30, 37, dtype=torch.uint8)
+    assert torch.equal(coarse.sum_over_rows(squares, target), squares(scores, target))
 
 
-def test_cells_that_do_not_cover_the_picture():
+def test_cells_that_do_not_cover_the_image():
     small = coarse_scores(cells(3, 6), size=(40, 37))
     for use in (small.full, lambda: list(small.by_rows())):
         with pytest.raises(AssertionError, match="do not cover"):

@@ -1,4 +1,4 @@
-"""For runs in other processes: callbacks that raise in one rank, and that note which pictures were trained on."""
+"""For runs in other processes: callbacks that raise in one rank, and that note which images were trained on."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ class RaiseIn(Callback):
             raise RuntimeError(f"rank {self.rank} was asked to fail")
 
 
-class NotePictures(Callback):
-    """A line "EPOCH RANK INDEX" in ``seen-RANK.txt`` of the run's folder for each picture that is trained on."""
+class NoteImages(Callback):
+    """A line "EPOCH RANK INDEX" in ``seen-RANK.txt`` of the run's folder for each image that is trained on."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
         rank = trainer.global_rank

@@ -22,7 +22,7 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: 
     )
     assert (
         done.stdout.endswith("NO TORCH\n")
-        and "model=fcn8s is better than model=fcn32s, significant over pictures and seeds: +" in done.stdout
+        and "model=fcn8s is better than model=fcn32s, significant over images and seeds: +" in done.stdout
     )
     assert f"{sweep}/late: killed, or still running" in done.stdout and f"{sweep}/blank: an empty folder" in done.stdout
     made = {path.name for path in (tmp_path / "out").iterdir()}
@@ -104,4 +104,4 @@ def test_real_runs(train, fcnlab, tmp_path, capsys):
     for name in ("model=fcn32s inference=whole", "model=fcn8s inference=whole", "model=fcn8s inference=flip"):
         assert name in said
     assert "Not all runs were scored with the same inference" in said
-    assert (tmp_path / "out" / "comparison.html").stat().st_size > 50_000  # with pictures
+    assert (tmp_path / "out" / "comparison.html").stat().st_size > 50_000  # with images

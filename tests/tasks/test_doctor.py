@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcnlab.data import DataModule, module, open_folder
-from fcnlab.data.module import readers
+from fcnlab.data import DataModule, loader_workers, open_folder
+from fcnlab.data.checks.machine import disk_finding, gpu_finding, readers_finding
+from fcnlab.data.checks.report import Verdict
+from fcnlab.data.loader_workers import readers
 from fcnlab.data.transforms import standard
-from fcnlab.results.findings import Verdict
-from fcnlab.tasks.doctor import inspect_data, look_at_all, suggestions
-from fcnlab.tasks.machine import disk_finding, gpu_finding, readers_finding
+from fcnlab.tasks.doctor import inspect_all, inspect_data, suggestions
 
 GIB = 2**30
 
@@ -24,21 +24,21 @@ def test_a_sound_set_passes_and_a_broken_file_does_not(fcnlab, small, tmp_path, 
     words = ("doctor", f"data.root={tmp_path / 'drawn'}", *data, "samples=6")
     assert fcnlab(*words, f"hydra.run.dir={tmp_path}/first") == 0
     shown = capsys.readouterr().out
-    assert "✓ overlap" in shown and "✗" not in shown and "train pictures" in shown
+    assert "✓ overlap" in shown and "✗" not in shown and "train images" in shown
     record = json.loads((tmp_path / "first/doctor.json").read_text())
     assert record["verdict"] == "warning"  # no GPU here
-    assert record["splits"]["val"]["pictures"] == 8 and len(record["splits"]["train"]["classes"]) == 22
+    assert record["splits"]["val"]["images"] == 8 and len(record["splits"]["train"]["classes"]) == 22
     assert len(record["class_weights"]["median frequency"]) == 21
     sheet = np.array(Image.open(tmp_path / "first/samples.png"))
     assert sheet.shape[1] == 4 * 460 and 2 * 200 < sheet.shape[0] < 3 * 250  # two rows of four pairs, and the legend
 
-    (picture,) = (tmp_path / "drawn").glob("*/VOCdevkit/VOC2012/JPEGImages/train_000003.jpg")
-    picture.write_bytes(picture.read_bytes()[:-400])
+    (image,) = (tmp_path / "drawn").glob("*/VOCdevkit/VOC2012/JPEGImages/train_000003.jpg")
+    image.write_bytes(image.read_bytes()[:-400])
     assert fcnlab(*words, f"hydra.run.dir={tmp_path}/second") == 1
     told = capsys.readouterr()
     assert "✗ whole files" in told.out and "✓ two epochs" in told.out  # the whole table, and then the code
     assert "this would make a number wrong or training fail: train: whole files" in told.err
-    assert str(picture) in (tmp_path / "second/doctor.md").read_text()
+    assert str(image) in (tmp_path / "second/doctor.md").read_text()
     assert (tmp_path / "second/samples.png").is_file()
 
 
@@ -59,7 +59,7 @@ def test_mistakes_are_told_as_elsewhere(fcnlab, words, message, capsys):
 
 @pytest.fixture
 def found(tmp_path):
-    """What is found about the settings and the loader on six pictures of one colour each, but for the last."""
+    """What is found about the settings and the loader on six images of one colour each, but for the last."""
 
     def inspect(**changes) -> dict[tuple[str, str], Verdict]:
         for place in range(6):
@@ -78,12 +78,12 @@ def found(tmp_path):
         )
         settings = {"root": str(tmp_path), "train_list": "all", "val_list": "all", "num_classes": 2, "batch_size": 2}
         data = DataModule(opened, augment=standard, crop_size=32, num_workers=0, **settings | changes)
-        return {(one.about, one.check): one.verdict for one in inspect_data(data, look_at_all(data), 4)}
+        return {(one.about, one.check): one.verdict for one in inspect_data(data, inspect_all(data), 4)}
 
     return inspect
 
 
-def test_the_loader_is_judged_by_a_picture_that_can_tell(found):
+def test_the_loader_is_judged_by_a_image_that_can_tell(found):
     """Crops of a plain wall are all alike, whatever was drawn."""
     assert found()["augmentation", "two workers"] == Verdict.OK
     assert found(one_is_telling=False)["augmentation", "draws"] == Verdict.WARNING
@@ -119,7 +119,7 @@ def test_disk(tmp_path, free, verdict):
 @pytest.mark.parametrize(("free", "verdict"), [(2**26, Verdict.WARNING), (2**30, Verdict.OK)])
 def test_shared_memory(monkeypatch, free, verdict):
     """64 MiB is what a container has by default; a batch of 16 images of 512x512 has 16."""
-    monkeypatch.setattr(module, "shared_memory", lambda: free)
+    monkeypatch.setattr(loader_workers, "shared_memory", lambda: free)
     finding = readers_finding(free, readers(8, "auto", 2**24), wanted=8)
     assert finding.verdict == verdict
     said = {2**26: "0 of 8 workers will read, since /dev/shm has 64 MiB free", 2**30: "the batches of 8 workers"}[free]
@@ -140,12 +140,12 @@ def test_no_weights_where_no_mask_could_be_read(fcnlab, tmp_path, capsys):
             Image.new("RGB", (16, 16)).save(path)
             if folder == "labels":
                 path.write_bytes(b"no image")
-    words = ("data=folder", f"data.root={tmp_path}/d", "data.pictures.classes=[a,b]", "data.num_workers=0")
-    words += ("data.pictures.images='images/{name}.png'", "data.pictures.masks='labels/{name}.png'")
-    words += ("data.pictures.fractions={train:0.5,val:0.5}", "data.crop_size=32", "data.batch_size=1", "samples=0")
+    words = ("data=folder", f"data.root={tmp_path}/d", "data.dataset.classes=[a,b]", "data.num_workers=0")
+    words += ("data.dataset.images='images/{name}.png'", "data.dataset.masks='labels/{name}.png'")
+    words += ("data.dataset.fractions={train:0.5,val:0.5}", "data.crop_size=32", "data.batch_size=1", "samples=0")
     assert fcnlab("doctor", *words, f"hydra.run.dir={tmp_path}/report") == 1
     shown = capsys.readouterr()
     assert "class_weights=" not in shown.out and "Traceback" not in shown.err
-    assert len(re.findall(r"FILE cannot be read as a picture .* \(2 files: ", shown.out)) == 2  # a line in each split
-    assert shown.out.count("cannot be read as a picture") == 2
+    assert len(re.findall(r"FILE cannot be read as a image .* \(2 files: ", shown.out)) == 2  # a line in each split
+    assert shown.out.count("cannot be read as a image") == 2
     assert json.loads((tmp_path / "report" / "doctor.json").read_text())["class_weights"] == {}

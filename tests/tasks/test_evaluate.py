@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from fcnlab.comparison.runs import read_runs
+from fcnlab.metrics.conventions import all_conventions, as_facts
 from fcnlab.models import Tiny
-from fcnlab.results.passport import as_facts, passport
-from fcnlab.results.runs import read_runs
 from fcnlab.tasks.evaluate import _root_then
 
 
@@ -45,19 +45,19 @@ def test_passport_is_printed_and_recorded_beside_all_else(run, fcnlab, capsys, t
         found[name] for name in ("miou", "mean_acc", "pixel_acc")
     ]
     with np.load(tmp_path / "eval" / "confusions.npz") as confusions:
-        assert found["passport"] == as_facts(passport(confusions["matrices"]))
+        assert found["passport"] == as_facts(all_conventions(confusions["matrices"]))
     lines = (said.out + said.err).splitlines()
     for name, convention in found["passport"].items():
         assert any(line.startswith(f"  {name} ") and f"{100 * convention['miou']:.2f}" in line for line in lines)
 
 
 def test_other_data_can_be_given(run, fcnlab, tmp_path, shapes_root):
-    data = ["data=shapes", f"data.root={shapes_root}", "data.pictures.num_train=24", "data.pictures.num_val=8"]
-    data += ["data.pictures.size=64", "data.val_list=train", "data.num_workers=0"]
+    data = ["data=shapes", f"data.root={shapes_root}", "data.dataset.num_train=24", "data.dataset.num_val=8"]
+    data += ["data.dataset.size=64", "data.val_list=train", "data.num_workers=0"]
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", *data, f"hydra.run.dir={tmp_path}/eval") == 0
     assert record(tmp_path / "eval")["protocol"] == record(run)["protocol"] | {
         "set": "shapes train",
-        "pictures": 24,
+        "images": 24,
         "of": 24,
     }
 
@@ -83,8 +83,8 @@ def test_bf16_is_reported_as_such(run, fcnlab, tmp_path):
 
 def test_a_model_with_weights_is_the_other_way_in(run, fcnlab, tmp_path, shapes_root):
     words = ["model=fcn8s", "model.backbone.width=4", f"model.weights={run}/checkpoints/best.ckpt", "data=shapes"]
-    words += [f"data.root={shapes_root}", "data.pictures.num_train=24", "data.pictures.num_val=8"]
-    words += ["data.pictures.size=64", "data.num_workers=0", f"hydra.run.dir={tmp_path}/eval"]
+    words += [f"data.root={shapes_root}", "data.dataset.num_train=24", "data.dataset.num_val=8"]
+    words += ["data.dataset.size=64", "data.num_workers=0", f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", *words) == 0
     assert record(tmp_path / "eval")["miou"] == record(run)["miou"]
 
@@ -106,14 +106,14 @@ def test_a_model_with_weights_is_the_other_way_in(run, fcnlab, tmp_path, shapes_
 def test_mistakes(words, said, run, fcnlab, capsys, tmp_path):
     for folder in ("val", "valannot"):
         (tmp_path / "CamVid" / folder).mkdir(parents=True)
-    write_camvid_picture(tmp_path / "CamVid")
+    write_camvid_image(tmp_path / "CamVid")
     filled = [word.format(run=run, camvid=tmp_path) for word in words]
     assert fcnlab("eval", *filled) == 1
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
 
 
-def write_camvid_picture(folder) -> None:
+def write_camvid_image(folder) -> None:
     from PIL import Image
 
     Image.new("RGB", (64, 48)).save(folder / "val" / "one.png")
@@ -159,16 +159,16 @@ def test_a_checkpoint_needs_neither_its_run_nor_its_weights_file(run, fcnlab, tm
     shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "alone.ckpt")
     expected = record(run)["miou"]
     shutil.rmtree(run)
-    data = ["data=shapes", f"data.root={shapes_root}", "data.pictures.num_train=24", "data.pictures.num_val=8"]
-    data += ["data.pictures.size=64", "data.num_workers=0", f"hydra.run.dir={tmp_path}/eval"]
+    data = ["data=shapes", f"data.root={shapes_root}", "data.dataset.num_train=24", "data.dataset.num_val=8"]
+    data += ["data.dataset.size=64", "data.num_workers=0", f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", f"checkpoint={tmp_path}/alone.ckpt", *data) == 0
     assert record(tmp_path / "eval")["miou"] == expected
 
 
 def test_the_inference_method_is_what_is_scored_and_recorded(run, fcnlab, tmp_path, shapes_root):
-    """flip, against the labels of a loop of our own over the same pictures."""
+    """flip, against the labels of a loop of our own over the same images."""
     from fcnlab.data import open_shapes
-    from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
+    from fcnlab.training.checkpoints import read_checkpoint, rebuild_model
 
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     for name, value in checkpoint["state_dict"].items():
@@ -179,16 +179,16 @@ def test_the_inference_method_is_what_is_scored_and_recorded(run, fcnlab, tmp_pa
     assert fcnlab("eval", f"checkpoint={path}", "inference=flip", f"hydra.run.dir={tmp_path}/eval") == 0
     found = record(tmp_path / "eval")
     assert found["protocol"]["inference"] == "Flip()" and record(run)["protocol"]["inference"] == "whole"
-    net = rebuild_net(read_checkpoint(path), "", []).eval()
-    pictures = open_shapes(str(shapes_root), "val", num_train=24, num_val=8, size=64, drawing_seed=0)
+    net = rebuild_model(read_checkpoint(path), "", []).eval()
+    dataset = open_shapes(str(shapes_root), "val", num_train=24, num_val=8, size=64, drawing_seed=0)
     with np.load(tmp_path / "eval" / "confusions.npz") as confusions, torch.inference_mode():
         for index, name in enumerate(confusions["names"]):
-            place = pictures.names.index(name)
-            image = torch.from_numpy(pictures.image(place)).permute(2, 0, 1)[None] / 255
+            place = dataset.names.index(name)
+            image = torch.from_numpy(dataset.image(place)).permute(2, 0, 1)[None] / 255
             both = net(image).softmax(1) + net(image.flip(3)).softmax(1).flip(3)
-            truth, prediction = pictures.mask(place), both.argmax(1)[0].numpy()
-            known = truth != 255
-            counts = np.bincount(21 * truth[known].astype(int) + prediction[known], minlength=441).reshape(21, 21)
+            target, prediction = dataset.mask(place), both.argmax(1)[0].numpy()
+            known = target != 255
+            counts = np.bincount(21 * target[known].astype(int) + prediction[known], minlength=441).reshape(21, 21)
             assert (confusions["matrices"][index] == counts).all()
             assert (counts.sum(0) > 0).sum() > 1
 
@@ -245,7 +245,7 @@ def test_a_package_that_postprocessing_needs_is_asked_for_before_any_work(run, f
             ["inference=shift_and_stitch", "inference.factor=3"],
             "inference.factor=3 does not divide the net's finest stride",
         ),
-        (["inference=multiscale", "inference.scales=[0.5]"], "8 of 8 pictures cannot be used"),
+        (["inference=multiscale", "inference.scales=[0.5]"], "8 of 8 images cannot be used"),
     ],
 )
 def test_what_an_inference_method_cannot_do_is_refused_before_any_work(

@@ -7,9 +7,9 @@ import sys
 import pytest
 import yaml
 
+from fcnlab.config.recorded_overrides import apply_from_run, apply_sweep_resume
 from fcnlab.data import DataError, DataModule, open_shapes
 from fcnlab.errors import UserError
-from fcnlab.repeat import repeat_run, resume_sweep
 
 FEW = ("trainer.max_steps=2", "trainer.val_check_interval=2")
 
@@ -24,8 +24,8 @@ def brought_back(tmp_path, monkeypatch):
         argv = ["fcnlab", "--config-name=train", *typed]
         for name in ("run", "sweep"):
             (tmp_path / "old" / f"{name}.json").write_text(json.dumps({"overrides": overrides} | facts))
-        repeat_run(argv, "train")
-        resume_sweep(argv, "train")
+        apply_from_run(argv, "train")
+        apply_sweep_resume(argv, "train")
         return [word for word in argv[2:] if not word.startswith("hydra.sweep.dir")]
 
     return words
@@ -81,7 +81,7 @@ def test_settings_of_one_run_alone_are_left_out(brought_back):
 
 @pytest.mark.parametrize("asked", ["from_run=old", "sweep.resume=old"])
 def test_data_that_a_record_names_are_only_read(brought_back, asked: str):
-    for word in ("data=voc", "data.pictures.num_train=9", "experiment=paper/fcn8s"):
+    for word in ("data=voc", "data.dataset.num_train=9", "experiment=paper/fcn8s"):
         assert "sweep.recorded=true" in brought_back([word], asked, "--multirun")
     assert "sweep.recorded=true" not in brought_back(
         ["seed=1,2" if "sweep" in asked else "seed=1"], asked, "--multirun"
@@ -108,7 +108,7 @@ def test_what_is_no_record_is_told(brought_back, tmp_path, text: str):
     with pytest.raises(
         UserError, match=r"no record of a run there .*Give a folder with run\.json|is no setting of a run"
     ):
-        repeat_run(["fcnlab", "--config-name=train", "from_run=old"], "train")
+        apply_from_run(["fcnlab", "--config-name=train", "from_run=old"], "train")
 
 
 def test_a_link_out_of_a_sweep_stops_it(brought_back, tmp_path):
@@ -122,7 +122,7 @@ def test_a_link_out_of_a_sweep_stops_it(brought_back, tmp_path):
 
 def test_a_run_with_a_config_folder_is_repeated_by_the_line_that_is_shown(train, fcnlab, tmp_path, capsys, small):
     (tmp_path / "mine/loss").mkdir(parents=True)
-    (tmp_path / "mine/loss/own.yaml").write_text("_target_: fcnlab.losses.Dice\n")
+    (tmp_path / "mine/loss/own.yaml").write_text("_target_: fcnlab.training.losses.Dice\n")
     words = ("--config-dir", "mine", "loss=own", *FEW, *small, "trainer=smoke", "trainer.accelerator=cpu", "logger=csv")
     assert fcnlab("train", *words, "hydra.run.dir=first") == 0
     first = tmp_path / "first"
@@ -220,14 +220,14 @@ FETCH = {
     [
         (lambda data: data.update(augment=FETCH), "fcnlab.data.download"),
         (lambda data: data.update(root=FETCH), "fcnlab.data.download"),
-        (lambda data: data["pictures"].update(_partial_=False, root="drawn", split="val"), "would call"),
+        (lambda data: data["dataset"].update(_partial_=False, root="drawn", split="val"), "would call"),
         (lambda data: data.update(root="${oc.env:HOME}"), "a recorded config has no interpolation"),
         (
             lambda data: data.update(num_classes="${count_classes:/dev/zero,/}"),
             "a recorded config has no interpolation",
         ),
         (lambda data: data.update(root="drawn"), "name them: data=NAME data.root=FOLDER"),
-        (lambda data: data["pictures"].update(num_val=10_000, draw=True), "name them: data=NAME data.root=FOLDER"),
+        (lambda data: data["dataset"].update(num_val=10_000, draw=True), "name them: data=NAME data.root=FOLDER"),
     ],
 )
 def test_data_of_a_checkpoints_run_write_nothing(train, fcnlab, tmp_path, capsys, change, said):
@@ -262,7 +262,7 @@ def test_data_that_are_only_read(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/zero has no end")
 def test_a_file_of_classes_has_an_end(tmp_path):
-    from fcnlab.data.folder import read_classes
+    from fcnlab.data.formats.folder import read_classes
 
     for endless in ("/dev/zero", "../dev/zero"):
         with pytest.raises(DataError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""Pictures of one's own in five lines, and fine-tuning on them from a net of other classes."""
+"""Images of one's own in five lines, and fine-tuning on them from a net of other classes."""
 
 import json
 import re
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcnlab.config import ConfigError, check_targets
+from fcnlab.config.validation import ConfigError, validate_config
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """20 pictures in one folder, with masks of two classes."""
+    """20 images in one folder, with masks of two classes."""
     rng = np.random.default_rng(0)
     for place in range(20):
         for folder, pixels in (("photos", (48, 64, 3)), ("labels", (48, 64))):
@@ -39,29 +39,29 @@ def test_readmes_five_lines_train_from_another_nets_checkpoint(train, fcnlab, ph
 
 
 def test_classes_are_counted(composed):
-    words = ("data=folder", "data.pictures.classes={ground: [0, 0, 0], cat: [9, 0, 0], dog: [0, 9, 0]}")
+    words = ("data=folder", "data.dataset.classes={ground: [0, 0, 0], cat: [9, 0, 0], dog: [0, 9, 0]}")
     cfg = composed(*words)
-    check_targets(cfg)
+    validate_config(cfg)
     assert cfg.data.num_classes == cfg.model.num_classes == 3
 
 
 def test_classes_of_a_file_are_counted(composed, tmp_path):
     (tmp_path / "names.txt").write_text("ground\ncat\n")
-    words = ("data=folder", f"data.root={tmp_path}", "data.pictures.classes=names.txt")
+    words = ("data=folder", f"data.root={tmp_path}", "data.dataset.classes=names.txt")
     assert composed(*words).model.num_classes == 2
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), r"^  data\.pictures\.classes is not set: give it as data\.pictures\.classes=VALUE$"),
+        ((), r"^  data\.dataset\.classes is not set: give it as data\.dataset\.classes=VALUE$"),
         (
-            ("data.pictures.classes=no.txt",),
-            r"num_classes cannot be computed: data\.pictures\.classes=no\.txt: .*cannot be",
+            ("data.dataset.classes=no.txt",),
+            r"num_classes cannot be computed: data\.dataset\.classes=no\.txt: .*cannot be",
         ),
     ],
 )
 def test_classes_that_cannot_be_counted(composed, words, message):
     with pytest.raises(ConfigError) as caught:
-        check_targets(composed("data=folder", *words))
+        validate_config(composed("data=folder", *words))
     assert re.search(message, str(caught.value), re.MULTILINE)

@@ -11,13 +11,13 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from fcnlab.data.shapes import draw
-from fcnlab.data.voc import voc_palette
+from fcnlab.data.formats.shapes import draw
+from fcnlab.data.formats.voc import voc_palette
 from fcnlab.errors import UserError
-from fcnlab.segmenter import Segmenter
-from fcnlab.tasks.predict import find_pictures, output_names, warn_of_subfolders
-from fcnlab.tasks.predictions import Predictions, check_report
-from fcnlab.tasks.submitting import check_submission
+from fcnlab.evaluation.submission import check_submission
+from fcnlab.inference.output_folder import PredictionFolder, check_report
+from fcnlab.tasks.predict import find_input_images, output_names, warn_of_subfolders
+from fcnlab.training.segmenter import Segmenter
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def checkpoint(train) -> str:
 
 @pytest.fixture
 def photos(tmp_path):
-    """Three pictures of three sizes, one of them in another folder with the same name."""
+    """Three images of three sizes, one of them in another folder with the same name."""
     for number, name in enumerate(("a.jpg", "b.png", "more/a.jpg")):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def written(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_gives_palette_masks_and_overlays_of_the_pictures_size(checkpoint, photos, fcnlab, tmp_path):
+def test_a_folder_gives_palette_masks_and_overlays_of_the_images_size(checkpoint, photos, fcnlab, tmp_path):
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out") == 0
     assert written(tmp_path / "out/labels") == written(tmp_path / "out/overlays") == ["a.png", "b.png"]
     for photo in photos.glob("*.*"):
@@ -59,7 +59,7 @@ def test_a_glob_reaches_into_folders_and_keeps_equal_names_apart(checkpoint, pho
     assert found == ["a.png", "more/a.png"]
 
 
-def test_output_names_are_each_picture_s_own():
+def test_output_names_are_each_image_s_own():
     names = output_names([Path("p/a.jpg"), Path("p/a.png"), Path("p/b.jpg"), Path("p/q/a.jpg")])
     assert names == ["a.jpg.png", "a.png.png", "b.png", "q/a.png"]
     assert output_names([Path("p/a.jpg")]) == ["a.png"]
@@ -70,13 +70,13 @@ def test_one_file(checkpoint, photos, fcnlab, tmp_path):
     assert written(tmp_path / "out/labels") == ["b.png"]
 
 
-def test_an_unreadable_picture_is_named_at_the_end_and_the_rest_is_done(checkpoint, photos, fcnlab, tmp_path, capsys):
-    (photos / "aa.jpg").write_bytes(b"no picture")
+def test_an_unreadable_image_is_named_at_the_end_and_the_rest_is_done(checkpoint, photos, fcnlab, tmp_path, capsys):
+    (photos / "aa.jpg").write_bytes(b"no image")
     whole = (photos / "a.jpg").read_bytes()
     (photos / "half.jpg").write_bytes(whole[: len(whole) // 2])
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out") == 1
     error = capsys.readouterr().err
-    assert "2 of 4 pictures were left out" in error and "aa.jpg" in error and "half.jpg" in error
+    assert "2 of 4 images were left out" in error and "aa.jpg" in error and "half.jpg" in error
     assert "Traceback" not in error
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
@@ -97,7 +97,7 @@ def test_what_a_killed_prediction_had_half_written_is_removed(checkpoint, photos
 
 def test_nothing_to_predict_is_an_error(checkpoint, fcnlab, capsys, tmp_path):
     assert fcnlab("predict", checkpoint, f"input={tmp_path}/nothing", f"output={tmp_path}/out") == 1
-    assert "finds no pictures" in capsys.readouterr().err
+    assert "finds no images" in capsys.readouterr().err
 
 
 def test_predictions_are_postprocessed(checkpoint, photos, fcnlab, tmp_path):
@@ -144,13 +144,13 @@ def test_overwriting_replaces_no_ground_truth_wherever_the_images_lie(photos, fc
     labels = tmp_path / "ds" / "labels"
     labels.mkdir(parents=True)
     Image.fromarray(np.full((64, 64), 7, np.uint8)).save(labels / "a.png")
-    truth = (labels / "a.png").read_bytes()
+    target = (labels / "a.png").read_bytes()
     (tmp_path / "ds" / "photos").symlink_to(photos)
     for images in (photos, tmp_path / "ds" / "photos"):
         words = ("predict", "checkpoint=none", f"input={images}", f"output={tmp_path}/ds", "overwrite=true")
         assert fcnlab(*words) == 1
         assert "overwrite=true does not replace it, which may be ground truth" in capsys.readouterr().err
-    assert (labels / "a.png").read_bytes() == truth and written(labels) == ["a.png"]
+    assert (labels / "a.png").read_bytes() == target and written(labels) == ["a.png"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -159,12 +159,12 @@ def test_images_and_what_a_link_leads_to_are_never_replaced(tmp_path, overwrite)
     image = tmp_path / "out" / "labels" / "a.png"
     image.write_bytes(b"image")
     with pytest.raises(UserError, match="is one of the images"):
-        Predictions(tmp_path / "out").check(["a.png"], [image], overwrite)
+        PredictionFolder(tmp_path / "out").check(["a.png"], [image], overwrite)
     (tmp_path / "masks").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "labels").symlink_to("../masks")
     with pytest.raises(UserError, match="leads elsewhere by a link"):
-        Predictions(tmp_path / "other").check(["a.png"], [image], overwrite)
+        PredictionFolder(tmp_path / "other").check(["a.png"], [image], overwrite)
 
 
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
@@ -173,7 +173,7 @@ def test_the_list_of_predictions_is_no_file_of_another_folder(tmp_path, link):
     (tmp_path / "out").mkdir()
     link(tmp_path / "out" / "predictions.jsonl", tmp_path / "mine")
     with pytest.raises(UserError, match=r"output=.*predictions\.jsonl is a (hard )?link"):
-        Predictions(tmp_path / "out").check(["a.png"], [], overwrite=False)
+        PredictionFolder(tmp_path / "out").check(["a.png"], [], overwrite=False)
     assert (tmp_path / "mine").read_text() == "all my work"
 
 
@@ -191,7 +191,7 @@ def test_a_submission_replaces_nothing(tmp_path):
     path = tmp_path / "x.tar.gz"
     path.write_bytes(b"mine")
     settings = {"submission": str(path), "competition": "comp6", "input": None, "output": None}
-    data = {"pictures": {"year": 2012}, "archive": None}
+    data = {"dataset": {"year": 2012}, "archive": None}
     for overwrite, archive, said in ((False, None, "overwrite=true"), (True, str(path), "data.archive=, too")):
         cfg = OmegaConf.create(settings | {"overwrite": overwrite, "data": data | {"archive": archive}})
         with pytest.raises(UserError, match=said):
@@ -204,7 +204,7 @@ def test_images_too_small_for_a_scale_are_left_out_and_the_rest_is_done(checkpoi
     words = ("inference=multiscale", "inference.scales=[0.25,1]", "num_workers=0")
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out", *words) == 1
     error = capsys.readouterr().err
-    assert "1 of 3 pictures were left out" in error and "thin.png has 1x40 pixels; 3 are needed on each side" in error
+    assert "1 of 3 images were left out" in error and "thin.png has 1x40 pixels; 3 are needed on each side" in error
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
 
@@ -230,7 +230,7 @@ def test_images_in_subfolders_are_not_passed_over_silently(photos, tmp_path, cap
     with caplog.at_level("WARNING", logger="fcnlab"):
         warn_of_subfolders(photos, photos / "out")
     assert "1 images in subfolders are left out" in caplog.text
-    assert f'"{photos}/**/*.jpg"' in caplog.text and len(find_pictures(f"{photos}/**/*.jpg")) == 2
+    assert f'"{photos}/**/*.jpg"' in caplog.text and len(find_input_images(f"{photos}/**/*.jpg")) == 2
     caplog.clear()
     warn_of_subfolders(photos / "more", tmp_path)
     warn_of_subfolders(photos / "a.jpg", tmp_path)

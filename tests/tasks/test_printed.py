@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from fcnlab.launching import setting
+from fcnlab.config.overrides import format_override
 
 pytestmark = pytest.mark.slow
 LATIN1 = os.fsdecode(b"d\xe9j\xe0 it's")  # as Python hands on what is not UTF-8
@@ -26,17 +26,17 @@ def words_of(line: str) -> list[str]:
 @pytest.mark.parametrize("name", ODD)
 def test_every_printed_command_works(train, train_code, fcnlab, tmp_path, capsys, name: str):
     folder = train(
-        setting("hydra.run.dir", name), "trainer.max_steps=2", "trainer.val_check_interval=2", folder="x"
+        format_override("hydra.run.dir", name), "trainer.max_steps=2", "trainer.val_check_interval=2", folder="x"
     ).parent
     printed = re.search(r"Next: fcnlab (predict .*) input=FILE", capsys.readouterr().out)
     assert printed
-    picture = next((folder / name).glob("predictions/*.png"))
-    assert fcnlab(*words_of(printed[1]), setting("input", picture), "output=out") == 0
+    image = next((folder / name).glob("predictions/*.png"))
+    assert fcnlab(*words_of(printed[1]), format_override("input", image), "output=out") == 0
     command = json.loads((folder / name / "metrics.json").read_text())["provenance"]["command"]
     assert fcnlab(*words_of(command)[1:], "hydra.run.dir=again") == 0
     assert fcnlab("compare", f"runs={name},again", "resamples=100") == 0
-    assert fcnlab("train", setting("from_run", name), "hydra.run.dir=repeated") == 0
-    assert fcnlab("eval", setting("checkpoint", folder / name / "checkpoints" / "best.ckpt")) == 0
+    assert fcnlab("train", format_override("from_run", name), "hydra.run.dir=repeated") == 0
+    assert fcnlab("eval", format_override("checkpoint", folder / name / "checkpoints" / "best.ckpt")) == 0
 
 
 def printed_command(said: str, before: str) -> list[str]:

@@ -27,16 +27,16 @@ def record(folder) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize(("ranks", "pictures"), [(2, 7), (2, 8), (3, 7), (3, 8), (3, 9)])
-def test_ranks_evaluate_each_picture_once(tmp_path, small, ranks, pictures):
+@pytest.mark.parametrize(("ranks", "images"), [(2, 7), (2, 8), (3, 7), (3, 8), (3, 9)])
+def test_ranks_evaluate_each_image_once(tmp_path, small, ranks, images):
     """The record of several ranks is the one that a single process makes of their checkpoint."""
-    words = [*small, f"data.pictures.num_val={pictures}", "trainer.accelerator=cpu", "logger=wandb"]
+    words = [*small, f"data.dataset.num_val={images}", "trainer.accelerator=cpu", "logger=wandb"]
     words += ["trainer=ddp", f"trainer.devices={ranks}", "trainer.max_steps=3", "trainer.val_check_interval=2"]
     fcnlab(tmp_path, "train", *words, "hydra.run.dir=run")
     checkpoint = "checkpoint=run/checkpoints/best.ckpt"
     fcnlab(tmp_path, "eval", checkpoint, "trainer.accelerator=cpu", "hydra.run.dir=alone")
     together, alone = tmp_path / "run", tmp_path / "alone"
-    assert record(together)["protocol"]["pictures"] == pictures
+    assert record(together)["protocol"]["images"] == images
     with np.load(together / "confusions.npz") as one, np.load(alone / "confusions.npz") as other:
         assert (one["names"] == other["names"]).all() and (one["matrices"] == other["matrices"]).all()
     assert record(together)["iou"] == record(alone)["iou"]
@@ -45,7 +45,7 @@ def test_ranks_evaluate_each_picture_once(tmp_path, small, ranks, pictures):
 
 
 def test_two_ranks_train_on_the_batches_of_one(tmp_path, small):
-    """2 x 2 pictures meet as 1 x 4 do, in a net without batch statistics: the weights agree but for rounding."""
+    """2 x 2 images meet as 1 x 4 do, in a net without batch statistics: the weights agree but for rounding."""
     words = [word for word in small if "backbone" not in word]
     words += ["trainer.accelerator=cpu", "trainer.max_steps=4", "logger=csv", "loss=cross_entropy_sum"]
     words += ["optim=sgd", "optim.lr=0.01"]
@@ -65,7 +65,7 @@ def test_two_ranks_train_on_the_batches_of_one(tmp_path, small):
 
 @pytest.fixture(scope="module")
 def unequal(tmp_path_factory) -> Path:
-    """24 pictures of 64 x 64 of three classes, more and more of which is void: of each sixth, all."""
+    """24 images of 64 x 64 of three classes, more and more of which is void: of each sixth, all."""
     root, rng = tmp_path_factory.mktemp("unequal"), np.random.default_rng(0)
     for split, count in (("train", 24), ("val", 2)):
         for place in range(count):
@@ -99,7 +99,7 @@ def test_a_step_in_parts_is_the_step_at_once(tmp_path, unequal, loss):
         "train",
         "data=folder",
         f"data.root={unequal}",
-        "data.pictures.classes=[soil,leaf,stem]",
+        "data.dataset.classes=[soil,leaf,stem]",
         f"loss={loss[0]}",
     ]
     words += [
@@ -129,7 +129,7 @@ def test_two_ranks_train_a_net_that_scores_no_coarse_level(tmp_path, small):
     """DDP waits for the gradient of every parameter that asks for one; most of this backbone gets none."""
     words = [*small, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=3"]
     fcnlab(tmp_path, "train", *words, "trainer.val_check_interval=3", "model.levels=[8]", "hydra.run.dir=run")
-    assert record(tmp_path / "run")["protocol"]["pictures"] == 8
+    assert record(tmp_path / "run")["protocol"]["images"] == 8
 
 
 def test_two_ranks_warn_of_nothing_that_is_deprecated(tmp_path, small):
@@ -189,7 +189,7 @@ def curves(folder) -> list[dict[str, str]]:
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-# 24 pictures, 2 x 2 at a time: an epoch has 6 batches.
+# 24 images, 2 x 2 at a time: an epoch has 6 batches.
 TWO = ("train", "trainer.accelerator=cpu", "logger=csv", "trainer=ddp", "trainer.devices=2", "data.batch_size=2",
        "trainer.max_steps=8", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1")  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The command lines of the README on the real pictures beside a developer's checkout; skipped where they are absent."""
+"""The command lines of the README on the real images beside a developer's checkout; skipped where they are absent."""
 
 import json
 
@@ -16,9 +16,9 @@ def test_voc_with_googlenet_from_imagenet(model, fcnlab, shared, tmp_path):
     data = ("data=voc", f"data.root={shared / 'data'}")
     assert fcnlab("train", *data, f"model={model}", *backbone, *FEW, f"hydra.run.dir={run}") == 0
     record = json.loads((run / "metrics.json").read_text())
-    assert record["protocol"]["set"] == "VOC2012 val" and record["protocol"]["pictures"] == 4
-    picture = shared / "data/VOCdevkit/VOC2012/JPEGImages/2007_000464.jpg"
-    output = ("predict", f"checkpoint={run}/checkpoints/best.ckpt", f"input={picture}", f"output={tmp_path}/out")
+    assert record["protocol"]["set"] == "VOC2012 val" and record["protocol"]["images"] == 4
+    image = shared / "data/VOCdevkit/VOC2012/JPEGImages/2007_000464.jpg"
+    output = ("predict", f"checkpoint={run}/checkpoints/best.ckpt", f"input={image}", f"output={tmp_path}/out")
     assert fcnlab(*output) == 0
     assert (tmp_path / "out/overlays/2007_000464.png").is_file()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fcnlab.tasks import building
+from fcnlab.training import hardware
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from fcnlab.tasks import building
         ([f"+loss.class_weights=[nan,{','.join('1' * 20)}]"], "loss.class_weights.0=nan: give a finite number"),
         (["data.batch_size=1", "data.crop_size=32"], "images of 32x32 pixels (data.crop_size=32): a norm"),
         (
-            ["data.batch_size=1", "data.pictures.size=32", "augment=none"],
+            ["data.batch_size=1", "data.dataset.size=32", "augment=none"],
             "pixels (augment=none, ",
         ),
         (["loss=centre", "loss.cell=65"], "loss.cell=65 is more than a crop of 64x64"),
@@ -62,11 +62,11 @@ from fcnlab.tasks import building
         (["callbacks.best=null"], "the run keeps no best checkpoint to score; add checkpointing.score=last"),
         (["loss=null"], "loss=null: a run needs one of its options: centre, cross_entropy"),
         (["model/backbone=null"], "model/backbone=null: a run needs one of its options: alexnet"),
-        (["data.pictures.size=1"], "data.pictures.size=1: give pixels from 2"),
+        (["data.dataset.size=1"], "data.dataset.size=1: give pixels from 2"),
         (["+augment.crop_size=32"], "augment.crop_size is given by fcnlab: leave it out, and set data.crop_size"),
         (["+optim.net=3"], "optim.net is given by fcnlab"),
         (["+schedule.total_steps=9"], "schedule.total_steps is given by fcnlab: leave it out, and set trainer.max_st"),
-        (["+data.pictures.split=val"], "data.pictures.split is given by fcnlab: leave it out, and set data.train_list"),
+        (["+data.dataset.split=val"], "data.dataset.split is given by fcnlab: leave it out, and set data.train_list"),
         (["+logger.wandb.folder=x"], "logger.wandb.folder is given by fcnlab: leave it out, and set hydra.run.dir"),
         (["+trainer.min_steps=30"], "trainer.min_steps=30 is more than max_steps=20"),
         (["+callbacks.best.every_n_train_steps=3"], "best.every_n_train_steps=3 would keep weights under the score"),
@@ -149,12 +149,12 @@ def test_a_machine_that_is_told_its_number_is_let_through(composed, monkeypatch)
     """Lightning's own way: a process on each, and NODE_RANK in its environment."""
     cfg = composed("trainer.num_nodes=2", "trainer.accelerator=cpu")
     monkeypatch.setenv("NODE_RANK", "1")
-    building.check_machine(cfg)
+    hardware.check_machine(cfg)
 
 
 def test_one_task_of_slurms_runs(composed, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    building.check_machine(composed("trainer.accelerator=cpu"))
+    hardware.check_machine(composed("trainer.accelerator=cpu"))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_one_task_of_slurms_runs(composed, monkeypatch):
 def test_devices_are_counted_as_lightning_counts_them(composed, devices, count):
     cfg = composed("trainer.accelerator=cpu")
     cfg.trainer.devices = devices
-    assert building._device_count(cfg.trainer) == count and not torch.cuda.is_available()
+    assert hardware._device_count(cfg.trainer) == count and not torch.cuda.is_available()
 
 
 def test_a_logger_that_is_refused_leaves_no_run(train_code, tmp_path):

@@ -15,14 +15,14 @@ import lightning as L
 import pytest
 import torch
 
-from fcnlab.callbacks import WholeFiles
-from fcnlab.callbacks.metrics_file import MetricsFile
-from fcnlab.callbacks.resume import check_optimizer_state
-from fcnlab.data.module import EvaluationSamples, TrainingSamples
-from fcnlab.errors import NotWritten
-from fcnlab.segmenter import Segmenter
+from fcnlab.data.samples import EvaluationSamples, TrainingSamples
+from fcnlab.errors import WriteError
+from fcnlab.training.callbacks import AtomicCheckpointIO
+from fcnlab.training.callbacks.metrics_file import MetricsCsv
+from fcnlab.training.callbacks.resume import check_optimizer_state
+from fcnlab.training.segmenter import Segmenter
 
-# 24 pictures in batches of 4: an epoch has 6 batches.
+# 24 images in batches of 4: an epoch has 6 batches.
 LENGTH = ("trainer.max_steps=9", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1")
 
 
@@ -83,11 +83,11 @@ def test_a_run_stopped_at_any_batch_ends_as_if_it_had_never_been(
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("picture", [3, 10, 2 + 8 * 4 + 3], ids=["first", "first's last picture", "the run's last"])
-def test_a_validation_that_was_stopped_is_done_again(trained_once, train, train_code, at_call, signum, picture):
-    """Eight pictures: after steps 2, 4, 6, 8 and 9; Lightning tries two before the first step."""
+@pytest.mark.parametrize("image", [3, 10, 2 + 8 * 4 + 3], ids=["first", "first's last image", "the run's last"])
+def test_a_validation_that_was_stopped_is_done_again(trained_once, train, train_code, at_call, signum, image):
+    """Eight images: after steps 2, 4, 6, 8 and 9; Lightning tries two before the first step."""
     straight = trained_once(*LENGTH, folder="straight")
-    at_call(Segmenter, "validation_step", picture, send(signum))
+    at_call(Segmenter, "validation_step", image, send(signum))
     assert train_code(*LENGTH, folder="stopped") == 128 + signum
     assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
 
@@ -142,7 +142,7 @@ def test_early_stopping_is_not_forgotten(trained_once, train, train_code, at_cal
     assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
 
 
-def test_a_picture_that_cannot_be_read_loses_no_step(trained_once, train, train_code, at_call, tmp_path, capsys):
+def test_a_image_that_cannot_be_read_loses_no_step(trained_once, train, train_code, at_call, tmp_path, capsys):
     def unreadable():
         raise OSError("the data folder is gone")
 
@@ -170,7 +170,7 @@ def test_a_worker_that_dies_while_a_row_is_logged_costs_no_row(
     settings = (*LENGTH, "data.num_workers=1")
     straight = trained_once(*settings, folder="straight")
     monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)  # as in a new process
-    at_call(MetricsFile, "log_metrics", 4, kill_a_worker)  # of step 3; before it, a validation
+    at_call(MetricsCsv, "log_metrics", 4, kill_a_worker)  # of step 3; before it, a validation
     assert train_code(*settings, folder="stopped") == 1
     assert status(tmp_path / "stopped") == "failed"
     assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
@@ -222,12 +222,12 @@ def test_the_w_and_b_run_goes_on(train, train_code, at_call, tmp_path):
 
 
 def test_accumulation_that_makes_up_for_the_batch_size_changes_nothing(train, train_code, at_call, tmp_path):
-    """4 pictures at once or 2 and 2: it goes on with the same pictures, and has nothing to say."""
+    """4 images at once or 2 and 2: it goes on with the same images, and has nothing to say."""
     at_call(Segmenter, "training_step", 3, send(signal.SIGTERM))
     assert train_code(*LENGTH) == 128 + signal.SIGTERM
     more = ("data.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer.max_steps=4")
     folder = train("checkpoint=last", *LENGTH, *more)
-    assert "pictures now and took" not in (folder / "train.log").read_text()
+    assert "images now and took" not in (folder / "train.log").read_text()
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     assert progress["current"]["completed"] == progress["total"]["completed"] == 8  # twos
@@ -284,11 +284,11 @@ def test_a_disk_that_is_full_once_best_is_saved_keeps_the_best_few(
     straight = trained_once(*settings, folder="straight")
 
     def full():
-        raise NotWritten("no space left on the device")
+        raise WriteError("no space left on the device")
 
-    at_call(WholeFiles, "save_checkpoint", failing, full)
+    at_call(AtomicCheckpointIO, "save_checkpoint", failing, full)
     assert train_code(*settings, folder="stopped") == 1
-    at_call(WholeFiles, "save_checkpoint", 10**9, full)
+    at_call(AtomicCheckpointIO, "save_checkpoint", 10**9, full)
     resumed = train("checkpoint=auto", *settings, folder="stopped")
     assert_same_end(straight, resumed)
     assert best_few(resumed) == best_few(straight) and len(best_few(straight)) == keep
@@ -370,11 +370,11 @@ def test_validations_that_checkpoints_cannot_hang_on_are_refused(train_code, cap
 
 
 def test_another_batch_size_goes_on_in_the_same_epoch(train, train_code, at_call, tmp_path):
-    """After three batches of four, the next of the epoch's pictures; and the run says what differs."""
+    """After three batches of four, the next of the epoch's images; and the run says what differs."""
     at_call(Segmenter, "training_step", 3, send(signal.SIGTERM))
     assert train_code(*LENGTH) == 128 + signal.SIGTERM
     folder = train("checkpoint=last", *LENGTH, "data.batch_size=2", "trainer.max_steps=4")
-    assert "a step takes 2 pictures now and took 4" in (folder / "train.log").read_text()
+    assert "a step takes 2 images now and took 4" in (folder / "train.log").read_text()
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
     assert progress["completed"] == 7  # six batches of two were done, and one more step

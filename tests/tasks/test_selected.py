@@ -7,12 +7,12 @@ import shutil
 import pytest
 import torch
 
-from fcnlab.data.shapes import open_shapes
-from fcnlab.launching.board import score_of
+from fcnlab.data.formats.shapes import open_shapes
+from fcnlab.sweeps.sweep_table import selection_score
 
 # Four validations, of which the second is the best.
 FOUR = ("trainer.max_steps=4", "trainer.val_check_interval=1", "optim.lr=0.1", "schedule=constant", "seed=3")
-FOUR += ("callbacks.ema.enabled=false", "callbacks.pictures.enabled=false")
+FOUR += ("callbacks.ema.enabled=false", "callbacks.sample_images.enabled=false")
 MIXED = ("data.test_list=mixed", "data.allow_overlap=true")
 
 
@@ -48,8 +48,8 @@ def run(train, kept, tmp_path):
 @pytest.fixture
 def mixed(shapes_root):
     """A list of three validation images and two training images."""
-    pictures = {name: open_shapes(str(shapes_root), name, 24, 8, 64) for name in ("train", "val")}
-    names = [*pictures["val"].names[2:5], *pictures["train"].names[:2]]
+    images = {name: open_shapes(str(shapes_root), name, 24, 8, 64) for name in ("train", "val")}
+    names = [*images["val"].names[2:5], *images["train"].names[:2]]
     (lists,) = shapes_root.glob("train24-val8-size64-*/VOCdevkit/VOC2012/ImageSets/Segmentation")
     path = lists / "mixed.txt"
     path.write_text("".join(f"{name}\n" for name in names))
@@ -73,7 +73,7 @@ def test_the_best_checkpoint_is_scored_as_selected_on_its_own_images(run):
         "shared_images": 8,
         "stopped_early": False,
     }
-    assert found["miou"] == validated[best] == score_of(run)
+    assert found["miou"] == validated[best] == selection_score(run)
     assert list(column(run, "final/miou").values()) == [validated[best]] and not column(run, "test/miou")
     assert (
         "The weights were selected on this set, among 4 validations. Scores on images that a checkpoint was selected on"
@@ -97,9 +97,9 @@ def test_other_images_are_a_test_whose_score_selects_nothing(train, mixed):
     validated, found = column(folder, "val/miou"), record(folder)
     selection = found["selection"]
     assert selection["shared_images"] == sum(name.startswith("val_") for name in mixed) == 3
-    assert (found["split"], found["protocol"]["pictures"], selection["same_images"]) == ("mixed", 5, False)
+    assert (found["split"], found["protocol"]["images"], selection["same_images"]) == ("mixed", 5, False)
     assert list(column(folder, "test/miou").values()) == [found["miou"]] and not column(folder, "final/miou")
-    assert score_of(folder) == selection["val_miou"] == max(validated.values()) != found["miou"]
+    assert selection_score(folder) == selection["val_miou"] == max(validated.values()) != found["miou"]
     said = "selected on shapes val, among 4 validations; shapes val contains 3 of the scored images. Scores on images"
     assert (
         f"mIoU {100 * found['miou']:.2f} % on shapes mixed. The weights were {said}"
@@ -127,7 +127,7 @@ def test_a_search_maximises_the_validation_score(fcnlab, small, shapes_root, mix
         "hydra/launcher=basic",
         "optim.lr=interval(0.01,0.03)",
     )
-    length = ("trainer.max_steps=1", "trainer.val_check_interval=1", "callbacks.pictures.enabled=false")
+    length = ("trainer.max_steps=1", "trainer.val_check_interval=1", "callbacks.sample_images.enabled=false")
     assert fcnlab("train", "-m", *fixed, *length, *search, f"hydra.sweep.dir={tmp_path}/search") == 0
     values = [trial["value"] for trial in json.loads((tmp_path / "search" / "search.json").read_text())["trials"]]
     folders = [tmp_path / "search" / job for job in "01"]
@@ -143,13 +143,15 @@ def test_an_evaluation_counts_the_validations_that_are_known(run, fcnlab, tmp_pa
     if gone:
         path = shutil.copy(path, tmp_path / "alone.ckpt")
         shutil.rmtree(run)
-    words = [f"data.root={shapes_root}", *(f"data.pictures.{word}" for word in data), "data.num_workers=0"]
+    words = [f"data.root={shapes_root}", *(f"data.dataset.{word}" for word in data), "data.num_workers=0"]
     assert fcnlab("eval", f"checkpoint={path}", "data=shapes", *words, f"hydra.run.dir={tmp_path}/eval") == 0
     found = record(tmp_path / "eval")
     selection = found["selection"]
     known = sum(step <= best for step in validated)
     assert (selection["among"], selection["at_least"]) == ((known, True) if gone else (4, False))
-    assert selection["same_images"] and "val_miou" not in selection and score_of(tmp_path / "eval") == found["miou"]
+    assert (
+        selection["same_images"] and "val_miou" not in selection and selection_score(tmp_path / "eval") == found["miou"]
+    )
     among = f"among at least {known} validations" if gone else "among 4 validations"
     assert f"selected on this set, {among}." in (tmp_path / "eval" / "eval.log").read_text()
 

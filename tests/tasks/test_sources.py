@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from fcnlab.data.shapes import draw
+from fcnlab.data.formats.shapes import draw
 
 WORDS = ("trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=2", "logger=csv", "data.num_workers=0")
 WORDS += ("model.backbone.width=4", "data.crop_size=64", "data.batch_size=2")
@@ -58,7 +58,7 @@ def test_archives_to_scores(data, archives, fcnlab, tmp_path):
     assert fcnlab("eval", f"checkpoint={tmp_path}/run/checkpoints/best.ckpt") == 0
 
 
-def test_pictures_both_trained_on_and_scored(archives, fcnlab, tmp_path, capsys):
+def test_images_both_trained_on_and_scored(archives, fcnlab, tmp_path, capsys):
     words = (
         "data=voc",
         f"data.root={tmp_path}/root",
@@ -67,7 +67,7 @@ def test_pictures_both_trained_on_and_scored(archives, fcnlab, tmp_path, capsys)
         *WORDS,
     )
     assert fcnlab("train", *words) == 1
-    assert "1 of 1 pictures of VOC2012 val are in data.train_list=trainval, too (c)" in capsys.readouterr().err
+    assert "1 of 1 images of VOC2012 val are in data.train_list=trainval, too (c)" in capsys.readouterr().err
 
 
 def test_a_data_set_that_nobody_publishes(fcnlab, capsys):

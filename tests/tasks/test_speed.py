@@ -10,8 +10,9 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from fcnlab.tasks import building
-from fcnlab.tasks.building import allow_tf32, precision, speed_of_net
+from fcnlab.training import hardware, trainer
+from fcnlab.training.hardware import precision
+from fcnlab.training.speed import allow_tf32, speed_of_net
 
 SGD = ("optim=sgd", "optim.lr=0.05", "callbacks.ema.enabled=false")
 
@@ -41,7 +42,7 @@ def test_auto_is_off_but_for_rounding(train):
 @pytest.mark.skipif(which("g++") is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
 def test_compiled_training_is_the_same_but_for_rounding(train):
-    """With averaged weights, which copy the module; the pictures of the validations differ in size."""
+    """With averaged weights, which copy the module; the images of the validations differ in size."""
     words = (
         "optim=sgd",
         "optim.lr=0.05",
@@ -65,7 +66,7 @@ def test_compiled_training_is_the_same_but_for_rounding(train):
 @pytest.mark.parametrize("gpu", [False, True])
 def test_channels_last_goes_by_device_and_backbone(composed, monkeypatch, backbone, on_cpu, gpu):
     """As measured: docs/performance.md."""
-    monkeypatch.setattr(building, "on_gpu", lambda accelerator: gpu)
+    monkeypatch.setattr(hardware, "uses_gpu", lambda accelerator: gpu)
     given = ["model.backbone.weights=none"]
     for speed, expected in (("auto", on_cpu or gpu), ("off", False)):
         cfg = composed(f"model/backbone={backbone}", f"speed={speed}", *given)
@@ -104,7 +105,7 @@ def test_a_run_goes_on_as_it_is_told(train):
     ],
 )
 def test_precision(composed, monkeypatch, words, gpu, expected):
-    monkeypatch.setattr(building, "on_gpu", lambda accelerator: gpu)
+    monkeypatch.setattr(hardware, "uses_gpu", lambda accelerator: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert precision(composed(*words)) == expected
 
@@ -139,7 +140,7 @@ def test_settings_without_effect(train_code, tmp_path, words, said):
 
 
 def test_nothing_to_compile_with(train_code, monkeypatch, capsys):
-    monkeypatch.setattr(building.shutil, "which", lambda name: None)
+    monkeypatch.setattr(trainer.shutil, "which", lambda name: None)
     assert train_code("speed.compile=true") == 1
     assert "speed.compile=true needs a C++ compiler" in capsys.readouterr().err
 

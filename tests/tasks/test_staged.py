@@ -123,7 +123,7 @@ def test_a_finished_stage_has_no_other_settings(composed, monkeypatch, tmp_path)
     from hydra.core.hydra_config import HydraConfig
 
     from fcnlab.errors import UserError
-    from fcnlab.tasks.segments import check_finished
+    from fcnlab.training.segments import check_finished
 
     cfg = composed("optim.lr=0.01")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
@@ -199,7 +199,7 @@ def test_settings_of_the_whole_that_no_stage_would_get_are_refused(experiments, 
     from hydra import compose
 
     from fcnlab.errors import UserError
-    from fcnlab.launching.stages import check_nothing_lost
+    from fcnlab.sweeps.stages import check_nothing_lost
 
     words, where = ["experiment=sta"], [f"hydra.searchpath=[{experiments(sta=text)}]"]
     with pytest.raises(UserError, match="no stage would get what experiment=sta sets") as told:
@@ -232,7 +232,7 @@ def test_they_are_refused_before_anything_begins(fcnlab, experiments, tmp_path, 
 def test_what_is_typed_and_what_is_the_stages_own_is_not_lost(experiments, text, words):
     from hydra import compose
 
-    from fcnlab.launching.stages import check_nothing_lost
+    from fcnlab.sweeps.stages import check_nothing_lost
 
     words = ["experiment=sta", *words]
     where = [f"hydra.searchpath=[{experiments(sta=text)}]"]
@@ -244,7 +244,7 @@ def test_what_is_typed_and_what_is_the_stages_own_is_not_lost(experiments, text,
 def test_the_shipped_recipes_lose_nothing(name):
     from hydra import compose
 
-    from fcnlab.launching.stages import check_nothing_lost
+    from fcnlab.sweeps.stages import check_nothing_lost
 
     for words in ([f"experiment=paper/{name}"], [f"experiment=paper/{name}", *RECIPE[1:]]):
         check_nothing_lost(compose("train", words), words, [])

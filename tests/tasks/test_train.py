@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fcnlab.data.module import TrainingSamples
-from fcnlab.data.voc import CLASSES
-from fcnlab.tasks.train import net_by_parts
+from fcnlab.data.formats.voc import CLASSES
+from fcnlab.data.samples import TrainingSamples
+from fcnlab.tasks.train import layers_affected_by_split_batches
 
 
 def rows(folder) -> list[dict[str, str]]:
@@ -38,7 +38,7 @@ def test_a_run_leaves_what_architecture_promises(train):
     assert list(record)[:6] == ["split", "pixel_acc", "mean_acc", "miou", "fw_iou", "iou"]
     assert list(record["iou"]) == list(CLASSES)
     assert {"protocol", "cost", "provenance"} <= set(record)
-    assert record["protocol"]["pictures"] == 8 and record["protocol"]["padded_samples"] == 0
+    assert record["protocol"]["images"] == 8 and record["protocol"]["padded_samples"] == 0
     assert record["cost"]["parameters"] == sum(
         value.numel() for key, value in weights(folder).items() if "running" not in key and "tracked" not in key
     )
@@ -88,12 +88,12 @@ def test_every_run_ends_with_a_validation_and_both_checkpoints(train, limit, las
         ([], None),
         (
             ["trainer.accumulate_grad_batches=3"],
-            "A step takes 12 pictures in 3 parts (devices: 1, accumulated batches: 3): its loss is that of all 12 at"
+            "A step takes 12 images in 3 parts (devices: 1, accumulated batches: 3): its loss is that of all 12 at"
             " once. What the net still does by part: batch normalisation\n",
         ),
         (
             ["trainer.accumulate_grad_batches=3", "loss=dice"],
-            "Warning: A step takes 12 pictures in 3 parts (devices: 1, accumulated batches: 3): loss=dice is taken of"
+            "Warning: A step takes 12 images in 3 parts (devices: 1, accumulated batches: 3): loss=dice is taken of"
             " each part and averaged, which is another loss than that of all 12 at once. What the net still does",
         ),
     ],
@@ -110,8 +110,15 @@ def test_what_a_net_does_by_part():
         Mock(accumulate_grad_batches=1, strategy=Mock(_layer_sync=sync)) for sync in (None, "torch's own")
     )
     accumulated = Mock(accumulate_grad_batches=2, strategy=together.strategy)
-    assert net_by_parts(net, alone) == net_by_parts(net, accumulated) == ["batch normalisation", "dropout"]
-    assert net_by_parts(net, together) == ["dropout"] and net_by_parts(net[:2].eval(), alone) == []
+    assert (
+        layers_affected_by_split_batches(net, alone)
+        == layers_affected_by_split_batches(net, accumulated)
+        == ["batch normalisation", "dropout"]
+    )
+    assert (
+        layers_affected_by_split_batches(net, together) == ["dropout"]
+        and layers_affected_by_split_batches(net[:2].eval(), alone) == []
+    )
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not(train):
@@ -120,7 +127,7 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(train):
     assert column(one, "train/loss") == column(again, "train/loss") != column(other, "train/loss")
 
 
-def test_each_epoch_of_a_run_draws_every_picture_once_in_its_own_order(train, monkeypatch):
+def test_each_epoch_of_a_run_draws_every_image_once_in_its_own_order(train, monkeypatch):
     """Through Lightning, which has to tell the sampler that a new epoch begins."""
     drawn, load = [], TrainingSamples.__getitem__
     monkeypatch.setattr(TrainingSamples, "__getitem__", lambda self, key: (drawn.append(key), load(self, key))[1])
@@ -191,7 +198,7 @@ def test_settings_without_effect_are_pointed_out(train, words, recwarn):
 
 
 def test_a_cache_changes_nothing(train, tmp_path):
-    """Weights, curves and scores are those of a run that decodes every picture again."""
+    """Weights, curves and scores are those of a run that decodes every image again."""
     plain = train()
     cached = train("data.cache=disk", f"data.cache_dir={tmp_path}/cache", folder="cached")
     assert len(list((tmp_path / "cache").glob("*.pixels"))) == 2

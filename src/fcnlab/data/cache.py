@@ -1,8 +1,8 @@
-"""Decoded pictures and masks in a memory-mapped file, so that no epoch decodes a file again.
+"""Decoded images and masks in a memory-mapped file, so that no epoch decodes a file again.
 
-The file is a line of JSON (the pictures' sizes, and a hash that changes when one of their files does), then the pixels:
-of each picture RGB, then its mask; then a checksum of each, by which a flipped bit is noticed. The values are those of
-:class:`Pictures`, bit for bit.
+The file is a line of JSON (the images' sizes, and a hash that changes when one of their files does), then the pixels:
+of each image RGB, then its mask; then a checksum of each, by which a flipped bit is noticed. The values are those of
+:class:`SegmentationDataset`, bit for bit.
 """
 
 import json
@@ -30,23 +30,23 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from fcnlab.cores import visible_cores
-from fcnlab.data.locking import alone
-from fcnlab.data.pictures import DataError, Pictures
-from fcnlab.errors import NotWritten, first_line
-from fcnlab.results.reading import open_regular
-from fcnlab.results.record import aside
+from fcnlab.data.dataset import DataError, SegmentationDataset
+from fcnlab.data.locks import exclusive_lock
+from fcnlab.errors import WriteError, first_line
+from fcnlab.files.reading import open_regular
+from fcnlab.files.writing import atomic_write
 
 log = logging.getLogger("fcnlab")
 
 Kind = Literal["none", "ram", "disk"]
 CONTAINER = Path("/sys/fs/cgroup")
 SUM = 4  # bytes of a checksum
-HEAD = 64 << 20  # bytes of the first line; those of 10,582 pictures have 120 kB
-LAYOUT = 3  # raise it when the file's layout, or what pictures are decoded to, changes
+HEAD = 64 << 20  # bytes of the first line; those of 10,582 images have 120 kB
+LAYOUT = 3  # raise it when the file's layout, or what images are decoded to, changes
 
 
-def cached(pictures: Pictures, kind: Kind, folder: Path) -> Pictures:
-    """The same pictures, decoded once: for all runs (``disk``, in ``folder``) or for this process (``ram``).
+def with_cache(dataset: SegmentationDataset, kind: Kind, folder: Path) -> SegmentationDataset:
+    """The same images, decoded once: for all runs (``disk``, in ``folder``) or for this process (``ram``).
 
     A pixel takes 4 bytes, its mask included. Workers share the memory of either; of several processes of a run, each
     has a ``ram`` of its own.
@@ -54,13 +54,13 @@ def cached(pictures: Pictures, kind: Kind, folder: Path) -> Pictures:
     Raises
     ------
     DataError
-        A picture cannot be read, or a file changed meanwhile.
+        A image cannot be read, or a file changed meanwhile.
     NotWritten
         The pixels do not fit into the memory or onto the disk, or the folder cannot be written to.
     """
     if kind == "none":
-        return pictures
-    return _in_memory(pictures) if kind == "ram" else _on_disk(pictures, folder)
+        return dataset
+    return _in_memory(dataset) if kind == "ram" else _on_disk(dataset, folder)
 
 
 class Store:
@@ -102,7 +102,7 @@ class Store:
         return self._view((rows, cols), self._starts[index] + 3 * rows * cols)
 
     def _check(self, index: int) -> None:
-        """Compare a picture with its checksum when a process first reads it.
+        """Compare a image with its checksum when a process first reads it.
 
         Raises
         ------
@@ -115,7 +115,7 @@ class Store:
         pixels = self._view((self._starts[index + 1] - self._starts[index],), self._starts[index])
         if _sum(pixels, self.sizes[index]) != self._bytes[place : place + SUM]:
             raise DataError(
-                f"data.cache: picture {index} in {self.path} does not fit its checksum: the file is damaged. Remove it:"
+                f"data.cache: image {index} in {self.path} does not fit its checksum: the file is damaged. Remove it:"
                 " the next start makes it anew"
             )
         self._unread.discard(index)
@@ -125,7 +125,7 @@ class Store:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedPictures(Pictures):
+class CachedDataset(SegmentationDataset):
     """A split whose pixels come from a :class:`Store`."""
 
     store: Store
@@ -141,51 +141,53 @@ class CachedPictures(Pictures):
         return rows, cols
 
 
-def _from(store: Store, pictures: Pictures) -> CachedPictures:
-    return CachedPictures(**{field.name: getattr(pictures, field.name) for field in fields(Pictures)}, store=store)
+def _from(store: Store, dataset: SegmentationDataset) -> CachedDataset:
+    return CachedDataset(
+        **{field.name: getattr(dataset, field.name) for field in fields(SegmentationDataset)}, store=store
+    )
 
 
-def _on_disk(pictures: Pictures, folder: Path) -> CachedPictures:
+def _on_disk(dataset: SegmentationDataset, folder: Path) -> CachedDataset:
     """From the folder's file, which is made first if it is not there, not whole or out of date.
 
     One process at a time makes it, the others wait; a kill leaves no file that is taken for it.
     """
-    title = re.sub(r"[^\w.-]+", "-", pictures.title)
-    path = folder.absolute() / f"{title}-{identity(pictures)}.pixels"
-    if store := _opened(path, state_of(pictures)):
-        return _from(store, pictures)
+    title = re.sub(r"[^\w.-]+", "-", dataset.title)
+    path = folder.absolute() / f"{title}-{identity(dataset)}.pixels"
+    if store := _opened(path, state_of(dataset)):
+        return _from(store, dataset)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(path.with_suffix(".lock"), f"makes {path}"):
-            state = state_of(pictures)
+        with exclusive_lock(path.with_suffix(".lock"), f"makes {path}"):
+            state = state_of(dataset)
             if not (store := _opened(path, state)):
-                with aside(path) as part, part.open("wb") as file:
-                    _write(file.fileno(), pictures, state, shutil.disk_usage(folder).free, f"data.cache=disk, {path}")
+                with atomic_write(path) as part, part.open("wb") as file:
+                    _write(file.fileno(), dataset, state, shutil.disk_usage(folder).free, f"data.cache=disk, {path}")
                 store = Store(path, state)
     except OSError as error:
-        raise NotWritten(
+        raise WriteError(
             f"data.cache=disk: {path} could not be written: {first_line(error)}. Make room, name another"
             " data.cache_dir, or set data.cache=none."
         ) from error
-    return _from(store, pictures)
+    return _from(store, dataset)
 
 
-def _in_memory(pictures: Pictures) -> CachedPictures:
-    """In an anonymous file of the memory, which goes when the pictures do or the process ends, however it ends."""
+def _in_memory(dataset: SegmentationDataset) -> CachedDataset:
+    """In an anonymous file of the memory, which goes when the images do or the process ends, however it ends."""
     if not hasattr(os, "memfd_create"):
         raise DataError("data.cache=ram needs Linux: set data.cache=disk, which the system keeps in memory as it can")
     handle = os.memfd_create("fcnlab")
     try:
-        state = state_of(pictures)
-        _write(handle, pictures, state, _free_memory(), "data.cache=ram")
+        state = state_of(dataset)
+        _write(handle, dataset, state, _free_memory(), "data.cache=ram")
         store = Store(Path(f"/proc/{os.getpid()}/fd/{handle}"), state)
     except BaseException as error:
         os.close(handle)
         if isinstance(error, OSError):
-            raise NotWritten(f"data.cache=ram: {first_line(error)}. Set data.cache=disk or none.") from error
+            raise WriteError(f"data.cache=ram: {first_line(error)}. Set data.cache=disk or none.") from error
         raise
     finalize(store, os.close, handle)
-    return _from(store, pictures)
+    return _from(store, dataset)
 
 
 def _opened(path: Path, state: str) -> Store | None:
@@ -196,23 +198,23 @@ def _opened(path: Path, state: str) -> Store | None:
         return None
 
 
-def identity(pictures: Pictures) -> str:
+def identity(dataset: SegmentationDataset) -> str:
     """Tells a split from others: by its type, its files' names, its classes, and all else that says how it is read."""
-    kind = type(pictures)
-    settings = {field.name: getattr(pictures, field.name) for field in fields(pictures) if field.compare}
+    kind = type(dataset)
+    settings = {field.name: getattr(dataset, field.name) for field in fields(dataset) if field.compare}
     for name in ("images", "masks"):
         settings[name] = [str(path.absolute()) for path in settings[name]]
     plain = {name: value.tolist() if isinstance(value, ndarray) else value for name, value in settings.items()}
     return blake2b(repr((kind.__module__, kind.__qualname__, plain)).encode(), digest_size=6).hexdigest()
 
 
-def state_of(pictures: Pictures) -> str:
+def state_of(dataset: SegmentationDataset) -> str:
     """Changes when one of the files does, or what reads them.
 
     A file's ctime moves with every change of it, also where a copy brings the size and mtime of the old one along.
     """
     digest = blake2b(f"{LAYOUT} {cv2.__version__} {PIL.__version__}".encode(), digest_size=16)
-    for path in (*pictures.images, *pictures.masks):
+    for path in (*dataset.images, *dataset.masks):
         try:
             found = path.stat()
         except OSError:
@@ -221,43 +223,45 @@ def state_of(pictures: Pictures) -> str:
     return digest.hexdigest()
 
 
-def _write(handle: int, pictures: Pictures, state: str, free: int, where: str) -> None:
+def _write(handle: int, dataset: SegmentationDataset, state: str, free: int, where: str) -> None:
     """Decode everything into an empty file; ``free`` is how many bytes it may have."""
-    every = range(len(pictures))
+    every = range(len(dataset))
     with ThreadPoolExecutor(visible_cores()) as pool:
-        sizes = list(pool.map(pictures.size, every))
-        head = json.dumps({"state": state, "masks": bool(pictures.masks), "sizes": sizes}).encode() + b"\n"
-        starts = _starts(sizes, bool(pictures.masks), len(head))
-        _check_room(starts[-1] + SUM * len(sizes), free, pictures.title, where)
-        log.info("Decoding %d pictures of %s once, to %.2f GB: %s", len(sizes), pictures.title, starts[-1] / 1e9, where)
+        sizes = list(pool.map(dataset.size, every))
+        head = json.dumps({"state": state, "masks": bool(dataset.masks), "sizes": sizes}).encode() + b"\n"
+        starts = _starts(sizes, bool(dataset.masks), len(head))
+        _check_room(starts[-1] + SUM * len(sizes), free, dataset.title, where)
+        log.info("Decoding %d images of %s once, to %.2f GB: %s", len(sizes), dataset.title, starts[-1] / 1e9, where)
         _put(handle, head, 0)
-        put = partial(_put_picture, handle, pictures, starts[-1])
+        put = partial(_put_image, handle, dataset, starts[-1])
         list(pool.map(put, every, sizes, starts))  # raises what one of them raised
-    if state_of(pictures) != state:
-        raise DataError(f"files of {pictures.title} changed while they were cached: start again when they are complete")
+    if state_of(dataset) != state:
+        raise DataError(f"files of {dataset.title} changed while they were cached: start again when they are complete")
 
 
 def _starts(sizes: Sequence[Sequence[int]], masks: bool, first: int) -> list[int]:
-    """Where each picture's pixels begin, in bytes, and where the last one's end."""
+    """Where each image's pixels begin, in bytes, and where the last one's end."""
     lengths = [rows * cols * (4 if masks else 3) for rows, cols in sizes]
     return list(accumulate(lengths, initial=first))
 
 
 def _check_room(needed: int, free: int, title: str, where: str) -> None:
     if needed > free:
-        raise NotWritten(
+        raise WriteError(
             f"{where} needs {needed / 1e9:.2f} GB for {title}, and {free / 1e9:.2f} are free: make room, or set"
             " data.cache=none"
         )
 
 
-def _put_picture(handle: int, pictures: Pictures, sums: int, index: int, size: tuple[int, int], start: int) -> None:
+def _put_image(
+    handle: int, dataset: SegmentationDataset, sums: int, index: int, size: tuple[int, int], start: int
+) -> None:
     """Its pixels at ``start``, and their checksum among those that begin at ``sums``."""
     checksum = 0
-    for part in (pictures.image(index), pictures.mask(index)) if pictures.masks else (pictures.image(index),):
+    for part in (dataset.image(index), dataset.mask(index)) if dataset.masks else (dataset.image(index),):
         if part.shape[:2] != size:
             rows, cols = part.shape[:2]
-            raise DataError(f"{pictures.images[index]} has {size[0]}x{size[1]} pixels, its mask {rows}x{cols}")
+            raise DataError(f"{dataset.images[index]} has {size[0]}x{size[1]} pixels, its mask {rows}x{cols}")
         data = part.tobytes()
         checksum = crc32(data, checksum)
         _put(handle, data, start)

@@ -24,9 +24,9 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from fcnlab.data.image_files import DataError
-from fcnlab.data.locking import alone
+from fcnlab.data.locks import exclusive_lock
 from fcnlab.errors import first_line
-from fcnlab.in_place import check_own, open_own
+from fcnlab.files.in_place import check_own, open_own
 from fcnlab.library_internals.python import NoSparseFiles
 
 log = logging.getLogger("fcnlab")
@@ -36,7 +36,7 @@ TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MOST_FILES = 200_000  # in an archive; VOC2012 has 40,000
-UNPACKED_TO = 100  # times its own size; pictures are packed already, so that hardly any comes to twice it
+UNPACKED_TO = 100  # times its own size; images are packed already, so that hardly any comes to twice it
 HEADER = 1 << 20  # bytes of a long name or of further facts in front of a member
 TOPS = ("VOCdevkit", "benchmark_RELEASE")  # what is kept of an archive, without the folders above (VOC2011 has one)
 
@@ -62,8 +62,8 @@ class Archive:
     largest: int = 4 << 30
 
 
-def fetching(
-    pictures: Callable[..., Any], download: bool, archive: str | Sequence[str] | None
+def downloads_enabled(
+    images: Callable[..., Any], download: bool, archive: str | Sequence[str] | None
 ) -> Callable[[str, str], Any]:
     """A function that opens a split, told to fetch what is missing.
 
@@ -73,21 +73,21 @@ def fetching(
         It opens a data set that cannot be fetched.
     """
     if not download and not archive:
-        return pictures
-    if "download" not in signature(pictures).parameters:
-        name = getattr(pictures, "func", pictures).__name__
+        return images
+    if "download" not in signature(images).parameters:
+        name = getattr(images, "func", images).__name__
         raise DataError(f"data.download and data.archive do nothing here: {name} has no archives. Leave them out.")
-    return partial(pictures, download=download, archive=archive)
+    return partial(images, download=download, archive=archive)
 
 
-def only_reading(pictures: Callable[..., Any]) -> Callable[[str, str], Any]:
+def read_only_data(images: Callable[..., Any]) -> Callable[[str, str], Any]:
     """A function that opens a split, told to fetch, draw and convert nothing."""
     writes_nothing = {"download": False, "archive": None, "draw": False, "convert": False}
-    known = signature(pictures).parameters
-    return partial(pictures, **{name: value for name, value in writes_nothing.items() if name in known})
+    known = signature(images).parameters
+    return partial(images, **{name: value for name, value in writes_nothing.items() if name in known})
 
 
-def obtain(root: Path, wanted: Archive, download: bool, archive: str | Sequence[str] | None) -> None:
+def obtain_archive(root: Path, wanted: Archive, download: bool, archive: str | Sequence[str] | None) -> None:
     """Unpack an archive under ``root`` if its witness is not there: from the user's tars, else from a mirror.
 
     A second process waits for the first, and finds what that one left.
@@ -102,7 +102,7 @@ def obtain(root: Path, wanted: Archive, download: bool, archive: str | Sequence[
     given = [archive] if isinstance(archive, str) else list(archive or ())
     if witness.is_file():
         return
-    with alone_in(root):
+    with exclusive_folder(root):
         for path in sorted(map(Path, given), key=lambda path: path.name != wanted.name):
             if not witness.is_file():
                 unpack(path, root, wanted)
@@ -120,7 +120,7 @@ def obtain(root: Path, wanted: Archive, download: bool, archive: str | Sequence[
 
 
 @contextmanager
-def alone_in(root: Path) -> Iterator[None]:
+def exclusive_folder(root: Path) -> Iterator[None]:
     """One process at a time may change what lies under ``root``, which is made; a killed one's lock is free.
 
     Raises
@@ -130,7 +130,7 @@ def alone_in(root: Path) -> Iterator[None]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with alone(root / ".fcnlab.lock", f"prepares the data in {root}"):
+        with exclusive_lock(root / ".fcnlab.lock", f"prepares the data in {root}"):
             yield
     except OSError as error:
         if error.errno not in FULL:

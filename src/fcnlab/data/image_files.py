@@ -17,7 +17,7 @@ from fcnlab.data.image_headers import check_work
 from fcnlab.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of files that are images
-PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL opens 40 more, EPS by running Ghostscript
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL opens 40 more, EPS by running Ghostscript
 SLOW = ("ppm_plain", "ppm", "bmp_rle")  # PIL's decoders in Python: numbers as text, of other ranges, runs of pixels
 MOST_PLANES = 8  # as often as all pixels may be decoded: once, or once for each channel that is stored by itself
 END_OF_JPEG = b"\xff\xd9"
@@ -33,28 +33,28 @@ class MissingFile(DataError):
 
 
 class UnreadableFile(DataError):
-    """A file that is no picture of a format that is taken."""
+    """A file that is no image of a format that is taken."""
 
 
 class BrokenFile(DataError):
-    """A picture that ends too early, or does not fit its own checksums."""
+    """A image that ends too early, or does not fit its own checksums."""
 
 
 class WrongSize(DataError):
-    """A picture of another size than its mask, or one too small or too large to work with."""
+    """A image of another size than its mask, or one too small or too large to work with."""
 
 
 class WrongMode(DataError):
-    """Pixels of another kind: a mask of colours, a picture of more than 8 bits to a channel, a turned TIFF."""
+    """Pixels of another kind: a mask of colours, a image of more than 8 bits to a channel, a turned TIFF."""
 
 
 class WrongLabels(DataError):
     """A mask with ids, or colours, that are no classes."""
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """Rows and columns, by the header; where the file lacks its format's end, only if its pixels are all there."""
-    with open_picture(path) as file:
+    with open_image(path) as file:
         if not _has_its_end(path):
             file.load()
         cols, rows = file.size
@@ -68,14 +68,14 @@ def _has_its_end(path: Path) -> bool:
 
 
 def read_image(path: Path) -> UInt8[ndarray, "rows cols 3"]:
-    """A picture as RGB.
+    """A image as RGB.
 
     Raises
     ------
     DataError
-        No such file, not readable as a picture to its end, too large, or of more than 8 bits.
+        No such file, not readable as a image to its end, too large, or of more than 8 bits.
     """
-    with open_picture(path) as file:
+    with open_image(path) as file:
         if file.format == "JPEG" and file.mode == "RGB" and (pixels := _whole_jpeg(path, file.size)) is not None:
             return pixels
         if file.mode == "P" and "transparency" in file.info:
@@ -96,9 +96,9 @@ def _whole_jpeg(path: Path, size: tuple[int, int]) -> UInt8[ndarray, "rows cols 
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[ImageFile]:
+def open_image(path: Path) -> Iterator[ImageFile]:
     """PIL's image, not yet decoded; whatever goes wrong with it becomes a DataError that names the file."""
-    with opened(path, PICTURE_FORMATS) as file:
+    with opened(path, IMAGE_FORMATS) as file:
         if file.mode.startswith(("I", "F")):
             raise WrongMode(
                 f"{path} has pixels of mode {file.mode}, more than 8 bits, which would be cut off at 255:"
@@ -118,7 +118,7 @@ def opened(path: Path, formats: tuple[str, ...]) -> Iterator[ImageFile]:
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing{_beside(path)}{_of_a_list(path)}") from None
     except Exception as error:  # PIL's plugins end in a dozen kinds
-        raise UnreadableFile(f"{path} cannot be read as a picture ({', '.join(formats)}): {error}") from error
+        raise UnreadableFile(f"{path} cannot be read as a image ({', '.join(formats)}): {error}") from error
     with file:
         try:
             _check_header(path, file)
@@ -165,7 +165,7 @@ def _check_header(path: Path, file: ImageFile) -> None:
         raise UnreadableFile(f"{path} stores the same pixels many times, which takes minutes to read: save it as PNG")
     turn = getattr(file, "tag_v2", {}).get(ExifTags.Base.Orientation, 1)
     if turn != 1:  # PIL turns these, and only these, when it decodes them
-        raise WrongMode(f"{path} is a TIFF that notes orientation {turn}: save it upright, as its mask or picture is")
+        raise WrongMode(f"{path} is a TIFF that notes orientation {turn}: save it upright, as its mask or image is")
 
 
 def _decoded_pixels(file: ImageFile) -> int:

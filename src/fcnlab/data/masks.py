@@ -17,7 +17,7 @@ from numpy import ndarray
 from PIL.ImageFile import ImageFile
 
 from fcnlab.data.image_files import WrongLabels, WrongMode, opened
-from fcnlab.results.scores import VOID
+from fcnlab.metrics.scores import IGNORE_INDEX
 
 MASK_FORMATS = ("PNG", "TIFF")  # a JPEG's labels would be blurred, a GIF's renumbered
 PALETTE_MODES = ("P", "P;1", "P;2", "P;4")
@@ -54,10 +54,10 @@ class StoredMask:
         """Whether values are indices of colours that the file brings."""
         return self.palette is not None and self.palette is not GREYS
 
-    def labels_by_id(self, void: int | None, classes: int, ids: Mapping[int, int] | None) -> Labels:
+    def labels_by_id(self, ignore_index: int | None, classes: int, ids: Mapping[int, int] | None) -> Labels:
         """The class of each id: the id itself, or what ``ids`` says; ``VOID`` for ``void``, ``UNKNOWN`` for others."""
         table = np.full(np.iinfo(self.values.dtype).max + 1, UNKNOWN, np.int16)
-        known = {} if void is None else {void: VOID}
+        known = {} if ignore_index is None else {ignore_index: IGNORE_INDEX}
         known |= {label: label for label in range(classes)} if ids is None else ids
         for stored, label in known.items():
             table[stored : stored + 1] = label  # none where the file's values do not go so far
@@ -165,14 +165,14 @@ def _check_kind(path: Path, file: ImageFile, coloured: bool) -> None:
         levels = ", ".join(f"NAME: [{level}, {level}, {level}]" for level in (0, 255 // (2**bits - 1)))
         raise WrongMode(
             f"{path} stores grey of {bits} bits, whose values mean other ids after an optimiser of PNGs than before."
-            f" Save ids with 8 bits, or give the grey that each class is shown as: data.pictures.classes={{{levels},"
+            f" Save ids with 8 bits, or give the grey that each class is shown as: data.dataset.classes={{{levels},"
             " ...} with data=folder"
         )
     if not coloured and not (mode in PALETTE_MODES or mode == "L" or _is_grey_of_16_bits(file)):
         raise WrongMode(
             f"{path} is a mask of mode {mode}: masks hold one class id per pixel, as palette (P) or grey (8 or 16 bits)"
             " PNG or TIFF. Convert colours to ids first, or give RGB masks' colours to data=folder; likewise black and"
-            " white of 1 bit: data.pictures.classes={NAME: [0, 0, 0], NAME: [255, 255, 255]}"
+            " white of 1 bit: data.dataset.classes={NAME: [0, 0, 0], NAME: [255, 255, 255]}"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fcnlab.data.image_files import SUFFIXES, DataError
 
 
-def find_pictures(root: str, pattern: str, masks: str) -> tuple[dict[str, Path], dict[str, list[Path]]]:
+def find_images(root: str, pattern: str, masks: str) -> tuple[dict[str, Path], dict[str, list[Path]]]:
     """The images of a pattern by their ``{name}``, in the order of names, and by name those that were left out.
 
     A file that the pattern ``masks`` makes of another image's name is that image's mask, and no image. Left out are
@@ -36,7 +36,7 @@ def find_pictures(root: str, pattern: str, masks: str) -> tuple[dict[str, Path],
     for name, path in ((name, path) for name, same in files.items() for path in same if path not in of_another):
         if name in found:
             raise DataError(
-                f"{path} and {found[name]} are both {name!r}: make data.pictures.images tell one from the other"
+                f"{path} and {found[name]} are both {name!r}: make data.dataset.images tell one from the other"
             )
         found[name] = path
     return found, _left_out(root, paths, pattern, masks, found)

@@ -1,4 +1,4 @@
-"""Augmentation: what happens to a training picture and its mask. The one file that imports albumentations.
+"""Augmentation: what happens to a training image and its mask. The one file that imports albumentations.
 
 It does so where a pipeline is made: evaluation and ``augment=none`` do without, and it takes a third of a second.
 albumentations 2.0.8 is the last release under the MIT licence. It keeps a random state of its own, which forked workers
@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from fcnlab.data.pictures import VOID
-from fcnlab.ranges import Degrees, Scales
+from fcnlab.config.ranges import Degrees, Scales
+from fcnlab.data.dataset import IGNORE_INDEX
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it looks for updates over the network when imported
 
@@ -67,7 +67,7 @@ class Augmentation:
 
 
 def none(crop_size: int) -> None:
-    """Whole pictures, unchanged: the papers' way; those of a batch are padded to the largest. No ``crop_size``."""
+    """Whole images, unchanged: the papers' way; those of a batch are padded to the largest. No ``crop_size``."""
     return None
 
 
@@ -75,7 +75,7 @@ def patches(crop_size: int) -> Augmentation:
     """Crops around every pixel alike, those at the border too, and nothing else: for classifiers of patches."""
     import albumentations as A
 
-    border = A.Pad(crop_size // 2, border_mode=cv2.BORDER_CONSTANT, fill=FILL, fill_mask=VOID)
+    border = A.Pad(crop_size // 2, border_mode=cv2.BORDER_CONSTANT, fill=FILL, fill_mask=IGNORE_INDEX)
     return Augmentation([border, A.RandomCrop(crop_size, crop_size)])
 
 
@@ -95,7 +95,7 @@ def strong(crop_size: int, scale: Scales = (0.4, 2.5), rotate: Degrees = 15.0) -
     return Augmentation(
         [
             _random_scale(scale),
-            A.Rotate(limit=rotate, border_mode=cv2.BORDER_CONSTANT, fill=FILL, fill_mask=VOID, p=0.5),
+            A.Rotate(limit=rotate, border_mode=cv2.BORDER_CONSTANT, fill=FILL, fill_mask=IGNORE_INDEX, p=0.5),
             *_random_crop(crop_size),
             A.HorizontalFlip(p=0.5),
             A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
@@ -129,5 +129,7 @@ def _smallest(scale: Sequence[float]) -> int:
 def _random_crop(size: int) -> list[Any]:
     import albumentations as A
 
-    padding = A.PadIfNeeded(size, size, border_mode=cv2.BORDER_CONSTANT, fill=FILL, fill_mask=VOID, position="random")
+    padding = A.PadIfNeeded(
+        size, size, border_mode=cv2.BORDER_CONSTANT, fill=FILL, fill_mask=IGNORE_INDEX, position="random"
+    )
     return [padding, A.RandomCrop(size, size)]

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from fcnlab.config.ranges import Factor, Meaning, Pixels
 from fcnlab.errors import UserError
 from fcnlab.models import FCN
-from fcnlab.ranges import Factor, Meaning, Pixels
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from numpy import ndarray
 
+from fcnlab.config.ranges import Count, NonNegative, Positive
 from fcnlab.errors import UserError
 from fcnlab.inference.augmentation import Image, ScoreMap
-from fcnlab.ranges import Count, NonNegative, Positive
 
 Probability = Float32[ndarray, "classes rows cols"]
 Colours = UInt8[ndarray, "rows cols 3"]

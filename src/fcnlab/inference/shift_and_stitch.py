@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from fcnlab.config.ranges import Meaning
 from fcnlab.errors import UserError
 from fcnlab.inference.augmentation import Image, InferenceMethod, ScoreMap
 from fcnlab.models import FCN, FeatureMap, Upsample, overlap
 from fcnlab.models.geometry import IMAGE
-from fcnlab.ranges import Meaning
 
 BORDER = (124 / 255, 116 / 255, 104 / 255)  # RGB: what images are padded with in training, near ImageNet's mean
 

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 class UnsqueezedMetric(Metric):
     """A metric whose ``compute`` gives tensors of a fixed number of dimensions.
 
-    torchmetrics makes scalars of tensors of one number, such as the index of a single picture, and has no setting for
+    torchmetrics makes scalars of tensors of one number, such as the index of a single image, and has no setting for
     it: it does so where it wraps ``compute``.
     """
 

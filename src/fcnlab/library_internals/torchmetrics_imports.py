@@ -57,7 +57,7 @@ class TorchmetricsByNeed(ByNeed):
     """Import torchmetrics without its hundred metrics, until something other than its two base classes is asked of it.
 
     Lightning imports it for these two, and the package imports torchvision, scipy.signal and scipy.stats for metrics of
-    pictures, sound and text: as much as torch itself takes. While this is entered, ``import torchmetrics`` imports the
+    images, sound and text: as much as torch itself takes. While this is entered, ``import torchmetrics`` imports the
     two; whatever else is asked of the package, then or later, runs its own ``__init__`` in the same module, as
     :class:`importlib.util.LazyLoader` would. So nothing is replaced, and nothing is missing.
     """

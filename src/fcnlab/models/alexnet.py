@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from fcnlab.config.ranges import BelowOne
 from fcnlab.models.backbone import (
     Chain,
     Dropout,
@@ -19,10 +20,9 @@ from fcnlab.models.backbone import (
     named_chain,
 )
 from fcnlab.models.lrn import LocalResponseNorm
-from fcnlab.models.weights import fc_to_conv, load_backbone, without
-from fcnlab.ranges import BelowOne
+from fcnlab.models.weights import fc_to_conv, load_backbone, without_layers
 
-# Half the kernel, and the least with which the scores of FCN-8s reach the border of every picture: with torchvision's
+# Half the kernel, and the least with which the scores of FCN-8s reach the border of every image: with torchvision's
 # 2 they miss it at 114 of the sizes 40..339, with Caffe's 0 at all of them.
 CONV1_PADDING = 5
 SAME_MIN_SIZE = 29  # pixels: with fewer, a pool's window is larger than its input
@@ -128,7 +128,7 @@ def _fc6(padding: Padding) -> nn.Conv2d:
 
 def from_caffe(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CaffeNet by Caffe's layer names: fc6 and fc7 become convolutions, the ImageNet classifier is left out."""
-    kept = without(state, "fc8")
+    kept = without_layers(state, "fc8")
     for layer, kernel in {"fc6": 6, "fc7": 1}.items():
         kept |= fc_to_conv({key: value for key, value in kept.items() if key.startswith(f"{layer}.")}, kernel)
     return kept

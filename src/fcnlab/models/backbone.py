@@ -1,6 +1,6 @@
 """What every backbone offers, and the few lines that they share.
 
-A backbone is an ``nn.Module`` that takes RGB pictures in 0..1, float, (batch, 3, rows, cols), turns them into the input
+A backbone is an ``nn.Module`` that takes RGB images in 0..1, float, (batch, 3, rows, cols), turns them into the input
 that its weights were trained on (so the data never knows which weights are loaded) and returns ``{level: FeatureMap}``.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fcnlab.models.geometry import IMAGE, FeatureMap, Grid
 
 Padding = Literal["same", "paper"]
-PAPER_PADDING = 100  # pixels around the picture in conv1 (shelhamer/fcn.berkeleyvision.org, */net.py)
+PAPER_PADDING = 100  # pixels around the image in conv1 (shelhamer/fcn.berkeleyvision.org, */net.py)
 VOC_MEAN_BGR = (104.00699, 116.66877, 122.67892)  # voc_layers.py there
 
 
@@ -38,7 +38,7 @@ class Backbone(Protocol):
     """The contract of a backbone."""
 
     levels: dict[int, Level]
-    min_size: int  # pixels: the shorter side of the smallest picture that passes through
+    min_size: int  # pixels: the shorter side of the smallest image that passes through
     pretrained: bool  # whether its layers start from a weights file
     channels_last_on_cpu: bool  # whether it trains faster in that memory format there (docs/performance.md)
 
@@ -78,7 +78,7 @@ class Chain(nn.Module):
         return {level: FeatureMap(x, *self.levels[level].grid) for level, x in {8: x8, 16: x16, 32: x32}.items()}
 
     def chain(self, level: int) -> list[nn.Module]:
-        """The layers between the picture and a level; where some stand side by side, those that see the most."""
+        """The layers between the image and a level; where some stand side by side, those that see the most."""
         parts = {8: [self.to8], 16: [self.to8, self.to16], 32: [self.to8, self.to16, self.to32]}[level]
         return [layer for part in parts for layer in self.path(part)]
 
@@ -150,7 +150,7 @@ def caffe_convention() -> InputConvention:
 
 
 def image_padding(padding: Padding, same: int) -> int:
-    """The padding of a net's first convolution; ``same`` is the one that keeps the picture's size."""
+    """The padding of a net's first convolution; ``same`` is the one that keeps the image's size."""
     choices = {"same": same, "paper": PAPER_PADDING}
     if padding not in choices:
         raise ValueError(f"padding={padding!r}: choose 'same' or 'paper'")

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fcnlab.config.ranges import NumClasses, Positive
 from fcnlab.models.backbone import Backbone
 from fcnlab.models.geometry import IMAGE, FeatureMap, add
 from fcnlab.models.published import as_ours
 from fcnlab.models.upsampling import CoarseScores, Upsample
 from fcnlab.models.weights import WeightsError, load_strictly, read_labelled
-from fcnlab.ranges import NumClasses, Positive
 
-SMALL_PICTURE = 64  # pixels
+SMALL_IMAGE = 64  # pixels
 
 
 class FCN(nn.Module):
@@ -77,7 +77,7 @@ class FCN(nn.Module):
             warnings.warn("model.reset_heads=true has no effect without model.weights", stacklevel=2)
 
     def forward(self, image: Float[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch classes rows cols"]:
-        """Scores of every pixel; the pictures are RGB in 0..1."""
+        """Scores of every pixel; the images are RGB in 0..1."""
         return self.coarse(image).full()
 
     def coarse(self, image: Float[Tensor, "batch 3 rows cols"]) -> CoarseScores:
@@ -90,7 +90,7 @@ class FCN(nn.Module):
         """The scores of all levels together, at the finest level's stride."""
         if min(image.shape[2:]) < self.backbone.min_size:
             raise ValueError(
-                f"a picture of {image.shape[2]}x{image.shape[3]} pixels is too small for"
+                f"a image of {image.shape[2]}x{image.shape[3]} pixels is too small for"
                 f" {type(self.backbone).__name__}: it needs {self.backbone.min_size} on each side"
             )
         features = self.backbone(image)
@@ -127,7 +127,7 @@ class FCN(nn.Module):
 def unused_parameters(net: FCN) -> list[nn.Parameter]:
     """Those that no score depends on: of a backbone's coarser parts, where only finer levels are scored."""
     shadow = copy.deepcopy(net).to("meta").eval()
-    side = max(net.backbone.min_size, SMALL_PICTURE)
+    side = max(net.backbone.min_size, SMALL_IMAGE)
     shadow(torch.empty(1, 3, side, side, device="meta")).sum().backward()
     used = {name for name, parameter in shadow.named_parameters() if parameter.grad is not None}
     return [value for name, value in net.named_parameters() if value.requires_grad and name not in used]

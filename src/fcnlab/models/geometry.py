@@ -1,4 +1,4 @@
-"""Where features lie in the picture: the arithmetic behind every crop offset of an FCN.
+"""Where features lie in the image: the arithmetic behind every crop offset of an FCN.
 
 A layer with kernel k, stride s, padding p and dilation d maps "cell i is centred on pixel b + a * i" to
 ``a' = a * s`` and ``b' = b + a * (d * (k - 1) / 2 - p)``; a transposed convolution is the inverse. The crop offsets

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fcnlab.config.ranges import BelowOne
 from fcnlab.models.backbone import (
     Chain,
     Dropout,
@@ -21,8 +22,7 @@ from fcnlab.models.backbone import (
 )
 from fcnlab.models.geometry import IMAGE, FeatureMap
 from fcnlab.models.lrn import LocalResponseNorm
-from fcnlab.models.weights import load_backbone, with_batch_counters, without
-from fcnlab.ranges import BelowOne
+from fcnlab.models.weights import load_backbone, with_batch_counters, without_layers
 
 CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)  # BVLC's release; the VGG-based FCNs have decimals
 
@@ -44,7 +44,7 @@ class GoogLeNet(nn.Module):
     """Levels 8 (inception 3b), 16 (4e) and 32 (5b).
 
     ``padding="paper"`` pads conv1 by 100 like the released FCNs. Nobody released FCN-GoogLeNet, so that is a
-    reconstruction; without an unpadded fc6 the net also runs on pictures of 31 pixels and more with its own padding.
+    reconstruction; without an unpadded fc6 the net also runs on images of 31 pixels and more with its own padding.
     ``weights`` is ``"none"`` or the path of a file with BVLC's layer names.
     """
 
@@ -65,7 +65,7 @@ class GoogLeNet(nn.Module):
         self.dropout = Dropout(dropout)
         self.min_size = 31 if padding == "same" else 1
         grid8, grid16, grid32 = (IMAGE.through(self.chain(level)) for level in (8, 16, 32))
-        # With BVLC's weights the features have a root mean square of 17, 4.6 and 2.0 (12 pictures of VOC2012 val).
+        # With BVLC's weights the features have a root mean square of 17, 4.6 and 2.0 (12 images of VOC2012 val).
         # Nobody released FCN-GoogLeNet; without these factors the head of level 8 alone sets the rate all can bear.
         self.levels = {8: Level(480, grid8, 0.06), 16: Level(832, grid16, 0.2), 32: Level(1024, grid32, 0.5)}
         initialize(self)
@@ -78,7 +78,7 @@ class GoogLeNet(nn.Module):
         return {level: FeatureMap(x, *self.levels[level].grid) for level, x in {8: x8, 16: x16, 32: x32}.items()}
 
     def chain(self, level: int) -> list[nn.Module]:
-        """The layers between the picture and a level; of an inception module, the 5x5 branch, which sees the most."""
+        """The layers between the image and a level; of an inception module, the 5x5 branch, which sees the most."""
         parts = [self.conv1, self.pool1, self.conv2, self.pool2, *(block.five for block in self.stage3)]
         if level >= 16:
             parts += [self.pool3, *(block.five for block in self.stage4)]
@@ -120,7 +120,7 @@ class GoogLeNetBN(Chain):
         return super().path(part.branch3 if isinstance(part, TorchvisionInception) else part)
 
     def _from_torchvision(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.placed(with_batch_counters(without(state, "fc", "aux1", "aux2")))
+        return self.placed(with_batch_counters(without_layers(state, "fc", "aux1", "aux2")))
 
 
 class Inception(nn.Module):

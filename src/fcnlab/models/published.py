@@ -15,7 +15,7 @@ from torch import Tensor
 from fcnlab.models.backbone import Backbone
 from fcnlab.models.upsampling import Upsample, bilinear_kernel
 from fcnlab.models.vgg import VGG16, VGG16_FROM_CAFFE, from_torchvision
-from fcnlab.models.weights import StateDict, WeightsError, few, md5
+from fcnlab.models.weights import StateDict, WeightsError, first_names, md5
 
 
 class Published(NamedTuple):
@@ -79,7 +79,7 @@ def as_ours(
     Warns
     -----
     UserWarning
-        The net pads its pictures in another way than the published ones.
+        The net pads its images in another way than the published ones.
     """
     if _is_classifier(state):
         label = "VGG16" if md5(path) == VGG16_FROM_CAFFE else None
@@ -169,7 +169,7 @@ def _kind(state: StateDict, path: str) -> str:
     missing, left = [key for key in wanted if key not in state], [key for key in state if key not in wanted]
     if missing or left:
         problems = {"lacks": missing, "has, in excess,": left}
-        said = " and ".join(f"{verb} {len(keys)}: {few(keys)}" for verb, keys in problems.items() if keys)
+        said = " and ".join(f"{verb} {len(keys)}: {first_names(keys)}" for verb, keys in problems.items() if keys)
         raise WeightsError(
             f"model.weights={path} is not pytorch-fcn's {found[0]} on VGG16: of its {len(wanted)} tensors it {said}."
             " It is damaged, or of another architecture."

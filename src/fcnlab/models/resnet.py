@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fcnlab.models.backbone import Chain, imagenet_convention, named_chain
-from fcnlab.models.weights import load_backbone, with_batch_counters, without
+from fcnlab.models.weights import load_backbone, with_batch_counters, without_layers
 
 BLOCKS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}  # He et al., CVPR 2016, table 1
 
@@ -49,4 +49,4 @@ class ResNet(Chain):
         return [part.conv1, part.conv2, part.conv3] if isinstance(part, Bottleneck) else super().path(part)
 
     def _from_torchvision(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.placed(with_batch_counters(without(state, "fc")))
+        return self.placed(with_batch_counters(without_layers(state, "fc")))

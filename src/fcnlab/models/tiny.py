@@ -2,9 +2,9 @@
 
 from torch import nn
 
+from fcnlab.config.ranges import Count
 from fcnlab.models.backbone import Chain, Padding, image_padding, imagenet_convention, initialize
 from fcnlab.models.weights import load_backbone
-from fcnlab.ranges import Count
 
 
 class Tiny(Chain):

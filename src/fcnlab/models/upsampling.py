@@ -65,7 +65,7 @@ class Upsample(nn.Module):
         if self.taps == 1:
             return features
         if self.learned:
-            with as_given(features.data):
+            with keep_dtype(features.data):
                 data = F.conv_transpose2d(features.data, self.kernel.to(features.data.dtype), stride=self.factor)
         else:
             data = self.along(self.along(features.data.contiguous(), COLS), ROWS)
@@ -92,7 +92,7 @@ class Upsample(nn.Module):
         return f"{self.channels}, x{self.factor}, taps={self.taps}, {'learned' if self.learned else 'fixed'}"
 
 
-def as_given(data: Tensor) -> AbstractContextManager:
+def keep_dtype(data: Tensor) -> AbstractContextManager:
     """Compute in the precision of the data, also under autocast, which would round products to half of it."""
     kind = data.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
@@ -108,7 +108,7 @@ class _Interpolation(Function):
     def forward(ctx, data: Tensor, axis: int, weights: Tensor) -> Tensor:
         ctx.axis = axis
         ctx.save_for_backward(weights)
-        return between(with_zeros(data, axis), axis, weights)
+        return between(pad_with_zeros(data, axis), axis, weights)
 
     @staticmethod
     @once_differentiable
@@ -117,7 +117,7 @@ class _Interpolation(Function):
         return found.narrow(ctx.axis, 1, found.shape[ctx.axis] - 2), None, None
 
 
-def with_zeros(data: Tensor, axis: int) -> Tensor:
+def pad_with_zeros(data: Tensor, axis: int) -> Tensor:
     """A cell of zero at either end of an axis."""
     return F.pad(data, (0, 0, 1, 1) if axis == ROWS else (1, 1))
 
@@ -141,24 +141,24 @@ def between_transposed(values: Tensor, axis: int, weights: Float[Tensor, " facto
 
 
 class Block(NamedTuple):
-    """Some rows of a picture."""
+    """Some rows of a image."""
 
     gaps: range  # between the rows of cells, a row of zeros above them counted
-    rows: slice  # of the picture
-    inside: slice  # which of the values in those gaps are the picture's
+    rows: slice  # of the image
+    inside: slice  # which of the values in those gaps are the image's
 
 
 @dataclass(frozen=True)
 class CoarseScores:
-    """The scores of the finest level, and the way from them to every pixel of a picture.
+    """The scores of the finest level, and the way from them to every pixel of a image.
 
-    Taken a block of rows at a time, scores of every pixel never are in memory together: four pictures of 512x512 have
+    Taken a block of rows at a time, scores of every pixel never are in memory together: four images of 512x512 have
     88 MB of them, and a loss keeps three tensors of that size.
     """
 
     fused: FeatureMap
     upsample: Upsample
-    picture: FeatureMap
+    image: FeatureMap
 
     def float(self) -> "CoarseScores":
         """In single precision."""
@@ -166,13 +166,13 @@ class CoarseScores:
 
     def full(self) -> Scores:
         """The scores of every pixel."""
-        scores = overlap(self.upsample(self.fused), self.picture)[0].data
-        size = self.picture.data.shape[2:]
-        assert scores.shape[2:] == size, f"scores of {tuple(scores.shape)} do not cover a picture of {tuple(size)}"
+        scores = overlap(self.upsample(self.fused), self.image)[0].data
+        size = self.image.data.shape[2:]
+        assert scores.shape[2:] == size, f"scores of {tuple(scores.shape)} do not cover a image of {tuple(size)}"
         return scores
 
     def by_rows(self) -> Iterator[tuple[slice, Scores]]:
-        """Rows of the picture, and the scores of their pixels, from the top down."""
+        """Rows of the image, and the scores of their pixels, from the top down."""
         if not self._interpolated:
             yield slice(None), self.full()
             return
@@ -181,31 +181,31 @@ class CoarseScores:
             yield block.rows, _values(cells, block, weights)[:, :, block.inside]
 
     def sum_over_rows(
-        self, total: Callable[[Scores, Tensor], Tensor], truth: Integer[Tensor, "batch rows cols"]
+        self, total: Callable[[Scores, Tensor], Tensor], target: Integer[Tensor, "batch rows cols"]
     ) -> Float[Tensor, ""]:
-        """``total(scores, truth)``, a sum over pixels, of the whole picture; gradients are computed on the way."""
+        """``total(scores, truth)``, a sum over pixels, of the whole image; gradients are computed on the way."""
         if not self._interpolated:
-            return total(self.full(), truth.long())
+            return total(self.full(), target.long())
         cells = self._cells()
-        return _SumOverRows.apply(cells, self._blocks(cells), self.upsample.weights(cells), total, truth)
+        return _SumOverRows.apply(cells, self._blocks(cells), self.upsample.weights(cells), total, target)
 
     @property
     def _interpolated(self) -> bool:
         return self.upsample.taps > 1 and not self.upsample.learned
 
     def _cells(self) -> Tensor:
-        """All columns of the picture, of the coarse rows, between rows of zeros."""
-        upsampled, cols = self.upsample.grid(self.fused), self.picture.data.shape[3]
+        """All columns of the image, of the coarse rows, between rows of zeros."""
+        upsampled, cols = self.upsample.grid(self.fused), self.image.data.shape[3]
         wide = self.upsample.along(self.fused.data.contiguous(), COLS)
-        left = _whole(self.picture.origin - upsampled.origin)
+        left = _whole(self.image.origin - upsampled.origin)
         assert left + cols <= wide.shape[3], f"{wide.shape[3]} upsampled columns do not cover {left} + {cols}"
-        return with_zeros(wide[..., left : left + cols], ROWS)
+        return pad_with_zeros(wide[..., left : left + cols], ROWS)
 
     def _blocks(self, cells: Tensor) -> list[Block]:
-        factor, rows = self.upsample.factor, self.picture.data.shape[2]
-        top = _whole(self.picture.origin - self.upsample.grid(self.fused).origin)
+        factor, rows = self.upsample.factor, self.image.data.shape[2]
+        top = _whole(self.image.origin - self.upsample.grid(self.fused).origin)
         gaps = range(top // factor, -(-(top + rows) // factor))
-        assert gaps.stop < cells.shape[ROWS], f"{cells.shape[ROWS]} rows of cells do not cover {rows} of the picture"
+        assert gaps.stop < cells.shape[ROWS], f"{cells.shape[ROWS]} rows of cells do not cover {rows} of the image"
         target = BLOCK_ON_CPU if cells.device.type == "cpu" else BLOCK
         together = max(1, target // (factor * cells[:, :, 0].numel()))
         blocks = []
@@ -224,14 +224,14 @@ class _SumOverRows(Function):
     """A sum over pixels, and its gradient, block by block: neither needs the scores of all pixels at once."""
 
     @staticmethod
-    def forward(ctx, cells: Tensor, blocks: list[Block], weights: Tensor, total: Callable, truth: Tensor) -> Tensor:
+    def forward(ctx, cells: Tensor, blocks: list[Block], weights: Tensor, total: Callable, target: Tensor) -> Tensor:
         found, wanted = cells.new_zeros(()), ctx.needs_input_grad[0]
         slopes = torch.zeros_like(cells) if wanted else None
-        with as_given(cells):  # a backward pass would not be under autocast
+        with keep_dtype(cells):  # a backward pass would not be under autocast
             for block in blocks:
                 scores = _values(cells, block, weights).requires_grad_(wanted)
                 with torch.set_grad_enabled(wanted):
-                    part = total(scores[:, :, block.inside], truth[:, block.rows].long())
+                    part = total(scores[:, :, block.inside], target[:, block.rows].long())
                 found += part.detach()
                 if slopes is not None:
                     (slope,) = torch.autograd.grad(part, scores)
@@ -253,5 +253,5 @@ def _values(cells: Tensor, block: Block, weights: Tensor) -> Scores:
 
 def _whole(offset: float) -> int:
     """An offset in pixels that is a whole number, as the number of taps sees to."""
-    assert offset >= 0 and offset.is_integer(), f"upsampled scores begin {offset} pixels before the picture's"
+    assert offset >= 0 and offset.is_integer(), f"upsampled scores begin {offset} pixels before the image's"
     return int(offset)

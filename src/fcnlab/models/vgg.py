@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from fcnlab.config.ranges import BelowOne
 from fcnlab.models.backbone import (
     Dropout,
     Level,
@@ -16,8 +17,7 @@ from fcnlab.models.backbone import (
     initialize,
 )
 from fcnlab.models.geometry import IMAGE, FeatureMap
-from fcnlab.models.weights import WeightsError, fc_to_conv, load_backbone, md5, with_batch_counters, without
-from fcnlab.ranges import BelowOne
+from fcnlab.models.weights import WeightsError, fc_to_conv, load_backbone, md5, with_batch_counters, without_layers
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 VGG16_FROM_CAFFE = "aa75b158f4181e7f6230029eb96c1b13"  # md5 of pytorch-fcn's file: torchvision's names, Caffe's input
@@ -75,7 +75,7 @@ class VGG16(nn.Module):
         return {level: FeatureMap(x, *self.levels[level].grid) for level, x in {8: x8, 16: x16, 32: x32}.items()}
 
     def chain(self, level: int) -> list[nn.Module]:
-        """The layers between the picture and a level."""
+        """The layers between the image and a level."""
         hidden = [self.fc6, self.fc7] if level == 32 else []
         return [*self.features[: self._ends[level]], *hidden]
 
@@ -113,7 +113,7 @@ def _trunk(first_padding: int, batch_norm: bool) -> list[nn.Module]:
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """torchvision's VGG16: fc6 and fc7 become convolutions, the ImageNet classifier is left out."""
     hidden = {"classifier.0.": ("fc6.", 7), "classifier.3.": ("fc7.", 1)}
-    converted = with_batch_counters(without(state, "classifier"))
+    converted = with_batch_counters(without_layers(state, "classifier"))
     for old, (new, kernel) in hidden.items():
         layer = {new + key.removeprefix(old): value for key, value in state.items() if key.startswith(old)}
         converted |= fc_to_conv(layer, kernel)

@@ -31,7 +31,7 @@ class WeightsError(UserError):
     """A weights file that is missing, cannot be read safely, or belongs to another net."""
 
 
-class Inert:
+class InertObject:
     """What stands in a file's contents where the file has a number of numpy's: neither is it read nor does it do
     anything. pytorch-fcn's training checkpoints hold their best mean IU so.
     """
@@ -44,7 +44,7 @@ class Inert:
 
 
 INERT: list[Any] = [
-    (Inert, name) for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    (InertObject, name) for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 ]
 
 
@@ -63,7 +63,7 @@ def fc_to_conv(layer: StateDict, kernel: int) -> dict[str, Tensor]:
     }
 
 
-def without(state: StateDict, *layers: str) -> dict[str, Tensor]:
+def without_layers(state: StateDict, *layers: str) -> dict[str, Tensor]:
     """All but some layers: the classifiers, which an FCN cuts off."""
     prefixes = tuple(f"{layer}." for layer in layers)
     return {key: value for key, value in state.items() if not key.startswith(prefixes)}
@@ -96,7 +96,7 @@ def read_labelled(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weights file at {path}: check the path (relative paths start at {Path.cwd()})")
-    state = load_plainly(path, INERT)
+    state = load_without_code(path, INERT)
     if not isinstance(state, dict):
         raise WeightsError(f"{path} holds a {type(state).__name__}, not a state dict")
     label = dict.get(state, "arch")  # a file can give an OrderedDict a `get` and an `items` of its own
@@ -106,7 +106,7 @@ def read_labelled(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
             state = inside
     tensors = {key: value for key, value in dict.items(state) if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors; its keys: {few(state)}")
+        raise WeightsError(f"{path} holds no tensors; its keys: {first_names(state)}")
     check_tensors(tensors, str(path))
     return tensors, label if isinstance(label, str) else None
 
@@ -117,7 +117,7 @@ def md5(path: str | Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def load_plainly(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
+def load_without_code(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
     """What a ``.safetensors`` file or a PyTorch file holds, read without running any code from it.
 
     ``stand_ins`` are what to build where the file names something else: see :class:`Inert`.
@@ -212,7 +212,7 @@ def check_tensors(tensors: StateDict, source: str) -> None:
     odd = [key for key, value in tensors.items() if not _has_its_numbers(value)]
     if odd:
         raise WeightsError(
-            f"{source} holds {len(odd)} tensors without their numbers: {few(odd)}. Save them dense, as float32."
+            f"{source} holds {len(odd)} tensors without their numbers: {first_names(odd)}. Save them dense, as float32."
         )
 
 
@@ -303,11 +303,11 @@ def check_fit(net: nn.Module, state: StateDict, what: str) -> None:
         ],
     }
     if any(problems.values()):
-        found = "; ".join(f"{len(keys)} {problem}: {few(keys)}" for problem, keys in problems.items() if keys)
+        found = "; ".join(f"{len(keys)} {problem}: {first_names(keys)}" for problem, keys in problems.items() if keys)
         raise WeightsError(f"{what} do not fit: {found}. They are probably of another architecture.")
 
 
-def few(names: Iterable) -> str:
+def first_names(names: Iterable) -> str:
     """The first of some names, for a message."""
     names = list(names)
     return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")

@@ -11,16 +11,18 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fcnlab.config import ConfigError, check_targets, shipped
+from fcnlab.config.locations import package_data_folder
+from fcnlab.config.overrides import plain_overrides, shell_join
+from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.cores import visible_cores
+from fcnlab.data.checks.report import markdown_columns, text_columns
 from fcnlab.errors import UserError
-from fcnlab.launching.processes import as_typed, spawn, typed
-from fcnlab.results.findings import markdown_columns, text_columns
-from fcnlab.results.record import aside, write_json
-from fcnlab.tasks.run_folder import RunFolder
+from fcnlab.files.writing import atomic_write, write_json
+from fcnlab.runs.run_folder import RunFolder
+from fcnlab.sweeps.processes import start_process
 
 log = logging.getLogger("fcnlab")
-BENCHMARKS = shipped("benchmarks")
+BENCHMARKS = package_data_folder("benchmarks")
 DEVICES = ("auto", "cpu", "cuda")
 THREADS = 2  # what is asked of every machine: with one, all claims together take over 15 minutes
 
@@ -35,7 +37,7 @@ def bench(cfg: DictConfig, run_folder: RunFolder) -> None:
     UserError
         A claim's script failed. What this machine cannot measure is said, and is no failure.
     """
-    check_targets(cfg)
+    validate_config(cfg)
     known = claims(BENCHMARKS)
     asked = chosen(cfg, known)
     run_folder.accept(cfg)
@@ -94,7 +96,7 @@ def options(cfg: DictConfig) -> list[str]:
 
 def run(words: Sequence[str]) -> int:
     """A script as a process that says what it says here; it ends when this one does."""
-    started = spawn([sys.executable, *words], environment=None, log=None, held=())
+    started = start_process([sys.executable, *words], environment=None, log=None, held=())
     try:
         return started.wait()
     finally:
@@ -118,7 +120,7 @@ def missing(results: Results) -> list[str]:
 
 def write(folder: Path, results: Results) -> None:
     """``bench.json`` for programs, ``bench.md`` for people."""
-    command = typed(["fcnlab", "bench", *as_typed(HydraConfig.get().overrides.task)])
+    command = shell_join(["fcnlab", "bench", *plain_overrides(HydraConfig.get().overrides.task)])
     write_json(folder / "bench.json", {"command": command, "claims": results})
     facts = {key: value for result in results.values() for key, value in result["environment"].items()}
     parts = [
@@ -127,5 +129,5 @@ def write(folder: Path, results: Results) -> None:
         markdown_columns(*table(results)),
         "\n\n".join(missing(results)) + "\n",
     ]
-    with aside(folder / "bench.md") as part:
+    with atomic_write(folder / "bench.md") as part:
         part.write_text("\n".join(parts), encoding="utf-8", errors="replace")

@@ -6,20 +6,20 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fcnlab.config import ConfigError, check_targets
+from fcnlab.comparison import comparison
+from fcnlab.comparison.comparison import Comparison
+from fcnlab.comparison.grouping import GroupingRules
+from fcnlab.comparison.page import write_page
+from fcnlab.comparison.runs import ExcludedRun, read_runs
+from fcnlab.comparison.tables import markdown, terminal, write_csv
+from fcnlab.config.overrides import plain_overrides, shell_join
+from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.errors import UserError
-from fcnlab.launching import as_typed, typed
-from fcnlab.results import comparison
-from fcnlab.results.comparison import Comparison
-from fcnlab.results.escaping import in_line
-from fcnlab.results.grouping import Division
-from fcnlab.results.origins import ENVIRONMENT
-from fcnlab.results.page import write_page
-from fcnlab.results.record import aside
-from fcnlab.results.runs import LeftOut, read_runs
-from fcnlab.results.tables import markdown, terminal, write_csv
-from fcnlab.tasks.predictions import check_report
-from fcnlab.tasks.run_folder import RunFolder
+from fcnlab.escaping import escape_line
+from fcnlab.files.writing import atomic_write
+from fcnlab.inference.output_folder import check_report
+from fcnlab.runs.origins import ENVIRONMENT
+from fcnlab.runs.run_folder import RunFolder
 
 log = logging.getLogger("fcnlab")
 SAID = 10  # folders that are named in the terminal; the page has all
@@ -27,13 +27,13 @@ SAID = 10  # folders that are named in the terminal; the page has all
 
 def compare(cfg: DictConfig, run: RunFolder) -> None:
     """Compare the runs below some folders; leave the page, Markdown and CSV in the run's own folder."""
-    check_targets(cfg)
+    validate_config(cfg)
     check_split(cfg)
     folder = run.path
     check_report(folder, ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv"))
     runs, left_out = read_runs([existing(name) for name in cfg.runs])
     say_left_out(left_out, "cannot be used")
-    division = Division(tuple(cfg.split_by), tuple(cfg.merge_over))
+    division = GroupingRules(tuple(cfg.split_by), tuple(cfg.merge_over))
     found = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence, division)
     say_left_out(found.left_out, "left out")
     found.left_out[:0] = left_out
@@ -61,17 +61,17 @@ def existing(name: str) -> Path:
     return path
 
 
-def say_left_out(left_out: list[LeftOut], what: str) -> None:
+def say_left_out(left_out: list[ExcludedRun], what: str) -> None:
     """Name what is no part of the comparison, and why."""
     for out in left_out[:SAID]:
-        log.warning("%s: %s: %s", what.capitalize(), in_line(str(out.folder)), in_line(out.reason))
+        log.warning("%s: %s: %s", what.capitalize(), escape_line(str(out.folder)), escape_line(out.reason))
     if len(left_out) > SAID:
         log.warning("%s: %d more, which the page names", what.capitalize(), len(left_out) - SAID)
 
 
 def write(folder: Path, found: Comparison) -> None:
-    command = typed(["fcnlab", "compare", *as_typed(HydraConfig.get().overrides.task)])
+    command = shell_join(["fcnlab", "compare", *plain_overrides(HydraConfig.get().overrides.task)])
     write_csv(folder, found)
-    with aside(folder / "comparison.md") as part:
+    with atomic_write(folder / "comparison.md") as part:
         part.write_text(markdown(found), encoding="utf-8", errors="replace")
     write_page(folder / "comparison.html", found, command)

@@ -11,15 +11,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from fcnlab.config import check_targets
-from fcnlab.data import DataError, DataModule, Pictures
-from fcnlab.data.balance import WEIGHTINGS, Frequencies
-from fcnlab.data.inspection import Look, Looked, class_frequencies, inspect_overlap, inspect_split, looks
-from fcnlab.data.module import TrainingBatches
-from fcnlab.data.streams import augmented_samples, inspect_streams
-from fcnlab.errors import UserError
-from fcnlab.results.drawing import contact_sheet, save_png
-from fcnlab.results.findings import (
+from fcnlab.config.validation import validate_config
+from fcnlab.data import DataError, DataModule, SegmentationDataset
+from fcnlab.data.checks.augmentation import augmented_samples, inspect_streams
+from fcnlab.data.checks.class_weights import WEIGHTINGS, Frequencies
+from fcnlab.data.checks.files import (
+    ImageReport,
+    ImageReports,
+    class_frequencies,
+    inspect_images,
+    inspect_overlap,
+    inspect_split,
+)
+from fcnlab.data.checks.machine import inspect_machine
+from fcnlab.data.checks.report import (
     Finding,
     Verdict,
     findings_facts,
@@ -28,17 +33,19 @@ from fcnlab.results.findings import (
     markdown_columns,
     summary,
     text_columns,
-    worst,
+    worst_verdict,
 )
-from fcnlab.results.record import aside, write_json
-from fcnlab.tasks.building import say
-from fcnlab.tasks.machine import inspect_machine
-from fcnlab.tasks.predictions import check_report
-from fcnlab.tasks.run_folder import RunFolder
-from fcnlab.tasks.scoring import command
-from fcnlab.tasks.splits import say_what_is_there
+from fcnlab.data.samplers import TrainingBatches
+from fcnlab.errors import UserError
+from fcnlab.evaluation.splits import report_splits
+from fcnlab.files.writing import atomic_write, write_json
+from fcnlab.inference.output_folder import check_report
+from fcnlab.messages import log_info
+from fcnlab.runs.drawing import contact_sheet, save_png
+from fcnlab.runs.provenance import command
+from fcnlab.runs.run_folder import RunFolder
 
-Seen = dict[str, Looked]  # by the split's name
+Seen = dict[str, ImageReports]  # by the split's name
 
 
 def doctor(cfg: DictConfig, run: RunFolder) -> None:
@@ -51,9 +58,9 @@ def doctor(cfg: DictConfig, run: RunFolder) -> None:
     """
     folder = run.path
     check_report(folder, ("doctor.json", "doctor.md", "samples.png"))
-    check_targets(cfg)
+    validate_config(cfg)
     data: DataModule = instantiate(cfg.data, _convert_="all")
-    seen = look_at_all(data)
+    seen = inspect_all(data)
     run.accept(cfg)
     findings = [
         *inspect_data(data, seen, cfg.alike_bits),
@@ -66,27 +73,32 @@ def doctor(cfg: DictConfig, run: RunFolder) -> None:
     if cfg.samples and all(one.check != "loading" for one in findings):
         draw_samples(folder / "samples.png", data, *seen["train"], count=cfg.samples)
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    say(f"{summary(findings)}. Every file by name, and augmented samples: {here}")
+    log_info(f"{summary(findings)}. Every file by name, and augmented samples: {here}")
     errors = [f"{one.about.partition(':')[0]}: {one.check}" for one in findings if one.verdict == Verdict.ERROR]
     if errors:
         raise UserError(f"this would make a number wrong or training fail: {'; '.join(errors)}. The table says how.")
 
 
-def look_at_all(data: DataModule) -> Seen:
+def inspect_all(data: DataModule) -> Seen:
     """Every file of train, val and, where its list is not val's, test, with a progress bar; each list once."""
     names = ("train", "val") if data.lists["test"] == data.lists["val"] else ("train", "val", "test")
-    say_what_is_there(data, *names)
+    report_splits(data, *names)
     seen: Seen = {}
     for name in names:
-        pictures = data.split(name)
-        if not len(pictures):
-            raise DataError(f"{pictures.title} is empty: name another list")
-        before = next((one for one in seen.values() if one[0] is pictures), None)
+        dataset = data.split(name)
+        if not len(dataset):
+            raise DataError(f"{dataset.title} is empty: name another list")
+        before = next((one for one in seen.values() if one[0] is dataset), None)
         if before is None:
             bar = tqdm(
-                looks(pictures), desc=pictures.title, total=len(pictures), unit="pictures", leave=False, disable=None
+                inspect_images(dataset),
+                desc=dataset.title,
+                total=len(dataset),
+                unit="images",
+                leave=False,
+                disable=None,
             )
-            seen[name] = pictures, list(bar)
+            seen[name] = dataset, list(bar)
         else:
             seen[name] = before
     return seen
@@ -94,35 +106,35 @@ def look_at_all(data: DataModule) -> Seen:
 
 def inspect_data(data: DataModule, seen: Seen, bits: int) -> Iterator[Finding]:
     """The findings about each split, about each two of them, the settings and the training loader."""
-    for name, (pictures, found) in seen.items():
-        yield from inspect_split(name, pictures, found, bits)
+    for name, (images, found) in seen.items():
+        yield from inspect_split(name, images, found, bits)
     for first, second in combinations(seen, 2):
         yield from inspect_overlap((first, second), seen[first], seen[second], bits, data.allow_overlap)
     yield from inspect_settings(data, seen)
-    pictures, found = seen["train"]
+    images, found = seen["train"]
     telling = [place for place in sound(found) if found[place].code is not None]  # crops of a flat one are all alike
     if telling:
-        yield from inspect_streams(data, pictures, telling[0])
+        yield from inspect_streams(data, images, telling[0])
     else:
-        yield Finding("augmentation", "draws", Verdict.WARNING, "not looked at: there is no sound picture to try it on")
+        yield Finding("augmentation", "draws", Verdict.WARNING, "not looked at: there is no sound image to try it on")
 
 
 def inspect_settings(data: DataModule, seen: Seen) -> Iterator[Finding]:
     """Whether the data set and what is set for it agree."""
-    pictures, _ = seen["train"]
-    agree = len(pictures.classes) == data.num_classes
-    found = f"{len(pictures.classes)}, as data.num_classes says"
-    wrong = f"{len(pictures.classes)}, but data.num_classes={data.num_classes}"
+    images, _ = seen["train"]
+    agree = len(images.classes) == data.num_classes
+    found = f"{len(images.classes)}, as data.num_classes says"
+    wrong = f"{len(images.classes)}, but data.num_classes={data.num_classes}"
     yield Finding("settings", "classes", *((Verdict.OK, found) if agree else (Verdict.ERROR, wrong)))
     try:
-        epoch = len(TrainingBatches(len(pictures), data.batch_size, data.seed))
+        epoch = len(TrainingBatches(len(images), data.batch_size, data.seed))
         yield Finding("settings", "batches", Verdict.OK, f"{epoch:,} of {data.batch_size} to an epoch, on one device")
     except DataError as error:
         yield Finding("settings", "batches", Verdict.ERROR, str(error))
 
 
-def sound(found: Sequence[Look]) -> list[int]:
-    """The places of pictures that nothing is wrong with."""
+def sound(found: Sequence[ImageReport]) -> list[int]:
+    """The places of images that nothing is wrong with."""
     return [place for place, one in enumerate(found) if not one.faults]
 
 
@@ -135,10 +147,10 @@ def class_columns(
     classes: Sequence[str], counted: Mapping[str, Frequencies], weights: Mapping[str, Sequence[float]]
 ) -> tuple[list[str], list[list[str]]]:
     """A header and a row for each class: how often it is in each split, and its weight by each rule."""
-    header = ["class", *(f"{name} {what}" for name in counted for what in ("pictures", "pixels, %")), *weights]
+    header = ["class", *(f"{name} {what}" for name in counted for what in ("images", "pixels, %")), *weights]
     rows = []
     for place, title in enumerate(classes):
-        pairs = ((f"{one.pictures[place]:,}", f"{100 * one.share[place]:.3f}") for one in counted.values())
+        pairs = ((f"{one.images[place]:,}", f"{100 * one.share[place]:.3f}") for one in counted.values())
         rows.append([title, *chain(*pairs), *(f"{values[place]:.3f}" for values in weights.values())])
     return header, rows
 
@@ -165,13 +177,13 @@ def write_report(
     classes = seen["train"][0].classes
     splits = {
         name: {
-            "title": pictures.title,
-            "pictures": len(pictures),
+            "title": images.title,
+            "images": len(images),
             "classes": counts_by_name(classes, counted[name]) if name in counted else None,
         }
-        for name, (pictures, _) in seen.items()
+        for name, (images, _) in seen.items()
     }
-    facts = {"verdict": worst(findings), "command": command(), "splits": splits, "class_weights": weights}
+    facts = {"verdict": worst_verdict(findings), "command": command(), "splits": splits, "class_weights": weights}
     write_json(folder / "doctor.json", facts | {"findings": findings_facts(findings)})
     parts = [
         f"# {command()}\n",
@@ -180,15 +192,15 @@ def write_report(
         markdown_columns(*class_columns(classes, counted, weights)),
         "".join(f"\n{line.replace(': ', ': `', 1)}`\n" for line in suggestions(weights)),
     ]
-    with aside(folder / "doctor.md") as part:
+    with atomic_write(folder / "doctor.md") as part:
         part.write_text("\n".join(parts), encoding="utf-8", errors="replace")
 
 
 def counts_by_name(classes: Sequence[str], one: Frequencies) -> dict[str, dict[str, int]]:
-    """Pictures and pixels of each class, and of void."""
-    pairs = zip(classes, one.pictures.tolist(), one.pixels.tolist(), strict=True)
-    named = {name: {"pictures": pictures, "pixels": pixels} for name, pictures, pixels in pairs}
-    return named | {"void": {"pictures": one.voided, "pixels": one.void}}
+    """Images and pixels of each class, and of void."""
+    pairs = zip(classes, one.images.tolist(), one.pixels.tolist(), strict=True)
+    named = {name: {"images": images, "pixels": pixels} for name, images, pixels in pairs}
+    return named | {"void": {"images": one.voided, "pixels": one.ignore_index}}
 
 
 def terminal_report(seen: Seen, findings: Sequence[Finding], counted: Mapping[str, Frequencies], weights: dict) -> str:
@@ -204,8 +216,10 @@ def in_colour() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
-def draw_samples(path: Path, data: DataModule, pictures: Pictures, found: Sequence[Look], count: int) -> None:
+def draw_samples(
+    path: Path, data: DataModule, dataset: SegmentationDataset, found: Sequence[ImageReport], count: int
+) -> None:
     """The contact sheet: what the net will see, with its truth."""
-    samples = augmented_samples(data, pictures, sound(found), count)
+    samples = augmented_samples(data, dataset, sound(found), count)
     if samples:
-        save_png(path, contact_sheet(samples, pictures.classes, pictures.palette))
+        save_png(path, contact_sheet(samples, dataset.classes, dataset.palette))

@@ -10,86 +10,85 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.callbacks import FixedPictures, Interruption
-from fcnlab.config import ConfigError, check_needs, check_targets, plain
-from fcnlab.data import DataModule
-from fcnlab.launching import as_typed
-from fcnlab.launching.manifest import facts_of
-from fcnlab.results.origins import part
-from fcnlab.results.passport import Convention, as_facts, passport, passport_table
-from fcnlab.results.reading import read_yaml
-from fcnlab.results.record import add_to_record
-from fcnlab.results.scores import SCORES, Scores
-from fcnlab.results.selection import Facts, recorded_selection
-from fcnlab.segmenter import Segmenter
+from fcnlab.config.components import to_plain
+from fcnlab.config.overrides import plain_overrides
+from fcnlab.config.trust import DATA_COMPONENTS, check_components
+from fcnlab.config.validation import ConfigError, check_requirements, validate_config
+from fcnlab.evaluation.evaluation import describe_scores, evaluate_and_record, score_table
+from fcnlab.evaluation.splits import check_classes, check_splits, required_image_size, warn_about_fewer_workers
+from fcnlab.files.reading import read_json_facts, read_yaml
+from fcnlab.messages import log_info, log_warning
+from fcnlab.metrics.conventions import Convention, all_conventions, as_facts, conventions_table
+from fcnlab.metrics.scores import SCORES, Scores
+from fcnlab.runs.origins import nested_map
+from fcnlab.runs.provenance import commit
+from fcnlab.runs.run_folder import RunFolder
+from fcnlab.runs.run_record import recorded_config
+from fcnlab.runs.score_record import add_to_record
+from fcnlab.runs.selection import Facts, recorded_selection
+from fcnlab.runs.source_fingerprint import source_fingerprints
 from fcnlab.signals import StopSignals
-from fcnlab.tasks.building import (
-    build_inference,
-    build_trainer,
-    check_machine,
-    evaluation_speed,
-    open_data,
-    open_loggers,
-    say,
-    warn,
-)
-from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net, selection_of
-from fcnlab.tasks.fingerprint import fingerprint
-from fcnlab.tasks.ineffective import ineffective_in_scoring
-from fcnlab.tasks.lineage import file_facts, trained_when_scored, weights_used
-from fcnlab.tasks.recording import recorded_config
-from fcnlab.tasks.run_folder import RunFolder
-from fcnlab.tasks.scoring import commit, score, table, words_of
-from fcnlab.tasks.splits import check_splits, needed_size, warn_of_fewer_workers
-from fcnlab.trust import DATA, check_components
+from fcnlab.training.callbacks import GracefulStop, SampleImages
+from fcnlab.training.checkpoints import read_checkpoint, rebuild_model, selection_of
+from fcnlab.training.components import open_data
+from fcnlab.training.hardware import check_machine
+from fcnlab.training.ineffective_settings import ineffective_in_scoring
+from fcnlab.training.lineage import file_facts, starting_weights, training_of_checkpoint
+from fcnlab.training.loggers import open_loggers
+from fcnlab.training.segmenter import Segmenter
+from fcnlab.training.speed import evaluation_speed
+from fcnlab.training.trainer import build_inference, build_trainer
 
 
 def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     """Score a checkpoint, or a model with its own weights, on the test list of the data."""
     folder = run.path
-    check_needs(cfg, as_typed(HydraConfig.get().overrides.task))
+    check_requirements(cfg, plain_overrides(HydraConfig.get().overrides.task))
     _check_what_is_asked(cfg)  # first: without data, model.num_classes cannot be computed
-    check_targets(cfg)
+    validate_config(cfg)
     check_machine(cfg)
     for sentence in ineffective_in_scoring("eval"):
-        warn(sentence)
+        log_warning(sentence)
     inference, postprocess = build_inference(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.checkpoint is None:
         net, classes, selected, its_model = instantiate(cfg.model, _convert_="all"), None, None, None
-        trained, weights = None, weights_used({"model": plain(cfg.model)})
+        trained, weights = None, starting_weights({"model": to_plain(cfg.model)})
     else:
         checkpoint = read_checkpoint(cfg.checkpoint)
         its_model = checkpoint["fcnlab"]["model"]
-        net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
+        net = rebuild_model(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
         classes, selected = checkpoint["fcnlab"]["classes"], selection_in_run(checkpoint, Path(cfg.checkpoint))
-        trained = trained_when_scored(checkpoint, Path(cfg.checkpoint))
+        trained = training_of_checkpoint(checkpoint, Path(cfg.checkpoint))
         weights = {"checkpoint": file_facts(Path(cfg.checkpoint))}
     data_config = cfg.data if cfg.data is not None else recorded_data(cfg)
-    began = {"commit": commit(), "source": fingerprint(plain(cfg), {"model": its_model, "data": plain(data_config)})}
+    began = {
+        "commit": commit(),
+        "source": source_fingerprints(to_plain(cfg), {"model": its_model, "data": to_plain(data_config)}),
+    }
     data = open_data(data_config, named_by_record=cfg.data is None or cfg.sweep.recorded)
-    check_splits(data, "test", min_size=needed_size(inference, net))
+    check_splits(data, "test", min_size=required_image_size(inference, net))
     check_classes(classes, data)
     speed = evaluation_speed(cfg, net)
     segmenter = Segmenter(net, data.split("test").classes, inference=inference, postprocess=postprocess, **speed)
     signals = StopSignals()
-    trainer = build_trainer(cfg, False, [FixedPictures(folder / "predictions", cfg.pictures), Interruption(signals)])
-    warn_of_fewer_workers(data, "test", processes=trainer.num_devices)
+    trainer = build_trainer(cfg, False, [SampleImages(folder / "predictions", cfg.num_images), GracefulStop(signals)])
+    warn_about_fewer_workers(data, "test", processes=trainer.num_devices)
     with signals, open_loggers(cfg) as loggers, signals.told_apart():
         run.accept(cfg)
         trainer.loggers = loggers
         origin = {"trained": trained, "weights": weights}
-        scored = score(trainer, segmenter, data, folder, cfg.seed, began, selected=selected, **origin)
+        scored = evaluate_and_record(trainer, segmenter, data, folder, cfg.seed, began, selected=selected, **origin)
     if scored is None:
         return None
     found = scored.scores
-    say(table(found, data.split("test").classes))
+    log_info(score_table(found, data.split("test").classes))
     if cfg.published is not None:
-        add_to_record(folder, published=plain(cfg.published))
-        say(beside_published(found, cfg.published))
-    if cfg.passport:
-        say(passport_table(add_passport(folder)))
-    say(f"{words_of(scored, segmenter.scored_as, data)} The record: {folder}")
+        add_to_record(folder, published=to_plain(cfg.published))
+        log_info(beside_published(found, cfg.published))
+    if cfg.conventions:
+        log_info(conventions_table(add_conventions(folder)))
+    log_info(f"{describe_scores(scored, segmenter.scored_as, data)} The record: {folder}")
     return found.miou
 
 
@@ -99,7 +98,9 @@ def selection_in_run(checkpoint: dict[str, Any], path: Path) -> Facts | None:
     if selected is None:
         return None
     recorded = (
-        recorded_selection(facts_of(path.absolute().parent.parent, "metrics.json")) if selected["monitor"] else None
+        recorded_selection(read_json_facts(path.absolute().parent.parent, "metrics.json"))
+        if selected["monitor"]
+        else None
     )
     among = max(selected["among"], recorded["among"] if recorded else 0)
     own = {key: value for key, value in selected.items() if key != "val_miou"}
@@ -129,11 +130,11 @@ def beside_published(found: Scores, published: Mapping[str, float]) -> str:
     return "\n".join(rows)
 
 
-def add_passport(folder: Path) -> list[Convention]:
+def add_conventions(folder: Path) -> list[Convention]:
     """Score the matrices of the record under other conventions too, and say so in the record."""
     with np.load(folder / "confusions.npz") as confusions:
-        conventions = passport(confusions["matrices"])
-    add_to_record(folder, passport=as_facts(conventions))
+        conventions = all_conventions(confusions["matrices"])
+    add_to_record(folder, conventions=as_facts(conventions))
     return conventions
 
 
@@ -153,10 +154,10 @@ def recorded_data(cfg: DictConfig) -> DictConfig:
     data = tree.get("data") if isinstance(tree, dict) else None
     if not isinstance(data, dict):
         raise ConfigError(f"checkpoint={cfg.checkpoint}: {record} names no data: give data=...")
-    check_components(data, DATA, cfg.trust, str(record))
+    check_components(data, DATA_COMPONENTS, cfg.trust, str(record))
     data |= _root_then(record.parent, data)
     recorded = OmegaConf.create({"data": data})
-    check_targets(recorded)
+    validate_config(recorded)
     return recorded.data
 
 
@@ -167,18 +168,8 @@ def _root_then(run: Path, data: Mapping[str, Any]) -> dict[str, str]:
     """
     root = data.get("root")
     try:
-        cwd = part(part(read_yaml(run, ".hydra/hydra.yaml"), "hydra"), "runtime").get("cwd")
+        cwd = nested_map(nested_map(read_yaml(run, ".hydra/hydra.yaml"), "hydra"), "runtime").get("cwd")
         found = isinstance(root, str) and isinstance(cwd, str) and Path(cwd, root).is_dir()
     except (OSError, ValueError):  # a record that is damaged does not tell
         return {}
     return {"root": str(Path(str(cwd), str(root)))} if found else {}
-
-
-def check_classes(classes: list[str] | None, data: DataModule) -> None:
-    """Scores of one set's classes against another's truth would be numbers without a meaning."""
-    known = list(data.split("test").classes)
-    if classes is not None and classes != known:
-        raise ConfigError(
-            f"the checkpoint knows {len(classes)} classes ({', '.join(classes[:4])}, …), {data.split('test').title} has"
-            f" {len(known)} ({', '.join(known[:4])}, …): give the data= that it was trained for"
-        )

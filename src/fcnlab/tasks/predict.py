@@ -17,82 +17,85 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from omegaconf import DictConfig
 from torch.utils.data import Dataset
 
-from fcnlab.callbacks import Interruption
-from fcnlab.config import check_targets
-from fcnlab.data.image_files import SUFFIXES, DataError, open_picture, read_image
-from fcnlab.data.module import Loader, as_tensors, collate, prepare_worker, readers, worker_count
+from fcnlab.config.overrides import was_set_on_command_line
+from fcnlab.config.validation import validate_config
+from fcnlab.data.image_files import SUFFIXES, DataError, open_image, read_image
+from fcnlab.data.loader_workers import Loader, prepare_worker, readers, worker_count
+from fcnlab.data.samples import as_tensors, collate
 from fcnlab.errors import UserError
-from fcnlab.results.drawing import overlay, save_labels, save_png, with_legend
-from fcnlab.segmenter import Segmenter
+from fcnlab.evaluation.splits import required_image_size
+from fcnlab.evaluation.submission import check_submission, write_submission
+from fcnlab.inference.output_folder import PredictionFolder
+from fcnlab.messages import log_info, log_warning
+from fcnlab.runs.drawing import overlay, save_labels, save_png, with_legend
+from fcnlab.runs.run_folder import RunFolder
 from fcnlab.signals import StopSignals
-from fcnlab.tasks.building import build_inference, build_trainer, check_machine, evaluation_speed, given, say, warn
-from fcnlab.tasks.checkpoints import read_checkpoint, rebuild_net
-from fcnlab.tasks.ineffective import ineffective_in_scoring
-from fcnlab.tasks.predictions import Predictions
-from fcnlab.tasks.run_folder import RunFolder
-from fcnlab.tasks.splits import needed_size
-from fcnlab.tasks.submitting import check_submission, submit
+from fcnlab.training.callbacks import GracefulStop
+from fcnlab.training.checkpoints import read_checkpoint, rebuild_model
+from fcnlab.training.hardware import check_machine
+from fcnlab.training.ineffective_settings import ineffective_in_scoring
+from fcnlab.training.segmenter import Segmenter
+from fcnlab.training.speed import evaluation_speed
+from fcnlab.training.trainer import build_inference, build_trainer
 
 
 def predict(cfg: DictConfig, run: RunFolder) -> None:
-    """Segment pictures: class ids as palette PNGs in ``labels/``, tinted pictures with a legend in ``overlays/``.
+    """Segment images: class ids as palette PNGs in ``labels/``, tinted images with a legend in ``overlays/``.
 
     With ``submission``: those of a data set's list, in one archive.
     """
-    check_targets(cfg)
+    validate_config(cfg)
     _check_what_is_asked(cfg)
     check_machine(cfg)
     for sentence in ineffective_in_scoring("predict"):
-        warn(sentence)
+        log_warning(sentence)
     paths = _checked_paths(cfg) if cfg.submission is None else []
     checkpoint = read_checkpoint(cfg.checkpoint)
-    net = rebuild_net(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
+    net = rebuild_model(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
     facts = checkpoint["fcnlab"]
     if cfg.submission is not None:
-        return submit(cfg, run, net, facts["classes"])
+        return write_submission(cfg, run, net, facts["classes"])
     inference, postprocess = build_inference(cfg)
-    files = Files(paths, min_size=needed_size(inference, net))
+    files = ImageFiles(paths, min_size=required_image_size(inference, net))
     writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
     workers = workers_for(paths, worker_count(cfg.num_workers))
     loader = Loader(files, batch_size=None, num_workers=workers, worker_init_fn=prepare_worker)
     speed = evaluation_speed(cfg, net)
     segmenter = Predictor(net, facts["classes"], inference=inference, postprocess=postprocess, **speed)
     with StopSignals() as signals, signals.told_apart():
-        trainer = build_trainer(cfg, False, [writer, Interruption(signals)])
+        trainer = build_trainer(cfg, False, [writer, GracefulStop(signals)])
         run.accept(cfg)
         writer.folder.remove_leftovers()
         trainer.predict(segmenter, loader, return_predictions=False)
-    say(f"{writer.written} of {len(files)} pictures segmented: labels/ and overlays/ in {cfg.output}")
+    log_info(f"{writer.written} of {len(files)} images segmented: labels/ and overlays/ in {cfg.output}")
     if writer.problems:
-        raise UserError(
-            f"{len(writer.problems)} of {len(files)} pictures were left out:\n" + "\n".join(writer.problems)
-        )
+        raise UserError(f"{len(writer.problems)} of {len(files)} images were left out:\n" + "\n".join(writer.problems))
 
 
 def _checked_paths(cfg: DictConfig) -> list[Path]:
     """The images; a UserError where what becomes of them would replace what is none of earlier predictions."""
-    paths = find_pictures(cfg.input)
+    paths = find_input_images(cfg.input)
     warn_of_subfolders(Path(cfg.input), Path(cfg.output))
-    Predictions(Path(cfg.output)).check(output_names(paths), paths, cfg.overwrite)
+    PredictionFolder(Path(cfg.output)).check(output_names(paths), paths, cfg.overwrite)
     return paths
 
 
 def _check_what_is_asked(cfg: DictConfig) -> None:
     if cfg.submission is not None:
-        if given("num_workers"):
-            warn("num_workers has no effect with submission=...: set data.num_workers")
+        if was_set_on_command_line("num_workers"):
+            log_warning("num_workers has no effect with submission=...: set data.num_workers")
         return check_submission(cfg)
-    if given("competition"):
-        warn("competition has no effect without submission=FILE.tar.gz")
+    if was_set_on_command_line("competition"):
+        log_warning("competition has no effect without submission=FILE.tar.gz")
     if cfg.data is not None:
         raise UserError("data=... has no effect without submission=FILE.tar.gz: give input=... and output=..., or that")
     missing = [f"{key}=VALUE" for key in ("input", "output") if cfg[key] is None]
     if missing:
-        raise UserError(f"give {' and '.join(missing)}: the pictures, and a folder for what becomes of them")
+        raise UserError(f"give {' and '.join(missing)}: the images, and a folder for what becomes of them")
 
 
-def find_pictures(wanted: str) -> list[Path]:
-    """A file, the pictures of a folder, or what a glob finds.
+def find_input_images(wanted: str) -> list[Path]:
+    """A file, the images of a folder, or what a glob finds.
 
     Raises
     ------
@@ -107,7 +110,7 @@ def find_pictures(wanted: str) -> list[Path]:
     else:
         found = [Path(name) for name in glob(wanted, recursive=True) if Path(name).is_file()]  # noqa: PTH207 (any root)
     if not found:
-        raise UserError(f"input={wanted} finds no pictures: name a file, a folder of {', '.join(SUFFIXES)}, or a glob")
+        raise UserError(f"input={wanted} finds no images: name a file, a folder of {', '.join(SUFFIXES)}, or a glob")
     return sorted(found)
 
 
@@ -115,11 +118,11 @@ def workers_for(paths: Sequence[Path], wanted: int) -> int:
     """As many of the wanted processes as the machine has room for, by the largest of the images."""
     largest = 1
     for path in paths if wanted else ():
-        with suppress(DataError), open_picture(path) as file:
+        with suppress(DataError), open_image(path) as file:
             largest = max(largest, math.prod(file.size))
     found = readers(wanted, 2, 4 * largest)  # 2 is torch's own number of images ahead
     if found.lack:
-        warn(f"{len(paths):,} images: {found.workers} workers read in place of {wanted}, since {found.lack}")
+        log_warning(f"{len(paths):,} images: {found.workers} workers read in place of {wanted}, since {found.lack}")
     return found.workers
 
 
@@ -133,14 +136,14 @@ def warn_of_subfolders(folder: Path, output: Path) -> None:
         if path.suffix.lower() in SUFFIXES and path.parent != folder and not path.is_relative_to(output)
     ]
     if below:
-        warn(
+        log_warning(
             f"input={folder}: {len(below):,} images in subfolders are left out, such as {min(below)}. To segment them,"
             f" too: 'input=\"{folder}/**/*{min(below).suffix}\"'"
         )
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """Where each picture's results go below the output: as below the pictures' common folder, each name once."""
+    """Where each image's results go below the output: as below the images' common folder, each name once."""
     base = os.path.commonpath([path.parent.absolute() for path in paths])
     places = [path.absolute().relative_to(base) for path in paths]
     whole: set[Path] = set()  # whose suffix is kept: a.jpg beside a.png
@@ -154,8 +157,8 @@ def output_names(paths: Sequence[Path]) -> list[str]:
         whole |= clash
 
 
-class Files(Dataset):
-    """Pictures by index; one that cannot be used comes as its problem, and the rest goes on."""
+class ImageFiles(Dataset):
+    """Images by index; one that cannot be used comes as its problem, and the rest goes on."""
 
     def __init__(self, paths: Sequence[Path], min_size: int):
         self.paths, self.min_size = list(paths), min_size
@@ -198,8 +201,8 @@ class Predictor(Segmenter):
 class WritePredictions(Callback):
     """Write each prediction as soon as it is there."""
 
-    def __init__(self, folder: Path, files: Files, classes: Sequence[str], palette: np.ndarray):
-        self.folder, self.files, self.classes, self.palette = Predictions(folder), files, classes, palette
+    def __init__(self, folder: Path, files: ImageFiles, classes: Sequence[str], palette: np.ndarray):
+        self.folder, self.files, self.classes, self.palette = PredictionFolder(folder), files, classes, palette
         self.written, self.problems = 0, []
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):

@@ -13,21 +13,24 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config import ConfigError, check_needs, check_targets
+from fcnlab.config.overrides import config_dir, format_override, plain_overrides, searchpath, shell_override
+from fcnlab.config.validation import ConfigError, check_requirements, validate_config
 from fcnlab.errors import UserError
-from fcnlab.launching import as_typed, config_dir, finish, setting, start, to_type
-from fcnlab.launching.board import score_of
-from fcnlab.launching.manifest import JobsLock, facts_of
-from fcnlab.launching.processes import environment_of_part, left_out_of_parts, searchpath
-from fcnlab.launching.stages import check_nothing_lost, for_stages
-from fcnlab.results.record import aside
-from fcnlab.results.selection import recorded_selection
+from fcnlab.files.reading import read_json_facts
+from fcnlab.files.writing import atomic_write
+from fcnlab.messages import log_info, log_warning
+from fcnlab.runs.run_folder import RunFolder
+from fcnlab.runs.run_record import RunRecord, record_run
+from fcnlab.runs.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
-from fcnlab.tasks.building import check_places, check_scored, members, say, warn
-from fcnlab.tasks.checkpoints import read_checkpoint
-from fcnlab.tasks.recording import RunRecord, recorded
-from fcnlab.tasks.run_folder import RunFolder
-from fcnlab.tasks.segments import check_finished
+from fcnlab.sweeps.manifest import JobsLock
+from fcnlab.sweeps.processes import describe_removed_environment, shared_sweep_environment, start_verb, wait_for_process
+from fcnlab.sweeps.stages import check_nothing_lost, for_stages
+from fcnlab.sweeps.sweep_table import selection_score
+from fcnlab.training.checkpoints import read_checkpoint
+from fcnlab.training.loggers import check_output_paths
+from fcnlab.training.segments import check_finished
+from fcnlab.training.trainer import check_scored, enabled_members
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,14 @@ class Stage:
     @property
     def checkpoint(self) -> Path:
         """What the next stage starts from: the one that was scored, or the last where that was not kept, or damaged."""
-        selection = recorded_selection(facts_of(self.folder, "metrics.json"))
+        selection = recorded_selection(read_json_facts(self.folder, "metrics.json"))
         scored = "best" if selection is None else selection["checkpoint"]
         path, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in (scored, "last"))
         return path if not self.finished or _is_usable(path) else last
 
     @property
     def miou(self) -> float | None:
-        return score_of(self.folder)
+        return selection_score(self.folder)
 
 
 def _is_usable(path: Path) -> bool:
@@ -61,7 +64,7 @@ def _is_usable(path: Path) -> bool:
     try:
         read_checkpoint(path)
     except UserError as error:
-        warn(f"{error} The next stage starts from last.ckpt")
+        log_warning(f"{error} The next stage starts from last.ckpt")
         return False
     return True
 
@@ -81,26 +84,28 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
         for place, experiment in enumerate(cfg.stages, start=1)
     ]
     _check(cfg, stages)
-    ignored = left_out_of_parts()
+    ignored = describe_removed_environment()
     if ignored and "wandb" in cfg.logger:
-        warn(ignored)
-    with StopSignals() as signals, recorded(cfg, run, RunRecord(folder)) as begin:
+        log_warning(ignored)
+    with StopSignals() as signals, record_run(cfg, run, RunRecord(folder)) as begin:
         begin()
         lock = JobsLock(folder)
         lock.wait()
         for place, stage in enumerate(stages):
             if stage.finished:
-                say(f"Stage {stage.folder.name} is finished")
+                log_info(f"Stage {stage.folder.name} is finished")
                 continue
-            say(f"Stage {stage.folder.name}: {place + 1} of {len(stages)}")
+            log_info(f"Stage {stage.folder.name}: {place + 1} of {len(stages)}")
             words = _words(cfg, stages, place)
-            part = start("train", words, config_dir(HydraConfig.get()), environment_of_part(), held=[lock.inherited])
-            code = finish(part)
+            part = start_verb(
+                "train", words, config_dir(HydraConfig.get()), shared_sweep_environment(), held=[lock.inherited]
+            )
+            code = wait_for_process(part)
             _stop_unless_finished(stage, code, signals)
         _hand_up(stages[-1].folder, folder)
     for stage in stages:
-        say(f"{stage.folder.name:<24} val mIoU {'unknown' if stage.miou is None else f'{100 * stage.miou:.2f} %'}")
-    say(f"The run: {folder}")
+        log_info(f"{stage.folder.name:<24} val mIoU {'unknown' if stage.miou is None else f'{100 * stage.miou:.2f} %'}")
+    log_info(f"The run: {folder}")
     return stages[-1].miou
 
 
@@ -134,28 +139,31 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
         try:
             words = [f"experiment={stage.experiment}", *_settings(cfg, stages, place)]
             composed = compose("train", [*where, *words])
-            check_needs(composed, words)
-            check_targets(composed)
+            check_requirements(composed, words)
+            validate_config(composed)
             check_scored(composed)
-            check_places(composed)
+            check_output_paths(composed)
             if stage.finished and not cfg.from_run:
                 check_finished(composed, stage.folder)
         except UserError as error:
             raise ConfigError(f"stage {stage.folder.name}: {error}") from error
-    check_nothing_lost(cfg, as_typed(HydraConfig.get().overrides.task), where)
+    check_nothing_lost(cfg, plain_overrides(HydraConfig.get().overrides.task), where)
 
 
 def _words(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
     """What to type for a stage's run."""
     stage = stages[place]
     old = _recorded(cfg, stage)
-    words = [setting("from_run", old) if old else f"experiment={stage.experiment}", *_settings(cfg, stages, place)]
+    words = [
+        format_override("from_run", old) if old else f"experiment={stage.experiment}",
+        *_settings(cfg, stages, place),
+    ]
     begun = (stage.folder / "checkpoints").is_dir()
     return [
         *searchpath(HydraConfig.get()),
         *words,
         *_number(HydraConfig.get()),
-        setting("hydra.run.dir", stage.folder),
+        format_override("hydra.run.dir", stage.folder),
         *(["checkpoint=auto"] if begun else []),
     ]
 
@@ -173,25 +181,29 @@ def _recorded(cfg: DictConfig, stage: Stage) -> Path | None:
 
 def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
     """What was typed for the whole, and the weights of the stage before."""
-    settings = for_stages(as_typed(HydraConfig.get().overrides.task))
+    settings = for_stages(plain_overrides(HydraConfig.get().overrides.task))
     if place:
-        settings.append(setting("model.weights", stages[place - 1].checkpoint))
+        settings.append(format_override("model.weights", stages[place - 1].checkpoint))
         settings.append(
             "model.reset_heads=false"
         )  # for other classes, the first stage's weights alone lose their heads
     if cfg.sweep.folder:
-        settings.append(setting("sweep.name", f"{cfg.sweep.name} {stages[place].folder.name}".strip()))
-    elif "wandb" in members(cfg.logger) and cfg.logger.wandb.group is None and "WANDB_RUN_GROUP" not in os.environ:
-        settings.append(setting("logger.wandb.group", stages[0].folder.parent.name))
+        settings.append(format_override("sweep.name", f"{cfg.sweep.name} {stages[place].folder.name}".strip()))
+    elif (
+        "wandb" in enabled_members(cfg.logger)
+        and cfg.logger.wandb.group is None
+        and "WANDB_RUN_GROUP" not in os.environ
+    ):
+        settings.append(format_override("logger.wandb.group", stages[0].folder.parent.name))
     return settings
 
 
 def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals) -> None:
     whole = stage.folder.parent
-    how = f"Go on with the same command and checkpoint=auto {to_type('hydra.run.dir', whole)}"
+    how = f"Go on with the same command and checkpoint=auto {shell_override('hydra.run.dir', whole)}"
     stopped = signals.asked or (code - 128 if code - 128 in STOPPING else None)
     if stopped:
-        say(f"Stopped in stage {stage.folder.name}. {how}")
+        log_info(f"Stopped in stage {stage.folder.name}. {how}")
         stop = Interrupted(stopped)
         stop.reported = True
         raise stop
@@ -202,5 +214,5 @@ def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals) -> None
 def _hand_up(last: Path, whole: Path) -> None:
     """What others read of a run: the last stage's scores are the whole's."""
     for name in ("confusions.npz", "metrics.json"):
-        with aside(whole / name) as part:
+        with atomic_write(whole / name) as part:
             shutil.copyfile(last / name, part)

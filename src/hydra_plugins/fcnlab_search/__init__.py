@@ -1,12 +1,11 @@
-"""Hydra takes sweepers from this namespace alone; what they do is in fcnlab.launching.grid and fcnlab.searching."""
+"""Hydra takes sweepers from this namespace alone; what they do is in fcnlab.sweeps.grid_sweeper and fcnlab.sweeps.optuna_sweeper."""
 
-from fcnlab import searching
-from fcnlab.launching import grid
+from fcnlab.sweeps import grid_sweeper, optuna_sweeper
 
 
-class GridSweeper(grid.Grid):
+class GridSweeper(grid_sweeper.GridSweeper):
     """``hydra/sweeper=basic`` of fcnlab"""
 
 
-class OptunaSweeper(searching.Search):
+class OptunaSweeper(optuna_sweeper.OptunaSweeper):
     """``hydra/sweeper=optuna``"""

@@ -1,15 +1,15 @@
-"""Hydra takes launchers from this namespace alone; what they do is in fcnlab.launching."""
+"""Hydra takes launchers from this namespace alone; what they do is in fcnlab.sweeps."""
 
-from fcnlab.launching import launchers, slurm
+from fcnlab.sweeps import launchers, slurm
 
 
-class SlotsLauncher(launchers.Slots):
+class SlotsLauncher(launchers.SlotsLauncher):
     """``hydra/launcher=slots``"""
 
 
-class InProcessLauncher(launchers.InProcess):
+class InProcessLauncher(launchers.InProcessLauncher):
     """``hydra/launcher=basic`` of fcnlab"""
 
 
-class SlurmLauncher(slurm.Slurm):
+class SlurmLauncher(slurm.SlurmLauncher):
     """``hydra/launcher=submitit_slurm``"""

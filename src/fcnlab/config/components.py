@@ -1,0 +1,87 @@
+"""Components of a config: what has a ``_target_``, and the values around it."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+DIRECTIVES = {  # Hydra's own keys, and what they may be
+    "_target_": str,
+    "_partial_": bool,
+    "_recursive_": bool,
+    "_convert_": Literal["none", "partial", "object", "all"],
+    "_args_": list,
+}
+
+
+def is_component(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+def to_plain(node: Any) -> dict[str, Any]:
+    """A config node as plain values, its interpolations resolved: what objects and checkpoints may hold."""
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def iter_components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node that names a target, with its path; the deeper ones first."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from iter_components(child, f"{path}.{key}" if path else str(key))
+        if "_target_" in value:
+            yield path, value
+    elif isinstance(value, (list, tuple)):  # Hydra builds what is in a tuple, too
+        for place, child in enumerate(value):
+            yield from iter_components(child, f"{path}[{place}]")
+
+
+def locate(name: Any) -> Callable:
+    """The class or function of a dotted name.
+
+    Raises
+    ------
+    ImportError, AttributeError, ValueError
+        There is none.
+    """
+    module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    if not module or module.startswith("."):
+        raise ValueError(f"{name!r} is no dotted name")
+    target = getattr(importlib.import_module(module), attribute)
+    if not callable(target):
+        raise ValueError(f"it is a {type(target).__name__}, no class or function")
+    return target
+
+
+def dotted_name(target: Callable) -> str:
+    return f"{target.__module__}.{getattr(target, '__qualname__', target)}"
+
+
+def iter_strings(value: Any) -> Iterator[str]:
+    """Every text in a tree, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield from iter_strings(key)
+            yield from iter_strings(child)
+    elif isinstance(value, (list, tuple)):
+        for child in value:
+            yield from iter_strings(child)
+
+
+def holds_component(value: Any) -> bool:
+    return next(iter_components(value), None) is not None
+
+
+Settings = dict[str, Any]
+
+
+def iter_leaves(tree: Any, path: str = "") -> Settings:
+    """Every value of a tree by its dotted path; lists count as values."""
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree} if path else {}
+    inside = [iter_leaves(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
+    return {name: value for found in inside for name, value in found.items()}

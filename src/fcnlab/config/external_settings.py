@@ -1,0 +1,209 @@
+"""What the arguments of other packages' classes may be where a config names them: their own annotations say too little.
+
+A key that stands here not at all is taken as it is, and left to the class itself.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypedDict
+
+from fcnlab.config.ranges import Count, Meaning, NonNegative, Positive, Whole
+
+Settings = Mapping[str, Any]
+
+
+def _names_devices(value: Any) -> bool:
+    """Lightning's ways: a number of devices, all of them, or their own numbers."""
+    if isinstance(value, str) and value not in ("auto", "-1"):
+        numbers = value.split(",")
+        return all(number.strip().isdigit() for number in numbers) and (len(numbers) > 1 or int(value) >= 1)
+    if isinstance(value, list):
+        return bool(value) and all(type(number) is int and number >= 0 for number in value)
+    return value in ("auto", "-1") or (type(value) is int and (value == -1 or value >= 1))
+
+
+def _limits_batches(value: float) -> bool:
+    return value >= 1 if isinstance(value, int) else 0 < value <= 1
+
+
+Devices = Annotated[
+    Any, Meaning("how many of them, auto for all, or a list of their numbers, such as [0,1]", _names_devices)
+]
+Precision = Annotated[
+    Any,
+    Meaning(
+        "auto, 32-true, bf16-mixed, 16-mixed on a GPU, or fastest: weights are kept and upsampled in single precision",
+        lambda value: value in ("auto", "32-true", "bf16-mixed", "16-mixed", "fastest"),
+    ),
+]
+Limit = Annotated[int | float, Meaning("a number of batches, or a share of them above 0, at most 1.0", _limits_batches)]
+Unlimited = Annotated[
+    int, Meaning("a whole number of at least 1, or -1 for no limit", lambda value: value == -1 or value >= 1)
+]
+Sanity = Annotated[int, Meaning("a whole number of batches, or -1 for all", lambda value: value >= -1)]
+Steps = Annotated[int, Meaning("a whole number of optimiser steps, at least 1", lambda value: value >= 1)]
+NoEpochs = Annotated[None, Meaning("null: set trainer.val_check_interval, in steps, instead", lambda value: True)]
+NoTrial = Annotated[Any, Meaning("false: a look at all parts takes seconds by trainer=smoke", lambda value: not value)]
+NoOverfit = Annotated[
+    Any,
+    Meaning(
+        "0: each epoch would draw other images here. To see a net learn a few by heart, name a list of them in"
+        " data.train_list and data.val_list, and add data.allow_overlap=true augment=none; for data=shapes, set"
+        " data.dataset.num_train=4",
+        lambda value: not value,
+    ),
+]
+Ours = Annotated[
+    Any,
+    Meaning("nothing: fcnlab sets it; there are logger=, callbacks= and hydra.run.dir=FOLDER", lambda value: False),
+]
+
+
+class TrainerSettings(TypedDict, total=False):
+    """Of Lightning's Trainer, as a config gives them: ``val_check_interval`` counts optimiser steps."""
+
+    devices: Devices
+    num_nodes: Count
+    precision: Precision
+    logger: Ours
+    callbacks: Ours
+    plugins: Ours
+    default_root_dir: Ours
+    use_distributed_sampler: Ours
+    fast_dev_run: NoTrial
+    barebones: NoTrial
+    overfit_batches: NoOverfit
+    max_steps: Unlimited
+    min_steps: Whole | None
+    max_epochs: Unlimited | None
+    min_epochs: Whole | None
+    limit_train_batches: Limit | None
+    limit_val_batches: Limit | None
+    limit_test_batches: Limit | None
+    limit_predict_batches: Limit | None
+    val_check_interval: Steps
+    check_val_every_n_epoch: NoEpochs
+    num_sanity_val_steps: Sanity | None
+    log_every_n_steps: Count
+    accumulate_grad_batches: Count
+    gradient_clip_val: Positive | None
+    gradient_clip_algorithm: Literal["norm", "value"] | None
+    deterministic: bool | Literal["warn"] | None
+    benchmark: bool | None
+    inference_mode: bool
+    detect_anomaly: bool
+    sync_batchnorm: bool
+    enable_checkpointing: bool | None
+    enable_progress_bar: bool | None
+    enable_model_summary: bool | None
+    reload_dataloaders_every_n_epochs: Whole
+
+
+def _trainer_conflicts(settings: Settings) -> Iterator[str]:
+    steps, epochs = settings.get("max_steps", -1), settings.get("max_epochs")
+    if steps == -1 and epochs in (None, -1):
+        yield "max_steps=-1 without another limit: give the run a length, which the schedule follows, or max_epochs"
+    for unit in ("steps", "epochs"):
+        most, least = settings.get(f"max_{unit}"), settings.get(f"min_{unit}")
+        if isinstance(most, int) and isinstance(least, int) and -1 != most < least:
+            yield f"min_{unit}={least} is more than max_{unit}={most}, which ends the run: give at most that"
+
+
+Monitored = Annotated[
+    str, Meaning("a score of the validation, such as val/miou, or val/loss", lambda value: value.startswith("val/"))
+]
+Mode = Literal["min", "max"]
+NoLast = Annotated[Any, Meaning("false: callbacks.last keeps last.ckpt", lambda value: not value)]
+WholeState = Annotated[
+    Any,
+    Meaning("false: without the callbacks' states, averaged weights would be lost", lambda value: not value),
+]
+AtValidations = Annotated[
+    Any, Meaning("null or false: patience counts validations, and their scores", lambda value: not value)
+]
+
+
+class EarlyStoppingSettings(TypedDict, total=False):
+    """Of Lightning's EarlyStopping; ``patience`` counts validations."""
+
+    monitor: Monitored
+    mode: Mode
+    min_delta: NonNegative
+    patience: Count
+    stopping_threshold: float | None
+    divergence_threshold: float | None
+    verbose: bool
+    strict: bool
+    check_finite: bool
+    check_on_train_epoch_end: AtValidations
+    log_rank_zero_only: bool
+
+
+class ModelCheckpointSettings(TypedDict, total=False):
+    """Of Lightning's ModelCheckpoint."""
+
+    monitor: Monitored | None
+    mode: Mode
+    save_last: NoLast
+    save_top_k: Sanity
+    every_n_train_steps: Whole | None
+    every_n_epochs: Whole | None
+    save_on_train_epoch_end: bool | None
+    verbose: bool
+    save_weights_only: WholeState
+    save_on_exception: bool
+    auto_insert_metric_name: bool
+    enable_version_counter: bool
+
+
+def _monitor_conflicts(settings: Settings) -> Iterator[str]:
+    """A loss is best where it is least, a score where it is largest."""
+    monitor, mode = settings.get("monitor"), settings.get("mode", "min")
+    best = "min" if monitor == "val/loss" else "max"
+    if monitor is not None and mode in ("min", "max") and mode != best:
+        yield f"mode={mode} takes the worst of {monitor} for the best: give {best}"
+
+
+def _checkpoint_conflicts(settings: Settings) -> Iterator[str]:
+    """A checkpoint that is kept by a score must be of the weights that have it: those of each validation."""
+    yield from _monitor_conflicts(settings)
+    if settings.get("monitor") is None:
+        return
+    between = [key for key in ("every_n_train_steps", "train_time_interval") if settings.get(key) is not None]
+    between += ["save_on_train_epoch_end"] * (settings.get("save_on_train_epoch_end") is True)
+    for key in between:
+        yield (
+            f"{key}={settings[key]} would keep weights under the score that others had at an earlier validation: leave"
+            " it out. trainer.val_check_interval says how often weights are scored, checkpointing.every_n_minutes how"
+            " often last.ckpt is written"
+        )
+    if settings.get("every_n_epochs") not in (None, 1):
+        yield (
+            f"every_n_epochs={settings['every_n_epochs']} would pass over validations, and with them perhaps the best:"
+            " leave it out, and set trainer.val_check_interval"
+        )
+    kept, filename = settings.get("save_top_k", 1), settings.get("filename")
+    if kept != 1 and isinstance(filename, str) and "{" not in filename:
+        yield (
+            f"save_top_k={kept} with filename={filename}, one name for all: give 1. checkpointing.keep_top=3 keeps"
+            " further ones, callbacks.best.enabled=false none"
+        )
+
+
+@dataclass(frozen=True)
+class ExternalClass:
+    """The annotations of a class of another package, and which of its settings cannot go together."""
+
+    settings: type
+    conflicts: Callable[[Settings], Iterator[str]]
+
+
+EXTERNAL_CLASSES = {
+    "lightning.pytorch.trainer.trainer.Trainer": ExternalClass(TrainerSettings, _trainer_conflicts),
+    "lightning.pytorch.callbacks.early_stopping.EarlyStopping": ExternalClass(
+        EarlyStoppingSettings, _monitor_conflicts
+    ),
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint": ExternalClass(
+        ModelCheckpointSettings, _checkpoint_conflicts
+    ),
+}

@@ -1,0 +1,170 @@
+"""What may be set: the root schema of each command."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from omegaconf import MISSING
+
+from fcnlab.config.components import is_component
+from fcnlab.config.ranges import (
+    AlikeBits,
+    Confidence,
+    Count,
+    Drawn,
+    Meaning,
+    NonNegative,
+    Percent,
+    Resamples,
+    Samples,
+    Seed,
+    Whole,
+    is_valid,
+)
+
+# OmegaConf checks the types of the roots below, and knows no ranges: check_targets does.
+Component = Annotated[Any, Meaning("an option of its group, which names a _target_", is_component)]
+Components = Annotated[
+    Any,
+    Meaning(
+        "its members by name, each with a _target_, or null for none",
+        lambda value: isinstance(value, dict) and all(one is None or is_component(one) for one in value.values()),
+    ),
+]
+Choice = Annotated[Any, Meaning("true, false or auto", lambda value: isinstance(value, bool) or value == "auto")]
+Scored = Annotated[str, Meaning("best (by val mIoU) or last (the final weights)", lambda v: v in ("best", "last"))]
+Workers = Annotated[Any, Meaning("a whole number of at least 0, or auto", lambda v: v == "auto" or is_valid(v, Whole))]
+
+
+@dataclass
+class CheckpointingConfig:
+    """How often a training saves itself, and which of its checkpoints is scored at its end: "best" or "last"."""
+
+    every_n_minutes: NonNegative = 10.0
+    keep_top: Whole = 0
+    score: Scored = "best"
+
+
+@dataclass
+class SweepConfig:
+    """What makes a run a job of a sweep; launchers set ``folder`` and ``name``.
+
+    ``resume`` is the folder of a sweep to go on with. ``folder`` holds one ``wandb/`` for all jobs, and ``name`` says
+    what differs from the others. ``recorded``: its data are named by a record (``from_run``, ``sweep.resume``) and not
+    by the user, so that they are only read.
+    """
+
+    resume: str | None = None
+    folder: str | None = None
+    name: str = ""
+    recorded: bool = False
+
+
+@dataclass
+class SpeedConfig:
+    """Ways to compute the same in less time; ``channels_last`` may be "auto"."""
+
+    bf16: bool = MISSING
+    tf32: bool = MISSING
+    channels_last: Choice = MISSING
+    row_blocks: bool = MISSING
+    fused_optimizer: bool = MISSING
+    compile: bool = MISSING
+
+
+@dataclass
+class TrainConfig:
+    """The root of ``fcnlab train``."""
+
+    model: Component = MISSING
+    data: Component = MISSING
+    augment: Component = MISSING
+    optim: Component = MISSING
+    schedule: Component = MISSING
+    loss: Component = MISSING
+    trainer: Component = MISSING
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    logger: Components = MISSING
+    callbacks: Components = MISSING
+    checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    stages: list[str] = field(default_factory=list)  # experiments, each of which starts from the one before
+    needs: dict[str, str] = field(default_factory=dict)  # settings that an experiment cannot give, and what they are
+    published: dict[str, Percent] | None = None  # scores of the paper, which fcnlab compare shows beside ours
+    seed: Seed = 1
+    checkpoint: str | None = None
+    from_run: str | None = None
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+@dataclass
+class EvalConfig:
+    """The root of ``fcnlab eval``."""
+
+    checkpoint: str | None = None
+    model: Component | None = None
+    data: Component | None = None
+    augment: Component = MISSING
+    trainer: Component = MISSING
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    inference: Component = MISSING
+    postprocess: Component = MISSING
+    logger: Components = MISSING
+    num_images: Drawn = 8
+    conventions: bool = False
+    published: dict[str, Percent] | None = None
+    needs: dict[str, str] = field(default_factory=dict)
+    seed: Seed = 1
+    trust: list[str] = field(default_factory=list)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+@dataclass
+class PredictConfig:
+    """The root of ``fcnlab predict``."""
+
+    checkpoint: str = MISSING
+    input: str | None = None
+    output: str | None = None
+    data: Component | None = None
+    augment: Component = MISSING
+    submission: str | None = None
+    overwrite: bool = False
+    competition: str = "comp6"
+    trainer: Component = MISSING
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    inference: Component = MISSING
+    postprocess: Component = MISSING
+    num_workers: Workers = "auto"
+    seed: Seed = 1
+    trust: list[str] = field(default_factory=list)
+
+
+@dataclass
+class DoctorConfig:
+    """The root of ``fcnlab doctor``."""
+
+    data: Component = MISSING
+    augment: Component = MISSING
+    samples: Samples = 12
+    alike_bits: AlikeBits = 4
+    seed: Seed = 1
+
+
+@dataclass
+class CompareConfig:
+    """The root of ``fcnlab compare``."""
+
+    runs: list[str] = MISSING
+    baseline: str | None = None
+    resamples: Resamples | None = None
+    confidence: Confidence = 0.95
+    split_by: list[str] = field(default_factory=list)
+    merge_over: list[str] = field(default_factory=list)
+
+
+@dataclass
+class BenchConfig:
+    """The root of ``fcnlab bench``."""
+
+    claims: list[str] | None = None
+    threads: Count | None = None
+    device: str = "auto"

@@ -1,0 +1,317 @@
+"""The LightningDataModule around a data set: which images meet in a batch, and how they come to the device."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from os.path import isfile  # False for a name that no file can have, where Path's raise an OSError
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from fcnlab.config.ranges import Count, NumClasses, Pixels, Seed, Whole
+from fcnlab.data import label_counts
+from fcnlab.data.cache import Kind, with_cache
+from fcnlab.data.dataset import LabelPixels, SegmentationDataset
+from fcnlab.data.download import downloads_enabled, read_only_data
+from fcnlab.data.duplicates import file_digests, find_duplicates
+from fcnlab.data.image_files import DataError
+from fcnlab.data.loader_workers import Batch, Loader, Readers, prepare_worker, readers, worker_count
+from fcnlab.data.samplers import TrainingBatches, batches_of_equal_size
+from fcnlab.data.samples import EvaluationSamples, TrainingSamples, collate
+from fcnlab.data.transforms import Augment
+from fcnlab.runs.selection import FINGERPRINT
+
+
+class DataModule(L.LightningDataModule):
+    """Loaders for a data set's splits; only the splits that are asked for are opened and checked.
+
+    Parameters
+    ----------
+    dataset
+        Opens a split: ``dataset(root, list_name)``.
+    num_classes
+        What the net is built for; a data set of another number is an error.
+    augment
+        Makes the training augmentation for a crop size (see :mod:`fcnlab.data.transforms`).
+    crop_size
+        Rows and columns of a training image, in pixels.
+    batch_size
+        Training images on each device.
+    eval_batch_size
+        Images of equal size that are evaluated together, each at its own size.
+    num_workers
+        Processes that read images; see :func:`worker_count`.
+    prefetch_factor
+        Batches that each of them reads ahead; see :func:`readers`.
+    cache, cache_dir
+        Whether images are decoded once, and where they are kept then; see :func:`fcnlab.data.cache.with_cache`. What
+        masks hold is kept in this folder in any case, by :mod:`fcnlab.data.label_counts`.
+    download, archive
+        Fetch the data set if it is not there, or take it from tars that the user has.
+    allow_overlap
+        Score on images that were trained on, too: to see whether a net can learn them by heart.
+    read_only
+        Open what is there, and fetch, draw or convert nothing, whatever the other settings say: for data that a foreign
+        record names.
+    """
+
+    def __init__(
+        self,
+        dataset: Callable[[str, str], SegmentationDataset],
+        root: str,
+        train_list: str,
+        val_list: str,
+        num_classes: NumClasses,
+        augment: Callable[[int], Augment | None],
+        test_list: str | None = None,
+        crop_size: Pixels = 512,
+        batch_size: Count = 16,
+        eval_batch_size: Count = 1,
+        num_workers: Whole | Literal["auto"] = "auto",
+        prefetch_factor: Count | Literal["auto"] = "auto",
+        cache: Kind = "none",
+        cache_dir: str = "outputs/cache",
+        seed: Seed = 0,
+        download: bool = False,
+        archive: str | Sequence[str] | None = None,
+        allow_overlap: bool = False,
+        read_only: bool = False,
+    ):
+        super().__init__()
+        for name, value in (("eval_batch_size", eval_batch_size), ("prefetch_factor", prefetch_factor)):
+            if isinstance(value, int) and value < 1:
+                raise DataError(f"data.{name}={value}: choose 1 or more")
+        self.open = read_only_data(dataset) if read_only else downloads_enabled(dataset, download, archive)
+        self.read_only = read_only
+        self.root = root
+        self.lists = {"train": train_list, "val": val_list, "test": test_list or val_list}
+        self.num_classes = num_classes
+        self.augment = augment(crop_size)
+        self.crop_size, self.batch_size, self.seed = crop_size, batch_size, seed
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = worker_count(num_workers)
+        self.prefetch_factor: int | Literal["auto"] = prefetch_factor
+        self.cache: Kind = cache
+        self.cache_dir = Path(cache_dir)
+        self.allow_overlap = allow_overlap
+        self._opened: dict[str, SegmentationDataset] = {}
+        self._decoded: dict[str, SegmentationDataset] = {}
+        self._fingerprints: dict[str, list[str]] = {}
+        self._labels: dict[str, label_counts.LabelCounts] = {}
+        self._readers: dict[str, Readers] = {}
+
+    def check(self, *splits: str, min_size: int = 1, target: bool = True) -> None:
+        """Open splits and look at every file of theirs, before any long work.
+
+        ``min_size`` is the shorter side, in pixels, of the smallest image that the net takes. Without ``truth`` masks
+        need not be there.
+
+        Raises
+        ------
+        DataError
+            See :meth:`Images.check`; the data has another number of classes than the net, or no masks; images are
+            both trained on and scored.
+        """
+        if "train" in splits and not self.allow_overlap:
+            self._check_overlap(*splits)
+        for title in dict.fromkeys(self.lists[name] for name in splits):
+            uses = [name for name in splits if self.lists[name] == title]
+            dataset = self.split(uses[0])
+            if len(dataset.classes) != self.num_classes:
+                raise DataError(
+                    f"{dataset.title} has {len(dataset.classes)} classes, the net is built for {self.num_classes}:"
+                    " set data.num_classes"
+                )
+            cropped = set(uses) == {"train"} and self.augment is not None
+            if cropped and self.crop_size < min_size:
+                raise DataError(f"data.crop_size={self.crop_size} is too small for the net: it needs {min_size}")
+            images_there = any(map(isfile, dataset.images))  # else their names are wrong, and masks follow them
+            if target and images_there and not any(map(isfile, dataset.masks)):
+                raise DataError(
+                    f"{dataset.title} has no masks (such as {next(iter(dataset.masks), 'PNGs')}): it can be"
+                    " predicted, not trained on or scored. With data=folder, data.dataset.masks says where they are,"
+                    " with {split} for the list's name. For VOC's server: fcnlab predict data=voc ..."
+                    " submission=FILE.tar.gz"
+                )
+            least = 1 if cropped else min_size
+            if "train" in uses:
+                least = max(least, getattr(self.augment, "min_size", 1))
+            if target:
+                self._labels[title] = label_counts.check(dataset, least, self.cache_dir)
+            else:
+                replace(dataset, masks=()).check(least)
+            if "train" in uses:
+                TrainingBatches(len(dataset), self.batch_size, self.seed)
+
+    def _check_overlap(self, *splits: str) -> None:
+        trained = self.split("train")
+        lists = {self.lists[name]: name for name in splits if name != "train"}  # each is compared once
+        for name in lists.values():
+            scored = self.split(name)
+            both = find_duplicates(scored.images, trained.images)
+            if both:
+                few = ", ".join(path.stem if path == twin else f"{path} is {twin}" for path, twin in both[:3])
+                few += ", …" if len(both) > 3 else ""
+                raise DataError(
+                    f"{len(both)} of {len(scored)} images of {scored.title} are in data.train_list="
+                    f"{self.lists['train']}, too ({few}): scores on them would say nothing about new images. Choose"
+                    f" lists that share none (data.train_list, data.{name}_list), or say data.allow_overlap=true"
+                )
+
+    def split(self, name: str) -> SegmentationDataset:
+        """The images of "train", "val" or "test", opened once."""
+        title = self.lists[name]
+        if title not in self._opened:
+            self._opened[title] = self._open(title)
+        return self._opened[title]
+
+    def label_pixels(self, name: str) -> LabelPixels:
+        """How many pixels each label has in the masks of a split that was checked."""
+        return self._labels[self.lists[name]].pixels
+
+    def mask_conflicts(self, name: str) -> tuple[str, ...]:
+        """A sentence for each way in which masks of a split that was checked disagree with each other."""
+        return self._labels[self.lists[name]].conflicts
+
+    def _open(self, title: str) -> SegmentationDataset:
+        try:
+            return self.open(self.root, title)
+        except DataError as error:
+            if not self.read_only:
+                raise
+            raise DataError(
+                f"{error}\nThese data are named by a record, and so they are only read. If they lie elsewhere, or are"
+                " to be fetched or made, name them: data=NAME data.root=FOLDER"
+            ) from error
+
+    def decoded(self, name: str) -> SegmentationDataset:
+        """The same images as the loaders read them: from the cache, which the first who asks makes."""
+        title = self.lists[name]
+        if title not in self._decoded:
+            self._decoded[title] = with_cache(self.split(name), self.cache, self.cache_dir)
+        return self._decoded[title]
+
+    def fingerprints(self, name: str) -> list[str]:
+        """What tells each image of a split from any other, wherever it lies: the beginning of a hash of its file."""
+        title = self.lists[name]
+        if title not in self._fingerprints:
+            paths = self.split(name).images
+            digests = file_digests(list(dict.fromkeys(paths)))
+            self._fingerprints[title] = [digests.get(path, bytes(FINGERPRINT)).hex()[:FINGERPRINT] for path in paths]
+        return self._fingerprints[title]
+
+    def training_pixels(self) -> int:
+        """How many pixels a training image has; where none is cropped, those of the first."""
+        if self.augment is not None:
+            return self.crop_size**2
+        return self.split("train").mask(0).size
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.decoded("train")
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        batches = TrainingBatches(len(dataset), self.batch_size, self.seed, *self._place(), accumulate)
+        batches.resume(*self._position(len(batches)))
+        return Loader(
+            TrainingSamples(dataset, self.augment, self.seed),
+            batch_sampler=batches,
+            collate_fn=collate,
+            **self._loading("train"),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("val", EvaluationSamples(self.decoded("val")), self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("test", EvaluationSamples(self.decoded("test")), self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader:
+        # From the files: each is read once, and a cache holds masks, of which there may be none.
+        return self._evaluation_loader("test", EvaluationSamples(self.split("test"), target=False), 1)
+
+    def _evaluation_loader(self, name: str, samples: EvaluationSamples, batch_size: int) -> DataLoader:
+        rank, world_size = self._place()
+        share = range(rank, len(samples), world_size)  # unlike DistributedSampler's, it counts nobody twice
+        # Predicting, Lightning puts a sampler of its own behind batches of one, and warns of any other.
+        batches = (
+            {"sampler": share}
+            if batch_size == 1
+            else {"batch_sampler": batches_of_equal_size(samples.images, share, batch_size)}
+        )
+        return Loader(samples, collate_fn=collate, **batches, **self._loading(name))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Pixels only: which images they are is asked on the host, where it costs no wait."""
+        pixels = {key: value for key, value in batch.items() if key != "index"}
+        if device.type == "cuda":
+            return batch | copy_async(pixels, device)
+        return batch | super().transfer_batch_to_device(pixels, device, dataloader_idx)
+
+    def _place(self) -> tuple[int, int]:
+        """This process's rank, and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _position(self, batches: int) -> tuple[int, int]:
+        """The epoch to go on in, and how many of its batches are done; (0, 0) in a run that was not resumed."""
+        if self.trainer is None:
+            return 0, 0
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current  # Lightning's annotations are too narrow
+        batches_done: Any = loop.epoch_loop.batch_progress.current
+        done = batches_done.processed
+        if epochs.started <= epochs.processed:  # the checkpoint is of an epoch's end
+            return epochs.processed, 0
+        return (epochs.processed, done) if done < batches else (epochs.processed + 1, 0)
+
+    def readers(self, name: str, processes: int = 1) -> "Readers":
+        """Who reads the batches of a split, beside ``processes`` of this run on this machine; decided once."""
+        if name not in self._readers:
+            size = self._batch_bytes(name) if self.num_workers else 1
+            self._readers[name] = readers(self.num_workers, self.prefetch_factor, size * processes)
+        return self._readers[name]
+
+    def _batch_bytes(self, name: str) -> int:
+        """Of the largest batch of a split on its way: bytes, three channels and the mask."""
+        if name == "train" and self.augment is not None:
+            return 4 * self.batch_size * self.crop_size**2
+        dataset = self.split(name)
+        rows, cols = map(max, zip(*map(dataset.size, range(len(dataset))), strict=True))
+        return 4 * (self.batch_size if name == "train" else self.eval_batch_size) * rows * cols
+
+    def _loading(self, name: str) -> dict:
+        """What all loaders share."""
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        workers, ahead, _ = self.readers(name)
+        return {
+            "num_workers": workers,
+            "prefetch_factor": ahead,
+            "persistent_workers": workers > 0,
+            "pin_memory": on_gpu,
+            "worker_init_fn": prepare_worker,
+            # The loader draws a base seed from its generator; with one of its own, the global stream stays the run's.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+
+
+def copy_async(batch: Batch, device: torch.device) -> Batch:
+    """Copies on a GPU, made while it still works at what it was given before.
+
+    Lightning copies pinned memory without waiting, too, but on the stream of the work, where it begins when that is
+    done. Here it has a stream of its own, which the work to come waits for; ``record_stream`` keeps its memory from the
+    next copy until that work is done.
+    """
+    work, copying = torch.cuda.current_stream(device), _copying_stream(device)
+    with torch.cuda.stream(copying):
+        copies = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    work.wait_stream(copying)
+    for copy in copies.values():
+        copy.record_stream(work)
+    return copies
+
+
+@cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each GPU, as long as the process lives."""
+    return torch.cuda.Stream(device)

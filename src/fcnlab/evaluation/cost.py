@@ -1,0 +1,50 @@
+"""What a model costs: parameters, multiply-adds, time and memory of one image."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fcnlab.data import SegmentationDataset
+from fcnlab.training.memory import largest_resident
+from fcnlab.training.segmenter import Segmenter
+
+
+def cost(segmenter: Segmenter, dataset: SegmentationDataset, seconds: float, count: int) -> dict[str, Any]:
+    """What the net takes; GMACs are of one pass over the set's first image, whose size is given."""
+    rows, cols = dataset.image(0).shape[:2]
+    return {
+        "parameters": sum(parameter.numel() for parameter in segmenter.net.parameters()),
+        "gmacs_per_image": round(count_macs(segmenter.net, rows, cols) / 1e9, 3),
+        "gmacs_at": [rows, cols],
+        "seconds": round(seconds, 2),
+        "images_per_second": round(count / seconds, 2),
+        "peak_memory_mib": round(peak_memory() / 2**20),
+    }
+
+
+def describe_model(segmenter: Segmenter, dataset: SegmentationDataset) -> str:
+    """The net in a line."""
+    net, (rows, cols) = segmenter.net, dataset.image(0).shape[:2]
+    levels = ", ".join(map(str, net.levels))
+    parameters = sum(parameter.numel() for parameter in net.parameters()) / 1e6
+    work = count_macs(net, rows, cols) / 1e9
+    return (
+        f"The net: {type(net).__name__} of levels {levels} on {type(net.backbone).__name__},"
+        f" {parameters:.2f} M parameters, {work:.2f} GMACs for a image of {rows}x{cols}"
+    )
+
+
+def count_macs(net: nn.Module, rows: int, cols: int) -> int:
+    """Multiply-accumulates of convolutions and products for one image, counted without computing them."""
+    shadow = copy.deepcopy(net).to("meta").eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        shadow(torch.empty(1, 3, rows, cols, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+def peak_memory() -> int:
+    """Bytes: allocated on the GPU where there is one, else the process's largest resident size."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else largest_resident()

@@ -1,0 +1,88 @@
+"""``fcnlab predict ... submission=FILE``: what VOC's evaluation server takes, for images whose truth it keeps."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+
+from fcnlab.data import DataModule
+from fcnlab.errors import UserError, unwritable_reason
+from fcnlab.evaluation.splits import check_classes, check_splits, required_image_size, warn_about_fewer_workers
+from fcnlab.evaluation.voc_submission import submission
+from fcnlab.messages import log_info
+from fcnlab.models import FCN
+from fcnlab.runs.drawing import Labels
+from fcnlab.runs.run_folder import RunFolder
+from fcnlab.training.segmenter import Segmenter
+from fcnlab.training.speed import evaluation_speed
+from fcnlab.training.trainer import build_inference, build_trainer
+
+COMPETITIONS = ("comp5", "comp6")
+SUFFIXES = (".tar.gz", ".tgz")
+
+
+def check_submission(cfg: DictConfig) -> None:
+    """Raise a UserError unless the settings can make one."""
+    if not cfg.submission.endswith(SUFFIXES):
+        raise UserError(f"submission={cfg.submission}: the server takes a {SUFFIXES[0]}, name one")
+    if cfg.competition not in COMPETITIONS:
+        raise UserError(
+            f"competition={cfg.competition}: there are comp5 (trained on VOC alone) and comp6 (on other data, too, such"
+            " as ImageNet or SBD)"
+        )
+    if cfg.data is None or "year" not in cfg.data.dataset:
+        raise UserError("submission=... is of one of VOC's lists: add data=voc data.root=FOLDER data.test_list=test")
+    if cfg.input is not None or cfg.output is not None:
+        raise UserError("input=... and output=... have no effect with submission=..., which takes data.test_list")
+    _check_replaced(cfg)
+
+
+def _check_replaced(cfg: DictConfig) -> None:
+    """Raise a UserError where the archive would replace one that is there."""
+    path = Path(cfg.submission)
+    given = cfg.data.get("archive") or ()
+    archives = [given] if isinstance(given, str) else list(given)
+    if any(path.resolve() == Path(archive).resolve() for archive in archives):
+        raise UserError(f"submission={path} is data.archive=, too: name another file")
+    if reason := unwritable_reason(path.parent):
+        raise UserError(f"submission={path}: {reason}. Name a file in another folder")
+    if path.is_dir() or (path.exists() and not cfg.overwrite):
+        raise UserError(f"submission={path} is there: name another file, or add overwrite=true to replace it")
+
+
+def write_submission(cfg: DictConfig, run: RunFolder, net: FCN, classes: list[str]) -> None:
+    """Predict every image of the test list, with masks or without, into the server's folders."""
+    data: DataModule = instantiate(cfg.data, _convert_="all")
+    inference, postprocess = build_inference(cfg)
+    check_splits(data, "test", min_size=required_image_size(inference, net), target=False)
+    check_classes(classes, data)
+    dataset = data.split("test")
+    folder = f"results/VOC{cfg.data.dataset.year}/Segmentation/{cfg.competition}_{data.lists['test']}_cls"
+    speed = evaluation_speed(cfg, net)
+    segmenter = Segmenter(net, dataset.classes, inference=inference, postprocess=postprocess, **speed)
+    warn_about_fewer_workers(data, "test")
+    with submission(Path(cfg.submission), folder, dataset.palette) as add:
+        writer = AddPredictions(dataset.names, add)
+        trainer = build_trainer(cfg, False, [writer])
+        if trainer.world_size > 1:
+            raise UserError("a submission is written by one process: add trainer.devices=1")
+        run.accept(cfg)
+        trainer.predict(segmenter, datamodule=data, return_predictions=False)
+        if writer.added != len(dataset):
+            raise UserError(f"{writer.added} of {len(dataset)} images are no submission: leave trainer.limit_* out")
+    log_info(f"{dataset.title}: {writer.added} images in {cfg.submission}, under {folder}/")
+
+
+class AddPredictions(Callback):
+    """Add each prediction to the archive as soon as it is there."""
+
+    def __init__(self, names: Sequence[str], add: Callable[[str, Labels], None]):
+        self.names, self.add, self.added = names, add, 0
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):
+        for prediction, index in zip(outputs, batch["index"], strict=True):
+            self.add(self.names[int(index)], prediction.cpu().numpy())
+            self.added += 1

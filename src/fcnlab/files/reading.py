@@ -1,0 +1,356 @@
+"""The files of a run, which are foreign: each is read with limits, so that none can hang, crash or fill anything.
+
+A pipe makes a reader wait for ever, a device never ends, a few bytes of YAML say a tree without an end, 3 MB of a zip
+say 3 GB. What is over a limit is refused with its reason; the limits are far above what fcnlab writes. Links are
+followed inside a run's folder alone: what lies elsewhere is none of its files. Nothing here imports numpy before it is
+needed.
+"""
+
+import csv
+import json
+import os
+import re
+import stat
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import yaml
+from yaml import CSafeLoader, SafeLoader  # the former five times as fast
+
+from fcnlab.errors import first_line
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+JSON_BYTES = 8 << 20  # a run's record has some 50 kB, the manifest of a sweep of 1,000 jobs 500 kB
+YAML_BYTES = 256 << 10  # a configuration has some 10 kB
+CSV_BYTES, CSV_ROWS, LINE = 64 << 20, 500_000, 1 << 16  # the curves of a million steps have some 10 MB
+CSV_CELLS = 10_000_000  # and some million cells; an empty one is a byte of the file
+NPZ_BYTES = 64 << 20  # 10,000 matrices of 150 classes have some 10 MB
+UNPACKED = 2 << 30  # bytes of an array
+WHOLE = 64 << 20  # bytes of an array that is kept as a whole
+PART = 1 << 20  # bytes of an array that are held at a time: what fits a processor's cache is read in half the time
+DEEPEST, MOST, MOST_IN_YAML = 50, 500_000, 20_000  # levels, values; a configuration has 10 and some hundred
+NUMBER = 300  # characters of a number; YAML's of base 60 take a time that grows with the square
+MEMBERS = 4096  # bytes of a zip's directory; three arrays have some 200
+SCALARS = (str, bool, int, float)
+NOT_UTF8 = re.compile(r"\\uDC[89A-F]")  # how a byte of a name begins that is not UTF-8, in a file that is
+
+
+class Unreadable(ValueError):
+    """Why a file is not used; the message begins with the file's name."""
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file that has an end.
+
+    Raises
+    ------
+    OSError, Unreadable
+        It is not there, or cannot be opened; it is a folder, a pipe, a socket or a device.
+    """
+    _check_regular(path, path.stat())  # before it is opened, which does something to some devices
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    file = os.fdopen(handle, "rb") if stat.S_ISREG(os.fstat(handle).st_mode) else None
+    if file is None:  # another one by now
+        os.close(handle)
+        raise Unreadable(f"{path.name} is no regular file")
+    return file
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise Unreadable(f"{path.name} is no regular file")
+
+
+def bytes_of(path: Path, most: int) -> bytes:
+    """All of a file, which has no more than ``most`` bytes.
+
+    Raises
+    ------
+    OSError, Unreadable
+        As :func:`open_regular`; it is larger.
+    """
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise Unreadable(f"{path.name} has more than {most:,} bytes")
+    return data
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """The path of a run's file; an Unreadable where a link leads out of the folder."""
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise Unreadable(f"{name} is a link that leads out of the folder")
+    except RuntimeError as error:  # of links that lead in a circle
+        raise Unreadable(f"{name} is a link to itself") from error
+    return path
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any] | None:
+    """The object in a file of a run; None where there is no such file.
+
+    Raises
+    ------
+    OSError, Unreadable
+        It cannot be read; it is over a limit, damaged, or no object.
+    """
+    try:
+        found = json.loads(bytes_of(path_inside(folder, name), JSON_BYTES))
+    except FileNotFoundError:
+        return None
+    except Unreadable:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"{name} is damaged or half written: {first_line(error)}") from error
+    return _record(found, name)
+
+
+def read_yaml(folder: Path, name: str) -> dict[str, Any]:
+    """The map in a file of a run; empty where there is no such file, or no map in it.
+
+    Dates and times stay text, as OmegaConf leaves them.
+
+    Raises
+    ------
+    OSError, Unreadable
+        As :func:`read_json`; it has aliases or tags, which OmegaConf does not write.
+    """
+    return _loaded(folder, name)[1]
+
+
+def yaml_text(folder: Path, name: str) -> str:
+    """The same file's text, for OmegaConf to read."""
+    return _loaded(folder, name)[0]
+
+
+def _loaded(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
+    try:
+        text = bytes_of(path_inside(folder, name), YAML_BYTES).decode()
+        loader = _OfNamesNotInUtf8 if NOT_UTF8.search(text) else _Loader
+        _check_events(text, name, loader)
+        found = yaml.load(text, loader)
+    except FileNotFoundError:
+        return "", {}
+    except Unreadable:
+        raise
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise Unreadable(f"{name} is damaged or half written: {first_line(error)}") from error
+    return text, _record(found, name) if isinstance(found, dict) else {}
+
+
+class _Loader(CSafeLoader):
+    """Without dates: one with a zone and one without cannot be compared."""
+
+
+class _OfNamesNotInUtf8(SafeLoader):
+    """Python's own, for libyaml refuses the escapes of surrogates, as which both write a path's bytes."""
+
+
+_Loader.yaml_implicit_resolvers = _OfNamesNotInUtf8.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+    for first, found in CSafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _check_events(text: str, name: str, loader: type[Any]) -> None:
+    """Refuse what would be a tree without an end, or end the process: the loader itself descends without looking."""
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, loader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST or count > MOST_IN_YAML:
+            raise Unreadable(f"{name} has over {DEEPEST} levels or {MOST_IN_YAML:,} values: it is not one of fcnlab's")
+        if isinstance(event, yaml.AliasEvent):
+            raise Unreadable(f"{name} has YAML aliases: it is not one of fcnlab's")
+        if getattr(event, "tag", None) is not None:
+            raise Unreadable(f"{name} is damaged, or not one of fcnlab's: it has the YAML tag {event.tag!r:.60}")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > NUMBER and event.value[0] in "+-.0123456789":
+            raise Unreadable(f"{name} has a number of more than {NUMBER} characters: it is not one of fcnlab's")
+
+
+def _record(found: Any, name: str) -> dict[str, Any]:
+    """A tree of plain values whose keys are names; level by level, since to descend has an end of its own."""
+    if not isinstance(found, dict):
+        raise Unreadable(f"{name} is not one of fcnlab's: it holds no names with values")
+    level, count = [found], 0
+    for _ in range(DEEPEST):
+        count += len(level)
+        if count > MOST:
+            break
+        level = [child for node in level for child in _children(node, name)]
+        if not level:
+            return found
+    raise Unreadable(f"{name} has over {DEEPEST} levels or {MOST:,} values: it is not one of fcnlab's")
+
+
+def _children(node: Any, name: str) -> list[Any]:
+    if isinstance(node, dict):
+        odd = [key for key in node if not isinstance(key, SCALARS)]
+        if odd:
+            raise Unreadable(f"{name} has the key {odd[0]!r:.60}, which is no name: it is not one of fcnlab's")
+        return list(node.values())
+    if isinstance(node, list):
+        return node
+    if node is not None and not isinstance(node, SCALARS):
+        raise Unreadable(f"{name} holds a {type(node).__name__}: it is not one of fcnlab's")
+    if isinstance(node, int) and abs(node) >> 63:
+        raise Unreadable(f"{name} has a number of more than 64 bits: it is not one of fcnlab's")
+    return []
+
+
+def read_rows(folder: Path, name: str) -> Iterator[dict[str, str]]:
+    """The rows of a table by the names of its columns; none where there is no such file.
+
+    Raises
+    ------
+    OSError, Unreadable
+        It cannot be read, or is over a limit.
+    """
+    try:
+        file = open_regular(path_inside(folder, name))
+    except FileNotFoundError:
+        return
+    with file:
+        lines = lines_within_limits(file, name)
+        header = _cells(next(lines, b""))
+        for line in lines:
+            yield dict(zip(header, _cells(line), strict=False))
+
+
+def lines_within_limits(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The lines of a table, each as soon as the limits allow for it; an Unreadable, where they do not."""
+    read = cells = 0
+    for count, line in enumerate(iter(lambda: file.readline(LINE + 1), b"")):
+        read, cells = read + len(line), cells + line.count(b",") + 1
+        if len(line) > LINE or count > CSV_ROWS or read > CSV_BYTES or cells > CSV_CELLS:
+            raise Unreadable(
+                f"{name} has more than {CSV_ROWS:,} rows, {CSV_BYTES:,} bytes, {CSV_CELLS:,} cells or {LINE:,} bytes in"
+                " a row"
+            )
+        yield line
+
+
+def _cells(line: bytes) -> list[str]:
+    """By itself: a quote that is not closed must not take the rest of the file with it."""
+    try:
+        return next(csv.reader([line.decode(errors="replace")]), [])
+    except csv.Error:
+        return []
+
+
+@contextmanager
+def open_arrays(folder: Path, name: str) -> Iterator["Arrays"]:
+    """The arrays of an .npz file of a run.
+
+    Raises
+    ------
+    OSError, Unreadable
+        It is not there, cannot be read, is over a limit or damaged, also when that is found while it is open.
+    """
+    with open_regular(path_inside(folder, name)) as file:
+        try:
+            yield Arrays(file)
+        except Exception as error:  # zipfile's and numpy's parsers end in a dozen kinds
+            raise Unreadable(f"{name} is damaged: {first_line(error)}") from error
+
+
+class Arrays:
+    """Of which sizes are compared before anything is unpacked, and no pickle is opened.
+
+    Raises
+    ------
+    Exception
+        Of any kind, here and in the methods, where the file is damaged or over a limit.
+    """
+
+    def __init__(self, file: BinaryIO):
+        _check_directory(file)
+        self._zip = zipfile.ZipFile(file)
+
+    def whole(self, key: str) -> "ndarray":
+        """A small array."""
+        import numpy as np
+
+        found = list(self.parts(key, WHOLE))
+        return np.concatenate(found) if len(found) > 1 else found[0]
+
+    def parts(self, key: str, most: int | None = None) -> "Iterator[ndarray]":
+        """An array in parts along its first axis; there is one, though it may be empty."""
+        import numpy as np
+
+        found = self._zip.getinfo(f"{key}.npy")
+        if found.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{key} is packed in a way that numpy does not use")
+        with self._zip.open(found) as stream:
+            shape, dtype = _header(stream)
+            size, row = prod(shape) * dtype.itemsize, prod(shape[1:]) * dtype.itemsize
+            if size > (UNPACKED if most is None else most) or row > PART:
+                raise ValueError(f"{key} would have {size:,} bytes")
+            if stream.tell() + size != found.file_size:
+                raise ValueError(f"{key} has not the size that it says")
+            rows = max(1, PART // max(1, row))
+            for start in range(0, max(1, shape[0]), rows):
+                count = min(rows, shape[0] - start)
+                data = np.frombuffer(stream.read(count * row), dtype) if count * row else np.empty(0, dtype)
+                yield data.reshape(count, *shape[1:])
+            if stream.read(1):  # which also compares its checksum
+                raise ValueError(f"{key} has more bytes than it says")
+
+
+def _header(stream: Any) -> tuple[tuple[int, ...], Any]:
+    """Shape and type of an array."""
+    from numpy.lib import format as npy
+
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    shape, by_columns, dtype = readers[npy.read_magic(stream)](stream)
+    if by_columns or dtype.kind not in "biufU" or not shape or min(shape) < 0:
+        raise ValueError(f"it holds an array of type {dtype} and shape {shape}")
+    return shape, dtype
+
+
+def _check_directory(file: BinaryIO) -> None:
+    """Refuse a zip of many members before zipfile makes an object of each; numpy's have no comment at their end."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 42))
+    before, end = (tail := file.read())[:-22], tail[-22:]
+    if size > NPZ_BYTES or not end.startswith(b"PK\5\6") or before.startswith(b"PK\6\7"):
+        raise ValueError(f"it is cut off, has more than {NPZ_BYTES:,} bytes, or is none of numpy's")
+    if struct.unpack_from("<I", end, 12)[0] > MEMBERS:
+        raise ValueError("it has too many members")
+    file.seek(0)
+
+
+def texts(value: Any, name: str) -> list[str] | None:
+    """A list of texts of a record; None where an older record has none.
+
+    Raises
+    ------
+    TypeError
+        It is none.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise TypeError(f"its {name} are no texts")
+    return list(value)
+
+
+def read_json_facts(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a run; nothing where it is not there, or not whole."""
+    try:
+        return read_json(folder, name) or {}
+    except (OSError, Unreadable):
+        return {}
+
+
+def display_path(path: Path) -> str:
+    """A path as a user would type it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

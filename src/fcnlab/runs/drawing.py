@@ -1,0 +1,131 @@
+"""Images of segmentations: colours, overlays, legends."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from numpy import ndarray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from fcnlab.metrics.scores import IGNORE_INDEX
+
+RGB = UInt8[ndarray, "rows cols 3"]
+Drawing = UInt8[ndarray, "_ _ 3"]  # of another size than the labels in it
+Labels = Integer[ndarray, "rows cols"]
+Palette = UInt8[ndarray, "classes 3"]
+
+IGNORE_COLOUR = (224, 224, 192)  # the devkit's
+OPACITY = 0.6
+GAP = 4  # pixels between the images of a panel
+STRIP = 64  # rows of an image that are tinted at once
+ROW = 20  # pixels: height of a line of the legend
+
+
+def colours(labels: Labels, palette: Palette) -> RGB:
+    """Each label in its colour, void in the devkit's cream."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    table[IGNORE_INDEX] = IGNORE_COLOUR
+    return table[labels]
+
+
+def overlay(image: RGB, labels: Labels, palette: Palette) -> RGB:
+    """The image with its classes tinted; background, class 0, stays as it is where its colour is black."""
+    drawn = np.empty_like(image)
+    for top in range(0, len(image), STRIP):  # in floats, the whole image would take 24 bytes a pixel, several times
+        rows = slice(top, top + STRIP)
+        tints = colours(labels[rows], palette)
+        tinted = (1 - OPACITY) * image[rows] + OPACITY * tints
+        plain = np.all(tints == 0, axis=-1, keepdims=True)
+        drawn[rows] = np.where(plain, image[rows], tinted.round().astype(np.uint8))
+    return drawn
+
+
+def legend(labels: Sequence[int], classes: Sequence[str], palette: Palette, width: int) -> RGB:
+    """A box and a name for each class, in as many lines as the width, in pixels, asks for."""
+    font = ImageFont.load_default(size=13)
+    entries = [(classes[label], tuple(map(int, palette[label]))) for label in labels]
+    sizes = [ROW + int(font.getlength(name)) + 12 for name, _ in entries]
+    places, x, y = [], 4, 2
+    for size in sizes:
+        if x + size > width and x > 4:
+            x, y = 4, y + ROW
+        places.append((x, y))
+        x += size
+    canvas = Image.new("RGB", (width, y + ROW + 2), "white")
+    draw = ImageDraw.Draw(canvas)
+    for (name, colour), (left, top) in zip(entries, places, strict=True):
+        draw.rectangle((left, top + 3, left + 13, top + 16), fill=colour, outline="black")
+        draw.text((left + ROW, top + 1), name, fill="black", font=font)
+    return np.array(canvas)
+
+
+def with_legend(image: Drawing, shown: Sequence[Labels], classes: Sequence[str], palette: Palette) -> Drawing:
+    """The image above the names of the classes that its label maps hold; void has no name."""
+    present = sorted({int(label) for labels in shown for label in np.unique(labels)} - {IGNORE_INDEX})
+    names = legend(present, classes, palette, image.shape[1])
+    return np.concatenate([image, names])
+
+
+def panel(image: RGB, target: Labels, prediction: Labels, classes: Sequence[str], palette: Palette) -> Drawing:
+    """RGB, truth and prediction side by side, above a legend."""
+    gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
+    row = np.concatenate([image, gap, colours(target, palette), gap, colours(prediction, palette)], axis=1)
+    return with_legend(row, [target, prediction], classes, palette)
+
+
+def contact_sheet(
+    samples: Sequence[tuple[str, RGB, Labels]],
+    classes: Sequence[str],
+    palette: Palette,
+    side: int = 224,
+    columns: int = 4,
+) -> Drawing:
+    """Images beside their tinted selves, ``columns`` pairs to a row, above one legend for all.
+
+    Each is fitted into a square of ``side`` pixels, its name below.
+    """
+    tiles = [_tile(name, image, labels, palette, side) for name, image, labels in samples]
+    blank = np.full_like(tiles[0], 255)
+    tiles += [blank] * (-len(tiles) % columns)
+    rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
+    shown = [np.where(labels == IGNORE_INDEX, len(classes), labels) for _, _, labels in samples]  # void has a name here
+    return with_legend(
+        np.concatenate(rows), shown, [*classes, "void"], np.vstack([palette, np.array([IGNORE_COLOUR], np.uint8)])
+    )
+
+
+def _tile(name: str, image: RGB, labels: Labels, palette: Palette, side: int) -> Drawing:
+    canvas = Image.new("RGB", (2 * (side + GAP) + GAP, side + GAP + ROW), "white")
+    for place, tile in enumerate((image, overlay(image, labels, palette))):
+        fitted = ImageOps.contain(Image.fromarray(tile), (side, side))
+        canvas.paste(fitted, (GAP + place * (fitted.width + GAP), GAP))
+    font = ImageFont.load_default(size=13)
+    ImageDraw.Draw(canvas).text((GAP, side + GAP + 1), name, fill="black", font=font)
+    return np.array(canvas)
+
+
+def save_png(path: Path, image: RGB) -> None:
+    """Write a image; folders in its name are made."""
+    _save(path, Image.fromarray(image))
+
+
+def save_labels(path: Path, labels: Labels, palette: Palette) -> None:
+    """Write class ids as a palette PNG."""
+    _save(path, with_palette(labels, palette))
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    """As a new file: one that is there under this name may be a link to any other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        image.save(file, "PNG")
+
+
+def with_palette(labels: Labels, palette: Palette) -> Image.Image:
+    """Class ids as a palette image, as VOC's own masks are: the ids are what a program reads back."""
+    image = Image.fromarray(labels.astype(np.uint8), mode="L")
+    image.putpalette(colours(np.arange(256)[None], palette).tobytes())
+    return image

@@ -1,0 +1,47 @@
+"""Where a run was made: versions, machine, command and commit."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from fcnlab.config.overrides import command_options, plain_overrides, shell_join
+
+PACKAGES = ("fcnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "albumentations", "numpy")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The versions of what computes, and on which device."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "device": f"{device.type}: {name}",
+    }
+
+
+def command() -> str:
+    """What to type for this very run, also where it was one job of a sweep."""
+    hydra = HydraConfig.get()
+    words = [word for word in plain_overrides(hydra.overrides.task) if not word.startswith("sweep.")]
+    return shell_join(["fcnlab", str(hydra.job.config_name), *command_options(hydra), *words])
+
+
+def commit() -> str | None:
+    """fcnlab's own commit, with "+changes" where files differ; None where it is not run from a checkout."""
+    found = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
+    return None if found is None else found.strip()
+
+
+def git(*words: str) -> str | None:
+    """What git says in fcnlab's checkout; None where it runs from none, though perhaps inside another repository."""
+    here = Path(__file__)
+    try:
+        for asked in (("ls-files", "--error-unmatch", here.name), words):
+            done = subprocess.run(["git", *asked], cwd=here.parent, capture_output=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace")

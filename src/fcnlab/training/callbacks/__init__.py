@@ -1,0 +1,29 @@
+"""Small and optional pieces around the training loop."""
+
+from fcnlab.training.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint, TopCheckpoints
+from fcnlab.training.callbacks.ema import EMA
+from fcnlab.training.callbacks.interruption import GracefulStop
+from fcnlab.training.callbacks.metrics_file import MetricsCsv
+from fcnlab.training.callbacks.progress import Progress
+from fcnlab.training.callbacks.resume import ExactResume
+from fcnlab.training.callbacks.sample_images import SampleImages
+from fcnlab.training.callbacks.selection import CheckpointSelection
+from fcnlab.training.callbacks.stopping import FinalValidation, StopOnNaN, StopReason
+from fcnlab.training.callbacks.time_left import TimeLeft
+
+__all__ = [
+    "EMA",
+    "AtomicCheckpointIO",
+    "CheckpointSelection",
+    "ExactResume",
+    "FinalValidation",
+    "GracefulStop",
+    "LastCheckpoint",
+    "MetricsCsv",
+    "Progress",
+    "SampleImages",
+    "StopOnNaN",
+    "StopReason",
+    "TimeLeft",
+    "TopCheckpoints",
+]

@@ -1,0 +1,98 @@
+"""The same few images at every validation, and beside their truth at the end."""
+
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from fcnlab.config.ranges import MOST_DRAWN, Drawn
+from fcnlab.data.dataset import IGNORE_INDEX, SegmentationDataset
+from fcnlab.escaping import escape_line
+from fcnlab.runs.drawing import panel, save_png
+
+
+class SampleImages(Callback):
+    """Show ``count`` images of the set, evenly spread over it.
+
+    At each validation in W&B (with masks) and TensorBoard; at the test as ``NAME.png`` in ``folder``: image, truth
+    and prediction side by side.
+    """
+
+    def __init__(self, folder: str | Path, count: Drawn = 8):
+        if not 0 <= count <= MOST_DRAWN:
+            raise ValueError(f"callbacks.sample_images.count={count}: choose 0 to {MOST_DRAWN}")
+        self.folder, self.count = Path(folder), count
+        self._wanted: set[int] = set()
+        self._shown: list[tuple[int, np.ndarray]] = []
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module) -> None:
+        self._choose(trainer.val_dataloaders, int(trainer.num_val_batches[0]))
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module) -> None:
+        self._choose(trainer.test_dataloaders, int(trainer.num_test_batches[0]))
+
+    def _choose(self, loader: Any, batches: int) -> None:
+        """Of the images that this process evaluates."""
+        evaluated = sorted(chain(*islice(loader.batch_sampler, batches)))
+        self._wanted = {evaluated[int(place)] for place in np.linspace(0, len(evaluated) - 1, self.count)}
+        self._shown.clear()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):
+        self._keep(outputs, batch)
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):
+        self._keep(outputs, batch)
+
+    def _keep(self, outputs, batch) -> None:
+        for index, prediction in zip(batch["index"].tolist(), outputs["prediction"], strict=True):
+            if index in self._wanted:
+                self._shown.append((index, prediction.to(torch.uint8).cpu().numpy()))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module) -> None:
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        images = _images(trainer.val_dataloaders)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                self._to_wandb(logger, images, trainer.global_step)
+            elif isinstance(logger, TensorBoardLogger):
+                for index, prediction in self._shown:
+                    image = self._panel(images, index, prediction)
+                    logger.experiment.add_image(
+                        escape_line(images.names[index]), image, trainer.global_step, dataformats="HWC"
+                    )
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module) -> None:
+        if not trainer.is_global_zero:
+            return
+        images = _images(trainer.test_dataloaders)
+        for index, prediction in self._shown:
+            save_png(self.folder / f"{images.names[index]}.png", self._panel(images, index, prediction))
+
+    def _panel(self, dataset: SegmentationDataset, index: int, prediction: np.ndarray) -> np.ndarray:
+        return panel(dataset.image(index), dataset.mask(index), prediction, dataset.classes, dataset.palette)
+
+    def _to_wandb(self, logger: WandbLogger, dataset: SegmentationDataset, step: int) -> None:
+        import wandb
+
+        from fcnlab.training.callbacks.wandb import in_nobodys_way, sendable
+
+        names = dict(enumerate(sendable(dataset.classes))) | {IGNORE_INDEX: "void"}
+        with in_nobodys_way("images"):
+            images = []
+            for index, prediction in self._shown:
+                masks = {"truth": dataset.mask(index), "prediction": prediction}
+                overlays = {key: {"mask_data": mask, "class_labels": names} for key, mask in masks.items()}
+                images.append(
+                    wandb.Image(dataset.image(index), masks=overlays, caption=escape_line(dataset.names[index]))
+                )
+            logger.experiment.log({"val/images": images, "trainer/global_step": step})
+
+
+def _images(loader: Any) -> SegmentationDataset:
+    return loader.dataset.images

@@ -1,0 +1,89 @@
+"""What a run records of the weights that it starts from, and of itself for whoever scores its checkpoints."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from fcnlab.config.components import iter_leaves, to_plain
+from fcnlab.errors import UserError
+from fcnlab.files.reading import read_json_facts
+from fcnlab.runs import lineage
+from fcnlab.runs.origins import environment, nested_map
+from fcnlab.runs.provenance import machine
+from fcnlab.training.checkpoints import read_checkpoint
+from fcnlab.training.resume_point import ResumePoint, belongs_to_run
+
+
+def starting_weights(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each file of weights that a config names, by setting: its name, its hash, the recipe of its training."""
+    return {path: file_facts(Path(value)) | {"recipe": _recipe(Path(value))} for path, value in _paths(config)}
+
+
+def _paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for path, value in iter_leaves(config).items():
+        is_weights = path.startswith("model.") and path.endswith(".weights")
+        if is_weights and isinstance(value, str) and Path(value).is_file():
+            yield path, value
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """What a file is, wherever it lies."""
+    with path.open("rb") as file:
+        return {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _recipe(path: Path) -> str | None:
+    try:
+        training = lineage.from_facts(trained_of(read_checkpoint(path)))
+    except UserError:  # others' weights
+        return None
+    return training and lineage.recipe(training)
+
+
+def trained_of(checkpoint: Mapping[str, Any]) -> Any:
+    """What a checkpoint tells of its training; None where it is too old."""
+    return checkpoint["fcnlab"].get("trained")
+
+
+def starting_point_facts(start: ResumePoint, folder: Path, cfg: DictConfig) -> dict[str, Any]:
+    """Facts for run.json: the files of weights that a run begins with, and whether another run's checkpoint is one.
+
+    Nothing for a run that resumes its own: what it began with stays.
+    """
+    if start.checkpoint is None:
+        return {"resumed_at": 0, "inherited": [], "weights": starting_weights({"model": to_plain(cfg.model)})}
+    if belongs_to_run(start.checkpoint, folder):
+        return {}
+    inherited = start.trained.get("sources")
+    return {
+        "resumed_at": start.steps,
+        "inherited": inherited if isinstance(inherited, list) else [],
+        "weights": nested_map(start.trained, "files"),
+    }
+
+
+def describe_training(cfg: DictConfig, facts: Mapping[str, Any], trainer: L.Trainer) -> dict[str, Any]:
+    """What every checkpoint of a run tells of it; ``facts`` are those of its run.json."""
+    runtime = {"choices": dict(HydraConfig.get().runtime.choices), "cwd": HydraConfig.get().runtime.cwd}
+    found = lineage.describe_training_run(OmegaConf.to_container(cfg, resolve=False), to_plain(cfg), runtime, facts)
+    provenance = machine(trainer.strategy.root_device) | {"commit": facts.get("commit")}
+    found = found._replace(
+        settings=found.settings | {"trainer.precision": str(trainer.precision)},
+        environment=environment({"provenance": provenance}),
+    )
+    return lineage.as_facts(found, run=facts.get("id"), sources=lineage.sources(facts))
+
+
+def training_of_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """For the metrics.json of an evaluation: what the checkpoint tells, its step, and whether its run was finished."""
+    trained = trained_of(checkpoint)
+    if not isinstance(trained, dict):
+        return None
+    run = read_json_facts(path.absolute().parent.parent, "run.json")
+    status = run.get("status") if run.get("id") == trained.get("run") else None  # else another run's folder
+    return trained | {"step": int(checkpoint.get("global_step", 0)), "status": status}

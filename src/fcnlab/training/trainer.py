@@ -1,0 +1,148 @@
+"""From the config to a Trainer, its loggers and its callbacks."""
+
+import logging
+import sys
+
+import lightning as L
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from fcnlab.config.components import to_plain
+from fcnlab.config.overrides import run_folder
+from fcnlab.errors import UserError
+from fcnlab.inference import InferenceMethod, Postprocess
+from fcnlab.messages import log_warning
+from fcnlab.signals import StopSignals
+from fcnlab.training.callbacks import (
+    AtomicCheckpointIO,
+    CheckpointSelection,
+    ExactResume,
+    FinalValidation,
+    GracefulStop,
+    MetricsCsv,
+    StopOnNaN,
+    StopReason,
+    TimeLeft,
+    TopCheckpoints,
+)
+from fcnlab.training.components import instantiate_checked
+from fcnlab.training.hardware import _hush_lightning, cluster, precision, uses_gpu
+from fcnlab.training.speed import allow_tf32
+
+log = logging.getLogger("fcnlab")
+
+
+def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list[Callback]) -> L.Trainer:
+    """Lightning's Trainer; what fcnlab promises of a run is set here, everything else is the config's.
+
+    ``val_check_interval`` counts optimiser steps; Lightning counts batches.
+    """
+    settings = to_plain(cfg.trainer)
+    settings["precision"] = precision(cfg)
+    allow_tf32(cfg.speed.tf32)
+    if settings["sync_batchnorm"] and not uses_gpu(settings["accelerator"]):
+        settings["sync_batchnorm"] = False
+        log_warning(
+            "trainer.sync_batchnorm=true has no effect on a CPU: torch synchronises batch statistics on GPUs only"
+        )
+    settings["val_check_interval"] *= settings["accumulate_grad_batches"]
+    settings["check_val_every_n_epoch"] = None
+    if not shows_progress(cfg):
+        settings.setdefault("enable_progress_bar", False)  # or Lightning brings its own
+    _hush_lightning()
+    return instantiate_checked(
+        settings,
+        "trainer",
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO(), *cluster()],
+        use_distributed_sampler=False,  # Lightning's would evaluate some images twice
+        default_root_dir=str(run_folder()),
+    )
+
+
+def shows_progress(cfg: DictConfig) -> bool:
+    """Bars are for terminals: in the log of a job they would bury what was said."""
+    enabled = "callbacks" not in cfg or (cfg.callbacks.get("progress") or {}).get("enabled", True)
+    return enabled and sys.stdout.isatty()
+
+
+def enabled_members(node: DictConfig) -> dict[str, DictConfig]:
+    """The callbacks or loggers of a config by name; one that is null is none."""
+    return {str(name): member for name, member in node.items() if member is not None}
+
+
+def build_inference(cfg: DictConfig) -> tuple[InferenceMethod, Postprocess]:
+    """How scores are computed, and what works on their probabilities.
+
+    Raises
+    ------
+    UserError
+        A class is of the wrong kind; a package that the post-processing step needs is missing.
+    """
+    inference, postprocess = (instantiate(cfg[group], _convert_="all") for group in ("inference", "postprocess"))
+    for group, component, base in (
+        ("inference", inference, InferenceMethod),
+        ("postprocess", postprocess, Postprocess),
+    ):
+        if not isinstance(component, base):
+            raise UserError(
+                f"{group}._target_={cfg[group]._target_} is not a subclass of fcnlab.inference.{base.__name__}: give"
+                f" {group}=NAME, or derive your class from it"
+            )
+    postprocess.check_installed()
+    return inference, postprocess
+
+
+def training_callbacks(cfg: DictConfig, curves: MetricsCsv, signals: StopSignals) -> list[Callback]:
+    """The configured callbacks, between those that every training has; the order matters.
+
+    What sets ``should_stop`` (EndWithValidation, early stopping) comes before what records it, and restored random
+    states before an interruption that saves them. Lightning puts those that save behind all others.
+    """
+    return [
+        FinalValidation(),
+        TimeLeft(),
+        StopOnNaN(cfg.trainer.log_every_n_steps),
+        *configured_callbacks(cfg),
+        StopReason(),
+        ExactResume(curves, cfg.data.batch_size),
+        CheckpointSelection(curves),
+        GracefulStop(signals),
+    ]
+
+
+def check_scored(cfg: DictConfig) -> None:
+    """Refuse to score a checkpoint that the run will not keep.
+
+    Raises
+    ------
+    UserError
+        ``checkpointing.score`` is "best", and no callback keeps a best checkpoint.
+    """
+    if cfg.checkpointing.score == "best" and not any(map(_keeps_best, enabled_members(cfg.callbacks).values())):
+        raise UserError(
+            "checkpointing.score=best: without callbacks.best the run keeps no best checkpoint to score; add"
+            " checkpointing.score=last, or leave out what switches it off (callbacks.best.enabled=false,"
+            " callbacks=none)"
+        )
+
+
+def _keeps_best(node: DictConfig) -> bool:
+    """Whether a configured callback keeps the checkpoint that was best by something."""
+    kind = get_object(node["_target_"])
+    if not (node.get("enabled", True) and isinstance(kind, type) and issubclass(kind, ModelCheckpoint)):
+        return False
+    return node.keep > 0 if kind is TopCheckpoints else node.get("monitor") is not None
+
+
+def configured_callbacks(cfg: DictConfig) -> list[Callback]:
+    """The callbacks that are not disabled by ``enabled: false``."""
+    callbacks = []
+    for name, node in enabled_members(cfg.callbacks).items():
+        settings = to_plain(node)
+        if settings.pop("enabled", True) and (name != "progress" or shows_progress(cfg)):
+            callbacks.append(instantiate_checked(settings, f"callbacks.{name}"))
+    return callbacks

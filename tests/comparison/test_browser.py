@@ -1,0 +1,153 @@
+"""The page in a browser: Debian's Chromium without a screen, from a file, with no network.
+
+A script behind the page's own clicks, types and measures, and tells what it found to the frame that Chromium prints.
+"""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from fcnlab.comparison.comparison import compare
+from fcnlab.comparison.page import page
+from fcnlab.comparison.runs import read_runs
+
+CHROMIUM = shutil.which("chromium")
+QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+QUIET += " --disable-component-update --disable-sync"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+]
+
+PROBE = """
+<script>
+{
+const found = {};
+const column = (table, place) => [...document.querySelectorAll(`#${table} tbody tr`)].filter((row) => !row.hidden)
+  .map((row) => row.cells[place].textContent.trim());
+const style = (element, name) => getComputedStyle(element)[name];
+const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3)
+  .map((part) => part * (text.startsWith("color(srgb") ? 255 : 1));
+function luminance(text) {
+  const [r, g, b] = rgb(text).map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+function contrast(a, b) {
+  const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y);
+  return (high + 0.05) / (low + 0.05);
+}
+
+found.before = column("scores", 0);
+const heads = [...document.querySelectorAll("#scores thead th")];
+const button = heads[2].querySelector("button");
+button.focus();
+found.focused = document.activeElement === button;
+found.outline = style(button, "outlineStyle");
+heads[0].querySelector("button").click();
+found.byName = [column("scores", 0), heads[0].getAttribute("aria-sort")];
+button.click();
+found.falling = [column("scores", 2), heads[2].getAttribute("aria-sort"), heads[0].getAttribute("aria-sort")];
+button.click();
+found.rising = [column("scores", 2), heads[2].getAttribute("aria-sort")];
+
+const filter = document.getElementById("filter");
+filter.value = "FCN8S";
+filter.dispatchEvent(new Event("input"));
+found.filtered = [column("scores", 0), column("differences", 0).length, document.getElementById("shown").textContent];
+filter.value = "";
+filter.dispatchEvent(new Event("input"));
+found.unfiltered = column("scores", 0).length;
+
+const ground = () => style(document.body, "backgroundColor");
+const theme = document.getElementById("theme");
+found.system = ground();
+found.contrasts = [];
+found.themes = [];
+for (let turn = 0; turn < 3; turn++) {
+  const back = ground();
+  found.themes.push([theme.getAttribute("aria-label"), back]);
+  for (const element of document.querySelectorAll("p, li, h1, h2, td, th, a, summary, dd, caption, span, strong")) {
+    let box = element;
+    while (style(box, "backgroundColor").endsWith(", 0)") && box.parentElement) box = box.parentElement;
+    const behind = style(box, "backgroundColor");
+    found.contrasts.push([contrast(style(element, "color"), behind), element.tagName]);
+  }
+  theme.click();
+}
+found.width = [document.documentElement.scrollWidth, innerWidth];
+const least = (what, size) => Math.min(...[...document.querySelectorAll(what)].map(size));
+found.small = least("p, td, th, li, figcaption", (element) => parseFloat(style(element, "fontSize")));
+found.chartText = least("figure > svg text", (element) => element.getBoundingClientRect().height);
+found.images = [...document.images].every((image) => image.complete && image.naturalWidth > 0);
+parent.postMessage(JSON.stringify(found), "*");
+}
+</script>
+</body>
+"""
+
+# Chromium's own window is never narrower than 500 pixels; a frame is.
+FRAME = """<!DOCTYPE html><pre id="probe"></pre>
+<script>addEventListener("message", (event) => document.getElementById("probe").textContent = event.data);</script>
+<iframe src="comparison.html" style="border: 0; width: {width}px; height: 900px"></iframe>
+"""
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    """Open a page's text at a width, in a scheme; give what the probe found, and what Chromium complained about."""
+
+    def run(text: str, width: int = 1280, dark: bool = False) -> dict:
+        folder = tmp_path_factory.mktemp("page")
+        (folder / "comparison.html").write_text(text.replace("</body>", PROBE))
+        (folder / "frame.html").write_text(FRAME.format(width=width))
+        scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
+        profile = ["--user-data-dir=" + str(folder / "profile"), "--window-size=1400,1000", "--enable-logging=stderr"]
+        words = [CHROMIUM, *QUIET.split(), *scheme, *profile, "--virtual-time-budget=2000", "--dump-dom"]
+        words.append((folder / "frame.html").as_uri())
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+        left = re.search(r'<pre id="probe">(.+?)</pre>', done.stdout, re.DOTALL)
+        assert left, done.stderr[-2000:]
+        errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        return json.loads(html.unescape(left[1])) | {"errors": errors}
+
+    return run
+
+
+@pytest.fixture
+def text(sweep) -> str:
+    return page(compare(read_runs([sweep])[0], resamples=500), "fcnlab compare runs=x")
+
+
+def test_sorting_filtering_and_themes(text, probe):
+    found = probe(text)
+    models = [f"model=fcn{stride}s" for stride in (8, 16, 32)]
+    assert found["errors"] == [] and found["images"]
+    assert found["before"] == models and found["focused"] and found["outline"] != "none"
+    assert found["byName"] == [models, "ascending"]  # as a person counts: 8, 16, 32
+    numbers = [float(cell.split()[0]) for cell in found["falling"][0]]
+    assert numbers == sorted(numbers, reverse=True) and found["falling"][1:] == ["descending", "none"]
+    assert found["rising"] == [found["falling"][0][::-1], "ascending"]
+    assert found["filtered"] == [models[:1], 2, "1 of 3 groups"] and found["unfiltered"] == 3
+    labels, grounds = zip(*found["themes"], strict=True)
+    assert labels == ("Theme: as the system", "Theme: light", "Theme: dark")
+    assert grounds[0] == grounds[1] == "rgb(255, 255, 255)" and grounds[2] != grounds[1]
+
+
+def test_dark_is_the_systems_choice(text, probe):
+    found = probe(text, dark=True)
+    grounds = [ground for _, ground in found["themes"]]
+    assert grounds[0] == grounds[2] != grounds[1] == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_it_can_be_read(text, probe, width):
+    """Nothing sticks out to the right, text has 11 pixels at least, and WCAG's contrast of 4.5 holds in both themes."""
+    found = probe(text, width)
+    assert found["width"][0] <= found["width"][1] == width
+    assert found["small"] >= 11 and found["chartText"] >= 11
+    poor = [(round(ratio, 2), tag) for ratio, tag in found["contrasts"] if ratio < 4.5]
+    assert len(found["contrasts"]) > 100 and not poor

@@ -1,0 +1,335 @@
+"""What a foreign file may name, and that it may name nothing else."""
+
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import fcnlab
+from fcnlab.config.components import iter_components
+from fcnlab.config.locations import CONF
+from fcnlab.config.trust import (
+    DATA_COMPONENTS,
+    MODEL_COMPONENTS,
+    OUTPUT_PATH_KEYS,
+    UntrustedError,
+    check_components,
+    check_links,
+    check_overrides,
+    override_rejection,
+    trusted_packages,
+)
+from fcnlab.sweeps.manifest import Manifest
+
+NET = {"_target_": "fcnlab.models.FCN", "backbone": {"_target_": "fcnlab.models.Tiny", "width": 2}}
+SET = {
+    "_target_": "fcnlab.data.DataModule",
+    "root": "data",
+    "dataset": {"_target_": "fcnlab.data.open_voc", "_partial_": True},
+    "augment": {"_target_": "fcnlab.data.transforms.none", "_partial_": True},
+}
+
+# --- overrides of a record
+
+GOOD = [
+    "seed=1",
+    "seed=1,2,3",
+    "+optim.x=1",
+    "~callbacks.progress",
+    "experiment=paper/fcn8s",
+    "experiment=null",
+    "model/backbone=googlenet",
+    "model=fcn32s,fcn8s",
+    "model=choice(fcn32s,'fcn8s')",
+    "model=glob(fcn*)",
+    "loss=[dice]",
+    "optim.lr=tag(log,interval(1e-4,1e-2))",
+    "trainer.max_steps=range(3)",
+    "augment.scale=[0.5,2.0]",
+    "data.root='/a b/c'",
+    "data.dataset.classes={soil: [1, 2, 3], leaf dry: [4, 5, 6], folder: [7, 8, 9]}",
+    "model.weights=D/fcn8s_seed${seed}.ckpt",
+    "checkpoint=A,B",
+    "callbacks.best.monitor=val/miou",
+    "logger.wandb.name='a run'",
+]
+BAD = [
+    "loss=../../../../proc/self/cwd/hostile/evil",
+    "loss=/hostile/evil",
+    "loss='../evil'",
+    "loss=dice,../evil",
+    "loss=[dice,../evil]",
+    "loss=choice(dice,'../evil')",
+    "loss=./dice",
+    "loss=dice/",
+    "loss=paper//fcn8s",
+    "loss=.",
+    "loss=${model}",
+    "loss=dice.yaml/../../evil",
+    "+experiment=../evil",
+    "model/backbone=../../evil",
+    "loss=none_of_this_name",
+    "loss@callbacks.x=dice",
+    "+loss@hydra.x=dice",
+    "hydra.run.dir=/x",
+    "++hydra.searchpath=[file:///hostile]",
+    "hydra/launcher=basic",
+    "+hydra={run: {dir: /x}}",
+    "-m",
+    "--config-dir=/hostile",
+    "-cd=/hostile",
+    "train",
+    "",
+    "=x",
+    "stages=[../../evil]",
+    "trust=[os]",
+    "sweep.folder=/x",
+    "sweep={folder: /x}",
+    "a=${oc.env:HOME}",
+    "a=${ oc.env:HOME}",
+    "a='${ oc.env:HOME}'",
+    "a=${oc.env:${b}}",
+    "a=${a.${b}}",
+    "a=${hydra.run.dir}",
+    "a=$${x}{oc.env:HOME}",
+    "a='$'",  # with b='{oc.env:HOME}' and c=${a}${b}
+    r"a='\${oc.env:HOME}'",
+    "a.${b}=1",
+    "a={'${oc.env:HOME}': 1}",
+    "+x._target_=os.system",
+    "+x={_target_: os.system}",
+    "+x=[{_target_: os.system}]",
+    "+x={y: [{z: {'_target_': os.system}}]}",
+    "x._partial_=true",
+    "x._args_=[1]",
+    "data.dataset.classes={_target_: os.system}",
+    "callbacks.best.dirpath=/home/user",
+    "callbacks.best={dirpath: /home/user}",
+    "callbacks={best: {dirpath: x}}",
+    "callbacks.best.filename=../../x",
+    "callbacks.best.filename=/x",
+    "+callbacks.best.filename=~/x",
+    "logger.tensorboard.save_dir=x",
+    "logger.tensorboard.version=../..",
+    "+logger.mine.tracking_uri='file:///home/user'",
+    "+logger.mine.tracking_uri='https://example.org'",
+    "logger.wandb.entity=somebody",
+    "logger.wandb={entity: somebody}",
+    "+logger.mine.host=example.org",
+    "+trainer.default_root_dir=/x",
+    "data.cache_dir=/x",
+    "data={cache_dir: /x}",
+    "data.archive=[a.tar]",
+    "a\u2024b=1",
+    "a=" + 12 * "[" + 12 * "]",
+    5,
+    None,
+    ["seed=1"],
+]
+
+
+@pytest.mark.parametrize("override", GOOD)
+def test_settings_come_back(override: str):
+    check_overrides([override], [CONF])
+
+
+@pytest.mark.parametrize("override", BAD, ids=repr)
+def test_nothing_else_comes_back(override):
+    with pytest.raises(UntrustedError, match="in its record is no setting of a run; refused"):
+        check_overrides(["seed=1", override], [CONF])
+
+
+def test_what_takes_long_or_grows_is_refused_at_once():
+    """Ten doublings are a thousand copies, and Hydra's parser takes half a minute for 20,000 brackets."""
+    doubled = [f"+a{place + 1}=['${{a{place}}}','${{a{place}}}']" for place in range(10)]
+    with pytest.raises(UntrustedError, match="more than 8 interpolations"):
+        check_overrides(doubled, [CONF])
+    for long in (["a=" + 20_000 * "["], ["a=1"] * 5_000):
+        with pytest.raises(UntrustedError, match="more than 10000 characters"):
+            check_overrides(long, [CONF])
+
+
+def test_a_message_about_a_foreign_text_moves_no_cursor():
+    with pytest.raises(UntrustedError) as caught:
+        check_overrides(["\x1b[2Jx=${oc.env:X}" + 500 * "y"], [CONF])
+    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_options_of_ones_own_lie_in_a_folder_that_was_typed(tmp_path):
+    own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
+    (own / "loss").mkdir(parents=True)
+    elsewhere.mkdir()
+    for path in (own / "loss/mine.yaml", elsewhere / "evil.yaml"):
+        path.write_text("a: 1\n")
+    (own / "loss/linked.yaml").symlink_to(elsewhere / "evil.yaml")
+    (own / "loss/deep").symlink_to(elsewhere)
+    assert "needs --config-dir" in override_rejection("loss=mine", [CONF])
+    assert not override_rejection("loss=mine", [own, CONF]) and not override_rejection("loss=mine.yaml", [own, CONF])
+    for word in ("loss=linked", "loss=deep/evil", "loss=glob(*)"):
+        assert "leads out of its config folder" in override_rejection(word, [own, CONF])
+
+
+def test_no_setting_that_says_where_to_write_comes_back():
+    """Every value of conf/ that lies in the run's folder."""
+    inside = {
+        key
+        for path in CONF.rglob("*.yaml")
+        for key, value in flat(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+        if isinstance(value, str) and "hydra:runtime.output_dir" in value
+    }
+    assert {"dirpath", "folder", "save_dir"} <= inside <= set(OUTPUT_PATH_KEYS)
+
+
+def flat(tree):
+    """Every key with its value, at any depth."""
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        yield key, value
+        yield from flat(value)
+
+
+def test_a_sweep_with_settings_that_are_only_typed_says_so_in_what_to_type(tmp_path):
+    plain, own = (Manifest(tmp_path, "eval", ["checkpoint=a,b", *further]) for further in ([], ["trust=[mine]"]))
+    assert plain.how_to_go_on == f"fcnlab eval -m sweep.resume={tmp_path}"
+    assert own.how_to_go_on == f"{plain.how_to_go_on} checkpoint=a,b 'trust=[mine]'"
+
+
+def test_a_link_that_leads_out_of_a_folder_is_refused(tmp_path):
+    folder = tmp_path / "sweep"
+    (folder / "0" / "wandb").mkdir(parents=True)
+    (folder / "0" / "a").symlink_to(folder / "sweep.json")
+    (folder / "0" / "wandb" / "latest-run").symlink_to("/elsewhere/run")  # W&B's, of a folder that was moved
+    check_links(folder)
+    (folder / "0" / "metrics.csv").symlink_to(tmp_path / "precious")
+    with pytest.raises(UntrustedError, match=r"metrics\.csv is a link that leads out"):
+        check_links(folder)
+
+
+# --- components of a checkpoint or a run's data
+
+
+def callables() -> set[str]:
+    """Everything in fcnlab that can be called, by every name that leads to it, also where it is merely imported."""
+    found = set()
+    for module in pkgutil.walk_packages(fcnlab.__path__, "fcnlab."):
+        if module.name != "fcnlab.__main__":
+            loaded = importlib.import_module(module.name)
+            members = {name: value for name, value in vars(loaded).items() if callable(value)}
+            found |= {f"{module.name}.{name}" for name in members}
+            classes = {name: value for name, value in members.items() if inspect.isclass(value)}
+            found |= {
+                f"{module.name}.{name}.{part}"
+                for name, value in classes.items()
+                for part, member in vars(value).items()
+                if callable(getattr(value, part, member))
+            }
+    return found
+
+
+def is_allowed(tree, places) -> bool:
+    try:
+        check_components(tree, places, (), "a file")
+    except UntrustedError:
+        return False
+    return True
+
+
+def put(tree: dict, path: str, target: str) -> dict:
+    node = {"_target_": target} | ({"_partial_": True} if path in ("dataset", "augment") else {})
+    return tree | (node if not path else {path: node})
+
+
+@pytest.mark.parametrize(("tree", "places"), [(NET, MODEL_COMPONENTS), (SET, DATA_COMPONENTS)], ids=["model", "data"])
+def test_of_all_callables_only_the_listed_ones_can_be_named(tree, places):
+    every = callables()
+    assert len(every) > 1000 and {name for names in places.values() for name in names} <= every
+    for path, listed in places.items():
+        allowed = {name for name in every if is_allowed(put(tree, path, name), places)}
+        assert allowed == set(listed)
+    for name in every:  # nowhere else
+        assert not is_allowed(tree | {"root": {"_target_": name}}, places)
+
+
+@pytest.mark.parametrize(
+    ("places", "group", "slot"),
+    [
+        (MODEL_COMPONENTS, "model", ""),
+        (MODEL_COMPONENTS, "model/backbone", "backbone"),
+        (DATA_COMPONENTS, "data", ""),
+        (DATA_COMPONENTS, "augment", "augment"),
+        (DATA_COMPONENTS, "data", "dataset"),
+    ],
+)
+def test_the_lists_are_what_conf_names(places, group: str, slot: str):
+    trees = [OmegaConf.to_container(OmegaConf.load(path), resolve=False) for path in (CONF / group).glob("*.yaml")]
+    nodes = [tree.get(slot, {}) if slot == "dataset" else tree for tree in trees]
+    assert {node["_target_"] for node in nodes if "_target_" in node} == set(places[slot])
+
+
+HOSTILE = {
+    "another package": {"_target_": "os.system"},
+    "through an attribute": {"_target_": "fcnlab.data.datamodule.os.system"},
+    "an alias": {"_target_": "fcnlab.models.tiny.Tiny"},
+    "a beginning": {"_target_": "fcnlab.modelsevil.FCN"},
+    "a dot of unicode": {"_target_": "fcnlab\u2024models.Tiny"},
+    "a surrogate": {"_target_": "fcnlab.models.\ud800Tiny"},
+    "capitals": {"_target_": "fcnlab.models.tiny"},
+    "a space": {"_target_": " fcnlab.models.Tiny"},
+    "no text": {"_target_": 42},
+    "a list": {"_target_": ["fcnlab.models.Tiny"]},
+    "reading endlessly": {"_target_": "fcnlab.models.weights.md5", "path": "/dev/zero"},
+    "arguments by place": {"_target_": "fcnlab.models.VGG16", "_args_": ["same", 0.5, "imagenet"]},
+    "called later": {"_target_": "fcnlab.models.Tiny", "_partial_": True},
+    "not looked into": {"_target_": "fcnlab.models.Tiny", "_recursive_": False},
+    "inside": {"_target_": "fcnlab.models.Tiny", "padding": {"_target_": "fcnlab.models.Tiny"}},
+    "in a list": [{"_target_": "fcnlab.models.Tiny"}],
+    "in a tuple": ({"_target_": "os.mkdir", "path": "made"},),
+    "below an empty key": {"": {"_target_": "os.system"}},
+    "interpolated": {"_target_": "fcnlab.models.Tiny", "width": "${oc.env:HOME}"},
+    "half an interpolation": {"_target_": "fcnlab.models.Tiny", "padding": "$"},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_net_of_a_file_has_a_listed_backbone_and_nothing_more(name):
+    assert is_allowed(NET, MODEL_COMPONENTS) and not is_allowed(NET | {"backbone": HOSTILE[name]}, MODEL_COMPONENTS)
+    assert not is_allowed(NET | {"": HOSTILE[name]}, MODEL_COMPONENTS) and not is_allowed(
+        NET | {"x": HOSTILE[name]}, MODEL_COMPONENTS
+    )
+
+
+def test_an_opener_is_not_called_while_it_is_built():
+    for partial in ({}, {"_partial_": False}, {"_partial_": 1}):
+        images = {"_target_": "fcnlab.data.open_shapes", "root": "/x", "split": "train"} | partial
+        assert is_allowed(SET, DATA_COMPONENTS) and not is_allowed(SET | {"dataset": images}, DATA_COMPONENTS)
+
+
+def test_a_package_that_the_user_names_is_trusted_and_may_hold_the_listed(tmp_path):
+    own = {"_target_": "torch.nn.modules.linear.Linear", "in": [{"_target_": "fcnlab.models.Tiny"}]}
+    check_components(own, MODEL_COMPONENTS, ("torch.nn",), "a file")
+    check_components(NET | {"backbone": own}, MODEL_COMPONENTS, ("torch.nn",), "a file")
+    assert trusted_packages(own) == ["trust=[torch]"] and trusted_packages(NET) == []
+    for target in ("torch.load", "torch.nn.functional.warnings.warn", "pathlib.Path.write_text"):
+        with pytest.raises(UntrustedError, match=r"add trust=\[PACKAGE\]"):
+            check_components({"_target_": target}, MODEL_COMPONENTS, ("torch.nn",), "a file")
+
+
+def test_every_component_of_a_tree_is_found():
+    assert len(list(iter_components({"a": {"": {"_target_": "x"}, "b": [{"_target_": "y"}]}, "_target_": "z"}))) == 3
+
+
+def test_hydra_follows_dots_which_is_why_options_are_looked_at(tmp_path):
+    """The attack as it was: a group option with dots loads a YAML from anywhere."""
+    from hydra import compose, initialize_config_dir
+
+    from fcnlab.hydra_registration import register_schemas
+
+    (tmp_path / "evil.yaml").write_text("_target_: fcnlab.sweeps.spawn\n")
+    register_schemas()
+    up = "/".join([".."] * (len(CONF.parts) + 1))
+    option = f"{up}{Path(tmp_path).resolve()}/evil"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("train", [f"loss={option}"]).loss._target_ == "fcnlab.sweeps.spawn"
+    assert override_rejection(f"loss={option}", [CONF])

@@ -1,0 +1,229 @@
+"""The config tree: every shipped file composes and binds, and mistakes are told all at once."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import OmegaConf
+from torch import nn
+
+from fcnlab.config import validation
+from fcnlab.config.locations import CONF
+from fcnlab.config.validation import ConfigError, check_requirements, validate_config
+from fcnlab.models import FCN
+from fcnlab.models.googlenet import GoogLeNet
+from fcnlab.models.tiny import Tiny
+
+PRIMARY = ("train", "eval", "predict", "doctor")
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
+EXPERIMENTS = [path for path in FILES if path.parts[0] == "experiment"]
+OPTIONS = [path for path in FILES if path not in EXPERIMENTS]
+GIVEN = {
+    "model/backbone=caffenet": ["model.backbone.weights=none"],
+    "model/backbone=googlenet": ["model.backbone.weights=none"],
+    "data=folder": ["data.dataset.classes=[ground,cat]"],
+    "loss=weighted": [f"loss.class_weights={[1.0] * 21}"],
+}
+
+
+def test_there_are_configs_to_test():
+    assert len(OPTIONS) > 30  # a glob that finds nothing would pass every test below
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=str)
+def test_every_option_composes_and_binds(path: Path, composed):
+    option = f"{path.parent}={path.stem}"
+    verb = "eval" if path.parts[0] in ("inference", "postprocess") else "train"
+    validate_config(composed(option, *GIVEN.get(option, []), name=verb))
+
+
+@pytest.mark.parametrize(
+    ("target", "switch", "wrong"),
+    [
+        ("lightning.pytorch.callbacks.LearningRateMonitor", "log_momentum", "no"),
+        ("lightning.pytorch.callbacks.ModelCheckpoint", "verbose", "false"),
+        ("lightning.pytorch.callbacks.ModelCheckpoint", "enabled", "no"),
+        ("lightning.pytorch.callbacks.EarlyStopping", "strict", "no"),
+        ("lightning.pytorch.loggers.TensorBoardLogger", "log_graph", "False"),
+        ("torch.optim.SGD", "nesterov", "no"),
+    ],
+)
+def test_a_text_is_no_switch(target: str, switch: str, wrong):
+    """It would count as true, whatever it says."""
+    for value, fits in ((wrong, False), (True, True), (False, True)):
+        node = {"_target_": target, "_partial_": True, switch: value}
+        found = [
+            line
+            for line in validation._component_errors("callbacks.x", node)
+            if line.startswith(f"callbacks.x.{switch}=")
+        ]
+        assert bool(found) is not fits
+
+
+def test_several_devices_share_gradients_and_nothing_else(composed):
+    strategy = instantiate(composed("trainer=ddp").trainer.strategy, _convert_="all")
+    assert isinstance(strategy, DDPStrategy)
+    assert strategy._ddp_kwargs == {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+    typed = composed("trainer=ddp", "trainer.strategy=ddp_find_unused_parameters_true")
+    assert typed.trainer.strategy == "ddp_find_unused_parameters_true"  # Lightning's names may be typed, too
+
+
+def test_statistics_are_shared_where_there_are_any():
+    """trainer.sync_batchnorm=true on a net without batch norms leaves it as it is."""
+    for backbone, norms in ((Tiny(width=4), True), (GoogLeNet(weights="none"), False)):
+        net = FCN(backbone, 3, (32, 16, 8))
+        before = [type(module) for module in net.modules()]
+        after = [type(module) for module in TorchSyncBatchNorm().apply(net).modules()]
+        assert (after != before) is norms and (nn.SyncBatchNorm in after) is norms
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
+def test_every_experiment_composes_and_binds(path: Path, composed):
+    command = re.match(r"# @package _global_\n# fcnlab (train|eval) experiment=(\S+) (.*)\n", (CONF / path).read_text())
+    assert command, "it opens with the command that runs it"
+    verb, option, words = command.groups()
+    assert option == str(path.relative_to("experiment").with_suffix(""))
+    cfg = composed(f"experiment={option}", *words.split(), name=verb)
+    check_requirements(cfg, words.split())
+    for stage in cfg.get("stages") or []:
+        validate_config(composed(f"experiment={stage}", *words.split(), "model.weights=net.ckpt"))
+    if not cfg.get("stages"):
+        validate_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "name", ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "cvpr_fcn32s", "cvpr_fcn16s", "cvpr_fcn8s"]
+)
+def test_a_recipe_without_what_it_starts_from_is_refused(name: str, composed):
+    """Composing leaves the default, "none", where an experiment says "???": a net would start at random."""
+    key = "model.weights" if name in ("fcn16s", "fcn8s", "cvpr_fcn16s", "cvpr_fcn8s") else "model.backbone.weights"
+    cfg = composed(f"experiment=paper/{name}")
+    with pytest.raises(ConfigError, match=rf"needs to be given\n  {key}=VALUE: PATH of "):
+        check_requirements(cfg, ["data.root=data"])
+    check_requirements(cfg, [f"{key}=none"])  # said in so many words
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
+def test_experiments_leave_no_value_open_by_question_marks(path: Path):
+    assert "???" not in (CONF / path).read_text()
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
+def test_every_experiment_says_what_it_costs_and_should_give(path: Path):
+    text = (CONF / path).read_text()
+    assert all(f"# {part}: " in text or f" {part}: " in text for part in ("Cost", "Expected", "Source"))
+
+
+# voc-*/solver.prototxt and train.prototxt of shelhamer/fcn.berkeleyvision.org @1305c73; CVPR 2015, section 4.3.
+RECIPES = {
+    "fcn32s": ("fcn32s", "CrossEntropySum", 1e-10, 0.99, 1, 100_000),
+    "fcn16s": ("fcn16s", "CrossEntropySum", 1e-12, 0.99, 1, 100_000),
+    "fcn8s": ("fcn8s", "CrossEntropySum", 1e-14, 0.99, 1, 100_000),
+    "fcn8s_atonce": ("fcn8s_atonce", "CrossEntropySum", 1e-10, 0.99, 1, 300_000),
+    "fcn_alexnet": ("fcn32s", "CrossEntropy", 1e-4, 0.9, 20, 100_000),
+    "fcn_googlenet": ("fcn32s", "CrossEntropy", 5e-5, 0.9, 20, 9_730),
+    "cvpr_fcn32s": ("fcn32s", "CrossEntropy", 1e-4, 0.9, 20, 9_730),
+    "cvpr_fcn16s": ("fcn16s", "CrossEntropy", 1e-6, 0.9, 20, 9_730),
+    "cvpr_fcn8s": ("fcn8s", "CrossEntropy", 1e-8, 0.9, 20, 9_730),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_the_papers(name: str, composed):
+    model, loss, lr, momentum, images, steps = RECIPES[name]
+    cfg = composed(f"experiment=paper/{name}")
+    levels = {"fcn32s": [32], "fcn16s": [32, 16]}.get(model, [32, 16, 8])
+    scales = {16: 0.01, 8: 0.0001} if model == "fcn8s_atonce" else None
+    assert cfg.model.levels == levels and cfg.model.get("skip_scales") == scales
+    assert cfg.loss._target_ == f"fcnlab.training.losses.{loss}"
+    assert (cfg.optim.lr, cfg.optim.momentum, cfg.optim.weight_decay) == (lr, momentum, 5e-4)
+    assert cfg.optim.bias_lr_scale == 2.0 and cfg.optim.pretrained_lr_scale == 1.0
+    assert cfg.data.batch_size * cfg.trainer.accumulate_grad_batches == images
+    assert (cfg.trainer.max_steps, cfg.trainer.precision) == (steps, "32-true")
+    assert cfg.trainer.gradient_clip_val is None and not cfg.callbacks.ema.enabled
+    assert cfg.schedule._target_ == "fcnlab.training.optimizers.constant"
+    assert (cfg.data.train_list, cfg.data.val_list) == ("sbd_train", "seg11valid")
+
+
+@pytest.mark.parametrize("path", [*FILES, *map(Path, (f"{name}.yaml" for name in PRIMARY))], ids=str)
+def test_every_file_opens_with_what_it_is_for(path: Path):
+    assert (CONF / path).read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce"])
+@pytest.mark.parametrize("backbone", ["tiny", "googlenet", "googlenet_bn", "resnet50"])
+def test_a_model_config_is_the_network(name: str, backbone: str, composed):
+    cfg = composed(f"model={name}", f"model/backbone={backbone}", "model.backbone.weights=none")
+    net = instantiate(cfg.model, _convert_="all")
+    assert net.levels == {"fcn32s": (32,), "fcn16s": (32, 16)}.get(name, (32, 16, 8))
+    assert net.skip_scales == ({16: 0.01, 8: 0.0001} if name == "fcn8s_atonce" else {})
+    assert net.num_classes == 21
+
+
+def test_all_mistakes_are_told_at_once_with_the_nearest_right_name(composed):
+    cfg = composed("+model.upsamplng=fixed", "+data.batchsize=4", "optim.lr=fast", "+trainer.max_stepz=3")
+    with pytest.raises(ConfigError) as error:
+        validate_config(cfg)
+    said = str(error.value)
+    assert "model.upsamplng is no setting of fcnlab.models.FCN: did you mean model.upsampling?" in said
+    assert "did you mean data.batch_size?" in said and "did you mean trainer.max_steps?" in said
+    assert "optim.lr='fast': give a number of at least 0" in said
+
+
+def test_a_value_that_must_be_given_is_named(composed):
+    with pytest.raises(ConfigError, match=r"model\.backbone\.weights is not set"):
+        validate_config(composed("model/backbone=googlenet"))
+
+
+def test_a_value_outside_the_choices_is_refused(composed):
+    with pytest.raises(
+        ConfigError, match=r"model\.upsampling='bicubic' is no Literal\['fixed', 'learned', 'learned_all'\]"
+    ):
+        validate_config(composed("model.upsampling=bicubic"))
+
+
+def test_a_target_that_does_not_exist_is_named():
+    with pytest.raises(ConfigError, match=r"loss\._target_=fcnlab\.losses\.Nothing cannot be imported"):
+        validate_config(OmegaConf.create({"loss": {"_target_": "fcnlab.training.losses.Nothing"}}))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("..losses.Focal", "is no dotted name"),
+        (None, "None is no dotted name"),
+        ("math.pi", "it is a float, no class or function"),
+        ("fcnlab.models.fcn", "it is a module, no class or function"),
+    ],
+)
+def test_a_target_that_cannot_be_called_is_named(target, message):
+    with pytest.raises(ConfigError, match=f"loss\\._target_=.* cannot be imported: .*{message}"):
+        validate_config(OmegaConf.create({"loss": {"_target_": target}}))
+
+
+@pytest.mark.parametrize("target", ["builtins.dict", "random.random", "numpy.add"])
+def test_targets_that_tell_little_of_themselves_are_left_to_hydra(target):
+    validate_config(OmegaConf.create({"loss": {"_target_": target}}))
+
+
+def test_keys_that_are_no_words_are_no_settings():
+    with pytest.raises(ConfigError, match=r"loss\.5 is no setting of fcnlab\.models\.Tiny: there are padding"):
+        validate_config(OmegaConf.create({"loss": {"_target_": "fcnlab.models.Tiny", 5: 3}}))
+
+
+@pytest.mark.parametrize("key", ["_partial_", "_recursive_", "_convert_", "_args_"])
+def test_hydra_s_own_keys_are_checked(key):
+    with pytest.raises(ConfigError, match=f"loss\\.{key}='x' is no "):
+        validate_config(OmegaConf.create({"loss": {"_target_": "fcnlab.models.Tiny", key: "x"}}))
+
+
+def test_a_required_argument_that_is_missing_is_named():
+    with pytest.raises(ConfigError, match=r"model\.num_classes is not set, and fcnlab\.models\.fcn\.FCN needs it"):
+        validate_config(
+            OmegaConf.create(
+                {"model": {"_target_": "fcnlab.models.FCN", "backbone": {"_target_": "fcnlab.models.Tiny"}}}
+            )
+        )

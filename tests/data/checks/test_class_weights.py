@@ -1,0 +1,39 @@
+"""Weights for classes, from counts by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fcnlab.data.checks.class_weights import bounded_log, frequencies, median_frequency
+
+
+@pytest.fixture
+def found():
+    """Three classes; the last is in neither image. A: 60 of class 0, 40 void. B: 20 and 20, nothing else."""
+    labels = np.zeros((2, 256), np.int64)
+    labels[0, [0, 255]] = 60, 40
+    labels[1, [0, 1]] = 20, 20
+    return frequencies(labels, 3)
+
+
+def test_frequencies(found):
+    assert found.pixels.tolist() == [80, 20, 0] and found.images.tolist() == [2, 1, 0]
+    assert found.area.tolist() == [100, 40, 0]  # of the images that hold the class, without void
+    assert (found.ignore_index, found.voided) == (40, 1)
+    assert found.share.tolist() == [0.8, 0.2, 0.0] and found.void_share == pytest.approx(40 / 140)
+
+
+def test_median_frequency(found):
+    """Frequencies are 80 / 100 and 20 / 40; their median is 0.65."""
+    assert median_frequency(found).tolist() == pytest.approx([0.65 / 0.8, 0.65 / 0.5, 1.0])
+
+
+def test_bounded_log(found):
+    assert bounded_log(found).tolist() == pytest.approx([1 / math.log(1.82), 1 / math.log(1.22), 1.0])
+
+
+def test_nothing_at_all_has_equal_weights():
+    nothing = frequencies([], 2)
+    assert median_frequency(nothing).tolist() == bounded_log(nothing).tolist() == [1, 1]
+    assert nothing.void_share == 0 and nothing.share.tolist() == [0, 0]

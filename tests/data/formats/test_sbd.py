@@ -1,0 +1,163 @@
+"""SBD beside VOC's devkit: its lists, its masks read as they come and converted once, and which mask wins."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from fcnlab.data import DataError, DataModule, open_sbd, open_voc
+from fcnlab.data.formats import sbd
+from fcnlab.data.formats.sbd import convert_masks, read_mat
+from fcnlab.data.formats.voc import voc_palette
+from fcnlab.data.transforms import standard
+
+MASKS = {
+    name: np.random.default_rng(place).choice(np.array([0, 7, 20], np.uint8), (20 + place, 30 - place))
+    for place, name in enumerate(("t0", "t1", "sbd0", "sbd1"))
+}
+
+
+@pytest.fixture
+def root(voc_root):
+    """The tiny VOC without SegmentationClassAug/, and SBD as it is unpacked: masks of two training images, too."""
+    folder = voc_root / "VOCdevkit/VOC2012"
+    for mask in (folder / "SegmentationClassAug").iterdir():
+        mask.unlink()
+    (folder / "SegmentationClassAug").rmdir()
+    dataset = voc_root / "benchmark_RELEASE/dataset"
+    (dataset / "cls").mkdir(parents=True)
+    for name, mask in MASKS.items():
+        Image.new("RGB", mask.shape[::-1]).save(folder / "JPEGImages" / f"{name}.jpg")
+        Image.new("L", mask.shape[::-1]).save(folder / "SegmentationClass" / f"{name}.png")
+        savemat(dataset / "cls" / f"{name}.mat", {"GTcls": {"Boundaries": 0.0, "Segmentation": mask}})
+    for name in ("sbd0", "sbd1"):
+        (folder / "SegmentationClass" / f"{name}.png").unlink()
+    (dataset / "train.txt").write_text("t0\nsbd0\n")
+    (dataset / "val.txt").write_text("t1\nsbd1\n")
+    return voc_root
+
+
+def masks(images) -> dict[str, np.ndarray]:
+    return {name: images.mask(index) for index, name in enumerate(images.names)}
+
+
+@pytest.mark.parametrize("convert", [True, False])
+def test_sbd_s_lists_have_sbd_s_masks(convert, root):
+    for split, names in (("sbd_train", ("t0", "sbd0")), ("sbd_val", ("t1", "sbd1"))):
+        dataset = open_sbd(str(root), split, convert=convert)
+        assert dataset.names == names and dataset.title == f"VOC2012 {split}"
+        dataset.check()
+        for name, mask in masks(dataset).items():
+            np.testing.assert_array_equal(mask, MASKS[name])
+    assert (root / "VOCdevkit/VOC2012/SegmentationClassAug").is_dir() == convert
+
+
+@pytest.mark.parametrize("convert", [True, False])
+def test_on_voc_s_lists_official_masks_win(convert, root):
+    dataset = open_sbd(str(root), "trainaug", convert=convert)
+    dataset.check()
+    folders = ["SegmentationClass"] * 8 + ["SegmentationClassAug" if convert else "cls"] * 2
+    assert [path.parent.name for path in dataset.masks] == folders
+    np.testing.assert_array_equal(dataset.mask(9), MASKS["sbd1"])
+    assert not dataset.mask(0).any()
+
+
+def test_converted_masks_are_the_devkit_s_kind_and_serve_voc(root):
+    open_sbd(str(root), "trainaug")
+    converted = sorted((root / "VOCdevkit/VOC2012/SegmentationClassAug").iterdir())
+    assert [path.name for path in converted] == ["sbd0.png", "sbd1.png", "t0.png", "t1.png"]
+    with Image.open(converted[0]) as mask:
+        assert mask.mode == "P" and mask.getpalette()[: 21 * 3] == voc_palette(21).flatten().tolist()
+        np.testing.assert_array_equal(np.array(mask), MASKS["sbd0"])
+    open_voc(str(root), "trainaug").check()
+
+
+def test_it_is_converted_once(root, monkeypatch):
+    open_sbd(str(root), "trainaug")
+    monkeypatch.setattr(sbd, "read_mat", lambda path: pytest.fail("converted again"))
+    convert_masks(root / "nothing", root / "VOCdevkit/VOC2012/SegmentationClassAug", root)
+    open_sbd(str(root), "sbd_train").check()
+
+
+def test_masks_that_an_own_folder_lacks_are_read_as_they_come(root):
+    own = root / "VOCdevkit/VOC2012/SegmentationClassAug/sbd0.png"
+    own.parent.mkdir()
+    Image.fromarray(MASKS["sbd0"] * 0).save(own)
+    found = masks(open_sbd(str(root), "trainaug"))
+    assert not found["sbd0"].any()
+    np.testing.assert_array_equal(found["sbd1"], MASKS["sbd1"])
+
+
+def test_the_official_lists_need_no_sbd(voc_root):
+    for split in ("train", "val", "trainaug"):  # the last has its masks in SegmentationClassAug/
+        open_sbd(str(voc_root), split).check()
+
+
+def test_a_list_of_ones_own_wins_over_sbd_s(root):
+    (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/sbd_train.txt").write_text("sbd1\n")
+    assert open_sbd(str(root), "sbd_train").names == ("sbd1",)
+
+
+@pytest.mark.parametrize("split", ["sbd_train", "trainaug"])
+def test_sbd_that_is_not_there_is_asked_for(split, root):
+    (root / "benchmark_RELEASE").rename(root / "elsewhere")
+    with pytest.raises(
+        DataError, match=r"SBD is not in data\.root=.*benchmark\.tgz.*data\.download=true.*data\.archive"
+    ):
+        open_sbd(str(root), split)
+
+
+def test_a_mask_that_is_missing_from_others_conversions_is_named(voc_root):
+    (voc_root / "VOCdevkit/VOC2012/SegmentationClassAug/sbd1.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 10 images cannot be used:\n.*sbd1\.png is missing"):
+        open_sbd(str(voc_root), "trainaug").check()
+
+
+def test_a_image_that_sbd_does_not_have(root):
+    (root / "benchmark_RELEASE/dataset/cls/sbd1.mat").unlink()
+    with pytest.raises(DataError, match=r"cls/sbd1\.mat is missing"):
+        open_sbd(str(root), "trainaug").check()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"sbd0\.mat cannot be read as a mask of SBD's \(GTcls\.Segmentation\): it is no MATLAB file"),
+        ({"GTinst": {"Segmentation": MASKS["sbd0"]}}, "it has no variable GTcls"),
+        (
+            {"GTcls": {"Segmentation": MASKS["sbd0"] + 21}},
+            r"sbd0\.mat holds labels \[21, 28, 41\], but VOC has classes 0",
+        ),
+    ],
+)
+def test_a_bad_file_is_named_and_leaves_no_half_conversion(content, message, root):
+    file = root / "benchmark_RELEASE/dataset/cls/sbd0.mat"
+    file.write_bytes(content) if isinstance(content, bytes) else savemat(file, content)
+    with pytest.raises(DataError, match=message):
+        read_mat(file)
+    with pytest.raises(DataError, match=message + r"(?s:.*)data\.dataset\.convert=false"):
+        open_sbd(str(root), "trainaug")
+    assert "SegmentationClassAug" not in "".join(path.name for path in (root / "VOCdevkit/VOC2012").iterdir())
+    with pytest.raises(DataError, match=message):
+        open_sbd(str(root), "trainaug", convert=False).check()
+
+
+def test_a_killed_conversion_is_begun_again(root, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sbd.shutil, "rmtree", lambda *args, **kwargs: None)  # SIGKILL clears nothing up
+        patch.setattr(Path, "rename", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            open_sbd(str(root), "trainaug")
+    assert not (root / "VOCdevkit/VOC2012/SegmentationClassAug").exists()
+    open_sbd(str(root), "trainaug").check()
+
+
+def test_sbd_s_own_lists_share_images_with_voc_s(root):
+    """By VOC's own files: SBD's archive has copies of the images, which would hide that."""
+    lists = root / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    (lists / "val.txt").write_text("t0\nv0\n")
+    data = DataModule(open_sbd, str(root), "sbd_train", "val", 21, standard, crop_size=16, batch_size=1)
+    with pytest.raises(DataError, match=r"1 of 2 images of VOC2012 val are in data\.train_list=sbd_train, too \(t0\)"):
+        data.check("train", "val")

@@ -1,0 +1,177 @@
+"""run.json and its companions: what a run was, how it ended, and that it can be repeated from them."""
+
+import json
+import os
+import signal
+import subprocess
+from importlib import metadata
+
+import pytest
+import torch
+import yaml
+
+from fcnlab.runs import run_record
+from fcnlab.runs.run_record import uncommitted_changes
+from fcnlab.runs.source_fingerprint import source_fingerprints
+
+
+def record(folder) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_a_run_says_what_it_was(train):
+    folder = train("seed=7", "optim.lr=0.01")
+    found = record(folder)
+    assert found["status"] == "finished" and found["ended"] >= found["started"] and found["starts"] == 1
+    assert {"seed=7", "optim.lr=0.01"} <= set(found["overrides"]) and found["command"].startswith("fcnlab train")
+    assert found["packages"]["torch"] == metadata.version("torch") and found["packages"]["numpy"] == metadata.version(
+        "numpy"
+    )
+    scored = json.loads((folder / "metrics.json").read_text())["provenance"]
+    assert found["source"] == scored["source"] == source_fingerprints() | {"lightning": metadata.version("lightning")}
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["data"]["seed"] == config["seed"] == 7 and "${" not in (folder / "config.yaml").read_text()
+
+
+def test_the_changes_are_those_of_git(repository):
+    """What is recorded turns the commit into the files that ran."""
+    asked = subprocess.run(["git", "diff", "HEAD", "--no-color"], cwd=repository, capture_output=True, check=False)
+    if asked.returncode:
+        pytest.skip("no checkout here")
+    assert uncommitted_changes() == asked.stdout.decode()
+
+
+def test_a_run_that_fails_says_so(train_code, tmp_path):
+    assert train_code("data.train_list=nowhere") == 1
+    found = record(tmp_path / "run")
+    assert found["status"] == "failed" and "nowhere" in found["reason"]
+
+
+@pytest.mark.parametrize("moment", ["commit", "aside"])
+def test_a_signal_at_the_very_beginning_leaves_a_whole_record_or_none(train_code, monkeypatch, tmp_path, moment):
+    """While the record is being made ("commit") nothing has begun; while it is first written, all of it is known."""
+    original = getattr(run_record, moment)
+
+    def struck(*words):
+        monkeypatch.setattr(run_record, moment, original)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*words)
+
+    monkeypatch.setattr(run_record, moment, struck)
+    assert train_code() == 128 + signal.SIGTERM
+    assert (tmp_path / "run" / "run.json").exists() == (moment == "aside")
+    if moment == "aside":
+        found = record(tmp_path / "run")
+        assert (found["status"], found["reason"], found["starts"]) == ("interrupted", "SIGTERM", 1)
+        assert "trainer=smoke" in found["overrides"]
+
+
+def test_no_file_of_a_run_holds_the_key_of_w_and_b(train, monkeypatch):
+    key = "abcdef0123456789" * 3
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    folder = train("logger=default", "trainer.max_steps=2")
+    for path in folder.rglob("*"):
+        assert not path.is_file() or key.encode() not in path.read_bytes(), path
+
+
+def test_a_new_run_does_not_overwrite_an_old_one(train, train_code, capsys):
+    folder = train("trainer.max_steps=2")
+    before = (folder / "metrics.json").read_bytes()
+    assert train_code("trainer.max_steps=2") == 1
+    assert "checkpoint=auto" in capsys.readouterr().err
+    assert (folder / "metrics.json").read_bytes() == before
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_run_is_repeated_from_its_record(train, fcnlab, tmp_path):
+    first = train("seed=3", "model=fcn16s", "optim.lr=0.004", "trainer.max_steps=4")
+    assert fcnlab("train", f"from_run={first}", f"hydra.run.dir={tmp_path}/again") == 0
+    again = tmp_path / "again"
+    one, other = weights(first), weights(again)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert (first / "metrics.csv").read_text() == (again / "metrics.csv").read_text()
+
+
+def test_what_is_typed_wins_over_the_record(train, fcnlab, tmp_path):
+    first = train("seed=3", "model=fcn16s", "trainer.max_steps=2")
+    words = [f"from_run={first}", "seed=4", "model=fcn32s", f"hydra.run.dir={tmp_path}/other"]
+    assert fcnlab("train", *words) == 0
+    config = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())
+    assert config["seed"] == config["data"]["seed"] == 4 and config["model"]["levels"] == [32]
+    assert config["trainer"]["max_steps"] == 2
+
+
+def test_defaults_that_changed_since_are_those_of_the_record(train, fcnlab, tmp_path):
+    """As if this version had another default than the one that wrote the record."""
+    first = train("trainer.max_steps=2")
+    path = first / ".hydra" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    assert config["schedule"]["power"] != 0.5
+    config["schedule"]["power"] = 0.5
+    config["callbacks"]["progress"]["_target_"] = "lightning.pytorch.callbacks.TQDMProgressBar"  # as it was once
+    path.write_text(yaml.safe_dump(config))
+    assert fcnlab("train", f"from_run={first}", f"hydra.run.dir={tmp_path}/again") == 0
+    again = tmp_path / "again"
+    assert yaml.safe_load((again / "config.yaml").read_text())["schedule"]["power"] == 0.5
+    assert "schedule.power" in (again / "train.log").read_text()
+    assert fcnlab("train", f"from_run={again}", f"hydra.run.dir={tmp_path}/third") == 0
+    assert yaml.safe_load((tmp_path / "third" / "config.yaml").read_text())["schedule"]["power"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "place", [lambda bad: {"progress": bad}, lambda bad: {"progress": [bad]}, lambda bad: {"x": {"y[_target_]": "a.b"}}]
+)
+def test_a_record_that_names_foreign_code_is_refused(train, fcnlab, tmp_path, capsys, place):
+    first = train("trainer.max_steps=2")
+    path = first / ".hydra" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    (tmp_path / "src").touch()
+    config["callbacks"] |= place({"_target_": "shutil.copyfile", "src": f"{tmp_path}/src", "dst": f"{tmp_path}/ran"})
+    path.write_text(yaml.safe_dump(config))
+    assert fcnlab("train", f"from_run={first}", f"hydra.run.dir={tmp_path}/again") == 1
+    assert "refused" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "word", ["+callbacks.x._target_=a.b", "++hydra.run.dir=/x", "--multirun", "seed=${oc.env:HOME}"]
+)
+def test_overrides_in_a_record_that_are_no_settings_are_refused(fcnlab, tmp_path, capsys, word):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.json").write_text(json.dumps({"overrides": ["seed=1", word]}))
+    assert fcnlab("train", f"from_run={tmp_path}/old") == 1
+    assert "refused" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_record_is_named(fcnlab, tmp_path, capsys):
+    assert fcnlab("train", f"from_run={tmp_path}/none") == 1
+    assert "run.json" in capsys.readouterr().err
+
+
+def test_changes_name_files_that_look_like_secrets_and_show_none(tmp_path, monkeypatch):
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", *identity, *words], cwd=tmp_path, capture_output=True, check=True)
+        return done.stdout.decode()
+
+    secrets = [".env", "conf/prod.env", "key.pem", ".ssh/known", "id_rsa", ".netrc", "gcp-credentials.json", "a b.key"]
+    git("init", "-q")
+    for name in ("code.py", ".env"):
+        (tmp_path / name).write_text("before\n")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    for name in ("code.py", "monkey.py", *secrets):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"hunter2 in {name}\n" if name in secrets else "after\n")
+    git("add", "-A")
+    monkeypatch.setattr(run_record, "git", git)
+    changes = uncommitted_changes()
+    assert "hunter2" not in changes and all(
+        f"left out, since it may hold a secret: {name!r}" in changes for name in secrets
+    )
+    (tmp_path / "changes").write_text(changes)
+    git("reset", "-q", "--hard")
+    git("apply", "changes")
+    assert (tmp_path / "code.py").read_text() == (tmp_path / "monkey.py").read_text() == "after\n"

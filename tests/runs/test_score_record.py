@@ -1,0 +1,100 @@
+"""metrics.json and confusions.npz: what others read."""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+
+from fcnlab.escaping import ACTING
+from fcnlab.files.writing import own_part, remove_own_parts, write_json
+from fcnlab.metrics.scores import SCORES, scores
+from fcnlab.runs import score_record
+from fcnlab.runs.score_record import write_record
+
+CLASSES = ("ground", "cat", "chien à pois")
+MATRICES = np.array([[[3, 1, 0], [2, 4, 0], [0, 0, 0]], [[1, 1, 0], [0, 1, 0], [0, 0, 0]]])
+
+
+@pytest.fixture
+def write(tmp_path):
+    def run(matrices=MATRICES, **facts):
+        return write_record(tmp_path / "run", "toys val", ("a", "b"), CLASSES, matrices, **facts)
+
+    return run
+
+
+def test_metrics_json(write, tmp_path):
+    write(protocol={"flip": False}, cost={"minutes": 1.5})
+    text = (tmp_path / "run" / "metrics.json").read_text()
+    found = json.loads(text)
+    assert list(found) == ["split", *SCORES, "iou", "protocol", "cost"]
+    assert found["split"] == "toys val" and found["protocol"] == {"flip": False} and found["cost"] == {"minutes": 1.5}
+    assert found["pixel_acc"] == 9 / 13 and found["iou"] == {"ground": 4 / 8, "cat": 5 / 9, "chien à pois": None}
+    assert "NaN" not in text and "chien à pois" in text
+
+
+def test_confusions_give_the_scores_again(write, tmp_path):
+    found = write()
+    with np.load(tmp_path / "run" / "confusions.npz", allow_pickle=False) as saved:
+        assert saved["names"].tolist() == ["a", "b"] and saved["classes"].tolist() == list(CLASSES)
+        np.testing.assert_array_equal(saved["matrices"], MATRICES)
+        again = scores(saved["matrices"].sum(axis=0))
+    np.testing.assert_array_equal(again[:4], found[:4])
+
+
+@pytest.mark.parametrize(("failing", "kept"), [("savez_compressed", "confusions.npz"), ("dumps", "metrics.json")])
+def test_failure_keeps_the_old_file(write, tmp_path, monkeypatch, failing, kept):
+    write()
+    before = (tmp_path / "run" / kept).read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(score_record.np if failing == "savez_compressed" else score_record.json, failing, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write(2 * MATRICES)
+    assert (tmp_path / "run" / kept).read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["confusions.npz", "metrics.json"]
+
+
+def test_nothing_scored_is_null_not_nan(write, tmp_path):
+    write(0 * MATRICES)
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [found[name] for name in SCORES] == [None] * 4
+
+
+def test_a_link_under_the_name_that_is_written_to_is_not_followed(tmp_path):
+    """In a folder that somebody else made."""
+    (tmp_path / "mine").write_text("all my work")
+    (tmp_path / "run").mkdir()
+    for name in ("run.json", "run.json.part"):
+        (tmp_path / "run" / name).symlink_to("../mine")
+    write_json(tmp_path / "run" / "run.json", {"a": 1})
+    assert (tmp_path / "mine").read_text() == "all my work"
+    assert not (tmp_path / "run" / "run.json").is_symlink()
+
+
+def test_nothing_acts_where_a_record_is_shown(tmp_path):
+    """JSON's own escapes: who reads it has the text that was written."""
+    hostile = "a\x1b[2J\x9b31m\u202egpj.exe\u2028\udcff\r\n\x7f"
+    write_json(tmp_path / "run.json", {"name": hostile, "ß": [hostile]})
+    text = (tmp_path / "run.json").read_text()
+    assert not ACTING.search(text.replace("\n", "")) and '"ß"' in text
+    assert json.loads(text) == {"name": hostile, "ß": [hostile]}
+
+
+def test_what_killed_processes_left_half_written_is_removed(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / "below").mkdir()
+    mine = own_part(tmp_path, ".png")
+    gone = tmp_path / "below" / mine.name.replace(str(os.getpid()), str(ended.pid))
+    elsewhere = gone.with_name(f".{ended.pid}@another-machine.part.png")
+    for path in (mine, gone, elsewhere, tmp_path / "b.png"):
+        path.touch()
+    remove_own_parts(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
+        [mine.name, elsewhere.name, "b.png"]
+    )

@@ -1,0 +1,257 @@
+"""What Slurm is asked for, what a task types, and how its end is told; without Slurm."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fcnlab.errors import UserError
+from fcnlab.sweeps import slurm
+from fcnlab.sweeps.slurm import (
+    SlurmJob,
+    SlurmQueue,
+    Task,
+    count_tasks,
+    require_submitit,
+    sbatch,
+    submitted_from,
+    task_environment,
+)
+
+SETTINGS = {
+    "submitit_folder": "s/.submitit", "name": "fcnlab", "partition": "gpu", "account": None, "nodes": 1,
+    "gpus_per_node": "auto", "cpus_per_task": 8, "mem_gb": None, "timeout_min": 60, "signal_delay_s": 120,
+    "max_num_timeout": 20, "array_parallelism": 4, "setup": None, "additional_parameters": {"mail-type": "END"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """The script that submitit makes for a job."""
+    import submitit
+
+    (tmp_path / "srun").touch(mode=0o755)  # submitit looks for it
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def script(trainer: dict, **settings) -> str:
+        executor = submitit.AutoExecutor(tmp_path, cluster="slurm")
+        trainer = {"devices": 1, "accelerator": "auto", "num_nodes": 1} | trainer
+        executor.update_parameters(**sbatch(SETTINGS | settings, trainer, "job 3"))
+        return executor._executor._make_submission_file_text("run", "unique")
+
+    return script
+
+
+def test_slurm_is_asked_for_a_task_for_each_rank(asked):
+    script = asked({"devices": "4", "accelerator": "gpu"})
+    for line in ("--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=8", "--partition=gpu", "--time=60",
+                 "--requeue", "--mail-type=END", "--signal=USR2@120", "--job-name=fcnlab"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script
+    assert "--kill-on-bad-exit=1 run" in script and "--account" not in script
+    assert "gpus" not in asked({"accelerator": "cpu"}) and "gpus" not in asked({}, gpus_per_node=0)
+    assert "#SBATCH --gpus-per-node=2\n" in asked({}, gpus_per_node=2)
+
+
+def test_what_slurm_does_not_take_is_told_as_a_fault_of_the_place(monkeypatch, tmp_path):
+    """The launcher lets an OSError end the sweep with how to go on; submitit's own error ended in a traceback."""
+    for name in ("srun", "sbatch"):
+        (tmp_path / name).write_text(
+            "#!/bin/sh\necho 'sbatch: error: Unable to contact slurm controller' >&2\nexit 1\n"
+        )
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    launcher = slurm.SlurmLauncher(**SETTINGS | {"submitit_folder": str(tmp_path / "submitted")})
+    launcher.verb, launcher.manifest, launcher.resumes = "train", SimpleNamespace(folder=tmp_path), False
+    launcher.asked = {3: sbatch(SETTINGS, {"devices": 1, "accelerator": "auto", "num_nodes": 1}, "job 3")}
+    monkeypatch.setattr(launcher, "_words", lambda *_, **__: [])
+    monkeypatch.setattr(slurm, "config_dir", lambda hydra: None)
+    job = SimpleNamespace(number=3, folder="3", overrides=[])
+    with pytest.raises(OSError, match=r"Slurm has not taken job 3: .*Unable to contact slurm controller"):
+        launcher._begin(job, None, {3: SimpleNamespace(hydra=None)})
+
+
+@pytest.mark.parametrize("devices", ["auto", -1, 0, [0, 1]])
+def test_slurm_has_to_know_how_many_devices(devices):
+    with pytest.raises(UserError, match=r"job 3: trainer.devices=.*give their number"):
+        count_tasks({"devices": devices}, "job 3")
+
+
+def test_nodes_are_said_once(asked):
+    with pytest.raises(UserError, match=r"job 3: trainer.num_nodes=2, and hydra.launcher.nodes=1"):
+        asked({"num_nodes": 2})
+
+
+def test_what_is_missing_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no sbatch and srun here"):
+        require_submitit()
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r"pip install 'fcnlab\[slurm\]'"):
+        require_submitit()
+
+
+@pytest.fixture
+def in_slurm(monkeypatch):
+    """This process as a task of Slurm's, with remains of another launcher."""
+    for name, value in {
+        "SLURM_PROCID": "0",
+        "SLURM_NTASKS": "2",
+        "SLURM_CPUS_PER_TASK": "3",
+        "LOCAL_RANK": "7",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    kept = {signum: signal.getsignal(signum) for signum in (*slurm.STOPPING, signal.SIGUSR2)}
+    yield monkeypatch
+    for signum, handler in kept.items():
+        signal.signal(signum, handler)
+
+
+def test_a_task_knows_its_rank_from_slurm_alone(in_slurm):
+    environment = task_environment()
+    assert environment["SLURM_NTASKS"] == "2" and "LOCAL_RANK" not in environment
+    assert environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_task_that_slurm_starts_again_goes_on(in_slurm, tmp_path):
+    task, elsewhere = (Task("train", ["seed=1"], None, tmp_path, begins_elsewhere=flag) for flag in (False, True))
+    assert task._words(restarted=False) == ["seed=1"]
+    assert task._words(restarted=True) == ["seed=1", "checkpoint=auto"]
+    assert elsewhere._words(restarted=True) == ["seed=1"]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert elsewhere._words(restarted=True) == ["seed=1", "checkpoint=auto"]
+    in_slurm.setenv("SLURM_PROCID", "1")  # a rank that writes no record, and no second log
+    assert task._words(False) == ["seed=1", "hydra.job.name='train_rank_1'", "hydra.output_subdir=null"]
+
+
+def test_a_run_that_had_ended_is_not_run_again(in_slurm, tmp_path):
+    in_slurm.setenv("SLURM_RESTART_COUNT", "1")
+    (tmp_path / "run.json").write_text('{"status": "finished"}')
+    in_slurm.setattr(slurm, "start_verb", lambda *_: pytest.fail("started"))
+    assert Task("train", [], None, tmp_path)() == 0
+
+
+class Stopped(Exception):
+    """Instead of the end of the process."""
+
+
+@pytest.mark.parametrize(
+    ("sent", "rank", "ended"),
+    [
+        ([signal.SIGUSR2], "0", ["queued", 143]),  # its time limit: rank 0 asks to be queued again
+        ([signal.SIGUSR2], "1", [0]),
+        ([signal.SIGTERM], "0", [143]),  # Slurm has queued it again
+        ([signal.SIGTERM, signal.SIGUSR2], "0", [143]),
+    ],
+)
+def test_a_task_that_is_stopped_lets_the_run_save_itself(in_slurm, tmp_path, sent, rank: str, ended: list):
+    """The run is a process that ends with 128 + SIGTERM once it has been asked to, as ours do."""
+    run = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print(flush=True); time.sleep(30)"
+    said = []
+
+    def start(*_) -> subprocess.Popen:
+        process = subprocess.Popen([sys.executable, "-c", run], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        process.send_signal(signal.SIGUSR2)  # Slurm's signal reaches it, too, and must not end it
+        wait = process.wait
+
+        def wait_while_signals_come() -> int:
+            for signum in sent:
+                signal.raise_signal(signum)
+            return wait()
+
+        process.wait = wait_while_signals_come  # type: ignore[method-assign]
+        return process
+
+    def leave(code: int) -> None:
+        said.append(code)
+        raise Stopped
+
+    signal.signal(signal.SIGUSR2, lambda *_: said.append("queued"))
+    in_slurm.setenv("SLURM_PROCID", rank)
+    in_slurm.setattr(slurm, "start_verb", start)
+    in_slurm.setattr(slurm.os, "_exit", leave)
+    with pytest.raises(Stopped):
+        Task("train", [], None, tmp_path)()
+    assert said == ended
+
+
+def submitted(tmp_path, queue: SlurmQueue, monkeypatch) -> SlurmJob:
+    monkeypatch.setattr(slurm, "QUEUE", queue)
+    monkeypatch.setattr(SlurmQueue, "_ask", lambda self: None)
+    return SlurmJob(SimpleNamespace(job_id="7", paths=SimpleNamespace(result_pickle=tmp_path / "result.pkl")))
+
+
+@pytest.mark.parametrize(("left", "code"), [(("success", 0), 0), (("success", 3), 3), (("error", "trace"), 1)])
+def test_a_jobs_end_is_what_its_task_left(tmp_path, monkeypatch, left, code: int):
+    import pickle
+
+    job = submitted(tmp_path, SlurmQueue(), monkeypatch)
+    assert job.poll() is None
+    job.result.write_bytes(pickle.dumps(left))
+    assert job.poll() == code
+
+
+class Act:
+    """What runs a command where it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("acted"),)
+
+
+def test_a_result_of_somebody_elses_making_runs_nothing(tmp_path, monkeypatch):
+    import pickle
+
+    monkeypatch.chdir(tmp_path)
+    job = submitted(tmp_path, SlurmQueue(), monkeypatch)
+    job.result.write_bytes(pickle.dumps(("success", Act())))
+    with pytest.raises(pickle.UnpicklingError, match="a result names"):
+        job.poll()
+    assert not Path("acted").exists()
+
+
+def test_files_of_a_folder_cancel_no_job_of_another(tmp_path, monkeypatch):
+    """A script's name bears its job's number, and anybody can write a file of that name."""
+    said = {"7": f"{tmp_path}/submission_file_1.sh", "8": "/another/submission_file_2.sh", "9": ""}
+    monkeypatch.setattr(
+        slurm.subprocess, "run", lambda command, **_: SimpleNamespace(stdout=f"{said[command[4]]}\n", returncode=0)
+    )
+    assert [submitted_from(tmp_path, number) for number in said] == [True, False, True]
+
+
+def test_a_job_that_slurm_has_no_more_has_failed(tmp_path, monkeypatch):
+    queue = SlurmQueue()
+    job = submitted(tmp_path, queue, monkeypatch)
+    queue.live, queue.asked = {"7"}, time.monotonic() + 1
+    assert job.poll() is None and job.is_left()
+    queue.live = set()
+    assert job.poll() is None  # its result may be on its way
+    monkeypatch.setattr(slurm, "RESULT_WITHIN", 0.0)
+    assert job.poll() == 1
+
+
+def test_a_job_that_was_cancelled_was_interrupted(tmp_path, monkeypatch):
+    queue, cancelled = SlurmQueue(), []
+    job = submitted(tmp_path, queue, monkeypatch)
+    monkeypatch.setattr(slurm.subprocess, "run", lambda command, **_: cancelled.append(command))
+    job.send_signal(signal.SIGTERM)
+    queue.asked = time.monotonic() + 1
+    assert cancelled == [["scancel", "7"]] and job.poll() == -signal.SIGTERM
+
+
+def test_while_slurm_is_away_its_jobs_are_taken_to_be_there(monkeypatch):
+    queue = SlurmQueue()
+    queue.live, queue.asked = {"7"}, -100.0
+
+    def away(*_, **__):
+        raise subprocess.CalledProcessError(1, "squeue")
+
+    monkeypatch.setattr(slurm.subprocess, "run", away)
+    assert queue.holds("7")

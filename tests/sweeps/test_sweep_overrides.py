@@ -1,0 +1,719 @@
+"""What is typed after ``-m`` and what each job gets: the words of single runs, with processes that do nothing."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
+
+from fcnlab import cli
+from fcnlab.config.overrides import plain_overrides
+from fcnlab.sweeps import grid_sweeper, job_checks, launchers
+from fcnlab.sweeps.grid_sweeper import _given_way
+from fcnlab.sweeps.job_checks import without_hydra
+
+QUICK = ("trainer=smoke", "logger=none", "data.root=.")
+OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
+
+
+class Ended:
+    """A job's process that has done its work at once."""
+
+    def __init__(self, words: list[str]):
+        self.words = words
+
+    def poll(self) -> int:
+        return 0
+
+    def is_left(self) -> bool:
+        return False
+
+    def kill_all(self) -> None: ...
+
+
+@pytest.fixture
+def sweep(fcnlab, monkeypatch, tmp_path, capfd):
+    """``fcnlab VERB -m WORDS`` in the folder s: the words of each job's process, or what was said instead."""
+    monkeypatch.setattr("fcnlab.sweeps.job_queue.LOOK_EVERY", 0.0)
+
+    def run(*words: str, verb: str = "train", fixed: tuple[str, ...] = QUICK) -> list[list[str]] | str:
+        started: list[list[str]] = []
+
+        def start(verb, words, config_dir, environment, log, held=()):
+            started.append(list(words))
+            return Ended(words)
+
+        monkeypatch.setattr(launchers, "start_verb", start)
+        options = [word for word in words if word.startswith("-")]  # which argparse wants to be in front
+        settings = [word for word in words if word not in options]
+        code = fcnlab(verb, "-m", *options, *fixed, *settings, "hydra.sweep.dir=s")
+        said = capfd.readouterr().err
+        assert code == 0 or "Traceback" not in said, said
+        return started if code == 0 else said
+
+    return run
+
+
+def of_job(words: list[str]) -> list[str]:
+    """A job's words but for those that all have, and those that make it a job."""
+    ours = (*QUICK, "checkpoint=auto")
+    return [word for word in words if word not in ours and not word.startswith(("sweep.", "hydra."))]
+
+
+def sweep_record(folder: Path) -> dict:
+    return json.loads((folder / "s" / "sweep.json").read_text())
+
+
+# --- as typed
+
+
+def test_interpolations_travel_as_typed(sweep, tmp_path, monkeypatch):
+    """Each job looks them up itself: here would be the first seed's weights, and this machine's folders."""
+    monkeypatch.setenv("SCRATCH", "/here")
+    words = ['model.weights="D/fcn8s_seed${seed}.ckpt"', "seed=1,2", "data.cache_dir='${oc.env:SCRATCH}/c'"]
+    jobs = sweep(*words)
+    assert [of_job(job) for job in jobs] == [[words[0], f"seed={seed}", words[2]] for seed in (1, 2)]
+    record = sweep_record(tmp_path)
+    assert record["overrides"] == [*QUICK, *words]
+    assert [of_job(job["overrides"]) for job in record["jobs"]] == [of_job(job) for job in jobs]
+    (tmp_path / "s" / "0").mkdir(exist_ok=True)
+    assert len(sweep(*words, "sweep.resume=s")) == 2  # the same sweep
+
+
+def test_a_jobs_number_may_be_its_seed_and_its_folder(sweep):
+    jobs = sweep("seed=${hydra:job.num}", "optim.lr=0.1,0.2", "hydra.sweep.subdir='${hydra:job.num}-${optim.lr}'")
+    assert [of_job(job) for job in jobs] == [["seed=${hydra:job.num}", f"optim.lr={rate}"] for rate in (0.1, 0.2)]
+    for number, job in enumerate(jobs):
+        assert f"hydra.job.num={number}" in job
+        assert next(word for word in job if word.startswith("hydra.run.dir=")).endswith(
+            f"/s/{number}-{0.1 + number / 10}"
+        )
+
+
+def test_no_code_reads_overrides_but_as_typed(repository):
+    """A list of them, iterated, has its interpolations resolved: by another run's settings, or not at all."""
+    lines = [line for path in (repository / "src").rglob("*.py") for line in path.read_text().splitlines()]
+    read = [line.strip() for line in lines if re.search(r"overrides\.(task|hydra)\b", line)]
+    assert len(read) > 10 and not [line for line in read if not re.search(r"as_typed\(|to_yaml\(|``", line)]
+
+
+# --- the jobs
+
+
+LINES = {  # what is typed, and the jobs that it means
+    "optim={lr:0.5} optim={weight_decay:0.3} seed=1,2": [
+        "optim={lr:0.5} optim={weight_decay:0.3} seed=1",
+        "optim={lr:0.5} optim={weight_decay:0.3} seed=2",
+    ],
+    "optim={lr:0.5},{lr:0.25} optim={weight_decay:0.3}": [
+        "optim={lr:0.5} optim={weight_decay:0.3}",
+        "optim={lr:0.25} optim={weight_decay:0.3}",
+    ],
+    "seed=1 seed=2,3": ["seed=1 seed=2", "seed=1 seed=3"],
+    "seed=1 seed=2": ["seed=1 seed=2"],
+    "optim=sgd optim={lr:0.5} seed=1,2": ["optim=sgd optim={lr:0.5} seed=1", "optim=sgd optim={lr:0.5} seed=2"],
+    "optim=sgd,adamw optim.lr=0.5": ["optim=sgd optim.lr=0.5", "optim=adamw optim.lr=0.5"],
+    "augment.scale=[0.5,1.0],[1.0,2.0] ~callbacks.ema": [
+        "augment.scale=[0.5,1.0] ~callbacks.ema",
+        "augment.scale=[1.0,2.0] ~callbacks.ema",
+    ],
+    "optim.lr=range(0.1,0.35,0.1)": ["optim.lr=0.1", "optim.lr=0.2", "optim.lr=0.3"],
+    "optim.lr=0.1234567890123456,0.2": ["optim.lr=0.1234567890123456", "optim.lr=0.2"],
+    "model=glob(fcn*s,exclude=fcn16s)": ["model=fcn32s", "model=fcn8s"],
+    "model.weights='a b,c','d\\'e'": ["model.weights='a b,c'", "model.weights='d\\'e'"],
+    "model/backbone=resnet50,resnet101 model.backbone.output_stride=8": [
+        "model/backbone=resnet50 model.backbone.output_stride=8",
+        "model/backbone=resnet101 model.backbone.output_stride=8",
+    ],
+    "experiment=paper/fcn32s,paper/fcn16s optim.momentum=0.5": [
+        "experiment=paper/fcn32s optim.momentum=0.5",
+        "experiment=paper/fcn16s optim.momentum=0.5",
+    ],
+    "model/backbone=resnet50,resnet101 model.backbone={output_stride:8}": [
+        "model/backbone=resnet50 model.backbone={output_stride:8}",
+        "model/backbone=resnet101 model.backbone={output_stride:8}",
+    ],
+    "model/backbone=resnet50,resnet101 ++model={backbone:{output_stride:8}} model.weights=a": [
+        "model/backbone=resnet50 ++model={backbone:{output_stride:8}} model.weights=a",
+        "model/backbone=resnet101 ++model={backbone:{output_stride:8}} model.weights=a",
+    ],
+    "optim=sgd,sgd_heavy optim={momentum:0.5}": [
+        "optim=sgd optim={momentum:0.5}",
+        "optim=sgd_heavy optim={momentum:0.5}",
+    ],
+    "experiment=paper/fcn32s,paper/fcn16s optim={momentum:0.5}": [
+        "experiment=paper/fcn32s optim={momentum:0.5}",
+        "experiment=paper/fcn16s optim={momentum:0.5}",
+    ],
+    "optim.lr=0.1,0.2 optim=sgd": ["optim.lr=0.1 optim=sgd", "optim.lr=0.2 optim=sgd"],
+    "optim.lr=0.1,0.2 optim={}": ["optim.lr=0.1 optim={}", "optim.lr=0.2 optim={}"],
+    "model.num_classes=${data.batch_size},${data.crop_size}": [
+        "model.num_classes=${data.batch_size}",
+        "model.num_classes=${data.crop_size}",
+    ],
+    "model.weights=D/${seed}.ckpt,a\\,b,'${seed}'": [
+        "model.weights=D/${seed}.ckpt",
+        "model.weights=a\\,b",
+        "model.weights='${seed}'",
+    ],
+    "augment.scale=[${seed},2.0],[${optim.lr},2.0] seed=1": [
+        "augment.scale=[${seed},2.0] seed=1",
+        "augment.scale=[${optim.lr},2.0] seed=1",
+    ],
+    "data.root=${oc.env:NOT_THERE,b}/x,${oc.env:NOT_THERE,'c d'}": [
+        "data.root=${oc.env:NOT_THERE,b}/x",
+        "data.root=${oc.env:NOT_THERE,'c d'}",
+    ],
+    "seed=${hydra:job.num} checkpoint=null,null": ["seed=${hydra:job.num} checkpoint=null"] * 2,
+    "checkpoint=null,none": ["checkpoint=null", "checkpoint=none"],
+    "seed=choice(3)": ["seed=3"],
+}
+
+
+def split(line: str) -> list[str]:
+    """The words of a line, in which a space inside a value is followed by no key."""
+    return re.split(r" (?=[~+]|[\w./]+=)", line)
+
+
+@pytest.fixture
+def in_sweep(monkeypatch):
+    """The configuration of each job of ``fcnlab train -m LINE``, up to the launcher."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
+
+    from fcnlab.config.locations import CONF
+    from fcnlab.hydra_registration import register_launchers, register_schemas
+
+    register_schemas()
+    register_launchers()
+
+    def jobs(*words: str) -> tuple[list[list[str]], list]:
+        handed: list[list[str]] = []
+        configs: list = []
+
+        class Launcher:
+            elsewhere = False
+
+            def launch(self, words, initial_job_idx):
+                handed.extend(words)
+                return []
+
+        monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: Launcher())
+        monkeypatch.setattr(grid_sweeper, "write_multirun", lambda config: None)
+        monkeypatch.setattr(job_checks, "without_hydra", lambda cfg: configs.append(cfg) or without_hydra(cfg))
+        with initialize_config_dir(str(CONF), version_base="1.3"), grid_sweeper.left_to_jobs():
+            hydra = GlobalHydra.instance().hydra
+            config = hydra.compose_config("train", list(words), run_mode=RunMode.MULTIRUN)
+            sweeper = Plugins.instance().instantiate_sweeper(
+                config=config, hydra_context=HydraContext(hydra.config_loader, None), task_function=lambda cfg: None
+            )
+            sweeper.sweep(plain_overrides(config.hydra.overrides.task))
+            return handed, configs
+
+    return jobs
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_job_is_the_run_of_its_line(in_sweep, composed_whole, monkeypatch, line: str):
+    monkeypatch.setattr(launchers, "validate_config", lambda cfg: None)  # which takes its time
+    monkeypatch.setattr(launchers, "check_requirements", lambda *_: None)  # some have weights that must be given
+    words, configs = in_sweep(*split(line))
+    assert words == [split(job) for job in LINES[line]]
+    for cfg, job in zip(configs, LINES[line], strict=True):  # what the launcher has composed
+        assert settings(cfg) == settings(composed_whole(*split(job)))
+
+
+def settings(cfg) -> dict:
+    return OmegaConf.to_container(cfg, resolve=False) | {"hydra": None}
+
+
+@pytest.fixture
+def composed_whole():
+    from hydra import compose, initialize_config_dir
+
+    from fcnlab.config.locations import CONF
+
+    def one(*words: str):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", overrides=list(words))
+
+    return one
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("seed=range(3,3)", "seed=range(3,3) has no value, so that there is no job to run"),
+        ("model=glob(nothing*)", "model=glob(nothing*) has no value"),
+        ("optim.lr=interval(1,2)", "an interval is for hydra/sweeper=optuna"),
+        ("seed=1,2 seed=3", "seed=1,2 has no effect: seed=3 behind it sets the same; leave one out"),
+        ("optim.lr=1,2 optim={lr:0.5}", "optim.lr=1,2 has no effect: optim={lr:0.5}"),
+        ("seed=1,1", "seed=1,1: jobs 0 and 1 would be the same run, since a value is listed twice; list it once"),
+        ("model=fcn16s,fcn8s,fcn8s seed=1,2", "model=fcn16s,fcn8s,fcn8s seed=1,2: jobs 2 and 4 would be the same run"),
+        ("optim.lr=1,1.0", "optim.lr=1,1.0 has no effect: jobs 0 and 1 would be the same run"),
+        ("optim.lr=1,2 ~optim.lr", "optim.lr=1,2 has no effect: ~optim.lr behind it sets the same"),
+        ("optim.lr=1,2 ~optim", "optim.lr=1,2 has no effect: ~optim behind it sets the same"),
+        ("optim=sgd,adamw ~optim", "optim=sgd,adamw has no effect: ~optim behind it"),
+        ("++optim.lr=1,2 optim.lr=3", "++optim.lr=1,2 has no effect: optim.lr=3"),
+        ("optim.lr=1,2 ++optim.lr=3", "optim.lr=1,2 has no effect: ++optim.lr=3"),
+        ("callbacks.ema.decay=0.5,0.9 callbacks.ema=null", "callbacks.ema.decay=0.5,0.9 has no effect: callbacks.ema"),
+        ("callbacks.ema.decay=0.5,0.9 ~callbacks.ema", "callbacks.ema.decay=0.5,0.9 has no effect: ~callbacks.ema"),
+        ("callbacks.ema.decay=0.5,0.9 callbacks={ema:null}", "=0.5,0.9 has no effect: callbacks={ema:null}"),
+        ("callbacks.ema.decay=0.5,0.9 callbacks.ema=${callbacks.top}", "=0.5,0.9 has no effect: callbacks.ema=${"),
+        ("sweep.recorded=true,false seed=1", "sweep.recorded=true,false has no effect: jobs 0 and 1 would be the same"),
+        ("seed=range(1,9,0)", "seed=range(1,9,0): division by zero; give range(START,STOP,STEP)"),
+        ("seed=range(0.1,inf)", "seed=range(0.1,inf): cannot convert float infinity"),
+        ("seed=shuffle(range(1,1e6)) optim.lr=1,2", "1999998 jobs, and a sweep has at most 10000"),
+        (
+            "seed=1 hydra.sweep.subdir=..",
+            "job 0: hydra.sweep.subdir=.. is no folder inside the sweep's: let hydra.sweep",
+        ),
+        ("seed=1 hydra.sweep.subdir=a/../b", "job 0: hydra.sweep.subdir=a/../b is no folder inside"),
+        ("seed=1 hydra.sweep.subdir=/tmp/a", "job 0: hydra.sweep.subdir=/tmp/a is no folder inside"),
+        ("seed=1 hydra.sweep.subdir=.", "job 0: hydra.sweep.subdir=. is no folder inside"),
+        ("seed=1 hydra.sweep.subdir=wandb", "job 0: hydra.sweep.subdir=wandb is where a sweep keeps its own"),
+        ("seed=1 hydra.sweep.subdir=.submitit/0", "hydra.sweep.subdir=.submitit/0 is where a sweep keeps its own"),
+        (f"checkpoint={'a' * 300},b hydra.sweep.subdir=${{checkpoint}}", "has a part of more than 255 bytes"),
+        ("seed=1,2 hydra.sweep.subdir=x", "jobs 0 and 1 would both work in x of the sweep's folder"),
+        ("seed=1,2 optim.lr=1,2 hydra.sweep.subdir=./${seed}", "jobs 0 and 1 would both work in 1 of"),
+        ("checkpoint=b/c,d,b hydra.sweep.subdir=${checkpoint}", "jobs 0 and 2 would both work in b of"),
+        (
+            "model/backbone=resnet50,resnet101 model.backbone={output_strid:8}",
+            "did you mean model.backbone.output_stride?",
+        ),
+        ("seed=1,-1", "job 1: the configuration cannot work:\n  seed=-1: give a whole number"),
+        ("seed=1,-1 hydra.sweeper.max_batch_size=1", "job 1: the configuration cannot work:\n  seed=-1"),
+        ("seed=1,2 hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size=0: give a whole number"),
+        (
+            "model/backbone=resnet50,resnet101 model.backbone.output_strid=8",
+            "job 0, 1: model.backbone.output_strid is no setting there: did you mean model.backbone.output_stride?",
+        ),
+        ("model/backbone=resnet50,vgg16 model.backbone.output_stride=8", "job 1: model.backbone.output_stride is no"),
+    ],
+)
+def test_a_sweep_that_cannot_work_is_refused_before_any_job(in_sweep, line: str, said: str):
+    with pytest.raises(CompactHydraException, match=re.escape(said)):
+        in_sweep(*split(line))
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=choice(choice(1,2),3)", "seed=range(1,3),5", "optim={lr:choice(1,2)}", "x=[a,range(1,3)]"]
+)
+def test_a_list_inside_a_value_is_refused(sweep, word: str):
+    assert f"fcnlab train: {word}: a list of values inside another value; give it as KEY=A,B" in sweep(word)
+
+
+@pytest.mark.parametrize("launcher", ["slots", "basic"])
+def test_what_is_for_a_single_run_has_no_effect_on_a_sweep(sweep, monkeypatch, launcher: str):
+    told: list[str] = []
+    monkeypatch.setattr(launchers.log, "warning", lambda text, *words: told.append(text % words))
+    assert "has no value" in sweep(
+        "seed=range(3,3)", "hydra.run.dir=x", "hydra.job.num=3", f"hydra/launcher={launcher}"
+    )
+    assert len(told) == 1 and told[0].startswith("Warning: hydra.run.dir=x, hydra.job.num=3: no effect on a sweep")
+
+
+def test_a_void_space_is_refused_before_a_search(sweep, tmp_path):
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=interval(0.1,0.2)")
+    assert "optim.lr=interval(0.1,0.2) has no effect: ~optim.lr behind it" in sweep(*search, "~optim.lr")
+    assert not (tmp_path / "s" / "search.db").exists()
+
+
+def test_a_folder_is_named_by_what_was_typed():
+    """``hydra.sweep.dir=${hydra.job.override_dirname}``, where settings have waited for the jobs."""
+    words = ["model=fcn8s,fcn16s", "model.weights=a/${seed}", "seed=1"]
+    naming = {"exclude_keys": ["seed"], "item_sep": "+", "kv_sep": "-"}
+    job = {"override_dirname": "choice(", "config": {"override_dirname": naming}}
+    waiting = grid_sweeper.defer_group_settings(words, "Could not override 'model.weights'.")
+    config = OmegaConf.create({"hydra": {"overrides": {"task": waiting}, "job": job}})
+    grid_sweeper.restore_deferred_settings(config)
+    assert OmegaConf.to_container(config.hydra.job)["override_dirname"] == "model.weights-a/${seed}+model-fcn8s,fcn16s"
+
+
+@pytest.mark.slow
+def test_a_shuffled_sweep_goes_on_in_its_own_order(sweep, tmp_path):
+    order = [of_job(job) for job in sweep("seed=shuffle(range(9))")]
+    for number in range(9):
+        (tmp_path / "s" / str(number)).mkdir(exist_ok=True)
+    assert [of_job(job)[0] for job in sweep("seed=shuffle(range(9))", "sweep.resume=s")] == [job[0] for job in order]
+
+
+def test_the_ends_of_a_search_are_checked_before_the_first_trial(sweep, tmp_path):
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
+    assert "optim.lr=-1.0: the configuration cannot work:\n  optim.lr=-1.0: give" in sweep(
+        *search, "optim.lr=interval(-1,1)"
+    )
+    assert not (tmp_path / "s" / "search.db").exists()
+
+
+def test_what_is_typed_is_not_searched(sweep):
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
+    assert "has nothing to search" in sweep(
+        *search, "hydra.sweeper.params={optim.lr:'interval(0,1)',seed:3}", "optim.lr=0.5"
+    )
+
+
+def test_values_of_all_jobs_are_checked_first_in_one_process_and_for_other_verbs(sweep, tmp_path):
+    assert "job 1: the configuration" in sweep("seed=1,-1", "hydra/launcher=basic")
+    wrong = sweep("seed=1,-1", "checkpoint=a.ckpt", verb="eval", fixed=())
+    assert "job 1: the configuration cannot work:\n  seed=-1" in wrong
+    assert not list(tmp_path.glob("s/[01]"))
+
+
+def test_a_files_search_space_gives_way_to_what_is_typed(in_sweep):
+    space = "hydra.sweeper.params={optim.lr:'1e-3,1e-4',seed:'1,2',checkpoint:null,callbacks.ema.enabled:true}"
+    words, _ = in_sweep(space, "optim.lr=0.5")
+    kept = ["checkpoint=null", "callbacks.ema.enabled=True", "optim.lr=0.5"]
+    assert words == [["seed=1", *kept], ["seed=2", *kept]]
+
+
+@pytest.mark.parametrize("search", [(), ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=interval(0,1)")])
+def test_interpolations_of_a_files_space_are_the_jobs_own(sweep, search):
+    """Hydra hands a sweeper its settings resolved: each job would have the weights of the sweep's own seed."""
+    seeds = ("seed=1,2",) if not search else ("seed=7",)
+    jobs = sweep("hydra.sweeper.params={model.weights:'D_${seed}.ckpt'}", *search, *seeds)
+    assert len(jobs) == 2 and all("model.weights=D_${seed}.ckpt" in job for job in jobs)
+
+
+# --- going on with the same words
+
+
+@pytest.fixture
+def own_space(tmp_path):
+    """A file of --config-dir with these ``hydra.sweeper.params``; give what to type for it."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+
+    def write(params: str) -> tuple[str, ...]:
+        text = f"# @package _global_\nhydra:\n  sweeper:\n    params: {params}\n"
+        (tmp_path / "mine" / "experiment" / "own.yaml").write_text(text)
+        return ("--config-dir=mine", "experiment=own")
+
+    return write
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_settings_of_options_that_a_space_sweeps_over_are_the_jobs_own(sweep, own_space, in_file: bool):
+    """The default option has no momentum, and Hydra composes the sweep itself with that."""
+    own = own_space("{optim: 'sgd,sgd_heavy'}") if in_file else ("hydra.sweeper.params={optim:'sgd,sgd_heavy'}",)
+    jobs = sweep(*own, "optim.momentum=0.7", "optim={nesterov:false}")
+    kept = [*own[1:], "optim.momentum=0.7", "optim={nesterov:false}"]
+    assert [of_job(job) for job in jobs] == [[f"optim={optim}", *kept] for optim in ("sgd", "sgd_heavy")]
+
+
+def test_settings_that_no_option_of_a_space_has_are_told_with_the_nearest(sweep):
+    said = sweep("hydra.sweeper.params={optim:'sgd,sgd_heavy'}", "optim.momentun=0.7")
+    assert "job 0, 1: optim.momentun is no setting there: did you mean optim.momentum?" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("hydra.sweeper.params={model:'fcn8s,fcn16z'}",),
+        ("hydra.sweeper.params={model:'choice(fcn8s,fcn16z)'}", *OPTUNA),
+        ("model=fcn8s,fcn16z",),
+        ("+hydra.sweeper.params.model='fcn8s,fcn16z'", "model.upsampling=fixed"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_is_not_there_is_told_with_the_nearest_before_any_job(sweep, tmp_path, words):
+    said = sweep(*words)
+    assert "Could not find 'model/fcn16z': did you mean model=fcn16s?" in said and "fcn32s, fcn8s" in said
+    assert not list(tmp_path.glob("s/[01]"))
+
+
+@pytest.mark.slow  # two sweeps in this process
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ("${hydra:job.num}", ""),
+        ("${data.batch_size}", ""),
+        ("${nothing}", "Interpolation key 'nothing' not found"),
+        ("${oc.env:NOT_THERE}", "NOT_THERE"),
+        ("${foo:1}", "Unsupported interpolation type foo"),
+    ],
+)
+def test_what_a_files_space_looks_up_is_looked_up_by_each_job(sweep, own_space, own: str, said: str):
+    """As where it is typed; Hydra would look it up for its sweeper, before there is a job."""
+    (folder, experiment), word = own_space(f"{{data.seed: '{own}'}}"), f"data.seed={own}"
+    jobs, typed = sweep(folder, experiment, "optim.lr=0.1,0.2"), sweep(word, "optim.lr=0.1,0.2", "hydra.sweep.dir=s")
+    if said:
+        assert said in jobs and jobs == typed
+    else:
+        assert [of_job(job)[0] for job in jobs] == [word] * 2
+
+
+@pytest.mark.parametrize("space", ["'${nothing}'", "'${hydra:job.num}'", "'${foo:1}'"])
+def test_a_whole_space_that_cannot_be_looked_up_is_told(sweep, own_space, space: str):
+    assert "hydra.sweeper.params cannot be computed: " in sweep(*own_space(space))
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ("{optim: {lr: [0.1, 0.2]}}", "{optim.lr: '0.1,0.2'}"),
+        ("{optim: {lr: '0.1,0.2'}}", "{optim.lr: '0.1,0.2'}"),
+        ("{optim.lr: [0.1, 0.2]}", "{optim.lr: '0.1,0.2'}"),
+        ("{optim: {lr: 'interval(0.1,0.2)'}}", "{optim.lr: 'interval(0.1,0.2)'}"),
+    ],
+)
+def test_how_a_list_inside_a_space_is_written_is_told(sweep, own_space, params: str, said: str):
+    told = sweep(*own_space(params))
+    assert "To sweep over the values of optim.lr, type " in told
+    assert f"hydra.sweeper.params: {said}" in told
+
+
+@pytest.mark.parametrize("words", [(), ("optim.weight_decay=interval(0,1)",)])
+def test_how_a_list_inside_a_space_of_a_search_is_written_is_told(sweep, own_space, words):
+    told = sweep(*own_space("{optim: {lr: 'interval(0.1,0.2)'}}"), *OPTUNA, *words)
+    assert "type 'optim.lr=interval(0.1,0.2)' (in a file's hydra.sweeper.params: {optim.lr: 'interval" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["optim.lr=[0.1,0.2]"], ["To sweep over the values of optim.lr, type optim.lr=0.1,0.2 (in"]),
+        (["optim.lr='0.1,0.2'"], ["To sweep over the values of optim.lr, type optim.lr=0.1,0.2 (in"]),
+        (["augment.scale=[0.5,1.0]", "seed=-1"], []),  # where brackets are meant
+    ],
+)
+def test_how_a_typed_list_is_written_is_told_where_it_is_no_value(sweep, words, told):
+    said = sweep(*words)
+    assert "cannot work" in said and [line[: len(told[0])] for line in said.splitlines() if "To sweep" in line] == told
+
+
+@pytest.mark.slow  # several sweeps in this process
+@pytest.mark.parametrize(
+    ("params", "said", "bare"),
+    [
+        ("{optim.lr: 0.2, seed: '1,2'}", "only there: optim.lr=0.1\n  only here:  optim.lr=0.2\n", True),
+        ("{optim.lr: 0.1, seed: '1,2,3'}", "only there: seed=1,2\n  only here:  seed=1,2,3\n", False),
+        ("{optim.lr: 0.1, seed: '1,2', model: fcn8s}", "settings:\n  only here:  model=fcn8s\n", True),
+        ("{seed: '1,2'}", "settings:\n  only there: optim.lr=0.1\n", False),
+    ],
+)
+def test_another_space_of_a_file_is_refused_where_a_sweep_goes_on(
+    sweep, own_space, tmp_path, params: str, said: str, bare: bool
+):
+    words = own_space("{optim.lr: 0.1, seed: '1,2'}")
+    assert len(sweep(*words)) == 2
+    assert sweep_record(tmp_path)["params"] == ["optim.lr=0.1", "seed=1,2"]
+    record = (tmp_path / "s" / "sweep.json").read_bytes()
+    own_space(params)
+    again = (words[0], "sweep.resume=s")
+    refused = sweep(*again, fixed=()) if bare else sweep(words[1], *again)
+    assert said in refused and (tmp_path / "s" / "sweep.json").read_bytes() == record
+
+
+@pytest.mark.slow  # several sweeps in this process
+def test_a_sweep_goes_on_with_the_space_that_its_file_had_and_has(sweep, own_space, tmp_path):
+    words = own_space("{optim.lr: 0.1, seed: '1,2', model: 'fcn8s,fcn16s'}")
+    jobs = [of_job(job) for job in sweep(*words, "model=fcn32s")]
+    assert jobs == [["optim.lr=0.1", f"seed={seed}", words[1], "model=fcn32s"] for seed in (1, 2)]
+    for again in ((), (words[1], "model=fcn32s")):
+        assert [of_job(job) for job in sweep(words[0], *again, "sweep.resume=s", fixed=QUICK if again else ())] == jobs
+    own_space("{optim.lr: 0.1, seed: '1,2', model: fcn8s}")  # gives way to what was typed, as it did before
+    assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 2
+
+
+def test_of_a_dictionary_in_a_file_only_what_is_typed_gives_way(sweep, own_space):
+    words = own_space("{optim: {lr: 0.25, weight_decay: 0.125}, seed: '1,2'}")
+    jobs = [of_job(job) for job in sweep(*words, "optim.lr=0.7")]
+    assert jobs == [["optim.weight_decay=0.125", f"seed={seed}", words[1], "optim.lr=0.7"] for seed in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [({"optim.lr"}, "optim.lr"), ({"optim.lr", "optim.nesterov"}, "optim={lr:1,nesterov:true}"), ({"seed"}, "")],
+)
+def test_what_gives_way_of_a_dictionary_is_named(typed, said):
+    assert _given_way(OverridesParser.create().parse_override("optim={lr:1,nesterov:true}"), typed) == said
+
+
+def test_a_typed_space_comes_back_with_its_sweep(sweep, tmp_path):
+    jobs = [of_job(job) for job in sweep("hydra.sweeper.params={optim.lr:0.1,seed:'1,2'}", "model=fcn8s")]
+    assert [of_job(job) for job in sweep("sweep.resume=s", fixed=())] == jobs
+    assert "only there: optim.lr=0.1\n" in sweep("sweep.resume=s", "model=fcn8s")
+
+
+@pytest.fixture
+def own_file(tmp_path, monkeypatch):
+    """Write an experiment of --config-dir with these settings; a job's process leaves what it was composed of."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    configs = {}
+
+    def compose(*given):
+        found = composed(*given)
+        configs.update({number: OmegaConf.to_yaml(without_hydra(cfg)) for number, cfg in found.items()})
+        return found
+
+    def poll(self) -> int:
+        number = next(word for word in self.words if word.startswith("hydra.job.num=")).partition("=")[2]
+        (tmp_path / "s" / number / ".hydra").mkdir(exist_ok=True)
+        (tmp_path / "s" / number / ".hydra" / "config.yaml").write_text(configs[int(number)])
+        return 0
+
+    composed = job_checks.compose_jobs
+    monkeypatch.setattr(job_checks, "compose_jobs", compose)
+    monkeypatch.setattr(Ended, "poll", poll)
+
+    def write(text: str) -> tuple[str, ...]:
+        (tmp_path / "mine" / "experiment" / "own.yaml").write_text(f"# @package _global_\n{text}\n")
+        return ("--config-dir=mine", "experiment=own")
+
+    return write
+
+
+@pytest.mark.slow  # several sweeps in this process
+def test_files_that_have_changed_are_refused_where_jobs_have_begun(sweep, own_file, tmp_path):
+    words = own_file("optim: {lr: 0.1}\nseed: ${hydra:job.num}")
+    assert len(sweep(*words, "optim.momentum=0.5,0.9", "optim=sgd")) == 2
+    command = sweep_record(tmp_path)["command"]
+    own_file("optim: {lr: 0.1}\nseed: ${hydra:job.num}\ncheckpointing: {keep_top: 3}")  # no score depends on it
+    assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 2
+    own_file("optim: {lr: 0.2}\nseed: ${hydra:job.num}")
+    said = sweep(words[0], "sweep.resume=s", fixed=())
+    assert "other settings than these:\njob 0, 1: optim.lr=0.2 (was 0.1)\nSet them back to go on" in said
+    assert f"start a new sweep with them: {command}" in said
+
+
+@pytest.mark.slow  # several sweeps in this process
+def test_values_from_the_environment_that_have_changed_are_warned_of(sweep, own_file, tmp_path, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(launchers.log, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setenv("LR", "0.1")
+    words = own_file("optim: {lr: '${oc.decode:${oc.env:LR}}'}")
+    assert len(sweep(*words, "seed=1,2,3")) == 3 and not warnings
+    for number in (0, 1):
+        (tmp_path / "s" / str(number) / "config.yaml").write_text("optim: {lr: 0.1}")
+    monkeypatch.setenv("LR", "0.2")
+    assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 3
+    assert "today's:\njob 0, 1: optim.lr=0.2 (was 0.1)\n" in warnings[0] and len(warnings) == 1
+
+
+@pytest.mark.slow  # several sweeps in this process
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_sweep_goes_on_in_the_folders_that_its_jobs_have(sweep, tmp_path, begun: bool):
+    """Words for Hydra do not come back by themselves: jobs not yet planned would be in folders of another kind."""
+    subdir = "hydra.sweep.subdir=${hydra.job.override_dirname}"
+    assert len(sweep("seed=1,2,3", subdir)) == 3
+    record = sweep_record(tmp_path)
+    folders = [job["folder"] for job in record["jobs"]]
+    del record["jobs"][2]  # as of a batch that was killed
+    (tmp_path / "s" / "sweep.json").write_text(json.dumps(record))
+    if begun:
+        (tmp_path / "s" / folders[0] / "run.json").write_text("{}")
+    said = sweep("sweep.resume=s", fixed=())
+    assert f"job 0 is in s/{folders[0]}, and would be in s/0 today" in said and "hydra.sweep.subdir=" in said
+    assert sweep_record(tmp_path) == record and not (tmp_path / "s" / "0").exists()
+    assert len(sweep("sweep.resume=s", subdir, fixed=())) == 3
+    assert [job["folder"] for job in sweep_record(tmp_path)["jobs"]] == folders
+
+
+@pytest.mark.slow  # several sweeps in this process
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("seed=1,2",),
+        ("hydra.sweeper.params={optim.lr:0.1,seed:'1,2'}",),
+        ("+hydra.sweeper.params.seed='1,2'", "hydra.launcher.slots=1", "optim.lr=0.1"),
+        ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.seed=3", "optim.lr=interval(0.1,0.2)"),
+        ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.params={optim.lr:'interval(0.1,0.2)'}"),
+        ("seed=1,2", "hydra.sweep.subdir='a ${hydra.job.num}'", "hydra.sweeper.max_batch_size=1"),
+    ],
+    ids=" ".join,
+)
+def test_the_command_of_a_record_is_the_sweep_again(sweep, tmp_path, words: tuple[str, ...]):
+    jobs, record = sweep(*words), sweep_record(tmp_path)
+    (tmp_path / "s").rename(tmp_path / "before")
+    again = shlex.split(record["command"])
+    assert again[:3] == ["fcnlab", "train", "-m"] and len(jobs) == 2
+    assert sweep(*again[3:], fixed=()) == jobs
+    assert sweep_record(tmp_path)["command"] == record["command"]
+
+
+def test_a_failed_job_leaves_later_batches_alone_and_the_record_says_how_all_ended(sweep, tmp_path, monkeypatch):
+    seen = []
+
+    def poll(self) -> int:
+        seen.append((sweep_record(tmp_path)["status"], sweep_record(tmp_path)["ended"]))
+        return int("seed=1" in self.words)
+
+    monkeypatch.setattr(Ended, "poll", poll)
+    said = sweep("seed=1,2,3", "hydra.sweeper.max_batch_size=1")
+    assert "job 0 (seed=1) failed with exit code 1" in said
+    record = sweep_record(tmp_path)
+    assert [job["status"] for job in record["jobs"]] == ["failed", "finished", "finished"]
+    assert set(seen) == {("running", None)} and record["status"] == "failed" and record["ended"]
+
+
+@pytest.mark.slow  # several sweeps in this process
+@pytest.mark.parametrize("launcher", ["slots", "basic"])
+def test_no_two_jobs_of_different_batches_are_called_alike(sweep, monkeypatch, launcher: str):
+    """Of the values in one batch the folder that they share is left out."""
+    in_process: list[list[str]] = []
+    monkeypatch.setattr(launchers.BasicLauncher, "launch", lambda self, words, first: in_process.extend(words) or [])
+    started = sweep("model.weights=a/x,a/y,b/x,b/y", "hydra.sweeper.max_batch_size=2", f"hydra/launcher={launcher}")
+    names = [word for job in in_process or started for word in job if word.startswith("sweep.name=")]
+    said = ["model.weights=x", "model.weights=y", "model.weights=x #2", "model.weights=y #3"]
+    assert names == [f"sweep.name='{name}'" for name in said]
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_a_plus_before_the_folder_to_repeat_changes_nothing(monkeypatch, tmp_path, plus: str):
+    monkeypatch.chdir(tmp_path)
+    for folder, record in (("old", "run.json"), ("s", "sweep.json")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / record).write_text('{"overrides": ["seed=7"]}')
+    for word, brought in (
+        ("from_run=old", ["seed=7", "from_run=old"]),
+        ("sweep.resume=s", ["sweep.resume=s", "seed=7"]),
+    ):
+        monkeypatch.setattr("sys.argv", ["fcnlab", "-m", f"{plus}{word}"])
+        cli._bring_back("train", started_by_lightning=False)
+        assert sys.argv[2:4] == brought
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("experiment=null,paper/fcn8s", "experiment=null,paper/fcn8s: null cannot be swept over; list some of its"),
+        (
+            "logger=null,none",
+            "logger=null,none: null cannot be swept over; list some of its options: csv, default, none",
+        ),
+        ("logger=choice(csv,null)", "logger=choice(csv,null): null cannot be"),
+    ],
+)
+def test_a_group_of_null_among_others_is_told(sweep, word: str, said: str):
+    assert said in sweep(word, fixed=())
+
+
+def test_launchers_and_spaces_of_swept_options_are_refused(in_sweep, tmp_path, monkeypatch):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nhydra:\n  sweeper:\n    params: {optim.lr: 'interval(1e-4,1e-2)'}\n"
+    (tmp_path / "experiment" / "own.yaml").write_text(text)
+    with pytest.raises(CompactHydraException, match=r"job 1: .* sets hydra\.sweeper, which is one"):
+        in_sweep("experiment=baseline/small_dense,own", f"hydra.searchpath=[{tmp_path}]")
+
+
+@pytest.mark.parametrize("word", ["model.backbone.x=[1,2]", "+model.backbone.x={a:1}", "model.x='a,b'", "model.x=null"])
+def test_what_waits_for_the_jobs_is_again_what_was_typed(word: str):
+    key = word.partition("=")[0].lstrip("+")
+    swept, waiting = grid_sweeper.defer_group_settings(["model=fcn8s,fcn16s", word], f"Could not override '{key}'.")
+    assert swept == "model=fcn8s,fcn16s" and waiting != word and grid_sweeper._as_single(waiting) == word
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["seed=3", "optim.lr=1,2", "~model.backbone.x", "model.x=", "model.x=choice(1)", "sweep.x=1", "model.x=(", "x.y"],
+)
+def test_what_cannot_wait_does_not(word: str):
+    key = word.partition("=")[0].lstrip("~")
+    assert grid_sweeper.defer_group_settings(["model=fcn8s,fcn16s", word], f"Could not override '{key}'.")[1] == word

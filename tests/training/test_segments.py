@@ -1,0 +1,292 @@
+"""Resuming with other settings: taken from the next step on, refused, or reported; and the record says which."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from fcnlab.errors import UserError
+from fcnlab.training.resume_point import ResumePoint
+from fcnlab.training.segmenter import Segmenter
+from fcnlab.training.segments import as_recorded, changes, segments_of, settings_of
+
+LENGTH = ("trainer.max_steps=9", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1")
+SIX = (
+    *LENGTH,
+    "trainer.max_steps=6",
+    "callbacks.ema.enabled=false",
+    "optim=sgd",
+    "callbacks.sample_images.enabled=false",
+)
+
+
+def curves(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def facts(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def last(folder: Path) -> dict:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture
+def stopped(train_code, at_call, tmp_path, tmp_path_factory):
+    """A run of six steps that was stopped behind its third; trained once for all tests."""
+    made = tmp_path_factory.getbasetemp() / "stopped-run"
+    if not made.is_dir():
+        at_call(Segmenter, "training_step", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train_code(*SIX, folder="made") == 128 + signal.SIGTERM
+        (tmp_path / "made").rename(made)
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_rates_decay_and_schedule_are_todays(stopped, train, monkeypatch):
+    """poly by hand, without warm-up: lr * (1 - step / length)^power, for the biases of sgd twice that."""
+    words = ("optim.lr=0.02", "optim.weight_decay=0.3", "trainer.max_steps=10", "schedule.warmup=0", "schedule.power=2")
+    train("checkpoint=last", *SIX, *words, "trainer.val_check_interval=10")
+    rates = {int(row["step"]): float(row["train/lr"]) for row in curves(stopped) if "train/lr" in row}
+    for step in range(4, 11):  # the row of a step bears the count behind it
+        assert rates[step] == pytest.approx(0.02 * (1 - (step - 1) / 10) ** 2)
+    groups = {group["name"]: group for group in last(stopped)["optimizer_states"][0]["param_groups"]}
+    assert {group["initial_lr"] for group in groups.values()} == {0.02, 0.04}
+    assert groups["heads/bias"]["initial_lr"] == 0.04 and groups["heads/bias"]["weight_decay"] == 0
+    assert groups["heads/weight"]["weight_decay"] == 0.3
+    assert last(stopped)["lr_schedulers"][0]["base_lrs"] == [group["initial_lr"] for group in groups.values()]
+
+    first, second = facts(stopped)["segments"]
+    assert (first["from_step"], first["changed"]) == (0, {})
+    assert second["from_step"] == 3 and second["changed"]["optim.lr"] == [0.001, 0.02]
+    assert set(second["changed"]) == {word.partition("=")[0] for word in words} | {"trainer.val_check_interval"}
+    assert yaml.safe_load((stopped / "config.yaml").read_text())["optim"]["lr"] == 0.02
+    assert "Resumes at step 3 with other settings: optim.lr=0.02 (was 0.001)" in (stopped / "train.log").read_text()
+
+
+def test_equal_settings_leave_one_segment(stopped, train):
+    train("checkpoint=auto", *SIX)
+    (only,) = facts(stopped)["segments"]
+    assert only["from_step"] == 0 and facts(stopped)["starts"] == 2
+
+
+def test_a_refused_resume_touches_nothing(stopped, train_code, capsys):
+    """Another seed, with checkpoint=best, which would put best.ckpt in the place of last.ckpt."""
+    names = (
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "run.json",
+        "metrics.csv",
+        ".hydra/config.yaml",
+        ".hydra/hydra.yaml",
+    )
+    before = [(stopped / name).read_bytes() for name in names]
+    assert train_code("checkpoint=best", *SIX, "seed=2") == 1
+    said = capsys.readouterr().err
+    assert "cannot resume with seed=2 (was 1)" in said and "model.weights=" in said and "Traceback" not in said
+    assert [(stopped / name).read_bytes() for name in names] == before
+
+
+def test_other_images_of_the_same_settings_are_refused(stopped, train_code, capsys):
+    """As where a folder has got more files: here the checkpoint's word for their names is another."""
+    checkpoint = last(stopped)
+    checkpoint["fcnlab"]["images"]["train"] = {"count": 23, "names": "0" * 64}
+    torch.save(checkpoint, stopped / "checkpoints" / "last.ckpt")
+    assert train_code("checkpoint=last", *SIX) == 1
+    assert "has 24 for train and had 23" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_folder_brings_its_segments(stopped, train):
+    path = f"checkpoint={stopped}/checkpoints/last.ckpt"
+    other = train(path, *SIX, "optim.lr=0.01", folder="other")
+    assert [(each["from_step"], each["changed"]) for each in facts(other)["segments"]] == [
+        (0, {}), (3, {"optim.lr": [0.001, 0.01]}),
+    ]  # fmt: skip
+    assert "is another run's: the best checkpoint of this folder is chosen" in (other / "train.log").read_text()
+    assert last(other)["fcnlab"]["segments"] == facts(other)["segments"]
+
+
+def test_a_finished_run_says_that_nothing_is_left(train, train_code, capsys):
+    words = (*LENGTH, "trainer.max_steps=2")
+    folder = train(*words)
+    score = json.loads((folder / "metrics.json").read_text())["miou"]
+    train("checkpoint=last", *words)
+    assert (
+        "Nothing is left to train. The run is at step 2 and has reached its end (trainer.max_steps=2)"
+        in (folder / "train.log").read_text()
+    )
+    assert json.loads((folder / "metrics.json").read_text())["miou"] == score
+    assert train_code("checkpoint=last", *LENGTH, "trainer.max_steps=1") == 1
+    assert "trainer.max_steps=1: checkpoint=" in capsys.readouterr().err
+
+
+EARLY = (*LENGTH, "callbacks.early_stopping.enabled=true", "callbacks.early_stopping.patience=1", "optim.lr=1e-12")
+
+
+@pytest.mark.parametrize(
+    ("more", "ends"),
+    [
+        (["callbacks.early_stopping.patience=9"], 9),
+        (["callbacks.early_stopping.enabled=false"], 9),
+        (["callbacks.early_stopping.patience=2"], 6),
+        ([], 4),
+    ],
+)
+def test_a_run_that_stopped_early_goes_on_when_it_may(train, trained_once, more, ends):
+    """At a rate of nothing the first validation, at step 2, is the best; each later one costs patience."""
+    folder = trained_once(*EARLY)
+    reason = facts(folder)["stopped_early"]
+    assert (reason["step"], reason["best_step"], reason["patience"]) == (4, 2, 1) and reason["monitor"] == "val/miou"
+    best = next(float(row["val/miou"]) for row in curves(folder) if "val/miou" in row)
+    assert reason["best"] == pytest.approx(best)
+    said = f"The run stopped early at step 4: the best value of val/miou is {best:.4f}, at step 2"
+    assert said in (folder / "train.log").read_text()
+    train("checkpoint=last", *EARLY, *more)
+    assert last(folder)["global_step"] == ends
+    assert facts(folder)["status"] == "finished" and bool(facts(folder)["stopped_early"]) == (ends < 9)
+    assert ("Nothing is left to train. The run stopped early" in (folder / "train.log").read_text()) == (ends == 4)
+
+
+# What is decided without a training: every setting of the tree.
+
+
+KEPT: dict[tuple[str, ...], dict] = {}  # composed once for all
+
+
+@pytest.fixture
+def decide(composed, monkeypatch):
+    """The last segment of a run of some words that resumes with others; a UserError where it is refused."""
+
+    def decided(now: list[str], then: list[str] | None = None, **kept) -> dict:
+        cfg = composed(*now)
+        words = tuple(then or ())
+        if words not in KEPT:
+            KEPT[words] = settings_of(composed(*words))
+        start = ResumePoint("RUN/checkpoints/last.ckpt", 0, 3, 0, KEPT[words], **kept)
+        task = OmegaConf.create({"overrides": {"task": now}})
+        monkeypatch.setattr(HydraConfig, "get", lambda: task)
+        return segments_of(cfg, start)[-1]["changed"]
+
+    return decided
+
+
+REFUSED = (
+    "seed=2", "data.seed=2", "data.train_list=val", "data.val_list=train", "data.num_classes=3", "model=fcn16s",
+    "data=voc",
+    "data.dataset.drawing_seed=1", "model.upsampling=learned", "model/backbone=vgg16", "model.backbone.padding=paper",
+    "model.backbone.width=8", "optim=sgd", "loss=focal", "loss=cross_entropy_sum", "callbacks.ema.enabled=false",
+    "~callbacks.ema", "callbacks.best.enabled=false", "callbacks.best.monitor=val/loss", "optim.pretrained_lr_scale=0",
+    "+trainer.limit_train_batches=2", "model.weights=x.ckpt", "model.backbone.weights=x.pth", "+nobody.knows=1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_settings_that_the_checkpoint_fixes_are_refused_in_one_sentence(decide, word):
+    with pytest.raises(UserError, match="cannot resume with") as refused:
+        decide([word])
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 700
+
+
+def test_what_was_set_and_is_left_out_now_is_refused_too(decide):
+    with pytest.raises(UserError, match=re.escape("trainer.limit_train_batches=null (was 2)")):
+        decide([], ["+trainer.limit_train_batches=2"])
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "optim.lr=0.5", "optim.weight_decay=0", "optim.betas=[0.5,0.9]", "schedule=cosine", "schedule.warmup=0",
+        "trainer.max_steps=5", "trainer.gradient_clip_val=null", "augment=none", "data.crop_size=64",
+        "data.batch_size=2",
+        "speed=off", "callbacks.early_stopping.patience=9", "callbacks.ema.decay=0.9", "data.root=/elsewhere",
+    ],
+)  # fmt: skip
+def test_settings_of_the_next_step_are_taken_and_recorded(decide, word):
+    assert word.partition("=")[0] in {path.partition("._")[0].partition(".bf16")[0] for path in decide([word])}
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "logger=csv",
+        "checkpoint=auto",
+        "data.num_workers=3",
+        "checkpointing.every_n_minutes=1",
+        "data.cache=ram",
+        "seed=1",
+    ],
+)
+def test_what_no_weight_depends_on_is_no_change(decide, word):
+    assert decide([word]) == {}
+
+
+def test_a_value_that_follows_another_is_named_once(composed):
+    found = changes(settings_of(composed()), composed("seed=2", "augment.colour=false"))
+    assert set(found) == {"seed", "augment.colour"}
+
+
+def test_a_users_own_optimiser_keeps_what_is_in_its_state(decide):
+    own = "optim._target_=torch.optim.RAdam"
+    with pytest.raises(UserError, match=r"optim\.lr=0\.5"):
+        decide([own, "optim.lr=0.5"], [own])
+
+
+def test_weights_to_start_from_have_no_effect_any_more(decide, caplog):
+    then = "model.weights=/old/run/1-fcn32s/checkpoints/best.ckpt"
+    assert decide(["model.weights=/new/run/1-fcn32s/checkpoints/best.ckpt"], [then]) == {}  # the whole was moved
+    assert decide(["model.weights=/new/other.ckpt"], [then]) == {}  # the old one is gone, so that another was needed
+    assert "model.weights=/new/other.ckpt has no effect" in caplog.text
+
+
+def test_other_weights_to_start_from_are_refused_where_the_first_are_still_there(decide, tmp_path):
+    """They were recorded, though the run never saw them."""
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    for path in (first, second):
+        path.touch()
+    with pytest.raises(UserError, match=r"model\.weights=.*others to start from have no effect"):
+        decide([f"model.weights={second}"], [f"model.weights={first}"])
+    (tmp_path / "link.ckpt").symlink_to(first)
+    assert decide([f"model.weights={tmp_path}/link.ckpt"], [f"model.weights={first}"]) == {}
+
+
+def test_the_record_keeps_the_weights_that_a_run_started_from(composed):
+    then, today = composed("model.weights=/old/a.ckpt"), composed("model.weights=/new/b.ckpt", "optim.lr=0.5")
+    start = ResumePoint("run/checkpoints/last.ckpt", steps=1, settings=settings_of(then))
+    kept = as_recorded(today, start)
+    assert (kept.model.weights, kept.optim.lr, today.model.weights) == ("/old/a.ckpt", 0.5, "/new/b.ckpt")
+    assert as_recorded(today, ResumePoint()) is today
+
+
+def test_a_setting_that_fcnlab_did_not_have_is_recorded(decide, composed):
+    settings = settings_of(composed())
+    del settings["schedule.power"], settings["loss._target_"]
+    cfg = composed()
+    found = changes(settings, cfg)
+    assert set(found) == {"schedule.power", "loss._target_"} and found["schedule.power"].old is None
+
+
+def test_a_checkpoint_without_settings_is_compared_with_its_folder(stopped, train, train_code, capsys):
+    """As an older fcnlab wrote them."""
+    checkpoint = last(stopped)
+    del checkpoint["fcnlab"]["settings"], checkpoint["fcnlab"]["segments"]
+    torch.save(checkpoint, stopped / "checkpoints" / "last.ckpt")
+    assert train_code("checkpoint=last", *SIX, "seed=2") == 1
+    assert "seed=2 (was 1)" in capsys.readouterr().err
+    (stopped / "elsewhere" / "checkpoints").mkdir(parents=True)
+    path = shutil.copy(stopped / "checkpoints" / "last.ckpt", stopped / "elsewhere" / "checkpoints")
+    assert train_code(f"checkpoint={path}", *SIX, folder="other") == 1
+    assert "does not say what its run was set to" in capsys.readouterr().err
+    train("checkpoint=last", *SIX)
+    assert np.isfinite(json.loads((stopped / "metrics.json").read_text())["miou"])
