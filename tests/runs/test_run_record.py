@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 from importlib import metadata
@@ -119,6 +120,33 @@ def test_defaults_that_changed_since_are_those_of_the_record(train, fcnlab, tmp_
     assert "schedule.power" in (again / "train.log").read_text()
     assert fcnlab("train", f"from_run={again}", f"hydra.run.dir={tmp_path}/third") == 0
     assert yaml.safe_load((tmp_path / "third" / "config.yaml").read_text())["schedule"]["power"] == 0.5
+
+
+def test_values_that_are_looked_up_anew_are_warned_of(train, fcnlab, tmp_path, monkeypatch):
+    (tmp_path / "conf" / "optim").mkdir(parents=True)
+    (tmp_path / "conf" / "optim" / "mine.yaml").write_text(
+        "defaults: [sgd]\nlr: ${oc.decode:${oc.env:LEARNING_RATE}}\nmomentum: ${oc.decode:${oc.env:MOMENTUM,0.9}}\n"
+    )
+    words = ("--config-dir", str(tmp_path / "conf"))
+    monkeypatch.setenv("LEARNING_RATE", "0.01")
+    first = train(*words, "optim=mine", "trainer.max_steps=2")
+    monkeypatch.setenv("LEARNING_RATE", "0.02")
+    assert fcnlab("train", *words, f"from_run={first}", f"hydra.run.dir={tmp_path}/again") == 0
+    log = (tmp_path / "again" / "train.log").read_text()
+    assert "optim.lr=0.02 here, but that run had 0.01" in log and "type optim.lr=0.01" in log
+    assert "optim.momentum" not in log
+    typed = (f"from_run={first}", "optim.lr=0.01", f"hydra.run.dir={tmp_path}/third")
+    assert fcnlab("train", *words, *typed) == 0
+    assert "but that run had" not in (tmp_path / "third" / "train.log").read_text()
+    assert (first / "metrics.csv").read_text() == (tmp_path / "third" / "metrics.csv").read_text()
+
+
+def test_the_command_of_a_job_has_the_number_that_its_words_look_up(train):
+    """As the job of a sweep is started, whose number is Hydra's."""
+    folder = train("hydra.job.num=3", "seed=${hydra:job.num}", "trainer.max_steps=2")
+    command = shlex.split(json.loads((folder / "run.json").read_text())["command"])
+    assert "hydra.job.num=3" in command and "seed=${hydra:job.num}" in command
+    assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 3
 
 
 @pytest.mark.parametrize(

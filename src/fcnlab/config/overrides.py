@@ -51,6 +51,13 @@ def format_override(key: str, value: object) -> str:
     return f"{key}={value if plain else quote_value(value)}"
 
 
+def typed_value(value: Any) -> str:
+    """A scalar as it is typed behind the equals sign: ``null``, ``true``, ``0.1``, and text in quotes."""
+    if isinstance(value, str):
+        return quote_value(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def quote_value(value: object) -> str:
     """A value as Hydra takes it for text, whatever characters it holds: a backslash counts before a quote alone."""
     text = re.sub(r"(\\+)(?='|\Z)", r"\1\1", str(value)).replace("'", "\\'")

@@ -7,7 +7,14 @@ from typing import Any
 
 from fcnlab.config.components import iter_leaves
 from fcnlab.config.locations import CONF
-from fcnlab.config.overrides import format_override, override_key, sets_dictionary, shell_join, unquote_value
+from fcnlab.config.overrides import (
+    format_override,
+    override_key,
+    sets_dictionary,
+    shell_join,
+    typed_value,
+    unquote_value,
+)
 from fcnlab.config.trust import UntrustedError, check_links, check_overrides, override_rejection
 from fcnlab.errors import UserError
 from fcnlab.files.reading import Unreadable, display_path, read_json, read_yaml, texts
@@ -127,15 +134,9 @@ def _values_to_type(overrides: Sequence[str], folder: Path, argv: Sequence[str])
     except (OSError, Unreadable):
         values = {}
     had = {word: values[override_key(word)] for word in refused if override_key(word) in values}
-    words = [f"{word.partition('=')[0]}={_as_word(value)}" for word, value in had.items()]
+    words = [f"{word.partition('=')[0]}={typed_value(value)}" for word, value in had.items()]
     words = [word for word in words if not override_rejection(word, folders)]
     return f"Type the values that it had behind it: {shell_join(words)}" if words else NO_VALUES
-
-
-def _as_word(value: Any) -> str:
-    if isinstance(value, str):
-        return format_override("", value).removeprefix("=")
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _first_part(override: str) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from fcnlab.config.overrides import command_options, plain_overrides, shell_join
+from fcnlab.runs.settings import OF_THE_JOB
 
 PACKAGES = ("fcnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "albumentations", "numpy")
 
@@ -27,6 +29,8 @@ def command() -> str:
     """What to type for this very run, also where it was one job of a sweep."""
     hydra = HydraConfig.get()
     words = [word for word in plain_overrides(hydra.overrides.task) if not word.startswith("sweep.")]
+    if any(map(OF_THE_JOB.search, words)) and not OmegaConf.is_missing(hydra.job, "num"):
+        words.insert(0, f"hydra.job.num={hydra.job.num}")  # which ${hydra:job.num} means
     return shell_join(["fcnlab", str(hydra.job.config_name), *command_options(hydra), *words])
 
 

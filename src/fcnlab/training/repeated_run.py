@@ -8,12 +8,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.components import iter_components, iter_leaves, to_plain
-from fcnlab.config.overrides import override_key, plain_overrides
+from fcnlab.config.overrides import override_key, plain_overrides, shell_join, typed_value
 from fcnlab.config.trust import OUTPUT_PATH_KEYS, setting_rejection
+from fcnlab.config.validation import looked_up
 from fcnlab.errors import UserError
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.provenance import PACKAGES, commit
 from fcnlab.runs.run_record import RENAMED, RunRecord, is_under, recorded_config
+from fcnlab.runs.settings import differences, is_free
 from fcnlab.training.hardware import PRECISIONS, precision
 
 PRECISION = "trainer.precision"
@@ -52,6 +54,7 @@ def apply_recorded_config(cfg: DictConfig) -> None:
     for path in today.keys() - recorded.keys() - ours:
         if not is_under(path, set(recorded)):  # else a value of that run stands in its group's place
             log_warning(f"{path}={today[path]!r} is new since that run")
+    _warn_of_values_looked_up(cfg, folder, ours)
     if any(override_key(word) == "checkpoint" for word in record["overrides"]):
         log_warning("that run went on with a checkpoint; this one starts from the beginning")
     then_had = record.get("packages")
@@ -60,6 +63,21 @@ def apply_recorded_config(cfg: DictConfig) -> None:
             log_warning(f"that run had {name} {version}, here is {metadata.version(name)}")
     if record.get("commit") != commit():
         log_warning(f"that run was of commit {record.get('commit')}, this is {commit()}")
+
+
+def _warn_of_values_looked_up(cfg: DictConfig, folder: Path, typed: set[str]) -> None:
+    """Warn where a resolver finds another value than it found for that run, in an environment variable, say."""
+    if not (folder / "config.yaml").is_file():
+        return
+    resolved = iter_leaves(to_plain(recorded_config(folder, f"from_run={folder}", "config.yaml")))
+    today = {path: value for path, value in looked_up(cfg).items() if path in resolved and path not in typed}
+    changed = differences({path: resolved[path] for path in today}, today)
+    for path, change in changed.items():
+        if not is_free(path):
+            log_warning(
+                f"{path}={change.new!r} here, but that run had {change.old!r}: the configuration looks this value up"
+                f" when a run starts. To repeat the run, type {shell_join([f'{path}={typed_value(change.old)}'])}"
+            )
 
 
 def _repeat_precision(cfg: DictConfig, folder: Path) -> None:
