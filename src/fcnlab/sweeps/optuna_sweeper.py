@@ -35,7 +35,7 @@ from fcnlab.sweeps.job_overrides import SWEEP_KEYS
 from fcnlab.sweeps.manifest import describe_difference
 from fcnlab.sweeps.resources import slots_for, visible_gpus
 from fcnlab.sweeps.resumed_settings import check_unchanged
-from fcnlab.sweeps.search_storage import STORAGE, open_study
+from fcnlab.sweeps.search_storage import MOST_TRIALS, STORAGE, open_study
 
 log = logging.getLogger("fcnlab")
 RESULTS = "search.json"  # in the sweep's folder
@@ -83,8 +83,10 @@ class OptunaSweeper(Sweeper):
     def _check_settings(self) -> None:
         for name in ("n_trials", "n_jobs", "seed"):
             value, least = getattr(self, name), int(name != "seed")
-            if (name, value) != ("n_jobs", "auto") and (type(value) is not int or value < least):
-                raise UserError(f"hydra.sweeper.{name}={value}: give a whole number of at least {least}")
+            most = MOST_TRIALS if least else value  # of a seed, as many as there are
+            if (name, value) != ("n_jobs", "auto") and (type(value) is not int or not least <= value <= most):
+                limits = f"from 1 to {MOST_TRIALS:,}" if least else "of at least 0"
+                raise UserError(f"hydra.sweeper.{name}={value}: give a whole number {limits}")
         if self.direction not in ("maximize", "minimize"):
             raise UserError(f"hydra.sweeper.direction={self.direction}: give maximize or minimize")
 
