@@ -12,7 +12,7 @@ from contextlib import closing
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from fcnlab.errors import UserError, first_line
 from fcnlab.files.in_place import check_own
@@ -33,7 +33,7 @@ NAMES_ANOTHER = bytes.fromhex(
 SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master"
 
 
-def open_study(path: Path, direction: str) -> Any:
+def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> Any:
     """Optuna's study in a storage, which is made where it is not there.
 
     Raises
