@@ -11,6 +11,7 @@ import signal
 import tarfile
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -359,12 +360,39 @@ def claims(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
     return FIRST + found.tobuf(tarfile.GNU_FORMAT)
 
 
+def facts(*contents: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A file behind headers with these further facts (of pax, or long names)."""
+    found = FIRST
+    for content in contents:
+        header = member("facts", kind)
+        header.size = len(content)
+        found += header.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+    return found + WHOLE
+
+
+def fact(name: bytes, value: bytes) -> bytes:
+    """As pax has it: its own length in front of it."""
+    size = len(name) + len(value) + 3
+    return b"%d %s=%s\n" % (size + len(str(size + len(str(size)))), name, value)
+
+
+LONG = fact(b"comment", b"x" * 40_000)
 ZEROS = bytes(70 << 20)  # over the least that is let pass, and 70 kB packed
 FILLING = {
     "sparse": (sparse, "sparse"),
     "sparse by pax": (sparse_by_pax, "sparse"),
     "too large a member": (lambda: claims(1 << 40), "100 times its size"),
     "too long a name": (lambda: claims(1 << 30, tarfile.GNUTYPE_LONGNAME), "says 1,073,741,824 bytes"),
+    "long facts": (lambda: facts(LONG * 2), "says 80,0.. bytes"),
+    "facts upon facts": (lambda: facts(*[LONG] * 30), "more than 65,536 bytes in front of"),
+    "names upon names": (lambda: facts(*[b"x" * 40_000] * 30, kind=tarfile.GNUTYPE_LONGNAME), "more than 65,536 bytes"),
+    "facts of all": (
+        lambda: facts(b"".join(fact(b"%d" % n, b"") for n in range(101)), kind=tarfile.XGLTYPE),
+        "101 facts",
+    ),
+    "facts inside facts": (lambda: facts(b"2 " * 30_000 + b"="), "facts that are none"),  # each a name of 60,000 to 1
+    "facts of digits": (lambda: facts(fact(b"comment", b"1" * 60_000)), "100 digits"),  # read by digits squared
+    "less than nothing": (lambda: facts(fact(b"size", b"-1024")), "says -1,024 bytes"),  # the same one again
     "zeros in it": (lambda: gzip.compress(tar({"other": ZEROS} | FILES), 1), "100 times its size"),
     "zeros behind it": (lambda: gzip.compress(tar(FILES) + ZEROS, 1), "100 times its size"),
 }
@@ -385,6 +413,24 @@ def test_more_than_the_data_set_has_is_refused(tmp_path):
         unpack(given(tmp_path, WHOLE), tmp_path / "root", replace(WANTED, largest=size - 1))
     unpack(given(tmp_path, tar(FILES | {"other": bytes(9999)})), tmp_path / "root", replace(WANTED, largest=size))
     assert contents(tmp_path / "root") == FILES
+
+
+def test_more_facts_than_a_data_set_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "FACTS", 100_000)
+    with pytest.raises(DataError, match="more than 100,000 bytes of facts about its files"):
+        unpack(given(tmp_path, facts(LONG)[:-10240] * 3 + WHOLE), tmp_path / "root", WANTED)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_facts_that_are_none_of_ours_are_not_kept(tmp_path, kind):
+    """A tar of 30 long comments, which Python would keep with their members, four bytes to a letter."""
+    one = FIRST + facts(fact(b"comment", ("x" * 40_000 + "\U0001f600").encode()), kind=kind)[512 : -len(WHOLE)]
+    path = given(tmp_path, (one + member("x", tarfile.DIRTYPE).tobuf()) * 30 + WHOLE)
+    tracemalloc.start()
+    unpack(path, tmp_path / "root", WANTED)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert contents(tmp_path / "root") == FILES and peak < 4e6
 
 
 def test_more_files_than_a_data_set_has_are_refused(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from multiprocessing.queues import Queue
 import pytest
 import torch
 
-from fcnlab.library_internals.python import NoSparseFiles, PythonUnpickler, hand_over_errors
+from fcnlab.library_internals.python import PythonUnpickler, StrictTarInfo, hand_over_errors
 from fcnlab.library_internals.torchmetrics import UnsqueezedMetric
 
 
@@ -35,8 +35,22 @@ def test_a_sparse_file_of_a_tar_is_refused_before_its_map_is_read():
     header = tarfile.TarInfo("big.png")
     header.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "big.png"}
     data = io.BytesIO(header.tobuf(tarfile.PAX_FORMAT) + b"9" * 512 + bytes(1024))
-    with pytest.raises(tarfile.ReadError, match="sparse"), tarfile.open(fileobj=data, tarinfo=NoSparseFiles) as tar:
+    with pytest.raises(tarfile.ReadError, match="sparse"), tarfile.open(fileobj=data, tarinfo=StrictTarInfo) as tar:
         tar.getmembers()
+
+
+def test_the_facts_of_a_tar_are_read_as_python_reads_them():
+    header = tarfile.TarInfo("x" * 300)
+    header.pax_headers = {"comment": "1" * 99 + "=\n", "mtime": "1.25"}
+    data = header.tobuf(tarfile.PAX_FORMAT) + tarfile.TarInfo("second").tobuf() + bytes(1024)
+    with tarfile.open(fileobj=io.BytesIO(data), tarinfo=StrictTarInfo) as strict:
+        found = strict.getmembers()
+    with tarfile.open(fileobj=io.BytesIO(data)) as plain:
+        meant = plain.getmembers()
+    assert [(one.name, one.mtime, one.pax_headers, one.offset) for one in found] == [
+        (one.name, one.mtime, one.pax_headers, one.offset) for one in meant
+    ]
+    assert found[0].pax_headers["comment"] == "1" * 99 + "=\n" and len(found) == 2
 
 
 def test_a_metric_keeps_its_dimensions():

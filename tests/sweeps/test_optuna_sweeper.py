@@ -89,7 +89,9 @@ def test_without_optuna_it_is_said_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"n_trials": 0}, "n_trials=0: give a whole number of at least 1"),
+        ({"n_trials": 0}, "n_trials=0: give a whole number from 1 to 10,000"),
+        ({"n_trials": 10_001}, "n_trials=10001: give a whole number from 1 to 10,000"),
+        ({"n_jobs": 10_001}, "n_jobs=10001: give a whole number from 1 to 10,000"),
         ({"n_jobs": "many"}, "n_jobs=many"),
         ({"n_jobs": True}, "n_jobs=True"),
         ({"seed": -1}, "seed=-1: give a whole number of at least 0"),
@@ -200,7 +202,7 @@ def test_trials_that_have_begun_are_compared_before_anything_is_written(tmp_path
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
 
 
-@pytest.mark.parametrize("name", ["search.db", "search.db-journal", "search.db-wal"])
+@pytest.mark.parametrize("name", ["search.db", "search.db-journal", "search.db-wal", "search.db-shm"])
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
 def test_a_storage_that_is_another_file_as_well_is_not_written_to(tmp_path, name, link):
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)

@@ -27,7 +27,7 @@ from fcnlab.data.image_files import DataError
 from fcnlab.data.locks import exclusive_lock
 from fcnlab.errors import first_line
 from fcnlab.files.in_place import check_own, open_own
-from fcnlab.library_internals.python import NoSparseFiles
+from fcnlab.library_internals.python import StrictTarInfo
 
 log = logging.getLogger("fcnlab")
 
@@ -37,7 +37,8 @@ BLOCK = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MOST_FILES = 200_000  # in an archive; VOC2012 has 40,000
 UNPACKED_TO = 100  # times its own size; images are packed already, so that hardly any comes to twice it
-HEADER = 1 << 20  # bytes of a long name or of further facts in front of a member
+HEADER = 64 << 10  # bytes of a long name or of further facts in front of a member
+FACTS, FACTS_OF_ALL = 256 << 20, 100  # bytes in front of all members, and how many hold for all that follow
 TOPS = ("VOCdevkit", "benchmark_RELEASE")  # what is kept of an archive, without the folders above (VOC2011 has one)
 
 
@@ -285,29 +286,39 @@ def unpack(archive: Path, root: Path, wanted: Archive) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-class _Header(NoSparseFiles):
+class _Header(StrictTarInfo):
     """A header that must be whole: tarfile takes a tar that ends, or breaks, between two members for a whole one.
 
-    Nor may it be of a sparse file, a few bytes of which say terabytes, or bring facts that fill the memory.
+    Nor may it be of a sparse file, a few bytes of which say terabytes, or bring facts that fill the memory; these may
+    come one behind the other, and some hold for all members that follow.
     """
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if tar.fileobj is not None and tar.fileobj.tell() - tar.offset > HEADER:
+            raise tarfile.ReadError(f"it has more than {HEADER:,} bytes in front of a file")
         try:
-            return super().fromtarfile(tar)
+            found = super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]  # the zeros by which a whole tar ends
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
+        if len(tar.pax_headers) > FACTS_OF_ALL:
+            raise tarfile.ReadError(f"it has {len(tar.pax_headers)} facts about all of its files")
+        found._check_size()
+        return found
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         found = super().frombuf(buf, encoding, errors)
         if found.type == tarfile.GNUTYPE_SPARSE:
             found.refuse_sparse()
-        if found.size < 0 or (found.type not in tarfile.REGULAR_TYPES and found.size > HEADER):
-            raise tarfile.ReadError(f"the header of {found.name!r} says {found.size:,} bytes")
+        found._check_size()
         return found
+
+    def _check_size(self) -> None:
+        if self.size < 0 or (self.type not in tarfile.REGULAR_TYPES and self.size > HEADER):
+            raise tarfile.ReadError(f"the header of {self.name!r} says {self.size:,} bytes")
 
 
 def _check_sizes(archive: Path, root: Path, largest: int) -> None:
@@ -372,9 +383,12 @@ def _members(archive: Path, largest: int, doing: str) -> Iterator[Iterator[Membe
 
 
 def _looked_for(tar: tarfile.TarFile, archive: Path, largest: int, doing: str) -> Iterator[Member]:
-    size = 0
-    for count, member in enumerate(progress(tar, desc=f"{archive.name} {doing}", unit=" files")):
+    size = facts = 0
+    for count, member in enumerate(progress(_forgotten(tar), desc=f"{archive.name} {doing}", unit=" files")):
         _check_ratio(tar.offset, archive)
+        facts += member.offset_data - member.offset
+        if facts > FACTS:
+            raise DataError(f"{archive} holds more than {FACTS:,} bytes of facts about its files: it is refused")
         if count >= MOST_FILES:
             raise DataError(f"{archive} holds more than {MOST_FILES:,} files: it is refused. Unpack it yourself")
         name = _name(member, archive)
@@ -388,6 +402,13 @@ def _looked_for(tar: tarfile.TarFile, archive: Path, largest: int, doing: str) -
                     " If that is right, unpack it yourself"
                 )
             yield tar, member, name
+
+
+def _forgotten(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar, which keeps none of them, with all that their headers say."""
+    while (member := tar.next()) is not None:
+        tar.members.clear()
+        yield member
 
 
 def _check_ratio(read: int, archive: Path) -> None:

@@ -17,8 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.overrides import command_options, plain_overrides, resume_override, shell_join
 from fcnlab.cores import visible_cores
-from fcnlab.errors import UserError, first_line
-from fcnlab.files.in_place import check_own
+from fcnlab.errors import UserError
 from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.library_internals.hydra import value_of
 from fcnlab.runs.settings import OF_THE_JOB, in_few_digits
@@ -36,10 +35,10 @@ from fcnlab.sweeps.job_overrides import SWEEP_KEYS
 from fcnlab.sweeps.manifest import describe_difference
 from fcnlab.sweeps.resources import slots_for, visible_gpus
 from fcnlab.sweeps.resumed_settings import check_unchanged
+from fcnlab.sweeps.search_storage import MOST_TRIALS, STORAGE, open_study
 
 log = logging.getLogger("fcnlab")
-STORAGE, RESULTS = "search.db", "search.json"  # in the sweep's folder
-NAME = "fcnlab"  # of the one study in the storage
+RESULTS = "search.json"  # in the sweep's folder
 KEPT = ("n_trials", "n_jobs", "direction", "seed")  # settings that a search goes on with, unless they are typed
 
 
@@ -84,8 +83,10 @@ class OptunaSweeper(Sweeper):
     def _check_settings(self) -> None:
         for name in ("n_trials", "n_jobs", "seed"):
             value, least = getattr(self, name), int(name != "seed")
-            if (name, value) != ("n_jobs", "auto") and (type(value) is not int or value < least):
-                raise UserError(f"hydra.sweeper.{name}={value}: give a whole number of at least {least}")
+            most = MOST_TRIALS if least else value  # of a seed, as many as there are
+            if (name, value) != ("n_jobs", "auto") and (type(value) is not int or not least <= value <= most):
+                limits = f"from 1 to {MOST_TRIALS:,}" if least else "of at least 0"
+                raise UserError(f"hydra.sweeper.{name}={value}: give a whole number {limits}")
         if self.direction not in ("maximize", "minimize"):
             raise UserError(f"hydra.sweeper.direction={self.direction}: give maximize or minimize")
 
@@ -146,26 +147,8 @@ class OptunaSweeper(Sweeper):
             self.by_number |= any(bool(OF_THE_JOB.search(settings_text(cfg))) for cfg in configs.values())
 
     def _open(self) -> Any:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (STORAGE, f"{STORAGE}-journal", f"{STORAGE}-wal"):
-            check_own(self.folder / name)
-        try:
-            study = optuna.create_study(
-                storage=f"sqlite:///{self.folder / STORAGE}",
-                study_name=NAME,
-                direction=self.direction,
-                load_if_exists=True,
-            )
-            _ = study.trials  # which a damaged file may lack
-        except Exception as error:  # SQLAlchemy's, alembic's and Optuna's, of a dozen kinds
-            raise UserError(
-                f"{display_path(self.folder / STORAGE)} is no storage of a search that could be read ({first_line(error)}):"
-                " restore it, or begin a new search in another hydra.sweep.dir"
-            ) from error
+        study = open_study(self.folder / STORAGE, self.direction)
         if study.direction.name.lower() != self.direction:
             raise UserError(
                 f"hydra.sweeper.direction={self.direction}: the search in {display_path(self.folder)} has another one; leave"
