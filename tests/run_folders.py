@@ -79,6 +79,10 @@ def resolved(tree: dict) -> dict:
     return tree | {"data": data | ({"seed": tree["seed"]} if data["seed"] == "${seed}" else {})}
 
 
+SELECTION = {"checkpoint": "best", "monitor": "val/miou", "mode": "max", "set": "toys val", "list": "val", "step": 40}
+SELECTION |= {"among": 8, "val_miou": 0.5, "same_images": True, "shared_images": 36, "stopped_early": False}
+
+
 def write_run(
     folder: Path,
     matrices: ndarray | None = None,
@@ -132,7 +136,9 @@ def write_run(
         provenance |= {"source": {"fcnlab": source}} if source else {}
         count = {"images": len(matrices), "of": len(matrices)}
         protocol = PROTOCOL | count | (protocol or {})
-        write_record(folder, "val", names, classes, matrices, protocol=protocol, cost=cost, provenance=provenance)
+        selection = SELECTION if verb == "train" else None
+        parts = {"protocol": protocol, "cost": cost, "provenance": provenance, "selection": selection}
+        write_record(folder, "val", names, classes, matrices, **parts)
         if facts:  # damaged ones, too, which the writer is not made for
             path = folder / "metrics.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | facts))

@@ -1,1 +1,3 @@
+"""fcnlab: experiments on semantic segmentation with fully convolutional networks."""
+
 __version__ = "0.1.0"

@@ -134,7 +134,7 @@ SPOILT = {
     "half a record": "metrics.json is damaged or half written",
     "a list": "not one of fcnlab's",
     "not ours": "not one of fcnlab's",
-    "no protocol": "an old record",
+    "no protocol": "its protocol has no set",
     "void only": "nothing was scored",
     "no matrices": "no confusions.npz",
     "half the matrices": "confusions.npz is damaged",

@@ -8,7 +8,7 @@ import pytest
 
 from fcnlab.comparison.comparison import compare
 from fcnlab.comparison.page import page
-from fcnlab.comparison.runs import read_run, read_runs
+from fcnlab.comparison.runs import Unusable, read_run, read_runs
 from fcnlab.comparison.tables import markdown, terminal, write_csv
 from fcnlab.runs.selection import FINGERPRINT, describe_selection, recorded_selection, selection_of_scored
 from fcnlab.sweeps.sweep_table import selection_score
@@ -29,7 +29,7 @@ def compared(tmp_path):
 @pytest.mark.parametrize(
     ("selection", "words"),
     [
-        (None, "selected in an unknown way (by other software or an older fcnlab)"),
+        (None, "selected in an unknown way (by other software)"),
         (BEST, "selected on this set, among 8 validations"),
         (BEST | {"among": 1}, "selected on this set, among 1 validation"),
         (BEST | {"at_least": True}, "selected on this set, among at least 8 validations"),
@@ -88,14 +88,15 @@ def test_scored_images_that_were_validated_on_are_counted():
             [
                 f"The weights of 1 of 3 runs were selected on this set, among 8 validations. {OPTIMISTIC}.",
                 "The weights of 1 of 3 runs were those of the last step: no checkpoint was selected.",
-                "The weights of 1 of 3 runs were selected in an unknown way (by other software or an older fcnlab).",
+                "The weights of 1 of 3 runs were selected in an unknown way (by other software).",
             ],
         ),
     ],
 )
 def test_page_markdown_and_terminal_say_it(make_run, compared, selections, notes):
     for seed, selection in enumerate(selections, start=1):
-        make_run(str(seed), seed=seed, selection=selection)
+        weights_of_others = {"verb": "eval", "settings": {"inference._target_": "fcnlab.inference.WholeImage"}}
+        make_run(str(seed), seed=seed, selection=selection, **({} if selection else weights_of_others))
     found = compared()
     assert sorted(found.selection) == sorted(notes)
     shown = [re.sub(r"\s+", " ", text) for text in (page(found, "x"), markdown(found), terminal(found))]
@@ -111,13 +112,12 @@ def test_every_run_of_the_table_says_it(make_run, compared, tmp_path):
     assert words == {"1": describe_selection(BEST), "2": describe_selection(LAST)}
 
 
-def test_best_and_last_are_two_groups_and_an_older_record_is_of_best(make_run, compared):
+def test_best_and_last_are_two_groups(make_run, compared):
     for seed in (1, 2):
         make_run(f"best{seed}", toy_matrices(0.8, seed=seed), seed=seed, selection=BEST)
         make_run(f"last{seed}", toy_matrices(0.7, seed=seed), seed=seed, selection=LAST)
-    make_run("older", toy_matrices(0.8, seed=3), seed=3)
     groups = {found.name: found.seeds for found in compared().groups}
-    assert groups == {"scoring.checkpoint=best.ckpt": (1, 2, 3), "scoring.checkpoint=last.ckpt": (1, 2)}
+    assert groups == {"scoring.checkpoint=best.ckpt": (1, 2), "scoring.checkpoint=last.ckpt": (1, 2)}
 
 
 @pytest.mark.parametrize(
@@ -136,11 +136,11 @@ def test_best_and_last_are_two_groups_and_an_older_record_is_of_best(make_run, c
     ],
     ids=str,
 )
-def test_a_damaged_selection_is_an_unknown_one(make_run, compared, damaged):
+def test_a_training_run_with_a_damaged_selection_is_excluded(make_run, damaged):
     folder = make_run("a", selection=damaged)
     assert recorded_selection(json.loads((folder / "metrics.json").read_text())) is None
-    assert read_run(folder).selection is None
-    assert compared().selection == [f"The weights of the run were {describe_selection(None)}."]
+    with pytest.raises(Unusable, match="it does not record how its weights were selected"):
+        read_run(folder)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from fcnlab.data.formats.shapes import draw
 from fcnlab.data.formats.voc import voc_palette
 from fcnlab.errors import UserError
 from fcnlab.evaluation.submission import check_submission
-from fcnlab.inference.output_folder import PredictionFolder, check_report
+from fcnlab.runs.output_folder import PredictionFolder, check_report
 from fcnlab.tasks.predict import find_input_images, output_names, warn_of_subfolders
 from fcnlab.training.segmenter import Segmenter
 

@@ -141,7 +141,7 @@ def _values(settings: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def _kind(value: Any) -> str:
-    """Equal for what is one setting: 0 and 0.0, 0.3 and a sum of 0.1, null and a key that an older record lacks."""
+    """Equal for what is one setting: 0 and 0.0, 0.3 and a sum of 0.1, null and a missing key."""
     if isinstance(value, list):
         return f"[{','.join(map(_kind, value))}]"
     return f"{value:.{DIGITS}g}" if isinstance(value, float) else word(value)

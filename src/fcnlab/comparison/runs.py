@@ -1,6 +1,6 @@
 """Run folders as they are found: what each one scored, cost and was set to, and why one cannot be used.
 
-Everything in a run's folder is foreign: it may be half written, older than this code, or somebody else's. What cannot
+Everything in a run's folder is foreign: it may be half written, or somebody else's. What cannot
 be used is named with its reason, and the rest goes on.
 """
 
@@ -188,7 +188,7 @@ def read_run(folder: Path) -> Run | None:
     Raises
     ------
     Unusable
-        It is empty, half written, of a run that did not finish, older than this code, damaged or not ours.
+        It is empty, half written, of a run that did not finish, damaged or not ours.
     OSError, Unreadable
         A file of it cannot be read, or is over a limit.
     """
@@ -255,7 +255,7 @@ def _scored(folder: Path) -> dict[str, Any]:
         raise Unusable("its metrics.json is not one of fcnlab's")
     missing = [key for key in SAME if key not in nested_map(record, "protocol")]
     if missing:
-        raise Unusable(f"an old record: its protocol does not say what its numbers mean ({', '.join(missing)})")
+        raise Unusable(f"its metrics.json is not one of fcnlab's: its protocol has no {', '.join(missing)}")
     if record["miou"] is None:
         raise Unusable("nothing was scored: no pixel of its images counts")
     return record
@@ -268,7 +268,7 @@ def _confusions(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...], ClassAr
             names, classes = (file.whole(key).tolist() for key in ("names", "classes"))
             parts = [_summed(part, len(classes)) for part in file.parts("matrices")]
     except FileNotFoundError as error:
-        raise Unusable("no confusions.npz: half written, or an old record") from error
+        raise Unusable("no confusions.npz: half written") from error
     counted = [part for part in parts if part is not None]
     images = sum(len(found.intersection) for found, _ in counted)
     if len(counted) < len(parts) or images != len(names) or not all(isinstance(name, str) for name in classes):
@@ -346,7 +346,8 @@ def _described(
     scored_in = {"precision": _precision(record, config), **source_settings([nested_map(record, "provenance")])}
     if "inference" in config:
         return _evaluated(config, own, set(_typed(hydra)), scored_in, record)
-    selected = recorded_selection(record) or {"checkpoint": "best"}  # an older record is of best.ckpt
+    if (selected := recorded_selection(record)) is None:
+        raise Unusable("its metrics.json is not one of fcnlab's: it does not record how its weights were selected")
     scored_in |= {"checkpoint": f"{selected['checkpoint']}.ckpt"} | scored_data(own.settings)
     settings = own.settings | {"trainer.precision": _precision(record, config)} | as_scoring_settings(scored_in)
     return Described(

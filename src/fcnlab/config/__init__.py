@@ -1,1 +1,1 @@
-""""""
+"""What may be set: schemas, checks of every value, and overrides."""

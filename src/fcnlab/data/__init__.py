@@ -1,4 +1,4 @@
-"""Data sets as plain functions that open a split, and the Lightning module around them."""
+"""Data sets as functions that open a split, and the LightningDataModule that loads them."""
 
 from fcnlab.data.datamodule import DataModule
 from fcnlab.data.dataset import DataError, SegmentationDataset

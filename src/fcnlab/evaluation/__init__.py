@@ -1,1 +1,1 @@
-""""""
+"""Evaluate a model on a split, and record its scores and cost."""

@@ -1,1 +1,1 @@
-""""""
+"""Safe reading, atomic writing and locking of files."""

@@ -328,16 +328,14 @@ def _check_directory(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def texts(value: Any, name: str) -> list[str] | None:
-    """A list of texts of a record; None where an older record has none.
+def texts(value: Any, name: str) -> list[str]:
+    """Return a list of texts of a record.
 
     Raises
     ------
     TypeError
-        It is none.
+        ``value`` is not a list of texts.
     """
-    if value is None:
-        return None
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         raise TypeError(f"its {name} are no texts")
     return list(value)

@@ -1,7 +1,7 @@
-"""Inference: how a net's scores of an image are computed, and what post-processes them. None of it is trained.
+"""Inference methods and post-processing steps. None of them is trained.
 
-An inference method is called with a net and images, RGB in 0..1, and returns scores of every pixel. A post-processing
-step works on the class probabilities of one image and the image. Each method combines with each step.
+An inference method is called with a network and images (RGB in 0..1) and returns class scores of every pixel. A
+post-processing step gets the class probabilities of one image, and the image. Every method combines with every step.
 """
 
 from fcnlab.inference.augmentation import Flip, InferenceMethod, MultiScale, SlidingWindow, WholeImage

@@ -1,7 +1,7 @@
-"""The private members of other packages that fcnlab has to touch: here, and nowhere else.
+"""Private members of libraries that fcnlab uses, wrapped here and used nowhere else.
 
-A private member may change with any release. So each stands in a small function or class that says what it does, why no
-public one does it, and which versions it was seen to work with; a test of the same name holds it against the library
-itself. After an upgrade, ``tests/library_internals`` is where it fails. Modules are named after the library that they
-import, so that a command imports no more than it uses.
+A private member may change with any release. So each has a small wrapper, whose docstring says what it does, why no
+public member does it, and with which versions it was tested. ``tests/library_internals`` tests each wrapper against the
+library itself, so an upgrade that breaks one fails there. Each module imports only the library that it is named after, so a
+command imports no more than it uses.
 """

@@ -1,1 +1,1 @@
-""""""
+"""Confusion matrices, the scores computed from them, and conventions of mean IoU."""

@@ -1,4 +1,4 @@
-"""Networks as plain PyTorch: ``FCN(GoogLeNet(weights="bvlc_googlenet.safetensors"), num_classes=21)``."""
+"""Networks in plain PyTorch: ``FCN(GoogLeNet(weights="bvlc_googlenet.safetensors"), num_classes=21)``."""
 
 from fcnlab.models.alexnet import AlexNet, CaffeNet
 from fcnlab.models.fcn import FCN, unused_parameters

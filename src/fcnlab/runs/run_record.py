@@ -33,8 +33,6 @@ SECRET = re.compile(  # a file's name, or one of the folders above it, in small 
     r"|.*(secret|credential|passwd|password|api_?key|access_?token|private_?key).*|\.(ssh|aws|gnupg|kube|docker)"
     r"|tokens?(\.\w+)?|.*service[-_]account.*\.json"
 )
-# What older records name, and what does the same today.
-RENAMED = {"lightning.pytorch.callbacks.TQDMProgressBar": "fcnlab.training.callbacks.Progress"}
 
 
 class RunRecord:

@@ -76,7 +76,7 @@ def count_validated(selected: Facts) -> set[str]:
 def describe_selection(selection: Facts | None) -> str:
     """A selection in words that follow "The weights were"."""
     if selection is None:
-        return "selected in an unknown way (by other software or an older fcnlab)"
+        return "selected in an unknown way (by other software)"
     return _selected(selection, validations([selection]))
 
 

@@ -1,1 +1,1 @@
-"""Many runs: the jobs of a sweep, on this machine or on Slurm, and searches."""
+"""Sweeps: sweepers, launchers, the job queue and the record of a sweep."""

@@ -131,7 +131,10 @@ def parse_overrides(
         if gone := _given_way(override, ours):
             log.info("%s of hydra.sweeper.params gives way to what was typed", gone)
     if manifest := getattr(launcher, "manifest", None):
-        check_params(manifest, typed, of_file, parser)
+        if launcher.resumes:
+            check_params(manifest, typed, of_file, parser)
+        else:
+            manifest.params = _lines(kept)
     overrides = [*kept, *typed]
     for override in overrides:
         if (count := _count(override)) > MOST_VALUES:  # which would be listed one by one
@@ -169,15 +172,12 @@ def _without(paths: set[str], override: Override) -> list[Override]:
 def check_params(
     manifest: Manifest, typed: Sequence[Override], of_file: Sequence[Override], parser: OverridesParser
 ) -> None:
-    """Let the record of a sweep hold the words of a file, or raise a UserError where it holds others.
+    """Raise a UserError where the record of a resumed sweep holds other words of a file.
 
     What is typed may be all words of the record, as ``sweep.resume=`` alone brings them back: those of the file give
     way to them, which would hide that the file has changed.
     """
     before = manifest.params
-    if before is None:
-        manifest.params = _lines(beside(of_file, typed))
-        return
     here = beside(of_file, parser.parse_overrides(manifest.overrides))
     if user_overrides(_lines(typed)) == manifest.words:
         new = [override for override in here if override.input_line not in before]

@@ -135,10 +135,12 @@ class SlotsLauncher(Launcher):
         taken = {job.name for number, job in self.manifest.jobs.items() if number not in words}
         names = job_names(words, self.manifest.words, taken)
         for number, cfg in configs.items():
-            job = self.manifest.plan(Job(number, str(cfg.hydra.sweep.subdir), words[number], names[number]))
+            settings = hash_of(settings_of(cfg))
+            planned = Job(number, str(cfg.hydra.sweep.subdir), words[number], names[number], settings=settings)
+            job = self.manifest.plan(planned)
             folder = self.manifest.folder / job.folder
-            if job.settings is None or not has_begun(folder):
-                job.settings = hash_of(settings_of(cfg))
+            if not has_begun(folder):
+                job.settings = settings
             job.status = "finished" if self.resumes and is_finished(job, folder) else "waiting"
             job.miou = selection_score(folder) if job.status == "finished" else None
             jobs.append(job)

@@ -8,10 +8,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from typing import Literal
 
 from fcnlab.config.overrides import resume_override, shell_join
 from fcnlab.errors import UserError
@@ -19,8 +16,6 @@ from fcnlab.files.in_place import open_own
 from fcnlab.files.locks import FolderLock, try_lock
 from fcnlab.files.reading import display_path, read_json, texts
 from fcnlab.files.writing import timestamp
-from fcnlab.library_internals.hydra import value_of, value_text
-from fcnlab.runs.settings import in_few_digits
 
 log = logging.getLogger("fcnlab")
 NAME = "sweep.json"
@@ -33,7 +28,7 @@ class Job:
     """One job of a sweep.
 
     ``folder`` is relative to the sweep's; ``name`` says what differs from the other jobs; ``miou`` is its score.
-    ``interrupted``: a signal stopped it. ``settings`` is a hash of what it was composed of; None in older records.
+    ``interrupted``: a signal stopped it. ``settings`` is a hash of what it was composed of.
     """
 
     number: int
@@ -45,16 +40,16 @@ class Job:
     started: str | None = None
     ended: str | None = None
     miou: float | None = None
-    settings: str | None = None
+    settings: str = ""
 
 
 @dataclass
 class Manifest:
     """The record of a sweep in ``folder``: written anew, aside, each time that something has changed.
 
-    ``overrides`` are the words that were typed, ``params`` those of ``hydra.sweeper.params`` that they left an effect;
-    None where the record is older than that. ``launched_by`` are the words for Hydra, such as those that chose the
-    launcher, and options such as --config-dir, which a record only shows.
+    ``overrides`` are the words that were typed, ``params`` those of ``hydra.sweeper.params`` that they left an effect.
+    ``launched_by`` are the words for Hydra, such as those that chose the launcher, and options such as --config-dir,
+    which a record only shows.
     """
 
     folder: Path
@@ -64,13 +59,13 @@ class Manifest:
     started: str = field(default_factory=lambda: timestamp())
     ended: str | None = None
     jobs: dict[int, Job] = field(default_factory=dict)
-    params: list[str] | None = None
+    params: list[str] = field(default_factory=list)
     launched_by: list[str] = field(default_factory=list)
 
     @property
     def words(self) -> list[str]:
         """All that the jobs were made of, as it could have been typed."""
-        return [*(self.params or []), *self.overrides]
+        return [*self.params, *self.overrides]
 
     @property
     def command(self) -> str:
@@ -134,22 +129,12 @@ class Manifest:
                     f"jobs {other.number} and {job.number} would both work in {display_path(self.folder / job.folder)}: let"
                     " hydra.sweep.subdir tell them apart, as ${hydra.job.num} does"
                 )
-        if list(map(_value_of, job.overrides)) != list(map(_value_of, wanted.overrides)):
+        if job.overrides != wanted.overrides:
             raise UserError(
                 f"sweep.resume={display_path(self.folder)}: job {job.number} was another one"
                 f"{describe_difference(job.overrides, wanted.overrides)}"
             )
         return job
-
-
-def _value_of(word: str) -> str:
-    """A word as Hydra's own sweeper would write it, which older records have."""
-    try:
-        parsed = OverridesParser.create().parse_override(word)
-        value: Any = in_few_digits(value_of(parsed))
-        return f"{parsed.get_key_element()}={value_text(value)}"
-    except (HydraException, AssertionError):
-        return word
 
 
 def open_manifest(
@@ -188,7 +173,7 @@ def read_manifest(folder: Path) -> Manifest:
         if any(not (folder / job.folder).resolve().is_relative_to(folder.resolve()) for job in jobs.values()):
             raise ValueError("a job's folder is outside of it")
         kept = {name: facts[name] for name in ("verb", "overrides", "status", "started", "ended")}
-        kept["params"] = texts(facts.get("params"), "params")
+        kept["params"] = texts(facts["params"], "params")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"sweep.resume={display_path(folder)}: no record of a sweep there ({error}). Give a folder with {NAME}."

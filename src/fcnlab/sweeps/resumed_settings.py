@@ -77,7 +77,7 @@ def check_unchanged(
             continue
         outside.note(shown_changes(changes_outside(folder, found_now, manifest.verb)), number)
         today = settings_of(cfg)
-        if job.settings in (None, hash_of(today)):  # None: of an older record
+        if job.settings == hash_of(today):
             continue
         if then := settings_there(folder, COMPOSED, manifest.verb):
             found = differences(then, today)

@@ -262,7 +262,7 @@ def selection_score(folder: Path) -> float | None:
     selection = facts.get("selection")
     if isinstance(selection, dict) and "val_miou" in selection:
         found = _validation_score(selection, facts)
-    else:  # an evaluation's, or an older record
+    else:  # an evaluation's
         found = facts.get("miou")
     return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
 

@@ -1,1 +1,1 @@
-"""One function of the config for each verb; nothing below this folder sees a config."""
+"""One module per verb. Each verb is a function of the composed configuration."""

@@ -161,6 +161,9 @@ def check_resumable(checkpoint: dict[str, Any], path: str | Path) -> None:
 
 def _check_parts(checkpoint: dict[str, Any]) -> None:
     kept = checkpoint["resume"]
+    for name in ("settings", "segments", "images"):
+        if not checkpoint["fcnlab"].get(name):
+            raise ValueError(f"its record has no {name}")
     for name, least in {"rows": 0, "images": 1, "accumulate": 1, "validated": 0}.items():
         _check_count(kept, name, least, "its resume's", None)
     if type(kept.get("stopped_early")) is not bool:
@@ -205,10 +208,10 @@ def _check_agreement(checkpoint: dict[str, Any]) -> None:
             raise ValueError(f"its global_step is {steps}, and {whose} {value}")
     if checkpoint.get("epoch", 0) != epoch or epoch > steps:
         raise ValueError(f"its epoch is {checkpoint.get('epoch', 0)}, and its loops say {epoch} of {steps} steps")
-    latest = max([kept["validated"], *(one["from_step"] for one in record.get("segments", ()))])
+    latest = max([kept["validated"], *(one["from_step"] for one in record["segments"])])
     if latest > steps:
         raise ValueError(f"its global_step is {steps}, and it tells of step {latest}")
-    images = record.get("images", {}).get("train", {}).get("count", MOST_COUNTED)
+    images = record["images"].get("train", {}).get("count", MOST_COUNTED)
     fits = kept["images"] * max(in_epoch, kept["accumulate"]) <= images
     if not fits or not steps <= batches < (steps + 1) * kept["accumulate"]:
         raise ValueError(
@@ -246,7 +249,7 @@ def _check_record(record: Any) -> None:
     for name, kind in wanted.items():
         if not isinstance(record, dict) or not isinstance(record.get(name), kind):
             raise ValueError(f"its record has no {name}")
-    for name, kind in {"settings": dict, "images": dict, "segments": list, "trained": dict}.items():  # older have none
+    for name, kind in {"settings": dict, "images": dict, "segments": list, "trained": dict}.items():  # to resume
         if not isinstance(record.get(name, kind()), kind):
             raise ValueError(f"its {name} are a {type(record[name]).__name__}")
     if not all(isinstance(name, str) and _is_utf8(name) for name in record["classes"]):
@@ -324,7 +327,7 @@ def _tensors(state: Any) -> dict[str, Tensor]:
 
 
 def selection_of(checkpoint: dict[str, Any]) -> Facts | None:
-    """How a checkpoint was selected (:mod:`fcnlab.runs.selection`); None where it is too old to say."""
+    """How a checkpoint was selected (:mod:`fcnlab.runs.selection`); None where it does not say."""
     found = checkpoint["fcnlab"].get("selection")
     return found and {**found, "stopped_early": bool((checkpoint.get("resume") or {}).get("stopped_early"))}
 

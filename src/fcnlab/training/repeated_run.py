@@ -14,7 +14,7 @@ from fcnlab.config.validation import looked_up
 from fcnlab.errors import UserError
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.provenance import PACKAGES, commit
-from fcnlab.runs.run_record import RENAMED, RunRecord, is_under, recorded_config
+from fcnlab.runs.run_record import RunRecord, is_under, recorded_config
 from fcnlab.runs.settings import differences, is_free
 from fcnlab.training.hardware import PRECISIONS, precision
 
@@ -43,7 +43,6 @@ def apply_recorded_config(cfg: DictConfig) -> None:
         _repeat_precision(cfg, folder)
         ours.add(PRECISION)
     for path, value in recorded.items():
-        value = RENAMED.get(str(value), value)
         where_to = path.rpartition(".")[2] in OUTPUT_PATH_KEYS  # which is today's business
         if path not in ours and not where_to and (path not in today or today[path] != value):
             _check_harmless(path, value, folder)

@@ -94,10 +94,11 @@ def _start(path: str | Path) -> ResumePoint:
     kept = found.get("resume")
     if kept is None:
         raise UserError(
-            f"checkpoint={path} was written by an older fcnlab: start from it by {shell_override('model.weights', path)}"
+            f"checkpoint={path} cannot be resumed from: it does not hold the state of a training run. To start a new run"
+            f" from its weights: {shell_override('model.weights', path)}"
         )
     check_resumable(found, path)
-    of_run = {name: found["fcnlab"][name] for name in ("settings", "segments", "images") if name in found["fcnlab"]}
+    of_run = {name: found["fcnlab"][name] for name in ("settings", "segments", "images")}
     steps, epoch = found.get("global_step", 0), found.get("epoch", 0)
     trained = nested_map(found["fcnlab"], "trained")
     return ResumePoint(

@@ -20,7 +20,7 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import read_yaml
 from fcnlab.files.writing import timestamp
 from fcnlab.messages import log_info, log_warning
-from fcnlab.runs.run_record import RENAMED, is_under
+from fcnlab.runs.run_record import is_under
 from fcnlab.runs.settings import Change, differences, is_free, shown_changes
 from fcnlab.training.hardware import BY_DEVICE, FASTEST, precision
 from fcnlab.training.resume_point import ResumePoint, precision_of
@@ -78,7 +78,7 @@ def segments_of(cfg: DictConfig, start: ResumePoint) -> list[dict[str, Any]]:
             f" {change.old}, which is no longer there"
         )
     check_something_is_left(cfg, start, changed)
-    before = list(start.segments) or [_segment(0, {})]
+    before = list(start.segments)
     if not changed:
         return before
     log_info(f"Resumes at step {start.steps} with other settings: {'; '.join(shown_changes(changed))}")
@@ -87,7 +87,7 @@ def segments_of(cfg: DictConfig, start: ResumePoint) -> list[dict[str, Any]]:
 
 def has_new_segment(segments: Sequence[Mapping[str, Any]], start: ResumePoint) -> bool:
     """Whether a run resumes with other settings."""
-    return start.checkpoint is not None and len(segments) > max(1, len(start.segments))
+    return start.checkpoint is not None and len(segments) > len(start.segments)
 
 
 def as_recorded(cfg: DictConfig, start: ResumePoint) -> DictConfig:
@@ -135,7 +135,6 @@ def check_something_is_left(cfg: DictConfig, start: ResumePoint, changed: Mappin
 def changes(then: Settings, cfg: DictConfig) -> dict[str, Change]:
     """What differs between a checkpoint's settings and today's; a value that follows another is named once."""
     then = {path: value for path, value in then.items() if not is_free(path)}
-    then = {path: RENAMED.get(value, value) if isinstance(value, str) else value for path, value in then.items()}
     today, then = _with_precision(settings_of(cfg), then, cfg)
     found = differences(then, today)
     links = _links(cfg)
@@ -149,7 +148,7 @@ def _with_precision(today: Settings, then: Settings, cfg: DictConfig) -> tuple[S
     before = then.get(key)
     if decided == FASTEST:
         decided = before
-    if before in (BY_DEVICE, FASTEST):  # a record from before it said, or of a run that ended before it was decided
+    if before in (BY_DEVICE, FASTEST):  # the record of a run that ended before it was decided
         before = decided
     return today | {key: decided}, then | {key: before}
 
@@ -213,24 +212,9 @@ def _is_new(path: str, start: ResumePoint) -> bool:
 
 
 def _kept_settings(start: ResumePoint) -> Settings:
-    """Those of the checkpoint; where it is too old to have them, those of its run's folder.
-
-    Raises
-    ------
-    UserError
-        It has none at all, so that nobody can tell what would change.
-    """
-    if start.settings:
-        used = precision_of(start)
-        return dict(start.settings) | ({"trainer.precision": used} if used else {})
-    assert start.checkpoint
-    try:
-        return _recorded_settings(Path(start.checkpoint).absolute().parents[1])
-    except UserError as error:
-        raise UserError(
-            f"checkpoint={start.checkpoint} does not say what its run was set to, and {error}: start a new run from its"
-            f" weights by {shell_override('model.weights', start.checkpoint)}"
-        ) from error
+    """Return the settings in the checkpoint, with the precision that its run used."""
+    used = precision_of(start)
+    return dict(start.settings) | ({"trainer.precision": used} if used else {})
 
 
 def _recorded_settings(folder: Path) -> Settings:

@@ -1,4 +1,4 @@
-"""Hydra takes sweepers from this namespace alone; what they do is in fcnlab.sweeps.grid_sweeper and fcnlab.sweeps.optuna_sweeper."""
+"""Sweepers of fcnlab. Hydra finds plugins only in this namespace; the code is in fcnlab.sweeps."""
 
 from fcnlab.sweeps import grid_sweeper, optuna_sweeper
 

@@ -1,4 +1,4 @@
-"""Hydra takes launchers from this namespace alone; what they do is in fcnlab.sweeps."""
+"""Launchers of fcnlab. Hydra finds plugins only in this namespace; the code is in fcnlab.sweeps."""
 
 from fcnlab.sweeps import launchers, slurm
 

@@ -1,1 +1,1 @@
-""""""
+"""The checks of ``fcnlab doctor``."""

@@ -1,4 +1,4 @@
-"""Small and optional pieces around the training loop."""
+"""Lightning callbacks: checkpoints, EMA, exact resume, signals, metrics.csv, progress bar and sample images."""
 
 from fcnlab.training.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint, TopCheckpoints
 from fcnlab.training.callbacks.ema import EMA
