@@ -34,12 +34,12 @@ from fcnlab.sweeps.manifest import Manifest, describe_difference
 from fcnlab.sweeps.resumed_settings import check_unchanged
 
 log = logging.getLogger("fcnlab")
-MOST_JOBS = 10_000
-MOST_VALUES = 1_000_000  # of a range; those of a search are no jobs each
-MARK = "as_typed"
-OUR_PLUGINS = "hydra_plugins.fcnlab_"
-REFUSED = re.compile(r"Could not (?:override|append to config\. An item is already at) '(.+)'")
-WAITING = re.compile(rf"^([^=]+)=choice\(\{{{MARK}:(.*)\}}\)$", re.DOTALL)
+MAX_JOBS = 10_000
+MAX_RANGE_VALUES = 1_000_000  # of a range; those of a search are no jobs each
+DEFERRED_MARK = "as_typed"
+FCNLAB_PLUGINS = "hydra_plugins.fcnlab_"
+REFUSED_KEY = re.compile(r"Could not (?:override|append to config\. An item is already at) '(.+)'")
+DEFERRED_OVERRIDE = re.compile(rf"^([^=]+)=choice\(\{{{DEFERRED_MARK}:(.*)\}}\)$", re.DOTALL)
 
 
 class GridSweeper(Sweeper):
@@ -75,15 +75,15 @@ class GridSweeper(Sweeper):
             jobs = expand_jobs(overrides)
             if any(getattr(value_of(override), "shuffle", False) for override in overrides):
                 jobs = restore_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
-            with lists_explained(overrides):
-                elsewhere = getattr(self.chosen_launcher, "elsewhere", True)
-                configs = check_jobs(self.context, self.whole, jobs, 0, elsewhere)
+            with list_hints_added(overrides):
+                remote = getattr(self.chosen_launcher, "remote", True)
+                configs = check_jobs(self.context, self.whole, jobs, 0, remote)
             check_jobs_differ(overrides, jobs, configs)
             check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.chosen_launcher)
             write_multirun(self.whole)
         size, returned = self.max_batch_size or len(jobs), []
         for first in range(0, len(jobs), size):
-            self.chosen_launcher.more_to_come = first + size < len(jobs)  # pyright: ignore[reportAttributeAccessIssue]
+            self.chosen_launcher.more_batches = first + size < len(jobs)  # pyright: ignore[reportAttributeAccessIssue]
             returned.append(self.chosen_launcher.launch(jobs[first : first + size], initial_job_idx=first))
         for job in itertools.chain.from_iterable(returned):
             _ = job.return_value  # which raises
@@ -121,40 +121,40 @@ def parse_overrides(
     """
     parser = OverridesParser.create(config_loader=context.config_loader)
     typed, of_file = parser.parse_overrides(list(arguments)), parser.parse_overrides(params_as_overrides(params))
-    kept, ours = beside(of_file, typed), {path for override in typed for path in keys_set_by(override)}
+    kept, ours = without_keys_of(of_file, typed), {path for override in typed for path in keys_set_by(override)}
     for override in of_file:
-        check_no_list_inside(override)
+        check_no_nested_list(override)
         if override.is_hydra_override():
             raise UserError(
                 f"hydra.sweeper.params: {override.input_line} is one setting for the whole sweep: give it beside them"
             )
-        if gone := _given_way(override, ours):
+        if gone := _overridden_part(override, ours):
             log.info("%s of hydra.sweeper.params gives way to what was typed", gone)
     if manifest := getattr(launcher, "manifest", None):
         check_params(manifest, typed, of_file, parser)
     overrides = [*kept, *typed]
     for override in overrides:
-        if (count := _count(override)) > MOST_VALUES:  # which would be listed one by one
+        if (count := _count(override)) > MAX_RANGE_VALUES:  # which would be listed one by one
             raise UserError(
-                f"{override.input_line}: {count} values, and a range has at most {MOST_VALUES}: see its end"
+                f"{override.input_line}: {count} values, and a range has at most {MAX_RANGE_VALUES}: see its end"
             )
     check_overrides_have_effect(overrides, lambda key: bool(context.config_loader.get_group_options(key)))
     return overrides
 
 
-def beside(overrides: Sequence[Override], others: Sequence[Override]) -> list[Override]:
+def without_keys_of(overrides: Sequence[Override], others: Sequence[Override]) -> list[Override]:
     """What the words set that others do not; of a dictionary the settings that are left, a word each."""
     ours = {path for override in others for path in keys_set_by(override)}
-    return [part for override in overrides for part in _without(ours, override)]
+    return [part for override in overrides for part in _without_keys(ours, override)]
 
 
-def _given_way(override: Override, paths: set[str]) -> str:
+def _overridden_part(override: Override, paths: set[str]) -> str:
     """What of a word has no effect where others set these paths."""
     gone = keys_set_by(override) & paths
-    return str(override.input_line) if gone and not _without(paths, override) else ", ".join(sorted(gone))
+    return str(override.input_line) if gone and not _without_keys(paths, override) else ", ".join(sorted(gone))
 
 
-def _without(paths: set[str], override: Override) -> list[Override]:
+def _without_keys(paths: set[str], override: Override) -> list[Override]:
     own = keys_set_by(override)
     if own.isdisjoint(paths):
         return [override]
@@ -162,7 +162,7 @@ def _without(paths: set[str], override: Override) -> list[Override]:
         return []
     key, group = override.get_key_element(), override.key_or_group
     left = {path: value for path, value in _leaves(value_of(override), group) if path not in paths}
-    words = [f"{key}{path.removeprefix(group)}={_as_word(value)}" for path, value in left.items()]
+    words = [f"{key}{path.removeprefix(group)}={_override_value(value)}" for path, value in left.items()]
     return OverridesParser.create().parse_overrides(words)
 
 
@@ -176,12 +176,12 @@ def check_params(
     """
     before = manifest.params
     if before is None:
-        manifest.params = _lines(beside(of_file, typed))
+        manifest.params = _lines(without_keys_of(of_file, typed))
         return
-    here = beside(of_file, parser.parse_overrides(manifest.overrides))
+    here = without_keys_of(of_file, parser.parse_overrides(manifest.overrides))
     if user_overrides(_lines(typed)) == manifest.words:
         new = [override for override in here if override.input_line not in before]
-        here = [*beside(parser.parse_overrides(before), new), *new]
+        here = [*without_keys_of(parser.parse_overrides(before), new), *new]
     if _lines(here) != before:
         raise manifest.others(describe_difference(before, _lines(here)))
 
@@ -263,10 +263,10 @@ def check_jobs_differ(
                 for override, *words in zip(overrides, jobs[first], jobs[number], strict=True)
                 if len(set(words)) > 1
             ]
-            raise UserError(_same_run(first, number, differing, lists))
+            raise UserError(_same_run_message(first, number, differing, lists))
 
 
-def _same_run(first: int, number: int, differing: Sequence[Override], lists: Sequence[Override]) -> str:
+def _same_run_message(first: int, number: int, differing: Sequence[Override], lists: Sequence[Override]) -> str:
     jobs = f"jobs {first} and {number} would be the same run"
     if not differing:
         return f"{' '.join(_lines(lists))}: {jobs}, since a value is listed twice; list it once"
@@ -279,46 +279,46 @@ def _same_run(first: int, number: int, differing: Sequence[Override], lists: Seq
 def settings_text(cfg: DictConfig) -> str:
     """What a run depends on, as far as it was composed; equal for 1 and 1.0."""
     tree: Any = OmegaConf.to_container(cfg, resolve=False)
-    return json.dumps(_in_one_form({key: value for key, value in tree.items() if key not in ("hydra", "sweep")}))
+    return json.dumps(_normalized({key: value for key, value in tree.items() if key not in ("hydra", "sweep")}))
 
 
-def _in_one_form(value: Any) -> Any:
+def _normalized(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _in_one_form(value[key]) for key in sorted(value, key=str)}
+        return {str(key): _normalized(value[key]) for key in sorted(value, key=str)}
     if isinstance(value, list):
-        return [_in_one_form(child) for child in value]
+        return [_normalized(child) for child in value]
     if isinstance(value, float):
         return int(value) if value.is_integer() else in_few_digits(value)
     return value if value is None or isinstance(value, (bool, int)) else str(value)
 
 
 @contextmanager
-def lists_explained(overrides: Sequence[Override]) -> Iterator[None]:
+def list_hints_added(overrides: Sequence[Override]) -> Iterator[None]:
     """Let a UserError that names a value say how to sweep over what is in it, where that may have been meant."""
     try:
         yield
     except UserError as error:
-        hints = [hint for path, hint in how_to_list(overrides).items() if f" {path}=" in str(error)]
+        hints = [hint for path, hint in list_hints(overrides).items() if f" {path}=" in str(error)]
         if not hints:
             raise
         raise UserError("\n".join([str(error), *hints])) from error
 
 
-def how_to_list(overrides: Sequence[Override]) -> dict[str, str]:
+def list_hints(overrides: Sequence[Override]) -> dict[str, str]:
     """By setting, how to sweep over the values that are one value as they stand: in brackets, or in quotes."""
     leaves = [leaf for override in overrides for leaf in _leaves(value_of(override), override.key_or_group)]
     return {
         path: f"To sweep over the values of {path}, type {shell_join([f'{path}={values}'])} (in a file's"
         f" hydra.sweeper.params: {{{path}: '{values}'}})"
         for path, value in leaves
-        if (values := _values_inside(value))
+        if (values := _listed_values(value))
     }
 
 
-def _values_inside(value: Any) -> str | None:
+def _listed_values(value: Any) -> str | None:
     """The list of values that a plain value looks like, as a sweep has it."""
     if isinstance(value, list):
-        return ",".join(map(_as_word, value))
+        return ",".join(map(_override_value, value))
     text = value.text if isinstance(value, QuotedString) else value
     override = _parsed(f"x={text}") if isinstance(text, str) else None
     return str(text) if override is not None and override.is_sweep_override() else None
@@ -333,11 +333,11 @@ def expand_jobs(overrides: Sequence[Override]) -> list[list[str]]:
         A list is empty, or an interval, which has no values to list; there are more jobs than anybody means.
     """
     count = math.prod(map(_count, overrides))
-    if count > MOST_JOBS:
+    if count > MAX_JOBS:
         raise UserError(
-            f"{' '.join(_lines(overrides))}: {count} jobs, and a sweep has at most {MOST_JOBS}: list fewer values"
+            f"{' '.join(_lines(overrides))}: {count} jobs, and a sweep has at most {MAX_JOBS}: list fewer values"
         )
-    return [list(words) for words in itertools.product(*map(_words_of, overrides))]
+    return [list(words) for words in itertools.product(*map(_job_overrides, overrides))]
 
 
 def _count(override: Override) -> int:
@@ -351,7 +351,7 @@ def _count(override: Override) -> int:
     return len(sweep.list) if isinstance(sweep, ChoiceSweep) else 1
 
 
-def _words_of(override: Override) -> list[str]:
+def _job_overrides(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
@@ -359,13 +359,13 @@ def _words_of(override: Override) -> list[str]:
     values = override.sweep_iterator()
     if isinstance(value_of(override), RangeSweep):
         values = map(in_few_digits, values)
-    words = [f"{override.get_key_element()}={_as_word(value)}" for value in values]
+    words = [f"{override.get_key_element()}={_override_value(value)}" for value in values]
     if not words:
         raise UserError(f"{override.input_line} has no value, so that there is no job to run")
     return words
 
 
-def _as_word(value: Any) -> str:
+def _override_value(value: Any) -> str:
     """A value as it is typed for a single run; Hydra would write ``$\\{seed\\}`` for ``${seed}``."""
     written = value_text(value)
     plain = re.sub(r"\\(.)", r"\1", written)
@@ -379,7 +379,7 @@ def _as_word(value: Any) -> str:
 
 
 @contextmanager
-def left_to_jobs() -> Iterator[None]:
+def group_settings_deferred() -> Iterator[None]:
     """While entered, Hydra leaves to the jobs of a sweep what is theirs.
 
     That is what its own configuration cannot take, and what ``hydra.sweeper.params`` looks up: Hydra would resolve that
@@ -403,7 +403,7 @@ def left_to_jobs() -> Iterator[None]:
 
 def _without_params(config: DictConfig) -> DictConfig:
     """The settings of a plugin, without the search space of ours, which read it as it is written."""
-    if not str(config.get("_target_")).startswith(OUR_PLUGINS) or "params" not in config:
+    if not str(config.get("_target_")).startswith(FCNLAB_PLUGINS) or "params" not in config:
         return config
     bare = copy_below_its_parent(config)
     bare.params = None
@@ -412,33 +412,33 @@ def _without_params(config: DictConfig) -> DictConfig:
 
 def defer_group_settings(words: Sequence[str], refused: str) -> list[str]:
     """The words of a sweep, with those that Hydra has refused by this error as lists of one value."""
-    key = REFUSED.match(refused)
+    key = REFUSED_KEY.match(refused)
     parsed = map(_parsed, words)
     return [
-        _as_choice(word) if key and override and override.key_or_group == key[1] and _can_wait(override) else word
+        _deferred(word) if key and override and override.key_or_group == key[1] and _can_be_deferred(override) else word
         for word, override in zip(words, parsed, strict=True)
     ]
 
 
-def check_no_lists_inside(words: Iterable[str]) -> None:
+def check_no_nested_lists(words: Iterable[str]) -> None:
     """Raise a UserError where a list is inside another one, of which Hydra makes neither."""
     for override in map(_parsed, words):
         if override is not None:
-            check_no_list_inside(override)
+            check_no_nested_list(override)
 
 
-def check_no_list_inside(override: Override) -> None:
-    if _holds_list(value_of(override)):
+def check_no_nested_list(override: Override) -> None:
+    if _contains_list(value_of(override)):
         raise UserError(f"{override.input_line}: a list of values inside another value; give it as KEY=A,B of its own")
 
 
-def _holds_list(value: Any) -> bool:
+def _contains_list(value: Any) -> bool:
     inside = value.list if isinstance(value, ChoiceSweep) else value
     children = inside.values() if isinstance(inside, dict) else inside if isinstance(inside, list) else ()
-    return any(isinstance(child, Sweep) or _holds_list(child) for child in children)
+    return any(isinstance(child, Sweep) or _contains_list(child) for child in children)
 
 
-def _can_wait(override: Override) -> bool:
+def _can_be_deferred(override: Override) -> bool:
     """Whether a word sets something inside a group; those of the sweep itself are needed before its jobs."""
     if override.is_sweep_override() or override.is_hydra_override() or override.is_delete():
         return False
@@ -446,16 +446,16 @@ def _can_wait(override: Override) -> bool:
     return ("." in key or inside) and key.partition(".")[0] != "sweep"
 
 
-def _as_choice(word: str) -> str:
+def _deferred(word: str) -> str:
     key, _, value = word.partition("=")
-    waiting = f"{key}=choice({{{MARK}:{value}}})"  # a bare choice(null) is refused, and choice(1) may have been typed
+    waiting = f"{key}=choice({{{DEFERRED_MARK}:{value}}})"  # a bare choice(null) is refused, and choice(1) may have been typed
     return waiting if value and _parsed(waiting) else word
 
 
 def restore_deferred_settings(config: DictConfig) -> None:
     """Let the overrides of a sweep, and the name that they make for a folder, be those that were typed."""
     waiting = plain_overrides(config.hydra.overrides.task)
-    config.hydra.overrides.task = [_as_single(word) for word in plain_overrides(config.hydra.overrides.task)]
+    config.hydra.overrides.task = [_restored(word) for word in plain_overrides(config.hydra.overrides.task)]
     words = plain_overrides(config.hydra.overrides.task)
     if words != waiting:
         naming, overrides = config.hydra.job.config.override_dirname, OverridesParser.create().parse_overrides(words)
@@ -464,8 +464,8 @@ def restore_deferred_settings(config: DictConfig) -> None:
         )
 
 
-def _as_single(word: str) -> str:
-    return WAITING.sub(r"\1=\2", word)
+def _restored(word: str) -> str:
+    return DEFERRED_OVERRIDE.sub(r"\1=\2", word)
 
 
 def _parsed(word: str) -> Override | None:

@@ -30,12 +30,12 @@ from fcnlab.config.validation import (
 from fcnlab.errors import CHDIR_REFUSED, UserError, why_not_used
 from fcnlab.escaping import escape_terminal
 from fcnlab.files.reading import display_path
-from fcnlab.sweeps.job_names import TELL_APART
-from fcnlab.sweeps.job_overrides import LONGEST_FILE, OF_ONE_SWEEP, OF_THE_FOLDER, user_overrides
-from fcnlab.sweeps.stages import check_nothing_lost
+from fcnlab.sweeps.job_names import DISTINCT_SUBDIR_HINT
+from fcnlab.sweeps.job_overrides import MAX_FILE_NAME_BYTES, NOT_REPEATED, RESERVED_NAMES, user_overrides
+from fcnlab.sweeps.stages import check_settings_reach_stages
 
-COMPOSED = ".hydra/config.yaml"  # there, too: what it was composed of
-ALONE = {  # trainer settings of which one process is sure; the last of each is told
+COMPOSED_CONFIG = ".hydra/config.yaml"  # there, too: what it was composed of
+SINGLE_PROCESS_SETTINGS = {  # trainer settings of which one process is sure; the last of each is told
     "devices": ("1", 1),
     "strategy": (None, "single_device", "auto"),
     "num_nodes": (None, 1),
@@ -52,7 +52,7 @@ def check_contains_no_run(folder: Path) -> None:
 def check_single_process(configs: Mapping[int, DictConfig]) -> None:
     """Raise a UserError where a job would start processes: Lightning does that with the words of the whole sweep."""
     for number, cfg in iter_job_configs(configs):
-        for key, alone in ALONE.items():  # doctor and compare have no trainer
+        for key, alone in SINGLE_PROCESS_SETTINGS.items():  # doctor and compare have no trainer
             if "trainer" in cfg and (value := cfg.trainer.get(key)) not in alone:
                 raise UserError(
                     f"job {number} has trainer.{key}={value}, and hydra/launcher=basic runs all jobs in one process."
@@ -91,17 +91,17 @@ def check_folders(subdirs: Mapping[int, str]) -> None:
     for number, subdir in subdirs.items():
         parts = PurePath(subdir).parts
         if not parts or ".." in parts or PurePath(subdir).is_absolute():
-            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} is no folder inside the sweep's{TELL_APART}")
-        if parts[0] in OF_THE_FOLDER or parts[0].startswith("."):
-            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} is where a sweep keeps its own{TELL_APART}")
-        if max(len(os.fsencode(part)) for part in parts) > LONGEST_FILE:
-            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} has a part of more than 255 bytes{TELL_APART}")
+            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} is no folder inside the sweep's{DISTINCT_SUBDIR_HINT}")
+        if parts[0] in RESERVED_NAMES or parts[0].startswith("."):
+            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} is where a sweep keeps its own{DISTINCT_SUBDIR_HINT}")
+        if max(len(os.fsencode(part)) for part in parts) > MAX_FILE_NAME_BYTES:
+            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} has a part of more than 255 bytes{DISTINCT_SUBDIR_HINT}")
     in_order = sorted((PurePath(subdir).parts, number) for number, subdir in subdirs.items())
     for (outer, first), (inner, second) in pairwise(in_order):  # what is in a folder comes right behind it
         if inner[: len(outer)] == outer:
             both = sorted((first, second))
             raise UserError(
-                f"jobs {both[0]} and {both[1]} would both work in {PurePath(*outer)} of the sweep's folder{TELL_APART}"
+                f"jobs {both[0]} and {both[1]} would both work in {PurePath(*outer)} of the sweep's folder{DISTINCT_SUBDIR_HINT}"
             )
 
 
@@ -160,11 +160,11 @@ def iter_job_configs(configs: Mapping[int, DictConfig]) -> Iterator[tuple[int, D
 
 
 def check_jobs(
-    context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int, elsewhere: bool
+    context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int, remote: bool
 ) -> dict[int, DictConfig]:
     """Tell the mistakes in any job before the first begins; give each job's configuration by its number.
 
-    ``elsewhere``: the jobs may have variables in their environment that this process has not.
+    ``remote``: the jobs may have variables in their environment that this process has not.
 
     Raises
     ------
@@ -175,8 +175,8 @@ def check_jobs(
     with hydra_config_restored():
         configs = compose_jobs(context, config, jobs, first)
         for number, cfg in iter_job_configs(configs):
-            with wrong.of_job(number), suppress(EnvironmentVariableNotSet) if elsewhere else nullcontext():
-                _check_of_all(cfg, config)
+            with wrong.of_job(number), suppress(EnvironmentVariableNotSet) if remote else nullcontext():
+                _check_sweep_wide_settings(cfg, config)
                 _check(without_hydra(cfg), plain_overrides(cfg.hydra.overrides.task))
     wrong.tell()
     return configs
@@ -184,7 +184,7 @@ def check_jobs(
 
 def _check(task: DictConfig, words: Sequence[str]) -> None:
     if task.get("stages"):  # those are checked by the run that begins them
-        check_nothing_lost(task, words, searchpath(HydraConfig.get()))
+        check_settings_reach_stages(task, words, searchpath(HydraConfig.get()))
         return
     if task.get("needs"):
         check_requirements(task, words)
@@ -192,7 +192,7 @@ def _check(task: DictConfig, words: Sequence[str]) -> None:
         validate_config(task)
 
 
-def _check_of_all(cfg: DictConfig, config: DictConfig) -> None:
+def _check_sweep_wide_settings(cfg: DictConfig, config: DictConfig) -> None:
     """Raise a ConfigError where a job's options set what is one for the whole sweep, and would have no effect there."""
     if cfg.hydra.job.chdir:
         raise ConfigError(CHDIR_REFUSED)
@@ -216,7 +216,7 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 def launcher_choice(hydra: DictConfig) -> list[str]:
     """The options of a command, and its words for Hydra: what a sweep needs beside the words of its jobs."""
     of_hydra = [
-        word for word in plain_overrides(hydra.overrides.hydra) if not OF_ONE_SWEEP.match(word.partition("=")[0])
+        word for word in plain_overrides(hydra.overrides.hydra) if not NOT_REPEATED.match(word.partition("=")[0])
     ]
     return [*command_options(hydra), *of_hydra]
 

@@ -7,9 +7,9 @@ from itertools import takewhile
 from fcnlab.config.overrides import override_key, unquote_value
 from fcnlab.sweeps.job_overrides import user_overrides
 
-TELL_APART = ": let hydra.sweep.subdir tell the jobs apart, as ${hydra.job.num} does"
-LONGEST_NAME = 100
-SHORTEST_PART = 12  # of a name that has lost its middle
+DISTINCT_SUBDIR_HINT = ": let hydra.sweep.subdir tell the jobs apart, as ${hydra.job.num} does"
+MAX_NAME_LENGTH = 100
+MIN_PART_LENGTH = 12  # of a name that has lost its middle
 
 
 def job_names(jobs: Mapping[int, Sequence[str]], typed: Sequence[str], taken: Collection[str] = ()) -> dict[int, str]:
@@ -56,8 +56,8 @@ def _without_folder(word: str, folders: Mapping[str, str]) -> str:
 
 
 def _short(parts: Sequence[str]) -> str:
-    if len(" ".join(parts)) <= LONGEST_NAME:
+    if len(" ".join(parts)) <= MAX_NAME_LENGTH:
         return " ".join(parts)
-    most = max(LONGEST_NAME // len(parts) - 1, SHORTEST_PART)
+    most = max(MAX_NAME_LENGTH // len(parts) - 1, MIN_PART_LENGTH)
     shorter = [part if len(part) <= most else f"{part[: most // 2]}…{part[1 - most // 2 :]}" for part in parts]
-    return " ".join(shorter)[:LONGEST_NAME]
+    return " ".join(shorter)[:MAX_NAME_LENGTH]

@@ -11,15 +11,15 @@ from fcnlab.config.overrides import format_override, override_key, plain_overrid
 
 log = logging.getLogger("fcnlab")
 SWEEP_KEYS = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
-OF_ONE_SWEEP = re.compile(  # no words for its repetition: its folder, and what its record holds as words of the jobs
+NOT_REPEATED = re.compile(  # no words for its repetition: its folder, and what its record holds as words of the jobs
     r"[+~]*hydra(\.(sweep(\.dir)?|run(\.dir)?|mode|searchpath)$|\.sweeper\.params\b)"
 )
 OF_ONE_RUN = re.compile(r"hydra\.(run(\.dir)?|job\.(num|id))")
-OF_THE_FOLDER = {"sweep.json", "multirun.yaml", "search.json", "search.db", "wandb"}
-LONGEST_FILE = 255  # bytes, on most file systems
+RESERVED_NAMES = {"sweep.json", "multirun.yaml", "search.json", "search.db", "wandb"}
+MAX_FILE_NAME_BYTES = 255  # bytes, on most file systems
 
 
-def warn_of_words_of_one_run(hydra: DictConfig) -> None:
+def warn_about_single_run_overrides(hydra: DictConfig) -> None:
     words = [word for word in plain_overrides(hydra.overrides.hydra) if OF_ONE_RUN.fullmatch(override_key(word))]
     if words:
         log.warning(

@@ -13,8 +13,8 @@ from fcnlab.sweeps.processes import JobHandle, shell_exit_code
 from fcnlab.sweeps.resources import Allocation, Requirement, ResourcePool
 from fcnlab.sweeps.sweep_table import SweepTable, selection_score
 
-LOOK_EVERY = 0.2  # seconds
-RANKS_END_WITHIN = 10.0  # seconds after their first: one that hangs would keep its GPU
+POLL_INTERVAL = 0.2  # seconds
+RANK_GRACE_PERIOD = 10.0  # seconds after their first: one that hangs would keep its GPU
 
 
 @dataclass
@@ -64,12 +64,12 @@ class JobQueue:
         try:
             while self.running or (waiting and not signals.asked):
                 if signals.asked:
-                    self._pass_on(signals.asked)
+                    self._forward_signal(signals.asked)
                 else:
-                    self._begin_what_fits(waiting)
-                self._see_who_has_ended()
+                    self._start_fitting_jobs(waiting)
+                self._collect_ended_jobs()
                 self.board.refresh()
-                time.sleep(LOOK_EVERY)
+                time.sleep(POLL_INTERVAL)
         except Exception:  # of ours, such as a full disk
             self._terminate()
             self._wait_for_all()
@@ -79,10 +79,10 @@ class JobQueue:
         """Until no job is left, even where what becomes of them cannot be written."""
         while self.running:
             with suppress(OSError):
-                self._see_who_has_ended()
-            time.sleep(LOOK_EVERY)
+                self._collect_ended_jobs()
+            time.sleep(POLL_INTERVAL)
 
-    def _begin_what_fits(self, waiting: list[Job]) -> None:
+    def _start_fitting_jobs(self, waiting: list[Job]) -> None:
         for job in list(waiting):
             share = self.places.take(self.needs[job.number])
             if share is not None:
@@ -99,7 +99,7 @@ class JobQueue:
             raise
         self.board.started(job, str(share))
 
-    def _pass_on(self, asked: int) -> None:
+    def _forward_signal(self, asked: int) -> None:
         """To each job once; as SIGTERM, which also ends a process that is not listening yet, with the code for it."""
         if not self._passed_on:
             self._passed_on = True
@@ -110,7 +110,7 @@ class JobQueue:
         for running in self.running.values():
             running.process.send_signal(signal.SIGTERM)
 
-    def _see_who_has_ended(self) -> None:
+    def _collect_ended_jobs(self) -> None:
         for number, running in list(self.running.items()):
             if running.process.poll() is not None and self._all_ended(running):
                 self._end(self.manifest.jobs[number], running)
@@ -118,7 +118,7 @@ class JobQueue:
     def _all_ended(self, running: RunningJob) -> bool:
         """Whether its other processes have ended, too; they are killed when they hang."""
         running.ended = running.ended or time.monotonic()
-        if running.process.is_left() and time.monotonic() - running.ended < RANKS_END_WITHIN:
+        if running.process.is_alive() and time.monotonic() - running.ended < RANK_GRACE_PERIOD:
             return False
         running.process.kill_all()
         return True

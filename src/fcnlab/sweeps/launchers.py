@@ -37,7 +37,7 @@ from fcnlab.sweeps.job_checks import (
     without_hydra,
 )
 from fcnlab.sweeps.job_names import job_names
-from fcnlab.sweeps.job_overrides import SWEEP_KEYS, overrides_for_job, user_overrides, warn_of_words_of_one_run
+from fcnlab.sweeps.job_overrides import SWEEP_KEYS, overrides_for_job, user_overrides, warn_about_single_run_overrides
 from fcnlab.sweeps.job_queue import JobQueue
 from fcnlab.sweeps.manifest import Job, SweepLock, open_manifest
 from fcnlab.sweeps.processes import (
@@ -58,7 +58,7 @@ LOG = "job.log"  # in a job's folder: all that it said
 class SlotsLauncher(Launcher):
     """Each job as the single run that it claims to be: in a process and a folder of its own.
 
-    ``elsewhere``: on other machines, whose environment is not known here.
+    ``remote``: on other machines, whose environment is not known here.
 
     Parameters
     ----------
@@ -68,8 +68,8 @@ class SlotsLauncher(Launcher):
         A number, a part of one, or "auto": the job's own ``trainer.devices``.
     """
 
-    elsewhere = False
-    more_to_come = False  # of the sweep, behind the jobs that are launched now
+    remote = False
+    more_batches = False  # of the sweep, behind the jobs that are launched now
 
     def __init__(self, slots: Any = "auto", gpus_per_job: Any = "auto"):
         self.slots, self.gpus_per_job = slots, gpus_per_job
@@ -81,8 +81,8 @@ class SlotsLauncher(Launcher):
         with report_user_errors(self.verb):
             if "sweep" not in config:
                 raise UserError("hydra/launcher=slots is for train and eval; leave it out")
-            warn_of_words_of_one_run(config.hydra)
-            folder = folder_of(config)
+            warn_about_single_run_overrides(config.hydra)
+            folder = sweep_folder(config)
             self.resumes = bool(config.sweep.resume)
             slot_limit(self.slots)
             is_new = not folder.exists()
@@ -105,14 +105,14 @@ class SlotsLauncher(Launcher):
         with report_user_errors(self.verb), hydra_config_restored():
             configs = compose_jobs(self.context, self.config, job_overrides, initial_job_idx)
             warn_about_wandb_environment(configs)
-            places, needs = self._deal_out(configs)
+            places, needs = self._allocate(configs)
             self._wait_for_earlier_jobs()
-            jobs = self._planned(configs)
-            with StopSignals() as signals, self._faults_told():  # until here a signal ends it: there is nothing to save
+            jobs = self._plan_jobs(configs)
+            with StopSignals() as signals, self._os_errors_reported():  # until here a signal ends it: there is nothing to save
                 self._work_off(jobs, configs, places, needs, signals)
-            return [self._returned(job, configs[job.number]) for job in jobs]
+            return [self._job_return(job, configs[job.number]) for job in jobs]
 
-    def _deal_out(self, configs: Mapping[int, DictConfig]) -> tuple[ResourcePool, dict[int, Requirement]]:
+    def _allocate(self, configs: Mapping[int, DictConfig]) -> tuple[ResourcePool, dict[int, Requirement]]:
         gpus = visible_gpus(os.environ)
         needs = {
             number: requirement_of(cfg.trainer, gpus, self.gpus_per_job, f"job {number}")
@@ -123,7 +123,7 @@ class SlotsLauncher(Launcher):
     def _wait_for_earlier_jobs(self) -> None:
         self.lock.jobs.wait()
 
-    def _planned(self, configs: Mapping[int, DictConfig]) -> list[Job]:
+    def _plan_jobs(self, configs: Mapping[int, DictConfig]) -> list[Job]:
         """The record of each job; where a sweep goes on, those are done whose folders say so.
 
         Raises
@@ -157,23 +157,23 @@ class SlotsLauncher(Launcher):
         board = SweepTable(self.manifest, {number: planned_steps(cfg) for number, cfg in iter_job_configs(configs)})
         done = f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done; " if len(waiting) < len(jobs) else ""
         board.say(
-            f"{display_path(self.manifest.folder)}: {done}{len(waiting)} to run, {places.slots} at a time{self._room(places)}"
+            f"{display_path(self.manifest.folder)}: {done}{len(waiting)} to run, {places.slots} at a time{self._describe_threads(places)}"
         )
         sweep = JobQueue(self.manifest, places, needs, lambda job, share: self._begin(job, share, configs), board)
         try:
             sweep.run(waiting, signals)
         except Interrupted as stop:
             self.manifest.end("interrupted")
-            board.close(f"Stopped. To go on: {self.manifest.how_to_go_on}")
+            board.close(f"Stopped. To go on: {self.manifest.resume_command}")
             stop.reported = True
             raise
         lost = [job for job in jobs if job.status != "finished"]
         all_done = all(job.status == "finished" for job in self.manifest.jobs.values())  # of earlier batches, too
         self.manifest.end("finished" if all_done else "failed")
-        board.close(*(self._epitaph(job, configs[job.number]) for job in lost), ended=not self.more_to_come)
+        board.close(*(self._describe_failure(job, configs[job.number]) for job in lost), ended=not self.more_batches)
 
     @contextmanager
-    def _faults_told(self) -> Iterator[None]:
+    def _os_errors_reported(self) -> Iterator[None]:
         """Let what fails in this process, such as a write to a full disk, stop a sweep as something to mend."""
         try:
             yield
@@ -182,10 +182,10 @@ class SlotsLauncher(Launcher):
                 self.manifest.end("interrupted")
             raise UserError(
                 f"{display_path(self.manifest.folder)}: {first_line(error)}. The jobs that ran were asked to save themselves,"
-                f" and have ended. Mend that, then go on: {self.manifest.how_to_go_on}"
+                f" and have ended. Mend that, then go on: {self.manifest.resume_command}"
             ) from error
 
-    def _room(self, places: ResourcePool) -> str:
+    def _describe_threads(self, places: ResourcePool) -> str:
         return f", {places.threads} threads for each process"
 
     def _begin(self, job: Job, share: Allocation, configs: Mapping[int, DictConfig]) -> JobHandle:
@@ -214,11 +214,11 @@ class SlotsLauncher(Launcher):
             format_override("hydra.run.dir", folder),
         ]
 
-    def _epitaph(self, job: Job, cfg: DictConfig) -> str:
+    def _describe_failure(self, job: Job, cfg: DictConfig) -> str:
         words = list(dict.fromkeys([*command_options(cfg.hydra), *self._words(job, cfg, again=True)]))
         return failure_report(job, self.manifest.folder / job.folder / LOG, shell_join(["fcnlab", self.verb, *words]))
 
-    def _returned(self, job: Job, cfg: DictConfig) -> JobReturn:
+    def _job_return(self, job: Job, cfg: DictConfig) -> JobReturn:
         """What a sweeper learns of a job: its mean IoU, or why there is none."""
         done = job.status == "finished"
         returned = JobReturn(
@@ -229,27 +229,27 @@ class SlotsLauncher(Launcher):
             task_name=JobRuntime.instance().get("name"),
             status=JobStatus.COMPLETED if done else JobStatus.FAILED,
         )
-        returned.return_value = job.miou if done else self._failure(job)
+        returned.return_value = job.miou if done else self._failure_error(job)
         return returned
 
-    def _failure(self, job: Job) -> CompactHydraException:
+    def _failure_error(self, job: Job) -> CompactHydraException:
         log = display_path(self.manifest.folder / job.folder / LOG)
         return CompactHydraException(
             f"fcnlab {self.verb}: job {job.number} ({job.name}) {job.status} with exit code {job.exit_code}: see {log}."
-            f" To run what is missing: {self.manifest.how_to_go_on}"
+            f" To run what is missing: {self.manifest.resume_command}"
         )
 
 
 class InProcessLauncher(BasicLauncher):
     """Hydra's own launcher, for small nets on one device: one job after the other, in this process."""
 
-    elsewhere = False
+    remote = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Look at what is in the folder before Hydra writes there."""
         with report_user_errors(str(config.hydra.job.config_name)):
-            warn_of_words_of_one_run(config.hydra)
-            folder = folder_of(config)
+            warn_about_single_run_overrides(config.hydra)
+            folder = sweep_folder(config)
             self.names: set[str] = set()  # of the jobs of earlier batches
             check_contains_no_run(folder)
             if folder.is_dir() and any(entry.name != "multirun.yaml" for entry in folder.iterdir()):
@@ -279,7 +279,7 @@ class InProcessLauncher(BasicLauncher):
             return super().launch(words, initial_job_idx)
 
 
-def folder_of(config: DictConfig) -> Path:
+def sweep_folder(config: DictConfig) -> Path:
     """The folder of a sweep; a UserError where no file can be made in it."""
     folder = Path(config.hydra.sweep.dir).absolute()
     if reason := unwritable_reason(folder):

@@ -81,7 +81,7 @@ class Manifest:
         return self.launched_by[:2] if self.launched_by[:1] == ["--config-dir"] else []
 
     @property
-    def how_to_go_on(self) -> str:
+    def resume_command(self) -> str:
         """What to type: the settings, too, where some of them never come from a record."""
         from fcnlab.config.locations import CONF
         from fcnlab.config.trust import UntrustedError, check_overrides
@@ -97,7 +97,7 @@ class Manifest:
         """The refusal to go on with other settings than the sweep began with."""
         return UserError(
             f"sweep.resume={display_path(self.folder)}: that sweep has other settings{what}\n"
-            f"Give the same, or none at all: {self.how_to_go_on}"
+            f"Give the same, or none at all: {self.resume_command}"
         )
 
     def write(self) -> None:
@@ -223,17 +223,17 @@ class JobsLock:
             (self.folder / JOBS_LOCK).unlink(missing_ok=True)
         self.release()
 
-    def have_ended(self) -> bool:
+    def try_acquire(self) -> bool:
         """Whether none that an earlier process started is alive; from then on, this one's hold the lock."""
         return try_lock(self.inherited, self.folder)
 
     def wait(self) -> None:
-        if not self.have_ended():
+        if not self.try_acquire():
             log.info(
                 "What an earlier process started in %s is still saving itself: waiting for it",
                 display_path(self.folder),
             )
-            while not self.have_ended():
+            while not self.try_acquire():
                 time.sleep(0.2)
 
 

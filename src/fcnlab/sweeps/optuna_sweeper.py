@@ -23,8 +23,8 @@ from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.library_internals.hydra import value_of
 from fcnlab.runs.settings import OF_THE_JOB, in_few_digits
 from fcnlab.sweeps.grid_sweeper import (
-    how_to_list,
-    lists_explained,
+    list_hints,
+    list_hints_added,
     parse_overrides,
     restore_deferred_settings,
     settings_text,
@@ -40,7 +40,7 @@ from fcnlab.sweeps.resumed_settings import check_unchanged
 log = logging.getLogger("fcnlab")
 STORAGE, RESULTS = "search.db", "search.json"  # in the sweep's folder
 NAME = "fcnlab"  # of the one study in the storage
-KEPT = ("n_trials", "n_jobs", "direction", "seed")  # settings that a search goes on with, unless they are typed
+RECORDED_SETTINGS = ("n_trials", "n_jobs", "direction", "seed")  # settings that a search goes on with, unless they are typed
 
 
 class OptunaSweeper(Sweeper):
@@ -76,7 +76,7 @@ class OptunaSweeper(Sweeper):
             self.folder = Path(config.hydra.sweep.dir).absolute()
             goes_on = bool(OmegaConf.select(config, "sweep.resume"))
             if goes_on != (self.folder / STORAGE).exists():
-                raise UserError(self._why_not(goes_on))
+                raise UserError(self._folder_error(goes_on))
         self.chosen_launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -89,7 +89,7 @@ class OptunaSweeper(Sweeper):
         if self.direction not in ("maximize", "minimize"):
             raise UserError(f"hydra.sweeper.direction={self.direction}: give maximize or minimize")
 
-    def _why_not(self, goes_on: bool) -> str:
+    def _folder_error(self, goes_on: bool) -> str:
         if goes_on:
             return f"sweep.resume={display_path(self.folder)}: no search is there: leave hydra/sweeper=optuna out"
         return (
@@ -101,12 +101,12 @@ class OptunaSweeper(Sweeper):
         """Launch batch after batch; raise what the first failed job says once all are done."""
         with report_user_errors(self.verb):
             overrides = parse_overrides(self.context, self.params, arguments, self.chosen_launcher)
-            space, self.fixed = space_of(overrides)
-            self.space = {name: space_word(name, values) for name, values in space.items()}
+            space, self.fixed = search_space(overrides)
+            self.space = {name: format_distribution(name, values) for name, values in space.items()}
             self._check_same_space()
             self.by_number = any(map(OF_THE_JOB.search, self.fixed))  # no two jobs are equal, whatever is drawn
-            with lists_explained(overrides):
-                self._check_ends(space)
+            with list_hints_added(overrides):
+                self._check_boundaries(space)
             study = self._open()
             check_trials(study, space, display_path(self.folder / STORAGE))
             begun = {trial.number: [*self.fixed, *words_of(params_of(trial))] for trial in study.trials}
@@ -114,12 +114,12 @@ class OptunaSweeper(Sweeper):
             write_multirun(self.whole)
             self._write(study)
             returned: list[JobReturn] = []
-            batch = still_open(study, space)
+            batch = open_trials(study, space)
             while batch or len(study.trials) < self.n_trials:
                 batch = batch or self._draw(study, space)
                 returned += self._work_off(study, batch)
                 batch = {}
-            self._conclude(study)
+            self._report_best(study)
         failed = [job for job in returned if job.status != JobStatus.COMPLETED]
         if failed:
             _ = failed[0].return_value  # which raises
@@ -135,12 +135,12 @@ class OptunaSweeper(Sweeper):
                 "Give the same, or begin a new search in another hydra.sweep.dir"
             )
 
-    def _check_ends(self, space: Mapping[str, Any]) -> None:
+    def _check_boundaries(self, space: Mapping[str, Any]) -> None:
         """Have each choice, and both ends of each range, checked as a job would be: before the first trial."""
-        for params in ends_of(space):
-            words, elsewhere = words_of(params), getattr(self.chosen_launcher, "elsewhere", True)
+        for params in boundary_params(space):
+            words, remote = words_of(params), getattr(self.chosen_launcher, "remote", True)
             try:
-                configs = check_jobs(self.context, self.whole, [[*self.fixed, *words]], 0, elsewhere)
+                configs = check_jobs(self.context, self.whole, [[*self.fixed, *words]], 0, remote)
             except UserError as error:
                 raise UserError(f"{' '.join(words)}: {str(error).removeprefix('job 0: ')}") from error
             self.by_number |= any(bool(OF_THE_JOB.search(settings_text(cfg))) for cfg in configs.values())
@@ -178,12 +178,12 @@ class OptunaSweeper(Sweeper):
         import optuna
 
         begun = len(study.trials)
-        study.sampler = optuna.samplers.TPESampler(seed=seed_of(self.seed, begun))
-        count = min(self._at_a_time(), self.n_trials - begun)
+        study.sampler = optuna.samplers.TPESampler(seed=batch_seed(self.seed, begun))
+        count = min(self._batch_size(), self.n_trials - begun)
         trials = [study.ask(fixed_distributions=dict(space)) for _ in range(count)]
         return {trial.number: params_of(trial) for trial in trials}
 
-    def _at_a_time(self) -> int:
+    def _batch_size(self) -> int:
         if self.n_jobs != "auto":
             return self.n_jobs
         slots = self.hydra.launcher.get("slots")
@@ -191,13 +191,13 @@ class OptunaSweeper(Sweeper):
 
     def _work_off(self, study: Any, batch: Mapping[int, Mapping[str, Any]]) -> list[JobReturn]:
         """Launch the trials whose settings are new; equal settings give equal runs, so the others have their scores."""
-        repeats = {} if self.by_number else repeats_in(study, batch)
+        repeats = {} if self.by_number else find_repeats(study, batch)
         self._write(study)
         returned: list[JobReturn] = []
-        for numbers in in_a_row([number for number in batch if number not in repeats]):
+        for numbers in consecutive_groups([number for number in batch if number not in repeats]):
             words = [[*self.fixed, *words_of(batch[number])] for number in numbers]
             # The search itself says when it has ended.
-            self.chosen_launcher.more_to_come = True  # pyright: ignore[reportAttributeAccessIssue]
+            self.chosen_launcher.more_batches = True  # pyright: ignore[reportAttributeAccessIssue]
             jobs = self.chosen_launcher.launch(words, initial_job_idx=numbers[0])
             for number, job in zip(numbers, jobs, strict=True):
                 tell(study, number, job)
@@ -221,13 +221,13 @@ class OptunaSweeper(Sweeper):
             }
             for trial in study.trials
         ]
-        facts = {"settings": {name: getattr(self, name) for name in KEPT}, "best": best_of(study), "trials": trials}
+        facts = {"settings": {name: getattr(self, name) for name in RECORDED_SETTINGS}, "best": best_trial(study), "trials": trials}
         facts["space"] = self.space
         with atomic_write(self.folder / RESULTS) as part:
             part.write_text(as_json(facts), encoding="utf-8")
 
-    def _conclude(self, study: Any) -> None:
-        best = best_of(study)
+    def _report_best(self, study: Any) -> None:
+        best = best_trial(study)
         if best is None:
             log.info("No trial has a score. The search: %s", display_path(self.folder))
             return
@@ -252,7 +252,7 @@ def require_optuna() -> None:
         raise UserError(f"hydra/sweeper=optuna needs Optuna ({error}): pip install 'fcnlab[search]'") from error
 
 
-def space_of(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:
+def search_space(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:
     """What is searched, as Optuna's distributions by the words before the "=", and the words of the rest.
 
     Raises
@@ -273,7 +273,7 @@ def space_of(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:
             fixed.append(str(override.input_line))
     if not space:
         nothing = "hydra/sweeper=optuna has nothing to search: add, say, optim.lr='tag(log,interval(1e-4,1e-2))'"
-        raise UserError("\n".join([nothing, *how_to_list(overrides).values()]))
+        raise UserError("\n".join([nothing, *list_hints(overrides).values()]))
     return space, fixed
 
 
@@ -288,7 +288,7 @@ def distribution_of(override: Override) -> Any:
     sweep: Any = override.value()
     if getattr(sweep, "shuffle", False):  # the order of choices means nothing, and must be the same when it goes on
         sweep = replace(sweep, shuffle=False)
-        sweep = ChoiceSweep(list=listed(replace(override, _value=sweep)))
+        sweep = ChoiceSweep(list=list_values(replace(override, _value=sweep)))
         override = replace(override, _value=sweep, value_type=ValueType.CHOICE_SWEEP)
     tags = set(getattr(sweep, "tags", ()))
     if tags - {"log"} or (tags and not isinstance(sweep, IntervalSweep)):
@@ -306,7 +306,7 @@ def _distribution(override: Override, sweep: Any, log: bool) -> Any:
         numbers: list[Any] = [sweep.start, sweep.end]
         further: dict[str, Any] = {"log": log}
     else:
-        values = listed(override)
+        values = list_values(override)
         if not values:
             raise ValueError("it has no value")
         if not isinstance(sweep, RangeSweep):
@@ -316,13 +316,13 @@ def _distribution(override: Override, sweep: Any, log: bool) -> Any:
     return (IntDistribution if whole else FloatDistribution)(*numbers, **further)
 
 
-def listed(override: Override) -> list[Any]:
+def list_values(override: Override) -> list[Any]:
     """The values of a list or range, as jobs of a sweep would have them."""
     values = override.sweep_iterator(Transformer.encode)
     return list(map(in_few_digits, values) if isinstance(value_of(override), RangeSweep) else values)
 
 
-def space_word(name: str, values: Any) -> str:
+def format_distribution(name: str, values: Any) -> str:
     """What is searched, as it would be typed."""
     from optuna.distributions import CategoricalDistribution
 
@@ -333,7 +333,7 @@ def space_word(name: str, values: Any) -> str:
     return f"{name}={'tag(log,' * values.log}interval({ends}){')' * values.log}{step}"
 
 
-def ends_of(space: Mapping[str, Any]) -> list[dict[str, Any]]:
+def boundary_params(space: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Settings in which each choice, and the least and the largest of each range, occurs once at least."""
     values = {
         name: list(found.choices) if hasattr(found, "choices") else [found.low, found.high]
@@ -343,7 +343,7 @@ def ends_of(space: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{name: found[min(place, len(found) - 1)] for name, found in values.items()} for place in range(most)]
 
 
-def repeats_in(study: Any, batch: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
+def find_repeats(study: Any, batch: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
     """The trials of a batch that have the settings of a trial before them, which has a score or is in the batch."""
     from optuna.trial import TrialState
 
@@ -358,7 +358,7 @@ def _key(params: Mapping[str, Any]) -> tuple:
     return tuple(sorted(words_of(params)))
 
 
-def in_a_row(numbers: Sequence[int]) -> list[list[int]]:
+def consecutive_groups(numbers: Sequence[int]) -> list[list[int]]:
     """Numbers in runs without a gap: a launcher counts its jobs on from the first."""
     rows: list[list[int]] = []
     for number in numbers:
@@ -392,7 +392,7 @@ def _typed_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def seed_of(seed: int, begun: int) -> int:
+def batch_seed(seed: int, begun: int) -> int:
     """A seed for the draws after so many trials: going on must not draw the first ones again."""
     from numpy.random import SeedSequence
 
@@ -412,12 +412,12 @@ def check_trials(study: Any, space: Mapping[str, Any], storage: str) -> None:
             raise UserError(f"{storage} holds trials of other settings than this search has: it is refused")
 
 
-def still_open(study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+def open_trials(study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """The trials that were drawn and whose end is not known; one that was being drawn when all ended is given up."""
     from optuna.trial import TrialState
 
     found = {}
-    for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING)):
+    for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.DEFERRED_OVERRIDE)):
         if set(trial.params) == set(space):
             found[trial.number] = params_of(trial)
         else:
@@ -437,7 +437,7 @@ def tell(study: Any, number: int, job: JobReturn) -> None:
         study.tell(number, state=TrialState.FAIL)
 
 
-def best_of(study: Any) -> dict[str, Any] | None:
+def best_trial(study: Any) -> dict[str, Any] | None:
     """The number, score and parameters of the best trial, if any has ended well."""
     from optuna.trial import TrialState
 

@@ -14,12 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 from fcnlab.files.in_place import open_own
 from fcnlab.signals import Interrupted
 
-DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
-RANKS = re.compile(  # what says that a process is one of several
+PR_SET_PDEATHSIG = 1  # PR_SET_PDEATHSIG of prctl(2)
+RANK_VARIABLES = re.compile(  # what says that a process is one of several
     r"(LOCAL_|NODE_|GROUP_|ROLE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|PL_.*|TORCHELASTIC_.*"
     r"|SLURM_(NTASKS|PROCID|LOCALID|NODEID)|OMPI_.*|PMI_.*"
 )
-RUN_OF_WANDB = re.compile(
+WANDB_RUN_VARIABLES = re.compile(
     r"WANDB_(RUN_ID|RUN_STORAGE_ID|(RUN_)?NAME|RESUME(_FROM)?|FORK_FROM|SWEEP_ID|SWEEP_PARAM_PATH)"
 )
 
@@ -34,7 +34,7 @@ class JobHandle(Protocol):
 
     def send_signal(self, sig: int) -> None: ...
 
-    def is_left(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether anything is left of it, such as a rank that waits for one that has failed."""
         ...
 
@@ -44,7 +44,7 @@ class JobHandle(Protocol):
 class ProcessSession(subprocess.Popen):
     """A process with all that it starts."""
 
-    def is_left(self) -> bool:
+    def is_alive(self) -> bool:
         try:
             os.killpg(self.pid, 0)
         except (ProcessLookupError, PermissionError):  # the latter on macOS, where only what is dead is left
@@ -78,14 +78,14 @@ def start_process(
     command: Sequence[str], environment: Mapping[str, str] | None, log: Path | None, held: Sequence[int]
 ) -> ProcessSession:
     """:func:`start` for any command."""
-    fixed: dict[str, Any] = {"start_new_session": True, "preexec_fn": _end_with_parent(), "pass_fds": held}
+    fixed: dict[str, Any] = {"start_new_session": True, "preexec_fn": _make_child_setup(), "pass_fds": held}
     if log is None:
         return ProcessSession(command, env=environment, **fixed)
     with os.fdopen(open_own(log, os.O_WRONLY | os.O_APPEND), "ab") as file:
         return ProcessSession(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **fixed)
 
 
-def _end_with_parent():
+def _make_child_setup():
     """What the child does first; looked up here, since a child of a process with threads may not."""
     if not sys.platform.startswith("linux"):
         return None
@@ -93,7 +93,7 @@ def _end_with_parent():
 
     def begin() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler would be lost with the SIGTERM that it got
-        _follow(prctl, signal.SIGTERM, parent)
+        _signal_when_parent_dies(prctl, signal.SIGTERM, parent)
 
     return begin
 
@@ -104,11 +104,11 @@ def die_with_parent(parent: int) -> None:
     Where that is over already, as it is where this process has another parent, it ends now.
     """
     if sys.platform.startswith("linux"):
-        _follow(ctypes.CDLL(None).prctl, signal.SIGKILL, parent)
+        _signal_when_parent_dies(ctypes.CDLL(None).prctl, signal.SIGKILL, parent)
 
 
-def _follow(prctl: Callable[[int, int], int], signum: int, parent: int) -> None:
-    prctl(DEATH_SIGNAL, signum)
+def _signal_when_parent_dies(prctl: Callable[[int, int], int], signum: int, parent: int) -> None:
+    prctl(PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:  # it ended before: nobody will send the signal
         os._exit(128 + signum)
 
@@ -119,17 +119,17 @@ def single_process_environment() -> dict[str, str]:
     Lightning leaves such variables behind (and torchrun and Slurm set them); a run that finds them takes itself for a
     rank of another.
     """
-    return {name: value for name, value in shared_sweep_environment().items() if not RANKS.fullmatch(name)}
+    return {name: value for name, value in shared_sweep_environment().items() if not RANK_VARIABLES.fullmatch(name)}
 
 
 def shared_sweep_environment() -> dict[str, str]:
     """This process's environment without what names a W&B run: several runs would have one id, or one name."""
-    return {name: value for name, value in os.environ.items() if not RUN_OF_WANDB.fullmatch(name)}
+    return {name: value for name, value in os.environ.items() if not WANDB_RUN_VARIABLES.fullmatch(name)}
 
 
 def describe_removed_environment() -> str | None:
     """A sentence about what names a W&B run in the environment, which several runs cannot share; None without any."""
-    names = sorted(filter(RUN_OF_WANDB.fullmatch, os.environ))
+    names = sorted(filter(WANDB_RUN_VARIABLES.fullmatch, os.environ))
     if not names:
         return None
     return f"{', '.join(names)} in the environment: no effect here, where each part is a W&B run of its own"

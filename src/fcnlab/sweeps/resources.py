@@ -9,8 +9,8 @@ from typing import Any
 
 from fcnlab.errors import UserError
 
-ANSWER_WITHIN = 30.0  # seconds for nvidia-smi, which wakes sleeping GPUs up
-ALL = (-1, "-1", "auto")  # what Lightning takes for every device
+NVIDIA_SMI_TIMEOUT = 30.0  # seconds for nvidia-smi, which wakes sleeping GPUs up
+ALL_DEVICES = (-1, "-1", "auto")  # what Lightning takes for every device
 ROUNDING = 1e-6  # three thirds of a GPU are one
 
 
@@ -95,22 +95,22 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     """
     given = environment.get("CUDA_VISIBLE_DEVICES")
     if given is None:
-        return listed_gpus()
+        return list_gpus()
     names = [name.strip() for name in given.split(",")]
     stop = next((place for place, name in enumerate(names) if name in ("", "-1", "NoDevFiles")), len(names))
     return list(dict.fromkeys(names[:stop]))
 
 
-def listed_gpus() -> list[str]:
+def list_gpus() -> list[str]:
     """What the driver lists; none where there is no driver."""
     try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=ANSWER_WITHIN, check=True)
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return names_in(done.stdout)
+    return gpu_uuids(done.stdout)
 
 
-def names_in(listing: str) -> list[str]:
+def gpu_uuids(listing: str) -> list[str]:
     """The UUIDs in ``nvidia-smi -L``; of a GPU that is cut into MIG instances, theirs."""
     found: list[list[str]] = []
     for line in listing.splitlines():
@@ -130,26 +130,26 @@ def requirement_of(trainer: Mapping[str, Any], gpus: Sequence[str], gpus_per_job
     UserError
         It wants more GPUs than there are, names GPUs that are another job's, or would not use what it is given.
     """
-    devices, per_job = trainer.get("devices", "auto"), _number("gpus_per_job", gpus_per_job, least=0)
+    devices, per_job = trainer.get("devices", "auto"), _checked_number("gpus_per_job", gpus_per_job, least=0)
     on_gpu = bool(gpus) and trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and per_job != 0
-    count = _devices(devices, len(gpus) if on_gpu else 1, job)
+    count = _device_count(devices, len(gpus) if on_gpu else 1, job)
     if not on_gpu:
         return Requirement(0, count)
-    wanted = per_job or (len(gpus) if devices in ALL else count)
+    wanted = per_job or (len(gpus) if devices in ALL_DEVICES else count)
     if wanted > len(gpus):
         raise UserError(f"{job} wants {wanted:g} GPUs, and there are {len(gpus)}: {', '.join(gpus)}")
     if wanted > 1 and wanted != int(wanted):
         raise UserError(f"hydra.launcher.gpus_per_job={gpus_per_job}: give a whole number, or a part of one GPU")
-    if devices not in ALL and count > max(1, wanted):
+    if devices not in ALL_DEVICES and count > max(1, wanted):
         raise UserError(
             f"{job}: trainer.devices={devices} is more than hydra.launcher.gpus_per_job={gpus_per_job}: leave that out"
         )
     return Requirement(wanted, max(1, int(wanted)))
 
 
-def _devices(devices: Any, every: int, job: str) -> int:
+def _device_count(devices: Any, every: int, job: str) -> int:
     """How many devices Lightning's ``trainer.devices`` means."""
-    if devices in ALL:
+    if devices in ALL_DEVICES:
         return every
     try:
         return int(devices)
@@ -161,13 +161,13 @@ def _devices(devices: Any, every: int, job: str) -> int:
 
 def slot_limit(slots: Any) -> int | None:
     """``hydra.launcher.slots`` as a number; None: whatever fits."""
-    number = _number("slots", slots, least=1)
+    number = _checked_number("slots", slots, least=1)
     if number is not None and number != int(number):
         raise UserError(f"hydra.launcher.slots={slots}: give a whole number of jobs, or auto")
     return None if number is None else int(number)
 
 
-def _number(name: str, value: Any, least: float) -> float | None:
+def _checked_number(name: str, value: Any, least: float) -> float | None:
     if value == "auto":
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:

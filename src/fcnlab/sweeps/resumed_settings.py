@@ -23,23 +23,23 @@ from fcnlab.config.validation import (
 from fcnlab.errors import UserError
 from fcnlab.files.reading import Unreadable, display_path, read_json_facts, read_yaml
 from fcnlab.runs.settings import Change, differences, is_free, shown_changes
-from fcnlab.sweeps.job_checks import COMPOSED, JobErrors, compose_jobs, hydra_config_restored, without_hydra
+from fcnlab.sweeps.job_checks import COMPOSED_CONFIG, JobErrors, compose_jobs, hydra_config_restored, without_hydra
 from fcnlab.sweeps.manifest import NAME, Job, Manifest
 
 log = logging.getLogger("fcnlab")
-RESOLVED = "config.yaml"  # and with what it has looked up
-BY_EACH_JOB = {"trainer.precision": ("auto", "fastest")}  # whose record has what it has decided on
-OF_FOLDERS = re.compile(r"[+~]*hydra\.(sweep\.subdir|job\.)")  # words that jobs' folders are named by
+RESOLVED_CONFIG = "config.yaml"  # and with what it has looked up
+DECIDED_BY_JOB = {"trainer.precision": ("auto", "fastest")}  # whose record has what it has decided on
+FOLDER_KEYS = re.compile(r"[+~]*hydra\.(sweep\.subdir|job\.)")  # words that jobs' folders are named by
 
 
 def settings_of(cfg: DictConfig) -> Settings:
     """What a job is composed of by dotted path, with the interpolations that it looks up itself."""
-    return _telling(
+    return _compared_settings(
         iter_leaves(OmegaConf.to_container(without_hydra(cfg), resolve=False)), str(cfg.hydra.job.config_name)
     )
 
 
-def _telling(settings: Settings, verb: str) -> Settings:
+def _compared_settings(settings: Settings, verb: str) -> Settings:
     """The settings that no job may change. An evaluation's checkpoint is one; a training that goes on has its own."""
     counts = {"eval": ("checkpoint",)}.get(verb, ())
     return {path: value for path, value in settings.items() if path in counts or not is_free(path)}
@@ -56,7 +56,7 @@ def check_unchanged(
     """Refuse to go on with a sweep whose files have changed: the jobs that have begun ran with other settings.
 
     What only today's fcnlab has as a setting is warned of, as where a single run resumes, and so is what settings look
-    up elsewhere: in the environment, which may be each machine's own.
+    up remote: in the environment, which may be each machine's own.
 
     Raises
     ------
@@ -71,21 +71,21 @@ def check_unchanged(
         folder = manifest.folder / job.folder
         with hydra_config_restored():
             cfg = compose_jobs(context, config, [jobs[number]], number)[number]
-            found_now = _telling(looked_up(without_hydra(cfg)), manifest.verb)
+            found_now = _compared_settings(looked_up(without_hydra(cfg)), manifest.verb)
         check_same_folder(manifest, job, str(cfg.hydra.sweep.subdir), config)
         if not has_begun(folder):
             continue
-        outside.note(shown_changes(changes_outside(folder, found_now, manifest.verb)), number)
+        outside.note(shown_changes(changed_lookups(folder, found_now, manifest.verb)), number)
         today = settings_of(cfg)
         if job.settings in (None, hash_of(today)):  # None: of an older record
             continue
-        if then := settings_there(folder, COMPOSED, manifest.verb):
+        if then := recorded_settings(folder, COMPOSED_CONFIG, manifest.verb):
             found = differences(then, today)
-            found = {path: change for path, change in found.items() if change.new not in BY_EACH_JOB.get(path, ())}
+            found = {path: change for path, change in found.items() if change.new not in DECIDED_BY_JOB.get(path, ())}
             changed.note(shown_changes({path: change for path, change in found.items() if path in then}), number)
             added.note(shown_changes({path: change for path, change in found.items() if path not in then}), number)
         else:
-            changed.note([f"{display_path(folder / COMPOSED)} no longer says which"], number)
+            changed.note([f"{display_path(folder / COMPOSED_CONFIG)} no longer says which"], number)
     if added.jobs:
         log.warning("Warning: settings that were not there when these jobs began:\n%s", added)
     if outside.jobs:
@@ -117,34 +117,34 @@ def check_same_folder(manifest: Manifest, job: Job, subdir: str, config: DictCon
     there, here = (display_path(manifest.folder / name) for name in (job.folder, subdir))
     raise UserError(
         f"sweep.resume={display_path(manifest.folder)}: job {job.number} is in {there}, and would be in {here} today, as the"
-        f" sweep's other jobs. Type again {_naming_folders(manifest.folder)}"
+        f" sweep's other jobs. Type again {_recorded_folder_overrides(manifest.folder)}"
     )
 
 
-def _naming_folders(folder: Path) -> str:
+def _recorded_folder_overrides(folder: Path) -> str:
     """What a sweep had typed for the names of its folders, by its record."""
     with suppress(ValueError):
         words = shlex.split(str(read_json_facts(folder, NAME).get("command")))
-        if of_folders := [word for word in words if OF_FOLDERS.match(word)]:
+        if of_folders := [word for word in words if FOLDER_KEYS.match(word)]:
             return shell_join(of_folders)
     return f"hydra.sweep.subdir=... as it was: the command in {display_path(folder / NAME)} no longer has it"
 
 
 def has_begun(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (COMPOSED, "run.json", "metrics.json"))
+    return any((folder / name).exists() for name in (COMPOSED_CONFIG, "run.json", "metrics.json"))
 
 
-def settings_there(folder: Path, name: str, verb: str) -> Settings:
+def recorded_settings(folder: Path, name: str, verb: str) -> Settings:
     """The settings in a file of a run's folder; nothing where that cannot be read."""
     try:
-        return _telling(iter_leaves(read_yaml(folder, name)), verb)
+        return _compared_settings(iter_leaves(read_yaml(folder, name)), verb)
     except (OSError, Unreadable):
         return {}
 
 
-def changes_outside(folder: Path, found_now: Settings, verb: str) -> dict[str, Change]:
+def changed_lookups(folder: Path, found_now: Settings, verb: str) -> dict[str, Change]:
     """The settings for which a run that has begun found another value than is found now."""
-    found_then = settings_there(folder, RESOLVED, verb) if found_now else {}
+    found_then = recorded_settings(folder, RESOLVED_CONFIG, verb) if found_now else {}
     both = found_then.keys() & found_now.keys()
     changed = differences(*({path: found[path] for path in sorted(both)} for found in (found_then, found_now)))
-    return {path: change for path, change in changed.items() if change.new not in BY_EACH_JOB.get(path, ())}
+    return {path: change for path, change in changed.items() if change.new not in DECIDED_BY_JOB.get(path, ())}

@@ -28,10 +28,10 @@ from fcnlab.sweeps.manifest import Job
 from fcnlab.sweeps.processes import shell_exit_code, single_process_environment, start_verb
 from fcnlab.sweeps.resources import Allocation, Requirement, ResourcePool
 
-LOOK_EVERY = 5.0  # seconds between two questions to Slurm, whatever the number of jobs
-RESULT_WITHIN = 30.0  # seconds after a job has ended, which a shared file system may take
-OWN = ("submitit_folder", "gpus_per_node", "array_parallelism", "max_num_timeout")  # settings that are not sbatch's
-EVERY = ("timeout_min", "cpus_per_task", "mem_gb", "nodes", "name")  # those that submitit has for all clusters
+POLL_INTERVAL = 5.0  # seconds between two questions to Slurm, whatever the number of jobs
+RESULT_TIMEOUT = 30.0  # seconds after a job has ended, which a shared file system may take
+NOT_FOR_SBATCH = ("submitit_folder", "gpus_per_node", "array_parallelism", "max_num_timeout")  # settings that are not sbatch's
+SUBMITIT_COMMON = ("timeout_min", "cpus_per_task", "mem_gb", "nodes", "name")  # those that submitit has for all clusters
 
 
 class SlurmLauncher(SlotsLauncher):
@@ -43,7 +43,7 @@ class SlurmLauncher(SlotsLauncher):
         submitit's, as in conf/hydra/launcher/submitit_slurm.yaml.
     """
 
-    elsewhere = True
+    remote = True
 
     def __init__(self, **settings: Any):
         super().__init__()
@@ -57,7 +57,7 @@ class SlurmLauncher(SlotsLauncher):
             require_submitit()
         super().setup(**given)
 
-    def _deal_out(self, configs: Mapping[int, DictConfig]) -> tuple[ResourcePool, dict[int, Requirement]]:
+    def _allocate(self, configs: Mapping[int, DictConfig]) -> tuple[ResourcePool, dict[int, Requirement]]:
         """Slurm gives a job its place; here only their number is limited."""
         self.asked = {
             number: sbatch(self.settings, cfg.trainer, f"job {number}") for number, cfg in iter_job_configs(configs)
@@ -67,7 +67,7 @@ class SlurmLauncher(SlotsLauncher):
             raise UserError(f"hydra.launcher.array_parallelism={at_a_time}: give a whole number of jobs, at least 1")
         return SlurmPool(min(at_a_time, len(configs))), {number: Requirement(0, 1) for number in configs}
 
-    def _room(self, places: ResourcePool) -> str:
+    def _describe_threads(self, places: ResourcePool) -> str:
         return " in Slurm's queue"
 
     def _wait_for_earlier_jobs(self) -> None:
@@ -80,7 +80,7 @@ class SlurmLauncher(SlotsLauncher):
             if queue.holds(number):
                 subprocess.run(["scancel", number], check=False)
         while any(queue.holds(number) for number in earlier):
-            time.sleep(LOOK_EVERY)
+            time.sleep(POLL_INTERVAL)
 
     @property
     def _submitted(self) -> Path:
@@ -117,10 +117,10 @@ class SlurmPool(ResourcePool):
 
     def take(self, need: Requirement) -> Allocation | None:
         share = super().take(need)
-        return None if share is None else SlurmTurn(**vars(share))
+        return None if share is None else SlurmAllocation(**vars(share))
 
 
-class SlurmTurn(Allocation):
+class SlurmAllocation(Allocation):
     def __str__(self) -> str:
         return "Slurm, when its turn comes"
 
@@ -167,8 +167,8 @@ def sbatch(settings: Mapping[str, Any], trainer: Mapping[str, Any], job: str) ->
         raise UserError(f"{job}: trainer.num_nodes={nodes}, and hydra.launcher.nodes={settings['nodes']}: give one")
     if gpus == "auto":
         gpus = tasks if trainer.get("accelerator") in ("gpu", "cuda") else None
-    given = {name: value for name, value in settings.items() if name not in OWN and value is not None}
-    asked = {name if name in EVERY else f"slurm_{name}": value for name, value in given.items()}
+    given = {name: value for name, value in settings.items() if name not in NOT_FOR_SBATCH and value is not None}
+    asked = {name if name in SUBMITIT_COMMON else f"slurm_{name}": value for name, value in given.items()}
     further = {"requeue": True} | (settings["additional_parameters"] or {})
     # A rank that waits for one that has failed is ended with it.
     return asked | {
@@ -268,11 +268,11 @@ class SlurmQueue:
 
     def __init__(self):
         self.live: set[str] = set()
-        self.asked = -LOOK_EVERY
+        self.asked = -POLL_INTERVAL
 
     def holds(self, number: str, since: float = 0.0) -> bool:
         """As last heard; a job that was submitted after that is taken to be there."""
-        if time.monotonic() - self.asked >= LOOK_EVERY:
+        if time.monotonic() - self.asked >= POLL_INTERVAL:
             self._ask()
         return number in self.live or since >= self.asked
 
@@ -283,7 +283,7 @@ class SlurmQueue:
                 ["squeue", "--me", "-h", "-o", "%A"], capture_output=True, text=True, timeout=60, check=True
             )
         except (OSError, subprocess.SubprocessError):
-            self.asked = max(self.asked, now - LOOK_EVERY / 2)  # Slurm is away; its jobs are not
+            self.asked = max(self.asked, now - POLL_INTERVAL / 2)  # Slurm is away; its jobs are not
             return
         self.live, self.asked = set(done.stdout.split()), now
 
@@ -323,7 +323,7 @@ class SlurmJob:
         self.missing = self.missing or time.monotonic()
         if self.sent is not None:
             return -self.sent
-        return 1 if time.monotonic() - self.missing > RESULT_WITHIN else None
+        return 1 if time.monotonic() - self.missing > RESULT_TIMEOUT else None
 
     def _left(self) -> int:
         with self.result.open("rb") as file:
@@ -334,11 +334,11 @@ class SlurmJob:
         self.sent = sig
         self._cancel()
 
-    def is_left(self) -> bool:
+    def is_alive(self) -> bool:
         return QUEUE.holds(self.number, self.submitted)
 
     def kill_all(self) -> None:
-        if self.is_left():
+        if self.is_alive():
             self._cancel()
 
     def _cancel(self) -> None:

@@ -11,15 +11,15 @@ from fcnlab.config.overrides import override_key
 from fcnlab.config.validation import ConfigError
 from fcnlab.runs.settings import differences, shown_changes
 
-OF_THE_WHOLE = ("experiment", "stages", "checkpoint", "from_run")  # settings that the whole uses, and no stage gets
+WHOLE_RUN_KEYS = ("experiment", "stages", "checkpoint", "from_run")  # settings that the whole uses, and no stage gets
 
 
-def for_stages(words: Sequence[str]) -> list[str]:
+def stage_overrides(words: Sequence[str]) -> list[str]:
     """Of the words that were typed for the whole, those that every stage gets."""
-    return [word for word in words if override_key(word) not in OF_THE_WHOLE]
+    return [word for word in words if override_key(word) not in WHOLE_RUN_KEYS]
 
 
-def check_nothing_lost(cfg: DictConfig, words: Sequence[str], where: Sequence[str]) -> None:
+def check_settings_reach_stages(cfg: DictConfig, words: Sequence[str], where: Sequence[str]) -> None:
     """Refuse settings of a staged experiment's own: its stages get typed words alone, and its record would hold others.
 
     The whole has none where it is composed as one of its stages is, which it may extend, or as without an experiment.
@@ -51,7 +51,7 @@ def _without_settings_of_its_own(
     cfg: DictConfig, words: Sequence[str], where: Sequence[str]
 ) -> Iterator[tuple[str, Settings]]:
     """What a staged experiment is composed as that only names its stages; the more likely first."""
-    shared = [*where, *for_stages(words)]
+    shared = [*where, *stage_overrides(words)]
     for stage in dict.fromkeys(cfg.stages):
         yield f"experiment={stage}", _settings(compose("train", [f"experiment={stage}", *shared]))
     try:
@@ -64,4 +64,4 @@ def _without_settings_of_its_own(
 def _settings(cfg: DictConfig) -> Settings:
     tree = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(tree, dict)
-    return iter_leaves({key: value for key, value in tree.items() if key not in OF_THE_WHOLE})
+    return iter_leaves({key: value for key, value in tree.items() if key not in WHOLE_RUN_KEYS})

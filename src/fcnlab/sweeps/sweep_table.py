@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a table that is drawn again and again on a terminal, lines elsewhere."""
+"""What a sweep shows while it runs: a table that is drawn again and again on a terminal, lines remote."""
 
 import csv
 import os
@@ -19,7 +19,7 @@ from fcnlab.sweeps.manifest import Job, Manifest
 
 REDRAW_AFTER = 1.0  # seconds
 REPORT_AFTER = 600.0  # seconds without a line, where there is no table
-HYDRAS = (
+HYDRA_LINES = (
     "Error executing job with overrides:",
     "Set the environment variable HYDRA_FULL_ERROR=1",
 )  # each time the same
@@ -78,7 +78,7 @@ class SweepTable:
             self.out.reconfigure(errors="replace")  # a terminal without our marks is no reason to stop a sweep
         self.live = self.out.isatty() and os.environ.get("TERM") != "dumb"
         self.colours = self.live and "NO_COLOR" not in os.environ
-        self.began = self._said_at = time.monotonic()
+        self.began = self._reported_at = time.monotonic()
         self._drawn_at, self._height = 0.0, 0
         self._times: dict[int, tuple[float, float | None]] = {}
         self.progress = {number: Progress(steps.get(number)) for number in manifest.jobs}
@@ -92,33 +92,33 @@ class SweepTable:
     def say(self, text: str) -> None:
         """A line for the record, above the table."""
         self._draw([])
-        self._said_at = time.monotonic()
+        self._reported_at = time.monotonic()
         print(f"[{time.strftime('%H:%M:%S')}] {escape_terminal(text)}", file=self.out, flush=True)
 
     def started(self, job: Job, where: str) -> None:
         self._times[job.number] = (time.monotonic(), None)
         if not self.live:
-            self.say(f"Job {job.number} started on {where}{_called(job)}")
+            self.say(f"Job {job.number} started on {where}{_name_suffix(job)}")
 
     def ended(self, job: Job) -> None:
         self._times[job.number] = (self._times[job.number][0], time.monotonic())
         if not self.live:
-            self._look()
-            self.say(f"Job {job.number} {self._fate(job)}{self._lasted(job.number)}{_called(job)}. {self.summary()}")
+            self._read_progress()
+            self.say(f"Job {job.number} {self._outcome(job)}{self._elapsed(job.number)}{_name_suffix(job)}. {self.summary()}")
 
     def refresh(self) -> None:
         """Draw the table again, or say how it stands, if that is due."""
         now = time.monotonic()
         if self.live and now - self._drawn_at >= REDRAW_AFTER:
-            self._look()
+            self._read_progress()
             width, height = shutil.get_terminal_size()
             self._draw(self.lines(width - 1, height - 2))
             self._drawn_at = now
-        elif not self.live and now - self._said_at >= REPORT_AFTER:
-            self._look()
+        elif not self.live and now - self._reported_at >= REPORT_AFTER:
+            self._read_progress()
             self.say(self.summary())
 
-    def _look(self) -> None:
+    def _read_progress(self) -> None:
         for job in self.manifest.jobs.values():
             if job.status == "running":
                 self.progress[job.number].read(self.manifest.folder / job.folder)
@@ -130,11 +130,11 @@ class SweepTable:
         lines = [
             *self.lines(width),
             *map(escape_terminal, last),
-            *(map(escape_line, self._what_next()) if ended else ()),
+            *(map(escape_line, self._next_steps()) if ended else ()),
         ]
         print("\n".join(lines), file=self.out, flush=True)
 
-    def _what_next(self) -> Iterator[str]:
+    def _next_steps(self) -> Iterator[str]:
         folder = self.manifest.folder
         yield f"The sweep: {display_path(folder)}"
         if self._count("finished") > 1:
@@ -149,7 +149,7 @@ class SweepTable:
 
     def lines(self, width: int, height: int = 10**9) -> list[str]:
         """The table, in so many columns and rows; where not all jobs fit, those that matter now."""
-        jobs = self._most_telling(height - 3)
+        jobs = self._visible_jobs(height - 3)
         name = max([len("settings"), *(len(job.name) for job in jobs)])
         name = max(12, min(name, width - 47))
         head = f"     job  {'settings':<{name}}  {'state':<16} {'val mIoU':>10}  {'time':>7}"
@@ -174,7 +174,7 @@ class SweepTable:
     def _paint(self, colour: str, text: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self.colours else text
 
-    def _most_telling(self, rows: int) -> list[Job]:
+    def _visible_jobs(self, rows: int) -> list[Job]:
         jobs = sorted(self.manifest.jobs.values(), key=lambda job: job.number)
         if len(jobs) <= rows:
             return jobs
@@ -194,7 +194,7 @@ class SweepTable:
         left = self.seconds_left()
         parts += [f"about {_duration(left)} to go"] if left else []
         best = self._best()
-        parts += [f"best {100 * (best.miou or 0):.2f} % (job {best.number}{_called(best)})"] if best else []
+        parts += [f"best {100 * (best.miou or 0):.2f} % (job {best.number}{_name_suffix(best)})"] if best else []
         return ", ".join(parts)
 
     def _count(self, status: str) -> int:
@@ -210,18 +210,18 @@ class SweepTable:
     def _part(self, job: Job) -> float:
         return 1.0 if job.status == "finished" else self.progress[job.number].part
 
-    def _fate(self, job: Job) -> str:
+    def _outcome(self, job: Job) -> str:
         return job.status if job.status == "finished" else f"{job.status} with exit code {job.exit_code}"
 
     def _seconds(self, number: int) -> float:
         begin, end = self._times[number]
         return (end or time.monotonic()) - begin
 
-    def _lasted(self, number: int) -> str:
+    def _elapsed(self, number: int) -> str:
         return f" after {_duration(self._seconds(number))}"
 
 
-def _called(job: Job) -> str:
+def _name_suffix(job: Job) -> str:
     return f": {job.name}" if job.name else ""
 
 
@@ -250,7 +250,7 @@ def last_lines(path: Path, count: int) -> Sequence[str]:
     except (OSError, Unreadable):
         return []
     lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
-    return [line for line in lines if line and not line.startswith(HYDRAS)][-count:]
+    return [line for line in lines if line and not line.startswith(HYDRA_LINES)][-count:]
 
 
 def selection_score(folder: Path) -> float | None:
