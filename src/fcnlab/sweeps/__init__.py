@@ -1,1 +1,1 @@
-"""Many runs: the jobs of a sweep, on this machine or on Slurm, and searches."""
+"""Sweeps and hyperparameter searches, on this machine or on Slurm."""
