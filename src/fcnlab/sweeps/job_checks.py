@@ -46,9 +46,7 @@ def check_contains_no_run(folder: Path) -> None:
     """Raise a UserError if the folder of a sweep contains a run."""
     run_files = [name for name in ("run.json", ".hydra", "checkpoints") if os.path.lexists(folder / name)]
     if run_files:
-        raise UserError(
-            f"{display_path(folder)} contains {run_files[0]} of a run. Set hydra.sweep.dir to a new folder"
-        )
+        raise UserError(f"{display_path(folder)} contains {run_files[0]} of a run. Set hydra.sweep.dir to a new folder")
 
 
 def check_single_process(configs: Mapping[int, DictConfig]) -> None:
@@ -210,8 +208,8 @@ def _check_sweep_wide_settings(cfg: DictConfig, config: DictConfig) -> None:
         of_job, of_all = (OmegaConf.to_container(tree.hydra[key], resolve=False) for tree in (cfg, config))
         if of_job != of_all:
             raise ConfigError(
-                f"one of its options sets hydra.{key}, which applies to the whole sweep. Set it on the command line, with"
-                f" hydra/{key}=OPTION and hydra.{key}.KEY=VALUE"
+                f"one of its options sets hydra.{key}, which applies to the whole sweep. Set it on the command line,"
+                f" with hydra/{key}=OPTION and hydra.{key}.KEY=VALUE"
             )
 
 

@@ -259,9 +259,7 @@ class InProcessLauncher(BasicLauncher):
             self.names: set[str] = set()  # of the jobs of earlier batches
             check_contains_no_run(folder)
             if folder.is_dir() and any(entry.name != "multirun.yaml" for entry in folder.iterdir()):
-                raise UserError(
-                    f"{display_path(folder)} is not empty. Set hydra.sweep.dir to a new folder"
-                )
+                raise UserError(f"{display_path(folder)} is not empty. Set hydra.sweep.dir to a new folder")
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -270,7 +268,8 @@ class InProcessLauncher(BasicLauncher):
         with report_user_errors(str(self.config.hydra.job.config_name)), hydra_config_restored():
             if has_sweep_settings and self.config.sweep.resume:
                 raise UserError(
-                    "sweep.resume works only with hydra/launcher=slots or submitit_slurm. Leave hydra/launcher=basic out"
+                    "sweep.resume works only with hydra/launcher=slots or submitit_slurm. Leave hydra/launcher=basic"
+                    " out"
                 )
             configs = compose_jobs(self.hydra_context, self.config, jobs, initial_job_idx)
             check_single_process(configs)
@@ -296,9 +295,7 @@ def sweep_folder(config: DictConfig) -> Path:
 def is_finished(job: Job, folder: Path) -> bool:
     """Return whether a run has finished, by its run.json or, for a verb without one, by the sweep's record."""
     status = read_json_facts(folder, "run.json").get("status")
-    return status == "finished" or (
-        status is None and job.status == "finished" and (folder / "metrics.json").is_file()
-    )
+    return status == "finished" or (status is None and job.status == "finished" and (folder / "metrics.json").is_file())
 
 
 def planned_steps(cfg: DictConfig) -> int | None:

@@ -105,7 +105,9 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
 def list_gpus() -> list[str]:
     """Return the GPUs that the driver lists; none if there is no driver."""
     try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT, check=True)
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return []
     return gpu_uuids(done.stdout)

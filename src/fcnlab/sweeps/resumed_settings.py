@@ -56,18 +56,18 @@ def hash_of(settings: Settings) -> str:
 def check_unchanged(
     context: HydraContext, config: DictConfig, jobs: Mapping[int, Sequence[str]], launcher: Any
 ) -> None:
-    """Refuse to go on with a sweep whose files have changed: the jobs that have begun ran with other settings.
+    """Check that the configuration files of a resumed sweep have not changed since its jobs were started.
 
-    What only today's fcnlab has as a setting is warned of, as where a single run resumes, and so is what settings look
-    up remote: in the environment, which may be each machine's own.
+    Settings that a newer fcnlab has added only cause a warning, and so do changed values of interpolations such as
+    ``${oc.env:NAME}``, which may differ between machines.
 
     Raises
     ------
     UserError
-        It names the settings, and the jobs that had other ones; or jobs would get folders of another kind.
+        Settings have changed (it names them and the jobs), or the jobs would use other folders.
     """
     manifest: Manifest | None = getattr(launcher, "manifest", None)
-    changed, added, outside = JobErrors(), JobErrors(), JobErrors()
+    changed, added, looked_up_anew = JobErrors(), JobErrors(), JobErrors()
     for number in sorted(jobs.keys() & (manifest.jobs if manifest else {})):
         assert manifest
         job = manifest.jobs[number]
@@ -105,9 +105,9 @@ def check_unchanged(
     if changed.jobs:
         assert manifest
         raise UserError(
-            f"sweep.resume={display_path(manifest.folder)}: configuration files, or fcnlab itself, have changed since these"
-            f" jobs were started. The remaining jobs would get other settings:\n{changed}\nRestore the files, use the"
-            f" version of fcnlab that ran these jobs, or start a new sweep: {manifest.command}"
+            f"sweep.resume={display_path(manifest.folder)}: configuration files, or fcnlab itself, have changed since"
+            f" these jobs were started. The remaining jobs would get other settings:\n{changed}\nRestore the files, use"
+            f" the version of fcnlab that ran these jobs, or start a new sweep: {manifest.command}"
         )
 
 

@@ -39,8 +39,8 @@ def check_settings_reach_stages(cfg: DictConfig, overrides: Sequence[str], searc
         shown = "; ".join(shown_changes(lost, f"{name} has"))
         raise ConfigError(
             f"{experiment} sets more than its stages, and no stage would get these settings: {shown}."
-            f" Set them in the experiments of the stages ({', '.join(cfg.stages)}), or on the command line, which applies"
-            " to all stages"
+            f" Set them in the experiments of the stages ({', '.join(cfg.stages)}), or on the command line, which"
+            " applies to all stages"
         )
 
 

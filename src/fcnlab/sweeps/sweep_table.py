@@ -267,6 +267,6 @@ def selection_score(folder: Path) -> float | None:
 
 
 def _validation_score(selection: dict, facts: dict) -> Any:
-    """Return the validation score; the final evaluation's, if no validation saw these weights but it used its images."""
+    """Return the validation score; without one, the final score if it is on the validation images."""
     validated = selection.get("same_images") is True or facts.get("split") == selection.get("list")
     return facts.get("miou") if selection["val_miou"] is None and validated else selection["val_miou"]
