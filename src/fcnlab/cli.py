@@ -201,10 +201,10 @@ def _is_sweep() -> bool:
 def _check_lists(verb: str) -> None:
     """Refuse a list inside a value of a sweep's, of which Hydra makes neither."""
     if _is_sweep():
-        from fcnlab.sweeps.grid_sweeper import check_no_lists_inside
+        from fcnlab.sweeps.grid_sweeper import check_no_nested_lists
 
         try:
-            check_no_lists_inside(word for word in sys.argv[1:] if not word.startswith("-"))
+            check_no_nested_lists(word for word in sys.argv[1:] if not word.startswith("-"))
         except UserError as error:
             sys.exit(f"fcnlab {verb}: {error}")
 
@@ -213,9 +213,9 @@ def _sweeping() -> AbstractContextManager[None]:
     """What has to be entered while a sweep is composed; its imports take time."""
     if not _is_sweep():
         return nullcontext()
-    from fcnlab.sweeps.grid_sweeper import left_to_jobs
+    from fcnlab.sweeps.grid_sweeper import group_settings_deferred
 
-    return left_to_jobs()
+    return group_settings_deferred()
 
 
 def _as_list(word: str, lists: str, name: str = "") -> str:

@@ -192,8 +192,8 @@ def flat(tree):
 
 def test_a_sweep_with_settings_that_are_only_typed_says_so_in_what_to_type(tmp_path):
     plain, own = (Manifest(tmp_path, "eval", ["checkpoint=a,b", *further]) for further in ([], ["trust=[mine]"]))
-    assert plain.how_to_go_on == f"fcnlab eval -m sweep.resume={tmp_path}"
-    assert own.how_to_go_on == f"{plain.how_to_go_on} checkpoint=a,b 'trust=[mine]'"
+    assert plain.resume_command == f"fcnlab eval -m sweep.resume={tmp_path}"
+    assert own.resume_command == f"{plain.resume_command} checkpoint=a,b 'trust=[mine]'"
 
 
 def test_a_link_that_leads_out_of_a_folder_is_refused(tmp_path):

@@ -39,7 +39,7 @@ from fcnlab.sweeps.processes import (
 from fcnlab.sweeps.resources import (
     Requirement,
     ResourcePool,
-    names_in,
+    gpu_uuids,
     requirement_of,
     slot_limit,
     slots_for,
@@ -82,8 +82,8 @@ GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-d6a1-0002)
 
 def test_instances_stand_for_the_gpu_that_is_cut_into_them():
     instances = ["MIG-7089d0f3-293f-58c9-8f8c-5ea666eedbde", "MIG-56c30729-347f-5dd6-8da0-c3cb59d8c0c5"]
-    assert names_in(LISTING) == [*instances, "GPU-d6a1-0002"]
-    assert names_in("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.") == []
+    assert gpu_uuids(LISTING) == [*instances, "GPU-d6a1-0002"]
+    assert gpu_uuids("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.") == []
 
 
 def test_without_a_driver_there_are_no_gpus(monkeypatch, tmp_path):
@@ -326,7 +326,7 @@ def planned(folder: Path, subdirs: list[str], resumes: bool) -> list[Job]:
     launcher.manifest, launcher.resumes = Manifest(folder, "train", ["seed=1,2"]), resumes
     node: dict = {"job": {"config_name": "train"}}
     hydra = {n: node | {"overrides": {"task": [f"seed={n}"]}, "sweep": {"subdir": s}} for n, s in enumerate(subdirs)}
-    return launcher._planned({number: OmegaConf.create({"hydra": node}) for number, node in hydra.items()})
+    return launcher._plan_jobs({number: OmegaConf.create({"hydra": node}) for number, node in hydra.items()})
 
 
 def test_only_a_sweep_that_goes_on_takes_what_is_there_for_its_own(tmp_path):
@@ -553,7 +553,7 @@ def test_what_to_type_to_go_on_is_what_hydra_takes(tmp_path):
     folder = tmp_path / "a b=c,d"
     stopped = Manifest(folder, "eval", [], launched_by=["--config-dir", "/my conf", "hydra.launcher.slots=2"])
     done = subprocess.run(
-        ["sh", "-c", f"printf '%s\\n' {stopped.how_to_go_on}"], capture_output=True, text=True, check=True
+        ["sh", "-c", f"printf '%s\\n' {stopped.resume_command}"], capture_output=True, text=True, check=True
     )
     words = done.stdout.split("\n")[:-1]
     assert words[:-1] == ["fcnlab", "eval", "-m", "--config-dir", "/my conf", "hydra.launcher.slots=2"]
@@ -570,14 +570,14 @@ def test_options_of_the_command_are_kept_to_go_on():
 
 def test_jobs_that_outlive_their_sweep_keep_the_next_one_waiting(tmp_path):
     lock = SweepLock(tmp_path)
-    assert lock.jobs.have_ended()
+    assert lock.jobs.try_acquire()
     command = [sys.executable, "-c", "input()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[lock.jobs.inherited]) as job:
         lock.release()
         after = SweepLock(tmp_path)
-        assert not after.jobs.have_ended()
+        assert not after.jobs.try_acquire()
         job.communicate(b"\n")
-    assert after.jobs.have_ended()
+    assert after.jobs.try_acquire()
     after.release()
 
 
@@ -707,16 +707,16 @@ def test_a_record_that_cannot_be_written_stops_the_sweep_like_a_signal(tmp_path,
     monkeypatch.setattr(Manifest, "write", write_while_there_is_room)
     launcher = SlotsLauncher()
     launcher.manifest = running.manifest
-    with StopSignals() as signals, pytest.raises(UserError) as told, launcher._faults_told():
+    with StopSignals() as signals, pytest.raises(UserError) as told, launcher._os_errors_reported():
         running.run(list(running.manifest.jobs.values()), signals)
-    assert "No space left on device" in str(told.value) and running.manifest.how_to_go_on in str(told.value)
+    assert "No space left on device" in str(told.value) and running.manifest.resume_command in str(told.value)
     assert not running.running and all(log.read_text() == "ready\nsaved\n" for log in logs)
     assert [job.status for job in running.manifest.jobs.values()] == ["interrupted", "interrupted", "failed"]
 
 
 def test_what_a_failed_job_leaves_running_is_killed(tmp_path, monkeypatch):
     """A rank that waits for one that is gone would keep its GPU."""
-    monkeypatch.setattr("fcnlab.sweeps.job_queue.RANKS_END_WITHIN", 0.5)
+    monkeypatch.setattr("fcnlab.sweeps.job_queue.RANK_GRACE_PERIOD", 0.5)
     rank = "import signal, time; print('ready', flush=True); time.sleep(600)"
     code = f"import subprocess, sys; rank = subprocess.Popen([sys.executable, '-S', '-c', {rank!r}]); print(rank.pid)"
     running = sweep(tmp_path, {"a": f"{code}; sys.exit(1)"})
@@ -884,7 +884,7 @@ def test_a_long_silence_is_broken(tmp_path):
     shown = board(tmp_path, io.StringIO())
     shown.refresh()
     assert shown.out.getvalue() == ""
-    shown._said_at -= 601
+    shown._reported_at -= 601
     shown.refresh()
     shown.refresh()
     assert shown.out.getvalue().count("1 finished, 1 failed, 1 running, 37 waiting") == 1

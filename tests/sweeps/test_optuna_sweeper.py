@@ -24,11 +24,11 @@ from fcnlab.config.recorded_overrides import apply_sweep_resume
 from fcnlab.errors import UserError
 from fcnlab.sweeps import optuna_sweeper
 from fcnlab.sweeps.grid_sweeper import expand_jobs
-from fcnlab.sweeps.optuna_sweeper import OptunaSweeper, ends_of, require_optuna, seed_of, space_of, words_of
+from fcnlab.sweeps.optuna_sweeper import OptunaSweeper, boundary_params, require_optuna, batch_seed, search_space, words_of
 
 
 def read(*words: str):
-    return space_of(OverridesParser.create().parse_overrides(list(words)))
+    return search_space(OverridesParser.create().parse_overrides(list(words)))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def search(folder: Path, worker: Worker, resume: bool = False, **settings) -> Op
         made.setup(
             hydra_context=SimpleNamespace(config_loader=None), task_function=None, config=OmegaConf.create(config)
         )
-    made._check_ends = lambda space: None  # which composes jobs
+    made._check_boundaries = lambda space: None  # which composes jobs
     return made
 
 
@@ -167,7 +167,7 @@ def test_shuffled_choices_are_the_same_space_when_a_search_goes_on():
 
 def test_each_choice_and_both_ends_are_checked_first():
     space, _ = read("x=interval(1,2)", "y=choice(a,b,c)", "z=range(0,4,2)")
-    assert ends_of(space) == [{"x": 1, "y": "a", "z": 0}, {"x": 2, "y": "b", "z": 2}, {"x": 2, "y": "c", "z": 2}]
+    assert boundary_params(space) == [{"x": 1, "y": "a", "z": 0}, {"x": 2, "y": "b", "z": 2}, {"x": 2, "y": "c", "z": 2}]
 
 
 def test_another_space_is_refused_before_a_trial_is_drawn(tmp_path):
@@ -260,7 +260,7 @@ def test_jobs_that_know_their_number_by_a_file_are_no_repeats(tmp_path, monkeypa
     monkeypatch.setattr(optuna_sweeper, "check_jobs", lambda *_: {0: cfg})
     worker = Worker()
     made = search(tmp_path, worker, n_trials=6)
-    del made._check_ends
+    del made._check_boundaries
     made.sweep(["x=1,2", "experiment=own"])
     assert len(worker.words) == 6
 
@@ -299,7 +299,7 @@ def test_equal_seeds_give_equal_searches(tmp_path):
         search(tmp_path / name, worker, seed=seed, n_trials=6).sweep(SPACE)
     assert workers[0].words == workers[1].words != workers[2].words
     assert len({tuple(words) for words in workers[0].words}) == 6
-    assert seed_of(1, 3) != seed_of(3, 1)
+    assert batch_seed(1, 3) != batch_seed(3, 1)
 
 
 def test_what_was_stopped_goes_on_as_the_search_that_was_not(tmp_path):

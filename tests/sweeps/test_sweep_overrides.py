@@ -14,14 +14,14 @@ from omegaconf import OmegaConf
 from fcnlab import cli
 from fcnlab.config.overrides import plain_overrides
 from fcnlab.sweeps import grid_sweeper, job_checks, launchers
-from fcnlab.sweeps.grid_sweeper import _given_way
+from fcnlab.sweeps.grid_sweeper import _overridden_part
 from fcnlab.sweeps.job_checks import without_hydra
 
 QUICK = ("trainer=smoke", "logger=none", "data.root=.")
 OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
 
 
-class Ended:
+class EndedProcess:
     """A job's process that has done its work at once."""
 
     def __init__(self, words: list[str]):
@@ -30,7 +30,7 @@ class Ended:
     def poll(self) -> int:
         return 0
 
-    def is_left(self) -> bool:
+    def is_alive(self) -> bool:
         return False
 
     def kill_all(self) -> None: ...
@@ -39,14 +39,14 @@ class Ended:
 @pytest.fixture
 def sweep(fcnlab, monkeypatch, tmp_path, capfd):
     """``fcnlab VERB -m WORDS`` in the folder s: the words of each job's process, or what was said instead."""
-    monkeypatch.setattr("fcnlab.sweeps.job_queue.LOOK_EVERY", 0.0)
+    monkeypatch.setattr("fcnlab.sweeps.job_queue.POLL_INTERVAL", 0.0)
 
     def run(*words: str, verb: str = "train", fixed: tuple[str, ...] = QUICK) -> list[list[str]] | str:
         started: list[list[str]] = []
 
         def start(verb, words, config_dir, environment, log, held=()):
             started.append(list(words))
-            return Ended(words)
+            return EndedProcess(words)
 
         monkeypatch.setattr(launchers, "start_verb", start)
         options = [word for word in words if word.startswith("-")]  # which argparse wants to be in front
@@ -199,7 +199,7 @@ def in_sweep(monkeypatch):
         configs: list = []
 
         class Launcher:
-            elsewhere = False
+            remote = False
 
             def launch(self, words, initial_job_idx):
                 handed.extend(words)
@@ -208,7 +208,7 @@ def in_sweep(monkeypatch):
         monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: Launcher())
         monkeypatch.setattr(grid_sweeper, "write_multirun", lambda config: None)
         monkeypatch.setattr(job_checks, "without_hydra", lambda cfg: configs.append(cfg) or without_hydra(cfg))
-        with initialize_config_dir(str(CONF), version_base="1.3"), grid_sweeper.left_to_jobs():
+        with initialize_config_dir(str(CONF), version_base="1.3"), grid_sweeper.group_settings_deferred():
             hydra = GlobalHydra.instance().hydra
             config = hydra.compose_config("train", list(words), run_mode=RunMode.MULTIRUN)
             sweeper = Plugins.instance().instantiate_sweeper(
@@ -533,7 +533,7 @@ def test_of_a_dictionary_in_a_file_only_what_is_typed_gives_way(sweep, own_space
     [({"optim.lr"}, "optim.lr"), ({"optim.lr", "optim.nesterov"}, "optim={lr:1,nesterov:true}"), ({"seed"}, "")],
 )
 def test_what_gives_way_of_a_dictionary_is_named(typed, said):
-    assert _given_way(OverridesParser.create().parse_override("optim={lr:1,nesterov:true}"), typed) == said
+    assert _overridden_part(OverridesParser.create().parse_override("optim={lr:1,nesterov:true}"), typed) == said
 
 
 def test_a_typed_space_comes_back_with_its_sweep(sweep, tmp_path):
@@ -561,7 +561,7 @@ def own_file(tmp_path, monkeypatch):
 
     composed = job_checks.compose_jobs
     monkeypatch.setattr(job_checks, "compose_jobs", compose)
-    monkeypatch.setattr(Ended, "poll", poll)
+    monkeypatch.setattr(EndedProcess, "poll", poll)
 
     def write(text: str) -> tuple[str, ...]:
         (tmp_path / "mine" / "experiment" / "own.yaml").write_text(f"# @package _global_\n{text}\n")
@@ -645,7 +645,7 @@ def test_a_failed_job_leaves_later_batches_alone_and_the_record_says_how_all_end
         seen.append((sweep_record(tmp_path)["status"], sweep_record(tmp_path)["ended"]))
         return int("seed=1" in self.words)
 
-    monkeypatch.setattr(Ended, "poll", poll)
+    monkeypatch.setattr(EndedProcess, "poll", poll)
     said = sweep("seed=1,2,3", "hydra.sweeper.max_batch_size=1")
     assert "job 0 (seed=1) failed with exit code 1" in said
     record = sweep_record(tmp_path)
@@ -707,7 +707,7 @@ def test_launchers_and_spaces_of_swept_options_are_refused(in_sweep, tmp_path, m
 def test_what_waits_for_the_jobs_is_again_what_was_typed(word: str):
     key = word.partition("=")[0].lstrip("+")
     swept, waiting = grid_sweeper.defer_group_settings(["model=fcn8s,fcn16s", word], f"Could not override '{key}'.")
-    assert swept == "model=fcn8s,fcn16s" and waiting != word and grid_sweeper._as_single(waiting) == word
+    assert swept == "model=fcn8s,fcn16s" and waiting != word and grid_sweeper._restored(waiting) == word
 
 
 @pytest.mark.parametrize(

@@ -199,11 +199,11 @@ def test_settings_of_the_whole_that_no_stage_would_get_are_refused(experiments, 
     from hydra import compose
 
     from fcnlab.errors import UserError
-    from fcnlab.sweeps.stages import check_nothing_lost
+    from fcnlab.sweeps.stages import check_settings_reach_stages
 
     words, where = ["experiment=sta"], [f"hydra.searchpath=[{experiments(sta=text)}]"]
     with pytest.raises(UserError, match="no stage would get what experiment=sta sets") as told:
-        check_nothing_lost(compose("train", [*where, *words]), words, where)
+        check_settings_reach_stages(compose("train", [*where, *words]), words, where)
     assert lost in str(told.value)
 
 
@@ -232,11 +232,11 @@ def test_they_are_refused_before_anything_begins(fcnlab, experiments, tmp_path, 
 def test_what_is_typed_and_what_is_the_stages_own_is_not_lost(experiments, text, words):
     from hydra import compose
 
-    from fcnlab.sweeps.stages import check_nothing_lost
+    from fcnlab.sweeps.stages import check_settings_reach_stages
 
     words = ["experiment=sta", *words]
     where = [f"hydra.searchpath=[{experiments(sta=text)}]"]
-    check_nothing_lost(compose("train", [*where, *words]), words, where)
+    check_settings_reach_stages(compose("train", [*where, *words]), words, where)
 
 
 @pytest.mark.parametrize("name", ["staged", "cvpr_staged"])
@@ -244,10 +244,10 @@ def test_what_is_typed_and_what_is_the_stages_own_is_not_lost(experiments, text,
 def test_the_shipped_recipes_lose_nothing(name):
     from hydra import compose
 
-    from fcnlab.sweeps.stages import check_nothing_lost
+    from fcnlab.sweeps.stages import check_settings_reach_stages
 
     for words in ([f"experiment=paper/{name}"], [f"experiment=paper/{name}", *RECIPE[1:]]):
-        check_nothing_lost(compose("train", words), words, [])
+        check_settings_reach_stages(compose("train", words), words, [])
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""Sweeps: sweepers, launchers, the job queue and the record of a sweep."""
+"""Sweeps and hyperparameter searches, on this machine or on Slurm."""

@@ -1,8 +1,7 @@
-"""``hydra/sweeper=basic``, which ``-m`` alone means: a job for each combination of the values that are listed.
+"""``hydra/sweeper=basic``, the default of ``-m``: a grid search over all combinations of the listed values.
 
-A job's words are those of its single run: all that was typed, in that order, each list replaced by one of its values.
-(Hydra's own sweeper keeps the last word of each key, so that the first of two dictionaries is lost, and writes values
-anew.)
+A job has the typed overrides, in their order, each list replaced by one of its values. (Hydra's own sweeper keeps only
+the last override of each key, so that the first of two dictionaries is lost, and rewrites the values.)
 """
 
 import itertools
@@ -34,23 +33,23 @@ from fcnlab.sweeps.manifest import Manifest, describe_difference
 from fcnlab.sweeps.resumed_settings import check_unchanged
 
 log = logging.getLogger("fcnlab")
-MOST_JOBS = 10_000
-MOST_VALUES = 1_000_000  # of a range; those of a search are no jobs each
-MARK = "as_typed"
-OUR_PLUGINS = "hydra_plugins.fcnlab_"
-REFUSED = re.compile(r"Could not (?:override|append to config\. An item is already at) '(.+)'")
-WAITING = re.compile(rf"^([^=]+)=choice\(\{{{MARK}:(.*)\}}\)$", re.DOTALL)
+MAX_JOBS = 10_000
+MAX_RANGE_VALUES = 1_000_000  # of a range, also in a search
+DEFERRED_MARK = "as_typed"
+FCNLAB_PLUGINS = "hydra_plugins.fcnlab_"
+REFUSED_KEY = re.compile(r"Could not (?:override|append to config\. An item is already at) '(.+)'")
+DEFERRED_OVERRIDE = re.compile(rf"^([^=]+)=choice\(\{{{DEFERRED_MARK}:(.*)\}}\)$", re.DOTALL)
 
 
 class GridSweeper(Sweeper):
-    """Composes and checks all jobs before the launcher gets the first one.
+    """Compose and check all jobs, then pass them to the launcher.
 
     Parameters
     ----------
     max_batch_size
-        How many jobs the launcher gets at once; None: all.
+        Number of jobs that the launcher gets at once; None: all.
     params
-        Lists of values by key, beside the command line's.
+        Lists of values by key, in addition to the command line.
     """
 
     def __init__(self, max_batch_size: Any = None, params: Mapping[str, Any] | None = None):
@@ -63,42 +62,42 @@ class GridSweeper(Sweeper):
         with report_user_errors(self.verb):
             size = self.max_batch_size
             if size is not None and (type(size) is not int or size < 1):
-                raise UserError(f"hydra.sweeper.max_batch_size={size}: give a whole number of at least 1, or null")
+                raise UserError(f"hydra.sweeper.max_batch_size={size} must be null or a whole number of at least 1")
         self.chosen_launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Launch batch after batch; raise what the first failed job says once all are done."""
+        """Launch all batches; then raise the error of the first failed job, if any."""
         with report_user_errors(self.verb):
             overrides = parse_overrides(self.context, self.params, arguments, self.chosen_launcher)
             jobs = expand_jobs(overrides)
             if any(getattr(value_of(override), "shuffle", False) for override in overrides):
                 jobs = restore_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
-            with lists_explained(overrides):
-                elsewhere = getattr(self.chosen_launcher, "elsewhere", True)
-                configs = check_jobs(self.context, self.whole, jobs, 0, elsewhere)
+            with list_hints_added(overrides):
+                remote = getattr(self.chosen_launcher, "remote", True)
+                configs = check_jobs(self.context, self.whole, jobs, 0, remote)
             check_jobs_differ(overrides, jobs, configs)
             check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.chosen_launcher)
             write_multirun(self.whole)
-        size, returned = self.max_batch_size or len(jobs), []
+        size, results = self.max_batch_size or len(jobs), []
         for first in range(0, len(jobs), size):
-            self.chosen_launcher.more_to_come = first + size < len(jobs)  # pyright: ignore[reportAttributeAccessIssue]
-            returned.append(self.chosen_launcher.launch(jobs[first : first + size], initial_job_idx=first))
-        for job in itertools.chain.from_iterable(returned):
-            _ = job.return_value  # which raises
-        return returned
+            self.chosen_launcher.more_batches = first + size < len(jobs)  # pyright: ignore[reportAttributeAccessIssue]
+            results.append(self.chosen_launcher.launch(jobs[first : first + size], initial_job_idx=first))
+        for job in itertools.chain.from_iterable(results):
+            _ = job.return_value  # raises the error of a failed job
+        return results
 
 
 def restore_recorded_order(jobs: Sequence[list[str]], manifest: Manifest | None) -> list[list[str]]:
-    """The jobs of shuffled lists in the order of a sweep that goes on; those that it has not planned come last."""
+    """Sort jobs of shuffled lists as the resumed sweep has them; jobs that it has not planned come last."""
     planned = [job.overrides for _, job in sorted(manifest.jobs.items())] if manifest else []
-    place = {tuple(words): place for place, words in enumerate(planned)}
-    return sorted(jobs, key=lambda words: place.get(tuple(user_overrides(words)), len(place)))
+    position = {tuple(overrides): index for index, overrides in enumerate(planned)}
+    return sorted(jobs, key=lambda overrides: position.get(tuple(user_overrides(overrides)), len(position)))
 
 
 def write_multirun(config: DictConfig) -> None:
-    """Hydra's own record of a sweep, in its folder; through no link."""
+    """Write Hydra's record of a sweep into its folder, replacing a link instead of following it."""
     from fcnlab.files.writing import atomic_write  # numpy comes with it
 
     folder = Path(config.hydra.sweep.dir)
@@ -110,80 +109,82 @@ def write_multirun(config: DictConfig) -> None:
 def parse_overrides(
     context: HydraContext, params: Mapping[str, Any], arguments: Sequence[str], launcher: Any
 ) -> list[Override]:
-    """What the words of a sweep say, those of a file's ``hydra.sweeper.params`` before those that were typed.
+    """Parse the overrides of a sweep: those of ``hydra.sweeper.params`` first, then the typed ones.
 
-    The launcher's record of the sweep, where it has one, holds the former from now on.
+    The former are also written to the launcher's record of the sweep, if it has one.
 
     Raises
     ------
     UserError
-        A later word takes the effect of a list before it; a sweep that goes on had others in its file.
+        A later override replaces a list before it; the resumed sweep had other ``hydra.sweeper.params``.
     """
     parser = OverridesParser.create(config_loader=context.config_loader)
-    typed, of_file = parser.parse_overrides(list(arguments)), parser.parse_overrides(params_as_overrides(params))
-    kept, ours = beside(of_file, typed), {path for override in typed for path in keys_set_by(override)}
-    for override in of_file:
-        check_no_list_inside(override)
+    typed, from_params = parser.parse_overrides(list(arguments)), parser.parse_overrides(params_as_overrides(params))
+    remaining = without_keys_of(from_params, typed)
+    typed_keys = {path for override in typed for path in keys_set_by(override)}
+    for override in from_params:
+        check_no_nested_list(override)
         if override.is_hydra_override():
             raise UserError(
-                f"hydra.sweeper.params: {override.input_line} is one setting for the whole sweep: give it beside them"
+                f"hydra.sweeper.params: {override.input_line} applies to the whole sweep. Set it outside of"
+                " hydra.sweeper.params"
             )
-        if gone := _given_way(override, ours):
-            log.info("%s of hydra.sweeper.params gives way to what was typed", gone)
+        if replaced := _overridden_part(override, typed_keys):
+            log.info("The command line overrides %s of hydra.sweeper.params", replaced)
     if manifest := getattr(launcher, "manifest", None):
         if launcher.resumes:
-            check_params(manifest, typed, of_file, parser)
+            check_params(manifest, typed, from_params, parser)
         else:
-            manifest.params = _lines(kept)
-    overrides = [*kept, *typed]
+            manifest.params = _lines(remaining)
+    overrides = [*remaining, *typed]
     for override in overrides:
-        if (count := _count(override)) > MOST_VALUES:  # which would be listed one by one
+        if (count := _count(override)) > MAX_RANGE_VALUES:  # they would all be listed in memory
             raise UserError(
-                f"{override.input_line}: {count} values, and a range has at most {MOST_VALUES}: see its end"
+                f"{override.input_line} has {count} values; a range may have at most {MAX_RANGE_VALUES}. Check its end"
             )
     check_overrides_have_effect(overrides, lambda key: bool(context.config_loader.get_group_options(key)))
     return overrides
 
 
-def beside(overrides: Sequence[Override], others: Sequence[Override]) -> list[Override]:
-    """What the words set that others do not; of a dictionary the settings that are left, a word each."""
-    ours = {path for override in others for path in keys_set_by(override)}
-    return [part for override in overrides for part in _without(ours, override)]
+def without_keys_of(overrides: Sequence[Override], winning: Sequence[Override]) -> list[Override]:
+    """Return the overrides without the settings of the winning ones; a dictionary is split into one per setting."""
+    paths = {path for override in winning for path in keys_set_by(override)}
+    return [part for override in overrides for part in _without_keys(paths, override)]
 
 
-def _given_way(override: Override, paths: set[str]) -> str:
-    """What of a word has no effect where others set these paths."""
-    gone = keys_set_by(override) & paths
-    return str(override.input_line) if gone and not _without(paths, override) else ", ".join(sorted(gone))
+def _overridden_part(override: Override, paths: set[str]) -> str:
+    """Return the part of an override that has no effect because other overrides set these paths."""
+    replaced = keys_set_by(override) & paths
+    return str(override.input_line) if replaced and not _without_keys(paths, override) else ", ".join(sorted(replaced))
 
 
-def _without(paths: set[str], override: Override) -> list[Override]:
-    own = keys_set_by(override)
-    if own.isdisjoint(paths):
+def _without_keys(paths: set[str], override: Override) -> list[Override]:
+    keys = keys_set_by(override)
+    if keys.isdisjoint(paths):
         return [override]
-    if own <= paths or override.is_sweep_override():
+    if keys <= paths or override.is_sweep_override():
         return []
     key, group = override.get_key_element(), override.key_or_group
-    left = {path: value for path, value in _leaves(value_of(override), group) if path not in paths}
-    words = [f"{key}{path.removeprefix(group)}={_as_word(value)}" for path, value in left.items()]
+    remaining = {path: value for path, value in _leaves(value_of(override), group) if path not in paths}
+    words = [f"{key}{path.removeprefix(group)}={_override_value(value)}" for path, value in remaining.items()]
     return OverridesParser.create().parse_overrides(words)
 
 
 def check_params(
-    manifest: Manifest, typed: Sequence[Override], of_file: Sequence[Override], parser: OverridesParser
+    manifest: Manifest, typed: Sequence[Override], from_params: Sequence[Override], parser: OverridesParser
 ) -> None:
-    """Raise a UserError where the record of a resumed sweep holds other words of a file.
+    """Raise a UserError if the record of a resumed sweep holds another ``hydra.sweeper.params``.
 
-    What is typed may be all words of the record, as ``sweep.resume=`` alone brings them back: those of the file give
-    way to them, which would hide that the file has changed.
+    ``sweep.resume=`` alone types all recorded overrides, which win over those of the file. The comparison undoes that,
+    so that a change of the file is noticed.
     """
-    before = manifest.params
-    here = beside(of_file, parser.parse_overrides(manifest.overrides))
-    if user_overrides(_lines(typed)) == manifest.words:
-        new = [override for override in here if override.input_line not in before]
-        here = [*beside(parser.parse_overrides(before), new), *new]
-    if _lines(here) != before:
-        raise manifest.others(describe_difference(before, _lines(here)))
+    recorded = manifest.params
+    current = without_keys_of(from_params, parser.parse_overrides(manifest.overrides))
+    if user_overrides(_lines(typed)) == manifest.all_overrides:
+        new = [override for override in current if override.input_line not in recorded]
+        current = [*without_keys_of(parser.parse_overrides(recorded), new), *new]
+    if _lines(current) != recorded:
+        raise manifest.settings_error(describe_difference(recorded, _lines(current)))
 
 
 def _lines(overrides: Sequence[Override]) -> list[str]:
@@ -191,28 +192,28 @@ def _lines(overrides: Sequence[Override]) -> list[str]:
 
 
 def unresolved_params(config: DictConfig) -> dict[str, Any]:
-    """``hydra.sweeper.params`` with their interpolations, which Hydra would resolve for all jobs at once.
+    """Return ``hydra.sweeper.params`` with interpolations unresolved: each job resolves them itself.
 
     Raises
     ------
     UserError
-        They are no dictionary.
+        They are not a dictionary.
     """
     params = OmegaConf.select(config, "hydra.sweeper.params")
     if params is None:
         return {}
     if not isinstance(params, DictConfig):
-        raise UserError(f"hydra.sweeper.params={params}: give lists of values by setting, as {{seed:'1,2'}}")
+        raise UserError(f"hydra.sweeper.params={params} must map settings to values, such as {{seed:'1,2'}}")
     return OmegaConf.to_container(params, resolve=False)  # pyright: ignore[reportReturnType]
 
 
 def params_as_overrides(params: Mapping[str, Any]) -> list[str]:
-    """A file's search space as it would be typed: text is a word of Hydra's, all else a plain value."""
+    """Return ``hydra.sweeper.params`` as overrides; text is in Hydra's override syntax, other values are plain."""
     return [f"{key}={value if isinstance(value, str) else value_text(value)}" for key, value in params.items()]
 
 
 def keys_set_by(override: Override) -> set[str]:
-    """The settings that a word sets: of a dictionary, or a list of them, those inside; of a group its own name."""
+    """Return the paths that an override sets: for dictionaries, or lists of them, the paths of the inner keys."""
     values = value_of(override).list if isinstance(value_of(override), ChoiceSweep) else [value_of(override)]
     return {path for each in values for path, _ in _leaves(each, override.key_or_group)}
 
@@ -226,17 +227,17 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def check_overrides_have_effect(overrides: Sequence[Override], is_group: Callable[[str], bool]) -> None:
-    """Raise a UserError where a later word takes the effect of a list before it, or of a part of that."""
-    for place, sweep in enumerate(overrides):
-        for later in overrides[place + 1 :] if sweep.is_sweep_override() else ():
+    """Raise a UserError if a later override replaces a list before it, or a part of its values."""
+    for index, sweep in enumerate(overrides):
+        for later in overrides[index + 1 :] if sweep.is_sweep_override() else ():
             if not keys_set_by(sweep).isdisjoint(keys_set_by(later)) or _replaces(later, keys_set_by(sweep), is_group):
                 raise UserError(
-                    f"{sweep.input_line} has no effect: {later.input_line} behind it sets the same; leave one out"
+                    f"{sweep.input_line} has no effect, since {later.input_line} after it sets the same. Leave one out"
                 )
 
 
 def _replaces(override: Override, paths: Iterable[str], is_group: Callable[[str], bool]) -> bool:
-    """Whether a word puts something in place of a parent of some settings: a dictionary is added to what is there."""
+    """Return whether an override replaces a parent of some settings; a dictionary is merged and replaces nothing."""
     if override.is_sweep_override() and not isinstance(value_of(override), ChoiceSweep):
         return False
     parents = tuple(f"{path}." for path, value in _leaves(value_of(override), override.key_or_group) if value != {})
@@ -248,9 +249,9 @@ def _replaces(override: Override, paths: Iterable[str], is_group: Callable[[str]
 def check_jobs_differ(
     overrides: Sequence[Override], jobs: Sequence[Sequence[str]], configs: Mapping[int, DictConfig]
 ) -> None:
-    """Raise a UserError where two jobs are the same run, so that a list has no effect, whatever takes it.
+    """Raise a UserError if two jobs have the same settings, so that some list has no effect.
 
-    Two that ask for something of their own, such as ``${hydra:job.num}``, are not.
+    Jobs with ``${hydra:job.num}`` or the like in their settings are never the same.
     """
     first_of: dict[str, int] = {}
     for number, cfg in configs.items():
@@ -260,216 +261,221 @@ def check_jobs_differ(
             lists = [override for override in overrides if override.is_sweep_override()]
             differing = [
                 override
-                for override, *words in zip(overrides, jobs[first], jobs[number], strict=True)
-                if len(set(words)) > 1
+                for override, *pair in zip(overrides, jobs[first], jobs[number], strict=True)
+                if len(set(pair)) > 1
             ]
-            raise UserError(_same_run(first, number, differing, lists))
+            raise UserError(_same_run_message(first, number, differing, lists))
 
 
-def _same_run(first: int, number: int, differing: Sequence[Override], lists: Sequence[Override]) -> str:
+def _same_run_message(first: int, number: int, differing: Sequence[Override], lists: Sequence[Override]) -> str:
     jobs = f"jobs {first} and {number} would be the same run"
     if not differing:
-        return f"{' '.join(_lines(lists))}: {jobs}, since a value is listed twice; list it once"
+        return f"{' '.join(_lines(lists))}: {jobs}, since a value is listed twice. List it once"
     return (
-        f"{' '.join(_lines(differing))} has no effect: {jobs}, since its values are equal or another word sets the"
-        " same; leave one out"
+        f"{' '.join(_lines(differing))} has no effect: {jobs}, since the values are equal or another override sets the"
+        " same. Leave one out"
     )
 
 
 def settings_text(cfg: DictConfig) -> str:
-    """What a run depends on, as far as it was composed; equal for 1 and 1.0."""
+    """Return the composed settings of a run as a text to compare; 1 and 1.0 are equal."""
     tree: Any = OmegaConf.to_container(cfg, resolve=False)
-    return json.dumps(_in_one_form({key: value for key, value in tree.items() if key not in ("hydra", "sweep")}))
+    return json.dumps(_normalized({key: value for key, value in tree.items() if key not in ("hydra", "sweep")}))
 
 
-def _in_one_form(value: Any) -> Any:
+def _normalized(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _in_one_form(value[key]) for key in sorted(value, key=str)}
+        return {str(key): _normalized(value[key]) for key in sorted(value, key=str)}
     if isinstance(value, list):
-        return [_in_one_form(child) for child in value]
+        return [_normalized(child) for child in value]
     if isinstance(value, float):
         return int(value) if value.is_integer() else in_few_digits(value)
     return value if value is None or isinstance(value, (bool, int)) else str(value)
 
 
 @contextmanager
-def lists_explained(overrides: Sequence[Override]) -> Iterator[None]:
-    """Let a UserError that names a value say how to sweep over what is in it, where that may have been meant."""
+def list_hints_added(overrides: Sequence[Override]) -> Iterator[None]:
+    """Add a hint to a UserError about a value that looks like a list: how to sweep over its values."""
     try:
         yield
     except UserError as error:
-        hints = [hint for path, hint in how_to_list(overrides).items() if f" {path}=" in str(error)]
+        hints = [hint for path, hint in list_hints(overrides).items() if f" {path}=" in str(error)]
         if not hints:
             raise
         raise UserError("\n".join([str(error), *hints])) from error
 
 
-def how_to_list(overrides: Sequence[Override]) -> dict[str, str]:
-    """By setting, how to sweep over the values that are one value as they stand: in brackets, or in quotes."""
+def list_hints(overrides: Sequence[Override]) -> dict[str, str]:
+    """Return, by setting, how to sweep over values that are in brackets or quotes and thus a single value."""
     leaves = [leaf for override in overrides for leaf in _leaves(value_of(override), override.key_or_group)]
     return {
-        path: f"To sweep over the values of {path}, type {shell_join([f'{path}={values}'])} (in a file's"
+        path: f"To sweep over the values of {path}, type {shell_join([f'{path}={values}'])} (in a file:"
         f" hydra.sweeper.params: {{{path}: '{values}'}})"
         for path, value in leaves
-        if (values := _values_inside(value))
+        if (values := _listed_values(value))
     }
 
 
-def _values_inside(value: Any) -> str | None:
-    """The list of values that a plain value looks like, as a sweep has it."""
+def _listed_values(value: Any) -> str | None:
+    """Return the values of a list in brackets or quotes in the syntax of a sweep; None if it is not a list."""
     if isinstance(value, list):
-        return ",".join(map(_as_word, value))
+        return ",".join(map(_override_value, value))
     text = value.text if isinstance(value, QuotedString) else value
     override = _parsed(f"x={text}") if isinstance(text, str) else None
     return str(text) if override is not None and override.is_sweep_override() else None
 
 
 def expand_jobs(overrides: Sequence[Override]) -> list[list[str]]:
-    """Each job's words; the values of the last list change fastest.
+    """Return the overrides of each job; the values of the last list change fastest.
 
     Raises
     ------
     UserError
-        A list is empty, or an interval, which has no values to list; there are more jobs than anybody means.
+        A list is empty; an override is an interval; there are more than ``MAX_JOBS`` jobs.
     """
     count = math.prod(map(_count, overrides))
-    if count > MOST_JOBS:
+    if count > MAX_JOBS:
         raise UserError(
-            f"{' '.join(_lines(overrides))}: {count} jobs, and a sweep has at most {MOST_JOBS}: list fewer values"
+            f"{' '.join(_lines(overrides))} gives {count} jobs; a sweep may have at most {MAX_JOBS}. List fewer values"
         )
-    return [list(words) for words in itertools.product(*map(_words_of, overrides))]
+    return [list(job) for job in itertools.product(*map(_job_overrides, overrides))]
 
 
 def _count(override: Override) -> int:
-    """How many values a word gives, about: a range is not gone through."""
+    """Return the number of values of an override; for a range it is computed from its ends."""
     sweep: Any = value_of(override)
     if isinstance(value_of(override), RangeSweep):
         try:
             return max(0, math.ceil((sweep.stop - sweep.start) / sweep.step))
         except (ArithmeticError, ValueError) as error:
-            raise UserError(f"{override.input_line}: {first_line(error)}; give range(START,STOP,STEP)") from error
+            raise UserError(f"{override.input_line}: {first_line(error)}. Use range(START,STOP,STEP)") from error
     return len(sweep.list) if isinstance(sweep, ChoiceSweep) else 1
 
 
-def _words_of(override: Override) -> list[str]:
+def _job_overrides(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
-        raise UserError(f"{override.input_line}: an interval is for hydra/sweeper=optuna; list values, or give a range")
+        raise UserError(
+            f"{override.input_line}: an interval works only with hydra/sweeper=optuna. List values, or use a range"
+        )
     values = override.sweep_iterator()
     if isinstance(value_of(override), RangeSweep):
         values = map(in_few_digits, values)
-    words = [f"{override.get_key_element()}={_as_word(value)}" for value in values]
-    if not words:
-        raise UserError(f"{override.input_line} has no value, so that there is no job to run")
-    return words
+    single = [f"{override.get_key_element()}={_override_value(value)}" for value in values]
+    if not single:
+        raise UserError(f"{override.input_line} has no values, so there is no job to run")
+    return single
 
 
-def _as_word(value: Any) -> str:
-    """A value as it is typed for a single run; Hydra would write ``$\\{seed\\}`` for ``${seed}``."""
+def _override_value(value: Any) -> str:
+    """Return a value as it is typed for a single run; Hydra would write ``$\\{seed\\}`` for ``${seed}``."""
     written = value_text(value)
     plain = re.sub(r"\\(.)", r"\1", written)
     parsed = _parsed(f"x={plain}") if "${" in plain and plain != written else None
     return plain if parsed is not None and value_of(parsed) == value else written
 
 
-# Hydra composes a sweep's own configuration with the default option of each swept group, and refuses the settings of
-# others. A list of one value is left to the jobs: as such a word is handed to Hydra, and is again what was typed when
-# the sweeper gets it. Which groups are swept is known behind that alone, since a file may say so.
+# Hydra composes a configuration of the whole sweep with the default option of each swept group, and refuses overrides
+# that only the other options have. It leaves lists to the jobs, so such an override is passed to Hydra as a list of
+# one value, and restored before the sweeper gets it. Only after composing it is known which groups are swept, since a
+# file may say so.
 
 
 @contextmanager
-def left_to_jobs() -> Iterator[None]:
-    """While entered, Hydra leaves to the jobs of a sweep what is theirs.
+def group_settings_deferred() -> Iterator[None]:
+    """While entered, Hydra leaves to the jobs of a sweep the overrides that only some swept options have.
 
-    That is what its own configuration cannot take, and what ``hydra.sweeper.params`` looks up: Hydra would resolve that
-    before the first job, by no job's settings.
+    It also leaves ``hydra.sweeper.params`` unresolved, which would otherwise be resolved before there is any job.
     """
 
-    def compose(load: Callable[..., DictConfig], given: dict[str, Any]) -> DictConfig:
+    def compose(load: Callable[..., DictConfig], arguments: dict[str, Any]) -> DictConfig:
         while True:
             try:
-                return load(**given)
+                return load(**arguments)
             except ConfigCompositionException as error:
-                words = list(given["overrides"])
-                waiting = defer_group_settings(words, str(error)) if given["run_mode"] == RunMode.MULTIRUN else words
-                if waiting == words:
+                overrides = list(arguments["overrides"])
+                is_sweep = arguments["run_mode"] == RunMode.MULTIRUN
+                deferred = defer_group_settings(overrides, str(error)) if is_sweep else overrides
+                if deferred == overrides:
                     raise
-                given["overrides"] = waiting
+                arguments["overrides"] = deferred
 
     with composed_through(compose, _without_params):
         yield
 
 
 def _without_params(config: DictConfig) -> DictConfig:
-    """The settings of a plugin, without the search space of ours, which read it as it is written."""
-    if not str(config.get("_target_")).startswith(OUR_PLUGINS) or "params" not in config:
+    """Return a plugin's settings without ``params``, if it is one of fcnlab's sweepers, which read them unresolved."""
+    if not str(config.get("_target_")).startswith(FCNLAB_PLUGINS) or "params" not in config:
         return config
     bare = copy_below_its_parent(config)
     bare.params = None
     return bare
 
 
-def defer_group_settings(words: Sequence[str], refused: str) -> list[str]:
-    """The words of a sweep, with those that Hydra has refused by this error as lists of one value."""
-    key = REFUSED.match(refused)
-    parsed = map(_parsed, words)
+def defer_group_settings(overrides: Sequence[str], message: str) -> list[str]:
+    """Turn the overrides that Hydra has refused with this message into lists of one value."""
+    key = REFUSED_KEY.match(message)
     return [
-        _as_choice(word) if key and override and override.key_or_group == key[1] and _can_wait(override) else word
-        for word, override in zip(words, parsed, strict=True)
+        _deferred(text) if key and parsed and parsed.key_or_group == key[1] and _can_be_deferred(parsed) else text
+        for text, parsed in zip(overrides, map(_parsed, overrides), strict=True)
     ]
 
 
-def check_no_lists_inside(words: Iterable[str]) -> None:
-    """Raise a UserError where a list is inside another one, of which Hydra makes neither."""
-    for override in map(_parsed, words):
+def check_no_nested_lists(overrides: Iterable[str]) -> None:
+    """Raise a UserError if a list of values is inside another value: Hydra would sweep over neither."""
+    for override in map(_parsed, overrides):
         if override is not None:
-            check_no_list_inside(override)
+            check_no_nested_list(override)
 
 
-def check_no_list_inside(override: Override) -> None:
-    if _holds_list(value_of(override)):
-        raise UserError(f"{override.input_line}: a list of values inside another value; give it as KEY=A,B of its own")
+def check_no_nested_list(override: Override) -> None:
+    if _contains_list(value_of(override)):
+        raise UserError(
+            f"{override.input_line}: a list of values cannot be inside another value. Use a separate KEY=A,B"
+        )
 
 
-def _holds_list(value: Any) -> bool:
+def _contains_list(value: Any) -> bool:
     inside = value.list if isinstance(value, ChoiceSweep) else value
     children = inside.values() if isinstance(inside, dict) else inside if isinstance(inside, list) else ()
-    return any(isinstance(child, Sweep) or _holds_list(child) for child in children)
+    return any(isinstance(child, Sweep) or _contains_list(child) for child in children)
 
 
-def _can_wait(override: Override) -> bool:
-    """Whether a word sets something inside a group; those of the sweep itself are needed before its jobs."""
+def _can_be_deferred(override: Override) -> bool:
+    """Return whether an override sets a key inside a group; ``sweep.`` overrides are needed before there are jobs."""
     if override.is_sweep_override() or override.is_hydra_override() or override.is_delete():
         return False
     key, inside = override.key_or_group, isinstance(value_of(override), dict)
     return ("." in key or inside) and key.partition(".")[0] != "sweep"
 
 
-def _as_choice(word: str) -> str:
+def _deferred(word: str) -> str:
     key, _, value = word.partition("=")
-    waiting = f"{key}=choice({{{MARK}:{value}}})"  # a bare choice(null) is refused, and choice(1) may have been typed
-    return waiting if value and _parsed(waiting) else word
+    # A plain choice(VALUE) is ambiguous, since it may have been typed, and Hydra refuses choice(null).
+    deferred = f"{key}=choice({{{DEFERRED_MARK}:{value}}})"
+    return deferred if value and _parsed(deferred) else word
 
 
 def restore_deferred_settings(config: DictConfig) -> None:
-    """Let the overrides of a sweep, and the name that they make for a folder, be those that were typed."""
-    waiting = plain_overrides(config.hydra.overrides.task)
-    config.hydra.overrides.task = [_as_single(word) for word in plain_overrides(config.hydra.overrides.task)]
-    words = plain_overrides(config.hydra.overrides.task)
-    if words != waiting:
-        naming, overrides = config.hydra.job.config.override_dirname, OverridesParser.create().parse_overrides(words)
+    """Restore the typed overrides of a sweep, and the folder name that Hydra makes of them."""
+    deferred = plain_overrides(config.hydra.overrides.task)
+    config.hydra.overrides.task = [_restored(override) for override in deferred]
+    restored = plain_overrides(config.hydra.overrides.task)
+    if restored != deferred:
+        naming, parsed = config.hydra.job.config.override_dirname, OverridesParser.create().parse_overrides(restored)
         config.hydra.job.override_dirname = folder_name(
-            overrides, list(naming.exclude_keys), naming.item_sep, naming.kv_sep
+            parsed, list(naming.exclude_keys), naming.item_sep, naming.kv_sep
         )
 
 
-def _as_single(word: str) -> str:
-    return WAITING.sub(r"\1=\2", word)
+def _restored(word: str) -> str:
+    return DEFERRED_OVERRIDE.sub(r"\1=\2", word)
 
 
 def _parsed(word: str) -> Override | None:
-    """None for what Hydra cannot read: it says so itself."""
+    """Parse an override; return None if Hydra cannot, which reports the error itself."""
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:

@@ -1,4 +1,4 @@
-"""Every job's configuration is composed and checked before the first one starts."""
+"""Compose and check the configuration of every job of a sweep before the first one starts."""
 
 import copy
 import os
@@ -30,12 +30,12 @@ from fcnlab.config.validation import (
 from fcnlab.errors import CHDIR_REFUSED, UserError, why_not_used
 from fcnlab.escaping import escape_terminal
 from fcnlab.files.reading import display_path
-from fcnlab.sweeps.job_names import TELL_APART
-from fcnlab.sweeps.job_overrides import LONGEST_FILE, OF_ONE_SWEEP, OF_THE_FOLDER, user_overrides
-from fcnlab.sweeps.stages import check_nothing_lost
+from fcnlab.sweeps.job_names import DISTINCT_SUBDIR_HINT
+from fcnlab.sweeps.job_overrides import MAX_FILE_NAME_BYTES, NOT_REPEATED, RESERVED_NAMES, user_overrides
+from fcnlab.sweeps.stages import check_settings_reach_stages
 
-COMPOSED = ".hydra/config.yaml"  # there, too: what it was composed of
-ALONE = {  # trainer settings of which one process is sure; the last of each is told
+COMPOSED_CONFIG = ".hydra/config.yaml"  # in a job's folder: its composed settings
+SINGLE_PROCESS_SETTINGS = {  # values of trainer settings that start no processes; messages suggest the last
     "devices": ("1", 1),
     "strategy": (None, "single_device", "auto"),
     "num_nodes": (None, 1),
@@ -43,91 +43,99 @@ ALONE = {  # trainer settings of which one process is sure; the last of each is 
 
 
 def check_contains_no_run(folder: Path) -> None:
-    """Refuse to put the jobs of a sweep among the files of a run."""
-    found = [name for name in ("run.json", ".hydra", "checkpoints") if os.path.lexists(folder / name)]
-    if found:
-        raise UserError(f"{display_path(folder)} holds {found[0]} of a run: leave hydra.sweep.dir to a new folder")
+    """Raise a UserError if the folder of a sweep contains a run."""
+    run_files = [name for name in ("run.json", ".hydra", "checkpoints") if os.path.lexists(folder / name)]
+    if run_files:
+        raise UserError(f"{display_path(folder)} contains {run_files[0]} of a run. Set hydra.sweep.dir to a new folder")
 
 
 def check_single_process(configs: Mapping[int, DictConfig]) -> None:
-    """Raise a UserError where a job would start processes: Lightning does that with the words of the whole sweep."""
+    """Raise a UserError if a job would start more processes, since each of them would run the whole sweep."""
     for number, cfg in iter_job_configs(configs):
-        for key, alone in ALONE.items():  # doctor and compare have no trainer
-            if "trainer" in cfg and (value := cfg.trainer.get(key)) not in alone:
+        for key, allowed in SINGLE_PROCESS_SETTINGS.items():  # doctor and compare have no trainer
+            if "trainer" in cfg and (value := cfg.trainer.get(key)) not in allowed:
                 raise UserError(
-                    f"job {number} has trainer.{key}={value}, and hydra/launcher=basic runs all jobs in one process."
-                    " Others that a job started would each run the whole sweep, and the next job would find the"
-                    " process group of the last and train on a part of the data without a word. Leave"
-                    f" hydra/launcher=basic out, or set trainer.{key}={alone[-1]}"
+                    f"job {number}: trainer.{key}={value} does not work with hydra/launcher=basic, which runs all jobs"
+                    " in one process. Each further process would run the whole sweep, and the next job would reuse"
+                    " the process group and train on only a part of the data. Leave hydra/launcher=basic out, or set"
+                    f" trainer.{key}={allowed[-1]}"
                 )
 
 
 def compose_jobs(
     context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int
 ) -> dict[int, DictConfig]:
-    """The configuration of each job by its number, as it would have it in a run of its own.
+    """Return the configuration of each job by its number, as a single run would have it.
 
     Raises
     ------
     UserError
-        Jobs set what is not there; of each such setting the nearest that is, and which jobs they are.
+        Jobs set keys that do not exist; the message names the jobs and the most similar keys.
     """
-    configs, wrong = {}, JobErrors()
-    for number, words in enumerate(jobs, start=first):
-        with wrong.of_job(number):
-            configs[number] = cfg = _compose(context, config, user_overrides(words))
+    configs, errors = {}, JobErrors()
+    for number, overrides in enumerate(jobs, start=first):
+        with errors.of_job(number):
+            configs[number] = cfg = _compose(context, config, user_overrides(overrides))
             cfg.hydra.job.id = cfg.hydra.job.num = number
             HydraConfig.instance().set_config(cfg)
             with read_write(cfg.hydra), open_dict(cfg.hydra):
-                cfg.hydra.sweep.subdir = str(cfg.hydra.sweep.subdir)  # by this job's number, whoever asks later
+                cfg.hydra.sweep.subdir = str(cfg.hydra.sweep.subdir)  # resolved now, with this job's number
                 cfg.hydra.runtime.output_dir = str(Path(config.hydra.sweep.dir).absolute() / cfg.hydra.sweep.subdir)
-    wrong.tell()
+    errors.raise_if_any()
     check_folders({number: cfg.hydra.sweep.subdir for number, cfg in configs.items()})
     return configs
 
 
 def check_folders(subdirs: Mapping[int, str]) -> None:
-    """Raise a UserError unless each job has a folder of its own inside the sweep's, where nothing else is put."""
+    """Check that each job has its own folder inside the sweep's folder, under no reserved name."""
     for number, subdir in subdirs.items():
         parts = PurePath(subdir).parts
         if not parts or ".." in parts or PurePath(subdir).is_absolute():
-            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} is no folder inside the sweep's{TELL_APART}")
-        if parts[0] in OF_THE_FOLDER or parts[0].startswith("."):
-            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} is where a sweep keeps its own{TELL_APART}")
-        if max(len(os.fsencode(part)) for part in parts) > LONGEST_FILE:
-            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} has a part of more than 255 bytes{TELL_APART}")
+            problem = "is not a folder inside the sweep's folder"
+        elif parts[0] in RESERVED_NAMES or parts[0].startswith("."):
+            problem = "is reserved for files of the sweep"
+        elif max(len(os.fsencode(part)) for part in parts) > MAX_FILE_NAME_BYTES:
+            problem = f"has a part of more than {MAX_FILE_NAME_BYTES} bytes"
+        else:
+            continue
+        raise UserError(f"job {number}: hydra.sweep.subdir={subdir} {problem}{DISTINCT_SUBDIR_HINT}")
     in_order = sorted((PurePath(subdir).parts, number) for number, subdir in subdirs.items())
-    for (outer, first), (inner, second) in pairwise(in_order):  # what is in a folder comes right behind it
+    for (outer, first), (inner, second) in pairwise(in_order):  # sorting puts a subfolder right behind its parent
         if inner[: len(outer)] == outer:
             both = sorted((first, second))
             raise UserError(
-                f"jobs {both[0]} and {both[1]} would both work in {PurePath(*outer)} of the sweep's folder{TELL_APART}"
+                f"jobs {both[0]} and {both[1]} would both use {PurePath(*outer)} in the sweep's folder"
+                f"{DISTINCT_SUBDIR_HINT}"
             )
 
 
-def _compose(context: HydraContext, config: DictConfig, words: Sequence[str]) -> DictConfig:
+def _compose(context: HydraContext, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     try:
-        return context.config_loader.load_sweep_config(config, list(words))
+        return context.config_loader.load_sweep_config(config, list(overrides))
     except ConfigCompositionException as error:
         unknown = re.match(r"Could not override '(.+)'\.\nTo append to your config", str(error))
         if unknown is None:
             raise
-        key = str(getattr(error.__cause__, "full_key", None) or unknown[1])  # of a dictionary the one inside
+        key = str(getattr(error.__cause__, "full_key", None) or unknown[1])  # in a dictionary: the inner key
         parent = key.rpartition(".")[0]
-        sets = [
-            word for word in words if "." in override_key(word) or sets_dictionary(word)
-        ]  # the others choose options
-        inside = [word for word in sets if f"{override_key(word)}.".startswith((f"{parent}.", f"{unknown[1]}."))]
-        others = [word for word in words if word not in inside]
+        settings = [  # the other overrides choose options of groups
+            override for override in overrides if "." in override_key(override) or sets_dictionary(override)
+        ]
+        inside = [
+            override
+            for override in settings
+            if f"{override_key(override)}.".startswith((f"{parent}.", f"{unknown[1]}."))
+        ]
+        outside = [override for override in overrides if override not in inside]
         with suppress(ConfigCompositionException):
-            there = OmegaConf.select(context.config_loader.load_sweep_config(config, others), parent)
-            names = {str(name) for name in there} if isinstance(there, DictConfig) else set()
+            node = OmegaConf.select(context.config_loader.load_sweep_config(config, outside), parent)
+            names = {str(name) for name in node} if isinstance(node, DictConfig) else set()
             raise ConfigError(unknown_key(f"{parent}.", key.removeprefix(f"{parent}."), names, "there")) from error
         raise
 
 
 class JobErrors:
-    """What is wrong with the jobs of a sweep, each mistake once, with the jobs that have it."""
+    """The errors in the jobs of a sweep: each error once, with the numbers of its jobs."""
 
     def __init__(self):
         self.jobs: dict[str, list[int]] = {}
@@ -137,76 +145,76 @@ class JobErrors:
         try:
             yield
         except ConfigError as error:
-            self.note([str(error)], number)
+            self.add([str(error)], number)
 
-    def note(self, found: Sequence[str], number: int) -> None:
-        if found:
-            self.jobs.setdefault("; ".join(found), []).append(number)
+    def add(self, messages: Sequence[str], number: int) -> None:
+        if messages:
+            self.jobs.setdefault("; ".join(messages), []).append(number)
 
     def __str__(self) -> str:
-        return "\n".join(f"job {', '.join(map(str, jobs))}: {what}" for what, jobs in self.jobs.items())
+        return "\n".join(f"job {', '.join(map(str, jobs))}: {message}" for message, jobs in self.jobs.items())
 
-    def tell(self) -> None:
-        """Raise a UserError unless nothing was wrong."""
+    def raise_if_any(self) -> None:
+        """Raise a UserError if there are errors."""
         if self.jobs:
             raise UserError(str(self))
 
 
 def iter_job_configs(configs: Mapping[int, DictConfig]) -> Iterator[tuple[int, DictConfig]]:
-    """Each job's number and configuration, while ``${hydra:...}`` means that job's."""
+    """Yield each job's number and configuration; meanwhile ``${hydra:...}`` refers to that job."""
     for number, cfg in configs.items():
         HydraConfig.instance().set_config(cfg)
         yield number, cfg
 
 
 def check_jobs(
-    context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int, elsewhere: bool
+    context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int, remote: bool
 ) -> dict[int, DictConfig]:
-    """Tell the mistakes in any job before the first begins; give each job's configuration by its number.
+    """Check the settings of all jobs; return each job's configuration by its number.
 
-    ``elsewhere``: the jobs may have variables in their environment that this process has not.
+    ``remote``: the jobs may have environment variables that this process has not.
 
     Raises
     ------
     UserError
-        It names each mistake once, and the jobs that have it.
+        It names each error once, with the numbers of its jobs.
     """
-    wrong = JobErrors()
+    errors = JobErrors()
     with hydra_config_restored():
         configs = compose_jobs(context, config, jobs, first)
         for number, cfg in iter_job_configs(configs):
-            with wrong.of_job(number), suppress(EnvironmentVariableNotSet) if elsewhere else nullcontext():
-                _check_of_all(cfg, config)
+            with errors.of_job(number), suppress(EnvironmentVariableNotSet) if remote else nullcontext():
+                _check_sweep_wide_settings(cfg, config)
                 _check(without_hydra(cfg), plain_overrides(cfg.hydra.overrides.task))
-    wrong.tell()
+    errors.raise_if_any()
     return configs
 
 
-def _check(task: DictConfig, words: Sequence[str]) -> None:
-    if task.get("stages"):  # those are checked by the run that begins them
-        check_nothing_lost(task, words, searchpath(HydraConfig.get()))
+def _check(task: DictConfig, overrides: Sequence[str]) -> None:
+    if task.get("stages"):  # the job checks its stages when it starts
+        check_settings_reach_stages(task, overrides, searchpath(HydraConfig.get()))
         return
     if task.get("needs"):
-        check_requirements(task, words)
-    if task.get("data") is not None or task.get("model") is None:  # else fcnlab eval says what is missing
+        check_requirements(task, overrides)
+    if task.get("data") is not None or task.get("model") is None:  # else fcnlab eval reports what is missing
         validate_config(task)
 
 
-def _check_of_all(cfg: DictConfig, config: DictConfig) -> None:
-    """Raise a ConfigError where a job's options set what is one for the whole sweep, and would have no effect there."""
+def _check_sweep_wide_settings(cfg: DictConfig, config: DictConfig) -> None:
+    """Raise a ConfigError if a job's options set the launcher or sweeper, which apply to the whole sweep."""
     if cfg.hydra.job.chdir:
         raise ConfigError(CHDIR_REFUSED)
     for key in ("launcher", "sweeper"):
         of_job, of_all = (OmegaConf.to_container(tree.hydra[key], resolve=False) for tree in (cfg, config))
         if of_job != of_all:
             raise ConfigError(
-                f"an option of its own sets hydra.{key}, which is one for the whole sweep: leave that to the command"
-                f" line, as hydra/{key}=OPTION and hydra.{key}.KEY=VALUE"
+                f"one of its options sets hydra.{key}, which applies to the whole sweep. Set it on the command line,"
+                f" with hydra/{key}=OPTION and hydra.{key}.KEY=VALUE"
             )
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
-    """What a verb gets: with its root's schema, which a masked copy would lose."""
+    """Return a copy without ``hydra``; it keeps the root's schema, which a masked copy would lose."""
     task = copy.deepcopy(cfg)
     with open_dict(task):
         del task["hydra"]
@@ -214,16 +222,16 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 
 
 def launcher_choice(hydra: DictConfig) -> list[str]:
-    """The options of a command, and its words for Hydra: what a sweep needs beside the words of its jobs."""
-    of_hydra = [
-        word for word in plain_overrides(hydra.overrides.hydra) if not OF_ONE_SWEEP.match(word.partition("=")[0])
+    """Return the command's options and its overrides of Hydra's settings: all but the overrides of the jobs."""
+    hydra_overrides = [
+        word for word in plain_overrides(hydra.overrides.hydra) if not NOT_REPEATED.match(word.partition("=")[0])
     ]
-    return [*command_options(hydra), *of_hydra]
+    return [*command_options(hydra), *hydra_overrides]
 
 
 @contextmanager
 def report_user_errors(verb: str) -> Iterator[None]:
-    """Let Hydra show a mistake of the user's, and a place that cannot be written to, without a traceback."""
+    """Let Hydra show a UserError, or an OSError that names a file, without a traceback."""
     try:
         yield
     except UserError as error:
@@ -236,7 +244,7 @@ def report_user_errors(verb: str) -> Iterator[None]:
 
 @contextmanager
 def hydra_config_restored() -> Iterator[None]:
-    """While entered, ``${hydra:...}`` may be made to mean a job's."""
+    """Restore on exit the configuration that ``${hydra:...}`` refers to."""
     before = HydraConfig.instance().cfg
     try:
         yield

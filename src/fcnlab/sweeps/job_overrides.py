@@ -1,4 +1,4 @@
-"""Which of a sweep's overrides are each job's, and which are the sweep's own."""
+"""Separate the overrides of a sweep's jobs from those of the sweep itself."""
 
 import logging
 import re
@@ -10,29 +10,31 @@ from omegaconf import DictConfig
 from fcnlab.config.overrides import format_override, override_key, plain_overrides
 
 log = logging.getLogger("fcnlab")
-SWEEP_KEYS = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # no words for one of its jobs
-OF_ONE_SWEEP = re.compile(  # no words for its repetition: its folder, and what its record holds as words of the jobs
+SWEEP_KEYS = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # not passed on to the jobs
+NOT_REPEATED = re.compile(  # not in the command that repeats a sweep: its folder, and what the record holds elsewhere
     r"[+~]*hydra(\.(sweep(\.dir)?|run(\.dir)?|mode|searchpath)$|\.sweeper\.params\b)"
 )
-OF_ONE_RUN = re.compile(r"hydra\.(run(\.dir)?|job\.(num|id))")
-OF_THE_FOLDER = {"sweep.json", "multirun.yaml", "search.json", "search.db", "wandb"}
-LONGEST_FILE = 255  # bytes, on most file systems
+SINGLE_RUN_KEYS = re.compile(r"hydra\.(run(\.dir)?|job\.(num|id))")
+RESERVED_NAMES = {"sweep.json", "multirun.yaml", "search.json", "search.db", "wandb"}  # in a sweep's folder
+MAX_FILE_NAME_BYTES = 255  # bytes, on most file systems
 
 
-def warn_of_words_of_one_run(hydra: DictConfig) -> None:
-    words = [word for word in plain_overrides(hydra.overrides.hydra) if OF_ONE_RUN.fullmatch(override_key(word))]
-    if words:
+def warn_about_single_run_overrides(hydra: DictConfig) -> None:
+    """Warn about settings of a single run's folder and number, which have no effect with -m."""
+    ignored = [word for word in plain_overrides(hydra.overrides.hydra) if SINGLE_RUN_KEYS.fullmatch(override_key(word))]
+    if ignored:
         log.warning(
-            "Warning: %s: no effect on a sweep, which hydra.sweep.dir=FOLDER names, and whose jobs are numbered",
-            ", ".join(words),
+            "Warning: %s has no effect on a sweep. Set its folder with hydra.sweep.dir=FOLDER; its jobs are numbered"
+            " from 0",
+            ", ".join(ignored),
         )
 
 
-def user_overrides(words: Sequence[str]) -> list[str]:
-    """Overrides without those that make a run a job of a sweep."""
-    return [word for word in words if not word.startswith("sweep.")]
+def user_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those that make a run a job of a sweep."""
+    return [override for override in overrides if not override.startswith("sweep.")]
 
 
 def overrides_for_job(folder: Path, name: str) -> list[str]:
-    """What tells a run that it is a job, and of which sweep."""
+    """Return the overrides that make a run a job of the sweep in ``folder``."""
     return [format_override("sweep.folder", folder), format_override("sweep.name", name.replace("$", ""))]

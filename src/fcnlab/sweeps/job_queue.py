@@ -1,4 +1,4 @@
-"""The jobs of a sweep, as many at a time as there are places, each a process of its own."""
+"""Run the jobs of a sweep in processes of their own, as many at a time as the machine's resources allow."""
 
 import signal
 import time
@@ -13,45 +13,46 @@ from fcnlab.sweeps.processes import JobHandle, shell_exit_code
 from fcnlab.sweeps.resources import Allocation, Requirement, ResourcePool
 from fcnlab.sweeps.sweep_table import SweepTable, selection_score
 
-LOOK_EVERY = 0.2  # seconds
-RANKS_END_WITHIN = 10.0  # seconds after their first: one that hangs would keep its GPU
+POLL_INTERVAL = 0.2  # seconds
+RANK_GRACE_PERIOD = 10.0  # seconds for the other ranks to end after rank 0: one that hangs would keep its GPU
 
 
 @dataclass
 class RunningJob:
-    """A job's process, its part of the machine, and when the process was first seen to have ended."""
+    """A job's process, its resources, and the time at which the process was first seen to have ended."""
 
     process: JobHandle
-    share: Allocation
+    allocation: Allocation
     ended: float | None = None
 
 
 class JobQueue:
-    """Works off the waiting jobs of a manifest.
+    """Run the waiting jobs of a manifest.
 
-    ``begin`` starts the process of a job on its share. A job that fails leaves the others alone. A stopping signal
-    becomes a SIGTERM for each running job: they save themselves and are waited for; Ctrl-C a second time kills them.
-    So does an error in this process, such as a record that cannot be written.
+    ``start`` starts the process of a job on its allocation. A job that fails does not stop the others. A stop signal
+    is forwarded to each running job as SIGTERM: the jobs save a checkpoint, and the queue waits for them. A second
+    Ctrl-C kills them. An error in this process, such as a full disk, stops them like a signal.
     """
 
     def __init__(
         self,
         manifest: Manifest,
-        places: ResourcePool,
-        needs: dict[int, Requirement],
-        begin: Callable[[Job, Allocation], JobHandle],
-        board: SweepTable,
+        pool: ResourcePool,
+        requirements: dict[int, Requirement],
+        start: Callable[[Job, Allocation], JobHandle],
+        table: SweepTable,
     ):
-        self.manifest, self.places, self.needs, self.begin, self.board = manifest, places, needs, begin, board
+        self.manifest, self.pool, self.requirements = manifest, pool, requirements
+        self.start, self.table = start, table
         self.running: dict[int, RunningJob] = {}
-        self._passed_on = False
+        self._signal_forwarded = False
 
     def run(self, jobs: Iterable[Job], signals: StopSignals) -> None:
-        """Return when no job is left; :class:`Interrupted` where a signal came."""
+        """Run all jobs; raise :class:`Interrupted` if a signal stopped them."""
         waiting = list(jobs)
         signals.waiting = True
         try:
-            self._work_off(waiting, signals)
+            self._run_all(waiting, signals)
         except Interrupted:
             self._kill()
             raise
@@ -60,78 +61,78 @@ class JobQueue:
         if signals.asked:
             raise Interrupted(signals.asked, at_once=False)
 
-    def _work_off(self, waiting: list[Job], signals: StopSignals) -> None:
+    def _run_all(self, waiting: list[Job], signals: StopSignals) -> None:
         try:
             while self.running or (waiting and not signals.asked):
                 if signals.asked:
-                    self._pass_on(signals.asked)
+                    self._forward_signal(signals.asked)
                 else:
-                    self._begin_what_fits(waiting)
-                self._see_who_has_ended()
-                self.board.refresh()
-                time.sleep(LOOK_EVERY)
-        except Exception:  # of ours, such as a full disk
+                    self._start_fitting_jobs(waiting)
+                self._collect_ended_jobs()
+                self.table.refresh()
+                time.sleep(POLL_INTERVAL)
+        except Exception:  # in this process, such as a full disk
             self._terminate()
             self._wait_for_all()
             raise
 
     def _wait_for_all(self) -> None:
-        """Until no job is left, even where what becomes of them cannot be written."""
+        """Wait until all jobs have ended, even if their status cannot be written to the record."""
         while self.running:
             with suppress(OSError):
-                self._see_who_has_ended()
-            time.sleep(LOOK_EVERY)
+                self._collect_ended_jobs()
+            time.sleep(POLL_INTERVAL)
 
-    def _begin_what_fits(self, waiting: list[Job]) -> None:
+    def _start_fitting_jobs(self, waiting: list[Job]) -> None:
         for job in list(waiting):
-            share = self.places.take(self.needs[job.number])
-            if share is not None:
+            allocation = self.pool.take(self.requirements[job.number])
+            if allocation is not None:
                 waiting.remove(job)
-                self._begin(job, share)
+                self._start(job, allocation)
 
-    def _begin(self, job: Job, share: Allocation) -> None:
+    def _start(self, job: Job, allocation: Allocation) -> None:
         job.status, job.exit_code, job.started, job.ended = "running", None, timestamp(), None
         try:
             self.manifest.write()
-            self.running[job.number] = RunningJob(self.begin(job, share), share)
+            self.running[job.number] = RunningJob(self.start(job, allocation), allocation)
         except Exception:
             job.status = "waiting"
             raise
-        self.board.started(job, str(share))
+        self.table.job_started(job, str(allocation))
 
-    def _pass_on(self, asked: int) -> None:
-        """To each job once; as SIGTERM, which also ends a process that is not listening yet, with the code for it."""
-        if not self._passed_on:
-            self._passed_on = True
-            self.board.say(f"{signal.Signals(asked).name}: the running jobs save themselves and end")
+    def _forward_signal(self, signum: int) -> None:
+        """Send SIGTERM to each job once; it also ends a process that has not installed its signal handlers yet."""
+        if not self._signal_forwarded:
+            self._signal_forwarded = True
+            self.table.log(f"{signal.Signals(signum).name} received: running jobs save a checkpoint and stop")
             self._terminate()
 
     def _terminate(self) -> None:
         for running in self.running.values():
             running.process.send_signal(signal.SIGTERM)
 
-    def _see_who_has_ended(self) -> None:
+    def _collect_ended_jobs(self) -> None:
         for number, running in list(self.running.items()):
             if running.process.poll() is not None and self._all_ended(running):
                 self._end(self.manifest.jobs[number], running)
 
     def _all_ended(self, running: RunningJob) -> bool:
-        """Whether its other processes have ended, too; they are killed when they hang."""
+        """Return whether the job's other processes have ended, too; those that hang are killed."""
         running.ended = running.ended or time.monotonic()
-        if running.process.is_left() and time.monotonic() - running.ended < RANKS_END_WITHIN:
+        if running.process.is_alive() and time.monotonic() - running.ended < RANK_GRACE_PERIOD:
             return False
         running.process.kill_all()
         return True
 
     def _end(self, job: Job, running: RunningJob) -> None:
         del self.running[job.number]
-        self.places.give_back(running.share)
+        self.pool.release(running.allocation)
         code = shell_exit_code(running.process.poll() or 0)
         job.exit_code, job.ended = code, timestamp()
         job.status = "finished" if code == 0 else "interrupted" if code - 128 in STOPPING else "failed"
         job.miou = selection_score(self.manifest.folder / job.folder) if code == 0 else None
         self.manifest.write()
-        self.board.ended(job)
+        self.table.job_ended(job)
 
     def _kill(self) -> None:
         for running in self.running.values():

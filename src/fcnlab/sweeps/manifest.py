@@ -1,4 +1,4 @@
-"""sweep.json: the jobs of a sweep and what became of each, so that it can go on after whatever ended it."""
+"""sweep.json: the jobs of a sweep and their status, from which an interrupted sweep is resumed."""
 
 import logging
 import os
@@ -27,8 +27,8 @@ Status = Literal["waiting", "running", "finished", "interrupted", "failed"]
 class Job:
     """One job of a sweep.
 
-    ``folder`` is relative to the sweep's; ``name`` says what differs from the other jobs; ``miou`` is its score.
-    ``interrupted``: a signal stopped it. ``settings`` is a hash of what it was composed of.
+    ``folder`` is relative to the sweep's folder. ``name`` lists the settings in which the jobs differ. ``miou`` is the
+    job's score. Status ``interrupted``: a signal stopped the job. ``settings`` is a hash of the composed settings.
     """
 
     number: int
@@ -45,11 +45,11 @@ class Job:
 
 @dataclass
 class Manifest:
-    """The record of a sweep in ``folder``: written anew, aside, each time that something has changed.
+    """The record of a sweep in ``folder``; it is replaced atomically at each change.
 
-    ``overrides`` are the words that were typed, ``params`` those of ``hydra.sweeper.params`` that they left an effect.
-    ``launched_by`` are the words for Hydra, such as those that chose the launcher, and options such as --config-dir,
-    which a record only shows.
+    ``overrides`` are the typed overrides, ``params`` those of ``hydra.sweeper.params`` that the typed ones do not
+    replace. ``launched_by`` are overrides of Hydra's own settings, such as the launcher, and options such as
+    --config-dir; they are recorded for display only.
     """
 
     folder: Path
@@ -63,36 +63,36 @@ class Manifest:
     launched_by: list[str] = field(default_factory=list)
 
     @property
-    def words(self) -> list[str]:
-        """All that the jobs were made of, as it could have been typed."""
+    def all_overrides(self) -> list[str]:
+        """The overrides that make the jobs: those of the file and the typed ones."""
         return [*self.params, *self.overrides]
 
     @property
     def command(self) -> str:
-        return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, *self.words])
+        return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, *self.all_overrides])
 
     @property
     def _config_dir(self) -> list[str]:
         return self.launched_by[:2] if self.launched_by[:1] == ["--config-dir"] else []
 
     @property
-    def how_to_go_on(self) -> str:
-        """What to type: the settings, too, where some of them never come from a record."""
+    def resume_command(self) -> str:
+        """The command that resumes the sweep, with all settings if a record may not bring some of them back."""
         from fcnlab.config.locations import CONF
         from fcnlab.config.trust import UntrustedError, check_overrides
 
-        again = []
+        repeated = []
         try:
-            check_overrides(self.words, [CONF, *map(Path, self._config_dir[1:])])
+            check_overrides(self.all_overrides, [CONF, *map(Path, self._config_dir[1:])])
         except UntrustedError:
-            again = self.words
-        return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, resume_override(self.folder), *again])
+            repeated = self.all_overrides
+        return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, resume_override(self.folder), *repeated])
 
-    def others(self, what: str) -> UserError:
-        """The refusal to go on with other settings than the sweep began with."""
+    def settings_error(self, difference: str) -> UserError:
+        """Return the error for settings that differ from those the sweep was started with."""
         return UserError(
-            f"sweep.resume={display_path(self.folder)}: that sweep has other settings{what}\n"
-            f"Give the same, or none at all: {self.how_to_go_on}"
+            f"sweep.resume={display_path(self.folder)}: the settings differ from those of that sweep{difference}\n"
+            f"Type the same settings, or none: {self.resume_command}"
         )
 
     def write(self) -> None:
@@ -105,34 +105,35 @@ class Manifest:
         with atomic_write(self.folder / NAME) as part:
             part.write_text(as_json(facts), encoding="utf-8")
 
-    def go_on(self) -> None:
-        """Be the record of a sweep that runs, as of the next time that it is written."""
+    def mark_running(self) -> None:
+        """Set the status of a running sweep, without writing the file."""
         self.status, self.ended = "running", None
 
     def end(self, status: str) -> None:
         self.status, self.ended = status, timestamp()
         self.write()
 
-    def plan(self, wanted: Job) -> Job:
-        """The record of a job: the one that is there, or the one that is wanted.
+    def plan(self, requested: Job) -> Job:
+        """Return the recorded job of this number; record the requested one if there is none.
 
         Raises
         ------
         UserError
-            A job of this number is there, and has other settings; another job has its folder.
+            The recorded job has other settings; another job uses the same folder.
         """
-        job = self.jobs.setdefault(wanted.number, wanted)
-        job.name = wanted.name  # of these overrides, whatever the record says
-        for other in self.jobs.values():
-            if other is not job and other.folder == job.folder:
+        job = self.jobs.setdefault(requested.number, requested)
+        job.name = requested.name  # the recorded name may be another version's
+        for recorded in self.jobs.values():
+            if recorded is not job and recorded.folder == job.folder:
                 raise UserError(
-                    f"jobs {other.number} and {job.number} would both work in {display_path(self.folder / job.folder)}: let"
-                    " hydra.sweep.subdir tell them apart, as ${hydra.job.num} does"
+                    f"jobs {recorded.number} and {job.number} would both use the folder"
+                    f" {display_path(self.folder / job.folder)}. Give each job its own hydra.sweep.subdir, such as"
+                    " ${hydra.job.num}"
                 )
-        if job.overrides != wanted.overrides:
+        if job.overrides != requested.overrides:
             raise UserError(
-                f"sweep.resume={display_path(self.folder)}: job {job.number} was another one"
-                f"{describe_difference(job.overrides, wanted.overrides)}"
+                f"sweep.resume={display_path(self.folder)}: job {job.number} was started with other settings"
+                f"{describe_difference(job.overrides, requested.overrides)}"
             )
         return job
 
@@ -140,60 +141,60 @@ class Manifest:
 def open_manifest(
     folder: Path, verb: str, overrides: Sequence[str], resume: bool, launched_by: Sequence[str] = ()
 ) -> Manifest:
-    """A new sweep's record, or the one in ``folder`` where it is to go on.
+    """Return the record of a new sweep, or, with ``resume``, the one in ``folder``.
 
     Raises
     ------
     UserError
-        A sweep is there, and was not asked to go on; none is; its settings are others.
+        The folder holds a sweep that is not to be resumed; there is no sweep to resume; its settings differ.
     """
     if not resume:
         if (folder / NAME).exists():
             raise UserError(
-                f"{display_path(folder)} holds a sweep already: go on with it by {shell_join([resume_override(folder)])}, or leave"
-                " hydra.sweep.dir to a new folder"
+                f"{display_path(folder)} already contains a sweep. Resume it with"
+                f" {shell_join([resume_override(folder)])}, or set hydra.sweep.dir to a new folder"
             )
         return Manifest(folder, verb, list(overrides), launched_by=list(launched_by))
-    kept = read_manifest(folder)
-    kept.launched_by = list(launched_by)
-    typed_here = list(overrides) if list(overrides) != kept.words else kept.overrides
-    if (kept.verb, kept.overrides) != (verb, typed_here):
-        raise kept.others(describe_difference([kept.verb, *kept.overrides], [verb, *typed_here]))
-    kept.go_on()
-    return kept
+    manifest = read_manifest(folder)
+    manifest.launched_by = list(launched_by)
+    typed = list(overrides) if list(overrides) != manifest.all_overrides else manifest.overrides
+    if (manifest.verb, manifest.overrides) != (verb, typed):
+        raise manifest.settings_error(describe_difference([manifest.verb, *manifest.overrides], [verb, *typed]))
+    manifest.mark_running()
+    return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The record in ``folder``; a UserError where there is none, or what is there is none."""
+    """Read the record in ``folder``; raise a UserError if there is none or it is not valid."""
     try:
         facts = read_json(folder, NAME)
         if facts is None:
             raise ValueError(f"there is no {NAME}")
         jobs = {job["number"]: Job(**job) for job in facts["jobs"]}
         if any(not (folder / job.folder).resolve().is_relative_to(folder.resolve()) for job in jobs.values()):
-            raise ValueError("a job's folder is outside of it")
-        kept = {name: facts[name] for name in ("verb", "overrides", "status", "started", "ended")}
-        kept["params"] = texts(facts["params"], "params")
+            raise ValueError("a job's folder is outside the sweep's folder")
+        recorded = {name: facts[name] for name in ("verb", "overrides", "status", "started", "ended")}
+        recorded["params"] = texts(facts["params"], "params")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"sweep.resume={display_path(folder)}: no record of a sweep there ({error}). Give a folder with {NAME}."
+            f"sweep.resume={display_path(folder)}: no valid record of a sweep ({error}). Give a folder with {NAME}."
         ) from error
-    return Manifest(folder, **kept, jobs=jobs)
+    return Manifest(folder, **recorded, jobs=jobs)
 
 
-def describe_difference(there: Sequence[str], here: Sequence[str]) -> str:
-    """What two lists of words do not share, a line each."""
-    lines = [f"\n  only there: {word}" for word in there if word not in here]
-    lines += [f"\n  only here:  {word}" for word in here if word not in there]
-    return ":" + "".join(lines) if lines else ": the same words in another order, which numbers the jobs otherwise"
+def describe_difference(recorded: Sequence[str], typed: Sequence[str]) -> str:
+    """List the overrides that are in only one of two lists, one per line."""
+    lines = [f"\n  only in the record:  {override}" for override in recorded if override not in typed]
+    lines += [f"\n  only in this sweep:  {override}" for override in typed if override not in recorded]
+    return ":" + "".join(lines) if lines else ": their order differs, and with it the numbers of the jobs"
 
 
 class JobsLock:
-    """Held by what this process starts in a folder: the jobs of a sweep, the stages of a training.
+    """A lock held by the processes that this process starts in a folder: the jobs of a sweep, the stages of a run.
 
-    ``inherited`` is the file that they keep open and thereby locked. The system lifts the lock with the last process
-    that holds it, however that ended: the jobs of a sweep that was killed are still saving themselves, and nobody may
-    start them again before they have.
+    ``inherited`` is the file that the started processes keep open, and with it the lock. The system releases the lock
+    when the last of them has ended. After a sweep was killed, its jobs may still be saving a checkpoint: they must not
+    be started again before they have ended.
     """
 
     def __init__(self, folder: Path):
@@ -203,27 +204,27 @@ class JobsLock:
         self.release = weakref.finalize(self, os.close, self.inherited)
 
     def abandon(self) -> None:
-        """Leave the folder as it was: nothing was started there."""
+        """Release the lock and remove its file, since nothing was started in the folder."""
         if self._is_new and self.release.alive:
             (self.folder / JOBS_LOCK).unlink(missing_ok=True)
         self.release()
 
-    def have_ended(self) -> bool:
-        """Whether none that an earlier process started is alive; from then on, this one's hold the lock."""
+    def try_acquire(self) -> bool:
+        """Take the lock for this process's jobs; return False while jobs of an earlier process hold it."""
         return try_lock(self.inherited, self.folder)
 
     def wait(self) -> None:
-        if not self.have_ended():
+        if not self.try_acquire():
             log.info(
-                "What an earlier process started in %s is still saving itself: waiting for it",
+                "Waiting for jobs of an earlier process in %s, which are still saving a checkpoint",
                 display_path(self.folder),
             )
-            while not self.have_ended():
+            while not self.try_acquire():
                 time.sleep(0.2)
 
 
 class SweepLock:
-    """One process works on a sweep, and starts its jobs: ``own`` keeps others off, ``jobs`` is held by the jobs."""
+    """The locks of a sweep: ``own`` is held by the one process that runs it, ``jobs`` by the jobs it has started."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -239,6 +240,6 @@ class SweepLock:
         self.own.release()
 
     def abandon(self) -> None:
-        """Leave the folder as it was: a refused command never worked here."""
+        """Release the locks and remove their files, since the command was refused."""
         self.jobs.abandon()
         self.own.abandon()

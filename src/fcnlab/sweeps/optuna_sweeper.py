@@ -1,4 +1,4 @@
-"""``hydra/sweeper=optuna``: jobs whose settings follow from the scores of those before them."""
+"""``hydra/sweeper=optuna``: a hyperparameter search with Optuna."""
 
 import logging
 import math
@@ -22,8 +22,8 @@ from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.library_internals.hydra import value_of
 from fcnlab.runs.settings import OF_THE_JOB, in_few_digits
 from fcnlab.sweeps.grid_sweeper import (
-    how_to_list,
-    lists_explained,
+    list_hints,
+    list_hints_added,
     parse_overrides,
     restore_deferred_settings,
     settings_text,
@@ -39,27 +39,27 @@ from fcnlab.sweeps.search_storage import MOST_TRIALS, STORAGE, open_study
 
 log = logging.getLogger("fcnlab")
 RESULTS = "search.json"  # in the sweep's folder
-KEPT = ("n_trials", "n_jobs", "direction", "seed")  # settings that a search goes on with, unless they are typed
+RECORDED_SETTINGS = ("n_trials", "n_jobs", "direction", "seed")  # a resumed search uses them again unless typed
 
 
 class OptunaSweeper(Sweeper):
-    """Draws settings by Optuna's TPE and hands them to the launcher, ``n_jobs`` at a time.
+    """Sample settings with Optuna's TPE sampler and pass them to the launcher, ``n_jobs`` trials at a time.
 
-    Optuna's trials bear the numbers of their jobs. A trial whose job was stopped stays open in the storage: where the
-    search goes on, it is the first to be launched again, with the settings that it had.
+    A trial has the number of its job. If a job is interrupted, its trial stays open in the storage; a resumed search
+    runs open trials first, with the same settings.
 
     Parameters
     ----------
     n_trials
-        How many in all, failed ones among them.
+        Number of trials in all, including failed ones.
     n_jobs
-        A number, or "auto": as many as the launcher runs at a time.
+        Number of trials sampled at a time, or "auto": as many as the launcher runs at a time.
     direction
-        "maximize" or "minimize" what the jobs return.
+        "maximize" or "minimize" the score of the jobs.
     seed
-        Of the draws; the next ones depend on it and on what the storage holds.
+        Seed of the sampler; each batch also depends on the number of trials before it.
     params
-        A search space by key, beside the command line's.
+        A search space by key, in addition to the command line.
     """
 
     def __init__(self, n_trials: Any, n_jobs: Any, direction: Any, seed: Any, params: Mapping[str, Any] | None = None):
@@ -73,9 +73,9 @@ class OptunaSweeper(Sweeper):
             require_optuna()
             self._check_settings()
             self.folder = Path(config.hydra.sweep.dir).absolute()
-            goes_on = bool(OmegaConf.select(config, "sweep.resume"))
-            if goes_on != (self.folder / STORAGE).exists():
-                raise UserError(self._why_not(goes_on))
+            resumes = bool(OmegaConf.select(config, "sweep.resume"))
+            if resumes != (self.folder / STORAGE).exists():
+                raise UserError(self._folder_error(resumes))
         self.chosen_launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -86,64 +86,67 @@ class OptunaSweeper(Sweeper):
             most = MOST_TRIALS if least else value  # of a seed, as many as there are
             if (name, value) != ("n_jobs", "auto") and (type(value) is not int or not least <= value <= most):
                 limits = f"from 1 to {MOST_TRIALS:,}" if least else "of at least 0"
-                raise UserError(f"hydra.sweeper.{name}={value}: give a whole number {limits}")
+                raise UserError(f"hydra.sweeper.{name}={value} must be a whole number {limits}")
         if self.direction not in ("maximize", "minimize"):
-            raise UserError(f"hydra.sweeper.direction={self.direction}: give maximize or minimize")
+            raise UserError(f"hydra.sweeper.direction={self.direction} must be maximize or minimize")
 
-    def _why_not(self, goes_on: bool) -> str:
-        if goes_on:
-            return f"sweep.resume={display_path(self.folder)}: no search is there: leave hydra/sweeper=optuna out"
+    def _folder_error(self, resumes: bool) -> str:
+        if resumes:
+            return (
+                f"sweep.resume={display_path(self.folder)}: the folder contains no search."
+                " Leave hydra/sweeper=optuna out"
+            )
         return (
-            f"{display_path(self.folder)} holds a search already: go on with it by {shell_join([resume_override(self.folder)])}, or leave"
-            " hydra.sweep.dir to a new folder"
+            f"{display_path(self.folder)} already contains a search. Resume it with"
+            f" {shell_join([resume_override(self.folder)])}, or set hydra.sweep.dir to a new folder"
         )
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
-        """Launch batch after batch; raise what the first failed job says once all are done."""
+        """Run all trials; then raise the error of the first failed job, if any."""
         with report_user_errors(self.verb):
             overrides = parse_overrides(self.context, self.params, arguments, self.chosen_launcher)
-            space, self.fixed = space_of(overrides)
-            self.space = {name: space_word(name, values) for name, values in space.items()}
+            space, self.fixed = search_space(overrides)
+            self.space = {name: format_distribution(name, values) for name, values in space.items()}
             self._check_same_space()
-            self.by_number = any(map(OF_THE_JOB.search, self.fixed))  # no two jobs are equal, whatever is drawn
-            with lists_explained(overrides):
-                self._check_ends(space)
+            self.by_number = any(map(OF_THE_JOB.search, self.fixed))  # no two jobs are equal, whatever is sampled
+            with list_hints_added(overrides):
+                self._check_boundaries(space)
             study = self._open()
             check_trials(study, space, display_path(self.folder / STORAGE))
-            begun = {trial.number: [*self.fixed, *words_of(params_of(trial))] for trial in study.trials}
-            check_unchanged(self.context, self.whole, begun, self.chosen_launcher)
+            started = {trial.number: [*self.fixed, *param_overrides(params_of(trial))] for trial in study.trials}
+            check_unchanged(self.context, self.whole, started, self.chosen_launcher)
             write_multirun(self.whole)
             self._write(study)
-            returned: list[JobReturn] = []
-            batch = still_open(study, space)
+            results: list[JobReturn] = []
+            batch = open_trials(study, space)
             while batch or len(study.trials) < self.n_trials:
-                batch = batch or self._draw(study, space)
-                returned += self._work_off(study, batch)
+                batch = batch or self._sample(study, space)
+                results += self._run_batch(study, batch)
                 batch = {}
-            self._conclude(study)
-        failed = [job for job in returned if job.status != JobStatus.COMPLETED]
+            self._report_best(study)
+        failed = [job for job in results if job.status != JobStatus.COMPLETED]
         if failed:
-            _ = failed[0].return_value  # which raises
-        return returned
+            _ = failed[0].return_value  # raises the job's error
+        return results
 
     def _check_same_space(self) -> None:
-        """Refuse to go on with another search space, before a trial is drawn from it."""
-        before = read_json_facts(self.folder, RESULTS).get("space")
-        if isinstance(before, dict) and before != self.space:
+        """Raise a UserError if a resumed search had another search space."""
+        recorded = read_json_facts(self.folder, RESULTS).get("space")
+        if isinstance(recorded, dict) and recorded != self.space:
             raise UserError(
-                f"{display_path(self.folder)}: that search has another space"
-                f"{describe_difference(list(map(str, before.values())), list(self.space.values()))}\n"
-                "Give the same, or begin a new search in another hydra.sweep.dir"
+                f"{display_path(self.folder)}: the search space differs from that of the recorded search"
+                f"{describe_difference(list(map(str, recorded.values())), list(self.space.values()))}\n"
+                "Use the same search space, or start a new search in another hydra.sweep.dir"
             )
 
-    def _check_ends(self, space: Mapping[str, Any]) -> None:
-        """Have each choice, and both ends of each range, checked as a job would be: before the first trial."""
-        for params in ends_of(space):
-            words, elsewhere = words_of(params), getattr(self.chosen_launcher, "elsewhere", True)
+    def _check_boundaries(self, space: Mapping[str, Any]) -> None:
+        """Check each choice and both ends of each range as a job's settings, before the first trial."""
+        for params in boundary_params(space):
+            overrides, remote = param_overrides(params), getattr(self.chosen_launcher, "remote", True)
             try:
-                configs = check_jobs(self.context, self.whole, [[*self.fixed, *words]], 0, elsewhere)
+                configs = check_jobs(self.context, self.whole, [[*self.fixed, *overrides]], 0, remote)
             except UserError as error:
-                raise UserError(f"{' '.join(words)}: {str(error).removeprefix('job 0: ')}") from error
+                raise UserError(f"{' '.join(overrides)}: {str(error).removeprefix('job 0: ')}") from error
             self.by_number |= any(bool(OF_THE_JOB.search(settings_text(cfg))) for cfg in configs.values())
 
     def _open(self) -> Any:
@@ -151,48 +154,48 @@ class OptunaSweeper(Sweeper):
         study = open_study(self.folder / STORAGE, self.direction)
         if study.direction.name.lower() != self.direction:
             raise UserError(
-                f"hydra.sweeper.direction={self.direction}: the search in {display_path(self.folder)} has another one; leave"
-                " it out"
+                f"hydra.sweeper.direction={self.direction}: the search in {display_path(self.folder)} has the other"
+                " direction. Leave hydra.sweeper.direction out"
             )
         return study
 
-    def _draw(self, study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-        """The next trials' parameters by their numbers; each batch has a seed of its own, whatever came before."""
+    def _sample(self, study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+        """Sample the next batch; return its parameters by trial number."""
         import optuna
 
-        begun = len(study.trials)
-        study.sampler = optuna.samplers.TPESampler(seed=seed_of(self.seed, begun))
-        count = min(self._at_a_time(), self.n_trials - begun)
+        done = len(study.trials)
+        study.sampler = optuna.samplers.TPESampler(seed=batch_seed(self.seed, done))
+        count = min(self._batch_size(), self.n_trials - done)
         trials = [study.ask(fixed_distributions=dict(space)) for _ in range(count)]
         return {trial.number: params_of(trial) for trial in trials}
 
-    def _at_a_time(self) -> int:
+    def _batch_size(self) -> int:
         if self.n_jobs != "auto":
             return self.n_jobs
         slots = self.hydra.launcher.get("slots")
         return slots if isinstance(slots, int) else len(visible_gpus(os.environ)) or slots_for(visible_cores())
 
-    def _work_off(self, study: Any, batch: Mapping[int, Mapping[str, Any]]) -> list[JobReturn]:
-        """Launch the trials whose settings are new; equal settings give equal runs, so the others have their scores."""
-        repeats = {} if self.by_number else repeats_in(study, batch)
+    def _run_batch(self, study: Any, batch: Mapping[int, Mapping[str, Any]]) -> list[JobReturn]:
+        """Launch the trials with new settings; a trial that repeats another gets its score without a run."""
+        repeats = {} if self.by_number else find_repeats(study, batch)
         self._write(study)
-        returned: list[JobReturn] = []
-        for numbers in in_a_row([number for number in batch if number not in repeats]):
-            words = [[*self.fixed, *words_of(batch[number])] for number in numbers]
-            # The search itself says when it has ended.
-            self.chosen_launcher.more_to_come = True  # pyright: ignore[reportAttributeAccessIssue]
-            jobs = self.chosen_launcher.launch(words, initial_job_idx=numbers[0])
+        results: list[JobReturn] = []
+        for numbers in consecutive_groups([number for number in batch if number not in repeats]):
+            overrides = [[*self.fixed, *param_overrides(batch[number])] for number in numbers]
+            # The search itself reports its end.
+            self.chosen_launcher.more_batches = True  # pyright: ignore[reportAttributeAccessIssue]
+            jobs = self.chosen_launcher.launch(overrides, initial_job_idx=numbers[0])
             for number, job in zip(numbers, jobs, strict=True):
-                tell(study, number, job)
-            returned += jobs
-        for number, before in repeats.items():
-            log.info("Trial %d has the settings of job %d, and so its score", number, before)
-            repeat(study, number, before)
+                record_result(study, number, job)
+            results += jobs
+        for number, earlier in repeats.items():
+            log.info("Trial %d has the same settings as job %d and gets its score", number, earlier)
+            copy_result(study, number, earlier)
         self._write(study)
-        return returned
+        return results
 
     def _write(self, study: Any) -> None:
-        """search.json: the settings to go on with, the trials, and the best of them."""
+        """Write search.json: the search's settings, its trials, and the best trial."""
         from fcnlab.files.writing import as_json, atomic_write  # numpy comes with it
 
         trials = [
@@ -204,25 +207,30 @@ class OptunaSweeper(Sweeper):
             }
             for trial in study.trials
         ]
-        facts = {"settings": {name: getattr(self, name) for name in KEPT}, "best": best_of(study), "trials": trials}
+        facts = {
+            "settings": {name: getattr(self, name) for name in RECORDED_SETTINGS},
+            "best": best_trial(study),
+            "trials": trials,
+        }
         facts["space"] = self.space
         with atomic_write(self.folder / RESULTS) as part:
             part.write_text(as_json(facts), encoding="utf-8")
 
-    def _conclude(self, study: Any) -> None:
-        best = best_of(study)
+    def _report_best(self, study: Any) -> None:
+        best = best_trial(study)
         if best is None:
-            log.info("No trial has a score. The search: %s", display_path(self.folder))
+            log.info("No trial has a score. Sweep folder: %s", display_path(self.folder))
             return
-        of_hydra = [word for word in plain_overrides(self.hydra.overrides.hydra) if not SWEEP_KEYS.match(word)]
-        number = f"hydra.job.num={best['number']}"  # which ${hydra:job.num} means
-        words = dict.fromkeys([*command_options(self.hydra), *of_hydra, number, *self.fixed, *words_of(best["params"])])
+        hydra_overrides = [word for word in plain_overrides(self.hydra.overrides.hydra) if not SWEEP_KEYS.match(word)]
+        number = f"hydra.job.num={best['number']}"  # for settings with ${hydra:job.num}
+        params = param_overrides(best["params"])
+        words = dict.fromkeys([*command_options(self.hydra), *hydra_overrides, number, *self.fixed, *params])
         log.info(
-            "Best of %d trials: %.6g (job %d) with %s\n  To repeat it: %s\n  The search: %s",
+            "Best of %d trials: %.6g (job %d) with %s\n  To rerun the best trial: %s\n  Sweep folder: %s",
             len(study.trials),
             best["value"],
             best["number"],
-            " ".join(words_of(best["params"])),
+            " ".join(params),
             shell_join(["fcnlab", self.verb, *(word for word in words if not word.startswith("sweep."))]),
             display_path(self.folder),
         )
@@ -235,50 +243,53 @@ def require_optuna() -> None:
         raise UserError(f"hydra/sweeper=optuna needs Optuna ({error}): pip install 'fcnlab[search]'") from error
 
 
-def space_of(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:
-    """What is searched, as Optuna's distributions by the words before the "=", and the words of the rest.
+def search_space(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:
+    """Return Optuna's distributions by override key, and the overrides with fixed values.
 
     Raises
     ------
     UserError
-        Nothing is searched, or a word does not say what.
+        No setting is searched, a seed is searched, or a distribution is not valid.
     """
     space, fixed = {}, []
     for override in overrides:
         if override.is_sweep_override():
             if override.key_or_group.rpartition(".")[2] == "seed":
                 raise UserError(
-                    f"{override.input_line}: a search would choose the luckiest seed. Give one; then train the best"
-                    " settings with several, by -m seed=1,2,3 without hydra/sweeper=optuna"
+                    f"{override.input_line}: seeds are not searched, since the search would pick the luckiest one. Use"
+                    " one seed, and train the best settings with several seeds afterwards: -m seed=1,2,3 without"
+                    " hydra/sweeper=optuna"
                 )
             space[override.get_key_element()] = distribution_of(override)
         else:
             fixed.append(str(override.input_line))
     if not space:
-        nothing = "hydra/sweeper=optuna has nothing to search: add, say, optim.lr='tag(log,interval(1e-4,1e-2))'"
-        raise UserError("\n".join([nothing, *how_to_list(overrides).values()]))
+        message = (
+            "hydra/sweeper=optuna has nothing to search. Add, for example, optim.lr='tag(log,interval(1e-4,1e-2))'"
+        )
+        raise UserError("\n".join([message, *list_hints(overrides).values()]))
     return space, fixed
 
 
 def distribution_of(override: Override) -> Any:
-    """An interval is continuous, an ``int(interval(...))`` is not; a range has Hydra's values; the rest is a choice.
+    """Return the distribution of an override: of floats, integers (``int(interval(...))``, ranges) or choices.
 
     Raises
     ------
     UserError
-        The word is tagged by anything but ``log``, or that belongs to another kind of word; an interval is empty.
+        The override has a tag other than ``log``, or one that is not on an interval; the interval is empty.
     """
     sweep: Any = override.value()
-    if getattr(sweep, "shuffle", False):  # the order of choices means nothing, and must be the same when it goes on
+    if getattr(sweep, "shuffle", False):  # a resumed search needs the same order of choices
         sweep = replace(sweep, shuffle=False)
-        sweep = ChoiceSweep(list=listed(replace(override, _value=sweep)))
+        sweep = ChoiceSweep(list=list_values(replace(override, _value=sweep)))
         override = replace(override, _value=sweep, value_type=ValueType.CHOICE_SWEEP)
     tags = set(getattr(sweep, "tags", ()))
     if tags - {"log"} or (tags and not isinstance(sweep, IntervalSweep)):
-        raise UserError(f"{override.input_line}: the one tag that a search knows is tag(log,interval(LOW,HIGH))")
+        raise UserError(f"{override.input_line}: the only tag allowed in a search is tag(log,interval(LOW,HIGH))")
     try:
         return _distribution(override, sweep, log="log" in tags)
-    except ValueError as error:  # Optuna's own words about the numbers
+    except ValueError as error:  # Optuna's message about the numbers
         raise UserError(f"{override.input_line}: {error}") from error
 
 
@@ -287,26 +298,26 @@ def _distribution(override: Override, sweep: Any, log: bool) -> Any:
 
     if isinstance(sweep, IntervalSweep):
         numbers: list[Any] = [sweep.start, sweep.end]
-        further: dict[str, Any] = {"log": log}
+        options: dict[str, Any] = {"log": log}
     else:
-        values = listed(override)
+        values = list_values(override)
         if not values:
-            raise ValueError("it has no value")
+            raise ValueError("it has no values")
         if not isinstance(sweep, RangeSweep):
             return CategoricalDistribution(values)
-        numbers, further = [min(values), max(values)], {"step": abs(sweep.step)}
-    whole = all(isinstance(number, int) for number in (*numbers, further.get("step", 1)))
-    return (IntDistribution if whole else FloatDistribution)(*numbers, **further)
+        numbers, options = [min(values), max(values)], {"step": abs(sweep.step)}
+    whole = all(isinstance(number, int) for number in (*numbers, options.get("step", 1)))
+    return (IntDistribution if whole else FloatDistribution)(*numbers, **options)
 
 
-def listed(override: Override) -> list[Any]:
-    """The values of a list or range, as jobs of a sweep would have them."""
+def list_values(override: Override) -> list[Any]:
+    """Return the values of a list or range, as a grid search would use them."""
     values = override.sweep_iterator(Transformer.encode)
     return list(map(in_few_digits, values) if isinstance(value_of(override), RangeSweep) else values)
 
 
-def space_word(name: str, values: Any) -> str:
-    """What is searched, as it would be typed."""
+def format_distribution(name: str, values: Any) -> str:
+    """Return a distribution in the syntax of an override, for records and messages."""
     from optuna.distributions import CategoricalDistribution
 
     if isinstance(values, CategoricalDistribution):
@@ -316,18 +327,18 @@ def space_word(name: str, values: Any) -> str:
     return f"{name}={'tag(log,' * values.log}interval({ends}){')' * values.log}{step}"
 
 
-def ends_of(space: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Settings in which each choice, and the least and the largest of each range, occurs once at least."""
+def boundary_params(space: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return parameter sets that contain each choice, and the least and largest value of each range."""
     values = {
-        name: list(found.choices) if hasattr(found, "choices") else [found.low, found.high]
-        for name, found in space.items()
+        name: list(distribution.choices) if hasattr(distribution, "choices") else [distribution.low, distribution.high]
+        for name, distribution in space.items()
     }
-    most = max(map(len, values.values()))
-    return [{name: found[min(place, len(found) - 1)] for name, found in values.items()} for place in range(most)]
+    count = max(map(len, values.values()))
+    return [{name: ends[min(index, len(ends) - 1)] for name, ends in values.items()} for index in range(count)]
 
 
-def repeats_in(study: Any, batch: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
-    """The trials of a batch that have the settings of a trial before them, which has a score or is in the batch."""
+def find_repeats(study: Any, batch: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
+    """Map trials of a batch to an earlier trial with equal settings, which has a score or is in the same batch."""
     from optuna.trial import TrialState
 
     scored = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -338,34 +349,34 @@ def repeats_in(study: Any, batch: Mapping[int, Mapping[str, Any]]) -> dict[int, 
 
 
 def _key(params: Mapping[str, Any]) -> tuple:
-    return tuple(sorted(words_of(params)))
+    return tuple(sorted(param_overrides(params)))
 
 
-def in_a_row(numbers: Sequence[int]) -> list[list[int]]:
-    """Numbers in runs without a gap: a launcher counts its jobs on from the first."""
-    rows: list[list[int]] = []
+def consecutive_groups(numbers: Sequence[int]) -> list[list[int]]:
+    """Split ascending numbers at gaps, since a launcher numbers its jobs consecutively."""
+    groups: list[list[int]] = []
     for number in numbers:
-        if rows and rows[-1][-1] == number - 1:
-            rows[-1].append(number)
+        if groups and groups[-1][-1] == number - 1:
+            groups[-1].append(number)
         else:
-            rows.append([number])
-    return rows
+            groups.append([number])
+    return groups
 
 
-def repeat(study: Any, number: int, before: int) -> None:
-    """End a trial as the one before it ended."""
-    first = study.trials[before]
-    study.tell(number, first.value, state=first.state)
+def copy_result(study: Any, number: int, earlier: int) -> None:
+    """Give a trial the score and state of an earlier one."""
+    trial = study.trials[earlier]
+    study.tell(number, trial.value, state=trial.state)
 
 
 def params_of(trial: Any) -> dict[str, Any]:
-    """A trial's parameters; of a range, whose steps Optuna adds up, the values that a list of them has."""
-    steps = {name: getattr(values, "step", None) for name, values in trial.distributions.items()}
+    """Return a trial's parameters; values of a range are rounded, since Optuna adds up its steps."""
+    steps = {name: getattr(distribution, "step", None) for name, distribution in trial.distributions.items()}
     return {name: in_few_digits(value) if steps[name] else value for name, value in trial.params.items()}
 
 
-def words_of(params: Mapping[str, Any]) -> list[str]:
-    """A trial's parameters as they are typed."""
+def param_overrides(params: Mapping[str, Any]) -> list[str]:
+    """Return a trial's parameters as overrides."""
     return [f"{key}={_typed_value(value)}" for key, value in params.items()]
 
 
@@ -375,42 +386,42 @@ def _typed_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def seed_of(seed: int, begun: int) -> int:
-    """A seed for the draws after so many trials: going on must not draw the first ones again."""
+def batch_seed(seed: int, done: int) -> int:
+    """Return the sampler's seed after this number of trials, so that a resumed search does not repeat the first."""
     from numpy.random import SeedSequence
 
-    return int(SeedSequence([seed, begun]).generate_state(1)[0])
+    return int(SeedSequence([seed, done]).generate_state(1)[0])
 
 
 def check_trials(study: Any, space: Mapping[str, Any], storage: str) -> None:
-    """Refuse a storage whose trials name other values than may be chosen: it may be anybody's, and they become words.
+    """Raise a UserError if a trial of the storage has values outside of the search space.
 
-    Raises
-    ------
-    UserError
-        There is such a trial; one that was being drawn when all ended lacks some settings, and is none.
+    The storage may be someone else's file, and its values become overrides. An incomplete trial, whose sampling was
+    interrupted, is accepted.
     """
     for trial in study.trials:
-        if any(space.get(name) != drawn_from for name, drawn_from in trial.distributions.items()):
-            raise UserError(f"{storage} holds trials of other settings than this search has: it is refused")
+        if any(space.get(name) != distribution for name, distribution in trial.distributions.items()):
+            raise UserError(
+                f"{storage} contains trials of another search space. Start a new search in another hydra.sweep.dir"
+            )
 
 
-def still_open(study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The trials that were drawn and whose end is not known; one that was being drawn when all ended is given up."""
+def open_trials(study: Any, space: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Return the parameters of trials without a result; mark incompletely sampled trials as failed."""
     from optuna.trial import TrialState
 
-    found = {}
+    params = {}
     for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING)):
         if set(trial.params) == set(space):
-            found[trial.number] = params_of(trial)
+            params[trial.number] = params_of(trial)
         else:
-            log.warning("Trial %d was being drawn when the search ended, and never ran: it is given up", trial.number)
+            log.warning("Trial %d was not completely sampled when the search ended; it counts as failed", trial.number)
             study.tell(trial.number, state=TrialState.FAIL)
-    return found
+    return params
 
 
-def tell(study: Any, number: int, job: JobReturn) -> None:
-    """Hand a job's score to its trial; it has failed where there is none."""
+def record_result(study: Any, number: int, job: JobReturn) -> None:
+    """Record a job's score in its trial; without a finite score the trial has failed."""
     from optuna.trial import TrialState
 
     value = job.return_value if job.status == JobStatus.COMPLETED else None
@@ -420,8 +431,8 @@ def tell(study: Any, number: int, job: JobReturn) -> None:
         study.tell(number, state=TrialState.FAIL)
 
 
-def best_of(study: Any) -> dict[str, Any] | None:
-    """The number, score and parameters of the best trial, if any has ended well."""
+def best_trial(study: Any) -> dict[str, Any] | None:
+    """Return the number, score and parameters of the best trial; None if no trial has a score."""
     from optuna.trial import TrialState
 
     if not study.get_trials(states=(TrialState.COMPLETE,)):

@@ -1,4 +1,4 @@
-"""A run as a process of its own: the single run that its words say, whatever started it."""
+"""Start runs in processes of their own, with an environment that does not depend on what started them."""
 
 import ctypes
 import os
@@ -14,40 +14,40 @@ from typing import Any, Protocol, runtime_checkable
 from fcnlab.files.in_place import open_own
 from fcnlab.signals import Interrupted
 
-DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
-RANKS = re.compile(  # what says that a process is one of several
+PR_SET_PDEATHSIG = 1  # PR_SET_PDEATHSIG of prctl(2)
+RANK_VARIABLES = re.compile(  # variables that make a process a rank of a distributed run
     r"(LOCAL_|NODE_|GROUP_|ROLE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|PL_.*|TORCHELASTIC_.*"
     r"|SLURM_(NTASKS|PROCID|LOCALID|NODEID)|OMPI_.*|PMI_.*"
 )
-RUN_OF_WANDB = re.compile(
+WANDB_RUN_VARIABLES = re.compile(
     r"WANDB_(RUN_ID|RUN_STORAGE_ID|(RUN_)?NAME|RESUME(_FROM)?|FORK_FROM|SWEEP_ID|SWEEP_PARAM_PATH)"
 )
 
 
 @runtime_checkable  # by make test-slow, which checks annotations
 class JobHandle(Protocol):
-    """A job that was started: a process here, or a job of Slurm's."""
+    """A started job: a local process or a Slurm job."""
 
     def poll(self) -> int | None:
-        """None while it goes on, else its exit code; -N: signal N ended it."""
+        """Return the exit code, -N if signal N ended the job, or None while it runs."""
         ...
 
     def send_signal(self, sig: int) -> None: ...
 
-    def is_left(self) -> bool:
-        """Whether anything is left of it, such as a rank that waits for one that has failed."""
+    def is_alive(self) -> bool:
+        """Return whether any of its processes is alive, such as a rank that waits for one that has failed."""
         ...
 
     def kill_all(self) -> None: ...
 
 
 class ProcessSession(subprocess.Popen):
-    """A process with all that it starts."""
+    """A process and all processes that it starts."""
 
-    def is_left(self) -> bool:
+    def is_alive(self) -> bool:
         try:
             os.killpg(self.pid, 0)
-        except (ProcessLookupError, PermissionError):  # the latter on macOS, where only what is dead is left
+        except (ProcessLookupError, PermissionError):  # PermissionError: on macOS, if only dead processes are left
             return False
         return True
 
@@ -64,10 +64,10 @@ def start_verb(
     log: Path | None = None,
     held: Sequence[int] = (),
 ) -> ProcessSession:
-    """Start ``fcnlab VERB WORDS`` in a session of its own, so that Ctrl-C reaches it through its parent alone.
+    """Start ``fcnlab VERB WORDS`` in a session of its own, so that Ctrl-C reaches it only through its parent.
 
-    On Linux it gets SIGTERM when its parent dies, and saves itself: nothing goes on that nobody waits for. What it
-    says goes to the end of ``log``. ``held`` are open files that stay open, and locked, as long as it lives.
+    On Linux the process gets SIGTERM when its parent dies, saves a checkpoint and ends. Its output is appended to
+    ``log``. ``held`` are open files that it keeps open, and locked, as long as it lives.
     """
     options = [] if config_dir is None else ["--config-dir", config_dir]
     command = [sys.executable, "-m", "fcnlab", verb, *options, *words]
@@ -77,68 +77,67 @@ def start_verb(
 def start_process(
     command: Sequence[str], environment: Mapping[str, str] | None, log: Path | None, held: Sequence[int]
 ) -> ProcessSession:
-    """:func:`start` for any command."""
-    fixed: dict[str, Any] = {"start_new_session": True, "preexec_fn": _end_with_parent(), "pass_fds": held}
+    """Start any command as :func:`start_verb` does."""
+    fixed: dict[str, Any] = {"start_new_session": True, "preexec_fn": _make_child_setup(), "pass_fds": held}
     if log is None:
         return ProcessSession(command, env=environment, **fixed)
     with os.fdopen(open_own(log, os.O_WRONLY | os.O_APPEND), "ab") as file:
         return ProcessSession(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **fixed)
 
 
-def _end_with_parent():
-    """What the child does first; looked up here, since a child of a process with threads may not."""
+def _make_child_setup():
+    """Return what the child runs before exec; libc is loaded here, since the child of a threaded process must not."""
     if not sys.platform.startswith("linux"):
         return None
     prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
 
     def begin() -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler would be lost with the SIGTERM that it got
-        _follow(prctl, signal.SIGTERM, parent)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler would swallow a SIGTERM before exec
+        _signal_when_parent_dies(prctl, signal.SIGTERM, parent)
 
     return begin
 
 
 def die_with_parent(parent: int) -> None:
-    """Have Linux kill this process, which can do nothing alone, when the one that started it ends.
+    """Have Linux kill this process when the one that started it ends; exit now if it has ended already.
 
-    Where that is over already, as it is where this process has another parent, it ends now.
+    It has ended already if this process has another parent.
     """
     if sys.platform.startswith("linux"):
-        _follow(ctypes.CDLL(None).prctl, signal.SIGKILL, parent)
+        _signal_when_parent_dies(ctypes.CDLL(None).prctl, signal.SIGKILL, parent)
 
 
-def _follow(prctl: Callable[[int, int], int], signum: int, parent: int) -> None:
-    prctl(DEATH_SIGNAL, signum)
-    if os.getppid() != parent:  # it ended before: nobody will send the signal
+def _signal_when_parent_dies(prctl: Callable[[int, int], int], signum: int, parent: int) -> None:
+    prctl(PR_SET_PDEATHSIG, signum)
+    if os.getppid() != parent:  # the parent has ended already: no signal will come
         os._exit(128 + signum)
 
 
 def single_process_environment() -> dict[str, str]:
-    """The environment of a job of its own: without what says that this process is one of several.
+    """Return this process's environment without the variables that would make a job a rank of a distributed run.
 
-    Lightning leaves such variables behind (and torchrun and Slurm set them); a run that finds them takes itself for a
-    rank of another.
+    Lightning, torchrun and Slurm set such variables.
     """
-    return {name: value for name, value in shared_sweep_environment().items() if not RANKS.fullmatch(name)}
+    return {name: value for name, value in shared_sweep_environment().items() if not RANK_VARIABLES.fullmatch(name)}
 
 
 def shared_sweep_environment() -> dict[str, str]:
-    """This process's environment without what names a W&B run: several runs would have one id, or one name."""
-    return {name: value for name, value in os.environ.items() if not RUN_OF_WANDB.fullmatch(name)}
+    """Return this process's environment without the variables that give all runs the same W&B id or name."""
+    return {name: value for name, value in os.environ.items() if not WANDB_RUN_VARIABLES.fullmatch(name)}
 
 
 def describe_removed_environment() -> str | None:
-    """A sentence about what names a W&B run in the environment, which several runs cannot share; None without any."""
-    names = sorted(filter(RUN_OF_WANDB.fullmatch, os.environ))
+    """Describe the environment variables that name a single W&B run and are ignored; None if there are none."""
+    names = sorted(filter(WANDB_RUN_VARIABLES.fullmatch, os.environ))
     if not names:
         return None
-    return f"{', '.join(names)} in the environment: no effect here, where each part is a W&B run of its own"
+    return f"{', '.join(names)} in the environment has no effect, since each job or stage is a W&B run of its own"
 
 
 def wait_for_process(process: subprocess.Popen) -> int:
-    """Wait for a process, hand on the signals that :class:`~fcnlab.signals.StopSignals` raises, give its exit code.
+    """Wait for a process, forward signals that :class:`~fcnlab.signals.StopSignals` raises, return its exit code.
 
-    One that a signal ended has 128 + the signal's number, as a shell would report it.
+    If signal N ended the process, the code is 128 + N, as a shell reports it.
     """
     while True:
         try:

@@ -1,4 +1,4 @@
-"""A resumed sweep runs its missing jobs with the settings that the others ran with."""
+"""Check that the missing jobs of a resumed sweep get the settings that the other jobs ran with."""
 
 import hashlib
 import json
@@ -23,26 +23,29 @@ from fcnlab.config.validation import (
 from fcnlab.errors import UserError
 from fcnlab.files.reading import Unreadable, display_path, read_json_facts, read_yaml
 from fcnlab.runs.settings import Change, differences, is_free, shown_changes
-from fcnlab.sweeps.job_checks import COMPOSED, JobErrors, compose_jobs, hydra_config_restored, without_hydra
+from fcnlab.sweeps.job_checks import COMPOSED_CONFIG, JobErrors, compose_jobs, hydra_config_restored, without_hydra
 from fcnlab.sweeps.manifest import NAME, Job, Manifest
 
 log = logging.getLogger("fcnlab")
-RESOLVED = "config.yaml"  # and with what it has looked up
-BY_EACH_JOB = {"trainer.precision": ("auto", "fastest")}  # whose record has what it has decided on
-OF_FOLDERS = re.compile(r"[+~]*hydra\.(sweep\.subdir|job\.)")  # words that jobs' folders are named by
+RESOLVED_CONFIG = "config.yaml"  # in a job's folder: its settings with interpolations resolved
+DECIDED_BY_JOB = {"trainer.precision": ("auto", "fastest")}  # the job's record has the value it has chosen instead
+FOLDER_KEYS = re.compile(r"[+~]*hydra\.(sweep\.subdir|job\.)")  # overrides that name the jobs' folders
 
 
 def settings_of(cfg: DictConfig) -> Settings:
-    """What a job is composed of by dotted path, with the interpolations that it looks up itself."""
-    return _telling(
+    """Return a job's composed settings by dotted path, interpolations not resolved."""
+    return _compared_settings(
         iter_leaves(OmegaConf.to_container(without_hydra(cfg), resolve=False)), str(cfg.hydra.job.config_name)
     )
 
 
-def _telling(settings: Settings, verb: str) -> Settings:
-    """The settings that no job may change. An evaluation's checkpoint is one; a training that goes on has its own."""
-    counts = {"eval": ("checkpoint",)}.get(verb, ())
-    return {path: value for path, value in settings.items() if path in counts or not is_free(path)}
+def _compared_settings(settings: Settings, verb: str) -> Settings:
+    """Return the settings that must not change: those with an effect on scores, and an evaluation's checkpoint.
+
+    The checkpoint of a training run changes when it is resumed.
+    """
+    always = {"eval": ("checkpoint",)}.get(verb, ())
+    return {path: value for path, value in settings.items() if path in always or not is_free(path)}
 
 
 def hash_of(settings: Settings) -> str:
@@ -53,98 +56,100 @@ def hash_of(settings: Settings) -> str:
 def check_unchanged(
     context: HydraContext, config: DictConfig, jobs: Mapping[int, Sequence[str]], launcher: Any
 ) -> None:
-    """Refuse to go on with a sweep whose files have changed: the jobs that have begun ran with other settings.
+    """Check that the configuration files of a resumed sweep have not changed since its jobs were started.
 
-    What only today's fcnlab has as a setting is warned of, as where a single run resumes, and so is what settings look
-    up elsewhere: in the environment, which may be each machine's own.
+    Settings that a newer fcnlab has added only cause a warning, and so do changed values of interpolations such as
+    ``${oc.env:NAME}``, which may differ between machines.
 
     Raises
     ------
     UserError
-        It names the settings, and the jobs that had other ones; or jobs would get folders of another kind.
+        Settings have changed (it names them and the jobs), or the jobs would use other folders.
     """
     manifest: Manifest | None = getattr(launcher, "manifest", None)
-    changed, added, outside = JobErrors(), JobErrors(), JobErrors()
+    changed, added, looked_up_anew = JobErrors(), JobErrors(), JobErrors()
     for number in sorted(jobs.keys() & (manifest.jobs if manifest else {})):
         assert manifest
         job = manifest.jobs[number]
         folder = manifest.folder / job.folder
         with hydra_config_restored():
             cfg = compose_jobs(context, config, [jobs[number]], number)[number]
-            found_now = _telling(looked_up(without_hydra(cfg)), manifest.verb)
+            lookups = _compared_settings(looked_up(without_hydra(cfg)), manifest.verb)
         check_same_folder(manifest, job, str(cfg.hydra.sweep.subdir), config)
         if not has_begun(folder):
             continue
-        outside.note(shown_changes(changes_outside(folder, found_now, manifest.verb)), number)
-        today = settings_of(cfg)
-        if job.settings == hash_of(today):
+        looked_up_anew.add(shown_changes(changed_lookups(folder, lookups, manifest.verb)), number)
+        current = settings_of(cfg)
+        if job.settings == hash_of(current):
             continue
-        if then := settings_there(folder, COMPOSED, manifest.verb):
-            found = differences(then, today)
-            found = {path: change for path, change in found.items() if change.new not in BY_EACH_JOB.get(path, ())}
-            changed.note(shown_changes({path: change for path, change in found.items() if path in then}), number)
-            added.note(shown_changes({path: change for path, change in found.items() if path not in then}), number)
+        if recorded := recorded_settings(folder, COMPOSED_CONFIG, manifest.verb):
+            changes = differences(recorded, current)
+            changes = {
+                path: change for path, change in changes.items() if change.new not in DECIDED_BY_JOB.get(path, ())
+            }
+            changed.add(shown_changes({path: change for path, change in changes.items() if path in recorded}), number)
+            added.add(shown_changes({path: change for path, change in changes.items() if path not in recorded}), number)
         else:
-            changed.note([f"{display_path(folder / COMPOSED)} no longer says which"], number)
+            changed.add([f"unknown settings, since {display_path(folder / COMPOSED_CONFIG)} is not readable"], number)
     if added.jobs:
-        log.warning("Warning: settings that were not there when these jobs began:\n%s", added)
-    if outside.jobs:
+        log.warning("Warning: these settings did not exist when the jobs were started:\n%s", added)
+    if looked_up_anew.jobs:
         assert manifest
         log.warning(
-            "Warning: these jobs have begun with other values of settings that are looked up, as ${oc.env:NAME} is; the"
-            " jobs that are left get today's:\n%s\nTo have one value in all jobs, stop and set it back, or start a"
-            " new sweep with today's: %s",
-            outside,
+            "Warning: settings with interpolations such as ${oc.env:NAME} have changed since these jobs were started;"
+            " the remaining jobs get the current values:\n%s\nTo use one value in all jobs, stop and restore the old"
+            " value, or start a new sweep with the current one: %s",
+            looked_up_anew,
             manifest.command,
         )
     if changed.jobs:
         assert manifest
         raise UserError(
-            f"sweep.resume={display_path(manifest.folder)}: files of its configuration, or fcnlab's, have changed, so that the"
-            f" jobs that are left would run with other settings than these:\n{changed}\nSet them back to go on, or use"
-            f" the fcnlab that ran these jobs, or start a new sweep with them: {manifest.command}"
+            f"sweep.resume={display_path(manifest.folder)}: configuration files, or fcnlab itself, have changed since"
+            f" these jobs were started. The remaining jobs would get other settings:\n{changed}\nRestore the files, use"
+            f" the version of fcnlab that ran these jobs, or start a new sweep: {manifest.command}"
         )
 
 
 def check_same_folder(manifest: Manifest, job: Job, subdir: str, config: DictConfig) -> None:
-    """Refuse to go on with another ``hydra.sweep.subdir``, in whose folders the jobs that are not planned yet would be.
+    """Check that ``hydra.sweep.subdir`` is still the same, since it also names the folders of jobs not planned yet.
 
-    One that looks at the clock or into the environment names other folders each time.
+    A template with the time or the environment in it is not checked: it gives other folders each time.
     """
     template = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # pyright: ignore
     if PurePath(subdir) == PurePath(job.folder) or re.search(r"\$\{(now|oc\.)", template):
         return
-    there, here = (display_path(manifest.folder / name) for name in (job.folder, subdir))
+    recorded, current = (display_path(manifest.folder / name) for name in (job.folder, subdir))
     raise UserError(
-        f"sweep.resume={display_path(manifest.folder)}: job {job.number} is in {there}, and would be in {here} today, as the"
-        f" sweep's other jobs. Type again {_naming_folders(manifest.folder)}"
+        f"sweep.resume={display_path(manifest.folder)}: hydra.sweep.subdir has changed: the folder of job {job.number}"
+        f" was {recorded}, and would now be {current}. Add {_recorded_folder_overrides(manifest.folder)}"
     )
 
 
-def _naming_folders(folder: Path) -> str:
-    """What a sweep had typed for the names of its folders, by its record."""
+def _recorded_folder_overrides(folder: Path) -> str:
+    """Return the recorded overrides that name the jobs' folders."""
     with suppress(ValueError):
         words = shlex.split(str(read_json_facts(folder, NAME).get("command")))
-        if of_folders := [word for word in words if OF_FOLDERS.match(word)]:
-            return shell_join(of_folders)
-    return f"hydra.sweep.subdir=... as it was: the command in {display_path(folder / NAME)} no longer has it"
+        if folder_overrides := [word for word in words if FOLDER_KEYS.match(word)]:
+            return shell_join(folder_overrides)
+    return f"hydra.sweep.subdir=... with its old value, which is not in {display_path(folder / NAME)}"
 
 
 def has_begun(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (COMPOSED, "run.json", "metrics.json"))
+    return any((folder / name).exists() for name in (COMPOSED_CONFIG, "run.json", "metrics.json"))
 
 
-def settings_there(folder: Path, name: str, verb: str) -> Settings:
-    """The settings in a file of a run's folder; nothing where that cannot be read."""
+def recorded_settings(folder: Path, name: str, verb: str) -> Settings:
+    """Return the settings in a file of a run's folder; none if it cannot be read."""
     try:
-        return _telling(iter_leaves(read_yaml(folder, name)), verb)
+        return _compared_settings(iter_leaves(read_yaml(folder, name)), verb)
     except (OSError, Unreadable):
         return {}
 
 
-def changes_outside(folder: Path, found_now: Settings, verb: str) -> dict[str, Change]:
-    """The settings for which a run that has begun found another value than is found now."""
-    found_then = settings_there(folder, RESOLVED, verb) if found_now else {}
-    both = found_then.keys() & found_now.keys()
-    changed = differences(*({path: found[path] for path in sorted(both)} for found in (found_then, found_now)))
-    return {path: change for path, change in changed.items() if change.new not in BY_EACH_JOB.get(path, ())}
+def changed_lookups(folder: Path, current: Settings, verb: str) -> dict[str, Change]:
+    """Return the settings whose interpolations gave another value when the run in ``folder`` was started."""
+    recorded = recorded_settings(folder, RESOLVED_CONFIG, verb) if current else {}
+    common = sorted(recorded.keys() & current.keys())
+    changed = differences(*({path: settings[path] for path in common} for settings in (recorded, current)))
+    return {path: change for path, change in changed.items() if change.new not in DECIDED_BY_JOB.get(path, ())}

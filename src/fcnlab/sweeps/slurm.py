@@ -1,8 +1,8 @@
-"""``hydra/launcher=submitit_slurm``: each job of a sweep is one of Slurm's, with a task for each rank.
+"""``hydra/launcher=submitit_slurm``: run each job of a sweep as a Slurm job, with one task per rank.
 
-Slurm stops jobs as it likes: for others (SIGTERM, and it queues them again by itself) and at their time limit (SIGUSR2,
-submitit's choice, some time before; who gets it asks to be queued again). Either way the run saves itself between two
-steps, and goes on from there when its turn comes: in the same folder, by checkpoint=auto.
+Slurm stops a job when it is pre-empted (SIGTERM; Slurm requeues the job) and at its time limit (SIGUSR2, which submitit
+requests some time before the limit; the job then requeues itself). In both cases the run saves a checkpoint between two
+steps, and resumes from it with checkpoint=auto in the same folder when the job starts again.
 """
 
 import os
@@ -28,22 +28,22 @@ from fcnlab.sweeps.manifest import Job
 from fcnlab.sweeps.processes import shell_exit_code, single_process_environment, start_verb
 from fcnlab.sweeps.resources import Allocation, Requirement, ResourcePool
 
-LOOK_EVERY = 5.0  # seconds between two questions to Slurm, whatever the number of jobs
-RESULT_WITHIN = 30.0  # seconds after a job has ended, which a shared file system may take
-OWN = ("submitit_folder", "gpus_per_node", "array_parallelism", "max_num_timeout")  # settings that are not sbatch's
-EVERY = ("timeout_min", "cpus_per_task", "mem_gb", "nodes", "name")  # those that submitit has for all clusters
+POLL_INTERVAL = 5.0  # seconds between two calls of squeue, for all jobs together
+RESULT_TIMEOUT = 30.0  # seconds until a result of an ended job is visible on a shared file system
+NOT_FOR_SBATCH = ("submitit_folder", "gpus_per_node", "array_parallelism", "max_num_timeout")
+SUBMITIT_COMMON = ("timeout_min", "cpus_per_task", "mem_gb", "nodes", "name")  # submitit's parameters for any cluster
 
 
 class SlurmLauncher(SlotsLauncher):
-    """Each job as one of Slurm's; the sweep's record, its table and how it goes on are those of :class:`Slots`.
+    """Run each job as a Slurm job; record, sweep table and resuming are those of :class:`SlotsLauncher`.
 
     Parameters
     ----------
     settings
-        submitit's, as in conf/hydra/launcher/submitit_slurm.yaml.
+        submitit's parameters, as in conf/hydra/launcher/submitit_slurm.yaml.
     """
 
-    elsewhere = True
+    remote = True
 
     def __init__(self, **settings: Any):
         super().__init__()
@@ -52,95 +52,101 @@ class SlurmLauncher(SlotsLauncher):
             for name, value in settings.items()
         }
 
-    def setup(self, **given: Any) -> None:
-        with report_user_errors(str(given["config"].hydra.job.config_name)):
+    def setup(self, **arguments: Any) -> None:
+        with report_user_errors(str(arguments["config"].hydra.job.config_name)):
             require_submitit()
-        super().setup(**given)
+        super().setup(**arguments)
 
-    def _deal_out(self, configs: Mapping[int, DictConfig]) -> tuple[ResourcePool, dict[int, Requirement]]:
-        """Slurm gives a job its place; here only their number is limited."""
-        self.asked = {
-            number: sbatch(self.settings, cfg.trainer, f"job {number}") for number, cfg in iter_job_configs(configs)
+    def _resources(self, configs: Mapping[int, DictConfig]) -> tuple[ResourcePool, dict[int, Requirement]]:
+        """Return a pool that limits only the number of jobs, since Slurm allocates the resources."""
+        self.parameters = {
+            number: sbatch_parameters(self.settings, cfg.trainer, f"job {number}")
+            for number, cfg in iter_job_configs(configs)
         }
-        at_a_time = self.settings["array_parallelism"]
-        if type(at_a_time) is not int or at_a_time < 1:
-            raise UserError(f"hydra.launcher.array_parallelism={at_a_time}: give a whole number of jobs, at least 1")
-        return SlurmPool(min(at_a_time, len(configs))), {number: Requirement(0, 1) for number in configs}
+        limit = self.settings["array_parallelism"]
+        if type(limit) is not int or limit < 1:
+            raise UserError(f"hydra.launcher.array_parallelism={limit} must be a whole number of jobs, at least 1")
+        return SlurmPool(min(limit, len(configs))), {number: Requirement(0, 1) for number in configs}
 
-    def _room(self, places: ResourcePool) -> str:
+    def _describe_threads(self, pool: ResourcePool) -> str:
         return " in Slurm's queue"
 
     def _wait_for_earlier_jobs(self) -> None:
-        """Those of a process that was killed have gone on; they save themselves, and are begun again as ours."""
+        """Cancel the Slurm jobs of a killed sweep and wait for their end; they save a checkpoint and are rerun."""
         super()._wait_for_earlier_jobs()
         queue = SlurmQueue()
-        earlier = [path.name.partition("_")[0] for path in self._submitted.glob("*_submission.sh")]
-        earlier = [number for number in earlier if queue.holds(number) and submitted_from(self._submitted, number)]
+        folder = self._submitit_folder
+        earlier = [path.name.partition("_")[0] for path in folder.glob("*_submission.sh")]
+        earlier = [number for number in earlier if queue.contains(number) and submitted_from(folder, number)]
         for number in earlier:
-            if queue.holds(number):
+            if queue.contains(number):
                 subprocess.run(["scancel", number], check=False)
-        while any(queue.holds(number) for number in earlier):
-            time.sleep(LOOK_EVERY)
+        while any(queue.contains(number) for number in earlier):
+            time.sleep(POLL_INTERVAL)
 
     @property
-    def _submitted(self) -> Path:
+    def _submitit_folder(self) -> Path:
         return Path(str(self.settings["submitit_folder"])).absolute()
 
-    def _begin(self, job: Job, share: Allocation, configs: Mapping[int, DictConfig]) -> "SlurmJob":
+    def _start(self, job: Job, allocation: Allocation, configs: Mapping[int, DictConfig]) -> "SlurmJob":
         import submitit
         from submitit.core.utils import FailedJobError
 
         cfg, folder = configs[job.number], self.manifest.folder / job.folder
         task = Task(
             self.verb,
-            self._words(job, cfg, again=self.resumes),
+            self._run_overrides(job, cfg, resume=self.resumes),
             config_dir(cfg.hydra),
             folder,
-            begins_elsewhere=any(override_key(word) == "checkpoint" for word in job.overrides),
+            names_checkpoint=any(override_key(word) == "checkpoint" for word in job.overrides),
         )
         folder.mkdir(parents=True, exist_ok=True)
         executor = submitit.AutoExecutor(
-            self._submitted, cluster="slurm", slurm_max_num_timeout=self.settings["max_num_timeout"]
+            self._submitit_folder, cluster="slurm", slurm_max_num_timeout=self.settings["max_num_timeout"]
         )
-        executor.update_parameters(**self.asked[job.number])
+        executor.update_parameters(**self.parameters[job.number])
         try:
             return SlurmJob(executor.submit(task))
         except FailedJobError as error:
-            raise OSError(f"Slurm has not taken job {job.number}: {first_line(error)}") from error
+            raise OSError(f"Slurm did not accept job {job.number}: {first_line(error)}") from error
 
 
 class SlurmPool(ResourcePool):
-    """So many jobs at a time, and Slurm says where."""
+    """A limit on the number of jobs in Slurm's queue."""
 
     def __init__(self, slots: int):
         super().__init__([], [], slots, cores=1)
 
-    def take(self, need: Requirement) -> Allocation | None:
-        share = super().take(need)
-        return None if share is None else SlurmTurn(**vars(share))
+    def take(self, requirement: Requirement) -> Allocation | None:
+        allocation = super().take(requirement)
+        return None if allocation is None else SlurmAllocation(**vars(allocation))
 
 
-class SlurmTurn(Allocation):
+class SlurmAllocation(Allocation):
     def __str__(self) -> str:
-        return "Slurm, when its turn comes"
+        return "Slurm (submitted)"
 
 
 def require_submitit() -> None:
     try:
         import submitit  # noqa: F401
     except ImportError as error:
-        raise UserError(f"hydra/launcher=submitit_slurm needs it ({error}): pip install 'fcnlab[slurm]'") from error
+        raise UserError(
+            f"hydra/launcher=submitit_slurm needs submitit ({error}): pip install 'fcnlab[slurm]'"
+        ) from error
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise UserError("hydra/launcher=submitit_slurm: no sbatch and srun here: type this on a node of the cluster")
+        raise UserError(
+            "hydra/launcher=submitit_slurm: sbatch or srun was not found. Run this command on a node of the cluster"
+        )
 
 
 def count_tasks(trainer: Mapping[str, Any], job: str) -> int:
-    """A task for each rank, of which Lightning has one for each device.
+    """Return the number of Slurm tasks on each node: one per device.
 
     Raises
     ------
     UserError
-        Their number is not known before the job runs.
+        ``trainer.devices`` is not a number.
     """
     try:
         count = int(trainer["devices"])
@@ -148,34 +154,36 @@ def count_tasks(trainer: Mapping[str, Any], job: str) -> int:
         count = 0
     if count < 1:
         raise UserError(
-            f"{job}: trainer.devices={trainer['devices']}: Slurm wants to know how many: give their number on each node"
+            f"{job}: trainer.devices={trainer['devices']} must be the number of devices on each node, since Slurm"
+            " allocates them before the job runs"
         )
     return count
 
 
-def sbatch(settings: Mapping[str, Any], trainer: Mapping[str, Any], job: str) -> dict[str, Any]:
-    """What submitit is to ask Slurm for.
+def sbatch_parameters(settings: Mapping[str, Any], trainer: Mapping[str, Any], job: str) -> dict[str, Any]:
+    """Return the parameters of a job for submitit.
 
     Raises
     ------
     UserError
-        The trainer's nodes are not Slurm's.
+        The trainer and the launcher have different numbers of nodes.
     """
     tasks, gpus = count_tasks(trainer, job), settings["gpus_per_node"]
     nodes = trainer.get("num_nodes", 1)
     if nodes != settings["nodes"]:
-        raise UserError(f"{job}: trainer.num_nodes={nodes}, and hydra.launcher.nodes={settings['nodes']}: give one")
+        raise UserError(
+            f"{job}: trainer.num_nodes={nodes} differs from hydra.launcher.nodes={settings['nodes']}. Set both to the"
+            " same number"
+        )
     if gpus == "auto":
         gpus = tasks if trainer.get("accelerator") in ("gpu", "cuda") else None
-    given = {name: value for name, value in settings.items() if name not in OWN and value is not None}
-    asked = {name if name in EVERY else f"slurm_{name}": value for name, value in given.items()}
-    further = {"requeue": True} | (settings["additional_parameters"] or {})
-    # A rank that waits for one that has failed is ended with it.
-    return asked | {
+    used = {name: value for name, value in settings.items() if name not in NOT_FOR_SBATCH and value is not None}
+    parameters = {name if name in SUBMITIT_COMMON else f"slurm_{name}": value for name, value in used.items()}
+    return parameters | {
         "tasks_per_node": tasks,
         **({"gpus_per_node": gpus} if gpus else {}),
-        "slurm_additional_parameters": further,
-        "slurm_srun_args": ["--kill-on-bad-exit=1"],
+        "slurm_additional_parameters": {"requeue": True} | (settings["additional_parameters"] or {}),
+        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # else ranks would wait for one that has failed
     }
 
 
@@ -183,46 +191,47 @@ def sbatch(settings: Mapping[str, Any], trainer: Mapping[str, Any], job: str) ->
 class Task:
     """What submitit runs as each task of a job: the run, in a process of its own.
 
-    ``begins_elsewhere``: its words name a checkpoint, which counts until it has one of its own.
+    ``names_checkpoint``: the overrides name a checkpoint, from which the run starts until it has one of its own.
     """
 
     verb: str
-    words: Sequence[str]
+    overrides: Sequence[str]
     config_dir: str | None
     folder: Path
-    begins_elsewhere: bool = False
-    asked: list[int] = field(default_factory=list)
+    names_checkpoint: bool = False
+    received: list[int] = field(default_factory=list)  # signals
 
     def __call__(self) -> int:
-        """The run's exit code; it does not return where Slurm stops the job."""
+        """Run the job and return its exit code; exit the process if Slurm stops the job."""
         restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
         if restarted and read_json_facts(self.folder, "run.json").get("status") == "finished":
-            return 0  # it had ended just when it was stopped
-        queue_again = signal.getsignal(signal.SIGUSR2)
-        # Slurm's signals reach the run, too; it listens to those that stop, and this one would end it.
+            return 0  # the run finished just before Slurm stopped the job
+        requeue = signal.getsignal(signal.SIGUSR2)
+        # Slurm's signals reach the run's process, too: SIGUSR2 would end it, so the run inherits it blocked.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-        process = start_verb(self.verb, self._words(restarted), self.config_dir, task_environment(), self.folder / LOG)
+        overrides = self._run_overrides(restarted)
+        process = start_verb(self.verb, overrides, self.config_dir, task_environment(), self.folder / LOG)
 
-        def pass_on(signum: int, frame: Any) -> None:
-            self.asked.append(signum)
+        def forward(signum: int, frame: Any) -> None:
+            self.received.append(signum)
             process.send_signal(signal.SIGTERM)
 
         for signum in (*STOPPING, signal.SIGUSR2):
-            signal.signal(signum, pass_on)
+            signal.signal(signum, forward)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
         code = shell_exit_code(process.wait())
         if code - 128 in STOPPING:
-            self._stop(code, queue_again)
+            self._stop(code, requeue)
         if rank() and code:
-            os._exit(code)  # srun ends the others
+            os._exit(code)  # srun ends the other ranks
         return code
 
-    def _words(self, restarted: bool) -> list[str]:
-        begun = any(self.folder.glob("**/checkpoints/*.ckpt"))
-        goes_on = restarted and self.verb == "train" and (begun or not self.begins_elsewhere)
+    def _run_overrides(self, restarted: bool) -> list[str]:
+        has_checkpoint = any(self.folder.glob("**/checkpoints/*.ckpt"))
+        resumes = restarted and self.verb == "train" and (has_checkpoint or not self.names_checkpoint)
         return [
-            *self.words,
-            *(["checkpoint=auto"] if goes_on else []),
+            *self.overrides,
+            *(["checkpoint=auto"] if resumes else []),
             *(
                 [format_override("hydra.job.name", f"{self.verb}_rank_{rank()}"), "hydra.output_subdir=null"]
                 if rank()
@@ -230,19 +239,22 @@ class Task:
             ),
         ]
 
-    def _stop(self, code: int, queue_again: Any) -> None:
-        """All is saved. Slurm queues what got a SIGTERM again by itself; before a time limit rank 0 asks for it."""
+    def _stop(self, code: int, requeue: Any) -> None:
+        """End the task after the run has saved a checkpoint; at the time limit, rank 0 requeues the job.
+
+        After a SIGTERM Slurm requeues the job itself.
+        """
         if rank():
-            os._exit(0)  # any other code would have srun end rank 0, which may be saving yet
-        if signal.SIGUSR2 in self.asked and signal.SIGTERM not in self.asked:
-            queue_again(signal.SIGUSR2, None)  # submitit's: counts, asks and exits
-        os._exit(code)  # without a result, for which the sweep would take it
+            os._exit(0)  # with another code srun would kill rank 0, which may still be saving
+        if signal.SIGUSR2 in self.received and signal.SIGTERM not in self.received:
+            requeue(signal.SIGUSR2, None)  # submitit's handler: counts, requeues and exits
+        os._exit(code)  # returning would write a result, and the sweep would take the job for ended
 
     def checkpoint(self) -> Any:
-        """What submitit runs when the job's turn comes again."""
+        """Return what submitit runs when the requeued job starts."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(Task(self.verb, self.words, self.config_dir, self.folder, self.begins_elsewhere))
+        return DelayedSubmission(Task(self.verb, self.overrides, self.config_dir, self.folder, self.names_checkpoint))
 
 
 def rank() -> int:
@@ -250,56 +262,56 @@ def rank() -> int:
 
 
 def task_environment() -> dict[str, str]:
-    """Slurm's own words about ranks, and nobody else's; as many threads as the task has cores."""
-    slurms = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
-    threads = os.environ.get("OMP_NUM_THREADS") or slurms.get("SLURM_CPUS_PER_TASK")
-    return single_process_environment() | slurms | ({"OMP_NUM_THREADS": threads} if threads else {})
+    """Return the environment of a task: only Slurm's variables describe ranks; one thread per core of the task."""
+    slurm_variables = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+    threads = os.environ.get("OMP_NUM_THREADS") or slurm_variables.get("SLURM_CPUS_PER_TASK")
+    return single_process_environment() | slurm_variables | ({"OMP_NUM_THREADS": threads} if threads else {})
 
 
 def submitted_from(folder: Path, number: str) -> bool:
-    """Whether Slurm says that a job's script lay in this folder; a file there may bear the number of any job."""
+    """Return whether a job's script is in this folder according to Slurm; a file name there may carry any number."""
     done = subprocess.run(["squeue", "--me", "-h", "-j", number, "-o", "%o"], capture_output=True, check=False)
-    script = os.fsdecode(done.stdout).strip()  # a path may be no text
+    script = os.fsdecode(done.stdout).strip()  # a path need not be valid UTF-8
     return not script or Path(script).parent.resolve() == folder.resolve()
 
 
 class SlurmQueue:
-    """Which of the user's jobs Slurm has not ended yet, asked for at most every few seconds."""
+    """The user's live jobs in Slurm, refreshed at most every ``POLL_INTERVAL`` seconds."""
 
     def __init__(self):
         self.live: set[str] = set()
-        self.asked = -LOOK_EVERY
+        self.refreshed = -POLL_INTERVAL
 
-    def holds(self, number: str, since: float = 0.0) -> bool:
-        """As last heard; a job that was submitted after that is taken to be there."""
-        if time.monotonic() - self.asked >= LOOK_EVERY:
-            self._ask()
-        return number in self.live or since >= self.asked
+    def contains(self, number: str, since: float = 0.0) -> bool:
+        """Return whether a job is live; one submitted (``since``) after the last refresh counts as live."""
+        if time.monotonic() - self.refreshed >= POLL_INTERVAL:
+            self._refresh()
+        return number in self.live or since >= self.refreshed
 
-    def _ask(self) -> None:
+    def _refresh(self) -> None:
         now = time.monotonic()
         try:
             done = subprocess.run(
                 ["squeue", "--me", "-h", "-o", "%A"], capture_output=True, text=True, timeout=60, check=True
             )
         except (OSError, subprocess.SubprocessError):
-            self.asked = max(self.asked, now - LOOK_EVERY / 2)  # Slurm is away; its jobs are not
+            self.refreshed = max(self.refreshed, now - POLL_INTERVAL / 2)  # Slurm does not answer; its jobs still run
             return
-        self.live, self.asked = set(done.stdout.split()), now
+        self.live, self.refreshed = set(done.stdout.split()), now
 
 
 QUEUE = SlurmQueue()
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """For what a task left, a word and a number: whoever put another file there is not to run code by it."""
+    """Load a task's result, a string and a number; refuse everything else, since a pickle can run code."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        raise pickle.UnpicklingError(f"a result names {module_name}.{global_name}")
+        raise pickle.UnpicklingError(f"a result contains {module_name}.{global_name}")
 
 
 class SlurmJob:
-    """A submitted job, as :class:`~fcnlab.sweeps.job_queue.JobQueue` sees its jobs."""
+    """A submitted job, with the interface of :class:`~fcnlab.sweeps.processes.JobHandle`."""
 
     def __init__(self, submitted: Any):
         self.number, self.result = submitted.job_id, submitted.paths.result_pickle
@@ -314,18 +326,18 @@ class SlurmJob:
         return self.code
 
     def _code(self) -> int | None:
-        """What its task has left; without that, once Slurm no longer has it, the signal that was sent, or 1."""
+        """Return the code in the task's result; without a result, after the job's end, the sent signal or 1."""
         if self.result.exists():
-            return self._left()
-        if QUEUE.holds(self.number, self.submitted):
+            return self._result_code()
+        if QUEUE.contains(self.number, self.submitted):
             self.missing = None
             return None
         self.missing = self.missing or time.monotonic()
         if self.sent is not None:
             return -self.sent
-        return 1 if time.monotonic() - self.missing > RESULT_WITHIN else None
+        return 1 if time.monotonic() - self.missing > RESULT_TIMEOUT else None
 
-    def _left(self) -> int:
+    def _result_code(self) -> int:
         with self.result.open("rb") as file:
             outcome, code = PlainUnpickler(file).load()
         return int(code) if outcome == "success" else 1
@@ -334,13 +346,13 @@ class SlurmJob:
         self.sent = sig
         self._cancel()
 
-    def is_left(self) -> bool:
-        return QUEUE.holds(self.number, self.submitted)
+    def is_alive(self) -> bool:
+        return QUEUE.contains(self.number, self.submitted)
 
     def kill_all(self) -> None:
-        if self.is_left():
+        if self.is_alive():
             self._cancel()
 
     def _cancel(self) -> None:
-        """A running job gets SIGTERM, and a while later SIGKILL; a waiting one is taken off the queue."""
+        """Cancel the job: Slurm sends SIGTERM, and later SIGKILL, to a running job and drops a waiting one."""
         subprocess.run(["scancel", self.number], check=False)

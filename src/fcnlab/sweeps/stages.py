@@ -1,4 +1,4 @@
-"""What a training in stages hands to its stages, and the check that nothing else was set for it."""
+"""The overrides that a staged training run passes to its stages, and the check that no setting is lost."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,27 +11,23 @@ from fcnlab.config.overrides import override_key
 from fcnlab.config.validation import ConfigError
 from fcnlab.runs.settings import differences, shown_changes
 
-OF_THE_WHOLE = ("experiment", "stages", "checkpoint", "from_run")  # settings that the whole uses, and no stage gets
+WHOLE_RUN_KEYS = ("experiment", "stages", "checkpoint", "from_run")  # used by the whole run only, not passed on
 
 
-def for_stages(words: Sequence[str]) -> list[str]:
-    """Of the words that were typed for the whole, those that every stage gets."""
-    return [word for word in words if override_key(word) not in OF_THE_WHOLE]
+def stage_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a staged run that every stage gets."""
+    return [override for override in overrides if override_key(override) not in WHOLE_RUN_KEYS]
 
 
-def check_nothing_lost(cfg: DictConfig, words: Sequence[str], where: Sequence[str]) -> None:
-    """Refuse settings of a staged experiment's own: its stages get typed words alone, and its record would hold others.
+def check_settings_reach_stages(cfg: DictConfig, overrides: Sequence[str], search_paths: Sequence[str]) -> None:
+    """Raise a ConfigError if a staged experiment has settings of its own: no stage would get them.
 
-    The whole has none where it is composed as one of its stages is, which it may extend, or as without an experiment.
-    ``words`` are those typed for it, ``where`` those that say where options are found.
-
-    Raises
-    ------
-    ConfigError
-        It has some; it names them.
+    The stages get only typed overrides. The experiment has no settings of its own if it composes like one of its
+    stages, which it may extend, or like the default. ``overrides`` are the typed ones, ``search_paths`` those that add
+    config folders.
     """
     whole, closest = _settings(cfg), None
-    for name, candidate in _without_settings_of_its_own(cfg, words, where):
+    for name, candidate in _without_own_settings(cfg, overrides, search_paths):
         lost = differences(candidate, whole)
         if not lost:
             return
@@ -39,24 +35,25 @@ def check_nothing_lost(cfg: DictConfig, words: Sequence[str], where: Sequence[st
             closest = name, lost
     if closest:
         name, lost = closest
-        chosen = next((word for word in words if override_key(word) == "experiment"), "the experiment")
+        experiment = next((word for word in overrides if override_key(word) == "experiment"), "the experiment")
         shown = "; ".join(shown_changes(lost, f"{name} has"))
         raise ConfigError(
-            f"no stage would get what {chosen} sets besides its stages: {shown}."
-            f" Set it in the experiments of the stages ({', '.join(cfg.stages)}), or type it: typed settings go to all"
+            f"{experiment} sets more than its stages, and no stage would get these settings: {shown}."
+            f" Set them in the experiments of the stages ({', '.join(cfg.stages)}), or on the command line, which"
+            " applies to all stages"
         )
 
 
-def _without_settings_of_its_own(
-    cfg: DictConfig, words: Sequence[str], where: Sequence[str]
+def _without_own_settings(
+    cfg: DictConfig, overrides: Sequence[str], search_paths: Sequence[str]
 ) -> Iterator[tuple[str, Settings]]:
-    """What a staged experiment is composed as that only names its stages; the more likely first."""
-    shared = [*where, *for_stages(words)]
+    """Yield the settings that a staged experiment without own settings may have, the most likely first."""
+    shared = [*search_paths, *stage_overrides(overrides)]
     for stage in dict.fromkeys(cfg.stages):
         yield f"experiment={stage}", _settings(compose("train", [f"experiment={stage}", *shared]))
     try:
         default = compose("train", shared)
-    except HydraException:  # a typed word is for what the experiment chooses
+    except HydraException:  # an override needs an option that the experiment chooses
         return
     yield "the default", _settings(default)
 
@@ -64,4 +61,4 @@ def _without_settings_of_its_own(
 def _settings(cfg: DictConfig) -> Settings:
     tree = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(tree, dict)
-    return iter_leaves({key: value for key, value in tree.items() if key not in OF_THE_WHOLE})
+    return iter_leaves({key: value for key, value in tree.items() if key not in WHOLE_RUN_KEYS})

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a table that is drawn again and again on a terminal, lines elsewhere."""
+"""Report the progress of a sweep: a live table on a terminal, one line per event in a file or pipe."""
 
 import csv
 import os
@@ -19,40 +19,40 @@ from fcnlab.sweeps.manifest import Job, Manifest
 
 REDRAW_AFTER = 1.0  # seconds
 REPORT_AFTER = 600.0  # seconds without a line, where there is no table
-HYDRAS = (
+HYDRA_LINES = (  # Hydra writes them after every error; they say nothing about it
     "Error executing job with overrides:",
     "Set the environment variable HYDRA_FULL_ERROR=1",
-)  # each time the same
-TAIL = 64 * 1024  # bytes of metrics.csv: some hundred rows
+)
+TAIL = 64 * 1024  # bytes of metrics.csv that are read: some hundred rows
 COLOURS = {"running": "36", "finished": "32", "failed": "31", "interrupted": "33", "waiting": "2"}
 MARKS = {"finished": "✓", "failed": "✗", "interrupted": "‖", "running": "▶", "waiting": "·"}
 
 
 @dataclass
 class Progress:
-    """How far a job has come: the steps it has done, of how many, and its best score as yet."""
+    """The progress of a job: steps done, steps in all, and the best score so far."""
 
     total: int | None = None
     step: int = 0
     miou: float | None = None
-    before: float = 0.0  # the part that was done when this sweep went on
+    initial_fraction: float = 0.0  # the fraction that was done when this sweep was resumed
 
     @property
-    def part(self) -> float:
+    def fraction(self) -> float:
         return min(1.0, self.step / self.total) if self.total else 0.0
 
     def read(self, folder: Path) -> None:
-        """Look into the job's curves; those of a stage, where it runs in stages."""
+        """Read the job's newest metrics.csv, which is in a stage's folder if the job has stages."""
         curves = max(folder.glob("**/metrics.csv"), key=lambda path: path.stat().st_mtime, default=None)
         for row in read_last_rows(curves) if curves else []:
-            with suppress(ValueError):  # a value that is no number
+            with suppress(ValueError):  # the value is not a number
                 self.step = int(row.get("step") or self.step)
-                if found := row.get("val/miou"):
-                    self.miou = max(float(found), self.miou or 0.0)
+                if miou := row.get("val/miou"):
+                    self.miou = max(float(miou), self.miou or 0.0)
 
 
 def read_last_rows(path: Path) -> list[dict[str, str]]:
-    """The last whole rows of a metrics.csv that is being written."""
+    """Return the last complete rows of a metrics.csv that may still grow."""
     try:
         with open_regular(path) as file:
             header = file.readline(TAIL)
@@ -64,92 +64,93 @@ def read_last_rows(path: Path) -> list[dict[str, str]]:
     lines = tail[: tail.rfind(b"\n") + 1].split(b"\n", 0 if size - TAIL <= len(header) else 1)
     rows = csv.reader(StringIO((header + lines[-1]).decode(errors="replace")))
     columns = next(rows, [])
-    found = (dict(zip(columns, cells, strict=False)) for cells in rows if cells)  # a short row has no more than it has
-    return [row for row in found if (row.get("step") or "0").isdigit()]
+    dicts = (dict(zip(columns, cells, strict=False)) for cells in rows if cells)  # a short row lacks the last columns
+    return [row for row in dicts if (row.get("step") or "0").isdigit()]
 
 
 class SweepTable:
-    """The state of a sweep, for people. ``steps`` is each job's length, by its number."""
+    """Print the state of a sweep. ``steps`` holds each job's number of training steps by its job number."""
 
     def __init__(self, manifest: Manifest, steps: dict[int, int | None], out: TextIO | None = None):
         self.manifest = manifest
         self.out = out or sys.stdout
         if isinstance(self.out, TextIOWrapper):
-            self.out.reconfigure(errors="replace")  # a terminal without our marks is no reason to stop a sweep
+            self.out.reconfigure(errors="replace")  # the terminal's encoding may lack the marks of the table
         self.live = self.out.isatty() and os.environ.get("TERM") != "dumb"
         self.colours = self.live and "NO_COLOR" not in os.environ
-        self.began = self._said_at = time.monotonic()
+        self.began = self._reported_at = time.monotonic()
         self._drawn_at, self._height = 0.0, 0
         self._times: dict[int, tuple[float, float | None]] = {}
         self.progress = {number: Progress(steps.get(number)) for number in manifest.jobs}
         for number, job in manifest.jobs.items():
             if job.status == "finished":
-                self.progress[number].before = 1.0
+                self.progress[number].initial_fraction = 1.0
             elif job.started:
                 self.progress[number].read(manifest.folder / job.folder)
-                self.progress[number].before = self.progress[number].part
+                self.progress[number].initial_fraction = self.progress[number].fraction
 
-    def say(self, text: str) -> None:
-        """A line for the record, above the table."""
+    def log(self, text: str) -> None:
+        """Print a line above the table."""
         self._draw([])
-        self._said_at = time.monotonic()
+        self._reported_at = time.monotonic()
         print(f"[{time.strftime('%H:%M:%S')}] {escape_terminal(text)}", file=self.out, flush=True)
 
-    def started(self, job: Job, where: str) -> None:
+    def job_started(self, job: Job, device: str) -> None:
         self._times[job.number] = (time.monotonic(), None)
         if not self.live:
-            self.say(f"Job {job.number} started on {where}{_called(job)}")
+            self.log(f"Job {job.number} started on {device}{_name_suffix(job)}")
 
-    def ended(self, job: Job) -> None:
+    def job_ended(self, job: Job) -> None:
         self._times[job.number] = (self._times[job.number][0], time.monotonic())
         if not self.live:
-            self._look()
-            self.say(f"Job {job.number} {self._fate(job)}{self._lasted(job.number)}{_called(job)}. {self.summary()}")
+            self._read_progress()
+            after = f" after {_duration(self._seconds(job.number))}"
+            self.log(f"Job {job.number} {self._outcome(job)}{after}{_name_suffix(job)}. {self.summary()}")
 
     def refresh(self) -> None:
-        """Draw the table again, or say how it stands, if that is due."""
+        """Redraw the table, or print the summary where there is no table, if it is due."""
         now = time.monotonic()
         if self.live and now - self._drawn_at >= REDRAW_AFTER:
-            self._look()
+            self._read_progress()
             width, height = shutil.get_terminal_size()
             self._draw(self.lines(width - 1, height - 2))
             self._drawn_at = now
-        elif not self.live and now - self._said_at >= REPORT_AFTER:
-            self._look()
-            self.say(self.summary())
+        elif not self.live and now - self._reported_at >= REPORT_AFTER:
+            self._read_progress()
+            self.log(self.summary())
 
-    def _look(self) -> None:
+    def _read_progress(self) -> None:
         for job in self.manifest.jobs.values():
             if job.status == "running":
                 self.progress[job.number].read(self.manifest.folder / job.folder)
 
-    def close(self, *last: str, ended: bool = True) -> None:
-        """Leave the whole table behind, and the last words below it; where the sweep has ended, what to type next."""
+    def close(self, *messages: str, ended: bool = True) -> None:
+        """Print the whole table, the messages, and, if the sweep has ended, the command to type next."""
         self._draw([])
         width = shutil.get_terminal_size()[0] - 1 if self.live else 10_000
         lines = [
             *self.lines(width),
-            *map(escape_terminal, last),
-            *(map(escape_line, self._what_next()) if ended else ()),
+            *map(escape_terminal, messages),
+            *(map(escape_line, self._next_steps()) if ended else ()),
         ]
         print("\n".join(lines), file=self.out, flush=True)
 
-    def _what_next(self) -> Iterator[str]:
+    def _next_steps(self) -> Iterator[str]:
         folder = self.manifest.folder
-        yield f"The sweep: {display_path(folder)}"
+        yield f"Sweep folder: {display_path(folder)}"
         if self._count("finished") > 1:
             yield f"Next: {shell_join(['fcnlab', 'compare', f'runs={display_path(folder)}'])}"
 
     def _draw(self, lines: Sequence[str]) -> None:
-        """Put lines in the place of the table that is there, in one go, so that nothing flickers."""
+        """Replace the table on the terminal by these lines, in one write so that it does not flicker."""
         if self._height or lines:
             up = f"\x1b[{self._height}A" if self._height else ""
             print(up + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="", file=self.out, flush=True)
         self._height, self._drawn_at = len(lines), 0.0
 
     def lines(self, width: int, height: int = 10**9) -> list[str]:
-        """The table, in so many columns and rows; where not all jobs fit, those that matter now."""
-        jobs = self._most_telling(height - 3)
+        """Return the table's lines; if not all jobs fit into ``height`` rows, the most relevant ones."""
+        jobs = self._visible_jobs(height - 3)
         name = max([len("settings"), *(len(job.name) for job in jobs)])
         name = max(12, min(name, width - 47))
         head = f"     job  {'settings':<{name}}  {'state':<16} {'val mIoU':>10}  {'time':>7}"
@@ -164,8 +165,8 @@ class SweepTable:
         state = f"{progress.step} of {progress.total}" if running else job.status
         miou = job.miou if job.miou is not None else progress.miou
         score = "" if miou is None else f"{100 * miou:.2f} %"
-        said = escape_line(job.name) or "-"  # the only job differs from no other
-        settings = said if len(said) <= name else said[: name - 1] + "…"
+        label = escape_line(job.name) or "-"  # a single job has no differing settings
+        settings = label if len(label) <= name else label[: name - 1] + "…"
         best = "*" if job is self._best() else " "
         seconds = "" if job.number not in self._times else _duration(self._seconds(job.number))
         row = f"  {MARKS[job.status]} {job.number:>4}  {settings:<{name}}  {state:<16} {best}{score:>9}  {seconds:>7}"
@@ -174,7 +175,7 @@ class SweepTable:
     def _paint(self, colour: str, text: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self.colours else text
 
-    def _most_telling(self, rows: int) -> list[Job]:
+    def _visible_jobs(self, rows: int) -> list[Job]:
         jobs = sorted(self.manifest.jobs.values(), key=lambda job: job.number)
         if len(jobs) <= rows:
             return jobs
@@ -188,40 +189,37 @@ class SweepTable:
         return max(scored, key=lambda job: job.miou or 0.0, default=None)
 
     def summary(self) -> str:
-        """How many jobs are in which state, how long the rest may take, and which is the best."""
-        counted = [(status, self._count(status)) for status in MARKS]
-        parts = [f"{count} {status}" for status, count in counted if count]
+        """Return one line: the number of jobs in each state, the time left, and the best job."""
+        counts = [(status, self._count(status)) for status in MARKS]
+        parts = [f"{count} {status}" for status, count in counts if count]
         left = self.seconds_left()
-        parts += [f"about {_duration(left)} to go"] if left else []
+        parts += [f"about {_duration(left)} left"] if left else []
         best = self._best()
-        parts += [f"best {100 * (best.miou or 0):.2f} % (job {best.number}{_called(best)})"] if best else []
+        parts += [f"best {100 * (best.miou or 0):.2f} % (job {best.number}{_name_suffix(best)})"] if best else []
         return ", ".join(parts)
 
     def _count(self, status: str) -> int:
         return sum(job.status == status for job in self.manifest.jobs.values())
 
     def seconds_left(self) -> float | None:
-        """From what was done since the sweep began or went on; None before anything was, or when nothing is left."""
-        going_on = [job for job in self.manifest.jobs.values() if job.status in ("waiting", "running", "finished")]
-        left = sum(1 - self._part(job) for job in going_on)
-        done = sum(self._part(job) - self.progress[job.number].before for job in going_on)
+        """Extrapolate from the work done since this process started; None before any is done or when none is left."""
+        jobs = [job for job in self.manifest.jobs.values() if job.status in ("waiting", "running", "finished")]
+        left = sum(1 - self._fraction(job) for job in jobs)
+        done = sum(self._fraction(job) - self.progress[job.number].initial_fraction for job in jobs)
         return (time.monotonic() - self.began) * left / done if done > 0 and left > 0 else None
 
-    def _part(self, job: Job) -> float:
-        return 1.0 if job.status == "finished" else self.progress[job.number].part
+    def _fraction(self, job: Job) -> float:
+        return 1.0 if job.status == "finished" else self.progress[job.number].fraction
 
-    def _fate(self, job: Job) -> str:
+    def _outcome(self, job: Job) -> str:
         return job.status if job.status == "finished" else f"{job.status} with exit code {job.exit_code}"
 
     def _seconds(self, number: int) -> float:
         begin, end = self._times[number]
         return (end or time.monotonic()) - begin
 
-    def _lasted(self, number: int) -> str:
-        return f" after {_duration(self._seconds(number))}"
 
-
-def _called(job: Job) -> str:
+def _name_suffix(job: Job) -> str:
     return f": {job.name}" if job.name else ""
 
 
@@ -232,17 +230,17 @@ def _duration(seconds: float) -> str:
 
 
 def failure_report(job: Job, log: Path, command: str, lines: int = 8) -> str:
-    """Of a job that failed: the last lines of its log, and what to type to repeat it."""
-    end = "".join(f"    {line}\n" for line in last_lines(log, lines))
-    called = f" ({job.name})" if job.name else ""
+    """Describe a failed job: its exit code, the last lines of its log, and the command that reruns it."""
+    tail = "".join(f"    {line}\n" for line in last_lines(log, lines))
+    name = f" ({job.name})" if job.name else ""
     return (
-        f"Job {job.number}{called} {job.status} with exit code {job.exit_code}. The end of {display_path(log)}:\n"
-        f"{end}  To repeat it: {command}"
+        f"Job {job.number}{name} {job.status} with exit code {job.exit_code}. Last lines of {display_path(log)}:\n"
+        f"{tail}  To rerun this job: {command}"
     )
 
 
 def last_lines(path: Path, count: int) -> Sequence[str]:
-    """The end of a log; of a progress bar only what it showed last."""
+    """Return the last lines of a log; of a progress bar only its last state."""
     try:
         with open_regular(path) as file:
             file.seek(max(0, path.stat().st_size - TAIL))
@@ -250,24 +248,25 @@ def last_lines(path: Path, count: int) -> Sequence[str]:
     except (OSError, Unreadable):
         return []
     lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
-    return [line for line in lines if line and not line.startswith(HYDRAS)][-count:]
+    return [line for line in lines if line and not line.startswith(HYDRA_LINES)][-count:]
 
 
 def selection_score(folder: Path) -> float | None:
-    """The mean IoU (0 to 1) that a sweep ranks a run by; None where the record has none.
+    """Return the mean IoU (0 to 1) by which a sweep ranks a run; None if the record has none.
 
-    Of a training, that of the scored weights on the validation images, whatever else they were scored on.
+    For a training run it is the score of the evaluated weights on the validation images, also where ``data.test_list``
+    names other images.
     """
     facts = read_json_facts(folder, "metrics.json")
     selection = facts.get("selection")
     if isinstance(selection, dict) and "val_miou" in selection:
-        found = _validation_score(selection, facts)
+        score = _validation_score(selection, facts)
     else:  # an evaluation's
-        found = facts.get("miou")
-    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+        score = facts.get("miou")
+    return float(score) if isinstance(score, (int, float)) and not isinstance(score, bool) else None
 
 
 def _validation_score(selection: dict, facts: dict) -> Any:
-    """Weights that no validation scored may still have been scored on the validation images at the end."""
+    """Return the validation score; without one, the final score if it is on the validation images."""
     validated = selection.get("same_images") is True or facts.get("split") == selection.get("list")
     return facts.get("miou") if selection["val_miou"] is None and validated else selection["val_miou"]

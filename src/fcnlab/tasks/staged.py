@@ -25,7 +25,7 @@ from fcnlab.runs.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
 from fcnlab.sweeps.manifest import JobsLock
 from fcnlab.sweeps.processes import describe_removed_environment, shared_sweep_environment, start_verb, wait_for_process
-from fcnlab.sweeps.stages import check_nothing_lost, for_stages
+from fcnlab.sweeps.stages import check_settings_reach_stages, stage_overrides
 from fcnlab.sweeps.sweep_table import selection_score
 from fcnlab.training.checkpoints import read_checkpoint
 from fcnlab.training.loggers import check_output_paths
@@ -147,7 +147,7 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
                 check_finished(composed, stage.folder)
         except UserError as error:
             raise ConfigError(f"stage {stage.folder.name}: {error}") from error
-    check_nothing_lost(cfg, plain_overrides(HydraConfig.get().overrides.task), where)
+    check_settings_reach_stages(cfg, plain_overrides(HydraConfig.get().overrides.task), where)
 
 
 def _words(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
@@ -181,7 +181,7 @@ def _recorded(cfg: DictConfig, stage: Stage) -> Path | None:
 
 def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
     """What was typed for the whole, and the weights of the stage before."""
-    settings = for_stages(plain_overrides(HydraConfig.get().overrides.task))
+    settings = stage_overrides(plain_overrides(HydraConfig.get().overrides.task))
     if place:
         settings.append(format_override("model.weights", stages[place - 1].checkpoint))
         settings.append(

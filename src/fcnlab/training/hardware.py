@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from fcnlab.config.overrides import plain_overrides
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
-from fcnlab.sweeps.resources import ALL
+from fcnlab.sweeps.resources import ALL_DEVICES
 
 OF_A_LAUNCHER = ("NODE_RANK", "GROUP_RANK", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # which machine
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -150,7 +150,7 @@ def _number_in(variable: str) -> int:
 def _device_count(trainer: DictConfig) -> int:
     """How many devices ``trainer.devices`` means on each node."""
     devices = trainer.devices
-    if devices in ALL:
+    if devices in ALL_DEVICES:
         return torch.cuda.device_count() if uses_gpu(trainer.accelerator) else 1
     if isinstance(devices, str):
         return len(devices.split(",")) if "," in devices else int(devices)

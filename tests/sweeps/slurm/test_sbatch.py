@@ -118,13 +118,13 @@ def test_a_task_knows_its_rank_from_slurm_alone(in_slurm):
 
 
 def test_a_task_that_slurm_starts_again_goes_on(in_slurm, tmp_path):
-    task, elsewhere = (Task("train", ["seed=1"], None, tmp_path, begins_elsewhere=flag) for flag in (False, True))
+    task, remote = (Task("train", ["seed=1"], None, tmp_path, begins_elsewhere=flag) for flag in (False, True))
     assert task._words(restarted=False) == ["seed=1"]
     assert task._words(restarted=True) == ["seed=1", "checkpoint=auto"]
-    assert elsewhere._words(restarted=True) == ["seed=1"]
+    assert remote._words(restarted=True) == ["seed=1"]
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    assert elsewhere._words(restarted=True) == ["seed=1", "checkpoint=auto"]
+    assert remote._words(restarted=True) == ["seed=1", "checkpoint=auto"]
     in_slurm.setenv("SLURM_PROCID", "1")  # a rank that writes no record, and no second log
     assert task._words(False) == ["seed=1", "hydra.job.name='train_rank_1'", "hydra.output_subdir=null"]
 
@@ -230,10 +230,10 @@ def test_a_job_that_slurm_has_no_more_has_failed(tmp_path, monkeypatch):
     queue = SlurmQueue()
     job = submitted(tmp_path, queue, monkeypatch)
     queue.live, queue.asked = {"7"}, time.monotonic() + 1
-    assert job.poll() is None and job.is_left()
+    assert job.poll() is None and job.is_alive()
     queue.live = set()
     assert job.poll() is None  # its result may be on its way
-    monkeypatch.setattr(slurm, "RESULT_WITHIN", 0.0)
+    monkeypatch.setattr(slurm, "RESULT_TIMEOUT", 0.0)
     assert job.poll() == 1
 
 
