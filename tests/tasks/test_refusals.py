@@ -27,7 +27,7 @@ from fcnlab.training import hardware
         (["data.crop_size=0"], "data.crop_size=0: give pixels from 1"),
         (["seed=-1"], "seed=-1: give a whole number from 0 to 2^32 - 1"),
         (["seed=4294967296"], "seed=4294967296: give"),
-        (["model.num_classes=5"], "model.num_classes=5, and the data have 21 classes"),
+        (["model.num_classes=5"], "model.num_classes=5, but the data have 21 classes"),
         (["+loss.class_weights=[1,2]"], "loss.class_weights has 2 values for 21 classes"),
         ([f"+loss.class_weights={[0.0] * 21}"], "not all 0"),
         ([f"+loss.class_weights={[-1.0] * 21}"], "of at least 0"),
@@ -37,7 +37,7 @@ from fcnlab.training import hardware
             ["data.batch_size=1", "data.dataset.size=32", "augment=none"],
             "pixels (augment=none, ",
         ),
-        (["loss=centre", "loss.cell=65"], "loss.cell=65 is more than a crop of 64x64"),
+        (["loss=centre", "loss.cell=65"], "loss.cell=65 is larger than the crop of 64x64"),
         (
             ["checkpointing.score=bset"],
             "checkpointing.score='bset': give best (by val mIoU) or last (the final weights)",

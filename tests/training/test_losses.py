@@ -117,7 +117,7 @@ def test_only_the_middle_of_a_crop_counts(cell, rows, cols):
 
 
 def test_a_middle_is_inside_its_crop(batch):
-    with pytest.raises(ValueError, match=r"loss\.cell=6 is more than a crop of 5x6"):
+    with pytest.raises(ValueError, match=r"loss\.cell=6 is larger than the crop of 5x6 pixels"):
         CentrePixels(CrossEntropy(), 6)(*batch)
 
 
