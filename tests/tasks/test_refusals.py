@@ -43,7 +43,7 @@ from fcnlab.training import hardware
             "checkpointing.score='bset': give best (by val mIoU) or last (the final weights)",
         ),
         (["callbacks.best.enabled=false"], "the run keeps no best checkpoint to score; add checkpointing.score=last"),
-        (["callbacks.best.monitor=val/miuo"], "did you mean val/miou?"),
+        (["callbacks.best.monitor=val/miuo"], "Did you mean 'val/miou'?"),
         (["callbacks.ema.enabled=no"], "callbacks.ema.enabled='no' is no bool"),
         (["+modle=fcn8s"], "modle is no setting that anything reads: did you mean model?"),
         (["++modle=fcn8s"], "did you mean model?"),

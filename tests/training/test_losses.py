@@ -134,7 +134,7 @@ def test_hard_pixels_are_the_largest(batch, fraction, kept):
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.1])
 def test_hard_pixels_are_a_share(fraction):
-    with pytest.raises(ValueError, match=rf"loss\.fraction={fraction}: "):
+    with pytest.raises(ValueError, match=rf"loss\.fraction={fraction} must be above 0"):
         OHEM(fraction)
 
 

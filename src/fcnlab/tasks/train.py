@@ -59,9 +59,9 @@ from fcnlab.training.segments import as_recorded, check_images, has_new_segment,
 from fcnlab.training.speed import training_speed
 from fcnlab.training.trainer import build_trainer, check_scored, training_callbacks
 
-MAX_EFFECTIVE_STEP = 10.0
+MAX_EFFECTIVE_STEP = 10.0  # see check_learning_rate
 MIN_EFFECTIVE_STEP = 1e-4
-MIN_CLIPPED_STEP = 1e-6  # the length of the longest step that a clipped gradient allows
+MIN_CLIPPED_STEP = 1e-6  # lr / (1 - momentum) times the gradient norm after clipping
 
 
 def train(cfg: DictConfig, run: RunFolder) -> float | None:
@@ -200,7 +200,7 @@ def check_learning_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> N
     rate, clip = cfg.optim.lr / (1 - momentum), cfg.trainer.gradient_clip_val
     if summed and clip is None and rate * pixels > MAX_EFFECTIVE_STEP:
         raise UserError(
-            f"optim.lr={cfg.optim.lr:g} is a learning rate for mean losses, but loss={chosen_options()['loss']} is a sum"
+            f"optim.lr={cfg.optim.lr:g} is a learning rate for mean losses, but loss={chosen_options()['loss']} sums"
             f" over {pixels} pixels: choose optim=sgd_heavy (1e-10) or loss=cross_entropy"
         )
     if summed and clip is not None and rate * clip < MIN_CLIPPED_STEP:
@@ -253,7 +253,7 @@ def warn_about_ineffective_settings(cfg: DictConfig) -> None:
         )
     if cfg.speed.compile and chosen.get("augment") == "none":
         log_warning(
-            "speed.compile=true with augment=none trains on whole images: every new image size may trigger a compilation"
+            "speed.compile=true with augment=none trains on whole images: each new image size may trigger a compilation"
         )
     for message in ineffective_in_training(cfg):
         log_warning(message)
@@ -286,7 +286,7 @@ def scored_checkpoint(trainer: L.Trainer, folder: Path, choice: str) -> tuple[Pa
 def load_scored_weights(
     checkpoint: dict[str, Any] | None, segmenter: Segmenter, trainer: L.Trainer, curves: MetricsCsv
 ) -> Facts | None:
-    """Load the weights of a checkpoint and return how they were selected; None where the checkpoint has no selection."""
+    """Load a checkpoint's weights and return how they were selected; None where the checkpoint has no selection."""
     if checkpoint is None:
         callbacks: list = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         return next(each for each in callbacks if isinstance(each, CheckpointSelection)).facts(trainer)

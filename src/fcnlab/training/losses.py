@@ -72,7 +72,7 @@ class CrossEntropy(PixelLoss):
 
 
 class CrossEntropySum(PixelLoss):
-    """The sum over an image's pixels, averaged over images: the papers' "heavy" recipe, with learning rates near 1e-10."""
+    """The sum over the pixels of an image, averaged over images: the papers' "heavy" recipe, with an lr near 1e-10."""
 
     def total(self, scores: ScoreMap, target: LabelMap) -> Scalar:
         return _sum_over_pixels(scores, target)
@@ -174,7 +174,7 @@ class OHEM(nn.Module):
 
 
 class Focal(PixelLoss):
-    """The mean of cross-entropy times (1 - p)^gamma; p is the probability of the ground truth (Lin et al., ICCV 2017)."""
+    """The mean of cross-entropy times (1 - p)^gamma (Lin et al., ICCV 2017), where p is the target's probability."""
 
     def __init__(self, gamma: NonNegative = 2.0):
         super().__init__()
