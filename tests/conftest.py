@@ -129,21 +129,21 @@ def without_hydra(cfg):
 
 @pytest.fixture
 def whole_probe():
-    """For a test in which what a training is guessed to cost is measured and counted as everywhere else."""
+    """Request the full cost estimate, as outside of tests."""
 
 
 @pytest.fixture
 def quick_probe(request, monkeypatch):
-    """The probe before a training takes a third of a small one: here it measures once, and counts no memory.
+    """Shorten the cost estimate, which takes a third of a small run: it measures once, and counts no memory.
 
-    Whole it is in the tests that ask for ``whole_probe``, and in all other processes.
+    Tests that request ``whole_probe``, and other processes, run the full estimate.
     """
     if "whole_probe" in request.fixturenames:
         return
     from fcnlab.training import cost_estimate
 
-    monkeypatch.setattr(cost_estimate, "LEAST", 0.0)
-    monkeypatch.setattr(cost_estimate, "SHARE", 0.0)
+    monkeypatch.setattr(cost_estimate, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(cost_estimate, "PROBE_FRACTION", 0.0)
     monkeypatch.setattr(cost_estimate, "training_memory", lambda *_: cost_estimate.MemoryEstimate(0, 0, 0, 0))
 
 

@@ -85,7 +85,7 @@ def test_a_verb_that_is_stopped_says_so_in_a_line(fcnlab, monkeypatch, capsys, v
 @pytest.mark.parametrize("chained", [True, False])
 def test_what_a_half_imported_module_raises_is_the_signals_end(chained):
     """An import swallows our exception, and what it left half made fails later."""
-    with StopSignals() as listening, pytest.raises(Interrupted), listening.told_apart():
+    with StopSignals() as listening, pytest.raises(Interrupted), listening.reraise_as_interrupted():
         try:
             signal.raise_signal(signal.SIGINT)
         except Interrupted as swallowed:

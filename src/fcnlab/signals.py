@@ -134,7 +134,7 @@ class StopSignals:
             raise Interrupted(self.asked or signum)
 
     @contextmanager
-    def told_apart(self) -> Iterator[None]:
+    def reraise_as_interrupted(self) -> Iterator[None]:
         """Let what ended because of a signal end as :class:`Interrupted`, whatever came out of it.
 
         Where Python had to swallow ours (in a handler of a fork, say), Lightning's SystemExit may end the run first,

@@ -346,7 +346,7 @@ def test_a_run_ends_without_its_best_checkpoint(ended, longer, damage, steps):
 def test_a_best_checkpoint_that_is_damaged_at_the_end_does_not_end_the_run(train_code, at_call, tmp_path, capsys):
     at_call(Segmenter, "training_step", 5, lambda: cut(tmp_path / "run" / "checkpoints" / "best.ckpt"))
     assert train_code(*LENGTH) == 0
-    assert "It cannot be scored: the last weights are" in "".join(capsys.readouterr())
+    assert "The last weights are scored instead" in "".join(capsys.readouterr())
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["selection"]["checkpoint"] == "last"
 
 
@@ -471,7 +471,7 @@ def test_curves_that_are_gone_are_told_and_validations_still_counted(ended, long
     (ended / "metrics.csv").unlink()
     among = json.loads((ended / "metrics.json").read_text())["selection"]["among"]
     code, said = longer()
-    assert code == 0 and "the curves from before are lost" in said
+    assert code == 0 and "the earlier rows are lost" in said
     assert json.loads((ended / "metrics.json").read_text())["selection"]["among"] == among + 2
 
 

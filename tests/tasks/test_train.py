@@ -88,13 +88,13 @@ def test_every_run_ends_with_a_validation_and_both_checkpoints(train, limit, las
         ([], None),
         (
             ["trainer.accumulate_grad_batches=3"],
-            "A step takes 12 images in 3 parts (devices: 1, accumulated batches: 3): its loss is that of all 12 at"
-            " once. What the net still does by part: batch normalisation\n",
+            "A step takes 12 images in 3 parts (devices: 1, accumulated batches: 3). The loss equals that of one"
+            " batch of 12 images. Still computed per part: batch normalisation\n",
         ),
         (
             ["trainer.accumulate_grad_batches=3", "loss=dice"],
-            "Warning: A step takes 12 images in 3 parts (devices: 1, accumulated batches: 3): loss=dice is taken of"
-            " each part and averaged, which is another loss than that of all 12 at once. What the net still does",
+            "Warning: A step takes 12 images in 3 parts (devices: 1, accumulated batches: 3). loss=dice is"
+            " averaged over the parts, which differs from the loss of one batch of 12 images. Still computed per part",
         ),
     ],
 )
@@ -267,10 +267,10 @@ UNCLIPPED = ("trainer.gradient_clip_val=null",)
 @pytest.mark.parametrize(
     ("settings", "code", "said"),
     [
-        (("optim=sgd", *UNCLIPPED), 1, "optim.lr=0.001 is a rate for mean losses"),
+        (("optim=sgd", *UNCLIPPED), 1, "optim.lr=0.001 is a learning rate for mean losses"),
         (("optim=sgd",), 0, None),  # clipped gradients are short whatever the loss
-        (("optim=sgd_heavy",), 0, "trainer.gradient_clip_val=1 cuts the gradients"),
-        (("optim=sgd_heavy", "loss=cross_entropy"), 0, "too small to learn from anything but a trained FCN"),
+        (("optim=sgd_heavy",), 0, "trainer.gradient_clip_val=1 clips the gradients"),
+        (("optim=sgd_heavy", "loss=cross_entropy"), 0, "too small unless the model starts from a trained FCN"),
         (("optim=sgd_heavy", "optim.lr=1e-14", *UNCLIPPED), 0, "with a loss summed over 4096 pixels"),
         (("optim=sgd_heavy", "optim.lr=1e-8", *UNCLIPPED), 0, None),
         (("optim=adamw", *UNCLIPPED), 0, None),

@@ -1,4 +1,4 @@
-"""What a training is expected to cost: bytes counted by hand, and a clock that a net moves itself."""
+"""The cost estimate of a run: bytes counted by hand, and a clock that the test advances."""
 
 import json
 import resource
@@ -30,7 +30,7 @@ from fcnlab.training.cost_estimate import (
     step_bytes,
     step_pace,
     training_memory,
-    validated,
+    validation_images,
     validation_pace,
     warn_about_memory,
     with_loading_time,
@@ -46,9 +46,9 @@ def segmenter(loss: nn.Module | None = None, optimizer=adamw) -> Segmenter:
     return Segmenter(net, list("abcdefghijklmnopqrstu"), loss or CrossEntropy(), partial(optimizer, lr=0.1), constant)
 
 
-def test_held_counts_what_lives_at_a_time():
+def test_allocation_tracker_counts_living_tensors():
     before = torch.empty(1000, device="meta")
-    with AllocationTracker() as held:
+    with AllocationTracker() as tracker:
         one = torch.empty(100, device="meta")  # 400 bytes
         two = one + 1  # 400 more
         del one
@@ -56,7 +56,7 @@ def test_held_counts_what_lives_at_a_time():
         three.add_(1)  # nothing
         before.add_(1)  # nothing
         view = three[:10]  # nothing
-    assert held.most == 800 and held.now == 800 and view.numel() == 10
+    assert tracker.peak == 800 and tracker.now == 800 and view.numel() == 10
 
 
 class OneLayer(nn.Module):
@@ -70,7 +70,7 @@ class OneLayer(nn.Module):
         return {"loss": torch.relu(self.net(batch["image"])).sum()}
 
 
-def test_the_bytes_of_a_step_are_those_counted_by_hand():
+def test_step_bytes_match_a_count_by_hand():
     """5 examples. While relu works: gradients 2 x 3, its input 5 x 2, its result 5 x 2, of 4 bytes each. Later there
     is less: the result, its gradient of 5 x 2 and the loss; then the gradients of the weights and of the result."""
     net = OneLayer().to("meta")
@@ -80,13 +80,13 @@ def test_the_bytes_of_a_step_are_those_counted_by_hand():
 @pytest.mark.parametrize(
     ("optimizer", "kept"), [(partial(sgd, momentum=0.9), 1), (adamw, 2), (partial(sgd, momentum=0), 0)]
 )
-def test_what_an_optimiser_keeps_for_each_parameter(optimizer, kept):
+def test_optimizer_bytes_per_parameter(optimizer, kept):
     net = FCN(Tiny(width=4), 21, (32,)).to("meta")
     numbers = sum(parameter.numel() for parameter in net.parameters())
     counts = len(list(net.parameters())) if optimizer is adamw else 0  # Adam counts the steps of each tensor
-    found, most = optimizer_bytes(partial(optimizer, lr=0.1), net)
-    assert found == 4 * (kept * numbers + counts)
-    assert 4 * numbers <= most < 4 * 4 * numbers  # gradients, and what is made of one tensor after the other
+    state, peak = optimizer_bytes(partial(optimizer, lr=0.1), net)
+    assert state == 4 * (kept * numbers + counts)
+    assert 4 * numbers <= peak < 4 * 4 * numbers  # gradients, and temporary tensors of one parameter after the other
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
@@ -111,8 +111,8 @@ def test_activations_of_a_resting_backbone_are_not_kept():
 
 def test_a_loss_that_looks_at_labels_is_stood_in_for():
     """Which classes are there decides what Lovász-softmax computes; on ``meta`` nobody can say."""
-    found, plain = training_memory(segmenter(Lovasz()), (4, 64, 64)), training_memory(segmenter(), (4, 64, 64))
-    assert 0.9 * plain.step < found.step < 1.5 * plain.step
+    lovasz, plain = training_memory(segmenter(Lovasz()), (4, 64, 64)), training_memory(segmenter(), (4, 64, 64))
+    assert 0.9 * plain.step < lovasz.step < 1.5 * plain.step
 
 
 class Clock:
@@ -155,19 +155,19 @@ def clock(monkeypatch) -> Clock:
     ],
 )
 def test_a_step_takes_what_the_net_takes(clock, each, call, times, seconds, images):
-    found = step_pace(Worker(clock, each, call), (4, 8, 8), nullcontext, times)
-    assert found.seconds == pytest.approx(seconds) and found.images == images
-    assert found.samples >= 1 and clock.now < max(10, 0.03 * times * seconds)
+    measured = step_pace(Worker(clock, each, call), (4, 8, 8), nullcontext, times)
+    assert measured.seconds == pytest.approx(seconds) and measured.images == images
+    assert measured.samples >= 1 and clock.now < max(10, 0.03 * times * seconds)
 
 
 def test_a_first_step_is_not_counted(clock):
     """What it takes besides was 30 times a step on a busy machine."""
-    found = step_pace(Worker(clock, 0.02, first=9.0), (1, 8, 8), nullcontext, 800)
-    assert found.seconds == pytest.approx(0.02) and found.samples >= 2
+    measured = step_pace(Worker(clock, 0.02, first=9.0), (1, 8, 8), nullcontext, 800)
+    assert measured.seconds == pytest.approx(0.02) and measured.samples >= 2
     assert clock.now < 9 + 3.1
 
 
-def test_steps_that_are_disturbed_are_outvoted(clock):
+def test_pace_is_robust_to_slow_outliers(clock):
     times = iter([5.0, 0.1, 0.1, 7.0, *[0.1] * 30])
 
     def work():
@@ -186,9 +186,9 @@ def test_steps_that_are_disturbed_are_outvoted(clock):
         (11.0, 10**6, 1, 22.1),
     ],
 )
-def test_a_probe_is_a_small_part_of_the_run(clock, each, times, least, most):
-    found = step_pace(Worker(clock, each), (1, 8, 8), nullcontext, times)
-    assert found.seconds == pytest.approx(each) and found.samples >= least and clock.now <= most
+def test_probe_takes_a_small_part_of_the_run(clock, each, times, least, most):
+    measured = step_pace(Worker(clock, each), (1, 8, 8), nullcontext, times)
+    assert measured.seconds == pytest.approx(each) and measured.samples >= least and clock.now <= most
 
 
 @pytest.fixture
@@ -196,19 +196,19 @@ def images(shapes_root):
     return open_shapes(str(shapes_root), "val", num_train=24, num_val=8, size=64)
 
 
-def test_a_validation_is_by_the_image(clock, images):
-    found = validation_pace(Worker(clock, 0.25, 0.5, first=9), images, 2, nullcontext, 1000)
-    assert found.seconds == pytest.approx((0.5 + 2 * 0.25) / 2)
+def test_validation_pace_is_per_image(clock, images):
+    measured = validation_pace(Worker(clock, 0.25, 0.5, first=9), images, 2, nullcontext, 1000)
+    assert measured.seconds == pytest.approx((0.5 + 2 * 0.25) / 2)
 
 
 @pytest.mark.parametrize(("limit", "devices", "count"), [(1.0, 1, 8), (1.0, 2, 4), (3, 1, 6), (0.5, 1, 4), (100, 1, 8)])
-def test_a_validation_is_of_so_many_images(images, limit, devices, count):
+def test_number_of_validation_images(images, limit, devices, count):
     """Limits count batches, here of two."""
     trainer = SimpleNamespace(limit_val_batches=limit, world_size=devices)
-    assert validated(SimpleNamespace(split=lambda name: images, eval_batch_size=2), trainer) == count
+    assert validation_images(SimpleNamespace(split=lambda name: images, eval_batch_size=2), trainer) == count
 
 
-def test_loading_is_a_median_without_the_first(clock, images):
+def test_loading_time_is_the_median_without_the_first(clock, images):
     times = iter([100.0, 1, 2, 50, 3, 4])
 
     def augment(image, mask, seed):
@@ -228,7 +228,7 @@ def test_loading_is_a_median_without_the_first(clock, images):
         (5.0, 4, "cuda", 2.5),
     ],
 )
-def test_what_is_loaded_meanwhile_shares_the_cores(monkeypatch, loading, workers, device, seconds):
+def test_loading_shares_the_cores_with_computing(monkeypatch, loading, workers, device, seconds):
     """Two cores, and a net on one of them."""
     monkeypatch.setattr(cost_estimate, "visible_cores", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -250,7 +250,7 @@ def trainer(**settings) -> L.Trainer:
     ("settings", "done", "steps", "validations"),
     [
         ({"max_steps": 10, "val_check_interval": 4}, 0, 10, 3),  # the last one at the end
-        ({"max_steps": 10, "val_check_interval": 4}, 6, 4, 2),  # gone on with: behind 8 and 10
+        ({"max_steps": 10, "val_check_interval": 4}, 6, 4, 2),  # resumed: after 8 and 10
         ({"max_steps": 10, "val_check_interval": 8, "accumulate_grad_batches": 2}, 0, 10, 3),  # counted in batches
         ({"max_epochs": 3, "val_check_interval": 9}, 0, 18, 2),  # of 6 batches each
         ({"max_steps": 10, "max_epochs": 1, "val_check_interval": 9}, 0, 6, 1),
@@ -258,46 +258,46 @@ def trainer(**settings) -> L.Trainer:
         ({"max_steps": 10, "val_check_interval": 4}, 10, 0, 0),
     ],
 )
-def test_what_is_left_of_a_run(data, settings, done, steps, validations):
-    found = estimate_cost(segmenter(), data, trainer(check_val_every_n_epoch=None, **settings), done)
-    assert (found.steps, found.validations) == (steps, validations)
-    assert found.step > 0 and found.validation > 0 and (found.minutes > 0) == (steps > 0)
+def test_remaining_steps_and_validations(data, settings, done, steps, validations):
+    estimate = estimate_cost(segmenter(), data, trainer(check_val_every_n_epoch=None, **settings), done)
+    assert (estimate.steps, estimate.validations) == (steps, validations)
+    assert estimate.step > 0 and estimate.validation > 0 and (estimate.minutes > 0) == (steps > 0)
 
 
-def test_a_run_is_the_same_whether_it_was_expected_or_not(data):
+def test_estimate_does_not_change_the_run(data):
     made = segmenter()
-    made.net.backbone.eval()  # as a resting one is
+    made.net.backbone.eval()  # as a frozen one is
     state = {name: value.clone() for name, value in made.state_dict().items()}
     modes = [module.training for module in made.modules()]
     random = torch.get_rng_state()
     average = EMA()
-    found = estimate_cost(made, data, trainer(max_steps=4, val_check_interval=2, callbacks=[average]))
-    assert found.memory.average == found.memory.weights
+    estimate = estimate_cost(made, data, trainer(max_steps=4, val_check_interval=2, callbacks=[average]))
+    assert estimate.memory.average == estimate.memory.weights
     assert torch.equal(torch.get_rng_state(), random)
     assert [module.training for module in made.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in made.state_dict().items())
     assert all(parameter.grad is None for parameter in made.parameters())
 
 
-def test_the_end_by_the_clock_is_known(data):
+def test_estimate_respects_max_time(data):
     """A step and a validation take more than a thousandth of a second."""
     made = trainer(max_steps=2000, val_check_interval=10, check_val_every_n_epoch=None, max_time={"seconds": 1})
     assert estimate_cost(segmenter(), data, made).minutes == pytest.approx(1 / 60, abs=0.001)
 
 
-def test_what_is_said():
-    found = CostEstimate(800, 0.8, 4, 3.0, MemoryEstimate(2**30, 2**29, 0, 2**29))
-    assert found.minutes == pytest.approx(10.87, abs=0.01)
+def test_estimate_as_text():
+    estimate = CostEstimate(800, 0.8, 4, 3.0, MemoryEstimate(2**30, 2**29, 0, 2**29))
+    assert estimate.minutes == pytest.approx(10.87, abs=0.01)
     by_steps = "about 11 min (800 steps of 800 ms, 4 validations of 3.0 s"
-    assert str(found) == f"{by_steps}), 2.00 GiB of the GPU's memory, as torch allocates it"
-    of_process = replace(found, samples=0, memory=replace(found.memory, process=3 * 2**30))
-    first = "by a first step alone, which takes longer than the others"
-    assert str(of_process) == f"{by_steps}; {first}), 4.00 GiB of memory for this process, which has 3.00 now"
-    of_one = replace(found, tried=1, num_images=16)
-    assert str(of_one).startswith(f"{by_steps}; by 1 of the 16 images of a batch), ")
+    assert str(estimate) == f"{by_steps}), 2.00 GiB of GPU memory (allocated by torch)"
+    of_process = replace(estimate, samples=0, memory=replace(estimate.memory, process=3 * 2**30))
+    first = "timed on the first step only, which is slower than the others"
+    assert str(of_process) == f"{by_steps}; {first}), 4.00 GiB of memory for this process (3.00 GiB now)"
+    of_one = replace(estimate, tried=1, images=16)
+    assert str(of_one).startswith(f"{by_steps}; timed on 1 of the 16 images of a batch), ")
 
 
-def test_a_process_holds_what_it_had_and_the_larger_of_step_and_validation():
+def test_total_memory_of_a_process():
     memory = MemoryEstimate(weights=1, optimizer=10, average=100, step=1000, workspace=200, validation=900)
     assert memory.total == 1311 and replace(memory, validation=5000).total == 5111
     assert replace(memory, process=10_000).total == 11_310  # in which the weights are
@@ -313,18 +313,18 @@ def test_a_process_holds_what_it_had_and_the_larger_of_step_and_validation():
         (1, 20, "set a smaller data.crop_size"),
     ],
 )
-def test_too_little_memory_is_warned_of_with_what_to_set(caplog, batch_size, accumulated, advice):
-    """A step keeps its images."""
+def test_warning_about_memory_suggests_settings(caplog, batch_size, accumulated, advice):
+    """The number of images per step stays the same."""
     memory = MemoryEstimate(2**30, 2**31, 0, 2**33)
     warn_about_memory(memory, 2**34, batch_size, accumulated)
     assert not caplog.messages
     warn_about_memory(memory, 2**33, batch_size, accumulated)
-    assert "needs some 11.0 GiB and the GPU has 8.0" in caplog.text and "smaller data.crop_size" in caplog.text
+    assert "needs about 11.0 GiB, but the GPU has 8.0 GiB" in caplog.text and "smaller data.crop_size" in caplog.text
     assert advice in caplog.text and ("batch_size" in caplog.text) == (batch_size > 1)
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux forgets a peak when it is asked to")
-def test_memory_is_that_of_the_process_since_then():
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset the peak")
+def test_measured_memory_of_the_process():
     before = torch.ones(2**29, dtype=torch.uint8)  # half a GiB, which was there and is gone
     del before
     took = CostMeter(torch.device("cpu"))
@@ -337,22 +337,22 @@ def test_memory_is_that_of_the_process_since_then():
         del more
     assert 100 < meter.grown / 2**20 < 160
     assert facts["expected_minutes"] == 1 and facts["expected_memory_mib"] == 1024
-    assert compare_with_estimate(facts).endswith("expected were 1.0 min and 1.00 GiB")
+    assert compare_with_estimate(facts).endswith("(estimated: 1.0 min and 1.00 GiB)")
     assert "expected" not in compare_with_estimate(took.facts(None))
 
 
-def test_a_training_records_what_was_expected_of_it(whole_probe, train):
+def test_run_records_the_estimate(whole_probe, train):
     folder = train()
     cost = json.loads((folder / "metrics.json").read_text())["cost"]
     assert cost["expected_minutes"] > 0 and cost["training_minutes"] > 0
     assert cost["expected_memory_mib"] >= 1 and cost["training_peak_memory_mib"] >= 0
     assert 0.7 < cost["expected_memory_mib"] / cost["training_peak_memory_mib"] < 1.4  # both of the process
     log = (folder / "train.log").read_text()
-    assert log.index("Expected: about") < log.index("The training took") < log.index("final mIoU")
+    assert log.index("Estimated cost: about") < log.index("Training took") < log.index("final mIoU")
 
 
 @pytest.mark.parametrize(("optimizer", "moments"), [(sgd, 1), (adamw, 2)])
-def test_a_fused_optimiser_keeps_what_an_unfused_one_does(optimizer, moments):
+def test_fused_optimizer_has_the_same_state_size(optimizer, moments):
     """torch refuses fused kernels on "meta"."""
     shadow = segmenter().net.to("meta")
     kept, _ = optimizer_bytes(partial(optimizer, lr=0.1, fused=True), shadow)

@@ -15,8 +15,8 @@ HALF = f"[{','.join(['0.5'] * 21)}]"
 
 
 @pytest.fixture
-def found(monkeypatch, tmp_path):
-    """The sentences about words that are typed behind ``fcnlab VERB``."""
+def ineffective(monkeypatch, tmp_path):
+    """The messages about words that are typed behind ``fcnlab VERB``."""
 
     def finding(*words: str, verb: str = "train", mode: RunMode = RunMode.RUN) -> list[str]:
         register_schemas()
@@ -32,12 +32,12 @@ def found(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["optim.lr=0"], "optim.lr=0: nothing learns"),
+        (["optim.lr=0"], "optim.lr=0: the model does not learn"),
         (["loss=weighted", "loss.class_weights=null"], "loss.class_weights=null has no effect"),
-        (["loss=weighted", f"loss.class_weights={HALF}"], "loss.class_weights has no effect where all are equal"),
-        (["+trainer.min_steps=5"], "trainer.min_steps has no effect where nothing stops a run early"),
+        (["loss=weighted", f"loss.class_weights={HALF}"], "loss.class_weights has no effect if all weights are equal"),
+        (["+trainer.min_steps=5"], "trainer.min_steps has no effect without early stopping"),
         (["+trainer.min_epochs=5"], "trainer.min_epochs has no effect"),
         ([EARLY], "callbacks.early_stopping has no effect with 4 validations"),
         (
@@ -57,9 +57,9 @@ def found(monkeypatch, tmp_path):
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_what_has_no_effect_is_named(found, words, said):
-    sentences = found(*words)
-    assert len(sentences) == 1 and said in sentences[0]
+def test_ineffective_settings_are_named(ineffective, words, message):
+    messages = ineffective(*words)
+    assert len(messages) == 1 and message in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -77,20 +77,20 @@ def test_what_has_no_effect_is_named(found, words, said):
     ],
     ids=str,
 )
-def test_what_has_an_effect_is_not(found, words):
-    assert not found(*words)
+def test_effective_settings_are_not_named(ineffective, words):
+    assert not ineffective(*words)
 
 
-def test_a_launcher_of_a_sweep_has_an_effect(found):
-    assert not found("hydra.launcher.slots=2", mode=RunMode.MULTIRUN)
+def test_launcher_settings_of_a_sweep_are_effective(ineffective):
+    assert not ineffective("hydra.launcher.slots=2", mode=RunMode.MULTIRUN)
 
 
 @pytest.mark.parametrize("verb", ["eval", "predict"])
-def test_what_is_for_training_is_named_where_nothing_is_trained(found, verb):
+def test_training_settings_are_ineffective_in_other_commands(ineffective, verb):
     words = ["trainer.max_steps=3", "data=voc", "data.crop_size=9", "augment=strong", "speed.compile=true"]
     effective = ["trainer.precision=32-true", "data.eval_batch_size=2", "+trainer.limit_test_batches=3"]
-    sentences = found("checkpoint=x", *words, *effective, verb=verb)
-    assert [sentence.partition(" ")[0] for sentence in sentences] == [
+    messages = ineffective("checkpoint=x", *words, *effective, verb=verb)
+    assert [message.partition(" ")[0] for message in messages] == [
         "trainer.max_steps",
         "data.crop_size",
         "augment",

@@ -85,5 +85,5 @@ def test_a_monitored_class_that_no_image_has_is_refused(check):
 
 
 def test_a_set_of_void_is_refused(check):
-    with pytest.raises(UserError, match="8 of 8 images of shapes val are scored, and all their pixels are void"):
+    with pytest.raises(UserError, match="8 of 8 images of shapes val are scored, but all their pixels are ignored"):
         check([IGNORE_INDEX] * 8)

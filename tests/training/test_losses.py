@@ -117,7 +117,7 @@ def test_only_the_middle_of_a_crop_counts(cell, rows, cols):
 
 
 def test_a_middle_is_inside_its_crop(batch):
-    with pytest.raises(ValueError, match=r"loss\.cell=6 is more than a crop of 5x6"):
+    with pytest.raises(ValueError, match=r"loss\.cell=6 is larger than the crop of 5x6 pixels"):
         CentrePixels(CrossEntropy(), 6)(*batch)
 
 
@@ -134,7 +134,7 @@ def test_hard_pixels_are_the_largest(batch, fraction, kept):
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.1])
 def test_hard_pixels_are_a_share(fraction):
-    with pytest.raises(ValueError, match=rf"loss\.fraction={fraction}: "):
+    with pytest.raises(ValueError, match=rf"loss\.fraction={fraction} must be above 0"):
         OHEM(fraction)
 
 

@@ -200,7 +200,7 @@ def test_warmup_by_default(schedule, steps):
 @pytest.mark.parametrize("schedule", [poly, cosine, constant])
 @pytest.mark.parametrize("warmup", [-0.01, 0.11, 500])
 def test_warmup_is_a_small_share(schedule, warmup):
-    with pytest.raises(UserError, match=f"schedule.warmup={warmup}: a share of the run, from 0 to 0.1"):
+    with pytest.raises(UserError, match=f"schedule.warmup={warmup} must be a fraction of the run, from 0 to 0.1"):
         schedule(100, warmup=warmup)
     schedule(100, warmup=0.1)
 

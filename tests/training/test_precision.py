@@ -33,8 +33,8 @@ def test_half_precision_has_to_be_clearly_faster(single, half, chosen):
 
 
 def test_what_is_said_has_both_times():
-    assert str(FASTER) == "forward and backward of 4 images took 1.0 s in it and 2.0 s in 32-true"
-    assert str(SLOWER).endswith("took 1.0 s in it and 2.0 s in bf16-mixed, which has to be 5 % faster")
+    assert str(FASTER) == "forward and backward pass of 4 images took 1.0 s in bf16-mixed and 2.0 s in 32-true"
+    assert str(SLOWER).endswith("took 1.0 s in 32-true and 2.0 s in bf16-mixed, which must be 5 % faster")
 
 
 @pytest.mark.parametrize(("seconds", "images"), [(0.01, 4), (9.0, 1)])
@@ -94,7 +94,7 @@ def test_the_record_has_what_was_chosen_and_a_resumed_or_repeated_run_keeps_it(t
     times(FASTER)
     folder = train("trainer.precision=fastest", "trainer.max_steps=4", "trainer.val_check_interval=2")
     assert used(folder) == {"bf16-mixed"}
-    chosen = "trainer.precision=fastest: bf16-mixed, since forward and backward of 4 images took 1.0 s"
+    chosen = "trainer.precision=fastest: bf16-mixed, since forward and backward pass of 4 images took 1.0 s"
     assert chosen in (folder / "train.log").read_text()
     times(None)  # a choice that was made anew would be an error
     train("trainer.precision=fastest", "trainer.max_steps=6", "checkpoint=last")
@@ -107,7 +107,7 @@ def test_the_record_has_what_was_chosen_and_a_resumed_or_repeated_run_keeps_it(t
         f"from_run={folder}", "trainer.max_steps=2", "callbacks.sample_images.enabled=false", folder="repeated"
     )
     assert used(repeated) == {"bf16-mixed"}
-    same = "That run computed in trainer.precision=bf16-mixed: so does this one"
+    same = "Using trainer.precision=bf16-mixed, as the recorded run did"
     assert same in (repeated / "train.log").read_text()
 
 

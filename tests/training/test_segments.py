@@ -124,7 +124,7 @@ def test_a_finished_run_says_that_nothing_is_left(train, train_code, capsys):
     score = json.loads((folder / "metrics.json").read_text())["miou"]
     train("checkpoint=last", *words)
     assert (
-        "Nothing is left to train. The run is at step 2 and has reached its end (trainer.max_steps=2)"
+        "Nothing is left to train. The run is at step 2, its last step (trainer.max_steps=2)"
         in (folder / "train.log").read_text()
     )
     assert json.loads((folder / "metrics.json").read_text())["miou"] == score

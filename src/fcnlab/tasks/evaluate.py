@@ -74,7 +74,7 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     signals = StopSignals()
     trainer = build_trainer(cfg, False, [SampleImages(folder / "predictions", cfg.num_images), GracefulStop(signals)])
     warn_about_fewer_workers(data, "test", processes=trainer.num_devices)
-    with signals, open_loggers(cfg) as loggers, signals.told_apart():
+    with signals, open_loggers(cfg) as loggers, signals.reraise_as_interrupted():
         run.accept(cfg)
         trainer.loggers = loggers
         origin = {"trained": trained, "weights": weights}

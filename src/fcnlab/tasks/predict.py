@@ -62,7 +62,7 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
     loader = Loader(files, batch_size=None, num_workers=workers, worker_init_fn=prepare_worker)
     speed = evaluation_speed(cfg, net)
     segmenter = Predictor(net, facts["classes"], inference=inference, postprocess=postprocess, **speed)
-    with StopSignals() as signals, signals.told_apart():
+    with StopSignals() as signals, signals.reraise_as_interrupted():
         trainer = build_trainer(cfg, False, [writer, GracefulStop(signals)])
         run.accept(cfg)
         writer.folder.remove_leftovers()

@@ -59,15 +59,15 @@ from fcnlab.training.segments import as_recorded, check_images, has_new_segment,
 from fcnlab.training.speed import training_speed
 from fcnlab.training.trainer import build_trainer, check_scored, training_callbacks
 
-MOST_LASTING_STEP = 10.0
-LEAST_LASTING_STEP = 1e-4
-LEAST_CLIPPED_STEP = 1e-6  # the length of the longest step that a clipped gradient allows
+MAX_EFFECTIVE_STEP = 10.0  # see check_learning_rate
+MIN_EFFECTIVE_STEP = 1e-4
+MIN_CLIPPED_STEP = 1e-6  # lr / (1 - momentum) times the gradient norm after clipping
 
 
 def train(cfg: DictConfig, run: RunFolder) -> float | None:
-    """Train, score the best or the last checkpoint, leave the record.
+    """Train, score the best or the last checkpoint, write the run record and return the validation mIoU.
 
-    What a sweeper maximises is the score on the validation images, whatever else was scored.
+    A sweeper maximises the returned value, even where other images were scored as well.
     """
     folder = run.path
     check_machine(cfg)
@@ -90,10 +90,10 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
         StopSignals() as signals,
         record_run(kept, run, record, **known) as begin,
         report_resume_command(folder),
-        signals.told_apart(),
+        signals.reraise_as_interrupted(),
     ):
         if record.is_new and not start.checkpoint:
-            begin()  # a run that fails is recorded; a command that is refused for one that is there is not
+            begin()  # a new run is recorded even if it fails; a refused command leaves an existing record as it is
         unusable = unusable_checkpoints(folder / "checkpoints", start, has_new_segment(segments, start))
         segmenter, data = build(cfg, segments, settings_of(kept))
         check_images(data, start)
@@ -105,9 +105,9 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
         trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
         check_training_plan(trainer, data, segmenter.classes)
         warn_about_fewer_workers(data, "train", "val", processes=trainer.num_devices)
-        # Behind all else that may refuse a setting, since a run on a dashboard cannot be taken back; before the record,
-        # which a refused command leaves as it was.
-        with open_loggers(kept, record.facts | known) as loggers, signals.told_apart():
+        # After every check, since a W&B run cannot be deleted from here; before the record is written, since a refused
+        # command must not change it.
+        with open_loggers(kept, record.facts | known) as loggers, signals.reraise_as_interrupted():
             begin()
             record.write(images=images_of(data), devices=trainer.num_devices, wandb=wandb_id(loggers))
             segmenter.record["trained"] = describe_training(kept, record.facts, trainer)
@@ -129,35 +129,35 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
             report_stop_reason(trainer, start, early_stop_reason(trainer))
             scored, checkpoint = scored_checkpoint(trainer, folder, cfg.checkpointing.score)
             selected = load_scored_weights(checkpoint, segmenter, trainer, curves)
-            found = evaluate_and_record(trainer, segmenter, data, folder, cfg.seed, record.facts, training, selected)
-    if found is None:
+            scores = evaluate_and_record(trainer, segmenter, data, folder, cfg.seed, record.facts, training, selected)
+    if scores is None:
         return None
-    report_results(found, segmenter, data, training, folder, scored)
+    report_results(scores, segmenter, data, training, folder, scored)
     return selection_score(folder)
 
 
 def build(
     cfg: DictConfig, segments: Sequence[dict[str, Any]] = (), settings: Settings | None = None
 ) -> tuple[Segmenter, DataModule]:
-    """The net with all that trains it, and the data, which is looked at before any long work.
+    """Build the segmenter (model, loss, optimiser, schedule) and the data, and check both before any long work.
 
-    ``settings`` are what checkpoints record, if not all that ``cfg`` sets.
+    ``settings`` are recorded in every checkpoint; by default all settings of ``cfg``.
     """
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net = instantiate(cfg.model, _convert_="all")
     data = open_data(cfg.data, cfg.sweep.recorded)
     backbone_rate = cfg.optim.get("pretrained_lr_scale", 1.0)
     if not net.pretrained and (backbone_rate == 0 or was_set_on_command_line("optim.pretrained_lr_scale")):
-        log_warning("optim.pretrained_lr_scale has no effect: the backbone starts from no weights")
+        log_warning("optim.pretrained_lr_scale has no effect: the backbone has no pretrained weights")
     freeze(net, backbone_rate)
     optimizer, schedule = instantiate(cfg.optim, _convert_="all"), instantiate(cfg.schedule, _convert_="all")
     check_optimizer_and_schedule(net, optimizer, schedule)
     check_splits(data, "train", "val", "test", min_size=net.backbone.min_size)
-    if not cfg.trainer.sync_batchnorm:  # else the batches of all devices count together
+    if not cfg.trainer.sync_batchnorm:  # otherwise batch statistics cover all devices
         check_smallest_batch(net, data)
     loss: nn.Module = instantiate(cfg.loss, _convert_="all")
     check_loss(loss, net.num_classes, data)
-    check_rate(cfg, loss, data)
+    check_learning_rate(cfg, loss, data)
     segmenter = Segmenter(
         net,
         classes=data.split("val").classes,
@@ -175,22 +175,22 @@ def build(
     )
     if was_set_on_command_line("speed.row_blocks") and cfg.speed.row_blocks and not segmenter.row_blocks:
         log_warning(
-            f"speed.row_blocks=true has no effect with loss={chosen_options()['loss']}, which looks at all pixels together"
+            f"speed.row_blocks=true has no effect with loss={chosen_options()['loss']}, which needs all pixels at once"
         )
     return segmenter, data
 
 
-def check_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
-    """Tell rates that belong to another recipe: a sum over pixels wants one some 100,000 times smaller than a mean.
+def check_learning_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
+    """Check that the learning rate fits the loss: a sum over pixels needs one about 100,000 times smaller than a mean.
 
-    What counts is the lasting step, lr / (1 - momentum), of a pixel's mean loss. CVPR's recipe has 1e-3 and the heavy
-    one 1.9e-3; the staged 16s and 8s have a hundredth of it each, which only a trained net before them can bear. Adam's
-    step does not depend on the loss's scale.
+    The check uses the effective step lr / (1 - momentum), per pixel of a mean loss. It is 1e-3 in CVPR's recipe and
+    1.9e-3 in the heavy one; the staged 16s and 8s have a hundredth of it, enough only for a model that is trained
+    already. Adam's step does not depend on the scale of the loss, so only SGD is checked.
 
     Raises
     ------
     UserError
-        A summed loss would blow the weights up within a few steps.
+        The learning rate would make a summed loss diverge within a few steps.
     """
     if cfg.optim._target_ != "fcnlab.training.optimizers.sgd":
         return
@@ -198,124 +198,126 @@ def check_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
     pixels = data.training_pixels() if summed else 1
     momentum, starts_from = cfg.optim.get("momentum", MOMENTUM), cfg.model.get("weights", "none")
     rate, clip = cfg.optim.lr / (1 - momentum), cfg.trainer.gradient_clip_val
-    if summed and clip is None and rate * pixels > MOST_LASTING_STEP:
+    if summed and clip is None and rate * pixels > MAX_EFFECTIVE_STEP:
         raise UserError(
-            f"optim.lr={cfg.optim.lr:g} is a rate for mean losses, and loss={chosen_options()['loss']} adds {pixels} pixels"
-            " up: choose optim=sgd_heavy (1e-10) or loss=cross_entropy"
+            f"optim.lr={cfg.optim.lr:g} is a learning rate for mean losses, but loss={chosen_options()['loss']} sums"
+            f" over {pixels} pixels: choose optim=sgd_heavy (1e-10) or loss=cross_entropy"
         )
-    if summed and clip is not None and rate * clip < LEAST_CLIPPED_STEP:
+    if summed and clip is not None and rate * clip < MIN_CLIPPED_STEP:
         log_warning(
-            f"trainer.gradient_clip_val={clip:g} cuts the gradients of a summed loss to nothing that optim.lr="
-            f"{cfg.optim.lr:g} could learn by: set trainer.gradient_clip_val=null, as trainer=paper does"
+            f"trainer.gradient_clip_val={clip:g} clips the gradients of a summed loss so much that the model does not"
+            f" learn with optim.lr={cfg.optim.lr:g}: set trainer.gradient_clip_val=null, as trainer=paper does"
         )
-    elif rate * pixels < LEAST_LASTING_STEP and starts_from == "none":
+    elif rate * pixels < MIN_EFFECTIVE_STEP and starts_from == "none":
         kind = f"a loss summed over {pixels} pixels" if summed else "a mean loss"
         log_warning(
-            f"optim.lr={cfg.optim.lr:g} with {kind} is too small to learn from anything but a trained FCN: staged"
-            " recipes start FCN-16s from FCN-32s and FCN-8s from FCN-16s by model.weights=PATH (paper/staged does)"
+            f"optim.lr={cfg.optim.lr:g} with {kind} is too small unless the model starts from a trained FCN: staged"
+            " recipes start FCN-16s from FCN-32s and FCN-8s from FCN-16s with model.weights=PATH (as paper/staged does)"
         )
 
 
 @contextmanager
 def report_restore_errors(trainer: L.Trainer, start: ResumePoint) -> Iterator[None]:
-    """Make what Lightning and torch say of a checkpoint that they cannot restore an error of the user's."""
+    """Raise a UserError where Lightning or torch cannot restore the checkpoint."""
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a part of a checkpoint makes of its reader
-        if not is_restoring(trainer):  # forgotten once all is restored
+    except Exception as error:  # a damaged checkpoint can raise any error
+        if not is_restoring(trainer):
             raise
         raise UserError(f"checkpoint={start.checkpoint} cannot be resumed from: {first_line(error)}") from error
 
 
 @contextmanager
 def report_resume_command(folder: Path) -> Iterator[None]:
-    """Say to a run that was stopped how it goes on."""
+    """Print the command that resumes the run when a signal stops it."""
     try:
         yield
     except Interrupted as stop:
         last = folder / "checkpoints" / "last.ckpt"
-        how = f"Go on with the same command and checkpoint=last {shell_override('hydra.run.dir', folder)}"
-        how = how if last.is_file() else ""
-        log_info(f"Stopped by {stop}. {how}".rstrip())
+        hint = f"To resume, add to the same command: checkpoint=last {shell_override('hydra.run.dir', folder)}"
+        hint = hint if last.is_file() else ""
+        log_info(f"Stopped by {stop}. {hint}".rstrip())
         stop.reported = True
         raise
 
 
 def warn_about_ineffective_settings(cfg: DictConfig) -> None:
-    """Settings that have no effect, and defaults that are not meant for what was chosen."""
+    """Warn about settings without an effect, and about defaults that do not suit the chosen options."""
     chosen = chosen_options()
     if chosen.get("model/backbone") == "tiny" and chosen.get("data") != "shapes":
         others = sorted({path.stem for path in (CONF / "model" / "backbone").glob("*.yaml")} - {"tiny"})
         log_warning(
-            f"the backbone is tiny, for first looks: for real images choose model/backbone={' | '.join(others)}"
+            f"model/backbone=tiny is meant for smoke tests: for real images choose model/backbone={' | '.join(others)}"
         )
     if cfg.speed.compile and chosen.get("augment") == "none":
         log_warning(
-            "speed.compile=true with augment=none, which takes whole images: each new size may be compiled anew"
+            "speed.compile=true with augment=none trains on whole images: each new image size may trigger a compilation"
         )
-    for sentence in ineffective_in_training(cfg):
-        log_warning(sentence)
+    for message in ineffective_in_training(cfg):
+        log_warning(message)
 
 
 def drop_rows_after_checkpoint(curves: MetricsCsv, start: ResumePoint) -> None:
-    """Drop the rows from beyond the checkpoint, which the run logs again; and say where some from before are lost."""
+    """Drop the rows after the checkpoint, since the run logs them again; warn where rows before it are missing."""
     if curves.count < start.rows:
         log_warning(
-            f"{curves.path} has {curves.count} rows, and checkpoint={start.checkpoint} was written after {start.rows}:"
-            " the curves from before are lost; the training resumes without them"
+            f"{curves.path} has {curves.count} rows, but checkpoint={start.checkpoint} was written after {start.rows}:"
+            " the earlier rows are lost, and training resumes without them"
         )
     curves.cut(start.rows)
 
 
-def scored_checkpoint(trainer: L.Trainer, folder: Path, wanted: str) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint to score and what is in it; None where none is kept: then the weights count as they are."""
+def scored_checkpoint(trainer: L.Trainer, folder: Path, choice: str) -> tuple[Path | None, dict[str, Any] | None]:
+    """Return the path and the content of the checkpoint to score; None and None to score the current weights."""
     last = folder / "checkpoints" / "last.ckpt"
-    best = best_checkpoint(trainer) if wanted == "best" else None
-    if wanted == "best" and not best:
-        log_warning("no best checkpoint was kept: the last weights are scored")
+    best = best_checkpoint(trainer) if choice == "best" else None
+    if choice == "best" and not best:
+        log_warning("there is no best checkpoint: the last weights are scored")
     for path in ([Path(best)] if best else []) + ([last] if last.is_file() else []):
         try:
             return path, read_checkpoint(path)
-        except UserError as error:  # it was whole when it was written, and the training is done
-            log_warning(f"{error} It cannot be scored: the last weights are")
+        except UserError as error:  # damaged after it was written; training is complete, so score something
+            log_warning(f"{error} The last weights are scored instead")
     return None, None
 
 
 def load_scored_weights(
     checkpoint: dict[str, Any] | None, segmenter: Segmenter, trainer: L.Trainer, curves: MetricsCsv
 ) -> Facts | None:
-    """Give the net a checkpoint's weights; how they were selected, None where it does not tell."""
+    """Load a checkpoint's weights and return how they were selected; None where the checkpoint has no selection."""
     if checkpoint is None:
-        selection = next(one for one in trainer.callbacks if isinstance(one, CheckpointSelection))  # pyright: ignore[reportAttributeAccessIssue]
-        return selection.facts(trainer)
-    # Not by test(ckpt_path=...): Lightning's weight averaging would restore the weights not averaged.
+        callbacks: list = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        return next(each for each in callbacks if isinstance(each, CheckpointSelection)).facts(trainer)
+    # Not with test(ckpt_path=...): Lightning's weight averaging would restore the weights without EMA.
     segmenter.load_state_dict(checkpoint["state_dict"])
     selected = selection_of(checkpoint)
-    return selected and {**selected, "among": curves.validations}  # others came after this one
+    return selected and {**selected, "among": curves.validations}  # count the validations after this checkpoint, too
 
 
 def report_split_batches(segmenter: Segmenter, data: DataModule, trainer: L.Trainer) -> None:
-    """Where a step comes in parts, by accumulation or on several devices: what of it is as at once, and what is not."""
+    """Report how a step in several parts (accumulated batches, devices) differs from one with all its images."""
     devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
     parts, images = devices * accumulated, devices * accumulated * data.batch_size
     if parts == 1:
         return
     step = f"A step takes {images} images in {parts} parts (devices: {devices}, accumulated batches: {accumulated})"
-    others = layers_affected_by_split_batches(segmenter.net, trainer)
-    others += ["padding to the largest image, which a net sees (augment=none)"] * (data.augment is None)
-    by_part = f". What the net still does by part: {', '.join(others)}" if others else ""
+    affected = layers_affected_by_split_batches(segmenter.net, trainer)
+    affected += ["padding to the largest image (augment=none)"] * (data.augment is None)
+    per_part = f". Still computed per part: {', '.join(affected)}" if affected else ""
     assert segmenter.loss is not None
     if is_sum_over_pixels(segmenter.loss):
-        log_info(f"{step}: its loss is that of all {images} at once{by_part}")
+        log_info(f"{step}. The loss equals that of one batch of {images} images{per_part}")
     else:
-        mean = f"loss={chosen_options()['loss']} is taken of each part and averaged, which is another loss than that of all"
-        log_warning(f"{step}: {mean} {images} at once{by_part}")
+        mean = (
+            f"loss={chosen_options()['loss']} is averaged over the parts, which differs from the loss of one batch of"
+        )
+        log_warning(f"{step}. {mean} {images} images{per_part}")
 
 
 def layers_affected_by_split_batches(net: nn.Module, trainer: L.Trainer) -> list[str]:
-    """What a net computes or draws by batch in training."""
+    """Return the kinds of layers that compute or draw something per batch in training."""
     learning = [module for module in net.modules() if module.training]
     together = trainer.accumulate_grad_batches == 1 and synchronises_batch_norm(trainer)
     batch_norm = any(isinstance(module, BATCH_NORMS) for module in learning) and not together
@@ -324,25 +326,25 @@ def layers_affected_by_split_batches(net: nn.Module, trainer: L.Trainer) -> list
 
 
 def best_checkpoint(trainer: L.Trainer) -> str | None:
-    """The path of the best checkpoint; None where none was asked for."""
+    """Return the path of the best checkpoint; None where no callback keeps one."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return next((callback.best_model_path for callback in callbacks if callback.monitor), "") or None
 
 
 def time_left(trainer: L.Trainer) -> TimeLeft:
-    """What tells how long the run still takes."""
+    """Return the callback that estimates the time left."""
     callbacks: list = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     return next(callback for callback in callbacks if isinstance(callback, TimeLeft))
 
 
 def early_stop_reason(trainer: L.Trainer) -> dict[str, Any] | None:
-    """Why the run stopped early; None where it did not."""
+    """Return why the run stopped early; None where it did not."""
     callbacks: list = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     return next(callback for callback in callbacks if isinstance(callback, StopReason)).reason
 
 
 def report_stop_reason(trainer: L.Trainer, start: ResumePoint, early: dict[str, Any] | None) -> None:
-    """One line for a run that stopped early, or that had nothing left to train."""
+    """Print why a run stopped early, or that it had nothing left to train."""
     nothing = "Nothing is left to train. " if start.checkpoint and trainer.global_step == start.steps else ""
     if early:
         log_info(f"{nothing}The run stopped early at step {early['step']}: {_why(early)}")
@@ -350,7 +352,7 @@ def report_stop_reason(trainer: L.Trainer, start: ResumePoint, early: dict[str, 
         limits = {"trainer.max_steps": trainer.max_steps, "trainer.max_epochs": trainer.max_epochs}
         reached = " and ".join(f"{key}={limit}" for key, limit in limits.items() if limit not in (None, -1))
         log_info(
-            f"{nothing}The run is at step {start.steps} and has reached its end ({reached}); raise that to train on"
+            f"{nothing}The run is at step {start.steps}, its last step ({reached}). Raise that limit to train further"
         )
 
 
@@ -359,32 +361,32 @@ def _why(early: dict[str, Any]) -> str:
         return "a callback or trainer.max_time ended it"
     value = "none" if early["best"] is None else f"{early['best']:.4f}, at step {early['best_step']}"
     best = f"the best value of {early['monitor']} is {value}"
-    how = "To train on, resume with callbacks.early_stopping.enabled=false"
+    hint = "To train further, resume with callbacks.early_stopping.enabled=false"
     if not early["out_of_patience"]:
-        return f"{early['monitor']} was not finite or crossed a threshold, and {best}. {how}"
+        return f"{early['monitor']} was not finite or crossed a threshold, and {best}. {hint}"
     return (
-        f"{best}, and callbacks.early_stopping.patience={early['patience']} validations did not improve it. {how} or"
-        " with more patience"
+        f"{best}, and callbacks.early_stopping.patience={early['patience']} validations did not improve it. {hint} or"
+        " with a larger patience"
     )
 
 
 def report_results(
-    found: ScoredRun,
+    scores: ScoredRun,
     segmenter: Segmenter,
     data: DataModule,
     training: dict[str, float],
     folder: Path,
     scored: Path | None,
 ) -> None:
-    """The last lines that the user sees: scores, what it took, where the run lies, what to type next."""
-    log_info(score_table(found.scores, tuple(segmenter.classes)))
+    """Print the last lines: scores, cost, the run's folder and the command for predictions."""
+    log_info(score_table(scores.scores, tuple(segmenter.classes)))
     log_info(compare_with_estimate(training))
     minutes = f"{training['training_minutes']:.1f} min"
-    log_info(describe_scores(found, segmenter.scored_as, data))
-    log_info(f"{segmenter.trainer.global_step} steps, {minutes}. The run: {folder}")
+    log_info(describe_scores(scores, segmenter.scored_as, data))
+    log_info(f"Trained {segmenter.trainer.global_step} steps in {minutes}. Run folder: {folder}")
     if scored:
         checkpoint = scored.relative_to(Path.cwd()) if scored.is_relative_to(Path.cwd()) else scored
-        trust = "".join(f" {word}" for word in trusted_packages(segmenter.record["model"]))
+        trust = "".join(f" {override}" for override in trusted_packages(segmenter.record["model"]))
         log_info(
             f"Next: fcnlab predict {shell_override('checkpoint', checkpoint)}{trust} input=FILE|FOLDER output=FOLDER"
         )

@@ -1,6 +1,7 @@
-"""What a training will cost, said before it starts, by a probe and by counting; and what it took.
+"""Estimate the time and memory of a training run before it starts, and measure them at its end.
 
-The probe works on a copy of the net and with random states of its own, so that the run is the same to the last bit.
+The estimate times a few steps on a copy of the model, with random states of its own, so that the run itself stays the
+same to the last bit. Memory is counted without computing anything.
 """
 
 import copy
@@ -33,30 +34,30 @@ from fcnlab.training.limits import steps_of_epoch
 from fcnlab.training.memory import (
     AllocationTracker,
     MemoryMeter,
+    _allocate_gradients,
     _bytes,
-    _give_gradients,
     optimizer_bytes,
 )
 from fcnlab.training.segmenter import Segmenter
 
-# A part of the probe is repeated for a share of the time that this part takes in the run, in seconds between what
-# nobody notices and what nobody wants to wait for.
-SHARE, LEAST, MOST = 0.01, 0.3, 3.0
-TOO_LONG, SELDOM = 10.0, 30  # what takes more seconds and is done fewer times in the run is not repeated
-ENOUGH = 25  # samples
-LOOKED_AT = 5  # images whose size and whose loading stand for all
+# Each part of the probe is repeated for a fraction of the time that it will take in the run, within these limits in
+# seconds: a wait that nobody notices, and the longest acceptable one.
+PROBE_FRACTION, MIN_SECONDS, MAX_SECONDS = 0.01, 0.3, 3.0
+SLOW_SECONDS, RARE_TIMES = 10.0, 30  # work that takes longer and occurs fewer times in the run is not repeated
+MAX_SAMPLES = 25
+SAMPLED_IMAGES = 5  # whose size and loading time represent the data set
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on each device.
+    """Memory in bytes on each device.
 
-    Of parameters and buffers, of what the optimiser keeps, of the weights' average, and of what a step holds at most:
-    activations, their gradients and those of the parameters. ``workspace`` is what a step was seen to take beside its
-    tensors (for convolutions, by the allocator, for kernels that are made at their first use), ``validation`` what a
-    validation takes beside the first three. ``process`` is what the process of a CPU held before the training, the
-    weights included; None on a GPU.
+    ``weights`` are parameters and buffers, ``optimizer`` is the optimiser's state, ``average`` the EMA weights, and
+    ``step`` the peak of a step: activations, their gradients and those of the parameters. ``workspace`` is what a step
+    was measured to use in addition to its tensors (convolution workspaces, allocator, kernels loaded at first use), and
+    ``validation`` what a validation uses in addition to the first three. ``process`` is what the process used on a CPU
+    before training, weights included; None on a GPU.
     """
 
     weights: int
@@ -75,14 +76,14 @@ class MemoryEstimate:
     def __str__(self) -> str:
         total = f"{self.total / 2**30:.2f} GiB of"
         if self.process is None:
-            return f"{total} the GPU's memory, as torch allocates it"
-        return f"{total} memory for this process, which has {self.process / 2**30:.2f} now"
+            return f"{total} GPU memory (allocated by torch)"
+        return f"{total} memory for this process ({self.process / 2**30:.2f} GiB now)"
 
 
 class Pace(NamedTuple):
-    """Seconds of what is repeated: the median of so many samples behind a first one; with 0 samples that first one.
+    """Seconds that an operation takes: the median of ``samples`` after a first one; with 0 samples the first one.
 
-    ``images`` is how many were taken at a time.
+    ``images`` is the number of images per operation.
     """
 
     seconds: float
@@ -92,10 +93,10 @@ class Pace(NamedTuple):
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """A run's cost as far as it can be known before; ``step`` and ``validation`` in seconds, memory by device.
+    """The estimated cost of a run: ``step`` and ``validation`` in seconds, memory per device.
 
-    ``samples`` is how many steps were measured behind a first one, with ``tried`` of the ``images`` of a batch;
-    ``limit`` after how many seconds the training ends in any case.
+    ``samples`` is the number of steps that were timed after a first one, with ``tried`` of the ``images`` of a batch;
+    ``limit`` is the time limit of the run in seconds.
     """
 
     steps: int
@@ -113,18 +114,19 @@ class CostEstimate:
         return min(self.limit, self.steps * self.step + self.validations * self.validation) / 60
 
     def __str__(self) -> str:
-        by = "; by a first step alone, which takes longer than the others" if self.samples == 0 else ""
-        by += f"; by {self.tried} of the {self.images} images of a batch" if self.tried < self.images else ""
+        basis = "; timed on the first step only, which is slower than the others" if self.samples == 0 else ""
+        basis += f"; timed on {self.tried} of the {self.images} images of a batch" if self.tried < self.images else ""
         return (
             f"about {duration(60 * self.minutes)} ({self.steps} steps of {duration(self.step)},"
-            f" {self.validations} validations of {duration(self.validation)}{by}), {self.memory}"
+            f" {self.validations} validations of {duration(self.validation)}{basis}), {self.memory}"
         )
 
 
 def report_estimate(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: int = 0) -> CostEstimate | None:
-    """Say what the training will cost, and warn where that is more memory than the GPU has; None: nobody can tell.
+    """Report the estimated cost and return it, and warn where the memory of the GPU does not suffice.
 
-    On rank 0 alone, and not where processes will be forked, since those could not use a GPU that was used before.
+    Return None where there is no estimate: on other ranks than 0, where the model or the loss fails, and on a GPU where
+    processes will be forked, since these cannot use a GPU that was used before the fork.
     """
     device = trainer.strategy.root_device
     forks = starts_processes_itself(trainer)
@@ -132,12 +134,12 @@ def report_estimate(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, 
         return None
     try:
         expected = estimate_cost(segmenter, data, trainer, done)
-    except Exception as error:  # whatever a user's net or loss does, a run must not end by being guessed at
-        log_info(f"Expected: nothing can be told ({type(error).__name__}: {first_line(error)})")
+    except Exception as error:  # a user's model or loss can raise anything, and the estimate must not end the run
+        log_info(f"Estimated cost: unknown ({type(error).__name__}: {first_line(error)})")
         return None
     workers = data.readers("train").workers
-    of_workers = f"; its {'worker has its' if workers == 1 else f'{workers} workers have their'} own" if workers else ""
-    log_info(f"Expected: {expected}{' on each device' if trainer.world_size > 1 else ''}{of_workers}")
+    worker_memory = f", plus {workers} data loading worker{'s' * (workers > 1)}" if workers else ""
+    log_info(f"Estimated cost: {expected}{' on each device' if trainer.world_size > 1 else ''}{worker_memory}")
     if device.type == "cuda":
         available = torch.cuda.get_device_properties(device).total_memory
         warn_about_memory(expected.memory, available, data.batch_size, trainer.accumulate_grad_batches)
@@ -145,47 +147,51 @@ def report_estimate(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, 
 
 
 def warn_about_memory(memory: MemoryEstimate, available: int, batch_size: int, accumulated: int = 1) -> None:
-    """Say what to set where a training will not fit; a step keeps its images."""
+    """Warn where a run does not fit into the GPU's memory, and suggest settings with as many images per step."""
     if memory.total <= available:
         return
-    ways = ["a smaller data.crop_size"]
+    suggestions = ["a smaller data.crop_size"]
     if batch_size > 1:
         part = max(count for count in range(1, batch_size) if batch_size % count == 0)
-        ways.insert(
+        suggestions.insert(
             0,
-            f"data.batch_size={part} with trainer.accumulate_grad_batches={accumulated * batch_size // part} (a step"
-            " takes as many images; its first lines say what of it changes)",
+            f"data.batch_size={part} with trainer.accumulate_grad_batches={accumulated * batch_size // part} (as many"
+            " images per step; the run reports the differences when it starts)",
         )
     log_warning(
-        f"the training needs some {memory.total / 2**30:.1f} GiB and the GPU has {available / 2**30:.1f}: set"
-        f" {', or '.join(ways)}"
+        f"training needs about {memory.total / 2**30:.1f} GiB, but the GPU has {available / 2**30:.1f} GiB: set"
+        f" {', or '.join(suggestions)}"
     )
 
 
 def estimate_cost(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: int = 0) -> CostEstimate:
-    """What is left of the training after ``done`` steps, on the device and in the precision that the trainer has."""
-    accumulated, last, device = trainer.accumulate_grad_batches, length(trainer, data), trainer.strategy.root_device
+    """Estimate the cost of the steps after ``done``, on the trainer's device and in its precision."""
+    accumulated, last, device = (
+        trainer.accumulate_grad_batches,
+        total_steps(trainer, data),
+        trainer.strategy.root_device,
+    )
     steps, validations = max(0, last - done), validations_between(done, last, trainer)
     loading = data.batch_size * loading_seconds(data.decoded("train"), data.augment)
-    found = probe(segmenter, data, trainer, steps, validations)
-    batch = with_loading_time(found.step.seconds, loading, data.readers("train").workers, device)
+    measured = probe(segmenter, data, trainer, steps, validations)
+    batch = with_loading_time(measured.step.seconds, loading, data.readers("train").workers, device)
     loading = loading_seconds(data.decoded("val"))
-    image = with_loading_time(found.validation.seconds, loading, data.readers("val").workers, device)
+    image = with_loading_time(measured.validation.seconds, loading, data.readers("val").workers, device)
     return CostEstimate(
         steps=steps,
-        step=batch * accumulated + found.update.seconds,
+        step=batch * accumulated + measured.update.seconds,
         validations=validations,
-        validation=image * validated(data, trainer),
-        memory=found.memory,
-        samples=found.step.samples,
-        tried=found.step.images,
+        validation=image * validation_images(data, trainer),
+        memory=measured.memory,
+        samples=measured.step.samples,
+        tried=measured.step.images,
         images=data.batch_size,
         limit=seconds_allowed(trainer),
     )
 
 
 class Probe(NamedTuple):
-    """What was measured of a batch, of a validated image and of the optimiser's work, and all memory."""
+    """The measured times of a training batch, of a validation image and of an optimiser update, and the memory."""
 
     step: Pace
     validation: Pace
@@ -194,18 +200,18 @@ class Probe(NamedTuple):
 
 
 def probe(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, steps: int, validations: int) -> Probe:
-    """Try what a run of so many steps and validations will do."""
+    """Measure the operations of a run with this number of steps and validations."""
     device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
-    averaged, shape = _averages(trainer), (data.batch_size, *training_size(data))
+    averaged, shape = _uses_ema(trainer), (data.batch_size, *training_size(data))
     memory = training_memory(segmenter, shape, str(trainer.precision), averaged)
     process = MemoryMeter(device).held() if device.type == "cpu" else None
-    images, validated_in_all = data.decoded("val"), validations * validated(data, trainer)
-    with aside_of_the_run(segmenter, device) as net:
+    images, total_images = data.decoded("val"), validations * validation_images(data, trainer)
+    with isolated_copy(segmenter, device) as copied:
         with MemoryMeter(device) as stepping:
-            step = step_pace(net, shape, context, steps * trainer.accumulate_grad_batches)
+            step = step_pace(copied, shape, context, steps * trainer.accumulate_grad_batches)
         with MemoryMeter(device) as validating:
-            validation = validation_pace(net, images, data.eval_batch_size, context, validated_in_all)
-        update = update_pace(net, segmenter.net if averaged else None, steps)
+            validation = validation_pace(copied, images, data.eval_batch_size, context, total_images)
+        update = update_pace(copied, segmenter.net if averaged else None, steps)
     counted = memory.step
     if step.images < shape[0]:
         counted = training_memory(segmenter, (step.images, shape[1], shape[2]), str(trainer.precision)).step
@@ -213,41 +219,41 @@ def probe(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, steps: int
     memory = replace(
         memory,
         workspace=max(0, stepping.grown - counted),
-        validation=validating.grown + gradients,  # which stay until the next step
+        validation=validating.grown + gradients,  # gradients are kept until the next step
         process=process,
     )
     return Probe(step, validation, update, memory)
 
 
-def _averages(trainer: L.Trainer) -> bool:
+def _uses_ema(trainer: L.Trainer) -> bool:
     return any(isinstance(callback, EMA) for callback in getattr(trainer, "callbacks", []))
 
 
 @contextmanager
-def aside_of_the_run(segmenter: Segmenter, device: torch.device) -> Iterator[Segmenter]:
-    """A copy to try things with, while random states are those of nobody."""
-    states = random_states()  # of python and numpy, too, from which a user's own loss may draw
-    net = copy.deepcopy(segmenter).to(device)
+def isolated_copy(segmenter: Segmenter, device: torch.device) -> Iterator[Segmenter]:
+    """Yield a copy of the segmenter for measurements, and restore all random states afterwards."""
+    states = random_states()  # of python and numpy, too, which a user's own loss may use
+    copied = copy.deepcopy(segmenter).to(device)
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
-            yield net
+            yield copied
     finally:
         restore_random_states(states)
 
 
 def training_size(data: DataModule) -> tuple[int, int]:
-    """Rows and columns of what is trained on; where nothing is cropped, those of the first image."""
+    """Return rows and columns of the training crops; without crops, those of the first image."""
     return data.split("train").size(0) if data.augment is None else (data.crop_size, data.crop_size)
 
 
-def length(trainer: L.Trainer, data: DataModule) -> int:
-    """The run's optimiser steps, by whichever of steps and epochs ends it first."""
+def total_steps(trainer: L.Trainer, data: DataModule) -> int:
+    """Return the number of optimiser steps of the run: the smaller one of its limits in steps and in epochs."""
     by_epochs = (trainer.max_epochs or -1) * steps_of_epoch(trainer, data)
     return min(limit for limit in (trainer.max_steps, by_epochs) if limit >= 0)
 
 
-def validated(data: DataModule, trainer: L.Trainer) -> int:
-    """How many images a validation takes on each device."""
+def validation_images(data: DataModule, trainer: L.Trainer) -> int:
+    """Return the number of images of a validation on each device."""
     limit, share = trainer.limit_val_batches, math.ceil(len(data.split("val")) / trainer.world_size)
     if isinstance(limit, int):
         return min(share, limit * data.eval_batch_size)
@@ -255,9 +261,9 @@ def validated(data: DataModule, trainer: L.Trainer) -> int:
 
 
 def with_loading_time(compute: float, loading: float, workers: int, device: torch.device) -> float:
-    """Seconds of work whose data are loaded by others meanwhile: those of the slower, or of the cores that both share.
+    """Return the seconds of computing while workers load data: the slower of both, or the time on shared cores.
 
-    ``compute`` is in seconds by the clock, ``loading`` in those of a core.
+    ``compute`` is in seconds of wall time, ``loading`` in seconds of one core.
     """
     if workers == 0:
         return compute + loading
@@ -266,26 +272,27 @@ def with_loading_time(compute: float, loading: float, workers: int, device: torc
     return max(compute, loading / workers, (computing + loading) / cores)
 
 
-# ------------------------------------------------------------------------------------------------------------ Minutes
+# --------------------------------------------------------------------------------------------------------------- Time
 
 
 def step_pace(segmenter: Segmenter, shape: tuple[int, int, int], context: Callable, times: int) -> Pace:
-    """Forward and backward of a batch (images, rows, columns).
+    """Time forward and backward pass of a batch (images, rows, columns).
 
-    By one image where two batches would take long, and more than a fiftieth of the run: a batch takes less than its
-    images one by one.
+    Where two batches would take long, and more than a fiftieth of the run, time one image instead: that overestimates,
+    since a batch takes less time than its images one by one.
     """
     count, rows, cols = shape
-    one = pace(training_step(segmenter, (1, rows, cols), context), segmenter.device, times * count)
-    whole = one.seconds * count
-    run = times * whole
-    if count > 1 and 2 * whole <= max(LEAST, min(TOO_LONG, 10 * SHARE * run), 2 * SHARE * run):
+    single = pace(training_step(segmenter, (1, rows, cols), context), segmenter.device, times * count)
+    batch = single.seconds * count
+    run = times * batch
+    limit = max(MIN_SECONDS, min(SLOW_SECONDS, 10 * PROBE_FRACTION * run), 2 * PROBE_FRACTION * run)
+    if count > 1 and 2 * batch <= limit:
         return pace(training_step(segmenter, shape, context), segmenter.device, times)._replace(images=count)
-    return one._replace(seconds=whole)
+    return single._replace(seconds=batch)
 
 
 def training_step(segmenter: Segmenter, shape: tuple[int, int, int], context: Callable) -> Callable[[], None]:
-    """What goes forward and backward with a blank batch (images, rows, columns)."""
+    """Return a function that runs forward and backward pass on a blank batch (images, rows, columns)."""
     segmenter.train()
     batch = blank_batch(*shape, segmenter.device)
 
@@ -299,25 +306,25 @@ def training_step(segmenter: Segmenter, shape: tuple[int, int, int], context: Ca
 
 
 def validation_pace(
-    segmenter: Segmenter, dataset: SegmentationDataset, together: int, context: Callable, times: int
+    segmenter: Segmenter, dataset: SegmentationDataset, batch_size: int, context: Callable, times: int
 ) -> Pace:
-    """To evaluate one image of those that are taken ``together``, of the middle one of a few sizes."""
+    """Time the evaluation of one image of a batch, with the median of a few image sizes."""
     segmenter.eval()
     segmenter.confusions = ImageConfusions(len(dataset), len(segmenter.classes)).to(segmenter.device)
-    places = _places(len(dataset))
-    rows, cols = sorted((dataset.size(place) for place in places), key=math.prod)[len(places) // 2]
-    batch = blank_batch(together, rows, cols, segmenter.device)
+    indices = _sample_indices(len(dataset))
+    rows, cols = sorted((dataset.size(index) for index in indices), key=math.prod)[len(indices) // 2]
+    batch = blank_batch(batch_size, rows, cols, segmenter.device)
 
     def evaluate() -> None:
         with torch.inference_mode(), context():
             segmenter._step(batch, "val")
 
-    found = pace(evaluate, segmenter.device, max(1, times // together))
-    return Pace(found.seconds / together, found.samples, together)
+    batch_pace = pace(evaluate, segmenter.device, max(1, times // batch_size))
+    return Pace(batch_pace.seconds / batch_size, batch_pace.samples, batch_size)
 
 
 def update_pace(segmenter: Segmenter, averaged_with: nn.Module | None, times: int) -> Pace:
-    """The optimiser's own work, and that of the weights' average; the weights are others afterwards."""
+    """Time the optimiser's update and that of the EMA weights; this changes the segmenter's weights."""
     assert segmenter.make_optimizer
     optimizer = segmenter.make_optimizer(segmenter.net)
     for parameter in segmenter.net.parameters():
@@ -334,40 +341,40 @@ def update_pace(segmenter: Segmenter, averaged_with: nn.Module | None, times: in
 
 
 def loading_seconds(dataset: SegmentationDataset, augment: Augment | None = None) -> float:
-    """To read, decode and augment a image with its mask, on one thread as workers do: the median of a few."""
+    """Return the median time to read, decode and augment an image with its mask, on one thread as in workers."""
     threads, times = cv2.getNumThreads(), []
     cv2.setNumThreads(0)
-    for place in [0, *_places(len(dataset))]:
+    for index in [0, *_sample_indices(len(dataset))]:
         begun = time.perf_counter()
-        _load(dataset, augment, place)
+        _load(dataset, augment, index)
         times.append(time.perf_counter() - begun)
     cv2.setNumThreads(threads)
-    return statistics.median(times[1:])  # the first of all takes longer
+    return statistics.median(times[1:])  # the first load is slower
 
 
-def _load(dataset: SegmentationDataset, augment: Augment | None, place: int) -> None:
-    image, mask = dataset.image(place), dataset.mask(place)
+def _load(dataset: SegmentationDataset, augment: Augment | None, index: int) -> None:
+    image, mask = dataset.image(index), dataset.mask(index)
     if augment is not None:
-        augment(image, mask, seed=(0, 0, place))  # which leaves the pipeline as any other sample does
+        augment(image, mask, seed=(0, 0, index))  # seeded, so that the pipeline's state is the same afterwards
 
 
 def pace(work: Callable[[], None], device: torch.device, times: int) -> Pace:
-    """What work that a run does so many times takes by the clock.
+    """Time an operation that the run does this number of times.
 
-    The first time is not counted: kernels are chosen and made then. One more is measured, and others for a small share
-    of the run.
+    The first time is not counted, since kernels are selected and compiled then. At least one more is timed, and further
+    ones for a small fraction of the run.
     """
     first, samples = timed(work, device), []
-    if first > TOO_LONG and times < SELDOM:
+    if first > SLOW_SECONDS and times < RARE_TIMES:
         return Pace(first, 0)
-    enough = max(LEAST, min(MOST, SHARE * times * first))
-    while not samples or (len(samples) < ENOUGH and sum(samples) + samples[-1] <= enough):
+    budget = max(MIN_SECONDS, min(MAX_SECONDS, PROBE_FRACTION * times * first))
+    while not samples or (len(samples) < MAX_SAMPLES and sum(samples) + samples[-1] <= budget):
         samples.append(timed(work, device))
     return Pace(statistics.median(samples), len(samples))
 
 
 def timed(work: Callable[[], None], device: torch.device) -> float:
-    """Seconds by the clock, until the device has done it."""
+    """Return the wall time in seconds until the device has completed the work."""
     begun = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -376,7 +383,7 @@ def timed(work: Callable[[], None], device: torch.device) -> float:
 
 
 def blank_batch(count: int, rows: int, cols: int, device: torch.device | str) -> dict[str, Tensor]:
-    """Images without content, whose truth is class 0: what is computed does not depend on it."""
+    """Return blank images whose target is class 0: the cost of a step does not depend on the content."""
     return {
         "image": torch.zeros(count, 3, rows, cols, dtype=torch.uint8, device=device),
         "mask": torch.zeros(count, rows, cols, dtype=torch.uint8, device=device),
@@ -384,8 +391,8 @@ def blank_batch(count: int, rows: int, cols: int, device: torch.device | str) ->
     }
 
 
-def _places(count: int) -> list[int]:
-    return sorted({place * count // LOOKED_AT for place in range(LOOKED_AT)})
+def _sample_indices(count: int) -> list[int]:
+    return sorted({sample * count // SAMPLED_IMAGES for sample in range(SAMPLED_IMAGES)})
 
 
 # ------------------------------------------------------------------------------------------------------------- Memory
@@ -394,26 +401,26 @@ def _places(count: int) -> list[int]:
 def training_memory(
     segmenter: Segmenter, shape: tuple[int, int, int], precision: str = "32-true", averaged: bool = False
 ) -> MemoryEstimate:
-    """Counted on the device ``meta``, where tensors have sizes and lives but no contents: nothing is computed.
+    """Count the memory of training on the ``meta`` device, where tensors have sizes but no contents.
 
-    A step in half precision is counted as one of half numbers; where weights stay single (mixed), so do gradients, and
-    a half copy of the weights comes on top. What no tensor holds, such as the workspaces of convolutions, is measured
-    by the probe.
+    A step in half precision is counted with half-precision tensors; in mixed precision weights and gradients stay in
+    single precision, with a half-precision copy of the weights in addition. Memory outside of tensors, such as the
+    workspaces of convolutions, is measured by the probe.
     """
     shadow = copy.deepcopy(segmenter).to("meta").train()
     weights = _bytes([*shadow.net.parameters(), *shadow.net.buffers()])
     assert shadow.make_optimizer
-    kept, updating = optimizer_bytes(shadow.make_optimizer, shadow.net)
+    state, update = optimizer_bytes(shadow.make_optimizer, shadow.net)
     if precision in HALF:
         halve(shadow, HALF[precision])
     step = step_bytes(shadow, blank_batch(*shape, "meta"))
     if precision in ("bf16-mixed", "16-mixed"):
-        step += weights  # half of the weights, and the other half of the gradients
-    return MemoryEstimate(weights, kept, weights if averaged else 0, max(step, updating))
+        step += weights  # the half-precision copy of the weights, and the second half of single-precision gradients
+    return MemoryEstimate(weights, state, weights if averaged else 0, max(step, update))
 
 
 def halve(segmenter: Segmenter, kind: torch.dtype) -> None:
-    """Let convolutions take and give half numbers, as under autocast."""
+    """Make convolutions and linear layers compute in half precision, as under autocast."""
 
     def cast(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(each.to(kind) for each in inputs)
@@ -425,24 +432,24 @@ def halve(segmenter: Segmenter, kind: torch.dtype) -> None:
 
 
 def step_bytes(segmenter: Segmenter, batch: dict[str, Tensor]) -> int:
-    """The most that forward and backward pass hold; the last step's gradients are there until the first has ended."""
-    with AllocationTracker() as held, torch.compiler.set_stance("force_eager"):
-        _give_gradients(segmenter.net)
+    """Return the peak memory of a step; the previous step's gradients exist until the forward pass is complete."""
+    with AllocationTracker() as tracker, torch.compiler.set_stance("force_eager"):
+        _allocate_gradients(segmenter.net)
         loss = loss_of(segmenter, batch)
         segmenter.zero_grad()
         loss.backward()
-    return held.most
+    return tracker.peak
 
 
 def loss_of(segmenter: Segmenter, batch: dict[str, Tensor]) -> Tensor:
-    """A step's loss; where it looks at contents (for the classes that are there, say), cross-entropy in its place."""
+    """Return a step's loss, or the cross-entropy where the loss depends on contents, such as the classes present."""
     with suppress(NotImplementedError, RuntimeError):
         return segmenter._step(batch, "train")["loss"]
     return nn.functional.cross_entropy(segmenter(batch["image"]).float(), batch["mask"].long())
 
 
 class CostMeter:
-    """Of a training, from here to :meth:`facts`: its minutes, and its largest memory, of the GPU or resident."""
+    """Measure the minutes and the peak memory (of the GPU, or resident) of training, until :meth:`facts`."""
 
     def __init__(self, device: torch.device):
         self.begun, self.meter = time.perf_counter(), MemoryMeter(device).__enter__()
@@ -451,21 +458,20 @@ class CostMeter:
         return (time.perf_counter() - self.begun) / 60
 
     def facts(self, expected: CostEstimate | None) -> dict[str, float]:
-        """What ``cost`` in metrics.json says of it."""
+        """Return the training's entries of ``cost`` in metrics.json."""
         memory = round(self.meter.peak() / 2**20)
-        took = {"training_minutes": round(self.minutes(), 3), "training_peak_memory_mib": memory}
+        cost = {"training_minutes": round(self.minutes(), 3), "training_peak_memory_mib": memory}
         if expected is None:
-            return took
+            return cost
         memory = round(expected.memory.total / 2**20)
-        return took | {"expected_minutes": round(expected.minutes, 3), "expected_memory_mib": memory}
+        return cost | {"expected_minutes": round(expected.minutes, 3), "expected_memory_mib": memory}
 
 
 def compare_with_estimate(facts: dict[str, float]) -> str:
-    """What a training took, for its last lines."""
+    """Return a sentence on the measured and the estimated cost."""
     minutes, memory = facts["training_minutes"], facts["training_peak_memory_mib"] / 1024
+    measured = f"Training took {minutes:.1f} min and {memory:.2f} GiB"
     if "expected_minutes" not in facts:
-        return f"The training took {minutes:.1f} min and {memory:.2f} GiB"
-    return (
-        f"The training took {minutes:.1f} min and {memory:.2f} GiB;"
-        f" expected were {facts['expected_minutes']:.1f} min and {facts['expected_memory_mib'] / 1024:.2f} GiB"
-    )
+        return measured
+    expected_memory = facts["expected_memory_mib"] / 1024
+    return f"{measured} (estimated: {facts['expected_minutes']:.1f} min and {expected_memory:.2f} GiB)"

@@ -1,4 +1,4 @@
-"""How much memory a step and an optimiser hold."""
+"""Count the memory of a step and of an optimiser, and measure that of a process."""
 
 import resource
 import sys
@@ -17,27 +17,27 @@ from fcnlab.models import FCN
 
 
 def largest_resident() -> int:
-    """Bytes that this process has held at most."""
+    """Return the peak resident memory of this process in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class AllocationTracker(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made while it is entered, and that live at a time at the ``most``."""
+    """Track the bytes of the tensors created inside its ``with`` block: those alive (``now``) and their ``peak``."""
 
     def __init__(self):
         super().__init__()
-        self.now = self.most = 0
+        self.now = self.peak = 0
         self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        each_tensor(self._pass_over, (args, kwargs))
+        each_tensor(self._ignore, (args, kwargs))
         result = func(*args, **(kwargs or {}))
         each_tensor(self._count, result)
         return result
 
-    def _pass_over(self, tensor: Tensor) -> None:
-        """What was there before, and is the result too where it is changed in its place."""
+    def _ignore(self, tensor: Tensor) -> None:
+        """Do not count a tensor that existed before; an in-place operation returns it as its result."""
         self._known.setdefault(tensor.untyped_storage(), True)
 
     def _count(self, tensor: Tensor) -> None:
@@ -46,34 +46,36 @@ class AllocationTracker(TorchDispatchMode):
             self._known[storage] = True
             weakref.finalize(storage, self._freed, storage.nbytes())
             self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
+            self.peak = max(self.peak, self.now)
 
     def _freed(self, count: int) -> None:
         self.now -= count
 
 
 def optimizer_bytes(make: Callable[[FCN], Optimizer], net: FCN) -> tuple[int, int]:
-    """What the optimiser keeps beside the parameters, such as Adam's two moments, and the most that its step holds
-    beside that: gradients and what it makes of them."""
-    optimizer = _made(make, net)
-    _give_gradients(net)
+    """Return the bytes of the optimiser's state, such as Adam's moments, and the additional peak of its step.
+
+    The peak contains the gradients and the temporary tensors of the step.
+    """
+    optimizer = _unfused(make, net)
+    _allocate_gradients(net)
     optimizer.step()
-    state = [each for kept in optimizer.state.values() for each in kept.values() if isinstance(each, Tensor)]
+    state = [each for moments in optimizer.state.values() for each in moments.values() if isinstance(each, Tensor)]
     net.zero_grad()
-    with AllocationTracker() as held:
-        _give_gradients(net)
+    with AllocationTracker() as tracker:
+        _allocate_gradients(net)
         optimizer.step()
     net.zero_grad()
-    return _bytes(state), held.most
+    return _bytes(state), tracker.peak
 
 
-def _made(make: Callable[..., Optimizer], net: FCN) -> Optimizer:
-    """torch has fused kernels for no device without contents; what is kept is the same without them."""
+def _unfused(make: Callable[..., Optimizer], net: FCN) -> Optimizer:
+    """Return the optimiser without fused kernels, which torch lacks for the meta device; its state is the same."""
     optimizer = make(net)
     return make(net, fused=False) if optimizer.defaults.get("fused") else optimizer
 
 
-def _give_gradients(net: nn.Module) -> None:
+def _allocate_gradients(net: nn.Module) -> None:
     for parameter in net.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
 
@@ -82,13 +84,13 @@ def _bytes(tensors: list[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-# ------------------------------------------------------------------------------------------------------- What it took
+# -------------------------------------------------------------------------------------------------------- Measurement
 
 
 class MemoryMeter:
-    """The most that a process holds inside a ``with``, in bytes: resident on a CPU, allocated by torch on a GPU.
+    """Measure the peak memory inside a ``with`` block, in bytes: resident on a CPU, allocated by torch on a GPU.
 
-    Linux forgets its peak when it is asked to; elsewhere the peak is that of the whole process.
+    Linux can reset the peak; elsewhere it is the peak of the whole process.
     """
 
     def __init__(self, device: torch.device):
@@ -114,10 +116,10 @@ class MemoryMeter:
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _resident("VmHWM")
 
 
-def _resident(what: str) -> int:
-    """Bytes by Linux's name for them, now (``VmRSS``) or at most (``VmHWM``); elsewhere the most so far."""
+def _resident(field: str) -> int:
+    """Return the resident memory in bytes by Linux's field, now (``VmRSS``) or peak (``VmHWM``); elsewhere the peak."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) * 1024
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
     except (OSError, StopIteration):
         return largest_resident()

@@ -1,4 +1,4 @@
-"""Optimisers over the net's parameter groups, and schedules over the length of the run."""
+"""Optimisers over the model's parameter groups, and learning-rate schedules over the length of the run."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ from fcnlab.errors import UserError
 from fcnlab.library_internals.torch import leave_scaling_to_the_scaler, tell_rates
 from fcnlab.models import FCN, unused_parameters
 
-MOMENTUM = 0.9  # where none is given
+MOMENTUM = 0.9  # the default
 Betas = Annotated[Sequence[BelowOne], Meaning("two numbers from 0 to less than 1", lambda betas: len(betas) == 2)]
-OF_THE_STATE = {"params", "lr", "initial_lr"}  # what a group takes from a checkpoint; the rest is as built
+RESTORED_KEYS = {"params", "lr", "initial_lr"}  # of a parameter group; all other keys keep the configured values
 
 
 def parameter_groups(
@@ -27,12 +27,12 @@ def parameter_groups(
     pretrained_lr_scale: float,
     plain_backbone: bool = False,
 ) -> list[dict[str, Any]]:
-    """Parameters by how they are trained; what is fixed (buffers, frozen parameters) is in no group.
+    """Return the parameter groups, by learning rate and weight decay; frozen parameters and buffers are in no group.
 
-    Biases and norms are not decayed, and the biases of convolutions learn at ``bias_lr_scale`` times the rate
-    (voc-fcn*/train.prototxt); those of a ``plain_backbone`` are trained as its weights are. Where a backbone starts
-    from weights, it learns at ``pretrained_lr_scale`` times the rate of the heads; 0 leaves it as it is, and
-    :func:`freeze` saves the gradients that this takes.
+    Biases and norms have no weight decay, and the biases of convolutions have ``bias_lr_scale`` times the learning rate
+    (voc-fcn*/train.prototxt); the biases of a ``plain_backbone`` are trained like its weights. A pretrained backbone
+    has ``pretrained_lr_scale`` times the learning rate of the heads; with 0 it stays as it is, and :func:`freeze`
+    avoids computing its gradients.
     """
     groups: dict[str, dict[str, Any]] = {}
     for module_name, module in net.named_modules():
@@ -54,10 +54,10 @@ def parameter_groups(
 
 
 def freeze(net: FCN, pretrained_lr_scale: float) -> None:
-    """Ask no gradient for what learns nothing: a pretrained backbone at rate 0, and what no score depends on.
+    """Freeze the parameters that are not trained: a pretrained backbone at learning rate 0, and unused parameters.
 
-    Batch normalisations of a resting backbone keep their statistics, too (Lightning leaves their mode as it finds it).
-    Before the training is set up: DDP waits for the gradient of all that asks for one.
+    Batch normalisation layers of a frozen backbone keep their statistics, too (Lightning does not change their mode).
+    Call this before training is set up: DDP waits for the gradient of every parameter that requires one.
     """
     for parameter in unused_parameters(net):
         parameter.requires_grad_(False)
@@ -80,9 +80,9 @@ def sgd(
     plain_backbone: bool = False,
     fused: bool = False,
 ) -> Optimizer:
-    """Stochastic gradient descent over :func:`parameter_groups`; ``fused``: all of a step in one kernel."""
+    """Return SGD over :func:`parameter_groups`; ``fused``: a step runs as one kernel."""
     groups = parameter_groups(net, lr, weight_decay, bias_lr_scale, pretrained_lr_scale, plain_backbone)
-    return _laid_out(torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, fused=fused))
+    return _with_safe_restore(torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, fused=fused))
 
 
 def adamw(
@@ -94,24 +94,25 @@ def adamw(
     pretrained_lr_scale: NonNegative = 1.0,
     fused: bool = False,
 ) -> Optimizer:
-    """Adam with decoupled weight decay over :func:`parameter_groups`; ``fused``: all of a step in one kernel."""
+    """Return AdamW over :func:`parameter_groups`; ``fused``: a step runs as one kernel."""
     groups = parameter_groups(net, lr, weight_decay, bias_lr_scale, pretrained_lr_scale)
-    # As floats, since torch refuses whole numbers there, such as 0.
-    return _laid_out(torch.optim.AdamW(groups, betas=(float(betas[0]), float(betas[1])), fused=fused))
+    # As floats, since torch refuses integers such as 0.
+    return _with_safe_restore(torch.optim.AdamW(groups, betas=(float(betas[0]), float(betas[1])), fused=fused))
 
 
-def _laid_out(optimizer: Optimizer) -> Optimizer:
-    """Let moments that are loaded lie in memory as their parameters do, and gradients be clipped before a fused step.
+def _with_safe_restore(optimizer: Optimizer) -> Optimizer:
+    """Return the optimiser with hooks that make restoring its state correct, and with clipping allowed when fused.
 
-    torch's fused kernels walk through both by address: where one is channels last and the other is not, as after a run
-    that goes on with another ``speed.channels_last``, they would update the wrong weights without a word. They can also
-    undo the scaling of half-precision gradients themselves, for which Lightning refuses to clip them in any precision.
-    And settings are those that the optimiser was built with, such as the weight decay of a group or whether a step is
-    fused: torch would take them from the state. Rates are left to :class:`Schedule`.
+    torch's fused kernels walk through parameters and moments by address: if one is channels last and the other is not,
+    as in a run that resumes with another ``speed.channels_last``, they silently update the wrong weights. So restored
+    moments are copied to the memory format of their parameters. Settings such as the weight decay of a group, or
+    ``fused``, keep their configured values, where torch would take them from the state; learning rates are left to
+    :class:`Schedule`. Fused optimisers can also unscale half-precision gradients themselves, and Lightning then refuses
+    to clip in any precision: here the gradient scaler does it.
     """
     leave_scaling_to_the_scaler(optimizer)
 
-    def lay_out(optimizer: Optimizer) -> None:
+    def match_memory_formats(optimizer: Optimizer) -> None:
         for parameter, state in optimizer.state.items():
             for name, value in state.items():
                 if (
@@ -121,25 +122,25 @@ def _laid_out(optimizer: Optimizer) -> Optimizer:
                 ):
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
-    def as_built(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    def keep_configured_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
-        groups = [built | {key: saved[key] for key in OF_THE_STATE & saved.keys()} for saved, built in pairs]
+        groups = [configured | {key: saved[key] for key in RESTORED_KEYS & saved.keys()} for saved, configured in pairs]
         return state | {"param_groups": groups}
 
-    optimizer.register_load_state_dict_pre_hook(as_built)
-    optimizer.register_load_state_dict_post_hook(lay_out)
+    optimizer.register_load_state_dict_pre_hook(keep_configured_settings)
+    optimizer.register_load_state_dict_post_hook(match_memory_formats)
     return optimizer
 
 
 class Schedule(LambdaLR):
-    """The rate of each group, times a factor that depends on the step alone; also after resuming.
+    """Multiply the learning rate of each group by a factor that depends on the step alone, also after resuming.
 
-    torch would take the rates from the checkpoint, and with them the ``optim.lr`` and the schedule of before.
+    torch would restore the learning rates of the checkpoint, and so its ``optim.lr`` and schedule.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        as_built = {"base_lrs": self.base_lrs, "lr_lambdas": [None] * len(self.lr_lambdas)}
-        super().load_state_dict(state_dict | as_built)
+        configured = {"base_lrs": self.base_lrs, "lr_lambdas": [None] * len(self.lr_lambdas)}
+        super().load_state_dict(state_dict | configured)
         rates = [base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
         for group, base, rate in zip(self.optimizer.param_groups, self.base_lrs, rates, strict=True):
             group["initial_lr"], group["lr"] = base, rate
@@ -147,28 +148,28 @@ class Schedule(LambdaLR):
 
 
 def poly(total_steps: int, power: NonNegative = 0.9, warmup: Warmup = 0.05) -> Callable[[int], float]:
-    """(1 - step / total)^power (Liu et al., ParseNet, 2015), behind a linear warm-up over a share of the run."""
-    return _warmed(warmup, total_steps, lambda done: (1 - done) ** power)
+    """Return (1 - step / total)^power (Liu et al., ParseNet, 2015), after a linear warm-up over a part of the run."""
+    return _with_warmup(warmup, total_steps, lambda done: (1 - done) ** power)
 
 
 def cosine(total_steps: int, warmup: Warmup = 0.05) -> Callable[[int], float]:
-    """Half a cosine from the full rate to 0 (Loshchilov & Hutter, ICLR 2017), behind a linear warm-up."""
-    return _warmed(warmup, total_steps, lambda done: (1 + math.cos(math.pi * done)) / 2)
+    """Return half a cosine from 1 to 0 (Loshchilov & Hutter, ICLR 2017), after a linear warm-up."""
+    return _with_warmup(warmup, total_steps, lambda done: (1 + math.cos(math.pi * done)) / 2)
 
 
 def constant(total_steps: int, warmup: Warmup = 0.0) -> Callable[[int], float]:
-    """One rate from the first step to the last: the papers' way."""
-    return _warmed(warmup, total_steps, lambda done: 1.0)
+    """Return a constant learning-rate factor of 1, as in the papers."""
+    return _with_warmup(warmup, total_steps, lambda done: 1.0)
 
 
-def _warmed(warmup: float, total_steps: int, factor: Callable[[float], float]) -> Callable[[int], float]:
-    """The factor on the rate by optimiser step; ``factor`` takes the share of the run that is done, 0..1."""
+def _with_warmup(warmup: float, total_steps: int, factor: Callable[[float], float]) -> Callable[[int], float]:
+    """Return the learning-rate factor by optimiser step; ``factor`` takes the completed fraction of the run, 0..1."""
     if not 0 <= warmup <= MOST_WARMUP:
-        raise UserError(f"schedule.warmup={warmup}: a share of the run, from 0 to {MOST_WARMUP}")
+        raise UserError(f"schedule.warmup={warmup} must be a fraction of the run, from 0 to {MOST_WARMUP}")
     warmup_steps = warmup * total_steps
 
-    def rate(step: int) -> float:
-        rising = (step + 1) / warmup_steps if step + 1 < warmup_steps else 1.0
-        return rising * factor(min(step / total_steps, 1.0))
+    def lr_factor(step: int) -> float:
+        warmup_factor = (step + 1) / warmup_steps if step + 1 < warmup_steps else 1.0
+        return warmup_factor * factor(min(step / total_steps, 1.0))
 
-    return rate
+    return lr_factor

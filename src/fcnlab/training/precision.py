@@ -1,4 +1,4 @@
-"""In which precision a training computes: decided once, and recorded as what it was."""
+"""Choose the precision of a training run, once; the record contains the chosen value."""
 
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -10,32 +10,32 @@ from fcnlab.data import DataModule
 from fcnlab.errors import first_line
 from fcnlab.messages import log_info, log_warning
 from fcnlab.training.callbacks.time_left import duration
-from fcnlab.training.cost_estimate import aside_of_the_run, timed, training_size, training_step
+from fcnlab.training.cost_estimate import isolated_copy, timed, training_size, training_step
 from fcnlab.training.hardware import BY_DEVICE, FASTEST, device_of, precision
 from fcnlab.training.resume_point import ResumePoint, precision_of
 from fcnlab.training.segmenter import Segmenter
 from fcnlab.training.speed import allow_tf32
 
 SINGLE, HALF = "32-true", "bf16-mixed"
-MARGIN = 1.05  # so many times as fast half precision has to be: what is less may be the machine's other work
-SAMPLES, MOST = 5, 6.0  # of each at most; seconds for all, where two of each do not take longer
+MARGIN = 1.05  # half precision must be faster by this factor: a smaller difference may be noise
+MAX_SAMPLES, MAX_SECONDS = 5, 6.0  # per precision; in total, unless two samples of each take longer
 
 
 def settle_precision(cfg: DictConfig, start: ResumePoint) -> None:
-    """Put in the place of ``auto`` what it is on this device, and of ``fastest`` what a resumed run has computed in.
+    """Replace ``auto`` by this device's precision, and ``fastest`` by the precision of the run that is resumed.
 
-    So that the record, and what compares or repeats it, has the precision itself.
+    The record, and whatever compares or repeats the run, then contains the precision itself.
     """
-    wanted = cfg.trainer.precision
-    if wanted == BY_DEVICE:
+    requested = cfg.trainer.precision
+    if requested == BY_DEVICE:
         cfg.trainer.precision = precision(cfg)
-    elif wanted == FASTEST and start.checkpoint and (before := precision_of(start)):
+    elif requested == FASTEST and start.checkpoint and (before := precision_of(start)):
         cfg.trainer.precision = before
-        log_info(f"trainer.precision={FASTEST}: {before}, as the run had it before")
+        log_info(f"trainer.precision={FASTEST}: using {before}, as before in this run")
 
 
 class Times(NamedTuple):
-    """Seconds of steps in turns, and of how many images."""
+    """Seconds of alternating steps in both precisions, and the number of images per step."""
 
     single: list[float]
     half: list[float]
@@ -43,51 +43,57 @@ class Times(NamedTuple):
 
     @property
     def chosen(self) -> str:
-        """By the least of each, which other work on the machine has disturbed least."""
+        """The faster precision by the minimum of each, which is the least noisy statistic."""
         return HALF if min(self.single) >= MARGIN * min(self.half) else SINGLE
 
     def __str__(self) -> str:
         single, half = (duration(min(times)) for times in (self.single, self.half))
-        of = f"forward and backward of {self.images} image{'s' * (self.images > 1)}"
+        passes = f"forward and backward pass of {self.images} image{'s' * (self.images > 1)}"
         if self.chosen == HALF:
-            return f"{of} took {half} in it and {single} in {SINGLE}"
-        return f"{of} took {single} in it and {half} in {HALF}, which has to be {100 * (MARGIN - 1):.0f} % faster"
+            return f"{passes} took {half} in {HALF} and {single} in {SINGLE}"
+        return (
+            f"{passes} took {single} in {SINGLE} and {half} in {HALF}, which must be {100 * (MARGIN - 1):.0f} % faster"
+        )
 
 
 def choose_fastest(cfg: DictConfig, segmenter: Segmenter, data: DataModule) -> str:
-    """Time some steps in either precision, say which is faster on this device, and give that one's name."""
+    """Time some steps in both precisions, report the faster one on this device and return its name."""
     device = device_of(cfg)
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        log_info(f"trainer.precision={FASTEST}: {SINGLE}, since this GPU does not compute in bf16")
+        log_info(f"trainer.precision={FASTEST}: using {SINGLE}, since this GPU does not support bf16")
         return SINGLE
     allow_tf32(cfg.speed.tf32)
     try:
         times = step_times(segmenter, (data.batch_size, *training_size(data)), device)
-    except Exception as error:  # a user's net or loss may do anything
-        log_warning(f"trainer.precision={FASTEST}: {SINGLE}, since no step could be timed ({first_line(error)})")
+    except Exception as error:  # a user's model or loss can raise anything
+        log_warning(f"trainer.precision={FASTEST}: using {SINGLE}, since no step could be timed ({first_line(error)})")
         return SINGLE
     log_info(
-        f"trainer.precision={FASTEST}: {times.chosen}, since {times}. Another run may choose otherwise: for runs that"
-        f" are compared, type trainer.precision={times.chosen}"
+        f"trainer.precision={FASTEST}: using {times.chosen}, since {times}. Another run may choose differently: set"
+        f" trainer.precision={times.chosen} in runs that you compare"
     )
     return times.chosen
 
 
 def step_times(segmenter: Segmenter, shape: tuple[int, int, int], device: torch.device) -> Times:
-    """Of forward and backward in turns; of one image where those of a batch would take long."""
+    """Time forward and backward passes in alternating precision; with one image where a batch would take long."""
     contexts = {SINGLE: nullcontext, HALF: lambda: torch.autocast(device.type, torch.bfloat16)}
     times: dict[str, list[float]] = {SINGLE: [], HALF: []}
 
     def turn(images: int) -> dict[str, float]:
         batch = (images, shape[1], shape[2])
-        return {name: timed(training_step(net, batch, context), device) for name, context in contexts.items()}
+        return {name: timed(training_step(copied, batch, context), device) for name, context in contexts.items()}
 
-    with aside_of_the_run(segmenter, device) as net:
-        turn(1)  # kernels are made
-        images = shape[0] if 3 * shape[0] * sum(turn(1).values()) <= MOST else 1
+    def enough() -> bool:
+        count = len(times[SINGLE])
+        return count >= MAX_SAMPLES or (count >= 2 and sum(map(sum, times.values())) >= MAX_SECONDS / 2)
+
+    with isolated_copy(segmenter, device) as copied:
+        turn(1)  # selects and compiles kernels
+        images = shape[0] if 3 * shape[0] * sum(turn(1).values()) <= MAX_SECONDS else 1
         if images > 1:
             turn(images)
-        while len(times[SINGLE]) < 2 or (len(times[SINGLE]) < SAMPLES and sum(map(sum, times.values())) < MOST / 2):
+        while not enough():
             for name, seconds in turn(images).items():
                 times[name].append(seconds)
     return Times(times[SINGLE], times[HALF], images)

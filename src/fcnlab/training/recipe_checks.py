@@ -1,4 +1,4 @@
-"""Whether the optimiser, the schedule and the loss of a config can train at all."""
+"""Check before training that the optimiser, the schedule, the batch size and the loss work."""
 
 import copy
 from collections.abc import Callable
@@ -14,7 +14,7 @@ NORMALISATIONS = (BATCH_NORMS, INSTANCE_NORMS)
 
 
 def check_optimizer_and_schedule(net: nn.Module, optimizer: Callable, schedule: Callable) -> None:
-    """Have what the optimiser or the schedule refuses be said now, and not when the training begins."""
+    """Raise a UserError now where the optimiser or the schedule rejects its settings, not when training begins."""
     try:
         optimizer(net)
         schedule(1)(0)
@@ -23,12 +23,12 @@ def check_optimizer_and_schedule(net: nn.Module, optimizer: Callable, schedule: 
 
 
 def check_smallest_batch(net: nn.Module, data: DataModule) -> None:
-    """Have what a normalisation refuses of the smallest batch be said now; nothing is computed.
+    """Check on the meta device that the normalisation layers accept the smallest batch.
 
     Raises
     ------
     UserError
-        A normalisation would have one value per channel, of which there is no deviation.
+        A normalisation layer would get one value per channel, which has no variance.
     """
     if not any(isinstance(layer, NORMALISATIONS) and layer.training for layer in net.modules()):
         return
@@ -43,15 +43,20 @@ def check_smallest_batch(net: nn.Module, data: DataModule) -> None:
     except ValueError as error:
         raise UserError(
             f"data.batch_size={data.batch_size} is too small for images of {rows}x{cols} pixels ({source}): a"
-            f" normalisation of the net cannot take them ({first_line(error)}). Set data.batch_size=2 or more, or take"
-            " larger images"
+            f" normalisation layer rejects them ({first_line(error)}). Set data.batch_size=2 or more, or use larger"
+            " images"
         ) from error
 
 
 def check_loss(loss: nn.Module, num_classes: int, data: DataModule) -> None:
-    """Have what the loss refuses of crops of this size and number of classes be said now; nothing is computed.
+    """Check on the meta device that the loss accepts this crop size and number of classes.
 
-    A loss that asks what the numbers are cannot be tried so.
+    A loss that depends on the values of its inputs cannot be checked this way.
+
+    Raises
+    ------
+    UserError
+        The loss rejects them.
     """
     rows, cols = (data.crop_size,) * 2 if data.augment is not None else data.split("train").mask(0).shape
     shadow = copy.deepcopy(loss).to("meta")

@@ -1,4 +1,4 @@
-"""from_run: the configuration of a recorded run in the place of today's."""
+"""Repeat a recorded run (``from_run``): apply its recorded configuration."""
 
 from importlib import metadata
 from pathlib import Path
@@ -22,46 +22,46 @@ PRECISION = "trainer.precision"
 
 
 def apply_recorded_config(cfg: DictConfig) -> None:
-    """Where ``from_run`` repeats a record: give ``cfg`` the recorded values of settings whose defaults have changed.
+    """Apply the recorded values of settings whose defaults have changed since the run that ``from_run`` names.
 
-    Settings that were typed for this run are left alone.
+    Settings on this command line keep their values.
 
     Raises
     ------
     UserError
-        There is no such record; a recorded value is none that a record may set.
+        There is no such record; a recorded value is one that a record may not set.
     """
     if not cfg.from_run:
         return
     folder = Path(cfg.from_run)
     record, then = RunRecord(folder).facts, recorded_config(folder, f"from_run={cfg.from_run}")
-    words = plain_overrides(HydraConfig.get().overrides.task)
-    typed = {override_key(word).replace("/", ".") for word in words if word not in record["overrides"]}
+    overrides = plain_overrides(HydraConfig.get().overrides.task)
+    new_keys = {override_key(each).replace("/", ".") for each in overrides if each not in record["overrides"]}
     recorded, today = (iter_leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
-    ours = {path for path in recorded | today if is_under(path, typed | {"from_run", "checkpoint", "sweep"})}
-    if PRECISION not in ours:
+    kept = {path for path in recorded | today if is_under(path, new_keys | {"from_run", "checkpoint", "sweep"})}
+    if PRECISION not in kept:
         _repeat_precision(cfg, folder)
-        ours.add(PRECISION)
+        kept.add(PRECISION)
     for path, value in recorded.items():
-        where_to = path.rpartition(".")[2] in OUTPUT_PATH_KEYS  # which is today's business
-        if path not in ours and not where_to and (path not in today or today[path] != value):
+        is_output_path = path.rpartition(".")[2] in OUTPUT_PATH_KEYS  # belongs to this run
+        if path not in kept and not is_output_path and (path not in today or today[path] != value):
             _check_harmless(path, value, folder)
             OmegaConf.update(cfg, path, value, force_add=True)
-            if path.startswith("data.") and "data.root" not in typed:
+            if path.startswith("data.") and "data.root" not in new_keys:
                 cfg.sweep.recorded = True
-            log_info(f"Since that run the default of {path} has become {today.get(path)!r}: its {value!r} is used")
-    for path in today.keys() - recorded.keys() - ours:
-        if not is_under(path, set(recorded)):  # else a value of that run stands in its group's place
-            log_warning(f"{path}={today[path]!r} is new since that run")
-    _warn_of_values_looked_up(cfg, folder, ours)
-    if any(override_key(word) == "checkpoint" for word in record["overrides"]):
-        log_warning("that run went on with a checkpoint; this one starts from the beginning")
-    then_had = record.get("packages")
-    for name, version in then_had.items() if isinstance(then_had, dict) else ():
+            log_info(f"The default of {path} is now {today.get(path)!r}: using the recorded {value!r}")
+    for path in today.keys() - recorded.keys() - kept:
+        if not is_under(path, set(recorded)):  # otherwise a recorded value replaces its group
+            log_warning(f"{path}={today[path]!r} is a new setting since the recorded run")
+    _warn_of_values_looked_up(cfg, folder, kept)
+    if any(override_key(override) == "checkpoint" for override in record["overrides"]):
+        log_warning("the recorded run resumed from a checkpoint; this run starts from the beginning")
+    packages = record.get("packages")
+    for name, version in packages.items() if isinstance(packages, dict) else ():
         if name in PACKAGES and metadata.version(name) != version:
-            log_warning(f"that run had {name} {version}, here is {metadata.version(name)}")
+            log_warning(f"the recorded run used {name} {version}, this run uses {metadata.version(name)}")
     if record.get("commit") != commit():
-        log_warning(f"that run was of commit {record.get('commit')}, this is {commit()}")
+        log_warning(f"the recorded run used commit {record.get('commit')}, this run uses {commit()}")
 
 
 def _warn_of_values_looked_up(cfg: DictConfig, folder: Path, typed: set[str]) -> None:
@@ -80,24 +80,24 @@ def _warn_of_values_looked_up(cfg: DictConfig, folder: Path, typed: set[str]) ->
 
 
 def _repeat_precision(cfg: DictConfig, folder: Path) -> None:
-    """Compute in what the run computed in, whatever was typed for it: ``auto`` and ``fastest`` may be another here."""
+    """Use the precision that the recorded run used: its ``auto`` or ``fastest`` may mean another one here."""
     if not (folder / "config.yaml").is_file():
         return
-    used = iter_leaves(to_plain(recorded_config(folder, f"from_run={folder}", "config.yaml"))).get(PRECISION)
-    if used in PRECISIONS and used != precision(cfg):
-        log_info(f"That run computed in trainer.precision={used}: so does this one")
-        cfg.trainer.precision = used
+    recorded = iter_leaves(to_plain(recorded_config(folder, f"from_run={folder}", "config.yaml"))).get(PRECISION)
+    if recorded in PRECISIONS and recorded != precision(cfg):
+        log_info(f"Using trainer.precision={recorded}, as the recorded run did")
+        cfg.trainer.precision = recorded
 
 
 def _check_harmless(path: str, value: Any, folder: Path) -> None:
-    """Refuse what no record may set, and interpolations that today's configuration does not have in this place."""
+    """Refuse values that no record may set, and interpolations that the current configuration does not have here."""
     foreign = next(iter_components({path: value}), None) is not None or "$" in f"{path}{value}"
-    leaves_of = value if isinstance(value, list) else [value]
-    why = next(
-        filter(None, (setting_rejection(path, leaf) for leaf in leaves_of if not isinstance(leaf, list | dict))), ""
+    leaves = value if isinstance(value, list) else [value]
+    reason = next(
+        filter(None, (setting_rejection(path, leaf) for leaf in leaves if not isinstance(leaf, list | dict))), ""
     )
-    if foreign or why or setting_rejection(path, None):
+    if foreign or reason or setting_rejection(path, None):
         raise UserError(
-            f"from_run={folder} wants {path}={value!r:.200}, which today's conf/ does not; refused"
-            f"{f': {why}' if why else ''}. Type {path}=VALUE behind it"
+            f"from_run={folder}: the recorded {path}={value!r:.200} is not in conf/ and may not be set by a record"
+            f"{f': {reason}' if reason else ''}. Add {path}=VALUE to the command to set it yourself"
         )
