@@ -298,7 +298,7 @@ def lists_explained(overrides: Sequence[Override]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        hints = [hint for path, hint in how_to_list(overrides).items() if f" {path}=" in str(error)]
+        hints = [hint for path, hint in how_to_list(overrides).items() if f" {path} must be " in str(error)]
         if not hints:
             raise
         raise UserError("\n".join([str(error), *hints])) from error

@@ -2,29 +2,25 @@
 
 import copy
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path, PurePath
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, ConfigCompositionException
+from hydra.errors import CompactHydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fcnlab.config.overrides import (
     command_options,
-    override_key,
     plain_overrides,
     searchpath,
-    sets_dictionary,
 )
 from fcnlab.config.validation import (
     ConfigError,
     EnvironmentVariableNotSet,
     check_requirements,
-    unknown_key,
     validate_config,
 )
 from fcnlab.errors import CHDIR_REFUSED, UserError, why_not_used
@@ -75,7 +71,7 @@ def compose_jobs(
     configs, wrong = {}, JobErrors()
     for number, words in enumerate(jobs, start=first):
         with wrong.of_job(number):
-            configs[number] = cfg = _compose(context, config, user_overrides(words))
+            configs[number] = cfg = context.config_loader.load_sweep_config(config, user_overrides(words))
             cfg.hydra.job.id = cfg.hydra.job.num = number
             HydraConfig.instance().set_config(cfg)
             with read_write(cfg.hydra), open_dict(cfg.hydra):
@@ -103,27 +99,6 @@ def check_folders(subdirs: Mapping[int, str]) -> None:
             raise UserError(
                 f"jobs {both[0]} and {both[1]} would both work in {PurePath(*outer)} of the sweep's folder{TELL_APART}"
             )
-
-
-def _compose(context: HydraContext, config: DictConfig, words: Sequence[str]) -> DictConfig:
-    try:
-        return context.config_loader.load_sweep_config(config, list(words))
-    except ConfigCompositionException as error:
-        unknown = re.match(r"Could not override '(.+)'\.\nTo append to your config", str(error))
-        if unknown is None:
-            raise
-        key = str(getattr(error.__cause__, "full_key", None) or unknown[1])  # of a dictionary the one inside
-        parent = key.rpartition(".")[0]
-        sets = [
-            word for word in words if "." in override_key(word) or sets_dictionary(word)
-        ]  # the others choose options
-        inside = [word for word in sets if f"{override_key(word)}.".startswith((f"{parent}.", f"{unknown[1]}."))]
-        others = [word for word in words if word not in inside]
-        with suppress(ConfigCompositionException):
-            there = OmegaConf.select(context.config_loader.load_sweep_config(config, others), parent)
-            names = {str(name) for name in there} if isinstance(there, DictConfig) else set()
-            raise ConfigError(unknown_key(f"{parent}.", key.removeprefix(f"{parent}."), names, "there")) from error
-        raise
 
 
 class JobErrors:
