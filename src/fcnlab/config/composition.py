@@ -170,13 +170,15 @@ def describe_unknown_option(error: MissingConfigException) -> str:
     source = re.match(r"In '([^']+)': ", str(error))
     where = f" in {source[1]}.yaml" if source and "/" in source[1] else ""
     hint = f"Did you mean {option.partition('=')[0]}={near[0]}? " if near else ""
-    return f"Unknown option {option}{where}. {hint}Available options: {', '.join(names)}."
+    available = f"Available options: {', '.join(names)}." if names else ""
+    return f"Unknown option {option}{where}. {hint}{available}".rstrip()
 
 
 def _unknown_key(verb: str, error: Exception, place: int, word: str) -> RefusedOverride:
     key = str(getattr(error.__cause__, "full_key", None) or _key(word))  # of a dictionary the key inside
-    root_key = key.partition(".")[0]
-    if root_key == key or "/" in key:
+    if _key(word).startswith(f"{key}."):  # a parent of it is unknown
+        key = _key(word)
+    if "." not in key or "/" in key:
         groups = {str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()}
         near = difflib.get_close_matches(key, sorted(groups), n=1)
         option = word.partition("=")[2]
@@ -198,7 +200,7 @@ def describe_unknown_key(verb: str, key: str, cfg: DictConfig | None) -> str:
         node = None if OmegaConf.is_missing(node, left[0]) else node[left[0]]
         parent, left = f"{parent}{left[0]}.", left[1:]
     if not isinstance(node, DictConfig):
-        return f"Unknown key {key}."
+        return f"Unknown key {key}." if cfg is None else f"Unknown key {key}: {parent[:-1]} has no keys."
     return unknown_key(
         parent,
         left[0],
