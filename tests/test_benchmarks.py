@@ -304,7 +304,7 @@ def test_the_verb_goes_on_behind_a_claim_that_fails(fcnlab, scripts, capfd, tmp_
     [
         ("claims=writes,wirtes", "claims=wirtes: no such claim. There are\n  broken: broken\n  writes: A claim."),
         ("device=gpu", "device=gpu: choose auto, cpu, cuda"),
-        ("threads=0", "threads=0: give a whole number of at least 1"),
+        ("threads=0", "threads must be a whole number of at least 1"),
         ("threads=10000", "threads=10000: choose 1 to"),
     ],
 )

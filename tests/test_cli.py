@@ -82,7 +82,7 @@ def test_the_other_ranks_of_a_run_are_started_with_the_rewritten_words(fcnlab, c
     [
         (["model=fcn9s"], "fcn8s"),  # the options there are
         (["modle=fcn8s"], "modle"),
-        (["+optim.momentun=0.9", "optim=sgd"], "did you mean optim.momentum?"),
+        (["+optim.momentun=0.9", "optim=sgd"], "Did you mean optim.momentum?"),
         (["data=voc", "data.root=nowhere"], "Set data.root to the folder that holds VOCdevkit/."),
         (["data.batch_size=1000"], "data.batch_size=1000 is more than the 24 training images"),
         (["seed=one"], "seed"),
@@ -102,13 +102,13 @@ def test_a_mistake_is_told_without_a_traceback(words, said, fcnlab, capsys, shap
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "experiment=paper/fcn33s"], "Could not find 'experiment/paper/fcn33s'"),
+        (["train", "experiment=paper/fcn33s"], "Unknown option experiment=paper/fcn33s. Did you mean experiment=paper/fcn32s?"),
         (["train", "experiment=paper/fcn16s"], "model.weights=VALUE: PATH of the FCN-32s"),
         (["train", "experiment=paper/verify_fcn8s"], "experiment=paper/verify_fcn8s is one of fcnlab eval"),
         (["eval", "experiment=paper/fcn32s"], "experiment=paper/fcn32s is one of fcnlab train"),
         (["eval", "experiment=paper/verify_fcn8s"], "model.weights=VALUE: PATH of pytorch-fcn's fcn8s_from_caffe.pth"),
-        (["eval", "checkpoint=best.ckpt", "data=vocc"], "Could not find 'data/vocc'"),
-        (["eval", "checkpoint=best.ckpt", "model=fcn9s"], "Could not find 'model/fcn9s'"),
+        (["eval", "checkpoint=best.ckpt", "data=vocc"], "Unknown option data=vocc. Did you mean data=voc?"),
+        (["eval", "checkpoint=best.ckpt", "model=fcn9s"], "Unknown option model=fcn9s. Did you mean model=fcn8s?"),
     ],
 )
 def test_options_of_optional_groups_are_not_passed_over(words, said, fcnlab, capsys):

@@ -393,7 +393,7 @@ def _run(verb: str) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException, InstantiationException
 
-    from fcnlab.config.hydra_errors import told_in_sentences
+    from fcnlab.config.hydra_errors import errors_explained
     from fcnlab.config.locations import CONF
     from fcnlab.escaping import escape_log_record, escape_terminal
     from fcnlab.hydra_registration import register_launchers, register_schemas
@@ -431,5 +431,5 @@ def _run(verb: str) -> None:
     register_schemas()
     register_launchers()
     logging.getLogger("fcnlab").addFilter(escape_log_record)
-    with told_in_sentences(verb, task) as report, _sweeping():
+    with _sweeping(), errors_explained(verb, task) as report:
         report(hydra.main(version_base="1.3", config_path=str(CONF))(task))

@@ -58,7 +58,7 @@ def test_a_text_is_no_switch(target: str, switch: str, wrong):
         found = [
             line
             for line in validation._component_errors("callbacks.x", node)
-            if line.startswith(f"callbacks.x.{switch}=")
+            if line.startswith(f"callbacks.x.{switch} must be true or false")
         ]
         assert bool(found) is not fits
 
@@ -168,9 +168,9 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_right_name(composed):
     with pytest.raises(ConfigError) as error:
         validate_config(cfg)
     said = str(error.value)
-    assert "model.upsamplng is no setting of fcnlab.models.FCN: did you mean model.upsampling?" in said
-    assert "did you mean data.batch_size?" in said and "did you mean trainer.max_steps?" in said
-    assert "optim.lr='fast': give a number of at least 0" in said
+    assert "Unknown key model.upsamplng of fcnlab.models.FCN. Did you mean model.upsampling?" in said
+    assert "Did you mean data.batch_size?" in said and "Did you mean trainer.max_steps?" in said
+    assert "optim.lr must be a number of at least 0, got 'fast'." in said
 
 
 def test_a_value_that_must_be_given_is_named(composed):
@@ -179,9 +179,7 @@ def test_a_value_that_must_be_given_is_named(composed):
 
 
 def test_a_value_outside_the_choices_is_refused(composed):
-    with pytest.raises(
-        ConfigError, match=r"model\.upsampling='bicubic' is no Literal\['fixed', 'learned', 'learned_all'\]"
-    ):
+    with pytest.raises(ConfigError, match=r"upsampling must be 'fixed' or 'learned' or 'learned_all', got 'bicubic'\."):
         validate_config(composed("model.upsampling=bicubic"))
 
 
@@ -210,18 +208,18 @@ def test_targets_that_tell_little_of_themselves_are_left_to_hydra(target):
 
 
 def test_keys_that_are_no_words_are_no_settings():
-    with pytest.raises(ConfigError, match=r"loss\.5 is no setting of fcnlab\.models\.Tiny: there are padding"):
+    with pytest.raises(ConfigError, match=r"Unknown key loss\.5 of fcnlab\.models\.Tiny\. Available: padding"):
         validate_config(OmegaConf.create({"loss": {"_target_": "fcnlab.models.Tiny", 5: 3}}))
 
 
 @pytest.mark.parametrize("key", ["_partial_", "_recursive_", "_convert_", "_args_"])
 def test_hydra_s_own_keys_are_checked(key):
-    with pytest.raises(ConfigError, match=f"loss\\.{key}='x' is no "):
+    with pytest.raises(ConfigError, match=f"loss\\.{key} must be .*, got 'x'"):
         validate_config(OmegaConf.create({"loss": {"_target_": "fcnlab.models.Tiny", key: "x"}}))
 
 
 def test_a_required_argument_that_is_missing_is_named():
-    with pytest.raises(ConfigError, match=r"model\.num_classes is not set, and fcnlab\.models\.fcn\.FCN needs it"):
+    with pytest.raises(ConfigError, match=r"model\.num_classes is not set, and fcnlab\.models\.fcn\.FCN requires it"):
         validate_config(
             OmegaConf.create(
                 {"model": {"_target_": "fcnlab.models.FCN", "backbone": {"_target_": "fcnlab.models.Tiny"}}}

@@ -4,7 +4,7 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
@@ -62,6 +62,20 @@ def test_reported_by_sees_the_error_before_hydra_ends_the_process(capsys):
         with pytest.raises(SystemExit):
             report(lambda: int("no number"))
     assert "fcnlab: invalid literal" in capsys.readouterr().err and utils.run_and_report is before
+
+
+def test_an_error_without_a_traceback_has_no_heading(capsys):
+    failed = JobReturn(overrides=["a=1"], status=JobStatus.FAILED, _return_value=CompactHydraException("wrong"))
+    with reported_by(lambda run: run()):
+        with pytest.raises(CompactHydraException, match="wrong"):
+            _ = failed.return_value
+        assert capsys.readouterr().err == ""
+        failed.return_value = KeyError("a fault of the program")
+        with pytest.raises(KeyError):
+            _ = failed.return_value
+    assert "Error executing job with overrides: ['a=1']" in capsys.readouterr().err
+    finished = JobReturn(status=JobStatus.COMPLETED, _return_value=3)
+    assert finished.return_value == 3
 
 
 def test_basic_launcher():

@@ -201,7 +201,7 @@ def test_the_inference_method_is_what_is_scored_and_recorded(run, fcnlab, tmp_pa
             "inference.factor=3 does not divide the net's finest stride, 8",
         ),
         (["inference=sliding", "inference.step=600"], "inference.step=600: from 1 pixel to inference.window=512"),
-        (["inference=multiscale", "+inference.scale=[1]"], "did you mean inference.scales?"),
+        (["inference=multiscale", "+inference.scale=[1]"], "Did you mean inference.scales?"),
     ],
 )
 def test_inference_methods_that_cannot_work_are_refused(run, fcnlab, capsys, words, said):

@@ -106,7 +106,7 @@ def test_stages_of_a_sweeps_job_stay_in_its_group_under_names_of_their_own(monke
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["model.backbone.weights=???"], "stage 1-fcn32s: the configuration cannot work"),
+        (["model.backbone.weights=???"], "stage 1-fcn32s: Invalid configuration: "),
         (["checkpoint=best"], "checkpoint=best is one stage's"),
         (["checkpoint=last"], "there is no stage in"),
         (["from_run=."], "no record of a run there"),

@@ -4,9 +4,9 @@ Hydra shows some of its errors in short, and others, as those of an interpolatio
 through its own code, or not at all.
 """
 
-import difflib
 import os
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ import omegaconf
 from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
+from fcnlab.config.composition import describe_unknown_option, mistakes_collected, unknown_plugin_setting
 from fcnlab.errors import UserError, first_line, why_not_used
 from fcnlab.escaping import escape_terminal
 from fcnlab.library_internals.hydra import reported_by
@@ -27,63 +28,48 @@ OURS = f"{Path(__file__).parent}{os.sep}"
 
 
 @contextmanager
-def told_in_sentences(verb: str, task: Callable) -> Iterator[Callable[[Callable], Any]]:
+def errors_explained(verb: str, task: Callable) -> Iterator[Callable[[Callable], Any]]:
     """While entered, Hydra reports errors of its own as sentences; what is yielded does so for what Hydra forgets.
 
     Errors of ``task`` are the task's own.
     """
-    with reported_by(lambda run: _plainly(verb, run, task)) as run_and_report:
+    with mistakes_collected(verb), reported_by(lambda run: _run_and_explain(verb, run, task)) as run_and_report:
         yield run_and_report
 
 
-def _plainly(verb: str, run: Callable, task: Callable) -> Any:
+def _run_and_explain(verb: str, run: Callable, task: Callable) -> Any:
     try:
         return run()
     except Exception as error:
-        if isinstance(error, MissingConfigException) and error.options is not None:
-            sentence = _of_missing_option(error)
-        elif isinstance(error, CompactHydraException):
-            sentence = _of_other_option(verb, str(error))
-        elif isinstance(error, UserError):  # of a sweeper's or a launcher's
-            sentence = str(error)
-        else:
-            sentence = _sentence(error) if _is_theirs(error, task) else None
-        if sentence is None:
+        message = _message(verb, error, task)
+        if message is None:
             raise
-        told = CompactHydraException(escape_terminal(f"fcnlab {verb}: {sentence}"))
+        message = escape_terminal(message if message.startswith("fcnlab ") else f"fcnlab {verb}: {message}")
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise told from error
-        raise told from None  # Hydra would show OmegaConf's words behind ours
+            raise CompactHydraException(message) from error
+        sys.stderr.write(f"{message}\n")  # Hydra would add OmegaConf's words, and how to get a traceback
+        sys.exit(1)
 
 
-def _of_missing_option(error: MissingConfigException) -> str:
-    """What to say of an option that no file is: the nearest that is there, and all of its group."""
-    from fcnlab.config.locations import CONF
-
-    group, _, name = str(error.missing_cfg_file).rpartition("/")
-    names = set(error.options or ())
-    if group.partition("/")[0] == "experiment":  # the only ones in folders, which Hydra takes for other groups
-        group, name = "experiment", str(error.missing_cfg_file).removeprefix("experiment/")
-        names |= {str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")}
-    near = difflib.get_close_matches(name, sorted(names), n=1)
-    hint = f"did you mean {group}={near[0]}? There are" if near else "there are"
-    return f"{first_line(error)}: {hint} {', '.join(sorted(names))}"
+def _message(verb: str, error: Exception, task: Callable) -> str | None:
+    """What to show of an error without its traceback; None where the traceback is wanted."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        return describe_unknown_option(error)
+    if isinstance(error, CompactHydraException):
+        return _of_plugin_setting(verb, str(error)) or str(error).strip() or first_line(error.__cause__ or error)
+    if isinstance(error, UserError):  # of a sweeper, of a launcher, or of a composition
+        return str(error)
+    return _sentence(error) if _is_theirs(error, task) else None
 
 
-def _of_other_option(verb: str, text: str) -> str | None:
-    """What to say of a setting that another launcher or sweeper has: Hydra advises a plus, with which it fails, too."""
-    found = re.match(r"Could not override 'hydra\.(?P<group>launcher|sweeper)\.(?P<key>[^']+)'", text) or re.search(
+def _of_plugin_setting(verb: str, text: str) -> str | None:
+    """What to say where a launcher or sweeper is built with a setting that it does not have."""
+    match = re.search(
         r"unexpected keyword argument '(?P<key>\w+)'.*^full_key: hydra\.(?P<group>launcher|sweeper)$",
         text,
         re.DOTALL | re.MULTILINE,
     )
-    if found is None:
-        return None
-    group = found["group"]
-    return (
-        f"hydra.{group}.{found['key']} is no setting of the hydra/{group} that is chosen: leave it out, or choose the"
-        f" one that has it; fcnlab {verb} hydra/{group}=OPTION --cfg hydra -p hydra.{group} shows what OPTION has"
-    )
+    return unknown_plugin_setting(verb, match["group"], match["key"]) if match else None
 
 
 def _is_theirs(error: Exception, task: Callable) -> bool:

@@ -16,6 +16,16 @@ LARGEST_SEED = 2**32 - 1  # NumPy's, and so Lightning's
 MOST_WARMUP = 0.1  # of a run
 MOST_DRAWN = 16  # images at each validation: more would make dashboards slow
 
+TYPE_WORDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a float",
+    str: "a string",
+    list: "a list",
+    dict: "a mapping",
+    type(None): "null",
+}
+
 
 @dataclass(frozen=True)
 class Meaning:
@@ -93,17 +103,21 @@ def description_of(annotation: Any) -> str | None:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return " and ".join(meaning.words for meaning in arguments[1:] if isinstance(meaning, Meaning)) or None
-    inside = [description_of(one) for one in arguments]
+    inside = [description_of(argument) for argument in arguments]
     if not any(inside) or origin is Literal:
         return None
     if origin in (Union, types.UnionType):
-        return " or ".join(words or _plain(one) for words, one in zip(inside, arguments, strict=True))
-    return f"for each: {inside[-1]}" if inside[-1] else None
+        return " or ".join(words or describe_type(kind) for words, kind in zip(inside, arguments, strict=True))
+    return f"a list or mapping whose values are each {inside[-1]}" if inside[-1] else None
 
 
-def _plain(annotation: Any) -> str:
-    if annotation is type(None):
-        return "null"
+def describe_type(annotation: Any) -> str:
+    """Return the words for a type, such as "a float", "true or false or null" or "'fixed' or 'learned'"."""
+    if annotation in TYPE_WORDS:
+        return TYPE_WORDS[annotation]
     if get_origin(annotation) is Literal:
-        return ", ".join(map(str, get_args(annotation)))
-    return getattr(annotation, "__name__", None) or str(annotation)
+        return " or ".join(map(repr, get_args(annotation)))
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(map(describe_type, get_args(annotation)))
+    name = str(annotation).replace("typing.", "").replace("collections.abc.", "")
+    return f"of type {getattr(annotation, '__name__', name) if isinstance(annotation, type) else name}"

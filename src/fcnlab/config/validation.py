@@ -28,10 +28,7 @@ from fcnlab.config.components import (
     to_plain,
 )
 from fcnlab.config.external_settings import EXTERNAL_CLASSES
-from fcnlab.config.ranges import (
-    description_of,
-    is_valid,
-)
+from fcnlab.config.ranges import describe_type, description_of, is_valid
 from fcnlab.errors import UserError, first_line
 
 NOT_FOUND = object()  # by a path: it has a key with a dot in it
@@ -87,18 +84,38 @@ def validate_config(cfg: DictConfig) -> None:
         not finite; a target cannot be imported; a required argument is missing; a value is not what fcnlab's own
         annotation says, of components, of roots, or of others' classes (:mod:`fcnlab.config.external_settings`).
     """
+    if mistakes := config_mistakes(cfg):
+        raise invalid_configuration(mistakes)
+
+
+def config_mistakes(cfg: DictConfig) -> list[str]:
+    """Return what :func:`validate_config` reports, a sentence for each mistake.
+
+    Raises
+    ------
+    ConfigError
+        An interpolation cannot be resolved.
+    """
     raw = OmegaConf.to_container(cfg, resolve=False)
-    problems = [f"{path} is not set: give it as {path}=VALUE" for path in sorted(_missing_values(raw))]
-    if not problems:
-        values = _resolved(cfg)
-        problems += [f"{path}={number}: give a finite number" for path, number in _non_finite_numbers(values)]
-        root = OmegaConf.get_type(cfg)
-        if is_dataclass(root):
-            problems += _schema_errors(values, root, list(iter_strings(raw)))
-        for path, node in iter_components(values):
-            problems += _component_errors(path, node)
-    if problems:
-        raise ConfigError("the configuration cannot work:\n" + "\n".join(f"  {problem}" for problem in problems))
+    mistakes = [f"{path} is not set. Set it as {path}=VALUE." for path in sorted(_missing_values(raw))]
+    if mistakes:
+        return mistakes
+    values = _resolved(cfg)
+    mistakes += [f"{path} must be a finite number, got {number}." for path, number in _non_finite_numbers(values)]
+    root = OmegaConf.get_type(cfg)
+    if is_dataclass(root):
+        mistakes += _schema_errors(values, root, list(iter_strings(raw)))
+    for path, node in iter_components(values):
+        mistakes += _component_errors(path, node)
+    return mistakes
+
+
+def invalid_configuration(mistakes: Sequence[str]) -> ConfigError:
+    """Return the error that lists all mistakes of a configuration, one on the line itself."""
+    lines = [mistakes[0]] if len(mistakes) == 1 else ["", *(f"  {mistake}" for mistake in mistakes)]
+    return ConfigError(
+        f"Invalid configuration: {lines[0]}" if len(lines) == 1 else "Invalid configuration:" + "\n".join(lines)
+    )
 
 
 def _non_finite_numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
@@ -120,11 +137,11 @@ def _schema_errors(values: Mapping[str, Any], root: type, texts: Sequence[str], 
     for key, value in values.items():
         if key not in hints:
             if path or not any(re.search(rf"\$\{{.*\b{re.escape(key)}\b", text) for text in texts):
-                problems.append(unknown_key(path, key, set(hints), "that anything reads"))
+                problems.append(unknown_key(path, key, set(hints)))
         elif is_dataclass(hints[key]) and isinstance(value, dict):
             problems += _schema_errors(value, hints[key], texts, f"{path}{key}.")
         elif not is_valid(value, hints[key]):
-            problems.append(_type_error(f"{path}{key}", value, hints[key]))
+            problems.append(type_error(f"{path}{key}", value, hints[key]))
     return problems
 
 
@@ -169,7 +186,7 @@ def _component_errors(path: str, node: dict[str, Any]) -> list[str]:
     try:
         target = locate(node["_target_"])
     except (ImportError, AttributeError, ValueError) as error:
-        return [f"{path}._target_={node['_target_']} cannot be imported: {error}"]
+        return [f"{path}._target_={node['_target_']} cannot be imported: {error}."]
     try:
         parameters = inspect.signature(target).parameters
     except ValueError:  # some builtins have none: Hydra will tell
@@ -182,15 +199,15 @@ def _component_errors(path: str, node: dict[str, Any]) -> list[str]:
     unknown = [key for key in given if key not in names and not anything]
     ours = _arguments_from_code(path, parameters) if node.get("_partial_") else {}
     return [
-        *(f"{path}.{key} is given by fcnlab: leave it out, and set {ours[key]}" for key in given if key in ours),
+        *(f"{path}.{key} is set by fcnlab. Remove it, and set {ours[key]} instead." for key in given if key in ours),
         *(
-            _type_error(f"{path}.{key}", value, annotations[key])
+            type_error(f"{path}.{key}", value, annotations[key])
             for key, value in node.items()
             if key in annotations.keys() - ours and not holds_component(value) and not is_valid(value, annotations[key])
         ),
         *(unknown_key(f"{path}.", key, names, f"of {node['_target_']}") for key in unknown),
         *(
-            f"{path}.{name} is not set, and {dotted_name(target)} needs it"
+            f"{path}.{name} is not set, and {dotted_name(target)} requires it."
             for name in _missing_arguments(node, parameters)
         ),
         *(f"{path}.{conflict}" for conflict in _conflicts(target, given)),
@@ -244,15 +261,17 @@ def _missing_arguments(node: Mapping[str, Any], parameters: Mapping[str, inspect
     return [name for name in needed if name not in node]
 
 
-def unknown_key(path: str, key: str, names: set[str], whose: str) -> str:
+def unknown_key(path: str, key: str, names: set[str], owner: str = "", inside: str = "") -> str:
+    """Return what is wrong with a key that is not among ``names``, with the nearest that is.
+
+    ``path`` stands before the key, and ``inside`` behind it, in the setting that was typed.
+    """
     near = difflib.get_close_matches(str(key), names, n=1)
-    hint = f"did you mean {path}{near[0]}?" if near else f"there are {', '.join(sorted(names - {'self'}))}"
-    return f"{path}{key} is no setting {whose}: {hint}"
+    hint = f"Did you mean {path}{near[0]}{inside}?" if near else f"Available: {', '.join(sorted(names - {'self'}))}."
+    return f"Unknown key {path}{key}{inside}{f' {owner}' if owner else ''}. {hint}"
 
 
-def _type_error(path: str, value: Any, annotation: Any) -> str:
-    if words := description_of(annotation):
-        return f"{path}={value!r}: give {words}"
-    wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
-    wanted = wanted or str(annotation).replace("typing.", "").replace("collections.abc.", "")
-    return f"{path}={value!r} is no {wanted}"
+def type_error(path: str, value: Any, annotation: Any) -> str:
+    """Return what a setting must be, and what it is instead."""
+    allowed, colon, reason = (description_of(annotation) or describe_type(annotation)).partition(": ")
+    return f"{path} must be {allowed}, got {value!r}{colon}{reason}."

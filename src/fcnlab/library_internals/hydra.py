@@ -14,6 +14,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_d
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 __all__ = [
@@ -58,17 +60,24 @@ def reported_by(run: Callable[[Callable], Any]) -> Iterator[Callable[[Callable],
     """While entered, Hydra calls through ``run`` what may fail, and reports what is raised; gives who does both.
 
     Hydra prints tracebacks of its own and ends the process in there, so that no ``except`` of a caller sees the error.
+    Nor does it print the overrides of a job before an error that it shows without a traceback.
     """
-    report = utils.run_and_report
+    report, return_value = utils.run_and_report, JobReturn.return_value
 
     def run_and_report(function: Callable) -> Any:
         return report(lambda: run(function))
 
+    def value_without_heading(job: JobReturn) -> Any:
+        if job.status == JobStatus.FAILED and isinstance(job._return_value, CompactHydraException):
+            raise job._return_value
+        return return_value.fget(job)  # pyright: ignore[reportAttributeAccessIssue]
+
     utils.run_and_report = run_and_report
+    JobReturn.return_value = return_value.getter(value_without_heading)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield run_and_report
     finally:
-        utils.run_and_report = report
+        utils.run_and_report, JobReturn.return_value = report, return_value
 
 
 @contextmanager

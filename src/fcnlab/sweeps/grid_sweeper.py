@@ -299,7 +299,7 @@ def list_hints_added(overrides: Sequence[Override]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        hints = [hint for path, hint in list_hints(overrides).items() if f" {path}=" in str(error)]
+        hints = [hint for path, hint in list_hints(overrides).items() if f" {path} must be " in str(error)]
         if not hints:
             raise
         raise UserError("\n".join([str(error), *hints])) from error

@@ -2,29 +2,25 @@
 
 import copy
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path, PurePath
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, ConfigCompositionException
+from hydra.errors import CompactHydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fcnlab.config.overrides import (
     command_options,
-    override_key,
     plain_overrides,
     searchpath,
-    sets_dictionary,
 )
 from fcnlab.config.validation import (
     ConfigError,
     EnvironmentVariableNotSet,
     check_requirements,
-    unknown_key,
     validate_config,
 )
 from fcnlab.errors import CHDIR_REFUSED, UserError, why_not_used
@@ -75,7 +71,7 @@ def compose_jobs(
     configs, errors = {}, JobErrors()
     for number, overrides in enumerate(jobs, start=first):
         with errors.of_job(number):
-            configs[number] = cfg = _compose(context, config, user_overrides(overrides))
+            configs[number] = cfg = context.config_loader.load_sweep_config(config, user_overrides(overrides))
             cfg.hydra.job.id = cfg.hydra.job.num = number
             HydraConfig.instance().set_config(cfg)
             with read_write(cfg.hydra), open_dict(cfg.hydra):
@@ -107,31 +103,6 @@ def check_folders(subdirs: Mapping[int, str]) -> None:
                 f"jobs {both[0]} and {both[1]} would both use {PurePath(*outer)} in the sweep's folder"
                 f"{DISTINCT_SUBDIR_HINT}"
             )
-
-
-def _compose(context: HydraContext, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    try:
-        return context.config_loader.load_sweep_config(config, list(overrides))
-    except ConfigCompositionException as error:
-        unknown = re.match(r"Could not override '(.+)'\.\nTo append to your config", str(error))
-        if unknown is None:
-            raise
-        key = str(getattr(error.__cause__, "full_key", None) or unknown[1])  # in a dictionary: the inner key
-        parent = key.rpartition(".")[0]
-        settings = [  # the other overrides choose options of groups
-            override for override in overrides if "." in override_key(override) or sets_dictionary(override)
-        ]
-        inside = [
-            override
-            for override in settings
-            if f"{override_key(override)}.".startswith((f"{parent}.", f"{unknown[1]}."))
-        ]
-        outside = [override for override in overrides if override not in inside]
-        with suppress(ConfigCompositionException):
-            node = OmegaConf.select(context.config_loader.load_sweep_config(config, outside), parent)
-            names = {str(name) for name in node} if isinstance(node, DictConfig) else set()
-            raise ConfigError(unknown_key(f"{parent}.", key.removeprefix(f"{parent}."), names, "there")) from error
-        raise
 
 
 class JobErrors:

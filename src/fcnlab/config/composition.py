@@ -1,0 +1,302 @@
+"""Composition of a command's configuration, with all of its mistakes in one answer.
+
+Hydra stops at the first override that it refuses. Only then does anything here run: the refused override is corrected
+to the nearest valid one, or dropped, until the rest composes, and what was composed is validated.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, is_dataclass
+from itertools import islice
+from typing import Any, get_type_hints
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from fcnlab.config.locations import CONF
+from fcnlab.errors import first_line
+from fcnlab.library_internals.hydra import composed_through
+
+MOST_RUNS_OF_SWEEP = 20  # that are composed to find mistakes
+UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
+EXISTING_KEY = re.compile(r"Could not append to config\. An item is already at '(?P<key>[^']+)'")
+ABSENT_KEY = re.compile(r"Could not delete (?:from config\. )?'(?P<key>[^']+)'")
+INVALID_VALUE = re.compile(r"Error merging override (?P<word>.+)", re.DOTALL)
+SWEEP_OF_RUN = re.compile(
+    r"(?:Ambiguous value for argument|Sweep parameters) '(?P<word>.+?)'(?:\n| requires)", re.DOTALL
+)
+OF_PLUGIN = re.compile(r"hydra\.(?P<group>launcher|sweeper)\.(?P<key>.+)")
+
+Load = Callable[..., DictConfig]
+
+
+@dataclass(frozen=True)
+class RefusedOverride:
+    """An override that Hydra refuses, what to say of it once the rest is composed, and what may have been meant."""
+
+    place: int
+    describe: Callable[[DictConfig | None], str]
+    corrected: str | None = None
+    group: str | None = None  # whose option is unknown, so that settings inside it cannot be judged
+
+
+def mistakes_collected(verb: str) -> AbstractContextManager[None]:
+    """While entered, a composition that fails raises a ConfigError that lists all mistakes of the command."""
+
+    def compose(load: Load, arguments: dict[str, Any]) -> DictConfig:
+        try:
+            return load(**arguments)
+        except (HydraException, OmegaConfBaseException) as error:
+            if not arguments.get("validate_sweep_overrides", True):  # Hydra looks for hydra.mode, and ignores errors
+                raise
+            mistakes = find_mistakes(verb, load, arguments)
+            if not mistakes:
+                raise
+            from fcnlab.config.validation import invalid_configuration
+
+            raise invalid_configuration(mistakes) from error
+
+    return composed_through(compose, lambda config: config)
+
+
+def find_mistakes(verb: str, load: Load, arguments: Mapping[str, Any]) -> list[str]:
+    """Return all mistakes of a command line that does not compose, in sentences, each once.
+
+    Empty where Hydra's error is about no override.
+    """
+    words = list(arguments["overrides"])
+    refused, words, cfg, last_error = _compose_without_refused(verb, load, arguments, words)
+    mistakes = [override.describe(cfg) for override in sorted(refused, key=lambda override: override.place)]
+    if last_error is not None:
+        return [*mistakes, first_line(last_error)] if mistakes else []
+    if cfg is not None and arguments["run_mode"] == RunMode.MULTIRUN:
+        for run in _runs_of_sweep(words):
+            mistakes += find_mistakes_of_run(verb, load, {**arguments, "run_mode": RunMode.RUN, "overrides": run})
+    elif cfg is not None:
+        mistakes += _invalid_values(cfg)
+    return list(dict.fromkeys(mistakes))
+
+
+def find_mistakes_of_run(verb: str, load: Load, arguments: Mapping[str, Any]) -> list[str]:
+    """Return the mistakes of a run, which may compose."""
+    try:
+        return _invalid_values(load(**arguments))
+    except (HydraException, OmegaConfBaseException):
+        return find_mistakes(verb, load, arguments)
+
+
+def _compose_without_refused(
+    verb: str, load: Load, arguments: Mapping[str, Any], words: Sequence[str]
+) -> tuple[list[RefusedOverride], list[str], DictConfig | None, Exception | None]:
+    """Compose what Hydra accepts; return what it refuses, the words that are left, and the error that remains."""
+    left: dict[int, str] = dict(enumerate(words))
+    refused: list[RefusedOverride] = []
+    while True:
+        try:
+            cfg = load(**{**arguments, "overrides": list(left.values())})
+            return refused, list(left.values()), cfg, None
+        except (HydraException, OmegaConfBaseException) as error:
+            override = _refused_by(verb, error, left)
+            if override is None:
+                return refused, list(left.values()), None, error
+            is_corrected = left[override.place] != words[override.place]
+            refused.append(override)
+            if override.corrected is None or is_corrected:
+                del left[override.place]
+                inside = tuple(f"{prefix}." for prefix in [override.group] if prefix)
+                left = {place: word for place, word in left.items() if not _key(word).startswith(inside or ("\0",))}
+            else:
+                left[override.place] = override.corrected
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _refused_by(verb: str, error: Exception, words: Mapping[int, str]) -> RefusedOverride | None:
+    """The override that an error of Hydra's is about; None where it is about none that can be named."""
+    if isinstance(error, MissingConfigException):
+        return _unknown_option(error, words)
+    text = str(error)
+    for pattern, describe in (
+        (UNKNOWN_KEY, _unknown_key),
+        (EXISTING_KEY, _existing_key),
+        (ABSENT_KEY, _absent_key),
+    ):
+        if match := pattern.match(text):
+            place = next((place for place, word in words.items() if _key(word) == match["key"]), None)
+            return None if place is None else describe(verb, error, place, words[place])
+    for pattern, describe in ((INVALID_VALUE, _invalid_value), (SWEEP_OF_RUN, _sweep_of_run)):
+        if match := pattern.match(text):
+            place = next((place for place, word in words.items() if word == match["word"]), None)
+            return None if place is None else describe(verb, error, place, words[place])
+    return None
+
+
+def _unknown_option(error: MissingConfigException, words: Mapping[int, str]) -> RefusedOverride | None:
+    path = str(error.missing_cfg_file)
+    for place, word in words.items():
+        group, _, value = word.partition("=")
+        prefix = "+" * (len(group) - len(group.lstrip("+")))
+        group = group.lstrip("+")
+        name = path.removeprefix(f"{group}/")
+        if name == path or not re.search(rf"(?<![\w/.-]){re.escape(name)}(?![\w/-])", value):
+            continue
+        near = nearest_options(error)[1]
+        corrected = f"{prefix}{group}={value.replace(name, near[0])}" if near else None
+        return RefusedOverride(place, lambda _: describe_unknown_option(error), corrected, group.replace("/", "."))
+    return None
+
+
+def nearest_options(error: MissingConfigException) -> tuple[str, list[str], list[str]]:
+    """Return ``GROUP=NAME`` of an option that does not exist, the nearest name that does, and all names."""
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    names = set(error.options or ())
+    if group.partition("/")[0] == "experiment":  # the only options in folders, which Hydra takes for other groups
+        group, name = "experiment", str(error.missing_cfg_file).removeprefix("experiment/")
+        names |= {str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")}
+    return f"{group}={name}", difflib.get_close_matches(name, sorted(names), n=1), sorted(names)
+
+
+def describe_unknown_option(error: MissingConfigException) -> str:
+    option, near, names = nearest_options(error)
+    source = re.match(r"In '([^']+)': ", str(error))
+    where = f" in {source[1]}.yaml" if source and "/" in source[1] else ""
+    hint = f"Did you mean {option.partition('=')[0]}={near[0]}? " if near else ""
+    available = f"Available options: {', '.join(names)}." if names else ""
+    return f"Unknown option {option}{where}. {hint}{available}".rstrip()
+
+
+def _unknown_key(verb: str, error: Exception, place: int, word: str) -> RefusedOverride:
+    key = str(getattr(error.__cause__, "full_key", None) or _key(word))  # of a dictionary the key inside
+    if _key(word).startswith(f"{key}."):  # a parent of it is unknown
+        key = _key(word)
+    if "." not in key or "/" in key:
+        groups = {str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()}
+        near = difflib.get_close_matches(key, sorted(groups), n=1)
+        option = word.partition("=")[2]
+        exists = bool(near) and near[0] != key and (CONF / near[0] / f"{option}.yaml").is_file()
+        if exists or (near and "/" in key):
+            sentence = f"Unknown config group '{key}'. Did you mean '{near[0]}'?"
+            return RefusedOverride(place, lambda _: sentence, f"{near[0]}={option}" if exists else None)
+    return RefusedOverride(place, lambda cfg: describe_unknown_key(verb, key, cfg))
+
+
+def describe_unknown_key(verb: str, key: str, cfg: DictConfig | None) -> str:
+    """Return what is wrong with a key that a configuration does not have, with the nearest that it has."""
+    from fcnlab.config.validation import unknown_key
+
+    if plugin := OF_PLUGIN.match(key):
+        return unknown_plugin_setting(verb, plugin["group"], plugin["key"])
+    node, parent, left = cfg, "", key.split(".")
+    while len(left) > 1 and isinstance(node, DictConfig) and left[0] in node:
+        node = None if OmegaConf.is_missing(node, left[0]) else node[left[0]]
+        parent, left = f"{parent}{left[0]}.", left[1:]
+    if not isinstance(node, DictConfig):
+        return f"Unknown key {key}." if cfg is None else f"Unknown key {key}: {parent[:-1]} has no keys."
+    return unknown_key(
+        parent,
+        left[0],
+        {str(name) for name in node},
+        f"of fcnlab {verb}" if not parent else "",
+        ".".join(["", *left[1:]]),
+    )
+
+
+def unknown_plugin_setting(verb: str, group: str, key: str) -> str:
+    """Return what to do about a setting of another launcher or sweeper: Hydra advises a plus, which fails as well."""
+    return (
+        f"hydra.{group}.{key} is not a setting of the chosen hydra/{group}. Remove it, or choose the {group} that has"
+        f" it. To see the settings of one: fcnlab {verb} hydra/{group}=OPTION --cfg hydra -p hydra.{group}"
+    )
+
+
+def _existing_key(verb: str, error: Exception, place: int, word: str) -> RefusedOverride:
+    sentence = f"{word} adds a key that exists already. Type {word.lstrip('+')}."
+    return RefusedOverride(place, lambda _: sentence, word.lstrip("+"))
+
+
+def _absent_key(verb: str, error: Exception, place: int, word: str) -> RefusedOverride:
+    return RefusedOverride(place, lambda _: f"{word} removes a key that does not exist.")
+
+
+def _invalid_value(verb: str, error: Exception, place: int, word: str) -> RefusedOverride:
+    key, reason = _key(word), first_line(error.__cause__ or error)
+
+    def describe(cfg: DictConfig | None) -> str:
+        from fcnlab.config.validation import type_error
+
+        annotation = annotation_at(OmegaConf.get_type(cfg), key) if cfg is not None else None
+        value = value_of_word(word)
+        return f"{word} is invalid: {reason}." if annotation is None else type_error(key, value, annotation)
+
+    return RefusedOverride(place, describe)
+
+
+def annotation_at(schema: Any, key: str) -> Any:
+    """Return the annotation of a setting in the schema of a root; None where the schema has none."""
+    for name in key.split("."):
+        if not is_dataclass(schema):
+            return None
+        schema = get_type_hints(schema, include_extras=True).get(name)
+    return schema
+
+
+def value_of_word(word: str) -> Any:
+    return OverridesParser.create().parse_override(word).value()
+
+
+def _sweep_of_run(verb: str, error: Exception, place: int, word: str) -> RefusedOverride:
+    key, _, values = word.partition("=")
+    sentence = f"{word} lists several values. Add -m to run a sweep over them, or type '{key}=[{values}]' for one list."
+    return RefusedOverride(place, lambda _: sentence)
+
+
+def _runs_of_sweep(words: Sequence[str]) -> Iterator[list[str]]:
+    """The words of a few runs of a sweep, in which each listed value occurs at least once."""
+    values = [_single_words(override) for override in OverridesParser.create().parse_overrides(list(words))]
+    count = max(map(len, values), default=0)
+    for number in range(count):
+        yield [each[min(number, len(each) - 1)] for each in values if each]
+
+
+def _single_words(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep() or isinstance(override.value(), Glob):
+        return []
+    return [
+        f"{override.get_key_element()}={value}"
+        for value in islice(override.sweep_string_iterator(), MOST_RUNS_OF_SWEEP)
+    ]
+
+
+def _invalid_values(cfg: DictConfig) -> list[str]:
+    """What validation finds in a configuration that composes; nothing where the task completes it first."""
+    import copy
+
+    from fcnlab.config.validation import ConfigError, config_mistakes
+
+    task = copy.deepcopy(cfg)
+    with open_dict(task):
+        del task["hydra"]
+    if task.get("stages") or task.get("from_run") or (task.get("data") is None and task.get("model") is not None):
+        return []
+    before = HydraConfig.instance().cfg
+    try:
+        with read_write(cfg.hydra), open_dict(cfg.hydra):
+            cfg.hydra.runtime.output_dir = "."
+            cfg.hydra.job.id, cfg.hydra.job.num = "0", 0
+        HydraConfig.instance().set_config(cfg)
+        return config_mistakes(task)
+    except ConfigError:  # an interpolation that cannot be resolved; perhaps of a dropped override
+        return []
+    finally:
+        HydraConfig.instance().cfg = before
