@@ -15,7 +15,8 @@ from fcnlab.data.formats.shapes import draw
 from fcnlab.data.formats.voc import voc_palette
 from fcnlab.errors import UserError
 from fcnlab.evaluation.submission import check_submission
-from fcnlab.inference.output_folder import PredictionFolder, check_report
+from fcnlab.inference.output_folder import PredictionFolder
+from fcnlab.runs.run_folder import check_report_folder
 from fcnlab.tasks.predict import find_input_images, output_names, warn_of_subfolders
 from fcnlab.training.segmenter import Segmenter
 
@@ -158,12 +159,12 @@ def test_images_and_what_a_link_leads_to_are_never_replaced(tmp_path, overwrite)
     (tmp_path / "out" / "labels").mkdir(parents=True)
     image = tmp_path / "out" / "labels" / "a.png"
     image.write_bytes(b"image")
-    with pytest.raises(UserError, match="is one of the images"):
+    with pytest.raises(UserError, match="is one of the input images"):
         PredictionFolder(tmp_path / "out").check(["a.png"], [image], overwrite)
     (tmp_path / "masks").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "labels").symlink_to("../masks")
-    with pytest.raises(UserError, match="leads elsewhere by a link"):
+    with pytest.raises(UserError, match="leads to another folder by a link"):
         PredictionFolder(tmp_path / "other").check(["a.png"], [image], overwrite)
 
 
@@ -179,12 +180,12 @@ def test_the_list_of_predictions_is_no_file_of_another_folder(tmp_path, link):
 
 def test_a_report_replaces_none_but_reports(tmp_path):
     names = ("doctor.json", "doctor.md", "samples.png")
-    check_report(tmp_path, names)
+    check_report_folder(tmp_path, names)
     (tmp_path / "samples.png").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"holds samples\.png and no doctor\.json"):
-        check_report(tmp_path, names)
+    with pytest.raises(UserError, match=r"contains samples\.png but no doctor\.json"):
+        check_report_folder(tmp_path, names)
     (tmp_path / "doctor.json").write_text("{}")
-    check_report(tmp_path, names)
+    check_report_folder(tmp_path, names)
 
 
 def test_a_submission_replaces_nothing(tmp_path):

@@ -214,7 +214,7 @@ class SegmentationDataset:
         Raises
         ------
         DataError
-            One message for all that is wrong: a missing, unreadable or shortened file, a image of another size than
+            One message for all that is wrong: a missing, unreadable or shortened file, an image of another size than
             its mask or smaller than ``min_size`` pixels, a mask with labels that are no classes, a name that is listed
             twice.
         """
@@ -246,7 +246,7 @@ class SegmentationDataset:
         return [name for name, count in Counter(self.names).items() if count > 1]
 
     def faults(self, index: int, min_size: int = 1, read: Callable[[int], object] | None = None) -> Iterator[DataError]:
-        """Each reason why a image and its mask cannot be used, as far as headers, ends and whole masks tell.
+        """Each reason why an image and its mask cannot be used, as far as headers, ends and whole masks tell.
 
         ``read`` is what reads a whole mask, if not :meth:`mask` does.
         """

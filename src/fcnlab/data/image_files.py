@@ -37,15 +37,15 @@ class UnreadableFile(DataError):
 
 
 class BrokenFile(DataError):
-    """A image that ends too early, or does not fit its own checksums."""
+    """An image that ends too early, or does not fit its own checksums."""
 
 
 class WrongSize(DataError):
-    """A image of another size than its mask, or one too small or too large to work with."""
+    """An image of another size than its mask, or one too small or too large to work with."""
 
 
 class WrongMode(DataError):
-    """Pixels of another kind: a mask of colours, a image of more than 8 bits to a channel, a turned TIFF."""
+    """Pixels of another kind: a mask of colours, an image of more than 8 bits to a channel, a turned TIFF."""
 
 
 class WrongLabels(DataError):
@@ -68,12 +68,12 @@ def _has_its_end(path: Path) -> bool:
 
 
 def read_image(path: Path) -> UInt8[ndarray, "rows cols 3"]:
-    """A image as RGB.
+    """An image as RGB.
 
     Raises
     ------
     DataError
-        No such file, not readable as a image to its end, too large, or of more than 8 bits.
+        No such file, not readable as an image to its end, too large, or of more than 8 bits.
     """
     with open_image(path) as file:
         if file.format == "JPEG" and file.mode == "RGB" and (pixels := _whole_jpeg(path, file.size)) is not None:
@@ -118,7 +118,7 @@ def opened(path: Path, formats: tuple[str, ...]) -> Iterator[ImageFile]:
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing{_beside(path)}{_of_a_list(path)}") from None
     except Exception as error:  # PIL's plugins end in a dozen kinds
-        raise UnreadableFile(f"{path} cannot be read as a image ({', '.join(formats)}): {error}") from error
+        raise UnreadableFile(f"{path} cannot be read as an image ({', '.join(formats)}): {error}") from error
     with file:
         try:
             _check_header(path, file)

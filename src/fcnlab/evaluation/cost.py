@@ -33,7 +33,7 @@ def describe_model(segmenter: Segmenter, dataset: SegmentationDataset) -> str:
     work = count_macs(net, rows, cols) / 1e9
     return (
         f"The net: {type(net).__name__} of levels {levels} on {type(net.backbone).__name__},"
-        f" {parameters:.2f} M parameters, {work:.2f} GMACs for a image of {rows}x{cols}"
+        f" {parameters:.2f} M parameters, {work:.2f} GMACs for an image of {rows}x{cols}"
     )
 
 

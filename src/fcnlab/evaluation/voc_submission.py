@@ -12,7 +12,7 @@ from fcnlab.runs.drawing import Labels, Palette, with_palette
 
 @contextmanager
 def submission(path: Path, folder: str, palette: Palette) -> Iterator[Callable[[str, Labels], None]]:
-    """A function that adds a image's labels, by its name, to ``folder`` of a tar.gz.
+    """A function that adds an image's labels, by its name, to ``folder`` of a tar.gz.
 
     The archive is written aside: it is at ``path`` only when all went well.
     """

@@ -57,7 +57,7 @@ def _tables(cols: int, table: int, kind: torch.dtype, device: torch.device) -> I
 class ImageConfusions(UnsqueezedMetric):
     """A confusion matrix for each image of a set, by its index, from which everything else follows.
 
-    Every rank fills the rows of its own images, so that summing over ranks neither pads nor repeats; a image
+    Every rank fills the rows of its own images, so that summing over ranks neither pads nor repeats; an image
     that was counted twice is an error, not a slightly wrong score.
     """
 
@@ -90,7 +90,7 @@ class ImageConfusions(UnsqueezedMetric):
         Raises
         ------
         RuntimeError
-            A image was counted more than once.
+            An image was counted more than once.
         """
         if bool((self.seen > 1).any()):
             twice = self.seen.argmax().item()

@@ -124,7 +124,7 @@ def detectron2(matrices: Matrices) -> Convention:
 def torchmetrics(matrices: Matrices) -> Convention:
     """Sum and count run over (image, class) pairs with a union, so it is no mean of the images' means either.
 
-    Its ``functional.mean_iou`` gives those. A class that is absent from a image is in no pair; up to 1.7.0 it counted
+    Its ``functional.mean_iou`` gives those. A class that is absent from an image is in no pair; up to 1.7.0 it counted
     0 there. Void cannot be told to it: among ``"index"`` labels 255 is an error.
     """
     return Convention(
@@ -132,7 +132,7 @@ def torchmetrics(matrices: Matrices) -> Convention:
         class_areas(matrices).miou(),
         None,
         None,
-        "the mean over all pairs of a image and a class that it has or was given; background is a class too",
+        "the mean over all pairs of an image and a class that it has or was given; background is a class too",
         "torchmetrics 1.9.0 (since 1.7.1) segmentation/mean_iou.py, MeanIoU(include_background=True)",
     )
 

@@ -107,7 +107,7 @@ def _tile(name: str, image: RGB, labels: Labels, palette: Palette, side: int) ->
 
 
 def save_png(path: Path, image: RGB) -> None:
-    """Write a image; folders in its name are made."""
+    """Write an image; folders in its name are made."""
     _save(path, Image.fromarray(image))
 
 

@@ -18,7 +18,7 @@ SCORING = "scoring."  # before the name of what a scoring has of its own, beside
 # is: where they lie, and how they are read.
 NO_PART_IN_SCORING = re.compile(
     r"data\.(_\w+_|(train|val|test)_list|num_classes|augment(\..*)?|crop_size|batch_size|eval_batch_size|seed"
-    r"|images\.(num_train|num_val|lists|fractions(\..*)?|split_seed|convert))"
+    r"|dataset\.(num_train|num_val|lists|fractions(\..*)?|split_seed|convert))"
 )
 
 

@@ -12,8 +12,8 @@ DIGITS = 12  # of a number: what differs behind them is rounding
 # another set. Which checkpoint was scored (checkpointing.score) the record tells: it becomes the setting "checkpoint"
 # that evaluations have, so that either makes the same group.
 WITHOUT_EFFECT = re.compile(
-    r"seed|(logger|checkpointing|from_run|stages|sweep|needs|published|images|passport|trust)(\..*)?"
-    r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(images|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
+    r"seed|(logger|checkpointing|from_run|stages|sweep|needs|published|num_images|conventions|trust)(\..*)?"
+    r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(sample_images|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
     r"|trainer\.strategy\.(gradient_as_bucket_view|broadcast_buffers|static_graph)"
 )
 OF_THE_PLACE = re.compile(r"checkpoint|callbacks\.\w+\.(dirpath|folder)")  # where a run lies, not what it does

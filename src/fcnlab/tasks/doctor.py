@@ -39,11 +39,10 @@ from fcnlab.data.samplers import TrainingBatches
 from fcnlab.errors import UserError
 from fcnlab.evaluation.splits import report_splits
 from fcnlab.files.writing import atomic_write, write_json
-from fcnlab.inference.output_folder import check_report
 from fcnlab.messages import log_info
 from fcnlab.runs.drawing import contact_sheet, save_png
 from fcnlab.runs.provenance import command
-from fcnlab.runs.run_folder import RunFolder
+from fcnlab.runs.run_folder import RunFolder, check_report_folder
 
 Seen = dict[str, ImageReports]  # by the split's name
 
@@ -57,7 +56,7 @@ def doctor(cfg: DictConfig, run: RunFolder) -> None:
         What makes a number wrong or training fail, in a line.
     """
     folder = run.path
-    check_report(folder, ("doctor.json", "doctor.md", "samples.png"))
+    check_report_folder(folder, ("doctor.json", "doctor.md", "samples.png"))
     validate_config(cfg)
     data: DataModule = instantiate(cfg.data, _convert_="all")
     seen = inspect_all(data)

@@ -59,7 +59,7 @@ NO_LABELS = np.zeros(256, np.int64)
 
 @dataclass(frozen=True)
 class ImageReport:
-    """What was seen of a image and its mask; what could not be read is None.
+    """What was seen of an image and its mask; what could not be read is None.
 
     Attributes
     ----------
@@ -95,7 +95,7 @@ def inspect_images(dataset: SegmentationDataset) -> Iterator[ImageReport]:
 
 
 def inspect_image(dataset: SegmentationDataset, index: int) -> ImageReport:
-    """Read a image and its mask to their ends."""
+    """Read an image and its mask to their ends."""
     faults = {str(fault): fault for fault in dataset.faults(index)}
     image = _read(dataset.image, index, faults)
     mask = _read(dataset.mask_facts, index, faults) if dataset.masks else None
@@ -118,7 +118,7 @@ def _read(reader: Callable[[int], Read], index: int, faults: dict[str, DataError
 
 
 def oddities(path: Path) -> Iterator[tuple[str, str]]:
-    """What is odd about a image that can be read, by the names in ``ODDITIES``."""
+    """What is odd about an image that can be read, by the names in ``ODDITIES``."""
     try:
         with open_image(path) as file:
             if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
