@@ -462,7 +462,7 @@ def test_images_replace_links(ended, longer, tmp_path):
 def test_a_record_that_is_none_is_kept_aside(ended, longer, text):
     (ended / "run.json").write_text(text)
     code, said = longer()
-    assert code == 0 and "it is kept as run.json.damaged, and a new one begun" in said
+    assert code == 0 and "The file is kept as run.json.damaged, and a new one is started" in said
     assert (ended / "run.json.damaged").read_text() == text
     assert json.loads((ended / "run.json").read_text())["status"] == "finished"
 

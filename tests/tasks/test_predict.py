@@ -77,7 +77,7 @@ def test_an_unreadable_image_is_named_at_the_end_and_the_rest_is_done(checkpoint
     (photos / "half.jpg").write_bytes(whole[: len(whole) // 2])
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out") == 1
     error = capsys.readouterr().err
-    assert "2 of 4 images were left out" in error and "aa.jpg" in error and "half.jpg" in error
+    assert "2 of 4 images were skipped" in error and "aa.jpg" in error and "half.jpg" in error
     assert "Traceback" not in error
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
@@ -150,7 +150,7 @@ def test_overwriting_replaces_no_ground_truth_wherever_the_images_lie(photos, fc
     for images in (photos, tmp_path / "ds" / "photos"):
         words = ("predict", "checkpoint=none", f"input={images}", f"output={tmp_path}/ds", "overwrite=true")
         assert fcnlab(*words) == 1
-        assert "overwrite=true does not replace it, which may be ground truth" in capsys.readouterr().err
+        assert "overwrite=true does not replace it, because it may be ground truth" in capsys.readouterr().err
     assert (labels / "a.png").read_bytes() == target and written(labels) == ["a.png"]
 
 
@@ -193,7 +193,7 @@ def test_a_submission_replaces_nothing(tmp_path):
     path.write_bytes(b"mine")
     settings = {"submission": str(path), "competition": "comp6", "input": None, "output": None}
     data = {"dataset": {"year": 2012}, "archive": None}
-    for overwrite, archive, said in ((False, None, "overwrite=true"), (True, str(path), "data.archive=, too")):
+    for overwrite, archive, said in ((False, None, "overwrite=true"), (True, str(path), "overwrite data.archive")):
         cfg = OmegaConf.create(settings | {"overwrite": overwrite, "data": data | {"archive": archive}})
         with pytest.raises(UserError, match=said):
             check_submission(cfg)
@@ -205,7 +205,7 @@ def test_images_too_small_for_a_scale_are_left_out_and_the_rest_is_done(checkpoi
     words = ("inference=multiscale", "inference.scales=[0.25,1]", "num_workers=0")
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out", *words) == 1
     error = capsys.readouterr().err
-    assert "1 of 3 images were left out" in error and "thin.png has 1x40 pixels; 3 are needed on each side" in error
+    assert "1 of 3 images were skipped" in error and "thin.png has 1x40 pixels, but at least 3 are required on each side" in error
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
 

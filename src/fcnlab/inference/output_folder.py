@@ -25,9 +25,9 @@ class PredictionFolder:
     def check(self, names: Sequence[str], inputs: Sequence[Path], overwrite: bool) -> None:
         """Check that all predictions can be written without replacing foreign files.
 
-        ``overwrite`` allows to replace predictions that were changed since. It never allows to replace other files, which
-        may be ground truth, nor files in a folder with the input images, where corrected predictions may be ground
-        truth, too.
+        ``overwrite`` allows to replace predictions that were changed since. It never allows to replace other files,
+        which may be ground truth, nor files in a folder with the input images, where corrected predictions may be
+        ground truth, too.
 
         Raises
         ------

@@ -135,8 +135,8 @@ def check_folder_contents(folder: Path, verb: str) -> None:
     recorded_verb = _verb_of(folder)
     if recorded_verb is not None and recorded_verb != verb:
         raise UserError(
-            f"hydra.run.dir={folder} contains the record of fcnlab {recorded_verb}, which fcnlab {verb} would replace: leave"
-            " hydra.run.dir out, or choose a new folder"
+            f"hydra.run.dir={folder} contains the record of fcnlab {recorded_verb}, which fcnlab {verb} would replace:"
+            " leave hydra.run.dir out, or choose a new folder"
         )
     for name in (*FOLDERS, *FILES):
         path, kind = folder / name, "folder" if name in FOLDERS else "file"

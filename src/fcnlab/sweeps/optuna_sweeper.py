@@ -21,7 +21,7 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.files.in_place import check_own
 from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.library_internals.hydra import value_of
-from fcnlab.runs.settings import OF_THE_JOB, in_few_digits
+from fcnlab.runs.settings import JOB_INTERPOLATION, in_few_digits
 from fcnlab.sweeps.grid_sweeper import (
     how_to_list,
     lists_explained,
@@ -104,7 +104,7 @@ class OptunaSweeper(Sweeper):
             space, self.fixed = space_of(overrides)
             self.space = {name: space_word(name, values) for name, values in space.items()}
             self._check_same_space()
-            self.by_number = any(map(OF_THE_JOB.search, self.fixed))  # no two jobs are equal, whatever is drawn
+            self.by_number = any(map(JOB_INTERPOLATION.search, self.fixed))  # no two jobs are equal, whatever is drawn
             with lists_explained(overrides):
                 self._check_ends(space)
             study = self._open()
@@ -143,7 +143,7 @@ class OptunaSweeper(Sweeper):
                 configs = check_jobs(self.context, self.whole, [[*self.fixed, *words]], 0, elsewhere)
             except UserError as error:
                 raise UserError(f"{' '.join(words)}: {str(error).removeprefix('job 0: ')}") from error
-            self.by_number |= any(bool(OF_THE_JOB.search(settings_text(cfg))) for cfg in configs.values())
+            self.by_number |= any(bool(JOB_INTERPOLATION.search(settings_text(cfg))) for cfg in configs.values())
 
     def _open(self) -> Any:
         import optuna
