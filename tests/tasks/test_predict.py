@@ -17,7 +17,7 @@ from fcnlab.errors import UserError
 from fcnlab.evaluation.submission import check_submission
 from fcnlab.inference.output_folder import PredictionFolder
 from fcnlab.runs.run_folder import check_report_folder
-from fcnlab.tasks.predict import find_input_images, output_names, warn_of_subfolders
+from fcnlab.tasks.predict import find_input_images, output_names, warn_about_subfolders
 from fcnlab.training.segmenter import Segmenter
 
 
@@ -98,7 +98,7 @@ def test_what_a_killed_prediction_had_half_written_is_removed(checkpoint, photos
 
 def test_nothing_to_predict_is_an_error(checkpoint, fcnlab, capsys, tmp_path):
     assert fcnlab("predict", checkpoint, f"input={tmp_path}/nothing", f"output={tmp_path}/out") == 1
-    assert "finds no images" in capsys.readouterr().err
+    assert "matches no images" in capsys.readouterr().err
 
 
 def test_predictions_are_postprocessed(checkpoint, photos, fcnlab, tmp_path):
@@ -221,7 +221,7 @@ def test_an_image_that_memory_cannot_hold_is_left_out(checkpoint, photos, fcnlab
     monkeypatch.setattr(Segmenter, "predict_step", limited)
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out", "num_workers=0") == 1
     error = capsys.readouterr().err
-    assert "large.png has 70x70 pixels, for which memory is too small" in error and "inference=sliding" in error
+    assert "large.png has 70x70 pixels, too many for the memory" in error and "inference=sliding" in error
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
 
@@ -229,10 +229,10 @@ def test_images_in_subfolders_are_not_passed_over_silently(photos, tmp_path, cap
     (photos / "out" / "overlays").mkdir(parents=True)
     (photos / "out" / "overlays" / "a.png").write_bytes(b"an earlier prediction")
     with caplog.at_level("WARNING", logger="fcnlab"):
-        warn_of_subfolders(photos, photos / "out")
-    assert "1 images in subfolders are left out" in caplog.text
+        warn_about_subfolders(photos, photos / "out")
+    assert "1 images in subfolders are skipped" in caplog.text
     assert f'"{photos}/**/*.jpg"' in caplog.text and len(find_input_images(f"{photos}/**/*.jpg")) == 2
     caplog.clear()
-    warn_of_subfolders(photos / "more", tmp_path)
-    warn_of_subfolders(photos / "a.jpg", tmp_path)
+    warn_about_subfolders(photos / "more", tmp_path)
+    warn_about_subfolders(photos / "a.jpg", tmp_path)
     assert not caplog.text
