@@ -133,7 +133,7 @@ def test_sorting_filtering_and_themes(text, probe):
     assert found["rising"] == [found["falling"][0][::-1], "ascending"]
     assert found["filtered"] == [models[:1], 2, "1 of 3 groups"] and found["unfiltered"] == 3
     labels, grounds = zip(*found["themes"], strict=True)
-    assert labels == ("Theme: as the system", "Theme: light", "Theme: dark")
+    assert labels == ("Theme: system", "Theme: light", "Theme: dark")
     assert grounds[0] == grounds[1] == "rgb(255, 255, 255)" and grounds[2] != grounds[1]
 
 

@@ -30,13 +30,13 @@ def names(found) -> list[str]:
 def test_three_models_that_differ(sweep, compared):
     found = compared()
     assert names(found) == ["model=fcn8s", "model=fcn16s", "model=fcn32s"] and found.baseline is None
-    assert [(pair.one.name, pair.other.name) for pair in found.pairs] == [
+    assert [(pair.first.name, pair.second.name) for pair in found.pairs] == [
         ("model=fcn8s", "model=fcn32s"),
         ("model=fcn8s", "model=fcn16s"),
         ("model=fcn16s", "model=fcn32s"),
     ]
     for pair in found.pairs:
-        assert pair.better is pair.one and pair.verdict == BETTER and pair.of_seeds == "3 seeds in common"
+        assert pair.better is pair.first and pair.verdict == BETTER and pair.of_seeds == "3 seeds in common"
         assert pair.images == 36 and set(pair.seed_differences) == {1, 2, 3}
     assert not found.left_out and not found.notes and found.classes == CLASSES and found.set == "toys val"
 
@@ -80,13 +80,13 @@ def test_a_net_and_itself_are_not_told_apart(make_run, compared):
         (
             (1,),
             "better, significant over images only (seeds unknown)",
-            "one seed in common: no claim",
-            "Each group has one seed",
+            "only one seed in common: no claim",
+            "Each group has only one seed",
         ),
         (
             (1, 2),
             "better, significant over images only (seeds unknown)",
-            "two seeds in common: shown, too few to judge",
+            "two seeds in common: too few to judge",
             "one or two seeds",
         ),
         ((1, 2, 3), "better, significant over images and seeds", "3 seeds in common", None),
@@ -133,16 +133,16 @@ def test_many_groups_are_compared_with_the_first(make_run, compared):
     many(make_run, 6)
     found = compared()
     assert found.baseline.name == "optim.lr=0.0" and len(found.pairs) == 5
-    assert all(pair.other is found.baseline for pair in found.pairs) and "baseline=NAME" in found.notes[0]
+    assert all(pair.second is found.baseline for pair in found.pairs) and "baseline=NAME" in found.notes[0]
 
 
 def test_a_baseline_is_chosen(make_run, compared):
     many(make_run, 3)
     found = compared(baseline="0.1")
-    assert {pair.one.name for pair in found.pairs} == {"optim.lr=0.0", "optim.lr=0.2"} and not found.notes[1:]
-    worse = next(pair for pair in found.pairs if pair.one.name == "optim.lr=0.0")
+    assert {pair.first.name for pair in found.pairs} == {"optim.lr=0.0", "optim.lr=0.2"} and not found.notes[1:]
+    worse = next(pair for pair in found.pairs if pair.first.name == "optim.lr=0.0")
     assert worse.difference < 0 and worse.verdict.startswith("worse, ") and worse.better is found.baseline
-    with pytest.raises(UserError, match=r"baseline=0\.7 is no group"):
+    with pytest.raises(UserError, match=r"baseline=0\.7 matches no group"):
         compared(baseline="0.7")
 
 
@@ -157,7 +157,7 @@ def test_nothing_to_compare(make_run, compared):
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"protocol": {"set": "toys test"}}, "its set is 'toys test', 'toys val' in"),
+        ({"protocol": {"set": "toys test"}}, "its set is 'toys test', but 'toys val' in"),
         ({"protocol": {"void": "counts as background"}}, "its void is 'counts as background'"),
         ({"protocol": {"absent_classes": "count 0"}}, "its absent classes is"),
         ({"protocol": {"resolution": "512x512"}}, "its resolution is '512x512'"),
@@ -165,7 +165,7 @@ def test_nothing_to_compare(make_run, compared):
         ({"classes": ("background", "cat", "dog", "horse")}, "they differ in cow, horse"),
         ({"classes": ("background", "dog", "cat", "cow")}, "their order differs"),
         ({"names": [f"other_{place}" for place in range(36)]}, "no image in common"),
-        ({"matrices": 2 * toy_matrices(0.7)}, "the labels of 36 of its images, such as image_000, are others"),
+        ({"matrices": 2 * toy_matrices(0.7)}, "the ground truth of 36 of its images, such as image_000, differs"),
     ],
 )
 def test_what_is_not_comparable_is_refused_by_name(make_run, compared, other, said):
@@ -205,7 +205,7 @@ def test_all_numbers_are_of_the_common_images(make_run, compared, tmp_path):
         np.testing.assert_allclose(group.iou(), wanted.iou)
     effect = next(effect for effect in found.effects if effect.value == "fcn32s")
     assert effect.difference == pytest.approx(difference) and effect.miou == pytest.approx(expected["fcn32s"].miou)
-    assert any("from 40 to 42 of them" in note and "of the 36 that all have" in note for note in found.notes)
+    assert any("40 to 42 per run" in note and "on the 36 images that all runs share" in note for note in found.notes)
     assert {name for name, *_ in pair.apart} <= set(names46[4:40])
     assert "toys val, 36 of 46 images" in headline(found) and found.scored[tmp_path / "runs" / "b"] == 42
 
@@ -219,8 +219,8 @@ def test_no_verdict_on_few_images(make_run, compared, count, judged):
     found = compared()
     (pair,) = found.pairs
     assert (pair.over_images is not None) == (pair.p_images is not None) == bool(pair.better) == judged
-    assert pair.verdict == (BETTER if judged else f"no verdict: {count} images, 30 are needed")
-    assert any("no verdict" in note for note in found.notes) != judged
+    assert pair.verdict == (BETTER if judged else f"no verdict: {count} images, at least 30 are needed")
+    assert any("No verdict" in note for note in found.notes) != judged
     for text in (terminal(found), markdown(found)):
         assert f"n = {count}" in text and ("better than" in text) == judged
 
@@ -257,7 +257,7 @@ def test_a_difference_and_its_intervals_are_of_the_same_runs(make_run, compared)
     (pair,) = found.pairs
     assert pair.difference == pytest.approx(np.mean(list(pair.seed_differences.values())), rel=1e-12)
     assert pair.difference == pair.over_images.value == pytest.approx(pair.over_seeds.value, rel=1e-12)
-    assert pair.difference > 0 > pair.one.mean() - pair.other.mean()
+    assert pair.difference > 0 > pair.first.mean() - pair.second.mean()
     assert next(effect for effect in found.effects if effect.value == "fcn32s").difference == -pair.difference
     assert any("different seeds" in note for note in found.notes)
 
@@ -268,7 +268,7 @@ def test_seeds_that_change_nothing_are_no_evidence(make_run, compared):
         for model, quality in {"fcn8s": 0.9, "fcn32s": 0.5}.items():
             make_run(f"{model}{seed}", toy_matrices(quality, seed=7), model=model, seed=seed)
     (pair,) = compared().pairs
-    assert pair.over_seeds is pair.p_seeds is None and "changed nothing" in pair.of_seeds
+    assert pair.over_seeds is pair.p_seeds is None and "all with the same difference" in pair.of_seeds
     assert pair.verdict == "better, significant over images only (seeds unknown)"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fcnlab.comparison.grouping import GroupingRules, find_group, group, groups_split_by_one_setting, merged_values
+from fcnlab.comparison.grouping import GroupingRules, find_group, group_runs, groups_split_by_one_setting, merged_values
 from fcnlab.comparison.runs import read_runs
 from fcnlab.errors import UserError
 from run_folders import toy_matrices, trained
@@ -17,7 +17,7 @@ def groups(make_run, tmp_path):
             make_run(
                 str(place), model=model, seed=seed, settings=settings, options=options[0] if options else None, **kwargs
             )
-        return group(read_runs([tmp_path / "runs"])[0])
+        return group_runs(read_runs([tmp_path / "runs"])[0])
 
     return make
 
@@ -108,7 +108,7 @@ def test_data_beside_one_run_are_those_of_another(make_run, tmp_path):
         make_run(
             name, seed=place, settings={"data.root": f"{tmp_path}/runs/data", "model.weights": f"{tmp_path}/runs/w.pth"}
         )
-    assert named(group(read(tmp_path))) == {"all runs": (0, 1)}
+    assert named(group_runs(read(tmp_path))) == {"all runs": (0, 1)}
 
 
 def test_one_setting_that_keeps_seeds_apart_is_named(groups):
@@ -128,7 +128,11 @@ def test_a_run_that_was_done_again_counts_once(groups, tmp_path):
     (found,), repeats = groups(("fcn8s", 1, {}), ("fcn8s", 1, {}), ("fcn8s", 2, {}))
     assert found.seeds == (1, 2) and found.runs[0].folder == tmp_path / "runs" / "1"
     (out,) = repeats
-    assert out.folder == tmp_path / "runs" / "0" and "done again" in out.reason and "runs/1" in out.reason
+    assert (
+        out.folder == tmp_path / "runs" / "0"
+        and "repeated with the same settings" in out.reason
+        and "runs/1" in out.reason
+    )
 
 
 def test_means_and_spreads_are_over_seeds(groups):
@@ -148,11 +152,11 @@ def test_a_group_is_chosen_by_words_that_no_other_has(groups, wanted):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"), [("fcn8s", "means 2 groups"), ("fcn9s", "is no group"), (" ", "is no group")]
+    ("wanted", "said"), [("fcn8s", "matches 2 groups"), ("fcn9s", "matches no group"), (" ", "matches no group")]
 )
 def test_words_that_choose_none_or_several(groups, wanted, said):
     found, _ = groups(*[(model, 1, {"optim.lr": lr}) for model in ("fcn32s", "fcn8s") for lr in (0.1, 0.01)])
-    with pytest.raises(UserError, match=f"{said}; there are: 'model=fcn32s optim.lr=0.1'"):
+    with pytest.raises(UserError, match=f"{said}; the groups are 'model=fcn32s optim.lr=0.1'"):
         find_group(found, wanted)
 
 
@@ -174,7 +178,7 @@ def test_trainings_that_differ_in_their_data_stay_apart_where_they_are_scored_al
         settings = {"data.batch_size": batch, "data.crop_size": crop}
         training = make_run(f"train/{batch}", seed=seed, settings=settings)
         evaluated(make_run, f"eval/{batch}", training)
-    found, repeats = group([run for run in read(tmp_path) if run.folder.parent.name == "eval"])
+    found, repeats = group_runs([run for run in read(tmp_path) if run.folder.parent.name == "eval"])
     assert {one.name: one.seeds for one in found} == {
         "data.batch_size=4 data.crop_size=96": (1,),
         "data.batch_size=16 data.crop_size=96": (2,),
@@ -186,7 +190,7 @@ def test_trainings_that_differ_in_their_data_stay_apart_where_they_are_scored_al
 def test_one_training_scored_on_two_roots(make_run, tmp_path):
     training = make_run("train", settings={"data.root": "clean"})
     evaluated(make_run, "eval", training, settings={"data.root": "noisy"})
-    assert list(named(group(read(tmp_path)))) == ["scoring.data.root=noisy", "scoring.data.root=clean"]
+    assert list(named(group_runs(read(tmp_path)))) == ["scoring.data.root=noisy", "scoring.data.root=clean"]
 
 
 def test_the_larger_record_counts(make_run, tmp_path):
@@ -194,13 +198,13 @@ def test_the_larger_record_counts(make_run, tmp_path):
     training = make_run("train", toy_matrices(0.7, 36))
     evaluated(make_run, "eval", training, matrices=toy_matrices(0.7, 48))
     evaluated(make_run, "small", training, matrices=toy_matrices(0.7, 20))
-    (found,), repeats = group(read(tmp_path))
+    (found,), repeats = group_runs(read(tmp_path))
     (run,) = found.runs
     assert run.folder == tmp_path / "runs" / "eval" and len(run.names) == 48
     assert set(run.curves) == {"val/miou", "train/loss"} and run.cost["minutes"] == 11
     reasons = {out.folder.name: out.reason for out in repeats}
     assert set(reasons) == {"small", "train"} and all("runs/eval" in reason for reason in reasons.values())
-    assert "36 images, 48 in" in reasons["train"] and "the larger record counts" in reasons["small"]
+    assert "36 instead of 48" in reasons["train"] and "the larger record is used" in reasons["small"]
 
 
 def test_other_code_is_another_group(make_run, tmp_path):
@@ -208,7 +212,7 @@ def test_other_code_is_another_group(make_run, tmp_path):
     for name, source in {"a": "aaa", "b": "bbb", "c": None}.items():
         make_run(name, source=source)
     make_run("d", source="bbb", model="fcn32s")
-    found = group(read(tmp_path))
+    found = group_runs(read(tmp_path))
     wanted = [f"model={model} source.fcnlab={code}" for model, code in (("fcn8s", "aaa"), ("fcn8s", "bbb"))]
     assert list(named(found)) == [*wanted, "model=fcn8s source.fcnlab=unknown", "model=fcn32s source.fcnlab=bbb"]
 
@@ -216,13 +220,13 @@ def test_other_code_is_another_group(make_run, tmp_path):
 def test_runs_are_merged_over_a_setting_on_request(make_run, tmp_path):
     for seed, source in ((1, "aaa"), (2, "bbb")):
         make_run(str(seed), seed=seed, source=source)
-    assert len(group(read(tmp_path))[0]) == 2
-    found = group(read(tmp_path), GroupingRules(merge_over=("source",)))
+    assert len(group_runs(read(tmp_path))[0]) == 2
+    found = group_runs(read(tmp_path), GroupingRules(merge_over=("source",)))
     assert named(found) == {"all runs": (1, 2)}
     merged = merged_values(read(tmp_path), ("source",))
     assert merged["source.fcnlab"] == ["aaa", "bbb"] and set(merged) == {"source.fcnlab", "scoring.source.fcnlab"}
     with pytest.raises(
-        UserError, match=r"merge_over=sorce is no setting in which these runs differ; they differ in 's"
+        UserError, match=r"merge_over=sorce is not a setting in which these runs differ; they differ in 's"
     ):
         merged_values(read(tmp_path), ("sorce",))
 
@@ -230,6 +234,6 @@ def test_runs_are_merged_over_a_setting_on_request(make_run, tmp_path):
 def test_runs_are_split_by_their_environment_on_request(make_run, tmp_path):
     for place, torch in enumerate(("2.9.0", "2.10.0", "2.10.0")):
         make_run(str(place), seed=place, torch=torch)
-    assert named(group(read(tmp_path))) == {"all runs": (0, 1, 2)}
-    split = group(read(tmp_path), GroupingRules(split_by=("torch",)))
+    assert named(group_runs(read(tmp_path))) == {"all runs": (0, 1, 2)}
+    split = group_runs(read(tmp_path), GroupingRules(split_by=("torch",)))
     assert named(split) == {"torch=2.9.0": (0,), "torch=2.10.0": (1, 2)}

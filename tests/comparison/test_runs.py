@@ -132,20 +132,20 @@ def spoil(folder, what: str) -> None:
 SPOILT = {
     "no scores yet": "no metrics.json",
     "half a record": "metrics.json is damaged or half written",
-    "a list": "not one of fcnlab's",
-    "not ours": "not one of fcnlab's",
-    "no protocol": "its protocol has no set",
-    "void only": "nothing was scored",
+    "a list": "its metrics.json",
+    "not ours": "was not written by fcnlab",
+    "no protocol": "was not written by fcnlab: its protocol has no set",
+    "void only": "no scores",
     "no matrices": "no confusions.npz",
     "half the matrices": "confusions.npz is damaged",
     "other arrays": "confusions.npz is damaged",
     "a pickle": "confusions.npz is damaged",
-    "wrong shape": "does not hold a matrix of counts for each image",
-    "negative": "does not hold a matrix of counts for each image",
-    "fractions": "does not hold a matrix of counts for each image",
-    "twice": "counts a image twice",
-    "killed between": "not of the same scoring",
-    "text for a number": "not of the same scoring",
+    "wrong shape": "does not contain a confusion matrix for each image",
+    "negative": "does not contain a confusion matrix for each image",
+    "fractions": "does not contain a confusion matrix for each image",
+    "twice": "contains an image twice",
+    "killed between": "from different evaluations",
+    "text for a number": "from different evaluations",
     "no configuration": "no configuration",
     "broken yaml": "hydra.yaml is damaged",
     "tagged yaml": "hydra.yaml is damaged",
@@ -176,7 +176,8 @@ def test_what_cannot_be_used_is_named_and_the_rest_goes_on(make_run, tmp_path, w
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [("running", "killed, or still running"), ("interrupted", "goes on"), ("failed", "failed: why")]
+    ("status", "said"),
+    [("running", "still running, or killed"), ("interrupted", "resumes it"), ("failed", "failed: why")],
 )
 def test_a_run_that_did_not_finish_says_so(make_run, tmp_path, status, said):
     folder = make_run("a", status=status)
@@ -270,7 +271,7 @@ def test_settings_that_would_fill_every_table_make_no_run(make_run, more, usable
         found = evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told)
         assert more.items() <= found.settings.items()
     else:
-        with pytest.raises(Unusable, match="over 2,000 settings, or one of over 10,000 characters"):
+        with pytest.raises(Unusable, match="over 2,000 settings, or one with over 10,000 characters"):
             evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told)
 
 
@@ -408,7 +409,7 @@ def test_other_links_are_named_and_not_followed(tmp_path):
         (tmp_path / "links" / name).symlink_to(target)
     read, left_out = read_runs([tmp_path / "links"])
     assert not read and {out.folder.name for out in left_out} == {"root", "gone", "self", "up"}
-    assert all("a link to" in out.reason for out in left_out)
+    assert all("link" in out.reason for out in left_out)
 
 
 def test_folders_without_an_end_are_named(make_run, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from fcnlab.comparison.comparison import compare
 from fcnlab.comparison.page import write_page
 from fcnlab.comparison.runs import read_runs
-from fcnlab.comparison.tables import SHOWN, answers, markdown, points, probability, terminal, write_csv
+from fcnlab.comparison.tables import TERMINAL_ROWS, answers, markdown, points, probability, terminal, write_csv
 from fcnlab.escaping import ACTING, escape_line
 from run_folders import CLASSES, toy_matrices
 
@@ -26,7 +26,7 @@ def read(path) -> list[dict[str, str]]:
 def test_terminal(sweep, compared):
     found = compared()
     text = terminal(found)
-    assert text.startswith("3 groups of 9 runs on toys val, 36 images;")
+    assert text.startswith("3 groups, 9 runs on toys val, 36 images;")
     best = found.groups[0]
     assert f"{100 * best.mean():.2f} ± {100 * best.spread():.2f}" in text
     assert re.search(r"model=fcn8s - model=fcn32s, n = 36 +\+\d+\.\d\d +\+\d+\.\d\d to \+\d+\.\d\d +0.0120 +\+", text)
@@ -45,22 +45,22 @@ def test_answers_are_from_the_leaders_side(sweep, compared):
 
 def test_equal_nets_and_one_group(make_run, compared):
     make_run("a", toy_matrices(0.7))
-    assert answers(compared()) == ["There is one group: nothing to compare it with."]
+    assert answers(compared()) == ["Only one group: there is nothing to compare."]
     make_run("b", toy_matrices(0.7), model="fcn32s")
     (sentence,) = answers(compared())
-    assert sentence.startswith("No significant difference between ") and "one seed in common: no claim" in sentence
+    assert sentence.startswith("No significant difference between ") and "only one seed in common: no claim" in sentence
 
 
 def test_many_groups_are_counted_and_cut(make_run, compared):
-    for place in range(SHOWN + 3):
+    for place in range(TERMINAL_ROWS + 3):
         make_run(str(place), toy_matrices(0.3 + 0.02 * place, seed=place), settings={"optim.lr": place})
     found = compared(baseline="optim.lr=10", resamples=2000)
     first = answers(found)[0]
-    pattern = r"Against optim.lr=10: (\d+) better, (\d+) worse \((\d+) of these over images only, seeds unknown\), "
-    counted = re.fullmatch(pattern + r"(\d+) of which neither can be said.", first)
+    pattern = r"Compared with optim.lr=10: (\d+) better, (\d+) worse \((\d+) of these significant over images only, "
+    counted = re.fullmatch(pattern + r"seeds unknown\), (\d+) inconclusive\.", first)
     assert counted, first
     better, worse, unknown, rest = map(int, counted.groups())
-    assert better + worse + rest == SHOWN + 2 and better > 5 and worse > 5 and unknown == better + worse
+    assert better + worse + rest == TERMINAL_ROWS + 2 and better > 5 and worse > 5 and unknown == better + worse
     assert "(3 more in the files)" in terminal(found) and "optim.lr=0 " in markdown(found)
 
 
@@ -115,7 +115,7 @@ def test_published_scores_stand_beside_ours(make_run, compared):
     found = compared()
     ours = 100 * found.groups[0].mean()
     row = f"all runs  miou   {ours:.2f}     65.50      {ours - 65.5:+.2f}"
-    assert row in terminal(found) and "Beside what was published" in markdown(found)
+    assert row in terminal(found) and "Measured and published scores" in markdown(found)
 
 
 @pytest.mark.parametrize(

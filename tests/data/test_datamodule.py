@@ -516,7 +516,7 @@ def test_images_both_trained_on_and_scored_are_refused(changes, splits, message,
 
 
 def test_overlap_is_of_files_not_of_names(make, voc_root):
-    """Equal names in two folders are two images; a link to a image is that image."""
+    """Equal names in two folders are two images; a link to an image is that image."""
     images = voc_root / "VOCdevkit/VOC2012/JPEGImages"
 
     def open_with_names_of_train(root, split):

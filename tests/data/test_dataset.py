@@ -70,9 +70,9 @@ def truncate(path: Path, share: float = 0.5) -> None:
 BROKEN = {
     "missing image": (lambda image, mask: image.unlink(), r"b\.jpg is missing"),
     "missing mask": (lambda image, mask: mask.unlink(), r"b\.png is missing"),
-    "folder": (lambda image, mask: (image.unlink(), image.mkdir()), r"b\.jpg cannot be read as a image"),
-    "text": (lambda image, mask: image.write_text("Not Found"), r"b\.jpg cannot be read as a image"),
-    "empty file": (lambda image, mask: mask.write_bytes(b""), r"b\.png cannot be read as a image"),
+    "folder": (lambda image, mask: (image.unlink(), image.mkdir()), r"b\.jpg cannot be read as an image"),
+    "text": (lambda image, mask: image.write_text("Not Found"), r"b\.jpg cannot be read as an image"),
+    "empty file": (lambda image, mask: mask.write_bytes(b""), r"b\.png cannot be read as an image"),
     "truncated mask": (lambda image, mask: truncate(mask), r"b\.png cannot be read"),
     "colour mask": (lambda image, mask: save(mask, (12, 16, 3)), r"b\.png .* mode RGB: .*Convert colours to ids"),
     "wrong label": (lambda image, mask: save(mask, value=7), r"b\.png holds labels \[7\].* 0 to 2 and 255 for void"),
@@ -82,7 +82,7 @@ BROKEN = {
     "grey of 4 bits": (lambda image, mask: save_png(mask, 16, 12, 4, bytes(9 * 12)), r"b\.png stores grey of 4 bits"),
     "JPEG mask": (
         lambda image, mask: Image.new("L", (16, 12)).save(mask, "JPEG"),
-        r"b\.png cannot be read as a image \(PNG, TIFF\)",
+        r"b\.png cannot be read as an image \(PNG, TIFF\)",
     ),
     "mask with a bomb": (
         lambda image, mask: save_png(
@@ -242,7 +242,7 @@ def test_more_pixels_than_the_limit_are_not_read(make, tmp_path, monkeypatch):
 
 def test_a_image_in_a_format_that_runs_programs_is_not_opened(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    with pytest.raises(DataError, match=r"x\.jpg cannot be read as a image \(BMP, GIF, JPEG, .*cannot identify"):
+    with pytest.raises(DataError, match=r"x\.jpg cannot be read as an image \(BMP, GIF, JPEG, .*cannot identify"):
         read_image(tmp_path / "x.jpg")
 
 

@@ -140,7 +140,7 @@ def test_what_was_left_out_for_its_suffix_or_case_is_told(check, root):
     draw(root, (0, 1), (".jpg", ".JPG", ".png"))
     told = check("train", images="images/{split}/{name}.jpg")
     assert told[0] == "leaves train: 2 images, 2 masks"
-    assert told[1].startswith("Warning: 4 images of leaves train were left out") and "1.JPG, 2.png, 4.JPG" in told[1]
+    assert told[1].startswith("Warning: 4 images of leaves train were skipped") and "1.JPG, 2.png, 4.JPG" in told[1]
     assert check("train") == ["leaves train: 6 images, 6 masks"]
 
 
@@ -155,7 +155,7 @@ def test_doctor_tells_what_was_left_out(run, root):
 def test_classes_that_no_training_mask_has_are_one_warning(check, root):
     draw(root, (0, 2))
     *_, last = check("train", "val", "test", classes=("ground", "leaf", "stem", "bark"))
-    assert last == "Warning: no mask of leaves train has leaf, bark: nothing is learned of such classes"
+    assert last == "Warning: no mask of leaves train contains leaf, bark: the model cannot learn these classes"
     assert len(check("test", classes=("ground", "leaf", "stem", "bark"))) == 1
 
 

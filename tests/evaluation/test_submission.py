@@ -50,8 +50,8 @@ def test_the_archive_is_what_predict_says_in_the_server_s_folders(train, fcnlab,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"submission": "voc.zip"}, r"submission=voc\.zip: the server takes a \.tar\.gz"),
-        ({"competition": "comp7"}, r"competition=comp7: there are comp5 .* and comp6"),
+        ({"submission": "voc.zip"}, r"submission=voc\.zip must end in \.tar\.gz"),
+        ({"competition": "comp7"}, r"competition=comp7 is not valid: choose comp5 .* or comp6"),
         ({"data": None}, "add data=voc"),
         ({"data": {"dataset": {}}}, "add data=voc"),
         ({"input": "x"}, r"input=\.\.\. and output=\.\.\. have no effect"),

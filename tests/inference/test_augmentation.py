@@ -62,7 +62,7 @@ def test_scales_keep_things_in_their_place(pointwise):
 
 
 def test_a_scale_that_the_net_cannot_take_is_named(pointwise, image):
-    with pytest.raises(UserError, match=r"at 0.5, an image of 45x70 is smaller than the net takes \(31 pixels\)"):
+    with pytest.raises(UserError, match=r"at scale 0.5, an image of 45x70 pixels is smaller than the model's minimum of 31"):
         MultiScale((0.5,))(pointwise(min_size=31), image)
 
 
@@ -106,5 +106,5 @@ def test_the_smallest_image_is_the_first_that_all_scales_leave_large_enough(poin
 
 
 def test_windows_that_the_net_does_not_take_are_refused_before_any_work(pointwise):
-    with pytest.raises(UserError, match=r"inference\.window=30 is smaller than the net takes: give 31"):
+    with pytest.raises(UserError, match=r"inference\.window=30 is too small for the model: set at least 31"):
         SlidingWindow(30, 20).minimum_image_size(pointwise(min_size=31))

@@ -88,9 +88,9 @@ def test_scores_cover_the_image(factor, size):
 
 
 def test_factors_divide_the_stride():
-    with pytest.raises(ValueError, match=r"inference\.factor=3 does not divide the net's finest stride, 8"):
+    with pytest.raises(ValueError, match=r"inference\.factor=3 must divide the model's finest stride, 8"):
         ShiftAndStitch(3)(FCN(Tiny(width=4), 3), torch.rand(1, 3, 64, 64))
-    with pytest.raises(ValueError, match=r"inference\.factor=1: at least 2"):
+    with pytest.raises(ValueError, match=r"inference\.factor=1 must be at least 2"):
         ShiftAndStitch(1)
 
 

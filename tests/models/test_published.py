@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fcnlab.metrics.scores import Scores
 from fcnlab.models import FCN, VGG16, Tiny, published, weights
 from fcnlab.models.weights import WeightsError, read_labelled, read_tensors
-from fcnlab.tasks.evaluate import beside_published
+from fcnlab.tasks.evaluate import compare_with_published
 
 WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 TRUNK = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3")
@@ -603,7 +603,7 @@ def test_unknown_convention():
 
 def test_differences_are_measured_less_published():
     found = Scores(pixel_acc=0.9, mean_acc=0.7, miou=0.65, fw_iou=0.8, iou=np.zeros(21))
-    lines = beside_published(found, {"pixel_acc": 91.23, "miou": 65.51}).splitlines()
+    lines = compare_with_published(found, {"pixel_acc": 91.23, "miou": 65.51}).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["pixel_acc", "90.00", "91.23", "-1.23"],
         ["miou", "65.00", "65.51", "-0.51"],
@@ -613,4 +613,4 @@ def test_differences_are_measured_less_published():
 def test_names_of_published_scores_are_checked(fcnlab, capsys, tmp_path):
     words = ["experiment=paper/verify_fcn8s", "model.weights=net.pth", f"data.root={tmp_path}", "+published.iou=1"]
     assert fcnlab("eval", *words) == 1
-    assert "published names iou: there are pixel_acc, mean_acc, miou, fw_iou" in capsys.readouterr().err
+    assert "published contains unknown scores iou: choose from pixel_acc, mean_acc, miou, fw_iou" in capsys.readouterr().err

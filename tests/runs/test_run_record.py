@@ -197,7 +197,7 @@ def test_changes_name_files_that_look_like_secrets_and_show_none(tmp_path, monke
     monkeypatch.setattr(run_record, "git", git)
     changes = uncommitted_changes()
     assert "hunter2" not in changes and all(
-        f"left out, since it may hold a secret: {name!r}" in changes for name in secrets
+        f"excluded, because it may contain a secret: {name!r}" in changes for name in secrets
     )
     (tmp_path / "changes").write_text(changes)
     git("reset", "-q", "--hard")

@@ -38,16 +38,16 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: 
     ("words", "said"),
     [
         ([], "runs is not set: give it as runs=VALUE"),
-        (["runs=nowhere"], "runs=nowhere: there is no such folder"),
-        (["runs=here"], "no finished run was found"),
-        (["runs=runs", "baseline=fcn9s"], "baseline=fcn9s is no group; there are: 'all runs'"),
+        (["runs=nowhere"], "runs=nowhere: the folder does not exist"),
+        (["runs=here"], "no finished run found"),
+        (["runs=runs", "baseline=fcn9s"], "baseline=fcn9s matches no group; the groups are 'all runs'"),
         (["runs=runs", "resamples=10"], "resamples must be 100 to 1000000 or null, got 10."),
         (["runs=runs", "confidence=95"], "confidence must be 0.5 to 0.999, such as 0.95, got 95.0."),
         (["runs=runs", "basline=a"], "basline"),
-        (["runs=runs", "split_by=[cuda,torch]"], "split_by=[cuda]: choose some of commit, torch, device"),
-        (["runs=runs", "split_by=[torch]", "merge_over=[torch]"], "has no effect with merge_over=[torch]"),
-        (["runs=runs", "merge_over=[sorce]"], "merge_over=sorce is no setting in which these runs differ"),
-        (["runs=a b,it's=1"], "runs=a b: there is no such folder"),
+        (["runs=runs", "split_by=[cuda,torch]"], "split_by=[cuda] is not valid: choose from commit, torch, device"),
+        (["runs=runs", "split_by=[torch]", "merge_over=[torch]"], "contradicts merge_over=[torch]"),
+        (["runs=runs", "merge_over=[sorce]"], "merge_over=sorce is not a setting in which these runs differ"),
+        (["runs=a b,it's=1"], "runs=a b: the folder does not exist"),
     ],
 )
 def test_a_mistake_is_told_without_a_traceback(fcnlab, make_run, tmp_path, capsys, words, said):  # noqa: F811
@@ -74,9 +74,9 @@ def test_groups_are_split_and_merged_and_every_output_says_so(fcnlab, make_run, 
     page, pipes = ((tmp_path / "out" / name).read_text() for name in ("comparison.html", "comparison.md"))
     for text in (said, page, pipes.replace("\\", "")):  # as Markdown is shown
         assert all(name in text for name in names)
-        assert ("merge_over=[source] makes them one group" in text) == (not words)
+        assert ("set merge_over=[source] to ignore it" in text) == (not words)
         assert ("Runs are merged over source.fcnlab: aaa, bbb." in text) == bool(words)
-        assert ("split_by=[torch] makes groups of them" in text) == ("split_by=[torch]" not in words)
+        assert ("Set split_by=[torch] to group them by it" in text) == ("split_by=[torch]" not in words)
     with (tmp_path / "out" / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["source.fcnlab"], row["torch"]) for row in rows} == {("aaa", "2.9.0"), ("bbb", "2.10.0")}
@@ -86,7 +86,7 @@ def test_groups_are_split_and_merged_and_every_output_says_so(fcnlab, make_run, 
 def test_folders_with_odd_names(fcnlab, make_run, tmp_path, capsys):  # noqa: F811
     make_run("it's=a [run]")
     assert fcnlab("compare", f"runs={tmp_path}/runs/it's=a [run]", "resamples=100") == 0
-    assert "1 group of 1 run on" in capsys.readouterr().out
+    assert "1 group, 1 run on" in capsys.readouterr().out
 
 
 def test_real_runs(train, fcnlab, tmp_path, capsys):

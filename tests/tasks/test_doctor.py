@@ -146,6 +146,6 @@ def test_no_weights_where_no_mask_could_be_read(fcnlab, tmp_path, capsys):
     assert fcnlab("doctor", *words, f"hydra.run.dir={tmp_path}/report") == 1
     shown = capsys.readouterr()
     assert "class_weights=" not in shown.out and "Traceback" not in shown.err
-    assert len(re.findall(r"FILE cannot be read as a image .* \(2 files: ", shown.out)) == 2  # a line in each split
-    assert shown.out.count("cannot be read as a image") == 2
+    assert len(re.findall(r"FILE cannot be read as an image .* \(2 files: ", shown.out)) == 2  # a line in each split
+    assert shown.out.count("cannot be read as an image") == 2
     assert json.loads((tmp_path / "report" / "doctor.json").read_text())["class_weights"] == {}

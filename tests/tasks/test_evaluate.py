@@ -32,22 +32,22 @@ def test_repeats_the_number_of_training_to_the_last_digit(run, fcnlab, tmp_path)
     with np.load(tmp_path / "eval" / "confusions.npz") as one, np.load(run / "confusions.npz") as other:
         assert (one["matrices"] == other["matrices"]).all() and (one["names"] == other["names"]).all()
     assert len(list((tmp_path / "eval" / "predictions").glob("*.png"))) == 8
-    assert "passport" not in ours
+    assert "conventions" not in ours
 
 
 def test_passport_is_printed_and_recorded_beside_all_else(run, fcnlab, capsys, tmp_path):
-    words = [f"checkpoint={run}/checkpoints/best.ckpt", "passport=true", f"hydra.run.dir={tmp_path}/eval"]
+    words = [f"checkpoint={run}/checkpoints/best.ckpt", "conventions=true", f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", *words) == 0
     found, said = record(tmp_path / "eval"), capsys.readouterr()
-    assert list(found) == [*record(run), "trained", "weights", "passport"] and found["iou"] == record(run)["iou"]
-    ours = found["passport"]["FCN paper"]
+    assert list(found) == [*record(run), "trained", "weights", "conventions"] and found["iou"] == record(run)["iou"]
+    ours = found["conventions"]["FCN paper"]
     assert [ours[name] for name in ("miou", "mean_acc", "pixel_acc")] == [
         found[name] for name in ("miou", "mean_acc", "pixel_acc")
     ]
     with np.load(tmp_path / "eval" / "confusions.npz") as confusions:
-        assert found["passport"] == as_facts(all_conventions(confusions["matrices"]))
+        assert found["conventions"] == as_facts(all_conventions(confusions["matrices"]))
     lines = (said.out + said.err).splitlines()
-    for name, convention in found["passport"].items():
+    for name, convention in found["conventions"].items():
         assert any(line.startswith(f"  {name} ") and f"{100 * convention['miou']:.2f}" in line for line in lines)
 
 
@@ -92,14 +92,14 @@ def test_a_model_with_weights_is_the_other_way_in(run, fcnlab, tmp_path, shapes_
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "nothing to score"),
+        ([], "nothing to evaluate"),
         (["checkpoint=missing.ckpt"], "checkpoint=missing.ckpt is no file"),
         (["checkpoint={run}/metrics.json"], "is damaged or holds more than tensors"),
         (["checkpoint={run}/checkpoints/best.ckpt", "model=fcn8s"], "model=... has no effect"),
         (["checkpoint={run}/checkpoints/best.ckpt", "data.val_list=train"], "add data="),
         (
             ["checkpoint={run}/checkpoints/best.ckpt", "data=camvid", "data.root={camvid}"],
-            "the checkpoint knows 21 classes",
+            "the checkpoint has 21 classes",
         ),
     ],
 )
@@ -198,7 +198,7 @@ def test_the_inference_method_is_what_is_scored_and_recorded(run, fcnlab, tmp_pa
     [
         (
             ["inference=shift_and_stitch", "inference.factor=3"],
-            "inference.factor=3 does not divide the net's finest stride, 8",
+            "inference.factor=3 must divide the model's finest stride, 8",
         ),
         (["inference=sliding", "inference.step=600"], "inference.step=600: from 1 pixel to inference.window=512"),
         (["inference=multiscale", "+inference.scale=[1]"], "Did you mean inference.scales?"),
@@ -243,7 +243,7 @@ def test_a_package_that_postprocessing_needs_is_asked_for_before_any_work(run, f
     [
         (
             ["inference=shift_and_stitch", "inference.factor=3"],
-            "inference.factor=3 does not divide the net's finest stride",
+            "inference.factor=3 must divide the model's finest stride",
         ),
         (["inference=multiscale", "inference.scales=[0.5]"], "8 of 8 images cannot be used"),
     ],

@@ -15,8 +15,9 @@ from fcnlab.data.formats.shapes import draw
 from fcnlab.data.formats.voc import voc_palette
 from fcnlab.errors import UserError
 from fcnlab.evaluation.submission import check_submission
-from fcnlab.runs.output_folder import PredictionFolder, check_report
-from fcnlab.tasks.predict import find_input_images, output_names, warn_of_subfolders
+from fcnlab.runs.output_folder import PredictionFolder
+from fcnlab.runs.run_folder import check_report_folder
+from fcnlab.tasks.predict import find_input_images, output_names, warn_about_subfolders
 from fcnlab.training.segmenter import Segmenter
 
 
@@ -76,7 +77,7 @@ def test_an_unreadable_image_is_named_at_the_end_and_the_rest_is_done(checkpoint
     (photos / "half.jpg").write_bytes(whole[: len(whole) // 2])
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out") == 1
     error = capsys.readouterr().err
-    assert "2 of 4 images were left out" in error and "aa.jpg" in error and "half.jpg" in error
+    assert "2 of 4 images were skipped" in error and "aa.jpg" in error and "half.jpg" in error
     assert "Traceback" not in error
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
@@ -97,7 +98,7 @@ def test_what_a_killed_prediction_had_half_written_is_removed(checkpoint, photos
 
 def test_nothing_to_predict_is_an_error(checkpoint, fcnlab, capsys, tmp_path):
     assert fcnlab("predict", checkpoint, f"input={tmp_path}/nothing", f"output={tmp_path}/out") == 1
-    assert "finds no images" in capsys.readouterr().err
+    assert "matches no images" in capsys.readouterr().err
 
 
 def test_predictions_are_postprocessed(checkpoint, photos, fcnlab, tmp_path):
@@ -149,7 +150,7 @@ def test_overwriting_replaces_no_ground_truth_wherever_the_images_lie(photos, fc
     for images in (photos, tmp_path / "ds" / "photos"):
         words = ("predict", "checkpoint=none", f"input={images}", f"output={tmp_path}/ds", "overwrite=true")
         assert fcnlab(*words) == 1
-        assert "overwrite=true does not replace it, which may be ground truth" in capsys.readouterr().err
+        assert "overwrite=true does not replace it, because it may be ground truth" in capsys.readouterr().err
     assert (labels / "a.png").read_bytes() == target and written(labels) == ["a.png"]
 
 
@@ -158,12 +159,12 @@ def test_images_and_what_a_link_leads_to_are_never_replaced(tmp_path, overwrite)
     (tmp_path / "out" / "labels").mkdir(parents=True)
     image = tmp_path / "out" / "labels" / "a.png"
     image.write_bytes(b"image")
-    with pytest.raises(UserError, match="is one of the images"):
+    with pytest.raises(UserError, match="is one of the input images"):
         PredictionFolder(tmp_path / "out").check(["a.png"], [image], overwrite)
     (tmp_path / "masks").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "labels").symlink_to("../masks")
-    with pytest.raises(UserError, match="leads elsewhere by a link"):
+    with pytest.raises(UserError, match="leads to another folder by a link"):
         PredictionFolder(tmp_path / "other").check(["a.png"], [image], overwrite)
 
 
@@ -179,12 +180,12 @@ def test_the_list_of_predictions_is_no_file_of_another_folder(tmp_path, link):
 
 def test_a_report_replaces_none_but_reports(tmp_path):
     names = ("doctor.json", "doctor.md", "samples.png")
-    check_report(tmp_path, names)
+    check_report_folder(tmp_path, names)
     (tmp_path / "samples.png").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"holds samples\.png and no doctor\.json"):
-        check_report(tmp_path, names)
+    with pytest.raises(UserError, match=r"contains samples\.png but no doctor\.json"):
+        check_report_folder(tmp_path, names)
     (tmp_path / "doctor.json").write_text("{}")
-    check_report(tmp_path, names)
+    check_report_folder(tmp_path, names)
 
 
 def test_a_submission_replaces_nothing(tmp_path):
@@ -192,7 +193,7 @@ def test_a_submission_replaces_nothing(tmp_path):
     path.write_bytes(b"mine")
     settings = {"submission": str(path), "competition": "comp6", "input": None, "output": None}
     data = {"dataset": {"year": 2012}, "archive": None}
-    for overwrite, archive, said in ((False, None, "overwrite=true"), (True, str(path), "data.archive=, too")):
+    for overwrite, archive, said in ((False, None, "overwrite=true"), (True, str(path), "overwrite data.archive")):
         cfg = OmegaConf.create(settings | {"overwrite": overwrite, "data": data | {"archive": archive}})
         with pytest.raises(UserError, match=said):
             check_submission(cfg)
@@ -204,7 +205,7 @@ def test_images_too_small_for_a_scale_are_left_out_and_the_rest_is_done(checkpoi
     words = ("inference=multiscale", "inference.scales=[0.25,1]", "num_workers=0")
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out", *words) == 1
     error = capsys.readouterr().err
-    assert "1 of 3 images were left out" in error and "thin.png has 1x40 pixels; 3 are needed on each side" in error
+    assert "1 of 3 images were skipped" in error and "thin.png has 1x40 pixels, but at least 3 are required on each side" in error
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
 
@@ -220,7 +221,7 @@ def test_an_image_that_memory_cannot_hold_is_left_out(checkpoint, photos, fcnlab
     monkeypatch.setattr(Segmenter, "predict_step", limited)
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out", "num_workers=0") == 1
     error = capsys.readouterr().err
-    assert "large.png has 70x70 pixels, for which memory is too small" in error and "inference=sliding" in error
+    assert "large.png has 70x70 pixels, too many for the memory" in error and "inference=sliding" in error
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
 
@@ -228,10 +229,10 @@ def test_images_in_subfolders_are_not_passed_over_silently(photos, tmp_path, cap
     (photos / "out" / "overlays").mkdir(parents=True)
     (photos / "out" / "overlays" / "a.png").write_bytes(b"an earlier prediction")
     with caplog.at_level("WARNING", logger="fcnlab"):
-        warn_of_subfolders(photos, photos / "out")
-    assert "1 images in subfolders are left out" in caplog.text
+        warn_about_subfolders(photos, photos / "out")
+    assert "1 images in subfolders are skipped" in caplog.text
     assert f'"{photos}/**/*.jpg"' in caplog.text and len(find_input_images(f"{photos}/**/*.jpg")) == 2
     caplog.clear()
-    warn_of_subfolders(photos / "more", tmp_path)
-    warn_of_subfolders(photos / "a.jpg", tmp_path)
+    warn_about_subfolders(photos / "more", tmp_path)
+    warn_about_subfolders(photos / "a.jpg", tmp_path)
     assert not caplog.text

@@ -54,11 +54,11 @@ def words(small, shapes_root) -> tuple[str, ...]:
 def test_without_shared_memory_nobody_else_reads(confined, words, tmp_path, setup):
     code, said = confined(setup, "train", *words, "data.num_workers=2", "logger=csv")
     assert code == 0 and "Traceback" not in said, said
-    assert said.count("0 workers read in place of 2, since ") in (1, 2)
+    assert said.count("using 0 workers instead of 2, because ") in (1, 2)
     images = next(path for path in (tmp_path / "run/predictions").iterdir())
     asked = ("checkpoint=run/checkpoints/best.ckpt", f"input={images.parent}", "output=out", "num_workers=2")
     code, said = confined(setup, "predict", *asked)
-    assert code == 0 and "0 workers read in place of 2, since " in said and "Traceback" not in said, said
+    assert code == 0 and "using 0 workers instead of 2, because " in said and "Traceback" not in said, said
     data = [word for word in words if word.startswith("data.")]
     code, said = confined(setup, "doctor", *data, "data.num_workers=2")
     assert code == 0 and "0 of 2 workers will read" in " ".join(said.split()) and "Traceback" not in said, said
@@ -68,7 +68,7 @@ def test_without_shared_memory_nobody_else_reads(confined, words, tmp_path, setu
 def test_with_few_open_files_fewer_read(confined, words, limit):
     code, said = confined(f"ulimit -n {limit}", "train", *words, "data.num_workers=4", "logger=csv")
     assert code == 0 and "Traceback" not in said and "Error" not in said, said
-    assert "workers read in place of 4, since this process may open" in said and "ulimit -n 4096" in said
+    assert "workers instead of 4, because this process may open" in said and "ulimit -n 4096" in said
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from fcnlab.comparison.grouping import group
+from fcnlab.comparison.grouping import group_runs
 from fcnlab.comparison.runs import Unusable, read_run
 from fcnlab.training.segmenter import Segmenter
 
@@ -32,7 +32,7 @@ def test_a_scoring_is_of_the_training_until_then(train, scored):
     after = scored(run / "checkpoints" / "last.ckpt", "after")
     assert before.settings["trainer.max_steps"] == 4 and "resumed" not in before.settings
     assert after.settings["resumed"] == "from step 4 trainer.max_steps=6 (was 4)"
-    assert len(group([before, after])[0]) == 2
+    assert len(group_runs([before, after])[0]) == 2
     own = read_run(run)
     assert after.settings | {"scoring.checkpoint": "best.ckpt"} == own.settings and after.options == own.options
     assert after.seed == own.seed and own.settings["images.train"].startswith("24 (")
@@ -49,7 +49,7 @@ def test_a_copied_checkpoint_is_known_by_its_content(train, scored, tmp_path):
         shutil.rmtree(run)
         found.append(scored("m.ckpt", f"eval/{model}", "data=shapes", *data))
     assert [run.options["model"] for run in found] == ["fcn8s", "fcn32s"] and {run.seed for run in found} == {3}
-    assert len(group(found)[0]) == 2
+    assert len(group_runs(found)[0]) == 2
 
 
 def test_a_checkpoint_of_a_stopped_training_counts_as_no_run(train_code, at_call, scored, tmp_path):
@@ -66,7 +66,7 @@ def test_weights_of_another_training_make_another_group(train):
     for place, rate in enumerate(("0.01", "0.01", "0.001")):
         before = train(*SHORT, f"optim.lr={rate}", f"seed={place}", folder=f"{place}/pre") / "checkpoints" / "last.ckpt"
         found.append(read_run(train(*SHORT, f"model.weights={before}", f"seed={place}", folder=f"{place}/fine")))
-    assert [len(made.runs) for made in group(found)[0]] == [2, 1]
+    assert [len(made.runs) for made in group_runs(found)[0]] == [2, 1]
     assert len({run.weights for run in found}) == 3
 
 

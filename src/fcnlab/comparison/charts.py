@@ -1,7 +1,7 @@
-"""Charts as SVG text: small, without a library, coloured by the page's style sheet so that they follow its theme.
+"""Draw charts as SVG text, without a library; the page's style sheet sets the colours, so charts follow its theme.
 
-A series has a number, which chooses its colour, its dash and its marker (``.s0`` ...): colour alone tells nothing
-apart. All text is escaped here.
+The number of a series determines its colour, dash and marker (``.s0`` ...), so that no series is identified by colour
+alone. All text is escaped here.
 """
 
 import math
@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 46
-SERIES = 8  # that can be told apart; what comes after them is grey
+SERIES = 8  # with distinct styles; further series are grey
 MARKERS = (
     "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0",
     "M-4,-4h8v8h-8z",
@@ -23,7 +23,7 @@ MARKERS = (
 
 
 class Point(NamedTuple):
-    """A marker with a line to ``low`` and ``high``, and its text for who points at it."""
+    """A marker with a line from ``low`` to ``high``; ``text`` is the tooltip."""
 
     x: float
     y: float
@@ -34,7 +34,7 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A curve with a band around it."""
+    """A curve with a band from ``low`` to ``high``; ``text`` is the tooltip."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -45,7 +45,7 @@ class Line(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """From values to pixels."""
+    """A map from values to pixels."""
 
     low: float
     high: float
@@ -58,7 +58,7 @@ class Axis(NamedTuple):
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
     def ticks(self) -> list[float]:
-        """Round values, some five of them; on a logarithmic axis 1, 2 and 5 of each decade."""
+        """Return about five round values; on a logarithmic axis 1, 2 and 5 of each decade."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             steps = (1, 2, 5) if self.high < 300 * self.low else (1,)
@@ -74,7 +74,7 @@ def _round_step(least: float) -> float:
 
 
 def axis(values: Sequence[float], start: float, end: float, log: bool = False) -> Axis:
-    """One that holds the values with some room."""
+    """Return an axis that covers the values with a margin."""
     low, high = min(values), max(values)
     if log and low > 0 and high > low:
         return Axis(low / 1.2, high * 1.2, start, end, log=True)
@@ -83,13 +83,13 @@ def axis(values: Sequence[float], start: float, end: float, log: bool = False) -
 
 
 def line_chart(lines: Sequence[Line], title: str, x_label: str, y_label: str, log: bool = False) -> Markup:
-    """Curves over steps; ``log``: the values on a logarithmic axis."""
+    """Draw curves over steps; ``log`` sets a logarithmic axis of values."""
     log = log and all(min(line.low) > 0 for line in lines)
     x = axis([value for line in lines for value in (line.x[0], line.x[-1])], LEFT, WIDTH - RIGHT)
     y = axis([v for line in lines for v in (min(line.low), max(line.high))], HEIGHT - BOTTOM, TOP, log)
     bands = [_band(line, x, y) for line in lines]
     curves = [_curve(line, x, y) for line in lines]
-    return _svg(title, [_frame(y, y_label), _below(x, x_label), *bands, *curves])
+    return _svg(title, [_frame(y, y_label), _horizontal_axis(x, x_label), *bands, *curves])
 
 
 def _band(line: Line, x: Axis, y: Axis) -> str:
@@ -105,20 +105,20 @@ def _curve(line: Line, x: Axis, y: Axis) -> str:
 
 
 def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> Markup:
-    """Accuracy over cost; a cost that spans a decade or more is on a logarithmic axis."""
+    """Draw accuracy over cost; the axis of costs is logarithmic if they span a decade or more."""
     costs = [point.x for point in points]
     x = axis(costs, LEFT, WIDTH - RIGHT, log=min(costs) > 0 and max(costs) > 10 * min(costs))
     y = axis([value for point in points for value in (point.low, point.high)], HEIGHT - BOTTOM, TOP)
-    return _svg(title, [_frame(y, y_label), _below(x, x_label), *(_dot(point, x, y) for point in points)])
+    return _svg(title, [_frame(y, y_label), _horizontal_axis(x, x_label), *(_dot(point, x, y) for point in points)])
 
 
 def categories(
     points: Sequence[Point], names: Sequence[str], means: Sequence[float], title: str, y_label: str
 ) -> Markup:
-    """Dots above each name (``x`` is its place) and a line through the means."""
+    """Draw the points of each category (``x`` is its index) and a line through the means."""
     x = Axis(-0.5, len(names) - 0.5, LEFT, WIDTH - RIGHT)
     y = axis([v for point in points for v in (point.low, point.high)] + list(means), HEIGHT - BOTTOM, TOP)
-    most = max(6, int(70 / len(names)))  # characters that have room
+    most = max(6, int(70 / len(names)))  # characters that fit
     labels = [
         f'<text class="tick" x="{x.at(place):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">'
         f"<title>{escape(name)}</title>{escape(name if len(name) <= most else name[: most - 1] + '…')}</text>"
@@ -142,7 +142,7 @@ def _dot(point: Point, x: Axis, y: Axis) -> str:
 def interval_bar(
     ends: tuple[float, float] | None, value: float, dots: Sequence[float], scale: Axis, text: str
 ) -> Markup:
-    """A value and its interval, if any, on the common scale of a table's column, zero marked; dots are seeds."""
+    """Draw a value, its interval and the values of seeds as dots, on the common scale of a table column."""
     zero = f'<path class="zero" d="M{scale.at(0):.1f},0V24"/>'
     bar = f'<path class="interval" d="M{scale.at(ends[0]):.1f},8H{scale.at(ends[1]):.1f}"/>' if ends else ""
     mark = f'<circle class="value" cx="{scale.at(value):.1f}" cy="8" r="4"/>'
@@ -152,7 +152,7 @@ def interval_bar(
 
 
 def dots(values: Sequence[float], scale: Axis, text: str) -> Markup:
-    """Values on the common scale of a table's column, over a line."""
+    """Draw values as dots on the common scale of a table column."""
     size = f'viewBox="0 0 {scale.end + 6:.0f} 16" width="{scale.end + 6:.0f}" height="16"'
     line = f'<path class="grid" d="M{scale.start},8H{scale.end}"/>'
     drawn = "".join(f'<circle class="seed" cx="{scale.at(value):.1f}" cy="8" r="4"/>' for value in values)
@@ -160,7 +160,7 @@ def dots(values: Sequence[float], scale: Axis, text: str) -> Markup:
 
 
 def swatch(series: int) -> Markup:
-    """What a series looks like, for a legend."""
+    """Draw the line and marker of a series, for a legend."""
     line = f'<path class="line {_series(series)}" d="M2,8H26"/>'
     return Markup(
         f'<svg class="swatch" aria-hidden="true" viewBox="0 0 28 16" width="28" height="16">{line}'
@@ -182,7 +182,7 @@ def _points(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
 
 
 def _frame(y: Axis, y_label: str) -> str:
-    """Lines and numbers of the values, and both axes."""
+    """Draw grid lines, value labels and both axes."""
     bottom = HEIGHT - BOTTOM
     parts = [
         f'<path class="grid" d="M{LEFT},{y.at(tick):.1f}H{WIDTH - RIGHT}"/>'
@@ -195,8 +195,8 @@ def _frame(y: Axis, y_label: str) -> str:
     return "".join(parts)
 
 
-def _below(x: Axis, label: str) -> str:
-    """The numbers and the name of the axis across."""
+def _horizontal_axis(x: Axis, label: str) -> str:
+    """Draw the ticks and the label of the horizontal axis."""
     bottom = HEIGHT - BOTTOM
     parts = [
         f'<path class="grid" d="M{x.at(tick):.1f},{bottom}v4"/>'
@@ -209,7 +209,7 @@ def _below(x: Axis, label: str) -> str:
 
 
 def _spaced(x: Axis) -> list[float]:
-    """Ticks that do not run into each other."""
+    """Return ticks that do not overlap."""
     ticks = x.ticks()
     near = any(x.at(b) - x.at(a) < 34 for a, b in pairwise(ticks))
     return ticks[::2] if near else ticks

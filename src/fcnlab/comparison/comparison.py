@@ -1,6 +1,6 @@
-"""A comparison: which runs are in it, their groups, which of these are compared, and what is to be said of that.
+"""Compare runs: select comparable runs, group them, compare the groups and collect notes for the reader.
 
-All numbers of one comparison are of the same images, those that all of its runs have.
+All numbers of a comparison are computed on the same images, those that all of its runs share.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from fcnlab.comparison.grouping import (
     Group,
     GroupingRules,
     find_group,
-    group,
+    group_runs,
     groups_split_by_one_setting,
     merged_values,
 )
@@ -31,16 +31,17 @@ from fcnlab.errors import UserError
 from fcnlab.runs.origins import ENVIRONMENT, SCORING, UNKNOWN
 from fcnlab.runs.selection import notes as selection_notes
 
-FEW = 5  # groups: so many are compared all with all
+MOST_GROUPS_FOR_ALL_PAIRS = 5  # more groups are compared with a baseline only
 MANY_RUNS, RESAMPLES, RESAMPLES_OF_MANY = 100, 10_000, 2_000
-MOST_NOTES = 5  # of one kind
-LONGEST = 40  # characters of a name that has room everywhere
+MOST_NOTES = 5  # of each kind
+LONGEST_NAME = 40  # characters; longer names are replaced by ranks
 
 
 class Effect(NamedTuple):
-    """A value of a swept setting: the mean mIoU of its groups, and how far it is from the setting's first value.
+    """A value of a swept setting: the mean mIoU of its groups, and the difference to the setting's first value.
 
-    ``matched`` counts the pairs of groups that agree in all else; their mean difference is None where there are none.
+    ``matched`` counts the pairs of groups that agree in all other settings; ``difference`` is their mean difference,
+    and None if there are no such pairs.
     """
 
     key: str
@@ -53,9 +54,9 @@ class Effect(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups by falling mIoU, the pairs that were compared, and what was not.
+    """Groups by descending mIoU, the compared pairs, and the excluded runs.
 
-    ``of`` is how many images the set has, as far as the records tell; ``scored`` how many each run's record has.
+    ``of`` is the number of images in the set, as far as the records show; ``scored`` the number in each run's record.
     """
 
     groups: list[Group]
@@ -71,12 +72,12 @@ class Comparison:
 
     @property
     def images(self) -> int:
-        """That each number is of."""
+        """Number of images that all numbers are computed on."""
         return len(self.groups[0].runs[0].names)
 
     @property
     def scope(self) -> str:
-        """What all numbers are of, for titles."""
+        """The data set and the number of images, for titles."""
         whole = f"{self.images} image{'s' if self.images != 1 else ''}"
         return f"{self.set}, {whole if self.images == self.of else f'{self.images} of {self.of} images'}"
 
@@ -88,24 +89,24 @@ class Comparison:
     def set(self) -> str:
         return str(self.groups[0].runs[0].protocol["set"])
 
-    def label(self, found: Group) -> str:
-        """What a group is called where its name has no room: its rank, if any name is long."""
-        return self._labels[found.name]
+    def label(self, group: Group) -> str:
+        """Return the short label of a group: its name, or its rank if any group has a long name."""
+        return self._labels[group.name]
 
     @cached_property
     def _labels(self) -> dict[str, str]:
-        names = [found.name for found in self.groups]
-        short = all(len(name) <= LONGEST for name in names)
-        return {name: name if short else f"#{place}" for place, name in enumerate(names, start=1)}
+        names = [group.name for group in self.groups]
+        short = all(len(name) <= LONGEST_NAME for name in names)
+        return {name: name if short else f"#{rank}" for rank, name in enumerate(names, start=1)}
 
     @property
     def selection(self) -> list[str]:
-        """On which images the scored weights were selected, in sentences."""
-        return selection_notes(run.selection for found in self.groups for run in found.runs)
+        """Notes on which images were used to select the scored checkpoints."""
+        return selection_notes(run.selection for group in self.groups for run in group.runs)
 
     @property
     def runs(self) -> int:
-        return sum(len(found.runs) for found in self.groups)
+        return sum(len(group.runs) for group in self.groups)
 
 
 def compare(
@@ -113,37 +114,39 @@ def compare(
     baseline: str | None = None,
     resamples: int | None = None,
     confidence: float = 0.95,
-    division: GroupingRules = ALWAYS,
+    rules: GroupingRules = ALWAYS,
 ) -> Comparison:
-    """Group the runs, compare each group with the baseline, or all with all where they are few.
+    """Group the runs and compare each group with the baseline, or all pairs if there are few groups.
 
     Raises
     ------
     UserError
-        There are no runs; the baseline is none of the groups; runs are to be merged over what is no setting.
+        There are no runs, the baseline matches no group, or merge_over names a setting in which no runs differ.
     """
     if not runs:
-        raise UserError("no finished run was found: give runs=FOLDER, one that holds runs of fcnlab train or eval")
-    found, left_out, merged = _on_same_images(runs, division)
-    groups, _ = group(found, division)
-    chosen = find_group(groups, baseline) if baseline else (groups[0] if len(groups) > FEW else None)
-    against = [(one, chosen) for one in groups if chosen and one is not chosen] or _ranked_pairs(groups)
-    needed = resamples_needed(len(against), 1 - confidence)
-    resamples = resamples or _resamples(len(found), needed)
-    pairs = compare_pairs(against, Sampling(len(found[0].names), resamples), confidence)
-    most = _set_size([run for run in runs if run.protocol["set"] == found[0].protocol["set"]])
+        raise UserError("no finished run found: set runs=FOLDER to a folder with runs of fcnlab train or fcnlab eval")
+    compared, left_out, merged = _on_same_images(runs, rules)
+    groups, _ = group_runs(compared, rules)
+    chosen = (
+        find_group(groups, baseline) if baseline else (groups[0] if len(groups) > MOST_GROUPS_FOR_ALL_PAIRS else None)
+    )
+    group_pairs = [(group, chosen) for group in groups if chosen and group is not chosen] or _ranked_pairs(groups)
+    needed = resamples_needed(len(group_pairs), 1 - confidence)
+    resamples = resamples or _resamples(len(compared), needed)
+    pairs = compare_pairs(group_pairs, Sampling(len(compared[0].names), resamples), confidence)
+    most = _set_size([run for run in runs if run.protocol["set"] == compared[0].protocol["set"]])
     return Comparison(
-        groups=sorted(groups, key=lambda one: -one.mean()),
+        groups=sorted(groups, key=lambda group: -group.mean()),
         baseline=chosen,
         pairs=sorted(pairs, key=lambda pair: -pair.difference),
         effects=effects(groups),
         left_out=left_out,
         notes=[
-            *_notes(groups, chosen, given=baseline is not None),
-            *_notes_of_images(runs, found, most),
+            *_notes(groups, chosen, was_set=baseline is not None),
+            *_notes_of_images(runs, compared, most),
             *_notes_of_resamples(pairs, resamples, needed),
-            *_notes_of_seeds(groups, division),
-            *_notes_of_origins(groups, division, merged),
+            *_notes_of_seeds(groups, rules),
+            *_notes_of_origins(groups, rules, merged),
         ],
         resamples=resamples,
         confidence=confidence,
@@ -153,167 +156,175 @@ def compare(
 
 
 def _on_same_images(
-    runs: Sequence[Run], division: GroupingRules
+    runs: Sequence[Run], rules: GroupingRules
 ) -> tuple[list[Run], list[ExcludedRun], Mapping[str, list[str]]]:
-    """The runs that are compared, each on the common images; those that are not; what settings are merged over.
+    """Return the runs restricted to their common images, the excluded runs, and the merged settings with their values.
 
-    A run that was done twice is decided before, so that the smaller of two records takes no image from the others.
+    Repeated runs are excluded first, so that the smaller of two records does not reduce the common images.
     """
-    alike, refused = split_comparable(runs)
-    merged = merged_values(alike, division.merge_over)
-    _, repeats = group(alike, division)
-    twice = {out.folder for out in repeats}
-    found, apart = restrict_to_common_images([run for run in alike if run.folder not in twice])
-    return found, [*refused, *repeats, *apart], merged
+    comparable, incomparable = split_comparable(runs)
+    merged = merged_values(comparable, rules.merge_over)
+    _, repeats = group_runs(comparable, rules)
+    repeated = {out.folder for out in repeats}
+    restricted, too_few_in_common = restrict_to_common_images([run for run in comparable if run.folder not in repeated])
+    return restricted, [*incomparable, *repeats, *too_few_in_common], merged
 
 
 def _set_size(runs: Sequence[Run]) -> int:
-    """How many images their set has, as far as the records tell: what they list, or name between them."""
+    """Return the number of images in the data set, as far as the records show."""
     listed = [count for run in runs if isinstance(count := run.protocol.get("of"), int)]
     named = set().union(*{run.names for run in runs})
     return max([len(named), *listed])
 
 
 def _ranked_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """All pairs, the better one first."""
-    return list(combinations(sorted(groups, key=lambda found: -found.mean()), 2))
+    """Return all pairs, the better group first."""
+    return list(combinations(sorted(groups, key=lambda group: -group.mean()), 2))
 
 
-# What is to be said of it
+# Notes
 
 
-def _notes(groups: Sequence[Group], baseline: Group | None, given: bool) -> list[str]:
-    runs = [run for found in groups for run in found.runs]
+def _notes(groups: Sequence[Group], baseline: Group | None, was_set: bool) -> list[str]:
+    runs = [run for group in groups for run in group.runs]
     notes = []
-    if baseline and not given:
+    if baseline and not was_set:
         notes.append(
-            f"There are more than {FEW} groups, so each is compared with one: with {baseline.name}, the first run's;"
-            " baseline=NAME chooses another."
+            f"There are more than {MOST_GROUPS_FOR_ALL_PAIRS} groups, so each is compared only with the group of the"
+            f" first run, {baseline.name}. Set baseline=NAME to choose another group."
         )
     for key in ("precision", "inference", "postprocess"):
-        kinds = sorted({str(run.protocol.get(key)) for run in runs})
-        if len(kinds) > 1:
-            notes.append(f"Not all runs were scored with the same {key}: {', '.join(kinds)}.")
-    if all(len(found.runs) == 1 for found in groups):
-        notes.append("Each group has one seed: there is no interval over seeds, and no claim about retraining.")
-    elif any(len(found.runs) < FEWEST_SEEDS for found in groups):
-        notes.append("Groups with one or two seeds have no interval over seeds: too few for a claim about retraining.")
-    if len({frozenset(found.seeds) for found in groups}) > 1:
+        values = sorted({str(run.protocol.get(key)) for run in runs})
+        if len(values) > 1:
+            notes.append(f"Not all runs were scored with the same {key}: {', '.join(values)}.")
+    if all(len(group.runs) == 1 for group in groups):
+        notes.append("Each group has only one seed: no interval over seeds, no claim about retraining.")
+    elif any(len(group.runs) < FEWEST_SEEDS for group in groups):
         notes.append(
-            "The groups have different seeds. Two groups are compared by the runs of the seeds that both have (by all"
-            " runs where they share none); scores are means over each group's own seeds."
+            "Groups with one or two seeds have no interval over seeds: these are too few for a claim about retraining."
+        )
+    if len({frozenset(group.seeds) for group in groups}) > 1:
+        notes.append(
+            "The groups have different seeds. Two groups are compared on the seeds that both have, or on all runs if"
+            " they share no seed; scores are means over all seeds of a group."
         )
     return notes
 
 
-def _notes_of_images(runs: Sequence[Run], found: Sequence[Run], most: int) -> list[str]:
-    count, notes = len(found[0].names), []
+def _notes_of_images(runs: Sequence[Run], compared: Sequence[Run], set_size: int) -> list[str]:
+    count, notes = len(compared[0].names), []
     if count < FEWEST_IMAGES:
         notes.append(
-            f"The runs have {count} images in common. There is no verdict on fewer than {FEWEST_IMAGES}: on so few,"
-            " equal nets differ significantly more often than the level says."
+            f"The runs have {count} images in common. No verdict is given on fewer than {FEWEST_IMAGES} images: with so"
+            " few, equal models would differ significantly too often."
         )
-    kept = {run.folder for run in found}
+    kept = {run.folder for run in compared}
     sizes = sorted(len(run.names) for run in runs if run.folder in kept)
     if sizes[-1] > count:
         notes.append(
-            f"The runs were scored on different images (from {sizes[0]} to {sizes[-1]} of them). Every number here is"
-            f" of the {count} that all have."
+            f"The runs were scored on different images ({sizes[0]} to {sizes[-1]} per run). All numbers here are"
+            f" computed on the {count} images that all runs share."
         )
-    if count < most and any(run.published for run in found):
-        notes.append("Published scores are of the whole set, and are not shown beside those of a part of it.")
+    if count < set_size and any(run.published for run in compared):
+        notes.append(
+            "Published scores are not shown: they refer to the whole set, and this comparison covers only a part of it."
+        )
     return notes
 
 
 def _resamples(runs: int, needed: int) -> int:
-    """How many are drawn by default: of many runs fewer, unless some more can show a pair to be significant."""
+    """Return the default number of resamples: fewer for many runs, unless significance then becomes impossible."""
     if runs <= MANY_RUNS:
         return RESAMPLES
     return max(RESAMPLES_OF_MANY, needed) if needed <= RESAMPLES else RESAMPLES_OF_MANY
 
 
 def _notes_of_resamples(pairs: Sequence[Pair], resamples: int, needed: int) -> list[str]:
-    """Where no pair could be significant over images, whatever the runs."""
+    """Return a note if the resamples are too few for any pair to be significant over images."""
     if resamples >= needed or not any(pair.over_images for pair in pairs):
         return []
     return [
-        f"With {len(pairs)} pairs, {resamples} resamples cannot show a difference to be significant over images: the"
-        f" smallest p that they can give, corrected for so many pairs, is not below {pairs[0].alpha:.2g}. Give"
+        f"With {len(pairs)} pairs, {resamples} resamples are too few for a difference to be significant over images:"
+        f" the smallest possible p value, corrected for the number of pairs, is not below {pairs[0].alpha:.2g}. Set"
         f" resamples={needed} or more, or compare fewer groups."
     ]
 
 
-def _notes_of_seeds(groups: Sequence[Group], division: GroupingRules) -> list[str]:
-    """Where one setting keeps seeds from being pooled, which may not have been meant."""
+def _notes_of_seeds(groups: Sequence[Group], rules: GroupingRules) -> list[str]:
+    """Return a note for groups with different seeds that differ in one setting only, perhaps unintentionally."""
     return [
-        f"{one.name} (seed {', '.join(map(str, one.seeds))}) and {other.name} (seed {', '.join(map(str, other.seeds))})"
-        f" differ in {key} alone: merge_over=[{key}] makes one group of them."
-        for key, one, other in islice(groups_split_by_one_setting(groups, division), MOST_NOTES)
+        f"{_with_seeds(first)} and {_with_seeds(second)} differ only in {key}."
+        f" Set merge_over=[{key}] to make them one group."
+        for key, first, second in islice(groups_split_by_one_setting(groups, rules), MOST_NOTES)
     ]
 
 
-def _notes_of_origins(groups: Sequence[Group], division: GroupingRules, merged: Mapping[str, list[str]]) -> list[str]:
+def _with_seeds(group: Group) -> str:
+    return f"{group.name} (seed {', '.join(map(str, group.seeds))})"
+
+
+def _notes_of_origins(groups: Sequence[Group], rules: GroupingRules, merged: Mapping[str, list[str]]) -> list[str]:
     notes = [f"Runs are merged over {key}: {', '.join(map(str, values))}." for key, values in merged.items()]
-    if any(GroupingRules.merges(key, "source") for found in groups for key in found.parts):
+    if any(GroupingRules.merges(key, "source") for group in groups for key in group.parts):
         notes.append(
-            "Some groups are named by their source: the same settings under other code, told apart by a hash of the"
-            f" Python files of fcnlab and of the packages that the settings name ({UNKNOWN}: a record without one). If"
-            " that change has no part in the scores, merge_over=[source] makes them one group."
+            "Some group names contain source, because the code differs: it is a hash of the Python files of fcnlab and"
+            f" of the packages that the settings name ({UNKNOWN}: a record without a hash). If the change of code does"
+            " not affect the scores, set merge_over=[source] to ignore it."
         )
     for key in ENVIRONMENT:
         count = environments(groups, key)
-        if len(count) > 1 and key not in division.split_by:
-            said = ", ".join(f"{value} ({number} run{'s' if number > 1 else ''})" for value, number in count.items())
-            notes.append(f"The runs differ in {key}: {said}; split_by=[{key}] makes groups of them.")
+        if len(count) > 1 and key not in rules.split_by:
+            values = ", ".join(f"{value} ({number} run{'s' if number > 1 else ''})" for value, number in count.items())
+            notes.append(f"The runs differ in {key}: {values}. Set split_by=[{key}] to group them by it.")
     return notes
 
 
 def environments(groups: Sequence[Group], key: str) -> dict[str, int]:
-    """The commits, torch versions or devices that the runs were trained or scored with, and of how many runs each."""
-    runs = [run.environment for found in groups for run in found.runs]
+    """Count the runs by commit, torch version or device, of training and of evaluation."""
+    runs = [run.environment for group in groups for run in group.runs]
     count = Counter(
         value for run in runs for value in {run.get(key, UNKNOWN), run.get(SCORING + key, run.get(key, UNKNOWN))}
     )
     return dict(sorted(count.items()))
 
 
-# What a setting does
+# Effects of settings
 
 
 def effects(groups: Sequence[Group]) -> list[Effect]:
-    """For each setting that the groups differ in, each of its values, in the order in which they ran."""
-    keys = list(dict.fromkeys(key for found in groups for key in found.parts))
+    """Return the effect of each value of each setting in which the groups differ, in the order of the runs."""
+    keys = list(dict.fromkeys(key for group in groups for key in group.parts))
     return [effect for key in keys for effect in _effects_of(key, groups)]
 
 
 def _effects_of(key: str, groups: Sequence[Group]) -> list[Effect]:
-    values = list(dict.fromkeys(found.parts[key] for found in groups if key in found.parts))
-    first = _by_rest(key, values[0], groups)
-    found = []
+    values = list(dict.fromkeys(group.parts[key] for group in groups if key in group.parts))
+    first = _by_other_settings(key, values[0], groups)
+    effects_of_values = []
     for value in values:
-        having = _by_rest(key, value, groups)
-        pairs = [match_seeds(having[rest], first[rest]) for rest in having if rest in first]
-        shared = [ours.mean() - theirs.mean() for ours, theirs in pairs]
-        difference = float(np.mean(shared)) if shared else None
-        miou = float(np.mean([member.mean() for member in having.values()]))
-        found.append(Effect(key, value, list(having.values()), miou, difference, len(shared)))
-    return found
+        having = _by_other_settings(key, value, groups)
+        pairs = [match_seeds(having[others], first[others]) for others in having if others in first]
+        differences = [group.mean() - first_group.mean() for group, first_group in pairs]
+        difference = float(np.mean(differences)) if differences else None
+        miou = float(np.mean([group.mean() for group in having.values()]))
+        effects_of_values.append(Effect(key, value, list(having.values()), miou, difference, len(differences)))
+    return effects_of_values
 
 
-def _by_rest(key: str, value: str, groups: Sequence[Group]) -> Mapping[frozenset, Group]:
-    """The groups that have a value, by what else they have."""
+def _by_other_settings(key: str, value: str, groups: Sequence[Group]) -> Mapping[frozenset, Group]:
+    """Return the groups with a value of a setting, by their other settings."""
     return {
-        frozenset((name, part) for name, part in found.parts.items() if name != key): found
-        for found in groups
-        if found.parts.get(key) == value
+        frozenset((name, part) for name, part in group.parts.items() if name != key): group
+        for group in groups
+        if group.parts.get(key) == value
     }
 
 
-# The way there
+# Learning curves
 
 
 class Curve(NamedTuple):
-    """A group's curve: the mean over its seeds, and the lowest and highest of them, at the steps that all have."""
+    """A group's curve: mean, minimum and maximum over its seeds, at the steps that all of its runs have."""
 
     group: Group
     steps: ndarray
@@ -322,11 +333,11 @@ class Curve(NamedTuple):
     high: ndarray
 
 
-def curve(found: Group, name: str) -> Curve | None:
-    """None where one of its runs has no such curve, or they have no step in common."""
-    runs = [dict(run.curves[name].T.tolist()) for run in found.runs if name in run.curves]
-    steps = sorted(set.intersection(*map(set, runs))) if len(runs) == len(found.runs) else []
+def curve(group: Group, name: str) -> Curve | None:
+    """Return a group's curve; None if one of its runs lacks it, or if the runs share no step."""
+    runs = [dict(run.curves[name].T.tolist()) for run in group.runs if name in run.curves]
+    steps = sorted(set.intersection(*map(set, runs))) if len(runs) == len(group.runs) else []
     if not steps:
         return None
     table = np.array([[run[step] for step in steps] for run in runs])
-    return Curve(found, np.array(steps), table.mean(axis=0), table.min(axis=0), table.max(axis=0))
+    return Curve(group, np.array(steps), table.mean(axis=0), table.min(axis=0), table.max(axis=0))

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone are one group; a group is named by what sets it apart from the others."""
+"""Group runs that differ only in their seed, and name each group by the settings in which the groups differ."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,64 +15,64 @@ from fcnlab.metrics.scores import SCORES
 from fcnlab.runs.origins import SCORING
 from fcnlab.runs.settings import DIGITS, in_few_digits
 
-ALL = "all runs"  # the name of a group that is alone
+ONLY_GROUP = "all runs"  # the name of the only group
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration, by seed; ``parts`` is what sets it apart, as the words that would be typed."""
+    """Runs of one configuration, by seed; ``parts`` are the settings that name it, as they would be typed."""
 
     parts: dict[str, str]
     runs: tuple[Run, ...]
 
     @property
     def name(self) -> str:
-        return " ".join(f"{key}={value}" for key, value in self.parts.items()) or ALL
+        return " ".join(f"{key}={value}" for key, value in self.parts.items()) or ONLY_GROUP
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
         return tuple(run.seed for run in self.runs)
 
     def values(self, score: str) -> ndarray:
-        """A score of each run."""
+        """Return a score of each run."""
         return np.array([getattr(run.scores, score) for run in self.runs])
 
     def mean(self, score: str = "miou") -> float:
         return float(self.values(score).mean())
 
     def spread(self, score: str = "miou") -> float | None:
-        """The standard deviation over seeds; None for one."""
+        """Return the standard deviation over seeds; None for a single run."""
         return float(self.values(score).std(ddof=1)) if len(self.runs) > 1 else None
 
     def iou(self) -> ndarray:
-        """Of each class, over the runs that have one; nan where none has."""
+        """Return the mean IoU of each class over the runs that contain it; nan if none does."""
         return mean_of_known([run.scores.iou for run in self.runs])
 
     def cost(self, name: str) -> float | None:
-        """The mean over the runs that tell it."""
+        """Return the mean of a cost over the runs that recorded it; None if none did."""
         known = [run.cost[name] for run in self.runs if name in run.cost]
         return sum(known) / len(known) if known else None
 
     def published(self) -> dict[str, float]:
-        """Scores that the experiment says were published, in percent."""
+        """Return the published scores that the experiment quotes, in percent."""
         return {name: value for name, value in self.runs[0].published.items() if name in SCORES}
 
 
 def mean_of_known(rows: Sequence[ndarray]) -> ndarray:
-    """The mean of each column over what is no nan; nan where nothing is."""
+    """Return the mean of each column, ignoring nan; nan for a column of nan only."""
     table = np.array(rows)
     count = (~np.isnan(table)).sum(axis=0)
     return np.divide(np.nansum(table, axis=0), count, out=np.full(table.shape[1:], np.nan), where=count > 0)
 
 
 class GroupingRules(NamedTuple):
-    """What makes groups beside the settings that always do, and which settings make none."""
+    """Which environment facts split groups in addition to the settings, and which settings are ignored."""
 
     split_by: tuple[str, ...] = ()  # some of ENVIRONMENT
-    merge_over: tuple[str, ...] = ()  # settings, or the beginnings of their paths
+    merge_over: tuple[str, ...] = ()  # settings, or prefixes of their paths
 
     def settings(self, run: Run) -> Settings:
-        """What tells a run from those of other groups."""
+        """Return the settings that assign a run to a group."""
         added = {key: value for key, value in run.environment.items() if key.removeprefix(SCORING) in self.split_by}
         every = added | run.options | run.settings
         return {
@@ -81,7 +81,7 @@ class GroupingRules(NamedTuple):
 
     @staticmethod
     def merges(key: str, word: str) -> bool:
-        """Whether a setting is one that a word means; ``source`` is the training's code and the scoring's."""
+        """Return whether a word names a setting; ``source`` means the code of both training and evaluation."""
         path = key.replace("/", ".")
         return any(f"{each}.".startswith(f"{word}.") for each in (path, path.removeprefix(SCORING)))
 
@@ -89,9 +89,9 @@ class GroupingRules(NamedTuple):
 ALWAYS = GroupingRules()
 
 
-def group(runs: Sequence[Run], division: GroupingRules = ALWAYS) -> tuple[list[Group], list[ExcludedRun]]:
-    """The groups in the order of their first runs, and runs that were done twice, of which one counts."""
-    described = [division.settings(run) for run in runs]
+def group_runs(runs: Sequence[Run], rules: GroupingRules = ALWAYS) -> tuple[list[Group], list[ExcludedRun]]:
+    """Return the groups in the order of their first runs, and repeated runs, which are excluded."""
+    described = [rules.settings(run) for run in runs]
     keys = _differing(described)
     blocks: dict[tuple, list[int]] = {}
     for place, settings in enumerate(described):
@@ -100,35 +100,35 @@ def group(runs: Sequence[Run], division: GroupingRules = ALWAYS) -> tuple[list[G
     names = _naming(keys, firsts, {key for run in runs for key in run.typed})
     groups, repeats = [], []
     for settings, places in zip(firsts, blocks.values(), strict=True):
-        kept, others = _one_for_each_seed([runs[place] for place in places])
+        kept, repeated = _one_for_each_seed([runs[place] for place in places])
         groups.append(Group({key: word(settings[key]) for key in names if key in settings}, tuple(kept)))
-        repeats += others
+        repeats += repeated
     return groups, repeats
 
 
 def merged_values(runs: Sequence[Run], merge_over: Sequence[str]) -> dict[str, list[str]]:
-    """The settings that runs are merged over, and the values of each that were found.
+    """Return the settings that runs are merged over, with the values of each.
 
     Raises
     ------
     UserError
-        A word means no setting in which the runs differ.
+        An entry of merge_over names no setting in which the runs differ.
     """
     described = [run.options | run.settings for run in runs]
-    differing = {key: _found(described, key) for key in _differing(described)}
+    differing = {key: _values_of(described, key) for key in _differing(described)}
     merged = {}
-    for wanted in merge_over:
-        meant = {key: values for key, values in differing.items() if GroupingRules.merges(key, wanted)}
-        if not meant:
-            there = f"they differ in {_some(list(differing))}" if differing else "they differ in none"
-            raise UserError(f"merge_over={wanted} is no setting in which these runs differ; {there}")
-        merged |= meant
+    for requested in merge_over:
+        matching = {key: values for key, values in differing.items() if GroupingRules.merges(key, requested)}
+        if not matching:
+            alternatives = f"they differ in {_some(list(differing))}" if differing else "they differ in no setting"
+            raise UserError(f"merge_over={requested} is not a setting in which these runs differ; {alternatives}")
+        merged |= matching
     return merged
 
 
-def _found(described: Sequence[Settings], key: str) -> list[str]:
-    kinds = {_kind(settings.get(key)): settings for settings in reversed(described)}
-    return [word(settings[key]) if key in settings else "not set" for settings in reversed(kinds.values())]
+def _values_of(described: Sequence[Settings], key: str) -> list[str]:
+    distinct = {_kind(settings.get(key)): settings for settings in reversed(described)}
+    return [word(settings[key]) if key in settings else "not set" for settings in reversed(distinct.values())]
 
 
 def _differing(described: Sequence[dict[str, Any]]) -> list[str]:
@@ -141,19 +141,19 @@ def _values(settings: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def _kind(value: Any) -> str:
-    """Equal for what is one setting: 0 and 0.0, 0.3 and a sum of 0.1, null and a missing key."""
+    """Return equal text for equal values: 0 and 0.0, 0.3 and a sum of 0.1, null and a missing key."""
     if isinstance(value, list):
         return f"[{','.join(map(_kind, value))}]"
     return f"{value:.{DIGITS}g}" if isinstance(value, float) else word(value)
 
 
 def _count(described: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
-    """How many kinds some settings tell apart."""
+    """Return the number of different combinations of values of some settings."""
     return len({_values(settings, keys) for settings in described})
 
 
 def word(value: Any) -> str:
-    """A value as it would be typed."""
+    """Format a value as it would be typed."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -163,19 +163,19 @@ def word(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def _naming(keys: Sequence[str], blocks: Sequence[dict[str, Any]], typed: set[str]) -> list[str]:
-    """Which of the differing settings make a name: as few as tell all groups apart, those that a user chose first.
+def _naming(keys: Sequence[str], described: Sequence[dict[str, Any]], typed: set[str]) -> list[str]:
+    """Return the differing settings that make up the names: as few as distinguish all groups, overridden ones first.
 
-    An option stands for the values that come with it, an experiment for its options, and how a training scored itself
-    (``scoring.*``) comes with the training's own settings.
+    An option covers the values that it sets, an experiment covers its options, and the settings of a training run cover
+    how it evaluated itself (``scoring.*``).
     """
     options = [key for key in keys if _is_option(key)]
     covers = (SCORING, *(f"{option.replace('/', '.')}." for option in options))
     free = [key for key in keys if not _is_option(key) and not key.startswith(covers)]
-    rest = sorted((key for key in keys if key not in options and key not in free), key=lambda key: key not in typed)
+    covered = sorted((key for key in keys if key not in options and key not in free), key=lambda key: key not in typed)
     names = ["experiment"] if "experiment" in keys else [*options, *free]
-    for key in (*options, *free, *rest):
-        if key not in names and _count(blocks, [*names, key]) > _count(blocks, names):
+    for key in (*options, *free, *covered):
+        if key not in names and _count(described, [*names, key]) > _count(described, names):
             names.append(key)
     return [key for key in keys if key in names]
 
@@ -185,87 +185,96 @@ def _is_option(key: str) -> bool:
 
 
 def _one_for_each_seed(runs: Sequence[Run]) -> tuple[list[Run], list[ExcludedRun]]:
-    """The run of each seed that was scored on most images; of equal ones a training's own record, then the newest."""
+    """Select for each seed the run with most images; of equal ones a training run's own record, then the newest."""
     by_seed: dict[int | None, list[Run]] = {}
     ranked = [(len(run.names), bool(run.curves), run.ended, place) for place, run in enumerate(runs)]
     for *_, place in sorted(ranked, reverse=True):
         run = runs[place]
         by_seed.setdefault(run.seed, []).append(run)
     seeds = sorted(by_seed, key=lambda seed: (seed is None, seed or 0))
-    kept = [_with_its_training(*by_seed[seed]) for seed in seeds]
-    others = [
-        ExcludedRun(run.folder, _why_not(run, by_seed[run.seed][0])) for run in runs if run is not by_seed[run.seed][0]
+    kept = [_with_training_curves(*by_seed[seed]) for seed in seeds]
+    excluded = [
+        ExcludedRun(run.folder, _exclusion_reason(run, by_seed[run.seed][0]))
+        for run in runs
+        if run is not by_seed[run.seed][0]
     ]
-    return kept, others
+    return kept, excluded
 
 
-def _with_its_training(run: Run, *others: Run) -> Run:
-    """An evaluation with the curves and the cost of the training itself, if that was done with the same settings."""
+def _with_training_curves(run: Run, *others: Run) -> Run:
+    """Add to an evaluation the curves and the cost of a training run with the same settings, if there is one."""
     training = next((other for other in others if other.curves and not run.curves), None)
     return replace(run, curves=training.curves, cost=training.cost | run.cost) if training else run
 
 
-def _why_not(run: Run, taken: Run) -> str:
-    fewer = len(taken.names) - len(run.names)
+def _exclusion_reason(run: Run, selected: Run) -> str:
+    fewer = len(selected.names) - len(run.names)
     if fewer:
-        count = f"{len(run.names)} images, {len(taken.names)} in {taken.folder}"
-        return f"scored on {count}, with the same settings and seed: the larger record counts"
-    unlike = sorted(
-        key for key in run.settings | taken.settings if _kind(run.settings.get(key)) != _kind(taken.settings.get(key))
+        count = f"{len(run.names)} instead of {len(selected.names)}"
+        return f"same settings and seed as {selected.folder}, but fewer images ({count}): the larger record is used"
+    differing = sorted(
+        key
+        for key in run.settings | selected.settings
+        if _kind(run.settings.get(key)) != _kind(selected.settings.get(key))
     )
-    if unlike:  # merge_over takes them for one
-        values = ", ".join(f"{key}={_told(run, key)}, there {_told(taken, key)}" for key in unlike[:2])
-        return f"the same seed as {taken.folder}, with which it is merged ({values}): the one that ended last counts"
-    if any(one and other and one != other for one, other in zip(run.weights, taken.weights, strict=True)):
-        return (
-            f"the same settings and seed as {taken.folder}, but other weights: of two trainings, or of two moments of"
-            " one. The one that ended last counts; compare them apart"
+    if differing:  # in a setting that merge_over ignores
+        values = ", ".join(
+            f"{key}={_setting_text(run, key)} instead of {_setting_text(selected, key)}" for key in differing[:2]
         )
-    return f"done again with the same settings and seed in {taken.folder}"
+        return f"same seed as {selected.folder}, with which it is merged ({values}): the run that ended last is used"
+    if any(
+        own and selected_hash and own != selected_hash
+        for own, selected_hash in zip(run.weights, selected.weights, strict=True)
+    ):
+        return (
+            f"same settings and seed as {selected.folder}, but different weights (another training run or checkpoint):"
+            " the run that ended last is used. Compare the two separately"
+        )
+    return f"repeated with the same settings and seed in {selected.folder}"
 
 
-def _told(run: Run, key: str) -> str:
+def _setting_text(run: Run, key: str) -> str:
     return word(run.settings[key]) if key in run.settings else "not set"
 
 
 def groups_split_by_one_setting(
-    groups: Sequence[Group], division: GroupingRules = ALWAYS
+    groups: Sequence[Group], rules: GroupingRules = ALWAYS
 ) -> Iterator[tuple[str, Group, Group]]:
-    """Pairs of groups without a common seed that one setting alone sets apart, with that setting's name.
+    """Yield the pairs of groups without a common seed that differ in one setting only, with that setting.
 
-    Perhaps they were meant as one group, whose seeds would be pooled. A scoring may repeat the setting.
+    They were perhaps meant as one group, whose seeds would be pooled. An evaluation may repeat the setting.
     """
-    described = [division.settings(found.runs[0]) for found in groups]
+    described = [rules.settings(group.runs[0]) for group in groups]
     keys = list(dict.fromkeys(key.removeprefix(SCORING) for key in _differing(described)))
-    told = [[_values(settings, (key, f"{SCORING}{key}")) for key in keys] for settings in described]
-    for place, key in enumerate(keys):
+    values_of = [[_values(settings, (key, f"{SCORING}{key}")) for key in keys] for settings in described]
+    for index, key in enumerate(keys):
         alike: dict[tuple, list[Group]] = {}
-        for found, values in zip(groups, told, strict=True):
-            alike.setdefault((*values[:place], *values[place + 1 :]), []).append(found)
+        for group, values in zip(groups, values_of, strict=True):
+            alike.setdefault((*values[:index], *values[index + 1 :]), []).append(group)
         pairs = (pair for same in alike.values() for pair in combinations(same, 2) if not _is_option(key))
-        yield from ((key, one, other) for one, other in pairs if not set(one.seeds) & set(other.seeds))
+        yield from ((key, first, second) for first, second in pairs if not set(first.seeds) & set(second.seeds))
 
 
-def find_group(groups: Sequence[Group], wanted: str) -> Group:
-    """The group that a name means: all of it, or so many of its words or values that no other has them.
+def find_group(groups: Sequence[Group], requested: str) -> Group:
+    """Return the group with a name, or the only group with all the words of the name among its settings or values.
 
     Raises
     ------
     UserError
-        None is meant, or several are.
+        No group matches, or several do.
     """
-    exact = [found for found in groups if found.name == wanted]
-    words = set(wanted.split())
-    meant = exact or [found for found in groups if words and words <= set(_words(found))]
-    if len(meant) == 1:
-        return meant[0]
-    problem = "is no group" if not meant else f"means {len(meant)} groups"
-    raise UserError(f"baseline={wanted} {problem}; there are: {_some([found.name for found in groups])}")
+    exact = [group for group in groups if group.name == requested]
+    words = set(requested.split())
+    matching = exact or [group for group in groups if words and words <= set(_words(group))]
+    if len(matching) == 1:
+        return matching[0]
+    problem = "matches no group" if not matching else f"matches {len(matching)} groups"
+    raise UserError(f"baseline={requested} {problem}; the groups are {_some([group.name for group in groups])}")
 
 
-def _words(found: Group) -> Iterable[str]:
-    yield from found.name.split()
-    yield from found.parts.values()
+def _words(group: Group) -> Iterable[str]:
+    yield from group.name.split()
+    yield from group.parts.values()
 
 
 def _some(names: Sequence[str], most: int = 12) -> str:

@@ -1,11 +1,12 @@
-"""How sure a difference of two mean IoUs is: over images by a paired bootstrap, over seeds by Student's t.
+"""Confidence intervals of a difference in mean IoU: over images by a paired bootstrap, over seeds by Student's t.
 
-The bootstrap draws the set's images anew, as many as it has, with repetition, and computes the whole set's mean IoU
-of both nets from the same draw (Efron and Tibshirani, 1993). Drawing images is counting how often each one came, so
-that a draw's areas are a product of counts with the images' areas, which are all that mean IoU needs of a matrix.
+The bootstrap resamples the images of the set with replacement and computes the mean IoU of both models on the same
+resample (Efron and Tibshirani, 1993). A resample is a vector of counts, so that its areas are the product of the counts
+with the areas of the images, which is all that mean IoU needs.
 
-The interval is the percentile one. tests/results/test_intervals.py holds it against its nominal coverage; on the sets
-drawn there the BCa interval (Efron, 1987) covers less, since its acceleration is estimated from the few large images.
+The interval is the percentile interval. tests/comparison/test_intervals.py compares its coverage with the nominal one;
+on the sets drawn there the BCa interval (Efron, 1987) covers less, because its acceleration is estimated from the few
+large images.
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,13 @@ from jaxtyping import Float, Int64
 from numpy import ndarray
 from scipy.special import stdtr, stdtrit
 
-CHUNK = 1000  # resamples that are drawn at a time: 12 MB for 1,449 images
-FEWEST_SEEDS = 3  # of two the interval would be 25 spreads wide and say nothing
-FEWEST_IMAGES = 30  # with fewer, equal nets have p < 0.05 too often: docs/comparing-runs.md has the shares
+CHUNK = 1000  # resamples drawn at a time: 12 MB for 1,449 images
+FEWEST_SEEDS = 3  # with two, the interval would be 25 standard errors wide
+FEWEST_IMAGES = 30  # with fewer, equal models have p < 0.05 too often: see docs/comparing-runs.md
 
 
 class Interval(NamedTuple):
-    """A difference, the interval that covers it, and the probability of one as large where there is none."""
+    """A difference, its confidence interval, and its p value."""
 
     value: float
     low: float
@@ -31,9 +32,9 @@ class Interval(NamedTuple):
 
 
 def draws(images: int, resamples: int, seed: int = 0) -> Float[ndarray, "resamples images"]:
-    """How often each image is in each resample: the multinomial distribution, by counting indices.
+    """Return how often each image is in each resample, from a multinomial distribution.
 
-    In single precision, which holds areas to 1e-7, far below what drawing leaves uncertain, at half the time.
+    Single precision keeps areas to 1e-7, far below the sampling error, and takes half the time.
     """
     rng = np.random.default_rng(seed)
     counts = np.empty((resamples, images), np.float32)
@@ -45,7 +46,7 @@ def draws(images: int, resamples: int, seed: int = 0) -> Float[ndarray, "resampl
 
 
 def mean_iou(intersection: ndarray, union: ndarray) -> ndarray:
-    """Over the last axis, the classes; one without a union is left out; nan where none has one."""
+    """Return the mean IoU over the last axis, the classes; classes with an empty union are excluded, nan if all are."""
     seen = union > 0
     ratio = np.divide(intersection, union, out=np.zeros(np.shape(intersection)), where=seen)
     count = seen.sum(axis=-1)
@@ -57,40 +58,40 @@ def resampled_miou(
     intersection: Int64[ndarray, "images classes"],
     union: Int64[ndarray, "images classes"],
 ) -> Float[ndarray, " resamples"]:
-    """The set's mean IoU in each resample."""
+    """Return the mean IoU of the set in each resample."""
     classes = intersection.shape[1]
     sums = counts @ np.concatenate([intersection, union], axis=1).astype(counts.dtype)
     return mean_iou(sums[:, :classes], sums[:, classes:])
 
 
 def over_images(value: float, resampled: Float[ndarray, " resamples"], confidence: float = 0.95) -> Interval:
-    """The percentile interval of a difference, and its p, from the differences in the resamples.
+    """Return the percentile interval and the p value of a difference, from the differences in the resamples.
 
-    p is twice the share of resamples on the other side of zero, of which the set itself counts as one (Davison and
-    Hinkley, 1997, section 4.2.1): no number of resamples can show a p below one of them, so none is claimed.
+    p is twice the share of resamples on the other side of zero, with the set itself counted as one of them (Davison and
+    Hinkley, 1997, section 4.2.1), so that p is never 0.
     """
-    resampled = resampled[~np.isnan(resampled)]  # a draw of images that are all void
+    resampled = resampled[~np.isnan(resampled)]  # a resample with only ignored pixels
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     beyond = min(_count(resampled, below=True), _count(resampled, below=False))
     return Interval(value, float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(resampled) + 1)))
 
 
 def resamples_needed(comparisons: int, alpha: float) -> int:
-    """With so many resamples, the smallest p is below ``alpha`` after Holm's correction for the comparisons."""
+    """Return the number of resamples for which the smallest p, after Holm's correction, is below ``alpha``."""
     return int(2 * comparisons / alpha) + 1
 
 
 def _count(resampled: Float[ndarray, " resamples"], below: bool) -> float:
-    """Resamples at one side of zero; those at zero count half, so that equal nets have p = 1."""
+    """Count resamples on one side of zero; those at zero count half, so that equal models have p = 1."""
     return np.sum(resampled < 0 if below else resampled > 0) + np.sum(resampled == 0) / 2
 
 
 def over_seeds(differences: Sequence[float] | ndarray, confidence: float = 0.95) -> Interval | None:
-    """The t interval of the mean of paired differences, one for each seed.
+    """Return the t interval of the mean of paired differences, one for each seed.
 
     None for fewer than three seeds: with one degree of freedom (two seeds) the interval is 12.7 standard errors to each
-    side, and a bootstrap over so few would be far too narrow instead. None, too, for differences that are all the same:
-    then the seed changed nothing (such as several evaluations of one file of weights), and they count once.
+    side, and a bootstrap over so few values would be far too narrow. Also None if all differences are equal: then the
+    seeds are not independent (such as several evaluations of one checkpoint).
     """
     values = np.asarray(differences, float)
     if len(values) < FEWEST_SEEDS or np.ptp(values) == 0:
@@ -102,9 +103,9 @@ def over_seeds(differences: Sequence[float] | ndarray, confidence: float = 0.95)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p values so corrected that one of the true null hypotheses is rejected in ``alpha`` of the cases at most.
+    """Return p values corrected so that the probability of any false rejection is at most ``alpha``.
 
-    Holm (1979): the smallest is multiplied by their number, the next by one less, and none is below the one before.
+    Holm (1979): the smallest is multiplied by their number, the next by one less, and the result is made monotonic.
     """
     order = np.argsort(p)
     factors = np.arange(len(p), 0, -1)

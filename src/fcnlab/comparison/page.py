@@ -1,6 +1,7 @@
-"""The comparison as one HTML page that needs nothing else: no network, no library, no file beside it.
+"""Write a comparison as one self-contained HTML page: no network, no library, no other files.
 
-Its parts lie in ``html/``. All text from run folders is escaped by jinja2 (autoescape), images are drawn anew.
+Its template, style and script are in ``html/``. jinja2 escapes all text from run folders (autoescape), and images are
+encoded again.
 """
 
 import base64
@@ -26,16 +27,16 @@ from fcnlab.files.writing import atomic_write
 from fcnlab.metrics.scores import SCORES
 from fcnlab.runs.origins import ENVIRONMENT
 
-BAR = 160  # pixels: the width of a table's intervals
+BAR = 160  # width of the intervals in tables, pixels
 MOST_PANELS, MOST_SHOWN_GROUPS = 6, 4
 PANEL_WIDTH = 960  # pixels
-PANEL_BYTES, PANEL_PIXELS = 64 << 20, 60_000_000  # of a drawing; three images side by side
-LEAST_RATIO = 1.05  # of the dearest to the cheapest group, where a chart is worth its room
-SCALED = ("gmacs_per_image", "minutes", "parameters")  # the costs that are drawn
+PANEL_BYTES, PANEL_PIXELS = 64 << 20, 60_000_000  # limits on a drawing of three images side by side
+LEAST_RATIO = 1.05  # smallest ratio of highest to lowest cost for which a chart is drawn
+SCALED = ("gmacs_per_image", "minutes", "parameters")  # the costs with a chart
 
 
 class Panel(NamedTuple):
-    """A group's drawing of a image, and its mean IoU on it."""
+    """A group's drawing of an image, and its mean IoU on it."""
 
     group: Group
     miou: float
@@ -44,13 +45,13 @@ class Panel(NamedTuple):
 
 
 def write_page(path: Path, comparison: Comparison, command: str) -> None:
-    """Write it, whole or not at all."""
+    """Write the page atomically."""
     with atomic_write(path) as part:
         part.write_text(escape_terminal(page(comparison, command)), encoding="utf-8", errors="replace")
 
 
 def page(comparison: Comparison, command: str) -> str:
-    """The page's text; ``command`` is what was typed for it."""
+    """Return the HTML text; ``command`` is the command line that made the comparison."""
     loader = PackageLoader("fcnlab.comparison", "html")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -93,125 +94,130 @@ def page(comparison: Comparison, command: str) -> str:
 
 
 def _part(loader: PackageLoader, environment: Environment, name: str) -> Markup:
-    """A file of ours, as it is."""
+    """Return a file of the package, unescaped."""
     return Markup(loader.get_source(environment, name)[0])
 
 
 def _bars(pairs: Sequence[Pair]) -> list[Markup]:
-    """The intervals of a table's rows, on one scale."""
+    """Draw the intervals of all rows of a table on one scale."""
     ends = [0.0]
     for pair in pairs:
-        found = pair.over_images
-        ends += [*((found.low, found.high) if found else ()), pair.difference, *pair.seed_differences.values()]
+        interval = pair.over_images
+        ends += [*((interval.low, interval.high) if interval else ()), pair.difference, *pair.seed_differences.values()]
     scale = charts.axis([100 * end for end in ends], 6, BAR)
     return [_bar(pair, scale) for pair in pairs]
 
 
 def _bar(pair: Pair, scale: Axis) -> Markup:
-    found = pair.over_images
+    interval = pair.over_images
     seeds = [100 * value for value in pair.seed_differences.values()]
-    text = f"{tables.points(pair.difference)} points" + (f", {tables.interval(found)} over images" if found else "")
+    text = f"{tables.points(pair.difference)} points" + (
+        f", {tables.interval(interval)} over images" if interval else ""
+    )
     if seeds:
         text += f"; seeds {', '.join(f'{value:+.2f}' for value in seeds)}"
-    ends = (100 * found.low, 100 * found.high) if found else None
+    ends = (100 * interval.low, 100 * interval.high) if interval else None
     return charts.interval_bar(ends, 100 * pair.difference, seeds, scale, text)
 
 
 def _seed_bars(groups: Sequence[Group]) -> list[Markup]:
-    """The mIoU of each seed, as dots on one scale."""
-    every = [100 * value for found in groups for value in found.values("miou")]
+    """Draw the mIoU of each seed as dots on one scale."""
+    every = [100 * value for group in groups for value in group.values("miou")]
     scale = charts.axis(every, 6, BAR)
-    return [charts.dots([100 * value for value in found.values("miou")], scale, _seeds_text(found)) for found in groups]
+    return [charts.dots([100 * value for value in group.values("miou")], scale, _seeds_text(group)) for group in groups]
 
 
-def _seeds_text(found: Group) -> str:
-    values = zip(found.seeds, found.values("miou"), strict=True)
+def _seeds_text(group: Group) -> str:
+    values = zip(group.seeds, group.values("miou"), strict=True)
     return ", ".join(f"seed {seed}: {tables.percent(value)}" for seed, value in values)
 
 
 def _curves(comparison: Comparison) -> list[tuple[str, Markup, list[Curve]]]:
-    """Title, chart and what it shows, for the curves that the best groups have."""
+    """Return title, chart and curves of each learning curve, for the best groups."""
     drawn = []
     for name, title, scale, log in (
         ("val/miou", "mIoU on the validation set", 100, False),
         ("train/loss", "Training loss", 1, True),
     ):
-        found = [(place, curve(group, name)) for place, group in enumerate(comparison.groups[: charts.SERIES])]
-        shown = [(place, one) for place, one in found if one]
+        curves = [(place, curve(group, name)) for place, group in enumerate(comparison.groups[: charts.SERIES])]
+        shown = [(place, group_curve) for place, group_curve in curves if group_curve]
         if shown:
-            lines = [_line(place, one, scale) for place, one in shown]
+            lines = [_line(place, group_curve, scale) for place, group_curve in shown]
             unit = "val mIoU, %" if scale == 100 else "loss"
-            what = f"{title} over optimiser steps, of {len(lines)} groups; the last values are in the table below"
-            chart = charts.line_chart(lines, what, "optimiser steps", unit, log)
-            drawn.append((title, chart, [one for _, one in shown]))
+            description = (
+                f"{title} over optimiser steps for {len(lines)} groups; the table below contains the last values"
+            )
+            chart = charts.line_chart(lines, description, "optimiser steps", unit, log)
+            drawn.append((title, chart, [group_curve for _, group_curve in shown]))
     return drawn
 
 
-def _line(series: int, one: Curve, scale: int) -> Line:
+def _line(series: int, group_curve: Curve, scale: int) -> Line:
     steps, mean, low, high = (
-        values.tolist() for values in (one.steps, scale * one.mean, scale * one.low, scale * one.high)
+        values.tolist()
+        for values in (group_curve.steps, scale * group_curve.mean, scale * group_curve.low, scale * group_curve.high)
     )
-    return Line(steps, mean, low, high, series, one.group.name)
+    return Line(steps, mean, low, high, series, group_curve.group.name)
 
 
 def _scatters(comparison: Comparison) -> list[tuple[str, Markup]]:
-    """Accuracy against each cost that differs by more than a trifle."""
+    """Return title and chart of mIoU against each cost that differs between groups."""
     drawn = []
     for cost in tables.COSTS:
-        known = [(place, found, cost.of(found)) for place, found in enumerate(comparison.groups)]
-        costs = [(place, found, value) for place, found, value in known if value is not None]
+        known = [(place, group, cost.of(group)) for place, group in enumerate(comparison.groups)]
+        costs = [(place, group, value) for place, group, value in known if value is not None]
         values = [value for *_, value in costs]
         if cost.key in SCALED and values and max(values) > LEAST_RATIO * min(values):
-            dots = [_point(value, found, place, f"at {value:.4g}") for place, found, value in costs]
-            what = f"mIoU against {cost.title} of {len(dots)} groups; the numbers are in the table of scores"
-            drawn.append((f"mIoU against {cost.title}", charts.scatter(dots, what, cost.title, "mIoU, %")))
+            dots = [_point(value, group, place, f"at {value:.4g}") for place, group, value in costs]
+            description = f"mIoU against {cost.title} of {len(dots)} groups; the table of scores contains the numbers"
+            drawn.append((f"mIoU against {cost.title}", charts.scatter(dots, description, cost.title, "mIoU, %")))
     return drawn
 
 
-def _point(x: float, found: Group, series: int, text: str) -> Point:
-    mean, spread = 100 * found.mean(), 100 * (found.spread() or 0)
-    said = f"{found.name}: {tables.with_spread(found, 'miou')} {text}".rstrip()
-    return Point(x, mean, mean - spread, mean + spread, series, said)
+def _point(x: float, group: Group, series: int, text: str) -> Point:
+    mean, spread = 100 * group.mean(), 100 * (group.spread() or 0)
+    tooltip = f"{group.name}: {tables.with_spread(group, 'miou')} {text}".rstrip()
+    return Point(x, mean, mean - spread, mean + spread, series, tooltip)
 
 
 def _settings(comparison: Comparison) -> list[tuple[str, Markup | None, list[Any]]]:
-    """For each setting that differs: its chart, where it has no more values than one can read, and its values."""
-    series = {found.name: place for place, found in enumerate(comparison.groups)}
-    found = []
+    """Return for each differing setting its name, its chart (None if there are too many values) and its effects."""
+    series = {settings.name: place for place, settings in enumerate(comparison.groups)}
+    settings = []
     for key in dict.fromkeys(effect.key for effect in comparison.effects):
         values = [effect for effect in comparison.effects if effect.key == key]
         names = [effect.value for effect in values]
         dots = [
-            _point(place, member, series[member.name], "")
+            _point(place, group, series[group.name], "")
             for place, effect in enumerate(values)
-            for member in effect.groups
+            for group in effect.groups
         ]
-        what = f"mIoU by {key}; the numbers are in the table below"
+        description = f"mIoU by {key}; the table below contains the numbers"
         means = [100 * effect.miou for effect in values]
-        chart = charts.categories(dots, names, means, what, "mIoU, %") if 1 < len(names) <= 12 else None
-        found.append((key, chart, values))
-    return found
+        chart = charts.categories(dots, names, means, description, "mIoU, %") if 1 < len(names) <= 12 else None
+        settings.append((key, chart, values))
+    return settings
 
 
 def _apart(comparison: Comparison) -> list[Pair]:
-    """The pairs whose images are named."""
+    """Return the pairs for which the page lists images."""
     return [pair for pair in comparison.pairs if pair.apart][:MOST_PANELS]
 
 
 def _panels(comparison: Comparison) -> list[tuple[str, list[Panel]]]:
-    """The images that several groups drew, those first on which they differ most, and each one's drawing."""
-    drawing = [(found, shown) for found in comparison.groups if (shown := _drawn(found))][:MOST_SHOWN_GROUPS]
+    """Return the images that several groups drew, with their drawings; those with the largest difference first."""
+    drawing = [(group, shown) for group in comparison.groups if (shown := _drawn(group))][:MOST_SHOWN_GROUPS]
     if len(drawing) < 2:
         return []
     names = [name for name in drawing[0][1] if all(name in shown for _, shown in drawing)]
-    by_name = [_by_image(found) for found, _ in drawing]
+    by_name = [_by_image(group) for group, _ in drawing]
     scored = [(name, [mious[name] for mious in by_name]) for name in names]
     scored.sort(key=lambda entry: min(entry[1]) - max(entry[1]))
     panels = []
     for name, mious in scored[:MOST_PANELS]:
         row = [
-            Panel(found, miou, found.runs[0].seed, data)
-            for (found, shown), miou in zip(drawing, mious, strict=True)
+            Panel(group, miou, group.runs[0].seed, data)
+            for (group, shown), miou in zip(drawing, mious, strict=True)
             if (data := _image(shown[name]))
         ]
         if len(row) > 1:
@@ -219,21 +225,21 @@ def _panels(comparison: Comparison) -> list[tuple[str, list[Panel]]]:
     return panels
 
 
-def _drawn(found: Group) -> dict[str, Path]:
-    """The images that a group's first run drew."""
-    run = found.runs[0]
+def _drawn(group: Group) -> dict[str, Path]:
+    """Return the drawings of a group's first run by image name."""
+    run = group.runs[0]
     paths = {name: run.panel(name) for name in run.names} if (run.folder / "predictions").is_dir() else {}
     return {name: path for name, path in paths.items() if path}
 
 
-def _by_image(found: Group) -> dict[str, float]:
-    """The mean IoU of the group's first run on each image."""
-    first = Group(found.parts, found.runs[:1])
+def _by_image(group: Group) -> dict[str, float]:
+    """Return the mean IoU of a group's first run on each image."""
+    first = Group(group.parts, group.runs[:1])
     return dict(zip(first.runs[0].names, image_scores(first).tolist(), strict=True))
 
 
 def _image(path: Path) -> str | None:
-    """As a data address, no wider than is shown; None for what is no image, or larger than a drawing is."""
+    """Return an image as a data URL, scaled to the page; None if it is invalid or too large."""
     try:
         with Image.open(io.BytesIO(bytes_of(path, PANEL_BYTES)), formats=["PNG"]) as image:
             if image.width * image.height > PANEL_PIXELS:
@@ -241,6 +247,6 @@ def _image(path: Path) -> str | None:
             image.thumbnail((PANEL_WIDTH, PANEL_WIDTH))
             file = io.BytesIO()
             image.convert("RGB").save(file, "JPEG", quality=88, subsampling=0)
-    except Exception:  # PIL's plugins end in a dozen kinds
+    except Exception:  # PIL's plugins raise many kinds of errors
         return None
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,8 +1,8 @@
-"""Two groups of runs: how far they are apart, and how sure that is.
+"""Compare two groups of runs: the difference in mIoU and its significance.
 
-Two questions that need two answers: would the difference hold on other images (a paired bootstrap over images, of
-these trained nets), and would it hold for other seeds (a t interval over seeds)? Both answers, and the difference, are
-of the same runs on the same images.
+Two separate questions: would the difference hold on other images (a paired bootstrap over images, with these trained
+models), and would it hold for other seeds (a t interval over seeds)? Both answers and the difference use the same runs
+and the same images.
 """
 
 from collections.abc import Sequence
@@ -27,21 +27,21 @@ from fcnlab.comparison.intervals import (
 )
 from fcnlab.comparison.runs import Run
 
-MOST_IMAGES = 10  # that are named for a pair
+MOST_IMAGES = 10  # listed for each pair
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One group against another: positive numbers say that the first is better.
+    """The comparison of two groups; positive numbers mean that the first is better.
 
-    ``difference`` is that of the runs of the seeds that both groups have, by seed in ``seed_differences``; of all runs
-    where they share no seed. ``over_images`` is None on fewer than ``FEWEST_IMAGES`` images. ``p_images`` and
-    ``p_seeds`` are corrected for the number of pairs; ``apart`` are the images on which the two differ most: name,
-    mean IoU of the first and of the other on it.
+    ``difference`` is computed on the seeds that both groups have (``seed_differences`` by seed), or on all runs if they
+    share no seed. ``over_images`` is None on fewer than ``FEWEST_IMAGES`` images. ``p_images`` and ``p_seeds`` are
+    corrected for the number of pairs. ``apart`` lists the images on which the two groups differ most: name, and mean
+    IoU of the first and of the second group.
     """
 
-    one: Group
-    other: Group
+    first: Group
+    second: Group
     images: int
     difference: float
     over_images: Interval | None
@@ -58,21 +58,21 @@ class Pair:
 
     @property
     def sure_of_seeds(self) -> bool | None:
-        """None where the seeds are too few to judge."""
+        """None if there are too few seeds to judge."""
         return None if self.p_seeds is None else self.p_seeds < self.alpha
 
     @property
     def leader(self) -> Group:
-        return self.one if self.difference > 0 else self.other
+        return self.first if self.difference > 0 else self.second
 
     @property
     def better(self) -> Group | None:
-        """The one that is better on other images and, as far as that can be judged, for other seeds."""
+        """The group that is significantly better over images and, with enough seeds, over seeds; None if neither is."""
         return self.leader if self.sure_of_images and self.sure_of_seeds is not False else None
 
     @property
     def significant_over(self) -> str | None:
-        """What the difference is significant over; None where over nothing."""
+        """What the difference is significant over (images, seeds, both); None if it is not significant."""
         if self.sure_of_images and self.sure_of_seeds:
             return "images and seeds"
         if self.sure_of_images:
@@ -81,30 +81,30 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """Of the first against the other."""
+        """The result for the first group: better, worse, no significant difference, or no verdict."""
         if self.over_images is None:
-            return f"no verdict: {self.images} images, {FEWEST_IMAGES} are needed"
+            return f"no verdict: {self.images} images, at least {FEWEST_IMAGES} are needed"
         if not self.significant_over:
             return "no significant difference"
-        return f"{'better' if self.leader is self.one else 'worse'}, significant over {self.significant_over}"
+        return f"{'better' if self.leader is self.first else 'worse'}, significant over {self.significant_over}"
 
     @property
     def of_seeds(self) -> str:
-        """What there is of seeds; what follows from them is the verdict's."""
+        """How many seeds the groups share, and whether that allows a claim about retraining."""
         count = len(self.seed_differences)
         if count == 0:
             return "no seed in common: no claim about retraining"
         if count == 1:
-            return "one seed in common: no claim about retraining"
+            return "only one seed in common: no claim about retraining"
         if count < FEWEST_SEEDS:
-            return "two seeds in common: shown, too few to judge"
+            return "two seeds in common: too few to judge"
         return f"{count} seeds in common" + (
-            "" if self.over_seeds else ", which changed nothing: no claim about retraining"
+            "" if self.over_seeds else ", all with the same difference: no claim about retraining"
         )
 
 
 class Sampling:
-    """The resamples that all runs share, so that their differences are paired."""
+    """Bootstrap resamples of the images, shared by all runs so that their differences are paired."""
 
     def __init__(self, images: int, resamples: int):
         self.images, self.resamples = images, resamples
@@ -114,9 +114,9 @@ class Sampling:
     def _counts(self) -> ndarray:
         return draws(self.images, self.resamples)
 
-    def difference(self, ours: Sequence[Run], theirs: Sequence[Run]) -> ndarray:
-        """Of the mean IoU of some runs to that of others, in each resample."""
-        return self._mean(ours) - self._mean(theirs)
+    def difference(self, first: Sequence[Run], second: Sequence[Run]) -> ndarray:
+        """Return the difference in mean IoU of two sets of runs in each resample."""
+        return self._mean(first) - self._mean(second)
 
     def _mean(self, runs: Sequence[Run]) -> ndarray:
         return np.mean([self._miou(run) for run in runs], axis=0)
@@ -127,58 +127,60 @@ class Sampling:
         return self._mious[run.folder]
 
 
-def compare_pairs(against: Sequence[tuple[Group, Group]], sampling: Sampling, confidence: float) -> list[Pair]:
-    """The pairs, with their p values corrected for all of them."""
-    pairs = [_pair(one, other, sampling, confidence) for one, other in against]
-    for found, corrected in (("over_images", "p_images"), ("over_seeds", "p_seeds")):
-        places = [place for place, pair in enumerate(pairs) if getattr(pair, found)]
-        values = holm([getattr(pairs[place], found).p for place in places])
-        for place, p in zip(places, values, strict=True):
-            pairs[place] = replace(pairs[place], **{corrected: p})
+def compare_pairs(group_pairs: Sequence[tuple[Group, Group]], sampling: Sampling, confidence: float) -> list[Pair]:
+    """Compare each pair of groups and correct the p values for the number of pairs."""
+    pairs = [_pair(first, second, sampling, confidence) for first, second in group_pairs]
+    for interval, corrected in (("over_images", "p_images"), ("over_seeds", "p_seeds")):
+        indices = [index for index, pair in enumerate(pairs) if getattr(pair, interval)]
+        values = holm([getattr(pairs[index], interval).p for index in indices])
+        for index, p in zip(indices, values, strict=True):
+            pairs[index] = replace(pairs[index], **{corrected: p})
     return pairs
 
 
-def _pair(one: Group, other: Group, sampling: Sampling, confidence: float) -> Pair:
-    ours, theirs = match_seeds(one, other)
-    value, enough = ours.mean() - theirs.mean(), sampling.images >= FEWEST_IMAGES
-    differences = _seed_differences(ours, theirs)
+def _pair(first: Group, second: Group, sampling: Sampling, confidence: float) -> Pair:
+    matched_first, matched_second = match_seeds(first, second)
+    difference, enough = matched_first.mean() - matched_second.mean(), sampling.images >= FEWEST_IMAGES
+    differences = _seed_differences(matched_first, matched_second)
     return Pair(
-        one=one,
-        other=other,
+        first=first,
+        second=second,
         images=sampling.images,
-        difference=value,
-        over_images=over_images(value, sampling.difference(ours.runs, theirs.runs), confidence) if enough else None,
+        difference=difference,
+        over_images=over_images(difference, sampling.difference(matched_first.runs, matched_second.runs), confidence)
+        if enough
+        else None,
         seed_differences=differences,
         over_seeds=over_seeds(list(differences.values()), confidence),
         p_images=None,
         p_seeds=None,
-        apart=_furthest_apart(ours, theirs),
+        apart=_furthest_apart(matched_first, matched_second),
         alpha=1 - confidence,
     )
 
 
-def match_seeds(one: Group, other: Group) -> tuple[Group, Group]:
-    """Both with the runs of the seeds that they share; with all of their runs where they share none."""
-    shared = (set(one.seeds) & set(other.seeds)) - {None}
+def match_seeds(first: Group, second: Group) -> tuple[Group, Group]:
+    """Return both groups restricted to their common seeds, or unchanged if they share no seed."""
+    shared = (set(first.seeds) & set(second.seeds)) - {None}
     if not shared:
-        return one, other
-    ours, theirs = (tuple(run for run in found.runs if run.seed in shared) for found in (one, other))
-    return Group(one.parts, ours), Group(other.parts, theirs)
+        return first, second
+    first_runs, second_runs = (tuple(run for run in group.runs if run.seed in shared) for group in (first, second))
+    return Group(first.parts, first_runs), Group(second.parts, second_runs)
 
 
-def _seed_differences(ours: Group, theirs: Group) -> dict[int, float]:
-    """By seed; empty where the two share none."""
-    by_seed = {run.seed: run.scores.miou for run in theirs.runs if run.seed is not None}
-    return {run.seed: run.scores.miou - by_seed[run.seed] for run in ours.runs if run.seed in by_seed}
+def _seed_differences(first: Group, second: Group) -> dict[int, float]:
+    """Return the difference in mIoU by seed; empty if the groups share no seed."""
+    by_seed = {run.seed: run.scores.miou for run in second.runs if run.seed is not None}
+    return {run.seed: run.scores.miou - by_seed[run.seed] for run in first.runs if run.seed in by_seed}
 
 
-def _furthest_apart(ours: Group, theirs: Group) -> list[tuple[str, float, float]]:
-    names, (first, second) = ours.runs[0].names, (image_scores(found) for found in (ours, theirs))
-    apart = np.nan_to_num(np.abs(first - second))  # an image that is all void has no score
+def _furthest_apart(first: Group, second: Group) -> list[tuple[str, float, float]]:
+    names, (first_scores, second_scores) = first.runs[0].names, (image_scores(group) for group in (first, second))
+    apart = np.nan_to_num(np.abs(first_scores - second_scores))  # an image with only ignored pixels has no score
     order = np.argsort(-apart, kind="stable")[:MOST_IMAGES]
-    return [(names[place], float(first[place]), float(second[place])) for place in order if apart[place]]
+    return [(names[index], float(first_scores[index]), float(second_scores[index])) for index in order if apart[index]]
 
 
-def image_scores(found: Group) -> ndarray:
-    """The mean IoU of each image by itself, over the group's seeds; nan where a image is all void."""
-    return np.mean([mean_iou(run.areas.intersection, run.areas.union) for run in found.runs], axis=0)
+def image_scores(group: Group) -> ndarray:
+    """Return the mean IoU of each image, averaged over seeds; nan for an image with only ignored pixels."""
+    return np.mean([mean_iou(run.areas.intersection, run.areas.union) for run in group.runs], axis=0)

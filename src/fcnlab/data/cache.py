@@ -54,7 +54,7 @@ def with_cache(dataset: SegmentationDataset, kind: Kind, folder: Path) -> Segmen
     Raises
     ------
     DataError
-        A image cannot be read, or a file changed meanwhile.
+        An image cannot be read, or a file changed meanwhile.
     NotWritten
         The pixels do not fit into the memory or onto the disk, or the folder cannot be written to.
     """
@@ -102,7 +102,7 @@ class Store:
         return self._view((rows, cols), self._starts[index] + 3 * rows * cols)
 
     def _check(self, index: int) -> None:
-        """Compare a image with its checksum when a process first reads it.
+        """Compare an image with its checksum when a process first reads it.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""The LightningDataModule around a data set: which images meet in a batch, and how they come to the device."""
+"""The LightningDataModule: opens, checks and caches splits, builds loaders, and copies batches to the device."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,22 +26,22 @@ from fcnlab.runs.selection import FINGERPRINT
 
 
 class DataModule(L.LightningDataModule):
-    """Loaders for a data set's splits; only the splits that are asked for are opened and checked.
+    """Loaders for the splits of a data set; only requested splits are opened and checked.
 
     Parameters
     ----------
     dataset
         Opens a split: ``dataset(root, list_name)``.
     num_classes
-        What the net is built for; a data set of another number is an error.
+        Number of classes of the model; a data set with another number is an error.
     augment
-        Makes the training augmentation for a crop size (see :mod:`fcnlab.data.transforms`).
+        Builds the training augmentation for a crop size (see :mod:`fcnlab.data.transforms`).
     crop_size
         Rows and columns of a training image, in pixels.
     batch_size
         Training images on each device.
     eval_batch_size
-        Images of equal size that are evaluated together, each at its own size.
+        Images of equal size in an evaluation batch, each at its own size.
     num_workers
         Processes that read images; see :func:`worker_count`.
     prefetch_factor
@@ -50,12 +50,12 @@ class DataModule(L.LightningDataModule):
         Whether images are decoded once, and where they are kept then; see :func:`fcnlab.data.cache.with_cache`. What
         masks hold is kept in this folder in any case, by :mod:`fcnlab.data.label_counts`.
     download, archive
-        Fetch the data set if it is not there, or take it from tars that the user has.
+        Download the data set if it is missing, or unpack it from the user's tar files.
     allow_overlap
-        Score on images that were trained on, too: to see whether a net can learn them by heart.
+        Allow to evaluate on training images, to test whether a model can memorise them.
     read_only
-        Open what is there, and fetch, draw or convert nothing, whatever the other settings say: for data that a foreign
-        record names.
+        Only read existing data, and never download, draw or convert, whatever the other settings say: for data that an
+        untrusted record names.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class DataModule(L.LightningDataModule):
         super().__init__()
         for name, value in (("eval_batch_size", eval_batch_size), ("prefetch_factor", prefetch_factor)):
             if isinstance(value, int) and value < 1:
-                raise DataError(f"data.{name}={value}: choose 1 or more")
+                raise DataError(f"data.{name}={value} must be at least 1")
         self.open = read_only_data(dataset) if read_only else downloads_enabled(dataset, download, archive)
         self.read_only = read_only
         self.root = root
@@ -104,16 +104,16 @@ class DataModule(L.LightningDataModule):
         self._readers: dict[str, Readers] = {}
 
     def check(self, *splits: str, min_size: int = 1, target: bool = True) -> None:
-        """Open splits and look at every file of theirs, before any long work.
+        """Open splits and check all of their files, before any long work.
 
-        ``min_size`` is the shorter side, in pixels, of the smallest image that the net takes. Without ``truth`` masks
-        need not be there.
+        ``min_size`` is the minimum of the shorter image side in pixels. Without ``target``, masks may be missing.
+
 
         Raises
         ------
         DataError
-            See :meth:`Images.check`; the data has another number of classes than the net, or no masks; images are
-            both trained on and scored.
+            See :meth:`SegmentationDataset.check`; also if the number of classes differs from the model's, if there are no
+            masks, or if training images are evaluated.
         """
         if "train" in splits and not self.allow_overlap:
             self._check_overlap(*splits)
@@ -122,18 +122,18 @@ class DataModule(L.LightningDataModule):
             dataset = self.split(uses[0])
             if len(dataset.classes) != self.num_classes:
                 raise DataError(
-                    f"{dataset.title} has {len(dataset.classes)} classes, the net is built for {self.num_classes}:"
+                    f"{dataset.title} has {len(dataset.classes)} classes, but the model has {self.num_classes}:"
                     " set data.num_classes"
                 )
             cropped = set(uses) == {"train"} and self.augment is not None
             if cropped and self.crop_size < min_size:
-                raise DataError(f"data.crop_size={self.crop_size} is too small for the net: it needs {min_size}")
-            images_there = any(map(isfile, dataset.images))  # else their names are wrong, and masks follow them
+                raise DataError(f"data.crop_size={self.crop_size} is too small for the model: set at least {min_size}")
+            images_there = any(map(isfile, dataset.images))  # otherwise the names are wrong, also those of masks
             if target and images_there and not any(map(isfile, dataset.masks)):
                 raise DataError(
-                    f"{dataset.title} has no masks (such as {next(iter(dataset.masks), 'PNGs')}): it can be"
-                    " predicted, not trained on or scored. With data=folder, data.dataset.masks says where they are,"
-                    " with {split} for the list's name. For VOC's server: fcnlab predict data=voc ..."
+                    f"{dataset.title} has no masks (such as {next(iter(dataset.masks), 'PNGs')}), so it can only be"
+                    " predicted, not trained on or evaluated. With data=folder, set data.dataset.masks to their location,"
+                    " with {split} for the name of the list. For VOC's server: fcnlab predict data=voc ..."
                     " submission=FILE.tar.gz"
                 )
             least = 1 if cropped else min_size
@@ -148,7 +148,7 @@ class DataModule(L.LightningDataModule):
 
     def _check_overlap(self, *splits: str) -> None:
         trained = self.split("train")
-        lists = {self.lists[name]: name for name in splits if name != "train"}  # each is compared once
+        lists = {self.lists[name]: name for name in splits if name != "train"}  # compare each list once
         for name in lists.values():
             scored = self.split(name)
             both = find_duplicates(scored.images, trained.images)
@@ -156,24 +156,24 @@ class DataModule(L.LightningDataModule):
                 few = ", ".join(path.stem if path == twin else f"{path} is {twin}" for path, twin in both[:3])
                 few += ", …" if len(both) > 3 else ""
                 raise DataError(
-                    f"{len(both)} of {len(scored)} images of {scored.title} are in data.train_list="
-                    f"{self.lists['train']}, too ({few}): scores on them would say nothing about new images. Choose"
-                    f" lists that share none (data.train_list, data.{name}_list), or say data.allow_overlap=true"
+                    f"{len(both)} of {len(scored)} images of {scored.title} are also in data.train_list="
+                    f"{self.lists['train']} ({few}): fcnlab refuses to evaluate on training images. Choose lists"
+                    f" without common images (data.train_list, data.{name}_list), or set data.allow_overlap=true"
                 )
 
     def split(self, name: str) -> SegmentationDataset:
-        """The images of "train", "val" or "test", opened once."""
+        """Return the data set of "train", "val" or "test", which is opened once."""
         title = self.lists[name]
         if title not in self._opened:
             self._opened[title] = self._open(title)
         return self._opened[title]
 
     def label_pixels(self, name: str) -> LabelPixels:
-        """How many pixels each label has in the masks of a split that was checked."""
+        """Return the pixels of each label in the masks of a checked split."""
         return self._labels[self.lists[name]].pixels
 
     def mask_conflicts(self, name: str) -> tuple[str, ...]:
-        """A sentence for each way in which masks of a split that was checked disagree with each other."""
+        """Return a message for each contradiction between masks of a checked split."""
         return self._labels[self.lists[name]].conflicts
 
     def _open(self, title: str) -> SegmentationDataset:
@@ -183,19 +183,19 @@ class DataModule(L.LightningDataModule):
             if not self.read_only:
                 raise
             raise DataError(
-                f"{error}\nThese data are named by a record, and so they are only read. If they lie elsewhere, or are"
-                " to be fetched or made, name them: data=NAME data.root=FOLDER"
+                f"{error}\nfcnlab only reads data that a record names. If they are elsewhere, or must be downloaded or"
+                " created, set data=NAME data.root=FOLDER"
             ) from error
 
     def decoded(self, name: str) -> SegmentationDataset:
-        """The same images as the loaders read them: from the cache, which the first who asks makes."""
+        """Return the data set that the loaders read, from the cache, which the first call creates."""
         title = self.lists[name]
         if title not in self._decoded:
             self._decoded[title] = with_cache(self.split(name), self.cache, self.cache_dir)
         return self._decoded[title]
 
     def fingerprints(self, name: str) -> list[str]:
-        """What tells each image of a split from any other, wherever it lies: the beginning of a hash of its file."""
+        """Return a fingerprint of each image of a split, independent of its path: the start of a hash of its file."""
         title = self.lists[name]
         if title not in self._fingerprints:
             paths = self.split(name).images
@@ -204,7 +204,7 @@ class DataModule(L.LightningDataModule):
         return self._fingerprints[title]
 
     def training_pixels(self) -> int:
-        """How many pixels a training image has; where none is cropped, those of the first."""
+        """Return the number of pixels of a training image; without crops, of the first image."""
         if self.augment is not None:
             return self.crop_size**2
         return self.split("train").mask(0).size
@@ -228,13 +228,13 @@ class DataModule(L.LightningDataModule):
         return self._evaluation_loader("test", EvaluationSamples(self.decoded("test")), self.eval_batch_size)
 
     def predict_dataloader(self) -> DataLoader:
-        # From the files: each is read once, and a cache holds masks, of which there may be none.
+        # Directly from the files: each is read once, and the cache requires masks, which may be missing.
         return self._evaluation_loader("test", EvaluationSamples(self.split("test"), target=False), 1)
 
     def _evaluation_loader(self, name: str, samples: EvaluationSamples, batch_size: int) -> DataLoader:
         rank, world_size = self._place()
-        share = range(rank, len(samples), world_size)  # unlike DistributedSampler's, it counts nobody twice
-        # Predicting, Lightning puts a sampler of its own behind batches of one, and warns of any other.
+        share = range(rank, len(samples), world_size)  # unlike DistributedSampler, without repeated images
+        # In prediction, Lightning replaces the sampler of batches of one image, and warns about any other.
         batches = (
             {"sampler": share}
             if batch_size == 1
@@ -243,18 +243,18 @@ class DataModule(L.LightningDataModule):
         return Loader(samples, collate_fn=collate, **batches, **self._loading(name))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Pixels only: which images they are is asked on the host, where it costs no wait."""
+        """Copy only pixels; the indices are used on the host, where they need no synchronisation."""
         pixels = {key: value for key, value in batch.items() if key != "index"}
         if device.type == "cuda":
             return batch | copy_async(pixels, device)
         return batch | super().transfer_batch_to_device(pixels, device, dataloader_idx)
 
     def _place(self) -> tuple[int, int]:
-        """This process's rank, and the number of processes."""
+        """Return the rank of this process, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _position(self, batches: int) -> tuple[int, int]:
-        """The epoch to go on in, and how many of its batches are done; (0, 0) in a run that was not resumed."""
+        """Return the epoch to resume and the number of its finished batches; (0, 0) in a new run."""
         if self.trainer is None:
             return 0, 0
         loop = self.trainer.fit_loop
@@ -266,14 +266,14 @@ class DataModule(L.LightningDataModule):
         return (epochs.processed, done) if done < batches else (epochs.processed + 1, 0)
 
     def readers(self, name: str, processes: int = 1) -> "Readers":
-        """Who reads the batches of a split, beside ``processes`` of this run on this machine; decided once."""
+        """Return the workers of a split, given ``processes`` of this run on this machine; decided once."""
         if name not in self._readers:
             size = self._batch_bytes(name) if self.num_workers else 1
             self._readers[name] = readers(self.num_workers, self.prefetch_factor, size * processes)
         return self._readers[name]
 
     def _batch_bytes(self, name: str) -> int:
-        """Of the largest batch of a split on its way: bytes, three channels and the mask."""
+        """Return the bytes of the largest batch of a split: three channels and the mask."""
         if name == "train" and self.augment is not None:
             return 4 * self.batch_size * self.crop_size**2
         dataset = self.split(name)
@@ -281,7 +281,7 @@ class DataModule(L.LightningDataModule):
         return 4 * (self.batch_size if name == "train" else self.eval_batch_size) * rows * cols
 
     def _loading(self, name: str) -> dict:
-        """What all loaders share."""
+        """Return the arguments that all loaders share."""
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         workers, ahead, _ = self.readers(name)
         return {
@@ -290,17 +290,17 @@ class DataModule(L.LightningDataModule):
             "persistent_workers": workers > 0,
             "pin_memory": on_gpu,
             "worker_init_fn": prepare_worker,
-            # The loader draws a base seed from its generator; with one of its own, the global stream stays the run's.
+            # The loader draws a base seed from its generator; its own generator leaves the global one unchanged.
             "generator": torch.Generator().manual_seed(self.seed),
         }
 
 
 def copy_async(batch: Batch, device: torch.device) -> Batch:
-    """Copies on a GPU, made while it still works at what it was given before.
+    """Copy a batch to a GPU while the GPU still computes the previous one.
 
-    Lightning copies pinned memory without waiting, too, but on the stream of the work, where it begins when that is
-    done. Here it has a stream of its own, which the work to come waits for; ``record_stream`` keeps its memory from the
-    next copy until that work is done.
+    Lightning also copies pinned memory asynchronously, but on the compute stream, so that the copy starts only after the
+    computation. Here the copy has its own stream, for which later computation waits; ``record_stream`` keeps its memory
+    from reuse until then.
     """
     work, copying = torch.cuda.current_stream(device), _copying_stream(device)
     with torch.cuda.stream(copying):
@@ -313,5 +313,5 @@ def copy_async(batch: Batch, device: torch.device) -> Batch:
 
 @cache
 def _copying_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for each GPU, as long as the process lives."""
+    """Return the copy stream of a GPU, created once per process."""
     return torch.cuda.Stream(device)

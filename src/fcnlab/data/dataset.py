@@ -1,4 +1,4 @@
-"""Images and their masks: what every data set opens to, and the checks that come before any work."""
+"""The segmentation data set: images with masks, and the checks before any work."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,22 +16,22 @@ from fcnlab.data.image_files import DataError, WrongLabels, WrongSize, image_siz
 from fcnlab.data.masks import MOST, UNKNOWN, Colour, Labels, StoredMask, mask_palette, mask_size, read_mask
 from fcnlab.metrics.scores import IGNORE_INDEX
 
-PART = 32  # images that a thread checks one after the other
+PART = 32  # images per task of a checking thread
 
-LabelPixels = Int64[ndarray, " 256"]  # how many pixels each label has; 255: void
+LabelPixels = Int64[ndarray, " 256"]  # number of pixels of each label; 255 is the ignore index
 
 
 @dataclass(frozen=True)
 class MaskContents:
-    """What one mask holds.
+    """The contents of a mask.
 
     Attributes
     ----------
     pixels
-        Of each label.
+        Number of pixels of each label.
     shown
-        The label of each colour that the file's own palette shows in it; empty where masks are read by colours, and for
-        a colour that stands for two labels.
+        The label of each colour in the file's palette; without colours that stand for two labels, and empty if masks are
+        read by colours.
     """
 
     path: Path
@@ -46,29 +46,29 @@ class SegmentationDataset:
     Attributes
     ----------
     title
-        What messages and records call it, such as "VOC2012 val".
+        Name in messages and records, such as "VOC2012 val".
     names
         One per image; unique.
     masks
-        One path per image; empty where there is no truth.
+        One path per image; empty without ground truth.
     palette
         RGB in 0..255, one row per class.
-    void
-        The label on disk that is neither trained on nor scored; it is read as 255. None: there is none.
+    ignore_index
+        The label on disk of pixels that are neither trained on nor scored; it is read as 255. None: no such label.
     colours
-        What each RGB is in masks, 255 for void, however they store it; None: masks hold ids, RGB ones are errors.
+        The class of each RGB colour in masks, 255 for ignored pixels; None: masks contain ids, and RGB masks are errors.
     ids
-        The class of each id on disk, 255 for void; None: a class's id is its place in ``classes``.
+        The class of each id on disk, 255 for ignored pixels; None: ids are indices of ``classes``.
     official
-        What each RGB is by the data set's own definition, though masks hold ids: a palette that shows only these, but
-        for other ids, was put in another order by some program, and the mask is an error.
+        The class of each RGB colour in the data set's definition, if masks contain ids. A mask whose palette has only
+        these colours, but for other ids, was reordered by a program, and is an error.
     left_out
-        Files that are named like images of the split but for their suffix or case, and are none of it.
+        Skipped files, whose names match images of the split except for suffix or case.
 
     Raises
     ------
     DataError
-        ``void`` is the id of a class, too, or no id; no classes, or more than 255.
+        ``ignore_index`` is the id of a class or not a valid id; there are no classes, or more than 255.
     """
 
     title: str
@@ -85,10 +85,10 @@ class SegmentationDataset:
 
     def __post_init__(self) -> None:
         if not 0 < len(self.classes) <= IGNORE_INDEX:
-            raise DataError(f"{self.title} has {len(self.classes)} classes: give 1 to {IGNORE_INDEX}")
+            raise DataError(f"{self.title} has {len(self.classes)} classes, but 1 to {IGNORE_INDEX} are allowed")
         if self.ignore_index is not None and not 0 <= self.ignore_index <= MOST:
             raise DataError(
-                f"data.dataset.ignore_index={self.ignore_index} is no id of a mask: give 0 to {MOST}, or null"
+                f"data.dataset.ignore_index={self.ignore_index} is not a valid mask id: set 0 to {MOST}, or null"
             )
         if self.ids is not None:
             self._check_ids(self.ids)
@@ -96,38 +96,38 @@ class SegmentationDataset:
             raise DataError(self._two_meanings(self.ignore_index, self.classes[self.ignore_index]))
 
     def _check_ids(self, ids: Mapping[int, int]) -> None:
-        """Each class needs an id, and void none of a class's."""
+        """Check that each class has an id, and that the ignore index is not the id of a class."""
         wrong = [stored for stored in ids if not 0 <= stored <= MOST]
         if wrong:
-            raise DataError(f"data.dataset.ids={{{wrong[0]}: ...}} is no id of a mask: give 0 to {MOST}")
+            raise DataError(f"data.dataset.ids={{{wrong[0]}: ...}} is not a valid mask id: use 0 to {MOST}")
         without = [name for label, name in enumerate(self.classes) if label not in ids.values()]
         if without:
-            raise DataError(f"data.dataset.ids gives no id to {', '.join(without[:5])}: give each class one or more")
+            raise DataError(f"data.dataset.ids has no id for {', '.join(without[:5])}: each class needs one or more")
         if self.ignore_index is not None and ids.get(self.ignore_index, IGNORE_INDEX) != IGNORE_INDEX:
             raise DataError(self._two_meanings(self.ignore_index, self.classes[ids[self.ignore_index]]))
 
     def _two_meanings(self, ignore_index: int, name: str) -> str:
-        """What to do where the id of void is that of a class, too."""
+        """Return the message for an ignore index that is also the id of a class."""
         return (
-            f"data.dataset.ignore_index={ignore_index} is the id of a class of {self.title}, too: {name}. To leave that class out,"
-            " give the others' ids alone, as in data.dataset.classes=[NAME] 'data.dataset.ids={1: NAME}'. Else choose"
-            " another void, or null if every id is a class."
+            f"data.dataset.ignore_index={ignore_index} is also the id of class {name} of {self.title}. To ignore that"
+            " class, set only the other classes and ids, as in data.dataset.classes=[NAME] 'data.dataset.ids={1: NAME}'."
+            " Otherwise set another ignore_index, or null if every id is a class."
         )
 
     def __len__(self) -> int:
         return len(self.names)
 
     def image(self, index: int) -> UInt8[ndarray, "rows cols 3"]:
-        """RGB, as stored: a rotation noted in EXIF is not applied, since masks do not have it."""
+        """Return RGB pixels as stored; EXIF rotation is not applied, because masks do not have it."""
         return read_image(self.images[index])
 
     def mask(self, index: int) -> UInt8[ndarray, "rows cols"]:
-        """Class ids, 255 for void.
+        """Return class ids, 255 for ignored pixels.
 
         Raises
         ------
         DataError
-            The mask is unreadable, not made of ids or colours, or holds an id or a colour that is no class.
+            The mask is unreadable, is not made of ids or colours, or contains an id or a colour without a class.
         """
         path = self.masks[index]
         stored = read_mask(path, coloured=self.colours is not None)
@@ -136,56 +136,55 @@ class SegmentationDataset:
         else:
             labels = stored.labels_by_colour(self.colours)
         if labels.min() == UNKNOWN:
-            raise WrongLabels(f"{path} holds {self._unknown(stored, labels == UNKNOWN)}")
+            raise WrongLabels(f"{path} contains {self._unknown(stored, labels == UNKNOWN)}")
         if self.official and stored.has_own_palette:
             self._check_palette(path, stored.labels_by_colour(self.official), labels)
         return labels.astype(np.uint8)
 
     def _check_palette(self, path: Path, shown: Labels, labels: Labels) -> None:
-        """A palette of other colours than the official ones says nothing."""
+        """Check that a palette of official colours agrees with the ids; other palettes are not checked."""
         if shown.min() != UNKNOWN and (shown != labels).any():
             raise WrongLabels(
-                f"{path} has a palette that shows other classes of {self.title} than its ids are: a program that writes"
-                " PNGs anew has put it in another order. Take the original file, or name the classes' colours with"
-                " data=folder"
+                f"{path} has a palette whose colours contradict its ids for {self.title}: a program reordered the palette"
+                " when it saved the file. Use the original file, or set the colours of the classes with data=folder"
             )
 
     def _unknown(self, stored: StoredMask, where: Bool[ndarray, "rows cols"]) -> str:
-        """Which ids or colours are no classes, and what to do about them."""
+        """Describe ids or colours without a class, and what to do about them."""
         if self.colours is not None:
             wrong = stored.colours_at(where)
             shown = ", ".join(map(str, wrong[:3])) + (", …" if len(wrong) > 3 else "")
-            ids = " If masks hold ids, give data.dataset.classes names alone." if stored.palette is not None else ""
+            ids = " If masks contain ids, set data.dataset.classes to names only." if stored.palette is not None else ""
             return (
-                f"{len(wrong)} colours that are no class of {self.title}: {shown}. Give each a class, or name it in"
-                f" data.dataset.ignore_colours.{ids}"
+                f"{len(wrong)} colour{'s' if len(wrong) > 1 else ''} without a class of {self.title}: {shown}. Add each"
+                f" to data.dataset.classes or to data.dataset.ignore_colours.{ids}"
             )
         wrong, ignore_index = (
             np.unique(stored.values[where]).tolist()[:5],
-            "nothing" if self.ignore_index is None else self.ignore_index,
+            "null" if self.ignore_index is None else self.ignore_index,
         )
         if self.ids is not None:
             return (
-                f"labels {wrong}, which data.dataset.ids maps to no class of {self.title}, with {ignore_index} for void"
+                f"labels {wrong} without a class of {self.title} in data.dataset.ids; ignore_index is {ignore_index}"
             )
-        return f"labels {wrong}, but {self.title} has classes 0 to {len(self.classes) - 1} and {ignore_index} for void"
+        return f"labels {wrong}, but {self.title} has classes 0 to {len(self.classes) - 1} and ignore_index {ignore_index}"
 
     def size(self, index: int) -> tuple[int, int]:
-        """Rows and columns, by the image's header."""
+        """Return rows and columns from the header of an image."""
         with open_image(self.images[index]) as file:
             cols, rows = file.size
         return rows, cols
 
     def mask_size(self, index: int) -> tuple[int, int]:
-        """Rows and columns, by the mask's header."""
+        """Return rows and columns from the header of a mask."""
         return mask_size(self.masks[index])
 
     def mask_palette(self, index: int) -> UInt8[ndarray, "values 3"] | None:
-        """The colours that a palette mask brings, one row per index."""
+        """Return the palette of a mask, one row per index; None without a palette."""
         return mask_palette(self.masks[index])
 
     def mask_facts(self, index: int) -> MaskContents:
-        """What a mask holds, read whole.
+        """Read a mask completely and return its contents.
 
         Raises
         ------
@@ -206,28 +205,27 @@ class SegmentationDataset:
         return {colour: label for colour, label in pairs if times[colour] == 1}
 
     def check(self, min_size: int = 1, whole_masks: bool = True) -> list[MaskContents]:
-        """Look at every file before any long work: images' headers and ends, and whole masks, which are returned.
+        """Check all files before any long work: headers and ends of images, and complete masks, and return the masks.
 
-        Without ``whole_masks`` of masks only the headers are read, and nothing is returned: for files that an earlier
+        Without ``whole_masks``, only the headers of masks are read and nothing is returned: for files that an earlier
         check has read.
 
         Raises
         ------
         DataError
-            One message for all that is wrong: a missing, unreadable or shortened file, a image of another size than
-            its mask or smaller than ``min_size`` pixels, a mask with labels that are no classes, a name that is listed
-            twice.
+            One message for all problems: missing, unreadable or truncated files, images of another size than their masks
+            or smaller than ``min_size`` pixels, masks with invalid labels, duplicate names.
         """
         if not self.names:
-            raise DataError(f"{self.title} is empty: name another list")
-        problems = [f"{name} is listed twice" for name in self.listed_twice()]
+            raise DataError(f"{self.title} is empty: set another list")
+        problems = [f"{name} is listed more than once" for name in self.listed_twice()]
         masks: dict[int, MaskContents] = {}
 
         def read(index: int) -> None:
             if whole_masks:
                 masks[index] = self.mask_facts(index)
 
-        # By parts: to hand each image to a thread by itself would take a third of the work again.
+        # In parts, because a task per image would add a third of the work.
         parts = [range(len(self))[first : first + PART] for first in range(0, len(self), PART)]
         with ThreadPoolExecutor(visible_cores()) as pool:
             found = pool.map(lambda part: [next(self.faults(index, min_size, read), None) for index in part], parts)
@@ -242,19 +240,19 @@ class SegmentationDataset:
         return [masks[index] for index in sorted(masks)]
 
     def listed_twice(self) -> list[str]:
-        """The names that are there more than once."""
+        """Return the names that occur more than once."""
         return [name for name, count in Counter(self.names).items() if count > 1]
 
     def faults(self, index: int, min_size: int = 1, read: Callable[[int], object] | None = None) -> Iterator[DataError]:
-        """Each reason why a image and its mask cannot be used, as far as headers, ends and whole masks tell.
+        """Yield the reasons why an image and its mask cannot be used, from headers, ends and complete masks.
 
-        ``read`` is what reads a whole mask, if not :meth:`mask` does.
+        ``read`` reads a complete mask; by default :meth:`mask`.
         """
         image, size = self.images[index], None
         try:
             size = image_size(image)
             if min(size) < min_size:
-                raise WrongSize(f"{image} has {size[0]}x{size[1]} pixels; {min_size} are needed on each side")
+                raise WrongSize(f"{image} has {size[0]}x{size[1]} pixels, but at least {min_size} are required on each side")
         except DataError as fault:
             yield fault
         if not self.masks:
@@ -262,12 +260,12 @@ class SegmentationDataset:
         try:
             rows, cols = self.mask_size(index)
             if size not in (None, (rows, cols)):
-                raise WrongSize(f"{image} has {size[0]}x{size[1]} pixels, its mask {rows}x{cols}")
+                raise WrongSize(f"{image} has {size[0]}x{size[1]} pixels, but its mask {rows}x{cols}")
             (read or self.mask)(index)
         except DataError as fault:
             yield fault
 
 
 def label_pixels(mask: UInt8[ndarray, "rows cols"]) -> LabelPixels:
-    """How many pixels each label has."""
+    """Return the number of pixels of each label."""
     return np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)

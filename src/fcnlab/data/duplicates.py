@@ -1,4 +1,4 @@
-"""Files that are in two splits."""
+"""Find files that are in two splits."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from fcnlab.files.reading import Unreadable, open_regular
 
 
 def find_duplicates(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Each path that is one of the others, with that one: the same file behind links, or a copy of it.
+    """Return the paths that are also among the others, with their duplicate: the same file behind links, or a copy.
 
-    Only files whose size in bytes occurs on both sides are read; empty ones are left to be told as broken.
+    Only files whose size occurs on both sides are read; empty files are skipped, because other checks report them.
     """
     by_place = dict(zip(real_paths(others), others, strict=True))
     sizes, other_sizes = file_sizes(paths), file_sizes(others)
@@ -31,12 +31,12 @@ def find_duplicates(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple
 
 
 def file_sizes(paths: Sequence[Path]) -> dict[Path, int]:
-    """In bytes, of those that are files."""
+    """Return the size in bytes of each existing file."""
     return {path: path.stat().st_size for path in filter(isfile, paths)}
 
 
 def file_digests(paths: Sequence[Path]) -> dict[Path, bytes]:
-    """A hash of each file's bytes, of those that can be read."""
+    """Return a hash of each readable file."""
 
     def digest(path: Path) -> bytes | None:
         with suppress(OSError, Unreadable), open_regular(path) as file:
@@ -48,6 +48,6 @@ def file_digests(paths: Sequence[Path]) -> dict[Path, bytes]:
 
 
 def real_paths(paths: Sequence[Path]) -> list[Path]:
-    """Where files really lie, behind links; each folder is asked once."""
+    """Return the resolved paths of files; each folder is resolved once."""
     folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
     return [path.resolve() if islink(path) else folders[path.parent] / path.name for path in paths]  # noqa: PTH114

@@ -1,4 +1,4 @@
-"""Image files on disk: what is taken, how one is opened and read, and the kinds of what can be wrong with it."""
+"""Open and read image files, and the errors of unusable files."""
 
 import os
 from collections.abc import Iterator
@@ -16,44 +16,44 @@ from PIL.ImageFile import ImageFile
 from fcnlab.data.image_headers import check_work
 from fcnlab.errors import UserError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of files that are images
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of image files
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL opens 40 more, EPS by running Ghostscript
 SLOW = ("ppm_plain", "ppm", "bmp_rle")  # PIL's decoders in Python: numbers as text, of other ranges, runs of pixels
-MOST_PLANES = 8  # as often as all pixels may be decoded: once, or once for each channel that is stored by itself
+MOST_PLANES = 8  # limit on decoded pixels per pixel: 1, or 1 for each separately stored channel
 END_OF_JPEG = b"\xff\xd9"
 ENDS = (END_OF_JPEG, b"IEND\xaeB`\x82")  # of a whole JPEG, of a whole PNG
 
 
 class DataError(UserError):
-    """Data that is missing, unreadable or contradicts itself."""
+    """Data that is missing, unreadable or contradictory."""
 
 
 class MissingFile(DataError):
-    """A list or a pattern names a file that is not there."""
+    """A file of a list or a pattern does not exist."""
 
 
 class UnreadableFile(DataError):
-    """A file that is no image of a format that is taken."""
+    """A file is not an image of a supported format."""
 
 
 class BrokenFile(DataError):
-    """A image that ends too early, or does not fit its own checksums."""
+    """An image file is truncated, or its checksums are wrong."""
 
 
 class WrongSize(DataError):
-    """A image of another size than its mask, or one too small or too large to work with."""
+    """An image has another size than its mask, or is too small or too large."""
 
 
 class WrongMode(DataError):
-    """Pixels of another kind: a mask of colours, a image of more than 8 bits to a channel, a turned TIFF."""
+    """Unsupported pixels: a mask of colours, an image of more than 8 bits per channel, a rotated TIFF."""
 
 
 class WrongLabels(DataError):
-    """A mask with ids, or colours, that are no classes."""
+    """A mask contains ids or colours without a class."""
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Rows and columns, by the header; where the file lacks its format's end, only if its pixels are all there."""
+    """Return rows and columns from the header; decode the file if its end marker is missing."""
     with open_image(path) as file:
         if not _has_its_end(path):
             file.load()
@@ -68,25 +68,25 @@ def _has_its_end(path: Path) -> bool:
 
 
 def read_image(path: Path) -> UInt8[ndarray, "rows cols 3"]:
-    """A image as RGB.
+    """Return an image as RGB.
 
     Raises
     ------
     DataError
-        No such file, not readable as a image to its end, too large, or of more than 8 bits.
+        The file is missing, unreadable, truncated, too large, or has more than 8 bits per channel.
     """
     with open_image(path) as file:
         if file.format == "JPEG" and file.mode == "RGB" and (pixels := _whole_jpeg(path, file.size)) is not None:
             return pixels
         if file.mode == "P" and "transparency" in file.info:
-            return np.array(file.convert("RGBA").convert("RGB"))  # the same colours; PIL warns of the direct way
+            return np.array(file.convert("RGBA").convert("RGB"))  # the same colours; PIL warns about direct conversion
         return np.array(file.convert("RGB"))
 
 
 def _whole_jpeg(path: Path, size: tuple[int, int]) -> UInt8[ndarray, "rows cols 3"] | None:
-    """A JPEG by OpenCV, which has libjpeg too: the same values in four fifths of PIL's time.
+    """Decode a JPEG by OpenCV, which also uses libjpeg: the same values in four fifths of PIL's time.
 
-    It would make grey pixels of what is missing, so a file that does not end as JPEGs do is left to PIL: None.
+    OpenCV fills missing parts with grey, so return None for a file without a JPEG end marker, which PIL then reads.
     """
     data = np.fromfile(path, np.uint8)
     if data[-2:].tobytes() != END_OF_JPEG:
@@ -97,28 +97,28 @@ def _whole_jpeg(path: Path, size: tuple[int, int]) -> UInt8[ndarray, "rows cols 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[ImageFile]:
-    """PIL's image, not yet decoded; whatever goes wrong with it becomes a DataError that names the file."""
+    """Yield PIL's image, not yet decoded; all errors become a DataError with the file name."""
     with opened(path, IMAGE_FORMATS) as file:
         if file.mode.startswith(("I", "F")):
             raise WrongMode(
-                f"{path} has pixels of mode {file.mode}, more than 8 bits, which would be cut off at 255:"
-                " save it with 8 bits to a channel"
+                f"{path} has pixels of mode {file.mode}, with more than 8 bits, which would be clipped at 255:"
+                " save it with 8 bits per channel"
             )
         yield file
 
 
 @contextmanager
 def opened(path: Path, formats: tuple[str, ...]) -> Iterator[ImageFile]:
-    """PIL's image; whatever goes wrong with the file while it is open becomes a DataError that names it."""
+    """Yield PIL's image; all errors while it is open become a DataError with the file name."""
     try:
-        if not path.is_file() and path.exists():  # a pipe would be waited for, for ever
-            raise ValueError("it is no regular file")
+        if not path.is_file() and path.exists():  # opening a pipe would block forever
+            raise ValueError("it is not a regular file")
         check_work(path)
         file = Image.open(path, formats=formats)
     except FileNotFoundError:
-        raise MissingFile(f"{path} is missing{_beside(path)}{_of_a_list(path)}") from None
-    except Exception as error:  # PIL's plugins end in a dozen kinds
-        raise UnreadableFile(f"{path} cannot be read as a image ({', '.join(formats)}): {error}") from error
+        raise MissingFile(f"{path} is missing{_similar_names_hint(path)}{_list_line_hint(path)}") from None
+    except Exception as error:  # PIL's plugins raise many kinds of errors
+        raise UnreadableFile(f"{path} cannot be read as an image ({', '.join(formats)}): {error}") from error
     with file:
         try:
             _check_header(path, file)
@@ -126,49 +126,49 @@ def opened(path: Path, formats: tuple[str, ...]) -> Iterator[ImageFile]:
         except DataError:
             raise
         except Exception as error:
-            raise BrokenFile(f"{path} cannot be read to its end: {error}") from error
+            raise BrokenFile(f"{path} is truncated or damaged: {error}") from error
 
 
-def _beside(path: Path) -> str:
-    """The file beside a missing one that has its name in another case."""
+def _similar_names_hint(path: Path) -> str:
+    """Return a hint on files with the name of a missing one in another case."""
     try:
         found = [one.name for one in path.parent.iterdir() if one.name.lower() == path.name.lower()]
     except OSError:
         return ""
-    return f"; in its folder there is {', '.join(sorted(found))}" if found else ""
+    return f"; its folder contains {', '.join(sorted(found))}" if found else ""
 
 
-def _of_a_list(path: Path) -> str:
-    """What is wrong with the line of a list that names a missing file, where the files beside it tell."""
+def _list_line_hint(path: Path) -> str:
+    """Return a hint on the line of a list that names a missing file, from the files in its folder."""
     if any(part.name.startswith("#") and not part.exists() for part in (path, *path.parents)):
-        return ": a line of a list is a name, and # begins no comment"
+        return ": lists contain one name per line, without # comments"
     first, *behind = path.stem.split()[:2] or [""]
     if behind and path.with_name(f"{first}{path.suffix}").is_file():
-        return f": a line of a list is a name alone, {first}, with nothing behind it"
+        return f": lists contain one name per line, here {first}, and nothing else"
     named = Path(path.stem)
     if named.suffix.lower() in SUFFIXES and any(path.parent.glob(f"{escape(named.stem)}.*")):
-        return f": names in a list have no suffix: {named.stem} instead of {named}"
+        return f": names in lists have no suffix: write {named.stem} instead of {named}"
     return ""
 
 
 def _check_header(path: Path, file: ImageFile) -> None:
     if any(tile[0] in SLOW for tile in file.tile):
         raise UnreadableFile(
-            f"{path} is stored in a way that takes minutes to read ({file.tile[0][0]}): save it as PNG"
+            f"{path} has an encoding that takes minutes to read ({file.tile[0][0]}): save it as PNG"
         )
     cols, rows = file.size
-    if Image.MAX_IMAGE_PIXELS is not None and rows * cols > Image.MAX_IMAGE_PIXELS:  # where PIL itself only warns
+    if Image.MAX_IMAGE_PIXELS is not None and rows * cols > Image.MAX_IMAGE_PIXELS:  # PIL only warns
         raise WrongSize(
-            f"{path} has {rows}x{cols} pixels, more than {Image.MAX_IMAGE_PIXELS} in all: cut it into tiles"
+            f"{path} has {rows}x{cols} pixels, more than {Image.MAX_IMAGE_PIXELS} in total: split it into tiles"
         )
     if _decoded_pixels(file) > MOST_PLANES * rows * cols:
         raise UnreadableFile(f"{path} stores the same pixels many times, which takes minutes to read: save it as PNG")
     turn = getattr(file, "tag_v2", {}).get(ExifTags.Base.Orientation, 1)
-    if turn != 1:  # PIL turns these, and only these, when it decodes them
-        raise WrongMode(f"{path} is a TIFF that notes orientation {turn}: save it upright, as its mask or image is")
+    if turn != 1:  # PIL rotates these, and only these, when it decodes them
+        raise WrongMode(f"{path} is a TIFF with orientation {turn}: save it upright, like its mask or image")
 
 
 def _decoded_pixels(file: ImageFile) -> int:
-    """How many pixels PIL decodes: strips and tiles of a TIFF can lie over each other."""
+    """Return the number of pixels that PIL decodes: strips and tiles of a TIFF can overlap."""
     boxes = [box for _, box, *_ in file.tile if box is not None]
     return sum(max(0, right - left) * max(0, bottom - top) for left, top, right, bottom in boxes)

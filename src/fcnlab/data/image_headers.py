@@ -1,4 +1,4 @@
-"""What a TIFF or JPEG declares, looked at before PIL and libjpeg work by it: a small file can declare hours of work."""
+"""Check the headers of TIFF and JPEG files before decoding: a small file can declare hours of work."""
 
 import re
 import struct
@@ -17,7 +17,7 @@ MARKER = re.compile(rb"\xff([^\x00\xff])")  # in coded data a 0xFF is followed b
 
 
 def check_work(path: Path) -> None:
-    """Refuse a file that would take minutes, or gigabytes, by what its first bytes declare.
+    """Raise an error for a file whose header declares minutes of work or gigabytes.
 
     Raises
     ------
@@ -34,9 +34,9 @@ def check_work(path: Path) -> None:
 
 
 def _check_lists(file: BinaryIO, start: bytes) -> None:
-    """Every list of a TIFF's first image. A file that ends before is left to PIL, which says so."""
+    """Check all lists of a TIFF's first image; PIL reports a file that ends earlier."""
     if start[:4] == b"MM\0+":  # PIL takes its 64 bits for 32
-        raise ValueError("it is a big-endian BigTIFF, which PIL does not read: save it as PNG")
+        raise ValueError("it is a big-endian BigTIFF, which PIL cannot read: save it as PNG")
     order, is_big = "<" if start[:1] == b"I" else ">", start[2:3] == bytes([BIG_TIFF])
     offset, count, entry = ("8xQ", "Q", "HHQ8x") if is_big else ("4xL", "H", "HHL4x")
     (place,) = struct.unpack_from(order + offset, start.ljust(16, b"\0"))
@@ -50,14 +50,14 @@ def _check_lists(file: BinaryIO, start: bytes) -> None:
     stored = file.read(entries * size)
     for tag, kind, numbers in struct.iter_unpack(order + entry, stored[: len(stored) // size * size]):
         if numbers > MOST_NUMBERS and (tag in LAYOUT or kind not in BYTES):
-            what = "strips or tiles" if tag in LAYOUT else f"numbers under tag {tag}"
-            raise ValueError(f"it declares {numbers} {what}, more than {MOST_NUMBERS}: save it as PNG")
+            unit = "strips or tiles" if tag in LAYOUT else f"numbers in tag {tag}"
+            raise ValueError(f"it declares {numbers} {unit}, more than {MOST_NUMBERS}: save it as PNG")
 
 
 def _has_one_scan(file: BinaryIO) -> bool:
-    """Whether libjpeg stops behind a JPEG's first scan, by its header alone, so that most files are not read twice.
+    """Return whether libjpeg stops after a JPEG's first scan, from the header only, so that most files are read once.
 
-    It does where the frame is sequential and the first scan has all of its components. False for what is unclear.
+    It does if the frame is sequential and the first scan has all components. False if unclear.
     """
     components = None
     file.seek(2)
@@ -83,6 +83,6 @@ def _check_scans(data: bytes) -> None:
         scans += marker == START_OF_SCAN
         if scans > MOST_SCANS:
             raise ValueError(
-                f"it is a JPEG of more than {MOST_SCANS} scans, which take minutes to read: save it as PNG"
+                f"it is a JPEG with more than {MOST_SCANS} scans, which take minutes to read: save it as PNG"
             )
         place += max(2, int.from_bytes(data[place : place + 2], "big"))

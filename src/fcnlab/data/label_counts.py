@@ -1,7 +1,7 @@
-"""How many pixels of each label the masks of a split have: counted once, kept in a file, and what it tells.
+"""Count the pixels of each label in the masks of a split, cache the counts in a file, and detect contradictions.
 
-The file is a small JSON in the cache folder: the counts, how masks contradict each other, and the state of the masks
-that this was found in.
+The file is a small JSON in the cache folder: the counts, contradictions between masks, and the state of the mask files
+at that time.
 """
 
 import json
@@ -22,62 +22,62 @@ from fcnlab.files.reading import bytes_of
 from fcnlab.files.writing import own_part, remove_own_parts
 from fcnlab.metrics.scores import IGNORE_INDEX
 
-MOST_BYTES = 64 << 10  # of the file; 256 counts and two hashes have some 3 kB
+MOST_BYTES = 64 << 10  # limit on the file; 256 counts and two hashes have about 3 kB
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """What all masks of a split hold: the pixels of each label, and a sentence for each way in which masks disagree."""
+    """The contents of all masks of a split: pixels of each label, and a message for each contradiction."""
 
     pixels: LabelPixels
     conflicts: tuple[str, ...] = ()
 
 
 def check(dataset: SegmentationDataset, min_size: int, folder: Path) -> LabelCounts:
-    """:meth:`Images.check`, which reads whole masks only if no run before did, or if files changed since.
+    """Run :meth:`SegmentationDataset.check`, but read complete masks only if files changed since an earlier run.
 
-    A ``folder`` that cannot be written to, or a damaged file in it, costs time only.
+    A read-only ``folder`` or a damaged file in it costs only time.
 
     Raises
     ------
     DataError
-        As :meth:`Images.check`.
+        As :meth:`SegmentationDataset.check`.
     """
     title = re.sub(r"[^\w.-]+", "-", dataset.title)
     file = folder / f"{title}-{identity(dataset)}.labels.json"
     state = _state(dataset)
-    known = _kept(file, state)
+    known = _read_cached(file, state)
     masks = dataset.check(min_size, whole_masks=known is None)
     if known is not None:
         return known
     pixels = sum((mask.pixels for mask in masks), np.zeros(IGNORE_INDEX + 1, np.int64))
     found = LabelCounts(pixels, tuple(conflicts(dataset, masks)))
     if state is not None and state == _state(dataset):
-        _keep(file, state, found)
+        _write_cached(file, state, found)
     return found
 
 
 def _state(dataset: SegmentationDataset) -> str | None:
-    """None where a file is missing, which the check tells."""
+    """Return the state of the files; None if a file is missing, which the check reports."""
     try:
         return state_of(dataset)
     except DataError:
         return None
 
 
-def _kept(file: Path, state: str | None) -> LabelCounts | None:
-    """None where there is no such file, not a whole one, or one of other masks."""
+def _read_cached(file: Path, state: str | None) -> LabelCounts | None:
+    """Return the cached counts; None if the file is missing, damaged, or of other masks."""
     try:
         record = json.loads(bytes_of(file, MOST_BYTES))
         pixels, told = [int(count) for count in record["pixels"]], tuple(map(str, record["conflicts"]))
         sound = record["digest"] == _digest(record["state"], pixels, told) and len(pixels) == IGNORE_INDEX + 1
         return LabelCounts(np.array(pixels, np.int64), told) if sound and record["state"] == state else None
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):  # of whatever lies there
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):  # for any content of the file
         return None
 
 
-def _keep(file: Path, state: str, found: LabelCounts) -> None:
-    """Aside and renamed, by a name of this process's: several may do so at once."""
+def _write_cached(file: Path, state: str, found: LabelCounts) -> None:
+    """Write the cache file atomically; several processes may do so at once."""
     pixels, part = found.pixels.tolist(), own_part(file.parent)
     digest = _digest(state, pixels, found.conflicts)
     record = {"state": state, "pixels": pixels, "conflicts": found.conflicts, "digest": digest}
@@ -97,13 +97,13 @@ def _digest(state: str, pixels: Sequence[int], told: Sequence[str]) -> str:
 
 
 def conflicts(dataset: SegmentationDataset, masks: Sequence[MaskContents]) -> Iterator[str]:
-    """A sentence for each way in which masks, each of them sound by itself, cannot all be meant as they are read."""
+    """Yield a message for each contradiction between masks that are valid by themselves."""
     yield from _binary_among_ids(dataset, masks)
     yield from _palettes_of_two_orders(dataset, masks)
 
 
 def _binary_among_ids(dataset: SegmentationDataset, masks: Sequence[MaskContents]) -> Iterator[str]:
-    """255 is the object in masks of 0 and 255, and void in masks of ids; one set cannot tell which."""
+    """Yield a message for binary masks among masks of ids: is 255 the object or the ignore index?"""
     if not _by_plain_ids(dataset) or dataset.official:
         return
     binary = [mask for mask in masks if mask.pixels[IGNORE_INDEX] and not mask.pixels[1:IGNORE_INDEX].any()]
@@ -111,11 +111,11 @@ def _binary_among_ids(dataset: SegmentationDataset, masks: Sequence[MaskContents
     if binary and by_id:
         names = ", ".join(f"{label}: {name}" for label, name in enumerate(dataset.classes[:2]))
         yield (
-            f"{len(binary):,} masks hold no ids but 0 and {IGNORE_INDEX}, such as {binary[0].path}"
-            f" ({_histogram(dataset, binary)}), and {len(by_id):,} hold other ids and no {IGNORE_INDEX}, such as"
-            f" {by_id[0].path} ({_histogram(dataset, by_id)}): {IGNORE_INDEX} is read as void in all of them. If it is an"
-            f" object in the former, save these with the ids of the latter. If it is void, say so with data=folder:"
-            f" 'data.dataset.ids={{{names}, {IGNORE_INDEX}: null}}'"
+            f"{len(binary):,} masks contain only the ids 0 and {IGNORE_INDEX}, such as {binary[0].path}"
+            f" ({_histogram(dataset, binary)}), and {len(by_id):,} contain other ids but no {IGNORE_INDEX}, such as"
+            f" {by_id[0].path} ({_histogram(dataset, by_id)}). {IGNORE_INDEX} is ignored in all of them. If it is an"
+            f" object in the former, save these with the ids of the latter. If it must be ignored, confirm it with"
+            f" data=folder: 'data.dataset.ids={{{names}, {IGNORE_INDEX}: null}}'"
         )
 
 
@@ -124,31 +124,31 @@ def _histogram(dataset: SegmentationDataset, masks: Sequence[MaskContents]) -> s
 
 
 def _palettes_of_two_orders(dataset: SegmentationDataset, masks: Sequence[MaskContents]) -> Iterator[str]:
-    """Palettes that show one colour for two classes: some program has written the file anew, with other ids."""
+    """Yield a message if palettes have one colour for two classes: a program saved a mask with other ids."""
     first: dict[Colour, tuple[int, Path]] = {}
-    names = {**dict(enumerate(dataset.classes)), IGNORE_INDEX: "void"}
+    names = {**dict(enumerate(dataset.classes)), IGNORE_INDEX: "ignored"}
     for mask in masks:
         for colour, label in sorted(mask.shown.items()):
             before, path = first.setdefault(colour, (label, mask.path))
             if before != label:
                 yield (
                     f"palettes of masks contradict each other: the colour {list(colour)} is {names[before]} in {path}"
-                    f" and {names[label]} in {mask.path}, since masks are read by their ids. If the colours are what is"
-                    " meant, give each class its own with data=folder: data.dataset.classes={NAME: [R, G, B], ...}"
+                    f" but {names[label]} in {mask.path}, because masks are read by their ids. If the colours define the"
+                    " classes, set them with data=folder: data.dataset.classes={NAME: [R, G, B], ...}"
                 )
                 return
 
 
 def one_class_only(dataset: SegmentationDataset, found: LabelPixels) -> str | None:
-    """Why nothing can be learned or scored where at most one class occurs beside void; None where more do."""
+    """Return a message if at most one class occurs, so that nothing can be learned; None otherwise."""
     known = found[: len(dataset.classes)]
     if np.count_nonzero(known) > 1:
         return None
-    return f"at most one class occurs in all masks: {_shares(dataset, found)}{_looks_binary(dataset, found)}"
+    return f"all masks together contain at most one class: {_shares(dataset, found)}{_looks_binary(dataset, found)}"
 
 
 def _shares(dataset: SegmentationDataset, found: LabelPixels) -> str:
-    names = {**dict(enumerate(dataset.classes)), IGNORE_INDEX: "void"}
+    names = {**dict(enumerate(dataset.classes)), IGNORE_INDEX: "ignored"}
     shares = [f"{names[label]} {100 * found[label] / found.sum():.1f} %" for label in np.flatnonzero(found).tolist()]
     return f"{', '.join(shares)} of the pixels"
 
@@ -162,11 +162,11 @@ def _looks_binary(dataset: SegmentationDataset, found: LabelPixels) -> str:
         return ""
     first, second = (*dataset.classes, "NAME")[:2]
     return (
-        f". It looks like binary masks of 0 and 255, in which {IGNORE_INDEX} is read as void: say what the ids are,"
-        f" 'data.dataset.ids={{0: {first}, {IGNORE_INDEX}: {second}}}' with data=folder"
+        f". These look like binary masks of 0 and 255, of which {IGNORE_INDEX} is ignored: define the ids with data=folder,"
+        f" 'data.dataset.ids={{0: {first}, {IGNORE_INDEX}: {second}}}'"
     )
 
 
 def absent_classes(dataset: SegmentationDataset, found: LabelPixels) -> tuple[str, ...]:
-    """The names of classes that no mask has."""
+    """Return the names of classes that are in no mask."""
     return tuple(name for name, pixels in zip(dataset.classes, found, strict=False) if not pixels)

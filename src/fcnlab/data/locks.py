@@ -1,4 +1,4 @@
-"""One process at a time where several would make the same files."""
+"""Locks for files that several processes would create."""
 
 import logging
 from collections.abc import Iterator
@@ -14,21 +14,21 @@ log = logging.getLogger("fcnlab")
 
 @contextmanager
 def exclusive_lock(lock: Path, doing: str) -> Iterator[None]:
-    """Hold a lock, which ends with the process that holds it; ``doing`` is what another one is waited for.
+    """Hold a lock, which is released when the process ends; ``doing`` describes the work of the holder.
 
     Raises
     ------
     OSError
-        The lock's file cannot be written.
+        The lock file cannot be written.
     NotWritten
-        It is a link, or another file as well.
+        The lock file is a symbolic or hard link.
     """
     check_own(lock)
     held = FileLock(lock)
     try:
         held.acquire(timeout=0)
     except Timeout:
-        log.info("Another process %s: waiting for it", doing)
+        log.info("Waiting for another process that %s", doing)
         held.acquire()
     try:
         yield

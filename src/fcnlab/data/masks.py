@@ -1,8 +1,8 @@
-"""Mask files: the ids or colours that one holds, and the labels that they stand for.
+"""Read mask files, and map their ids or colours to labels.
 
-A mask is a PNG or TIFF. Without class colours its pixels are ids: palette indices or grey values, as stored. With them
-its pixels are the colours that an image viewer shows, whether they are stored as RGB, by a palette or as grey, so that
-a file that a lossless optimiser has written anew is read as before.
+A mask is a PNG or TIFF. Without class colours, its pixels are ids: palette indices or grey values, as stored. With
+class colours, its pixels are the colours that an image viewer shows, whether stored as RGB, by a palette or as grey, so
+that a lossless PNG optimiser does not change their meaning.
 """
 
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ from PIL.ImageFile import ImageFile
 from fcnlab.data.image_files import WrongLabels, WrongMode, opened
 from fcnlab.metrics.scores import IGNORE_INDEX
 
-MASK_FORMATS = ("PNG", "TIFF")  # a JPEG's labels would be blurred, a GIF's renumbered
+MASK_FORMATS = ("PNG", "TIFF")  # JPEG would blur labels, GIF would renumber them
 PALETTE_MODES = ("P", "P;1", "P;2", "P;4")
 GREY_OF_FEW_BITS = ("L;2", "L;4")
 LOSSY = ("jpeg", "tiff_jpeg", "webp")  # ways to compress a TIFF
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # TIFF's tags; 0: the lowest value is white
 SIGNED = 2  # a TIFF's sample format
-MOST = 2**16 - 1  # the largest id that a file can hold
-UNKNOWN = -1  # neither a class nor void
+MOST = 2**16 - 1  # the largest id that a file can contain
+UNKNOWN = -1  # neither a class nor the ignore index
 GREYS = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
 RGB_PLACES = np.array([1 << 16, 1 << 8, 1])  # a colour as one number
 
@@ -36,14 +36,14 @@ Labels = Int16[ndarray, "rows cols"]
 
 @dataclass(frozen=True)
 class StoredMask:
-    """The pixels of a mask's file.
+    """The pixels of a mask file.
 
     Attributes
     ----------
     values
         Ids, palette indices or grey values, (rows, cols), uint8 or uint16; or RGB, (rows, cols, 3), uint8.
     palette
-        The RGB, 0..255, that each value is shown as; None for RGB itself, and for grey of 16 bits.
+        The RGB colour, 0..255, of each value; None for RGB and for 16-bit grey.
     """
 
     values: ndarray
@@ -51,20 +51,20 @@ class StoredMask:
 
     @property
     def has_own_palette(self) -> bool:
-        """Whether values are indices of colours that the file brings."""
+        """Whether values are indices of a palette in the file."""
         return self.palette is not None and self.palette is not GREYS
 
     def labels_by_id(self, ignore_index: int | None, classes: int, ids: Mapping[int, int] | None) -> Labels:
-        """The class of each id: the id itself, or what ``ids`` says; ``VOID`` for ``void``, ``UNKNOWN`` for others."""
+        """Return the class of each id, by ``ids`` if given; ``IGNORE_INDEX`` for ``ignore_index``, else ``UNKNOWN``."""
         table = np.full(np.iinfo(self.values.dtype).max + 1, UNKNOWN, np.int16)
         known = {} if ignore_index is None else {ignore_index: IGNORE_INDEX}
         known |= {label: label for label in range(classes)} if ids is None else ids
         for stored, label in known.items():
-            table[stored : stored + 1] = label  # none where the file's values do not go so far
+            table[stored : stored + 1] = label  # empty beyond the range of the file's values
         return _looked_up(self.values, table)
 
     def labels_by_colour(self, colours: Mapping[Colour, int]) -> Labels:
-        """The class of each pixel's colour, exactly: a colour between two classes is ``UNKNOWN``."""
+        """Return the class of each pixel's exact colour; other colours are ``UNKNOWN``."""
         if self.palette is not None:
             shown = [colours.get((red, green, blue), UNKNOWN) for red, green, blue in self.palette.tolist()]
             table = np.full(256, UNKNOWN, np.int16)
@@ -76,7 +76,7 @@ class StoredMask:
         return np.where(known[place] == codes, np.array(list(colours.values()), np.int16)[place], UNKNOWN)
 
     def colours_at(self, where: ndarray) -> list[list[int]]:
-        """The different colours of some pixels."""
+        """Return the distinct colours of some pixels."""
         pixels = self.values[where]
         return np.unique(pixels if self.palette is None else self.palette[pixels], axis=0).tolist()
 
@@ -86,17 +86,17 @@ def _looked_up(values: ndarray, table: Int16[ndarray, " values"]) -> Labels:
 
 
 def colour_codes(pixels: UInt8[ndarray, "rows cols 3"]) -> Int64[ndarray, "rows cols"]:
-    """Each colour as one number."""
+    """Return each colour as one number."""
     return pixels.astype(np.int64) @ RGB_PLACES
 
 
 def mask_size(path: Path) -> tuple[int, int]:
-    """Rows and columns, by the header, so that a mask of another size need not be read.
+    """Return rows and columns from the header, without reading the mask.
 
     Raises
     ------
     DataError
-        No such file, or none of a format that masks have.
+        The file is missing, or has no mask format.
     """
     with opened(path, MASK_FORMATS) as file:
         cols, rows = file.size
@@ -104,7 +104,7 @@ def mask_size(path: Path) -> tuple[int, int]:
 
 
 def mask_palette(path: Path) -> UInt8[ndarray, "values 3"] | None:
-    """The RGB, 0..255, that a palette mask shows for each index; None where the file brings no palette."""
+    """Return the palette of a mask file, RGB in 0..255; None without a palette."""
     with opened(path, MASK_FORMATS) as file:
         if file.mode != "P":
             return None
@@ -116,24 +116,24 @@ def mask_palette(path: Path) -> UInt8[ndarray, "values 3"] | None:
 
 
 def read_mask(path: Path, coloured: bool) -> StoredMask:
-    """A mask's pixels as its file stores them; ``coloured``: they stand for colours.
+    """Return the pixels of a mask as stored; ``coloured``: they represent colours.
 
     Raises
     ------
     DataError
-        No such file, not readable to its end, or pixels that are neither ids nor, where they may be, colours.
+        The file is missing, unreadable or truncated, or its pixels are neither ids nor (if ``coloured``) colours.
     """
     with opened(path, MASK_FORMATS) as file:
         _check_kind(path, file, coloured)
         if file.format == "PNG":
-            file.verify()  # by its checksums, which decoding passes over: the last pixels could be others
+            file.verify()  # check the checksums, which decoding ignores
     with opened(path, MASK_FORMATS) as file:
         values = np.array(file)
         palette = _palette(file)
     if values.dtype == bool:
         values = values * np.uint8(255)
     if coloured and palette is not None and values.max() >= len(palette):
-        raise WrongLabels(f"{path} holds index {values.max()}, and its palette has {len(palette)} colours")
+        raise WrongLabels(f"{path} contains index {values.max()}, but its palette has {len(palette)} colours")
     return StoredMask(values.astype(values.dtype.newbyteorder("="), copy=False), palette)
 
 
@@ -144,40 +144,39 @@ def _palette(file: ImageFile) -> UInt8[ndarray, "values 3"] | None:
 
 
 def _check_kind(path: Path, file: ImageFile, coloured: bool) -> None:
-    """Refuse what would not be read as its maker meant it."""
+    """Raise an error for masks that would be misread."""
     mode = _raw_mode(file)
     if getattr(file, "is_animated", False):  # n_frames follows a TIFF's chain of a million empty images to its end
-        raise WrongMode(f"{path} holds more than one image: save each mask as a file of its own")
+        raise WrongMode(f"{path} contains more than one image: save each mask in its own file")
     if file.info.get("compression") in LOSSY:
-        raise WrongMode(f"{path} is compressed as {file.info['compression']}, which blurs labels: save it lossless")
+        raise WrongMode(f"{path} has {file.info['compression']} compression, which blurs labels: save it with lossless compression")
     if file.mode == "L" and SIGNED in getattr(file, "tag_v2", {}).get(
         SAMPLE_FORMAT, ()
-    ):  # PIL would make 255 of -1, which is void
-        raise WrongMode(f"{path} holds numbers with a sign: save ids as unsigned integers")
+    ):  # PIL would read -1 as 255, the ignore index
+        raise WrongMode(f"{path} contains signed numbers: save ids as unsigned integers")
     eight_bits = file.mode in ("L", "1") or (file.mode == "RGB" and ";16" not in mode)
     if coloured and not (mode in PALETTE_MODES or eight_bits):
         raise WrongMode(
-            f"{path} is a mask of mode {mode}: where classes have colours, masks are RGB, palette (P) or grey images of"
-            " at most 8 bits to a channel"
+            f"{path} is a mask of mode {mode}, but with class colours, masks must be RGB, palette (P) or grey images of"
+            " at most 8 bits per channel"
         )
     if not coloured and mode in GREY_OF_FEW_BITS:
         bits = int(mode[-1])
         levels = ", ".join(f"NAME: [{level}, {level}, {level}]" for level in (0, 255 // (2**bits - 1)))
         raise WrongMode(
-            f"{path} stores grey of {bits} bits, whose values mean other ids after an optimiser of PNGs than before."
-            f" Save ids with 8 bits, or give the grey that each class is shown as: data.dataset.classes={{{levels},"
-            " ...} with data=folder"
+            f"{path} is {bits}-bit grey, whose ids a PNG optimiser may have changed. Save ids with 8 bits, or set the"
+            f" grey level of each class with data=folder: data.dataset.classes={{{levels}, ...}}"
         )
     if not coloured and not (mode in PALETTE_MODES or mode == "L" or _is_grey_of_16_bits(file)):
         raise WrongMode(
-            f"{path} is a mask of mode {mode}: masks hold one class id per pixel, as palette (P) or grey (8 or 16 bits)"
-            " PNG or TIFF. Convert colours to ids first, or give RGB masks' colours to data=folder; likewise black and"
-            " white of 1 bit: data.dataset.classes={NAME: [0, 0, 0], NAME: [255, 255, 255]}"
+            f"{path} is a mask of mode {mode}, but masks must contain one class id per pixel, as palette (P) or grey (8"
+            " or 16 bits) PNG or TIFF. Convert colours to ids, or set the colours of RGB masks with data=folder; for"
+            " 1-bit black and white: data.dataset.classes={NAME: [0, 0, 0], NAME: [255, 255, 255]}"
         )
 
 
 def _raw_mode(file: ImageFile) -> str:
-    """How the file itself stores pixels: PIL's mode alone does not tell grey of few bits, which it stretches."""
+    """Return the storage mode of the pixels: PIL's own mode hides grey of few bits, which it rescales."""
     arguments: Any = file.tile[0][3]
     return arguments if isinstance(arguments, str) else arguments[0]
 

@@ -1,4 +1,4 @@
-"""Which files below a folder fit a pattern with ``{name}`` and ``*``, and which would but for suffix or case."""
+"""Find the files that match a pattern with ``{name}`` and ``*``, and those that differ only in suffix or case."""
 
 import os
 import re
@@ -9,16 +9,16 @@ from fcnlab.data.image_files import SUFFIXES, DataError
 
 
 def find_images(root: str, pattern: str, masks: str) -> tuple[dict[str, Path], dict[str, list[Path]]]:
-    """The images of a pattern by their ``{name}``, in the order of names, and by name those that were left out.
+    """Return the images of a pattern by ``{name}``, in the order of names, and the skipped files by name.
 
-    A file that the pattern ``masks`` makes of another image's name is that image's mask, and no image. Left out are
-    images that differ from the pattern in their suffix or in the case of letters, and whose name no image of the
-    pattern has; files of the pattern ``masks`` are no such images. Hidden files are neither.
+    A file that matches ``masks`` with the name of another image is that image's mask, not an image. Skipped files differ
+    from the pattern only in suffix or case, and no image has their name; files that match ``masks`` are not among them.
+    Hidden files are neither images nor skipped files.
 
     Raises
     ------
     DataError
-        Two files of one name.
+        Two files have the same name.
     """
     start = Path(root) / re.split(r"\{name\}|\*", pattern)[0].rpartition("/")[0]
     paths = sorted(_files(start))
@@ -36,14 +36,14 @@ def find_images(root: str, pattern: str, masks: str) -> tuple[dict[str, Path], d
     for name, path in ((name, path) for name, same in files.items() for path in same if path not in of_another):
         if name in found:
             raise DataError(
-                f"{path} and {found[name]} are both {name!r}: make data.dataset.images tell one from the other"
+                f"{path} and {found[name]} have the same name {name!r}: change data.dataset.images to match only one"
             )
         found[name] = path
     return found, _left_out(root, paths, pattern, masks, found)
 
 
 def same_names(root: str, pattern: str, split: str) -> Iterator[tuple[Path, Path]]:
-    """Images of a split, each with one of the same name that ``{split}`` in the pattern gives to another split."""
+    """Yield images of a split, each with an image of another split that has the same name."""
     start = Path(root) / re.split(r"\{\w+\}|\*", pattern)[0].rpartition("/")[0]
     once = _translated(pattern).replace(re.escape("{split}"), "(?P<split>[^/]+)", 1)
     regex = re.compile(once.replace(re.escape("{split}"), "(?P=split)"))
@@ -78,7 +78,7 @@ def _matching(root: str, paths: Sequence[Path], regex: re.Pattern[str]) -> Itera
 
 
 def _loosely(pattern: str) -> re.Pattern[str]:
-    """The pattern in any case of letters; if it ends in an image's suffix, with that of any image."""
+    """Return the pattern ignoring case, and with any image suffix if it ends in one."""
     suffix = Path(pattern).suffix
     if suffix.lower() not in SUFFIXES:
         return re.compile(_translated(pattern), re.IGNORECASE)
@@ -92,7 +92,7 @@ def _translated(pattern: str) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Through linked folders, too; a link to a folder that the way to it leads through would never end."""
+    """Yield files below a folder, following links except to parent folders, which would never end."""
     ways = {folder: (folder.resolve(),)}
     for parent, folders, files in os.walk(folder, followlinks=True):
         way = ways.pop(Path(parent))

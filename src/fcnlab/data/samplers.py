@@ -1,4 +1,4 @@
-"""Which images make up a batch."""
+"""Samplers that choose the images of each batch."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,11 +10,10 @@ from fcnlab.data.image_files import DataError
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """Each epoch a new order, cut into global batches; every rank takes its share of each.
+    """A batch sampler with a new order in each epoch, split into global batches, of which every rank takes its share.
 
-    Which images meet in a global batch (``batch_size`` on each of ``world_size`` ranks, ``accumulate`` times)
-    depends on (seed, epoch, global batch size) alone. The few images that do not fill a global batch wait for
-    another epoch's order.
+    The images of a global batch (``batch_size`` on each of ``world_size`` ranks, ``accumulate`` times) depend only on
+    seed, epoch and global batch size. The last images of an epoch, too few for a global batch, are dropped.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1):
@@ -25,21 +24,21 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
             ranks = f" on each of {world_size} devices" if world_size > 1 else ""
             times = f", accumulated {accumulate} times," if accumulate > 1 else ""
             raise DataError(
-                f"data.batch_size={batch_size}{ranks}{times} is more than the {count} training images: lower it"
+                f"data.batch_size={batch_size}{ranks}{times} is larger than the {count} training images: lower it"
             )
 
     @property
     def sampler(self) -> "TrainingBatches":
-        """Where Lightning looks for ``set_epoch``: not at a batch sampler itself, whose epochs would all be alike."""
+        """Return self: Lightning calls ``set_epoch`` of this attribute, not of the batch sampler itself."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch, on resuming too, when the first epoch's batches are on their way."""
+        """Set the epoch; Lightning calls this before each epoch, and on a resume only after the first batches."""
         if epoch != self.epoch:
             self.epoch, self.skip = epoch, 0
 
     def resume(self, epoch: int, done: int) -> None:
-        """Go on in an epoch of which ``done`` batches were trained on."""
+        """Resume in an epoch with ``done`` finished batches."""
         self.epoch, self.skip = epoch, done
 
     def __len__(self) -> int:
@@ -55,7 +54,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
 
 def batches_of_equal_size(dataset: SegmentationDataset, share: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of images of one size each, so that none is padded; each image of the share is in one batch."""
+    """Return batches of images of equal size, so that none is padded; each image of the share is in one batch."""
     alike: dict[tuple[int, int], list[int]] = {}
     for index in share:
         alike.setdefault(dataset.size(index), []).append(index)

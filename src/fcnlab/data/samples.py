@@ -1,4 +1,4 @@
-"""One image of a split with its mask, as tensors, and batches of them."""
+"""Samples of a split as tensors, and batches of them."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from fcnlab.data.transforms import FILL, Augment
 
 
 class TrainingSamples(Dataset):
-    """Augmented images by (epoch, index): the same key and seed give the same sample in any process."""
+    """Augmented images by (epoch, index); the same key and seed return the same sample in any process."""
 
     def __init__(self, dataset: SegmentationDataset, augment: Augment | None, seed: int):
         self.images, self.augment, self.seed = dataset, augment, seed
@@ -27,7 +27,7 @@ class TrainingSamples(Dataset):
 
 
 class EvaluationSamples(Dataset):
-    """Whole images at their own size, by index; without their truth, all of it is void."""
+    """Whole images at their own size, by index; without ``target``, all pixels have the ignore index."""
 
     def __init__(self, dataset: SegmentationDataset, target: bool = True):
         self.images, self.target = dataset, target
@@ -40,7 +40,7 @@ class EvaluationSamples(Dataset):
 
 
 def as_tensors(image: np.ndarray, mask: np.ndarray | None, index: int) -> Batch:
-    """A sample as it travels: uint8, since that is a quarter of what floats would be. No mask: void."""
+    """Return a sample as uint8 tensors, a quarter of the size of floats; without a mask, all pixels are ignored."""
     pixels = np.empty((3, *image.shape[:2]), np.uint8)
     cv2.split(image, [pixels[channel] for channel in range(3)])  # five times as fast as a transposed copy
     mask = np.full(image.shape[:2], IGNORE_INDEX, np.uint8) if mask is None else mask
@@ -49,7 +49,7 @@ def as_tensors(image: np.ndarray, mask: np.ndarray | None, index: int) -> Batch:
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
-    """Stack samples; smaller ones are padded at the bottom right, with a constant colour and void."""
+    """Stack samples; smaller ones are padded at the bottom right with a constant colour and the ignore index."""
     if len({sample["mask"].shape for sample in samples}) == 1:
         return to_shared_memory({key: torch.stack([sample[key] for sample in samples]) for key in samples[0]})
     rows, cols = (max(sample["mask"].shape[axis] for sample in samples) for axis in (0, 1))

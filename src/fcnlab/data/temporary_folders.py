@@ -1,4 +1,4 @@
-"""Temporary folders that a killed process leaves behind, and the next one removes: held by a lock while in use."""
+"""Temporary folders, locked while in use; leftovers of killed processes are removed by the next process."""
 
 import fcntl
 import os
@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-YOUNGEST = 60.0  # seconds: a folder that has only just been made may not be held yet
+YOUNGEST = 60.0  # seconds: a younger folder may not be locked yet
 
 
 @contextmanager
 def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder below ``parent``, held until it is left and then removed."""
+    """Yield a new locked folder below ``parent``, which is removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     file = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # without locks it is held all the same: nobody else gets one either
+        with suppress(OSError):  # without locks, no other process can lock it either
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield folder
     finally:
@@ -27,7 +27,7 @@ def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def remove_leftovers(parent: Path, prefix: str) -> None:
-    """Remove this user's folders of that prefix which nobody holds; what cannot be locked or removed stays."""
+    """Remove this user's unlocked folders with a prefix; folders that cannot be locked or removed stay."""
     for folder in parent.glob(f"{prefix}*"):
         with suppress(OSError):
             _remove_unless_held(folder)

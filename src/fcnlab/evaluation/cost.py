@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, time and memory of one image."""
+"""Measure the cost of a model: parameters, multiply-accumulates, time and memory."""
 
 import copy
 from typing import Any
@@ -13,7 +13,7 @@ from fcnlab.training.segmenter import Segmenter
 
 
 def cost(segmenter: Segmenter, dataset: SegmentationDataset, seconds: float, count: int) -> dict[str, Any]:
-    """What the net takes; GMACs are of one pass over the set's first image, whose size is given."""
+    """Return the cost of an evaluation; GMACs are those of one forward pass on the first image, at its size."""
     rows, cols = dataset.image(0).shape[:2]
     return {
         "parameters": sum(parameter.numel() for parameter in segmenter.net.parameters()),
@@ -26,19 +26,19 @@ def cost(segmenter: Segmenter, dataset: SegmentationDataset, seconds: float, cou
 
 
 def describe_model(segmenter: Segmenter, dataset: SegmentationDataset) -> str:
-    """The net in a line."""
+    """Return a line on the model: architecture, backbone, parameters and GMACs."""
     net, (rows, cols) = segmenter.net, dataset.image(0).shape[:2]
     levels = ", ".join(map(str, net.levels))
     parameters = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     work = count_macs(net, rows, cols) / 1e9
     return (
-        f"The net: {type(net).__name__} of levels {levels} on {type(net.backbone).__name__},"
-        f" {parameters:.2f} M parameters, {work:.2f} GMACs for a image of {rows}x{cols}"
+        f"Model: {type(net).__name__}-{net.levels[-1]}s (strides {levels}), backbone {type(net.backbone).__name__},"
+        f" {parameters:.2f} M parameters, {work:.2f} GMACs for an image of {rows}x{cols}"
     )
 
 
 def count_macs(net: nn.Module, rows: int, cols: int) -> int:
-    """Multiply-accumulates of convolutions and products for one image, counted without computing them."""
+    """Count the multiply-accumulates of convolutions and matrix products for one image, on the meta device."""
     shadow = copy.deepcopy(net).to("meta").eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         shadow(torch.empty(1, 3, rows, cols, device="meta"))
@@ -46,5 +46,5 @@ def count_macs(net: nn.Module, rows: int, cols: int) -> int:
 
 
 def peak_memory() -> int:
-    """Bytes: allocated on the GPU where there is one, else the process's largest resident size."""
+    """Return the peak memory in bytes: allocated on the GPU, or without a GPU the largest resident size."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else largest_resident()

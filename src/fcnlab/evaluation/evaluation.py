@@ -1,4 +1,4 @@
-"""Scoring a net on a set, the same way at the end of a training and in ``fcnlab eval``, and the record of it."""
+"""Evaluate a model on a data set and record the scores, at the end of training and in ``fcnlab eval``."""
 
 import time
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ from fcnlab.runs.score_record import write_record
 from fcnlab.runs.selection import (
     OPTIMISTIC,
     Facts,
-    count_validated,
     describe_selection,
     is_optimistic,
     selection_of_scored,
+    validated_fingerprints,
 )
 from fcnlab.training.callbacks.wandb import log_scores
 from fcnlab.training.segmenter import Segmenter
 
 
 class ScoredRun(NamedTuple):
-    """The scores of ``count`` images, and how the weights were selected; None: nobody knows."""
+    """The scores on ``count`` images, and how the checkpoint was selected (None if unknown)."""
 
     scores: Scores
     selection: Facts | None
@@ -45,11 +45,11 @@ def evaluate_and_record(
     selected: Facts | None = None,
     **facts: Mapping[str, Any] | None,
 ) -> ScoredRun | None:
-    """Evaluate the test list and leave the record in ``folder``; the scores, on the process that writes (rank 0).
+    """Evaluate the test list, write the record to ``folder``, and return the scores on rank 0, None on other ranks.
 
-    ``began`` has the commit and the source when the run began, since files may have been edited after they were
-    imported. ``training`` is what the training took, for the record's ``cost``; ``selected`` what the checkpoint says
-    of its selection; ``facts`` are further parts of the record.
+    ``began`` has the commit and the source at the start of the run, because files may change after their import.
+    ``training`` is the cost of training, for the record's ``cost``; ``selected`` the selection that the checkpoint
+    records; ``facts`` are further parts of the record.
     """
     segmenter.scored_as = scored_as(data, selected)
     started = time.perf_counter()
@@ -59,11 +59,11 @@ def evaluate_and_record(
     if not trainer.is_global_zero:
         return None
     dataset = data.split("test")
-    selection = selected and selection_of_scored(selected, [data.fingerprints("test")[place] for place in index])
-    found = write_record(
+    selection = selected and selection_of_scored(selected, [data.fingerprints("test")[position] for position in index])
+    scores = write_record(
         folder,
         split=data.lists["test"],
-        names=[dataset.names[place] for place in index],
+        names=[dataset.names[position] for position in index],
         classes=dataset.classes,
         matrices=matrices,
         protocol=protocol(trainer, dataset, len(index), segmenter),
@@ -74,28 +74,28 @@ def evaluate_and_record(
     )
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            log_scores(logger, found, matrices.sum(axis=0), dataset.classes, segmenter.scored_as, selection)
-    return ScoredRun(found, selection, len(index))
+            log_scores(logger, scores, matrices.sum(axis=0), dataset.classes, segmenter.scored_as, selection)
+    return ScoredRun(scores, selection, len(index))
 
 
 def scored_as(data: DataModule, selected: Facts | None) -> Literal["test", "final"]:
-    """What scores are logged under: nothing that was validated on is called a test."""
+    """Return the log prefix of the scores: "final" if the images were used for validation, else "test"."""
     if data.lists["test"] == data.lists["val"]:
         return "final"
-    return "final" if selected and set(data.fingerprints("test")) <= count_validated(selected) else "test"
+    return "final" if selected and set(data.fingerprints("test")) <= validated_fingerprints(selected) else "test"
 
 
-def describe_scores(found: ScoredRun, name: str, data: DataModule) -> str:
-    """The score, what it is of, and how the weights were selected, in a line."""
-    selection, images = found.selection, data.split("test")
-    part = f"{found.count} of {len(images)} images of " if found.count < len(images) else ""
-    title = f"{part}{images.title}"
-    line = f"{name} mIoU {100 * found.scores.miou:.2f} % on {title}. The weights were {describe_selection(selection)}."
+def describe_scores(scored: ScoredRun, name: str, data: DataModule) -> str:
+    """Return a line with the mIoU, the data set, and how the checkpoint was selected."""
+    selection, dataset = scored.selection, data.split("test")
+    subset = f"{scored.count} of {len(dataset)} images of " if scored.count < len(dataset) else ""
+    title = f"{subset}{dataset.title}"
+    line = f"{name} mIoU {100 * scored.scores.miou:.2f} % on {title}. The weights were {describe_selection(selection)}."
     return f"{line} {OPTIMISTIC}." if is_optimistic(selection) else line
 
 
 def protocol(trainer: L.Trainer, dataset: SegmentationDataset, count: int, segmenter: Segmenter) -> dict[str, Any]:
-    """What the numbers mean."""
+    """Return the evaluation protocol, which defines what the scores mean."""
     return {
         "set": dataset.title,
         "images": count,
@@ -111,14 +111,14 @@ def protocol(trainer: L.Trainer, dataset: SegmentationDataset, count: int, segme
 
 
 def provenance(segmenter: Segmenter, seed: int, began: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Return the provenance of the scores: code, seed, machine and command."""
     began_with = {"commit": began["commit"], "source": began["source"], "seed": seed}
     return began_with | machine(segmenter.device) | {"command": command()}
 
 
-def score_table(found: Scores, classes: tuple[str, ...]) -> str:
-    """The scores as the terminal shows them, in percent."""
-    four = "   ".join(f"{name} {100 * value:.2f}" for name, value in zip(found._fields, found[:4], strict=False))
+def score_table(scores: Scores, classes: tuple[str, ...]) -> str:
+    """Format the scores in percent for the terminal."""
+    summary = "   ".join(f"{name} {100 * value:.2f}" for name, value in zip(scores._fields, scores[:4], strict=False))
     width = max(map(len, classes))
-    rows = [f"  {name:<{width}}  {100 * value:6.2f}" for name, value in zip(classes, found.iou, strict=True)]
-    return "\n".join([four, "IoU by class:", *rows])
+    rows = [f"  {name:<{width}}  {100 * value:6.2f}" for name, value in zip(classes, scores.iou, strict=True)]
+    return "\n".join([summary, "IoU by class:", *rows])

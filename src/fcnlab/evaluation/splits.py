@@ -1,4 +1,4 @@
-"""What every verb does with the splits of a data set before any long work: say what there is, and look at it."""
+"""Check and report the splits of a data set before any long work."""
 
 from collections.abc import Iterator
 from os.path import isfile  # False for a name that no file can have, where Path's raises an OSError
@@ -14,73 +14,74 @@ MOST_NAMED = 5
 
 
 def check_splits(data: DataModule, *names: str, min_size: int, target: bool = True) -> None:
-    """Say how many images and masks each split has, look at every file, and judge which classes occur.
+    """Log the number of images and masks of each split, check every file, and check which classes occur.
 
     Raises
     ------
     DataError
-        See :meth:`DataModule.check`; where one of the splits is trained on, at most one class occurs in one of them.
+        See :meth:`DataModule.check`; also if a split is used for training and has at most one class.
     """
     report_splits(data, *names)
     data.check(*names, min_size=min_size, target=target)
     if not target:
         return
-    for name, images in unique_splits(data, *names):
-        problem = one_class_only(images, data.label_pixels(name))
+    for name, dataset in unique_splits(data, *names):
+        problem = one_class_only(dataset, data.label_pixels(name))
         if problem and "train" in names:
-            raise DataError(f"{images.title}: {problem}")
-        for doubt in (*([problem] if problem else []), *data.mask_conflicts(name)):
-            log_warning(f"{images.title}: {doubt}")
+            raise DataError(f"{dataset.title}: {problem}")
+        for warning in (*([problem] if problem else []), *data.mask_conflicts(name)):
+            log_warning(f"{dataset.title}: {warning}")
     if "train" in names:
         _warn_of_absent_classes(data.split("train"), absent_classes(data.split("train"), data.label_pixels("train")))
 
 
 def required_image_size(inference: InferenceMethod, net: FCN) -> int:
-    """The shorter side, in pixels, that an image needs; said where it is not the net's own.
+    """Return the minimum size of the shorter image side in pixels; log it if inference requires more than the model.
 
     Raises
     ------
     UserError
         See :meth:`~fcnlab.inference.InferenceMethod.minimum_image_size`.
     """
-    needed = inference.minimum_image_size(net)
-    if needed != net.backbone.min_size:
+    required = inference.minimum_image_size(net)
+    if required != net.backbone.min_size:
         log_info(
-            f"Images need {needed} pixels on each side with {inference}, since the net needs {net.backbone.min_size} at"
-            " its smallest scale: leave small scales out to take smaller images"
+            f"Images must have at least {required} pixels on each side with {inference}, because the model requires"
+            f" {net.backbone.min_size} at the smallest scale. Remove small scales to accept smaller images"
         )
-    return needed
+    return required
 
 
 def report_splits(data: DataModule, *names: str) -> None:
-    """A line for each split, and a warning where files much like its images were left out."""
-    for _, images in unique_splits(data, *names):
-        masks = sum(map(isfile, images.masks))
-        log_info(f"{images.title}: {len(images):,} images, {masks:,} masks")
-        if images.left_out:
-            few = ", ".join(path.name for path in images.left_out[:MOST_NAMED])
-            few += ", …" if len(images.left_out) > MOST_NAMED else ""
+    """Log a line for each split, and warn if files with similar names were skipped."""
+    for _, dataset in unique_splits(data, *names):
+        masks = sum(map(isfile, dataset.masks))
+        log_info(f"{dataset.title}: {len(dataset):,} images, {masks:,} masks")
+        if dataset.left_out:
+            examples = ", ".join(path.name for path in dataset.left_out[:MOST_NAMED])
+            examples += ", …" if len(dataset.left_out) > MOST_NAMED else ""
             log_warning(
-                f"{len(images.left_out):,} images of {images.title} were left out, whose names fit"
-                f" data.dataset.images but for suffix or case: {few}. {{name}}.* takes any suffix, in any case"
+                f"{len(dataset.left_out):,} images of {dataset.title} were skipped, because their names match"
+                f" data.dataset.images except for suffix or case: {examples}. {{name}}.* matches any suffix"
             )
 
 
 def warn_about_fewer_workers(data: DataModule, *names: str, processes: int = 1) -> None:
-    """Decide who reads, and warn where fewer workers can than are set: once where it is the same for several splits."""
+    """Allocate the loader workers, and warn if there are fewer than configured, in one line for equal splits."""
     titles: dict[tuple[int, str], list[str]] = {}
     for name in names:
-        found = data.readers(name, processes)
-        if found.lack:
-            titles.setdefault((found.workers, found.lack), []).append(data.split(name).title)
-    for (workers, lack), of in titles.items():
+        allocation = data.readers(name, processes)
+        if allocation.lack:
+            titles.setdefault((allocation.workers, allocation.lack), []).append(data.split(name).title)
+    for (workers, lack), datasets in titles.items():
         log_warning(
-            f"{' and '.join(dict.fromkeys(of))}: {workers} workers read in place of {data.num_workers}, since {lack}"
+            f"{' and '.join(dict.fromkeys(datasets))}: using {workers} workers instead of {data.num_workers},"
+            f" because {lack}"
         )
 
 
 def unique_splits(data: DataModule, *names: str) -> Iterator[tuple[str, SegmentationDataset]]:
-    """The splits, each list once, by the first name that it has."""
+    """Yield the splits, each list once, with its first name."""
     for title in dict.fromkeys(data.lists[name] for name in names):
         name = next(name for name in names if data.lists[name] == title)
         yield name, data.split(name)
@@ -88,14 +89,15 @@ def unique_splits(data: DataModule, *names: str) -> Iterator[tuple[str, Segmenta
 
 def _warn_of_absent_classes(dataset: SegmentationDataset, absent: tuple[str, ...]) -> None:
     if absent:
-        log_warning(f"no mask of {dataset.title} has {', '.join(absent)}: nothing is learned of such classes")
+        log_warning(f"no mask of {dataset.title} contains {', '.join(absent)}: the model cannot learn these classes")
 
 
 def check_classes(classes: list[str] | None, data: DataModule) -> None:
-    """Scores of one set's classes against another's truth would be numbers without a meaning."""
-    known = list(data.split("test").classes)
-    if classes is not None and classes != known:
+    """Check that the checkpoint has the classes of the data set, without which scores are meaningless."""
+    dataset_classes = list(data.split("test").classes)
+    if classes is not None and classes != dataset_classes:
         raise ConfigError(
-            f"the checkpoint knows {len(classes)} classes ({', '.join(classes[:4])}, …), {data.split('test').title} has"
-            f" {len(known)} ({', '.join(known[:4])}, …): give the data= that it was trained for"
+            f"the checkpoint has {len(classes)} classes ({', '.join(classes[:4])}, …), but {data.split('test').title}"
+            f" has {len(dataset_classes)} ({', '.join(dataset_classes[:4])}, …): set data= to a data set with the"
+            " checkpoint's classes"
         )

@@ -1,4 +1,4 @@
-"""``fcnlab predict ... submission=FILE``: what VOC's evaluation server takes, for images whose truth it keeps."""
+"""Write an archive for VOC's evaluation server: ``fcnlab predict ... submission=FILE``."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,36 +25,38 @@ SUFFIXES = (".tar.gz", ".tgz")
 
 
 def check_submission(cfg: DictConfig) -> None:
-    """Raise a UserError unless the settings can make one."""
+    """Check the settings of a submission."""
     if not cfg.submission.endswith(SUFFIXES):
-        raise UserError(f"submission={cfg.submission}: the server takes a {SUFFIXES[0]}, name one")
+        raise UserError(f"submission={cfg.submission} must end in {SUFFIXES[0]}, the format that the server accepts")
     if cfg.competition not in COMPETITIONS:
         raise UserError(
-            f"competition={cfg.competition}: there are comp5 (trained on VOC alone) and comp6 (on other data, too, such"
-            " as ImageNet or SBD)"
+            f"competition={cfg.competition} is not valid: choose comp5 (trained on VOC only) or comp6 (trained on other"
+            " data, too, such as ImageNet or SBD)"
         )
     if cfg.data is None or "year" not in cfg.data.dataset:
-        raise UserError("submission=... is of one of VOC's lists: add data=voc data.root=FOLDER data.test_list=test")
+        raise UserError("submission=... requires a VOC data set: add data=voc data.root=FOLDER data.test_list=test")
     if cfg.input is not None or cfg.output is not None:
-        raise UserError("input=... and output=... have no effect with submission=..., which takes data.test_list")
+        raise UserError(
+            "input=... and output=... have no effect with submission=..., which uses data.test_list: leave them out"
+        )
     _check_replaced(cfg)
 
 
 def _check_replaced(cfg: DictConfig) -> None:
-    """Raise a UserError where the archive would replace one that is there."""
+    """Check that the archive does not replace another file."""
     path = Path(cfg.submission)
-    given = cfg.data.get("archive") or ()
-    archives = [given] if isinstance(given, str) else list(given)
+    archive_setting = cfg.data.get("archive") or ()
+    archives = [archive_setting] if isinstance(archive_setting, str) else list(archive_setting)
     if any(path.resolve() == Path(archive).resolve() for archive in archives):
-        raise UserError(f"submission={path} is data.archive=, too: name another file")
+        raise UserError(f"submission={path} would overwrite data.archive: choose another file")
     if reason := unwritable_reason(path.parent):
-        raise UserError(f"submission={path}: {reason}. Name a file in another folder")
+        raise UserError(f"submission={path}: {reason}. Choose a file in another folder")
     if path.is_dir() or (path.exists() and not cfg.overwrite):
-        raise UserError(f"submission={path} is there: name another file, or add overwrite=true to replace it")
+        raise UserError(f"submission={path} exists: choose another file, or add overwrite=true to replace it")
 
 
 def write_submission(cfg: DictConfig, run: RunFolder, net: FCN, classes: list[str]) -> None:
-    """Predict every image of the test list, with masks or without, into the server's folders."""
+    """Predict all images of the test list, and write them in the server's folder layout."""
     data: DataModule = instantiate(cfg.data, _convert_="all")
     inference, postprocess = build_inference(cfg)
     check_splits(data, "test", min_size=required_image_size(inference, net), target=False)
@@ -68,16 +70,18 @@ def write_submission(cfg: DictConfig, run: RunFolder, net: FCN, classes: list[st
         writer = AddPredictions(dataset.names, add)
         trainer = build_trainer(cfg, False, [writer])
         if trainer.world_size > 1:
-            raise UserError("a submission is written by one process: add trainer.devices=1")
+            raise UserError("a submission requires a single process: add trainer.devices=1")
         run.accept(cfg)
         trainer.predict(segmenter, datamodule=data, return_predictions=False)
         if writer.added != len(dataset):
-            raise UserError(f"{writer.added} of {len(dataset)} images are no submission: leave trainer.limit_* out")
+            raise UserError(
+                f"the submission is incomplete, with {writer.added} of {len(dataset)} images: leave trainer.limit_* out"
+            )
     log_info(f"{dataset.title}: {writer.added} images in {cfg.submission}, under {folder}/")
 
 
 class AddPredictions(Callback):
-    """Add each prediction to the archive as soon as it is there."""
+    """Add each prediction to the archive when its batch ends."""
 
     def __init__(self, names: Sequence[str], add: Callable[[str, Labels], None]):
         self.names, self.add, self.added = names, add, 0

@@ -1,4 +1,4 @@
-"""The archive that PASCAL VOC's evaluation server takes: a palette PNG of class ids for each image of a list."""
+"""Write the archive for PASCAL VOC's evaluation server: a palette PNG of class ids for each image of a list."""
 
 import io
 import tarfile
@@ -12,9 +12,9 @@ from fcnlab.runs.drawing import Labels, Palette, with_palette
 
 @contextmanager
 def submission(path: Path, folder: str, palette: Palette) -> Iterator[Callable[[str, Labels], None]]:
-    """A function that adds a image's labels, by its name, to ``folder`` of a tar.gz.
+    """Yield a function that adds the class map of an image, by its name, to ``folder`` of a tar.gz.
 
-    The archive is written aside: it is at ``path`` only when all went well.
+    The archive is written atomically: ``path`` exists only after success.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part, tarfile.open(part, "w:gz") as tar:

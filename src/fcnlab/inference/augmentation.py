@@ -1,4 +1,4 @@
-"""Test-time augmentation and tiling: forward passes over parts or versions of an image, averaged."""
+"""Inference methods: whole images, test-time augmentation and sliding windows."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,23 +21,23 @@ ScoreMap = Float[Tensor, "batch classes rows cols"]
 
 
 class InferenceMethod:
-    """The base of inference methods; how it prints is what the record of a score says of it."""
+    """Base class of inference methods; their ``repr`` is recorded in the evaluation protocol."""
 
     def __call__(self, net: FCN, image: Image) -> ScoreMap:
-        """Scores of every pixel, of which the highest is the prediction."""
+        """Return class scores of every pixel; their argmax is the prediction."""
         raise NotImplementedError
 
     def probabilities(self, net: FCN, image: Image) -> ScoreMap:
-        """Class probabilities of every pixel, in single precision."""
+        """Return class probabilities of every pixel, in single precision."""
         return self(net, image).float().softmax(1)
 
     def minimum_image_size(self, net: FCN) -> int:
-        """The shorter side, in pixels, of the smallest image that it takes with this net.
+        """Return the minimum size of the shorter image side in pixels.
 
         Raises
         ------
         UserError
-            Its settings do not fit the net.
+            The settings do not fit the model.
         """
         return net.backbone.min_size
 
@@ -53,7 +53,7 @@ class WholeImage(InferenceMethod):
 
 
 class _Averaged(InferenceMethod):
-    """An inference method whose scores are averaged probabilities."""
+    """Base class of inference methods whose scores are averaged probabilities."""
 
     def __call__(self, net: FCN, image: Image) -> ScoreMap:
         return self.probabilities(net, image)
@@ -61,17 +61,17 @@ class _Averaged(InferenceMethod):
 
 @dataclass(frozen=True)
 class Flip(_Averaged):
-    """The mean of the probabilities of an image and of its mirror image."""
+    """Average the probabilities of an image and of its mirror image."""
 
     def probabilities(self, net: FCN, image: Image) -> ScoreMap:
-        return _of_both_sides(net, image)
+        return _flip_averaged(net, image)
 
 
 @dataclass(frozen=True)
 class MultiScale(_Averaged):
-    """The mean of the probabilities at several scales of an image, brought back to its size.
+    """Average the probabilities at several scales of an image, resized to its size.
 
-    ``flip``: at each scale of its mirror image too. The scales that are usual, also elsewhere, are 0.5 to 1.75.
+    ``flip`` adds the mirror image at each scale. The default scales, 0.5 to 1.75, are the usual ones.
     """
 
     scales: Annotated[Sequence[Factor], Meaning("one or more factors from 1/16 to 16", bool)] = SCALES
@@ -79,24 +79,26 @@ class MultiScale(_Averaged):
 
     def __post_init__(self):
         if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"inference.scales={list(self.scales)}: give some factors above 0")
+            raise ValueError(f"inference.scales={list(self.scales)} must contain factors above 0")
 
     def minimum_image_size(self, net: FCN) -> int:
         least = min(self.scales)
         side = max(1, math.ceil((net.backbone.min_size - 0.5) / least))
-        return side if round(side * least) >= net.backbone.min_size else side + 1  # halves round to even numbers
+        return (
+            side if round(side * least) >= net.backbone.min_size else side + 1
+        )  # Python rounds halves to even numbers
 
     def probabilities(self, net: FCN, image: Image) -> ScoreMap:
-        of_image = _of_both_sides if self.flip else _of_image
+        of_image = _flip_averaged if self.flip else _probabilities
         return torch.stack([_at_scale(of_image, net, image, scale) for scale in self.scales]).mean(0)
 
 
 @dataclass(frozen=True)
 class SlidingWindow(InferenceMethod):
-    """The mean of the scores of overlapping square windows, for images that are large or unlike the training crops.
+    """Average the scores of overlapping square windows, for images that are much larger than the training crops.
 
-    Windows of ``window`` pixels to a side lie at most ``step`` pixels apart; the last one of a row ends at the
-    image's border. An image smaller than a window is one window.
+    Windows of ``window`` x ``window`` pixels are at most ``step`` pixels apart; the last window of a row ends at the
+    image border. An image smaller than a window is one window.
     """
 
     window: Pixels = 512
@@ -105,13 +107,13 @@ class SlidingWindow(InferenceMethod):
     def __post_init__(self):
         if not 1 <= self.step <= self.window:
             raise ValueError(
-                f"inference.step={self.step}: from 1 pixel to inference.window={self.window}, or pixels are left"
+                f"inference.step={self.step} must be from 1 to inference.window={self.window} to cover all pixels"
             )
 
     def minimum_image_size(self, net: FCN) -> int:
         if self.window < net.backbone.min_size:
             raise UserError(
-                f"inference.window={self.window} is smaller than the net takes: give {net.backbone.min_size} or more"
+                f"inference.window={self.window} is too small for the model: set at least {net.backbone.min_size}"
             )
         return net.backbone.min_size
 
@@ -135,12 +137,12 @@ class SlidingWindow(InferenceMethod):
         return [*range(0, last, self.step), last]
 
 
-def _of_image(net: FCN, image: Image) -> ScoreMap:
+def _probabilities(net: FCN, image: Image) -> ScoreMap:
     return net(image).float().softmax(1)
 
 
-def _of_both_sides(net: FCN, image: Image) -> ScoreMap:
-    return (_of_image(net, image) + _of_image(net, image.flip(3)).flip(3)) / 2
+def _flip_averaged(net: FCN, image: Image) -> ScoreMap:
+    return (_probabilities(net, image) + _probabilities(net, image.flip(3)).flip(3)) / 2
 
 
 def _at_scale(of_image: Callable[[FCN, Image], ScoreMap], net: FCN, image: Image, scale: float) -> ScoreMap:
@@ -148,8 +150,8 @@ def _at_scale(of_image: Callable[[FCN, Image], ScoreMap], net: FCN, image: Image
     size = round(rows * scale), round(cols * scale)
     if min(size) < net.backbone.min_size:
         raise UserError(
-            f"inference.scales: at {scale:g}, an image of {rows}x{cols} is smaller than the net takes"
-            f" ({net.backbone.min_size} pixels): leave the small scales out"
+            f"inference.scales: at scale {scale:g}, an image of {rows}x{cols} pixels is smaller than the model's"
+            f" minimum of {net.backbone.min_size}: remove the small scales"
         )
     scaled = F.interpolate(image, size, mode="bilinear", antialias=True)
     return F.interpolate(of_image(net, scaled), (rows, cols), mode="bilinear")

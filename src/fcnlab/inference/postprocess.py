@@ -1,4 +1,4 @@
-"""Post-processing, which moves borders of predictions to edges of the image: dense CRF, superpixels, guided filter."""
+"""Post-processing steps that align predictions with image edges: dense CRF, superpixels, guided filter."""
 
 import importlib
 from collections.abc import Callable
@@ -20,13 +20,13 @@ Colours = UInt8[ndarray, "rows cols 3"]
 
 
 class Postprocess:
-    """The base of post-processing steps, which work on one image after the other, on the CPU.
+    """Base class of post-processing steps, which process one image at a time, on the CPU.
 
-    How a step prints is what the record of a score says of it.
+    Their ``repr`` is recorded in the evaluation protocol.
     """
 
     def __call__(self, probabilities: ScoreMap, image: Image) -> ScoreMap:
-        """New class probabilities of images."""
+        """Return the post-processed class probabilities of images."""
         processed = [
             self.process(values.cpu().numpy(), (rgb * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy())
             for values, rgb in zip(probabilities, image, strict=True)
@@ -34,15 +34,15 @@ class Postprocess:
         return torch.from_numpy(np.stack(processed)).to(probabilities)
 
     def process(self, probability: Probability, image: Colours) -> Probability:
-        """New class probabilities of one image."""
+        """Return the post-processed class probabilities of one image."""
         raise NotImplementedError
 
     def check_installed(self) -> None:
-        """Raise a UserError where a package that the step needs is missing."""
+        """Raise a UserError if a required package is not installed."""
 
 
 class NoPostprocess(Postprocess):
-    """The probabilities as they are."""
+    """Return the probabilities unchanged."""
 
     def __call__(self, probabilities: ScoreMap, image: Image) -> ScoreMap:
         return probabilities
@@ -53,10 +53,10 @@ class NoPostprocess(Postprocess):
 
 @dataclass(frozen=True)
 class GuidedFilter(Postprocess):
-    """Smooth probabilities along the image's edges (He, Sun & Tang, ECCV 2010), guided by its grey values.
+    """Smooth probabilities along image edges with a guided filter (He, Sun & Tang, ECCV 2010).
 
-    Within ``radius`` pixels they become a linear function of the grey values, 0..1; where those vary by less than
-    the square root of ``eps``, they are averaged.
+    Within ``radius`` pixels, probabilities become a linear function of the grey values, 0..1. Where the grey values
+    vary by less than the square root of ``eps``, probabilities are averaged.
     """
 
     radius: Count = 8
@@ -83,9 +83,9 @@ class GuidedFilter(Postprocess):
 
 @dataclass(frozen=True)
 class Superpixels(Postprocess):
-    """Give each superpixel the mean of its pixels' probabilities (SLIC: Achanta et al., PAMI 2012).
+    """Average the probabilities in each superpixel (SLIC: Achanta et al., PAMI 2012).
 
-    About ``count`` of them; the larger ``compactness``, the more they are squares.
+    There are about ``count`` superpixels; a larger ``compactness`` makes them more square.
     """
 
     count: Count = 500
@@ -103,12 +103,12 @@ def _slic() -> Callable[..., ndarray]:
     try:
         from skimage.segmentation import slic
     except ImportError as error:
-        raise UserError("postprocess=superpixels needs scikit-image: pip install 'fcnlab[superpixels]'") from error
+        raise UserError("postprocess=superpixels requires scikit-image: pip install 'fcnlab[superpixels]'") from error
     return slic
 
 
 def mean_of_segments(probability: Probability, segments: ndarray) -> Probability:
-    """Each pixel gets the mean over its segment; segments are numbered from 0."""
+    """Return the mean over the segment of each pixel; segments are numbered from 0."""
     flat = segments.ravel()
     sizes = np.bincount(flat)
     sums = np.stack([np.bincount(flat, values.ravel()) for values in probability])
@@ -117,10 +117,10 @@ def mean_of_segments(probability: Probability, segments: ndarray) -> Probability
 
 @dataclass(frozen=True)
 class DenseCRF(Postprocess):
-    """Mean-field inference in a fully connected CRF (Krähenbühl & Koltun, NIPS 2011), with DeepLab's form of kernels.
+    """Run mean-field inference in a dense CRF (Krähenbühl & Koltun, NIPS 2011), with DeepLab's kernels.
 
-    Two pixels want one label the more, the nearer they are (``smooth_sigma`` pixels, weight ``smooth``), and the nearer
-    they are both in place (``sigma``) and in colour (``colour_sigma``, 0..255; weight ``appearance``).
+    The smoothness kernel depends on the distance of two pixels (``smooth_sigma`` pixels, weight ``smooth``), the
+    appearance kernel on distance (``sigma`` pixels) and colour (``colour_sigma``, 0..255; weight ``appearance``).
     """
 
     iterations: Count = 5
@@ -148,6 +148,6 @@ def _densecrf() -> Any:
         return importlib.import_module("pydensecrf.densecrf")
     except ImportError as error:
         raise UserError(
-            "postprocess=crf needs pydensecrf2, which is compiled on installing (a C++ compiler, a minute):"
+            "postprocess=crf requires pydensecrf2, which is compiled during installation (needs a C++ compiler):"
             " pip install 'fcnlab[crf]'"
         ) from error

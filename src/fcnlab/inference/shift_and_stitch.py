@@ -1,4 +1,4 @@
-"""Shift-and-stitch: dense scores from a coarse net, from shifted images (CVPR 2015, section 3.2)."""
+"""Shift-and-stitch: dense scores from a coarse network, computed on shifted images (CVPR 2015, section 3.2)."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,29 +14,29 @@ from fcnlab.inference.augmentation import Image, InferenceMethod, ScoreMap
 from fcnlab.models import FCN, FeatureMap, Upsample, overlap
 from fcnlab.models.geometry import IMAGE
 
-BORDER = (124 / 255, 116 / 255, 104 / 255)  # RGB: what images are padded with in training, near ImageNet's mean
+BORDER = (124 / 255, 116 / 255, 104 / 255)  # RGB, the padding value of training, close to the ImageNet mean
 
 
 @dataclass(frozen=True)
 class ShiftAndStitch(InferenceMethod):
-    """Interlace the coarse scores of ``factor**2`` shifted images, so that they lie ``factor`` times as dense.
+    """Interlace the coarse scores of ``factor**2`` shifted images to scores that are ``factor`` times as dense.
 
-    With ``factor`` as large as the stride of the net's finest level every pixel has a score of its own, and nothing but
-    half a pixel is interpolated. Then it equals the net with all strides 1 and later filters spread ("a trous"), but
-    for cells that see the image's border. The rest is upsampled as the net does.
+    With ``factor`` equal to the stride of the finest level, every pixel has its own score, and only a shift of half a
+    pixel is interpolated. This equals the network with all strides 1 and dilated filters ("a trous"), except near the
+    image border. With a smaller factor, the model's upsampling does the rest.
     """
 
     factor: Annotated[int, Meaning("a whole number of at least 2", lambda value: value >= 2)] = 2
 
     def __post_init__(self):
         if self.factor < 2:
-            raise ValueError(f"inference.factor={self.factor}: at least 2")
+            raise ValueError(f"inference.factor={self.factor} must be at least 2")
 
     def minimum_image_size(self, net: FCN) -> int:
         if any(parameter.numel() for parameter in net.upsample[-1].parameters()):
             raise UserError(
-                "inference=shift_and_stitch puts a smaller step in the place of the last upsampling, which this net has"
-                " learned (model.upsampling=learned_all): take another inference method"
+                "inference=shift_and_stitch replaces the last upsampling, which is learned in this model"
+                " (model.upsampling=learned_all): choose another inference method"
             )
         _finest_stride(net, self.factor)
         return net.backbone.min_size
@@ -49,7 +49,7 @@ class ShiftAndStitch(InferenceMethod):
 
 
 def stitch(net: FCN, image: Image, factor: int) -> FeatureMap:
-    """The net's fused scores, at a ``factor``-th of their stride.
+    """Return the fused scores of the model at their stride divided by ``factor``.
 
     Raises
     ------
@@ -68,19 +68,19 @@ def stitch(net: FCN, image: Image, factor: int) -> FeatureMap:
 
 
 def _finest_stride(net: FCN, factor: int) -> int:
-    """The stride of the net's finest level; a UserError where the factor does not divide it."""
+    """Return the stride of the model's finest level, and check that the factor divides it."""
     stride = net.backbone.levels[net.levels[-1]].grid.stride
     if stride % factor:
-        raise UserError(f"inference.factor={factor} does not divide the net's finest stride, {stride}")
+        raise UserError(f"inference.factor={factor} must divide the model's finest stride, {stride}")
     return stride
 
 
 def _shifted(
     image: Image, down: int, right: int, coarsest: int
 ) -> Float[Tensor, "batch 3 rows+{coarsest} cols+{coarsest}"]:
-    """The image with a border of the net's coarsest stride in all, of which ``coarsest - down`` pixels lie above it.
+    """Return the image padded by the coarsest stride in total, ``coarsest - down`` pixels of it above the image.
 
-    Without a shift it lies where it was to all levels, so that the net's own cells are among those that are stitched.
+    Without a shift, all levels stay aligned, so that the model's own cells are among the stitched ones.
     """
     padding = (coarsest - right, right, coarsest - down, down)
     border = image.new_tensor(BORDER).view(1, 3, 1, 1)
@@ -88,7 +88,7 @@ def _shifted(
 
 
 def _interlaced(maps: list[list[Tensor]]) -> Tensor:
-    """Maps of equal size, dealt out: cell (i, j) of map (y, x) becomes cell (factor i + y, factor j + x)."""
+    """Interlace maps of equal size: cell (i, j) of map (y, x) becomes cell (factor i + y, factor j + x)."""
     factor = len(maps)
     batch, channels, rows, cols = maps[0][0].shape
     together = torch.stack([torch.stack(row, -1) for row in maps], 3)  # batch, channel, row, y, col, x

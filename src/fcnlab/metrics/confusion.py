@@ -1,4 +1,4 @@
-"""Counting pixels on the device: an integer confusion matrix for each image; scores are in fcnlab.metrics.scores."""
+"""Count pixels on the device: an integer confusion matrix for each image; see fcnlab.metrics.scores for scores."""
 
 from functools import lru_cache
 
@@ -18,13 +18,13 @@ def confusion_matrix(
     target: Integer[Tensor, "*pixels"],
     num_classes: int,
     ignore_index: int = IGNORE_INDEX,
-) -> Int64[Tensor, "truth prediction"]:
-    """Pixels by (truth, prediction); where the truth is void, a pixel counts nowhere.
+) -> Int64[Tensor, "target prediction"]:
+    """Return the pixel counts by (target, prediction); pixels with target ``ignore_index`` are not counted.
 
-    An unweighted bincount is exact, deterministic on every device, and takes no more memory than the image. What is
-    no class gets a row of its own, which is cut off: faster than to leave those pixels out. Neighbours are counted in
-    different tables, since a processor waits where it adds to the same number twice in a row. A label that is neither
-    a class nor void would be lost: :class:`fcnlab.data.dataset.SegmentationDataset` lets none through.
+    An unweighted bincount is exact, deterministic on every device, and needs no more memory than the image. Ignored
+    pixels get a row of their own, which is cut off: this is faster than removing those pixels. Neighbouring pixels are
+    counted in different tables, because adding to the same number twice in a row stalls the processor. Other invalid
+    labels would be lost; :class:`fcnlab.data.dataset.SegmentationDataset` rejects them.
     """
     table = (num_classes + 1) * num_classes
     kind = torch.int16 if TABLES * table <= torch.iinfo(torch.int16).max else torch.int32
@@ -42,7 +42,7 @@ def confusion_matrix(
 
 
 def deterministic_bincount(numbers: Integer[Tensor, " pixel"], minlength: int) -> Int64[Tensor, " number"]:
-    """A bincount of numbers below ``minlength``; additions of integers give the same in any order."""
+    """Return a bincount of numbers below ``minlength``; integer additions do not depend on their order."""
     counts = torch.zeros(minlength, dtype=torch.int64, device=numbers.device)
     one = torch.ones((), dtype=torch.int64, device=numbers.device)
     return counts.scatter_add_(0, numbers.long(), one.expand(len(numbers)))
@@ -50,15 +50,15 @@ def deterministic_bincount(numbers: Integer[Tensor, " pixel"], minlength: int) -
 
 @lru_cache(maxsize=64)
 def _tables(cols: int, table: int, kind: torch.dtype, device: torch.device) -> Integer[Tensor, " cols"]:
-    """Where the table of each pixel of a row begins."""
+    """Return the offset of the table for each pixel of a row."""
     return (torch.arange(cols, device=device) % TABLES * table).to(kind)
 
 
 class ImageConfusions(UnsqueezedMetric):
-    """A confusion matrix for each image of a set, by its index, from which everything else follows.
+    """A torchmetrics metric with a confusion matrix for each image of a set, by its index.
 
-    Every rank fills the rows of its own images, so that summing over ranks neither pads nor repeats; a image
-    that was counted twice is an error, not a slightly wrong score.
+    Every rank fills the rows of its own images, so that the sum over ranks contains no padded or repeated images; an
+    image that was counted twice raises an error instead of changing the scores slightly.
     """
 
     full_state_update = False
@@ -79,18 +79,18 @@ class ImageConfusions(UnsqueezedMetric):
         target: Integer[Tensor, "batch rows cols"],
         index: Integer[Tensor, " batch"],
     ) -> None:
-        """Count a batch; ``index`` says which image of the set each one is."""
+        """Count a batch; ``index`` contains the index of each image in the set."""
         for image, labels, targets in zip(index.tolist(), prediction, target, strict=True):
             self.matrices[image].add_(confusion_matrix(labels, targets, self.num_classes, self.ignore_index))
             self.seen[image].add_(1)
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Indices of the images counted, (n,), and their matrices, (n, truth, prediction).
+        """Return the indices of the counted images, (n,), and their matrices, (n, target, prediction).
 
         Raises
         ------
         RuntimeError
-            A image was counted more than once.
+            An image was counted more than once.
         """
         if bool((self.seen > 1).any()):
             twice = self.seen.argmax().item()
@@ -99,12 +99,12 @@ class ImageConfusions(UnsqueezedMetric):
         return index, self.matrices[index]
 
     def unsqueezed(self, result: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Also of a single image, and of a single class."""
+        """Restore the shapes that torchmetrics squeezes for a single image or a single class."""
         index, matrices = result
         return index.view(-1), matrices.view(-1, self.num_classes, self.num_classes)
 
 
-def dataset_scores(matrices: Int64[Tensor, "image truth prediction"] | np.ndarray) -> Scores:
-    """The scores of a whole set: of the sum of its matrices, not the mean of its images' scores."""
+def dataset_scores(matrices: Int64[Tensor, "image target prediction"] | np.ndarray) -> Scores:
+    """Return the scores of the sum of all matrices, not the mean of the scores of single images."""
     total = matrices.sum(0)
     return scores(total.cpu().numpy() if isinstance(total, Tensor) else total)

@@ -1,9 +1,8 @@
-"""The same predictions under five conventions of mean IoU: why two papers' numbers are not the same number.
+"""Score the same predictions under five conventions of mean IoU: papers compute it in different ways.
 
-Everything comes from the matrices of ``confusions.npz``. They hold no pixel whose truth is void, so that no convention
-here sees what was predicted on void; each of the five agrees with that, or has to be fed so (torchmetrics). What sets
-the conventions apart is which areas are summed before the division, and which classes the mean leaves out. Read from
-the sources that each one names; libraries change, so each names its version too.
+All scores are computed from the matrices of ``confusions.npz``, which do not count ignored pixels. All five conventions
+ignore them, too, or need input without them (torchmetrics). The conventions differ in which areas are summed before the
+division, and in which classes the mean excludes. Each convention names its source and version.
 """
 
 from collections.abc import Sequence
@@ -15,12 +14,12 @@ from numpy import ndarray
 
 from fcnlab.files.writing import number
 
-BATCH_SIZE = 8  # images; an average of batches means nothing without it
-Matrices = Int64[ndarray, "image truth prediction"]
+BATCH_SIZE = 8  # images; the average over batches depends on it
+Matrices = Int64[ndarray, "image target prediction"]
 
 
 class Convention(NamedTuple):
-    """Scores in 0..1, None where the convention has no such score, nan where no pixel was counted."""
+    """Scores in 0..1; None if the convention does not define a score, nan if no pixel was counted."""
 
     name: str
     miou: float
@@ -31,30 +30,30 @@ class Convention(NamedTuple):
 
 
 class ClassAreas(NamedTuple):
-    """Pixels of each class: rightly labelled, in the truth, in truth or prediction."""
+    """Pixels of each class: correct, in the ground truth, in ground truth or prediction."""
 
     intersection: ndarray
     target: ndarray
     union: ndarray
 
     def miou(self) -> float:
-        """Mean over what occurs at all: what is predicted only has IoU 0."""
+        """Return the mean over classes in ground truth or prediction; a class that is only predicted has IoU 0."""
         seen = self.union > 0
         return _mean(self.intersection[seen] / self.union[seen])
 
     def mean_acc(self) -> float:
-        """Mean over what is in the truth."""
+        """Return the mean over classes in the ground truth."""
         true = self.target > 0
         return _mean(self.intersection[true] / self.target[true])
 
     def pixel_acc(self) -> float:
-        """Of all pixels."""
+        """Return the accuracy over all pixels."""
         total = self.target.sum()
         return float(self.intersection.sum() / total) if total else float("nan")
 
 
-def class_areas(matrices: Int64[ndarray, "*images truth prediction"]) -> ClassAreas:
-    """The areas of one matrix, or a row of them for each image."""
+def class_areas(matrices: Int64[ndarray, "*images target prediction"]) -> ClassAreas:
+    """Return the areas of one matrix, or a row of areas for each image."""
     intersection, target, predicted = (
         np.diagonal(matrices, axis1=-2, axis2=-1),
         matrices.sum(axis=-1),
@@ -64,7 +63,7 @@ def class_areas(matrices: Int64[ndarray, "*images truth prediction"]) -> ClassAr
 
 
 def all_conventions(matrices: Matrices, batch_size: int = BATCH_SIZE) -> list[Convention]:
-    """All five, the project's own first; images are in the order of their list."""
+    """Return all five conventions, the project's own first; the images must be in the order of their list."""
     return [
         fcn(matrices),
         mmsegmentation(matrices),
@@ -75,9 +74,9 @@ def all_conventions(matrices: Matrices, batch_size: int = BATCH_SIZE) -> list[Co
 
 
 def fcn(matrices: Matrices) -> Convention:
-    """What the FCN release prints, and :func:`fcnlab.metrics.scores.scores`.
+    """Score as the FCN release and :func:`fcnlab.metrics.scores.scores` do.
 
-    For SIFT Flow the paper itself left out the three classes that its test set lacks, as detectron2 does.
+    For SIFT Flow, the paper excludes the three classes that are absent from the test set, as detectron2 does.
     """
     total = class_areas(matrices.sum(axis=0))
     return Convention(
@@ -85,13 +84,13 @@ def fcn(matrices: Matrices) -> Convention:
         total.miou(),
         total.mean_acc(),
         total.pixel_acc(),
-        "one histogram over the set; a class that is predicted only counts 0, one that is nowhere is left out",
+        "one confusion matrix over the set; a class that is only predicted has IoU 0, an absent one is excluded",
         "shelhamer/fcn.berkeleyvision.org score.py (1305c73); the scores of this record",
     )
 
 
 def mmsegmentation(matrices: Matrices) -> Convention:
-    """Areas are float32 there (``torch.histc``) and added image by image: whole numbers up to 2^24 only."""
+    """Score as mmsegmentation: float32 areas (``torch.histc``), added image by image, are exact only up to 2^24."""
     zeros = np.zeros(matrices.shape[-1], np.float32)
     total = ClassAreas(*(sum(area.astype(np.float32), start=zeros) for area in class_areas(matrices)))
     return Convention(
@@ -99,15 +98,15 @@ def mmsegmentation(matrices: Matrices) -> Convention:
         total.miou(),
         total.mean_acc(),
         total.pixel_acc(),
-        "the FCN paper's, but areas are added in single precision: other digits once a class has 2^24 pixels",
+        "as the FCN paper, but areas are added in single precision: inexact from 2^24 pixels of a class",
         "mmsegmentation 1.x mmseg/evaluation/metrics/iou_metric.py, IoUMetric",
     )
 
 
 def detectron2(matrices: Matrices) -> Convention:
-    """Its ``pos_pred`` leaves out predictions on void, as the others do; its mask is ``pos_gt > 0``, for IoU too.
+    """Score as detectron2: ``pos_pred`` excludes predictions on ignored pixels, IoU uses the mask ``pos_gt > 0``.
 
-    Until July 2022, so in v0.6, the last release, it divided by all classes that occur: the FCN paper's number.
+    Until July 2022, also in v0.6, the last release, it divided by all classes that occur, as the FCN paper.
     """
     total = class_areas(matrices.sum(axis=0))
     true = total.target > 0
@@ -116,31 +115,31 @@ def detectron2(matrices: Matrices) -> Convention:
         ClassAreas(*(area[true] for area in total)).miou(),
         total.mean_acc(),
         total.pixel_acc(),
-        "a class that is absent from the truth is left out, even where it was predicted (v0.6 still counted it 0)",
+        "a class that is absent from the ground truth is excluded, even if it is predicted (v0.6: IoU 0)",
         "detectron2 evaluation/sem_seg_evaluation.py, SemSegEvaluator, since f3c1bc19 (July 2022)",
     )
 
 
 def torchmetrics(matrices: Matrices) -> Convention:
-    """Sum and count run over (image, class) pairs with a union, so it is no mean of the images' means either.
+    """Score as torchmetrics: the mean over all (image, class) pairs with a union, not the mean of the means of images.
 
-    Its ``functional.mean_iou`` gives those. A class that is absent from a image is in no pair; up to 1.7.0 it counted
-    0 there. Void cannot be told to it: among ``"index"`` labels 255 is an error.
+    Its ``functional.mean_iou`` returns the latter. A class that is absent from an image is in no pair; up to 1.7.0 its
+    IoU there was 0. It has no ignore index: among ``"index"`` labels 255 is an error.
     """
     return Convention(
         "torchmetrics MeanIoU",
         class_areas(matrices).miou(),
         None,
         None,
-        "the mean over all pairs of a image and a class that it has or was given; background is a class too",
+        "the mean over all pairs of an image and a class in its ground truth or prediction, with background",
         "torchmetrics 1.9.0 (since 1.7.1) segmentation/mean_iou.py, MeanIoU(include_background=True)",
     )
 
 
 def average_of_batches(matrices: Matrices, batch_size: int) -> Convention:
-    """The FCN paper's scores of each batch, averaged; the last batch may be smaller and weighs as much as the others.
+    """Average the FCN paper's scores over batches; a smaller last batch has the same weight as the others.
 
-    A batch that is all void has no score and is left out.
+    A batch with only ignored pixels has no score and is excluded.
     """
     starts = range(0, len(matrices), batch_size)
     batches = [class_areas(matrices[start : start + batch_size].sum(axis=0)) for start in starts]
@@ -150,8 +149,8 @@ def average_of_batches(matrices: Matrices, batch_size: int) -> Convention:
         _mean([batch.miou() for batch in batches]),
         _mean([batch.mean_acc() for batch in batches]),
         _mean([batch.pixel_acc() for batch in batches]),
-        f"the scores of each batch of {batch_size} images in list order, averaged: another number for another size",
-        "segmentation_models.pytorch utils/train.py, Epoch, averages so; IvLabs/stagewise-knowledge-distillation#12",
+        f"the average of the scores of batches of {batch_size} images in list order; depends on the batch size",
+        "segmentation_models.pytorch utils/train.py, Epoch; IvLabs/stagewise-knowledge-distillation#12",
     )
 
 
@@ -160,7 +159,7 @@ def _mean(values: Sequence[float] | ndarray) -> float:
 
 
 def as_facts(conventions: Sequence[Convention]) -> dict[str, dict[str, Any]]:
-    """What ``metrics.json`` says of them, by name; null where a score is not defined."""
+    """Return the entries of ``metrics.json`` by name; null where a score is undefined."""
     return {
         convention.name: {
             key: number(value) if isinstance(value, float) else value
@@ -172,12 +171,12 @@ def as_facts(conventions: Sequence[Convention]) -> dict[str, dict[str, Any]]:
 
 
 def conventions_table(conventions: Sequence[Convention]) -> str:
-    """As the terminal shows them, in percent; then what each one does, and where that is written."""
+    """Format the scores in percent, followed by the definition and the source of each convention."""
     width = max(len(convention.name) for convention in conventions)
     head = f"  {'':<{width}}{'miou':>11}{'mean_acc':>11}{'pixel_acc':>11}"
     rows = [f"  {row.name:<{width}}{''.join(map(_percent, row[1:4]))}" for row in conventions]
     notes = [f"  {row.name}: {row.differs}\n    [{row.source}]" for row in conventions]
-    return "\n".join(["The same predictions under other conventions:", head, *rows, *notes])
+    return "\n".join(["The same predictions under five metric conventions:", head, *rows, *notes])
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Images of segmentations: colours, overlays, legends."""
+"""Draw segmentations: colours, overlays, legends, contact sheets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +11,19 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from fcnlab.metrics.scores import IGNORE_INDEX
 
 RGB = UInt8[ndarray, "rows cols 3"]
-Drawing = UInt8[ndarray, "_ _ 3"]  # of another size than the labels in it
+Drawing = UInt8[ndarray, "_ _ 3"]  # its size differs from that of its class maps
 Labels = Integer[ndarray, "rows cols"]
 Palette = UInt8[ndarray, "classes 3"]
 
 IGNORE_COLOUR = (224, 224, 192)  # the devkit's
 OPACITY = 0.6
 GAP = 4  # pixels between the images of a panel
-STRIP = 64  # rows of an image that are tinted at once
+STRIP = 64  # rows of an image tinted at a time, to limit memory
 ROW = 20  # pixels: height of a line of the legend
 
 
 def colours(labels: Labels, palette: Palette) -> RGB:
-    """Each label in its colour, void in the devkit's cream."""
+    """Return the colour of each class, and the devkit's cream for ignored pixels."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
     table[IGNORE_INDEX] = IGNORE_COLOUR
@@ -31,9 +31,9 @@ def colours(labels: Labels, palette: Palette) -> RGB:
 
 
 def overlay(image: RGB, labels: Labels, palette: Palette) -> RGB:
-    """The image with its classes tinted; background, class 0, stays as it is where its colour is black."""
+    """Return the image tinted by class; classes with black colour (background) stay unchanged."""
     drawn = np.empty_like(image)
-    for top in range(0, len(image), STRIP):  # in floats, the whole image would take 24 bytes a pixel, several times
+    for top in range(0, len(image), STRIP):  # the whole image in floats would need too much memory
         rows = slice(top, top + STRIP)
         tints = colours(labels[rows], palette)
         tinted = (1 - OPACITY) * image[rows] + OPACITY * tints
@@ -43,7 +43,7 @@ def overlay(image: RGB, labels: Labels, palette: Palette) -> RGB:
 
 
 def legend(labels: Sequence[int], classes: Sequence[str], palette: Palette, width: int) -> RGB:
-    """A box and a name for each class, in as many lines as the width, in pixels, asks for."""
+    """Draw a box and a name for each class, in as many lines as the width (pixels) requires."""
     font = ImageFont.load_default(size=13)
     entries = [(classes[label], tuple(map(int, palette[label]))) for label in labels]
     sizes = [ROW + int(font.getlength(name)) + 12 for name, _ in entries]
@@ -62,14 +62,14 @@ def legend(labels: Sequence[int], classes: Sequence[str], palette: Palette, widt
 
 
 def with_legend(image: Drawing, shown: Sequence[Labels], classes: Sequence[str], palette: Palette) -> Drawing:
-    """The image above the names of the classes that its label maps hold; void has no name."""
+    """Return the image above a legend of the classes in its class maps, without ignored pixels."""
     present = sorted({int(label) for labels in shown for label in np.unique(labels)} - {IGNORE_INDEX})
     names = legend(present, classes, palette, image.shape[1])
     return np.concatenate([image, names])
 
 
 def panel(image: RGB, target: Labels, prediction: Labels, classes: Sequence[str], palette: Palette) -> Drawing:
-    """RGB, truth and prediction side by side, above a legend."""
+    """Draw image, ground truth and prediction side by side, above a legend."""
     gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
     row = np.concatenate([image, gap, colours(target, palette), gap, colours(prediction, palette)], axis=1)
     return with_legend(row, [target, prediction], classes, palette)
@@ -82,15 +82,17 @@ def contact_sheet(
     side: int = 224,
     columns: int = 4,
 ) -> Drawing:
-    """Images beside their tinted selves, ``columns`` pairs to a row, above one legend for all.
+    """Draw images beside their tinted versions, ``columns`` pairs in a row, above a common legend.
 
-    Each is fitted into a square of ``side`` pixels, its name below.
+    Each image is scaled to a square of ``side`` pixels, with its name below.
     """
     tiles = [_tile(name, image, labels, palette, side) for name, image, labels in samples]
     blank = np.full_like(tiles[0], 255)
     tiles += [blank] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
-    shown = [np.where(labels == IGNORE_INDEX, len(classes), labels) for _, _, labels in samples]  # void has a name here
+    shown = [
+        np.where(labels == IGNORE_INDEX, len(classes), labels) for _, _, labels in samples
+    ]  # the legend names void here
     return with_legend(
         np.concatenate(rows), shown, [*classes, "void"], np.vstack([palette, np.array([IGNORE_COLOUR], np.uint8)])
     )
@@ -107,7 +109,7 @@ def _tile(name: str, image: RGB, labels: Labels, palette: Palette, side: int) ->
 
 
 def save_png(path: Path, image: RGB) -> None:
-    """Write a image; folders in its name are made."""
+    """Write an image as PNG, and create missing folders."""
     _save(path, Image.fromarray(image))
 
 
@@ -117,7 +119,7 @@ def save_labels(path: Path, labels: Labels, palette: Palette) -> None:
 
 
 def _save(path: Path, image: Image.Image) -> None:
-    """As a new file: one that is there under this name may be a link to any other."""
+    """Write a new file, because an existing file may be a link."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with path.open("xb") as file:
@@ -125,7 +127,7 @@ def _save(path: Path, image: Image.Image) -> None:
 
 
 def with_palette(labels: Labels, palette: Palette) -> Image.Image:
-    """Class ids as a palette image, as VOC's own masks are: the ids are what a program reads back."""
+    """Return class ids as a palette image, as in VOC's masks: programs read back the ids."""
     image = Image.fromarray(labels.astype(np.uint8), mode="L")
     image.putpalette(colours(np.arange(256)[None], palette).tobytes())
     return image

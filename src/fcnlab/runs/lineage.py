@@ -1,26 +1,26 @@
-"""The training behind some weights, as it was when they were saved.
+"""Describe the training run that produced a checkpoint, as it was when the checkpoint was saved.
 
-A path is no description: another checkpoint may lie there later, the run may have gone on, a list may have got other
-images. So a training describes itself when it starts, in ``run.json`` and in each of its checkpoints, and an evaluation
+A path is not enough: later, another checkpoint may have this path, the run may have been resumed, or a list may contain
+other images. So a training run describes itself at its start, in ``run.json`` and in each checkpoint, and an evaluation
 copies that into its ``metrics.json``, as ``trained``:
 
 ``run``
     An id of the run, the same for all its starts.
 ``seed``, ``options``, ``settings``
-    See :mod:`fcnlab.runs.settings`. Among the settings are those that no config has: ``images.train``, the
-    fingerprint of each package's source, changes at a resume, and instead of the path of weights what they are.
+    See :mod:`fcnlab.runs.settings`. The settings include some that are not in the config: ``images.train``, the
+    fingerprint of each package's source, changes at a resume, and a description of initial weights instead of a path.
 ``environment``
     Commit, torch version and device.
 ``root``
     The absolute path of ``data.root``; None without one.
 ``files``
-    Names, hashes and recipes of the files of weights that the training started from, by setting.
+    Names, hashes and recipes of the files of initial weights, by setting.
 ``sources``
-    The source of each start, also of the run that this one's first checkpoint was of.
+    The source code of each start, including the run of the checkpoint that this run started from.
 ``status``, ``step``
-    In a metrics.json: what the run's own record said when its checkpoint was scored, and the checkpoint's step.
+    In a metrics.json: the status of the training run when its checkpoint was evaluated, and the checkpoint's step.
 
-What is read here was written by others: anything that is not as expected counts as unknown.
+Records are untrusted input: unexpected values count as unknown.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ NOT_FINISHED = ("running", "interrupted", "failed")
 
 
 class TrainingRun(NamedTuple):
-    """What made some weights."""
+    """The settings, code and environment that produced some weights."""
 
     seed: int | None
     options: dict[str, str]
@@ -50,14 +50,14 @@ class TrainingRun(NamedTuple):
 
     @property
     def weights(self) -> str:
-        """The hashes of the files that it started from; "" for none."""
-        return "+".join(str(found.get("sha256")) for _, found in _known(self.files))
+        """Hashes of the files of initial weights; "" for none."""
+        return "+".join(str(file.get("sha256")) for _, file in _known(self.files))
 
 
 def describe_training_run(
     composed: Any, config: Mapping[str, Any], runtime: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> TrainingRun:
-    """A training by its config, as composed and with all values, Hydra's ``runtime`` and the facts of its run.json."""
+    """Describe a training run from its config (composed and resolved), Hydra's ``runtime`` and its run.json."""
     settings = {path: value for path, value in identifying_values(composed, config).items() if path != "checkpoint"}
     files = nested_map(facts, "weights")
     settings |= _weights(files, settings) | _images(facts) | _devices(facts, settings) | _resumed(facts)
@@ -72,85 +72,87 @@ def describe_training_run(
 
 
 def sources(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The source of every start that made a run's weights, as ``{"source": {PACKAGE: FINGERPRINT}}``, oldest first."""
+    """Return the source of every start of a run as ``{"source": {PACKAGE: FINGERPRINT}}``, oldest first."""
     earlier = [facts.get(key) for key in ("inherited", "earlier")]
-    starts = [start for found in earlier for start in (found if isinstance(found, list) else ())]
+    starts = [start for entries in earlier for start in (entries if isinstance(entries, list) else ())]
     return [{"source": nested_map(start, "source")} for start in (*starts, facts)]
 
 
 def as_facts(training: TrainingRun, **more: Any) -> dict[str, Any]:
-    """As a checkpoint and a metrics.json hold it."""
+    """Return the entries of a checkpoint and a metrics.json."""
     return training._asdict() | more
 
 
-def from_facts(found: Any) -> TrainingRun | None:
-    """The training that a checkpoint or a metrics.json tells of; None where it tells of none."""
-    if not isinstance(found, Mapping) or not isinstance(found.get("settings"), dict):
+def from_facts(record: Any) -> TrainingRun | None:
+    """Return the training run that a checkpoint or a metrics.json describes; None if there is none."""
+    if not isinstance(record, Mapping) or not isinstance(record.get("settings"), dict):
         return None
-    root = found.get("root")
+    root = record.get("root")
     return TrainingRun(
-        seed=_whole(found.get("seed")),
-        options={str(key): str(value) for key, value in nested_map(found, "options").items()},
-        settings={str(key): value for key, value in found["settings"].items()},
-        environment={str(key): str(value) for key, value in nested_map(found, "environment").items()},
+        seed=_whole(record.get("seed")),
+        options={str(key): str(value) for key, value in nested_map(record, "options").items()},
+        settings={str(key): value for key, value in record["settings"].items()},
+        environment={str(key): str(value) for key, value in nested_map(record, "environment").items()},
         root=root if isinstance(root, str) else None,
-        files=nested_map(found, "files"),
+        files=nested_map(record, "files"),
     )
 
 
 def recipe(training: TrainingRun) -> str:
-    """A hash of all that makes weights but for seeds: equal for the trainings of a group."""
-    told = json.dumps([training.options, training.settings], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:DISPLAYED_SETTINGS]
+    """Return a hash of all options and settings except seeds: equal for all runs of a group."""
+    description = json.dumps([training.options, training.settings], sort_keys=True, default=str)
+    return hashlib.sha256(description.encode()).hexdigest()[:DISPLAYED_SETTINGS]
 
 
 def absolute(root: Any, cwd: Any) -> str | None:
-    """Where a path that was typed in a folder leads, behind all links."""
+    """Return the absolute path of a path relative to ``cwd``, with links resolved."""
     return os.path.realpath(Path(str(cwd or "."), root)) if isinstance(root, str) else None
 
 
 def why_not_finished(trained: Any) -> str | None:
-    """Why a scored checkpoint is none of a finished training, where the record says so."""
+    """Return why an evaluated checkpoint is not from a finished training run; None if it is or if unknown."""
     status = trained.get("status") if isinstance(trained, Mapping) else None
     if status not in NOT_FINISHED:
         return None
     when = f"when its checkpoint of step {trained.get('step')} was scored"
-    return f"its training was not finished {when} ({status}): finish it by checkpoint=auto, then score it again"
+    return f"its training run was not finished {when} ({status}): resume it with checkpoint=auto, then evaluate again"
 
 
 def _known(files: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [(path, found) for path, found in files.items() if isinstance(found, dict)]
+    return [(path, file) for path, file in files.items() if isinstance(file, dict)]
 
 
 def _weights(files: Mapping[str, Any], settings: Settings) -> Settings:
-    """What a training started from, in the place of a path: the recipe of a training of fcnlab's, which is the same
-    for each seed, else the file itself. A path that follows the seed names another file for each."""
+    """Replace paths of initial weights: by the recipe of the training run (equal for all seeds), or by the file's hash.
+
+    A path that contains the seed names another file for each seed.
+    """
     return {
-        path: f"{found.get('name')} ({found.get('recipe') or str(found.get('sha256'))[:DISPLAYED_SETTINGS]})"
-        for path, found in _known(files)
-        if found.get("recipe") or path in settings
+        path: f"{file.get('name')} ({file.get('recipe') or str(file.get('sha256'))[:DISPLAYED_SETTINGS]})"
+        for path, file in _known(files)
+        if file.get("recipe") or path in settings
     }
 
 
 def _images(facts: Mapping[str, Any]) -> Settings:
-    """How many images a run trains and validates on, and a hash of their names: a list may change under its name."""
-    named = {split: found for split, found in nested_map(facts, "images").items() if isinstance(found, dict)}
+    """Return the number of images of training and validation and a hash of their names, because a list may change."""
+    splits = {split: images for split, images in nested_map(facts, "images").items() if isinstance(images, dict)}
     return {
-        f"images.{split}": f"{found.get('count')} ({str(found.get('names'))[:DISPLAYED_SETTINGS]})"
-        for split, found in named.items()
+        f"images.{split}": f"{images.get('count')} ({str(images.get('names'))[:DISPLAYED_SETTINGS]})"
+        for split, images in splits.items()
     }
 
 
 def _devices(facts: Mapping[str, Any], settings: Settings) -> Settings:
-    """How many devices were taken, where the setting leaves that to the machine."""
+    """Return the number of devices used, if the setting leaves it to the machine."""
     free = settings.get("trainer.devices") in ("auto", -1, "-1")
     return {"trainer.devices": facts["devices"]} if free and "devices" in facts else {}
 
 
 def _resumed(facts: Mapping[str, Any]) -> Settings:
-    """What a run changed when it resumed, as a setting of its own: no uninterrupted run is its repetition.
+    """Return the changes at resumes as a setting: an uninterrupted run is not a repetition of such a run.
 
-    ``config.yaml`` holds the values of the last segment only.
+    ``config.yaml`` contains only the values of the last segment.
     """
     segments = facts.get("segments")
     changed = [

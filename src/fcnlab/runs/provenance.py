@@ -1,4 +1,4 @@
-"""Where a run was made: versions, machine, command and commit."""
+"""Collect the provenance of a run: versions, machine, command and commit."""
 
 import platform
 import subprocess
@@ -17,7 +17,7 @@ PACKAGES = ("fcnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydr
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The versions of what computes, and on which device."""
+    """Return package versions and the device."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -26,7 +26,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def command() -> str:
-    """What to type for this very run, also where it was one job of a sweep."""
+    """Return the command line that repeats this run, also for a single job of a sweep."""
     hydra = HydraConfig.get()
     words = [word for word in plain_overrides(hydra.overrides.task) if not word.startswith("sweep.")]
     if any(map(OF_THE_JOB.search, words)) and not OmegaConf.is_missing(hydra.job, "num"):
@@ -35,17 +35,17 @@ def command() -> str:
 
 
 def commit() -> str | None:
-    """fcnlab's own commit, with "+changes" where files differ; None where it is not run from a checkout."""
-    found = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
-    return None if found is None else found.strip()
+    """Return fcnlab's commit, with "+changes" for uncommitted changes; None outside a checkout."""
+    description = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
+    return None if description is None else description.strip()
 
 
 def git(*words: str) -> str | None:
-    """What git says in fcnlab's checkout; None where it runs from none, though perhaps inside another repository."""
+    """Return the output of git in fcnlab's checkout; None outside a checkout, also inside another repository."""
     here = Path(__file__)
     try:
-        for asked in (("ls-files", "--error-unmatch", here.name), words):
-            done = subprocess.run(["git", *asked], cwd=here.parent, capture_output=True, timeout=30, check=True)
+        for arguments in (("ls-files", "--error-unmatch", here.name), words):
+            done = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode(errors="replace")

@@ -1,14 +1,14 @@
-"""The folder in which a command leaves its files: held by one process, and unchanged until the command is accepted.
+"""The output folder of a command: locked by one process, and unchanged until the command is accepted.
 
-A command that is refused, because of a setting or of what the folder holds, must not touch the record of the run that
-it was refused for. So the lock is taken first, the checks follow, and ``accept`` comes before the first file is
-written. Nothing here imports torch: every command has such a folder.
+A command that is refused, because of a setting or of the contents of the folder, must not change an existing record. So
+the lock comes first, then the checks, and ``accept`` before the first file is written. Nothing here imports torch,
+because every command has an output folder.
 """
 
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -26,24 +26,24 @@ from fcnlab.runs.origins import nested_map
 
 FOLDERS = (".hydra", "cache", "checkpoints", "predictions", "wandb")
 FILES = ("metrics.json", "confusions.npz", "run.json", "config.yaml", "changes.diff", "metrics.csv")
-DAMAGED = ".damaged"  # after the name of a file that is kept, and no longer used
+DAMAGED = ".damaged"  # suffix of a damaged file, which is kept but not used
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 class RunFolder:
-    """While entered, no other command works in this folder, and what is logged is kept back until ``accept``.
+    """A context manager that locks the folder and buffers the log file until ``accept``.
 
-    Of several processes of one run the first holds the lock and writes ``.hydra/``; each has a log of its own.
+    Of several processes of a run, the first holds the lock and writes ``.hydra/``; each has its own log.
 
     Raises
     ------
     UserError
-        Another process works there; the folder holds what another command left; a file is where a folder has to be.
+        Another process uses the folder, another command has written to it, or a file is where a folder is needed.
     """
 
     def __init__(self, path: Path, began: float):
         self.path, self.accepted = path, False
-        self._is_new = _is_empty(path) and path.stat().st_ctime >= began  # Hydra has made it for this command
+        self._is_new = _is_empty(path) and path.stat().st_ctime >= began  # Hydra created it for this command
         self._lock: FolderLock | None = None
 
     def __enter__(self) -> "RunFolder":
@@ -66,11 +66,11 @@ class RunFolder:
             if self._lock:
                 self._lock.abandon()
             if self._is_new:
-                with suppress(OSError):  # where it is not empty, or not there
+                with suppress(OSError):  # not empty, or already removed
                     self.path.rmdir()
 
     def accept(self, cfg: DictConfig) -> None:
-        """Begin to write: who works here, what was logged so far, and what Hydra writes of a run."""
+        """Start writing to the folder: the lock's owner, the buffered log, and Hydra's files."""
         if self.accepted:
             return
         self._log.write()
@@ -82,7 +82,7 @@ class RunFolder:
 
 
 class DeferredLog:
-    """What is logged for a file of a folder, kept in memory until it may be written."""
+    """Log messages for the log file of a folder, kept in memory until the file may be written."""
 
     def __init__(self, folder: Path):
         root = logging.getLogger()
@@ -93,14 +93,14 @@ class DeferredLog:
         self._swap(self._files, self._kept)
 
     def check(self) -> None:
-        """Before any work: raise what :meth:`write` would raise of what lies there."""
+        """Raise early the errors that :meth:`write` would raise for existing files."""
         for file in self._files:
             check_own(Path(file.baseFilename))
 
     def write(self) -> None:
         for file, kept in zip(self._files, self._kept, strict=True):
-            os.close(open_own(Path(file.baseFilename), os.O_WRONLY | os.O_APPEND))  # a link is not written to
-            kept.setTarget(file)  # not before: Hydra flushes every handler that there is
+            os.close(open_own(Path(file.baseFilename), os.O_WRONLY | os.O_APPEND))  # never write through a link
+            kept.setTarget(file)  # not earlier: Hydra flushes all handlers
             kept.flush()
         self._swap(self._kept, self._files)
 
@@ -117,53 +117,69 @@ class DeferredLog:
 
 
 def is_first_process(environment: Mapping[str, str]) -> bool:
-    """Whether this is the only process of its run, or the one that writes for all."""
-    if "RANK" in environment:  # torchrun's, which counts over all machines
+    """Return whether this is the only process of its run, or the one that writes for all (rank 0)."""
+    if "RANK" in environment:  # set by torchrun, counts over all machines
         return environment["RANK"] == "0"
     return all(environment.get(name, "0") == "0" for name in RANKS)
 
 
 def check_folder_contents(folder: Path, verb: str) -> None:
-    """Before any work: whether a command's files can lie in this folder.
+    """Check that a command can write its files to this folder.
 
     Raises
     ------
     UserError
-        Another verb left what is there, and its record would be replaced; a file is where a folder has to be, or the
-        other way round; a link would lead what is written out of the folder.
+        Another command's record would be replaced, a file is where a folder is needed or the reverse, or a link leads
+        out of the folder.
     """
-    left = _verb_of(folder)
-    if left is not None and left != verb:
+    recorded_verb = _verb_of(folder)
+    if recorded_verb is not None and recorded_verb != verb:
         raise UserError(
-            f"hydra.run.dir={folder} holds what fcnlab {left} left there, and fcnlab {verb} would replace its record:"
-            " leave hydra.run.dir out, or name a new folder"
+            f"hydra.run.dir={folder} contains the record of fcnlab {recorded_verb}, which fcnlab {verb} would replace:"
+            " leave hydra.run.dir out, or choose a new folder"
         )
     for name in (*FOLDERS, *FILES):
         path, kind = folder / name, "folder" if name in FOLDERS else "file"
         if os.path.lexists(path) and (not path.exists() or path.is_dir() != (kind == "folder")):
-            what = f"a link to {path.readlink()}, which is not there" if not path.exists() else f"no {kind}"
-            raise UserError(f"{path} is {what}: move it away, or name another hydra.run.dir")
+            problem = f"a broken link to {path.readlink()}" if not path.exists() else f"not a {kind}"
+            raise UserError(f"{path} is {problem}: move it away, or choose another hydra.run.dir")
     for name in (".hydra", *FILES):
         if (folder / name).is_symlink():
-            raise UserError(f"{folder / name} is a link, and nothing is written through it: remove it")
+            raise UserError(f"{folder / name} is a link, and fcnlab does not write through links: remove it")
     for path in _links_to_folders(folder):
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"{path} is a link to {path.resolve()}, out of the run's folder, and nothing is written through it:"
-                " put a folder in its place, or name another hydra.run.dir"
+                f"{path} is a link to {path.resolve()}, outside the run's folder, and fcnlab does not write through"
+                " links: replace it by a folder, or choose another hydra.run.dir"
             )
 
 
+def check_report_folder(folder: Path, names: Sequence[str]) -> None:
+    """Check that writing a report to a folder replaces no foreign files: it is new, or contains an earlier report.
+
+    Raises
+    ------
+    UserError
+        It contains files of these names but not the first: they belong to something else, or are links.
+    """
+    existing = [name for name in names if (folder / name).exists() or (folder / name).is_symlink()]
+    if existing and existing[0] != names[0]:
+        raise UserError(
+            f"hydra.run.dir={folder} contains {existing[0]} but no {names[0]}, so it is not the folder of an earlier"
+            " report: choose another folder, or leave hydra.run.dir out"
+        )
+
+
 def _links_to_folders(folder: Path) -> Iterator[Path]:
-    """Links where a command writes: its folders, and the subfolders that names of images and checkpoints make."""
+    """Yield links among the folders of a command and the subfolders for names of images and checkpoints."""
     yield from (folder / name for name in FOLDERS if (folder / name).is_symlink())
     for name in ("checkpoints", "predictions"):
-        for place, folders, _ in os.walk(folder / name):
-            yield from (path for path in (Path(place) / found for found in folders) if path.is_symlink())
+        for parent, folders, _ in os.walk(folder / name):
+            yield from (path for path in (Path(parent) / subfolder for subfolder in folders) if path.is_symlink())
 
 
 def _verb_of(folder: Path) -> str | None:
-    """Which command left its record in a folder; None where there is none, or none that can be read."""
+    """Return which command wrote the record in a folder; None if there is no readable record."""
     verb = read_json_facts(folder, "run.json").get("verb")
     if isinstance(verb, str):
         return verb
@@ -178,24 +194,24 @@ def _verb_of(folder: Path) -> str | None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a command that was killed in this folder had half written: nobody else works here."""
+    """Remove incomplete files of a killed command; the lock ensures that no other command uses them."""
     for path in (*folder.glob("checkpoints/*.ckpt.part"), *(folder / f"{name}.part" for name in FILES)):
         with suppress(OSError):
             path.unlink()
 
 
 def rename_damaged(path: Path) -> Path:
-    """Keep a damaged file under a name that nothing reads."""
-    place = path.with_name(path.name + DAMAGED)
+    """Rename a damaged file, so that it is kept but never read."""
+    renamed = path.with_name(path.name + DAMAGED)
     for number in range(2, 1000):
-        if not os.path.lexists(place):
+        if not os.path.lexists(renamed):
             break
-        place = path.with_name(f"{path.name}{DAMAGED}{number}")
-    return path.rename(place)
+        renamed = path.with_name(f"{path.name}{DAMAGED}{number}")
+    return path.rename(renamed)
 
 
 def write_hydra(cfg: DictConfig, folder: Path) -> None:
-    """What Hydra writes of a run, each file whole or not at all, and not before it is sure that the run begins."""
+    """Write Hydra's files of a run, atomically, and only once the run is accepted."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "config.yaml": OmegaConf.to_yaml(cfg),
@@ -204,7 +220,7 @@ def write_hydra(cfg: DictConfig, folder: Path) -> None:
     }
     for name, text in texts.items():
         with atomic_write(folder / name) as part:
-            part.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path may be no UTF-8
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path may contain invalid UTF-8
 
 
 def _is_empty(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a run was, how it ended, and all that it takes to repeat it: run.json, config.yaml and changes.diff."""
+"""Write and read the record of a run, which allows to repeat it: run.json, config.yaml and changes.diff."""
 
 import platform
 import re
@@ -27,7 +27,7 @@ from fcnlab.runs.score_record import ID
 from fcnlab.runs.source_fingerprint import source_fingerprints
 from fcnlab.signals import Interrupted
 
-SECRET = re.compile(  # a file's name, or one of the folders above it, in small letters
+SECRET = re.compile(  # a file name or a parent folder, in lower case
     r"\.env(\..*)?|.*\.env|\.?(netrc|pgpass|pypirc|npmrc|htpasswd|git-credentials|dockercfg)|_netrc"
     r"|.*\.(pem|key|p12|pfx|jks|keystore|kdbx|ppk|gpg|asc)|id_(rsa|dsa|ecdsa|ed25519)(\..*)?"
     r"|.*(secret|credential|passwd|password|api_?key|access_?token|private_?key).*|\.(ssh|aws|gnupg|kube|docker)"
@@ -36,10 +36,10 @@ SECRET = re.compile(  # a file's name, or one of the folders above it, in small 
 
 
 class RunRecord:
-    """run.json: written when the run begins, and again when it ends; a resumed run goes on with the same file.
+    """run.json: written at the start and at the end of a run; a resumed run continues the same file.
 
-    ``status`` is "running", "finished", "interrupted" (a signal) or "failed" (an error). A run that was killed still
-    says "running", since nobody was left to say otherwise.
+    ``status`` is "running", "finished", "interrupted" (by a signal) or "failed" (by an error). A killed run keeps the
+    status "running".
     """
 
     def __init__(self, folder: Path):
@@ -50,11 +50,11 @@ class RunRecord:
             self.facts = _checked(read_json(folder, self.path.name) or {})
         except Unreadable as error:
             self.damaged = True
-            log_warning(f"{folder}: {error}: it is kept as {self.path.name}{DAMAGED}, and a new one begun")
+            log_warning(f"{folder}: {error}. The file is kept as {self.path.name}{DAMAGED}, and a new one is started")
 
     @property
     def is_new(self) -> bool:
-        """Whether there was no record of a run yet."""
+        """Whether there is no record yet."""
         return not self.facts and not self.damaged
 
     @rank_zero_only
@@ -70,10 +70,10 @@ class RunRecord:
 
 @contextmanager
 def record_run(cfg: DictConfig, folder: RunFolder, record: RunRecord, **facts: Any) -> Iterator[Callable[[], None]]:
-    """Leave the record of a run, whatever becomes of it once it has begun: give the function that begins it.
+    """Record the start and the end of a run, however it ends; yield the function that starts the record.
 
-    What ends before that, a refused command or a signal, leaves the record as it was. ``facts`` are further ones that
-    are known when it begins.
+    Before that call, a refused command or a signal leaves an existing record unchanged. ``facts`` are further entries
+    for the start.
     """
     beginning = _beginning(cfg, record) | facts
     begun = False
@@ -85,38 +85,38 @@ def record_run(cfg: DictConfig, folder: RunFolder, record: RunRecord, **facts: A
             begun = True
             record.write(**beginning)
             _write(folder.path / "changes.diff", uncommitted_changes())
-        _write(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))  # with what was decided since
+        _write(folder.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))  # with values decided since the start
 
     try:
         yield begin
         record.write(status="finished", reason=None, ended=timestamp())
     except BaseException as error:
         if begun:
-            with suppress(OSError):  # the first error is the one to show
+            with suppress(OSError):  # report the first error
                 record.write(**_end(error), ended=timestamp())
         raise
 
 
 def _end(error: BaseException) -> dict[str, str]:
-    """How a run ended that an error ended."""
+    """Return the status of a run that ended by an error."""
     if isinstance(error, Interrupted):
         return {"status": "interrupted", "reason": str(error)}
     return {"status": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"}
 
 
 def _checked(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a record, if those that a resumed run goes on with are of their types."""
+    """Return the facts of a record after checking the types of those that a resumed run uses."""
     starts = facts.get("starts", 0)
     if not isinstance(facts.get("earlier", []), list) or type(starts) is not int:
-        raise Unreadable("run.json is not one of fcnlab's: its earlier or its starts is none")
+        raise Unreadable("run.json was not written by fcnlab: its earlier or starts entry is invalid")
     for name in ("id", "wandb"):
         if facts.get(name) is not None and not ID.fullmatch(str(facts[name])):
-            raise Unreadable(f"run.json is not one of fcnlab's: its {name} is none")
+            raise Unreadable(f"run.json was not written by fcnlab: its {name} entry is invalid")
     return facts
 
 
 def _beginning(cfg: DictConfig, record: RunRecord) -> dict[str, Any]:
-    """What is known of a run when it begins, or goes on."""
+    """Return the facts at the start or at a resume of a run."""
     kept = ("started", "status", "command", "commit", "source")
     before = {key: record.facts[key] for key in kept if key in record.facts}
     return {
@@ -127,7 +127,7 @@ def _beginning(cfg: DictConfig, record: RunRecord) -> dict[str, Any]:
         "verb": HydraConfig.get().job.config_name,
         "command": command(),
         "overrides": plain_overrides(HydraConfig.get().overrides.task),
-        "config_dir": config_dir(HydraConfig.get()),  # shown, never used: it can name any code
+        "config_dir": config_dir(HydraConfig.get()),  # for information only: it can name any code
         "started": timestamp(),
         "ended": None,
         "starts": record.facts.get("starts", 0) + 1,
@@ -140,9 +140,9 @@ def _beginning(cfg: DictConfig, record: RunRecord) -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    """Versions by name of all that is installed; of two that bear a name, the one that is imported."""
-    found = [each.metadata for each in metadata.distributions()]  # once each: it parses a whole README
-    versions = {each["Name"]: each["Version"] for each in reversed(found)}
+    """Return the versions of all installed packages; of two with the same name, the imported one."""
+    packages = [each.metadata for each in metadata.distributions()]  # once each, because it parses a whole README
+    versions = {each["Name"]: each["Version"] for each in reversed(packages)}
     return dict(sorted(versions.items()))
 
 
@@ -153,42 +153,42 @@ def _write(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def recorded_config(folder: Path, asked: str, name: str = ".hydra/config.yaml") -> DictConfig:
-    """What a run was set to, by its record.
+def recorded_config(folder: Path, argument: str, name: str = ".hydra/config.yaml") -> DictConfig:
+    """Return the config that a run recorded.
 
     Raises
     ------
     UserError
-        There is no such record, or it is damaged or over a limit.
+        The record is missing, damaged or over a limit.
     """
     try:
         text = yaml_text(folder, name)
-        found = OmegaConf.create(text or "{}")
+        config = OmegaConf.create(text or "{}")
     except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{asked}: the record in {folder} cannot be used: {first_line(error)}") from error
-    if not text or not isinstance(found, DictConfig):
-        raise UserError(f"{asked}: {folder / name} is missing, or no configuration")
-    return found
+        raise UserError(f"{argument}: the record in {folder} cannot be used: {first_line(error)}") from error
+    if not text or not isinstance(config, DictConfig):
+        raise UserError(f"{argument}: {folder / name} is missing or contains no configuration")
+    return config
 
 
 def is_under(path: str, keys: set[str]) -> bool:
-    """Whether a setting is one of these, or inside one of them."""
+    """Return whether a setting is one of the keys, or below one of them."""
     return any(path == key or path.startswith(f"{key}.") for key in keys)
 
 
 def uncommitted_changes() -> str:
-    """How fcnlab's checkout differs from its commit; empty where it does not, or where there is no checkout.
+    """Return the diff of fcnlab's checkout against its commit; empty without changes or outside a checkout.
 
-    A record is shown to others, so files that look like secrets are left out, and named before the changes, where
-    ``git apply`` passes them over.
+    Records are shared, so files that look like secrets are excluded and listed before the diff, where ``git apply``
+    ignores them.
     """
     names = (git("diff", "HEAD", "--name-only", "--no-renames", "-z", "--", ":/") or "").split("\0")
     secret = [name for name in names if looks_secret(name)]
-    left_out = "".join(f"left out, since it may hold a secret: {name!r}\n" for name in secret)
-    others = [f":(top,literal,exclude){name}" for name in secret]
-    return left_out + (git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":/", *others) or "")
+    left_out = "".join(f"excluded, because it may contain a secret: {name!r}\n" for name in secret)
+    exclusions = [f":(top,literal,exclude){name}" for name in secret]
+    return left_out + (git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":/", *exclusions) or "")
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a file's path is one by which keys, passwords and tokens are kept."""
+    """Return whether the path of a file is typical of keys, passwords or tokens."""
     return any(SECRET.fullmatch(part) for part in name.lower().split("/"))

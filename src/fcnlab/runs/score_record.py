@@ -1,4 +1,4 @@
-"""What a run writes for others to read: metrics.json and confusions.npz."""
+"""Write the scores of a run: metrics.json and confusions.npz."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from fcnlab.files.reading import read_json
 from fcnlab.files.writing import atomic_write, number, write_json
 from fcnlab.metrics.scores import SCORES, Scores, scores
 
-ID = re.compile(r"[\w-]{1,100}", re.ASCII)  # of a run, here and in W&B, whose tables add 20 characters, up to 128
+ID = re.compile(r"[\w-]{1,100}", re.ASCII)  # of a run, here and in W&B, which allows 128 characters and adds 20
 
 
 def write_record(
@@ -21,26 +21,26 @@ def write_record(
     split: str,
     names: Sequence[str],
     classes: Sequence[str],
-    matrices: Int64[ndarray, "image truth prediction"],
+    matrices: Int64[ndarray, "image target prediction"],
     **facts: Mapping[str, Any] | None,
 ) -> Scores:
     """Write ``confusions.npz`` and ``metrics.json``; ``facts`` are its further parts: protocol, cost, provenance,
     selection.
 
-    Each file is written aside and renamed, so that nobody reads half of one.
+    Each file is written atomically.
     """
-    found = scores(matrices.sum(axis=0))
-    values = {name: number(getattr(found, name)) for name in SCORES}
-    iou = {name: number(value) for name, value in zip(classes, found.iou, strict=True)}
+    computed = scores(matrices.sum(axis=0))
+    values = {name: number(getattr(computed, name)) for name in SCORES}
+    iou = {name: number(value) for name, value in zip(classes, computed.iou, strict=True)}
     record = {"split": split, **values, "iou": iou, **facts}
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "confusions.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, matrices=matrices, names=np.array(names), classes=np.array(classes))
     write_json(folder / "metrics.json", record)
-    return found
+    return computed
 
 
 def add_to_record(folder: Path, **facts: Mapping[str, Any]) -> None:
-    """Give the ``metrics.json`` of a folder further parts."""
+    """Add parts to the ``metrics.json`` of a folder."""
     path = folder / "metrics.json"
     write_json(path, (read_json(folder, path.name) or {}) | facts)

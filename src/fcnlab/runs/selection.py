@@ -1,29 +1,29 @@
-"""How the weights that are scored were selected: the part ``selection`` of metrics.json and of a checkpoint's record.
+"""How an evaluated checkpoint was selected: the part ``selection`` of metrics.json and of a checkpoint's record.
 
-A checkpoint that was selected for its score on some images scores higher on them than on other images, and the more
-checkpoints there were to choose from, the larger this effect is. So a run records which images those were, and every
-report of its scores states it.
+A checkpoint that was selected by its score on some images scores higher on them than on other images, and the more
+checkpoints there were to choose from, the larger this effect is. So a run records these images, and every report of its
+scores mentions them.
 
 In a checkpoint:
 
 ``checkpoint``
     "best" (kept for its score) or "last" (the latest state, whatever its score).
 ``monitor``, ``mode``
-    What it was selected by, "val/miou" and "max"; None where nothing was selected.
+    The selection criterion, "val/miou" and "max"; None if nothing was selected.
 ``set``, ``list``
     The title and the list of the validation images.
 ``among``
-    How many validations there had been.
+    Number of validations until then.
 ``step``
     Of the checkpoint.
 ``val_miou``
-    Mean IoU on the validation images; None where these weights were not validated.
+    Mean IoU on the validation images; None if these weights were not validated.
 ``images``
-    The fingerprints of the images validated on, one behind the other.
+    The concatenated fingerprints of the validation images.
 
 In metrics.json, instead of ``images``: ``shared_images``, how many of the scored images are among these, and
 ``same_images``, whether all are; ``stopped_early``, whether early stopping ended the training. An evaluation has no
-``val_miou``. Its ``at_least`` is true where the run's own record is missing: the run may then have had more validations
+``val_miou``. Its ``at_least`` is true if the run's own record is missing: the run may then have had more validations
 than its checkpoint knows of.
 """
 
@@ -40,67 +40,73 @@ KINDS: dict[str, tuple[type, ...]] = {
     "among": (int,),
     "step": (int,),
 }
-OF_A_CHECKPOINT: dict[str, tuple[type, ...]] = KINDS | {"val_miou": (float, type(None)), "images": (str,)}
-OF_A_RECORD: dict[str, tuple[type, ...]] = KINDS | {"same_images": (bool,), "shared_images": (int,)}
+CHECKPOINT_TYPES: dict[str, tuple[type, ...]] = KINDS | {"val_miou": (float, type(None)), "images": (str,)}
+RECORD_TYPES: dict[str, tuple[type, ...]] = KINDS | {"same_images": (bool,), "shared_images": (int,)}
 OPTIMISTIC = "Scores on images that a checkpoint was selected on are optimistic"
 Facts = Mapping[str, Any]
 
 
-def is_one(found: Any, kinds: Mapping[str, tuple[type, ...]]) -> bool:
-    """Whether a file that may be foreign holds a selection of these values."""
-    return isinstance(found, dict) and all(key in found and type(found[key]) in kinds[key] for key in kinds)
+def is_valid_selection(value: Any, kinds: Mapping[str, tuple[type, ...]]) -> bool:
+    """Return whether an untrusted value is a selection with entries of these types."""
+    return isinstance(value, dict) and all(key in value and type(value[key]) in kinds[key] for key in kinds)
 
 
 def recorded_selection(record: Facts) -> Facts | None:
-    """The selection that a metrics.json tells; None where it is not known."""
-    found = record.get("selection")
-    return found if is_one(found, OF_A_RECORD) else None
+    """Return the selection in a metrics.json; None if unknown."""
+    selection = record.get("selection")
+    return selection if is_valid_selection(selection, RECORD_TYPES) else None
 
 
 def selection_of_scored(selected: Facts | None, fingerprints: Sequence[str]) -> dict[str, Any] | None:
-    """What metrics.json says of a checkpoint that was scored on images with these fingerprints."""
+    """Return the selection entry of metrics.json for a checkpoint evaluated on images with these fingerprints."""
     if selected is None:
         return None
-    known = count_validated(selected)
-    shared = sum(one in known for one in fingerprints)
+    validated = validated_fingerprints(selected)
+    shared = sum(fingerprint in validated for fingerprint in fingerprints)
     facts = {key: value for key, value in selected.items() if key != "images"}
     return facts | {"same_images": shared == len(fingerprints), "shared_images": shared}
 
 
-def count_validated(selected: Facts) -> set[str]:
-    """The fingerprints of the validation images."""
+def validated_fingerprints(selected: Facts) -> set[str]:
+    """Return the fingerprints of the validation images."""
     text = selected["images"]
     return {text[start : start + FINGERPRINT] for start in range(0, len(text), FINGERPRINT)}
 
 
 def describe_selection(selection: Facts | None) -> str:
-    """A selection in words that follow "The weights were"."""
+    """Describe a selection, as the end of a sentence that starts with "The weights were"."""
     if selection is None:
         return "selected in an unknown way (by other software)"
     return _selected(selection, validations([selection]))
 
 
 def notes(selections: Iterable[Facts | None]) -> list[str]:
-    """How the weights of compared runs were selected: one sentence or two for all runs that were selected alike."""
-    alike: dict[str, list[Facts | None]] = {}
+    """Describe the selection of compared runs: one or two sentences for all runs with the same kind of selection."""
+    by_description: dict[str, list[Facts | None]] = {}
     for selection in selections:
-        alike.setdefault(describe_selection(selection and {**selection, "among": 0}), []).append(selection)
-    every = sum(map(len, alike.values()))
-    return [_note(found, every) for found in alike.values()]
+        by_description.setdefault(describe_selection(selection and {**selection, "among": 0}), []).append(selection)
+    every = sum(map(len, by_description.values()))
+    return [_note(group, every) for group in by_description.values()]
 
 
-def _note(alike: list[Facts | None], every: int) -> str:
-    known = [selection for selection in alike if selection is not None]
+def _note(selections: list[Facts | None], total: int) -> str:
+    known = [selection for selection in selections if selection is not None]
     words = _selected(known[0], validations(known)) if known else describe_selection(None)
-    whose = "all runs" if len(alike) == every > 1 else "the run" if every == 1 else f"{len(alike)} of {every} runs"
-    uneven = len({one["among"] for one in known}) > 1 and known[0]["monitor"] and known[0]["shared_images"]
-    more = ", and more so after more validations" if uneven else ""
+    whose = (
+        "all runs"
+        if len(selections) == total > 1
+        else "the run"
+        if total == 1
+        else f"{len(selections)} of {total} runs"
+    )
+    counts_differ = len({one["among"] for one in known}) > 1 and known[0]["monitor"] and known[0]["shared_images"]
+    more = ", and more so after more validations" if counts_differ else ""
     warning = f" {OPTIMISTIC}{more}." if any(map(is_optimistic, known)) else ""
     return f"The weights of {whose} were {words}.{warning}"
 
 
 def is_optimistic(selection: Facts | None) -> bool:
-    """Whether the checkpoint was selected, from more than one, on images that were scored."""
+    """Return whether the checkpoint was selected from several on images that were evaluated."""
     if selection is None or not selection["monitor"] or not selection["shared_images"]:
         return False
     return selection["among"] > 1 or bool(selection.get("at_least"))
@@ -120,8 +126,8 @@ def _selected(selection: Facts, among: str) -> str:
 
 
 def validations(selections: Sequence[Facts]) -> str:
-    """How many there were to choose from: "4 validations", "4 to 8 validations", "at least 4 validations"."""
-    counts = sorted({one["among"] for one in selections})
+    """Format the number of validations: "4 validations", "4 to 8 validations", "at least 4 validations"."""
+    counts = sorted({selection["among"] for selection in selections})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    least = "at least " if any(one.get("at_least") for one in selections) else ""
+    least = "at least " if any(selection.get("at_least") for selection in selections) else ""
     return f"{least}{number} validation{'' if counts == [1] else 's'}"

@@ -1,4 +1,4 @@
-"""What a run was set to, as far as it tells runs apart: the options of config groups, and values by dotted path."""
+"""The settings that identify a run: options of config groups, and values by dotted path."""
 
 import re
 from collections.abc import Mapping
@@ -6,44 +6,46 @@ from typing import Any, NamedTuple
 
 from fcnlab.config.components import Settings, iter_leaves
 
-DIGITS = 12  # of a number: what differs behind them is rounding
-# Settings that no score depends on: what is shown, how often is saved. Runs are paired by their seed; a seed of
-# something else is a setting, unless it follows that one. Under another data.root, which is none of these, may lie
-# another set. Which checkpoint was scored (checkpointing.score) the record tells: it becomes the setting "checkpoint"
-# that evaluations have, so that either makes the same group.
+DIGITS = 12  # significant digits of numbers; further digits are rounding errors
+# Settings without effect on scores, such as logging and checkpoint frequency. Runs are paired by their seed; other
+# seeds are settings, unless they refer to it. data.root is not among these, because another root may contain other
+# data. The record names the evaluated checkpoint (checkpointing.score): it becomes the setting "checkpoint" that
+# evaluations have, too, so that both form the same group.
 WITHOUT_EFFECT = re.compile(
     r"seed|(logger|checkpointing|from_run|stages|sweep|needs|published|num_images|conventions|trust)(\..*)?"
     r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(sample_images|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
     r"|trainer\.strategy\.(gradient_as_bucket_view|broadcast_buffers|static_graph)"
 )
-OF_THE_PLACE = re.compile(r"checkpoint|callbacks\.\w+\.(dirpath|folder)")  # where a run lies, not what it does
-OF_THE_JOB = re.compile(r"\$\{hydra:(?!runtime\.)")  # such as its number; all composed runs ask for their folder
-MOST_SHOWN = 3  # settings that a message names for one reason
+LOCATION_SETTINGS = re.compile(
+    r"checkpoint|callbacks\.\w+\.(dirpath|folder)"
+)  # where a run is stored, not what it does
+JOB_INTERPOLATION = re.compile(r"\$\{hydra:(?!runtime\.)")  # such as its number; every run refers to its folder
+MOST_SHOWN = 3  # settings listed in a message
 
 
 class Change(NamedTuple):
-    """A setting's value then and today; None where it has none."""
+    """The recorded and the present value of a setting; None if it is not set."""
 
     old: Any
     new: Any
 
 
 def is_free(path: str) -> bool:
-    """Whether a run may have another value of a setting, and be the same run."""
-    free = WITHOUT_EFFECT.fullmatch(path) or OF_THE_PLACE.fullmatch(path)
-    return bool(free) and path.rpartition(".")[2] != "seed"  # which pairs runs there
+    """Return whether a setting may change within the same run."""
+    free = WITHOUT_EFFECT.fullmatch(path) or LOCATION_SETTINGS.fullmatch(path)
+    return bool(free) and path.rpartition(".")[2] != "seed"  # seeds pair runs
 
 
-def differences(then: Settings, today: Settings) -> dict[str, Change]:
-    """The settings that have another value today."""
-    found = {path: Change(then.get(path), today.get(path)) for path in then | today}
-    return {path: change for path, change in found.items() if change.old != change.new}
+def differences(recorded: Settings, present: Settings) -> dict[str, Change]:
+    """Return the settings whose present value differs."""
+    changes = {path: Change(recorded.get(path), present.get(path)) for path in recorded | present}
+    return {path: change for path, change in changes.items() if change.old != change.new}
 
 
 def shown_changes(changed: Mapping[str, Change], old: str = "was") -> list[str]:
-    """Changes as a message names them: few, and not endless. ``old`` says whose the other value is."""
-    few = [f"{path}={_word(change.new)} ({old} {_word(change.old)})" for path, change in changed.items()]
-    return few if len(few) <= MOST_SHOWN + 1 else [*few[:MOST_SHOWN], f"{len(few) - MOST_SHOWN} more"]
+    """Format changes for a message, a few of them; ``old`` labels the other value."""
+    texts = [f"{path}={_word(change.new)} ({old} {_word(change.old)})" for path, change in changed.items()]
+    return texts if len(texts) <= MOST_SHOWN + 1 else [*texts[:MOST_SHOWN], f"{len(texts) - MOST_SHOWN} more"]
 
 
 def _word(value: Any) -> str:
@@ -52,16 +54,15 @@ def _word(value: Any) -> str:
 
 
 def in_few_digits(value: Any) -> Any:
-    """A value without the rounding of sums: ``range(0.1,0.5,0.1)`` adds its steps up to 0.30000000000000004."""
+    """Round a float to ``DIGITS``: ``range(0.1,0.5,0.1)`` yields 0.30000000000000004 by summation."""
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def identifying_values(composed: Any, config: Any) -> Settings:
-    """The values that tell a run from others.
+    """Return the values that identify a run.
 
-    ``composed`` is the config as it was composed, which still shows which values are others' (``${seed}``): those are
-    no settings of their own. What comes from the environment or is the number of a job is one. ``config`` has them put
-    in.
+    ``composed`` is the config as composed, which still contains interpolations. A value that refers to another one
+    (``${seed}``) is not a setting of its own; a value from the environment or a job number is. ``config`` is resolved.
     """
     linked = {
         path for path, value in iter_leaves(composed).items() if "${" in str(value) and not _from_outside(str(value))
@@ -74,11 +75,11 @@ def identifying_values(composed: Any, config: Any) -> Settings:
 
 
 def _from_outside(value: str) -> bool:
-    return "${oc." in value or bool(OF_THE_JOB.search(value))
+    return "${oc." in value or bool(JOB_INTERPOLATION.search(value))
 
 
 def identifying_options(choices: Any) -> dict[str, str]:
-    """The chosen options of config groups, without those of Hydra and of loggers."""
+    """Return the chosen options of config groups, except those of Hydra and of loggers."""
     return {
         str(group): "null" if option is None else str(option)
         for group, option in (choices if isinstance(choices, dict) else {}).items()

@@ -1,7 +1,7 @@
-"""What code computes a run: a hash of fcnlab's Python files and of each package that a ``_target_`` comes from.
+"""Fingerprint the code of a run: a hash of fcnlab's Python files and of each package with a ``_target_``.
 
-Changed code is how people change a method, and no setting tells of it. A git commit would: but a commit of docs changes
-nothing, and a method's code may lie in no repository.
+A method can change by its code alone, without any setting. A git commit is not sufficient: a commit of docs changes
+nothing, and the code of a method may be outside of any repository.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ LENGTH = 8  # hexadecimal digits
 
 
 def source_fingerprints(*trees: Any) -> dict[str, str]:
-    """The state of the code by package: a hash of its Python files, or the version of one that was installed.
+    """Return the state of the code by package: a hash of its Python files, or the version of an installed package.
 
-    Of fcnlab always the hash. A component on which no score depends (a logger, a progress bar) does not count, nor does
-    Python's own library, nor what a record names anyway (torch).
+    For fcnlab it is always the hash. Components without effect on scores (a logger, a progress bar) are excluded, and
+    so are Python's standard library and torch, which records name separately.
     """
     targets = [
         str(node["_target_"])
@@ -45,10 +45,10 @@ def _state(package: str) -> str:
 
 
 def _places(package: str) -> Iterator[Path]:
-    """The folders of a package, or a module's file; it is not imported."""
+    """Yield the folders of a package, or a module's file, without importing it."""
     try:
         spec = find_spec(package)
-    except (ImportError, ValueError):  # such as __main__, which is a script's file
+    except (ImportError, ValueError):  # such as __main__, the file of a script
         spec = None
     script = getattr(sys.modules.get(package), "__file__", None)
     for place in (spec.submodule_search_locations or [spec.origin]) if spec else [script]:
@@ -57,19 +57,19 @@ def _places(package: str) -> Iterator[Path]:
 
 
 def _version(package: str) -> str | None:
-    """Of the distribution that a package was installed from; None for files that were copied there."""
+    """Return the version of the distribution of a package; None if it has no distribution."""
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # a distribution of another name
+    except metadata.PackageNotFoundError:  # the distribution has another name
         names = metadata.packages_distributions().get(package)
         return metadata.version(names[0]) if names else None
 
 
 def _digest(places: list[Path]) -> str:
-    """The same wherever the files lie, and whenever they were written."""
-    found = hashlib.sha256()
+    """Return a hash of names and contents of files, independent of location and time."""
+    digest = hashlib.sha256()
     for place in places:
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             content = path.read_bytes() if path.is_file() else b""
-            found.update(f"{path.relative_to(place.parent)}\0{len(content)}\0".encode() + content)
-    return found.hexdigest()[:LENGTH]
+            digest.update(f"{path.relative_to(place.parent)}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:LENGTH]

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from fcnlab.config.overrides import plain_overrides, shell_join
 from fcnlab.errors import UserError, first_line
 from fcnlab.library_internals.hydra import composed_through, copy_below_its_parent, folder_name, value_of, value_text
-from fcnlab.runs.settings import OF_THE_JOB, in_few_digits
+from fcnlab.runs.settings import JOB_INTERPOLATION, in_few_digits
 from fcnlab.sweeps.job_checks import check_jobs, report_user_errors
 from fcnlab.sweeps.job_overrides import user_overrides
 from fcnlab.sweeps.manifest import Manifest, describe_difference
@@ -256,7 +256,7 @@ def check_jobs_differ(
     first_of: dict[str, int] = {}
     for number, cfg in configs.items():
         settings = settings_text(cfg)
-        first = number if OF_THE_JOB.search(settings) else first_of.setdefault(settings, number)
+        first = number if JOB_INTERPOLATION.search(settings) else first_of.setdefault(settings, number)
         if first != number:
             lists = [override for override in overrides if override.is_sweep_override()]
             differing = [

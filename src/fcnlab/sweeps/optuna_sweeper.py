@@ -20,7 +20,7 @@ from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
 from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.library_internals.hydra import value_of
-from fcnlab.runs.settings import OF_THE_JOB, in_few_digits
+from fcnlab.runs.settings import JOB_INTERPOLATION, in_few_digits
 from fcnlab.sweeps.grid_sweeper import (
     list_hints,
     list_hints_added,
@@ -108,7 +108,7 @@ class OptunaSweeper(Sweeper):
             space, self.fixed = search_space(overrides)
             self.space = {name: format_distribution(name, values) for name, values in space.items()}
             self._check_same_space()
-            self.by_number = any(map(OF_THE_JOB.search, self.fixed))  # no two jobs are equal, whatever is sampled
+            self.by_number = any(map(JOB_INTERPOLATION.search, self.fixed))  # no two jobs are equal, whatever is sampled
             with list_hints_added(overrides):
                 self._check_boundaries(space)
             study = self._open()
@@ -147,7 +147,7 @@ class OptunaSweeper(Sweeper):
                 configs = check_jobs(self.context, self.whole, [[*self.fixed, *overrides]], 0, remote)
             except UserError as error:
                 raise UserError(f"{' '.join(overrides)}: {str(error).removeprefix('job 0: ')}") from error
-            self.by_number |= any(bool(OF_THE_JOB.search(settings_text(cfg))) for cfg in configs.values())
+            self.by_number |= any(bool(JOB_INTERPOLATION.search(settings_text(cfg))) for cfg in configs.values())
 
     def _open(self) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""``fcnlab compare``. Nothing here imports torch: it is read and counted, on any machine, at once."""
+"""``fcnlab compare``. Nothing here imports torch, so that it starts quickly on any machine."""
 
 import logging
 from pathlib import Path
@@ -17,61 +17,66 @@ from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
 from fcnlab.files.writing import atomic_write
-from fcnlab.runs.output_folder import check_report
 from fcnlab.runs.origins import ENVIRONMENT
-from fcnlab.runs.run_folder import RunFolder
+from fcnlab.runs.run_folder import RunFolder, check_report_folder
 
 log = logging.getLogger("fcnlab")
-SAID = 10  # folders that are named in the terminal; the page has all
+MOST_LISTED = 10  # excluded folders in the terminal; the page lists all
 
 
 def compare(cfg: DictConfig, run: RunFolder) -> None:
-    """Compare the runs below some folders; leave the page, Markdown and CSV in the run's own folder."""
+    """Compare the runs below some folders; write the HTML page, Markdown and CSV files to the output folder."""
     validate_config(cfg)
     check_split(cfg)
     folder = run.path
-    check_report(folder, ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv"))
-    runs, left_out = read_runs([existing(name) for name in cfg.runs])
-    say_left_out(left_out, "cannot be used")
-    division = GroupingRules(tuple(cfg.split_by), tuple(cfg.merge_over))
-    found = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence, division)
-    say_left_out(found.left_out, "left out")
-    found.left_out[:0] = left_out
+    check_report_folder(folder, ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv"))
+    runs, left_out = read_runs([existing_folder(name) for name in cfg.runs])
+    warn_about_excluded_folders(left_out, "unusable")
+    rules = GroupingRules(tuple(cfg.split_by), tuple(cfg.merge_over))
+    result = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence, rules)
+    warn_about_excluded_folders(result.left_out, "excluded")
+    result.left_out[:0] = left_out
     run.accept(cfg)
-    log.info(terminal(found))
-    write(folder, found)
-    log.info("The page: %s", folder / "comparison.html")
+    log.info(terminal(result))
+    write(folder, result)
+    log.info("Page: %s", folder / "comparison.html")
 
 
 def check_split(cfg: DictConfig) -> None:
-    """Raise ConfigError for words that split_by does not know; what merge_over may be depends on the runs."""
+    """Check split_by; merge_over is checked later, because its valid values depend on the runs."""
     unknown = [name for name in cfg.split_by if name not in ENVIRONMENT]
     if unknown:
         known = ", ".join(ENVIRONMENT)
-        raise ConfigError(f"split_by=[{','.join(unknown)}]: choose some of {known}; every other setting splits anyway")
+        raise ConfigError(
+            f"split_by=[{','.join(unknown)}] is not valid: choose from {known}; all other settings always split groups"
+        )
     both = [name for name in cfg.split_by if name in cfg.merge_over]
     if both:
-        raise ConfigError(f"split_by=[{','.join(both)}] has no effect with merge_over=[{','.join(both)}]: give one")
+        raise ConfigError(
+            f"split_by=[{','.join(both)}] contradicts merge_over=[{','.join(both)}]: set only one of them"
+        )
 
 
-def existing(name: str) -> Path:
+def existing_folder(name: str) -> Path:
     path = Path(name)
     if not path.is_dir():
-        raise UserError(f"runs={name}: there is no such folder; give one that holds runs, such as outputs/sweeps")
+        raise UserError(
+            f"runs={name}: the folder does not exist; set runs= to a folder with runs, such as outputs/sweeps"
+        )
     return path
 
 
-def say_left_out(left_out: list[ExcludedRun], what: str) -> None:
-    """Name what is no part of the comparison, and why."""
-    for out in left_out[:SAID]:
-        log.warning("%s: %s: %s", what.capitalize(), escape_line(str(out.folder)), escape_line(out.reason))
-    if len(left_out) > SAID:
-        log.warning("%s: %d more, which the page names", what.capitalize(), len(left_out) - SAID)
+def warn_about_excluded_folders(left_out: list[ExcludedRun], kind: str) -> None:
+    """Log the folders that are not part of the comparison, and why."""
+    for out in left_out[:MOST_LISTED]:
+        log.warning("%s: %s: %s", kind.capitalize(), escape_line(str(out.folder)), escape_line(out.reason))
+    if len(left_out) > MOST_LISTED:
+        log.warning("%s: %d more folders, listed on the page", kind.capitalize(), len(left_out) - MOST_LISTED)
 
 
-def write(folder: Path, found: Comparison) -> None:
+def write(folder: Path, result: Comparison) -> None:
     command = shell_join(["fcnlab", "compare", *plain_overrides(HydraConfig.get().overrides.task)])
-    write_csv(folder, found)
+    write_csv(folder, result)
     with atomic_write(folder / "comparison.md") as part:
-        part.write_text(markdown(found), encoding="utf-8", errors="replace")
-    write_page(folder / "comparison.html", found, command)
+        part.write_text(markdown(result), encoding="utf-8", errors="replace")
+    write_page(folder / "comparison.html", result, command)

@@ -39,57 +39,62 @@ from fcnlab.data.samplers import TrainingBatches
 from fcnlab.errors import UserError
 from fcnlab.evaluation.splits import report_splits
 from fcnlab.files.writing import atomic_write, write_json
-from fcnlab.runs.output_folder import check_report
 from fcnlab.messages import log_info
 from fcnlab.runs.drawing import contact_sheet, save_png
 from fcnlab.runs.provenance import command
-from fcnlab.runs.run_folder import RunFolder
+from fcnlab.runs.run_folder import RunFolder, check_report_folder
 
-Seen = dict[str, ImageReports]  # by the split's name
+InspectedSplits = dict[str, ImageReports]  # by split name
 
 
 def doctor(cfg: DictConfig, run: RunFolder) -> None:
-    """Look at every file of the splits, at the loader and the machine; the whole table comes before the exit code.
+    """Check every file of the splits, the loader and the machine, and report all findings.
 
     Raises
     ------
     UserError
-        What makes a number wrong or training fail, in a line.
+        There are errors, which would cause wrong scores or make training fail.
     """
     folder = run.path
-    check_report(folder, ("doctor.json", "doctor.md", "samples.png"))
+    check_report_folder(folder, ("doctor.json", "doctor.md", "samples.png"))
     validate_config(cfg)
     data: DataModule = instantiate(cfg.data, _convert_="all")
-    seen = inspect_all(data)
+    inspected = inspect_all(data)
     run.accept(cfg)
     findings = [
-        *inspect_data(data, seen, cfg.alike_bits),
+        *inspect_data(data, inspected, cfg.alike_bits),
         *inspect_machine(folder, batch_bytes(data), data.num_workers, data.prefetch_factor),
     ]
-    counted = {name: class_frequencies(*one) for name, one in seen.items() if one[0].masks}
-    weights = class_weights(class_frequencies(*seen["train"]))
-    write_report(folder, seen, findings, counted, weights)
-    print(terminal_report(seen, findings, counted, weights))
-    if cfg.samples and all(one.check != "loading" for one in findings):
-        draw_samples(folder / "samples.png", data, *seen["train"], count=cfg.samples)
-    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    log_info(f"{summary(findings)}. Every file by name, and augmented samples: {here}")
-    errors = [f"{one.about.partition(':')[0]}: {one.check}" for one in findings if one.verdict == Verdict.ERROR]
+    counts = {name: class_frequencies(*split) for name, split in inspected.items() if split[0].masks}
+    weights = class_weights(class_frequencies(*inspected["train"]))
+    write_report(folder, inspected, findings, counts, weights)
+    print(terminal_report(inspected, findings, counts, weights))
+    if cfg.samples and all(finding.check != "loading" for finding in findings):
+        draw_samples(folder / "samples.png", data, *inspected["train"], count=cfg.samples)
+    shown_folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    log_info(f"{summary(findings)}. All affected files and augmented samples: {shown_folder}")
+    errors = [
+        f"{finding.about.partition(':')[0]}: {finding.check}"
+        for finding in findings
+        if finding.verdict == Verdict.ERROR
+    ]
     if errors:
-        raise UserError(f"this would make a number wrong or training fail: {'; '.join(errors)}. The table says how.")
+        raise UserError(
+            f"these errors would cause wrong scores or make training fail: {'; '.join(errors)}. See the table."
+        )
 
 
-def inspect_all(data: DataModule) -> Seen:
-    """Every file of train, val and, where its list is not val's, test, with a progress bar; each list once."""
+def inspect_all(data: DataModule) -> InspectedSplits:
+    """Inspect all files of train, val and test, each list once, with a progress bar."""
     names = ("train", "val") if data.lists["test"] == data.lists["val"] else ("train", "val", "test")
     report_splits(data, *names)
-    seen: Seen = {}
+    inspected: InspectedSplits = {}
     for name in names:
         dataset = data.split(name)
         if not len(dataset):
-            raise DataError(f"{dataset.title} is empty: name another list")
-        before = next((one for one in seen.values() if one[0] is dataset), None)
-        if before is None:
+            raise DataError(f"{dataset.title} is empty: set another list")
+        earlier = next((reports for reports in inspected.values() if reports[0] is dataset), None)
+        if earlier is None:
             bar = tqdm(
                 inspect_images(dataset),
                 desc=dataset.title,
@@ -98,72 +103,79 @@ def inspect_all(data: DataModule) -> Seen:
                 leave=False,
                 disable=None,
             )
-            seen[name] = dataset, list(bar)
+            inspected[name] = dataset, list(bar)
         else:
-            seen[name] = before
-    return seen
+            inspected[name] = earlier
+    return inspected
 
 
-def inspect_data(data: DataModule, seen: Seen, bits: int) -> Iterator[Finding]:
-    """The findings about each split, about each two of them, the settings and the training loader."""
-    for name, (images, found) in seen.items():
-        yield from inspect_split(name, images, found, bits)
-    for first, second in combinations(seen, 2):
-        yield from inspect_overlap((first, second), seen[first], seen[second], bits, data.allow_overlap)
-    yield from inspect_settings(data, seen)
-    images, found = seen["train"]
-    telling = [place for place in sound(found) if found[place].code is not None]  # crops of a flat one are all alike
-    if telling:
-        yield from inspect_streams(data, images, telling[0])
+def inspect_data(data: DataModule, inspected: InspectedSplits, bits: int) -> Iterator[Finding]:
+    """Yield the findings on splits, pairs of splits, settings and the training loader."""
+    for name, (dataset, reports) in inspected.items():
+        yield from inspect_split(name, dataset, reports, bits)
+    for first, second in combinations(inspected, 2):
+        yield from inspect_overlap((first, second), inspected[first], inspected[second], bits, data.allow_overlap)
+    yield from inspect_settings(data, inspected)
+    dataset, reports = inspected["train"]
+    usable = [
+        index for index in valid_indices(reports) if reports[index].code is not None
+    ]  # all crops of a uniform image are equal
+    if usable:
+        yield from inspect_streams(data, dataset, usable[0])
     else:
-        yield Finding("augmentation", "draws", Verdict.WARNING, "not looked at: there is no sound image to try it on")
+        yield Finding("augmentation", "draws", Verdict.WARNING, "not checked: there is no valid image to test it on")
 
 
-def inspect_settings(data: DataModule, seen: Seen) -> Iterator[Finding]:
-    """Whether the data set and what is set for it agree."""
-    images, _ = seen["train"]
-    agree = len(images.classes) == data.num_classes
-    found = f"{len(images.classes)}, as data.num_classes says"
-    wrong = f"{len(images.classes)}, but data.num_classes={data.num_classes}"
-    yield Finding("settings", "classes", *((Verdict.OK, found) if agree else (Verdict.ERROR, wrong)))
+def inspect_settings(data: DataModule, inspected: InspectedSplits) -> Iterator[Finding]:
+    """Yield the findings on settings that must agree with the data set."""
+    dataset, _ = inspected["train"]
+    agree = len(dataset.classes) == data.num_classes
+    equal = f"{len(dataset.classes)}, equal to data.num_classes"
+    different = f"{len(dataset.classes)}, but data.num_classes={data.num_classes}"
+    yield Finding("settings", "classes", *((Verdict.OK, equal) if agree else (Verdict.ERROR, different)))
     try:
-        epoch = len(TrainingBatches(len(images), data.batch_size, data.seed))
-        yield Finding("settings", "batches", Verdict.OK, f"{epoch:,} of {data.batch_size} to an epoch, on one device")
+        epoch = len(TrainingBatches(len(dataset), data.batch_size, data.seed))
+        yield Finding(
+            "settings", "batches", Verdict.OK, f"{epoch:,} batches of {data.batch_size} per epoch, on one device"
+        )
     except DataError as error:
         yield Finding("settings", "batches", Verdict.ERROR, str(error))
 
 
-def sound(found: Sequence[ImageReport]) -> list[int]:
-    """The places of images that nothing is wrong with."""
-    return [place for place, one in enumerate(found) if not one.faults]
+def valid_indices(reports: Sequence[ImageReport]) -> list[int]:
+    """Return the indices of images without faults."""
+    return [index for index, report in enumerate(reports) if not report.faults]
 
 
 def batch_bytes(data: DataModule) -> int:
-    """Of a training batch on its way from a worker: uint8, three channels and the mask."""
+    """Return the bytes of a training batch: uint8, three channels and the mask."""
     return 4 * data.batch_size * data.crop_size**2
 
 
 def class_columns(
-    classes: Sequence[str], counted: Mapping[str, Frequencies], weights: Mapping[str, Sequence[float]]
+    classes: Sequence[str], counts: Mapping[str, Frequencies], weights: Mapping[str, Sequence[float]]
 ) -> tuple[list[str], list[list[str]]]:
-    """A header and a row for each class: how often it is in each split, and its weight by each rule."""
-    header = ["class", *(f"{name} {what}" for name in counted for what in ("images", "pixels, %")), *weights]
+    """Return a header and a row for each class: its frequency in each split, and its weight by each rule."""
+    header = ["class", *(f"{name} {unit}" for name in counts for unit in ("images", "pixels, %")), *weights]
     rows = []
-    for place, title in enumerate(classes):
-        pairs = ((f"{one.images[place]:,}", f"{100 * one.share[place]:.3f}") for one in counted.values())
-        rows.append([title, *chain(*pairs), *(f"{values[place]:.3f}" for values in weights.values())])
+    for index, title in enumerate(classes):
+        pairs = (
+            (f"{frequencies.images[index]:,}", f"{100 * frequencies.share[index]:.3f}")
+            for frequencies in counts.values()
+        )
+        rows.append([title, *chain(*pairs), *(f"{values[index]:.3f}" for values in weights.values())])
     return header, rows
 
 
 def class_weights(train: Frequencies) -> dict[str, list[float]]:
-    """By the name of their rule, to three digits, as they are typed; none where no mask could be read."""
+    """Return class weights by the name of their rule, to three digits; empty if no mask could be read."""
     if not train.pixels.any():
         return {}
     return {name: [round(float(weight), 3) for weight in rule(train)] for name, rule in WEIGHTINGS.items()}
 
 
 def suggestions(weights: Mapping[str, Sequence[float]]) -> list[str]:
-    """What to type for each rule."""
+    """Return the command line settings for each rule."""
     return [
         f"{name}: loss=weighted loss.class_weights=[{','.join(f'{weight:g}' for weight in values)}]"
         for name, values in weights.items()
@@ -171,17 +183,21 @@ def suggestions(weights: Mapping[str, Sequence[float]]) -> list[str]:
 
 
 def write_report(
-    folder: Path, seen: Seen, findings: Sequence[Finding], counted: Mapping[str, Frequencies], weights: dict
+    folder: Path,
+    inspected: InspectedSplits,
+    findings: Sequence[Finding],
+    counts: Mapping[str, Frequencies],
+    weights: dict,
 ) -> None:
-    """``doctor.json`` for programs, ``doctor.md`` for people: both with every file by name."""
-    classes = seen["train"][0].classes
+    """Write ``doctor.json`` for programs and ``doctor.md`` for people, both with all affected files."""
+    classes = inspected["train"][0].classes
     splits = {
         name: {
-            "title": images.title,
-            "images": len(images),
-            "classes": counts_by_name(classes, counted[name]) if name in counted else None,
+            "title": dataset.title,
+            "images": len(dataset),
+            "classes": counts_by_name(classes, counts[name]) if name in counts else None,
         }
-        for name, (images, _) in seen.items()
+        for name, (dataset, _) in inspected.items()
     }
     facts = {"verdict": worst_verdict(findings), "command": command(), "splits": splits, "class_weights": weights}
     write_json(folder / "doctor.json", facts | {"findings": findings_facts(findings)})
@@ -189,37 +205,39 @@ def write_report(
         f"# {command()}\n",
         findings_markdown(findings),
         "## Classes\n",
-        markdown_columns(*class_columns(classes, counted, weights)),
+        markdown_columns(*class_columns(classes, counts, weights)),
         "".join(f"\n{line.replace(': ', ': `', 1)}`\n" for line in suggestions(weights)),
     ]
     with atomic_write(folder / "doctor.md") as part:
         part.write_text("\n".join(parts), encoding="utf-8", errors="replace")
 
 
-def counts_by_name(classes: Sequence[str], one: Frequencies) -> dict[str, dict[str, int]]:
-    """Images and pixels of each class, and of void."""
-    pairs = zip(classes, one.images.tolist(), one.pixels.tolist(), strict=True)
+def counts_by_name(classes: Sequence[str], frequencies: Frequencies) -> dict[str, dict[str, int]]:
+    """Return the images and pixels of each class, and of ignored pixels."""
+    pairs = zip(classes, frequencies.images.tolist(), frequencies.pixels.tolist(), strict=True)
     named = {name: {"images": images, "pixels": pixels} for name, images, pixels in pairs}
-    return named | {"void": {"images": one.voided, "pixels": one.ignore_index}}
+    return named | {"void": {"images": frequencies.images_with_ignored, "pixels": frequencies.ignored_pixels}}
 
 
-def terminal_report(seen: Seen, findings: Sequence[Finding], counted: Mapping[str, Frequencies], weights: dict) -> str:
-    """The classes, what to type to weigh them, and the table, whose end is what stays in sight."""
-    classes = text_columns(*class_columns(seen["train"][0].classes, counted, weights))
+def terminal_report(
+    inspected: InspectedSplits, findings: Sequence[Finding], counts: Mapping[str, Frequencies], weights: dict
+) -> str:
+    """Format the classes, settings for class weights, and the table of findings."""
+    classes = text_columns(*class_columns(inspected["train"][0].classes, counts, weights))
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
-    typed = ["To weigh classes by", *(f"  {line}" for line in suggestions(weights)), ""] if weights else []
-    return "\n".join([classes, "", *typed, findings_table(findings, in_colour(), columns), ""])
+    settings = ["Settings for class weights:", *(f"  {line}" for line in suggestions(weights)), ""] if weights else []
+    return "\n".join([classes, "", *settings, findings_table(findings, in_colour(), columns), ""])
 
 
 def in_colour() -> bool:
-    """Whether a terminal shows it, and nobody asked for none (https://no-color.org)."""
+    """Return whether the terminal shows colours and NO_COLOR (https://no-color.org) is not set."""
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def draw_samples(
-    path: Path, data: DataModule, dataset: SegmentationDataset, found: Sequence[ImageReport], count: int
+    path: Path, data: DataModule, dataset: SegmentationDataset, reports: Sequence[ImageReport], count: int
 ) -> None:
-    """The contact sheet: what the net will see, with its truth."""
-    samples = augmented_samples(data, dataset, sound(found), count)
+    """Draw a contact sheet of augmented training images with their ground truth."""
+    samples = augmented_samples(data, dataset, valid_indices(reports), count)
     if samples:
         save_png(path, contact_sheet(samples, dataset.classes, dataset.palette))

@@ -41,10 +41,13 @@ from fcnlab.training.trainer import build_inference, build_trainer
 
 
 def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
-    """Score a checkpoint, or a model with its own weights, on the test list of the data."""
+    """Evaluate a checkpoint, or a model with its own weights, on the test list of the data.
+
+    Return the mIoU on rank 0, None on other ranks.
+    """
     folder = run.path
     check_requirements(cfg, plain_overrides(HydraConfig.get().overrides.task))
-    _check_what_is_asked(cfg)  # first: without data, model.num_classes cannot be computed
+    _check_settings(cfg)  # first: without data, model.num_classes cannot be computed
     validate_config(cfg)
     check_machine(cfg)
     for sentence in ineffective_in_scoring("eval"):
@@ -81,19 +84,19 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
         scored = evaluate_and_record(trainer, segmenter, data, folder, cfg.seed, began, selected=selected, **origin)
     if scored is None:
         return None
-    found = scored.scores
-    log_info(score_table(found, data.split("test").classes))
+    scores = scored.scores
+    log_info(score_table(scores, data.split("test").classes))
     if cfg.published is not None:
         add_to_record(folder, published=to_plain(cfg.published))
-        log_info(beside_published(found, cfg.published))
+        log_info(compare_with_published(scores, cfg.published))
     if cfg.conventions:
         log_info(conventions_table(add_conventions(folder)))
-    log_info(f"{describe_scores(scored, segmenter.scored_as, data)} The record: {folder}")
-    return found.miou
+    log_info(f"{describe_scores(scored, segmenter.scored_as, data)} Record: {folder}")
+    return scores.miou
 
 
 def selection_in_run(checkpoint: dict[str, Any], path: Path) -> Facts | None:
-    """How a checkpoint was selected; the record of its run, where it is still there, knows of later validations."""
+    """Return how a checkpoint was selected; the record of its run, if present, counts later validations, too."""
     selected = selection_of(checkpoint)
     if selected is None:
         return None
@@ -107,31 +110,35 @@ def selection_in_run(checkpoint: dict[str, Any], path: Path) -> Facts | None:
     return {**own, "among": among, "at_least": bool(selected["monitor"]) and recorded is None}
 
 
-def _check_what_is_asked(cfg: DictConfig) -> None:
+def _check_settings(cfg: DictConfig) -> None:
     if cfg.checkpoint is None and cfg.model is None:
-        raise ConfigError("nothing to score: give checkpoint=PATH, or model=... model.weights=PATH data=...")
+        raise ConfigError("nothing to evaluate: set checkpoint=PATH, or model=... model.weights=PATH data=...")
     if cfg.checkpoint is not None and cfg.model is not None:
         raise ConfigError(
-            "model=... has no effect with checkpoint=PATH, which brings its own network: give one of them"
+            "model=... has no effect with checkpoint=PATH, which contains its own model: set only one of them"
         )
     if cfg.checkpoint is None and cfg.data is None:
-        raise ConfigError("no data to score on: give data=... (without it, eval takes the data of checkpoint='s run)")
+        raise ConfigError(
+            "no data to evaluate on: set data=... (only with checkpoint=PATH, the default is the data of its run)"
+        )
     unknown = set(cfg.published or ()) - set(SCORES)
     if unknown:
-        raise ConfigError(f"published names {', '.join(sorted(unknown))}: there are {', '.join(SCORES)}")
+        raise ConfigError(
+            f"published contains unknown scores {', '.join(sorted(unknown))}: choose from {', '.join(SCORES)}"
+        )
 
 
-def beside_published(found: Scores, published: Mapping[str, float]) -> str:
-    """What was measured beside what was published, in percent."""
+def compare_with_published(scores: Scores, published: Mapping[str, float]) -> str:
+    """Format measured and published scores, in percent."""
     rows = [f"  {'':<9}  measured  published  difference"]
     for name, value in published.items():
-        measured = 100 * getattr(found, name)
+        measured = 100 * getattr(scores, name)
         rows.append(f"  {name:<9}  {measured:8.2f}  {value:9.2f}  {measured - value:+10.2f}")
     return "\n".join(rows)
 
 
 def add_conventions(folder: Path) -> list[Convention]:
-    """Score the matrices of the record under other conventions too, and say so in the record."""
+    """Score the recorded matrices under all metric conventions, and add the scores to the record."""
     with np.load(folder / "confusions.npz") as confusions:
         conventions = all_conventions(confusions["matrices"])
     add_to_record(folder, conventions=as_facts(conventions))
@@ -139,37 +146,39 @@ def add_conventions(folder: Path) -> list[Convention]:
 
 
 def recorded_data(cfg: DictConfig) -> DictConfig:
-    """The data config of the checkpoint's own run: of its config.yaml, where every value stands as it was.
+    """Return the data config of the checkpoint's run, from its config.yaml with resolved values.
 
     Raises
     ------
     UserError
-        The checkpoint lies in no run's folder; the record names anything but data of fcnlab's kinds.
+        The checkpoint is not in the folder of a run, or the record's data are not one of fcnlab's data sets.
     """
     record = Path(cfg.checkpoint).absolute().parent.parent / "config.yaml"
     if not record.is_file():
-        raise ConfigError(f"checkpoint={cfg.checkpoint} lies in no run's folder ({record} is missing): give data=...")
-    found = recorded_config(record.parent, f"checkpoint={cfg.checkpoint}", record.name)
-    tree = OmegaConf.to_container(found, resolve=False)
+        raise ConfigError(
+            f"checkpoint={cfg.checkpoint} is not in the folder of a run ({record} is missing): set data=..."
+        )
+    config = recorded_config(record.parent, f"checkpoint={cfg.checkpoint}", record.name)
+    tree = OmegaConf.to_container(config, resolve=False)
     data = tree.get("data") if isinstance(tree, dict) else None
     if not isinstance(data, dict):
-        raise ConfigError(f"checkpoint={cfg.checkpoint}: {record} names no data: give data=...")
+        raise ConfigError(f"checkpoint={cfg.checkpoint}: {record} contains no data config: set data=...")
     check_components(data, DATA_COMPONENTS, cfg.trust, str(record))
-    data |= _root_then(record.parent, data)
+    data |= _original_root(record.parent, data)
     recorded = OmegaConf.create({"data": data})
     validate_config(recorded)
     return recorded.data
 
 
-def _root_then(run: Path, data: Mapping[str, Any]) -> dict[str, str]:
-    """Where a relative ``data.root`` of a run led when it was typed, if something is still there.
+def _original_root(run: Path, data: Mapping[str, Any]) -> dict[str, str]:
+    """Return a run's relative ``data.root`` as an absolute path, if that folder still exists.
 
-    In the folder of today's command may lie other data under the same name.
+    Relative to the present working directory, there may be other data under the same name.
     """
     root = data.get("root")
     try:
         cwd = nested_map(nested_map(read_yaml(run, ".hydra/hydra.yaml"), "hydra"), "runtime").get("cwd")
-        found = isinstance(root, str) and isinstance(cwd, str) and Path(cwd, root).is_dir()
-    except (OSError, ValueError):  # a record that is damaged does not tell
+        exists = isinstance(root, str) and isinstance(cwd, str) and Path(cwd, root).is_dir()
+    except (OSError, ValueError):  # a damaged record
         return {}
-    return {"root": str(Path(str(cwd), str(root)))} if found else {}
+    return {"root": str(Path(str(cwd), str(root)))} if exists else {}

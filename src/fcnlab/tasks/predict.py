@@ -40,12 +40,12 @@ from fcnlab.training.trainer import build_inference, build_trainer
 
 
 def predict(cfg: DictConfig, run: RunFolder) -> None:
-    """Segment images: class ids as palette PNGs in ``labels/``, tinted images with a legend in ``overlays/``.
+    """Predict images: class ids as palette PNGs in ``labels/``, tinted images with a legend in ``overlays/``.
 
-    With ``submission``: those of a data set's list, in one archive.
+    With ``submission``, predict the images of a data set's list and write one archive.
     """
     validate_config(cfg)
-    _check_what_is_asked(cfg)
+    _check_settings(cfg)
     check_machine(cfg)
     for sentence in ineffective_in_scoring("predict"):
         log_warning(sentence)
@@ -67,20 +67,20 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
         run.accept(cfg)
         writer.folder.remove_leftovers()
         trainer.predict(segmenter, loader, return_predictions=False)
-    log_info(f"{writer.written} of {len(files)} images segmented: labels/ and overlays/ in {cfg.output}")
+    log_info(f"{writer.written} of {len(files)} images predicted: labels/ and overlays/ in {cfg.output}")
     if writer.problems:
-        raise UserError(f"{len(writer.problems)} of {len(files)} images were left out:\n" + "\n".join(writer.problems))
+        raise UserError(f"{len(writer.problems)} of {len(files)} images were skipped:\n" + "\n".join(writer.problems))
 
 
 def _checked_paths(cfg: DictConfig) -> list[Path]:
-    """The images; a UserError where what becomes of them would replace what is none of earlier predictions."""
+    """Return the input images, after checking that their predictions replace no foreign files."""
     paths = find_input_images(cfg.input)
-    warn_of_subfolders(Path(cfg.input), Path(cfg.output))
+    warn_about_subfolders(Path(cfg.input), Path(cfg.output))
     PredictionFolder(Path(cfg.output)).check(output_names(paths), paths, cfg.overwrite)
     return paths
 
 
-def _check_what_is_asked(cfg: DictConfig) -> None:
+def _check_settings(cfg: DictConfig) -> None:
     if cfg.submission is not None:
         if was_set_on_command_line("num_workers"):
             log_warning("num_workers has no effect with submission=...: set data.num_workers")
@@ -88,46 +88,50 @@ def _check_what_is_asked(cfg: DictConfig) -> None:
     if was_set_on_command_line("competition"):
         log_warning("competition has no effect without submission=FILE.tar.gz")
     if cfg.data is not None:
-        raise UserError("data=... has no effect without submission=FILE.tar.gz: give input=... and output=..., or that")
+        raise UserError(
+            "data=... has no effect without submission=FILE.tar.gz: set input=... and output=..., or submission="
+        )
     missing = [f"{key}=VALUE" for key in ("input", "output") if cfg[key] is None]
     if missing:
-        raise UserError(f"give {' and '.join(missing)}: the images, and a folder for what becomes of them")
+        raise UserError(f"set {' and '.join(missing)}: input is the images, output the folder for predictions")
 
 
-def find_input_images(wanted: str) -> list[Path]:
-    """A file, the images of a folder, or what a glob finds.
+def find_input_images(pattern: str) -> list[Path]:
+    """Return the images of a file name, a folder, or a glob.
 
     Raises
     ------
     UserError
-        There are none.
+        No images match.
     """
-    path = Path(wanted)
+    path = Path(pattern)
     if path.is_dir():
-        found = [entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES]
+        images = [entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES]
     elif path.is_file():
-        found = [path]
+        images = [path]
     else:
-        found = [Path(name) for name in glob(wanted, recursive=True) if Path(name).is_file()]  # noqa: PTH207 (any root)
-    if not found:
-        raise UserError(f"input={wanted} finds no images: name a file, a folder of {', '.join(SUFFIXES)}, or a glob")
-    return sorted(found)
+        images = [Path(name) for name in glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207 (any root)
+    if not images:
+        raise UserError(f"input={pattern} matches no images: set a file, a folder of {', '.join(SUFFIXES)}, or a glob")
+    return sorted(images)
 
 
-def workers_for(paths: Sequence[Path], wanted: int) -> int:
-    """As many of the wanted processes as the machine has room for, by the largest of the images."""
+def workers_for(paths: Sequence[Path], requested: int) -> int:
+    """Return the number of workers that fit into memory, up to the requested number, for the largest image."""
     largest = 1
-    for path in paths if wanted else ():
+    for path in paths if requested else ():
         with suppress(DataError), open_image(path) as file:
             largest = max(largest, math.prod(file.size))
-    found = readers(wanted, 2, 4 * largest)  # 2 is torch's own number of images ahead
-    if found.lack:
-        log_warning(f"{len(paths):,} images: {found.workers} workers read in place of {wanted}, since {found.lack}")
-    return found.workers
+    allocation = readers(requested, 2, 4 * largest)  # torch reads 2 images ahead by default
+    if allocation.lack:
+        log_warning(
+            f"{len(paths):,} images: using {allocation.workers} workers instead of {requested}, because {allocation.lack}"
+        )
+    return allocation.workers
 
 
-def warn_of_subfolders(folder: Path, output: Path) -> None:
-    """Name the images below a folder that are not in it: they are not segmented."""
+def warn_about_subfolders(folder: Path, output: Path) -> None:
+    """Warn about images in subfolders, which are not predicted."""
     if not folder.is_dir():
         return
     below = [
@@ -137,28 +141,30 @@ def warn_of_subfolders(folder: Path, output: Path) -> None:
     ]
     if below:
         log_warning(
-            f"input={folder}: {len(below):,} images in subfolders are left out, such as {min(below)}. To segment them,"
-            f" too: 'input=\"{folder}/**/*{min(below).suffix}\"'"
+            f"input={folder}: {len(below):,} images in subfolders are skipped, such as {min(below)}. To predict them,"
+            f" too, set 'input=\"{folder}/**/*{min(below).suffix}\"'"
         )
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """Where each image's results go below the output: as below the images' common folder, each name once."""
+    """Return unique output names, relative to the common folder of the images."""
     base = os.path.commonpath([path.parent.absolute() for path in paths])
-    places = [path.absolute().relative_to(base) for path in paths]
-    whole: set[Path] = set()  # whose suffix is kept: a.jpg beside a.png
+    relative = [path.absolute().relative_to(base) for path in paths]
+    with_suffix: set[Path] = set()  # keep the suffix of these: a.jpg beside a.png
     while True:
-        names = [f"{place if place in whole else place.with_suffix('')}.png" for place in places]
-        often = Counter(names)
+        names = [f"{path if path in with_suffix else path.with_suffix('')}.png" for path in relative]
+        counts = Counter(names)
         folders = {str(parent) for name in names for parent in Path(name).parents}
-        clash = {place for place, name in zip(places, names, strict=True) if often[name] > 1 or name in folders} - whole
-        if not clash:
+        clashes = {
+            path for path, name in zip(relative, names, strict=True) if counts[name] > 1 or name in folders
+        } - with_suffix
+        if not clashes:
             return names
-        whole |= clash
+        with_suffix |= clashes
 
 
 class ImageFiles(Dataset):
-    """Images by index; one that cannot be used comes as its problem, and the rest goes on."""
+    """Images by index; an unusable image is returned as a problem, so that the others are still predicted."""
 
     def __init__(self, paths: Sequence[Path], min_size: int):
         self.paths, self.min_size = list(paths), min_size
@@ -172,8 +178,8 @@ class ImageFiles(Dataset):
             image = read_image(self.paths[index])
             if min(image.shape[:2]) < self.min_size:
                 raise DataError(
-                    f"{self.paths[index]} has {image.shape[0]}x{image.shape[1]} pixels; {self.min_size} are needed on"
-                    " each side"
+                    f"{self.paths[index]} has {image.shape[0]}x{image.shape[1]} pixels, but at least {self.min_size}"
+                    " are required on each side"
                 )
         except DataError as error:
             return {"problem": str(error)}
@@ -181,7 +187,7 @@ class ImageFiles(Dataset):
 
 
 class Predictor(Segmenter):
-    """Gives the problem of an image in place of its prediction: a file that cannot be used, or too little memory."""
+    """Return the problem of an image instead of its prediction: an unusable file, or too little memory."""
 
     def predict_step(self, batch: dict[str, Any]) -> Any:
         if "problem" in batch:
@@ -193,13 +199,13 @@ class Predictor(Segmenter):
                 raise
             rows, cols = batch["image"].shape[2:]
             return (
-                f"{batch['path']} has {rows}x{cols} pixels, for which memory is too small: make it smaller, or add"
+                f"{batch['path']} has {rows}x{cols} pixels, too many for the memory: make it smaller, or add"
                 " inference=sliding"
             )
 
 
 class WritePredictions(Callback):
-    """Write each prediction as soon as it is there."""
+    """Write each prediction when its batch ends."""
 
     def __init__(self, folder: Path, files: ImageFiles, classes: Sequence[str], palette: np.ndarray):
         self.folder, self.files, self.classes, self.palette = PredictionFolder(folder), files, classes, palette

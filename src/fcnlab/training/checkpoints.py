@@ -22,7 +22,7 @@ from fcnlab.data import SegmentationDataset
 from fcnlab.errors import UserError, first_line
 from fcnlab.models import FCN
 from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_strictly, load_without_code
-from fcnlab.runs.selection import OF_A_CHECKPOINT, Facts, is_one
+from fcnlab.runs.selection import CHECKPOINT_TYPES, Facts, is_valid_selection
 from fcnlab.training.callbacks.resume import check_random_states
 from fcnlab.training.callbacks.stopping import check_early_end
 
@@ -255,7 +255,7 @@ def _check_record(record: Any) -> None:
     if not all(isinstance(name, str) and _is_utf8(name) for name in record["classes"]):
         raise ValueError("its classes are no names")
     _check_copied(record)
-    if "selection" in record and not is_one(record["selection"], OF_A_CHECKPOINT):
+    if "selection" in record and not is_valid_selection(record["selection"], CHECKPOINT_TYPES):
         raise ValueError("its selection is none of fcnlab's")
     if "selection" in record and not all(_is_count(record["selection"][name]) for name in ("among", "step")):
         raise ValueError("its selection is none of fcnlab's")

@@ -20,8 +20,8 @@ def found():
 def test_frequencies(found):
     assert found.pixels.tolist() == [80, 20, 0] and found.images.tolist() == [2, 1, 0]
     assert found.area.tolist() == [100, 40, 0]  # of the images that hold the class, without void
-    assert (found.ignore_index, found.voided) == (40, 1)
-    assert found.share.tolist() == [0.8, 0.2, 0.0] and found.void_share == pytest.approx(40 / 140)
+    assert (found.ignored_pixels, found.images_with_ignored) == (40, 1)
+    assert found.share.tolist() == [0.8, 0.2, 0.0] and found.ignored_share == pytest.approx(40 / 140)
 
 
 def test_median_frequency(found):
@@ -36,4 +36,4 @@ def test_bounded_log(found):
 def test_nothing_at_all_has_equal_weights():
     nothing = frequencies([], 2)
     assert median_frequency(nothing).tolist() == bounded_log(nothing).tolist() == [1, 1]
-    assert nothing.void_share == 0 and nothing.share.tolist() == [0, 0]
+    assert nothing.ignored_share == 0 and nothing.share.tolist() == [0, 0]

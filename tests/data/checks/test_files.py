@@ -78,7 +78,7 @@ def shorten(path: Path) -> None:
 
 
 def cut_out(path: Path) -> None:
-    """A image whose beginning and end are there, and whose middle is not."""
+    """An image whose beginning and end are there, and whose middle is not."""
     Image.open(path).save(path, "PNG")
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] + data[-12:])
@@ -132,7 +132,7 @@ DEFECTS = {  # what is done, the line that tells it, how bad it is, and what the
     "missing mask": (lambda voc: mask(voc, "v1").unlink(), "val", "files", ERROR, "v1.png is missing"),
     "a name without files": (lambda voc: add_name(voc, "val", "x"), "val", "files", ERROR, "x.jpg is missing"),
     "a double name": (lambda voc: add_name(voc, "train", "t2"), "train", "list", ERROR, "t2 is listed twice"),
-    "a page instead of a image": (
+    "a page instead of an image": (
         lambda voc: image(voc, "t1").write_text("<html>404"), "train", "formats", ERROR, "t1.jpg cannot be read as"),
     "an empty mask file": (
         lambda voc: mask(voc, "t1").write_bytes(b""), "train", "formats", ERROR, "t1.png cannot be read as"),
@@ -273,4 +273,4 @@ def test_real_images_are_counted_as_numpy_counts_them(shared, split):
         assert found.pixels[label] == sum(int((mask == label).sum()) for mask in masks)
         assert found.images[label] == sum(bool((mask == label).any()) for mask in masks)
     assert found.ignore_index == sum(int((mask == 255).sum()) for mask in masks)
-    assert found.voided == len(dataset)  # official masks, all with void borders
+    assert found.images_with_ignored == len(dataset)  # official masks, all with void borders

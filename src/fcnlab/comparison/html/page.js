@@ -1,6 +1,6 @@
 "use strict";
 
-// Sorting: a click on a column's button; the state is the header's aria-sort.
+// Sorting: a click on a column's button sorts; aria-sort of the header keeps the state.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
@@ -26,13 +26,13 @@ function sortRows(body, column, numbers, sign) {
   });
   keyed.sort(([a], [b]) => {
     if (!numbers) return sign * text(a, b);
-    if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b); // what is not known comes last
+    if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b); // unknown values last
     return sign * (a - b);
   });
   body.append(...keyed.map(([, row]) => row));
 }
 
-// Filtering: rows whose groups have all the words.
+// Filtering: show the rows whose group names contain all words.
 const filter = document.getElementById("filter");
 filter.addEventListener("input", () => {
   const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -44,23 +44,23 @@ filter.addEventListener("input", () => {
   document.getElementById("shown").textContent = words.length ? `${shown} of ${rows.length} groups` : "";
 });
 
-// Theme: the system's, light, dark; kept for the next page where the browser allows it.
-const THEMES = { auto: ["light dark", "◐ auto", "as the system"], light: ["light", "☀ light", "light"], dark: ["dark", "☾ dark", "dark"] };
+// Theme: system, light or dark; stored if the browser allows it.
+const THEMES = { auto: ["light dark", "◐ auto", "system"], light: ["light", "☀ light", "light"], dark: ["dark", "☾ dark", "dark"] };
 const theme = document.getElementById("theme");
 let chosen = "auto";
 try { chosen = localStorage.getItem("fcnlab-theme") ?? "auto"; } catch { /* a file's page may have no storage */ }
 
 function show(name) {
   chosen = name in THEMES ? name : "auto";
-  const [scheme, label, said] = THEMES[chosen];
+  const [scheme, label, description] = THEMES[chosen];
   document.documentElement.style.colorScheme = scheme;
   theme.textContent = label;
-  theme.setAttribute("aria-label", `Theme: ${said}`);
+  theme.setAttribute("aria-label", `Theme: ${description}`);
 }
 
 theme.addEventListener("click", () => {
   const names = Object.keys(THEMES);
   show(names[(names.indexOf(chosen) + 1) % names.length]);
-  try { localStorage.setItem("fcnlab-theme", chosen); } catch { /* then it is this page's alone */ }
+  try { localStorage.setItem("fcnlab-theme", chosen); } catch { /* the choice holds for this page only */ }
 });
 show(chosen);

@@ -1,7 +1,7 @@
-"""What comes out of the training loader: that no two workers and no two epochs draw alike, and equal seeds do.
+"""Check the randomness of the training loader: different in each worker and epoch, equal for equal seeds.
 
-Workers are copies of one process, random states included. A pipeline that draws from such a state gives each worker the
-same crops, and each epoch those of the first: no loss curve shows it.
+Workers are copies of one process, including its random states. A pipeline that uses such a state returns the same crops
+in each worker and each epoch, which no loss curve shows.
 """
 
 from collections.abc import Sequence
@@ -28,38 +28,48 @@ Sample = tuple[str, UInt8[ndarray, "rows cols 3"], UInt8[ndarray, "rows cols"]]
 
 
 def inspect_streams(data: DataModule, dataset: SegmentationDataset, index: int) -> list[Finding]:
-    """The findings about the data module's own loader and augmentation, on the image at ``index`` again and again."""
-    one = repeat_image(dataset, index, BATCH * BATCHES)
-    lack = loader_of(data, one, workers=2).readers("train").lack
+    """Return the findings on loader and augmentation, for many copies of the image at ``index``."""
+    copies = repeat_image(dataset, index, BATCH * BATCHES)
+    lack = loader_of(data, copies, workers=2).readers("train").lack
     workers = 0 if lack else 2
     try:
-        alone, again = stream(data, one, workers=0), stream(data, one, workers=0)
-        shared, later = stream(data, one, workers), stream(data, one, workers, epoch=1)
+        no_workers, repeated = stream(data, copies, workers=0), stream(data, copies, workers=0)
+        with_workers, next_epoch = stream(data, copies, workers), stream(data, copies, workers, epoch=1)
     except Exception as error:  # of a user's own augmentation
-        return [Finding(ABOUT, "loading", Verdict.ERROR, f"it fails: {first_line(error)}")]
-    findings = [_finding("equal seeds", "give equal images", "give unequal images", alone == again)]
+        return [Finding(ABOUT, "loading", Verdict.ERROR, f"loading fails: {first_line(error)}")]
+    findings = [_finding("equal seeds", "return equal images", "return different images", no_workers == repeated)]
     if lack:
-        findings.append(Finding(ABOUT, "0 and 2 workers", Verdict.WARNING, f"not compared, since {lack}"))
+        findings.append(Finding(ABOUT, "0 and 2 workers", Verdict.WARNING, f"not compared, because {lack}"))
     else:
-        bad = "give unequal images: a run depends on num_workers"
-        findings.append(_finding("0 and 2 workers", "give equal images", bad, alone == shared))
+        failure = "return different images: runs depend on num_workers"
+        findings.append(_finding("0 and 2 workers", "return equal images", failure, no_workers == with_workers))
     if data.augment is None:
-        return [*findings, Finding(ABOUT, "draws", Verdict.OK, "none: images are taken whole, as they are")]
+        return [*findings, Finding(ABOUT, "draws", Verdict.OK, "no augmentation: images are used unchanged")]
     if not lack:
-        bad = "draw alike: half of the images are copies"
-        findings.append(_finding("two workers", "draw apart", bad, shared[0::2] != shared[1::2]))
-    bad = "draw alike: later epochs bring nothing new"
-    return [*findings, _finding("two epochs", "draw apart", bad, samples_of_epoch(shared) != samples_of_epoch(later))]
+        failure = "draw the same numbers: half of the images are copies"
+        findings.append(
+            _finding("two workers", "draw different numbers", failure, with_workers[0::2] != with_workers[1::2])
+        )
+    failure = "draw the same numbers: all epochs are equal"
+    return [
+        *findings,
+        _finding(
+            "two epochs",
+            "draw different numbers",
+            failure,
+            samples_of_epoch(with_workers) != samples_of_epoch(next_epoch),
+        ),
+    ]
 
 
 def repeat_image(dataset: SegmentationDataset, index: int, count: int) -> SegmentationDataset:
-    """A set of one image: samples of it differ by what was drawn, and by nothing else."""
+    """Return a data set with copies of one image, whose samples differ only by their random numbers."""
     names = tuple(f"{dataset.names[index]}-{copy}" for copy in range(count))
     return replace(dataset, names=names, images=(dataset.images[index],) * count, masks=(dataset.masks[index],) * count)
 
 
 def stream(data: DataModule, dataset: SegmentationDataset, workers: int, epoch: int = 0) -> Stream:
-    """The first batches of an epoch, as the data module's loader gives them for these images."""
+    """Return digests of the first batches of an epoch from the data module's loader."""
     loader = loader_of(data, dataset, workers).train_dataloader()
     assert isinstance(loader.batch_sampler, TrainingBatches)
     loader.batch_sampler.set_epoch(epoch)
@@ -67,7 +77,7 @@ def stream(data: DataModule, dataset: SegmentationDataset, workers: int, epoch: 
 
 
 def loader_of(data: DataModule, dataset: SegmentationDataset, workers: int) -> DataModule:
-    """The same augmentation of other images, by so many workers."""
+    """Return a data module with the same augmentation for another data set and number of workers."""
     return DataModule(
         dataset=lambda root, split: dataset,
         root=data.root,
@@ -83,7 +93,7 @@ def loader_of(data: DataModule, dataset: SegmentationDataset, workers: int) -> D
 
 
 def samples_of_epoch(batches: Stream) -> list[str]:
-    """The samples of an epoch, whatever their order."""
+    """Return the samples of an epoch in sorted order."""
     return sorted(sample for batch in batches for sample in batch)
 
 
@@ -92,14 +102,19 @@ def _digests(batch: Batch) -> list[str]:
     return [blake2b(image.tobytes() + mask.tobytes(), digest_size=8).hexdigest() for image, mask in pairs]
 
 
-def _finding(check: str, fine: str, bad: str, holds: bool) -> Finding:
-    return Finding(ABOUT, check, Verdict.OK if holds else Verdict.ERROR, fine if holds else bad)
+def _finding(check: str, success: str, failure: str, holds: bool) -> Finding:
+    return Finding(ABOUT, check, Verdict.OK if holds else Verdict.ERROR, success if holds else failure)
 
 
-def augmented_samples(data: DataModule, dataset: SegmentationDataset, sound: Sequence[int], count: int) -> list[Sample]:
-    """The first samples of the first epoch, those of sound images, by name."""
+def augmented_samples(
+    data: DataModule, dataset: SegmentationDataset, valid_indices: Sequence[int], count: int
+) -> list[Sample]:
+    """Return the first samples of the first epoch, without invalid images: name, image, mask."""
     samples = TrainingSamples(dataset, data.augment, data.seed)
-    wanted = set(sound)
-    keys = [key for (key,) in TrainingBatches(len(dataset), 1, data.seed) if key[1] in wanted]
+    valid = set(valid_indices)
+    keys = [key for (key,) in TrainingBatches(len(dataset), 1, data.seed) if key[1] in valid]
     drawn = [samples[key] for key in keys[:count]]
-    return [(dataset.names[one["index"]], one["image"].permute(1, 2, 0).numpy(), one["mask"].numpy()) for one in drawn]
+    return [
+        (dataset.names[sample["index"]], sample["image"].permute(1, 2, 0).numpy(), sample["mask"].numpy())
+        for sample in drawn
+    ]

@@ -1,4 +1,4 @@
-"""How often classes are, and the weights of a loss that make up for it."""
+"""Count class frequencies and compute class weights for a loss."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,41 +15,41 @@ Weights = Float[ndarray, " classes"]
 
 @dataclass(frozen=True)
 class Frequencies:
-    """Pixels and images of a set, counted.
+    """Pixels and images of a data set by class.
 
     Attributes
     ----------
     pixels
-        Of each class.
+        Pixels of each class.
     images
-        That hold some of it.
+        Images that contain the class.
     area
-        Pixels of these images, those of void left out.
-    void
-        Pixels of void in the whole set.
-    voided
-        Images that hold some void.
+        Pixels of these images, without ignored pixels.
+    ignored_pixels
+        Ignored pixels in the whole set.
+    images_with_ignored
+        Images with ignored pixels.
     """
 
     pixels: ClassVector
     images: ClassVector
     area: ClassVector
-    ignore_index: int
-    voided: int
+    ignored_pixels: int
+    images_with_ignored: int
 
     @property
     def share(self) -> Float[ndarray, " classes"]:
-        """Of all pixels that are not void, 0 to 1."""
+        """Share of each class in all pixels that are not ignored, 0 to 1."""
         return self.pixels / max(1, self.pixels.sum())
 
     @property
-    def void_share(self) -> float:
-        """Of all pixels, 0 to 1."""
-        return self.ignore_index / max(1, self.ignore_index + int(self.pixels.sum()))
+    def ignored_share(self) -> float:
+        """Share of ignored pixels in all pixels, 0 to 1."""
+        return self.ignored_pixels / max(1, self.ignored_pixels + int(self.pixels.sum()))
 
 
 def frequencies(labels: Iterable[Int64[ndarray, " 256"]], classes: int) -> Frequencies:
-    """From the pixels of each label in each image, 255 being void."""
+    """Return frequencies from the pixels of each label in each image; label 255 is ignored."""
     counts = np.array(list(labels), np.int64).reshape(-1, 256)
     known = counts[:, :classes]
     present = known > 0
@@ -57,29 +57,30 @@ def frequencies(labels: Iterable[Int64[ndarray, " 256"]], classes: int) -> Frequ
         pixels=known.sum(0),
         images=present.sum(0),
         area=(present * known.sum(1, keepdims=True)).sum(0),
-        ignore_index=int(counts[:, IGNORE_INDEX].sum()),
-        voided=int((counts[:, IGNORE_INDEX] > 0).sum()),
+        ignored_pixels=int(counts[:, IGNORE_INDEX].sum()),
+        images_with_ignored=int((counts[:, IGNORE_INDEX] > 0).sum()),
     )
 
 
-def median_frequency(found: Frequencies) -> Weights:
-    """Median frequency over a class's own, that being its share of the images that hold it; 1 for an absent class.
+def median_frequency(counts: Frequencies) -> Weights:
+    """Return the median frequency over the frequency of each class; 1 for an absent class.
 
-    Eigen & Fergus, ICCV 2015, section 4.3.2; void counts in neither.
+    The frequency of a class is its share of the pixels of images that contain it, without ignored pixels (Eigen &
+    Fergus, ICCV 2015, section 4.3.2).
     """
-    present = found.pixels > 0
-    frequency = found.pixels[present] / found.area[present]
+    present = counts.pixels > 0
+    frequency = counts.pixels[present] / counts.area[present]
     weights = np.ones(len(present))
     weights[present] = np.median(frequency) / frequency if present.any() else 1
     return weights
 
 
-def bounded_log(found: Frequencies) -> Weights:
-    """1 / ln(1.02 + p) of a class's share p of all pixels, so between 1.4 and 50.5; 1 for an absent class.
+def bounded_log(counts: Frequencies) -> Weights:
+    """Return 1 / ln(1.02 + p) for the share p of each class in all pixels, 1.4 to 50.5; 1 for an absent class.
 
     Paszke et al., ENet, 2016, section 5.2.
     """
-    return np.where(found.pixels > 0, 1 / np.log(1.02 + found.share), 1.0)
+    return np.where(counts.pixels > 0, 1 / np.log(1.02 + counts.share), 1.0)
 
 
 WEIGHTINGS = {"median frequency": median_frequency, "bounded log": bounded_log}

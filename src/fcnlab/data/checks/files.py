@@ -1,7 +1,7 @@
-"""Every image and mask of a split looked at, whole: what is wrong with it, what is odd, what it holds.
+"""Inspect every image and mask of a split: errors, unusual properties and contents.
 
-:meth:`Images.faults` finds what keeps a file from being used, for a training as for this. Here the images are
-decoded too, and compared with each other.
+:meth:`SegmentationDataset.faults` finds the errors that also stop training. Here, images are decoded, too, and compared
+with each other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,44 +35,44 @@ from fcnlab.data.label_counts import absent_classes, conflicts, one_class_only
 
 Read = TypeVar("Read")
 Code = Float32[ndarray, " 64"]
-ImageReports = tuple[SegmentationDataset, Sequence["ImageReport"]]  # a split, and what was seen of each of its images
+ImageReports = tuple[SegmentationDataset, Sequence["ImageReport"]]  # a split, and a report on each of its images
 
-FAULTS = {  # the check that finds each kind, and what it says when there is none, and some
-    MissingFile: ("files", "all there", "{} missing"),
-    UnreadableFile: ("formats", "images and masks, all", "{} no such image or mask"),
-    BrokenFile: ("whole files", "each decodes to its end", "{} cut off or damaged"),
-    WrongSize: ("mask sizes", "each its image's", "{} not their image's, or too large"),
-    WrongMode: ("pixel modes", "8 bits; masks hold ids or class colours", "{} of another kind"),
-    WrongLabels: ("labels", "classes and void only", "{} masks with others"),
+FAULTS = {  # check, text without faults, text with faults
+    MissingFile: ("files", "all present", "{} missing"),
+    UnreadableFile: ("formats", "all supported", "{} not a supported image or mask"),
+    BrokenFile: ("whole files", "all complete", "{} truncated or damaged"),
+    WrongSize: ("mask sizes", "all equal to their images", "{} different from their image, or too large"),
+    WrongMode: ("pixel modes", "8 bits; masks contain ids or class colours", "{} not supported"),
+    WrongLabels: ("labels", "only classes and ignored pixels", "{} masks with other labels"),
 }
 ORIENTATION = 0x0112  # EXIF's tag; 1: upright
-ODDITIES = {  # likewise, of what is read in another way than its maker meant
-    "rotation": ("none noted in EXIF", "{} rotated in EXIF alone"),
-    "colour space": ("RGB or grey", "{} of another"),
-    "bit depth": ("8", "{} of 16 bits"),
+ODDITIES = {  # likewise for files that are possibly not read as intended
+    "rotation": ("none in EXIF", "{} rotated in EXIF only"),
+    "colour space": ("RGB or grey", "{} in another colour space"),
+    "bit depth": ("8", "{} with 16 bits"),
 }
-FLAT = 2.0  # grey levels: below this deviation a thumbnail has nothing to recognise it by
-SMALL = 32  # pixels: the stride of a net's last layers
-MOSTLY_VOID = 0.5
+FLAT = 2.0  # grey levels: a thumbnail with a smaller deviation is not recognisable
+SMALL = 32  # pixels: the stride of a network's last layers
+MOSTLY_IGNORED = 0.5
 NO_LABELS = np.zeros(256, np.int64)
 
 
 @dataclass(frozen=True)
 class ImageReport:
-    """What was seen of a image and its mask; what could not be read is None.
+    """The properties of an image and its mask; None for what could not be read.
 
     Attributes
     ----------
     odd
-        By the names in ``ODDITIES``: what is odd.
+        Unusual properties, as pairs of a name in ``ODDITIES`` and a message.
     size
         Rows and columns.
     digest
-        Of the decoded pixels: equal images have equal ones, however they are stored.
+        Hash of the decoded pixels: equal for equal images in any file format.
     code
-        64 signs: whether the image grows lighter from left to right, at 8 x 8 places (dHash). None if it is flat.
+        64 signs of horizontal gradients at 8 x 8 positions (dHash); None for a uniform image.
     mask
-        What the mask holds.
+        The contents of the mask.
     """
 
     faults: tuple[DataError, ...] = ()
@@ -84,18 +84,18 @@ class ImageReport:
 
     @property
     def labels(self) -> LabelPixels | None:
-        """Pixels of each label, 255 being void."""
+        """Pixels of each label; 255 is the ignore index."""
         return None if self.mask is None else self.mask.pixels
 
 
 def inspect_images(dataset: SegmentationDataset) -> Iterator[ImageReport]:
-    """A look at each, in their order, by as many threads as there are cores; broken ones stop nothing."""
+    """Yield a report on each image in order, with one thread per core; damaged images do not stop it."""
     with ThreadPoolExecutor(visible_cores()) as pool:
         yield from pool.map(lambda index: inspect_image(dataset, index), range(len(dataset)))
 
 
 def inspect_image(dataset: SegmentationDataset, index: int) -> ImageReport:
-    """Read a image and its mask to their ends."""
+    """Read an image and its mask completely, and report on them."""
     faults = {str(fault): fault for fault in dataset.faults(index)}
     image = _read(dataset.image, index, faults)
     mask = _read(dataset.mask_facts, index, faults) if dataset.masks else None
@@ -118,115 +118,130 @@ def _read(reader: Callable[[int], Read], index: int, faults: dict[str, DataError
 
 
 def oddities(path: Path) -> Iterator[tuple[str, str]]:
-    """What is odd about a image that can be read, by the names in ``ODDITIES``."""
+    """Yield the unusual properties of a readable image, as pairs of a name in ``ODDITIES`` and a message."""
     try:
         with open_image(path) as file:
             if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-                yield "colour space", f"{path} is {file.mode}: its colours are converted roughly, without a profile"
+                yield "colour space", f"{path} is {file.mode}: colours are converted approximately, without a profile"
             if any(";16" in str(tile[3]) for tile in file.tile):
-                yield "bit depth", f"{path} has 16 bits to a channel, of which the upper 8 are used"
-            turn = file.getexif().get(ORIENTATION, 1)  # last, since it decodes a PNG
+                yield "bit depth", f"{path} has 16 bits per channel, of which only the upper 8 are used"
+            turn = file.getexif().get(ORIENTATION, 1)  # last, because it decodes a PNG
             if turn != 1:
-                yield "rotation", f"{path} notes orientation {turn} in EXIF; it is taken as stored, like its mask"
-    except DataError:  # a fault, and told as such
+                yield (
+                    "rotation",
+                    f"{path} has EXIF orientation {turn}, which is ignored: the image is used as stored, like its mask",
+                )
+    except DataError:  # reported as a fault
         return
 
 
 def pixel_digest(image: UInt8[ndarray, "rows cols 3"]) -> bytes:
-    """Equal for equal pixels, whatever the file's format."""
+    """Return a hash of the pixels, independent of the file format."""
     return blake2b(image.tobytes(), digest_size=16, person=str(image.shape[1]).encode()).digest()
 
 
 def perceptual_code(image: UInt8[ndarray, "rows cols 3"]) -> Code | None:
-    """The 64 signs of a dHash as +1 and -1: two codes' product counts what they share. None for flat images."""
+    """Return the 64 signs of a dHash as +1 and -1, so that a product counts equal signs; None for uniform images."""
     grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
     return None if grey.std() < FLAT else np.where(np.diff(grey, axis=1) > 0, np.float32(1), np.float32(-1)).ravel()
 
 
-def inspect_split(name: str, dataset: SegmentationDataset, seen: Sequence[ImageReport], bits: int = 4) -> list[Finding]:
-    """The findings about a split by itself.
+def inspect_split(
+    name: str, dataset: SegmentationDataset, reports: Sequence[ImageReport], bits: int = 4
+) -> list[Finding]:
+    """Return the findings on a single split.
 
-    Images whose dHash differs in at most ``bits`` of 64 are said to look alike.
+    Images whose dHash differs in at most ``bits`` of 64 count as look-alikes.
     """
     about = f"{name}: {dataset.title}, {len(dataset):,} images, {sum(map(isfile, dataset.masks)):,} masks"
-    titles, passed_over = tuple(dataset.listed_twice()), tuple(map(str, dataset.left_out))
-    twice = tuple(f"{title} is listed twice" for title in titles)
-    left_out = tuple(f"{path} fits data.dataset.images but for its suffix or case" for path in passed_over)
-    like = ("no image of like name", "{} images of like names")
+    duplicate_names, skipped_files = tuple(dataset.listed_twice()), tuple(map(str, dataset.left_out))
+    duplicates = tuple(f"{title} is listed more than once" for title in duplicate_names)
+    skipped = tuple(f"{path} matches data.dataset.images except for suffix or case" for path in skipped_files)
+    similar_names = ("no images with similar names", "{} images with similar names")
     return [
-        _verdict(about, "list", Verdict.ERROR, twice, "no name twice", "{} listed more than once", titles),
-        _verdict(about, "left out", Verdict.WARNING, left_out, *like, passed_over),
-        *_fault_lines(about, dataset, seen),
-        *_odd_lines(about, dataset, seen),
-        _size_line(about, dataset, seen),
-        *(_label_lines(about, dataset, seen) if dataset.masks else []),
+        _verdict(
+            about, "list", Verdict.ERROR, duplicates, "no duplicate names", "{} listed more than once", duplicate_names
+        ),
+        _verdict(about, "skipped", Verdict.WARNING, skipped, *similar_names, skipped_files),
+        *_fault_lines(about, dataset, reports),
+        *_odd_lines(about, dataset, reports),
+        _size_line(about, dataset, reports),
+        *(_label_lines(about, dataset, reports) if dataset.masks else []),
         _verdict(
             about,
             "duplicates",
             Verdict.WARNING,
-            tuple(_equal_pairs(dataset, seen)),
-            "no image twice",
-            "{} the same, to the pixel, as one before",
+            tuple(_equal_pairs(dataset, reports)),
+            "no equal images",
+            "{} equal to an earlier image, to the pixel",
         ),
         _verdict(
             about,
             "look-alikes",
             Verdict.WARNING,
-            tuple(_alike_within(dataset, seen, bits)),
+            tuple(_alike_within(dataset, reports, bits)),
             "none",
-            "{} much like another",
+            "{} similar to another image",
         ),
     ]
 
 
 def inspect_overlap(
-    names: tuple[str, str], ours: ImageReports, theirs: ImageReports, bits: int = 4, allowed: bool = False
+    names: tuple[str, str], first: ImageReports, second: ImageReports, bits: int = 4, allowed: bool = False
 ) -> list[Finding]:
-    """The findings about two splits of which the one is to tell how well a net does that learned from the other.
+    """Return the findings on two splits, of which one is used to evaluate a model trained on the other.
 
-    ``allowed``: images may be in both, which is worth a warning still.
+    ``allowed``: images in both splits cause a warning instead of an error.
     """
     about = f"{names[0]} and {names[1]}"
-    same = tuple(_same_across(names, ours, theirs))
-    alike = tuple(_alike_across(names, ours, theirs, bits))
+    equal = tuple(_same_across(names, first, second))
+    similar = tuple(_alike_across(names, first, second, bits))
     verdict = Verdict.WARNING if allowed else Verdict.ERROR
     return [
-        _verdict(about, "overlap", verdict, same, "no image in both", "{} in both"),
-        _verdict(about, "look-alikes", Verdict.WARNING, alike, "none", "{} much like one of the other"),
+        _verdict(about, "overlap", verdict, equal, "no image in both", "{} in both"),
+        _verdict(about, "look-alikes", Verdict.WARNING, similar, "none", "{} similar to an image of the other"),
     ]
 
 
-def class_frequencies(dataset: SegmentationDataset, seen: Sequence[ImageReport]) -> Frequencies:
-    """Of the masks that could be read."""
-    return frequencies([one.labels for one in seen if one.labels is not None], len(dataset.classes))
+def class_frequencies(dataset: SegmentationDataset, reports: Sequence[ImageReport]) -> Frequencies:
+    """Return the class frequencies in all readable masks."""
+    return frequencies([report.labels for report in reports if report.labels is not None], len(dataset.classes))
 
 
 def _verdict(
-    about: str, check: str, bad: Verdict, each: tuple[str, ...], fine: str, found: str, files: tuple[str, ...] = ()
+    about: str,
+    check: str,
+    verdict: Verdict,
+    each: tuple[str, ...],
+    success: str,
+    failure: str,
+    files: tuple[str, ...] = (),
 ) -> Finding:
     if not each:
-        return _fine(about, check, fine)
-    return Finding(about, check, bad, found.format(f"{len(each):,}"), each, files)
+        return _fine(about, check, success)
+    return Finding(about, check, verdict, failure.format(f"{len(each):,}"), each, files)
 
 
-def _fine(about: str, check: str, found: str) -> Finding:
-    return Finding(about, check, Verdict.OK, found)
+def _fine(about: str, check: str, text: str) -> Finding:
+    return Finding(about, check, Verdict.OK, text)
 
 
-def _fault_lines(about: str, dataset: SegmentationDataset, seen: Sequence[ImageReport]) -> Iterator[Finding]:
-    faults = [(fault, index) for index, one in enumerate(seen) for fault in one.faults]
-    for kind, (check, fine, found) in FAULTS.items():
+def _fault_lines(about: str, dataset: SegmentationDataset, reports: Sequence[ImageReport]) -> Iterator[Finding]:
+    faults = [(fault, index) for index, report in enumerate(reports) for fault in report.faults]
+    for kind, (check, success, failure) in FAULTS.items():
         each = [(str(fault), index) for fault, index in faults if isinstance(fault, kind)]
-        yield _verdict(about, check, Verdict.ERROR, _texts(each), fine, found, _files(dataset, each))
-    rest = [(str(fault), index) for fault, index in faults if not isinstance(fault, tuple(FAULTS))]
-    if rest:  # of a data set with checks of its own
-        yield Finding(about, "contents", Verdict.ERROR, f"{len(rest):,} wrong", _texts(rest), _files(dataset, rest))
+        yield _verdict(about, check, Verdict.ERROR, _texts(each), success, failure, _files(dataset, each))
+    other = [(str(fault), index) for fault, index in faults if not isinstance(fault, tuple(FAULTS))]
+    if other:  # of a data set with its own checks
+        yield Finding(
+            about, "contents", Verdict.ERROR, f"{len(other):,} invalid", _texts(other), _files(dataset, other)
+        )
 
 
-def _odd_lines(about: str, dataset: SegmentationDataset, seen: Sequence[ImageReport]) -> Iterator[Finding]:
-    for check, (fine, found) in ODDITIES.items():
-        each = [(what, index) for index, one in enumerate(seen) for name, what in one.odd if name == check]
-        yield _verdict(about, check, Verdict.WARNING, _texts(each), fine, found, _files(dataset, each))
+def _odd_lines(about: str, dataset: SegmentationDataset, reports: Sequence[ImageReport]) -> Iterator[Finding]:
+    for check, (success, failure) in ODDITIES.items():
+        each = [(text, index) for index, report in enumerate(reports) for name, text in report.odd if name == check]
+        yield _verdict(about, check, Verdict.WARNING, _texts(each), success, failure, _files(dataset, each))
 
 
 def _texts(each: Sequence[tuple[str, int]]) -> tuple[str, ...]:
@@ -234,119 +249,129 @@ def _texts(each: Sequence[tuple[str, int]]) -> tuple[str, ...]:
 
 
 def _files(dataset: SegmentationDataset, each: Sequence[tuple[str, int]]) -> tuple[str, ...]:
-    """The file that each sentence begins with, an image or its mask; where it begins with neither, the sentence."""
+    """Return the file at the start of each message, an image or its mask; without one, the message itself."""
     named = [(text, map(str, (dataset.images[index], *dataset.masks[index : index + 1]))) for text, index in each]
     return tuple(max(filter(text.startswith, paths), key=len, default=text) for text, paths in named)
 
 
-def _size_line(about: str, dataset: SegmentationDataset, seen: Sequence[ImageReport]) -> Finding:
-    sizes = {str(dataset.images[index]): one.size for index, one in enumerate(seen) if one.size}
+def _size_line(about: str, dataset: SegmentationDataset, reports: Sequence[ImageReport]) -> Finding:
+    sizes = {str(dataset.images[index]): report.size for index, report in enumerate(reports) if report.size}
     if not sizes:
         return Finding(about, "image sizes", Verdict.WARNING, "no image could be read")
     files = tuple(path for path, size in sizes.items() if min(size) < SMALL)
     small = tuple(f"{path} has {sizes[path][0]}x{sizes[path][1]} pixels" for path in files)
     (rows, most_rows), (cols, most_cols) = ((min(side), max(side)) for side in zip(*sizes.values(), strict=True))
-    found = f"{rows} to {most_rows} rows, {cols} to {most_cols} columns"
+    text = f"{rows} to {most_rows} rows, {cols} to {most_cols} columns"
     if small:
-        return Finding(about, "image sizes", Verdict.WARNING, f"{found}: {len(small):,} under {SMALL}", small, files)
-    return _fine(about, "image sizes", found)
+        return Finding(
+            about, "image sizes", Verdict.WARNING, f"{text}: {len(small):,} under {SMALL} pixels", small, files
+        )
+    return _fine(about, "image sizes", text)
 
 
-def _label_lines(about: str, dataset: SegmentationDataset, seen: Sequence[ImageReport]) -> list[Finding]:
-    disagree = tuple(conflicts(dataset, [one.mask for one in seen if one.mask is not None]))
+def _label_lines(about: str, dataset: SegmentationDataset, reports: Sequence[ImageReport]) -> list[Finding]:
+    contradictions = tuple(conflicts(dataset, [report.mask for report in reports if report.mask is not None]))
     return [
-        _verdict(about, "mask kinds", Verdict.WARNING, disagree, "all masks agree", "{} ways in which masks disagree"),
-        _class_line(about, dataset, sum((one.labels for one in seen if one.labels is not None), NO_LABELS)),
-        _void_line(about, dataset, seen, class_frequencies(dataset, seen)),
+        _verdict(about, "mask kinds", Verdict.WARNING, contradictions, "consistent", "{} contradictions between masks"),
+        _class_line(about, dataset, sum((report.labels for report in reports if report.labels is not None), NO_LABELS)),
+        _ignored_line(about, dataset, reports, class_frequencies(dataset, reports)),
     ]
 
 
-def _class_line(about: str, dataset: SegmentationDataset, found: LabelPixels) -> Finding:
-    """Which classes occur; nothing is known of them where no mask could be read, which is told elsewhere."""
-    absent = absent_classes(dataset, found)
-    here = f"{len(dataset.classes) - len(absent)} of {len(dataset.classes)} occur"
-    if found.any() and (problem := one_class_only(dataset, found)):
-        return Finding(about, "classes", Verdict.ERROR, f"{here}: {problem}")
+def _class_line(about: str, dataset: SegmentationDataset, pixels: LabelPixels) -> Finding:
+    """Return the finding on the classes that occur; unreadable masks are reported elsewhere."""
+    absent = absent_classes(dataset, pixels)
+    summary = f"{len(dataset.classes) - len(absent)} of {len(dataset.classes)} occur"
+    if pixels.any() and (problem := one_class_only(dataset, pixels)):
+        return Finding(about, "classes", Verdict.ERROR, f"{summary}: {problem}")
     if absent:
-        return Finding(about, "classes", Verdict.WARNING, f"{here}; absent: {', '.join(absent)}")
-    return _fine(about, "classes", here)
+        return Finding(about, "classes", Verdict.WARNING, f"{summary}; absent: {', '.join(absent)}")
+    return _fine(about, "classes", summary)
 
 
-def _void_line(about: str, dataset: SegmentationDataset, seen: Sequence[ImageReport], found: Frequencies) -> Finding:
+def _ignored_line(
+    about: str, dataset: SegmentationDataset, reports: Sequence[ImageReport], counts: Frequencies
+) -> Finding:
     files = tuple(
         str(dataset.masks[index])
-        for index, one in enumerate(seen)
-        if one.labels is not None and not one.labels[: len(dataset.classes)].any()
+        for index, report in enumerate(reports)
+        if report.labels is not None and not report.labels[: len(dataset.classes)].any()
     )
-    empty = tuple(f"{path} is void all over: nothing is learned from it" for path in files)
-    masks = sum(one.labels is not None for one in seen)
-    text = f"{100 * found.void_share:.1f} % of the pixels, in {found.voided:,} of {masks:,} masks"
-    bad = empty or found.void_share > MOSTLY_VOID
-    return Finding(about, "void", Verdict.WARNING if bad else Verdict.OK, text, empty, files)
+    empty = tuple(f"{path} contains only ignored pixels: the model cannot learn from it" for path in files)
+    masks = sum(report.labels is not None for report in reports)
+    text = f"{100 * counts.ignored_share:.1f} % of all pixels, in {counts.images_with_ignored:,} of {masks:,} masks"
+    is_warning = empty or counts.ignored_share > MOSTLY_IGNORED
+    return Finding(about, "ignored pixels", Verdict.WARNING if is_warning else Verdict.OK, text, empty, files)
 
 
-def _equal_pairs(dataset: SegmentationDataset, seen: Sequence[ImageReport]) -> Iterator[str]:
+def _equal_pairs(dataset: SegmentationDataset, reports: Sequence[ImageReport]) -> Iterator[str]:
     first: dict[bytes, str] = {}
-    for name, one in dict(zip(dataset.names, seen, strict=True)).items():  # a name that is listed twice is told as that
-        if one.digest is None:
+    for name, report in dict(
+        zip(dataset.names, reports, strict=True)
+    ).items():  # duplicate names are reported separately
+        if report.digest is None:
             continue
-        if one.digest in first:
-            yield f"{name} is {first[one.digest]}"
-        first.setdefault(one.digest, name)
+        if report.digest in first:
+            yield f"{name} equals {first[report.digest]}"
+        first.setdefault(report.digest, name)
 
 
-def _same_across(names: tuple[str, str], ours: ImageReports, theirs: ImageReports) -> Iterator[str]:
-    (images, seen), (others, others_seen) = ours, theirs
-    by_pixels = {one.digest: name for name, one in zip(images.names, seen, strict=True) if one.digest is not None}
-    by_file = dict(zip(images.images, images.names, strict=True))  # also one that cannot be read
-    for name, path, one in zip(others.names, others.images, others_seen, strict=True):
-        twin = by_pixels.get(one.digest or b"") or by_file.get(path)
+def _same_across(names: tuple[str, str], first: ImageReports, second: ImageReports) -> Iterator[str]:
+    (dataset, reports), (other_dataset, other_reports) = first, second
+    by_pixels = {
+        report.digest: name for name, report in zip(dataset.names, reports, strict=True) if report.digest is not None
+    }
+    by_file = dict(zip(dataset.images, dataset.names, strict=True))  # also unreadable files
+    for name, path, report in zip(other_dataset.names, other_dataset.images, other_reports, strict=True):
+        twin = by_pixels.get(report.digest or b"") or by_file.get(path)
         if twin is not None:
-            yield f"{name} of {names[1]} is {twin} of {names[0]}"
+            yield f"{name} of {names[1]} equals {twin} of {names[0]}"
 
 
-def _alike_within(dataset: SegmentationDataset, seen: Sequence[ImageReport], bits: int) -> Iterator[str]:
-    places = _distinct(seen)
-    codes = _codes(seen, places)
-    for place, (other, distance) in enumerate(zip(*nearest(codes, codes, earlier_only=True), strict=True)):
+def _alike_within(dataset: SegmentationDataset, reports: Sequence[ImageReport], bits: int) -> Iterator[str]:
+    indices = _distinct(reports)
+    codes = _codes(reports, indices)
+    for position, (nearest_position, distance) in enumerate(
+        zip(*nearest(codes, codes, earlier_only=True), strict=True)
+    ):
         if distance <= bits:
-            yield f"{dataset.names[places[place]]} looks like {dataset.names[places[other]]}"
+            yield f"{dataset.names[indices[position]]} looks like {dataset.names[indices[nearest_position]]}"
 
 
-def _alike_across(names: tuple[str, str], ours: ImageReports, theirs: ImageReports, bits: int) -> Iterator[str]:
-    (images, seen), (others, others_seen) = ours, theirs
-    known = {one.digest for one in seen}
-    places = _distinct(seen)
-    others_places = [place for place in _distinct(others_seen) if others_seen[place].digest not in known]
-    found = nearest(_codes(others_seen, others_places), _codes(seen, places))
-    for place, (other, distance) in enumerate(zip(*found, strict=True)):
+def _alike_across(names: tuple[str, str], first: ImageReports, second: ImageReports, bits: int) -> Iterator[str]:
+    (dataset, reports), (other_dataset, other_reports) = first, second
+    known = {report.digest for report in reports}
+    indices = _distinct(reports)
+    other_indices = [position for position in _distinct(other_reports) if other_reports[position].digest not in known]
+    matches = nearest(_codes(other_reports, other_indices), _codes(reports, indices))
+    for position, (nearest_position, distance) in enumerate(zip(*matches, strict=True)):
         if distance <= bits:
-            name, twin = others.names[others_places[place]], images.names[places[other]]
+            name, twin = other_dataset.names[other_indices[position]], dataset.names[indices[nearest_position]]
             yield f"{name} of {names[1]} looks like {twin} of {names[0]}"
 
 
-def _distinct(seen: Sequence[ImageReport]) -> list[int]:
-    """Where each image stands that has a code, equal ones once."""
+def _distinct(reports: Sequence[ImageReport]) -> list[int]:
+    """Return the index of each image with a code, once for equal images."""
     first: dict[bytes, int] = {}
-    for place, one in enumerate(seen):
-        if one.digest is not None and one.code is not None:
-            first.setdefault(one.digest, place)
+    for index, report in enumerate(reports):
+        if report.digest is not None and report.code is not None:
+            first.setdefault(report.digest, index)
     return list(first.values())
 
 
-def _codes(seen: Sequence[ImageReport], places: Sequence[int]) -> Float32[ndarray, "images 64"]:
-    return np.array([seen[place].code for place in places], np.float32).reshape(-1, 64)
+def _codes(reports: Sequence[ImageReport], indices: Sequence[int]) -> Float32[ndarray, "images 64"]:
+    return np.array([reports[index].code for index in indices], np.float32).reshape(-1, 64)
 
 
 def nearest(
     codes: Float32[ndarray, "ours 64"], others: Float32[ndarray, "theirs 64"], earlier_only: bool = False
 ) -> tuple[Int64[ndarray, " ours"], Int64[ndarray, " ours"]]:
-    """For each code the place of the most alike among the others, and in how many of 64 bits the two differ.
+    """Return for each code the index of the most similar other code, and the number of different bits of 64.
 
-    ``earlier_only`` compares a set with itself: each with those before it. Where there are none, 65 bits differ.
+    ``earlier_only`` compares each code of a set with the earlier ones of the same set. Without others, 65 bits differ.
     """
     places, distances = np.zeros(len(codes), np.int64), np.full(len(codes), 65)
-    for start in range(0, len(codes) if len(others) else 0, 1024):  # whole, ten thousand squared would take gigabytes
+    for start in range(0, len(codes) if len(others) else 0, 1024):  # in parts, because all pairs would need gigabytes
         rows = slice(start, start + 1024)
         differ = (64 - codes[rows] @ others.T) / 2
         if earlier_only:

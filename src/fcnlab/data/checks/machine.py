@@ -1,4 +1,4 @@
-"""What this machine brings to a training."""
+"""Check the machine for training: versions, devices, memory and disk."""
 
 import platform
 import shutil
@@ -15,47 +15,49 @@ from fcnlab.data.loader_workers import SHARED_MEMORY, Readers, readers, shared_m
 from fcnlab.runs.provenance import PACKAGES
 
 ABOUT = "this machine"
-ROOM = 10 * 2**30  # bytes: best.ckpt and last.ckpt of a VGG16 with its optimiser, one of them twice while it is written
+ROOM = 10 * 2**30  # bytes: best.ckpt and last.ckpt of a VGG16 with its optimizer, and a temporary copy
 
 
 def inspect_machine(
     folder: Path, batch_bytes: int, workers: int, prefetch_factor: int | Literal["auto"]
 ) -> Iterator[Finding]:
-    """The findings about versions, devices, memory and disk; ``folder`` is where runs are written."""
+    """Yield the findings on versions, devices, memory and disk; ``folder`` is where runs are written."""
     yield Finding(ABOUT, "versions", Verdict.OK, ", ".join(f"{name} {version}" for name, version in versions()))
     yield Finding(ABOUT, "processor", Verdict.OK, f"{visible_cores()} cores, {workers} workers to load images")
-    yield gpu_finding([torch.cuda.get_device_properties(place) for place in range(torch.cuda.device_count())])
+    yield gpu_finding([torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())])
     yield disk_finding(folder, shutil.disk_usage(folder).free)
-    found = readers(workers, prefetch_factor, batch_bytes)
-    if found.lack or SHARED_MEMORY.is_dir():
-        yield readers_finding(shared_memory(), found, workers)
+    allocation = readers(workers, prefetch_factor, batch_bytes)
+    if allocation.lack or SHARED_MEMORY.is_dir():
+        yield readers_finding(shared_memory(), allocation, workers)
 
 
 def versions() -> list[tuple[str, str]]:
-    """Of Python and of the packages that results hang on."""
+    """Return the versions of Python and of the packages that affect results."""
     return [("Python", platform.python_version()), *((name, metadata.version(name)) for name in PACKAGES)]
 
 
 def gpu_finding(devices: list) -> Finding:
-    """``devices`` as torch describes them."""
+    """Return the finding on GPUs; ``devices`` are torch's device properties."""
     if not devices:
-        return Finding(ABOUT, "GPU", Verdict.WARNING, f"none that torch {torch.__version__} can use")
+        return Finding(ABOUT, "GPU", Verdict.WARNING, f"no GPU available to torch {torch.__version__}")
     names = ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices)
     return Finding(ABOUT, "GPU", Verdict.OK, names)
 
 
 def disk_finding(folder: Path, free: int) -> Finding:
-    """``free`` bytes where runs are written."""
+    """Return the finding on the disk with ``free`` bytes where runs are written."""
     text = f"{free / 2**30:.1f} GiB free at {folder}"
     if free < ROOM:
-        return Finding(ABOUT, "disk", Verdict.WARNING, f"{text}: a VGG16's checkpoints take up to {ROOM / 2**30:.0f}")
+        return Finding(
+            ABOUT, "disk", Verdict.WARNING, f"{text}: the checkpoints of a VGG16 need up to {ROOM / 2**30:.0f} GiB"
+        )
     return Finding(ABOUT, "disk", Verdict.OK, text)
 
 
-def readers_finding(free: int, found: Readers, wanted: int) -> Finding:
-    """Whether all the workers that are wanted can read; ``free`` bytes are there for their batches."""
-    if found.lack:
-        text = f"{found.workers} of {wanted} workers will read, since {found.lack}"
+def readers_finding(free: int, allocation: Readers, requested: int) -> Finding:
+    """Return the finding on workers; ``free`` bytes of shared memory are available for their batches."""
+    if allocation.lack:
+        text = f"only {allocation.workers} of {requested} workers can be used, because {allocation.lack}"
         return Finding(ABOUT, "shared memory", Verdict.WARNING, text)
-    text = f"{free / 2**20:,.0f} MiB free, room for the batches of {wanted} workers"
+    text = f"{free / 2**20:,.0f} MiB free, enough for the batches of {requested} workers"
     return Finding(ABOUT, "shared memory", Verdict.OK, text)

@@ -66,7 +66,7 @@ def open_folder(
         A pattern with ``{split}``: files of names, one to a line.
     fractions
         Each split's share of the images, as ``{train: 0.8, val: 0.2}``. A name's split hangs on the name and
-        ``split_seed`` alone, so a image that joins moves no other; shares are met roughly.
+        ``split_seed`` alone, so an image that joins moves no other; shares are met roughly.
 
     Raises
     ------

@@ -23,7 +23,7 @@ DRAWING = 1  # raise it when the drawings change, so that old ones are not taken
 DRAWING_ASIDE = ".drawing-"  # how the names of folders begin that are being drawn
 FORMS = ("disc", "box", "star", "ring", "cross")
 TEXTURES = ("plain", "stripes", "checks", "dots")
-LEAST, MOST = 2, MOST_PIXELS * 4 // 5  # of the mean side: a image's are 3/4 to 5/4 of it, and at least a pixel
+LEAST, MOST = 2, MOST_PIXELS * 4 // 5  # of the mean side: an image's are 3/4 to 5/4 of it, and at least a pixel
 Size = Annotated[int, Meaning(f"pixels from {LEAST} to {MOST}", lambda value: LEAST <= value <= MOST)]
 
 
@@ -88,7 +88,7 @@ def write_data_set(folder: Path, num_train: int, num_val: int, size: int, seed: 
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[UInt8[ndarray, "rows cols 3"], UInt8[ndarray, "rows cols"]]:
-    """A image of 3/4 to 5/4 ``size`` on each side, and its mask."""
+    """An image of 3/4 to 5/4 ``size`` on each side, and its mask."""
     rows, cols = (int(side) for side in rng.integers(size * 3 // 4, size * 5 // 4, 2, endpoint=True))
     image, mask = _background(rng, rows, cols), np.zeros((rows, cols), np.uint8)
     for _ in range(rng.integers(3, 8)):

@@ -18,7 +18,7 @@ from fcnlab.files.writing import atomic_write
 from fcnlab.library_internals.lightning import ObservedCheckpoint
 from fcnlab.models.weights import WeightsError, load_without_code
 from fcnlab.runs.origins import nested_map
-from fcnlab.runs.selection import OF_A_CHECKPOINT, is_one
+from fcnlab.runs.selection import CHECKPOINT_TYPES, is_valid_selection
 from fcnlab.signals import Interrupted
 from fcnlab.training.callbacks.interruption import safe_to_stop
 from fcnlab.training.callbacks.stopping import TrainingDiverged
@@ -159,7 +159,10 @@ def _own_score(
         return {}
     record, resumed = (one.get("fcnlab", {}) for one in (found, checkpoint))
     facts = record.get("selection")
-    if not is_one(facts, OF_A_CHECKPOINT) or (facts["checkpoint"], facts["monitor"]) != ("best", callback.monitor):
+    if not is_valid_selection(facts, CHECKPOINT_TYPES) or (facts["checkpoint"], facts["monitor"]) != (
+        "best",
+        callback.monitor,
+    ):
         return {}
     runs = [nested_map(one, "trained").get("run") for one in (record, resumed)]
     score = facts["val_miou"]
