@@ -1,4 +1,4 @@
-"""Every variant on every backbone, computed from the nets: writes the table of README.md.
+"""Every variant on every backbone, computed from the models: writes the table of README.md.
 
 python docs/model_table.py        (make table)
 """
@@ -18,18 +18,18 @@ from fcnlab.models import FCN, receptive_field
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- made by: make table -->", "<!-- end of table -->"
-SIDE = 500  # pixels of a image
-BACKBONES = {  # which weights it loads, and what they and the net are tested against
+SIDE = 500  # pixels, the side of an image
+BACKBONES = {  # its pretrained weights, and what they and the model are tested against
     "tiny": ("none", "hand-derived offsets, impulses"),
     "caffenet": ("Caffe's, by PATH", "57 M and 355 of CVPR 2015, Table 1; released offset 18; layers by hand"),
-    "alexnet": ("`imagenet`", "torchvision's net on equal weights"),
-    "vgg16": ("`imagenet`", "134 M and 404 of Table 1; torchvision's net on equal weights"),
+    "alexnet": ("`imagenet`", "torchvision's model on equal weights"),
+    "vgg16": ("`imagenet`", "134 M and 404 of Table 1; torchvision's model on equal weights"),
     "vgg16_caffe": ("pytorch-fcn's `.pth`", "released offsets 19; 5, 27; 5, 9, 31; torchfcn 1.9.7, to 4e-6, once"),
-    "vgg16_bn": ("`imagenet`", "torchvision's net on equal weights"),
+    "vgg16_bn": ("`imagenet`", "torchvision's model on equal weights"),
     "googlenet": ("BVLC's, by PATH", "6 M of Table 1, 907 less its average pool; real weights on real images"),
-    "googlenet_bn": ("`imagenet`", "torchvision's net on equal weights"),
-    "resnet50": ("`imagenet`", "torchvision's net on equal weights"),
-    "resnet101": ("`imagenet`", "torchvision's net on equal weights"),
+    "googlenet_bn": ("`imagenet`", "torchvision's model on equal weights"),
+    "resnet50": ("`imagenet`", "torchvision's model on equal weights"),
+    "resnet101": ("`imagenet`", "torchvision's model on equal weights"),
 }
 VARIANTS = ("fcn32s", "fcn16s", "fcn8s")  # fcn8s_atonce is fcn8s but for two factors
 
@@ -41,10 +41,10 @@ def build(variant: str, backbone: str) -> FCN:
 
 
 def row(backbone: str) -> str:
-    nets = [build(variant, backbone) for variant in VARIANTS]
-    millions = [sum(value.numel() for value in net.parameters()) / 1e6 for net in nets]
-    work = [count_macs(net, SIDE, SIDE) / 1e9 for net in nets]
-    trunk = nets[0].backbone
+    models = [build(variant, backbone) for variant in VARIANTS]
+    millions = [sum(value.numel() for value in model.parameters()) / 1e6 for model in models]
+    work = [count_macs(model, SIDE, SIDE) / 1e9 for model in models]
+    trunk = models[0].backbone
     field, stride = receptive_field(trunk.chain(32)), trunk.levels[32].grid.stride
     loads, tested = BACKBONES[backbone]
     numbers = [" / ".join(f"{value:.2f}" for value in millions), " / ".join(f"{value:.1f}" for value in work)]
@@ -58,7 +58,7 @@ def table() -> str:
     return "\n".join(
         [
             f"| backbone | parameters, M: 32s / 16s / 8s | GMACs at {SIDE}x{SIDE} | receptive field | stride"
-            " | loads | tested against |",
+            " | pretrained weights | tested against |",
             "|---|---:|---:|---:|---:|---|---|",
             *rows,
         ]

@@ -79,7 +79,7 @@ def test_a_backbone_s_header_says_how_many_parameters_its_net_has(composed, name
 def test_what_pad_100_costs(composed, repository):
     text = (repository / "docs" / "fcn.md").read_text()
     padded, rows, cols, same = re.search(
-        r"(\d+) GMACs for a image of (\d+)x(\d+), of which (\d+) are for", text
+        r"(\d+) GMACs for an image of (\d+)x(\d+), of which (\d+) are for", text
     ).groups()
     for stated, padding in ((padded, "paper"), (same, "same")):
         net = built(composed, "model=fcn8s", "model/backbone=vgg16", f"model.backbone.padding={padding}")

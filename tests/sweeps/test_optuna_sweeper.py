@@ -24,7 +24,14 @@ from fcnlab.config.recorded_overrides import apply_sweep_resume
 from fcnlab.errors import UserError
 from fcnlab.sweeps import optuna_sweeper
 from fcnlab.sweeps.grid_sweeper import expand_jobs
-from fcnlab.sweeps.optuna_sweeper import OptunaSweeper, boundary_params, require_optuna, batch_seed, search_space, words_of
+from fcnlab.sweeps.optuna_sweeper import (
+    OptunaSweeper,
+    batch_seed,
+    boundary_params,
+    require_optuna,
+    search_space,
+    words_of,
+)
 
 
 def read(*words: str):

@@ -70,7 +70,7 @@ def reported_by(run: Callable[[Callable], Any]) -> Iterator[Callable[[Callable],
     def value_without_heading(job: JobReturn) -> Any:
         if job.status == JobStatus.FAILED and isinstance(job._return_value, CompactHydraException):
             raise job._return_value
-        return return_value.fget(job)  # pyright: ignore[reportAttributeAccessIssue]
+        return return_value.fget(job)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalCall]
 
     utils.run_and_report = run_and_report
     JobReturn.return_value = return_value.getter(value_without_heading)  # pyright: ignore[reportAttributeAccessIssue]

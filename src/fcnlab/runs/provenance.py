@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from fcnlab.config.overrides import command_options, plain_overrides, shell_join
-from fcnlab.runs.settings import OF_THE_JOB
+from fcnlab.runs.settings import JOB_INTERPOLATION
 
 PACKAGES = ("fcnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "albumentations", "numpy")
 
@@ -29,7 +29,7 @@ def command() -> str:
     """Return the command line that repeats this run, also for a single job of a sweep."""
     hydra = HydraConfig.get()
     words = [word for word in plain_overrides(hydra.overrides.task) if not word.startswith("sweep.")]
-    if any(map(OF_THE_JOB.search, words)) and not OmegaConf.is_missing(hydra.job, "num"):
+    if any(map(JOB_INTERPOLATION.search, words)) and not OmegaConf.is_missing(hydra.job, "num"):
         words.insert(0, f"hydra.job.num={hydra.job.num}")  # which ${hydra:job.num} means
     return shell_join(["fcnlab", str(hydra.job.config_name), *command_options(hydra), *words])
 
