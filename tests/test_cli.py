@@ -102,7 +102,10 @@ def test_a_mistake_is_told_without_a_traceback(words, said, fcnlab, capsys, shap
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "experiment=paper/fcn33s"], "Unknown option experiment=paper/fcn33s. Did you mean experiment=paper/fcn32s?"),
+        (
+            ["train", "experiment=paper/fcn33s"],
+            "Unknown option experiment=paper/fcn33s. Did you mean experiment=paper/fcn32s?",
+        ),
         (["train", "experiment=paper/fcn16s"], "model.weights=VALUE: PATH of the FCN-32s"),
         (["train", "experiment=paper/verify_fcn8s"], "experiment=paper/verify_fcn8s is one of fcnlab eval"),
         (["eval", "experiment=paper/fcn32s"], "experiment=paper/fcn32s is one of fcnlab train"),

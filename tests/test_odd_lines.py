@@ -60,8 +60,14 @@ COMPUTED = "cannot be computed: "
             "-m hydra/launcher=basic hydra.launcher.slots=2",
             "hydra.launcher.slots is not a setting of the chosen hydra/launcher",
         ),
-        ("-m +hydra.launcher.timeout_min=2", "hydra.launcher.timeout_min is not a setting of the chosen hydra/launcher"),
-        ("-m hydra/sweeper=optuna hydra.sweeper.max_batch_size=2", "hydra.sweeper.max_batch_size is not a setting of the"),
+        (
+            "-m +hydra.launcher.timeout_min=2",
+            "hydra.launcher.timeout_min is not a setting of the chosen hydra/launcher",
+        ),
+        (
+            "-m hydra/sweeper=optuna hydra.sweeper.max_batch_size=2",
+            "hydra.sweeper.max_batch_size is not a setting of the",
+        ),
         ("-m hydra/sweeper=optuna +hydra.sweeper.max_batch_size=2", "hydra.sweeper.max_batch_size is not a setting of"),
         ("hydra.sweeper.n_trials=2", "hydra/sweeper=OPTION --cfg hydra -p hydra.sweeper"),
         ("-m hydra.sweeper.params=[1]", "hydra.sweeper.params=[1]: give lists of values by setting, as {seed:'1,2'}"),

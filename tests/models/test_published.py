@@ -613,4 +613,7 @@ def test_differences_are_measured_less_published():
 def test_names_of_published_scores_are_checked(fcnlab, capsys, tmp_path):
     words = ["experiment=paper/verify_fcn8s", "model.weights=net.pth", f"data.root={tmp_path}", "+published.iou=1"]
     assert fcnlab("eval", *words) == 1
-    assert "published contains unknown scores iou: choose from pixel_acc, mean_acc, miou, fw_iou" in capsys.readouterr().err
+    assert (
+        "published contains unknown scores iou: choose from pixel_acc, mean_acc, miou, fw_iou"
+        in capsys.readouterr().err
+    )

@@ -174,7 +174,11 @@ def test_shuffled_choices_are_the_same_space_when_a_search_goes_on():
 
 def test_each_choice_and_both_ends_are_checked_first():
     space, _ = read("x=interval(1,2)", "y=choice(a,b,c)", "z=range(0,4,2)")
-    assert boundary_params(space) == [{"x": 1, "y": "a", "z": 0}, {"x": 2, "y": "b", "z": 2}, {"x": 2, "y": "c", "z": 2}]
+    assert boundary_params(space) == [
+        {"x": 1, "y": "a", "z": 0},
+        {"x": 2, "y": "b", "z": 2},
+        {"x": 2, "y": "c", "z": 2},
+    ]
 
 
 def test_another_space_is_refused_before_a_trial_is_drawn(tmp_path):

@@ -205,7 +205,10 @@ def test_images_too_small_for_a_scale_are_left_out_and_the_rest_is_done(checkpoi
     words = ("inference=multiscale", "inference.scales=[0.25,1]", "num_workers=0")
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out", *words) == 1
     error = capsys.readouterr().err
-    assert "1 of 3 images were skipped" in error and "thin.png has 1x40 pixels, but at least 3 are required on each side" in error
+    assert (
+        "1 of 3 images were skipped" in error
+        and "thin.png has 1x40 pixels, but at least 3 are required on each side" in error
+    )
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
 

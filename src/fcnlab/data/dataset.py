@@ -164,10 +164,10 @@ class SegmentationDataset:
             "null" if self.ignore_index is None else self.ignore_index,
         )
         if self.ids is not None:
-            return (
-                f"labels {wrong} without a class of {self.title} in data.dataset.ids; ignore_index is {ignore_index}"
-            )
-        return f"labels {wrong}, but {self.title} has classes 0 to {len(self.classes) - 1} and ignore_index {ignore_index}"
+            return f"labels {wrong} without a class of {self.title} in data.dataset.ids; ignore_index is {ignore_index}"
+        return (
+            f"labels {wrong}, but {self.title} has classes 0 to {len(self.classes) - 1} and ignore_index {ignore_index}"
+        )
 
     def size(self, index: int) -> tuple[int, int]:
         """Return rows and columns from the header of an image."""
@@ -252,7 +252,9 @@ class SegmentationDataset:
         try:
             size = image_size(image)
             if min(size) < min_size:
-                raise WrongSize(f"{image} has {size[0]}x{size[1]} pixels, but at least {min_size} are required on each side")
+                raise WrongSize(
+                    f"{image} has {size[0]}x{size[1]} pixels, but at least {min_size} are required on each side"
+                )
         except DataError as fault:
             yield fault
         if not self.masks:

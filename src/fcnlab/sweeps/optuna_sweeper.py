@@ -108,7 +108,9 @@ class OptunaSweeper(Sweeper):
             space, self.fixed = search_space(overrides)
             self.space = {name: format_distribution(name, values) for name, values in space.items()}
             self._check_same_space()
-            self.by_number = any(map(JOB_INTERPOLATION.search, self.fixed))  # no two jobs are equal, whatever is sampled
+            self.by_number = any(
+                map(JOB_INTERPOLATION.search, self.fixed)
+            )  # no two jobs are equal, whatever is sampled
             with list_hints_added(overrides):
                 self._check_boundaries(space)
             study = self._open()
