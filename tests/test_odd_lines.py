@@ -27,29 +27,32 @@ COMPUTED = "cannot be computed: "
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("-m --cfg job", "--cfg shows the settings of one run: leave -m out"),
-        ("-m --info", "--info shows the settings of one run: leave -m out"),
-        ("-m -c hydra", "-c shows the settings of one run: leave -m out"),
+        ("-m --cfg job", "--cfg shows the configuration of a single run. Remove -m"),
+        ("-m --info", "--info shows the configuration of a single run. Remove -m"),
+        ("-m -c hydra", "-c shows the configuration of a single run. Remove -m"),
         ("--info config --cfg job", "Only one of --run, --multirun, --cfg, --info"),
-        ("--resolve", "--resolve has no effect without --cfg, which it is for: add --cfg job"),
-        ("--experimental-rerun job.pickle", "--experimental-rerun would run what a file holds: type from_run=FOLDER"),
-        ("--exp=job.pickle", "--experimental-rerun would run what a file holds"),
+        ("--resolve", "--resolve has no effect without --cfg. Add --cfg job"),
+        (
+            "--experimental-rerun job.pickle",
+            "--experimental-rerun executes code from a pickle file. To repeat a run, type from_run=FOLDER",
+        ),
+        ("--exp=job.pickle", "--experimental-rerun executes code from a pickle file"),
         ("-m --package model", "--package has no effect without --cfg"),
         ("--help model=nothing", "Unknown option model=nothing. Available options: fcn16s"),
         ("--help seed=1,2", "seed=1,2 lists several values. Add -m to run a sweep over them, or type 'seed=[1,2]'"),
         ("hydra.run.dir=out/${nothing}", f"hydra.run.dir {COMPUTED}Interpolation key 'nothing' not found"),
         ("hydra.run.dir=out/${foo:1}", f"hydra.run.dir {COMPUTED}Unsupported interpolation type foo"),
         ("hydra.run.dir=${hydra.run.dir}", f"hydra.run.dir {COMPUTED}Recursive interpolation"),
-        ("hydra.run.dir=${oc.env:NOT_THERE,/proc/no/x}", "/proc/no: No such file or directory. Name another"),
+        ("hydra.run.dir=${oc.env:NOT_THERE,/proc/no/x}", "/proc/no: No such file or directory. Choose another"),
         ("hydra.job.name=${foo:1}", f"hydra.run.dir {COMPUTED}Unsupported interpolation type foo"),
         ("hydra.job.env_copy=[NOT_THERE]", "Hydra cannot use this command line: KeyError: 'NOT_THERE'"),
         ("hydra.job_logging.root.level=FOO", "Hydra cannot use this command line: Unable to configure root logger"),
         ("-m hydra.sweep.dir=out/${experiment} seed=1", f"hydra.sweep.dir {COMPUTED}Interpolation key 'experiment'"),
         ("-m hydra.sweep.dir=${foo:1} seed=1", f"hydra.sweep.dir {COMPUTED}Unsupported interpolation type foo"),
-        ("-m hydra.sweep.dir=${oc.env:NOT_THERE,/proc/x} seed=1", "/proc/x: No such file or directory. Name another"),
+        ("-m hydra.sweep.dir=${oc.env:NOT_THERE,/proc/x} seed=1", "/proc/x: No such file or directory. Choose another"),
         (
             "-m hydra.sweep.dir=${oc.env:NOT_THERE,/dev/null/x} seed=1",
-            "hydra.sweep.dir=/dev/null/x: /dev/null is no folder",
+            "hydra.sweep.dir=/dev/null/x: /dev/null is not a folder",
         ),
         ("-m hydra/launcher=basic hydra.sweep.dir=${oc.env:NOT_THERE,/proc/x} seed=1", "/proc/x: No such file"),
         ("-m hydra.sweep.subdir=${nothing} seed=1", f"hydra.sweep.subdir {COMPUTED}Interpolation key 'nothing'"),
@@ -60,8 +63,14 @@ COMPUTED = "cannot be computed: "
             "-m hydra/launcher=basic hydra.launcher.slots=2",
             "hydra.launcher.slots is not a setting of the chosen hydra/launcher",
         ),
-        ("-m +hydra.launcher.timeout_min=2", "hydra.launcher.timeout_min is not a setting of the chosen hydra/launcher"),
-        ("-m hydra/sweeper=optuna hydra.sweeper.max_batch_size=2", "hydra.sweeper.max_batch_size is not a setting of the"),
+        (
+            "-m +hydra.launcher.timeout_min=2",
+            "hydra.launcher.timeout_min is not a setting of the chosen hydra/launcher",
+        ),
+        (
+            "-m hydra/sweeper=optuna hydra.sweeper.max_batch_size=2",
+            "hydra.sweeper.max_batch_size is not a setting of the",
+        ),
         ("-m hydra/sweeper=optuna +hydra.sweeper.max_batch_size=2", "hydra.sweeper.max_batch_size is not a setting of"),
         ("hydra.sweeper.n_trials=2", "hydra/sweeper=OPTION --cfg hydra -p hydra.sweeper"),
         ("-m hydra.sweeper.params=[1]", "hydra.sweeper.params=[1]: give lists of values by setting, as {seed:'1,2'}"),
@@ -85,7 +94,7 @@ def test_what_hydra_cannot_use_is_told_in_a_sentence(said, line: str, told: str)
 
 def test_null_is_null_in_any_letters(said):
     for word in ("optim=NULL", "optim=Null"):
-        assert f"{word.lower()}: a run needs one of its options: adamw" in said("train", word)
+        assert f"{word.lower()}: null is not an option. Choose from: adamw" in said("train", word)
 
 
 def test_a_sweep_goes_on_with_options_of_a_folder_that_is_called_as_a_setting(monkeypatch, tmp_path):
@@ -126,7 +135,7 @@ def test_mistakes_of_ours_keep_their_traceback(fcnlab, capfd, monkeypatch):
     ],
 )
 def test_an_options_value_is_no_setting(line: str, as_one: str):
-    assert cli._with_values(line.split()) == as_one.split()
+    assert cli._join_option_values(line.split()) == as_one.split()
 
 
 def test_settings_may_stand_anywhere(fcnlab, capfd):

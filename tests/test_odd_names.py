@@ -74,7 +74,7 @@ def test_a_run_s_folder_that_cannot_be_is_named(fcnlab, nowhere, capsys, verb):
     assert fcnlab(*verb, f"hydra.run.dir={nowhere}") == 1
     error = capsys.readouterr().err
     assert (
-        f"hydra.run.dir={nowhere}: {nowhere.parent} is no folder; nothing has been changed. Name" in error
+        f"hydra.run.dir={nowhere}: {nowhere.parent} is not a folder. Nothing was changed. Choose" in error
         and "Traceback" not in error
     )
     assert fcnlab(*verb, f"hydra.run.dir={nowhere}", "--cfg", "job") == 0
@@ -84,7 +84,7 @@ def test_an_output_that_cannot_be_is_named_before_the_checkpoint_is_read(fcnlab,
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     for output in (nowhere, nowhere.parent):
         assert fcnlab("predict", "checkpoint=x", f"input={tmp_path}/a.png", f"output={output}") == 1
-        assert f"output={output}: {nowhere.parent} is no folder" in capsys.readouterr().err
+        assert f"output={output}: {nowhere.parent} is not a folder" in capsys.readouterr().err
 
 
 def test_a_place_that_a_setting_names_and_nobody_may_use_is_named(train_code, nowhere, capsys):
@@ -95,7 +95,7 @@ def test_a_place_that_a_setting_names_and_nobody_may_use_is_named(train_code, no
 
 def test_why_not_written(tmp_path, nowhere, monkeypatch):
     assert unwritable_reason(tmp_path) is unwritable_reason(tmp_path / "new" / "newer") is None
-    assert unwritable_reason(nowhere) == f"{nowhere.parent} is no folder"
+    assert unwritable_reason(nowhere) == f"{nowhere.parent} is not a folder"
     assert "too long" in str(unwritable_reason(tmp_path / ("n" * 300)))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # a disk that is only read, which is so to root, too
-    assert unwritable_reason(tmp_path / "new") == f"{tmp_path} cannot be written to"
+    assert unwritable_reason(tmp_path / "new") == f"{tmp_path} is not writable"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fcnlab.terminal import lasting, open_standard_files, why_not_printed
+from fcnlab.terminal import keep_writable, open_standard_files, print_failure
 from run_folders import write_run
 
 ASCII = {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -36,33 +36,33 @@ def full_disk():
 def test_what_is_written_to_a_closed_terminal_is_dropped():
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as plain:
-        out = lasting(plain, 1)
+        out = keep_writable(plain, 1)
         print("seen", file=out, flush=True)
         assert os.read(master, 100) == b"seen\r\n"
         os.close(master)
         with pytest.raises(OSError, match="Input/output error"):
             os.write(slave, b"x")
         print("not seen", file=out, flush=True)
-        assert why_not_printed(out) is None
+        assert print_failure(out) is None
 
 
 def test_what_is_written_to_a_closed_pipe_is_dropped(closed_pipe):
-    out = lasting(closed_pipe, 1)
+    out = keep_writable(closed_pipe, 1)
     print("not seen", file=out, flush=True)
-    assert why_not_printed(out) is None
+    assert print_failure(out) is None
 
 
 def test_what_a_full_disk_does_not_take_is_known(full_disk):
-    out = lasting(full_disk, 1)
+    out = keep_writable(full_disk, 1)
     print("lost" * 10_000, file=out)
     print("lost", file=out)
-    assert why_not_printed(out) == os.strerror(errno.ENOSPC)
+    assert print_failure(out) == os.strerror(errno.ENOSPC)
 
 
 def test_a_stream_in_memory_stays_as_it_is():
     for stream in (io.StringIO(), io.TextIOWrapper(io.BytesIO())):
-        assert lasting(stream, 1) is stream
-        assert why_not_printed(stream) is None
+        assert keep_writable(stream, 1) is stream
+        assert print_failure(stream) is None
 
 
 def test_a_pipe_that_does_not_block_gets_everything():
@@ -76,7 +76,7 @@ def test_a_pipe_that_does_not_block_gets_everything():
 
     thread = threading.Thread(target=read)
     with os.fdopen(writing, "w") as stream:
-        out = lasting(stream, 1)
+        out = keep_writable(stream, 1)
         thread.start()
         for number in range(50_000):
             print(f"line {number}", file=out)
@@ -88,7 +88,7 @@ def test_a_pipe_that_does_not_block_gets_everything():
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # of PYTHONIOENCODING and of LC_ALL=POSIX
 def test_what_an_encoding_lacks_is_shown_as_an_escape(tmp_path, errors):
     with (tmp_path / "out").open("w", encoding="ascii", errors=errors) as stream:
-        print("✓ Lov\xe1sz \udce9", file=lasting(stream, 1), flush=True)
+        print("✓ Lov\xe1sz \udce9", file=keep_writable(stream, 1), flush=True)
     assert (tmp_path / "out").read_bytes() == rb"\u2713 Lov\xe1sz \udce9" + b"\n"
 
 
@@ -97,7 +97,7 @@ def test_closed_standard_files_are_nowhere_and_never_a_file_of_ours():
     if not child:
         os.closerange(0, 3)
         open_standard_files()
-        print("nowhere", file=lasting(None, 1), flush=True)
+        print("nowhere", file=keep_writable(None, 1), flush=True)
         is_nowhere = os.fstat(1).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
         os._exit(0 if is_nowhere and os.open(__file__, os.O_RDONLY) > 2 and os.get_inheritable(1) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

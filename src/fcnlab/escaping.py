@@ -5,14 +5,14 @@ import logging
 import re
 
 # What moves a terminal's cursor, renames its window, turns a line's direction; surrogates, which no encoding has.
-ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-OF_MARKDOWN = re.compile(r"([\\`*\[\]|])")  # links and images, which a reader's browser would fetch, among them
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+MARKDOWN_SYNTAX = re.compile(r"([\\`*\[\]|])")  # links and images, which a reader's browser would fetch, among them
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def escape_line(text: str) -> str:
     """With ``\\x1b`` for what would act, line ends among it: a name must not make a line of its own."""
-    return ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return CONTROL_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def escape_terminal(text: str) -> str:
@@ -28,13 +28,13 @@ def escape_log_record(record: logging.LogRecord) -> bool:
 
 def escape_markdown(text: str) -> str:
     """As it would be read: neither HTML nor Markdown."""
-    return OF_MARKDOWN.sub(r"\\\1", html.escape(escape_line(text), quote=False))
+    return MARKDOWN_SYNTAX.sub(r"\\\1", html.escape(escape_line(text), quote=False))
 
 
 def escape_csv(text: str) -> str:
     """In a line, and with an apostrophe where a spreadsheet would take it for a formula."""
     text = escape_line(text)
-    return f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text
+    return f"'{text}" if text.startswith(FORMULA_STARTS) and not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:

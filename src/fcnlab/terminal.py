@@ -10,8 +10,8 @@ import select
 from contextlib import suppress
 from typing import TextIO
 
-NOBODY_READS = (errno.EIO, errno.EPIPE)  # a closed terminal, a closed pipe: no loss to anybody
-SHOWS_ALL = ("replace", "backslashreplace", "xmlcharrefreplace", "namereplace")
+READER_GONE = (errno.EIO, errno.EPIPE)  # a closed terminal, a closed pipe: no loss to anybody
+LOSSLESS_HANDLERS = ("replace", "backslashreplace", "xmlcharrefreplace", "namereplace")
 
 
 class Terminal(io.FileIO):
@@ -28,7 +28,7 @@ class Terminal(io.FileIO):
                 select.select([], [self], [])
             return written
         except OSError as error:
-            if error.errno not in NOBODY_READS:
+            if error.errno not in READER_GONE:
                 self.lost = self.lost or error
             return len(memoryview(data).cast("B"))
 
@@ -46,7 +46,7 @@ def open_standard_files() -> None:
             os.set_inheritable(number, True)
 
 
-def lasting(stream: TextIO | None, number: int) -> TextIO:
+def keep_writable(stream: TextIO | None, number: int) -> TextIO:
     """A standard stream, None if it was closed, as one that outlives its reader; what is no file stays as it is.
 
     What its encoding lacks is shown as an escape: ``\\u2713`` of a check mark on an ASCII terminal.
@@ -61,7 +61,7 @@ def lasting(stream: TextIO | None, number: int) -> TextIO:
         return stream
     with suppress(OSError):
         stream.flush()
-    errors = stream.errors if stream.errors in SHOWS_ALL else "backslashreplace"
+    errors = stream.errors if stream.errors in LOSSLESS_HANDLERS else "backslashreplace"
     return _text(file, stream.encoding, errors, line_buffering=stream.line_buffering or stream.write_through)
 
 
@@ -70,7 +70,7 @@ def _text(file: int, encoding: str, errors: str, *, line_buffering: bool) -> Tex
     return io.TextIOWrapper(raw, encoding, errors, line_buffering=line_buffering)
 
 
-def why_not_printed(stream: TextIO) -> str | None:
+def print_failure(stream: TextIO) -> str | None:
     """Why not all that was printed could be written; None where it was, or where nobody reads it any more."""
     stream.flush()
     raw = getattr(getattr(stream, "buffer", None), "raw", None)

@@ -478,7 +478,7 @@ def test_curves_that_are_gone_are_told_and_validations_still_counted(ended, long
 def test_a_folder_that_cannot_be_one_is_told(fcnlab, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("gone")
-    for word, said in (("file/run", "file is no folder"), ("link", "is a link to what is not there")):
+    for word, said in (("file/run", "file is not a folder"), ("link", "is a broken link")):
         assert fcnlab("train", f"hydra.run.dir={word}") == 1
         told = capsys.readouterr().err
         assert said in told and "Traceback" not in told

@@ -677,17 +677,17 @@ def test_a_plus_before_the_folder_to_repeat_changes_nothing(monkeypatch, tmp_pat
         ("sweep.resume=s", ["sweep.resume=s", "seed=7"]),
     ):
         monkeypatch.setattr("sys.argv", ["fcnlab", "-m", f"{plus}{word}"])
-        cli._bring_back("train", started_by_lightning=False)
+        cli._add_recorded_overrides("train", started_by_lightning=False)
         assert sys.argv[2:4] == brought
 
 
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("experiment=null,paper/fcn8s", "experiment=null,paper/fcn8s: null cannot be swept over; list some of its"),
+        ("experiment=null,paper/fcn8s", "experiment=null,paper/fcn8s: a sweep cannot include null. Choose from"),
         (
             "logger=null,none",
-            "logger=null,none: null cannot be swept over; list some of its options: csv, default, none",
+            "logger=null,none: a sweep cannot include null. Choose from: csv, default, none",
         ),
         ("logger=choice(csv,null)", "logger=choice(csv,null): null cannot be"),
     ],

@@ -19,7 +19,7 @@ from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from fcnlab.config.composition import describe_unknown_option, mistakes_collected, unknown_plugin_setting
-from fcnlab.errors import UserError, first_line, why_not_used
+from fcnlab.errors import UserError, first_line, unusable_file_message
 from fcnlab.escaping import escape_terminal
 from fcnlab.library_internals.hydra import reported_by
 
@@ -84,6 +84,6 @@ def _sentence(error: Exception) -> str:
         key, reason = error.full_key, first_line(error)
         return f"{key} cannot be computed: {reason}" if key else f"the configuration cannot be composed: {reason}"
     if isinstance(error, OSError) and error.filename:
-        return why_not_used(error)
+        return unusable_file_message(error)
     kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""  # which says a key alone
     return f"Hydra cannot use this command line: {kind}{first_line(error)}"

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fcnlab.escaping import ACTING
+from fcnlab.escaping import CONTROL_CHARACTERS
 
 OWN_PART = re.compile(r"\.(\d+)@(.+)\.part(\.\w+)?", re.ASCII)
 
@@ -25,7 +25,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 def as_json(record: Mapping[str, Any]) -> str:
     """Indented, letters as they are; what would act in a terminal, or what no encoding has, as JSON's own escape."""
     lines = json.dumps(record, indent=2, ensure_ascii=False).split("\n")
-    return "\n".join(ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in lines) + "\n"
+    return "\n".join(CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in lines) + "\n"
 
 
 def number(value: float) -> float | None:
