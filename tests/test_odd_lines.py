@@ -21,7 +21,7 @@ def said(fcnlab, capfd, tmp_path):
     return say
 
 
-COMPUTED = "cannot be computed: "
+COMPUTED = "cannot be resolved: "
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ COMPUTED = "cannot be computed: "
         ("hydra.run.dir=${hydra.run.dir}", f"hydra.run.dir {COMPUTED}Recursive interpolation"),
         ("hydra.run.dir=${oc.env:NOT_THERE,/proc/no/x}", "/proc/no: No such file or directory. Choose another"),
         ("hydra.job.name=${foo:1}", f"hydra.run.dir {COMPUTED}Unsupported interpolation type foo"),
-        ("hydra.job.env_copy=[NOT_THERE]", "Hydra cannot use this command line: KeyError: 'NOT_THERE'"),
-        ("hydra.job_logging.root.level=FOO", "Hydra cannot use this command line: Unable to configure root logger"),
+        ("hydra.job.env_copy=[NOT_THERE]", "Hydra rejects this command line: KeyError: 'NOT_THERE'"),
+        ("hydra.job_logging.root.level=FOO", "Hydra rejects this command line: Unable to configure root logger"),
         ("-m hydra.sweep.dir=out/${experiment} seed=1", f"hydra.sweep.dir {COMPUTED}Interpolation key 'experiment'"),
         ("-m hydra.sweep.dir=${foo:1} seed=1", f"hydra.sweep.dir {COMPUTED}Unsupported interpolation type foo"),
         ("-m hydra.sweep.dir=${oc.env:NOT_THERE,/proc/x} seed=1", "/proc/x: No such file or directory. Choose another"),

@@ -101,7 +101,7 @@ def test_a_recipe_without_what_it_starts_from_is_refused(name: str, composed):
     """Composing leaves the default, "none", where an experiment says "???": a net would start at random."""
     key = "model.weights" if name in ("fcn16s", "fcn8s", "cvpr_fcn16s", "cvpr_fcn8s") else "model.backbone.weights"
     cfg = composed(f"experiment=paper/{name}")
-    with pytest.raises(ConfigError, match=rf"needs to be given\n  {key}=VALUE: PATH of "):
+    with pytest.raises(ConfigError, match=rf"requires settings that were not given:\n  {key}=VALUE: PATH of "):
         check_requirements(cfg, ["data.root=data"])
     check_requirements(cfg, [f"{key}=none"])  # said in so many words
 
@@ -191,10 +191,10 @@ def test_a_target_that_does_not_exist_is_named():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("..losses.Focal", "is no dotted name"),
-        (None, "None is no dotted name"),
-        ("math.pi", "it is a float, no class or function"),
-        ("fcnlab.models.fcn", "it is a module, no class or function"),
+        ("..losses.Focal", "is not a dotted name"),
+        (None, "None is not a dotted name"),
+        ("math.pi", "it is a float, not a class or function"),
+        ("fcnlab.models.fcn", "it is a module, not a class or function"),
     ],
 )
 def test_a_target_that_cannot_be_called_is_named(target, message):

@@ -449,7 +449,7 @@ def test_what_a_files_space_looks_up_is_looked_up_by_each_job(sweep, own_space, 
 
 @pytest.mark.parametrize("space", ["'${nothing}'", "'${hydra:job.num}'", "'${foo:1}'"])
 def test_a_whole_space_that_cannot_be_looked_up_is_told(sweep, own_space, space: str):
-    assert "hydra.sweeper.params cannot be computed: " in sweep(*own_space(space))
+    assert "hydra.sweeper.params cannot be resolved: " in sweep(*own_space(space))
 
 
 @pytest.mark.parametrize(
