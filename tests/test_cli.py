@@ -207,7 +207,7 @@ def test_what_leaves_scores_is_swept_in_processes(fcnlab, capsys, verb: str, slo
 
 @pytest.mark.parametrize("word", ["hydra.run.dir=/etc", "--config-dir=x", "+a._target_=os.system", "a=${oc.env:HOME}"])
 def test_a_sweeps_record_holds_settings_alone(words_to_resume, word: str):
-    with pytest.raises(UserError, match="is no setting of a run; refused"):
+    with pytest.raises(UserError, match="its record is refused, because of the override"):
         words_to_resume(["seed=1,2", word], "-m", "sweep.resume=.")
 
 
@@ -303,7 +303,7 @@ def test_a_folder_that_was_removed_is_told(fcnlab, capsys, tmp_path, monkeypatch
     (tmp_path / "gone").rmdir()
     assert fcnlab(*words) == 1
     assert capsys.readouterr().err == (
-        f"fcnlab {words[0]}: the current directory no longer exists (No such file or directory). Change to another directory\n"
+        f"fcnlab {words[0]}: the current directory no longer exists (No such file or directory). Use cd to leave it\n"
     )
     assert fcnlab("--help") == 0
 

@@ -27,16 +27,16 @@ COMPUTED = "cannot be resolved: "
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("-m --cfg job", "--cfg shows the configuration of a single run. Remove -m"),
-        ("-m --info", "--info shows the configuration of a single run. Remove -m"),
-        ("-m -c hydra", "-c shows the configuration of a single run. Remove -m"),
+        ("-m --cfg job", "--cfg shows the configuration of one run. Remove -m"),
+        ("-m --info", "--info shows the configuration of one run. Remove -m"),
+        ("-m -c hydra", "-c shows the configuration of one run. Remove -m"),
         ("--info config --cfg job", "Only one of --run, --multirun, --cfg, --info"),
         ("--resolve", "--resolve has no effect without --cfg. Add --cfg job"),
         (
             "--experimental-rerun job.pickle",
-            "--experimental-rerun executes code from a pickle file. To repeat a run, type from_run=FOLDER",
+            "--experimental-rerun executes code from a file. To repeat a run, type from_run=FOLDER",
         ),
-        ("--exp=job.pickle", "--experimental-rerun executes code from a pickle file"),
+        ("--exp=job.pickle", "--experimental-rerun executes code from a file"),
         ("-m --package model", "--package has no effect without --cfg"),
         ("--help model=nothing", "Unknown option model=nothing. Available options: fcn16s"),
         ("--help seed=1,2", "seed=1,2 lists several values. Add -m to run a sweep over them, or type 'seed=[1,2]'"),

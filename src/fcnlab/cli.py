@@ -140,7 +140,7 @@ def _command() -> None:
 
 
 def _join_option_values(words: list[str]) -> list[str]:
-    """Join options and their values, as in ``--config-dir=a=b``, so that no value is taken for an override or a verb."""
+    """Join options and their values, as in ``--config-dir=a=b``: a value is neither an override nor a verb."""
     joined: list[str] = []
     for word in words:
         if joined and _takes_value(joined[-1], word) and not word.startswith("-"):
@@ -160,7 +160,7 @@ def _check_options(verb: str) -> None:
         )
     if shows & {"-c", "--cfg", "-i", "--info"} and options & {"-m", "--multirun"}:
         sys.exit(
-            f"fcnlab {verb}: {min(shows)} shows the configuration of a single run. Remove -m, and give one value per setting"
+            f"fcnlab {verb}: {min(shows)} shows the configuration of one run. Remove -m, and give one value per setting"
         )
     if not shows and (how := options & {"-p", "--package", "--resolve"}):
         sys.exit(f"fcnlab {verb}: {min(how)} has no effect without --cfg. Add --cfg job")
@@ -276,9 +276,7 @@ def _check_current_folder(verb: str) -> None:
     try:
         os.getcwd()  # noqa: PTH109
     except OSError as error:
-        sys.exit(
-            f"fcnlab {verb}: the current directory no longer exists ({error.strerror}). Change to another directory"
-        )
+        sys.exit(f"fcnlab {verb}: the current directory no longer exists ({error.strerror}). Use cd to leave it")
 
 
 def _check_grammar(verb: str) -> None:

@@ -138,7 +138,7 @@ def test_settings_come_back(override: str):
 
 @pytest.mark.parametrize("override", BAD, ids=repr)
 def test_nothing_else_comes_back(override):
-    with pytest.raises(UntrustedError, match="in its record is no setting of a run; refused"):
+    with pytest.raises(UntrustedError, match="its record is refused, because of the override"):
         check_overrides(["seed=1", override], [CONF])
 
 

@@ -76,7 +76,7 @@ from fcnlab.training import hardware
             "best.train_time_interval=",
         ),
         (["+callbacks.best.save_on_train_epoch_end=true"], "best.save_on_train_epoch_end=True would keep weights"),
-        (["+callbacks.best.every_n_epochs=2"], "best.every_n_epochs=2 would pass over validations"),
+        (["+callbacks.best.every_n_epochs=2"], "best.every_n_epochs=2 would skip validations"),
         (["+callbacks.best.save_top_k=3"], "save_top_k=3 with filename=best, one name for all"),
         (["+callbacks.best.save_last=true"], "callbacks.best.save_last must be false, got True: callbacks.last keeps"),
         (["+callbacks.best.save_weights_only=true"], "averaged weights would be lost"),

@@ -52,7 +52,7 @@ def format_override(key: str, value: object) -> str:
 
 
 def quote_value(value: object) -> str:
-    """Return a value quoted for Hydra as text, whatever characters it holds: a backslash escapes only before a quote."""
+    """Return a value quoted as text for Hydra, with any characters: a backslash escapes only before a quote."""
     text = re.sub(r"(\\+)(?='|\Z)", r"\1\1", str(value)).replace("'", "\\'")
     return f"'{text}'"
 

@@ -1,7 +1,7 @@
 """Ranges and choices of settings, beyond their types: ``lr: NonNegative`` instead of ``lr: float``.
 
-``validate_config`` reads these annotations from the signatures of components and from the roots of the config, so that a
-range is written once, where the value is used. A plain ``int`` or ``float`` takes any value of its type.
+``validate_config`` reads these annotations from the signatures of components and from the root schemas, so that a range
+is written once, where the value is used. A plain ``int`` or ``float`` takes any value of its type.
 """
 
 import inspect
@@ -29,7 +29,7 @@ TYPE_WORDS = {
 
 @dataclass(frozen=True)
 class Meaning:
-    """A condition on a value beyond its type: ``words`` follow "must be"; ``holds`` receives only values of that type."""
+    """A condition on a value beyond its type: ``words`` follow "must be", ``holds`` gets values of that type."""
 
     words: str
     holds: Callable[[Any], bool]
