@@ -34,9 +34,9 @@ COMPUTED = "cannot be resolved: "
         ("--resolve", "--resolve has no effect without --cfg. Add --cfg job"),
         (
             "--experimental-rerun job.pickle",
-            "--experimental-rerun executes code from a file. To repeat a run, type from_run=FOLDER",
+            "--experimental-rerun executes code. To repeat a run, type from_run=FOLDER",
         ),
-        ("--exp=job.pickle", "--experimental-rerun executes code from a file"),
+        ("--exp=job.pickle", "--experimental-rerun executes code"),
         ("-m --package model", "--package has no effect without --cfg"),
         ("--help model=nothing", "Unknown option model=nothing. Available options: fcn16s"),
         ("--help seed=1,2", "seed=1,2 lists several values. Add -m to run a sweep over them, or type 'seed=[1,2]'"),

@@ -159,9 +159,7 @@ def _check_options(verb: str) -> None:
             f"fcnlab {verb}: --experimental-rerun executes code from a pickle file. To repeat a run, type from_run=FOLDER"
         )
     if shows & {"-c", "--cfg", "-i", "--info"} and options & {"-m", "--multirun"}:
-        sys.exit(
-            f"fcnlab {verb}: {min(shows)} shows the configuration of one run. Remove -m, and give one value per setting"
-        )
+        sys.exit(f"fcnlab {verb}: {min(shows)} shows the configuration of one run. Remove -m, and give single values")
     if not shows and (how := options & {"-p", "--package", "--resolve"}):
         sys.exit(f"fcnlab {verb}: {min(how)} has no effect without --cfg. Add --cfg job")
 

@@ -132,7 +132,7 @@ def spoil(folder, what: str) -> None:
 SPOILT = {
     "no scores yet": "no metrics.json",
     "half a record": "metrics.json is damaged or half written",
-    "a list": "not one of fcnlab's",
+    "a list": "was not written by fcnlab",
     "not ours": "not one of fcnlab's",
     "no protocol": "an old record",
     "void only": "nothing was scored",
@@ -156,7 +156,7 @@ SPOILT = {
     "nested json": "run.json is damaged",
     "null as an option": "hydra.yaml has the key None",
     "endless curves": "metrics.csv is a link that leads out",
-    "a pipe": "metrics.json is no regular file",
+    "a pipe": "metrics.json is not a regular file",
     "gigabytes": "confusions.npz is damaged: matrices would have 25,600 bytes",
     "a secret": "config.yaml is a link that leads out",
     "empty": "an empty folder",

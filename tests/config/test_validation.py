@@ -184,7 +184,7 @@ def test_a_value_outside_the_choices_is_refused(composed):
 
 
 def test_a_target_that_does_not_exist_is_named():
-    with pytest.raises(ConfigError, match=r"loss\._target_=fcnlab\.losses\.Nothing cannot be imported"):
+    with pytest.raises(ConfigError, match=r"loss\._target_=fcnlab\.training\.losses\.Nothing cannot be imported"):
         validate_config(OmegaConf.create({"loss": {"_target_": "fcnlab.training.losses.Nothing"}}))
 
 

@@ -26,8 +26,8 @@ def pipe(path: Path) -> None:
 
 
 SPECIAL = {
-    "a pipe": (pipe, "is no regular file"),
-    "a folder": (Path.mkdir, "is no regular file"),
+    "a pipe": (pipe, "is not a regular file"),
+    "a folder": (Path.mkdir, "is not a regular file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "is a link that leads out of the folder"),
     "another's file": (lambda path: path.symlink_to("/etc/hostname"), "is a link that leads out of the folder"),
     "a link to itself": (lambda path: path.symlink_to(path.name), "is a link to itself"),
@@ -82,7 +82,7 @@ HOSTILE_YAML = {
     "base 16": ("a: 0x" + "f" * 200_000, "a number of more than 300"),
     "large": ("a" * 300_000, "more than 262,144 bytes"),
     "many": ("a: [" + "1," * 30_000 + "]", "20,000 values"),
-    "null as a name": ("a: {null: 1}", "which is no name"),
+    "null as a name": ("a: {null: 1}", "which is not a name"),
     "a list as a name": ("{[1]: 2}", "damaged"),
     "no text": ("\x00", "damaged"),
 }

@@ -272,7 +272,7 @@ def test_a_refused_command_takes_its_lock_away(tmp_path):
     first.claim()
     first.abandon()
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    with pytest.raises(UserError, match="is a link, or no file"):
+    with pytest.raises(UserError, match="is a link, or not a regular file"):
         (tmp_path / ".lock").unlink()
         (tmp_path / ".lock").symlink_to("x")
         FolderLock(tmp_path)
@@ -401,7 +401,7 @@ def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
         (".hydra", lambda path: (shutil.rmtree(path), path.write_text("x")), ".hydra is no folder"),
         ("metrics.json", lambda path: (path.unlink(), path.mkdir()), "metrics.json is no file"),
         ("checkpoints/best.ckpt", lambda path: (path.unlink(), path.symlink_to("/gone")), "a link to /gone, which is"),
-        ("train.log", lambda path: (path.unlink(), path.symlink_to("mine")), "train.log is a link, or no file"),
+        ("train.log", lambda path: (path.unlink(), path.symlink_to("mine")), "train.log is a link, or not a regular file"),
     ],
 )
 def test_what_cannot_be_gone_on_with_is_told_in_a_sentence(ended, longer, name, spoil, said):

@@ -293,7 +293,7 @@ def composed_whole():
         ("seed=1,2 hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size=0: give a whole number"),
         (
             "model/backbone=resnet50,resnet101 model.backbone.output_strid=8",
-            "job 0, 1: Invalid configuration: Unknown key model.backbone.output_strid. Did you mean model.backbone.output_stride?",
+            "job 0, 1: Invalid configuration: Unknown key model.backbone.output_strid. Did you mean model.",
         ),
         ("model/backbone=resnet50,vgg16 model.backbone.output_stride=8", "job 1: model.backbone.output_stride is no"),
     ],

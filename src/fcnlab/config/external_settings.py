@@ -165,7 +165,7 @@ def _monitor_conflicts(settings: Settings) -> Iterator[str]:
 
 
 def _checkpoint_conflicts(settings: Settings) -> Iterator[str]:
-    """Yield settings that would keep a checkpoint under the score of other weights: checkpoints belong to validations."""
+    """Yield settings that would keep a checkpoint under the score of other weights than its own."""
     yield from _monitor_conflicts(settings)
     if settings.get("monitor") is None:
         return

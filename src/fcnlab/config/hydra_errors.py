@@ -52,7 +52,7 @@ def _run_and_explain(verb: str, run: Callable, task: Callable) -> Any:
 
 
 def _message(verb: str, error: Exception, task: Callable) -> str | None:
-    """What to show of an error without its traceback; None where the traceback is wanted."""
+    """Return the message that replaces a traceback; None if the traceback is wanted."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         return describe_unknown_option(error)
     if isinstance(error, CompactHydraException):
@@ -63,7 +63,7 @@ def _message(verb: str, error: Exception, task: Callable) -> str | None:
 
 
 def _of_plugin_setting(verb: str, text: str) -> str | None:
-    """What to say where a launcher or sweeper is built with a setting that it does not have."""
+    """Return the message for an unknown setting of a launcher or sweeper; None for other errors."""
     match = re.search(
         r"unexpected keyword argument '(?P<key>\w+)'.*^full_key: hydra\.(?P<group>launcher|sweeper)$",
         text,
@@ -85,5 +85,5 @@ def _sentence(error: Exception) -> str:
         return f"{key} cannot be resolved: {reason}" if key else f"The configuration cannot be composed: {reason}"
     if isinstance(error, OSError) and error.filename:
         return unusable_file_message(error)
-    kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""  # which says a key alone
+    kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""  # its message is only a key
     return f"Hydra rejects this command line: {kind}{first_line(error)}"

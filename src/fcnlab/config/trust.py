@@ -226,7 +226,7 @@ def check_components(tree: Any, places: Places, packages: Sequence[str], source:
     for text in iter_strings(tree):
         if "$" in text:
             raise UntrustedError(
-                f"{source} is refused: it contains the interpolation {text!r:.200}, and a recorded config must have none."
+                f"{source} is refused: it contains the interpolation {text!r:.200}. A recorded config has none."
             )
     nodes = list(iter_components(tree))
     own = {path for path, node in nodes if _is_of(node["_target_"], packages)}
