@@ -156,7 +156,7 @@ def _check_options(verb: str) -> None:
     shows = options & ONLY_SHOWS
     if any(len(option) > 2 and "--experimental-rerun".startswith(option) for option in options):
         sys.exit(
-            f"fcnlab {verb}: --experimental-rerun executes code from a pickle file. To repeat a run, type from_run=FOLDER"
+            f"fcnlab {verb}: --experimental-rerun executes code. To repeat a run, type from_run=FOLDER"
         )
     if shows & {"-c", "--cfg", "-i", "--info"} and options & {"-m", "--multirun"}:
         sys.exit(f"fcnlab {verb}: {min(shows)} shows the configuration of one run. Remove -m, and give single values")
