@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import torch
 
-from fcnlab.terminal import lasting
+from fcnlab.terminal import keep_writable
 
 PACKAGES = (
     *("fcnlab", "torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "albumentations", "torchmetrics"),
@@ -41,7 +41,7 @@ def options(about: str | None, **defaults: int | str) -> argparse.Namespace:
 
     From here on a script that nobody reads any more measures on.
     """
-    sys.stdout, sys.stderr = lasting(sys.stdout, 1), lasting(sys.stderr, 2)
+    sys.stdout, sys.stderr = keep_writable(sys.stdout, 1), keep_writable(sys.stderr, 2)
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default: {value}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fcnlab.cli import VERBS, _of_the_disk, _split, main
+from fcnlab.cli import VERBS, _disk_error_message, _split, main
 from fcnlab.config.overrides import in_quotes
 from fcnlab.config.recorded_overrides import apply_sweep_resume
 from fcnlab.errors import UserError, limit_of_process
@@ -42,13 +42,13 @@ def test_a_verbs_help_imports_no_torch_and_names_its_groups(verb):
     assert verb in ("compare", "bench") or groups in done.stdout  # the two have none
 
 
-def test_an_unknown_verb_names_the_known_ones(capsys, fcnlab, monkeypatch):
+def test_an_unknown_command_names_the_nearest_one(capsys, fcnlab, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fcnlab", "trian"])
-    with pytest.raises(SystemExit, match="no verb 'trian'; there are train, eval, predict, doctor"):
+    with pytest.raises(SystemExit, match=r"Unknown command 'trian'\. Did you mean 'train'\?"):
         main()
 
 
-def test_a_comma_inside_a_folders_name_splits_no_list(tmp_path, monkeypatch):
+def test_a_comma_inside_a_folder_name_does_not_split_a_list(tmp_path, monkeypatch):
     """As hydra.sweep.subdir=${hydra.job.override_dirname} makes them."""
     monkeypatch.chdir(tmp_path)
     for name in ("s/optim.lr=0.1,seed=1", "s/optim.lr=0.1,seed=2", "a", "a,b"):
@@ -61,18 +61,18 @@ def test_a_comma_inside_a_folders_name_splits_no_list(tmp_path, monkeypatch):
     assert _split("a,b") == ["a,b"] and _split("b,a") == ["b", "a"] and _split("no,where") == ["no", "where"]
 
 
-def test_a_run_stays_in_the_folder_of_its_command(fcnlab, capsys):
+def test_changing_the_working_directory_is_refused(fcnlab, capsys):
     for words in (["train"], ["train", "-m", "seed=1,2"], ["compare", "runs=."]):
         assert fcnlab(*words, "hydra.job.chdir=true") == 1
-        assert "hydra.job.chdir=true: relative paths would mean" in capsys.readouterr().err
+        assert "hydra.job.chdir=true is not supported: relative paths would" in capsys.readouterr().err
 
 
-def test_the_verb_may_stand_anywhere(fcnlab, capsys):
+def test_the_verb_may_be_anywhere(fcnlab, capsys):
     assert fcnlab("--cfg", "job", "train") == 0
     assert "schedule:" in capsys.readouterr().out
 
 
-def test_the_other_ranks_of_a_run_are_started_with_the_rewritten_words(fcnlab, capsys):
+def test_other_ranks_start_with_the_rewritten_command(fcnlab, capsys):
     assert fcnlab("--config-name=train", "--cfg", "job") == 0
     assert "schedule:" in capsys.readouterr().out
 
@@ -91,7 +91,7 @@ def test_the_other_ranks_of_a_run_are_started_with_the_rewritten_words(fcnlab, c
         (["model/backbone=googlenet", "model.backbone.weights=none", "data.crop_size=30"], "it needs 31"),
     ],
 )
-def test_a_mistake_is_told_without_a_traceback(words, said, fcnlab, capsys, shapes_root):
+def test_a_user_error_has_no_traceback(words, said, fcnlab, capsys, shapes_root):
     few = ("data.dataset.num_train=24", "data.dataset.num_val=8", "data.dataset.size=64", "data.batch_size=4")
     few = () if "data=voc" in words else few
     assert fcnlab("train", f"data.root={shapes_root}", "trainer=smoke", "logger=none", *few, *words) == 1
@@ -107,14 +107,14 @@ def test_a_mistake_is_told_without_a_traceback(words, said, fcnlab, capsys, shap
             "Unknown option experiment=paper/fcn33s. Did you mean experiment=paper/fcn32s?",
         ),
         (["train", "experiment=paper/fcn16s"], "model.weights=VALUE: PATH of the FCN-32s"),
-        (["train", "experiment=paper/verify_fcn8s"], "experiment=paper/verify_fcn8s is one of fcnlab eval"),
-        (["eval", "experiment=paper/fcn32s"], "experiment=paper/fcn32s is one of fcnlab train"),
+        (["train", "experiment=paper/verify_fcn8s"], "experiment=paper/verify_fcn8s is for fcnlab eval"),
+        (["eval", "experiment=paper/fcn32s"], "experiment=paper/fcn32s is for fcnlab train"),
         (["eval", "experiment=paper/verify_fcn8s"], "model.weights=VALUE: PATH of pytorch-fcn's fcn8s_from_caffe.pth"),
         (["eval", "checkpoint=best.ckpt", "data=vocc"], "Unknown option data=vocc. Did you mean data=voc?"),
         (["eval", "checkpoint=best.ckpt", "model=fcn9s"], "Unknown option model=fcn9s. Did you mean model=fcn8s?"),
     ],
 )
-def test_options_of_optional_groups_are_not_passed_over(words, said, fcnlab, capsys):
+def test_unknown_options_of_optional_groups_are_reported(words, said, fcnlab, capsys):
     assert fcnlab(*words) == 1
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
@@ -137,7 +137,7 @@ def test_completion(line, offered, fcnlab, capsys, monkeypatch):
 
 
 @pytest.fixture
-def words_to_resume(tmp_path, monkeypatch):
+def resumed_command(tmp_path, monkeypatch):
     """What the words on a command line become, where ``sweep.json`` records some."""
 
     def words(recorded: list, *typed: str) -> list[str]:
@@ -167,48 +167,48 @@ PLACE = "hydra.sweep.dir='.'"
         (["-m", "sweep.resume=.", "seed=1"], ["-m", "sweep.resume=.", PLACE, "seed=1"]),
     ],
 )
-def test_a_sweep_goes_on_in_its_folder_with_its_words_where_none_are_typed(words_to_resume, typed, words):
-    assert words_to_resume(RECORDED, *typed) == words
+def test_a_sweep_resumes_with_its_recorded_overrides_if_none_are_typed(resumed_command, typed, words):
+    assert resumed_command(RECORDED, *typed) == words
 
 
-def test_a_folder_to_go_on_with_may_be_quoted(words_to_resume, tmp_path):
+def test_the_folder_to_resume_may_be_quoted(resumed_command, tmp_path):
     (tmp_path / "a b=c,d").mkdir()
     (tmp_path / "a b=c,d" / "sweep.json").write_text(json.dumps({"overrides": ["seed=1,2"]}))
     words = ["-m", "sweep.resume='a b=c,d'", "seed=1,2", "hydra.sweep.dir='a b=c,d'"]
-    assert words_to_resume([], *words[:2]) == words
+    assert resumed_command([], *words[:2]) == words
 
 
 @pytest.mark.parametrize(
-    ("verb", "said"), [("train", "go on with checkpoint=last"), ("eval", "repeat"), ("compare", "repeat the command")]
+    ("verb", "said"), [("train", "resume with checkpoint=last"), ("eval", "repeat"), ("compare", "repeat the command")]
 )
-def test_a_full_disk_is_told_with_what_the_verb_can_do(verb: str, said: str):
-    told = _of_the_disk(verb, OSError(errno.ENOSPC, "No space left on device", "x.json"), Path("run"))
+def test_the_message_for_a_full_disk_says_how_to_continue(verb: str, said: str):
+    told = _disk_error_message(verb, OSError(errno.ENOSPC, "No space left on device", "x.json"), Path("run"))
     assert told and f"fcnlab {verb}: no space left on the device for x.json" in told and said in told
     assert verb == "train" or "checkpoint" not in told
 
 
-def test_an_error_of_a_file_is_told_in_a_sentence_with_the_files_name():
+def test_the_message_for_a_file_error_names_the_file():
     """One without a name may be a mistake of ours, whose traceback is wanted."""
-    for name, way_out in (("run/predictions", "mend that"), ("elsewhere", "Name another file or folder")):
-        told = _of_the_disk("train", OSError(errno.EISDIR, "Is a directory", name), Path("run"))
+    for name, way_out in (("run/predictions", "Fix it"), ("elsewhere", "Choose another file or folder")):
+        told = _disk_error_message("train", OSError(errno.EISDIR, "Is a directory", name), Path("run"))
         assert told and f"fcnlab train: {name}: Is a directory. " in told and way_out in told
-    assert _of_the_disk("train", OSError(errno.EISDIR, "Is a directory"), Path("run")) is None
-    few = _of_the_disk("train", OSError(errno.EMFILE, "Too many open files"), Path("run"))
+    assert _disk_error_message("train", OSError(errno.EISDIR, "Is a directory"), Path("run")) is None
+    few = _disk_error_message("train", OSError(errno.EMFILE, "Too many open files"), Path("run"))
     assert few is not None and "no more files may be opened" in few and "ulimit -n 4096" in few
-    read_only = _of_the_disk("eval", OSError(errno.EROFS, "Read-only file system"), Path("run"))
+    read_only = _disk_error_message("eval", OSError(errno.EROFS, "Read-only file system"), Path("run"))
     assert read_only and "the file system is read-only" in read_only
 
 
 @pytest.mark.parametrize(("verb", "slots"), [("train", True), ("eval", True), ("predict", False), ("doctor", False)])
-def test_what_leaves_scores_is_swept_in_processes(fcnlab, capsys, verb: str, slots: bool):
+def test_train_and_eval_run_sweep_jobs_in_processes(fcnlab, capsys, verb: str, slots: bool):
     assert fcnlab(verb, "--cfg", "hydra") == 0
     assert ("SlotsLauncher" in capsys.readouterr().out) is slots
 
 
 @pytest.mark.parametrize("word", ["hydra.run.dir=/etc", "--config-dir=x", "+a._target_=os.system", "a=${oc.env:HOME}"])
-def test_a_sweeps_record_holds_settings_alone(words_to_resume, word: str):
-    with pytest.raises(UserError, match="is no setting of a run; refused"):
-        words_to_resume(["seed=1,2", word], "-m", "sweep.resume=.")
+def test_the_record_of_a_sweep_may_contain_only_settings(resumed_command, word: str):
+    with pytest.raises(UserError, match="its record is refused, because of the override"):
+        resumed_command(["seed=1,2", word], "-m", "sweep.resume=.")
 
 
 def test_python_m_is_the_same(tmp_path):
@@ -261,29 +261,29 @@ def test_version(fcnlab, capsys):
     [
         (
             ["train", "hydra.run.dir=rün"],
-            """hydra.run.dir=rün cannot be read: its value needs quotes: "hydra.run.dir='rün'"\n""",
+            """hydra.run.dir=rün cannot be parsed: quote its value: "hydra.run.dir='rün'"\n""",
         ),
-        (["train", "model.backbone.weights=a,ü"], """needs quotes: "model.backbone.weights='a,ü'"\n"""),
-        (["train", "-m", "+x=a,ü"], """needs quotes: "+x=a,'ü'"\n"""),
-        (["eval", "checkpoint=a=b(c"], """needs quotes: "checkpoint='a=b(c'"\n"""),
-        (["train", "seed"], "seed cannot be read: missing EQUAL at '<EOF>' (key=value)\n"),
-        (["train", "seed=[1"], "seed=[1 cannot be read: no viable alternative at input '[1' (key=value)\n"),
+        (["train", "model.backbone.weights=a,ü"], """quote its value: "model.backbone.weights='a,ü'"\n"""),
+        (["train", "-m", "+x=a,ü"], """quote its value: "+x=a,'ü'"\n"""),
+        (["eval", "checkpoint=a=b(c"], """quote its value: "checkpoint='a=b(c'"\n"""),
+        (["train", "seed"], "seed cannot be parsed: missing EQUAL at '<EOF>' (key=value)\n"),
+        (["train", "seed=[1"], "seed=[1 cannot be parsed: no viable alternative at input '[1' (key=value)\n"),
     ],
 )
-def test_a_word_that_hydra_cannot_read_is_told_in_a_sentence(fcnlab, capsys, words, said):
+def test_an_override_that_hydra_cannot_parse_is_reported(fcnlab, capsys, words, said):
     assert fcnlab(*words) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"fcnlab {words[0]}: {words[-1]} cannot be read: ") and error.endswith(said)
+    assert error.startswith(f"fcnlab {words[0]}: {words[-1]} cannot be parsed: ") and error.endswith(said)
 
 
-def test_the_quoted_word_is_one_that_hydra_reads():
+def test_hydra_parses_the_quoted_override():
     for value in ("rün", "a b", "it's", "a\\", "x=(y", "a,ü"):
         word = in_quotes(f"input={value}", is_list=False) or f"input={value}"
         assert OverridesParser.create().parse_override(word).value() == value
     assert in_quotes("größe=3", is_list=False) is None  # its key
 
 
-def test_values_of_options_are_no_settings(fcnlab, capsys, tmp_path):
+def test_values_of_options_are_not_parsed_as_overrides(fcnlab, capsys, tmp_path):
     (tmp_path / "cönf").mkdir()
     assert fcnlab("train", "--config-dir", "cönf", "--cfg", "job") == 0
 
@@ -297,24 +297,24 @@ def test_a_quoted_path_is_a_list_of_one(fcnlab, capsys, typed):
 
 
 @pytest.mark.parametrize("words", [["train"], ["train", "--help"], ["compare", "runs=a"], ["train", "-m", "seed=1,2"]])
-def test_a_folder_that_was_removed_is_told(fcnlab, capsys, tmp_path, monkeypatch, words):
+def test_a_removed_working_directory_is_reported(fcnlab, capsys, tmp_path, monkeypatch, words):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert fcnlab(*words) == 1
     assert capsys.readouterr().err == (
-        f"fcnlab {words[0]}: the current folder is no longer there (No such file or directory): cd to another one\n"
+        f"fcnlab {words[0]}: the current directory no longer exists (No such file or directory). Use cd to leave it\n"
     )
     assert fcnlab("--help") == 0
 
 
 LIMITS = [
-    (RuntimeError("can't start new thread"), "no further thread or process can be started"),
-    (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "no further thread or process can be started"),
-    (ImportError("libtorch_cuda.so: failed to map segment from shared object"), "there is too little memory"),
-    (MemoryError("Unable to allocate 9.3 GiB"), "there is too little memory"),
-    (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is too little memory"),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"), "there is too little memory"),
+    (RuntimeError("can't start new thread"), "cannot start another thread or process"),
+    (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "cannot start another thread or process"),
+    (ImportError("libtorch_cuda.so: failed to map segment from shared object"), "out of memory"),
+    (MemoryError("Unable to allocate 9.3 GiB"), "out of memory"),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"), "out of memory"),
     (OSError(errno.EMFILE, "Too many open files"), "too many files are open"),
 ]
 BEFORE_HYDRA, IN_A_TASK = "fcnlab.cli.time.time", "fcnlab.tasks.compare.compare"
@@ -324,10 +324,10 @@ BEFORE_HYDRA, IN_A_TASK = "fcnlab.cli.time.time", "fcnlab.tasks.compare.compare"
     ("place", "error", "said"),
     [
         *((BEFORE_HYDRA, *limit) for limit in LIMITS),
-        *((IN_A_TASK, *limit) for limit in LIMITS[:-1]),  # of files _of_the_disk says there how the run goes on
+        *((IN_A_TASK, *limit) for limit in LIMITS[:-1]),  # of files _disk_error_message says there how the run goes on
     ],
 )
-def test_a_limit_of_the_process_is_told_in_a_sentence(fcnlab, capsys, monkeypatch, error, said, place):
+def test_a_limit_of_the_process_is_reported_without_a_traceback(fcnlab, capsys, monkeypatch, error, said, place):
     def raises(*_):
         raise error
 
@@ -338,15 +338,15 @@ def test_a_limit_of_the_process_is_told_in_a_sentence(fcnlab, capsys, monkeypatc
     assert "Traceback" not in shown
 
 
-def test_an_error_of_the_program_is_no_limit():
+def test_other_errors_are_not_limits():
     for error in (RuntimeError("wrong"), ImportError("no module"), BrokenPipeError(errno.EPIPE, "x"), ValueError()):
         assert limit_of_process(error) is None
 
 
-def test_a_process_that_may_start_no_thread_says_so(fcnlab, capsys, monkeypatch):
+def test_a_process_that_cannot_start_a_thread_reports_it(fcnlab, capsys, monkeypatch):
     def start(_):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("threading.Thread.start", start)
     assert fcnlab("--version") == 1
-    assert capsys.readouterr().err.startswith("fcnlab: no further thread or process can be started (can't start")
+    assert capsys.readouterr().err.startswith("fcnlab: cannot start another thread or process (can't start")

@@ -1,4 +1,4 @@
-"""Command lines that Hydra cannot use: each ends in a sentence, with nothing begun."""
+"""Refused command lines: each is explained without a traceback, and starts nothing."""
 
 import sys
 
@@ -10,7 +10,7 @@ from fcnlab.sweeps import job_checks
 
 @pytest.fixture
 def said(fcnlab, capfd, tmp_path):
-    """What a line that is refused says; it leaves no run."""
+    """Return the message of a refused command, which creates no run."""
 
     def say(*words: str) -> str:
         code = fcnlab(*words)
@@ -21,35 +21,38 @@ def said(fcnlab, capfd, tmp_path):
     return say
 
 
-COMPUTED = "cannot be computed: "
+COMPUTED = "cannot be resolved: "
 
 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("-m --cfg job", "--cfg shows the settings of one run: leave -m out"),
-        ("-m --info", "--info shows the settings of one run: leave -m out"),
-        ("-m -c hydra", "-c shows the settings of one run: leave -m out"),
+        ("-m --cfg job", "--cfg shows the configuration of one run. Remove -m"),
+        ("-m --info", "--info shows the configuration of one run. Remove -m"),
+        ("-m -c hydra", "-c shows the configuration of one run. Remove -m"),
         ("--info config --cfg job", "Only one of --run, --multirun, --cfg, --info"),
-        ("--resolve", "--resolve has no effect without --cfg, which it is for: add --cfg job"),
-        ("--experimental-rerun job.pickle", "--experimental-rerun would run what a file holds: type from_run=FOLDER"),
-        ("--exp=job.pickle", "--experimental-rerun would run what a file holds"),
+        ("--resolve", "--resolve has no effect without --cfg. Add --cfg job"),
+        (
+            "--experimental-rerun job.pickle",
+            "--experimental-rerun executes code. To repeat a run, type from_run=FOLDER",
+        ),
+        ("--exp=job.pickle", "--experimental-rerun executes code"),
         ("-m --package model", "--package has no effect without --cfg"),
         ("--help model=nothing", "Unknown option model=nothing. Available options: fcn16s"),
         ("--help seed=1,2", "seed=1,2 lists several values. Add -m to run a sweep over them, or type 'seed=[1,2]'"),
         ("hydra.run.dir=out/${nothing}", f"hydra.run.dir {COMPUTED}Interpolation key 'nothing' not found"),
         ("hydra.run.dir=out/${foo:1}", f"hydra.run.dir {COMPUTED}Unsupported interpolation type foo"),
         ("hydra.run.dir=${hydra.run.dir}", f"hydra.run.dir {COMPUTED}Recursive interpolation"),
-        ("hydra.run.dir=${oc.env:NOT_THERE,/proc/no/x}", "/proc/no: No such file or directory. Name another"),
+        ("hydra.run.dir=${oc.env:NOT_THERE,/proc/no/x}", "/proc/no: No such file or directory. Choose another"),
         ("hydra.job.name=${foo:1}", f"hydra.run.dir {COMPUTED}Unsupported interpolation type foo"),
-        ("hydra.job.env_copy=[NOT_THERE]", "Hydra cannot use this command line: KeyError: 'NOT_THERE'"),
-        ("hydra.job_logging.root.level=FOO", "Hydra cannot use this command line: Unable to configure root logger"),
+        ("hydra.job.env_copy=[NOT_THERE]", "Hydra rejects this command line: KeyError: 'NOT_THERE'"),
+        ("hydra.job_logging.root.level=FOO", "Hydra rejects this command line: Unable to configure root logger"),
         ("-m hydra.sweep.dir=out/${experiment} seed=1", f"hydra.sweep.dir {COMPUTED}Interpolation key 'experiment'"),
         ("-m hydra.sweep.dir=${foo:1} seed=1", f"hydra.sweep.dir {COMPUTED}Unsupported interpolation type foo"),
-        ("-m hydra.sweep.dir=${oc.env:NOT_THERE,/proc/x} seed=1", "/proc/x: No such file or directory. Name another"),
+        ("-m hydra.sweep.dir=${oc.env:NOT_THERE,/proc/x} seed=1", "/proc/x: No such file or directory. Choose another"),
         (
             "-m hydra.sweep.dir=${oc.env:NOT_THERE,/dev/null/x} seed=1",
-            "hydra.sweep.dir=/dev/null/x: /dev/null is no folder",
+            "hydra.sweep.dir=/dev/null/x: /dev/null is not a folder",
         ),
         ("-m hydra/launcher=basic hydra.sweep.dir=${oc.env:NOT_THERE,/proc/x} seed=1", "/proc/x: No such file"),
         ("-m hydra.sweep.subdir=${nothing} seed=1", f"hydra.sweep.subdir {COMPUTED}Interpolation key 'nothing'"),
@@ -85,16 +88,16 @@ COMPUTED = "cannot be computed: "
         ("-m =1,2", "Config group override must be a string"),
     ],
 )
-def test_what_hydra_cannot_use_is_told_in_a_sentence(said, line: str, told: str):
+def test_a_refused_command_line_is_explained(said, line: str, told: str):
     assert told in said("train", *line.split())
 
 
-def test_null_is_null_in_any_letters(said):
+def test_null_is_case_insensitive(said):
     for word in ("optim=NULL", "optim=Null"):
-        assert f"{word.lower()}: a run needs one of its options: adamw" in said("train", word)
+        assert f"{word.lower()}: null is not an option. Choose from: adamw" in said("train", word)
 
 
-def test_a_sweep_goes_on_with_options_of_a_folder_that_is_called_as_a_setting(monkeypatch, tmp_path):
+def test_a_sweep_resumes_with_a_config_dir_whose_name_looks_like_an_override(monkeypatch, tmp_path):
     """The folder's name was taken for settings that were typed anew, so that the record's were left out."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s").mkdir()
@@ -112,7 +115,7 @@ def test_a_sweep_goes_on_with_options_of_a_folder_that_is_called_as_a_setting(mo
     ]
 
 
-def test_mistakes_of_ours_keep_their_traceback(fcnlab, capfd, monkeypatch):
+def test_errors_of_the_program_keep_their_traceback(fcnlab, capfd, monkeypatch):
     monkeypatch.setattr(job_checks, "check_contains_no_run", lambda folder: {}["ours"])
     assert fcnlab("train", "-m", "seed=1") == 1
     assert "Traceback" in (text := capfd.readouterr().err) and "KeyError: 'ours'" in text
@@ -131,17 +134,17 @@ def test_mistakes_of_ours_keep_their_traceback(fcnlab, capfd, monkeypatch):
         ("-m -- x", "-m -- x"),
     ],
 )
-def test_an_options_value_is_no_setting(line: str, as_one: str):
-    assert cli._with_values(line.split()) == as_one.split()
+def test_an_option_and_its_value_are_joined(line: str, as_one: str):
+    assert cli._join_option_values(line.split()) == as_one.split()
 
 
-def test_settings_may_stand_anywhere(fcnlab, capfd):
+def test_overrides_may_be_anywhere(fcnlab, capfd):
     """argparse calls what is behind an option, where settings were before it, unrecognized."""
     assert fcnlab("seed=3", "--cfg", "job", "optim.lr=0.5", "train", "model=fcn16s", "-p", "optim.lr") == 0
     assert capfd.readouterr().out == "0.5\n"
 
 
-def test_a_folder_of_options_may_be_called_as_a_setting_or_a_verb(fcnlab, capfd, tmp_path, monkeypatch):
+def test_a_config_dir_may_be_named_like_an_override_or_a_verb(fcnlab, capfd, tmp_path, monkeypatch):
     (tmp_path / "model=null/train/optim").mkdir(parents=True)
     (tmp_path / "model=null/train/optim/mine.yaml").write_text("_target_: torch.optim.SGD\nlr: 0.125\n")
     monkeypatch.chdir(tmp_path / "model=null")

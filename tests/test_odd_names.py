@@ -1,4 +1,4 @@
-"""Names that are not UTF-8 or very long, and places that cannot be written to: a sentence, no traceback."""
+"""File names that are not UTF-8 or very long, and folders that are not writable."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def odd_data(tmp_path):
 
 
 @pytest.mark.slow
-def test_odd_names_train_are_scored_compared_and_predicted(odd_data, fcnlab, tmp_path, capsys):
+def test_all_verbs_accept_odd_names(odd_data, fcnlab, tmp_path, capsys):
     run = tmp_path / "run"
     few = ("trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=1", "model.backbone.width=2", "logger=csv")
     assert fcnlab("train", *odd_data, *few, "data.crop_size=64", f"hydra.run.dir={run}") == 0
@@ -50,7 +50,7 @@ def test_doctor_reports_odd_names(odd_data, fcnlab, tmp_path, capsys):
     assert "Traceback" not in shown.err and "caf\\udce9" in shown.out + shown.err
 
 
-def test_a_split_of_usual_names_is_what_it_was():
+def test_the_split_of_usual_names_has_not_changed():
     """Of blake2b over the name in UTF-8, so that the images of a run stay where they are."""
     names, splits = ("a", "b", "ä", "c", "é", "ö"), ["train", "train", "train", "train", "train", "val"]
     assert [split_of(name, {"train": 0.5, "val": 0.5}, 1) for name in names] == splits
@@ -70,32 +70,32 @@ def nowhere(tmp_path):
 
 
 @pytest.mark.parametrize("verb", [["train"], ["doctor"], ["compare", "runs=x"], ["eval", "checkpoint=x"], ["bench"]])
-def test_a_run_s_folder_that_cannot_be_is_named(fcnlab, nowhere, capsys, verb):
+def test_an_impossible_run_folder_is_reported(fcnlab, nowhere, capsys, verb):
     assert fcnlab(*verb, f"hydra.run.dir={nowhere}") == 1
     error = capsys.readouterr().err
     assert (
-        f"hydra.run.dir={nowhere}: {nowhere.parent} is no folder; nothing has been changed. Name" in error
+        f"hydra.run.dir={nowhere}: {nowhere.parent} is not a folder. Nothing was changed. Choose" in error
         and "Traceback" not in error
     )
     assert fcnlab(*verb, f"hydra.run.dir={nowhere}", "--cfg", "job") == 0
 
 
-def test_an_output_that_cannot_be_is_named_before_the_checkpoint_is_read(fcnlab, nowhere, tmp_path, capsys):
+def test_an_impossible_output_folder_is_reported_before_the_checkpoint_is_read(fcnlab, nowhere, tmp_path, capsys):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     for output in (nowhere, nowhere.parent):
         assert fcnlab("predict", "checkpoint=x", f"input={tmp_path}/a.png", f"output={output}") == 1
-        assert f"output={output}: {nowhere.parent} is no folder" in capsys.readouterr().err
+        assert f"output={output}: {nowhere.parent} is not a folder" in capsys.readouterr().err
 
 
-def test_a_place_that_a_setting_names_and_nobody_may_use_is_named(train_code, nowhere, capsys):
+def test_an_unusable_path_in_a_setting_is_reported(train_code, nowhere, capsys):
     assert train_code(f"data.root={nowhere}") == 1
     error = capsys.readouterr().err
     assert f"{nowhere.parent}" in error and "Not a directory" in error and "Traceback" not in error
 
 
-def test_why_not_written(tmp_path, nowhere, monkeypatch):
+def test_unwritable_reason(tmp_path, nowhere, monkeypatch):
     assert unwritable_reason(tmp_path) is unwritable_reason(tmp_path / "new" / "newer") is None
-    assert unwritable_reason(nowhere) == f"{nowhere.parent} is no folder"
+    assert unwritable_reason(nowhere) == f"{nowhere.parent} is not a folder"
     assert "too long" in str(unwritable_reason(tmp_path / ("n" * 300)))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # a disk that is only read, which is so to root, too
-    assert unwritable_reason(tmp_path / "new") == f"{tmp_path} cannot be written to"
+    assert unwritable_reason(tmp_path / "new") == f"{tmp_path} is not writable"

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or of few characters: a command's work goes on, and its words are shown."""
+"""Standard streams that are closed, full or ASCII: a command continues, and escapes its output."""
 
 import errno
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fcnlab.terminal import lasting, open_standard_files, why_not_printed
+from fcnlab.terminal import keep_writable, open_standard_files, print_failure
 from run_folders import write_run
 
 ASCII = {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -33,39 +33,39 @@ def full_disk():
         yield stream
 
 
-def test_what_is_written_to_a_closed_terminal_is_dropped():
+def test_writes_to_a_closed_terminal_are_dropped():
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as plain:
-        out = lasting(plain, 1)
+        out = keep_writable(plain, 1)
         print("seen", file=out, flush=True)
         assert os.read(master, 100) == b"seen\r\n"
         os.close(master)
         with pytest.raises(OSError, match="Input/output error"):
             os.write(slave, b"x")
         print("not seen", file=out, flush=True)
-        assert why_not_printed(out) is None
+        assert print_failure(out) is None
 
 
-def test_what_is_written_to_a_closed_pipe_is_dropped(closed_pipe):
-    out = lasting(closed_pipe, 1)
+def test_writes_to_a_closed_pipe_are_dropped(closed_pipe):
+    out = keep_writable(closed_pipe, 1)
     print("not seen", file=out, flush=True)
-    assert why_not_printed(out) is None
+    assert print_failure(out) is None
 
 
-def test_what_a_full_disk_does_not_take_is_known(full_disk):
-    out = lasting(full_disk, 1)
+def test_a_full_disk_is_remembered(full_disk):
+    out = keep_writable(full_disk, 1)
     print("lost" * 10_000, file=out)
     print("lost", file=out)
-    assert why_not_printed(out) == os.strerror(errno.ENOSPC)
+    assert print_failure(out) == os.strerror(errno.ENOSPC)
 
 
-def test_a_stream_in_memory_stays_as_it_is():
+def test_a_stream_in_memory_is_unchanged():
     for stream in (io.StringIO(), io.TextIOWrapper(io.BytesIO())):
-        assert lasting(stream, 1) is stream
-        assert why_not_printed(stream) is None
+        assert keep_writable(stream, 1) is stream
+        assert print_failure(stream) is None
 
 
-def test_a_pipe_that_does_not_block_gets_everything():
+def test_a_non_blocking_pipe_receives_everything():
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     received = []
@@ -76,7 +76,7 @@ def test_a_pipe_that_does_not_block_gets_everything():
 
     thread = threading.Thread(target=read)
     with os.fdopen(writing, "w") as stream:
-        out = lasting(stream, 1)
+        out = keep_writable(stream, 1)
         thread.start()
         for number in range(50_000):
             print(f"line {number}", file=out)
@@ -86,32 +86,32 @@ def test_a_pipe_that_does_not_block_gets_everything():
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # of PYTHONIOENCODING and of LC_ALL=POSIX
-def test_what_an_encoding_lacks_is_shown_as_an_escape(tmp_path, errors):
+def test_characters_outside_the_encoding_are_escaped(tmp_path, errors):
     with (tmp_path / "out").open("w", encoding="ascii", errors=errors) as stream:
-        print("✓ Lov\xe1sz \udce9", file=lasting(stream, 1), flush=True)
+        print("✓ Lov\xe1sz \udce9", file=keep_writable(stream, 1), flush=True)
     assert (tmp_path / "out").read_bytes() == rb"\u2713 Lov\xe1sz \udce9" + b"\n"
 
 
-def test_closed_standard_files_are_nowhere_and_never_a_file_of_ours():
+def test_closed_standard_streams_are_opened_to_dev_null():
     child = os.fork()
     if not child:
         os.closerange(0, 3)
         open_standard_files()
-        print("nowhere", file=lasting(None, 1), flush=True)
+        print("nowhere", file=keep_writable(None, 1), flush=True)
         is_nowhere = os.fstat(1).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
         os._exit(0 if is_nowhere and os.open(__file__, os.O_RDONLY) > 2 and os.get_inheritable(1) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("words", [("--help",), ("train", "--help")])
-def test_what_is_shown_may_be_cut_off(fcnlab, monkeypatch, capsys, closed_pipe, words):
+def test_a_closed_pipe_is_not_an_error(fcnlab, monkeypatch, capsys, closed_pipe, words):
     monkeypatch.setattr(sys, "stdout", closed_pipe)
     assert fcnlab(*words) == 0
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), ("train", "--cfg", "job")])
-def test_what_could_not_be_shown_is_a_failure(fcnlab, monkeypatch, capsys, full_disk, words):
+def test_unprinted_output_is_an_error_of_commands_that_only_print(fcnlab, monkeypatch, capsys, full_disk, words):
     monkeypatch.setattr(sys, "stdout", full_disk)
     assert fcnlab(*words) == 1
     assert capsys.readouterr().err == (
@@ -119,7 +119,7 @@ def test_what_could_not_be_shown_is_a_failure(fcnlab, monkeypatch, capsys, full_
     )
 
 
-def test_a_comparison_whose_table_nobody_reads_is_whole(fcnlab, monkeypatch, capsys, closed_pipe, tmp_path):
+def test_a_comparison_is_complete_if_nobody_reads_its_table(fcnlab, monkeypatch, capsys, closed_pipe, tmp_path):
     write_run(tmp_path / "runs" / "a")
     monkeypatch.setattr(sys, "stdout", closed_pipe)
     assert fcnlab("compare", "runs=runs", "hydra.run.dir=c") == 0
@@ -127,7 +127,7 @@ def test_a_comparison_whose_table_nobody_reads_is_whole(fcnlab, monkeypatch, cap
     assert (tmp_path / "c" / "comparison.html").is_file()
 
 
-def test_a_comparison_whose_table_finds_no_space_says_so_and_is_whole(fcnlab, monkeypatch, capsys, full_disk, tmp_path):
+def test_a_comparison_is_complete_if_its_table_cannot_be_printed(fcnlab, monkeypatch, capsys, full_disk, tmp_path):
     write_run(tmp_path / "runs" / "a")
     monkeypatch.setattr(sys, "stdout", full_disk)
     assert fcnlab("compare", "runs=runs", "hydra.run.dir=c") == 0
@@ -150,7 +150,7 @@ def process(tmp_path: Path, *words: str, redirect: str = "", **environment: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("redirect", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_daemon_needs_no_standard_files(tmp_path, redirect):
+def test_a_daemon_needs_no_standard_streams(tmp_path, redirect):
     write_run(tmp_path / "runs" / "a")
     done = process(tmp_path, "compare", "runs=runs", "hydra.run.dir=c", redirect=redirect)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -158,7 +158,7 @@ def test_a_daemon_needs_no_standard_files(tmp_path, redirect):
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_without_its_display(tmp_path, small, shapes_root):
+def test_a_sweep_continues_without_its_terminal(tmp_path, small, shapes_root):
     words = [*small, f"data.root={shapes_root}", "trainer=smoke", "logger=csv", "trainer.accelerator=cpu"]
     done = process(
         tmp_path, "train", "-m", "seed=1,2", "hydra.sweep.dir=s", *words, redirect="| head -1", OMP_NUM_THREADS="1"
@@ -169,7 +169,7 @@ def test_a_sweep_goes_on_without_its_display(tmp_path, small, shapes_root):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("redirect", ["", "| head -1"])
-def test_doctor_ends_with_what_it_found_whatever_shows_it(tmp_path, small, shapes_root, redirect):
+def test_the_exit_code_of_doctor_does_not_depend_on_its_terminal(tmp_path, small, shapes_root, redirect):
     words = [*(word for word in small if word.startswith("data.")), f"data.root={shapes_root}", "hydra.run.dir=d"]
     done = process(tmp_path, "doctor", *words, redirect=redirect, **ASCII)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -1,5 +1,6 @@
 """``fcnlab VERB [group=option] [key=value] [-m]``: each verb is a primary config and a function of tasks/."""
 
+import difflib
 import errno
 import os
 import re
@@ -12,26 +13,26 @@ from typing import TYPE_CHECKING
 
 from fcnlab.errors import CHDIR_REFUSED, UserError, limit_of_process, unwritable_reason
 from fcnlab.signals import Interrupted, ended_by_signals
-from fcnlab.terminal import lasting, open_standard_files, why_not_printed
+from fcnlab.terminal import keep_writable, open_standard_files, print_failure
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
 
 VERBS = {
-    "train": "train a network; leaves checkpoints, scores, curves and images in outputs/",
-    "eval": "score a checkpoint: four scores, per class, per image",
+    "train": "train a network; writes checkpoints, scores, curves and images to outputs/",
+    "eval": "evaluate a checkpoint: mIoU and three more scores, per class and per image",
     "predict": "segment images: palette PNGs and overlays",
-    "doctor": "what is wrong with a data set, and with this machine",
-    "compare": "say which runs are better, and how sure that is: a page, tables, intervals",
-    "bench": "how fast and how small it is, against others in the same run",
+    "doctor": "check a data set and this machine for problems",
+    "compare": "compare runs: tables, confidence intervals, significance tests, an HTML page",
+    "bench": "measure speed and memory, next to other implementations",
 }
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
 OPTIONAL = {"train": ("experiment",), "eval": ("model", "data", "experiment"), "predict": ("data",)}  # null by default
-NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
-WITH_VALUE = (
+OPTIONS_WITH_VALUE = (
     "--cfg",
     "--config-dir",
     "--config-path",
@@ -40,14 +41,14 @@ WITH_VALUE = (
     "--experimental-rerun",
     *("-c", "-cd", "-cp", "-cn", "-p"),
 )
-OF_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # which need not be given
+INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # which need not be given
 PROCESS = "FCNLAB_PROCESS"  # in the environment: the process id of the fcnlab that starts others
 ONLY_SHOWS = {"-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help", "--version"}  # nothing is run with these
-FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
-OF_THE_DISK = FULL | {
+DISK_FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
+DISK_ERRORS = DISK_FULL | {
     errno.EROFS: "the file system is read-only",
-    errno.EIO: "the disk does not answer",
-    errno.ESTALE: "the file system is no longer there",
+    errno.EIO: "the disk reports an input/output error",
+    errno.ESTALE: "the file system is no longer available",
 }
 HELP = """\
 fcnlab: fully convolutional networks for segmentation, as experiments.
@@ -61,24 +62,24 @@ fcnlab: fully convolutional networks for segmentation, as experiments.
 
   fcnlab VERB --help       its groups and settings, with examples
   fcnlab VERB --cfg job    the whole configuration as it would run
-  fcnlab --version         of fcnlab
+  fcnlab --version         the version of fcnlab
 
 Start with: fcnlab train
 """
 
 
 def main() -> None:
-    """The console script. What takes longer to import is imported behind ``ended_by_signals``."""
+    """Run the console script. Slow imports come after ``ended_by_signals``."""
     open_standard_files()
-    sys.stdout, sys.stderr = lasting(sys.stdout, 1), lasting(sys.stderr, 2)
+    sys.stdout, sys.stderr = keep_writable(sys.stdout, 1), keep_writable(sys.stderr, 2)
     try:
         with ended_by_signals():
             try:
                 _command()
-            except SystemExit as end:  # Hydra's, too, behind what it has shown
+            except SystemExit as end:  # Hydra's as well, after it has shown an error
                 if end.code:
                     raise
-            _say_what_was_not_printed()
+            _report_unprinted_output()
     except Interrupted as stop:
         if not stop.reported:
             print(f"fcnlab: stopped by {stop}", file=sys.stderr)
@@ -89,9 +90,9 @@ def main() -> None:
         sys.exit(f"fcnlab: {reason}")
 
 
-def _say_what_was_not_printed() -> None:
-    """Where printing was all that a command had to do, it has failed; the results of others are in their folders."""
-    if reason := why_not_printed(sys.stdout):
+def _report_unprinted_output() -> None:
+    """Report output that could not be printed: an error where printing was all that the command had to do."""
+    if reason := print_failure(sys.stdout):
         sentence = f"fcnlab: not all output could be written to standard output: {reason}"
         if _only_shows():
             sys.exit(sentence)
@@ -99,7 +100,7 @@ def _say_what_was_not_printed() -> None:
 
 
 def _only_shows() -> bool:
-    """Whether no more is asked for than to print something."""
+    """Return whether the command only prints something."""
     return any(word.partition("=")[0] in ONLY_SHOWS for word in sys.argv)
 
 
@@ -110,11 +111,11 @@ def _command() -> None:
             sys.argv.append(f"--config-name={verb}")
             _run(verb)
         return
-    sys.argv[1:] = _with_values(sys.argv[1:])
+    sys.argv[1:] = _join_option_values(sys.argv[1:])
     words = [word.removeprefix(CONFIG_NAME) for word in sys.argv]
     place = next((place for place, word in enumerate(words) if place and word in VERBS), None)
     if place is None:
-        return _no_verb()
+        return _without_verb()
     verb = words[place]
     started_by_lightning = sys.argv[place] != verb
     if started_by_lightning:
@@ -126,23 +127,23 @@ def _command() -> None:
     # argparse takes settings in one block alone, and calls others unrecognized: options come first.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not word.startswith("-"))
     if verb in LISTS:
-        sys.argv[1:] = [_as_list(word, *LISTS[verb]) for word in sys.argv[1:]]
+        sys.argv[1:] = [_as_name_list(word, *LISTS[verb]) for word in sys.argv[1:]]
     sys.argv[1:] = list(_without_null(verb, sys.argv[1:]))
     _check_options(verb)
-    _bring_back(verb, started_by_lightning)
+    _add_recorded_overrides(verb, started_by_lightning)
     _check_grammar(verb)
     _check_groups(verb)
     _check_experiment(verb)
-    _check_place(verb)
+    _check_output_folder(verb)
     _check_lists(verb)
     _run(verb)
 
 
-def _with_values(words: list[str]) -> list[str]:
-    """Options and their values as one word, ``--config-dir=a=b``: a value is no setting, and no verb."""
+def _join_option_values(words: list[str]) -> list[str]:
+    """Join options and their values, as in ``--config-dir=a=b``: a value is neither an override nor a verb."""
     joined: list[str] = []
     for word in words:
-        if joined and _waits_for_value(joined[-1], word) and not word.startswith("-"):
+        if joined and _takes_value(joined[-1], word) and not word.startswith("-"):
             joined[-1] += f"={word}"
         else:
             joined.append(word)
@@ -150,36 +151,36 @@ def _with_values(words: list[str]) -> list[str]:
 
 
 def _check_options(verb: str) -> None:
-    """Refuse options that only show, beside those that run, and those that say how to show, without them."""
+    """Refuse options that show a configuration together with -m, and options of ``--cfg`` without it."""
     options = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")}
     shows = options & ONLY_SHOWS
     if any(len(option) > 2 and "--experimental-rerun".startswith(option) for option in options):
-        sys.exit(f"fcnlab {verb}: --experimental-rerun would run what a file holds: type from_run=FOLDER")
-    if shows & {"-c", "--cfg", "-i", "--info"} and options & {"-m", "--multirun"}:
         sys.exit(
-            f"fcnlab {verb}: {min(shows)} shows the settings of one run: leave -m out, and give one value of each list"
+            f"fcnlab {verb}: --experimental-rerun executes code. To repeat a run, type from_run=FOLDER"
         )
+    if shows & {"-c", "--cfg", "-i", "--info"} and options & {"-m", "--multirun"}:
+        sys.exit(f"fcnlab {verb}: {min(shows)} shows the configuration of one run. Remove -m, and give single values")
     if not shows and (how := options & {"-p", "--package", "--resolve"}):
-        sys.exit(f"fcnlab {verb}: {min(how)} has no effect without --cfg, which it is for: add --cfg job")
+        sys.exit(f"fcnlab {verb}: {min(how)} has no effect without --cfg. Add --cfg job")
 
 
-def _waits_for_value(word: str, value: str) -> bool:
+def _takes_value(word: str, value: str) -> bool:
     begins = word.startswith("--") and len(word) > 2  # argparse takes the first letters of an option
     if word in ("-i", "--info"):
-        return value in OF_INFO
-    return word in WITH_VALUE or (begins and any(option.startswith(word) for option in WITH_VALUE))
+        return value in INFO_TOPICS
+    return word in OPTIONS_WITH_VALUE or (begins and any(option.startswith(word) for option in OPTIONS_WITH_VALUE))
 
 
 def _end_with_rank_0() -> None:
-    """A rank whose first is gone would wait for it, for half an hour."""
+    """End this rank with rank 0: without it, a rank waits for half an hour."""
     if os.environ.get("LOCAL_RANK", "0") != "0" and PROCESS in os.environ:
         from fcnlab.sweeps.processes import die_with_parent
 
         die_with_parent(int(os.environ[PROCESS]))
 
 
-def _bring_back(verb: str, started_by_lightning: bool) -> None:
-    """``from_run=FOLDER`` and ``sweep.resume=FOLDER``: let their records give the settings that are not typed."""
+def _add_recorded_overrides(verb: str, started_by_lightning: bool) -> None:
+    """Add the recorded overrides of ``from_run=FOLDER`` and ``sweep.resume=FOLDER`` to the command line."""
     asks = [word.lstrip("+").startswith((FROM_RUN, RESUME)) for word in sys.argv]
     if not any(asks):
         return
@@ -199,7 +200,7 @@ def _is_sweep() -> bool:
 
 
 def _check_lists(verb: str) -> None:
-    """Refuse a list inside a value of a sweep's, of which Hydra makes neither."""
+    """Refuse a list of sweep values inside another value, which Hydra supports in no way."""
     if _is_sweep():
         from fcnlab.sweeps.grid_sweeper import check_no_nested_lists
 
@@ -209,8 +210,8 @@ def _check_lists(verb: str) -> None:
             sys.exit(f"fcnlab {verb}: {error}")
 
 
-def _sweeping() -> AbstractContextManager[None]:
-    """What has to be entered while a sweep is composed; its imports take time."""
+def _sweep_composition() -> AbstractContextManager[None]:
+    """Return the context in which a sweep is composed; only a sweep pays for its imports."""
     if not _is_sweep():
         return nullcontext()
     from fcnlab.sweeps.grid_sweeper import group_settings_deferred
@@ -218,8 +219,8 @@ def _sweeping() -> AbstractContextManager[None]:
     return group_settings_deferred()
 
 
-def _as_list(word: str, lists: str, name: str = "") -> str:
-    """``runs=A,B`` as the list that is meant, and names as they are: commas and ``=`` have meanings for Hydra."""
+def _as_name_list(word: str, lists: str, name: str = "") -> str:
+    """Write ``runs=A,B`` as a list of quoted names, because commas and ``=`` have a meaning for Hydra."""
     key, _, value = word.partition("=")
     if key == lists and value.startswith(("'", '"')):
         return f"{key}=[{value}]"
@@ -231,7 +232,7 @@ def _as_list(word: str, lists: str, name: str = "") -> str:
 
 
 def _split(value: str) -> list[str]:
-    """``A,B`` as A and B; but a comma inside the name of what is there is a part of it."""
+    """Split ``A,B`` at commas, except inside the name of an existing file or folder."""
     parts, names = value.split(","), []
     while parts:
         ends = range(len(parts), 1, -1)
@@ -242,7 +243,7 @@ def _split(value: str) -> list[str]:
 
 
 def _without_null(verb: str, words: list[str]) -> Iterator[str]:
-    """``logger=null`` as the option ``none`` that is meant; Hydra ends in a traceback where a group is null."""
+    """Replace ``logger=null`` by ``logger=none``; Hydra ends in a traceback where a group is null."""
     from fcnlab.config.locations import CONF
 
     for word in words:
@@ -252,15 +253,15 @@ def _without_null(verb: str, words: list[str]) -> Iterator[str]:
         if not among or not re.fullmatch(r"[a-z/]+", group) or not (CONF / group).is_dir():
             yield word
         elif value != "null":
-            sys.exit(f"fcnlab {verb}: {word}: null cannot be swept over; list some of its options: {_options(group)}")
+            sys.exit(f"fcnlab {verb}: {word}: a sweep cannot include null. Choose from: {_options(group)}")
         elif (CONF / group / "none.yaml").is_file():
             yield f"{group}=none"
         elif group not in OPTIONAL.get(verb, ()):
-            sys.exit(f"fcnlab {verb}: {group}=null: a run needs one of its options: {_options(group)}")
+            sys.exit(f"fcnlab {verb}: {group}=null: null is not an option. Choose from: {_options(group)}")
 
 
 def _options(group: str) -> str:
-    """What a group may be; experiments are in folders, while a folder inside another group is a group of its own."""
+    """Return the options of a group. Experiments may be in subfolders; a subfolder of another group is a group."""
     from fcnlab.config.locations import CONF
 
     pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
@@ -269,15 +270,15 @@ def _options(group: str) -> str:
 
 
 def _check_current_folder(verb: str) -> None:
-    """Relative paths mean nothing in a folder that was removed, and Hydra asks for it whatever is done."""
+    """Refuse to run in a removed directory: Hydra always asks for the current one."""
     try:
         os.getcwd()  # noqa: PTH109
     except OSError as error:
-        sys.exit(f"fcnlab {verb}: the current folder is no longer there ({error.strerror}): cd to another one")
+        sys.exit(f"fcnlab {verb}: the current directory no longer exists ({error.strerror}). Use cd to leave it")
 
 
 def _check_grammar(verb: str) -> None:
-    """Refuse a word that Hydra cannot read, and say how it is typed: Hydra names the class of its lexer's error."""
+    """Refuse an override that Hydra cannot parse, and show how to type it: Hydra shows its lexer's error."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -293,22 +294,20 @@ def _check_grammar(verb: str) -> None:
             parser.parse_override(word)
         except HydraException as error:
             readable = in_quotes(word, sweep)
-            reason = (
-                f"its value needs quotes: {shell_join([readable])}" if readable else f"{first_line(error)} (key=value)"
-            )
-            sys.exit(f"fcnlab {verb}: {word} cannot be read: {reason}")
+            reason = f"quote its value: {shell_join([readable])}" if readable else f"{first_line(error)} (key=value)"
+            sys.exit(f"fcnlab {verb}: {word} cannot be parsed: {reason}")
 
 
 def _check_groups(verb: str) -> None:
-    """Some verbs choose no data by themselves, and Hydra's words for a setting of what is not there mislead."""
+    """Refuse settings of a group that has no default and is not chosen; Hydra's own message misleads."""
     for group in {"eval": ("data", "model"), "predict": ("data",)}.get(verb, ()):
         settings = [word for word in sys.argv if word.startswith(f"{group}.")]
         if settings and not any(word.startswith((f"{group}=", "experiment=")) for word in sys.argv):
-            sys.exit(f"fcnlab {verb}: {settings[0]} sets nothing, since no {group} is chosen: add {group}=OPTION")
+            sys.exit(f"fcnlab {verb}: {settings[0]} has no effect, because no {group} is chosen. Add {group}=OPTION")
 
 
 def _check_experiment(verb: str) -> None:
-    """Hydra's words for an experiment of another verb mislead; its file says in its second line whose it is."""
+    """Refuse an experiment of another verb, which its file names in the second line; Hydra's own message misleads."""
     from fcnlab.config.locations import CONF
 
     chosen = next((word.removeprefix("experiment=") for word in sys.argv if word.startswith("experiment=")), "")
@@ -316,23 +315,27 @@ def _check_experiment(verb: str) -> None:
         path = CONF / "experiment" / f"{name}.yaml"
         used = re.search(r"^# fcnlab (\w+) experiment=", path.read_text(), re.MULTILINE) if path.is_file() else None
         if used and used[1] != verb:
-            sys.exit(f"fcnlab {verb}: experiment={name} is one of fcnlab {used[1]}")
+            sys.exit(
+                f"fcnlab {verb}: experiment={name} is for fcnlab {used[1]}. Type fcnlab {used[1]} experiment={name}"
+            )
 
 
-def _no_verb() -> None:
+def _without_verb() -> None:
     if "--version" in sys.argv:
         from importlib.metadata import version
 
         print(f"fcnlab {version('fcnlab')}")
         sys.exit(0)
-    wanted = [word for word in sys.argv[1:] if not word.startswith("-")]
-    if wanted:
-        sys.exit(f"fcnlab: no verb {wanted[0]!r}; there are {', '.join(VERBS)}. See fcnlab --help.")
+    commands = [word for word in sys.argv[1:] if not word.startswith("-")]
+    if commands:
+        near = difflib.get_close_matches(commands[0], VERBS, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(VERBS)}."
+        sys.exit(f"fcnlab: Unknown command {commands[0]!r}. {hint} See fcnlab --help.")
     print(HELP.format(**VERBS), end="")
 
 
 def _completed_verb() -> str | None:
-    """The verb whose settings Hydra is to complete; None where the verb itself was to be completed, and was."""
+    """Return the verb whose overrides Hydra completes; None where the verb itself was completed here."""
     line = os.environ.get("COMP_LINE")
     if line is None:  # -sc install=bash
         return "train"
@@ -346,23 +349,26 @@ def _completed_verb() -> str | None:
     return verb
 
 
-def _of_the_disk(verb: str, error: OSError, folder: Path) -> str | None:
-    """What to say of an error of the disk, or of a file in the run's folder; None where it is of something else."""
+def _disk_error_message(verb: str, error: OSError, folder: Path) -> str | None:
+    """Return the message for a disk error, or for a file in the run's folder; None for any other error."""
     where = f" for {error.filename}" if error.filename else ""
-    goes_on = "go on with checkpoint=last and hydra.run.dir set to this run's folder"
-    then = goes_on if verb == "train" else "repeat the command"
-    if error.errno in OF_THE_DISK:
-        what, way_out = f"{OF_THE_DISK[error.errno]}{where}", "make room" if error.errno in FULL else "mend that"
+    resume = "resume with checkpoint=last and hydra.run.dir set to this run's folder"
+    next_step = resume if verb == "train" else "repeat the command"
+    if error.errno in DISK_ERRORS:
+        problem, way_out = (
+            f"{DISK_ERRORS[error.errno]}{where}",
+            "Free some space" if error.errno in DISK_FULL else "Fix the disk",
+        )
     elif error.errno == errno.EMFILE:
-        what, way_out = f"no more files may be opened{where}", "allow more, by ulimit -n 4096"
+        problem, way_out = f"no more files may be opened{where}", "Raise the limit (ulimit -n 4096)"
     elif isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(folder):
-        what, way_out = f"{error.filename}: {error.strerror}", "mend that"
-    elif error.errno in NOT_FOR_US and error.filename is not None:
-        way_out = "Name another file or folder, or give this process the right to use it"
+        problem, way_out = f"{error.filename}: {error.strerror}", "Fix it"
+    elif error.errno in NO_ACCESS and error.filename is not None:
+        way_out = "Choose another file or folder, or grant this process access to it"
         return f"fcnlab {verb}: {os.fsdecode(error.filename)}: {error.strerror}. {way_out}"
     else:
         return None
-    return f"fcnlab {verb}: {what}. What was saved before is whole: {way_out}, then {then}."
+    return f"fcnlab {verb}: {problem}. Files saved before are complete. {way_out}, then {next_step}."
 
 
 def _check_working_folder(hydra: "HydraConf") -> None:
@@ -371,8 +377,8 @@ def _check_working_folder(hydra: "HydraConf") -> None:
         raise UserError(CHDIR_REFUSED)
 
 
-def _check_place(verb: str) -> None:
-    """Refuse a folder that cannot be written to, before Hydra tries to make it."""
+def _check_output_folder(verb: str) -> None:
+    """Refuse an output folder that cannot be written to, before Hydra tries to create it."""
     sweep = bool({"-m", "--multirun"} & set(sys.argv))
     if _only_shows():
         return
@@ -383,7 +389,7 @@ def _check_place(verb: str) -> None:
     from fcnlab.config.overrides import unquote_value
 
     if reason := unwritable_reason(Path(unquote_value(typed))):
-        sys.exit(f"fcnlab {verb}: {key}{typed}: {reason}; nothing has been changed. Name another folder")
+        sys.exit(f"fcnlab {verb}: {key}{typed}: {reason}. Nothing was changed. Choose another folder")
 
 
 def _run(verb: str) -> None:
@@ -414,15 +420,15 @@ def _run(verb: str) -> None:
         except UserError as error:
             raise CompactHydraException(
                 escape_terminal(f"fcnlab {verb}: {error}")
-            ) from error  # Hydra shows these without a traceback
+            ) from error  # shown without a traceback
         except (ImportError, MemoryError, OSError, RuntimeError) as error:
             folder = Path(hydra_config.runtime.output_dir)
-            said = _of_the_disk(verb, error, folder) if isinstance(error, OSError) else None
-            if said is None and (reason := limit_of_process(error)):
-                said = f"fcnlab {verb}: {reason}"
-            if said is None:
+            message = _disk_error_message(verb, error, folder) if isinstance(error, OSError) else None
+            if message is None and (reason := limit_of_process(error)):
+                message = f"fcnlab {verb}: {reason}"
+            if message is None:
                 raise
-            raise CompactHydraException(escape_terminal(said)) from error
+            raise CompactHydraException(escape_terminal(message)) from error
         except InstantiationException as error:
             if isinstance(error.__cause__, ValueError):
                 raise CompactHydraException(escape_terminal(f"fcnlab {verb}: {error.__cause__}")) from error
@@ -431,5 +437,5 @@ def _run(verb: str) -> None:
     register_schemas()
     register_launchers()
     logging.getLogger("fcnlab").addFilter(escape_log_record)
-    with _sweeping(), errors_explained(verb, task) as report:
+    with _sweep_composition(), errors_explained(verb, task) as report:
         report(hydra.main(version_base="1.3", config_path=str(CONF))(task))

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend."""
+"""Errors that the user can fix, and the messages for errors of the system."""
 
 import errno
 import os
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. Its message names the thing, its value, what is allowed and the next step.
+    """A mistake in the user's input. The message names the setting, its value, what is allowed and what to type.
 
-    The command line shows the message without a traceback (``HYDRA_FULL_ERROR=1`` shows that too). A DataLoader makes
-    such an error anew from one of a worker, with the worker's traceback before the message: it is cut off.
+    The command line shows the message without a traceback (``HYDRA_FULL_ERROR=1`` shows both). A DataLoader
+    raises a worker's error again with the worker's traceback before the message; that part is removed.
     """
 
     def __init__(self, message: str = ""):
@@ -18,8 +18,8 @@ class UserError(ValueError):
 
 
 CHDIR_REFUSED = (
-    "hydra.job.chdir=true: relative paths would mean folders inside the run's, where no data and no checkpoints are."
-    " Leave it out; ${hydra:runtime.output_dir} is the run's folder"
+    "hydra.job.chdir=true is not supported: relative paths would lead into the run's folder, away from data and"
+    " checkpoints. Remove it. ${hydra:runtime.output_dir} is the run's folder"
 )
 
 
@@ -27,17 +27,17 @@ NO_MEMORY = ("failed to map segment", "annot allocate memory", "DefaultCPUAlloca
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, for a message of ours; its kind where it says nothing."""
+    """Return the first line of an error's message, or its class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def why_not_used(error: OSError) -> str:
-    """What the system says of a file that was to be used."""
-    return f"{os.fsdecode(error.filename)}: {error.strerror}. Name another file or folder"
+def unusable_file_message(error: OSError) -> str:
+    """Return the message for a file that the system does not let us use."""
+    return f"{os.fsdecode(error.filename)}: {error.strerror}. Choose another file or folder"
 
 
 def unwritable_reason(folder: Path) -> str | None:
-    """Why no file can be made in a folder, which need not be there yet; None where nothing speaks against it."""
+    """Return why no file can be created in a folder, which need not exist yet; None if one can."""
     for place in (folder.absolute(), *folder.absolute().parents):
         try:
             os.lstat(place)
@@ -46,21 +46,21 @@ def unwritable_reason(folder: Path) -> str | None:
         except (OSError, ValueError) as error:
             return f"{place}: {getattr(error, 'strerror', None) or error}"
         if not place.is_dir():
-            return f"{place} is no folder" if place.exists() else f"{place} is a link to what is not there"
-        return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written to"
+            return f"{place} is not a folder" if place.exists() else f"{place} is a broken link"
+        return None if os.access(place, os.W_OK | os.X_OK) else f"{place} is not writable"
     return None
 
 
 def limit_of_process(error: BaseException) -> str | None:
-    """What to say of an error that comes from a limit on this process; None where it comes from something else."""
+    """Return the message for an error caused by a limit on this process; None for any other error."""
     number, text = getattr(error, "errno", None), str(error)
     if "can't start new thread" in text or (number == errno.EAGAIN and isinstance(error, BlockingIOError)):
         return (
-            f"no further thread or process can be started ({first_line(error)}): raise the limit (ulimit -u, or the"
+            f"cannot start another thread or process ({first_line(error)}): raise the limit (ulimit -u, or the"
             " container's), or end other processes of this user"
         )
     if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in text for words in NO_MEMORY):
-        return f"there is too little memory ({first_line(error)}): raise the limit (ulimit -v, or the container's)"
+        return f"out of memory ({first_line(error)}): raise the limit (ulimit -v, or the container's)"
     if number in (errno.EMFILE, errno.ENFILE):
         return f"too many files are open ({first_line(error)}): raise the limit (ulimit -n)"
     return None

@@ -1,40 +1,40 @@
-"""Foreign text, such as a folder's name or a reason, where it could act: it is shown, and nothing more."""
+"""Escapes for foreign text, such as folder names, in terminals, Markdown and CSV."""
 
 import html
 import logging
 import re
 
-# What moves a terminal's cursor, renames its window, turns a line's direction; surrogates, which no encoding has.
-ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-OF_MARKDOWN = re.compile(r"([\\`*\[\]|])")  # links and images, which a reader's browser would fetch, among them
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# They move a terminal's cursor, rename its window or turn the direction of a line; surrogates, which no encoding has.
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+MARKDOWN_SYNTAX = re.compile(r"([\\`*\[\]|])")  # among them links and images, which a browser would fetch
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def escape_line(text: str) -> str:
-    """With ``\\x1b`` for what would act, line ends among it: a name must not make a line of its own."""
-    return ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Return text with escapes such as ``\\x1b`` for control characters and line ends, so that it stays one line."""
+    return CONTROL_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def escape_terminal(text: str) -> str:
-    """The same for a message of ours, whose lines and tabs stay."""
+    """Return a message with escaped control characters; line ends and tabs stay."""
     return "".join(part if part in ("\n", "\t") else escape_line(part) for part in re.split(r"([\n\t])", text))
 
 
 def escape_log_record(record: logging.LogRecord) -> bool:
-    """A filter of logs: names of files and what records say may be anybody's, and move no cursor."""
+    """Escape a log record; a filter of loggers, because file names and records may be foreign."""
     record.msg, record.args = escape_terminal(record.getMessage()), ()
     return True
 
 
 def escape_markdown(text: str) -> str:
-    """As it would be read: neither HTML nor Markdown."""
-    return OF_MARKDOWN.sub(r"\\\1", html.escape(escape_line(text), quote=False))
+    """Return text escaped for Markdown and HTML."""
+    return MARKDOWN_SYNTAX.sub(r"\\\1", html.escape(escape_line(text), quote=False))
 
 
 def escape_csv(text: str) -> str:
-    """In a line, and with an apostrophe where a spreadsheet would take it for a formula."""
+    """Return text as one line, with an apostrophe where a spreadsheet would read a formula."""
     text = escape_line(text)
-    return f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text
+    return f"'{text}" if text.startswith(FORMULA_STARTS) and not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:

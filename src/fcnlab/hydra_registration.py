@@ -1,4 +1,4 @@
-"""What Hydra has to know before it composes: schemas, resolvers, launchers."""
+"""Registration of schemas, resolvers, launchers and sweepers with Hydra, before it composes."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from fcnlab.config.schemas import BenchConfig, CompareConfig, DoctorConfig, Eval
 
 
 def register_schemas() -> None:
-    """Make known to Hydra the roots, by the names that the primary configs use, and what files of conf/ compute by."""
+    """Register the root schemas, by the names that the primary configs use, and the resolver of conf/."""
     store = ConfigStore.instance()
     roots = {
         "train": TrainConfig,
@@ -26,20 +26,19 @@ def register_schemas() -> None:
 
 
 def _count_classes(classes: Any, root: str) -> int:
-    """``${count_classes:...}`` in a data set's file: how many classes it lists, or the file has that it names."""
+    """Return the value of ``${count_classes:...}``: the number of classes in a list, or in the file that is named."""
     from fcnlab.data.formats.folder import count_classes
 
     return count_classes(classes, root)
 
 
 def register_launchers() -> None:
-    """Let ``hydra/launcher=basic`` and ``hydra/sweeper=basic`` be ours, which do not what Hydra's do wrong; in this
-    process alone.
+    """Replace Hydra's ``hydra/launcher=basic`` and ``hydra/sweeper=basic`` by fcnlab's, in this process.
 
-    ``slots`` is a file of conf/, but one named as a config of Hydra's own would be merged with that. What its official
-    plugins have stored under the names of ours is dropped, where they are installed, too.
+    ``slots`` is a file of conf/; a file with the name of one of Hydra's own configs would be merged with that config.
+    Configs that Hydra's official plugins, if installed, store under the same names are removed.
     """
-    Plugins.instance()  # which makes Hydra's known, and must not do so behind ours
+    Plugins.instance()  # registers Hydra's own plugins, which must come first
     launcher = {"_target_": "hydra_plugins.fcnlab_slots.InProcessLauncher"}
     sweeper = {"_target_": "hydra_plugins.fcnlab_search.GridSweeper", "max_batch_size": None, "params": None}
     store = ConfigStore.instance()

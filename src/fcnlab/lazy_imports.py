@@ -1,6 +1,6 @@
-"""How a command comes quickly to its first line of work: much of what Lightning imports no run uses.
+"""Lazy imports for a fast start of the command line: no run uses much of what Lightning imports.
 
-Only the command line comes here; who imports fcnlab as a library gets every package as ever.
+Only the command line uses this module; ``import fcnlab`` as a library imports every package as usual.
 """
 
 import atexit
@@ -15,7 +15,7 @@ from fcnlab.library_internals.torchmetrics_imports import DrawingByNeed, Torchme
 
 
 def import_verb(name: str) -> ModuleType:
-    """The module of a command, imported without what no command uses, and without walks of the garbage collector."""
+    """Import the module of a command without packages that no command uses, and without garbage collection."""
     if name in sys.modules:
         return sys.modules[name]
     with _no_collection(), TorchmetricsByNeed(), DrawingByNeed():
@@ -24,9 +24,9 @@ def import_verb(name: str) -> ModuleType:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from walking, again and again, through all that imports make and nobody drops.
+    """Switch the garbage collector off: objects made by imports are never dropped.
 
-    Nor does it later: what is there then is frozen, which spares the workers that are forked a copy of it, too.
+    They are frozen afterwards, so that it never visits them, and forked workers do not copy them.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -34,6 +34,6 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
-        atexit.register(gc.unfreeze)  # or nanobind, in triton, takes what lives until the end for leaks, and says so
+        atexit.register(gc.unfreeze)  # otherwise nanobind, in triton, reports them as leaks
         if was_on:
             gc.enable()

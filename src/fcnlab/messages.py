@@ -1,4 +1,4 @@
-"""What a run reports to its user, once whatever the number of processes."""
+"""Messages of a run to its user, from rank 0 only."""
 
 import logging
 
@@ -9,11 +9,11 @@ log = logging.getLogger("fcnlab")
 
 @rank_zero_only
 def log_info(message: str) -> None:
-    """Tell the user, once whatever the number of processes."""
+    """Log a message, on rank 0 only."""
     log.info(message)
 
 
 @rank_zero_only
 def log_warning(message: str) -> None:
-    """Warn the user, once whatever the number of processes."""
+    """Log a warning, on rank 0 only."""
     log.warning("Warning: %s", message)

@@ -1,6 +1,6 @@
-"""Standard streams that outlive whoever reads them: what a command writes there never ends its work.
+"""Standard streams to which writing never fails, so that output never ends a command's work.
 
-Terminals and pipes are closed, disks that a stream is sent to are full, and an encoding may lack a character.
+A terminal or pipe may be closed, a disk full, and an encoding may lack a character.
 """
 
 import errno
@@ -10,35 +10,35 @@ import select
 from contextlib import suppress
 from typing import TextIO
 
-NOBODY_READS = (errno.EIO, errno.EPIPE)  # a closed terminal, a closed pipe: no loss to anybody
-SHOWS_ALL = ("replace", "backslashreplace", "xmlcharrefreplace", "namereplace")
+READER_GONE = (errno.EIO, errno.EPIPE)  # a closed terminal or pipe
+LOSSLESS_HANDLERS = ("replace", "backslashreplace", "xmlcharrefreplace", "namereplace")
 
 
 class Terminal(io.FileIO):
-    """A file to which writing never fails: what cannot be written is dropped.
+    """A file to which writing never fails: data that cannot be written are dropped.
 
-    ``lost`` is the first error that dropped something, unless nobody reads the file any more.
+    ``lost`` is the first error that dropped data, unless the reader has closed the file.
     """
 
     lost: OSError | None = None
 
     def write(self, data) -> int:
         try:
-            while (written := super().write(data)) is None:  # it does not block, and is full
+            while (written := super().write(data)) is None:  # non-blocking, and full
                 select.select([], [self], [])
             return written
         except OSError as error:
-            if error.errno not in NOBODY_READS:
+            if error.errno not in READER_GONE:
                 self.lost = self.lost or error
             return len(memoryview(data).cast("B"))
 
 
 def open_standard_files() -> None:
-    """Open what is closed of standard input, output and errors, as for a daemon, to nowhere.
+    """Open closed standard streams, as of a daemon, to /dev/null.
 
-    Else the next file of ours would have the number of one, and what is printed would be written into it.
+    Otherwise the next opened file would get the number of one, and printed text would be written into it.
     """
-    for number in (0, 1, 2):  # a file that is opened has the lowest free number
+    for number in (0, 1, 2):  # open() takes the lowest free number
         try:
             os.fstat(number)
         except OSError:
@@ -46,22 +46,22 @@ def open_standard_files() -> None:
             os.set_inheritable(number, True)
 
 
-def lasting(stream: TextIO | None, number: int) -> TextIO:
-    """A standard stream, None if it was closed, as one that outlives its reader; what is no file stays as it is.
+def keep_writable(stream: TextIO | None, number: int) -> TextIO:
+    """Return a standard stream (None: closed) as one whose writes never fail; a stream without a file stays as it is.
 
-    What its encoding lacks is shown as an escape: ``\\u2713`` of a check mark on an ASCII terminal.
+    Characters that its encoding lacks are escaped: ``\\u2713`` for a check mark on an ASCII terminal.
     """
     if stream is None:
         return _text(number, "utf-8", "backslashreplace", line_buffering=False)
     try:
         file = stream.fileno()
-    except OSError:  # in memory: a test's
+    except OSError:  # in memory, as in tests
         return stream
-    if not isinstance(stream, io.TextIOWrapper):  # a notebook's
+    if not isinstance(stream, io.TextIOWrapper):  # of a notebook
         return stream
     with suppress(OSError):
         stream.flush()
-    errors = stream.errors if stream.errors in SHOWS_ALL else "backslashreplace"
+    errors = stream.errors if stream.errors in LOSSLESS_HANDLERS else "backslashreplace"
     return _text(file, stream.encoding, errors, line_buffering=stream.line_buffering or stream.write_through)
 
 
@@ -70,8 +70,8 @@ def _text(file: int, encoding: str, errors: str, *, line_buffering: bool) -> Tex
     return io.TextIOWrapper(raw, encoding, errors, line_buffering=line_buffering)
 
 
-def why_not_printed(stream: TextIO) -> str | None:
-    """Why not all that was printed could be written; None where it was, or where nobody reads it any more."""
+def print_failure(stream: TextIO) -> str | None:
+    """Return why printed text was lost; None if nothing was lost or the reader is gone."""
     stream.flush()
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     return raw.lost.strerror if isinstance(raw, Terminal) and raw.lost else None

@@ -156,7 +156,7 @@ SPOILT = {
     "nested json": "run.json is damaged",
     "null as an option": "hydra.yaml has the key None",
     "endless curves": "metrics.csv is a link that leads out",
-    "a pipe": "metrics.json is no regular file",
+    "a pipe": "metrics.json is not a regular file",
     "gigabytes": "confusions.npz is damaged: matrices would have 25,600 bytes",
     "a secret": "config.yaml is a link that leads out",
     "empty": "an empty folder",

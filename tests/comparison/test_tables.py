@@ -9,7 +9,7 @@ from fcnlab.comparison.comparison import compare
 from fcnlab.comparison.page import write_page
 from fcnlab.comparison.runs import read_runs
 from fcnlab.comparison.tables import TERMINAL_ROWS, answers, markdown, points, probability, terminal, write_csv
-from fcnlab.escaping import ACTING, escape_line
+from fcnlab.escaping import CONTROL_CHARACTERS, escape_line
 from run_folders import CLASSES, toy_matrices
 
 
@@ -147,7 +147,7 @@ def test_foreign_names_do_nothing_where_they_are_shown(make_run, tmp_path):
     write_page(tmp_path / "comparison.html", found, "fcnlab compare")
     written = [path.read_text() for path in (*tmp_path.glob("*.csv"), tmp_path / "comparison.html")]
     assert len(written) == 4 and sum("x1b[2J" in text for text in written) >= 3
-    assert not any(ACTING.search(lines_apart(text)) for text in written)
+    assert not any(CONTROL_CHARACTERS.search(lines_apart(text)) for text in written)
 
 
 def lines_apart(text: str) -> str:

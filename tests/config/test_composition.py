@@ -1,4 +1,4 @@
-"""A command line with mistakes: all of them in one answer, and nothing else in it."""
+"""All mistakes of a command line are reported in one message, without Hydra's own lines."""
 
 import pytest
 
@@ -14,7 +14,7 @@ fcnlab train: Invalid configuration:
 
 @pytest.fixture
 def answer(fcnlab, capfd):
-    """All that a refused command writes to standard error."""
+    """Return everything that a refused command writes to standard error."""
 
     def run(*words: str) -> str:
         assert fcnlab("train", *words) == 1
@@ -24,11 +24,11 @@ def answer(fcnlab, capfd):
 
 
 @pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")])
-def test_all_mistakes_come_in_one_answer(answer, sweep):
+def test_all_mistakes_are_in_one_message(answer, sweep):
     assert answer(*FOUR, *sweep) == ALL_FOUR
 
 
-def test_a_value_of_another_type_is_one_line(answer):
+def test_a_value_of_another_type_is_reported_in_one_line(answer):
     assert answer("optim.lr=fast") == (
         "fcnlab train: Invalid configuration: optim.lr must be a number of at least 0, got 'fast'.\n"
     )
@@ -53,7 +53,7 @@ def test_each_kind_of_mistake_is_named(answer, words, mistake):
     assert answer(*words) == f"fcnlab train: Invalid configuration: {mistake}\n"
 
 
-def test_settings_of_an_option_that_nobody_can_guess_are_not_judged(answer):
+def test_settings_inside_an_unknown_option_are_not_checked(answer):
     """The default option has other settings."""
     text = answer("optim=xxxxxx", "optim.momentum=0.9", "optim.nesterov=true")
     assert text.startswith(
@@ -62,18 +62,18 @@ def test_settings_of_an_option_that_nobody_can_guess_are_not_judged(answer):
     assert "momentum" not in text
 
 
-def test_settings_of_a_guessed_option_are_judged_by_it(answer):
+def test_settings_inside_a_corrected_option_are_checked(answer):
     text = answer("optim=sdg", "optim.momentum=0.9", "optim.nesterof=true")
     assert "optim.nesterof" in text and "momentum" not in text
 
 
-def test_listed_values_of_a_sweep_are_all_looked_at(answer):
+def test_all_listed_values_of_a_sweep_are_checked(answer):
     text = answer("-m", "modl=fcn8s", "seed=1,-1", "optim.lr=fast,1")
     assert "Unknown config group 'modl'" in text
     assert "seed must be a whole number" in text and "optim.lr must be a number" in text
 
 
-def test_the_full_error_is_hydras(fcnlab, monkeypatch):
+def test_the_full_error_has_its_cause(fcnlab, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(Exception, match="Unknown config group 'modl'") as caught:
         fcnlab("train", "modl=fcn8s")

@@ -1,4 +1,4 @@
-"""Every number of every option: what has no meaning is refused, and what is taken stands here with its reason."""
+"""Every number of every option is validated; accepted extreme values are listed here with the reason."""
 
 import math
 from pathlib import Path
@@ -127,7 +127,7 @@ def without_folders(cfg: DictConfig) -> DictConfig:
 
 
 def numbers(node, path: str = ""):
-    """The places of numbers, with those that are given by an interpolation."""
+    """Yield the paths of numbers, also of those set by an interpolation."""
     if isinstance(node, dict):
         for key, child in node.items():
             yield from numbers(child, f"{path}.{key}" if path else str(key))
@@ -160,7 +160,7 @@ def is_taken(cfg: DictConfig, place: str, value) -> bool:
 
 
 def without_meaning(cfg: DictConfig, places) -> list[str]:
-    """What is taken, and stands in no line of the table."""
+    """Return accepted values that the table does not list."""
     validate_config(cfg)
     found = []
     for place in places:
@@ -172,7 +172,7 @@ def without_meaning(cfg: DictConfig, places) -> list[str]:
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=str)
-def test_each_number_of_an_option_is_refused_where_it_means_nothing(path: Path, composed):
+def test_each_number_of_an_option_is_validated(path: Path, composed):
     option = f"{path.parent}={path.stem}"
     cfg = composed(
         option, *GIVEN.get(option, []), name="eval" if path.parts[0] in ("inference", "postprocess") else "train"
@@ -182,7 +182,7 @@ def test_each_number_of_an_option_is_refused_where_it_means_nothing(path: Path, 
 
 
 @pytest.mark.parametrize("verb", ROOTS)
-def test_each_number_of_a_verb_is_refused_where_it_means_nothing(verb: str, composed):
+def test_each_number_of_a_verb_is_validated(verb: str, composed):
     cfg = composed(*ROOTS[verb], name=verb)
     groups = {path.parts[0] for path in GROUPS}
     tree = {key: value for key, value in OmegaConf.to_container(cfg, resolve=False).items() if key not in groups}

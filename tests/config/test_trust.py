@@ -1,4 +1,4 @@
-"""What a foreign file may name, and that it may name nothing else."""
+"""Allowed contents of foreign files; everything else is refused."""
 
 import importlib
 import inspect
@@ -132,17 +132,17 @@ BAD = [
 
 
 @pytest.mark.parametrize("override", GOOD)
-def test_settings_come_back(override: str):
+def test_allowed_overrides_of_a_record(override: str):
     check_overrides([override], [CONF])
 
 
 @pytest.mark.parametrize("override", BAD, ids=repr)
-def test_nothing_else_comes_back(override):
-    with pytest.raises(UntrustedError, match="in its record is no setting of a run; refused"):
+def test_all_other_overrides_of_a_record_are_refused(override):
+    with pytest.raises(UntrustedError, match="its record is refused, because of the override"):
         check_overrides(["seed=1", override], [CONF])
 
 
-def test_what_takes_long_or_grows_is_refused_at_once():
+def test_overrides_that_are_slow_or_grow_are_refused():
     """Ten doublings are a thousand copies, and Hydra's parser takes half a minute for 20,000 brackets."""
     doubled = [f"+a{place + 1}=['${{a{place}}}','${{a{place}}}']" for place in range(10)]
     with pytest.raises(UntrustedError, match="more than 8 interpolations"):
@@ -152,13 +152,13 @@ def test_what_takes_long_or_grows_is_refused_at_once():
             check_overrides(long, [CONF])
 
 
-def test_a_message_about_a_foreign_text_moves_no_cursor():
+def test_foreign_text_is_escaped_in_messages():
     with pytest.raises(UntrustedError) as caught:
         check_overrides(["\x1b[2Jx=${oc.env:X}" + 500 * "y"], [CONF])
     assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-def test_options_of_ones_own_lie_in_a_folder_that_was_typed(tmp_path):
+def test_own_options_need_a_typed_config_dir(tmp_path):
     own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
     (own / "loss").mkdir(parents=True)
     elsewhere.mkdir()
@@ -172,7 +172,7 @@ def test_options_of_ones_own_lie_in_a_folder_that_was_typed(tmp_path):
         assert "leads out of its config folder" in override_rejection(word, [own, CONF])
 
 
-def test_no_setting_that_says_where_to_write_comes_back():
+def test_a_record_sets_no_output_path():
     """Every value of conf/ that lies in the run's folder."""
     inside = {
         key
@@ -190,7 +190,7 @@ def flat(tree):
         yield from flat(value)
 
 
-def test_a_sweep_with_settings_that_are_only_typed_says_so_in_what_to_type(tmp_path):
+def test_the_resume_command_repeats_settings_that_must_be_typed(tmp_path):
     plain, own = (Manifest(tmp_path, "eval", ["checkpoint=a,b", *further]) for further in ([], ["trust=[mine]"]))
     assert plain.resume_command == f"fcnlab eval -m sweep.resume={tmp_path}"
     assert own.resume_command == f"{plain.resume_command} checkpoint=a,b 'trust=[mine]'"

@@ -26,8 +26,8 @@ def pipe(path: Path) -> None:
 
 
 SPECIAL = {
-    "a pipe": (pipe, "is no regular file"),
-    "a folder": (Path.mkdir, "is no regular file"),
+    "a pipe": (pipe, "is not a regular file"),
+    "a folder": (Path.mkdir, "is not a regular file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "is a link that leads out of the folder"),
     "another's file": (lambda path: path.symlink_to("/etc/hostname"), "is a link that leads out of the folder"),
     "a link to itself": (lambda path: path.symlink_to(path.name), "is a link to itself"),
@@ -36,7 +36,7 @@ SPECIAL = {
 
 @pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("read", [read_json, read_yaml, yaml_text, lambda *name: list(read_rows(*name))])
-def test_what_is_no_file_of_the_run_is_refused_at_once(tmp_path, kind, read):
+def test_other_things_than_files_of_the_run_are_refused(tmp_path, kind, read):
     make, said = SPECIAL[kind]
     make(tmp_path / "file")
     with pytest.raises(Unreadable, match=said):
@@ -51,14 +51,14 @@ def test_a_link_inside_the_run_and_a_run_behind_a_link_are_read(tmp_path):
     assert read_json(tmp_path / "other", "link") == read_yaml(tmp_path / "other", "link") == {"a": 1}
 
 
-def test_what_is_not_there_is_nothing(tmp_path):
+def test_missing_files_are_empty(tmp_path):
     assert read_json(tmp_path, "x") is None and read_yaml(tmp_path, "x") == {} and not list(read_rows(tmp_path, "x"))
     (tmp_path / "x").symlink_to("gone")
     assert read_json(tmp_path, "x") is None and yaml_text(tmp_path, "x") == ""
 
 
 @pytest.mark.parametrize("written", [yaml.dump, lambda tree: OmegaConf.to_yaml(OmegaConf.create(tree))])
-def test_a_name_that_is_not_utf8_is_read_as_it_was(tmp_path, written):
+def test_a_name_that_is_not_utf8_is_read_unchanged(tmp_path, written):
     """Both writers of YAML escape a surrogate, which libyaml, unlike Python's own reader, takes for damage."""
     tree = {"path": os.fsdecode(b"/d\xe9j\xe0"), "list": [os.fsdecode(b"\xff'\"x")], "day": "2026-01-01", "seed": 1}
     (tmp_path / "config.yaml").write_text(written(tree), encoding="utf-8")
@@ -82,7 +82,7 @@ HOSTILE_YAML = {
     "base 16": ("a: 0x" + "f" * 200_000, "a number of more than 300"),
     "large": ("a" * 300_000, "more than 262,144 bytes"),
     "many": ("a: [" + "1," * 30_000 + "]", "20,000 values"),
-    "null as a name": ("a: {null: 1}", "which is no name"),
+    "null as a name": ("a: {null: 1}", "which is not a name"),
     "a list as a name": ("{[1]: 2}", "damaged"),
     "no text": ("\x00", "damaged"),
 }
@@ -97,7 +97,7 @@ def test_hostile_yaml(tmp_path, what):
             read(tmp_path, "x")
 
 
-def test_dates_stay_text(tmp_path):
+def test_dates_stay_strings(tmp_path):
     (tmp_path / "x").write_text("a: 2026-11-24 10:00:00\nb: 2026-11-24\nc: 1.5\nd: [1, null, true]\n")
     assert read_yaml(tmp_path, "x") == {"a": "2026-11-24 10:00:00", "b": "2026-11-24", "c": 1.5, "d": [1, None, True]}
 
@@ -143,20 +143,20 @@ def zipped(path: Path, header: dict, content: bytes, kind: int = zipfile.ZIP_DEF
 @pytest.mark.parametrize(
     ("shape", "content"), [((1 << 30,), b""), ((1 << 40,), b""), ((5,), bytes(80)), ((-1, 2), bytes(80)), ((), b"1")]
 )
-def test_an_array_that_says_another_size_takes_no_memory(tmp_path, shape, content):
+def test_an_array_with_a_wrong_size_takes_no_memory(tmp_path, shape, content):
     zipped(tmp_path / "x", {"descr": "<i8", "fortran_order": False, "shape": shape}, content)
     with pytest.raises(Unreadable, match="x is damaged"), open_arrays(tmp_path, "x") as file:
         list(file.parts("a"))
 
 
-def test_gigabytes_of_zeros_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
+def test_gigabytes_of_zeros_are_refused_before_unpacking(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "UNPACKED", 1 << 20)  # for a file that is made at once
     np.savez_compressed(tmp_path / "x.npz", a=np.zeros(200_000, np.int64))
     with pytest.raises(Unreadable, match="a would have 1,600,000 bytes"), open_arrays(tmp_path, "x.npz") as file:
         list(file.parts("a"))
 
 
-def test_other_packings_and_many_members_are_refused(tmp_path):
+def test_other_compressions_and_many_members_are_refused(tmp_path):
     zipped(tmp_path / "x", {"descr": "<i8", "fortran_order": False, "shape": (1,)}, bytes(8), zipfile.ZIP_LZMA)
     with pytest.raises(Unreadable, match="does not use"), open_arrays(tmp_path, "x") as file:
         list(file.parts("a"))

@@ -272,7 +272,7 @@ def test_a_refused_command_takes_its_lock_away(tmp_path):
     first.claim()
     first.abandon()
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    with pytest.raises(UserError, match="is a link, or no file"):
+    with pytest.raises(UserError, match="is a link, or not a regular file"):
         (tmp_path / ".lock").unlink()
         (tmp_path / ".lock").symlink_to("x")
         FolderLock(tmp_path)
@@ -401,7 +401,7 @@ def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
         (".hydra", lambda path: (shutil.rmtree(path), path.write_text("x")), ".hydra is not a folder"),
         ("metrics.json", lambda path: (path.unlink(), path.mkdir()), "metrics.json is not a file"),
         ("checkpoints/best.ckpt", lambda path: (path.unlink(), path.symlink_to("/gone")), "a link to /gone, which is"),
-        ("train.log", lambda path: (path.unlink(), path.symlink_to("mine")), "train.log is a link, or no file"),
+        ("train.log", lambda path: (path.unlink(), path.symlink_to("mine")), "train.log is a link, or not a regular file"),
     ],
 )
 def test_what_cannot_be_gone_on_with_is_told_in_a_sentence(ended, longer, name, spoil, said):
@@ -478,7 +478,7 @@ def test_curves_that_are_gone_are_told_and_validations_still_counted(ended, long
 def test_a_folder_that_cannot_be_one_is_told(fcnlab, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("gone")
-    for word, said in (("file/run", "file is no folder"), ("link", "is a link to what is not there")):
+    for word, said in (("file/run", "file is not a folder"), ("link", "is a broken link")):
         assert fcnlab("train", f"hydra.run.dir={word}") == 1
         told = capsys.readouterr().err
         assert said in told and "Traceback" not in told

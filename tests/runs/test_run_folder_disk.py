@@ -87,5 +87,5 @@ def test_a_read_only_folder_is_told_in_a_sentence(on_a_disk, begun):
         mount -o remount,ro . || exit 77
         $TRAIN trainer.max_steps=6 {"checkpoint=auto" if begun else ""}; echo "code $?"
     """)
-    assert "cannot be written to; nothing has been changed" in said
+    assert "is not writable. Nothing was changed" in said
     assert "Traceback" not in said and said.endswith("code 1\n")

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from fcnlab.escaping import ACTING
+from fcnlab.escaping import CONTROL_CHARACTERS
 from fcnlab.files.writing import own_part, remove_own_parts, write_json
 from fcnlab.metrics.scores import SCORES, scores
 from fcnlab.runs import score_record
@@ -81,7 +81,7 @@ def test_nothing_acts_where_a_record_is_shown(tmp_path):
     hostile = "a\x1b[2J\x9b31m\u202egpj.exe\u2028\udcff\r\n\x7f"
     write_json(tmp_path / "run.json", {"name": hostile, "ß": [hostile]})
     text = (tmp_path / "run.json").read_text()
-    assert not ACTING.search(text.replace("\n", "")) and '"ß"' in text
+    assert not CONTROL_CHARACTERS.search(text.replace("\n", "")) and '"ß"' in text
     assert json.loads(text) == {"name": hostile, "ß": [hostile]}
 
 

@@ -37,7 +37,7 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "runs is not set: give it as runs=VALUE"),
+        ([], "runs is not set. Set it as runs=VALUE"),
         (["runs=nowhere"], "runs=nowhere: the folder does not exist"),
         (["runs=here"], "no finished run found"),
         (["runs=runs", "baseline=fcn9s"], "baseline=fcn9s matches no group; the groups are 'all runs'"),

@@ -48,7 +48,7 @@ def test_a_sound_set_passes_and_a_broken_file_does_not(fcnlab, small, tmp_path, 
         (("data=voc", "data.root=nowhere"), "no VOC2012 in data.root=nowhere"),
         (("samples=-1",), "samples must be 0 to 200, got -1"),
         (("alike_bits=40",), "alike_bits must be 0 to 16"),
-        (("data.crop_size=big",), "data.crop_size must be pixels from 1 to"),
+        (("data.crop_size=big",), "data.crop_size must be a number of pixels from 1 to"),
     ],
 )
 def test_mistakes_are_told_as_elsewhere(fcnlab, words, message, capsys):

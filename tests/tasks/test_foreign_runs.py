@@ -37,7 +37,8 @@ def brought_back(tmp_path, monkeypatch):
 )
 def test_a_record_that_would_act_is_refused(brought_back, asked: str, word: str):
     with pytest.raises(
-        UserError, match=rf"^{asked}: .* is no setting of a run; refused: .*\. (Type|If the sweep is yours, type) "
+        UserError,
+        match=rf"^{asked}: its record is refused, because of the override .*: .*\. (Add|If the sweep is yours, type) ",
     ):
         brought_back(["seed=1", word], asked, "--multirun")
 
@@ -59,12 +60,12 @@ def test_values_of_refused_words_are_named_as_they_are_typed(brought_back, tmp_p
     (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"^from_run=old: seed=.* refused: ") as told:
         brought_back(words, "from_run=old")
-    assert str(told.value).endswith("Type the values that it had behind it: seed=1 +optim.lr=0.2")
+    assert str(told.value).endswith("Add the values of the run behind it: seed=1 +optim.lr=0.2")
     (tmp_path / "old" / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"Type what you mean by it behind it, where it wins$"):
+    with pytest.raises(UserError, match=r"Add the override that you want behind it; a typed override wins$"):
         brought_back(words, "from_run=old")
     (tmp_path / "old" / "config.yaml").write_text("seed: {a: &a 1, b: *a}")  # none of fcnlab's
-    with pytest.raises(UserError, match=r"Type what you mean by it behind it, where it wins$"):
+    with pytest.raises(UserError, match=r"Add the override that you want behind it; a typed override wins$"):
         brought_back(words, "from_run=old")
 
 
@@ -106,7 +107,7 @@ def test_what_is_no_record_is_told(brought_back, tmp_path, text: str):
     brought_back([], "seed=1")
     (tmp_path / "old" / "run.json").write_text(text)
     with pytest.raises(
-        UserError, match=r"no record of a run there .*Give a folder with run\.json|is no setting of a run"
+        UserError, match=r"no record of a run there .*Give a folder with run\.json|its record is refused"
     ):
         apply_from_run(["fcnlab", "--config-name=train", "from_run=old"], "train")
 

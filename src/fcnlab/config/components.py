@@ -1,4 +1,4 @@
-"""Components of a config: what has a ``_target_``, and the values around it."""
+"""Components of a config, which have a ``_target_``, and their values."""
 
 import importlib
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-DIRECTIVES = {  # Hydra's own keys, and what they may be
+DIRECTIVES = {  # Hydra's own keys and their types
     "_target_": str,
     "_partial_": bool,
     "_recursive_": bool,
@@ -20,14 +20,14 @@ def is_component(value: Any) -> bool:
 
 
 def to_plain(node: Any) -> dict[str, Any]:
-    """A config node as plain values, its interpolations resolved: what objects and checkpoints may hold."""
+    """Return a config node as plain values with resolved interpolations, as objects and checkpoints store it."""
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
 def iter_components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every node that names a target, with its path; the deeper ones first."""
+    """Yield every node with a ``_target_``, with its path; deeper nodes come first."""
     if isinstance(value, dict):
         for key, child in value.items():
             yield from iter_components(child, f"{path}.{key}" if path else str(key))
@@ -39,19 +39,19 @@ def iter_components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str,
 
 
 def locate(name: Any) -> Callable:
-    """The class or function of a dotted name.
+    """Return the class or function of a dotted name.
 
     Raises
     ------
     ImportError, AttributeError, ValueError
-        There is none.
+        The name is not dotted, or it names no class or function.
     """
     module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
     if not module or module.startswith("."):
-        raise ValueError(f"{name!r} is no dotted name")
+        raise ValueError(f"{name!r} is not a dotted name")
     target = getattr(importlib.import_module(module), attribute)
     if not callable(target):
-        raise ValueError(f"it is a {type(target).__name__}, no class or function")
+        raise ValueError(f"it is a {type(target).__name__}, not a class or function")
     return target
 
 
@@ -60,7 +60,7 @@ def dotted_name(target: Callable) -> str:
 
 
 def iter_strings(value: Any) -> Iterator[str]:
-    """Every text in a tree, keys included."""
+    """Yield every string in a tree, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -80,8 +80,8 @@ Settings = dict[str, Any]
 
 
 def iter_leaves(tree: Any, path: str = "") -> Settings:
-    """Every value of a tree by its dotted path; lists count as values."""
+    """Return every value of a tree by its dotted path; lists count as values."""
     if not isinstance(tree, dict) or not tree:
         return {path: tree} if path else {}
-    inside = [iter_leaves(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
-    return {name: value for found in inside for name, value in found.items()}
+    subtrees = [iter_leaves(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
+    return {name: value for leaves in subtrees for name, value in leaves.items()}

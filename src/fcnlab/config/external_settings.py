@@ -1,6 +1,6 @@
-"""What the arguments of other packages' classes may be where a config names them: their own annotations say too little.
+"""Types and ranges of the arguments of external classes, whose own annotations say too little.
 
-A key that stands here not at all is taken as it is, and left to the class itself.
+A key without an entry here is not checked, and left to the class itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ Settings = Mapping[str, Any]
 
 
 def _names_devices(value: Any) -> bool:
-    """Lightning's ways: a number of devices, all of them, or their own numbers."""
+    """Return whether a value is one that Lightning accepts: a number of devices, all, or a list of indices."""
     if isinstance(value, str) and value not in ("auto", "-1"):
         numbers = value.split(",")
         return all(number.strip().isdigit() for number in numbers) and (len(numbers) > 1 or int(value) >= 1)
@@ -27,27 +27,29 @@ def _limits_batches(value: float) -> bool:
 
 
 Devices = Annotated[
-    Any, Meaning("how many of them, auto for all, or a list of their numbers, such as [0,1]", _names_devices)
+    Any, Meaning("a number of devices, auto for all, or a list of device indices such as [0,1]", _names_devices)
 ]
 Precision = Annotated[
     Any,
     Meaning(
-        "auto, 32-true, bf16-mixed, 16-mixed on a GPU, or fastest: weights are kept and upsampled in single precision",
+        "auto, 32-true, bf16-mixed, 16-mixed on a GPU, or fastest: weights and upsampling stay in single precision",
         lambda value: value in ("auto", "32-true", "bf16-mixed", "16-mixed", "fastest"),
     ),
 ]
-Limit = Annotated[int | float, Meaning("a number of batches, or a share of them above 0, at most 1.0", _limits_batches)]
+Limit = Annotated[
+    int | float, Meaning("a number of batches, or a fraction of them above 0, at most 1.0", _limits_batches)
+]
 Unlimited = Annotated[
     int, Meaning("a whole number of at least 1, or -1 for no limit", lambda value: value == -1 or value >= 1)
 ]
 Sanity = Annotated[int, Meaning("a whole number of batches, or -1 for all", lambda value: value >= -1)]
 Steps = Annotated[int, Meaning("a whole number of optimiser steps, at least 1", lambda value: value >= 1)]
 NoEpochs = Annotated[None, Meaning("null: set trainer.val_check_interval, in steps, instead", lambda value: True)]
-NoTrial = Annotated[Any, Meaning("false: a look at all parts takes seconds by trainer=smoke", lambda value: not value)]
+NoTrial = Annotated[Any, Meaning("false: trainer=smoke tries all parts in seconds", lambda value: not value)]
 NoOverfit = Annotated[
     Any,
     Meaning(
-        "0: each epoch would draw other images here. To see a net learn a few by heart, name a list of them in"
+        "0: each epoch would draw other images. To overfit a model to a few images, name a list of them in"
         " data.train_list and data.val_list, and add data.allow_overlap=true augment=none; for data=shapes, set"
         " data.dataset.num_train=4",
         lambda value: not value,
@@ -55,12 +57,12 @@ NoOverfit = Annotated[
 ]
 Ours = Annotated[
     Any,
-    Meaning("nothing: fcnlab sets it; there are logger=, callbacks= and hydra.run.dir=FOLDER", lambda value: False),
+    Meaning("removed: fcnlab sets it. Use logger=, callbacks= and hydra.run.dir=FOLDER", lambda value: False),
 ]
 
 
 class TrainerSettings(TypedDict, total=False):
-    """Of Lightning's Trainer, as a config gives them: ``val_check_interval`` counts optimiser steps."""
+    """Settings of Lightning's Trainer in a config; ``val_check_interval`` counts optimiser steps."""
 
     devices: Devices
     num_nodes: Count
@@ -102,29 +104,27 @@ class TrainerSettings(TypedDict, total=False):
 def _trainer_conflicts(settings: Settings) -> Iterator[str]:
     steps, epochs = settings.get("max_steps", -1), settings.get("max_epochs")
     if steps == -1 and epochs in (None, -1):
-        yield "max_steps=-1 without another limit: give the run a length, which the schedule follows, or max_epochs"
+        yield "max_steps=-1 sets no limit, and the schedule needs one. Set max_steps or max_epochs."
     for unit in ("steps", "epochs"):
         most, least = settings.get(f"max_{unit}"), settings.get(f"min_{unit}")
         if isinstance(most, int) and isinstance(least, int) and -1 != most < least:
-            yield f"min_{unit}={least} is more than max_{unit}={most}, which ends the run: give at most that"
+            yield f"min_{unit}={least} is more than max_{unit}={most}, which ends the run. Set at most {most}."
 
 
 Monitored = Annotated[
-    str, Meaning("a score of the validation, such as val/miou, or val/loss", lambda value: value.startswith("val/"))
+    str, Meaning("a validation score such as val/miou, or val/loss", lambda value: value.startswith("val/"))
 ]
 Mode = Literal["min", "max"]
 NoLast = Annotated[Any, Meaning("false: callbacks.last keeps last.ckpt", lambda value: not value)]
 WholeState = Annotated[
     Any,
-    Meaning("false: without the callbacks' states, averaged weights would be lost", lambda value: not value),
+    Meaning("false: without the states of callbacks, the EMA weights would be lost", lambda value: not value),
 ]
-AtValidations = Annotated[
-    Any, Meaning("null or false: patience counts validations, and their scores", lambda value: not value)
-]
+AtValidations = Annotated[Any, Meaning("null or false: patience counts validations", lambda value: not value)]
 
 
 class EarlyStoppingSettings(TypedDict, total=False):
-    """Of Lightning's EarlyStopping; ``patience`` counts validations."""
+    """Settings of Lightning's EarlyStopping; ``patience`` counts validations."""
 
     monitor: Monitored
     mode: Mode
@@ -140,7 +140,7 @@ class EarlyStoppingSettings(TypedDict, total=False):
 
 
 class ModelCheckpointSettings(TypedDict, total=False):
-    """Of Lightning's ModelCheckpoint."""
+    """Settings of Lightning's ModelCheckpoint."""
 
     monitor: Monitored | None
     mode: Mode
@@ -157,15 +157,15 @@ class ModelCheckpointSettings(TypedDict, total=False):
 
 
 def _monitor_conflicts(settings: Settings) -> Iterator[str]:
-    """A loss is best where it is least, a score where it is largest."""
+    """Yield a mode that prefers the worst value: a loss is minimised, a score maximised."""
     monitor, mode = settings.get("monitor"), settings.get("mode", "min")
     best = "min" if monitor == "val/loss" else "max"
     if monitor is not None and mode in ("min", "max") and mode != best:
-        yield f"mode={mode} takes the worst of {monitor} for the best: give {best}"
+        yield f"mode={mode} would keep the worst {monitor}. Set mode={best}."
 
 
 def _checkpoint_conflicts(settings: Settings) -> Iterator[str]:
-    """A checkpoint that is kept by a score must be of the weights that have it: those of each validation."""
+    """Yield settings that would keep a checkpoint under the score of other weights than its own."""
     yield from _monitor_conflicts(settings)
     if settings.get("monitor") is None:
         return
@@ -173,26 +173,26 @@ def _checkpoint_conflicts(settings: Settings) -> Iterator[str]:
     between += ["save_on_train_epoch_end"] * (settings.get("save_on_train_epoch_end") is True)
     for key in between:
         yield (
-            f"{key}={settings[key]} would keep weights under the score that others had at an earlier validation: leave"
-            " it out. trainer.val_check_interval says how often weights are scored, checkpointing.every_n_minutes how"
-            " often last.ckpt is written"
+            f"{key}={settings[key]} would keep weights under the score of an earlier validation. Remove it."
+            " trainer.val_check_interval sets how often weights are validated, checkpointing.every_n_minutes how often"
+            " last.ckpt is written."
         )
     if settings.get("every_n_epochs") not in (None, 1):
         yield (
-            f"every_n_epochs={settings['every_n_epochs']} would pass over validations, and with them perhaps the best:"
-            " leave it out, and set trainer.val_check_interval"
+            f"every_n_epochs={settings['every_n_epochs']} would skip validations, perhaps the best one."
+            " Remove it, and set trainer.val_check_interval."
         )
-    kept, filename = settings.get("save_top_k", 1), settings.get("filename")
-    if kept != 1 and isinstance(filename, str) and "{" not in filename:
+    save_top_k, filename = settings.get("save_top_k", 1), settings.get("filename")
+    if save_top_k != 1 and isinstance(filename, str) and "{" not in filename:
         yield (
-            f"save_top_k={kept} with filename={filename}, one name for all: give 1. checkpointing.keep_top=3 keeps"
-            " further ones, callbacks.best.enabled=false none"
+            f"save_top_k={save_top_k} with filename={filename} would give all checkpoints one name. Set save_top_k=1."
+            " checkpointing.keep_top=3 keeps further checkpoints, callbacks.best.enabled=false keeps none."
         )
 
 
 @dataclass(frozen=True)
 class ExternalClass:
-    """The annotations of a class of another package, and which of its settings cannot go together."""
+    """The annotations of an external class, and the conflicts between its settings."""
 
     settings: type
     conflicts: Callable[[Settings], Iterator[str]]

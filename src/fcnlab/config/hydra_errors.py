@@ -1,7 +1,7 @@
-"""What Hydra and OmegaConf say of a command line that they cannot use: a sentence for each, in place of a traceback.
+"""Errors of Hydra and OmegaConf about a command line, as sentences without a traceback.
 
-Hydra shows some of its errors in short, and others, as those of an interpolation in ``hydra.run.dir``, as a traceback
-through its own code, or not at all.
+Hydra shows some of its errors in short. Others, such as that of an interpolation in ``hydra.run.dir``, it shows as a
+traceback through its own code, or not at all.
 """
 
 import os
@@ -19,19 +19,19 @@ from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from fcnlab.config.composition import describe_unknown_option, mistakes_collected, unknown_plugin_setting
-from fcnlab.errors import UserError, first_line, why_not_used
+from fcnlab.errors import UserError, first_line, unusable_file_message
 from fcnlab.escaping import escape_terminal
 from fcnlab.library_internals.hydra import reported_by
 
-THEIRS = tuple(f"{Path(package.__path__[0])}{os.sep}" for package in (hydra, omegaconf))
-OURS = f"{Path(__file__).parent}{os.sep}"
+HYDRA_FILES = tuple(f"{Path(package.__path__[0])}{os.sep}" for package in (hydra, omegaconf))
+OWN_FILES = f"{Path(__file__).parent}{os.sep}"
 
 
 @contextmanager
 def errors_explained(verb: str, task: Callable) -> Iterator[Callable[[Callable], Any]]:
-    """While entered, Hydra reports errors of its own as sentences; what is yielded does so for what Hydra forgets.
+    """While entered, Hydra's errors are reported as sentences; the yielded function does so where Hydra does not.
 
-    Errors of ``task`` are the task's own.
+    Errors of ``task`` keep their traceback, except those of the user.
     """
     with mistakes_collected(verb), reported_by(lambda run: _run_and_explain(verb, run, task)) as run_and_report:
         yield run_and_report
@@ -52,18 +52,18 @@ def _run_and_explain(verb: str, run: Callable, task: Callable) -> Any:
 
 
 def _message(verb: str, error: Exception, task: Callable) -> str | None:
-    """What to show of an error without its traceback; None where the traceback is wanted."""
+    """Return the message that replaces a traceback; None if the traceback is wanted."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         return describe_unknown_option(error)
     if isinstance(error, CompactHydraException):
         return _of_plugin_setting(verb, str(error)) or str(error).strip() or first_line(error.__cause__ or error)
     if isinstance(error, UserError):  # of a sweeper, of a launcher, or of a composition
         return str(error)
-    return _sentence(error) if _is_theirs(error, task) else None
+    return _sentence(error) if _is_of_hydra(error, task) else None
 
 
 def _of_plugin_setting(verb: str, text: str) -> str | None:
-    """What to say where a launcher or sweeper is built with a setting that it does not have."""
+    """Return the message for an unknown setting of a launcher or sweeper; None for other errors."""
     match = re.search(
         r"unexpected keyword argument '(?P<key>\w+)'.*^full_key: hydra\.(?P<group>launcher|sweeper)$",
         text,
@@ -72,18 +72,18 @@ def _of_plugin_setting(verb: str, text: str) -> str | None:
     return unknown_plugin_setting(verb, match["group"], match["key"]) if match else None
 
 
-def _is_theirs(error: Exception, task: Callable) -> bool:
-    """Whether Hydra or OmegaConf raised it, or what they called, before the task began."""
+def _is_of_hydra(error: Exception, task: Callable) -> bool:
+    """Return whether Hydra or OmegaConf, or code that they called, raised an error before the task began."""
     frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    files = [code.co_filename for code in frames if code.co_filename.startswith((*THEIRS, OURS))]
-    return task.__code__ not in frames and files[-1].startswith(THEIRS)
+    files = [code.co_filename for code in frames if code.co_filename.startswith((*HYDRA_FILES, OWN_FILES))]
+    return task.__code__ not in frames and files[-1].startswith(HYDRA_FILES)
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OmegaConfBaseException):
         key, reason = error.full_key, first_line(error)
-        return f"{key} cannot be computed: {reason}" if key else f"the configuration cannot be composed: {reason}"
+        return f"{key} cannot be resolved: {reason}" if key else f"The configuration cannot be composed: {reason}"
     if isinstance(error, OSError) and error.filename:
-        return why_not_used(error)
-    kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""  # which says a key alone
-    return f"Hydra cannot use this command line: {kind}{first_line(error)}"
+        return unusable_file_message(error)
+    kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""  # its message is only a key
+    return f"Hydra rejects this command line: {kind}{first_line(error)}"

@@ -1,4 +1,4 @@
-"""Overrides as they are typed: reading them, and printing commands that work when typed."""
+"""Overrides as they are typed: parsing them, and printing commands that can be typed."""
 
 import re
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from fcnlab.files.reading import display_path
 
 
 def run_folder() -> Path:
-    """Where this run leaves its files."""
+    """Return the folder of this run."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
 def was_set_on_command_line(key: str) -> bool:
-    """Whether a setting was typed."""
+    """Return whether a setting was typed on the command line."""
     return any(word.lstrip("+").startswith(f"{key}=") for word in plain_overrides(HydraConfig.get().overrides.task))
 
 
 def chosen_options() -> dict[str, str]:
-    """Which option of each group was chosen."""
+    """Return the chosen option of each config group."""
     return {group: str(option) for group, option in HydraConfig.get().runtime.choices.items()}
 
 
 def identifying_options_of_run() -> dict[str, str]:
-    """The options of fcnlab's own groups by the group's last word: what runs are told apart by."""
+    """Return the chosen options of fcnlab's own groups, by the last part of the group: they identify a run."""
     chosen = {
         group.rpartition("/")[2]: option for group, option in chosen_options().items() if not group.startswith("hydra/")
     }
@@ -38,7 +38,7 @@ def identifying_options_of_run() -> dict[str, str]:
 
 
 def resume_override(folder: Path) -> str:
-    """The word to type to go on with a sweep."""
+    """Return the override that resumes a sweep."""
     return format_override("sweep.resume", display_path(folder))
 
 
@@ -46,7 +46,7 @@ SEARCHPATH = "hydra.searchpath"
 
 
 def format_override(key: str, value: object) -> str:
-    """``key='value'``, quoted so that a path is one whatever characters it holds; a plain path needs no quotes."""
+    """Return ``key='value'``, quoted so that any path stays one value; a plain path needs no quotes."""
     plain = re.fullmatch(r"[\w.-]*/[\w./-]+", str(value), re.ASCII)
     return f"{key}={value if plain else quote_value(value)}"
 
@@ -59,13 +59,13 @@ def typed_value(value: Any) -> str:
 
 
 def quote_value(value: object) -> str:
-    """A value as Hydra takes it for text, whatever characters it holds: a backslash counts before a quote alone."""
+    """Return a value quoted as text for Hydra, with any characters: a backslash escapes only before a quote."""
     text = re.sub(r"(\\+)(?='|\Z)", r"\1\1", str(value)).replace("'", "\\'")
     return f"'{text}'"
 
 
 def in_quotes(word: str, is_list: bool) -> str | None:
-    """A word that Hydra cannot read, with those of its values in quotes that need them; None where that is no help.
+    """Return an override that Hydra cannot parse with quotes where its values need them; None if quotes do not help.
 
     ``is_list``: a comma separates the values of a sweep.
     """
@@ -84,7 +84,7 @@ def in_quotes(word: str, is_list: bool) -> str | None:
 
 
 def unquote_value(text: str) -> str:
-    """What Hydra takes a word's value for; what it could not read stays as it is."""
+    """Return the text that Hydra reads from a value; a value that it cannot parse is returned unchanged."""
 
     try:
         return str(OverridesParser.create().parse_override(f"x={text}").value()) if text[:1] in "'\"" else text
@@ -93,28 +93,28 @@ def unquote_value(text: str) -> str:
 
 
 def override_key(override: str) -> str:
-    """The setting of an override, or the group."""
+    """Return the key, or the config group, of an override."""
     return override.partition("=")[0].lstrip("+~")
 
 
 def sets_dictionary(override: str) -> bool:
-    """Whether an override sets some values inside its key, and leaves the others there."""
+    """Return whether an override sets a dictionary, which is merged into the values at its key."""
     return override.partition("=")[2].startswith("{")
 
 
 def shell_join(words: Sequence[str]) -> str:
-    """Words as a shell takes them, in quotes that can be read, and by characters that can be shown."""
+    """Return words quoted for a shell, in printable characters."""
     return " ".join(map(_as_shell_word, words))
 
 
 def _as_shell_word(word: str) -> str:
-    if not word.isprintable():  # it would be shown in another way than it is typed
+    if not word.isprintable():  # it would not be printed as it is typed
         return f"$'{''.join(map(_in_ansi_quotes, word))}'"
     return f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else quote(word)
 
 
 def _in_ansi_quotes(character: str) -> str:
-    """A character inside ``$'...'``, as bash, zsh and ksh have it: what cannot be shown by its bytes."""
+    """Return a character for ``$'...'`` of bash, zsh and ksh; an unprintable one as its bytes."""
     if character in "\\'":
         return f"\\{character}"
     if character.isprintable():
@@ -124,31 +124,31 @@ def _in_ansi_quotes(character: str) -> str:
 
 
 def shell_override(key: str, value: object) -> str:
-    """A setting as it is typed in a shell."""
+    """Return a setting as it is typed in a shell."""
     return shell_join([format_override(key, value)])
 
 
 def plain_overrides(words: Any) -> list[str]:
-    """A command's overrides, ``hydra.overrides.task`` or ``.hydra``, as a plain list.
+    """Return a command's overrides, ``hydra.overrides.task`` or ``.hydra``, as a plain list.
 
-    Iterating over the node itself would resolve their interpolations: here and now, whoever they are for.
+    Iterating over the node itself would resolve their interpolations too early.
     """
     plain: Any = OmegaConf.to_container(words, resolve=False) if OmegaConf.is_config(words) else words
     return list(plain)
 
 
 def config_dir(hydra: Any) -> str | None:
-    """The folder that the user's --config-dir added."""
+    """Return the folder that --config-dir added."""
     sources = hydra.runtime.config_sources
     return next((source.path for source in sources if source.provider == "command-line"), None)
 
 
 def command_options(hydra: Any) -> list[str]:
-    """What is typed before the words of a command, and what a record only shows: where further options are found."""
+    """Return the options of a command that say where more config files are."""
     folder = config_dir(hydra)
     return [*(["--config-dir", folder] if folder else []), *searchpath(hydra)]
 
 
 def searchpath(hydra: Any) -> list[str]:
-    """The words that say where further options are found."""
+    """Return the overrides of ``hydra.searchpath``."""
     return [word for word in plain_overrides(hydra.overrides.hydra) if override_key(word) == SEARCHPATH]

@@ -1,7 +1,7 @@
-"""What numbers and words of settings mean beside their types: ``lr: NonNegative``, not ``lr: float``.
+"""Ranges and choices of settings, beyond their types: ``lr: NonNegative`` instead of ``lr: float``.
 
-``check_targets`` reads these annotations from the signatures of components and from the roots of the config, so that a
-range is written once, where the value is used. A plain ``int`` or ``float`` takes any value of its type.
+``validate_config`` reads these annotations from the signatures of components and from the root schemas, so that a range
+is written once, where the value is used. A plain ``int`` or ``float`` takes any value of its type.
 """
 
 import inspect
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 MOST_PIXELS = 32_766  # to a side: OpenCV's warps count pixels in 16 bits
-MOST_CLASSES = 255  # masks are bytes, and one of their values is void
+MOST_CLASSES = 255  # masks are bytes, and one value is ignore_index
 LARGEST_SEED = 2**32 - 1  # NumPy's, and so Lightning's
 MOST_WARMUP = 0.1  # of a run
-MOST_DRAWN = 16  # images at each validation: more would make dashboards slow
+MOST_DRAWN = 16  # images at each validation; more would slow dashboards down
 
 TYPE_WORDS = {
     bool: "true or false",
@@ -29,7 +29,7 @@ TYPE_WORDS = {
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a value must be beside its type: ``words`` come after "give"; ``holds`` gets values of that type alone."""
+    """A condition on a value beyond its type: ``words`` follow "must be", ``holds`` gets values of that type."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -37,32 +37,40 @@ class Meaning:
 
 Positive = Annotated[float, Meaning("a number above 0", lambda value: value > 0)]
 NonNegative = Annotated[float, Meaning("a number of at least 0", lambda value: value >= 0)]
-Fraction = Annotated[float, Meaning("a share above 0, at most 1", lambda value: 0 < value <= 1)]
+Fraction = Annotated[float, Meaning("a fraction above 0, at most 1", lambda value: 0 < value <= 1)]
 
 BelowOne = Annotated[float, Meaning("a number from 0 to less than 1", lambda value: 0 <= value < 1)]
-Warmup = Annotated[float, Meaning(f"a share of the run, from 0 to {MOST_WARMUP}", lambda v: 0 <= v <= MOST_WARMUP)]
-Degrees = Annotated[float, Meaning("degrees from 0 to 180", lambda value: 0 <= value <= 180)]
-Percent = Annotated[float, Meaning("percent, from 0 to 100", lambda value: 0 <= value <= 100)]
+Warmup = Annotated[float, Meaning(f"a fraction of the run, from 0 to {MOST_WARMUP}", lambda v: 0 <= v <= MOST_WARMUP)]
+Degrees = Annotated[float, Meaning("an angle from 0 to 180 degrees", lambda value: 0 <= value <= 180)]
+Percent = Annotated[float, Meaning("a percentage from 0 to 100", lambda value: 0 <= value <= 100)]
 Count = Annotated[int, Meaning("a whole number of at least 1", lambda value: value >= 1)]
 Whole = Annotated[int, Meaning("a whole number of at least 0", lambda value: value >= 0)]
-Pixels = Annotated[int, Meaning(f"pixels from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)]
+Pixels = Annotated[int, Meaning(f"a number of pixels from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)]
 NumClasses = Annotated[int, Meaning(f"2 to {MOST_CLASSES} classes", lambda value: 2 <= value <= MOST_CLASSES)]
 Byte = Annotated[int, Meaning("a whole number from 0 to 255", lambda value: 0 <= value <= 255)]
 Seed = Annotated[int, Meaning("a whole number from 0 to 2^32 - 1", lambda value: 0 <= value <= LARGEST_SEED)]
 Drawn = Annotated[int, Meaning(f"0 to {MOST_DRAWN}", lambda value: 0 <= value <= MOST_DRAWN)]
 Samples = Annotated[int, Meaning("0 to 200", lambda value: 0 <= value <= 200)]
-AlikeBits = Annotated[int, Meaning("0 to 16 of the 64; others' differ in 32 or so", lambda value: 0 <= value <= 16)]
+AlikeBits = Annotated[
+    int,
+    Meaning(
+        "0 to 16: a number of bits of the 64-bit hash; unrelated images differ in about 32",
+        lambda value: 0 <= value <= 16,
+    ),
+]
 Resamples = Annotated[int, Meaning("100 to 1000000", lambda value: 100 <= value <= 1_000_000)]
 Confidence = Annotated[float, Meaning("0.5 to 0.999, such as 0.95", lambda value: 0.5 <= value < 1)]
 Factor = Annotated[float, Meaning("a factor from 1/16 to 16", lambda value: 1 / 16 <= value <= 16)]
 Scales = Annotated[
     Sequence[Factor],
-    Meaning("the least and the largest factor, such as [0.5, 2.0]", lambda pair: len(pair) == 2 and pair[0] <= pair[1]),
+    Meaning(
+        "the smallest and the largest factor, such as [0.5, 2.0]", lambda pair: len(pair) == 2 and pair[0] <= pair[1]
+    ),
 ]
 
 
 def is_valid(value: Any, annotation: Any) -> bool:
-    """Whether a plain value is what an annotation says, to the last item; a truth value is no number."""
+    """Return whether a plain value matches an annotation, down to the last item; a boolean is not a number."""
     if annotation is inspect.Parameter.empty or annotation is Any:
         return True
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -72,7 +80,7 @@ def is_valid(value: Any, annotation: Any) -> bool:
             meaning.holds(value) for meaning in meanings if isinstance(meaning, Meaning)
         )
     if origin in (Union, types.UnionType):
-        return any(is_valid(value, one) for one in arguments)
+        return any(is_valid(value, kind) for kind in arguments)
     if isinstance(value, bool) and annotation in (int, float):
         return False
     return _is_bearable(value, annotation) and all(
@@ -81,7 +89,7 @@ def is_valid(value: Any, annotation: Any) -> bool:
 
 
 def _nested_values(value: Any, arguments: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
-    """What a container holds, each with its annotation: beartype looks at one item of each alone."""
+    """Return the items of a container with their annotations: beartype checks only one item of each."""
     if isinstance(value, Mapping) and len(arguments) == 2:
         return [(item, kind) for pair in value.items() for item, kind in zip(pair, arguments, strict=True)]
     if isinstance(value, tuple) and len(arguments) == len(value):
@@ -99,7 +107,7 @@ def _is_bearable(value: Any, annotation: Any) -> bool:
 
 
 def description_of(annotation: Any) -> str | None:
-    """What to give, in words, where an annotation has a meaning; None where it has a type alone."""
+    """Return the words for the values of an annotation; None if it has only a type."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return " and ".join(meaning.words for meaning in arguments[1:] if isinstance(meaning, Meaning)) or None

@@ -1,4 +1,4 @@
-"""``from_run=FOLDER`` and ``sweep.resume=FOLDER``: what a record brings back to the command line."""
+"""``from_run=FOLDER`` and ``sweep.resume=FOLDER``: overrides that a record adds to the command line."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -23,18 +23,18 @@ from fcnlab.library_internals.hydra import option_parser
 FROM_RUN = "from_run="
 RESUME = "sweep.resume="
 RECORDED = "sweep.recorded=true"
-SINGLE_RUN_KEYS = {"checkpoint", "from_run", "sweep"}  # first parts of settings that were that one run's
-NO_VALUES = "Type what you mean by it behind it, where it wins"
+SINGLE_RUN_KEYS = {"checkpoint", "from_run", "sweep"}  # first parts of settings that belong to the recorded run alone
+NO_VALUES = "Add the override that you want behind it; a typed override wins"
 OF_DATA = {"data", "experiment"}
 
 
 def apply_from_run(argv: list[str], verb: str) -> None:
-    """Put the overrides of a run's record before ``from_run=FOLDER``; those that were typed win.
+    """Insert the overrides of a run's record before ``from_run=FOLDER``; typed ones win.
 
     Raises
     ------
     UserError
-        There is no record; it holds what no record may; the run had a config folder, and this command has none.
+        There is no record; it contains forbidden overrides; the run used a config folder, and this command has none.
     """
     place = next((place for place, word in enumerate(argv) if word.startswith(FROM_RUN)), None)
     if place is None:
@@ -42,23 +42,23 @@ def apply_from_run(argv: list[str], verb: str) -> None:
     folder = Path(unquote_value(argv[place].removeprefix(FROM_RUN)))
     record = read_record(argv[place], folder / "run.json")
     check_config_dir("run", record, argv, verb)
-    ours = {override_key(word) for word in argv[1:] if not sets_dictionary(word)}  # which adds to what is there
+    typed = {override_key(word) for word in argv[1:] if not sets_dictionary(word)}  # a dictionary is merged
     overrides = [
         word
         for word in record["overrides"]
-        if override_key(word) not in ours and _first_part(word) not in SINGLE_RUN_KEYS
+        if override_key(word) not in typed and _first_part(word) not in SINGLE_RUN_KEYS
     ]
     check_recorded_overrides(overrides, argv, lambda: _values_to_type(overrides, folder, argv))
     argv[place:place] = [*overrides, *_reading_alone(overrides, argv)]
 
 
 def apply_sweep_resume(argv: list[str], verb: str) -> None:
-    """``sweep.resume=FOLDER``: work in that folder, with the settings of its record where none are typed.
+    """Resume the sweep of ``sweep.resume=FOLDER``, with the overrides of its record if none are typed.
 
     Raises
     ------
     UserError
-        As for :func:`repeat_run`; a link leads out of the folder.
+        As for :func:`apply_from_run`; a link leads out of the folder.
     """
     place = next((place for place, word in enumerate(argv) if word.startswith(RESUME)), None)
     if place is None:
@@ -73,19 +73,19 @@ def apply_sweep_resume(argv: list[str], verb: str) -> None:
         check_config_dir("sweep", record, argv, verb)
         check_recorded_overrides(overrides, argv, lambda: "If the sweep is yours, type all of its settings behind it")
     check_links(Path(folder))
-    goes_on = [*_search_settings(Path(folder) / "search.json", argv), format_override("hydra.sweep.dir", folder)]
-    argv[place + 1 : place + 1] = [*overrides, *_reading_alone(overrides, argv), *goes_on]
+    resumed = [*_search_settings(Path(folder) / "search.json", argv), format_override("hydra.sweep.dir", folder)]
+    argv[place + 1 : place + 1] = [*overrides, *_reading_alone(overrides, argv), *resumed]
     if not {"-m", "--multirun"} & set(argv):
-        argv.insert(1, "--multirun")  # not among the settings, which argparse wants to be one block
+        argv.insert(1, "--multirun")  # not among the overrides, which argparse expects in one block
 
 
-def read_record(asked: str, path: Path) -> dict[str, Any]:
-    """A record whose ``overrides`` are a list of texts.
+def read_record(request: str, path: Path) -> dict[str, Any]:
+    """Return a record whose ``overrides`` are a list of strings.
 
     Raises
     ------
     UserError
-        There is none.
+        There is no such record.
     """
     try:
         record = read_json(path.parent, path.name)
@@ -96,28 +96,28 @@ def read_record(asked: str, path: Path) -> dict[str, Any]:
         return {**record, "overrides": list(record["overrides"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         kind = "run" if path.name == "run.json" else "sweep"
-        raise UserError(f"{asked}: no record of a {kind} there ({error}). Give a folder with {path.name}.") from error
+        raise UserError(f"{request}: no record of a {kind} there ({error}). Give a folder with {path.name}.") from error
 
 
 def config_folders(argv: Sequence[str]) -> list[Path]:
-    """Where this command's config groups are: what was typed as ``--config-dir``, and ``conf/``."""
+    """Return the folders of this command's config groups: that of ``--config-dir``, and ``conf/``."""
     own = option_parser().parse_known_args(argv[1:])[0].config_dir
     return [*([Path(own)] if own else []), CONF]
 
 
 def check_config_dir(kind: str, record: dict[str, Any], argv: Sequence[str], verb: str) -> None:
-    """A config folder of a record is only shown: who wants its files used types it, since they can name any code."""
+    """Check that the config folder of a record, if any, was typed again: its files can name any code."""
     folder = record.get("config_dir")
     if isinstance(folder, str) and len(config_folders(argv)) == 1:
         option = ["--config-dir", display_path(Path(folder))]
         raise UntrustedError(
             f"This {kind} used {_printable(' '.join(option))}. Type: {_line(verb, [argv[0], *option, *argv[1:]])}\n"
-            "(Its files can name any code: only if that folder is one that you trust.)"
+            "(Its files can run any code: do so only if you trust that folder.)"
         )
 
 
 def check_recorded_overrides(overrides: Sequence[str], argv: Sequence[str], advice: Callable[[], str]) -> None:
-    """Raise a ForeignError, with some advice, unless a record may bring these overrides back."""
+    """Raise an UntrustedError, with advice, unless a record may contain these overrides."""
     try:
         check_overrides(overrides, config_folders(argv))
     except UntrustedError as error:
@@ -126,7 +126,7 @@ def check_recorded_overrides(overrides: Sequence[str], argv: Sequence[str], advi
 
 
 def _values_to_type(overrides: Sequence[str], folder: Path, argv: Sequence[str]) -> str:
-    """What to type in the place of refused words, such as a job's number: the values that the run had."""
+    """Return what to type in place of refused overrides, such as a job's number: the values of the run."""
     folders = config_folders(argv)
     refused = [word for word in overrides if override_rejection(word, folders)]
     try:
@@ -136,7 +136,7 @@ def _values_to_type(overrides: Sequence[str], folder: Path, argv: Sequence[str])
     had = {word: values[override_key(word)] for word in refused if override_key(word) in values}
     words = [f"{word.partition('=')[0]}={typed_value(value)}" for word, value in had.items()]
     words = [word for word in words if not override_rejection(word, folders)]
-    return f"Type the values that it had behind it: {shell_join(words)}" if words else NO_VALUES
+    return f"Add the values of the run behind it: {shell_join(words)}" if words else NO_VALUES
 
 
 def _first_part(override: str) -> str:
@@ -144,7 +144,7 @@ def _first_part(override: str) -> str:
 
 
 def _reading_alone(overrides: Sequence[str], argv: Sequence[str]) -> list[str]:
-    """Data that only a record names are opened for reading alone: see :class:`fcnlab.data.DataModule`."""
+    """Return the override that opens data which only a record names read-only: see :class:`fcnlab.data.DataModule`."""
     named = any(_first_part(word) in OF_DATA for word in overrides)
     return (
         [RECORDED] if named and not {"data.root", "sweep.recorded"} & {override_key(word) for word in argv[1:]} else []
@@ -152,7 +152,7 @@ def _reading_alone(overrides: Sequence[str], argv: Sequence[str]) -> list[str]:
 
 
 def _line(verb: str, argv: Sequence[str]) -> str:
-    """What to type: this command, whose verb cli.py has rewritten."""
+    """Return this command as it is typed; cli.py has rewritten its verb."""
     words = [word for word in argv[1:] if not word.startswith("--config-name=")]
     return shell_join(["fcnlab", verb, *words])
 
@@ -162,7 +162,7 @@ def _printable(text: str) -> str:
 
 
 def _search_settings(path: Path, argv: Sequence[str]) -> list[str]:
-    """What made a sweep a search, where it was one, but for what is typed anew."""
+    """Return the overrides that made a sweep an Optuna search, except those that are typed again."""
     if not path.is_file():
         return []
     try:

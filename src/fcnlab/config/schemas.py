@@ -1,4 +1,4 @@
-"""What may be set: the root schema of each command."""
+"""Root schemas of all commands: which settings exist."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -21,13 +21,15 @@ from fcnlab.config.ranges import (
     is_valid,
 )
 
-# OmegaConf checks the types of the roots below, and knows no ranges: check_targets does.
-Component = Annotated[Any, Meaning("an option of its group, which names a _target_", is_component)]
+# OmegaConf checks the types of the roots below but no ranges; validate_config checks those.
+Component = Annotated[Any, Meaning("an option of its config group, with a _target_", is_component)]
 Components = Annotated[
     Any,
     Meaning(
         "its members by name, each with a _target_, or null for none",
-        lambda value: isinstance(value, dict) and all(one is None or is_component(one) for one in value.values()),
+        lambda value: (
+            isinstance(value, dict) and all(member is None or is_component(member) for member in value.values())
+        ),
     ),
 ]
 Choice = Annotated[Any, Meaning("true, false or auto", lambda value: isinstance(value, bool) or value == "auto")]
@@ -37,7 +39,7 @@ Workers = Annotated[Any, Meaning("a whole number of at least 0, or auto", lambda
 
 @dataclass
 class CheckpointingConfig:
-    """How often a training saves itself, and which of its checkpoints is scored at its end: "best" or "last"."""
+    """How often a run saves checkpoints, and which of them is evaluated at its end: "best" or "last"."""
 
     every_n_minutes: NonNegative = 10.0
     keep_top: Whole = 0
@@ -46,11 +48,11 @@ class CheckpointingConfig:
 
 @dataclass
 class SweepConfig:
-    """What makes a run a job of a sweep; launchers set ``folder`` and ``name``.
+    """Settings of a job in a sweep; launchers set ``folder`` and ``name``.
 
-    ``resume`` is the folder of a sweep to go on with. ``folder`` holds one ``wandb/`` for all jobs, and ``name`` says
-    what differs from the others. ``recorded``: its data are named by a record (``from_run``, ``sweep.resume``) and not
-    by the user, so that they are only read.
+    ``resume`` is the folder of a sweep to resume. ``folder`` holds one ``wandb/`` for all jobs, and ``name`` lists the
+    settings that differ between jobs. ``recorded`` means that a record (``from_run``, ``sweep.resume``) names the data,
+    and not the user, so that they are opened read-only.
     """
 
     resume: str | None = None
@@ -61,7 +63,7 @@ class SweepConfig:
 
 @dataclass
 class SpeedConfig:
-    """Ways to compute the same in less time; ``channels_last`` may be "auto"."""
+    """Faster ways to compute the same result; ``channels_last`` may be "auto"."""
 
     bf16: bool = MISSING
     tf32: bool = MISSING
@@ -86,9 +88,11 @@ class TrainConfig:
     logger: Components = MISSING
     callbacks: Components = MISSING
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
-    stages: list[str] = field(default_factory=list)  # experiments, each of which starts from the one before
-    needs: dict[str, str] = field(default_factory=dict)  # settings that an experiment cannot give, and what they are
-    published: dict[str, Percent] | None = None  # scores of the paper, which fcnlab compare shows beside ours
+    stages: list[str] = field(default_factory=list)  # experiments, each starting from the weights of the one before
+    needs: dict[str, str] = field(
+        default_factory=dict
+    )  # settings that an experiment requires from the user, with descriptions
+    published: dict[str, Percent] | None = None  # the paper's scores, which fcnlab compare shows next to the run's
     seed: Seed = 1
     checkpoint: str | None = None
     from_run: str | None = None

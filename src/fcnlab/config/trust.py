@@ -1,8 +1,7 @@
-"""What a foreign file may name: settings of a recorded command, and components of a checkpoint or of a run's data.
+"""Allowed contents of foreign files: overrides of a record, and components of a checkpoint or of a run's data.
 
-A record is data. What may come back from one is listed here, and all else is refused: Hydra would load any YAML that a
-group option leads to, call whatever a ``_target_`` names, and put secrets of the environment in the place of
-``${oc.env:X}``.
+A record is data. Everything that is not listed here is refused: Hydra would load any YAML that a group option leads to,
+call anything that a ``_target_`` names, and replace ``${oc.env:X}`` by secrets of the environment.
 """
 
 import re
@@ -27,7 +26,7 @@ from fcnlab.config.components import iter_components, iter_strings, locate
 from fcnlab.errors import UserError
 from fcnlab.library_internals.hydra import value_of
 
-# What a checkpoint's model and a run's data are built of, by the places where it may stand.
+# The components of a checkpoint's model and of a run's data, by the path where each is allowed.
 MODEL_COMPONENTS = {
     "": ("fcnlab.models.FCN",),
     "backbone": (
@@ -56,73 +55,73 @@ DATA_COMPONENTS = {
         "fcnlab.data.transforms.strong",
     ),
 }
-DEFERRED = ("dataset", "augment")  # functions that code calls later, and that must not be called while building
+DEFERRED = ("dataset", "augment")  # partials, which code calls later
 Places = Mapping[str, Sequence[str]]
 
-TYPED = ("hydra", "stages", "sweep", "trust")  # first parts that no record sets
+TYPED = ("hydra", "stages", "sweep", "trust")  # first parts of keys that a record must not set
 OUTPUT_PATH_KEYS = (
     "archive",
     "cache_dir",
     "dirpath",
     "folder",
     "save_dir",
-)  # last parts: where something is written or got
-SENT_TO = ("entity", "host", "workspace")  # last parts of a logger's settings: whose dashboard gets images and scores
-WRITERS = ("callbacks", "logger", "trainer")  # what writes files, and could be led out of the run's folder by a name
+)  # last parts of keys that name a place to write to or download from
+SENT_TO = ("entity", "host", "workspace")  # last parts of logger keys that name a receiver of images and scores
+WRITERS = ("callbacks", "logger", "trainer")  # they write files, and a name could lead out of the run's folder
 KEY = re.compile(r"[A-Za-z0-9][\w-]*([./][A-Za-z0-9][\w-]*)*", re.ASCII)
 DIRECTIVE = re.compile(r"_\w*_")  # _target_ and its kind
 PLAIN = re.compile(r"\$\{(?!hydra\b)[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)  # an interpolation that only looks up a key
 LONGEST = 10_000  # characters of all overrides together, and Hydra takes seconds for them; 150 classes have 5,000
 DEEPEST = 10  # brackets in brackets
-MOST_INTERPOLATIONS = 8  # each may double what the one before it stands for
+MOST_INTERPOLATIONS = 8  # each may double the size of the one before
 LONGEST_SHOWN = 100
-# It replaces them, and never writes through them; their targets are absolute, and stay behind when a folder is moved.
+# W&B replaces these links and never writes through them; their absolute targets break when a folder is moved.
 LINKS_OF_WANDB = ("latest-run", "debug.log", "debug-internal.log", "debug-core.log")
 
 
 class UntrustedError(UserError):
-    """A foreign file names what it may not."""
+    """A foreign file contains something that is not allowed."""
 
 
 def check_overrides(overrides: Sequence[Any], folders: Sequence[Path]) -> None:
-    """Refuse the overrides of a record unless all of them are settings of a run, and nothing else.
+    """Check that the overrides of a record only set allowed settings of a run.
 
-    ``folders`` hold the config groups: ``conf/``, and what was typed as ``--config-dir`` in this very command.
+    ``folders`` contain the config groups: ``conf/``, and the ``--config-dir`` of this command.
 
     Raises
     ------
-    ForeignError
+    UntrustedError
         It names the override, and says why.
     """
     if sum(len(str(override)) + 1 for override in overrides) > LONGEST:
-        raise UntrustedError(f"its record has overrides of more than {LONGEST} characters; refused")
+        raise UntrustedError(f"its record is refused: its overrides have more than {LONGEST} characters")
     for override in overrides:
-        why = override_rejection(override, folders)
-        if why:
-            raise UntrustedError(f"{_shown(override)} in its record is no setting of a run; refused: {why}")
+        reason = override_rejection(override, folders)
+        if reason:
+            raise UntrustedError(f"its record is refused, because of the override {_shown(override)}: {reason}")
     if sum(override.count("${") for override in overrides) > MOST_INTERPOLATIONS:
-        raise UntrustedError(f"its record has more than {MOST_INTERPOLATIONS} interpolations; refused")
+        raise UntrustedError(f"its record is refused: it has more than {MOST_INTERPOLATIONS} interpolations")
 
 
 def override_rejection(override: Any, folders: Sequence[Path]) -> str:
-    """Why an override may not come from a record; empty where it may."""
+    """Return why a record must not contain an override; empty if it may."""
     if not isinstance(override, str):
-        return "it is no text"
+        return "it is not a string"
     if _depth(override) > DEEPEST:
-        return f"it has more than {DEEPEST} brackets in each other"
+        return f"its brackets are nested more than {DEEPEST} deep"
     if "$" in PLAIN.sub("", override):
-        return "of interpolations only a plain ${key.path} may come from a record"
+        return "a record may contain no interpolation except a plain ${key.path}"
     try:
         parsed = OverridesParser.create().parse_override(override)
         return _why_not_parsed(parsed, folders)
     except (HydraException, RecursionError) as error:
-        return f"Hydra cannot read it ({type(error).__name__})"
+        return f"Hydra cannot parse it ({type(error).__name__})"
 
 
 def _why_not_parsed(override: Override, folders: Sequence[Path]) -> str:
     key, value = override.key_or_group, value_of(override)
     if override.package is not None:
-        return "a package (@) never comes from a record"
+        return "a record must not set a package (@)"
     if override.type is not OverrideType.DEL and override.value_type is None:
         return "it has no value"
     if isinstance(value, dict) or not any((folder / key).is_dir() for folder in folders):
@@ -133,22 +132,22 @@ def _why_not_parsed(override: Override, folders: Sequence[Path]) -> str:
 
 
 def setting_rejection(path: str, value: Any) -> str:
-    """Why a setting may not get this value from a record; empty where it may."""
+    """Return why a record must not give a setting this value; empty if it may."""
     parts = re.split(r"[./]", path)
     if any(map(DIRECTIVE.fullmatch, parts)):
-        return "code is named by a YAML of your config folder: put it there, and give --config-dir FOLDER"
+        return "a record must not name code. Put it into a YAML file of your config folder, and add --config-dir FOLDER"
     if not KEY.fullmatch(path):
-        return "it is no plain key"
+        return "its key contains special characters"
     if parts[0] in TYPED:
-        return f"{parts[0]} is only ever typed"
+        return f"{parts[0]} can only be set on the command line"
     if parts[-1] in OUTPUT_PATH_KEYS:
-        return "a record does not say where files are written or unpacked"
+        return "a record must not choose where files are written or unpacked"
     if parts[0] == "logger" and parts[-1] in SENT_TO and value is not None:
-        return "a record does not say to whom anything is sent"
+        return "a record must not choose who receives data"
     if parts[0] in WRITERS and isinstance(value, str) and _leads_out(value):
-        return "a record does not lead out of the run's folder"
+        return "a record must not lead out of the run's folder"
     if not isinstance(value, str | int | float | bool | None):
-        return f"it holds a {type(value).__name__}"
+        return f"it contains a {type(value).__name__}"
     return ""
 
 
@@ -162,7 +161,7 @@ def _leads_out(value: str) -> bool:
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every scalar of a parsed value with the path of its setting; lists and sweeps count as values of one."""
+    """Yield every scalar of a parsed value with the path of its setting; items of lists and sweeps share one path."""
     if isinstance(value, dict):
         for key, child in value.items():
             name = _text(key)
@@ -185,7 +184,7 @@ def _text(value: Any) -> str:
 
 
 def _options(value: Any, group: str, folders: Sequence[Path]) -> Iterable[Any]:
-    """The options of a group that an override chooses."""
+    """Return the options of a group that an override chooses."""
     if isinstance(value, Glob):
         return value.filter([path.stem for folder in folders for path in (folder / group).glob("*.yaml")])
     chosen = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
@@ -206,28 +205,28 @@ def _why_no_option(group: str, option: Any, folders: Sequence[Path]) -> str:
     found = [path.resolve() for path in files if path.is_file()]
     homes = [folder.resolve() for folder in folders]
     if not found:
-        return f"{group} has no such option here; one of your own needs --config-dir FOLDER"
+        return f"{group} has no such option here; an option of your own needs --config-dir FOLDER"
     if not all(any(path.is_relative_to(home) for home in homes) for path in found):
         return f"{group}/{name}.yaml leads out of its config folder"
     return ""
 
 
 def check_components(tree: Any, places: Places, packages: Sequence[str], source: str) -> None:
-    """Refuse a config from a file unless every component in it is one of a short list, and stands where it belongs.
+    """Check that every component of a foreign config is on a short list, and at its usual path.
 
-    ``packages`` are those that the user trusts (``trust=``): their classes and functions may stand anywhere, and hold
-    any of the list.
+    ``packages`` are those that the user trusts (``trust=``): their classes and functions may be anywhere, and contain
+    any component of the list.
 
     Raises
     ------
-    ForeignError
-        Another component, or one of the list at another place; one that would be called in another way than it is meant
-        to be; one that a trusted package merely imports; an interpolation.
+    UntrustedError
+        Another component, or one at another path; one with other directives, such as ``_args_``; one that a trusted
+        package only imports; an interpolation.
     """
     for text in iter_strings(tree):
         if "$" in text:
             raise UntrustedError(
-                f"{source} holds {text!r:.200}: a recorded config has no interpolation. It is refused."
+                f"{source} is refused: it contains the interpolation {text!r:.200}. A recorded config has none."
             )
     nodes = list(iter_components(tree))
     own = {path for path, node in nodes if _is_of(node["_target_"], packages)}
@@ -246,24 +245,24 @@ def check_components(tree: Any, places: Places, packages: Sequence[str], source:
 
 
 def _above(path: str) -> str | None:
-    """The path of the component that has another one among its arguments; None for the outermost."""
+    """Return the path of the component that contains the one at ``path``; None for the outermost."""
     return re.sub(r"(\[\d+\])+$", "", path).rpartition(".")[0] if path else None
 
 
 def _check_directives(path: str, node: Mapping[str, Any], source: str) -> None:
-    wanted: dict[str, Any] = {"_target_": node["_target_"]}
+    expected: dict[str, Any] = {"_target_": node["_target_"]}
     if path.rpartition(".")[2] in DEFERRED:
-        wanted["_partial_"] = True
-    given = {key: value for key, value in node.items() if isinstance(key, str) and DIRECTIVE.fullmatch(key)}
-    if given != wanted or given.get("_partial_", True) is not True:
+        expected["_partial_"] = True
+    directives = {key: value for key, value in node.items() if isinstance(key, str) and DIRECTIVE.fullmatch(key)}
+    if directives != expected or directives.get("_partial_", True) is not True:
         raise UntrustedError(
-            f"{source} would call {node['_target_']} by {', '.join(sorted(given))}, and may only by"
-            f" {', '.join(sorted(wanted))}. It is refused."
+            f"{source} is refused: it calls {node['_target_']} with {', '.join(sorted(directives))}. Allowed:"
+            f" {', '.join(sorted(expected))}."
         )
 
 
 def trusted_packages(tree: Any, places: Places = MODEL_COMPONENTS) -> list[str]:
-    """What to type so that a config of one's own is trusted: ``trust=[PACKAGE]``, or nothing."""
+    """Return the override that makes a config trusted, ``trust=[PACKAGE]``; empty if none is needed."""
     listed = {name for names in places.values() for name in names}
     names = [str(node["_target_"]) for _, node in iter_components(tree)]
     packages = dict.fromkeys(name.partition(".")[0] for name in names if name not in listed)
@@ -271,7 +270,7 @@ def trusted_packages(tree: Any, places: Places = MODEL_COMPONENTS) -> list[str]:
 
 
 def _is_of(name: Any, packages: Sequence[str]) -> bool:
-    """Whether a class or function of this name is defined in one of the packages, and not merely imported there."""
+    """Return whether a class or function is defined in one of the packages, not only imported there."""
     inside = tuple(f"{package}." for package in packages)
     if not isinstance(name, str) or not name.startswith(inside):
         return False
@@ -283,22 +282,22 @@ def _is_of(name: Any, packages: Sequence[str]) -> bool:
 
 
 def check_links(folder: Path) -> None:
-    """Refuse to write into a folder in which a link leads out of it: what is written there would be written elsewhere.
+    """Refuse a folder with a link that leads out of it, because files would be written elsewhere.
 
     Raises
     ------
-    ForeignError
+    UntrustedError
         It names the link.
     """
     home = folder.resolve()
     for path in folder.rglob("*"):
         if path.is_symlink() and path.name not in LINKS_OF_WANDB and not path.resolve().is_relative_to(home):
             raise UntrustedError(
-                f"{_shown(str(path))} is a link that leads out of the folder: remove it. Nothing is run"
+                f"{_shown(str(path))} is a link that leads out of the folder. Remove it. Nothing was run"
             )
 
 
 def _shown(value: Any) -> str:
-    """A foreign text as it may stand in a message: no control characters, not endless."""
+    """Return a foreign text for a message, without control characters and shortened."""
     text = repr(value) if not str(value).isprintable() else str(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

@@ -1,6 +1,6 @@
-"""The config tree: where it lies, its root, and the check of every value before anything is built.
+"""Validation of a configuration: every value is checked against its annotation before anything is built.
 
-Nothing here imports torch until a config's targets are looked up.
+Nothing here imports torch until the targets of a config are imported.
 """
 
 import difflib
@@ -31,9 +31,9 @@ from fcnlab.config.external_settings import EXTERNAL_CLASSES
 from fcnlab.config.ranges import describe_type, description_of, is_valid
 from fcnlab.errors import UserError, first_line
 
-NOT_FOUND = object()  # by a path: it has a key with a dot in it
+NOT_FOUND = object()  # for a path with a key that contains a dot
 RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # in a value: ${oc.env:HOME}, and not ${data.root}
-# The first arguments of these components, and some of W&B's, come from fcnlab, which takes them from these settings.
+# fcnlab itself passes the first arguments of these components, and some of W&B's; it takes them from these settings.
 POSITIONAL_ARGUMENTS_FROM_CODE = {
     "augment": ("data.crop_size",),
     "data.augment": ("data.crop_size",),
@@ -46,23 +46,23 @@ KEYWORD_ARGUMENTS_FROM_CODE = {
         "folder": "hydra.run.dir",
         "config": "the settings themselves",
         "job_type": "the verb",
-        "run_id": "checkpoint=last with hydra.run.dir=FOLDER, which goes on with its W&B run",
+        "run_id": "checkpoint=last with hydra.run.dir=FOLDER, which resumes the W&B run",
     }
 }
 
 
 class ConfigError(UserError):
-    """Settings that do not fit what they configure."""
+    """Settings are unknown, missing or invalid."""
 
 
 class EnvironmentVariableNotSet(ConfigError):
-    """A variable of the environment is asked for that this machine does not have."""
+    """A setting reads an environment variable that is not set."""
 
 
 def looked_up(cfg: DictConfig) -> Settings:
-    """What resolvers find for a config's settings (in the environment, say), here and now, by dotted path.
+    """Return the current values of settings that use a resolver, such as ``${oc.env:HOME}``, by dotted path.
 
-    Settings that cannot be computed here are left out.
+    Settings that cannot be resolved here are omitted.
     """
     found: Settings = {}
     for path, text in iter_leaves(OmegaConf.to_container(cfg, resolve=False)).items():
@@ -75,14 +75,14 @@ def looked_up(cfg: DictConfig) -> Settings:
 
 
 def validate_config(cfg: DictConfig) -> None:
-    """Bind every component's settings to its signature, check every value, and report all that does not fit at once.
+    """Check every value and every component's arguments, and report all mistakes at once.
 
     Raises
     ------
     ConfigError
-        A value that must be given is not; a key that nothing reads, with the nearest that is read; a number that is
-        not finite; a target cannot be imported; a required argument is missing; a value is not what fcnlab's own
-        annotation says, of components, of roots, or of others' classes (:mod:`fcnlab.config.external_settings`).
+        A required value is missing; a key is unknown, reported with the nearest known one; a number is not finite; a
+        target cannot be imported; a value does not match the annotation of a component, of a root schema, or of an
+        external class (:mod:`fcnlab.config.external_settings`).
     """
     if mistakes := config_mistakes(cfg):
         raise invalid_configuration(mistakes)
@@ -119,7 +119,7 @@ def invalid_configuration(mistakes: Sequence[str]) -> ConfigError:
 
 
 def _non_finite_numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers that are nan or infinite, with their paths: no setting means them."""
+    """Yield numbers that are nan or infinite, with their paths."""
     if isinstance(value, (dict, list, tuple)):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, child in pairs:
@@ -129,9 +129,9 @@ def _non_finite_numbers(value: Any, path: str = "") -> Iterator[tuple[str, float
 
 
 def _schema_errors(values: Mapping[str, Any], root: type, texts: Sequence[str], path: str = "") -> list[str]:
-    """What a root of the config, or a part of it that has a schema, lacks the meaning for.
+    """Return the unknown keys and invalid values of a root schema, or of a part of it that has a schema.
 
-    ``+key=value`` adds any key to a root. One that an interpolation in ``texts`` reads has a use.
+    ``+key=value`` may add any key to a root if an interpolation in ``texts`` reads it.
     """
     hints, problems = get_type_hints(root, include_extras=True), []
     for key, value in values.items():
@@ -146,7 +146,7 @@ def _schema_errors(values: Mapping[str, Any], root: type, texts: Sequence[str], 
 
 
 def _missing_values(value: Any, path: str = "") -> Iterator[str]:
-    """The paths of "???". (OmegaConf's own search resolves interpolations, and fails at one that leads to a "???".)"""
+    """Yield the paths of "???". (OmegaConf's own search fails at an interpolation that leads to a "???".)"""
     if isinstance(value, dict):
         for key, child in value.items():
             yield from _missing_values(child, f"{path}.{key}" if path else str(key))
@@ -161,25 +161,25 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
     try:
         return to_plain(cfg)
     except InterpolationResolutionError as error:  # of a key that is not there, or of count_classes
-        what = first_line(error).rpartition("while resolving interpolation: ")[2]
-        kind = EnvironmentVariableNotSet if what.startswith("Environment variable ") else ConfigError
-        raise kind(f"{error.full_key} cannot be computed: {what}") from error
+        reason = first_line(error).rpartition("while resolving interpolation: ")[2]
+        kind = EnvironmentVariableNotSet if reason.startswith("Environment variable ") else ConfigError
+        raise kind(f"{error.full_key} cannot be resolved: {reason}") from error
 
 
 def check_requirements(cfg: DictConfig, words: Sequence[str]) -> None:
-    """Refuse an experiment without the settings that it cannot give by itself, such as the path of a file.
+    """Check that the settings which an experiment requires, such as the path of a file, were typed.
 
-    (A value of ``???`` would do nothing there: composing never replaces a value by it.)
+    (A value of ``???`` in its file has no effect: composition never replaces a value by it.)
 
     Raises
     ------
     ConfigError
-        Some of ``cfg.needs`` is not among the words that were typed.
+        A key of ``cfg.needs`` is not among the overrides that were typed.
     """
     typed = {word.partition("=")[0].lstrip("+") for word in words}
-    missing = [f"  {key}=VALUE: {what}" for key, what in cfg.needs.items() if key not in typed]
+    missing = [f"  {key}=VALUE: {description}" for key, description in cfg.needs.items() if key not in typed]
     if missing:
-        raise ConfigError("the experiment needs to be given\n" + "\n".join(missing))
+        raise ConfigError("The experiment requires settings that were not given:\n" + "\n".join(missing))
 
 
 def _component_errors(path: str, node: dict[str, Any]) -> list[str]:
@@ -189,21 +189,27 @@ def _component_errors(path: str, node: dict[str, Any]) -> list[str]:
         return [f"{path}._target_={node['_target_']} cannot be imported: {error}."]
     try:
         parameters = inspect.signature(target).parameters
-    except ValueError:  # some builtins have none: Hydra will tell
+    except ValueError:  # some builtins have none: Hydra reports a wrong argument
         return []
     switch = {"enabled": bool} if path.startswith("callbacks.") else {}  # read by tasks, not by the callback
     given = {key: value for key, value in node.items() if key not in DIRECTIVES.keys() | switch}
     annotations = {**DIRECTIVES, **switch, **_annotations(target, parameters)}
     names = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
-    anything = len(names) < len(parameters)
-    unknown = [key for key in given if key not in names and not anything]
-    ours = _arguments_from_code(path, parameters) if node.get("_partial_") else {}
+    takes_any = len(names) < len(parameters)
+    unknown = [key for key in given if key not in names and not takes_any]
+    from_code = _arguments_from_code(path, parameters) if node.get("_partial_") else {}
     return [
-        *(f"{path}.{key} is set by fcnlab. Remove it, and set {ours[key]} instead." for key in given if key in ours),
+        *(
+            f"{path}.{key} is set by fcnlab. Remove it, and set {from_code[key]} instead."
+            for key in given
+            if key in from_code
+        ),
         *(
             type_error(f"{path}.{key}", value, annotations[key])
             for key, value in node.items()
-            if key in annotations.keys() - ours and not holds_component(value) and not is_valid(value, annotations[key])
+            if key in annotations.keys() - from_code
+            and not holds_component(value)
+            and not is_valid(value, annotations[key])
         ),
         *(unknown_key(f"{path}.", key, names, f"of {node['_target_']}") for key in unknown),
         *(
@@ -215,24 +221,26 @@ def _component_errors(path: str, node: dict[str, Any]) -> list[str]:
 
 
 def _arguments_from_code(path: str, parameters: Mapping[str, inspect.Parameter]) -> dict[str, str]:
-    """The arguments of a component that no config can give, and which settings they come from."""
+    """Return the arguments of a component that fcnlab passes, and the settings that they come from."""
     return dict(
         zip(parameters, POSITIONAL_ARGUMENTS_FROM_CODE.get(path, ()), strict=False)
     ) | KEYWORD_ARGUMENTS_FROM_CODE.get(path, {})
 
 
 def _annotations(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """fcnlab's own annotations, of its classes and functions, and of others'; theirs are not always meant, but switches
-    are: a text there, such as "no", would count as true."""
+    """Return the annotations that values are checked against.
+
+    Of external classes these are fcnlab's own, and those of booleans, where a string such as "no" would count as true;
+    their other annotations are not always exact."""
     if (target.__module__ or "").startswith("fcnlab."):
         return {name: parameter.annotation for name, parameter in parameters.items()}
     foreign = EXTERNAL_CLASSES.get(dotted_name(target))
-    ours = get_type_hints(foreign.settings, include_extras=True) if foreign else {}
-    return {name: hint for name, hint in _hints(target, parameters).items() if _is_switch(hint)} | ours
+    own_hints = get_type_hints(foreign.settings, include_extras=True) if foreign else {}
+    return {name: hint for name, hint in _hints(target, parameters).items() if _is_switch(hint)} | own_hints
 
 
 def _hints(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """What each argument should be; a truth value where nothing but a default says so."""
+    """Return the type hint of each argument, or the type of its default where it has none."""
     try:
         hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
     except (NameError, TypeError, AttributeError):  # names that only a type checker imports
@@ -253,12 +261,12 @@ def _conflicts(target: Callable, given: Mapping[str, Any]) -> list[str]:
 
 
 def _missing_arguments(node: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> list[str]:
-    """The arguments that a component needs and is not given; of a part of one, code may give them."""
+    """Return the required arguments that are missing; code may pass those of a partial."""
     if node.get("_partial_"):
         return []
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    needed = (one.name for one in parameters.values() if one.default is one.empty and one.kind in kinds)
-    return [name for name in needed if name not in node]
+    required = (each.name for each in parameters.values() if each.default is each.empty and each.kind in kinds)
+    return [name for name in required if name not in node]
 
 
 def unknown_key(path: str, key: str, names: set[str], owner: str = "", inside: str = "") -> str:

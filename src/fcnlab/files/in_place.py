@@ -1,4 +1,4 @@
-"""Files that are written in place: no link, no device, and no second name of another file."""
+"""Opening files that are written in place, which must be no links, devices or hard links."""
 
 import errno
 import os
@@ -9,19 +9,19 @@ from fcnlab.errors import WriteError
 
 
 def open_own(path: Path, flags: int) -> int:
-    """The number of a file that is written in place, made where it is not there.
+    """Return the descriptor of a file that is written in place; the file is created if it does not exist.
 
     Raises
     ------
-    NotWritten
-        It is a link, whose target would be written to, or no file; or a file elsewhere is the same one (a hard link).
+    WriteError
+        The path is a symbolic link, no regular file, or a hard link to another file.
     """
     try:
         file = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise
-        raise _is_no_file(path) from error
+        raise _not_regular(path) from error
     try:
         _check(path, os.fstat(file))
     except WriteError:
@@ -31,23 +31,23 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def check_own(path: Path) -> None:
-    """Before any work: raise what :func:`open_own` would raise of a file that may not be there yet."""
+    """Raise what :func:`open_own` would raise, without creating the file."""
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return
-    _check(path, found)
+    _check(path, status)
 
 
-def _check(path: Path, found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise _is_no_file(path)
-    if found.st_nlink > 1:  # 0: somebody has removed it meanwhile
+def _check(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _not_regular(path)
+    if status.st_nlink > 1:  # 0: removed meanwhile
         raise WriteError(
-            f"{path} is a hard link: it is one file with another, which would change, too, so that it is not written"
-            f" to. Work in a copy of {path.parent} (cp -r), or put a copy of the file in its place"
+            f"{path} is a hard link: writing to it would change another file, too. Work in a copy of"
+            f" {path.parent} (cp -r), or replace the link by a copy of the file"
         )
 
 
-def _is_no_file(path: Path) -> WriteError:
-    return WriteError(f"{path} is a link, or no file: it is not written to. Remove it, if it is yours")
+def _not_regular(path: Path) -> WriteError:
+    return WriteError(f"{path} is a link, or not a regular file, and is not written to. Remove it if it is yours")

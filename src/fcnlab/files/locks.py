@@ -1,4 +1,4 @@
-"""Who works in a folder: a lock that the system lifts when its process ends, however that was."""
+"""Locks on folders, which the system releases when their process ends in any way."""
 
 import contextlib
 import errno
@@ -20,9 +20,9 @@ NO_LOCKS = {
     errno.EOPNOTSUPP,
     errno.EINVAL,
     errno.EBADF,
-}  # a file system says by one of them
+}  # errors of file systems without locks
 
-_held: set[int] = set()  # files that a forked child closes: a worker of the data loader is no holder
+_held: set[int] = set()  # a forked child, such as a data loader worker, closes these files, because it holds no lock
 
 
 def _close_in_child() -> None:
@@ -35,12 +35,12 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 class FolderLock:
-    """One process works in a folder. To take the lock changes no file that is there; :meth:`claim` names the holder.
+    """A lock for the only process that works in a folder. Taking it changes no file; :meth:`claim` records the holder.
 
     Raises
     ------
     UserError
-        Another process holds it; its file is a link, or no file.
+        Another process holds it; its file is a link, or not a regular file.
     """
 
     def __init__(self, folder: Path):
@@ -57,35 +57,35 @@ class FolderLock:
                 holder = _holder(os.read(file, 300).decode(errors="replace"))
                 os.close(file)
                 raise UserError(
-                    f"{folder}: {holder} is working there, and two would mix their results: wait until it has ended,"
-                    " stop it, or name another folder"
+                    f"{folder}: {holder} is working there, and two processes would mix their results. Wait until it"
+                    " ends, stop it, or choose another folder"
                 )
             if _is_at(file, self.path):
                 return file, is_new
-            os.close(file)  # a refused command has removed it meanwhile
+            os.close(file)  # removed meanwhile by a refused command
 
     def claim(self) -> None:
-        """Tell others who works here."""
+        """Record this process as the holder, for the messages of others."""
         os.truncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()} on {platform.node()}".encode(), 0)
         self._is_new = False
 
     def abandon(self) -> None:
-        """Leave the folder as it was: a refused command never worked here."""
+        """Release the lock of a refused command, and leave the folder as it was."""
         if self._is_new and self.release.alive:
             self.path.unlink(missing_ok=True)
         self.release()
 
 
 def _holder(claim: str) -> str:
-    """Who holds a lock, by what is in its file; that may be the claim of an earlier process, which has ended."""
+    """Return the holder of a lock by its claim, which may be that of an earlier process."""
     pid, _, host = claim.partition(" on ")
     ended = host == platform.node() and pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/1").exists()
     return "another process" if not host or ended else f"process {claim}"
 
 
 def try_lock(file: int, path: Path) -> bool:
-    """Whether this process holds the lock of an open file now; with a warning where ``path`` knows no locks."""
+    """Try to lock an open file; return whether this process holds the lock. Warn if the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -94,7 +94,7 @@ def try_lock(file: int, path: Path) -> bool:
         if error.errno not in NO_LOCKS:
             raise
         log.warning(
-            "Warning: the file system of %s has no locks (%s): nothing keeps a second process out of this folder",
+            "Warning: the file system of %s has no locks (%s), so a second process could work in this folder",
             path,
             error.strerror,
         )

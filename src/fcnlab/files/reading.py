@@ -1,9 +1,8 @@
-"""The files of a run, which are foreign: each is read with limits, so that none can hang, crash or fill anything.
+"""Reading the files of a run, which are foreign: limits keep each from hanging, crashing or filling memory.
 
-A pipe makes a reader wait for ever, a device never ends, a few bytes of YAML say a tree without an end, 3 MB of a zip
-say 3 GB. What is over a limit is refused with its reason; the limits are far above what fcnlab writes. Links are
-followed inside a run's folder alone: what lies elsewhere is none of its files. Nothing here imports numpy before it is
-needed.
+A pipe blocks its reader, a device never ends, a few bytes of YAML expand without end, and 3 MB of a zip to 3 GB. A file
+over a limit is refused with the reason; the limits are far above the files that fcnlab writes. Links are followed only
+inside a run's folder. numpy is imported only when it is needed.
 """
 
 import csv
@@ -44,38 +43,38 @@ NOT_UTF8 = re.compile(r"\\uDC[89A-F]")  # how a byte of a name begins that is no
 
 
 class Unreadable(ValueError):
-    """Why a file is not used; the message begins with the file's name."""
+    """A file is not used; the message begins with its name and gives the reason."""
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file that has an end.
+    """Open a regular file.
 
     Raises
     ------
     OSError, Unreadable
-        It is not there, or cannot be opened; it is a folder, a pipe, a socket or a device.
+        The file does not exist or cannot be opened; it is a folder, a pipe, a socket or a device.
     """
-    _check_regular(path, path.stat())  # before it is opened, which does something to some devices
+    _check_regular(path, path.stat())  # before opening: some devices react to that
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     file = os.fdopen(handle, "rb") if stat.S_ISREG(os.fstat(handle).st_mode) else None
     if file is None:  # another one by now
         os.close(handle)
-        raise Unreadable(f"{path.name} is no regular file")
+        raise Unreadable(f"{path.name} is not a regular file")
     return file
 
 
-def _check_regular(path: Path, found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise Unreadable(f"{path.name} is no regular file")
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise Unreadable(f"{path.name} is not a regular file")
 
 
 def bytes_of(path: Path, most: int) -> bytes:
-    """All of a file, which has no more than ``most`` bytes.
+    """Return the content of a file of at most ``most`` bytes.
 
     Raises
     ------
     OSError, Unreadable
-        As :func:`open_regular`; it is larger.
+        As :func:`open_regular`; the file is larger.
     """
     with open_regular(path) as file:
         data = file.read(most + 1)
@@ -85,50 +84,50 @@ def bytes_of(path: Path, most: int) -> bytes:
 
 
 def path_inside(folder: Path, name: str) -> Path:
-    """The path of a run's file; an Unreadable where a link leads out of the folder."""
+    """Return the path of a run's file; raise Unreadable if a link leads out of the folder."""
     path = folder / name
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise Unreadable(f"{name} is a link that leads out of the folder")
-    except RuntimeError as error:  # of links that lead in a circle
+    except RuntimeError as error:  # circular links
         raise Unreadable(f"{name} is a link to itself") from error
     return path
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any] | None:
-    """The object in a file of a run; None where there is no such file.
+    """Return the object in a JSON file of a run; None if the file does not exist.
 
     Raises
     ------
     OSError, Unreadable
-        It cannot be read; it is over a limit, damaged, or no object.
+        The file cannot be read, is over a limit or damaged, or contains no object.
     """
     try:
-        found = json.loads(bytes_of(path_inside(folder, name), JSON_BYTES))
+        record = json.loads(bytes_of(path_inside(folder, name), JSON_BYTES))
     except FileNotFoundError:
         return None
     except Unreadable:
         raise
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"{name} is damaged or half written: {first_line(error)}") from error
-    return _record(found, name)
+    return _record(record, name)
 
 
 def read_yaml(folder: Path, name: str) -> dict[str, Any]:
-    """The map in a file of a run; empty where there is no such file, or no map in it.
+    """Return the mapping in a YAML file of a run; empty if there is no such file, or no mapping in it.
 
-    Dates and times stay text, as OmegaConf leaves them.
+    Dates and times stay strings, as in OmegaConf.
 
     Raises
     ------
     OSError, Unreadable
-        As :func:`read_json`; it has aliases or tags, which OmegaConf does not write.
+        As :func:`read_json`; the file has aliases or tags, which OmegaConf does not write.
     """
     return _loaded(folder, name)[1]
 
 
 def yaml_text(folder: Path, name: str) -> str:
-    """The same file's text, for OmegaConf to read."""
+    """Return the text of a YAML file after the same checks, for OmegaConf."""
     return _loaded(folder, name)[0]
 
 
@@ -137,49 +136,49 @@ def _loaded(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
         text = bytes_of(path_inside(folder, name), YAML_BYTES).decode()
         loader = _OfNamesNotInUtf8 if NOT_UTF8.search(text) else _Loader
         _check_events(text, name, loader)
-        found = yaml.load(text, loader)
+        tree = yaml.load(text, loader)
     except FileNotFoundError:
         return "", {}
     except Unreadable:
         raise
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise Unreadable(f"{name} is damaged or half written: {first_line(error)}") from error
-    return text, _record(found, name) if isinstance(found, dict) else {}
+    return text, _record(tree, name) if isinstance(tree, dict) else {}
 
 
 class _Loader(CSafeLoader):
-    """Without dates: one with a zone and one without cannot be compared."""
+    """A loader without dates: those with and without a time zone cannot be compared."""
 
 
 class _OfNamesNotInUtf8(SafeLoader):
-    """Python's own, for libyaml refuses the escapes of surrogates, as which both write a path's bytes."""
+    """Python's own loader: libyaml refuses escaped surrogates, which stand for bytes of a path that are not UTF-8."""
 
 
 _Loader.yaml_implicit_resolvers = _OfNamesNotInUtf8.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
-    for first, found in CSafeLoader.yaml_implicit_resolvers.items()
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in CSafeLoader.yaml_implicit_resolvers.items()
 }
 
 
 def _check_events(text: str, name: str, loader: type[Any]) -> None:
-    """Refuse what would be a tree without an end, or end the process: the loader itself descends without looking."""
+    """Refuse YAML that expands without end or nests too deeply: the loader itself has no limits."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, loader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST or count > MOST_IN_YAML:
-            raise Unreadable(f"{name} has over {DEEPEST} levels or {MOST_IN_YAML:,} values: it is not one of fcnlab's")
+            raise Unreadable(f"{name} has over {DEEPEST} levels or {MOST_IN_YAML:,} values: fcnlab did not write it")
         if isinstance(event, yaml.AliasEvent):
-            raise Unreadable(f"{name} has YAML aliases: it is not one of fcnlab's")
+            raise Unreadable(f"{name} has YAML aliases: fcnlab did not write it")
         if getattr(event, "tag", None) is not None:
-            raise Unreadable(f"{name} is damaged, or not one of fcnlab's: it has the YAML tag {event.tag!r:.60}")
+            raise Unreadable(f"{name} is damaged, or fcnlab did not write it: it has the YAML tag {event.tag!r:.60}")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > NUMBER and event.value[0] in "+-.0123456789":
-            raise Unreadable(f"{name} has a number of more than {NUMBER} characters: it is not one of fcnlab's")
+            raise Unreadable(f"{name} has a number of more than {NUMBER} characters: fcnlab did not write it")
 
 
 def _record(found: Any, name: str) -> dict[str, Any]:
-    """A tree of plain values whose keys are names; level by level, since to descend has an end of its own."""
+    """Check that a tree has plain values and keys; level by level, because recursion is limited."""
     if not isinstance(found, dict):
-        raise Unreadable(f"{name} is not one of fcnlab's: it holds no names with values")
+        raise Unreadable(f"{name} was not written by fcnlab: it contains no mapping")
     level, count = [found], 0
     for _ in range(DEEPEST):
         count += len(level)
@@ -188,31 +187,31 @@ def _record(found: Any, name: str) -> dict[str, Any]:
         level = [child for node in level for child in _children(node, name)]
         if not level:
             return found
-    raise Unreadable(f"{name} has over {DEEPEST} levels or {MOST:,} values: it is not one of fcnlab's")
+    raise Unreadable(f"{name} has over {DEEPEST} levels or {MOST:,} values: fcnlab did not write it")
 
 
 def _children(node: Any, name: str) -> list[Any]:
     if isinstance(node, dict):
         odd = [key for key in node if not isinstance(key, SCALARS)]
         if odd:
-            raise Unreadable(f"{name} has the key {odd[0]!r:.60}, which is no name: it is not one of fcnlab's")
+            raise Unreadable(f"{name} has the key {odd[0]!r:.60}, which is not a name: fcnlab did not write it")
         return list(node.values())
     if isinstance(node, list):
         return node
     if node is not None and not isinstance(node, SCALARS):
-        raise Unreadable(f"{name} holds a {type(node).__name__}: it is not one of fcnlab's")
+        raise Unreadable(f"{name} contains a {type(node).__name__}: fcnlab did not write it")
     if isinstance(node, int) and abs(node) >> 63:
-        raise Unreadable(f"{name} has a number of more than 64 bits: it is not one of fcnlab's")
+        raise Unreadable(f"{name} has a number of more than 64 bits: fcnlab did not write it")
     return []
 
 
 def read_rows(folder: Path, name: str) -> Iterator[dict[str, str]]:
-    """The rows of a table by the names of its columns; none where there is no such file.
+    """Yield the rows of a CSV file by column name; none if the file does not exist.
 
     Raises
     ------
     OSError, Unreadable
-        It cannot be read, or is over a limit.
+        The file cannot be read, or is over a limit.
     """
     try:
         file = open_regular(path_inside(folder, name))
@@ -226,7 +225,7 @@ def read_rows(folder: Path, name: str) -> Iterator[dict[str, str]]:
 
 
 def lines_within_limits(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """The lines of a table, each as soon as the limits allow for it; an Unreadable, where they do not."""
+    """Yield the lines of a table; raise Unreadable at the first one over a limit."""
     read = cells = 0
     for count, line in enumerate(iter(lambda: file.readline(LINE + 1), b"")):
         read, cells = read + len(line), cells + line.count(b",") + 1
@@ -239,7 +238,7 @@ def lines_within_limits(file: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _cells(line: bytes) -> list[str]:
-    """By itself: a quote that is not closed must not take the rest of the file with it."""
+    """Return the cells of one line, parsed by itself: an unclosed quote must not swallow the rest of the file."""
     try:
         return next(csv.reader([line.decode(errors="replace")]), [])
     except csv.Error:
@@ -248,27 +247,27 @@ def _cells(line: bytes) -> list[str]:
 
 @contextmanager
 def open_arrays(folder: Path, name: str) -> Iterator["Arrays"]:
-    """The arrays of an .npz file of a run.
+    """Open the arrays of an .npz file of a run.
 
     Raises
     ------
     OSError, Unreadable
-        It is not there, cannot be read, is over a limit or damaged, also when that is found while it is open.
+        The file does not exist, cannot be read, is over a limit or damaged; also raised while it is open.
     """
     with open_regular(path_inside(folder, name)) as file:
         try:
             yield Arrays(file)
-        except Exception as error:  # zipfile's and numpy's parsers end in a dozen kinds
+        except Exception as error:  # the parsers of zipfile and numpy raise a dozen kinds
             raise Unreadable(f"{name} is damaged: {first_line(error)}") from error
 
 
 class Arrays:
-    """Of which sizes are compared before anything is unpacked, and no pickle is opened.
+    """Arrays of an .npz file; sizes are checked before unpacking, and pickles are refused.
 
     Raises
     ------
     Exception
-        Of any kind, here and in the methods, where the file is damaged or over a limit.
+        Of any kind, here and in the methods, if the file is damaged or over a limit.
     """
 
     def __init__(self, file: BinaryIO):
@@ -276,37 +275,37 @@ class Arrays:
         self._zip = zipfile.ZipFile(file)
 
     def whole(self, key: str) -> "ndarray":
-        """A small array."""
+        """Return a small array."""
         import numpy as np
 
-        found = list(self.parts(key, WHOLE))
-        return np.concatenate(found) if len(found) > 1 else found[0]
+        parts = list(self.parts(key, WHOLE))
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def parts(self, key: str, most: int | None = None) -> "Iterator[ndarray]":
-        """An array in parts along its first axis; there is one, though it may be empty."""
+        """Yield an array in parts along its first axis: at least one, which may be empty."""
         import numpy as np
 
-        found = self._zip.getinfo(f"{key}.npy")
-        if found.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{key} is packed in a way that numpy does not use")
-        with self._zip.open(found) as stream:
+        member = self._zip.getinfo(f"{key}.npy")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{key} is compressed in a way that numpy does not use")
+        with self._zip.open(member) as stream:
             shape, dtype = _header(stream)
             size, row = prod(shape) * dtype.itemsize, prod(shape[1:]) * dtype.itemsize
             if size > (UNPACKED if most is None else most) or row > PART:
                 raise ValueError(f"{key} would have {size:,} bytes")
-            if stream.tell() + size != found.file_size:
-                raise ValueError(f"{key} has not the size that it says")
+            if stream.tell() + size != member.file_size:
+                raise ValueError(f"{key} does not have the size in its header")
             rows = max(1, PART // max(1, row))
             for start in range(0, max(1, shape[0]), rows):
                 count = min(rows, shape[0] - start)
                 data = np.frombuffer(stream.read(count * row), dtype) if count * row else np.empty(0, dtype)
                 yield data.reshape(count, *shape[1:])
-            if stream.read(1):  # which also compares its checksum
-                raise ValueError(f"{key} has more bytes than it says")
+            if stream.read(1):  # also checks the checksum
+                raise ValueError(f"{key} has more bytes than its header says")
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], Any]:
-    """Shape and type of an array."""
+    """Return the shape and dtype of an array."""
     from numpy.lib import format as npy
 
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -317,32 +316,32 @@ def _header(stream: Any) -> tuple[tuple[int, ...], Any]:
 
 
 def _check_directory(file: BinaryIO) -> None:
-    """Refuse a zip of many members before zipfile makes an object of each; numpy's have no comment at their end."""
+    """Refuse a zip with many members before zipfile creates an object for each; numpy writes no comment at the end."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 42))
     before, end = (tail := file.read())[:-22], tail[-22:]
     if size > NPZ_BYTES or not end.startswith(b"PK\5\6") or before.startswith(b"PK\6\7"):
-        raise ValueError(f"it is cut off, has more than {NPZ_BYTES:,} bytes, or is none of numpy's")
+        raise ValueError(f"it is truncated, has more than {NPZ_BYTES:,} bytes, or was not written by numpy")
     if struct.unpack_from("<I", end, 12)[0] > MEMBERS:
         raise ValueError("it has too many members")
     file.seek(0)
 
 
 def texts(value: Any, name: str) -> list[str]:
-    """Return a list of texts of a record.
+    """Return a list of strings of a record.
 
     Raises
     ------
     TypeError
-        ``value`` is not a list of texts.
+        The value is not a list of strings.
     """
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise TypeError(f"its {name} are no texts")
+        raise TypeError(f"its {name} are not a list of strings")
     return list(value)
 
 
 def read_json_facts(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a run; nothing where it is not there, or not whole."""
+    """Return the object in a JSON file of a run; empty if the file is missing or damaged."""
     try:
         return read_json(folder, name) or {}
     except (OSError, Unreadable):
@@ -350,5 +349,5 @@ def read_json_facts(folder: Path, name: str) -> dict[str, Any]:
 
 
 def display_path(path: Path) -> str:
-    """A path as a user would type it."""
+    """Return a path as a user would type it."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and never through a link."""
+"""Atomic writes, never through a link."""
 
 import json
 import math
@@ -11,34 +11,34 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fcnlab.escaping import ACTING
+from fcnlab.escaping import CONTROL_CHARACTERS
 
 OWN_PART = re.compile(r"\.(\d+)@(.+)\.part(\.\w+)?", re.ASCII)
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """For people and programs: indented, letters as they are."""
+    """Write a record as indented JSON, with non-ASCII letters unescaped."""
     with atomic_write(path) as part:
         part.write_text(as_json(record), encoding="utf-8")
 
 
 def as_json(record: Mapping[str, Any]) -> str:
-    """Indented, letters as they are; what would act in a terminal, or what no encoding has, as JSON's own escape."""
+    """Return indented JSON; control characters and surrogates are escaped, other non-ASCII letters are not."""
     lines = json.dumps(record, indent=2, ensure_ascii=False).split("\n")
-    return "\n".join(ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in lines) + "\n"
+    return "\n".join(CONTROL_CHARACTERS.sub(lambda match: f"\\u{ord(match[0]):04x}", line) for line in lines) + "\n"
 
 
 def number(value: float) -> float | None:
-    """JSON knows no nan."""
+    """Return a number, or None for nan, which JSON lacks."""
     return None if math.isnan(value) else float(value)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of the real one when all went well.
+    """Yield a temporary path that replaces the real one if no error occurs.
 
-    It is on the disk before it does, and its folder behind it: a kill or a power failure leaves the old or the new.
-    What lies there under the path's name, which may be a link to any file, is not written to.
+    The file is synced before the replacement, and its folder after it: a kill or a power failure leaves the old or the
+    new file. An existing link at the path is replaced, not followed.
     """
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
@@ -54,16 +54,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def own_part(folder: Path, suffix: str = "") -> Path:
-    """Where a process writes aside in a folder that others write to as well; short, whatever the files are called."""
+    """Return the temporary file of this process in a folder that others write to as well."""
     return folder / f".{os.getpid()}@{platform.node()}.part{suffix}"
 
 
 def remove_own_parts(folder: Path) -> None:
-    """Remove what killed processes of this machine left half written in a folder and in those below it."""
+    """Remove temporary files that killed processes of this machine left in a folder or below it."""
     for place, _, names in os.walk(folder):
         for name in names:
-            found = OWN_PART.fullmatch(name)
-            if found and found[2] == platform.node() and _has_ended(int(found[1])):
+            match = OWN_PART.fullmatch(name)
+            if match and match[2] == platform.node() and _has_ended(int(match[1])):
                 with suppress(OSError):
                     Path(place, name).unlink()
 
@@ -73,7 +73,7 @@ def _has_ended(process: int) -> bool:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return True
-    except OSError:  # another user's
+    except OSError:  # a process of another user
         return False
     return False
 

@@ -63,6 +63,8 @@ def reported_by(run: Callable[[Callable], Any]) -> Iterator[Callable[[Callable],
     Nor does it print the overrides of a job before an error that it shows without a traceback.
     """
     report, return_value = utils.run_and_report, JobReturn.return_value
+    value_with_heading = return_value.fget  # pyright: ignore[reportAttributeAccessIssue]
+    assert value_with_heading
 
     def run_and_report(function: Callable) -> Any:
         return report(lambda: run(function))
@@ -70,7 +72,7 @@ def reported_by(run: Callable[[Callable], Any]) -> Iterator[Callable[[Callable],
     def value_without_heading(job: JobReturn) -> Any:
         if job.status == JobStatus.FAILED and isinstance(job._return_value, CompactHydraException):
             raise job._return_value
-        return return_value.fget(job)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalCall]
+        return value_with_heading(job)
 
     utils.run_and_report = run_and_report
     JobReturn.return_value = return_value.getter(value_without_heading)  # pyright: ignore[reportAttributeAccessIssue]

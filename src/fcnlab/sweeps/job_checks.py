@@ -23,7 +23,7 @@ from fcnlab.config.validation import (
     check_requirements,
     validate_config,
 )
-from fcnlab.errors import CHDIR_REFUSED, UserError, why_not_used
+from fcnlab.errors import CHDIR_REFUSED, UserError, unusable_file_message
 from fcnlab.escaping import escape_terminal
 from fcnlab.files.reading import display_path
 from fcnlab.sweeps.job_names import DISTINCT_SUBDIR_HINT
@@ -210,7 +210,7 @@ def report_user_errors(verb: str) -> Iterator[None]:
     except OSError as error:
         if not error.filename:
             raise
-        raise CompactHydraException(escape_terminal(f"fcnlab {verb}: {why_not_used(error)}")) from error
+        raise CompactHydraException(escape_terminal(f"fcnlab {verb}: {unusable_file_message(error)}")) from error
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def test_nothing_is_written_through_a_link(path, tmp_path):
     """Half a row at the end would be cut off, and others appended, in whatever file a foreign folder's link names."""
     (tmp_path / "mine").write_text("all my\nwork")
     path.symlink_to("mine")
-    with pytest.raises(WriteError, match="is a link, or no file"):
+    with pytest.raises(WriteError, match="is a link, or not a regular file"):
         MetricsCsv(path)
     path.unlink()
     path.hardlink_to(tmp_path / "mine")
