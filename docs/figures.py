@@ -1,4 +1,4 @@
-"""The images of docs/fcn.md, computed from the nets.
+"""Draw the figures of docs/fcn.md, computed from the models.
 
 python docs/figures.py        (make figures)
 """
@@ -27,19 +27,19 @@ def vgg16(padding: str) -> VGG16:
 
 def unpadded() -> tuple[Grid, int]:
     """The classifier's own padding: 1 in every 3x3 convolution, none in fc6; where its cells lie, and how many."""
-    net = vgg16("paper")
-    net.features[0].padding = (1, 1)
-    cells = net(torch.empty(1, 3, PIXELS, PIXELS, device="meta"))[32].data.shape[2]
-    return IMAGE.through(net.chain(32)), cells
+    model = vgg16("paper")
+    model.features[0].padding = (1, 1)
+    cells = model(torch.empty(1, 3, PIXELS, PIXELS, device="meta"))[32].data.shape[2]
+    return IMAGE.through(model.chain(32)), cells
 
 
 def padding_figure() -> None:
-    """Where the coarse cells lie, and what they see."""
+    """Draw the positions of the coarse cells and their receptive field."""
     cases = {"fc6 unpadded, as in the classifier": unpadded()}
     for name, padding in (("padding=paper: 100 around the image", "paper"), ("padding=same", "same")):
-        net = vgg16(padding)
-        cells = net(torch.empty(1, 3, PIXELS, PIXELS, device="meta"))[32].data.shape[2]
-        cases[name] = (net.levels[32].grid, cells)
+        model = vgg16(padding)
+        cells = model(torch.empty(1, 3, PIXELS, PIXELS, device="meta"))[32].data.shape[2]
+        cases[name] = (model.levels[32].grid, cells)
     field = receptive_field(vgg16("same").chain(32))
     figure, ax = plt.subplots(figsize=(9, 3), dpi=100)
     ax.axvspan(0, PIXELS, color="0.9")
@@ -85,7 +85,7 @@ def impulse_figure() -> None:
 
 
 def impulse(levels: tuple[int, ...]) -> torch.Tensor:
-    """The pixels' weights on one coarse cell, in the line through it, of the net that pads by 100."""
+    """Return the weights of the pixels in the row through one coarse cell, for the model with pad 100."""
     backbone = vgg16("paper")
     grids = [*(backbone.levels[level].grid for level in levels), IMAGE]
     coarse = torch.zeros(1, 1, 16, 16)

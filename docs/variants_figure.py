@@ -1,4 +1,4 @@
-"""The famous figure on VOC images: resized, what each checkpoint predicts, truth (CVPR 2015, figure 4).
+"""Draw figure 4 of CVPR 2015 on VOC images: image, prediction of each checkpoint, ground truth.
 
     python docs/variants_figure.py DATA_ROOT OUT.png NAME,NAME,... RUN RUN RUN
 
@@ -45,14 +45,16 @@ def beside(tiles: list[Image.Image], vertically: bool = False) -> Image.Image:
 def main(root: str, out: str, names: str, *runs: str) -> None:
     dataset = open_voc(root, "val")
     checkpoints = {Path(run).name: read_checkpoint(Path(run) / "checkpoints" / "best.ckpt") for run in runs}
-    nets = {name: rebuild_model(checkpoint, name, []).eval() for name, checkpoint in checkpoints.items()}
+    models = {name: rebuild_model(checkpoint, name, []).eval() for name, checkpoint in checkpoints.items()}
     rows = []
     for name in names.split(","):
         place = dataset.names.index(name)
         image, mask = dataset.image(place), dataset.mask(place)
         batch = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
-        predictions = {title: net(batch).argmax(1)[0].numpy() for title, net in nets.items()}
-        shown = {title: colours(labels, dataset.palette) for title, labels in (predictions | {"truth": mask}).items()}
+        predictions = {title: model(batch).argmax(1)[0].numpy() for title, model in models.items()}
+        shown = {
+            title: colours(labels, dataset.palette) for title, labels in (predictions | {"ground truth": mask}).items()
+        }
         rows.append(beside([tile(image, name), *(tile(values, title) for title, values in shown.items())]))
     beside(rows, vertically=True).save(out)
 
