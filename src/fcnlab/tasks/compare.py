@@ -17,8 +17,8 @@ from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
 from fcnlab.files.writing import atomic_write
-from fcnlab.runs.output_folder import check_report
 from fcnlab.runs.origins import ENVIRONMENT
+from fcnlab.runs.output_folder import check_report
 from fcnlab.runs.run_folder import RunFolder
 
 log = logging.getLogger("fcnlab")

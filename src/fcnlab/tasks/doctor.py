@@ -39,9 +39,9 @@ from fcnlab.data.samplers import TrainingBatches
 from fcnlab.errors import UserError
 from fcnlab.evaluation.splits import report_splits
 from fcnlab.files.writing import atomic_write, write_json
-from fcnlab.runs.output_folder import check_report
 from fcnlab.messages import log_info
 from fcnlab.runs.drawing import contact_sheet, save_png
+from fcnlab.runs.output_folder import check_report
 from fcnlab.runs.provenance import command
 from fcnlab.runs.run_folder import RunFolder
 

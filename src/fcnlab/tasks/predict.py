@@ -25,9 +25,9 @@ from fcnlab.data.samples import as_tensors, collate
 from fcnlab.errors import UserError
 from fcnlab.evaluation.splits import required_image_size
 from fcnlab.evaluation.submission import check_submission, write_submission
-from fcnlab.runs.output_folder import PredictionFolder
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.drawing import overlay, save_labels, save_png, with_legend
+from fcnlab.runs.output_folder import PredictionFolder
 from fcnlab.runs.run_folder import RunFolder
 from fcnlab.signals import StopSignals
 from fcnlab.training.callbacks import GracefulStop
