@@ -58,7 +58,9 @@ def test_stopped_in_stage_two_it_goes_on_there(staged, tmp_path):
     whole = tmp_path / "stopped"
     assert process.wait(60) == 128 + signal.SIGTERM
     assert facts(whole)["status"] == facts(whole / STAGES[1])["status"] == "interrupted"
-    assert "Go on with the same command and checkpoint=auto hydra.run.dir=" in (tmp_path / "stopped.log").read_text()
+    assert (
+        "To resume, add to the same command: checkpoint=auto hydra.run.dir=" in (tmp_path / "stopped.log").read_text()
+    )
     assert not (whole / "metrics.json").exists() and not (whole / STAGES[2]).exists()
 
     assert staged("stopped", "optim.lr=1e-6").wait(60) == 1  # unasked, it touches no run that is there
@@ -136,10 +138,10 @@ def test_a_finished_stage_has_no_other_settings(composed, monkeypatch, tmp_path)
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("metrics.json", "holds another run, whose scores would be replaced"),
-        ("confusions.npz", "holds another run, whose scores would be replaced"),
-        ("checkpoints/best.ckpt", "holds another run, whose scores would be replaced"),
-        ("1-fcn32s/checkpoints/best.ckpt", "holds a run already: go on with it by checkpoint=auto"),
+        ("metrics.json", "contains another run, whose scores would be replaced"),
+        ("confusions.npz", "contains another run, whose scores would be replaced"),
+        ("checkpoints/best.ckpt", "contains another run, whose scores would be replaced"),
+        ("1-fcn32s/checkpoints/best.ckpt", "already contains a run: resume it with checkpoint=auto"),
     ],
 )
 def test_no_other_run_is_overwritten(fcnlab, tmp_path, capsys, name, said):

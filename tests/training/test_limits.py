@@ -68,7 +68,7 @@ def test_a_limit_that_leaves_void_alone_is_refused(check, limit, world_size, bat
     labels = [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, CAT, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]
     if not refused:
         return check(labels, limit, world_size, batch)
-    with pytest.raises(UserError, match=rf"trainer\.limit_val_batches={limit}: .* of 8 images .* are void"):
+    with pytest.raises(UserError, match=rf"trainer\.limit_val_batches={limit}: .* of 8 images .* are ignored"):
         check(labels, limit, world_size, batch)
 
 

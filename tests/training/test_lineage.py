@@ -84,7 +84,7 @@ def test_a_resume_that_would_train_nothing_takes_no_other_settings(train, train_
     run = train(*SHORT)
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.suffix != ".log"}
     assert train_code(*SHORT, "checkpoint=last", "optim.lr=0.5") == 1
-    assert "nothing would be trained with optim.lr=0.5 (was 0.002)" in capsys.readouterr().err
+    assert "no step would use optim.lr=0.5 (was 0.002)" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in kept} == kept
     assert train(*SHORT, "checkpoint=last", "checkpointing.score=last") == run
     last = run / "checkpoints" / "last.ckpt"

@@ -133,7 +133,7 @@ def test_what_cannot_be_timed_is_single_precision(train, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["eval", "checkpoint=x.ckpt"], "fcnlab eval has none: set trainer.precision=32-true"),
+        (["eval", "checkpoint=x.ckpt"], "fcnlab eval does not train: set trainer.precision=32-true"),
         (["train", "trainer.accelerator=cpu", "trainer.devices=2"], "trainer.devices=2 are several"),
         (["train", "trainer.accelerator=cpu", "trainer.num_nodes=2"], "is for one device"),
     ],

@@ -73,7 +73,7 @@ def test_rates_decay_and_schedule_are_todays(stopped, train, monkeypatch):
     assert second["from_step"] == 3 and second["changed"]["optim.lr"] == [0.001, 0.02]
     assert set(second["changed"]) == {word.partition("=")[0] for word in words} | {"trainer.val_check_interval"}
     assert yaml.safe_load((stopped / "config.yaml").read_text())["optim"]["lr"] == 0.02
-    assert "Resumes at step 3 with other settings: optim.lr=0.02 (was 0.001)" in (stopped / "train.log").read_text()
+    assert "Resuming at step 3 with other settings: optim.lr=0.02 (was 0.001)" in (stopped / "train.log").read_text()
 
 
 def test_equal_settings_leave_one_segment(stopped, train):
@@ -114,7 +114,7 @@ def test_a_checkpoint_of_another_folder_brings_its_segments(stopped, train):
     assert [(each["from_step"], each["changed"]) for each in facts(other)["segments"]] == [
         (0, {}), (3, {"optim.lr": [0.001, 0.01]}),
     ]  # fmt: skip
-    assert "is another run's: the best checkpoint of this folder is chosen" in (other / "train.log").read_text()
+    assert "belongs to another run: this run selects its best checkpoint" in (other / "train.log").read_text()
     assert last(other)["fcnlab"]["segments"] == facts(other)["segments"]
 
 
@@ -255,7 +255,7 @@ def test_other_weights_to_start_from_are_refused_where_the_first_are_still_there
     first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
     for path in (first, second):
         path.touch()
-    with pytest.raises(UserError, match=r"model\.weights=.*others to start from have no effect"):
+    with pytest.raises(UserError, match=r"model\.weights=.*other initial weights have no effect"):
         decide([f"model.weights={second}"], [f"model.weights={first}"])
     (tmp_path / "link.ckpt").symlink_to(first)
     assert decide([f"model.weights={tmp_path}/link.ckpt"], [f"model.weights={first}"]) == {}
@@ -287,6 +287,6 @@ def test_a_checkpoint_without_settings_is_compared_with_its_folder(stopped, trai
     (stopped / "elsewhere" / "checkpoints").mkdir(parents=True)
     path = shutil.copy(stopped / "checkpoints" / "last.ckpt", stopped / "elsewhere" / "checkpoints")
     assert train_code(f"checkpoint={path}", *SIX, folder="other") == 1
-    assert "does not say what its run was set to" in capsys.readouterr().err
+    assert "does not contain the settings of its run" in capsys.readouterr().err
     train("checkpoint=last", *SIX)
     assert np.isfinite(json.loads((stopped / "metrics.json").read_text())["miou"])

@@ -25,7 +25,7 @@ from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
 from fcnlab.training.callbacks.wandb import in_nobodys_way
-from fcnlab.training.components import REFUSALS, instantiate_checked
+from fcnlab.training.components import REJECTIONS, instantiate_checked
 from fcnlab.training.trainer import enabled_members
 
 TAGGED = ("model", "backbone", "data", "experiment")  # groups whose options are W&B's tags
@@ -114,7 +114,7 @@ def _asked_of(name: str, logger: Logger, what: str) -> Any:
     """A property of a logger; None where it has none. What it refuses is the user's mistake."""
     try:
         return getattr(logger, what, None)
-    except REFUSALS as error:
+    except REJECTIONS as error:
         raise UserError(f"logger.{name}: {first_line(error)}") from error
 
 
