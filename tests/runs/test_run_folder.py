@@ -192,7 +192,7 @@ def test_a_w_and_b_run_that_is_refused_leaves_the_folder_as_it_was(ended, longer
     monkeypatch.setenv("WANDB_RUN_ID", "a b")
     before = tree(ended)
     code, said = longer("logger=wandb")
-    assert code == 1 and "WANDB_RUN_ID=a b in the environment is no id" in said and tree(ended) == before
+    assert code == 1 and "WANDB_RUN_ID=a b in the environment is not a valid id" in said and tree(ended) == before
 
 
 def test_no_logger_replaces_the_curves_of_another_run(ended, train_code, capsys):
@@ -393,7 +393,7 @@ def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
         (
             "metrics.csv",
             lambda path: path.write_bytes(b"step,epoch\n1,2,3\n"),
-            "row 2 has 3 cells, and the first row 2",
+            "row 2 has 3 cells, but the header has 2",
         ),
         ("metrics.csv", lambda path: path.write_bytes(b"step,epoch\n1\n2,3\n"), "row 2 has 1 cells"),
         ("checkpoints", lambda path: (shutil.rmtree(path), path.write_text("x")), "checkpoints is no folder"),

@@ -227,7 +227,7 @@ def test_accumulation_that_makes_up_for_the_batch_size_changes_nothing(train, tr
     assert train_code(*LENGTH) == 128 + signal.SIGTERM
     more = ("data.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer.max_steps=4")
     folder = train("checkpoint=last", *LENGTH, *more)
-    assert "images now and took" not in (folder / "train.log").read_text()
+    assert "images now, but took" not in (folder / "train.log").read_text()
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     assert progress["current"]["completed"] == progress["total"]["completed"] == 8  # twos
@@ -374,7 +374,7 @@ def test_another_batch_size_goes_on_in_the_same_epoch(train, train_code, at_call
     at_call(Segmenter, "training_step", 3, send(signal.SIGTERM))
     assert train_code(*LENGTH) == 128 + signal.SIGTERM
     folder = train("checkpoint=last", *LENGTH, "data.batch_size=2", "trainer.max_steps=4")
-    assert "a step takes 2 images now and took 4" in (folder / "train.log").read_text()
+    assert "a step takes 2 images now, but took 4" in (folder / "train.log").read_text()
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
     assert progress["completed"] == 7  # six batches of two were done, and one more step

@@ -89,7 +89,7 @@ def test_a_resume_that_would_train_nothing_takes_no_other_settings(train, train_
     assert train(*SHORT, "checkpoint=last", "checkpointing.score=last") == run
     last = run / "checkpoints" / "last.ckpt"
     assert train_code(*SHORT, f"checkpoint={last}", folder="fork") == 1
-    assert "would train nothing" in capsys.readouterr().err and not (tmp_path / "fork" / "checkpoints").exists()
+    assert "there is nothing to train" in capsys.readouterr().err and not (tmp_path / "fork" / "checkpoints").exists()
 
 
 @pytest.mark.slow

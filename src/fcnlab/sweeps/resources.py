@@ -9,7 +9,7 @@ from typing import Any
 
 from fcnlab.errors import UserError
 
-ANSWER_WITHIN = 30.0  # seconds for nvidia-smi, which wakes sleeping GPUs up
+SERVER_TIMEOUT = 30.0  # seconds for nvidia-smi, which wakes sleeping GPUs up
 ALL = (-1, "-1", "auto")  # what Lightning takes for every device
 ROUNDING = 1e-6  # three thirds of a GPU are one
 
@@ -104,7 +104,7 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
 def listed_gpus() -> list[str]:
     """What the driver lists; none where there is no driver."""
     try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=ANSWER_WITHIN, check=True)
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=SERVER_TIMEOUT, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     return names_in(done.stdout)

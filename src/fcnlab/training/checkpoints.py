@@ -24,7 +24,7 @@ from fcnlab.models import FCN
 from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_strictly, load_without_code
 from fcnlab.runs.selection import OF_A_CHECKPOINT, Facts, is_one
 from fcnlab.training.callbacks.resume import check_random_states
-from fcnlab.training.callbacks.stopping import check_early_end
+from fcnlab.training.callbacks.stopping import check_stopping_states
 
 MAX_DEPTH = 20  # levels of a record; a model's config has 3
 MAX_VALUES = 10_000  # values of a record; a usual one has 300, most of them the palette's
@@ -181,7 +181,7 @@ def _check_parts(checkpoint: dict[str, Any]) -> None:
         if not isinstance(checkpoint.get(name), dict):
             raise ValueError(f"its {name} entry is not a dict")
     _check_counts(checkpoint["loops"])
-    check_early_end(checkpoint["callbacks"])
+    check_stopping_states(checkpoint["callbacks"])
     _check_agreement(checkpoint)
 
 

@@ -74,7 +74,7 @@ def segments_of(cfg: DictConfig, start: ResumePoint) -> list[dict[str, Any]]:
     for path in [path for path in changed if START_WEIGHTS.fullmatch(path)]:
         change = changed.pop(path)
         log_warning(
-            f"{path}={change.new} has no effect with checkpoint=, since the weights come from the checkpoint. The record"
+            f"{path}={change.new} has no effect with checkpoint=, since the checkpoint has the weights. The record"
             f" keeps {change.old}, which no longer exists"
         )
     check_changes_are_used(cfg, start, changed)

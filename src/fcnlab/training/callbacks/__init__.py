@@ -1,4 +1,4 @@
-"""Small and optional pieces around the training loop."""
+"""Lightning callbacks of training runs."""
 
 from fcnlab.training.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint, TopCheckpoints
 from fcnlab.training.callbacks.ema import EMA
