@@ -133,8 +133,8 @@ def _check_folder(name: str, logger: Logger, folder: Path, folders: dict[tuple[t
         )
     if not folder.is_relative_to(run_folder().resolve()) and folder.is_dir() and any(folder.iterdir()):
         log_warning(
-            f"logger.{name} writes to {folder}, outside of the run's folder, which already contains files: several"
-            f" runs may appear as one. Set another logger.{name}.version, or leave logger.{name}.save_dir out"
+            f"logger.{name} writes to {folder}, outside of the run's folder, which already contains files: runs"
+            f" may appear as one. Set another logger.{name}.version, or leave logger.{name}.save_dir out"
         )
 
 

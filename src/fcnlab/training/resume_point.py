@@ -94,7 +94,8 @@ def _start(path: str | Path) -> ResumePoint:
     resume = checkpoint.get("resume")
     if resume is None:
         raise UserError(
-            f"checkpoint={path} was written by an older fcnlab: start from it by {shell_override('model.weights', path)}"
+            f"checkpoint={path} was written by an older fcnlab: start from its weights with"
+            f" {shell_override('model.weights', path)}"
         )
     check_resumable(checkpoint, path)
     record = checkpoint["fcnlab"]

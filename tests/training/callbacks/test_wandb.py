@@ -496,7 +496,7 @@ def test_nothing_that_w_and_b_raises_ends_a_run(train, places, monkeypatch, caps
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished" and (folder / "metrics.json").is_file()
     shown = capsys.readouterr().out
-    for what in ("numbers", "images", "tables"):
+    for what in ("metrics", "images", "tables"):
         assert shown.count(f"some {what} of this run are missing in W&B (its process is gone)") == 1
 
 
