@@ -1,4 +1,4 @@
-"""Evaluating a image, from its files to the confusion matrix: FCN-8s on VGG16 against pytorch-fcn's ``validate``.
+"""Evaluation of an image, from its files to the confusion matrix: FCN-8s on VGG16 against pytorch-fcn's ``validate``.
 
 python benchmarks/evaluation_step.py       a minute; more --rounds for a smaller spread
 
@@ -79,16 +79,16 @@ def measure(
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, root="../shared/data", rounds=5)
-    measuring.on_cores(asked.threads)
-    device, rival = measuring.chosen_device(asked.device), rivals.pytorch_fcn()
+    args = measuring.options(__doc__, root="../shared/data", rounds=5)
+    measuring.on_cores(args.threads)
+    device, rival = measuring.chosen_device(args.device), rivals.pytorch_fcn()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        images = open_images(asked.root, asked.rounds, Path(folder), "val")
+        images = open_images(args.root, args.rounds, Path(folder), "val")
         found = measure(rival, ours.VGG16, images, device) if rival else {}
     absent = [] if rival else [rivals.NO_PYTORCH_FCN]
     title = f"{len(images)} images of {images.title}, FCN-8s on VGG16; {device}"
-    measuring.report(title, found, asked.json, not_measured=absent)
+    measuring.report(title, found, args.json, not_measured=absent)
 
 
 if __name__ == "__main__":

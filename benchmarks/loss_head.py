@@ -119,22 +119,22 @@ def extra_mib(rival: rivals.PyTorchFCN, variant: str) -> float:
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=8, variant="")
-    measuring.on_cores(asked.threads)
-    device, rival = measuring.chosen_device(asked.device), rivals.pytorch_fcn()
-    if rival and asked.variant:
-        print(extra_mib(rival, asked.variant))
+    args = measuring.options(__doc__, rounds=8, variant="")
+    measuring.on_cores(args.threads)
+    device, rival = measuring.chosen_device(args.device), rivals.pytorch_fcn()
+    if rival and args.variant:
+        print(extra_mib(rival, args.variant))
         return
     found: dict[str, dict[str, float]] = {}
     for number, size in enumerate(SIZES if rival else ()):
 
         def memory(name: str, number: int = number) -> float:
-            return measuring.in_child(__file__, f"{number}/{name}", asked.threads)
+            return measuring.in_child(__file__, f"{number}/{name}", args.threads)
 
-        found |= measure(rival, size, asked.rounds, device, memory)
+        found |= measure(rival, size, args.rounds, device, memory)
     absent = [] if rival else [rivals.NO_PYTORCH_FCN]
     measuring.report(
-        f"{CLASSES} classes, x{FACTOR}, forward and backward; {device}", found, asked.json, not_measured=absent
+        f"{CLASSES} classes, x{FACTOR}, forward and backward; {device}", found, args.json, not_measured=absent
     )
 
 

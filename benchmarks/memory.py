@@ -47,18 +47,18 @@ def measure(memory: Callable[[str], float]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, variant="")
-    measuring.on_cores(asked.threads)
+    args = measuring.options(__doc__, variant="")
+    measuring.on_cores(args.threads)
     rival = rivals.pytorch_fcn()
-    if rival and asked.variant:
-        print(peak(rival, asked.variant, ours.VGG16, SIZE))
+    if rival and args.variant:
+        print(peak(rival, args.variant, ours.VGG16, SIZE))
         return
     absent = [] if rival else [rivals.NO_PYTORCH_FCN]
     if platform.system() != "Linux":
         absent.append("anything: peaks are read from Linux's /proc")
-    found = {} if absent else measure(lambda name: measuring.in_child(__file__, name, asked.threads))
+    found = {} if absent else measure(lambda name: measuring.in_child(__file__, name, args.threads))
     title = f"Two steps of {SIZE.images} x {SIZE.rows}x{SIZE.cols}, SGD with momentum; cpu"
-    measuring.report(title, found, asked.json, "times less memory", absent)
+    measuring.report(title, found, args.json, "times less memory", absent)
 
 
 if __name__ == "__main__":

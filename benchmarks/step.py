@@ -104,16 +104,16 @@ def product_speed(device: torch.device, side: int = 8192) -> float:
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=3)
-    measuring.on_cores(asked.threads)
-    device, rival = measuring.chosen_device(asked.device), rivals.pytorch_fcn()
+    args = measuring.options(__doc__, rounds=3)
+    measuring.on_cores(args.threads)
+    device, rival = measuring.chosen_device(args.device), rivals.pytorch_fcn()
     torch.manual_seed(0)
     found: dict[str, dict[str, float]] = {}
     if rival:
         for size in SIZES:
-            found |= measure(rival, ours.VGG16, size, asked.rounds, device)
+            found |= measure(rival, ours.VGG16, size, args.rounds, device)
     absent = [] if rival else [rivals.NO_PYTORCH_FCN]
-    measuring.report(f"FCN-8s on VGG16, SGD with momentum; {device}", found, asked.json, not_measured=absent)
+    measuring.report(f"FCN-8s on VGG16, SGD with momentum; {device}", found, args.json, not_measured=absent)
 
 
 if __name__ == "__main__":
