@@ -1,6 +1,6 @@
 """Each optimisation of speed=auto against speed=off.
 
-python benchmarks/choices.py               about two minutes and 6 GB; --compiled 1 adds torch.compile, some more minutes
+python benchmarks/choices.py               about two minutes and 6 GB; minutes more with --compiled 1 (torch.compile)
 
 Memory formats: forward and backward pass of FCN-8s in training, by backbone; auto uses the faster format. Fused
 optimisers: a step over the weights of FCN-8s on GoogLeNet. Row blocks: a loss with its gradient, and predictions, at

@@ -302,8 +302,8 @@ def test_the_verb_goes_on_behind_a_claim_that_fails(fcnlab, scripts, capfd, tmp_
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("claims=writes,wirtes", "claims=wirtes: unknown claim. Available claims:\n  broken: broken\n  writes: A claim."),
-        ("device=gpu", "device=gpu: choose auto, cpu, cuda"),
+        ("claims=writes,wirtes", "claims=wirtes: unknown claim. Available claims:\n  broken: broken\n  writes: A"),
+        ("device=gpu", "device=gpu is not valid: choose auto, cpu, cuda"),
         ("threads=0", "threads=0: give a whole number of at least 1"),
         ("threads=10000", "threads=10000: choose 1 to"),
     ],

@@ -461,7 +461,7 @@ ODD = {
 
 
 @pytest.mark.slow
-def test_a_state_that_is_none_of_the_runs_is_refused(train, train_code, capsys):
+def test_invalid_resume_state_is_refused(train, train_code, capsys):
     settings = ("trainer.max_steps=2", "optim=adamw", "trainer.val_check_interval=2")
     path = train(*settings) / "checkpoints" / "last.ckpt"
     sound = torch.load(path, weights_only=True)

@@ -276,7 +276,7 @@ UNCLIPPED = ("trainer.gradient_clip_val=null",)
         (("optim=adamw", *UNCLIPPED), 0, None),
     ],
 )
-def test_rates_of_another_recipe_are_told(train_code, capsys, tmp_path, settings, code, said):
+def test_learning_rate_of_another_recipe_is_reported(train_code, capsys, tmp_path, settings, code, said):
     """4096 pixels in a crop: 1e-8 * 4096 / 0.01 = 4e-3, near the recipes' 1e-3 and 2e-3; 0.001 * 4096 / 0.1 = 41."""
     settings = ("loss=cross_entropy_sum", *settings)
     assert train_code(*settings, "trainer.max_steps=1", "trainer.val_check_interval=1") == code

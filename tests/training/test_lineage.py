@@ -80,7 +80,7 @@ def test_other_training_images_under_the_same_settings_make_another_group(train,
     assert unlike == {"images.train"}
 
 
-def test_a_resume_that_would_train_nothing_takes_no_other_settings(train, train_code, capsys, tmp_path):
+def test_resume_without_steps_left_accepts_no_other_settings(train, train_code, capsys, tmp_path):
     run = train(*SHORT)
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.suffix != ".log"}
     assert train_code(*SHORT, "checkpoint=last", "optim.lr=0.5") == 1

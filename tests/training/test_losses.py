@@ -116,24 +116,24 @@ def test_only_the_middle_of_a_crop_counts(cell, rows, cols):
     assert torch.equal(CentrePixels(CrossEntropy(), cell).eval()(scores, target), CrossEntropy()(scores, target))
 
 
-def test_a_middle_is_inside_its_crop(batch):
+def test_centre_cell_must_fit_into_the_crop(batch):
     with pytest.raises(ValueError, match=r"loss\.cell=6 is larger than the crop of 5x6 pixels"):
         CentrePixels(CrossEntropy(), 6)(*batch)
 
 
-def test_hard_pixels_of_all_are_cross_entropy(batch):
+def test_ohem_of_all_pixels_is_cross_entropy(batch):
     torch.testing.assert_close(OHEM(1.0)(*batch), CrossEntropy()(*batch))
 
 
 @pytest.mark.parametrize(("fraction", "kept"), [(0.25, 12), (0.5, 24), (1e-9, 1)])
-def test_hard_pixels_are_the_largest(batch, fraction, kept):
+def test_ohem_keeps_the_largest_losses(batch, fraction, kept):
     pixels = np.sort(pixel_losses(*batch))
     assert len(pixels) == 48
     assert OHEM(fraction)(*batch).item() == pytest.approx(pixels[-kept:].mean())
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.1])
-def test_hard_pixels_are_a_share(fraction):
+def test_ohem_fraction_is_checked(fraction):
     with pytest.raises(ValueError, match=rf"loss\.fraction={fraction} must be above 0"):
         OHEM(fraction)
 
