@@ -29,7 +29,7 @@ def rebuilt(tmp_path):
 
 
 @pytest.mark.parametrize("trust", [(), ("torch.nn",)])
-def test_the_net_of_a_checkpoint_has_its_weights(rebuilt, trust):
+def test_rebuilt_model_has_the_weights_of_the_checkpoint(rebuilt, trust):
     state = rebuilt(trust=trust).state_dict()
     assert all(torch.equal(value, state[key]) for key, value in NET.state_dict().items())
     assert {value.device.type for value in state.values()} == {"cpu"}
@@ -42,7 +42,7 @@ def test_a_target_in_a_tuple_is_not_run(rebuilt, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_a_net_that_the_weights_are_too_few_for_takes_no_memory(rebuilt):
+def test_model_larger_than_its_weights_takes_no_memory(rebuilt):
     """A width of a million would be terabytes."""
     with pytest.raises(UserError, match=r"do not fit: .* of another shape"):
         rebuilt(lambda record, state: record["model"]["backbone"].update(width=1_000_000))
@@ -83,7 +83,7 @@ def test_changed_checkpoints_are_refused(rebuilt, change, message):
         rebuilt(change)
 
 
-def test_a_checkpoint_of_torch_alone_is_told_where_it_can_be_used(tmp_path):
+def test_message_about_plain_torch_weights(tmp_path):
     torch.save(NET.state_dict(), tmp_path / "net.pth")
     with pytest.raises(
         UserError, match=r"was not written by fcnlab train\. To start from weights alone, use model\.weights="
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_torch_alone_is_told_where_it_can_be_used(tmp_path):
         ({"resume": torch.zeros(3)}, "its resume is a Tensor"),
     ],
 )
-def test_a_place_that_is_none_is_refused(rebuilt, tmp_path, facts, message):
+def test_invalid_progress_is_refused(rebuilt, tmp_path, facts, message):
     rebuilt()
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     torch.save(checkpoint | facts, tmp_path / "a.ckpt")
@@ -118,7 +118,7 @@ def test_a_place_that_is_none_is_refused(rebuilt, tmp_path, facts, message):
         ([1], "its trained entry is a list"),
     ],
 )
-def test_what_no_record_could_be_written_of_is_refused(rebuilt, value, message):
+def test_values_that_json_cannot_store_are_refused(rebuilt, value, message):
     with pytest.raises(UserError, match=message):
         rebuilt(lambda record, state: record.update(trained=value))
 
@@ -140,7 +140,7 @@ SEGMENT = {"from_step": 0, "started": "2026-11-29", "changed": {"optim.lr": [0.1
         ({"trained": {"files": {"model.weights": "x"}}}, r"its trained\.files are invalid"),
     ],
 )
-def test_what_a_record_would_repeat_is_what_fcnlab_writes(rebuilt, facts, message):
+def test_invalid_copied_facts_are_refused(rebuilt, facts, message):
     rebuilt(lambda record, state: record.update(segments=[SEGMENT, SEGMENT | {"from_step": 3}]))
     with pytest.raises(UserError, match=message):
         rebuilt(lambda record, state: record.update(facts))
@@ -154,7 +154,7 @@ def test_names_of_files_that_are_not_utf8_are_kept(rebuilt):
     "name", ["builtins\nbytearray", "torch\nTensor", "torch\nFloatTensor", "__builtin__\nbytearray"]
 )
 @pytest.mark.parametrize("legacy", [False, True])
-def test_what_takes_memory_by_a_number_is_refused(tmp_path, monkeypatch, name, legacy):
+def test_file_that_claims_huge_memory_is_refused(tmp_path, monkeypatch, name, legacy):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpickled"))
     content = b"c" + name.encode() + b"\nJ\xff\xff\xff\x7f\x85R."
     if legacy:
