@@ -85,7 +85,7 @@ def measure(rounds: int, pairs: Pairs) -> dict[str, dict[str, float]]:
 def main() -> None:
     args = measuring.options(__doc__, rounds=40)
     measuring.on_cores(args.threads)
-    title = f"20 images of some 430x430, {CLASSES} classes, void; {args.rounds} rounds; equal integers"
+    title = f"20 images of about 430x430, {CLASSES} classes, ignored pixels; {args.rounds} rounds; equal integers"
     measuring.report(title, measure(args.rounds, images(20)), args.json)
 
 

@@ -47,7 +47,7 @@ PARTS = ("loader", "forward", "loss", "backward", "clipping", "optimiser", "aver
 
 
 class Loop:
-    """The bare loop, a step at a time; ``seconds`` are its parts', since the last look."""
+    """The bare loop, one step at a time; ``seconds`` are the times of its parts since the last reading."""
 
     def __init__(self, segmenter: Segmenter, data: DataModule, total: int, decay: float, clip: float):
         self.net, self.loss = segmenter.net.train(), segmenter.loss
@@ -96,7 +96,7 @@ class Loop:
 
 
 class InTurns(Callback):
-    """After each block of the training's steps, one of the loop's; the first of either goes uncounted."""
+    """Alternate blocks of steps of training and of the loop; the first block of each is a warm-up."""
 
     def __init__(self, loop: Loop, block: int):
         self.loop, self.block = loop, block
@@ -140,7 +140,7 @@ def data_words(root: str, folder: Path) -> list[str]:
 
 
 def side_by_side(words: list[str], rounds: int, block: int, folder: Path) -> InTurns:
-    """Train both; Lightning's end (a validation, checkpoints) comes behind what is measured."""
+    """Train both; Lightning's final validation and checkpoints are not measured."""
     total = (rounds + 1) * block
     words = [*words, "logger=csv", "trainer=cpu", f"trainer.max_steps={total}", f"trainer.val_check_interval={total}"]
     words += ["+trainer.limit_val_batches=1", "+trainer.num_sanity_val_steps=0", "data.num_workers=0"]
@@ -158,7 +158,7 @@ def side_by_side(words: list[str], rounds: int, block: int, folder: Path) -> InT
 
 
 def measure(words: list[str], rounds: int, block: int, images: int, folder: Path) -> dict[str, dict[str, float]]:
-    """Ratio and pace of either. Of the loop also the share of each part, of ours the milliseconds more for a step."""
+    """Return ratio and pace of both, the share of each part of the loop, and fcnlab's extra milliseconds per step."""
     turns = side_by_side(words, rounds, block, folder)
     times = {name: np.array(seconds) for name, seconds in turns.times.items()}
     found = measuring.summary(times, BARE, block * images)

@@ -23,7 +23,7 @@ TOGETHER, SIZES = 8, (1, 2, 4, 8)
 
 
 def evaluation(net: FCN, images: torch.Tensor, target: torch.Tensor, rounds: int, size: int) -> Callable[[int], object]:
-    """An evaluation of all images, ``size`` at a time."""
+    """Return an evaluation of all images in batches of ``size``."""
     confusions, places = ImageConfusions(TOGETHER * (rounds + 1), 21), count()
 
     @torch.inference_mode()

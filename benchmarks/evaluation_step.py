@@ -25,11 +25,11 @@ from input_pipeline import open_images
 
 CLASSES = 21
 THEIRS = "pytorch-fcn, fp32"
-Evaluation = Callable[[int], np.ndarray]  # of a image, by its place: the confusion matrix
+Evaluation = Callable[[int], np.ndarray]  # from the index of an image to its confusion matrix
 
 
 def their_evaluation(rival: rivals.PyTorchFCN, dataset: SegmentationDataset, device: torch.device) -> Evaluation:
-    """With weights drawn."""
+    """Return pytorch-fcn's evaluation, with random weights."""
     net = rivals.drawn(rival.net(CLASSES)).to(device).eval()
     loader = torch.utils.data.default_collate
     data_set = rival.images(dataset.images, dataset.masks)
@@ -46,7 +46,7 @@ def their_evaluation(rival: rivals.PyTorchFCN, dataset: SegmentationDataset, dev
 
 
 def our_evaluations(words: Sequence[str], dataset: SegmentationDataset, device: torch.device) -> dict[str, Evaluation]:
-    """With weights drawn, in both memory formats and each precision."""
+    """Return fcnlab's evaluations, with random weights, in both memory formats and each precision."""
     found = {}
     for layout in ("", ", channels_last"):
         built = ours.build(*words, f"speed.channels_last={bool(layout)}", device=device)
@@ -71,7 +71,7 @@ def our_evaluation(built: ours.Ours, dataset: SegmentationDataset, precision: to
 def measure(
     rival: rivals.PyTorchFCN, words: Sequence[str], dataset: SegmentationDataset, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """How many times as fast as theirs ours is, over all images; all must have counted the same truth."""
+    """Return fcnlab's speed relative to pytorch-fcn over all images; all must count the same ground truth."""
     evaluations = {THEIRS: their_evaluation(rival, dataset, device)} | our_evaluations(words, dataset, device)
     targets = [once(0).sum(1) for once in evaluations.values()]
     assert all(np.array_equal(target, targets[0]) for target in targets)

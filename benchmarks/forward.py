@@ -17,7 +17,7 @@ import rivals
 from fcnlab.models import FCN, VGG16, ResNet
 from work import Net, flops
 
-VGG_SIZE, RESNET_SIZE = (375, 500), (384, 512)  # smp's nets take multiples of 32 alone
+VGG_SIZE, RESNET_SIZE = (375, 500), (384, 512)  # smp's models take multiples of 32 only
 Variants = dict[str, Callable[[int], object]]
 
 
@@ -41,7 +41,7 @@ def forward(net: nn.Module, image: Tensor, precision: torch.dtype) -> Callable[[
 
 
 def variants(theirs: Mapping[str, Net], ours: Mapping[str, Net], image: Tensor) -> Variants:
-    """Every net in both precisions, ours in both memory formats."""
+    """Return every model in both precisions, fcnlab's in both memory formats."""
     last = image.contiguous(memory_format=torch.channels_last)
     found: Variants = {}
     for name, make in (theirs | ours).items():
@@ -55,7 +55,7 @@ def variants(theirs: Mapping[str, Net], ours: Mapping[str, Net], image: Tensor) 
 def measure(
     theirs: Mapping[str, Net], ours: Mapping[str, Net], size: tuple[int, int], rounds: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """How many times as fast as the first of theirs, in single precision, each is."""
+    """Return the speed of each model relative to the first of the others in single precision."""
     image = torch.rand(1, 3, *size, device=device)
     times = measuring.in_turns(variants(theirs, ours, image), rounds, measuring.clock(device))
     work = {name: flops(make, size, step=False) / 2 for name, make in (theirs | ours).items()}

@@ -2,7 +2,7 @@
 
 python benchmarks/input_pipeline.py        some 20 seconds; a quarter of a GB in a temporary folder
 
-The rival is what wkentaro/pytorch-fcn's VOC data set does to a image, written here again: PIL, float64 minus the mean
+The rival is what wkentaro/pytorch-fcn's VOC data set does to an image, written here again: PIL, float64 minus the mean
 colour, float tensors. It is without a batch, in its favour: ours is augmented, and stacked to uint8 batches.
 """
 
@@ -41,7 +41,7 @@ def pytorch_fcn(dataset: SegmentationDataset, index: int) -> tuple[torch.Tensor,
 
 
 def batches(dataset: SegmentationDataset, augment: Augmentation) -> Callable[[int], object]:
-    """Ours, by the number of the batch."""
+    """Return fcnlab's loading of a batch, by its number."""
     samples = TrainingSamples(dataset, augment, seed=0)
     return lambda number: collate([samples[0, index % len(dataset)] for index in _indices(number)])
 
@@ -51,7 +51,7 @@ def _indices(number: int) -> range:
 
 
 def open_images(root: str, count: int, folder: Path, split: str = "trainaug") -> SegmentationDataset:
-    """VOC's, or shapes of its images' size."""
+    """Return VOC's images, or generated shapes of their size."""
     if (Path(root) / "VOCdevkit").is_dir():
         dataset = open_voc(root, split)
     else:
@@ -65,7 +65,7 @@ def open_images(root: str, count: int, folder: Path, split: str = "trainaug") ->
 
 
 def measure(dataset: SegmentationDataset, crop: int, folder: Path) -> dict[str, dict[str, float]]:
-    """The pace of each variant, over all images once."""
+    """Return the pace of each variant, over all images once."""
     on_disk = with_cache(dataset, "disk", folder)
     coloured, plain = standard(crop), standard(crop, colour=False)
     variants = {
