@@ -419,7 +419,7 @@ def test_tables_and_images_are_within_w_and_bs_limits():
 @pytest.mark.slow  # W&B's own process, which writes the tables
 def test_odd_names_of_as_many_classes_as_there_may_be_are_logged(tmp_path):
     """With an id so long that the name of the tables' artifact is as long as W&B takes it."""
-    odd = ["a", "truth \\ prediction", "", "a.b", "é\n\x1b", os.fsdecode(b"\xe9"), "n" * 5000]
+    odd = ["a", "ground truth \\ prediction", "", "a.b", "é\n\x1b", os.fsdecode(b"\xe9"), "n" * 5000]
     classes = [*odd, *(f"class {place}" for place in range(MOST_CLASSES - len(odd)))]
     logger = ours.wandb_logger(tmp_path, {}, mode="offline", run_id="i" * 100)
     found = SimpleNamespace(iou=[0.5] * MOST_CLASSES)

@@ -82,11 +82,11 @@ class SampleImages(Callback):
 
         from fcnlab.training.callbacks.wandb import errors_as_warnings, sendable
 
-        names = dict(enumerate(sendable(dataset.classes))) | {IGNORE_INDEX: "void"}
+        names = dict(enumerate(sendable(dataset.classes))) | {IGNORE_INDEX: "ignored"}
         with errors_as_warnings("images"):
             images = []
             for index, prediction in self._shown:
-                masks = {"truth": dataset.mask(index), "prediction": prediction}
+                masks = {"ground_truth": dataset.mask(index), "prediction": prediction}
                 overlays = {key: {"mask_data": mask, "class_labels": names} for key, mask in masks.items()}
                 images.append(
                     wandb.Image(dataset.image(index), masks=overlays, caption=escape_line(dataset.names[index]))

@@ -277,7 +277,7 @@ def log_scores(
     classes = sendable(classes)
     table = wandb.Table(["class", "iou"], [[name, float(iou)] for name, iou in zip(classes, scores.iou, strict=True)])
     cells = [[target, *map(int, row)] for target, row in zip(classes, matrix, strict=True)]
-    confusion = wandb.Table(["truth \\ prediction", *classes], cells)
+    confusion = wandb.Table(["ground truth \\ prediction", *classes], cells)
     facts = {f"selection/{key}": sendable(value) for key, value in (selection or {}).items() if value is not None}
     validated = {key: value for key, value in facts.items() if key == "selection/val_miou"}
     with errors_as_warnings("tables"), temporary_files_in_own_folder():
