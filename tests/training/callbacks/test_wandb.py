@@ -437,7 +437,7 @@ def places(monkeypatch, tmp_path):
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(variable, str(home / variable))
     ours._usual_folders.cache_clear()
-    ours._warn_of_missing.cache_clear()
+    ours._warn_about_missing.cache_clear()
     yield home
     ours._usual_folders.cache_clear()
 
