@@ -10,7 +10,7 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from fcnlab.training import hardware, trainer
+from fcnlab.training import hardware, speed
 from fcnlab.training.hardware import precision
 from fcnlab.training.speed import allow_tf32, speed_of_net
 
@@ -123,8 +123,8 @@ def test_tf32():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "sgd_heavy", "sgd_cvpr"])
 def test_optimisers_are_fused(composed, optimizer):
-    for speed in ("auto", "off"):
-        assert composed(f"optim={optimizer}", f"speed={speed}").optim.fused == (speed == "auto")
+    for option in ("auto", "off"):
+        assert composed(f"optim={optimizer}", f"speed={option}").optim.fused == (option == "auto")
 
 
 @pytest.mark.parametrize(
@@ -139,12 +139,12 @@ def test_settings_without_effect(train_code, tmp_path, words, said):
     assert f"Warning: {said}" in (tmp_path / "run" / "train.log").read_text()
 
 
-def test_nothing_to_compile_with(train_code, monkeypatch, capsys):
-    monkeypatch.setattr(trainer.shutil, "which", lambda name: None)
+def test_compile_without_a_compiler_is_refused(train_code, monkeypatch, capsys):
+    monkeypatch.setattr(speed.shutil, "which", lambda name: None)
     assert train_code("speed.compile=true") == 1
     assert "speed.compile=true needs a C++ compiler" in capsys.readouterr().err
 
 
-def test_a_way_that_is_none(train_code, capsys):
+def test_unknown_speed_option_is_refused(train_code, capsys):
     assert train_code("speed.channel_last=true") == 1
     assert "channel_last" in capsys.readouterr().err
