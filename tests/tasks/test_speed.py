@@ -68,18 +68,18 @@ def test_channels_last_goes_by_device_and_backbone(composed, monkeypatch, backbo
     """As measured: docs/performance.md."""
     monkeypatch.setattr(hardware, "uses_gpu", lambda accelerator: gpu)
     given = ["model.backbone.weights=none"]
-    for speed, expected in (("auto", on_cpu or gpu), ("off", False)):
-        cfg = composed(f"model/backbone={backbone}", f"speed={speed}", *given)
+    for option, expected in (("auto", on_cpu or gpu), ("off", False)):
+        cfg = composed(f"model/backbone={backbone}", f"speed={option}", *given)
         with torch.device("meta"):
             net = instantiate(cfg.model, _convert_="all")
-        assert speed_of_net(cfg, net) == {"channels_last": expected, "row_blocks": speed == "auto"}
+        assert speed_of_net(cfg, net) == {"channels_last": expected, "row_blocks": option == "auto"}
 
 
 def test_a_backbone_that_does_not_say(composed):
     """As one written by a user; what is asked for in words needs no word of it."""
     net = SimpleNamespace(backbone=nn.Identity())
-    for speed, expected in (("auto", False), ("off", False)):
-        assert speed_of_net(composed(f"speed={speed}"), net)["channels_last"] is expected
+    for option, expected in (("auto", False), ("off", False)):
+        assert speed_of_net(composed(f"speed={option}"), net)["channels_last"] is expected
     assert speed_of_net(composed("speed.channels_last=true"), net)["channels_last"] is True
 
 
