@@ -1,10 +1,10 @@
-"""What speed=auto turns on, part by part, against speed=off: why each is on where it is.
+"""Each optimisation of speed=auto against speed=off.
 
-python benchmarks/choices.py               some two minutes and 6 GB; --compiled 1 for torch.compile, minutes more
+python benchmarks/choices.py               about two minutes and 6 GB; minutes more with --compiled 1 (torch.compile)
 
-Of the memory formats: the forward and the backward pass of FCN-8s in training, by backbone; auto follows what is faster
-here. Of fused optimisers: a step over the weights of FCN-8s on GoogLeNet. Of blocks of rows: a loss with its gradient,
-and labels, at stride 8. Results are equal but for rounding, which tests hold.
+Memory formats: forward and backward pass of FCN-8s in training, by backbone; auto uses the faster format. Fused
+optimisers: a step over the weights of FCN-8s on GoogLeNet. Row blocks: a loss with its gradient, and predictions, at
+stride 8. The results are equal up to rounding, which tests check.
 """
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip
@@ -33,7 +33,7 @@ def net_on(backbone: str, device: torch.device) -> FCN:
 
 
 def passes(net: FCN, image: torch.Tensor) -> Step:
-    """Forward and backward, up to the coarse scores."""
+    """Return a forward and backward pass, up to the coarse scores."""
 
     def once(number: int) -> None:
         net.zero_grad()
@@ -90,7 +90,7 @@ def rows(images: int, side: int, rounds: int, device: torch.device) -> Found:
     found = {"off": lambda number: best(scores.full), "rows": lambda number: best(lambda: scores)}
     title = f"{images} x {side}x{side}"
     return against_off(losses, 3 * rounds, device, f"loss and gradient, {title}", images) | against_off(
-        found, 3 * rounds, device, f"labels, {title}", images
+        found, 3 * rounds, device, f"predictions, {title}", images
     )
 
 
@@ -101,20 +101,20 @@ def against_off(variants: dict[str, Step], rounds: int, device: torch.device, ti
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=3, compiled=0)
-    measuring.on_cores(asked.threads)
-    device = measuring.chosen_device(asked.device)
+    args = measuring.options(__doc__, rounds=3, compiled=0)
+    measuring.on_cores(args.threads)
+    device = measuring.chosen_device(args.device)
     torch.manual_seed(0)
     found: Found = {}
     for backbone in BACKBONES:
-        found |= memory_formats(backbone, asked.rounds, device)
+        found |= memory_formats(backbone, args.rounds, device)
     for name in ("adamw", "sgd"):
-        found |= optimisers(name, asked.rounds, device)
+        found |= optimisers(name, args.rounds, device)
     for images, side in ((1, 384), (4, 512)):
-        found |= rows(images, side, asked.rounds, device)
-    for backbone in ("tiny", "googlenet") if asked.compiled else ():
-        found |= compiled(backbone, asked.rounds, device)
-    measuring.report(f"Each choice of speed=auto against speed=off; {device}", found, asked.json)
+        found |= rows(images, side, args.rounds, device)
+    for backbone in ("tiny", "googlenet") if args.compiled else ():
+        found |= compiled(backbone, args.rounds, device)
+    measuring.report(f"Each choice of speed=auto against speed=off; {device}", found, args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Counting a image's pixels by (truth, prediction): against numpy's bincount and torchmetrics.
+"""The confusion matrix of an image: against numpy's bincount and torchmetrics.
 
 python benchmarks/confusion.py             some 10 seconds
 
@@ -22,14 +22,14 @@ Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def numpy_bincount(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """As the FCN repositories count (``fast_hist``)."""
+    """Count like the FCN repositories (``fast_hist``)."""
     known = (target >= 0) & (target < CLASSES)
     cells = CLASSES * target[known].astype(int) + prediction[known]
     return np.bincount(cells, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
 
 
 def images(number: int) -> Pairs:
-    """Masks of VOC's size, and predictions: the same shapes a little displaced, with some noise."""
+    """Return masks of VOC's size, and predictions: the same shapes shifted slightly, with some noise."""
     found = []
     for index in range(number):
         rng = np.random.default_rng(index)
@@ -62,7 +62,7 @@ RIVALS = {
 
 
 def measure(rounds: int, pairs: Pairs) -> dict[str, dict[str, float]]:
-    """How many times as fast as each rival ours is; both must have counted the same integers."""
+    """Return fcnlab's speed relative to each other implementation; all must count the same integers."""
     found, batches = {}, [(prediction, target, target.long()) for prediction, target in pairs]
     for name, make in RIVALS.items():
         rival, ours = make(), ImageConfusions(len(pairs) * (rounds + 1), CLASSES)
@@ -83,10 +83,10 @@ def measure(rounds: int, pairs: Pairs) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=40)
-    measuring.on_cores(asked.threads)
-    title = f"20 images of some 430x430, {CLASSES} classes, void; {asked.rounds} rounds; equal integers"
-    measuring.report(title, measure(asked.rounds, images(20)), asked.json)
+    args = measuring.options(__doc__, rounds=40)
+    measuring.on_cores(args.threads)
+    title = f"20 images of about 430x430, {CLASSES} classes, ignored pixels; {args.rounds} rounds; equal integers"
+    measuring.report(title, measure(args.rounds, images(20)), args.json)
 
 
 if __name__ == "__main__":

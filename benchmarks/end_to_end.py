@@ -1,4 +1,4 @@
-"""What `fcnlab train` costs around its steps: against a bare PyTorch loop of the same net, data and recipe.
+"""The overhead of `fcnlab train` against a bare PyTorch loop with the same model, data and recipe.
 
 python benchmarks/end_to_end.py            some two minutes; less with --crop 128
 
@@ -47,7 +47,7 @@ PARTS = ("loader", "forward", "loss", "backward", "clipping", "optimiser", "aver
 
 
 class Loop:
-    """The bare loop, a step at a time; ``seconds`` are its parts', since the last look."""
+    """The bare loop, one step at a time; ``seconds`` are the times of its parts since the last reading."""
 
     def __init__(self, segmenter: Segmenter, data: DataModule, total: int, decay: float, clip: float):
         self.net, self.loss = segmenter.net.train(), segmenter.loss
@@ -96,7 +96,7 @@ class Loop:
 
 
 class InTurns(Callback):
-    """After each block of the training's steps, one of the loop's; the first of either goes uncounted."""
+    """Alternate blocks of steps of training and of the loop; the first block of each is a warm-up."""
 
     def __init__(self, loop: Loop, block: int):
         self.loop, self.block = loop, block
@@ -120,7 +120,7 @@ class InTurns(Callback):
 
 
 def configuration(words: list[str], folder: Path) -> DictConfig:
-    """What ``fcnlab train`` would compose of the words."""
+    """Return the configuration of ``fcnlab train`` with these overrides."""
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=words, return_hydra_config=True)
@@ -132,7 +132,7 @@ def configuration(words: list[str], folder: Path) -> DictConfig:
 
 
 def data_words(root: str, folder: Path) -> list[str]:
-    """VOC's images, or shapes of their size."""
+    """Return overrides for VOC's images, or for generated shapes of their size."""
     if (Path(root) / "VOCdevkit").is_dir():
         return ["data=voc", f"data.root={root}"]
     shapes = ["data.dataset.num_train=64", "data.dataset.num_val=8", "data.dataset.size=430"]
@@ -140,7 +140,7 @@ def data_words(root: str, folder: Path) -> list[str]:
 
 
 def side_by_side(words: list[str], rounds: int, block: int, folder: Path) -> InTurns:
-    """Train both; Lightning's end (a validation, checkpoints) comes behind what is measured."""
+    """Train both; Lightning's final validation and checkpoints are not measured."""
     total = (rounds + 1) * block
     words = [*words, "logger=csv", "trainer=cpu", f"trainer.max_steps={total}", f"trainer.val_check_interval={total}"]
     words += ["+trainer.limit_val_batches=1", "+trainer.num_sanity_val_steps=0", "data.num_workers=0"]
@@ -158,7 +158,7 @@ def side_by_side(words: list[str], rounds: int, block: int, folder: Path) -> InT
 
 
 def measure(words: list[str], rounds: int, block: int, images: int, folder: Path) -> dict[str, dict[str, float]]:
-    """Ratio and pace of either. Of the loop also the share of each part, of ours the milliseconds more for a step."""
+    """Return ratio and pace of both, the share of each part of the loop, and fcnlab's extra milliseconds per step."""
     turns = side_by_side(words, rounds, block, folder)
     times = {name: np.array(seconds) for name, seconds in turns.times.items()}
     found = measuring.summary(times, BARE, block * images)
@@ -170,19 +170,19 @@ def measure(words: list[str], rounds: int, block: int, images: int, folder: Path
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, root="../shared/data", rounds=4, block=10, batch=4, crop=257)
-    measuring.on_cores(asked.threads)
+    args = measuring.options(__doc__, root="../shared/data", rounds=4, block=10, batch=4, crop=257)
+    measuring.on_cores(args.threads)
     found = {}
     for name, net in NETS.items():
         with tempfile.TemporaryDirectory() as folder:
-            words = [*data_words(asked.root, Path(folder)), *net]
-            words += [f"data.batch_size={asked.batch}", f"data.crop_size={asked.crop}"]
-            rows = measure(words, asked.rounds, asked.block, asked.batch, Path(folder))
+            words = [*data_words(args.root, Path(folder)), *net]
+            words += [f"data.batch_size={args.batch}", f"data.crop_size={args.crop}"]
+            rows = measure(words, args.rounds, args.block, args.batch, Path(folder))
         shares = ", ".join(f"{part} {100 * rows[BARE][part]:.1f} %" for part in PARTS)
         print(f"{name}: of the loop's time {shares}; around a step {rows[OURS]['ms_around_a_step']} ms more")
         found |= {f"{name}, {what}": row for what, row in rows.items()}
-    title = f"FCN-8s, batches of {asked.batch} crops of {asked.crop}, {asked.rounds} rounds of {asked.block} steps"
-    measuring.report(title, found, asked.json)
+    title = f"FCN-8s, batches of {args.batch} crops of {args.crop}, {args.rounds} rounds of {args.block} steps"
+    measuring.report(title, found, args.json)
 
 
 if __name__ == "__main__":

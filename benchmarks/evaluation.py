@@ -1,4 +1,4 @@
-"""Evaluating images of one size together (data.eval_batch_size) against one by one.
+"""Evaluation of images in batches of equal size (data.eval_batch_size) against one by one.
 
 python benchmarks/evaluation.py            a minute; more --rounds for a smaller spread
 
@@ -23,7 +23,7 @@ TOGETHER, SIZES = 8, (1, 2, 4, 8)
 
 
 def evaluation(net: FCN, images: torch.Tensor, target: torch.Tensor, rounds: int, size: int) -> Callable[[int], object]:
-    """An evaluation of all images, ``size`` at a time."""
+    """Return an evaluation of all images in batches of ``size``."""
     confusions, places = ImageConfusions(TOGETHER * (rounds + 1), 21), count()
 
     @torch.inference_mode()
@@ -44,12 +44,12 @@ def measure(net: FCN, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=2)
-    measuring.on_cores(asked.threads)
+    args = measuring.options(__doc__, rounds=2)
+    measuring.on_cores(args.threads)
     torch.manual_seed(0)
     nets = {"tiny": FCN(Tiny(), 21, (32, 16, 8)), "googlenet": FCN(GoogLeNet(weights="none"), 21, (32, 16, 8))}
-    found = {f"{name}, {how}": row for name, net in nets.items() for how, row in measure(net, asked.rounds).items()}
-    measuring.report("FCN-8s, images of 375x500, one core", found, asked.json)
+    found = {f"{name}, {how}": row for name, net in nets.items() for how, row in measure(net, args.rounds).items()}
+    measuring.report("FCN-8s, images of 375x500, one core", found, args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluating a image, from its files to the confusion matrix: FCN-8s on VGG16 against pytorch-fcn's ``validate``.
+"""Evaluation of an image, from its files to the confusion matrix: FCN-8s on VGG16 against pytorch-fcn's ``validate``.
 
 python benchmarks/evaluation_step.py       a minute; more --rounds for a smaller spread
 
@@ -25,11 +25,11 @@ from input_pipeline import open_images
 
 CLASSES = 21
 THEIRS = "pytorch-fcn, fp32"
-Evaluation = Callable[[int], np.ndarray]  # of a image, by its place: the confusion matrix
+Evaluation = Callable[[int], np.ndarray]  # from the index of an image to its confusion matrix
 
 
 def their_evaluation(rival: rivals.PyTorchFCN, dataset: SegmentationDataset, device: torch.device) -> Evaluation:
-    """With weights drawn."""
+    """Return pytorch-fcn's evaluation, with random weights."""
     net = rivals.drawn(rival.net(CLASSES)).to(device).eval()
     loader = torch.utils.data.default_collate
     data_set = rival.images(dataset.images, dataset.masks)
@@ -46,7 +46,7 @@ def their_evaluation(rival: rivals.PyTorchFCN, dataset: SegmentationDataset, dev
 
 
 def our_evaluations(words: Sequence[str], dataset: SegmentationDataset, device: torch.device) -> dict[str, Evaluation]:
-    """With weights drawn, in both memory formats and each precision."""
+    """Return fcnlab's evaluations, with random weights, in both memory formats and each precision."""
     found = {}
     for layout in ("", ", channels_last"):
         built = ours.build(*words, f"speed.channels_last={bool(layout)}", device=device)
@@ -71,7 +71,7 @@ def our_evaluation(built: ours.Ours, dataset: SegmentationDataset, precision: to
 def measure(
     rival: rivals.PyTorchFCN, words: Sequence[str], dataset: SegmentationDataset, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """How many times as fast as theirs ours is, over all images; all must have counted the same truth."""
+    """Return fcnlab's speed relative to pytorch-fcn over all images; all must count the same ground truth."""
     evaluations = {THEIRS: their_evaluation(rival, dataset, device)} | our_evaluations(words, dataset, device)
     targets = [once(0).sum(1) for once in evaluations.values()]
     assert all(np.array_equal(target, targets[0]) for target in targets)
@@ -79,16 +79,16 @@ def measure(
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, root="../shared/data", rounds=5)
-    measuring.on_cores(asked.threads)
-    device, rival = measuring.chosen_device(asked.device), rivals.pytorch_fcn()
+    args = measuring.options(__doc__, root="../shared/data", rounds=5)
+    measuring.on_cores(args.threads)
+    device, rival = measuring.chosen_device(args.device), rivals.pytorch_fcn()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        images = open_images(asked.root, asked.rounds, Path(folder), "val")
+        images = open_images(args.root, args.rounds, Path(folder), "val")
         found = measure(rival, ours.VGG16, images, device) if rival else {}
     absent = [] if rival else [rivals.NO_PYTORCH_FCN]
     title = f"{len(images)} images of {images.title}, FCN-8s on VGG16; {device}"
-    measuring.report(title, found, asked.json, not_measured=absent)
+    measuring.report(title, found, args.json, not_measured=absent)
 
 
 if __name__ == "__main__":

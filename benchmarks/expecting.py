@@ -1,9 +1,9 @@
-"""What a training says before it starts that it will take, in minutes and memory, against what it took.
+"""The estimated time and memory of training runs against the measured ones.
 
 python benchmarks/expecting.py --voc ../shared/data --weights ../shared/weights/bvlc_googlenet.safetensors
-                                          some ten minutes; without --voc and --weights two runs alone
+                                          about ten minutes; only two runs without --voc and --weights
 
-Each row is a `fcnlab train`, a process of its own on one thread (--threads), whose metrics.json has both numbers.
+Each row is a `fcnlab train` in its own process with one thread (--threads); its metrics.json has both numbers.
 """
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip
@@ -38,10 +38,10 @@ RUNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def cost(name: str, folder: Path, asked: dict[str, str], threads: int) -> dict[str, float]:
-    """What a run's record says of its cost."""
+def cost(name: str, folder: Path, paths: dict[str, str], threads: int) -> dict[str, float]:
+    """Run a training and return the cost that it records."""
     run = folder / name.replace(" ", "_").replace(",", "")
-    words = [word.format(folder=folder, **asked) for word in (*RUNS[name], "logger=csv")]
+    words = [word.format(folder=folder, **paths) for word in (*RUNS[name], "logger=csv")]
     command = [sys.executable, "-m", "fcnlab", "train", *words, f"hydra.run.dir={run}"]
     print(f"{name}: fcnlab train {' '.join(words)}", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -50,7 +50,7 @@ def cost(name: str, folder: Path, asked: dict[str, str], threads: int) -> dict[s
 
 
 def row(found: dict[str, float]) -> dict[str, float]:
-    """Minutes and GiB, and how many times as much as was expected a run took."""
+    """Return minutes and MiB, measured and estimated, and their ratios."""
     return {
         "ratio": round(found["training_minutes"] / found["expected_minutes"], 3),
         "expected_minutes": found["expected_minutes"],
@@ -62,13 +62,15 @@ def row(found: dict[str, float]) -> dict[str, float]:
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, voc="", weights="")
-    paths = {name: str(Path(path).absolute()) for name in ("voc", "weights") if (path := getattr(asked, name))}
+    args = measuring.options(__doc__, voc="", weights="")
+    paths = {name: str(Path(path).absolute()) for name in ("voc", "weights") if (path := getattr(args, name))}
     possible = [name for name, words in RUNS.items() if all(_is_known(word, paths) for word in words)]
     with TemporaryDirectory() as folder:
-        found = {name: row(cost(name, Path(folder), paths, asked.threads)) for name in possible}
-    lacking = ["nets on real images (--voc, --weights)"] if len(possible) < len(RUNS) else []
-    measuring.report("Expected and taken", found, asked.json, against="minutes took / expected", not_measured=lacking)
+        found = {name: row(cost(name, Path(folder), paths, args.threads)) for name in possible}
+    lacking = ["models on real images (--voc, --weights)"] if len(possible) < len(RUNS) else []
+    measuring.report(
+        "Estimated and measured cost", found, args.json, against="minutes measured / estimated", not_measured=lacking
+    )
 
 
 def _is_known(word: str, paths: dict[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""A callback that ends the process where a training begins: with what was imported, in a file that is asked for."""
+"""A callback that ends the process when training begins, and writes the imported modules to a file."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class FitBegins(Callback):
-    """The first that Lightning calls when it begins to fit; ``modules`` is the file for the names of all modules."""
+    """End the process when Lightning begins to fit; ``modules`` is the file for the names of the imported modules."""
 
     def __init__(self, modules: str | None = None):
         self.modules = modules
@@ -17,4 +17,4 @@ class FitBegins(Callback):
         assert stage == "fit"
         if self.modules:
             Path(self.modules).write_text("\n".join(sys.modules))
-        os._exit(0)  # what an end takes is no start
+        os._exit(0)  # the exit is not part of the start-up

@@ -1,4 +1,4 @@
-"""A forward pass: FCN-8s on VGG16 against pytorch-fcn's, FCN-8s on ResNet-50 against other libraries' nets on it.
+"""A forward pass: FCN-8s on VGG16 against pytorch-fcn's, FCN-8s on ResNet-50 against other libraries' models on it.
 
 python benchmarks/forward.py               some two minutes; more --rounds for a smaller spread
 
@@ -17,12 +17,12 @@ import rivals
 from fcnlab.models import FCN, VGG16, ResNet
 from work import Net, flops
 
-VGG_SIZE, RESNET_SIZE = (375, 500), (384, 512)  # smp's nets take multiples of 32 alone
+VGG_SIZE, RESNET_SIZE = (375, 500), (384, 512)  # smp's models take multiples of 32 only
 Variants = dict[str, Callable[[int], object]]
 
 
 def passes(name: str, net: nn.Module, image: Tensor) -> Variants:
-    """A net as it is, in both precisions."""
+    """Return a model in both precisions."""
     return {
         f"{name}, fp32": forward(net, image, torch.float32),
         f"{name}, bf16": forward(net, image, torch.bfloat16),
@@ -30,7 +30,7 @@ def passes(name: str, net: nn.Module, image: Tensor) -> Variants:
 
 
 def forward(net: nn.Module, image: Tensor, precision: torch.dtype) -> Callable[[int], object]:
-    """A pass of a net over a image."""
+    """Return a forward pass of a model over an image."""
 
     @torch.inference_mode()
     def once(number: int) -> object:
@@ -41,7 +41,7 @@ def forward(net: nn.Module, image: Tensor, precision: torch.dtype) -> Callable[[
 
 
 def variants(theirs: Mapping[str, Net], ours: Mapping[str, Net], image: Tensor) -> Variants:
-    """Every net in both precisions, ours in both memory formats."""
+    """Return every model in both precisions, fcnlab's in both memory formats."""
     last = image.contiguous(memory_format=torch.channels_last)
     found: Variants = {}
     for name, make in (theirs | ours).items():
@@ -55,7 +55,7 @@ def variants(theirs: Mapping[str, Net], ours: Mapping[str, Net], image: Tensor) 
 def measure(
     theirs: Mapping[str, Net], ours: Mapping[str, Net], size: tuple[int, int], rounds: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """How many times as fast as the first of theirs, in single precision, each is."""
+    """Return the speed of each model relative to the first of the others in single precision."""
     image = torch.rand(1, 3, *size, device=device)
     times = measuring.in_turns(variants(theirs, ours, image), rounds, measuring.clock(device))
     work = {name: flops(make, size, step=False) / 2 for name, make in (theirs | ours).items()}
@@ -66,9 +66,9 @@ def measure(
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=3)
-    measuring.on_cores(asked.threads)
-    device, absent = measuring.chosen_device(asked.device), []
+    args = measuring.options(__doc__, rounds=3)
+    measuring.on_cores(args.threads)
+    device, absent = measuring.chosen_device(args.device), []
     torch.manual_seed(0)
     rival, smp = rivals.pytorch_fcn(), rivals.segmentation_models()
     if rival is None:
@@ -84,7 +84,7 @@ def main() -> None:
             resnet[f"smp's {decoder.__name__}"] = lambda make=decoder: make(
                 "resnet50", encoder_weights=None, classes=21
             )
-    found = measure(vgg, {"fcnlab on VGG16": lambda: FCN(VGG16(), 21)}, VGG_SIZE, asked.rounds, device)
+    found = measure(vgg, {"fcnlab on VGG16": lambda: FCN(VGG16(), 21)}, VGG_SIZE, args.rounds, device)
     found |= measure(
         resnet,
         {
@@ -92,11 +92,11 @@ def main() -> None:
             "fcnlab on ResNet-50 of output_stride=8": lambda: FCN(ResNet(50, output_stride=8), 21),
         },
         RESNET_SIZE,
-        asked.rounds,
+        args.rounds,
         device,
     )
     title = f"One image, VGG16 at {VGG_SIZE[0]}x{VGG_SIZE[1]}, ResNet-50 at {RESNET_SIZE[0]}x{RESNET_SIZE[1]}; {device}"
-    measuring.report(title, found, asked.json, not_measured=absent)
+    measuring.report(title, found, args.json, not_measured=absent)
 
 
 if __name__ == "__main__":

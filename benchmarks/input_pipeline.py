@@ -1,8 +1,8 @@
-"""From the disk to a training batch: fcnlab's augmented images against pytorch-fcn's unaugmented ones.
+"""Loading a training batch from disk: fcnlab's augmented images against pytorch-fcn's unaugmented ones.
 
 python benchmarks/input_pipeline.py        some 20 seconds; a quarter of a GB in a temporary folder
 
-The rival is what wkentaro/pytorch-fcn's VOC data set does to a image, written here again: PIL, float64 minus the mean
+The rival is what wkentaro/pytorch-fcn's VOC data set does to an image, written here again: PIL, float64 minus the mean
 colour, float tensors. It is without a batch, in its favour: ours is augmented, and stacked to uint8 batches.
 """
 
@@ -29,7 +29,7 @@ REFERENCE = "pytorch-fcn's path"
 
 
 def pytorch_fcn(dataset: SegmentationDataset, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A image and its labels, as its VOCClassSegBase loads and transforms them."""
+    """Load an image and its labels like pytorch-fcn's VOCClassSegBase."""
     with Image.open(dataset.images[index]) as file:
         image = np.array(file, dtype=np.uint8)
     with Image.open(dataset.masks[index]) as file:
@@ -41,7 +41,7 @@ def pytorch_fcn(dataset: SegmentationDataset, index: int) -> tuple[torch.Tensor,
 
 
 def batches(dataset: SegmentationDataset, augment: Augmentation) -> Callable[[int], object]:
-    """Ours, by the number of the batch."""
+    """Return fcnlab's loading of a batch, by its number."""
     samples = TrainingSamples(dataset, augment, seed=0)
     return lambda number: collate([samples[0, index % len(dataset)] for index in _indices(number)])
 
@@ -51,7 +51,7 @@ def _indices(number: int) -> range:
 
 
 def open_images(root: str, count: int, folder: Path, split: str = "trainaug") -> SegmentationDataset:
-    """VOC's, or shapes of its images' size."""
+    """Return VOC's images, or generated shapes of their size."""
     if (Path(root) / "VOCdevkit").is_dir():
         dataset = open_voc(root, split)
     else:
@@ -65,7 +65,7 @@ def open_images(root: str, count: int, folder: Path, split: str = "trainaug") ->
 
 
 def measure(dataset: SegmentationDataset, crop: int, folder: Path) -> dict[str, dict[str, float]]:
-    """The pace of each variant, over all images once."""
+    """Return the pace of each variant, over all images once."""
     on_disk = with_cache(dataset, "disk", folder)
     coloured, plain = standard(crop), standard(crop, colour=False)
     variants = {
@@ -79,13 +79,13 @@ def measure(dataset: SegmentationDataset, crop: int, folder: Path) -> dict[str, 
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, root="../shared/data", num_images=240, crop=512)
-    measuring.on_cores(asked.threads)
+    args = measuring.options(__doc__, root="../shared/data", num_images=240, crop=512)
+    measuring.on_cores(args.threads)
     with tempfile.TemporaryDirectory() as name:
-        images = open_images(asked.root, asked.images, Path(name))
+        images = open_images(args.root, args.images, Path(name))
         rows, cols = np.median([images.size(index) for index in range(len(images))], axis=0)
-        title = f"{len(images)} images of {images.title}, median {rows:.0f}x{cols:.0f}, crops of {asked.crop}"
-        measuring.report(title, measure(images, asked.crop, Path(name)), asked.json)
+        title = f"{len(images)} images of {images.title}, median {rows:.0f}x{cols:.0f}, crops of {args.crop}"
+        measuring.report(title, measure(images, args.crop, Path(name)), args.json)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ SIZES = (Size(1, 375, 500), Size(4, 512, 512))
 
 
 def heads(rival: rivals.PyTorchFCN, size: Size, device: torch.device) -> dict[str, Head]:
-    """Every variant, on the same scores and truth."""
+    """Return every variant, on the same scores and target."""
     generator = torch.Generator().manual_seed(0)
     cells = [-(-length // FACTOR) for length in size[1:]]
     coarse = torch.randn(size.images, CLASSES, *cells, generator=generator).to(device).requires_grad_()
@@ -86,7 +86,7 @@ def _backward(loss: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check(found: dict[str, Head]) -> None:
-    """Raise AssertionError where a variant has another loss or gradient than theirs."""
+    """Raise an AssertionError where a variant differs from pytorch-fcn's loss or gradient."""
     loss, gradient = found[THEIRS]()
     for head in found.values():
         torch.testing.assert_close(head()[0], loss, rtol=1e-4, atol=0)
@@ -96,7 +96,7 @@ def check(found: dict[str, Head]) -> None:
 def measure(
     rival: rivals.PyTorchFCN, size: Size, rounds: int, device: torch.device, memory: Callable[[str], float]
 ) -> dict[str, dict[str, float]]:
-    """How many times as fast as theirs ours is; ``memory`` tells the MiB of a variant of this size."""
+    """Return fcnlab's speed relative to pytorch-fcn; ``memory`` returns the MiB of a variant of this size."""
     found = heads(rival, size, device)
     check(found)
     variants: dict[str, Callable[[int], object]] = {
@@ -111,30 +111,30 @@ def measure(
 
 
 def extra_mib(rival: rivals.PyTorchFCN, variant: str) -> float:
-    """In a process of its own: of "NUMBER/NAME", the size's number and the variant's name."""
+    """Run a variant in its own process: "NUMBER/NAME" is the index of the size and the variant's name."""
     number, _, name = variant.partition("/")
     device = torch.device("cpu")
-    heads(rival, Size(1, 32, 32), device)[name]()  # what the first call loads stays
+    heads(rival, Size(1, 32, 32), device)[name]()  # the first call loads libraries, which stay
     return measuring.peak_mib(heads(rival, SIZES[int(number)], device)[name])
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=8, variant="")
-    measuring.on_cores(asked.threads)
-    device, rival = measuring.chosen_device(asked.device), rivals.pytorch_fcn()
-    if rival and asked.variant:
-        print(extra_mib(rival, asked.variant))
+    args = measuring.options(__doc__, rounds=8, variant="")
+    measuring.on_cores(args.threads)
+    device, rival = measuring.chosen_device(args.device), rivals.pytorch_fcn()
+    if rival and args.variant:
+        print(extra_mib(rival, args.variant))
         return
     found: dict[str, dict[str, float]] = {}
     for number, size in enumerate(SIZES if rival else ()):
 
         def memory(name: str, number: int = number) -> float:
-            return measuring.in_child(__file__, f"{number}/{name}", asked.threads)
+            return measuring.in_child(__file__, f"{number}/{name}", args.threads)
 
-        found |= measure(rival, size, asked.rounds, device, memory)
+        found |= measure(rival, size, args.rounds, device, memory)
     absent = [] if rival else [rivals.NO_PYTORCH_FCN]
     measuring.report(
-        f"{CLASSES} classes, x{FACTOR}, forward and backward; {device}", found, asked.json, not_measured=absent
+        f"{CLASSES} classes, x{FACTOR}, forward and backward; {device}", found, args.json, not_measured=absent
     )
 
 

@@ -1,7 +1,7 @@
-"""Ratios measured side by side: in one process, in turns, by the CPU time of one core.
+"""Measure ratios side by side: in one process, in alternation, by CPU time.
 
-Other work on the machine slows whatever runs at the moment, so nothing is compared across minutes: each round runs
-every variant once, in an order of its own (what ran before leaves caches cold), and ratios are taken within the round.
+Other work on the machine slows down whatever runs at the moment, so times are never compared across minutes: each round
+runs every variant once, in random order (the previous variant affects the caches), and ratios are taken per round.
 """
 
 import os
@@ -37,38 +37,38 @@ Found = Mapping[str, Mapping[str, float]]
 
 
 def options(about: str | None, **defaults: int | str) -> argparse.Namespace:
-    """What the command line says: an option for each default, and those that ``fcnlab bench`` gives to every claim.
+    """Parse the command line: an option for each default, and the options that ``fcnlab bench`` passes to every claim.
 
-    From here on a script that nobody reads any more measures on.
+    From here on, the script continues even if its output is closed.
     """
     sys.stdout, sys.stderr = keep_writable(sys.stdout, 1), keep_writable(sys.stderr, 2)
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default: {value}")
-    parser.add_argument("--threads", type=int, default=1, help="cores to work on; default: 1")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="of what can run on a GPU")
-    parser.add_argument("--json", type=Path, default=None, help="write what was measured to this file")
+    parser.add_argument("--threads", type=int, default=1, help="number of cores; default: 1")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="device of the parts that can run on a GPU")
+    parser.add_argument("--json", type=Path, default=None, help="write the results to this file")
     return parser.parse_args()
 
 
 def on_cores(number: int = 1) -> None:
-    """Keep this process on so many cores, and every library on as many threads."""
+    """Restrict this process to this number of cores, and every library to as many threads."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])
     torch.set_num_threads(number)
     cv2.setNumThreads(0)
 
 
-def chosen_device(asked: str) -> torch.device:
-    """The GPU where there is one, unless something else was asked for."""
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise SystemExit("device=cuda: torch sees no GPU here; choose auto or cpu")
-    return torch.device("cuda" if there and asked != "cpu" else "cpu")
+def chosen_device(name: str) -> torch.device:
+    """Return the device: with ``auto``, the GPU if there is one."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise SystemExit("device=cuda: torch finds no GPU; choose auto or cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
 def clock(device: torch.device) -> Callable[[], float]:
-    """Seconds of a core's work; on a GPU, of the time until it has done what it was given."""
+    """Return a clock: CPU time in seconds, or on a GPU the wall time after synchronisation."""
     if device.type == "cpu":
         return time.process_time
 
@@ -82,7 +82,7 @@ def clock(device: torch.device) -> Callable[[], float]:
 def in_turns(
     variants: Mapping[str, Callable[[int], object]], rounds: int, now: Callable[[], float] = time.process_time
 ) -> Times:
-    """CPU seconds of each variant in each round, which gets its number; one round before goes uncounted."""
+    """Return the seconds of each variant in each round, after one round of warm-up; variants get the round's number."""
     order, times = np.random.default_rng(0), {name: np.zeros(rounds) for name in variants}
     for number in range(-1, rounds):
         for name in order.permutation(list(variants)):
@@ -94,9 +94,9 @@ def in_turns(
 
 
 def summary(times: Times, reference: str, items: int) -> dict[str, dict[str, float]]:
-    """Of each variant: how many times as fast as the reference (median over rounds, and quartiles), and its own pace.
+    """Return the speed of each variant relative to the reference (median over rounds, quartiles), and its pace.
 
-    ``items`` is how many each round handles.
+    ``items`` is the number of items per round.
     """
     found = {}
     for name, seconds in times.items():
@@ -112,25 +112,25 @@ def summary(times: Times, reference: str, items: int) -> dict[str, dict[str, flo
 
 
 def peak_mib(work: Callable[[], object]) -> float:
-    """MiB that this process held at most during ``work``, over what it held before; right in a fresh process alone.
+    """Return the increase of this process's memory during ``work``, at its peak, in MiB; use a fresh process.
 
-    What was used and freed before would be used again and not be counted: see :func:`in_child`.
+    In another process, freed memory would be reused without being counted: see :func:`in_child`.
     """
     before = _held("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: proc(5)
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak: proc(5)
     work()
     return _held("VmHWM") - before
 
 
-def _held(what: str) -> float:
+def _held(field: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
 
 
 def in_child(script: str, variant: str, threads: int = 1) -> float:
-    """The number that a claim's script prints last for ``--variant``, in a process that gives back what it frees."""
+    """Return the last number that a script prints for ``--variant``, in a process that returns freed memory."""
     words = [sys.executable, script, "--variant", variant, "--threads", str(threads)]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes; by itself it grows: mallopt(3)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes; otherwise it grows: mallopt(3)
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout.split()[-1])
 
@@ -142,10 +142,10 @@ def report(
     against: str = "times as fast",
     not_measured: Sequence[str] = (),
 ) -> None:
-    """Print a table with a row for each variant; write it to the file that was asked for.
+    """Print a table with a row for each variant, and write it to ``json_path``.
 
-    A row's ``ratio`` says how many times as fast, or as little, it is (``against``). What else it holds are columns.
-    ``not_measured`` are sentences on what this machine lacks.
+    A row's ``ratio`` has the meaning ``against``, such as "times as fast"; its other values are columns.
+    ``not_measured`` are messages on missing packages or devices.
     """
     facts = environment()
     print(f"{title}\n  {', '.join(f'{key} {value}' for key, value in facts.items())}\n")
@@ -164,7 +164,7 @@ def report(
 
 
 def spread(row: Mapping[str, float]) -> str:
-    """The quartiles of a row; nothing for what was counted."""
+    """Return the quartiles of a row; an empty text where the ratio was counted, not timed."""
     return f"({row['ratio_q25']:.2f} to {row['ratio_q75']:.2f})" if "ratio_q25" in row else ""
 
 
@@ -180,7 +180,7 @@ def _in_columns(table: Sequence[Sequence[str]]) -> str:
 
 
 def environment() -> dict[str, str]:
-    """What the numbers hang on."""
+    """Return the machine and the versions on which the results depend."""
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     machine = {"processor": _processor(), "threads": str(torch.get_num_threads())} | gpu
     return machine | {"python": platform.python_version()} | dict(_versions())

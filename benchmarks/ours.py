@@ -1,4 +1,4 @@
-"""What ``fcnlab train`` and its evaluation make of their settings, without a trainer around it."""
+"""fcnlab's side of the benchmarks: training and evaluation steps without a trainer."""
 
 from typing import Any, NamedTuple
 
@@ -22,19 +22,19 @@ Batch = dict[str, Tensor]
 
 
 class Ours(NamedTuple):
-    """A net in its Segmenter, on its device, with weights drawn."""
+    """A model in its Segmenter, on its device, with random weights."""
 
     segmenter: Segmenter
     cfg: DictConfig
 
     def loss(self, batch: Batch, precision: torch.dtype = torch.float32) -> Tensor:
-        """The forward half of a training step, under autocast as with ``trainer.precision=bf16-mixed``."""
+        """Return the loss of a training step, under autocast as with ``trainer.precision=bf16-mixed``."""
         with self._autocast(precision):
             return self.segmenter._step(batch, "train")["loss"]
 
     @torch.inference_mode()
     def evaluate(self, batch: Batch, precision: torch.dtype = torch.float32) -> dict[str, Any]:
-        """A validation step."""
+        """Run a validation step."""
         with self._autocast(precision):
             return self.segmenter._step(batch, "val")
 
@@ -47,7 +47,7 @@ class Ours(NamedTuple):
 
 
 def build(*words: str, device: torch.device) -> Ours:
-    """By the words behind ``fcnlab train``."""
+    """Build a model from overrides of ``fcnlab train``."""
     cfg = composed(*words, f"trainer={'gpu' if device.type == 'cuda' else 'cpu'}")
     net = rivals.drawn(net_of(cfg))
     loss = instantiate(cfg.loss, _convert_="all")
@@ -56,19 +56,19 @@ def build(*words: str, device: torch.device) -> Ours:
 
 
 def net_of(cfg: DictConfig) -> FCN:
-    """As it starts."""
+    """Return the model with its initial weights."""
     return instantiate(cfg.model, _convert_="all")
 
 
 def composed(*words: str) -> DictConfig:
-    """The configuration that they make."""
+    """Return the configuration of ``fcnlab train`` with these overrides."""
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", list(words))
 
 
 def batch(images: int, rows: int, cols: int, device: torch.device) -> Batch:
-    """A batch as it travels, of noise."""
+    """Return a batch of noise, as the data loader returns it."""
     image = torch.randint(256, (images, 3, rows, cols), dtype=torch.uint8, device=device)
     mask = torch.randint(21, (images, rows, cols), dtype=torch.uint8, device=device)
     return {"image": image, "mask": mask, "index": torch.arange(images)}

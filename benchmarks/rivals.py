@@ -1,4 +1,4 @@
-"""What others have, where it is installed: nothing of theirs is copied here, and nothing is fetched.
+"""The other implementations, where they are installed: none of their code is copied or downloaded.
 
 make rivals     torchfcn 1.9.7 (wkentaro/pytorch-fcn), segmentation_models.pytorch; torchvision is always there
 """
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 NO_PYTORCH_FCN = "pytorch-fcn, which is not installed: make rivals, or pip install --no-deps torchfcn==1.9.7"
 NO_SMP = "segmentation_models.pytorch, which is not installed: make rivals, or pip install 'fcnlab[rivals]'"
-# torchfcn asks for them for downloads, images of predictions and the time in Tokyo: nothing that is measured.
+# torchfcn imports these for downloads, visualisation and time zones, which are not measured.
 NOT_NEEDED = ("fcn", "pytz", "skimage", "skimage.io")
 
 
 class PyTorchFCN(NamedTuple):
-    """What is used of ``torchfcn``."""
+    """The parts of ``torchfcn`` that are measured."""
 
     net: type[nn.Module]
     cross_entropy: Callable[..., Tensor]
@@ -30,7 +30,7 @@ class PyTorchFCN(NamedTuple):
     data_set: type
 
     def images(self, images: Sequence[Path], masks: Sequence[Path]) -> Any:
-        """Its own data set over some files: what it does to a image, without its folders and lists."""
+        """Return its data set over some files: its processing of images, without its folders and lists."""
         data_set = object.__new__(self.data_set)
         files = [{"img": image, "lbl": mask} for image, mask in zip(images, masks, strict=True)]
         data_set.split, data_set.files, data_set._transform = "val", {"val": files}, True
@@ -38,7 +38,7 @@ class PyTorchFCN(NamedTuple):
 
 
 def pytorch_fcn() -> PyTorchFCN | None:
-    """Its modules without its ``__init__``, which imports much that nothing here needs; None: it is not installed."""
+    """Return its modules, without the many imports of its ``__init__``; None where it is not installed."""
     found = importlib.util.find_spec("torchfcn")
     if found is None:
         return None
@@ -55,26 +55,26 @@ def pytorch_fcn() -> PyTorchFCN | None:
 
 
 def segmentation_models() -> ModuleType | None:
-    """segmentation_models.pytorch; None: not installed."""
+    """Return segmentation_models.pytorch; None where it is not installed."""
     return importlib.import_module("segmentation_models_pytorch") if _installed("segmentation_models_pytorch") else None
 
 
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except (ModuleNotFoundError, ValueError):  # a parent that is none, or a stand-in
+    except (ModuleNotFoundError, ValueError):  # the parent is not a package, or is a stand-in
         return False
 
 
 def torchvision_fcn() -> nn.Module:
-    """Its "FCN": a dilated ResNet-50 with a head of its own, without weights."""
+    """Return torchvision's "FCN": a dilated ResNet-50 with its own head, without pretrained weights."""
     from torchvision.models.segmentation import fcn_resnet50
 
     return fcn_resnet50(weights=None, weights_backbone=None, num_classes=21)
 
 
 def drawn(net: nn.Module) -> nn.Module:
-    """A net with weights as before a training: torchfcn's start at zero, and would compute with nothing but zeros."""
+    """Return the model with random weights: torchfcn's are initialised with zeros."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -82,5 +82,5 @@ def drawn(net: nn.Module) -> nn.Module:
 
 
 def caffe_input(batch: int, rows: int, cols: int) -> Tensor:
-    """Images as pytorch-fcn's nets take them: BGR less a mean, of either sign."""
+    """Return images in the form that pytorch-fcn's models take: BGR minus a mean."""
     return torch.rand(batch, 3, rows, cols) * 255 - 115

@@ -1,10 +1,10 @@
-"""How long a training job takes to its first step, as multiples of what ``import torch`` takes.
+"""The start-up time of a training run until its first step, as a multiple of the time of ``import torch``.
 
-python benchmarks/startup.py            some two minutes; more --rounds for a smaller spread
+python benchmarks/startup.py            about two minutes; more --rounds for a smaller spread
 
-Fresh interpreters in turns; what counts is the CPU time, the system's included, of each with all that it waits for
-(git, say), from its start to the moment at which Lightning begins to fit, or the import is done. The images are drawn
-and all files read once before. W&B's own process, which nobody waits for, is not counted.
+Fresh interpreters in alternation. The result is the CPU time (user and system) of each, with the processes for which it
+waits, such as git, from its start until Lightning begins to fit, or until the import is complete. The images are
+generated and all files are read once before. W&B's own process is not counted, since nothing waits for it.
 """
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip
@@ -34,7 +34,7 @@ JOBS = {
 
 
 def start(words: Sequence[str], folder: Path, number: int) -> None:
-    """Run Python to its end."""
+    """Run Python until it ends."""
     here = str(Path(__file__).parent)
     paths = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": paths, "WANDB_MODE": "offline"}
@@ -44,7 +44,7 @@ def start(words: Sequence[str], folder: Path, number: int) -> None:
 
 
 def words_of(job: Sequence[str], folder: Path) -> list[str]:
-    """What Python is given for a command of fcnlab's; a training ends where Lightning begins to fit."""
+    """Return Python's arguments for an fcnlab command; a training run ends when Lightning begins to fit."""
     begins = ["+callbacks.begins._target_=fit_begins.FitBegins", f"data.root={folder}/shapes"]
     return ["-m", "fcnlab", *job, *(begins if job[0] == "train" and "--cfg" not in job else [])]
 
@@ -60,7 +60,7 @@ def measure(rounds: int, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def children() -> float:
-    """CPU seconds of the processes that have ended."""
+    """Return the CPU seconds of the child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -71,10 +71,10 @@ def times_torch(times: measuring.Times, name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=3)
+    args = measuring.options(__doc__, rounds=3)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        found = measure(asked.rounds, Path(folder))
-    measuring.report("Start-up", found, asked.json, against=f"times {TORCH}")
+        found = measure(args.rounds, Path(folder))
+    measuring.report("Start-up", found, args.json, against=f"times {TORCH}")
 
 
 if __name__ == "__main__":

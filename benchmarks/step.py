@@ -20,7 +20,7 @@ import ours
 import rivals
 from work import Net, flops
 
-RATE = 1e-10  # pytorch-fcn's; drawn weights stay nearly as they are
+RATE = 1e-10  # pytorch-fcn's learning rate: random weights hardly change
 SGD = ("optim=sgd", f"optim.lr={RATE}")
 Step = Callable[[int], object]
 
@@ -37,7 +37,7 @@ SIZES = (Size(1, 375, 500), Size(4, 321, 321))
 
 
 def their_step(rival: rivals.PyTorchFCN, size: Size, device: torch.device) -> Step:
-    """pytorch-fcn's, with weights drawn."""
+    """Return pytorch-fcn's step, with random weights."""
     net = rivals.drawn(rival.net(21)).to(device).train()
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers if layer.bias is not None]
@@ -57,7 +57,7 @@ def their_step(rival: rivals.PyTorchFCN, size: Size, device: torch.device) -> St
 
 
 def our_steps(words: Sequence[str], size: Size, device: torch.device) -> dict[str, Step]:
-    """fcnlab's, with weights drawn, in each precision."""
+    """Return fcnlab's steps, with random weights, in each precision."""
     built, batch = ours.build(*words, *SGD, device=device), ours.batch(*size, device)
     built.segmenter.train()
     optimizer = built.optimizer()
@@ -76,7 +76,7 @@ def our_steps(words: Sequence[str], size: Size, device: torch.device) -> dict[st
 def measure(
     rival: rivals.PyTorchFCN, words: Sequence[str], size: Size, rounds: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """How many times as fast as theirs ours is."""
+    """Return fcnlab's speed relative to pytorch-fcn."""
     steps = {"pytorch-fcn, fp32": their_step(rival, size, device)} | our_steps(words, size, device)
     found = measuring.summary(
         measuring.in_turns(steps, rounds, measuring.clock(device)), "pytorch-fcn, fp32", size.images
@@ -89,7 +89,7 @@ def measure(
 
 
 def add_utilization(found: dict, nets: Mapping[str, Net], size: Size, device: torch.device) -> None:
-    """The share of what the card can that is the net's own work."""
+    """Return the fraction of the GPU's peak performance that the model uses."""
     card = product_speed(device)
     for name, row in found.items():
         work = 1e9 * flops(nets[name.partition(",")[0]], (size.rows, size.cols), step=True)
@@ -97,23 +97,23 @@ def add_utilization(found: dict, nets: Mapping[str, Net], size: Size, device: to
 
 
 def product_speed(device: torch.device, side: int = 8192) -> float:
-    """The FLOP per second that a product of bfloat16 matrices reaches at best."""
+    """Return the best FLOP per second of a product of bfloat16 matrices."""
     a = torch.randn(side, side, dtype=torch.bfloat16, device=device)
     times = measuring.in_turns({"product": lambda number: a @ a}, 20, measuring.clock(device))
     return 2 * side**3 / times["product"].min()
 
 
 def main() -> None:
-    asked = measuring.options(__doc__, rounds=3)
-    measuring.on_cores(asked.threads)
-    device, rival = measuring.chosen_device(asked.device), rivals.pytorch_fcn()
+    args = measuring.options(__doc__, rounds=3)
+    measuring.on_cores(args.threads)
+    device, rival = measuring.chosen_device(args.device), rivals.pytorch_fcn()
     torch.manual_seed(0)
     found: dict[str, dict[str, float]] = {}
     if rival:
         for size in SIZES:
-            found |= measure(rival, ours.VGG16, size, asked.rounds, device)
+            found |= measure(rival, ours.VGG16, size, args.rounds, device)
     absent = [] if rival else [rivals.NO_PYTORCH_FCN]
-    measuring.report(f"FCN-8s on VGG16, SGD with momentum; {device}", found, asked.json, not_measured=absent)
+    measuring.report(f"FCN-8s on VGG16, SGD with momentum; {device}", found, args.json, not_measured=absent)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Work of a training step and of a forward pass, counted: FCN-8s on VGG16 against pytorch-fcn and torchvision.
 
-python benchmarks/work.py                  some 10 seconds; nothing is computed, so nothing is spread
+python benchmarks/work.py                  about 10 seconds; counted, so there is no spread
 
-Floating-point operations of convolutions and matrix products (two to a multiply-add), on tensors without numbers.
+Floating-point operations of convolutions and matrix products (two to a multiply-add), on meta tensors.
 """
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip
@@ -29,7 +29,7 @@ NETS: dict[str, Net] = {
 
 
 def flops(make: Net, size: tuple[int, int], step: bool) -> float:
-    """GFLOP of one image: a forward pass, or with the backward pass behind it."""
+    """Return the GFLOP of one image: of a forward pass, or of forward and backward pass."""
     with torch.device("meta"):
         net, image = make(), torch.empty(1, 3, *size)
     with FlopCounterMode(display=False) as counter:
@@ -41,7 +41,7 @@ def flops(make: Net, size: tuple[int, int], step: bool) -> float:
 
 
 def measure(nets: Mapping[str, Net], reference: str, size: tuple[int, int]) -> dict[str, dict[str, float]]:
-    """How many times less work a step of each net is than one of the reference."""
+    """Return how many times less work a step of each model is than one of the reference."""
     steps = {name: flops(make, size, step=True) for name, make in nets.items()}
     return {
         f"{size[0]}x{size[1]}: {name}": {
@@ -54,13 +54,13 @@ def measure(nets: Mapping[str, Net], reference: str, size: tuple[int, int]) -> d
 
 
 def main() -> None:
-    asked = measuring.options(__doc__)
+    args = measuring.options(__doc__)
     rival = rivals.pytorch_fcn()
     nets = NETS if rival is None else {"pytorch-fcn": rival.net} | NETS
     reference = AS_THE_RIVAL if rival is None else "pytorch-fcn"
     found = {name: row for size in SIZES for name, row in measure(nets, reference, size).items()}
-    absent = [] if rival else [f"{rivals.NO_PYTORCH_FCN}. {AS_THE_RIVAL} is the same network, and stands in for it."]
-    measuring.report("A image's work, 21 classes", found, asked.json, "times less work", absent)
+    absent = [] if rival else [f"{rivals.NO_PYTORCH_FCN}. {AS_THE_RIVAL} is the same network, and replaces it."]
+    measuring.report("Work per image, 21 classes", found, args.json, "times less work", absent)
 
 
 if __name__ == "__main__":

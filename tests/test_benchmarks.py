@@ -302,13 +302,13 @@ def test_the_verb_goes_on_behind_a_claim_that_fails(fcnlab, scripts, capfd, tmp_
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("claims=writes,wirtes", "claims=wirtes: no such claim. There are\n  broken: broken\n  writes: A claim."),
-        ("device=gpu", "device=gpu: choose auto, cpu, cuda"),
+        ("claims=writes,wirtes", "claims=wirtes: unknown claim. Available claims:\n  broken: broken\n  writes: A"),
+        ("device=gpu", "device=gpu is not valid: choose auto, cpu, cuda"),
         ("threads=0", "threads must be a whole number of at least 1"),
-        ("threads=10000", "threads=10000: choose 1 to"),
+        ("threads=10000", "threads=10000 is not valid: choose 1 to"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_runs(word, said, fcnlab, scripts, capfd):
+def test_invalid_settings_are_refused_before_any_benchmark(word, said, fcnlab, scripts, capfd):
     assert fcnlab("bench", word) == 1
     shown = capfd.readouterr()
     assert said in shown.err and "live" not in shown.out
@@ -322,19 +322,19 @@ def test_a_claim_as_a_command(fcnlab, tmp_path):
     assert {"processor", "torch", "threads"} <= set(found["environment"])
 
 
-def test_startup_is_told_as_multiples_of_torch(script):
+def test_startup_is_a_multiple_of_torch(script):
     startup = script("startup")
     found = startup["times_torch"]({startup["TORCH"]: np.array([1.0, 2, 2]), "job": np.array([3.0, 4, 8])}, "job")
     assert (found["ratio"], found["ratio_q25"], found["ratio_q75"], found["seconds"]) == (3, 2.5, 3.5, 4)
 
 
-def test_startup_ends_trainings_where_they_begin(script, tmp_path):
+def test_startup_ends_when_training_begins(script, tmp_path):
     words = script("startup")["words_of"]
     assert words(("train", "logger=csv"), tmp_path)[4].endswith("fit_begins.FitBegins")
     assert words(("train", "--cfg", "job"), tmp_path) == ["-m", "fcnlab", "train", "--cfg", "job"]
 
 
-def test_a_script_that_nobody_reads_measures_on(script, monkeypatch):
+def test_script_continues_with_closed_output(script, monkeypatch):
     """As that of ``fcnlab bench | head -1``."""
     reading, writing = os.pipe()
     os.close(reading)

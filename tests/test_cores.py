@@ -8,7 +8,7 @@ import torch
 from fcnlab import cores
 from fcnlab.cores import visible_cores
 from fcnlab.data.loader_workers import worker_count
-from fcnlab.training.hardware import keep_to_cores
+from fcnlab.training.hardware import limit_threads_to_cores
 
 
 @pytest.fixture
@@ -69,10 +69,10 @@ def test_torch_starts_no_more_threads_than_cores_unless_told(machine, monkeypatc
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(7)
-        keep_to_cores()
+        limit_threads_to_cores()
         assert torch.get_num_threads() == expected
         torch.set_num_threads(1)
-        keep_to_cores()
+        limit_threads_to_cores()
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

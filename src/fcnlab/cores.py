@@ -1,4 +1,4 @@
-"""How many cores there are to work on."""
+"""Count the CPU cores that this process may use."""
 
 import math
 import os
@@ -11,17 +11,15 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def visible_cores() -> int:
-    """Those that this process may use: fewer than the machine's in a container or a job that is bound to some, or that
-    has a quota of their time.
-    """
+    """Return the number of cores that this process may use: a container or a job can limit it below the machine's."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(bound, max(1, math.ceil(min(_quotas(), default=bound))))
 
 
 def _quotas() -> Iterator[float]:
-    """The cores' worth of time that Linux allows to each control group that this process is in, where it limits it.
+    """Yield the CPU quota, in cores, of each Linux control group of this process that has one.
 
-    A container's own group may be named as its host sees it: then only the root, which is the group itself, is there.
+    A container's group may have the name that its host uses: then only the root folder exists, which is the group.
     """
     lines = []
     with suppress(OSError):

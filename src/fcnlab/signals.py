@@ -1,6 +1,6 @@
-"""Signals: how a process is asked to stop, and with which code it says that it did.
+"""Stop signals: how they interrupt a process, and the exit code afterwards.
 
-The command line imports this first, and hears no signal before it has: it imports little.
+The command line imports this first, since no signal is handled before; so it imports little.
 """
 
 import os
@@ -14,27 +14,30 @@ from typing import Any
 
 
 def of_this_system(known: type[signal.Signals]) -> tuple[signal.Signals, ...]:
-    """Slurm sends SIGUSR1 before a job's time is up, a terminal SIGHUP when it is closed; Windows has neither."""
+    """Return the stop signals of this system.
+
+    Slurm sends SIGUSR1 before a job's time limit, and a terminal SIGHUP when it is closed; Windows has neither.
+    """
     return tuple(known[name] for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if name in known.__members__)
 
 
 STOPPING = of_this_system(signal.Signals)
-HARD_STOP_AFTER = 5.0  # seconds between a second Ctrl-C and the end of a process that does not hear it
+HARD_STOP_AFTER = 5.0  # seconds from a second Ctrl-C until a process that does not react is ended
 
 
 def heard() -> list[signal.Signals]:
-    """The signals that stop this process: nohup starts it with SIGHUP ignored, and that stays so."""
+    """Return the signals that stop this process: SIGHUP stays ignored if nohup has ignored it."""
     return [each for each in STOPPING if each.name != "SIGHUP" or signal.getsignal(each) is not signal.SIG_IGN]
 
 
-SOON = 0.05  # seconds after which an interruption that Python has swallowed is raised again
-DATA_MAY_TAKE = 5.0  # seconds that a run which was asked to stop still waits for a batch
+RAISE_AGAIN_AFTER = 0.05  # seconds after which an interruption that Python has suppressed is raised again
+DATA_TIMEOUT = 5.0  # seconds that an interrupted run still waits for a batch
 
 
 class Interrupted(SystemExit):
-    """A signal asked the run to stop; the process ends with 128 + the signal's number, as a shell would report it.
+    """A signal stopped the run; the process ends with 128 + the signal's number, as shells do.
 
-    ``at_once``: wherever it was, so that nothing can be saved. ``reported``: the user has read a line about it.
+    ``at_once``: the run stopped anywhere, so that nothing can be saved. ``reported``: a message was shown already.
     """
 
     reported = False
@@ -48,10 +51,10 @@ class Interrupted(SystemExit):
 
 
 class StopSignals:
-    """While entered, a stopping signal raises :class:`Interrupted`: at once, or between two steps while training runs.
+    """Raise :class:`Interrupted` on a stop signal: immediately, or between two steps during training.
 
-    Ctrl-C a second time does not wait for the step. A wait for data, which may never end, is no step: it ends a few
-    seconds after the signal, or by a second one.
+    A second Ctrl-C does not wait for the step. Waiting for data, which may never end, is interrupted a few seconds
+    after the signal, or by a second signal.
     """
 
     def __init__(self):
@@ -76,10 +79,10 @@ class StopSignals:
             signal.signal(signum, handler)
 
     def listen(self) -> None:
-        """Take every signal here, also from those who put handlers of their own first.
+        """Install the signal handlers, also in place of handlers that libraries have installed.
 
-        torch's handler of SIGCHLD raises wherever the process is when a worker dies, such as between a step that is
-        done and its row in metrics.csv. Without it a dead worker is found where its batch is awaited.
+        torch's handler of SIGCHLD raises an error anywhere when a worker dies, for example between a step and its row
+        in metrics.csv. Without it, a dead worker is detected where its batch is awaited.
         """
         for signum in self._before:
             signal.signal(signum, self._receive)
@@ -97,19 +100,19 @@ class StopSignals:
         self._end_wait_for_data(signum, frame)
 
     def _end_wait_for_data(self, signum: int, frame: FrameType | None) -> None:
-        """Stop in a wait that goes on since the last look; else look again by an alarm, until the run has stopped."""
+        """Stop if the process still waits for the same batch as at the last check; otherwise check again later."""
         wait = wait_for_data(frame)
         if self.asked and self.waiting and wait is not None and wait is self._wait:
             raise Interrupted(self.asked, at_once=False)
         self._wait = wait
         if hasattr(signal, "setitimer"):  # not on Windows
             signal.signal(signal.SIGALRM, self._end_wait_for_data)
-            signal.setitimer(signal.ITIMER_REAL, DATA_MAY_TAKE)
+            signal.setitimer(signal.ITIMER_REAL, DATA_TIMEOUT)
 
     def _raise_again(self, swallowed: Any) -> None:
-        """Raise an interruption once more that came where Python lets nothing out, such as in a handler of a fork.
+        """Raise an interruption again that Python has suppressed, for example in a fork handler.
 
-        Python would print it ("Exception ignored in ..."), and the signal would be lost. A forked child is not asked.
+        Python would print it ("Exception ignored in ..."), and the signal would be lost. Forked children are excluded.
         """
         if not isinstance(swallowed.exc_value, Interrupted):
             self._hook(swallowed)
@@ -121,10 +124,10 @@ class StopSignals:
 
     def _stop_soon(self) -> None:
         signal.signal(signal.SIGALRM, self._stop)
-        signal.setitimer(signal.ITIMER_REAL, SOON)
+        signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN_AFTER)
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
-        """Stop at once, but for a loader that starts its workers: one that is half made fails when it is dropped."""
+        """Stop immediately, except while a data loader starts its workers: an incomplete loader fails when deleted."""
         if self.waiting:
             self._end_wait_for_data(signum, frame)
         elif _call_of_a_loader(frame, "__init__") and self._may_wait():
@@ -135,11 +138,11 @@ class StopSignals:
 
     @contextmanager
     def reraise_as_interrupted(self) -> Iterator[None]:
-        """Let what ended because of a signal end as :class:`Interrupted`, whatever came out of it.
+        """Raise :class:`Interrupted` in place of other errors that a signal has caused.
 
-        Where Python had to swallow ours (in a handler of a fork, say), Lightning's SystemExit may end the run first,
-        with code 0. Lightning's clearing up fails where it was interrupted before its loops were ready, and a module
-        that was half imported where it is used. An error of a run that was saving itself stays an error.
+        Where Python suppresses the interruption (in a fork handler), Lightning's SystemExit may end the run first, with
+        code 0. Lightning's cleanup fails if it is interrupted before its loops are ready, and so does the use of a
+        partially imported module. An error while a checkpoint is saved stays an error.
         """
         try:
             yield
@@ -153,12 +156,12 @@ class StopSignals:
                 raise Interrupted(self.asked) from None
             raise
         finally:
-            if self.asked and hasattr(signal, "setitimer"):  # it has ended: what is written now shall be whole
+            if self.asked and hasattr(signal, "setitimer"):  # do not interrupt the final writing
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def wait_for_data(frame: FrameType | None) -> FrameType | None:
-    """The call in which a DataLoader fetches a batch where a signal came; None where it does not."""
+    """Return the frame in which a DataLoader waits for a batch; None where it does not."""
     return _call_of_a_loader(frame, "__next__")
 
 
@@ -178,10 +181,10 @@ def _interruption_before(error: BaseException | None) -> Interrupted | None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """The signals of a whole command: one that stops ends it at once, with a line, until it enters StopSignals.
+    """End the process with a message on a stop signal, outside of StopSignals.
 
-    Nothing is raised: during imports an exception of a signal ends in a traceback, or nowhere. Ctrl-C a second time
-    ends the process whatever it is doing, such as waiting for one that hangs.
+    No exception is raised, since during imports it would show a traceback or get lost. A second Ctrl-C ends the process
+    whatever it is doing, for example while it waits for another process.
     """
     before = {signum: signal.signal(signum, _end) for signum in heard()}
     try:
@@ -193,7 +196,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def _end(signum: int, frame: FrameType | None = None) -> None:
-    with suppress(Exception):  # it may be in the middle of writing there
+    with suppress(Exception):  # the signal may have interrupted a write
         sys.stdout.flush()
     _leave(signum, f"fcnlab: stopped by {signal.Signals(signum).name}\n")
 
@@ -206,7 +209,7 @@ def _leave(signum: int, line: str) -> None:
 
 @contextmanager
 def _hard_stop() -> Iterator[None]:
-    """Count Ctrl-C in a thread: a main thread that waits inside torch runs no handler, however often it is asked."""
+    """Count Ctrl-C in a thread, since a main thread that waits inside torch runs no signal handler."""
     over = threading.Event()
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -221,17 +224,17 @@ def _hard_stop() -> Iterator[None]:
 
 
 def _count_interrupts(pipe: int, over: threading.Event) -> None:
-    """End the process some time after the second SIGINT, unless it is over by itself; close the pipe with its end."""
+    """End the process some time after the second SIGINT unless it ends by itself; close the pipe at its end."""
     interrupts = 0
     while received := os.read(pipe, 1):
         interrupts += received[0] == signal.SIGINT
         if interrupts == 2 and not over.wait(HARD_STOP_AFTER):
-            _leave(signal.SIGINT, "fcnlab: ended by the second SIGINT; what came after the last checkpoint is lost\n")
+            _leave(signal.SIGINT, "fcnlab: ended by a second SIGINT; the work since the last checkpoint is lost\n")
     os.close(pipe)
 
 
 def _deaf_child() -> None:
-    """A fork has its parent's pipe, and must not count its own signals there."""
+    """Detach a forked child from its parent's pipe, so that it does not count its signals there."""
     with suppress(ValueError):  # not in a main thread
         signal.set_wakeup_fd(-1)
 

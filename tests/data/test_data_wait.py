@@ -33,7 +33,7 @@ def in_a_while(seconds: float) -> None:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(signals, "DATA_MAY_TAKE", 0.2)
+    monkeypatch.setattr(signals, "DATA_TIMEOUT", 0.2)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -53,7 +53,7 @@ def test_a_wait_for_data_ends_soon_after_the_signal_and_between_two_steps(worker
 
 
 def test_a_second_signal_ends_a_wait_at_once(monkeypatch):
-    monkeypatch.setattr(signals, "DATA_MAY_TAKE", 60)
+    monkeypatch.setattr(signals, "DATA_TIMEOUT", 60)
     with StopSignals() as stop:
         stop.waiting = True
         in_a_while(0.1)

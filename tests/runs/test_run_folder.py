@@ -192,7 +192,7 @@ def test_a_w_and_b_run_that_is_refused_leaves_the_folder_as_it_was(ended, longer
     monkeypatch.setenv("WANDB_RUN_ID", "a b")
     before = tree(ended)
     code, said = longer("logger=wandb")
-    assert code == 1 and "WANDB_RUN_ID=a b in the environment is no id" in said and tree(ended) == before
+    assert code == 1 and "WANDB_RUN_ID=a b in the environment is not a valid id" in said and tree(ended) == before
 
 
 def test_no_logger_replaces_the_curves_of_another_run(ended, train_code, capsys):
@@ -337,7 +337,7 @@ def test_a_run_ends_without_its_best_checkpoint(ended, longer, damage, steps):
     damage(best)
     code, said = longer(f"trainer.max_steps={steps}")
     assert code == 0, said
-    assert (damage is Path.unlink) or "It is kept as best.ckpt.damaged, and its score is forgotten" in said
+    assert (damage is Path.unlink) or "It is renamed to best.ckpt.damaged, and its score no longer counts" in said
     scored = json.loads((ended / "metrics.json").read_text())["selection"]["checkpoint"]
     assert scored == ("last" if steps == 5 else "best") and best.exists() == (steps == 7)
     assert ("the last weights are scored" in said) == (steps == 5)
@@ -381,9 +381,9 @@ def test_a_best_of_another_run_is_kept_and_said(ended, longer):
 def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
     fold(ended / "checkpoints" / "last.ckpt")
     code, said = longer("checkpoint=last")
-    assert code == 1 and "last.ckpt is no file" in said
+    assert code == 1 and "last.ckpt is not a file" in said
     code, said = longer()
-    assert code == 0 and "last.ckpt is no file" in said and (ended / "checkpoints" / "last.ckpt.damaged").is_dir()
+    assert code == 0 and "last.ckpt is not a file" in said and (ended / "checkpoints" / "last.ckpt.damaged").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
         (
             "metrics.csv",
             lambda path: path.write_bytes(b"step,epoch\n1,2,3\n"),
-            "row 2 has 3 cells, and the first row 2",
+            "row 2 has 3 cells, but the header has 2",
         ),
         ("metrics.csv", lambda path: path.write_bytes(b"step,epoch\n1\n2,3\n"), "row 2 has 1 cells"),
         ("checkpoints", lambda path: (shutil.rmtree(path), path.write_text("x")), "checkpoints is not a folder"),

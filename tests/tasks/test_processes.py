@@ -232,7 +232,7 @@ def test_two_ranks_stop_and_one_goes_on_with_the_next_batch(tmp_path, small):
     stop_at(5, tmp_path / "stopped", *words, *two)
     assert last(tmp_path / "stopped")["global_step"] == 5
     fcnlab(tmp_path, *words, *one, "hydra.run.dir=stopped", "checkpoint=last")
-    assert "1 processes go on with a checkpoint of 2" in (tmp_path / "stopped" / "train.log").read_text()
+    assert "1 processes resume a checkpoint of 2" in (tmp_path / "stopped" / "train.log").read_text()
     losses = []
     for name in ("straight", "stopped"):
         with (tmp_path / name / "metrics.csv").open(newline="") as file:

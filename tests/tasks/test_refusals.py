@@ -42,7 +42,7 @@ from fcnlab.training import hardware
             ["checkpointing.score=bset"],
             "checkpointing.score must be best (by val mIoU) or last (the final weights), got 'bset'.",
         ),
-        (["callbacks.best.enabled=false"], "the run keeps no best checkpoint to score; add checkpointing.score=last"),
+        (["callbacks.best.enabled=false"], "the run keeps no best checkpoint to score. Add checkpointing.score=last"),
         (["callbacks.best.monitor=val/miuo"], "Did you mean 'val/miou'?"),
         (["callbacks.ema.enabled=no"], "callbacks.ema.enabled must be true or false, got 'no'."),
         (["+modle=fcn8s"], "Unknown key modle. Did you mean model?"),
@@ -58,8 +58,8 @@ from fcnlab.training import hardware
             "a multiple of",
         ),
         (["trainer.accumulate_grad_batches=1000000"], "accumulated 1000000 times, is more than"),
-        (["callbacks=none"], "the run keeps no best checkpoint to score; add checkpointing.score=last"),
-        (["callbacks.best=null"], "the run keeps no best checkpoint to score; add checkpointing.score=last"),
+        (["callbacks=none"], "the run keeps no best checkpoint to score. Add checkpointing.score=last"),
+        (["callbacks.best=null"], "the run keeps no best checkpoint to score. Add checkpointing.score=last"),
         (["loss=null"], "loss=null: null is not an option. Choose from: centre, cross_entropy"),
         (["model/backbone=null"], "model/backbone=null: null is not an option. Choose from: alexnet"),
         (["data.dataset.size=1"], "data.dataset.size must be pixels from 2"),
@@ -84,12 +84,12 @@ from fcnlab.training import hardware
             ["callbacks.early_stopping.enabled=true", "+callbacks.early_stopping.check_on_train_epoch_end=true"],
             "patience counts validations",
         ),
-        (["trainer.num_nodes=2"], "trainer.num_nodes=2 needs a process on each machine"),
+        (["trainer.num_nodes=2"], "trainer.num_nodes=2 needs a launcher that starts a process on each machine"),
         (["trainer.num_nodes=2"], "--nnodes=2 --nproc-per-node=1"),
     ],
     ids=lambda value: value[-1][:50] if isinstance(value, list) else "",
 )
-def test_what_means_nothing_is_refused_before_a_run_is_opened(train_code, capsys, tmp_path, words, said):
+def test_invalid_settings_are_refused_before_a_wandb_run(train_code, capsys, tmp_path, words, said):
     assert train_code("logger=wandb", "logger.wandb.mode=offline", *words) == 1
     told = capsys.readouterr().err
     assert said in told and "Traceback" not in told
@@ -99,16 +99,16 @@ def test_what_means_nothing_is_refused_before_a_run_is_opened(train_code, capsys
 @pytest.mark.parametrize(
     "verb", [["eval", "checkpoint=x"], ["predict", "checkpoint=x"], ["doctor"], ["compare", "runs=x"], ["bench"]]
 )
-def test_a_key_that_nothing_reads_is_refused_by_every_verb(fcnlab, capsys, verb):
+def test_unknown_key_is_refused_by_every_command(fcnlab, capsys, verb):
     assert fcnlab(*verb, "+confidnce=0.9") == 1
     assert "Unknown key confidnce. Did you mean confidence?" in capsys.readouterr().err
 
 
-def test_a_key_that_an_interpolation_reads_is_a_setting(train):
+def test_key_used_by_an_interpolation_is_accepted(train):
     train("+narrow=4", "model.backbone.width=${narrow}", "trainer.max_steps=1")
 
 
-def test_the_machines_of_a_run_need_no_plus(train):
+def test_num_nodes_needs_no_plus(train):
     train("trainer.num_nodes=1", "trainer.max_steps=1")
 
 
@@ -119,7 +119,7 @@ SLURM = {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "mine", "SLURM_PROCID": "0", "SL
 @pytest.mark.parametrize(
     ("environment", "said"), [(STARTED, "torchrun started 2 processes"), (SLURM, "Slurm started 2 processes")]
 )
-def test_processes_that_would_each_run_alone_are_refused(train_code, capsys, tmp_path, monkeypatch, environment, said):
+def test_wrong_number_of_processes_is_refused(train_code, capsys, tmp_path, monkeypatch, environment, said):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert train_code() == 1
@@ -131,12 +131,12 @@ def test_processes_that_would_each_run_alone_are_refused(train_code, capsys, tmp
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"SLURM_NTASKS": "2"}, "SLURM_NTASKS=2 is in the environment, and no srun has started this process"),
-        (SLURM | {"SLURM_NTASKS_PER_NODE": "2"}, "there is no SLURM_STEP_ID"),
-        (SLURM | {"SLURM_STEP_ID": "0"}, "start it by srun --nodes=1 --ntasks-per-node=2"),
+        ({"SLURM_NTASKS": "2"}, "SLURM_NTASKS=2 is set in the environment, but srun did not start this process"),
+        (SLURM | {"SLURM_NTASKS_PER_NODE": "2"}, "SLURM_STEP_ID is not set"),
+        (SLURM | {"SLURM_STEP_ID": "0"}, "start the run with srun --nodes=1 --ntasks-per-node=2"),
     ],
 )
-def test_tasks_that_lightning_would_wait_for_are_refused(train_code, capsys, tmp_path, monkeypatch, environment, said):
+def test_incomplete_slurm_environment_is_refused(train_code, capsys, tmp_path, monkeypatch, environment, said):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert train_code("trainer.devices=2") == 1
@@ -145,14 +145,14 @@ def test_tasks_that_lightning_would_wait_for_are_refused(train_code, capsys, tmp
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_machine_that_is_told_its_number_is_let_through(composed, monkeypatch):
+def test_node_rank_is_accepted(composed, monkeypatch):
     """Lightning's own way: a process on each, and NODE_RANK in its environment."""
     cfg = composed("trainer.num_nodes=2", "trainer.accelerator=cpu")
     monkeypatch.setenv("NODE_RANK", "1")
     hardware.check_machine(cfg)
 
 
-def test_one_task_of_slurms_runs(composed, monkeypatch):
+def test_single_slurm_task_is_accepted(composed, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "1")
     hardware.check_machine(composed("trainer.accelerator=cpu"))
 

@@ -227,7 +227,7 @@ def test_accumulation_that_makes_up_for_the_batch_size_changes_nothing(train, tr
     assert train_code(*LENGTH) == 128 + signal.SIGTERM
     more = ("data.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer.max_steps=4")
     folder = train("checkpoint=last", *LENGTH, *more)
-    assert "images now and took" not in (folder / "train.log").read_text()
+    assert "images now, but took" not in (folder / "train.log").read_text()
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     assert progress["current"]["completed"] == progress["total"]["completed"] == 8  # twos
@@ -374,7 +374,7 @@ def test_another_batch_size_goes_on_in_the_same_epoch(train, train_code, at_call
     at_call(Segmenter, "training_step", 3, send(signal.SIGTERM))
     assert train_code(*LENGTH) == 128 + signal.SIGTERM
     folder = train("checkpoint=last", *LENGTH, "data.batch_size=2", "trainer.max_steps=4")
-    assert "a step takes 2 images now and took 4" in (folder / "train.log").read_text()
+    assert "a step takes 2 images now, but took 4" in (folder / "train.log").read_text()
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
     assert progress["completed"] == 7  # six batches of two were done, and one more step
@@ -433,35 +433,35 @@ def put(*place_and_value):
 MOMENTS = ("optimizer_states", 0, "state", 0)
 BATCHES = ("loops", "fit_loop", "epoch_loop.batch_progress")
 ODD = {
-    "exp_avg of parameter 0 has another shape": put(*MOMENTS, "exp_avg", torch.zeros(3)),
-    "exp_avg_sq of parameter 0 has another shape": put(*MOMENTS, "exp_avg_sq", torch.zeros(())),
+    "exp_avg of parameter 0 has the wrong shape": put(*MOMENTS, "exp_avg", torch.zeros(3)),
+    "exp_avg_sq of parameter 0 has the wrong shape": put(*MOMENTS, "exp_avg_sq", torch.zeros(())),
     "without their numbers: optimizer_states": put(*MOMENTS, "exp_avg", torch.zeros(1).expand(4, 3, 3, 3)),
     "parameter 0 is incomplete": lambda found: found["optimizer_states"][0]["state"][0].pop("exp_avg"),
-    "optimizer_states are no list": put("optimizer_states", []),
-    "lr_schedulers are no list": put("lr_schedulers", [1]),
+    "optimizer_states is not a list": put("optimizer_states", []),
+    "lr_schedulers is not a list": put("lr_schedulers", [1]),
     "a value for step, which is a method": put("lr_schedulers", 0, "step", 5),
-    "loops are no dict": lambda found: found.pop("loops"),
-    "loops hold a count below 0": put("loops", "fit_loop", "epoch_progress", "total", "ready", -1),
-    "callbacks are no dict": put("callbacks", [1]),
-    "resume's rows is no": put("resume", "rows", "x"),
-    "random states are no list": put("resume", "random", None),
+    "loops entry is not a dict": lambda found: found.pop("loops"),
+    "loops contain a count that is negative": put("loops", "fit_loop", "epoch_progress", "total", "ready", -1),
+    "callbacks entry is not a dict": put("callbacks", [1]),
+    "resume.rows is not an integer": put("resume", "rows", "x"),
+    "random states are not a list": put("resume", "random", None),
     "random states cannot be restored": put("resume", "random", 0, "torch", torch.zeros(3)),
-    "its global_step is 3, and its loops say 2": put("global_step", 3),
-    "its global_step is 2, and its lr_schedulers say 9": put("lr_schedulers", 0, "last_epoch", 9),
-    "its global_step is 2, and its selection says 1": put("fcnlab", "selection", "step", 1),
-    "its epoch is 1, and its loops say 0": put("epoch", 1),
-    "its global_step is 2, and it tells of step 7": put("resume", "validated", 7),
-    "its global_step is 2, and it tells of step 5": put("fcnlab", "segments", 0, "from_step", 5),
-    "its counts of batches (2 in this epoch, 1073741824 in all": put(*BATCHES, "total", "completed", 2**30),
-    "its counts of batches (1000 in this epoch": put(*BATCHES, "current", "completed", 1000),
-    "its reason to stop early is none": put("callbacks", "EarlyEnd", "reason", {"step": 2, "monitor": "x"}),
-    "its state of early stopping is none": put("callbacks", "EarlyStopping{}", {"wait_count": "x"}),
-    "cannot be resumed from: its loops are none of a training": lambda found: found["loops"].pop("fit_loop"),
+    "its global_step is 3, but the step of its loops is 2": put("global_step", 3),
+    "its global_step is 2, but the step of its lr_schedulers is 9": put("lr_schedulers", 0, "last_epoch", 9),
+    "its global_step is 2, but the step of its selection is 1": put("fcnlab", "selection", "step", 1),
+    "its epoch is 1, but that of its loops is 0": put("epoch", 1),
+    "its global_step is 2, but it contains facts of step 7": put("resume", "validated", 7),
+    "its global_step is 2, but it contains facts of step 5": put("fcnlab", "segments", 0, "from_step", 5),
+    "its batch counts (2 in this epoch, 1073741824 in total": put(*BATCHES, "total", "completed", 2**30),
+    "its batch counts (1000 in this epoch": put(*BATCHES, "current", "completed", 1000),
+    "its early stopping reason is invalid": put("callbacks", "StopReason", "reason", {"step": 2, "monitor": "x"}),
+    "its early stopping state is invalid": put("callbacks", "EarlyStopping{}", {"wait_count": "x"}),
+    "cannot be resumed: its loops are not those of a training run": lambda found: found["loops"].pop("fit_loop"),
 }
 
 
 @pytest.mark.slow
-def test_a_state_that_is_none_of_the_runs_is_refused(train, train_code, capsys):
+def test_invalid_resume_state_is_refused(train, train_code, capsys):
     settings = ("trainer.max_steps=2", "optim=adamw", "trainer.val_check_interval=2")
     path = train(*settings) / "checkpoints" / "last.ckpt"
     sound = torch.load(path, weights_only=True)
@@ -485,7 +485,7 @@ def test_moments_of_other_shapes_than_their_parameters_are_refused():
     for value in (torch.zeros(3), torch.zeros(()), torch.zeros(3, 2), 5):
         state = copy.deepcopy(optimizer.state_dict())
         state["state"][0]["exp_avg"] = value
-        with pytest.raises(ValueError, match="exp_avg of parameter 0 has another shape"):
+        with pytest.raises(ValueError, match="exp_avg of parameter 0 has the wrong shape"):
             check_optimizer_state(optimizer, state)
 
 
@@ -500,6 +500,6 @@ def test_a_best_of_steps_that_were_given_up_is_set_aside(train, tmp_path, capsys
     (tmp_path / "earlier/checkpoints/last.ckpt").replace(folder / "last.ckpt")
     torch.save(ahead, folder / "miou=0.9-step=4.ckpt")
     train("checkpoint=last", *settings, "optim.lr=1e-5")
-    assert "best.ckpt is of step 4, and the run goes on from step 2 with other settings" in capsys.readouterr().out
+    assert "best.ckpt is of step 4, and the run resumes from step 2 with other settings" in capsys.readouterr().out
     assert (folder / "best.ckpt.damaged").is_file() and (folder / "miou=0.9-step=4.ckpt.damaged").is_file()
     assert (folder / "best.ckpt").is_file()

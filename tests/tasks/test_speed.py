@@ -10,7 +10,7 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from fcnlab.training import hardware, trainer
+from fcnlab.training import hardware, speed
 from fcnlab.training.hardware import precision
 from fcnlab.training.speed import allow_tf32, speed_of_net
 
@@ -68,18 +68,18 @@ def test_channels_last_goes_by_device_and_backbone(composed, monkeypatch, backbo
     """As measured: docs/performance.md."""
     monkeypatch.setattr(hardware, "uses_gpu", lambda accelerator: gpu)
     given = ["model.backbone.weights=none"]
-    for speed, expected in (("auto", on_cpu or gpu), ("off", False)):
-        cfg = composed(f"model/backbone={backbone}", f"speed={speed}", *given)
+    for option, expected in (("auto", on_cpu or gpu), ("off", False)):
+        cfg = composed(f"model/backbone={backbone}", f"speed={option}", *given)
         with torch.device("meta"):
             net = instantiate(cfg.model, _convert_="all")
-        assert speed_of_net(cfg, net) == {"channels_last": expected, "row_blocks": speed == "auto"}
+        assert speed_of_net(cfg, net) == {"channels_last": expected, "row_blocks": option == "auto"}
 
 
 def test_a_backbone_that_does_not_say(composed):
     """As one written by a user; what is asked for in words needs no word of it."""
     net = SimpleNamespace(backbone=nn.Identity())
-    for speed, expected in (("auto", False), ("off", False)):
-        assert speed_of_net(composed(f"speed={speed}"), net)["channels_last"] is expected
+    for option, expected in (("auto", False), ("off", False)):
+        assert speed_of_net(composed(f"speed={option}"), net)["channels_last"] is expected
     assert speed_of_net(composed("speed.channels_last=true"), net)["channels_last"] is True
 
 
@@ -123,8 +123,8 @@ def test_tf32():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "sgd_heavy", "sgd_cvpr"])
 def test_optimisers_are_fused(composed, optimizer):
-    for speed in ("auto", "off"):
-        assert composed(f"optim={optimizer}", f"speed={speed}").optim.fused == (speed == "auto")
+    for option in ("auto", "off"):
+        assert composed(f"optim={optimizer}", f"speed={option}").optim.fused == (option == "auto")
 
 
 @pytest.mark.parametrize(
@@ -139,12 +139,12 @@ def test_settings_without_effect(train_code, tmp_path, words, said):
     assert f"Warning: {said}" in (tmp_path / "run" / "train.log").read_text()
 
 
-def test_nothing_to_compile_with(train_code, monkeypatch, capsys):
-    monkeypatch.setattr(trainer.shutil, "which", lambda name: None)
+def test_compile_without_a_compiler_is_refused(train_code, monkeypatch, capsys):
+    monkeypatch.setattr(speed.shutil, "which", lambda name: None)
     assert train_code("speed.compile=true") == 1
     assert "speed.compile=true needs a C++ compiler" in capsys.readouterr().err
 
 
-def test_a_way_that_is_none(train_code, capsys):
+def test_unknown_speed_option_is_refused(train_code, capsys):
     assert train_code("speed.channel_last=true") == 1
     assert "channel_last" in capsys.readouterr().err

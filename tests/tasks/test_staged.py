@@ -50,7 +50,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_in_stage_two_it_goes_on_there(staged, tmp_path):
+def test_run_stopped_in_stage_two_resumes_there(staged, tmp_path):
     straight = staged("straight", "optim.lr=1e-6")
     process = staged("stopped", "optim.lr=1e-6")
     wait_for(tmp_path / "stopped" / STAGES[1] / "metrics.csv", process)
@@ -58,7 +58,9 @@ def test_stopped_in_stage_two_it_goes_on_there(staged, tmp_path):
     whole = tmp_path / "stopped"
     assert process.wait(60) == 128 + signal.SIGTERM
     assert facts(whole)["status"] == facts(whole / STAGES[1])["status"] == "interrupted"
-    assert "Go on with the same command and checkpoint=auto hydra.run.dir=" in (tmp_path / "stopped.log").read_text()
+    assert (
+        "To resume, add to the same command: checkpoint=auto hydra.run.dir=" in (tmp_path / "stopped.log").read_text()
+    )
     assert not (whole / "metrics.json").exists() and not (whole / STAGES[2]).exists()
 
     assert staged("stopped", "optim.lr=1e-6").wait(60) == 1  # unasked, it touches no run that is there
@@ -107,19 +109,19 @@ def test_stages_of_a_sweeps_job_stay_in_its_group_under_names_of_their_own(monke
     ("words", "said"),
     [
         (["model.backbone.weights=???"], "stage 1-fcn32s: Invalid configuration: "),
-        (["checkpoint=best"], "checkpoint=best is one stage's"),
-        (["checkpoint=last"], "there is no stage in"),
+        (["checkpoint=best"], "checkpoint=best is not valid for a staged run"),
+        (["checkpoint=last"], "contains no stage"),
         (["from_run=."], "no record of a run there"),
     ],
 )
-def test_what_cannot_work_is_told_before_the_first_stage(fcnlab, tmp_path, capsys, words, said):
+def test_invalid_stages_are_refused_before_the_first(fcnlab, tmp_path, capsys, words, said):
     assert fcnlab("train", *RECIPE, f"hydra.run.dir={tmp_path / 'run'}", *words) == 1
     assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("run/1-*"))
 
 
-def test_a_finished_stage_has_no_other_settings(composed, monkeypatch, tmp_path):
-    """It is passed over, so that nothing would be trained with what is typed now."""
+def test_finished_stage_accepts_no_other_settings(composed, monkeypatch, tmp_path):
+    """It does not run again, so the settings would not be used."""
     from hydra.core.hydra_config import HydraConfig
 
     from fcnlab.errors import UserError
@@ -129,21 +131,21 @@ def test_a_finished_stage_has_no_other_settings(composed, monkeypatch, tmp_path)
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": []}}))
     check_finished(cfg, tmp_path)
-    with pytest.raises(UserError, match=r"cannot have optim\.lr=0\.02 \(was 0\.01\)"):
+    with pytest.raises(UserError, match=r"cannot use optim\.lr=0\.02 \(was 0\.01\)"):
         check_finished(composed("optim.lr=0.02"), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("metrics.json", "holds another run, whose scores would be replaced"),
-        ("confusions.npz", "holds another run, whose scores would be replaced"),
-        ("checkpoints/best.ckpt", "holds another run, whose scores would be replaced"),
-        ("1-fcn32s/checkpoints/best.ckpt", "holds a run already: go on with it by checkpoint=auto"),
+        ("metrics.json", "contains another run, whose scores would be replaced"),
+        ("confusions.npz", "contains another run, whose scores would be replaced"),
+        ("checkpoints/best.ckpt", "contains another run, whose scores would be replaced"),
+        ("1-fcn32s/checkpoints/best.ckpt", "already contains a run: resume it with checkpoint=auto"),
     ],
 )
-def test_no_other_run_is_overwritten(fcnlab, tmp_path, capsys, name, said):
-    """The last stage's scores would be handed up in the place of that run's."""
+def test_other_runs_are_not_overwritten(fcnlab, tmp_path, capsys, name, said):
+    """The last stage's scores would replace those of the run."""
     kept = tmp_path / "run" / name
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"results")
@@ -155,12 +157,12 @@ def test_no_other_run_is_overwritten(fcnlab, tmp_path, capsys, name, said):
     ]
 
 
-def test_no_stage_is_written_through_a_link(fcnlab, tmp_path, capsys):
+def test_linked_stage_folder_is_refused(fcnlab, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "2-fcn16s").symlink_to("../mine")
     assert fcnlab("train", "experiment=paper/staged", "hydra.run.dir=run", "checkpoint=auto", "trainer=smoke") == 1
-    assert "2-fcn16s is a link" in capsys.readouterr().err and not list((tmp_path / "mine").iterdir())
+    assert "2-fcn16s is a symbolic link" in capsys.readouterr().err and not list((tmp_path / "mine").iterdir())
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_run_leaves_what_architecture_promises(train):
+def test_run_writes_the_documented_files(train):
     folder = train()
     record = json.loads((folder / "metrics.json").read_text())
     assert list(record)[:6] == ["split", "pixel_acc", "mean_acc", "miou", "fw_iou", "iou"]
@@ -48,7 +48,7 @@ def test_a_run_leaves_what_architecture_promises(train):
     assert not list(folder.glob("*.part"))
 
 
-def test_the_record_is_that_of_the_best_validation(train):
+def test_record_contains_the_best_validation(train):
     """The score of the record, of confusions.npz by hand, and of the best validation are one number."""
     folder = train("trainer.max_steps=12", "trainer.val_check_interval=3")
     record = json.loads((folder / "metrics.json").read_text())
@@ -98,12 +98,12 @@ def test_every_run_ends_with_a_validation_and_both_checkpoints(train, limit, las
         ),
     ],
 )
-def test_a_run_says_what_a_step_in_parts_changes(train, words, said):
+def test_split_batches_are_reported(train, words, said):
     text = (train(*words, "trainer.max_steps=1", "trainer.val_check_interval=1") / "train.log").read_text()
     assert said in text if said else "A step takes" not in text
 
 
-def test_what_a_net_does_by_part():
+def test_layers_affected_by_split_batches():
     """What rests, or drops nothing, is the same in parts; so are batch norms that devices share."""
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout2d(0.0), nn.Dropout(0.5))
     alone, together = (
@@ -121,7 +121,7 @@ def test_what_a_net_does_by_part():
     )
 
 
-def test_equal_seeds_give_equal_runs_and_others_do_not(train):
+def test_equal_seeds_give_equal_runs(train):
     one, again, other = (train(f"seed={seed}", folder=f"{seed}-{n}") for n, seed in enumerate((1, 1, 2)))
     assert same(weights(one), weights(again)) and not same(weights(one), weights(other))
     assert column(one, "train/loss") == column(again, "train/loss") != column(other, "train/loss")
@@ -138,14 +138,14 @@ def test_each_epoch_of_a_run_draws_every_image_once_in_its_own_order(train, monk
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(24)) and orders[0] != orders[1]
 
 
-def test_asking_for_a_checkpoint_that_is_not_there_says_where_the_newest_is(train, fcnlab, capsys, tmp_path):
+def test_missing_checkpoint_names_the_newest_run(train, fcnlab, capsys, tmp_path):
     train(folder="outputs/train/monday")
     assert fcnlab("train", "checkpoint=last", f"hydra.run.dir={tmp_path}/new") == 1
     said = capsys.readouterr().err
     assert "hydra.run.dir=outputs/train/monday" in said and "Traceback" not in said
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_checkpoint(train_code, capsys, tmp_path):
+def test_nan_loss_stops_the_run_and_keeps_the_last_finite_checkpoint(train_code, capsys, tmp_path):
     """Such a rate overflows the weights at once."""
     settings = ("optim=sgd", "optim.lr=1e36", "trainer.gradient_clip_val=null", "schedule=constant")
     assert train_code(*settings, "trainer.val_check_interval=1", folder="run") == 1
@@ -155,7 +155,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_checkpoint(tr
         assert all(value.isfinite().all() for value in torch.load(file, weights_only=True)["state_dict"].values())
 
 
-def test_ema_is_what_is_validated_scored_and_saved(train):
+def test_ema_weights_are_validated_scored_and_saved(train):
     plain, averaged = (
         train(f"callbacks.ema.enabled={enabled}", "callbacks.ema.decay=0.9", folder=str(enabled))
         for enabled in ("false", "true")
@@ -189,7 +189,7 @@ def test_early_stopping_ends_with_a_record(train):
     ],
 )
 @pytest.mark.filterwarnings("default:model.reset_heads")
-def test_settings_without_effect_are_pointed_out(train, words, recwarn):
+def test_ineffective_settings_warn(train, words, recwarn):
     folder = train("trainer.max_steps=2", *words)
     warned = [str(warning.message) for warning in recwarn]
     key = words[0].partition("=")[0]
@@ -197,7 +197,7 @@ def test_settings_without_effect_are_pointed_out(train, words, recwarn):
     assert any(key in line and "has no effect" in line for line in said.splitlines())
 
 
-def test_a_cache_changes_nothing(train, tmp_path):
+def test_cache_does_not_change_the_run(train, tmp_path):
     """Weights, curves and scores are those of a run that decodes every image again."""
     plain = train()
     cached = train("data.cache=disk", f"data.cache_dir={tmp_path}/cache", folder="cached")
@@ -239,7 +239,7 @@ def test_every_option_trains(train, option):
     assert (folder / "metrics.json").is_file()
 
 
-def test_staged_training_starts_from_the_net_before(train):
+def test_stage_starts_from_the_previous_one(train):
     """FCN-16s has FCN-32s's layers and one head more; at rate 0 what it took over stays as it was."""
     coarse = train("model=fcn32s")
     fine = train("model=fcn16s", f"model.weights={coarse}/checkpoints/last.ckpt", "optim.lr=0.0", folder="fine")
@@ -249,7 +249,7 @@ def test_staged_training_starts_from_the_net_before(train):
     assert set(after) - set(before) == {"net.heads.16.weight", "net.heads.16.bias"}
 
 
-def test_a_resting_backbone_stays_as_it_was(train):
+def test_frozen_backbone_does_not_change(train):
     """The running statistics of its batch normalisations, too, while the heads learn."""
     first = train("trainer.max_steps=4", folder="first")
     settings = ("optim.pretrained_lr_scale=0", f"model.weights={first / 'checkpoints' / 'last.ckpt'}")
@@ -276,7 +276,7 @@ UNCLIPPED = ("trainer.gradient_clip_val=null",)
         (("optim=adamw", *UNCLIPPED), 0, None),
     ],
 )
-def test_rates_of_another_recipe_are_told(train_code, capsys, tmp_path, settings, code, said):
+def test_learning_rate_of_another_recipe_is_reported(train_code, capsys, tmp_path, settings, code, said):
     """4096 pixels in a crop: 1e-8 * 4096 / 0.01 = 4e-3, near the recipes' 1e-3 and 2e-3; 0.001 * 4096 / 0.1 = 41."""
     settings = ("loss=cross_entropy_sum", *settings)
     assert train_code(*settings, "trainer.max_steps=1", "trainer.val_check_interval=1") == code
@@ -284,13 +284,13 @@ def test_rates_of_another_recipe_are_told(train_code, capsys, tmp_path, settings
     assert (said in told) if said else ("Warning: optim.lr" not in told and "Warning: trainer" not in told)
 
 
-def test_the_report_of_a_profiler_is_shown(train):
+def test_profiler_report_is_shown(train):
     log = (train("+trainer.profiler=simple", "trainer.max_steps=1") / "train.log").read_text()
     assert "Profiler Report" in log and "run_training_batch" in log
 
 
 @pytest.mark.parametrize("words", [["logger=null"], ["callbacks.ema=null", "callbacks.top=null"]])
-def test_null_is_none(train, words):
+def test_null_disables_a_component(train, words):
     """Hydra ended in a traceback of its own where a group was null."""
     assert (train(*words, "trainer.max_steps=1") / "metrics.json").is_file()
 
@@ -300,7 +300,7 @@ def test_a_run_without_callbacks_scores_its_last_weights(train):
     assert not list(folder.glob("checkpoints/*")) and (folder / "metrics.json").is_file()
 
 
-def test_least_lengths_keep_no_last_validation_away(train):
+def test_minimum_lengths_do_not_prevent_the_final_validation(train):
     """min_epochs, which max_steps does not reach, made Lightning end without one."""
     folder = train("trainer.max_steps=3", "trainer.val_check_interval=2", "+trainer.min_epochs=99")
     assert list(column(folder, "val/miou")) == [2, 3]
@@ -313,5 +313,5 @@ def test_least_lengths_keep_no_last_validation_away(train):
         (["trainer.max_steps=99", "trainer.max_epochs=1"], "trainer.max_steps=99 has no effect: trainer.max_epochs=1"),
     ],
 )
-def test_the_longer_of_two_limits_has_no_effect(train, words, said):
+def test_longer_of_two_limits_warns(train, words, said):
     assert said in (train(*words) / "train.log").read_text()

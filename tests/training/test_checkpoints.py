@@ -29,7 +29,7 @@ def rebuilt(tmp_path):
 
 
 @pytest.mark.parametrize("trust", [(), ("torch.nn",)])
-def test_the_net_of_a_checkpoint_has_its_weights(rebuilt, trust):
+def test_rebuilt_model_has_the_weights_of_the_checkpoint(rebuilt, trust):
     state = rebuilt(trust=trust).state_dict()
     assert all(torch.equal(value, state[key]) for key, value in NET.state_dict().items())
     assert {value.device.type for value in state.values()} == {"cpu"}
@@ -42,7 +42,7 @@ def test_a_target_in_a_tuple_is_not_run(rebuilt, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_a_net_that_the_weights_are_too_few_for_takes_no_memory(rebuilt):
+def test_model_larger_than_its_weights_takes_no_memory(rebuilt):
     """A width of a million would be terabytes."""
     with pytest.raises(UserError, match=r"do not fit: .* of another shape"):
         rebuilt(lambda record, state: record["model"]["backbone"].update(width=1_000_000))
@@ -56,16 +56,16 @@ def endless(record, state) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda record, state: record.pop("model"), "its record has no model"),
-        (lambda record, state: record.update(model="fcnlab.models.FCN"), "its record has no model"),
-        (lambda record, state: record.update(classes=[1, 2]), "its classes are no names"),
+        (lambda record, state: record.pop("model"), "its record has no valid model"),
+        (lambda record, state: record.update(model="fcnlab.models.FCN"), "its record has no valid model"),
+        (lambda record, state: record.update(classes=[1, 2]), "its classes are not valid names"),
         (lambda record, state: record.update(palette=[[0, 0, 256]] * 2), "its palette is not RGB"),
         (lambda record, state: record.update(palette=[[0, 0, 0]]), "its palette is not RGB"),
-        (lambda record, state: record["model"].update(levels={32}), "its record holds a set"),
-        (lambda record, state: record["model"].update({(1, 2): 3}), "its record holds a dict with"),
+        (lambda record, state: record["model"].update(levels={32}), "its record contains a set"),
+        (lambda record, state: record["model"].update({(1, 2): 3}), "its record contains a dict"),
         (endless, "more than 20 levels"),
-        (lambda record, state: state.update({"net.x": [1]}), "its state_dict holds what is no tensor by name"),
-        (lambda record, state: state.update({5: torch.zeros(1)}), "its state_dict holds what is no tensor by name"),
+        (lambda record, state: state.update({"net.x": [1]}), "its state_dict contains more than named tensors"),
+        (lambda record, state: state.update({5: torch.zeros(1)}), "its state_dict contains more than named tensors"),
         (lambda record, state: state.update(x=torch.zeros(1, device="meta")), "without their numbers: x"),
         (lambda record, state: record["model"].update(num_classes=1), "the model of checkpoint=a.ckpt cannot be built"),
         (
@@ -74,7 +74,7 @@ def endless(record, state) -> None:
         ),
         (
             lambda record, state: record.update(classes=["x"] * 3, palette=[[0] * 3] * 3),
-            "3 classes, and its net scores 2",
+            "3 classes, but its model predicts 2",
         ),
     ],
 )
@@ -83,22 +83,24 @@ def test_changed_checkpoints_are_refused(rebuilt, change, message):
         rebuilt(change)
 
 
-def test_a_checkpoint_of_torch_alone_is_told_where_it_can_be_used(tmp_path):
+def test_message_about_plain_torch_weights(tmp_path):
     torch.save(NET.state_dict(), tmp_path / "net.pth")
-    with pytest.raises(UserError, match=r"was not written by fcnlab train\. For bare weights, use model\.weights="):
+    with pytest.raises(
+        UserError, match=r"was not written by fcnlab train\. To start from weights alone, use model\.weights="
+    ):
         read_checkpoint(tmp_path / "net.pth")
 
 
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        *(({"global_step": value}, "its global_step is no whole number") for value in ("abc", float("inf"), [1], -5)),
-        ({"epoch": "x"}, "its epoch is no whole number"),
+        *(({"global_step": value}, "its global_step is not an integer") for value in ("abc", float("inf"), [1], -5)),
+        ({"epoch": "x"}, "its epoch is not an integer"),
         ({"resume": [1]}, "its resume is a list"),
         ({"resume": torch.zeros(3)}, "its resume is a Tensor"),
     ],
 )
-def test_a_place_that_is_none_is_refused(rebuilt, tmp_path, facts, message):
+def test_invalid_progress_is_refused(rebuilt, tmp_path, facts, message):
     rebuilt()
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     torch.save(checkpoint | facts, tmp_path / "a.ckpt")
@@ -109,14 +111,14 @@ def test_a_place_that_is_none_is_refused(rebuilt, tmp_path, facts, message):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({1: 1, "a": 2}, "partly names and partly numbers"),
-        ({"x": "\ud800"}, "text that is no Unicode"),
-        ({"\ud800": 1}, "text that is no Unicode"),
+        ({1: 1, "a": 2}, "both names and numbers as keys"),
+        ({"x": "\ud800"}, "text that is not valid Unicode"),
+        ({"\ud800": 1}, "text that is not valid Unicode"),
         ({"x": 10**500}, "more than 64 bits"),
-        ([1], "its trained are a list"),
+        ([1], "its trained entry is a list"),
     ],
 )
-def test_what_no_record_could_be_written_of_is_refused(rebuilt, value, message):
+def test_values_that_json_cannot_store_are_refused(rebuilt, value, message):
     with pytest.raises(UserError, match=message):
         rebuilt(lambda record, state: record.update(trained=value))
 
@@ -127,18 +129,18 @@ SEGMENT = {"from_step": 0, "started": "2026-11-29", "changed": {"optim.lr": [0.1
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"segments": [{"step": "x"}, 5, None]}, "its segments are none"),
-        ({"segments": [SEGMENT | {"from_step": -1}]}, "its segments are none"),
-        ({"segments": [SEGMENT | {"from_step": 9}, SEGMENT]}, "its segments are none"),
-        ({"segments": [SEGMENT | {"changed": {"optim.lr": 3}}]}, "its segments are none"),
-        ({"settings": {5: 1}}, "its settings have a key that is no name"),
-        ({"images": {"train": 5}}, "its images are none"),
-        ({"images": {"train": {"count": 2**62, "names": "a"}}}, "its images are none"),
-        ({"trained": {"sources": [5]}}, r"its trained\.sources are none"),
-        ({"trained": {"files": {"model.weights": "x"}}}, r"its trained\.files are none"),
+        ({"segments": [{"step": "x"}, 5, None]}, "its segments are invalid"),
+        ({"segments": [SEGMENT | {"from_step": -1}]}, "its segments are invalid"),
+        ({"segments": [SEGMENT | {"from_step": 9}, SEGMENT]}, "its segments are invalid"),
+        ({"segments": [SEGMENT | {"changed": {"optim.lr": 3}}]}, "its segments are invalid"),
+        ({"settings": {5: 1}}, "its settings have a key that is not a string"),
+        ({"images": {"train": 5}}, "its images entry is invalid"),
+        ({"images": {"train": {"count": 2**62, "names": "a"}}}, "its images entry is invalid"),
+        ({"trained": {"sources": [5]}}, r"its trained\.sources are invalid"),
+        ({"trained": {"files": {"model.weights": "x"}}}, r"its trained\.files are invalid"),
     ],
 )
-def test_what_a_record_would_repeat_is_what_fcnlab_writes(rebuilt, facts, message):
+def test_invalid_copied_facts_are_refused(rebuilt, facts, message):
     rebuilt(lambda record, state: record.update(segments=[SEGMENT, SEGMENT | {"from_step": 3}]))
     with pytest.raises(UserError, match=message):
         rebuilt(lambda record, state: record.update(facts))
@@ -152,7 +154,7 @@ def test_names_of_files_that_are_not_utf8_are_kept(rebuilt):
     "name", ["builtins\nbytearray", "torch\nTensor", "torch\nFloatTensor", "__builtin__\nbytearray"]
 )
 @pytest.mark.parametrize("legacy", [False, True])
-def test_what_takes_memory_by_a_number_is_refused(tmp_path, monkeypatch, name, legacy):
+def test_file_that_claims_huge_memory_is_refused(tmp_path, monkeypatch, name, legacy):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpickled"))
     content = b"c" + name.encode() + b"\nJ\xff\xff\xff\x7f\x85R."
     if legacy:

@@ -126,7 +126,7 @@ class Clock:
 
 
 class Worker(nn.Module):
-    """Takes ``each`` seconds for a image and ``call`` for every call, and the first time ``first`` besides."""
+    """Takes ``each`` seconds for an image and ``call`` for every call, and the first time ``first`` besides."""
 
     def __init__(self, clock: Clock, each: float, call: float = 0.0, first: float = 0.0):
         super().__init__()

@@ -63,12 +63,12 @@ def check(shapes_root):
         (0, 1, 1, False),  # no validation at all
     ],
 )
-def test_a_limit_that_leaves_void_alone_is_refused(check, limit, world_size, batch, refused):
+def test_limit_that_leaves_ignored_pixels_only_is_refused(check, limit, world_size, batch, refused):
     """Of eight images, the fourth alone has a labelled pixel."""
     labels = [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, CAT, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]
     if not refused:
         return check(labels, limit, world_size, batch)
-    with pytest.raises(UserError, match=rf"trainer\.limit_val_batches={limit}: .* of 8 images .* are void"):
+    with pytest.raises(UserError, match=rf"trainer\.limit_val_batches={limit}: .* of 8 images .* are ignored"):
         check(labels, limit, world_size, batch)
 
 
@@ -84,6 +84,6 @@ def test_a_monitored_class_that_no_image_has_is_refused(check):
         check(labels, monitor="val/iou/dog")
 
 
-def test_a_set_of_void_is_refused(check):
+def test_set_of_ignored_pixels_is_refused(check):
     with pytest.raises(UserError, match="8 of 8 images of shapes val are scored, but all their pixels are ignored"):
         check([IGNORE_INDEX] * 8)

@@ -80,16 +80,16 @@ def test_other_training_images_under_the_same_settings_make_another_group(train,
     assert unlike == {"images.train"}
 
 
-def test_a_resume_that_would_train_nothing_takes_no_other_settings(train, train_code, capsys, tmp_path):
+def test_resume_without_steps_left_accepts_no_other_settings(train, train_code, capsys, tmp_path):
     run = train(*SHORT)
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.suffix != ".log"}
     assert train_code(*SHORT, "checkpoint=last", "optim.lr=0.5") == 1
-    assert "nothing would be trained with optim.lr=0.5 (was 0.002)" in capsys.readouterr().err
+    assert "no step would use optim.lr=0.5 (was 0.002)" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in kept} == kept
     assert train(*SHORT, "checkpoint=last", "checkpointing.score=last") == run
     last = run / "checkpoints" / "last.ckpt"
     assert train_code(*SHORT, f"checkpoint={last}", folder="fork") == 1
-    assert "would train nothing" in capsys.readouterr().err and not (tmp_path / "fork" / "checkpoints").exists()
+    assert "there is nothing to train" in capsys.readouterr().err and not (tmp_path / "fork" / "checkpoints").exists()
 
 
 @pytest.mark.slow

@@ -102,44 +102,44 @@ def test_all_cells_count_in_evaluation_and_at_probability_one(batch):
 
 
 @pytest.mark.parametrize("settings", [{"keep": 0}, {"keep": 1.1}, {"cell": 0}])
-def test_sampling_is_a_share_of_cells(settings):
+def test_sampling_settings_are_checked(settings):
     with pytest.raises(ValueError, match=r"loss\.(keep|cell)=") as error:
         SampledPixels(CrossEntropy(), **settings)
     assert str(next(iter(settings.values()))) in str(error.value)
 
 
 @pytest.mark.parametrize(("cell", "rows", "cols"), [(1, [2], [2]), (3, [1, 2, 3], [1, 2, 3]), (2, [1, 2], [2, 3])])
-def test_only_the_middle_of_a_crop_counts(cell, rows, cols):
+def test_only_the_centre_of_a_crop_counts(cell, rows, cols):
     scores, target = torch.randn(3, CLASSES, 5, 5 + (cell == 2)), torch.randint(CLASSES, (3, 5, 5 + (cell == 2)))
     expected = F.cross_entropy(scores[:, :, rows][..., cols], target[:, rows][..., cols])
     torch.testing.assert_close(CentrePixels(CrossEntropy(), cell)(scores, target), expected)
     assert torch.equal(CentrePixels(CrossEntropy(), cell).eval()(scores, target), CrossEntropy()(scores, target))
 
 
-def test_a_middle_is_inside_its_crop(batch):
+def test_centre_cell_must_fit_into_the_crop(batch):
     with pytest.raises(ValueError, match=r"loss\.cell=6 is larger than the crop of 5x6 pixels"):
         CentrePixels(CrossEntropy(), 6)(*batch)
 
 
-def test_hard_pixels_of_all_are_cross_entropy(batch):
+def test_ohem_of_all_pixels_is_cross_entropy(batch):
     torch.testing.assert_close(OHEM(1.0)(*batch), CrossEntropy()(*batch))
 
 
 @pytest.mark.parametrize(("fraction", "kept"), [(0.25, 12), (0.5, 24), (1e-9, 1)])
-def test_hard_pixels_are_the_largest(batch, fraction, kept):
+def test_ohem_keeps_the_largest_losses(batch, fraction, kept):
     pixels = np.sort(pixel_losses(*batch))
     assert len(pixels) == 48
     assert OHEM(fraction)(*batch).item() == pytest.approx(pixels[-kept:].mean())
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.1])
-def test_hard_pixels_are_a_share(fraction):
+def test_ohem_fraction_is_checked(fraction):
     with pytest.raises(ValueError, match=rf"loss\.fraction={fraction} must be above 0"):
         OHEM(fraction)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1, 2])
-def test_focal_weighs_by_doubt(batch, gamma):
+def test_focal_weights_by_probability(batch, gamma):
     pixels = pixel_losses(*batch)
     assert Focal(gamma)(*batch).item() == pytest.approx(((1 - np.exp(-pixels)) ** gamma * pixels).mean(), rel=1e-5)
 
@@ -162,7 +162,7 @@ def test_lovasz_of_certain_predictions_is_one_minus_iou():
 
 
 @pytest.mark.parametrize("present", [(0,), (1, 3), (0, 1, 2, 3)])
-def test_lovasz_is_over_the_classes_in_the_truth(present):
+def test_lovasz_averages_over_the_classes_in_the_target(present):
     rng = np.random.default_rng(1)
     target, prediction = rng.choice(present, 40), rng.integers(0, CLASSES, 40)
     matrix = np.zeros((CLASSES, CLASSES), int)
@@ -188,7 +188,7 @@ def test_lovasz_extends_iou():
 
 
 @EVERY
-def test_void_counts_nowhere(batch, loss):
+def test_ignored_pixels_do_not_count(batch, loss):
     scores, target = batch
     ignore_index = (target == 255)[:, None]
     changed = torch.where(ignore_index, -3 * scores + 1, scores).requires_grad_()
@@ -199,7 +199,7 @@ def test_void_counts_nowhere(batch, loss):
 
 
 @EVERY
-def test_nothing_but_void_costs_nothing(batch, loss):
+def test_loss_of_ignored_pixels_is_zero(batch, loss):
     scores = batch[0].requires_grad_()
     found = loss(scores, torch.full_like(batch[1], 255))
     found.backward()
@@ -207,7 +207,7 @@ def test_nothing_but_void_costs_nothing(batch, loss):
 
 
 @EVERY
-def test_certainty_has_a_finite_loss_and_gradient(loss):
+def test_certain_predictions_have_a_finite_loss_and_gradient(loss):
     """Probabilities that round to 0 and 1, as they do late in training: both right and wrong."""
     scores = torch.zeros(1, CLASSES, 2, 2)
     scores[:, 1] = 200
@@ -218,7 +218,7 @@ def test_certainty_has_a_finite_loss_and_gradient(loss):
 
 
 @EVERY
-def test_a_step_downhill_helps(batch, loss):
+def test_gradient_step_reduces_the_loss(batch, loss):
     scores = batch[0].requires_grad_()
     before = loss(scores, batch[1])
     (slope,) = torch.autograd.grad(before, scores)
@@ -248,7 +248,7 @@ BY_ROWS = ["ce", "weighted", "sum", "focal", "focal below 1"]
 
 @pytest.mark.parametrize("name", BY_ROWS)
 @pytest.mark.parametrize("sampled", [False, True])
-def test_from_coarse_scores_a_loss_and_its_gradient_are_the_same(name, sampled, monkeypatch):
+def test_loss_and_gradient_from_coarse_scores_are_the_same(name, sampled, monkeypatch):
     """Independently: torch's own transposed convolution and derivatives, over all rows at once."""
     monkeypatch.setattr("fcnlab.models.upsampling.BLOCK_ON_CPU", 1)
     loss = (SampledPixels(LOSSES[name], keep=0.5, cell=4) if sampled else LOSSES[name]).double()
@@ -265,7 +265,7 @@ def test_from_coarse_scores_a_loss_and_its_gradient_are_the_same(name, sampled, 
     assert found[0][1].any()
 
 
-def test_nothing_but_void_costs_nothing_from_coarse_scores():
+def test_loss_of_ignored_pixels_from_coarse_scores_is_zero():
     data, target = coarse_batch()
     for name in BY_ROWS:
         loss = LOSSES[name](coarse_scores(data), torch.full_like(target, 255))
@@ -273,7 +273,7 @@ def test_nothing_but_void_costs_nothing_from_coarse_scores():
         assert loss == 0 and not slopes.any()
 
 
-def test_losses_over_all_pixels_together_take_full_scores():
+def test_losses_over_all_pixels_need_full_scores():
     assert not any(supports_row_blocks(LOSSES[name]) for name in ("ohem", "dice", "lovasz"))
     assert (
         not supports_row_blocks(SampledPixels(Dice()))

@@ -29,7 +29,7 @@ def by_name(groups) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.parametrize(("pretrained", "scale"), [(False, 1.0), (True, 0.1)])
-def test_rates_and_decays(pretrained, scale):
+def test_learning_rates_and_weight_decays(pretrained, scale):
     assert by_name(parameter_groups(Toy(pretrained), **SETTINGS)) == {
         "backbone/weight": (0.1 * scale, 5e-4),
         "backbone/bias": (0.2 * scale, 0.0),
@@ -40,7 +40,7 @@ def test_rates_and_decays(pretrained, scale):
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_a_pretrained_backbone_at_rate_zero_is_frozen(pretrained):
+def test_pretrained_backbone_with_lr_zero_is_frozen(pretrained):
     net = FCN(Tiny(width=2), 3)
     net.pretrained = pretrained
     freeze(net, 0.0)
@@ -51,7 +51,7 @@ def test_a_pretrained_backbone_at_rate_zero_is_frozen(pretrained):
 @pytest.mark.parametrize(
     ("levels", "frozen"), [((32, 16, 8), []), ((16,), ["to32"]), ((8,), ["to16", "to32"])], ids=str
 )
-def test_what_no_score_depends_on_is_frozen(levels, frozen):
+def test_unused_parameters_are_frozen(levels, frozen):
     """A backbone's parts follow one another: those behind the coarsest level that is scored have no use."""
     net = FCN(Tiny(width=2), 3, levels=levels)
     freeze(net, 1.0)
@@ -59,7 +59,7 @@ def test_what_no_score_depends_on_is_frozen(levels, frozen):
     assert sorted(still) == frozen
 
 
-def test_a_plain_backbone_has_no_rule_for_biases():
+def test_plain_backbone_trains_biases_like_weights():
     """voc-fcn-alexnet/train.prototxt: conv1 to fc7 carry no multipliers, the score layer carries 2 and 0."""
     groups = by_name(parameter_groups(Toy(pretrained=False), **SETTINGS, plain_backbone=True))
     assert groups["backbone/bias"] == groups["backbone/weight"] == (0.1, 5e-4)
@@ -138,7 +138,7 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 
 @pytest.mark.parametrize("optimizer", [sgd, adamw])
 @pytest.mark.parametrize("formats", [FORMATS, FORMATS[::-1]], ids=["to channels last", "from channels last"])
-def test_a_fused_optimiser_goes_on_in_another_memory_format(optimizer, formats):
+def test_fused_optimizer_resumes_in_another_memory_format(optimizer, formats):
     """torch's fused kernels pair weights and moments by address: an optimiser that loads as torch's own goes astray."""
     make, moments = as_given(optimizer), {sgd: torch.optim.SGD, adamw: torch.optim.AdamW}[optimizer]
     expected = plain_steps(make, 6, None, FORMATS[:1], fused=False)
@@ -199,19 +199,19 @@ def test_warmup_by_default(schedule, steps):
 
 @pytest.mark.parametrize("schedule", [poly, cosine, constant])
 @pytest.mark.parametrize("warmup", [-0.01, 0.11, 500])
-def test_warmup_is_a_small_share(schedule, warmup):
+def test_warmup_is_limited(schedule, warmup):
     with pytest.raises(UserError, match=f"schedule.warmup={warmup} must be a fraction of the run, from 0 to 0.1"):
         schedule(100, warmup=warmup)
     schedule(100, warmup=0.1)
 
 
 @pytest.mark.parametrize("schedule", [poly, cosine, constant])
-def test_a_run_of_one_step_learns(schedule):
+def test_run_of_one_step_has_a_learning_rate(schedule):
     assert schedule(1)(0) == 1
 
 
 @pytest.mark.parametrize("betas", [(0, 0), (0.0, 0.99), (0.9, 0)])
-def test_betas_are_those_that_torch_takes(betas):
+def test_invalid_betas_are_refused_like_in_torch(betas):
     """Whole numbers among them, which torch itself refuses, as YAML and the command line write 0."""
     net = Toy(False)
     optimizer = adamw(net, lr=1, betas=betas, weight_decay=0)
@@ -221,7 +221,7 @@ def test_betas_are_those_that_torch_takes(betas):
     optimizer.step()
 
 
-def test_whole_numbers_do_for_every_setting_of_an_optimiser():
+def test_optimizers_accept_integers():
     whole = {"lr": 1, "weight_decay": 1, "bias_lr_scale": 1, "pretrained_lr_scale": 1, "fused": True}
     for optimizer in (sgd(Toy(True), **whole, momentum=0), adamw(Toy(True), **whole)):
         for group in optimizer.param_groups:

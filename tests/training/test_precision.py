@@ -28,17 +28,17 @@ FASTER, SLOWER = Times([2.0, 2.2], [1.0, 1.1], 4), Times([1.0, 1.1], [2.0, 2.2],
         ([1.0, 1.0], [3.0, 3.0], "32-true"),
     ],
 )
-def test_half_precision_has_to_be_clearly_faster(single, half, chosen):
+def test_half_precision_must_be_clearly_faster(single, half, chosen):
     assert Times(single, half, 1).chosen == chosen
 
 
-def test_what_is_said_has_both_times():
+def test_message_contains_both_times():
     assert str(FASTER) == "forward and backward pass of 4 images took 1.0 s in bf16-mixed and 2.0 s in 32-true"
     assert str(SLOWER).endswith("took 1.0 s in 32-true and 2.0 s in bf16-mixed, which must be 5 % faster")
 
 
 @pytest.mark.parametrize(("seconds", "images"), [(0.01, 4), (9.0, 1)])
-def test_both_are_timed_on_the_run_s_own_net_and_batch(monkeypatch, seconds, images):
+def test_both_precisions_are_timed_on_the_run_s_model_and_batch(monkeypatch, seconds, images):
     """In turns, the first ones not counted; one image where a batch would take long. The run is as it was."""
     seen = []
 
@@ -90,7 +90,7 @@ def used(folder) -> set[str]:
 
 
 @pytest.mark.slow
-def test_the_record_has_what_was_chosen_and_a_resumed_or_repeated_run_keeps_it(train, times):
+def test_chosen_precision_is_recorded_and_kept_on_resume_and_repeat(train, times):
     times(FASTER)
     folder = train("trainer.precision=fastest", "trainer.max_steps=4", "trainer.val_check_interval=2")
     assert used(folder) == {"bf16-mixed"}
@@ -112,7 +112,7 @@ def test_the_record_has_what_was_chosen_and_a_resumed_or_repeated_run_keeps_it(t
 
 
 @pytest.mark.slow
-def test_the_record_has_what_auto_is_on_this_device(train):
+def test_auto_precision_is_recorded(train):
     folder = train("trainer.max_steps=2")
     assert used(folder) == {"32-true"}
     train("trainer.max_steps=4", "checkpoint=last")  # by the same word
@@ -123,7 +123,7 @@ def test_the_record_has_what_auto_is_on_this_device(train):
     assert changed["trainer.precision"] == ["32-true", "bf16-mixed"]
 
 
-def test_what_cannot_be_timed_is_single_precision(train, monkeypatch):
+def test_untimed_model_uses_single_precision(train, monkeypatch):
     monkeypatch.setattr(precision, "training_step", None)
     folder = train("trainer.precision=fastest", "trainer.max_steps=2")
     assert used(folder) == {"32-true"}
@@ -133,12 +133,12 @@ def test_what_cannot_be_timed_is_single_precision(train, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["eval", "checkpoint=x.ckpt"], "fcnlab eval has none: set trainer.precision=32-true"),
+        (["eval", "checkpoint=x.ckpt"], "fcnlab eval does not train: set trainer.precision=32-true"),
         (["train", "trainer.accelerator=cpu", "trainer.devices=2"], "trainer.devices=2 are several"),
         (["train", "trainer.accelerator=cpu", "trainer.num_nodes=2"], "is for one device"),
     ],
 )
-def test_where_nothing_can_be_timed_it_is_refused(fcnlab, capsys, words, said):
+def test_fastest_is_refused_without_training_steps(fcnlab, capsys, words, said):
     verb, *others = words
     assert fcnlab(verb, "trainer.precision=fastest", "logger=csv", *others) == 1
     assert said in capsys.readouterr().err.replace("\n", " ")

@@ -33,7 +33,7 @@ FAST = {"channels_last": True, "row_blocks": True}
 
 
 @pytest.mark.parametrize("fast", [FAST, {"channels_last": True}, {"row_blocks": True}], ids=" ".join)
-def test_a_training_step_is_the_references_but_for_rounding(fast):
+def test_training_step_matches_the_reference(fast):
     found = []
     for settings in ({}, fast):
         module = segmenter(loss=CrossEntropy(), **settings).train()
@@ -44,7 +44,7 @@ def test_a_training_step_is_the_references_but_for_rounding(fast):
 
 
 @torch.no_grad()
-def test_labels_by_rows_are_those_of_full_scores(monkeypatch):
+def test_predictions_by_rows_match_full_scores(monkeypatch):
     monkeypatch.setattr("fcnlab.models.upsampling.BLOCK_ON_CPU", 1)
     module, image = segmenter(row_blocks=True).eval(), batch()["image"]
     scores = module._scores(image)
@@ -57,7 +57,7 @@ def test_labels_by_rows_are_those_of_full_scores(monkeypatch):
 
 
 @torch.no_grad()
-def test_labels_in_half_precision_are_the_same_by_rows():
+def test_half_precision_predictions_by_rows_match():
     """As at the end of a training with loss=dice, which sees full scores, and in an evaluation, which does not."""
     found = []
     for settings in ({"loss": Dice(), "row_blocks": True}, {"row_blocks": True}):
@@ -68,16 +68,16 @@ def test_labels_in_half_precision_are_the_same_by_rows():
 
 
 @pytest.mark.parametrize("classes", [2, 21, 255, 300])
-def test_the_best_class_is_the_first_of_equals(classes):
+def test_argmax_is_the_first_of_equal_classes(classes):
     scores = torch.randn(2, classes, 9, 17).mul(2).round()  # many are equal
     assert np.array_equal(class_map(scores).numpy(), scores.numpy().argmax(1))
 
 
-def test_a_pixel_that_is_not_a_number_has_a_class():
+def test_nan_pixel_has_a_class():
     assert class_map(torch.full((1, 3, 2, 2), torch.nan)).max() < 3
 
 
-def test_only_what_can_do_without_full_scores_gets_none():
+def test_coarse_scores_are_used_only_where_possible():
     image = batch()["image"]
     assert isinstance(segmenter(loss=CrossEntropy(), row_blocks=True).train()._scores(image), CoarseScores)
     for module in (
@@ -88,7 +88,7 @@ def test_only_what_can_do_without_full_scores_gets_none():
         assert module._scores(image).shape == (2, len(CLASSES), 70, 91)
 
 
-def test_gradients_lie_in_memory_as_their_parameters_do():
+def test_gradients_have_the_memory_format_of_their_parameters():
     """What fused optimisers take for granted."""
     module = segmenter(loss=CrossEntropy(), **FAST).train()
     module._step(batch(), "train")["loss"].backward()
@@ -112,7 +112,7 @@ def peak_allocated(work) -> int:
     return most
 
 
-def test_peaks_are_counted():
+def test_peak_memory_is_measured():
     def work():
         first = torch.ones(1000, 250)  # 1 MB
         del first
@@ -122,7 +122,7 @@ def test_peaks_are_counted():
     assert 3e6 <= peak_allocated(work) < 3.1e6
 
 
-def test_a_loss_by_rows_never_holds_the_scores_of_a_image():
+def test_loss_by_rows_never_allocates_full_scores():
     """pytorch-fcn's ops held 1195 MiB for four images of 512x512 and 21 classes (benchmarks/loss_head.py)."""
     from fcnlab.models import FeatureMap, Grid, Upsample
     from fcnlab.models.geometry import IMAGE

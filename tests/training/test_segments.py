@@ -45,7 +45,7 @@ def last(folder: Path) -> dict:
 
 @pytest.fixture
 def stopped(train_code, at_call, tmp_path, tmp_path_factory):
-    """A run of six steps that was stopped behind its third; trained once for all tests."""
+    """A run of six steps that was stopped after the third; trained once for all tests."""
     made = tmp_path_factory.getbasetemp() / "stopped-run"
     if not made.is_dir():
         at_call(Segmenter, "training_step", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -55,7 +55,7 @@ def stopped(train_code, at_call, tmp_path, tmp_path_factory):
     return tmp_path / "run"
 
 
-def test_rates_decay_and_schedule_are_todays(stopped, train, monkeypatch):
+def test_resume_uses_new_lr_weight_decay_and_schedule(stopped, train, monkeypatch):
     """poly by hand, without warm-up: lr * (1 - step / length)^power, for the biases of sgd twice that."""
     words = ("optim.lr=0.02", "optim.weight_decay=0.3", "trainer.max_steps=10", "schedule.warmup=0", "schedule.power=2")
     train("checkpoint=last", *SIX, *words, "trainer.val_check_interval=10")
@@ -73,16 +73,16 @@ def test_rates_decay_and_schedule_are_todays(stopped, train, monkeypatch):
     assert second["from_step"] == 3 and second["changed"]["optim.lr"] == [0.001, 0.02]
     assert set(second["changed"]) == {word.partition("=")[0] for word in words} | {"trainer.val_check_interval"}
     assert yaml.safe_load((stopped / "config.yaml").read_text())["optim"]["lr"] == 0.02
-    assert "Resumes at step 3 with other settings: optim.lr=0.02 (was 0.001)" in (stopped / "train.log").read_text()
+    assert "Resuming at step 3 with other settings: optim.lr=0.02 (was 0.001)" in (stopped / "train.log").read_text()
 
 
-def test_equal_settings_leave_one_segment(stopped, train):
+def test_resume_with_equal_settings_keeps_one_segment(stopped, train):
     train("checkpoint=auto", *SIX)
     (only,) = facts(stopped)["segments"]
     assert only["from_step"] == 0 and facts(stopped)["starts"] == 2
 
 
-def test_a_refused_resume_touches_nothing(stopped, train_code, capsys):
+def test_refused_resume_changes_no_file(stopped, train_code, capsys):
     """Another seed, with checkpoint=best, which would put best.ckpt in the place of last.ckpt."""
     names = (
         "checkpoints/last.ckpt",
@@ -99,26 +99,26 @@ def test_a_refused_resume_touches_nothing(stopped, train_code, capsys):
     assert [(stopped / name).read_bytes() for name in names] == before
 
 
-def test_other_images_of_the_same_settings_are_refused(stopped, train_code, capsys):
+def test_resume_on_other_images_is_refused(stopped, train_code, capsys):
     """As where a folder has got more files: here the checkpoint's word for their names is another."""
     checkpoint = last(stopped)
     checkpoint["fcnlab"]["images"]["train"] = {"count": 23, "names": "0" * 64}
     torch.save(checkpoint, stopped / "checkpoints" / "last.ckpt")
     assert train_code("checkpoint=last", *SIX) == 1
-    assert "has 24 for train and had 23" in capsys.readouterr().err
+    assert "has 24 images for train and had 23" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_folder_brings_its_segments(stopped, train):
+def test_checkpoint_of_another_folder_keeps_its_segments(stopped, train):
     path = f"checkpoint={stopped}/checkpoints/last.ckpt"
     other = train(path, *SIX, "optim.lr=0.01", folder="other")
     assert [(each["from_step"], each["changed"]) for each in facts(other)["segments"]] == [
         (0, {}), (3, {"optim.lr": [0.001, 0.01]}),
     ]  # fmt: skip
-    assert "is another run's: the best checkpoint of this folder is chosen" in (other / "train.log").read_text()
+    assert "belongs to another run: this run selects its best checkpoint" in (other / "train.log").read_text()
     assert last(other)["fcnlab"]["segments"] == facts(other)["segments"]
 
 
-def test_a_finished_run_says_that_nothing_is_left(train, train_code, capsys):
+def test_finished_run_reports_nothing_left_to_train(train, train_code, capsys):
     words = (*LENGTH, "trainer.max_steps=2")
     folder = train(*words)
     score = json.loads((folder / "metrics.json").read_text())["miou"]
@@ -144,7 +144,7 @@ EARLY = (*LENGTH, "callbacks.early_stopping.enabled=true", "callbacks.early_stop
         ([], 4),
     ],
 )
-def test_a_run_that_stopped_early_goes_on_when_it_may(train, trained_once, more, ends):
+def test_run_that_stopped_early_resumes_with_other_limits(train, trained_once, more, ends):
     """At a rate of nothing the first validation, at step 2, is the best; each later one costs patience."""
     folder = trained_once(*EARLY)
     reason = facts(folder)["stopped_early"]
@@ -193,13 +193,13 @@ REFUSED = (
 
 
 @pytest.mark.parametrize("word", REFUSED)
-def test_settings_that_the_checkpoint_fixes_are_refused_in_one_sentence(decide, word):
+def test_fixed_settings_are_refused(decide, word):
     with pytest.raises(UserError, match="cannot resume with") as refused:
         decide([word])
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 700
 
 
-def test_what_was_set_and_is_left_out_now_is_refused_too(decide):
+def test_removed_setting_is_refused(decide):
     with pytest.raises(UserError, match=re.escape("trainer.limit_train_batches=null (was 2)")):
         decide([], ["+trainer.limit_train_batches=2"])
 
@@ -213,7 +213,7 @@ def test_what_was_set_and_is_left_out_now_is_refused_too(decide):
         "speed=off", "callbacks.early_stopping.patience=9", "callbacks.ema.decay=0.9", "data.root=/elsewhere",
     ],
 )  # fmt: skip
-def test_settings_of_the_next_step_are_taken_and_recorded(decide, word):
+def test_changeable_settings_are_recorded(decide, word):
     assert word.partition("=")[0] in {path.partition("._")[0].partition(".bf16")[0] for path in decide([word])}
 
 
@@ -228,40 +228,40 @@ def test_settings_of_the_next_step_are_taken_and_recorded(decide, word):
         "seed=1",
     ],
 )
-def test_what_no_weight_depends_on_is_no_change(decide, word):
+def test_irrelevant_settings_are_no_change(decide, word):
     assert decide([word]) == {}
 
 
-def test_a_value_that_follows_another_is_named_once(composed):
+def test_linked_value_is_listed_once(composed):
     found = changes(settings_of(composed()), composed("seed=2", "augment.colour=false"))
     assert set(found) == {"seed", "augment.colour"}
 
 
-def test_a_users_own_optimiser_keeps_what_is_in_its_state(decide):
+def test_own_optimiser_keeps_its_saved_settings(decide):
     own = "optim._target_=torch.optim.RAdam"
     with pytest.raises(UserError, match=r"optim\.lr=0\.5"):
         decide([own, "optim.lr=0.5"], [own])
 
 
-def test_weights_to_start_from_have_no_effect_any_more(decide, caplog):
+def test_initial_weights_have_no_effect_on_resume(decide, caplog):
     then = "model.weights=/old/run/1-fcn32s/checkpoints/best.ckpt"
     assert decide(["model.weights=/new/run/1-fcn32s/checkpoints/best.ckpt"], [then]) == {}  # the whole was moved
     assert decide(["model.weights=/new/other.ckpt"], [then]) == {}  # the old one is gone, so that another was needed
     assert "model.weights=/new/other.ckpt has no effect" in caplog.text
 
 
-def test_other_weights_to_start_from_are_refused_where_the_first_are_still_there(decide, tmp_path):
+def test_other_initial_weights_are_refused_if_the_first_exist(decide, tmp_path):
     """They were recorded, though the run never saw them."""
     first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
     for path in (first, second):
         path.touch()
-    with pytest.raises(UserError, match=r"model\.weights=.*others to start from have no effect"):
+    with pytest.raises(UserError, match=r"model\.weights=.*other initial weights have no effect"):
         decide([f"model.weights={second}"], [f"model.weights={first}"])
     (tmp_path / "link.ckpt").symlink_to(first)
     assert decide([f"model.weights={tmp_path}/link.ckpt"], [f"model.weights={first}"]) == {}
 
 
-def test_the_record_keeps_the_weights_that_a_run_started_from(composed):
+def test_record_keeps_the_initial_weights(composed):
     then, today = composed("model.weights=/old/a.ckpt"), composed("model.weights=/new/b.ckpt", "optim.lr=0.5")
     start = ResumePoint("run/checkpoints/last.ckpt", steps=1, settings=settings_of(then))
     kept = as_recorded(today, start)

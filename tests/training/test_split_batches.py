@@ -31,7 +31,7 @@ SCALE, CLIP = 0.05, 0.5
 
 
 def images(count: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """With more and more void, from none to all of a image, in turns of five."""
+    """With more and more ignored pixels, from none to all of an image, in turns of five."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(256, (count, 3, 32, 40), generator=generator, dtype=torch.uint8)
     mask = torch.randint(len(CLASSES), (count, 32, 40), generator=generator, dtype=torch.uint8)

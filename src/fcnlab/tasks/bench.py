@@ -1,4 +1,4 @@
-"""``fcnlab bench``. Nothing here imports torch: each claim is a script, and a process of its own."""
+"""``fcnlab bench``: run benchmarks. This does not import torch: each benchmark is a script in its own process."""
 
 import ast
 import json
@@ -24,26 +24,26 @@ from fcnlab.sweeps.processes import start_process
 log = logging.getLogger("fcnlab")
 BENCHMARKS = package_data_folder("benchmarks")
 DEVICES = ("auto", "cpu", "cuda")
-THREADS = 2  # what is asked of every machine: with one, all claims together take over 15 minutes
+THREADS = 2  # with one thread, all benchmarks together take over 15 minutes
 
-Results = dict[str, dict[str, Any]]  # what each claim's script wrote, by its name
+Results = dict[str, dict[str, Any]]  # the output of each claim's script, by its name
 
 
 def bench(cfg: DictConfig, run_folder: RunFolder) -> None:
-    """Measure some claims, one after the other; leave bench.json, bench.md and a file for each in the run's folder.
+    """Measure the chosen claims in turn, and write bench.json, bench.md and a file for each to the run's folder.
 
     Raises
     ------
     UserError
-        A claim's script failed. What this machine cannot measure is said, and is no failure.
+        A claim's script failed. A claim that this machine cannot measure is reported, and is not a failure.
     """
     validate_config(cfg)
     known = claims(BENCHMARKS)
-    asked = chosen(cfg, known)
+    selected = chosen(cfg, known)
     run_folder.accept(cfg)
     folder = run_folder.path
     failed, results = [], {}
-    for name in asked:
+    for name in selected:
         log.info("%s: %s", name, known[name])
         path = folder / f"{name}.json"
         if run([str(BENCHMARKS / f"{name}.py"), *options(cfg), "--json", str(path)]) or not path.is_file():
@@ -51,15 +51,15 @@ def bench(cfg: DictConfig, run_folder: RunFolder) -> None:
         else:
             results[name] = json.loads(path.read_text())
     write(folder, results)
-    log.info("\n%s\n%s\nThe numbers: %s", text_columns(*table(results)), "\n".join(missing(results)), folder)
+    log.info("\n%s\n%s\nResults: %s", text_columns(*table(results)), "\n".join(missing(results)), folder)
     if failed:
         raise UserError(
-            f"failed: {', '.join(failed)}. What was printed above says why; what else was asked for is there."
+            f"failed: {', '.join(failed)}. Their output above contains the errors; other results are saved."
         )
 
 
 def claims(folder: Path) -> dict[str, str]:
-    """What each claim's script says of itself, by name: a script with a ``main`` is one, the others help them."""
+    """Return the description of each claim's script, by name; scripts without a ``main`` are helper modules."""
     trees = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.py"))}
     return {
         name: (ast.get_docstring(tree) or name).splitlines()[0]
@@ -69,42 +69,42 @@ def claims(folder: Path) -> dict[str, str]:
 
 
 def chosen(cfg: DictConfig, known: Mapping[str, str]) -> list[str]:
-    """The claims that are asked for, all by default.
+    """Return the chosen claims, all by default.
 
     Raises
     ------
     ConfigError
-        There is no such claim, device or number of cores.
+        A claim, the device or the number of threads is invalid.
     """
-    asked = list(known if cfg.claims is None else cfg.claims)
-    unknown = [name for name in asked if name not in known]
+    selected = list(known if cfg.claims is None else cfg.claims)
+    unknown = [name for name in selected if name not in known]
     if unknown:
-        there_are = "\n".join(f"  {name}: {about}" for name, about in known.items())
-        raise ConfigError(f"claims={','.join(unknown)}: no such claim. There are\n{there_are}")
+        available = "\n".join(f"  {name}: {about}" for name, about in known.items())
+        raise ConfigError(f"claims={','.join(unknown)}: unknown claim. Available claims:\n{available}")
     if cfg.device not in DEVICES:
-        raise ConfigError(f"device={cfg.device}: choose {', '.join(DEVICES)}")
+        raise ConfigError(f"device={cfg.device} is not valid: choose {', '.join(DEVICES)}")
     if cfg.threads is not None and not 1 <= cfg.threads <= visible_cores():
-        raise ConfigError(f"threads={cfg.threads}: choose 1 to {visible_cores()}, the cores that there are")
-    return asked
+        raise ConfigError(f"threads={cfg.threads} is not valid: choose 1 to {visible_cores()}, the available cores")
+    return selected
 
 
 def options(cfg: DictConfig) -> list[str]:
-    """What every claim's script takes."""
+    """Return the options of every claim's script."""
     threads = cfg.threads or min(THREADS, visible_cores())
     return ["--threads", str(threads), "--device", cfg.device]
 
 
-def run(words: Sequence[str]) -> int:
-    """A script as a process that says what it says here; it ends when this one does."""
-    started = start_process([sys.executable, *words], environment=None, log=None, held=())
+def run(arguments: Sequence[str]) -> int:
+    """Run a script as a process with the output shown here, and return its exit code; it ends with this process."""
+    process = start_process([sys.executable, *arguments], environment=None, log=None, held=())
     try:
-        return started.wait()
+        return process.wait()
     finally:
-        started.kill_all()
+        process.kill_all()
 
 
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """A header and a row for each ratio; 1.00 is what the others are compared with."""
+    """Return a header and a row for each ratio; the reference has 1.00."""
     rows = []
     for name, result in results.items():
         for variant, row in result["found"].items():
@@ -114,12 +114,12 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def missing(results: Results) -> list[str]:
-    """What this machine could not measure, in a line each."""
-    return [f"{name}: not measured: {said}" for name, result in results.items() for said in result["not_measured"]]
+    """Return a line for each variant that this machine could not measure."""
+    return [f"{name}: not measured: {why}" for name, result in results.items() for why in result["not_measured"]]
 
 
 def write(folder: Path, results: Results) -> None:
-    """``bench.json`` for programs, ``bench.md`` for people."""
+    """Write ``bench.json`` and ``bench.md``."""
     command = shell_join(["fcnlab", "bench", *plain_overrides(HydraConfig.get().overrides.task)])
     write_json(folder / "bench.json", {"command": command, "claims": results})
     facts = {key: value for result in results.values() for key, value in result["environment"].items()}

@@ -1,6 +1,6 @@
-"""A training in stages, each from the scored checkpoint of the one before: FCN-32s, then 16s, then 8s.
+"""Train in stages, each from the scored checkpoint of the previous one: FCN-32s, then FCN-16s, then FCN-8s.
 
-Each stage is a run of its own, in a process and a folder of its own (``1-fcn32s/``, ...).
+Each stage is a run of its own, in its own process and folder (``1-fcn32s/``, ...).
 """
 
 import os
@@ -35,7 +35,7 @@ from fcnlab.training.trainer import check_scored, enabled_members
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of several: an experiment, and the folder that it leaves."""
+    """One stage: an experiment, and the folder of its run."""
 
     experiment: str
     folder: Path
@@ -46,7 +46,7 @@ class Stage:
 
     @property
     def checkpoint(self) -> Path:
-        """What the next stage starts from: the one that was scored, or the last where that was not kept, or damaged."""
+        """The checkpoint from which the next stage starts: the scored one, or the last one if that is unusable."""
         selection = recorded_selection(read_json_facts(self.folder, "metrics.json"))
         scored = "best" if selection is None else selection["checkpoint"]
         path, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in (scored, "last"))
@@ -58,30 +58,30 @@ class Stage:
 
 
 def _is_usable(path: Path) -> bool:
-    """Whether a finished stage's checkpoint can be started from; reported where one is there and cannot."""
+    """Return whether the next stage can start from a checkpoint; warn where it exists but is damaged."""
     if not path.exists():
         return False
     try:
         read_checkpoint(path)
     except UserError as error:
-        log_warning(f"{error} The next stage starts from last.ckpt")
+        log_warning(f"{error} The next stage starts from last.ckpt instead")
         return False
     return True
 
 
 def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
-    """Run the stages that are not finished yet; the last one's scores are the whole run's.
+    """Run the stages that are not finished yet and return the validation mIoU of the last one.
 
     Raises
     ------
     UserError
-        A stage's settings cannot work, which is told before the first begins; a stage failed; the folder holds such a
-        run already, and it was not asked to go on; another process works there.
+        The settings of a stage are invalid (checked before the first begins); a stage failed; the folder already
+        contains such a run, which was not to be resumed; or another process uses the folder.
     """
     folder = run.path
     stages = [
-        Stage(experiment, folder / f"{place}-{Path(experiment).name}")
-        for place, experiment in enumerate(cfg.stages, start=1)
+        Stage(experiment, folder / f"{number}-{Path(experiment).name}")
+        for number, experiment in enumerate(cfg.stages, start=1)
     ]
     _check(cfg, stages)
     ignored = describe_removed_environment()
@@ -91,55 +91,59 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
         begin()
         lock = JobsLock(folder)
         lock.wait()
-        for place, stage in enumerate(stages):
+        for index, stage in enumerate(stages):
             if stage.finished:
-                log_info(f"Stage {stage.folder.name} is finished")
+                log_info(f"Stage {stage.folder.name} is finished already")
                 continue
-            log_info(f"Stage {stage.folder.name}: {place + 1} of {len(stages)}")
-            words = _words(cfg, stages, place)
-            part = start_verb(
-                "train", words, config_dir(HydraConfig.get()), shared_sweep_environment(), held=[lock.inherited]
+            log_info(f"Stage {stage.folder.name} ({index + 1} of {len(stages)})")
+            overrides = _overrides(cfg, stages, index)
+            process = start_verb(
+                "train", overrides, config_dir(HydraConfig.get()), shared_sweep_environment(), held=[lock.inherited]
             )
-            code = wait_for_process(part)
+            code = wait_for_process(process)
             _stop_unless_finished(stage, code, signals)
-        _hand_up(stages[-1].folder, folder)
+        _copy_scores(stages[-1].folder, folder)
     for stage in stages:
         log_info(f"{stage.folder.name:<24} val mIoU {'unknown' if stage.miou is None else f'{100 * stage.miou:.2f} %'}")
-    log_info(f"The run: {folder}")
+    log_info(f"Run folder: {folder}")
     return stages[-1].miou
 
 
 def _check(cfg: DictConfig, stages: list[Stage]) -> None:
-    """All that can be known of every stage before the first begins."""
+    """Check the settings and the folders of all stages before the first begins."""
     if cfg.checkpoint not in (None, "none", "auto", "last"):
         raise UserError(
-            f"checkpoint={cfg.checkpoint} is one stage's: a staged run goes on by checkpoint=auto, and starts from a"
-            " checkpoint by model.weights=PATH"
+            f"checkpoint={cfg.checkpoint} is not valid for a staged run: resume it with checkpoint=auto, or start from"
+            " a checkpoint with model.weights=PATH"
         )
     begun = [stage for stage in stages if stage.folder.is_dir()]
     whole = stages[0].folder.parent
     for stage in stages:
         if stage.folder.is_symlink():
-            raise UserError(f"{stage.folder} is a link, and no stage is written through it: name another hydra.run.dir")
+            raise UserError(
+                f"{stage.folder} is a symbolic link, which a stage must not be: choose another hydra.run.dir"
+            )
     if begun and cfg.checkpoint in (None, "none"):
         raise UserError(
-            f"{whole} holds a run already: go on with it by checkpoint=auto, or leave hydra.run.dir to a new"
+            f"{whole} already contains a run: resume it with checkpoint=auto, or choose a new folder for hydra.run.dir"
         )
     if not begun and any((whole / name).exists() for name in ("metrics.json", "confusions.npz", "checkpoints")):
         raise UserError(
-            f"{whole} holds another run, whose scores would be replaced: leave hydra.run.dir to a new folder"
+            f"{whole} contains another run, whose scores would be replaced: choose a new folder for hydra.run.dir"
         )
     if not begun and cfg.checkpoint == "last":
-        raise UserError(f"checkpoint=last: there is no stage in {whole}: add hydra.run.dir=FOLDER")
-    where = searchpath(HydraConfig.get())
-    for place, stage in enumerate(stages):
-        old = _recorded(cfg, stage)
-        if old and not (old / "run.json").is_file():
-            raise UserError(f"from_run={cfg.from_run} holds no {old.name}: that run did not come so far")
+        raise UserError(f"checkpoint=last: {whole} contains no stage: add hydra.run.dir=FOLDER")
+    config_paths = searchpath(HydraConfig.get())
+    for index, stage in enumerate(stages):
+        recorded = _recorded(cfg, stage)
+        if recorded and not (recorded / "run.json").is_file():
+            raise UserError(
+                f"from_run={cfg.from_run} does not contain {recorded.name}: that run ended before this stage"
+            )
         try:
-            words = [f"experiment={stage.experiment}", *_settings(cfg, stages, place)]
-            composed = compose("train", [*where, *words])
-            check_requirements(composed, words)
+            overrides = [f"experiment={stage.experiment}", *_settings(cfg, stages, index)]
+            composed = compose("train", [*config_paths, *overrides])
+            check_requirements(composed, overrides)
             validate_config(composed)
             check_scored(composed)
             check_output_paths(composed)
@@ -147,48 +151,46 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
                 check_finished(composed, stage.folder)
         except UserError as error:
             raise ConfigError(f"stage {stage.folder.name}: {error}") from error
-    check_settings_reach_stages(cfg, plain_overrides(HydraConfig.get().overrides.task), where)
+    check_settings_reach_stages(cfg, plain_overrides(HydraConfig.get().overrides.task), config_paths)
 
 
-def _words(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
-    """What to type for a stage's run."""
-    stage = stages[place]
-    old = _recorded(cfg, stage)
-    words = [
-        format_override("from_run", old) if old else f"experiment={stage.experiment}",
-        *_settings(cfg, stages, place),
+def _overrides(cfg: DictConfig, stages: list[Stage], index: int) -> list[str]:
+    """Return the overrides of a stage's run."""
+    stage = stages[index]
+    recorded = _recorded(cfg, stage)
+    overrides = [
+        format_override("from_run", recorded) if recorded else f"experiment={stage.experiment}",
+        *_settings(cfg, stages, index),
     ]
     begun = (stage.folder / "checkpoints").is_dir()
     return [
         *searchpath(HydraConfig.get()),
-        *words,
-        *_number(HydraConfig.get()),
+        *overrides,
+        *_job_number(HydraConfig.get()),
         format_override("hydra.run.dir", stage.folder),
         *(["checkpoint=auto"] if begun else []),
     ]
 
 
-def _number(hydra: Any) -> list[str]:
-    """The number that ``${hydra:job.num}`` means; a run that is no job of a sweep has none."""
+def _job_number(hydra: Any) -> list[str]:
+    """Return the override for ``${hydra:job.num}``; none outside of a sweep."""
     number = OmegaConf.select(hydra, "job.num")
     return [] if number is None else [f"hydra.job.num={number}"]
 
 
 def _recorded(cfg: DictConfig, stage: Stage) -> Path | None:
-    """The same stage of the run that ``from_run`` repeats."""
+    """Return the folder of the same stage in the run that ``from_run`` repeats."""
     return Path(cfg.from_run) / stage.folder.name if cfg.from_run else None
 
 
-def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
-    """What was typed for the whole, and the weights of the stage before."""
+def _settings(cfg: DictConfig, stages: list[Stage], index: int) -> list[str]:
+    """Return the overrides of the whole run, and the weights of the previous stage."""
     settings = stage_overrides(plain_overrides(HydraConfig.get().overrides.task))
-    if place:
-        settings.append(format_override("model.weights", stages[place - 1].checkpoint))
-        settings.append(
-            "model.reset_heads=false"
-        )  # for other classes, the first stage's weights alone lose their heads
+    if index:
+        settings.append(format_override("model.weights", stages[index - 1].checkpoint))
+        settings.append("model.reset_heads=false")  # heads are reset for other classes in the first stage only
     if cfg.sweep.folder:
-        settings.append(format_override("sweep.name", f"{cfg.sweep.name} {stages[place].folder.name}".strip()))
+        settings.append(format_override("sweep.name", f"{cfg.sweep.name} {stages[index].folder.name}".strip()))
     elif (
         "wandb" in enabled_members(cfg.logger)
         and cfg.logger.wandb.group is None
@@ -200,19 +202,19 @@ def _settings(cfg: DictConfig, stages: list[Stage], place: int) -> list[str]:
 
 def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals) -> None:
     whole = stage.folder.parent
-    how = f"Go on with the same command and checkpoint=auto {shell_override('hydra.run.dir', whole)}"
+    hint = f"To resume, add to the same command: checkpoint=auto {shell_override('hydra.run.dir', whole)}"
     stopped = signals.asked or (code - 128 if code - 128 in STOPPING else None)
     if stopped:
-        log_info(f"Stopped in stage {stage.folder.name}. {how}")
+        log_info(f"Stopped in stage {stage.folder.name}. {hint}")
         stop = Interrupted(stopped)
         stop.reported = True
         raise stop
     if code:
-        raise UserError(f"stage {stage.folder.name} ended with code {code}: see {stage.folder / 'train.log'}. {how}")
+        raise UserError(f"stage {stage.folder.name} failed with code {code}: see {stage.folder / 'train.log'}. {hint}")
 
 
-def _hand_up(last: Path, whole: Path) -> None:
-    """What others read of a run: the last stage's scores are the whole's."""
+def _copy_scores(last: Path, whole: Path) -> None:
+    """Copy the scores of the last stage to the folder of the whole run."""
     for name in ("confusions.npz", "metrics.json"):
         with atomic_write(whole / name) as part:
             shutil.copyfile(last / name, part)

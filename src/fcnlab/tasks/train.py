@@ -226,7 +226,7 @@ def report_restore_errors(trainer: L.Trainer, start: ResumePoint) -> Iterator[No
     except Exception as error:  # a damaged checkpoint can raise any error
         if not is_restoring(trainer):
             raise
-        raise UserError(f"checkpoint={start.checkpoint} cannot be resumed from: {first_line(error)}") from error
+        raise UserError(f"checkpoint={start.checkpoint} cannot be resumed: {first_line(error)}") from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Reading a checkpoint back: from the file alone, and without running anything that it names."""
+"""Read a checkpoint from its file alone, without running any code that it names."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,18 +24,19 @@ from fcnlab.models import FCN
 from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_strictly, load_without_code
 from fcnlab.runs.selection import CHECKPOINT_TYPES, Facts, is_valid_selection
 from fcnlab.training.callbacks.resume import check_random_states
-from fcnlab.training.callbacks.stopping import check_early_end
+from fcnlab.training.callbacks.stopping import check_stopping_states
 
-DEEPEST = 20  # levels of a record; a model's config has 3
-MOST = 10_000  # values in it; there are 300, many of them the palette's
+MAX_DEPTH = 20  # levels of a record; a model's config has 3
+MAX_VALUES = 10_000  # values of a record; a usual one has 300, most of them the palette's
 SCALARS = (bool, int, float, str)
-MOST_COUNTED = 2**40  # epochs, batches, steps: 30,000 years of 1 a second
+MAX_COUNT = 2**40  # epochs, batches or steps: 30,000 years at one per second
 
 
 def checkpoint_record(cfg: DictConfig, dataset: SegmentationDataset, **facts: Any) -> dict[str, Any]:
-    """What goes into every checkpoint of a run, so that it can be used without the run's folder: plain values only.
+    """Return the record that is saved in every checkpoint, so that it can be used without the run's folder.
 
-    ``facts`` are what resuming needs: ``settings``, ``segments``, ``images`` (see :mod:`fcnlab.training.segments`).
+    It contains plain values only. ``facts`` are needed to resume: ``settings``, ``segments``, ``images`` (see
+    :mod:`fcnlab.training.segments`).
     """
     return facts | {
         "version": fcnlab.__version__,
@@ -47,218 +48,218 @@ def checkpoint_record(cfg: DictConfig, dataset: SegmentationDataset, **facts: An
 
 
 def without_weights(model: dict[str, Any]) -> dict[str, Any]:
-    """The model's config with nothing to load: the checkpoint's own weights come after."""
+    """Return the model's config without pretrained weights: the checkpoint's weights are loaded later."""
     changed = {"weights": "none"} | ({"reset_heads": False} if "reset_heads" in model else {})
     nested = {key: without_weights(value) for key, value in model.items() if isinstance(value, dict)}
     return model | nested | {key: value for key, value in changed.items() if key in model}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ``fcnlab train``; its record, under "fcnlab", in plain lists and dicts.
+    """Return the content of a checkpoint of ``fcnlab train``, with its record in plain lists and dicts as "fcnlab".
 
     Raises
     ------
     UserError
-        No such file; damaged; not written by fcnlab; it holds more than tensors and plain values.
+        The file does not exist, is damaged, was not written by fcnlab, or contains more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"checkpoint={path} is no file. A run's checkpoints are RUN/checkpoints/best.ckpt and last.ckpt."
+            f"checkpoint={path} is not a file. The checkpoints of a run are RUN/checkpoints/best.ckpt and last.ckpt."
         )
     try:
         checkpoint = load_without_code(path)
     except WeightsError as error:
         last = path.with_name("last.ckpt")
-        way_out = f" Its run has another checkpoint: {last}" if path.name != last.name and last.is_file() else ""
-        raise UserError(f"checkpoint={error}{'.' * bool(way_out)}{way_out}") from error
+        hint = f" The run has another checkpoint: {last}" if path.name != last.name and last.is_file() else ""
+        raise UserError(f"checkpoint={error}{'.' * bool(hint)}{hint}") from error
     if not isinstance(checkpoint, dict) or not {"fcnlab", "state_dict"} <= set(checkpoint):
         raise UserError(
-            f"checkpoint={path} was not written by fcnlab train. For bare weights, use"
+            f"checkpoint={path} was not written by fcnlab train. To start from weights alone, use"
             f" {shell_override('model.weights', path)}."
         )
     try:
         checked = {"fcnlab": _plain(checkpoint["fcnlab"]), "state_dict": _tensors(checkpoint["state_dict"])}
         _check_record(checked["fcnlab"])
-        _check_place(checkpoint)
+        _check_progress(checkpoint)
     except ValueError as error:
         raise UserError(f"checkpoint={path} was not written by fcnlab train, or was changed: {error}") from error
     return dict(dict.items(checkpoint)) | checked
 
 
 def _plain(record: Any) -> Any:
-    """A copy in dicts, lists and scalars, so that what is checked is what is built, whatever else the file made of it.
+    """Return a copy in dicts, lists and scalars, so that the checked values are the values that are used.
 
     Raises
     ------
     ValueError
-        Another kind of value; a depth or a number of values that no record has (a few bytes can say a list of itself).
+        The record contains another type, or is too deep or too large (a few bytes can encode a list inside itself).
     """
-    left = MOST
+    remaining = MAX_VALUES
 
     def copied(value: Any, depth: int) -> Any:
-        nonlocal left
-        left -= 1
-        if depth > DEEPEST or left < 0:
-            raise ValueError(f"its record has more than {DEEPEST} levels or {MOST} values")
+        nonlocal remaining
+        remaining -= 1
+        if depth > MAX_DEPTH or remaining < 0:
+            raise ValueError(f"its record has more than {MAX_DEPTH} levels or {MAX_VALUES} values")
         if type(value) is dict and all(isinstance(key, SCALARS) for key in value):
             for key in value:
                 _check_scalar(key)
             if len({isinstance(key, str) for key in value}) > 1:
-                raise ValueError("its record holds a dict whose keys are partly names and partly numbers")
+                raise ValueError("its record contains a dict with both names and numbers as keys")
             return {key: copied(child, depth + 1) for key, child in value.items()}
         if type(value) in (list, tuple):
             return [copied(child, depth + 1) for child in value]
         if value is None or isinstance(value, SCALARS):
             _check_scalar(value)
             return value
-        raise ValueError(f"its record holds a {type(value).__name__} with what is no plain value")
+        raise ValueError(f"its record contains a {type(value).__name__}, which is not a plain value")
 
     return copied(record, 0)
 
 
 def _check_scalar(value: Any) -> None:
-    """Raise a ValueError for what no JSON can hold; a name of a file that is not UTF-8 has its bytes as surrogates."""
+    """Raise a ValueError for values that JSON cannot store; surrogates are allowed, for file names not in UTF-8."""
     if isinstance(value, str):
         try:
             value.encode(errors="surrogateescape")
         except UnicodeEncodeError:
-            raise ValueError("its record holds text that is no Unicode") from None
+            raise ValueError("its record contains text that is not valid Unicode") from None
     if isinstance(value, int) and abs(value) >= 2**64:
-        raise ValueError("its record holds a number of more than 64 bits")
+        raise ValueError("its record contains a number of more than 64 bits")
 
 
-def _check_place(checkpoint: dict[str, Any]) -> None:
-    """Raise a ValueError unless step and epoch are counts, and "resume" is a dict where there is one."""
+def _check_progress(checkpoint: dict[str, Any]) -> None:
+    """Raise a ValueError unless step and epoch are counts, and "resume" is a dict or missing."""
     for name in ("global_step", "epoch"):
-        _check_count(checkpoint, name, 0, "its")
+        _check_count(checkpoint, name, 0)
     if not isinstance(checkpoint.get("resume"), dict | None):
-        raise ValueError(f"its resume is a {type(checkpoint['resume']).__name__}")
+        raise ValueError(f"its resume is a {type(checkpoint['resume']).__name__}, not a dict")
 
 
-def _check_count(found: dict[str, Any], name: str, least: int, whose: str, default: int | None = 0) -> None:
-    value = dict.get(found, name, default)
-    if type(value) is not int or not least <= value < 2**63:
-        raise ValueError(f"{whose} {name} is no whole number of {least} or more")
+def _check_count(counts: dict[str, Any], name: str, minimum: int, prefix: str = "", default: int | None = 0) -> None:
+    value = dict.get(counts, name, default)
+    if type(value) is not int or not minimum <= value < 2**63:
+        raise ValueError(f"its {prefix}{name} is not an integer of at least {minimum}")
 
 
 def check_resumable(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Look at what a training goes on with, beyond what :func:`read_checkpoint` has looked at.
+    """Check the state to resume from, beyond what :func:`read_checkpoint` checks.
 
-    What depends on the optimisers of today is compared when these are built (:mod:`fcnlab.training.callbacks.resume`).
+    The optimisers' states are checked when the optimisers are built (:mod:`fcnlab.training.callbacks.resume`).
 
     Raises
     ------
     UserError
-        A part is missing or of another type than fcnlab writes, a random state is none, or a tensor is no plain one.
+        A part is missing or has another type than fcnlab writes, a random state is invalid, or a tensor is not plain.
     """
     try:
         _check_parts(checkpoint)
-        check_tensors(dict(_tensors_in(checkpoint)), "what it resumes with")
+        check_tensors(dict(_tensors_in(checkpoint)), "its state")
     except ValueError as error:
-        raise UserError(f"checkpoint={path} cannot be resumed from: {first_line(error)}") from error
+        raise UserError(f"checkpoint={path} cannot be resumed: {first_line(error)}") from error
 
 
 def _check_parts(checkpoint: dict[str, Any]) -> None:
-    kept = checkpoint["resume"]
+    resume = checkpoint["resume"]
     for name in ("settings", "segments", "images"):
         if not checkpoint["fcnlab"].get(name):
             raise ValueError(f"its record has no {name}")
-    for name, least in {"rows": 0, "images": 1, "accumulate": 1, "validated": 0}.items():
-        _check_count(kept, name, least, "its resume's", None)
-    if type(kept.get("stopped_early")) is not bool:
-        raise ValueError("its resume's stopped_early is neither true nor false")
-    check_random_states(kept.get("random"))
+    for name, minimum in {"rows": 0, "images": 1, "accumulate": 1, "validated": 0}.items():
+        _check_count(resume, name, minimum, "resume.", None)
+    if type(resume.get("stopped_early")) is not bool:
+        raise ValueError("its resume.stopped_early is neither true nor false")
+    check_random_states(resume.get("random"))
     for name in ("optimizer_states", "lr_schedulers"):
         states = checkpoint.get(name)
         if not isinstance(states, list) or not states or not all(isinstance(state, dict) for state in states):
-            raise ValueError(f"its {name} are no list of dicts")
+            raise ValueError(f"its {name} is not a list of dicts")
     for state in checkpoint["lr_schedulers"]:
         for name in ("last_epoch", "_step_count"):
-            _check_count(state, name, 0, "its lr_schedulers'")
+            _check_count(state, name, 0, "lr_schedulers.")
         methods = [key for key in state if callable(getattr(LRScheduler, str(key), None))]
-        if methods:  # torch would put a value in its place
-            raise ValueError(f"its lr_schedulers hold a value for {methods[0]}, which is a method")
+        if methods:  # torch would overwrite the method
+            raise ValueError(f"its lr_schedulers contain a value for {methods[0]}, which is a method")
     for name in ("loops", "callbacks"):
         if not isinstance(checkpoint.get(name), dict):
-            raise ValueError(f"its {name} are no dict")
+            raise ValueError(f"its {name} entry is not a dict")
     _check_counts(checkpoint["loops"])
-    check_early_end(checkpoint["callbacks"])
+    check_stopping_states(checkpoint["callbacks"])
     _check_agreement(checkpoint)
 
 
 def _check_agreement(checkpoint: dict[str, Any]) -> None:
-    """Raise a ValueError unless all that counts steps, epochs and batches tells of the same moment.
+    """Raise a ValueError unless all counts of steps, epochs and batches agree.
 
-    ``global_step`` decides at which step a run says that it resumes, the loops where it does.
+    fcnlab reports ``global_step`` as the step at which a run resumes; Lightning's loops decide where it does.
     """
-    kept, record, steps = checkpoint["resume"], checkpoint["fcnlab"], checkpoint.get("global_step", 0)
+    resume, record, steps = checkpoint["resume"], checkpoint["fcnlab"], checkpoint.get("global_step", 0)
     try:
         loop = checkpoint["loops"]["fit_loop"]
         optimised = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
         epoch = loop["epoch_progress"]["current"]["processed"]
         batches, in_epoch = (loop["epoch_loop.batch_progress"][name]["completed"] for name in ("total", "current"))
     except (KeyError, TypeError) as error:
-        raise ValueError("its loops are none of a training") from error
-    counted = [("its loops say", optimised)]
-    counted += [("its lr_schedulers say", one.get("last_epoch")) for one in checkpoint["lr_schedulers"]]
-    counted += [("its selection says", record["selection"]["step"])] if "selection" in record else []
-    for whose, value in counted:
+        raise ValueError("its loops are not those of a training run") from error
+    counts = [("loops", optimised)]
+    counts += [("lr_schedulers", schedule.get("last_epoch")) for schedule in checkpoint["lr_schedulers"]]
+    counts += [("selection", record["selection"]["step"])] if "selection" in record else []
+    for name, value in counts:
         if value != steps:
-            raise ValueError(f"its global_step is {steps}, and {whose} {value}")
+            raise ValueError(f"its global_step is {steps}, but the step of its {name} is {value}")
     if checkpoint.get("epoch", 0) != epoch or epoch > steps:
-        raise ValueError(f"its epoch is {checkpoint.get('epoch', 0)}, and its loops say {epoch} of {steps} steps")
-    latest = max([kept["validated"], *(one["from_step"] for one in record["segments"])])
+        raise ValueError(f"its epoch is {checkpoint.get('epoch', 0)}, but that of its loops is {epoch} at step {steps}")
+    latest = max([resume["validated"], *(segment["from_step"] for segment in record["segments"])])
     if latest > steps:
-        raise ValueError(f"its global_step is {steps}, and it tells of step {latest}")
-    images = record["images"].get("train", {}).get("count", MOST_COUNTED)
-    fits = kept["images"] * max(in_epoch, kept["accumulate"]) <= images
-    if not fits or not steps <= batches < (steps + 1) * kept["accumulate"]:
+        raise ValueError(f"its global_step is {steps}, but it contains facts of step {latest}")
+    images = record["images"].get("train", {}).get("count", MAX_COUNT)
+    fits = resume["images"] * max(in_epoch, resume["accumulate"]) <= images
+    if not fits or not steps <= batches < (steps + 1) * resume["accumulate"]:
         raise ValueError(
-            f"its counts of batches ({in_epoch} in this epoch, {batches} in all) are not those of {steps} steps"
+            f"its batch counts ({in_epoch} in this epoch, {batches} in total) do not match its {steps} steps"
         )
 
 
 def _check_counts(loops: Any, depth: int = 0) -> None:
-    """Lightning's counts of epochs, batches and steps."""
-    if depth > DEEPEST:
-        raise ValueError(f"its loops have more than {DEEPEST} levels")
+    """Raise a ValueError unless Lightning's counts of epochs, batches and steps are plausible."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"its loops have more than {MAX_DEPTH} levels")
     if isinstance(loops, dict):
         for value in dict.values(loops):
             _check_counts(value, depth + 1)
-    elif isinstance(loops, int) and not 0 <= loops <= MOST_COUNTED:
-        raise ValueError("its loops hold a count below 0 or beyond all")
+    elif isinstance(loops, int) and not 0 <= loops <= MAX_COUNT:
+        raise ValueError(f"its loops contain a count that is negative or above {MAX_COUNT}")
 
 
 def _tensors_in(checkpoint: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor by its place; a value that is in itself is seen once."""
-    seen, left = set(), [("", checkpoint)]
-    while left:
-        place, value = left.pop()
+    """Yield every tensor with its path; a value that contains itself is visited once."""
+    seen, remaining = set(), [("", checkpoint)]
+    while remaining:
+        path, value = remaining.pop()
         if isinstance(value, Tensor):
-            yield place, value
+            yield path, value
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             children = dict.items(value) if isinstance(value, dict) else enumerate(value)
-            left += [(f"{place}.{key}" if place else str(key), child) for key, child in children]
+            remaining += [(f"{path}.{key}" if path else str(key), child) for key, child in children]
 
 
 def _check_record(record: Any) -> None:
-    """Raise a ValueError unless it is what :func:`checkpoint_record` makes."""
-    wanted = {"model": dict, "classes": list, "palette": list}
-    for name, kind in wanted.items():
+    """Raise a ValueError unless the record has the form that :func:`checkpoint_record` writes."""
+    required = {"model": dict, "classes": list, "palette": list}
+    for name, kind in required.items():
         if not isinstance(record, dict) or not isinstance(record.get(name), kind):
-            raise ValueError(f"its record has no {name}")
+            raise ValueError(f"its record has no valid {name}")
     for name, kind in {"settings": dict, "images": dict, "segments": list, "trained": dict}.items():  # to resume
         if not isinstance(record.get(name, kind()), kind):
-            raise ValueError(f"its {name} are a {type(record[name]).__name__}")
+            raise ValueError(f"its {name} entry is a {type(record[name]).__name__}")
     if not all(isinstance(name, str) and _is_utf8(name) for name in record["classes"]):
-        raise ValueError("its classes are no names")
+        raise ValueError("its classes are not valid names")
     _check_copied(record)
     if "selection" in record and not is_valid_selection(record["selection"], CHECKPOINT_TYPES):
-        raise ValueError("its selection is none of fcnlab's")
+        raise ValueError("its selection is invalid")
     if "selection" in record and not all(_is_count(record["selection"][name]) for name in ("among", "step")):
-        raise ValueError("its selection is none of fcnlab's")
+        raise ValueError("its selection is invalid")
     try:
         colours = np.array(record["palette"], np.uint8)
     except (ValueError, TypeError, OverflowError):
@@ -268,46 +269,47 @@ def _check_record(record: Any) -> None:
 
 
 def _check_copied(record: dict[str, Any]) -> None:
-    """Raise a ValueError unless what a run's record takes from a checkpoint is what fcnlab writes there."""
+    """Raise a ValueError unless the facts that a run's record copies from a checkpoint have the form fcnlab writes."""
     if not all(isinstance(key, str) for key in record.get("settings", {})):
-        raise ValueError("its settings have a key that is no name")
+        raise ValueError("its settings have a key that is not a string")
     if not _are_segments(record.get("segments", [])):
-        raise ValueError("its segments are none of fcnlab's")
-    images = record.get("images", {}).values()
-    if not all(
-        isinstance(one, dict) and _is_count(one.get("count")) and isinstance(one.get("names"), str) for one in images
-    ):
-        raise ValueError("its images are none of fcnlab's")
+        raise ValueError("its segments are invalid")
+    if not all(map(_is_image_list, record.get("images", {}).values())):
+        raise ValueError("its images entry is invalid")
     trained = record.get("trained", {})
     sources, files = trained.get("sources", []), trained.get("files", {})
     if not isinstance(sources, list) or not all(
-        isinstance(one, dict) and _has_texts(one.get("source")) for one in sources
+        isinstance(source, dict) and _has_texts(source.get("source")) for source in sources
     ):
-        raise ValueError("its trained.sources are none of fcnlab's")
+        raise ValueError("its trained.sources are invalid")
     if not isinstance(files, dict) or not all(map(_has_texts, files.values())):
-        raise ValueError("its trained.files are none of fcnlab's")
+        raise ValueError("its trained.files are invalid")
 
 
-def _are_segments(found: list[Any]) -> bool:
-    """Whether each has its first step, not before the one before it, when it started, and old and new values."""
-    if not all(isinstance(one, dict) and _is_count(one.get("from_step")) for one in found):
+def _is_image_list(facts: Any) -> bool:
+    return isinstance(facts, dict) and _is_count(facts.get("count")) and isinstance(facts.get("names"), str)
+
+
+def _are_segments(segments: list[Any]) -> bool:
+    """Return whether each segment has a first step (in ascending order), a start time, and old and new values."""
+    if not all(isinstance(segment, dict) and _is_count(segment.get("from_step")) for segment in segments):
         return False
-    steps = [one["from_step"] for one in found]
+    steps = [segment["from_step"] for segment in segments]
     return steps == sorted(steps) and all(
-        isinstance(one.get("started"), str)
-        and isinstance(one.get("changed"), dict)
-        and all(isinstance(path, str) for path in one["changed"])
-        and all(isinstance(change, list) and len(change) == 2 for change in one["changed"].values())
-        for one in found
+        isinstance(segment.get("started"), str)
+        and isinstance(segment.get("changed"), dict)
+        and all(isinstance(path, str) for path in segment["changed"])
+        and all(isinstance(change, list) and len(change) == 2 for change in segment["changed"].values())
+        for segment in segments
     )
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MOST_COUNTED
+    return type(value) is int and 0 <= value <= MAX_COUNT
 
 
-def _has_texts(found: Any) -> bool:
-    return isinstance(found, dict) and all(isinstance(value, str | None) for value in found.values())
+def _has_texts(facts: Any) -> bool:
+    return isinstance(facts, dict) and all(isinstance(value, str | None) for value in facts.values())
 
 
 def _is_utf8(text: str) -> bool:
@@ -315,13 +317,13 @@ def _is_utf8(text: str) -> bool:
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
-    """The state dict; a ValueError unless it holds plain tensors by name."""
+    """Return the state dict; raise a ValueError unless it contains plain tensors by name."""
     if not isinstance(state, dict):
         raise ValueError(f"its state_dict is a {type(state).__name__}")
-    tensors = dict(dict.items(state))  # a file can give an OrderedDict an `items` of its own
-    odd = [key for key, value in tensors.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
-    if odd:
-        raise ValueError(f"its state_dict holds what is no tensor by name, such as {odd[0]!r:.80}")
+    tensors = dict(dict.items(state))  # a file can define its own `items` for an OrderedDict
+    invalid = [key for key, value in tensors.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if invalid:
+        raise ValueError(f"its state_dict contains more than named tensors, such as {invalid[0]!r:.80}")
     check_tensors(tensors, "its state_dict")
     return tensors
 
@@ -333,31 +335,31 @@ def selection_of(checkpoint: dict[str, Any]) -> Facts | None:
 
 
 def rebuild_model(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -> FCN:
-    """The net of a checkpoint, with its weights.
+    """Build the model of a checkpoint and load its weights.
 
     Raises
     ------
     UserError
-        Its config names anything but a net of fcnlab's and what the trusted packages define, or builds no net; config,
-        classes and weights do not fit.
+        The config names a component that is neither fcnlab's nor in a trusted package, or does not build a model; or
+        config, classes and weights do not match.
     """
     model = checkpoint["fcnlab"]["model"]
     check_components(model, MODEL_COMPONENTS, trust, source)
     model = without_weights(model)
     try:
         validate_config(OmegaConf.create({"model": model}))
-    except ConfigError as error:  # of a setting that the user has not typed
+    except ConfigError as error:  # the user did not set this value
         raise UserError(f"the model of {source} cannot be built: {error}") from error
     state = {
         key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items() if key.startswith("net.")
     }
-    if not trust:  # whose code may want real numbers
-        with torch.device("meta"):  # the file's word for the sizes: compared before it takes any memory
+    if not trust:  # the code of trusted packages may need real tensors
+        with torch.device("meta"):  # compare the sizes that the file claims before they take any memory
             check_fit(_built(model, source), state, source)
     net = _built(model, source)
     classes = checkpoint["fcnlab"]["classes"]
     if net.num_classes != len(classes):
-        raise UserError(f"{source} names {len(classes)} classes, and its net scores {net.num_classes}. It is refused.")
+        raise UserError(f"{source} names {len(classes)} classes, but its model predicts {net.num_classes}.")
     load_strictly(net, state, source)
     return net
 
@@ -368,5 +370,5 @@ def _built(model: dict[str, Any], source: str) -> FCN:
     except InstantiationException as error:
         raise UserError(f"the model of {source} cannot be built: {error}") from error
     if not isinstance(net, FCN):
-        raise UserError(f"the model of {source} is a {type(net).__name__}, no FCN. It is refused.")
+        raise UserError(f"the model of {source} is a {type(net).__name__}, not an FCN.")
     return net

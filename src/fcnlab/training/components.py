@@ -1,4 +1,4 @@
-"""Components of a config, built: data, callbacks and whatever has a ``_target_``."""
+"""Build components of a config: data, callbacks and everything else with a ``_target_``."""
 
 from typing import Any
 
@@ -12,22 +12,23 @@ from fcnlab.config.trust import DATA_COMPONENTS
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
 
-REFUSALS = (ValueError, TypeError, MisconfigurationException, ImportError, OSError)  # of settings, packages and places
+# The errors with which components reject their settings, a missing package or a path.
+REJECTIONS = (ValueError, TypeError, MisconfigurationException, ImportError, OSError)
 
 
 def open_data(node: DictConfig, named_by_record: bool) -> DataModule:
-    """The data of a config; what only a record names is only read, and keeps its cache in this run's folder."""
+    """Build the data of a config; a data set named by a record alone is read-only, with its cache in this run."""
     if not named_by_record or node._target_ not in DATA_COMPONENTS[""]:
         return instantiate(node, _convert_="all")
     return instantiate(node, _convert_="all", read_only=True, cache_dir=str(run_folder() / "cache"))
 
 
 def instantiate_checked(settings: dict[str, Any], path: str, **further: Any) -> Any:
-    """What a config describes; what its class refuses is the user's mistake, in the class's own words."""
+    """Build a component of a config; raise a UserError with its class's message where it rejects its settings."""
     try:
         return instantiate(settings, **further, _convert_="all")
     except InstantiationException as error:
-        refused = error.__cause__
-        if isinstance(refused, REFUSALS):
-            raise UserError(f"{path}: {first_line(refused)}") from error
+        cause = error.__cause__
+        if isinstance(cause, REJECTIONS):
+            raise UserError(f"{path}: {first_line(cause)}") from error
         raise

@@ -1,4 +1,4 @@
-"""The device that a run computes on, and whether this machine has it."""
+"""Choose the device and precision of a run, and check that the machine and the launcher fit them."""
 
 import logging
 import os
@@ -15,13 +15,14 @@ from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
 from fcnlab.sweeps.resources import ALL_DEVICES
 
-OF_A_LAUNCHER = ("NODE_RANK", "GROUP_RANK", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # which machine
+# Environment variables in which launchers name the node.
+LAUNCHER_RANKS = ("NODE_RANK", "GROUP_RANK", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-BY_DEVICE, FASTEST = "auto", "fastest"  # what else trainer.precision may be: one of those is decided for it
+BY_DEVICE, FASTEST = "auto", "fastest"  # values of trainer.precision that are replaced by one of these
 
 
 def device_of(cfg: DictConfig) -> torch.device:
-    """The device that a run on one device computes on, by Lightning's own choice."""
+    """Return the device that Lightning chooses for a run on one device."""
     _hush_lightning()
     trainer = L.Trainer(
         accelerator=cfg.trainer.accelerator,
@@ -35,57 +36,58 @@ def device_of(cfg: DictConfig) -> torch.device:
 
 
 def check_machine(cfg: DictConfig) -> None:
-    """Whether this machine, and who started this process, fit ``trainer=``: before any work. Threads fit the cores.
+    """Check that this machine and the process launcher fit ``trainer=``, and limit the threads to the cores.
 
     Raises
     ------
     UserError
-        Half precision without a GPU; another number of processes than the settings want.
+        Half precision without a GPU, or a number of processes that does not match the settings.
     """
-    keep_to_cores()
+    limit_threads_to_cores()
     if cfg.trainer.precision == "16-mixed" and not uses_gpu(cfg.trainer.accelerator):
         raise UserError(
-            "trainer.precision=16-mixed needs a GPU, and this is a CPU: set trainer.precision=bf16-mixed or 32-true"
+            "trainer.precision=16-mixed needs a GPU, but this run uses a CPU: set trainer.precision=bf16-mixed or"
+            " 32-true"
         )
     _check_fastest(cfg)
     _check_srun("SLURM_PROCID")
     started, nodes = _processes_started(), cfg.trainer.get("num_nodes", 1)
     if started is None:
-        if nodes != 1 and not any(name in os.environ for name in OF_A_LAUNCHER):
+        if nodes != 1 and not any(name in os.environ for name in LAUNCHER_RANKS):
             raise UserError(
-                f"trainer.num_nodes={nodes} needs a process on each machine, and nothing says which one this is: it"
-                f" would wait for the others for ever. Start it on each by torchrun --nnodes={nodes}"
+                f"trainer.num_nodes={nodes} needs a launcher that starts a process on each machine; without it, this"
+                f" process would wait for the others forever. Start it on each machine with torchrun --nnodes={nodes}"
                 f" --nproc-per-node={_device_count(cfg.trainer)} --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT"
-                f" -m fcnlab train ... hydra.run.dir=FOLDER, or by srun --nodes={nodes}"
-                f" --ntasks-per-node={_device_count(cfg.trainer)}; on one machine leave trainer.num_nodes out"
+                f" -m fcnlab train ... hydra.run.dir=FOLDER, or with srun --nodes={nodes}"
+                f" --ntasks-per-node={_device_count(cfg.trainer)}. On one machine, leave trainer.num_nodes out"
             )
         return
-    who, count = started
+    launcher, count = started
     devices = _device_count(cfg.trainer)
     if count != devices * nodes:
         per_node = _number_in("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else count
-        alone = "srun --ntasks=1" if who == "Slurm" else "no torchrun: fcnlab starts the others itself"
+        alternative = "with srun --ntasks=1" if launcher == "Slurm" else "without torchrun: fcnlab starts all processes"
         raise UserError(
-            f"{who} started {count} processes, and trainer.devices={cfg.trainer.devices} with trainer.num_nodes={nodes}"
-            f" is for {devices * nodes}: each would run alone, or wait for others. Set trainer.devices={per_node}"
-            f" trainer.num_nodes={max(1, count // per_node)}, or start it by {alone}"
+            f"{launcher} started {count} processes, but trainer.devices={cfg.trainer.devices} with"
+            f" trainer.num_nodes={nodes} needs {devices * nodes}. Set trainer.devices={per_node}"
+            f" trainer.num_nodes={max(1, count // per_node)}, or start the run {alternative}"
         )
-    _check_srun("SLURM_STEP_ID")  # a batch script has all others
-    if count > 1 and who == "Slurm" and "SLURM_NTASKS_PER_NODE" not in os.environ:
+    _check_srun("SLURM_STEP_ID")  # a batch script has all other variables
+    if count > 1 and launcher == "Slurm" and "SLURM_NTASKS_PER_NODE" not in os.environ:
         raise UserError(
-            f"Slurm started {count} processes by --ntasks={count}, and Lightning needs to know how many are on each"
-            f" machine: start it by srun --nodes={nodes} --ntasks-per-node={devices}"
+            f"Slurm started {count} processes with --ntasks={count}, but Lightning needs the number of processes per"
+            f" machine: start the run with srun --nodes={nodes} --ntasks-per-node={devices}"
         )
     if count > 1 and not any(
         word.startswith("hydra.run.dir=") for word in plain_overrides(HydraConfig.get().overrides.hydra)
     ):
         raise UserError(
-            f"{who} started {count} processes, and each would have a folder of its own: add hydra.run.dir=FOLDER"
+            f"{launcher} started {count} processes, and each would create its own run folder: add hydra.run.dir=FOLDER"
         )
 
 
 def _check_fastest(cfg: DictConfig) -> None:
-    """Refuse ``trainer.precision=fastest`` where no step is timed, or where each process would decide by its own.
+    """Refuse ``trainer.precision=fastest`` in other commands than train and on several devices.
 
     Raises
     ------
@@ -98,40 +100,40 @@ def _check_fastest(cfg: DictConfig) -> None:
     verb = HydraConfig.get().job.config_name
     if verb != "train":
         raise UserError(
-            f"trainer.precision={FASTEST} times the steps of a training, and fcnlab {verb} has none: set"
+            f"trainer.precision={FASTEST} times training steps, and fcnlab {verb} does not train: set"
             " trainer.precision=32-true, bf16-mixed, or auto"
         )
     if _device_count(trainer) * trainer.get("num_nodes", 1) > 1:
         raise UserError(
-            f"trainer.precision={FASTEST} is for one device, and trainer.devices={trainer.devices} are several, which"
-            " might decide differently: set trainer.precision=32-true, bf16-mixed, or auto"
+            f"trainer.precision={FASTEST} needs a single device, but trainer.devices={trainer.devices} means several,"
+            " which might choose differently: set trainer.precision=32-true, bf16-mixed, or auto"
         )
 
 
 def _check_srun(variable: str) -> None:
-    """Refuse several tasks of Slurm's that no srun has started: ``variable`` is one that it sets in each.
+    """Refuse several Slurm tasks that were not started with srun: ``variable`` is one that srun sets in each task.
 
     Raises
     ------
     UserError
-        See above: the run would end in an error of Lightning's, or wait for the others for ever.
+        See above. The run would end in an error of Lightning's, or wait for the other tasks forever.
     """
     if _is_slurms() and _number_in("SLURM_NTASKS") > 1 and variable not in os.environ:
         raise UserError(
-            f"SLURM_NTASKS={os.environ['SLURM_NTASKS']} is in the environment, and no srun has started this process"
-            f" (there is no {variable}): start it by srun --ntasks-per-node=N fcnlab train ..., or without the words of"
-            " Slurm's job: env -u SLURM_NTASKS fcnlab train ..."
+            f"SLURM_NTASKS={os.environ['SLURM_NTASKS']} is set in the environment, but srun did not start this process"
+            f" ({variable} is not set): start it with srun --ntasks-per-node=N fcnlab train ..., or without Slurm's"
+            " variable: env -u SLURM_NTASKS fcnlab train ..."
         )
 
 
-def keep_to_cores() -> None:
-    """Start no more threads than there are cores: torch knows of no quota. ``OMP_NUM_THREADS`` goes before."""
+def limit_threads_to_cores() -> None:
+    """Limit torch's threads to the available cores, since torch ignores CPU quotas; ``OMP_NUM_THREADS`` wins."""
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > visible_cores():
         torch.set_num_threads(visible_cores())
 
 
 def _processes_started() -> tuple[str, int] | None:
-    """Who started how many processes of this run; None where it is alone, or starts the others itself."""
+    """Return the launcher and its number of processes; None for a single process or one that starts the others."""
     if _is_slurms():
         return "Slurm", _number_in("SLURM_NTASKS")
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:  # torchrun's; Lightning sets no RANK
@@ -140,15 +142,15 @@ def _processes_started() -> tuple[str, int] | None:
 
 
 def _number_in(variable: str) -> int:
-    """How many processes a launcher says in the environment that there are."""
+    """Return the number of processes that a launcher has set in the environment."""
     value = os.environ[variable]
     if not (value.isascii() and value.isdigit() and int(value) > 0):
-        raise UserError(f"{variable}={value} in the environment is no number of processes: unset it")
+        raise UserError(f"{variable}={value} in the environment is not a valid number of processes: unset it")
     return int(value)
 
 
 def _device_count(trainer: DictConfig) -> int:
-    """How many devices ``trainer.devices`` means on each node."""
+    """Return the number of devices that ``trainer.devices`` means on each node."""
     devices = trainer.devices
     if devices in ALL_DEVICES:
         return torch.cuda.device_count() if uses_gpu(trainer.accelerator) else 1
@@ -158,7 +160,7 @@ def _device_count(trainer: DictConfig) -> int:
 
 
 def cluster() -> list[SLURMEnvironment]:
-    """As a task of Slurm's: its ranks, without Lightning's own way to be queued again; sweeps/slurm.py has ours."""
+    """Return Slurm's ranks, without Lightning's automatic requeue: sweeps/slurm.py requeues jobs."""
     return [SLURMEnvironment(auto_requeue=False)] if _is_slurms() else []
 
 
@@ -167,38 +169,38 @@ def _is_slurms() -> bool:
     return "SLURM_NTASKS" in os.environ and named
 
 
-# What Lightning warns of without a reason here.
-NOISE = (
+# Warnings of Lightning's that do not apply to fcnlab.
+IRRELEVANT_WARNINGS = (
     r".*treespec, LeafSpec.*is deprecated",  # its own use of torch
-    r".*smaller than the logging interval",  # steps are counted through epochs
-    r".*Checkpoint directory .* exists and is not empty",  # on resuming that is how it should be
+    r".*smaller than the logging interval",  # steps are counted across epochs
+    r".*Checkpoint directory .* exists and is not empty",  # as it must be on resume
     r".*does not have many workers",  # data.num_workers is the user's choice
-    r".*It is recommended to use `self.log.*sync_dist=True",  # scores are made from what all ranks counted
-    r".*module\(s\) in eval mode at the start of training",  # norms of a backbone that rests
-    r".*your dataloader is not resumable",  # it is: DataModule finds its place again
-    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # what changes is said before
+    r".*It is recommended to use `self.log.*sync_dist=True",  # scores are computed from the counts of all ranks
+    r".*module\(s\) in eval mode at the start of training",  # normalisation layers of a frozen backbone
+    r".*your dataloader is not resumable",  # it is: DataModule resumes at the right batch
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # changes are reported before
     r"The checkpoint was not created with WeightAveraging",
-    r"The dirpath has changed from",  # where_to_start says what that means
-    r"`broadcast_buffers` is deprecated",  # its successor is not in all versions of torch that are taken
-    r"The `srun` command is available on your system but is not used",  # one process is what was asked for
+    r"The dirpath has changed from",  # find_resume_point reports what that means
+    r"`broadcast_buffers` is deprecated",  # its successor is missing in older supported versions of torch
+    r"The `srun` command is available on your system but is not used",  # a single process is intended
 )
 
 
 def _hush_lightning() -> None:
-    """Keep its warnings, once (its own handlers repeat Hydra's), but for those without a reason."""
+    """Show Lightning's warnings once (its handlers duplicate Hydra's), without the irrelevant ones."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # a report that was asked for
-    for message in NOISE:
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the user enabled the profiler
+    for message in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", message)
 
 
 def precision(cfg: DictConfig) -> str:
-    """``auto`` is bf16 on a GPU that computes in it, where ``speed.bf16`` lets it, and else single precision.
+    """Return the precision: ``auto`` means bf16 on a GPU that supports it if ``speed.bf16`` is set, else 32-true.
 
-    ``fastest`` is a clock's, and nobody's before: see :mod:`fcnlab.training.precision`.
+    ``fastest`` is returned as it is, since it is decided by timing: see :mod:`fcnlab.training.precision`.
     """
     if cfg.trainer.precision != BY_DEVICE:
         return cfg.trainer.precision
@@ -207,5 +209,5 @@ def precision(cfg: DictConfig) -> str:
 
 
 def uses_gpu(accelerator: str) -> bool:
-    """Whether a run computes on a GPU."""
+    """Return whether a run computes on a GPU."""
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

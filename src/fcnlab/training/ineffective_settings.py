@@ -94,7 +94,7 @@ def _of_speed(cfg: DictConfig) -> Iterator[str]:
     if was_set_on_command_line("trainer.benchmark") and cfg.trainer.benchmark and not gpu:
         yield "trainer.benchmark=true has no effect on a CPU: it selects cuDNN's convolution algorithms"
     if was_set_on_command_line("speed.fused_optimizer") and "fused" not in cfg.optim:
-        yield f"speed.fused_optimizer has no effect with optim={chosen_options().get('optim')}, which has no fused version"
+        yield f"speed.fused_optimizer has no effect with optim={chosen_options().get('optim')}, which has none"
     if was_set_on_command_line("speed.fused_optimizer") and was_set_on_command_line("optim.fused"):
         yield "speed.fused_optimizer has no effect with optim.fused, which overrides it"
 

@@ -1,4 +1,4 @@
-"""What a run records of the weights that it starts from, and of itself for whoever scores its checkpoints."""
+"""Record the origin of a run's initial weights, and the run's description for its checkpoints."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from fcnlab.training.resume_point import ResumePoint, belongs_to_run
 
 
 def starting_weights(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each file of weights that a config names, by setting: its name, its hash, the recipe of its training."""
+    """Return the weight files that a config names, by setting: name, hash and training recipe."""
     return {path: file_facts(Path(value)) | {"recipe": _recipe(Path(value))} for path, value in _paths(config)}
 
 
@@ -32,7 +32,7 @@ def _paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """What a file is, wherever it lies."""
+    """Return the name and the hash of a file."""
     with path.open("rb") as file:
         return {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -40,20 +40,20 @@ def file_facts(path: Path) -> dict[str, Any]:
 def _recipe(path: Path) -> str | None:
     try:
         training = lineage.from_facts(trained_of(read_checkpoint(path)))
-    except UserError:  # others' weights
+    except UserError:  # not a checkpoint of fcnlab's
         return None
     return training and lineage.recipe(training)
 
 
 def trained_of(checkpoint: Mapping[str, Any]) -> Any:
-    """What a checkpoint tells of its training; None where it is too old."""
+    """Return a checkpoint's description of its training; None where it has none."""
     return checkpoint["fcnlab"].get("trained")
 
 
 def starting_point_facts(start: ResumePoint, folder: Path, cfg: DictConfig) -> dict[str, Any]:
-    """Facts for run.json: the files of weights that a run begins with, and whether another run's checkpoint is one.
+    """Return the facts of run.json on the initial weights, and on another run's checkpoint where the run starts there.
 
-    Nothing for a run that resumes its own: what it began with stays.
+    Return nothing for a run that resumes from its own checkpoint: its recorded facts stay.
     """
     if start.checkpoint is None:
         return {"resumed_at": 0, "inherited": [], "weights": starting_weights({"model": to_plain(cfg.model)})}
@@ -68,22 +68,24 @@ def starting_point_facts(start: ResumePoint, folder: Path, cfg: DictConfig) -> d
 
 
 def describe_training(cfg: DictConfig, facts: Mapping[str, Any], trainer: L.Trainer) -> dict[str, Any]:
-    """What every checkpoint of a run tells of it; ``facts`` are those of its run.json."""
+    """Return the description of the run for its checkpoints; ``facts`` are those of run.json."""
     runtime = {"choices": dict(HydraConfig.get().runtime.choices), "cwd": HydraConfig.get().runtime.cwd}
-    found = lineage.describe_training_run(OmegaConf.to_container(cfg, resolve=False), to_plain(cfg), runtime, facts)
+    training = lineage.describe_training_run(OmegaConf.to_container(cfg, resolve=False), to_plain(cfg), runtime, facts)
     provenance = machine(trainer.strategy.root_device) | {"commit": facts.get("commit")}
-    found = found._replace(
-        settings=found.settings | {"trainer.precision": str(trainer.precision)},
+    training = training._replace(
+        settings=training.settings | {"trainer.precision": str(trainer.precision)},
         environment=environment({"provenance": provenance}),
     )
-    return lineage.as_facts(found, run=facts.get("id"), sources=lineage.sources(facts))
+    return lineage.as_facts(training, run=facts.get("id"), sources=lineage.sources(facts))
 
 
 def training_of_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
-    """For the metrics.json of an evaluation: what the checkpoint tells, its step, and whether its run was finished."""
+    """Return the training facts for an evaluation's metrics.json: description, step and the run's status."""
     trained = trained_of(checkpoint)
     if not isinstance(trained, dict):
         return None
     run = read_json_facts(path.absolute().parent.parent, "run.json")
-    status = run.get("status") if run.get("id") == trained.get("run") else None  # else another run's folder
+    status = (
+        run.get("status") if run.get("id") == trained.get("run") else None
+    )  # otherwise the folder contains another run
     return trained | {"step": int(checkpoint.get("global_step", 0)), "status": status}

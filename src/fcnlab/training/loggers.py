@@ -1,4 +1,4 @@
-"""The loggers of a run: metrics.csv beside TensorBoard's and W&B's."""
+"""Open the loggers of a run: TensorBoard, W&B and others, in addition to metrics.csv."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -24,44 +24,44 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
-from fcnlab.training.callbacks.wandb import in_nobodys_way
-from fcnlab.training.components import REFUSALS, instantiate_checked
+from fcnlab.training.callbacks.wandb import errors_as_warnings
+from fcnlab.training.components import REJECTIONS, instantiate_checked
 from fcnlab.training.trainer import enabled_members
 
 TAGGED = ("model", "backbone", "data", "experiment")  # groups whose options are W&B's tags
 
 
 def check_output_paths(cfg: DictConfig) -> None:
-    """Refuse callbacks that write beside the run, whose lock and record are its folder's alone.
+    """Refuse callbacks that write outside of the run's folder, which its lock and its record do not cover.
 
     Raises
     ------
     UserError
-        A callback's ``dirpath`` or ``folder``, or a ``filename`` in it, is not below the run's folder.
+        A callback's ``dirpath`` or ``folder``, or a ``filename`` in it, is not inside the run's folder.
     """
-    whole = run_folder().resolve()
+    run = run_folder().resolve()
     for name, node in enabled_members(cfg.callbacks).items():
         for key in ("dirpath", "folder"):
-            place = node.get(key)
-            if not place or not node.get("enabled", True):
+            folder = node.get(key)
+            if not folder or not node.get("enabled", True):
                 continue
-            for part, path in ((key, Path(place)), ("filename", Path(place, node.get("filename") or ""))):
-                if not path.resolve().is_relative_to(whole):
+            for part, path in ((key, Path(folder)), ("filename", Path(folder, node.get("filename") or ""))):
+                if not path.resolve().is_relative_to(run):
                     raise UserError(
-                        f"callbacks.{name}.{part}={node[part]} is not below the run's folder, {whole}: it could replace"
-                        " another run's files. Leave it out, and name the run's folder by hydra.run.dir=FOLDER"
+                        f"callbacks.{name}.{part}={node[part]} is not inside the run's folder {run} and could replace"
+                        " another run's files. Leave it out, and set the run's folder with hydra.run.dir=FOLDER"
                     )
 
 
 @contextmanager
 def open_loggers(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Iterator[list[Logger]]:
-    """The configured loggers; W&B's run ends with the status and the exit code that the process will have.
+    """Open the configured loggers; the W&B run ends with the status and the exit code of the process.
 
-    ``facts`` are those of the run's record: ``wandb`` is the id of the W&B run to resume, ``segments`` goes into its
-    config.
+    ``facts`` are those of the run's record: ``wandb`` is the id of the W&B run to resume, and ``segments`` is added to
+    its config.
     """
     loggers = _opened(cfg)
-    if "wandb" in enabled_members(cfg.logger):  # last: what another one refuses leaves no run there
+    if "wandb" in enabled_members(cfg.logger):  # last, so that another logger's error leaves no W&B run
         loggers.append(_open_wandb(cfg, facts or {}))
     status, code = "failed", 1
     try:
@@ -78,77 +78,77 @@ def open_loggers(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Ite
 
 @rank_zero_only
 def _finish(logger: WandbLogger, status: str, code: int) -> None:
-    with in_nobodys_way("facts"):
+    with errors_as_warnings("facts"):
         logger.experiment.summary["status"] = status
         logger.experiment.finish(exit_code=code)
 
 
 def wandb_id(loggers: list[Logger]) -> str | None:
-    """The id of this run in W&B, if it has one."""
+    """Return the id of this run in W&B, if it has one."""
     return next((logger.experiment.id for logger in loggers if isinstance(logger, WandbLogger)), None)
 
 
 def _opened(cfg: DictConfig) -> list[Logger]:
-    """The loggers but W&B's, each of which has begun: what it refuses at its first call is the user's mistake, too.
+    """Open all loggers except W&B's, and call each once, so that invalid settings are found now.
 
     Raises
     ------
     UserError
-        A logger refuses its settings, or would write where a run or another logger does.
+        A logger rejects its settings, or would write to the folder of a run or of another logger.
     """
     loggers: dict[str, Logger] = {
         name: instantiate_checked(cfg.logger[name], f"logger.{name}")
         for name in enabled_members(cfg.logger)
         if name != "wandb"
     }
-    places: dict[tuple[type, Path], str] = {}
-    for name, logger in loggers.items():  # all of them before the first makes its files
-        if place := _asked_of(name, logger, "log_dir"):
-            _check_place(name, logger, Path(place).resolve(), places)
+    folders: dict[tuple[type, Path], str] = {}
+    for name, logger in loggers.items():  # check all of them before the first creates its files
+        if folder := _property(name, logger, "log_dir"):
+            _check_folder(name, logger, Path(folder).resolve(), folders)
     for name, logger in loggers.items():
-        _asked_of(name, logger, "experiment")  # with which Lightning's loggers make their files
+        _property(name, logger, "experiment")  # makes Lightning's loggers create their files
     return list(loggers.values())
 
 
-def _asked_of(name: str, logger: Logger, what: str) -> Any:
-    """A property of a logger; None where it has none. What it refuses is the user's mistake."""
+def _property(name: str, logger: Logger, attribute: str) -> Any:
+    """Return a property of a logger, or None without it; raise a UserError where it fails."""
     try:
-        return getattr(logger, what, None)
-    except REFUSALS as error:
+        return getattr(logger, attribute, None)
+    except REJECTIONS as error:
         raise UserError(f"logger.{name}: {first_line(error)}") from error
 
 
-def _check_place(name: str, logger: Logger, place: Path, places: dict[tuple[type, Path], str]) -> None:
-    """Refuse a logger that would replace a run's curves or mix its files with another's; ``places`` are taken."""
-    if isinstance(logger, CSVLogger) and (place == run_folder().resolve() or (place / "run.json").exists()):
+def _check_folder(name: str, logger: Logger, folder: Path, folders: dict[tuple[type, Path], str]) -> None:
+    """Refuse a logger that would replace a run's metrics.csv or share a folder; ``folders`` are in use."""
+    if isinstance(logger, CSVLogger) and (folder == run_folder().resolve() or (folder / "run.json").exists()):
         raise UserError(
-            f"logger.{name} writes into {place}, a run's own folder, and would replace its metrics.csv: name a folder"
-            f" of its own by logger.{name}.save_dir, logger.{name}.name or logger.{name}.version"
+            f"logger.{name} writes to {folder}, the folder of a run, and would replace its metrics.csv: choose another"
+            f" folder with logger.{name}.save_dir, logger.{name}.name or logger.{name}.version"
         )
-    other = places.setdefault((type(logger), place), name)
-    if other != name:
+    owner = folders.setdefault((type(logger), folder), name)
+    if owner != name:
         raise UserError(
-            f"logger.{name} writes into {place}, as logger.{other} does, and they would mix their files: set another"
-            f" logger.{name}.name, or leave one of them out"
+            f"logger.{name} and logger.{owner} both write to {folder}: set another logger.{name}.name, or leave one of"
+            " them out"
         )
-    if not place.is_relative_to(run_folder().resolve()) and place.is_dir() and any(place.iterdir()):
+    if not folder.is_relative_to(run_folder().resolve()) and folder.is_dir() and any(folder.iterdir()):
         log_warning(
-            f"logger.{name} writes into {place}, outside of the run's folder, where files are already: curves of"
-            f" several runs may be shown as one. Set another logger.{name}.version, or leave logger.{name}.save_dir out"
+            f"logger.{name} writes to {folder}, outside of the run's folder, which already contains files: runs"
+            f" may appear as one. Set another logger.{name}.version, or leave logger.{name}.save_dir out"
         )
 
 
 def _open_wandb(cfg: DictConfig, facts: Mapping[str, Any]) -> WandbLogger:
     settings, sweep = cfg.logger.wandb, Path(cfg.sweep.folder).resolve() if cfg.sweep.folder else None
-    run_id, other = facts.get("wandb"), os.environ.get("WANDB_RUN_ID")
-    if not run_id and other is not None and not ID.fullmatch(other):
+    run_id, environment_id = facts.get("wandb"), os.environ.get("WANDB_RUN_ID")
+    if not run_id and environment_id is not None and not ID.fullmatch(environment_id):
         raise UserError(
-            f"WANDB_RUN_ID={other} in the environment is no id that a record can hold: give 1 to 100 letters, digits, -"
-            " and _, or unset it"
+            f"WANDB_RUN_ID={environment_id} in the environment is not a valid id: use 1 to 100 letters, digits, - and"
+            " _, or unset it"
         )
-    if run_id and other not in (None, run_id):
+    if run_id and environment_id not in (None, run_id):
         log_warning(
-            f"WANDB_RUN_ID={other} in the environment: no effect, since this run's record has the W&B run {run_id}"
+            f"WANDB_RUN_ID={environment_id} in the environment has no effect: this run resumes its W&B run {run_id}"
         )
     logger = instantiate(settings, _convert_="all")(
         folder=sweep or run_folder(),  # one wandb/ for a whole sweep
@@ -177,16 +177,15 @@ def _open_wandb(cfg: DictConfig, facts: Mapping[str, Any]) -> WandbLogger:
         ),
         run_id=run_id,
     )
-    _say_where(logger)
+    _report_sync_command(logger)
     return logger
 
 
 @rank_zero_only
-def _say_where(logger: WandbLogger) -> None:
+def _report_sync_command(logger: WandbLogger) -> None:
     if logger.experiment.offline:
-        log_info(
-            f"W&B: this run is offline; later: {shell_join(['wandb', 'sync', str(Path(logger.experiment.dir).parent)])}"
-        )
+        command = shell_join(["wandb", "sync", str(Path(logger.experiment.dir).parent)])
+        log_info(f"W&B logs this run offline. To upload it later: {command}")
 
 
 def _run_name(cfg: DictConfig) -> str:

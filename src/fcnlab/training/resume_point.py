@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from: ``checkpoint=PATH|last|best|auto``."""
+"""Find the checkpoint from which a run resumes: ``checkpoint=PATH|last|best|auto``."""
 
 import os
 import shutil
@@ -17,11 +17,11 @@ from fcnlab.training.hardware import PRECISIONS
 
 
 class ResumePoint(NamedTuple):
-    """A checkpoint's path, and when it was written: how many rows metrics.csv had, how many steps were done.
+    """A checkpoint's path, and the state of the run when it was written: rows of metrics.csv, steps and epoch.
 
-    ``settings``, ``segments`` and ``images`` are the run's until then (see :mod:`fcnlab.training.segments`); ``trained``
-    is what the checkpoint tells of its training (:mod:`fcnlab.runs.lineage`), ``shapes`` those of its weights,
-    ``bests`` the names of the best checkpoints that it knows.
+    ``settings``, ``segments`` and ``images`` are those of the run up to then (see :mod:`fcnlab.training.segments`),
+    ``trained`` describes its training (:mod:`fcnlab.runs.lineage`), ``shapes`` are the shapes of its weights, and
+    ``bests`` the file names of the best checkpoints that it lists.
     """
 
     checkpoint: str | None = None
@@ -37,72 +37,77 @@ class ResumePoint(NamedTuple):
 
 
 def precision_of(start: ResumePoint) -> str | None:
-    """What a checkpoint was trained in; None where it does not tell."""
-    used = nested_map(start.trained, "settings").get("trainer.precision")
-    return used if used in PRECISIONS else None
+    """Return the precision in which a checkpoint was trained; None where it is not recorded."""
+    recorded = nested_map(start.trained, "settings").get("trainer.precision")
+    return recorded if recorded in PRECISIONS else None
 
 
-def find_resume_point(wanted: str | None, folder: Path) -> ResumePoint:
-    """What ``wanted`` names; the beginning where it names nothing.
+def find_resume_point(requested: str | None, folder: Path) -> ResumePoint:
+    """Return the resume point that ``checkpoint=`` requests; an empty one where the run starts from the beginning.
 
     Raises
     ------
     UserError
-        There is no such checkpoint, it is damaged, or none to resume from; or another run, which is in the folder,
-        would be overwritten.
+        The checkpoint does not exist, is damaged or cannot be resumed; or the folder contains another run, which would
+        be overwritten.
     """
     checkpoints = folder / "checkpoints"
     for path in checkpoints.glob("*.ckpt"):
         if path.is_symlink() and not path.exists():
             raise UserError(
-                f"{path} is a link to {path.readlink()}, which is not there: bring that back, or remove the link"
+                f"{path} is a link to {path.readlink()}, which does not exist: restore that file, or remove the link"
             )
-    if wanted == "auto":
-        return _newest_whole(checkpoints)
-    if wanted in ("last", "best"):
-        return _own(checkpoints, wanted)
+    if requested == "auto":
+        return _newest_usable(checkpoints)
+    if requested in ("last", "best"):
+        return _own(checkpoints, requested)
     if any(checkpoints.glob("*.ckpt")):
         raise UserError(
-            f"{folder} holds a run already: go on with it by checkpoint=auto, last or best, or leave hydra.run.dir to a"
-            " new folder"
+            f"{folder} already contains a run: resume it with checkpoint=auto, last or best, or choose a new folder for"
+            " hydra.run.dir"
         )
-    if wanted in (None, "none"):
+    if requested in (None, "none"):
         return ResumePoint()
     log_warning(
-        f"checkpoint={wanted} is another run's: the best checkpoint of this folder is chosen among the validations from"
-        " here on"
+        f"checkpoint={requested} belongs to another run: this run selects its best checkpoint among its own validations"
     )
-    return _start(wanted)
+    return _start(requested)
 
 
 def check_more_to_train(start: ResumePoint, folder: Path, max_steps: int) -> None:
-    """Refuse a run that would begin at another run's checkpoint and train no step: its scores would be that run's."""
+    """Refuse to train no step from another run's checkpoint: the scores would be those of the other run."""
     if start.checkpoint and start.steps == max_steps and not belongs_to_run(start.checkpoint, folder):
         raise UserError(
-            f"trainer.max_steps={max_steps}: checkpoint={start.checkpoint} has reached it, so that this run would train"
-            f" nothing. Raise it, or score the checkpoint by fcnlab eval {shell_override('checkpoint', start.checkpoint)}"
+            f"trainer.max_steps={max_steps}: checkpoint={start.checkpoint} is at this step already, so there is nothing"
+            " to train. Raise trainer.max_steps, or score the checkpoint with fcnlab eval"
+            f" {shell_override('checkpoint', start.checkpoint)}"
         )
 
 
 def belongs_to_run(checkpoint: str, folder: Path) -> bool:
-    """Whether a checkpoint is of the run in this folder, by whatever path."""
+    """Return whether a checkpoint belongs to the run in this folder; links are resolved."""
     return os.path.realpath(Path(checkpoint).parents[1]) == os.path.realpath(folder)
 
 
 def _start(path: str | Path) -> ResumePoint:
-    found = read_checkpoint(path)
-    kept = found.get("resume")
-    if kept is None:
+    checkpoint = read_checkpoint(path)
+    resume = checkpoint.get("resume")
+    if resume is None:
         raise UserError(
             f"checkpoint={path} cannot be resumed from: it does not hold the state of a training run. To start a new run"
             f" from its weights: {shell_override('model.weights', path)}"
         )
-    check_resumable(found, path)
-    of_run = {name: found["fcnlab"][name] for name in ("settings", "segments", "images")}
-    steps, epoch = found.get("global_step", 0), found.get("epoch", 0)
-    trained = nested_map(found["fcnlab"], "trained")
+    check_resumable(checkpoint, path)
+    record = checkpoint["fcnlab"]
     return ResumePoint(
-        str(path), kept["rows"], steps, epoch, **of_run, trained=trained, shapes=_shapes(found), bests=_bests(found)
+        str(path),
+        resume["rows"],
+        steps=checkpoint.get("global_step", 0),
+        epoch=checkpoint.get("epoch", 0),
+        **{name: record[name] for name in ("settings", "segments", "images") if name in record},
+        trained=nested_map(record, "trained"),
+        shapes=_shapes(checkpoint),
+        bests=_bests(checkpoint),
     )
 
 
@@ -111,23 +116,23 @@ def _shapes(checkpoint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _bests(checkpoint: Mapping[str, Any]) -> frozenset[str]:
-    """The names of the files whose scores a checkpoint knows."""
-    known = [nested_map(state, "best_k_models") for state in checkpoint["callbacks"].values()]
-    return frozenset(Path(str(path)).name for paths in known for path in paths)
+    """Return the names of the checkpoint files whose scores a checkpoint lists."""
+    listed = [nested_map(state, "best_k_models") for state in checkpoint["callbacks"].values()]
+    return frozenset(Path(str(path)).name for paths in listed for path in paths)
 
 
 def _own(checkpoints: Path, name: str) -> ResumePoint:
-    """This run's last or best checkpoint."""
+    """Return the resume point of this run's last or best checkpoint."""
     path = checkpoints / f"{name}.ckpt"
     if not path.exists():
-        raise UserError(f"checkpoint={name}: there is no {path}, since this run is new{_newest_run()}")
+        raise UserError(f"checkpoint={name}: {path} does not exist, since this run is new{_newest_run()}")
     return _start(path)
 
 
 def promote_to_last(start: ResumePoint, folder: Path) -> None:
-    """Let a checkpoint of this run be the latest of its files, else the steps beyond it would come back after a kill.
+    """Copy best.ckpt to last.ckpt when the run resumes from it, so that a kill does not bring back later steps.
 
-    Only once it is sure that the run resumes from it: what is overwritten here is gone.
+    Call this only when it is certain that the run resumes: the old last.ckpt is overwritten.
     """
     last = folder / "checkpoints" / "last.ckpt"
     if start.checkpoint and Path(start.checkpoint) == last.with_name("best.ckpt"):
@@ -136,32 +141,32 @@ def promote_to_last(start: ResumePoint, folder: Path) -> None:
 
 
 def unusable_checkpoints(checkpoints: Path, start: ResumePoint, changed: bool) -> list[Path]:
-    """Checkpoints of this folder that the run could not score at its end, or not overwrite; each is reported.
+    """Return and report the checkpoints of this folder that the run can neither score at its end nor overwrite.
 
-    Where it resumes with other settings (``changed``), so are those of steps that were trained with the settings of
-    before, beyond the checkpoint: a kill can leave a best.ckpt that is newer than last.ckpt, which is overwritten.
+    Where the run resumes with other settings (``changed``), these include checkpoints of later steps, which were
+    trained with the old settings: a kill can leave a best.ckpt that is newer than last.ckpt.
 
-    They are found before the training goes on, since its best score would be that of a file that is lost.
+    This runs before training resumes, since the best score would otherwise belong to a file that is lost.
     """
-    found = []
+    unusable = []
     for path in sorted(checkpoints.glob("*.ckpt")):
         if start.checkpoint and path.exists() and path.samefile(start.checkpoint):
             continue
         try:
-            why = _why_unusable(path, read_checkpoint(path), start, changed)
+            reason = _why_unusable(path, read_checkpoint(path), start, changed)
         except UserError as error:
-            why = str(error)
+            reason = str(error)
         if not start.checkpoint:
-            why = why or f"The run cannot resume from {path}."
-        if why:
-            log_warning(f"{why} It is kept as {path.name}{DAMAGED}, and its score is forgotten")
-            found.append(path)
-    return found
+            reason = reason or f"The run cannot resume from {path}."
+        if reason:
+            log_warning(f"{reason} It is renamed to {path.name}{DAMAGED}, and its score no longer counts")
+            unusable.append(path)
+    return unusable
 
 
 def _why_unusable(path: Path, checkpoint: Mapping[str, Any], start: ResumePoint, changed: bool) -> str:
     if _shapes(checkpoint) != start.shapes:
-        return f"{path} holds the weights of another network."
+        return f"{path} contains the weights of another model."
     run = nested_map(checkpoint["fcnlab"], "trained").get("run")
     if (
         start.checkpoint
@@ -169,34 +174,34 @@ def _why_unusable(path: Path, checkpoint: Mapping[str, Any], start: ResumePoint,
         and path.name not in start.bests
         and run != start.trained.get("run")
     ):
-        return f"{path} is another run's, by what is in it, and {start.checkpoint} does not know it."
+        return f"{path} belongs to another run, and {start.checkpoint} does not list it."
     step = checkpoint.get("global_step", 0)
     if changed and start.checkpoint and path.name != "last.ckpt" and step > start.steps:
-        return f"{path} is of step {step}, and the run goes on from step {start.steps} with other settings."
+        return f"{path} is of step {step}, but the run resumes from step {start.steps} with other settings."
     return ""
 
 
 def rename_unusable(paths: Sequence[Path]) -> None:
-    """Rename checkpoints that cannot be used; only once it is sure that the run resumes without them."""
+    """Rename checkpoints that cannot be used; call this only when it is certain that the run resumes without them."""
     if is_first_process(os.environ):
         for path in paths:
             rename_damaged(path)
 
 
 def _newest_run() -> str:
-    """Where the user probably meant to go on."""
-    runs = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda found: found.stat().st_mtime)
+    """Return a hint to the newest run, which the user probably meant to resume."""
+    runs = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if not runs:
         return ": add hydra.run.dir=FOLDER"
     return f"; the newest run is {runs[-1].parents[1]}: add hydra.run.dir={runs[-1].parents[1]}"
 
 
-def _newest_whole(checkpoints: Path) -> ResumePoint:
-    """last.ckpt, or the best one if that is damaged; the beginning where there is neither."""
+def _newest_usable(checkpoints: Path) -> ResumePoint:
+    """Return the resume point of last.ckpt, of best.ckpt if that is damaged, or an empty one without either."""
     for name in ("last", "best"):
         if (checkpoints / f"{name}.ckpt").exists():
             try:
                 return _own(checkpoints, name)
             except UserError as error:
-                log_warning(f"{error} Going on without it.")
+                log_warning(f"{error} Continuing without it.")
     return ResumePoint()

@@ -19,7 +19,7 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def evaluation_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
-    """Return the Segmenter's speed arguments for evaluation: as in training, so that equal weights give equal scores."""
+    """Return the Segmenter's speed arguments for evaluation: those of training, so that scores are the same."""
     return speed_of_net(cfg, net)
 
 

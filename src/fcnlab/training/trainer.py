@@ -1,4 +1,4 @@
-"""From the config to a Trainer, its loggers and its callbacks."""
+"""Build Lightning's Trainer and its callbacks from the config."""
 
 import logging
 import sys
@@ -35,9 +35,9 @@ log = logging.getLogger("fcnlab")
 
 
 def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list[Callback]) -> L.Trainer:
-    """Lightning's Trainer; what fcnlab promises of a run is set here, everything else is the config's.
+    """Build Lightning's Trainer: fcnlab sets what it guarantees of a run, and the config sets everything else.
 
-    ``val_check_interval`` counts optimiser steps; Lightning counts batches.
+    ``val_check_interval`` counts optimiser steps, where Lightning counts batches.
     """
     settings = to_plain(cfg.trainer)
     settings["precision"] = precision(cfg)
@@ -50,7 +50,7 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     settings["val_check_interval"] *= settings["accumulate_grad_batches"]
     settings["check_val_every_n_epoch"] = None
     if not shows_progress(cfg):
-        settings.setdefault("enable_progress_bar", False)  # or Lightning brings its own
+        settings.setdefault("enable_progress_bar", False)  # otherwise Lightning adds its own
     _hush_lightning()
     return instantiate_checked(
         settings,
@@ -64,23 +64,23 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
 
 
 def shows_progress(cfg: DictConfig) -> bool:
-    """Bars are for terminals: in the log of a job they would bury what was said."""
+    """Return whether to draw a progress bar: in terminals only, since it would flood the log of a job."""
     enabled = "callbacks" not in cfg or (cfg.callbacks.get("progress") or {}).get("enabled", True)
     return enabled and sys.stdout.isatty()
 
 
 def enabled_members(node: DictConfig) -> dict[str, DictConfig]:
-    """The callbacks or loggers of a config by name; one that is null is none."""
+    """Return the callbacks or loggers of a config by name, without those set to null."""
     return {str(name): member for name, member in node.items() if member is not None}
 
 
 def build_inference(cfg: DictConfig) -> tuple[InferenceMethod, Postprocess]:
-    """How scores are computed, and what works on their probabilities.
+    """Build the inference method and the post-processing step.
 
     Raises
     ------
     UserError
-        A class is of the wrong kind; a package that the post-processing step needs is missing.
+        A class does not have the right base class, or a package that the post-processing step needs is missing.
     """
     inference, postprocess = (instantiate(cfg[group], _convert_="all") for group in ("inference", "postprocess"))
     for group, component, base in (
@@ -89,7 +89,7 @@ def build_inference(cfg: DictConfig) -> tuple[InferenceMethod, Postprocess]:
     ):
         if not isinstance(component, base):
             raise UserError(
-                f"{group}._target_={cfg[group]._target_} is not a subclass of fcnlab.inference.{base.__name__}: give"
+                f"{group}._target_={cfg[group]._target_} is not a subclass of fcnlab.inference.{base.__name__}: choose"
                 f" {group}=NAME, or derive your class from it"
             )
     postprocess.check_installed()
@@ -97,10 +97,10 @@ def build_inference(cfg: DictConfig) -> tuple[InferenceMethod, Postprocess]:
 
 
 def training_callbacks(cfg: DictConfig, curves: MetricsCsv, signals: StopSignals) -> list[Callback]:
-    """The configured callbacks, between those that every training has; the order matters.
+    """Return the configured callbacks together with those of every training run; the order matters.
 
-    What sets ``should_stop`` (EndWithValidation, early stopping) comes before what records it, and restored random
-    states before an interruption that saves them. Lightning puts those that save behind all others.
+    Callbacks that set ``should_stop`` (FinalValidation, early stopping) come before StopReason, which records it, and
+    ExactResume restores random states before GracefulStop saves them. Lightning moves checkpoint callbacks to the end.
     """
     return [
         FinalValidation(),
@@ -115,23 +115,23 @@ def training_callbacks(cfg: DictConfig, curves: MetricsCsv, signals: StopSignals
 
 
 def check_scored(cfg: DictConfig) -> None:
-    """Refuse to score a checkpoint that the run will not keep.
+    """Check that the run keeps the checkpoint that it will score.
 
     Raises
     ------
     UserError
-        ``checkpointing.score`` is "best", and no callback keeps a best checkpoint.
+        ``checkpointing.score`` is "best", but no callback keeps a best checkpoint.
     """
     if cfg.checkpointing.score == "best" and not any(map(_keeps_best, enabled_members(cfg.callbacks).values())):
         raise UserError(
-            "checkpointing.score=best: without callbacks.best the run keeps no best checkpoint to score; add"
-            " checkpointing.score=last, or leave out what switches it off (callbacks.best.enabled=false,"
+            "checkpointing.score=best: without callbacks.best the run keeps no best checkpoint to score. Add"
+            " checkpointing.score=last, or remove the override that disables it (callbacks.best.enabled=false,"
             " callbacks=none)"
         )
 
 
 def _keeps_best(node: DictConfig) -> bool:
-    """Whether a configured callback keeps the checkpoint that was best by something."""
+    """Return whether a configured callback keeps a best checkpoint."""
     kind = get_object(node["_target_"])
     if not (node.get("enabled", True) and isinstance(kind, type) and issubclass(kind, ModelCheckpoint)):
         return False
@@ -139,7 +139,7 @@ def _keeps_best(node: DictConfig) -> bool:
 
 
 def configured_callbacks(cfg: DictConfig) -> list[Callback]:
-    """The callbacks that are not disabled by ``enabled: false``."""
+    """Build the callbacks that are not disabled by ``enabled: false``."""
     callbacks = []
     for name, node in enabled_members(cfg.callbacks).items():
         settings = to_plain(node)

@@ -28,7 +28,7 @@ from fcnlab.errors import UserError
 from fcnlab.sweeps.launchers import SlotsLauncher
 from fcnlab.training import loggers
 from fcnlab.training.callbacks import wandb as ours
-from fcnlab.training.callbacks.wandb import temporary_files_in
+from fcnlab.training.callbacks.wandb import temporary_files_in_own_folder
 
 
 def inspect(run: Path) -> str:
@@ -184,7 +184,7 @@ def test_a_resumed_run_goes_on_as_the_run_of_its_record(opened, described_by, mo
     monkeypatch.setenv("WANDB_RUN_ID", "another")
     described_by(facts={"wandb": "recorded"})
     assert opened[-1]["id"] == "recorded"
-    assert "WANDB_RUN_ID=another in the environment: no effect" in caplog.text
+    assert "WANDB_RUN_ID=another in the environment has no effect" in caplog.text
     caplog.clear()
     monkeypatch.setenv("WANDB_RUN_ID", "recorded")
     described_by(facts={"wandb": "recorded"})
@@ -248,7 +248,7 @@ def test_with_a_key_the_server_is_asked_first(answers, tmp_path):
 
 def test_a_server_that_drips_is_late(monkeypatch):
     """A byte now and then keeps each read in time, and never makes an answer."""
-    monkeypatch.setattr(ours, "ANSWER_WITHIN", 0.3)
+    monkeypatch.setattr(ours, "SERVER_TIMEOUT", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=drip, args=(server,), daemon=True).start()
         began = time.monotonic()
@@ -274,7 +274,7 @@ def test_to_look_for_a_key_asks_no_server(monkeypatch):
     assert ours._has_key(settings) and seen == [(True, False, False)] and settings.silent is False
 
 
-@pytest.mark.slow  # W&B tries for START_WITHIN
+@pytest.mark.slow  # W&B tries for START_TIMEOUT
 def test_a_server_that_answers_and_starts_no_run_leaves_one_offline(tmp_path):
     """It answers the question, and everything else with an error."""
     code = (
@@ -311,7 +311,7 @@ def serve(server: socket.socket, answer: bytes | None) -> None:
 
 def test_temporary_files_of_a_run_lie_where_the_next_one_finds_them(tmp_path, monkeypatch):
     before = tempfile.gettempdir()
-    with temporary_files_in():
+    with temporary_files_in_own_folder():
         folder = Path(tempfile.gettempdir())
     assert folder.parent == Path(before) and folder.name.startswith("fcnlab-wandb-") and tempfile.gettempdir() == before
     os.utime(folder, (0, 0))
@@ -405,7 +405,7 @@ def test_what_w_and_b_refuses_of_the_environment_is_told_in_a_sentence(monkeypat
 @pytest.mark.parametrize("value", ["a b", "i" * 101])
 def test_an_id_of_the_environment_is_one_that_a_record_can_hold(opened, described_by, monkeypatch, value):
     monkeypatch.setenv("WANDB_RUN_ID", value)
-    with pytest.raises(UserError, match="is no id that a record can hold"):
+    with pytest.raises(UserError, match="is not a valid id"):
         described_by()
     described_by(facts={"wandb": "recorded"})  # where it has no effect
     assert opened[-1]["id"] == "recorded"
@@ -419,7 +419,7 @@ def test_tables_and_images_are_within_w_and_bs_limits():
 @pytest.mark.slow  # W&B's own process, which writes the tables
 def test_odd_names_of_as_many_classes_as_there_may_be_are_logged(tmp_path):
     """With an id so long that the name of the tables' artifact is as long as W&B takes it."""
-    odd = ["a", "truth \\ prediction", "", "a.b", "é\n\x1b", os.fsdecode(b"\xe9"), "n" * 5000]
+    odd = ["a", "ground truth \\ prediction", "", "a.b", "é\n\x1b", os.fsdecode(b"\xe9"), "n" * 5000]
     classes = [*odd, *(f"class {place}" for place in range(MOST_CLASSES - len(odd)))]
     logger = ours.wandb_logger(tmp_path, {}, mode="offline", run_id="i" * 100)
     found = SimpleNamespace(iou=[0.5] * MOST_CLASSES)
@@ -436,35 +436,35 @@ def places(monkeypatch, tmp_path):
     home = tmp_path / "home"
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(variable, str(home / variable))
-    ours._usual_places.cache_clear()
-    ours._warn_of_missing.cache_clear()
+    ours._usual_folders.cache_clear()
+    ours._warn_about_missing.cache_clear()
     yield home
-    ours._usual_places.cache_clear()
+    ours._usual_folders.cache_clear()
 
 
 def test_w_and_b_writes_where_it_can(places, tmp_path):
     """The user's places where they take files; for each run by itself, since these may come and go."""
-    ours._let_it_write(tmp_path / "run")
+    ours._set_wandb_folders(tmp_path / "run")
     assert os.environ["WANDB_DATA_DIR"] == str(places / "WANDB_DATA_DIR")
     remove_tree(places)
     places.write_text("a home that takes no folder")
     for run in ("run", "next"):
-        ours._let_it_write(tmp_path / run)
+        ours._set_wandb_folders(tmp_path / run)
         assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / run / "wandb_data_dir")
         assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / run / "wandb_cache_dir")
     places.unlink()
-    ours._let_it_write(tmp_path / "last")
+    ours._set_wandb_folders(tmp_path / "last")
     assert os.environ["WANDB_CACHE_DIR"] == str(places / "WANDB_CACHE_DIR")
 
 
 def test_a_place_without_room_is_none(tmp_path, monkeypatch):
-    assert ours._takes_files(tmp_path / "new")
+    assert ours._is_writable(tmp_path / "new")
 
     def full(**arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    assert not ours._takes_files(tmp_path)
+    assert not ours._is_writable(tmp_path)
 
 
 def test_what_w_and_b_raises_is_a_warning_once_for_each_kind(places, caplog):
@@ -473,8 +473,8 @@ def test_what_w_and_b_raises_is_a_warning_once_for_each_kind(places, caplog):
     for step in range(3):
         logger.log_metrics({"x": 1.0}, step)
     ours.log_scores(logger, SimpleNamespace(iou=[0.5]), [[1]], ["a"], "final", {"val_miou": 0.5})  # pyright: ignore
-    assert caplog.text.count("W&B does not have all numbers of this run ([Errno 28]") == 1
-    assert caplog.text.count("W&B does not have all tables of this run") == 1
+    assert caplog.text.count("some metrics of this run are missing in W&B ([Errno 28]") == 1
+    assert caplog.text.count("some tables of this run are missing in W&B") == 1
 
 
 def test_w_and_b_is_not_asked_to_write_into_a_folder_that_it_cannot_name(tmp_path, monkeypatch):
@@ -496,8 +496,8 @@ def test_nothing_that_w_and_b_raises_ends_a_run(train, places, monkeypatch, caps
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished" and (folder / "metrics.json").is_file()
     shown = capsys.readouterr().out
-    for what in ("numbers", "images", "tables"):
-        assert shown.count(f"W&B does not have all {what} of this run (its process is gone)") == 1
+    for what in ("metrics", "images", "tables"):
+        assert shown.count(f"some {what} of this run are missing in W&B (its process is gone)") == 1
 
 
 def broken() -> None:
@@ -514,5 +514,5 @@ def test_names_that_are_not_utf8_end_no_run(tmp_path, monkeypatch, caplog):
         logger.log_metrics({"x": 1.0}, 1)
         logger.experiment.finish()
     assert sys.argv[1] == f"data.root={odd}" and len(offline_runs(tmp_path / "run")) == 1
-    assert caplog.text.count("whose name is not UTF-8: it gets nothing of this run") == 1
+    assert caplog.text.count("whose name is not UTF-8: this run is not logged there") == 1
     assert not (tmp_path / odd / "wandb").exists() and logger.experiment.disabled

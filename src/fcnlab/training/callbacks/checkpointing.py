@@ -1,4 +1,4 @@
-"""Checkpoints that are always whole: written aside, synced, renamed; and when the last state is saved."""
+"""Write checkpoints atomically, and decide when to save the last state and the best ones."""
 
 import contextlib
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger("fcnlab")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside the old one and only then in its place, so that either of them is there, and whole."""
+    """Write a checkpoint to a temporary file and rename it, so that a complete checkpoint exists at all times."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         path = Path(path)
@@ -35,23 +35,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as part:
                 torch.save(checkpoint, part)
-        except (OSError, RuntimeError) as error:  # torch's writer tells only at which byte it stopped
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             full = "the disk is probably full, " if isinstance(error, RuntimeError) else ""
             raise WriteError(
-                f"{path} could not be written: {full}{first_line(error)}. Checkpoints from before are whole: make room,"
-                " then resume with checkpoint=auto and hydra.run.dir set to this run's folder."
+                f"{path} could not be written: {full}{first_line(error)}. Earlier checkpoints are intact: free some"
+                " space, then resume with checkpoint=auto and hydra.run.dir set to this run's folder."
             ) from error
 
 
 class TopCheckpoints(ObservedCheckpoint):
-    """Keep the ``keep`` checkpoints of best val mIoU, each under its score and step, beside best.ckpt.
+    """Keep the ``keep`` checkpoints of best val mIoU, named by score and step, in addition to best.ckpt.
 
-    A class of its own, since Lightning keeps the states of two plain ModelCheckpoints of one metric under one key.
+    This is a class of its own, since Lightning saves the states of two ModelCheckpoints of one metric under one key.
     """
 
     def __init__(self, dirpath: str | Path, keep: Whole = 3):
         if keep < 0:
-            raise ValueError(f"checkpointing.keep_top={keep}: choose 0 (none) or more")
+            raise ValueError(f"checkpointing.keep_top={keep} must be at least 0 (none)")
         super().__init__(
             dirpath,
             filename="miou={val/miou:.4f}-step={step:.0f}",
@@ -64,17 +64,17 @@ class TopCheckpoints(ObservedCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keep ``last.ckpt``: after every validation, every ``every_n_minutes``, and when a run is interrupted.
+    """Save ``last.ckpt`` after every validation, every ``every_n_minutes``, and when a run is interrupted.
 
-    An exception between two steps or inside a validation (a image that cannot be read, say) saves the state before
-    it; one inside a step does not, since nobody knows how far the step had come. ``saving`` is true while it saves.
+    After an exception between two steps or inside a validation (for example an unreadable image), the state before it
+    is saved; after one inside a step it is not, since the step is incomplete. ``saving`` is true while it saves.
     """
 
     saving = False
 
     def __init__(self, dirpath: str | Path, every_n_minutes: NonNegative = 10.0):
         if every_n_minutes < 0:
-            raise ValueError(f"checkpointing.every_n_minutes={every_n_minutes}: choose 0 (every step) or more")
+            raise ValueError(f"checkpointing.every_n_minutes={every_n_minutes} must be at least 0 (every step)")
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_minutes = every_n_minutes
         self._saved_at, self._saved_step = 0.0, -1
@@ -83,7 +83,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
-        self._saved_step = checkpoint["global_step"]  # until a step is done, there is nothing to add to that file
+        self._saved_step = checkpoint["global_step"]  # nothing new to save until the next step
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
         new = trainer.global_step not in (0, self._saved_step)
@@ -92,7 +92,7 @@ class LastCheckpoint(Checkpoint):
 
     def _due(self, trainer: L.Trainer) -> bool:
         due = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
-        return due if trainer.world_size == 1 else trainer.strategy.broadcast(due)  # clocks differ: rank 0's counts
+        return due if trainer.world_size == 1 else trainer.strategy.broadcast(due)  # clocks differ: rank 0 decides
 
     def on_validation_end(self, trainer: L.Trainer, pl_module) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -100,7 +100,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module, exception: BaseException) -> None:
         if self._can_save(trainer, exception):
-            with contextlib.suppress(WriteError):  # the first error is the one to show
+            with contextlib.suppress(WriteError):  # show the original error
                 self._save(trainer)
 
     def _can_save(self, trainer: L.Trainer, exception: BaseException) -> bool:
@@ -108,13 +108,13 @@ class LastCheckpoint(Checkpoint):
             return False
         if isinstance(exception, Interrupted) and exception.at_once:
             return False
-        if trainer.global_step in (0, self._saved_step):  # after the last one, averaged weights replace the others
+        if trainer.global_step in (0, self._saved_step):  # after the last step, EMA weights replace the weights
             return False
-        if trainer.world_size > 1 and not isinstance(exception, Interrupted):  # the others may not come to save
+        if trainer.world_size > 1 and not isinstance(exception, Interrupted):  # other ranks may never reach the save
             return False
-        done: Any = trainer.fit_loop.epoch_loop.batch_progress.current  # Lightning's annotation is too narrow
-        whole_step = done.started == done.completed and done.completed % trainer.accumulate_grad_batches == 0
-        return whole_step and not trainer.should_stop  # a run that is over is not resumed into its last validation
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current  # Lightning's annotation is too narrow
+        whole_step = batches.started == batches.completed and batches.completed % trainer.accumulate_grad_batches == 0
+        return whole_step and not trainer.should_stop  # a stopped run must not resume into its last validation
 
     def _save(self, trainer: L.Trainer) -> None:
         self.saving = True
@@ -126,10 +126,10 @@ class LastCheckpoint(Checkpoint):
 
 
 def relocate_checkpoints(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Let a checkpoint know its best ones where they are now: in a folder that was moved, or reached by a link.
+    """Update the paths of the best checkpoints in a checkpoint's state, for a folder that was moved or linked.
 
-    Lightning forgets the best score where its folder has another name, and would overwrite best.ckpt with the next one;
-    it counts a file that is gone, and the run could not be scored by it at its end.
+    Lightning drops the best score if the folder has another name, and would overwrite best.ckpt at the next validation;
+    it also keeps the score of a missing file, which could not be scored at the end of the run.
     """
     resumed_from = Path(str(trainer.ckpt_path)).resolve()
     for callback in trainer.checkpoint_callbacks:
@@ -140,87 +140,87 @@ def relocate_checkpoints(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None
                 own = _own_score(callback, state, checkpoint, trainer.is_global_zero)
             _relocate(state, callback, resumed_from.parent, own)
             if isinstance(callback, TopCheckpoints) and resumed_from.parent == Path(callback.dirpath):
-                _count_this_one(state, callback, checkpoint, resumed_from if trainer.is_global_zero else None)
+                _add_resumed_checkpoint(state, callback, checkpoint, resumed_from if trainer.is_global_zero else None)
 
 
 def _own_score(
-    callback: ModelCheckpoint, state: dict[str, Any], checkpoint: dict[str, Any], speaks: bool
+    callback: ModelCheckpoint, state: dict[str, Any], checkpoint: dict[str, Any], warn: bool
 ) -> dict[str, Any]:
-    """The score that the run's best checkpoint has in itself, by its path; nothing where the state has the same.
+    """Return the score recorded inside the run's best checkpoint, by its path; nothing where the state agrees.
 
-    A checkpoint that forgets it, or gives it another score, would have it overwritten by a worse one, or by none.
+    If the state lacks this score, or has another one, a worse checkpoint would overwrite best.ckpt.
     """
     path = Path(str(callback.dirpath)) / f"{callback.filename}.ckpt"
     if isinstance(callback, TopCheckpoints) or not path.is_file():
         return {}
     try:
-        found = load_without_code(path)
-    except WeightsError:  # the run has said so, where that matters
+        best = load_without_code(path)
+    except WeightsError:  # reported before, where it matters
         return {}
-    record, resumed = (one.get("fcnlab", {}) for one in (found, checkpoint))
+    record, resumed = (each.get("fcnlab", {}) for each in (best, checkpoint))
     facts = record.get("selection")
     if not is_valid_selection(facts, CHECKPOINT_TYPES) or (facts["checkpoint"], facts["monitor"]) != (
         "best",
         callback.monitor,
     ):
         return {}
-    runs = [nested_map(one, "trained").get("run") for one in (record, resumed)]
+    runs = [nested_map(each, "trained").get("run") for each in (record, resumed)]
     score = facts["val_miou"]
     if runs[0] != runs[1] or facts["step"] > checkpoint["global_step"] or score is None or not 0 <= score <= 1:
         return {}
-    known = {Path(name).name: value for name, value in state["best_k_models"].items()}.get(path.name)
-    if known is not None and float(known) == score:
+    listed = {Path(name).name: value for name, value in state["best_k_models"].items()}.get(path.name)
+    if listed is not None and float(listed) == score:
         return {}
-    if speaks:
-        tells = "does not know it" if known is None else f"gives it {float(known):.4f}"
+    if warn:
+        difference = "does not list it" if listed is None else f"lists {float(listed):.4f}"
         log.warning(
-            "Warning: %s has a score of %.4f in it, which counts, though the last checkpoint %s", path, score, tells
+            "Warning: %s contains a score of %.4f, which is used, but the last checkpoint %s", path, score, difference
         )
     return {str(path): torch.tensor(score, dtype=torch.float64)}
 
 
 def _relocate(state: dict[str, Any], callback: ModelCheckpoint, resumed_in: Path, own: dict[str, Any]) -> None:
-    """``own``: a score that counts whatever the state has. ``resumed_in`` is the checkpoint's folder.
+    """Move the state's best checkpoints to the callback's folder; ``own`` overrides their scores.
 
-    That of the callback Lightning has resolved, so all are real paths.
+    ``resumed_in`` is the folder of the checkpoint. Lightning has resolved the callback's folder, so all paths are real.
     """
     folder = Path(str(callback.dirpath))
-    known = {folder / Path(path).name: score for path, score in state["best_k_models"].items()}
-    there = {str(path): score for path, score in known.items() if path.is_file()} | own
-    if not there and folder not in (resumed_in, Path(state["dirpath"]).resolve()):
-        return  # another run's checkpoint, whose best is none of this one's
+    listed = {folder / Path(path).name: score for path, score in state["best_k_models"].items()}
+    existing = {str(path): score for path, score in listed.items() if path.is_file()} | own
+    if not existing and folder not in (resumed_in, Path(state["dirpath"]).resolve()):
+        return  # the checkpoint belongs to another run, with other best checkpoints
     state["dirpath"], state["last_model_path"] = str(folder), ""
-    _rank(state, callback, there)
+    _rank(state, callback, existing)
 
 
-def _rank(state: dict[str, Any], callback: ModelCheckpoint, there: dict[str, Any]) -> None:
-    ranked = sorted(there, key=lambda path: float(there[path]), reverse=callback.mode == "max")
-    state["best_k_models"] = there
+def _rank(state: dict[str, Any], callback: ModelCheckpoint, scores: dict[str, Any]) -> None:
+    ranked = sorted(scores, key=lambda path: float(scores[path]), reverse=callback.mode == "max")
+    state["best_k_models"] = scores
     state["best_model_path"] = ranked[0] if ranked else ""
-    state["best_model_score"] = there[ranked[0]] if ranked else None
+    state["best_model_score"] = scores[ranked[0]] if ranked else None
     state["kth_best_model_path"] = ranked[-1] if ranked else ""
-    state["kth_value"] = there[ranked[-1]] if ranked else callback.kth_value
+    state["kth_value"] = scores[ranked[-1]] if ranked else callback.kth_value
 
 
-def _count_this_one(
+def _add_resumed_checkpoint(
     state: dict[str, Any], callback: TopCheckpoints, checkpoint: dict[str, Any], file: Path | None
 ) -> None:
-    """Let the best few know a best.ckpt that the run resumes from: it was saved before their turn had come.
+    """Add the best.ckpt from which the run resumes to the top checkpoints.
 
-    The run does not validate there again, and the disk may have been full by then. ``file`` is that checkpoint, in the
-    process that writes.
+    It is saved before they are, and the run does not validate at this step again; the run may have ended in between,
+    for example on a full disk. ``file`` is that checkpoint, in the process that writes; None in the others.
     """
     facts = checkpoint["fcnlab"].get("selection") or {}
     if facts.get("checkpoint") != "best" or facts["val_miou"] is None:
         return
     score = torch.tensor(facts["val_miou"], dtype=torch.float64)
     path = callback.format_checkpoint_name({"val/miou": score, "step": torch.tensor(facts["step"])})
-    known = state["best_k_models"]
-    kept = dict(sorted((known | {path: score}).items(), key=lambda found: -float(found[1]))[: callback.save_top_k])
+    listed = state["best_k_models"]
+    kept = dict(sorted((listed | {path: score}).items(), key=lambda item: -float(item[1]))[: callback.save_top_k])
     if file and path in kept and not Path(path).is_file():
         with atomic_write(Path(path)) as part:
             shutil.copyfile(file, part)
     if file:
-        for one in known.keys() - kept.keys():
-            Path(one).unlink(missing_ok=True)
+        for dropped in listed.keys() - kept.keys():
+            Path(dropped).unlink(missing_ok=True)
     _rank(state, callback, kept)

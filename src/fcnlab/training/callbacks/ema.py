@@ -12,18 +12,18 @@ from fcnlab.library_internals.torch import add_to_each, multiply_each, subtract_
 
 
 class EMA(AveragedWeights):
-    """Validate, test and save an average of the weights in place of the last ones.
+    """Validate, test and save EMA weights in place of the last weights.
 
-    The average forgets quickly at first, by (1 + n) / (10 + n) after n steps, and by ``decay`` once that is less, so
-    that a short run is not held back by its first steps. Training itself goes on with the plain weights.
+    The decay is (1 + n) / (10 + n) after n steps, and at most ``decay``, so that the first steps do not dominate a
+    short run. Training itself continues with the plain weights.
 
-    How many steps it has seen is counted on the host: torch's own average asks the device for it, and so waits for it,
-    once for every tensor at every step.
+    The number of steps is counted on the CPU: torch's own averaging reads it from the device, and so waits for the
+    device, once per tensor in every step.
     """
 
     def __init__(self, decay: BelowOne = 0.999):
         if not 0 <= decay < 1:
-            raise ValueError(f"callbacks.ema.decay={decay}: choose a number from 0 to less than 1")
+            raise ValueError(f"callbacks.ema.decay={decay} must be at least 0 and less than 1")
         super().__init__()
         self.decay = decay
         self._swapped = False
@@ -51,7 +51,7 @@ class EMA(AveragedWeights):
         self._swapped = False
 
     def on_exception(self, trainer: L.Trainer, pl_module, exception: BaseException) -> None:
-        """A validation that ends early leaves average and weights swapped, and so would a checkpoint of it."""
+        """Swap the weights back if an exception ends a validation, before a checkpoint is saved."""
         if self._swapped:
             self.swap(pl_module)
             self._swapped = False
@@ -59,9 +59,10 @@ class EMA(AveragedWeights):
 
 @torch.no_grad()
 def update_ema(average: nn.Module, current: nn.Module, share: float) -> None:
-    """Take ``average + share * (current - average)``, of buffers too, in a few kernels; copy what is counted, or all.
+    """Set ``average`` to ``average + share * (current - average)``, for parameters and buffers, in a few kernels.
 
-    Not by ``lerp``, whose fused multiply and add would round differently than the three operations.
+    Integer tensors are copied, and with a share of 1 all tensors. ``lerp`` is not used, since its fused multiply-add
+    rounds differently.
     """
     pairs = list(zip(_tensors(average), _tensors(current), strict=True))
     moved = [pair for pair in pairs if share < 1 and pair[0].is_floating_point()]

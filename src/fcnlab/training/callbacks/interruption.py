@@ -1,4 +1,4 @@
-"""A run that is asked to stop finishes its step and saves itself."""
+"""Stop a run after a signal: finish the step, then save a checkpoint."""
 
 from typing import Any
 
@@ -11,23 +11,22 @@ from fcnlab.signals import Interrupted, StopSignals
 
 
 def safe_to_stop(trainer: Any, batch_idx: int) -> bool:
-    """Whether the run could stop before this batch: a step begins, and every process asks the others now.
+    """Return whether the run can stop before this batch: a step begins, and all processes communicate now.
 
-    Gradients that are being accumulated are no part of a checkpoint.
+    A checkpoint does not contain accumulated gradients, so a run cannot stop inside a step.
     """
     step_begins = batch_idx % trainer.accumulate_grad_batches == 0
     return step_begins and (trainer.world_size == 1 or trainer.global_step % max(1, trainer.log_every_n_steps) == 0)
 
 
 class GracefulStop(Callback):
-    """Raise :class:`Interrupted` between two steps, or two validated images, once a signal has come.
+    """Raise :class:`Interrupted` between two steps, or two validated images, after a signal.
 
-    With several processes all stop at the same step, whichever of them got the signal; they agree as often as the
-    trainer logs, and not during a validation, whose shares may differ by a image.
+    With several processes, all stop at the same step, whichever of them received the signal. They communicate as often
+    as the trainer logs, and not during a validation, in which their numbers of images can differ by one.
 
-    Lightning puts its own handler of SIGTERM first, again and again. That one ends a run with exit code 0, and with
-    several processes it starts a collective call in the middle of whatever other was going on: so each stage listens
-    anew.
+    Each stage installs the signal handlers again, since Lightning replaces the handler of SIGTERM several times. Its
+    handler ends a run with exit code 0, and with several processes it starts a collective call in the middle of others.
     """
 
     def __init__(self, signals: StopSignals):
@@ -39,7 +38,7 @@ class GracefulStop(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
         self.signals.waiting = True
         self.signals.listen()
-        # Before every batch Lightning asks all ranks whether rank 0 got a SIGTERM, and waits for the device to answer.
+        # Lightning would synchronise all ranks before every batch, to share whether rank 0 received a SIGTERM.
         share_no_sigterm(trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module) -> None:
@@ -53,17 +52,17 @@ class GracefulStop(Callback):
             self._stop_if_asked(trainer)
 
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int, dataloader_idx=0) -> None:
-        if trainer.world_size == 1 and not trainer.should_stop:  # the last validation is the end of the run
+        if trainer.world_size == 1 and not trainer.should_stop:  # complete the last validation
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module) -> None:
         self._stop_if_asked(trainer)
         self.signals.waiting = False
-        if self.signals.asked:  # while that was going on
+        if self.signals.asked:  # in the meantime
             raise Interrupted(self.signals.asked)
 
     def on_exception(self, trainer: L.Trainer, pl_module, exception: BaseException) -> None:
-        self.signals.waiting = True  # what is being saved now shall be whole
+        self.signals.waiting = True  # complete the checkpoint that is being saved
 
     def teardown(self, trainer: L.Trainer, pl_module, stage: str) -> None:
         self.signals.waiting = False
@@ -75,6 +74,6 @@ class GracefulStop(Callback):
                 trainer.strategy.reduce(torch.tensor(asked, device=trainer.strategy.root_device), reduce_op="max")
             )
         if asked:
-            # Lightning kills this process, saved or not, as soon as one that it started ends with a code other than 0.
+            # Lightning kills this process, saved or not, when a process that it started ends with a non-zero code.
             getattr(trainer.strategy.launcher, "procs", []).clear()
             raise Interrupted(asked, at_once=False)

@@ -1,4 +1,4 @@
-"""metrics.csv: the run's curves, on disk within a step of being logged, whatever other logger there is."""
+"""metrics.csv: the run's metrics, written to disk as soon as they are logged, whatever other loggers there are."""
 
 import csv
 import math
@@ -17,32 +17,34 @@ from fcnlab.files.reading import Unreadable, lines_within_limits
 from fcnlab.files.writing import atomic_write
 
 FIRST = ("step", "epoch")
-SCORED = ("final/", "test/")  # what is logged of the scoring at the end, by Segmenter.scored_as
-VALIDATED = "val/miou"
-AWAY = "move it away; the training then resumes without the curves from before"
+FINAL_PREFIXES = ("final/", "test/")  # metrics of the final evaluation: see Segmenter.scored_as
+VALIDATION_METRIC = "val/miou"
+REPLACE_HINT = "move it away to resume without the earlier metrics"
 
 
 class MetricsCsv(Logger):
-    """A row for each thing logged: ``step`` (optimiser steps done), ``epoch``, and a column for each metric.
+    """Write a row for each logging call: ``step`` (optimiser steps), ``epoch``, and a column for each metric.
 
-    Rows are on the disk at once. A run that is resumed appends, after dropping rows from beyond the checkpoint that it
-    goes on from. Lightning's own CSV logger deletes the old file, and keeps rows in memory.
+    Rows are written to disk immediately. A resumed run drops the rows after its checkpoint and appends new ones.
+    Lightning's own CSV logger deletes the old file and keeps rows in memory.
 
-    ``count`` is the number of rows on disk, ``validations`` of those that hold a validation.
+    ``count`` is the number of rows on disk, ``validations`` the number of those from validations.
     """
 
     def __init__(self, path: str | Path):
         super().__init__()
         self.path = Path(path)
         check_own(self.path)
-        self._whole = False  # until half a row at the end, which a full disk can leave, is dropped
+        self._complete = False  # a full disk can leave an incomplete row at the end, which is dropped before writing
         try:
             self._columns = self._checked_columns()
             self._count()
         except Unreadable as error:
-            raise WriteError(f"{self.path.parent}/{error}: {AWAY}") from error
+            raise WriteError(f"{self.path.parent}/{error}: {REPLACE_HINT}") from error
         except (UnicodeDecodeError, csv.Error) as error:
-            raise WriteError(f"{self.path} is no table in UTF-8 ({first_line(error)}): repair it, or {AWAY}") from error
+            raise WriteError(
+                f"{self.path} is not a valid CSV file in UTF-8 ({first_line(error)}): repair it, or {REPLACE_HINT}"
+            ) from error
 
     @property
     def name(self) -> str:
@@ -53,29 +55,29 @@ class MetricsCsv(Logger):
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The run's configuration is in .hydra/."""
+        """Do nothing: the run's configuration is in .hydra/."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: float = 0) -> None:
         row = {"step": int(step)} | {name: value for name, value in metrics.items() if not math.isnan(value)}
         epoch = row.pop("epoch", None)
-        if epoch is not None and not any(name.startswith(SCORED) for name in row):  # that is behind all epochs
+        if epoch is not None and not any(name.startswith(FINAL_PREFIXES) for name in row):  # after the last epoch
             row["epoch"] = int(epoch)
         try:
             self._append(row)
         except OSError as error:
             raise WriteError(f"{self.path} could not be written: {error}") from error
         self.count += 1
-        self.validations += VALIDATED in row
+        self.validations += VALIDATION_METRIC in row
 
     def _count(self) -> None:
         self.count = self.validations = 0
         for row in self.rows():
             self.count += 1
-            self.validations += bool(row.get(VALIDATED))
+            self.validations += bool(row.get(VALIDATION_METRIC))
 
     def _append(self, row: dict[str, float]) -> None:
-        self._drop_half_a_row()
+        self._drop_incomplete_row()
         new = [name for name in dict.fromkeys((*FIRST, *row)) if name not in self._columns]
         if new:
             self._columns += new
@@ -87,48 +89,48 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def cut(self, count: int) -> None:
-        """Keep the first ``count`` rows; what came after them the resumed run will log again."""
-        self._drop_half_a_row()
+        """Keep the first ``count`` rows; the resumed run logs the later ones again."""
+        self._drop_incomplete_row()
         if self.count > count:
             self._rewrite(islice(self.rows(), count))
             self._count()
 
-    def _drop_half_a_row(self) -> None:
-        if not self._whole and self.path.is_file() and not (text := self.path.read_bytes()).endswith(b"\n"):
+    def _drop_incomplete_row(self) -> None:
+        if not self._complete and self.path.is_file() and not (text := self.path.read_bytes()).endswith(b"\n"):
             with os.fdopen(open_own(self.path, os.O_WRONLY), "ab") as file:
                 file.truncate(text.rfind(b"\n") + 1)
-        self._whole = True
+        self._complete = True
 
     def _lines(self) -> Iterator[str]:
-        """The whole lines on disk."""
+        """Yield the complete lines on disk."""
         if self.path.is_file():
             with self.path.open("rb") as file:
-                yield from _whole_lines(file)
+                yield from _complete_lines(file)
 
     def rows(self) -> Iterator[dict[str, str]]:
-        """What is on disk, as text; a value that was not logged in a row is an empty string."""
+        """Yield the rows on disk, as text; a value that was not logged is an empty string."""
         return csv.DictReader(self._lines())
 
     def _checked_columns(self) -> list[str]:
-        """The first row, if all others have as many cells: short ones of a long header would fill the memory."""
+        """Return the header; check that all rows have as many cells, since short rows would fill the memory."""
         if not self.path.is_file():
             return []
         with self.path.open("rb") as file:
-            rows = csv.reader(_whole_lines(lines_within_limits(file, self.path.name)))
+            rows = csv.reader(_complete_lines(lines_within_limits(file, self.path.name)))
             columns = next(rows, [])
             for number, row in enumerate(rows, start=2):
                 if row and len(row) != len(columns):
-                    raise csv.Error(f"row {number} has {len(row)} cells, and the first row {len(columns)}")
+                    raise csv.Error(f"row {number} has {len(row)} cells, but the header has {len(columns)}")
         return columns
 
     def _rewrite(self, rows: Iterable[dict[str, str]]) -> None:
-        """Beside the old file, then in its place: a kill in between loses nothing."""
+        """Write a new file and rename it, so that a kill in between loses nothing."""
         with atomic_write(self.path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
 
 
-def _whole_lines(lines: Iterable[bytes]) -> Iterator[str]:
-    """Without half a row at the end."""
+def _complete_lines(lines: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines, without an incomplete one at the end."""
     return (line.decode() for line in lines if line.endswith(b"\n"))

@@ -1,4 +1,4 @@
-"""The bar of a terminal."""
+"""The progress bar in a terminal."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from fcnlab.training.callbacks.time_left import TimeLeft, duration
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar; the loss is asked of the device when it is drawn, where a logged one would be at every step.
+    """Lightning's progress bar with the loss of the last optimiser step and the remaining time of the whole run.
 
-    It is that of the last optimiser step, as it is logged. The time that is left is that of the whole training, as in
-    the log; tqdm knows of one epoch and of no validation.
+    The loss is read from the device only when the bar is drawn, where a logged loss would be read at every step. tqdm's
+    own remaining time covers one epoch without validations.
     """
 
     _loss: Tensor | None = None

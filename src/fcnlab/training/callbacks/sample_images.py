@@ -1,4 +1,4 @@
-"""The same few images at every validation, and beside their truth at the end."""
+"""Show the same few images with their predictions at every validation, and with the ground truth at the end."""
 
 from itertools import chain, islice
 from pathlib import Path
@@ -17,17 +17,17 @@ from fcnlab.runs.drawing import panel, save_png
 
 
 class SampleImages(Callback):
-    """Show ``count`` images of the set, evenly spread over it.
+    """Show ``count`` images, evenly spaced in the set.
 
-    At each validation in W&B (with masks) and TensorBoard; at the test as ``NAME.png`` in ``folder``: image, truth
-    and prediction side by side.
+    They are logged at each validation to W&B (with masks) and TensorBoard, and saved at the final evaluation as
+    ``NAME.png`` in ``folder``: image, ground truth and prediction side by side.
     """
 
     def __init__(self, folder: str | Path, count: Drawn = 8):
         if not 0 <= count <= MOST_DRAWN:
-            raise ValueError(f"callbacks.sample_images.count={count}: choose 0 to {MOST_DRAWN}")
+            raise ValueError(f"callbacks.sample_images.count={count} must be from 0 to {MOST_DRAWN}")
         self.folder, self.count = Path(folder), count
-        self._wanted: set[int] = set()
+        self._indices: set[int] = set()
         self._shown: list[tuple[int, np.ndarray]] = []
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module) -> None:
@@ -37,9 +37,9 @@ class SampleImages(Callback):
         self._choose(trainer.test_dataloaders, int(trainer.num_test_batches[0]))
 
     def _choose(self, loader: Any, batches: int) -> None:
-        """Of the images that this process evaluates."""
+        """Choose among the images that this process evaluates."""
         evaluated = sorted(chain(*islice(loader.batch_sampler, batches)))
-        self._wanted = {evaluated[int(place)] for place in np.linspace(0, len(evaluated) - 1, self.count)}
+        self._indices = {evaluated[int(position)] for position in np.linspace(0, len(evaluated) - 1, self.count)}
         self._shown.clear()
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx=0):
@@ -50,7 +50,7 @@ class SampleImages(Callback):
 
     def _keep(self, outputs, batch) -> None:
         for index, prediction in zip(batch["index"].tolist(), outputs["prediction"], strict=True):
-            if index in self._wanted:
+            if index in self._indices:
                 self._shown.append((index, prediction.to(torch.uint8).cpu().numpy()))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module) -> None:
@@ -80,13 +80,13 @@ class SampleImages(Callback):
     def _to_wandb(self, logger: WandbLogger, dataset: SegmentationDataset, step: int) -> None:
         import wandb
 
-        from fcnlab.training.callbacks.wandb import in_nobodys_way, sendable
+        from fcnlab.training.callbacks.wandb import errors_as_warnings, sendable
 
-        names = dict(enumerate(sendable(dataset.classes))) | {IGNORE_INDEX: "void"}
-        with in_nobodys_way("images"):
+        names = dict(enumerate(sendable(dataset.classes))) | {IGNORE_INDEX: "ignored"}
+        with errors_as_warnings("images"):
             images = []
             for index, prediction in self._shown:
-                masks = {"truth": dataset.mask(index), "prediction": prediction}
+                masks = {"ground_truth": dataset.mask(index), "prediction": prediction}
                 overlays = {key: {"mask_data": mask, "class_labels": names} for key, mask in masks.items()}
                 images.append(
                     wandb.Image(dataset.image(index), masks=overlays, caption=escape_line(dataset.names[index]))

@@ -1,4 +1,4 @@
-"""What a checkpoint was selected by, kept inside it."""
+"""Record inside each checkpoint how it was selected."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from fcnlab.training.callbacks.metrics_file import MetricsCsv
 
 
 class CheckpointSelection(Callback):
-    """Say in the record of every checkpoint how it was selected; :mod:`fcnlab.runs.selection` has the words.
+    """Save in the record of every checkpoint how it was selected; see :mod:`fcnlab.runs.selection`.
 
     A checkpoint callback with a ``monitor`` selects, any other keeps the last state.
     """
@@ -39,7 +39,7 @@ class CheckpointSelection(Callback):
             pl_module.record = pl_module.record | {"selection": self.facts(trainer, _keeper(trainer))}
 
     def facts(self, trainer: L.Trainer, keeper: Checkpoint | None = None) -> dict[str, Any]:
-        """Of the weights as they are now, and as ``keeper`` keeps them; without one, as the last ones."""
+        """Return how the current weights are selected by ``keeper``; without one, as the last weights."""
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         monitor = getattr(keeper, "monitor", None)
         validated = self._validated and self._validated[0] == trainer.global_step
@@ -57,7 +57,8 @@ class CheckpointSelection(Callback):
 
 
 def _keeper(trainer: L.Trainer) -> Checkpoint | None:
-    """Whose checkpoint is being saved: Lightning's own callback does not say that it is saving, ours do."""
-    ours = [one for one in trainer.checkpoint_callbacks if isinstance(one, (LastCheckpoint, TopCheckpoints))]
-    best = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one not in ours]
-    return next((one for one in ours if one.saving), None) or next(iter(best), None)
+    """Return the callback that is saving a checkpoint; fcnlab's callbacks have ``saving``, Lightning's has not."""
+    callbacks = trainer.checkpoint_callbacks
+    own = [callback for callback in callbacks if isinstance(callback, (LastCheckpoint, TopCheckpoints))]
+    best = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint) and callback not in own]
+    return next((callback for callback in own if callback.saving), None) or next(iter(best), None)

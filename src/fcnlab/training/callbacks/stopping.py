@@ -1,4 +1,4 @@
-"""How a run ends."""
+"""End a run: the final validation, early stopping, and divergence."""
 
 import math
 from typing import Any
@@ -13,10 +13,10 @@ from fcnlab.errors import UserError
 
 
 class FinalValidation(Callback):
-    """Ask for a stop on the last step, since Lightning validates (and so saves) before a stop that was asked for.
+    """Request a stop on the last step, so that Lightning validates and saves before it stops.
 
-    A run that reaches max_steps or max_epochs by itself ends between two validations with neither. So would one whose
-    min_epochs or min_steps ask for more than these limits allow.
+    Lightning does neither when it reaches max_steps or max_epochs between two validations. min_steps and min_epochs are
+    reset, since they would prevent the stop where they exceed these limits.
     """
 
     def on_train_batch_end(self, trainer: L.Trainer, *args) -> None:
@@ -26,18 +26,18 @@ class FinalValidation(Callback):
 
 
 def is_final_step(trainer: L.Trainer) -> bool:
-    """Whether the steps or epochs that the run was to have are done."""
+    """Return whether the run has reached its limit of steps or epochs."""
     last_step = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
     return last_step or (last_epoch and trainer.is_last_batch)
 
 
 class StopReason(Callback):
-    """Keep why a run stopped early, and let today's settings decide whether a resumed one is over.
+    """Save why a run stopped early, and let the current settings decide whether a resumed run trains further.
 
-    Lightning takes a callback's patience from the checkpoint, so that a run with more of it, or without early stopping
-    at all, would end at once. ``reason`` is None for a run that did not stop early; else it has ``step``, and of early
-    stopping ``monitor``, ``best`` (its value), ``best_step``, ``patience`` (in validations) and its limits.
+    Lightning restores a callback's patience from the checkpoint, so a run that resumes with more patience, or without
+    early stopping, would stop at once. ``reason`` is None for a run that did not stop early; otherwise it has ``step``,
+    and for early stopping ``monitor``, ``best`` (value), ``best_step``, ``patience`` (in validations) and thresholds.
     """
 
     def __init__(self):
@@ -57,7 +57,7 @@ class StopReason(Callback):
 
     def _stopped_by(self, trainer: L.Trainer) -> dict[str, Any]:
         early = next((each for each in _early_stopping(trainer) if _has_stopped(each)), None)
-        if early is None:  # a callback of the user's, or trainer.max_time
+        if early is None:  # stopped by a user's callback or trainer.max_time
             return {}
         best, step = self._best[early.state_key]
         return {
@@ -79,7 +79,9 @@ class StopReason(Callback):
         if trainer.state.fn != "fit":
             return
         states = checkpoint["callbacks"]
-        self._resumes_stopped = checkpoint["resume"]["stopped_early"] and "Timer" not in states  # which looks itself
+        self._resumes_stopped = (
+            checkpoint["resume"]["stopped_early"] and "Timer" not in states
+        )  # Timer stops the run itself
         for early in _early_stopping(trainer):
             if early.state_key in states:
                 states[early.state_key]["patience"] = early.patience
@@ -93,7 +95,7 @@ class StopReason(Callback):
             early.stopping_reason = EarlyStoppingReason.NOT_STOPPED
 
     def _is_over(self, trainer: L.Trainer) -> bool:
-        """Whether what stopped the run would stop it with today's settings, too."""
+        """Return whether the run would also stop with the current settings."""
         if self.reason and "monitor" not in self.reason:
             return True
         return any(_still_stops(early, self.reason or {}) for early in _early_stopping(trainer))
@@ -117,7 +119,7 @@ def _still_stops(early: EarlyStopping, reason: dict[str, Any]) -> bool:
     return _has_stopped(early) and all(reason.get(name) == limit for name, limit in _limits(early).items())
 
 
-REASON: dict[str, tuple[type, ...]] = {  # what EarlyEnd says of early stopping
+REASON_TYPES: dict[str, tuple[type, ...]] = {  # of StopReason.reason after early stopping
     "monitor": (str,),
     "best": (float, type(None)),
     "best_step": (int,),
@@ -128,14 +130,14 @@ REASON: dict[str, tuple[type, ...]] = {  # what EarlyEnd says of early stopping
 }
 
 
-def check_early_end(callbacks: dict[str, Any]) -> None:
-    """Raise a ValueError unless a checkpoint's states of :class:`EarlyEnd` and of early stopping are theirs."""
+def check_stopping_states(callbacks: dict[str, Any]) -> None:
+    """Raise a ValueError unless a checkpoint's states of :class:`StopReason` and early stopping are valid."""
     for key, state in callbacks.items():
         if str(key).startswith("EarlyStopping") and not _is_early_stopping(state):
-            raise ValueError("its state of early stopping is none")
+            raise ValueError("its early stopping state is invalid")
     state = callbacks.get("StopReason", {"reason": None, "best": {}})
     if not isinstance(state, dict) or not _is_reason(state.get("reason")) or not _are_bests(state.get("best")):
-        raise ValueError("its reason to stop early is none")
+        raise ValueError("its early stopping reason is invalid")
 
 
 def _is_early_stopping(state: Any) -> bool:
@@ -149,27 +151,29 @@ def _is_reason(reason: Any) -> bool:
         return True
     if not isinstance(reason, dict) or type(reason.get("step")) is not int:
         return False
-    told = reason.keys() - {"step"}
-    return not told or (told == REASON.keys() and all(type(reason[key]) in kinds for key, kinds in REASON.items()))
+    keys = reason.keys() - {"step"}
+    return not keys or (
+        keys == REASON_TYPES.keys() and all(type(reason[key]) in kinds for key, kinds in REASON_TYPES.items())
+    )
 
 
 def _are_bests(best: Any) -> bool:
     if not isinstance(best, dict):
         return False
     pairs = best.values()
-    return all(isinstance(one, list) and [type(value) for value in one] == [float, int] for one in pairs)
+    return all(isinstance(pair, list) and [type(value) for value in pair] == [float, int] for pair in pairs)
 
 
 class TrainingDiverged(UserError):
-    """The loss became infinite or not a number."""
+    """The loss or the weights became infinite or nan."""
 
 
 class StopOnNaN(Callback):
-    """Stop when the loss is no number any more, and save nothing after that.
+    """Stop the run when the loss becomes infinite or nan, and save nothing after that.
 
-    The losses of optimiser steps stay on the device and are looked at every ``every_n_steps`` steps, so that no other
-    step waits for them. They are those of all devices together, which so stop at the same step.
-    Before a checkpoint is written its weights are looked at too: one step on from a good loss they can be lost.
+    The losses of optimiser steps stay on the device and are checked every ``every_n_steps`` steps, so that the other
+    steps do not wait for the device. They are losses over all devices, which therefore stop at the same step. Before a
+    checkpoint is written its weights are checked, too: they can diverge one step after a finite loss.
     """
 
     def __init__(self, every_n_steps: int = 10):
@@ -179,7 +183,7 @@ class StopOnNaN(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch, batch_idx: int) -> None:
         newest = pl_module.train_loss
-        if newest is self._newest:  # a batch that was only accumulated
+        if newest is self._newest:  # no optimiser step in this batch
             return
         self._newest = newest
         self._losses.append((trainer.global_step, newest))
@@ -206,8 +210,8 @@ class StopOnNaN(Callback):
             raise TrainingDiverged(_advice(f"the loss became {losses[first].item()} at step {steps[first]}"))
 
 
-def _advice(what: str) -> str:
+def _advice(problem: str) -> str:
     return (
-        f"{what}: training stopped. What was saved before is in checkpoints/."
-        " Lower optim.lr, or warm up for longer (schedule.warmup)."
+        f"{problem}: training stopped. Earlier checkpoints are in checkpoints/."
+        " Lower optim.lr, or use a longer warm-up (schedule.warmup)."
     )

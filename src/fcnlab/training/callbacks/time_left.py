@@ -1,4 +1,4 @@
-"""How long a training still takes, by its own steps and validations: in its log, and in the bar."""
+"""Estimate the remaining time of a run from its steps and validations, for the log and the progress bar."""
 
 import logging
 import math
@@ -8,21 +8,21 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Timer
 
-FIRST_LINE = 60.0  # seconds: after so long the log tells, again after twice as long, and behind each validation
+FIRST_LINE = 60.0  # seconds until the first line; the next ones at twice the time each, and after each validation
 log = logging.getLogger("fcnlab")
 
 
 class TimeLeft(Callback):
-    """Knows what the training's steps and validations took so far, by the clock, with all that came with them.
+    """Measure the wall time of steps and validations, including everything that happens in between.
 
-    A step is the mean of all so far but the first, for which workers start; a validation is the mean of all so far,
-    each to the beginning of the next step, with the checkpoints that it writes. Until there is one, it is what was
-    expected.
+    The time of a step is the mean of all steps except the first one, for which workers start. The time of a validation
+    is the mean of all validations, each until the next step begins, so that it includes saving checkpoints. Before the
+    first validation, the estimate of :mod:`fcnlab.training.cost_estimate` is used.
     """
 
     def __init__(self):
         self._expected: dict[str, float] = {}
-        self._last = self._first = 0  # steps: of the whole run, and done when the clock began
+        self._last = self._first = 0  # the run's last step, and the step at which the clock was started
         self._begun: float | None = None
         self._validated = 0.0  # seconds
         self._validations = 0
@@ -30,7 +30,7 @@ class TimeLeft(Callback):
         self._next_line = FIRST_LINE
 
     def expect(self, step: float, validation: float) -> None:
-        """What to go by at first, in seconds."""
+        """Set the initial estimates, in seconds."""
         self._expected = {"step": step, "validation": validation}
 
     def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
@@ -55,14 +55,14 @@ class TimeLeft(Callback):
             self._validating = None
         if validated or self._trained() >= self._next_line:
             self._next_line = 2 * max(self._next_line, self._trained()) if not validated else self._next_line
-            self._tell(trainer)
+            self._log(trainer)
 
     def _trained(self) -> float:
-        """Seconds since the clock began."""
+        """Return the seconds since the clock was started."""
         return 0.0 if self._begun is None else time.perf_counter() - self._begun
 
     def paces(self, trainer: L.Trainer) -> dict[str, float]:
-        """Seconds of a ``step`` and of a ``validation``, as far as they are known."""
+        """Return the seconds of a ``step`` and of a ``validation``, as far as they are known."""
         steps = 0 if self._begun is None else trainer.global_step - self._first
         since = 0.0 if self._validating is None else time.perf_counter() - self._validating
         own = {"step": (self._trained() - self._validated - since) / steps} if steps else {}
@@ -71,7 +71,7 @@ class TimeLeft(Callback):
         return self._expected | own
 
     def seconds_left(self, trainer: L.Trainer) -> float | None:
-        """Until the last step and the validation behind it; None while nobody can tell."""
+        """Return the seconds until the last step and the final validation; None while unknown."""
         paces = self.paces(trainer)
         if paces.keys() != {"step", "validation"} and not (paces and trainer.global_step >= self._last):
             return None
@@ -80,7 +80,7 @@ class TimeLeft(Callback):
         left = steps * paces["step"] + validations * paces["validation"]
         return min(left, seconds_allowed(trainer))
 
-    def _tell(self, trainer: L.Trainer) -> None:
+    def _log(self, trainer: L.Trainer) -> None:
         left, paces = self.seconds_left(trainer), self.paces(trainer)
         if left is not None and trainer.is_global_zero:
             log.info(
@@ -94,7 +94,7 @@ class TimeLeft(Callback):
 
 
 def validations_between(done: int, last: int, trainer: Any) -> int:
-    """How many come behind ``done`` steps of a run of ``last``, which ends with one."""
+    """Return the number of validations after step ``done`` of a run of ``last`` steps; the last step has one."""
     if done >= last:
         return 0
     every = int(trainer.val_check_interval) / trainer.accumulate_grad_batches  # Lightning counts batches
@@ -102,14 +102,14 @@ def validations_between(done: int, last: int, trainer: Any) -> int:
 
 
 def seconds_allowed(trainer: Any) -> float:
-    """What ``trainer.max_time`` leaves of a training."""
+    """Return the seconds that ``trainer.max_time`` leaves; infinity without it."""
     timers = (each for each in getattr(trainer, "callbacks", ()) if isinstance(each, Timer))
     left = [allowed for timer in timers if (allowed := timer.time_remaining()) is not None]
     return max(0.0, min(left, default=math.inf))
 
 
 def duration(seconds: float) -> str:
-    """In the unit that a person would choose."""
+    """Return a duration as text, in a suitable unit."""
     if seconds < 1:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 90:

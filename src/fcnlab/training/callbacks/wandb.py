@@ -1,4 +1,4 @@
-"""Weights & Biases as a mirror of the run's folder: never a prompt, never a hang, never in the way of training."""
+"""Weights & Biases as a mirror of the run's folder: it never prompts, never blocks and never ends a run."""
 
 import atexit
 import logging
@@ -25,13 +25,13 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.metrics.scores import Scores
 
 log = logging.getLogger("fcnlab")
-ANSWER_WITHIN = 3.0  # seconds
-TEMPORARY = "fcnlab-wandb-"  # how the name of the folder begins that holds W&B's temporary ones
-# Characters that W&B takes; it refuses to start a run with more.
-MOST_IN_TAG, MOST_IN_JOB_TYPE, MOST_IN_NAME, MOST_IN_PROJECT = 64, 64, 128, 128
-NOT_IN_PROJECT = re.compile(r"[/\\#?%:]")
-START_WITHIN = 20.0  # seconds; W&B itself would try for 90
-ROOM = 1 << 20  # bytes
+SERVER_TIMEOUT = 3.0  # seconds
+TEMPORARY_PREFIX = "fcnlab-wandb-"  # of the folder for W&B's temporary folders
+# Maximum numbers of characters: W&B refuses to start a run with more.
+MAX_TAG, MAX_JOB_TYPE, MAX_NAME, MAX_PROJECT = 64, 64, 128, 128
+FORBIDDEN_IN_PROJECT = re.compile(r"[/\\#?%:]")
+START_TIMEOUT = 20.0  # seconds; W&B's default is 90
+REQUIRED_SPACE = 1 << 20  # bytes
 
 
 def wandb_logger(
@@ -46,30 +46,30 @@ def wandb_logger(
     mode: Literal["auto", "online", "offline"] = "auto",
     run_id: str | None = None,
 ) -> WandbLogger:
-    """A run of its own in ``folder/wandb/``, or, with ``run_id``, the continuation of one.
+    """Return the logger of a new W&B run in ``folder/wandb/``, or of the existing run ``run_id``.
 
-    ``mode="auto"`` is online where a key is configured and the server answers, else offline.
+    ``mode="auto"`` means online if an API key is configured and the server answers, otherwise offline.
     """
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
-    logging.getLogger().addFilter(_no_word_of_sizes)
+    logging.getLogger().addFilter(_is_not_about_image_sizes)
     if "wandb" not in sys.modules:
-        with temporary_files_in():
-            import wandb  # noqa: F401  which makes folders
+        with temporary_files_in_own_folder():
+            import wandb  # noqa: F401  which creates temporary folders
     Path(folder).mkdir(parents=True, exist_ok=True)
-    _let_it_write(Path(folder) / "wandb")
+    _set_wandb_folders(Path(folder) / "wandb")
     described = {
-        "dir": folder, "config": sendable(config), "id": run_id, "name": shortened(name, MOST_IN_NAME),
-        "project": accepted_project(project), "entity": sendable(entity), "group": shortened(group, MOST_IN_NAME),
-        "job_type": shortened(job_type, MOST_IN_JOB_TYPE),
-        "tags": list(dict.fromkeys(shortened(tag, MOST_IN_TAG) for tag in tags if tag)),
+        "dir": folder, "config": sendable(config), "id": run_id, "name": shortened(name, MAX_NAME),
+        "project": accepted_project(project), "entity": sendable(entity), "group": shortened(group, MAX_NAME),
+        "job_type": shortened(job_type, MAX_JOB_TYPE),
+        "tags": list(dict.fromkeys(shortened(tag, MAX_TAG) for tag in tags if tag)),
     }  # fmt: skip
     can_be_sent = sendable(str(folder)) == str(folder)
     if not can_be_sent:
-        log.warning("Warning: W&B cannot write into %s, whose name is not UTF-8: it gets nothing of this run", folder)
-    with _words_sendable():
+        log.warning("Warning: W&B cannot write to %s, whose name is not UTF-8: this run is not logged there", folder)
+    with _sendable_arguments():
         run = _started(described, mode if can_be_sent else "disabled")
-    if run_id:  # W&B keeps the values of before, and a resumed run may have others
+    if run_id:  # W&B keeps the old values, and a resumed run may have new ones
         run.config.update(described["config"], allow_val_change=True)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -77,8 +77,8 @@ def wandb_logger(
 
 
 @contextmanager
-def _words_sendable() -> Iterator[None]:
-    """W&B sends the words of the command, too."""
+def _sendable_arguments() -> Iterator[None]:
+    """Make the command-line arguments sendable, since W&B sends them, too."""
     before, sys.argv = sys.argv, sendable(sys.argv)
     try:
         yield
@@ -87,50 +87,50 @@ def _words_sendable() -> Iterator[None]:
 
 
 class Mirror(WandbLogger):
-    """Lightning's logger, of which nothing ends a run whose files are elsewhere."""
+    """Lightning's W&B logger, whose errors never end a run."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with in_nobodys_way("numbers"):
+        with errors_as_warnings("metrics"):
             super().log_metrics(metrics, step)
 
 
 @contextmanager
-def in_nobodys_way(what: str) -> Iterator[None]:
-    """Make a warning of whatever W&B raises, once for each kind: what it shows is in the run's folder as well."""
+def errors_as_warnings(content: str) -> Iterator[None]:
+    """Turn every error of W&B's into a warning, once per kind: the run's folder contains the same information."""
     try:
         yield
-    except Exception as error:  # of files, of its server, of its process: they have no kind in common
-        _warn_of_missing(what, first_line(error))
+    except Exception as error:  # errors of files, server and process have no common type
+        _warn_about_missing(content, first_line(error))
 
 
 @cache
-def _warn_of_missing(what: str, why: str) -> None:
-    log.warning("Warning: W&B does not have all %s of this run (%s): the run's folder does", what, why)
+def _warn_about_missing(content: str, reason: str) -> None:
+    log.warning("Warning: some %s of this run are missing in W&B (%s), but not in the run's folder", content, reason)
 
 
-def _let_it_write(folder: Path) -> None:
-    """Name the places outside of a run's folder where W&B writes; inside ``folder`` where they take no files.
+def _set_wandb_folders(folder: Path) -> None:
+    """Set W&B's data and cache folders: the usual ones if they are writable, otherwise subfolders of ``folder``.
 
-    Named in any case: without HOME its process finds no place for a log, and writes it to the terminal.
+    They are always set: without HOME, W&B's process finds no place for its log and writes it to the terminal.
     """
-    for variable, usual in _usual_places():
-        os.environ[variable] = str(usual if _takes_files(usual) else folder / variable.lower())
+    for variable, usual in _usual_folders():
+        os.environ[variable] = str(usual if _is_writable(usual) else folder / variable.lower())
 
 
 @cache
-def _usual_places() -> tuple[tuple[str, Path], ...]:
-    """As the user left them: where files wait to be sent, and what is kept of those that were."""
+def _usual_folders() -> tuple[tuple[str, Path], ...]:
+    """Return W&B's data and cache folders by environment variable, as the user has set them."""
     from wandb import env
 
     return (env.DATA_DIR, Path(env.get_data_dir())), (env.CACHE_DIR, env.get_cache_dir())
 
 
-def _takes_files(folder: Path) -> bool:
-    """Whether there is room for a table or two: a full disk is as bad as one that is only read."""
+def _is_writable(folder: Path) -> bool:
+    """Return whether a small file can be written to a folder: neither read-only nor full."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(ROOM))
+            file.write(bytes(REQUIRED_SPACE))
     except OSError:
         return False
     return True
@@ -138,16 +138,16 @@ def _takes_files(folder: Path) -> bool:
 
 @cache
 def _held_temporary_folder() -> Path:
-    """Of this process, until it ends; those of processes that were killed are removed."""
-    parent, held = Path(tempfile.gettempdir()), ExitStack()
-    remove_leftovers(parent, TEMPORARY)
-    atexit.register(held.close)
-    return held.enter_context(held_folder(parent, TEMPORARY))
+    """Return this process's temporary folder, which is removed at its end; remove those of killed processes."""
+    parent, stack = Path(tempfile.gettempdir()), ExitStack()
+    remove_leftovers(parent, TEMPORARY_PREFIX)
+    atexit.register(stack.close)
+    return stack.enter_context(held_folder(parent, TEMPORARY_PREFIX))
 
 
 @contextmanager
-def temporary_files_in() -> Iterator[None]:
-    """Let temporary files be made where the next run finds them, should this one be killed: W&B's have any name."""
+def temporary_files_in_own_folder() -> Iterator[None]:
+    """Create temporary files in a folder that the next run removes if this one is killed: W&B uses arbitrary names."""
     folder = _held_temporary_folder()
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
@@ -157,7 +157,7 @@ def temporary_files_in() -> Iterator[None]:
 
 
 def shortened(text: str | None, most: int) -> Any:
-    """At most so many characters that can be sent; a hash at the end keeps texts apart that begin alike."""
+    """Return a sendable text of at most ``most`` characters; a hash at the end distinguishes shortened texts."""
     text = sendable(text)
     if text is None or len(text) <= most:
         return text
@@ -165,19 +165,19 @@ def shortened(text: str | None, most: int) -> Any:
 
 
 def accepted_project(project: str) -> str:
-    """The name of a project that W&B takes; said where it is another, since the run is found there."""
-    accepted = shortened(NOT_IN_PROJECT.sub("-", sendable(project)), MOST_IN_PROJECT)
+    """Return a project name that W&B accepts; warn where it differs from the requested one."""
+    accepted = shortened(FORBIDDEN_IN_PROJECT.sub("-", sendable(project)), MAX_PROJECT)
     if accepted != project:
         log.warning(
-            "Warning: logger.wandb.project=%s: W&B takes at most %d characters and none of / \\ # ? %% : there. The run"
-            " is in the project %s",
-            *(project, MOST_IN_PROJECT, accepted),
+            "Warning: logger.wandb.project=%s: W&B accepts at most %d characters, without / \\ # ? %% : . The run is in"
+            " the project %s",
+            *(project, MAX_PROJECT, accepted),
         )
     return accepted
 
 
 def sendable(value: Any) -> Any:
-    """Plain values under keys that are texts, which can all be encoded: odd bytes of a name not in UTF-8 are shown."""
+    """Return plain values with text keys, all encodable as UTF-8; other bytes of a name are escaped."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, Mapping):
@@ -185,54 +185,54 @@ def sendable(value: Any) -> Any:
     return [sendable(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def _no_word_of_sizes(record: logging.LogRecord) -> bool:
-    """W&B warns at every validation that images have sizes of their own, which here they shall have."""
+def _is_not_about_image_sizes(record: logging.LogRecord) -> bool:
+    """Return False for W&B's warning that images differ in size, which it repeats at every validation."""
     return not record.getMessage().startswith("Images sizes do not match")
 
 
 def _started(described: dict[str, Any], mode: Any) -> Any:
-    """W&B's run; offline where ``mode="auto"`` and the server that answered starts none after all."""
+    """Start W&B's run; with ``mode="auto"``, start it offline if the server fails to start one."""
     import wandb
 
     try:
         wandb.setup()  # reads the environment
     except (wandb.Error, ValueError) as error:
         raise UserError(
-            f"W&B refuses what its own settings say: {_why(error)}. Correct or unset that variable (WANDB_...) in the"
-            " environment, or train with logger=csv"
+            f"W&B rejects its settings: {_reason(error)}. Correct or unset that environment variable (WANDB_...), or"
+            " train with logger=csv"
         ) from error
     chosen: Any = reachable_mode() if mode == "auto" else mode
-    # Offline, the id alone joins the parts of a run when they are synced.
+    # Offline, the id is enough to join the parts of a run when they are synced.
     described = described | {"resume": "allow" if described["id"] and chosen == "online" else None}
-    settings = wandb.Settings(quiet=True, console="off", init_timeout=START_WITHIN)
+    settings = wandb.Settings(quiet=True, console="off", init_timeout=START_TIMEOUT)
     try:
         return wandb.init(**described, mode=chosen, settings=settings, reinit="create_new")
     except (wandb.Error, ValueError) as error:
         if mode != "auto" or chosen == "offline":
-            raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_why(error)}") from error
-        log.warning("Warning: W&B did not start a run (%s): this one is offline", _why(error))
+            raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_reason(error)}") from error
+        log.warning("Warning: W&B did not start a run (%s): this run is logged offline", _reason(error))
         return _started(described, "offline")
 
 
-def _why(error: Exception) -> str:
-    """What W&B says of a setting that it refuses; pydantic's errors, which it lets through, tell it in their parts."""
+def _reason(error: Exception) -> str:
+    """Return W&B's reason for rejecting a setting; pydantic's errors contain it in their parts."""
     parts: Any = getattr(error, "errors", list)()
-    told = [f"{'.'.join(map(str, part['loc']))}={part['input']!r:.100}: {part['msg']}" for part in parts]
-    return "; ".join(told) or first_line(error)
+    messages = [f"{'.'.join(map(str, part['loc']))}={part['input']!r:.100}: {part['msg']}" for part in parts]
+    return "; ".join(messages) or first_line(error)
 
 
 def reachable_mode() -> str:
-    """Online costs a minute and more before it fails where nobody answers, so ask first."""
+    """Return "online" if the server can be reached: without this check, W&B takes over a minute to fail."""
     import wandb
 
-    if wanted := os.environ.get("WANDB_MODE"):
-        return wanted
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
     settings = wandb.setup().settings
     return "online" if _has_key(settings) and _answers(settings.base_url) else "offline"
 
 
 def _has_key(settings: Any) -> bool:
-    """Whether a key is configured. Silently: W&B would ask its server for the user's name, and wait for 5 seconds."""
+    """Return whether an API key is configured; silent, since W&B would otherwise request the user's name for 5 s."""
     import wandb
 
     silent, settings.silent = settings.silent, True
@@ -243,44 +243,44 @@ def _has_key(settings: Any) -> bool:
 
 
 def _answers(server: str) -> bool:
-    """Whether a server answers, and not with an error of its own, in ``ANSWER_WITHIN`` seconds.
+    """Return whether a server answers, without a server error, within ``SERVER_TIMEOUT`` seconds.
 
-    Asked in a thread: a timeout of urllib's holds for each read, and one byte a second would never be late.
+    The request runs in a thread: urllib's timeout applies to each read, so a slow answer would never time out.
     """
     answers: list[bool] = []
-    asking = threading.Thread(target=lambda: answers.append(_ask(server)), daemon=True)
-    asking.start()
-    asking.join(ANSWER_WITHIN)
+    request = threading.Thread(target=lambda: answers.append(_request(server)), daemon=True)
+    request.start()
+    request.join(SERVER_TIMEOUT)
     return answers == [True]
 
 
-def _ask(server: str) -> bool:
+def _request(server: str) -> bool:
     try:
-        urllib.request.urlopen(server, timeout=ANSWER_WITHIN).close()
-    except urllib.error.HTTPError as answer:
-        return answer.code < 500
+        urllib.request.urlopen(server, timeout=SERVER_TIMEOUT).close()
+    except urllib.error.HTTPError as response:
+        return response.code < 500
     except (OSError, ValueError, HTTPException):
         return False
     return True
 
 
 def log_scores(
-    logger: WandbLogger, found: Scores, matrix, classes: Sequence[str], name: str, selection: Mapping[str, Any] | None
+    logger: WandbLogger, scores: Scores, matrix, classes: Sequence[str], name: str, selection: Mapping[str, Any] | None
 ) -> None:
-    """The per-class table and the confusion matrix (row: truth) of the final evaluation, below ``name``.
+    """Log the per-class IoU and the confusion matrix (rows: ground truth) of the final evaluation, below ``name``.
 
-    How the scored weights were selected goes to the summary; their score on the validation images is logged, since that
-    is what W&B's sweeps can maximise.
+    The summary contains how the scored weights were selected; their score on the validation images is logged, so that
+    W&B's sweeps can maximise it.
     """
     import wandb
 
     classes = sendable(classes)
-    table = wandb.Table(["class", "iou"], [[name, float(iou)] for name, iou in zip(classes, found.iou, strict=True)])
+    table = wandb.Table(["class", "iou"], [[name, float(iou)] for name, iou in zip(classes, scores.iou, strict=True)])
     cells = [[target, *map(int, row)] for target, row in zip(classes, matrix, strict=True)]
-    confusion = wandb.Table(["truth \\ prediction", *classes], cells)
+    confusion = wandb.Table(["ground truth \\ prediction", *classes], cells)
     facts = {f"selection/{key}": sendable(value) for key, value in (selection or {}).items() if value is not None}
     validated = {key: value for key, value in facts.items() if key == "selection/val_miou"}
-    with in_nobodys_way("tables"), temporary_files_in():
+    with errors_as_warnings("tables"), temporary_files_in_own_folder():
         logger.experiment.log({f"{name}/per_class": table, f"{name}/confusion": confusion, **validated})
-    with in_nobodys_way("facts"):
+    with errors_as_warnings("facts"):
         logger.experiment.summary.update(facts)
