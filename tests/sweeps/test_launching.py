@@ -24,7 +24,7 @@ from fcnlab.config.overrides import command_options, format_override, shell_join
 from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
 from fcnlab.signals import Interrupted, StopSignals
-from fcnlab.sweeps import job_checks
+from fcnlab.sweeps import resumed_settings
 from fcnlab.sweeps.job_checks import check_single_process, launcher_choice, report_user_errors
 from fcnlab.sweeps.job_names import job_names
 from fcnlab.sweeps.job_queue import JobQueue
@@ -102,7 +102,7 @@ def test_gpus_are_dealt_out_and_given_back():
     share = places.take(needs[0])
     assert share is not None and share.gpus == ("a",)
     assert dealt(places, needs[1:]) == [("b", "c"), None, ("d",)]
-    places.give_back(share)
+    places.release(share)
     assert dealt(places, [Requirement(2, 2), Requirement(1, 1)]) == [None, ("a",)]
 
 
@@ -166,11 +166,11 @@ def test_a_jobs_need_is_its_devices(trainer: dict, per_job, need: Requirement):
 @pytest.mark.parametrize(
     ("trainer", "per_job", "said"),
     [
-        ({"devices": 8}, "auto", "job 1 wants 8 GPUs, and there are 2: a, b"),
-        ({"devices": 2}, 1, "job 1: trainer.devices=2 is more than hydra.launcher.gpus_per_job=1"),
-        ({"devices": [0, 1]}, "auto", r"job 1: trainer.devices=\[0, 1\] names devices"),
-        ({"devices": 1}, 1.5, "give a whole number, or a part of one GPU"),
-        ({"devices": 1}, "many", "hydra.launcher.gpus_per_job=many: give auto, or a number of at least 0"),
+        ({"devices": 8}, "auto", "job 1 needs 8 GPUs, but only 2 are visible: a, b"),
+        ({"devices": 2}, 1, "job 1: trainer.devices=2 exceeds hydra.launcher.gpus_per_job=1"),
+        ({"devices": [0, 1]}, "auto", r"job 1: trainer.devices=\[0, 1\] lists devices"),
+        ({"devices": 1}, 1.5, "hydra.launcher.gpus_per_job=1.5 must be a whole number, or at most 1 for a part of one GPU"),
+        ({"devices": 1}, "many", "hydra.launcher.gpus_per_job=many must be auto or a number of at least 0"),
         ({"devices": 1}, -1, "gpus_per_job=-1"),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_need_that_cannot_be_met_is_told(trainer: dict, per_job, said: str):
 
 @pytest.mark.parametrize("slots", [0, 1.5, "two", True])
 def test_slots_are_a_number_of_jobs(slots):
-    with pytest.raises(UserError, match=f"hydra.launcher.slots={slots}"):
+    with pytest.raises(UserError, match=f"hydra.launcher.slots={slots} must be auto"):
         slot_limit(slots)
     assert slot_limit("auto") is None and slot_limit(3) == 3
 
@@ -250,7 +250,7 @@ def test_a_record_is_read_back(tmp_path):
 
 def test_a_sweep_goes_on_only_where_it_is_asked_to(tmp_path):
     manifest(tmp_path).write()
-    with pytest.raises(UserError, match=r"holds a sweep already: go on with it by sweep\.resume="):
+    with pytest.raises(UserError, match=r"already contains a sweep\. Resume it with sweep\.resume="):
         open_manifest(tmp_path, "train", ["seed=1,2"], resume=False)
 
 
@@ -259,10 +259,10 @@ def test_a_sweep_goes_on_only_where_it_is_asked_to(tmp_path):
     [
         (
             ["seed=1,2,3"],
-            "only there: seed=1,2\n  only here:  seed=1,2,3\nGive the same, or none at all: fcnlab train -m",
+            "only in the record:  seed=1,2\n  only in this sweep:  seed=1,2,3\nType the same settings, or none: fcnlab train -m",
         ),
-        (["seed=1,2", "optim=sgd"], "settings:\n  only here:  optim=sgd\n"),
-        ([], "only there: seed=1,2\n"),
+        (["seed=1,2", "optim=sgd"], "those of that sweep:\n  only in this sweep:  optim=sgd\n"),
+        ([], "only in the record:  seed=1,2\n"),
     ],
 )
 def test_other_settings_are_shown(tmp_path, words: list[str], said: str):
@@ -274,12 +274,12 @@ def test_other_settings_are_shown(tmp_path, words: list[str], said: str):
 
 def test_the_same_words_in_another_order_number_the_jobs_otherwise(tmp_path):
     Manifest(tmp_path, "train", ["a=1,2", "b=1,2"]).write()
-    with pytest.raises(UserError, match="in another order"):
+    with pytest.raises(UserError, match="their order differs"):
         open_manifest(tmp_path, "train", ["b=1,2", "a=1,2"], resume=True)
 
 
 def test_a_job_with_other_settings_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"job 1 was another one:\n  only there: seed=2\n  only here:  seed=3"):
+    with pytest.raises(UserError, match=r"job 1 was started with other settings:\n  only in the record:  seed=2\n  only in this sweep:  seed=3"):
         manifest(tmp_path, "seed=1", "seed=2").plan(Job(1, "1", ["seed=3"], ""))
 
 
@@ -289,7 +289,7 @@ def test_a_job_with_other_settings_is_refused(tmp_path):
 )
 def test_what_is_no_record_is_told(tmp_path, text: str):
     (tmp_path / "sweep.json").write_text(text, encoding="latin-1")
-    with pytest.raises(UserError, match="no record of a sweep there"):
+    with pytest.raises(UserError, match="no valid record of a sweep"):
         open_manifest(tmp_path, "train", [], resume=True)
 
 
@@ -298,7 +298,7 @@ def test_a_record_cannot_name_folders_elsewhere(tmp_path, folder: str):
     written = manifest(tmp_path, "seed=1")
     written.jobs[0].folder = folder
     written.write()
-    with pytest.raises(UserError, match="folder is outside of it"):
+    with pytest.raises(UserError, match="folder is outside the sweep's folder"):
         open_manifest(tmp_path, "train", ["seed=1,2"], resume=True)
 
 
@@ -358,7 +358,7 @@ def unchanged(
     (folder / "3" / ".hydra" / "config.yaml").write_text(then)
     record = Manifest(folder, verb, ["seed=1,2"], jobs={3: Job(3, "3", [], "", settings=settings)})
     cfg = OmegaConf.create(NOW | now | {"hydra": {"job": {"config_name": verb}, "sweep": {"subdir": subdir}}})
-    monkeypatch.setattr(job_checks, "compose_jobs", lambda context, config, jobs, first: {first: cfg})
+    monkeypatch.setattr(resumed_settings, "compose_jobs", lambda context, config, jobs, first: {first: cfg})
     check_unchanged(None, cfg, {3: ["seed=1"], 4: ["seed=2"]}, SimpleNamespace(manifest=record))  # pyright: ignore
 
 
@@ -369,15 +369,15 @@ def unchanged(
         (THEN, {"optim": {"lr": 0.1}}, "train", "job 3: optim.momentum=null (was 0.9)\n"),
         (THEN, {"seed": "${hydra:job.num}"}, "train", "job 3: seed=${hydra:job.num} (was 1)\n"),
         (THEN, {"checkpoint": "b.ckpt"}, "eval", "job 3: checkpoint=b.ckpt (was auto)\n"),
-        ("{", {}, "train", "job 3: 3/.hydra/config.yaml no longer says which\n"),
+        ("{", {}, "train", "job 3: unknown settings, since 3/.hydra/config.yaml is not readable\n"),
     ],
 )
 def test_settings_of_a_file_that_have_changed_are_named(tmp_path, monkeypatch, then, now, verb, said):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as told:
         unchanged(tmp_path, monkeypatch, then, "another", verb, **now)
-    assert f"other settings than these:\n{said}Set them back" in str(told.value)
-    assert str(told.value).endswith(f"or start a new sweep with them: fcnlab {verb} -m seed=1,2")
+    assert f"would get other settings:\n{said}Restore the files" in str(told.value)
+    assert str(told.value).endswith(f"or start a new sweep: fcnlab {verb} -m seed=1,2")
 
 
 @pytest.mark.parametrize("settings", [None, "another"], ids=["older record", "hash"])
@@ -397,7 +397,7 @@ def test_what_each_job_decides_for_itself_has_not_changed(tmp_path, monkeypatch)
 def test_a_setting_that_a_newer_fcnlab_adds_is_warned_of(tmp_path, monkeypatch, caplog):
     with caplog.at_level("WARNING", logger="fcnlab"):
         unchanged(tmp_path, monkeypatch, THEN, "another", optim={"lr": 0.1, "momentum": 0.9, "nesterov": False})
-    assert "were not there when these jobs began:\njob 3: optim.nesterov=false (was null)" in caplog.text
+    assert "did not exist when the jobs were started:\njob 3: optim.nesterov=false (was null)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_other_values_that_settings_look_up_are_warned_of(tmp_path, monkeypatch,
     OmegaConf.save(OmegaConf.create(there), tmp_path / "3" / "config.yaml")
     with caplog.at_level("WARNING", logger="fcnlab"):
         unchanged(tmp_path, monkeypatch, THEN, None, optim={name: text})
-    assert [record.getMessage().partition("today's:\n")[2].startswith(said) for record in caplog.records] == [
+    assert [record.getMessage().partition("current values:\n")[2].startswith(said) for record in caplog.records] == [
         True
     ] * bool(said)
 
@@ -445,13 +445,13 @@ def test_a_sweep_goes_on_in_folders_of_one_kind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as told:
         unchanged(tmp_path, monkeypatch, THEN, None, subdir="seed=1")
-    assert str(told.value).startswith("sweep.resume=.: job 3 is in 3, and would be in seed=1 today")
-    assert str(told.value).endswith("hydra.sweep.subdir=... as it was: the command in sweep.json no longer has it")
+    assert str(told.value).startswith("sweep.resume=.: hydra.sweep.subdir has changed: the folder of job 3 was 3, and would now be seed=1. Add ")
+    assert str(told.value).endswith("hydra.sweep.subdir=... with its old value, which is not in sweep.json")
     words = "'hydra.sweep.subdir=${hydra.job.num}' 'hydra.job.config.override_dirname.item_sep= '"
     (tmp_path / "sweep.json").write_text(json.dumps({"command": f"fcnlab train -m hydra.launcher.slots=1 {words}"}))
     with pytest.raises(UserError) as told:
         check_same_folder(*as_today(tmp_path, "seed=1"))
-    assert str(told.value).endswith(f"Type again {words}")
+    assert str(told.value).endswith(f"Add {words}")
     for of_the_hour in ("${now:%H}", "${oc.env:HOME}"):
         check_same_folder(*as_today(tmp_path, of_the_hour))
 
@@ -463,7 +463,7 @@ def as_today(folder: Path, subdir: str):
 
 
 def test_two_jobs_do_not_work_in_one_folder(tmp_path):
-    with pytest.raises(UserError, match=r"jobs 0 and 1 would both work in .*same: let hydra\.sweep\.subdir tell"):
+    with pytest.raises(UserError, match=r"jobs 0 and 1 would both use the folder .*same\. Give each job its own hydra\.sweep\.subdir"):
         planned(tmp_path, ["same", "same"], False)
 
 
@@ -510,7 +510,7 @@ def test_what_a_job_says_is_appended_to_no_link(tmp_path, link):
 )
 def test_a_record_that_is_none_is_told(tmp_path, make):
     make(tmp_path / "sweep.json")
-    with pytest.raises(UserError, match="no record of a sweep there"):
+    with pytest.raises(UserError, match="no valid record of a sweep"):
         open_manifest(tmp_path, "train", [], resume=True)
 
 
@@ -530,7 +530,7 @@ def test_curves_and_logs_that_never_end_are_passed_over(tmp_path):
 def test_names_of_jobs_move_no_cursor(tmp_path):
     jobs = {0: Job(0, "0", [], "a\x1b[2J\r", status="finished", miou=0.5)}
     board, out = board_of(tmp_path, jobs)
-    board.say("said \x1b]0;owned\x07")
+    board.log("said \x1b]0;owned\x07")
     board.close("last \x1b[2J")
     assert not set(out.getvalue()) & {"\x1b", "\r", "\x07"} and "a\\x1b[2J" in out.getvalue()
 
@@ -623,7 +623,7 @@ def test_a_job_that_fails_leaves_the_others_alone(tmp_path):
     assert [number for number, _ in begun] == [0, 1, 2, 3] and max(others for _, others in begun) == 1
     assert json.loads((tmp_path / "sweep.json").read_text())["jobs"][1]["exit_code"] == 3
     assert (tmp_path / "1" / "job.log").read_text() == "so sorry\n"
-    said = running.board.out.getvalue()
+    said = running.table.out.getvalue()
     assert "Job 1 failed with exit code 3 after" in said and "best 50.00 % (job 2: c)" in said
 
 
@@ -677,7 +677,7 @@ def test_ctrl_c_a_second_time_kills(tmp_path):
 
 def test_an_error_of_the_sweeps_own_lets_the_jobs_save_themselves(tmp_path):
     running = sweep(tmp_path, {"a": SAVES, "b": SAVES})
-    begin, log = running.begin, tmp_path / "0" / "job.log"
+    begin, log = running.start, tmp_path / "0" / "job.log"
 
     def begin_one(job: Job, share) -> subprocess.Popen:
         if job.number == 1:
@@ -687,7 +687,7 @@ def test_an_error_of_the_sweeps_own_lets_the_jobs_save_themselves(tmp_path):
             raise OSError("no space left")
         return begin(job, share)
 
-    running.begin = begin_one
+    running.start = begin_one
     with StopSignals() as signals, pytest.raises(OSError, match="no space left"):
         running.run(list(running.manifest.jobs.values()), signals)
     assert not running.running and log.read_text() == "ready\nsaved\n"  # it was waited for
@@ -851,12 +851,12 @@ def test_only_terminals_get_colours_and_movement(tmp_path, monkeypatch):
     for shown in (live, plain):
         shown.refresh()
         shown.refresh()  # too early for another
-        shown.say("news")
+        shown.log("news")
         shown.close("the end")
     drawn, after = live.out.getvalue().split("\x1b[", 1)[1].count("settings"), live.out.getvalue().partition("news")[2]
     assert drawn == 2 and "\x1b[31m" in live.out.getvalue()  # once while it ran, and the whole table at the end
     assert "A\x1b[J" in live.out.getvalue() and "A\x1b[J" not in after
-    assert "\x1b" not in plain.out.getvalue() and f"the end\nThe sweep: {tmp_path}\n" in plain.out.getvalue()
+    assert "\x1b" not in plain.out.getvalue() and f"the end\nSweep folder: {tmp_path}\n" in plain.out.getvalue()
 
 
 def test_a_sweep_that_ended_says_what_to_type_next_and_a_batch_of_it_does_not(tmp_path):
@@ -867,7 +867,7 @@ def test_a_sweep_that_ended_says_what_to_type_next_and_a_batch_of_it_does_not(tm
         SweepTable(Manifest(tmp_path / "a sweep", "train", [], jobs=some), dict.fromkeys(some, 10), out).close(
             ended=ended
         )
-        last = [f"The sweep: {tmp_path}/a sweep", f"Next: fcnlab compare 'runs={tmp_path}/a sweep'"][:words]
+        last = [f"Sweep folder: {tmp_path}/a sweep", f"Next: fcnlab compare 'runs={tmp_path}/a sweep'"][:words]
         assert out.getvalue().splitlines()[2 + count :] == last
 
 
@@ -875,8 +875,8 @@ def test_the_only_job_of_a_sweep_has_a_name_to_show(tmp_path):
     job = Job(0, "0", [], "", status="finished")
     out = io.StringIO()
     shown = SweepTable(Manifest(tmp_path, "train", [], jobs={0: job}), {0: 10}, out)
-    shown.started(job, "the CPU")
-    shown.ended(job)
+    shown.job_started(job, "the CPU")
+    shown.job_ended(job)
     assert "Job 0 started on the CPU\n" in out.getvalue() and "finished after 0 s. 1 finished" in out.getvalue()
     assert shown.lines(80)[2].split()[:4] == ["✓", "0", "-", "finished"]
 
@@ -905,11 +905,11 @@ CURVES = "step,epoch,train/loss,val/miou\n10,0,1.5,\n20,0,1.4,0.25\n30,1,1.3,0.1
 def test_progress_is_read_from_the_curves_while_they_are_written(tmp_path):
     progress = Progress(100)
     progress.read(tmp_path)
-    assert (progress.step, progress.miou, progress.part) == (0, None, 0.0)
+    assert (progress.step, progress.miou, progress.fraction) == (0, None, 0.0)
     (tmp_path / "2-fcn16s").mkdir()  # of a stage
     (tmp_path / "2-fcn16s" / "metrics.csv").write_text(CURVES + "40,1,1.")
     progress.read(tmp_path)
-    assert (progress.step, progress.miou, progress.part) == (30, 0.25, 0.3)
+    assert (progress.step, progress.miou, progress.fraction) == (30, 0.25, 0.3)
 
 
 def test_of_long_curves_the_end_is_read(tmp_path):
@@ -940,8 +940,8 @@ def test_of_a_log_the_last_lines_without_the_history_of_a_bar(tmp_path):
 @pytest.mark.parametrize(
     ("trainer", "said"),
     [
-        ({"devices": 2}, r"job 1 has trainer.devices=2, .* Leave hydra/launcher=basic out, or set trainer.devices=1"),
-        ({"devices": 1, "strategy": "ddp"}, "trainer.strategy=ddp, .* or set trainer.strategy=auto"),
+        ({"devices": 2}, r"job 1: trainer.devices=2 does not work .* Leave hydra/launcher=basic out, or set trainer.devices=1"),
+        ({"devices": 1, "strategy": "ddp"}, "trainer.strategy=ddp .* or set trainer.strategy=auto"),
         ({"devices": "auto"}, "trainer.devices=auto"),
         ({"devices": 1, "num_nodes": 2}, "trainer.num_nodes=2"),
     ],
@@ -968,5 +968,5 @@ def test_no_job_begins_where_one_cannot(fcnlab, capsys, tmp_path):
     assert "job 0: the configuration" in said and "job 1: the configuration" in said and "optim.momentum?" in said
     assert not (tmp_path / "sweep" / "0").exists() and not (tmp_path / "sweep" / "sweep.json").exists()
     assert fcnlab("train", "-m", "trainer=smoke", "trainer.devices=1,2", "hydra/launcher=basic") == 1
-    assert "job 1 has trainer.devices=2" in capsys.readouterr().err
+    assert "job 1: trainer.devices=2" in capsys.readouterr().err
     assert not list(tmp_path.glob("outputs/sweeps/*/*/0"))

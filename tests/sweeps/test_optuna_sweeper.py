@@ -24,7 +24,7 @@ from fcnlab.config.recorded_overrides import apply_sweep_resume
 from fcnlab.errors import UserError
 from fcnlab.sweeps import optuna_sweeper
 from fcnlab.sweeps.grid_sweeper import expand_jobs
-from fcnlab.sweeps.optuna_sweeper import OptunaSweeper, boundary_params, require_optuna, batch_seed, search_space, words_of
+from fcnlab.sweeps.optuna_sweeper import OptunaSweeper, boundary_params, require_optuna, batch_seed, search_space, param_overrides
 
 
 def read(*words: str):
@@ -59,13 +59,13 @@ def test_hydras_words_say_what_is_searched(word: str, meant):
     ("word", "said"),
     [
         ("seed=3", "nothing to search"),
-        ("x=tag(normal,interval(0,1))", r"x=tag\(normal.*the one tag"),
-        ("x=tag(log,choice(1,2))", "the one tag"),
+        ("x=tag(normal,interval(0,1))", r"x=tag\(normal.*the only tag"),
+        ("x=tag(log,choice(1,2))", "the only tag"),
         ("x=interval(2.0,1.0)", r"x=interval\(2.0,1.0\): "),
         ("x=tag(log,interval(0,1))", r"x=tag\(log,interval\(0,1\)\): "),
-        ("x=range(3,1)", "it has no value"),
-        ("seed=1,2,3", "a search would choose the luckiest seed"),
-        ("data.seed=range(3)", "the luckiest seed"),
+        ("x=range(3,1)", "it has no values"),
+        ("seed=1,2,3", "seeds are not searched, since the search would pick the luckiest one"),
+        ("data.seed=range(3)", "seeds are not searched"),
     ],
 )
 def test_a_word_that_says_no_space_is_named(word: str, said: str):
@@ -75,7 +75,7 @@ def test_a_word_that_says_no_space_is_named(word: str, said: str):
 
 def test_parameters_are_typed_as_hydra_reads_them():
     given = {"optim.lr": 1e-05, "+a": True, "model": "fcn8s", "crop": "[1,2]", "n": 3}
-    words = words_of(given)
+    words = param_overrides(given)
     read_back = {word.get_key_element(): word.value() for word in OverridesParser.create().parse_overrides(words)}
     assert read_back == given | {"crop": [1, 2]}
 
@@ -89,11 +89,11 @@ def test_without_optuna_it_is_said_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"n_trials": 0}, "n_trials=0: give a whole number of at least 1"),
+        ({"n_trials": 0}, "n_trials=0 must be a whole number of at least 1"),
         ({"n_jobs": "many"}, "n_jobs=many"),
         ({"n_jobs": True}, "n_jobs=True"),
-        ({"seed": -1}, "seed=-1: give a whole number of at least 0"),
-        ({"direction": "up"}, "direction=up: give maximize or minimize"),
+        ({"seed": -1}, "seed=-1 must be a whole number of at least 0"),
+        ({"direction": "up"}, "direction=up must be maximize or minimize"),
     ],
 )
 def test_settings_of_a_search_are_checked_before_any_work(tmp_path, wrong: dict, said: str):
@@ -155,8 +155,8 @@ def search(folder: Path, worker: Worker, resume: bool = False, **settings) -> Op
 
 def test_null_is_no_text():
     space, _ = read("x=null,1", "y='null',a")
-    words = words_of({name: found.choices[0] for name, found in space.items()})
-    assert words == ["x=null", "y='null'"] and words_of({"x": None}) == ["x=null"]
+    words = param_overrides({name: found.choices[0] for name, found in space.items()})
+    assert words == ["x=null", "y='null'"] and param_overrides({"x": None}) == ["x=null"]
 
 
 def test_shuffled_choices_are_the_same_space_when_a_search_goes_on():
@@ -172,8 +172,8 @@ def test_another_space_is_refused_before_a_trial_is_drawn(tmp_path):
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
     before = trials(tmp_path)
     for other, said in {
-        "x=interval(-10.0,5.0)": "only there: x=interval(-10.0,10.0)\n  only here:  x=interval(-10.0,5.0)",
-        "y=1,2": "only here:  y=choice(1,2)",
+        "x=interval(-10.0,5.0)": "only in the record:  x=interval(-10.0,10.0)\n  only in this sweep:  x=interval(-10.0,5.0)",
+        "y=1,2": "only in this sweep:  y=choice(1,2)",
     }.items():
         words = [other, "seed=3"] if other.startswith("x") else [*SPACE, other]
         with pytest.raises(CompactHydraException, match=re.escape(said)):
@@ -219,7 +219,7 @@ def test_a_storage_that_is_none_is_told_in_a_sentence(tmp_path, spoil):
     storage, worker = tmp_path / "s" / "search.db", Worker()
     storage.write_bytes(spoil(storage.read_bytes()))
     before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
-    with pytest.raises(CompactHydraException, match=r"search\.db is no storage of a search that could be read"):
+    with pytest.raises(CompactHydraException, match=r"search\.db is not a readable Optuna storage"):
         search(tmp_path, worker, resume=True, n_trials=6).sweep(SPACE)
     assert not worker.batches and before == {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
 
@@ -277,7 +277,7 @@ def test_batches_are_launched_and_the_best_is_said(tmp_path, caplog):
     assert [(first, len(batch)) for first, batch in worker.batches] == [(0, 3), (3, 3), (6, 2)]
     assert len(returned) == 8 and all(words[0] == "seed=3" for words in worker.words)
     number, best = max(enumerate(worker.words), key=lambda job: -((float(job[1][1][2:]) - 2) ** 2))
-    assert f"To repeat it: fcnlab train hydra.verbose=false hydra.job.num={number} {' '.join(best)}\n" in caplog.text
+    assert f"To rerun the best trial: fcnlab train hydra.verbose=false hydra.job.num={number} {' '.join(best)}\n" in caplog.text
     assert [trial["state"] for trial in trials(tmp_path)] == ["complete"] * 8
 
 
@@ -339,7 +339,7 @@ def test_a_foreign_storage_launches_nothing_of_its_own(tmp_path):
     params = {"x": 2.0, "loss": "../../evil"}
     study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=evil))
     worker = Worker()
-    with pytest.raises(CompactHydraException, match=r"search\.db holds trials of other settings"):
+    with pytest.raises(CompactHydraException, match=r"search\.db contains trials of another search space"):
         search(tmp_path, worker, resume=True, n_jobs=1, n_trials=1).sweep([*SPACE, "loss=dice,focal"])
     assert not worker.words
 
@@ -358,12 +358,12 @@ def test_a_score_that_is_no_number_is_a_failure(tmp_path, caplog):
 
 
 def test_a_folder_that_holds_a_search_is_not_taken_for_a_new_one(tmp_path):
-    with pytest.raises(CompactHydraException, match="no search is there"):
+    with pytest.raises(CompactHydraException, match="the folder contains no search"):
         search(tmp_path, Worker(), resume=True)
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
-    with pytest.raises(CompactHydraException, match=r"holds a search already: go on with it by sweep\.resume="):
+    with pytest.raises(CompactHydraException, match=r"already contains a search\. Resume it with sweep\.resume="):
         search(tmp_path, Worker())
-    with pytest.raises(CompactHydraException, match=r"direction=minimize: the search in .* has another one"):
+    with pytest.raises(CompactHydraException, match=r"direction=minimize: the search in .* has the other direction"):
         search(tmp_path, Worker(), resume=True, direction="minimize").sweep(SPACE)
 
 

@@ -63,14 +63,14 @@ def test_each_job_is_the_run_that_it_claims_to_be(tmp_path, small, shapes_root, 
         if not fails:
             assert images == Counter((epoch, index) for epoch in range(count) for index in range(24))
             assert record(folder, "metrics.json")["protocol"]["images"] == 8
-    assert said.count("To repeat it: fcnlab train") == sum(failing)
+    assert said.count("To rerun this job: fcnlab train") == sum(failing)
 
 
 @pytest.mark.parametrize("devices", ["2", "1,2", "2,1"])
 def test_one_process_refuses_several_before_any_work(fcnlab, small, shapes_root, tmp_path, capsys, devices: str):
     words = (*small, *STEPS, f"data.root={shapes_root}", "logger=csv", f"trainer.devices={devices}")
     assert fcnlab("train", "-m", *words, "hydra/launcher=basic", "hydra.sweep.dir=sweep") == 1
-    assert "and hydra/launcher=basic runs all jobs in one process" in capsys.readouterr().err
+    assert "does not work with hydra/launcher=basic, which runs all jobs in one process" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["multirun.yaml"]
 
 

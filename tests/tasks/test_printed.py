@@ -61,7 +61,7 @@ def test_the_printed_command_of_a_search_repeats_its_best_trial(fcnlab, tmp_path
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "optim.weight_decay=interval(0,0.1)")
     options, seed = ("--config-dir", "my conf"), ("seed=${hydra:job.num}",)
     assert fcnlab("train", "-m", *options, *sweep_words, "experiment=own", *seed, *search, "hydra.sweep.dir=s") == 0
-    again = printed_command(capfd.readouterr().out, "To repeat it")
+    again = printed_command(capfd.readouterr().out, "To rerun the best trial")
     assert fcnlab(*again, "hydra.run.dir=again") == 0
     best = json.loads((tmp_path / "s" / "search.json").read_text())["best"]
     first, second = (
@@ -78,10 +78,11 @@ def test_the_printed_commands_of_a_sweep_with_a_failed_job_work(fcnlab, tmp_path
     failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)  # this process would keep its lock
     said = failed.stdout + failed.stderr
     assert failed.returncode == 1
-    repeat, go_on = printed_command(said, "To repeat it"), printed_command(said, "To run what is missing")
-    assert fcnlab(*repeat) == 1 and "gone.ckpt" in capfd.readouterr().err
+    rerun = printed_command(said, "To rerun this job")
+    resume = printed_command(said, "To rerun missing jobs")
+    assert fcnlab(*rerun) == 1 and "gone.ckpt" in capfd.readouterr().err
     shutil.copy(tmp_path / "a b" / "job 1" / "checkpoints" / "best.ckpt", "gone.ckpt")
-    assert fcnlab(*go_on) == 0
+    assert fcnlab(*resume) == 0
     record = json.loads((tmp_path / "a b" / "sweep.json").read_text())
     assert [job["status"] for job in record["jobs"]] == ["finished"] * 2
     (tmp_path / "a b").rename("before")

@@ -461,7 +461,7 @@ def _deferred(word: str) -> str:
 def restore_deferred_settings(config: DictConfig) -> None:
     """Restore the typed overrides of a sweep, and the folder name that Hydra makes of them."""
     deferred = plain_overrides(config.hydra.overrides.task)
-    config.hydra.overrides.task = [_restored(override) for override in deferred]
+    config.hydra.overrides.task = [_restored(override) for override in plain_overrides(config.hydra.overrides.task)]
     restored = plain_overrides(config.hydra.overrides.task)
     if restored != deferred:
         naming, parsed = config.hydra.job.config.override_dirname, OverridesParser.create().parse_overrides(restored)

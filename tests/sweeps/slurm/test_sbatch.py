@@ -17,7 +17,7 @@ from fcnlab.sweeps.slurm import (
     Task,
     count_tasks,
     require_submitit,
-    sbatch,
+    sbatch_parameters,
     submitted_from,
     task_environment,
 )
@@ -40,7 +40,7 @@ def asked(monkeypatch, tmp_path):
     def script(trainer: dict, **settings) -> str:
         executor = submitit.AutoExecutor(tmp_path, cluster="slurm")
         trainer = {"devices": 1, "accelerator": "auto", "num_nodes": 1} | trainer
-        executor.update_parameters(**sbatch(SETTINGS | settings, trainer, "job 3"))
+        executor.update_parameters(**sbatch_parameters(SETTINGS | settings, trainer, "job 3"))
         return executor._executor._make_submission_file_text("run", "unique")
 
     return script
@@ -66,28 +66,28 @@ def test_what_slurm_does_not_take_is_told_as_a_fault_of_the_place(monkeypatch, t
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     launcher = slurm.SlurmLauncher(**SETTINGS | {"submitit_folder": str(tmp_path / "submitted")})
     launcher.verb, launcher.manifest, launcher.resumes = "train", SimpleNamespace(folder=tmp_path), False
-    launcher.asked = {3: sbatch(SETTINGS, {"devices": 1, "accelerator": "auto", "num_nodes": 1}, "job 3")}
-    monkeypatch.setattr(launcher, "_words", lambda *_, **__: [])
+    launcher.parameters = {3: sbatch_parameters(SETTINGS, {"devices": 1, "accelerator": "auto", "num_nodes": 1}, "job 3")}
+    monkeypatch.setattr(launcher, "_run_overrides", lambda *_, **__: [])
     monkeypatch.setattr(slurm, "config_dir", lambda hydra: None)
     job = SimpleNamespace(number=3, folder="3", overrides=[])
-    with pytest.raises(OSError, match=r"Slurm has not taken job 3: .*Unable to contact slurm controller"):
-        launcher._begin(job, None, {3: SimpleNamespace(hydra=None)})
+    with pytest.raises(OSError, match=r"Slurm did not accept job 3: .*Unable to contact slurm controller"):
+        launcher._start(job, None, {3: SimpleNamespace(hydra=None)})
 
 
 @pytest.mark.parametrize("devices", ["auto", -1, 0, [0, 1]])
 def test_slurm_has_to_know_how_many_devices(devices):
-    with pytest.raises(UserError, match=r"job 3: trainer.devices=.*give their number"):
+    with pytest.raises(UserError, match=r"job 3: trainer.devices=.* must be the number of devices"):
         count_tasks({"devices": devices}, "job 3")
 
 
 def test_nodes_are_said_once(asked):
-    with pytest.raises(UserError, match=r"job 3: trainer.num_nodes=2, and hydra.launcher.nodes=1"):
+    with pytest.raises(UserError, match=r"job 3: trainer.num_nodes=2 differs from hydra.launcher.nodes=1"):
         asked({"num_nodes": 2})
 
 
 def test_what_is_missing_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="no sbatch and srun here"):
+    with pytest.raises(UserError, match="sbatch or srun was not found"):
         require_submitit()
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install 'fcnlab\[slurm\]'"):
@@ -118,15 +118,15 @@ def test_a_task_knows_its_rank_from_slurm_alone(in_slurm):
 
 
 def test_a_task_that_slurm_starts_again_goes_on(in_slurm, tmp_path):
-    task, remote = (Task("train", ["seed=1"], None, tmp_path, begins_elsewhere=flag) for flag in (False, True))
-    assert task._words(restarted=False) == ["seed=1"]
-    assert task._words(restarted=True) == ["seed=1", "checkpoint=auto"]
-    assert remote._words(restarted=True) == ["seed=1"]
+    task, with_checkpoint = (Task("train", ["seed=1"], None, tmp_path, names_checkpoint=flag) for flag in (False, True))
+    assert task._run_overrides(restarted=False) == ["seed=1"]
+    assert task._run_overrides(restarted=True) == ["seed=1", "checkpoint=auto"]
+    assert with_checkpoint._run_overrides(restarted=True) == ["seed=1"]
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    assert remote._words(restarted=True) == ["seed=1", "checkpoint=auto"]
+    assert with_checkpoint._run_overrides(restarted=True) == ["seed=1", "checkpoint=auto"]
     in_slurm.setenv("SLURM_PROCID", "1")  # a rank that writes no record, and no second log
-    assert task._words(False) == ["seed=1", "hydra.job.name='train_rank_1'", "hydra.output_subdir=null"]
+    assert task._run_overrides(False) == ["seed=1", "hydra.job.name='train_rank_1'", "hydra.output_subdir=null"]
 
 
 def test_a_run_that_had_ended_is_not_run_again(in_slurm, tmp_path):
@@ -185,7 +185,7 @@ def test_a_task_that_is_stopped_lets_the_run_save_itself(in_slurm, tmp_path, sen
 
 def submitted(tmp_path, queue: SlurmQueue, monkeypatch) -> SlurmJob:
     monkeypatch.setattr(slurm, "QUEUE", queue)
-    monkeypatch.setattr(SlurmQueue, "_ask", lambda self: None)
+    monkeypatch.setattr(SlurmQueue, "_refresh", lambda self: None)
     return SlurmJob(SimpleNamespace(job_id="7", paths=SimpleNamespace(result_pickle=tmp_path / "result.pkl")))
 
 
@@ -212,7 +212,7 @@ def test_a_result_of_somebody_elses_making_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     job = submitted(tmp_path, SlurmQueue(), monkeypatch)
     job.result.write_bytes(pickle.dumps(("success", Act())))
-    with pytest.raises(pickle.UnpicklingError, match="a result names"):
+    with pytest.raises(pickle.UnpicklingError, match="a result contains"):
         job.poll()
     assert not Path("acted").exists()
 
@@ -229,7 +229,7 @@ def test_files_of_a_folder_cancel_no_job_of_another(tmp_path, monkeypatch):
 def test_a_job_that_slurm_has_no_more_has_failed(tmp_path, monkeypatch):
     queue = SlurmQueue()
     job = submitted(tmp_path, queue, monkeypatch)
-    queue.live, queue.asked = {"7"}, time.monotonic() + 1
+    queue.live, queue.refreshed = {"7"}, time.monotonic() + 1
     assert job.poll() is None and job.is_alive()
     queue.live = set()
     assert job.poll() is None  # its result may be on its way
@@ -242,16 +242,16 @@ def test_a_job_that_was_cancelled_was_interrupted(tmp_path, monkeypatch):
     job = submitted(tmp_path, queue, monkeypatch)
     monkeypatch.setattr(slurm.subprocess, "run", lambda command, **_: cancelled.append(command))
     job.send_signal(signal.SIGTERM)
-    queue.asked = time.monotonic() + 1
+    queue.refreshed = time.monotonic() + 1
     assert cancelled == [["scancel", "7"]] and job.poll() == -signal.SIGTERM
 
 
 def test_while_slurm_is_away_its_jobs_are_taken_to_be_there(monkeypatch):
     queue = SlurmQueue()
-    queue.live, queue.asked = {"7"}, -100.0
+    queue.live, queue.refreshed = {"7"}, -100.0
 
     def away(*_, **__):
         raise subprocess.CalledProcessError(1, "squeue")
 
     monkeypatch.setattr(slurm.subprocess, "run", away)
-    assert queue.holds("7")
+    assert queue.contains("7")

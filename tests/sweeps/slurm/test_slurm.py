@@ -153,5 +153,5 @@ def test_each_rank_is_a_task_and_an_error_in_one_ends_the_job(slurm, tmp_path, s
         assert sorted((int(epoch), int(index)) for epoch, _, index in seen) == each
         assert record(sweep / str(number), "metrics.json")["protocol"]["images"] == 8
     assert {path.name for path in sweep.iterdir() if path.is_dir()} == {".submitit", *"012345"}
-    assert said.count("To repeat it: fcnlab train") == 3
+    assert said.count("To rerun this job: fcnlab train") == 3
     assert all(f"Job {number} (trainer.devices={devices}" in said for number, devices in ((1, 2), (2, 2), (4, 1)))
