@@ -169,7 +169,11 @@ def test_a_jobs_need_is_its_devices(trainer: dict, per_job, need: Requirement):
         ({"devices": 8}, "auto", "job 1 needs 8 GPUs, but only 2 are visible: a, b"),
         ({"devices": 2}, 1, "job 1: trainer.devices=2 exceeds hydra.launcher.gpus_per_job=1"),
         ({"devices": [0, 1]}, "auto", r"job 1: trainer.devices=\[0, 1\] lists devices"),
-        ({"devices": 1}, 1.5, "hydra.launcher.gpus_per_job=1.5 must be a whole number, or at most 1 for a part of one GPU"),
+        (
+            {"devices": 1},
+            1.5,
+            "hydra.launcher.gpus_per_job=1.5 must be a whole number, or at most 1 for a part of one GPU",
+        ),
         ({"devices": 1}, "many", "hydra.launcher.gpus_per_job=many must be auto or a number of at least 0"),
         ({"devices": 1}, -1, "gpus_per_job=-1"),
     ],
@@ -279,7 +283,10 @@ def test_the_same_words_in_another_order_number_the_jobs_otherwise(tmp_path):
 
 
 def test_a_job_with_other_settings_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"job 1 was started with other settings:\n  only in the record:  seed=2\n  only in this sweep:  seed=3"):
+    with pytest.raises(
+        UserError,
+        match=r"job 1 was started with other settings:\n  only in the record:  seed=2\n  only in this sweep:  seed=3",
+    ):
         manifest(tmp_path, "seed=1", "seed=2").plan(Job(1, "1", ["seed=3"], ""))
 
 
@@ -445,7 +452,9 @@ def test_a_sweep_goes_on_in_folders_of_one_kind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as told:
         unchanged(tmp_path, monkeypatch, THEN, None, subdir="seed=1")
-    assert str(told.value).startswith("sweep.resume=.: hydra.sweep.subdir has changed: the folder of job 3 was 3, and would now be seed=1. Add ")
+    assert str(told.value).startswith(
+        "sweep.resume=.: hydra.sweep.subdir has changed: the folder of job 3 was 3, and would now be seed=1. Add "
+    )
     assert str(told.value).endswith("hydra.sweep.subdir=... with its old value, which is not in sweep.json")
     words = "'hydra.sweep.subdir=${hydra.job.num}' 'hydra.job.config.override_dirname.item_sep= '"
     (tmp_path / "sweep.json").write_text(json.dumps({"command": f"fcnlab train -m hydra.launcher.slots=1 {words}"}))
@@ -463,7 +472,9 @@ def as_today(folder: Path, subdir: str):
 
 
 def test_two_jobs_do_not_work_in_one_folder(tmp_path):
-    with pytest.raises(UserError, match=r"jobs 0 and 1 would both use the folder .*same\. Give each job its own hydra\.sweep\.subdir"):
+    with pytest.raises(
+        UserError, match=r"jobs 0 and 1 would both use the folder .*same\. Give each job its own hydra\.sweep\.subdir"
+    ):
         planned(tmp_path, ["same", "same"], False)
 
 
@@ -940,7 +951,10 @@ def test_of_a_log_the_last_lines_without_the_history_of_a_bar(tmp_path):
 @pytest.mark.parametrize(
     ("trainer", "said"),
     [
-        ({"devices": 2}, r"job 1: trainer.devices=2 does not work .* Leave hydra/launcher=basic out, or set trainer.devices=1"),
+        (
+            {"devices": 2},
+            r"job 1: trainer.devices=2 does not work .* Leave hydra/launcher=basic out, or set trainer.devices=1",
+        ),
         ({"devices": 1, "strategy": "ddp"}, "trainer.strategy=ddp .* or set trainer.strategy=auto"),
         ({"devices": "auto"}, "trainer.devices=auto"),
         ({"devices": 1, "num_nodes": 2}, "trainer.num_nodes=2"),

@@ -24,7 +24,14 @@ from fcnlab.config.recorded_overrides import apply_sweep_resume
 from fcnlab.errors import UserError
 from fcnlab.sweeps import optuna_sweeper
 from fcnlab.sweeps.grid_sweeper import expand_jobs
-from fcnlab.sweeps.optuna_sweeper import OptunaSweeper, boundary_params, require_optuna, batch_seed, search_space, param_overrides
+from fcnlab.sweeps.optuna_sweeper import (
+    OptunaSweeper,
+    boundary_params,
+    require_optuna,
+    batch_seed,
+    search_space,
+    param_overrides,
+)
 
 
 def read(*words: str):
@@ -39,6 +46,9 @@ def read(*words: str):
         ("x=int(interval(1,8))", IntDistribution(1, 8)),
         ("x=tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
         ("x=tag(log,int(interval(1,64)))", IntDistribution(1, 64, log=True)),
+        ("x=int(interval(1.5,8.7))", IntDistribution(2, 8)),  # Hydra's int() truncates 1.5 to 1
+        ("x=tag(log,int(interval(0.5,64)))", IntDistribution(1, 64, log=True)),
+        ("x=int(interval(-2.5,-0.5))", IntDistribution(-2, -1)),
         ("x=range(2,9,3)", IntDistribution(2, 8, step=3)),  # 2, 5, 8: Hydra's range has no 9
         ("x=range(3,0,-1)", IntDistribution(1, 3)),
         ("x=range(0.0,1.0,0.25)", FloatDistribution(0.0, 0.75, step=0.25)),
@@ -63,6 +73,7 @@ def test_hydras_words_say_what_is_searched(word: str, meant):
         ("x=tag(log,choice(1,2))", "the only tag"),
         ("x=interval(2.0,1.0)", r"x=interval\(2.0,1.0\): "),
         ("x=tag(log,interval(0,1))", r"x=tag\(log,interval\(0,1\)\): "),
+        ("x=int(interval(1.5,1.7))", r"x=int\(interval\(1.5,1.7\)\): there is no whole number"),
         ("x=range(3,1)", "it has no values"),
         ("seed=1,2,3", "seeds are not searched, since the search would pick the luckiest one"),
         ("data.seed=range(3)", "seeds are not searched"),
@@ -165,7 +176,11 @@ def test_shuffled_choices_are_the_same_space_when_a_search_goes_on():
 
 def test_each_choice_and_both_ends_are_checked_first():
     space, _ = read("x=interval(1,2)", "y=choice(a,b,c)", "z=range(0,4,2)")
-    assert boundary_params(space) == [{"x": 1, "y": "a", "z": 0}, {"x": 2, "y": "b", "z": 2}, {"x": 2, "y": "c", "z": 2}]
+    assert boundary_params(space) == [
+        {"x": 1, "y": "a", "z": 0},
+        {"x": 2, "y": "b", "z": 2},
+        {"x": 2, "y": "c", "z": 2},
+    ]
 
 
 def test_another_space_is_refused_before_a_trial_is_drawn(tmp_path):
@@ -277,7 +292,10 @@ def test_batches_are_launched_and_the_best_is_said(tmp_path, caplog):
     assert [(first, len(batch)) for first, batch in worker.batches] == [(0, 3), (3, 3), (6, 2)]
     assert len(returned) == 8 and all(words[0] == "seed=3" for words in worker.words)
     number, best = max(enumerate(worker.words), key=lambda job: -((float(job[1][1][2:]) - 2) ** 2))
-    assert f"To rerun the best trial: fcnlab train hydra.verbose=false hydra.job.num={number} {' '.join(best)}\n" in caplog.text
+    assert (
+        f"To rerun the best trial: fcnlab train hydra.verbose=false hydra.job.num={number} {' '.join(best)}\n"
+        in caplog.text
+    )
     assert [trial["state"] for trial in trials(tmp_path)] == ["complete"] * 8
 
 
@@ -361,10 +379,29 @@ def test_a_folder_that_holds_a_search_is_not_taken_for_a_new_one(tmp_path):
     with pytest.raises(CompactHydraException, match="the folder contains no search"):
         search(tmp_path, Worker(), resume=True)
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
+    with pytest.raises(
+        CompactHydraException, match=r"contains a search without a sweep\.json, which cannot be resumed"
+    ):
+        search(tmp_path, Worker())
+    (tmp_path / "s" / "sweep.json").touch()
     with pytest.raises(CompactHydraException, match=r"already contains a search\. Resume it with sweep\.resume="):
         search(tmp_path, Worker())
     with pytest.raises(CompactHydraException, match=r"direction=minimize: the search in .* has the other direction"):
         search(tmp_path, Worker(), resume=True, direction="minimize").sweep(SPACE)
+
+
+def test_a_search_that_cannot_be_resumed_warns_before_the_first_trial(tmp_path, caplog):
+    """hydra/launcher=basic writes no sweep.json."""
+
+    class RecordingWorker(Worker):
+        manifest = None
+
+    worker = Worker()
+    with caplog.at_level("WARNING", logger="fcnlab"):
+        search(tmp_path, RecordingWorker())
+        assert not caplog.records
+        search(tmp_path, worker)
+    assert "this search cannot be resumed if it is interrupted" in caplog.text and not worker.batches
 
 
 # --- the words of sweep.resume

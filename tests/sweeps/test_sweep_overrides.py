@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 
 from fcnlab import cli
 from fcnlab.config.overrides import plain_overrides
+from fcnlab.errors import UserError
 from fcnlab.sweeps import grid_sweeper, job_checks, launchers
-from fcnlab.sweeps.grid_sweeper import _overridden_part
+from fcnlab.sweeps.grid_sweeper import _overridden_part, check_params
 from fcnlab.sweeps.job_checks import without_hydra
+from fcnlab.sweeps.manifest import Manifest
 
 QUICK = ("trainer=smoke", "logger=none", "data.root=.")
 OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
@@ -263,10 +265,19 @@ def composed_whole():
         ("optim=sgd,adamw ~optim", "optim=sgd,adamw has no effect, since ~optim after it"),
         ("++optim.lr=1,2 optim.lr=3", "++optim.lr=1,2 has no effect, since optim.lr=3"),
         ("optim.lr=1,2 ++optim.lr=3", "optim.lr=1,2 has no effect, since ++optim.lr=3"),
-        ("callbacks.ema.decay=0.5,0.9 callbacks.ema=null", "callbacks.ema.decay=0.5,0.9 has no effect, since callbacks.ema"),
-        ("callbacks.ema.decay=0.5,0.9 ~callbacks.ema", "callbacks.ema.decay=0.5,0.9 has no effect, since ~callbacks.ema"),
+        (
+            "callbacks.ema.decay=0.5,0.9 callbacks.ema=null",
+            "callbacks.ema.decay=0.5,0.9 has no effect, since callbacks.ema",
+        ),
+        (
+            "callbacks.ema.decay=0.5,0.9 ~callbacks.ema",
+            "callbacks.ema.decay=0.5,0.9 has no effect, since ~callbacks.ema",
+        ),
         ("callbacks.ema.decay=0.5,0.9 callbacks={ema:null}", "=0.5,0.9 has no effect, since callbacks={ema:null}"),
-        ("callbacks.ema.decay=0.5,0.9 callbacks.ema=${callbacks.top}", "=0.5,0.9 has no effect, since callbacks.ema=${"),
+        (
+            "callbacks.ema.decay=0.5,0.9 callbacks.ema=${callbacks.top}",
+            "=0.5,0.9 has no effect, since callbacks.ema=${",
+        ),
         ("sweep.recorded=true,false seed=1", "sweep.recorded=true,false has no effect: jobs 0 and 1 would be the same"),
         ("seed=range(1,9,0)", "seed=range(1,9,0): division by zero. Use range(START,STOP,STEP)"),
         ("seed=range(0.1,inf)", "seed=range(0.1,inf): cannot convert float infinity"),
@@ -307,7 +318,9 @@ def test_a_sweep_that_cannot_work_is_refused_before_any_job(in_sweep, line: str,
     "word", ["seed=choice(choice(1,2),3)", "seed=range(1,3),5", "optim={lr:choice(1,2)}", "x=[a,range(1,3)]"]
 )
 def test_a_list_inside_a_value_is_refused(sweep, word: str):
-    assert f"fcnlab train: {word}: a list of values cannot be inside another value. Use a separate KEY=A,B" in sweep(word)
+    assert f"fcnlab train: {word}: a list of values cannot be inside another value. Use a separate KEY=A,B" in sweep(
+        word
+    )
 
 
 @pytest.mark.parametrize("launcher", ["slots", "basic"])
@@ -492,10 +505,18 @@ def test_how_a_typed_list_is_written_is_told_where_it_is_no_value(sweep, words, 
 @pytest.mark.parametrize(
     ("params", "said", "bare"),
     [
-        ("{optim.lr: 0.2, seed: '1,2'}", "only in the record:  optim.lr=0.1\n  only in this sweep:  optim.lr=0.2\n", True),
+        (
+            "{optim.lr: 0.2, seed: '1,2'}",
+            "only in the record:  optim.lr=0.1\n  only in this sweep:  optim.lr=0.2\n",
+            True,
+        ),
         ("{optim.lr: 0.1, seed: '1,2,3'}", "only in the record:  seed=1,2\n  only in this sweep:  seed=1,2,3\n", False),
-        ("{optim.lr: 0.1, seed: '1,2', model: fcn8s}", "those of that sweep:\n  only in this sweep:  model=fcn8s\n", True),
-        ("{seed: '1,2'}", "those of that sweep:\n  only in the record:  optim.lr=0.1\n", False),
+        (
+            "{optim.lr: 0.1, seed: '1,2', model: fcn8s}",
+            "since the sweep was started:\n  only in this sweep:  model=fcn8s\n",
+            True,
+        ),
+        ("{seed: '1,2'}", "since the sweep was started:\n  only in the record:  optim.lr=0.1\n", False),
     ],
 )
 def test_another_space_of_a_file_is_refused_where_a_sweep_goes_on(
@@ -509,6 +530,19 @@ def test_another_space_of_a_file_is_refused_where_a_sweep_goes_on(
     again = (words[0], "sweep.resume=s")
     refused = sweep(*again, fixed=()) if bare else sweep(words[1], *again)
     assert said in refused and (tmp_path / "s" / "sweep.json").read_bytes() == record
+
+
+def test_changed_params_of_a_file_are_refused_with_the_name_of_the_file(own_space, tmp_path):
+    """The command to resume the sweep would only repeat the error."""
+    own_space("{optim.lr: 0.2}")
+    command = ["--config-dir", str(tmp_path / "mine")]
+    manifest = Manifest(tmp_path, "train", ["experiment=own"], params=["optim.lr=0.1"], launched_by=command)
+    parser = OverridesParser.create()
+    for typed in (["experiment=own"], ["optim.lr=0.1", "experiment=own"]):
+        with pytest.raises(UserError, match=r"params, set in .*mine/experiment/own\.yaml, has changed") as refused:
+            check_params(manifest, parser.parse_overrides(typed), parser.parse_overrides(["optim.lr=0.2"]), parser)
+        difference = "only in the record:  optim.lr=0.1\n  only in this sweep:  optim.lr=0.2\nRestore its old values"
+        assert difference in str(refused.value) and manifest.resume_command not in str(refused.value)
 
 
 @pytest.mark.slow  # several sweeps in this process
@@ -610,7 +644,9 @@ def test_a_sweep_goes_on_in_the_folders_that_its_jobs_have(sweep, tmp_path, begu
     if begun:
         (tmp_path / "s" / folders[0] / "run.json").write_text("{}")
     said = sweep("sweep.resume=s", fixed=())
-    assert f"the folder of job 0 was s/{folders[0]}, and would now be s/0. Add " in said and "hydra.sweep.subdir=" in said
+    assert (
+        f"the folder of job 0 was s/{folders[0]}, and would now be s/0. Add " in said and "hydra.sweep.subdir=" in said
+    )
     assert sweep_record(tmp_path) == record and not (tmp_path / "s" / "0").exists()
     assert len(sweep("sweep.resume=s", subdir, fixed=())) == 3
     assert [job["folder"] for job in sweep_record(tmp_path)["jobs"]] == folders
@@ -663,6 +699,24 @@ def test_no_two_jobs_of_different_batches_are_called_alike(sweep, monkeypatch, l
     names = [word for job in in_process or started for word in job if word.startswith("sweep.name=")]
     said = ["model.weights=x", "model.weights=y", "model.weights=x #2", "model.weights=y #3"]
     assert names == [f"sweep.name='{name}'" for name in said]
+
+
+def test_jobs_in_one_process_run_in_the_folders_that_were_checked(sweep, monkeypatch):
+    """The settings that the launcher adds to a job are not in the name of its folder."""
+    folders: list[str] = []
+
+    def launch(self, jobs, first):
+        configs = [self.hydra_context.config_loader.load_sweep_config(self.config, job) for job in jobs]
+        folders.extend(cfg.hydra.sweep.subdir for cfg in configs)
+        return []
+
+    monkeypatch.setattr(launchers.BasicLauncher, "launch", launch)
+    naming = (
+        "hydra.sweep.subdir=${hydra.job.override_dirname}",
+        "hydra.job.config.override_dirname.exclude_keys=[logger]",
+    )
+    sweep("seed=1,2", "hydra/launcher=basic", *naming)
+    assert folders == [f"data.root=.,seed={seed},trainer=smoke" for seed in (1, 2)]
 
 
 @pytest.mark.parametrize("plus", ["", "+", "++"])

@@ -202,7 +202,9 @@ def test_settings_of_the_whole_that_no_stage_would_get_are_refused(experiments, 
     from fcnlab.sweeps.stages import check_settings_reach_stages
 
     words, where = ["experiment=sta"], [f"hydra.searchpath=[{experiments(sta=text)}]"]
-    with pytest.raises(UserError, match="experiment=sta sets more than its stages, and no stage would get these settings") as told:
+    with pytest.raises(
+        UserError, match="experiment=sta sets more than its stages, and no stage would get these settings"
+    ) as told:
         check_settings_reach_stages(compose("train", [*where, *words]), words, where)
     assert lost in str(told.value)
 

@@ -66,7 +66,9 @@ def test_what_slurm_does_not_take_is_told_as_a_fault_of_the_place(monkeypatch, t
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     launcher = slurm.SlurmLauncher(**SETTINGS | {"submitit_folder": str(tmp_path / "submitted")})
     launcher.verb, launcher.manifest, launcher.resumes = "train", SimpleNamespace(folder=tmp_path), False
-    launcher.parameters = {3: sbatch_parameters(SETTINGS, {"devices": 1, "accelerator": "auto", "num_nodes": 1}, "job 3")}
+    launcher.parameters = {
+        3: sbatch_parameters(SETTINGS, {"devices": 1, "accelerator": "auto", "num_nodes": 1}, "job 3")
+    }
     monkeypatch.setattr(launcher, "_run_overrides", lambda *_, **__: [])
     monkeypatch.setattr(slurm, "config_dir", lambda hydra: None)
     job = SimpleNamespace(number=3, folder="3", overrides=[])
