@@ -1,4 +1,4 @@
-"""Searches: Hydra's words as Optuna's distributions, the storage that goes on; one with trainings that is killed."""
+"""Test searches: overrides as Optuna distributions, resuming from the storage, and a killed search with real runs."""
 
 import csv
 import json
@@ -26,11 +26,11 @@ from fcnlab.sweeps import optuna_sweeper
 from fcnlab.sweeps.grid_sweeper import expand_jobs
 from fcnlab.sweeps.optuna_sweeper import (
     OptunaSweeper,
-    boundary_params,
-    require_optuna,
     batch_seed,
-    search_space,
+    boundary_params,
     param_overrides,
+    require_optuna,
+    search_space,
 )
 
 
@@ -59,14 +59,14 @@ def read(*words: str):
         ("x=[1,2],[3,4]", CategoricalDistribution(["[1,2]", "[3,4]"])),
     ],
 )
-def test_hydras_words_say_what_is_searched(word: str, meant):
+def test_overrides_define_the_search_space(word: str, meant):
     space, fixed = read("seed=3", word, "~callbacks.ema", "+a.b=c")
     assert space.keys() == {"x"} and fixed == ["seed=3", "~callbacks.ema", "+a.b=c"]
     assert space["x"] == meant
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("seed=3", "nothing to search"),
         ("x=tag(normal,interval(0,1))", r"x=tag\(normal.*the only tag"),
@@ -79,26 +79,26 @@ def test_hydras_words_say_what_is_searched(word: str, meant):
         ("data.seed=range(3)", "seeds are not searched"),
     ],
 )
-def test_a_word_that_says_no_space_is_named(word: str, said: str):
-    with pytest.raises(UserError, match=said):
+def test_an_invalid_search_space_is_an_error(word: str, message: str):
+    with pytest.raises(UserError, match=message):
         read(word)
 
 
-def test_parameters_are_typed_as_hydra_reads_them():
+def test_hydra_parses_the_overrides_of_a_trial():
     given = {"optim.lr": 1e-05, "+a": True, "model": "fcn8s", "crop": "[1,2]", "n": 3}
     words = param_overrides(given)
     read_back = {word.get_key_element(): word.value() for word in OverridesParser.create().parse_overrides(words)}
     assert read_back == given | {"crop": [1, 2]}
 
 
-def test_without_optuna_it_is_said_what_to_install(monkeypatch):
+def test_a_missing_optuna_is_an_error_with_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"pip install 'fcnlab\[search\]'"):
         require_optuna()
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"n_trials": 0}, "n_trials=0 must be a whole number of at least 1"),
         ({"n_jobs": "many"}, "n_jobs=many"),
@@ -107,8 +107,8 @@ def test_without_optuna_it_is_said_what_to_install(monkeypatch):
         ({"direction": "up"}, "direction=up must be maximize or minimize"),
     ],
 )
-def test_settings_of_a_search_are_checked_before_any_work(tmp_path, wrong: dict, said: str):
-    with pytest.raises(CompactHydraException, match=said):
+def test_settings_of_a_search_are_checked_before_any_work(tmp_path, wrong: dict, message: str):
+    with pytest.raises(CompactHydraException, match=message):
         search(tmp_path, Worker(), **wrong)
     assert not list(tmp_path.iterdir())
 
@@ -164,13 +164,13 @@ def search(folder: Path, worker: Worker, resume: bool = False, **settings) -> Op
     return made
 
 
-def test_null_is_no_text():
+def test_null_is_not_the_text_null():
     space, _ = read("x=null,1", "y='null',a")
     words = param_overrides({name: found.choices[0] for name, found in space.items()})
     assert words == ["x=null", "y='null'"] and param_overrides({"x": None}) == ["x=null"]
 
 
-def test_shuffled_choices_are_the_same_space_when_a_search_goes_on():
+def test_shuffled_choices_keep_the_search_space_on_resume():
     assert len({str(read("x=shuffle(range(20))")[0]["x"]) for _ in range(3)}) == 1
 
 
@@ -183,15 +183,16 @@ def test_each_choice_and_both_ends_are_checked_first():
     ]
 
 
-def test_another_space_is_refused_before_a_trial_is_drawn(tmp_path):
+def test_another_search_space_is_refused_before_sampling(tmp_path):
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
     before = trials(tmp_path)
-    for other, said in {
-        "x=interval(-10.0,5.0)": "only in the record:  x=interval(-10.0,10.0)\n  only in this sweep:  x=interval(-10.0,5.0)",
+    for other, message in {
+        "x=interval(-10.0,5.0)": "only in the record:  x=interval(-10.0,10.0)\n"
+        "  only in this sweep:  x=interval(-10.0,5.0)",
         "y=1,2": "only in this sweep:  y=choice(1,2)",
     }.items():
         words = [other, "seed=3"] if other.startswith("x") else [*SPACE, other]
-        with pytest.raises(CompactHydraException, match=re.escape(said)):
+        with pytest.raises(CompactHydraException, match=re.escape(message)):
             search(tmp_path, Worker(), resume=True, n_trials=6).sweep(words)
     assert trials(tmp_path) == before
     longer = Worker()
@@ -199,7 +200,7 @@ def test_another_space_is_refused_before_a_trial_is_drawn(tmp_path):
     assert len(longer.words) == 1  # none was burnt
 
 
-def test_trials_that_have_begun_are_compared_before_anything_is_written(tmp_path, monkeypatch):
+def test_started_trials_are_compared_before_anything_is_written(tmp_path, monkeypatch):
     first, compared = Worker(), {}
     search(tmp_path, first, n_trials=3).sweep(SPACE)
     before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
@@ -217,7 +218,7 @@ def test_trials_that_have_begun_are_compared_before_anything_is_written(tmp_path
 
 @pytest.mark.parametrize("name", ["search.db", "search.db-journal", "search.db-wal"])
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
-def test_a_storage_that_is_another_file_as_well_is_not_written_to(tmp_path, name, link):
+def test_a_storage_that_is_a_link_is_refused(tmp_path, name, link):
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
     path = tmp_path / "s" / name
     path.unlink(missing_ok=True)
@@ -229,7 +230,7 @@ def test_a_storage_that_is_another_file_as_well_is_not_written_to(tmp_path, name
 
 
 @pytest.mark.parametrize("spoil", [lambda data: b"no database", lambda data: data[:9000]], ids=["text", "cut off"])
-def test_a_storage_that_is_none_is_told_in_a_sentence(tmp_path, spoil):
+def test_an_unreadable_storage_is_an_error(tmp_path, spoil):
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
     storage, worker = tmp_path / "s" / "search.db", Worker()
     storage.write_bytes(spoil(storage.read_bytes()))
@@ -261,13 +262,13 @@ def test_a_range_has_the_values_that_it_has_in_a_list(tmp_path):
     assert json.loads((tmp_path / "s" / "search.json").read_text())["best"]["params"] == {"x": 0.3}
 
 
-def test_jobs_that_know_their_number_are_no_repeats(tmp_path):
+def test_jobs_that_use_their_number_are_not_repeats(tmp_path):
     worker = Worker()
     search(tmp_path, worker, n_trials=6).sweep(["x=1,2", "seed=${hydra:job.num}"])
     assert len(worker.words) == 6
 
 
-def test_jobs_that_know_their_number_by_a_file_are_no_repeats(tmp_path, monkeypatch):
+def test_jobs_that_use_their_number_in_a_file_are_not_repeats(tmp_path, monkeypatch):
     """``seed: ${hydra:job.num}`` of an experiment, which only what a job is composed of tells."""
     cfg = OmegaConf.create({"seed": "${hydra:job.num}"})
     monkeypatch.setattr(optuna_sweeper, "check_jobs", lambda *_: {0: cfg})
@@ -285,7 +286,7 @@ def trials(folder: Path) -> list[dict]:
     return json.loads((folder / "s" / "search.json").read_text())["trials"]
 
 
-def test_batches_are_launched_and_the_best_is_said(tmp_path, caplog):
+def test_batches_are_launched_and_the_best_trial_is_reported(tmp_path, caplog):
     worker = Worker()
     with caplog.at_level("INFO", logger="fcnlab"):
         returned = search(tmp_path, worker, n_trials=8).sweep(SPACE)
@@ -300,7 +301,7 @@ def test_batches_are_launched_and_the_best_is_said(tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_it_learns(tmp_path):
+def test_the_search_improves(tmp_path):
     """Draws without a thought would lie 5.2 away from the best on average: (12**2 + 8**2) / 2 / 20."""
     worker = Worker()
     search(tmp_path, worker, n_trials=40, n_jobs=1).sweep(SPACE)
@@ -318,7 +319,7 @@ def test_equal_seeds_give_equal_searches(tmp_path):
     assert batch_seed(1, 3) != batch_seed(3, 1)
 
 
-def test_what_was_stopped_goes_on_as_the_search_that_was_not(tmp_path):
+def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path):
     for name in ("straight", "stopped"):
         (tmp_path / name).mkdir()
     straight, stopped, resumed = Worker(), Worker(stops=6), Worker()
@@ -330,7 +331,7 @@ def test_what_was_stopped_goes_on_as_the_search_that_was_not(tmp_path):
     assert trials(tmp_path / "stopped") == trials(tmp_path / "straight")
 
 
-def test_a_trial_that_was_being_drawn_is_given_up(tmp_path):
+def test_an_incompletely_sampled_trial_has_failed(tmp_path):
     two = [*SPACE, "y=choice(a,b)"]
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path, Worker(stops=0), n_jobs=2, n_trials=4).sweep(two)
@@ -344,7 +345,7 @@ def test_a_trial_that_was_being_drawn_is_given_up(tmp_path):
     assert [trial["state"] for trial in trials(tmp_path)] == ["complete", "complete", "fail", "complete"]
 
 
-def test_a_foreign_storage_launches_nothing_of_its_own(tmp_path):
+def test_values_of_a_foreign_storage_are_refused(tmp_path):
     """Its trials name their values themselves, such as a group option that leads to a YAML anywhere."""
     import optuna
     from optuna.distributions import CategoricalDistribution
@@ -362,20 +363,20 @@ def test_a_foreign_storage_launches_nothing_of_its_own(tmp_path):
     assert not worker.words
 
 
-def test_failed_jobs_are_kept_and_told_at_the_end(tmp_path, caplog):
+def test_failed_trials_are_kept_and_reported_at_the_end(tmp_path, caplog):
     with pytest.raises(CompactHydraException, match="job 1"), caplog.at_level("INFO", logger="fcnlab"):
         search(tmp_path, Worker(fails=(1, 4)), n_trials=6).sweep(SPACE)
     states = [trial["state"] for trial in trials(tmp_path)]
     assert states == ["complete", "fail", "complete", "complete", "fail", "complete"] and "Best of 6" in caplog.text
 
 
-def test_a_score_that_is_no_number_is_a_failure(tmp_path, caplog):
+def test_a_score_that_is_not_a_number_is_a_failure(tmp_path, caplog):
     with caplog.at_level("INFO", logger="fcnlab"):
         search(tmp_path, Worker(value=lambda x: math.nan), n_trials=3).sweep(SPACE)
     assert {trial["state"] for trial in trials(tmp_path)} == {"fail"} and "No trial has a score" in caplog.text
 
 
-def test_a_folder_that_holds_a_search_is_not_taken_for_a_new_one(tmp_path):
+def test_a_folder_with_a_search_is_not_used_for_a_new_one(tmp_path):
     with pytest.raises(CompactHydraException, match="the folder contains no search"):
         search(tmp_path, Worker(), resume=True)
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
@@ -422,7 +423,7 @@ def resumed_words(monkeypatch, tmp_path):
     return words
 
 
-def test_a_search_goes_on_as_a_search(resumed_words):
+def test_a_search_is_resumed_as_a_search(resumed_words):
     kept = ["n_trials=7", "n_jobs=auto", "direction=maximize", "seed=1"]
     search = ["hydra/sweeper=optuna", *(f"hydra.sweeper.{word}" for word in kept)]
     assert resumed_words() == ["x=interval(0,1)", *search]
@@ -431,7 +432,7 @@ def test_a_search_goes_on_as_a_search(resumed_words):
 
 
 @pytest.mark.parametrize("kept", [{"n_trials": "1 hydra.sweeper._target_=os.system"}, {"_target_": "os.system"}, 3])
-def test_a_record_makes_a_search_do_nothing_else(resumed_words, kept):
+def test_a_record_of_a_search_sets_nothing_else(resumed_words, kept):
     assert resumed_words(settings=kept) == ["x=interval(0,1)", "hydra/sweeper=optuna"]
 
 
@@ -449,7 +450,7 @@ def agents_words(sweep: dict, chosen: dict) -> list[str]:
     return [typed for word in sweep["command"] for typed in meant.get(word, [word])]
 
 
-def test_wandbs_agent_types_what_fcnlab_reads(fcnlab, repository, capsys):
+def test_fcnlab_parses_the_command_of_the_wandb_agent(fcnlab, repository, capsys):
     sweep = OmegaConf.to_container(OmegaConf.load(repository / "docs" / "wandb_sweep.yaml"), resolve=False)
     chosen = {name: values.get("min", values.get("values", [None])[0]) for name, values in sweep["parameters"].items()}
     env, program, *words = agents_words(sweep, chosen)
@@ -486,12 +487,12 @@ def test_wandbs_agent_finds_the_validation_score_of_the_scored_weights(
 
 
 @pytest.mark.slow
-def test_a_search_that_was_killed_goes_on(tmp_path, small, shapes_root):
+def test_a_killed_search_is_resumed(tmp_path, small, shapes_root):
     def start(*words: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "fcnlab", "train", "-m", *words]
-        with (tmp_path / "said.txt").open("ab") as said:
+        with (tmp_path / "output.txt").open("ab") as message:
             return subprocess.Popen(
-                command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=said, stderr=said
+                command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=message, stderr=message
             )
 
     words = (*small, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "logger=csv",
@@ -505,7 +506,7 @@ def test_a_search_that_was_killed_goes_on(tmp_path, small, shapes_root):
     process.wait(20)
     before = trials(tmp_path)
     assert [trial["state"] for trial in before] == ["running", "running"]
-    assert start("sweep.resume=s").wait(400) == 0, (tmp_path / "said.txt").read_text()
+    assert start("sweep.resume=s").wait(400) == 0, (tmp_path / "output.txt").read_text()
 
     after = trials(tmp_path)
     assert [trial["state"] for trial in after] == ["complete"] * 3
@@ -514,11 +515,11 @@ def test_a_search_that_was_killed_goes_on(tmp_path, small, shapes_root):
         folder = tmp_path / "s" / str(trial["number"])
         assert trial["value"] == json.loads((folder / "metrics.json").read_text())["miou"]
         assert f"optim.lr={trial['params']['optim.lr']}" in json.loads((folder / "run.json").read_text())["overrides"]
-    assert "Best of 3 trials" in (tmp_path / "said.txt").read_text()
+    assert "Best of 3 trials" in (tmp_path / "output.txt").read_text()
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["cache"]  # of the labels
 
 
-def test_the_record_of_a_search_is_written_through_no_link(tmp_path):
+def test_the_record_of_a_search_replaces_a_link(tmp_path):
     (tmp_path / "mine").write_text("all my work")
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "multirun.yaml").symlink_to("../mine")

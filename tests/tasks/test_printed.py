@@ -1,4 +1,4 @@
-"""What fcnlab prints to be typed works when it is typed, whatever the folders are called."""
+"""Test that the commands that fcnlab prints work, whatever the folders are called."""
 
 import json
 import os
@@ -39,10 +39,10 @@ def test_every_printed_command_works(train, train_code, fcnlab, tmp_path, capsys
     assert fcnlab("eval", format_override("checkpoint", folder / name / "checkpoints" / "best.ckpt")) == 0
 
 
-def printed_command(said: str, before: str) -> list[str]:
+def printed_command(message: str, before: str) -> list[str]:
     """The words of a command that was printed behind these words, without "fcnlab"."""
-    found = re.search(rf"{before}: fcnlab (.*)", said)
-    assert found, said
+    found = re.search(rf"{before}: fcnlab (.*)", message)
+    assert found, message
     return shlex.split(found[1])
 
 
@@ -76,10 +76,10 @@ def test_the_printed_commands_of_a_sweep_with_a_failed_job_work(fcnlab, tmp_path
     odd = ("hydra.launcher.slots=1", "hydra.sweep.subdir='job ${hydra.job.num}'", "hydra.sweep.dir='a b'")
     command = [sys.executable, "-m", "fcnlab", "train", "-m", *sweep_words, params, *odd]
     failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)  # this process would keep its lock
-    said = failed.stdout + failed.stderr
+    message = failed.stdout + failed.stderr
     assert failed.returncode == 1
-    rerun = printed_command(said, "To rerun this job")
-    resume = printed_command(said, "To rerun missing jobs")
+    rerun = printed_command(message, "To rerun this job")
+    resume = printed_command(message, "To rerun missing jobs")
     assert fcnlab(*rerun) == 1 and "gone.ckpt" in capfd.readouterr().err
     shutil.copy(tmp_path / "a b" / "job 1" / "checkpoints" / "best.ckpt", "gone.ckpt")
     assert fcnlab(*resume) == 0
