@@ -1,10 +1,10 @@
-"""Hydra takes sweepers from this namespace alone; what they do is in fcnlab.sweeps.grid_sweeper and fcnlab.sweeps.optuna_sweeper."""
+"""fcnlab's sweepers, in the namespace in which Hydra looks for plugins; see ``fcnlab.sweeps``."""
 
 from fcnlab.sweeps import grid_sweeper, optuna_sweeper
 
 
 class GridSweeper(grid_sweeper.GridSweeper):
-    """``hydra/sweeper=basic`` of fcnlab"""
+    """``hydra/sweeper=basic``"""
 
 
 class OptunaSweeper(optuna_sweeper.OptunaSweeper):

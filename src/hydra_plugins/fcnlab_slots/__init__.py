@@ -1,4 +1,4 @@
-"""Hydra takes launchers from this namespace alone; what they do is in fcnlab.sweeps."""
+"""fcnlab's launchers, in the namespace in which Hydra looks for plugins; see ``fcnlab.sweeps``."""
 
 from fcnlab.sweeps import launchers, slurm
 
@@ -8,7 +8,7 @@ class SlotsLauncher(launchers.SlotsLauncher):
 
 
 class InProcessLauncher(launchers.InProcessLauncher):
-    """``hydra/launcher=basic`` of fcnlab"""
+    """``hydra/launcher=basic``"""
 
 
 class SlurmLauncher(slurm.SlurmLauncher):
