@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from fcnlab import cli
-from fcnlab.sweeps import job_checks
+from fcnlab.sweeps import launchers
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_sweep_goes_on_with_options_of_a_folder_that_is_called_as_a_setting(mo
 
 
 def test_mistakes_of_ours_keep_their_traceback(fcnlab, capfd, monkeypatch):
-    monkeypatch.setattr(job_checks, "check_contains_no_run", lambda folder: {}["ours"])
+    monkeypatch.setattr(launchers, "check_contains_no_run", lambda folder: {}["ours"])
     assert fcnlab("train", "-m", "seed=1") == 1
     assert "Traceback" in (text := capfd.readouterr().err) and "KeyError: 'ours'" in text
 
