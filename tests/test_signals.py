@@ -138,7 +138,7 @@ def test_a_rank_whose_first_is_gone_ends(monkeypatch, parent, ends):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *words: asked.append(words)))
     monkeypatch.setattr(os, "_exit", ended.append)
     processes.die_with_parent(parent)
-    assert asked == [(processes.DEATH_SIGNAL, signal.SIGKILL)]  # first, or it could end in between
+    assert asked == [(processes.PR_SET_PDEATHSIG, signal.SIGKILL)]  # first, or it could end in between
     assert ended == ([] if ends is None else [ends])
 
 

@@ -153,7 +153,9 @@ def test_a_refused_sweep_leaves_the_folder_as_it_was(fcnlab, tmp_path, capsys, v
     before = tree(tmp_path / "there")
     assert fcnlab(verb, "-m", "hydra.sweep.dir=there", *(["data.batch_size=2,4"] if verb == "train" else [])) == 1
     said = capsys.readouterr().err
-    assert ("holds a sweep already" in said or "holds run.json of a run" in said) and tree(tmp_path / "there") == before
+    assert ("already contains a sweep" in said or "contains run.json of a run" in said) and tree(
+        tmp_path / "there"
+    ) == before
 
 
 def test_a_refused_command_leaves_no_new_folder(fcnlab, tmp_path):

@@ -1,4 +1,4 @@
-"""Sweeps: places for jobs, the record that they leave, what goes on meanwhile; with processes that cost nothing."""
+"""Test the resources, record, job queue and table of a sweep, with jobs that do nothing."""
 
 import errno
 import fcntl
@@ -49,7 +49,7 @@ from fcnlab.sweeps.resumed_settings import check_same_folder, check_unchanged
 from fcnlab.sweeps.sweep_table import Progress, SweepTable, last_lines, read_last_rows
 
 
-def board_of(folder: Path, jobs: dict[int, Job]) -> tuple[SweepTable, io.StringIO]:
+def table_of(folder: Path, jobs: dict[int, Job]) -> tuple[SweepTable, io.StringIO]:
     out = io.StringIO()
     return SweepTable(Manifest(folder, "train", [], jobs=jobs), dict.fromkeys(jobs, 10), out), out
 
@@ -68,7 +68,7 @@ def board_of(folder: Path, jobs: dict[int, Job]) -> tuple[SweepTable, io.StringI
         ("2,2", ["2"]),
     ],
 )
-def test_the_variable_says_which_gpus_there_are(given: str, gpus: list[str]):
+def test_cuda_visible_devices_limits_the_gpus(given: str, gpus: list[str]):
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": given}) == gpus
 
 
@@ -80,7 +80,7 @@ GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-d6a1-0002)
 """
 
 
-def test_instances_stand_for_the_gpu_that_is_cut_into_them():
+def test_mig_instances_replace_their_gpu():
     instances = ["MIG-7089d0f3-293f-58c9-8f8c-5ea666eedbde", "MIG-56c30729-347f-5dd6-8da0-c3cb59d8c0c5"]
     assert gpu_uuids(LISTING) == [*instances, "GPU-d6a1-0002"]
     assert gpu_uuids("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.") == []
@@ -91,38 +91,42 @@ def test_without_a_driver_there_are_no_gpus(monkeypatch, tmp_path):
     assert visible_gpus({}) == []
 
 
-def dealt(places: ResourcePool, needs: list[Requirement]) -> list[tuple[str, ...] | None]:
+def allocated(places: ResourcePool, needs: list[Requirement]) -> list[tuple[str, ...] | None]:
     return [None if (share := places.take(need)) is None else share.gpus for need in needs]
 
 
-def test_gpus_are_dealt_out_and_given_back():
+def test_gpus_are_allocated_and_released():
     needs = [Requirement(1, 1), Requirement(2, 2), Requirement(2, 2), Requirement(1, 1)]
     places = ResourcePool(["a", "b", "c", "d"], needs, None, cores=32)
     assert (places.slots, places.threads) == (4, 8)
     share = places.take(needs[0])
     assert share is not None and share.gpus == ("a",)
-    assert dealt(places, needs[1:]) == [("b", "c"), None, ("d",)]
-    places.give_back(share)
-    assert dealt(places, [Requirement(2, 2), Requirement(1, 1)]) == [None, ("a",)]
+    assert allocated(places, needs[1:]) == [("b", "c"), None, ("d",)]
+    places.release(share)
+    assert allocated(places, [Requirement(2, 2), Requirement(1, 1)]) == [None, ("a",)]
 
 
-def test_parts_of_a_gpu_go_to_the_emptiest_first():
+def test_fractions_of_a_gpu_go_to_the_gpu_with_most_room():
     third = Requirement(1 / 3, 1)
     places = ResourcePool(["a", "b"], [third], None, cores=12)
     assert (places.slots, places.threads) == (6, 2)
-    assert dealt(places, [third] * 7) == [("a",), ("b",), ("a",), ("b",), ("a",), ("b",), None]
+    assert allocated(places, [third] * 7) == [("a",), ("b",), ("a",), ("b",), ("a",), ("b",), None]
 
 
 def test_slots_limit_the_jobs_on_gpus_too():
     places = ResourcePool(["a", "b", "c"], [Requirement(1, 1)], 2, cores=8)
-    assert (places.slots, places.threads) == (2, 4) and dealt(places, [Requirement(1, 1)] * 3) == [("a",), ("b",), None]
+    assert (places.slots, places.threads) == (2, 4) and allocated(places, [Requirement(1, 1)] * 3) == [
+        ("a",),
+        ("b",),
+        None,
+    ]
 
 
-def test_on_cores_processes_count():
+def test_on_a_cpu_each_process_takes_a_slot():
     places = ResourcePool([], [Requirement(0, 1), Requirement(0, 2)], 3, cores=6)
     assert (places.slots, places.threads) == (3, 2)
-    assert dealt(places, [Requirement(0, 2), Requirement(0, 2), Requirement(0, 1)]) == [(), None, ()]
-    assert dealt(ResourcePool([], [Requirement(0, 8)], 2, cores=2), [Requirement(0, 8), Requirement(0, 1)]) == [
+    assert allocated(places, [Requirement(0, 2), Requirement(0, 2), Requirement(0, 1)]) == [(), None, ()]
+    assert allocated(ResourcePool([], [Requirement(0, 8)], 2, cores=2), [Requirement(0, 8), Requirement(0, 1)]) == [
         (),
         None,
     ]  # all, not never
@@ -133,7 +137,7 @@ def test_slots_follow_from_the_cores(cores: int, slots: int):
     assert slots_for(cores) == slots
 
 
-def test_a_share_keeps_a_process_to_itself(monkeypatch):
+def test_an_allocation_limits_the_devices_and_threads_of_a_process(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     share = ResourcePool(["a", "b"], [Requirement(2, 2)], None, cores=8).take(Requirement(2, 2))
     assert share and share.environment() == {"CUDA_VISIBLE_DEVICES": "a,b", "OMP_NUM_THREADS": "4"}
@@ -159,29 +163,33 @@ def test_a_share_keeps_a_process_to_itself(monkeypatch):
         ({"devices": "auto", "accelerator": "cpu"}, "auto", Requirement(0, 1)),
     ],
 )
-def test_a_jobs_need_is_its_devices(trainer: dict, per_job, need: Requirement):
+def test_the_requirement_of_a_job_follows_trainer_devices(trainer: dict, per_job, need: Requirement):
     assert requirement_of(trainer, ["a", "b", "c", "d"], per_job, "job 1") == need
 
 
 @pytest.mark.parametrize(
-    ("trainer", "per_job", "said"),
+    ("trainer", "per_job", "message"),
     [
-        ({"devices": 8}, "auto", "job 1 wants 8 GPUs, and there are 2: a, b"),
-        ({"devices": 2}, 1, "job 1: trainer.devices=2 is more than hydra.launcher.gpus_per_job=1"),
-        ({"devices": [0, 1]}, "auto", r"job 1: trainer.devices=\[0, 1\] names devices"),
-        ({"devices": 1}, 1.5, "give a whole number, or a part of one GPU"),
-        ({"devices": 1}, "many", "hydra.launcher.gpus_per_job=many: give auto, or a number of at least 0"),
+        ({"devices": 8}, "auto", "job 1 needs 8 GPUs, but only 2 are visible: a, b"),
+        ({"devices": 2}, 1, "job 1: trainer.devices=2 exceeds hydra.launcher.gpus_per_job=1"),
+        ({"devices": [0, 1]}, "auto", r"job 1: trainer.devices=\[0, 1\] lists devices"),
+        (
+            {"devices": 1},
+            1.5,
+            "hydra.launcher.gpus_per_job=1.5 must be a whole number, or at most 1 for a part of one GPU",
+        ),
+        ({"devices": 1}, "many", "hydra.launcher.gpus_per_job=many must be auto or a number of at least 0"),
         ({"devices": 1}, -1, "gpus_per_job=-1"),
     ],
 )
-def test_a_need_that_cannot_be_met_is_told(trainer: dict, per_job, said: str):
-    with pytest.raises(UserError, match=said):
+def test_a_requirement_that_cannot_be_met_is_an_error(trainer: dict, per_job, message: str):
+    with pytest.raises(UserError, match=message):
         requirement_of(trainer, ["a", "b"], per_job, "job 1")
 
 
 @pytest.mark.parametrize("slots", [0, 1.5, "two", True])
 def test_slots_are_a_number_of_jobs(slots):
-    with pytest.raises(UserError, match=f"hydra.launcher.slots={slots}"):
+    with pytest.raises(UserError, match=f"hydra.launcher.slots={slots} must be auto"):
         slot_limit(slots)
     assert slot_limit("auto") is None and slot_limit(3) == 3
 
@@ -216,11 +224,11 @@ LONG = "/scratch/of/somebody/with/many/folders/in/each/other/and/names/that/go/o
         ([[], []], ["#0", "#1"]),
     ],
 )
-def test_names_are_short_and_no_other_jobs(jobs: list[list[str]], names: list[str]):
+def test_names_are_short_and_unique(jobs: list[list[str]], names: list[str]):
     assert list(job_names(dict(enumerate(jobs)), []).values()) == names
 
 
-def test_a_long_name_loses_its_middle():
+def test_a_long_name_is_shortened_in_the_middle():
     jobs = {seed: [f"+a.b={LONG}", f"c={{x:{LONG}}}", f"seed={seed}"] for seed in range(5)}
     names = job_names(jobs, [])
     assert all(len(name) <= 100 and name.startswith("a.b=") for name in names.values())
@@ -248,38 +256,42 @@ def test_a_record_is_read_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
-def test_a_sweep_goes_on_only_where_it_is_asked_to(tmp_path):
+def test_a_sweep_is_resumed_only_on_request(tmp_path):
     manifest(tmp_path).write()
-    with pytest.raises(UserError, match=r"holds a sweep already: go on with it by sweep\.resume="):
+    with pytest.raises(UserError, match=r"already contains a sweep\. Resume it with sweep\.resume="):
         open_manifest(tmp_path, "train", ["seed=1,2"], resume=False)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["seed=1,2,3"],
-            "only there: seed=1,2\n  only here:  seed=1,2,3\nGive the same, or none at all: fcnlab train -m",
+            "only in the record:  seed=1,2\n  only in this sweep:  seed=1,2,3\n"
+            "Type the same settings, or none: fcnlab train -m",
         ),
-        (["seed=1,2", "optim=sgd"], "settings:\n  only here:  optim=sgd\n"),
-        ([], "only there: seed=1,2\n"),
+        (["seed=1,2", "optim=sgd"], "those of that sweep:\n  only in this sweep:  optim=sgd\n"),
+        ([], "only in the record:  seed=1,2\n"),
     ],
 )
-def test_other_settings_are_shown(tmp_path, words: list[str], said: str):
+def test_differing_settings_are_listed(tmp_path, words: list[str], message: str):
     manifest(tmp_path).write()
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         open_manifest(tmp_path, "train", words, resume=True)
-    assert said in str(told.value)
+    assert message in str(error.value)
 
 
-def test_the_same_words_in_another_order_number_the_jobs_otherwise(tmp_path):
+def test_overrides_in_another_order_are_refused(tmp_path):
     Manifest(tmp_path, "train", ["a=1,2", "b=1,2"]).write()
-    with pytest.raises(UserError, match="in another order"):
+    with pytest.raises(UserError, match="their order differs"):
         open_manifest(tmp_path, "train", ["b=1,2", "a=1,2"], resume=True)
 
 
 def test_a_job_with_other_settings_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"job 1 was another one:\n  only there: seed=2\n  only here:  seed=3"):
+    with pytest.raises(
+        UserError,
+        match=r"job 1 was started with other settings:\n  only in the record:  seed=2\n  only in this sweep:  seed=3",
+    ):
         manifest(tmp_path, "seed=1", "seed=2").plan(Job(1, "1", ["seed=3"], ""))
 
 
@@ -287,9 +299,9 @@ def test_a_job_with_other_settings_is_refused(tmp_path):
     "text",
     ["", "{", "[]", "null", '{"jobs": [1]}', '{"jobs": [{"number": 1}]}', '{"jobs": []}', "\xff"],
 )
-def test_what_is_no_record_is_told(tmp_path, text: str):
+def test_an_invalid_record_is_an_error(tmp_path, text: str):
     (tmp_path / "sweep.json").write_text(text, encoding="latin-1")
-    with pytest.raises(UserError, match="no record of a sweep there"):
+    with pytest.raises(UserError, match="no valid record of a sweep"):
         open_manifest(tmp_path, "train", [], resume=True)
 
 
@@ -298,7 +310,7 @@ def test_a_record_cannot_name_folders_elsewhere(tmp_path, folder: str):
     written = manifest(tmp_path, "seed=1")
     written.jobs[0].folder = folder
     written.write()
-    with pytest.raises(UserError, match="folder is outside of it"):
+    with pytest.raises(UserError, match="folder is outside the sweep's folder"):
         open_manifest(tmp_path, "train", ["seed=1,2"], resume=True)
 
 
@@ -313,7 +325,7 @@ def test_a_record_cannot_name_folders_elsewhere(tmp_path, folder: str):
         (None, "finished", True),  # a verb without a run.json
     ],
 )
-def test_what_is_done_is_what_the_runs_say(tmp_path, record: str | None, status, done: bool):
+def test_finished_jobs_follow_from_run_json(tmp_path, record: str | None, status, done: bool):
     (tmp_path / "metrics.json").write_text("{}")
     if record is not None:
         (tmp_path / "run.json").write_text(record)
@@ -329,7 +341,7 @@ def planned(folder: Path, subdirs: list[str], resumes: bool) -> list[Job]:
     return launcher._plan_jobs({number: OmegaConf.create({"hydra": node}) for number, node in hydra.items()})
 
 
-def test_only_a_sweep_that_goes_on_takes_what_is_there_for_its_own(tmp_path):
+def test_only_a_resumed_sweep_uses_existing_results(tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "run.json").write_text('{"status": "finished"}')
     (tmp_path / "1" / "metrics.json").write_text('{"miou": 0.75, "selection": {"val_miou": 0.5}}')
@@ -364,28 +376,28 @@ def unchanged(
 
 
 @pytest.mark.parametrize(
-    ("then", "now", "verb", "said"),
+    ("then", "now", "verb", "message"),
     [
         (THEN, {"optim": {"lr": 0.2, "momentum": 0.9}}, "train", "job 3: optim.lr=0.2 (was 0.1)\n"),
         (THEN, {"optim": {"lr": 0.1}}, "train", "job 3: optim.momentum=null (was 0.9)\n"),
         (THEN, {"seed": "${hydra:job.num}"}, "train", "job 3: seed=${hydra:job.num} (was 1)\n"),
         (THEN, {"checkpoint": "b.ckpt"}, "eval", "job 3: checkpoint=b.ckpt (was auto)\n"),
-        ("{", {}, "train", "job 3: 3/.hydra/config.yaml no longer says which\n"),
+        ("{", {}, "train", "job 3: unknown settings, since 3/.hydra/config.yaml is not readable\n"),
     ],
 )
-def test_settings_of_a_file_that_have_changed_are_named(tmp_path, monkeypatch, then, now, verb, said):
+def test_changed_settings_of_a_file_are_named(tmp_path, monkeypatch, then, now, verb, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         unchanged(tmp_path, monkeypatch, then, "another", verb, **now)
-    assert f"other settings than these:\n{said}Set them back" in str(told.value)
-    assert str(told.value).endswith(f"or start a new sweep with them: fcnlab {verb} -m seed=1,2")
+    assert f"would get other settings:\n{message}Restore the files" in str(error.value)
+    assert str(error.value).endswith(f"or start a new sweep: fcnlab {verb} -m seed=1,2")
 
 
-def test_settings_without_an_effect_let_a_sweep_resume(tmp_path, monkeypatch):
+def test_settings_without_effect_do_not_prevent_resuming(tmp_path, monkeypatch):
     unchanged(tmp_path, monkeypatch, THEN, "another")
 
 
-def test_what_each_job_decides_for_itself_has_not_changed(tmp_path, monkeypatch):
+def test_settings_that_each_job_decides_are_not_compared(tmp_path, monkeypatch):
     """A job's record has the precision that ``auto`` was there."""
     then = THEN + "trainer: {precision: 32-true}\n"
     unchanged(tmp_path, monkeypatch, then, "another", trainer={"precision": "auto"})
@@ -393,14 +405,14 @@ def test_what_each_job_decides_for_itself_has_not_changed(tmp_path, monkeypatch)
         unchanged(tmp_path / "b", monkeypatch, then, "another", trainer={"precision": "bf16-mixed"})
 
 
-def test_a_setting_that_a_newer_fcnlab_adds_is_warned_of(tmp_path, monkeypatch, caplog):
+def test_settings_added_by_a_newer_version_cause_a_warning(tmp_path, monkeypatch, caplog):
     with caplog.at_level("WARNING", logger="fcnlab"):
         unchanged(tmp_path, monkeypatch, THEN, "another", optim={"lr": 0.1, "momentum": 0.9, "nesterov": False})
-    assert "were not there when these jobs began:\njob 3: optim.nesterov=false (was null)" in caplog.text
+    assert "did not exist when the jobs were started:\njob 3: optim.nesterov=false (was null)" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "rate", "there", "said"),
+    ("name", "text", "rate", "there", "message"),
     [
         ("lr", "${oc.decode:${oc.env:LR}}", "0.2", {"optim": {"lr": 0.1}}, "job 3: optim.lr=0.2 (was 0.1)\n"),
         ("lr", "${oc.decode:${oc.env:LR}}", "0.1", {"optim": {"lr": 0.1}}, ""),
@@ -418,19 +430,21 @@ def test_a_setting_that_a_newer_fcnlab_adds_is_warned_of(tmp_path, monkeypatch, 
         ("lr", "${seed}", None, {"optim": {"lr": 2}}, ""),  # follows another setting
     ],
 )
-def test_other_values_that_settings_look_up_are_warned_of(tmp_path, monkeypatch, caplog, name, text, rate, there, said):
+def test_changed_values_of_interpolations_cause_a_warning(
+    tmp_path, monkeypatch, caplog, name, text, rate, there, message
+):
     """Of the environment, say: what was composed is the same text."""
     monkeypatch.delenv("LR", raising=False) if rate is None else monkeypatch.setenv("LR", rate)
     (tmp_path / "3").mkdir()
     OmegaConf.save(OmegaConf.create(there), tmp_path / "3" / "config.yaml")
     with caplog.at_level("WARNING", logger="fcnlab"):
         unchanged(tmp_path, monkeypatch, THEN, None, optim={name: text})
-    assert [record.getMessage().partition("today's:\n")[2].startswith(said) for record in caplog.records] == [
+    assert [record.getMessage().partition("current values:\n")[2].startswith(message) for record in caplog.records] == [
         True
-    ] * bool(said)
+    ] * bool(message)
 
 
-def test_other_values_of_what_no_score_depends_on_are_no_matter(tmp_path, monkeypatch, caplog):
+def test_changed_interpolations_without_effect_on_scores_are_ignored(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("CORES", "4")
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "config.yaml").write_text("data: {num_workers: 2}")
@@ -439,18 +453,20 @@ def test_other_values_of_what_no_score_depends_on_are_no_matter(tmp_path, monkey
     assert not caplog.records
 
 
-def test_a_sweep_goes_on_in_folders_of_one_kind(tmp_path, monkeypatch):
+def test_a_resumed_sweep_keeps_its_job_folders(tmp_path, monkeypatch):
     """Words for Hydra do not come back by themselves: jobs not yet planned would be in folders of another kind."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         unchanged(tmp_path, monkeypatch, THEN, "another", subdir="seed=1")
-    assert str(told.value).startswith("sweep.resume=.: job 3 is in 3, and would be in seed=1 today")
-    assert str(told.value).endswith("hydra.sweep.subdir=... as it was: the command in sweep.json no longer has it")
+    assert str(error.value).startswith(
+        "sweep.resume=.: hydra.sweep.subdir has changed: the folder of job 3 was 3, and would now be seed=1. Add "
+    )
+    assert str(error.value).endswith("hydra.sweep.subdir=... with its old value, which is not in sweep.json")
     words = "'hydra.sweep.subdir=${hydra.job.num}' 'hydra.job.config.override_dirname.item_sep= '"
     (tmp_path / "sweep.json").write_text(json.dumps({"command": f"fcnlab train -m hydra.launcher.slots=1 {words}"}))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         check_same_folder(*as_today(tmp_path, "seed=1"))
-    assert str(told.value).endswith(f"Type again {words}")
+    assert str(error.value).endswith(f"Add {words}")
     for of_the_hour in ("${now:%H}", "${oc.env:HOME}"):
         check_same_folder(*as_today(tmp_path, of_the_hour))
 
@@ -461,12 +477,14 @@ def as_today(folder: Path, subdir: str):
     return Manifest(folder, "train", ["seed=1,2"]), Job(3, "3", [], ""), "other", config
 
 
-def test_two_jobs_do_not_work_in_one_folder(tmp_path):
-    with pytest.raises(UserError, match=r"jobs 0 and 1 would both work in .*same: let hydra\.sweep\.subdir tell"):
+def test_two_jobs_cannot_share_a_folder(tmp_path):
+    with pytest.raises(
+        UserError, match=r"jobs 0 and 1 would both use the folder .*same\. Give each job its own hydra\.sweep\.subdir"
+    ):
         planned(tmp_path, ["same", "same"], False)
 
 
-def test_a_second_process_is_kept_off(tmp_path):
+def test_a_second_process_is_refused(tmp_path):
     lock = SweepLock(tmp_path)
     lock.own.claim()
     with pytest.raises(UserError, match=f"process {os.getpid()} on .* is working there"):
@@ -485,7 +503,7 @@ def test_a_second_process_is_kept_off(tmp_path):
         Path.mkdir,
     ],
 )
-def test_a_lock_writes_to_no_link_and_waits_for_no_pipe(tmp_path, name, make):
+def test_a_lock_file_that_is_a_link_or_pipe_is_refused(tmp_path, name, make):
     """Of a folder that somebody else made: the link's target would be emptied."""
     (tmp_path / "mine").write_text("all my work")
     (tmp_path / "sweep").mkdir()
@@ -496,7 +514,7 @@ def test_a_lock_writes_to_no_link_and_waits_for_no_pipe(tmp_path, name, make):
 
 
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
-def test_what_a_job_says_is_appended_to_no_link(tmp_path, link):
+def test_the_output_of_a_job_is_not_appended_to_a_link(tmp_path, link):
     (tmp_path / "mine").write_text("all my work")
     link(tmp_path / "job.log", tmp_path / "mine")
     with pytest.raises(UserError, match=r"is a (link, or no file|hard link).* not written to"):
@@ -507,13 +525,13 @@ def test_what_a_job_says_is_appended_to_no_link(tmp_path, link):
 @pytest.mark.parametrize(
     "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.write_text("[]")]
 )
-def test_a_record_that_is_none_is_told(tmp_path, make):
+def test_a_record_that_is_not_a_regular_file_is_an_error(tmp_path, make):
     make(tmp_path / "sweep.json")
-    with pytest.raises(UserError, match="no record of a sweep there"):
+    with pytest.raises(UserError, match="no valid record of a sweep"):
         open_manifest(tmp_path, "train", [], resume=True)
 
 
-def test_curves_and_logs_that_never_end_are_passed_over(tmp_path):
+def test_pipes_and_endless_files_are_not_read(tmp_path):
     for name in ("metrics.csv", "job.log"):
         os.mkfifo(tmp_path / name)
     (tmp_path / "zero").symlink_to("/dev/zero")
@@ -526,15 +544,15 @@ def test_curves_and_logs_that_never_end_are_passed_over(tmp_path):
     assert (progress.step, progress.miou) == (5, 0.5)
 
 
-def test_names_of_jobs_move_no_cursor(tmp_path):
+def test_escape_sequences_in_job_names_are_escaped(tmp_path):
     jobs = {0: Job(0, "0", [], "a\x1b[2J\r", status="finished", miou=0.5)}
-    board, out = board_of(tmp_path, jobs)
-    board.say("said \x1b]0;owned\x07")
+    board, out = table_of(tmp_path, jobs)
+    board.log("message \x1b]0;owned\x07")
     board.close("last \x1b[2J")
     assert not set(out.getvalue()) & {"\x1b", "\r", "\x07"} and "a\\x1b[2J" in out.getvalue()
 
 
-def test_a_sweep_is_looked_at_once_it_is_locked(tmp_path):
+def test_the_record_is_read_only_after_locking(tmp_path):
     """Before, another process may be writing the record, and change it until it ends."""
     hydra = {
         "job": {"config_name": "train"},
@@ -549,7 +567,7 @@ def test_a_sweep_is_looked_at_once_it_is_locked(tmp_path):
     lock.release()
 
 
-def test_what_to_type_to_go_on_is_what_hydra_takes(tmp_path):
+def test_hydra_parses_the_resume_command(tmp_path):
     folder = tmp_path / "a b=c,d"
     stopped = Manifest(folder, "eval", [], launched_by=["--config-dir", "/my conf", "hydra.launcher.slots=2"])
     done = subprocess.run(
@@ -561,14 +579,14 @@ def test_what_to_type_to_go_on_is_what_hydra_takes(tmp_path):
     assert (resume.key_or_group, resume.value()) == ("sweep.resume", str(folder))
 
 
-def test_options_of_the_command_are_kept_to_go_on():
+def test_the_resume_command_keeps_the_options():
     sources = [{"provider": "main", "path": "/conf"}, {"provider": "command-line", "path": "/mine"}]
     words = ["hydra/launcher=slots", "hydra.sweep.dir=x", "hydra.launcher.slots=2"]
     hydra = OmegaConf.create({"overrides": {"hydra": words}, "runtime": {"config_sources": sources}})
     assert launcher_choice(hydra) == ["--config-dir", "/mine", "hydra/launcher=slots", "hydra.launcher.slots=2"]
 
 
-def test_jobs_that_outlive_their_sweep_keep_the_next_one_waiting(tmp_path):
+def test_a_sweep_waits_for_jobs_of_an_earlier_process(tmp_path):
     lock = SweepLock(tmp_path)
     assert lock.jobs.try_acquire()
     command = [sys.executable, "-c", "input()"]
@@ -609,7 +627,7 @@ SCORE += "Path('metrics.json').write_text('{\"miou\": %s}')"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the fake jobs find their folder in /proc")
-def test_a_job_that_fails_leaves_the_others_alone(tmp_path):
+def test_a_failed_job_does_not_stop_the_others(tmp_path):
     begun: list = []
     codes = {"a": SCORE % 0.25, "b": "print('so sorry'); raise SystemExit(3)", "c": SCORE % 0.5, "d": SCORE % "null"}
     running = sweep(tmp_path, codes, begun=begun)
@@ -622,8 +640,8 @@ def test_a_job_that_fails_leaves_the_others_alone(tmp_path):
     assert [number for number, _ in begun] == [0, 1, 2, 3] and max(others for _, others in begun) == 1
     assert json.loads((tmp_path / "sweep.json").read_text())["jobs"][1]["exit_code"] == 3
     assert (tmp_path / "1" / "job.log").read_text() == "so sorry\n"
-    said = running.board.out.getvalue()
-    assert "Job 1 failed with exit code 3 after" in said and "best 50.00 % (job 2: c)" in said
+    message = running.table.out.getvalue()
+    assert "Job 1 failed with exit code 3 after" in message and "best 50.00 % (job 2: c)" in message
 
 
 SAVES = """
@@ -652,7 +670,7 @@ def ready(log: Path) -> bool:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_lets_the_running_jobs_save_themselves(tmp_path, signum):
+def test_running_jobs_save_on_a_signal(tmp_path, signum):
     running = sweep(tmp_path, {"a": SAVES, "b": SAVES, "c": SAVES})
     logs = [tmp_path / name / "job.log" for name in ("0", "1")]
     when(lambda: all(map(ready, logs)), lambda: os.kill(os.getpid(), signum))
@@ -663,7 +681,7 @@ def test_a_signal_lets_the_running_jobs_save_themselves(tmp_path, signum):
     assert all(log.read_text() == "ready\nsaved\n" for log in logs)
 
 
-def test_ctrl_c_a_second_time_kills(tmp_path):
+def test_a_second_ctrl_c_kills_the_jobs(tmp_path):
     running = sweep(tmp_path, {"a": SAVES.replace("sys.exit(143)", "print('saving', flush=True)")})
     log = tmp_path / "0" / "job.log"
     when(lambda: ready(log), lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -674,9 +692,9 @@ def test_ctrl_c_a_second_time_kills(tmp_path):
     assert process.wait(5) == -signal.SIGKILL
 
 
-def test_an_error_of_the_sweeps_own_lets_the_jobs_save_themselves(tmp_path):
+def test_running_jobs_save_on_an_error_of_the_sweep(tmp_path):
     running = sweep(tmp_path, {"a": SAVES, "b": SAVES})
-    begin, log = running.begin, tmp_path / "0" / "job.log"
+    begin, log = running.start, tmp_path / "0" / "job.log"
 
     def begin_one(job: Job, share) -> subprocess.Popen:
         if job.number == 1:
@@ -686,14 +704,14 @@ def test_an_error_of_the_sweeps_own_lets_the_jobs_save_themselves(tmp_path):
             raise OSError("no space left")
         return begin(job, share)
 
-    running.begin = begin_one
+    running.start = begin_one
     with StopSignals() as signals, pytest.raises(OSError, match="no space left"):
         running.run(list(running.manifest.jobs.values()), signals)
     assert not running.running and log.read_text() == "ready\nsaved\n"  # it was waited for
     assert [job.status for job in running.manifest.jobs.values()] == ["interrupted", "waiting"]
 
 
-def test_a_record_that_cannot_be_written_stops_the_sweep_like_a_signal(tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_sweep_like_a_signal(tmp_path, monkeypatch):
     running = sweep(tmp_path, {"a": SAVES, "b": SAVES, "c": "raise SystemExit(3)"}, slots=3)
     logs, write = [tmp_path / name / "job.log" for name in ("0", "1")], Manifest.write
 
@@ -707,14 +725,14 @@ def test_a_record_that_cannot_be_written_stops_the_sweep_like_a_signal(tmp_path,
     monkeypatch.setattr(Manifest, "write", write_while_there_is_room)
     launcher = SlotsLauncher()
     launcher.manifest = running.manifest
-    with StopSignals() as signals, pytest.raises(UserError) as told, launcher._os_errors_reported():
+    with StopSignals() as signals, pytest.raises(UserError) as error, launcher._os_errors_reported():
         running.run(list(running.manifest.jobs.values()), signals)
-    assert "No space left on device" in str(told.value) and running.manifest.resume_command in str(told.value)
+    assert "No space left on device" in str(error.value) and running.manifest.resume_command in str(error.value)
     assert not running.running and all(log.read_text() == "ready\nsaved\n" for log in logs)
     assert [job.status for job in running.manifest.jobs.values()] == ["interrupted", "interrupted", "failed"]
 
 
-def test_what_a_failed_job_leaves_running_is_killed(tmp_path, monkeypatch):
+def test_remaining_processes_of_a_failed_job_are_killed(tmp_path, monkeypatch):
     """A rank that waits for one that is gone would keep its GPU."""
     monkeypatch.setattr("fcnlab.sweeps.job_queue.RANK_GRACE_PERIOD", 0.5)
     rank = "import signal, time; print('ready', flush=True); time.sleep(600)"
@@ -729,7 +747,7 @@ def test_what_a_failed_job_leaves_running_is_killed(tmp_path, monkeypatch):
         time.sleep(0.02)
 
 
-def test_a_process_of_ours_is_no_rank_of_another(monkeypatch):
+def test_jobs_do_not_inherit_rank_variables(monkeypatch):
     for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED",
                  "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID"):  # fmt: skip
         monkeypatch.setenv(name, "1")
@@ -745,7 +763,7 @@ OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_NAME", "WANDB_RESUME", "W
 OF_ALL_RUNS = ("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_MODE", "WANDB_RUN_GROUP", "WANDB_TAGS")
 
 
-def test_what_names_one_w_and_b_run_is_no_jobs(monkeypatch):
+def test_jobs_do_not_inherit_the_name_of_a_wandb_run(monkeypatch):
     for name in (*OF_ONE_RUN, *OF_ALL_RUNS):
         monkeypatch.setenv(name, "x")
     for kept in (single_process_environment(), shared_sweep_environment()):
@@ -756,7 +774,7 @@ def test_what_names_one_w_and_b_run_is_no_jobs(monkeypatch):
     assert ", ".join(sorted(OF_ONE_RUN)) in (describe_removed_environment() or "")
 
 
-def test_files_that_a_job_holds_stay_locked_as_long_as_it_lives(tmp_path):
+def test_inherited_files_stay_locked_while_a_job_lives(tmp_path):
     with (tmp_path / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         process = fake("import time; time.sleep(600)", tmp_path, held=[file.fileno()])
@@ -780,19 +798,19 @@ def test_settings_survive_quotes():
 
 
 @pytest.mark.parametrize("word", [b"d\xe9j\xe0", b"x='/d\xe9 \\it's'", b"two\nlines\x1b[1m", "\u202e é\xa0".encode()])
-def test_what_cannot_be_shown_is_typed_by_its_bytes(word: bytes):
+def test_unprintable_characters_are_typed_as_bytes(word: bytes):
     line = shell_join(["a", os.fsdecode(word)])
     assert escape_line(line) == line and line.isprintable()
     assert subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True).stdout == b"a\0" + word + b"\0"
 
 
 @pytest.mark.parametrize("path", ["a/b", "a b/c,d='e'", 'f"g', "$x", "h\\"])
-def test_what_is_shown_to_be_typed_is_read_back(path: str):
+def test_printed_overrides_are_parsed_back(path: str):
     (word,) = shlex.split(shell_override("checkpoint", path))
     assert OverridesParser.create().parse_override(word).value() == path
 
 
-def test_a_sweeps_command_finds_the_options_that_it_found(tmp_path):
+def test_the_recorded_command_keeps_config_folders(tmp_path):
     further = ["hydra.searchpath=[mine]"]
     command = Manifest(
         tmp_path, "train", ["optim=own"], launched_by=["--config-dir", "c", *further, "hydra/launcher=x"]
@@ -805,7 +823,7 @@ def test_a_sweeps_command_finds_the_options_that_it_found(tmp_path):
 @pytest.mark.parametrize(
     "text", [r"a\b", r"a\'b", "a\\", r"a\\'\\", "/tmp/a b=c,d", "'", '"', "/home/é", "é/b", "a/b", "", "1", "null", "."]
 )
-def test_hydra_reads_what_was_meant(text: str):
+def test_hydra_parses_quoted_values_unchanged(text: str):
     """Its own parser is the judge."""
     word = format_override("x", text)
     assert OverridesParser.create().parse_override(word).value() == text
@@ -813,7 +831,7 @@ def test_hydra_reads_what_was_meant(text: str):
 
 
 @pytest.mark.parametrize("text", ["'", "'a", "a b", ".", "", '"a'])
-def test_what_is_not_quoted_stays(text: str):
+def test_unquoted_values_stay_unchanged(text: str):
     assert unquote_value(text) == text
 
 
@@ -832,7 +850,7 @@ def board(tmp_path: Path, out: io.StringIO) -> SweepTable:
     return SweepTable(record, dict.fromkeys(record.jobs, 100), out)
 
 
-def test_the_table_fits_its_terminal_and_leaves_out_what_waits(tmp_path, monkeypatch):
+def test_the_table_fits_the_terminal_and_omits_waiting_jobs(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     lines = board(tmp_path, Terminal()).lines(width=80, height=10)
     assert len(lines) <= 10 and max(map(len, lines)) <= 80
@@ -843,22 +861,22 @@ def test_the_table_fits_its_terminal_and_leaves_out_what_waits(tmp_path, monkeyp
     assert len(board(tmp_path, Terminal()).lines(width=80)) == 42
 
 
-def test_only_terminals_get_colours_and_movement(tmp_path, monkeypatch):
+def test_only_terminals_get_colours_and_cursor_movement(tmp_path, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     live, plain = board(tmp_path, Terminal()), board(tmp_path, io.StringIO())
     for shown in (live, plain):
         shown.refresh()
         shown.refresh()  # too early for another
-        shown.say("news")
+        shown.log("news")
         shown.close("the end")
     drawn, after = live.out.getvalue().split("\x1b[", 1)[1].count("settings"), live.out.getvalue().partition("news")[2]
     assert drawn == 2 and "\x1b[31m" in live.out.getvalue()  # once while it ran, and the whole table at the end
     assert "A\x1b[J" in live.out.getvalue() and "A\x1b[J" not in after
-    assert "\x1b" not in plain.out.getvalue() and f"the end\nThe sweep: {tmp_path}\n" in plain.out.getvalue()
+    assert "\x1b" not in plain.out.getvalue() and f"the end\nSweep folder: {tmp_path}\n" in plain.out.getvalue()
 
 
-def test_a_sweep_that_ended_says_what_to_type_next_and_a_batch_of_it_does_not(tmp_path):
+def test_the_next_command_is_printed_after_the_last_batch(tmp_path):
     jobs = {number: Job(number, str(number), [], f"seed={number}", status="finished") for number in (1, 2)}
     for count, ended, words in ((2, True, 2), (2, False, 0), (1, True, 1)):
         some = dict(list(jobs.items())[:count])
@@ -866,7 +884,7 @@ def test_a_sweep_that_ended_says_what_to_type_next_and_a_batch_of_it_does_not(tm
         SweepTable(Manifest(tmp_path / "a sweep", "train", [], jobs=some), dict.fromkeys(some, 10), out).close(
             ended=ended
         )
-        last = [f"The sweep: {tmp_path}/a sweep", f"Next: fcnlab compare 'runs={tmp_path}/a sweep'"][:words]
+        last = [f"Sweep folder: {tmp_path}/a sweep", f"Next: fcnlab compare 'runs={tmp_path}/a sweep'"][:words]
         assert out.getvalue().splitlines()[2 + count :] == last
 
 
@@ -874,13 +892,13 @@ def test_the_only_job_of_a_sweep_has_a_name_to_show(tmp_path):
     job = Job(0, "0", [], "", status="finished")
     out = io.StringIO()
     shown = SweepTable(Manifest(tmp_path, "train", [], jobs={0: job}), {0: 10}, out)
-    shown.started(job, "the CPU")
-    shown.ended(job)
+    shown.job_started(job, "the CPU")
+    shown.job_ended(job)
     assert "Job 0 started on the CPU\n" in out.getvalue() and "finished after 0 s. 1 finished" in out.getvalue()
     assert shown.lines(80)[2].split()[:4] == ["✓", "0", "-", "finished"]
 
 
-def test_a_long_silence_is_broken(tmp_path):
+def test_the_summary_is_printed_after_a_long_silence(tmp_path):
     shown = board(tmp_path, io.StringIO())
     shown.refresh()
     assert shown.out.getvalue() == ""
@@ -904,14 +922,14 @@ CURVES = "step,epoch,train/loss,val/miou\n10,0,1.5,\n20,0,1.4,0.25\n30,1,1.3,0.1
 def test_progress_is_read_from_the_curves_while_they_are_written(tmp_path):
     progress = Progress(100)
     progress.read(tmp_path)
-    assert (progress.step, progress.miou, progress.part) == (0, None, 0.0)
+    assert (progress.step, progress.miou, progress.fraction) == (0, None, 0.0)
     (tmp_path / "2-fcn16s").mkdir()  # of a stage
     (tmp_path / "2-fcn16s" / "metrics.csv").write_text(CURVES + "40,1,1.")
     progress.read(tmp_path)
-    assert (progress.step, progress.miou, progress.part) == (30, 0.25, 0.3)
+    assert (progress.step, progress.miou, progress.fraction) == (30, 0.25, 0.3)
 
 
-def test_of_long_curves_the_end_is_read(tmp_path):
+def test_only_the_end_of_long_curves_is_read(tmp_path):
     rows = "".join(f"{step},0,1.5,\n" for step in range(10, 200_000, 10))
     (tmp_path / "metrics.csv").write_text("step,epoch,train/loss,val/miou\n" + rows)
     found = read_last_rows(tmp_path / "metrics.csv")
@@ -925,7 +943,7 @@ def test_short_rows_of_a_long_header_take_no_memory(tmp_path):
     assert read_last_rows(tmp_path / "metrics.csv") == [{"0": "", "1": ""}] * 20_000
 
 
-def test_of_a_log_the_last_lines_without_the_history_of_a_bar(tmp_path):
+def test_the_last_lines_of_a_log_omit_progress_bar_history(tmp_path):
     (tmp_path / "job.log").write_bytes(
         b"one\ntwo\n\nEpoch 1\rEpoch 2\rEpoch 3\r\nthe \xff end\nError executing job with overrides: []\n"
     )
@@ -937,35 +955,40 @@ def test_of_a_log_the_last_lines_without_the_history_of_a_bar(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("trainer", "said"),
+    ("trainer", "message"),
     [
-        ({"devices": 2}, r"job 1 has trainer.devices=2, .* Leave hydra/launcher=basic out, or set trainer.devices=1"),
-        ({"devices": 1, "strategy": "ddp"}, "trainer.strategy=ddp, .* or set trainer.strategy=auto"),
+        (
+            {"devices": 2},
+            r"job 1: trainer.devices=2 does not work .* Leave hydra/launcher=basic out, or set trainer.devices=1",
+        ),
+        ({"devices": 1, "strategy": "ddp"}, "trainer.strategy=ddp .* or set trainer.strategy=auto"),
         ({"devices": "auto"}, "trainer.devices=auto"),
         ({"devices": 1, "num_nodes": 2}, "trainer.num_nodes=2"),
     ],
 )
-def test_one_process_refuses_jobs_of_several(trainer: dict, said: str):
+def test_the_basic_launcher_refuses_jobs_with_several_processes(trainer: dict, message: str):
     hydra = {"hydra": HydraConf()}
     fine = OmegaConf.create(hydra | {"trainer": {"devices": 1, "strategy": "auto"}})
     check_single_process(
         {0: fine, 1: OmegaConf.create(hydra | {"runs": ["a"]})}
     )  # a verb that trains and scores nothing
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         check_single_process({0: fine, 1: OmegaConf.create(hydra | {"trainer": trainer})})
 
 
-def test_a_users_mistake_reaches_hydra_as_one():
+def test_user_errors_are_reported_without_traceback():
     with pytest.raises(CompactHydraException, match="fcnlab train: no"), report_user_errors("train"):
         raise UserError("no")
 
 
-def test_no_job_begins_where_one_cannot(fcnlab, capsys, tmp_path):
+def test_no_job_starts_if_one_is_invalid(fcnlab, capsys, tmp_path):
     words = ["train", "-m", "trainer=smoke", "optim=adamw,sgd", "+optim.momentun=0.9", "hydra.sweep.dir=sweep"]
     assert fcnlab(*words) == 1
-    said = capsys.readouterr().err
-    assert "job 0: the configuration" in said and "job 1: the configuration" in said and "optim.momentum?" in said
+    message = capsys.readouterr().err
+    assert (
+        "job 0: the configuration" in message and "job 1: the configuration" in message and "optim.momentum?" in message
+    )
     assert not (tmp_path / "sweep" / "0").exists() and not (tmp_path / "sweep" / "sweep.json").exists()
     assert fcnlab("train", "-m", "trainer=smoke", "trainer.devices=1,2", "hydra/launcher=basic") == 1
-    assert "job 1 has trainer.devices=2" in capsys.readouterr().err
+    assert "job 1: trainer.devices=2" in capsys.readouterr().err
     assert not list(tmp_path.glob("outputs/sweeps/*/*/0"))

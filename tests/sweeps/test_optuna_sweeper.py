@@ -1,4 +1,4 @@
-"""Searches: Hydra's words as Optuna's distributions, the storage that goes on; one with trainings that is killed."""
+"""Test searches: overrides as Optuna distributions, resuming from the storage, and a killed search with real runs."""
 
 import csv
 import json
@@ -28,9 +28,9 @@ from fcnlab.sweeps.optuna_sweeper import (
     OptunaSweeper,
     batch_seed,
     boundary_params,
+    param_overrides,
     require_optuna,
     search_space,
-    words_of,
 )
 
 
@@ -46,6 +46,9 @@ def read(*words: str):
         ("x=int(interval(1,8))", IntDistribution(1, 8)),
         ("x=tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
         ("x=tag(log,int(interval(1,64)))", IntDistribution(1, 64, log=True)),
+        ("x=int(interval(1.5,8.7))", IntDistribution(2, 8)),  # Hydra's int() truncates 1.5 to 1
+        ("x=tag(log,int(interval(0.5,64)))", IntDistribution(1, 64, log=True)),
+        ("x=int(interval(-2.5,-0.5))", IntDistribution(-2, -1)),
         ("x=range(2,9,3)", IntDistribution(2, 8, step=3)),  # 2, 5, 8: Hydra's range has no 9
         ("x=range(3,0,-1)", IntDistribution(1, 3)),
         ("x=range(0.0,1.0,0.25)", FloatDistribution(0.0, 0.75, step=0.25)),
@@ -56,57 +59,58 @@ def read(*words: str):
         ("x=[1,2],[3,4]", CategoricalDistribution(["[1,2]", "[3,4]"])),
     ],
 )
-def test_hydras_words_say_what_is_searched(word: str, meant):
+def test_overrides_define_the_search_space(word: str, meant):
     space, fixed = read("seed=3", word, "~callbacks.ema", "+a.b=c")
     assert space.keys() == {"x"} and fixed == ["seed=3", "~callbacks.ema", "+a.b=c"]
     assert space["x"] == meant
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("seed=3", "nothing to search"),
-        ("x=tag(normal,interval(0,1))", r"x=tag\(normal.*the one tag"),
-        ("x=tag(log,choice(1,2))", "the one tag"),
+        ("x=tag(normal,interval(0,1))", r"x=tag\(normal.*the only tag"),
+        ("x=tag(log,choice(1,2))", "the only tag"),
         ("x=interval(2.0,1.0)", r"x=interval\(2.0,1.0\): "),
         ("x=tag(log,interval(0,1))", r"x=tag\(log,interval\(0,1\)\): "),
-        ("x=range(3,1)", "it has no value"),
-        ("seed=1,2,3", "a search would choose the luckiest seed"),
-        ("data.seed=range(3)", "the luckiest seed"),
+        ("x=int(interval(1.5,1.7))", r"x=int\(interval\(1.5,1.7\)\): there is no whole number"),
+        ("x=range(3,1)", "it has no values"),
+        ("seed=1,2,3", "seeds are not searched, since the search would pick the luckiest one"),
+        ("data.seed=range(3)", "seeds are not searched"),
     ],
 )
-def test_a_word_that_says_no_space_is_named(word: str, said: str):
-    with pytest.raises(UserError, match=said):
+def test_an_invalid_search_space_is_an_error(word: str, message: str):
+    with pytest.raises(UserError, match=message):
         read(word)
 
 
-def test_parameters_are_typed_as_hydra_reads_them():
+def test_hydra_parses_the_overrides_of_a_trial():
     given = {"optim.lr": 1e-05, "+a": True, "model": "fcn8s", "crop": "[1,2]", "n": 3}
-    words = words_of(given)
+    words = param_overrides(given)
     read_back = {word.get_key_element(): word.value() for word in OverridesParser.create().parse_overrides(words)}
     assert read_back == given | {"crop": [1, 2]}
 
 
-def test_without_optuna_it_is_said_what_to_install(monkeypatch):
+def test_a_missing_optuna_is_an_error_with_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"pip install 'fcnlab\[search\]'"):
         require_optuna()
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
-        ({"n_trials": 0}, "n_trials=0: give a whole number from 1 to 10,000"),
-        ({"n_trials": 10_001}, "n_trials=10001: give a whole number from 1 to 10,000"),
-        ({"n_jobs": 10_001}, "n_jobs=10001: give a whole number from 1 to 10,000"),
+        ({"n_trials": 0}, "n_trials=0 must be a whole number from 1 to 10,000"),
+        ({"n_trials": 10_001}, "n_trials=10001 must be a whole number from 1 to 10,000"),
+        ({"n_jobs": 10_001}, "n_jobs=10001 must be a whole number from 1 to 10,000"),
         ({"n_jobs": "many"}, "n_jobs=many"),
         ({"n_jobs": True}, "n_jobs=True"),
-        ({"seed": -1}, "seed=-1: give a whole number of at least 0"),
-        ({"direction": "up"}, "direction=up: give maximize or minimize"),
+        ({"seed": -1}, "seed=-1 must be a whole number of at least 0"),
+        ({"direction": "up"}, "direction=up must be maximize or minimize"),
     ],
 )
-def test_settings_of_a_search_are_checked_before_any_work(tmp_path, wrong: dict, said: str):
-    with pytest.raises(CompactHydraException, match=said):
+def test_settings_of_a_search_are_checked_before_any_work(tmp_path, wrong: dict, message: str):
+    with pytest.raises(CompactHydraException, match=message):
         search(tmp_path, Worker(), **wrong)
     assert not list(tmp_path.iterdir())
 
@@ -162,13 +166,13 @@ def search(folder: Path, worker: Worker, resume: bool = False, **settings) -> Op
     return made
 
 
-def test_null_is_no_text():
+def test_null_is_not_the_text_null():
     space, _ = read("x=null,1", "y='null',a")
-    words = words_of({name: found.choices[0] for name, found in space.items()})
-    assert words == ["x=null", "y='null'"] and words_of({"x": None}) == ["x=null"]
+    words = param_overrides({name: found.choices[0] for name, found in space.items()})
+    assert words == ["x=null", "y='null'"] and param_overrides({"x": None}) == ["x=null"]
 
 
-def test_shuffled_choices_are_the_same_space_when_a_search_goes_on():
+def test_shuffled_choices_keep_the_search_space_on_resume():
     assert len({str(read("x=shuffle(range(20))")[0]["x"]) for _ in range(3)}) == 1
 
 
@@ -181,15 +185,16 @@ def test_each_choice_and_both_ends_are_checked_first():
     ]
 
 
-def test_another_space_is_refused_before_a_trial_is_drawn(tmp_path):
+def test_another_search_space_is_refused_before_sampling(tmp_path):
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
     before = trials(tmp_path)
-    for other, said in {
-        "x=interval(-10.0,5.0)": "only there: x=interval(-10.0,10.0)\n  only here:  x=interval(-10.0,5.0)",
-        "y=1,2": "only here:  y=choice(1,2)",
+    for other, message in {
+        "x=interval(-10.0,5.0)": "only in the record:  x=interval(-10.0,10.0)\n"
+        "  only in this sweep:  x=interval(-10.0,5.0)",
+        "y=1,2": "only in this sweep:  y=choice(1,2)",
     }.items():
         words = [other, "seed=3"] if other.startswith("x") else [*SPACE, other]
-        with pytest.raises(CompactHydraException, match=re.escape(said)):
+        with pytest.raises(CompactHydraException, match=re.escape(message)):
             search(tmp_path, Worker(), resume=True, n_trials=6).sweep(words)
     assert trials(tmp_path) == before
     longer = Worker()
@@ -197,7 +202,7 @@ def test_another_space_is_refused_before_a_trial_is_drawn(tmp_path):
     assert len(longer.words) == 1  # none was burnt
 
 
-def test_trials_that_have_begun_are_compared_before_anything_is_written(tmp_path, monkeypatch):
+def test_started_trials_are_compared_before_anything_is_written(tmp_path, monkeypatch):
     first, compared = Worker(), {}
     search(tmp_path, first, n_trials=3).sweep(SPACE)
     before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
@@ -215,7 +220,7 @@ def test_trials_that_have_begun_are_compared_before_anything_is_written(tmp_path
 
 @pytest.mark.parametrize("name", ["search.db", "search.db-journal", "search.db-wal", "search.db-shm"])
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
-def test_a_storage_that_is_another_file_as_well_is_not_written_to(tmp_path, name, link):
+def test_a_storage_that_is_a_link_is_refused(tmp_path, name, link):
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
     path = tmp_path / "s" / name
     path.unlink(missing_ok=True)
@@ -227,12 +232,12 @@ def test_a_storage_that_is_another_file_as_well_is_not_written_to(tmp_path, name
 
 
 @pytest.mark.parametrize("spoil", [lambda data: b"no database", lambda data: data[:9000]], ids=["text", "cut off"])
-def test_a_storage_that_is_none_is_told_in_a_sentence(tmp_path, spoil):
+def test_an_unreadable_storage_is_an_error(tmp_path, spoil):
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
     storage, worker = tmp_path / "s" / "search.db", Worker()
     storage.write_bytes(spoil(storage.read_bytes()))
     before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
-    with pytest.raises(CompactHydraException, match=r"search\.db is no storage of a search that could be read"):
+    with pytest.raises(CompactHydraException, match=r"search\.db is not a readable Optuna storage"):
         search(tmp_path, worker, resume=True, n_trials=6).sweep(SPACE)
     assert not worker.batches and before == {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
 
@@ -259,13 +264,13 @@ def test_a_range_has_the_values_that_it_has_in_a_list(tmp_path):
     assert json.loads((tmp_path / "s" / "search.json").read_text())["best"]["params"] == {"x": 0.3}
 
 
-def test_jobs_that_know_their_number_are_no_repeats(tmp_path):
+def test_jobs_that_use_their_number_are_not_repeats(tmp_path):
     worker = Worker()
     search(tmp_path, worker, n_trials=6).sweep(["x=1,2", "seed=${hydra:job.num}"])
     assert len(worker.words) == 6
 
 
-def test_jobs_that_know_their_number_by_a_file_are_no_repeats(tmp_path, monkeypatch):
+def test_jobs_that_use_their_number_in_a_file_are_not_repeats(tmp_path, monkeypatch):
     """``seed: ${hydra:job.num}`` of an experiment, which only what a job is composed of tells."""
     cfg = OmegaConf.create({"seed": "${hydra:job.num}"})
     monkeypatch.setattr(optuna_sweeper, "check_jobs", lambda *_: {0: cfg})
@@ -283,19 +288,22 @@ def trials(folder: Path) -> list[dict]:
     return json.loads((folder / "s" / "search.json").read_text())["trials"]
 
 
-def test_batches_are_launched_and_the_best_is_said(tmp_path, caplog):
+def test_batches_are_launched_and_the_best_trial_is_reported(tmp_path, caplog):
     worker = Worker()
     with caplog.at_level("INFO", logger="fcnlab"):
         returned = search(tmp_path, worker, n_trials=8).sweep(SPACE)
     assert [(first, len(batch)) for first, batch in worker.batches] == [(0, 3), (3, 3), (6, 2)]
     assert len(returned) == 8 and all(words[0] == "seed=3" for words in worker.words)
     number, best = max(enumerate(worker.words), key=lambda job: -((float(job[1][1][2:]) - 2) ** 2))
-    assert f"To repeat it: fcnlab train hydra.verbose=false hydra.job.num={number} {' '.join(best)}\n" in caplog.text
+    assert (
+        f"To rerun the best trial: fcnlab train hydra.verbose=false hydra.job.num={number} {' '.join(best)}\n"
+        in caplog.text
+    )
     assert [trial["state"] for trial in trials(tmp_path)] == ["complete"] * 8
 
 
 @pytest.mark.slow
-def test_it_learns(tmp_path):
+def test_the_search_improves(tmp_path):
     """Draws without a thought would lie 5.2 away from the best on average: (12**2 + 8**2) / 2 / 20."""
     worker = Worker()
     search(tmp_path, worker, n_trials=40, n_jobs=1).sweep(SPACE)
@@ -313,7 +321,7 @@ def test_equal_seeds_give_equal_searches(tmp_path):
     assert batch_seed(1, 3) != batch_seed(3, 1)
 
 
-def test_what_was_stopped_goes_on_as_the_search_that_was_not(tmp_path):
+def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path):
     for name in ("straight", "stopped"):
         (tmp_path / name).mkdir()
     straight, stopped, resumed = Worker(), Worker(stops=6), Worker()
@@ -325,7 +333,7 @@ def test_what_was_stopped_goes_on_as_the_search_that_was_not(tmp_path):
     assert trials(tmp_path / "stopped") == trials(tmp_path / "straight")
 
 
-def test_a_trial_that_was_being_drawn_is_given_up(tmp_path):
+def test_an_incompletely_sampled_trial_has_failed(tmp_path):
     two = [*SPACE, "y=choice(a,b)"]
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path, Worker(stops=0), n_jobs=2, n_trials=4).sweep(two)
@@ -339,7 +347,7 @@ def test_a_trial_that_was_being_drawn_is_given_up(tmp_path):
     assert [trial["state"] for trial in trials(tmp_path)] == ["complete", "complete", "fail", "complete"]
 
 
-def test_a_foreign_storage_launches_nothing_of_its_own(tmp_path):
+def test_values_of_a_foreign_storage_are_refused(tmp_path):
     """Its trials name their values themselves, such as a group option that leads to a YAML anywhere."""
     import optuna
     from optuna.distributions import CategoricalDistribution
@@ -352,32 +360,51 @@ def test_a_foreign_storage_launches_nothing_of_its_own(tmp_path):
     params = {"x": 2.0, "loss": "../../evil"}
     study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=evil))
     worker = Worker()
-    with pytest.raises(CompactHydraException, match=r"search\.db holds trials of other settings"):
+    with pytest.raises(CompactHydraException, match=r"search\.db contains trials of another search space"):
         search(tmp_path, worker, resume=True, n_jobs=1, n_trials=1).sweep([*SPACE, "loss=dice,focal"])
     assert not worker.words
 
 
-def test_failed_jobs_are_kept_and_told_at_the_end(tmp_path, caplog):
+def test_failed_trials_are_kept_and_reported_at_the_end(tmp_path, caplog):
     with pytest.raises(CompactHydraException, match="job 1"), caplog.at_level("INFO", logger="fcnlab"):
         search(tmp_path, Worker(fails=(1, 4)), n_trials=6).sweep(SPACE)
     states = [trial["state"] for trial in trials(tmp_path)]
     assert states == ["complete", "fail", "complete", "complete", "fail", "complete"] and "Best of 6" in caplog.text
 
 
-def test_a_score_that_is_no_number_is_a_failure(tmp_path, caplog):
+def test_a_score_that_is_not_a_number_is_a_failure(tmp_path, caplog):
     with caplog.at_level("INFO", logger="fcnlab"):
         search(tmp_path, Worker(value=lambda x: math.nan), n_trials=3).sweep(SPACE)
     assert {trial["state"] for trial in trials(tmp_path)} == {"fail"} and "No trial has a score" in caplog.text
 
 
-def test_a_folder_that_holds_a_search_is_not_taken_for_a_new_one(tmp_path):
-    with pytest.raises(CompactHydraException, match="no search is there"):
+def test_a_folder_with_a_search_is_not_used_for_a_new_one(tmp_path):
+    with pytest.raises(CompactHydraException, match="the folder contains no search"):
         search(tmp_path, Worker(), resume=True)
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
-    with pytest.raises(CompactHydraException, match=r"holds a search already: go on with it by sweep\.resume="):
+    with pytest.raises(
+        CompactHydraException, match=r"contains a search without a sweep\.json, which cannot be resumed"
+    ):
         search(tmp_path, Worker())
-    with pytest.raises(CompactHydraException, match=r"direction=minimize: the search in .* has another one"):
+    (tmp_path / "s" / "sweep.json").touch()
+    with pytest.raises(CompactHydraException, match=r"already contains a search\. Resume it with sweep\.resume="):
+        search(tmp_path, Worker())
+    with pytest.raises(CompactHydraException, match=r"direction=minimize: the search in .* has the other direction"):
         search(tmp_path, Worker(), resume=True, direction="minimize").sweep(SPACE)
+
+
+def test_a_search_that_cannot_be_resumed_warns_before_the_first_trial(tmp_path, caplog):
+    """hydra/launcher=basic writes no sweep.json."""
+
+    class RecordingWorker(Worker):
+        manifest = None
+
+    worker = Worker()
+    with caplog.at_level("WARNING", logger="fcnlab"):
+        search(tmp_path, RecordingWorker())
+        assert not caplog.records
+        search(tmp_path, worker)
+    assert "this search cannot be resumed if it is interrupted" in caplog.text and not worker.batches
 
 
 # --- the words of sweep.resume
@@ -398,7 +425,7 @@ def resumed_words(monkeypatch, tmp_path):
     return words
 
 
-def test_a_search_goes_on_as_a_search(resumed_words):
+def test_a_search_is_resumed_as_a_search(resumed_words):
     kept = ["n_trials=7", "n_jobs=auto", "direction=maximize", "seed=1"]
     search = ["hydra/sweeper=optuna", *(f"hydra.sweeper.{word}" for word in kept)]
     assert resumed_words() == ["x=interval(0,1)", *search]
@@ -407,7 +434,7 @@ def test_a_search_goes_on_as_a_search(resumed_words):
 
 
 @pytest.mark.parametrize("kept", [{"n_trials": "1 hydra.sweeper._target_=os.system"}, {"_target_": "os.system"}, 3])
-def test_a_record_makes_a_search_do_nothing_else(resumed_words, kept):
+def test_a_record_of_a_search_sets_nothing_else(resumed_words, kept):
     assert resumed_words(settings=kept) == ["x=interval(0,1)", "hydra/sweeper=optuna"]
 
 
@@ -425,7 +452,7 @@ def agents_words(sweep: dict, chosen: dict) -> list[str]:
     return [typed for word in sweep["command"] for typed in meant.get(word, [word])]
 
 
-def test_wandbs_agent_types_what_fcnlab_reads(fcnlab, repository, capsys):
+def test_fcnlab_parses_the_command_of_the_wandb_agent(fcnlab, repository, capsys):
     sweep = OmegaConf.to_container(OmegaConf.load(repository / "docs" / "wandb_sweep.yaml"), resolve=False)
     chosen = {name: values.get("min", values.get("values", [None])[0]) for name, values in sweep["parameters"].items()}
     env, program, *words = agents_words(sweep, chosen)
@@ -462,12 +489,12 @@ def test_wandbs_agent_finds_the_validation_score_of_the_scored_weights(
 
 
 @pytest.mark.slow
-def test_a_search_that_was_killed_goes_on(tmp_path, small, shapes_root):
+def test_a_killed_search_is_resumed(tmp_path, small, shapes_root):
     def start(*words: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "fcnlab", "train", "-m", *words]
-        with (tmp_path / "said.txt").open("ab") as said:
+        with (tmp_path / "output.txt").open("ab") as message:
             return subprocess.Popen(
-                command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=said, stderr=said
+                command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=message, stderr=message
             )
 
     words = (*small, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "logger=csv",
@@ -481,7 +508,7 @@ def test_a_search_that_was_killed_goes_on(tmp_path, small, shapes_root):
     process.wait(20)
     before = trials(tmp_path)
     assert [trial["state"] for trial in before] == ["running", "running"]
-    assert start("sweep.resume=s").wait(400) == 0, (tmp_path / "said.txt").read_text()
+    assert start("sweep.resume=s").wait(400) == 0, (tmp_path / "output.txt").read_text()
 
     after = trials(tmp_path)
     assert [trial["state"] for trial in after] == ["complete"] * 3
@@ -490,11 +517,11 @@ def test_a_search_that_was_killed_goes_on(tmp_path, small, shapes_root):
         folder = tmp_path / "s" / str(trial["number"])
         assert trial["value"] == json.loads((folder / "metrics.json").read_text())["miou"]
         assert f"optim.lr={trial['params']['optim.lr']}" in json.loads((folder / "run.json").read_text())["overrides"]
-    assert "Best of 3 trials" in (tmp_path / "said.txt").read_text()
+    assert "Best of 3 trials" in (tmp_path / "output.txt").read_text()
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["cache"]  # of the labels
 
 
-def test_the_record_of_a_search_is_written_through_no_link(tmp_path):
+def test_the_record_of_a_search_replaces_a_link(tmp_path):
     (tmp_path / "mine").write_text("all my work")
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "multirun.yaml").symlink_to("../mine")

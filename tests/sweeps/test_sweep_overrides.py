@@ -1,4 +1,4 @@
-"""What is typed after ``-m`` and what each job gets: the words of single runs, with processes that do nothing."""
+"""Test which overrides each job of a sweep gets, with processes that do nothing."""
 
 import json
 import re
@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 
 from fcnlab import cli
 from fcnlab.config.overrides import plain_overrides
+from fcnlab.errors import UserError
 from fcnlab.sweeps import grid_sweeper, job_checks, launchers
-from fcnlab.sweeps.grid_sweeper import _overridden_part
+from fcnlab.sweeps.grid_sweeper import _overridden_part, check_params
 from fcnlab.sweeps.job_checks import without_hydra
+from fcnlab.sweeps.manifest import Manifest
 
 QUICK = ("trainer=smoke", "logger=none", "data.root=.")
 OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
@@ -38,7 +40,7 @@ class EndedProcess:
 
 @pytest.fixture
 def sweep(fcnlab, monkeypatch, tmp_path, capfd):
-    """``fcnlab VERB -m WORDS`` in the folder s: the words of each job's process, or what was said instead."""
+    """Run ``fcnlab VERB -m WORDS`` in the folder s; return the overrides of each job, or the error output."""
     monkeypatch.setattr("fcnlab.sweeps.job_queue.POLL_INTERVAL", 0.0)
 
     def run(*words: str, verb: str = "train", fixed: tuple[str, ...] = QUICK) -> list[list[str]] | str:
@@ -52,9 +54,9 @@ def sweep(fcnlab, monkeypatch, tmp_path, capfd):
         options = [word for word in words if word.startswith("-")]  # which argparse wants to be in front
         settings = [word for word in words if word not in options]
         code = fcnlab(verb, "-m", *options, *fixed, *settings, "hydra.sweep.dir=s")
-        said = capfd.readouterr().err
-        assert code == 0 or "Traceback" not in said, said
-        return started if code == 0 else said
+        message = capfd.readouterr().err
+        assert code == 0 or "Traceback" not in message, message
+        return started if code == 0 else message
 
     return run
 
@@ -72,7 +74,7 @@ def sweep_record(folder: Path) -> dict:
 # --- as typed
 
 
-def test_interpolations_travel_as_typed(sweep, tmp_path, monkeypatch):
+def test_interpolations_are_passed_to_the_jobs_unresolved(sweep, tmp_path, monkeypatch):
     """Each job looks them up itself: here would be the first seed's weights, and this machine's folders."""
     monkeypatch.setenv("SCRATCH", "/here")
     words = ['model.weights="D/fcn8s_seed${seed}.ckpt"', "seed=1,2", "data.cache_dir='${oc.env:SCRATCH}/c'"]
@@ -85,7 +87,7 @@ def test_interpolations_travel_as_typed(sweep, tmp_path, monkeypatch):
     assert len(sweep(*words, "sweep.resume=s")) == 2  # the same sweep
 
 
-def test_a_jobs_number_may_be_its_seed_and_its_folder(sweep):
+def test_the_job_number_can_be_seed_and_folder(sweep):
     jobs = sweep("seed=${hydra:job.num}", "optim.lr=0.1,0.2", "hydra.sweep.subdir='${hydra:job.num}-${optim.lr}'")
     assert [of_job(job) for job in jobs] == [["seed=${hydra:job.num}", f"optim.lr={rate}"] for rate in (0.1, 0.2)]
     for number, job in enumerate(jobs):
@@ -95,11 +97,11 @@ def test_a_jobs_number_may_be_its_seed_and_its_folder(sweep):
         )
 
 
-def test_no_code_reads_overrides_but_as_typed(repository):
+def test_all_code_reads_overrides_unresolved(repository):
     """A list of them, iterated, has its interpolations resolved: by another run's settings, or not at all."""
     lines = [line for path in (repository / "src").rglob("*.py") for line in path.read_text().splitlines()]
     read = [line.strip() for line in lines if re.search(r"overrides\.(task|hydra)\b", line)]
-    assert len(read) > 10 and not [line for line in read if not re.search(r"as_typed\(|to_yaml\(|``", line)]
+    assert len(read) > 10 and not [line for line in read if not re.search(r"plain_overrides\(|to_yaml\(|``", line)]
 
 
 # --- the jobs
@@ -221,9 +223,9 @@ def in_sweep(monkeypatch):
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_job_is_the_run_of_its_line(in_sweep, composed_whole, monkeypatch, line: str):
-    monkeypatch.setattr(launchers, "validate_config", lambda cfg: None)  # which takes its time
-    monkeypatch.setattr(launchers, "check_requirements", lambda *_: None)  # some have weights that must be given
+def test_a_job_composes_like_a_single_run(in_sweep, composed_whole, monkeypatch, line: str):
+    monkeypatch.setattr(job_checks, "validate_config", lambda cfg: None)  # which takes its time
+    monkeypatch.setattr(job_checks, "check_requirements", lambda *_: None)  # some have weights that must be given
     words, configs = in_sweep(*split(line))
     assert words == [split(job) for job in LINES[line]]
     for cfg, job in zip(configs, LINES[line], strict=True):  # what the launcher has composed
@@ -248,49 +250,58 @@ def composed_whole():
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
-        ("seed=range(3,3)", "seed=range(3,3) has no value, so that there is no job to run"),
-        ("model=glob(nothing*)", "model=glob(nothing*) has no value"),
-        ("optim.lr=interval(1,2)", "an interval is for hydra/sweeper=optuna"),
-        ("seed=1,2 seed=3", "seed=1,2 has no effect: seed=3 behind it sets the same; leave one out"),
-        ("optim.lr=1,2 optim={lr:0.5}", "optim.lr=1,2 has no effect: optim={lr:0.5}"),
-        ("seed=1,1", "seed=1,1: jobs 0 and 1 would be the same run, since a value is listed twice; list it once"),
+        ("seed=range(3,3)", "seed=range(3,3) has no values, so there is no job to run"),
+        ("model=glob(nothing*)", "model=glob(nothing*) has no values"),
+        ("optim.lr=interval(1,2)", "an interval works only with hydra/sweeper=optuna"),
+        ("seed=1,2 seed=3", "seed=1,2 has no effect, since seed=3 after it sets the same. Leave one out"),
+        ("optim.lr=1,2 optim={lr:0.5}", "optim.lr=1,2 has no effect, since optim={lr:0.5}"),
+        ("seed=1,1", "seed=1,1: jobs 0 and 1 would be the same run, since a value is listed twice. List it once"),
         ("model=fcn16s,fcn8s,fcn8s seed=1,2", "model=fcn16s,fcn8s,fcn8s seed=1,2: jobs 2 and 4 would be the same run"),
         ("optim.lr=1,1.0", "optim.lr=1,1.0 has no effect: jobs 0 and 1 would be the same run"),
-        ("optim.lr=1,2 ~optim.lr", "optim.lr=1,2 has no effect: ~optim.lr behind it sets the same"),
-        ("optim.lr=1,2 ~optim", "optim.lr=1,2 has no effect: ~optim behind it sets the same"),
-        ("optim=sgd,adamw ~optim", "optim=sgd,adamw has no effect: ~optim behind it"),
-        ("++optim.lr=1,2 optim.lr=3", "++optim.lr=1,2 has no effect: optim.lr=3"),
-        ("optim.lr=1,2 ++optim.lr=3", "optim.lr=1,2 has no effect: ++optim.lr=3"),
-        ("callbacks.ema.decay=0.5,0.9 callbacks.ema=null", "callbacks.ema.decay=0.5,0.9 has no effect: callbacks.ema"),
-        ("callbacks.ema.decay=0.5,0.9 ~callbacks.ema", "callbacks.ema.decay=0.5,0.9 has no effect: ~callbacks.ema"),
-        ("callbacks.ema.decay=0.5,0.9 callbacks={ema:null}", "=0.5,0.9 has no effect: callbacks={ema:null}"),
-        ("callbacks.ema.decay=0.5,0.9 callbacks.ema=${callbacks.top}", "=0.5,0.9 has no effect: callbacks.ema=${"),
+        ("optim.lr=1,2 ~optim.lr", "optim.lr=1,2 has no effect, since ~optim.lr after it sets the same"),
+        ("optim.lr=1,2 ~optim", "optim.lr=1,2 has no effect, since ~optim after it sets the same"),
+        ("optim=sgd,adamw ~optim", "optim=sgd,adamw has no effect, since ~optim after it"),
+        ("++optim.lr=1,2 optim.lr=3", "++optim.lr=1,2 has no effect, since optim.lr=3"),
+        ("optim.lr=1,2 ++optim.lr=3", "optim.lr=1,2 has no effect, since ++optim.lr=3"),
+        (
+            "callbacks.ema.decay=0.5,0.9 callbacks.ema=null",
+            "callbacks.ema.decay=0.5,0.9 has no effect, since callbacks.ema",
+        ),
+        (
+            "callbacks.ema.decay=0.5,0.9 ~callbacks.ema",
+            "callbacks.ema.decay=0.5,0.9 has no effect, since ~callbacks.ema",
+        ),
+        ("callbacks.ema.decay=0.5,0.9 callbacks={ema:null}", "=0.5,0.9 has no effect, since callbacks={ema:null}"),
+        (
+            "callbacks.ema.decay=0.5,0.9 callbacks.ema=${callbacks.top}",
+            "=0.5,0.9 has no effect, since callbacks.ema=${",
+        ),
         ("sweep.recorded=true,false seed=1", "sweep.recorded=true,false has no effect: jobs 0 and 1 would be the same"),
-        ("seed=range(1,9,0)", "seed=range(1,9,0): division by zero; give range(START,STOP,STEP)"),
+        ("seed=range(1,9,0)", "seed=range(1,9,0): division by zero. Use range(START,STOP,STEP)"),
         ("seed=range(0.1,inf)", "seed=range(0.1,inf): cannot convert float infinity"),
-        ("seed=shuffle(range(1,1e6)) optim.lr=1,2", "1999998 jobs, and a sweep has at most 10000"),
+        ("seed=shuffle(range(1,1e6)) optim.lr=1,2", "gives 1999998 jobs; a sweep may have at most 10000"),
         (
             "seed=1 hydra.sweep.subdir=..",
-            "job 0: hydra.sweep.subdir=.. is no folder inside the sweep's: let hydra.sweep",
+            "job 0: hydra.sweep.subdir=.. is not a folder inside the sweep's folder. Give each",
         ),
-        ("seed=1 hydra.sweep.subdir=a/../b", "job 0: hydra.sweep.subdir=a/../b is no folder inside"),
-        ("seed=1 hydra.sweep.subdir=/tmp/a", "job 0: hydra.sweep.subdir=/tmp/a is no folder inside"),
-        ("seed=1 hydra.sweep.subdir=.", "job 0: hydra.sweep.subdir=. is no folder inside"),
-        ("seed=1 hydra.sweep.subdir=wandb", "job 0: hydra.sweep.subdir=wandb is where a sweep keeps its own"),
-        ("seed=1 hydra.sweep.subdir=.submitit/0", "hydra.sweep.subdir=.submitit/0 is where a sweep keeps its own"),
+        ("seed=1 hydra.sweep.subdir=a/../b", "job 0: hydra.sweep.subdir=a/../b is not a folder inside"),
+        ("seed=1 hydra.sweep.subdir=/tmp/a", "job 0: hydra.sweep.subdir=/tmp/a is not a folder inside"),
+        ("seed=1 hydra.sweep.subdir=.", "job 0: hydra.sweep.subdir=. is not a folder inside"),
+        ("seed=1 hydra.sweep.subdir=wandb", "job 0: hydra.sweep.subdir=wandb is reserved for files of the sweep"),
+        ("seed=1 hydra.sweep.subdir=.submitit/0", "hydra.sweep.subdir=.submitit/0 is reserved for files of the sweep"),
         (f"checkpoint={'a' * 300},b hydra.sweep.subdir=${{checkpoint}}", "has a part of more than 255 bytes"),
-        ("seed=1,2 hydra.sweep.subdir=x", "jobs 0 and 1 would both work in x of the sweep's folder"),
-        ("seed=1,2 optim.lr=1,2 hydra.sweep.subdir=./${seed}", "jobs 0 and 1 would both work in 1 of"),
-        ("checkpoint=b/c,d,b hydra.sweep.subdir=${checkpoint}", "jobs 0 and 2 would both work in b of"),
+        ("seed=1,2 hydra.sweep.subdir=x", "jobs 0 and 1 would both use x in the sweep's folder"),
+        ("seed=1,2 optim.lr=1,2 hydra.sweep.subdir=./${seed}", "jobs 0 and 1 would both use 1 in"),
+        ("checkpoint=b/c,d,b hydra.sweep.subdir=${checkpoint}", "jobs 0 and 2 would both use b in"),
         (
             "model/backbone=resnet50,resnet101 model.backbone={output_strid:8}",
             "Did you mean model.backbone.output_stride?",
         ),
         ("seed=1,-1", "job 1: Invalid configuration:\n  seed must be a whole number"),
         ("seed=1,-1 hydra.sweeper.max_batch_size=1", "job 1: Invalid configuration:\n  seed must be "),
-        ("seed=1,2 hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size=0: give a whole number"),
+        ("seed=1,2 hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size=0 must be null or a whole number"),
         (
             "model/backbone=resnet50,resnet101 model.backbone.output_strid=8",
             "job 0, 1: Invalid configuration: Unknown key model.backbone.output_strid. Did you mean model.",
@@ -298,8 +309,8 @@ def composed_whole():
         ("model/backbone=resnet50,vgg16 model.backbone.output_stride=8", "job 1: Invalid configuration: Unknown key model.backbone.output_stride. "),
     ],
 )
-def test_a_sweep_that_cannot_work_is_refused_before_any_job(in_sweep, line: str, said: str):
-    with pytest.raises(CompactHydraException, match=re.escape(said)):
+def test_an_invalid_sweep_is_refused_before_any_job(in_sweep, line: str, message: str):
+    with pytest.raises(CompactHydraException, match=re.escape(message)):
         in_sweep(*split(line))
 
 
@@ -307,26 +318,30 @@ def test_a_sweep_that_cannot_work_is_refused_before_any_job(in_sweep, line: str,
     "word", ["seed=choice(choice(1,2),3)", "seed=range(1,3),5", "optim={lr:choice(1,2)}", "x=[a,range(1,3)]"]
 )
 def test_a_list_inside_a_value_is_refused(sweep, word: str):
-    assert f"fcnlab train: {word}: a list of values inside another value; give it as KEY=A,B" in sweep(word)
+    assert f"fcnlab train: {word}: a list of values cannot be inside another value. Use a separate KEY=A,B" in sweep(
+        word
+    )
 
 
 @pytest.mark.parametrize("launcher", ["slots", "basic"])
-def test_what_is_for_a_single_run_has_no_effect_on_a_sweep(sweep, monkeypatch, launcher: str):
-    told: list[str] = []
-    monkeypatch.setattr(launchers.log, "warning", lambda text, *words: told.append(text % words))
+def test_settings_of_a_single_run_cause_a_warning_in_a_sweep(sweep, monkeypatch, launcher: str):
+    output: list[str] = []
+    monkeypatch.setattr(launchers.log, "warning", lambda text, *words: output.append(text % words))
     assert "has no value" in sweep(
         "seed=range(3,3)", "hydra.run.dir=x", "hydra.job.num=3", f"hydra/launcher={launcher}"
     )
-    assert len(told) == 1 and told[0].startswith("Warning: hydra.run.dir=x, hydra.job.num=3: no effect on a sweep")
+    assert len(output) == 1 and output[0].startswith(
+        "Warning: hydra.run.dir=x, hydra.job.num=3 has no effect on a sweep"
+    )
 
 
-def test_a_void_space_is_refused_before_a_search(sweep, tmp_path):
+def test_a_search_space_without_effect_is_refused(sweep, tmp_path):
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=interval(0.1,0.2)")
-    assert "optim.lr=interval(0.1,0.2) has no effect: ~optim.lr behind it" in sweep(*search, "~optim.lr")
+    assert "optim.lr=interval(0.1,0.2) has no effect, since ~optim.lr after it" in sweep(*search, "~optim.lr")
     assert not (tmp_path / "s" / "search.db").exists()
 
 
-def test_a_folder_is_named_by_what_was_typed():
+def test_folder_names_use_the_typed_overrides():
     """``hydra.sweep.dir=${hydra.job.override_dirname}``, where settings have waited for the jobs."""
     words = ["model=fcn8s,fcn16s", "model.weights=a/${seed}", "seed=1"]
     naming = {"exclude_keys": ["seed"], "item_sep": "+", "kv_sep": "-"}
@@ -338,20 +353,20 @@ def test_a_folder_is_named_by_what_was_typed():
 
 
 @pytest.mark.slow
-def test_a_shuffled_sweep_goes_on_in_its_own_order(sweep, tmp_path):
+def test_a_shuffled_sweep_keeps_its_order_on_resume(sweep, tmp_path):
     order = [of_job(job) for job in sweep("seed=shuffle(range(9))")]
     for number in range(9):
         (tmp_path / "s" / str(number)).mkdir(exist_ok=True)
     assert [of_job(job)[0] for job in sweep("seed=shuffle(range(9))", "sweep.resume=s")] == [job[0] for job in order]
 
 
-def test_the_ends_of_a_search_are_checked_before_the_first_trial(sweep, tmp_path):
+def test_the_ends_of_a_search_space_are_checked_before_the_first_trial(sweep, tmp_path):
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
     assert "optim.lr=-1.0: Invalid configuration: optim.lr must be" in sweep(*search, "optim.lr=interval(-1,1)")
     assert not (tmp_path / "s" / "search.db").exists()
 
 
-def test_what_is_typed_is_not_searched(sweep):
+def test_typed_settings_are_not_searched(sweep):
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
     assert "has nothing to search" in sweep(
         *search, "hydra.sweeper.params={optim.lr:'interval(0,1)',seed:3}", "optim.lr=0.5"
@@ -365,7 +380,7 @@ def test_values_of_all_jobs_are_checked_first_in_one_process_and_for_other_verbs
     assert not list(tmp_path.glob("s/[01]"))
 
 
-def test_a_files_search_space_gives_way_to_what_is_typed(in_sweep):
+def test_typed_overrides_win_over_params_of_a_file(in_sweep):
     space = "hydra.sweeper.params={optim.lr:'1e-3,1e-4',seed:'1,2',checkpoint:null,callbacks.ema.enabled:true}"
     words, _ = in_sweep(space, "optim.lr=0.5")
     kept = ["checkpoint=null", "callbacks.ema.enabled=True", "optim.lr=0.5"]
@@ -373,7 +388,7 @@ def test_a_files_search_space_gives_way_to_what_is_typed(in_sweep):
 
 
 @pytest.mark.parametrize("search", [(), ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=interval(0,1)")])
-def test_interpolations_of_a_files_space_are_the_jobs_own(sweep, search):
+def test_interpolations_of_params_are_resolved_by_each_job(sweep, search):
     """Hydra hands a sweeper its settings resolved: each job would have the weights of the sweep's own seed."""
     seeds = ("seed=1,2",) if not search else ("seed=7",)
     jobs = sweep("hydra.sweeper.params={model.weights:'D_${seed}.ckpt'}", *search, *seeds)
@@ -397,7 +412,7 @@ def own_space(tmp_path):
 
 
 @pytest.mark.parametrize("in_file", [False, True])
-def test_settings_of_options_that_a_space_sweeps_over_are_the_jobs_own(sweep, own_space, in_file: bool):
+def test_settings_of_swept_options_are_composed_per_job(sweep, own_space, in_file: bool):
     """The default option has no momentum, and Hydra composes the sweep itself with that."""
     own = own_space("{optim: 'sgd,sgd_heavy'}") if in_file else ("hydra.sweeper.params={optim:'sgd,sgd_heavy'}",)
     jobs = sweep(*own, "optim.momentum=0.7", "optim={nesterov:false}")
@@ -405,9 +420,9 @@ def test_settings_of_options_that_a_space_sweeps_over_are_the_jobs_own(sweep, ow
     assert [of_job(job) for job in jobs] == [[f"optim={optim}", *kept] for optim in ("sgd", "sgd_heavy")]
 
 
-def test_settings_that_no_option_of_a_space_has_are_told_with_the_nearest(sweep):
-    said = sweep("hydra.sweeper.params={optim:'sgd,sgd_heavy'}", "optim.momentun=0.7")
-    assert "job 0, 1: Invalid configuration: Unknown key optim.momentun. Did you mean optim.momentum?" in said
+def test_unknown_settings_of_swept_options_get_a_suggestion(sweep):
+    message = sweep("hydra.sweeper.params={optim:'sgd,sgd_heavy'}", "optim.momentun=0.7")
+    assert "job 0, 1: Invalid configuration: Unknown key optim.momentun. Did you mean optim.momentum?" in message
 
 
 @pytest.mark.parametrize(
@@ -420,15 +435,15 @@ def test_settings_that_no_option_of_a_space_has_are_told_with_the_nearest(sweep)
     ],
     ids=" ".join,
 )
-def test_an_option_that_is_not_there_is_told_with_the_nearest_before_any_job(sweep, tmp_path, words):
-    said = sweep(*words)
-    assert "Unknown option model=fcn16z. Did you mean model=fcn16s?" in said and "fcn32s, fcn8s" in said
+def test_unknown_options_get_a_suggestion_before_any_job(sweep, tmp_path, words):
+    message = sweep(*words)
+    assert "Unknown option model=fcn16z. Did you mean model=fcn16s?" in message and "fcn32s, fcn8s" in message
     assert not list(tmp_path.glob("s/[01]"))
 
 
 @pytest.mark.slow  # two sweeps in this process
 @pytest.mark.parametrize(
-    ("own", "said"),
+    ("own", "message"),
     [
         ("${hydra:job.num}", ""),
         ("${data.batch_size}", ""),
@@ -437,23 +452,23 @@ def test_an_option_that_is_not_there_is_told_with_the_nearest_before_any_job(swe
         ("${foo:1}", "Unsupported interpolation type foo"),
     ],
 )
-def test_what_a_files_space_looks_up_is_looked_up_by_each_job(sweep, own_space, own: str, said: str):
+def test_params_behave_like_typed_overrides_with_interpolations(sweep, own_space, own: str, message: str):
     """As where it is typed; Hydra would look it up for its sweeper, before there is a job."""
     (folder, experiment), word = own_space(f"{{data.seed: '{own}'}}"), f"data.seed={own}"
     jobs, typed = sweep(folder, experiment, "optim.lr=0.1,0.2"), sweep(word, "optim.lr=0.1,0.2", "hydra.sweep.dir=s")
-    if said:
-        assert said in jobs and jobs == typed
+    if message:
+        assert message in jobs and jobs == typed
     else:
         assert [of_job(job)[0] for job in jobs] == [word] * 2
 
 
 @pytest.mark.parametrize("space", ["'${nothing}'", "'${hydra:job.num}'", "'${foo:1}'"])
-def test_a_whole_space_that_cannot_be_looked_up_is_told(sweep, own_space, space: str):
+def test_params_that_cannot_be_resolved_are_an_error(sweep, own_space, space: str):
     assert "hydra.sweeper.params cannot be resolved: " in sweep(*own_space(space))
 
 
 @pytest.mark.parametrize(
-    ("params", "said"),
+    ("params", "message"),
     [
         ("{optim: {lr: [0.1, 0.2]}}", "{optim.lr: '0.1,0.2'}"),
         ("{optim: {lr: '0.1,0.2'}}", "{optim.lr: '0.1,0.2'}"),
@@ -461,47 +476,53 @@ def test_a_whole_space_that_cannot_be_looked_up_is_told(sweep, own_space, space:
         ("{optim: {lr: 'interval(0.1,0.2)'}}", "{optim.lr: 'interval(0.1,0.2)'}"),
     ],
 )
-def test_how_a_list_inside_a_space_is_written_is_told(sweep, own_space, params: str, said: str):
-    told = sweep(*own_space(params))
-    assert "To sweep over the values of optim.lr, type " in told
-    assert f"hydra.sweeper.params: {said}" in told
+def test_a_list_inside_params_gets_a_hint(sweep, own_space, params: str, message: str):
+    output = sweep(*own_space(params))
+    assert "To sweep over the values of optim.lr, type " in output
+    assert f"hydra.sweeper.params: {message}" in output
 
 
 @pytest.mark.parametrize("words", [(), ("optim.weight_decay=interval(0,1)",)])
-def test_how_a_list_inside_a_space_of_a_search_is_written_is_told(sweep, own_space, words):
-    told = sweep(*own_space("{optim: {lr: 'interval(0.1,0.2)'}}"), *OPTUNA, *words)
-    assert "type 'optim.lr=interval(0.1,0.2)' (in a file's hydra.sweeper.params: {optim.lr: 'interval" in told
+def test_a_list_inside_params_of_a_search_gets_a_hint(sweep, own_space, words):
+    output = sweep(*own_space("{optim: {lr: 'interval(0.1,0.2)'}}"), *OPTUNA, *words)
+    assert "type 'optim.lr=interval(0.1,0.2)' (in a file: hydra.sweeper.params: {optim.lr: 'interval" in output
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "output"),
     [
         (["optim.lr=[0.1,0.2]"], ["To sweep over the values of optim.lr, type optim.lr=0.1,0.2 (in"]),
         (["optim.lr='0.1,0.2'"], ["To sweep over the values of optim.lr, type optim.lr=0.1,0.2 (in"]),
         (["augment.scale=[0.5,1.0]", "seed=-1"], []),  # where brackets are meant
     ],
 )
-def test_how_a_typed_list_is_written_is_told_where_it_is_no_value(sweep, words, told):
-    said = sweep(*words)
+def test_a_typed_list_that_is_not_a_valid_value_gets_a_hint(sweep, words, output):
+    message = sweep(*words)
     assert (
-        "Invalid configuration" in said
-        and [line[: len(told[0])] for line in said.splitlines() if "To sweep" in line] == told
+        "Invalid configuration" in message
+        and [line[: len(output[0])] for line in message.splitlines() if "To sweep" in line] == output
     )
 
 
 @pytest.mark.slow  # several sweeps in this process
 @pytest.mark.parametrize(
-    ("params", "said", "bare"),
+    ("params", "message", "bare"),
     [
-        ("{optim.lr: 0.2, seed: '1,2'}", "only there: optim.lr=0.1\n  only here:  optim.lr=0.2\n", True),
-        ("{optim.lr: 0.1, seed: '1,2,3'}", "only there: seed=1,2\n  only here:  seed=1,2,3\n", False),
-        ("{optim.lr: 0.1, seed: '1,2', model: fcn8s}", "settings:\n  only here:  model=fcn8s\n", True),
-        ("{seed: '1,2'}", "settings:\n  only there: optim.lr=0.1\n", False),
+        (
+            "{optim.lr: 0.2, seed: '1,2'}",
+            "only in the record:  optim.lr=0.1\n  only in this sweep:  optim.lr=0.2\n",
+            True,
+        ),
+        ("{optim.lr: 0.1, seed: '1,2,3'}", "only in the record:  seed=1,2\n  only in this sweep:  seed=1,2,3\n", False),
+        (
+            "{optim.lr: 0.1, seed: '1,2', model: fcn8s}",
+            "since the sweep was started:\n  only in this sweep:  model=fcn8s\n",
+            True,
+        ),
+        ("{seed: '1,2'}", "since the sweep was started:\n  only in the record:  optim.lr=0.1\n", False),
     ],
 )
-def test_another_space_of_a_file_is_refused_where_a_sweep_goes_on(
-    sweep, own_space, tmp_path, params: str, said: str, bare: bool
-):
+def test_changed_params_are_refused_on_resume(sweep, own_space, tmp_path, params: str, message: str, bare: bool):
     words = own_space("{optim.lr: 0.1, seed: '1,2'}")
     assert len(sweep(*words)) == 2
     assert sweep_record(tmp_path)["params"] == ["optim.lr=0.1", "seed=1,2"]
@@ -509,11 +530,24 @@ def test_another_space_of_a_file_is_refused_where_a_sweep_goes_on(
     own_space(params)
     again = (words[0], "sweep.resume=s")
     refused = sweep(*again, fixed=()) if bare else sweep(words[1], *again)
-    assert said in refused and (tmp_path / "s" / "sweep.json").read_bytes() == record
+    assert message in refused and (tmp_path / "s" / "sweep.json").read_bytes() == record
+
+
+def test_changed_params_of_a_file_are_refused_with_the_name_of_the_file(own_space, tmp_path):
+    """The command to resume the sweep would only repeat the error."""
+    own_space("{optim.lr: 0.2}")
+    command = ["--config-dir", str(tmp_path / "mine")]
+    manifest = Manifest(tmp_path, "train", ["experiment=own"], params=["optim.lr=0.1"], launched_by=command)
+    parser = OverridesParser.create()
+    for typed in (["experiment=own"], ["optim.lr=0.1", "experiment=own"]):
+        with pytest.raises(UserError, match=r"params, set in .*mine/experiment/own\.yaml, has changed") as refused:
+            check_params(manifest, parser.parse_overrides(typed), parser.parse_overrides(["optim.lr=0.2"]), parser)
+        difference = "only in the record:  optim.lr=0.1\n  only in this sweep:  optim.lr=0.2\nRestore its old values"
+        assert difference in str(refused.value) and manifest.resume_command not in str(refused.value)
 
 
 @pytest.mark.slow  # several sweeps in this process
-def test_a_sweep_goes_on_with_the_space_that_its_file_had_and_has(sweep, own_space, tmp_path):
+def test_a_sweep_is_resumed_with_unchanged_params(sweep, own_space, tmp_path):
     words = own_space("{optim.lr: 0.1, seed: '1,2', model: 'fcn8s,fcn16s'}")
     jobs = [of_job(job) for job in sweep(*words, "model=fcn32s")]
     assert jobs == [["optim.lr=0.1", f"seed={seed}", words[1], "model=fcn32s"] for seed in (1, 2)]
@@ -523,24 +557,24 @@ def test_a_sweep_goes_on_with_the_space_that_its_file_had_and_has(sweep, own_spa
     assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 2
 
 
-def test_of_a_dictionary_in_a_file_only_what_is_typed_gives_way(sweep, own_space):
+def test_typed_settings_replace_only_their_part_of_a_dictionary(sweep, own_space):
     words = own_space("{optim: {lr: 0.25, weight_decay: 0.125}, seed: '1,2'}")
     jobs = [of_job(job) for job in sweep(*words, "optim.lr=0.7")]
     assert jobs == [["optim.weight_decay=0.125", f"seed={seed}", words[1], "optim.lr=0.7"] for seed in (1, 2)]
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "message"),
     [({"optim.lr"}, "optim.lr"), ({"optim.lr", "optim.nesterov"}, "optim={lr:1,nesterov:true}"), ({"seed"}, "")],
 )
-def test_what_gives_way_of_a_dictionary_is_named(typed, said):
-    assert _overridden_part(OverridesParser.create().parse_override("optim={lr:1,nesterov:true}"), typed) == said
+def test_the_replaced_part_of_a_dictionary_is_named(typed, message):
+    assert _overridden_part(OverridesParser.create().parse_override("optim={lr:1,nesterov:true}"), typed) == message
 
 
-def test_a_typed_space_comes_back_with_its_sweep(sweep, tmp_path):
+def test_typed_params_are_restored_on_resume(sweep, tmp_path):
     jobs = [of_job(job) for job in sweep("hydra.sweeper.params={optim.lr:0.1,seed:'1,2'}", "model=fcn8s")]
     assert [of_job(job) for job in sweep("sweep.resume=s", fixed=())] == jobs
-    assert "only there: optim.lr=0.1\n" in sweep("sweep.resume=s", "model=fcn8s")
+    assert "only in the record:  optim.lr=0.1\n" in sweep("sweep.resume=s", "model=fcn8s")
 
 
 @pytest.fixture
@@ -572,20 +606,20 @@ def own_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow  # several sweeps in this process
-def test_files_that_have_changed_are_refused_where_jobs_have_begun(sweep, own_file, tmp_path):
+def test_changed_files_are_refused_if_jobs_have_started(sweep, own_file, tmp_path):
     words = own_file("optim: {lr: 0.1}\nseed: ${hydra:job.num}")
     assert len(sweep(*words, "optim.momentum=0.5,0.9", "optim=sgd")) == 2
     command = sweep_record(tmp_path)["command"]
     own_file("optim: {lr: 0.1}\nseed: ${hydra:job.num}\ncheckpointing: {keep_top: 3}")  # no score depends on it
     assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 2
     own_file("optim: {lr: 0.2}\nseed: ${hydra:job.num}")
-    said = sweep(words[0], "sweep.resume=s", fixed=())
-    assert "other settings than these:\njob 0, 1: optim.lr=0.2 (was 0.1)\nSet them back to go on" in said
-    assert f"start a new sweep with them: {command}" in said
+    message = sweep(words[0], "sweep.resume=s", fixed=())
+    assert "would get other settings:\njob 0, 1: optim.lr=0.2 (was 0.1)\nRestore the files" in message
+    assert f"start a new sweep: {command}" in message
 
 
 @pytest.mark.slow  # several sweeps in this process
-def test_values_from_the_environment_that_have_changed_are_warned_of(sweep, own_file, tmp_path, monkeypatch):
+def test_changed_environment_variables_cause_a_warning(sweep, own_file, tmp_path, monkeypatch):
     warnings: list[str] = []
     monkeypatch.setattr(launchers.log, "warning", lambda text, *values: warnings.append(text % values))
     monkeypatch.setenv("LR", "0.1")
@@ -595,12 +629,12 @@ def test_values_from_the_environment_that_have_changed_are_warned_of(sweep, own_
         (tmp_path / "s" / str(number) / "config.yaml").write_text("optim: {lr: 0.1}")
     monkeypatch.setenv("LR", "0.2")
     assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 3
-    assert "today's:\njob 0, 1: optim.lr=0.2 (was 0.1)\n" in warnings[0] and len(warnings) == 1
+    assert "current values:\njob 0, 1: optim.lr=0.2 (was 0.1)\n" in warnings[0] and len(warnings) == 1
 
 
 @pytest.mark.slow  # several sweeps in this process
 @pytest.mark.parametrize("begun", [True, False])
-def test_a_sweep_goes_on_in_the_folders_that_its_jobs_have(sweep, tmp_path, begun: bool):
+def test_a_sweep_is_resumed_in_the_folders_of_its_jobs(sweep, tmp_path, begun: bool):
     """Words for Hydra do not come back by themselves: jobs not yet planned would be in folders of another kind."""
     subdir = "hydra.sweep.subdir=${hydra.job.override_dirname}"
     assert len(sweep("seed=1,2,3", subdir)) == 3
@@ -610,8 +644,11 @@ def test_a_sweep_goes_on_in_the_folders_that_its_jobs_have(sweep, tmp_path, begu
     (tmp_path / "s" / "sweep.json").write_text(json.dumps(record))
     if begun:
         (tmp_path / "s" / folders[0] / "run.json").write_text("{}")
-    said = sweep("sweep.resume=s", fixed=())
-    assert f"job 0 is in s/{folders[0]}, and would be in s/0 today" in said and "hydra.sweep.subdir=" in said
+    message = sweep("sweep.resume=s", fixed=())
+    assert (
+        f"the folder of job 0 was s/{folders[0]}, and would now be s/0. Add " in message
+        and "hydra.sweep.subdir=" in message
+    )
     assert sweep_record(tmp_path) == record and not (tmp_path / "s" / "0").exists()
     assert len(sweep("sweep.resume=s", subdir, fixed=())) == 3
     assert [job["folder"] for job in sweep_record(tmp_path)["jobs"]] == folders
@@ -630,7 +667,7 @@ def test_a_sweep_goes_on_in_the_folders_that_its_jobs_have(sweep, tmp_path, begu
     ],
     ids=" ".join,
 )
-def test_the_command_of_a_record_is_the_sweep_again(sweep, tmp_path, words: tuple[str, ...]):
+def test_the_recorded_command_repeats_the_sweep(sweep, tmp_path, words: tuple[str, ...]):
     jobs, record = sweep(*words), sweep_record(tmp_path)
     (tmp_path / "s").rename(tmp_path / "before")
     again = shlex.split(record["command"])
@@ -639,7 +676,7 @@ def test_the_command_of_a_record_is_the_sweep_again(sweep, tmp_path, words: tupl
     assert sweep_record(tmp_path)["command"] == record["command"]
 
 
-def test_a_failed_job_leaves_later_batches_alone_and_the_record_says_how_all_ended(sweep, tmp_path, monkeypatch):
+def test_a_failed_job_does_not_stop_later_batches(sweep, tmp_path, monkeypatch):
     seen = []
 
     def poll(self) -> int:
@@ -647,8 +684,8 @@ def test_a_failed_job_leaves_later_batches_alone_and_the_record_says_how_all_end
         return int("seed=1" in self.words)
 
     monkeypatch.setattr(EndedProcess, "poll", poll)
-    said = sweep("seed=1,2,3", "hydra.sweeper.max_batch_size=1")
-    assert "job 0 (seed=1) failed with exit code 1" in said
+    message = sweep("seed=1,2,3", "hydra.sweeper.max_batch_size=1")
+    assert "job 0 (seed=1) failed with exit code 1" in message
     record = sweep_record(tmp_path)
     assert [job["status"] for job in record["jobs"]] == ["failed", "finished", "finished"]
     assert set(seen) == {("running", None)} and record["status"] == "failed" and record["ended"]
@@ -656,18 +693,36 @@ def test_a_failed_job_leaves_later_batches_alone_and_the_record_says_how_all_end
 
 @pytest.mark.slow  # several sweeps in this process
 @pytest.mark.parametrize("launcher", ["slots", "basic"])
-def test_no_two_jobs_of_different_batches_are_called_alike(sweep, monkeypatch, launcher: str):
+def test_job_names_are_unique_across_batches(sweep, monkeypatch, launcher: str):
     """Of the values in one batch the folder that they share is left out."""
     in_process: list[list[str]] = []
     monkeypatch.setattr(launchers.BasicLauncher, "launch", lambda self, words, first: in_process.extend(words) or [])
     started = sweep("model.weights=a/x,a/y,b/x,b/y", "hydra.sweeper.max_batch_size=2", f"hydra/launcher={launcher}")
     names = [word for job in in_process or started for word in job if word.startswith("sweep.name=")]
-    said = ["model.weights=x", "model.weights=y", "model.weights=x #2", "model.weights=y #3"]
-    assert names == [f"sweep.name='{name}'" for name in said]
+    message = ["model.weights=x", "model.weights=y", "model.weights=x #2", "model.weights=y #3"]
+    assert names == [f"sweep.name='{name}'" for name in message]
+
+
+def test_jobs_in_one_process_run_in_the_folders_that_were_checked(sweep, monkeypatch):
+    """The settings that the launcher adds to a job are not in the name of its folder."""
+    folders: list[str] = []
+
+    def launch(self, jobs, first):
+        configs = [self.hydra_context.config_loader.load_sweep_config(self.config, job) for job in jobs]
+        folders.extend(cfg.hydra.sweep.subdir for cfg in configs)
+        return []
+
+    monkeypatch.setattr(launchers.BasicLauncher, "launch", launch)
+    naming = (
+        "hydra.sweep.subdir=${hydra.job.override_dirname}",
+        "hydra.job.config.override_dirname.exclude_keys=[logger]",
+    )
+    sweep("seed=1,2", "hydra/launcher=basic", *naming)
+    assert folders == [f"data.root=.,seed={seed},trainer=smoke" for seed in (1, 2)]
 
 
 @pytest.mark.parametrize("plus", ["", "+", "++"])
-def test_a_plus_before_the_folder_to_repeat_changes_nothing(monkeypatch, tmp_path, plus: str):
+def test_a_plus_before_from_run_and_sweep_resume_is_ignored(monkeypatch, tmp_path, plus: str):
     monkeypatch.chdir(tmp_path)
     for folder, record in (("old", "run.json"), ("s", "sweep.json")):
         (tmp_path / folder).mkdir()
@@ -682,7 +737,7 @@ def test_a_plus_before_the_folder_to_repeat_changes_nothing(monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("experiment=null,paper/fcn8s", "experiment=null,paper/fcn8s: a sweep cannot include null. Choose from"),
         (
@@ -692,20 +747,20 @@ def test_a_plus_before_the_folder_to_repeat_changes_nothing(monkeypatch, tmp_pat
         ("logger=choice(csv,null)", "logger=choice(csv,null): null cannot be"),
     ],
 )
-def test_a_group_of_null_among_others_is_told(sweep, word: str, said: str):
-    assert said in sweep(word, fixed=())
+def test_null_in_a_list_of_options_is_an_error(sweep, word: str, message: str):
+    assert message in sweep(word, fixed=())
 
 
-def test_launchers_and_spaces_of_swept_options_are_refused(in_sweep, tmp_path, monkeypatch):
+def test_swept_options_cannot_set_launcher_or_sweeper(in_sweep, tmp_path, monkeypatch):
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\nhydra:\n  sweeper:\n    params: {optim.lr: 'interval(1e-4,1e-2)'}\n"
     (tmp_path / "experiment" / "own.yaml").write_text(text)
-    with pytest.raises(CompactHydraException, match=r"job 1: .* sets hydra\.sweeper, which is one"):
+    with pytest.raises(CompactHydraException, match=r"job 1: .* sets hydra\.sweeper, which applies"):
         in_sweep("experiment=baseline/small_dense,own", f"hydra.searchpath=[{tmp_path}]")
 
 
 @pytest.mark.parametrize("word", ["model.backbone.x=[1,2]", "+model.backbone.x={a:1}", "model.x='a,b'", "model.x=null"])
-def test_what_waits_for_the_jobs_is_again_what_was_typed(word: str):
+def test_deferred_overrides_are_restored(word: str):
     key = word.partition("=")[0].lstrip("+")
     swept, waiting = grid_sweeper.defer_group_settings(["model=fcn8s,fcn16s", word], f"Could not override '{key}'.")
     assert swept == "model=fcn8s,fcn16s" and waiting != word and grid_sweeper._restored(waiting) == word
@@ -715,6 +770,6 @@ def test_what_waits_for_the_jobs_is_again_what_was_typed(word: str):
     "word",
     ["seed=3", "optim.lr=1,2", "~model.backbone.x", "model.x=", "model.x=choice(1)", "sweep.x=1", "model.x=(", "x.y"],
 )
-def test_what_cannot_wait_does_not(word: str):
+def test_other_overrides_are_not_deferred(word: str):
     key = word.partition("=")[0].lstrip("~")
     assert grid_sweeper.defer_group_settings(["model=fcn8s,fcn16s", word], f"Could not override '{key}'.")[1] == word

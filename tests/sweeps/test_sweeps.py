@@ -1,4 +1,4 @@
-"""Sweeps as a user starts them: the right runs, the right settings, each on all of its data; killed and resumed."""
+"""Test real sweeps: each job has the right settings and trains on all of its data, also when killed and resumed."""
 
 import json
 import os
@@ -18,11 +18,11 @@ STEPS = ("trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=6", "tra
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen:
-    """``fcnlab train -m WORDS`` from a folder; what it says goes to said.txt there."""
+    """``fcnlab train -m WORDS`` from a folder; what it says goes to output.txt there."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "fcnlab", "train", "-m", *words]
-    with (folder / "said.txt").open("ab") as said:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
+    with (folder / "output.txt").open("ab") as message:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=message, stderr=message)
 
 
 def record(folder: Path, name: str = "run.json") -> dict:
@@ -36,7 +36,7 @@ def seen(folder: Path) -> tuple[Counter, set[int]]:
 
 
 @pytest.mark.parametrize(("devices", "ranks"), [("1,2", "-1,0,1"), ("2,1", "-1")], ids=["1,2", "2,1"])
-def test_each_job_is_the_run_that_it_claims_to_be(tmp_path, small, shapes_root, devices: str, ranks: str):
+def test_each_job_is_a_correct_single_run(tmp_path, small, shapes_root, devices: str, ranks: str):
     """Jobs of one process and of two, all well or with an error in rank 0 or 1, beside and after each other.
 
     24 images, 4 at a time on each device: an epoch is 6 steps of one device, or 3 of two.
@@ -47,9 +47,9 @@ def test_each_job_is_the_run_that_it_claims_to_be(tmp_path, small, shapes_root, 
     process = start(tmp_path, *words, *ours, f"+callbacks.bad.rank={ranks}", "hydra.sweep.dir=sweep")
     jobs = [(int(count), int(rank)) for count in devices.split(",") for rank in ranks.split(",")]
     failing = [0 <= rank < count for count, rank in jobs]
-    assert process.wait(580) == int(any(failing)), (tmp_path / "said.txt").read_text()
+    assert process.wait(580) == int(any(failing)), (tmp_path / "output.txt").read_text()
 
-    sweep, said = tmp_path / "sweep", (tmp_path / "said.txt").read_text()
+    sweep, message = tmp_path / "sweep", (tmp_path / "output.txt").read_text()
     assert {path.name for path in sweep.iterdir() if path.is_dir()} == {str(number) for number in range(len(jobs))}
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["sweep"]  # no stray folder of any rank
     for number, ((count, rank), fails) in enumerate(zip(jobs, failing, strict=True)):
@@ -57,20 +57,22 @@ def test_each_job_is_the_run_that_it_claims_to_be(tmp_path, small, shapes_root, 
         chosen = {f"trainer.devices={count}", f"+callbacks.bad.rank={rank}", "seed=3", "trainer.max_steps=6"}
         assert chosen <= set(record(folder)["overrides"])
         assert job["status"] == ("failed" if fails else "finished") and (job["exit_code"] == 0) is not fails
-        assert (f"Job {number} (trainer.devices={count}" in said) is fails
+        assert (f"Job {number} (trainer.devices={count}" in message) is fails
         images, found = seen(folder)
         assert found == set(range(count))
         if not fails:
             assert images == Counter((epoch, index) for epoch in range(count) for index in range(24))
             assert record(folder, "metrics.json")["protocol"]["images"] == 8
-    assert said.count("To repeat it: fcnlab train") == sum(failing)
+    assert message.count("To rerun this job: fcnlab train") == sum(failing)
 
 
 @pytest.mark.parametrize("devices", ["2", "1,2", "2,1"])
-def test_one_process_refuses_several_before_any_work(fcnlab, small, shapes_root, tmp_path, capsys, devices: str):
+def test_the_basic_launcher_refuses_several_processes_before_any_work(
+    fcnlab, small, shapes_root, tmp_path, capsys, devices: str
+):
     words = (*small, *STEPS, f"data.root={shapes_root}", "logger=csv", f"trainer.devices={devices}")
     assert fcnlab("train", "-m", *words, "hydra/launcher=basic", "hydra.sweep.dir=sweep") == 1
-    assert "and hydra/launcher=basic runs all jobs in one process" in capsys.readouterr().err
+    assert "does not work with hydra/launcher=basic, which runs all jobs in one process" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["multirun.yaml"]
 
 
@@ -97,7 +99,7 @@ def facts(folder: Path) -> list[dict]:
     return found
 
 
-def test_nine_runs_killed_and_resumed_are_the_nine_runs(tmp_path, small, shapes_root):
+def test_a_killed_and_resumed_sweep_gives_the_same_results(tmp_path, small, shapes_root):
     words = (*small, *NINE, f"data.root={shapes_root}")
     straight = start(tmp_path, *words, "hydra.sweep.dir=straight", "hydra/launcher=basic")  # imports everything once
     assert straight.wait(580) == 0
@@ -107,7 +109,7 @@ def test_nine_runs_killed_and_resumed_are_the_nine_runs(tmp_path, small, shapes_
     assert killed.wait(20) == -signal.SIGKILL
     assert record(folder, "sweep.json")["status"] == "running"
     resumed = start(tmp_path, "sweep.resume=killed")  # at once: it waits for the jobs, which save themselves
-    assert resumed.wait(580) == 0, (tmp_path / "said.txt").read_text()
+    assert resumed.wait(580) == 0, (tmp_path / "output.txt").read_text()
 
     assert facts(folder) == facts(tmp_path / "straight")
     ran = [record(folder / str(number)) for number in range(9)]

@@ -43,6 +43,16 @@ def test_a_record_that_would_act_is_refused(brought_back, asked: str, word: str)
         brought_back(["seed=1", word], asked, "--multirun")
 
 
+def test_the_line_to_resume_a_refused_sweep_is_printed_whole(brought_back):
+    """A job's number as its seed is nothing that a record may bring back."""
+    words = ["seed=${hydra:job.num}", "optim.lr=0.1,0.2"]
+    with pytest.raises(UserError, match="If the sweep is yours, type all of its settings: ") as refused:
+        brought_back(words, "--multirun", "sweep.resume=old")
+    line = str(refused.value).partition("settings: ")[2]
+    assert shlex.split(line) == ["fcnlab", "train", "--multirun", "sweep.resume=old", *words]
+    assert set(words) <= set(brought_back(words, *shlex.split(line)[2:]))
+
+
 def test_what_is_refused_may_be_typed(brought_back):
     words = brought_back(["seed=1", "data.archive=[a.tar]"], "data.archive=[a.tar]", "from_run=old")
     assert words == ["data.archive=[a.tar]", "seed=1", "from_run=old"]

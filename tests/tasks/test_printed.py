@@ -1,4 +1,4 @@
-"""What fcnlab prints to be typed works when it is typed, whatever the folders are called."""
+"""Test that the commands that fcnlab prints work, whatever the folders are called."""
 
 import json
 import os
@@ -39,10 +39,10 @@ def test_every_printed_command_works(train, train_code, fcnlab, tmp_path, capsys
     assert fcnlab("eval", format_override("checkpoint", folder / name / "checkpoints" / "best.ckpt")) == 0
 
 
-def printed_command(said: str, before: str) -> list[str]:
+def printed_command(message: str, before: str) -> list[str]:
     """The words of a command that was printed behind these words, without "fcnlab"."""
-    found = re.search(rf"{before}: fcnlab (.*)", said)
-    assert found, said
+    found = re.search(rf"{before}: fcnlab (.*)", message)
+    assert found, message
     return shlex.split(found[1])
 
 
@@ -61,7 +61,7 @@ def test_the_printed_command_of_a_search_repeats_its_best_trial(fcnlab, tmp_path
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "optim.weight_decay=interval(0,0.1)")
     options, seed = ("--config-dir", "my conf"), ("seed=${hydra:job.num}",)
     assert fcnlab("train", "-m", *options, *sweep_words, "experiment=own", *seed, *search, "hydra.sweep.dir=s") == 0
-    again = printed_command(capfd.readouterr().out, "To repeat it")
+    again = printed_command(capfd.readouterr().out, "To rerun the best trial")
     assert fcnlab(*again, "hydra.run.dir=again") == 0
     best = json.loads((tmp_path / "s" / "search.json").read_text())["best"]
     first, second = (
@@ -76,12 +76,13 @@ def test_the_printed_commands_of_a_sweep_with_a_failed_job_work(fcnlab, tmp_path
     odd = ("hydra.launcher.slots=1", "hydra.sweep.subdir='job ${hydra.job.num}'", "hydra.sweep.dir='a b'")
     command = [sys.executable, "-m", "fcnlab", "train", "-m", *sweep_words, params, *odd]
     failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)  # this process would keep its lock
-    said = failed.stdout + failed.stderr
+    message = failed.stdout + failed.stderr
     assert failed.returncode == 1
-    repeat, go_on = printed_command(said, "To repeat it"), printed_command(said, "To run what is missing")
-    assert fcnlab(*repeat) == 1 and "gone.ckpt" in capfd.readouterr().err
+    rerun = printed_command(message, "To rerun this job")
+    resume = printed_command(message, "To rerun missing jobs")
+    assert fcnlab(*rerun) == 1 and "gone.ckpt" in capfd.readouterr().err
     shutil.copy(tmp_path / "a b" / "job 1" / "checkpoints" / "best.ckpt", "gone.ckpt")
-    assert fcnlab(*go_on) == 0
+    assert fcnlab(*resume) == 0
     record = json.loads((tmp_path / "a b" / "sweep.json").read_text())
     assert [job["status"] for job in record["jobs"]] == ["finished"] * 2
     (tmp_path / "a b").rename("before")

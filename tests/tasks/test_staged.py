@@ -204,7 +204,9 @@ def test_settings_of_the_whole_that_no_stage_would_get_are_refused(experiments, 
     from fcnlab.sweeps.stages import check_settings_reach_stages
 
     words, where = ["experiment=sta"], [f"hydra.searchpath=[{experiments(sta=text)}]"]
-    with pytest.raises(UserError, match="no stage would get what experiment=sta sets") as told:
+    with pytest.raises(
+        UserError, match="experiment=sta sets more than its stages, and no stage would get these settings"
+    ) as told:
         check_settings_reach_stages(compose("train", [*where, *words]), words, where)
     assert lost in str(told.value)
 
@@ -214,7 +216,7 @@ def test_they_are_refused_before_anything_begins(fcnlab, experiments, tmp_path, 
     folder = experiments(sta="stages: [a, b]\noptim: {lr: 0.5}", stb="stages: [a, b]\noptim: {lr: 0.6}")
     assert fcnlab("train", "--config-dir", folder, *chosen) == 1
     said = capsys.readouterr().err
-    assert "experiment=sta sets besides its stages: optim.lr=0.5 (" in said
+    assert "experiment=sta sets more than its stages, and no stage would get these settings: optim.lr=0.5 (" in said
     assert len(chosen) == 1 or ("job 0: " in said and "job 1: " in said and "optim.lr=0.6 (" in said)
     assert not list(tmp_path.glob("outputs/**/run.json")) and not list(tmp_path.glob("outputs/**/metrics.csv"))
 

@@ -71,7 +71,8 @@ def apply_sweep_resume(argv: list[str], verb: str) -> None:
         overrides = []
     else:
         check_config_dir("sweep", record, argv, verb)
-        check_recorded_overrides(overrides, argv, lambda: "If the sweep is yours, type all of its settings behind it")
+        line = _line(verb, [*argv, *overrides])
+        check_recorded_overrides(overrides, argv, lambda: f"If the sweep is yours, type all of its settings: {line}")
     check_links(Path(folder))
     resumed = [*_search_settings(Path(folder) / "search.json", argv), format_override("hydra.sweep.dir", folder)]
     argv[place + 1 : place + 1] = [*overrides, *_reading_alone(overrides, argv), *resumed]

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.overrides import plain_overrides, shell_join
 from fcnlab.errors import UserError, first_line
+from fcnlab.files.reading import display_path
 from fcnlab.library_internals.hydra import composed_through, copy_below_its_parent, folder_name, value_of, value_text
 from fcnlab.runs.settings import JOB_INTERPOLATION, in_few_digits
 from fcnlab.sweeps.job_checks import check_jobs, report_user_errors
@@ -184,7 +185,11 @@ def check_params(
         new = [override for override in current if override.input_line not in recorded]
         current = [*without_keys_of(parser.parse_overrides(recorded), new), *new]
     if _lines(current) != recorded:
-        raise manifest.settings_error(describe_difference(recorded, _lines(current)))
+        raise UserError(
+            f"sweep.resume={display_path(manifest.folder)}: hydra.sweeper.params, {manifest.params_source}, has changed"
+            f" since the sweep was started{describe_difference(recorded, _lines(current))}\n"
+            f"Restore its old values to resume the sweep, or start a new sweep: {manifest.command}"
+        )
 
 
 def _lines(overrides: Sequence[Override]) -> list[str]:
@@ -461,7 +466,7 @@ def _deferred(word: str) -> str:
 def restore_deferred_settings(config: DictConfig) -> None:
     """Restore the typed overrides of a sweep, and the folder name that Hydra makes of them."""
     deferred = plain_overrides(config.hydra.overrides.task)
-    config.hydra.overrides.task = [_restored(override) for override in deferred]
+    config.hydra.overrides.task = [_restored(override) for override in plain_overrides(config.hydra.overrides.task)]
     restored = plain_overrides(config.hydra.overrides.task)
     if restored != deferred:
         naming, parsed = config.hydra.job.config.override_dirname, OverridesParser.create().parse_overrides(restored)

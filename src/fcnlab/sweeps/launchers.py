@@ -19,6 +19,7 @@ from fcnlab.config.overrides import (
     format_override,
     override_key,
     plain_overrides,
+    quote_value,
     shell_join,
 )
 from fcnlab.cores import visible_cores
@@ -281,7 +282,10 @@ class InProcessLauncher(BasicLauncher):
             numbered = dict(enumerate(jobs, start=initial_job_idx))
             names = job_names(numbered, plain_overrides(self.config.hydra.overrides.task), self.names)
             self.names.update(names.values())
-            jobs = [[*job, *overrides_for_job(folder, names[number])] for number, job in numbered.items()]
+            jobs = [
+                [*job, *overrides_for_job(folder, names[number]), keep_folder_name(configs[number])]
+                for number, job in numbered.items()
+            ]
         with shared_run_environment():
             return super().launch(jobs, initial_job_idx)
 
@@ -292,6 +296,16 @@ def sweep_folder(config: DictConfig) -> Path:
     if reason := unwritable_reason(folder):
         raise UserError(f"{format_override('hydra.sweep.dir', display_path(folder))}: {reason}. Name another folder")
     return folder
+
+
+def keep_folder_name(cfg: DictConfig) -> str:
+    """Return the override that keeps the settings of :func:`overrides_for_job` out of ``hydra.job.override_dirname``.
+
+    Else a job whose folder has that name would not run in the folder that was checked.
+    """
+    key = "hydra.job.config.override_dirname.exclude_keys"
+    excluded = [*OmegaConf.select(cfg, key), "sweep.folder", "sweep.name"]
+    return f"{key}=[{','.join(map(quote_value, excluded))}]"
 
 
 def is_finished(job: Job, folder: Path) -> bool:

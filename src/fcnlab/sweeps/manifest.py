@@ -14,7 +14,7 @@ from fcnlab.config.overrides import resume_override, shell_join
 from fcnlab.errors import UserError
 from fcnlab.files.in_place import open_own
 from fcnlab.files.locks import FolderLock, try_lock
-from fcnlab.files.reading import display_path, read_json, texts
+from fcnlab.files.reading import Unreadable, display_path, read_json, read_yaml, texts
 from fcnlab.files.writing import timestamp
 
 log = logging.getLogger("fcnlab")
@@ -74,6 +74,13 @@ class Manifest:
     @property
     def _config_dir(self) -> list[str]:
         return self.launched_by[:2] if self.launched_by[:1] == ["--config-dir"] else []
+
+    @property
+    def params_source(self) -> str:
+        """Where ``hydra.sweeper.params`` comes from, for a message: the files of --config-dir that set it."""
+        folders = map(Path, self._config_dir[1:])
+        files = [path for folder in folders for path in sorted(folder.rglob("*.yaml")) if _sets_params(path)]
+        return f"set in {', '.join(map(display_path, files))}" if files else "as typed"
 
     @property
     def resume_command(self) -> str:
@@ -136,6 +143,17 @@ class Manifest:
                 f"{describe_difference(job.overrides, requested.overrides)}"
             )
         return job
+
+
+def _sets_params(path: Path) -> bool:
+    """Return whether a config file sets ``hydra.sweeper.params``, as an option of any group or of ``hydra/sweeper``."""
+    try:
+        content = read_yaml(path.parent, path.name)
+    except (OSError, Unreadable):
+        return False
+    for key in () if path.parent.name == "sweeper" else ("hydra", "sweeper"):
+        content = content.get(key) if isinstance(content, dict) else None
+    return isinstance(content, dict) and content.get("params") is not None
 
 
 def open_manifest(

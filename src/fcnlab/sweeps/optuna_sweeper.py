@@ -3,11 +3,13 @@
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Transformer, ValueType
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -32,6 +34,7 @@ from fcnlab.sweeps.grid_sweeper import (
 )
 from fcnlab.sweeps.job_checks import check_jobs, report_user_errors
 from fcnlab.sweeps.job_overrides import SWEEP_KEYS
+from fcnlab.sweeps.manifest import NAME as MANIFEST
 from fcnlab.sweeps.manifest import describe_difference
 from fcnlab.sweeps.resources import slots_for, visible_gpus
 from fcnlab.sweeps.resumed_settings import check_unchanged
@@ -79,6 +82,12 @@ class OptunaSweeper(Sweeper):
         self.chosen_launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        if not hasattr(self.chosen_launcher, "manifest"):
+            log.warning(
+                "Warning: this search cannot be resumed if it is interrupted, since hydra/launcher=basic writes no %s."
+                " Leave hydra/launcher=basic out to be able to resume it",
+                MANIFEST,
+            )
 
     def _check_settings(self) -> None:
         for name in ("n_trials", "n_jobs", "seed"):
@@ -95,6 +104,11 @@ class OptunaSweeper(Sweeper):
             return (
                 f"sweep.resume={display_path(self.folder)}: the folder contains no search."
                 " Leave hydra/sweeper=optuna out"
+            )
+        if not (self.folder / MANIFEST).exists():
+            return (
+                f"{display_path(self.folder)} contains a search without a {MANIFEST}, which cannot be resumed. Set"
+                " hydra.sweep.dir to a new folder"
             )
         return (
             f"{display_path(self.folder)} already contains a search. Resume it with"
@@ -299,7 +313,7 @@ def _distribution(override: Override, sweep: Any, log: bool) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(sweep, IntervalSweep):
-        numbers: list[Any] = [sweep.start, sweep.end]
+        numbers: list[Any] = interval_ends(override, sweep)
         options: dict[str, Any] = {"log": log}
     else:
         values = list_values(override)
@@ -310,6 +324,26 @@ def _distribution(override: Override, sweep: Any, log: bool) -> Any:
         numbers, options = [min(values), max(values)], {"step": abs(sweep.step)}
     whole = all(isinstance(number, int) for number in (*numbers, options.get("step", 1)))
     return (IntDistribution if whole else FloatDistribution)(*numbers, **options)
+
+
+def interval_ends(override: Override, sweep: IntervalSweep) -> list[Any]:
+    """Return the ends of an interval; for ``int(interval(...))`` the least and greatest whole number inside.
+
+    Hydra's ``int()`` truncates the ends, so that ``int(interval(1.5,1.7))`` would contain 1.
+
+    Raises
+    ------
+    ValueError
+        There is no whole number inside.
+    """
+    if not isinstance(sweep.start, int):
+        return [sweep.start, sweep.end]
+    text = re.sub(r"\bint\(", "float(", str(override.input_line))
+    interval: Any = OverridesParser.create().parse_override(text).value()
+    low, high = math.ceil(interval.start), math.floor(interval.end)
+    if low > high:
+        raise ValueError("there is no whole number in this interval")
+    return [low, high]
 
 
 def list_values(override: Override) -> list[Any]:

@@ -4,7 +4,7 @@ from fcnlab.sweeps import grid_sweeper, optuna_sweeper
 
 
 class GridSweeper(grid_sweeper.GridSweeper):
-    """``hydra/sweeper=basic`` of fcnlab"""
+    """``hydra/sweeper=basic``"""
 
 
 class OptunaSweeper(optuna_sweeper.OptunaSweeper):

@@ -8,7 +8,7 @@ class SlotsLauncher(launchers.SlotsLauncher):
 
 
 class InProcessLauncher(launchers.InProcessLauncher):
-    """``hydra/launcher=basic`` of fcnlab"""
+    """``hydra/launcher=basic``"""
 
 
 class SlurmLauncher(slurm.SlurmLauncher):

@@ -1,4 +1,4 @@
-"""What Slurm is asked for, what a task types, and how its end is told; without Slurm."""
+"""Test the parameters, tasks and exit codes of Slurm jobs, without Slurm."""
 
 import signal
 import subprocess
@@ -17,7 +17,7 @@ from fcnlab.sweeps.slurm import (
     Task,
     count_tasks,
     require_submitit,
-    sbatch,
+    sbatch_parameters,
     submitted_from,
     task_environment,
 )
@@ -40,13 +40,13 @@ def asked(monkeypatch, tmp_path):
     def script(trainer: dict, **settings) -> str:
         executor = submitit.AutoExecutor(tmp_path, cluster="slurm")
         trainer = {"devices": 1, "accelerator": "auto", "num_nodes": 1} | trainer
-        executor.update_parameters(**sbatch(SETTINGS | settings, trainer, "job 3"))
+        executor.update_parameters(**sbatch_parameters(SETTINGS | settings, trainer, "job 3"))
         return executor._executor._make_submission_file_text("run", "unique")
 
     return script
 
 
-def test_slurm_is_asked_for_a_task_for_each_rank(asked):
+def test_a_slurm_job_has_a_task_for_each_rank(asked):
     script = asked({"devices": "4", "accelerator": "gpu"})
     for line in ("--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=8", "--partition=gpu", "--time=60",
                  "--requeue", "--mail-type=END", "--signal=USR2@120", "--job-name=fcnlab"):  # fmt: skip
@@ -56,7 +56,7 @@ def test_slurm_is_asked_for_a_task_for_each_rank(asked):
     assert "#SBATCH --gpus-per-node=2\n" in asked({}, gpus_per_node=2)
 
 
-def test_what_slurm_does_not_take_is_told_as_a_fault_of_the_place(monkeypatch, tmp_path):
+def test_a_refused_submission_is_an_os_error(monkeypatch, tmp_path):
     """The launcher lets an OSError end the sweep with how to go on; submitit's own error ended in a traceback."""
     for name in ("srun", "sbatch"):
         (tmp_path / name).write_text(
@@ -66,28 +66,30 @@ def test_what_slurm_does_not_take_is_told_as_a_fault_of_the_place(monkeypatch, t
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     launcher = slurm.SlurmLauncher(**SETTINGS | {"submitit_folder": str(tmp_path / "submitted")})
     launcher.verb, launcher.manifest, launcher.resumes = "train", SimpleNamespace(folder=tmp_path), False
-    launcher.asked = {3: sbatch(SETTINGS, {"devices": 1, "accelerator": "auto", "num_nodes": 1}, "job 3")}
-    monkeypatch.setattr(launcher, "_words", lambda *_, **__: [])
+    launcher.parameters = {
+        3: sbatch_parameters(SETTINGS, {"devices": 1, "accelerator": "auto", "num_nodes": 1}, "job 3")
+    }
+    monkeypatch.setattr(launcher, "_run_overrides", lambda *_, **__: [])
     monkeypatch.setattr(slurm, "config_dir", lambda hydra: None)
     job = SimpleNamespace(number=3, folder="3", overrides=[])
-    with pytest.raises(OSError, match=r"Slurm has not taken job 3: .*Unable to contact slurm controller"):
-        launcher._begin(job, None, {3: SimpleNamespace(hydra=None)})
+    with pytest.raises(OSError, match=r"Slurm did not accept job 3: .*Unable to contact slurm controller"):
+        launcher._start(job, None, {3: SimpleNamespace(hydra=None)})
 
 
 @pytest.mark.parametrize("devices", ["auto", -1, 0, [0, 1]])
-def test_slurm_has_to_know_how_many_devices(devices):
-    with pytest.raises(UserError, match=r"job 3: trainer.devices=.*give their number"):
+def test_slurm_needs_the_number_of_devices(devices):
+    with pytest.raises(UserError, match=r"job 3: trainer.devices=.* must be the number of devices"):
         count_tasks({"devices": devices}, "job 3")
 
 
-def test_nodes_are_said_once(asked):
-    with pytest.raises(UserError, match=r"job 3: trainer.num_nodes=2, and hydra.launcher.nodes=1"):
+def test_differing_numbers_of_nodes_are_refused(asked):
+    with pytest.raises(UserError, match=r"job 3: trainer.num_nodes=2 differs from hydra.launcher.nodes=1"):
         asked({"num_nodes": 2})
 
 
-def test_what_is_missing_is_said(monkeypatch, tmp_path):
+def test_missing_slurm_or_submitit_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="no sbatch and srun here"):
+    with pytest.raises(UserError, match="sbatch or srun was not found"):
         require_submitit()
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install 'fcnlab\[slurm\]'"):
@@ -111,25 +113,25 @@ def in_slurm(monkeypatch):
         signal.signal(signum, handler)
 
 
-def test_a_task_knows_its_rank_from_slurm_alone(in_slurm):
+def test_a_task_gets_its_rank_only_from_slurm(in_slurm):
     environment = task_environment()
     assert environment["SLURM_NTASKS"] == "2" and "LOCAL_RANK" not in environment
     assert environment["OMP_NUM_THREADS"] == "3"
 
 
-def test_a_task_that_slurm_starts_again_goes_on(in_slurm, tmp_path):
-    task, remote = (Task("train", ["seed=1"], None, tmp_path, begins_elsewhere=flag) for flag in (False, True))
-    assert task._words(restarted=False) == ["seed=1"]
-    assert task._words(restarted=True) == ["seed=1", "checkpoint=auto"]
-    assert remote._words(restarted=True) == ["seed=1"]
+def test_a_requeued_task_resumes(in_slurm, tmp_path):
+    task, with_checkpoint = (Task("train", ["seed=1"], None, tmp_path, names_checkpoint=flag) for flag in (False, True))
+    assert task._run_overrides(restarted=False) == ["seed=1"]
+    assert task._run_overrides(restarted=True) == ["seed=1", "checkpoint=auto"]
+    assert with_checkpoint._run_overrides(restarted=True) == ["seed=1"]
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    assert remote._words(restarted=True) == ["seed=1", "checkpoint=auto"]
+    assert with_checkpoint._run_overrides(restarted=True) == ["seed=1", "checkpoint=auto"]
     in_slurm.setenv("SLURM_PROCID", "1")  # a rank that writes no record, and no second log
-    assert task._words(False) == ["seed=1", "hydra.job.name='train_rank_1'", "hydra.output_subdir=null"]
+    assert task._run_overrides(False) == ["seed=1", "hydra.job.name='train_rank_1'", "hydra.output_subdir=null"]
 
 
-def test_a_run_that_had_ended_is_not_run_again(in_slurm, tmp_path):
+def test_a_finished_run_is_not_rerun(in_slurm, tmp_path):
     in_slurm.setenv("SLURM_RESTART_COUNT", "1")
     (tmp_path / "run.json").write_text('{"status": "finished"}')
     in_slurm.setattr(slurm, "start_verb", lambda *_: pytest.fail("started"))
@@ -149,10 +151,10 @@ class Stopped(Exception):
         ([signal.SIGTERM, signal.SIGUSR2], "0", [143]),
     ],
 )
-def test_a_task_that_is_stopped_lets_the_run_save_itself(in_slurm, tmp_path, sent, rank: str, ended: list):
+def test_a_stopped_task_lets_the_run_save(in_slurm, tmp_path, sent, rank: str, ended: list):
     """The run is a process that ends with 128 + SIGTERM once it has been asked to, as ours do."""
     run = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print(flush=True); time.sleep(30)"
-    said = []
+    message = []
 
     def start(*_) -> subprocess.Popen:
         process = subprocess.Popen([sys.executable, "-c", run], stdout=subprocess.PIPE)
@@ -171,26 +173,26 @@ def test_a_task_that_is_stopped_lets_the_run_save_itself(in_slurm, tmp_path, sen
         return process
 
     def leave(code: int) -> None:
-        said.append(code)
+        message.append(code)
         raise Stopped
 
-    signal.signal(signal.SIGUSR2, lambda *_: said.append("queued"))
+    signal.signal(signal.SIGUSR2, lambda *_: message.append("queued"))
     in_slurm.setenv("SLURM_PROCID", rank)
     in_slurm.setattr(slurm, "start_verb", start)
     in_slurm.setattr(slurm.os, "_exit", leave)
     with pytest.raises(Stopped):
         Task("train", [], None, tmp_path)()
-    assert said == ended
+    assert message == ended
 
 
 def submitted(tmp_path, queue: SlurmQueue, monkeypatch) -> SlurmJob:
     monkeypatch.setattr(slurm, "QUEUE", queue)
-    monkeypatch.setattr(SlurmQueue, "_ask", lambda self: None)
+    monkeypatch.setattr(SlurmQueue, "_refresh", lambda self: None)
     return SlurmJob(SimpleNamespace(job_id="7", paths=SimpleNamespace(result_pickle=tmp_path / "result.pkl")))
 
 
 @pytest.mark.parametrize(("left", "code"), [(("success", 0), 0), (("success", 3), 3), (("error", "trace"), 1)])
-def test_a_jobs_end_is_what_its_task_left(tmp_path, monkeypatch, left, code: int):
+def test_the_exit_code_of_a_job_is_in_its_result(tmp_path, monkeypatch, left, code: int):
     import pickle
 
     job = submitted(tmp_path, SlurmQueue(), monkeypatch)
@@ -206,30 +208,30 @@ class Act:
         return Path.touch, (Path("acted"),)
 
 
-def test_a_result_of_somebody_elses_making_runs_nothing(tmp_path, monkeypatch):
+def test_a_foreign_result_runs_no_code(tmp_path, monkeypatch):
     import pickle
 
     monkeypatch.chdir(tmp_path)
     job = submitted(tmp_path, SlurmQueue(), monkeypatch)
     job.result.write_bytes(pickle.dumps(("success", Act())))
-    with pytest.raises(pickle.UnpicklingError, match="a result names"):
+    with pytest.raises(pickle.UnpicklingError, match="a result contains"):
         job.poll()
     assert not Path("acted").exists()
 
 
-def test_files_of_a_folder_cancel_no_job_of_another(tmp_path, monkeypatch):
+def test_only_jobs_submitted_from_the_folder_are_cancelled(tmp_path, monkeypatch):
     """A script's name bears its job's number, and anybody can write a file of that name."""
-    said = {"7": f"{tmp_path}/submission_file_1.sh", "8": "/another/submission_file_2.sh", "9": ""}
+    message = {"7": f"{tmp_path}/submission_file_1.sh", "8": "/another/submission_file_2.sh", "9": ""}
     monkeypatch.setattr(
-        slurm.subprocess, "run", lambda command, **_: SimpleNamespace(stdout=f"{said[command[4]]}\n", returncode=0)
+        slurm.subprocess, "run", lambda command, **_: SimpleNamespace(stdout=f"{message[command[4]]}\n", returncode=0)
     )
-    assert [submitted_from(tmp_path, number) for number in said] == [True, False, True]
+    assert [submitted_from(tmp_path, number) for number in message] == [True, False, True]
 
 
-def test_a_job_that_slurm_has_no_more_has_failed(tmp_path, monkeypatch):
+def test_a_job_that_slurm_no_longer_lists_has_failed(tmp_path, monkeypatch):
     queue = SlurmQueue()
     job = submitted(tmp_path, queue, monkeypatch)
-    queue.live, queue.asked = {"7"}, time.monotonic() + 1
+    queue.live, queue.refreshed = {"7"}, time.monotonic() + 1
     assert job.poll() is None and job.is_alive()
     queue.live = set()
     assert job.poll() is None  # its result may be on its way
@@ -242,16 +244,16 @@ def test_a_job_that_was_cancelled_was_interrupted(tmp_path, monkeypatch):
     job = submitted(tmp_path, queue, monkeypatch)
     monkeypatch.setattr(slurm.subprocess, "run", lambda command, **_: cancelled.append(command))
     job.send_signal(signal.SIGTERM)
-    queue.asked = time.monotonic() + 1
+    queue.refreshed = time.monotonic() + 1
     assert cancelled == [["scancel", "7"]] and job.poll() == -signal.SIGTERM
 
 
-def test_while_slurm_is_away_its_jobs_are_taken_to_be_there(monkeypatch):
+def test_jobs_count_as_live_while_slurm_does_not_answer(monkeypatch):
     queue = SlurmQueue()
-    queue.live, queue.asked = {"7"}, -100.0
+    queue.live, queue.refreshed = {"7"}, -100.0
 
     def away(*_, **__):
         raise subprocess.CalledProcessError(1, "squeue")
 
     monkeypatch.setattr(slurm.subprocess, "run", away)
-    assert queue.holds("7")
+    assert queue.contains("7")

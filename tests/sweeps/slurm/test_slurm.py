@@ -29,8 +29,8 @@ def slurm(tmp_path_factory):
     if shutil.which("slurmctld") is None and not installed():
         pytest.skip(f"Slurm cannot be installed: {' '.join(INSTALL)}")
     folder = tmp_path_factory.mktemp("slurm")
-    with (folder / "up.txt").open("w") as said:  # no pipe, which the daemons would keep open
-        up = subprocess.run([HERE / "slurm_up.sh", folder], stdout=said, stderr=said, timeout=90).returncode
+    with (folder / "up.txt").open("w") as message:  # no pipe, which the daemons would keep open
+        up = subprocess.run([HERE / "slurm_up.sh", folder], stdout=message, stderr=message, timeout=90).returncode
     try:
         assert up == 0, (folder / "up.txt").read_text()
         yield folder
@@ -55,9 +55,9 @@ def installed() -> bool:
 
 def start(folder: Path, *words: str) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(p for p in paths() if p)}
-    with (folder / "said.txt").open("ab") as said:
+    with (folder / "output.txt").open("ab") as message:
         command = [sys.executable, "-m", "fcnlab", "train", "-m", *words]
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=message, stderr=message)
 
 
 def paths() -> list[str]:
@@ -68,8 +68,8 @@ def paths() -> list[str]:
 def wait_for(happened, process: subprocess.Popen, what: str) -> None:
     deadline = time.monotonic() + 240
     while not happened():
-        said = (process.args, what)
-        assert process.poll() is None and time.monotonic() < deadline, said
+        message = (process.args, what)
+        assert process.poll() is None and time.monotonic() < deadline, message
         time.sleep(0.1)
 
 
@@ -79,8 +79,8 @@ def record(folder: Path, name: str = "run.json") -> dict:
 
 def queue() -> dict[str, str]:
     """The state of each of Slurm's jobs."""
-    said = subprocess.run(["squeue", "-h", "-o", "%A %T"], capture_output=True, text=True, check=True).stdout
-    return dict(line.split() for line in said.splitlines())
+    message = subprocess.run(["squeue", "-h", "-o", "%A %T"], capture_output=True, text=True, check=True).stdout
+    return dict(line.split() for line in message.splitlines())
 
 
 def job_of(number: int, sweep: Path) -> str:
@@ -114,7 +114,7 @@ def test_jobs_that_slurm_stops_end_as_those_that_it_left_alone(slurm, tmp_path, 
     for job in stopped:  # Slurm lets a job that it has queued again wait for two minutes
         wait_for(lambda job=job: queue().get(job) == "PENDING", process, f"job {job} is queued again: {queue()}")
         subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], check=True)
-    assert process.wait(200) == 0, (tmp_path / "said.txt").read_text()
+    assert process.wait(200) == 0, (tmp_path / "output.txt").read_text()
 
     for number in range(2):
         ran, straight = sweep / str(number), tmp_path / "straight" / str(number)
@@ -139,11 +139,11 @@ def test_each_rank_is_a_task_and_an_error_in_one_ends_the_job(slurm, tmp_path, s
              "+callbacks.note._target_=raiser.NoteImages", "+callbacks.bad._target_=raiser.RaiseIn",
              "+callbacks.bad.rank=-1,0,1", "hydra/launcher=submitit_slurm")  # fmt: skip
     process, sweep = start(tmp_path, *words), tmp_path / "sweep"
-    assert process.wait(280) == 1, (tmp_path / "said.txt").read_text()
-    said, jobs = (tmp_path / "said.txt").read_text(), record(sweep, "sweep.json")["jobs"]
+    assert process.wait(280) == 1, (tmp_path / "output.txt").read_text()
+    message, jobs = (tmp_path / "output.txt").read_text(), record(sweep, "sweep.json")["jobs"]
     assert [job["status"] for job in jobs] == [
         "finished", "failed", "failed", "finished", "failed", "finished"
-    ], said  # fmt: skip
+    ], message  # fmt: skip
     for number, devices in ((0, 2), (3, 1), (5, 1)):
         seen = [
             line.split() for path in (sweep / str(number)).glob("seen-*.txt") for line in path.read_text().splitlines()
@@ -153,5 +153,5 @@ def test_each_rank_is_a_task_and_an_error_in_one_ends_the_job(slurm, tmp_path, s
         assert sorted((int(epoch), int(index)) for epoch, _, index in seen) == each
         assert record(sweep / str(number), "metrics.json")["protocol"]["images"] == 8
     assert {path.name for path in sweep.iterdir() if path.is_dir()} == {".submitit", *"012345"}
-    assert said.count("To repeat it: fcnlab train") == 3
-    assert all(f"Job {number} (trainer.devices={devices}" in said for number, devices in ((1, 2), (2, 2), (4, 1)))
+    assert message.count("To rerun this job: fcnlab train") == 3
+    assert all(f"Job {number} (trainer.devices={devices}" in message for number, devices in ((1, 2), (2, 2), (4, 1)))
