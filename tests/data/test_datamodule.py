@@ -349,7 +349,7 @@ def test_where_nothing_can_be_shared_nobody_else_reads(make, monkeypatch, missin
         monkeypatch.setattr(datamodule.multiprocessing, "Lock", absent)
     else:
         monkeypatch.setattr(torch.Tensor, "share_memory_", only_read)
-    loader_workers.why_nothing_is_shared.cache_clear()
+    loader_workers.why_workers_are_unavailable.cache_clear()
     try:
         found = readers(4, "auto", 1)
         said = "No such file" if missing == "semaphore" else "Read-only file system"
@@ -359,7 +359,7 @@ def test_where_nothing_can_be_shared_nobody_else_reads(make, monkeypatch, missin
         loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader())
         assert [loader.num_workers for loader in loaders] == [0] * 4
     finally:
-        loader_workers.why_nothing_is_shared.cache_clear()
+        loader_workers.why_workers_are_unavailable.cache_clear()
 
 
 def test_files_that_may_be_opened_are_counted(monkeypatch):

@@ -555,7 +555,7 @@ def test_a_second_one_says_that_it_waits(archive, tmp_path, caplog):
     with caplog.at_level("INFO", "fcnlab"), ThreadPoolExecutor(1) as pool:
         with exclusive_folder(root):
             other = pool.submit(obtain_archive, root, archive(), False, str(path))
-            until(lambda: "Another process prepares the data" in caplog.text)
+            until(lambda: "Waiting for another process that prepares the data" in caplog.text)
             assert contents(root) == {}
         other.result()
     assert contents(root) == FILES

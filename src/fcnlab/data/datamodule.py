@@ -112,8 +112,8 @@ class DataModule(L.LightningDataModule):
         Raises
         ------
         DataError
-            See :meth:`SegmentationDataset.check`; also if the number of classes differs from the model's, if there are no
-            masks, or if training images are evaluated.
+            See :meth:`SegmentationDataset.check`; also if the number of classes differs from the model's, if there are
+            no masks, or if training images are evaluated.
         """
         if "train" in splits and not self.allow_overlap:
             self._check_overlap(*splits)
@@ -132,8 +132,8 @@ class DataModule(L.LightningDataModule):
             if target and images_there and not any(map(isfile, dataset.masks)):
                 raise DataError(
                     f"{dataset.title} has no masks (such as {next(iter(dataset.masks), 'PNGs')}), so it can only be"
-                    " predicted, not trained on or evaluated. With data=folder, set data.dataset.masks to their location,"
-                    " with {split} for the name of the list. For VOC's server: fcnlab predict data=voc ..."
+                    " predicted, not trained on or evaluated. With data=folder, set data.dataset.masks to their"
+                    " location, with {split} for the name of the list. For VOC's server: fcnlab predict data=voc ..."
                     " submission=FILE.tar.gz"
                 )
             least = 1 if cropped else min_size
@@ -298,9 +298,9 @@ class DataModule(L.LightningDataModule):
 def copy_async(batch: Batch, device: torch.device) -> Batch:
     """Copy a batch to a GPU while the GPU still computes the previous one.
 
-    Lightning also copies pinned memory asynchronously, but on the compute stream, so that the copy starts only after the
-    computation. Here the copy has its own stream, for which later computation waits; ``record_stream`` keeps its memory
-    from reuse until then.
+    Lightning also copies pinned memory asynchronously, but on the compute stream, so that the copy starts only after
+    the computation. Here the copy has its own stream, for which later computation waits; ``record_stream`` keeps its
+    memory from reuse until then.
     """
     work, copying = torch.cuda.current_stream(device), _copying_stream(device)
     with torch.cuda.stream(copying):

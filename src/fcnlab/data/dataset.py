@@ -30,8 +30,8 @@ class MaskContents:
     pixels
         Number of pixels of each label.
     shown
-        The label of each colour in the file's palette; without colours that stand for two labels, and empty if masks are
-        read by colours.
+        The label of each colour in the file's palette; without colours that stand for two labels, and empty if masks
+        are read by colours.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class SegmentationDataset:
     ignore_index
         The label on disk of pixels that are neither trained on nor scored; it is read as 255. None: no such label.
     colours
-        The class of each RGB colour in masks, 255 for ignored pixels; None: masks contain ids, and RGB masks are errors.
+        The class of each RGB colour in masks, 255 for ignored pixels; None: masks contain ids.
     ids
         The class of each id on disk, 255 for ignored pixels; None: ids are indices of ``classes``.
     official
@@ -110,8 +110,8 @@ class SegmentationDataset:
         """Return the message for an ignore index that is also the id of a class."""
         return (
             f"data.dataset.ignore_index={ignore_index} is also the id of class {name} of {self.title}. To ignore that"
-            " class, set only the other classes and ids, as in data.dataset.classes=[NAME] 'data.dataset.ids={1: NAME}'."
-            " Otherwise set another ignore_index, or null if every id is a class."
+            " class, set only the other classes and ids, as in data.dataset.classes=[NAME] 'data.dataset.ids={1:"
+            " NAME}'. Otherwise set another ignore_index, or null if every id is a class."
         )
 
     def __len__(self) -> int:
@@ -145,8 +145,8 @@ class SegmentationDataset:
         """Check that a palette of official colours agrees with the ids; other palettes are not checked."""
         if shown.min() != UNKNOWN and (shown != labels).any():
             raise WrongLabels(
-                f"{path} has a palette whose colours contradict its ids for {self.title}: a program reordered the palette"
-                " when it saved the file. Use the original file, or set the colours of the classes with data=folder"
+                f"{path} has a palette whose colours contradict its ids for {self.title}: a program reordered the"
+                " palette when it saved the file. Use the original file, or set the class colours with data=folder"
             )
 
     def _unknown(self, stored: StoredMask, where: Bool[ndarray, "rows cols"]) -> str:
@@ -164,10 +164,10 @@ class SegmentationDataset:
             "null" if self.ignore_index is None else self.ignore_index,
         )
         if self.ids is not None:
-            return (
-                f"labels {wrong} without a class of {self.title} in data.dataset.ids; ignore_index is {ignore_index}"
-            )
-        return f"labels {wrong}, but {self.title} has classes 0 to {len(self.classes) - 1} and ignore_index {ignore_index}"
+            return f"labels {wrong} without a class of {self.title} in data.dataset.ids; ignore_index is {ignore_index}"
+        return (
+            f"labels {wrong}, but {self.title} has classes 0 to {len(self.classes) - 1} and ignore_index {ignore_index}"
+        )
 
     def size(self, index: int) -> tuple[int, int]:
         """Return rows and columns from the header of an image."""
@@ -213,8 +213,8 @@ class SegmentationDataset:
         Raises
         ------
         DataError
-            One message for all problems: missing, unreadable or truncated files, images of another size than their masks
-            or smaller than ``min_size`` pixels, masks with invalid labels, duplicate names.
+            One message for all problems: missing, unreadable or truncated files, images of another size than their
+            masks or smaller than ``min_size`` pixels, masks with invalid labels, duplicate names.
         """
         if not self.names:
             raise DataError(f"{self.title} is empty: set another list")
@@ -252,7 +252,9 @@ class SegmentationDataset:
         try:
             size = image_size(image)
             if min(size) < min_size:
-                raise WrongSize(f"{image} has {size[0]}x{size[1]} pixels, but at least {min_size} are required on each side")
+                raise WrongSize(
+                    f"{image} has {size[0]}x{size[1]} pixels, but at least {min_size} are required on each side"
+                )
         except DataError as fault:
             yield fault
         if not self.masks:

@@ -153,9 +153,7 @@ def _list_line_hint(path: Path) -> str:
 
 def _check_header(path: Path, file: ImageFile) -> None:
     if any(tile[0] in SLOW for tile in file.tile):
-        raise UnreadableFile(
-            f"{path} has an encoding that takes minutes to read ({file.tile[0][0]}): save it as PNG"
-        )
+        raise UnreadableFile(f"{path} has an encoding that takes minutes to read ({file.tile[0][0]}): save it as PNG")
     cols, rows = file.size
     if Image.MAX_IMAGE_PIXELS is not None and rows * cols > Image.MAX_IMAGE_PIXELS:  # PIL only warns
         raise WrongSize(

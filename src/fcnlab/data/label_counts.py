@@ -133,8 +133,8 @@ def _palettes_of_two_orders(dataset: SegmentationDataset, masks: Sequence[MaskCo
             if before != label:
                 yield (
                     f"palettes of masks contradict each other: the colour {list(colour)} is {names[before]} in {path}"
-                    f" but {names[label]} in {mask.path}, because masks are read by their ids. If the colours define the"
-                    " classes, set them with data=folder: data.dataset.classes={NAME: [R, G, B], ...}"
+                    f" but {names[label]} in {mask.path}, because masks are read by their ids. If the colours define"
+                    " the classes, set them with data=folder: data.dataset.classes={NAME: [R, G, B], ...}"
                 )
                 return
 
@@ -162,8 +162,8 @@ def _looks_binary(dataset: SegmentationDataset, found: LabelPixels) -> str:
         return ""
     first, second = (*dataset.classes, "NAME")[:2]
     return (
-        f". These look like binary masks of 0 and 255, of which {IGNORE_INDEX} is ignored: define the ids with data=folder,"
-        f" 'data.dataset.ids={{0: {first}, {IGNORE_INDEX}: {second}}}'"
+        f". These look like binary masks of 0 and 255, of which {IGNORE_INDEX} is ignored: define the ids with"
+        f" data=folder, 'data.dataset.ids={{0: {first}, {IGNORE_INDEX}: {second}}}'"
     )
 
 

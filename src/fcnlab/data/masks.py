@@ -149,7 +149,9 @@ def _check_kind(path: Path, file: ImageFile, coloured: bool) -> None:
     if getattr(file, "is_animated", False):  # n_frames follows a TIFF's chain of a million empty images to its end
         raise WrongMode(f"{path} contains more than one image: save each mask in its own file")
     if file.info.get("compression") in LOSSY:
-        raise WrongMode(f"{path} has {file.info['compression']} compression, which blurs labels: save it with lossless compression")
+        raise WrongMode(
+            f"{path} has {file.info['compression']} compression, which blurs labels: save it with lossless compression"
+        )
     if file.mode == "L" and SIGNED in getattr(file, "tag_v2", {}).get(
         SAMPLE_FORMAT, ()
     ):  # PIL would read -1 as 255, the ignore index

@@ -11,9 +11,9 @@ from fcnlab.data.image_files import SUFFIXES, DataError
 def find_images(root: str, pattern: str, masks: str) -> tuple[dict[str, Path], dict[str, list[Path]]]:
     """Return the images of a pattern by ``{name}``, in the order of names, and the skipped files by name.
 
-    A file that matches ``masks`` with the name of another image is that image's mask, not an image. Skipped files differ
-    from the pattern only in suffix or case, and no image has their name; files that match ``masks`` are not among them.
-    Hidden files are neither images nor skipped files.
+    A file that matches ``masks`` with the name of another image is that image's mask, not an image. Skipped files
+    differ from the pattern only in suffix or case, and no image has their name; files that match ``masks`` are not
+    among them. Hidden files are neither images nor skipped files.
 
     Raises
     ------
