@@ -75,10 +75,13 @@ BROKEN = {
     "empty file": (lambda image, mask: mask.write_bytes(b""), r"b\.png cannot be read as an image"),
     "truncated mask": (lambda image, mask: truncate(mask), r"b\.png cannot be read"),
     "colour mask": (lambda image, mask: save(mask, (12, 16, 3)), r"b\.png .* mode RGB: .*Convert colours to ids"),
-    "wrong label": (lambda image, mask: save(mask, value=7), r"b\.png holds labels \[7\].* 0 to 2 and 255 for void"),
-    "beside void": (lambda image, mask: save(mask, value=255, corner=3), r"b\.png holds labels \[3\]"),
+    "wrong label": (
+        lambda image, mask: save(mask, value=7),
+        r"b\.png contains labels \[7\].* 0 to 2 and ignore_index 255",
+    ),
+    "beside void": (lambda image, mask: save(mask, value=255, corner=3), r"b\.png contains labels \[3\]"),
     "other size": (lambda image, mask: save(mask, (16, 12)), r"b\.jpg has 12x16 pixels, its mask 16x12"),
-    "flipped bit": (lambda image, mask: flip_last_pixels(mask), r"b\.png cannot be read to its end: .*checksum"),
+    "flipped bit": (lambda image, mask: flip_last_pixels(mask), r"b\.png is truncated or damaged: .*checksum"),
     "grey of 4 bits": (lambda image, mask: save_png(mask, 16, 12, 4, bytes(9 * 12)), r"b\.png stores grey of 4 bits"),
     "JPEG mask": (
         lambda image, mask: Image.new("L", (16, 12)).save(mask, "JPEG"),
@@ -88,7 +91,7 @@ BROKEN = {
         lambda image, mask: save_png(
             mask, 16, 12, 8, bytes(17 * 12), (b"zTXt", b"k\0\0" + zlib.compress(bytes(2**21)))
         ),
-        r"b\.png cannot be read to its end: Decompressed data too large",
+        r"b\.png is truncated or damaged: Decompressed data too large",
     ),
     "image of 16 bits": (
         lambda image, mask: Image.fromarray(np.zeros((12, 16), np.uint16)).save(image, "PNG"),
@@ -113,7 +116,9 @@ def test_check_passes_sound_images(make):
     make(masks=()).check(MIN_SIZE)  # images without truth are only looked at
 
 
-@pytest.mark.parametrize(("names", "message"), [("abca", "a is listed twice"), ("", "toys is empty: name another")])
+@pytest.mark.parametrize(
+    ("names", "message"), [("abca", "a is listed more than once"), ("", "toys is empty: name another")]
+)
 def test_check_of_names(make, names, message):
     with pytest.raises(DataError, match=message):
         make(names).check()
@@ -146,7 +151,7 @@ def test_truncated_jpeg_is_an_error_and_not_half_grey(make, share):
     images = make()
     truncate(images.images[1], share)
     for look in (images.check, lambda: images.image(1)):
-        with pytest.raises(DataError, match=r"b\.jpg cannot be read to its end"):
+        with pytest.raises(DataError, match=r"b\.jpg is truncated or damaged"):
             look()
 
 
@@ -226,7 +231,7 @@ def test_void_is_read_as_255(make):
     save(images.masks[0], value=2, corner=3)
     assert images.mask(0)[0].tolist() == [255] + [2] * 15
     save(images.masks[0], value=255)  # which is no void there
-    with pytest.raises(DataError, match=r"holds labels \[255\].* 3 for void"):
+    with pytest.raises(DataError, match=r"contains labels \[255\].* ignore_index 3"):
         images.mask(0)
 
 

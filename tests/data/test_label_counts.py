@@ -114,7 +114,7 @@ def test_what_is_kept_replaces_no_look_at_headers(images, folder):
 def test_a_fault_is_kept_by_nobody(images, folder):
     Image.new("L", images.size(0)[::-1], 99).save(images.masks[0])
     for _ in range(2):
-        with pytest.raises(DataError, match=r"holds labels \[99\]"):
+        with pytest.raises(DataError, match=r"contains labels \[99\]"):
             label_counts.check(images, 1, folder)
 
 
@@ -135,9 +135,14 @@ def pixels(**found: int) -> np.ndarray:
 def test_one_class_is_told_with_what_the_pixels_are(images):
     two = replace(images, classes=("background", "object"))
     assert one_class_only(two, pixels(_0=30, _1=1)) is None
-    assert one_class_only(two, pixels(_1=5)) == "at most one class occurs in all masks: object 100.0 % of the pixels"
+    assert (
+        one_class_only(two, pixels(_1=5))
+        == "all masks together contain at most one class: object 100.0 % of the pixels"
+    )
     binary = one_class_only(two, pixels(_0=75, _255=25)) or ""
-    assert binary.startswith("at most one class occurs in all masks: background 75.0 %, void 25.0 % of the pixels.")
+    assert binary.startswith(
+        "all masks together contain at most one class: background 75.0 %, void 25.0 % of the pixels."
+    )
     assert "binary masks of 0 and 255" in binary and "'data.dataset.ids={0: background, 255: object}'" in binary
     assert "void 100.0 %" in (one_class_only(two, pixels(_255=3)) or "")
 

@@ -217,10 +217,10 @@ def state_of(dataset: SegmentationDataset) -> str:
     digest = blake2b(f"{LAYOUT} {cv2.__version__} {PIL.__version__}".encode(), digest_size=16)
     for path in (*dataset.images, *dataset.masks):
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError:
             raise DataError(f"{path} is missing") from None
-        digest.update(f" {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode())
+        digest.update(f" {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode())
     return digest.hexdigest()
 
 
@@ -280,10 +280,10 @@ def _with_size(checksum: int, size: Sequence[int]) -> bytes:
 
 
 def _put(handle: int, data: bytes, start: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        done = os.pwrite(handle, rest, start)
-        rest, start = rest[done:], start + done
+    remaining = memoryview(data)
+    while remaining:
+        done = os.pwrite(handle, remaining, start)
+        remaining, start = remaining[done:], start + done
 
 
 def _free_memory() -> int:

@@ -151,13 +151,15 @@ class DataModule(L.LightningDataModule):
         lists = {self.lists[name]: name for name in splits if name != "train"}  # compare each list once
         for name in lists.values():
             scored = self.split(name)
-            both = find_duplicates(scored.images, trained.images)
-            if both:
-                few = ", ".join(path.stem if path == twin else f"{path} is {twin}" for path, twin in both[:3])
-                few += ", …" if len(both) > 3 else ""
+            duplicates = find_duplicates(scored.images, trained.images)
+            if duplicates:
+                examples = ", ".join(
+                    path.stem if path == twin else f"{path} is {twin}" for path, twin in duplicates[:3]
+                )
+                examples += ", …" if len(duplicates) > 3 else ""
                 raise DataError(
-                    f"{len(both)} of {len(scored)} images of {scored.title} are also in data.train_list="
-                    f"{self.lists['train']} ({few}): fcnlab refuses to evaluate on training images. Choose lists"
+                    f"{len(duplicates)} of {len(scored)} images of {scored.title} are also in data.train_list="
+                    f"{self.lists['train']} ({examples}): fcnlab refuses to evaluate on training images. Choose lists"
                     f" without common images (data.train_list, data.{name}_list), or set data.allow_overlap=true"
                 )
 

@@ -87,7 +87,7 @@ def read_only_data(images: Callable[..., Any]) -> Callable[[str, str], Any]:
     return partial(images, **{name: value for name, value in writes_nothing.items() if name in known})
 
 
-def obtain_archive(root: Path, wanted: Archive, download: bool, archive: str | Sequence[str] | None) -> None:
+def obtain_archive(root: Path, expected: Archive, download: bool, archive: str | Sequence[str] | None) -> None:
     """Unpack an archive under ``root`` unless its witness exists: from the user's tar files, or from a mirror.
 
     A second process waits for the first, and then uses its data.
@@ -98,24 +98,24 @@ def obtain_archive(root: Path, wanted: Archive, download: bool, archive: str | S
         The user's tar files do not contain it, or are truncated, damaged or malicious; no mirror provides it; ``root``
         cannot be written to.
     """
-    witness = root / wanted.witness
-    given = [archive] if isinstance(archive, str) else list(archive or ())
+    witness = root / expected.witness
+    archives = [archive] if isinstance(archive, str) else list(archive or ())
     if witness.is_file():
         return
     with exclusive_folder(root):
-        for path in sorted(map(Path, given), key=lambda path: path.name != wanted.name):
+        for path in sorted(map(Path, archives), key=lambda path: path.name != expected.name):
             if not witness.is_file():
-                unpack(path, root, wanted)
+                unpack(path, root, expected)
         if witness.is_file():
             return
         if not download:
             raise DataError(
-                f"data.archive={', '.join(given)} does not contain {wanted.witness}: set a tar file like {wanted.name},"
-                " or add data.download=true"
+                f"data.archive={', '.join(archives)} does not contain {expected.witness}: set a tar file like"
+                f" {expected.name}, or add data.download=true"
             )
-        path = fetch(wanted, root)
-        unpack(path, root, wanted)
-        if path.name != wanted.name:  # a file with its own name existed before, and is kept
+        path = fetch(expected, root)
+        unpack(path, root, expected)
+        if path.name != expected.name:  # a file with its own name existed before, and is kept
             path.unlink()
 
 
@@ -258,7 +258,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def unpack(archive: Path, root: Path, wanted: Archive) -> None:
+def unpack(archive: Path, root: Path, expected: Archive) -> None:
     """Unpack a tar file into ``root``, without changing existing files.
 
     Sizes are checked before the first byte is written, and again while unpacking.
@@ -278,9 +278,9 @@ def unpack(archive: Path, root: Path, wanted: Archive) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)  # fails if there is a link
-        _check_sizes(archive, root, wanted.largest)
-        _extract(archive, aside, wanted.largest)
-        _move(aside, root, wanted.witness)
+        _check_sizes(archive, root, expected.largest)
+        _extract(archive, aside, expected.largest)
+        _move(aside, root, expected.witness)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -302,12 +302,12 @@ class _Header(NoSparseFiles):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
-        found = super().frombuf(buf, encoding, errors)
-        if found.type == tarfile.GNUTYPE_SPARSE:
-            found.refuse_sparse()
-        if found.size < 0 or (found.type not in tarfile.REGULAR_TYPES and found.size > HEADER):
-            raise tarfile.ReadError(f"the header of {found.name!r} declares {found.size:,} bytes")
-        return found
+        header = super().frombuf(buf, encoding, errors)
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            header.refuse_sparse()
+        if header.size < 0 or (header.type not in tarfile.REGULAR_TYPES and header.size > HEADER):
+            raise tarfile.ReadError(f"the header of {header.name!r} declares {header.size:,} bytes")
+        return header
 
 
 def _check_sizes(archive: Path, root: Path, largest: int) -> None:
@@ -329,7 +329,7 @@ def _check_sizes(archive: Path, root: Path, largest: int) -> None:
 
 def _extract(archive: Path, folder: Path, largest: int) -> None:
     """Write the plain files of a tar file; ``folder`` never contains links."""
-    found = 0
+    count = 0
     with _members(archive, largest, "unpacking") as members:
         for tar, member, name in members:
             content = tar.extractfile(member)
@@ -337,8 +337,8 @@ def _extract(archive: Path, folder: Path, largest: int) -> None:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with content, (folder / name).open("xb") as file:
                     shutil.copyfileobj(content, file, BLOCK)
-                found += 1
-    if not found:
+                count += 1
+    if not count:
         raise DataError(f"{archive} contains neither {'/ nor '.join(TOPS)}/: it is another archive")
 
 

@@ -57,14 +57,14 @@ def to_shared_memory(batch: Batch) -> Batch:
         ) from error
 
 
-def worker_count(wanted: int | Literal["auto"]) -> int:
+def worker_count(requested: int | Literal["auto"]) -> int:
     """Return the number of workers; ``"auto"`` is one per available core, at most 8.
 
     If set, ``OMP_NUM_THREADS`` limits the cores, because several runs may share a machine.
     """
     cores = visible_cores()
     share = os.environ.get("OMP_NUM_THREADS", "")
-    return min(8, cores, max(1, int(share)) if share.isdigit() else cores) if wanted == "auto" else int(wanted)
+    return min(8, cores, max(1, int(share)) if share.isdigit() else cores) if requested == "auto" else int(requested)
 
 
 class Readers(NamedTuple):

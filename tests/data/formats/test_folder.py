@@ -215,7 +215,7 @@ def test_void_may_be_another_id_or_none(tmp_path):
     assert open_folder(str(tmp_path), "all", **settings, classes=CLASSES, ignore_index=2).mask(0).tolist() == [
         [0, 1, 255]
     ]
-    with pytest.raises(DataError, match=r"holds labels \[2\], .* 0 to 1 and nothing for void"):
+    with pytest.raises(DataError, match=r"contains labels \[2\], .* 0 to 1 and nothing for void"):
         open_folder(str(tmp_path), "all", **settings, classes=CLASSES, ignore_index=None).mask(0)
 
 

@@ -80,11 +80,11 @@ def open_folder(
     names, colours = read_classes(classes, root)
     _check_one_meaning(colours, ignore_index, ignore_colours, ids)
     pattern = images.replace("{split}", split)
-    found, left_out = find_images(root, pattern, masks.replace("{split}", split))
-    if not found:
+    matches, left_out = find_images(root, pattern, masks.replace("{split}", split))
+    if not matches:
         raise DataError(f"no images match {Path(root) / pattern}{_splits_hint(root, images)}{_others(left_out)}")
-    members = _members(root, split, found, lists, fractions, split_seed)
-    if members and found.get(members[0]) == Path(root) / _filled(masks, split, members[0]):
+    members = _members(root, split, matches, lists, fractions, split_seed)
+    if members and matches.get(members[0]) == Path(root) / _filled(masks, split, members[0]):
         raise DataError(
             f"data.dataset.masks={masks} matches the images themselves (data.dataset.images={images}): set it to the"
             " location of the masks"
@@ -92,7 +92,7 @@ def open_folder(
     return SegmentationDataset(
         title=f"{Path(root).absolute().name} {split}",
         names=tuple(members),
-        images=tuple(found.get(name, Path(root) / _filled(images, split, name)) for name in members),
+        images=tuple(matches.get(name, Path(root) / _filled(images, split, name)) for name in members),
         masks=tuple(Path(root) / _filled(masks, split, name) for name in members),
         classes=names,
         palette=np.array(colours, np.uint8) if colours else voc_palette(len(names)),
@@ -169,11 +169,11 @@ def read_classes(classes: Classes, root: str) -> tuple[tuple[str, ...], list[Col
 
 
 def _colour_table(colours: Sequence[Colour], ignore_colours: Sequence[Sequence[int]]) -> dict[Colour, int] | None:
-    ignore_index = {_colour(one): IGNORE_INDEX for one in ignore_colours}
-    both = ignore_index.keys() & set(colours)
-    if both:
-        raise DataError(f"data.dataset.ignore_colours: {list(both.pop())} is also the colour of a class")
-    return {colour: label for label, colour in enumerate(colours)} | ignore_index if colours else None
+    ignored = {_colour(colour): IGNORE_INDEX for colour in ignore_colours}
+    duplicates = ignored.keys() & set(colours)
+    if duplicates:
+        raise DataError(f"data.dataset.ignore_colours: {list(duplicates.pop())} is also the colour of a class")
+    return {colour: label for label, colour in enumerate(colours)} | ignored if colours else None
 
 
 def count_classes(classes: Any, root: str) -> int:
@@ -252,13 +252,13 @@ def _check_mask_of_two(root: str, split: str, images: str, masks: str) -> None:
     """Check that different images of two splits do not have the same mask; copies of an image may share it."""
     if "{split}" not in images or "{split}" in masks:
         return
-    for image, other in islice(same_names(root, images, split), COMPARED):
-        if _differ(image, other):
+    for image, other_image in islice(same_names(root, images, split), COMPARED):
+        if _differ(image, other_image):
             raise DataError(
                 f"data.dataset.masks={masks} has no {{split}}, but data.dataset.images={images} has, so that the"
-                f" different images {image} and {other} would have the same mask. Add {{split}} to the path of masks,"
-                " such as masks/{split}/{name}.png, or rename the images. If they do share masks, create a link for"
-                " each split to the folder of masks"
+                f" different images {image} and {other_image} would have the same mask. Add {{split}} to the path of"
+                " masks, such as masks/{split}/{name}.png, or rename the images. If they do share masks, create a link"
+                " for each split to the folder of masks"
             )
 
 
@@ -295,7 +295,7 @@ def _filled(pattern: str, split: str, name: str) -> str:
 def _members(
     root: str,
     split: str,
-    found: Mapping[str, Path],
+    matches: Mapping[str, Path],
     lists: str | None,
     fractions: Mapping[str, float] | None,
     split_seed: int,
@@ -304,17 +304,17 @@ def _members(
         file = Path(root) / lists.replace("{split}", split)
         return read_list(file.parent, file.stem)
     if fractions is None:
-        return sorted(found)
+        return sorted(matches)
     if split not in fractions:
         there = ", ".join(fractions)
         raise DataError(
             f"no split {split!r} in data.dataset.fractions: available are {there}. Set data.train_list, data.val_list."
         )
-    members = [name for name in found if split_of(name, fractions, split_seed) == split]
+    members = [name for name in matches if split_of(name, fractions, split_seed) == split]
     if not members:
         raise DataError(
-            f"none of {len(found)} images is in split {split}: increase its share in data.dataset.fractions, or choose"
-            " another data.dataset.split_seed"
+            f"none of {len(matches)} images is in split {split}: increase its share in data.dataset.fractions, or"
+            " choose another data.dataset.split_seed"
         )
     return members
 

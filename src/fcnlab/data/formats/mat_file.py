@@ -68,10 +68,10 @@ def _elements(data: memoryview, order: str) -> Iterator[Part]:
 
 def _inflated(data: memoryview) -> memoryview:
     unpacking = zlib.decompressobj()
-    found = unpacking.decompress(data, LARGEST)
+    content = unpacking.decompress(data, LARGEST)
     if not unpacking.eof:
         raise ValueError(f"it is truncated, or a part has more than {LARGEST} bytes")
-    return memoryview(found)
+    return memoryview(content)
 
 
 def _matrix(data: memoryview, order: str) -> tuple[str, list[Part]]:

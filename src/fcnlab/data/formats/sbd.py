@@ -152,10 +152,10 @@ def read_mat(path: Path) -> UInt8[ndarray, "rows cols"]:
         raise BrokenFile(f"{path} cannot be read as a mask of SBD (GTcls.Segmentation): {first_line(error)}") from error
     if labels.ndim != 2:
         raise WrongMode(f"{path} contains a mask of {labels.ndim} dimensions")
-    wrong = sorted(set(np.unique(labels).tolist()) - set(range(len(CLASSES))) - {IGNORE_INDEX})
-    if wrong:
+    invalid = sorted(set(np.unique(labels).tolist()) - set(range(len(CLASSES))) - {IGNORE_INDEX})
+    if invalid:
         raise WrongLabels(
-            f"{path} contains labels {wrong[:5]}, but VOC has classes 0 to {len(CLASSES) - 1} and void {IGNORE_INDEX}"
+            f"{path} contains labels {invalid[:5]}, but VOC has classes 0 to {len(CLASSES) - 1} and void {IGNORE_INDEX}"
         )
     return labels.astype(np.uint8)
 
