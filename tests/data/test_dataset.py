@@ -80,9 +80,9 @@ BROKEN = {
         r"b\.png contains labels \[7\].* 0 to 2 and ignore_index 255",
     ),
     "beside void": (lambda image, mask: save(mask, value=255, corner=3), r"b\.png contains labels \[3\]"),
-    "other size": (lambda image, mask: save(mask, (16, 12)), r"b\.jpg has 12x16 pixels, its mask 16x12"),
+    "other size": (lambda image, mask: save(mask, (16, 12)), r"b\.jpg has 12x16 pixels, but its mask 16x12"),
     "flipped bit": (lambda image, mask: flip_last_pixels(mask), r"b\.png is truncated or damaged: .*checksum"),
-    "grey of 4 bits": (lambda image, mask: save_png(mask, 16, 12, 4, bytes(9 * 12)), r"b\.png stores grey of 4 bits"),
+    "grey of 4 bits": (lambda image, mask: save_png(mask, 16, 12, 4, bytes(9 * 12)), r"b\.png is 4-bit grey"),
     "JPEG mask": (
         lambda image, mask: Image.new("L", (16, 12)).save(mask, "JPEG"),
         r"b\.png cannot be read as an image \(PNG, TIFF\)",
@@ -117,7 +117,7 @@ def test_check_passes_sound_images(make):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [("abca", "a is listed more than once"), ("", "toys is empty: name another")]
+    ("names", "message"), [("abca", "a is listed more than once"), ("", "toys is empty: set another")]
 )
 def test_check_of_names(make, names, message):
     with pytest.raises(DataError, match=message):

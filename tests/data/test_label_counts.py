@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_written_costs_time_only(images, folder, reads):
 
 def test_what_is_kept_replaces_no_look_at_headers(images, folder):
     label_counts.check(images, 1, folder)
-    with pytest.raises(DataError, match="21 are needed on each side"):
+    with pytest.raises(DataError, match="21 are required on each side"):
         label_counts.check(images, 21, folder)
 
 
@@ -191,8 +191,10 @@ def test_masks_of_0_and_255_among_masks_of_ids_are_told_once_and_again(masks_of,
     images = masks_of({"a": [0, 255, 255, 255], "b": [0, 0, 0, 1], "c": [0, 0, 0, 0]})
     for _ in range(2):
         (told,) = label_counts.check(images, 1, folder).conflicts
-        assert "1 masks hold no ids but 0 and 255, such as" in told and "a.png (ground 25.0 %, void 75.0 % of" in told
-        assert "1 hold other ids and no 255, such as" in told and "b.png (ground 75.0 %, leaf 25.0 % of" in told
+        assert (
+            "1 masks contain only the ids 0 and 255, such as" in told and "a.png (ground 25.0 %, void 75.0 % of" in told
+        )
+        assert "1 contain other ids but no 255, such as" in told and "b.png (ground 75.0 %, leaf 25.0 % of" in told
         assert "'data.dataset.ids={0: ground, 1: leaf, 255: null}'" in told
     assert len(reads) == 3
 
@@ -253,5 +255,5 @@ def test_a_kept_conflict_that_was_changed_is_found_anew(masks_of, folder):
     images = masks_of({"a": [0, 255], "b": [0, 1]})
     found = label_counts.check(images, 1, folder)
     file = kept(folder)
-    file.write_text(file.read_text().replace("is read as void", "is read as gold"))
+    file.write_text(file.read_text().replace("is ignored", "is read as gold"))
     assert label_counts.check(images, 1, folder).conflicts == found.conflicts

@@ -145,7 +145,7 @@ MAPPINGS = {
     "binary": ((0, 255, 255), {0: "ground", 255: "leaf"}, 255, (0, 1, 1)),
     "from 1, void is 0": ((0, 1, 2), {1: "ground", 2: "leaf"}, 0, (255, 0, 1)),
     "several to one": ((7, 8, 9), {7: "leaf", 8: "ground", 9: "leaf"}, None, (1, 0, 1)),
-    "null is void": ((3, 4, 255), {3: None, 4: "ground", 5: "leaf"}, 255, (255, 0, 255)),
+    "or null for ignored pixels": ((3, 4, 255), {3: None, 4: "ground", 5: "leaf"}, 255, (255, 0, 255)),
     "beyond 255": ((0, 300, 65535), {0: "ground", 300: "leaf"}, 65535, (0, 1, 255)),
 }
 
@@ -171,21 +171,21 @@ def test_ids_of_any_mapping(folder, mask, kind, bits, suffix):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ids": {0: "ground", 1: "leaf"}}, r"data\.dataset\.ids gives no id to stem"),
-        ({"ids": {0: "ground", 1: "leaf", 2: "tree"}}, r"ids names 'tree', which is none of .*ground, leaf, stem"),
+        ({"ids": {0: "ground", 1: "leaf"}}, r"data\.dataset\.ids has no id for stem"),
+        ({"ids": {0: "ground", 1: "leaf", 2: "tree"}}, r"ids names 'tree', which is not in .*ground, leaf, stem"),
         pytest.param(
             {"ids": {"zero": "ground"}},
-            r"ids has the key 'zero': give each id as a number",
+            r"ids has the key 'zero': ids must be numbers",
             marks=pytest.mark.unchecked,
         ),
-        ({"ids": {-1: "ground", 1: "leaf", 2: "stem"}}, r"ids=\{-1: \.\.\.\} is no id of a mask: give 0 to 65535"),
+        ({"ids": {-1: "ground", 1: "leaf", 2: "stem"}}, r"ids=\{-1: \.\.\.\} is not a valid mask id: use 0 to 65535"),
         (
             {"ids": {0: "ground", 1: "leaf", 2: "stem"}, "ignore_index": 2},
             r"ignore_index=2 is the id of a class .*: stem\. .*ids=",
         ),
         ({"ids": {0: "a"}, "classes": {"a": [0, 0, 0]}}, r"ids has no effect with class colours"),
         ({"ignore_index": 7, "classes": {"a": [0, 0, 0]}}, r"ignore_index=7 has no effect with class colours"),
-        ({"ignore_index": -1}, r"ignore_index=-1 is no id of a mask: give 0 to 65535, or null"),
+        ({"ignore_index": -1}, r"ignore_index=-1 is not a valid mask id: set 0 to 65535, or null"),
     ],
 )
 def test_mistakes_in_ids(folder, settings, message):
@@ -260,7 +260,7 @@ def test_a_turned_tiff_is_no_image_either(tmp_path, folder, mask):
     """PIL turns TIFFs, and only TIFFs, when it decodes them: the mask would not turn."""
     Image.fromarray(LABELS).save(mask)
     Image.new("RGB", LABELS.shape[::-1]).save(tmp_path / "photos/a.jpg", "TIFF", tiffinfo={274: 3})
-    with pytest.raises(DataError, match=r"a\.jpg is a TIFF that notes orientation 3"):
+    with pytest.raises(DataError, match=r"a\.jpg is a TIFF with orientation 3"):
         folder().image(0)
 
 
@@ -304,7 +304,7 @@ def test_void_that_is_a_class_is_refused_for_every_data_set(voc_root, tmp_path, 
 
 def test_more_classes_than_ids_of_8_bits_are_refused(voc_root):
     """The 256th would be void."""
-    with pytest.raises(DataError, match="has 256 classes: give 1 to 255"):
+    with pytest.raises(DataError, match="has 256 classes, but 1 to 255"):
         replace(open_voc(str(voc_root), "val"), classes=tuple(map(str, range(256))), ignore_index=None)
 
 
@@ -364,7 +364,7 @@ def test_a_tiff_of_very_many_images_is_refused_at_once(tmp_path):
 def test_a_tiff_of_numbers_with_a_sign_is_refused(tmp_path):
     """PIL reads -1 of 8 bits as 255, which would be void."""
     cv2.imwrite(str(tmp_path / "a.tif"), np.array([[-1, 0, 1]], np.int8))
-    with pytest.raises(DataError, match="numbers with a sign"):
+    with pytest.raises(DataError, match="signed numbers"):
         read_mask(tmp_path / "a.tif", coloured=False)
 
 

@@ -335,6 +335,6 @@ def _splits_hint(root: str, images: str) -> str:
     before, marked, _ = images.partition("{split}")
     folder = Path(root) / before.rpartition("/")[0]
     if not marked or before.rpartition("/")[2] or not folder.is_dir():
-        return ": check data.root and data.dataset.images"
+        return ": check data.root and data.dataset.images."
     there = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
     return f": {folder} contains {there}. Set data.train_list, data.val_list or data.dataset.images."
