@@ -100,7 +100,7 @@ def test_what_is_left_out_is_told_of_the_split_that_it_would_be_in(tmp_path):
 def test_a_folder_of_another_suffix_alone_says_what_is_there(tmp_path):
     pair(tmp_path, "photos/a.JPG", "labels/a.png")
     with pytest.raises(
-        DataError, match=r"no images match .*\{name\}\.jpg.* 1 files differ only in suffix or case .*such as a\.JPG"
+        DataError, match=r"no images match .*\{name\}\.jpg.* 1 files differ only in suffix or case, such as a\.JPG"
     ):
         left_out(tmp_path, images="photos/{name}.jpg")
 
