@@ -202,7 +202,7 @@ def test_what_lacks_a_jpegs_end_is_decided_by_pil(make):
     np.testing.assert_array_equal(read_image(path), expected)
     for length in range(len(whole) - 1, len(whole) // 2, -5):
         path.write_bytes(whole[:length])
-        with pytest.raises(DataError, match=r"a\.jpg is truncated or damaged"):
+        with pytest.raises(DataError, match=r"a\.jpg (cannot be read|is truncated)"):
             read_image(path)
 
 
@@ -244,7 +244,7 @@ def test_more_pixels_than_the_limit_are_not_read(make, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"large\.png has 10000x10000 pixels, more than 89478485 in total"):
         read_image(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as one who has larger ones may
-    with pytest.raises(DataError, match="to its end"):
+    with pytest.raises(DataError, match="is truncated or damaged"):
         read_image(tmp_path / "large.png")
 
 

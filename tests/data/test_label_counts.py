@@ -141,10 +141,10 @@ def test_one_class_is_told_with_what_the_pixels_are(images):
     )
     binary = one_class_only(two, pixels(_0=75, _255=25)) or ""
     assert binary.startswith(
-        "all masks together contain at most one class: background 75.0 %, void 25.0 % of the pixels."
+        "all masks together contain at most one class: background 75.0 %, ignored 25.0 % of the pixels."
     )
     assert "binary masks of 0 and 255" in binary and "'data.dataset.ids={0: background, 255: object}'" in binary
-    assert "void 100.0 %" in (one_class_only(two, pixels(_255=3)) or "")
+    assert "ignored 100.0 %" in (one_class_only(two, pixels(_255=3)) or "")
 
 
 def test_what_is_mapped_already_does_not_look_binary(images):
@@ -192,7 +192,8 @@ def test_masks_of_0_and_255_among_masks_of_ids_are_told_once_and_again(masks_of,
     for _ in range(2):
         (told,) = label_counts.check(images, 1, folder).conflicts
         assert (
-            "1 masks contain only the ids 0 and 255, such as" in told and "a.png (ground 25.0 %, void 75.0 % of" in told
+            "1 masks contain only the ids 0 and 255, such as" in told
+            and "a.png (ground 25.0 %, ignored 75.0 % of" in told
         )
         assert "1 contain other ids but no 255, such as" in told and "b.png (ground 75.0 %, leaf 25.0 % of" in told
         assert "'data.dataset.ids={0: ground, 1: leaf, 255: null}'" in told
@@ -225,7 +226,7 @@ def test_palettes_of_two_orders_are_told_with_both_files(masks_of, folder):
     """A program that writes PNGs anew may sort the palette, and the ids with it."""
     images = masks_of({"a": by_palette([0, 0, 1], BLACK, RED), "b": by_palette([1, 1, 0], RED, BLACK)})
     (told,) = label_counts.check(images, 1, folder).conflicts
-    assert "[0, 0, 0] is ground in" in told and "a.png and leaf in" in told and "b.png" in told
+    assert "[0, 0, 0] is ground in" in told and "a.png but leaf in" in told and "b.png" in told
     assert "data.dataset.classes={NAME: [R, G, B], ...}" in told
 
 
