@@ -83,7 +83,7 @@ def test_other_ranks_start_with_the_rewritten_command(fcnlab, capsys):
         (["model=fcn9s"], "fcn8s"),  # the options there are
         (["modle=fcn8s"], "modle"),
         (["+optim.momentun=0.9", "optim=sgd"], "Did you mean optim.momentum?"),
-        (["data=voc", "data.root=nowhere"], "Set data.root to the folder that holds VOCdevkit/."),
+        (["data=voc", "data.root=nowhere"], "Set data.root to the folder that contains VOCdevkit/."),
         (["data.batch_size=1000"], "data.batch_size=1000 is more than the 24 training images"),
         (["seed=one"], "seed"),
         (["model.backbone.weights=missing.pth"], "no weights file at missing.pth"),
@@ -291,7 +291,7 @@ def test_values_of_options_are_not_parsed_as_overrides(fcnlab, capsys, tmp_path)
 @pytest.mark.parametrize("typed", ["'rün'", '"rün"', "rün", "['rün']"])
 def test_a_quoted_path_is_a_list_of_one(fcnlab, capsys, typed):
     assert fcnlab("compare", f"runs={typed}") == 1
-    assert "runs=rün: there is no such folder" in capsys.readouterr().err
+    assert "runs=rün: the folder does not exist" in capsys.readouterr().err
     assert fcnlab("bench", f"claims={typed}") == 1
     assert "claims=rün: no such claim" in capsys.readouterr().err
 

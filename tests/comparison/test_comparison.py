@@ -226,7 +226,7 @@ def test_no_verdict_on_few_images(make_run, compared, count, judged):
 
 
 def test_one_run_on_a_handful_of_images_is_left_out(make_run, compared):
-    """Else it would leave no image to the others."""
+    """Otherwise it would leave no image to the others."""
     for model, quality in {"fcn8s": 0.9, "fcn32s": 0.5}.items():
         make_run(model, toy_matrices(quality), model=model)
     smoke = make_run("smoke", toy_matrices(0.7, 2), model="fcn16s", names=listed(2))

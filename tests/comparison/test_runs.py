@@ -250,7 +250,7 @@ def test_what_no_setting_tells_is_a_setting(make_run):
 @pytest.mark.parametrize("status", ["interrupted", "running", "failed"])
 def test_a_scoring_of_a_training_that_was_not_finished_is_no_run(make_run, status):
     told = trained(make_run("train/a")) | {"status": status, "step": 20}
-    with pytest.raises(Unusable, match=f"its training was not finished when its checkpoint of step 20.*{status}"):
+    with pytest.raises(Unusable, match=f"its training run was not finished when its checkpoint of step 20.*{status}"):
         evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told)
 
 

@@ -214,7 +214,7 @@ def test_a_full_disk_leaves_nothing(images, folder, share):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * size), limits[1]))
     try:
-        with pytest.raises(WriteError, match=r"data\.cache=disk: .*trainaug.*could not be written.*File too large"):
+        with pytest.raises(WriteError, match=r"data\.cache=disk: .*trainaug.*cannot be written.*File too large"):
             with_cache(images, "disk", folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -249,7 +249,7 @@ def test_a_containers_files_in_memory_are_free_for_others(tmp_path, monkeypatch,
 def test_a_broken_image_is_named_and_nothing_is_left(images, folder, kind):
     image = images.images[4]
     image.write_bytes(image.read_bytes()[:-30])
-    with pytest.raises(DataError, match=rf"{image.name} cannot be read to its end"):
+    with pytest.raises(DataError, match=rf"{image.name} is truncated or damaged"):
         with_cache(images, kind, folder)
     images.masks[4].unlink()
     with pytest.raises(DataError, match=rf"{images.masks[4].name} is missing"):
@@ -259,7 +259,7 @@ def test_a_broken_image_is_named_and_nothing_is_left(images, folder, kind):
 
 def test_another_size_than_its_mask_is_an_error(images, folder):
     Image.new("L", (3, 3)).save(images.masks[4])
-    with pytest.raises(DataError, match=rf"{images.images[4].name} has .*, its mask 3x3"):
+    with pytest.raises(DataError, match=rf"{images.images[4].name} has .*, but its mask 3x3"):
         with_cache(images, "disk", folder)
 
 
@@ -388,7 +388,7 @@ def test_a_flipped_bit_is_noticed_when_it_is_first_read(images, folder, part):
     path.write_bytes(data)
     found = with_cache(images, "disk", folder)
     for read in (found.image, found.mask, found.image):
-        with pytest.raises(DataError, match=r"image 2 in .*pixels does not fit its checksum.*Remove it"):
+        with pytest.raises(DataError, match=r"image 2 in .*pixels is wrong.*Remove the file"):
             read(2)
     np.testing.assert_array_equal(found.image(1), images.image(1))
     path.unlink()
@@ -403,7 +403,7 @@ def test_sizes_that_were_exchanged_are_noticed(images, folder):
     data = path.read_bytes().replace(f"[{rows}, {cols}]".encode(), f"[{cols}, {rows}]".encode(), 1)
     path.write_bytes(data)
     if rows != cols:
-        with pytest.raises(DataError, match="does not fit its checksum"):
+        with pytest.raises(DataError, match="the checksum of image"):
             with_cache(images, "disk", folder).image(0)
 
 

@@ -186,7 +186,7 @@ def test_loader_takes_its_ranks_share(make):
 
 @pytest.mark.parametrize(
     ("batch_size", "world_size", "message"),
-    [(9, 1, "data.batch_size=9 is more than the 8"), (3, 3, "data.batch_size=3 on each of 3 devices is more than")],
+    [(9, 1, "data.batch_size=9 is larger than the 8"), (3, 3, "data.batch_size=3 on each of 3 devices is larger than")],
 )
 def test_batch_larger_than_the_set(make, batch_size, world_size, message):
     with pytest.raises(DataError, match=message):
@@ -349,7 +349,7 @@ def test_where_nothing_can_be_shared_nobody_else_reads(make, monkeypatch, missin
         monkeypatch.setattr(datamodule.multiprocessing, "Lock", absent)
     else:
         monkeypatch.setattr(torch.Tensor, "share_memory_", only_read)
-    loader_workers.why_nothing_is_shared.cache_clear()
+    loader_workers.why_workers_are_unavailable.cache_clear()
     try:
         found = readers(4, "auto", 1)
         said = "No such file" if missing == "semaphore" else "Read-only file system"
@@ -359,7 +359,7 @@ def test_where_nothing_can_be_shared_nobody_else_reads(make, monkeypatch, missin
         loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader())
         assert [loader.num_workers for loader in loaders] == [0] * 4
     finally:
-        loader_workers.why_nothing_is_shared.cache_clear()
+        loader_workers.why_workers_are_unavailable.cache_clear()
 
 
 def test_files_that_may_be_opened_are_counted(monkeypatch):
@@ -380,7 +380,7 @@ def test_a_batch_that_cannot_be_sent_is_an_error_and_no_wait(make, monkeypatch):
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(multiprocessing.reduction, "DupFd", too_many)
-    with pytest.raises(DataError, match=r"^a worker cannot hand over a batch \(.*Too many open files\).*ulimit -n"):
+    with pytest.raises(DataError, match=r"^a worker cannot transfer a batch \(.*Too many open files\).*ulimit -n"):
         next(iter(make(num_workers=1).train_dataloader()))
 
 
@@ -403,7 +403,7 @@ def test_a_worker_that_cannot_hand_over_its_batch_says_what_to_do(make, monkeypa
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     with pytest.raises(
-        DataError, match=r"cannot hand over a batch of .* MiB .*No space left.*data\.num_workers=0"
+        DataError, match=r"cannot transfer a batch of .* MiB .*No space left.*data\.num_workers=0"
     ) as error:
         next(iter(make(num_workers=1).train_dataloader()))
     assert "Traceback" not in str(error.value) and str(error.value).startswith("a worker cannot")
@@ -425,7 +425,7 @@ def test_memory_is_pinned_where_images_go_to_a_gpu(make, device):
 
 @pytest.mark.parametrize("name", ["eval_batch_size", "prefetch_factor"])
 def test_counts_are_one_or_more(make, name):
-    with pytest.raises(DataError, match=f"data.{name}=0: choose 1 or more"):
+    with pytest.raises(DataError, match=f"data.{name}=0 must be at least 1"):
         make(**{name: 0})
 
 
@@ -475,8 +475,8 @@ def test_a_split_is_opened_once(make):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 19}, "VOC2012 train has 21 classes, the net is built for 19: set data.num_classes"),
-        ({"batch_size": 9}, "data.batch_size=9 is more than the 8 training images: lower it"),
+        ({"num_classes": 19}, "VOC2012 train has 21 classes, but the model has 19: set data.num_classes"),
+        ({"batch_size": 9}, "data.batch_size=9 is larger than the 8 training images: lower it"),
         ({"train_list": "nothing"}, "no list 'nothing'.*data.train_list"),
     ],
 )
@@ -488,7 +488,7 @@ def test_check_finds(make, changes, message):
 @pytest.mark.parametrize("splits", [("train", "val"), ("val", "train")])
 def test_one_list_for_both_is_checked_for_both(make, splits):
     """To overfit on: whole images must be large enough for the net, and enough for a batch."""
-    with pytest.raises(DataError, match="25 are needed on each side"):
+    with pytest.raises(DataError, match="25 are required on each side"):
         make(val_list="train", allow_overlap=True).check(*splits, min_size=25)
     with pytest.raises(DataError, match=r"data\.batch_size=9"):
         make(val_list="train", batch_size=9, allow_overlap=True).check(*splits)
@@ -500,12 +500,12 @@ def test_one_list_for_both_is_checked_for_both(make, splits):
         (
             {"val_list": "trainaug"},
             ("train", "val"),
-            r"8 of 10 images of VOC2012 trainaug .*=train, too \(t0, t1, t2, …",
+            r"8 of 10 images of VOC2012 trainaug .*=train \(t0, t1, t2, …",
         ),
         (
             {"test_list": "train"},
             ("val", "test", "train"),
-            r"8 of 8 .*data\.test_list\), or say data\.allow_overlap=true",
+            r"8 of 8 .*data\.test_list\), or set data\.allow_overlap=true",
         ),
     ],
 )
@@ -528,7 +528,7 @@ def test_overlap_is_of_files_not_of_names(make, voc_root):
     images.symlink_to("elsewhere")
     (images / "v2.jpg").unlink()
     (images / "v2.jpg").symlink_to(images / "t3.jpg")
-    with pytest.raises(DataError, match=r"1 of 5 images of VOC2012 val are in .*\(\S+v2\.jpg is \S+t3\.jpg\)"):
+    with pytest.raises(DataError, match=r"1 of 5 images of VOC2012 val are also in .*\(\S+v2\.jpg is \S+t3\.jpg\)"):
         make().check("train", "val")
 
 
@@ -541,7 +541,7 @@ def test_a_copy_is_the_same_image(make, voc_root):
     assert find_duplicates(make().split("val").images, make().split("train").images) == []
     shutil.copy(train, images / "v2.jpg")
     with pytest.raises(
-        DataError, match=r"1 of 5 images of VOC2012 val are in data\.train_list=train.*v2\.jpg is \S+t3\.jpg\)"
+        DataError, match=r"1 of 5 images of VOC2012 val are also in data\.train_list=train.*v2\.jpg is \S+t3\.jpg\)"
     ):
         make().check("train", "val")
 
@@ -560,7 +560,7 @@ def test_crops_may_be_of_small_images(make, voc_root, augment, fits):
     if fits:
         make(augment=augment).check("train", min_size=16)
     else:
-        with pytest.raises(DataError, match=r"t0\.jpg has 9x9 pixels; 16 are needed on each side"):
+        with pytest.raises(DataError, match=r"t0\.jpg has 9x9 pixels, but at least 16 are required on each side"):
             make(augment=augment).check("train", min_size=16)
 
 
@@ -629,7 +629,7 @@ def test_a_copy_to_a_gpu_is_made_beside_the_work(make, monkeypatch):
 def test_images_that_augmentation_would_scale_to_nothing_are_named_before_training(make, voc_root):
     Image.new("RGB", (9, 1)).save(voc_root / "VOCdevkit/VOC2012/JPEGImages/t0.jpg")
     Image.new("L", (9, 1)).save(voc_root / "VOCdevkit/VOC2012/SegmentationClass/t0.png")
-    with pytest.raises(DataError, match=r"t0\.jpg has 1x9 pixels; 2 are needed"):
+    with pytest.raises(DataError, match=r"t0\.jpg has 1x9 pixels, but at least 2 are required"):
         make(augment=standard).check("train")
     make(augment=none).check("train")
 

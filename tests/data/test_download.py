@@ -230,11 +230,11 @@ def test_foreign_bytes_that_were_left_behind_are_thrown_away(left, serve, archiv
     ("fault", "said", "kept"),
     [
         (is_gone, "HTTP Error 404: Not Found", True),
-        (shows_a_page, "it answers with 39 bytes, and 5000 of the archive are here already", True),
-        (answers_elsewhere, r"it answers byte 5000 with bytes 1-", True),
-        (cuts_off, rf"it ended at byte \d+ of {len(WHOLE)}", True),
+        (shows_a_page, "the server sends 39 bytes, but 5000 of the archive are downloaded already", True),
+        (answers_elsewhere, r"the server answers a request for byte 5000 with bytes 1-", True),
+        (cuts_off, rf"the connection ended at byte \d+ of {len(WHOLE)}", True),
         (stalls, "timed out", True),
-        (lies, r"what came is not voc\.tar, by its md5", False),
+        (lies, r"the file is not voc\.tar \(wrong md5\)", False),
     ],
 )
 def test_no_mirror(fault, said, kept, serve, archive, tmp_path):
@@ -244,7 +244,7 @@ def test_no_mirror(fault, said, kept, serve, archive, tmp_path):
     url, _ = serve(fault)
     with pytest.raises(DataError, match=said) as caught:
         obtain_archive(tmp_path / "root", archive(url), True, None)
-    assert "data.archive=PATH" in str(caught.value) and ("is kept in" in str(caught.value)) == kept
+    assert "data.archive=PATH" in str(caught.value) and ("is kept" in str(caught.value)) == kept
     assert contents(tmp_path / "root") == {}
     part = tmp_path / "root/voc.tar.part"
     assert (WHOLE.startswith(part.read_bytes()) and part.stat().st_size >= 5000) if kept else not part.exists()
@@ -255,7 +255,7 @@ def test_no_mirror(fault, said, kept, serve, archive, tmp_path):
 
 def test_an_archive_that_nobody_gives_out(tmp_path):
     with pytest.raises(
-        DataError, match=r"VOC2012test.tar cannot be fetched:\n  it has no public address\nGet it elsewhere"
+        DataError, match=r"VOC2012test.tar cannot be downloaded:\n  it has no public URL\nDownload it elsewhere"
     ):
         open_voc(str(tmp_path), "test", download=True)
 
@@ -296,7 +296,7 @@ def test_a_tar_cut_off_at_any_byte_leaves_nothing(mode, tmp_path):
     whole = len(data.rstrip(b"\0")) + 1 if mode == "w" else len(data)
     places = set(range(0, whole, 97)) | set(range(0, whole, 512)) | {whole - 1}
     for place in sorted(places):
-        with pytest.raises(DataError, match=r"mine\.tar is cut off, damaged or no tar.*get it again"):
+        with pytest.raises(DataError, match=r"mine\.tar is truncated, damaged or not a tar file.*Download it again"):
             unpack(given(tmp_path, data[:place]), tmp_path / "root", WANTED)
         assert not (tmp_path / "root").exists() or contents(tmp_path / "root") == {}
 
@@ -328,7 +328,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_members_are_refused(kind, tmp_path):
-    with pytest.raises(DataError, match="it is refused"):
+    with pytest.raises(DataError, match="refuses to unpack it"):
         unpack(given(tmp_path, HOSTILE[kind]), tmp_path / "root", WANTED)
     assert [path.name for path in tmp_path.iterdir() if path.name != "root"] == ["mine.tar"]
     assert not (tmp_path / "root").exists() or list((tmp_path / "root").iterdir()) == []
@@ -474,7 +474,9 @@ def huge(request: Mirror, start: int) -> None:
     request.send(b"x", promised=1 << 40)
 
 
-@pytest.mark.parametrize(("fault", "said"), [(endless, "sends more than the 100,000"), (huge, "would send 1,099")])
+@pytest.mark.parametrize(
+    ("fault", "said"), [(endless, "sends more than the limit of 100,000"), (huge, "the file has 1,099")]
+)
 def test_a_mirror_that_sends_too_much_is_left(serve, archive, tmp_path, fault, said):
     wanted = replace(archive(serve(fault)[0]), largest=100_000)
     with pytest.raises(DataError, match=said):
@@ -503,19 +505,19 @@ def test_a_file_below_a_file_is_refused(tmp_path):
 def test_a_file_that_comes_twice_is_refused(tmp_path):
     """One would hide the other."""
     twice = tarfile.TarInfo("VOCdevkit/VOC2012/SegmentationClass/a.png")
-    with pytest.raises(DataError, match=r"a\.png twice.*refused"):
+    with pytest.raises(DataError, match=r"a\.png twice.*refuses"):
         unpack(given(tmp_path, tar(FILES, twice)), tmp_path / "root", WANTED)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, r"data\.archive=.*mine\.tar is no file"),
-        (b"<html>", "mine.tar is cut off, damaged or no tar"),
-        (tar({"else/a": b"x"}), "mine.tar holds neither VOCdevkit/ nor benchmark_RELEASE/: it is another archive"),
+        (None, r"data\.archive=.*mine\.tar is not a file"),
+        (b"<html>", "mine.tar is truncated, damaged or not a tar file"),
+        (tar({"else/a": b"x"}), "mine.tar contains neither VOCdevkit/ nor benchmark_RELEASE/: it is another archive"),
         (
             tar({"VOCdevkit/VOC2007/a": b"x"}),
-            rf"holds no {WITNESS}: name a tar like voc\.tar, or add data\.download=true",
+            rf"does not contain {WITNESS}: set a tar file like voc\.tar, or add data\.download=true",
         ),
     ],
 )
@@ -544,7 +546,7 @@ def test_a_full_disk_while_unpacking(archive, tmp_path, monkeypatch):
     path = given(tmp_path, WHOLE)
     with monkeypatch.context() as patch:
         patch.setattr(download.shutil, "copyfileobj", Full())
-        with pytest.raises(DataError, match=r"no space left in data\.root=.*GiB are free.*make room"):
+        with pytest.raises(DataError, match=r"no space left in data\.root=.*GiB free.*free some space"):
             obtain_archive(tmp_path / "root", archive(), False, str(path))
     assert contents(tmp_path / "root") == {}
     obtain_archive(tmp_path / "root", archive(), False, str(path))
@@ -601,7 +603,7 @@ def test_a_second_one_says_that_it_waits(archive, tmp_path, caplog):
     with caplog.at_level("INFO", "fcnlab"), ThreadPoolExecutor(1) as pool:
         with exclusive_folder(root):
             other = pool.submit(obtain_archive, root, archive(), False, str(path))
-            until(lambda: "Another process prepares the data" in caplog.text)
+            until(lambda: "Waiting for another process that prepares the data" in caplog.text)
             assert contents(root) == {}
         other.result()
     assert contents(root) == FILES

@@ -107,14 +107,14 @@ def test_a_folder_that_cannot_be_written_costs_time_only(images, folder, reads):
 
 def test_what_is_kept_replaces_no_look_at_headers(images, folder):
     label_counts.check(images, 1, folder)
-    with pytest.raises(DataError, match="21 are needed on each side"):
+    with pytest.raises(DataError, match="21 are required on each side"):
         label_counts.check(images, 21, folder)
 
 
 def test_a_fault_is_kept_by_nobody(images, folder):
     Image.new("L", images.size(0)[::-1], 99).save(images.masks[0])
     for _ in range(2):
-        with pytest.raises(DataError, match=r"holds labels \[99\]"):
+        with pytest.raises(DataError, match=r"contains labels \[99\]"):
             label_counts.check(images, 1, folder)
 
 
@@ -135,11 +135,16 @@ def pixels(**found: int) -> np.ndarray:
 def test_one_class_is_told_with_what_the_pixels_are(images):
     two = replace(images, classes=("background", "object"))
     assert one_class_only(two, pixels(_0=30, _1=1)) is None
-    assert one_class_only(two, pixels(_1=5)) == "at most one class occurs in all masks: object 100.0 % of the pixels"
+    assert (
+        one_class_only(two, pixels(_1=5))
+        == "all masks together contain at most one class: object 100.0 % of the pixels"
+    )
     binary = one_class_only(two, pixels(_0=75, _255=25)) or ""
-    assert binary.startswith("at most one class occurs in all masks: background 75.0 %, void 25.0 % of the pixels.")
+    assert binary.startswith(
+        "all masks together contain at most one class: background 75.0 %, ignored 25.0 % of the pixels."
+    )
     assert "binary masks of 0 and 255" in binary and "'data.dataset.ids={0: background, 255: object}'" in binary
-    assert "void 100.0 %" in (one_class_only(two, pixels(_255=3)) or "")
+    assert "ignored 100.0 %" in (one_class_only(two, pixels(_255=3)) or "")
 
 
 def test_what_is_mapped_already_does_not_look_binary(images):
@@ -186,8 +191,11 @@ def test_masks_of_0_and_255_among_masks_of_ids_are_told_once_and_again(masks_of,
     images = masks_of({"a": [0, 255, 255, 255], "b": [0, 0, 0, 1], "c": [0, 0, 0, 0]})
     for _ in range(2):
         (told,) = label_counts.check(images, 1, folder).conflicts
-        assert "1 masks hold no ids but 0 and 255, such as" in told and "a.png (ground 25.0 %, void 75.0 % of" in told
-        assert "1 hold other ids and no 255, such as" in told and "b.png (ground 75.0 %, leaf 25.0 % of" in told
+        assert (
+            "1 masks contain only the ids 0 and 255, such as" in told
+            and "a.png (ground 25.0 %, ignored 75.0 % of" in told
+        )
+        assert "1 contain other ids but no 255, such as" in told and "b.png (ground 75.0 %, leaf 25.0 % of" in told
         assert "'data.dataset.ids={0: ground, 1: leaf, 255: null}'" in told
     assert len(reads) == 3
 
@@ -218,7 +226,7 @@ def test_palettes_of_two_orders_are_told_with_both_files(masks_of, folder):
     """A program that writes PNGs anew may sort the palette, and the ids with it."""
     images = masks_of({"a": by_palette([0, 0, 1], BLACK, RED), "b": by_palette([1, 1, 0], RED, BLACK)})
     (told,) = label_counts.check(images, 1, folder).conflicts
-    assert "[0, 0, 0] is ground in" in told and "a.png and leaf in" in told and "b.png" in told
+    assert "[0, 0, 0] is ground in" in told and "a.png but leaf in" in told and "b.png" in told
     assert "data.dataset.classes={NAME: [R, G, B], ...}" in told
 
 
@@ -248,5 +256,5 @@ def test_a_kept_conflict_that_was_changed_is_found_anew(masks_of, folder):
     images = masks_of({"a": [0, 255], "b": [0, 1]})
     found = label_counts.check(images, 1, folder)
     file = kept(folder)
-    file.write_text(file.read_text().replace("is read as void", "is read as gold"))
+    file.write_text(file.read_text().replace("is ignored", "is read as gold"))
     assert label_counts.check(images, 1, folder).conflicts == found.conflicts

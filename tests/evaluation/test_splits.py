@@ -80,7 +80,7 @@ def test_masks_of_0_and_255_are_not_trained_on(run, root, tmp_path):
     draw(root)
     code, told = run("train", *QUICK, CLASSES)
     assert code == 1 and "Traceback" not in told and not (tmp_path / "run/checkpoints").exists()
-    assert "leaves train: at most one class occurs in all masks: background 50." in told
+    assert "leaves train: all masks together contain at most one class: background 50." in told
     assert "data.dataset.ids={0: background, 255: object}" in told
 
 
@@ -98,13 +98,13 @@ def test_an_evaluation_warns_of_them(run, root):
     words = ("model=fcn32s", "model.backbone.width=4", "data.num_workers=0", "trainer.accelerator=cpu", "logger=none")
     code, told = run("eval", *words, CLASSES)
     assert code == 0 and "leaves val: 6 images, 6 masks" in told
-    assert "Warning: leaves val: at most one class occurs in all masks" in told
+    assert "Warning: leaves val: all masks together contain at most one class" in told
 
 
 def test_doctor_says_it_too(run, root):
     draw(root)
     code, told = run("doctor", CLASSES, "data.crop_size=32", "data.batch_size=2")
-    assert code == 1 and "✗ classes" in told and "this would make a number wrong" in told
+    assert code == 1 and "✗ classes" in told and "these errors would cause wrong scores" in told
     assert "leaves train: 6 images, 6 masks" in told and "binary masks of 0 and 255" in " ".join(told.split())
 
 
@@ -112,10 +112,10 @@ def test_one_class_in_val_alone_stops_a_training_and_warns_an_evaluation(check, 
     draw(root, (0, 1))
     for path in (root / "masks/val").iterdir():
         Image.new("L", (SIZE, SIZE), 1).save(path)
-    with pytest.raises(DataError, match=r"leaves val: at most one class .*: object 100\.0 %"):
+    with pytest.raises(DataError, match=r"leaves val: all masks together contain at most one class: object 100\.0 %"):
         check("train", "val", "test")
     *_, last = check("test")
-    assert last.startswith("Warning: leaves val: at most one class occurs")
+    assert last.startswith("Warning: leaves val: all masks together contain at most one class")
 
 
 def test_a_sweeps_second_job_reads_no_mask_to_check_them(check, root, monkeypatch):
@@ -131,7 +131,7 @@ def test_counts_come_before_what_is_wrong_once_for_each_list(check, root, caplog
     draw(root, (0, 1))
     assert check("train", "val", "test") == ["leaves train: 6 images, 6 masks", "leaves val: 6 images, 6 masks"]
     (root / "masks/val/3.png").rename(root / "masks/val/3.PNG")
-    with pytest.raises(DataError, match=r"masks/val/3\.png is missing; in its folder there is 3\.PNG"):
+    with pytest.raises(DataError, match=r"masks/val/3\.png is missing; its folder contains 3\.PNG"):
         check("train", "val", "test")
     assert caplog.messages == ["leaves train: 6 images, 6 masks", "leaves val: 6 images, 5 masks"]
 
@@ -148,7 +148,7 @@ def test_doctor_tells_what_was_left_out(run, root):
     draw(root, suffixes=(".jpg", ".JPG", ".png"))
     words = (CLASSES, IDS, "data.dataset.images='images/{split}/{name}.jpg'", "data.crop_size=32", "data.batch_size=2")
     code, told = run("doctor", *words)
-    assert code == 0 and "✓ classes" in told and "! left out" in told and "4 images of like names" in told
+    assert code == 0 and "✓ classes" in told and "! skipped" in told and "4 images with similar names" in told
     assert "train: leaves train, 2 images, 2 masks" in told
 
 
@@ -170,6 +170,6 @@ def mixed(root: Path) -> None:
 def test_masks_of_two_kinds_are_warned_of_by_train_and_doctor(check, run, root):
     mixed(root)
     told = [line for line in check("train", "val") if line.startswith("Warning")]
-    assert len(told) == 2 and all("masks hold no ids but 0 and 255" in line for line in told)
+    assert len(told) == 2 and all("masks contain only the ids 0 and 255" in line for line in told)
     code, table = run("doctor", CLASSES, *NET[1:4])
-    assert code == 0 and "1 ways in which masks disagree" in table and "0.png (background" in table
+    assert code == 0 and "1 contradictions between masks" in table and "0.png (background" in table

@@ -73,8 +73,8 @@ def test_what_makes_no_submission(changes, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["input=x"], "give output=VALUE"),
-        ([], "give input=VALUE and output=VALUE"),
+        (["input=x"], "set output=VALUE"),
+        ([], "set input=VALUE and output=VALUE"),
         (["data=voc", "input=x", "output=y"], "data=... has no effect without submission="),
         (["data.root=x", "input=x", "output=y"], "add data=OPTION"),
     ],

@@ -149,5 +149,5 @@ def test_bombs_are_refused_before_they_take_memory(read, little_memory, data):
 def test_a_mask_of_another_size_is_refused_before_it_is_read(tmp_path, little_memory):
     Image.new("RGB", (16, 12)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(png(9_000, 9_000, 8, GREY, bytes(9_001)))  # a line of them
-    with pytest.raises(DataError, match="has 12x16 pixels, its mask 9000x9000"):
+    with pytest.raises(DataError, match="has 12x16 pixels, but its mask 9000x9000"):
         images(tmp_path / "a.png", tmp_path / "b.png").check()

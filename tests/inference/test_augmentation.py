@@ -62,9 +62,7 @@ def test_scales_keep_things_in_their_place(pointwise):
 
 
 def test_a_scale_that_the_net_cannot_take_is_named(pointwise, image):
-    with pytest.raises(
-        UserError, match=r"at scale 0.5, an image of 45x70 pixels is smaller than the model's minimum of 31"
-    ):
+    with pytest.raises(UserError, match=r"at scale 0.5, an image of 45x70 pixels is smaller .* minimum of 31"):
         MultiScale((0.5,))(pointwise(min_size=31), image)
 
 

@@ -149,7 +149,7 @@ def test_first_is_the_record_s_to_the_last_digit():
 def test_batches_of_another_size_are_another_number_and_say_so():
     ones, twos = by_name(THREE, 1), by_name(THREE, 2)
     assert ones["average of batches of 1"].miou == pytest.approx(((4 / 5) / 2 + (2 / 5 + 3 / 6) / 2 + (1 / 2) / 2) / 3)
-    assert "batch of 2 images" in twos["average of batches of 2"].differs
+    assert "batches of 2 images" in twos["average of batches of 2"].differs
 
 
 def test_a_batch_that_is_all_void_is_left_out():

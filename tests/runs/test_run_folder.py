@@ -399,7 +399,7 @@ def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
         ),
         ("metrics.csv", lambda path: path.write_bytes(b"step,epoch\n1\n2,3\n"), "row 2 has 1 cells"),
         ("checkpoints", lambda path: (shutil.rmtree(path), path.write_text("x")), "checkpoints is not a folder"),
-        ("checkpoints", lambda path: (shutil.rmtree(path), path.symlink_to("gone")), "a link to gone, which is not"),
+        ("checkpoints", lambda path: (shutil.rmtree(path), path.symlink_to("gone")), "a broken link to gone"),
         (".hydra", lambda path: (shutil.rmtree(path), path.write_text("x")), ".hydra is not a folder"),
         ("metrics.json", lambda path: (path.unlink(), path.mkdir()), "metrics.json is not a file"),
         ("checkpoints/best.ckpt", lambda path: (path.unlink(), path.symlink_to("/gone")), "a link to /gone, which is"),

@@ -48,7 +48,7 @@ def test_a_run_that_fails_says_so(train_code, tmp_path):
     assert found["status"] == "failed" and "nowhere" in found["reason"]
 
 
-@pytest.mark.parametrize("moment", ["commit", "aside"])
+@pytest.mark.parametrize("moment", ["commit", "atomic_write"])
 def test_a_signal_at_the_very_beginning_leaves_a_whole_record_or_none(train_code, monkeypatch, tmp_path, moment):
     """While the record is being made ("commit") nothing has begun; while it is first written, all of it is known."""
     original = getattr(run_record, moment)
@@ -60,8 +60,8 @@ def test_a_signal_at_the_very_beginning_leaves_a_whole_record_or_none(train_code
 
     monkeypatch.setattr(run_record, moment, struck)
     assert train_code() == 128 + signal.SIGTERM
-    assert (tmp_path / "run" / "run.json").exists() == (moment == "aside")
-    if moment == "aside":
+    assert (tmp_path / "run" / "run.json").exists() == (moment == "atomic_write")
+    if moment == "atomic_write":
         found = record(tmp_path / "run")
         assert (found["status"], found["reason"], found["starts"]) == ("interrupted", "SIGTERM", 1)
         assert "trainer=smoke" in found["overrides"]

@@ -52,7 +52,7 @@ def test_failure_keeps_the_old_file(write, tmp_path, monkeypatch, failing, kept)
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(score_record.np if failing == "savez_compressed" else score_record.json, failing, fail)
+    monkeypatch.setattr(score_record.np if failing == "savez_compressed" else json, failing, fail)
     with pytest.raises(OSError, match="disk full"):
         write(2 * MATRICES)
     assert (tmp_path / "run" / kept).read_bytes() == before

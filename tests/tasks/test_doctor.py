@@ -37,7 +37,7 @@ def test_a_sound_set_passes_and_a_broken_file_does_not(fcnlab, small, tmp_path, 
     assert fcnlab(*words, f"hydra.run.dir={tmp_path}/second") == 1
     told = capsys.readouterr()
     assert "✗ whole files" in told.out and "✓ two epochs" in told.out  # the whole table, and then the code
-    assert "this would make a number wrong or training fail: train: whole files" in told.err
+    assert "these errors would cause wrong scores or make training fail: train: whole files" in told.err
     assert str(image) in (tmp_path / "second/doctor.md").read_text()
     assert (tmp_path / "second/samples.png").is_file()
 
@@ -120,9 +120,9 @@ def test_disk(tmp_path, free, verdict):
 def test_shared_memory(monkeypatch, free, verdict):
     """64 MiB is what a container has by default; a batch of 16 images of 512x512 has 16."""
     monkeypatch.setattr(loader_workers, "shared_memory", lambda: free)
-    finding = readers_finding(free, readers(8, "auto", 2**24), wanted=8)
+    finding = readers_finding(free, readers(8, "auto", 2**24), requested=8)
     assert finding.verdict == verdict
-    said = {2**26: "0 of 8 workers will read, since /dev/shm has 64 MiB free", 2**30: "the batches of 8 workers"}[free]
+    said = {2**26: "only 0 of 8 workers can be used, because /dev/shm", 2**30: "the batches of 8 workers"}[free]
     assert said in finding.found
 
 

@@ -200,7 +200,7 @@ def test_the_inference_method_is_what_is_scored_and_recorded(run, fcnlab, tmp_pa
             ["inference=shift_and_stitch", "inference.factor=3"],
             "inference.factor=3 must divide the model's finest stride, 8",
         ),
-        (["inference=sliding", "inference.step=600"], "inference.step=600: from 1 pixel to inference.window=512"),
+        (["inference=sliding", "inference.step=600"], "inference.step=600 must be from 1 to inference.window=512"),
         (["inference=multiscale", "+inference.scale=[1]"], "Did you mean inference.scales?"),
     ],
 )

@@ -153,7 +153,7 @@ def test_data_of_a_repeated_run_are_drawn_only_where_the_user_says(train, fcnlab
         path.write_text(path.read_text().replace(str(shapes_root), str(place)))
     assert fcnlab("train", f"from_run={folder}", "hydra.run.dir=again") == 1
     said = capsys.readouterr().err
-    assert "no shapes in data.root=" in said and "name them: data=NAME data.root=FOLDER" in said and not place.exists()
+    assert "no shapes in data.root=" in said and "set data=NAME data.root=FOLDER" in said and not place.exists()
     assert fcnlab("train", f"from_run={folder}", f"data.root={place}", "hydra.run.dir=third") == 0 and place.is_dir()
 
 
@@ -166,7 +166,7 @@ def test_data_of_a_repeated_run_are_drawn_only_where_the_user_says(train, fcnlab
         ({"optim._partial_": False}, "refused"),
         ({"callbacks.best.filename": "../../best"}, "refused"),
         ({"stages": ["../evil"]}, "refused"),
-        ({"data.root": "/elsewhere"}, "name them: data=NAME data.root=FOLDER"),
+        ({"data.root": "/elsewhere"}, "set data=NAME data.root=FOLDER"),
     ],
 )
 def test_a_recorded_config_acts_no_more_than_the_overrides(train, fcnlab, tmp_path, capsys, monkeypatch, changes, said):
@@ -237,8 +237,8 @@ FETCH = {
             lambda data: data.update(num_classes="${count_classes:/dev/zero,/}"),
             "a recorded config has no interpolation",
         ),
-        (lambda data: data.update(root="drawn"), "name them: data=NAME data.root=FOLDER"),
-        (lambda data: data["dataset"].update(num_val=10_000, draw=True), "name them: data=NAME data.root=FOLDER"),
+        (lambda data: data.update(root="drawn"), "set data=NAME data.root=FOLDER"),
+        (lambda data: data["dataset"].update(num_val=10_000, draw=True), "set data=NAME data.root=FOLDER"),
     ],
 )
 def test_data_of_a_checkpoints_run_write_nothing(train, fcnlab, tmp_path, capsys, change, said):

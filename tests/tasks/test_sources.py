@@ -67,7 +67,7 @@ def test_images_both_trained_on_and_scored(archives, fcnlab, tmp_path, capsys):
         *WORDS,
     )
     assert fcnlab("train", *words) == 1
-    assert "1 of 1 images of VOC2012 val are in data.train_list=trainval, too (c)" in capsys.readouterr().err
+    assert "1 of 1 images of VOC2012 val are also in data.train_list=trainval (c)" in capsys.readouterr().err
 
 
 def test_a_data_set_that_nobody_publishes(fcnlab, capsys):

@@ -1,7 +1,7 @@
-"""Decoded images and masks in a memory-mapped file, so that no epoch decodes a file again.
+"""Cache decoded images and masks in a memory-mapped file, so that each file is decoded only once.
 
-The file is a line of JSON (the images' sizes, and a hash that changes when one of their files does), then the pixels:
-of each image RGB, then its mask; then a checksum of each, by which a flipped bit is noticed. The values are those of
+The file contains a line of JSON (image sizes, and a hash of the state of the files), then the pixels of each image, RGB
+and mask, then a checksum of each image, which detects flipped bits. The values equal those of
 :class:`SegmentationDataset`, bit for bit.
 """
 
@@ -41,22 +41,21 @@ log = logging.getLogger("fcnlab")
 Kind = Literal["none", "ram", "disk"]
 CONTAINER = Path("/sys/fs/cgroup")
 SUM = 4  # bytes of a checksum
-HEAD = 64 << 20  # bytes of the first line; those of 10,582 images have 120 kB
-LAYOUT = 3  # raise it when the file's layout, or what images are decoded to, changes
+HEAD = 64 << 20  # limit on the first line, bytes; 10,582 images need 120 kB
+LAYOUT = 3  # increase it when the layout of the file or the decoding changes
 
 
 def with_cache(dataset: SegmentationDataset, kind: Kind, folder: Path) -> SegmentationDataset:
-    """The same images, decoded once: for all runs (``disk``, in ``folder``) or for this process (``ram``).
+    """Return the data set with decoded images cached for all runs (``disk``, in ``folder``) or this process (``ram``).
 
-    A pixel takes 4 bytes, its mask included. Workers share the memory of either; of several processes of a run, each
-    has a ``ram`` of its own.
+    A pixel takes 4 bytes, including its mask. Workers share the memory; each process of a run has its own ``ram``.
 
     Raises
     ------
     DataError
-        An image cannot be read, or a file changed meanwhile.
+        An image cannot be read, or a file changed during caching.
     NotWritten
-        The pixels do not fit into the memory or onto the disk, or the folder cannot be written to.
+        There is too little memory or disk space, or the folder cannot be written to.
     """
     if kind == "none":
         return dataset
@@ -64,27 +63,27 @@ def with_cache(dataset: SegmentationDataset, kind: Kind, folder: Path) -> Segmen
 
 
 class Store:
-    """The pixels in a file that :func:`_write` made; arrays are views of it, and cannot be written to.
+    """The pixels in a file of :func:`_write`; arrays are read-only views of the file.
 
-    Workers that are not forked open it again by its path.
+    Workers that are not forked open the file again by its path.
 
     Raises
     ------
     ValueError
-        The file is not whole, or was made from other files than ``state`` says.
+        The file is incomplete, or was made from other files than those of ``state``.
     """
 
     def __init__(self, path: Path, state: str):
         self.path, self.state = path, state
         with open_regular(path) as file:
             head = file.readline(HEAD)
-            made = json.loads(head)
-            if made["state"] != state:
+            header = json.loads(head)
+            if header["state"] != state:
                 raise ValueError(f"{path} is of other files")
-            self.sizes, self.masks = made["sizes"], made["masks"]
+            self.sizes, self.masks = header["sizes"], header["masks"]
             self._starts = _starts(self.sizes, self.masks, len(head))
             if file.seek(0, os.SEEK_END) != self._starts[-1] + SUM * len(self.sizes):
-                raise ValueError(f"{path} is not whole")
+                raise ValueError(f"{path} is incomplete")
             self._unread = set(range(len(self.sizes)))
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -102,12 +101,12 @@ class Store:
         return self._view((rows, cols), self._starts[index] + 3 * rows * cols)
 
     def _check(self, index: int) -> None:
-        """Compare an image with its checksum when a process first reads it.
+        """Check the checksum of an image when a process first reads it.
 
         Raises
         ------
         DataError
-            They do not fit: a bit has flipped.
+            The checksum is wrong: a bit has flipped.
         """
         if index not in self._unread:
             return
@@ -115,8 +114,8 @@ class Store:
         pixels = self._view((self._starts[index + 1] - self._starts[index],), self._starts[index])
         if _sum(pixels, self.sizes[index]) != self._bytes[place : place + SUM]:
             raise DataError(
-                f"data.cache: image {index} in {self.path} does not fit its checksum: the file is damaged. Remove it:"
-                " the next start makes it anew"
+                f"data.cache: the checksum of image {index} in {self.path} is wrong, because the file is damaged."
+                " Remove the file: the next start creates it again"
             )
         self._unread.discard(index)
 
@@ -126,7 +125,7 @@ class Store:
 
 @dataclass(frozen=True, kw_only=True)
 class CachedDataset(SegmentationDataset):
-    """A split whose pixels come from a :class:`Store`."""
+    """A data set whose pixels come from a :class:`Store`."""
 
     store: Store
 
@@ -148,9 +147,9 @@ def _from(store: Store, dataset: SegmentationDataset) -> CachedDataset:
 
 
 def _on_disk(dataset: SegmentationDataset, folder: Path) -> CachedDataset:
-    """From the folder's file, which is made first if it is not there, not whole or out of date.
+    """Return the data set cached in a file of the folder, which is created if it is missing, incomplete or outdated.
 
-    One process at a time makes it, the others wait; a kill leaves no file that is taken for it.
+    One process at a time creates it, others wait. A killed process leaves no incomplete file under its name.
     """
     title = re.sub(r"[^\w.-]+", "-", dataset.title)
     path = folder.absolute() / f"{title}-{identity(dataset)}.pixels"
@@ -158,7 +157,7 @@ def _on_disk(dataset: SegmentationDataset, folder: Path) -> CachedDataset:
         return _from(store, dataset)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(path.with_suffix(".lock"), f"makes {path}"):
+        with exclusive_lock(path.with_suffix(".lock"), f"creates {path}"):
             state = state_of(dataset)
             if not (store := _opened(path, state)):
                 with atomic_write(path) as part, part.open("wb") as file:
@@ -166,16 +165,18 @@ def _on_disk(dataset: SegmentationDataset, folder: Path) -> CachedDataset:
                 store = Store(path, state)
     except OSError as error:
         raise WriteError(
-            f"data.cache=disk: {path} could not be written: {first_line(error)}. Make room, name another"
+            f"data.cache=disk: {path} cannot be written: {first_line(error)}. Free some space, set another"
             " data.cache_dir, or set data.cache=none."
         ) from error
     return _from(store, dataset)
 
 
 def _in_memory(dataset: SegmentationDataset) -> CachedDataset:
-    """In an anonymous file of the memory, which goes when the images do or the process ends, however it ends."""
+    """Return the data set cached in an anonymous memory file, which is freed with the data set or the process."""
     if not hasattr(os, "memfd_create"):
-        raise DataError("data.cache=ram needs Linux: set data.cache=disk, which the system keeps in memory as it can")
+        raise DataError(
+            "data.cache=ram requires Linux: set data.cache=disk, which the system keeps in memory if possible"
+        )
     handle = os.memfd_create("fcnlab")
     try:
         state = state_of(dataset)
@@ -191,15 +192,15 @@ def _in_memory(dataset: SegmentationDataset) -> CachedDataset:
 
 
 def _opened(path: Path, state: str) -> Store | None:
-    """None where there is no such file, or not a whole one of this state."""
+    """Return the store in a file; None if the file is missing, incomplete or outdated."""
     try:
         return Store(path, state)
-    except (OSError, ValueError, LookupError, TypeError):  # of whatever else lies there
+    except (OSError, ValueError, LookupError, TypeError):  # for any other content of the file
         return None
 
 
 def identity(dataset: SegmentationDataset) -> str:
-    """Tells a split from others: by its type, its files' names, its classes, and all else that says how it is read."""
+    """Return a hash that identifies a split: its type, file names, classes and all other settings for reading."""
     kind = type(dataset)
     settings = {field.name: getattr(dataset, field.name) for field in fields(dataset) if field.compare}
     for name in ("images", "masks"):
@@ -209,22 +210,22 @@ def identity(dataset: SegmentationDataset) -> str:
 
 
 def state_of(dataset: SegmentationDataset) -> str:
-    """Changes when one of the files does, or what reads them.
+    """Return a hash of the state of all files and of the libraries that read them.
 
-    A file's ctime moves with every change of it, also where a copy brings the size and mtime of the old one along.
+    The ctime of a file changes with every modification, also if a copy keeps size and mtime.
     """
     digest = blake2b(f"{LAYOUT} {cv2.__version__} {PIL.__version__}".encode(), digest_size=16)
     for path in (*dataset.images, *dataset.masks):
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError:
             raise DataError(f"{path} is missing") from None
-        digest.update(f" {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode())
+        digest.update(f" {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode())
     return digest.hexdigest()
 
 
 def _write(handle: int, dataset: SegmentationDataset, state: str, free: int, where: str) -> None:
-    """Decode everything into an empty file; ``free`` is how many bytes it may have."""
+    """Decode all images into an empty file of at most ``free`` bytes."""
     every = range(len(dataset))
     with ThreadPoolExecutor(visible_cores()) as pool:
         sizes = list(pool.map(dataset.size, every))
@@ -234,13 +235,13 @@ def _write(handle: int, dataset: SegmentationDataset, state: str, free: int, whe
         log.info("Decoding %d images of %s once, to %.2f GB: %s", len(sizes), dataset.title, starts[-1] / 1e9, where)
         _put(handle, head, 0)
         put = partial(_put_image, handle, dataset, starts[-1])
-        list(pool.map(put, every, sizes, starts))  # raises what one of them raised
+        list(pool.map(put, every, sizes, starts))  # raises the errors of the threads
     if state_of(dataset) != state:
         raise DataError(f"files of {dataset.title} changed while they were cached: start again when they are complete")
 
 
 def _starts(sizes: Sequence[Sequence[int]], masks: bool, first: int) -> list[int]:
-    """Where each image's pixels begin, in bytes, and where the last one's end."""
+    """Return the offset of each image's pixels in bytes, and the end of the last."""
     lengths = [rows * cols * (4 if masks else 3) for rows, cols in sizes]
     return list(accumulate(lengths, initial=first))
 
@@ -248,20 +249,20 @@ def _starts(sizes: Sequence[Sequence[int]], masks: bool, first: int) -> list[int
 def _check_room(needed: int, free: int, title: str, where: str) -> None:
     if needed > free:
         raise WriteError(
-            f"{where} needs {needed / 1e9:.2f} GB for {title}, and {free / 1e9:.2f} are free: make room, or set"
-            " data.cache=none"
+            f"{where} needs {needed / 1e9:.2f} GB for {title}, but only {free / 1e9:.2f} GB are free: free some space,"
+            " or set data.cache=none"
         )
 
 
 def _put_image(
     handle: int, dataset: SegmentationDataset, sums: int, index: int, size: tuple[int, int], start: int
 ) -> None:
-    """Its pixels at ``start``, and their checksum among those that begin at ``sums``."""
+    """Write the pixels of an image at ``start``, and its checksum to those that start at ``sums``."""
     checksum = 0
     for part in (dataset.image(index), dataset.mask(index)) if dataset.masks else (dataset.image(index),):
         if part.shape[:2] != size:
             rows, cols = part.shape[:2]
-            raise DataError(f"{dataset.images[index]} has {size[0]}x{size[1]} pixels, its mask {rows}x{cols}")
+            raise DataError(f"{dataset.images[index]} has {size[0]}x{size[1]} pixels, but its mask {rows}x{cols}")
         data = part.tobytes()
         checksum = crc32(data, checksum)
         _put(handle, data, start)
@@ -274,21 +275,21 @@ def _sum(pixels: ndarray, size: Sequence[int]) -> bytes:
 
 
 def _with_size(checksum: int, size: Sequence[int]) -> bytes:
-    """The checksum of pixels and of the size that they are taken for."""
+    """Return the checksum of pixels and size."""
     return crc32(repr(tuple(size)).encode(), checksum).to_bytes(SUM, "big")
 
 
 def _put(handle: int, data: bytes, start: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        done = os.pwrite(handle, rest, start)
-        rest, start = rest[done:], start + done
+    remaining = memoryview(data)
+    while remaining:
+        done = os.pwrite(handle, remaining, start)
+        remaining, start = remaining[done:], start + done
 
 
 def _free_memory() -> int:
-    """Bytes that the system, and the container that this process runs in, can still give.
+    """Return the available memory of the system and the container, in bytes.
 
-    A container's use counts the files that the system keeps in memory, too, which give way to what is asked for.
+    The memory use of a container includes cached files, which the system can release.
     """
     facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(facts["MemAvailable"].split()[0]) * 1024

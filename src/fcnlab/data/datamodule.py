@@ -112,8 +112,8 @@ class DataModule(L.LightningDataModule):
         Raises
         ------
         DataError
-            See :meth:`SegmentationDataset.check`; also if the number of classes differs from the model's, if there are no
-            masks, or if training images are evaluated.
+            See :meth:`SegmentationDataset.check`; also if the number of classes differs from the model's, if there are
+            no masks, or if training images are evaluated.
         """
         if "train" in splits and not self.allow_overlap:
             self._check_overlap(*splits)
@@ -132,8 +132,8 @@ class DataModule(L.LightningDataModule):
             if target and images_there and not any(map(isfile, dataset.masks)):
                 raise DataError(
                     f"{dataset.title} has no masks (such as {next(iter(dataset.masks), 'PNGs')}), so it can only be"
-                    " predicted, not trained on or evaluated. With data=folder, set data.dataset.masks to their location,"
-                    " with {split} for the name of the list. For VOC's server: fcnlab predict data=voc ..."
+                    " predicted, not trained on or evaluated. With data=folder, set data.dataset.masks to their"
+                    " location, with {split} for the name of the list. For VOC's server: fcnlab predict data=voc ..."
                     " submission=FILE.tar.gz"
                 )
             least = 1 if cropped else min_size
@@ -151,13 +151,15 @@ class DataModule(L.LightningDataModule):
         lists = {self.lists[name]: name for name in splits if name != "train"}  # compare each list once
         for name in lists.values():
             scored = self.split(name)
-            both = find_duplicates(scored.images, trained.images)
-            if both:
-                few = ", ".join(path.stem if path == twin else f"{path} is {twin}" for path, twin in both[:3])
-                few += ", …" if len(both) > 3 else ""
+            duplicates = find_duplicates(scored.images, trained.images)
+            if duplicates:
+                examples = ", ".join(
+                    path.stem if path == twin else f"{path} is {twin}" for path, twin in duplicates[:3]
+                )
+                examples += ", …" if len(duplicates) > 3 else ""
                 raise DataError(
-                    f"{len(both)} of {len(scored)} images of {scored.title} are also in data.train_list="
-                    f"{self.lists['train']} ({few}): fcnlab refuses to evaluate on training images. Choose lists"
+                    f"{len(duplicates)} of {len(scored)} images of {scored.title} are also in data.train_list="
+                    f"{self.lists['train']} ({examples}): fcnlab refuses to evaluate on training images. Choose lists"
                     f" without common images (data.train_list, data.{name}_list), or set data.allow_overlap=true"
                 )
 
@@ -298,9 +300,9 @@ class DataModule(L.LightningDataModule):
 def copy_async(batch: Batch, device: torch.device) -> Batch:
     """Copy a batch to a GPU while the GPU still computes the previous one.
 
-    Lightning also copies pinned memory asynchronously, but on the compute stream, so that the copy starts only after the
-    computation. Here the copy has its own stream, for which later computation waits; ``record_stream`` keeps its memory
-    from reuse until then.
+    Lightning also copies pinned memory asynchronously, but on the compute stream, so that the copy starts only after
+    the computation. Here the copy has its own stream, for which later computation waits; ``record_stream`` keeps its
+    memory from reuse until then.
     """
     work, copying = torch.cuda.current_stream(device), _copying_stream(device)
     with torch.cuda.stream(copying):

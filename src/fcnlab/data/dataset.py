@@ -30,8 +30,8 @@ class MaskContents:
     pixels
         Number of pixels of each label.
     shown
-        The label of each colour in the file's palette; without colours that stand for two labels, and empty if masks are
-        read by colours.
+        The label of each colour in the file's palette; without colours that stand for two labels, and empty if masks
+        are read by colours.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class SegmentationDataset:
     ignore_index
         The label on disk of pixels that are neither trained on nor scored; it is read as 255. None: no such label.
     colours
-        The class of each RGB colour in masks, 255 for ignored pixels; None: masks contain ids, and RGB masks are errors.
+        The class of each RGB colour in masks, 255 for ignored pixels; None: masks contain ids.
     ids
         The class of each id on disk, 255 for ignored pixels; None: ids are indices of ``classes``.
     official
@@ -97,9 +97,9 @@ class SegmentationDataset:
 
     def _check_ids(self, ids: Mapping[int, int]) -> None:
         """Check that each class has an id, and that the ignore index is not the id of a class."""
-        wrong = [stored for stored in ids if not 0 <= stored <= MOST]
-        if wrong:
-            raise DataError(f"data.dataset.ids={{{wrong[0]}: ...}} is not a valid mask id: use 0 to {MOST}")
+        invalid = [stored for stored in ids if not 0 <= stored <= MOST]
+        if invalid:
+            raise DataError(f"data.dataset.ids={{{invalid[0]}: ...}} is not a valid mask id: use 0 to {MOST}")
         without = [name for label, name in enumerate(self.classes) if label not in ids.values()]
         if without:
             raise DataError(f"data.dataset.ids has no id for {', '.join(without[:5])}: each class needs one or more")
@@ -110,8 +110,8 @@ class SegmentationDataset:
         """Return the message for an ignore index that is also the id of a class."""
         return (
             f"data.dataset.ignore_index={ignore_index} is also the id of class {name} of {self.title}. To ignore that"
-            " class, set only the other classes and ids, as in data.dataset.classes=[NAME] 'data.dataset.ids={1: NAME}'."
-            " Otherwise set another ignore_index, or null if every id is a class."
+            " class, set only the other classes and ids, as in data.dataset.classes=[NAME] 'data.dataset.ids={1:"
+            " NAME}'. Otherwise set another ignore_index, or null if every id is a class."
         )
 
     def __len__(self) -> int:
@@ -145,29 +145,30 @@ class SegmentationDataset:
         """Check that a palette of official colours agrees with the ids; other palettes are not checked."""
         if shown.min() != UNKNOWN and (shown != labels).any():
             raise WrongLabels(
-                f"{path} has a palette whose colours contradict its ids for {self.title}: a program reordered the palette"
-                " when it saved the file. Use the original file, or set the colours of the classes with data=folder"
+                f"{path} has a palette whose colours contradict its ids for {self.title}: a program reordered the"
+                " palette when it saved the file. Use the original file, or set the class colours with data=folder"
             )
 
     def _unknown(self, stored: StoredMask, where: Bool[ndarray, "rows cols"]) -> str:
         """Describe ids or colours without a class, and what to do about them."""
         if self.colours is not None:
-            wrong = stored.colours_at(where)
-            shown = ", ".join(map(str, wrong[:3])) + (", …" if len(wrong) > 3 else "")
+            unknown = stored.colours_at(where)
+            shown = ", ".join(map(str, unknown[:3])) + (", …" if len(unknown) > 3 else "")
             ids = " If masks contain ids, set data.dataset.classes to names only." if stored.palette is not None else ""
             return (
-                f"{len(wrong)} colour{'s' if len(wrong) > 1 else ''} without a class of {self.title}: {shown}. Add each"
-                f" to data.dataset.classes or to data.dataset.ignore_colours.{ids}"
+                f"{len(unknown)} colour{'s' if len(unknown) > 1 else ''} without a class of {self.title}: {shown}. Add"
+                f" each to data.dataset.classes or to data.dataset.ignore_colours.{ids}"
             )
-        wrong, ignore_index = (
+        unknown, ignore_index = (
             np.unique(stored.values[where]).tolist()[:5],
             "null" if self.ignore_index is None else self.ignore_index,
         )
         if self.ids is not None:
-            return f"labels {wrong} without a class of {self.title} in data.dataset.ids; ignore_index is {ignore_index}"
-        return (
-            f"labels {wrong}, but {self.title} has classes 0 to {len(self.classes) - 1} and ignore_index {ignore_index}"
-        )
+            return (
+                f"labels {unknown} without a class of {self.title} in data.dataset.ids; ignore_index is {ignore_index}"
+            )
+        last = len(self.classes) - 1
+        return f"labels {unknown}, but {self.title} has classes 0 to {last} and ignore_index {ignore_index}"
 
     def size(self, index: int) -> tuple[int, int]:
         """Return rows and columns from the header of an image."""
@@ -198,11 +199,11 @@ class SegmentationDataset:
     def _shown(self, palette: UInt8[ndarray, "values 3"], pixels: LabelPixels) -> dict[Colour, int]:
         indices = StoredMask(np.arange(len(palette), dtype=np.uint8)[None], palette)
         labels = indices.labels_by_id(self.ignore_index, len(self.classes), self.ids)[0]
-        there = (labels != UNKNOWN) & (pixels[labels] > 0)
-        colours = ((red, green, blue) for red, green, blue in palette[there].tolist())
-        pairs = set(zip(colours, labels[there].tolist(), strict=True))
-        times = Counter(colour for colour, _ in pairs)
-        return {colour: label for colour, label in pairs if times[colour] == 1}
+        present = (labels != UNKNOWN) & (pixels[labels] > 0)
+        colours = ((red, green, blue) for red, green, blue in palette[present].tolist())
+        pairs = set(zip(colours, labels[present].tolist(), strict=True))
+        counts = Counter(colour for colour, _ in pairs)
+        return {colour: label for colour, label in pairs if counts[colour] == 1}
 
     def check(self, min_size: int = 1, whole_masks: bool = True) -> list[MaskContents]:
         """Check all files before any long work: headers and ends of images, and complete masks, and return the masks.
@@ -213,8 +214,8 @@ class SegmentationDataset:
         Raises
         ------
         DataError
-            One message for all problems: missing, unreadable or truncated files, images of another size than their masks
-            or smaller than ``min_size`` pixels, masks with invalid labels, duplicate names.
+            One message for all problems: missing, unreadable or truncated files, images of another size than their
+            masks or smaller than ``min_size`` pixels, masks with invalid labels, duplicate names.
         """
         if not self.names:
             raise DataError(f"{self.title} is empty: set another list")
@@ -228,8 +229,8 @@ class SegmentationDataset:
         # In parts, because a task per image would add a third of the work.
         parts = [range(len(self))[first : first + PART] for first in range(0, len(self), PART)]
         with ThreadPoolExecutor(visible_cores()) as pool:
-            found = pool.map(lambda part: [next(self.faults(index, min_size, read), None) for index in part], parts)
-            problems += [str(fault) for fault in chain(*found) if fault]
+            faults = pool.map(lambda part: [next(self.faults(index, min_size, read), None) for index in part], parts)
+            problems += [str(fault) for fault in chain(*faults) if fault]
         if problems:
             more = f"\n… and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise DataError(

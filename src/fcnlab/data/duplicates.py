@@ -20,14 +20,15 @@ def find_duplicates(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple
     sizes, other_sizes = file_sizes(paths), file_sizes(others)
     common = set(sizes.values()) & set(other_sizes.values()) - {0}
     digests, other_digests = (
-        file_digests([path for path, size in found.items() if size in common]) for found in (sizes, other_sizes)
+        file_digests([path for path, size in sizes_by_path.items() if size in common])
+        for sizes_by_path in (sizes, other_sizes)
     )
     by_bytes = {digest: path for path, digest in other_digests.items()}
-    found = (
+    pairs = (
         (path, by_place.get(real) or by_bytes.get(digests.get(path, b"")))
         for path, real in zip(paths, real_paths(paths), strict=True)
     )
-    return [(path, twin) for path, twin in found if twin is not None]
+    return [(path, twin) for path, twin in pairs if twin is not None]
 
 
 def file_sizes(paths: Sequence[Path]) -> dict[Path, int]:
@@ -43,8 +44,8 @@ def file_digests(paths: Sequence[Path]) -> dict[Path, bytes]:
             return hashlib.file_digest(file, hashlib.blake2b).digest()
 
     with ThreadPoolExecutor(visible_cores()) as pool:
-        found = zip(paths, pool.map(digest, paths), strict=True)
-        return {path: one for path, one in found if one is not None}
+        pairs = zip(paths, pool.map(digest, paths), strict=True)
+        return {path: digest_or_none for path, digest_or_none in pairs if digest_or_none is not None}
 
 
 def real_paths(paths: Sequence[Path]) -> list[Path]:

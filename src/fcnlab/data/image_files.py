@@ -132,10 +132,10 @@ def opened(path: Path, formats: tuple[str, ...]) -> Iterator[ImageFile]:
 def _similar_names_hint(path: Path) -> str:
     """Return a hint on files with the name of a missing one in another case."""
     try:
-        found = [one.name for one in path.parent.iterdir() if one.name.lower() == path.name.lower()]
+        names = [entry.name for entry in path.parent.iterdir() if entry.name.lower() == path.name.lower()]
     except OSError:
         return ""
-    return f"; its folder contains {', '.join(sorted(found))}" if found else ""
+    return f"; its folder contains {', '.join(sorted(names))}" if names else ""
 
 
 def _list_line_hint(path: Path) -> str:

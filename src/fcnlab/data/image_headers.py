@@ -73,9 +73,9 @@ def _has_one_scan(file: BinaryIO) -> bool:
 
 
 def _check_scans(data: bytes) -> None:
-    scans, place = 0, 2
-    while found := MARKER.search(data, place):
-        marker, place = found[1][0], found.end()
+    scans, offset = 0, 2
+    while match := MARKER.search(data, offset):
+        marker, offset = match[1][0], match.end()
         if marker == END_OF_IMAGE:
             return
         if marker in ALONE:
@@ -85,4 +85,4 @@ def _check_scans(data: bytes) -> None:
             raise ValueError(
                 f"it is a JPEG with more than {MOST_SCANS} scans, which take minutes to read: save it as PNG"
             )
-        place += max(2, int.from_bytes(data[place : place + 2], "big"))
+        offset += max(2, int.from_bytes(data[offset : offset + 2], "big"))

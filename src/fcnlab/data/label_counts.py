@@ -51,10 +51,10 @@ def check(dataset: SegmentationDataset, min_size: int, folder: Path) -> LabelCou
     if known is not None:
         return known
     pixels = sum((mask.pixels for mask in masks), np.zeros(IGNORE_INDEX + 1, np.int64))
-    found = LabelCounts(pixels, tuple(conflicts(dataset, masks)))
+    counts = LabelCounts(pixels, tuple(conflicts(dataset, masks)))
     if state is not None and state == _state(dataset):
-        _write_cached(file, state, found)
-    return found
+        _write_cached(file, state, counts)
+    return counts
 
 
 def _state(dataset: SegmentationDataset) -> str | None:
@@ -69,18 +69,18 @@ def _read_cached(file: Path, state: str | None) -> LabelCounts | None:
     """Return the cached counts; None if the file is missing, damaged, or of other masks."""
     try:
         record = json.loads(bytes_of(file, MOST_BYTES))
-        pixels, told = [int(count) for count in record["pixels"]], tuple(map(str, record["conflicts"]))
-        sound = record["digest"] == _digest(record["state"], pixels, told) and len(pixels) == IGNORE_INDEX + 1
-        return LabelCounts(np.array(pixels, np.int64), told) if sound and record["state"] == state else None
+        pixels, messages = [int(count) for count in record["pixels"]], tuple(map(str, record["conflicts"]))
+        is_valid = record["digest"] == _digest(record["state"], pixels, messages) and len(pixels) == IGNORE_INDEX + 1
+        return LabelCounts(np.array(pixels, np.int64), messages) if is_valid and record["state"] == state else None
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):  # for any content of the file
         return None
 
 
-def _write_cached(file: Path, state: str, found: LabelCounts) -> None:
+def _write_cached(file: Path, state: str, counts: LabelCounts) -> None:
     """Write the cache file atomically; several processes may do so at once."""
-    pixels, part = found.pixels.tolist(), own_part(file.parent)
-    digest = _digest(state, pixels, found.conflicts)
-    record = {"state": state, "pixels": pixels, "conflicts": found.conflicts, "digest": digest}
+    pixels, part = counts.pixels.tolist(), own_part(file.parent)
+    digest = _digest(state, pixels, counts.conflicts)
+    record = {"state": state, "pixels": pixels, "conflicts": counts.conflicts, "digest": digest}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         remove_own_parts(file.parent)
@@ -92,8 +92,8 @@ def _write_cached(file: Path, state: str, found: LabelCounts) -> None:
             part.unlink(missing_ok=True)
 
 
-def _digest(state: str, pixels: Sequence[int], told: Sequence[str]) -> str:
-    return blake2b(repr((state, pixels, told)).encode(errors="surrogatepass"), digest_size=8).hexdigest()
+def _digest(state: str, pixels: Sequence[int], messages: Sequence[str]) -> str:
+    return blake2b(repr((state, pixels, messages)).encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def conflicts(dataset: SegmentationDataset, masks: Sequence[MaskContents]) -> Iterator[str]:
@@ -133,23 +133,23 @@ def _palettes_of_two_orders(dataset: SegmentationDataset, masks: Sequence[MaskCo
             if before != label:
                 yield (
                     f"palettes of masks contradict each other: the colour {list(colour)} is {names[before]} in {path}"
-                    f" but {names[label]} in {mask.path}, because masks are read by their ids. If the colours define the"
-                    " classes, set them with data=folder: data.dataset.classes={NAME: [R, G, B], ...}"
+                    f" but {names[label]} in {mask.path}, because masks are read by their ids. If the colours define"
+                    " the classes, set them with data=folder: data.dataset.classes={NAME: [R, G, B], ...}"
                 )
                 return
 
 
-def one_class_only(dataset: SegmentationDataset, found: LabelPixels) -> str | None:
+def one_class_only(dataset: SegmentationDataset, pixels: LabelPixels) -> str | None:
     """Return a message if at most one class occurs, so that nothing can be learned; None otherwise."""
-    known = found[: len(dataset.classes)]
+    known = pixels[: len(dataset.classes)]
     if np.count_nonzero(known) > 1:
         return None
-    return f"all masks together contain at most one class: {_shares(dataset, found)}{_looks_binary(dataset, found)}"
+    return f"all masks together contain at most one class: {_shares(dataset, pixels)}{_looks_binary(dataset, pixels)}"
 
 
-def _shares(dataset: SegmentationDataset, found: LabelPixels) -> str:
+def _shares(dataset: SegmentationDataset, pixels: LabelPixels) -> str:
     names = {**dict(enumerate(dataset.classes)), IGNORE_INDEX: "ignored"}
-    shares = [f"{names[label]} {100 * found[label] / found.sum():.1f} %" for label in np.flatnonzero(found).tolist()]
+    shares = [f"{names[label]} {100 * pixels[label] / pixels.sum():.1f} %" for label in np.flatnonzero(pixels).tolist()]
     return f"{', '.join(shares)} of the pixels"
 
 
@@ -157,16 +157,16 @@ def _by_plain_ids(dataset: SegmentationDataset) -> bool:
     return dataset.colours is None and dataset.ids is None and dataset.ignore_index == IGNORE_INDEX
 
 
-def _looks_binary(dataset: SegmentationDataset, found: LabelPixels) -> str:
-    if not _by_plain_ids(dataset) or not found[IGNORE_INDEX] or found[1:IGNORE_INDEX].any():
+def _looks_binary(dataset: SegmentationDataset, pixels: LabelPixels) -> str:
+    if not _by_plain_ids(dataset) or not pixels[IGNORE_INDEX] or pixels[1:IGNORE_INDEX].any():
         return ""
     first, second = (*dataset.classes, "NAME")[:2]
     return (
-        f". These look like binary masks of 0 and 255, of which {IGNORE_INDEX} is ignored: define the ids with data=folder,"
-        f" 'data.dataset.ids={{0: {first}, {IGNORE_INDEX}: {second}}}'"
+        f". These look like binary masks of 0 and 255, of which {IGNORE_INDEX} is ignored: define the ids with"
+        f" data=folder, 'data.dataset.ids={{0: {first}, {IGNORE_INDEX}: {second}}}'"
     )
 
 
-def absent_classes(dataset: SegmentationDataset, found: LabelPixels) -> tuple[str, ...]:
+def absent_classes(dataset: SegmentationDataset, pixels: LabelPixels) -> tuple[str, ...]:
     """Return the names of classes that are in no mask."""
-    return tuple(name for name, pixels in zip(dataset.classes, found, strict=False) if not pixels)
+    return tuple(name for name, count in zip(dataset.classes, pixels, strict=False) if not count)

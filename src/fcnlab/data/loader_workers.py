@@ -1,4 +1,4 @@
-"""Worker processes of a loader: how many this machine bears, and how they hand batches over."""
+"""Worker processes of a loader: their number on this machine, and how they transfer batches."""
 
 import multiprocessing
 import os
@@ -24,27 +24,26 @@ from fcnlab.signals import STOPPING
 
 Batch = dict[str, Tensor]
 SHARED_MEMORY = Path("/dev/shm")
-MOST_AHEAD = 4  # batches that a worker reads ahead
-IN_HAND = 2  # batches that the process itself has of its workers: the one that it works at, and the next
-# Open files of the process: for each of a batch's tensors; to and from a worker; and of the loader beside those.
+MOST_AHEAD = 4  # limit on batches that a worker prefetches
+IN_HAND = 2  # batches in the main process: the current and the next one
+# Open files of the process: per batch (one per tensor), per worker, and for the loader itself.
 TENSORS, PIPES_OF_A_WORKER, PIPES_AND_THEIR_LIKE = 3, 4, 8
 
 
 class Loader(DataLoader):
-    """torch's, with as many workers as it is given: the user, or ``num_workers=auto``, knows the cores."""
+    """torch's DataLoader without the warning about more workers than cores, which the user chose."""
 
     def check_worker_number_rationality(self) -> None:
-        """Say nothing: torch warns of more workers than cores, once when it is made and once when it is read."""
+        """Suppress torch's warning about more workers than cores."""
 
 
 def to_shared_memory(batch: Batch) -> Batch:
-    """Put a worker's batch into shared memory now: torch does so in a thread, whose errors nobody hears, and then the
-    run waits for the batch for ever.
+    """Move a worker's batch to shared memory; torch does so in a thread, whose errors are lost, so that the run hangs.
 
     Raises
     ------
     DataError
-        There is no room.
+        There is too little shared memory.
     """
     if get_worker_info() is None:
         return batch
@@ -53,25 +52,25 @@ def to_shared_memory(batch: Batch) -> Batch:
     except RuntimeError as error:
         size = sum(value.nbytes for value in batch.values()) / 2**20
         raise DataError(
-            f"a worker cannot hand over a batch of {size:.1f} MiB ({first_line(error)}): set num_workers=0"
-            f" (data.num_workers=0 in training), or give {SHARED_MEMORY} more memory, such as docker run --shm-size=8g"
+            f"a worker cannot transfer a batch of {size:.1f} MiB ({first_line(error)}): set num_workers=0"
+            f" (data.num_workers=0 in training), or increase {SHARED_MEMORY}, such as by docker run --shm-size=8g"
         ) from error
 
 
-def worker_count(wanted: int | Literal["auto"]) -> int:
-    """``"auto"``: one process for each core that this one may use, at most 8.
+def worker_count(requested: int | Literal["auto"]) -> int:
+    """Return the number of workers; ``"auto"`` is one per available core, at most 8.
 
-    ``OMP_NUM_THREADS`` says how many those are where several runs share a machine.
+    If set, ``OMP_NUM_THREADS`` limits the cores, because several runs may share a machine.
     """
     cores = visible_cores()
     share = os.environ.get("OMP_NUM_THREADS", "")
-    return min(8, cores, max(1, int(share)) if share.isdigit() else cores) if wanted == "auto" else int(wanted)
+    return min(8, cores, max(1, int(share)) if share.isdigit() else cores) if requested == "auto" else int(requested)
 
 
 class Readers(NamedTuple):
-    """The processes that read, and how many batches each reads ahead; None where there are none.
+    """The number of workers, and of batches that each prefetches (None without workers).
 
-    ``lack`` says of what there is too little, and what to do, where fewer read than were wanted.
+    ``lack`` explains why there are fewer workers than requested, and what to do.
     """
 
     workers: int
@@ -80,16 +79,17 @@ class Readers(NamedTuple):
 
 
 def readers(workers: int, wanted: int | Literal["auto"], batch_bytes: int) -> Readers:
-    """As many of the workers, and batches ahead (``"auto"``: up to 4), as half of the free shared memory has room for,
-    and half of the files that this process may yet open.
+    """Return the workers and prefetched batches (``"auto"``: up to 4) that fit into half of the free resources.
 
-    Workers hand batches over in the one (many containers have 64 MB of it) by means of the other. The other halves are
-    for another split's.
+    The resources are shared memory (only 64 MB in many containers) and open files, by which workers transfer batches.
+    The other half is left for another split.
     """
     if workers == 0:
         return Readers(0, None)
-    if why := why_nothing_is_shared():
-        return Readers(0, None, f"no memory can be shared with them ({why}). Give this machine {SHARED_MEMORY}")
+    if why := why_workers_are_unavailable():
+        return Readers(
+            0, None, f"memory cannot be shared with workers ({why}). Provide {SHARED_MEMORY} on this machine"
+        )
     least = 1 if wanted == "auto" else wanted
     memory, files = shared_memory(), free_descriptors()
     room = max(0, memory // 2 // batch_bytes - IN_HAND)
@@ -107,23 +107,23 @@ def readers(workers: int, wanted: int | Literal["auto"], batch_bytes: int) -> Re
 
 def _too_little_memory(free: int) -> str:
     return (
-        f"{SHARED_MEMORY} has {free / 2**20:,.0f} MiB free, in which they hand over images. Give it more, such as"
-        " docker run --shm-size=8g"
+        f"{SHARED_MEMORY}, by which workers transfer images, has only {free / 2**20:,.0f} MiB free. Increase it, such"
+        " as by docker run --shm-size=8g"
     )
 
 
 def _too_few_files(free: int) -> str:
-    return f"this process may open {free} more files, by which they hand over images. Allow more, by ulimit -n 4096"
+    return f"this process may open only {free} more files, which workers need. Raise the limit: ulimit -n 4096"
 
 
 def shared_memory() -> int:
-    """The bytes that are free in it; where the system has another way to share, no limit."""
+    """Return the free bytes of shared memory; no limit if the system shares memory in another way."""
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else sys.maxsize
 
 
 @cache
-def why_nothing_is_shared() -> str | None:
-    """Why workers cannot be had, found by what they need: a semaphore, and memory; None where they can."""
+def why_workers_are_unavailable() -> str | None:
+    """Return why workers cannot be used, by trying a semaphore and shared memory; None if they can."""
     try:
         multiprocessing.Lock()
         torch.empty(1).share_memory_()
@@ -133,7 +133,7 @@ def why_nothing_is_shared() -> str | None:
 
 
 def free_descriptors() -> int:
-    """How many files this process may yet open; where the system counts none, no limit."""
+    """Return how many files this process may still open; no limit if the system has none."""
     try:
         import resource
 
@@ -141,41 +141,40 @@ def free_descriptors() -> int:
         opened = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0  # noqa: PTH208 (names alone)
     except ImportError:  # Windows
         return sys.maxsize
-    except OSError:  # none is left to look
+    except OSError:  # no file descriptor is left for listing
         return 0
     return sys.maxsize if most == resource.RLIM_INFINITY else max(0, most - opened)
 
 
 def prepare_worker(worker: int) -> None:
-    """Let the run decide about signals that reach its workers too (Ctrl-C, Slurm), hear of each error, and OpenCV use
-    one thread.
+    """Set up a worker: ignore signals that the run handles (Ctrl-C, Slurm), report errors, use one OpenCV thread.
 
-    A worker that died by such a signal would take the step in progress with it.
+    A worker that died by such a signal would abort the current step.
     """
     assert get_worker_info() is not None
-    cv2.setNumThreads(0)  # workers are many already
-    hand_over_errors(_hand_over_the_error)
+    cv2.setNumThreads(0)  # there are several workers already
+    hand_over_errors(_send_error)
     for signum in set(STOPPING) - {signal.SIGTERM}:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_for_the_run_only, daemon=True).start()
+    threading.Thread(target=_exit_on_signal_of_run, daemon=True).start()
 
 
-def _hand_over_the_error(queue: Any, error: Exception, batch: Any) -> None:
-    """Put the error in the place of a batch that could not be sent: Python would print it, and the run wait."""
-    if not isinstance(batch, tuple):  # some of it was sent
+def _send_error(queue: Any, error: Exception, batch: Any) -> None:
+    """Send the error instead of a batch that cannot be sent; otherwise Python prints it and the run hangs."""
+    if not isinstance(batch, tuple):  # a part was sent
         os._exit(1)
     try:
         raise DataError(
-            f"a worker cannot hand over a batch ({first_line(error)}): allow more open files, by ulimit -n 4096, or set"
-            " num_workers=0 (data.num_workers=0 in training)"
+            f"a worker cannot transfer a batch ({first_line(error)}): raise the limit on open files (ulimit -n 4096),"
+            " or set num_workers=0 (data.num_workers=0 in training)"
         ) from error
     except DataError:
         queue.put((batch[0], error_of_worker()))
 
 
-def _end_for_the_run_only() -> None:
-    """Obey SIGTERM from the process that loads, by which it ends workers, and from no other."""
+def _exit_on_signal_of_run() -> None:
+    """Exit on a SIGTERM of the main process, which ends workers by it, and ignore others."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -11,9 +11,9 @@ from fcnlab.data.image_files import SUFFIXES, DataError
 def find_images(root: str, pattern: str, masks: str) -> tuple[dict[str, Path], dict[str, list[Path]]]:
     """Return the images of a pattern by ``{name}``, in the order of names, and the skipped files by name.
 
-    A file that matches ``masks`` with the name of another image is that image's mask, not an image. Skipped files differ
-    from the pattern only in suffix or case, and no image has their name; files that match ``masks`` are not among them.
-    Hidden files are neither images nor skipped files.
+    A file that matches ``masks`` with the name of another image is that image's mask, not an image. Skipped files
+    differ from the pattern only in suffix or case, and no image has their name; files that match ``masks`` are not
+    among them. Hidden files are neither images nor skipped files.
 
     Raises
     ------
@@ -32,14 +32,14 @@ def find_images(root: str, pattern: str, masks: str) -> tuple[dict[str, Path], d
         for name, path in _matching(root, paths, re.compile(_translated(masks)))
         if any(image != path for image in files.get(name, []))
     }
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for name, path in ((name, path) for name, same in files.items() for path in same if path not in of_another):
-        if name in found:
+        if name in images:
             raise DataError(
-                f"{path} and {found[name]} have the same name {name!r}: change data.dataset.images to match only one"
+                f"{path} and {images[name]} have the same name {name!r}: change data.dataset.images to match only one"
             )
-        found[name] = path
-    return found, _left_out(root, paths, pattern, masks, found)
+        images[name] = path
+    return images, _left_out(root, paths, pattern, masks, images)
 
 
 def same_names(root: str, pattern: str, split: str) -> Iterator[tuple[Path, Path]]:
@@ -59,15 +59,15 @@ def same_names(root: str, pattern: str, split: str) -> Iterator[tuple[Path, Path
 
 
 def _left_out(
-    root: str, paths: Sequence[Path], pattern: str, masks: str, found: Mapping[str, Path]
+    root: str, paths: Sequence[Path], pattern: str, masks: str, images: Mapping[str, Path]
 ) -> dict[str, list[Path]]:
     as_masks = re.compile(_translated(masks), re.IGNORECASE)
-    taken = {*found.values(), *(path for _, path in _matching(root, paths, as_masks))}
-    others: dict[str, list[Path]] = {}
+    taken = {*images.values(), *(path for _, path in _matching(root, paths, as_masks))}
+    skipped: dict[str, list[Path]] = {}
     for name, path in _matching(root, paths, _loosely(pattern)):
-        if path.suffix.lower() in SUFFIXES and path not in taken and name not in found:
-            others.setdefault(name, []).append(path)
-    return others
+        if path.suffix.lower() in SUFFIXES and path not in taken and name not in images:
+            skipped.setdefault(name, []).append(path)
+    return skipped
 
 
 def _matching(root: str, paths: Sequence[Path], regex: re.Pattern[str]) -> Iterator[tuple[str, Path]]:

@@ -55,10 +55,12 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
 def batches_of_equal_size(dataset: SegmentationDataset, share: Sequence[int], batch_size: int) -> list[list[int]]:
     """Return batches of images of equal size, so that none is padded; each image of the share is in one batch."""
-    alike: dict[tuple[int, int], list[int]] = {}
+    by_size: dict[tuple[int, int], list[int]] = {}
     for index in share:
-        alike.setdefault(dataset.size(index), []).append(index)
+        by_size.setdefault(dataset.size(index), []).append(index)
     batches = [
-        found[first : first + batch_size] for found in alike.values() for first in range(0, len(found), batch_size)
+        indices[first : first + batch_size]
+        for indices in by_size.values()
+        for first in range(0, len(indices), batch_size)
     ]
     return sorted(batches)

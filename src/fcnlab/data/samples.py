@@ -44,7 +44,7 @@ def as_tensors(image: np.ndarray, mask: np.ndarray | None, index: int) -> Batch:
     pixels = np.empty((3, *image.shape[:2]), np.uint8)
     cv2.split(image, [pixels[channel] for channel in range(3)])  # five times as fast as a transposed copy
     mask = np.full(image.shape[:2], IGNORE_INDEX, np.uint8) if mask is None else mask
-    # A copy of the mask, since a cached one is a view that cannot be written to.
+    # Copy the mask, because a cached mask is a read-only view.
     return {"image": torch.from_numpy(pixels), "mask": torch.tensor(mask), "index": torch.tensor(index)}
 
 

@@ -36,8 +36,8 @@ def remove_leftovers(parent: Path, prefix: str) -> None:
 def _remove_unless_held(folder: Path) -> None:
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        found = os.fstat(file)
-        if found.st_uid == os.getuid() and time.time() - found.st_mtime > YOUNGEST:
+        status = os.fstat(file)
+        if status.st_uid == os.getuid() and time.time() - status.st_mtime > YOUNGEST:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
     finally:

@@ -1,8 +1,9 @@
-"""Augmentation: what happens to a training image and its mask. The one file that imports albumentations.
+"""Augmentation of training images and masks. This is the only file that imports albumentations.
 
-It does so where a pipeline is made: evaluation and ``augment=none`` do without, and it takes a third of a second.
-albumentations 2.0.8 is the last release under the MIT licence. It keeps a random state of its own, which forked workers
-copy: two workers would draw the same crops, in every epoch again. So each sample gets its own seed here.
+It imports it only when a pipeline is built, because the import takes a third of a second, and evaluation and
+``augment=none`` do not need it. albumentations 2.0.8 is the last release under the MIT licence. It has its own random
+state, which forked workers copy, so that all workers and epochs would draw the same crops. So each sample has its own
+seed here.
 """
 
 import math
@@ -19,16 +20,16 @@ from numpy import ndarray
 from fcnlab.config.ranges import Degrees, Scales
 from fcnlab.data.dataset import IGNORE_INDEX
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it looks for updates over the network when imported
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # disable its check for updates on import
 
-# It only warns of an argument that it does not know, when a step is made: old ones would pad masks with background.
+# albumentations only warns about unknown arguments; with outdated ones, it would pad masks with background.
 warnings.filterwarnings("error", r"Argument\(s\) .* are not valid", UserWarning)
 
-FILL = (124, 116, 104)  # the padding's colour: ImageNet's mean, near zero behind every net's own normalisation
+FILL = (124, 116, 104)  # colour of padding: ImageNet's mean, close to zero after normalisation
 
-# How a step that resizes must take masks (``mask_interpolation=``): from the nearest pixel, where the image's bilinear
-# interpolation has its centres. OpenCV's resize with INTER_NEAREST, the default here, rounds down instead: labels then
-# lie up to a pixel beside what the image shows. Rotate and Affine, which warp, round by themselves and refuse this one.
+# The ``mask_interpolation=`` of steps that resize: the nearest pixel at the centres of the image's bilinear
+# interpolation. OpenCV's INTER_NEAREST, albumentations' default, rounds down instead, which shifts labels by up to a
+# pixel. Rotate and Affine, which warp, round correctly and do not support this value.
 NEAREST_WHEN_RESIZED = cv2.INTER_NEAREST_EXACT
 
 Image = UInt8[ndarray, "rows cols 3"]
@@ -36,29 +37,29 @@ Mask = UInt8[ndarray, "rows cols"]
 Crop = tuple[UInt8[ndarray, "crop_rows crop_cols 3"], UInt8[ndarray, "crop_rows crop_cols"]]
 
 
-@runtime_checkable  # by make test-slow, which checks annotations
+@runtime_checkable  # for make test-slow, which checks annotations
 class Augment(Protocol):
-    """The contract of an augmentation, of a user's own too: ``seed`` alone decides what is drawn.
+    """The interface of augmentations, also of the user's own: random numbers depend only on ``seed``.
 
-    ``seed`` is a few whole numbers that name the sample: (run's seed, epoch, index). One that takes no smaller images
-    says so by an attribute ``min_size``, as :class:`Augmentation` does.
+    ``seed`` contains integers that identify the sample: (seed of the run, epoch, index). An optional attribute
+    ``min_size`` is the minimum image size, as in :class:`Augmentation`.
     """
 
     def __call__(self, image: Image, mask: Mask, seed: Sequence[int]) -> Crop: ...
 
 
 class Augmentation:
-    """A pipeline that draws from the seed of the sample alone, not from the worker or from what it drew before.
+    """A pipeline whose random numbers depend only on the seed of the sample, not on the worker or earlier samples.
 
-    ``steps`` are albumentations' transforms; one that resizes needs ``mask_interpolation=NEAREST_WHEN_RESIZED``.
-    ``min_size`` is the shorter side, in pixels, of the smallest image that they take.
+    ``steps`` are albumentations' transforms; those that resize need ``mask_interpolation=NEAREST_WHEN_RESIZED``.
+    ``min_size`` is the minimum of the shorter image side in pixels.
     """
 
     def __init__(self, steps: Sequence[Any], min_size: int = 1):
         import albumentations as A
 
         self.min_size = min_size
-        self.pipeline = A.Compose(list(steps))  # its mask_interpolation would replace that of each step
+        self.pipeline = A.Compose(list(steps))  # its own mask_interpolation would override that of each step
 
     def __call__(self, image: Image, mask: Mask, seed: Sequence[int]) -> Crop:
         self.pipeline.set_random_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
@@ -67,12 +68,12 @@ class Augmentation:
 
 
 def none(crop_size: int) -> None:
-    """Whole images, unchanged: the papers' way; those of a batch are padded to the largest. No ``crop_size``."""
+    """Return None: whole, unchanged images as in the papers, padded to the largest of a batch."""
     return None
 
 
 def patches(crop_size: int) -> Augmentation:
-    """Crops around every pixel alike, those at the border too, and nothing else: for classifiers of patches."""
+    """Return random crops only, also around border pixels with equal probability, for patch classifiers."""
     import albumentations as A
 
     border = A.Pad(crop_size // 2, border_mode=cv2.BORDER_CONSTANT, fill=FILL, fill_mask=IGNORE_INDEX)
@@ -80,7 +81,7 @@ def patches(crop_size: int) -> Augmentation:
 
 
 def standard(crop_size: int, scale: Scales = (0.5, 2.0), colour: bool = True) -> Augmentation:
-    """Scale, crop (padding what is too small), flip, and mild changes of colour."""
+    """Return random scale, crop (with padding), flip, and mild changes of colour."""
     import albumentations as A
 
     jitter = A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.5)
@@ -89,7 +90,7 @@ def standard(crop_size: int, scale: Scales = (0.5, 2.0), colour: bool = True) ->
 
 
 def strong(crop_size: int, scale: Scales = (0.4, 2.5), rotate: Degrees = 15.0) -> Augmentation:
-    """As standard, wider; with rotation (degrees either way), blur, grey and gamma."""
+    """Return a stronger variant of ``standard`` with rotation (± degrees), blur, grey and gamma."""
     import albumentations as A
 
     return Augmentation(
@@ -120,8 +121,8 @@ def _random_scale(scale: Sequence[float]) -> Any:
 
 
 def _smallest(scale: Sequence[float]) -> int:
-    """The side in pixels that the least factor leaves a pixel of; albumentations cuts sizes off to whole pixels."""
-    least = (scale[0] - 1) + 1  # as it comes to there
+    """Return the smallest side that keeps a pixel at the smallest scale; albumentations rounds sizes down."""
+    least = (scale[0] - 1) + 1  # rounded as in albumentations
     side = math.ceil(1 / least)
     return side if int(side * least) else side + 1
 

@@ -125,7 +125,8 @@ def workers_for(paths: Sequence[Path], requested: int) -> int:
     allocation = readers(requested, 2, 4 * largest)  # torch reads 2 images ahead by default
     if allocation.lack:
         log_warning(
-            f"{len(paths):,} images: using {allocation.workers} workers instead of {requested}, because {allocation.lack}"
+            f"{len(paths):,} images: using {allocation.workers} workers instead of {requested},"
+            f" because {allocation.lack}"
         )
     return allocation.workers
 

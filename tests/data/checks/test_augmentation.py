@@ -73,12 +73,12 @@ def test_a_pipeline_that_fails_is_an_error_with_its_words(make):
 
 
 def test_without_workers_what_needs_them_is_left_open(make, monkeypatch):
-    monkeypatch.setattr(loader_workers, "why_nothing_is_shared", lambda: "No such file or directory")
+    monkeypatch.setattr(loader_workers, "why_workers_are_unavailable", lambda: "No such file or directory")
     data = make(standard)
     findings = {finding.check: finding for finding in inspect_streams(data, data.split("train"), 0)}
     assert findings.keys() == ALL - {"two workers"}
     (open_one,) = (finding for finding in findings.values() if finding.verdict != Verdict.OK)
-    assert open_one.check == "0 and 2 workers" and "not compared, since no memory can be shared" in open_one.found
+    assert open_one.check == "0 and 2 workers" and "not compared, because memory cannot be shared" in open_one.found
 
 
 def test_samples_are_those_that_training_begins_with(make):

@@ -131,45 +131,45 @@ DEFECTS = {  # what is done, the line that tells it, how bad it is, and what the
     "missing image": (lambda voc: image(voc, "t1").unlink(), "train", "files", ERROR, "t1.jpg is missing"),
     "missing mask": (lambda voc: mask(voc, "v1").unlink(), "val", "files", ERROR, "v1.png is missing"),
     "a name without files": (lambda voc: add_name(voc, "val", "x"), "val", "files", ERROR, "x.jpg is missing"),
-    "a double name": (lambda voc: add_name(voc, "train", "t2"), "train", "list", ERROR, "t2 is listed twice"),
+    "a double name": (lambda voc: add_name(voc, "train", "t2"), "train", "list", ERROR, "t2 is listed more than once"),
     "a page instead of an image": (
         lambda voc: image(voc, "t1").write_text("<html>404"), "train", "formats", ERROR, "t1.jpg cannot be read as"),
     "an empty mask file": (
         lambda voc: mask(voc, "t1").write_bytes(b""), "train", "formats", ERROR, "t1.png cannot be read as"),
     "a truncated JPEG": (
-        lambda voc: shorten(image(voc, "v2")), "val", "whole files", ERROR, "v2.jpg cannot be read to its end"),
+        lambda voc: shorten(image(voc, "v2")), "val", "whole files", ERROR, "v2.jpg is truncated or damaged"),
     "a truncated mask": (
-        lambda voc: shorten(mask(voc, "t0")), "train", "whole files", ERROR, "t0.png cannot be read to its end"),
+        lambda voc: shorten(mask(voc, "t0")), "train", "whole files", ERROR, "t0.png is truncated or damaged"),
     "a flipped bit in a mask": (
-        lambda voc: flip_bit(mask(voc, "t0")), "train", "whole files", ERROR, "t0.png cannot be read to its end"),
+        lambda voc: flip_bit(mask(voc, "t0")), "train", "whole files", ERROR, "t0.png is truncated or damaged"),
     "a mask of another size": (
         lambda voc: Image.new("L", (COLS, ROWS - 1)).save(mask(voc, "t3")), "train", "mask sizes", ERROR,
-        "t3.jpg has 40x48 pixels, its mask 39x48"),
+        "t3.jpg has 40x48 pixels, but its mask 39x48"),
     "a coloured mask": (
         lambda voc: Image.open(mask(voc, "v0")).convert("RGB").save(mask(voc, "v0")), "val", "pixel modes", ERROR,
         "v0.png is a mask of mode RGB"),
     "a grey image of 16 bits": (
         lambda voc: grey_16_bits(image(voc, "t4")), "train", "pixel modes", ERROR, "t4.jpg has pixels of mode I;16"),
     "labels of no class": (
-        lambda voc: relabel(mask(voc, "t5"), 20, 21), "train", "labels", ERROR, "t5.png holds labels [21]"),
+        lambda voc: relabel(mask(voc, "t5"), 20, 21), "train", "labels", ERROR, "t5.png contains labels [21]"),
     "one name in both lists": (
-        lambda voc: add_name(voc, "val", "t0"), "train and val", "overlap", ERROR, "t0 of val is t0 of train"),
+        lambda voc: add_name(voc, "val", "t0"), "train and val", "overlap", ERROR, "t0 of val equals t0 of train"),
     "one file under two names": (
         lambda voc: shutil.copy(image(voc, "t0"), image(voc, "v3")), "train and val", "overlap", ERROR,
-        "v3 of val is t0 of train"),
+        "v3 of val equals t0 of train"),
     "equal pixels in another format": (
         lambda voc: Image.open(image(voc, "t0")).save(image(voc, "v3"), "PNG"), "train and val", "overlap", ERROR,
-        "v3 of val is t0 of train"),
+        "v3 of val equals t0 of train"),
     "a lossy copy in the other split": (
         lambda voc: save_otherwise(image(voc, "t0"), image(voc, "v3")), "train and val", "look-alikes", WARNING,
         "v3 of val looks like t0 of train"),
     "a copy in the same split": (
-        lambda voc: shutil.copy(image(voc, "t0"), image(voc, "t3")), "train", "duplicates", WARNING, "t3 is t0"),
+        lambda voc: shutil.copy(image(voc, "t0"), image(voc, "t3")), "train", "duplicates", WARNING, "t3 equals t0"),
     "a lossy copy in the same split": (
         lambda voc: save_otherwise(image(voc, "t0"), image(voc, "t3")), "train", "look-alikes", WARNING,
         "t3 looks like t0"),
     "a rotation in EXIF": (
-        lambda voc: save_turned(image(voc, "t2")), "train", "rotation", WARNING, "t2.jpg notes orientation 6"),
+        lambda voc: save_turned(image(voc, "t2")), "train", "rotation", WARNING, "t2.jpg has EXIF orientation 6"),
     "a CMYK image": (
         lambda voc: Image.open(image(voc, "t2")).convert("CMYK").save(image(voc, "t2")), "train", "colour space",
         WARNING, "t2.jpg is CMYK"),
@@ -177,8 +177,8 @@ DEFECTS = {  # what is done, the line that tells it, how bad it is, and what the
         lambda voc: save_16_bits(image(voc, "t2")), "train", "bit depth", WARNING, "t2.jpg has 16 bits"),
     "an absent class": (lambda voc: remove_class(voc, 7), "train", "classes", WARNING, "absent: car"),
     "a mask of nothing but void": (
-        lambda voc: Image.new("L", (COLS, ROWS), 255).save(mask(voc, "t1")), "train", "void", WARNING,
-        "t1.png is void"),
+        lambda voc: Image.new("L", (COLS, ROWS), 255).save(mask(voc, "t1")), "train", "ignored pixels", WARNING,
+        "t1.png contains only ignored pixels"),
 }  # fmt: skip
 
 
@@ -222,7 +222,7 @@ def test_a_image_that_only_decoding_tells_is_broken(voc):
     """Its header and its end are there, so training finds it when it comes to it; here every image is decoded."""
     cut_out(image(voc, "t1"))
     dataset = open_voc(str(voc.parents[1]), "train")
-    with pytest.raises(DataError, match=r"t1\.jpg cannot be read to its end"):
+    with pytest.raises(DataError, match=r"t1\.jpg is truncated or damaged"):
         dataset.image(1)
     found = {one.check: one for one in inspect_split("train", dataset, list(inspect_images(dataset)))}
     assert found["whole files"].verdict == ERROR and "t1.jpg" in found["whole files"].each[0]

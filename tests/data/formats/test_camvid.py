@@ -44,7 +44,7 @@ def test_image_without_mask_is_found(root):
 
 def test_unknown_split_names_those_that_are_there(root):
     (root / "CamVid" / "test").mkdir()  # without masks, it is none
-    with pytest.raises(DataError, match=r"no split 'test' .* there is train, val\. Set data\."):
+    with pytest.raises(DataError, match=r"no split 'test' .* available are train, val\. Set data\."):
         open_camvid(str(root), "test")
 
 

@@ -35,7 +35,7 @@ def test_folders_for_splits(tmp_path):
     assert train.masks[1] == tmp_path / "masks/train/b.png" and train.title == f"{tmp_path.name} train"
     assert train.mask(0).tolist() == [[0, 1, 255]] and train.image(0).shape == (1, 3, 3)
     train.check()
-    with pytest.raises(DataError, match=r"no images are .*test/\{name\}\.jpg: in .*images there is train, val\. Set"):
+    with pytest.raises(DataError, match=r"no images match .*test/\{name\}\.jpg: .*images contains train, val\. Set"):
         open_folder(str(tmp_path), "test", **patterns, classes=CLASSES)
 
 
@@ -99,7 +99,9 @@ def test_what_is_left_out_is_told_of_the_split_that_it_would_be_in(tmp_path):
 
 def test_a_folder_of_another_suffix_alone_says_what_is_there(tmp_path):
     pair(tmp_path, "photos/a.JPG", "labels/a.png")
-    with pytest.raises(DataError, match=r"no images are .*\{name\}\.jpg.* There are 1 like it .*such as a\.JPG"):
+    with pytest.raises(
+        DataError, match=r"no images match .*\{name\}\.jpg.* 1 files differ only in suffix or case, such as a\.JPG"
+    ):
         left_out(tmp_path, images="photos/{name}.jpg")
 
 
@@ -120,7 +122,7 @@ def test_linked_folders_are_looked_into_but_never_in_a_circle(tmp_path):
 def test_two_images_of_one_name_are_an_error(tmp_path):
     flat(tmp_path, "a")
     pair(tmp_path, "photos/a.png", "labels/a.png")
-    with pytest.raises(DataError, match=r"a\.png and .*a\.jpg are both 'a'"):
+    with pytest.raises(DataError, match=r"a\.png and .*a\.jpg have the same name 'a'"):
         open_folder(str(tmp_path), "all", **FLAT, classes=CLASSES, fractions={"all": 1.0})
 
 
@@ -136,7 +138,7 @@ def test_lists(tmp_path):
     assert train.names == ("c", "a") and train.images[0].name == "c.jpg"
     with pytest.raises(DataError, match=r"photos/missing\.\* is missing"):
         val.check()
-    with pytest.raises(DataError, match=r"no list 'test' in .*sets: there is train, val"):
+    with pytest.raises(DataError, match=r"no list 'test' in .*sets: available are train, val"):
         open_folder(str(tmp_path), "test", **FLAT, classes=CLASSES, lists="sets/{split}.txt")
 
 
@@ -172,9 +174,9 @@ def test_a_split_that_got_nothing_is_an_error(tmp_path):
     flat(tmp_path, "a")
     shares = {"train": 0.5, "val": 0.5}
     empty = ({"train", "val"} - {split_of("a", shares, 0)}).pop()
-    with pytest.raises(DataError, match=f"none of 1 images fell to {empty}: raise its share"):
+    with pytest.raises(DataError, match=f"none of 1 images is in split {empty}: increase its share"):
         open_folder(str(tmp_path), empty, **FLAT, classes=CLASSES, fractions=shares)
-    with pytest.raises(DataError, match=r"no split 'test' in .*there is train, val"):
+    with pytest.raises(DataError, match=r"no split 'test' in .*available are train, val"):
         open_folder(str(tmp_path), "test", **FLAT, classes=CLASSES, fractions=shares)
 
 
@@ -200,12 +202,12 @@ def test_masks_of_colours(coloured):
 
 def test_a_colour_of_no_class_is_an_error_with_file_and_colour(coloured):
     images = coloured([COLOURS["leaf"], (0, 254, 0), (9, 9, 9), (10, 20, 30)])
-    with pytest.raises(DataError, match=r"labels/a\.png holds 2 colours .*: \[0, 254, 0\], \[9, 9, 9\]\. Give each"):
+    with pytest.raises(DataError, match=r"labels/a\.png contains 2 colours .*: \[0, 254, 0\], \[9, 9, 9\]\. Add each"):
         images.mask(0)
 
 
 def test_coloured_masks_need_class_colours(coloured):
-    with pytest.raises(DataError, match=r"a\.png is a mask of mode RGB.*give RGB masks' colours to data=folder"):
+    with pytest.raises(DataError, match=r"a\.png is a mask of mode RGB.*set the colours of RGB masks with data"):
         coloured([COLOURS["leaf"]], classes=CLASSES).mask(0)
 
 
@@ -215,7 +217,7 @@ def test_void_may_be_another_id_or_none(tmp_path):
     assert open_folder(str(tmp_path), "all", **settings, classes=CLASSES, ignore_index=2).mask(0).tolist() == [
         [0, 1, 255]
     ]
-    with pytest.raises(DataError, match=r"holds labels \[2\], .* 0 to 1 and nothing for void"):
+    with pytest.raises(DataError, match=r"contains labels \[2\], .* 0 to 1 and ignore_index null"):
         open_folder(str(tmp_path), "all", **settings, classes=CLASSES, ignore_index=None).mask(0)
 
 
@@ -237,22 +239,25 @@ def test_a_file_of_classes(tmp_path, text, expected):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"images": "photos/*.jpg"}, r"data\.dataset\.images=photos/\*\.jpg: it needs \{name\} once"),
-        ({"masks": "labels/{name}_{name}.png"}, r"data\.dataset\.masks=.*: it needs \{name\} once"),
-        ({"masks": "labels/{name}.*"}, r"a name has one mask, so no \* here"),
-        ({"fractions": None}, r"nothing says which images a split has: give one of \{split\}"),
-        ({"images": "{split}/{name}.jpg"}, r"\{split\} in data\.dataset\.images and data\.dataset\.fractions says"),
-        ({"lists": "all.txt"}, r"data\.dataset\.lists=all\.txt: give a \.txt with \{split\}"),
-        ({"fractions": {"all": 0.8, "val": 0.3}}, r"data\.dataset\.fractions=.*above 0, together at most 1"),
+        ({"images": "photos/*.jpg"}, r"data\.dataset\.images=photos/\*\.jpg must contain \{name\} once"),
+        ({"masks": "labels/{name}_{name}.png"}, r"data\.dataset\.masks=.* must contain \{name\} once"),
+        ({"masks": "labels/{name}.*"}, r"must not contain \*"),
+        ({"fractions": None}, r"the images of a split are defined by nothing: set exactly one of \{split\}"),
+        (
+            {"images": "{split}/{name}.jpg"},
+            r"\{split\} in data\.dataset\.images and data\.dataset\.fractions: set exactly one",
+        ),
+        ({"lists": "all.txt"}, r"data\.dataset\.lists=all\.txt must contain \{split\} and end in \.txt"),
+        ({"fractions": {"all": 0.8, "val": 0.3}}, r"data\.dataset\.fractions=.*above 0, with a sum of at most 1"),
         ({"fractions": {"all": -1.0}}, r"data\.dataset\.fractions=.*above 0"),
-        ({"classes": []}, r"has 0 classes: give 1 to 255"),
+        ({"classes": []}, r"has 0 classes, but 1 to 255 are allowed"),
         ({"classes": ["a", "b", "a"]}, r"two classes have the name a"),
         ({"classes": {"a": [1, 2, 3], "b": [1, 2, 3]}}, r"two classes have the colour \(1, 2, 3\)"),
-        ({"classes": {"a": [1, 2, 300]}}, r"\[1, 2, 300\] is no colour: give red, green and blue"),
+        ({"classes": {"a": [1, 2, 300]}}, r"\[1, 2, 300\] is not a colour: use red, green and blue"),
         ({"classes": "nothing.txt"}, r"nothing\.txt cannot be read"),
-        ({"classes": "mixed.txt"}, r"gives 2 classes 1 colours: all or none"),
-        ({"classes": COLOURS, "ignore_colours": [[1, 2]]}, r"\[1, 2\] is no colour"),
-        ({"classes": COLOURS, "ignore_colours": [[0, 255, 0]]}, r"\[0, 255, 0\] is a class's colour, too"),
+        ({"classes": "mixed.txt"}, r"has 2 classes but 1 colours: set all or none"),
+        ({"classes": COLOURS, "ignore_colours": [[1, 2]]}, r"\[1, 2\] is not a colour"),
+        ({"classes": COLOURS, "ignore_colours": [[0, 255, 0]]}, r"\[0, 255, 0\] is also the colour of a class"),
         ({"ignore_colours": [[1, 2, 3]]}, r"ignore_colours has no effect without class colours"),
     ],
 )
@@ -265,7 +270,7 @@ def test_mistakes_in_settings(tmp_path, settings, message):
 
 
 def test_a_root_that_is_no_folder(tmp_path):
-    with pytest.raises(DataError, match=r"data\.root=.*nowhere is no folder: set data\.root"):
+    with pytest.raises(DataError, match=r"data\.root=.*nowhere is not a folder: set data\.root"):
         open_folder(str(tmp_path / "nowhere"), "all", **FLAT, classes=CLASSES, fractions={"all": 1.0})
 
 
@@ -281,7 +286,7 @@ def test_classes_of_a_file_without_an_end(tmp_path):
 @pytest.mark.parametrize("line", ["# classes", "// classes", "0 soil", "0,soil", "0 0 0\tsoil", "12: soil"])
 def test_a_line_of_classes_that_is_no_name_shifts_no_ids(tmp_path, line):
     (tmp_path / "classes.txt").write_text(f"{line}\nleaf\n")
-    with pytest.raises(DataError, match=r"line 1, .* begins like a comment, an id or a colour"):
+    with pytest.raises(DataError, match=r"line 1, .* starts like a comment, an id or a colour"):
         read_classes("classes.txt", str(tmp_path))
 
 
@@ -290,7 +295,7 @@ def test_images_that_are_their_own_masks_are_refused(tmp_path):
     folder.mkdir(parents=True)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / "a.png")
     pattern = "both/{split}/{name}.png"
-    with pytest.raises(DataError, match="are the images themselves"):
+    with pytest.raises(DataError, match="matches the images themselves"):
         open_folder(str(tmp_path), "train", images=pattern, masks=pattern, classes=["a", "b"])
 
 
@@ -324,7 +329,7 @@ def test_one_mask_for_images_of_two_splits_is_refused(tmp_path):
         Image.new("RGB", (3, 1), (shade,) * 3).save(tmp_path / f"images/{split}/1.png")
     patterns = {"images": "images/{split}/{name}.png", "masks": "masks/{name}.png", "classes": CLASSES}
     for split in ("train", "val"):
-        with pytest.raises(DataError, match=r"masks/\{name\}\.png has no \{split\}.* different images.*Put \{split\}"):
+        with pytest.raises(DataError, match=r"masks/\{name\}\.png has no \{split\}.* different images.*Add \{split\}"):
             open_folder(str(tmp_path), split, **patterns)
     Image.new("RGB", (3, 1)).save(tmp_path / "images/val/1.png")  # a copy, as in a split that is a part of another
     open_folder(str(tmp_path), "val", **patterns).check()
@@ -340,10 +345,10 @@ def test_names_of_their_own_may_share_a_folder_of_masks(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("# first ones", "is missing: a line of a list is a name, and # begins no comment"),
-        ("#a/b", "# begins no comment"),
-        ("a.jpg", r"is missing: names in a list have no suffix: a instead of a\.jpg"),
-        ("a.png", r"names in a list have no suffix: a instead of a\.png"),
+        ("# first ones", "is missing: lists contain one name per line, without # comments"),
+        ("#a/b", "without # comments"),
+        ("a.jpg", r"is missing: names in lists have no suffix: write a instead of a\.jpg"),
+        ("a.png", r"names in lists have no suffix: write a instead of a\.png"),
         ("nothing", r"photos/nothing\.(jpg|\*) is missing$"),
     ],
 )
@@ -362,5 +367,5 @@ def test_a_column_behind_a_name_is_explained(tmp_path):
     flat(tmp_path, "a")
     (tmp_path / "all.txt").write_text("a -1\n")
     settings = {**FLAT, "images": "photos/{name}.jpg"}
-    with pytest.raises(DataError, match=r"a line of a list is a name alone, a, with nothing behind it"):
+    with pytest.raises(DataError, match=r"lists contain one name per line, here a, and nothing else"):
         open_folder(str(tmp_path), "all", **settings, classes=CLASSES, lists="{split}.txt").check()

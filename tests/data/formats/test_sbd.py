@@ -124,11 +124,11 @@ def test_a_image_that_sbd_does_not_have(root):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"sbd0\.mat cannot be read as a mask of SBD's \(GTcls\.Segmentation\): it is no MATLAB file"),
+        (b"", r"sbd0\.mat cannot be read as a mask of SBD \(GTcls\.Segmentation\): it is not a MATLAB file"),
         ({"GTinst": {"Segmentation": MASKS["sbd0"]}}, "it has no variable GTcls"),
         (
             {"GTcls": {"Segmentation": MASKS["sbd0"] + 21}},
-            r"sbd0\.mat holds labels \[21, 28, 41\], but VOC has classes 0",
+            r"sbd0\.mat contains labels \[21, 28, 41\], but VOC has classes 0",
         ),
     ],
 )
@@ -159,5 +159,5 @@ def test_sbd_s_own_lists_share_images_with_voc_s(root):
     lists = root / "VOCdevkit/VOC2012/ImageSets/Segmentation"
     (lists / "val.txt").write_text("t0\nv0\n")
     data = DataModule(open_sbd, str(root), "sbd_train", "val", 21, standard, crop_size=16, batch_size=1)
-    with pytest.raises(DataError, match=r"1 of 2 images of VOC2012 val are in data\.train_list=sbd_train, too \(t0\)"):
+    with pytest.raises(DataError, match=r"1 of 2 images of VOC2012 val are also in data\.train_list=sbd_train \(t0\)"):
         data.check("train", "val")

@@ -70,14 +70,14 @@ def test_lists_are_utf8_with_or_without_a_mark(voc_root, start):
 
 def test_a_list_of_other_bytes_is_named(voc_root):
     write_list(voc_root, "v0\né\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"val\.txt cannot be read as a list: .*position 3.*It is UTF-8"):
+    with pytest.raises(DataError, match=r"val\.txt cannot be read as a list: .*position 3.*It must be UTF-8"):
         open_voc(str(voc_root), "val")
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/../../b", "..", "/etc/passwd"])
 def test_names_that_lead_out_of_the_folders_are_refused(voc_root, name):
     write_list(voc_root, f"v0\n{name}\n".encode())
-    with pytest.raises(DataError, match=re.escape(f"names {name!r}, which leads out")):
+    with pytest.raises(DataError, match=re.escape(f"contains {name!r}, which leads out")):
         open_voc(str(voc_root), "val")
 
 
@@ -93,7 +93,7 @@ def write_list(voc_root, data: bytes) -> None:
 
 
 def test_unknown_list_names_those_that_are_there(voc_root):
-    with pytest.raises(DataError, match=r"no list 'test' .* there is train, trainaug, val\. Set data\.train_list"):
+    with pytest.raises(DataError, match=r"no list 'test' .* available are train, trainaug, val\. Set data\.train_list"):
         open_voc(str(voc_root), "test")
 
 
@@ -148,7 +148,7 @@ def test_official_lists_are_disjoint_as_the_papers_say(tmp_path):
 def test_trainaug_without_sbd_s_masks_says_which_data_has_them(tmp_path):
     folder = official(tmp_path, "2007_000032")
     (folder / "SegmentationClassAug").rmdir()
-    with pytest.raises(DataError, match=r"masks of SBD's only, and .*Aug is no folder: choose data=voc_aug"):
+    with pytest.raises(DataError, match=r"masks only in SBD, and .*Aug does not exist: choose data=voc_aug"):
         open_voc(str(tmp_path), "trainaug")
 
 
@@ -169,7 +169,7 @@ def test_lists_of_2012_are_no_other_year_s(tmp_path):
 
 def test_a_list_of_which_no_image_is_there_is_none(voc_root):
     """Of a set of the user's own, in VOC's format."""
-    with pytest.raises(DataError, match=r"no list 'seg11valid' .*: there is train, trainaug, val"):
+    with pytest.raises(DataError, match=r"no list 'seg11valid' .*: available are train, trainaug, val"):
         open_voc(str(voc_root), "seg11valid")
 
 
@@ -190,7 +190,9 @@ def test_sbd_s_archive_is_the_one_that_torchvision_knows():
 
 
 def test_another_year_has_no_archive(tmp_path):
-    with pytest.raises(DataError, match=r"data\.dataset\.year=2013: VOC's segmentations are of 2007 to 2012"):
+    with pytest.raises(
+        DataError, match=r"data\.dataset\.year=2013 is not valid: VOC has segmentations of 2007 to 2012"
+    ):
         open_voc(str(tmp_path), "train", year=2013, download=True)
 
 

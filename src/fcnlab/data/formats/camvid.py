@@ -1,4 +1,4 @@
-"""CamVid in SegNet's layout: ``root/CamVid/train/*`` beside ``trainannot/*.png``; 11 classes, id 11 is void.
+"""CamVid in SegNet's layout: ``root/CamVid/train/*`` and ``trainannot/*.png``; 11 classes, id 11 is ignored.
 
 Brostow, Fauqueur & Cipolla, Pattern Recognition Letters 2009; classes and colours of the SegNet tutorial.
 """
@@ -26,24 +26,24 @@ PALETTE = {
 
 
 def open_camvid(root: str, split: str) -> SegmentationDataset:
-    """The split folder ``train``, ``val`` or ``test``.
+    """Open the split folder ``train``, ``val`` or ``test``.
 
     Raises
     ------
     DataError
-        No CamVid under ``root``, no such split, or one without masks.
+        There is no CamVid under ``root``, or the split or its masks are missing.
     """
     base = Path(root) / "CamVid"
     if not base.is_dir():
         raise DataError(
-            f"no CamVid in data.root={root}: {base} is no folder. Set data.root to the folder that holds it."
+            f"no CamVid in data.root={root}: {base} does not exist. Set data.root to the folder that contains CamVid/."
         )
     folder, annotations = base / split, base / f"{split}annot"
     if not folder.is_dir() or not annotations.is_dir():
         there = (
             ", ".join(sorted(path.name for path in base.iterdir() if (base / f"{path.name}annot").is_dir())) or "none"
         )
-        raise DataError(f"no split {split!r} in {base}: there is {there}. Set data.train_list or data.val_list.")
+        raise DataError(f"no split {split!r} in {base}: available are {there}. Set data.train_list or data.val_list.")
     images = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES))
     return SegmentationDataset(
         title=f"CamVid {split}",

@@ -1,7 +1,7 @@
-"""MATLAB's files of level 5, as far as SBD's masks need them: an array of whole numbers in a struct.
+"""Read MATLAB files of level 5, as far as SBD's masks need: an array of integers in a struct.
 
-Not by scipy, whose reader takes the process with it on damaged files: a few flipped bytes end in a segmentation fault
-(1.17.1). The format is MathWorks' "MAT-File Format".
+scipy's reader is not used, because damaged files crash it: a few flipped bytes cause a segmentation fault (1.17.1). The
+format is MathWorks' "MAT-File Format".
 """
 
 import struct
@@ -24,17 +24,17 @@ LARGEST = 1 << 26  # bytes of an element, unpacked; SBD's have less than a milli
 
 
 def read_field(path: Path, variable: str, field: str) -> ndarray:
-    """``variable.field``, a matrix of whole numbers.
+    """Return ``variable.field``, a matrix of integers.
 
     Raises
     ------
     OSError, ValueError
-        The file cannot be read; it is no such file, damaged, or holds something else there.
+        The file is unreadable, of another format, damaged, or has other contents.
     """
     data = memoryview(bytes_of(path, LARGEST))
     order = {b"IM": "<", b"MI": ">"}.get(bytes(data[HEADER - 2 : HEADER]))
     if order is None:
-        raise ValueError("it is no MATLAB file of level 5")
+        raise ValueError("it is not a MATLAB file of level 5")
     try:
         for kind, content in _elements(data[HEADER:], order):
             if kind == COMPRESSED:
@@ -51,7 +51,7 @@ Part = tuple[int, memoryview]
 
 
 def _elements(data: memoryview, order: str) -> Iterator[Part]:
-    """Kind and content of each element."""
+    """Yield kind and content of each element."""
     place = 0
     while place < len(data):
         (word,) = struct.unpack_from(f"{order}I", data, place)
@@ -61,29 +61,29 @@ def _elements(data: memoryview, order: str) -> Iterator[Part]:
             kind, start = word, place + 8
             (size,) = struct.unpack_from(f"{order}I", data, place + 4)
         if start + size > len(data):
-            raise ValueError("it is cut off")
+            raise ValueError("it is truncated")
         yield kind, data[start : start + size]
         place = start + size if kind == COMPRESSED else start + size + -(start + size) % 8
 
 
 def _inflated(data: memoryview) -> memoryview:
     unpacking = zlib.decompressobj()
-    found = unpacking.decompress(data, LARGEST)
+    content = unpacking.decompress(data, LARGEST)
     if not unpacking.eof:
-        raise ValueError(f"it is cut off, or a part of it has more than {LARGEST} bytes")
-    return memoryview(found)
+        raise ValueError(f"it is truncated, or a part has more than {LARGEST} bytes")
+    return memoryview(content)
 
 
 def _matrix(data: memoryview, order: str) -> tuple[str, list[Part]]:
-    """Its name, and its elements: flags, dimensions, name, content."""
+    """Return the name of a matrix, and its elements: flags, dimensions, name, content."""
     parts = list(_elements(data, order))
     return bytes(parts[2][1]).decode("ascii"), parts
 
 
 def _numbers(parts: list[Part], order: str, field: str) -> ndarray:
-    """A field of a struct of one element."""
+    """Return a field of a struct with one element."""
     if parts[0][1][0 if order == "<" else 3] != STRUCT or prod(_whole(parts[1], order).tolist()) != 1:
-        raise ValueError("it is no struct")
+        raise ValueError("it is not a struct")
     length, names = int(_whole(parts[3], order)[0]), bytes(parts[4][1])
     if length < 1:
         raise ValueError("its fields have no names")
@@ -94,13 +94,13 @@ def _numbers(parts: list[Part], order: str, field: str) -> ndarray:
     shape = _whole(inside[1], order).tolist()
     values = _whole(inside[3], order)
     if min(shape) < 1 or prod(shape) != len(values):
-        raise ValueError(f"its {len(values)} numbers are no matrix of {'x'.join(map(str, shape))}")
+        raise ValueError(f"its {len(values)} numbers do not form a matrix of {'x'.join(map(str, shape))}")
     return values.reshape(shape, order="F")
 
 
 def _whole(part: Part, order: str) -> ndarray:
-    """An element's numbers."""
+    """Return the numbers of an element."""
     kind, content = part
     if kind not in NUMBERS:
-        raise ValueError("it holds no whole numbers")
+        raise ValueError("it does not contain integers")
     return np.frombuffer(content, f"{order}{NUMBERS[kind]}")

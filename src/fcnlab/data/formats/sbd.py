@@ -1,7 +1,7 @@
 """SBD's masks for VOC's images: 11,355 of VOC2011, of which 8,498 are SBD's own train.
 
-``root/benchmark_RELEASE/dataset/`` is the archive as it comes: ``cls/ID.mat``, ``train.txt``, ``val.txt``. Its images
-are VOC's, and are taken from the devkit, so that one that is trained on and scored is seen to be the same.
+``root/benchmark_RELEASE/dataset/`` is the unpacked archive: ``cls/ID.mat``, ``train.txt``, ``val.txt``. Its images are
+VOC's, and are read from the devkit, so that fcnlab detects images in both training and validation.
 
 Hariharan, Arbelaez, Bourdev, Maji & Malik, Semantic Contours from Inverse Detectors, ICCV 2011.
 """
@@ -38,7 +38,7 @@ from fcnlab.runs.drawing import save_labels
 
 DATASET = Path("benchmark_RELEASE") / "dataset"
 CONVERTED = MASK_FOLDERS[1]
-OWN_LISTS = {"sbd_train": "train", "sbd_val": "val"}  # which are other images than VOC's lists of these names
+OWN_LISTS = {"sbd_train": "train", "sbd_val": "val"}  # different images than VOC's lists of these names
 PLACE = "www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"
 SBD = Archive(  # its sum: torchvision, datasets/sbd.py
     name="benchmark.tgz",
@@ -49,7 +49,7 @@ SBD = Archive(  # its sum: torchvision, datasets/sbd.py
 
 
 class SBDDataset(SegmentationDataset):
-    """Images whose masks may be SBD's own files."""
+    """A data set whose masks may be SBD's own files."""
 
     def mask(self, index: int) -> UInt8[ndarray, "rows cols"]:
         path = self.masks[index]
@@ -61,7 +61,7 @@ class SBDDataset(SegmentationDataset):
     def mask_size(self, index: int) -> tuple[int, int]:
         if self.masks[index].suffix != ".mat":
             return super().mask_size(index)
-        rows, cols = self.mask(index).shape  # they have no header to look at
+        rows, cols = self.mask(index).shape  # these files have no header with the size
         return rows, cols
 
 
@@ -73,23 +73,23 @@ def open_sbd(
     download: bool = False,
     archive: str | Sequence[str] | None = None,
 ) -> SegmentationDataset:
-    """VOC's images of a list of its own (``trainaug``, ``val``) or of SBD's (``sbd_train``, ``sbd_val``).
+    """Open VOC's images of one of its lists (``trainaug``, ``val``) or of SBD's (``sbd_train``, ``sbd_val``).
 
-    On VOC's lists an official mask wins over SBD's; on SBD's lists all masks are SBD's, as in the FCN papers. SBD
-    itself is needed only where ``SegmentationClassAug/`` does not have them already.
+    On VOC's lists, official masks take precedence over SBD's; on SBD's lists, all masks are SBD's, as in the FCN
+    papers. SBD itself is needed only if ``SegmentationClassAug/`` does not contain them.
 
     Parameters
     ----------
     convert
-        Write SBD's masks to ``SegmentationClassAug/`` when they are first needed; else they are read as they come,
+        Write SBD's masks to ``SegmentationClassAug/`` when they are first needed. Otherwise read the original files,
         which takes longer and writes nothing.
     download, archive
-        Fetch VOC and SBD if they are not there, or take them from tars that the user has.
+        Download VOC and SBD if they are missing, or unpack them from the user's tar files.
 
     Raises
     ------
     DataError
-        As :func:`~fcnlab.data.formats.voc.open_voc`; SBD is needed and not there.
+        As :func:`~fcnlab.data.formats.voc.open_voc`; also if SBD is needed and missing.
     """
     if download or archive:
         obtain_archive(Path(root), voc_archive(year, split), download, archive)
@@ -103,7 +103,7 @@ def open_sbd(
     if split == "test" or all(map(isfile, dataset.masks)):
         return dataset
     converted = (folder / CONVERTED).is_dir()
-    if converted and not (Path(root) / DATASET).is_dir():  # the masks of others' making, some of which are missing
+    if converted and not (Path(root) / DATASET).is_dir():  # masks from another source, some of which are missing
         return dataset
     sbd = find_sbd(root, download, archive)
     if convert and not converted:
@@ -118,60 +118,58 @@ def open_sbd(
 
 
 def find_sbd(root: str, download: bool = False, archive: str | Sequence[str] | None = None) -> Path:
-    """The folder of SBD's masks and lists under ``root``.
+    """Return the folder of SBD's masks and lists under ``root``.
 
     Raises
     ------
     DataError
-        It is not there, and cannot be fetched.
+        It is missing, and cannot be downloaded.
     """
     if download or archive:
         obtain_archive(Path(root), SBD, download, archive)
     folder = Path(root) / DATASET
     if not (folder / "cls").is_dir():
         raise DataError(
-            f"some masks are SBD's, and SBD is not in data.root={root}: {folder / 'cls'} is no folder. Unpack its"
-            f" {SBD.name} there, or let fcnlab do it: data.download=true, or data.archive=PATH"
+            f"some masks are SBD's, but SBD is not in data.root={root}: {folder / 'cls'} does not exist. Unpack"
+            f" {SBD.name} there, or set data.download=true or data.archive=PATH"
         )
     return folder
 
 
 def read_mat(path: Path) -> UInt8[ndarray, "rows cols"]:
-    """The class ids in one of SBD's files, of which nothing is run.
+    """Return the class ids in one of SBD's files; no code in it is executed.
 
     Raises
     ------
     DataError
-        It is missing, unreadable, or none of SBD's masks of VOC's classes.
+        The file is missing, unreadable, or not a mask of SBD with VOC's classes.
     """
     try:
         labels = read_field(path, "GTcls", "Segmentation")
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing") from None
     except (OSError, ValueError) as error:
-        raise BrokenFile(
-            f"{path} cannot be read as a mask of SBD's (GTcls.Segmentation): {first_line(error)}"
-        ) from error
+        raise BrokenFile(f"{path} cannot be read as a mask of SBD (GTcls.Segmentation): {first_line(error)}") from error
     if labels.ndim != 2:
-        raise WrongMode(f"{path} holds a mask of {labels.ndim} dimensions")
-    wrong = sorted(set(np.unique(labels).tolist()) - set(range(len(CLASSES))) - {IGNORE_INDEX})
-    if wrong:
+        raise WrongMode(f"{path} contains a mask of {labels.ndim} dimensions")
+    invalid = sorted(set(np.unique(labels).tolist()) - set(range(len(CLASSES))) - {IGNORE_INDEX})
+    if invalid:
         raise WrongLabels(
-            f"{path} holds labels {wrong[:5]}, but VOC has classes 0 to {len(CLASSES) - 1} and {IGNORE_INDEX} for void"
+            f"{path} contains labels {invalid[:5]}, but VOC has classes 0 to {len(CLASSES) - 1} and void {IGNORE_INDEX}"
         )
     return labels.astype(np.uint8)
 
 
 def convert_masks(source: Path, target: Path, root: Path) -> None:
-    """Write the ``.mat`` masks of a folder as VOC's palette PNGs: aside, and renamed when all are there.
+    """Convert the ``.mat`` masks of a folder to VOC's palette PNGs, atomically.
 
     Raises
     ------
     DataError
-        One cannot be read; ``root``, below which ``target`` is, cannot be written to.
+        A mask cannot be read, or ``root``, which contains ``target``, cannot be written to.
     """
     files, palette = sorted(source.glob("*.mat")), voc_palette(len(CLASSES))
-    aside = target.with_name(f".{target.name}")  # whoever holds the lock is alone with it
+    aside = target.with_name(f".{target.name}")  # only the holder of the lock uses it
 
     def convert(file: Path) -> None:
         save_labels(aside / f"{file.stem}.png", read_mat(file), palette)
@@ -190,4 +188,4 @@ def convert_masks(source: Path, target: Path, root: Path) -> None:
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
     except DataError as error:
-        raise DataError(f"{error}. (data.dataset.convert=false reads SBD's files as they come.)") from error
+        raise DataError(f"{error}. (data.dataset.convert=false reads SBD's files without conversion.)") from error

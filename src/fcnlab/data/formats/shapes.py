@@ -1,7 +1,7 @@
-"""Textured shapes in VOC's own format, drawn on the spot: enough to learn from, and to see what skips are for.
+"""Generate a data set of textured shapes in VOC's format, for quick runs that show the effect of skip connections.
 
-A class is a form and a texture; its colours vary. Forms overlap, many are small or thin, and their borders are void, so
-that a net of stride 32 alone cannot do well.
+A class is a shape and a texture; its colours vary. Shapes overlap, many are small or thin, and their borders are void,
+so that a network of stride 32 cannot segment them well.
 """
 
 from pathlib import Path
@@ -19,11 +19,11 @@ from fcnlab.data.formats.voc import CLASSES, read_list, voc_images, voc_palette
 from fcnlab.data.image_files import DataError
 from fcnlab.data.temporary_folders import held_folder, remove_leftovers
 
-DRAWING = 1  # raise it when the drawings change, so that old ones are not taken for new
-DRAWING_ASIDE = ".drawing-"  # how the names of folders begin that are being drawn
+DRAWING = 1  # increase it when the drawings change, so that old ones are not reused
+DRAWING_ASIDE = ".drawing-"  # prefix of folders while they are drawn
 FORMS = ("disc", "box", "star", "ring", "cross")
 TEXTURES = ("plain", "stripes", "checks", "dots")
-LEAST, MOST = 2, MOST_PIXELS * 4 // 5  # of the mean side: an image's are 3/4 to 5/4 of it, and at least a pixel
+LEAST, MOST = 2, MOST_PIXELS * 4 // 5  # limits on the mean side; sides are 3/4 to 5/4 of it, at least one pixel
 Size = Annotated[int, Meaning(f"pixels from {LEAST} to {MOST}", lambda value: LEAST <= value <= MOST)]
 
 
@@ -36,14 +36,14 @@ def open_shapes(
     drawing_seed: Seed = 0,
     draw: bool = True,
 ) -> SegmentationDataset:
-    """The list ``train`` or ``val`` of a data set of shapes, drawn under ``root`` if it is not there yet.
+    """Open the list ``train`` or ``val`` of a data set of shapes, and draw it under ``root`` if it is missing.
 
-    ``size`` is the images' mean side in pixels. Other settings make another folder, so old ones stay as they were.
+    ``size`` is the mean side of images in pixels. Each combination of settings has its own folder.
 
     Raises
     ------
     DataError
-        It is not there, and ``draw`` is false.
+        The data set is missing, and ``draw`` is false.
     """
     settings = {"train": num_train, "val": num_val, "size": size, "seed": drawing_seed, "drawing": DRAWING}
     folder = Path(root) / "-".join(f"{name}{value}" for name, value in settings.items())
@@ -51,27 +51,27 @@ def open_shapes(
         remove_leftovers(Path(root), DRAWING_ASIDE)
     if not folder.is_dir():
         if not draw:
-            raise DataError(f"no shapes in data.root={root}: {folder} is no folder, and nothing is drawn there")
+            raise DataError(f"no shapes in data.root={root}: {folder} does not exist, and drawing is disabled")
         _draw_aside(folder, num_train, num_val, size, drawing_seed)
     voc = folder / "VOCdevkit" / "VOC2012"
     return voc_images(voc, f"shapes {split}", read_list(voc / "ImageSets" / "Segmentation", split))
 
 
 def _draw_aside(folder: Path, num_train: int, num_val: int, size: int, seed: int) -> None:
-    """Draw beside the place and move into it, so that a kill or another process never leaves half a data set there."""
+    """Draw in a temporary folder and move it into place, so that there is never an incomplete data set."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with held_folder(folder.parent, DRAWING_ASIDE) as aside:
-        whole = aside / folder.name  # aside itself is mkdtemp's: nobody else may read it
+        whole = aside / folder.name  # aside is created by mkdtemp, without permissions for others
         try:
             write_data_set(whole / "VOCdevkit" / "VOC2012", num_train, num_val, size, seed)
             whole.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was first, with the same images
+            if not folder.is_dir():  # otherwise another process created the same images
                 raise
 
 
 def write_data_set(folder: Path, num_train: int, num_val: int, size: int, seed: int) -> None:
-    """JPEG images, palette masks and lists, as in the devkit."""
+    """Write JPEG images, palette masks and lists in the layout of the devkit."""
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (folder / name).mkdir(parents=True)
     palette = voc_palette(256).tobytes()
@@ -88,7 +88,7 @@ def write_data_set(folder: Path, num_train: int, num_val: int, size: int, seed: 
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[UInt8[ndarray, "rows cols 3"], UInt8[ndarray, "rows cols"]]:
-    """An image of 3/4 to 5/4 ``size`` on each side, and its mask."""
+    """Draw an image with sides of 3/4 to 5/4 ``size``, and its mask."""
     rows, cols = (int(side) for side in rng.integers(size * 3 // 4, size * 5 // 4, 2, endpoint=True))
     image, mask = _background(rng, rows, cols), np.zeros((rows, cols), np.uint8)
     for _ in range(rng.integers(3, 8)):
@@ -103,7 +103,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[UInt8[ndarray, "rows cols
 
 
 def _background(rng: np.random.Generator, rows: int, cols: int) -> UInt8[ndarray, "rows cols 3"]:
-    """Soft clouds of two colours, with some clutter of thin lines."""
+    """Draw smooth clouds of two colours, with thin lines as clutter."""
     clouds = cv2.resize(rng.random((5, 5)), (cols, rows), interpolation=cv2.INTER_CUBIC).clip(0, 1)[..., None]
     image = (clouds * rng.integers(40, 200, 3) + (1 - clouds) * rng.integers(40, 200, 3)).astype(np.uint8)
     for _ in range(rng.integers(0, 4)):
@@ -113,7 +113,7 @@ def _background(rng: np.random.Generator, rows: int, cols: int) -> UInt8[ndarray
 
 
 def _form(rng: np.random.Generator, form: str, rows: int, cols: int, size: int) -> ndarray:
-    """Where a form lies: its radius is between a twentieth and a third of the image's side, small ones being more."""
+    """Draw the mask of a shape with a radius of 0.06 to 0.33 of the image side; small radii are more frequent."""
     radius = size * np.exp(rng.uniform(np.log(0.06), np.log(0.33)))
     centre = rng.uniform((0, 0), (cols, rows))
     turn, slim = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.0)
@@ -131,7 +131,7 @@ def _form(rng: np.random.Generator, form: str, rows: int, cols: int, size: int) 
 
 
 def _outline(form: str) -> ndarray:
-    """Corners (x, y) of a form of radius 1."""
+    """Return the corners (x, y) of a shape of radius 1."""
     if form == "box":
         return np.array([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)])
     if form == "star":
@@ -145,7 +145,7 @@ def _outline(form: str) -> ndarray:
 
 
 def _texture(rng: np.random.Generator, label: int, rows: int, cols: int) -> UInt8[ndarray, "rows cols 3"]:
-    """A texture of the class, in two colours near the class's own hue."""
+    """Draw the texture of a class, in two colours near the hue of the class."""
     hue = (label * 67 % 180 + rng.normal(0, 8)) % 180
     bright, dark = (
         cv2.cvtColor(np.array([[[hue, rng.integers(130, 230), value]]]).astype(np.uint8), cv2.COLOR_HSV2RGB)[0, 0]

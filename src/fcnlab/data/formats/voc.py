@@ -1,9 +1,9 @@
-"""PASCAL VOC segmentation, in the devkit's own layout.
+"""PASCAL VOC segmentation in the layout of the devkit.
 
-``root/VOCdevkit/VOC2012/`` holds ``JPEGImages/ID.jpg``, ``SegmentationClass/ID.png`` (palette PNG, 255 is void) and
-``ImageSets/Segmentation/LIST.txt``; SBD's masks, where one has them, are in ``SegmentationClassAug/ID.png``. The
-official lists of 2012 (``train``, ``val``), ``trainaug`` (10,582, with SBD's) and ``seg11valid`` (736 of VOC2011 val,
-none of them in SBD's train) come with fcnlab.
+``root/VOCdevkit/VOC2012/`` contains ``JPEGImages/ID.jpg``, ``SegmentationClass/ID.png`` (palette PNG, 255 is void) and
+``ImageSets/Segmentation/LIST.txt``; SBD's masks, if available, are in ``SegmentationClassAug/ID.png``. The official
+lists of 2012 (``train``, ``val``), ``trainaug`` (10,582 images, with SBD's) and ``seg11valid`` (736 images of VOC2011
+val, none of them in SBD's train) are part of fcnlab.
 
 Everingham et al., The PASCAL Visual Object Classes Challenge: A Retrospective, IJCV 2015.
 """
@@ -29,10 +29,10 @@ CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")  # the first that has a mask wins
+MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")  # the first folder with a mask takes precedence
 LIST_BYTES = 64 << 20  # trainaug's has 130 kB
-LISTS = Path(__file__).parents[1] / "lists"  # official ones, for devkits that lack them
-WITH_SBD = "voc2012_trainaug"  # the one of them that VOC's own masks do not cover
+LISTS = Path(__file__).parents[1] / "lists"  # official lists, for devkits without them
+WITH_SBD = "voc2012_trainaug"  # the list that VOC's own masks do not cover
 
 # Names and sums: torchvision, datasets/voc.py. The official host is down for weeks at a time: pytorch/vision #9269.
 TRAINVAL = {
@@ -43,7 +43,7 @@ TRAINVAL = {
     2011: ("VOCtrainval_25-May-2011.tar", "6c3384ef61512963050cb5d687e5bf1e"),
     2012: ("VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd"),
 }
-TEST = {2007: ("VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f")}  # later ones are behind a login
+TEST = {2007: ("VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f")}  # later years require a login
 OFFICIAL = (
     "https://thor.robots.ox.ac.uk/pascal/VOC/voc{year}/{name}",
     "http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/{name}",
@@ -59,7 +59,7 @@ MIRRORS = {
 
 
 def voc_palette(count: int = 256) -> UInt8[ndarray, "{count} 3"]:
-    """The devkit's colours (VOClabelcolormap.m): a label's bits, dealt out to R, G and B from the top bit down."""
+    """Return the colours of the devkit (VOClabelcolormap.m): label bits, distributed to R, G and B from the top bit."""
     labels = np.arange(count)[:, None]
     colours = np.zeros((count, 3), np.uint8)
     for place in range(8):
@@ -71,15 +71,15 @@ def voc_palette(count: int = 256) -> UInt8[ndarray, "{count} 3"]:
 def open_voc(
     root: str, split: str, year: Year = 2012, download: bool = False, archive: str | Sequence[str] | None = None
 ) -> SegmentationDataset:
-    """A list of ``ImageSets/Segmentation``, such as ``train``, ``val`` or ``trainaug``; else one that fcnlab brings.
+    """Open a list of ``ImageSets/Segmentation``, such as ``train``, ``val`` or ``trainaug``, or a list of fcnlab.
 
-    ``download`` fetches the devkit if it is not there, ``archive`` names tars of it that the user has.
+    ``download`` downloads the devkit if it is missing; ``archive`` names tar files of it.
 
     Raises
     ------
     DataError
-        No VOC under ``root``, no such list, or one that needs SBD's masks, which are not there; what
-        :func:`~fcnlab.data.download.obtain_archive` says.
+        There is no VOC under ``root``, the list is missing, or SBD's masks are required but missing; see also
+        :func:`~fcnlab.data.download.obtain_archive`.
     """
     if download or archive:
         obtain_archive(Path(root), voc_archive(year, split), download, archive)
@@ -87,22 +87,22 @@ def open_voc(
     place, name = find_list(folder, split, year)
     if place == LISTS and name == WITH_SBD and not (folder / MASK_FOLDERS[1]).is_dir():
         raise DataError(
-            f"most images of {split} have masks of SBD's only, and {folder / MASK_FOLDERS[1]} is no folder: choose"
-            " data=voc_aug, which takes them from SBD"
+            f"most images of {split} have masks only in SBD, and {folder / MASK_FOLDERS[1]} does not exist: choose"
+            " data=voc_aug, which reads them from SBD"
         )
     return voc_images(folder, f"VOC{year} {split}", read_list(place, name))
 
 
 def voc_archive(year: int, split: str) -> Archive:
-    """What holds a split: ``test`` is apart from the rest.
+    """Return the archive that contains a split: ``test`` has its own.
 
     Raises
     ------
     DataError
-        There was no such year's segmentation.
+        VOC has no segmentation of this year.
     """
     if year not in TRAINVAL:
-        raise DataError(f"data.dataset.year={year}: VOC's segmentations are of 2007 to 2012")
+        raise DataError(f"data.dataset.year={year} is not valid: VOC has segmentations of 2007 to 2012")
     part = TEST if split == "test" else TRAINVAL
     name, md5 = part.get(year, (f"VOC{year}test.tar", ""))
     urls = OFFICIAL + MIRRORS.get(year, ()) if year in part else ()
@@ -111,23 +111,25 @@ def voc_archive(year: int, split: str) -> Archive:
 
 
 def voc_folder(root: str, year: int) -> Path:
-    """``root/VOCdevkit/VOC2012``.
+    """Return the folder ``root/VOCdevkit/VOC2012``.
 
     Raises
     ------
     DataError
-        It holds no images.
+        It contains no images.
     """
     folder = Path(root) / "VOCdevkit" / f"VOC{year}"
     if not (folder / "JPEGImages").is_dir():
-        raise DataError(f"no VOC{year} in data.root={root}: {folder / 'JPEGImages'} is no folder. {_hint(root, year)}")
+        raise DataError(
+            f"no VOC{year} in data.root={root}: {folder / 'JPEGImages'} does not exist. {_hint(root, year)}"
+        )
     return folder
 
 
 def voc_images(
     folder: Path, title: str, names: Sequence[str], mask_folders: Sequence[str] = MASK_FOLDERS
 ) -> SegmentationDataset:
-    """The images of these names in a devkit's folder; a mask is in the first of the folders that has it."""
+    """Return the images with these names in a devkit; masks are in the first folder that contains them."""
     return SegmentationDataset(
         title=title,
         names=tuple(names),
@@ -148,9 +150,9 @@ def _official_colours() -> dict[Colour, int]:
 
 
 def find_list(folder: Path, split: str, year: int) -> tuple[Path, str]:
-    """Folder and name of a list: the devkit's own, else one that fcnlab brings and of which some images are there.
+    """Return folder and name of a list: the devkit's own, or a list of fcnlab with some existing images.
 
-    Those of 2012 may be called by their whole name (``voc2012_train``) or, for that year, by the devkit's (``train``).
+    Lists of 2012 are known by their full name (``voc2012_train``) or, for that year, by the devkit's (``train``).
     """
     own = folder / "ImageSets" / "Segmentation"
     if not isfile(own / f"{split}.txt"):  # noqa: PTH113
@@ -164,26 +166,30 @@ def find_list(folder: Path, split: str, year: int) -> tuple[Path, str]:
 
 
 def read_list(folder: Path, split: str) -> tuple[str, ...]:
-    """The names in ``folder/split.txt``, one to a line.
+    """Return the names in ``folder/split.txt``, one per line.
 
     Raises
     ------
     DataError
-        No such list; it is no text in UTF-8; a name that leads out of the data's folders (and its prediction would out
-        of the run's).
+        The list is missing or not UTF-8 text, or a name leads out of the data folders (and its prediction out of the
+        run's folder).
     """
     file = folder / f"{split}.txt"
     if not isfile(file):  # noqa: PTH113
         there = ", ".join(sorted(path.stem for path in folder.glob("*.txt"))) or "none"
-        raise DataError(f"no list {split!r} in {folder}: there is {there}. Set data.train_list or data.val_list.")
+        raise DataError(f"no list {split!r} in {folder}: available are {there}. Set data.train_list or data.val_list.")
     try:
-        lines = bytes_of(file, LIST_BYTES).decode("utf-8-sig").splitlines()  # Windows' editors open a file with a mark
+        lines = bytes_of(file, LIST_BYTES).decode("utf-8-sig").splitlines()  # Windows editors write a byte order mark
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as a list: {error}. It is UTF-8, a name to a line.") from error
+        raise DataError(
+            f"{file} cannot be read as a list: {error}. It must be UTF-8 with one name per line."
+        ) from error
     names = tuple(line.strip() for line in lines if line.strip())
     outside = [name for name in names if name.startswith("/") or ".." in Path(name).parts]
     if outside:
-        raise DataError(f"{file} names {outside[0]!r}, which leads out of the data's folders: give names below them")
+        raise DataError(
+            f"{file} contains {outside[0]!r}, which leads out of the data folders: use relative names without .."
+        )
     return names
 
 
@@ -193,12 +199,12 @@ def _mask_path(folder: Path, name: str, mask_folders: Sequence[str]) -> Path:
 
 
 def _hint(root: str, year: int) -> str:
-    """Where the user probably meant to point."""
+    """Return a hint on the value of data.root."""
     path = Path(root).absolute()
     for parent in (path.parent, path.parent.parent):
         if (parent / "VOCdevkit" / f"VOC{year}" / "JPEGImages").is_dir():
             return f"Did you mean data.root={parent}?"
     return (
-        "Set data.root to the folder that holds VOCdevkit/. Where you have none, data.download=true puts it there, or"
-        " data.archive=PATH does from its tar."
+        "Set data.root to the folder that contains VOCdevkit/. If there is none, data.download=true downloads it, and"
+        " data.archive=PATH unpacks its tar file."
     )
