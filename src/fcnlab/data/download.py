@@ -407,7 +407,7 @@ def _looked_for(tar: tarfile.TarFile, archive: Path, largest: int, doing: str) -
 def _forgotten(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The members of a tar, which keeps none of them, with all that their headers say."""
     while (member := tar.next()) is not None:
-        tar.members.clear()
+        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
         yield member
 
 
