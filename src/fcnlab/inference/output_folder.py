@@ -1,11 +1,12 @@
 """The folder that ``fcnlab predict`` fills, in which nothing is replaced that it did not write itself."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from pathlib import Path
 
+from fcnlab.data.image_headers import LARGEST
 from fcnlab.errors import UserError, WriteError, unwritable_reason
 from fcnlab.files.in_place import check_own, open_own
 from fcnlab.files.reading import Unreadable, bytes_of
@@ -115,8 +116,9 @@ def check_report(folder: Path, names: Sequence[str]) -> None:
 
 
 def _is_ours(path: Path, hashes: set[str]) -> bool:
-    return path.is_file() and bool(hashes) and _hash(path) in hashes
+    return path.is_file() and bool(hashes) and path.stat().st_size <= LARGEST and _hash(path) in hashes
 
 
 def _hash(path: Path) -> str:
-    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
