@@ -1,6 +1,7 @@
 """Weights & Biases as a mirror of the run's folder: never a prompt, never a hang, never in the way of training."""
 
 import atexit
+import configparser
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fcnlab.data.temporary_folders import held_folder, remove_leftovers
 from fcnlab.errors import UserError, first_line
+from fcnlab.files.reading import Unreadable, bytes_of
 from fcnlab.metrics.scores import Scores
 
 log = logging.getLogger("fcnlab")
@@ -31,7 +33,16 @@ TEMPORARY = "fcnlab-wandb-"  # how the name of the folder begins that holds W&B'
 MOST_IN_TAG, MOST_IN_JOB_TYPE, MOST_IN_NAME, MOST_IN_PROJECT = 64, 64, 128, 128
 NOT_IN_PROJECT = re.compile(r"[/\\#?%:]")
 START_WITHIN = 20.0  # seconds; W&B itself would try for 90
+PLACES = (Path("wandb/settings"), Path(".wandb/settings"))  # in the current folder, which W&B reads
 ROOM = 1 << 20  # bytes
+SETTINGS_BYTES = 64 << 10  # of a file of W&B's settings
+HARMLESS = {
+    "mode",
+    "disabled",
+    "quiet",
+    "silent",
+    "project",
+}  # settings there that fcnlab sets itself, or that hide text
 
 
 def wandb_logger(
@@ -194,6 +205,7 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
     """W&B's run; offline where ``mode="auto"`` and the server that answered starts none after all."""
     import wandb
 
+    elsewhere = _settings_of_folder() - HARMLESS - ({"entity"} if described["entity"] else set())
     try:
         wandb.setup()  # reads the environment
     except (wandb.Error, ValueError) as error:
@@ -202,6 +214,8 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
             " environment, or train with logger=csv"
         ) from error
     chosen: Any = reachable_mode() if mode == "auto" else mode
+    if elsewhere and chosen not in ("offline", "disabled"):
+        raise _names_another_place(elsewhere)
     # Offline, the id alone joins the parts of a run when they are synced.
     described = described | {"resume": "allow" if described["id"] and chosen == "online" else None}
     settings = wandb.Settings(quiet=True, console="off", init_timeout=START_WITHIN)
@@ -212,6 +226,39 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
             raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_why(error)}") from error
         log.warning("Warning: W&B did not start a run (%s): this one is offline", _why(error))
         return _started(described, "offline")
+
+
+def _settings_of_folder() -> set[str]:
+    """What a file in the current folder sets, which W&B follows, and the environment does not set.
+
+    The folder may be a run's, and anybody's. W&B sends its key to the server that such a file names.
+
+    Raises
+    ------
+    UserError
+        It is over a limit, or no regular file: W&B would read it without an end.
+    """
+    found: set[str] = set()
+    for path in PLACES:
+        parser = configparser.ConfigParser(interpolation=None)
+        try:
+            parser.read_string(bytes_of(path, SETTINGS_BYTES).decode())
+            found |= set(parser["default"])
+        except Unreadable as error:
+            raise UserError(f"{path} in the current folder is read by W&B: {error}. Remove it") from error
+        except (OSError, UnicodeDecodeError, configparser.Error, KeyError):  # W&B follows none of it either
+            continue
+    return {name for name in found if f"WANDB_{name.upper()}" not in os.environ}
+
+
+def _names_another_place(names: set[str]) -> UserError:
+    places = " or ".join(str(path) for path in PLACES if path.is_file())
+    typed = " ".join(f"WANDB_{name.upper()}=..." for name in sorted(names))
+    return UserError(
+        f"{places} in the current folder sets what tells W&B where a run and its key are sent, or how:"
+        f" {', '.join(sorted(names))}. Whoever made that folder may have written it, so it is not followed. If it is"
+        f" yours, put that into the environment ({typed}), else remove the file, or train with logger=csv"
+    )
 
 
 def _why(error: Exception) -> str:
