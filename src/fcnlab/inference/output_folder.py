@@ -6,14 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fcnlab.data.image_headers import LARGEST
 from fcnlab.errors import UserError, WriteError, unwritable_reason
 from fcnlab.files.in_place import check_own, open_own
 from fcnlab.files.reading import Unreadable, bytes_of
 from fcnlab.files.writing import own_part, remove_own_parts
 
 LIST = "predictions.jsonl"  # a line for each file written: its name below the folder, and a hash of what was written
-LIST_BYTES = 256 << 20
+LIST_BYTES, LARGEST = 256 << 20, 1 << 30  # bytes of the list, and of a file that was written
 KINDS = ("labels", "overlays")
 
 
