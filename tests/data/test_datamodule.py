@@ -1,6 +1,8 @@
 """Which images meet in a batch, how they are drawn, and what is checked before."""
 
+import hashlib
 import multiprocessing
+import os
 import shutil
 import sys
 from collections import Counter
@@ -17,6 +19,7 @@ from PIL import Image
 from fcnlab.data import DataError, DataModule, datamodule, loader_workers, open_voc
 from fcnlab.data.cache import CachedDataset
 from fcnlab.data.duplicates import find_duplicates
+from fcnlab.data.image_files import UnreadableFile, read_image
 from fcnlab.data.loader_workers import readers
 from fcnlab.data.samplers import TrainingBatches
 from fcnlab.data.samples import collate
@@ -530,6 +533,18 @@ def test_overlap_is_of_files_not_of_names(make, voc_root):
     (images / "v2.jpg").symlink_to(images / "t3.jpg")
     with pytest.raises(DataError, match=r"1 of 5 images of VOC2012 val are also in .*\(\S+v2\.jpg is \S+t3\.jpg\)"):
         make().check("train", "val")
+
+
+def test_files_larger_than_images_are_not_read(tmp_path, monkeypatch):
+    """Two files of a terabyte, which take no room on the disk, would be compared for hours."""
+    images = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+    for image in images:
+        image.write_bytes(b"\xff\xd8\xff")
+        os.truncate(image, 1 << 40)
+    with pytest.raises(UnreadableFile, match="more than 1,073,741,824 bytes"):
+        read_image(images[0])
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("it was read"))
+    assert find_duplicates(images[:1], images[1:]) == []
 
 
 def test_a_copy_is_the_same_image(make, voc_root):

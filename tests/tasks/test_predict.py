@@ -178,6 +178,17 @@ def test_the_list_of_predictions_is_no_file_of_another_folder(tmp_path, link):
     assert (tmp_path / "mine").read_text() == "all my work"
 
 
+def test_a_file_larger_than_any_prediction_is_none_of_ours(tmp_path):
+    """A list that somebody else has made may name a file of a terabyte, which takes no room on the disk."""
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / "a.png").touch()
+    os.truncate(labels / "a.png", 1 << 40)
+    (tmp_path / "predictions.jsonl").write_text('["labels/a.png", "' + "0" * 32 + '"]\n')
+    with pytest.raises(UserError, match="a.png is there, and no earlier prediction left it so, though one wrote it"):
+        PredictionFolder(tmp_path).check(["a.png"], [], overwrite=False)
+
+
 def test_a_report_replaces_none_but_reports(tmp_path):
     names = ("doctor.json", "doctor.md", "samples.png")
     check_report_folder(tmp_path, names)

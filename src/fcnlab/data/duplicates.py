@@ -1,6 +1,7 @@
 """Find files that are in two splits."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -8,6 +9,7 @@ from os.path import isfile, islink  # False for a name that no file can have, wh
 from pathlib import Path
 
 from fcnlab.cores import visible_cores
+from fcnlab.data.image_headers import LARGEST
 from fcnlab.files.reading import Unreadable, open_regular
 
 
@@ -32,16 +34,18 @@ def find_duplicates(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple
 
 
 def file_sizes(paths: Sequence[Path]) -> dict[Path, int]:
-    """Return the size in bytes of each existing file."""
-    return {path: path.stat().st_size for path in filter(isfile, paths)}
+    """Return the size in bytes of each existing file that is not larger than images may be."""
+    sizes = ((path, path.stat().st_size) for path in filter(isfile, paths))
+    return {path: size for path, size in sizes if size <= LARGEST}
 
 
 def file_digests(paths: Sequence[Path]) -> dict[Path, bytes]:
-    """Return a hash of each readable file."""
+    """Return a hash of each readable file that is not larger than images may be."""
 
     def digest(path: Path) -> bytes | None:
         with suppress(OSError, Unreadable), open_regular(path) as file:
-            return hashlib.file_digest(file, hashlib.blake2b).digest()
+            if os.fstat(file.fileno()).st_size <= LARGEST:
+                return hashlib.file_digest(file, hashlib.blake2b).digest()
 
     with ThreadPoolExecutor(visible_cores()) as pool:
         pairs = zip(paths, pool.map(digest, paths), strict=True)

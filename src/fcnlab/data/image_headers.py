@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+LARGEST = 1 << 30  # bytes of a file: PIL's limit of pixels, each of four bytes and none packed, has 0.7e9
 MOST_NUMBERS = 65_536  # in one list of a TIFF; of strips, an image has one to a row at most
 MOST_SCANS = 100  # of a JPEG, as in libtiff; encoders make about 10
 BIG_TIFF = 43  # the format's number, where offsets have 64 bits
@@ -22,8 +23,11 @@ def check_work(path: Path) -> None:
     Raises
     ------
     ValueError
-        A TIFF of more than 65,536 strips or tiles, or with another list as long; a JPEG of more than 100 scans.
+        A file of more than a gigabyte; a TIFF of more than 65,536 strips or tiles, or with another list as long; a
+        JPEG of more than 100 scans.
     """
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"it has more than {LARGEST:,} bytes")
     with path.open("rb") as file:
         start = file.read(16)
         if start[:2] in (b"II", b"MM"):

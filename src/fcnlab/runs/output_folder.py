@@ -1,9 +1,9 @@
 """The output folder of ``fcnlab predict``, in which it replaces only files that it wrote itself."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from pathlib import Path
 
 from fcnlab.errors import UserError, WriteError, unwritable_reason
@@ -12,7 +12,7 @@ from fcnlab.files.reading import Unreadable, bytes_of
 from fcnlab.files.writing import own_part, remove_own_parts
 
 LIST = "predictions.jsonl"  # one line for each written file: its relative name and its hash
-LIST_BYTES = 256 << 20
+LIST_BYTES, LARGEST = 256 << 20, 1 << 30  # limits: bytes of the list, and of a written file
 KINDS = ("labels", "overlays")
 
 
@@ -109,8 +109,9 @@ class PredictionFolder:
 
 
 def _is_unchanged(path: Path, hashes: set[str]) -> bool:
-    return path.is_file() and bool(hashes) and _hash(path) in hashes
+    return path.is_file() and bool(hashes) and path.stat().st_size <= LARGEST and _hash(path) in hashes
 
 
 def _hash(path: Path) -> str:
-    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

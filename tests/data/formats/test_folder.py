@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fcnlab.data import DataError, open_folder
+from fcnlab.data.formats import folder
 from fcnlab.data.formats.folder import count_classes, read_classes, split_of
 
 CLASSES = ("soil", "leaf")
@@ -369,3 +370,14 @@ def test_a_column_behind_a_name_is_explained(tmp_path):
     settings = {**FLAT, "images": "photos/{name}.jpg"}
     with pytest.raises(DataError, match=r"lists contain one name per line, here a, and nothing else"):
         open_folder(str(tmp_path), "all", **settings, classes=CLASSES, lists="{split}.txt").check()
+
+
+def test_files_larger_than_images_are_not_compared(tmp_path, monkeypatch):
+    """As copies of an image they would share their mask; two of a terabyte were read to their ends."""
+    for place in ("train/a.jpg", "val/a.jpg", "masks/a.png"):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).touch()
+        os.truncate(tmp_path / place, 1 << 40)
+    monkeypatch.setattr(folder, "cmp", lambda *_, **__: pytest.fail("they were read"))
+    found = open_folder(str(tmp_path), "train", "{split}/{name}.jpg", "masks/{name}.png", ["a", "b"])
+    assert [path.name for path in found.images] == ["a.jpg"]

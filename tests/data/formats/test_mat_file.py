@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from contextlib import suppress
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
+from fcnlab.data.formats import mat_file
 from fcnlab.data.formats.mat_file import LARGEST, read_field
 
 NUMBERS = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -114,3 +116,51 @@ def test_a_bomb_is_not_unpacked(read):
     data = written()[:128] + struct.pack("<II", 15, len(packed)) + packed
     with pytest.raises(ValueError, match=f"more than {LARGEST} bytes"):
         read(data)
+
+
+def element(kind: int, content: bytes) -> bytes:
+    return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+
+def compressed(content: bytes) -> bytes:
+    packed = zlib.compress(content)
+    return struct.pack("<II", 15, len(packed)) + packed
+
+
+def struct_with(shape: bytes = struct.pack("<ii", 1, 1), length: int = 13, names: bytes = b"Segmentation\0", more=b""):
+    """A struct GTcls whose parts are given."""
+    head = element(6, struct.pack("<II", 2, 0)) + element(5, shape) + element(1, b"GTcls")
+    return element(14, head + element(5, struct.pack("<i", length)) + element(1, names) + more)
+
+
+EMPTY = bytes(8)  # an element without content
+BEGIN = b"MATLAB".ljust(124) + b"\0\1IM"
+FILLING = {
+    "another variable of empty elements": (element(14, EMPTY * 100_000), "no variable GTcls"),
+    "empty elements": (struct_with(more=EMPTY * 100_000), "more than 1,000 elements"),
+    "empty variables": (EMPTY * 1001, "more than 1,000 elements"),
+    "fields": (struct_with(length=1, names=bytes(100_000)), "more than 1,000 fields"),
+    "dimensions": (struct_with(shape=struct.pack("<i", 7) * 100_000), "100,000 dimensions"),
+}
+
+
+@pytest.mark.parametrize("kind", FILLING)
+def test_what_says_more_than_it_holds_takes_no_memory(kind, read, monkeypatch):
+    """65 kB that unpacked to 8 million elements without content took 34 s and 3 GB."""
+    monkeypatch.setattr(mat_file, "LARGEST", 1 << 20)  # of which Python makes room to read
+    content, said = FILLING[kind]
+    data = BEGIN + (content if kind == "empty variables" else compressed(content))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=said):
+        read(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4e6
+
+
+def test_bombs_add_up(read, monkeypatch):
+    monkeypatch.setattr(mat_file, "LARGEST", 1 << 20)
+    one = compressed(element(14, EMPTY * 50_000))
+    with pytest.raises(ValueError, match="more than 1048576 bytes"):
+        read(BEGIN + one * 5 + written(True)[128:])
+    assert read(BEGIN + one * 2 + written(True)[128:]).shape == (3, 4)

@@ -402,6 +402,61 @@ def test_what_w_and_b_refuses_of_the_environment_is_told_in_a_sentence(monkeypat
     assert f"{name}=" in str(refused.value) and "validation error" not in str(refused.value)
 
 
+FOREIGN = "[default]\nbase_url = https://elsewhere.example\nmode = online\nproject = theirs\n"
+
+
+@pytest.fixture
+def begun(monkeypatch, tmp_path) -> list[str]:
+    """The modes of W&B's runs that begin, with an empty folder as the current one; no server is asked."""
+    modes: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(wandb, "setup", lambda: None)
+    monkeypatch.setattr(wandb, "init", lambda mode, **_: modes.append(mode))
+    return modes
+
+
+@pytest.mark.parametrize("folder", ["wandb", ".wandb"])
+def test_a_file_in_the_current_folder_says_not_where_a_run_and_its_key_go(begun, tmp_path, monkeypatch, folder):
+    """W&B follows it; a run's folder, which may be anybody's, holds a folder of that name."""
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "settings").write_text(FOREIGN)
+    with pytest.raises(UserError, match=rf"{folder}/settings .*: base_url\..*WANDB_BASE_URL=\.\.\.") as refused:
+        ours._started({"id": None, "entity": None}, "online")
+    assert "elsewhere" not in str(refused.value) and not begun  # a value may be a key
+    ours._started({"id": None, "entity": None}, "offline")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://mine.example")
+    ours._started({"id": None, "entity": None}, "online")
+    assert begun == ["offline", "online"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[default]\nentity = theirs\n", "entity"),
+        ("[DEFAULT]\napi_key = theirs\n[default]\n", "api_key"),
+        ("[default]\nx_extra_http_headers = {}\nhttps_proxy = theirs\n", "https_proxy, x_extra_http_headers"),
+        ("[default]\n" + "x = 1\n" * 20_000, "more than 65,536 bytes"),
+    ],
+)
+def test_nor_whose_it_is(begun, tmp_path, text, said):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text(text)
+    with pytest.raises(UserError, match=said):
+        ours._started({"id": None, "entity": None}, "online")
+    if said == "entity":
+        ours._started({"id": None, "entity": "mine"}, "online")
+
+
+@pytest.mark.parametrize("text", ["", "[other]\nbase_url = x\n", "no settings", "[default]\nmode = offline\n"])
+def test_what_w_and_b_writes_there_is_let_be(begun, tmp_path, text):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text(text)
+    ours._started({"id": None, "entity": None}, "online")
+    assert begun == ["online"]
+
+
 @pytest.mark.parametrize("value", ["a b", "i" * 101])
 def test_an_id_of_the_environment_is_one_that_a_record_can_hold(opened, described_by, monkeypatch, value):
     monkeypatch.setenv("WANDB_RUN_ID", value)

@@ -20,6 +20,7 @@ from fcnlab.config.ranges import Byte, Fraction, Seed
 from fcnlab.data.dataset import IGNORE_INDEX, SegmentationDataset
 from fcnlab.data.formats.voc import read_list, voc_palette
 from fcnlab.data.image_files import DataError
+from fcnlab.data.image_headers import LARGEST
 from fcnlab.data.masks import Colour
 from fcnlab.data.patterns import find_images, same_names
 from fcnlab.files.reading import bytes_of
@@ -263,9 +264,12 @@ def _check_mask_of_two(root: str, split: str, images: str, masks: str) -> None:
 
 
 def _differ(image: Path, other: Path) -> bool:
+    """False for what is no image or cannot be read: the check of all files tells what is wrong with it."""
     try:
+        if max(image.stat().st_size, other.stat().st_size) > LARGEST:
+            return False
         return not cmp(image, other, shallow=False)
-    except OSError:  # the check of all files reports it
+    except OSError:
         return False
 
 

@@ -1,6 +1,7 @@
 """Weights & Biases as a mirror of the run's folder: it never prompts, never blocks and never ends a run."""
 
 import atexit
+import configparser
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fcnlab.data.temporary_folders import held_folder, remove_leftovers
 from fcnlab.errors import UserError, first_line
+from fcnlab.files.reading import Unreadable, bytes_of
 from fcnlab.metrics.scores import Scores
 
 log = logging.getLogger("fcnlab")
@@ -32,6 +34,9 @@ MAX_TAG, MAX_JOB_TYPE, MAX_NAME, MAX_PROJECT = 64, 64, 128, 128
 FORBIDDEN_IN_PROJECT = re.compile(r"[/\\#?%:]")
 START_TIMEOUT = 20.0  # seconds; W&B's default is 90
 REQUIRED_SPACE = 1 << 20  # bytes
+SETTINGS_FILES = (Path("wandb/settings"), Path(".wandb/settings"))  # in the current folder; W&B reads them
+SETTINGS_BYTES = 64 << 10  # limit on such a file
+HARMLESS = {"mode", "disabled", "quiet", "silent", "project"}  # fcnlab sets them itself, or they hide text
 
 
 def wandb_logger(
@@ -194,6 +199,7 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
     """Start W&B's run; with ``mode="auto"``, start it offline if the server fails to start one."""
     import wandb
 
+    elsewhere = _settings_of_folder() - HARMLESS - ({"entity"} if described["entity"] else set())
     try:
         wandb.setup()  # reads the environment
     except (wandb.Error, ValueError) as error:
@@ -202,6 +208,8 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
             " train with logger=csv"
         ) from error
     chosen: Any = reachable_mode() if mode == "auto" else mode
+    if elsewhere and chosen not in ("offline", "disabled"):
+        raise _redirection_error(elsewhere)
     # Offline, the id is enough to join the parts of a run when they are synced.
     described = described | {"resume": "allow" if described["id"] and chosen == "online" else None}
     settings = wandb.Settings(quiet=True, console="off", init_timeout=START_TIMEOUT)
@@ -212,6 +220,39 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
             raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_reason(error)}") from error
         log.warning("Warning: W&B did not start a run (%s): this run is logged offline", _reason(error))
         return _started(described, "offline")
+
+
+def _settings_of_folder() -> set[str]:
+    """Return the settings in W&B's files of the current folder that the environment does not set.
+
+    The folder may come from someone else, and W&B sends its key to the server that such a file names.
+
+    Raises
+    ------
+    UserError
+        The file is over a limit, or not a regular file: W&B would read it without end.
+    """
+    names: set[str] = set()
+    for path in SETTINGS_FILES:
+        parser = configparser.ConfigParser(interpolation=None)
+        try:
+            parser.read_string(bytes_of(path, SETTINGS_BYTES).decode())
+            names |= set(parser["default"])
+        except Unreadable as error:
+            raise UserError(f"W&B reads {path} in the current folder: {error}. Remove it") from error
+        except (OSError, UnicodeDecodeError, configparser.Error, KeyError):  # W&B ignores such a file, too
+            continue
+    return {name for name in names if f"WANDB_{name.upper()}" not in os.environ}
+
+
+def _redirection_error(names: set[str]) -> UserError:
+    files = " or ".join(str(path) for path in SETTINGS_FILES if path.is_file())
+    variables = " ".join(f"WANDB_{name.upper()}=..." for name in sorted(names))
+    return UserError(
+        f"{files} in the current folder sets where W&B sends runs and the key, or how: {', '.join(sorted(names))}."
+        f" fcnlab does not follow it, because it may come from someone else. If it is yours, set {variables} in the"
+        " environment. Otherwise remove the file, or train with logger=csv"
+    )
 
 
 def _reason(error: Exception) -> str:
