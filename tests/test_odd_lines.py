@@ -5,7 +5,6 @@ import sys
 import pytest
 
 from fcnlab import cli
-from fcnlab.sweeps import launchers
 
 
 @pytest.fixture
@@ -74,7 +73,10 @@ COMPUTED = "cannot be resolved: "
         ("-m hydra/sweeper=optuna +hydra.sweeper.max_batch_size=2", "hydra.sweeper.max_batch_size is not a setting of"),
         ("hydra.sweeper.n_trials=2", "hydra/sweeper=OPTION --cfg hydra -p hydra.sweeper"),
         ("-m hydra.sweeper.params=[1]", "hydra.sweeper.params=[1]: give lists of values by setting, as {seed:'1,2'}"),
-        ("-m hydra.sweeper.params={seed:'range(1,3),5'}", "seed=range(1,3),5: a list of values cannot be inside another value"),
+        (
+            "-m hydra.sweeper.params={seed:'range(1,3),5'}",
+            "seed=range(1,3),5: a list of values cannot be inside another value",
+        ),
         ("-m hydra/sweeper=optuna hydra.sweeper.params=3", "hydra.sweeper.params=3: give lists of values by setting"),
         ("-m hydra/sweeper=optuna optim.lr=range(1,inf)", "optim.lr=range(1,inf): cannot convert float infinity"),
         (

@@ -155,9 +155,7 @@ def _check_options(verb: str) -> None:
     options = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")}
     shows = options & ONLY_SHOWS
     if any(len(option) > 2 and "--experimental-rerun".startswith(option) for option in options):
-        sys.exit(
-            f"fcnlab {verb}: --experimental-rerun executes code. To repeat a run, type from_run=FOLDER"
-        )
+        sys.exit(f"fcnlab {verb}: --experimental-rerun executes code. To repeat a run, type from_run=FOLDER")
     if shows & {"-c", "--cfg", "-i", "--info"} and options & {"-m", "--multirun"}:
         sys.exit(f"fcnlab {verb}: {min(shows)} shows the configuration of one run. Remove -m, and give single values")
     if not shows and (how := options & {"-p", "--package", "--resolve"}):

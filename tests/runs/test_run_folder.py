@@ -403,7 +403,11 @@ def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
         (".hydra", lambda path: (shutil.rmtree(path), path.write_text("x")), ".hydra is not a folder"),
         ("metrics.json", lambda path: (path.unlink(), path.mkdir()), "metrics.json is not a file"),
         ("checkpoints/best.ckpt", lambda path: (path.unlink(), path.symlink_to("/gone")), "a link to /gone, which is"),
-        ("train.log", lambda path: (path.unlink(), path.symlink_to("mine")), "train.log is a link, or not a regular file"),
+        (
+            "train.log",
+            lambda path: (path.unlink(), path.symlink_to("mine")),
+            "train.log is a link, or not a regular file",
+        ),
     ],
 )
 def test_what_cannot_be_gone_on_with_is_told_in_a_sentence(ended, longer, name, spoil, said):

@@ -306,7 +306,10 @@ def composed_whole():
             "model/backbone=resnet50,resnet101 model.backbone.output_strid=8",
             "job 0, 1: Invalid configuration: Unknown key model.backbone.output_strid. Did you mean model.",
         ),
-        ("model/backbone=resnet50,vgg16 model.backbone.output_stride=8", "job 1: Invalid configuration: Unknown key model.backbone.output_stride. "),
+        (
+            "model/backbone=resnet50,vgg16 model.backbone.output_stride=8",
+            "job 1: Invalid configuration: Unknown key model.backbone.output_stride. ",
+        ),
     ],
 )
 def test_an_invalid_sweep_is_refused_before_any_job(in_sweep, line: str, message: str):

@@ -24,7 +24,10 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: 
         done.stdout.endswith("NO TORCH\n")
         and "model=fcn8s is better than model=fcn32s, significant over images and seeds: +" in done.stdout
     )
-    assert f"{sweep}/late: still running, or killed before it ended" in done.stdout and f"{sweep}/blank: an empty folder" in done.stdout
+    assert (
+        f"{sweep}/late: still running, or killed before it ended" in done.stdout
+        and f"{sweep}/blank: an empty folder" in done.stdout
+    )
     made = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv", "compare.log"} <= made
     with (tmp_path / "out" / "pairs.csv").open(newline="") as file:
