@@ -21,7 +21,7 @@ TITLE = 14
 
 
 def tile(image: np.ndarray, title: str) -> Image.Image:
-    """A image of one height under its title."""
+    """An image of one height under its title."""
     resized = Image.fromarray(image)
     resized = resized.resize((round(resized.width * HEIGHT / resized.height), HEIGHT), Image.Resampling.NEAREST)
     framed = Image.new("RGB", (resized.width + 4, HEIGHT + TITLE), "white")

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from fcnlab import cli
+from fcnlab.sweeps import job_checks
 
 
 @pytest.fixture

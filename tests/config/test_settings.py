@@ -117,7 +117,7 @@ def composed():
 
 def without_folders(cfg: DictConfig) -> DictConfig:
     """``${hydra:...}`` is known only inside a run; the root keeps its schema."""
-    places = ("best.dirpath", "top.dirpath", "last.dirpath", "images.folder")
+    places = ("best.dirpath", "top.dirpath", "last.dirpath", "sample_images.folder")
     for place in [f"callbacks.{place}" for place in places] + ["logger.tensorboard.save_dir"]:
         parent, _, key = place.rpartition(".")
         node = OmegaConf.select(cfg, parent)

@@ -1,4 +1,4 @@
-"""A image is refused, or it is RGB of its own size, with the colours that were saved where nothing is lost."""
+"""An image is refused, or it is RGB of its own size, with the colours that were saved where nothing is lost."""
 
 import struct
 from io import BytesIO

@@ -62,7 +62,7 @@ def without_norms(net: nn.Module) -> nn.Module:
 
 
 class Once(nn.Module):
-    """A backbone that looks at a image once, however many nets share it."""
+    """A backbone that looks at an image once, however many nets share it."""
 
     def __init__(self, backbone):
         super().__init__()
@@ -132,7 +132,7 @@ class Given(nn.Module):
         return self.maps
 
 
-# Origin and size of the maps of a image of 500 pixels, and the pixel on which cell 8 is centred, by hand.
+# Origin and size of the maps of an image of 500 pixels, and the pixel on which cell 8 is centred, by hand.
 VGG_PAPER = {32: (12.5, 16), 16: (-91.5, 44), 8: (-95.5, 88)}
 GOOGLENET_SAME = {32: (30.0, 15), 16: (14.0, 31), 8: (6.0, 62)}
 
@@ -176,7 +176,7 @@ def bilinear(x: torch.Tensor, factor: int, crop: int, rows: int, cols: int) -> t
 @pytest.mark.parametrize(
     ("levels", "steps"),
     [
-        # (factor, crop, rows, cols) of each step for a image of 90 x 123 pixels: ceil(n / 16), ceil(n / 8), n
+        # (factor, crop, rows, cols) of each step for an image of 90 x 123 pixels: ceil(n / 16), ceil(n / 8), n
         ((32,), [(32, 16, 90, 123)]),
         ((32, 16), [(2, 1, 6, 8), (16, 8, 90, 123)]),
         ((32, 16, 8), [(2, 1, 6, 8), (2, 1, 12, 16), (8, 4, 90, 123)]),
@@ -392,7 +392,7 @@ def test_export_for_any_size():
 
 
 def test_a_image_is_a_batch_of_all_its_patches():
-    """CVPR 2015, section 3.4: the gradient of a loss summed over the coarse cells of a image is the sum of the
+    """CVPR 2015, section 3.4: the gradient of a loss summed over the coarse cells of an image is the sum of the
     gradients of a patch classifier over those cells' receptive fields.
 
     The patches are as large as the cell's field and what padding spoils around it, and lie on the net's grid.

@@ -99,7 +99,7 @@ def load(monkeypatch):
 
 @torch.no_grad()
 def maps(state, image: Tensor) -> dict[str, Tensor]:
-    """pool3, pool4 and fc7 of a image in RGB, 0..1."""
+    """pool3, pool4 and fc7 of an image in RGB, 0..1."""
     mean = torch.tensor([104.00698793, 116.66876762, 122.67891434])[:, None, None]  # datasets/voc.py
     x, found = image[:, [2, 1, 0]] * 255 - mean, {}
     for stage in "12345":

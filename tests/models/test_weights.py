@@ -19,7 +19,7 @@ STATE = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.tenso
 FOREIGN = {
     "a web page": b"<!DOCTYPE html>\n<html>",
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
-    "a image": b"\x89PNG\r\n\x1a\n",
+    "an image": b"\x89PNG\r\n\x1a\n",
     "half a pickle": b"\x80\x02",
     "half a zip": b"PK\x03\x04",
     "noise": bytes(range(256)),

@@ -365,7 +365,7 @@ NOW = {
 def unchanged(
     folder: Path, monkeypatch, then: str, settings: str | None, verb: str = "train", subdir: str = "3", **now
 ) -> None:
-    """Compare what job 3 was composed of with what it would be; ``settings`` is the recorded hash, None for the same."""
+    """Compare the settings of job 3 then and now; ``settings`` is the recorded hash, None for an equal one."""
     (folder / "3" / ".hydra").mkdir(parents=True)
     (folder / "3" / ".hydra" / "config.yaml").write_text(then)
     cfg = OmegaConf.create(NOW | now | {"hydra": {"job": {"config_name": verb}, "sweep": {"subdir": subdir}}})

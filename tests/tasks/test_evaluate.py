@@ -35,7 +35,7 @@ def test_repeats_the_number_of_training_to_the_last_digit(run, fcnlab, tmp_path)
     assert "conventions" not in ours
 
 
-def test_passport_is_printed_and_recorded_beside_all_else(run, fcnlab, capsys, tmp_path):
+def test_conventions_are_printed_and_recorded(run, fcnlab, capsys, tmp_path):
     words = [f"checkpoint={run}/checkpoints/best.ckpt", "conventions=true", f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", *words) == 0
     found, said = record(tmp_path / "eval"), capsys.readouterr()

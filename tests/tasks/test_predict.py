@@ -185,7 +185,7 @@ def test_a_file_larger_than_any_prediction_is_none_of_ours(tmp_path):
     (labels / "a.png").touch()
     os.truncate(labels / "a.png", 1 << 40)
     (tmp_path / "predictions.jsonl").write_text('["labels/a.png", "' + "0" * 32 + '"]\n')
-    with pytest.raises(UserError, match="a.png is there, and no earlier prediction left it so, though one wrote it"):
+    with pytest.raises(UserError, match="an earlier prediction that was changed since"):
         PredictionFolder(tmp_path).check(["a.png"], [], overwrite=False)
 
 

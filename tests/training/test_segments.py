@@ -283,4 +283,4 @@ def test_no_run_resumes_from_a_checkpoint_without_its_settings(stopped, train_co
     del checkpoint["fcnlab"][part]
     torch.save(checkpoint, stopped / "checkpoints" / "last.ckpt")
     assert train_code("checkpoint=last", *SIX) == 1
-    assert f"last.ckpt cannot be resumed from: its record has no {part}" in capsys.readouterr().err
+    assert f"last.ckpt cannot be resumed: its record has no {part}" in capsys.readouterr().err

@@ -90,7 +90,7 @@ class FCN(nn.Module):
         """The scores of all levels together, at the finest level's stride."""
         if min(image.shape[2:]) < self.backbone.min_size:
             raise ValueError(
-                f"a image of {image.shape[2]}x{image.shape[3]} pixels is too small for"
+                f"an image of {image.shape[2]}x{image.shape[3]} pixels is too small for"
                 f" {type(self.backbone).__name__}: it needs {self.backbone.min_size} on each side"
             )
         features = self.backbone(image)

@@ -141,7 +141,7 @@ def between_transposed(values: Tensor, axis: int, weights: Float[Tensor, " facto
 
 
 class Block(NamedTuple):
-    """Some rows of a image."""
+    """Some rows of an image."""
 
     gaps: range  # between the rows of cells, a row of zeros above them counted
     rows: slice  # of the image
@@ -150,7 +150,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class CoarseScores:
-    """The scores of the finest level, and the way from them to every pixel of a image.
+    """The scores of the finest level, and the way from them to every pixel of an image.
 
     Taken a block of rows at a time, scores of every pixel never are in memory together: four images of 512x512 have
     88 MB of them, and a loss keeps three tensors of that size.
@@ -168,7 +168,7 @@ class CoarseScores:
         """The scores of every pixel."""
         scores = overlap(self.upsample(self.fused), self.image)[0].data
         size = self.image.data.shape[2:]
-        assert scores.shape[2:] == size, f"scores of {tuple(scores.shape)} do not cover a image of {tuple(size)}"
+        assert scores.shape[2:] == size, f"scores of {tuple(scores.shape)} do not cover an image of {tuple(size)}"
         return scores
 
     def by_rows(self) -> Iterator[tuple[slice, Scores]]:

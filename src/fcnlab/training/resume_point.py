@@ -94,7 +94,7 @@ def _start(path: str | Path) -> ResumePoint:
     resume = checkpoint.get("resume")
     if resume is None:
         raise UserError(
-            f"checkpoint={path} cannot be resumed from: it does not hold the state of a training run. To start a new run"
+            f"checkpoint={path} cannot be resumed: it does not contain the state of a training run. To start a new run"
             f" from its weights: {shell_override('model.weights', path)}"
         )
     check_resumable(checkpoint, path)
