@@ -150,7 +150,7 @@ def opened(monkeypatch) -> list[dict]:
 
     monkeypatch.setattr(ours, "_started", start)
     monkeypatch.setattr(ours, "Mirror", FakeLogger)
-    monkeypatch.setattr("fcnlab.training.trainer.WandbLogger", FakeLogger)
+    monkeypatch.setattr("fcnlab.training.loggers.WandbLogger", FakeLogger)
     return asked
 
 
