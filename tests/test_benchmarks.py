@@ -129,7 +129,7 @@ def test_the_rival_is_the_papers_input(script, tmp_path):
 def test_end_to_end(script, small, tmp_path):
     """It compares the losses itself: those of the last step, of which a row is written."""
     words = [*small, f"data.root={tmp_path / 'shapes'}"]
-    found = script("end_to_end")["measure"](words, rounds=2, block=2, num_images=4, folder=tmp_path)
+    found = script("end_to_end")["measure"](words, rounds=2, block=2, images=4, folder=tmp_path)
     assert set(found) == {"bare PyTorch loop", "fcnlab train"} and all(row["ratio"] > 0 for row in found.values())
     parts = ("loader", "forward", "loss", "backward", "clipping", "optimiser", "average")
     assert sum(found["bare PyTorch loop"][part] for part in parts) == pytest.approx(1, abs=0.2)

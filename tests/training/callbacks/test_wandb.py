@@ -20,7 +20,6 @@ import pytest
 import wandb
 from omegaconf import OmegaConf
 
-from fcnlab.config import overrides
 from fcnlab.config.components import iter_leaves
 from fcnlab.config.ranges import MOST_CLASSES, MOST_DRAWN, MOST_PIXELS
 from fcnlab.data.temporary_folders import remove_leftovers
@@ -150,7 +149,7 @@ def opened(monkeypatch) -> list[dict]:
 
     monkeypatch.setattr(ours, "_started", start)
     monkeypatch.setattr(ours, "Mirror", FakeLogger)
-    monkeypatch.setattr("fcnlab.training.trainer.WandbLogger", FakeLogger)
+    monkeypatch.setattr("fcnlab.training.loggers.WandbLogger", FakeLogger)
     return asked
 
 
@@ -173,14 +172,14 @@ SINGLE = {"WANDB_NAME": "mine", "WANDB_RUN_GROUP": "ours", "WANDB_PROJECT": "the
     ],
     ids=["environment", "typed", "job"],
 )
-def test_a_run_has_the_name_that_the_environment_gives_it(opened, described_by, monkeypatch, words, expected):
+def test_run_name_from_the_environment(opened, described_by, monkeypatch, words, expected):
     for name, value in SINGLE.items():
         monkeypatch.setenv(name, value)
     described_by(*words)
     assert tuple(opened[-1][key] for key in ("name", "group", "project")) == expected
 
 
-def test_a_resumed_run_goes_on_as_the_run_of_its_record(opened, described_by, monkeypatch, caplog):
+def test_resumed_run_continues_its_wandb_run(opened, described_by, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_RUN_ID", "another")
     described_by(facts={"wandb": "recorded"})
     assert opened[-1]["id"] == "recorded"
@@ -199,10 +198,11 @@ def described_by(composed, monkeypatch, tmp_path):
 
     def open_them(*words: str, facts: dict | None = None) -> None:
         cfg = composed("logger=wandb", *words)
-        monkeypatch.setattr(overrides, "run_folder", lambda: tmp_path)
-        monkeypatch.setattr(overrides, "chosen_options", dict)
+        monkeypatch.setattr(loggers, "run_folder", lambda: tmp_path)
+        monkeypatch.setattr(loggers, "chosen_options", dict)
+        monkeypatch.setattr(loggers, "identifying_options_of_run", dict)
         monkeypatch.setattr(
-            overrides, "was_set_on_command_line", lambda key: any(word.startswith(f"{key}=") for word in words)
+            loggers, "was_set_on_command_line", lambda key: any(word.startswith(f"{key}=") for word in words)
         )
         job = SimpleNamespace(job=SimpleNamespace(config_name="train"))
         monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: job))
@@ -458,7 +458,7 @@ def test_what_w_and_b_writes_there_is_let_be(begun, tmp_path, text):
 
 
 @pytest.mark.parametrize("value", ["a b", "i" * 101])
-def test_an_id_of_the_environment_is_one_that_a_record_can_hold(opened, described_by, monkeypatch, value):
+def test_invalid_run_id_in_the_environment_is_refused(opened, described_by, monkeypatch, value):
     monkeypatch.setenv("WANDB_RUN_ID", value)
     with pytest.raises(UserError, match="is not a valid id"):
         described_by()
