@@ -262,7 +262,7 @@ class InProcessLauncher(BasicLauncher):
             self.names: set[str] = set()  # of the jobs of earlier batches
             check_contains_no_run(folder)
             if folder.is_dir() and any(entry.name != "multirun.yaml" for entry in folder.iterdir()):
-                raise UserError(f"{display_path(folder)} is not empty. Set hydra.sweep.dir to a new folder")
+                raise UserError(f"hydra.sweep.dir={display_path(folder)}: the folder is not empty. Choose a new folder")
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
