@@ -306,7 +306,7 @@ def test_workers_and_their_batches_fit_into_half_of_the_shared_memory(
     monkeypatch, tmp_path, wanted, workers, megabytes, found
 ):
     monkeypatch.setattr(loader_workers, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(datamodule.shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 10**6))
+    monkeypatch.setattr(loader_workers.shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 10**6))
     count, ahead, lack = readers(workers, wanted, megabytes * 10**6)
     assert (count, ahead) == found and bool(lack) == (count < workers) == ("MiB free" in lack)
     if count:  # two more are in the hands of the process itself
@@ -335,7 +335,7 @@ def test_workers_and_their_batches_fit_into_half_of_the_files_that_may_be_opened
     count, ahead, lack = readers(workers, wanted, 1000)
     assert (count, ahead) == found
     assert 2 * (4 * count + 3 * (count * (ahead or 0) + 2) + 8) <= free or count == 0
-    assert ("ulimit -n" in lack) == (f"may open {free} more files" in lack) == (count < workers)
+    assert ("ulimit -n" in lack) == (f"may open only {free} more files" in lack) == (count < workers)
 
 
 @pytest.mark.parametrize("missing", ["semaphore", "memory"])
@@ -349,7 +349,7 @@ def test_where_nothing_can_be_shared_nobody_else_reads(make, monkeypatch, missin
         raise RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Read-only file system")
 
     if missing == "semaphore":
-        monkeypatch.setattr(datamodule.multiprocessing, "Lock", absent)
+        monkeypatch.setattr(loader_workers.multiprocessing, "Lock", absent)
     else:
         monkeypatch.setattr(torch.Tensor, "share_memory_", only_read)
     loader_workers.why_workers_are_unavailable.cache_clear()

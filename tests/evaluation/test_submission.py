@@ -76,7 +76,7 @@ def test_what_makes_no_submission(changes, message):
         (["input=x"], "set output=VALUE"),
         ([], "set input=VALUE and output=VALUE"),
         (["data=voc", "input=x", "output=y"], "data=... has no effect without submission="),
-        (["data.root=x", "input=x", "output=y"], "add data=OPTION"),
+        (["data.root=x", "input=x", "output=y"], "Add data=OPTION"),
     ],
 )
 def test_predict_says_what_it_lacks(words, message, fcnlab, capsys):

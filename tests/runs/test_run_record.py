@@ -112,7 +112,6 @@ def test_defaults_that_changed_since_are_those_of_the_record(train, fcnlab, tmp_
     config = yaml.safe_load(path.read_text())
     assert config["schedule"]["power"] != 0.5
     config["schedule"]["power"] = 0.5
-    config["callbacks"]["progress"]["_target_"] = "lightning.pytorch.callbacks.TQDMProgressBar"  # as it was once
     path.write_text(yaml.safe_dump(config))
     assert fcnlab("train", f"from_run={first}", f"hydra.run.dir={tmp_path}/again") == 0
     again = tmp_path / "again"
@@ -160,7 +159,7 @@ def test_a_record_that_names_foreign_code_is_refused(train, fcnlab, tmp_path, ca
     config["callbacks"] |= place({"_target_": "shutil.copyfile", "src": f"{tmp_path}/src", "dst": f"{tmp_path}/ran"})
     path.write_text(yaml.safe_dump(config))
     assert fcnlab("train", f"from_run={first}", f"hydra.run.dir={tmp_path}/again") == 1
-    assert "refused" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+    assert "record" in (said := capsys.readouterr().err) and "callbacks." in said and not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

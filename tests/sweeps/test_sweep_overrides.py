@@ -190,6 +190,7 @@ def in_sweep(monkeypatch):
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
 
+    from fcnlab.config.composition import mistakes_collected
     from fcnlab.config.locations import CONF
     from fcnlab.hydra_registration import register_launchers, register_schemas
 
@@ -210,7 +211,8 @@ def in_sweep(monkeypatch):
         monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: Launcher())
         monkeypatch.setattr(grid_sweeper, "write_multirun", lambda config: None)
         monkeypatch.setattr(job_checks, "without_hydra", lambda cfg: configs.append(cfg) or without_hydra(cfg))
-        with initialize_config_dir(str(CONF), version_base="1.3"), grid_sweeper.group_settings_deferred():
+        composition = grid_sweeper.group_settings_deferred(), mistakes_collected("train")
+        with initialize_config_dir(str(CONF), version_base="1.3"), composition[0], composition[1]:
             hydra = GlobalHydra.instance().hydra
             config = hydra.compose_config("train", list(words), run_mode=RunMode.MULTIRUN)
             sweeper = Plugins.instance().instantiate_sweeper(
@@ -379,7 +381,7 @@ def test_typed_settings_are_not_searched(sweep):
 def test_values_of_all_jobs_are_checked_first_in_one_process_and_for_other_verbs(sweep, tmp_path):
     assert "job 1: Invalid configuration" in sweep("seed=1,-1", "hydra/launcher=basic")
     wrong = sweep("seed=1,-1", "checkpoint=a.ckpt", verb="eval", fixed=())
-    assert "job 1: Invalid configuration:\n  seed must be " in wrong
+    assert "job 1: Invalid configuration: seed must be " in wrong
     assert not list(tmp_path.glob("s/[01]"))
 
 

@@ -56,7 +56,7 @@ def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> Any:
         _ = study.trials  # which a damaged file may lack
     except Exception as error:  # SQLite's, SQLAlchemy's, alembic's and Optuna's, of a dozen kinds
         raise UserError(
-            f"{display_path(path)} is no storage of a search that could be read ({first_line(error)}):"
+            f"{display_path(path)} is not a readable Optuna storage ({first_line(error)}):"
             " restore it, or begin a new search in another hydra.sweep.dir"
         ) from error
     return study
