@@ -49,12 +49,14 @@ def test_a_training_imports_what_it_uses(python, small, shapes_root):
 
 @pytest.mark.slow
 def test_an_evaluation_imports_neither_torchvision_nor_albumentations(python):
-    found = python("-c", f"from fcnlab.lazy_imports import imported; imported('fcnlab.tasks.evaluate'); {SAY_ALL}")
+    found = python(
+        "-c", f"from fcnlab.lazy_imports import import_verb; import_verb('fcnlab.tasks.evaluate'); {SAY_ALL}"
+    )
     assert "lightning.pytorch" in found and not found & (UNUSED.keys() | {"albumentations"})
 
 
 def test_a_comparison_imports_no_torch(python):
-    found = python("-c", f"from fcnlab.lazy_imports import imported; imported('fcnlab.tasks.compare'); {SAY_ALL}")
+    found = python("-c", f"from fcnlab.lazy_imports import import_verb; import_verb('fcnlab.tasks.compare'); {SAY_ALL}")
     assert "fcnlab.tasks.compare" in found and not found & {"torch", "lightning", "torchmetrics"}
 
 
@@ -68,11 +70,11 @@ def test_to_show_something_imports_no_torch(python, words, most):
 
 WHOLE = f"""
 import gc, sys
-from fcnlab.starting import imported
-task = imported("fcnlab.tasks.train")
-assert gc.isenabled() and gc.get_freeze_count() and imported("fcnlab.tasks.train") is task
+from fcnlab.lazy_imports import import_verb
+task = import_verb("fcnlab.tasks.train")
+assert gc.isenabled() and gc.get_freeze_count() and import_verb("fcnlab.tasks.train") is task
 from lightning.pytorch.core.module import Metric
-from fcnlab.metrics import ImageConfusions
+from fcnlab.metrics.confusion import ImageConfusions
 assert "torchmetrics.functional" not in sys.modules and issubclass(ImageConfusions, Metric)
 
 import torchmetrics
@@ -106,8 +108,8 @@ def test_whoever_asks_for_more_of_torchmetrics_has_all_of_it(python):
 
 DRAWN = f"""
 import sys
-from fcnlab.starting import imported
-imported("fcnlab.tasks.train")
+from fcnlab.lazy_imports import import_verb
+import_verb("fcnlab.tasks.train")
 import torch, torchmetrics
 assert "matplotlib" not in sys.modules
 metric = torchmetrics.MeanMetric()

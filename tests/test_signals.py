@@ -145,7 +145,7 @@ def test_a_rank_whose_first_is_gone_ends(monkeypatch, parent, ends):
 LATE = """
 import ctypes, os, sys
 from types import SimpleNamespace
-from fcnlab.launching.processes import spawn
+from fcnlab.sweeps.processes import start_process
 prctl = ctypes.CDLL(None).prctl
 def late(option, signum):
     parent = os.getppid()
@@ -154,7 +154,7 @@ def late(option, signum):
         pass
     return prctl(option, signum)
 ctypes.CDLL = lambda name: SimpleNamespace(prctl=late)
-spawn([sys.executable, "-S", "-c", "print('alone')"], None, None, [])
+start_process([sys.executable, "-S", "-c", "print('alone')"], None, None, [])
 """
 
 

@@ -326,10 +326,10 @@ def test_hydra_follows_dots_which_is_why_options_are_looked_at(tmp_path):
 
     from fcnlab.hydra_registration import register_schemas
 
-    (tmp_path / "evil.yaml").write_text("_target_: fcnlab.sweeps.spawn\n")
+    (tmp_path / "evil.yaml").write_text("_target_: fcnlab.sweeps.processes.start_process\n")
     register_schemas()
     up = "/".join([".."] * (len(CONF.parts) + 1))
     option = f"{up}{Path(tmp_path).resolve()}/evil"
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert compose("train", [f"loss={option}"]).loss._target_ == "fcnlab.sweeps.spawn"
+        assert compose("train", [f"loss={option}"]).loss._target_ == "fcnlab.sweeps.processes.start_process"
     assert override_rejection(f"loss={option}", [CONF])

@@ -36,9 +36,9 @@ PYTHONS_OWN = 0.5  # seconds in which Python itself may still be starting, and e
 CHILD = "import time; time.sleep(20)  # a child of starts.py"
 PARENT = f"""
 import os, sys, time
-from fcnlab.launching.processes import spawn
+from fcnlab.sweeps.processes import start_process
 os.write(1, b"x")
-spawn([sys.executable, "-S", "-c", {CHILD!r}], None, None, [])
+start_process([sys.executable, "-S", "-c", {CHILD!r}], None, None, [])
 time.sleep(20)
 """
 

@@ -81,7 +81,11 @@ def test_a_run_under_a_link_keeps_its_best(train, trained_once, train_code, at_c
 def test_relative_paths_never_begin_in_the_runs_folder(fcnlab, capsys):
     assert fcnlab("train", "hydra.job.chdir=true", "hydra.run.dir=run") == 1
     said = capsys.readouterr().err
-    assert "hydra.job.chdir=true is not supported: relative paths" in said and "Traceback" not in said and not Path("run").exists()
+    assert (
+        "hydra.job.chdir=true is not supported: relative paths" in said
+        and "Traceback" not in said
+        and not Path("run").exists()
+    )
 
 
 # What is refused
@@ -153,7 +157,11 @@ def test_a_refused_sweep_leaves_the_folder_as_it_was(fcnlab, tmp_path, capsys, v
     before = tree(tmp_path / "there")
     assert fcnlab(verb, "-m", "hydra.sweep.dir=there", *(["data.batch_size=2,4"] if verb == "train" else [])) == 1
     said = capsys.readouterr().err
-    reasons = ("already contains a sweep", "contains run.json of a run", "hydra.sweep.dir=there: the folder is not empty")
+    reasons = (
+        "already contains a sweep",
+        "contains run.json of a run",
+        "hydra.sweep.dir=there: the folder is not empty",
+    )
     assert any(reason in said for reason in reasons) and tree(tmp_path / "there") == before
 
 

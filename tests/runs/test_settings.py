@@ -9,7 +9,7 @@ import yaml
 from fcnlab.config.locations import CONF
 from fcnlab.config.schemas import EvalConfig, PredictConfig, TrainConfig
 from fcnlab.data import DataModule, open_camvid, open_folder, open_sbd, open_shapes, open_voc
-from fcnlab.runs.origins import NO_PART_IN_SCORING
+from fcnlab.runs.origins import WITHOUT_EFFECT_ON_SCORES
 from fcnlab.runs.settings import WITHOUT_EFFECT
 
 ROOTS = {name for config in (TrainConfig, EvalConfig, PredictConfig) for name in vars(config)["__annotations__"]}
@@ -28,7 +28,7 @@ OF_DATASETS = {
         (WITHOUT_EFFECT, r"seed|", ROOTS),
         (WITHOUT_EFFECT, r"callbacks\.", CALLBACKS),
         (WITHOUT_EFFECT, r"data\.", OF_DATA),
-        (NO_PART_IN_SCORING, r"dataset\.", OF_DATASETS),
+        (WITHOUT_EFFECT_ON_SCORES, r"dataset\.", OF_DATASETS),
     ],
 )
 def test_each_name_of_a_pattern_is_a_setting(pattern, before, known):

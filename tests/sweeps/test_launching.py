@@ -517,7 +517,10 @@ def test_a_lock_file_that_is_a_link_or_pipe_is_refused(tmp_path, name, make):
 def test_the_output_of_a_job_is_not_appended_to_a_link(tmp_path, link):
     (tmp_path / "mine").write_text("all my work")
     link(tmp_path / "job.log", tmp_path / "mine")
-    with pytest.raises(UserError, match=r"is a (link, or not a regular file, and is not written to|hard link: writing to it would change)"):
+    with pytest.raises(
+        UserError,
+        match=r"is a (link, or not a regular file, and is not written to|hard link: writing to it would change)",
+    ):
         start_process([sys.executable, "-c", "print('mine now')"], None, tmp_path / "job.log", held=())
     assert (tmp_path / "mine").read_text() == "all my work"
 
@@ -986,7 +989,9 @@ def test_no_job_starts_if_one_is_invalid(fcnlab, capsys, tmp_path):
     assert fcnlab(*words) == 1
     message = capsys.readouterr().err
     assert (
-        "job 0: Invalid configuration" in message and "job 1: Invalid configuration" in message and "optim.momentum?" in message
+        "job 0: Invalid configuration" in message
+        and "job 1: Invalid configuration" in message
+        and "optim.momentum?" in message
     )
     assert not (tmp_path / "sweep" / "0").exists() and not (tmp_path / "sweep" / "sweep.json").exists()
     assert fcnlab("train", "-m", "trainer=smoke", "trainer.devices=1,2", "hydra/launcher=basic") == 1

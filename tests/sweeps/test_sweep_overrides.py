@@ -749,7 +749,7 @@ def test_a_plus_before_from_run_and_sweep_resume_is_ignored(monkeypatch, tmp_pat
             "logger=null,none",
             "logger=null,none: a sweep cannot include null. Choose from: csv, default, none",
         ),
-        ("logger=choice(csv,null)", "logger=choice(csv,null): null cannot be"),
+        ("logger=choice(csv,null)", "logger=choice(csv,null): a sweep cannot include null"),
     ],
 )
 def test_null_in_a_list_of_options_is_an_error(sweep, word: str, message: str):

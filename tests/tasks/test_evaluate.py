@@ -11,7 +11,7 @@ import torch
 from fcnlab.comparison.runs import read_runs
 from fcnlab.metrics.conventions import all_conventions, as_facts
 from fcnlab.models import Tiny
-from fcnlab.tasks.evaluate import _root_then
+from fcnlab.tasks.evaluate import _original_root
 
 
 def record(folder) -> dict:
@@ -66,7 +66,7 @@ def test_other_data_can_be_given(run, fcnlab, tmp_path, shapes_root):
 def test_a_damaged_record_does_not_tell_where_data_were(tmp_path, text):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "hydra.yaml").write_bytes(text)
-    assert _root_then(tmp_path, {"root": "shapes"}) == {}
+    assert _original_root(tmp_path, {"root": "shapes"}) == {}
 
 
 def test_its_record_is_whole_whatever_hydra_leaves(run, fcnlab, tmp_path):

@@ -54,7 +54,7 @@ def test_classes_of_a_file_are_counted(composed, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), r"^  data\.dataset\.classes is not set\. Set it as data\.dataset\.classes=VALUE\.$"),
+        ((), r"^Invalid configuration: data\.dataset\.classes is not set\. Set it as data\.dataset\.classes=VALUE\.$"),
         (
             ("data.dataset.classes=no.txt",),
             r"num_classes cannot be resolved: data\.dataset\.classes=no\.txt: .*cannot be",

@@ -101,7 +101,8 @@ def test_invalid_settings_are_refused_before_a_wandb_run(train_code, capsys, tmp
 )
 def test_unknown_key_is_refused_by_every_command(fcnlab, capsys, verb):
     assert fcnlab(*verb, "+confidnce=0.9") == 1
-    assert "Unknown key confidnce. Did you mean confidence?" in capsys.readouterr().err
+    hint = "Did you mean confidence?" if verb[0] == "compare" else "Available: "
+    assert f"Unknown key confidnce. {hint}" in capsys.readouterr().err
 
 
 def test_key_used_by_an_interpolation_is_accepted(train):

@@ -265,7 +265,7 @@ def first_stage(fcnlab, monkeypatch):
         begun.append(words)
         raise UserError("enough")
 
-    monkeypatch.setattr("fcnlab.tasks.staged.start", start)
+    monkeypatch.setattr("fcnlab.tasks.staged.start_verb", start)
 
     def run(*words: str) -> list[str]:
         assert fcnlab("train", *words) == 1

@@ -134,8 +134,8 @@ def test_untimed_model_uses_single_precision(train, monkeypatch):
     ("words", "said"),
     [
         (["eval", "checkpoint=x.ckpt"], "fcnlab eval does not train: set trainer.precision=32-true"),
-        (["train", "trainer.accelerator=cpu", "trainer.devices=2"], "trainer.devices=2 are several"),
-        (["train", "trainer.accelerator=cpu", "trainer.num_nodes=2"], "is for one device"),
+        (["train", "trainer.accelerator=cpu", "trainer.devices=2"], "trainer.devices=2 means several"),
+        (["train", "trainer.accelerator=cpu", "trainer.num_nodes=2"], "needs a single device"),
     ],
 )
 def test_fastest_is_refused_without_training_steps(fcnlab, capsys, words, said):

@@ -91,5 +91,5 @@ def test_an_average_goes_on_from_its_checkpoint():
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_a_decay_is_a_share(decay):
-    with pytest.raises(ValueError, match=rf"callbacks\.ema\.decay={decay}: "):
+    with pytest.raises(ValueError, match=rf"callbacks\.ema\.decay={decay} must be at least 0"):
         EMA(decay)
