@@ -209,7 +209,7 @@ def test_no_logger_replaces_the_curves_of_another_run(ended, train_code, capsys)
     before, place = tree(ended), "{_target_:lightning.pytorch.loggers.CSVLogger,save_dir:run,name:'',version:''}"
     assert train_code(*LENGTH, f"+logger.mine={place}", folder="new") == 1
     said = capsys.readouterr().err
-    assert "logger.mine writes into" in said and "would replace its metrics.csv" in said and "Traceback" not in said
+    assert "logger.mine writes to" in said and "would replace its metrics.csv" in said and "Traceback" not in said
     assert tree(ended) == before
 
 
@@ -370,7 +370,7 @@ def test_the_best_counts_whatever_the_last_checkpoint_says_of_it(ended, longer, 
     best_file = torch.load(ended / "checkpoints" / "best.ckpt", weights_only=True)
     score = best_file["fcnlab"]["selection"]["val_miou"]
     code, said = longer("optim.lr=0")
-    assert code == 0 and f"best.ckpt has a score of {score:.4f} in it, which counts" in said, said
+    assert code == 0 and f"best.ckpt contains a score of {score:.4f}, which is used" in said, said
     assert best(ended)[0] == before[0] and best(ended)[2] == score
 
 
@@ -398,7 +398,7 @@ def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
 @pytest.mark.parametrize(
     ("name", "spoil", "said"),
     [
-        ("metrics.csv", lambda path: path.write_bytes(b"step,\xff\xfe\n1,2\n"), "metrics.csv is no table in UTF-8"),
+        ("metrics.csv", lambda path: path.write_bytes(b"step,\xff\xfe\n1,2\n"), "metrics.csv is not a valid CSV file in UTF-8"),
         (
             "metrics.csv",
             lambda path: path.write_bytes(b"step,epoch\n1,2,3\n"),
@@ -409,7 +409,7 @@ def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
         ("checkpoints", lambda path: (shutil.rmtree(path), path.symlink_to("gone")), "a broken link to gone"),
         (".hydra", lambda path: (shutil.rmtree(path), path.write_text("x")), ".hydra is not a folder"),
         ("metrics.json", lambda path: (path.unlink(), path.mkdir()), "metrics.json is not a file"),
-        ("checkpoints/best.ckpt", lambda path: (path.unlink(), path.symlink_to("/gone")), "a link to /gone, which is"),
+        ("checkpoints/best.ckpt", lambda path: (path.unlink(), path.symlink_to("/gone")), "a link to /gone, which does not exist"),
         (
             "train.log",
             lambda path: (path.unlink(), path.symlink_to("mine")),

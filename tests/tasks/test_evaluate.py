@@ -92,11 +92,11 @@ def test_a_model_with_weights_is_the_other_way_in(run, fcnlab, tmp_path, shapes_
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "nothing to score"),
+        ([], "nothing to evaluate"),
         (["checkpoint=missing.ckpt"], "checkpoint=missing.ckpt is not a file"),
         (["checkpoint={run}/metrics.json"], "is damaged or holds more than tensors"),
         (["checkpoint={run}/checkpoints/best.ckpt", "model=fcn8s"], "model=... has no effect"),
-        (["checkpoint={run}/checkpoints/best.ckpt", "data.val_list=train"], "add data="),
+        (["checkpoint={run}/checkpoints/best.ckpt", "data.val_list=train"], "dd data="),
         (
             ["checkpoint={run}/checkpoints/best.ckpt", "data=camvid", "data.root={camvid}"],
             "the checkpoint has 21 classes",

@@ -231,11 +231,11 @@ FETCH = {
     [
         (lambda data: data.update(augment=FETCH), "fcnlab.data.download"),
         (lambda data: data.update(root=FETCH), "fcnlab.data.download"),
-        (lambda data: data["dataset"].update(_partial_=False, root="drawn", split="val"), "would call"),
-        (lambda data: data.update(root="${oc.env:HOME}"), "a recorded config has no interpolation"),
+        (lambda data: data["dataset"].update(_partial_=False, root="drawn", split="val"), "is refused: it calls"),
+        (lambda data: data.update(root="${oc.env:HOME}"), "A recorded config has none"),
         (
             lambda data: data.update(num_classes="${count_classes:/dev/zero,/}"),
-            "a recorded config has no interpolation",
+            "A recorded config has none",
         ),
         (lambda data: data.update(root="drawn"), "set data=NAME data.root=FOLDER"),
         (lambda data: data["dataset"].update(num_val=10_000, draw=True), "set data=NAME data.root=FOLDER"),
