@@ -384,7 +384,7 @@ def test_a_best_of_another_run_is_kept_and_said(ended, longer):
     torch.save(changed, last)
     torch.save(foreign, path)
     code, said = longer()
-    assert code == 0 and "best.ckpt is another run's" in said and (path.parent / "best.ckpt.damaged").is_file()
+    assert code == 0 and "best.ckpt belongs to another run" in said and (path.parent / "best.ckpt.damaged").is_file()
 
 
 def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
