@@ -200,7 +200,7 @@ def test_trials_that_have_begun_are_compared_before_anything_is_written(tmp_path
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
 
 
-@pytest.mark.parametrize("name", ["search.db", "search.db-journal", "search.db-wal"])
+@pytest.mark.parametrize("name", ["search.db", "search.db-journal", "search.db-wal", "search.db-shm"])
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
 def test_a_storage_that_is_another_file_as_well_is_not_written_to(tmp_path, name, link):
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)

@@ -137,8 +137,8 @@ class Search(Sweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (STORAGE, f"{STORAGE}-journal", f"{STORAGE}-wal"):
-            check_own(self.folder / name)
+        for ending in ("", "-journal", "-wal", "-shm"):  # SQLite writes to these in place
+            check_own(self.folder / f"{STORAGE}{ending}")
         try:
             study = optuna.create_study(
                 storage=f"sqlite:///{self.folder / STORAGE}",

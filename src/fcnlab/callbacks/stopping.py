@@ -149,8 +149,9 @@ def _is_reason(reason: Any) -> bool:
         return True
     if not isinstance(reason, dict) or type(reason.get("step")) is not int:
         return False
-    told = reason.keys() - {"step"}
-    return not told or (told == REASON.keys() and all(type(reason[key]) in kinds for key, kinds in REASON.items()))
+    details = reason.keys() - {"step"}
+    typed = details == REASON.keys() and all(type(reason[key]) in kinds for key, kinds in REASON.items())
+    return not details or typed
 
 
 def _are_bests(best: Any) -> bool:

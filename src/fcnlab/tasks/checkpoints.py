@@ -251,10 +251,10 @@ def _check_record(record: Any) -> None:
     if not all(isinstance(name, str) and _is_utf8(name) for name in record["classes"]):
         raise ValueError("its classes are no names")
     _check_copied(record)
-    if "selection" in record and not is_one(record["selection"], OF_A_CHECKPOINT):
-        raise ValueError("its selection is none of fcnlab's")
-    if "selection" in record and not all(_is_count(record["selection"][name]) for name in ("among", "step")):
-        raise ValueError("its selection is none of fcnlab's")
+    if "selection" in record:
+        facts = record["selection"]
+        if not is_one(facts, OF_A_CHECKPOINT) or not all(_is_count(facts[name]) for name in ("among", "step")):
+            raise ValueError("its selection is none of fcnlab's")
     try:
         colours = np.array(record["palette"], np.uint8)
     except (ValueError, TypeError, OverflowError):
