@@ -398,7 +398,11 @@ def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
 @pytest.mark.parametrize(
     ("name", "spoil", "said"),
     [
-        ("metrics.csv", lambda path: path.write_bytes(b"step,\xff\xfe\n1,2\n"), "metrics.csv is not a valid CSV file in UTF-8"),
+        (
+            "metrics.csv",
+            lambda path: path.write_bytes(b"step,\xff\xfe\n1,2\n"),
+            "metrics.csv is not a valid CSV file in UTF-8",
+        ),
         (
             "metrics.csv",
             lambda path: path.write_bytes(b"step,epoch\n1,2,3\n"),
@@ -409,7 +413,11 @@ def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
         ("checkpoints", lambda path: (shutil.rmtree(path), path.symlink_to("gone")), "a broken link to gone"),
         (".hydra", lambda path: (shutil.rmtree(path), path.write_text("x")), ".hydra is not a folder"),
         ("metrics.json", lambda path: (path.unlink(), path.mkdir()), "metrics.json is not a file"),
-        ("checkpoints/best.ckpt", lambda path: (path.unlink(), path.symlink_to("/gone")), "a link to /gone, which does not exist"),
+        (
+            "checkpoints/best.ckpt",
+            lambda path: (path.unlink(), path.symlink_to("/gone")),
+            "a link to /gone, which does not exist",
+        ),
         (
             "train.log",
             lambda path: (path.unlink(), path.symlink_to("mine")),
@@ -447,8 +455,9 @@ def test_a_backup_by_hard_links_does_not_change_with_the_run(ended, longer, tmp_
     (tmp_path / "backup").mkdir()
     (tmp_path / "backup" / name).hardlink_to(ended / name)
     before = tree(ended)
-    code, told = longer()
-    assert code == 1 and f"{name} is a hard link" in told and f"Work in a copy of {ended} (cp -r)" in told, told
+    code, message = longer()
+    assert code == 1 and f"{name} is a hard link" in message, message
+    assert f"Work in a copy of {ended} (cp -r)" in message
     assert tree(ended) == before
 
 

@@ -256,10 +256,12 @@ def _check_record(record: Any) -> None:
     if not all(isinstance(name, str) and _is_utf8(name) for name in record["classes"]):
         raise ValueError("its classes are not valid names")
     _check_copied(record)
-    if "selection" in record and not is_valid_selection(record["selection"], CHECKPOINT_TYPES):
-        raise ValueError("its selection is invalid")
-    if "selection" in record and not all(_is_count(record["selection"][name]) for name in ("among", "step")):
-        raise ValueError("its selection is invalid")
+    if "selection" in record:
+        facts = record["selection"]
+        if not is_valid_selection(facts, CHECKPOINT_TYPES) or not all(
+            _is_count(facts[name]) for name in ("among", "step")
+        ):
+            raise ValueError("its selection is invalid")
     try:
         colours = np.array(record["palette"], np.uint8)
     except (ValueError, TypeError, OverflowError):

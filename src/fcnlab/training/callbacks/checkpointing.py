@@ -135,11 +135,10 @@ def relocate_checkpoints(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None
     for callback in trainer.checkpoint_callbacks:
         state = checkpoint.get("callbacks", {}).get(callback.state_key)
         if isinstance(callback, ModelCheckpoint) and callback.dirpath and isinstance(state, dict):
-            own = {}
-            if resumed_from.parent == Path(callback.dirpath).resolve():
-                own = _own_score(callback, state, checkpoint, trainer.is_global_zero)
+            in_this_run = resumed_from.parent == Path(callback.dirpath).resolve()
+            own = _own_score(callback, state, checkpoint, trainer.is_global_zero) if in_this_run else {}
             _relocate(state, callback, resumed_from.parent, own)
-            if isinstance(callback, TopCheckpoints) and resumed_from.parent == Path(callback.dirpath):
+            if isinstance(callback, TopCheckpoints) and in_this_run:
                 _add_resumed_checkpoint(state, callback, checkpoint, resumed_from if trainer.is_global_zero else None)
 
 

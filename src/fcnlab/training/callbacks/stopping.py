@@ -151,10 +151,9 @@ def _is_reason(reason: Any) -> bool:
         return True
     if not isinstance(reason, dict) or type(reason.get("step")) is not int:
         return False
-    keys = reason.keys() - {"step"}
-    return not keys or (
-        keys == REASON_TYPES.keys() and all(type(reason[key]) in kinds for key, kinds in REASON_TYPES.items())
-    )
+    details = reason.keys() - {"step"}
+    typed = details == REASON_TYPES.keys() and all(type(reason[key]) in kinds for key, kinds in REASON_TYPES.items())
+    return not details or typed
 
 
 def _are_bests(best: Any) -> bool:
