@@ -82,12 +82,15 @@ def composed_once(monkeypatch):
 @pytest.fixture
 def fcnlab(monkeypatch, tmp_path, composed_once):
     """Run a command line in this process, from an empty folder; give its exit code."""
+    from hydra.core.hydra_config import HydraConfig
+
     from fcnlab.cli import main
 
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["fcnlab", *map(str, words)])
+        HydraConfig.instance().cfg = None  # a process starts without the settings of an earlier command
         handlers, streams = list(logging.getLogger().handlers), (sys.stdout, sys.stderr)
         try:
             main()

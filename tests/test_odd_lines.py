@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from fcnlab import cli
-from fcnlab.sweeps import job_checks
+from fcnlab.sweeps import launchers
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_sweep_resumes_with_a_config_dir_whose_name_looks_like_an_override(mon
 
 
 def test_errors_of_the_program_keep_their_traceback(fcnlab, capfd, monkeypatch):
-    monkeypatch.setattr(job_checks, "check_contains_no_run", lambda folder: {}["ours"])
+    monkeypatch.setattr(launchers, "check_contains_no_run", lambda folder: {}["ours"])
     assert fcnlab("train", "-m", "seed=1") == 1
     assert "Traceback" in (text := capfd.readouterr().err) and "KeyError: 'ours'" in text
 

@@ -66,7 +66,7 @@ def test_compiled_training_is_the_same_but_for_rounding(train):
 @pytest.mark.parametrize("gpu", [False, True])
 def test_channels_last_goes_by_device_and_backbone(composed, monkeypatch, backbone, on_cpu, gpu):
     """As measured: docs/performance.md."""
-    monkeypatch.setattr(hardware, "uses_gpu", lambda accelerator: gpu)
+    monkeypatch.setattr(speed, "uses_gpu", lambda accelerator: gpu)
     given = ["model.backbone.weights=none"]
     for option, expected in (("auto", on_cpu or gpu), ("off", False)):
         cfg = composed(f"model/backbone={backbone}", f"speed={option}", *given)

@@ -24,7 +24,7 @@ from fcnlab.escaping import escape_terminal
 from fcnlab.library_internals.hydra import reported_by
 
 HYDRA_FILES = tuple(f"{Path(package.__path__[0])}{os.sep}" for package in (hydra, omegaconf))
-OWN_FILES = f"{Path(__file__).parent}{os.sep}"
+OWN_FILES = f"{Path(__file__).parents[1]}{os.sep}"  # the whole package
 
 
 @contextmanager
