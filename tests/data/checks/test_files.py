@@ -272,5 +272,5 @@ def test_real_images_are_counted_as_numpy_counts_them(shared, split):
     for label in range(21):
         assert found.pixels[label] == sum(int((mask == label).sum()) for mask in masks)
         assert found.images[label] == sum(bool((mask == label).any()) for mask in masks)
-    assert found.ignore_index == sum(int((mask == 255).sum()) for mask in masks)
+    assert found.ignored_pixels == sum(int((mask == 255).sum()) for mask in masks)
     assert found.images_with_ignored == len(dataset)  # official masks, all with void borders
