@@ -230,7 +230,7 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel]
     subprocess.run(pip, check=True)
     environment = os.environ | {"PYTHONPATH": str(site)}
-    code = "import fcnlab.config.validation; print(fcnlab.config.locations.CONF)"
+    code = "import fcnlab.config.locations; print(fcnlab.config.locations.CONF)"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True, check=True
     )

@@ -219,7 +219,7 @@ def test_a_logger_outside_of_the_run_is_the_users_and_warned_of_where_files_are(
     for folder, warned in (("one", False), ("two", True)):
         assert train_code(*words, folder=folder) == 0
         said = "".join(capsys.readouterr())
-        assert (f"logger.tensorboard writes into {tmp_path}/curves/tensorboard, outside of" in said) == warned
+        assert (f"logger.tensorboard writes to {tmp_path}/curves/tensorboard, outside of" in said) == warned
         assert list((tmp_path / "curves").rglob("events.*"))
         assert json.loads((tmp_path / folder / "run.json").read_text())["status"] == "finished"
 

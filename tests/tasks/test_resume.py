@@ -496,8 +496,10 @@ def test_a_best_of_steps_that_were_given_up_is_set_aside(train, tmp_path, capsys
     folder = train(*settings) / "checkpoints"
     ahead = torch.load(folder / "best.ckpt", weights_only=True) | {"global_step": 4}
     train("trainer.max_steps=2", settings[1], folder="earlier")
+    earlier = tmp_path / "earlier/checkpoints/last.ckpt"
+    ahead["fcnlab"]["trained"]["run"] = torch.load(earlier, weights_only=True)["fcnlab"]["trained"]["run"]
     torch.save(ahead, folder / "best.ckpt")
-    (tmp_path / "earlier/checkpoints/last.ckpt").replace(folder / "last.ckpt")
+    earlier.replace(folder / "last.ckpt")
     torch.save(ahead, folder / "miou=0.9-step=4.ckpt")
     train("checkpoint=last", *settings, "optim.lr=1e-5")
     assert "best.ckpt is of step 4, and the run resumes from step 2 with other settings" in capsys.readouterr().out

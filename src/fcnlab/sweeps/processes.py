@@ -71,7 +71,16 @@ def start_verb(
     """
     options = [] if config_dir is None else ["--config-dir", config_dir]
     command = [sys.executable, "-m", "fcnlab", verb, *options, *words]
-    return start_process(command, environment, log, held)
+    return start_process(command, import_environment(environment or os.environ), log, held)
+
+
+def import_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for a process, and its ranks, that imports from where this process does.
+
+    ``python -m`` puts the current folder first: a file ``hydra.py`` there would run in place of the library.
+    """
+    imports_from_here = str(Path.cwd()) in map(os.path.abspath, sys.path)  # as with PYTHONPATH=., or python -m fcnlab
+    return {**environment} if imports_from_here else {**environment, "PYTHONSAFEPATH": "1"}
 
 
 def start_process(

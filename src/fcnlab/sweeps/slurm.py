@@ -7,9 +7,11 @@ steps, and resumes from it with checkpoint=auto in the same folder when the job 
 
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,7 +104,10 @@ class SlurmLauncher(SlotsLauncher):
         )
         folder.mkdir(parents=True, exist_ok=True)
         executor = submitit.AutoExecutor(
-            self._submitit_folder, cluster="slurm", slurm_max_num_timeout=self.settings["max_num_timeout"]
+            self._submitit_folder,
+            cluster="slurm",
+            slurm_max_num_timeout=self.settings["max_num_timeout"],
+            slurm_python=f"{shlex.quote(sys.executable)} -P",  # no module of the folder from which it is submitted
         )
         executor.update_parameters(**self.parameters[job.number])
         try:
