@@ -191,4 +191,4 @@ def test_coverage(quality):
 def test_equal_nets_on_few_images(images, most):
     """From the fewest that a verdict needs on, few pairs of equal nets differ significantly; on three, many do."""
     assert coverage(pairs=1000, resamples=1000, quality=(1.0, 1.0), images=images)[1] <= most
-    assert coverage(pairs=200, resamples=1000, quality=(1.0, 1.0), num_images=3)[1] > 0.1
+    assert coverage(pairs=200, resamples=1000, quality=(1.0, 1.0), images=3)[1] > 0.1
