@@ -14,7 +14,7 @@ CONF = package_data_folder("conf")
 
 
 def experiment_command(name: str) -> str | None:
-    """Return the command that an experiment of fcnlab is for, as the header of its file states; None for other names."""
+    """Return the command that an experiment of fcnlab is for, as its header states; None for other names."""
     path = CONF / "experiment" / f"{name}.yaml"
     stated = re.search(r"^# fcnlab (\w+) experiment=", path.read_text(), re.MULTILINE) if path.is_file() else None
     return stated[1] if stated else None

@@ -30,7 +30,7 @@ Results = dict[str, dict[str, Any]]  # the output of each benchmark's script, by
 
 
 def bench(cfg: DictConfig, run_folder: RunFolder) -> None:
-    """Run the chosen benchmarks one after another, and write bench.json, bench.md and a file for each to the run's folder.
+    """Run the chosen benchmarks in turn, and write bench.json, bench.md and a file for each to the run's folder.
 
     Raises
     ------
