@@ -37,7 +37,7 @@ Found = Mapping[str, Mapping[str, float]]
 
 
 def options(about: str | None, **defaults: int | str) -> argparse.Namespace:
-    """Parse the command line: an option for each default, and the options that ``fcnlab bench`` passes to every claim.
+    """Parse the command line: an option for each default, and those that ``fcnlab bench`` passes to every benchmark.
 
     From here on, the script continues even if its output is closed.
     """

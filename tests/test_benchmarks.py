@@ -145,14 +145,21 @@ def test_confusion(script, tmp_path):
     assert json.loads((tmp_path / "sub" / "found.json").read_text())["found"] == found
 
 
-def test_claims_are_the_scripts_that_run(script):
-    """The others help them; each claim says what it is, how long it takes, and takes what the verb gives it."""
-    known = bench.claims(FOLDER)
+def test_benchmarks_are_the_scripts_that_run(script):
+    """The others help them; each benchmark says what it is, how long it takes, and takes what the verb gives it."""
+    known = bench.describe_benchmarks(FOLDER)
     assert {path.stem for path in FOLDER.glob("*.py")} - set(known) >= {"measuring", "rivals", "ours"}
     assert set(known) >= {"work", "forward", "step", "loss_head", "evaluation_step", "confusion", "memory"}
     for name, about in known.items():
         code = (FOLDER / f"{name}.py").read_text()
         assert about and f"python benchmarks/{name}.py" in code and "measuring.options(__doc__" in code
+
+
+def test_the_help_lists_the_benchmarks(fcnlab, capsys):
+    assert fcnlab("bench", "--help") == 0
+    (names,) = re.findall(r"^  Names: (.*(?:\n {9}.*)*)", capsys.readouterr().out, re.MULTILINE)
+    scripts = {path.stem for path in FOLDER.glob("*.py") if "\ndef main(" in path.read_text()}
+    assert set(re.findall(r"\w+", names)) == scripts
 
 
 def test_a_step_is_a_fraction_of_the_rivals_work(script):
@@ -265,7 +272,7 @@ def test_the_peak_is_what_was_held_at_most(script):
 
 
 BROKEN = "def main(): raise SystemExit(3)\nmain()\n"
-WRITES = '''"""A claim."""
+WRITES = '''"""A benchmark."""
 import json, sys
 def main():
     print("live")
@@ -279,22 +286,22 @@ main()
 
 @pytest.fixture
 def scripts(monkeypatch, tmp_path):
-    """Two claims, of which one fails, and what is none, in the place of the real ones."""
+    """Two benchmarks, of which one fails, and what is none, in the place of the real ones."""
     folder = tmp_path / "scripts"
     folder.mkdir()
-    for name, code in {"broken": BROKEN, "writes": WRITES, "helper": "print('no claim')"}.items():
+    for name, code in {"broken": BROKEN, "writes": WRITES, "helper": "print('no benchmark')"}.items():
         (folder / f"{name}.py").write_text(code)
     monkeypatch.setattr(bench, "BENCHMARKS", folder)
 
 
-def test_the_verb_goes_on_behind_a_claim_that_fails(fcnlab, scripts, capfd, tmp_path):
+def test_the_verb_goes_on_behind_a_benchmark_that_fails(fcnlab, scripts, capfd, tmp_path):
     assert fcnlab("bench", "hydra.run.dir=run", "threads=1") == 1
     said = capfd.readouterr()
     assert "live" in said.out and re.search(r"writes: fast +2.00 +1.50 to 2.50 +times as fast", said.out)
     assert "writes: not measured: a rival, which is not there" in said.out
     assert "failed: broken" in said.err and "Traceback" not in said.err
     found = json.loads((tmp_path / "run" / "bench.json").read_text())
-    assert list(found["claims"]) == ["writes"] and found["claims"]["writes"]["environment"] == {"threads": "1"}
+    assert list(found["benchmarks"]) == ["writes"] and found["benchmarks"]["writes"]["environment"] == {"threads": "1"}
     page = (tmp_path / "run" / "bench.md").read_text()
     assert "| writes: counted | 3.00 | counted | times as fast |" in page and "a rival, which is not there" in page
 
@@ -302,7 +309,10 @@ def test_the_verb_goes_on_behind_a_claim_that_fails(fcnlab, scripts, capfd, tmp_
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("claims=writes,wirtes", "claims=wirtes: unknown claim. Available claims:\n  broken: broken\n  writes: A"),
+        (
+            "benchmarks=writes,wirtes",
+            "benchmarks=wirtes: unknown benchmark. Available benchmarks:\n  broken: broken\n  writes: A",
+        ),
         ("device=gpu", "device=gpu is not valid: choose auto, cpu, cuda"),
         ("threads=0", "threads must be a whole number of at least 1"),
         ("threads=10000", "threads=10000 is not valid: choose 1 to"),
@@ -315,8 +325,8 @@ def test_invalid_settings_are_refused_before_any_benchmark(word, said, fcnlab, s
 
 
 @pytest.mark.slow
-def test_a_claim_as_a_command(fcnlab, tmp_path):
-    assert fcnlab("bench", "claims=work", "hydra.run.dir=run") == 0
+def test_a_benchmark_as_a_command(fcnlab, tmp_path):
+    assert fcnlab("bench", "benchmarks=work", "hydra.run.dir=run") == 0
     found = json.loads((tmp_path / "run" / "work.json").read_text())
     assert found["found"]["375x500: fcnlab"]["ratio"] >= 1.8
     assert {"processor", "torch", "threads"} <= set(found["environment"])
@@ -338,9 +348,9 @@ def test_script_continues_with_closed_output(script, monkeypatch):
     """As that of ``fcnlab bench | head -1``."""
     reading, writing = os.pipe()
     os.close(reading)
-    monkeypatch.setattr(sys, "argv", ["a claim"])
+    monkeypatch.setattr(sys, "argv", ["a benchmark"])
     with os.fdopen(writing, "w") as closed:
         monkeypatch.setattr(sys, "stdout", closed)
         monkeypatch.setattr(sys, "stderr", sys.stderr)
-        assert script("measuring")["options"]("A claim.", rounds=3).rounds == 3
+        assert script("measuring")["options"]("A benchmark.", rounds=3).rounds == 3
         print("not seen", flush=True)

@@ -24,13 +24,13 @@ VERBS = {
     "predict": "segment images: palette PNGs and overlays",
     "doctor": "check a data set and this machine for problems",
     "compare": "compare runs: tables, confidence intervals, significance tests, an HTML page",
-    "bench": "measure speed and memory, next to other implementations",
+    "bench": "measure speed and memory, and compare them with other libraries",
 }
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
 OPTIONAL = {"train": ("experiment",), "eval": ("model", "data", "experiment"), "predict": ("data",)}  # null by default
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
-LISTS = {"compare": ("runs", "baseline"), "bench": ("claims",)}  # a list that is typed as A,B, and a name as it is
+LISTS = {"compare": ("runs", "baseline"), "bench": ("benchmarks",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
 OPTIONS_WITH_VALUE = (
     "--cfg",
@@ -51,18 +51,18 @@ DISK_ERRORS = DISK_FULL | {
     errno.ESTALE: "the file system is no longer available",
 }
 HELP = """\
-fcnlab: fully convolutional networks for segmentation, as experiments.
+fcnlab: experiments with fully convolutional networks for semantic segmentation.
 
   fcnlab train   [group=option] [key=value] [-m]       {train}
   fcnlab eval    checkpoint=PATH [data=...]            {eval}
   fcnlab predict checkpoint=PATH input=... output=...  {predict}
   fcnlab doctor  data=... [key=value]                  {doctor}
   fcnlab compare runs=FOLDER[,FOLDER] [baseline=NAME]  {compare}
-  fcnlab bench   [claims=NAME,NAME] [key=value]        {bench}
+  fcnlab bench   [benchmarks=NAME,NAME] [key=value]    {bench}
 
-  fcnlab VERB --help       its groups and settings, with examples
-  fcnlab VERB --cfg job    the whole configuration as it would run
-  fcnlab --version         the version of fcnlab
+  fcnlab COMMAND --help     the config groups and settings of a command, with examples
+  fcnlab COMMAND --cfg job  the composed configuration: every setting with its value
+  fcnlab --version          the version of fcnlab
 
 Start with: fcnlab train
 """
@@ -305,16 +305,15 @@ def _check_groups(verb: str) -> None:
 
 
 def _check_experiment(verb: str) -> None:
-    """Refuse an experiment of another verb, which its file names in the second line; Hydra's own message misleads."""
-    from fcnlab.config.locations import CONF
+    """Refuse an experiment of another verb, which its header names; Hydra's own message misleads."""
+    from fcnlab.config.locations import experiment_command
 
     chosen = next((word.removeprefix("experiment=") for word in sys.argv if word.startswith("experiment=")), "")
     for name in chosen.split(","):
-        path = CONF / "experiment" / f"{name}.yaml"
-        used = re.search(r"^# fcnlab (\w+) experiment=", path.read_text(), re.MULTILINE) if path.is_file() else None
-        if used and used[1] != verb:
+        command = experiment_command(name)
+        if command not in (None, verb):
             sys.exit(
-                f"fcnlab {verb}: experiment={name} is for fcnlab {used[1]}. Type fcnlab {used[1]} experiment={name}"
+                f"fcnlab {verb}: experiment={name} is for fcnlab {command}. Type fcnlab {command} experiment={name}"
             )
 
 

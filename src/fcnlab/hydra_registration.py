@@ -10,7 +10,7 @@ from fcnlab.config.schemas import BenchConfig, CompareConfig, DoctorConfig, Eval
 
 
 def register_schemas() -> None:
-    """Register the root schemas, by the names that the primary configs use, and the resolver of conf/."""
+    """Register the root schemas, by the names that the primary configs use, and the resolvers of conf/."""
     store = ConfigStore.instance()
     roots = {
         "train": TrainConfig,
@@ -23,6 +23,7 @@ def register_schemas() -> None:
     for name, schema in roots.items():
         store.store(name=f"{name}_schema", node=schema)
     OmegaConf.register_new_resolver("count_classes", _count_classes, replace=True)
+    OmegaConf.register_new_resolver("config_groups", _config_groups, replace=True)
 
 
 def _count_classes(classes: Any, root: str) -> int:
@@ -30,6 +31,13 @@ def _count_classes(classes: Any, root: str) -> int:
     from fcnlab.data.formats.folder import count_classes
 
     return count_classes(classes, root)
+
+
+def _config_groups() -> str:
+    """Return the value of ``${config_groups:}``: the config groups of the command, for its help."""
+    from fcnlab.config.help_texts import config_groups
+
+    return config_groups()
 
 
 def register_launchers() -> None:

@@ -79,13 +79,13 @@ def test_a_net_and_itself_are_not_told_apart(make_run, compared):
     [
         (
             (1,),
-            "better, significant over images only (seeds unknown)",
+            "better, significant over images only (seeds not tested)",
             "only one seed in common: no claim",
             "Each group has only one seed",
         ),
         (
             (1, 2),
-            "better, significant over images only (seeds unknown)",
+            "better, significant over images only (seeds not tested)",
             "two seeds in common: too few to judge",
             "one or two seeds",
         ),
@@ -269,7 +269,7 @@ def test_seeds_that_change_nothing_are_no_evidence(make_run, compared):
             make_run(f"{model}{seed}", toy_matrices(quality, seed=7), model=model, seed=seed)
     (pair,) = compared().pairs
     assert pair.over_seeds is pair.p_seeds is None and "all with the same difference" in pair.of_seeds
-    assert pair.verdict == "better, significant over images only (seeds unknown)"
+    assert pair.verdict == "better, significant over images only (seeds not tested)"
 
 
 def test_significant_over_seeds_only_does_not_contradict_itself(make_run, compared):

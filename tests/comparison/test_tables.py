@@ -57,7 +57,7 @@ def test_many_groups_are_counted_and_cut(make_run, compared):
     found = compared(baseline="optim.lr=10", resamples=2000)
     first = answers(found)[0]
     pattern = r"Compared with optim.lr=10: (\d+) better, (\d+) worse \((\d+) of these significant over images only, "
-    counted = re.fullmatch(pattern + r"seeds unknown\), (\d+) inconclusive\.", first)
+    counted = re.fullmatch(pattern + r"seeds not tested\), (\d+) inconclusive\.", first)
     assert counted, first
     better, worse, unknown, rest = map(int, counted.groups())
     assert better + worse + rest == TERMINAL_ROWS + 2 and better > 5 and worse > 5 and unknown == better + worse
@@ -70,7 +70,7 @@ def test_long_names_are_said_once(make_run, compared):
         settings = {"optim.a_setting_with_a_long_name": "a/value/that/is/long/too", "optim.lr": place}
         make_run(str(place), toy_matrices(0.5 + 0.3 * place), settings=settings | {f"augment.{'x' * 30}": place})
     assert re.search(r"\n  #1 augment.x+=1 optim.lr=1 ", terminal(compared()))
-    assert "#1 is better than #2, significant over images only (seeds unknown): +" in terminal(compared())
+    assert "#1 is better than #2, significant over images only (seeds not tested): +" in terminal(compared())
 
 
 def test_markdown(sweep, compared):

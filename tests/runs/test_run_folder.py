@@ -123,7 +123,7 @@ REFUSED = {
     "predict": ["predict", "checkpoint=run/checkpoints/best.ckpt", "input=run", "output=run"],
     "doctor": ["doctor"],
     "compare": ["compare", "runs=run"],
-    "bench": ["bench", "claims=nothing"],
+    "bench": ["bench", "benchmarks=nothing"],
 }
 
 

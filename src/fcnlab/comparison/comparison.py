@@ -215,8 +215,8 @@ def _notes_of_images(runs: Sequence[Run], compared: Sequence[Run], set_size: int
     count, notes = len(compared[0].names), []
     if count < FEWEST_IMAGES:
         notes.append(
-            f"The runs have {count} images in common. No verdict is given on fewer than {FEWEST_IMAGES} images: with so"
-            " few, equal models would differ significantly too often."
+            f"The runs have {count} images in common. No verdict is given on fewer than {FEWEST_IMAGES} images:"
+            " intervals over so few images are unreliable."
         )
     kept = {run.folder for run in compared}
     sizes = sorted(len(run.names) for run in runs if run.folder in kept)

@@ -58,7 +58,7 @@ class Pair:
 
     @property
     def sure_of_seeds(self) -> bool | None:
-        """None if there are too few seeds to judge."""
+        """None if there are seeds not tested to judge."""
         return None if self.p_seeds is None else self.p_seeds < self.alpha
 
     @property
@@ -76,7 +76,7 @@ class Pair:
         if self.sure_of_images and self.sure_of_seeds:
             return "images and seeds"
         if self.sure_of_images:
-            return f"images only ({'seeds unknown' if self.sure_of_seeds is None else 'not over seeds'})"
+            return f"images only ({'seeds not tested' if self.sure_of_seeds is None else 'not over seeds'})"
         return "seeds only (not over images)" if self.sure_of_seeds else None
 
     @property

@@ -211,7 +211,7 @@ def answers(comparison: Comparison) -> list[str]:
     behind = [pair for pair in pairs if pair.better is pair.second]
     inconclusive = len(pairs) - len(ahead) - len(behind)
     unknown = sum(pair.sure_of_seeds is None for pair in [*ahead, *behind])
-    limit = f" ({unknown} of these significant over images only, seeds unknown)" if unknown else ""
+    limit = f" ({unknown} of these significant over images only, seeds not tested)" if unknown else ""
     return [
         f"Compared with {comparison.label(comparison.baseline)}: {len(ahead)} better, {len(behind)} worse{limit},"
         f" {inconclusive} inconclusive.",

@@ -1,5 +1,6 @@
 """Where fcnlab's own config files are."""
 
+import re
 from pathlib import Path
 
 
@@ -10,3 +11,10 @@ def package_data_folder(name: str) -> Path:
 
 
 CONF = package_data_folder("conf")
+
+
+def experiment_command(name: str) -> str | None:
+    """Return the command that an experiment of fcnlab is for, as its header states; None for other names."""
+    path = CONF / "experiment" / f"{name}.yaml"
+    stated = re.search(r"^# fcnlab (\w+) experiment=", path.read_text(), re.MULTILINE) if path.is_file() else None
+    return stated[1] if stated else None

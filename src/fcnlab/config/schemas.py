@@ -169,6 +169,6 @@ class CompareConfig:
 class BenchConfig:
     """The root of ``fcnlab bench``."""
 
-    claims: list[str] | None = None
+    benchmarks: list[str] | None = None
     threads: Count | None = None
     device: str = "auto"

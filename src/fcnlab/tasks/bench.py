@@ -26,19 +26,19 @@ BENCHMARKS = package_data_folder("benchmarks")
 DEVICES = ("auto", "cpu", "cuda")
 THREADS = 2  # with one thread, all benchmarks together take over 15 minutes
 
-Results = dict[str, dict[str, Any]]  # the output of each claim's script, by its name
+Results = dict[str, dict[str, Any]]  # the output of each benchmark's script, by its name
 
 
 def bench(cfg: DictConfig, run_folder: RunFolder) -> None:
-    """Measure the chosen claims in turn, and write bench.json, bench.md and a file for each to the run's folder.
+    """Run the chosen benchmarks in turn, and write bench.json, bench.md and a file for each to the run's folder.
 
     Raises
     ------
     UserError
-        A claim's script failed. A claim that this machine cannot measure is reported, and is not a failure.
+        A benchmark's script failed. A benchmark that this machine cannot run is reported, and is not a failure.
     """
     validate_config(cfg)
-    known = claims(BENCHMARKS)
+    known = describe_benchmarks(BENCHMARKS)
     selected = chosen(cfg, known)
     run_folder.accept(cfg)
     folder = run_folder.path
@@ -58,8 +58,8 @@ def bench(cfg: DictConfig, run_folder: RunFolder) -> None:
         )
 
 
-def claims(folder: Path) -> dict[str, str]:
-    """Return the description of each claim's script, by name; scripts without a ``main`` are helper modules."""
+def describe_benchmarks(folder: Path) -> dict[str, str]:
+    """Return the description of each benchmark's script, by name; scripts without a ``main`` are helper modules."""
     trees = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.py"))}
     return {
         name: (ast.get_docstring(tree) or name).splitlines()[0]
@@ -69,18 +69,18 @@ def claims(folder: Path) -> dict[str, str]:
 
 
 def chosen(cfg: DictConfig, known: Mapping[str, str]) -> list[str]:
-    """Return the chosen claims, all by default.
+    """Return the names of the chosen benchmarks, all by default.
 
     Raises
     ------
     ConfigError
-        A claim, the device or the number of threads is invalid.
+        A benchmark, the device or the number of threads is invalid.
     """
-    selected = list(known if cfg.claims is None else cfg.claims)
+    selected = list(known if cfg.benchmarks is None else cfg.benchmarks)
     unknown = [name for name in selected if name not in known]
     if unknown:
         available = "\n".join(f"  {name}: {about}" for name, about in known.items())
-        raise ConfigError(f"claims={','.join(unknown)}: unknown claim. Available claims:\n{available}")
+        raise ConfigError(f"benchmarks={','.join(unknown)}: unknown benchmark. Available benchmarks:\n{available}")
     if cfg.device not in DEVICES:
         raise ConfigError(f"device={cfg.device} is not valid: choose {', '.join(DEVICES)}")
     if cfg.threads is not None and not 1 <= cfg.threads <= visible_cores():
@@ -89,7 +89,7 @@ def chosen(cfg: DictConfig, known: Mapping[str, str]) -> list[str]:
 
 
 def options(cfg: DictConfig) -> list[str]:
-    """Return the options of every claim's script."""
+    """Return the options of every benchmark's script."""
     threads = cfg.threads or min(THREADS, visible_cores())
     return ["--threads", str(threads), "--device", cfg.device]
 
@@ -121,7 +121,7 @@ def missing(results: Results) -> list[str]:
 def write(folder: Path, results: Results) -> None:
     """Write ``bench.json`` and ``bench.md``."""
     command = shell_join(["fcnlab", "bench", *plain_overrides(HydraConfig.get().overrides.task)])
-    write_json(folder / "bench.json", {"command": command, "claims": results})
+    write_json(folder / "bench.json", {"command": command, "benchmarks": results})
     facts = {key: value for result in results.values() for key, value in result["environment"].items()}
     parts = [
         f"# {command}\n",

@@ -1,0 +1,36 @@
+"""The config groups in the help of a command: ``${config_groups:}`` in its ``hydra.help.template``."""
+
+from collections.abc import Iterator
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+from fcnlab.config.locations import experiment_command
+
+SWEEP_GROUPS = {"train": ("hydra/launcher", "hydra/sweeper"), "eval": ("hydra/launcher",)}  # a search is for train
+
+
+def config_groups() -> str:
+    """Return a line for each group that this command's defaults contain, with its options, those of a user included."""
+    hydra = HydraConfig.get()
+    verb, loader = str(hydra.job.config_name), GlobalHydra.instance().config_loader()
+    groups = {str(group) for group in hydra.runtime.choices if not str(group).startswith("hydra/")}
+    names = sorted({name for group in groups for name in _with_subgroups(loader, group)})
+    lines = ((name, _options(loader, name, verb)) for name in [*names, *SWEEP_GROUPS.get(verb, ())])
+    return "\n".join(f"{name}: {', '.join(options)}" for name, options in lines if options)
+
+
+def _with_subgroups(loader: ConfigLoader, group: str) -> Iterator[str]:
+    yield group
+    for name in loader.list_groups(group):
+        yield from _with_subgroups(loader, f"{group}/{name}")
+
+
+def _options(loader: ConfigLoader, group: str, verb: str) -> list[str]:
+    """Return the options of a group, without fcnlab's experiments for other commands."""
+    options = sorted(loader.get_group_options(group))
+    if not group.startswith("experiment"):
+        return options
+    folder = group.removeprefix("experiment").lstrip("/")
+    return [name for name in options if experiment_command(f"{folder}/{name}") in (None, verb)]
