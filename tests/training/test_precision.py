@@ -94,7 +94,7 @@ def test_chosen_precision_is_recorded_and_kept_on_resume_and_repeat(train, times
     times(FASTER)
     folder = train("trainer.precision=fastest", "trainer.max_steps=4", "trainer.val_check_interval=2")
     assert used(folder) == {"bf16-mixed"}
-    chosen = "trainer.precision=fastest: bf16-mixed, since forward and backward pass of 4 images took 1.0 s"
+    chosen = "trainer.precision=fastest: using bf16-mixed, since forward and backward pass of 4 images took 1.0 s"
     assert chosen in (folder / "train.log").read_text()
     times(None)  # a choice that was made anew would be an error
     train("trainer.precision=fastest", "trainer.max_steps=6", "checkpoint=last")

@@ -62,7 +62,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen:
 
 def paths() -> list[str]:
     """With the callbacks that take notes and raise."""
-    return [str(HERE.parent / "tasks"), os.environ.get("PYTHONPATH", "")]
+    return [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
 
 
 def wait_for(happened, process: subprocess.Popen, what: str) -> None:
