@@ -69,6 +69,7 @@ OUTPUT_PATH_KEYS = (
 SENT_TO = ("entity", "host", "workspace")  # last parts of logger keys that name a receiver of images and scores
 WRITERS = ("callbacks", "logger", "trainer")  # they write files, and a name could lead out of the run's folder
 KEY = re.compile(r"[A-Za-z0-9][\w-]*([./][A-Za-z0-9][\w-]*)*", re.ASCII)
+SCHEME = re.compile(r"^[A-Za-z][\w+.-]*:", re.ASCII)
 DIRECTIVE = re.compile(r"_\w*_")  # _target_ and its kind
 PLAIN = re.compile(r"\$\{(?!hydra\b)[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)  # an interpolation that only looks up a key
 LONGEST = 10_000  # characters of all overrides together, and Hydra takes seconds for them; 150 classes have 5,000
@@ -144,6 +145,10 @@ def setting_rejection(path: str, value: Any) -> str:
         return "a record must not choose where files are written or unpacked"
     if parts[0] == "logger" and parts[-1] in SENT_TO and value is not None:
         return "a record must not choose who receives data"
+    if parts[0] in WRITERS and isinstance(value, str) and "$" in value:
+        return (
+            "a record may contain no interpolation for what writes files: its value could lead out of the run's folder"
+        )
     if parts[0] in WRITERS and isinstance(value, str) and _leads_out(value):
         return "a record must not lead out of the run's folder"
     if not isinstance(value, str | int | float | bool | None):
@@ -156,8 +161,9 @@ def _depth(text: str) -> int:
 
 
 def _leads_out(value: str) -> bool:
-    is_address = "://" in value  # file:///etc is no absolute path
-    return is_address or PurePath(value).is_absolute() or ".." in PurePath(value).parts or value.startswith("~")
+    path = SCHEME.sub("", value, count=1)
+    is_address = ":/" in value  # file:///etc is no absolute path, and neither is file:/etc
+    return is_address or PurePath(path).is_absolute() or ".." in PurePath(path).parts or path.startswith("~")
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
