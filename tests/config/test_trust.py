@@ -140,6 +140,17 @@ BAD = [
     "data.archive=[a.tar]",
     "a\u2024b=1",
     "a=" + 12 * "[" + 12 * "]",
+    "seed=" + 5_000 * "9",  # Python converts 4,300 digits
+    "seed=" + 400 * "9",
+    "seed=1" + 400 * "_1",
+    "optim.lr=0." + 400 * "3",
+    "optim.lr=[1,{a: " + 400 * "3" + "}]",
+    "data=" + 300 * "a",  # a file's name has 255
+    "data=" + 3_000 * "a/" + "a",
+    "a/" * 3_000 + "b=1",
+    "b" * 300 + "=1",
+    "data=[a," + 300 * "b" + "]",
+    "+data/" + 300 * "b" + "=voc",
     5,
     None,
     ["seed=1"],
