@@ -183,6 +183,7 @@ def test_data_of_a_repeated_run_are_drawn_only_where_the_user_says(train, fcnlab
         ({"augment.scale": [1, "${oc.env:FCNLAB_SECRET}"]}, "set by a record"),
         ({"optim._partial_": False}, "the recorded optim._partial_"),
         ({"callbacks.best.filename": "../../best"}, "must not lead out of the run"),
+        ({"trainer.profiler": [[{"a": "/elsewhere"}]]}, "must not lead out of the run"),
         ({"stages": ["../evil"]}, "set by a record"),
         ({"data.root": "/elsewhere"}, "set data=NAME data.root=FOLDER"),
     ],
