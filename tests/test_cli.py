@@ -13,9 +13,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fcnlab.cli import VERBS, _disk_error_message, _split, main
+from fcnlab.config.hydra_errors import _run_and_explain
 from fcnlab.config.overrides import in_quotes
 from fcnlab.config.recorded_overrides import apply_sweep_resume
-from fcnlab.errors import UserError, limit_of_process
+from fcnlab.errors import LONGEST_MESSAGE, UserError, limit_of_process
 
 
 def test_help_lists_the_verbs(capsys, fcnlab):
@@ -391,3 +392,14 @@ def test_a_process_that_cannot_start_a_thread_reports_it(fcnlab, capsys, monkeyp
     monkeypatch.setattr("threading.Thread.start", start)
     assert fcnlab("--version") == 1
     assert capsys.readouterr().err.startswith("fcnlab: cannot start another thread or process (can't start")
+
+
+def test_a_long_message_is_printed_shortened(capsys):
+    def fail():
+        raise UserError(f"a={'x' * 1_000_000} is invalid")
+
+    with pytest.raises(SystemExit):
+        _run_and_explain("train", fail, fail)
+    printed = capsys.readouterr().err
+    assert printed.startswith("fcnlab train: a=xxx") and printed.endswith("xxx is invalid\n")
+    assert len(printed) == LONGEST_MESSAGE + 1

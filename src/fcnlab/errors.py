@@ -26,9 +26,18 @@ CHDIR_REFUSED = (
 NO_MEMORY = ("failed to map segment", "annot allocate memory", "DefaultCPUAllocator: can't allocate memory")
 
 
+LONGEST_REASON = 2_000  # characters; a path may have 4,096, of which both ends are kept
+LONGEST_MESSAGE = 50_000  # a command to type may contain 10,000 characters of overrides
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class name if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's message, shortened, or its class name if the message is empty."""
+    return shortened((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def shortened(text: str, most: int = LONGEST_REASON) -> str:
+    """Return a text, without its middle if it is long: an error may quote a value of gigabytes."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[1 - most // 2 :]}"
 
 
 def unusable_file_message(error: OSError) -> str:

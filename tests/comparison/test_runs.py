@@ -12,6 +12,7 @@ import yaml
 
 from fcnlab.comparison.runs import ExcludedRun, Unusable, read_run, read_runs, run_folders
 from fcnlab.config.components import iter_leaves
+from fcnlab.errors import LONGEST_REASON
 from fcnlab.files import reading
 from fcnlab.runs.settings import identifying_values
 from run_folders import trained
@@ -245,6 +246,14 @@ def test_what_no_setting_tells_is_a_setting(make_run):
     for nonsense in (3, "x", [1], {"train": 3, "weights": [1]}, None):
         facts = {"images": nonsense, "weights": nonsense, "inherited": nonsense, "segments": nonsense}
         assert "images.train" not in with_facts(run.folder, **facts).settings
+
+
+def test_a_long_reason_of_a_failed_run_is_shortened(make_run):
+    folder = make_run("a", status="failed")
+    (folder / "run.json").write_text(json.dumps({"status": "failed", "reason": "x" * 1_000_000}))
+    with pytest.raises(Unusable) as told:
+        read_run(folder)
+    assert str(told.value).startswith("failed: xxx") and len(str(told.value)) == LONGEST_REASON
 
 
 @pytest.mark.parametrize("status", ["interrupted", "running", "failed"])

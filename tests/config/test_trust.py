@@ -9,12 +9,16 @@ import pytest
 from omegaconf import OmegaConf
 
 import fcnlab
-from fcnlab.config.components import iter_components
+from fcnlab.config.components import iter_components, iter_strings
+from fcnlab.config.composition import annotation_at
 from fcnlab.config.locations import CONF
+from fcnlab.config.ranges import is_valid
+from fcnlab.config.schemas import TrainConfig
 from fcnlab.config.trust import (
     DATA_COMPONENTS,
     MODEL_COMPONENTS,
     OUTPUT_PATH_KEYS,
+    WRITERS,
     UntrustedError,
     check_components,
     check_links,
@@ -55,6 +59,7 @@ GOOD = [
     "checkpoint=A,B",
     "callbacks.best.monitor=val/miou",
     "logger.wandb.name='a run'",
+    "logger.wandb.name='a: b'",
 ]
 BAD = [
     "loss=../../../../proc/self/cwd/hostile/evil",
@@ -116,6 +121,16 @@ BAD = [
     "logger.tensorboard.version=../..",
     "+logger.mine.tracking_uri='file:///home/user'",
     "+logger.mine.tracking_uri='https://example.org'",
+    "+logger.mine.tracking_uri='file:/home/user'",
+    "+logger.mine.tracking_uri='file:../x'",
+    "logger.tensorboard.name=${data.root}",  # with +data.root=/x
+    "logger.tensorboard.name='a/${x}'",
+    r"logger.tensorboard.name='\${x}'",
+    "logger.tensorboard={name: '${x}'}",
+    "logger.wandb.tags=[a,'${x}']",
+    "+logger.mine=${optim}",
+    "callbacks.best.monitor=${a},${b}",
+    "+trainer.profiler=${x}",
     "logger.wandb.entity=somebody",
     "logger.wandb={entity: somebody}",
     "+logger.mine.host=example.org",
@@ -125,6 +140,17 @@ BAD = [
     "data.archive=[a.tar]",
     "a\u2024b=1",
     "a=" + 12 * "[" + 12 * "]",
+    "seed=" + 5_000 * "9",  # Python converts 4,300 digits
+    "seed=" + 400 * "9",
+    "seed=1" + 400 * "_1",
+    "optim.lr=0." + 400 * "3",
+    "optim.lr=[1,{a: " + 400 * "3" + "}]",
+    "data=" + 300 * "a",  # a file's name has 255
+    "data=" + 3_000 * "a/" + "a",
+    "a/" * 3_000 + "b=1",
+    "b" * 300 + "=1",
+    "data=[a," + 300 * "b" + "]",
+    "+data/" + 300 * "b" + "=voc",
     5,
     None,
     ["seed=1"],
@@ -181,6 +207,26 @@ def test_a_record_sets_no_output_path():
         if isinstance(value, str) and "hydra:runtime.output_dir" in value
     }
     assert {"dirpath", "folder", "save_dir"} <= inside <= set(OUTPUT_PATH_KEYS)
+
+
+def test_interpolations_of_conf_bring_only_numbers_to_what_writes_files():
+    """They could bring a path of a record, which is checked where a record sets it, and not where it arrives."""
+    places = [path for group in WRITERS for path in (CONF / group).rglob("*.yaml")]
+    trees = [OmegaConf.to_container(OmegaConf.load(path), resolve=False) for path in places]
+    trees += [
+        {
+            key: value
+            for key, value in OmegaConf.to_container(OmegaConf.load(path), resolve=False).items()
+            if key in WRITERS
+        }
+        for path in CONF.rglob("*.yaml")
+    ]
+    found = {
+        text for tree in trees for text in iter_strings(tree) if "${" in text and "hydra:runtime.output_dir" not in text
+    }
+    assert "${checkpointing.keep_top}" in found
+    for text in found:
+        assert is_valid(1, annotation := annotation_at(TrainConfig, text[2:-1])) and not is_valid("/x", annotation)
 
 
 def flat(tree):

@@ -1,10 +1,13 @@
 """The config tree: every shipped file composes and is valid, and all mistakes are reported at once."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
@@ -61,6 +64,73 @@ def test_a_string_is_not_a_boolean(target: str, switch: str, wrong):
             if line.startswith(f"callbacks.x.{switch} must be true or false")
         ]
         assert bool(found) is not fits
+
+
+class OwnCheckpoint(ModelCheckpoint):
+    """Somebody's own, whose arguments are Lightning's."""
+
+
+@pytest.mark.parametrize("kind", [ModelCheckpoint, OwnCheckpoint])
+@pytest.mark.parametrize("insert", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "best",
+        "a/best",
+        "{step}",
+        "{epoch:03d}-{step:d}",
+        "miou={val/miou:.4f}-{step:.0f}",
+        "{val/loss:9.9f}",
+        ".{step}.",
+    ],
+)
+def test_a_checkpoint_may_be_named_by_metrics(kind: type, insert: bool, name: str, tmp_path):
+    """Lightning itself formats the name, of the longest values, too."""
+    node = {"_target_": f"{kind.__module__}.{kind.__qualname__}", "filename": name, "auto_insert_metric_name": insert}
+    assert not validation._component_errors("callbacks.best", node)
+    for value in (3.4e38, float("-inf"), float("nan"), 0.5):
+        values = {key: torch.tensor(value) for key in ("val/miou", "val/loss")}
+        values |= {key: torch.tensor(2**63 - 1) for key in ("step", "epoch")}
+        path = Path(kind(tmp_path, name, auto_insert_metric_name=insert).format_checkpoint_name(values))
+        assert tmp_path in Path(os.path.normpath(path)).parents and len(path.name) < 255
+
+
+@pytest.mark.parametrize("kind", [ModelCheckpoint, OwnCheckpoint])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{step:c}{step:c}/x",
+        "{step:900000000d}",
+        "{val/miou:.900000000f}",
+        "{step:0>900000000}",
+        "{step:{step}}",
+        "{step.__class__}",
+        "{step[0]}",
+        "{step!r}",
+        "{val/miou:%}",
+        "{/tmp/x}",
+        "{../x}",
+        "{a/../x}",
+        "{a/b/c}/../../../x",  # as one folder, or three
+        "{}",
+        "{{step}}",
+        "{step",
+        "step}",
+        "/tmp/x",
+        "~/x",
+        "../x",
+        "a/../x",
+        "a\nb",
+        "a\0b",
+        "a" * 101,
+        "{step}" * 5,
+        5,
+    ],
+)
+def test_a_checkpoint_has_no_name_that_becomes_another_path(kind: type, name):
+    node = {"_target_": f"{kind.__module__}.{kind.__qualname__}", "filename": name}
+    (mistake,) = validation._component_errors("callbacks.best", node)
+    assert mistake.startswith("callbacks.best.filename must be ") and "{step}, {epoch:03d}" in mistake
 
 
 def test_devices_share_only_gradients(composed):

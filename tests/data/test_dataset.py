@@ -340,6 +340,66 @@ def test_a_tiff_with_another_long_list_is_refused(tmp_path):
     refused_at_once(tmp_path / "x.tif", data, "declares 65537 numbers in tag 339")
 
 
+def tiled(
+    cols: int, rows: int, tile: tuple[int, int], kind: int = 4, more=(), order: str = "<", magic: int = 42
+) -> bytes:
+    """A deflated grey image with tiles of columns and rows; ``more`` are further entries of the header."""
+    blob = zlib.compress(bytes(tile[0] * tile[1]) if tile[0] * tile[1] < 1 << 20 else b"\0", 9)
+    count = -(-cols // tile[0]) * -(-rows // tile[1])
+    big = magic == 43
+    number, width = ("Q", 8) if big else ("L", 4)
+    head = struct.pack(order + ("HHHQ" if big else "HL"), *((43, 8, 0, 16) if big else (42, 8)))
+    values = [(256, 4, cols), (257, 4, rows), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1)]
+    values += [(322, kind, tile[0]), (323, kind, tile[1]), *more]
+    form = {1: "B", 3: "H", 4: "L", 9: "l", 16: "Q"}
+    entries = [(tag, each, 1, struct.pack(order + form[each], value)) for tag, each, value in values]
+    begin = 2 + len(head) + (8 if big else 2) + (len(entries) + 2) * (4 + 2 * width) + width
+    lists = [struct.pack(f"{order}{count}L", *[number] * count) for number in (begin + 8 * count, len(blob))]
+    starts = [begin, begin + 4 * count]
+    inside = count * 4 <= width
+    entries += [
+        (tag, 4, count, data if inside else struct.pack(order + number, start))
+        for tag, data, start in zip((324, 325), lists, starts, strict=True)
+    ]
+    packed = struct.pack(order + ("Q" if big else "H"), len(entries))
+    for tag, each, numbers, value in sorted(entries):
+        packed += struct.pack(f"{order}HH{number}", tag, each, numbers) + value[:width].ljust(width, b"\0")
+    return (b"II" if order == "<" else b"MM") + head + packed + bytes(width) + b"".join(lists) + blob
+
+
+@pytest.mark.parametrize(
+    ("cols", "rows", "tile", "settings"),
+    [
+        (200, 200, (30_000, 30_000), {}),
+        (200, 200, (30_000, 30_000), {"kind": 3}),
+        (200, 200, (30_000, 30_000), {"order": ">"}),
+        (200, 200, (30_000, 30_000), {"magic": 43}),
+        (200, 200, (30_000, 30_000), {"magic": 43, "kind": 16}),
+        (200, 200, (65_536, 16_384), {"kind": 9}),
+        (30_000, 1, (16, 65_536), {}),  # many tiles, each of a megapixel
+    ],
+)
+def test_a_tiff_of_tiles_much_larger_than_the_image_is_refused(tmp_path, cols, rows, tile, settings):
+    """A file of 2 MB filled 2.7 GB."""
+    refused_at_once(tmp_path / "x.tif", tiled(cols, rows, tile, **settings), "its tiles have .* pixels, but the image")
+
+
+@pytest.mark.parametrize("more", [[(322, 3, 16)], [(256, 4, 16)]])
+def test_a_tiff_with_two_sizes_is_refused(tmp_path, more):
+    refused_at_once(tmp_path / "x.tif", tiled(9, 7, (256, 256), more=more), "has tag .* twice, or elsewhere")
+
+
+def test_a_tiff_with_a_size_elsewhere_is_refused(tmp_path):
+    refused_at_once(tmp_path / "x.tif", tiled(9, 7, (256, 256), kind=16), "has tag 322 twice, or elsewhere")
+
+
+@pytest.mark.parametrize("settings", [{}, {"kind": 3}, {"order": ">"}, {"magic": 43}])
+@pytest.mark.parametrize(("cols", "rows", "tile"), [(9, 7, (512, 512)), (300, 200, (128, 256)), (2_000, 3, (256, 256))])
+def test_tiles_larger_than_the_image_are_read(tmp_path, cols, rows, tile, settings):
+    (tmp_path / "x.tif").write_bytes(tiled(cols, rows, tile, **settings))
+    assert read_image(tmp_path / "x.tif").shape == (rows, cols, 3)
+
+
 def test_strips_over_each_other_are_refused(tmp_path):
     """Each has all rows but one."""
     data = tiff("<", False, 1000, {273: (4, 20_000)}, rows_per_strip=999)

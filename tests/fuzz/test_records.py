@@ -14,7 +14,7 @@ from fcnlab.comparison.page import page
 from fcnlab.comparison.runs import read_runs
 from fcnlab.comparison.tables import markdown, terminal, write_csv
 from fcnlab.config.locations import CONF
-from fcnlab.config.trust import override_rejection
+from fcnlab.config.trust import WRITERS, override_rejection
 
 from .damage import damaged
 
@@ -58,6 +58,7 @@ PIECES = [
         "-",
         "\\",
     ),
+    *("logger.x", "trainer.x", "${seed}", "file:", 5_000 * "9", 300 * "a"),
     *("dice", "tiny", "1", "choice(", "glob(", "os.system", "$", "${", "oc.env:", "HOME", " ", "\n", "\u2024"),
 ]
 
@@ -72,6 +73,7 @@ def test_an_override_of_a_record_sets_a_value_or_is_refused(override):
     assert "oc.env:" not in override or "${" not in override
     for value in [parsed.key_or_group, *strings(parsed._value)]:
         assert "_target_" not in value.split(".")
+        assert "$" not in value or parsed.key_or_group.split(".")[0] not in WRITERS
     if (CONF / parsed.key_or_group).is_dir() and not isinstance(parsed._value, dict):
         for option in strings(parsed._value):
             assert (CONF / parsed.key_or_group / f"{option}.yaml").resolve().is_relative_to(CONF)

@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from fcnlab.errors import LONGEST_REASON
+from fcnlab.files.reading import JSON_BYTES
 from fcnlab.runs import run_record
 from fcnlab.runs.run_record import uncommitted_changes
 from fcnlab.runs.source_fingerprint import source_fingerprints
@@ -40,6 +42,15 @@ def test_the_changes_are_those_of_git(repository):
     if asked.returncode:
         pytest.skip("no checkout here")
     assert uncommitted_changes() == asked.stdout.decode()
+
+
+def test_a_record_stays_small_and_readable_whatever_an_error_quotes(tmp_path):
+    """An error of a name of 900 MB once made a record that nothing could read again."""
+    end = run_record._end(OSError(36, "File name too long", "x" * (JSON_BYTES + 1) + "END"))
+    assert end["reason"].startswith("OSError: [Errno 36] File name too long: 'xxx") and end["reason"].endswith("END'")
+    assert len(end["reason"]) < LONGEST_REASON + 20
+    run_record.RunRecord(tmp_path).write(**end)
+    assert run_record.RunRecord(tmp_path).facts == end
 
 
 def test_a_run_that_fails_says_so(train_code, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+import time
 
 import pytest
 import yaml
@@ -77,6 +78,23 @@ def test_values_of_refused_words_are_named_as_they_are_typed(brought_back, tmp_p
     (tmp_path / "old" / "config.yaml").write_text("seed: {a: &a 1, b: *a}")  # none of fcnlab's
     with pytest.raises(UserError, match=r"Add the override that you want behind it; a typed override wins$"):
         brought_back(words, "from_run=old")
+
+
+@pytest.mark.parametrize("words", [["seed=" + 200_000 * "1,"], 50_000 * ["seed=${hydra:job.num}"]])
+def test_a_record_of_a_million_characters_is_refused_at_once(brought_back, words):
+    """Its values are not looked up either: Hydra would parse them for minutes."""
+    start = time.process_time()
+    with pytest.raises(UserError, match="its overrides have more than 10000 characters"):
+        brought_back(words, "from_run=old")
+    assert time.process_time() - start < 1
+
+
+def test_a_long_value_of_a_run_is_not_shown(brought_back, tmp_path):
+    (tmp_path / "old" / "config.yaml").write_text(f"seed: [{10_000 * 'a, '}a]")
+    start = time.process_time()
+    with pytest.raises(UserError, match="a typed override wins"):
+        brought_back(["seed=${hydra:job.num}"], "from_run=old")
+    assert time.process_time() - start < 1
 
 
 def test_a_typed_dictionary_adds_to_what_the_record_has(brought_back):
@@ -165,6 +183,7 @@ def test_data_of_a_repeated_run_are_drawn_only_where_the_user_says(train, fcnlab
         ({"augment.scale": [1, "${oc.env:FCNLAB_SECRET}"]}, "set by a record"),
         ({"optim._partial_": False}, "the recorded optim._partial_"),
         ({"callbacks.best.filename": "../../best"}, "must not lead out of the run"),
+        ({"trainer.profiler": [[{"a": "/elsewhere"}]]}, "must not lead out of the run"),
         ({"stages": ["../evil"]}, "set by a record"),
         ({"data.root": "/elsewhere"}, "set data=NAME data.root=FOLDER"),
     ],

@@ -21,7 +21,7 @@ from numpy import ndarray
 
 from fcnlab.config.components import Settings
 from fcnlab.cores import visible_cores
-from fcnlab.errors import first_line
+from fcnlab.errors import first_line, shortened
 from fcnlab.files.reading import Unreadable, open_arrays, path_inside, read_json, read_rows, read_yaml
 from fcnlab.metrics.conventions import ClassAreas, class_areas
 from fcnlab.metrics.scores import SCORES, Scores, scores
@@ -243,7 +243,7 @@ def _check_finished(facts: dict[str, Any]) -> None:
     if status == "interrupted":
         raise Unusable("interrupted: checkpoint=auto hydra.run.dir=FOLDER resumes it")
     if status != "finished":
-        raise Unusable(f"{status}: {facts.get('reason')}")
+        raise Unusable(shortened(f"{status}: {facts.get('reason')}"))
 
 
 def _check_settings(training: TrainingRun) -> None:

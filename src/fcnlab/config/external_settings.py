@@ -3,6 +3,7 @@
 A key without an entry here is not checked, and left to the class itself.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
@@ -10,6 +11,11 @@ from typing import Annotated, Any, Literal, TypedDict
 from fcnlab.config.ranges import Count, Meaning, NonNegative, Positive, Whole
 
 Settings = Mapping[str, Any]
+
+LONGEST_NAME = 100  # bytes of a file name; a file system allows 255, and values make a name longer
+MOST_VALUES = 4  # of metrics in a file name
+METRIC = r"[A-Za-z]\w*(/\w+)*"  # Lightning also writes the metric's own name into the file name
+PLACEHOLDER = re.compile(rf"\{{(step|epoch)(:0?\d?d)?\}}|\{{{METRIC}(:0?\d?(\.\d)?[fge])?\}}", re.ASCII)
 
 
 def _names_devices(value: Any) -> bool:
@@ -114,6 +120,27 @@ def _trainer_conflicts(settings: Settings) -> Iterator[str]:
 Monitored = Annotated[
     str, Meaning("a validation score such as val/miou, or val/loss", lambda value: value.startswith("val/"))
 ]
+
+
+def _names_checkpoint(name: str) -> bool:
+    """Return whether str.format turns a name into another file name of the same folder, and a short one.
+
+    ``{step:c}`` is a character of the step's number, two of them may be "..", and ``{step:900000000d}`` a gigabyte.
+    """
+    text, count = PLACEHOLDER.subn("0", name)  # no value of a metric is, or ends in, a point or a slash
+    is_plain = text.isprintable() and not set("{}\\") & set(text)
+    is_inside = not text.startswith(("/", "~")) and ".." not in text.split("/")
+    return is_plain and is_inside and count <= MOST_VALUES and len(name.encode(errors="replace")) <= LONGEST_NAME
+
+
+CheckpointName = Annotated[
+    str,
+    Meaning(
+        f"a file name in the run's folder of at most {LONGEST_NAME} bytes, without '..', with at most {MOST_VALUES}"
+        " values, such as {step}, {epoch:03d} or {val/miou:.4f}",
+        _names_checkpoint,
+    ),
+]
 Mode = Literal["min", "max"]
 NoLast = Annotated[Any, Meaning("false: callbacks.last keeps last.ckpt", lambda value: not value)]
 WholeState = Annotated[
@@ -140,8 +167,9 @@ class EarlyStoppingSettings(TypedDict, total=False):
 
 
 class ModelCheckpointSettings(TypedDict, total=False):
-    """Settings of Lightning's ModelCheckpoint."""
+    """Settings of Lightning's ModelCheckpoint, and of classes derived from it."""
 
+    filename: CheckpointName | None
     monitor: Monitored | None
     mode: Mode
     save_last: NoLast
@@ -207,3 +235,9 @@ EXTERNAL_CLASSES = {
         ModelCheckpointSettings, _checkpoint_conflicts
     ),
 }
+
+
+def external_class(target: Callable) -> ExternalClass | None:
+    """Return the annotations of an external class, or of the one that a class is derived from; None without any."""
+    names = [f"{each.__module__}.{each.__qualname__}" for each in getattr(target, "__mro__", ())]
+    return next((EXTERNAL_CLASSES[name] for name in names if name in EXTERNAL_CLASSES), None)

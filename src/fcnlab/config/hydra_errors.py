@@ -19,7 +19,7 @@ from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from fcnlab.config.composition import describe_unknown_option, mistakes_collected, unknown_plugin_setting
-from fcnlab.errors import UserError, first_line, unusable_file_message
+from fcnlab.errors import LONGEST_MESSAGE, UserError, first_line, shortened, unusable_file_message
 from fcnlab.escaping import escape_terminal
 from fcnlab.library_internals.hydra import reported_by
 
@@ -44,7 +44,8 @@ def _run_and_explain(verb: str, run: Callable, task: Callable) -> Any:
         message = _message(verb, error, task)
         if message is None:
             raise
-        message = escape_terminal(message if message.startswith("fcnlab ") else f"fcnlab {verb}: {message}")
+        message = shortened(message if message.startswith("fcnlab ") else f"fcnlab {verb}: {message}", LONGEST_MESSAGE)
+        message = escape_terminal(message)
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise CompactHydraException(message) from error
         sys.stderr.write(f"{message}\n")  # Hydra would add OmegaConf's words, and how to get a traceback

@@ -15,7 +15,7 @@ from fcnlab.config.overrides import (
     typed_value,
     unquote_value,
 )
-from fcnlab.config.trust import UntrustedError, check_links, check_overrides, override_rejection
+from fcnlab.config.trust import UntrustedError, are_long, check_links, check_overrides, override_rejection
 from fcnlab.errors import UserError
 from fcnlab.files.reading import Unreadable, display_path, read_json, read_yaml, texts
 from fcnlab.library_internals.hydra import option_parser
@@ -128,6 +128,8 @@ def check_recorded_overrides(overrides: Sequence[str], argv: Sequence[str], advi
 
 def _values_to_type(overrides: Sequence[str], folder: Path, argv: Sequence[str]) -> str:
     """Return what to type in place of refused overrides, such as a job's number: the values of the run."""
+    if are_long(overrides):
+        return NO_VALUES
     folders = config_folders(argv)
     refused = [word for word in overrides if override_rejection(word, folders)]
     try:

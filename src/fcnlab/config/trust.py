@@ -24,6 +24,7 @@ from hydra.errors import HydraException
 
 from fcnlab.config.components import iter_components, iter_strings, locate
 from fcnlab.errors import UserError
+from fcnlab.files.reading import NUMBER
 from fcnlab.library_internals.hydra import value_of
 
 # The components of a checkpoint's model and of a run's data, by the path where each is allowed.
@@ -69,6 +70,8 @@ OUTPUT_PATH_KEYS = (
 SENT_TO = ("entity", "host", "workspace")  # last parts of logger keys that name a receiver of images and scores
 WRITERS = ("callbacks", "logger", "trainer")  # they write files, and a name could lead out of the run's folder
 KEY = re.compile(r"[A-Za-z0-9][\w-]*([./][A-Za-z0-9][\w-]*)*", re.ASCII)
+DIGITS = re.compile(rf"[\d_]{{{NUMBER + 1}}}")
+SCHEME = re.compile(r"^[A-Za-z][\w+.-]*:", re.ASCII)
 DIRECTIVE = re.compile(r"_\w*_")  # _target_ and its kind
 PLAIN = re.compile(r"\$\{(?!hydra\b)[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)  # an interpolation that only looks up a key
 LONGEST = 10_000  # characters of all overrides together, and Hydra takes seconds for them; 150 classes have 5,000
@@ -93,7 +96,7 @@ def check_overrides(overrides: Sequence[Any], folders: Sequence[Path]) -> None:
     UntrustedError
         It names the override, and says why.
     """
-    if sum(len(str(override)) + 1 for override in overrides) > LONGEST:
+    if are_long(overrides):
         raise UntrustedError(f"its record is refused: its overrides have more than {LONGEST} characters")
     for override in overrides:
         reason = override_rejection(override, folders)
@@ -103,19 +106,30 @@ def check_overrides(overrides: Sequence[Any], folders: Sequence[Path]) -> None:
         raise UntrustedError(f"its record is refused: it has more than {MOST_INTERPOLATIONS} interpolations")
 
 
+def are_long(overrides: Sequence[Any]) -> bool:
+    """Return whether Hydra would take more than seconds to parse overrides."""
+    return sum(len(str(override)) + 1 for override in overrides) > LONGEST
+
+
 def override_rejection(override: Any, folders: Sequence[Path]) -> str:
     """Return why a record must not contain an override; empty if it may."""
     if not isinstance(override, str):
         return "it is not a string"
+    if are_long([override]):
+        return f"it has {LONGEST} characters or more"
     if _depth(override) > DEEPEST:
         return f"its brackets are nested more than {DEEPEST} deep"
     if "$" in PLAIN.sub("", override):
         return "a record may contain no interpolation except a plain ${key.path}"
+    if DIGITS.search(override):  # Python refuses to convert 4,300 digits, and no setting has so many
+        return f"it contains a number of more than {NUMBER} digits"
     try:
         parsed = OverridesParser.create().parse_override(override)
         return _why_not_parsed(parsed, folders)
-    except (HydraException, RecursionError) as error:
+    except (HydraException, RecursionError, ValueError) as error:
         return f"Hydra cannot parse it ({type(error).__name__})"
+    except OSError as error:
+        return f"no option can have this name ({error.strerror})"
 
 
 def _why_not_parsed(override: Override, folders: Sequence[Path]) -> str:
@@ -144,6 +158,10 @@ def setting_rejection(path: str, value: Any) -> str:
         return "a record must not choose where files are written or unpacked"
     if parts[0] == "logger" and parts[-1] in SENT_TO and value is not None:
         return "a record must not choose who receives data"
+    if parts[0] in WRITERS and isinstance(value, str) and "$" in value:
+        return (
+            "a record may contain no interpolation for what writes files: its value could lead out of the run's folder"
+        )
     if parts[0] in WRITERS and isinstance(value, str) and _leads_out(value):
         return "a record must not lead out of the run's folder"
     if not isinstance(value, str | int | float | bool | None):
@@ -156,8 +174,9 @@ def _depth(text: str) -> int:
 
 
 def _leads_out(value: str) -> bool:
-    is_address = "://" in value  # file:///etc is no absolute path
-    return is_address or PurePath(value).is_absolute() or ".." in PurePath(value).parts or value.startswith("~")
+    path = SCHEME.sub("", value, count=1)
+    is_address = ":/" in value  # file:///etc is no absolute path, and neither is file:/etc
+    return is_address or PurePath(path).is_absolute() or ".." in PurePath(path).parts or path.startswith("~")
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

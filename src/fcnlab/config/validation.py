@@ -27,7 +27,7 @@ from fcnlab.config.components import (
     locate,
     to_plain,
 )
-from fcnlab.config.external_settings import EXTERNAL_CLASSES
+from fcnlab.config.external_settings import external_class
 from fcnlab.config.ranges import describe_type, description_of, is_valid
 from fcnlab.errors import UserError, first_line
 
@@ -234,7 +234,7 @@ def _annotations(target: Callable, parameters: Mapping[str, inspect.Parameter]) 
     their other annotations are not always exact."""
     if (target.__module__ or "").startswith("fcnlab."):
         return {name: parameter.annotation for name, parameter in parameters.items()}
-    foreign = EXTERNAL_CLASSES.get(dotted_name(target))
+    foreign = external_class(target)
     own_hints = get_type_hints(foreign.settings, include_extras=True) if foreign else {}
     return {name: hint for name, hint in _hints(target, parameters).items() if _is_switch(hint)} | own_hints
 
@@ -256,7 +256,7 @@ def _is_switch(hint: Any) -> bool:
 
 
 def _conflicts(target: Callable, given: Mapping[str, Any]) -> list[str]:
-    foreign = EXTERNAL_CLASSES.get(dotted_name(target))
+    foreign = external_class(target)
     return list(foreign.conflicts(given)) if foreign else []
 
 

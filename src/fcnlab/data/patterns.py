@@ -1,4 +1,8 @@
-"""Find the files that match a pattern with ``{name}`` and ``*``, and those that differ only in suffix or case."""
+"""Find the files that match a pattern with ``{name}`` and ``*``, and those that differ only in suffix or case.
+
+``{name}`` is any text, ``*`` any text without a slash. A pattern may come from a foreign record, so no regular
+expression matches it: one with many ``*`` would try all ways to distribute a path over them, without end.
+"""
 
 import os
 import re
@@ -25,12 +29,10 @@ def find_images(root: str, pattern: str, masks: str) -> tuple[dict[str, Path], d
     if pattern.endswith("*"):
         paths = [path for path in paths if path.suffix.lower() in SUFFIXES]
     files: dict[str, list[Path]] = {}
-    for name, path in _matching(root, paths, re.compile(_translated(pattern))):
+    for name, path in _matching(root, paths, pattern):
         files.setdefault(name, []).append(path)
     of_another = {
-        path
-        for name, path in _matching(root, paths, re.compile(_translated(masks)))
-        if any(image != path for image in files.get(name, []))
+        path for name, path in _matching(root, paths, masks) if any(image != path for image in files.get(name, []))
     }
     images: dict[str, Path] = {}
     for name, path in ((name, path) for name, same in files.items() for path in same if path not in of_another):
@@ -45,50 +47,127 @@ def find_images(root: str, pattern: str, masks: str) -> tuple[dict[str, Path], d
 def same_names(root: str, pattern: str, split: str) -> Iterator[tuple[Path, Path]]:
     """Yield images of a split, each with an image of another split that has the same name."""
     start = Path(root) / re.split(r"\{\w+\}|\*", pattern)[0].rpartition("/")[0]
-    once = _translated(pattern).replace(re.escape("{split}"), "(?P<split>[^/]+)", 1)
-    regex = re.compile(once.replace(re.escape("{split}"), "(?P=split)"))
     by_name: dict[str, dict[str, Path]] = {}
     for path in sorted(_files(start)):
-        parts = regex.fullmatch(path.relative_to(root).as_posix())
-        if parts is not None:
-            by_name.setdefault(parts["name"], {}).setdefault(parts["split"], path)
+        text = path.relative_to(root).as_posix()
+        value = _split_in(pattern, text)
+        name = value and name_in(pattern.replace("{split}", value), text)
+        if value and name:
+            by_name.setdefault(name, {}).setdefault(value, path)
     for paths in by_name.values():
         others = [path for other, path in paths.items() if other != split]
         if split in paths and others:
             yield paths[split], others[0]
 
 
+def _split_in(pattern: str, path: str) -> str | None:
+    """Return the value of ``{split}`` in a path, from the folder or file name that contains it first."""
+    before, _, after = pattern.partition("{split}")
+    number = -1 - after.count("/") if "{name}" in before else before.count("/")  # a name may contain folders
+    parts = path.split("/")
+    if not -len(parts) <= number < len(parts):
+        return None
+    part = f"{before.rpartition('/')[2].replace('{name}', '*')}\0{after.partition('/')[0].replace('{name}', '*')}"
+    return name_in(part.replace("{split}", "*").replace("\0", "{name}"), parts[number])
+
+
 def _left_out(
     root: str, paths: Sequence[Path], pattern: str, masks: str, images: Mapping[str, Path]
 ) -> dict[str, list[Path]]:
-    as_masks = re.compile(_translated(masks), re.IGNORECASE)
-    taken = {*images.values(), *(path for _, path in _matching(root, paths, as_masks))}
+    taken = {*images.values(), *(path for path in paths if _name_in_any_case(masks, path.relative_to(root).as_posix()))}
+    suffix = Path(pattern).suffix
+    base = pattern.removesuffix(suffix) if suffix.lower() in SUFFIXES else None
     skipped: dict[str, list[Path]] = {}
-    for name, path in _matching(root, paths, _loosely(pattern)):
-        if path.suffix.lower() in SUFFIXES and path not in taken and name not in images:
-            skipped.setdefault(name, []).append(path)
+    for path in paths:
+        if path.suffix.lower() in SUFFIXES and path not in taken:
+            loose = pattern if base is None else f"{base}{path.suffix}"
+            name = _name_in_any_case(loose, path.relative_to(root).as_posix())
+            if name and name not in images:
+                skipped.setdefault(name, []).append(path)
     return skipped
 
 
-def _matching(root: str, paths: Sequence[Path], regex: re.Pattern[str]) -> Iterator[tuple[str, Path]]:
+def _matching(root: str, paths: Sequence[Path], pattern: str) -> Iterator[tuple[str, Path]]:
     for path in paths:
-        parts = regex.fullmatch(path.relative_to(root).as_posix())
-        if parts is not None:
-            yield parts["name"], path
+        name = name_in(pattern, path.relative_to(root).as_posix())
+        if name:
+            yield name, path
 
 
-def _loosely(pattern: str) -> re.Pattern[str]:
-    """Return the pattern ignoring case, and with any image suffix if it ends in one."""
-    suffix = Path(pattern).suffix
-    if suffix.lower() not in SUFFIXES:
-        return re.compile(_translated(pattern), re.IGNORECASE)
-    some = "|".join(map(re.escape, SUFFIXES))
-    return re.compile(f"{_translated(pattern.removesuffix(suffix))}({some})", re.IGNORECASE)
+def _name_in_any_case(pattern: str, path: str) -> str | None:
+    span = _span(_lower(pattern), _lower(path))
+    return span and path[span[0] : span[1]]
 
 
-def _translated(pattern: str) -> str:
-    known = {"{name}": "(?P<name>.+)", "*": "[^/]*"}
-    return "".join(known.get(part, re.escape(part)) for part in re.split(r"(\{name\}|\*)", pattern))
+def _lower(text: str) -> str:
+    """Return a text in lower case, with as many characters."""
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        return lowered
+    return "".join(low if len(low := char.lower()) == 1 else char for char in text)
+
+
+def name_in(pattern: str, path: str) -> str | None:
+    """Return the text at ``{name}`` in a path that matches the whole pattern; None if it does not match.
+
+    Of several ways to match, texts are as long as possible, the first one first, as in a regular expression.
+    """
+    span = _span(pattern, path)
+    return span and path[span[0] : span[1]]
+
+
+def _span(pattern: str, path: str) -> tuple[int, int] | None:
+    """Return the start and the end of ``{name}`` in a path.
+
+    The longest name ends at the last possible place. The texts before it are longest if it starts at the last possible
+    place before that.
+    """
+    before, _, after = pattern.partition("{name}")
+    end = _last_end(after, path)
+    start = _last_start(before, path[: end - 1]) if end else None
+    return None if start is None or not end or "\n" in path[start:end] else (start, end)
+
+
+def _last_end(after: str, path: str) -> int | None:
+    """Return the last place from which the rest of a path matches a pattern of folders and a file name."""
+    first, *folders = after.split("/")
+    parts = path.split("/")
+    place = len(parts) - len(folders) - 1
+    if place < 0 or not all(map(_is_match, folders, parts[place + 1 :])):
+        return None
+    *pieces, last = first.split("*")
+    end = len(parts[place]) - len(last) if parts[place].endswith(last) else -1
+    for piece in reversed(pieces):
+        end = parts[place].rfind(piece, 0, end) if end >= 0 else -1
+    return None if end < 0 else len("/".join([*parts[:place], ""])) + end
+
+
+def _last_start(before: str, path: str) -> int | None:
+    """Return the last place up to which a path matches a pattern of folders and the beginning of a name."""
+    *folders, last = before.split("/")
+    parts = path.split("/")
+    if len(parts) <= len(folders) or not all(map(_is_match, folders, parts)):
+        return None
+    length = _longest_match(last, parts[len(folders)])
+    return None if length is None else len("/".join([*parts[: len(folders)], ""])) + length
+
+
+def _is_match(pattern: str, text: str) -> bool:
+    return _longest_match(pattern, text) == len(text)
+
+
+def _longest_match(pattern: str, text: str) -> int | None:
+    """Return the length of the longest beginning of a text that matches a pattern with ``*``; None without any."""
+    first, *pieces = pattern.split("*")
+    if not text.startswith(first):
+        return None
+    length = len(first)
+    for number, piece in enumerate(pieces, start=1):
+        start = text.find(piece, length) if number < len(pieces) else text.rfind(piece, length)
+        if start < 0:
+            return None
+        length = start + len(piece)
+    return length
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.components import iter_components, iter_leaves, to_plain
+from fcnlab.config.components import iter_components, iter_leaves, iter_strings, to_plain
 from fcnlab.config.overrides import override_key, plain_overrides, shell_join, typed_value
 from fcnlab.config.trust import OUTPUT_PATH_KEYS, setting_rejection
 from fcnlab.config.validation import looked_up
@@ -92,10 +92,8 @@ def _repeat_precision(cfg: DictConfig, folder: Path) -> None:
 def _check_harmless(path: str, value: Any, folder: Path) -> None:
     """Refuse values that no record may set, and interpolations that the current configuration does not have here."""
     foreign = next(iter_components({path: value}), None) is not None or "$" in f"{path}{value}"
-    leaves = value if isinstance(value, list) else [value]
-    reason = next(
-        filter(None, (setting_rejection(path, leaf) for leaf in leaves if not isinstance(leaf, list | dict))), ""
-    )
+    leaves = iter_strings(value) if isinstance(value, list | dict) else [value]  # at any depth
+    reason = next(filter(None, (setting_rejection(path, leaf) for leaf in leaves)), "")
     if foreign or reason or setting_rejection(path, None):
         raise UserError(
             f"from_run={folder}: the recorded {path}={value!r:.200} is not in conf/ and may not be set by a record"

@@ -291,6 +291,13 @@ def test_a_line_of_classes_that_is_no_name_shifts_no_ids(tmp_path, line):
         read_classes("classes.txt", str(tmp_path))
 
 
+def test_a_long_line_of_classes_is_refused_at_once(tmp_path):
+    """Its spaces took hours, which grow with their square."""
+    (tmp_path / "classes.txt").write_text(f"soil{' ' * 1_000_000}x\n")
+    with pytest.raises(DataError, match=r"line 1 has more than 500 characters: write one class per line"):
+        read_classes("classes.txt", str(tmp_path))
+
+
 def test_images_that_are_their_own_masks_are_refused(tmp_path):
     folder = tmp_path / "both" / "train"
     folder.mkdir(parents=True)

@@ -28,6 +28,7 @@ from fcnlab.files.reading import bytes_of
 COLOURED = re.compile(r"(.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")  # a class and its colour in a file of classes
 NO_NAME = re.compile(r"#|//|\d+[\s,;:]")
 COMPARED = 20  # number of images with equal names in two splits that are compared
+LONGEST_CLASS = 500  # characters of a line; the time to parse one grows with a power of them
 CLASSES_BYTES = 1 << 20  # limit on a file of classes; ADE20K's 150 classes have 3 kB
 
 Classes = str | Sequence[str] | Mapping[str, Sequence[int]]
@@ -207,8 +208,11 @@ def _class_line(line: str, where: str) -> tuple[str, Sequence[int] | None]:
     Raises
     ------
     DataError
-        The line starts like a comment, an id or a colour: as a name, it would shift the ids of later classes.
+        The line starts like a comment, an id or a colour: as a name, it would shift the ids of later classes. Or it is
+        too long.
     """
+    if len(line) > LONGEST_CLASS:
+        raise DataError(f"{where} has more than {LONGEST_CLASS} characters: write one class per line")
     if NO_NAME.match(line):
         raise DataError(
             f"{where}, {line!r}, starts like a comment, an id or a colour, but a class name is expected. Write NAME or"
