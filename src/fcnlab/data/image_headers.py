@@ -11,16 +11,8 @@ MOST_SCANS = 100  # of a JPEG, as in libtiff; encoders make about 10
 BIG_TIFF = 43  # the format's number, where offsets have 64 bits
 LAYOUT = (273, 279, 324, 325)  # TIFF's tags: offsets and sizes of strips, and of tiles
 SIZES = (256, 257, 322, 323)  # columns and rows of the image, and of a tile
-INTEGERS = {
-    1: "B",
-    6: "B",
-    3: "H",
-    8: "H",
-    4: "L",
-    9: "L",
-    16: "Q",
-    17: "Q",
-}  # TIFF's types; negative ones are too large
+# TIFF's types of integers; negative ones are too large.
+INTEGERS = {1: "B", 6: "B", 3: "H", 8: "H", 4: "L", 9: "L", 16: "Q", 17: "Q"}
 MOST_PADDING = 1 << 24  # pixels of tiles beyond four times those of the image
 BYTES = (1, 2, 7)  # TIFF's types that stay bytes: PIL makes a Python number of each element of all others
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xD8, 0xD9, 0xDA  # JPEG's markers, behind 0xFF
