@@ -129,6 +129,7 @@ def _command() -> None:
     if verb in LISTS:
         sys.argv[1:] = [_as_name_list(word, *LISTS[verb]) for word in sys.argv[1:]]
     sys.argv[1:] = list(_without_null(verb, sys.argv[1:]))
+    sys.argv[1:] = map(_with_absolute_folders, sys.argv[1:])
     _check_options(verb)
     _add_recorded_overrides(verb, started_by_lightning)
     _check_grammar(verb)
@@ -256,6 +257,15 @@ def _without_null(verb: str, words: list[str]) -> Iterator[str]:
             yield f"{group}=none"
         elif group not in OPTIONAL.get(verb, ()):
             sys.exit(f"fcnlab {verb}: {group}=null: null is not an option. Choose from: {_options(group)}")
+
+
+def _with_absolute_folders(word: str) -> str:
+    """Return a word with the folders of ``hydra.searchpath`` absolute: records and printed commands repeat them."""
+    if not word.startswith("hydra.searchpath="):
+        return word
+    from fcnlab.config.overrides import absolute_searchpath
+
+    return absolute_searchpath(word)
 
 
 def _options(group: str) -> str:

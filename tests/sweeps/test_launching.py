@@ -20,7 +20,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
-from fcnlab.config.overrides import command_options, format_override, shell_join, shell_override, unquote_value
+from fcnlab.config.overrides import (
+    absolute_searchpath,
+    command_options,
+    format_override,
+    searchpath_folders,
+    shell_join,
+    shell_override,
+    unquote_value,
+)
 from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
 from fcnlab.signals import Interrupted, StopSignals
@@ -821,6 +829,30 @@ def test_the_recorded_command_keeps_config_folders(tmp_path):
     assert command.command == "fcnlab train -m --config-dir c 'hydra.searchpath=[mine]' hydra/launcher=x optim=own"
     hydra = {"overrides": {"hydra": further}, "runtime": {"config_sources": []}}
     assert command_options(OmegaConf.create(hydra)) == further
+
+
+@pytest.mark.parametrize(
+    ("entries", "absolute"),
+    [
+        ("file://mine", "file://{}/mine"),
+        ("mine,/else", "{}/mine,/else"),
+        ("'my conf',pkg://mine", "'{}/my conf','pkg://mine'"),
+        ("/else,file:///else", "/else,file:///else"),
+        ("pkg://mine", "pkg://mine"),
+    ],
+)
+def test_a_relative_searchpath_is_recorded_as_absolute(monkeypatch, tmp_path, entries: str, absolute: str):
+    monkeypatch.chdir(tmp_path)
+    word = absolute_searchpath(f"hydra.searchpath=[{entries}]")
+    assert word == absolute_searchpath(word) == f"hydra.searchpath=[{absolute.format(tmp_path)}]"
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["seed=1", "hydra.searchpath=mine", "hydra.searchpath=[a],[b]", "hydra.searchpath=[", "hydra.searchpath=[1]"],
+)
+def test_other_words_stay_as_they_were_typed(word: str):
+    assert absolute_searchpath(word) == word and searchpath_folders([word]) == []
 
 
 @pytest.mark.parametrize(

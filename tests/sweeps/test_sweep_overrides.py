@@ -638,6 +638,21 @@ def test_changed_environment_variables_cause_a_warning(sweep, own_file, tmp_path
 
 
 @pytest.mark.slow  # several sweeps in this process
+def test_a_sweep_with_a_searchpath_is_resumed_once_it_is_typed_again(sweep, own_space, tmp_path):
+    own_space("{optim.lr: 0.1, seed: '1,2'}")
+    where = "hydra.searchpath=[file://mine]"
+    jobs = sweep(where, "experiment=own")
+    absolute = f"hydra.searchpath=[file://{tmp_path}/mine]"
+    assert len(jobs) == 2 and all(absolute in job for job in jobs) and absolute in sweep_record(tmp_path)["command"]
+    message = sweep("sweep.resume=s", fixed=())
+    assert f"This sweep used {absolute}. Type: fcnlab train '{absolute}' -m sweep.resume=s" in message
+    assert len(sweep(where, "sweep.resume=s", fixed=())) == 2
+    own_space("{optim.lr: 0.2, seed: '1,2'}")
+    message = sweep(where, "sweep.resume=s", fixed=())
+    assert "hydra.sweeper.params, set in mine/experiment/own.yaml, has changed" in message
+
+
+@pytest.mark.slow  # several sweeps in this process
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_sweep_is_resumed_in_the_folders_of_its_jobs(sweep, tmp_path, begun: bool):
     """Words for Hydra do not come back by themselves: jobs not yet planned would be in folders of another kind."""

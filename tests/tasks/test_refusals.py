@@ -20,7 +20,10 @@ from fcnlab.training import hardware
         (["trainer.devices=[0,1]"], "trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
         (["trainer.max_steps=0"], "trainer.max_steps must be "),
         (["trainer.max_steps=-1"], "trainer.max_steps=-1 sets no limit, and the schedule needs one"),
-        (["+trainer.overfit_batches=2"], "trainer.overfit_batches must be 0, got 2: each epoch would draw other images"),
+        (
+            ["+trainer.overfit_batches=2"],
+            "trainer.overfit_batches must be 0, got 2: each epoch would draw other images",
+        ),
         (["+trainer.max_time=x", "trainer.max_steps=2"], "trainer: `Timer(duration='x')` is not a valid duration"),
         (["optim.lr=-1"], "optim.lr must be a number of at least 0, got -1."),
         (["optim=sgd", "optim.nesterov=true", "optim.momentum=0"], "Nesterov momentum requires a momentum"),
@@ -57,7 +60,10 @@ from fcnlab.training import hardware
             ["data.batch_size=1", "trainer.accumulate_grad_batches=2", "++trainer.limit_train_batches=3"],
             "a multiple of",
         ),
-        (["trainer.accumulate_grad_batches=1000000"], "accumulated 1000000 times, is larger than the 24 training images"),
+        (
+            ["trainer.accumulate_grad_batches=1000000"],
+            "accumulated 1000000 times, is larger than the 24 training images",
+        ),
         (["callbacks=none"], "the run keeps no best checkpoint to score. Add checkpointing.score=last"),
         (["callbacks.best=null"], "the run keeps no best checkpoint to score. Add checkpointing.score=last"),
         (["loss=null"], "loss=null: null is not an option. Choose from: centre, cross_entropy"),
@@ -77,7 +83,10 @@ from fcnlab.training import hardware
         ),
         (["+callbacks.best.save_on_train_epoch_end=true"], "best.save_on_train_epoch_end=True would keep weights"),
         (["+callbacks.best.every_n_epochs=2"], "best.every_n_epochs=2 would skip validations"),
-        (["+callbacks.best.save_top_k=3"], "callbacks.best.save_top_k=3 with filename=best would give all checkpoints one name"),
+        (
+            ["+callbacks.best.save_top_k=3"],
+            "callbacks.best.save_top_k=3 with filename=best would give all checkpoints one name",
+        ),
         (["+callbacks.best.save_last=true"], "callbacks.best.save_last must be false, got True: callbacks.last keeps"),
         (["+callbacks.best.save_weights_only=true"], "the EMA weights would be lost"),
         (

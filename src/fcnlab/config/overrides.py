@@ -43,6 +43,7 @@ def resume_override(folder: Path) -> str:
 
 
 SEARCHPATH = "hydra.searchpath"
+PLAIN_ENTRY = re.compile(r"(file://)?/[\w./-]+", re.ASCII)  # of a searchpath, which needs no quotes
 
 
 def format_override(key: str, value: object) -> str:
@@ -152,3 +153,39 @@ def command_options(hydra: Any) -> list[str]:
 def searchpath(hydra: Any) -> list[str]:
     """Return the overrides of ``hydra.searchpath``."""
     return [word for word in plain_overrides(hydra.overrides.hydra) if override_key(word) == SEARCHPATH]
+
+
+def searchpath_folders(words: Sequence[str]) -> list[Path]:
+    """Return the folders of ``hydra.searchpath`` on a command line. Hydra uses its first override only."""
+    word = next((word for word in words if word.startswith(f"{SEARCHPATH}=")), "")
+    return [Path(folder) for entry in _searchpath_entries(word) if (folder := _folder_of_entry(entry))]
+
+
+def absolute_searchpath(word: str) -> str:
+    """Return an override of ``hydra.searchpath`` with absolute folders, as Hydra has that of --config-dir.
+
+    Any other word is returned unchanged.
+    """
+    entries = _searchpath_entries(word)
+    absolute = [
+        f"{entry.removesuffix(folder)}{Path(folder).absolute()}" if (folder := _folder_of_entry(entry)) else entry
+        for entry in entries
+    ]
+    if absolute == entries:
+        return word
+    return f"{SEARCHPATH}=[{','.join(each if PLAIN_ENTRY.fullmatch(each) else quote_value(each) for each in absolute)}]"
+
+
+def _searchpath_entries(word: str) -> list[str]:
+    """Return the entries of an override of ``hydra.searchpath``; none for another word, or one that Hydra refuses."""
+    try:
+        value = OverridesParser.create().parse_override(word).value() if word.startswith(f"{SEARCHPATH}=") else []
+    except HydraException:
+        return []
+    return value if isinstance(value, list) and all(isinstance(entry, str) for entry in value) else []
+
+
+def _folder_of_entry(entry: str) -> str:
+    """Return the folder that an entry of ``hydra.searchpath`` names; empty if it is none, such as ``pkg://PACKAGE``."""
+    folder = entry.removeprefix("file://")
+    return "" if "://" in folder or "$" in folder else folder
