@@ -1025,7 +1025,51 @@ def test_no_job_starts_if_one_is_invalid(fcnlab, capsys, tmp_path):
         and "job 1: Invalid configuration" in message
         and "optim.momentum?" in message
     )
-    assert not (tmp_path / "sweep" / "0").exists() and not (tmp_path / "sweep" / "sweep.json").exists()
+    assert not list(tmp_path.iterdir())
     assert fcnlab("train", "-m", "trainer=smoke", "trainer.devices=1,2", "hydra/launcher=basic") == 1
     assert "job 1: trainer.devices=2" in capsys.readouterr().err
-    assert not list(tmp_path.glob("outputs/sweeps/*/*/0"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("launcher", ["slots", "basic"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("seed=range(3,3)",), "has no value"),
+        (("hydra/sweeper=optuna", "optim.lr=interval(-1,1)"), "optim.lr must be"),
+        (("seed=1", "model=fcn8s,fcn9z"), "fcn9z"),
+        (("seed=1,2", "data=${nothing}"), "nothing"),
+    ],
+)
+def test_a_refused_sweep_creates_no_folder(fcnlab, tmp_path, capsys, launcher: str, words, message: str):
+    assert fcnlab("train", "-m", "trainer=smoke", f"hydra/launcher={launcher}", *words) == 1
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("seed=1,2",), pytest.param(("hydra/sweeper=optuna", "optim.lr=interval(0.1,0.2)"), marks=pytest.mark.slow)],
+)
+def test_a_sweep_that_its_launcher_refuses_leaves_the_folder_as_it_was(fcnlab, tmp_path, capsys, words):
+    """By then the sweeper has written Hydra's record and the storage of a search."""
+    refused = ("train", "-m", "trainer=smoke", *words, "hydra.launcher.gpus_per_job=many")
+    assert fcnlab(*refused) == 1 and not list(tmp_path.iterdir())
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").write_text("mine")
+    (tmp_path / "sweep" / ".lock").touch()
+    assert fcnlab(*refused, "hydra.sweep.dir=sweep") == 1
+    assert "gpus_per_job=many" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == [".lock", "multirun.yaml"]
+
+
+def test_lock_files_are_no_contents(fcnlab, tmp_path, capsys):
+    """A killed sweep leaves them."""
+    words = ("train", "-m", "hydra/launcher=basic", "seed=range(3,3)", "hydra.sweep.dir=sweep")
+    SweepLock(tmp_path / "sweep").release()
+    assert fcnlab(*words) == 1
+    assert "has no value" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == [".jobs.lock", ".lock"]
+    lock = SweepLock(tmp_path / "sweep")
+    assert fcnlab(*words) == 1
+    assert "another process is working there" in capsys.readouterr().err
+    lock.release()

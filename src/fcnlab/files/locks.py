@@ -68,7 +68,6 @@ class FolderLock:
         """Record this process as the holder, for the messages of others."""
         os.truncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()} on {platform.node()}".encode(), 0)
-        self._is_new = False
 
     def abandon(self) -> None:
         """Release the lock of a refused command, and leave the folder as it was."""

@@ -31,6 +31,7 @@ from fcnlab.runs.settings import JOB_INTERPOLATION, in_few_digits
 from fcnlab.sweeps.job_checks import check_jobs, report_user_errors
 from fcnlab.sweeps.job_overrides import user_overrides
 from fcnlab.sweeps.manifest import Manifest, describe_difference
+from fcnlab.sweeps.refusals import folder_restored_on_refusal
 from fcnlab.sweeps.resumed_settings import check_unchanged
 
 log = logging.getLogger("fcnlab")
@@ -70,6 +71,10 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all batches; then raise the error of the first failed job, if any."""
+        with folder_restored_on_refusal(self.chosen_launcher):
+            return self._sweep(arguments)
+
+    def _sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         with report_user_errors(self.verb):
             overrides = parse_overrides(self.context, self.params, arguments, self.chosen_launcher)
             jobs = expand_jobs(overrides)
