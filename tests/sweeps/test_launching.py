@@ -452,6 +452,37 @@ def test_changed_values_of_interpolations_cause_a_warning(
     ] * bool(message)
 
 
+def test_a_value_whose_text_has_changed_is_not_said_to_be_looked_up(tmp_path, monkeypatch, caplog):
+    """A file changed it. The sweep is refused, without a warning about jobs that will not run."""
+    monkeypatch.setenv("LR", "0.2")
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "config.yaml").write_text("optim: {lr: 0.1}")
+    text, momentum = "${oc.decode:${oc.env:LR}}", "momentum: 0.9"
+    with caplog.at_level("WARNING", logger="fcnlab"), pytest.raises(UserError, match=r"job 3: optim\.lr=\$\{oc"):
+        unchanged(tmp_path, monkeypatch, THEN, "another", optim={"lr": text, "momentum": 0.9})
+    assert not caplog.records
+    (tmp_path / "b" / "3").mkdir(parents=True)
+    (tmp_path / "b" / "3" / "config.yaml").write_text("optim: {lr: 0.1}")
+    then = THEN.replace(f"lr: 0.1, {momentum}", momentum)  # a newer version has added it
+    with caplog.at_level("WARNING", logger="fcnlab"):
+        unchanged(tmp_path / "b", monkeypatch, then, "another", optim={"lr": text, "momentum": 0.9})
+    assert len(caplog.records) == 1 and "did not exist" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("statuses", "left"),
+    [(["finished", "finished"], False), (["finished", "failed"], True), (["finished"], True), ([], True)],
+)
+def test_jobs_are_left_until_all_have_finished(tmp_path, statuses, left: bool):
+    record = manifest(tmp_path, *(f"seed={number}" for number in range(len(statuses))))
+    for number, status in enumerate(statuses):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "run.json").write_text(json.dumps({"status": status}))
+    jobs = {0: ["seed=0"], 1: ["seed=1"]}
+    assert resumed_settings.nothing_left_to_run(jobs, SimpleNamespace(manifest=record)) is not left
+    assert not resumed_settings.nothing_left_to_run(jobs, SimpleNamespace())  # of a launcher without a record
+
+
 def test_changed_interpolations_without_effect_on_scores_are_ignored(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("CORES", "4")
     (tmp_path / "3").mkdir()

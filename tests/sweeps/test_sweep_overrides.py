@@ -624,6 +624,28 @@ def test_changed_files_are_refused_if_jobs_have_started(sweep, own_file, tmp_pat
 
 
 @pytest.mark.slow  # several sweeps in this process
+def test_a_finished_sweep_is_not_refused_for_changed_settings(sweep, own_file, tmp_path, monkeypatch, capfd):
+    """No job would get them: neither those of a file, nor those of the environment."""
+    warnings: list[str] = []
+    monkeypatch.setattr(launchers.log, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setenv("LR", "0.1")
+    words = own_file("optim: {lr: '${oc.decode:${oc.env:LR}}', weight_decay: 0.1}")
+    assert len(sweep(*words, "seed=1,2")) == 2
+    for number in (0, 1):
+        (tmp_path / "s" / str(number) / "run.json").write_text('{"status": "finished"}')
+        (tmp_path / "s" / str(number) / "config.yaml").write_text("optim: {lr: 0.1}")
+    own_file("optim: {lr: '${oc.decode:${oc.env:LR}}', weight_decay: 0.2}")
+    for value in ("0.2", "-1"):
+        monkeypatch.setenv("LR", value)
+        assert sweep(words[0], "sweep.resume=s", fixed=()) == [] and not warnings
+    monkeypatch.delenv("LR")
+    assert sweep(words[0], "sweep.resume=s", fixed=()) == [] and sweep_record(tmp_path)["status"] == "finished"
+    (tmp_path / "s" / "1" / "run.json").unlink()
+    monkeypatch.setenv("LR", "0.2")
+    assert "would get other settings:\njob 0, 1: optim.weight_decay" in sweep(words[0], "sweep.resume=s", fixed=())
+
+
+@pytest.mark.slow  # several sweeps in this process
 def test_changed_environment_variables_cause_a_warning(sweep, own_file, tmp_path, monkeypatch):
     warnings: list[str] = []
     monkeypatch.setattr(launchers.log, "warning", lambda text, *values: warnings.append(text % values))

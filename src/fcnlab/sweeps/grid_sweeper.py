@@ -32,7 +32,7 @@ from fcnlab.sweeps.job_checks import check_jobs, report_user_errors
 from fcnlab.sweeps.job_overrides import user_overrides
 from fcnlab.sweeps.manifest import Manifest, describe_difference
 from fcnlab.sweeps.refusals import folder_restored_on_refusal
-from fcnlab.sweeps.resumed_settings import check_unchanged
+from fcnlab.sweeps.resumed_settings import check_unchanged, nothing_left_to_run
 
 log = logging.getLogger("fcnlab")
 MAX_JOBS = 10_000
@@ -80,11 +80,8 @@ class GridSweeper(Sweeper):
             jobs = expand_jobs(overrides)
             if any(getattr(value_of(override), "shuffle", False) for override in overrides):
                 jobs = restore_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
-            with list_hints_added(overrides):
-                remote = getattr(self.chosen_launcher, "remote", True)
-                configs = check_jobs(self.context, self.whole, jobs, 0, remote)
-            check_jobs_differ(overrides, jobs, configs)
-            check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.chosen_launcher)
+            if not nothing_left_to_run(dict(enumerate(jobs)), self.chosen_launcher):
+                self._check(overrides, jobs)
             write_multirun(self.whole)
         size, results = self.max_batch_size or len(jobs), []
         for first in range(0, len(jobs), size):
@@ -93,6 +90,13 @@ class GridSweeper(Sweeper):
         for job in itertools.chain.from_iterable(results):
             _ = job.return_value  # raises the error of a failed job
         return results
+
+    def _check(self, overrides: Sequence[Override], jobs: Sequence[list[str]]) -> None:
+        with list_hints_added(overrides):
+            remote = getattr(self.chosen_launcher, "remote", True)
+            configs = check_jobs(self.context, self.whole, jobs, 0, remote)
+        check_jobs_differ(overrides, jobs, configs)
+        check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.chosen_launcher)
 
 
 def restore_recorded_order(jobs: Sequence[list[str]], manifest: Manifest | None) -> list[list[str]]:

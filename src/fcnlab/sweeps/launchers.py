@@ -26,7 +26,7 @@ from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError, first_line, unwritable_reason
 from fcnlab.files.locks import NAME as LOCK
 from fcnlab.files.locks import FolderLock
-from fcnlab.files.reading import display_path, read_json_facts
+from fcnlab.files.reading import display_path
 from fcnlab.library_internals.hydra import BasicLauncher
 from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.sweeps.job_checks import (
@@ -52,7 +52,7 @@ from fcnlab.sweeps.processes import (
 )
 from fcnlab.sweeps.refusals import FolderBefore, folder_restored_on_refusal
 from fcnlab.sweeps.resources import Allocation, Requirement, ResourcePool, requirement_of, slot_limit, visible_gpus
-from fcnlab.sweeps.resumed_settings import has_begun, hash_of, settings_of
+from fcnlab.sweeps.resumed_settings import has_begun, hash_of, is_finished, settings_of
 from fcnlab.sweeps.sweep_table import SweepTable, failure_report, selection_score
 
 log = logging.getLogger("fcnlab")
@@ -324,12 +324,6 @@ def keep_folder_name(cfg: DictConfig) -> str:
     key = "hydra.job.config.override_dirname.exclude_keys"
     excluded = [*OmegaConf.select(cfg, key), "sweep.folder", "sweep.name"]
     return f"{key}=[{','.join(map(quote_value, excluded))}]"
-
-
-def is_finished(job: Job, folder: Path) -> bool:
-    """Return whether a run has finished, by its run.json or, for a verb without one, by the sweep's record."""
-    status = read_json_facts(folder, "run.json").get("status")
-    return status == "finished" or (status is None and job.status == "finished" and (folder / "metrics.json").is_file())
 
 
 def planned_steps(cfg: DictConfig) -> int | None:

@@ -135,7 +135,8 @@ class OptunaSweeper(Sweeper):
             study = self._open()
             check_trials(study, space, display_path(self.folder / STORAGE))
             started = {trial.number: [*self.fixed, *param_overrides(params_of(trial))] for trial in study.trials}
-            check_unchanged(self.context, self.whole, started, self.chosen_launcher)
+            if len(study.trials) < self.n_trials or not all(trial.state.is_finished() for trial in study.trials):
+                check_unchanged(self.context, self.whole, started, self.chosen_launcher)
             write_multirun(self.whole)
             self._write(study)
             results: list[JobReturn] = []
