@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -814,6 +815,19 @@ def test_jobs_do_not_inherit_the_name_of_a_wandb_run(monkeypatch):
         assert dict(os.environ) == shared_sweep_environment() and describe_removed_environment() is None
     assert set(OF_ONE_RUN) <= os.environ.keys()
     assert ", ".join(sorted(OF_ONE_RUN)) in (describe_removed_environment() or "")
+
+
+def test_the_folder_of_wandb_in_the_environment_is_not_silently_ignored(monkeypatch):
+    for name in (*OF_ONE_RUN, "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert describe_removed_environment() is None
+    monkeypatch.setenv("WANDB_DIR", "x")
+    assert (describe_removed_environment() or "").startswith("WANDB_DIR in the environment has no effect, since wandb/")
+    assert "WANDB_DIR" not in shared_sweep_environment()
+    monkeypatch.setenv("WANDB_NAME", "x")
+    assert re.fullmatch(
+        "WANDB_NAME in the .* of its own. WANDB_DIR in the .* sweep", describe_removed_environment() or ""
+    )
 
 
 def test_inherited_files_stay_locked_while_a_job_lives(tmp_path):
