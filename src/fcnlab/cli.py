@@ -290,7 +290,7 @@ def _check_grammar(verb: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    from fcnlab.config.overrides import in_quotes, shell_join
+    from fcnlab.config.overrides import check_interpolations, in_quotes, shell_join
     from fcnlab.errors import first_line
 
     parser = OverridesParser.create()
@@ -300,6 +300,9 @@ def _check_grammar(verb: str) -> None:
             continue
         try:
             parser.parse_override(word)
+            check_interpolations(word)
+        except UserError as error:
+            sys.exit(f"fcnlab {verb}: {error}")
         except HydraException as error:
             readable = in_quotes(word, sweep)
             reason = f"quote its value: {shell_join([readable])}" if readable else f"{first_line(error)} (key=value)"
