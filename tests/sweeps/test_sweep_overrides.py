@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -574,6 +575,22 @@ def test_typed_settings_replace_only_their_part_of_a_dictionary(sweep, own_space
 )
 def test_the_replaced_part_of_a_dictionary_is_named(typed, message):
     assert _overridden_part(OverridesParser.create().parse_override("optim={lr:1,nesterov:true}"), typed) == message
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [(["optim.lr=0.1", "experiment=own"], []), (["experiment=own", "optim.lr=0.1"], ["optim.lr=0.2"])],
+)
+def test_only_typed_settings_are_said_to_override_those_of_a_file(tmp_path, monkeypatch, typed, said):
+    """``sweep.resume=`` alone adds the recorded ones, which nobody has typed."""
+    logged: list[str] = []
+    monkeypatch.setattr(grid_sweeper.log, "info", lambda text, part: logged.append(part))
+    manifest = Manifest(tmp_path, "train", ["experiment=own"], params=["optim.lr=0.1"])
+    monkeypatch.setattr(grid_sweeper, "check_params", lambda *_: None)
+    context = SimpleNamespace(config_loader=SimpleNamespace(get_group_options=lambda _: []))
+    launcher = SimpleNamespace(manifest=manifest, resumes=True)
+    grid_sweeper.parse_overrides(context, {"optim.lr": "0.2"}, typed, launcher)  # pyright: ignore
+    assert logged == said
 
 
 def test_typed_params_are_restored_on_resume(sweep, tmp_path):

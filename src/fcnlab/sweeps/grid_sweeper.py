@@ -131,7 +131,9 @@ def parse_overrides(
     parser = OverridesParser.create(config_loader=context.config_loader)
     typed, from_params = parser.parse_overrides(list(arguments)), parser.parse_overrides(params_as_overrides(params))
     remaining = without_keys_of(from_params, typed)
-    typed_keys = {path for override in typed for path in keys_set_by(override)}
+    manifest = getattr(launcher, "manifest", None)
+    from_record = bool(manifest and launcher.resumes and _are_recorded(typed, manifest))
+    typed_keys = set() if from_record else {path for override in typed for path in keys_set_by(override)}
     for override in from_params:
         check_no_nested_list(override)
         if override.is_hydra_override():
@@ -141,7 +143,7 @@ def parse_overrides(
             )
         if replaced := _overridden_part(override, typed_keys):
             log.info("The command line overrides %s of hydra.sweeper.params", replaced)
-    if manifest := getattr(launcher, "manifest", None):
+    if manifest:
         if launcher.resumes:
             check_params(manifest, typed, from_params, parser)
         else:
@@ -190,7 +192,7 @@ def check_params(
     """
     recorded = manifest.params
     current = without_keys_of(from_params, parser.parse_overrides(manifest.overrides))
-    if user_overrides(_lines(typed)) == manifest.all_overrides:
+    if _are_recorded(typed, manifest):
         new = [override for override in current if override.input_line not in recorded]
         current = [*without_keys_of(parser.parse_overrides(recorded), new), *new]
     if _lines(current) != recorded:
@@ -199,6 +201,11 @@ def check_params(
             f" since the sweep was started{describe_difference(recorded, _lines(current))}\n"
             f"Restore its old values to resume the sweep, or start a new sweep: {manifest.command}"
         )
+
+
+def _are_recorded(overrides: Sequence[Override], manifest: Manifest) -> bool:
+    """Return whether these are all overrides of a record, which ``sweep.resume=`` alone adds to the command line."""
+    return user_overrides(_lines(overrides)) == manifest.all_overrides
 
 
 def _lines(overrides: Sequence[Override]) -> list[str]:
