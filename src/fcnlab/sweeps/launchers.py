@@ -97,7 +97,7 @@ class SlotsLauncher(Launcher):
                 check_contains_no_run(folder)
                 overrides = user_overrides(plain_overrides(config.hydra.overrides.task))
                 self.manifest = open_manifest(folder, self.verb, overrides, self.resumes, launcher_choice(config.hydra))
-            self.lock.own.claim()
+            self.lock.own.record_holder()
 
     def restore_folder(self) -> None:
         """Remove what this command has created, if it has started no job."""
