@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -14,9 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fcnlab.cli import VERBS, _disk_error_message, _split, main
 from fcnlab.config.hydra_errors import _run_and_explain
-from fcnlab.config.overrides import in_quotes
+from fcnlab.config.overrides import check_interpolations, in_quotes
 from fcnlab.config.recorded_overrides import apply_sweep_resume
 from fcnlab.errors import LONGEST_MESSAGE, UserError, limit_of_process
+from fcnlab.library_internals.hydra import value_of
 
 
 def test_help_lists_the_verbs(capsys, fcnlab):
@@ -308,6 +310,15 @@ def test_version(fcnlab, capsys):
         (["train", "model.backbone.weights=a,ü"], """quote its value: "model.backbone.weights='a,ü'"\n"""),
         (["train", "-m", "+x=a,ü"], """quote its value: "+x=a,'ü'"\n"""),
         (["eval", "checkpoint=a=b(c"], """quote its value: "checkpoint='a=b(c'"\n"""),
+        (
+            ["train", r'schedule.warmup="${oc.decode:\"0.1\"}"'],
+            """Type it without escaped quotes: 'schedule.warmup=${oc.decode:"0.1"}'\n""",
+        ),
+        (
+            ["train", "-m", r"optim.lr=choice('${oc.decode:\'0.1\'}',0.2)"],
+            """escaped quotes: 'optim.lr=choice(${oc.decode:'"'"'0.1'"'"'},0.2)'\n""",
+        ),
+        (["train", r"optim.lr='${oc.env:A'"], "expecting BRACE_CLOSE. Check its ${...}\n"),
         (["train", "seed"], "seed cannot be parsed: missing EQUAL at '<EOF>' (key=value)\n"),
         (["train", "seed=[1"], "seed=[1 cannot be parsed: no viable alternative at input '[1' (key=value)\n"),
     ],
@@ -323,6 +334,23 @@ def test_hydra_parses_the_quoted_override():
         word = in_quotes(f"input={value}", is_list=False) or f"input={value}"
         assert OverridesParser.create().parse_override(word).value() == value
     assert in_quotes("größe=3", is_list=False) is None  # its key
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        (r'x="${oc.decode:\"0.1\"}",0.2', ['${oc.decode:"0.1"}', 0.2]),
+        (r"x=choice('a ${oc.env:\'B\'}', b)", ["a ${oc.env:'B'}", "b"]),
+        (r"""x='${oc.env:\'B\'}',"${oc.env:\"C\"} d" """.strip(), ["${oc.env:'B'}", '${oc.env:"C"} d']),
+    ],
+)
+def test_hydra_parses_the_override_without_escaped_quotes(word: str, values: list):
+    with pytest.raises(UserError, match=r" cannot be parsed: .* Type it without escaped quotes: ") as error:
+        check_interpolations(word)
+    (readable,) = shlex.split(str(error.value).rpartition("quotes: ")[2])
+    check_interpolations(readable)
+    parsed = value_of(OverridesParser.create().parse_override(readable)).list
+    assert [getattr(value, "text", value) for value in parsed] == values
 
 
 def test_values_of_options_are_not_parsed_as_overrides(fcnlab, capsys, tmp_path):

@@ -129,6 +129,7 @@ def _command() -> None:
     if verb in LISTS:
         sys.argv[1:] = [_as_name_list(word, *LISTS[verb]) for word in sys.argv[1:]]
     sys.argv[1:] = list(_without_null(verb, sys.argv[1:]))
+    sys.argv[1:] = map(_with_absolute_folders, sys.argv[1:])
     _check_options(verb)
     _add_recorded_overrides(verb, started_by_lightning)
     _check_grammar(verb)
@@ -258,6 +259,15 @@ def _without_null(verb: str, words: list[str]) -> Iterator[str]:
             sys.exit(f"fcnlab {verb}: {group}=null: null is not an option. Choose from: {_options(group)}")
 
 
+def _with_absolute_folders(word: str) -> str:
+    """Return a word with the folders of ``hydra.searchpath`` absolute: records and printed commands repeat them."""
+    if not word.startswith("hydra.searchpath="):
+        return word
+    from fcnlab.config.overrides import absolute_searchpath
+
+    return absolute_searchpath(word)
+
+
 def _options(group: str) -> str:
     """Return the options of a group. Experiments may be in subfolders; a subfolder of another group is a group."""
     from fcnlab.config.locations import CONF
@@ -280,7 +290,7 @@ def _check_grammar(verb: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    from fcnlab.config.overrides import in_quotes, shell_join
+    from fcnlab.config.overrides import check_interpolations, in_quotes, shell_join
     from fcnlab.errors import first_line
 
     parser = OverridesParser.create()
@@ -290,6 +300,9 @@ def _check_grammar(verb: str) -> None:
             continue
         try:
             parser.parse_override(word)
+            check_interpolations(word)
+        except UserError as error:
+            sys.exit(f"fcnlab {verb}: {error}")
         except HydraException as error:
             readable = in_quotes(word, sweep)
             reason = f"quote its value: {shell_join([readable])}" if readable else f"{first_line(error)} (key=value)"

@@ -17,6 +17,7 @@ class UserError(ValueError):
         super().__init__(message.rpartition(kind)[2] if str(message).startswith("Caught ") else message)
 
 
+WANDB_DIR_IGNORED = "WANDB_DIR in the environment has no effect, since wandb/ is in the folder of the run or the sweep"
 CHDIR_REFUSED = (
     "hydra.job.chdir=true is not supported: relative paths would lead into the run's folder, away from data and"
     " checkpoints. Remove it. ${hydra:runtime.output_dir} is the run's folder"

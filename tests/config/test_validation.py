@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -295,3 +296,21 @@ def test_a_required_argument_that_is_missing_is_named():
                 {"model": {"_target_": "fcnlab.models.FCN", "backbone": {"_target_": "fcnlab.models.Tiny"}}}
             )
         )
+
+
+@pytest.mark.parametrize("text", ["${oc.env:RATE}", "${oc.env:RATE,fast}"])
+def test_a_number_from_the_environment_gets_a_hint(composed, monkeypatch, text: str):
+    monkeypatch.setenv("RATE", "0.05")
+    with pytest.raises(ConfigError) as error:
+        validate_config(composed("trainer=smoke", f"optim.lr='{text}'"))
+    said, typed = str(error.value).split(" Type ")
+    assert said.endswith("optim.lr must be a number of at least 0, got '0.05'. A value of the environment is a text.")
+    (word,) = shlex.split(typed)
+    validate_config(composed("trainer=smoke", word))
+
+
+@pytest.mark.parametrize(("text", "value"), [("${oc.env:RATE}", "fast"), ("${oc.env:RATE}", "a,b"), ("0.1 s", "0.05")])
+def test_a_text_that_is_no_number_gets_no_hint(composed, monkeypatch, text: str, value: str):
+    monkeypatch.setenv("RATE", value)
+    with pytest.raises(ConfigError, match=r"optim\.lr must be a number of at least 0, got '[^']*'\.$"):
+        validate_config(composed("trainer=smoke", f"optim.lr='{text}'"))

@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,7 +21,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
-from fcnlab.config.overrides import command_options, format_override, shell_join, shell_override, unquote_value
+from fcnlab.config.overrides import (
+    absolute_searchpath,
+    command_options,
+    format_override,
+    searchpath_folders,
+    shell_join,
+    shell_override,
+    unquote_value,
+)
 from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
 from fcnlab.signals import Interrupted, StopSignals
@@ -444,6 +453,37 @@ def test_changed_values_of_interpolations_cause_a_warning(
     ] * bool(message)
 
 
+def test_a_value_whose_text_has_changed_is_not_said_to_be_looked_up(tmp_path, monkeypatch, caplog):
+    """A file changed it. The sweep is refused, without a warning about jobs that will not run."""
+    monkeypatch.setenv("LR", "0.2")
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "config.yaml").write_text("optim: {lr: 0.1}")
+    text, momentum = "${oc.decode:${oc.env:LR}}", "momentum: 0.9"
+    with caplog.at_level("WARNING", logger="fcnlab"), pytest.raises(UserError, match=r"job 3: optim\.lr=\$\{oc"):
+        unchanged(tmp_path, monkeypatch, THEN, "another", optim={"lr": text, "momentum": 0.9})
+    assert not caplog.records
+    (tmp_path / "b" / "3").mkdir(parents=True)
+    (tmp_path / "b" / "3" / "config.yaml").write_text("optim: {lr: 0.1}")
+    then = THEN.replace(f"lr: 0.1, {momentum}", momentum)  # a newer version has added it
+    with caplog.at_level("WARNING", logger="fcnlab"):
+        unchanged(tmp_path / "b", monkeypatch, then, "another", optim={"lr": text, "momentum": 0.9})
+    assert len(caplog.records) == 1 and "did not exist" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("statuses", "left"),
+    [(["finished", "finished"], False), (["finished", "failed"], True), (["finished"], True), ([], True)],
+)
+def test_jobs_are_left_until_all_have_finished(tmp_path, statuses, left: bool):
+    record = manifest(tmp_path, *(f"seed={number}" for number in range(len(statuses))))
+    for number, status in enumerate(statuses):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "run.json").write_text(json.dumps({"status": status}))
+    jobs = {0: ["seed=0"], 1: ["seed=1"]}
+    assert resumed_settings.nothing_left_to_run(jobs, SimpleNamespace(manifest=record)) is not left
+    assert not resumed_settings.nothing_left_to_run(jobs, SimpleNamespace())  # of a launcher without a record
+
+
 def test_changed_interpolations_without_effect_on_scores_are_ignored(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("CORES", "4")
     (tmp_path / "3").mkdir()
@@ -777,6 +817,19 @@ def test_jobs_do_not_inherit_the_name_of_a_wandb_run(monkeypatch):
     assert ", ".join(sorted(OF_ONE_RUN)) in (describe_removed_environment() or "")
 
 
+def test_the_folder_of_wandb_in_the_environment_is_not_silently_ignored(monkeypatch):
+    for name in (*OF_ONE_RUN, "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert describe_removed_environment() is None
+    monkeypatch.setenv("WANDB_DIR", "x")
+    assert (describe_removed_environment() or "").startswith("WANDB_DIR in the environment has no effect, since wandb/")
+    assert "WANDB_DIR" not in shared_sweep_environment()
+    monkeypatch.setenv("WANDB_NAME", "x")
+    assert re.fullmatch(
+        "WANDB_NAME in the .* of its own. WANDB_DIR in the .* sweep", describe_removed_environment() or ""
+    )
+
+
 def test_inherited_files_stay_locked_while_a_job_lives(tmp_path):
     with (tmp_path / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -821,6 +874,30 @@ def test_the_recorded_command_keeps_config_folders(tmp_path):
     assert command.command == "fcnlab train -m --config-dir c 'hydra.searchpath=[mine]' hydra/launcher=x optim=own"
     hydra = {"overrides": {"hydra": further}, "runtime": {"config_sources": []}}
     assert command_options(OmegaConf.create(hydra)) == further
+
+
+@pytest.mark.parametrize(
+    ("entries", "absolute"),
+    [
+        ("file://mine", "file://{}/mine"),
+        ("mine,/else", "{}/mine,/else"),
+        ("'my conf',pkg://mine", "'{}/my conf','pkg://mine'"),
+        ("/else,file:///else", "/else,file:///else"),
+        ("pkg://mine", "pkg://mine"),
+    ],
+)
+def test_a_relative_searchpath_is_recorded_as_absolute(monkeypatch, tmp_path, entries: str, absolute: str):
+    monkeypatch.chdir(tmp_path)
+    word = absolute_searchpath(f"hydra.searchpath=[{entries}]")
+    assert word == absolute_searchpath(word) == f"hydra.searchpath=[{absolute.format(tmp_path)}]"
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["seed=1", "hydra.searchpath=mine", "hydra.searchpath=[a],[b]", "hydra.searchpath=[", "hydra.searchpath=[1]"],
+)
+def test_other_words_stay_as_they_were_typed(word: str):
+    assert absolute_searchpath(word) == word and searchpath_folders([word]) == []
 
 
 @pytest.mark.parametrize(
@@ -993,7 +1070,51 @@ def test_no_job_starts_if_one_is_invalid(fcnlab, capsys, tmp_path):
         and "job 1: Invalid configuration" in message
         and "optim.momentum?" in message
     )
-    assert not (tmp_path / "sweep" / "0").exists() and not (tmp_path / "sweep" / "sweep.json").exists()
+    assert not list(tmp_path.iterdir())
     assert fcnlab("train", "-m", "trainer=smoke", "trainer.devices=1,2", "hydra/launcher=basic") == 1
     assert "job 1: trainer.devices=2" in capsys.readouterr().err
-    assert not list(tmp_path.glob("outputs/sweeps/*/*/0"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("launcher", ["slots", "basic"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("seed=range(3,3)",), "has no value"),
+        (("hydra/sweeper=optuna", "optim.lr=interval(-1,1)"), "optim.lr must be"),
+        (("seed=1", "model=fcn8s,fcn9z"), "fcn9z"),
+        (("seed=1,2", "data=${nothing}"), "nothing"),
+    ],
+)
+def test_a_refused_sweep_creates_no_folder(fcnlab, tmp_path, capsys, launcher: str, words, message: str):
+    assert fcnlab("train", "-m", "trainer=smoke", f"hydra/launcher={launcher}", *words) == 1
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("seed=1,2",), pytest.param(("hydra/sweeper=optuna", "optim.lr=interval(0.1,0.2)"), marks=pytest.mark.slow)],
+)
+def test_a_sweep_that_its_launcher_refuses_leaves_the_folder_as_it_was(fcnlab, tmp_path, capsys, words):
+    """By then the sweeper has written Hydra's record and the storage of a search."""
+    refused = ("train", "-m", "trainer=smoke", *words, "hydra.launcher.gpus_per_job=many")
+    assert fcnlab(*refused) == 1 and not list(tmp_path.iterdir())
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").write_text("mine")
+    (tmp_path / "sweep" / ".lock").touch()
+    assert fcnlab(*refused, "hydra.sweep.dir=sweep") == 1
+    assert "gpus_per_job=many" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == [".lock", "multirun.yaml"]
+
+
+def test_lock_files_are_no_contents(fcnlab, tmp_path, capsys):
+    """A killed sweep leaves them."""
+    words = ("train", "-m", "hydra/launcher=basic", "seed=range(3,3)", "hydra.sweep.dir=sweep")
+    SweepLock(tmp_path / "sweep").release()
+    assert fcnlab(*words) == 1
+    assert "has no value" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == [".jobs.lock", ".lock"]
+    lock = SweepLock(tmp_path / "sweep")
+    assert fcnlab(*words) == 1
+    assert "another process is working there" in capsys.readouterr().err
+    lock.release()

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -576,6 +577,22 @@ def test_the_replaced_part_of_a_dictionary_is_named(typed, message):
     assert _overridden_part(OverridesParser.create().parse_override("optim={lr:1,nesterov:true}"), typed) == message
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [(["optim.lr=0.1", "experiment=own"], []), (["experiment=own", "optim.lr=0.1"], ["optim.lr=0.2"])],
+)
+def test_only_typed_settings_are_said_to_override_those_of_a_file(tmp_path, monkeypatch, typed, said):
+    """``sweep.resume=`` alone adds the recorded ones, which nobody has typed."""
+    logged: list[str] = []
+    monkeypatch.setattr(grid_sweeper.log, "info", lambda text, part: logged.append(part))
+    manifest = Manifest(tmp_path, "train", ["experiment=own"], params=["optim.lr=0.1"])
+    monkeypatch.setattr(grid_sweeper, "check_params", lambda *_: None)
+    context = SimpleNamespace(config_loader=SimpleNamespace(get_group_options=lambda _: []))
+    launcher = SimpleNamespace(manifest=manifest, resumes=True)
+    grid_sweeper.parse_overrides(context, {"optim.lr": "0.2"}, typed, launcher)  # pyright: ignore
+    assert logged == said
+
+
 def test_typed_params_are_restored_on_resume(sweep, tmp_path):
     jobs = [of_job(job) for job in sweep("hydra.sweeper.params={optim.lr:0.1,seed:'1,2'}", "model=fcn8s")]
     assert [of_job(job) for job in sweep("sweep.resume=s", fixed=())] == jobs
@@ -624,6 +641,28 @@ def test_changed_files_are_refused_if_jobs_have_started(sweep, own_file, tmp_pat
 
 
 @pytest.mark.slow  # several sweeps in this process
+def test_a_finished_sweep_is_not_refused_for_changed_settings(sweep, own_file, tmp_path, monkeypatch, capfd):
+    """No job would get them: neither those of a file, nor those of the environment."""
+    warnings: list[str] = []
+    monkeypatch.setattr(launchers.log, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setenv("LR", "0.1")
+    words = own_file("optim: {lr: '${oc.decode:${oc.env:LR}}', weight_decay: 0.1}")
+    assert len(sweep(*words, "seed=1,2")) == 2
+    for number in (0, 1):
+        (tmp_path / "s" / str(number) / "run.json").write_text('{"status": "finished"}')
+        (tmp_path / "s" / str(number) / "config.yaml").write_text("optim: {lr: 0.1}")
+    own_file("optim: {lr: '${oc.decode:${oc.env:LR}}', weight_decay: 0.2}")
+    for value in ("0.2", "-1"):
+        monkeypatch.setenv("LR", value)
+        assert sweep(words[0], "sweep.resume=s", fixed=()) == [] and not warnings
+    monkeypatch.delenv("LR")
+    assert sweep(words[0], "sweep.resume=s", fixed=()) == [] and sweep_record(tmp_path)["status"] == "finished"
+    (tmp_path / "s" / "1" / "run.json").unlink()
+    monkeypatch.setenv("LR", "0.2")
+    assert "would get other settings:\njob 0, 1: optim.weight_decay" in sweep(words[0], "sweep.resume=s", fixed=())
+
+
+@pytest.mark.slow  # several sweeps in this process
 def test_changed_environment_variables_cause_a_warning(sweep, own_file, tmp_path, monkeypatch):
     warnings: list[str] = []
     monkeypatch.setattr(launchers.log, "warning", lambda text, *values: warnings.append(text % values))
@@ -635,6 +674,21 @@ def test_changed_environment_variables_cause_a_warning(sweep, own_file, tmp_path
     monkeypatch.setenv("LR", "0.2")
     assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 3
     assert "current values:\njob 0, 1: optim.lr=0.2 (was 0.1)\n" in warnings[0] and len(warnings) == 1
+
+
+@pytest.mark.slow  # several sweeps in this process
+def test_a_sweep_with_a_searchpath_is_resumed_once_it_is_typed_again(sweep, own_space, tmp_path):
+    own_space("{optim.lr: 0.1, seed: '1,2'}")
+    where = "hydra.searchpath=[file://mine]"
+    jobs = sweep(where, "experiment=own")
+    absolute = f"hydra.searchpath=[file://{tmp_path}/mine]"
+    assert len(jobs) == 2 and all(absolute in job for job in jobs) and absolute in sweep_record(tmp_path)["command"]
+    message = sweep("sweep.resume=s", fixed=())
+    assert f"This sweep used {absolute}. Type: fcnlab train '{absolute}' -m sweep.resume=s" in message
+    assert len(sweep(where, "sweep.resume=s", fixed=())) == 2
+    own_space("{optim.lr: 0.2, seed: '1,2'}")
+    message = sweep(where, "sweep.resume=s", fixed=())
+    assert "hydra.sweeper.params, set in mine/experiment/own.yaml, has changed" in message
 
 
 @pytest.mark.slow  # several sweeps in this process

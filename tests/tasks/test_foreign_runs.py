@@ -130,6 +130,43 @@ def test_a_config_folder_is_shown_and_typed(brought_back, tmp_path, asked: str, 
     assert words[:2] == ["--config-dir", "my conf"] and "seed=1" in words
 
 
+@pytest.mark.parametrize("entry", ["file://{}/my conf", "{}/my conf", "my conf", "file://my conf"])
+@pytest.mark.parametrize(("asked", "kind"), [("from_run=old", "run"), ("sweep.resume=old", "sweep")])
+def test_folders_of_a_typed_searchpath_have_options_of_the_user(brought_back, tmp_path, asked, kind, entry):
+    (tmp_path / "my conf" / "optim").mkdir(parents=True)
+    (tmp_path / "my conf" / "optim" / "own.yaml").write_text("{}")
+    (tmp_path / "my conf" / "optim" / "link.yaml").symlink_to(tmp_path / "elsewhere.yaml")
+    (tmp_path / "elsewhere.yaml").write_text("{}")
+    where = f"hydra.searchpath=['{entry.format(tmp_path)}']"
+    command = shlex.join(["fcnlab", "train", where, "optim=own"])
+    with pytest.raises(UserError) as refused:
+        brought_back(["optim=own"], asked, "--multirun", command=command)
+    first, _, line = str(refused.value).partition("\n")[0].partition(" Type: ")
+    assert first == f"This {kind} used {where}."
+    assert shlex.split(line) == ["fcnlab", "train", where, asked, "--multirun"]
+    assert "optim=own" in brought_back(["optim=own"], *shlex.split(line)[2:], command=command)
+    with pytest.raises(UserError, match=r"optim/link\.yaml leads out of its config folder"):
+        brought_back(["optim=link"], where, asked, "--multirun", command=command)
+
+
+def test_a_searchpath_that_is_not_typed_is_named_where_its_options_are_missing(brought_back, tmp_path):
+    """A record sets none itself, and Hydra reads folders and packages only from ``hydra.searchpath=``."""
+    for folder in ("mine", "more"):
+        (tmp_path / folder / "optim").mkdir(parents=True)
+        (tmp_path / folder / "optim" / f"of_{folder}.yaml").write_text("{}")
+    where = f"hydra.searchpath=[{tmp_path}/more]"
+    words, facts = ["optim=of_more"], {"config_dir": str(tmp_path / "mine"), "command": f"fcnlab train '{where}' a=b"}
+    with pytest.raises(UserError, match=r"optim has no such option here.* This run used hydra.searchpath=\[.*Type: "):
+        brought_back(words, "--config-dir=mine", "from_run=old", **facts)
+    for typed in ("++" + where, "hydra.searchpath=[pkg://mine]", "hydra.searchpath=[${oc.env:HOME}]"):
+        with pytest.raises(UserError, match=r"optim has no such option here|This run used --config-dir mine"):
+            brought_back(words, typed, "from_run=old", **facts)
+    for record in ({"command": "'"}, {"command": ["x"]}, {"command": "fcnlab train ++hydra.searchpath=[x]"}):
+        assert brought_back(["seed=1"], "from_run=old", **record) == ["seed=1", "from_run=old"]
+    with pytest.raises(UserError, match=r"its record is refused, because of the override hydra\.searchpath"):
+        brought_back([where, *words], "from_run=old")
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"overrides": "seed=1"}', '{"overrides": [1]}', "[" * 100_000])
 def test_what_is_no_record_is_told(brought_back, tmp_path, text: str):
     brought_back([], "seed=1")

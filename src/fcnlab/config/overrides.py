@@ -10,7 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import display_path
 
 
@@ -43,6 +45,9 @@ def resume_override(folder: Path) -> str:
 
 
 SEARCHPATH = "hydra.searchpath"
+ESCAPED_DOUBLE = re.compile(r'''(?<!\\)"([^\\"']*(?:\\"[^\\"']*)+)"''')  # a text with escaped quotes, and no others
+ESCAPED_SINGLE = re.compile(r"""(?<!\\)'([^\\"']*(?:\\'[^\\"']*)+)'""")
+PLAIN_ENTRY = re.compile(r"(file://)?/[\w./-]+", re.ASCII)  # of a searchpath, which needs no quotes
 
 
 def format_override(key: str, value: object) -> str:
@@ -81,6 +86,49 @@ def in_quotes(word: str, is_list: bool) -> str | None:
     safe = [each if reads(f"x={each}") else quote_value(each) for each in values]
     repaired = f"{key}={','.join(safe)}"
     return repaired if separator and not value.startswith(("'", '"', "[", "{")) and reads(repaired) else None
+
+
+def check_interpolations(word: str) -> None:
+    """Check that OmegaConf can read the interpolations of an override, which Hydra keeps in its configuration.
+
+    Raises
+    ------
+    UserError
+        It cannot, as with escaped quotes in an interpolation.
+    """
+    if "${" not in word:
+        return
+    try:
+        OmegaConf.create([word])
+    except OmegaConfBaseException as error:
+        readable = _without_escaped_quotes(word)
+        hint = f"Type it without escaped quotes: {shell_join([readable])}" if readable else "Check its ${...}"
+        raise UserError(f"{word} cannot be parsed: {first_line(error)}. {hint}") from error
+
+
+def _without_escaped_quotes(word: str) -> str | None:
+    """Return an override whose texts need no escaped quotes; None if Hydra or OmegaConf would not read it either."""
+    repaired = ESCAPED_DOUBLE.sub(lambda match: _requoted(match[1].replace('\\"', '"'), "'"), word)
+    repaired = ESCAPED_SINGLE.sub(lambda match: _requoted(match[1].replace("\\'", "'"), '"'), repaired)
+    try:
+        OmegaConf.create([repaired])
+        OverridesParser.create().parse_override(repaired)
+    except (HydraException, OmegaConfBaseException):
+        return None
+    return repaired
+
+
+def _requoted(text: str, quote_mark: str) -> str:
+    """Return a text as a value: without quotes if it is an interpolation that needs none."""
+    return text if _unquoted_value(text) == text else f"{quote_mark}{text}{quote_mark}"
+
+
+def _unquoted_value(text: str) -> object:
+    """Return the value that Hydra reads from a text without quotes; None if it cannot parse it."""
+    try:
+        return OverridesParser.create().parse_override(f"x={text}").value()
+    except HydraException:
+        return None
 
 
 def unquote_value(text: str) -> str:
@@ -152,3 +200,39 @@ def command_options(hydra: Any) -> list[str]:
 def searchpath(hydra: Any) -> list[str]:
     """Return the overrides of ``hydra.searchpath``."""
     return [word for word in plain_overrides(hydra.overrides.hydra) if override_key(word) == SEARCHPATH]
+
+
+def searchpath_folders(words: Sequence[str]) -> list[Path]:
+    """Return the folders of ``hydra.searchpath`` on a command line. Hydra uses its first override only."""
+    word = next((word for word in words if word.startswith(f"{SEARCHPATH}=")), "")
+    return [Path(folder) for entry in _searchpath_entries(word) if (folder := _folder_of_entry(entry))]
+
+
+def absolute_searchpath(word: str) -> str:
+    """Return an override of ``hydra.searchpath`` with absolute folders, as Hydra has that of --config-dir.
+
+    Any other word is returned unchanged.
+    """
+    entries = _searchpath_entries(word)
+    absolute = [
+        f"{entry.removesuffix(folder)}{Path(folder).absolute()}" if (folder := _folder_of_entry(entry)) else entry
+        for entry in entries
+    ]
+    if absolute == entries:
+        return word
+    return f"{SEARCHPATH}=[{','.join(each if PLAIN_ENTRY.fullmatch(each) else quote_value(each) for each in absolute)}]"
+
+
+def _searchpath_entries(word: str) -> list[str]:
+    """Return the entries of an override of ``hydra.searchpath``; none for another word, or one that Hydra refuses."""
+    try:
+        value = OverridesParser.create().parse_override(word).value() if word.startswith(f"{SEARCHPATH}=") else []
+    except HydraException:
+        return []
+    return value if isinstance(value, list) and all(isinstance(entry, str) for entry in value) else []
+
+
+def _folder_of_entry(entry: str) -> str:
+    """Return the folder that an entry of ``hydra.searchpath`` names; empty if it is none, such as ``pkg://PACKAGE``."""
+    folder = entry.removeprefix("file://")
+    return "" if "://" in folder or "$" in folder else folder

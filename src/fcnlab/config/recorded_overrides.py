@@ -1,6 +1,7 @@
 """``from_run=FOLDER`` and ``sweep.resume=FOLDER``: overrides that a record adds to the command line."""
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 from fcnlab.config.components import iter_leaves
 from fcnlab.config.locations import CONF
 from fcnlab.config.overrides import (
+    SEARCHPATH,
     format_override,
     override_key,
+    searchpath_folders,
     sets_dictionary,
     shell_join,
     typed_value,
@@ -34,21 +37,22 @@ def apply_from_run(argv: list[str], verb: str) -> None:
     Raises
     ------
     UserError
-        There is no record; it contains forbidden overrides; the run used a config folder, and this command has none.
+        There is no record; it contains forbidden overrides; the run used config folders of the user, and this command
+        has none.
     """
     place = next((place for place, word in enumerate(argv) if word.startswith(FROM_RUN)), None)
     if place is None:
         return
     folder = Path(unquote_value(argv[place].removeprefix(FROM_RUN)))
     record = read_record(argv[place], folder / "run.json")
-    check_config_dir("run", record, argv, verb)
+    untyped = check_own_folders("run", record, argv, verb)
     typed = {override_key(word) for word in argv[1:] if not sets_dictionary(word)}  # a dictionary is merged
     overrides = [
         word
         for word in record["overrides"]
         if override_key(word) not in typed and _first_part(word) not in SINGLE_RUN_KEYS
     ]
-    check_recorded_overrides(overrides, argv, lambda: _values_to_type(overrides, folder, argv))
+    check_recorded_overrides(overrides, argv, lambda: untyped or _values_to_type(overrides, folder, argv))
     argv[place:place] = [*overrides, *_reading_alone(overrides, argv)]
 
 
@@ -70,9 +74,9 @@ def apply_sweep_resume(argv: list[str], verb: str) -> None:
     if any(("=" in word or word.startswith("~")) and not word.startswith(own) for word in argv[1:]):
         overrides = []
     else:
-        check_config_dir("sweep", record, argv, verb)
-        line = _line(verb, [*argv, *overrides])
-        check_recorded_overrides(overrides, argv, lambda: f"If the sweep is yours, type all of its settings: {line}")
+        untyped = check_own_folders("sweep", record, argv, verb)
+        advice = untyped or f"If the sweep is yours, type all of its settings: {_line(verb, [*argv, *overrides])}"
+        check_recorded_overrides(overrides, argv, lambda: advice)
     check_links(Path(folder))
     resumed = [*_search_settings(Path(folder) / "search.json", argv), format_override("hydra.sweep.dir", folder)]
     argv[place + 1 : place + 1] = [*overrides, *_reading_alone(overrides, argv), *resumed]
@@ -101,20 +105,50 @@ def read_record(request: str, path: Path) -> dict[str, Any]:
 
 
 def config_folders(argv: Sequence[str]) -> list[Path]:
-    """Return the folders of this command's config groups: that of ``--config-dir``, and ``conf/``."""
-    own = option_parser().parse_known_args(argv[1:])[0].config_dir
-    return [*([Path(own)] if own else []), CONF]
+    """Return the folders of this command's config groups: --config-dir, those of ``hydra.searchpath``, and ``conf/``.
+
+    They are those of the user, since no record may set either.
+    """
+    own = _typed_config_dir(argv)
+    return [*([Path(own)] if own else []), *searchpath_folders(argv), CONF]
 
 
-def check_config_dir(kind: str, record: dict[str, Any], argv: Sequence[str], verb: str) -> None:
-    """Check that the config folder of a record, if any, was typed again: its files can name any code."""
-    folder = record.get("config_dir")
-    if isinstance(folder, str) and len(config_folders(argv)) == 1:
-        option = ["--config-dir", display_path(Path(folder))]
-        raise UntrustedError(
-            f"This {kind} used {_printable(' '.join(option))}. Type: {_line(verb, [argv[0], *option, *argv[1:]])}\n"
-            "(Its files can run any code: do so only if you trust that folder.)"
-        )
+def check_own_folders(kind: str, record: dict[str, Any], argv: Sequence[str], verb: str) -> str:
+    """Check that the config folders of a record, if any, were typed again: their files can name any code.
+
+    Return which of them this command does not have, and what to type; empty if it has all.
+
+    Raises
+    ------
+    UntrustedError
+        This command has none at all.
+    """
+    folder, searchpath = record.get("config_dir"), _recorded_searchpath(record)
+    typed = [bool(_typed_config_dir(argv)), any(word.startswith(f"{SEARCHPATH}=") for word in argv)]
+    option = ["--config-dir", display_path(Path(folder))] if isinstance(folder, str) and not typed[0] else []
+    untyped = [*option, *([] if typed[1] else searchpath)]
+    if not untyped:
+        return ""
+    message = (
+        f"This {kind} used {_printable(' '.join(untyped))}. Type: {_line(verb, [argv[0], *untyped, *argv[1:]])}\n"
+        "(Its files can run any code: do so only if you trust that folder.)"
+    )
+    if not any(typed):
+        raise UntrustedError(message)
+    return message
+
+
+def _typed_config_dir(argv: Sequence[str]) -> str | None:
+    return option_parser().parse_known_args(argv[1:])[0].config_dir
+
+
+def _recorded_searchpath(record: dict[str, Any]) -> list[str]:
+    """Return the ``hydra.searchpath`` in the command of a record: one override, or none."""
+    try:
+        words = shlex.split(str(record.get("command")))
+    except ValueError:
+        return []
+    return [word for word in words if word.startswith(f"{SEARCHPATH}=")][:1]
 
 
 def check_recorded_overrides(overrides: Sequence[str], argv: Sequence[str], advice: Callable[[], str]) -> None:

@@ -89,7 +89,7 @@ class UntrustedError(UserError):
 def check_overrides(overrides: Sequence[Any], folders: Sequence[Path]) -> None:
     """Check that the overrides of a record only set allowed settings of a run.
 
-    ``folders`` contain the config groups: ``conf/``, and the ``--config-dir`` of this command.
+    ``folders`` contain the config groups: ``conf/``, and those that this command adds.
 
     Raises
     ------

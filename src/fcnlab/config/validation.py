@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
@@ -28,11 +30,13 @@ from fcnlab.config.components import (
     to_plain,
 )
 from fcnlab.config.external_settings import external_class
+from fcnlab.config.overrides import quote_value, shell_join
 from fcnlab.config.ranges import describe_type, description_of, is_valid
 from fcnlab.errors import UserError, first_line
 
 NOT_FOUND = object()  # for a path with a key that contains a dot
 RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # in a value: ${oc.env:HOME}, and not ${data.root}
+FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:[^{}]*\}")  # a value that is nothing but a variable
 # fcnlab itself passes the first arguments of these components, and some of W&B's; it takes them from these settings.
 POSITIONAL_ARGUMENTS_FROM_CODE = {
     "augment": ("data.crop_size",),
@@ -107,7 +111,22 @@ def config_mistakes(cfg: DictConfig) -> list[str]:
         mistakes += _schema_errors(values, root, list(iter_strings(raw)))
     for path, node in iter_components(values):
         mistakes += _component_errors(path, node)
-    return mistakes
+    texts, resolved = iter_leaves(raw), iter_leaves(values)
+    return [f"{mistake}{_decoding_hint(mistake.partition(' must be ')[0], texts, resolved)}" for mistake in mistakes]
+
+
+def _decoding_hint(path: str, texts: Settings, values: Settings) -> str:
+    """Return how to read a value from the environment as what it looks like; empty unless it is a number, say."""
+    text, value = str(texts.get(path)), values.get(path)
+    if not FROM_ENVIRONMENT.fullmatch(text) or not isinstance(value, str):
+        return ""
+    with suppress(HydraException):
+        decoded = OverridesParser.create().parse_override(f"x={value}").value()
+        if isinstance(decoded, int | float | list | dict | None):
+            decoding = f"${{oc.decode:{text}}}"  # quoted, since Hydra does not parse one interpolation inside another
+            quoted = quote_value(decoding) if '"' in text else f'"{decoding}"'
+            return f" A value of the environment is a text. Type {shell_join([f'{path}={quoted}'])}"
+    return ""
 
 
 def invalid_configuration(mistakes: Sequence[str]) -> ConfigError:

@@ -65,10 +65,14 @@ class FolderLock:
             os.close(file)  # removed meanwhile by a refused command
 
     def claim(self) -> None:
+        """Record this process as the holder, and keep the file from now on."""
+        self.record_holder()
+        self._is_new = False
+
+    def record_holder(self) -> None:
         """Record this process as the holder, for the messages of others."""
         os.truncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()} on {platform.node()}".encode(), 0)
-        self._is_new = False
 
     def abandon(self) -> None:
         """Release the lock of a refused command, and leave the folder as it was."""

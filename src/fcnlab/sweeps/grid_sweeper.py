@@ -31,7 +31,8 @@ from fcnlab.runs.settings import JOB_INTERPOLATION, in_few_digits
 from fcnlab.sweeps.job_checks import check_jobs, report_user_errors
 from fcnlab.sweeps.job_overrides import user_overrides
 from fcnlab.sweeps.manifest import Manifest, describe_difference
-from fcnlab.sweeps.resumed_settings import check_unchanged
+from fcnlab.sweeps.refusals import folder_restored_on_refusal
+from fcnlab.sweeps.resumed_settings import check_unchanged, nothing_left_to_run
 
 log = logging.getLogger("fcnlab")
 MAX_JOBS = 10_000
@@ -70,16 +71,17 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all batches; then raise the error of the first failed job, if any."""
+        with folder_restored_on_refusal(self.chosen_launcher):
+            return self._sweep(arguments)
+
+    def _sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         with report_user_errors(self.verb):
             overrides = parse_overrides(self.context, self.params, arguments, self.chosen_launcher)
             jobs = expand_jobs(overrides)
             if any(getattr(value_of(override), "shuffle", False) for override in overrides):
                 jobs = restore_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
-            with list_hints_added(overrides):
-                remote = getattr(self.chosen_launcher, "remote", True)
-                configs = check_jobs(self.context, self.whole, jobs, 0, remote)
-            check_jobs_differ(overrides, jobs, configs)
-            check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.chosen_launcher)
+            if not nothing_left_to_run(dict(enumerate(jobs)), self.chosen_launcher):
+                self._check(overrides, jobs)
             write_multirun(self.whole)
         size, results = self.max_batch_size or len(jobs), []
         for first in range(0, len(jobs), size):
@@ -88,6 +90,13 @@ class GridSweeper(Sweeper):
         for job in itertools.chain.from_iterable(results):
             _ = job.return_value  # raises the error of a failed job
         return results
+
+    def _check(self, overrides: Sequence[Override], jobs: Sequence[list[str]]) -> None:
+        with list_hints_added(overrides):
+            remote = getattr(self.chosen_launcher, "remote", True)
+            configs = check_jobs(self.context, self.whole, jobs, 0, remote)
+        check_jobs_differ(overrides, jobs, configs)
+        check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.chosen_launcher)
 
 
 def restore_recorded_order(jobs: Sequence[list[str]], manifest: Manifest | None) -> list[list[str]]:
@@ -122,7 +131,9 @@ def parse_overrides(
     parser = OverridesParser.create(config_loader=context.config_loader)
     typed, from_params = parser.parse_overrides(list(arguments)), parser.parse_overrides(params_as_overrides(params))
     remaining = without_keys_of(from_params, typed)
-    typed_keys = {path for override in typed for path in keys_set_by(override)}
+    manifest = getattr(launcher, "manifest", None)
+    from_record = bool(manifest and launcher.resumes and _are_recorded(typed, manifest))
+    typed_keys = set() if from_record else {path for override in typed for path in keys_set_by(override)}
     for override in from_params:
         check_no_nested_list(override)
         if override.is_hydra_override():
@@ -132,7 +143,7 @@ def parse_overrides(
             )
         if replaced := _overridden_part(override, typed_keys):
             log.info("The command line overrides %s of hydra.sweeper.params", replaced)
-    if manifest := getattr(launcher, "manifest", None):
+    if manifest:
         if launcher.resumes:
             check_params(manifest, typed, from_params, parser)
         else:
@@ -181,7 +192,7 @@ def check_params(
     """
     recorded = manifest.params
     current = without_keys_of(from_params, parser.parse_overrides(manifest.overrides))
-    if user_overrides(_lines(typed)) == manifest.all_overrides:
+    if _are_recorded(typed, manifest):
         new = [override for override in current if override.input_line not in recorded]
         current = [*without_keys_of(parser.parse_overrides(recorded), new), *new]
     if _lines(current) != recorded:
@@ -190,6 +201,11 @@ def check_params(
             f" since the sweep was started{describe_difference(recorded, _lines(current))}\n"
             f"Restore its old values to resume the sweep, or start a new sweep: {manifest.command}"
         )
+
+
+def _are_recorded(overrides: Sequence[Override], manifest: Manifest) -> bool:
+    """Return whether these are all overrides of a record, which ``sweep.resume=`` alone adds to the command line."""
+    return user_overrides(_lines(overrides)) == manifest.all_overrides
 
 
 def _lines(overrides: Sequence[Override]) -> list[str]:

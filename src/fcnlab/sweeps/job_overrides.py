@@ -36,5 +36,8 @@ def user_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def overrides_for_job(folder: Path, name: str) -> list[str]:
-    """Return the overrides that make a run a job of the sweep in ``folder``."""
+    """Return the overrides that make a run a job of the sweep in ``folder``.
+
+    Its name has no ``$``: a recorded configuration that contains ``${`` is refused, since it could read anything.
+    """
     return [format_override("sweep.folder", folder), format_override("sweep.name", name.replace("$", ""))]

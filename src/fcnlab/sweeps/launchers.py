@@ -24,7 +24,9 @@ from fcnlab.config.overrides import (
 )
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError, first_line, unwritable_reason
-from fcnlab.files.reading import display_path, read_json_facts
+from fcnlab.files.locks import NAME as LOCK
+from fcnlab.files.locks import FolderLock
+from fcnlab.files.reading import display_path
 from fcnlab.library_internals.hydra import BasicLauncher
 from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.sweeps.job_checks import (
@@ -40,7 +42,7 @@ from fcnlab.sweeps.job_checks import (
 from fcnlab.sweeps.job_names import job_names
 from fcnlab.sweeps.job_overrides import SWEEP_KEYS, overrides_for_job, user_overrides, warn_about_single_run_overrides
 from fcnlab.sweeps.job_queue import JobQueue
-from fcnlab.sweeps.manifest import Job, SweepLock, open_manifest
+from fcnlab.sweeps.manifest import JOBS_LOCK, Job, SweepLock, open_manifest
 from fcnlab.sweeps.processes import (
     JobHandle,
     describe_removed_environment,
@@ -48,12 +50,14 @@ from fcnlab.sweeps.processes import (
     single_process_environment,
     start_verb,
 )
+from fcnlab.sweeps.refusals import FolderBefore, folder_restored_on_refusal
 from fcnlab.sweeps.resources import Allocation, Requirement, ResourcePool, requirement_of, slot_limit, visible_gpus
-from fcnlab.sweeps.resumed_settings import has_begun, hash_of, settings_of
+from fcnlab.sweeps.resumed_settings import has_begun, hash_of, is_finished, settings_of
 from fcnlab.sweeps.sweep_table import SweepTable, failure_report, selection_score
 
 log = logging.getLogger("fcnlab")
 LOG = "job.log"  # in a job's folder: its output
+LEFT_BY_REFUSED = {"multirun.yaml", LOCK, JOBS_LOCK}  # by sweeps of earlier versions, or killed ones
 
 
 class SlotsLauncher(Launcher):
@@ -86,19 +90,21 @@ class SlotsLauncher(Launcher):
             folder = sweep_folder(config)
             self.resumes = bool(config.sweep.resume)
             slot_limit(self.slots)
-            is_new = not folder.exists()
+            self.before, self.started = FolderBefore(folder), False
             self.lock = SweepLock(folder)
-            try:
+            self.before.list_files()
+            with folder_restored_on_refusal(self):
                 check_contains_no_run(folder)
                 overrides = user_overrides(plain_overrides(config.hydra.overrides.task))
                 self.manifest = open_manifest(folder, self.verb, overrides, self.resumes, launcher_choice(config.hydra))
-            except UserError:
-                self.lock.abandon()
-                with suppress(OSError):
-                    if is_new:
-                        folder.rmdir()
-                raise
-            self.lock.own.claim()
+            self.lock.own.record_holder()
+
+    def restore_folder(self) -> None:
+        """Remove what this command has created, if it has started no job."""
+        if not self.started:
+            self.before.remove_files()
+            self.lock.abandon()
+            self.before.remove_folders()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
@@ -111,6 +117,7 @@ class SlotsLauncher(Launcher):
             jobs = self._plan_jobs(configs)
             # Before this line a signal simply ends the process: there is nothing to save.
             with StopSignals() as signals, self._os_errors_reported():
+                self.started = True
                 self._run_jobs(jobs, configs, pool, requirements, signals)
             return [self._job_return(job, configs[job.number]) for job in jobs]
 
@@ -260,10 +267,20 @@ class InProcessLauncher(BasicLauncher):
             warn_about_single_run_overrides(config.hydra)
             folder = sweep_folder(config)
             self.names: set[str] = set()  # of the jobs of earlier batches
+            self.before, self.started = FolderBefore(folder), False
             check_contains_no_run(folder)
-            if folder.is_dir() and any(entry.name != "multirun.yaml" for entry in folder.iterdir()):
+            if folder.is_dir() and any(entry.name not in LEFT_BY_REFUSED for entry in folder.iterdir()):
                 raise UserError(f"hydra.sweep.dir={display_path(folder)}: the folder is not empty. Choose a new folder")
+            if (folder / LOCK).exists():
+                FolderLock(folder).release()  # refuses a folder in which another sweep is just starting
+            self.before.list_files()
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def restore_folder(self) -> None:
+        """Remove what this command has created, if it has started no job."""
+        if not self.started:
+            self.before.remove_files()
+            self.before.remove_folders()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert self.hydra_context is not None and self.config is not None
@@ -286,6 +303,7 @@ class InProcessLauncher(BasicLauncher):
                 [*job, *overrides_for_job(folder, names[number]), keep_folder_name(configs[number])]
                 for number, job in numbered.items()
             ]
+        self.started = True
         with shared_run_environment():
             return super().launch(jobs, initial_job_idx)
 
@@ -306,12 +324,6 @@ def keep_folder_name(cfg: DictConfig) -> str:
     key = "hydra.job.config.override_dirname.exclude_keys"
     excluded = [*OmegaConf.select(cfg, key), "sweep.folder", "sweep.name"]
     return f"{key}=[{','.join(map(quote_value, excluded))}]"
-
-
-def is_finished(job: Job, folder: Path) -> bool:
-    """Return whether a run has finished, by its run.json or, for a verb without one, by the sweep's record."""
-    status = read_json_facts(folder, "run.json").get("status")
-    return status == "finished" or (status is None and job.status == "finished" and (folder / "metrics.json").is_file())
 
 
 def planned_steps(cfg: DictConfig) -> int | None:

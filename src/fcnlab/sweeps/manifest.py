@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fcnlab.config.overrides import resume_override, shell_join
+from fcnlab.config.overrides import resume_override, searchpath_folders, shell_join
 from fcnlab.errors import UserError
 from fcnlab.files.in_place import open_own
 from fcnlab.files.locks import FolderLock, try_lock
@@ -76,10 +76,13 @@ class Manifest:
         return self.launched_by[:2] if self.launched_by[:1] == ["--config-dir"] else []
 
     @property
+    def _own_folders(self) -> list[Path]:
+        return [*map(Path, self._config_dir[1:]), *searchpath_folders(self.launched_by)]
+
+    @property
     def params_source(self) -> str:
-        """Where ``hydra.sweeper.params`` comes from, for a message: the files of --config-dir that set it."""
-        folders = map(Path, self._config_dir[1:])
-        files = [path for folder in folders for path in sorted(folder.rglob("*.yaml")) if _sets_params(path)]
+        """Where ``hydra.sweeper.params`` comes from, for a message: the files of the user's folders that set it."""
+        files = [path for folder in self._own_folders for path in sorted(folder.rglob("*.yaml")) if _sets_params(path)]
         return f"set in {', '.join(map(display_path, files))}" if files else "as typed"
 
     @property
@@ -90,7 +93,7 @@ class Manifest:
 
         repeated = []
         try:
-            check_overrides(self.all_overrides, [CONF, *map(Path, self._config_dir[1:])])
+            check_overrides(self.all_overrides, [CONF, *self._own_folders])
         except UntrustedError:
             repeated = self.all_overrides
         return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, resume_override(self.folder), *repeated])

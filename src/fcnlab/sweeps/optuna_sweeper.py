@@ -36,6 +36,7 @@ from fcnlab.sweeps.job_checks import check_jobs, report_user_errors
 from fcnlab.sweeps.job_overrides import SWEEP_KEYS
 from fcnlab.sweeps.manifest import NAME as MANIFEST
 from fcnlab.sweeps.manifest import describe_difference
+from fcnlab.sweeps.refusals import folder_restored_on_refusal
 from fcnlab.sweeps.resources import slots_for, visible_gpus
 from fcnlab.sweeps.resumed_settings import check_unchanged
 from fcnlab.sweeps.search_storage import MOST_TRIALS, STORAGE, open_study
@@ -117,6 +118,10 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Run all trials; then raise the error of the first failed job, if any."""
+        with folder_restored_on_refusal(self.chosen_launcher):
+            return self._sweep(arguments)
+
+    def _sweep(self, arguments: list[str]) -> list[JobReturn]:
         with report_user_errors(self.verb):
             overrides = parse_overrides(self.context, self.params, arguments, self.chosen_launcher)
             space, self.fixed = search_space(overrides)
@@ -130,7 +135,8 @@ class OptunaSweeper(Sweeper):
             study = self._open()
             check_trials(study, space, display_path(self.folder / STORAGE))
             started = {trial.number: [*self.fixed, *param_overrides(params_of(trial))] for trial in study.trials}
-            check_unchanged(self.context, self.whole, started, self.chosen_launcher)
+            if len(study.trials) < self.n_trials or not all(trial.state.is_finished() for trial in study.trials):
+                check_unchanged(self.context, self.whole, started, self.chosen_launcher)
             write_multirun(self.whole)
             self._write(study)
             results: list[JobReturn] = []

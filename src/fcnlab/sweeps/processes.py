@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from fcnlab.errors import WANDB_DIR_IGNORED
 from fcnlab.files.in_place import open_own
 from fcnlab.signals import Interrupted
 
@@ -19,8 +20,8 @@ RANK_VARIABLES = re.compile(  # variables that make a process a rank of a distri
     r"(LOCAL_|NODE_|GROUP_|ROLE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|PL_.*|TORCHELASTIC_.*"
     r"|SLURM_(NTASKS|PROCID|LOCALID|NODEID)|OMPI_.*|PMI_.*"
 )
-WANDB_RUN_VARIABLES = re.compile(
-    r"WANDB_(RUN_ID|RUN_STORAGE_ID|(RUN_)?NAME|RESUME(_FROM)?|FORK_FROM|SWEEP_ID|SWEEP_PARAM_PATH)"
+WANDB_RUN_VARIABLES = re.compile(  # variables that apply to a single run, and the one that applies to none
+    r"WANDB_(DIR|RUN_ID|RUN_STORAGE_ID|(RUN_)?NAME|RESUME(_FROM)?|FORK_FROM|SWEEP_ID|SWEEP_PARAM_PATH)"
 )
 
 
@@ -131,16 +132,17 @@ def single_process_environment() -> dict[str, str]:
 
 
 def shared_sweep_environment() -> dict[str, str]:
-    """Return this process's environment without the variables that give all runs the same W&B id or name."""
+    """Return this process's environment without the variables that give all runs the same W&B id, name or folder."""
     return {name: value for name, value in os.environ.items() if not WANDB_RUN_VARIABLES.fullmatch(name)}
 
 
 def describe_removed_environment() -> str | None:
-    """Describe the environment variables that name a single W&B run and are ignored; None if there are none."""
-    names = sorted(filter(WANDB_RUN_VARIABLES.fullmatch, os.environ))
-    if not names:
-        return None
-    return f"{', '.join(names)} in the environment has no effect, since each job or stage is a W&B run of its own"
+    """Describe the W&B variables of the environment that the runs of a sweep do not get; None if there are none."""
+    removed = set(filter(WANDB_RUN_VARIABLES.fullmatch, os.environ))
+    names = sorted(removed - {"WANDB_DIR"})
+    reason = "in the environment has no effect, since each job or stage is a W&B run of its own"
+    sentences = [f"{', '.join(names)} {reason}"] if names else []
+    return ". ".join([*sentences, *([WANDB_DIR_IGNORED] if "WANDB_DIR" in removed else [])]) or None
 
 
 def wait_for_process(process: subprocess.Popen) -> int:

@@ -54,7 +54,10 @@ def hash_of(settings: Settings) -> str:
 
 
 def check_unchanged(
-    context: HydraContext, config: DictConfig, jobs: Mapping[int, Sequence[str]], launcher: Any
+    context: HydraContext,
+    config: DictConfig,
+    jobs: Mapping[int, Sequence[str]],
+    launcher: Any,
 ) -> None:
     """Check that the configuration files of a resumed sweep have not changed since its jobs were started.
 
@@ -78,19 +81,26 @@ def check_unchanged(
         check_same_folder(manifest, job, str(cfg.hydra.sweep.subdir), config)
         if not has_begun(folder):
             continue
-        looked_up_anew.add(shown_changes(changed_lookups(folder, lookups, manifest.verb)), number)
-        current = settings_of(cfg)
-        if job.settings == hash_of(current):
-            continue
-        if recorded := recorded_settings(folder, COMPOSED_CONFIG, manifest.verb):
-            changes = differences(recorded, current)
-            changes = {
-                path: change for path, change in changes.items() if change.new not in DECIDED_BY_JOB.get(path, ())
-            }
+        current, changes = settings_of(cfg), {}
+        if job.settings != hash_of(current):
+            recorded = recorded_settings(folder, COMPOSED_CONFIG, manifest.verb)
+            if not recorded:
+                unreadable = display_path(folder / COMPOSED_CONFIG)
+                changed.add([f"unknown settings, since {unreadable} is not readable"], number)
+                continue
+            changes = _without_decided(differences(recorded, current))
             changed.add(shown_changes({path: change for path, change in changes.items() if path in recorded}), number)
             added.add(shown_changes({path: change for path, change in changes.items() if path not in recorded}), number)
-        else:
-            changed.add([f"unknown settings, since {display_path(folder / COMPOSED_CONFIG)} is not readable"], number)
+        anew = changed_lookups(folder, lookups, manifest.verb)
+        same_text = {path: anew[path] for path in anew if not any(f"{path}.".startswith(f"{key}.") for key in changes)}
+        looked_up_anew.add(shown_changes(same_text), number)
+    if changed.jobs:
+        assert manifest
+        raise UserError(
+            f"sweep.resume={display_path(manifest.folder)}: configuration files, or fcnlab itself, have changed since"
+            f" these jobs were started. The remaining jobs would get other settings:\n{changed}\nRestore the files, use"
+            f" the version of fcnlab that ran these jobs, or start a new sweep: {manifest.command}"
+        )
     if added.jobs:
         log.warning("Warning: these settings did not exist when the jobs were started:\n%s", added)
     if looked_up_anew.jobs:
@@ -102,13 +112,15 @@ def check_unchanged(
             looked_up_anew,
             manifest.command,
         )
-    if changed.jobs:
-        assert manifest
-        raise UserError(
-            f"sweep.resume={display_path(manifest.folder)}: configuration files, or fcnlab itself, have changed since"
-            f" these jobs were started. The remaining jobs would get other settings:\n{changed}\nRestore the files, use"
-            f" the version of fcnlab that ran these jobs, or start a new sweep: {manifest.command}"
-        )
+
+
+def nothing_left_to_run(jobs: Mapping[int, Sequence[str]], launcher: Any) -> bool:
+    """Return whether all jobs of a resumed sweep have finished, so that no settings are needed."""
+    manifest: Manifest | None = getattr(launcher, "manifest", None)
+    return manifest is not None and all(
+        number in manifest.jobs and is_finished(manifest.jobs[number], manifest.folder / manifest.jobs[number].folder)
+        for number in jobs
+    )
 
 
 def check_same_folder(manifest: Manifest, job: Job, subdir: str, config: DictConfig) -> None:
@@ -139,6 +151,12 @@ def has_begun(folder: Path) -> bool:
     return any((folder / name).exists() for name in (COMPOSED_CONFIG, "run.json", "metrics.json"))
 
 
+def is_finished(job: Job, folder: Path) -> bool:
+    """Return whether a run has finished, by its run.json or, for a verb without one, by the sweep's record."""
+    status = read_json_facts(folder, "run.json").get("status")
+    return status == "finished" or (status is None and job.status == "finished" and (folder / "metrics.json").is_file())
+
+
 def recorded_settings(folder: Path, name: str, verb: str) -> Settings:
     """Return the settings in a file of a run's folder; none if it cannot be read."""
     try:
@@ -152,4 +170,8 @@ def changed_lookups(folder: Path, current: Settings, verb: str) -> dict[str, Cha
     recorded = recorded_settings(folder, RESOLVED_CONFIG, verb) if current else {}
     common = sorted(recorded.keys() & current.keys())
     changed = differences(*({path: settings[path] for path in common} for settings in (recorded, current)))
-    return {path: change for path, change in changed.items() if change.new not in DECIDED_BY_JOB.get(path, ())}
+    return _without_decided(changed)
+
+
+def _without_decided(changes: Mapping[str, Change]) -> dict[str, Change]:
+    return {path: change for path, change in changes.items() if change.new not in DECIDED_BY_JOB.get(path, ())}

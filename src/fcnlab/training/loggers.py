@@ -20,7 +20,7 @@ from fcnlab.config.overrides import (
     shell_join,
     was_set_on_command_line,
 )
-from fcnlab.errors import UserError, first_line
+from fcnlab.errors import WANDB_DIR_IGNORED, UserError, first_line
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
@@ -150,6 +150,8 @@ def _open_wandb(cfg: DictConfig, facts: Mapping[str, Any]) -> WandbLogger:
         log_warning(
             f"WANDB_RUN_ID={environment_id} in the environment has no effect: this run resumes its W&B run {run_id}"
         )
+    if os.environ.get("WANDB_DIR"):  # not in a sweep, which removes it and warns once
+        log_warning(WANDB_DIR_IGNORED)
     logger = instantiate(settings, _convert_="all")(
         folder=sweep or run_folder(),  # one wandb/ for a whole sweep
         config=to_plain(cfg)

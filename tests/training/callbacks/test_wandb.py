@@ -191,6 +191,16 @@ def test_resumed_run_continues_its_wandb_run(opened, described_by, monkeypatch, 
     assert opened[-1]["id"] is None and "no effect" not in caplog.text  # W&B itself takes the environment's
 
 
+def test_the_folder_of_the_environment_causes_a_warning(opened, described_by, monkeypatch, caplog):
+    described_by()
+    assert "WANDB_DIR" not in caplog.text
+    monkeypatch.setenv("WANDB_DIR", "/elsewhere")
+    described_by()
+    assert (
+        "Warning: WANDB_DIR in the environment has no effect, since wandb/ is in the folder of the run" in caplog.text
+    )
+
+
 @pytest.fixture
 def described_by(composed, monkeypatch, tmp_path):
     """Open the loggers of a composed run."""
