@@ -4,8 +4,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/pip install -q) -c constraints.txt
-# A process for each core, at most 4, each of one thread; the tests of a file stay together, since they share its runs.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+# A process for each core, at most 4, each of one thread. Each gets a part of the files, whose tests share runs, and takes
+# tests from the others when it has none left.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 # Under these, calls of fcnlab's functions must be as their annotations say, shapes included (tests/annotations.py). They
 # slow imports down, and nothing that is compiled, exported or started as a process of its own would have them.
 CHECK_ANNOTATIONS := --jaxtyping-packages=fcnlab,annotations.checked -m 'not slow and not unchecked' \
