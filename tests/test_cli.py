@@ -285,7 +285,7 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
         "page.css",
         "page.js",
     }
-    assert (site / "fcnlab" / "benchmarks" / "measuring.py").is_file()
+    assert (site / "fcnlab" / "benchmarks" / "measuring.py").is_file() and (site / "fcnlab" / "py.typed").is_file()
     small = ["data.dataset.num_train=8", "data.dataset.num_val=2", "data.batch_size=4", "trainer.max_steps=1"]
     run = [site / "bin" / "fcnlab", "train", "trainer=smoke", "logger=none", *small]
     subprocess.run(run, cwd=empty, env=environment, check=True)

@@ -78,9 +78,14 @@ def read_image(path: Path) -> UInt8[ndarray, "rows cols 3"]:
     with open_image(path) as file:
         if file.format == "JPEG" and file.mode == "RGB" and (pixels := _whole_jpeg(path, file.size)) is not None:
             return pixels
-        if file.mode == "P" and "transparency" in file.info:
-            return np.array(file.convert("RGBA").convert("RGB"))  # the same colours; PIL warns about direct conversion
-        return np.array(file.convert("RGB"))
+        return as_rgb(file)
+
+
+def as_rgb(image: Image.Image) -> UInt8[ndarray, "rows cols 3"]:
+    """Return PIL's image of 8 bits per channel as RGB."""
+    if image.mode == "P" and "transparency" in image.info:
+        return np.array(image.convert("RGBA").convert("RGB"))  # the same colours; PIL warns about direct conversion
+    return np.array(image.convert("RGB"))
 
 
 def _whole_jpeg(path: Path, size: tuple[int, int]) -> UInt8[ndarray, "rows cols 3"] | None:
@@ -99,12 +104,23 @@ def _whole_jpeg(path: Path, size: tuple[int, int]) -> UInt8[ndarray, "rows cols 
 def open_image(path: Path) -> Iterator[ImageFile]:
     """Yield PIL's image, not yet decoded; all errors become a DataError with the file name."""
     with opened(path, IMAGE_FORMATS) as file:
-        if file.mode.startswith(("I", "F")):
-            raise WrongMode(
-                f"{path} has pixels of mode {file.mode}, with more than 8 bits, which would be clipped at 255:"
-                " save it with 8 bits per channel"
-            )
+        check_depth(file, str(path))
         yield file
+
+
+def check_depth(image: Image.Image, name: str) -> None:
+    """Check that PIL's image has 8 bits per channel, or fewer.
+
+    Raises
+    ------
+    WrongMode
+        It has more.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise WrongMode(
+            f"{name} has pixels of mode {image.mode}, with more than 8 bits, which would be clipped at 255:"
+            " save it with 8 bits per channel"
+        )
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-import fcnlab
 from fcnlab.config.components import to_plain
 from fcnlab.config.overrides import shell_override
 from fcnlab.config.trust import MODEL_COMPONENTS, check_components
@@ -25,6 +24,7 @@ from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_s
 from fcnlab.runs.selection import CHECKPOINT_TYPES, Facts, is_valid_selection
 from fcnlab.training.callbacks.resume import check_random_states
 from fcnlab.training.callbacks.stopping import check_stopping_states
+from fcnlab.version import __version__
 
 MAX_DEPTH = 20  # levels of a record; a model's config has 3
 MAX_VALUES = 10_000  # values of a record; a usual one has 300, most of them the palette's
@@ -39,7 +39,7 @@ def checkpoint_record(cfg: DictConfig, dataset: SegmentationDataset, **facts: An
     :mod:`fcnlab.training.segments`).
     """
     return facts | {
-        "version": fcnlab.__version__,
+        "version": __version__,
         "variant": HydraConfig.get().runtime.choices["model"],
         "model": without_weights(to_plain(cfg.model)),
         "classes": list(dataset.classes),

@@ -1,0 +1,151 @@
+"""A trained model in Python: load a checkpoint, predict images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from numpy import ndarray
+from PIL import Image
+
+from fcnlab.data.image_files import as_rgb, check_depth, read_image
+from fcnlab.inference import InferenceMethod, NoPostprocess, Postprocess, WholeImage
+from fcnlab.models import FCN
+from fcnlab.training.checkpoints import read_checkpoint, rebuild_model
+from fcnlab.training.segmenter import Segmenter
+
+OneImage = str | Path | Image.Image | ndarray  # an array: uint8, (rows, cols, 3), RGB
+Labels = UInt8[ndarray, "rows cols"]
+Probabilities = Float32[ndarray, "classes rows cols"]
+
+
+def load(
+    checkpoint: str | Path,
+    device: str | torch.device | None = None,
+    inference: InferenceMethod | None = None,
+    postprocess: Postprocess | None = None,
+    trust: Sequence[str] = (),
+) -> "TrainedModel":
+    """Return the trained model of a checkpoint of ``fcnlab train``.
+
+    The file is read as data: it can come from anyone.
+
+    Parameters
+    ----------
+    checkpoint
+        Such as ``RUN/checkpoints/best.ckpt``; the run's folder is not needed.
+    device
+        Such as "cpu" or "cuda:1". None: the GPU if there is one, otherwise the CPU.
+    inference, postprocess
+        As ``inference=`` and ``postprocess=`` of ``fcnlab predict``, such as ``fcnlab.inference.Flip()``. None: one
+        pass over the whole image, without post-processing.
+    trust
+        Packages whose classes the checkpoint may use. Their code runs.
+
+    Raises
+    ------
+    UserError
+        The file does not exist, is damaged, was not written by fcnlab, or uses classes of other packages; or a package
+        that ``postprocess`` needs is not installed.
+    """
+    content = read_checkpoint(checkpoint)
+    net = rebuild_model(content, f"checkpoint={checkpoint}", trust)
+    postprocess = postprocess or NoPostprocess()
+    postprocess.check_installed()
+    facts = content["fcnlab"]
+    palette = np.array(facts["palette"], np.uint8)
+    return TrainedModel(net, facts["classes"], palette, device, inference or WholeImage(), postprocess)
+
+
+class TrainedModel:
+    """A trained model that predicts single images; :func:`load` returns one.
+
+    Attributes
+    ----------
+    net
+        The network, in evaluation mode: RGB images in 0..1, (batch, 3, rows, cols), to class scores.
+    classes
+        Names, by class id.
+    palette
+        RGB of each class, uint8, (classes, 3).
+    """
+
+    def __init__(
+        self,
+        net: FCN,
+        classes: Sequence[str],
+        palette: UInt8[ndarray, "classes 3"],
+        device: str | torch.device | None,
+        inference: InferenceMethod,
+        postprocess: Postprocess,
+    ):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.classes, self.palette = tuple(classes), palette
+        self._min_size = inference.minimum_image_size(net)
+        channels_last = self.device.type == "cuda" or getattr(net.backbone, "channels_last_on_cpu", False)
+        self._segmenter = Segmenter(
+            net, classes, channels_last=channels_last, row_blocks=True, inference=inference, postprocess=postprocess
+        )
+        self._segmenter.to(self.device).eval()
+
+    @property
+    def net(self) -> FCN:
+        return self._segmenter.net
+
+    @overload
+    def predict(self, image: OneImage) -> Labels: ...
+    @overload
+    def predict(self, image: Sequence[OneImage]) -> list[Labels]: ...
+    def predict(self, image):
+        """Return the class ids of an image's pixels, those that ``fcnlab predict`` writes in single precision.
+
+        Parameters
+        ----------
+        image
+            A file, a PIL image, or a uint8 array (rows, cols, 3) of RGB, of any size; or a list of these, for which a
+            list is returned. Orientation in EXIF data is ignored, as in training.
+
+        Raises
+        ------
+        ValueError
+            The image is smaller than the model requires, or an array of another type or shape.
+        DataError
+            A file is missing, damaged, too large, or has more than 8 bits per channel.
+        """
+        if isinstance(image, list | tuple):
+            return [self.predict(each) for each in image]
+        with torch.inference_mode():
+            labels = self._segmenter.predict_step({"image": self._batch(image)})
+        return labels[0].byte().cpu().numpy()
+
+    def probabilities(self, image: OneImage) -> Probabilities:
+        """Return the class probabilities of an image's pixels; the arguments and errors are those of :meth:`predict`.
+
+        Their argmax is the prediction, except where the two highest probabilities are equal in single precision.
+        """
+        segmenter = self._segmenter
+        with torch.inference_mode():
+            pixels = self._batch(image).float() / 255
+            probabilities = segmenter.inference.probabilities(self.net, pixels)
+            return segmenter.postprocess(probabilities, pixels)[0].cpu().numpy()
+
+    def _batch(self, image: OneImage) -> UInt8[torch.Tensor, "1 3 rows cols"]:
+        pixels = _pixels(image)
+        rows, cols = pixels.shape[:2]
+        if min(rows, cols) < self._min_size:
+            raise ValueError(f"an image must have at least {self._min_size} pixels on each side, got {rows}x{cols}")
+        return torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device)
+
+
+def _pixels(image: OneImage) -> UInt8[ndarray, "rows cols 3"]:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        check_depth(image, "the image")
+        return as_rgb(image)
+    if not isinstance(image, ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        kind = f"{image.dtype} of {image.shape}" if isinstance(image, ndarray) else type(image).__name__
+        raise ValueError(f"an image must be a file, a PIL image, or a uint8 array of (rows, cols, 3), got {kind}")
+    return np.array(image)  # a copy: torch refuses arrays that are read-only or run backwards

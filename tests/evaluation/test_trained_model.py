@@ -1,0 +1,109 @@
+"""``fcnlab.load``, and the other public names."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fcnlab as public
+from fcnlab.data import DataError
+from fcnlab.errors import UserError
+from fcnlab.inference import Flip, GuidedFilter
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 83, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def checkpoint(trained_once) -> Path:
+    return trained_once() / "checkpoints" / "best.ckpt"
+
+
+@pytest.fixture
+def model(checkpoint) -> "public.TrainedModel":
+    return public.load(checkpoint, device="cpu")
+
+
+def test_predictions_are_those_of_the_command(model, checkpoint, photo, fcnlab, tmp_path):
+    assert fcnlab("predict", f"checkpoint={checkpoint}", f"input={photo}", "output=out", "trainer.accelerator=cpu") == 0
+    with Image.open(tmp_path / "out" / "labels" / "photo.png") as file:
+        assert np.array_equal(model.predict(str(photo)), np.array(file))
+        assert file.getpalette()[: model.palette.size] == model.palette.ravel().tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"inference": Flip()}, {"postprocess": GuidedFilter()}], ids=str)
+def test_labels_are_the_classes_of_the_highest_probabilities(checkpoint, photo, settings):
+    model = public.load(checkpoint, "cpu", **settings)
+    probabilities = model.probabilities(photo)
+    assert probabilities.dtype == np.float32 and probabilities.shape == (21, 70, 83)
+    assert np.array_equal(model.predict(photo), probabilities.argmax(0))
+
+
+def test_probabilities_are_the_network_s_scores_in_a_softmax(model, photo):
+    """By hand, from the image's bytes."""
+    image = torch.tensor(np.array(Image.open(photo)) / 255, dtype=torch.float32).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        scores = model.net(image)[0].numpy().astype(np.float64)
+    expected = np.exp(scores - scores.max(0)) / np.exp(scores - scores.max(0)).sum(0)
+    np.testing.assert_allclose(model.probabilities(photo), expected, atol=1e-5)
+
+
+def test_files_images_and_arrays_are_the_same(model, photo):
+    expected = model.predict(photo)
+    assert expected.dtype == np.uint8 and expected.shape == (70, 83)
+    pixels = np.array(Image.open(photo))
+    backwards = pixels[::-1].copy()[::-1]
+    read_only = np.frombuffer(pixels.tobytes(), np.uint8).reshape(pixels.shape)
+    several = [str(photo), Image.open(photo), pixels, backwards, read_only, Image.open(photo).convert("RGBA")]
+    assert all(np.array_equal(labels, expected) for labels in model.predict(several))
+    assert model.predict([]) == []
+
+
+def test_classes_and_palette(model):
+    assert model.classes[:2] == ("background", "aeroplane") and len(model.classes) == 21
+    assert model.palette.shape == (21, 3) and model.palette.dtype == np.uint8
+    assert isinstance(model.net, public.FCN) and not model.net.training
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((70, 83, 3)), r"got float64 of \(70, 83, 3\)"),
+        (np.zeros((3, 70, 83), np.uint8), r"got uint8 of \(3, 70, 83\)"),
+        (np.zeros((0, 83, 3), np.uint8), "at least 1 pixels on each side, got 0x83"),
+        (torch.zeros(70, 83, 3), "got Tensor"),
+    ],
+)
+def test_invalid_images_are_refused(model, image, message):
+    with pytest.raises(ValueError, match=message):
+        model.predict(image)
+
+
+def test_unreadable_files_are_named(model, tmp_path):
+    with pytest.raises(DataError, match="is missing"):
+        model.predict(tmp_path / "none.jpg")
+    with pytest.raises(DataError, match="the image has pixels of mode I"):
+        model.predict(Image.new("I", (80, 80)))
+    with pytest.raises(UserError, match=r"none\.ckpt is not a file"):
+        public.load(tmp_path / "none.ckpt")
+
+
+def test_all_public_names_exist():
+    assert all(getattr(public, name) is not None for name in public.__all__)
+    assert set(public.__all__) <= set(dir(public))
+    with pytest.raises(AttributeError, match="has no attribute 'lod'"):
+        _ = public.lod
+
+
+def test_importing_fcnlab_imports_no_library():
+    code = "import fcnlab, sys; print(sorted({'torch', 'lightning', 'hydra', 'numpy'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
