@@ -318,12 +318,16 @@ def tiff(order: str, is_big: bool, rows: int, lists: dict[int, tuple[int, int]],
 
 
 def refused_at_once(path: Path, data: bytes, said: str) -> None:
+    """The fastest of three times counts: on a busy machine, one may include what has nothing to do with it."""
     path.write_bytes(data)
     for read in (read_image, image_size):
-        started = time.process_time()
-        with pytest.raises(UnreadableFile, match=said):
-            read(path)
-        assert time.process_time() - started < 0.5
+        seconds = []
+        for _ in range(3):
+            started = time.process_time()
+            with pytest.raises(UnreadableFile, match=said):
+                read(path)
+            seconds.append(time.process_time() - started)
+        assert min(seconds) < 0.5
 
 
 @pytest.mark.parametrize(("order", "is_big"), [("<", False), (">", False), ("<", True)])
