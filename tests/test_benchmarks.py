@@ -169,9 +169,9 @@ def test_a_step_is_a_fraction_of_the_rivals_work(script):
     found = work["measure"](
         {name: work["NETS"][name] for name in (work["AS_THE_RIVAL"], "fcnlab")}, work["AS_THE_RIVAL"], size
     )
-    ours = found["375x500: fcnlab"]
-    assert ours["ratio"] >= 1.8
-    assert ours["GMAC_forward"] == pytest.approx(vgg16_macs(*size), rel=0.01)
+    actual = found["375x500: fcnlab"]
+    assert actual["ratio"] >= 1.8
+    assert actual["GMAC_forward"] == pytest.approx(vgg16_macs(*size), rel=0.01)
 
 
 def vgg16_macs(rows: int, cols: int) -> float:
@@ -205,8 +205,8 @@ def test_what_a_rival_is_missing_for_is_said(name, script, monkeypatch, capsys, 
 
 def test_forward(script, rival):
     forward = script("forward")
-    ours = importlib.import_module("ours")
-    made = {"fcnlab": lambda: ours.net_of(ours.composed(*TINY))}
+    actual = importlib.import_module("ours")
+    made = {"fcnlab": lambda: actual.net_of(actual.composed(*TINY))}
     found = forward["measure"]({"pytorch-fcn": rival.net}, made, (64, 64), 1, CPU)
     assert len(found) == 6 and found["pytorch-fcn, fp32"]["ratio"] == 1
     assert all(row["GMAC"] >= 0 and row["ms"] > 0 for row in found.values())
@@ -229,12 +229,12 @@ def test_utilization_is_work_over_time_over_what_the_card_can(script, rival):
 
 
 def test_our_step_is_the_configurations(script):
-    ours = importlib.import_module("ours")
-    built = ours.build(*TINY, "optim=sgd", "optim.lr=0.5", "speed=off", device=CPU)
-    assert not built.segmenter.row_blocks and ours.build(*TINY, device=CPU).segmenter.row_blocks
+    actual = importlib.import_module("ours")
+    built = actual.build(*TINY, "optim=sgd", "optim.lr=0.5", "speed=off", device=CPU)
+    assert not built.segmenter.row_blocks and actual.build(*TINY, device=CPU).segmenter.row_blocks
     optimizer = built.optimizer()
     before = [value.detach().clone() for value in built.segmenter.net.parameters()]
-    built.loss(ours.batch(1, 64, 64, CPU)).backward()
+    built.loss(actual.batch(1, 64, 64, CPU)).backward()
     optimizer.step()
     assert any(not torch.equal(old, new) for old, new in zip(before, built.segmenter.net.parameters(), strict=True))
 
@@ -296,10 +296,10 @@ def scripts(monkeypatch, tmp_path):
 
 def test_the_verb_goes_on_behind_a_benchmark_that_fails(fcnlab, scripts, capfd, tmp_path):
     assert fcnlab("bench", "hydra.run.dir=run", "threads=1") == 1
-    said = capfd.readouterr()
-    assert "live" in said.out and re.search(r"writes: fast +2.00 +1.50 to 2.50 +times as fast", said.out)
-    assert "writes: not measured: a rival, which is not there" in said.out
-    assert "failed: broken" in said.err and "Traceback" not in said.err
+    message = capfd.readouterr()
+    assert "live" in message.out and re.search(r"writes: fast +2.00 +1.50 to 2.50 +times as fast", message.out)
+    assert "writes: not measured: a rival, which is not there" in message.out
+    assert "failed: broken" in message.err and "Traceback" not in message.err
     found = json.loads((tmp_path / "run" / "bench.json").read_text())
     assert list(found["benchmarks"]) == ["writes"] and found["benchmarks"]["writes"]["environment"] == {"threads": "1"}
     page = (tmp_path / "run" / "bench.md").read_text()
@@ -307,7 +307,7 @@ def test_the_verb_goes_on_behind_a_benchmark_that_fails(fcnlab, scripts, capfd, 
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         (
             "benchmarks=writes,wirtes",
@@ -318,10 +318,10 @@ def test_the_verb_goes_on_behind_a_benchmark_that_fails(fcnlab, scripts, capfd, 
         ("threads=10000", "threads=10000 is not valid: choose 1 to"),
     ],
 )
-def test_invalid_settings_are_refused_before_any_benchmark(word, said, fcnlab, scripts, capfd):
+def test_invalid_settings_are_refused_before_any_benchmark(word, message, fcnlab, scripts, capfd):
     assert fcnlab("bench", word) == 1
     shown = capfd.readouterr()
-    assert said in shown.err and "live" not in shown.out
+    assert message in shown.err and "live" not in shown.out
 
 
 @pytest.mark.slow

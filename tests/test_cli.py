@@ -23,8 +23,8 @@ from fcnlab.library_internals.hydra import value_of
 
 def test_help_lists_the_verbs(capsys, fcnlab):
     assert fcnlab("--help") == 0
-    said = capsys.readouterr().out
-    assert all(f"fcnlab {verb}" in said for verb in VERBS)
+    message = capsys.readouterr().out
+    assert all(f"fcnlab {verb}" in message for verb in VERBS)
 
 
 def test_help_imports_neither_torch_nor_hydra():
@@ -122,7 +122,7 @@ def test_other_ranks_start_with_the_rewritten_command(fcnlab, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["model=fcn9s"], "fcn8s"),  # the options there are
         (["modle=fcn8s"], "modle"),
@@ -135,16 +135,16 @@ def test_other_ranks_start_with_the_rewritten_command(fcnlab, capsys):
         (["model/backbone=googlenet", "model.backbone.weights=none", "data.crop_size=30"], "set at least 31"),
     ],
 )
-def test_a_user_error_has_no_traceback(words, said, fcnlab, capsys, shapes_root):
+def test_a_user_error_has_no_traceback(words, message, fcnlab, capsys, shapes_root):
     few = ("data.dataset.num_train=24", "data.dataset.num_val=8", "data.dataset.size=64", "data.batch_size=4")
     few = () if "data=voc" in words else few
     assert fcnlab("train", f"data.root={shapes_root}", "trainer=smoke", "logger=none", *few, *words) == 1
     error = capsys.readouterr().err
-    assert said in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["train", "experiment=paper/fcn33s"],
@@ -158,10 +158,10 @@ def test_a_user_error_has_no_traceback(words, said, fcnlab, capsys, shapes_root)
         (["eval", "checkpoint=best.ckpt", "model=fcn9s"], "Unknown option model=fcn9s. Did you mean model=fcn8s?"),
     ],
 )
-def test_unknown_options_of_optional_groups_are_reported(words, said, fcnlab, capsys):
+def test_unknown_options_of_optional_groups_are_reported(words, message, fcnlab, capsys):
     assert fcnlab(*words) == 1
     error = capsys.readouterr().err
-    assert said in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize(
@@ -223,19 +223,20 @@ def test_the_folder_to_resume_may_be_quoted(resumed_command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("verb", "said"), [("train", "resume with checkpoint=last"), ("eval", "repeat"), ("compare", "repeat the command")]
+    ("verb", "message"),
+    [("train", "resume with checkpoint=last"), ("eval", "repeat"), ("compare", "repeat the command")],
 )
-def test_the_message_for_a_full_disk_says_how_to_continue(verb: str, said: str):
-    told = _disk_error_message(verb, OSError(errno.ENOSPC, "No space left on device", "x.json"), Path("run"))
-    assert told and f"fcnlab {verb}: no space left on the device for x.json" in told and said in told
-    assert verb == "train" or "checkpoint" not in told
+def test_the_message_for_a_full_disk_says_how_to_continue(verb: str, message: str):
+    output = _disk_error_message(verb, OSError(errno.ENOSPC, "No space left on device", "x.json"), Path("run"))
+    assert output and f"fcnlab {verb}: no space left on the device for x.json" in output and message in output
+    assert verb == "train" or "checkpoint" not in output
 
 
 def test_the_message_for_a_file_error_names_the_file():
     """One without a name may be a mistake of ours, whose traceback is wanted."""
     for name, way_out in (("run/predictions", "Fix it"), ("elsewhere", "Choose another file or folder")):
-        told = _disk_error_message("train", OSError(errno.EISDIR, "Is a directory", name), Path("run"))
-        assert told and f"fcnlab train: {name}: Is a directory. " in told and way_out in told
+        output = _disk_error_message("train", OSError(errno.EISDIR, "Is a directory", name), Path("run"))
+        assert output and f"fcnlab train: {name}: Is a directory. " in output and way_out in output
     assert _disk_error_message("train", OSError(errno.EISDIR, "Is a directory"), Path("run")) is None
     few = _disk_error_message("train", OSError(errno.EMFILE, "Too many open files"), Path("run"))
     assert few is not None and "no more files may be opened" in few and "ulimit -n 4096" in few
@@ -301,7 +302,7 @@ def test_version(fcnlab, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["train", "hydra.run.dir=rün"],
@@ -323,10 +324,10 @@ def test_version(fcnlab, capsys):
         (["train", "seed=[1"], "seed=[1 cannot be parsed: no viable alternative at input '[1' (key=value)\n"),
     ],
 )
-def test_an_override_that_hydra_cannot_parse_is_reported(fcnlab, capsys, words, said):
+def test_an_override_that_hydra_cannot_parse_is_reported(fcnlab, capsys, words, message):
     assert fcnlab(*words) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"fcnlab {words[0]}: {words[-1]} cannot be parsed: ") and error.endswith(said)
+    assert error.startswith(f"fcnlab {words[0]}: {words[-1]} cannot be parsed: ") and error.endswith(message)
 
 
 def test_hydra_parses_the_quoted_override():
@@ -391,20 +392,20 @@ BEFORE_HYDRA, IN_A_TASK = "fcnlab.cli.time.time", "fcnlab.tasks.compare.compare"
 
 
 @pytest.mark.parametrize(
-    ("place", "error", "said"),
+    ("place", "error", "message"),
     [
         *((BEFORE_HYDRA, *limit) for limit in LIMITS),
         *((IN_A_TASK, *limit) for limit in LIMITS[:-1]),  # of files _disk_error_message says there how the run goes on
     ],
 )
-def test_a_limit_of_the_process_is_reported_without_a_traceback(fcnlab, capsys, monkeypatch, error, said, place):
+def test_a_limit_of_the_process_is_reported_without_a_traceback(fcnlab, capsys, monkeypatch, error, message, place):
     def raises(*_):
         raise error
 
     monkeypatch.setattr(place, raises)
     assert fcnlab("compare", "runs=.") == 1
     shown = capsys.readouterr().err
-    assert said in shown and str(error).splitlines()[0] in shown and "raise the limit (ulimit" in shown
+    assert message in shown and str(error).splitlines()[0] in shown and "raise the limit (ulimit" in shown
     assert "Traceback" not in shown
 
 

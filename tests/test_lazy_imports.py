@@ -62,9 +62,9 @@ def test_a_comparison_imports_no_torch(python):
 
 @pytest.mark.parametrize(("words", "most"), [(("--help",), 150), (("train", "--cfg", "job"), 700)])
 def test_to_show_something_imports_no_torch(python, words, most):
-    said = f"import atexit\natexit.register(lambda: exec({SAY_ALL!r}))\n"
+    message = f"import atexit\natexit.register(lambda: exec({SAY_ALL!r}))\n"
     run = f"import sys; sys.argv = {['fcnlab', *words]!r}\nfrom fcnlab.cli import main\nmain()"
-    found = python("-c", said + run)
+    found = python("-c", message + run)
     assert "fcnlab.cli" in found and not found & {"torch", "lightning", "numpy"} and len(found) < most
 
 

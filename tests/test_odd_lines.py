@@ -9,7 +9,7 @@ from fcnlab.sweeps import launchers
 
 
 @pytest.fixture
-def said(fcnlab, capfd, tmp_path):
+def message(fcnlab, capfd, tmp_path):
     """Return the message of a refused command, which creates no run."""
 
     def say(*words: str) -> str:
@@ -25,7 +25,7 @@ COMPUTED = "cannot be resolved: "
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "output"),
     [
         ("-m --cfg job", "--cfg shows the configuration of one run. Remove -m"),
         ("-m --info", "--info shows the configuration of one run. Remove -m"),
@@ -91,13 +91,13 @@ COMPUTED = "cannot be resolved: "
         ("-m =1,2", "Config group override must be a string"),
     ],
 )
-def test_a_refused_command_line_is_explained(said, line: str, told: str):
-    assert told in said("train", *line.split())
+def test_a_refused_command_line_is_explained(message, line: str, output: str):
+    assert output in message("train", *line.split())
 
 
-def test_null_is_case_insensitive(said):
+def test_null_is_case_insensitive(message):
     for word in ("optim=NULL", "optim=Null"):
-        assert f"{word.lower()}: null is not an option. Choose from: adamw" in said("train", word)
+        assert f"{word.lower()}: null is not an option. Choose from: adamw" in message("train", word)
 
 
 def test_a_sweep_resumes_with_a_config_dir_whose_name_looks_like_an_override(monkeypatch, tmp_path):

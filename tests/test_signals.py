@@ -170,8 +170,8 @@ def test_a_child_whose_parent_ends_before_it_has_asked_ends_too():
 
 def start(folder: Path, *words: str, **further) -> subprocess.Popen:
     command = [sys.executable, "-W", "ignore", "-m", "fcnlab", *words]
-    with (folder / "said").open("ab") as said:
-        streams = {"stdout": said, "stderr": said} | further
+    with (folder / "message").open("ab") as message:
+        streams = {"stdout": message, "stderr": message} | further
         return subprocess.Popen(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, **streams)
 
 
@@ -179,7 +179,7 @@ def wait_for_row(run: Path, process: subprocess.Popen) -> None:
     """Until it has trained."""
     deadline = time.monotonic() + 120
     while not (run / "metrics.csv").is_file():
-        assert process.poll() is None and time.monotonic() < deadline, (run.parent / "said").read_text()
+        assert process.poll() is None and time.monotonic() < deadline, (run.parent / "message").read_text()
         time.sleep(0.05)
 
 
@@ -234,8 +234,8 @@ def test_ctrl_c_while_a_command_starts_is_a_line(tmp_path, small, after):
     time.sleep(after)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 128 + signal.SIGINT
-    said = (tmp_path / "said").read_text()
-    assert "Traceback" not in said and said.lower().count("stopped by sigint") == 1
+    message = (tmp_path / "message").read_text()
+    assert "Traceback" not in message and message.lower().count("stopped by sigint") == 1
 
 
 class Dropped:

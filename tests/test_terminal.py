@@ -131,7 +131,7 @@ def test_a_comparison_is_complete_if_its_table_cannot_be_printed(fcnlab, monkeyp
     write_run(tmp_path / "runs" / "a")
     monkeypatch.setattr(sys, "stdout", full_disk)
     assert fcnlab("compare", "runs=runs", "hydra.run.dir=c") == 0
-    assert "not all output could be written" in (said := capsys.readouterr().err) and "Traceback" not in said
+    assert "not all output could be written" in (message := capsys.readouterr().err) and "Traceback" not in message
     assert (tmp_path / "c" / "comparison.html").is_file()
 
 

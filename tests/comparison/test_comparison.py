@@ -75,7 +75,7 @@ def test_a_net_and_itself_are_not_told_apart(make_run, compared):
 
 
 @pytest.mark.parametrize(
-    ("seeds", "verdict", "said", "note"),
+    ("seeds", "verdict", "message", "note"),
     [
         (
             (1,),
@@ -92,13 +92,13 @@ def test_a_net_and_itself_are_not_told_apart(make_run, compared):
         ((1, 2, 3), "better, significant over images and seeds", "3 seeds in common", None),
     ],
 )
-def test_few_seeds(make_run, compared, seeds, verdict, said, note):
+def test_few_seeds(make_run, compared, seeds, verdict, message, note):
     for seed in seeds:
         for model, quality in {"fcn8s": 0.9, "fcn32s": 0.5}.items():
             make_run(f"{model}{seed}", toy_matrices(quality + seed / 100, seed=seed), model=model, seed=seed)
     found = compared()
     (pair,) = found.pairs
-    assert pair.verdict == verdict and said in pair.of_seeds and (pair.over_seeds is None) == (len(seeds) < 3)
+    assert pair.verdict == verdict and message in pair.of_seeds and (pair.over_seeds is None) == (len(seeds) < 3)
     assert list(pair.seed_differences) == list(seeds)
     assert bool(found.notes) == bool(note) and all(note in text for text in found.notes)
 
@@ -155,7 +155,7 @@ def test_nothing_to_compare(make_run, compared):
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         ({"protocol": {"set": "toys test"}}, "its set is 'toys test', but 'toys val' in"),
         ({"protocol": {"void": "counts as background"}}, "its void is 'counts as background'"),
@@ -168,14 +168,14 @@ def test_nothing_to_compare(make_run, compared):
         ({"matrices": 2 * toy_matrices(0.7)}, "the ground truth of 36 of its images, such as image_000, differs"),
     ],
 )
-def test_what_is_not_comparable_is_refused_by_name(make_run, compared, other, said):
+def test_what_is_not_comparable_is_refused_by_name(make_run, compared, other, message):
     for seed in (1, 2):
         make_run(f"a{seed}", seed=seed)
     odd = make_run("odd", model="fcn32s", **other)
     found = compared()
     assert names(found) == ["all runs"]
     (out,) = found.left_out
-    assert out.folder == odd and out.reason.startswith("not comparable: ") and said in out.reason
+    assert out.folder == odd and out.reason.startswith("not comparable: ") and message in out.reason
 
 
 def listed(count: int) -> list[str]:

@@ -152,11 +152,11 @@ def test_a_group_is_chosen_by_words_that_no_other_has(groups, wanted):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"), [("fcn8s", "matches 2 groups"), ("fcn9s", "matches no group"), (" ", "matches no group")]
+    ("wanted", "message"), [("fcn8s", "matches 2 groups"), ("fcn9s", "matches no group"), (" ", "matches no group")]
 )
-def test_words_that_choose_none_or_several(groups, wanted, said):
+def test_words_that_choose_none_or_several(groups, wanted, message):
     found, _ = groups(*[(model, 1, {"optim.lr": lr}) for model in ("fcn32s", "fcn8s") for lr in (0.1, 0.01)])
-    with pytest.raises(UserError, match=f"{said}; the groups are 'model=fcn32s optim.lr=0.1'"):
+    with pytest.raises(UserError, match=f"{message}; the groups are 'model=fcn32s optim.lr=0.1'"):
         find_group(found, wanted)
 
 

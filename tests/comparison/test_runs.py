@@ -177,12 +177,12 @@ def test_what_cannot_be_used_is_named_and_the_rest_goes_on(make_run, tmp_path, w
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "message"),
     [("running", "still running, or killed"), ("interrupted", "resumes it"), ("failed", "failed: why")],
 )
-def test_a_run_that_did_not_finish_says_so(make_run, tmp_path, status, said):
+def test_a_run_that_did_not_finish_says_so(make_run, tmp_path, status, message):
     folder = make_run("a", status=status)
-    with pytest.raises(Unusable, match=said):
+    with pytest.raises(Unusable, match=message):
         read_run(folder)
 
 
@@ -251,16 +251,16 @@ def test_what_no_setting_tells_is_a_setting(make_run):
 def test_a_long_reason_of_a_failed_run_is_shortened(make_run):
     folder = make_run("a", status="failed")
     (folder / "run.json").write_text(json.dumps({"status": "failed", "reason": "x" * 1_000_000}))
-    with pytest.raises(Unusable) as told:
+    with pytest.raises(Unusable) as output:
         read_run(folder)
-    assert str(told.value).startswith("failed: xxx") and len(str(told.value)) == LONGEST_REASON
+    assert str(output.value).startswith("failed: xxx") and len(str(output.value)) == LONGEST_REASON
 
 
 @pytest.mark.parametrize("status", ["interrupted", "running", "failed"])
 def test_a_scoring_of_a_training_that_was_not_finished_is_no_run(make_run, status):
-    told = trained(make_run("train/a")) | {"status": status, "step": 20}
+    output = trained(make_run("train/a")) | {"status": status, "step": 20}
     with pytest.raises(Unusable, match=f"its training run was not finished when its checkpoint of step 20.*{status}"):
-        evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told)
+        evaluation(make_run, "eval/a", Path("runs/train/a"), trained=output)
 
 
 @pytest.mark.parametrize(
@@ -274,14 +274,14 @@ def test_a_scoring_of_a_training_that_was_not_finished_is_no_run(make_run, statu
     ],
 )
 def test_settings_that_would_fill_every_table_make_no_run(make_run, more, usable):
-    told = trained(make_run("train/a"))
-    told["settings"] |= more
+    output = trained(make_run("train/a"))
+    output["settings"] |= more
     if usable:
-        found = evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told)
+        found = evaluation(make_run, "eval/a", Path("runs/train/a"), trained=output)
         assert more.items() <= found.settings.items()
     else:
         with pytest.raises(Unusable, match="over 2,000 settings, or one with over 10,000 characters"):
-            evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told)
+            evaluation(make_run, "eval/a", Path("runs/train/a"), trained=output)
 
 
 @pytest.mark.parametrize("ended", [{"a": 1}, "zzzz", 3, None, "9999999-01-01"])
@@ -290,9 +290,9 @@ def test_an_end_that_is_no_time_makes_no_run_the_latest(make_run, ended):
     assert run.ended < "2100" and run.ended[:2] == "20"
 
 
-@pytest.mark.parametrize("told", [3, [], {}, {"settings": 1}, {"settings": {}, "options": 3, "seed": "x", "root": 1}])
-def test_a_training_told_in_another_shape_is_no_crash(make_run, told):
-    assert evaluation(make_run, "eval/a", Path("runs/train/a"), trained=told).seed is None
+@pytest.mark.parametrize("output", [3, [], {}, {"settings": 1}, {"settings": {}, "options": 3, "seed": "x", "root": 1}])
+def test_a_training_told_in_another_shape_is_no_crash(make_run, output):
+    assert evaluation(make_run, "eval/a", Path("runs/train/a"), trained=output).seed is None
 
 
 @pytest.mark.parametrize(
@@ -544,8 +544,8 @@ def test_a_run_that_began_at_another_runs_checkpoint_tells_what_changed_and_whos
     (fork / "run.json").write_text(json.dumps(record | began))
     run = read_run(fork)
     straight = read_run(make_run("a/straight", settings={"optim.lr": 0.1}, source="aaa"))
-    told = {"resumed": "from step 20 optim.lr=0.1 (was 0.002)", "source.fcnlab": "aaa+bbb"}
-    assert run.settings == straight.settings | told | {"scoring.source.fcnlab": "bbb"}
+    output = {"resumed": "from step 20 optim.lr=0.1 (was 0.002)", "source.fcnlab": "aaa+bbb"}
+    assert run.settings == straight.settings | output | {"scoring.source.fcnlab": "bbb"}
     assert "minutes" in straight.cost and "minutes" not in run.cost
 
 

@@ -113,8 +113,8 @@ def test_csv_without_seeds_or_absent_classes(make_run, compared, tmp_path):
 def test_published_scores_stand_beside_ours(make_run, compared):
     make_run("a", published={"miou": 65.5, "other": 1})
     found = compared()
-    ours = 100 * found.groups[0].mean()
-    row = f"all runs  miou   {ours:.2f}     65.50      {ours - 65.5:+.2f}"
+    actual = 100 * found.groups[0].mean()
+    row = f"all runs  miou   {actual:.2f}     65.50      {actual - 65.5:+.2f}"
     assert row in terminal(found) and "Measured and published scores" in markdown(found)
 
 
@@ -139,9 +139,9 @@ def test_foreign_names_do_nothing_where_they_are_shown(make_run, tmp_path):
     runs, left_out = read_runs([tmp_path / "runs"])
     found = compare(runs, resamples=100)
     found.left_out[:0] = left_out
-    text, said = markdown(found), terminal(found)
+    text, message = markdown(found), terminal(found)
     assert len(runs) == 2 and "&lt;script&gt;" in text and not re.search(r"<[a-z/]|(?<!\\)\]\(", text)
-    assert not set(text + said) & {"\x1b", "\r"}
+    assert not set(text + message) & {"\x1b", "\r"}
     write_csv(tmp_path, found)
     assert {row["optim"] for row in read(tmp_path / "groups.csv")} == {escape_line(hostile), "'=1+1"}
     write_page(tmp_path / "comparison.html", found, "fcnlab compare")

@@ -238,10 +238,10 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name(composed):
     cfg = composed("+model.upsamplng=fixed", "+data.batchsize=4", "optim.lr=fast", "+trainer.max_stepz=3")
     with pytest.raises(ConfigError) as error:
         validate_config(cfg)
-    said = str(error.value)
-    assert "Unknown key model.upsamplng of fcnlab.models.FCN. Did you mean model.upsampling?" in said
-    assert "Did you mean data.batch_size?" in said and "Did you mean trainer.max_steps?" in said
-    assert "optim.lr must be a number of at least 0, got 'fast'." in said
+    output = str(error.value)
+    assert "Unknown key model.upsamplng of fcnlab.models.FCN. Did you mean model.upsampling?" in output
+    assert "Did you mean data.batch_size?" in output and "Did you mean trainer.max_steps?" in output
+    assert "optim.lr must be a number of at least 0, got 'fast'." in output
 
 
 def test_a_missing_value_is_named(composed):
@@ -303,8 +303,8 @@ def test_a_number_from_the_environment_gets_a_hint(composed, monkeypatch, text: 
     monkeypatch.setenv("RATE", "0.05")
     with pytest.raises(ConfigError) as error:
         validate_config(composed("trainer=smoke", f"optim.lr='{text}'"))
-    said, typed = str(error.value).split(" Type ")
-    assert said.endswith("optim.lr must be a number of at least 0, got '0.05'. A value of the environment is a text.")
+    output, typed = str(error.value).split(" Type ")
+    assert output.endswith("optim.lr must be a number of at least 0, got '0.05'. A value of the environment is a text.")
     (word,) = shlex.split(typed)
     validate_config(composed("trainer=smoke", word))
 

@@ -355,8 +355,8 @@ def test_where_nothing_can_be_shared_nobody_else_reads(make, monkeypatch, missin
     loader_workers.why_workers_are_unavailable.cache_clear()
     try:
         found = readers(4, "auto", 1)
-        said = "No such file" if missing == "semaphore" else "Read-only file system"
-        assert found[:2] == (0, None) and said in found.lack and "/dev/shm" in found.lack
+        output = "No such file" if missing == "semaphore" else "Read-only file system"
+        assert found[:2] == (0, None) and output in found.lack and "/dev/shm" in found.lack
         assert readers(0, "auto", 1) == (0, None, "")  # nobody asked for any
         data = make(num_workers=4)
         loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader())
@@ -596,21 +596,21 @@ def test_a_batch_comes_to_its_device_but_for_its_indices(make):
 class OnGpu:
     """A tensor that tells what is done with it, and on which stream."""
 
-    def __init__(self, name: str, told: list[str], stream: list[str]):
-        self.name, self.told, self.stream = name, told, stream
+    def __init__(self, name: str, shown: list[str], stream: list[str]):
+        self.name, self.shown, self.stream = name, shown, stream
 
     def to(self, device: torch.device, non_blocking: bool) -> "OnGpu":
-        self.told.append(f"{self.name} to {device} on {self.stream[-1]}, waiting: {not non_blocking}")
-        return OnGpu(f"copy of {self.name}", self.told, self.stream)
+        self.shown.append(f"{self.name} to {device} on {self.stream[-1]}, waiting: {not non_blocking}")
+        return OnGpu(f"copy of {self.name}", self.shown, self.stream)
 
     def record_stream(self, stream) -> None:
-        self.told.append(f"{self.name} is kept for {stream.name}")
+        self.shown.append(f"{self.name} is kept for {stream.name}")
 
 
 @pytest.mark.unchecked  # stand-ins, so that no GPU is needed
 def test_a_copy_to_a_gpu_is_made_beside_the_work(make, monkeypatch):
     """The order of calls, as CUDA's guides have it for memory of one stream that is used on another."""
-    told, stream = [], ["work"]
+    shown, stream = [], ["work"]
 
     class Stream:
         def __init__(self, device):
@@ -622,15 +622,15 @@ def test_a_copy_to_a_gpu_is_made_beside_the_work(make, monkeypatch):
         def __exit__(self, *error):
             stream.pop()
 
-    work = SimpleNamespace(name="work", wait_stream=lambda other: told.append(f"work waits for {other.name}"))
+    work = SimpleNamespace(name="work", wait_stream=lambda other: shown.append(f"work waits for {other.name}"))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda given: given)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: work)
     datamodule._copying_stream.cache_clear()
-    batch = {"image": OnGpu("image", told, stream), "mask": OnGpu("mask", told, stream), "index": torch.tensor([3])}
+    batch = {"image": OnGpu("image", shown, stream), "mask": OnGpu("mask", shown, stream), "index": torch.tensor([3])}
     moved = make().transfer_batch_to_device(batch, torch.device("cuda", 1), 0)
     datamodule._copying_stream.cache_clear()
-    assert told == [
+    assert shown == [
         "image to cuda:1 on copying, waiting: False",
         "mask to cuda:1 on copying, waiting: False",
         "work waits for copying",

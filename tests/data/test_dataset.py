@@ -317,14 +317,14 @@ def tiff(order: str, is_big: bool, rows: int, lists: dict[int, tuple[int, int]],
     return (b"II" if order == "<" else b"MM") + magic + packed + struct.pack(order + "L", 8) * most + bytes(16)
 
 
-def refused_at_once(path: Path, data: bytes, said: str) -> None:
+def refused_at_once(path: Path, data: bytes, output: str) -> None:
     """The fastest of three times counts: on a busy machine, one may include what has nothing to do with it."""
     path.write_bytes(data)
     for read in (read_image, image_size):
         seconds = []
         for _ in range(3):
             started = time.process_time()
-            with pytest.raises(UnreadableFile, match=said):
+            with pytest.raises(UnreadableFile, match=output):
                 read(path)
             seconds.append(time.process_time() - started)
         assert min(seconds) < 0.5

@@ -227,7 +227,7 @@ def test_foreign_bytes_that_were_left_behind_are_thrown_away(left, serve, archiv
 
 
 @pytest.mark.parametrize(
-    ("fault", "said", "kept"),
+    ("fault", "output", "kept"),
     [
         (is_gone, "HTTP Error 404: Not Found", True),
         (shows_a_page, "the server sends 39 bytes, but 5000 of the archive are downloaded already", True),
@@ -237,12 +237,12 @@ def test_foreign_bytes_that_were_left_behind_are_thrown_away(left, serve, archiv
         (lies, r"the file is not voc\.tar \(wrong md5\)", False),
     ],
 )
-def test_no_mirror(fault, said, kept, serve, archive, tmp_path):
+def test_no_mirror(fault, output, kept, serve, archive, tmp_path):
     """Each says why; what came before stays for the next time, and nothing is taken for the data."""
     (tmp_path / "root").mkdir()
     (tmp_path / "root/voc.tar.part").write_bytes(WHOLE[:5000])
     url, _ = serve(fault)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=output) as caught:
         obtain_archive(tmp_path / "root", archive(url), True, None)
     assert "data.archive=PATH" in str(caught.value) and ("is kept" in str(caught.value)) == kept
     assert contents(tmp_path / "root") == {}
@@ -400,9 +400,9 @@ FILLING = {
 
 @pytest.mark.parametrize("kind", FILLING)
 def test_what_would_fill_the_disk_is_refused_before_a_byte_is_written(kind, tmp_path, monkeypatch):
-    make, said = FILLING[kind]
+    make, output = FILLING[kind]
     monkeypatch.setattr(download, "_extract", lambda *_: pytest.fail("it was unpacked"))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=output):
         unpack(given(tmp_path, make()), tmp_path / "root", WANTED)
     assert list((tmp_path / "root").iterdir()) == []
 
@@ -475,11 +475,11 @@ def huge(request: Mirror, start: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [(endless, "sends more than the limit of 100,000"), (huge, "the file has 1,099")]
+    ("fault", "output"), [(endless, "sends more than the limit of 100,000"), (huge, "the file has 1,099")]
 )
-def test_a_mirror_that_sends_too_much_is_left(serve, archive, tmp_path, fault, said):
+def test_a_mirror_that_sends_too_much_is_left(serve, archive, tmp_path, fault, output):
     wanted = replace(archive(serve(fault)[0]), largest=100_000)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=output):
         fetch(wanted, tmp_path)
     assert not (part := tmp_path / "voc.tar.part").exists() or part.stat().st_size <= 100_000
 

@@ -190,13 +190,13 @@ def test_masks_of_0_and_255_among_masks_of_ids_are_told_once_and_again(masks_of,
     """The object of the former was void without a word, since the whole set has two classes."""
     images = masks_of({"a": [0, 255, 255, 255], "b": [0, 0, 0, 1], "c": [0, 0, 0, 0]})
     for _ in range(2):
-        (told,) = label_counts.check(images, 1, folder).conflicts
+        (output,) = label_counts.check(images, 1, folder).conflicts
         assert (
-            "1 masks contain only the ids 0 and 255, such as" in told
-            and "a.png (ground 25.0 %, ignored 75.0 % of" in told
+            "1 masks contain only the ids 0 and 255, such as" in output
+            and "a.png (ground 25.0 %, ignored 75.0 % of" in output
         )
-        assert "1 contain other ids but no 255, such as" in told and "b.png (ground 75.0 %, leaf 25.0 % of" in told
-        assert "'data.dataset.ids={0: ground, 1: leaf, 255: null}'" in told
+        assert "1 contain other ids but no 255, such as" in output and "b.png (ground 75.0 %, leaf 25.0 % of" in output
+        assert "'data.dataset.ids={0: ground, 1: leaf, 255: null}'" in output
     assert len(reads) == 3
 
 
@@ -225,9 +225,9 @@ def by_palette(indices, *colours) -> Image.Image:
 def test_palettes_of_two_orders_are_told_with_both_files(masks_of, folder):
     """A program that writes PNGs anew may sort the palette, and the ids with it."""
     images = masks_of({"a": by_palette([0, 0, 1], BLACK, RED), "b": by_palette([1, 1, 0], RED, BLACK)})
-    (told,) = label_counts.check(images, 1, folder).conflicts
-    assert "[0, 0, 0] is ground in" in told and "a.png but leaf in" in told and "b.png" in told
-    assert "data.dataset.classes={NAME: [R, G, B], ...}" in told
+    (output,) = label_counts.check(images, 1, folder).conflicts
+    assert "[0, 0, 0] is ground in" in output and "a.png but leaf in" in output and "b.png" in output
+    assert "data.dataset.classes={NAME: [R, G, B], ...}" in output
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def run(fcnlab, root, tmp_path, capsys):
     def running(verb: str, *words: str, folder: str = "run") -> tuple[int, str]:
         data = ("data=folder", f"data.root={root}", f"hydra.run.dir={tmp_path / folder}")
         code = fcnlab(verb, *data, *words)
-        told = capsys.readouterr()
-        return code, told.out + told.err
+        output = capsys.readouterr()
+        return code, output.out + output.err
 
     return running
 
@@ -78,16 +78,16 @@ IDS = "data.dataset.ids={0: background, 255: object}"
 def test_masks_of_0_and_255_are_not_trained_on(run, root, tmp_path):
     """A void object gave a mean IoU of 100 % before."""
     draw(root)
-    code, told = run("train", *QUICK, CLASSES)
-    assert code == 1 and "Traceback" not in told and not (tmp_path / "run/checkpoints").exists()
-    assert "leaves train: all masks together contain at most one class: background 50." in told
-    assert "data.dataset.ids={0: background, 255: object}" in told
+    code, output = run("train", *QUICK, CLASSES)
+    assert code == 1 and "Traceback" not in output and not (tmp_path / "run/checkpoints").exists()
+    assert "leaves train: all masks together contain at most one class: background 50." in output
+    assert "data.dataset.ids={0: background, 255: object}" in output
 
 
 def test_masks_of_0_and_255_are_trained_on_when_said_what_they_are(run, root, tmp_path):
     draw(root)
-    code, told = run("train", *QUICK, CLASSES, IDS)
-    assert code == 0 and "leaves train: 6 images, 6 masks" in told and "leaves val: 6 images, 6 masks" in told
+    code, output = run("train", *QUICK, CLASSES, IDS)
+    assert code == 0 and "leaves train: 6 images, 6 masks" in output and "leaves val: 6 images, 6 masks" in output
     target = np.array([np.array(Image.open(path)) for path in sorted((root / "masks/val").iterdir())])
     matrices = np.load(tmp_path / "run/confusions.npz")["matrices"]
     assert matrices.sum(axis=(0, 2)).tolist() == [(target == 0).sum(), (target == 255).sum()]
@@ -96,16 +96,16 @@ def test_masks_of_0_and_255_are_trained_on_when_said_what_they_are(run, root, tm
 def test_an_evaluation_warns_of_them(run, root):
     draw(root)
     words = ("model=fcn32s", "model.backbone.width=4", "data.num_workers=0", "trainer.accelerator=cpu", "logger=none")
-    code, told = run("eval", *words, CLASSES)
-    assert code == 0 and "leaves val: 6 images, 6 masks" in told
-    assert "Warning: leaves val: all masks together contain at most one class" in told
+    code, output = run("eval", *words, CLASSES)
+    assert code == 0 and "leaves val: 6 images, 6 masks" in output
+    assert "Warning: leaves val: all masks together contain at most one class" in output
 
 
 def test_doctor_says_it_too(run, root):
     draw(root)
-    code, told = run("doctor", CLASSES, "data.crop_size=32", "data.batch_size=2")
-    assert code == 1 and "✗ classes" in told and "these errors would cause wrong scores" in told
-    assert "leaves train: 6 images, 6 masks" in told and "binary masks of 0 and 255" in " ".join(told.split())
+    code, output = run("doctor", CLASSES, "data.crop_size=32", "data.batch_size=2")
+    assert code == 1 and "✗ classes" in output and "these errors would cause wrong scores" in output
+    assert "leaves train: 6 images, 6 masks" in output and "binary masks of 0 and 255" in " ".join(output.split())
 
 
 def test_one_class_in_val_alone_stops_a_training_and_warns_an_evaluation(check, root):
@@ -138,18 +138,18 @@ def test_counts_come_before_what_is_wrong_once_for_each_list(check, root, caplog
 
 def test_what_was_left_out_for_its_suffix_or_case_is_told(check, root):
     draw(root, (0, 1), (".jpg", ".JPG", ".png"))
-    told = check("train", images="images/{split}/{name}.jpg")
-    assert told[0] == "leaves train: 2 images, 2 masks"
-    assert told[1].startswith("Warning: 4 images of leaves train were skipped") and "1.JPG, 2.png, 4.JPG" in told[1]
+    output = check("train", images="images/{split}/{name}.jpg")
+    assert output[0] == "leaves train: 2 images, 2 masks"
+    assert output[1].startswith("Warning: 4 images of leaves train were skipped") and "1.JPG, 2.png, 4.JPG" in output[1]
     assert check("train") == ["leaves train: 6 images, 6 masks"]
 
 
 def test_doctor_tells_what_was_left_out(run, root):
     draw(root, suffixes=(".jpg", ".JPG", ".png"))
     words = (CLASSES, IDS, "data.dataset.images='images/{split}/{name}.jpg'", "data.crop_size=32", "data.batch_size=2")
-    code, told = run("doctor", *words)
-    assert code == 0 and "✓ classes" in told and "! skipped" in told and "4 images with similar names" in told
-    assert "train: leaves train, 2 images, 2 masks" in told
+    code, output = run("doctor", *words)
+    assert code == 0 and "✓ classes" in output and "! skipped" in output and "4 images with similar names" in output
+    assert "train: leaves train, 2 images, 2 masks" in output
 
 
 def test_classes_that_no_training_mask_has_are_one_warning(check, root):
@@ -169,7 +169,7 @@ def mixed(root: Path) -> None:
 
 def test_masks_of_two_kinds_are_warned_of_by_train_and_doctor(check, run, root):
     mixed(root)
-    told = [line for line in check("train", "val") if line.startswith("Warning")]
-    assert len(told) == 2 and all("masks contain only the ids 0 and 255" in line for line in told)
+    output = [line for line in check("train", "val") if line.startswith("Warning")]
+    assert len(output) == 2 and all("masks contain only the ids 0 and 255" in line for line in output)
     code, table = run("doctor", CLASSES, *NET[1:4])
     assert code == 0 and "1 contradictions between masks" in table and "0.png (background" in table

@@ -325,8 +325,8 @@ class Harness:
         second = run.start()
         code = second.wait(LONGEST)
         still = Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        said = "is working there" in run.log.read_text(errors="replace")
-        if still and (code != 1 or not said):
+        message = "is working there" in run.log.read_text(errors="replace")
+        if still and (code != 1 or not message):
             self.complain(run, f"a second process was let in: code {code}")
 
     def bring_back(self, data: Path) -> None:
@@ -362,9 +362,9 @@ class Harness:
                     self.complain(run, f"{kind}: {lost} steps lost")
 
     def complain(self, run: Run, what: str) -> None:
-        said = run.log.read_text(errors="replace")[-3000:] if run.log.is_file() else ""
+        message = run.log.read_text(errors="replace")[-3000:] if run.log.is_file() else ""
         self.report.broken.append(f"{run.folder.name} ({run.variant.workers} workers): {what}")
-        print(f"BROKEN: {self.report.broken[-1]}\n{said}", file=sys.stderr, flush=True)
+        print(f"BROKEN: {self.report.broken[-1]}\n{message}", file=sys.stderr, flush=True)
 
 
 def damage(path: Path, kind: str, random: random.Random) -> None:

@@ -64,15 +64,15 @@ def interrupt(words: tuple[str, ...], after: float) -> tuple[str, str]:
         return "over", process.communicate()[0]
     os.killpg(process.pid, signal.SIGINT)
     try:
-        said = process.communicate(timeout=90)[0]
+        message = process.communicate(timeout=90)[0]
     except subprocess.TimeoutExpired:
         process.kill()
         return "hangs", process.communicate()[0]
-    if "Traceback" in said or "Exception ignored" in said:
-        return "traceback", said
+    if "Traceback" in message or "Exception ignored" in message:
+        return "traceback", message
     if process.returncode == -signal.SIGINT:  # all was done, and Python was ending: a shell says 130, too
-        return "over", said
-    return ("a line" if process.returncode == 130 else f"exit code {process.returncode}"), said
+        return "over", message
+    return ("a line" if process.returncode == 130 else f"exit code {process.returncode}"), message
 
 
 def interrupted(count: int) -> tuple[dict[str, dict[str, int]], list[str]]:
@@ -84,11 +84,11 @@ def interrupted(count: int) -> tuple[dict[str, dict[str, int]], list[str]]:
         ends: Counter[str] = Counter()
         for _ in range(count):
             after = random.uniform(PYTHONS_OWN, longest)
-            end, said = interrupt(words, after)
+            end, message = interrupt(words, after)
             ends[end] += 1
             if end not in ("a line", "over"):
                 broken.append(f"{name} after {after:.2f} s: {end}")
-                print(f"BROKEN: {broken[-1]}\n{said[-2000:]}", file=sys.stderr, flush=True)
+                print(f"BROKEN: {broken[-1]}\n{message[-2000:]}", file=sys.stderr, flush=True)
         found[name] = dict(ends)
     return found, broken
 
@@ -134,9 +134,9 @@ def main() -> int:
         os.chdir(work)
         left = orphans(wanted.count)
         undisturbed = start(("train", *SMALL, "hydra.run.dir=run"))
-        said, _ = undisturbed.communicate()
+        message, _ = undisturbed.communicate()
         if undisturbed.returncode:
-            sys.exit(f"the undisturbed run failed:\n{said}")
+            sys.exit(f"the undisturbed run failed:\n{message}")
         ends, broken = interrupted(wanted.count)
         os.chdir("/")
     broken += [f"{left} children outlived their parents"] if left else []

@@ -37,9 +37,9 @@ SPECIAL = {
 @pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("read", [read_json, read_yaml, yaml_text, lambda *name: list(read_rows(*name))])
 def test_other_things_than_files_of_the_run_are_refused(tmp_path, kind, read):
-    make, said = SPECIAL[kind]
+    make, message = SPECIAL[kind]
     make(tmp_path / "file")
-    with pytest.raises(Unreadable, match=said):
+    with pytest.raises(Unreadable, match=message):
         read(tmp_path, "file")
 
 
@@ -67,9 +67,9 @@ def test_a_name_that_is_not_utf8_is_read_unchanged(tmp_path, written):
 
 
 def test_limits_hold_for_a_record_with_such_a_name(tmp_path):
-    for text, said in HOSTILE_YAML.values():
+    for text, message in HOSTILE_YAML.values():
         (tmp_path / "x").write_text(f'# "\\uDCE9"\n{text}', encoding="utf-8")
-        with pytest.raises(Unreadable, match=said):
+        with pytest.raises(Unreadable, match=message):
             read_yaml(tmp_path, "x")
 
 
@@ -90,10 +90,10 @@ HOSTILE_YAML = {
 
 @pytest.mark.parametrize("what", HOSTILE_YAML)
 def test_hostile_yaml(tmp_path, what):
-    text, said = HOSTILE_YAML[what]
+    text, message = HOSTILE_YAML[what]
     (tmp_path / "x").write_text(text)
     for read in (read_yaml, yaml_text):
-        with pytest.raises(Unreadable, match=said):
+        with pytest.raises(Unreadable, match=message):
             read(tmp_path, "x")
 
 

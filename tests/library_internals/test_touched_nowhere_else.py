@@ -93,10 +93,10 @@ def test_nothing_private_is_inherited():
     """Nor is a private name of a foreign base class taken by accident."""
     modules = [importlib.import_module(each.name) for each in pkgutil.walk_packages(fcnlab.__path__, "fcnlab.")]
     kinds = {kind for module in modules for kind in vars(module).values() if inspect.isclass(kind)}
-    ours = {kind for kind in kinds if kind.__module__.startswith("fcnlab.") and OWN_PACKAGE not in kind.__module__}
+    actual = {kind for kind in kinds if kind.__module__.startswith("fcnlab.") and OWN_PACKAGE not in kind.__module__}
     found = {
         (kind.__name__, base.__name__): shared
-        for kind in ours
+        for kind in actual
         for base in kind.__mro__[1:]
         if is_foreign(base) and (shared := private_names(kind) & private_names(base))
     }

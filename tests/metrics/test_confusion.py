@@ -96,12 +96,12 @@ def test_scores_are_not_those_of_single_images_averaged():
     """What torchmetrics' MeanIoU does: a small image with a rare class weighs as much as a large one."""
     target = [torch.tensor([[0, 0, 0, 1]]), torch.tensor([[1, 1, 1, 1]])]
     prediction = [torch.tensor([[0, 0, 0, 0]]), torch.tensor([[1, 1, 1, 1]])]
-    ours, theirs = ImageConfusions(2, 2), MeanIoU(2, input_format="index")
+    actual, reference = ImageConfusions(2, 2), MeanIoU(2, input_format="index")
     for index, (label, true) in enumerate(zip(prediction, target, strict=True)):
-        ours.update(label[None], true[None], torch.tensor([index]))
-        theirs.update(label[None], true[None])
-    assert dataset_scores(ours.compute()[1]).miou == pytest.approx((3 / 4 + 4 / 5) / 2)
-    assert theirs.compute().item() == pytest.approx((3 / 4 + 0 / 1 + 4 / 4) / 3)
+        actual.update(label[None], true[None], torch.tensor([index]))
+        reference.update(label[None], true[None])
+    assert dataset_scores(actual.compute()[1]).miou == pytest.approx((3 / 4 + 4 / 5) / 2)
+    assert reference.compute().item() == pytest.approx((3 / 4 + 0 / 1 + 4 / 4) / 3)
 
 
 def test_a_row_for_each_image():

@@ -128,37 +128,37 @@ def test_the_classifiers_weights_of_another_net(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def theirs() -> torch.nn.Module:
+def reference() -> torch.nn.Module:
     torch.manual_seed(0)
     return torchvision.models.alexnet().eval()
 
 
 @pytest.fixture
-def net(theirs, tmp_path):
+def net(reference, tmp_path):
     def build(padding) -> AlexNet:
-        torch.save(theirs.state_dict(), tmp_path / "alexnet.pth")
+        torch.save(reference.state_dict(), tmp_path / "alexnet.pth")
         return AlexNet(padding=padding, weights=str(tmp_path / "alexnet.pth")).eval()
 
     return build
 
 
-def test_torchvisions_tensors_all_find_their_place(theirs, parts):
+def test_torchvisions_tensors_all_find_their_place(reference, parts):
     with torch.device("meta"):
         own = AlexNet()
-    assert parts(own.placed(from_torchvision(theirs.state_dict()))) == parts(own)
+    assert parts(own.placed(from_torchvision(reference.state_dict()))) == parts(own)
 
 
 # torchvision pads by 2, we by 5 or 100; at these sizes its pools, which round down, leave nothing over
 @pytest.mark.parametrize(("padding", "size", "more", "cell"), [("same", 217, 3, 3), ("paper", 27, 98, 0)])
 @torch.no_grad()
-def test_features_equal_torchvisions(theirs, net, padding, size, more, cell):
+def test_features_equal_torchvisions(reference, net, padding, size, more, cell):
     image = torch.rand(1, 3, size, size)
     scaled = F.pad(normalize(image, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]), 4 * [more])
-    pool5 = theirs.features(scaled)
+    pool5 = reference.features(scaled)
     assert pool5.shape == (1, 256, 6, 6)  # all that its classifier sees, as does one cell of fc6
     features = net(padding)(image)
-    expected = {8: theirs.features[:3](scaled), 16: theirs.features[:6](scaled)}
-    expected[32] = theirs.classifier[:6](pool5.flatten(1))[..., None, None]
+    expected = {8: reference.features[:3](scaled), 16: reference.features[:6](scaled)}
+    expected[32] = reference.classifier[:6](pool5.flatten(1))[..., None, None]
     assert expected[32].std() > 1e-3
     found = {level: x.data for level, x in features.items()}
     found[32] = found[32][..., cell : cell + 1, cell : cell + 1]

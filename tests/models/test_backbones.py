@@ -32,7 +32,7 @@ TORCHVISIONS = {
     "resnet50-stride8": (functools.partial(ResNet, output_stride=8), MODELS.resnet50, "resnet50-0676ba61.pth"),
     "resnet101": (functools.partial(ResNet, 101), MODELS.resnet101, "resnet101-63fe2227.pth"),
 }
-ALL = {name: ours for name, (ours, *_) in TORCHVISIONS.items()} | {
+ALL = {name: actual for name, (actual, *_) in TORCHVISIONS.items()} | {
     "caffenet": CaffeNet, "googlenet": GoogLeNet, "tiny": Tiny
 }  # fmt: skip
 
@@ -50,29 +50,29 @@ def published():
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
 def test_imagenet_weights_are_torchvisions(name, download, published):
-    ours, theirs, file = TORCHVISIONS[name]
+    actual, reference, file = TORCHVISIONS[name]
     asked = []
-    download(lambda url: asked.append(url) or published(theirs))
+    download(lambda url: asked.append(url) or published(reference))
     with torch.device("meta"):
-        net = ours(weights="imagenet")
+        net = actual(weights="imagenet")
     assert net.pretrained and asked == [f"https://download.pytorch.org/models/{file}"]
 
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
 def test_files_from_before_batches_were_counted(name, download, published):
-    ours, theirs, _ = TORCHVISIONS[name]
-    old = {key: value for key, value in published(theirs).items() if not key.endswith("num_batches_tracked")}
+    actual, reference, _ = TORCHVISIONS[name]
+    old = {key: value for key, value in published(reference).items() if not key.endswith("num_batches_tracked")}
     download(lambda _: old)
     with torch.device("meta"):
-        assert ours(weights="imagenet").pretrained
+        assert actual(weights="imagenet").pretrained
 
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
 def test_a_layer_too_many_is_no_weights_of_this_net(name, download, published):
-    ours, theirs, _ = TORCHVISIONS[name]
-    download(lambda _: published(theirs) | {"layer5.weight": torch.zeros(1, device="meta")})
+    actual, reference, _ = TORCHVISIONS[name]
+    download(lambda _: published(reference) | {"layer5.weight": torch.zeros(1, device="meta")})
     with torch.device("meta"), pytest.raises(WeightsError, match=r"1 not in the net: layer5\.weight"):
-        ours(weights="imagenet")
+        actual(weights="imagenet")
 
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
@@ -80,11 +80,11 @@ def test_offline_says_which_file_to_bring_where(name, download, monkeypatch, tmp
     def fail(url):
         raise URLError("Name or service not known")
 
-    ours, _, file = TORCHVISIONS[name]
+    actual, _, file = TORCHVISIONS[name]
     download(fail)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with torch.device("meta"), pytest.raises(WeightsError) as error:
-        ours(weights="imagenet")
+        actual(weights="imagenet")
     assert f"Bring https://download.pytorch.org/models/{file} to {tmp_path / 'checkpoints' / file}, or set" in str(
         error.value
     )

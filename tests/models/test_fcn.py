@@ -108,8 +108,8 @@ def test_any_choice_of_levels_covers_the_image(backbone, levels):
 def test_a_image_too_small(backbone, size):
     with torch.device("meta"):
         net, image = FCN(backbone(), 21).eval(), torch.empty(1, 3, *size)
-    said = f"{size[0]}x{size[1]} pixels is too small for {backbone.__name__}: it needs {min(size) + 1}"
-    with pytest.raises(ValueError, match=said):
+    output = f"{size[0]}x{size[1]} pixels is too small for {backbone.__name__}: it needs {min(size) + 1}"
+    with pytest.raises(ValueError, match=output):
         net(image)
     with pytest.raises(RuntimeError):  # PyTorch's own limit is no lower
         net.backbone(image)

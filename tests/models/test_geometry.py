@@ -290,12 +290,12 @@ def test_upsampling_with_even_taps_interpolates_between_pixels(factor, learned):
     # align_corners=False centres cell i on pixel factor * i + (factor - 1) / 2
     coarse = random_map(Grid(factor, (factor - 1) / 2), 3, 6, 5)
     image = FeatureMap(torch.empty(1, 3, 6 * factor, 5 * factor), *IMAGE)
-    ours, _ = overlap(Upsample(3, coarse.grid, IMAGE, learned)(coarse), image)
-    theirs = F.interpolate(coarse.data, scale_factor=factor, mode="bilinear", align_corners=False)
-    assert ours.data.shape == theirs.shape and ours.grid == IMAGE
+    actual, _ = overlap(Upsample(3, coarse.grid, IMAGE, learned)(coarse), image)
+    expected = F.interpolate(coarse.data, scale_factor=factor, mode="bilinear", align_corners=False)
+    assert actual.data.shape == expected.shape and actual.grid == IMAGE
     inner = slice(factor // 2, -(factor // 2))  # outside, a transposed convolution fades and theirs repeats the edge
-    torch.testing.assert_close(ours.data[..., inner, inner], theirs[..., inner, inner])
-    assert (ours.data[..., 0, 0].abs() < theirs[..., 0, 0].abs()).all()
+    torch.testing.assert_close(actual.data[..., inner, inner], expected[..., inner, inner])
+    assert (actual.data[..., 0, 0].abs() < expected[..., 0, 0].abs()).all()
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -303,8 +303,8 @@ def test_upsampling_with_even_taps_interpolates_between_pixels(factor, learned):
 def test_upsampling_with_odd_taps_keeps_the_old_cells(factor, learned):
     coarse = random_map(Grid(factor, 0.0), 3, 6, 5)
     size = (5 * factor + 1, 4 * factor + 1)  # align_corners=True centres cell i on pixel factor * i
-    ours, _ = overlap(Upsample(3, coarse.grid, IMAGE, learned)(coarse), FeatureMap(torch.empty(1, 3, *size), *IMAGE))
-    torch.testing.assert_close(ours.data, F.interpolate(coarse.data, size=size, mode="bilinear", align_corners=True))
+    actual, _ = overlap(Upsample(3, coarse.grid, IMAGE, learned)(coarse), FeatureMap(torch.empty(1, 3, *size), *IMAGE))
+    torch.testing.assert_close(actual.data, F.interpolate(coarse.data, size=size, mode="bilinear", align_corners=True))
 
 
 def test_learned_upsampling_is_a_dense_parameter_that_starts_as_the_fixed_one():

@@ -151,24 +151,24 @@ def test_dropout_is_element_wise_and_for_training_only(state):
 
 def test_parameters_are_torchvisions():
     with torch.device("meta"):
-        net, theirs = GoogLeNetBN(), torchvision.models.googlenet(aux_logits=False, init_weights=False)
+        net, reference = GoogLeNetBN(), torchvision.models.googlenet(aux_logits=False, init_weights=False)
     assert sum(p.numel() for p in net.parameters()) == 5_599_904  # its published 6,624,904 less 1000 * 1025
-    assert sum(p.numel() for p in theirs.parameters()) == 6_624_904
+    assert sum(p.numel() for p in reference.parameters()) == 6_624_904
     assert {name: level.channels for name, level in net.levels.items()} == {8: 480, 16: 832, 32: 1024}
 
 
 @torch.no_grad()
 def test_features_equal_torchvisions(as_if_trained, tmp_path):
     # As torchvision builds it for its weights: it undoes ImageNet's mean and deviation for the ones of TensorFlow.
-    theirs = as_if_trained(torchvision.models.googlenet(init_weights=False, transform_input=True))
-    save_file(theirs.state_dict(), tmp_path / "googlenet.safetensors")  # with auxiliary heads, as published
+    reference = as_if_trained(torchvision.models.googlenet(init_weights=False, transform_input=True))
+    save_file(reference.state_dict(), tmp_path / "googlenet.safetensors")  # with auxiliary heads, as published
     net = GoogLeNetBN(weights=str(tmp_path / "googlenet.safetensors")).eval()
     expected = {}
     for level, name in {8: "inception3b", 16: "inception4e", 32: "inception5b"}.items():
-        layer = theirs.get_submodule(name)
+        layer = reference.get_submodule(name)
         layer.register_forward_hook(lambda _, __, out, level=level: expected.__setitem__(level, out))
     image = torch.rand(1, 3, 75, 102)
-    theirs(normalize(image, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]))
+    reference(normalize(image, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]))
     assert net.pretrained and expected[32].std() > 0.01
     torch.testing.assert_close({level: x.data for level, x in net(image).items()}, expected, rtol=1e-4, atol=1e-5)
 

@@ -13,13 +13,13 @@ def test_it_is_torchs(channels, memory_format):
     torch.manual_seed(0)
     # Activations of some hundreds, as in the nets: there the divisor is far from 1.
     x = (200 * torch.randn(2, channels, 5, 7, dtype=torch.float64)).to(memory_format=memory_format)
-    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    one, other = LocalResponseNorm()(ours), nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)(theirs)
+    actual, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
+    one, other = LocalResponseNorm()(actual), nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)(expected)
     upstream = torch.randn_like(x)
     one.backward(upstream)
     other.backward(upstream)
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-10, atol=1e-12)
 
 
 def test_its_gradient_is_that_of_differences():

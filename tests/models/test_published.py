@@ -234,9 +234,9 @@ def test_published_scores_stand_beside_the_measured_ones(checkpoint, fcnlab, cap
     words = ["experiment=paper/verify_fcn8s_atonce", f"model.weights={checkpoint}", f"data.root={tmp_path}"]
     words += ["trainer.accelerator=cpu", "data.num_workers=0", f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", *words) == 0
-    record, said = json.loads((tmp_path / "eval/metrics.json").read_text()), capsys.readouterr()
+    record, output = json.loads((tmp_path / "eval/metrics.json").read_text()), capsys.readouterr()
     assert record["published"] == {"pixel_acc": 91.13, "mean_acc": 78.5, "miou": 65.4, "fw_iou": 84.44}
-    assert f"miou       {100 * record['miou']:8.2f}      65.40" in said.out + said.err
+    assert f"miou       {100 * record['miou']:8.2f}      65.40" in output.out + output.err
 
 
 # --- Names and shapes
@@ -341,8 +341,8 @@ BOTH_UPLOADS = {
 def test_a_known_file_fits_its_own_variant_or_starts_a_finer_one(file, net, load):
     fits = file == net or (file, net) in {("FCN32s", "FCN16s"), ("FCN32s", "FCN8s"), ("FCN16s", "FCN8s")}
     fits |= (file, net) == ("FCN32s", "FCN8sAtOnce")
-    told = [{"md5": md5} for md5 in BOTH_UPLOADS[file]] + [{"label": file}]
-    for known in told:
+    shown = [{"md5": md5} for md5 in BOTH_UPLOADS[file]] + [{"label": file}]
+    for known in shown:
         if fits:
             assert load(unmade(net), state_of(file, on_meta), **known).pretrained
         else:
@@ -400,8 +400,8 @@ def test_kernels_that_are_not_bilinear(change, load):
             CHANGES[change](state[f"{name}.weight"])
             assert not published.is_bilinear(state[f"{name}.weight"], DECONVOLUTIONS[name])
             last = "_all" if name == names[-1] else ""
-            said = rf"net\.pth: {name} is no bilinear kernel .* set model\.upsampling=learned{last} to keep it"
-            with pytest.raises(WeightsError, match=said):
+            output = rf"net\.pth: {name} is no bilinear kernel .* set model\.upsampling=learned{last} to keep it"
+            with pytest.raises(WeightsError, match=output):
                 load(unmade(kind), state, label=kind)
 
 
@@ -460,13 +460,13 @@ def test_another_padding_warns(load):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "said"),
+    ("backbone", "output"),
     [(lambda: Tiny(), "Tiny: choose"), (lambda: VGG16(batch_norm=True), "VGG16, batch-normalised: choose")],
 )
-def test_other_backbones(load, backbone, said):
+def test_other_backbones(load, backbone, output):
     with torch.device("meta"):
         backbone = backbone()
-    with pytest.raises(WeightsError, match=f"the net's backbone is {said} model/backbone=vgg16_caffe"):
+    with pytest.raises(WeightsError, match=f"the net's backbone is {output} model/backbone=vgg16_caffe"):
         load(unmade("FCN8s", backbone=backbone), state_of("FCN8s", on_meta))
 
 

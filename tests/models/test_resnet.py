@@ -23,14 +23,16 @@ def test_parameter_counts(depth, count):
 @torch.no_grad()
 def test_features_equal_torchvisions(depth, output_stride, as_if_trained, tmp_path):
     model = {50: torchvision.models.resnet50, 101: torchvision.models.resnet101}[depth]
-    theirs = as_if_trained(model(replace_stride_with_dilation=DILATION[output_stride]))
-    save_file(theirs.state_dict(), tmp_path / "resnet.safetensors")
+    reference = as_if_trained(model(replace_stride_with_dilation=DILATION[output_stride]))
+    save_file(reference.state_dict(), tmp_path / "resnet.safetensors")
     net = ResNet(depth, output_stride, weights=str(tmp_path / "resnet.safetensors")).eval()
     image = torch.rand(1, 3, 65, 87)
     x = normalize(image, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
-    x8 = nn.Sequential(theirs.conv1, theirs.bn1, theirs.relu, theirs.maxpool, theirs.layer1, theirs.layer2)(x)
-    x16 = theirs.layer3(x8)
-    expected = {8: x8, 16: x16, 32: theirs.layer4(x16)}
+    x8 = nn.Sequential(
+        reference.conv1, reference.bn1, reference.relu, reference.maxpool, reference.layer1, reference.layer2
+    )(x)
+    x16 = reference.layer3(x8)
+    expected = {8: x8, 16: x16, 32: reference.layer4(x16)}
     assert net.pretrained and expected[32].std() > 0.1
     torch.testing.assert_close({level: x.data for level, x in net(image).items()}, expected)
 

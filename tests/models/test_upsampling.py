@@ -46,27 +46,27 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize(("factor", "odd"), SOURCES)
 def test_fixed_upsampling_is_the_transposed_convolution_to_the_last_pixel(factor, odd):
     data = cells()
-    ours = Upsample(CLASSES, source(factor, odd), IMAGE)(FeatureMap(data, *source(factor, odd))).data
-    theirs = transposed(data, factor, odd)
-    torch.testing.assert_close(ours, theirs)  # double precision: to 1e-7
-    weights = torch.rand_like(theirs)
-    slopes = [torch.autograd.grad((scores * weights).sum(), data)[0] for scores in (ours, theirs)]
+    actual = Upsample(CLASSES, source(factor, odd), IMAGE)(FeatureMap(data, *source(factor, odd))).data
+    reference = transposed(data, factor, odd)
+    torch.testing.assert_close(actual, reference)  # double precision: to 1e-7
+    weights = torch.rand_like(reference)
+    slopes = [torch.autograd.grad((scores * weights).sum(), data)[0] for scores in (actual, reference)]
     torch.testing.assert_close(*slopes)
 
 
 @pytest.mark.parametrize(("kind", "rounding"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
 def test_upsampling_in_other_precisions_and_memory_formats(kind, rounding):
     data = cells(dtype=kind).contiguous(memory_format=torch.channels_last)
-    ours = Upsample(CLASSES, source(8, False), IMAGE)(FeatureMap(data, *source(8, False))).data
-    assert ours.dtype == kind and ours.is_contiguous()
+    actual = Upsample(CLASSES, source(8, False), IMAGE)(FeatureMap(data, *source(8, False))).data
+    assert actual.dtype == kind and actual.is_contiguous()
     expected = transposed(data.double(), 8, False)
-    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=rounding * data.abs().max().item())
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=rounding * data.abs().max().item())
 
 
 def test_one_cell():
     data = torch.ones(1, CLASSES, 1, 1)
-    ours = Upsample(CLASSES, Grid(8, 3.5), IMAGE)(FeatureMap(data, 8, 3.5)).data
-    torch.testing.assert_close(ours[0, 0], bilinear_kernel(8, 16))
+    actual = Upsample(CLASSES, Grid(8, 3.5), IMAGE)(FeatureMap(data, 8, 3.5)).data
+    torch.testing.assert_close(actual[0, 0], bilinear_kernel(8, 16))
 
 
 @pytest.mark.parametrize("odd", [False, True])

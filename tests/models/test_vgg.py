@@ -44,16 +44,16 @@ def test_torchvisions_tensors_all_find_their_place(torchvision_state):
 @pytest.mark.parametrize(("batch_norm", "ends"), [(False, (17, 24)), (True, (24, 34))])
 @torch.no_grad()
 def test_features_equal_torchvisions(batch_norm, ends, as_if_trained):
-    theirs = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"], batch_norm)
-    initialize(as_if_trained(theirs))
+    reference = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"], batch_norm)
+    initialize(as_if_trained(reference))
     with torch.device("meta"):
         net = VGG16(batch_norm=batch_norm).eval()
     net.fc6 = net.fc7 = nn.Identity()  # without their half gigabyte, level 32 is pool5
-    net.features.load_state_dict(theirs.state_dict(), assign=True)
+    net.features.load_state_dict(reference.state_dict(), assign=True)
     net.normalize = imagenet_convention()
     image = torch.rand(1, 3, 64, 96)  # torchvision's pools round down, so of even sizes only
     scaled = normalize(image, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
-    expected = {8: theirs[: ends[0]](scaled), 16: theirs[: ends[1]](scaled), 32: theirs(scaled)}
+    expected = {8: reference[: ends[0]](scaled), 16: reference[: ends[1]](scaled), 32: reference(scaled)}
     assert expected[32].std() > 0.1  # far from what a tolerance would swallow
     torch.testing.assert_close({level: x.data for level, x in net(image).items()}, expected)
 

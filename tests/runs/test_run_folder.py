@@ -54,9 +54,9 @@ def longer(train_code, capsys):
     def resume(*words: str) -> tuple[int, str]:
         capsys.readouterr()
         code = train_code(*LENGTH, "trainer.max_steps=7", "checkpoint=auto", *words)
-        said = "".join(capsys.readouterr())
-        assert "Traceback" not in said
-        return code, said
+        output = "".join(capsys.readouterr())
+        assert "Traceback" not in output
+        return code, output
 
     return resume
 
@@ -80,10 +80,10 @@ def test_a_run_under_a_link_keeps_its_best(train, trained_once, train_code, at_c
 
 def test_relative_paths_never_begin_in_the_runs_folder(fcnlab, capsys):
     assert fcnlab("train", "hydra.job.chdir=true", "hydra.run.dir=run") == 1
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert (
-        "hydra.job.chdir=true is not supported: relative paths" in said
-        and "Traceback" not in said
+        "hydra.job.chdir=true is not supported: relative paths" in output
+        and "Traceback" not in output
         and not Path("run").exists()
     )
 
@@ -134,8 +134,8 @@ def test_a_refused_command_leaves_the_folder_as_it_was(fcnlab, ended, small, sha
         words = ["train", *fixed, *words[1:]]
     before = tree(ended)
     assert fcnlab(*words, "hydra.run.dir=run") == 1
-    said = capsys.readouterr().err
-    assert "Traceback" not in said and tree(ended) == before, said
+    output = capsys.readouterr().err
+    assert "Traceback" not in output and tree(ended) == before, output
 
 
 @pytest.mark.parametrize("verb", ["eval", "predict", "doctor", "compare", "bench"])
@@ -156,13 +156,13 @@ def test_a_refused_sweep_leaves_the_folder_as_it_was(fcnlab, tmp_path, capsys, v
         (tmp_path / "there" / name).write_text("{}\n")
     before = tree(tmp_path / "there")
     assert fcnlab(verb, "-m", "hydra.sweep.dir=there", *(["data.batch_size=2,4"] if verb == "train" else [])) == 1
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     reasons = (
         "already contains a sweep",
         "contains run.json of a run",
         "hydra.sweep.dir=there: the folder is not empty",
     )
-    assert any(reason in said for reason in reasons) and tree(tmp_path / "there") == before
+    assert any(reason in output for reason in reasons) and tree(tmp_path / "there") == before
 
 
 def test_a_refused_command_leaves_no_new_folder(fcnlab, tmp_path):
@@ -191,24 +191,24 @@ def test_what_was_said_before_a_run_began_is_in_its_log(train):
 def test_no_callback_writes_into_another_run(ended, train_code, capsys, override, advice):
     before = tree(ended)
     assert train_code(*LENGTH, override, folder="new") == 1
-    said = capsys.readouterr().err
-    assert override.partition("=")[0] in said and advice in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert override.partition("=")[0] in output and advice in output and "Traceback" not in output
     assert tree(ended) == before and not Path("new").exists()
 
 
 def test_a_w_and_b_run_that_is_refused_leaves_the_folder_as_it_was(ended, longer, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "a b")
     before = tree(ended)
-    code, said = longer("logger=wandb")
-    assert code == 1 and "WANDB_RUN_ID=a b in the environment is not a valid id" in said and tree(ended) == before
+    code, output = longer("logger=wandb")
+    assert code == 1 and "WANDB_RUN_ID=a b in the environment is not a valid id" in output and tree(ended) == before
 
 
 def test_no_logger_replaces_the_curves_of_another_run(ended, train_code, capsys):
     """Lightning's CSV logger removes the metrics.csv that it finds."""
     before, place = tree(ended), "{_target_:lightning.pytorch.loggers.CSVLogger,save_dir:run,name:'',version:''}"
     assert train_code(*LENGTH, f"+logger.mine={place}", folder="new") == 1
-    said = capsys.readouterr().err
-    assert "logger.mine writes to" in said and "would replace its metrics.csv" in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert "logger.mine writes to" in output and "would replace its metrics.csv" in output and "Traceback" not in output
     assert tree(ended) == before
 
 
@@ -217,8 +217,8 @@ def test_a_logger_outside_of_the_run_is_the_users_and_warned_of_where_files_are(
     words = ("logger=tensorboard", f"logger.tensorboard.save_dir={tmp_path}/curves", "trainer.max_steps=1")
     for folder, warned in (("one", False), ("two", True)):
         assert train_code(*words, folder=folder) == 0
-        said = "".join(capsys.readouterr())
-        assert (f"logger.tensorboard writes to {tmp_path}/curves/tensorboard, outside of" in said) == warned
+        output = "".join(capsys.readouterr())
+        assert (f"logger.tensorboard writes to {tmp_path}/curves/tensorboard, outside of" in output) == warned
         assert list((tmp_path / "curves").rglob("events.*"))
         assert json.loads((tmp_path / folder / "run.json").read_text())["status"] == "finished"
 
@@ -237,8 +237,8 @@ def test_a_second_process_is_kept_off_a_run(train_code, ended, capsys):
     lock.claim()
     before = tree(ended)
     assert train_code(*LENGTH, "checkpoint=auto") == 1
-    said = capsys.readouterr().err
-    assert f"process {os.getpid()} on {os.uname().nodename} is working there" in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert f"process {os.getpid()} on {os.uname().nodename} is working there" in output and "Traceback" not in output
     assert tree(ended) == before
     (ended / ".lock").write_text(f"{2**30} on {os.uname().nodename}")  # of an earlier process, which was killed
     with pytest.raises(UserError, match="another process is working there"):
@@ -343,12 +343,12 @@ NOTHING_LEFT, TWO_MORE = 5, 7  # steps
 def test_a_run_ends_without_its_best_checkpoint(ended, longer, damage, steps):
     best = ended / "checkpoints" / "best.ckpt"
     damage(best)
-    code, said = longer(f"trainer.max_steps={steps}")
-    assert code == 0, said
-    assert (damage is Path.unlink) or "It is renamed to best.ckpt.damaged, and its score no longer counts" in said
+    code, output = longer(f"trainer.max_steps={steps}")
+    assert code == 0, output
+    assert (damage is Path.unlink) or "It is renamed to best.ckpt.damaged, and its score no longer counts" in output
     scored = json.loads((ended / "metrics.json").read_text())["selection"]["checkpoint"]
     assert scored == ("last" if steps == 5 else "best") and best.exists() == (steps == 7)
-    assert ("the last weights are scored" in said) == (steps == 5)
+    assert ("the last weights are scored" in output) == (steps == 5)
 
 
 def test_a_best_checkpoint_that_is_damaged_at_the_end_does_not_end_the_run(train_code, at_call, tmp_path, capsys):
@@ -368,8 +368,8 @@ def test_the_best_counts_whatever_the_last_checkpoint_says_of_it(ended, longer, 
     torch.save(changed, last)
     best_file = torch.load(ended / "checkpoints" / "best.ckpt", weights_only=True)
     score = best_file["fcnlab"]["selection"]["val_miou"]
-    code, said = longer("optim.lr=0")
-    assert code == 0 and f"best.ckpt contains a score of {score:.4f}, which is used" in said, said
+    code, output = longer("optim.lr=0")
+    assert code == 0 and f"best.ckpt contains a score of {score:.4f}, which is used" in output, output
     assert best(ended)[0] == before[0] and best(ended)[2] == score
 
 
@@ -382,20 +382,20 @@ def test_a_best_of_another_run_is_kept_and_said(ended, longer):
     foreign["fcnlab"]["trained"]["run"] = "another"
     torch.save(changed, last)
     torch.save(foreign, path)
-    code, said = longer()
-    assert code == 0 and "best.ckpt belongs to another run" in said and (path.parent / "best.ckpt.damaged").is_file()
+    code, output = longer()
+    assert code == 0 and "best.ckpt belongs to another run" in output and (path.parent / "best.ckpt.damaged").is_file()
 
 
 def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
     fold(ended / "checkpoints" / "last.ckpt")
-    code, said = longer("checkpoint=last")
-    assert code == 1 and "last.ckpt is not a file" in said
-    code, said = longer()
-    assert code == 0 and "last.ckpt is not a file" in said and (ended / "checkpoints" / "last.ckpt.damaged").is_dir()
+    code, output = longer("checkpoint=last")
+    assert code == 1 and "last.ckpt is not a file" in output
+    code, output = longer()
+    assert code == 0 and "last.ckpt is not a file" in output and (ended / "checkpoints" / "last.ckpt.damaged").is_dir()
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "said"),
+    ("name", "spoil", "output"),
     [
         (
             "metrics.csv",
@@ -424,11 +424,11 @@ def test_a_last_checkpoint_that_is_a_folder_is_told(ended, longer):
         ),
     ],
 )
-def test_what_cannot_be_gone_on_with_is_told_in_a_sentence(ended, longer, name, spoil, said):
+def test_what_cannot_be_gone_on_with_is_told_in_a_sentence(ended, longer, name, spoil, output):
     spoil(ended / name)
     before = tree(ended)
-    code, told = longer()
-    assert code == 1 and said in told and tree(ended) == before
+    code, shown = longer()
+    assert code == 1 and output in shown and tree(ended) == before
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "predictions", "predictions/VOC", "wandb", "run.json", "metrics.json"])
@@ -443,8 +443,8 @@ def test_nothing_is_written_through_a_link_that_leads_out(ended, longer, tmp_pat
     ended.rename(tmp_path / "moved")
     ended.symlink_to("moved")
     before = tree(tmp_path)
-    code, told = longer()
-    assert code == 1 and f"{name} is a link" in told and "does not write through" in told, told
+    code, shown = longer()
+    assert code == 1 and f"{name} is a link" in shown and "does not write through" in shown, shown
     assert tree(tmp_path) == before
 
 
@@ -482,8 +482,8 @@ def test_images_replace_links(ended, longer, tmp_path):
 @pytest.mark.parametrize("text", ["[]", "{", '{"earlier": 3}', '{"id": "\\ud800"}', '{"wandb": "../x"}'])
 def test_a_record_that_is_none_is_kept_aside(ended, longer, text):
     (ended / "run.json").write_text(text)
-    code, said = longer()
-    assert code == 0 and "The file is kept as run.json.damaged, and a new one is started" in said
+    code, output = longer()
+    assert code == 0 and "The file is kept as run.json.damaged, and a new one is started" in output
     assert (ended / "run.json.damaged").read_text() == text
     assert json.loads((ended / "run.json").read_text())["status"] == "finished"
 
@@ -491,18 +491,18 @@ def test_a_record_that_is_none_is_kept_aside(ended, longer, text):
 def test_curves_that_are_gone_are_told_and_validations_still_counted(ended, longer):
     (ended / "metrics.csv").unlink()
     among = json.loads((ended / "metrics.json").read_text())["selection"]["among"]
-    code, said = longer()
-    assert code == 0 and "the earlier rows are lost" in said
+    code, output = longer()
+    assert code == 0 and "the earlier rows are lost" in output
     assert json.loads((ended / "metrics.json").read_text())["selection"]["among"] == among + 2
 
 
 def test_a_folder_that_cannot_be_one_is_told(fcnlab, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("gone")
-    for word, said in (("file/run", "file is not a folder"), ("link", "is a broken link")):
+    for word, output in (("file/run", "file is not a folder"), ("link", "is a broken link")):
         assert fcnlab("train", f"hydra.run.dir={word}") == 1
-        told = capsys.readouterr().err
-        assert said in told and "Traceback" not in told
+        shown = capsys.readouterr().err
+        assert output in shown and "Traceback" not in shown
 
 
 def test_half_written_checkpoints_of_a_killed_run_are_removed(ended, longer):

@@ -48,7 +48,7 @@ def why_not_mounted(folder: str) -> str:
 
 
 def test_a_full_disk_on_resume_leaves_every_record_whole(on_a_disk):
-    said = on_a_disk("""
+    message = on_a_disk("""
         $TRAIN >/dev/null || exit 1
         cp -r run/.hydra before
         dd if=/dev/zero of=ballast bs=4k 2>/dev/null
@@ -57,13 +57,17 @@ def test_a_full_disk_on_resume_leaves_every_record_whole(on_a_disk):
         rm ballast
         $TRAIN trainer.max_steps=6 checkpoint=auto >/dev/null && echo ended
     """)
-    assert "Traceback" not in said and "no space left on the device" in said
-    assert [line for line in said.splitlines() if line in ("code 1", "whole", "ended")] == ["code 1", "whole", "ended"]
+    assert "Traceback" not in message and "no space left on the device" in message
+    assert [line for line in message.splitlines() if line in ("code 1", "whole", "ended")] == [
+        "code 1",
+        "whole",
+        "ended",
+    ]
 
 
 def test_a_disk_that_is_full_once_best_is_saved_keeps_the_best_few(on_a_disk):
     """What is free has room for one checkpoint and for the run's small files, and not for a second one."""
-    said = on_a_disk("""
+    message = on_a_disk("""
         TRAIN="$TRAIN model.backbone.width=8 checkpointing.keep_top=1"
         $TRAIN hydra.run.dir=straight >/dev/null || exit 1
         room=$(($(stat -c %s straight/checkpoints/best.ckpt) * 3 / 2 / 4096))
@@ -76,16 +80,16 @@ def test_a_disk_that_is_full_once_best_is_saved_keeps_the_best_few(on_a_disk):
         $TRAIN checkpoint=auto >/dev/null && echo ended
         ls run/checkpoints | sort > names && ls other/straight/checkpoints | sort | diff - names && echo equal
     """)
-    assert "Traceback" not in said and "could not be written" in said
-    assert said[said.index("code 1") :].splitlines() == ["code 1", "best.ckpt", "ended", "equal"]
+    assert "Traceback" not in message and "could not be written" in message
+    assert message[message.index("code 1") :].splitlines() == ["code 1", "best.ckpt", "ended", "equal"]
 
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_read_only_folder_is_told_in_a_sentence(on_a_disk, begun):
-    said = on_a_disk(f"""
+    message = on_a_disk(f"""
         {"$TRAIN >/dev/null || exit 1" if begun else ""}
         mount -o remount,ro . || exit 77
         $TRAIN trainer.max_steps=6 {"checkpoint=auto" if begun else ""}; echo "code $?"
     """)
-    assert "is not writable. Nothing was changed" in said
-    assert "Traceback" not in said and said.endswith("code 1\n")
+    assert "is not writable. Nothing was changed" in message
+    assert "Traceback" not in message and message.endswith("code 1\n")

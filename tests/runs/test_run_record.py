@@ -170,7 +170,9 @@ def test_a_record_that_names_foreign_code_is_refused(train, fcnlab, tmp_path, ca
     config["callbacks"] |= place({"_target_": "shutil.copyfile", "src": f"{tmp_path}/src", "dst": f"{tmp_path}/ran"})
     path.write_text(yaml.safe_dump(config))
     assert fcnlab("train", f"from_run={first}", f"hydra.run.dir={tmp_path}/again") == 1
-    assert "record" in (said := capsys.readouterr().err) and "callbacks." in said and not (tmp_path / "ran").exists()
+    assert (
+        "record" in (message := capsys.readouterr().err) and "callbacks." in message and not (tmp_path / "ran").exists()
+    )
 
 
 @pytest.mark.parametrize(

@@ -50,10 +50,10 @@ def values(study) -> list[float]:
     return [trial.value for trial in study.trials]
 
 
-def refused(storage: Path, said: str) -> None:
+def refused(storage: Path, message: str) -> None:
     """It is refused, and all files of the folder have the bytes that they had."""
     before = {path.name: path.read_bytes() for path in storage.parent.iterdir()}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         open_study(storage, "maximize")
     assert before == {path.name: path.read_bytes() for path in storage.parent.iterdir()}
 

@@ -64,8 +64,8 @@ def sweep(fcnlab, monkeypatch, tmp_path, capfd):
 
 def of_job(words: list[str]) -> list[str]:
     """A job's words but for those that all have, and those that make it a job."""
-    ours = (*QUICK, "checkpoint=auto")
-    return [word for word in words if word not in ours and not word.startswith(("sweep.", "hydra."))]
+    actual = (*QUICK, "checkpoint=auto")
+    return [word for word in words if word not in actual and not word.startswith(("sweep.", "hydra."))]
 
 
 def sweep_record(folder: Path) -> dict:
@@ -578,10 +578,10 @@ def test_the_replaced_part_of_a_dictionary_is_named(typed, message):
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "shown"),
     [(["optim.lr=0.1", "experiment=own"], []), (["experiment=own", "optim.lr=0.1"], ["optim.lr=0.2"])],
 )
-def test_only_typed_settings_are_said_to_override_those_of_a_file(tmp_path, monkeypatch, typed, said):
+def test_only_typed_settings_are_said_to_override_those_of_a_file(tmp_path, monkeypatch, typed, shown):
     """``sweep.resume=`` alone adds the recorded ones, which nobody has typed."""
     logged: list[str] = []
     monkeypatch.setattr(grid_sweeper.log, "info", lambda text, part: logged.append(part))
@@ -590,7 +590,7 @@ def test_only_typed_settings_are_said_to_override_those_of_a_file(tmp_path, monk
     context = SimpleNamespace(config_loader=SimpleNamespace(get_group_options=lambda _: []))
     launcher = SimpleNamespace(manifest=manifest, resumes=True)
     grid_sweeper.parse_overrides(context, {"optim.lr": "0.2"}, typed, launcher)  # pyright: ignore
-    assert logged == said
+    assert logged == shown
 
 
 def test_typed_params_are_restored_on_resume(sweep, tmp_path):

@@ -43,8 +43,8 @@ def test_each_job_is_a_correct_single_run(tmp_path, small, shapes_root, devices:
     """
     words = (*small, *STEPS, f"data.root={shapes_root}", "logger=csv", f"trainer.devices={devices}", "seed=3")
     words += (f"data.cache_dir={shapes_root}/cache",)  # where the labels of the masks are counted, once for all
-    ours = ("+callbacks.note._target_=raiser.NoteImages", "+callbacks.bad._target_=raiser.RaiseIn")
-    process = start(tmp_path, *words, *ours, f"+callbacks.bad.rank={ranks}", "hydra.sweep.dir=sweep")
+    actual = ("+callbacks.note._target_=raiser.NoteImages", "+callbacks.bad._target_=raiser.RaiseIn")
+    process = start(tmp_path, *words, *actual, f"+callbacks.bad.rank={ranks}", "hydra.sweep.dir=sweep")
     jobs = [(int(count), int(rank)) for count in devices.split(",") for rank in ranks.split(",")]
     failing = [0 <= rank < count for count, rank in jobs]
     assert process.wait(580) == int(any(failing)), (tmp_path / "output.txt").read_text()

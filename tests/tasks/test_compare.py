@@ -38,7 +38,7 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: 
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "runs is not set. Set it as runs=VALUE"),
         (["runs=nowhere"], "runs=nowhere: the folder does not exist"),
@@ -53,12 +53,12 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: 
         (["runs=a b,it's=1"], "runs=a b: the folder does not exist"),
     ],
 )
-def test_a_mistake_is_told_without_a_traceback(fcnlab, make_run, tmp_path, capsys, words, said):  # noqa: F811
+def test_a_mistake_is_told_without_a_traceback(fcnlab, make_run, tmp_path, capsys, words, message):  # noqa: F811
     make_run("a", toy_matrices(0.7))
     (tmp_path / "here").mkdir()
     assert fcnlab("compare", *words) == 1
     error = capsys.readouterr().err
-    assert said in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_groups_are_split_and_merged_and_every_output_says_so(fcnlab, make_run, 
     make_run("a", seed=1, source="aaa", torch="2.9.0")
     make_run("b", seed=2, source="bbb", torch="2.10.0")
     assert fcnlab("compare", "runs=runs", "resamples=100", "hydra.run.dir=out", *words) == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     page, pipes = ((tmp_path / "out" / name).read_text() for name in ("comparison.html", "comparison.md"))
-    for text in (said, page, pipes.replace("\\", "")):  # as Markdown is shown
+    for text in (message, page, pipes.replace("\\", "")):  # as Markdown is shown
         assert all(name in text for name in names)
         assert ("set merge_over=[source] to ignore it" in text) == (not words)
         assert ("Runs are merged over source.fcnlab: aaa, bbb." in text) == bool(words)
@@ -103,8 +103,8 @@ def test_real_runs(train, fcnlab, tmp_path, capsys):
     assert len(sources) == 3 and all(found == sources[0] and "fcnlab" in found for found in sources)
     capsys.readouterr()
     assert fcnlab("compare", "runs=runs", "hydra.run.dir=out", "resamples=200") == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for name in ("model=fcn32s inference=whole", "model=fcn8s inference=whole", "model=fcn8s inference=flip"):
-        assert name in said
-    assert "Not all runs were scored with the same inference" in said
+        assert name in message
+    assert "Not all runs were scored with the same inference" in message
     assert (tmp_path / "out" / "comparison.html").stat().st_size > 50_000  # with images

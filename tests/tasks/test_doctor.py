@@ -35,9 +35,9 @@ def test_a_sound_set_passes_and_a_broken_file_does_not(fcnlab, small, tmp_path, 
     (image,) = (tmp_path / "drawn").glob("*/VOCdevkit/VOC2012/JPEGImages/train_000003.jpg")
     image.write_bytes(image.read_bytes()[:-400])
     assert fcnlab(*words, f"hydra.run.dir={tmp_path}/second") == 1
-    told = capsys.readouterr()
-    assert "✗ whole files" in told.out and "✓ two epochs" in told.out  # the whole table, and then the code
-    assert "these errors would cause wrong scores or make training fail: train: whole files" in told.err
+    reported = capsys.readouterr()
+    assert "✗ whole files" in reported.out and "✓ two epochs" in reported.out  # the whole table, and then the code
+    assert "these errors would cause wrong scores or make training fail: train: whole files" in reported.err
     assert str(image) in (tmp_path / "second/doctor.md").read_text()
     assert (tmp_path / "second/samples.png").is_file()
 
@@ -122,8 +122,8 @@ def test_shared_memory(monkeypatch, free, verdict):
     monkeypatch.setattr(loader_workers, "shared_memory", lambda: free)
     finding = readers_finding(free, readers(8, "auto", 2**24), requested=8)
     assert finding.verdict == verdict
-    said = {2**26: "only 0 of 8 workers can be used, because /dev/shm", 2**30: "the batches of 8 workers"}[free]
-    assert said in finding.found
+    output = {2**26: "only 0 of 8 workers can be used, because /dev/shm", 2**30: "the batches of 8 workers"}[free]
+    assert output in finding.found
 
 
 def test_gpus():

@@ -25,28 +25,28 @@ def run(trained_once):
 
 def test_repeats_the_number_of_training_to_the_last_digit(run, fcnlab, tmp_path):
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", f"hydra.run.dir={tmp_path}/eval") == 0
-    ours, theirs = record(tmp_path / "eval"), record(run)
-    assert [ours[name] for name in ("pixel_acc", "mean_acc", "miou", "fw_iou", "iou")] == [
-        theirs[name] for name in ("pixel_acc", "mean_acc", "miou", "fw_iou", "iou")
+    actual, reference = record(tmp_path / "eval"), record(run)
+    assert [actual[name] for name in ("pixel_acc", "mean_acc", "miou", "fw_iou", "iou")] == [
+        reference[name] for name in ("pixel_acc", "mean_acc", "miou", "fw_iou", "iou")
     ]
     with np.load(tmp_path / "eval" / "confusions.npz") as one, np.load(run / "confusions.npz") as other:
         assert (one["matrices"] == other["matrices"]).all() and (one["names"] == other["names"]).all()
     assert len(list((tmp_path / "eval" / "predictions").glob("*.png"))) == 8
-    assert "conventions" not in ours
+    assert "conventions" not in actual
 
 
 def test_conventions_are_printed_and_recorded(run, fcnlab, capsys, tmp_path):
     words = [f"checkpoint={run}/checkpoints/best.ckpt", "conventions=true", f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", *words) == 0
-    found, said = record(tmp_path / "eval"), capsys.readouterr()
+    found, message = record(tmp_path / "eval"), capsys.readouterr()
     assert list(found) == [*record(run), "trained", "weights", "conventions"] and found["iou"] == record(run)["iou"]
-    ours = found["conventions"]["FCN paper"]
-    assert [ours[name] for name in ("miou", "mean_acc", "pixel_acc")] == [
+    actual = found["conventions"]["FCN paper"]
+    assert [actual[name] for name in ("miou", "mean_acc", "pixel_acc")] == [
         found[name] for name in ("miou", "mean_acc", "pixel_acc")
     ]
     with np.load(tmp_path / "eval" / "confusions.npz") as confusions:
         assert found["conventions"] == as_facts(all_conventions(confusions["matrices"]))
-    lines = (said.out + said.err).splitlines()
+    lines = (message.out + message.err).splitlines()
     for name, convention in found["conventions"].items():
         assert any(line.startswith(f"  {name} ") and f"{100 * convention['miou']:.2f}" in line for line in lines)
 
@@ -90,7 +90,7 @@ def test_a_model_with_weights_is_the_other_way_in(run, fcnlab, tmp_path, shapes_
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "nothing to evaluate"),
         (["checkpoint=missing.ckpt"], "checkpoint=missing.ckpt is not a file"),
@@ -103,14 +103,14 @@ def test_a_model_with_weights_is_the_other_way_in(run, fcnlab, tmp_path, shapes_
         ),
     ],
 )
-def test_mistakes(words, said, run, fcnlab, capsys, tmp_path):
+def test_mistakes(words, message, run, fcnlab, capsys, tmp_path):
     for folder in ("val", "valannot"):
         (tmp_path / "CamVid" / folder).mkdir(parents=True)
     write_camvid_image(tmp_path / "CamVid")
     filled = [word.format(run=run, camvid=tmp_path) for word in words]
     assert fcnlab("eval", *filled) == 1
     error = capsys.readouterr().err
-    assert said in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error
 
 
 def write_camvid_image(folder) -> None:
@@ -194,7 +194,7 @@ def test_the_inference_method_is_what_is_scored_and_recorded(run, fcnlab, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["inference=shift_and_stitch", "inference.factor=3"],
@@ -204,10 +204,10 @@ def test_the_inference_method_is_what_is_scored_and_recorded(run, fcnlab, tmp_pa
         (["inference=multiscale", "+inference.scale=[1]"], "Did you mean inference.scales?"),
     ],
 )
-def test_inference_methods_that_cannot_work_are_refused(run, fcnlab, capsys, words, said):
+def test_inference_methods_that_cannot_work_are_refused(run, fcnlab, capsys, words, message):
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", *words) == 1
-    told = capsys.readouterr().err
-    assert said in told and "Traceback" not in told
+    output = capsys.readouterr().err
+    assert message in output and "Traceback" not in output
 
 
 def test_an_inference_method_and_a_postprocessing_step_are_both_recorded(run, fcnlab, tmp_path):
@@ -239,7 +239,7 @@ def test_a_package_that_postprocessing_needs_is_asked_for_before_any_work(run, f
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["inference=shift_and_stitch", "inference.factor=3"],
@@ -249,10 +249,10 @@ def test_a_package_that_postprocessing_needs_is_asked_for_before_any_work(run, f
     ],
 )
 def test_what_an_inference_method_cannot_do_is_refused_before_any_work(
-    run, fcnlab, tmp_path, capsys, monkeypatch, words, said
+    run, fcnlab, tmp_path, capsys, monkeypatch, words, message
 ):
     monkeypatch.setattr("fcnlab.tasks.evaluate.open_loggers", None)
     monkeypatch.setattr(Tiny, "min_size", 40)
     command = [f"checkpoint={run}/checkpoints/best.ckpt", *words, f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", *command) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

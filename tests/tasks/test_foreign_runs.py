@@ -69,9 +69,11 @@ def test_values_of_refused_words_are_named_as_they_are_typed(brought_back, tmp_p
     ]
     values = {"seed": 1, "optim": {"lr": 0.2}, "data": {"archive": "/etc"}}
     (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(UserError, match=r"^from_run=old: its record is refused, because of the override seed=") as told:
+    with pytest.raises(
+        UserError, match=r"^from_run=old: its record is refused, because of the override seed="
+    ) as output:
         brought_back(words, "from_run=old")
-    assert str(told.value).endswith("Add the values of the run behind it: seed=1 +optim.lr=0.2")
+    assert str(output.value).endswith("Add the values of the run behind it: seed=1 +optim.lr=0.2")
     (tmp_path / "old" / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"Add the override that you want behind it; a typed override wins$"):
         brought_back(words, "from_run=old")
@@ -121,9 +123,9 @@ def test_data_that_a_record_names_are_only_read(brought_back, asked: str):
 @pytest.mark.parametrize(("asked", "kind"), [("from_run=old", "run"), ("sweep.resume=old", "sweep")])
 def test_a_config_folder_is_shown_and_typed(brought_back, tmp_path, asked: str, kind: str):
     (tmp_path / "my conf").mkdir()
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as output:
         brought_back(["seed=1"], asked, "--multirun", config_dir=str(tmp_path / "my conf"))
-    first, _, line = str(told.value).partition("\n")[0].partition(" Type: ")
+    first, _, line = str(output.value).partition("\n")[0].partition(" Type: ")
     assert first == f"This {kind} used --config-dir my conf."
     assert shlex.split(line) == ["fcnlab", "train", "--config-dir", "my conf", asked, "--multirun"]
     words = brought_back(["seed=1"], *shlex.split(line)[2:], config_dir=str(tmp_path / "my conf"))
@@ -195,8 +197,8 @@ def test_a_run_with_a_config_folder_is_repeated_by_the_line_that_is_shown(train,
     facts = json.loads((first / "run.json").read_text())
     assert facts["config_dir"] == str(tmp_path / "mine") and facts["command"].startswith("fcnlab train --config-dir ")
     assert fcnlab("train", "from_run=first", "hydra.run.dir=again") == 1
-    said = capsys.readouterr().err
-    assert "This run used --config-dir mine. Type: fcnlab train --config-dir mine from_run=first" in said
+    message = capsys.readouterr().err
+    assert "This run used --config-dir mine. Type: fcnlab train --config-dir mine from_run=first" in message
     assert not (tmp_path / "again").exists()
     assert fcnlab("train", "--config-dir", "mine", "from_run=first", "hydra.run.dir=again") == 0
     assert (first / "metrics.csv").read_text() == (tmp_path / "again" / "metrics.csv").read_text()
@@ -207,13 +209,13 @@ def test_data_of_a_repeated_run_are_drawn_only_where_the_user_says(train, fcnlab
     for path in (folder / "run.json", folder / ".hydra" / "config.yaml"):
         path.write_text(path.read_text().replace(str(shapes_root), str(place)))
     assert fcnlab("train", f"from_run={folder}", "hydra.run.dir=again") == 1
-    said = capsys.readouterr().err
-    assert "no shapes in data.root=" in said and "set data=NAME data.root=FOLDER" in said and not place.exists()
+    message = capsys.readouterr().err
+    assert "no shapes in data.root=" in message and "set data=NAME data.root=FOLDER" in message and not place.exists()
     assert fcnlab("train", f"from_run={folder}", f"data.root={place}", "hydra.run.dir=third") == 0 and place.is_dir()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"schedule.power": "${oc.env:FCNLAB_SECRET}"}, "set by a record"),
         ({"schedule.power": "${seed}"}, "set by a record"),
@@ -225,7 +227,9 @@ def test_data_of_a_repeated_run_are_drawn_only_where_the_user_says(train, fcnlab
         ({"data.root": "/elsewhere"}, "set data=NAME data.root=FOLDER"),
     ],
 )
-def test_a_recorded_config_acts_no_more_than_the_overrides(train, fcnlab, tmp_path, capsys, monkeypatch, changes, said):
+def test_a_recorded_config_acts_no_more_than_the_overrides(
+    train, fcnlab, tmp_path, capsys, monkeypatch, changes, message
+):
     secret = "0." + 3 * "12345"  # not as a text that changes.diff may hold
     monkeypatch.setenv("FCNLAB_SECRET", secret)
     folder = train(*FEW)
@@ -242,7 +246,7 @@ def test_a_recorded_config_acts_no_more_than_the_overrides(train, fcnlab, tmp_pa
         node[last] = value
     path.write_text(yaml.safe_dump(config))
     assert fcnlab("train", f"from_run={folder}", "hydra.run.dir=again") == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert all(secret.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
@@ -255,8 +259,8 @@ def test_a_config_that_is_none_is_told(train, fcnlab, tmp_path, capsys, text):
         (folder / name).unlink() if text is None else (folder / name).write_text(text)
         verb, asked = "train" if "from_run" in asked else "eval", asked.format(folder)
         assert fcnlab(verb, asked, "hydra.run.dir=again") == 1
-        said = capsys.readouterr().err
-        assert asked in said and "Traceback" not in said and not (tmp_path / "acted").exists()
+        message = capsys.readouterr().err
+        assert asked in message and "Traceback" not in message and not (tmp_path / "acted").exists()
 
 
 def test_where_to_write_is_not_the_records(train, fcnlab, tmp_path):
@@ -283,7 +287,7 @@ FETCH = {
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda data: data.update(augment=FETCH), "fcnlab.data.download"),
         (lambda data: data.update(root=FETCH), "fcnlab.data.download"),
@@ -297,14 +301,14 @@ FETCH = {
         (lambda data: data["dataset"].update(num_val=10_000, draw=True), "set data=NAME data.root=FOLDER"),
     ],
 )
-def test_data_of_a_checkpoints_run_write_nothing(train, fcnlab, tmp_path, capsys, change, said):
+def test_data_of_a_checkpoints_run_write_nothing(train, fcnlab, tmp_path, capsys, change, message):
     folder = train(*FEW)
     path = folder / "config.yaml"
     config = yaml.safe_load(path.read_text())
     change(config["data"])
     path.write_text(yaml.safe_dump(config))
     assert fcnlab("eval", f"checkpoint={folder}/checkpoints/best.ckpt") == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} <= {"run", "outputs"}
 
 

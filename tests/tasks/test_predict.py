@@ -204,9 +204,9 @@ def test_a_submission_replaces_nothing(tmp_path):
     path.write_bytes(b"mine")
     settings = {"submission": str(path), "competition": "comp6", "input": None, "output": None}
     data = {"dataset": {"year": 2012}, "archive": None}
-    for overwrite, archive, said in ((False, None, "overwrite=true"), (True, str(path), "overwrite data.archive")):
+    for overwrite, archive, message in ((False, None, "overwrite=true"), (True, str(path), "overwrite data.archive")):
         cfg = OmegaConf.create(settings | {"overwrite": overwrite, "data": data | {"archive": archive}})
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             check_submission(cfg)
     check_submission(OmegaConf.create(settings | {"overwrite": True, "data": data}))
 

@@ -139,8 +139,8 @@ def test_two_ranks_warn_of_nothing_that_is_deprecated(tmp_path, small):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    told = done.stdout + done.stderr + (tmp_path / "run" / "train.log").read_text()
-    assert "deprecat" not in told and "broadcast_buffers" not in told
+    output = done.stdout + done.stderr + (tmp_path / "run" / "train.log").read_text()
+    assert "deprecat" not in output and "broadcast_buffers" not in output
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

@@ -9,7 +9,7 @@ from fcnlab.training import hardware
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["trainer.precision=fp16"], "trainer.precision must be auto, 32-true"),
         (["trainer.precision=bf16-true"], "32-true, bf16-mixed"),
@@ -98,10 +98,10 @@ from fcnlab.training import hardware
     ],
     ids=lambda value: value[-1][:50] if isinstance(value, list) else "",
 )
-def test_invalid_settings_are_refused_before_a_wandb_run(train_code, capsys, tmp_path, words, said):
+def test_invalid_settings_are_refused_before_a_wandb_run(train_code, capsys, tmp_path, words, message):
     assert train_code("logger=wandb", "logger.wandb.mode=offline", *words) == 1
-    told = capsys.readouterr().err
-    assert said in told and "Traceback" not in told
+    output = capsys.readouterr().err
+    assert message in output and "Traceback" not in output
     assert not (tmp_path / "run" / "wandb").exists()
 
 
@@ -127,31 +127,31 @@ SLURM = {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "mine", "SLURM_PROCID": "0", "SL
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"), [(STARTED, "torchrun started 2 processes"), (SLURM, "Slurm started 2 processes")]
+    ("environment", "message"), [(STARTED, "torchrun started 2 processes"), (SLURM, "Slurm started 2 processes")]
 )
-def test_wrong_number_of_processes_is_refused(train_code, capsys, tmp_path, monkeypatch, environment, said):
+def test_wrong_number_of_processes_is_refused(train_code, capsys, tmp_path, monkeypatch, environment, message):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert train_code() == 1
-    told = capsys.readouterr().err
-    assert said in told and "Set trainer.devices=2 trainer.num_nodes=1" in told
+    output = capsys.readouterr().err
+    assert message in output and "Set trainer.devices=2 trainer.num_nodes=1" in output
     assert not (tmp_path / "run" / "run.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         ({"SLURM_NTASKS": "2"}, "SLURM_NTASKS=2 is set in the environment, but srun did not start this process"),
         (SLURM | {"SLURM_NTASKS_PER_NODE": "2"}, "SLURM_STEP_ID is not set"),
         (SLURM | {"SLURM_STEP_ID": "0"}, "start the run with srun --nodes=1 --ntasks-per-node=2"),
     ],
 )
-def test_incomplete_slurm_environment_is_refused(train_code, capsys, tmp_path, monkeypatch, environment, said):
+def test_incomplete_slurm_environment_is_refused(train_code, capsys, tmp_path, monkeypatch, environment, message):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert train_code("trainer.devices=2") == 1
-    told = capsys.readouterr().err
-    assert said in told and "Traceback" not in told
+    output = capsys.readouterr().err
+    assert message in output and "Traceback" not in output
     assert not (tmp_path / "run" / "run.json").exists()
 
 

@@ -201,8 +201,8 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_says_so(
 
     at_call(Segmenter, "training_step", 4, lambda: monkeypatch.setattr(os, "fsync", full))
     assert train_code(*LENGTH, folder="stopped") == 1
-    said = capsys.readouterr().err
-    assert "No space left on device" in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert "No space left on device" in output and "Traceback" not in output
     monkeypatch.setattr(os, "fsync", fsync)
     checkpoints = tmp_path / "stopped" / "checkpoints"
     assert not list(checkpoints.glob("*.part"))
@@ -365,8 +365,8 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_alone(tmp_path, small):
 )
 def test_validations_that_checkpoints_cannot_hang_on_are_refused(train_code, capsys, setting):
     assert train_code(setting) == 1
-    said = capsys.readouterr().err
-    assert f"{setting.lstrip('+').partition('=')[0]} must be" in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert f"{setting.lstrip('+').partition('=')[0]} must be" in output and "Traceback" not in output
 
 
 def test_another_batch_size_goes_on_in_the_same_epoch(train, train_code, at_call, tmp_path):
@@ -471,8 +471,8 @@ def test_invalid_resume_state_is_refused(train, train_code, capsys):
         torch.save(changed, path)
         capsys.readouterr()
         assert train_code("checkpoint=last", "trainer.max_steps=3", *settings[1:]) == 1
-        said = capsys.readouterr().err
-        assert message in said and "Traceback" not in said, (message, said)
+        output = capsys.readouterr().err
+        assert message in output and "Traceback" not in output, (message, output)
 
 
 def test_moments_of_other_shapes_than_their_parameters_are_refused():

@@ -100,9 +100,11 @@ def test_other_images_are_a_test_whose_score_selects_nothing(train, mixed):
     assert (found["split"], found["protocol"]["images"], selection["same_images"]) == ("mixed", 5, False)
     assert list(column(folder, "test/miou").values()) == [found["miou"]] and not column(folder, "final/miou")
     assert selection_score(folder) == selection["val_miou"] == max(validated.values()) != found["miou"]
-    said = "selected on shapes val, among 4 validations; shapes val contains 3 of the scored images. Scores on images"
+    message = (
+        "selected on shapes val, among 4 validations; shapes val contains 3 of the scored images. Scores on images"
+    )
     assert (
-        f"mIoU {100 * found['miou']:.2f} % on shapes mixed. The weights were {said}"
+        f"mIoU {100 * found['miou']:.2f} % on shapes mixed. The weights were {message}"
         in (folder / "train.log").read_text()
     )
 

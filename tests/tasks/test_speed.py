@@ -128,15 +128,15 @@ def test_optimisers_are_fused(composed, optimizer):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("speed.row_blocks=true", "loss=dice"), "speed.row_blocks=true has no effect with loss=dice"),
         (("speed.bf16=true", "trainer.precision=32-true"), "speed.bf16 has no effect with trainer.precision=32-true"),
     ],
 )
-def test_settings_without_effect(train_code, tmp_path, words, said):
+def test_settings_without_effect(train_code, tmp_path, words, message):
     assert train_code(*words, "trainer.max_steps=1", "trainer.val_check_interval=1") == 0
-    assert f"Warning: {said}" in (tmp_path / "run" / "train.log").read_text()
+    assert f"Warning: {message}" in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_compile_without_a_compiler_is_refused(train_code, monkeypatch, capsys):

@@ -106,7 +106,7 @@ def test_stages_of_a_sweeps_job_stay_in_its_group_under_names_of_their_own(monke
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["model.backbone.weights=???"], "stage 1-fcn32s: Invalid configuration: "),
         (["checkpoint=best"], "checkpoint=best is not valid for a staged run"),
@@ -114,9 +114,9 @@ def test_stages_of_a_sweeps_job_stay_in_its_group_under_names_of_their_own(monke
         (["from_run=."], "no record of a run there"),
     ],
 )
-def test_invalid_stages_are_refused_before_the_first(fcnlab, tmp_path, capsys, words, said):
+def test_invalid_stages_are_refused_before_the_first(fcnlab, tmp_path, capsys, words, message):
     assert fcnlab("train", *RECIPE, f"hydra.run.dir={tmp_path / 'run'}", *words) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("run/1-*"))
 
 
@@ -136,7 +136,7 @@ def test_finished_stage_accepts_no_other_settings(composed, monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("metrics.json", "contains another run, whose scores would be replaced"),
         ("confusions.npz", "contains another run, whose scores would be replaced"),
@@ -144,13 +144,13 @@ def test_finished_stage_accepts_no_other_settings(composed, monkeypatch, tmp_pat
         ("1-fcn32s/checkpoints/best.ckpt", "already contains a run: resume it with checkpoint=auto"),
     ],
 )
-def test_other_runs_are_not_overwritten(fcnlab, tmp_path, capsys, name, said):
+def test_other_runs_are_not_overwritten(fcnlab, tmp_path, capsys, name, message):
     """The last stage's scores would replace those of the run."""
     kept = tmp_path / "run" / name
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"results")
     assert fcnlab("train", *RECIPE, f"hydra.run.dir={tmp_path / 'run'}") == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert kept.read_bytes() == b"results"
     assert [path.name for path in (tmp_path / "run").iterdir() if path.name not in (".hydra", "train.log")] == [
         name.partition("/")[0]
@@ -206,18 +206,18 @@ def test_settings_of_the_whole_that_no_stage_would_get_are_refused(experiments, 
     words, where = ["experiment=sta"], [f"hydra.searchpath=[{experiments(sta=text)}]"]
     with pytest.raises(
         UserError, match="experiment=sta sets more than its stages, and no stage would get these settings"
-    ) as told:
+    ) as output:
         check_settings_reach_stages(compose("train", [*where, *words]), words, where)
-    assert lost in str(told.value)
+    assert lost in str(output.value)
 
 
 @pytest.mark.parametrize("chosen", [["experiment=sta"], ["-m", "experiment=sta,stb"]])
 def test_they_are_refused_before_anything_begins(fcnlab, experiments, tmp_path, capsys, chosen):
     folder = experiments(sta="stages: [a, b]\noptim: {lr: 0.5}", stb="stages: [a, b]\noptim: {lr: 0.6}")
     assert fcnlab("train", "--config-dir", folder, *chosen) == 1
-    said = capsys.readouterr().err
-    assert "experiment=sta sets more than its stages, and no stage would get these settings: optim.lr=0.5 (" in said
-    assert len(chosen) == 1 or ("job 0: " in said and "job 1: " in said and "optim.lr=0.6 (" in said)
+    message = capsys.readouterr().err
+    assert "experiment=sta sets more than its stages, and no stage would get these settings: optim.lr=0.5 (" in message
+    assert len(chosen) == 1 or ("job 0: " in message and "job 1: " in message and "optim.lr=0.6 (" in message)
     assert not list(tmp_path.glob("outputs/**/run.json")) and not list(tmp_path.glob("outputs/**/metrics.csv"))
 
 

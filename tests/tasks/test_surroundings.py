@@ -52,23 +52,25 @@ def words(small, shapes_root) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("setup", [BARE, READ_ONLY, LITTLE], ids=["none", "read-only", "little"])
 def test_without_shared_memory_nobody_else_reads(confined, words, tmp_path, setup):
-    code, said = confined(setup, "train", *words, "data.num_workers=2", "logger=csv")
-    assert code == 0 and "Traceback" not in said, said
-    assert said.count("using 0 workers instead of 2, because ") in (1, 2)
+    code, message = confined(setup, "train", *words, "data.num_workers=2", "logger=csv")
+    assert code == 0 and "Traceback" not in message, message
+    assert message.count("using 0 workers instead of 2, because ") in (1, 2)
     images = next(path for path in (tmp_path / "run/predictions").iterdir())
     asked = ("checkpoint=run/checkpoints/best.ckpt", f"input={images.parent}", "output=out", "num_workers=2")
-    code, said = confined(setup, "predict", *asked)
-    assert code == 0 and "using 0 workers instead of 2, because " in said and "Traceback" not in said, said
+    code, message = confined(setup, "predict", *asked)
+    assert code == 0 and "using 0 workers instead of 2, because " in message and "Traceback" not in message, message
     data = [word for word in words if word.startswith("data.")]
-    code, said = confined(setup, "doctor", *data, "data.num_workers=2")
-    assert code == 0 and "only 0 of 2 workers can be used" in " ".join(said.split()) and "Traceback" not in said, said
+    code, message = confined(setup, "doctor", *data, "data.num_workers=2")
+    assert (
+        code == 0 and "only 0 of 2 workers can be used" in " ".join(message.split()) and "Traceback" not in message
+    ), message
 
 
 @pytest.mark.parametrize("limit", [28, 36, 64])
 def test_with_few_open_files_fewer_read(confined, words, limit):
-    code, said = confined(f"ulimit -n {limit}", "train", *words, "data.num_workers=4", "logger=csv")
-    assert code == 0 and "Traceback" not in said and "Error" not in said, said
-    assert "workers instead of 4, because this process may open" in said and "ulimit -n 4096" in said
+    code, message = confined(f"ulimit -n {limit}", "train", *words, "data.num_workers=4", "logger=csv")
+    assert code == 0 and "Traceback" not in message and "Error" not in message, message
+    assert "workers instead of 4, because this process may open" in message and "ulimit -n 4096" in message
 
 
 @pytest.mark.parametrize(
@@ -79,9 +81,9 @@ def test_a_home_that_takes_nothing_leaves_a_whole_run(confined, words, tmp_path,
     (tmp_path / "home").mkdir()
     free = dict.fromkeys(("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"))
     home = str(tmp_path / "home") if setup else None
-    code, said = confined(setup or "true", "train", *words, **free, HOME=home)
-    assert code == 0 and "Traceback" not in said, said
-    assert " INFO " not in said and "ERROR" not in said and "Warning: W&B" not in said, said
+    code, message = confined(setup or "true", "train", *words, **free, HOME=home)
+    assert code == 0 and "Traceback" not in message, message
+    assert " INFO " not in message and "ERROR" not in message and "Warning: W&B" not in message, message
     tables = list(tmp_path.glob("run/wandb/offline-run-*/files/media/table/final/*.json"))
     assert len(tables) == 2
     if setup:

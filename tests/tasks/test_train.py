@@ -83,7 +83,7 @@ def test_every_run_ends_with_a_validation_and_both_checkpoints(train, limit, las
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "output"),
     [
         ([], None),
         (
@@ -98,9 +98,9 @@ def test_every_run_ends_with_a_validation_and_both_checkpoints(train, limit, las
         ),
     ],
 )
-def test_split_batches_are_reported(train, words, said):
+def test_split_batches_are_reported(train, words, output):
     text = (train(*words, "trainer.max_steps=1", "trainer.val_check_interval=1") / "train.log").read_text()
-    assert said in text if said else "A step takes" not in text
+    assert output in text if output else "A step takes" not in text
 
 
 def test_layers_affected_by_split_batches():
@@ -141,16 +141,16 @@ def test_each_epoch_of_a_run_draws_every_image_once_in_its_own_order(train, monk
 def test_missing_checkpoint_names_the_newest_run(train, fcnlab, capsys, tmp_path):
     train(folder="outputs/train/monday")
     assert fcnlab("train", "checkpoint=last", f"hydra.run.dir={tmp_path}/new") == 1
-    said = capsys.readouterr().err
-    assert "hydra.run.dir=outputs/train/monday" in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert "hydra.run.dir=outputs/train/monday" in output and "Traceback" not in output
 
 
 def test_nan_loss_stops_the_run_and_keeps_the_last_finite_checkpoint(train_code, capsys, tmp_path):
     """Such a rate overflows the weights at once."""
     settings = ("optim=sgd", "optim.lr=1e36", "trainer.gradient_clip_val=null", "schedule=constant")
     assert train_code(*settings, "trainer.val_check_interval=1", folder="run") == 1
-    said = capsys.readouterr().err
-    assert "step" in said and "training stopped" in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert "step" in output and "training stopped" in output and "Traceback" not in output
     for file in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
         assert all(value.isfinite().all() for value in torch.load(file, weights_only=True)["state_dict"].values())
 
@@ -193,8 +193,8 @@ def test_ineffective_settings_warn(train, words, recwarn):
     folder = train("trainer.max_steps=2", *words)
     warned = [str(warning.message) for warning in recwarn]
     key = words[0].partition("=")[0]
-    said = (folder / "train.log").read_text() + "".join(warned)
-    assert any(key in line and "has no effect" in line for line in said.splitlines())
+    output = (folder / "train.log").read_text() + "".join(warned)
+    assert any(key in line and "has no effect" in line for line in output.splitlines())
 
 
 def test_cache_does_not_change_the_run(train, tmp_path):
@@ -265,7 +265,7 @@ UNCLIPPED = ("trainer.gradient_clip_val=null",)
 
 
 @pytest.mark.parametrize(
-    ("settings", "code", "said"),
+    ("settings", "code", "output"),
     [
         (("optim=sgd", *UNCLIPPED), 1, "optim.lr=0.001 is a learning rate for mean losses"),
         (("optim=sgd",), 0, None),  # clipped gradients are short whatever the loss
@@ -276,12 +276,12 @@ UNCLIPPED = ("trainer.gradient_clip_val=null",)
         (("optim=adamw", *UNCLIPPED), 0, None),
     ],
 )
-def test_learning_rate_of_another_recipe_is_reported(train_code, capsys, tmp_path, settings, code, said):
+def test_learning_rate_of_another_recipe_is_reported(train_code, capsys, tmp_path, settings, code, output):
     """4096 pixels in a crop: 1e-8 * 4096 / 0.01 = 4e-3, near the recipes' 1e-3 and 2e-3; 0.001 * 4096 / 0.1 = 41."""
     settings = ("loss=cross_entropy_sum", *settings)
     assert train_code(*settings, "trainer.max_steps=1", "trainer.val_check_interval=1") == code
-    told = capsys.readouterr().err + (tmp_path / "run" / "train.log").read_text()
-    assert (said in told) if said else ("Warning: optim.lr" not in told and "Warning: trainer" not in told)
+    shown = capsys.readouterr().err + (tmp_path / "run" / "train.log").read_text()
+    assert (output in shown) if output else ("Warning: optim.lr" not in shown and "Warning: trainer" not in shown)
 
 
 def test_profiler_report_is_shown(train):
@@ -307,11 +307,11 @@ def test_minimum_lengths_do_not_prevent_the_final_validation(train):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "output"),
     [
         (["trainer.max_steps=2", "trainer.max_epochs=9"], "trainer.max_epochs=9 has no effect: trainer.max_steps=2"),
         (["trainer.max_steps=99", "trainer.max_epochs=1"], "trainer.max_steps=99 has no effect: trainer.max_epochs=1"),
     ],
 )
-def test_longer_of_two_limits_warns(train, words, said):
-    assert said in (train(*words) / "train.log").read_text()
+def test_longer_of_two_limits_warns(train, words, output):
+    assert output in (train(*words) / "train.log").read_text()

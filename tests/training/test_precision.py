@@ -131,14 +131,14 @@ def test_untimed_model_uses_single_precision(train, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["eval", "checkpoint=x.ckpt"], "fcnlab eval does not train: set trainer.precision=32-true"),
         (["train", "trainer.accelerator=cpu", "trainer.devices=2"], "trainer.devices=2 means several"),
         (["train", "trainer.accelerator=cpu", "trainer.num_nodes=2"], "needs a single device"),
     ],
 )
-def test_fastest_is_refused_without_training_steps(fcnlab, capsys, words, said):
+def test_fastest_is_refused_without_training_steps(fcnlab, capsys, words, message):
     verb, *others = words
     assert fcnlab(verb, "trainer.precision=fastest", "logger=csv", *others) == 1
-    assert said in capsys.readouterr().err.replace("\n", " ")
+    assert message in capsys.readouterr().err.replace("\n", " ")

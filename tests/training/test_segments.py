@@ -94,8 +94,8 @@ def test_refused_resume_changes_no_file(stopped, train_code, capsys):
     )
     before = [(stopped / name).read_bytes() for name in names]
     assert train_code("checkpoint=best", *SIX, "seed=2") == 1
-    said = capsys.readouterr().err
-    assert "cannot resume with seed=2 (was 1)" in said and "model.weights=" in said and "Traceback" not in said
+    message = capsys.readouterr().err
+    assert "cannot resume with seed=2 (was 1)" in message and "model.weights=" in message and "Traceback" not in message
     assert [(stopped / name).read_bytes() for name in names] == before
 
 
@@ -151,8 +151,8 @@ def test_run_that_stopped_early_resumes_with_other_limits(train, trained_once, m
     assert (reason["step"], reason["best_step"], reason["patience"]) == (4, 2, 1) and reason["monitor"] == "val/miou"
     best = next(float(row["val/miou"]) for row in curves(folder) if "val/miou" in row)
     assert reason["best"] == pytest.approx(best)
-    said = f"The run stopped early at step 4: the best value of val/miou is {best:.4f}, at step 2"
-    assert said in (folder / "train.log").read_text()
+    message = f"The run stopped early at step 4: the best value of val/miou is {best:.4f}, at step 2"
+    assert message in (folder / "train.log").read_text()
     train("checkpoint=last", *EARLY, *more)
     assert last(folder)["global_step"] == ends
     assert facts(folder)["status"] == "finished" and bool(facts(folder)["stopped_early"]) == (ends < 9)

@@ -111,11 +111,11 @@ def test_what_is_said_of_many_files_is_said_once():
     """With a count and the first names in the terminal, and every name in the file; another sentence stays its own."""
     other = ("d/x.png is missing",)
     finding = Finding("train", "formats", Verdict.ERROR, "401 wrong", ALIKE + other, (*FILES, "d/x.png"))
-    said = "FILE cannot be read: no image in FILE (400 files: "
+    message = "FILE cannot be read: no image in FILE (400 files: "
     shown = findings_table([finding]).splitlines()[2:]
-    assert shown == [f"      {said}such as d/0.png, d/1.png, d/2.png)", f"      {other[0]}"]
+    assert shown == [f"      {message}such as d/0.png, d/1.png, d/2.png)", f"      {other[0]}"]
     (first, second) = [line for line in findings_markdown([finding]).splitlines() if line.startswith("- ")]
-    assert first == f"- {said}{', '.join(FILES)})" and second == f"- {other[0]}"
+    assert first == f"- {message}{', '.join(FILES)})" and second == f"- {other[0]}"
     assert findings_facts([finding])[0]["each"] == ALIKE + other
 
 

@@ -279,8 +279,8 @@ def test_classes_of_a_file_without_an_end(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     with (tmp_path / "large.txt").open("wb") as file:
         file.truncate(1 << 40)
-    for name, said in {"pipe.txt": "not a regular file", "large.txt": "more than"}.items():
-        with pytest.raises(DataError, match=rf"classes={name}: .* cannot be read \({name} .*{said}"):
+    for name, output in {"pipe.txt": "not a regular file", "large.txt": "more than"}.items():
+        with pytest.raises(DataError, match=rf"classes={name}: .* cannot be read \({name} .*{output}"):
             read_classes(name, str(tmp_path))
 
 

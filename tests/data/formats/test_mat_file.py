@@ -148,10 +148,10 @@ FILLING = {
 def test_what_says_more_than_it_holds_takes_no_memory(kind, read, monkeypatch):
     """65 kB that unpacked to 8 million elements without content took 34 s and 3 GB."""
     monkeypatch.setattr(mat_file, "LARGEST", 1 << 20)  # of which Python makes room to read
-    content, said = FILLING[kind]
+    content, output = FILLING[kind]
     data = BEGIN + (content if kind == "empty variables" else compressed(content))
     tracemalloc.start()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=output):
         read(data)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -178,9 +178,13 @@ def test_a_list_of_which_no_image_is_there_is_none(voc_root):
 def test_archives_are_the_ones_that_torchvision_knows(year):
     from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-    known, ours = DATASET_YEAR_DICT[str(year)], voc_archive(year, "train")
-    assert ours.md5 == known["md5"] and ours.urls[0] == known["url"] and ours.name == known["url"].rpartition("/")[2]
-    assert all(url.endswith(f"/{ours.name}") for url in ours.urls) and len(set(ours.urls)) == len(ours.urls) >= 2
+    known, actual = DATASET_YEAR_DICT[str(year)], voc_archive(year, "train")
+    assert (
+        actual.md5 == known["md5"] and actual.urls[0] == known["url"] and actual.name == known["url"].rpartition("/")[2]
+    )
+    assert (
+        all(url.endswith(f"/{actual.name}") for url in actual.urls) and len(set(actual.urls)) == len(actual.urls) >= 2
+    )
     if year == 2007:
         assert voc_archive(year, "test").md5 == DATASET_YEAR_DICT["2007-test"]["md5"]
 

@@ -26,7 +26,7 @@ from fcnlab.data.temporary_folders import remove_leftovers
 from fcnlab.errors import UserError
 from fcnlab.sweeps.launchers import SlotsLauncher
 from fcnlab.training import loggers
-from fcnlab.training.callbacks import wandb as ours
+from fcnlab.training.callbacks import wandb as actual
 from fcnlab.training.callbacks.wandb import temporary_files_in_own_folder
 
 
@@ -44,10 +44,10 @@ def offline_runs(folder: Path) -> list[Path]:
 def test_a_run_holds_config_scores_tables_and_images(train):
     folder = train("logger=default", "callbacks.sample_images.count=3", "trainer.max_steps=4")
     (run,) = offline_runs(folder)
-    said = {line.split()[0]: line.split()[1:] for line in inspect(run).splitlines() if line.strip()}
+    message = {line.split()[0]: line.split()[1:] for line in inspect(run).splitlines() if line.strip()}
     record = json.loads((folder / "metrics.json").read_text())
-    assert float(said["final/miou"][0]) == record["miou"]
-    assert {"final/per_class", "final/confusion", "val/images", "model.upsampling", "optim.lr"} <= set(said)
+    assert float(message["final/miou"][0]) == record["miou"]
+    assert {"final/per_class", "final/confusion", "val/images", "model.upsampling", "optim.lr"} <= set(message)
     masks = list((run / "files/media/images/mask").rglob("*.png"))
     assert len(masks) >= 3  # truth and prediction of three images; equal ones are kept once
     assert "sizes do not match" not in (folder / "train.log").read_text()
@@ -59,19 +59,19 @@ def test_a_resumed_run_has_todays_settings_and_its_segments(train):
     train(*fast, "trainer.max_steps=1")
     folder = train(*fast, "trainer.max_steps=2", "optim.lr=0.125", "checkpoint=last")
     (second,) = [run for run in offline_runs(folder) if "0.125" in inspect(run)]
-    said = inspect(second)
-    assert re.search(r"^\s*optim\.lr\s+0\.125", said, re.MULTILINE) and "segments" in said
+    message = inspect(second)
+    assert re.search(r"^\s*optim\.lr\s+0\.125", message, re.MULTILINE) and "segments" in message
 
 
 def test_values_that_w_and_b_has_of_a_run_are_replaced(monkeypatch, tmp_path):
     """A server keeps them, unless it is asked to: here what it is asked."""
     asked, run = [], MagicMock()
     run.config.update.side_effect = lambda config, allow_val_change: asked.append((config, allow_val_change))
-    monkeypatch.setattr(ours, "_started", lambda described, mode: run)
-    monkeypatch.setattr(ours, "Mirror", lambda experiment: experiment)
-    ours.wandb_logger(tmp_path, {"optim": {"lr": 0.125}})
+    monkeypatch.setattr(actual, "_started", lambda described, mode: run)
+    monkeypatch.setattr(actual, "Mirror", lambda experiment: experiment)
+    actual.wandb_logger(tmp_path, {"optim": {"lr": 0.125}})
     assert not asked
-    ours.wandb_logger(tmp_path, {"optim": {"lr": 0.125}}, run_id="abc")
+    actual.wandb_logger(tmp_path, {"optim": {"lr": 0.125}}, run_id="abc")
     assert asked == [({"optim": {"lr": 0.125}}, True)]
 
 
@@ -127,8 +127,8 @@ def test_a_sweep_of_processes_is_one_group_of_runs(fcnlab, small, shapes_root, t
     found = {run["display_name"]: run for run in map(described, offline_runs(sweep))}
     assert set(found) == {"model=fcn32s", "model=fcn8s"}
     assert len({run["run_id"] for run in found.values()} - {"allow"}) == 2
-    said = "Warning: WANDB_NAME, WANDB_RESUME, WANDB_RUN_ID in the environment has no effect"
-    assert said in capfd.readouterr().out
+    message = "Warning: WANDB_NAME, WANDB_RESUME, WANDB_RUN_ID in the environment has no effect"
+    assert message in capfd.readouterr().out
     run = found["model=fcn8s"]
     assert (run["run_group"], run["job_type"], run["run_id"]) == ("sweeps/one", "train", runs[1]["wandb"])
     assert run["tags"] == ["mine", "fcn8s", "tiny", "shapes"]
@@ -147,8 +147,8 @@ def opened(monkeypatch) -> list[dict]:
         run = MagicMock(id=described["id"] or os.environ.get("WANDB_RUN_ID", "new"), offline=True, dir="/nowhere/files")
         return run
 
-    monkeypatch.setattr(ours, "_started", start)
-    monkeypatch.setattr(ours, "Mirror", FakeLogger)
+    monkeypatch.setattr(actual, "_started", start)
+    monkeypatch.setattr(actual, "Mirror", FakeLogger)
     monkeypatch.setattr("fcnlab.training.loggers.WandbLogger", FakeLogger)
     return asked
 
@@ -258,11 +258,11 @@ def test_with_a_key_the_server_is_asked_first(answers, tmp_path):
 
 def test_a_server_that_drips_is_late(monkeypatch):
     """A byte now and then keeps each read in time, and never makes an answer."""
-    monkeypatch.setattr(ours, "SERVER_TIMEOUT", 0.3)
+    monkeypatch.setattr(actual, "SERVER_TIMEOUT", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=drip, args=(server,), daemon=True).start()
         began = time.monotonic()
-        assert not ours._answers(f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert not actual._answers(f"http://127.0.0.1:{server.getsockname()[1]}")
         assert 0.3 <= time.monotonic() - began < 1
 
 
@@ -281,7 +281,7 @@ def test_to_look_for_a_key_asks_no_server(monkeypatch):
 
     settings, seen = SimpleNamespace(silent=False), []
     monkeypatch.setattr(wandb, "login", lambda prompt, verify: seen.append((settings.silent, prompt, verify)) or True)
-    assert ours._has_key(settings) and seen == [(True, False, False)] and settings.silent is False
+    assert actual._has_key(settings) and seen == [(True, False, False)] and settings.silent is False
 
 
 @pytest.mark.slow  # W&B tries for START_TIMEOUT
@@ -332,11 +332,11 @@ def test_temporary_files_of_a_run_lie_where_the_next_one_finds_them(tmp_path, mo
 def test_what_w_and_b_would_refuse_is_shortened_and_kept_apart(monkeypatch, tmp_path):
     """W&B's own settings are asked whether they take it."""
     asked = []
-    monkeypatch.setattr(ours, "_started", lambda described, mode: asked.append(described) or MagicMock())
-    monkeypatch.setattr(ours, "Mirror", lambda experiment: experiment)
+    monkeypatch.setattr(actual, "_started", lambda described, mode: asked.append(described) or MagicMock())
+    monkeypatch.setattr(actual, "Mirror", lambda experiment: experiment)
     tags = ["", "short", "short", "t" * 64, "t" * 65, "t" * 65 + "u", os.fsdecode(b"caf\xe9")]
     config = {"data": {"root": os.fsdecode(b"/caf\xe9"), "lists": [os.fsdecode(b"\xff")], "seed": 1, "none": None}}
-    ours.wandb_logger(tmp_path, config, name="n" * 300, group="g" * 300, tags=tags)
+    actual.wandb_logger(tmp_path, config, name="n" * 300, group="g" * 300, tags=tags)
     (described,) = asked
     assert len(described["tags"]) == len(set(described["tags"])) == 5 and max(map(len, described["tags"])) == 64
     assert described["tags"][:2] == ["short", "t" * 64] and described["tags"][4] == "caf\\udce9"
@@ -354,9 +354,9 @@ def test_all_that_is_logged_at_once_is_within_w_and_b_s_limits():
 def asked_for(monkeypatch, folder: Path, config: dict | None = None, **settings) -> dict:
     """What W&B is asked to start."""
     asked: list[dict] = []
-    monkeypatch.setattr(ours, "_started", lambda described, mode: asked.append(described) or MagicMock())
-    monkeypatch.setattr(ours, "Mirror", lambda experiment: experiment)
-    ours.wandb_logger(folder, config or {}, **settings)
+    monkeypatch.setattr(actual, "_started", lambda described, mode: asked.append(described) or MagicMock())
+    monkeypatch.setattr(actual, "Mirror", lambda experiment: experiment)
+    actual.wandb_logger(folder, config or {}, **settings)
     return asked[0]
 
 
@@ -407,7 +407,7 @@ def test_what_w_and_b_refuses_of_the_environment_is_told_in_a_sentence(monkeypat
 
     monkeypatch.setattr(wandb, "setup", setup)
     with pytest.raises(UserError, match=r"WANDB_\.\.\.") as refused:
-        ours.wandb_logger(tmp_path, {})
+        actual.wandb_logger(tmp_path, {})
     name = {"WANDB_TAGS": "run_tags"}.get(variable, variable.removeprefix("WANDB_").lower())
     assert f"{name}=" in str(refused.value) and "validation error" not in str(refused.value)
 
@@ -433,16 +433,16 @@ def test_a_file_in_the_current_folder_says_not_where_a_run_and_its_key_go(begun,
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "settings").write_text(FOREIGN)
     with pytest.raises(UserError, match=rf"{folder}/settings .*: base_url\..*WANDB_BASE_URL=\.\.\.") as refused:
-        ours._started({"id": None, "entity": None}, "online")
+        actual._started({"id": None, "entity": None}, "online")
     assert "elsewhere" not in str(refused.value) and not begun  # a value may be a key
-    ours._started({"id": None, "entity": None}, "offline")
+    actual._started({"id": None, "entity": None}, "offline")
     monkeypatch.setenv("WANDB_BASE_URL", "https://mine.example")
-    ours._started({"id": None, "entity": None}, "online")
+    actual._started({"id": None, "entity": None}, "online")
     assert begun == ["offline", "online"]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[default]\nentity = theirs\n", "entity"),
         ("[DEFAULT]\napi_key = theirs\n[default]\n", "api_key"),
@@ -450,20 +450,20 @@ def test_a_file_in_the_current_folder_says_not_where_a_run_and_its_key_go(begun,
         ("[default]\n" + "x = 1\n" * 20_000, "more than 65,536 bytes"),
     ],
 )
-def test_nor_whose_it_is(begun, tmp_path, text, said):
+def test_nor_whose_it_is(begun, tmp_path, text, message):
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text(text)
-    with pytest.raises(UserError, match=said):
-        ours._started({"id": None, "entity": None}, "online")
-    if said == "entity":
-        ours._started({"id": None, "entity": "mine"}, "online")
+    with pytest.raises(UserError, match=message):
+        actual._started({"id": None, "entity": None}, "online")
+    if message == "entity":
+        actual._started({"id": None, "entity": "mine"}, "online")
 
 
 @pytest.mark.parametrize("text", ["", "[other]\nbase_url = x\n", "no settings", "[default]\nmode = offline\n"])
 def test_what_w_and_b_writes_there_is_let_be(begun, tmp_path, text):
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text(text)
-    ours._started({"id": None, "entity": None}, "online")
+    actual._started({"id": None, "entity": None}, "online")
     assert begun == ["online"]
 
 
@@ -486,10 +486,10 @@ def test_odd_names_of_as_many_classes_as_there_may_be_are_logged(tmp_path):
     """With an id so long that the name of the tables' artifact is as long as W&B takes it."""
     odd = ["a", "ground truth \\ prediction", "", "a.b", "é\n\x1b", os.fsdecode(b"\xe9"), "n" * 5000]
     classes = [*odd, *(f"class {place}" for place in range(MOST_CLASSES - len(odd)))]
-    logger = ours.wandb_logger(tmp_path, {}, mode="offline", run_id="i" * 100)
+    logger = actual.wandb_logger(tmp_path, {}, mode="offline", run_id="i" * 100)
     found = SimpleNamespace(iou=[0.5] * MOST_CLASSES)
     selected = {"checkpoint": os.fsdecode(b"caf\xe9.ckpt"), "val_miou": 0.5}
-    ours.log_scores(logger, found, [[2**53] * MOST_CLASSES] * MOST_CLASSES, classes, "final", selected)
+    actual.log_scores(logger, found, [[2**53] * MOST_CLASSES] * MOST_CLASSES, classes, "final", selected)
     logger.experiment.finish()
     tables = list(tmp_path.rglob("*.table.json"))
     assert sorted(len(json.loads(table.read_text())["data"]) for table in tables) == [MOST_CLASSES] * 2
@@ -501,54 +501,54 @@ def places(monkeypatch, tmp_path):
     home = tmp_path / "home"
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(variable, str(home / variable))
-    ours._usual_folders.cache_clear()
-    ours._warn_about_missing.cache_clear()
+    actual._usual_folders.cache_clear()
+    actual._warn_about_missing.cache_clear()
     yield home
-    ours._usual_folders.cache_clear()
+    actual._usual_folders.cache_clear()
 
 
 def test_w_and_b_writes_where_it_can(places, tmp_path):
     """The user's places where they take files; for each run by itself, since these may come and go."""
-    ours._set_wandb_folders(tmp_path / "run")
+    actual._set_wandb_folders(tmp_path / "run")
     assert os.environ["WANDB_DATA_DIR"] == str(places / "WANDB_DATA_DIR")
     remove_tree(places)
     places.write_text("a home that takes no folder")
     for run in ("run", "next"):
-        ours._set_wandb_folders(tmp_path / run)
+        actual._set_wandb_folders(tmp_path / run)
         assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / run / "wandb_data_dir")
         assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / run / "wandb_cache_dir")
     places.unlink()
-    ours._set_wandb_folders(tmp_path / "last")
+    actual._set_wandb_folders(tmp_path / "last")
     assert os.environ["WANDB_CACHE_DIR"] == str(places / "WANDB_CACHE_DIR")
 
 
 def test_a_place_without_room_is_none(tmp_path, monkeypatch):
-    assert ours._is_writable(tmp_path / "new")
+    assert actual._is_writable(tmp_path / "new")
 
     def full(**arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    assert not ours._is_writable(tmp_path)
+    assert not actual._is_writable(tmp_path)
 
 
 def test_what_w_and_b_raises_is_a_warning_once_for_each_kind(places, caplog):
-    logger = ours.Mirror(experiment=MagicMock(spec=wandb.Run))
+    logger = actual.Mirror(experiment=MagicMock(spec=wandb.Run))
     logger._experiment.log.side_effect = OSError(errno.ENOSPC, "No space left on device")
     for step in range(3):
         logger.log_metrics({"x": 1.0}, step)
-    ours.log_scores(logger, SimpleNamespace(iou=[0.5]), [[1]], ["a"], "final", {"val_miou": 0.5})  # pyright: ignore
+    actual.log_scores(logger, SimpleNamespace(iou=[0.5]), [[1]], ["a"], "final", {"val_miou": 0.5})  # pyright: ignore
     assert caplog.text.count("some metrics of this run are missing in W&B ([Errno 28]") == 1
     assert caplog.text.count("some tables of this run are missing in W&B") == 1
 
 
 def test_w_and_b_is_not_asked_to_write_into_a_folder_that_it_cannot_name(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(ours, "_started", lambda described, mode: asked.append((mode, sys.argv[1])) or MagicMock())
-    monkeypatch.setattr(ours, "Mirror", lambda experiment: experiment)
+    monkeypatch.setattr(actual, "_started", lambda described, mode: asked.append((mode, sys.argv[1])) or MagicMock())
+    monkeypatch.setattr(actual, "Mirror", lambda experiment: experiment)
     monkeypatch.setattr(sys, "argv", ["fcnlab", os.fsdecode(b"\xe9")])
-    ours.wandb_logger(tmp_path / "run", {})
-    ours.wandb_logger(tmp_path / os.fsdecode(b"d\xe9j\xe0"), {})
+    actual.wandb_logger(tmp_path / "run", {})
+    actual.wandb_logger(tmp_path / os.fsdecode(b"d\xe9j\xe0"), {})
     assert asked == [("auto", "\\udce9"), ("disabled", "\\udce9")] and sys.argv[1] == os.fsdecode(b"\xe9")
 
 
@@ -575,7 +575,7 @@ def test_names_that_are_not_utf8_end_no_run(tmp_path, monkeypatch, caplog):
     odd = os.fsdecode(b"d\xe9j\xe0")
     monkeypatch.setattr(sys, "argv", ["fcnlab", f"data.root={odd}"])
     for folder in (tmp_path / "run", tmp_path / odd):
-        logger = ours.wandb_logger(folder, {})
+        logger = actual.wandb_logger(folder, {})
         logger.log_metrics({"x": 1.0}, 1)
         logger.experiment.finish()
     assert sys.argv[1] == f"data.root={odd}" and len(offline_runs(tmp_path / "run")) == 1
