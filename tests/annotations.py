@@ -1,6 +1,6 @@
-"""What ``make test-slow`` decorates every function and dataclass of fcnlab with (``--jaxtyping-packages``).
+"""The decorator that ``make test-slow`` applies to all functions and dataclasses (``--jaxtyping-packages``).
 
-A call whose arguments or result are not what its annotations say, shapes included, raises a TypeError.
+A call whose arguments or result do not match its annotations, shapes included, raises a TypeError.
 """
 
 import io
@@ -10,7 +10,7 @@ import warnings
 from beartype import BeartypeConf, FrozenDict, beartype
 from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 
-# Type checkers take any open file for these; beartype asks for a name and a mode, which files in memory lack.
+# Type checkers accept any open file for these; beartype requires a name and a mode, which in-memory files lack.
 BYTES = io.BufferedIOBase | io.RawIOBase
 FILES = {typing.IO[bytes]: BYTES, typing.BinaryIO: BYTES, typing.TextIO: io.TextIOBase}
 CONF = BeartypeConf(
@@ -20,7 +20,7 @@ CONF = BeartypeConf(
 
 
 def checked(decorated):
-    """Check the annotations of a function or class, those too that Hydra and OmegaConf write in an old way."""
+    """Check the annotations of a function or class, including old-style ones from Hydra and OmegaConf."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
         return beartype(decorated, conf=CONF)

@@ -1,4 +1,4 @@
-"""What all tests share: the command line in this process, small generated data, and the real data if it is there."""
+"""Shared fixtures: the command line in this process, small generated data, and the real data if it is available."""
 
 import functools
 import hashlib
@@ -16,10 +16,10 @@ from run_folders import make_run, sweep  # noqa: F401  fixtures
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests' numbers are a CPU's
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests expect the numbers of a CPU
 
 if hasattr(signal, "SIGHUP"):
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and tests send it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, but tests send it
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -36,19 +36,19 @@ SMALL = (
 
 @pytest.fixture(scope="session")
 def small() -> tuple[str, ...]:
-    """Settings that make a training take a second."""
+    """Return settings for a training run of one second."""
     return SMALL
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    """The checkout."""
+    """Return the root of the checkout."""
     return REPOSITORY
 
 
 @pytest.fixture
 def shared() -> Path:
-    """The real images and weights beside a developer's checkout and in CI."""
+    """Return the folder of real images and weights, next to a developer's checkout and in CI."""
     if not SHARED.is_dir():
         pytest.skip(f"no real data: {SHARED} is absent")
     return SHARED
@@ -56,13 +56,13 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory) -> Path:
-    """Where the tests' shapes are drawn, once."""
+    """Return the folder where the tests' shapes are generated once."""
     return tmp_path_factory.mktemp("shapes")
 
 
 @pytest.fixture
 def composed_once(monkeypatch):
-    """Hydra composes a run's settings twice, the first time to see ``hydra.mode``, which no file of ours sets."""
+    """Skip Hydra's first composition, which only reads ``hydra.mode``: none of our config files sets it."""
     from hydra._internal.hydra import Hydra
 
     look = Hydra.get_mode
@@ -81,7 +81,7 @@ def composed_once(monkeypatch):
 
 @pytest.fixture
 def fcnlab(monkeypatch, tmp_path, composed_once):
-    """Run a command line in this process, from an empty folder; give its exit code."""
+    """Run a command line in this process, from an empty folder; return its exit code."""
     from hydra.core.hydra_config import HydraConfig
 
     from fcnlab.cli import main
@@ -90,7 +90,7 @@ def fcnlab(monkeypatch, tmp_path, composed_once):
 
     def run(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["fcnlab", *map(str, words)])
-        HydraConfig.instance().cfg = None  # a process starts without the settings of an earlier command
+        HydraConfig.instance().cfg = None  # like a new process, without the settings of an earlier command
         handlers, streams = list(logging.getLogger().handlers), (sys.stdout, sys.stderr)
         try:
             main()
@@ -101,7 +101,7 @@ def fcnlab(monkeypatch, tmp_path, composed_once):
             return stop.code or 0
         finally:
             sys.stdout.flush()
-            sys.stdout, sys.stderr = streams  # which main has made to last
+            sys.stdout, sys.stderr = streams  # which main has made permanent
             for handler in set(logging.getLogger().handlers) - set(handlers):  # Hydra's, to the run's log
                 handler.close()
             logging.getLogger().handlers[:] = handlers
@@ -112,7 +112,7 @@ def fcnlab(monkeypatch, tmp_path, composed_once):
 
 @pytest.fixture
 def composed():
-    """A config as the command line would compose it, outputs going nowhere."""
+    """Compose a config like the command line does, without output paths."""
     from hydra import compose, initialize_config_dir
 
     from fcnlab.config.locations import CONF
@@ -124,7 +124,7 @@ def composed():
 
 
 def without_hydra(cfg):
-    """``${hydra:...}`` is known only inside a run."""
+    """Remove ``${hydra:...}``, which exists only inside a run."""
     from omegaconf import OmegaConf
 
     return OmegaConf.create(OmegaConf.to_yaml(cfg).replace("${hydra:runtime.output_dir}", "/nowhere"))
@@ -152,7 +152,7 @@ def quick_probe(request, monkeypatch):
 
 @pytest.fixture
 def train_code(fcnlab, quick_probe, shapes_root, tmp_path):
-    """Train on small shapes in a folder of ``tmp_path``; give the exit code."""
+    """Train on small shapes in a folder of ``tmp_path``; return the exit code."""
 
     def run(*words: str, folder: str = "run") -> int:
         fixed = (*SMALL, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "logger=csv")
@@ -163,7 +163,7 @@ def train_code(fcnlab, quick_probe, shapes_root, tmp_path):
 
 @pytest.fixture
 def train(train_code, tmp_path):
-    """Train on small shapes; give the run's folder."""
+    """Train on small shapes; return the run's folder."""
 
     def run(*words: str, folder: str = "run") -> Path:
         assert train_code(*words, folder=folder) == 0
@@ -174,26 +174,26 @@ def train(train_code, tmp_path):
 
 @pytest.fixture
 def trained_once(train, tmp_path, tmp_path_factory):
-    """Train on small shapes, once for all tests with these settings; give a copy of the run's folder, as if moved."""
+    """Train on small shapes, once for all tests with these settings; return a copy of the run's folder."""
 
     def trained(*words: str, folder: str = "run") -> Path:
-        made = tmp_path_factory.getbasetemp() / "trained" / hashlib.sha256("\n".join(words).encode()).hexdigest()
-        if not made.is_dir():
-            made.parent.mkdir(exist_ok=True)
-            train(*words, folder=folder).rename(made)
-        return shutil.copytree(made, tmp_path / folder)
+        original = tmp_path_factory.getbasetemp() / "trained" / hashlib.sha256("\n".join(words).encode()).hexdigest()
+        if not original.is_dir():
+            original.parent.mkdir(exist_ok=True)
+            train(*words, folder=folder).rename(original)
+        return shutil.copytree(original, tmp_path / folder)
 
     return trained
 
 
 @pytest.fixture
 def at_call(monkeypatch):
-    """Do something when a method is called for the n-th time, before it runs."""
+    """Call a function before the n-th call of a method."""
 
     def arrange(owner: type, method: str, count: int, act) -> None:
         original, calls = inspect.unwrap(getattr(owner, method)), [0]
 
-        @functools.wraps(original)  # Lightning looks at the signature
+        @functools.wraps(original)  # Lightning inspects the signature
         def counting(self, *args, **kwargs):
             calls[0] += 1
             if calls[0] == count:

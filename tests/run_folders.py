@@ -1,4 +1,4 @@
-"""Run folders as a training leaves them, without a training."""
+"""Write run folders like those of training runs, without training."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ PALETTE = np.array([(0, 0, 0), (128, 0, 0), (0, 100, 200), (90, 90, 0)], np.uint
 
 
 def toy_matrices(quality: float, images: int = 36, seed: int = 0, classes: int = len(CLASSES)) -> ndarray:
-    """A net that labels about the share ``quality`` of the pixels rightly; the truth is the same for every quality."""
+    """Confusions of a model that is right on about ``quality`` of the pixels; the ground truth is always the same."""
     sizes = np.random.default_rng(7).integers(1, 500, (images, classes))
     rng = np.random.default_rng(seed)
     matrices = np.zeros((images, classes, classes), np.int64)
@@ -46,7 +46,7 @@ def toy_matrices(quality: float, images: int = 36, seed: int = 0, classes: int =
 
 
 def composed(model: str, settings: dict) -> dict:
-    """A config as Hydra writes it: the data's seed is the run's."""
+    """Return a config as Hydra writes it: the seed of the data is that of the run."""
     tree = {
         "model": {
             "_target_": "fcnlab.models.FCN",
@@ -70,7 +70,7 @@ def composed(model: str, settings: dict) -> dict:
 
 
 def dump(tree: dict) -> str:
-    """Without YAML's aliases, as OmegaConf does."""
+    """Dump YAML without aliases, as OmegaConf does."""
     return yaml.safe_dump(json.loads(json.dumps(tree)))
 
 
@@ -102,7 +102,7 @@ def write_run(
     torch: str = "2.9.0",
     **facts,
 ) -> Path:
-    """What ``fcnlab train`` leaves, by its own writer where that needs no torch."""
+    """Write the files of ``fcnlab train``, with its own writer where that needs no torch."""
     matrices = toy_matrices(0.7, seed=seed) if matrices is None else matrices
     names = names or [f"image_{place:03}" for place in range(len(matrices))]
     tree = composed(model, {"seed": seed, **(settings or {})})
@@ -139,7 +139,7 @@ def write_run(
         selection = SELECTION if verb == "train" else None
         parts = {"protocol": protocol, "cost": cost, "provenance": provenance, "selection": selection}
         write_record(folder, "val", names, classes, matrices, **parts)
-        if facts:  # damaged ones, too, which the writer is not made for
+        if facts:  # also damaged ones, which the writer does not support
             path = folder / "metrics.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | facts))
     with (folder / "metrics.csv").open("w", newline="") as file:
@@ -158,7 +158,7 @@ def write_run(
 
 
 def trained(folder: Path) -> dict:
-    """What the checkpoints of a run's folder tell of it, for the metrics.json of an evaluation."""
+    """Return what the checkpoints of a run contain about it, for the metrics.json of an evaluation."""
     run = read_run(folder)
     training = TrainingRun(
         seed=run.seed,
@@ -172,7 +172,7 @@ def trained(folder: Path) -> dict:
 
 @pytest.fixture
 def make_run(tmp_path, monkeypatch):
-    """Write a run's folder below ``runs/``, and wait for no disk."""
+    """Write a run's folder below ``runs/``, without fsync."""
     monkeypatch.setattr("fcnlab.files.writing._sync", lambda path: None)
 
     def make(name: str, *args, **kwargs) -> Path:
@@ -183,7 +183,7 @@ def make_run(tmp_path, monkeypatch):
 
 @cache
 def _swept(folder: Path) -> Path:
-    """Three models by three seeds, clearly apart."""
+    """Write runs of three models by three seeds with clearly different scores."""
     for place, (model, quality) in enumerate({"fcn32s": 0.5, "fcn16s": 0.7, "fcn8s": 0.9}.items()):
         for seed in (1, 2, 3):
             matrices = toy_matrices(quality + seed / 100, seed=seed)
@@ -193,7 +193,7 @@ def _swept(folder: Path) -> Path:
 
 @pytest.fixture
 def sweep(make_run, tmp_path, tmp_path_factory):
-    """Three models by three seeds in ``runs/``; give the folder."""
-    made = _swept(tmp_path_factory.getbasetemp() / "swept")
-    shutil.copytree(made, tmp_path / "runs", dirs_exist_ok=True)
+    """Write three models by three seeds in ``runs/``; return the folder."""
+    original = _swept(tmp_path_factory.getbasetemp() / "swept")
+    shutil.copytree(original, tmp_path / "runs", dirs_exist_ok=True)
     return tmp_path / "runs"

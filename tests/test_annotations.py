@@ -1,4 +1,4 @@
-"""What make test-slow checks annotations with can fail, and takes what type checkers take."""
+"""Test that the annotation check of make test-slow can fail, and accepts what type checkers accept."""
 
 import io
 import os
@@ -33,18 +33,18 @@ def test_a_sound_call():
 
 
 @pytest.mark.slow
-def test_wrong_shapes_fail_under_the_options_of_make(repository, tmp_path):
+def test_wrong_shapes_fail_with_the_options_of_make(repository, tmp_path):
     option = re.search(r"--jaxtyping-packages=\S+", (repository / "Makefile").read_text()).group()
     (tmp_path / "test_calls.py").write_text(WRONG_CALLS)
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", option, "test_calls.py"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(repository / "tests")},
         capture_output=True,
         text=True,
     )
-    assert "2 failed, 1 passed" in done.stdout, done.stdout + done.stderr
-    assert re.findall(r"FAILED test_calls.py::(\w+) - jaxtyping.TypeCheckError", done.stdout) == [
+    assert "2 failed, 1 passed" in completed.stdout, completed.stdout + completed.stderr
+    assert re.findall(r"FAILED test_calls.py::(\w+) - jaxtyping.TypeCheckError", completed.stdout) == [
         "test_a_wrong_argument",
         "test_a_wrong_result",
     ]
@@ -66,7 +66,7 @@ def test_a_result_of_another_shape_is_refused():
         cropped(torch.zeros(5, 4), 3)
 
 
-def test_files_in_memory_are_files():
+def test_in_memory_files_are_accepted_as_files():
     assert read(io.BytesIO(b"b"), io.StringIO("a")) == "ab"
     with pytest.raises(TypeError, match="typechecking parameter 'data'"):
         read(io.StringIO("b"), io.StringIO("a"))

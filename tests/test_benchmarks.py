@@ -1,4 +1,4 @@
-"""The benchmarks run, and their arithmetic is right; how fast things are is no test's business."""
+"""Test that the benchmarks run and compute correctly; no test depends on speed."""
 
 import importlib
 import importlib.util
@@ -20,7 +20,7 @@ from fcnlab.tasks import bench
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")
 TINY = ("model/backbone=tiny", "model.backbone.width=4")
-TORCHFCN = {  # the names of torchfcn's that are used, and that it imports what is not there; as small as can be
+TORCHFCN = {  # a minimal torchfcn: the names that are used, and an import of a missing package
     "__init__": "raise ImportError('nothing should run this')",
     "models/__init__": """
         import fcn
@@ -61,14 +61,14 @@ TORCHFCN = {  # the names of torchfcn's that are used, and that it imports what 
 
 @pytest.fixture
 def script(monkeypatch):
-    """What a script defines; it finds the module beside it as when it is run."""
+    """Return the names that a script defines; it can import the modules next to it."""
     monkeypatch.syspath_prepend(FOLDER)
     return lambda name: runpy.run_path(str(FOLDER / f"{name}.py"))
 
 
 @pytest.fixture
-def rival(monkeypatch, tmp_path, script):
-    """pytorch-fcn as rivals.py finds it where it is installed: a stand-in for it."""
+def other_library(monkeypatch, tmp_path, script):
+    """Install a stand-in for pytorch-fcn, and load it like rivals.py does."""
     for name, code in TORCHFCN.items():
         path = tmp_path / "site" / "torchfcn" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,10 +82,12 @@ def rival(monkeypatch, tmp_path, script):
 
 
 def test_ratios_are_taken_within_rounds(script):
-    found = script("measuring")["summary"]({"old": np.array([1.0, 4, 9]), "new": np.array([1.0, 2, 3])}, "old", items=2)
-    assert found["old"]["ratio"] == 1 and found["new"]["ratio"] == 2  # of 1, 2, 3: not of the medians or the sums
-    assert (found["new"]["ratio_q25"], found["new"]["ratio_q75"]) == (1.5, 2.5)
-    assert found["new"]["ms"] == 1000 and found["new"]["per_second"] == 1
+    results = script("measuring")["summary"](
+        {"old": np.array([1.0, 4, 9]), "new": np.array([1.0, 2, 3])}, "old", items=2
+    )
+    assert results["old"]["ratio"] == 1 and results["new"]["ratio"] == 2  # of 1, 2, 3: not of the medians or the sums
+    assert (results["new"]["ratio_q25"], results["new"]["ratio_q75"]) == (1.5, 2.5)
+    assert results["new"]["ms"] == 1000 and results["new"]["per_second"] == 1
 
 
 def test_every_round_runs_every_variant_by_its_number(script):
@@ -103,21 +105,21 @@ def test_every_round_runs_every_variant_by_its_number(script):
 
     times = script("measuring")["in_turns"]({"spin": spin, "sleep": sleep}, 5)
     assert seen == {"spin": [0, 0, 1, 2, 3, 4], "sleep": [0, 0, 1, 2, 3, 4]}
-    assert np.median(times["spin"]) >= 0.01 > 0.005 > np.median(times["sleep"])  # waiting is no work
+    assert np.median(times["spin"]) >= 0.01 > 0.005 > np.median(times["sleep"])  # waiting is not counted as work
 
 
-def test_input_pipeline(script, tmp_path):
-    made = script("input_pipeline")
-    images = made["open_images"](str(tmp_path / "none"), 8, tmp_path)
-    found = made["measure"](images, 64, tmp_path)
-    assert len(found) == 5 and all(row["ratio"] > 0 for row in found.values())
+def test_the_input_pipeline_benchmark_runs(script, tmp_path):
+    pipeline = script("input_pipeline")
+    images = pipeline["open_images"](str(tmp_path / "none"), 8, tmp_path)
+    results = pipeline["measure"](images, 64, tmp_path)
+    assert len(results) == 5 and all(row["ratio"] > 0 for row in results.values())
 
 
-def test_the_rival_is_the_papers_input(script, tmp_path):
-    """BGR minus the mean, channels first, void -1."""
-    made = script("input_pipeline")
-    images = made["open_images"](str(tmp_path / "none"), 1, tmp_path)
-    image, label = made["pytorch_fcn"](images, 0)
+def test_the_other_library_prepares_the_input_of_the_paper(script, tmp_path):
+    """BGR minus the mean, channels first, -1 for ignored pixels."""
+    pipeline = script("input_pipeline")
+    images = pipeline["open_images"](str(tmp_path / "none"), 1, tmp_path)
+    image, label = pipeline["pytorch_fcn"](images, 0)
     rows, cols = images.size(0)
     assert image.shape == (3, rows, cols) and image.dtype.is_floating_point and label.shape == (rows, cols)
     blue = images.image(0)[..., 2]
@@ -125,28 +127,28 @@ def test_the_rival_is_the_papers_input(script, tmp_path):
     np.testing.assert_array_equal(label.numpy() == -1, images.mask(0) == 255)
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's, of what the command line hushes
-def test_end_to_end(script, small, tmp_path):
-    """It compares the losses itself: those of the last step, of which a row is written."""
+@pytest.mark.filterwarnings("ignore")  # Lightning's warnings, which the command line hides
+def test_the_end_to_end_benchmark_runs(script, small, tmp_path):
+    """The benchmark itself compares the losses of the last logged step."""
     words = [*small, f"data.root={tmp_path / 'shapes'}"]
-    found = script("end_to_end")["measure"](words, rounds=2, block=2, images=4, folder=tmp_path)
-    assert set(found) == {"bare PyTorch loop", "fcnlab train"} and all(row["ratio"] > 0 for row in found.values())
+    results = script("end_to_end")["measure"](words, rounds=2, block=2, images=4, folder=tmp_path)
+    assert set(results) == {"bare PyTorch loop", "fcnlab train"} and all(row["ratio"] > 0 for row in results.values())
     parts = ("loader", "forward", "loss", "backward", "clipping", "optimiser", "average")
-    assert sum(found["bare PyTorch loop"][part] for part in parts) == pytest.approx(1, abs=0.2)
+    assert sum(results["bare PyTorch loop"][part] for part in parts) == pytest.approx(1, abs=0.2)
     assert (tmp_path / "metrics.csv").is_file()
 
 
-def test_confusion(script, tmp_path):
-    """It compares the integers itself."""
+def test_the_confusion_benchmark_runs(script, tmp_path):
+    """The benchmark itself compares the integers."""
     confusion = script("confusion")
-    found = confusion["measure"](2, confusion["images"](1))
-    assert len(found) == 3
-    script("measuring")["report"]("title", found, tmp_path / "sub" / "found.json")
-    assert json.loads((tmp_path / "sub" / "found.json").read_text())["found"] == found
+    results = confusion["measure"](2, confusion["images"](1))
+    assert len(results) == 3
+    script("measuring")["report"]("title", results, tmp_path / "sub" / "found.json")
+    assert json.loads((tmp_path / "sub" / "found.json").read_text())["found"] == results
 
 
-def test_benchmarks_are_the_scripts_that_run(script):
-    """The others help them; each benchmark says what it is, how long it takes, and takes what the verb gives it."""
+def test_the_listed_benchmarks_are_the_runnable_scripts(script):
+    """Other scripts are helpers. Each benchmark has a description and a duration, and accepts the verb's options."""
     known = bench.describe_benchmarks(FOLDER)
     assert {path.stem for path in FOLDER.glob("*.py")} - set(known) >= {"measuring", "rivals", "ours"}
     assert set(known) >= {"work", "forward", "step", "loss_head", "evaluation_step", "confusion", "memory"}
@@ -162,20 +164,20 @@ def test_the_help_lists_the_benchmarks(fcnlab, capsys):
     assert set(re.findall(r"\w+", names)) == scripts
 
 
-def test_a_step_is_a_fraction_of_the_rivals_work(script):
-    """The reference's network is ours with padding=paper, to a few thousandths; what is promised is counted."""
+def test_a_step_needs_a_fraction_of_the_work_of_the_other_library(script):
+    """The reference network is ours with padding=paper up to a few thousandths; the promised ratio is checked."""
     work = script("work")
     size = (375, 500)
-    found = work["measure"](
+    results = work["measure"](
         {name: work["NETS"][name] for name in (work["AS_THE_RIVAL"], "fcnlab")}, work["AS_THE_RIVAL"], size
     )
-    actual = found["375x500: fcnlab"]
+    actual = results["375x500: fcnlab"]
     assert actual["ratio"] >= 1.8
     assert actual["GMAC_forward"] == pytest.approx(vgg16_macs(*size), rel=0.01)
 
 
 def vgg16_macs(rows: int, cols: int) -> float:
-    """GMAC of same-padded FCN-8s on VGG16 by hand: kernels times cells; pools round up."""
+    """Return the GMACs of same-padded FCN-8s on VGG16 by hand: kernels times cells; pools round up."""
     total, before, sides = 0, 3, [rows, cols]
     for widths in ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)):
         for width in widths:
@@ -185,50 +187,50 @@ def vgg16_macs(rows: int, cols: int) -> float:
     return (total + (49 * 512 + 4096) * 4096 * sides[0] * sides[1]) / 1e9
 
 
-def test_the_rival_is_loaded_without_its_init_and_what_that_needs(rival, tmp_path):
-    assert rival.net(21)(torch.zeros(1, 3, 4, 5)).shape == (1, 21, 4, 5)
-    assert rival.cross_entropy.__name__ == "cross_entropy2d"
-    assert rival.count(np.array([0, 1, 1]), np.array([0, 1, 0]), 2).tolist() == [[1, 0], [1, 1]]
+def test_the_other_library_is_loaded_without_its_init_module(other_library, tmp_path):
+    assert other_library.net(21)(torch.zeros(1, 3, 4, 5)).shape == (1, 21, 4, 5)
+    assert other_library.cross_entropy.__name__ == "cross_entropy2d"
+    assert other_library.count(np.array([0, 1, 1]), np.array([0, 1, 0]), 2).tolist() == [[1, 0], [1, 1]]
 
 
 @pytest.mark.parametrize("name", ["step", "loss_head", "evaluation_step", "memory"])
-def test_what_a_rival_is_missing_for_is_said(name, script, monkeypatch, capsys, tmp_path):
-    made = script(name)
+def test_benchmarks_without_the_other_library_are_reported(name, script, monkeypatch, capsys, tmp_path):
+    benchmark = script(name)
     monkeypatch.setattr(sys.modules["rivals"], "pytorch_fcn", lambda: None)
-    monkeypatch.setattr(sys.modules["measuring"], "on_cores", lambda number: None)  # this process goes on
+    monkeypatch.setattr(sys.modules["measuring"], "on_cores", lambda number: None)  # this process continues
     monkeypatch.setattr(sys, "argv", [name, "--json", str(tmp_path / "found.json")])
-    made["main"]()
+    benchmark["main"]()
     assert "Not measured: pytorch-fcn, which is not installed" in capsys.readouterr().out
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["found"] == {} and "torchfcn==1.9.7" in found["not_measured"][0]
+    results = json.loads((tmp_path / "found.json").read_text())
+    assert results["found"] == {} and "torchfcn==1.9.7" in results["not_measured"][0]
 
 
-def test_forward(script, rival):
+def test_the_forward_benchmark_runs(script, other_library):
     forward = script("forward")
     actual = importlib.import_module("ours")
-    made = {"fcnlab": lambda: actual.net_of(actual.composed(*TINY))}
-    found = forward["measure"]({"pytorch-fcn": rival.net}, made, (64, 64), 1, CPU)
-    assert len(found) == 6 and found["pytorch-fcn, fp32"]["ratio"] == 1
-    assert all(row["GMAC"] >= 0 and row["ms"] > 0 for row in found.values())
+    builders = {"fcnlab": lambda: actual.net_of(actual.composed(*TINY))}
+    results = forward["measure"]({"pytorch-fcn": other_library.net}, builders, (64, 64), 1, CPU)
+    assert len(results) == 6 and results["pytorch-fcn, fp32"]["ratio"] == 1
+    assert all(row["GMAC"] >= 0 and row["ms"] > 0 for row in results.values())
 
 
-def test_step(script, rival):
-    """Both sides move their weights; theirs at its rate and ours at the same."""
+def test_the_step_benchmark_runs(script, other_library):
+    """Both libraries update their weights with the same learning rate."""
     step = script("step")
-    found = step["measure"](rival, TINY, step["Size"](2, 64, 64), 1, CPU)
-    assert list(found) == ["2 x 64x64: pytorch-fcn, fp32", "2 x 64x64: fcnlab, fp32", "2 x 64x64: fcnlab, bf16"]
+    results = step["measure"](other_library, TINY, step["Size"](2, 64, 64), 1, CPU)
+    assert list(results) == ["2 x 64x64: pytorch-fcn, fp32", "2 x 64x64: fcnlab, fp32", "2 x 64x64: fcnlab, bf16"]
 
 
-def test_utilization_is_work_over_time_over_what_the_card_can(script, rival):
+def test_utilization_is_work_per_second_relative_to_the_peak_of_the_gpu(script, other_library):
     step = script("step")
-    found = {"pytorch-fcn, fp32": {"per_second": 10.0}}
-    macs = 21 * 3 * 64 * 64  # the stand-in's; no gradient of the image is computed
+    results = {"pytorch-fcn, fp32": {"per_second": 10.0}}
+    macs = 21 * 3 * 64 * 64  # of the stand-in; no gradient of the image is computed
     step["add_utilization"].__globals__["product_speed"] = lambda device: 1e9
-    step["add_utilization"](found, {"pytorch-fcn": rival.net}, step["Size"](2, 64, 64), CPU)
-    assert found["pytorch-fcn, fp32"]["percent_of_the_card"] == pytest.approx(100 * 2 * 2 * macs * 10 / 1e9, abs=0.05)
+    step["add_utilization"](results, {"pytorch-fcn": other_library.net}, step["Size"](2, 64, 64), CPU)
+    assert results["pytorch-fcn, fp32"]["percent_of_the_card"] == pytest.approx(100 * 2 * 2 * macs * 10 / 1e9, abs=0.05)
 
 
-def test_our_step_is_the_configurations(script):
+def test_the_fcnlab_step_uses_the_configuration(script):
     actual = importlib.import_module("ours")
     built = actual.build(*TINY, "optim=sgd", "optim.lr=0.5", "speed=off", device=CPU)
     assert not built.segmenter.row_blocks and actual.build(*TINY, device=CPU).segmenter.row_blocks
@@ -239,36 +241,36 @@ def test_our_step_is_the_configurations(script):
     assert any(not torch.equal(old, new) for old, new in zip(before, built.segmenter.net.parameters(), strict=True))
 
 
-def test_loss_head(script, rival):
-    """It compares losses and gradients itself."""
+def test_the_loss_head_benchmark_runs(script, other_library):
+    """The benchmark itself compares losses and gradients."""
     head = script("loss_head")
     mib = {head["THEIRS"]: 100.0, head["AT_ONCE"]: 50.0, head["BY_ROWS"]: 10.0}
-    found = head["measure"](rival, head["Size"](2, 61, 83), 1, CPU, mib.get)
-    assert [row["times_less_memory"] for row in found.values()] == [1, 2, 10]
+    results = head["measure"](other_library, head["Size"](2, 61, 83), 1, CPU, mib.get)
+    assert [row["times_less_memory"] for row in results.values()] == [1, 2, 10]
 
 
-def test_evaluation_step(script, rival, tmp_path):
-    """It compares the counted truths itself."""
+def test_the_evaluation_step_benchmark_runs(script, other_library, tmp_path):
+    """The benchmark itself compares the counted pixels."""
     images = script("input_pipeline")["open_images"](str(tmp_path / "none"), 2, tmp_path)
-    found = script("evaluation_step")["measure"](rival, TINY, images, CPU)
-    assert len(found) == 5 and found["pytorch-fcn, fp32"]["ratio"] == 1
+    results = script("evaluation_step")["measure"](other_library, TINY, images, CPU)
+    assert len(results) == 5 and results["pytorch-fcn, fp32"]["ratio"] == 1
 
 
-def test_memory(script, rival):
+def test_the_memory_benchmark_runs(script, other_library):
     memory = script("memory")
-    found = memory["measure"]({name: 100.0 * (place + 1) for place, name in enumerate(memory["VARIANTS"])}.get)
-    assert [row["ratio"] for row in found.values()] == [1, 0.5, pytest.approx(1 / 3, abs=1e-3)]
+    results = memory["measure"]({name: 100.0 * (place + 1) for place, name in enumerate(memory["VARIANTS"])}.get)
+    assert [row["ratio"] for row in results.values()] == [1, 0.5, pytest.approx(1 / 3, abs=1e-3)]
     for name in memory["VARIANTS"]:
-        memory["step"](rival, name, TINY, memory["Size"](1, 64, 64))(0)
+        memory["step"](other_library, name, TINY, memory["Size"](1, 64, 64))(0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
-def test_the_peak_is_what_was_held_at_most(script):
-    """128 MiB are taken and given back; what is held before and after counts for nothing."""
+def test_peak_memory_is_the_largest_extra_allocation(script):
+    """128 MiB are allocated and freed; memory that is held before and after is not counted."""
     measuring = script("measuring")
     held = np.ones(2**23)  # 64 MiB
-    found = measuring["peak_mib"](lambda: np.ones(2**24).sum())
-    assert found == pytest.approx(128, abs=8) and held[0] == 1
+    peak = measuring["peak_mib"](lambda: np.ones(2**24).sum())
+    assert peak == pytest.approx(128, abs=8) and held[0] == 1
 
 
 BROKEN = "def main(): raise SystemExit(3)\nmain()\n"
@@ -286,7 +288,7 @@ main()
 
 @pytest.fixture
 def scripts(monkeypatch, tmp_path):
-    """Two benchmarks, of which one fails, and what is none, in the place of the real ones."""
+    """Replace the benchmarks by two, of which one fails, and a script that is not a benchmark."""
     folder = tmp_path / "scripts"
     folder.mkdir()
     for name, code in {"broken": BROKEN, "writes": WRITES, "helper": "print('no benchmark')"}.items():
@@ -294,14 +296,16 @@ def scripts(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "BENCHMARKS", folder)
 
 
-def test_the_verb_goes_on_behind_a_benchmark_that_fails(fcnlab, scripts, capfd, tmp_path):
+def test_bench_continues_after_a_failed_benchmark(fcnlab, scripts, capfd, tmp_path):
     assert fcnlab("bench", "hydra.run.dir=run", "threads=1") == 1
     message = capfd.readouterr()
     assert "live" in message.out and re.search(r"writes: fast +2.00 +1.50 to 2.50 +times as fast", message.out)
     assert "writes: not measured: a rival, which is not there" in message.out
     assert "failed: broken" in message.err and "Traceback" not in message.err
-    found = json.loads((tmp_path / "run" / "bench.json").read_text())
-    assert list(found["benchmarks"]) == ["writes"] and found["benchmarks"]["writes"]["environment"] == {"threads": "1"}
+    results = json.loads((tmp_path / "run" / "bench.json").read_text())
+    assert list(results["benchmarks"]) == ["writes"] and results["benchmarks"]["writes"]["environment"] == {
+        "threads": "1"
+    }
     page = (tmp_path / "run" / "bench.md").read_text()
     assert "| writes: counted | 3.00 | counted | times as fast |" in page and "a rival, which is not there" in page
 
@@ -320,22 +324,22 @@ def test_the_verb_goes_on_behind_a_benchmark_that_fails(fcnlab, scripts, capfd, 
 )
 def test_invalid_settings_are_refused_before_any_benchmark(word, message, fcnlab, scripts, capfd):
     assert fcnlab("bench", word) == 1
-    shown = capfd.readouterr()
-    assert message in shown.err and "live" not in shown.out
+    output = capfd.readouterr()
+    assert message in output.err and "live" not in output.out
 
 
 @pytest.mark.slow
 def test_a_benchmark_as_a_command(fcnlab, tmp_path):
     assert fcnlab("bench", "benchmarks=work", "hydra.run.dir=run") == 0
-    found = json.loads((tmp_path / "run" / "work.json").read_text())
-    assert found["found"]["375x500: fcnlab"]["ratio"] >= 1.8
-    assert {"processor", "torch", "threads"} <= set(found["environment"])
+    results = json.loads((tmp_path / "run" / "work.json").read_text())
+    assert results["found"]["375x500: fcnlab"]["ratio"] >= 1.8
+    assert {"processor", "torch", "threads"} <= set(results["environment"])
 
 
 def test_startup_is_a_multiple_of_torch(script):
     startup = script("startup")
-    found = startup["times_torch"]({startup["TORCH"]: np.array([1.0, 2, 2]), "job": np.array([3.0, 4, 8])}, "job")
-    assert (found["ratio"], found["ratio_q25"], found["ratio_q75"], found["seconds"]) == (3, 2.5, 3.5, 4)
+    results = startup["times_torch"]({startup["TORCH"]: np.array([1.0, 2, 2]), "job": np.array([3.0, 4, 8])}, "job")
+    assert (results["ratio"], results["ratio_q25"], results["ratio_q75"], results["seconds"]) == (3, 2.5, 3.5, 4)
 
 
 def test_startup_ends_when_training_begins(script, tmp_path):
@@ -345,7 +349,7 @@ def test_startup_ends_when_training_begins(script, tmp_path):
 
 
 def test_script_continues_with_closed_output(script, monkeypatch):
-    """As that of ``fcnlab bench | head -1``."""
+    """As for ``fcnlab bench | head -1``."""
     reading, writing = os.pipe()
     os.close(reading)
     monkeypatch.setattr(sys, "argv", ["a benchmark"])

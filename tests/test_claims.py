@@ -1,4 +1,4 @@
-"""Figures in the headers of experiments and backbones, and in docs, are what the nets have."""
+"""Test that numbers in the headers of experiments and backbones, and in docs, are those of the networks."""
 
 import re
 
@@ -19,17 +19,17 @@ COSTED = [path.stem for path in PAPERS if "GMACs" in path.read_text()]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COSTED)
-def test_an_experiment_s_header_says_what_a_forward_pass_costs(composed, name):
-    """In whole GMACs, of a net without values, at the size that the header names."""
+def test_experiment_headers_state_the_cost_of_a_forward_pass(composed, name):
+    """In whole GMACs, of a network on the meta device, at the size in the header."""
     text = (CONF / "experiment" / "paper" / f"{name}.yaml").read_text()
-    found = COST.search(text)
-    assert found, f"{name}: '# Cost: ... N GMACs forward each at ROWSxCOLS'"
-    stated, rows, cols = found.groups()
+    match = COST.search(text)
+    assert match, f"{name}: '# Cost: ... N GMACs forward each at ROWSxCOLS'"
+    stated, rows, cols = match.groups()
     verb = "eval" if re.search(r"^# fcnlab eval ", text, re.MULTILINE) else "train"
     cfg = composed(f"experiment=paper/{name}", "model.weights=none", "model.backbone.weights=none", name=verb)
     with torch.device("meta"):
-        net = instantiate(cfg.model, _convert_="all")
-    assert f"{count_macs(net, int(rows), int(cols)) / 1e9:.{len(stated.partition('.')[2])}f}" == stated
+        model = instantiate(cfg.model, _convert_="all")
+    assert f"{count_macs(model, int(rows), int(cols)) / 1e9:.{len(stated.partition('.')[2])}f}" == stated
 
 
 PERFORMANCE = {
@@ -40,47 +40,47 @@ PERFORMANCE = {
 
 
 def built(composed, *words: str) -> FCN:
-    """A net without values."""
+    """Build a network on the meta device."""
     with torch.device("meta"):
         return instantiate(composed(*words, "model.backbone.weights=none").model, _convert_="all")
 
 
-def gflop_of_a_step(net: FCN, rows: int, cols: int) -> float:
+def gflop_of_a_step(model: FCN, rows: int, cols: int) -> float:
     with FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, 3, rows, cols, device="meta")).sum().backward()
+        model(torch.empty(1, 3, rows, cols, device="meta")).sum().backward()
     return counter.get_total_flops() / 1e9
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", PERFORMANCE)
-def test_the_work_in_docs_is_what_the_nets_have(composed, repository, row):
-    """Rounded once: 21.047 is 21.0, though 21.05 would be 21.1."""
+def test_docs_state_the_work_of_the_networks(composed, repository, row):
+    """Rounded once: 21.047 becomes 21.0, although 21.05 would become 21.1."""
     text = (repository / "docs" / "performance.md").read_text()
     (stated,) = (line.split("|")[2:5] for line in text.splitlines() if line.startswith(f"| {row} | "))
-    net = built(composed, "model=fcn8s", PERFORMANCE[row])
+    model = built(composed, "model=fcn8s", PERFORMANCE[row])
     sizes = ((375, 500), (500, 500), (512, 512))
-    found = [f"{gflop_of_a_step(net, *size):,.0f} ({count_macs(net, *size) / 1e9:.1f})" for size in sizes]
-    assert [cell.strip() for cell in stated] == found
+    measured = [f"{gflop_of_a_step(model, *size):,.0f} ({count_macs(model, *size) / 1e9:.1f})" for size in sizes]
+    assert [cell.strip() for cell in stated] == measured
 
 
 HEADERS = {path.stem: re.search(r"([\d.]+) M parameters", path.read_text()) for path in BACKBONES.glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", sorted(name for name, stated in HEADERS.items() if stated))
-def test_a_backbone_s_header_says_how_many_parameters_its_net_has(composed, name):
-    """Of FCN-32s, as the papers count, of 21 classes; rounded once."""
+def test_backbone_headers_state_the_number_of_parameters(composed, name):
+    """Counted as in the papers for FCN-32s with 21 classes; rounded once."""
     stated = HEADERS[name][1]
-    net = built(composed, "model=fcn32s", "data=voc", f"model/backbone={name}")
-    count = sum(parameter.numel() for parameter in net.parameters()) / 1e6
+    model = built(composed, "model=fcn32s", "data=voc", f"model/backbone={name}")
+    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     assert f"{count:.{len(stated.partition('.')[2])}f}" == stated
 
 
 @pytest.mark.slow
-def test_what_pad_100_costs(composed, repository):
+def test_docs_state_the_cost_of_pad_100(composed, repository):
     text = (repository / "docs" / "fcn.md").read_text()
     padded, rows, cols, same = re.search(
         r"(\d+) GMACs for an image of (\d+)x(\d+), of which (\d+) are for", text
     ).groups()
     for stated, padding in ((padded, "paper"), (same, "same")):
-        net = built(composed, "model=fcn8s", "model/backbone=vgg16", f"model.backbone.padding={padding}")
-        assert f"{count_macs(net, int(rows), int(cols)) / 1e9:.0f}" == stated
+        model = built(composed, "model=fcn8s", "model/backbone=vgg16", f"model.backbone.padding={padding}")
+        assert f"{count_macs(model, int(rows), int(cols)) / 1e9:.0f}" == stated

@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""Test the command line as users see it."""
 
 import errno
 import json
@@ -31,17 +31,17 @@ def test_help_imports_neither_torch_nor_hydra():
     code = "import sys; sys.argv = ['fcnlab', '--help']\nfrom fcnlab.cli import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"
     code += "print([name for name in ('torch', 'hydra', 'lightning', 'numpy') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("[]\n")
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout.endswith("[]\n")
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_verbs_help_imports_no_torch(verb):
+def test_the_help_of_a_command_imports_no_torch(verb):
     code = f"import sys; sys.argv = ['fcnlab', '{verb}', '--help']\nfrom fcnlab.cli import main\ntry: main()\n"
     code += "except SystemExit: pass\nprint('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("False\n")
-    assert f"fcnlab {verb}" in done.stdout
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout.endswith("False\n")
+    assert f"fcnlab {verb}" in completed.stdout
 
 
 SCORING = {"augment", "data", "inference", "postprocess", "speed", "trainer"}
@@ -56,19 +56,19 @@ GROUPS = {
 }
 
 
-def groups_in_help(shown: str) -> dict[str, list[str]]:
-    """The options of each group, as the help lists them."""
-    lines = re.findall(r"^([a-z/_]+): (.*)$", shown, re.MULTILINE)
+def groups_in_help(output: str) -> dict[str, list[str]]:
+    """Return the options of each group in the help."""
+    lines = re.findall(r"^([a-z/_]+): (.*)$", output, re.MULTILINE)
     return {group: options.split(", ") for group, options in lines}
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_command_lists_the_groups_that_it_has(fcnlab, capsys, repository, verb):
-    """Experiments are for the command in their header, and Hydra's own options are in no file of conf/."""
+    """Experiments belong to the command in their header, and Hydra's options are in no file of conf/."""
     assert fcnlab(verb, "--help") == 0
-    shown = groups_in_help(capsys.readouterr().out)
-    assert set(shown) == GROUPS[verb]
-    for group, options in shown.items():
+    output = groups_in_help(capsys.readouterr().out)
+    assert set(output) == GROUPS[verb]
+    for group, options in output.items():
         files = sorted((repository / "conf" / group).glob("*.yaml"))
         if group.startswith("experiment"):
             files = [path for path in files if f"# fcnlab {verb} experiment=" in path.read_text()]
@@ -76,14 +76,14 @@ def test_the_help_of_a_command_lists_the_groups_that_it_has(fcnlab, capsys, repo
         assert options == sorted([*own, *(path.stem for path in files)]), group
 
 
-def test_help_lists_the_options_of_an_own_folder(fcnlab, capsys, tmp_path):
+def test_help_lists_the_options_of_a_user_folder(fcnlab, capsys, tmp_path):
     for name in ("data/leaves", "experiment/mine"):
         path = tmp_path / "own" / f"{name}.yaml"
         path.parent.mkdir(parents=True)
         path.write_text("a: 1\n")
     assert fcnlab("train", "--config-dir", "own", "--help") == 0
-    shown = groups_in_help(capsys.readouterr().out)
-    assert "leaves" in shown["data"] and shown["experiment"] == ["mine"]
+    output = groups_in_help(capsys.readouterr().out)
+    assert "leaves" in output["data"] and output["experiment"] == ["mine"]
 
 
 def test_an_unknown_command_names_the_nearest_one(capsys, fcnlab, monkeypatch):
@@ -111,7 +111,7 @@ def test_changing_the_working_directory_is_refused(fcnlab, capsys):
         assert "hydra.job.chdir=true is not supported: relative paths would" in capsys.readouterr().err
 
 
-def test_the_verb_may_be_anywhere(fcnlab, capsys):
+def test_the_command_name_may_be_anywhere(fcnlab, capsys):
     assert fcnlab("--cfg", "job", "train") == 0
     assert "schedule:" in capsys.readouterr().out
 
@@ -182,7 +182,7 @@ def test_completion(line, offered, fcnlab, capsys, monkeypatch):
 
 @pytest.fixture
 def resumed_command(tmp_path, monkeypatch):
-    """What the words on a command line become, where ``sweep.json`` records some."""
+    """Return the overrides of a command line that resumes a sweep with recorded overrides."""
 
     def words(recorded: list, *typed: str) -> list[str]:
         (tmp_path / "sweep.json").write_text(json.dumps({"overrides": recorded}))
@@ -233,7 +233,7 @@ def test_the_message_for_a_full_disk_says_how_to_continue(verb: str, message: st
 
 
 def test_the_message_for_a_file_error_names_the_file():
-    """One without a name may be a mistake of ours, whose traceback is wanted."""
+    """An error without a file name may be our own mistake, which needs a traceback."""
     for name, way_out in (("run/predictions", "Fix it"), ("elsewhere", "Choose another file or folder")):
         output = _disk_error_message("train", OSError(errno.EISDIR, "Is a directory", name), Path("run"))
         assert output and f"fcnlab train: {name}: Is a directory. " in output and way_out in output
@@ -257,15 +257,15 @@ def test_the_record_of_a_sweep_may_contain_only_settings(resumed_command, word: 
 
 
 def test_python_m_is_the_same(tmp_path):
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "fcnlab", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert done.stdout.startswith("fcnlab: experiments with fully convolutional networks")
+    assert completed.stdout.startswith("fcnlab: experiments with fully convolutional networks")
 
 
 @pytest.mark.slow
 def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
-    """Built from the checkout and unpacked alone: conf/ must be inside, and found there."""
+    """It is built from the checkout and unpacked alone: conf/ must be inside and be found."""
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=repository, check=True
     )
@@ -276,10 +276,10 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
     subprocess.run(pip, check=True)
     environment = os.environ | {"PYTHONPATH": str(site)}
     code = "import fcnlab.config.locations; print(fcnlab.config.locations.CONF)"
-    found = subprocess.run(
+    imported_from = subprocess.run(
         [sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == str(site / "fcnlab" / "conf")
+    assert imported_from.stdout.strip() == str(site / "fcnlab" / "conf")
     assert len((site / "fcnlab/data/lists/seg11valid.txt").read_text().split()) == 736
     assert {path.name for path in (site / "fcnlab" / "comparison" / "html").iterdir()} == {
         "page.html",
@@ -395,7 +395,7 @@ BEFORE_HYDRA, IN_A_TASK = "fcnlab.cli.time.time", "fcnlab.tasks.compare.compare"
     ("place", "error", "message"),
     [
         *((BEFORE_HYDRA, *limit) for limit in LIMITS),
-        *((IN_A_TASK, *limit) for limit in LIMITS[:-1]),  # of files _disk_error_message says there how the run goes on
+        *((IN_A_TASK, *limit) for limit in LIMITS[:-1]),  # for files, _disk_error_message says how to resume the run
     ],
 )
 def test_a_limit_of_the_process_is_reported_without_a_traceback(fcnlab, capsys, monkeypatch, error, message, place):
@@ -404,9 +404,9 @@ def test_a_limit_of_the_process_is_reported_without_a_traceback(fcnlab, capsys, 
 
     monkeypatch.setattr(place, raises)
     assert fcnlab("compare", "runs=.") == 1
-    shown = capsys.readouterr().err
-    assert message in shown and str(error).splitlines()[0] in shown and "raise the limit (ulimit" in shown
-    assert "Traceback" not in shown
+    output = capsys.readouterr().err
+    assert message in output and str(error).splitlines()[0] in output and "raise the limit (ulimit" in output
+    assert "Traceback" not in output
 
 
 def test_other_errors_are_not_limits():

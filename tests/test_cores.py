@@ -1,4 +1,4 @@
-"""Cores are those that affinity and the quotas of control groups leave."""
+"""Test that affinity and the quotas of control groups limit the cores."""
 
 import os
 
@@ -13,7 +13,7 @@ from fcnlab.training.hardware import limit_threads_to_cores
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """64 cores, and control groups of so many files."""
+    """Simulate a machine with 64 cores and control groups with these files."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
     monkeypatch.setattr(cores, "CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(cores, "MEMBERSHIP", tmp_path / "membership")
@@ -51,7 +51,7 @@ VERSION_1 = "4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n0::/\n"
         ("", {"cpu.max": "200000 100000\n"}, 64),
     ],
 )
-def test_a_quota_leaves_so_many_cores(machine, membership, files, expected):
+def test_a_quota_limits_the_cores(machine, membership, files, expected):
     machine(membership, **files)
     assert visible_cores() == expected
     assert worker_count("auto") == min(8, expected)
@@ -62,7 +62,7 @@ def test_without_control_groups_all_cores_count(machine):
 
 
 @pytest.mark.parametrize(("typed", "expected"), [(None, 2), ("5", 7)])
-def test_torch_starts_no_more_threads_than_cores_unless_told(machine, monkeypatch, typed, expected):
+def test_torch_starts_no_more_threads_than_cores_by_default(machine, monkeypatch, typed, expected):
     machine("0::/\n", **{"cpu.max": "200000 100000\n"})
     if typed:
         monkeypatch.setenv("OMP_NUM_THREADS", typed)

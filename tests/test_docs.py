@@ -1,4 +1,4 @@
-"""What the documents show is what the commands make today."""
+"""Test that the documents show the current output of the commands."""
 
 import re
 import runpy
@@ -9,15 +9,15 @@ from PIL import Image
 REPOSITORY = Path(__file__).parents[1]
 
 
-def test_the_table_of_nets_is_the_commands():
+def test_the_table_of_networks_is_the_output_of_the_command():
     table = runpy.run_path(str(REPOSITORY / "docs" / "model_table.py"))
-    shown = re.search(f"{table['BEGIN']}\n(.*)\n{table['END']}", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    assert shown and shown[1] == table["table"]()
+    output = re.search(f"{table['BEGIN']}\n(.*)\n{table['END']}", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    assert output and output[1] == table["table"]()
     backbones = {path.stem for path in (REPOSITORY / "conf/model/backbone").glob("*.yaml")}
     assert set(table["BACKBONES"]) == backbones
 
 
-def test_links_lead_somewhere():
+def test_links_are_valid():
     for document in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -1,4 +1,4 @@
-"""Text that would act where it is shown."""
+"""Test that text with active contents is escaped where it is shown."""
 
 import csv
 import io
@@ -12,32 +12,32 @@ from fcnlab.escaping import escape_csv, escape_line, escape_log_record, escape_m
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\r\n\x9b31m\u202egpj.exe\ud800"
 
 
-def test_nothing_that_acts_is_left_for_a_terminal():
+def test_control_characters_are_escaped_for_a_terminal():
     for text in (escape_line(HOSTILE), escape_terminal(HOSTILE)):
         assert all(letter.isprintable() or letter == "\n" for letter in text) and "\\x1b[2J" in text
     assert "\n" not in escape_line(HOSTILE) and "\n" in escape_terminal(HOSTILE)
     assert escape_terminal("straße\t±: 1\n") == "straße\t±: 1\n"
 
 
-def test_neither_html_nor_markdown():
+def test_html_and_markdown_are_escaped():
     text = escape_markdown("<img src=x onerror=alert(1)> ![x](//evil) `a` | b & c\n# d")
     assert text == r"&lt;img src=x onerror=alert(1)&gt; !\[x\](//evil) \`a\` \| b &amp; c\\n# d"
 
 
 @pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "@SUM(1)", "+1+1", "-1+1"])
-def test_no_formula_for_a_spreadsheet(text):
+def test_spreadsheet_formulas_are_escaped(text):
     assert escape_csv(text) == f"'{text}" and next(csv.reader(io.StringIO(escape_csv("-1.5"))))[0] == "-1.5"
 
 
-def test_doctors_tables_show_names_as_they_are():
-    found = [Finding(f"train: {HOSTILE}", "files", Verdict.ERROR, HOSTILE, (HOSTILE, "<b>|</b>"))]
-    for text in (findings_table(found), text_columns(["class"], [[HOSTILE]])):
+def test_tables_of_doctor_show_names_unchanged():
+    findings = [Finding(f"train: {HOSTILE}", "files", Verdict.ERROR, HOSTILE, (HOSTILE, "<b>|</b>"))]
+    for text in (findings_table(findings), text_columns(["class"], [[HOSTILE]])):
         assert not set(text) & {"\x1b", "\r", "\x9b", "\u202e", "\ud800"}
-    written = findings_markdown(found)
+    written = findings_markdown(findings)
     assert "<b>" not in written and "\x1b" not in written and written.encode()
 
 
-def test_messages_move_no_cursor(caplog):
+def test_messages_do_not_move_the_cursor(caplog):
     record = logging.LogRecord("fcnlab", logging.INFO, "", 0, "%s: %s", ("x", HOSTILE), None)
     assert escape_log_record(record)
     assert record.getMessage() == f"x: {escape_terminal(HOSTILE)}"

@@ -1,4 +1,4 @@
-"""The modules of src are those that docs/architecture.md lists, and import each other as it says."""
+"""Test that docs/architecture.md lists the modules of src and that imports follow its rules."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ DOCUMENT = (REPOSITORY / "docs/architecture.md").read_text()
 CONFIG_LIBRARIES = ("hydra", "omegaconf")
 ROOTS = ("fcnlab", "hydra_plugins")
 SOURCE = REPOSITORY / "src"
-parsed = cache(ast.parse)  # the same text is read for several questions
+parsed = cache(ast.parse)  # the same text is read for several tests
 
 
 def section(title: str) -> str:
@@ -38,7 +38,7 @@ def listed_paths() -> list[str]:
 
 
 def listed_rooms() -> list[set[str]]:
-    """Return the rooms from top to bottom; those of one line are together."""
+    """Return the rooms from top to bottom; rooms of one line form one entry."""
     lines = re.findall(r"^\d+\. (.*)$", section("Imports go downwards only"), re.MULTILINE)
     return [set(re.findall(r"`(\w+)`", line)) for line in lines]
 
@@ -59,7 +59,7 @@ def room_of(module: str) -> str:
 
 
 def imported_names(tree: ast.AST) -> Iterator[str]:
-    """Yield what a module imports, at its top or inside a function; of ``from a import b`` that is ``a.b``."""
+    """Yield the imports of a module, also those inside functions; ``from a import b`` gives ``a.b``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, "a relative import"
@@ -152,16 +152,16 @@ def test_a_cycle_is_found(copy):
     assert "fcnlab.models.geometry" in cycle(copy)
 
 
-def test_a_new_module_that_knows_hydra_is_found(copy):
+def test_a_new_module_that_imports_hydra_is_found(copy):
     (copy / "fcnlab/models/more.py").write_text("def build():\n    from omegaconf import OmegaConf\n")
     assert config_modules(copy) - config_modules(SOURCE) == {"models/more.py"}
 
 
-def test_only_the_listed_modules_know_hydra():
+def test_only_the_listed_modules_import_hydra():
     listed = listed_config_modules()
     folders = {name for name in listed if name.endswith("/")}
-    found = {path for path in config_modules(SOURCE) if f"{path.split('/')[0]}/" not in folders}
-    assert found == listed - folders
+    unlisted = {path for path in config_modules(SOURCE) if f"{path.split('/')[0]}/" not in folders}
+    assert unlisted == listed - folders
     assert all((SOURCE / "fcnlab" / folder).is_dir() for folder in folders)
 
 

@@ -1,4 +1,4 @@
-"""What commands import before they work: counted in fresh interpreters, never timed."""
+"""Test what commands import before they start: counted in fresh interpreters, never timed."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# What a training on a net of our own does not use, and who would bring it.
+# Modules that training on a model of fcnlab does not use, and which package would import them.
 UNUSED = {
     "torchvision": "torchmetrics, for scores of images; only torchvision's own backbones and weights are made of it",
     "scipy.signal": "torchmetrics, for a function that scipy has dropped",
@@ -22,50 +22,60 @@ UNUSED = {
     "submitit": "hydra/launcher=submitit_slurm",
     "IPython": "a notebook",
 }
-SAY_ALL = "import sys, os; open('names', 'w').write('\\n'.join(sys.modules)); sys.stdout.flush(); os._exit(0)"
+WRITE_MODULES = "import sys, os; open('names', 'w').write('\\n'.join(sys.modules)); sys.stdout.flush(); os._exit(0)"
 
 
 @pytest.fixture
 def python(tmp_path, repository):
-    """Run a fresh interpreter in an empty folder; the modules whose names it has written to the file ``names``."""
+    """Run a fresh interpreter in an empty folder; return the module names that it writes to the file ``names``."""
 
     def run(*words: str) -> set[str]:
         paths = os.pathsep.join([str(repository / "benchmarks"), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"PYTHONPATH": paths.rstrip(os.pathsep)}
-        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        completed = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert completed.returncode == 0, completed.stdout + completed.stderr
         return set((tmp_path / "names").read_text().split())
 
     return run
 
 
-def test_a_training_imports_what_it_uses(python, small, shapes_root):
+def test_training_imports_only_what_it_uses(python, small, shapes_root):
     ends = ["+callbacks.begins._target_=fit_begins.FitBegins", "+callbacks.begins.modules=names"]
-    found = python("-m", "fcnlab", "train", *small, f"data.root={shapes_root}", "logger=csv", *ends)
-    assert {"torch", "lightning.pytorch", "torchmetrics.metric", "albumentations", "fcnlab.training.segmenter"} <= found
-    assert not found & UNUSED.keys()
-    assert len(found) < 3600  # 3,446 today; 4,318 and matplotlib with what is unused
+    modules = python("-m", "fcnlab", "train", *small, f"data.root={shapes_root}", "logger=csv", *ends)
+    assert {
+        "torch",
+        "lightning.pytorch",
+        "torchmetrics.metric",
+        "albumentations",
+        "fcnlab.training.segmenter",
+    } <= modules
+    assert not modules & UNUSED.keys()
+    assert len(modules) < 3600  # 3,446 today; 4,318 and matplotlib with unused modules
 
 
 @pytest.mark.slow
 def test_an_evaluation_imports_neither_torchvision_nor_albumentations(python):
-    found = python(
-        "-c", f"from fcnlab.lazy_imports import import_verb; import_verb('fcnlab.tasks.evaluate'); {SAY_ALL}"
+    modules = python(
+        "-c", f"from fcnlab.lazy_imports import import_verb; import_verb('fcnlab.tasks.evaluate'); {WRITE_MODULES}"
     )
-    assert "lightning.pytorch" in found and not found & (UNUSED.keys() | {"albumentations"})
+    assert "lightning.pytorch" in modules and not modules & (UNUSED.keys() | {"albumentations"})
 
 
 def test_a_comparison_imports_no_torch(python):
-    found = python("-c", f"from fcnlab.lazy_imports import import_verb; import_verb('fcnlab.tasks.compare'); {SAY_ALL}")
-    assert "fcnlab.tasks.compare" in found and not found & {"torch", "lightning", "torchmetrics"}
+    modules = python(
+        "-c", f"from fcnlab.lazy_imports import import_verb; import_verb('fcnlab.tasks.compare'); {WRITE_MODULES}"
+    )
+    assert "fcnlab.tasks.compare" in modules and not modules & {"torch", "lightning", "torchmetrics"}
 
 
 @pytest.mark.parametrize(("words", "most"), [(("--help",), 150), (("train", "--cfg", "job"), 700)])
-def test_to_show_something_imports_no_torch(python, words, most):
-    message = f"import atexit\natexit.register(lambda: exec({SAY_ALL!r}))\n"
+def test_help_and_config_output_import_no_torch(python, words, most):
+    message = f"import atexit\natexit.register(lambda: exec({WRITE_MODULES!r}))\n"
     run = f"import sys; sys.argv = {['fcnlab', *words]!r}\nfrom fcnlab.cli import main\nmain()"
-    found = python("-c", message + run)
-    assert "fcnlab.cli" in found and not found & {"torch", "lightning", "numpy"} and len(found) < most
+    modules = python("-c", message + run)
+    assert "fcnlab.cli" in modules and not modules & {"torch", "lightning", "numpy"} and len(modules) < most
 
 
 WHOLE = f"""
@@ -97,12 +107,12 @@ else:
 
 import scipy.signal, torchvision
 assert torchvision.models.vgg16 and scipy.signal.hamming and torchmetrics.__spec__.loader.path.endswith("__init__.py")
-{SAY_ALL}
+{WRITE_MODULES}
 """
 
 
 @pytest.mark.slow
-def test_whoever_asks_for_more_of_torchmetrics_has_all_of_it(python):
+def test_other_uses_of_torchmetrics_import_all_of_it(python):
     assert "torchmetrics.functional" in python("-c", WHOLE)
 
 
@@ -119,11 +129,11 @@ figure, axes = metric.plot()
 from matplotlib.figure import Figure
 assert isinstance(figure, Figure) and metric.plot(ax=axes)[1] is axes
 assert torchmetrics.utilities.plot.__spec__.loader.path.endswith("plot.py")
-{SAY_ALL}
+{WRITE_MODULES}
 """
 
 
 @pytest.mark.slow
-def test_whoever_draws_a_metric_has_matplotlib(python):
+def test_plotting_a_metric_imports_matplotlib(python):
     pytest.importorskip("matplotlib")
     assert "matplotlib.pyplot" in python("-c", DRAWN)

@@ -1,4 +1,4 @@
-"""Refused command lines: each is explained without a traceback, and starts nothing."""
+"""Test refused command lines: each is explained without a traceback, and starts nothing."""
 
 import sys
 
@@ -101,7 +101,7 @@ def test_null_is_case_insensitive(message):
 
 
 def test_a_sweep_resumes_with_a_config_dir_whose_name_looks_like_an_override(monkeypatch, tmp_path):
-    """The folder's name was taken for settings that were typed anew, so that the record's were left out."""
+    """The folder's name was mistaken for typed settings, so the recorded ones were left out."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "sweep.json").write_text('{"overrides": ["seed=7,8"], "config_dir": "a=b"}')
@@ -142,12 +142,12 @@ def test_an_option_and_its_value_are_joined(line: str, as_one: str):
 
 
 def test_overrides_may_be_anywhere(fcnlab, capfd):
-    """argparse calls what is behind an option, where settings were before it, unrecognized."""
+    """argparse does not recognize settings after an option if there are also settings before it."""
     assert fcnlab("seed=3", "--cfg", "job", "optim.lr=0.5", "train", "model=fcn16s", "-p", "optim.lr") == 0
     assert capfd.readouterr().out == "0.5\n"
 
 
-def test_a_config_dir_may_be_named_like_an_override_or_a_verb(fcnlab, capfd, tmp_path, monkeypatch):
+def test_a_config_dir_may_be_named_like_an_override_or_a_command(fcnlab, capfd, tmp_path, monkeypatch):
     (tmp_path / "model=null/train/optim").mkdir(parents=True)
     (tmp_path / "model=null/train/optim/mine.yaml").write_text("_target_: torch.optim.SGD\nlr: 0.125\n")
     monkeypatch.chdir(tmp_path / "model=null")

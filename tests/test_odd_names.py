@@ -1,4 +1,4 @@
-"""File names that are not UTF-8 or very long, and folders that are not writable."""
+"""Test file names that are very long or not UTF-8, and folders that are not writable."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from fcnlab.data.formats.folder import split_of
 from fcnlab.errors import unwritable_reason
 from fcnlab.files.writing import write_json
 
-LATIN1 = os.fsdecode(b"caf\xe9")  # as Python hands on what is not UTF-8
+LATIN1 = os.fsdecode(b"caf\xe9")  # how Python represents bytes that are not UTF-8
 
 
 @pytest.fixture
 def odd_data(tmp_path):
-    """Images of two classes, of odd names among them."""
+    """Write images of two classes, some with odd names."""
     rng = np.random.default_rng(0)
     for name in [*map(str, range(8)), LATIN1, "L" * 251, os.fsdecode(b"\xff\xfe")]:
         for folder, values in (("images", (16, 16, 3)), ("labels", (16, 16))):
@@ -31,7 +31,7 @@ def odd_data(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_verbs_accept_odd_names(odd_data, fcnlab, tmp_path, capsys):
+def test_all_commands_accept_odd_names(odd_data, fcnlab, tmp_path, capsys):
     run = tmp_path / "run"
     few = ("trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=1", "model.backbone.width=2", "logger=csv")
     assert fcnlab("train", *odd_data, *few, "data.crop_size=64", f"hydra.run.dir={run}") == 0
@@ -46,12 +46,12 @@ def test_all_verbs_accept_odd_names(odd_data, fcnlab, tmp_path, capsys):
 def test_doctor_reports_odd_names(odd_data, fcnlab, tmp_path, capsys):
     (tmp_path / "odd/images" / f"{LATIN1}.png").write_bytes(b"no image")
     assert fcnlab("doctor", *odd_data, f"hydra.run.dir={tmp_path}/report") == 1
-    shown = capsys.readouterr()
-    assert "Traceback" not in shown.err and "caf\\udce9" in shown.out + shown.err
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err and "caf\\udce9" in output.out + output.err
 
 
-def test_the_split_of_usual_names_has_not_changed():
-    """Of blake2b over the name in UTF-8, so that the images of a run stay where they are."""
+def test_the_split_of_usual_names_is_unchanged():
+    """The split is a hash (blake2b) of the name in UTF-8, so images of earlier runs stay in their split."""
     names, splits = ("a", "b", "ä", "c", "é", "ö"), ["train", "train", "train", "train", "train", "val"]
     assert [split_of(name, {"train": 0.5, "val": 0.5}, 1) for name in names] == splits
     assert split_of(LATIN1, {"train": 1.0}, 0) == "train"
@@ -97,5 +97,5 @@ def test_unwritable_reason(tmp_path, nowhere, monkeypatch):
     assert unwritable_reason(tmp_path) is unwritable_reason(tmp_path / "new" / "newer") is None
     assert unwritable_reason(nowhere) == f"{nowhere.parent} is not a folder"
     assert "too long" in str(unwritable_reason(tmp_path / ("n" * 300)))
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a disk that is only read, which is so to root, too
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a read-only disk, which also applies to root
     assert unwritable_reason(tmp_path / "new") == f"{tmp_path} is not writable"

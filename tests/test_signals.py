@@ -1,4 +1,4 @@
-"""Signals: which are heard, what they end, and how a process ends that cannot hear them."""
+"""Test which signals are handled, what they end, and how a process ends that cannot handle them."""
 
 import ctypes
 import enum
@@ -23,14 +23,14 @@ from fcnlab.sweeps import processes
 
 
 @pytest.fixture
-def left(monkeypatch) -> list:
-    """What would have ended this process."""
+def exits(monkeypatch) -> list:
+    """Record the calls that would have ended this process."""
     calls: list = []
     monkeypatch.setattr(signals, "_leave", lambda signum, line: calls.append((signum, line)))
     return calls
 
 
-# --- which are heard
+# --- handled signals
 
 
 @pytest.mark.parametrize("signum", STOPPING)
@@ -43,36 +43,36 @@ def test_each_signal_ends_a_run_with_its_own_code(signum):
 
 @pytest.fixture
 def without_hangup():
-    """As nohup starts a process."""
+    """Ignore SIGHUP, like nohup does."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     yield
     signal.signal(signal.SIGHUP, before)
 
 
-def test_under_nohup_a_closed_terminal_stops_nothing(without_hangup, left):
+def test_a_closed_terminal_is_ignored_under_nohup(without_hangup, exits):
     with ended_by_signals(), StopSignals() as listening:
         listening.listen()
         signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and not left and listening.asked is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and not exits and listening.asked is None
 
 
-def test_a_system_without_hangups_and_users_signals_has_the_others():
+def test_signals_unknown_to_the_system_are_left_out():
     windows = enum.IntEnum("Signals", {"SIGINT": 2, "SIGTERM": 15})
     assert list(signals.of_this_system(windows)) == [15, 2]
 
 
-def test_before_a_command_works_a_signal_ends_it_with_a_line(left):
+def test_a_signal_before_a_command_starts_ends_it_with_one_line(exits):
     before = [signal.getsignal(signum) for signum in STOPPING]
     with ended_by_signals():
         for signum in STOPPING:
             signal.raise_signal(signum)
-    assert left == [(signum, f"fcnlab: stopped by {signum.name}\n") for signum in STOPPING]
+    assert exits == [(signum, f"fcnlab: stopped by {signum.name}\n") for signum in STOPPING]
     assert [signal.getsignal(signum) for signum in STOPPING] == before
 
 
 @pytest.mark.parametrize("verb", ["eval", "predict"])
-def test_a_verb_that_is_stopped_says_so_in_a_line(fcnlab, monkeypatch, capsys, verb):
+def test_a_stopped_command_reports_it_in_one_line(fcnlab, monkeypatch, capsys, verb):
     def stopped(cfg) -> None:
         with StopSignals():
             signal.raise_signal(signal.SIGHUP)
@@ -83,8 +83,8 @@ def test_a_verb_that_is_stopped_says_so_in_a_line(fcnlab, monkeypatch, capsys, v
 
 
 @pytest.mark.parametrize("chained", [True, False])
-def test_what_a_half_imported_module_raises_is_the_signals_end(chained):
-    """An import swallows our exception, and what it left half made fails later."""
+def test_errors_of_an_interrupted_import_are_reported_as_interruption(chained):
+    """The import drops our exception, and the partially imported module fails later."""
     with StopSignals() as listening, pytest.raises(Interrupted), listening.reraise_as_interrupted():
         try:
             signal.raise_signal(signal.SIGINT)
@@ -94,7 +94,7 @@ def test_what_a_half_imported_module_raises_is_the_signals_end(chained):
         raise RecursionError
 
 
-# --- a process that cannot hear
+# --- a process that cannot handle signals
 
 
 @pytest.mark.parametrize(
@@ -102,10 +102,10 @@ def test_what_a_half_imported_module_raises_is_the_signals_end(chained):
     [
         ([signal.SIGINT, signal.SIGCHLD, signal.SIGINT], False, True),
         ([signal.SIGINT, signal.SIGCHLD, signal.SIGTERM], False, False),
-        ([signal.SIGINT, signal.SIGINT], True, False),  # it has ended by itself meanwhile
+        ([signal.SIGINT, signal.SIGINT], True, False),  # it ended by itself in the meantime
     ],
 )
-def test_the_second_ctrl_c_is_counted_beside_the_main_thread(monkeypatch, left, received, over, ends):
+def test_the_second_ctrl_c_is_counted_outside_the_main_thread(monkeypatch, exits, received, over, ends):
     monkeypatch.setattr(signals, "HARD_STOP_AFTER", 0.01)
     reading, writing = os.pipe()
     os.write(writing, bytes(received))
@@ -114,14 +114,14 @@ def test_the_second_ctrl_c_is_counted_beside_the_main_thread(monkeypatch, left, 
     if over:
         ended.set()
     signals._count_interrupts(reading, ended)
-    assert [signum for signum, _ in left] == ([signal.SIGINT] if ends else [])
+    assert [signum for signum, _ in exits] == ([signal.SIGINT] if ends else [])
 
 
-def test_what_a_fork_receives_is_not_counted():
+def test_signals_to_a_fork_are_not_counted():
     with ended_by_signals():
         child = os.fork()
         if not child:
-            os._exit(signal.set_wakeup_fd(-1) + 1)  # 0: it had none
+            os._exit(signal.set_wakeup_fd(-1) + 1)  # 0: it had no wakeup file
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         kept = signal.set_wakeup_fd(-1)
         assert kept >= 0
@@ -133,12 +133,12 @@ def test_what_a_fork_receives_is_not_counted():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
 @pytest.mark.parametrize(("parent", "ends"), [(os.getppid(), None), (os.getppid() + 1, 128 + signal.SIGKILL)])
-def test_a_rank_whose_first_is_gone_ends(monkeypatch, parent, ends):
-    asked, ended = [], []
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *words: asked.append(words)))
+def test_a_rank_ends_if_the_first_rank_is_gone(monkeypatch, parent, ends):
+    prctl_calls, ended = [], []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *words: prctl_calls.append(words)))
     monkeypatch.setattr(os, "_exit", ended.append)
     processes.die_with_parent(parent)
-    assert asked == [(processes.PR_SET_PDEATHSIG, signal.SIGKILL)]  # first, or it could end in between
+    assert prctl_calls == [(processes.PR_SET_PDEATHSIG, signal.SIGKILL)]  # first, since the parent could end in between
     assert ended == ([] if ends is None else [ends])
 
 
@@ -160,9 +160,9 @@ start_process([sys.executable, "-S", "-c", "print('alone')"], None, None, [])
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
-def test_a_child_whose_parent_ends_before_it_has_asked_ends_too():
-    done = subprocess.run([sys.executable, "-c", LATE], stdout=subprocess.PIPE, timeout=60)
-    assert done.returncode == -signal.SIGKILL and done.stdout == b""  # to its end: the child has it open, too
+def test_a_child_whose_parent_ends_before_prctl_is_killed():
+    completed = subprocess.run([sys.executable, "-c", LATE], stdout=subprocess.PIPE, timeout=60)
+    assert completed.returncode == -signal.SIGKILL and completed.stdout == b""  # all of it: the child has it open, too
 
 
 # --- real processes
@@ -176,7 +176,7 @@ def start(folder: Path, *words: str, **further) -> subprocess.Popen:
 
 
 def wait_for_row(run: Path, process: subprocess.Popen) -> None:
-    """Until it has trained."""
+    """Wait until the run has logged a row."""
     deadline = time.monotonic() + 120
     while not (run / "metrics.csv").is_file():
         assert process.poll() is None and time.monotonic() < deadline, (run.parent / "message").read_text()
@@ -188,8 +188,8 @@ LONG = ("trainer.max_steps=5000", "trainer.val_check_interval=5000", "trainer.lo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bar", ["callbacks.progress.enabled=true", "callbacks.progress.enabled=false"])
-def test_a_closed_terminal_lets_a_run_save_itself(tmp_path, small, bar):
-    """The bar writes to the terminal all the time, also between its end and the signal."""
+def test_a_run_saves_itself_when_its_terminal_closes(tmp_path, small, bar):
+    """The progress bar writes to the terminal all the time, also between its end and the signal."""
     words = ["train", *small, "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", bar, *LONG]
     pid, terminal = pty.fork()
     if not pid:
@@ -207,7 +207,7 @@ def test_a_closed_terminal_lets_a_run_save_itself(tmp_path, small, bar):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
-def test_the_second_ctrl_c_ends_a_run_of_which_a_rank_hangs(tmp_path, small):
+def test_the_second_ctrl_c_ends_a_run_with_a_blocked_rank(tmp_path, small):
     words = ["train", *small, "data.batch_size=2", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
     process = start(tmp_path, *words, "logger=csv", *LONG, start_new_session=True)
     wait_for_row(tmp_path / "run", process)
@@ -217,9 +217,9 @@ def test_the_second_ctrl_c_ends_a_run_of_which_a_rank_hangs(tmp_path, small):
     for _ in range(2):
         time.sleep(1)
         os.killpg(process.pid, signal.SIGINT)
-    asked = time.monotonic()
+    sent_at = time.monotonic()
     assert process.wait(60) == 128 + signal.SIGINT
-    assert time.monotonic() - asked < signals.HARD_STOP_AFTER + 5
+    assert time.monotonic() - sent_at < signals.HARD_STOP_AFTER + 5
     deadline = time.monotonic() + 5
     while Path(f"/proc/{rank}").exists() and "Z" not in Path(f"/proc/{rank}/stat").read_text().split(")")[1][:3]:
         assert time.monotonic() < deadline
@@ -228,7 +228,7 @@ def test_the_second_ctrl_c_ends_a_run_of_which_a_rank_hangs(tmp_path, small):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [0.3, 1.0, 2.0, 4.0])
-def test_ctrl_c_while_a_command_starts_is_a_line(tmp_path, small, after):
+def test_ctrl_c_while_a_command_starts_is_reported_in_one_line(tmp_path, small, after):
     words = ["train", *small, "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", *LONG]
     process = start(tmp_path, *words, start_new_session=True)
     time.sleep(after)
@@ -239,7 +239,7 @@ def test_ctrl_c_while_a_command_starts_is_a_line(tmp_path, small, after):
 
 
 class Dropped:
-    """Does something when nobody holds it any more, from where Python lets no exception out."""
+    """Calls a function in its finaliser, which cannot raise exceptions."""
 
     def __init__(self, does: Callable[[], object]):
         self.does = does
@@ -250,7 +250,7 @@ class Dropped:
 
 @pytest.mark.parametrize("place", ["a finaliser", "a fork"])
 def test_a_signal_that_python_swallows_is_raised_again(place, capsys, monkeypatch):
-    """Without "Exception ignored in ...", and never lost."""
+    """It is never lost, and Python does not print "Exception ignored in ..."."""
     printed: list = []
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
     if place == "a fork":
@@ -269,7 +269,7 @@ def test_a_signal_that_python_swallows_is_raised_again(place, capsys, monkeypatc
     assert sys.unraisablehook == printed.append and signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
-def test_what_else_python_swallows_is_told_as_ever(monkeypatch):
+def test_other_unraisable_errors_are_reported_as_usual(monkeypatch):
     printed: list = []
     monkeypatch.setattr(sys, "unraisablehook", lambda swallowed: printed.append(swallowed.exc_type))
     with StopSignals():
@@ -277,8 +277,8 @@ def test_what_else_python_swallows_is_told_as_ever(monkeypatch):
     assert printed == [ZeroDivisionError]
 
 
-def test_a_loader_that_starts_its_workers_is_made_whole_before_a_signal_ends_the_run():
-    """torch's fails when it is dropped half made, and Python prints that ("Exception ignored in ...")."""
+def test_a_starting_data_loader_is_completed_before_a_signal_ends_the_run():
+    """torch's loader fails if it is dropped incomplete, and Python prints that ("Exception ignored in ...")."""
     places: dict = {"__name__": "torch.utils.data.dataloader", "raise_signal": signal.raise_signal, "sleep": time.sleep}
     exec("def __init__(made):\n    raise_signal(15)\n    sleep(0.2)\n    made.append(True)", places)
     made: list = []

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or ASCII: a command continues, and escapes its output."""
+"""Test that a command continues, and escapes its output, if standard streams are closed, full or ASCII."""
 
 import errno
 import io
@@ -19,7 +19,7 @@ ASCII = {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYT
 
 @pytest.fixture
 def closed_pipe():
-    """A stream that nobody reads any more, as behind ``| head -1``."""
+    """Return a stream without a reader, as before ``| head -1``."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stream:
@@ -28,7 +28,7 @@ def closed_pipe():
 
 @pytest.fixture
 def full_disk():
-    """A stream on a disk without space."""
+    """Return a stream on a full disk."""
     with Path("/dev/full").open("w") as stream:
         yield stream
 
@@ -136,7 +136,7 @@ def test_a_comparison_is_complete_if_its_table_cannot_be_printed(fcnlab, monkeyp
 
 
 def process(tmp_path: Path, *words: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess:
-    """A command in a shell of its own, with its standard files as ``redirect`` says."""
+    """Run a command in a separate shell, with its standard streams redirected by ``redirect``."""
     shell = f'set -o pipefail; "{sys.executable}" -m fcnlab "$@" {redirect}'
     return subprocess.run(
         ["bash", "-c", shell, "bash", *words],
@@ -152,18 +152,18 @@ def process(tmp_path: Path, *words: str, redirect: str = "", **environment: str)
 @pytest.mark.parametrize("redirect", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_daemon_needs_no_standard_streams(tmp_path, redirect):
     write_run(tmp_path / "runs" / "a")
-    done = process(tmp_path, "compare", "runs=runs", "hydra.run.dir=c", redirect=redirect)
-    assert (done.returncode, done.stderr) == (0, b"")
+    completed = process(tmp_path, "compare", "runs=runs", "hydra.run.dir=c", redirect=redirect)
+    assert (completed.returncode, completed.stderr) == (0, b"")
     assert (tmp_path / "c" / "comparison.html").is_file()
 
 
 @pytest.mark.slow
 def test_a_sweep_continues_without_its_terminal(tmp_path, small, shapes_root):
     words = [*small, f"data.root={shapes_root}", "trainer=smoke", "logger=csv", "trainer.accelerator=cpu"]
-    done = process(
+    completed = process(
         tmp_path, "train", "-m", "seed=1,2", "hydra.sweep.dir=s", *words, redirect="| head -1", OMP_NUM_THREADS="1"
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
     assert len(list((tmp_path / "s").glob("*/metrics.json"))) == 2
 
 
@@ -171,16 +171,16 @@ def test_a_sweep_continues_without_its_terminal(tmp_path, small, shapes_root):
 @pytest.mark.parametrize("redirect", ["", "| head -1"])
 def test_the_exit_code_of_doctor_does_not_depend_on_its_terminal(tmp_path, small, shapes_root, redirect):
     words = [*(word for word in small if word.startswith("data.")), f"data.root={shapes_root}", "hydra.run.dir=d"]
-    done = process(tmp_path, "doctor", *words, redirect=redirect, **ASCII)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.isascii()
+    completed = process(tmp_path, "doctor", *words, redirect=redirect, **ASCII)
+    assert (completed.returncode, completed.stderr) == (0, b"")
+    assert completed.stdout.isascii()
     assert "shapes" in (tmp_path / "d" / "doctor.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_a_log_is_utf_8_on_an_ascii_terminal(tmp_path):
     write_run(tmp_path / "runs" / "a")
-    done = process(tmp_path, "compare", "runs=runs", "hydra.run.dir=c", **ASCII)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert rb"mean \xb1 standard" in done.stdout
+    completed = process(tmp_path, "compare", "runs=runs", "hydra.run.dir=c", **ASCII)
+    assert (completed.returncode, completed.stderr) == (0, b"")
+    assert rb"mean \xb1 standard" in completed.stdout
     assert "mean ± standard" in (tmp_path / "c" / "compare.log").read_text(encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Nothing between two log rows waits for the device: a training whose tensors have no values that could be read.
+"""Test that nothing between two log rows waits for the device, by training on tensors without values.
 
-Tensors on torch's "meta" device have shapes and nothing in them. Whatever asks for a value (``item``, ``if tensor``,
+Tensors on torch's "meta" device have shapes but no values. Whatever reads a value (``item``, ``if tensor``,
 ``nonzero``, a mask as an index, a copy to the host) raises there; on a GPU it would wait for all work before it. So a
-training that gets through its steps has read nothing. What is copied from the host to the device is counted: that
-waits, too, unless memory is pinned, as a batch's is.
+run that completes its steps has read nothing. Copies from the host to the device are counted: they wait, too, unless
+memory is pinned, like that of a batch.
 """
 
 import lightning as L
@@ -28,7 +28,7 @@ from fcnlab.training.callbacks import ExactResume, GracefulStop, MetricsCsv, Sam
 from fcnlab.training.losses import CrossEntropy, Lovasz
 from fcnlab.training.segmenter import Segmenter
 
-STEPS, ROWS = 6, 2  # each how many steps Lightning is told what it would write
+STEPS, ROWS = 6, 2  # the interval of logging in steps
 CLASSES, SIZE = 21, 64
 LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
 READING = {"lovasz"}
@@ -36,25 +36,25 @@ READING = {"lovasz"}
 
 class AnyDevice(CPUAccelerator):
     def setup_device(self, device: torch.device) -> None:
-        """Lightning would insist on a CPU."""
+        """Accept the device; Lightning would insist on a CPU."""
 
 
 class WithoutValues(SingleDeviceStrategy):
-    """Trains on tensors that cannot be read."""
+    """A strategy for training on tensors that cannot be read."""
 
     def __init__(self):
         super().__init__(torch.device("meta"))
 
     def reduce(self, tensor: Tensor, *args, **kwargs) -> Tensor:
-        """Lightning asks once, before a training, whether any rank has batches."""
+        """Lightning calls it once, before training, to check whether any rank has batches."""
         return torch.ones(())
 
     def teardown(self) -> None:
-        """Leave the net where it is: there is nothing to bring back to the host."""
+        """Leave the model where it is: it has no values to copy to the host."""
 
 
 class Uploads(TorchDispatchMode):
-    """What is copied from the host to the device."""
+    """Counts copies from the host to the device."""
 
     def __init__(self):
         super().__init__()
@@ -73,7 +73,7 @@ class Uploads(TorchDispatchMode):
 
 
 class Watch(L.Callback):
-    """Counts uploads behind the first row, for which Lightning makes its counters."""
+    """Counts uploads after the first row, for which Lightning creates its counters."""
 
     def __init__(self):
         self.uploads = Uploads()
@@ -87,7 +87,7 @@ class Watch(L.Callback):
 
 
 class Batches(L.LightningDataModule):
-    """On the device already; which images they are is known to the host."""
+    """Batches that are on the device already; the host knows the images' indices."""
 
     def __init__(self, count: int = STEPS):
         super().__init__()
@@ -108,25 +108,25 @@ class Batches(L.LightningDataModule):
 
 @pytest.fixture(autouse=True)
 def no_metrics_at_the_end(monkeypatch):
-    """When a training is over, Lightning brings its metrics to the host."""
+    """Skip copying metrics to the host, which Lightning does after training."""
     monkeypatch.setattr(result._ResultCollection, "cpu", lambda self: self)
     monkeypatch.setattr(logger_connector._LoggerConnector, "teardown", lambda self: None)
 
 
 @pytest.fixture
 def fit(composed, tmp_path):
-    """Train for STEPS steps, with all that a training does around them by default; give the trainer and the uploads."""
+    """Train for STEPS steps with the default settings; return the trainer and the uploads."""
 
     def run(*words: str, also: L.Callback | None = None, accumulate: int = 1) -> tuple[L.Trainer, list[str]]:
         folders = [f"callbacks.{name}.dirpath={tmp_path}" for name in ("best", "top", "last")]
-        fixed = (f"callbacks.sample_images.folder={tmp_path}", "optim.fused=false")  # which torch refuses on "meta"
+        fixed = (f"callbacks.sample_images.folder={tmp_path}", "optim.fused=false")  # torch refuses this on "meta"
         cfg = composed(*words, *folders, *fixed)
         loss, optim, schedule = (instantiate(cfg[part], _convert_="all") for part in ("loss", "optim", "schedule"))
-        net = FCN(Tiny(width=4), CLASSES, (32, 16, 8))
+        model = FCN(Tiny(width=4), CLASSES, (32, 16, 8))
         names, fast = [f"class {label}" for label in range(CLASSES)], {"channels_last": True, "row_blocks": True}
-        segmenter = Segmenter(net, names, loss, optim, schedule, **fast)
+        segmenter = Segmenter(model, names, loss, optim, schedule, **fast)
         watch, curves = Watch(), MetricsCsv(tmp_path / "metrics.csv")
-        # Without EndWithValidation, which asks for a last row, and the bar, which is drawn at an epoch's end.
+        # Without EndWithValidation, which requests a last row, and the progress bar, which is drawn at an epoch's end.
         configured = [to_plain(node) for name, node in cfg.callbacks.items() if name != "progress"]
         callbacks = [instantiate(node) for node in configured if node.pop("enabled")] + ([also] if also else [])
         with StopSignals() as signals:
@@ -134,7 +134,7 @@ def fit(composed, tmp_path):
                 accelerator=AnyDevice(),
                 strategy=WithoutValues(),
                 callbacks=[watch, StopOnNaN(STEPS + 1), *callbacks, ExactResume(curves, 2), GracefulStop(signals)],
-                logger=False,  # what would be written is made ready, and not read
+                logger=False,  # rows are prepared, but not read
                 log_every_n_steps=ROWS,
                 max_epochs=1,
                 limit_val_batches=0,
@@ -150,7 +150,7 @@ def fit(composed, tmp_path):
     return run
 
 
-# Lightning's, of a device that it does not know.
+# Lightning's warning about a device that it does not know.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -162,13 +162,13 @@ def words_of(loss: str) -> list[str]:
     "words", [*(words_of(loss) for loss in LOSSES if loss not in READING), ["optim=sgd"]], ids=lambda words: words[0]
 )
 def test_no_step_waits_for_the_device(fit, words):
-    """Cross entropy, AdamW, clipping, EMA and what else is on by default, and each loss in its place."""
+    """Tested with the defaults (cross entropy, AdamW, clipping, EMA), and with each other loss."""
     trainer, uploads = fit(*words)
     assert trainer.global_step == STEPS and uploads == []
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "weighted", "cross_entropy_sum", "sampled", "dice"])
-def test_no_step_in_parts_waits_for_the_device(fit, loss):
+def test_no_accumulated_step_waits_for_the_device(fit, loss):
     trainer, uploads = fit(*words_of(loss), accumulate=2)
     assert trainer.global_step == STEPS and uploads == []
 
@@ -184,8 +184,8 @@ class Careless(L.Callback):
 @pytest.mark.parametrize(
     "read", [float, bool, Tensor.cpu, Tensor.nonzero, Tensor.isnan], ids=lambda read: read.__name__
 )
-def test_a_step_that_reads_is_found(fit, read):
-    if read is Tensor.isnan:  # looks at values, but brings none to the host
+def test_a_step_that_reads_values_is_found(fit, read):
+    if read is Tensor.isnan:  # reads values, but copies none to the host
         fit(also=Careless(read))
     else:
         with pytest.raises((RuntimeError, NotImplementedError), match=r"meta|Meta"):
@@ -201,19 +201,19 @@ def test_a_step_that_reads_is_found(fit, read):
     ],
     ids=["number", "to", "copy_"],
 )
-def test_what_is_sent_to_the_device_is_found(fit, send):
+def test_copies_to_the_device_are_found(fit, send):
     _, uploads = fit(also=Careless(send))
     assert len(uploads) == STEPS - ROWS
 
 
 @pytest.mark.parametrize("loss", READING)
-def test_losses_that_wait_are_known(fit, loss):
+def test_losses_that_wait_are_listed(fit, loss):
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         fit(*words_of(loss))
 
 
-def test_lovasz_reads_once():
-    """Which classes are there: that many pixels are sorted."""
+def test_lovasz_reads_values_once():
+    """It reads which classes are present, to sort as many pixels."""
 
     class Reads(TorchDispatchMode):
         count = 0
@@ -231,15 +231,15 @@ def test_lovasz_reads_once():
     assert Reads.count == 0 and len(lists) == 1
 
 
-def test_no_scored_image_waits_for_the_device():
-    """But those that are to be shown."""
-    net = FCN(Tiny(width=4), CLASSES, (32, 16, 8))
-    segmenter = Segmenter(net, [""] * CLASSES, CrossEntropy(), row_blocks=True).to("meta").eval()
+def test_scoring_an_image_does_not_wait_for_the_device():
+    """Except images that are drawn."""
+    model = FCN(Tiny(width=4), CLASSES, (32, 16, 8))
+    segmenter = Segmenter(model, [""] * CLASSES, CrossEntropy(), row_blocks=True).to("meta").eval()
     segmenter.confusions = ImageConfusions(2 * STEPS, CLASSES).to("meta")
     segmenter.log = lambda *args, **kwargs: None
     images = SampleImages("", count=0)
     batches = Batches().val_dataloader()
-    segmenter.validation_step(next(iter(batches)))  # the first one makes a table
+    segmenter.validation_step(next(iter(batches)))  # the first image creates a table
     with Uploads() as uploads:
         for batch in batches:
             images.on_validation_batch_end(None, segmenter, segmenter.validation_step(batch), batch, 0)

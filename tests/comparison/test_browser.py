@@ -1,6 +1,6 @@
-"""The page in a browser: Debian's Chromium without a screen, from a file, with no network.
+"""The page in headless Chromium (Debian), opened from a file, without a network.
 
-A script behind the page's own clicks, types and measures, and tells what it found to the frame that Chromium prints.
+A script after the page's own clicks, types and measures, and posts its results to the frame that Chromium prints.
 """
 
 import html
@@ -89,7 +89,7 @@ parent.postMessage(JSON.stringify(found), "*");
 </body>
 """
 
-# Chromium's own window is never narrower than 500 pixels; a frame is.
+# Chromium's window is at least 500 pixels wide; a frame can be narrower.
 FRAME = """<!DOCTYPE html><pre id="probe"></pre>
 <script>addEventListener("message", (event) => document.getElementById("probe").textContent = event.data);</script>
 <iframe src="comparison.html" style="border: 0; width: {width}px; height: 900px"></iframe>
@@ -98,7 +98,7 @@ FRAME = """<!DOCTYPE html><pre id="probe"></pre>
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
-    """Open a page's text at a width, in a scheme; give what the probe found, and what Chromium complained about."""
+    """Open a page at a width, in a colour scheme; return the probe's results and Chromium's console errors."""
 
     def run(text: str, width: int = 1280, dark: bool = False) -> dict:
         folder = tmp_path_factory.mktemp("page")
@@ -123,31 +123,31 @@ def text(sweep) -> str:
 
 
 def test_sorting_filtering_and_themes(text, probe):
-    found = probe(text)
+    results = probe(text)
     models = [f"model=fcn{stride}s" for stride in (8, 16, 32)]
-    assert found["errors"] == [] and found["images"]
-    assert found["before"] == models and found["focused"] and found["outline"] != "none"
-    assert found["byName"] == [models, "ascending"]  # as a person counts: 8, 16, 32
-    numbers = [float(cell.split()[0]) for cell in found["falling"][0]]
-    assert numbers == sorted(numbers, reverse=True) and found["falling"][1:] == ["descending", "none"]
-    assert found["rising"] == [found["falling"][0][::-1], "ascending"]
-    assert found["filtered"] == [models[:1], 2, "1 of 3 groups"] and found["unfiltered"] == 3
-    labels, grounds = zip(*found["themes"], strict=True)
+    assert results["errors"] == [] and results["images"]
+    assert results["before"] == models and results["focused"] and results["outline"] != "none"
+    assert results["byName"] == [models, "ascending"]  # in natural order: 8, 16, 32
+    numbers = [float(cell.split()[0]) for cell in results["falling"][0]]
+    assert numbers == sorted(numbers, reverse=True) and results["falling"][1:] == ["descending", "none"]
+    assert results["rising"] == [results["falling"][0][::-1], "ascending"]
+    assert results["filtered"] == [models[:1], 2, "1 of 3 groups"] and results["unfiltered"] == 3
+    labels, grounds = zip(*results["themes"], strict=True)
     assert labels == ("Theme: system", "Theme: light", "Theme: dark")
     assert grounds[0] == grounds[1] == "rgb(255, 255, 255)" and grounds[2] != grounds[1]
 
 
-def test_dark_is_the_systems_choice(text, probe):
-    found = probe(text, dark=True)
-    grounds = [ground for _, ground in found["themes"]]
+def test_the_system_theme_is_the_default(text, probe):
+    results = probe(text, dark=True)
+    grounds = [ground for _, ground in results["themes"]]
     assert grounds[0] == grounds[2] != grounds[1] == "rgb(255, 255, 255)"
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_it_can_be_read(text, probe, width):
-    """Nothing sticks out to the right, text has 11 pixels at least, and WCAG's contrast of 4.5 holds in both themes."""
-    found = probe(text, width)
-    assert found["width"][0] <= found["width"][1] == width
-    assert found["small"] >= 11 and found["chartText"] >= 11
-    poor = [(round(ratio, 2), tag) for ratio, tag in found["contrasts"] if ratio < 4.5]
-    assert len(found["contrasts"]) > 100 and not poor
+def test_the_page_is_readable(text, probe, width):
+    """No part is wider than the page, text has at least 11 pixels, and WCAG's contrast of 4.5 holds in both themes."""
+    results = probe(text, width)
+    assert results["width"][0] <= results["width"][1] == width
+    assert results["small"] >= 11 and results["chartText"] >= 11
+    poor = [(round(ratio, 2), tag) for ratio, tag in results["contrasts"] if ratio < 4.5]
+    assert len(results["contrasts"]) > 100 and not poor

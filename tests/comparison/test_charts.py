@@ -1,4 +1,4 @@
-"""Charts: their scales, and that their text cannot become markup."""
+"""Charts: their axes, and the escaping of their text."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -30,23 +30,23 @@ BAD = "<script>alert('x')</script>&\""
     ("low", "high", "ticks"),
     [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (3.1, 47, [10, 20, 30, 40]), (-2, 2, [-2, -1, 0, 1, 2]), (99.1, 99.4, None)],
 )
-def test_ticks_are_round_and_inside(low, high, ticks):
-    found = Axis(low, high, 0, 100).ticks()
-    assert ticks is None or found == pytest.approx(ticks)
-    assert 3 <= len(found) <= 7 and all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
+def test_ticks_are_round_and_inside_the_axis(low, high, ticks):
+    positions = Axis(low, high, 0, 100).ticks()
+    assert ticks is None or positions == pytest.approx(ticks)
+    assert 3 <= len(positions) <= 7 and all(low - 1e-9 <= tick <= high + 1e-9 for tick in positions)
 
 
 def test_logarithmic_axis():
-    found = Axis(1, 1000, 0, 300, log=True)
-    assert [found.at(value) for value in (1, 10, 100, 1000)] == pytest.approx([0, 100, 200, 300])
-    assert found.ticks() == pytest.approx([1, 10, 100, 1000])
+    logarithmic = Axis(1, 1000, 0, 300, log=True)
+    assert [logarithmic.at(value) for value in (1, 10, 100, 1000)] == pytest.approx([0, 100, 200, 300])
+    assert logarithmic.ticks() == pytest.approx([1, 10, 100, 1000])
     assert Axis(0.1, 20, 0, 1, log=True).ticks() == pytest.approx([0.1, 0.2, 0.5, 1, 2, 5, 10, 20])
 
 
 @pytest.mark.parametrize("values", [[0.5], [0, 0], [-3, -3], [1e-9, 2e-9], [5, 1e6]])
-def test_an_axis_holds_its_values(values):
-    found = axis(values, 10, 90)
-    assert all(10 <= found.at(value) <= 90 for value in values)
+def test_an_axis_contains_its_values(values):
+    fitted = axis(values, 10, 90)
+    assert all(10 <= fitted.at(value) <= 90 for value in values)
 
 
 def drawn() -> dict[str, str]:
@@ -64,15 +64,15 @@ def drawn() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", drawn())
-def test_text_is_escaped_and_the_drawing_well_formed(name):
+def test_text_is_escaped_and_charts_are_well_formed(name):
     root = ElementTree.fromstring(drawn()[name])
     tags = {element.tag for element in root.iter()}
     assert tags <= {"svg", "g", "path", "text", "title", "polyline", "polygon", "circle"}
     assert name == "swatch" or (root.get("role"), root.get("aria-label")) == ("img", BAD)
 
 
-def test_points_lie_where_they_belong():
-    """Of two points the better is higher, the dearer to the right, both inside the frame."""
+def test_scatter_points_have_the_right_positions():
+    """The better of two points is higher, the more expensive is to the right, both are inside the frame."""
     chart = scatter([Point(1, 50, 50, 50, 0, "a"), Point(2, 60, 60, 60, 1, "b")], "", "", "")
     marks = [
         element.get("transform") for element in ElementTree.fromstring(chart).iter("path") if element.get("transform")

@@ -1,4 +1,4 @@
-"""What is one group, and what it is called."""
+"""Which runs form a group, and the names of groups."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from run_folders import toy_matrices, trained
 
 @pytest.fixture
 def groups(make_run, tmp_path):
-    """Make runs from (model, seed, settings, options); give their groups."""
+    """Write runs from (model, seed, settings, options); return their groups."""
 
     def make(*runs, **kwargs):
         for place, (model, seed, settings, *options) in enumerate(runs):
@@ -22,64 +22,66 @@ def groups(make_run, tmp_path):
     return make
 
 
-def named(found) -> dict[str, tuple]:
-    return {one.name: one.seeds for one in found[0]}
+def seeds_by_name(grouping) -> dict[str, tuple]:
+    return {group.name: group.seeds for group in grouping[0]}
 
 
-def test_seeds_are_one_group(groups):
-    found = groups(("fcn8s", 2, {}), ("fcn32s", 1, {}), ("fcn8s", 1, {}), ("fcn32s", 2, {}))
-    assert named(found) == {"model=fcn8s": (1, 2), "model=fcn32s": (1, 2)}
+def test_runs_that_differ_in_the_seed_are_one_group(groups):
+    grouping = groups(("fcn8s", 2, {}), ("fcn32s", 1, {}), ("fcn8s", 1, {}), ("fcn32s", 2, {}))
+    assert seeds_by_name(grouping) == {"model=fcn8s": (1, 2), "model=fcn32s": (1, 2)}
 
 
-def test_one_group(groups):
-    assert named(groups(("fcn8s", 1, {}), ("fcn8s", 2, {}))) == {"all runs": (1, 2)}
+def test_a_single_group_is_named_all_runs(groups):
+    assert seeds_by_name(groups(("fcn8s", 1, {}), ("fcn8s", 2, {}))) == {"all runs": (1, 2)}
 
 
-def test_settings_and_options(groups):
-    found = groups(*[(model, 1, {"optim.lr": lr}) for model in ("fcn32s", "fcn8s") for lr in (0.1, 0.01)])
-    assert list(named(found)) == [f"model={model} optim.lr={lr}" for model in ("fcn32s", "fcn8s") for lr in (0.1, 0.01)]
+def test_group_names_contain_options_and_settings(groups):
+    grouping = groups(*[(model, 1, {"optim.lr": lr}) for model in ("fcn32s", "fcn8s") for lr in (0.1, 0.01)])
+    assert list(seeds_by_name(grouping)) == [
+        f"model={model} optim.lr={lr}" for model in ("fcn32s", "fcn8s") for lr in (0.1, 0.01)
+    ]
 
 
-def test_an_option_stands_for_its_values_and_a_setting_inside_it_for_itself(groups):
-    """optim=sgd brings momentum and another rate along; lr was swept on top of both."""
+def test_an_option_replaces_its_values_except_swept_settings(groups):
+    """optim=sgd sets momentum and another learning rate; lr was swept for both."""
     sgd, adam = {"optim.momentum": 0.9, "optim._target_": "fcnlab.training.optimizers.sgd"}, {}
     runs = [
         ("fcn8s", 1, chosen | {"optim.lr": lr}, {"optim": name})
         for name, chosen in {"sgd": sgd, "adamw": adam}.items()
         for lr in (0.1, 0.01)
     ]
-    assert list(named(groups(*runs))) == [
+    assert list(seeds_by_name(groups(*runs))) == [
         f"optim={name} optim.lr={lr}" for name in ("sgd", "adamw") for lr in (0.1, 0.01)
     ]
 
 
-def test_an_experiment_stands_for_its_options(groups):
+def test_an_experiment_replaces_its_options(groups):
     runs = [
         (model, 1, {"optim.lr": lr}, {"experiment": f"paper/{model}"})
         for model, lr in {"fcn32s": 0.1, "fcn8s": 0.2}.items()
     ]
-    assert list(named(groups(*runs))) == ["experiment=paper/fcn32s", "experiment=paper/fcn8s"]
+    assert list(seeds_by_name(groups(*runs))) == ["experiment=paper/fcn32s", "experiment=paper/fcn8s"]
 
 
-def test_settings_that_go_together_are_both_named(groups):
-    found = groups(
+def test_settings_that_change_together_are_both_named(groups):
+    grouping = groups(
         ("fcn8s", 1, {"optim.lr": 1, "augment.flip": True}), ("fcn8s", 1, {"optim.lr": 2, "augment.flip": False})
     )
-    assert list(named(found)) == ["augment.flip=true optim.lr=1", "augment.flip=false optim.lr=2"]
+    assert list(seeds_by_name(grouping)) == ["augment.flip=true optim.lr=1", "augment.flip=false optim.lr=2"]
 
 
-def test_another_folder_may_hold_another_set(groups):
-    found = groups(("fcn8s", 1, {"data.root": "clean"}), ("fcn8s", 1, {"data.root": "noisy"}))
-    assert named(found) == {"data.root=clean": (1,), "data.root=noisy": (1,)} and not found[1]
+def test_another_data_root_is_another_group(groups):
+    grouping = groups(("fcn8s", 1, {"data.root": "clean"}), ("fcn8s", 1, {"data.root": "noisy"}))
+    assert seeds_by_name(grouping) == {"data.root=clean": (1,), "data.root=noisy": (1,)} and not grouping[1]
 
 
-def test_what_only_some_runs_have(groups):
-    found = groups(("fcn8s", 1, {}), ("fcn8s", 1, {"model.new": [1, None]}))
-    assert list(named(found)) == ["all runs", "model.new=[1,null]"]
+def test_a_setting_of_some_runs_only_is_named(groups):
+    grouping = groups(("fcn8s", 1, {}), ("fcn8s", 1, {"model.new": [1, None]}))
+    assert list(seeds_by_name(grouping)) == ["all runs", "model.new=[1,null]"]
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         (0, 0.0),
         (1, 1.0),
@@ -89,44 +91,46 @@ def test_what_only_some_runs_have(groups):
         ([0.3, None], [0.1 + 0.2, None]),
     ],
 )
-def test_equal_settings_are_one_group(groups, one, other):
-    assert named(groups(("fcn8s", 1, {"optim.x": one}), ("fcn8s", 2, {"optim.x": other}))) == {"all runs": (1, 2)}
+def test_equal_settings_are_one_group(groups, first, second):
+    assert seeds_by_name(groups(("fcn8s", 1, {"optim.x": first}), ("fcn8s", 2, {"optim.x": second}))) == {
+        "all runs": (1, 2)
+    }
 
 
-def test_null_is_as_a_key_that_an_older_record_lacks(groups):
-    found = groups(("fcn8s", 1, {"optim.new": None}), ("fcn8s", 2, {}), ("fcn8s", 1, {"optim.new": 0.1 + 0.2}))
-    assert named(found) == {"optim.new=null": (1, 2), "optim.new=0.3": (1,)}
+def test_null_equals_a_missing_key(groups):
+    grouping = groups(("fcn8s", 1, {"optim.new": None}), ("fcn8s", 2, {}), ("fcn8s", 1, {"optim.new": 0.1 + 0.2}))
+    assert seeds_by_name(grouping) == {"optim.new=null": (1, 2), "optim.new=0.3": (1,)}
 
 
-@pytest.mark.parametrize(("one", "other"), [(0, False), (1, True), (0.3, 0.300001), (None, 0), (None, "")])
-def test_other_settings_are_others(groups, one, other):
-    assert len(groups(("fcn8s", 1, {"optim.x": one}), ("fcn8s", 2, {"optim.x": other}))[0]) == 2
+@pytest.mark.parametrize(("first", "second"), [(0, False), (1, True), (0.3, 0.300001), (None, 0), (None, "")])
+def test_different_settings_are_different_groups(groups, first, second):
+    assert len(groups(("fcn8s", 1, {"optim.x": first}), ("fcn8s", 2, {"optim.x": second}))[0]) == 2
 
 
-def test_data_beside_one_run_are_those_of_another(make_run, tmp_path):
+def test_paths_of_the_same_files_are_equal_for_all_run_folders(make_run, tmp_path):
     for place, name in enumerate(("a", "deep/b")):
         make_run(
             name, seed=place, settings={"data.root": f"{tmp_path}/runs/data", "model.weights": f"{tmp_path}/runs/w.pth"}
         )
-    assert named(group_runs(read(tmp_path))) == {"all runs": (0, 1)}
+    assert seeds_by_name(group_runs(read(tmp_path))) == {"all runs": (0, 1)}
 
 
-def test_one_setting_that_keeps_seeds_apart_is_named(groups):
-    found, _ = groups(("fcn8s", 1, {"data.root": "/a"}), ("fcn8s", 2, {"data.root": "/b"}), ("fcn32s", 3, {}))
-    assert [(key, *(one.seeds for one in pair)) for key, *pair in groups_split_by_one_setting(found)] == [
+def test_a_single_setting_that_splits_seeds_is_named(groups):
+    found_groups, _ = groups(("fcn8s", 1, {"data.root": "/a"}), ("fcn8s", 2, {"data.root": "/b"}), ("fcn32s", 3, {}))
+    assert [(key, *(group.seeds for group in pair)) for key, *pair in groups_split_by_one_setting(found_groups)] == [
         ("data.root", (1,), (2,))
     ]
 
 
-def test_what_is_another_group_on_purpose_is_not_named(groups):
+def test_intended_groups_are_not_reported_as_split(groups):
     assert not list(
         groups_split_by_one_setting(groups(("fcn8s", 1, {}), ("fcn32s", 2, {}), ("fcn8s", 1, {"optim.lr": 1}))[0])
     )
 
 
-def test_a_run_that_was_done_again_counts_once(groups, tmp_path):
-    (found,), repeats = groups(("fcn8s", 1, {}), ("fcn8s", 1, {}), ("fcn8s", 2, {}))
-    assert found.seeds == (1, 2) and found.runs[0].folder == tmp_path / "runs" / "1"
+def test_a_repeated_run_counts_once(groups, tmp_path):
+    (group,), repeats = groups(("fcn8s", 1, {}), ("fcn8s", 1, {}), ("fcn8s", 2, {}))
+    assert group.seeds == (1, 2) and group.runs[0].folder == tmp_path / "runs" / "1"
     (out,) = repeats
     assert (
         out.folder == tmp_path / "runs" / "0"
@@ -135,51 +139,51 @@ def test_a_run_that_was_done_again_counts_once(groups, tmp_path):
     )
 
 
-def test_means_and_spreads_are_over_seeds(groups):
+def test_means_and_deviations_are_over_seeds(groups):
     import numpy as np
 
-    (found,), _ = groups(("fcn8s", 1, {}), ("fcn8s", 2, {}), ("fcn8s", 3, {}))
-    mious = [run.scores.miou for run in found.runs]
-    assert found.mean("miou") == pytest.approx(sum(mious) / 3) and found.cost("minutes") == pytest.approx(12)
-    assert found.spread("miou") == pytest.approx(np.std(mious, ddof=1)) and found.cost("unknown") is None
-    np.testing.assert_allclose(found.iou(), np.mean([run.scores.iou for run in found.runs], axis=0))
+    (group,), _ = groups(("fcn8s", 1, {}), ("fcn8s", 2, {}), ("fcn8s", 3, {}))
+    mious = [run.scores.miou for run in group.runs]
+    assert group.mean("miou") == pytest.approx(sum(mious) / 3) and group.cost("minutes") == pytest.approx(12)
+    assert group.spread("miou") == pytest.approx(np.std(mious, ddof=1)) and group.cost("unknown") is None
+    np.testing.assert_allclose(group.iou(), np.mean([run.scores.iou for run in group.runs], axis=0))
 
 
-@pytest.mark.parametrize("wanted", ["model=fcn8s optim.lr=0.1", "fcn8s 0.1", "optim.lr=0.1 model=fcn8s"])
-def test_a_group_is_chosen_by_words_that_no_other_has(groups, wanted):
-    found, _ = groups(*[(model, 1, {"optim.lr": lr}) for model in ("fcn32s", "fcn8s") for lr in (0.1, 0.01)])
-    assert find_group(found, wanted).name == "model=fcn8s optim.lr=0.1"
+@pytest.mark.parametrize("query", ["model=fcn8s optim.lr=0.1", "fcn8s 0.1", "optim.lr=0.1 model=fcn8s"])
+def test_a_group_is_chosen_by_words_unique_to_it(groups, query):
+    found_groups, _ = groups(*[(model, 1, {"optim.lr": lr}) for model in ("fcn32s", "fcn8s") for lr in (0.1, 0.01)])
+    assert find_group(found_groups, query).name == "model=fcn8s optim.lr=0.1"
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"), [("fcn8s", "matches 2 groups"), ("fcn9s", "matches no group"), (" ", "matches no group")]
+    ("query", "message"), [("fcn8s", "matches 2 groups"), ("fcn9s", "matches no group"), (" ", "matches no group")]
 )
-def test_words_that_choose_none_or_several(groups, wanted, message):
-    found, _ = groups(*[(model, 1, {"optim.lr": lr}) for model in ("fcn32s", "fcn8s") for lr in (0.1, 0.01)])
+def test_words_that_match_no_or_several_groups_are_an_error(groups, query, message):
+    found_groups, _ = groups(*[(model, 1, {"optim.lr": lr}) for model in ("fcn32s", "fcn8s") for lr in (0.1, 0.01)])
     with pytest.raises(UserError, match=f"{message}; the groups are 'model=fcn32s optim.lr=0.1'"):
-        find_group(found, wanted)
+        find_group(found_groups, query)
 
 
 def read(tmp_path) -> list:
     return read_runs([tmp_path / "runs"])[0]
 
 
-def evaluated(make_run, name: str, training, **kwargs) -> None:
-    """By ``fcnlab eval checkpoint=... data=toys``, whose own batch and crop are the defaults."""
-    settings = {"checkpoint": f"{training}/checkpoints/best.ckpt", "inference._target_": "fcnlab.inference.whole"}
+def evaluated(make_run, name: str, train_run, **kwargs) -> None:
+    """Write an evaluation by ``fcnlab eval checkpoint=... data=toys``, with default batch and crop size."""
+    settings = {"checkpoint": f"{train_run}/checkpoints/best.ckpt", "inference._target_": "fcnlab.inference.whole"}
     settings |= {"data.batch_size": 8, "data.crop_size": 128} | kwargs.pop("settings", {})
     options = {"inference": "whole", "postprocess": "none", "model": None}
-    folder = make_run(name, verb="eval", settings=settings, options=options, trained=trained(training), **kwargs)
+    folder = make_run(name, verb="eval", settings=settings, options=options, trained=trained(train_run), **kwargs)
     (folder / "metrics.csv").unlink()
 
 
-def test_trainings_that_differ_in_their_data_stay_apart_where_they_are_scored_alike(make_run, tmp_path):
+def test_evaluations_are_grouped_by_the_settings_of_training(make_run, tmp_path):
     for seed, (batch, crop) in enumerate([(4, 96), (16, 96), (8, 64)], start=1):
         settings = {"data.batch_size": batch, "data.crop_size": crop}
-        training = make_run(f"train/{batch}", seed=seed, settings=settings)
-        evaluated(make_run, f"eval/{batch}", training)
-    found, repeats = group_runs([run for run in read(tmp_path) if run.folder.parent.name == "eval"])
-    assert {one.name: one.seeds for one in found} == {
+        train_run = make_run(f"train/{batch}", seed=seed, settings=settings)
+        evaluated(make_run, f"eval/{batch}", train_run)
+    found_groups, repeats = group_runs([run for run in read(tmp_path) if run.folder.parent.name == "eval"])
+    assert {group.name: group.seeds for group in found_groups} == {
         "data.batch_size=4 data.crop_size=96": (1,),
         "data.batch_size=16 data.crop_size=96": (2,),
         "data.batch_size=8 data.crop_size=64": (3,),
@@ -187,19 +191,19 @@ def test_trainings_that_differ_in_their_data_stay_apart_where_they_are_scored_al
     assert not repeats
 
 
-def test_one_training_scored_on_two_roots(make_run, tmp_path):
-    training = make_run("train", settings={"data.root": "clean"})
-    evaluated(make_run, "eval", training, settings={"data.root": "noisy"})
-    assert list(named(group_runs(read(tmp_path)))) == ["scoring.data.root=noisy", "scoring.data.root=clean"]
+def test_one_training_run_evaluated_on_two_roots(make_run, tmp_path):
+    train_run = make_run("train", settings={"data.root": "clean"})
+    evaluated(make_run, "eval", train_run, settings={"data.root": "noisy"})
+    assert list(seeds_by_name(group_runs(read(tmp_path)))) == ["scoring.data.root=noisy", "scoring.data.root=clean"]
 
 
-def test_the_larger_record_counts(make_run, tmp_path):
-    """An evaluation of 48 images before the training's own record of 36, whose curves and minutes it has."""
-    training = make_run("train", toy_matrices(0.7, 36))
-    evaluated(make_run, "eval", training, matrices=toy_matrices(0.7, 48))
-    evaluated(make_run, "small", training, matrices=toy_matrices(0.7, 20))
-    (found,), repeats = group_runs(read(tmp_path))
-    (run,) = found.runs
+def test_the_evaluation_with_more_images_counts(make_run, tmp_path):
+    """An evaluation of 48 images replaces the training run's record of 36, and gets its curves and minutes."""
+    train_run = make_run("train", toy_matrices(0.7, 36))
+    evaluated(make_run, "eval", train_run, matrices=toy_matrices(0.7, 48))
+    evaluated(make_run, "small", train_run, matrices=toy_matrices(0.7, 20))
+    (group,), repeats = group_runs(read(tmp_path))
+    (run,) = group.runs
     assert run.folder == tmp_path / "runs" / "eval" and len(run.names) == 48
     assert set(run.curves) == {"val/miou", "train/loss"} and run.cost["minutes"] == 11
     reasons = {out.folder.name: out.reason for out in repeats}
@@ -208,21 +212,25 @@ def test_the_larger_record_counts(make_run, tmp_path):
 
 
 def test_other_code_is_another_group(make_run, tmp_path):
-    """Also beside a record that tells of none; a run's name shows it only where nothing else does."""
+    """This also holds next to a record without code; names contain the code if nothing else differs."""
     for name, source in {"a": "aaa", "b": "bbb", "c": None}.items():
         make_run(name, source=source)
     make_run("d", source="bbb", model="fcn32s")
-    found = group_runs(read(tmp_path))
-    wanted = [f"model={model} source.fcnlab={code}" for model, code in (("fcn8s", "aaa"), ("fcn8s", "bbb"))]
-    assert list(named(found)) == [*wanted, "model=fcn8s source.fcnlab=unknown", "model=fcn32s source.fcnlab=bbb"]
+    grouping = group_runs(read(tmp_path))
+    expected = [f"model={model} source.fcnlab={code}" for model, code in (("fcn8s", "aaa"), ("fcn8s", "bbb"))]
+    assert list(seeds_by_name(grouping)) == [
+        *expected,
+        "model=fcn8s source.fcnlab=unknown",
+        "model=fcn32s source.fcnlab=bbb",
+    ]
 
 
 def test_runs_are_merged_over_a_setting_on_request(make_run, tmp_path):
     for seed, source in ((1, "aaa"), (2, "bbb")):
         make_run(str(seed), seed=seed, source=source)
     assert len(group_runs(read(tmp_path))[0]) == 2
-    found = group_runs(read(tmp_path), GroupingRules(merge_over=("source",)))
-    assert named(found) == {"all runs": (1, 2)}
+    grouping = group_runs(read(tmp_path), GroupingRules(merge_over=("source",)))
+    assert seeds_by_name(grouping) == {"all runs": (1, 2)}
     merged = merged_values(read(tmp_path), ("source",))
     assert merged["source.fcnlab"] == ["aaa", "bbb"] and set(merged) == {"source.fcnlab", "scoring.source.fcnlab"}
     with pytest.raises(
@@ -234,6 +242,6 @@ def test_runs_are_merged_over_a_setting_on_request(make_run, tmp_path):
 def test_runs_are_split_by_their_environment_on_request(make_run, tmp_path):
     for place, torch in enumerate(("2.9.0", "2.10.0", "2.10.0")):
         make_run(str(place), seed=place, torch=torch)
-    assert named(group_runs(read(tmp_path))) == {"all runs": (0, 1, 2)}
+    assert seeds_by_name(group_runs(read(tmp_path))) == {"all runs": (0, 1, 2)}
     split = group_runs(read(tmp_path), GroupingRules(split_by=("torch",)))
-    assert named(split) == {"torch=2.9.0": (0,), "torch=2.10.0": (1, 2)}
+    assert seeds_by_name(split) == {"torch=2.9.0": (0,), "torch=2.10.0": (1, 2)}

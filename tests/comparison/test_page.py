@@ -1,4 +1,4 @@
-"""The page: whole, by itself, and no markup from a run's folder."""
+"""The page: complete, self-contained, and without markup from run folders."""
 
 import re
 from html.parser import HTMLParser
@@ -10,11 +10,11 @@ from fcnlab.comparison.page import page, write_page
 from fcnlab.comparison.runs import ExcludedRun, read_runs
 from run_folders import toy_matrices
 
-IGNORE_INDEX = {"meta", "img", "br", "input", "link", "hr"}
+VOID_ELEMENTS = {"meta", "img", "br", "input", "link", "hr"}
 
 
 class Outline(HTMLParser):
-    """Every element with its attributes; complains where tags do not match."""
+    """Collect every element with its attributes; fail if tags do not match."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -24,7 +24,7 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        if tag not in IGNORE_INDEX:
+        if tag not in VOID_ELEMENTS:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -35,16 +35,16 @@ class Outline(HTMLParser):
 
 
 @pytest.fixture
-def made(tmp_path):
+def make_page(tmp_path):
     def make(**kwargs) -> str:
-        found = compare(read_runs([tmp_path / "runs"])[0], **{"resamples": 500, **kwargs})
-        return page(found, "fcnlab compare runs=x")
+        comparison = compare(read_runs([tmp_path / "runs"])[0], **{"resamples": 500, **kwargs})
+        return page(comparison, "fcnlab compare runs=x")
 
     return make
 
 
-def test_all_parts_are_there(sweep, made):
-    outline = Outline(made())
+def test_the_page_has_all_sections(sweep, make_page):
+    outline = Outline(make_page())
     sections = [each["id"] for each in outline.all("section")]
     assert sections == [
         "answer",
@@ -62,9 +62,9 @@ def test_all_parts_are_there(sweep, made):
     assert targets == {f"#{section}" for section in sections}
 
 
-def test_it_needs_nothing_else(sweep, made):
-    """No address of anything outside: what there is of src, href and url() lies in the page."""
-    text = made()
+def test_the_page_is_self_contained(sweep, make_page):
+    """The page has no external addresses: all src, href and url() values are in the page."""
+    text = make_page()
     outline = Outline(text)
     addresses = [each[key] for _, each in outline.elements for key in ("src", "href", "xlink:href") if key in each]
     assert addresses and all(address.startswith(("#", "data:image/jpeg;base64,")) for address in addresses)
@@ -74,9 +74,9 @@ def test_it_needs_nothing_else(sweep, made):
     assert policy.startswith("default-src 'none'")
 
 
-def test_it_can_be_heard(sweep, made):
-    """Tables have captions and heads with scopes, charts and images a text, the page a language and one heading."""
-    text = made()
+def test_the_page_is_accessible(sweep, make_page):
+    """Tables have captions and scoped headers, charts and images a text, the page a language and one heading."""
+    text = make_page()
     outline = Outline(text)
     assert outline.all("html") == [{"lang": "en"}] and len(outline.all("h1", "main")) == 2
     assert text.count("<table") == text.count("<caption") and all(each.get("scope") for each in outline.all("th"))
@@ -89,19 +89,19 @@ def test_it_can_be_heard(sweep, made):
     assert len(named) == text.count(' id="')
 
 
-def test_numbers_are_the_comparisons(sweep, made, tmp_path):
-    found = compare(read_runs([sweep])[0], resamples=500)
-    text = page(found, "")
-    for pair in found.pairs:
+def test_numbers_equal_those_of_the_comparison(sweep, make_page, tmp_path):
+    comparison = compare(read_runs([sweep])[0], resamples=500)
+    text = page(comparison, "")
+    for pair in comparison.pairs:
         assert f">{100 * pair.difference:+.2f}</td>" in text
-    for group in found.groups:
+    for group in comparison.groups:
         assert f"{100 * group.mean():.2f}<span" in text and f">{100 * group.iou()[2]:.1f}</td>" in text
 
 
 EVIL = "<img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}"
 
 
-def test_text_from_run_folders_is_no_markup(make_run, tmp_path):
+def test_text_from_run_folders_is_escaped(make_run, tmp_path):
     classes, listed = ("background", EVIL, "<b>", "c"), [f"{place}<i>" for place in range(36)]
     for place, quality in enumerate((0.9, 0.5)):
         settings = {"optim.lr": f"{EVIL}{place}", f"optim.<u>{place}": 1}
@@ -113,44 +113,44 @@ def test_text_from_run_folders_is_no_markup(make_run, tmp_path):
             names=listed,
             protocol={"set": EVIL},
         )
-    found = compare(read_runs([tmp_path / "runs"])[0], resamples=500)
-    found.left_out.append(ExcludedRun(tmp_path / EVIL, EVIL))
-    text = page(found, EVIL)
+    comparison = compare(read_runs([tmp_path / "runs"])[0], resamples=500)
+    comparison.left_out.append(ExcludedRun(tmp_path / EVIL, EVIL))
+    text = page(comparison, EVIL)
     elements = {tag for tag, _ in Outline(text).elements}
     assert not elements & {"img", "b", "i", "u", "s"} and "49" not in re.findall(r"&amp;(\{\{.*?\}\}|49)", text)
     assert text.count("<script>") == 1 and "onerror=alert(1)&gt;" in text
 
 
-def test_images_are_those_that_several_groups_drew(sweep, made):
-    """Three of twelve; each group's first seed, for each of three groups."""
-    outline = Outline(made())
+def test_the_page_shows_images_drawn_by_several_groups(sweep, make_page):
+    """It shows three of twelve images, for the first seed of each of three groups."""
+    outline = Outline(make_page())
     assert len(outline.all("img")) == 9 and outline.all("img")[0]["alt"].startswith("image_00")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\nhalf", b"<svg onload=alert(1)>"])
-def test_a_damaged_image_is_passed_over(sweep, made, content):
+def test_a_damaged_image_is_skipped(sweep, make_page, content):
     for run in ("0", "3", "6"):
         (sweep / run / "predictions" / "image_000.png").write_bytes(content)
-    assert len(Outline(made()).all("img")) == 6
+    assert len(Outline(make_page()).all("img")) == 6
 
 
-def test_a_page_of_little(make_run, made):
-    """One run, no curves, no images, a class that is nowhere."""
+def test_a_page_of_a_minimal_run(make_run, make_page):
+    """One run without curves or images, and with a class that does not occur."""
     matrices = toy_matrices(0.7)
     matrices[:, 3], matrices[:, :, 3] = 0, 0
     folder = make_run("a", matrices)
     (folder / "metrics.csv").unlink()
-    sections = [each["id"] for each in Outline(made()).all("section")]
+    sections = [each["id"] for each in Outline(make_page()).all("section")]
     assert sections == ["answer", "scores", "classes", "runs", "method"]
 
 
-def test_published_scores(make_run, made):
+def test_published_scores_are_a_section(make_run, make_page):
     make_run("a", published={"miou": 65.5})
-    assert "published" in [each["id"] for each in Outline(made()).all("section")]
+    assert "published" in [each["id"] for each in Outline(make_page()).all("section")]
 
 
-def test_it_is_written_whole_or_not_at_all(sweep, tmp_path):
-    found = compare(read_runs([sweep])[0], resamples=500)
-    write_page(tmp_path / "page.html", found, "x")
+def test_the_page_is_written_without_a_partial_file(sweep, tmp_path):
+    comparison = compare(read_runs([sweep])[0], resamples=500)
+    write_page(tmp_path / "page.html", comparison, "x")
     assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
     assert not list(tmp_path.glob("*.part"))

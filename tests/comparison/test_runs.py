@@ -1,4 +1,4 @@
-"""Run folders as they are found, and every way in which one cannot be used."""
+"""Reading of run folders, and every reason to exclude a run."""
 
 import json
 import os
@@ -33,8 +33,8 @@ def test_a_run_is_read(make_run):
     assert run.panel("image_009") is run.panel("../a/predictions/image_001") is None
 
 
-def test_what_no_score_depends_on_is_no_setting(make_run):
-    """Seeds, places and interpolations, whose values are others' settings."""
+def test_settings_without_influence_on_scores_are_ignored(make_run):
+    """These are seeds, paths, and interpolations of other settings."""
     settings = {"logger.wandb.mode": "offline", "data.num_workers": 3, "callbacks.progress.enabled": False, "seed": 5}
     run = read_run(make_run("a", settings=settings))
     kept = {"model._target_", "model.levels", "optim._target_", "optim.lr", "data._target_", "augment.scale"}
@@ -43,12 +43,12 @@ def test_what_no_score_depends_on_is_no_setting(make_run):
     }
 
 
-def test_runs_are_found_in_the_order_of_the_jobs(make_run, tmp_path):
+def test_runs_are_found_in_the_order_of_jobs(make_run, tmp_path):
     for name in ("sweep/10", "sweep/2", "sweep/1/1-fcn32s", "other/deep/er"):
         make_run(name)
     (tmp_path / "runs" / "sweep" / "2" / "wandb" / "empty").mkdir(parents=True)
-    found = [str(folder.relative_to(tmp_path / "runs")) for folder in run_folders(tmp_path / "runs")]
-    assert found == ["other/deep/er", "sweep/1/1-fcn32s", "sweep/2", "sweep/10"]
+    names = [str(folder.relative_to(tmp_path / "runs")) for folder in run_folders(tmp_path / "runs")]
+    assert names == ["other/deep/er", "sweep/1/1-fcn32s", "sweep/2", "sweep/10"]
 
 
 def test_a_folder_named_twice_is_read_once(make_run, tmp_path):
@@ -56,23 +56,23 @@ def test_a_folder_named_twice_is_read_once(make_run, tmp_path):
     assert len(read_runs([tmp_path / "runs", tmp_path / "runs" / "a"])[0]) == 1
 
 
-def spoil(folder, what: str) -> None:
+def damage(folder, kind: str) -> None:
     confusions, metrics = folder / "confusions.npz", folder / "metrics.json"
     record = json.loads(metrics.read_text())
     with np.load(confusions) as file:
         parts = dict(file)
-    match what:
+    match kind:
         case "no scores yet":
             metrics.unlink()
         case "half a record":
             metrics.write_text(metrics.read_text()[:100])
         case "a list":
             metrics.write_text("[1, 2]")
-        case "not ours":
+        case "not written by fcnlab":
             metrics.write_text('{"accuracy": 0.9}')
         case "no protocol":
             metrics.write_text(json.dumps({key: value for key, value in record.items() if key != "protocol"}))
-        case "void only":
+        case "ignored pixels only":
             metrics.write_text(json.dumps(record | {"miou": None}))
         case "no matrices":
             confusions.unlink()
@@ -120,7 +120,7 @@ def spoil(folder, what: str) -> None:
             metrics.unlink()
             os.mkfifo(metrics)
         case "gigabytes":
-            several = np.zeros((200, 4, 4), np.int64)  # as many as can be made at once, under a lower limit
+            several = np.zeros((200, 4, 4), np.int64)  # more than the lowered limit of the test
             np.savez_compressed(confusions, **parts | {"matrices": several, "names": np.arange(200).astype(str)})
         case "a secret":
             (folder / "config.yaml").unlink()
@@ -130,13 +130,13 @@ def spoil(folder, what: str) -> None:
                 path.rmdir() if path.is_dir() else path.unlink()
 
 
-SPOILT = {
+DAMAGES = {
     "no scores yet": "no metrics.json",
     "half a record": "metrics.json is damaged or half written",
     "a list": "its metrics.json",
-    "not ours": "was not written by fcnlab",
+    "not written by fcnlab": "was not written by fcnlab",
     "no protocol": "was not written by fcnlab: its protocol has no set",
-    "void only": "no scores",
+    "ignored pixels only": "no scores",
     "no matrices": "no confusions.npz",
     "half the matrices": "confusions.npz is damaged",
     "other arrays": "confusions.npz is damaged",
@@ -164,29 +164,29 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("what", SPOILT)
-def test_what_cannot_be_used_is_named_and_the_rest_goes_on(make_run, tmp_path, what, monkeypatch):
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_unusable_runs_are_excluded_with_a_reason(make_run, tmp_path, kind, monkeypatch):
     monkeypatch.setattr(reading, "UNPACKED", 20_000)
     bad = make_run("1")
     good = make_run("2")
-    spoil(bad, what)
+    damage(bad, kind)
     runs, left_out = read_runs([tmp_path / "runs"])
     assert [run.folder for run in runs] == [good]
     (out,) = left_out
-    assert out.folder == bad and SPOILT[what] in out.reason
+    assert out.folder == bad and DAMAGES[kind] in out.reason
 
 
 @pytest.mark.parametrize(
     ("status", "message"),
     [("running", "still running, or killed"), ("interrupted", "resumes it"), ("failed", "failed: why")],
 )
-def test_a_run_that_did_not_finish_says_so(make_run, tmp_path, status, message):
+def test_an_unfinished_run_is_excluded_with_its_status(make_run, tmp_path, status, message):
     folder = make_run("a", status=status)
     with pytest.raises(Unusable, match=message):
         read_run(folder)
 
 
-def test_predictions_comparisons_and_frames_of_stages_are_no_runs(make_run, tmp_path):
+def test_predictions_comparisons_and_staged_parents_are_not_runs(make_run, tmp_path):
     make_run("predict", verb="predict", status="none")
     make_run("compare", verb="compare", status="none")
     make_run("staged", settings={"stages": ["paper/fcn32s", "paper/fcn16s"]})
@@ -194,48 +194,48 @@ def test_predictions_comparisons_and_frames_of_stages_are_no_runs(make_run, tmp_
 
 
 def with_facts(folder: Path, **facts):
-    """A run whose run.json has further facts."""
+    """Read a run after adding facts to its run.json."""
     path = folder / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | facts))
     return read_run(folder)
 
 
-def began_at(recipe: str | None, sha256: str, setting: str = "model.weights") -> dict:
+def initial_weights(recipe: str | None, sha256: str, setting: str = "model.weights") -> dict:
     return {setting: {"name": "best.ckpt", "sha256": sha256, "recipe": recipe}}
 
 
-def test_weights_are_known_by_what_they_are_and_not_by_their_path(make_run):
-    """Of trainings of fcnlab's by their recipe, which seeds share; of others' files by a hash."""
+def test_initial_weights_are_identified_by_content_not_path(make_run):
+    """Weights of fcnlab runs are identified by their recipe, which seeds share; other files by a hash."""
     path = {"model.weights": "../pre/best.ckpt"}
     runs = [make_run(f"{place}/fine", seed=place, settings=path) for place in (1, 2, 3)]
-    first = with_facts(runs[0], weights=began_at("aaaa", "1" * 64))
-    second = with_facts(runs[1], weights=began_at("aaaa", "2" * 64))
-    other = with_facts(runs[2], weights=began_at("bbbb", "3" * 64))
+    first = with_facts(runs[0], weights=initial_weights("aaaa", "1" * 64))
+    second = with_facts(runs[1], weights=initial_weights("aaaa", "2" * 64))
+    third = with_facts(runs[2], weights=initial_weights("bbbb", "3" * 64))
     assert first.settings["model.weights"] == second.settings["model.weights"] == "best.ckpt (aaaa)"
-    assert first.weights != second.weights and other.settings["model.weights"] == "best.ckpt (bbbb)"
-    foreign = with_facts(runs[0], weights=began_at(None, "1" * 64))
+    assert first.weights != second.weights and third.settings["model.weights"] == "best.ckpt (bbbb)"
+    foreign = with_facts(runs[0], weights=initial_weights(None, "1" * 64))
     assert foreign.settings["model.weights"] == "best.ckpt (11111111)"
 
 
-def test_weights_that_follow_the_seed_are_one_setting(make_run):
+def test_initial_weights_that_depend_on_the_seed_are_one_setting(make_run):
     path = {"model.weights": "D/fcn8s_seed${seed}.ckpt"}
-    run = with_facts(make_run("a", settings=path), weights=began_at("aaaa", "1" * 64))
+    run = with_facts(make_run("a", settings=path), weights=initial_weights("aaaa", "1" * 64))
     assert run.settings["model.weights"] == "best.ckpt (aaaa)"
-    assert "model.weights" not in with_facts(run.folder, weights=began_at(None, "1" * 64)).settings
+    assert "model.weights" not in with_facts(run.folder, weights=initial_weights(None, "1" * 64)).settings
 
 
 @pytest.mark.parametrize(
     ("typed", "counts"),
     [("${hydra:job.num}", True), ("${oc.env:DECAY}", True), ("${optim.lr}", False), ("x/${seed}", False)],
 )
-def test_what_comes_from_outside_of_the_config_is_a_setting(typed, counts):
-    """A job's number, and the environment; another setting counts by itself."""
-    found = identifying_values({"optim": {"weight_decay": typed}}, {"optim": {"weight_decay": 1}})
-    assert found == ({"optim.weight_decay": 1} if counts else {})
+def test_interpolations_from_outside_the_config_are_settings(typed, counts):
+    """These are job numbers and environment variables; references to other settings do not count."""
+    settings = identifying_values({"optim": {"weight_decay": typed}}, {"optim": {"weight_decay": 1}})
+    assert settings == ({"optim.weight_decay": 1} if counts else {})
 
 
-def test_what_no_setting_tells_is_a_setting(make_run):
-    """A list that has other images under its name; devices that were left to the machine; a seed of its own."""
+def test_recorded_facts_without_a_setting_are_settings(make_run):
+    """These are the images of a list, the devices chosen by devices=auto, and a separate data seed."""
     images = {"train": {"count": 24, "names": "abcdef0123"}, "val": {"count": 8, "names": "0123abcdef"}}
     run = with_facts(make_run("a", settings={"trainer.devices": "auto"}), images=images, devices=8)
     assert run.settings["images.train"] == "24 (abcdef01)" and run.settings["images.val"] == "8 (0123abcd)"
@@ -257,7 +257,7 @@ def test_a_long_reason_of_a_failed_run_is_shortened(make_run):
 
 
 @pytest.mark.parametrize("status", ["interrupted", "running", "failed"])
-def test_a_scoring_of_a_training_that_was_not_finished_is_no_run(make_run, status):
+def test_an_evaluation_of_an_unfinished_training_run_is_excluded(make_run, status):
     output = trained(make_run("train/a")) | {"status": status, "step": 20}
     with pytest.raises(Unusable, match=f"its training run was not finished when its checkpoint of step 20.*{status}"):
         evaluation(make_run, "eval/a", Path("runs/train/a"), trained=output)
@@ -273,33 +273,33 @@ def test_a_scoring_of_a_training_that_was_not_finished_is_no_run(make_run, statu
         ({"x": ["y" * 100] * 101}, False),
     ],
 )
-def test_settings_that_would_fill_every_table_make_no_run(make_run, more, usable):
+def test_runs_with_excessive_settings_are_excluded(make_run, more, usable):
     output = trained(make_run("train/a"))
     output["settings"] |= more
     if usable:
-        found = evaluation(make_run, "eval/a", Path("runs/train/a"), trained=output)
-        assert more.items() <= found.settings.items()
+        run = evaluation(make_run, "eval/a", Path("runs/train/a"), trained=output)
+        assert more.items() <= run.settings.items()
     else:
         with pytest.raises(Unusable, match="over 2,000 settings, or one with over 10,000 characters"):
             evaluation(make_run, "eval/a", Path("runs/train/a"), trained=output)
 
 
 @pytest.mark.parametrize("ended", [{"a": 1}, "zzzz", 3, None, "9999999-01-01"])
-def test_an_end_that_is_no_time_makes_no_run_the_latest(make_run, ended):
+def test_an_invalid_end_time_is_replaced(make_run, ended):
     run = with_facts(make_run("a"), ended=ended)
     assert run.ended < "2100" and run.ended[:2] == "20"
 
 
 @pytest.mark.parametrize("output", [3, [], {}, {"settings": 1}, {"settings": {}, "options": 3, "seed": "x", "root": 1}])
-def test_a_training_told_in_another_shape_is_no_crash(make_run, output):
+def test_an_invalid_record_of_the_training_run_is_ignored(make_run, output):
     assert evaluation(make_run, "eval/a", Path("runs/train/a"), trained=output).seed is None
 
 
 @pytest.mark.parametrize(
     ("typed", "kept"), [(["optim.lr=1"], True), (["data=shapes"], False), (["data.val_list=x"], False)]
 )
-def test_a_published_score_is_of_the_experiments_own_data(make_run, typed, kept):
-    """As ``fcnlab train`` leaves it, in the configuration alone."""
+def test_published_scores_are_kept_for_the_experiments_data_only(make_run, typed, kept):
+    """``fcnlab train`` writes it to the configuration only."""
     run = read_run(make_run("a", settings={"published": {"miou": 65.5}}, typed=typed))
     assert run.published == ({"miou": 65.5} if kept else {})
 
@@ -312,7 +312,7 @@ def evaluation(make_run, name: str, training: Path, checkpoint: str = "best", in
     return read_run(make_run(name, verb="eval", settings=settings, options=options, **facts))
 
 
-def test_an_evaluation_has_the_settings_and_seed_of_its_training(make_run):
+def test_an_evaluation_has_the_settings_and_seed_of_its_training_run(make_run):
     training = make_run("train/a", seed=4, model="fcn16s")
     plain = evaluation(make_run, "eval/a", training)
     flipped = evaluation(make_run, "eval/b", training, inference="flip")
@@ -321,7 +321,7 @@ def test_an_evaluation_has_the_settings_and_seed_of_its_training(make_run):
     assert flipped.settings == plain.settings | {"inference._target_": "fcnlab.inference.flip"}
 
 
-def test_a_postprocessed_evaluation_has_the_step_among_its_settings(make_run):
+def test_postprocessing_is_a_setting_of_an_evaluation(make_run):
     training = make_run("train/a")
     path = f"{training}/checkpoints/best.ckpt"
     step = {"postprocess._target_": "fcnlab.inference.GuidedFilter", "postprocess.radius": 4}
@@ -333,7 +333,7 @@ def test_a_postprocessed_evaluation_has_the_step_among_its_settings(make_run):
     assert run.settings == own.settings | step
 
 
-def test_evaluations_of_one_training_are_told_apart_by_checkpoint_and_precision(make_run):
+def test_evaluations_of_one_run_differ_in_checkpoint_and_precision(make_run):
     training = make_run("train/a", settings={"trainer.precision": "auto"})
     best = evaluation(make_run, "eval/a", training)
     last = evaluation(make_run, "eval/b", training, "last")
@@ -343,20 +343,20 @@ def test_evaluations_of_one_training_are_told_apart_by_checkpoint_and_precision(
     assert short.settings == best.settings | {"scoring.precision": "bf16-mixed"}
 
 
-def test_trainings_of_other_precisions_stay_apart_where_they_are_scored_in_one(make_run):
+def test_evaluations_keep_the_precision_of_training(make_run):
     trained = [make_run(f"train/{name}", protocol={"precision": name}) for name in ("bf16-mixed", "32-true")]
-    one, other = (evaluation(make_run, f"eval/{run.name}", run) for run in trained)
-    assert one.settings == other.settings | {"trainer.precision": "bf16-mixed"}
+    mixed, full = (evaluation(make_run, f"eval/{run.name}", run) for run in trained)
+    assert mixed.settings == full.settings | {"trainer.precision": "bf16-mixed"}
 
 
-def test_an_evaluation_ended_when_its_scores_were_written(make_run):
+def test_the_end_of_an_evaluation_is_the_time_of_its_scores(make_run):
     training = make_run("train/a")
     run = evaluation(make_run, "eval/a", training)
     os.utime(run.folder / "metrics.json", (0, 1.5))
     assert read_run(run.folder).ended == "1970-01-01T00:00:01.500000+00:00" < read_run(training).ended
 
 
-def test_a_job_that_left_its_log_alone_is_named(make_run, tmp_path):
+def test_a_job_with_only_a_log_is_excluded_with_a_reason(make_run, tmp_path):
     make_run("0")
     (tmp_path / "runs" / "1").mkdir()
     (tmp_path / "runs" / "1" / "job.log").write_text("ImportError: libcudart.so")
@@ -364,46 +364,46 @@ def test_a_job_that_left_its_log_alone_is_named(make_run, tmp_path):
     assert len(runs) == 1 and out.folder.name == "1" and "see its job.log" in out.reason
 
 
-def test_weights_that_tell_of_no_training_stand_by_their_file(make_run):
+def test_weights_without_a_training_record_are_named_by_file(make_run):
     weights = {"checkpoint": {"name": "best.ckpt", "sha256": "0123456789abcdef", "recipe": None}}
     run = evaluation(make_run, "eval/a", Path("/nowhere"), trained=None, weights=weights)
     assert run.settings["scoring.checkpoint"] == "best.ckpt (01234567)" and run.seed is None
 
 
 @pytest.mark.parametrize("text", ["", "step,val/miou\n1", "step,val/miou\nx,y\n2,nan\n3,0.5,7\n", "\x00", "a\nb\n"])
-def test_damaged_curves_are_passed_over(make_run, text):
+def test_damaged_curves_are_skipped(make_run, text):
     folder = make_run("a")
     (folder / "metrics.csv").write_text(text)
     assert all(np.isfinite(values).all() for values in read_run(folder).curves.values())
 
 
-def test_a_time_without_a_zone_gives_no_minutes(make_run):
+def test_a_time_without_a_time_zone_gives_no_minutes(make_run):
     folder = make_run("a")
     facts = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(facts | {"started": "2026-11-24T10:00:00"}))
     assert "minutes" not in read_run(folder).cost
 
 
-def test_an_option_that_is_a_number_is_no_crash(make_run):
+def test_a_numeric_option_is_read_as_text(make_run):
     folder = make_run("a")
     (folder / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {1: 2}}}")
     assert read_run(folder).options == {"1": "2", "inference": "whole", "postprocess": "none"}
 
 
-def test_runs_behind_links_are_read_once(make_run, tmp_path):
+def test_linked_runs_are_read_once(make_run, tmp_path):
     runs = [make_run(f"../kept/{seed}", seed=seed) for seed in (1, 2)]
     folder = tmp_path / "links"
     folder.mkdir()
     for place, run in enumerate((*runs, runs[0])):
         (folder / str(place)).symlink_to(run.resolve())
-    (runs[0] / "back").symlink_to(folder)  # in a circle
+    (runs[0] / "back").symlink_to(folder)  # a loop of links
     read, left_out = read_runs([folder])
     assert [run.folder.name for run in read] == ["0", "1"]
     assert [out.folder.name for out in left_out] == ["back"]
     assert len(read_runs([folder, tmp_path / "kept"])[0]) == 2
 
 
-def test_a_sweep_behind_a_link_is_read(make_run, tmp_path):
+def test_a_linked_sweep_is_read(make_run, tmp_path):
     make_run("../kept/sweep/0")
     (tmp_path / "kept" / "sweep" / "sweep.json").write_text("{}")
     (tmp_path / "links").mkdir()
@@ -421,7 +421,7 @@ def test_other_links_are_named_and_not_followed(tmp_path):
     assert all("link" in out.reason for out in left_out)
 
 
-def test_folders_without_an_end_are_named(make_run, tmp_path):
+def test_too_deep_folders_are_excluded_with_a_reason(make_run, tmp_path):
     good = make_run("a")
     deep = tmp_path / "runs"
     for _ in range(60):
@@ -431,7 +431,7 @@ def test_folders_without_an_end_are_named(make_run, tmp_path):
     assert [run.folder for run in runs] == [good] and "40 folders below" in out.reason
 
 
-def test_a_folder_that_cannot_be_looked_into_is_named(make_run, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_excluded_with_a_reason(make_run, tmp_path, monkeypatch):
     good, locked = make_run("a"), tmp_path / "runs" / "locked"
     locked.mkdir()
     look = os.scandir
@@ -446,7 +446,7 @@ def test_a_folder_that_cannot_be_looked_into_is_named(make_run, tmp_path, monkey
     assert [run.folder for run in runs] == [good] and left_out == [ExcludedRun(locked, "cannot be read: no")]
 
 
-def test_whatever_a_folder_does_the_others_go_on(make_run, tmp_path, monkeypatch):
+def test_an_unexpected_error_in_one_run_does_not_stop_the_others(make_run, tmp_path, monkeypatch):
     bad, good = make_run("1"), make_run("2")
     read = read_run
 
@@ -461,14 +461,14 @@ def test_whatever_a_folder_does_the_others_go_on(make_run, tmp_path, monkeypatch
 
 
 def test_a_resumed_run_has_no_minutes(make_run):
-    """Nobody timed its first part."""
+    """The time of its first part is not recorded."""
     folder = make_run("a")
     facts = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(facts | {"starts": 2}))
     assert "minutes" not in read_run(folder).cost
 
 
-def test_a_folder_that_may_not_be_read_is_named(make_run, tmp_path, monkeypatch):
+def test_a_folder_without_read_permission_is_excluded_with_a_reason(make_run, tmp_path, monkeypatch):
     folder = make_run("a")
     monkeypatch.setattr(
         "fcnlab.comparison.runs.read_run", lambda folder: (_ for _ in ()).throw(PermissionError("locked"))
@@ -476,18 +476,18 @@ def test_a_folder_that_may_not_be_read_is_named(make_run, tmp_path, monkeypatch)
     assert read_runs([tmp_path / "runs"]) == ([], [ExcludedRun(folder, "cannot be read: locked")])
 
 
-def test_leaves():
+def test_iter_leaves():
     assert iter_leaves({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
 
 
-def test_no_torch():
+def test_compare_does_not_import_torch():
     code = "import sys, fcnlab.tasks.compare\n"
     code += "print([name for name in ('torch', 'lightning', 'wandb') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
-def test_a_config_of_another_shape_is_no_crash(make_run):
+def test_an_invalid_hydra_config_is_ignored(make_run):
     folder = make_run("a")
     (folder / ".hydra" / "hydra.yaml").write_text(
         yaml.safe_dump({"hydra": {"job": 3, "runtime": [1], "overrides": "x"}})
@@ -495,8 +495,8 @@ def test_a_config_of_another_shape_is_no_crash(make_run):
     assert read_run(folder).options == {"inference": "whole", "postprocess": "none"}
 
 
-def scored_elsewhere(make_run, name: str, training, root: str, seed: int = 1, batch_size: int = 8, **kwargs):
-    """``fcnlab eval checkpoint=... data=toys data.root=...``."""
+def evaluation_on(make_run, name: str, training, root: str, seed: int = 1, batch_size: int = 8, **kwargs):
+    """Write and read a run of ``fcnlab eval checkpoint=... data=toys data.root=...``."""
     settings = {"checkpoint": f"{training}/checkpoints/best.ckpt", "inference._target_": "fcnlab.inference.whole"}
     settings |= {"data.root": root, "data.batch_size": batch_size, "data.crop_size": 128, "data.dataset.num_val": 40}
     options = {"inference": "whole", "postprocess": "none", "data": "toys", "model": None, "optim": None}
@@ -504,10 +504,10 @@ def scored_elsewhere(make_run, name: str, training, root: str, seed: int = 1, ba
     return read_run(make_run(name, verb="eval", settings=settings, options=options, **facts))
 
 
-def test_what_a_net_was_trained_on_stays_where_it_is_scored_elsewhere(make_run):
+def test_an_evaluation_on_other_data_keeps_the_training_data(make_run):
     own = {"data.root": "here", "data.batch_size": 4, "data.crop_size": 96, "data.dataset.num_train": 300}
     training = make_run("train/a", settings=own)
-    run = scored_elsewhere(make_run, "eval/a", training, "there")
+    run = evaluation_on(make_run, "eval/a", training, "there")
     trained = read_run(training).settings
     assert {path: run.settings[path] for path in own} == own
     assert run.settings == trained | {"scoring.data.root": "there"} and trained["scoring.data.root"] == "here"
@@ -515,14 +515,14 @@ def test_what_a_net_was_trained_on_stays_where_it_is_scored_elsewhere(make_run):
 
 
 @pytest.mark.parametrize("root", ["../train/data", "{runs}/train/data", "{runs}/eval/../train/./data"])
-def test_the_same_folder_by_another_path_is_no_other_data(make_run, tmp_path, root):
-    """Each command was typed in the folder above its run's."""
+def test_another_path_to_the_same_folder_is_the_same_data(make_run, tmp_path, root):
+    """Each command is run in the parent of its run folder."""
     training = make_run("train/a")
-    run = scored_elsewhere(make_run, "eval/a", training, root.format(runs=tmp_path / "runs"))
+    run = evaluation_on(make_run, "eval/a", training, root.format(runs=tmp_path / "runs"))
     assert run.settings == read_run(training).settings
 
 
-def test_weights_without_a_training_have_no_training_data(make_run):
+def test_weights_without_a_training_run_have_no_training_data(make_run):
     settings = {
         "inference._target_": "fcnlab.inference.whole",
         "data.root": "there",
@@ -535,8 +535,8 @@ def test_weights_without_a_training_have_no_training_data(make_run):
     assert run.settings["scoring.data.root"] == "there" and run.settings["model.weights"] == "net.safetensors"
 
 
-def test_a_run_that_began_at_another_runs_checkpoint_tells_what_changed_and_whose_code_it_has(make_run):
-    """The segments of the other run come with its checkpoint; whatever becomes of that run changes nothing."""
+def test_a_fork_records_changed_settings_and_inherited_code(make_run):
+    """The checkpoint contains the segments of the original run, so later changes of that run have no effect."""
     segments = [{"from_step": 0, "changed": {}}, {"from_step": 20, "changed": {"optim.lr": [0.002, 0.1]}}]
     fork = make_run("a/fork", settings={"checkpoint": "/nowhere/last.ckpt", "optim.lr": 0.1}, source="bbb")
     record = json.loads((fork / "run.json").read_text())
@@ -549,7 +549,7 @@ def test_a_run_that_began_at_another_runs_checkpoint_tells_what_changed_and_whos
     assert "minutes" in straight.cost and "minutes" not in run.cost
 
 
-def test_the_source_is_that_of_all_starts_and_of_the_scoring(make_run):
+def test_the_source_covers_all_starts_and_the_evaluation(make_run):
     starts = [{"source": {"fcnlab": "aaa"}}, {"source": {"fcnlab": "aaa"}}]
     assert read_run(make_run("same", source="aaa", earlier=starts)).settings["source.fcnlab"] == "aaa"
     mixed = make_run("mixed", source="bbb", earlier=starts)
@@ -564,7 +564,7 @@ def test_the_source_is_that_of_all_starts_and_of_the_scoring(make_run):
 
 
 @pytest.mark.parametrize("source", [3, "text", ["a"], None, {"fcnlab": None}])
-def test_a_source_of_another_shape_is_no_crash(make_run, source):
+def test_an_invalid_source_is_ignored(make_run, source):
     folder = make_run("a", provenance={"source": source, "versions": source, "commit": source})
     facts = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(facts | {"source": source, "earlier": source}))
@@ -573,19 +573,19 @@ def test_a_source_of_another_shape_is_no_crash(make_run, source):
 
 @pytest.mark.parametrize("checkpoint", [{"a": 1}, ["x"], 3, ""])
 @pytest.mark.parametrize("verb", ["train", "eval"])
-def test_a_checkpoint_of_another_shape_is_no_crash(make_run, verb, checkpoint):
+def test_an_invalid_checkpoint_setting_is_ignored(make_run, verb, checkpoint):
     settings = {"checkpoint": checkpoint} | ({"inference._target_": "x"} if verb == "eval" else {})
     assert len(read_run(make_run("a", verb=verb, settings=settings)).names) == 36
 
 
-def test_a_run_that_resumed_with_other_settings_repeats_no_uninterrupted_one(make_run):
-    """Its config.yaml is that of a run which had the last values from the start."""
+def test_a_run_resumed_with_other_settings_is_not_a_repeat(make_run):
+    """Its config.yaml equals that of a run which used the last values from the start."""
     whole, resumed, equal = (make_run(name, settings={"optim.lr": 0.01}) for name in ("whole", "resumed", "equal"))
     first = {"from_step": 0, "started": "", "changed": {}}
     then = {"from_step": 200, "started": "", "changed": {"optim.lr": [0.001, 0.01], "logger.x": [1, 2]}}
     for folder, segments in ((resumed, [first, then]), (equal, [first]), (whole, "nonsense")):
         record = json.loads((folder / "run.json").read_text())
         (folder / "run.json").write_text(json.dumps(record | {"segments": segments}))
-    found = {folder.name: read_run(folder).settings for folder in (whole, resumed, equal)}
-    assert found["whole"] == found["equal"]
-    assert found["resumed"] == found["whole"] | {"resumed": "from step 200 optim.lr=0.01 (was 0.001)"}
+    settings = {folder.name: read_run(folder).settings for folder in (whole, resumed, equal)}
+    assert settings["whole"] == settings["equal"]
+    assert settings["resumed"] == settings["whole"] | {"resumed": "from step 200 optim.lr=0.01 (was 0.001)"}

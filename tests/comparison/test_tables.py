@@ -1,4 +1,4 @@
-"""What the terminal, Markdown and CSV say is what was computed."""
+"""The tables in terminal, Markdown and CSV contain the computed values."""
 
 import csv
 import re
@@ -23,11 +23,11 @@ def read(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_terminal(sweep, compared):
-    found = compared()
-    text = terminal(found)
+def test_terminal_tables(sweep, compared):
+    comparison = compared()
+    text = terminal(comparison)
     assert text.startswith("3 groups, 9 runs on toys val, 36 images;")
-    best = found.groups[0]
+    best = comparison.groups[0]
     assert f"{100 * best.mean():.2f} ± {100 * best.spread():.2f}" in text
     assert re.search(r"model=fcn8s - model=fcn32s, n = 36 +\+\d+\.\d\d +\+\d+\.\d\d to \+\d+\.\d\d +0.0120 +\+", text)
     assert text.splitlines()[-1].startswith(
@@ -35,15 +35,15 @@ def test_terminal(sweep, compared):
     )
 
 
-def test_answers_are_from_the_leaders_side(sweep, compared):
-    """Against the best, the differences are negative; the sentences are not."""
+def test_answers_name_the_better_group_first(sweep, compared):
+    """Differences from the best group as baseline are negative, but the sentences are positive."""
     assert compared(baseline="fcn8s").pairs[0].difference < 0
     for sentence in answers(compared(baseline="fcn8s")):
         leader = r"model=fcn8s is better than \S+, significant over images and seeds: "
         assert re.match(leader + r"\+\d+\.\d\d points of mIoU, \+\d+.\d\d to \+", sentence)
 
 
-def test_equal_nets_and_one_group(make_run, compared):
+def test_answers_for_equal_models_and_for_one_group(make_run, compared):
     make_run("a", toy_matrices(0.7))
     assert answers(compared()) == ["Only one group: there is nothing to compare."]
     make_run("b", toy_matrices(0.7), model="fcn32s")
@@ -51,21 +51,21 @@ def test_equal_nets_and_one_group(make_run, compared):
     assert sentence.startswith("No significant difference between ") and "only one seed in common: no claim" in sentence
 
 
-def test_many_groups_are_counted_and_cut(make_run, compared):
+def test_many_groups_are_counted_and_shortened(make_run, compared):
     for place in range(TERMINAL_ROWS + 3):
         make_run(str(place), toy_matrices(0.3 + 0.02 * place, seed=place), settings={"optim.lr": place})
-    found = compared(baseline="optim.lr=10", resamples=2000)
-    first = answers(found)[0]
+    comparison = compared(baseline="optim.lr=10", resamples=2000)
+    first = answers(comparison)[0]
     pattern = r"Compared with optim.lr=10: (\d+) better, (\d+) worse \((\d+) of these significant over images only, "
     counted = re.fullmatch(pattern + r"seeds not tested\), (\d+) inconclusive\.", first)
     assert counted, first
-    better, worse, unknown, rest = map(int, counted.groups())
-    assert better + worse + rest == TERMINAL_ROWS + 2 and better > 5 and worse > 5 and unknown == better + worse
-    assert "(3 more in the files)" in terminal(found) and "optim.lr=0 " in markdown(found)
+    better, worse, unknown, inconclusive = map(int, counted.groups())
+    assert better + worse + inconclusive == TERMINAL_ROWS + 2 and better > 5 and worse > 5 and unknown == better + worse
+    assert "(3 more in the files)" in terminal(comparison) and "optim.lr=0 " in markdown(comparison)
 
 
-def test_long_names_are_said_once(make_run, compared):
-    """Elsewhere their rank stands for them."""
+def test_long_names_are_shown_once(make_run, compared):
+    """Their rank replaces them elsewhere."""
     for place in range(2):
         settings = {"optim.a_setting_with_a_long_name": "a/value/that/is/long/too", "optim.lr": place}
         make_run(str(place), toy_matrices(0.5 + 0.3 * place), settings=settings | {f"augment.{'x' * 30}": place})
@@ -73,7 +73,7 @@ def test_long_names_are_said_once(make_run, compared):
     assert "#1 is better than #2, significant over images only (seeds not tested): +" in terminal(compared())
 
 
-def test_markdown(sweep, compared):
+def test_markdown_tables(sweep, compared):
     text = markdown(compared())
     tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
     assert len(tables) == 5
@@ -82,22 +82,22 @@ def test_markdown(sweep, compared):
     assert f"| group | {' | '.join(CLASSES)} |" in text
 
 
-def test_markdown_escapes_what_would_end_a_cell(make_run, compared):
+def test_markdown_escapes_cell_separators(make_run, compared):
     make_run("a", settings={"optim.lr": "a|b"})
     make_run("b", settings={"optim.lr": "c"})
     assert r"optim.lr=a\|b" in markdown(compared())
 
 
-def test_csv_holds_the_numbers_unrounded(sweep, compared, tmp_path):
-    found = compared()
-    write_csv(tmp_path, found)
+def test_csv_contains_unrounded_numbers(sweep, compared, tmp_path):
+    comparison = compared()
+    write_csv(tmp_path, comparison)
     groups, pairs, runs = (read(tmp_path / f"{name}.csv") for name in ("groups", "pairs", "runs"))
-    assert [row["group"] for row in groups] == [group.name for group in found.groups]
-    assert float(groups[0]["miou"]) == found.groups[0].mean() and groups[0]["model"] == "fcn8s"
-    assert float(groups[0]["iou/cat"]) == found.groups[0].iou()[1] and groups[0]["seeds"] == "1 2 3"
-    assert float(pairs[0]["images_low"]) == found.pairs[0].over_images.low
-    assert float(pairs[0]["seeds_p_holm"]) == found.pairs[0].p_seeds
-    assert len(runs) == 9 and float(runs[0]["miou"]) == found.groups[0].runs[0].scores.miou
+    assert [row["group"] for row in groups] == [group.name for group in comparison.groups]
+    assert float(groups[0]["miou"]) == comparison.groups[0].mean() and groups[0]["model"] == "fcn8s"
+    assert float(groups[0]["iou/cat"]) == comparison.groups[0].iou()[1] and groups[0]["seeds"] == "1 2 3"
+    assert float(pairs[0]["images_low"]) == comparison.pairs[0].over_images.low
+    assert float(pairs[0]["seeds_p_holm"]) == comparison.pairs[0].p_seeds
+    assert len(runs) == 9 and float(runs[0]["miou"]) == comparison.groups[0].runs[0].scores.miou
     assert runs[0]["folder"] == str(sweep / "6")
 
 
@@ -110,12 +110,12 @@ def test_csv_without_seeds_or_absent_classes(make_run, compared, tmp_path):
     assert row["iou/cow"] == row["miou_deviation"] == "" and (tmp_path / "pairs.csv").read_text().strip() == ""
 
 
-def test_published_scores_stand_beside_ours(make_run, compared):
+def test_published_scores_are_shown_next_to_measured_ones(make_run, compared):
     make_run("a", published={"miou": 65.5, "other": 1})
-    found = compared()
-    actual = 100 * found.groups[0].mean()
+    comparison = compared()
+    actual = 100 * comparison.groups[0].mean()
     row = f"all runs  miou   {actual:.2f}     65.50      {actual - 65.5:+.2f}"
-    assert row in terminal(found) and "Measured and published scores" in markdown(found)
+    assert row in terminal(comparison) and "Measured and published scores" in markdown(comparison)
 
 
 @pytest.mark.parametrize(
@@ -129,39 +129,39 @@ def test_points():
     assert points(0.0123) == "+1.23" and points(-0.1) == "-10.00"
 
 
-def test_foreign_names_do_nothing_where_they_are_shown(make_run, tmp_path):
-    """A folder, an option, a class and a reason, each with what a terminal, a browser or a spreadsheet would act on."""
+def test_hostile_names_are_escaped_in_all_outputs(make_run, tmp_path):
+    """A folder, an option, a class and a reason contain text that a terminal, browser or spreadsheet interprets."""
     hostile = "<script>alert(1)</script> ![x](//y) \x1b[2J\r\n=1"
     classes = ("background", hostile, "dog", "cow")
     make_run("<b>\x1b[2J", toy_matrices(0.7), options={"optim": hostile}, classes=classes)
     make_run("b", toy_matrices(0.6), options={"optim": "=1+1"}, classes=classes)
     make_run("<i>c\x1b", status="failed")
     runs, left_out = read_runs([tmp_path / "runs"])
-    found = compare(runs, resamples=100)
-    found.left_out[:0] = left_out
-    text, message = markdown(found), terminal(found)
+    comparison = compare(runs, resamples=100)
+    comparison.left_out[:0] = left_out
+    text, message = markdown(comparison), terminal(comparison)
     assert len(runs) == 2 and "&lt;script&gt;" in text and not re.search(r"<[a-z/]|(?<!\\)\]\(", text)
     assert not set(text + message) & {"\x1b", "\r"}
-    write_csv(tmp_path, found)
+    write_csv(tmp_path, comparison)
     assert {row["optim"] for row in read(tmp_path / "groups.csv")} == {escape_line(hostile), "'=1+1"}
-    write_page(tmp_path / "comparison.html", found, "fcnlab compare")
+    write_page(tmp_path / "comparison.html", comparison, "fcnlab compare")
     written = [path.read_text() for path in (*tmp_path.glob("*.csv"), tmp_path / "comparison.html")]
     assert len(written) == 4 and sum("x1b[2J" in text for text in written) >= 3
-    assert not any(CONTROL_CHARACTERS.search(lines_apart(text)) for text in written)
+    assert not any(CONTROL_CHARACTERS.search(without_line_breaks(text)) for text in written)
 
 
-def lines_apart(text: str) -> str:
-    """Without what ends and indents the lines of a file."""
+def without_line_breaks(text: str) -> str:
+    """Remove line ends and tabs from a text."""
     return text.replace("\r\n", "").replace("\n", "").replace("\t", "")
 
 
-def test_a_foreign_text_makes_no_line_and_no_column_of_its_own(make_run, tmp_path):
-    """An option's group is the name of a column; versions stand in a sentence."""
+def test_hostile_text_adds_no_line_and_no_column(make_run, tmp_path):
+    """An option group is the name of a column; versions are part of a sentence."""
     make_run("a", toy_matrices(0.7), options={"=1+1": "x"}, torch="2.9.0\n\nAll runs are equal.")
     make_run("b", toy_matrices(0.6), options={"=1+1": "y"}, torch="2.10.0")
     runs, _ = read_runs([tmp_path / "runs"])
-    found = compare(runs, resamples=100)
-    assert "2.9.0\\n\\nAll runs are equal." in terminal(found)
-    assert not re.search("^All runs", terminal(found) + markdown(found), re.MULTILINE)
-    write_csv(tmp_path, found)
+    comparison = compare(runs, resamples=100)
+    assert "2.9.0\\n\\nAll runs are equal." in terminal(comparison)
+    assert not re.search("^All runs", terminal(comparison) + markdown(comparison), re.MULTILINE)
+    write_csv(tmp_path, comparison)
     assert [row["'=1+1"] for row in read(tmp_path / "groups.csv")] == ["x", "y"]

@@ -54,7 +54,7 @@ def test_each_kind_of_mistake_is_named(answer, words, mistake):
 
 
 def test_settings_inside_an_unknown_option_are_not_checked(answer):
-    """The default option has other settings."""
+    """The default option, which would be checked instead, has other settings."""
     text = answer("optim=xxxxxx", "optim.momentum=0.9", "optim.nesterov=true")
     assert text.startswith(
         "fcnlab train: Invalid configuration: Unknown option optim=xxxxxx. Available options: adamw,"

@@ -1,4 +1,4 @@
-"""Every number of every option is validated; accepted extreme values are listed here with the reason."""
+"""Test that every number of every option is validated; accepted extreme values are listed with the reason."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from fcnlab.hydra_registration import register_schemas
 
 GROUPS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
 OPTIONS = [path for path in GROUPS if path.parts[0] not in ("experiment", "hydra")]  # launchers check their own
-GIVEN = {
+REQUIRED_OVERRIDES = {
     "model/backbone=caffenet": ["model.backbone.weights=none"],
     "model/backbone=googlenet": ["model.backbone.weights=none"],
     "data=folder": ["data.dataset.classes=[ground,cat]"],
@@ -22,7 +22,7 @@ GIVEN = {
 }
 ROOTS = {"train": [], "eval": [], "predict": ["checkpoint=x"], "doctor": [], "compare": ["runs=[a]"], "bench": []}
 ODD = {"-1": -1, "0": 0, "nan": math.nan, "inf": math.inf, "huge": 10**30}
-TAKEN = {  # of the odd ones; all others are refused
+ACCEPTED = {  # these odd values are accepted; all others are refused
     "0": {
         "warmup": "no warm-up",
         "power": "a constant rate",
@@ -109,14 +109,14 @@ TAKEN = {  # of the odd ones; all others are refused
 
 @pytest.fixture(scope="module")
 def composed():
-    """A config as the command line would compose it, with its root's schema."""
+    """Compose a config like the command line does, with the schema of its root."""
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield lambda *words, name="train": without_folders(compose(name, overrides=list(words)))
 
 
 def without_folders(cfg: DictConfig) -> DictConfig:
-    """``${hydra:...}`` is known only inside a run; the root keeps its schema."""
+    """Remove ``${hydra:...}``, which exists only inside a run; the root keeps its schema."""
     places = ("best.dirpath", "top.dirpath", "last.dirpath", "sample_images.folder")
     for place in [f"callbacks.{place}" for place in places] + ["logger.tensorboard.save_dir"]:
         parent, _, key = place.rpartition(".")
@@ -139,7 +139,7 @@ def numbers(node, path: str = ""):
 
 
 def put(cfg: DictConfig, place: str, value) -> None:
-    """As OmegaConf.update, which takes a key that is a number for text."""
+    """Set a value like OmegaConf.update, which treats a numeric key as text."""
     parent, _, key = place.rpartition(".")
     if key.isdigit():
         OmegaConf.select(cfg, parent)[int(key)] = value
@@ -147,7 +147,7 @@ def put(cfg: DictConfig, place: str, value) -> None:
         OmegaConf.update(cfg, place, value)
 
 
-def is_taken(cfg: DictConfig, place: str, value) -> bool:
+def is_accepted(cfg: DictConfig, place: str, value) -> bool:
     before = OmegaConf.select(cfg, place) if not place[-1].isdigit() else None
     try:
         put(cfg, place, value)
@@ -159,26 +159,28 @@ def is_taken(cfg: DictConfig, place: str, value) -> bool:
         put(cfg, place, before if before is not None else 0.5)
 
 
-def without_meaning(cfg: DictConfig, places) -> list[str]:
+def unlisted_accepted_values(cfg: DictConfig, places) -> list[str]:
     """Return accepted values that the table does not list."""
     validate_config(cfg)
-    found = []
+    unlisted = []
     for place in places:
         name = [part for part in place.partition("[")[0].split(".") if not part.isdigit()][-1]
         for odd, value in ODD.items():
-            if name not in TAKEN.get(odd, {}) and is_taken(cfg, place, value):
-                found.append(f"{place}={odd}")
-    return found
+            if name not in ACCEPTED.get(odd, {}) and is_accepted(cfg, place, value):
+                unlisted.append(f"{place}={odd}")
+    return unlisted
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=str)
 def test_each_number_of_an_option_is_validated(path: Path, composed):
     option = f"{path.parent}={path.stem}"
     cfg = composed(
-        option, *GIVEN.get(option, []), name="eval" if path.parts[0] in ("inference", "postprocess") else "train"
+        option,
+        *REQUIRED_OVERRIDES.get(option, []),
+        name="eval" if path.parts[0] in ("inference", "postprocess") else "train",
     )
     tree = OmegaConf.to_container(OmegaConf.select(cfg, ".".join(path.parent.parts)), resolve=False)
-    assert not without_meaning(cfg, numbers(tree, ".".join(path.parent.parts)))
+    assert not unlisted_accepted_values(cfg, numbers(tree, ".".join(path.parent.parts)))
 
 
 @pytest.mark.parametrize("verb", ROOTS)
@@ -186,4 +188,4 @@ def test_each_number_of_a_verb_is_validated(verb: str, composed):
     cfg = composed(*ROOTS[verb], name=verb)
     groups = {path.parts[0] for path in GROUPS}
     tree = {key: value for key, value in OmegaConf.to_container(cfg, resolve=False).items() if key not in groups}
-    assert not without_meaning(cfg, numbers(tree))
+    assert not unlisted_accepted_values(cfg, numbers(tree))

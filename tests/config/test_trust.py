@@ -1,4 +1,4 @@
-"""Allowed contents of foreign files; everything else is refused."""
+"""Test the allowed contents of foreign files; everything else is refused."""
 
 import importlib
 import inspect
@@ -28,8 +28,8 @@ from fcnlab.config.trust import (
 )
 from fcnlab.sweeps.manifest import Manifest
 
-NET = {"_target_": "fcnlab.models.FCN", "backbone": {"_target_": "fcnlab.models.Tiny", "width": 2}}
-SET = {
+MODEL_CONFIG = {"_target_": "fcnlab.models.FCN", "backbone": {"_target_": "fcnlab.models.Tiny", "width": 2}}
+DATA_CONFIG = {
     "_target_": "fcnlab.data.DataModule",
     "root": "data",
     "dataset": {"_target_": "fcnlab.data.open_voc", "_partial_": True},
@@ -38,7 +38,7 @@ SET = {
 
 # --- overrides of a record
 
-GOOD = [
+ALLOWED_OVERRIDES = [
     "seed=1",
     "seed=1,2,3",
     "+optim.x=1",
@@ -61,7 +61,7 @@ GOOD = [
     "logger.wandb.name='a run'",
     "logger.wandb.name='a: b'",
 ]
-BAD = [
+REFUSED_OVERRIDES = [
     "loss=../../../../proc/self/cwd/hostile/evil",
     "loss=/hostile/evil",
     "loss='../evil'",
@@ -157,19 +157,19 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("override", GOOD)
+@pytest.mark.parametrize("override", ALLOWED_OVERRIDES)
 def test_allowed_overrides_of_a_record(override: str):
     check_overrides([override], [CONF])
 
 
-@pytest.mark.parametrize("override", BAD, ids=repr)
+@pytest.mark.parametrize("override", REFUSED_OVERRIDES, ids=repr)
 def test_all_other_overrides_of_a_record_are_refused(override):
     with pytest.raises(UntrustedError, match="its record is refused, because of the override"):
         check_overrides(["seed=1", override], [CONF])
 
 
 def test_overrides_that_are_slow_or_grow_are_refused():
-    """Ten doublings are a thousand copies, and Hydra's parser takes half a minute for 20,000 brackets."""
+    """Ten doublings give a thousand copies, and Hydra's parser needs half a minute for 20,000 brackets."""
     doubled = [f"+a{place + 1}=['${{a{place}}}','${{a{place}}}']" for place in range(10)]
     with pytest.raises(UntrustedError, match="more than 8 interpolations"):
         check_overrides(doubled, [CONF])
@@ -184,7 +184,7 @@ def test_foreign_text_is_escaped_in_messages():
     assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-def test_own_options_need_a_typed_config_dir(tmp_path):
+def test_user_options_need_a_typed_config_dir(tmp_path):
     own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
     (own / "loss").mkdir(parents=True)
     elsewhere.mkdir()
@@ -199,7 +199,7 @@ def test_own_options_need_a_typed_config_dir(tmp_path):
 
 
 def test_a_record_sets_no_output_path():
-    """Every value of conf/ that lies in the run's folder."""
+    """Checks every value of conf/ that is a path in the run's folder."""
     inside = {
         key
         for path in CONF.rglob("*.yaml")
@@ -209,8 +209,8 @@ def test_a_record_sets_no_output_path():
     assert {"dirpath", "folder", "save_dir"} <= inside <= set(OUTPUT_PATH_KEYS)
 
 
-def test_interpolations_of_conf_bring_only_numbers_to_what_writes_files():
-    """They could bring a path of a record, which is checked where a record sets it, and not where it arrives."""
+def test_interpolations_in_conf_give_only_numbers_to_output_settings():
+    """A path in a record is checked only where the record sets it, not where an interpolation copies it."""
     places = [path for group in WRITERS for path in (CONF / group).rglob("*.yaml")]
     trees = [OmegaConf.to_container(OmegaConf.load(path), resolve=False) for path in places]
     trees += [
@@ -221,16 +221,16 @@ def test_interpolations_of_conf_bring_only_numbers_to_what_writes_files():
         }
         for path in CONF.rglob("*.yaml")
     ]
-    found = {
+    interpolated = {
         text for tree in trees for text in iter_strings(tree) if "${" in text and "hydra:runtime.output_dir" not in text
     }
-    assert "${checkpointing.keep_top}" in found
-    for text in found:
+    assert "${checkpointing.keep_top}" in interpolated
+    for text in interpolated:
         assert is_valid(1, annotation := annotation_at(TrainConfig, text[2:-1])) and not is_valid("/x", annotation)
 
 
 def flat(tree):
-    """Every key with its value, at any depth."""
+    """Yield every key with its value, at any depth."""
     for key, value in tree.items() if isinstance(tree, dict) else ():
         yield key, value
         yield from flat(value)
@@ -242,11 +242,11 @@ def test_the_resume_command_repeats_settings_that_must_be_typed(tmp_path):
     assert own.resume_command == f"{plain.resume_command} checkpoint=a,b 'trust=[mine]'"
 
 
-def test_a_link_that_leads_out_of_a_folder_is_refused(tmp_path):
+def test_a_link_out_of_a_folder_is_refused(tmp_path):
     folder = tmp_path / "sweep"
     (folder / "0" / "wandb").mkdir(parents=True)
     (folder / "0" / "a").symlink_to(folder / "sweep.json")
-    (folder / "0" / "wandb" / "latest-run").symlink_to("/elsewhere/run")  # W&B's, of a folder that was moved
+    (folder / "0" / "wandb" / "latest-run").symlink_to("/elsewhere/run")  # W&B's link, in a folder that was moved
     check_links(folder)
     (folder / "0" / "metrics.csv").symlink_to(tmp_path / "precious")
     with pytest.raises(UntrustedError, match=r"metrics\.csv is a link that leads out"):
@@ -257,21 +257,21 @@ def test_a_link_that_leads_out_of_a_folder_is_refused(tmp_path):
 
 
 def callables() -> set[str]:
-    """Everything in fcnlab that can be called, by every name that leads to it, also where it is merely imported."""
-    found = set()
+    """Return all names of all callables in fcnlab, also those of imported ones."""
+    names = set()
     for module in pkgutil.walk_packages(fcnlab.__path__, "fcnlab."):
         if module.name != "fcnlab.__main__":
             loaded = importlib.import_module(module.name)
             members = {name: value for name, value in vars(loaded).items() if callable(value)}
-            found |= {f"{module.name}.{name}" for name in members}
+            names |= {f"{module.name}.{name}" for name in members}
             classes = {name: value for name, value in members.items() if inspect.isclass(value)}
-            found |= {
+            names |= {
                 f"{module.name}.{name}.{part}"
                 for name, value in classes.items()
                 for part, member in vars(value).items()
                 if callable(getattr(value, part, member))
             }
-    return found
+    return names
 
 
 def is_allowed(tree, places) -> bool:
@@ -287,8 +287,10 @@ def put(tree: dict, path: str, target: str) -> dict:
     return tree | (node if not path else {path: node})
 
 
-@pytest.mark.parametrize(("tree", "places"), [(NET, MODEL_COMPONENTS), (SET, DATA_COMPONENTS)], ids=["model", "data"])
-def test_of_all_callables_only_the_listed_ones_can_be_named(tree, places):
+@pytest.mark.parametrize(
+    ("tree", "places"), [(MODEL_CONFIG, MODEL_COMPONENTS), (DATA_CONFIG, DATA_COMPONENTS)], ids=["model", "data"]
+)
+def test_only_the_listed_callables_are_allowed_as_targets(tree, places):
     every = callables()
     assert len(every) > 1000 and {name for names in places.values() for name in names} <= every
     for path, listed in places.items():
@@ -308,7 +310,7 @@ def test_of_all_callables_only_the_listed_ones_can_be_named(tree, places):
         (DATA_COMPONENTS, "data", "dataset"),
     ],
 )
-def test_the_lists_are_what_conf_names(places, group: str, slot: str):
+def test_the_lists_contain_exactly_the_targets_in_conf(places, group: str, slot: str):
     trees = [OmegaConf.to_container(OmegaConf.load(path), resolve=False) for path in (CONF / group).glob("*.yaml")]
     nodes = [tree.get(slot, {}) if slot == "dataset" else tree for tree in trees]
     assert {node["_target_"] for node in nodes if "_target_" in node} == set(places[slot])
@@ -318,18 +320,18 @@ HOSTILE = {
     "another package": {"_target_": "os.system"},
     "through an attribute": {"_target_": "fcnlab.data.datamodule.os.system"},
     "an alias": {"_target_": "fcnlab.models.tiny.Tiny"},
-    "a beginning": {"_target_": "fcnlab.modelsevil.FCN"},
+    "the same prefix": {"_target_": "fcnlab.modelsevil.FCN"},
     "a dot of unicode": {"_target_": "fcnlab\u2024models.Tiny"},
     "a surrogate": {"_target_": "fcnlab.models.\ud800Tiny"},
-    "capitals": {"_target_": "fcnlab.models.tiny"},
+    "wrong capitals": {"_target_": "fcnlab.models.tiny"},
     "a space": {"_target_": " fcnlab.models.Tiny"},
-    "no text": {"_target_": 42},
+    "not a string": {"_target_": 42},
     "a list": {"_target_": ["fcnlab.models.Tiny"]},
     "reading endlessly": {"_target_": "fcnlab.models.weights.md5", "path": "/dev/zero"},
-    "arguments by place": {"_target_": "fcnlab.models.VGG16", "_args_": ["same", 0.5, "imagenet"]},
-    "called later": {"_target_": "fcnlab.models.Tiny", "_partial_": True},
-    "not looked into": {"_target_": "fcnlab.models.Tiny", "_recursive_": False},
-    "inside": {"_target_": "fcnlab.models.Tiny", "padding": {"_target_": "fcnlab.models.Tiny"}},
+    "positional arguments": {"_target_": "fcnlab.models.VGG16", "_args_": ["same", 0.5, "imagenet"]},
+    "partial": {"_target_": "fcnlab.models.Tiny", "_partial_": True},
+    "not recursive": {"_target_": "fcnlab.models.Tiny", "_recursive_": False},
+    "nested": {"_target_": "fcnlab.models.Tiny", "padding": {"_target_": "fcnlab.models.Tiny"}},
     "in a list": [{"_target_": "fcnlab.models.Tiny"}],
     "in a tuple": ({"_target_": "os.mkdir", "path": "made"},),
     "below an empty key": {"": {"_target_": "os.system"}},
@@ -339,24 +341,28 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_net_of_a_file_has_a_listed_backbone_and_nothing_more(name):
-    assert is_allowed(NET, MODEL_COMPONENTS) and not is_allowed(NET | {"backbone": HOSTILE[name]}, MODEL_COMPONENTS)
-    assert not is_allowed(NET | {"": HOSTILE[name]}, MODEL_COMPONENTS) and not is_allowed(
-        NET | {"x": HOSTILE[name]}, MODEL_COMPONENTS
+def test_a_model_from_a_file_has_only_a_listed_backbone(name):
+    assert is_allowed(MODEL_CONFIG, MODEL_COMPONENTS) and not is_allowed(
+        MODEL_CONFIG | {"backbone": HOSTILE[name]}, MODEL_COMPONENTS
+    )
+    assert not is_allowed(MODEL_CONFIG | {"": HOSTILE[name]}, MODEL_COMPONENTS) and not is_allowed(
+        MODEL_CONFIG | {"x": HOSTILE[name]}, MODEL_COMPONENTS
     )
 
 
-def test_an_opener_is_not_called_while_it_is_built():
+def test_a_dataset_function_must_be_partial():
     for partial in ({}, {"_partial_": False}, {"_partial_": 1}):
         images = {"_target_": "fcnlab.data.open_shapes", "root": "/x", "split": "train"} | partial
-        assert is_allowed(SET, DATA_COMPONENTS) and not is_allowed(SET | {"dataset": images}, DATA_COMPONENTS)
+        assert is_allowed(DATA_CONFIG, DATA_COMPONENTS) and not is_allowed(
+            DATA_CONFIG | {"dataset": images}, DATA_COMPONENTS
+        )
 
 
-def test_a_package_that_the_user_names_is_trusted_and_may_hold_the_listed(tmp_path):
+def test_a_package_named_by_the_user_is_trusted(tmp_path):
     own = {"_target_": "torch.nn.modules.linear.Linear", "in": [{"_target_": "fcnlab.models.Tiny"}]}
     check_components(own, MODEL_COMPONENTS, ("torch.nn",), "a file")
-    check_components(NET | {"backbone": own}, MODEL_COMPONENTS, ("torch.nn",), "a file")
-    assert trusted_packages(own) == ["trust=[torch]"] and trusted_packages(NET) == []
+    check_components(MODEL_CONFIG | {"backbone": own}, MODEL_COMPONENTS, ("torch.nn",), "a file")
+    assert trusted_packages(own) == ["trust=[torch]"] and trusted_packages(MODEL_CONFIG) == []
     for target in ("torch.load", "torch.nn.functional.warnings.warn", "pathlib.Path.write_text"):
         with pytest.raises(UntrustedError, match=r"add trust=\[PACKAGE\]"):
             check_components({"_target_": target}, MODEL_COMPONENTS, ("torch.nn",), "a file")
@@ -366,8 +372,8 @@ def test_every_component_of_a_tree_is_found():
     assert len(list(iter_components({"a": {"": {"_target_": "x"}, "b": [{"_target_": "y"}]}, "_target_": "z"}))) == 3
 
 
-def test_hydra_follows_dots_which_is_why_options_are_looked_at(tmp_path):
-    """The attack as it was: a group option with dots loads a YAML from anywhere."""
+def test_options_with_dots_are_refused_because_hydra_follows_them(tmp_path):
+    """The attack: a group option with dots loads a YAML file from anywhere."""
     from hydra import compose, initialize_config_dir
 
     from fcnlab.hydra_registration import register_schemas

@@ -1,4 +1,4 @@
-"""The config tree: every shipped file composes and is valid, and all mistakes are reported at once."""
+"""Test that every shipped config composes and is valid, and that all mistakes are reported at once."""
 
 import os
 import re
@@ -25,7 +25,7 @@ PRIMARY = ("train", "eval", "predict", "doctor")
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
 EXPERIMENTS = [path for path in FILES if path.parts[0] == "experiment"]
 OPTIONS = [path for path in FILES if path not in EXPERIMENTS]
-GIVEN = {
+REQUIRED_OVERRIDES = {
     "model/backbone=caffenet": ["model.backbone.weights=none"],
     "model/backbone=googlenet": ["model.backbone.weights=none"],
     "data=folder": ["data.dataset.classes=[ground,cat]"],
@@ -33,15 +33,15 @@ GIVEN = {
 }
 
 
-def test_there_are_configs_to_test():
-    assert len(OPTIONS) > 30  # a glob that finds nothing would pass every test below
+def test_configs_are_found():
+    assert len(OPTIONS) > 30  # an empty glob would pass every test below
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=str)
 def test_every_option_composes_and_binds(path: Path, composed):
     option = f"{path.parent}={path.stem}"
     verb = "eval" if path.parts[0] in ("inference", "postprocess") else "train"
-    validate_config(composed(option, *GIVEN.get(option, []), name=verb))
+    validate_config(composed(option, *REQUIRED_OVERRIDES.get(option, []), name=verb))
 
 
 @pytest.mark.parametrize(
@@ -56,19 +56,19 @@ def test_every_option_composes_and_binds(path: Path, composed):
     ],
 )
 def test_a_string_is_not_a_boolean(target: str, switch: str, wrong):
-    """It would count as true, whatever it says."""
+    """Any string would count as true."""
     for value, fits in ((wrong, False), (True, True), (False, True)):
         node = {"_target_": target, "_partial_": True, switch: value}
-        found = [
+        accepted = [
             line
             for line in validation._component_errors("callbacks.x", node)
             if line.startswith(f"callbacks.x.{switch} must be true or false")
         ]
-        assert bool(found) is not fits
+        assert bool(accepted) is not fits
 
 
 class OwnCheckpoint(ModelCheckpoint):
-    """Somebody's own, whose arguments are Lightning's."""
+    """A user's checkpoint callback with Lightning's arguments."""
 
 
 @pytest.mark.parametrize("kind", [ModelCheckpoint, OwnCheckpoint])
@@ -85,8 +85,8 @@ class OwnCheckpoint(ModelCheckpoint):
         ".{step}.",
     ],
 )
-def test_a_checkpoint_may_be_named_by_metrics(kind: type, insert: bool, name: str, tmp_path):
-    """Lightning itself formats the name, of the longest values, too."""
+def test_a_checkpoint_name_may_contain_metrics(kind: type, insert: bool, name: str, tmp_path):
+    """Lightning formats the name, also with the longest values."""
     node = {"_target_": f"{kind.__module__}.{kind.__qualname__}", "filename": name, "auto_insert_metric_name": insert}
     assert not validation._component_errors("callbacks.best", node)
     for value in (3.4e38, float("-inf"), float("nan"), 0.5):
@@ -128,7 +128,7 @@ def test_a_checkpoint_may_be_named_by_metrics(kind: type, insert: bool, name: st
         5,
     ],
 )
-def test_a_checkpoint_has_no_name_that_becomes_another_path(kind: type, name):
+def test_a_checkpoint_name_that_is_a_path_is_refused(kind: type, name):
     node = {"_target_": f"{kind.__module__}.{kind.__qualname__}", "filename": name}
     (mistake,) = validation._component_errors("callbacks.best", node)
     assert mistake.startswith("callbacks.best.filename must be ") and "{step}, {epoch:03d}" in mistake
@@ -143,11 +143,11 @@ def test_devices_share_only_gradients(composed):
 
 
 def test_batch_norms_are_synchronised():
-    """trainer.sync_batchnorm=true on a net without batch norms leaves it as it is."""
+    """trainer.sync_batchnorm=true does not change a model without batch norms."""
     for backbone, norms in ((Tiny(width=4), True), (GoogLeNet(weights="none"), False)):
-        net = FCN(backbone, 3, (32, 16, 8))
-        before = [type(module) for module in net.modules()]
-        after = [type(module) for module in TorchSyncBatchNorm().apply(net).modules()]
+        model = FCN(backbone, 3, (32, 16, 8))
+        before = [type(module) for module in model.modules()]
+        after = [type(module) for module in TorchSyncBatchNorm().apply(model).modules()]
         assert (after != before) is norms and (nn.SyncBatchNorm in after) is norms
 
 
@@ -169,12 +169,12 @@ def test_every_experiment_composes_and_binds(path: Path, composed):
     "name", ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "cvpr_fcn32s", "cvpr_fcn16s", "cvpr_fcn8s"]
 )
 def test_a_recipe_without_its_initial_weights_is_refused(name: str, composed):
-    """Composing leaves the default, "none", where an experiment says "???": a net would start at random."""
+    """If an experiment has "???", composing keeps the default, "none": the model would start from random weights."""
     key = "model.weights" if name in ("fcn16s", "fcn8s", "cvpr_fcn16s", "cvpr_fcn8s") else "model.backbone.weights"
     cfg = composed(f"experiment=paper/{name}")
     with pytest.raises(ConfigError, match=rf"requires settings that were not given:\n  {key}=VALUE: PATH of "):
         check_requirements(cfg, ["data.root=data"])
-    check_requirements(cfg, [f"{key}=none"])  # said in so many words
+    check_requirements(cfg, [f"{key}=none"])  # set explicitly
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
@@ -203,7 +203,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_the_papers(name: str, composed):
+def test_recipes_have_the_settings_of_the_papers(name: str, composed):
     model, loss, lr, momentum, images, steps = RECIPES[name]
     cfg = composed(f"experiment=paper/{name}")
     levels = {"fcn32s": [32], "fcn16s": [32, 16]}.get(model, [32, 16, 8])
@@ -220,18 +220,18 @@ def test_recipes_are_the_papers(name: str, composed):
 
 
 @pytest.mark.parametrize("path", [*FILES, *map(Path, (f"{name}.yaml" for name in PRIMARY))], ids=str)
-def test_every_file_opens_with_what_it_is_for(path: Path):
+def test_every_file_starts_with_its_purpose(path: Path):
     assert (CONF / path).read_text().startswith("# ")
 
 
 @pytest.mark.parametrize("name", ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce"])
 @pytest.mark.parametrize("backbone", ["tiny", "googlenet", "googlenet_bn", "resnet50"])
-def test_a_model_config_is_the_network(name: str, backbone: str, composed):
+def test_a_model_config_builds_the_network(name: str, backbone: str, composed):
     cfg = composed(f"model={name}", f"model/backbone={backbone}", "model.backbone.weights=none")
-    net = instantiate(cfg.model, _convert_="all")
-    assert net.levels == {"fcn32s": (32,), "fcn16s": (32, 16)}.get(name, (32, 16, 8))
-    assert net.skip_scales == ({16: 0.01, 8: 0.0001} if name == "fcn8s_atonce" else {})
-    assert net.num_classes == 21
+    model = instantiate(cfg.model, _convert_="all")
+    assert model.levels == {"fcn32s": (32,), "fcn16s": (32, 16)}.get(name, (32, 16, 8))
+    assert model.skip_scales == ({16: 0.01, 8: 0.0001} if name == "fcn8s_atonce" else {})
+    assert model.num_classes == 21
 
 
 def test_all_mistakes_are_reported_at_once_with_the_nearest_name(composed):
@@ -284,12 +284,12 @@ def test_keys_that_are_not_strings_are_unknown():
 
 
 @pytest.mark.parametrize("key", ["_partial_", "_recursive_", "_convert_", "_args_"])
-def test_hydra_s_own_keys_are_checked(key):
+def test_hydra_keys_are_checked(key):
     with pytest.raises(ConfigError, match=f"loss\\.{key} must be .*, got 'x'"):
         validate_config(OmegaConf.create({"loss": {"_target_": "fcnlab.models.Tiny", key: "x"}}))
 
 
-def test_a_required_argument_that_is_missing_is_named():
+def test_a_missing_required_argument_is_named():
     with pytest.raises(ConfigError, match=r"model\.num_classes is not set, and fcnlab\.models\.fcn\.FCN requires it"):
         validate_config(
             OmegaConf.create(
@@ -310,7 +310,7 @@ def test_a_number_from_the_environment_gets_a_hint(composed, monkeypatch, text: 
 
 
 @pytest.mark.parametrize(("text", "value"), [("${oc.env:RATE}", "fast"), ("${oc.env:RATE}", "a,b"), ("0.1 s", "0.05")])
-def test_a_text_that_is_no_number_gets_no_hint(composed, monkeypatch, text: str, value: str):
+def test_a_text_that_is_not_a_number_gets_no_hint(composed, monkeypatch, text: str, value: str):
     monkeypatch.setenv("RATE", value)
     with pytest.raises(ConfigError, match=r"optim\.lr must be a number of at least 0, got '[^']*'\.$"):
         validate_config(composed("trainer=smoke", f"optim.lr='{text}'"))

@@ -1,4 +1,4 @@
-"""A tiny VOC, with images of unequal sizes."""
+"""A tiny VOC data set with images of different sizes."""
 
 from itertools import chain
 from pathlib import Path
@@ -30,7 +30,7 @@ def save_pair():
 
 @pytest.fixture
 def voc_root(tmp_path, save_pair) -> Path:
-    """A root with the lists train (8 images), val (5), and trainaug: train and two with masks of SBD's only."""
+    """A root with the lists train (8 images), val (5), and trainaug: train and two images with SBD masks only."""
     folder = tmp_path / "root" / "VOCdevkit" / "VOC2012"
     lists = folder / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)

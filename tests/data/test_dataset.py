@@ -1,4 +1,4 @@
-"""Each way in which files can be wrong is found, named and explained before any work."""
+"""Every defect of image and mask files is found, named and explained before training."""
 
 import os
 import struct
@@ -20,7 +20,7 @@ MIN_SIZE = 8
 
 @pytest.fixture
 def make(tmp_path, save_pair):
-    """A set of three classes and sound images of 12x16."""
+    """A data set of three classes with valid images of 12x16."""
 
     def build(names="abc", **changes) -> SegmentationDataset:
         for seed, name in enumerate(dict.fromkeys(names)):
@@ -39,14 +39,14 @@ def make(tmp_path, save_pair):
 
 
 def save(path: Path, shape=(12, 16), value: int = 0, corner: int = 0) -> None:
-    """One value everywhere but in a corner."""
+    """Save an image of one value, except in a corner."""
     pixels = np.full(shape, value, np.uint8)
     pixels[0, 0] = corner
     Image.fromarray(pixels).save(path)
 
 
 def save_png(path: Path, cols: int, rows: int, depth: int, data: bytes, *more: tuple[bytes, bytes]) -> None:
-    """A grey PNG, by hand; ``more`` are chunks behind the pixels."""
+    """Write a grey PNG by hand; ``more`` are chunks after the pixels."""
     header = struct.pack(">IIBBBBB", cols, rows, depth, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(data)), *more, (b"IEND", b"")]
     path.write_bytes(
@@ -56,7 +56,7 @@ def save_png(path: Path, cols: int, rows: int, depth: int, data: bytes, *more: t
 
 
 def flip_last_pixels(mask: Path) -> None:
-    """In the compressed pixels, where their own checksum no longer tells PIL."""
+    """Flip a bit in the compressed pixels, where PIL does not check the checksum."""
     data = bytearray(mask.read_bytes())
     data[data.index(b"IEND") - 15] ^= 1
     mask.write_bytes(data)
@@ -79,7 +79,10 @@ BROKEN = {
         lambda image, mask: save(mask, value=7),
         r"b\.png contains labels \[7\].* 0 to 2 and ignore_index 255",
     ),
-    "beside void": (lambda image, mask: save(mask, value=255, corner=3), r"b\.png contains labels \[3\]"),
+    "wrong label among ignored pixels": (
+        lambda image, mask: save(mask, value=255, corner=3),
+        r"b\.png contains labels \[3\]",
+    ),
     "other size": (lambda image, mask: save(mask, (16, 12)), r"b\.jpg has 12x16 pixels, but its mask 16x12"),
     "flipped bit": (lambda image, mask: flip_last_pixels(mask), r"b\.png is truncated or damaged: .*checksum"),
     "grey of 4 bits": (lambda image, mask: save_png(mask, 16, 12, 4, bytes(9 * 12)), r"b\.png is 4-bit grey"),
@@ -114,21 +117,21 @@ def test_check_names_the_broken_file(make, kind):
     assert str(caught.value).startswith("toys: 1 of 3 images cannot be used")
 
 
-def test_check_passes_sound_images(make):
+def test_check_accepts_valid_images(make):
     make().check(MIN_SIZE)
-    make(masks=()).check(MIN_SIZE)  # images without truth are only looked at
+    make(masks=()).check(MIN_SIZE)  # without ground truth, only images are checked
 
 
 @pytest.mark.parametrize(
     ("names", "message"), [("abca", "a is listed more than once"), ("", "toys is empty: set another")]
 )
-def test_check_of_names(make, names, message):
+def test_check_reports_repeated_or_missing_names(make, names, message):
     with pytest.raises(DataError, match=message):
         make(names).check()
 
 
-def test_check_keeps_to_the_cores_that_it_may_use(make, monkeypatch):
-    """Of a machine with 64, one is this job's."""
+def test_check_uses_only_the_allowed_cores(make, monkeypatch):
+    """The machine has 64 cores, of which the job may use one."""
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {5}, raising=False)
     threads, read = set(), SegmentationDataset.mask
@@ -137,7 +140,7 @@ def test_check_keeps_to_the_cores_that_it_may_use(make, monkeypatch):
     assert len(threads) == 1
 
 
-def test_check_tells_of_several_at_once(make):
+def test_check_reports_several_files_at_once(make):
     images = make("abcdefgh")
     for image in images.images[:7]:
         image.unlink()
@@ -149,8 +152,8 @@ def test_check_tells_of_several_at_once(make):
 
 
 @pytest.mark.parametrize("share", [0.9, 0.99])
-def test_truncated_jpeg_is_an_error_and_not_half_grey(make, share):
-    """Its header is sound, but the mark at a JPEG's end is not there."""
+def test_a_truncated_jpeg_is_an_error(make, share):
+    """Its header is valid, but the end marker is missing."""
     images = make()
     truncate(images.images[1], share)
     for look in (images.check, lambda: images.image(1)):
@@ -158,7 +161,7 @@ def test_truncated_jpeg_is_an_error_and_not_half_grey(make, share):
             look()
 
 
-def test_a_jpeg_with_something_behind_its_end_is_taken(make):
+def test_a_jpeg_with_trailing_bytes_is_read(make):
     images = make()
     whole = images.image(1)
     for change in (lambda data: data + b"appended by a camera", lambda data: data + bytes(9)):
@@ -167,10 +170,10 @@ def test_a_jpeg_with_something_behind_its_end_is_taken(make):
         np.testing.assert_array_equal(images.image(1), whole)
 
 
-def test_jpegs_are_what_pil_decodes(tmp_path):
-    """OpenCV decodes most of them: the same values, whatever the JPEG's kind, and EXIF turns none."""
+def test_jpegs_equal_the_decoding_by_pil(tmp_path):
+    """OpenCV decodes most of them: to the same values for every kind of JPEG, and without EXIF rotation."""
     rng, exif = np.random.default_rng(0), Image.Exif()
-    exif[0x0112] = 6  # turned
+    exif[0x0112] = 6  # rotated
     for mode, options in [
         ("RGB", {}),
         ("RGB", {"exif": exif}),
@@ -188,14 +191,14 @@ def test_jpegs_are_what_pil_decodes(tmp_path):
             np.testing.assert_array_equal(read_image(path), np.array(file.convert("RGB")))
 
 
-def test_real_jpegs_are_what_pil_decodes(shared):
+def test_real_jpegs_equal_the_decoding_by_pil(shared):
     for path in sorted((shared / "data/VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))[::100]:
         with Image.open(path) as file:
             np.testing.assert_array_equal(read_image(path), np.array(file.convert("RGB")))
 
 
-def test_what_lacks_a_jpegs_end_is_decided_by_pil(make):
-    """OpenCV would give grey pixels, and only print that something is missing."""
+def test_jpegs_without_an_end_marker_are_read_by_pil(make):
+    """OpenCV would return grey pixels and only print a warning."""
     path = make().images[0]
     whole, expected = path.read_bytes(), read_image(path)
     path.write_bytes(whole + b"trailing bytes, which some cameras write")
@@ -206,14 +209,14 @@ def test_what_lacks_a_jpegs_end_is_decided_by_pil(make):
             read_image(path)
 
 
-def test_sizes_are_those_of_the_pixels(make):
+def test_sizes_equal_those_of_the_pixels(make):
     images = make()
     save(images.images[1], (7, 99, 3))
     assert [images.size(index) for index in range(3)] == [(12, 16), (7, 99), (12, 16)]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_damage_never_raises_anything_else(make, tmp_path, suffix):
+def test_damaged_files_raise_data_errors_only(make, tmp_path, suffix):
     images = make("a")
     sound, rng = (tmp_path / f"a.{suffix}").read_bytes(), np.random.default_rng(0)
     path = tmp_path / f"damaged.{suffix}"
@@ -229,26 +232,26 @@ def test_damage_never_raises_anything_else(make, tmp_path, suffix):
     assert images.image(0).shape == (12, 16, 3)
 
 
-def test_void_is_read_as_255(make):
+def test_ignore_index_is_read_as_255(make):
     images = make(ignore_index=3)
     save(images.masks[0], value=2, corner=3)
     assert images.mask(0)[0].tolist() == [255] + [2] * 15
-    save(images.masks[0], value=255)  # which is no void there
+    save(images.masks[0], value=255)  # which is not ignore_index there
     with pytest.raises(DataError, match=r"contains labels \[255\].* ignore_index 3"):
         images.mask(0)
 
 
 @pytest.mark.filterwarnings("ignore:Image size")
-def test_more_pixels_than_the_limit_are_not_read(make, tmp_path, monkeypatch):
+def test_images_above_the_pixel_limit_are_refused(make, tmp_path, monkeypatch):
     save_png(tmp_path / "large.png", 10_000, 10_000, 8, b"")
     with pytest.raises(DataError, match=r"large\.png has 10000x10000 pixels, more than 89478485 in total"):
         read_image(tmp_path / "large.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as one who has larger ones may
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as users with larger images may set
     with pytest.raises(DataError, match="is truncated or damaged"):
         read_image(tmp_path / "large.png")
 
 
-def test_a_image_in_a_format_that_runs_programs_is_not_opened(tmp_path):
+def test_a_format_that_runs_external_programs_is_refused(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     with pytest.raises(DataError, match=r"x\.jpg cannot be read as an image \(BMP, GIF, JPEG, .*cannot identify"):
         read_image(tmp_path / "x.jpg")
@@ -262,7 +265,7 @@ def test_transparent_palette_colours_are_read_without_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
-def test_masks_are_indices_not_colours(make, mode):
+def test_masks_are_read_as_indices_not_colours(make, mode):
     images, target = make(), np.arange(12 * 16, dtype=np.uint8).reshape(12, 16) % 3
     image = Image.fromarray(target)
     if mode == "P":
@@ -272,34 +275,34 @@ def test_masks_are_indices_not_colours(make, mode):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK"])
-def test_images_are_rgb(tmp_path, mode):
+def test_images_are_converted_to_rgb(tmp_path, mode):
     path = tmp_path / "x.tif"
     Image.new(mode, (5, 3)).save(path)
     assert read_image(path).shape == (3, 5, 3)
 
 
-def test_noted_rotation_is_not_applied(tmp_path):
+def test_exif_rotation_is_not_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # "turn me by 90 degrees"; the mask would not turn with it
+    exif[0x0112] = 6  # rotation by 90 degrees, which would not apply to the mask
     Image.new("RGB", (5, 3)).save(tmp_path / "x.jpg", exif=exif)
     assert read_image(tmp_path / "x.jpg").shape == (3, 5, 3)
 
 
 @pytest.mark.parametrize("head", [b"P1 2 2\n", b"P2 2 2 255\n", b"P3 2 2 255\n", b"P6 2 2 254\n", b"P5 2 2 100\n"])
-def test_what_python_would_decode_pixel_by_pixel_is_refused(tmp_path, head):
+def test_formats_that_pil_decodes_slowly_are_refused(tmp_path, head):
     (tmp_path / "x.ppm").write_bytes(head + b"1 0 1 0 1 0 1 0 1 0 1 0")
     with pytest.raises(UnreadableFile, match="takes minutes to read"):
         read_image(tmp_path / "x.ppm")
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "x.jpg")
     with pytest.raises(UnreadableFile, match="not a regular file"):
         read_image(tmp_path / "x.jpg")
 
 
 def tiff(order: str, is_big: bool, rows: int, lists: dict[int, tuple[int, int]], rows_per_strip: int = 1) -> bytes:
-    """Grey rows of 16 pixels; ``lists`` are tags with a type and a count, whose bytes are all the same ones."""
+    """Return a TIFF of grey rows of 16 pixels; ``lists`` are tags with a type and a count, which share their bytes."""
     number, entry, count = ("Q", "HHQ", "Q") if is_big else ("L", "HHL", "H")
     values = {256: 16, 257: rows, 258: 8, 259: 1, 262: 1, 277: 1, 278: rows_per_strip}
     magic = struct.pack(order + ("HHHQ" if is_big else "HL"), *((43, 8, 0, 16) if is_big else (42, 8)))
@@ -317,8 +320,8 @@ def tiff(order: str, is_big: bool, rows: int, lists: dict[int, tuple[int, int]],
     return (b"II" if order == "<" else b"MM") + magic + packed + struct.pack(order + "L", 8) * most + bytes(16)
 
 
-def refused_at_once(path: Path, data: bytes, output: str) -> None:
-    """The fastest of three times counts: on a busy machine, one may include what has nothing to do with it."""
+def assert_refused_quickly(path: Path, data: bytes, output: str) -> None:
+    """Use the fastest of three times, since a busy machine may slow down single ones."""
     path.write_bytes(data)
     for read in (read_image, image_size):
         seconds = []
@@ -333,21 +336,21 @@ def refused_at_once(path: Path, data: bytes, output: str) -> None:
 @pytest.mark.parametrize(("order", "is_big"), [("<", False), (">", False), ("<", True)])
 @pytest.mark.parametrize("tag", [273, 279, 324, 325])
 @pytest.mark.parametrize("kind", [1, 4])
-def test_a_tiff_of_very_many_strips_is_refused_at_once(tmp_path, order, is_big, tag, kind):
-    """PIL lists each: a million of one row, which are all the same bytes, took 16 s and 1.2 GB for the header."""
+def test_a_tiff_with_too_many_strips_is_refused_quickly(tmp_path, order, is_big, tag, kind):
+    """Regression: PIL needs 16 s and 1.2 GB for the header of a million strips that share their bytes."""
     data = tiff(order, is_big, 65_537, {tag: (kind, 65_537)})
-    refused_at_once(tmp_path / "x.tif", data, "declares 65537 strips or tiles, more than 65536: save it as PNG")
+    assert_refused_quickly(tmp_path / "x.tif", data, "declares 65537 strips or tiles, more than 65536: save it as PNG")
 
 
 def test_a_tiff_with_another_long_list_is_refused(tmp_path):
     data = tiff("<", False, 2, {273: (4, 2), 339: (4, 65_537)})
-    refused_at_once(tmp_path / "x.tif", data, "declares 65537 numbers in tag 339")
+    assert_refused_quickly(tmp_path / "x.tif", data, "declares 65537 numbers in tag 339")
 
 
 def tiled(
     cols: int, rows: int, tile: tuple[int, int], kind: int = 4, more=(), order: str = "<", magic: int = 42
 ) -> bytes:
-    """A deflated grey image with tiles of columns and rows; ``more`` are further entries of the header."""
+    """Return a deflated grey TIFF with tiles; ``more`` are additional header entries."""
     blob = zlib.compress(bytes(tile[0] * tile[1]) if tile[0] * tile[1] < 1 << 20 else b"\0", 9)
     count = -(-cols // tile[0]) * -(-rows // tile[1])
     big = magic == 43
@@ -380,21 +383,23 @@ def tiled(
         (200, 200, (30_000, 30_000), {"magic": 43}),
         (200, 200, (30_000, 30_000), {"magic": 43, "kind": 16}),
         (200, 200, (65_536, 16_384), {"kind": 9}),
-        (30_000, 1, (16, 65_536), {}),  # many tiles, each of a megapixel
+        (30_000, 1, (16, 65_536), {}),  # many tiles of a megapixel each
     ],
 )
-def test_a_tiff_of_tiles_much_larger_than_the_image_is_refused(tmp_path, cols, rows, tile, settings):
-    """A file of 2 MB filled 2.7 GB."""
-    refused_at_once(tmp_path / "x.tif", tiled(cols, rows, tile, **settings), "its tiles have .* pixels, but the image")
+def test_a_tiff_with_tiles_much_larger_than_the_image_is_refused(tmp_path, cols, rows, tile, settings):
+    """Regression: a file of 2 MB took 2.7 GB of memory."""
+    assert_refused_quickly(
+        tmp_path / "x.tif", tiled(cols, rows, tile, **settings), "its tiles have .* pixels, but the image"
+    )
 
 
 @pytest.mark.parametrize("more", [[(322, 3, 16)], [(256, 4, 16)]])
 def test_a_tiff_with_two_sizes_is_refused(tmp_path, more):
-    refused_at_once(tmp_path / "x.tif", tiled(9, 7, (256, 256), more=more), "has tag .* twice, or elsewhere")
+    assert_refused_quickly(tmp_path / "x.tif", tiled(9, 7, (256, 256), more=more), "has tag .* twice, or elsewhere")
 
 
-def test_a_tiff_with_a_size_elsewhere_is_refused(tmp_path):
-    refused_at_once(tmp_path / "x.tif", tiled(9, 7, (256, 256), kind=16), "has tag 322 twice, or elsewhere")
+def test_a_tiff_with_an_indirect_size_is_refused(tmp_path):
+    assert_refused_quickly(tmp_path / "x.tif", tiled(9, 7, (256, 256), kind=16), "has tag 322 twice, or elsewhere")
 
 
 @pytest.mark.parametrize("settings", [{}, {"kind": 3}, {"order": ">"}, {"magic": 43}])
@@ -404,32 +409,32 @@ def test_tiles_larger_than_the_image_are_read(tmp_path, cols, rows, tile, settin
     assert read_image(tmp_path / "x.tif").shape == (rows, cols, 3)
 
 
-def test_strips_over_each_other_are_refused(tmp_path):
-    """Each has all rows but one."""
+def test_overlapping_strips_are_refused(tmp_path):
+    """Each strip has all rows except one."""
     data = tiff("<", False, 1000, {273: (4, 20_000)}, rows_per_strip=999)
-    refused_at_once(tmp_path / "x.tif", data, "stores the same pixels many times")
+    assert_refused_quickly(tmp_path / "x.tif", data, "stores the same pixels many times")
 
 
 @pytest.mark.parametrize(("order", "is_big"), [("<", False), (">", False), ("<", True)])
-def test_a_tiff_of_a_strip_to_a_row_is_read(tmp_path, order, is_big):
+def test_a_tiff_with_one_strip_per_row_is_read(tmp_path, order, is_big):
     (tmp_path / "x.tif").write_bytes(tiff(order, is_big, 3000, {273: (4, 3000)}))
     assert read_image(tmp_path / "x.tif").shape == (3000, 16, 3)
 
 
 def test_a_big_endian_bigtiff_is_refused(tmp_path):
-    refused_at_once(tmp_path / "x.tif", tiff(">", True, 9, {273: (4, 9)}), "big-endian BigTIFF")
+    assert_refused_quickly(tmp_path / "x.tif", tiff(">", True, 9, {273: (4, 9)}), "big-endian BigTIFF")
 
 
 @pytest.mark.parametrize("planes", [3, 4])
-def test_channels_that_lie_apart_are_read(tmp_path, planes):
-    """In three strips or four, each with all pixels."""
+def test_planar_channels_are_read(tmp_path, planes):
+    """Each of three or four strips contains one channel of all pixels."""
     image = np.random.default_rng(0).integers(0, 256, (40, 30, planes), np.uint8)
     Image.fromarray(image).save(tmp_path / "x.tif", tiffinfo={284: 2}, compression=None)
     assert read_image(tmp_path / "x.tif").shape == (40, 30, 3)
 
 
 def jpeg_of(scans: int, side: int = 64, **settings) -> bytes:
-    """A JPEG with empty scans of its first component behind its own: 1 byte of coded data each."""
+    """Return a JPEG with additional empty scans of its first component, with 1 byte of data each."""
     file = BytesIO()
     Image.new("RGB", (side, side)).save(file, "JPEG", **settings)
     is_progressive = settings.get("progressive", False)
@@ -437,33 +442,33 @@ def jpeg_of(scans: int, side: int = 64, **settings) -> bytes:
     return file.getvalue()[:-2] + (head + b"\0") * scans + b"\xff\xd9"
 
 
-def test_a_jpeg_of_very_many_scans_is_refused_at_once(tmp_path):
-    """500 kB of them, over 4 million pixels, took 40 s."""
-    refused_at_once(tmp_path / "x.jpg", jpeg_of(9000, progressive=True), "JPEG with more than 100 scans")
+def test_a_jpeg_with_too_many_scans_is_refused_quickly(tmp_path):
+    """Regression: 500 kB of scans over 4 million pixels took 40 s."""
+    assert_refused_quickly(tmp_path / "x.jpg", jpeg_of(9000, progressive=True), "JPEG with more than 100 scans")
 
 
-def test_so_is_one_whose_first_scan_has_one_component(tmp_path):
-    """A sequential one may have a scan for each component, and then any number of them."""
+def test_a_sequential_jpeg_with_too_many_scans_is_refused_quickly(tmp_path):
+    """A sequential JPEG may have a scan per component, and so any number of scans."""
     data = jpeg_of(0)
     scan, frame = data.index(b"\xff\xda"), data.index(b"\xff\xc0")
     assert data[frame + 9] == 3
     head = struct.pack(">BBHBBBBBB", 0xFF, 0xDA, 8, 1, 1, 0, 0, 63, 0)
-    refused_at_once(
+    assert_refused_quickly(
         tmp_path / "x.jpg", data[:scan] + (head + b"\0") * 101 + b"\xff\xd9", "JPEG with more than 100 scans"
     )
 
 
 @pytest.mark.parametrize(
-    "behind", [b"", b"\xff\xda\0\2" * 200], ids=["alone", "with other bytes behind its end, as a motion photo's"]
+    "trailing", [b"", b"\xff\xda\0\2" * 200], ids=["alone", "with trailing bytes, as in motion photos"]
 )
 @pytest.mark.parametrize("is_progressive", [False, True])
-def test_usual_jpegs_are_read(tmp_path, is_progressive, behind):
+def test_usual_jpegs_are_read(tmp_path, is_progressive, trailing):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8))
     exif = Image.Exif()
-    exif[0x010E] = "\xff\xda" * 500  # as a thumbnail's
+    exif[0x010E] = "\xff\xda" * 500  # as in thumbnails
     image.save(
         tmp_path / "x.jpg", progressive=is_progressive, exif=exif, comment=b"\xff\xda" * 500, restart_marker_rows=1
     )
     with (tmp_path / "x.jpg").open("ab") as file:
-        file.write(behind)
+        file.write(trailing)
     assert read_image(tmp_path / "x.jpg").shape == (64, 48, 3)

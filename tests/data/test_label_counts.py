@@ -1,4 +1,4 @@
-"""What masks hold is counted right, once for all runs, and a file that keeps it can cost time but never be wrong."""
+"""Label counts are correct and computed once for all runs; a damaged file of counts costs time only."""
 
 import json
 import os
@@ -26,39 +26,39 @@ def folder(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch) -> list[int]:
-    """Which masks are read whole, from now on."""
-    found, read = [], SegmentationDataset.mask
-    monkeypatch.setattr(SegmentationDataset, "mask", lambda self, index: found.append(index) or read(self, index))
-    return found
+    """Record which masks are decoded from now on."""
+    indices, read = [], SegmentationDataset.mask
+    monkeypatch.setattr(SegmentationDataset, "mask", lambda self, index: indices.append(index) or read(self, index))
+    return indices
 
 
 def counted(dataset: SegmentationDataset) -> list[int]:
-    """By another reading."""
+    """Count the labels with PIL and NumPy."""
     pixels = np.concatenate([np.array(Image.open(path)).ravel() for path in dataset.masks])
     return [int((pixels == label).sum()) for label in range(256)]
 
 
-def kept(folder):
+def counts_file(folder):
     (file,) = folder.iterdir()
     return file
 
 
-def test_counts_are_those_of_the_files_and_masks_are_read_once(images, folder, reads):
+def test_counts_equal_the_files_and_masks_are_read_once(images, folder, reads):
     assert label_counts.check(images, 1, folder).pixels.tolist() == counted(images)
     assert sorted(reads) == list(range(8))
     assert label_counts.check(images, 1, folder).pixels.tolist() == counted(images)
     assert len(reads) == 8
 
 
-@pytest.mark.parametrize("what", ["images", "masks"])
-def test_a_file_that_changed_is_read_again(images, folder, reads, what):
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_masks_are_read_again_after_a_change(images, folder, reads, kind):
     label_counts.check(images, 1, folder)
-    os.utime(getattr(images, what)[3])
+    os.utime(getattr(images, kind)[3])
     label_counts.check(images, 1, folder)
     assert len(reads) == 16
 
 
-def test_a_changed_mask_is_counted_anew_though_size_and_mtime_stayed(images, folder):
+def test_a_changed_mask_of_the_same_size_and_mtime_is_recounted(images, folder):
     label_counts.check(images, 1, folder)
     mask = images.masks[0]
     was, data = mask.stat(), mask.read_bytes()
@@ -69,16 +69,16 @@ def test_a_changed_mask_is_counted_anew_though_size_and_mtime_stayed(images, fol
     assert label_counts.check(images, 1, folder).pixels.tolist() == counted(images)
 
 
-def test_another_reading_of_the_same_files_is_counted_by_itself(images, folder):
+def test_another_mapping_of_ids_is_counted_separately(images, folder):
     plain = label_counts.check(images, 1, folder).pixels
-    other = replace(images, ids={7: 0, 0: 1, 20: 255}, classes=("a", "b"))
-    found = label_counts.check(other, 1, folder).pixels
-    assert found[[0, 1, 255]].tolist() == [plain[7], plain[0], plain[20] + plain[255]]
+    mapped = replace(images, ids={7: 0, 0: 1, 20: 255}, classes=("a", "b"))
+    mapped_pixels = label_counts.check(mapped, 1, folder).pixels
+    assert mapped_pixels[[0, 1, 255]].tolist() == [plain[7], plain[0], plain[20] + plain[255]]
 
 
-def test_damage_of_the_file_costs_time_only(images, folder, reads):
+def test_a_damaged_counts_file_is_recreated(images, folder, reads):
     target = label_counts.check(images, 1, folder).pixels.tolist()
-    file = kept(folder)
+    file = counts_file(folder)
     whole = file.read_bytes()
     digits = [place for place, letter in enumerate(whole) if chr(letter) in "123456789"]
     wrong = [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 99_999, whole[:-20], whole.replace(b"0", b'"x"', 1)]
@@ -91,48 +91,48 @@ def test_damage_of_the_file_costs_time_only(images, folder, reads):
         assert len(reads) == before + 8 and file.read_bytes() == whole
 
 
-def test_many_may_write_at_once(images, folder):
+def test_several_processes_may_write_at_once(images, folder):
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: label_counts.check(images, 1, folder).pixels.tolist(), range(16)))
-    assert found == [counted(images)] * 16
-    assert json.loads(kept(folder).read_text())["pixels"] == counted(images)  # and nothing beside it
+        results = list(pool.map(lambda _: label_counts.check(images, 1, folder).pixels.tolist(), range(16)))
+    assert results == [counted(images)] * 16
+    assert json.loads(counts_file(folder).read_text())["pixels"] == counted(images)  # and the folder has no other file
 
 
-def test_a_folder_that_cannot_be_written_costs_time_only(images, folder, reads):
+def test_counts_work_without_a_writable_folder(images, folder, reads):
     folder.write_text("a file in its place")
     for _ in range(2):
         assert label_counts.check(images, 1, folder).pixels.tolist() == counted(images)
     assert len(reads) == 16
 
 
-def test_what_is_kept_replaces_no_look_at_headers(images, folder):
+def test_saved_counts_do_not_skip_the_size_check(images, folder):
     label_counts.check(images, 1, folder)
     with pytest.raises(DataError, match="21 are required on each side"):
         label_counts.check(images, 21, folder)
 
 
-def test_a_fault_is_kept_by_nobody(images, folder):
+def test_errors_are_not_saved(images, folder):
     Image.new("L", images.size(0)[::-1], 99).save(images.masks[0])
     for _ in range(2):
         with pytest.raises(DataError, match=r"contains labels \[99\]"):
             label_counts.check(images, 1, folder)
 
 
-def test_files_that_change_while_they_are_counted_are_not_kept(images, folder, reads, monkeypatch):
+def test_counts_of_files_that_change_meanwhile_are_not_saved(images, folder, reads, monkeypatch):
     states = count()
     monkeypatch.setattr(label_counts, "state_of", lambda images: str(next(states)))
     label_counts.check(images, 1, folder)
     assert not folder.exists()
 
 
-def pixels(**found: int) -> np.ndarray:
+def pixels(**numbers: int) -> np.ndarray:
     counts = np.zeros(256, np.int64)
-    for label, number in found.items():
+    for label, number in numbers.items():
         counts[int(label[1:])] = number
     return counts
 
 
-def test_one_class_is_told_with_what_the_pixels_are(images):
+def test_one_class_is_reported_with_the_shares_of_pixels(images):
     two = replace(images, classes=("background", "object"))
     assert one_class_only(two, pixels(_0=30, _1=1)) is None
     assert (
@@ -147,7 +147,7 @@ def test_one_class_is_told_with_what_the_pixels_are(images):
     assert "ignored 100.0 %" in (one_class_only(two, pixels(_255=3)) or "")
 
 
-def test_what_is_mapped_already_does_not_look_binary(images):
+def test_mapped_masks_are_not_reported_as_binary(images):
     mapped = replace(images, classes=("a", "b"), ids={0: 0, 9: 1})
     assert "binary" not in (one_class_only(mapped, pixels(_0=75, _255=25)) or "")
 
@@ -157,13 +157,13 @@ def test_absent_classes(images):
     assert absent_classes(three, pixels(_0=1, _2=1)) == ("b",)
 
 
-def test_a_pipe_in_the_cache_is_not_waited_for(images, folder):
+def test_a_pipe_in_the_cache_is_replaced_without_waiting(images, folder):
     label_counts.check(images, 1, folder)
-    file = kept(folder)
+    file = counts_file(folder)
     file.unlink()
     os.mkfifo(file)
     assert label_counts.check(images, 1, folder).pixels.tolist() == counted(images)
-    assert kept(folder).is_file()
+    assert counts_file(folder).is_file()
 
 
 NAMES = ("ground", "leaf")
@@ -171,7 +171,7 @@ NAMES = ("ground", "leaf")
 
 @pytest.fixture
 def masks_of(tmp_path):
-    """Open a folder whose masks are these arrays, or images, by name."""
+    """Open a folder whose masks are these arrays or images, by name."""
 
     def build(masks, **settings) -> SegmentationDataset:
         for name, mask in masks.items():
@@ -186,8 +186,8 @@ def masks_of(tmp_path):
     return build
 
 
-def test_masks_of_0_and_255_among_masks_of_ids_are_told_once_and_again(masks_of, folder, reads):
-    """The object of the former was void without a word, since the whole set has two classes."""
+def test_masks_of_0_and_255_among_masks_of_ids_are_always_reported(masks_of, folder, reads):
+    """Regression: the object of such masks was silently ignored, since the whole data set has two classes."""
     images = masks_of({"a": [0, 255, 255, 255], "b": [0, 0, 0, 1], "c": [0, 0, 0, 0]})
     for _ in range(2):
         (output,) = label_counts.check(images, 1, folder).conflicts
@@ -203,13 +203,13 @@ def test_masks_of_0_and_255_among_masks_of_ids_are_told_once_and_again(masks_of,
 @pytest.mark.parametrize(
     ("masks", "settings"),
     [
-        ({"a": [0, 255], "b": [0, 1]}, {"ids": {0: "ground", 1: "leaf", 255: None}}),  # said in so many words
+        ({"a": [0, 255], "b": [0, 1]}, {"ids": {0: "ground", 1: "leaf", 255: None}}),  # set explicitly
         ({"a": [0, 1, 255], "b": [0, 1]}, {}),
         ({"a": [0, 1, 255], "b": [0, 255]}, {}),
         ({"a": [0, 254], "b": [0, 1]}, {"ignore_index": 254}),
     ],
 )
-def test_void_that_can_be_nothing_else_is_no_conflict(masks_of, folder, masks, settings):
+def test_unambiguous_ignored_pixels_are_not_a_conflict(masks_of, folder, masks, settings):
     assert label_counts.check(masks_of(masks, **settings), 1, folder).conflicts == ()
 
 
@@ -222,8 +222,8 @@ def by_palette(indices, *colours) -> Image.Image:
     return image
 
 
-def test_palettes_of_two_orders_are_told_with_both_files(masks_of, folder):
-    """A program that writes PNGs anew may sort the palette, and the ids with it."""
+def test_palettes_in_different_orders_are_reported_with_both_files(masks_of, folder):
+    """A program that rewrites PNGs may reorder the palette, and with it the ids."""
     images = masks_of({"a": by_palette([0, 0, 1], BLACK, RED), "b": by_palette([1, 1, 0], RED, BLACK)})
     (output,) = label_counts.check(images, 1, folder).conflicts
     assert "[0, 0, 0] is ground in" in output and "a.png but leaf in" in output and "b.png" in output
@@ -236,7 +236,7 @@ def test_palettes_of_two_orders_are_told_with_both_files(masks_of, folder):
         ({"a": by_palette([0, 1], BLACK, RED), "b": by_palette([0, 1], BLACK, RED, GREEN)}, {}),
         ({"a": by_palette([0, 1], BLACK, RED), "b": by_palette([0, 1], BLACK, GREEN)}, {}),
         ({"a": by_palette([0, 1], BLACK, RED), "b": by_palette([0, 0], BLACK, GREEN, BLACK)}, {}),  # not in the mask
-        ({"a": by_palette([0, 1], BLACK, BLACK), "b": by_palette([1, 1], RED, BLACK)}, {}),  # colours that tell nothing
+        ({"a": by_palette([0, 1], BLACK, BLACK), "b": by_palette([1, 1], RED, BLACK)}, {}),  # ambiguous colours
         ({"a": by_palette([0, 1], BLACK, RED), "b": [0, 1]}, {}),
         (
             {"a": by_palette([0, 1], BLACK, RED), "b": by_palette([1, 0], RED, BLACK)},
@@ -248,13 +248,13 @@ def test_palettes_of_two_orders_are_told_with_both_files(masks_of, folder):
         ),
     ],
 )
-def test_palettes_that_agree_are_no_conflict(masks_of, folder, masks, settings):
+def test_palettes_that_agree_are_not_a_conflict(masks_of, folder, masks, settings):
     assert label_counts.check(masks_of(masks, **settings), 1, folder).conflicts == ()
 
 
-def test_a_kept_conflict_that_was_changed_is_found_anew(masks_of, folder):
+def test_a_modified_conflict_in_the_counts_file_is_recomputed(masks_of, folder):
     images = masks_of({"a": [0, 255], "b": [0, 1]})
-    found = label_counts.check(images, 1, folder)
-    file = kept(folder)
+    counts = label_counts.check(images, 1, folder)
+    file = counts_file(folder)
     file.write_text(file.read_text().replace("is ignored", "is read as gold"))
-    assert label_counts.check(images, 1, folder).conflicts == found.conflicts
+    assert label_counts.check(images, 1, folder).conflicts == counts.conflicts

@@ -1,4 +1,4 @@
-"""What masks say, beside another library's reading of the same files: colours however stored, ids of any mapping."""
+"""Masks, compared with another library's reading of the same files: colours in any format, ids with any mapping."""
 
 import struct
 import time
@@ -24,7 +24,7 @@ LABELS = np.random.default_rng(0).integers(0, 3, (13, 17)).astype(np.uint8)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Open the one image of a folder, whose mask has been saved at ``mask``."""
+    """Open a folder with one image, whose mask is saved at ``mask``."""
     for name in ("photos", "labels"):
         (tmp_path / name).mkdir()
     Image.new("RGB", LABELS.shape[::-1]).save(tmp_path / "photos/a.jpg")
@@ -85,7 +85,7 @@ COLOURED = {
 
 
 @pytest.mark.parametrize("kind", COLOURED)
-def test_class_colours_are_those_that_another_program_shows(folder, mask, kind):
+def test_class_colours_equal_the_colours_read_by_opencv(folder, mask, kind):
     mask = mask.with_suffix(Path(kind).suffix)
     COLOURED[kind](mask)
     shown = cv2.imread(str(mask), cv2.IMREAD_COLOR_RGB)
@@ -94,7 +94,7 @@ def test_class_colours_are_those_that_another_program_shows(folder, mask, kind):
         expected[(shown == colour).all(axis=2)] = label
     images = folder(mask.suffix[1:], classes=dict(zip(NAMES, map(list, COLOURS), strict=True)))
     np.testing.assert_array_equal(images.mask(0), expected)
-    np.testing.assert_array_equal(images.mask(0), LABELS)  # which no reading of indices gives
+    np.testing.assert_array_equal(images.mask(0), LABELS)  # which differs from the stored indices
     images.check()
 
 
@@ -108,7 +108,7 @@ GREY = {
 
 
 @pytest.mark.parametrize("kind", GREY)
-def test_grey_masks_obey_class_colours(folder, mask, kind):
+def test_class_colours_apply_to_grey_masks(folder, mask, kind):
     GREY[kind](mask)
     shown = cv2.imread(str(mask), cv2.IMREAD_COLOR_RGB)
     images = folder(classes=dict(zip(NAMES, map(list, GREYS), strict=True)))
@@ -116,20 +116,20 @@ def test_grey_masks_obey_class_colours(folder, mask, kind):
 
 
 @pytest.mark.parametrize("save", [by_hand(1, (0, 1, 0)), by_palette((2, 0, 1), ((0, 0, 0), (255,) * 3, (0, 0, 0)))])
-def test_black_and_white(folder, mask, save):
+def test_class_colours_apply_to_black_and_white_masks(folder, mask, save):
     save(mask)
     images = folder(classes={"background": [0, 0, 0], "object": [255, 255, 255]})
     np.testing.assert_array_equal(images.mask(0), LABELS == 1)
 
 
-def test_void_colours_hold_for_every_kind(folder, mask):
+def test_ignore_colours_apply_to_grey_masks(folder, mask):
     GREY["8 bits"](mask)
     images = folder(classes={"a": [0, 0, 0], "b": [85, 85, 85]}, ignore_colours=[[255, 255, 255]])
     np.testing.assert_array_equal(images.mask(0), np.array([0, 1, 255])[LABELS])
 
 
-def test_ids_under_class_colours_are_told_apart(folder, mask):
-    """They were read as ids before, whatever the colours."""
+def test_masks_of_ids_with_class_colours_are_refused(folder, mask):
+    """Regression: they were read as ids, and the colours were ignored."""
     Image.fromarray(LABELS).save(mask)
     with pytest.raises(
         DataError, match=r"3 colours .*\[0, 0, 0\], \[1, 1, 1\], .*contain ids, .*classes to names only"
@@ -145,7 +145,7 @@ def test_an_index_beyond_the_palette_is_an_error(folder, mask):
 
 MAPPINGS = {
     "binary": ((0, 255, 255), {0: "ground", 255: "leaf"}, 255, (0, 1, 1)),
-    "from 1, void is 0": ((0, 1, 2), {1: "ground", 2: "leaf"}, 0, (255, 0, 1)),
+    "from 1, ignored is 0": ((0, 1, 2), {1: "ground", 2: "leaf"}, 0, (255, 0, 1)),
     "several to one": ((7, 8, 9), {7: "leaf", 8: "ground", 9: "leaf"}, None, (1, 0, 1)),
     "or null for ignored pixels": ((3, 4, 255), {3: None, 4: "ground", 5: "leaf"}, 255, (255, 0, 255)),
     "beyond 255": ((0, 300, 65535), {0: "ground", 300: "leaf"}, 65535, (0, 1, 255)),
@@ -155,7 +155,7 @@ MAPPINGS = {
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("kind", MAPPINGS)
-def test_ids_of_any_mapping(folder, mask, kind, bits, suffix):
+def test_ids_are_mapped_to_classes(folder, mask, kind, bits, suffix):
     stored, ids, ignore_index, labels = MAPPINGS[kind]
     if max(stored) > 2**bits - 1:
         bits = 16
@@ -165,8 +165,8 @@ def test_ids_of_any_mapping(folder, mask, kind, bits, suffix):
     numbers = {None: 255, "ground": 0, "leaf": 1}
     read = cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)
     assert read.dtype.itemsize == bits // 8
-    for one, value in zip(images.mask(0).ravel(), read.ravel().tolist(), strict=True):
-        assert one == numbers[ids.get(value)]
+    for label, value in zip(images.mask(0).ravel(), read.ravel().tolist(), strict=True):
+        assert label == numbers[ids.get(value)]
     np.testing.assert_array_equal(images.mask(0), np.array(labels)[LABELS])
 
 
@@ -190,12 +190,12 @@ def test_ids_of_any_mapping(folder, mask, kind, bits, suffix):
         ({"ignore_index": -1}, r"ignore_index=-1 is not a valid mask id: set 0 to 65535, or null"),
     ],
 )
-def test_mistakes_in_ids(folder, settings, message):
+def test_invalid_ids_are_explained(folder, settings, message):
     with pytest.raises(DataError, match=message):
         folder(**settings)
 
 
-def test_an_id_that_is_neither_mapped_nor_void_is_an_error_that_names_it(folder, mask):
+def test_an_id_without_a_class_is_an_error_that_names_it(folder, mask):
     Image.fromarray(np.array((0, 1, 77), np.uint8)[LABELS]).save(mask)
     with pytest.raises(DataError, match=r"a\.png contains labels \[77\] without a class"):
         folder(classes=NAMES[:2], ids={0: "ground", 1: "leaf"}).mask(0)
@@ -219,14 +219,14 @@ def test_ids_beyond_255_are_errors_that_name_them(folder, mask):
         ("tif", LABELS.astype(np.uint16), {"compression": "packbits"}),
     ],
 )
-def test_ids_of_16_bits_and_tiffs(folder, mask, suffix, pixels, options):
+def test_ids_are_read_from_16_bit_files_and_tiffs(folder, mask, suffix, pixels, options):
     mask = mask.with_suffix(f".{suffix}")
     Image.fromarray(pixels).save(mask, **options)
     np.testing.assert_array_equal(cv2.imread(str(mask), cv2.IMREAD_UNCHANGED), folder(suffix).mask(0))
     folder(suffix).check()
 
 
-def test_tiffs_of_opencv(folder, mask):
+def test_tiffs_written_by_opencv_are_read(folder, mask):
     for values in (LABELS, LABELS.astype(np.uint16)):
         cv2.imwrite(str(mask.with_suffix(".tif")), values)
         np.testing.assert_array_equal(folder("tif").mask(0), LABELS)
@@ -242,31 +242,31 @@ REFUSED = {
         "more",
     ),
     "lossy": (lambda p: Image.fromarray(LABELS).save(p, compression="jpeg"), "has jpeg compression, which blurs"),
-    "turned": (lambda p: Image.fromarray(LABELS).save(p, tiffinfo={274: 3}), "with orientation 3: save it upright"),
+    "rotated": (lambda p: Image.fromarray(LABELS).save(p, tiffinfo={274: 3}), "with orientation 3: save it upright"),
     "white is zero": (white_is_zero, "mode I;16"),
-    "numbers with a point": (lambda p: Image.fromarray(LABELS.astype(np.float32)).save(p), "mode F;32F"),
+    "floating point": (lambda p: Image.fromarray(LABELS.astype(np.float32)).save(p), "mode F;32F"),
     "32 bits": (lambda p: Image.fromarray(LABELS.astype(np.int32)).save(p), "mode I;32"),
     "1 bit": (lambda p: Image.fromarray(LABELS == 1).save(p), r"mode 1, .*1-bit black and white: .*classes=\{NAME"),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_would_be_read_in_another_way_than_it_was_meant_is_refused(folder, mask, kind):
+def test_ambiguous_mask_files_are_refused(folder, mask, kind):
     save, message = REFUSED[kind]
     save(mask.with_suffix(".tif"))
     with pytest.raises(DataError, match=rf"a\.tif .*{message}"):
         folder("tif").mask(0)
 
 
-def test_a_turned_tiff_is_no_image_either(tmp_path, folder, mask):
-    """PIL turns TIFFs, and only TIFFs, when it decodes them: the mask would not turn."""
+def test_a_rotated_tiff_image_is_refused(tmp_path, folder, mask):
+    """PIL rotates TIFFs (only TIFFs) when it decodes them, and the mask would not be rotated."""
     Image.fromarray(LABELS).save(mask)
     Image.new("RGB", LABELS.shape[::-1]).save(tmp_path / "photos/a.jpg", "TIFF", tiffinfo={274: 3})
     with pytest.raises(DataError, match=r"a\.jpg is a TIFF with orientation 3"):
         folder().image(0)
 
 
-def test_a_shortened_tiff_is_refused(folder, mask):
+def test_a_truncated_tiff_is_refused(folder, mask):
     mask = mask.with_suffix(".tif")
     for options in ({}, {"compression": "tiff_lzw"}):
         Image.fromarray(LABELS).save(mask, **options)
@@ -274,7 +274,7 @@ def test_a_shortened_tiff_is_refused(folder, mask):
         for length in range(0, len(whole) - 1, 9):
             mask.write_bytes(whole[:length])
             try:
-                assert np.array_equal(folder("tif").mask(0), LABELS)  # what is missing was no pixel
+                assert np.array_equal(folder("tif").mask(0), LABELS)  # the missing bytes contain no pixels
             except DataError as error:
                 assert str(mask) in str(error)
 
@@ -285,8 +285,8 @@ def camvid(root: Path) -> SegmentationDataset:
     return open_camvid(str(root), "train")
 
 
-def test_void_that_is_a_class_is_refused_for_every_data_set(voc_root, tmp_path, folder, shapes_root):
-    small = {"num_train": 24, "num_val": 8, "size": 64}  # as all other tests draw
+def test_an_ignore_index_that_is_a_class_is_refused_for_every_data_set(voc_root, tmp_path, folder, shapes_root):
+    small = {"num_train": 24, "num_val": 8, "size": 64}  # the settings of all other tests
     opened = [
         open_voc(str(voc_root), "val"),
         open_sbd(str(voc_root), "trainaug"),
@@ -304,15 +304,15 @@ def test_void_that_is_a_class_is_refused_for_every_data_set(voc_root, tmp_path, 
         folder(ignore_index=0)
 
 
-def test_more_classes_than_ids_of_8_bits_are_refused(voc_root):
-    """The 256th would be void."""
+def test_more_than_255_classes_are_refused(voc_root):
+    """The 256th class would be ignored."""
     with pytest.raises(DataError, match="has 256 classes, but 1 to 255"):
         replace(open_voc(str(voc_root), "val"), classes=tuple(map(str, range(256))), ignore_index=None)
 
 
 @pytest.mark.parametrize("colours", [{0: 0, 1: 7, 2: 20, 3: 255}, {0: 7, 1: 0, 2: 20}])
-def test_a_voc_mask_whose_palette_was_put_in_another_order_is_refused(voc_root, colours):
-    """What an optimiser of PNGs does: the same image to an eye, other ids."""
+def test_a_voc_mask_with_a_reordered_palette_is_refused(voc_root, colours):
+    """PNG optimisers reorder palettes: the mask looks the same but has other ids."""
     dataset = open_voc(str(voc_root), "train")
     mask = dataset.masks[0]
     stored = np.random.default_rng(1).integers(0, len(colours), dataset.size(0)).astype(np.uint8)
@@ -332,7 +332,7 @@ def test_a_voc_mask_whose_palette_was_put_in_another_order_is_refused(voc_root, 
                 dataset.mask(0)
 
 
-def test_a_palette_of_other_colours_says_nothing_of_ids(voc_root):
+def test_a_palette_of_other_colours_does_not_change_ids(voc_root):
     dataset = open_voc(str(voc_root), "train")
     stored = np.random.default_rng(1).integers(0, 21, dataset.size(0)).astype(np.uint8)
     image = Image.fromarray(stored)
@@ -341,20 +341,20 @@ def test_a_palette_of_other_colours_says_nothing_of_ids(voc_root):
     np.testing.assert_array_equal(dataset.mask(0), stored)
 
 
-def test_real_masks_are_as_before(shared):
+def test_real_masks_equal_the_decoding_by_pil(shared):
     dataset = open_voc(str(shared / "data"), "val")
     for index in range(0, len(dataset), 40):
         np.testing.assert_array_equal(dataset.mask(index), np.array(Image.open(dataset.masks[index])))
 
 
-def test_a_tiff_of_very_many_images_is_refused_at_once(tmp_path):
-    """PIL counts them with a search among all before, for each: a file of 1 MB takes minutes."""
+def test_a_tiff_with_many_images_is_refused_quickly(tmp_path):
+    """PIL counts them in quadratic time: a file of 1 MB takes minutes."""
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "x.tif")
     data = bytearray((tmp_path / "x.tif").read_bytes())
     (first,) = struct.unpack_from("<I", data, 4)
     (entries,) = struct.unpack_from("<H", data, first)
     struct.pack_into("<I", data, first + 2 + 12 * entries, len(data))
-    for count in range(1, 60_000):  # each without an entry, and behind the one before
+    for count in range(1, 60_000):  # each directory has no entries and follows the previous one
         data += struct.pack("<HI", 0, (len(data) + 6) * (count < 59_999))
     (tmp_path / "x.tif").write_bytes(data)
     started = time.process_time()
@@ -363,22 +363,22 @@ def test_a_tiff_of_very_many_images_is_refused_at_once(tmp_path):
     assert time.process_time() - started < 1
 
 
-def test_a_tiff_of_numbers_with_a_sign_is_refused(tmp_path):
-    """PIL reads -1 of 8 bits as 255, which would be void."""
+def test_a_tiff_of_signed_numbers_is_refused(tmp_path):
+    """PIL reads -1 of 8 bits as 255, which would be ignored."""
     cv2.imwrite(str(tmp_path / "a.tif"), np.array([[-1, 0, 1]], np.int8))
     with pytest.raises(DataError, match="signed numbers"):
         read_mask(tmp_path / "a.tif", coloured=False)
 
 
 @pytest.mark.parametrize(("bits", "step"), [(2, 85), (4, 17)])
-def test_grey_of_few_bits_says_what_it_is_and_what_to_give(folder, mask, bits, step):
+def test_grey_masks_of_few_bits_are_explained(folder, mask, bits, step):
     by_hand(bits, (0, 1, 2))(mask)
     with pytest.raises(DataError, match=rf"{bits}-bit grey.*8 bits.*\{{NAME: \[0, 0, 0\], NAME: \[{step}, {step}, "):
         folder().mask(0)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_a_palette_is_known_by_the_header_as_by_the_pixels(mask, folder, suffix):
+def test_mask_palette_equals_the_palette_read_by_pil(mask, folder, suffix):
     mask = mask.with_suffix(f".{suffix}")
     folder(suffix)
     for save in (by_palette((2, 0, 1)), lambda path: Image.fromarray(LABELS).save(path)):

@@ -1,4 +1,4 @@
-"""Patterns of files: they match what a regular expression would match, in a time that does not explode."""
+"""File name patterns match like a regular expression, but never in exponential time."""
 
 import re
 import time
@@ -27,7 +27,7 @@ def expected_name(pattern: str, path: str) -> str | None:
 @example("", "*", "")
 @example("a", "b", "ab")
 @example("*", "", "a/b")
-def test_a_name_is_that_of_a_regular_expression(before: str, after: str, path: str):
+def test_name_in_equals_a_regular_expression(before: str, after: str, path: str):
     pattern = f"{before}{{name}}{after}"
     assert name_in(pattern, path) == expected_name(pattern, path)
 
@@ -35,8 +35,8 @@ def test_a_name_is_that_of_a_regular_expression(before: str, after: str, path: s
 @pytest.mark.parametrize(
     "pattern", ["a*" * 30 + "b/{name}.*", "{name}" + "a*" * 30 + "b", "a*" * 30 + "{name}" + "a*" * 30 + "b"]
 )
-def test_many_stars_end_soon(pattern: str, tmp_path):
-    """The time of a regular expression doubles with each of them."""
+def test_patterns_with_many_stars_are_fast(pattern: str, tmp_path):
+    """The time of a regular expression doubles with each star."""
     folder = tmp_path / ("a" * 200)
     folder.mkdir()
     for split in ("train", "val"):
@@ -61,7 +61,7 @@ def test_many_stars_end_soon(pattern: str, tmp_path):
         ("{split}-{name}.png", ("train-a.png", "val-a.png")),
     ],
 )
-def test_images_of_one_name_in_two_splits(pattern: str, files, tmp_path):
+def test_same_names_finds_equal_names_in_two_splits(pattern: str, files, tmp_path):
     for file in (*files, "images/train/b.png", "train/set-val/a.png", "train/set-val/b.png", "val/set-val/c.png"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()

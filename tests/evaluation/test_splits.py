@@ -1,4 +1,4 @@
-"""What every verb says of the splits before it works, and what it refuses to train on."""
+"""What each command logs about its splits before it starts, and which data it refuses to train on."""
 
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,12 @@ from fcnlab.data.transforms import standard
 from fcnlab.evaluation.splits import check_splits
 
 SIZE = 40
-NET = ("model.backbone.width=4", "data.crop_size=32", "data.batch_size=2", "data.num_workers=0", "trainer=smoke")
-QUICK = (*NET, "trainer.accelerator=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2", "logger=none")
+SETTINGS = ("model.backbone.width=4", "data.crop_size=32", "data.batch_size=2", "data.num_workers=0", "trainer=smoke")
+QUICK = (*SETTINGS, "trainer.accelerator=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2", "logger=none")
 
 
 def draw(root: Path, values=(0, 255), suffixes=(".jpg",), count: int = 6) -> None:
-    """Images for train and val, and grey masks of some values."""
+    """Write images for train and val, and grey masks of some values."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for place in range(count):
@@ -36,7 +36,7 @@ def root(tmp_path) -> Path:
 
 @pytest.fixture
 def run(fcnlab, root, tmp_path, capsys):
-    """Run a verb on the folder; give the exit code and all that it said."""
+    """Run a command on the folder; return its exit code and output."""
 
     def running(verb: str, *words: str, folder: str = "run") -> tuple[int, str]:
         data = ("data=folder", f"data.root={root}", f"hydra.run.dir={tmp_path / folder}")
@@ -49,7 +49,7 @@ def run(fcnlab, root, tmp_path, capsys):
 
 @pytest.fixture
 def check(root, tmp_path, caplog):
-    """Check splits of the folder, anew; give what was said, a line each, warnings marked as such."""
+    """Check splits of the folder; return the logged lines, in which warnings are marked."""
 
     def checking(
         *splits: str, classes=("background", "object"), images="images/{split}/{name}.*", **changes
@@ -75,8 +75,8 @@ CLASSES = "data.dataset.classes=[background,object]"
 IDS = "data.dataset.ids={0: background, 255: object}"
 
 
-def test_masks_of_0_and_255_are_not_trained_on(run, root, tmp_path):
-    """A void object gave a mean IoU of 100 % before."""
+def test_training_refuses_masks_of_0_and_255(run, root, tmp_path):
+    """Regression: with the object ignored, the mean IoU was 100 %."""
     draw(root)
     code, output = run("train", *QUICK, CLASSES)
     assert code == 1 and "Traceback" not in output and not (tmp_path / "run/checkpoints").exists()
@@ -84,7 +84,7 @@ def test_masks_of_0_and_255_are_not_trained_on(run, root, tmp_path):
     assert "data.dataset.ids={0: background, 255: object}" in output
 
 
-def test_masks_of_0_and_255_are_trained_on_when_said_what_they_are(run, root, tmp_path):
+def test_training_accepts_masks_of_0_and_255_with_ids(run, root, tmp_path):
     draw(root)
     code, output = run("train", *QUICK, CLASSES, IDS)
     assert code == 0 and "leaves train: 6 images, 6 masks" in output and "leaves val: 6 images, 6 masks" in output
@@ -93,7 +93,7 @@ def test_masks_of_0_and_255_are_trained_on_when_said_what_they_are(run, root, tm
     assert matrices.sum(axis=(0, 2)).tolist() == [(target == 0).sum(), (target == 255).sum()]
 
 
-def test_an_evaluation_warns_of_them(run, root):
+def test_an_evaluation_warns_about_masks_of_0_and_255(run, root):
     draw(root)
     words = ("model=fcn32s", "model.backbone.width=4", "data.num_workers=0", "trainer.accelerator=cpu", "logger=none")
     code, output = run("eval", *words, CLASSES)
@@ -101,14 +101,14 @@ def test_an_evaluation_warns_of_them(run, root):
     assert "Warning: leaves val: all masks together contain at most one class" in output
 
 
-def test_doctor_says_it_too(run, root):
+def test_doctor_reports_masks_of_0_and_255(run, root):
     draw(root)
     code, output = run("doctor", CLASSES, "data.crop_size=32", "data.batch_size=2")
     assert code == 1 and "✗ classes" in output and "these errors would cause wrong scores" in output
     assert "leaves train: 6 images, 6 masks" in output and "binary masks of 0 and 255" in " ".join(output.split())
 
 
-def test_one_class_in_val_alone_stops_a_training_and_warns_an_evaluation(check, root):
+def test_one_class_in_val_is_an_error_for_train_and_a_warning_for_eval(check, root):
     draw(root, (0, 1))
     for path in (root / "masks/val").iterdir():
         Image.new("L", (SIZE, SIZE), 1).save(path)
@@ -118,7 +118,7 @@ def test_one_class_in_val_alone_stops_a_training_and_warns_an_evaluation(check, 
     assert last.startswith("Warning: leaves val: all masks together contain at most one class")
 
 
-def test_a_sweeps_second_job_reads_no_mask_to_check_them(check, root, monkeypatch):
+def test_repeated_checks_read_no_masks(check, root, monkeypatch):
     draw(root, (0, 1))
     reads, read = [], SegmentationDataset.mask
     monkeypatch.setattr(SegmentationDataset, "mask", lambda self, index: reads.append(index) or read(self, index))
@@ -127,7 +127,7 @@ def test_a_sweeps_second_job_reads_no_mask_to_check_them(check, root, monkeypatc
         assert len(reads) == 12
 
 
-def test_counts_come_before_what_is_wrong_once_for_each_list(check, root, caplog):
+def test_counts_are_logged_once_per_list_before_errors(check, root, caplog):
     draw(root, (0, 1))
     assert check("train", "val", "test") == ["leaves train: 6 images, 6 masks", "leaves val: 6 images, 6 masks"]
     (root / "masks/val/3.png").rename(root / "masks/val/3.PNG")
@@ -136,7 +136,7 @@ def test_counts_come_before_what_is_wrong_once_for_each_list(check, root, caplog
     assert caplog.messages == ["leaves train: 6 images, 6 masks", "leaves val: 6 images, 5 masks"]
 
 
-def test_what_was_left_out_for_its_suffix_or_case_is_told(check, root):
+def test_files_skipped_for_suffix_or_case_are_reported(check, root):
     draw(root, (0, 1), (".jpg", ".JPG", ".png"))
     output = check("train", images="images/{split}/{name}.jpg")
     assert output[0] == "leaves train: 2 images, 2 masks"
@@ -144,7 +144,7 @@ def test_what_was_left_out_for_its_suffix_or_case_is_told(check, root):
     assert check("train") == ["leaves train: 6 images, 6 masks"]
 
 
-def test_doctor_tells_what_was_left_out(run, root):
+def test_doctor_reports_skipped_files(run, root):
     draw(root, suffixes=(".jpg", ".JPG", ".png"))
     words = (CLASSES, IDS, "data.dataset.images='images/{split}/{name}.jpg'", "data.crop_size=32", "data.batch_size=2")
     code, output = run("doctor", *words)
@@ -152,7 +152,7 @@ def test_doctor_tells_what_was_left_out(run, root):
     assert "train: leaves train, 2 images, 2 masks" in output
 
 
-def test_classes_that_no_training_mask_has_are_one_warning(check, root):
+def test_classes_absent_from_training_masks_are_one_warning(check, root):
     draw(root, (0, 2))
     *_, last = check("train", "val", "test", classes=("ground", "leaf", "stem", "bark"))
     assert last == "Warning: no mask of leaves train contains leaf, bark: the model cannot learn these classes"
@@ -160,16 +160,16 @@ def test_classes_that_no_training_mask_has_are_one_warning(check, root):
 
 
 def mixed(root: Path) -> None:
-    """Masks of 0 and 1, and in each split one of 0 and 255."""
+    """Write masks of 0 and 1, and in each split one mask of 0 and 255."""
     draw(root, (0, 1))
     for split in ("train", "val"):
         path = root / f"masks/{split}/0.png"
         Image.fromarray(np.where(np.array(Image.open(path)), np.uint8(255), np.uint8(0))).save(path)
 
 
-def test_masks_of_two_kinds_are_warned_of_by_train_and_doctor(check, run, root):
+def test_train_and_doctor_warn_about_two_kinds_of_masks(check, run, root):
     mixed(root)
     output = [line for line in check("train", "val") if line.startswith("Warning")]
     assert len(output) == 2 and all("masks contain only the ids 0 and 255" in line for line in output)
-    code, table = run("doctor", CLASSES, *NET[1:4])
+    code, table = run("doctor", CLASSES, *SETTINGS[1:4])
     assert code == 0 and "1 contradictions between masks" in table and "0.png (background" in table

@@ -1,4 +1,4 @@
-"""``fcnlab predict ... submission=FILE``: what VOC's server takes."""
+"""``fcnlab predict ... submission=FILE``: the archive for VOC's server."""
 
 import tarfile
 
@@ -12,13 +12,13 @@ from fcnlab.data.formats.voc import voc_palette
 from fcnlab.errors import UserError
 from fcnlab.evaluation.submission import check_submission
 
-# The devkit's own words (VOCinit.m): results/VOC2012/Segmentation/%s_test_cls/%s.png.
+# From the devkit (VOCinit.m): results/VOC2012/Segmentation/%s_test_cls/%s.png.
 FOLDER = "results/VOC2012/Segmentation/comp5_test_cls"
 
 
 @pytest.fixture
 def test_root(tmp_path):
-    """VOC's test as it is given out: images and a list, no masks."""
+    """VOC's test set as published: images and a list, no masks."""
     folder = tmp_path / "root/VOCdevkit/VOC2012"
     (folder / "ImageSets/Segmentation").mkdir(parents=True)
     (folder / "ImageSets/Segmentation/test.txt").write_text("2008_000006\n2008_000011\n2008_000012\n")
@@ -28,7 +28,7 @@ def test_root(tmp_path):
     return tmp_path / "root"
 
 
-def test_the_archive_is_what_predict_says_in_the_server_s_folders(train, fcnlab, test_root, tmp_path):
+def test_the_archive_contains_the_predictions_in_the_server_s_folders(train, fcnlab, test_root, tmp_path):
     checkpoint = f"checkpoint={train('trainer.max_steps=2')}/checkpoints/best.ckpt"
     images = test_root / "VOCdevkit/VOC2012/JPEGImages"
     words = ["data=voc", f"data.root={test_root}", "data.test_list=test", "data.num_workers=0", "competition=comp5"]
@@ -57,7 +57,7 @@ def test_the_archive_is_what_predict_says_in_the_server_s_folders(train, fcnlab,
         ({"input": "x"}, r"input=\.\.\. and output=\.\.\. have no effect"),
     ],
 )
-def test_what_makes_no_submission(changes, message):
+def test_invalid_submission_settings_are_explained(changes, message):
     sound = {
         "submission": "voc.tar.gz",
         "competition": "comp6",
@@ -79,6 +79,6 @@ def test_what_makes_no_submission(changes, message):
         (["data.root=x", "input=x", "output=y"], "Add data=OPTION"),
     ],
 )
-def test_predict_says_what_it_lacks(words, message, fcnlab, capsys):
+def test_predict_names_missing_settings(words, message, fcnlab, capsys):
     assert fcnlab("predict", "checkpoint=x", *words) == 1
     assert message in capsys.readouterr().err

@@ -32,7 +32,7 @@ def model(checkpoint) -> "public.TrainedModel":
     return public.load(checkpoint, device="cpu")
 
 
-def test_predictions_are_those_of_the_command(model, checkpoint, photo, fcnlab, tmp_path):
+def test_predictions_equal_those_of_the_command(model, checkpoint, photo, fcnlab, tmp_path):
     assert fcnlab("predict", f"checkpoint={checkpoint}", f"input={photo}", "output=out", "trainer.accelerator=cpu") == 0
     with Image.open(tmp_path / "out" / "labels" / "photo.png") as file:
         assert np.array_equal(model.predict(str(photo)), np.array(file))
@@ -40,15 +40,15 @@ def test_predictions_are_those_of_the_command(model, checkpoint, photo, fcnlab, 
 
 
 @pytest.mark.parametrize("settings", [{}, {"inference": Flip()}, {"postprocess": GuidedFilter()}], ids=str)
-def test_labels_are_the_classes_of_the_highest_probabilities(checkpoint, photo, settings):
+def test_predictions_are_the_classes_of_the_highest_probabilities(checkpoint, photo, settings):
     model = public.load(checkpoint, "cpu", **settings)
     probabilities = model.probabilities(photo)
     assert probabilities.dtype == np.float32 and probabilities.shape == (21, 70, 83)
     assert np.array_equal(model.predict(photo), probabilities.argmax(0))
 
 
-def test_probabilities_are_the_network_s_scores_in_a_softmax(model, photo):
-    """By hand, from the image's bytes."""
+def test_probabilities_are_the_softmax_of_the_scores(model, photo):
+    """The expected values are computed by hand from the image file."""
     image = torch.tensor(np.array(Image.open(photo)) / 255, dtype=torch.float32).permute(2, 0, 1)[None]
     with torch.no_grad():
         scores = model.net(image)[0].numpy().astype(np.float64)
@@ -56,13 +56,13 @@ def test_probabilities_are_the_network_s_scores_in_a_softmax(model, photo):
     np.testing.assert_allclose(model.probabilities(photo), expected, atol=1e-5)
 
 
-def test_files_images_and_arrays_are_the_same(model, photo):
+def test_files_images_and_arrays_give_equal_predictions(model, photo):
     expected = model.predict(photo)
     assert expected.dtype == np.uint8 and expected.shape == (70, 83)
     pixels = np.array(Image.open(photo))
-    backwards = pixels[::-1].copy()[::-1]
+    negative_strides = pixels[::-1].copy()[::-1]
     read_only = np.frombuffer(pixels.tobytes(), np.uint8).reshape(pixels.shape)
-    several = [str(photo), Image.open(photo), pixels, backwards, read_only, Image.open(photo).convert("RGBA")]
+    several = [str(photo), Image.open(photo), pixels, negative_strides, read_only, Image.open(photo).convert("RGBA")]
     assert all(np.array_equal(labels, expected) for labels in model.predict(several))
     assert model.predict([]) == []
 
@@ -103,7 +103,7 @@ def test_all_public_names_exist():
         _ = public.lod
 
 
-def test_importing_fcnlab_imports_no_library():
+def test_importing_fcnlab_does_not_import_torch():
     code = "import fcnlab, sys; print(sorted({'torch', 'lightning', 'hydra', 'numpy'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

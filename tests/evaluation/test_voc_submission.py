@@ -1,4 +1,4 @@
-"""The archive for VOC's server is whole, or not there."""
+"""The archive for VOC's server is written completely or not at all."""
 
 import tarfile
 
@@ -10,7 +10,7 @@ from fcnlab.data.formats.voc import voc_palette
 from fcnlab.evaluation.voc_submission import submission
 
 
-def test_labels_come_back(tmp_path):
+def test_labels_are_written_and_read_back(tmp_path):
     labels = np.arange(21, dtype=np.int64).reshape(3, 7)
     with submission(tmp_path / "new/a.tar.gz", "results/x", voc_palette(21)) as add:
         add("one", labels)
@@ -21,7 +21,7 @@ def test_labels_come_back(tmp_path):
         np.testing.assert_array_equal(np.array(Image.open(archive.extractfile(member))), labels)
 
 
-def test_what_goes_wrong_leaves_the_old_one(tmp_path):
+def test_a_failure_keeps_the_old_archive(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(b"old")
     with pytest.raises(ZeroDivisionError), submission(tmp_path / "a.tar.gz", "results/x", voc_palette(21)):
         _ = 1 / 0

@@ -1,4 +1,4 @@
-"""Files that hang, crash or fill the memory of whoever reads them without looking."""
+"""Test files that would block, crash or fill the memory of an unguarded reader."""
 
 import io
 import json
@@ -29,7 +29,7 @@ SPECIAL = {
     "a pipe": (pipe, "is not a regular file"),
     "a folder": (Path.mkdir, "is not a regular file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "is a link that leads out of the folder"),
-    "another's file": (lambda path: path.symlink_to("/etc/hostname"), "is a link that leads out of the folder"),
+    "a foreign file": (lambda path: path.symlink_to("/etc/hostname"), "is a link that leads out of the folder"),
     "a link to itself": (lambda path: path.symlink_to(path.name), "is a link to itself"),
 }
 
@@ -43,7 +43,7 @@ def test_other_things_than_files_of_the_run_are_refused(tmp_path, kind, read):
         read(tmp_path, "file")
 
 
-def test_a_link_inside_the_run_and_a_run_behind_a_link_are_read(tmp_path):
+def test_links_inside_a_run_and_to_a_run_are_followed(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "real").write_text('{"a": 1}')
     (tmp_path / "run" / "link").symlink_to("real")
@@ -59,7 +59,7 @@ def test_missing_files_are_empty(tmp_path):
 
 @pytest.mark.parametrize("written", [yaml.dump, lambda tree: OmegaConf.to_yaml(OmegaConf.create(tree))])
 def test_a_name_that_is_not_utf8_is_read_unchanged(tmp_path, written):
-    """Both writers of YAML escape a surrogate, which libyaml, unlike Python's own reader, takes for damage."""
+    """Both YAML writers escape a surrogate, which libyaml, unlike the Python reader, refuses."""
     tree = {"path": os.fsdecode(b"/d\xe9j\xe0"), "list": [os.fsdecode(b"\xff'\"x")], "day": "2026-01-01", "seed": 1}
     (tmp_path / "config.yaml").write_text(written(tree), encoding="utf-8")
     assert "\\uDCE9" in yaml_text(tmp_path, "config.yaml")
@@ -84,13 +84,13 @@ HOSTILE_YAML = {
     "many": ("a: [" + "1," * 30_000 + "]", "20,000 values"),
     "null as a name": ("a: {null: 1}", "which is not a name"),
     "a list as a name": ("{[1]: 2}", "damaged"),
-    "no text": ("\x00", "damaged"),
+    "not text": ("\x00", "damaged"),
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE_YAML)
-def test_hostile_yaml(tmp_path, what):
-    text, message = HOSTILE_YAML[what]
+@pytest.mark.parametrize("name", HOSTILE_YAML)
+def test_hostile_yaml_is_refused(tmp_path, name):
+    text, message = HOSTILE_YAML[name]
     (tmp_path / "x").write_text(text)
     for read in (read_yaml, yaml_text):
         with pytest.raises(Unreadable, match=message):
@@ -113,21 +113,21 @@ HOSTILE_JSON = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE_JSON)
-def test_hostile_json(tmp_path, what):
-    (tmp_path / "x").write_text(HOSTILE_JSON[what])
+@pytest.mark.parametrize("name", HOSTILE_JSON)
+def test_hostile_json_is_refused(tmp_path, name):
+    (tmp_path / "x").write_text(HOSTILE_JSON[name])
     with pytest.raises(Unreadable):
         read_json(tmp_path, "x")
 
 
-def test_rows(tmp_path):
+def test_rows_of_a_csv_are_read(tmp_path):
     (tmp_path / "x").write_bytes(b'step,val\n1,0.5\n"2,\n3,0.25,7\n\xff,1')
     steps = [row.get("step") for row in read_rows(tmp_path, "x")]
-    assert steps[0] == "1" and steps[2:] == ["3", "\ufffd"]  # an open quote takes no further row with it
+    assert steps[0] == "1" and steps[2:] == ["3", "\ufffd"]  # an open quote does not swallow the next rows
 
 
 @pytest.mark.parametrize("text", ["a\n" + "1" * 100_000, "a\n" * 600_000, ("," * 50_000 + "\n") * 201])
-def test_too_many_rows_or_cells_or_too_long_ones(tmp_path, text):
+def test_too_many_or_too_long_rows_or_cells_are_refused(tmp_path, text):
     (tmp_path / "x").write_text(text)
     with pytest.raises(Unreadable, match="more than"):
         list(read_rows(tmp_path, "x"))
@@ -143,14 +143,14 @@ def zipped(path: Path, header: dict, content: bytes, kind: int = zipfile.ZIP_DEF
 @pytest.mark.parametrize(
     ("shape", "content"), [((1 << 30,), b""), ((1 << 40,), b""), ((5,), bytes(80)), ((-1, 2), bytes(80)), ((), b"1")]
 )
-def test_an_array_with_a_wrong_size_takes_no_memory(tmp_path, shape, content):
+def test_an_array_with_a_wrong_size_allocates_no_memory(tmp_path, shape, content):
     zipped(tmp_path / "x", {"descr": "<i8", "fortran_order": False, "shape": shape}, content)
     with pytest.raises(Unreadable, match="x is damaged"), open_arrays(tmp_path, "x") as file:
         list(file.parts("a"))
 
 
 def test_gigabytes_of_zeros_are_refused_before_unpacking(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "UNPACKED", 1 << 20)  # for a file that is made at once
+    monkeypatch.setattr(reading, "UNPACKED", 1 << 20)  # for a file that is created at once
     np.savez_compressed(tmp_path / "x.npz", a=np.zeros(200_000, np.int64))
     with pytest.raises(Unreadable, match="a would have 1,600,000 bytes"), open_arrays(tmp_path, "x.npz") as file:
         list(file.parts("a"))
@@ -167,17 +167,17 @@ def test_other_compressions_and_many_members_are_refused(tmp_path):
         pass
 
 
-def test_arrays_are_numpys_own_in_whole_and_in_parts(tmp_path, monkeypatch):
+def test_arrays_equal_those_of_numpy_whole_and_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "PART", 100)
-    made = {"names": np.array(["a", "ö"]), "counts": np.arange(60).reshape(10, 2, 3), "none": np.empty((0, 3), int)}
-    np.savez_compressed(tmp_path / "x.npz", **made)
+    arrays = {"names": np.array(["a", "ö"]), "counts": np.arange(60).reshape(10, 2, 3), "none": np.empty((0, 3), int)}
+    np.savez_compressed(tmp_path / "x.npz", **arrays)
     with open_arrays(tmp_path, "x.npz") as file:
-        for key, value in made.items():
+        for key, value in arrays.items():
             np.testing.assert_array_equal(file.whole(key), value, strict=True)
         assert [len(part) for part in file.parts("counts")] == [2] * 5
 
 
-def test_a_flipped_bit_of_an_array_is_noticed(tmp_path):
+def test_a_flipped_bit_of_an_array_is_detected(tmp_path):
     np.savez(tmp_path / "x.npz", a=np.arange(100))
     data = bytearray((tmp_path / "x.npz").read_bytes())
     place = data.index(struct.pack("<q", 77))
@@ -187,15 +187,15 @@ def test_a_flipped_bit_of_an_array_is_noticed(tmp_path):
         file.whole("a")
 
 
-def test_the_loader_in_c_is_there():
-    """Python's own descends, and takes five times as long."""
+def test_the_yaml_loader_in_c_is_available():
+    """The Python loader recurses, and takes five times as long."""
     assert issubclass(reading._Loader, yaml.CSafeLoader)
 
 
-def test_nothing_heavy_is_imported_and_the_stack_holds(tmp_path):
-    """In a process of its own, which a fault of the stack would end."""
+def test_reading_imports_nothing_heavy_and_does_not_overflow_the_stack(tmp_path):
+    """Runs in a separate process, which a stack overflow would end."""
     (tmp_path / "x").write_text("[" * 200_000)
     code = "import sys; from pathlib import Path; from fcnlab.files.reading import read_yaml, Unreadable\n"
     code += "try: read_yaml(Path(), 'x')\nexcept Unreadable: print('numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+    completed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (completed.returncode, completed.stdout) == (0, "False\n"), completed.stderr

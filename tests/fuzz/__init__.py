@@ -1,1 +1,1 @@
-"""A package, since its files are named like those beside the code that they test."""
+"""A package, because its files have names that other test folders use, too."""

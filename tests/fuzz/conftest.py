@@ -1,7 +1,7 @@
-"""Fuzzing of all that reads foreign bytes or words: the answer is right or a UserError, and memory stays small.
+"""Fuzz all code that reads foreign bytes or words: the result is right or a UserError, and memory stays small.
 
-``make test`` runs 50 examples of each property, always the same ones. With ``FCNLAB_FUZZ_EXAMPLES=2000``, as in ``make
-fuzz``, there are that many, other ones each time; hypothesis prints one that fails and keeps it in ``.hypothesis/``.
+``make test`` runs 50 examples of each property, always the same ones. ``FCNLAB_FUZZ_EXAMPLES=2000``, as in ``make
+fuzz``, runs that many new ones each time; hypothesis prints a failing one and keeps it in ``.hypothesis/``.
 """
 
 import os
@@ -13,14 +13,14 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 EXAMPLES = os.environ.get("FCNLAB_FUZZ_EXAMPLES")
-LITTLE = 2**29  # bytes beside what the process has
+LITTLE = 2**29  # bytes in addition to those of the process
 
 settings.register_profile(
     "fuzz",
     max_examples=int(EXAMPLES or 50),
     derandomize=EXAMPLES is None,
     deadline=None,
-    # One folder serves all examples of a test: each writes its file anew.
+    # All examples of a test share one folder: each rewrites its file.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("fuzz")
@@ -28,7 +28,7 @@ settings.load_profile("fuzz")
 
 @pytest.fixture
 def little_memory():
-    """Half a gigabyte more, and every further allocation fails: what a file claims to need must be refused before."""
+    """Make allocations fail beyond another half a gigabyte: a file that claims more must be refused before."""
     if sys.platform != "linux":
         pytest.skip("the limit is Linux's")
     pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -1,11 +1,11 @@
-"""What can happen to a sound file."""
+"""Damage to valid files."""
 
 from hypothesis import strategies as st
 
 
 @st.composite
 def damaged(draw, sound: bytes) -> bytes:
-    """A few bits flipped, the end missing, a piece left out, doubled or overwritten."""
+    """Flip some bits, cut the end, or leave out, double or overwrite a piece."""
     first = draw(st.integers(0, len(sound) - 1))
     last = min(first + draw(st.integers(1, 40)), len(sound))
     match draw(st.sampled_from(("flipped", "truncated", "left out", "doubled", "overwritten"))):

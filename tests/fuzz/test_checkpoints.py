@@ -1,4 +1,4 @@
-"""A checkpoint is refused, or gives the net that was saved, and nothing that it names is run."""
+"""A checkpoint is refused or gives the saved model, and no code that it names runs."""
 
 import os
 from collections import Counter, OrderedDict
@@ -14,7 +14,7 @@ from fcnlab.training.checkpoints import read_checkpoint, rebuild_model
 from fuzz.damage import damaged
 from fuzz.test_weights import OwnMethods, same, zipped
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # a run prints torch's and goes on
+pytestmark = pytest.mark.filterwarnings("ignore")  # a run prints torch's warnings and continues
 
 MODEL = {
     "_target_": "fcnlab.models.FCN",
@@ -28,16 +28,16 @@ MODEL = {
 }
 with torch.random.fork_rng():
     torch.manual_seed(0)
-    NET = FCN(Tiny(width=2), 3, levels=[32, 16], skip_scales={16: 0.01})
-SOUND = {
+    SAVED_MODEL = FCN(Tiny(width=2), 3, levels=[32, 16], skip_scales={16: 0.01})
+VALID_CHECKPOINT = {
     "global_step": 7,
     "fcnlab": {"version": "0", "variant": "x", "model": MODEL, "classes": ["a", "b", "c"], "palette": [[0, 0, 9]] * 3},
-    "state_dict": {f"net.{key}": value for key, value in NET.state_dict().items()},
+    "state_dict": {f"net.{key}": value for key, value in SAVED_MODEL.state_dict().items()},
 }
 
 
 def places(tree, start: tuple = ()) -> list[tuple]:
-    """The way to every value in nested dicts and lists."""
+    """Yield the path to every value in nested dicts and lists."""
     inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     return [start] + [place for key, child in inside for place in places(child, (*start, key))]
 
@@ -47,12 +47,12 @@ REMOVED = object()
 CYCLE: list = []
 CYCLE.append(CYCLE)
 LAUGHS: list = []
-for _ in range(40):  # 2 ** 40 empty lists to whoever walks over them
+for _ in range(40):  # 2 ** 40 empty lists when traversed
     LAUGHS = [LAUGHS, LAUGHS]
 
 
 class HidesItems(OwnMethods):
-    """A dict whose own ``items`` shows nothing of what is in it."""
+    """A dict whose ``items`` hides its contents."""
 
     def __reduce__(self):
         return OrderedDict, (), {"items": Counter}, None, iter((MODEL | {"backbone": MKDIR}).items())
@@ -64,7 +64,7 @@ ODD = {
     "true": True,
     "zero": 0,
     "minus": -1,
-    "large": 3000,  # a net of 20 GB
+    "large": 3000,  # a model of 20 GB
     "huge": 2**70,
     "nan": float("nan"),
     "empty": "",
@@ -103,68 +103,70 @@ ODD = {
 
 
 def changed(tree, place: tuple, value):
-    """A copy with another value at a place that is there; or with an odd key more, where it is not."""
+    """Return a copy with another value at an existing path, or with an additional odd key if the path is missing."""
     if not place:
         return value
     key, *rest = place
     if isinstance(tree, list):
         return list(changed(dict(enumerate(tree)), place, value).values())
     if not isinstance(tree, dict):
-        return tree  # an earlier change has put something else there
+        return tree  # an earlier change replaced it
     new = changed(tree.get(key), tuple(rest), value)
     return {name: child for name, child in (tree | {key: new}).items() if child is not REMOVED}
 
 
-CHANGES = st.lists(st.tuples(st.sampled_from(places(SOUND)), st.sampled_from(sorted(ODD))), min_size=1, max_size=2)
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(places(VALID_CHECKPOINT)), st.sampled_from(sorted(ODD))), min_size=1, max_size=2
+)
 
 
 @pytest.fixture
 def rebuilt(tmp_path, monkeypatch, little_memory):
-    """The net in these bytes; None if they are refused."""
+    """Return the model in these bytes; None if they are refused."""
     monkeypatch.chdir(tmp_path)
 
     def rebuilding(data: bytes) -> FCN | None:
         (tmp_path / "a.ckpt").write_bytes(data)
         try:
             checkpoint = read_checkpoint("a.ckpt")
-            net = rebuild_model(checkpoint, "checkpoint=a.ckpt", [])
+            model = rebuild_model(checkpoint, "checkpoint=a.ckpt", [])
         except UserError as error:
             assert "a.ckpt" in str(error) or "model." in str(error)
             return None
         finally:
             assert os.listdir() == ["a.ckpt"]  # noqa: PTH208 (of here)
-        assert net.num_classes == len(checkpoint["fcnlab"]["classes"]) == len(checkpoint["fcnlab"]["palette"])
-        return net
+        assert model.num_classes == len(checkpoint["fcnlab"]["classes"]) == len(checkpoint["fcnlab"]["palette"])
+        return model
 
     return rebuilding
 
 
-def test_the_sound_one_is_read(rebuilt):
-    assert same(rebuilt(zipped(SOUND)).state_dict(), NET.state_dict())
+def test_a_valid_checkpoint_is_read(rebuilt):
+    assert same(rebuilt(zipped(VALID_CHECKPOINT)).state_dict(), SAVED_MODEL.state_dict())
 
 
 @given(CHANGES)
-def test_a_changed_checkpoint_is_refused_or_has_the_weights_that_it_holds(rebuilt, changes):
-    tree = SOUND
+def test_a_changed_checkpoint_is_refused_or_its_weights_are_loaded(rebuilt, changes):
+    tree = VALID_CHECKPOINT
     for place, name in changes:
         tree = changed(tree, place, ODD[name])
-    net = rebuilt(zipped(None if tree is REMOVED else tree))
-    if net is not None:
+    model = rebuilt(zipped(None if tree is REMOVED else tree))
+    if model is not None:
         assert same(
-            net.state_dict(), {key[4:]: value for key, value in tree["state_dict"].items() if key[:4] == "net."}
+            model.state_dict(), {key[4:]: value for key, value in tree["state_dict"].items() if key[:4] == "net."}
         )
 
 
-MODEL_PLACES = [place for place in places(SOUND) if place[:2] == ("fcnlab", "model") and len(place) > 1]
+MODEL_PLACES = [place for place in places(VALID_CHECKPOINT) if place[:2] == ("fcnlab", "model") and len(place) > 1]
 
 
 @given(st.sampled_from(MODEL_PLACES), st.sampled_from(sorted(ODD)))
-def test_a_model_of_another_kind_is_refused_or_has_the_weights(rebuilt, place, name):
-    net = rebuilt(zipped(changed(SOUND, place, ODD[name])))
-    assert net is None or same(net.state_dict(), NET.state_dict())
+def test_a_model_of_another_kind_is_refused_or_its_weights_are_loaded(rebuilt, place, name):
+    model = rebuilt(zipped(changed(VALID_CHECKPOINT, place, ODD[name])))
+    assert model is None or same(model.state_dict(), SAVED_MODEL.state_dict())
 
 
-@given(damaged(zipped(SOUND)))
-def test_a_damaged_checkpoint_is_refused_or_has_kept_its_numbers(rebuilt, data):
-    net = rebuilt(data)
-    assert net is None or same(net.state_dict(), NET.state_dict())
+@given(damaged(zipped(VALID_CHECKPOINT)))
+def test_a_damaged_checkpoint_is_refused_or_unchanged(rebuilt, data):
+    model = rebuilt(data)
+    assert model is None or same(model.state_dict(), SAVED_MODEL.state_dict())

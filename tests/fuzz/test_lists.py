@@ -1,4 +1,4 @@
-"""A list of names is refused, or every name lies below the data's folders and is there once."""
+"""A list of names is refused, or every name is below the data's folders and occurs once."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ NAMES = st.lists(st.sampled_from(("v0", "v1", "set/v0")) | st.sampled_from(HOSTI
 
 @pytest.fixture
 def opened(tmp_path):
-    """A VOC whose list has these bytes and of which only the image v0 is there; None if the list is refused."""
+    """Open a VOC with these bytes as list, and only the image v0; return None if the list is refused."""
     folder = tmp_path / "VOCdevkit" / "VOC2012"
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (folder / name).mkdir(parents=True)
@@ -58,7 +58,7 @@ def is_sound(dataset: SegmentationDataset) -> bool:
 
 @given(st.binary(max_size=99) | NAMES.map(lambda names: "\n".join(names).encode(errors="surrogatepass")))
 @example("../../x".encode("utf-16"))
-def test_any_bytes(opened, tmp_path, data):
+def test_any_bytes_are_refused_or_give_valid_names(opened, tmp_path, data):
     dataset = opened(data)
     if dataset is not None:
         assert is_sound(dataset) == (dataset.names == ("v0",))
@@ -71,13 +71,13 @@ def test_any_bytes(opened, tmp_path, data):
     st.sampled_from(("\n", "\r\n", "\n\n", " \n", "\n\t", "\r")),
     st.sampled_from(("", "\ufeff", "\n")),
 )
-def test_names_are_those_that_were_written(opened, names, end, start):
+def test_names_are_read_as_written(opened, names, end, start):
     dataset = opened((start + "".join(name + end for name in names)).encode())
     assert dataset.names == tuple(names)
     assert is_sound(dataset) == (names == ["v0"])
 
 
-def test_a_folder_in_the_place_of_a_list(opened, tmp_path):
+def test_a_folder_in_the_place_of_a_list_is_refused(opened, tmp_path):
     opened(b"v0")
     list_file = tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
     list_file.unlink()

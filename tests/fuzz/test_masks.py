@@ -1,4 +1,4 @@
-"""A mask is refused, or it is what an encoder of our own wrote."""
+"""A mask is refused, or read as this file's encoder wrote it."""
 
 import struct
 import zlib
@@ -16,7 +16,7 @@ from fcnlab.data import DataError, SegmentationDataset
 from fcnlab.data.formats.voc import CLASSES, voc_palette
 from fuzz.damage import damaged
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # a run prints PIL's and goes on
+pytestmark = pytest.mark.filterwarnings("ignore")  # a run prints PIL's warnings and continues
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # as in the PNG specification, table 11.1
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
@@ -38,24 +38,24 @@ def png(rows: int, cols: int, depth: int, colour: int, pixels: bytes, before: by
 
 
 def encoded(samples: np.ndarray, depth: int, colour: int) -> bytes:
-    """A PNG of (rows, cols, channels) samples of ``depth`` bits."""
+    """Return a PNG of (rows, cols, channels) samples of ``depth`` bits."""
     rows, cols, _ = samples.shape
     bits = (samples[..., None] >> np.arange(depth)[::-1]) & 1
     lines = np.packbits(bits.reshape(rows, -1).astype(np.uint8), axis=1)
     return png(rows, cols, depth, colour, b"".join(b"\0" + line.tobytes() for line in lines))
 
 
-def chunks(whole: bytes) -> list[tuple[bytes, bytes]]:
-    found, place = [], len(SIGNATURE)
-    while place < len(whole):
-        (length,) = struct.unpack(">I", whole[place : place + 4])
-        found.append((whole[place + 4 : place + 8], whole[place + 8 : place + 8 + length]))
+def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    chunks_read, place = [], len(SIGNATURE)
+    while place < len(data):
+        (length,) = struct.unpack(">I", data[place : place + 4])
+        chunks_read.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + length]))
         place += length + 12
-    return found
+    return chunks_read
 
 
 def written(labels: np.ndarray, palette: bool, level: int) -> bytes:
-    """By PIL."""
+    """Encode with PIL."""
     image, file = Image.fromarray(labels), BytesIO()
     if palette:
         image.putpalette(bytes(range(256)) * 3)
@@ -64,12 +64,12 @@ def written(labels: np.ndarray, palette: bool, level: int) -> bytes:
 
 
 LABELS = np.random.default_rng(0).choice(np.array([0, 1, 2, 255], np.uint8), (12, 16))
-SOUND = [written(LABELS, palette, level) for palette in (False, True) for level in (0, 1, 9)]
+VALID_FILES = [written(LABELS, palette, level) for palette in (False, True) for level in (0, 1, 9)]
 
 
 @pytest.fixture
 def read(tmp_path):
-    """The mask in these bytes; None if they are refused."""
+    """Return the mask in these bytes; None if they are refused."""
 
     def reading(data: bytes, ignore_index: int = 255) -> np.ndarray | None:
         path = tmp_path / "mask.png"
@@ -103,8 +103,8 @@ def test_every_kind_of_png_is_read_as_written_or_refused(read, data, kind, ignor
         np.testing.assert_array_equal(mask, np.where(labels == ignore_index, 255, labels))
 
 
-@given(st.sampled_from(SOUND).flatmap(damaged))
-def test_a_damaged_mask_is_refused_or_has_kept_its_labels(read, data):
+@given(st.sampled_from(VALID_FILES).flatmap(damaged))
+def test_a_damaged_mask_is_refused_or_unchanged(read, data):
     mask = read(data)
     assert mask is None or np.array_equal(mask, LABELS)
 
@@ -116,14 +116,14 @@ def written_as_tiff(compression: str | None) -> bytes:
 
 
 @given(st.sampled_from([written_as_tiff(way) for way in (None, "packbits", "tiff_lzw")]).flatmap(damaged))
-def test_a_damaged_tiff_is_refused_or_holds_labels(read, data):
-    """It has no checksums: a flipped bit may be another label, and nothing else."""
+def test_a_damaged_tiff_is_refused_or_contains_labels(read, data):
+    """TIFF has no checksums: a flipped bit may give another label, but nothing else."""
     mask = read(data)
     assert mask is None or (mask.ndim == 2 and set(np.unique(mask)) <= {*range(21), 255})
 
 
-@given(st.data(), st.sampled_from(SOUND))
-def test_odd_contents_with_right_checksums_are_refused_or_labels(read, data, sound):
+@given(st.data(), st.sampled_from(VALID_FILES))
+def test_odd_contents_with_valid_checksums_are_refused_or_labels(read, data, sound):
     parts = chunks(sound)
     place = data.draw(st.integers(0, len(parts) - 2))
     kind, content = parts[place]

@@ -1,4 +1,4 @@
-"""Words of a command line: Hydra or fcnlab refuses them with an error of theirs, or every component can be called."""
+"""Hydra or fcnlab refuses the words of a command line with a proper error, or every component can be called."""
 
 import inspect
 
@@ -25,18 +25,18 @@ VALUES = st.sampled_from((
     "builtins.dict", "math.pi", "random.random", "numpy.add", "{_target_:fcnlab.models.Tiny}", "{_target_:5}",
     "{_target_:fcnlab.models.Tiny,5:3}", "[{_target_:os.mkdir}]",
 ))  # fmt: skip
-# Hydra's own: an AssertionError for "+=", a ValueError for "model=null".
+# Errors of Hydra: an AssertionError for "+=", a ValueError for "model=null".
 REFUSED_BY_HYDRA = (HydraException, OmegaConfBaseException, AssertionError, ValueError)
 WORDS = st.text(st.sampled_from("abz_.=+~[]{}$:,'\"\\ @/-0é"), max_size=12)
 
 
 @pytest.fixture(scope="module")
 def composed():
-    """The config of ``fcnlab train`` with these words, outputs going nowhere."""
+    """Compose the config of ``fcnlab train`` with these words, without output paths."""
     register_schemas()
 
     def composing(words):
-        text = OmegaConf.to_yaml(compose("train", overrides=words))  # ${hydra:...} is known only inside a run
+        text = OmegaConf.to_yaml(compose("train", overrides=words))  # ${hydra:...} exists only inside a run
         return OmegaConf.create(text.replace("${hydra:runtime.output_dir}", "/nowhere"))
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -46,7 +46,7 @@ def composed():
 def components(node) -> list[dict]:
     inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     here = [node] if isinstance(node, dict) and "_target_" in node else []
-    return here + [found for child in inside for found in components(child)]
+    return here + [component for child in inside for component in components(child)]
 
 
 def is_refused(cfg) -> bool:
@@ -61,7 +61,7 @@ def call_everything(cfg) -> None:
     for node in components(OmegaConf.to_container(cfg, resolve=True)):
         try:
             signature = inspect.signature(locate(node["_target_"]))
-        except ValueError:  # a builtin that tells of none
+        except ValueError:  # a builtin without a signature
             continue
         signature.bind_partial(**{key: value for key, value in node.items() if key not in {*DIRECTIVES, "enabled"}})
 
@@ -71,7 +71,7 @@ def sound(composed) -> dict:
     return OmegaConf.to_container(composed([]))
 
 
-@settings(max_examples=settings().max_examples // 2)  # composing takes most of the time
+@settings(max_examples=settings().max_examples // 2)  # composing takes most of the test's time
 @given(st.data())
 def test_words_are_refused_or_every_component_can_be_called(composed, sound, data):
     signs = st.sampled_from(("", "", "", "+", "++", "~"))
@@ -90,7 +90,7 @@ def test_words_are_refused_or_every_component_can_be_called(composed, sound, dat
 def test_odd_values_are_refused_or_every_component_can_be_called(sound, data):
     place = data.draw(st.sampled_from([place for place in places(sound) if place]))
     directive = data.draw(st.just(()) | st.sampled_from([(key,) for key in DIRECTIVES]))
-    value = data.draw(st.sampled_from(sorted(ODD.keys() - {"cycle", "laughs"})))  # which no word can say
+    value = data.draw(st.sampled_from(sorted(ODD.keys() - {"cycle", "laughs"})))  # which cannot be typed as a word
     try:
         cfg = OmegaConf.create(changed(sound, place + directive, ODD[value]))
     except OmegaConfBaseException:

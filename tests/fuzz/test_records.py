@@ -1,4 +1,4 @@
-"""A damaged record is left out with a reason, or what it says can be shown; the sound one beside it always is."""
+"""A damaged record is excluded with a reason, or it can be shown; the valid one next to it is always shown."""
 
 import sys
 from pathlib import Path
@@ -65,7 +65,7 @@ PIECES = [
 
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=9).map("".join))
 def test_an_override_of_a_record_sets_a_value_or_is_refused(override):
-    """What is let through leads to no file outside of conf/, reads no environment and names no code."""
+    """Accepted overrides lead to no file outside of conf/, read no environment and name no code."""
     if override_rejection(override, [CONF]):
         return
     parsed = OverridesParser.create().parse_override(override)
@@ -80,7 +80,7 @@ def test_an_override_of_a_record_sets_a_value_or_is_refused(override):
 
 
 def strings(value):
-    """Every text in a parsed value."""
+    """Yield every text in a parsed value."""
     inside = {ChoiceSweep: lambda: value.list, dict: lambda: [*value, *value.values()], list: lambda: value}
     for kind, parts in inside.items():
         if isinstance(value, kind):
@@ -90,7 +90,7 @@ def strings(value):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A sound run and another, whose files' bytes are kept."""
+    """Write a valid run and another one; keep the bytes of its files."""
     root = tmp_path_factory.mktemp("runs")
     write_run(root / "sound", toy_matrices(0.8))
     folder = write_run(root / "other", toy_matrices(0.6), model="fcn32s", drawn=1, published={"miou": 65.5})
@@ -98,14 +98,14 @@ def folders(tmp_path_factory):
 
 
 @given(st.sampled_from(FILES), st.data())
-def test_damaged_records(folders, tmp_path, name, data):
+def test_damaged_records_are_excluded_or_shown(folders, tmp_path, name, data):
     root, sound = folders
     (root / "other" / name).write_bytes(data.draw(damaged(sound[name])))
     try:
         runs, left_out = read_runs([root])
         assert root / "sound" in [run.folder for run in runs] and len(runs) + len(left_out) <= 2
-        found = compare(runs, resamples=100)
-        terminal(found), markdown(found), page(found, "")
-        write_csv(tmp_path, found)
+        comparison = compare(runs, resamples=100)
+        terminal(comparison), markdown(comparison), page(comparison, "")
+        write_csv(tmp_path, comparison)
     finally:
         (root / "other" / name).write_bytes(sound[name])

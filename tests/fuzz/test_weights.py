@@ -1,4 +1,4 @@
-"""Weights are refused, or they are the tensors that were saved, and no code of a file runs."""
+"""Weights are refused or read as they were saved, and no code of a file runs."""
 
 import io
 import json
@@ -21,27 +21,27 @@ from fcnlab.models.vgg import from_torchvision
 from fcnlab.models.weights import WeightsError, load_backbone, load_strictly, read_tensors
 from fuzz.damage import damaged
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # a run prints torch's and goes on
+pytestmark = pytest.mark.filterwarnings("ignore")  # a run prints torch's warnings and continues
 
 STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([0.5, -0.5])}
-LARGE = {"weight": torch.arange(1000.0)}  # so that most damage is to numbers
+LARGE = {"weight": torch.arange(1000.0)}  # so that most damage changes numbers
 
 
-def zipped(held) -> bytes:
+def zipped(content) -> bytes:
     file = io.BytesIO()
-    torch.save(held, file)
+    torch.save(content, file)
     return file.getvalue()
 
 
-def old(held) -> bytes:
+def legacy_format(content) -> bytes:
     file = io.BytesIO()
-    torch.save(held, file, _use_new_zipfile_serialization=False)
+    torch.save(content, file, _use_new_zipfile_serialization=False)
     return file.getvalue()
 
 
 @pytest.fixture
 def read(tmp_path):
-    """The tensors in these bytes; None if they are refused."""
+    """Return the tensors in these bytes; None if they are refused."""
 
     def reading(data: bytes, name: str = "net.pth") -> dict[str, Tensor] | None:
         (tmp_path / name).write_bytes(data)
@@ -61,18 +61,18 @@ def same(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
 
 
 @given(damaged(zipped(LARGE)))
-def test_a_damaged_archive_is_refused_or_has_kept_its_numbers(read, data):
+def test_a_damaged_archive_is_refused_or_unchanged(read, data):
     tensors = read(data)
     assert tensors is None or same(tensors, LARGE)
 
 
-@given(damaged(old(STATE)))
-def test_a_damaged_file_without_checksums(read, data):
+@given(damaged(legacy_format(STATE)))
+def test_a_damaged_file_without_checksums_is_refused_or_gives_tensors(read, data):
     read(data)
 
 
 @given(damaged(save(STATE)))
-def test_damaged_safetensors(read, data):
+def test_damaged_safetensors_are_refused_or_give_tensors(read, data):
     read(data, "net.safetensors")
 
 
@@ -89,14 +89,14 @@ HEADER = st.dictionaries(st.sampled_from(("weight", "bias", "__metadata__", ""))
 
 
 @given(HEADER, st.sampled_from((0, 8, -1, 2**20, 2**62)))
-def test_safetensors_that_describe_odd_tensors(read, header, more):
+def test_safetensors_of_odd_tensors_are_refused_or_loaded(read, header, more):
     words = json.dumps(header).encode()
     read(struct.pack("<Q", max(len(words) + more, 0)) + words + bytes(32), "net.safetensors")
 
 
 KEYS = st.sampled_from(("weight", "bias", "state_dict", "model_state_dict", "", 0, None, 1.5, (1, 2), b"k"))
 LEAVES = st.sampled_from((torch.zeros(2), torch.zeros(0), torch.tensor(1), 7, None, "x", b"x", 1j, torch.float16))
-HELD = st.recursive(
+CONTENTS = st.recursive(
     LEAVES,
     lambda inside: (
         st.lists(inside, max_size=3)
@@ -110,19 +110,19 @@ HELD = st.recursive(
 )
 
 
-@given(HELD, st.sampled_from((zipped, old)))
-def test_any_containers(read, held, write):
-    tensors = read(write(held))
+@given(CONTENTS, st.sampled_from((zipped, legacy_format)))
+def test_any_containers_are_refused_or_loaded(read, content, write):
+    tensors = read(write(content))
     for wrapper in ("state_dict", "model_state_dict"):
-        inside = held.get(wrapper) if isinstance(held, dict) else None
-        held = inside if isinstance(inside, dict) else held
-    entries = held.items() if isinstance(held, dict) else ()
-    wanted = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
-    assert same(tensors or {}, wanted)
+        inside = content.get(wrapper) if isinstance(content, dict) else None
+        content = inside if isinstance(inside, dict) else content
+    entries = content.items() if isinstance(content, dict) else ()
+    expected = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
+    assert same(tensors or {}, expected)
 
 
 class Call:
-    """Pickled, a call."""
+    """An object that is pickled as a call."""
 
     def __init__(self, function, *words):
         self.function, self.words = function, words
@@ -131,22 +131,22 @@ class Call:
         return self.function, self.words
 
 
-@pytest.mark.parametrize("write", [zipped, old, pickle.dumps])
+@pytest.mark.parametrize("write", [zipped, legacy_format, pickle.dumps])
 @pytest.mark.parametrize("function", [os.mkdir, os.system, eval, exec, __import__, getattr, print, np.zeros, nn.Linear])
-def test_no_call_of_a_file_is_made(read, write, function, tmp_path, monkeypatch, capsys):
+def test_calls_in_a_file_are_not_executed(read, write, function, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert read(write(STATE | {"x": Call(function, "made")})) is None
     assert [path.name for path in tmp_path.iterdir()] == ["net.pth"] and not capsys.readouterr().out
 
 
 class OwnMethods:
-    """Pickled, the state dict with methods that torch lets a file put in their place."""
+    """An object that is pickled as a state dict with methods that torch lets a file replace."""
 
     def __reduce__(self):
         return OrderedDict, (), dict.fromkeys(("items", "keys", "get"), Counter), None, iter(STATE.items())
 
 
-def test_methods_of_a_file_s_own_are_not_called(read):
+def test_methods_defined_by_a_file_are_not_called(read):
     assert torch.load(io.BytesIO(zipped(OwnMethods()))).items() == Counter()
     assert same(read(zipped(OwnMethods())), STATE)
 
@@ -167,21 +167,21 @@ FORMS = {
     "meta": lambda value: value.to("meta"),
     "expanded": lambda value: torch.zeros(1).expand(value.shape),
 }
-RIGHT = ("float16", "bfloat16", "float64", "transposed", "parameter")
+LOADABLE_FORMS = ("float16", "bfloat16", "float64", "transposed", "parameter")
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_tensors_of_every_form_are_loaded_as_they_are_or_refused(read, form):
-    net, before = nn.Linear(3, 2), {}
-    before = {key: value.clone() for key, value in net.state_dict().items()}
+def test_tensors_of_every_form_are_loaded_unchanged_or_refused(read, form):
+    model, before = nn.Linear(3, 2), {}
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     tensors = read(zipped({key: FORMS[form](value) for key, value in STATE.items()}))
     if tensors is not None:
         try:
-            load_strictly(net, tensors, "net.pth")
+            load_strictly(model, tensors, "net.pth")
         except WeightsError:
             tensors = None
-    assert (tensors is not None) == (form in RIGHT)
-    assert same(net.state_dict(), before if tensors is None else STATE)
+    assert (tensors is not None) == (form in LOADABLE_FORMS)
+    assert same(model.state_dict(), before if tensors is None else STATE)
 
 
 SHAPES = st.just(()) | array_shapes(min_dims=1, max_dims=5, min_side=0, max_side=50)
@@ -191,14 +191,14 @@ LAYERS = st.sampled_from(
 
 
 @given(st.dictionaries(LAYERS, SHAPES, min_size=1))
-def test_layers_of_every_shape_are_refused_by_another_net(tmp_path, shapes):
+def test_layers_of_other_shapes_are_refused_by_a_model(tmp_path, shapes):
     torch.save({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "net.pth")
     with pytest.raises(WeightsError, match="do not fit"):
         load_backbone(nn.Linear(3, 2), str(tmp_path / "net.pth"), from_torchvision)
 
 
 def archive(compression: int, name: str, content: bytes) -> bytes:
-    """An archive of torch's with one record written anew."""
+    """Return an archive of torch with one record rewritten."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(zipped(STATE))) as source, zipfile.ZipFile(file, "w", compression) as target:
         for record in source.namelist():
@@ -207,8 +207,8 @@ def archive(compression: int, name: str, content: bytes) -> bytes:
 
 
 def claiming(size: int) -> bytes:
-    """A file of the format before torch 1.6 whose storage says that it has so many numbers."""
-    return old({"w": torch.arange(77.0)}).replace(b"K\x4d", b"J" + struct.pack("<i", size))
+    """Return a file in the format before torch 1.6 whose storage claims to have this many numbers."""
+    return legacy_format({"w": torch.arange(77.0)}).replace(b"K\x4d", b"J" + struct.pack("<i", size))
 
 
 BOMBS = {

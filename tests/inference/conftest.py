@@ -1,4 +1,4 @@
-"""A net whose scores are known."""
+"""A model whose scores are known."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from fcnlab.models.geometry import IMAGE
 
 
 class Pixels(nn.Module):
-    """A backbone of one level, with a cell on each pixel, whose features are a function of the image."""
+    """A backbone of one level with a cell per pixel, whose features are a function of the image."""
 
     pretrained, channels_last_on_cpu = False, False
 
@@ -26,12 +26,12 @@ class Pixels(nn.Module):
 
 
 @pytest.fixture(scope="session")
-def net_that_scores():
-    """Make a net of a function of a batch, its scores; of how many classes, and from which size on."""
+def model_from_scores():
+    """Build a model from a function that returns the scores of a batch, its number of classes and its minimum size."""
 
     def make(scores: Callable[[Tensor], Tensor], num_classes: int, min_size: int = 1) -> FCN:
-        net = FCN(Pixels(scores, num_classes, min_size), num_classes, levels=(1,)).requires_grad_(False)
-        net.heads["1"].weight.copy_(torch.eye(num_classes)[:, :, None, None])
-        return net
+        model = FCN(Pixels(scores, num_classes, min_size), num_classes, levels=(1,)).requires_grad_(False)
+        model.heads["1"].weight.copy_(torch.eye(num_classes)[:, :, None, None])
+        return model
 
     return make

@@ -1,4 +1,4 @@
-"""Averages over forward passes, against sums written out and nets whose answer is known."""
+"""Averages over forward passes, compared with explicit sums and models whose scores are known."""
 
 from functools import partial
 
@@ -12,19 +12,19 @@ from fcnlab.models import FCN, Tiny
 
 
 @pytest.fixture(scope="module")
-def net() -> FCN:
-    """A small net whose heads are not zero, so that its scores differ from place to place."""
+def model() -> FCN:
+    """A small model whose heads are not zero, so that its scores differ between pixels."""
     torch.manual_seed(0)
-    net = FCN(Tiny(width=4), 5).eval()
-    for head in net.heads.values():
+    model = FCN(Tiny(width=4), 5).eval()
+    for head in model.heads.values():
         torch.nn.init.normal_(head.weight)
-    return net
+    return model
 
 
 @pytest.fixture
-def pointwise(net_that_scores):
-    """Scores that are the pixel's own colours: whatever is done around it, nothing may move."""
-    return partial(net_that_scores, lambda image: torch.cat([image, 1 - image], 1), 6)
+def pointwise(model_from_scores):
+    """A model whose scores are the pixel's colours, which no inference method may move."""
+    return partial(model_from_scores, lambda image: torch.cat([image, 1 - image], 1), 6)
 
 
 @pytest.fixture
@@ -33,78 +33,80 @@ def image():
 
 
 @torch.inference_mode()
-def test_the_whole_image_is_one_pass_of_the_net(net, image):
-    assert torch.equal(WholeImage()(net, image), net(image)) and str(WholeImage()) == "whole"
+def test_whole_image_is_one_forward_pass(model, image):
+    assert torch.equal(WholeImage()(model, image), model(image)) and str(WholeImage()) == "whole"
 
 
 @torch.inference_mode()
-def test_flip_is_the_mean_of_both_and_symmetric(net, image):
-    found = Flip()(net, image)
-    mirrored = net(torch.flip(image, [-1])).softmax(1)
-    torch.testing.assert_close(found, 0.5 * (net(image).softmax(1) + torch.flip(mirrored, [-1])))
-    torch.testing.assert_close(Flip()(net, image.flip(3)).flip(3), found)
+def test_flip_is_symmetric_and_the_mean_of_both_directions(model, image):
+    probabilities = Flip()(model, image)
+    mirrored = model(torch.flip(image, [-1])).softmax(1)
+    torch.testing.assert_close(probabilities, 0.5 * (model(image).softmax(1) + torch.flip(mirrored, [-1])))
+    torch.testing.assert_close(Flip()(model, image.flip(3)).flip(3), probabilities)
 
 
 @torch.inference_mode()
-def test_one_scale_is_a_plain_look_and_several_are_their_mean(net, image):
-    torch.testing.assert_close(MultiScale((1.0,), flip=False)(net, image), net(image).softmax(1))
-    torch.testing.assert_close(MultiScale((1.0,), flip=True)(net, image), Flip()(net, image))
+def test_several_scales_are_averaged(model, image):
+    torch.testing.assert_close(MultiScale((1.0,), flip=False)(model, image), model(image).softmax(1))
+    torch.testing.assert_close(MultiScale((1.0,), flip=True)(model, image), Flip()(model, image))
     double = F.interpolate(image, (90, 140), mode="bilinear", antialias=True)
-    looked = F.interpolate(net(double).softmax(1), (45, 70), mode="bilinear")
-    torch.testing.assert_close(MultiScale((1.0, 2.0), flip=False)(net, image), (net(image).softmax(1) + looked) / 2)
+    resized = F.interpolate(model(double).softmax(1), (45, 70), mode="bilinear")
+    torch.testing.assert_close(
+        MultiScale((1.0, 2.0), flip=False)(model, image), (model(image).softmax(1) + resized) / 2
+    )
 
 
-def test_scales_keep_things_in_their_place(pointwise):
-    """A smooth ramp of probabilities comes back from any scale where it was."""
+def test_multiscale_does_not_shift_the_scores(pointwise):
+    """A smooth ramp of probabilities is unchanged at any scale."""
     ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
-    found = MultiScale((0.5, 1.0, 1.5), flip=True)(pointwise(), ramp)
-    torch.testing.assert_close(found, torch.cat([ramp, 1 - ramp], 1).softmax(1), atol=2e-3, rtol=0)
+    probabilities = MultiScale((0.5, 1.0, 1.5), flip=True)(pointwise(), ramp)
+    torch.testing.assert_close(probabilities, torch.cat([ramp, 1 - ramp], 1).softmax(1), atol=2e-3, rtol=0)
 
 
-def test_a_scale_that_the_net_cannot_take_is_named(pointwise, image):
+def test_a_scale_too_small_for_the_model_is_an_error(pointwise, image):
     with pytest.raises(UserError, match=r"at scale 0.5, an image of 45x70 pixels is smaller .* minimum of 31"):
         MultiScale((0.5,))(pointwise(min_size=31), image)
 
 
 @pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-1.0,)])
-def test_scales_are_above_zero(scales):
+def test_scales_that_are_not_positive_are_errors(scales):
     with pytest.raises(ValueError, match=r"inference\.scales="):
         MultiScale(scales)
 
 
 @pytest.mark.parametrize(("window", "step"), [(16, 16), (16, 7), (16, 1), (45, 45), (44, 3), (100, 50)])
-def test_windows_cover_every_pixel_in_its_place(pointwise, image, window, step):
+def test_windows_cover_every_pixel_without_a_shift(pointwise, image, window, step):
     torch.testing.assert_close(SlidingWindow(window, step)(pointwise(), image), torch.cat([image, 1 - image], 1))
 
 
 @torch.inference_mode()
-def test_two_windows_by_hand(net):
+def test_two_windows_equal_a_computation_by_hand(model):
     image = torch.rand(1, 3, 64, 96)
-    left, right = net(image[..., :64]), net(image[..., 32:])
+    left, right = model(image[..., :64]), model(image[..., 32:])
     expected = torch.cat([left[..., :32], (left[..., 32:] + right[..., :32]) / 2, right[..., 32:]], 3)
-    torch.testing.assert_close(SlidingWindow(64, 40)(net, image), expected)
+    torch.testing.assert_close(SlidingWindow(64, 40)(model, image), expected)
 
 
 @torch.inference_mode()
-def test_a_window_larger_than_the_image_is_the_image(net, image):
-    torch.testing.assert_close(SlidingWindow(512, 341)(net, image), net(image))
+def test_a_window_larger_than_the_image_is_one_forward_pass(model, image):
+    torch.testing.assert_close(SlidingWindow(512, 341)(model, image), model(image))
 
 
 @pytest.mark.parametrize(("window", "step"), [(16, 17), (16, 0)])
-def test_windows_leave_nothing_out(window, step):
+def test_steps_that_leave_gaps_are_errors(window, step):
     with pytest.raises(ValueError, match=rf"inference\.step={step}"):
         SlidingWindow(window, step)
 
 
 @pytest.mark.parametrize("needed", [1, 2, 15, 31])
 @pytest.mark.parametrize("scales", [(0.5, 1.0), (0.3,), (0.25, 2), (1.75,), (2.5,)])
-def test_the_smallest_image_is_the_first_that_all_scales_leave_large_enough(pointwise, needed, scales):
-    net = pointwise(min_size=needed)
+def test_minimum_image_size_is_large_enough_at_all_scales(pointwise, needed, scales):
+    model = pointwise(min_size=needed)
     expected = next(side for side in range(1, 999) if all(round(side * scale) >= needed for scale in scales))
-    assert MultiScale(scales).minimum_image_size(net) == expected
-    assert WholeImage().minimum_image_size(net) == SlidingWindow().minimum_image_size(net) == needed
+    assert MultiScale(scales).minimum_image_size(model) == expected
+    assert WholeImage().minimum_image_size(model) == SlidingWindow().minimum_image_size(model) == needed
 
 
-def test_windows_that_the_net_does_not_take_are_refused_before_any_work(pointwise):
+def test_windows_too_small_for_the_model_are_refused_early(pointwise):
     with pytest.raises(UserError, match=r"inference\.window=30 is too small for the model: set at least 31"):
         SlidingWindow(30, 20).minimum_image_size(pointwise(min_size=31))

@@ -1,4 +1,4 @@
-"""Each inference method with each post-processing step, against the two done by hand."""
+"""Each inference method with each post-processing step, compared with a computation by hand."""
 
 import importlib.util
 
@@ -39,40 +39,40 @@ PACKAGES = {"superpixels": "skimage", "crf": "pydensecrf"}
 
 
 @pytest.fixture(scope="module")
-def net() -> FCN:
-    """A net that predicts several classes in the images."""
+def model() -> FCN:
+    """A model that predicts several classes in the images."""
     torch.manual_seed(0)
-    net = FCN(Tiny(width=4), 3).eval().requires_grad_(False)
-    for head in net.heads.values():
+    model = FCN(Tiny(width=4), 3).eval().requires_grad_(False)
+    for head in model.heads.values():
         torch.nn.init.normal_(head.weight, std=0.3)
     with torch.inference_mode():
-        mean = net(torch.from_numpy(IMAGES).permute(0, 3, 1, 2) / 255).mean((0, 2, 3))
-    net.heads["32"].bias.sub_(mean)
-    return net
+        mean = model(torch.from_numpy(IMAGES).permute(0, 3, 1, 2) / 255).mean((0, 2, 3))
+    model.heads["32"].bias.sub_(mean)
+    return model
 
 
-def scores_by_hand(method: str, net: FCN, image: Tensor) -> Tensor:
-    """The logarithm of probabilities, or what differs from it by a constant for each pixel."""
+def scores_by_hand(method: str, model: FCN, image: Tensor) -> Tensor:
+    """Return the logarithm of the probabilities, up to a constant for each pixel."""
     if method == "flip":
-        return ((net(image).softmax(1) + net(image.flip(3)).softmax(1).flip(3)) / 2).log()
+        return ((model(image).softmax(1) + model(image.flip(3)).softmax(1).flip(3)) / 2).log()
     if method == "multiscale":
-        double = net(F.interpolate(image, (128, 192), mode="bilinear", antialias=True)).softmax(1)
-        return ((net(image).softmax(1) + F.interpolate(double, (64, 96), mode="bilinear")) / 2).log()
+        double = model(F.interpolate(image, (128, 192), mode="bilinear", antialias=True)).softmax(1)
+        return ((model(image).softmax(1) + F.interpolate(double, (64, 96), mode="bilinear")) / 2).log()
     if method == "sliding":
-        left, right = net(image[..., :64]), net(image[..., 32:])
+        left, right = model(image[..., :64]), model(image[..., 32:])
         return torch.cat([left[..., :32], (left[..., 32:] + right[..., :32]) / 2, right[..., 32:]], 3)
-    return ShiftAndStitch(2)(net, image) if method == "shift_and_stitch" else net(image)
+    return ShiftAndStitch(2)(model, image) if method == "shift_and_stitch" else model(image)
 
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("method", METHODS)
 @torch.inference_mode()
-def test_a_pair_is_the_two_done_by_hand(net, method, step):
+def test_combinations_equal_a_computation_by_hand(model, method, step):
     if step in PACKAGES and importlib.util.find_spec(PACKAGES[step]) is None:
         pytest.skip(f"{PACKAGES[step]} is not installed")
     images = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)
-    segmenter = Segmenter(net, "abc", inference=METHODS[method], postprocess=STEPS[step]).eval()
-    expected = scores_by_hand(method, net, images / 255).softmax(1)
+    segmenter = Segmenter(model, "abc", inference=METHODS[method], postprocess=STEPS[step]).eval()
+    expected = scores_by_hand(method, model, images / 255).softmax(1)
     assert len(expected.argmax(1).unique()) > 1
     if step != "none":
         processed = [STEPS[step].process(values, image) for values, image in zip(expected.numpy(), IMAGES, strict=True)]

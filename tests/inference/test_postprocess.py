@@ -1,4 +1,4 @@
-"""Post-processing steps against definitions written out."""
+"""Post-processing steps, compared with their definitions."""
 
 import importlib.util
 import sys
@@ -18,7 +18,7 @@ def needs(module: str) -> pytest.MarkDecorator:
 
 @pytest.fixture
 def scene():
-    """A dark and a bright half with a little noise; the prediction puts the border four pixels too far left."""
+    """An image with a dark and a bright half and noise; the predicted border is four pixels too far left."""
     generator = np.random.default_rng(0)
     image = np.full((40, 60, 3), 60.0)
     image[:, 30:] = 190
@@ -33,11 +33,11 @@ def wrong_pixels(probability: np.ndarray) -> int:
     return int(((probability[1] > probability[0]) != target).sum())
 
 
-def test_guided_filter_is_its_definition(scene):
-    """He, Sun & Tang, equations 5, 6 and 8, window by window, away from the border."""
+def test_guided_filter_equals_its_definition(scene):
+    """He, Sun & Tang, equations 5, 6 and 8, computed per window, away from the border."""
     image, probability = scene
     radius, eps = 2, 1e-2
-    found = GuidedFilter(radius, eps).process(probability, image)
+    processed = GuidedFilter(radius, eps).process(probability, image)
     grey = np.round(image @ np.array([0.299, 0.587, 0.114])) / 255
     values = probability[1].astype(float)
 
@@ -55,7 +55,7 @@ def test_guided_filter_is_its_definition(scene):
             line(r, c) for r in range(row - radius, row + radius + 1) for c in range(col - radius, col + radius + 1)
         ]
         slope, offset = np.mean(lines, axis=0)
-        assert found[1, row, col] == pytest.approx(slope * grey[row, col] + offset, abs=1e-3)
+        assert processed[1, row, col] == pytest.approx(slope * grey[row, col] + offset, abs=1e-3)
 
 
 def test_mean_of_segments_by_hand():
@@ -73,35 +73,35 @@ STEPS = [
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_borders_are_drawn_to_the_edge(scene, step):
+def test_borders_move_towards_image_edges(scene, step):
     image, probability = scene
-    found = step.process(probability, image)
-    assert found.shape == probability.shape and found.dtype == np.float32
-    assert wrong_pixels(probability) == 160 and wrong_pixels(found) < 80
-    np.testing.assert_allclose(found.sum(0), 1, atol=1e-3)
+    processed = step.process(probability, image)
+    assert processed.shape == probability.shape and processed.dtype == np.float32
+    assert wrong_pixels(probability) == 160 and wrong_pixels(processed) < 80
+    np.testing.assert_allclose(processed.sum(0), 1, atol=1e-3)
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_an_image_without_edges_and_a_certain_net_stay_as_they_are(step):
+def test_confident_predictions_without_edges_do_not_change(step):
     probability = np.stack([np.full((20, 20), 0.1), np.full((20, 20), 0.9)]).astype(np.float32)
-    found = step.process(probability, np.full((20, 20, 3), 77, np.uint8))
-    assert (found[1] > found[0]).all()
+    processed = step.process(probability, np.full((20, 20, 3), 77, np.uint8))
+    assert (processed[1] > processed[0]).all()
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_images_are_processed_one_by_one(scene, step):
     image, probability = scene
     batch = torch.from_numpy(np.stack([image, image[::-1].copy()])).permute(0, 3, 1, 2) / 255
-    found = step(torch.from_numpy(probability).expand(2, -1, -1, -1), batch)
-    np.testing.assert_array_equal(found[0].numpy(), step.process(probability, image))
-    np.testing.assert_array_equal(found[1].numpy(), step.process(probability, image[::-1].copy()))
+    processed = step(torch.from_numpy(probability).expand(2, -1, -1, -1), batch)
+    np.testing.assert_array_equal(processed[0].numpy(), step.process(probability, image))
+    np.testing.assert_array_equal(processed[1].numpy(), step.process(probability, image[::-1].copy()))
 
 
 @pytest.mark.parametrize(
     ("step", "module", "extra"),
     [(Superpixels(), "skimage.segmentation", "superpixels"), (DenseCRF(), "pydensecrf.densecrf", "crf")],
 )
-def test_a_package_that_is_not_installed_is_named(monkeypatch, step, module, extra):
+def test_a_missing_package_is_an_error_that_names_it(monkeypatch, step, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"pip install 'fcnlab\[{extra}\]'"):
         step.check_installed()

@@ -27,7 +27,7 @@ def parsed(word):
     return OverridesParser.create().parse_override(word)
 
 
-def test_value_of():
+def test_value_of_returns_the_parsed_value():
     assert value_of(parsed("a=1")) == 1 and value_of(parsed("a=null")) is None
     assert isinstance(value_of(parsed("a='b'")), QuotedString) and isinstance(value_of(parsed("a=1,2")), ChoiceSweep)
 
@@ -38,11 +38,11 @@ def test_value_text_is_read_as_the_same_value(text):
     assert value_of(parsed(f"a={value_text(value)}")) == value
 
 
-def test_folder_name():
+def test_folder_name_omits_excluded_keys():
     assert folder_name([parsed("b=1"), parsed("seed=3"), parsed("a=x")], ["seed"], ",", "=") == "a=x,b=1"
 
 
-def test_option_parser():
+def test_option_parser_separates_options_and_overrides():
     known, rest = option_parser().parse_known_args(["--config-dir", "here", "a=1"])
     assert known.config_dir == "here" and (known.overrides + rest) == ["a=1"]
 
@@ -78,17 +78,17 @@ def test_an_error_without_a_traceback_has_no_heading(capsys):
     assert finished.return_value == 3
 
 
-def test_basic_launcher():
+def test_basic_launcher_is_a_hydra_launcher():
     assert issubclass(BasicLauncher, Launcher) and JobReturn and callable(BasicLauncher().launch)
 
 
-def test_hydra_composes_and_builds_plugins_through_what_is_given(tmp_path):
+def test_hydra_composes_and_builds_plugins_through_given_functions(tmp_path):
     (tmp_path / "main.yaml").write_text("a: 1\n")
     seen = []
 
-    def compose(load, given):
-        seen.append(given["overrides"])
-        return load(**given | {"overrides": ["a=2"]})
+    def compose(load, arguments):
+        seen.append(arguments["overrides"])
+        return load(**arguments | {"overrides": ["a=2"]})
 
     with initialize_config_dir(str(tmp_path), version_base=None):
         with composed_through(compose, lambda config: config):
@@ -98,10 +98,10 @@ def test_hydra_composes_and_builds_plugins_through_what_is_given(tmp_path):
 
     with composed_through(compose, lambda config: OmegaConf.create({"_target_": BASIC})):
         launcher = Plugins.instance()._instantiate(OmegaConf.create({"_target_": "nothing.at.all"}))
-    assert type(launcher).__name__ == "BasicLauncher"  # of a module that Hydra has loaded anew
+    assert type(launcher).__name__ == "BasicLauncher"  # its module was loaded again by Hydra
 
 
-def test_a_copy_looks_up_what_its_original_does():
+def test_a_copy_resolves_interpolations_like_its_original():
     whole = OmegaConf.create({"seed": 7, "part": {"of": "${seed}"}})
     copied = copy_below_its_parent(whole.part)
     copied.more = 1

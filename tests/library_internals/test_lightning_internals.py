@@ -1,4 +1,4 @@
-"""Each against a training of Lightning's own on a net of one weight."""
+"""Test each function in a training run of Lightning with a model of one weight."""
 
 import inspect
 from unittest.mock import Mock
@@ -41,79 +41,79 @@ def loader():
     return DataLoader(torch.ones(4, 1))
 
 
-def test_logs_this_step_is_the_rule_by_which_rows_are_written(tmp_path):
-    found = []
+def test_logs_this_step_agrees_with_the_written_rows(tmp_path):
+    logged = []
 
-    class Looks(L.Callback):
+    class Recorder(L.Callback):
         def on_train_batch_end(self, trainer, *_):
-            found.append(internals.logs_this_step(trainer))
+            logged.append(internals.logs_this_step(trainer))
 
     logger = L.pytorch.loggers.CSVLogger(tmp_path)
-    trainer_of(tmp_path, Looks(), logger=logger, log_every_n_steps=2).fit(Line(), loader())
-    assert found == [False, True, False, True]
+    trainer_of(tmp_path, Recorder(), logger=logger, log_every_n_steps=2).fit(Line(), loader())
+    assert logged == [False, True, False, True]
     rows = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
-    assert len(rows) == 1 + sum(found)
+    assert len(rows) == 1 + sum(logged)
 
 
-def test_forgotten_training_batches_are_asked_for_again(tmp_path):
-    made = []
+def test_forgotten_training_batches_are_requested_again(tmp_path):
+    loaders = []
 
     class Counted(Line):
         def train_dataloader(self):
-            made.append(loader())
-            return made[-1]
+            loaders.append(loader())
+            return loaders[-1]
 
         def configure_optimizers(self):
-            assert self.trainer.estimated_stepping_batches == 4 and len(made) == 1
+            assert self.trainer.estimated_stepping_batches == 4 and len(loaders) == 1
             internals.forget_training_batches(self.trainer)
             return super().configure_optimizers()
 
     trainer_of(tmp_path).fit(Counted())
-    assert len(made) == 2
+    assert len(loaders) == 2
 
 
-def test_no_batch_asks_for_a_sigterm_once_it_is_switched_off(tmp_path, monkeypatch):
-    """Lightning asks with several ranks only, which a test in one process has not: it shows where Lightning does."""
-    asked = []
-    monkeypatch.setattr(torch.distributed, "broadcast", lambda *_, **__: asked.append(True))
+def test_no_batch_broadcasts_sigterm_after_share_no_sigterm(tmp_path, monkeypatch):
+    """Lightning does so only with several ranks, so this test checks the place in Lightning's source."""
+    broadcasts = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda *_, **__: broadcasts.append(True))
     trainer = trainer_of(tmp_path)
     loop = trainer.fit_loop.epoch_loop
     assert "self._broadcast_sigterm_tensor()" in inspect.getsource(type(loop).advance)
     loop._broadcast_sigterm_tensor()
-    assert len(asked) == 1
+    assert len(broadcasts) == 1
     internals.share_no_sigterm(trainer)
-    assert loop._broadcast_sigterm_tensor() is None and len(asked) == 1
+    assert loop._broadcast_sigterm_tensor() is None and len(broadcasts) == 1
 
 
-def test_is_restoring_until_all_is_restored(tmp_path):
-    found = {}
+def test_is_restoring_is_true_until_everything_is_restored(tmp_path):
+    restoring = {}
 
-    class Looks(L.Callback):
+    class Recorder(L.Callback):
         def on_load_checkpoint(self, trainer, *_):
-            found["loading"] = internals.is_restoring(trainer)
+            restoring["loading"] = internals.is_restoring(trainer)
 
         def on_train_start(self, trainer, *_):
-            found["training"] = internals.is_restoring(trainer)
+            restoring["training"] = internals.is_restoring(trainer)
 
     first = trainer_of(tmp_path, max_steps=2)
     first.fit(Line(), loader())
     first.save_checkpoint(tmp_path / "a.ckpt")
-    trainer_of(tmp_path, Looks(), max_epochs=2).fit(Line(), loader(), ckpt_path=tmp_path / "a.ckpt")
-    assert found == {"loading": True, "training": False}
+    trainer_of(tmp_path, Recorder(), max_epochs=2).fit(Line(), loader(), ckpt_path=tmp_path / "a.ckpt")
+    assert restoring == {"loading": True, "training": False}
 
 
-def test_who_starts_processes_itself(tmp_path):
+def test_only_spawn_strategies_start_processes_themselves(tmp_path):
     assert internals.starts_processes_itself(trainer_of(tmp_path, strategy="ddp_spawn", devices=2))
     assert not internals.starts_processes_itself(trainer_of(tmp_path, strategy="ddp", devices=2))
     assert not internals.starts_processes_itself(trainer_of(tmp_path, devices=1))
 
 
-def test_synchronises_batch_norm(tmp_path):
+def test_synchronises_batch_norm_follows_the_trainer_setting(tmp_path):
     both = (trainer_of(tmp_path, strategy="ddp", devices=2, sync_batchnorm=on) for on in (True, False))
     assert [*map(internals.synchronises_batch_norm, both)] == [True, False]
 
 
-def test_averaged_weights(tmp_path):
+def test_ema_weights_can_be_updated_and_swapped(tmp_path):
     class Average(internals.AveragedWeights):
         def on_train_batch_end(self, trainer, pl_module, *rest):
             super().on_train_batch_end(trainer, pl_module, *rest)
@@ -133,15 +133,15 @@ def test_averaged_weights(tmp_path):
     assert callback.updated_at == 4
 
 
-def test_a_checkpoint_says_when_it_is_saving(tmp_path):
+def test_a_checkpoint_callback_knows_when_it_is_saving(tmp_path):
     seen = []
 
-    class Looks(L.Callback):
+    class Recorder(L.Callback):
         def on_save_checkpoint(self, *_):
             seen.append(checkpoint.saving)
 
     checkpoint = internals.ObservedCheckpoint(tmp_path)
-    trainer_of(tmp_path, checkpoint, Looks()).fit(Line(), loader())
+    trainer_of(tmp_path, checkpoint, Recorder()).fit(Line(), loader())
     assert seen == [True] and not checkpoint.saving
     with pytest.raises(OSError):
         checkpoint._save_checkpoint(Mock(save_checkpoint=Mock(side_effect=OSError)), "x")

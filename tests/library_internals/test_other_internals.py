@@ -1,4 +1,4 @@
-"""Python's own library, and torchmetrics; its imports are tests of tests/test_startup.py."""
+"""Test the functions for Python's library and torchmetrics; tests/test_lazy_imports.py tests the imports."""
 
 import io
 import pickle
@@ -13,7 +13,7 @@ from fcnlab.library_internals.python import PythonUnpickler, StrictTarInfo, hand
 from fcnlab.library_internals.torchmetrics import UnsqueezedMetric
 
 
-def test_the_reader_of_pickles_in_python_takes_opcodes_of_its_own():
+def test_the_python_unpickler_accepts_overridden_opcodes():
     class Counting(PythonUnpickler):
         dispatch = PythonUnpickler.dispatch | {pickle.NONE[0]: lambda self: self.stack.append("none")}
 
@@ -21,11 +21,11 @@ def test_the_reader_of_pickles_in_python_takes_opcodes_of_its_own():
     assert PythonUnpickler(io.BytesIO(pickle.dumps({"a": (1, 2.0)}))).load() == {"a": (1, 2.0)}
 
 
-def test_what_a_queue_cannot_send_is_handed_over(monkeypatch):
+def test_errors_of_a_queue_are_handed_over(monkeypatch):
     monkeypatch.setattr(Queue, "_on_queue_feeder_error", Queue._on_queue_feeder_error)
     hand_over_errors(lambda queue, error, sent: queue.put((type(error).__name__, sent(2))))
     queue = get_context().Queue()
-    queue.put(lambda number: number + 1)  # no pickle of a local function
+    queue.put(lambda number: number + 1)  # a local function cannot be pickled
     assert queue.get(timeout=10)[1] == 3
     queue.close()
     queue.join_thread()
@@ -39,18 +39,18 @@ def test_a_sparse_file_of_a_tar_is_refused_before_its_map_is_read():
         tar.getmembers()
 
 
-def test_the_facts_of_a_tar_are_read_as_python_reads_them():
+def test_tar_headers_are_read_like_by_tarfile():
     header = tarfile.TarInfo("x" * 300)
     header.pax_headers = {"comment": "1" * 99 + "=\n", "mtime": "1.25"}
     data = header.tobuf(tarfile.PAX_FORMAT) + tarfile.TarInfo("second").tobuf() + bytes(1024)
     with tarfile.open(fileobj=io.BytesIO(data), tarinfo=StrictTarInfo) as strict:
-        found = strict.getmembers()
+        members = strict.getmembers()
     with tarfile.open(fileobj=io.BytesIO(data)) as plain:
-        meant = plain.getmembers()
-    assert [(one.name, one.mtime, one.pax_headers, one.offset) for one in found] == [
-        (one.name, one.mtime, one.pax_headers, one.offset) for one in meant
+        expected = plain.getmembers()
+    assert [(member.name, member.mtime, member.pax_headers, member.offset) for member in members] == [
+        (member.name, member.mtime, member.pax_headers, member.offset) for member in expected
     ]
-    assert found[0].pax_headers["comment"] == "1" * 99 + "=\n" and len(found) == 2
+    assert members[0].pax_headers["comment"] == "1" * 99 + "=\n" and len(members) == 2
 
 
 def test_a_metric_keeps_its_dimensions():

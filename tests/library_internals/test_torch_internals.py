@@ -8,20 +8,20 @@ from torch import nn
 from fcnlab.library_internals import torch as internals
 
 
-def test_kernels_over_many_tensors_do_what_loops_do():
+def test_foreach_kernels_equal_loops():
     ones, others = ([torch.randn(2, 3), torch.randn(5)] for _ in range(2))
-    expected = [one - other for one, other in zip(ones, others, strict=True)]
-    found = internals.subtract_each(ones, others)
-    assert all(map(torch.equal, found, expected))
-    internals.multiply_each(found, 0.5)
-    internals.multiply_each(found, torch.tensor(3.0))
-    assert all(map(torch.equal, found, [each * 0.5 * 3 for each in expected]))
-    before = [each.clone() for each in found]
-    internals.add_to_each(found, others)
-    assert all(torch.equal(new, old + other) for new, old, other in zip(found, before, others, strict=True))
+    expected = [first - second for first, second in zip(ones, others, strict=True)]
+    result = internals.subtract_each(ones, others)
+    assert all(map(torch.equal, result, expected))
+    internals.multiply_each(result, 0.5)
+    internals.multiply_each(result, torch.tensor(3.0))
+    assert all(map(torch.equal, result, [each * 0.5 * 3 for each in expected]))
+    before = [each.clone() for each in result]
+    internals.add_to_each(result, others)
+    assert all(torch.equal(new, old + second) for new, old, second in zip(result, before, others, strict=True))
 
 
-def test_kinds_of_layers_hold_those_of_each_dimension():
+def test_layer_groups_contain_layers_of_every_dimension():
     for count in (1, 2, 3):
         assert isinstance(getattr(nn, f"BatchNorm{count}d")(1), internals.BATCH_NORMS)
         assert isinstance(getattr(nn, f"InstanceNorm{count}d")(1), internals.INSTANCE_NORMS)
@@ -38,13 +38,13 @@ def test_a_mode_sees_every_operation_and_its_tensors():
             internals.each_tensor(seen.append, (args, {"more": [kwargs]}))
             return func(*args, **(kwargs or {}))
 
-    one, other = torch.ones(2), torch.ones(2)
+    first, second = torch.ones(2), torch.ones(2)
     with Mode():
-        torch.add(one, other)
-    assert [id(each) for each in seen] == [id(one), id(other)]
+        torch.add(first, second)
+    assert [id(each) for each in seen] == [id(first), id(second)]
 
 
-def test_lightning_clips_before_a_fused_step_that_leaves_the_scaling():
+def test_lightning_clips_before_a_fused_step_without_scaling():
     from lightning.pytorch.plugins import MixedPrecision
 
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1, fused=True)
@@ -55,7 +55,7 @@ def test_lightning_clips_before_a_fused_step_that_leaves_the_scaling():
     precision.clip_gradients(optimizer, 1.0)
 
 
-def test_error_of_worker_is_raised_by_its_reader():
+def test_a_worker_error_is_raised_by_its_reader():
     try:
         raise ValueError("one image")
     except ValueError:
@@ -65,11 +65,11 @@ def test_error_of_worker_is_raised_by_its_reader():
 
 
 @pytest.mark.parametrize(("name", "size"), [("FloatStorage", 4), ("HalfStorage", 2), ("UntypedStorage", 1)])
-def test_storage_item_bytes(name, size):
+def test_storage_item_bytes_follow_the_storage_type(name, size):
     assert internals.storage_item_bytes(name) == size
 
 
-def test_tell_rates():
+def test_tell_rates_sets_the_last_learning_rates():
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     internals.tell_rates(schedule, [0.25])

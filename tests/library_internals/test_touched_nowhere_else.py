@@ -1,4 +1,4 @@
-"""Private members of other packages are touched in fcnlab.library_internals, and nowhere else in src."""
+"""Test that only fcnlab.library_internals uses private members of other packages."""
 
 import ast
 import importlib
@@ -23,11 +23,11 @@ def is_private(name: str) -> bool:
 
 
 def touched(tree: ast.AST, own: set[str]) -> Iterator[str]:
-    """What a module touches that is private, and none of the names that src defines itself."""
+    """Return the private names that a module uses and that src does not define."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             names, of_self = [node.attr], isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            names = [] if of_self else names  # test_nothing_private_is_inherited looks at these
+            names = [] if of_self else names  # test_no_private_member_is_overridden checks these
         elif isinstance(node, ast.ImportFrom):
             names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
         elif isinstance(node, ast.Import):
@@ -44,13 +44,15 @@ def defined(trees: Iterable[ast.AST]) -> set[str]:
     return {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
-def test_no_other_module_touches_a_private_member():
+def test_no_other_module_uses_a_private_member():
     trees = {
         path: ast.parse(path.read_text()) for path in ROOT.rglob("*.py") if path.parent.name != "library_internals"
     }
     own = defined(trees.values())
-    found = {str(path.relative_to(ROOT)): names for path, tree in trees.items() if (names := [*touched(tree, own)])}
-    assert not found
+    private_uses = {
+        str(path.relative_to(ROOT)): names for path, tree in trees.items() if (names := [*touched(tree, own)])
+    }
+    assert not private_uses
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_no_other_module_touches_a_private_member():
         "Queue._on_queue_feeder_error = 1",
     ],
 )
-def test_each_way_to_touch_one_is_found(text):
+def test_each_use_of_a_private_member_is_found(text):
     assert [*touched(ast.parse(text), set())]
     allowed = "a._replace(b=1); os._exit(0); self._x = cfg._target_; object.__setattr__"
     assert not [*touched(ast.parse(allowed), set())]
@@ -89,15 +91,15 @@ def is_foreign(kind: type) -> bool:
 
 
 @pytest.mark.slow  # reads the source of every base class
-def test_nothing_private_is_inherited():
-    """Nor is a private name of a foreign base class taken by accident."""
+def test_no_private_member_is_overridden():
+    """Also finds accidental overrides of private names of a foreign base class."""
     modules = [importlib.import_module(each.name) for each in pkgutil.walk_packages(fcnlab.__path__, "fcnlab.")]
     kinds = {kind for module in modules for kind in vars(module).values() if inspect.isclass(kind)}
     actual = {kind for kind in kinds if kind.__module__.startswith("fcnlab.") and OWN_PACKAGE not in kind.__module__}
-    found = {
+    overridden = {
         (kind.__name__, base.__name__): shared
         for kind in actual
         for base in kind.__mro__[1:]
         if is_foreign(base) and (shared := private_names(kind) & private_names(base))
     }
-    assert not found
+    assert not overridden

@@ -1,4 +1,4 @@
-"""Confusion matrices against a plain histogram, other people's metrics, and themselves over several processes."""
+"""Confusion matrices, compared with a histogram, torchmetrics, and the result of several processes."""
 
 from copy import deepcopy
 
@@ -16,7 +16,7 @@ CLASSES = 5
 
 
 def histogram(prediction, target) -> np.ndarray:
-    """Counted pixel by pixel."""
+    """Return the confusion matrix, counted pixel by pixel."""
     matrix = np.zeros((CLASSES, CLASSES), np.int64)
     for label, true in zip(prediction.flatten().tolist(), target.flatten().tolist(), strict=True):
         if true != 255:
@@ -25,7 +25,7 @@ def histogram(prediction, target) -> np.ndarray:
 
 
 def images(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Predictions and truths, with void, of sizes that differ."""
+    """Return predictions and ground truths of different sizes, with ignored pixels."""
     rng = np.random.default_rng(0)
     shapes = [(1, 5 + place, 9 - place % 3) for place in range(count)]
     labels = np.array([*range(CLASSES), 255])
@@ -35,23 +35,23 @@ def images(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def count(indices, total: int) -> ImageConfusions:
-    """What a process counts of a set."""
-    metric, found = ImageConfusions(total, CLASSES), images(total)
+    """Count some images of a set, like one process."""
+    metric, pairs = ImageConfusions(total, CLASSES), images(total)
     for index in indices:
-        metric.update(*found[index], torch.tensor([index]))
+        metric.update(*pairs[index], torch.tensor([index]))
     return metric
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
-def test_confusion_matrix_is_a_histogram(kind):
+def test_confusion_matrix_equals_a_histogram(kind):
     for prediction, target in images(6):
-        found = confusion_matrix(prediction.to(kind), target.to(kind), CLASSES)
-        assert found.dtype == torch.int64
-        np.testing.assert_array_equal(found, histogram(prediction, target))
+        matrix = confusion_matrix(prediction.to(kind), target.to(kind), CLASSES)
+        assert matrix.dtype == torch.int64
+        np.testing.assert_array_equal(matrix, histogram(prediction, target))
 
 
 @pytest.mark.parametrize("kind", [torch.int16, torch.int32])
-def test_numbers_are_counted_on_a_gpu_as_on_a_cpu(kind):
+def test_deterministic_bincount_equals_numpy(kind):
     numbers = np.random.default_rng(0).integers(0, 90, 5000)
     np.testing.assert_array_equal(
         deterministic_bincount(torch.tensor(numbers, dtype=kind), 100), np.bincount(numbers, minlength=100)
@@ -60,40 +60,40 @@ def test_numbers_are_counted_on_a_gpu_as_on_a_cpu(kind):
 
 @pytest.mark.parametrize("classes", [2, 21, 61, 62, 150, 255, 256])
 @pytest.mark.parametrize("ignore_index", [255, 0, 7])
-def test_any_number_of_classes(classes, ignore_index):
-    """Also more than fit into narrow integers, and a void that is the number of a class."""
+def test_any_number_of_classes_is_counted(classes, ignore_index):
+    """This includes more classes than narrow integers allow, and an ignore_index that is a class id."""
     rng = np.random.default_rng(classes)
     target = rng.choice(np.array([*range(classes), ignore_index]), (40, 53)).astype(np.uint8)
     prediction = rng.integers(0, classes, target.shape)
     expected = np.zeros((classes, classes), np.int64)
     np.add.at(expected, (target[target != ignore_index], prediction[target != ignore_index]), 1)
-    found = confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(target), classes, ignore_index)
-    np.testing.assert_array_equal(found, expected)
+    matrix = confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(target), classes, ignore_index)
+    np.testing.assert_array_equal(matrix, expected)
 
 
-def test_rows_are_the_truth():
-    found = confusion_matrix(torch.tensor([1, 1, 2]), torch.tensor([0, 1, 255]), 3)
-    assert found.tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
+def test_rows_are_the_ground_truth():
+    matrix = confusion_matrix(torch.tensor([1, 1, 2]), torch.tensor([0, 1, 255]), 3)
+    assert matrix.tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
-def test_another_void():
-    found = confusion_matrix(torch.tensor([0, 1]), torch.tensor([2, 1]), 2, ignore_index=2)
-    assert found.tolist() == [[0, 0], [0, 1]]
+def test_another_ignore_index():
+    matrix = confusion_matrix(torch.tensor([0, 1]), torch.tensor([2, 1]), 2, ignore_index=2)
+    assert matrix.tolist() == [[0, 0], [0, 1]]
 
 
-def test_nothing_but_void_is_in_no_sum():
+def test_ignored_pixels_are_not_counted():
     assert confusion_matrix(torch.zeros(9, dtype=torch.int64), torch.full((9,), 255), CLASSES).sum() == 0
 
 
-def test_scores_are_torchmetrics_jaccard_where_all_classes_occur():
+def test_miou_equals_torchmetrics_if_all_classes_occur():
     metric = MulticlassJaccardIndex(CLASSES, ignore_index=255)
     for prediction, target in images(6):
         metric.update(prediction, target)
     assert dataset_scores(count(range(6), 6).compute()[1]).miou == pytest.approx(metric.compute().item())
 
 
-def test_scores_are_not_those_of_single_images_averaged():
-    """What torchmetrics' MeanIoU does: a small image with a rare class weighs as much as a large one."""
+def test_miou_is_not_the_average_over_images():
+    """torchmetrics' MeanIoU averages over images: a small image with a rare class weighs as much as a large one."""
     target = [torch.tensor([[0, 0, 0, 1]]), torch.tensor([[1, 1, 1, 1]])]
     prediction = [torch.tensor([[0, 0, 0, 0]]), torch.tensor([[1, 1, 1, 1]])]
     actual, reference = ImageConfusions(2, 2), MeanIoU(2, input_format="index")
@@ -104,14 +104,14 @@ def test_scores_are_not_those_of_single_images_averaged():
     assert reference.compute().item() == pytest.approx((3 / 4 + 0 / 1 + 4 / 4) / 3)
 
 
-def test_a_row_for_each_image():
-    found, (index, matrices) = images(6), count([4, 1, 3], 6).compute()
+def test_compute_returns_a_matrix_for_each_image():
+    pairs, (index, matrices) = images(6), count([4, 1, 3], 6).compute()
     assert index.tolist() == [1, 3, 4]
     for place, matrix in zip(index, matrices, strict=True):
-        np.testing.assert_array_equal(matrix, histogram(*found[place]))
+        np.testing.assert_array_equal(matrix, histogram(*pairs[place]))
 
 
-def test_batches_change_nothing():
+def test_batch_size_does_not_change_the_counts():
     prediction, target = (torch.randint(CLASSES, (6, 4, 4)) for _ in range(2))
     whole, parts = ImageConfusions(6, CLASSES), ImageConfusions(6, CLASSES)
     whole.update(prediction, target, torch.arange(6))
@@ -122,7 +122,7 @@ def test_batches_change_nothing():
 
 
 @pytest.mark.parametrize("indices", [[[2], [2]], [[2, 2]]])
-def test_a_image_counted_twice_is_an_error(indices):
+def test_an_image_counted_twice_is_an_error(indices):
     metric = ImageConfusions(3, CLASSES)
     for index in indices:
         maps = torch.zeros(len(index), 2, 2, dtype=torch.int64)
@@ -131,7 +131,7 @@ def test_a_image_counted_twice_is_an_error(indices):
         metric.compute()
 
 
-def test_reset_counts_afresh():
+def test_reset_clears_the_counts():
     metric = count([0, 1, 2], 3)
     metric.compute()
     metric.reset()
@@ -140,28 +140,28 @@ def test_reset_counts_afresh():
     assert metric.compute()[0].tolist() == [1, 2]
 
 
-def test_one_image_is_a_set_too():
-    """Though torchmetrics makes scalars of tensors with one element; also once it was copied, which wraps afresh."""
+def test_a_set_of_one_image_is_counted():
+    """torchmetrics turns tensors with one element into scalars, and a copy wraps compute again."""
     metric = count([0], 1)
-    for one in (metric, deepcopy(metric)):
-        index, matrices = one.compute()
+    for tested in (metric, deepcopy(metric)):
+        index, matrices = tested.compute()
         assert index.tolist() == [0] and matrices.shape == (1, CLASSES, CLASSES)
 
 
-def test_scores_of_arrays_and_tensors_are_alike():
+def test_scores_of_arrays_and_tensors_are_equal():
     _, matrices = count(range(4), 4).compute()
     assert dataset_scores(matrices)[:4] == dataset_scores(matrices.numpy())[:4]
 
 
 @pytest.mark.parametrize("total", [7, 8])
-def test_shares_add_up_to_the_whole(total):
+def test_merged_states_equal_a_single_process(total):
     merged = count(range(0, total, 2), total)
     merged.merge_state(count(range(1, total, 2), total))
     for part, whole in zip(merged.compute(), count(range(total), total).compute(), strict=True):
         assert torch.equal(part, whole)
 
 
-def test_a_image_counted_by_two_processes_is_an_error():
+def test_an_image_counted_by_two_processes_is_an_error():
     merged = count([0, 1], 3)
     merged.merge_state(count([1, 2], 3))
     with pytest.raises(RuntimeError, match="image 1 was counted 2 times"):
@@ -169,21 +169,21 @@ def test_a_image_counted_by_two_processes_is_an_error():
 
 
 def process(rank: int, world_size: int, totals: list[int], folder: str) -> None:
-    """One of several: counts its share, computes with the others, and says what it found."""
-    torch.set_num_threads(1)  # the threads of OpenMP did not come along with the fork
+    """Count the images of one rank, compute with the other ranks, and save the result."""
+    torch.set_num_threads(1)  # a fork does not copy the threads of OpenMP
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
-    found = [count(range(rank, total, world_size), total).compute() for total in totals]
-    torch.save(found, f"{folder}/{rank}.pt")
+    results = [count(range(rank, total, world_size), total).compute() for total in totals]
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12 on; nothing here runs in threads
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12 and later; no threads run here
 def test_two_processes_count_the_same_integers(tmp_path):
-    """Forked, since two fresh processes would import torch for half a minute."""
+    """The processes are forked, since new ones need half a minute to import torch."""
     totals = [7, 8]
     mp.start_processes(process, (2, totals, str(tmp_path)), nprocs=2, start_method="fork")
     for rank in range(2):
-        for total, found in zip(totals, torch.load(tmp_path / f"{rank}.pt"), strict=True):
-            index, matrices = found
+        for total, result in zip(totals, torch.load(tmp_path / f"{rank}.pt"), strict=True):
+            index, matrices = result
             assert index.tolist() == list(range(total))
             assert torch.equal(matrices, count(range(total), total).compute()[1])

@@ -1,4 +1,4 @@
-"""Five conventions of mean IoU: against sums done by hand, loops over pixels, and torchmetrics itself."""
+"""Five conventions of mean IoU, compared with sums by hand, loops over pixels, and torchmetrics."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from fcnlab.metrics.scores import IGNORE_INDEX, scores
 CLASSES = 6
 NAMES = ["FCN paper", "mmsegmentation", "detectron2", "torchmetrics MeanIoU", "average of batches of 2"]
 
-# Truth by row, prediction by column. Class 2 is predicted and never true, class 3 is nowhere.
+# Rows are ground truth, columns predictions. Class 2 is only predicted, class 3 does not occur.
 THREE = np.array(
     [
         [[4, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
@@ -36,7 +36,7 @@ BY_HAND = {
     ),
 }
 
-# One image of 2^24 pixels of class 0, all found; then 1,000 images of one pixel of it, each called 1.
+# One image of 2^24 correct pixels of class 0; then 1,000 images of one pixel of class 0, predicted as 1.
 MANY = np.zeros((1001, 4, 4), np.int64)
 MANY[0, 0, 0], MANY[1:, 0, 1] = 2**24, 1
 
@@ -46,7 +46,7 @@ def by_name(matrices, batch_size=2) -> dict:
 
 
 def label_images(seed: int, ignore_index: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Truth and prediction of seven small images, each of its own size and few classes; class 4 is never true."""
+    """Return ground truth and prediction of seven small images of few classes; class 4 is only predicted."""
     rng, images = np.random.default_rng(seed), []
     for _ in range(7):
         size, few = rng.integers(3, 9, 2), rng.choice(CLASSES, 3, replace=False)
@@ -66,112 +66,112 @@ def counted(images) -> np.ndarray:
 
 
 def pixel_loop(images, only_true: bool = False) -> float:
-    """Mean IoU of pixels as sets of places."""
-    true, called = {}, {}
+    """Return the mean IoU, computed from sets of pixels."""
+    true, predicted = {}, {}
     for number, (targets, labels) in enumerate(images):
         for place, target in np.ndenumerate(targets):
             if target != IGNORE_INDEX:
                 true.setdefault(int(target), set()).add((number, place))
-                called.setdefault(int(labels[place]), set()).add((number, place))
-    classes = set(true) if only_true else set(true) | set(called)
-    pairs = [(true.get(label, set()), called.get(label, set())) for label in classes]
-    return sum(len(one & other) / len(one | other) for one, other in pairs) / len(pairs)
+                predicted.setdefault(int(labels[place]), set()).add((number, place))
+    classes = set(true) if only_true else set(true) | set(predicted)
+    pairs = [(true.get(label, set()), predicted.get(label, set())) for label in classes]
+    return sum(len(first & second) / len(first | second) for first, second in pairs) / len(pairs)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_by_hand(name):
-    found = by_name(THREE)[name]
+def test_conventions_equal_sums_by_hand(name):
+    convention = by_name(THREE)[name]
     rel = 1e-6 if name == "mmsegmentation" else 1e-12
-    for value, expected in zip(found[1:4], BY_HAND[name], strict=True):
+    for value, expected in zip(convention[1:4], BY_HAND[name], strict=True):
         assert value == (None if expected is None else pytest.approx(expected, rel=rel))
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_against_loops_over_pixels(seed):
+def test_conventions_equal_loops_over_pixels(seed):
     images = label_images(seed, ignore_index=True)
-    found = by_name(counted(images))
-    assert found["FCN paper"].miou == pytest.approx(pixel_loop(images), rel=1e-12)
-    assert found["mmsegmentation"].miou == pytest.approx(pixel_loop(images), rel=1e-6)
-    assert found["detectron2"].miou == pytest.approx(pixel_loop(images, only_true=True), rel=1e-12)
+    conventions = by_name(counted(images))
+    assert conventions["FCN paper"].miou == pytest.approx(pixel_loop(images), rel=1e-12)
+    assert conventions["mmsegmentation"].miou == pytest.approx(pixel_loop(images), rel=1e-6)
+    assert conventions["detectron2"].miou == pytest.approx(pixel_loop(images, only_true=True), rel=1e-12)
     batches = [pixel_loop(images[start : start + 2]) for start in (0, 2, 4, 6)]
-    assert found["average of batches of 2"].miou == pytest.approx(sum(batches) / 4, rel=1e-12)
+    assert conventions["average of batches of 2"].miou == pytest.approx(sum(batches) / 4, rel=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_torchmetrics_against_itself(seed):
-    """One image at a time, as their sizes ask for: it counts images whatever the batches are."""
+def test_torchmetrics_convention_equals_torchmetrics(seed):
+    """Images are added one by one, since their sizes differ: torchmetrics averages over images, not batches."""
     images = label_images(seed, ignore_index=False)
     metric, own_means = MeanIoU(CLASSES, input_format="index"), []
     for target, prediction in images:
-        given = torch.from_numpy(prediction)[None], torch.from_numpy(target)[None]
-        metric.update(*given)
-        own_means.append(mean_iou(*given, CLASSES, input_format="index").item())
-    found = by_name(counted(images))["torchmetrics MeanIoU"].miou
-    assert found == pytest.approx(metric.compute().item(), rel=1e-5)
-    assert abs(found - np.mean(own_means)) > 1e-4, "these images do not tell pairs from the mean of images"
+        maps = torch.from_numpy(prediction)[None], torch.from_numpy(target)[None]
+        metric.update(*maps)
+        own_means.append(mean_iou(*maps, CLASSES, input_format="index").item())
+    miou = by_name(counted(images))["torchmetrics MeanIoU"].miou
+    assert miou == pytest.approx(metric.compute().item(), rel=1e-5)
+    assert abs(miou - np.mean(own_means)) > 1e-4, "these images do not tell pairs from the mean of images"
 
 
-def test_torchmetrics_refuses_void():
-    """The day that it takes an ignored label, its convention has to be written anew."""
+def test_torchmetrics_refuses_ignored_pixels():
+    """If torchmetrics accepts ignored labels one day, its convention has to be revised."""
     labels = torch.zeros(1, 2, 2, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="num_classes"):
         MeanIoU(CLASSES, input_format="index").update(labels, torch.full_like(labels, IGNORE_INDEX))
 
 
 def test_single_precision_loses_small_images():
-    found = by_name(MANY)
+    conventions = by_name(MANY)
     exact = 2**24 / (2**24 + 1000)
-    assert found["FCN paper"][1:4] == pytest.approx((exact / 2, exact, exact), rel=1e-12)
-    assert found["mmsegmentation"][1:4] == (0.5, 1, 1)
+    assert conventions["FCN paper"][1:4] == pytest.approx((exact / 2, exact, exact), rel=1e-12)
+    assert conventions["mmsegmentation"][1:4] == (0.5, 1, 1)
 
 
-def test_all_five_differ():
-    found = [convention.miou for convention in all_conventions(np.concatenate([MANY, THREE]), batch_size=2)]
-    gaps = [abs(one - other) for place, one in enumerate(found) for other in found[:place]]
+def test_all_five_conventions_differ():
+    mious = [convention.miou for convention in all_conventions(np.concatenate([MANY, THREE]), batch_size=2)]
+    gaps = [abs(first - second) for place, first in enumerate(mious) for second in mious[:place]]
     assert len(gaps) == 10 and min(gaps) > 1e-5
 
 
-def test_all_five_agree_on_one_image_of_all_classes():
+def test_all_five_conventions_agree_on_one_image_of_all_classes():
     matrix = np.random.default_rng(0).integers(1, 99, (CLASSES, CLASSES))
     expected = scores(matrix)
-    for found in all_conventions(matrix[None]):
-        assert found.miou == pytest.approx(expected.miou, rel=1e-6)
-        if found.mean_acc is not None:
-            assert found[2:4] == pytest.approx((expected.mean_acc, expected.pixel_acc), rel=1e-6)
+    for convention in all_conventions(matrix[None]):
+        assert convention.miou == pytest.approx(expected.miou, rel=1e-6)
+        if convention.mean_acc is not None:
+            assert convention[2:4] == pytest.approx((expected.mean_acc, expected.pixel_acc), rel=1e-6)
 
 
-def test_first_is_the_record_s_to_the_last_digit():
+def test_the_first_convention_equals_the_recorded_scores_exactly():
     matrices = np.random.default_rng(1).integers(0, 2**20, (9, CLASSES, CLASSES))
     expected = scores(matrices.sum(axis=0))
     assert all_conventions(matrices)[0][1:4] == (expected.miou, expected.mean_acc, expected.pixel_acc)
 
 
-def test_batches_of_another_size_are_another_number_and_say_so():
+def test_the_batch_convention_names_its_batch_size():
     ones, twos = by_name(THREE, 1), by_name(THREE, 2)
     assert ones["average of batches of 1"].miou == pytest.approx(((4 / 5) / 2 + (2 / 5 + 3 / 6) / 2 + (1 / 2) / 2) / 3)
     assert "batches of 2 images" in twos["average of batches of 2"].differs
 
 
-def test_a_batch_that_is_all_void_is_left_out():
+def test_a_batch_of_ignored_pixels_is_skipped():
     expected = by_name(THREE[:2])["average of batches of 2"]
     assert by_name(np.concatenate([THREE[:2], 0 * THREE[:2]]))["average of batches of 2"] == expected
 
 
-def test_nothing_counted_is_null_in_the_record():
-    found = all_conventions(0 * THREE)
-    assert all(math.isnan(convention.miou) for convention in found)
-    text = json.dumps(as_facts(found), allow_nan=False)
+def test_scores_without_pixels_are_null_in_the_record():
+    conventions = all_conventions(0 * THREE)
+    assert all(math.isnan(convention.miou) for convention in conventions)
+    text = json.dumps(as_facts(conventions), allow_nan=False)
     assert all(convention["miou"] is None for convention in json.loads(text).values())
 
 
 def test_facts_and_table():
-    found = all_conventions(THREE, batch_size=2)
-    facts, lines = as_facts(found), conventions_table(found).splitlines()
+    conventions = all_conventions(THREE, batch_size=2)
+    facts, lines = as_facts(conventions), conventions_table(conventions).splitlines()
     assert list(facts) == NAMES
     assert all(list(fact) == ["miou", "mean_acc", "pixel_acc", "differs", "source"] for fact in facts.values())
     assert facts["torchmetrics MeanIoU"]["mean_acc"] is None
     assert lines[1].split() == ["miou", "mean_acc", "pixel_acc"] and len({len(line) for line in lines[1:7]}) == 1
     assert lines[4].split() == ["detectron2", "52.27", "66.07", "66.67"]
     assert lines[5].split() == ["torchmetrics", "MeanIoU", "36.67", "-", "-"]
-    for convention in found:
+    for convention in conventions:
         assert f"  {convention.name}: {convention.differs}" in lines and f"    [{convention.source}]" in lines

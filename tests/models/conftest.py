@@ -1,4 +1,4 @@
-"""What the tests of several models share."""
+"""Fixtures for the tests of several models."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 @pytest.fixture(autouse=True)
 def _repeatable():
-    """One seed; one thread, since small tensors gain nothing from more and wait for each other on a busy machine."""
+    """Use one seed, and one thread, since small tensors gain nothing from more threads on a busy machine."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -17,7 +17,7 @@ def _repeatable():
 
 @pytest.fixture
 def download(monkeypatch):
-    """Replace torchvision's download; the argument is called with the address."""
+    """Replace torchvision's download; the argument is called with the URL."""
 
     def replace(fetch):
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda url, *_, **__: fetch(url))
@@ -27,15 +27,15 @@ def download(monkeypatch):
 
 @pytest.fixture
 def as_if_trained():
-    """Give the batch normalisations of a net factors and statistics that are far from those they start with."""
+    """Give the batch normalisations of a model weights and statistics far from their initial values."""
 
-    def change(net: nn.Module) -> nn.Module:
-        for layer in net.modules():
+    def change(model: nn.Module) -> nn.Module:
+        for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 for values in (layer.weight, layer.running_var):
                     nn.init.uniform_(values, 0.5, 1.5)
                 for values in (layer.bias, layer.running_mean):
                     nn.init.uniform_(values, -0.5, 0.5)
-        return net.eval()
+        return model.eval()
 
     return change

@@ -1,4 +1,4 @@
-"""Both AlexNets: CaffeNet against a plain reading of its prototxt, AlexNet against torchvision's."""
+"""Both AlexNets: CaffeNet against a reference from its prototxt, AlexNet against torchvision's."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ CAFFE_SHAPES = {
 
 
 def caffe_features(state: dict[str, Tensor], image: Tensor, conv1_padding: int, fc6_padding: int) -> dict[int, Tensor]:
-    """voc-fcn-alexnet's prototxt, line by line, for RGB in 0..1; fc6 and fc7 are linear layers over each window."""
+    """Compute voc-fcn-alexnet's prototxt line by line, for RGB in 0..1; fc6 and fc7 are linear layers per window."""
 
     def conv(x, layer, stride=1, padding=0):
         return F.relu(F.conv2d(x, state[f"{layer}.weight"], state[f"{layer}.bias"], stride, padding))
@@ -61,7 +61,7 @@ def state() -> dict[str, Tensor]:
 
 @pytest.fixture
 def parts():
-    """The tensors of a backbone by name, all values left out."""
+    """Return the shapes of a backbone's tensors by name."""
 
     def shapes(net: torch.nn.Module | dict[str, Tensor]) -> dict[str, torch.Size]:
         tensors = net if isinstance(net, dict) else net.state_dict()
@@ -70,7 +70,7 @@ def parts():
     return shapes
 
 
-# 57 M with score layer: 56,954,261 in the released net; torchvision's 61,100,840 without its classifier of 4,097,000
+# 57 M with score layer: 56,954,261 in the released model; torchvision's 61,100,840 without its classifier of 4,097,000
 @pytest.mark.parametrize(("net", "count"), [(CaffeNet, 56_954_261 - 21 * 4097), (AlexNet, 61_100_840 - 4_097_000)])
 def test_parameter_counts(net, count):
     with torch.device("meta"):
@@ -80,14 +80,14 @@ def test_parameter_counts(net, count):
 # --- CaffeNet
 
 
-def test_caffes_tensors_all_find_their_place(state, parts):
+def test_all_caffe_tensors_are_used(state, parts):
     with torch.device("meta"):
         net = CaffeNet()
     assert parts(net.placed(from_caffe(state))) == parts(net)
     assert len(state) == 16 and len(net.state_dict()) == 14  # the classifier's two are left out
 
 
-def test_layers_that_already_are_convolutions_stay_as_they_are(state):
+def test_layers_that_are_convolutions_already_are_kept(state):
     once = from_caffe(state)
     assert once["fc6.weight"].shape == (4096, 256, 6, 6) and once["fc7.weight"].shape == (4096, 4096, 1, 1)
     assert all(torch.equal(value, once[key]) for key, value in from_caffe(once).items())
@@ -95,27 +95,27 @@ def test_layers_that_already_are_convolutions_stay_as_they_are(state):
 
 @pytest.mark.parametrize(("padding", "conv1_padding", "fc6_padding"), [("same", 5, 3), ("paper", 100, 0)])
 @torch.no_grad()
-def test_features_equal_those_of_the_prototxt(state, tmp_path, padding, conv1_padding, fc6_padding):
+def test_features_equal_the_prototxt(state, tmp_path, padding, conv1_padding, fc6_padding):
     save_file(state, tmp_path / "caffenet.safetensors")
     net = CaffeNet(padding=padding, weights=str(tmp_path / "caffenet.safetensors")).eval()
     image = torch.rand(1, 3, 47, 82)
     features = {level: x.data for level, x in net(image).items()}
     assert net.pretrained and features[32].std() > 0.1
     expected = caffe_features(state, image, conv1_padding, fc6_padding)
-    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-3)  # of sums over 9216 values of some tens
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-3)  # sums of 9216 values of some tens
 
 
 # n = 500: 173, 86, 43, 21, 16 (conv1, pool1, pool2, pool5, fc6), by hand
 @pytest.mark.parametrize(("size", "expected"), [(500, (86, 43, 16)), (1, (24, 12, 1))])
 @pytest.mark.parametrize("net", [CaffeNet, AlexNet])
 @torch.no_grad()
-def test_map_sizes_with_the_papers_padding(net, size, expected):
+def test_feature_map_sizes_with_the_papers_padding(net, size, expected):
     with torch.device("meta"):
         features = net(padding="paper").eval()(torch.empty(1, 3, size, size))
     assert tuple(features[level].data.shape[2] for level in (8, 16, 32)) == expected
 
 
-def test_the_classifiers_weights_of_another_net(tmp_path):
+def test_weights_of_another_model_are_refused(tmp_path):
     save_file({"conv1.weight": torch.zeros(64, 3, 11, 11)}, tmp_path / "other.safetensors")
     with (
         torch.device("meta"),
@@ -142,24 +142,24 @@ def net(reference, tmp_path):
     return build
 
 
-def test_torchvisions_tensors_all_find_their_place(reference, parts):
+def test_all_torchvision_tensors_are_used(reference, parts):
     with torch.device("meta"):
         own = AlexNet()
     assert parts(own.placed(from_torchvision(reference.state_dict()))) == parts(own)
 
 
-# torchvision pads by 2, we by 5 or 100; at these sizes its pools, which round down, leave nothing over
+# torchvision pads by 2, fcnlab by 5 or 100; at these sizes its pools, which round down, use all pixels
 @pytest.mark.parametrize(("padding", "size", "more", "cell"), [("same", 217, 3, 3), ("paper", 27, 98, 0)])
 @torch.no_grad()
-def test_features_equal_torchvisions(reference, net, padding, size, more, cell):
+def test_features_equal_torchvision(reference, net, padding, size, more, cell):
     image = torch.rand(1, 3, size, size)
     scaled = F.pad(normalize(image, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]), 4 * [more])
     pool5 = reference.features(scaled)
-    assert pool5.shape == (1, 256, 6, 6)  # all that its classifier sees, as does one cell of fc6
+    assert pool5.shape == (1, 256, 6, 6)  # the input of its classifier, and of one cell of fc6
     features = net(padding)(image)
     expected = {8: reference.features[:3](scaled), 16: reference.features[:6](scaled)}
     expected[32] = reference.classifier[:6](pool5.flatten(1))[..., None, None]
     assert expected[32].std() > 1e-3
-    found = {level: x.data for level, x in features.items()}
-    found[32] = found[32][..., cell : cell + 1, cell : cell + 1]
-    torch.testing.assert_close(found, expected)
+    actual = {level: x.data for level, x in features.items()}
+    actual[32] = actual[32][..., cell : cell + 1, cell : cell + 1]
+    torch.testing.assert_close(actual, expected)

@@ -1,4 +1,4 @@
-"""Archives and headers of which torch would read something else, or more, than what was checked."""
+"""Archives and headers of which torch would read something other, or more, than fcnlab checks."""
 
 import io
 import json
@@ -26,14 +26,14 @@ def saved(zipped: bool = True) -> bytes:
 def plain_zip(*members: tuple[str, bytes]) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as archive:
-        warnings.simplefilter("ignore")  # of a name that is there twice
+        warnings.simplefilter("ignore")  # about a repeated name
         for name, content in members:
             archive.writestr(name, content)
     return file.getvalue()
 
 
 def two_directories() -> bytes:
-    """Python's reader finds the second pickle, torch's the first."""
+    """Return an archive in which Python's reader finds the second pickle and torch's the first."""
     first, second = (pickle.dumps({"which": which}, 2) for which in ("first", "other"))
     data = plain_zip(("a/data.pkl", first), ("a/version", b"3\n"))
     start = struct.unpack("<L", data[-6:-2])[0]
@@ -42,7 +42,7 @@ def two_directories() -> bytes:
     directory, half = padded[stated:-END], (len(data) - END - start)
     entries = [directory[:half], bytearray(directory[half:])]
     place = 0
-    while place < len(entries[1]):  # Python adds to each place what lies between the stated place and the real one
+    while place < len(entries[1]):  # Python adds the difference between the stated and the real position to each offset
         offset = struct.unpack_from("<L", entries[1], place + 42)[0]
         struct.pack_into("<L", entries[1], place + 42, offset - half)
         place += 46 + struct.unpack_from("<H", entries[1], place + 28)[0]
@@ -80,26 +80,26 @@ ARCHIVES = {
 
 
 @pytest.fixture
-def never_built(monkeypatch):
+def no_torch_load(monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch built it"))
 
 
 @pytest.mark.parametrize("data", ARCHIVES.values(), ids=ARCHIVES)
-def test_an_archive_with_two_readings_is_refused(tmp_path, never_built, data):
+def test_an_ambiguous_archive_is_refused(tmp_path, no_torch_load, data):
     (tmp_path / "net.pth").write_bytes(data)
     with pytest.raises(WeightsError, match="no readable weights file"):
         load_without_code(tmp_path / "net.pth")
 
 
-def test_two_directories_are_two_archives():
-    """The file above is armed: Python and torch disagree."""
+def test_python_and_torch_read_different_pickles():
+    """The file above is effective: Python and torch disagree."""
     data = two_directories()
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert pickle.loads(archive.read("b/data.pkl")) == {"which": "other"} and archive.testzip() is None
     assert torch.load(io.BytesIO(data), weights_only=True) == {"which": "first"}
 
 
-def test_a_file_that_is_replaced_after_the_check_is_not_read(tmp_path, monkeypatch):
+def test_a_file_replaced_after_the_check_is_not_read(tmp_path, monkeypatch):
     from fcnlab.models import weights
 
     path, check = tmp_path / "net.pth", weights.check_pickle
@@ -107,9 +107,9 @@ def test_a_file_that_is_replaced_after_the_check_is_not_read(tmp_path, monkeypat
     torch.save({"w": "other"}, tmp_path / "other.pth")
 
     def replaced(*arguments):
-        found = check(*arguments)
+        result = check(*arguments)
         (tmp_path / "other.pth").rename(path)
-        return found
+        return result
 
     monkeypatch.setattr(weights, "check_pickle", replaced)
     assert torch.equal(load_without_code(path)["w"], STATE["w"])
@@ -137,7 +137,7 @@ def legacy(keys: object, numbers: bytes | None = None) -> bytes:
     ],
     ids=["no keys", "no list", "another key", "no keys, no numbers", "cut off", "more numbers than bytes"],
 )
-def test_old_files_whose_tensors_have_no_numbers_are_refused(tmp_path, never_built, data):
+def test_legacy_files_with_tensors_without_values_are_refused(tmp_path, no_torch_load, data):
     (tmp_path / "net.pth").write_bytes(data)
     with pytest.raises(WeightsError, match="a tensor without its numbers"):
         load_without_code(tmp_path / "net.pth")
@@ -160,7 +160,7 @@ EMPTY = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
     ],
     ids=["tensors", "dimensions", "bytes"],
 )
-def test_headers_of_safetensors_have_limits(tmp_path, monkeypatch, data, why):
+def test_large_safetensors_headers_are_refused(tmp_path, monkeypatch, data, why):
     monkeypatch.setattr("fcnlab.models.weights.load_file", lambda *_: pytest.fail("safetensors read it"))
     (tmp_path / "net.safetensors").write_bytes(data)
     with pytest.raises(WeightsError, match=why):

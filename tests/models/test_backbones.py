@@ -1,4 +1,4 @@
-"""What all backbones have in common: whose weights they load, and that a training step reaches every layer."""
+"""Properties of all backbones: which weights they load, and that a training step updates every layer."""
 
 import functools
 from urllib.error import URLError
@@ -18,7 +18,7 @@ from fcnlab.training.optimizers import constant, sgd
 from fcnlab.training.segmenter import Segmenter
 
 MODELS = torchvision.models
-# Ours; torchvision's, as it is published; the file.
+# fcnlab's backbone, torchvision's model, and its weights file.
 TORCHVISIONS = {
     "alexnet": (AlexNet, MODELS.alexnet, "alexnet-owt-7be5be79.pth"),
     "vgg16": (VGG16, MODELS.vgg16, "vgg16-397923af.pth"),
@@ -39,27 +39,27 @@ ALL = {name: actual for name, (actual, *_) in TORCHVISIONS.items()} | {
 
 @pytest.fixture
 def published():
-    """torchvision's names and shapes, which are what a loader can get wrong."""
+    """Return torchvision's tensors without values: names and shapes are what a loader can get wrong."""
 
-    def state(model) -> dict[str, torch.Tensor]:
+    def state(build) -> dict[str, torch.Tensor]:
         with torch.device("meta"):
-            return model().state_dict()
+            return build().state_dict()
 
     return state
 
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
-def test_imagenet_weights_are_torchvisions(name, download, published):
+def test_imagenet_weights_are_loaded_from_torchvision(name, download, published):
     actual, reference, file = TORCHVISIONS[name]
-    asked = []
-    download(lambda url: asked.append(url) or published(reference))
+    urls = []
+    download(lambda url: urls.append(url) or published(reference))
     with torch.device("meta"):
-        net = actual(weights="imagenet")
-    assert net.pretrained and asked == [f"https://download.pytorch.org/models/{file}"]
+        model = actual(weights="imagenet")
+    assert model.pretrained and urls == [f"https://download.pytorch.org/models/{file}"]
 
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
-def test_files_from_before_batches_were_counted(name, download, published):
+def test_old_files_without_batch_counters_are_loaded(name, download, published):
     actual, reference, _ = TORCHVISIONS[name]
     old = {key: value for key, value in published(reference).items() if not key.endswith("num_batches_tracked")}
     download(lambda _: old)
@@ -68,7 +68,7 @@ def test_files_from_before_batches_were_counted(name, download, published):
 
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
-def test_a_layer_too_many_is_no_weights_of_this_net(name, download, published):
+def test_weights_with_an_additional_layer_are_refused(name, download, published):
     actual, reference, _ = TORCHVISIONS[name]
     download(lambda _: published(reference) | {"layer5.weight": torch.zeros(1, device="meta")})
     with torch.device("meta"), pytest.raises(WeightsError, match=r"1 not in the net: layer5\.weight"):
@@ -76,7 +76,7 @@ def test_a_layer_too_many_is_no_weights_of_this_net(name, download, published):
 
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
-def test_offline_says_which_file_to_bring_where(name, download, monkeypatch, tmp_path):
+def test_offline_errors_name_the_file_and_its_folder(name, download, monkeypatch, tmp_path):
     def fail(url):
         raise URLError("Name or service not known")
 
@@ -94,35 +94,35 @@ def test_offline_says_which_file_to_bring_where(name, download, monkeypatch, tmp
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*is deprecated")
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
-def test_a_training_step_reaches_every_layer(name):
-    net = FCN(ALL[name](), 3)
-    for head in net.heads.parameters():
+def test_a_training_step_updates_every_layer(name):
+    model = FCN(ALL[name](), 3)
+    for head in model.heads.parameters():
         nn.init.normal_(head, std=0.01)  # from scores of zero, nothing would reach the backbone
     batch = {
         "image": torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8),
         "mask": torch.randint(3, (2, 64, 64), dtype=torch.uint8),
     }
     optimizer = functools.partial(sgd, lr=1e-6, momentum=0.0)
-    module = Segmenter(net, ["a", "b", "c"], CrossEntropy(), optimizer, constant)
+    module = Segmenter(model, ["a", "b", "c"], CrossEntropy(), optimizer, constant)
     trainer = L.Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, log_every_n_steps=1,
     )  # fmt: skip
     trainer.fit(module, DataLoader([batch], batch_size=None))
     assert trainer.global_step == 1 and torch.isfinite(trainer.callback_metrics["train/loss"])
-    unreached = [key for key, value in net.named_parameters() if value.grad is None or not value.grad.any()]
+    unreached = [key for key, value in model.named_parameters() if value.grad is None or not value.grad.any()]
     assert unreached == []
-    assert all(value.grad.isfinite().all() for value in net.parameters())
+    assert all(value.grad.isfinite().all() for value in model.parameters())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_what_is_dropped_is_torchs_choice_in_every_memory_format(share):
+def test_dropout_equals_torch_in_every_memory_format(share):
     x = torch.rand(2, 5, 7, 3) + 1
     dropped = []
-    for kept in (torch.contiguous_format, torch.channels_last):
+    for memory_format in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
-        dropped.append(Dropout(share)(x.contiguous(memory_format=kept)))
-        assert dropped[-1].is_contiguous(memory_format=kept)
+        dropped.append(Dropout(share)(x.contiguous(memory_format=memory_format)))
+        assert dropped[-1].is_contiguous(memory_format=memory_format)
     torch.manual_seed(0)
     expected = torch.nn.functional.dropout(x, share)
     assert torch.equal(dropped[0], expected) and torch.equal(dropped[1], expected)

@@ -1,4 +1,4 @@
-"""The fusion of levels, against hand-made decoders, the released nets' numbers and every image size."""
+"""The fusion of levels, compared with reference decoders, the released models' numbers and every image size."""
 
 import functools
 
@@ -13,8 +13,8 @@ from fcnlab.models import FCN, VGG16, AlexNet, CaffeNet, FeatureMap, GoogLeNet, 
 from fcnlab.models.backbone import Level
 from fcnlab.models.weights import WeightsError
 
-# By name: how to build it, and the smallest image that it takes. ResNet-101 and VGG16 with batch normalisation have
-# the kernels, strides and padding of the ones that stand here.
+# By name: constructor and smallest image. ResNet-101 and VGG16 with batch normalisation have the kernels, strides and
+# padding of backbones in this list.
 BACKBONES = {
     "vgg16-same": (functools.partial(VGG16, padding="same"), 1),
     "vgg16-paper": (functools.partial(VGG16, padding="paper"), 1),
@@ -39,7 +39,7 @@ def tiny_fcn(levels=(32, 16, 8), classes=3, **settings) -> FCN:
 
 
 def randomize(net: FCN) -> FCN:
-    """Scores that are not zero, so that there is something to compare."""
+    """Make scores differ from zero, so that a comparison is meaningful."""
     for parameter in net.heads.parameters():
         nn.init.normal_(parameter)
     return net
@@ -54,15 +54,15 @@ def saved(net: FCN, path) -> str:
 
 
 def without_norms(net: nn.Module) -> nn.Module:
-    """They change no shape, and take most of the time on the device "meta"."""
+    """Skip normalisations, which change no shape and take most of the time on the device "meta"."""
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.forward = lambda x: x
     return net
 
 
-class Once(nn.Module):
-    """A backbone that looks at an image once, however many nets share it."""
+class CachedBackbone(nn.Module):
+    """A backbone that processes an image once, although several models share it."""
 
     def __init__(self, backbone):
         super().__init__()
@@ -71,16 +71,16 @@ class Once(nn.Module):
         self.forward = functools.lru_cache(maxsize=1)(backbone)
 
 
-# All repeats after 32 pixels.
+# Sizes repeat with a period of 32 pixels.
 @pytest.mark.parametrize("more", [63, pytest.param(599, marks=[pytest.mark.slow, pytest.mark.campaign])])
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
-def test_scores_have_the_images_size_for_every_size(backbone, more):
+def test_scores_have_the_image_size_for_every_size(backbone, more):
     build, smallest = BACKBONES[backbone]
     with torch.device("meta"):  # shapes only
-        shared = Once(without_norms(build().eval()))
+        shared = CachedBackbone(without_norms(build().eval()))
         nets = [FCN(shared, 2, levels) for levels in STAGED]
-        for rows in range(smallest, smallest + more // 2 + 17):  # as rows grow, columns shrink: together every size
+        for rows in range(smallest, smallest + more // 2 + 17):  # rows grow and columns shrink, which covers every size
             cols = 2 * smallest + more - rows
             image = torch.empty(1, 3, rows, cols)
             assert {net(image).shape for net in nets} == {(1, 2, rows, cols)}
@@ -89,7 +89,7 @@ def test_scores_have_the_images_size_for_every_size(backbone, more):
 @pytest.mark.parametrize("levels", [(16,), (8,), (32, 8), (16, 8)])
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
-def test_any_choice_of_levels_covers_the_image(backbone, levels):
+def test_scores_cover_the_image_for_any_choice_of_levels(backbone, levels):
     with torch.device("meta"):
         net = FCN(BACKBONES[backbone][0](), 5, levels).eval()
         assert net(torch.empty(2, 3, 93, 200)).shape == (2, 5, 93, 200)
@@ -105,21 +105,21 @@ def test_any_choice_of_levels_covers_the_image(backbone, levels):
         (AlexNet, (50, 28)),
     ],
 )
-def test_a_image_too_small(backbone, size):
+def test_a_too_small_image_is_an_error(backbone, size):
     with torch.device("meta"):
         net, image = FCN(backbone(), 21).eval(), torch.empty(1, 3, *size)
     output = f"{size[0]}x{size[1]} pixels is too small for {backbone.__name__}: it needs {min(size) + 1}"
     with pytest.raises(ValueError, match=output):
         net(image)
-    with pytest.raises(RuntimeError):  # PyTorch's own limit is no lower
+    with pytest.raises(RuntimeError):  # PyTorch itself fails, too
         net.backbone(image)
 
 
 # --- Values
 
 
-class Given(nn.Module):
-    """Feature maps as given, in place of a backbone that computes them."""
+class FixedMaps(nn.Module):
+    """A backbone that returns fixed feature maps."""
 
     min_size, pretrained, channels_last_on_cpu = 1, False, False
 
@@ -140,10 +140,10 @@ GOOGLENET_SAME = {32: (30.0, 15), 16: (14.0, 31), 8: (6.0, 62)}
 @pytest.mark.parametrize("levels", STAGED)
 @pytest.mark.parametrize(("maps", "centre"), [(VGG_PAPER, 268.5), (GOOGLENET_SAME, 286)], ids=["vgg", "googlenet"])
 @torch.no_grad()
-def test_an_impulse_lands_centred_on_its_cell(maps, centre, levels):
+def test_an_impulse_is_upsampled_around_the_centre_of_its_cell(maps, centre, levels):
     features = {level: FeatureMap(torch.zeros(1, 2, n, n), level, origin) for level, (origin, n) in maps.items()}
     features[32].data[:, 0, 8, 8] = 1
-    net = FCN(Given(features), 2, levels)
+    net = FCN(FixedMaps(features), 2, levels)
     net.heads["32"].weight.copy_(torch.eye(2)[:, :, None, None])
     scores = net(torch.zeros(1, 3, 500, 500))[0]
     assert scores[0].sum() == 32**2 and not scores[1].any()
@@ -153,9 +153,9 @@ def test_an_impulse_lands_centred_on_its_cell(maps, centre, levels):
 
 
 @torch.no_grad()
-def test_levels_of_one_stride_are_summed_and_upsampled_once():
+def test_levels_of_equal_stride_are_summed_and_upsampled_once():
     features = {level: FeatureMap(torch.randn(1, 4, 7, 9), 8, 0.0) for level in (32, 16, 8)}
-    net = randomize(FCN(Given(features), 3))
+    net = randomize(FCN(FixedMaps(features), 3))
     scores = [head(features[int(level)].data) for level, head in net.heads.items()]
     expected = F.interpolate(sum(scores), size=(49, 65), mode="bilinear", align_corners=True)  # cell i on pixel 8 i
     torch.testing.assert_close(net(torch.zeros(1, 3, 49, 65)), expected)
@@ -166,7 +166,7 @@ def test_scores_start_at_zero():
 
 
 def bilinear(x: torch.Tensor, factor: int, crop: int, rows: int, cols: int) -> torch.Tensor:
-    """x2, x8, x16 or x32 as in the released nets, then cropped."""
+    """Upsample x2, x8, x16 or x32 as in the released models, and crop."""
     line = 1 - (torch.arange(2 * factor) - factor + 0.5).abs() / factor
     kernel = torch.outer(line, line).expand(x.shape[1], 1, -1, -1)
     x = F.conv_transpose2d(x, kernel, stride=factor, groups=x.shape[1])
@@ -183,7 +183,7 @@ def bilinear(x: torch.Tensor, factor: int, crop: int, rows: int, cols: int) -> t
     ],
 )
 @torch.no_grad()
-def test_without_skips_scores_are_those_of_level_32_upsampled(levels, steps):
+def test_with_zero_skips_scores_are_upsampled_scores_of_level_32(levels, steps):
     net = tiny_fcn(levels)
     nn.init.normal_(net.heads["32"].weight)
     image = torch.rand(2, 3, 90, 123)
@@ -204,7 +204,7 @@ def test_skips_are_added_to_the_upsampled_scores():
 
 @torch.no_grad()
 def test_skip_scales_equal_scaled_weights():
-    # features * scale and weights * scale score alike; biases are not scaled
+    # scaled features and scaled weights give the same scores; biases are not scaled
     scales = {16: 0.01, 8: 0.0001}
     scaled, folded, image = tiny_fcn(skip_scales=scales), randomize(tiny_fcn()), torch.rand(1, 3, 64, 64)
     scaled.load_state_dict(folded.state_dict())
@@ -215,7 +215,7 @@ def test_skip_scales_equal_scaled_weights():
 
 
 @torch.no_grad()
-def test_learned_upsampling_learns_all_steps_but_the_last():
+def test_learned_upsampling_keeps_the_last_step_fixed():
     fixed, learned = randomize(tiny_fcn()), tiny_fcn(upsampling="learned")
     assert [name for name, _ in fixed.named_parameters() if "upsample" in name] == []
     kernels = {name: tuple(p.shape) for name, p in learned.named_parameters() if "upsample" in name}
@@ -229,7 +229,7 @@ def test_learned_upsampling_learns_all_steps_but_the_last():
 
 
 @pytest.mark.parametrize("levels", [(), (16, 32), (32, 32), (64,), (32, 16, 4)])
-def test_levels_that_are_not_offered(levels):
+def test_unavailable_levels_are_an_error(levels):
     with pytest.raises(ValueError, match=r"choose some of \[32, 16, 8\], which Tiny offers, from coarse to fine"):
         tiny_fcn(levels)
 
@@ -243,7 +243,7 @@ def test_levels_that_are_not_offered(levels):
         ),
     ],
 )
-def test_settings_out_of_range(settings, message):
+def test_settings_out_of_range_are_errors(settings, message):
     with pytest.raises(ValueError, match=message):
         tiny_fcn(**settings)
 
@@ -260,16 +260,16 @@ def test_settings_without_effect_warn(settings, message):
         tiny_fcn(**settings)
 
 
-def test_learned_upsampling_between_levels_of_one_stride_warns():
+def test_learned_upsampling_between_levels_of_equal_stride_warns():
     features = {level: FeatureMap(torch.zeros(1, 2, 4, 4), 8, 0.0) for level in (32, 16)}
     with pytest.warns(UserWarning, match="learned has no effect with levels of one stride"):
-        net = FCN(Given(features), 2, (32, 16), upsampling="learned")
+        net = FCN(FixedMaps(features), 2, (32, 16), upsampling="learned")
     assert {name for name, _ in net.named_parameters() if "upsample" in name} == set()
 
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("backbone", [VGG16, GoogLeNet, CaffeNet, AlexNet, Tiny])
-def test_unknown_padding(backbone):
+def test_unknown_padding_is_an_error(backbone):
     with torch.device("meta"), pytest.raises(ValueError, match="padding='valid': choose 'same' or 'paper'"):
         backbone(padding="valid")
 
@@ -292,7 +292,7 @@ def test_fcn16s_starts_from_fcn32s(tmp_path, upsampling):
         torch.testing.assert_close(fine(image), bilinear(bilinear(scores, *steps[0]), *steps[1]))
 
 
-def test_learned_kernels_are_kept(tmp_path):
+def test_learned_kernels_are_loaded(tmp_path):
     coarse = tiny_fcn((32, 16), upsampling="learned")
     nn.init.normal_(coarse.upsample[0].kernel)
     fine = tiny_fcn(upsampling="learned", weights=saved(coarse, tmp_path / "16s.safetensors"))
@@ -301,7 +301,7 @@ def test_learned_kernels_are_kept(tmp_path):
     assert torch.equal(fine.upsample[1].kernel, torch.eye(3)[:, :, None, None] * diagonal)
 
 
-def test_a_training_checkpoint_is_unwrapped(tmp_path):
+def test_a_training_checkpoint_is_loaded(tmp_path):
     net = randomize(tiny_fcn())
     torch.save({"epoch": 3, "state_dict": {f"net.{key}": value for key, value in net.state_dict().items()}},
                tmp_path / "last.ckpt")  # fmt: skip
@@ -309,7 +309,7 @@ def test_a_training_checkpoint_is_unwrapped(tmp_path):
     assert all(torch.equal(value, loaded[key]) for key, value in net.state_dict().items())
 
 
-def test_another_class_count(tmp_path):
+def test_another_number_of_classes_requires_reset_heads(tmp_path):
     old = randomize(tiny_fcn(classes=3))
     path = saved(old, tmp_path / "old.safetensors")
     with pytest.raises(WeightsError, match=r"scores 3 classes, the data has 5: set model\.reset_heads=true"):
@@ -328,18 +328,18 @@ def test_another_class_count(tmp_path):
     ],
     ids=["more levels", "another width"],
 )
-def test_a_checkpoint_of_another_net(tmp_path, old, message):
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, old, message):
     with pytest.raises(WeightsError, match=message):
         tiny_fcn((32,), weights=saved(old(), tmp_path / "old.safetensors"))
 
 
-def test_a_head_that_is_a_single_number(tmp_path):
+def test_a_head_that_is_a_scalar_is_refused(tmp_path):
     torch.save({"heads.32.weight": torch.tensor(1.0)}, tmp_path / "net.pth")
     with pytest.raises(WeightsError, match=r"of another shape: heads\.32\.weight \(\)"):
         tiny_fcn(weights=str(tmp_path / "net.pth"))
 
 
-# --- The released nets' numbers
+# --- The released models' numbers
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_a_head_that_is_a_single_number(tmp_path):
         (CaffeNet, (32,), 56_954_261),
     ],
 )
-def test_parameter_counts(backbone, levels, count):
+def test_parameter_counts_equal_the_published_numbers(backbone, levels, count):
     with torch.device("meta"):
         net = FCN(backbone(), 21, levels)
     assert sum(p.numel() for p in net.parameters()) == count == sum(v.numel() for v in net.state_dict().values())
@@ -365,12 +365,12 @@ def test_parameter_counts(backbone, levels, count):
     [
         (VGG16, "same", (32, 16, 8), (375, 500), 81.2),
         (VGG16, "paper", (32, 16, 8), (375, 500), 146.8),
-        # 21.4 in the released net; our x32 works on each class alone, which saves 63 * 63 * 21 * 21 * 16 * 16 of them
+        # 21.4 in the released model; fcnlab's x32 works per class, which saves about 63 * 63 * 21 * 21 * 16 * 16
         (CaffeNet, "paper", (32,), (500, 500), 21.4 - 0.45),
     ],
 )
 @torch.no_grad()
-def test_multiply_adds(backbone, padding, levels, size, giga):
+def test_multiply_adds_equal_the_published_numbers(backbone, padding, levels, size, giga):
     with torch.device("meta"):
         net, image = FCN(backbone(padding=padding), 21, levels).eval(), torch.empty(1, 3, *size)
     with FlopCounterMode(display=False) as counter:
@@ -391,11 +391,11 @@ def test_export_for_any_size():
 # --- Whole images and patches
 
 
-def test_a_image_is_a_batch_of_all_its_patches():
+def test_an_image_is_equivalent_to_a_batch_of_all_its_patches():
     """CVPR 2015, section 3.4: the gradient of a loss summed over the coarse cells of an image is the sum of the
     gradients of a patch classifier over those cells' receptive fields.
 
-    The patches are as large as the cell's field and what padding spoils around it, and lie on the net's grid.
+    The patches contain the cell's receptive field and the margin that padding affects, and lie on the model's grid.
     """
     torch.manual_seed(0)
     net = randomize(FCN(Tiny(width=2), 3, levels=(32,)).eval()).double()
@@ -409,11 +409,11 @@ def test_a_image_is_a_batch_of_all_its_patches():
     scores = net.fused(image).data
     whole = gradients(torch.stack([F.cross_entropy(scores[:, :, r, c], target[r, c]) for r, c in cells]).sum())
     patchwise = [torch.zeros_like(value) for value in whole]
-    reach = 3  # cells to each side: 32 * 3 + 16 pixels are more than the field's 79 and the 16 that it is off its cell
+    reach = 3  # cells to each side: 32 * 3 + 16 pixels exceed the field's 79 and its offset of 16
     for row, col in cells:
         patch = image[..., 32 * (row - reach) : 32 * (row + reach + 1), 32 * (col - reach) : 32 * (col + reach + 1)]
         loss = F.cross_entropy(net.fused(patch).data[:, :, reach, reach], target[row, col])
         patchwise = [total + part for total, part in zip(patchwise, gradients(loss), strict=True)]
     assert max(value.abs().max() for value in whole) > 1e-3
-    for one, other in zip(whole, patchwise, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    for expected, actual in zip(patchwise, whole, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Where cells lie, against the released nets' crops, brute force and ``F.interpolate``."""
+"""Positions of cells, compared with the released models' crops, brute force and ``F.interpolate``."""
 
 from bisect import bisect_left
 from itertools import pairwise
@@ -26,7 +26,7 @@ from fcnlab.models.geometry import IMAGE, add
 from fcnlab.models.upsampling import bilinear_kernel
 
 # Origins of the levels 8, 16 and 32, by hand: a kernel k, padding p at stride a adds a * ((k - 1) / 2 - p).
-# None: a net without a choice of padding.
+# None: a backbone without a choice of padding.
 ORIGINS = {
     (VGG16, "paper"): (-95.5, -91.5, 12.5),
     (VGG16, "same"): (3.5, 7.5, 15.5),
@@ -41,7 +41,7 @@ ORIGINS = {
     (Tiny, "paper"): (-95.5, -91.5, -83.5),
     (Tiny, "same"): (3.5, 7.5, 15.5),
 }
-NETS = [pytest.param(*key, id=f"{key[0].__name__}-{key[1]}") for key in ORIGINS]
+BACKBONES = [pytest.param(*key, id=f"{key[0].__name__}-{key[1]}") for key in ORIGINS]
 
 
 def build(net, padding, **settings) -> nn.Module:
@@ -49,13 +49,13 @@ def build(net, padding, **settings) -> nn.Module:
 
 
 def grids(net, padding, *levels):
-    """The grids by hand, coarse to fine, down to the image's."""
+    """Return the grids computed by hand, from coarse to fine, ending with the image's."""
     by_level = dict(zip((8, 16, 32), ORIGINS[net, padding], strict=True))
     return [Grid(level, by_level[level]) for level in levels] + [IMAGE]
 
 
 def ramp(grid: Grid, size: int) -> FeatureMap:
-    """A map whose every row holds its own pixel position, as do its columns in a second channel."""
+    """Return a map whose first channel contains each row's pixel position, and the second each column's."""
     line = grid.origin + grid.stride * torch.arange(size).float()
     return FeatureMap(torch.stack(torch.meshgrid(line, line, indexing="ij"))[None], *grid)
 
@@ -67,15 +67,15 @@ def random_map(grid: Grid, *shape: int) -> FeatureMap:
 # --- Grids
 
 
-@pytest.mark.parametrize(("net", "padding"), NETS)
-def test_levels_lie_where_the_arithmetic_by_hand_says(net, padding):
+@pytest.mark.parametrize(("net", "padding"), BACKBONES)
+def test_grids_of_levels_equal_those_computed_by_hand(net, padding):
     with torch.device("meta"):
         levels = build(net, padding).levels
     assert [levels[level].grid for level in (32, 16, 8)] == grids(net, padding, 32, 16, 8)[:-1]
 
 
 def narrow(net: nn.Module) -> nn.Module:
-    """One channel everywhere: where a net looks does not depend on its width."""
+    """Reduce all layers to one channel: receptive fields do not depend on the width."""
     net.normalize = nn.Identity()
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
@@ -87,7 +87,7 @@ def narrow(net: nn.Module) -> nn.Module:
 
 
 def seen_columns(cell, size: int) -> tuple[int, int]:
-    """The first and the last image column that reach a cell, found by hiding NaNs in the image."""
+    """Return the first and the last image column that affect a cell, found by NaNs in the image."""
 
     def reached(columns: slice) -> bool:
         image = torch.zeros(1, 3, 32, size)
@@ -115,7 +115,7 @@ def seen_columns(cell, size: int) -> tuple[int, int]:
     ],
 )
 @torch.no_grad()
-def test_a_cell_sees_the_pixels_around_its_centre(net, padding, cells, settings, level):
+def test_the_receptive_field_of_a_cell_is_centred(net, padding, cells, settings, level):
     with torch.device("meta"):  # VGG16's half gigabyte is not needed
         backbone = build(net, padding, **settings).eval()
     narrow(backbone)
@@ -129,7 +129,7 @@ def test_a_cell_sees_the_pixels_around_its_centre(net, padding, cells, settings,
     assert last - first + 1 == receptive_field(backbone.chain(level))
 
 
-# CVPR 2015, table 1, but GoogLeNet: 907 pixels is with the average pool, which an FCN drops. The others by hand.
+# CVPR 2015, table 1, except GoogLeNet, whose 907 pixels include the average pool. The others are computed by hand.
 @pytest.mark.parametrize(
     ("net", "settings", "field"),
     [
@@ -143,7 +143,7 @@ def test_a_cell_sees_the_pixels_around_its_centre(net, padding, cells, settings,
         (ResNet, {"depth": 101}, 11 + 3 * 8 + (8 + 3 * 16) + (16 + 22 * 32) + (32 + 2 * 64)),
     ],
 )
-def test_receptive_fields_and_strides_are_the_papers(net, settings, field):
+def test_receptive_fields_and_strides_equal_the_papers(net, settings, field):
     with torch.device("meta"):
         backbone = net(**settings)
     assert receptive_field(backbone.chain(32)) == field
@@ -200,7 +200,7 @@ def first_row(features: FeatureMap) -> int:
 
 
 def crops(chain: list[Grid]) -> list[int]:
-    """The rows that each fusion cuts off the top, from coarse to fine; one of the two maps loses none."""
+    """Return the rows that each fusion crops at the top, from coarse to fine; one of the two maps loses none."""
 
     def row_numbers(grid: Grid, rows: int) -> FeatureMap:
         return FeatureMap(torch.arange(rows).float().view(1, 1, -1, 1).expand(-1, -1, -1, rows), *grid)
@@ -217,7 +217,7 @@ def crops(chain: list[Grid]) -> list[int]:
 @pytest.mark.parametrize(
     ("net", "padding", "levels", "offsets"),
     [
-        # the released nets' prototxts (fcn.berkeleyvision.org, */net.py)
+        # the released models' prototxts (fcn.berkeleyvision.org, */net.py)
         (VGG16, "paper", (32,), [19]),
         (VGG16, "paper", (32, 16), [5, 27]),
         (VGG16, "paper", (32, 16, 8), [5, 9, 31]),
@@ -227,7 +227,7 @@ def crops(chain: list[Grid]) -> list[int]:
         (GoogLeNet, "same", (32,), [1]),
         (GoogLeNet, "same", (32, 16, 8), [0, 0, 1]),
         (GoogLeNet, "paper", (32,), [98]),
-        (CaffeNet, "paper", (32,), [18]),  # voc-fcn-alexnet/net.py; the others have no released net
+        (CaffeNet, "paper", (32,), [18]),  # voc-fcn-alexnet/net.py; the others have no released model
         (CaffeNet, "paper", (32, 16, 8), [5, 10, 18]),
         (CaffeNet, "same", (32,), [19]),
         (AlexNet, "same", (32, 16, 8), [1, 0, 3]),
@@ -242,7 +242,7 @@ def test_crop_offsets(net, padding, levels, offsets):
 
 @pytest.mark.parametrize(("net", "taps"), [(VGG16, 64), (GoogLeNet, 63), (CaffeNet, 63), (AlexNet, 63)])
 @pytest.mark.parametrize("padding", ["same", "paper"])
-def test_taps_of_the_last_upsampling(net, padding, taps):
+def test_kernel_size_of_the_last_upsampling(net, padding, taps):
     source, target = grids(net, padding, 32)
     upsample = Upsample(1, source, target, learned=True)
     assert upsample.taps == taps and upsample.kernel.shape == (1, 1, taps, taps)
@@ -250,7 +250,7 @@ def test_taps_of_the_last_upsampling(net, padding, taps):
 
 @pytest.mark.parametrize(("origin_a", "origin_b"), [(0.0, 0.0), (0.0, 12.0), (12.0, -4.0), (-91.5, 12.5)])
 @pytest.mark.parametrize(("size_a", "size_b"), [(40, 40), (40, 33), (30, 50)])
-def test_overlapping_cells_lie_on_the_same_pixels(origin_a, origin_b, size_a, size_b):
+def test_overlapping_cells_have_the_same_positions(origin_a, origin_b, size_a, size_b):
     a, b = ramp(Grid(4, origin_a), size_a), ramp(Grid(4, origin_b), size_b)
     window_a, window_b = overlap(a, b)
     assert torch.equal(window_a.data, window_b.data)
@@ -263,7 +263,7 @@ def test_overlapping_cells_lie_on_the_same_pixels(origin_a, origin_b, size_a, si
 @pytest.mark.parametrize(
     ("grid", "message"), [(Grid(4, 1.0), "a crop can only shift by whole cells"), (Grid(8, 0.0), "stride 4 and 8")]
 )
-def test_maps_that_do_not_overlap_cell_by_cell(grid, message):
+def test_maps_with_different_grids_are_an_error(grid, message):
     with pytest.raises(ValueError, match=message):
         overlap(ramp(Grid(4, 0.0), 5), ramp(grid, 5))
 
@@ -293,28 +293,30 @@ def test_upsampling_with_even_taps_interpolates_between_pixels(factor, learned):
     actual, _ = overlap(Upsample(3, coarse.grid, IMAGE, learned)(coarse), image)
     expected = F.interpolate(coarse.data, scale_factor=factor, mode="bilinear", align_corners=False)
     assert actual.data.shape == expected.shape and actual.grid == IMAGE
-    inner = slice(factor // 2, -(factor // 2))  # outside, a transposed convolution fades and theirs repeats the edge
+    inner = slice(
+        factor // 2, -(factor // 2)
+    )  # at the border, a transposed convolution fades and F.interpolate repeats the edge
     torch.testing.assert_close(actual.data[..., inner, inner], expected[..., inner, inner])
     assert (actual.data[..., 0, 0].abs() < expected[..., 0, 0].abs()).all()
 
 
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("factor", [2, 8, 32])
-def test_upsampling_with_odd_taps_keeps_the_old_cells(factor, learned):
+def test_upsampling_with_odd_taps_keeps_the_values_of_cells(factor, learned):
     coarse = random_map(Grid(factor, 0.0), 3, 6, 5)
     size = (5 * factor + 1, 4 * factor + 1)  # align_corners=True centres cell i on pixel factor * i
     actual, _ = overlap(Upsample(3, coarse.grid, IMAGE, learned)(coarse), FeatureMap(torch.empty(1, 3, *size), *IMAGE))
     torch.testing.assert_close(actual.data, F.interpolate(coarse.data, size=size, mode="bilinear", align_corners=True))
 
 
-def test_learned_upsampling_is_a_dense_parameter_that_starts_as_the_fixed_one():
+def test_learned_upsampling_is_dense_and_starts_bilinear():
     source, target = Grid(32, 15.5), Grid(16, 7.5)
     fixed, learned = Upsample(3, source, target), Upsample(3, source, target, learned=True)
     assert [(name, tuple(p.shape)) for name, p in learned.named_parameters()] == [("kernel", (3, 3, 4, 4))]
     coarse = random_map(source, 3, 4, 5)
     torch.testing.assert_close(learned(coarse).data, fixed(coarse).data)
     learned(coarse).data.square().sum().backward()
-    assert (learned.kernel.grad != 0).all()  # every class sees every class
+    assert (learned.kernel.grad != 0).all()  # every class depends on every class
     assert list(fixed.parameters()) == [] and fixed.state_dict() == {}
 
 
@@ -338,6 +340,6 @@ def test_upsampling_keeps_the_precision_of_its_input():
     assert Upsample(2, source, IMAGE)(half).data.dtype == torch.bfloat16
 
 
-def test_upsampling_to_no_divisor_of_the_stride():
+def test_upsampling_to_a_stride_that_is_not_a_divisor_is_an_error():
     with pytest.raises(ValueError, match="stride 32 is no multiple of 12"):
         Upsample(2, Grid(32, 0.0), Grid(12, 0.0))

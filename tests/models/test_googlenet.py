@@ -1,4 +1,4 @@
-"""GoogLeNet against the paper's table, a plain reading of BVLC's prototxt and real images; its successor against
+"""GoogLeNet against the paper's table, a reference from BVLC's prototxt and real images; GoogLeNetBN against
 torchvision's."""
 
 from collections import Counter
@@ -54,7 +54,7 @@ def caffe_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def caffe_features(state: dict[str, Tensor], image: Tensor) -> dict[int, Tensor]:
-    """BVLC's prototxt, line by line, for RGB in 0..1."""
+    """Compute BVLC's prototxt line by line, for RGB in 0..1."""
 
     def conv(x, layer, stride=1, padding=0):
         return F.relu(F.conv2d(x, state[f"{layer}.weight"], state[f"{layer}.bias"], stride, padding))
@@ -101,14 +101,14 @@ def state() -> dict[str, Tensor]:
     }
 
 
-def test_parameters_are_the_papers():
+def test_parameter_count_equals_the_papers():
     with torch.device("meta"):
         net = GoogLeNet()
     assert sum(p.numel() for p in net.parameters()) == 5_973_552
     assert {name: level.channels for name, level in net.levels.items()} == {8: 480, 16: 832, 32: 1024}
 
 
-def test_bvlcs_tensors_all_find_their_place(state):
+def test_all_bvlc_tensors_are_used(state):
     with torch.device("meta"):
         own = GoogLeNet().state_dict()
     renamed = from_caffe(state)
@@ -117,7 +117,7 @@ def test_bvlcs_tensors_all_find_their_place(state):
 
 
 @torch.no_grad()
-def test_features_equal_those_of_bvlcs_prototxt(state, tmp_path):
+def test_features_equal_the_bvlc_prototxt(state, tmp_path):
     save_file(state, tmp_path / "bvlc.safetensors")
     net = GoogLeNet(weights=str(tmp_path / "bvlc.safetensors")).eval().double()
     image = torch.rand(1, 3, 75, 102).double()
@@ -128,14 +128,14 @@ def test_features_equal_those_of_bvlcs_prototxt(state, tmp_path):
 
 @pytest.mark.parametrize(("padding", "size"), [("same", 15), ("paper", 21)])
 @torch.no_grad()
-def test_coarse_map_of_500_pixels(padding, size):
+def test_size_of_the_coarse_map_for_500_pixels(padding, size):
     with torch.device("meta"):
         features = GoogLeNet(padding=padding).eval()(torch.empty(1, 3, 500, 500))
     assert features[32].data.shape == (1, 1024, size, size)
 
 
 @torch.no_grad()
-def test_dropout_is_element_wise_and_for_training_only(state):
+def test_dropout_is_element_wise_and_in_training_only(state):
     net = GoogLeNet(dropout=0.5)
     net.load_state_dict(from_caffe(state))
     image = torch.rand(1, 3, 96, 96)
@@ -146,10 +146,10 @@ def test_dropout_is_element_wise_and_for_training_only(state):
     assert 0.4 < (ratios == 0).float().mean() < 0.6
 
 
-# --- torchvision's
+# --- GoogLeNetBN
 
 
-def test_parameters_are_torchvisions():
+def test_parameter_count_equals_torchvision():
     with torch.device("meta"):
         net, reference = GoogLeNetBN(), torchvision.models.googlenet(aux_logits=False, init_weights=False)
     assert sum(p.numel() for p in net.parameters()) == 5_599_904  # its published 6,624,904 less 1000 * 1025
@@ -158,8 +158,8 @@ def test_parameters_are_torchvisions():
 
 
 @torch.no_grad()
-def test_features_equal_torchvisions(as_if_trained, tmp_path):
-    # As torchvision builds it for its weights: it undoes ImageNet's mean and deviation for the ones of TensorFlow.
+def test_features_equal_torchvision(as_if_trained, tmp_path):
+    # torchvision's weights expect TensorFlow's normalisation, so it converts from ImageNet's mean and deviation.
     reference = as_if_trained(torchvision.models.googlenet(init_weights=False, transform_input=True))
     save_file(reference.state_dict(), tmp_path / "googlenet.safetensors")  # with auxiliary heads, as published
     net = GoogLeNetBN(weights=str(tmp_path / "googlenet.safetensors")).eval()
@@ -177,7 +177,7 @@ def test_features_equal_torchvisions(as_if_trained, tmp_path):
 
 
 def images_of(label: int, count: int, voc: Path) -> Tensor:
-    """The first images that show one class only, at the size that GoogLeNet was trained on."""
+    """Return the first images with only this class, at the size that GoogLeNet was trained on."""
     images = []
     for name in (voc / "ImageSets" / "Segmentation" / "val.txt").read_text().split():
         mask = np.asarray(Image.open(voc / "SegmentationClass" / f"{name}.png"))
@@ -192,7 +192,7 @@ def images_of(label: int, count: int, voc: Path) -> Tensor:
 @pytest.mark.parametrize(("label", "imagenet"), [(8, range(281, 294)), (12, range(151, 269))], ids=["cats", "dogs"])
 @torch.no_grad()
 def test_real_weights_recognise_real_images(shared, label, imagenet):
-    # The colour order is test_features_equal_those_of_bvlcs_prototxt's: ten images survive swapped colours.
+    # test_features_equal_the_bvlc_prototxt checks the colour order: ten images cannot detect swapped colours.
     path = shared / "weights" / "bvlc_googlenet.safetensors"
     net, state = GoogLeNet(weights=str(path)).eval(), load_file(path)
     images = images_of(label, 10, shared / "data" / "VOCdevkit" / "VOC2012")
@@ -202,15 +202,15 @@ def test_real_weights_recognise_real_images(shared, label, imagenet):
     assert len(images) == 10 and right >= 5, f"{right} of 10 images right"
 
 
-ANIMALS = {"cat": range(281, 294), "dog": range(151, 269)}  # ImageNet's classes for them, big cats and all
+ANIMALS = {"cat": range(281, 294), "dog": range(151, 269)}  # ImageNet's classes, including big cats
 
 
 @pytest.mark.slow
 @torch.inference_mode()
-def test_the_real_net_recognises_cats_and_dogs(shared):
+def test_the_real_model_recognises_cats_and_dogs(shared):
     """BVLC's classifier as a 1x1 convolution, averaged over its cells, on val images that show cats or dogs alone.
 
-    Measured: 46 of 64 cats, 44 of 48 dogs, the shorter side being 256 pixels; guesses would hit 13 and 118 of 1000
+    Measured: 46 of 64 cats, 44 of 48 dogs, with a shorter side of 256 pixels; a guess has 13 and 118 of 1000
     classes. Branches in another order give guesses. (Swapped colours do not: 44 and 43.)
     """
     path = shared / "weights" / "bvlc_googlenet.safetensors"

@@ -1,4 +1,4 @@
-"""What a few bytes of a pickle can make of a reader, and what torch, Lightning and fcnlab really write."""
+"""Small pickles that exhaust a reader are refused, and files of torch, Lightning and fcnlab are read."""
 
 import inspect
 import io
@@ -38,9 +38,9 @@ STORAGE = b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + t
 NESTED = b")" + b"\x85" * 1000
 
 
-def again(what: bytes, each: bytes) -> bytes:
-    """What is written once, and taken 2,000 times."""
-    return b"](" + what + b"q\x01" + each * 2000 + b"e"
+def again(value: bytes, each: bytes) -> bytes:
+    """Return a pickle that defines a value once and uses it 2,000 times."""
+    return b"](" + value + b"q\x01" + each * 2000 + b"e"
 
 
 BOMBS = {
@@ -54,7 +54,10 @@ BOMBS = {
     ),
     "a parameter of its own": (name("torch.nn.parameter", "Parameter") + NUMBER + b"\x85\x81", "names 'torch.nn.p"),
     "a quantised tensor": (name("torch._utils", "_rebuild_qtensor"), "names 'torch._utils._rebuild_qtensor'"),
-    "a sparse tensor of endless indices": (name("torch._utils", "_rebuild_sparse_tensor"), "_rebuild_sparse_tensor'"),
+    "a sparse tensor with too many indices": (
+        name("torch._utils", "_rebuild_sparse_tensor"),
+        "_rebuild_sparse_tensor'",
+    ),
     "a tensor that is converted": (name("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"), "from_cpu_tensor'"),
     "a subclass": (name("torch._tensor", "_rebuild_from_type_v2"), "names 'torch._tensor._rebuild_from_type_v2'"),
     "range": (call("builtins", "range", NUMBER + b"\x85"), "names 'builtins.range'"),
@@ -72,9 +75,12 @@ BOMBS = {
         "encodes text as 'punycode'",
     ),
     "a key in 1,000 tuples": (b"}" + NESTED + b"Ns", "a key of nested tuples"),
-    "one of a set": (call("builtins", "set", b"]" + NESTED + b"a\x85"), "a key of nested tuples"),
-    "one of pairs": (call("collections", "OrderedDict", b"]]" + NESTED + b"aNaa\x85"), "a key of nested tuples"),
-    "one of a storage": (STORAGE.replace(text("0"), NESTED), "a key of nested tuples"),
+    "nested tuples in a set": (call("builtins", "set", b"]" + NESTED + b"a\x85"), "a key of nested tuples"),
+    "nested tuples in pairs": (
+        call("collections", "OrderedDict", b"]]" + NESTED + b"aNaa\x85"),
+        "a key of nested tuples",
+    ),
+    "nested tuples in a storage": (STORAGE.replace(text("0"), NESTED), "a key of nested tuples"),
     "a key of many bits": (b"}\x8a\x10" + b"\x7f" * 16 + b"Ns", "beyond 64 bits"),
     "more than names and shapes": (b"](" + b"N" * 1_000_000 + b"e", "more than 67,108,864 bytes or 1,000,000 values"),
     "text that is not there": (b"X\xff\xff\xff\x7f", "no pickle that torch writes"),
@@ -85,13 +91,13 @@ BOMBS = {
 
 
 @pytest.fixture
-def never_built(monkeypatch):
+def no_torch_load(monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch built it"))
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize(("content", "why"), BOMBS.values(), ids=BOMBS)
-def test_a_bomb_is_refused_before_torch_builds_it(tmp_path, never_built, content, why, legacy):
+def test_a_bomb_is_refused_before_torch_builds_it(tmp_path, no_torch_load, content, why, legacy):
     path = tmp_path / "net.pth"
     if legacy:
         path.write_bytes(LEGACY + b"\x80\x02" + content + b".")
@@ -103,8 +109,8 @@ def test_a_bomb_is_refused_before_torch_builds_it(tmp_path, never_built, content
     assert str(path) in str(error.value) and "save its state dict" in str(error.value)
 
 
-def test_a_shared_value_is_none_to_refuse(tmp_path):
-    """Only calls copy: a list that is in 2,000 others is there once."""
+def test_a_shared_value_is_accepted(tmp_path):
+    """Only calls copy values: a list that 2,000 others contain is stored once."""
     shared = list(range(2000))
     torch.save([[shared] for _ in range(2000)], tmp_path / "net.pth")
     assert load_without_code(tmp_path / "net.pth")[1999] == [shared]
@@ -126,18 +132,18 @@ def trained(optimizer_type: type, weights: nn.Linear) -> torch.optim.Optimizer:
 
 
 OPTIMIZERS = [
-    found
-    for _, found in inspect.getmembers(torch.optim, inspect.isclass)
-    if issubclass(found, torch.optim.Optimizer) and found not in (torch.optim.Optimizer, torch.optim.SparseAdam)
+    cls
+    for _, cls in inspect.getmembers(torch.optim, inspect.isclass)
+    if issubclass(cls, torch.optim.Optimizer) and cls not in (torch.optim.Optimizer, torch.optim.SparseAdam)
 ]
 
 
-@pytest.mark.parametrize("optimizer_type", OPTIMIZERS, ids=lambda found: found.__name__)
-def test_states_of_every_optimiser_are_read(tmp_path, optimizer_type):
+@pytest.mark.parametrize("optimizer_type", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_states_of_all_optimizers_are_read(tmp_path, optimizer_type):
     state = trained(optimizer_type, nn.Linear(3, 2)).state_dict()
     torch.save({"optimizer_states": [state]}, tmp_path / "a.ckpt")
-    found = load_without_code(tmp_path / "a.ckpt")["optimizer_states"][0]
-    assert found["param_groups"] == state["param_groups"] and repr(found["state"]) == repr(state["state"])
+    loaded = load_without_code(tmp_path / "a.ckpt")["optimizer_states"][0]
+    assert loaded["param_groups"] == state["param_groups"] and repr(loaded["state"]) == repr(state["state"])
 
 
 SCHEDULES = {
@@ -150,7 +156,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_states_of_schedules_are_read(tmp_path, schedule):
+def test_states_of_schedulers_are_read(tmp_path, schedule):
     state = schedule(torch.optim.SGD(nn.Linear(3, 2).parameters(), 0.1)).state_dict()
     torch.save(state, tmp_path / "a.ckpt")
     assert load_without_code(tmp_path / "a.ckpt") == state
@@ -167,31 +173,31 @@ PLAIN = {
     "random": random.Random(1).getstate(),
     ("a", 1): None,
     None: -(2**63),
-    **{str(found): found for found in (torch.float16, torch.uint8, torch.float8_e4m3fn, torch.complex64)},
+    **{str(dtype): dtype for dtype in (torch.float16, torch.uint8, torch.float8_e4m3fn, torch.complex64)},
 }
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_plain_values_of_every_kind_are_read(tmp_path, zipped):
+def test_plain_values_of_all_types_are_read(tmp_path, zipped):
     torch.save(PLAIN, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
     assert load_without_code(tmp_path / "a.ckpt") == PLAIN
 
 
-OF_ALL_FILES = (torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64)
+DTYPES = (torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64)
 
 
 @pytest.mark.parametrize(
     ("dtype", "zipped"),
-    [(torch.uint16, True), *((found, zipped) for found in OF_ALL_FILES for zipped in (True, False))],
+    [(torch.uint16, True), *((dtype, zipped) for dtype in DTYPES for zipped in (True, False))],
 )
-def test_tensors_of_every_type_are_read(tmp_path, dtype, zipped):
+def test_tensors_of_all_dtypes_are_read(tmp_path, dtype, zipped):
     values = {"a": torch.tensor([[0, 1]]).to(dtype), "b": nn.Parameter(torch.ones(2))}
     torch.save(values, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
-    found = load_without_code(tmp_path / "a.ckpt")
-    assert torch.equal(found["a"], values["a"]) and torch.equal(found["b"], values["b"])
+    loaded = load_without_code(tmp_path / "a.ckpt")
+    assert torch.equal(loaded["a"], values["a"]) and torch.equal(loaded["b"], values["b"])
 
 
-def test_the_weights_of_a_whole_network_stay_far_below_the_limits(tmp_path, monkeypatch):
+def test_a_large_checkpoint_stays_far_below_the_limits(tmp_path, monkeypatch):
     from torchvision.models import resnet101
 
     with torch.device("meta"):
@@ -203,14 +209,14 @@ def test_the_weights_of_a_whole_network_stay_far_below_the_limits(tmp_path, monk
     file = io.BytesIO()
     torch.save(content, file)
     with zipfile.ZipFile(file) as archive:
-        data = archive.read(next(found for found in archive.namelist() if found.endswith("data.pkl")))
+        data = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
     for limit in ("SIZE", "READS", "COPIED"):
         monkeypatch.setattr(pickles, limit, getattr(pickles, limit) // 8)
     pickles.check_pickle(io.BytesIO(data))
 
 
-def test_dictionaries_of_python_2_are_pairs(tmp_path):
-    """As pytorch-fcn's first files were written."""
+def test_dictionaries_written_by_python_2_are_read(tmp_path):
+    """pytorch-fcn's first files have this format."""
     pairs = b"](" + b"](U\x01aK\x01e" + b"](U\x01bK\x02e" + b"e"
     (tmp_path / "net.pth").write_bytes(
         LEGACY + b"\x80\x02" + call("collections", "OrderedDict", pairs + b"\x85") + b"." + pickle.dumps([], 2)
@@ -218,7 +224,7 @@ def test_dictionaries_of_python_2_are_pairs(tmp_path):
     assert load_without_code(tmp_path / "net.pth") == OrderedDict(a=1, b=2)
 
 
-def test_numbers_of_numpy_are_only_read_with_stand_ins(tmp_path):
+def test_numpy_scalars_are_refused(tmp_path):
     torch.save({"best": np.float64(0.5)}, tmp_path / "net.pth")
     with pytest.raises(WeightsError, match=r"names 'numpy\._?core\.multiarray\.scalar'"):
         load_without_code(tmp_path / "net.pth")

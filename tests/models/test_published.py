@@ -1,6 +1,6 @@
-"""pytorch-fcn's weights, without its files: random ones of its names and shapes, scored as its code would.
+"""pytorch-fcn's weights, without its files: random tensors with its names and shapes, scored like its code.
 
-Names, shapes and counts are those of its model definitions (wkentaro/pytorch-fcn at 4b98850, torchfcn/models/*.py).
+Names, shapes and counts come from its model definitions (wkentaro/pytorch-fcn at 4b98850, torchfcn/models/*.py).
 """
 
 import json
@@ -47,7 +47,7 @@ SETTINGS = {
 
 
 def filler(factor: int, classes: int = 21) -> Tensor:
-    """The kernel of pytorch-fcn's get_upsampling_weight, in numpy as there."""
+    """Return the kernel of pytorch-fcn's get_upsampling_weight, computed in numpy like there."""
     og = np.ogrid[: 2 * factor, : 2 * factor]
     centre = factor - 0.5
     line = (1 - abs(og[0] - centre) / factor) * (1 - abs(og[1] - centre) / factor)
@@ -57,7 +57,7 @@ def filler(factor: int, classes: int = 21) -> Tensor:
 
 
 def state_of(kind: str, make=torch.empty) -> dict[str, Tensor]:
-    """The state dict of a model; deconvolutions as released."""
+    """Return the state dict of a model, with deconvolutions as released."""
     shapes, steps = MODELS[kind]
     state = {}
     for layer, shape in shapes.items():
@@ -69,8 +69,8 @@ def on_meta(shape) -> Tensor:
     return torch.empty(shape, device="meta")
 
 
-def unmade(kind: str, num_classes: int = 21, backbone=None, **settings) -> FCN:
-    """A net without numbers, to hold against a state dict."""
+def build_on_meta(kind: str, num_classes: int = 21, backbone=None, **settings) -> FCN:
+    """Build a model without values, to compare with a state dict."""
     with torch.device("meta"):
         chosen = backbone or VGG16(padding="paper", convention="caffe")
         return FCN(chosen, num_classes, **(SETTINGS[kind] | settings))
@@ -78,7 +78,7 @@ def unmade(kind: str, num_classes: int = 21, backbone=None, **settings) -> FCN:
 
 @pytest.fixture
 def load(monkeypatch):
-    """Start a net from a state dict, as if a file held it."""
+    """Load a state dict into a model, as if it came from a file."""
 
     def start(net: FCN, state, md5: str = "", label: str | None = None, reset_heads: bool = False) -> FCN:
         monkeypatch.setattr("fcnlab.models.fcn.read_labelled", lambda path: (state, label))
@@ -86,34 +86,34 @@ def load(monkeypatch):
         net._start_from("net.pth", reset_heads)
         return net
 
-    def assign(net, state, what):
-        weights.check_fit(net, state, what)
+    def assign(net, state, source):
+        weights.check_fit(net, state, source)
         net.load_state_dict(dict(state), assign=True)
 
     monkeypatch.setattr("fcnlab.models.fcn.load_strictly", assign)
     return start
 
 
-# --- pytorch-fcn's forward, in words of torch's own
+# --- pytorch-fcn's forward pass, in plain torch
 
 
 @torch.no_grad()
 def maps(state, image: Tensor) -> dict[str, Tensor]:
-    """pool3, pool4 and fc7 of an image in RGB, 0..1."""
+    """Return pool3, pool4 and fc7 of an image in RGB, 0..1."""
     mean = torch.tensor([104.00698793, 116.66876762, 122.67891434])[:, None, None]  # datasets/voc.py
-    x, found = image[:, [2, 1, 0]] * 255 - mean, {}
+    x, features = image[:, [2, 1, 0]] * 255 - mean, {}
     for stage in "12345":
         for name in (name for name in TRUNK if name.startswith(stage)):
             padding = 100 if name == "1_1" else 1
             x = F.relu(F.conv2d(x, state[f"conv{name}.weight"], state[f"conv{name}.bias"], padding=padding))
-        found[f"pool{stage}"] = x = F.max_pool2d(x, 2, 2, ceil_mode=True)
+        features[f"pool{stage}"] = x = F.max_pool2d(x, 2, 2, ceil_mode=True)
     x = F.relu(F.conv2d(x, state["fc6.weight"], state["fc6.bias"]))
-    return found | {"fc7": F.relu(F.conv2d(x, state["fc7.weight"], state["fc7.bias"]))}
+    return features | {"fc7": F.relu(F.conv2d(x, state["fc7.weight"], state["fc7.bias"]))}
 
 
 @torch.no_grad()
-def scores_of(kind: str, state, found: dict[str, Tensor], rows: int, cols: int) -> Tensor:
-    """What the four models make of these maps."""
+def scores_of(kind: str, state, features: dict[str, Tensor], rows: int, cols: int) -> Tensor:
+    """Return the scores of one of the four models for these feature maps."""
 
     def score(layer: str, x: Tensor) -> Tensor:
         return F.conv2d(x, state[f"{layer}.weight"], state[f"{layer}.bias"])
@@ -125,20 +125,20 @@ def scores_of(kind: str, state, found: dict[str, Tensor], rows: int, cols: int) 
         return x[:, :, first : first + h, first : first + w]
 
     factor4, factor3 = (0.01, 0.0001) if kind == "FCN8sAtOnce" else (1, 1)
-    x = score("score_fr", found["fc7"])
+    x = score("score_fr", features["fc7"])
     if kind == "FCN32s":
         return crop(up("upscore", x), 19, rows, cols)
     x = up("upscore2", x)
-    x = x + crop(score("score_pool4", found["pool4"] * factor4), 5, *x.shape[2:])
+    x = x + crop(score("score_pool4", features["pool4"] * factor4), 5, *x.shape[2:])
     if kind == "FCN16s":
         return crop(up("upscore16", x), 27, rows, cols)
     x = up("upscore_pool4", x)
-    x = x + crop(score("score_pool3", found["pool3"] * factor3), 9, *x.shape[2:])
+    x = x + crop(score("score_pool3", features["pool3"] * factor3), 9, *x.shape[2:])
     return crop(up("upscore8", x), 31, rows, cols)
 
 
 def he(shape) -> Tensor:
-    """Weights that keep the size of what passes; biases that matter."""
+    """Return weights that preserve the scale of activations, and biases with an effect."""
     if len(shape) == 1:
         return torch.randn(shape)
     return torch.randn(shape).mul_(math.sqrt(2 / math.prod(shape[1:])))
@@ -146,7 +146,7 @@ def he(shape) -> Tensor:
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Tensor]:
-    """All layers of the four models, 538 MB of them, with heads that make scores of one size of all levels."""
+    """All layers of the four models (538 MB), with heads that give the scores of all levels the same scale."""
     torch.manual_seed(1)
     state = state_of("FCN8s", he)
     for layer in ("score_fr", "score_pool4", "score_pool3"):
@@ -168,8 +168,8 @@ def part(kind: str, state) -> dict[str, Tensor]:
     return {key: state[key] for key in state_of(kind, on_meta)}
 
 
-def made(kind: str, monkeypatch, **settings) -> FCN:
-    """A net whose convolutions hold what memory held: a file's numbers will come."""
+def build_uninitialized(kind: str, monkeypatch, **settings) -> FCN:
+    """Build a model with uninitialized convolutions, which are loaded from a file later."""
     monkeypatch.setattr("fcnlab.models.vgg.initialize", lambda net: None)
     with monkeypatch.context() as patched:
         patched.setattr(nn.Conv2d, "reset_parameters", lambda layer: None)
@@ -178,26 +178,26 @@ def made(kind: str, monkeypatch, **settings) -> FCN:
 
 @pytest.mark.parametrize("kind", MODELS)
 @torch.no_grad()
-def test_scores_are_those_of_pytorch_fcn(kind, load, trained, features, image, monkeypatch):
+def test_scores_equal_those_of_pytorch_fcn(kind, load, trained, features, image, monkeypatch):
     expected = scores_of(kind, trained, features, 37, 51)
     assert expected.std() > 0.5
-    net = load(made(kind, monkeypatch), part(kind, trained), label=kind)
+    net = load(build_uninitialized(kind, monkeypatch), part(kind, trained), label=kind)
     torch.testing.assert_close(net(image), expected, rtol=1e-5, atol=1e-5)
     assert net.pretrained
 
 
 @torch.no_grad()
-def test_at_once_and_staged_are_two_nets_of_the_same_tensors(trained, features):
+def test_at_once_and_staged_models_give_different_scores(trained, features):
     staged, at_once = (scores_of(kind, trained, features, 37, 51) for kind in ("FCN8s", "FCN8sAtOnce"))
     assert (staged - at_once).abs().max() > 1
 
 
 @pytest.mark.parametrize("kind", MODELS)
 @torch.no_grad()
-def test_kernels_that_are_not_bilinear_stay_learned(kind, load, trained, features, image, monkeypatch):
+def test_kernels_that_are_not_bilinear_are_kept_as_learned(kind, load, trained, features, image, monkeypatch):
     changed = {name: torch.rand_like(trained[f"{name}.weight"]) / 10 for name in DECONVOLUTIONS}
     state = trained | {f"{name}.weight": kernel for name, kernel in changed.items()}
-    net = load(made(kind, monkeypatch, upsampling="learned_all"), part(kind, state), label=kind)
+    net = load(build_uninitialized(kind, monkeypatch, upsampling="learned_all"), part(kind, state), label=kind)
     expected = scores_of(kind, state, features, 37, 51)
     torch.testing.assert_close(net(image), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     for step, name in zip(net.upsample, MODELS[kind][1], strict=True):
@@ -206,7 +206,7 @@ def test_kernels_that_are_not_bilinear_stay_learned(kind, load, trained, feature
 
 @pytest.fixture(scope="module")
 def checkpoint(trained, tmp_path_factory):
-    """A file as pytorch-fcn's trainer writes it."""
+    """A checkpoint file in the format of pytorch-fcn's trainer."""
     file = tmp_path_factory.mktemp("pytorch-fcn") / "model_best.pth.tar"
     held = {"epoch": 1, "iteration": 2, "arch": "FCN8sAtOnce", "best_mean_iu": np.float64(0.6)}
     held |= {"optim_state_dict": {"state": {}}, "model_state_dict": part("FCN8s", trained)}
@@ -216,15 +216,15 @@ def checkpoint(trained, tmp_path_factory):
 
 
 @torch.no_grad()
-def test_a_training_checkpoint(trained, features, image, checkpoint, monkeypatch):
+def test_a_training_checkpoint_is_loaded(trained, features, image, checkpoint, monkeypatch):
     with pytest.raises(WeightsError, match=r"is pytorch-fcn's FCN8sAtOnce.*choose model=fcn8s_atonce$"):
-        unmade("FCN8s", weights=str(checkpoint))
-    net = made("FCN8sAtOnce", monkeypatch, weights=str(checkpoint))
+        build_on_meta("FCN8s", weights=str(checkpoint))
+    net = build_uninitialized("FCN8sAtOnce", monkeypatch, weights=str(checkpoint))
     expected = scores_of("FCN8sAtOnce", trained, features, 37, 51)
     torch.testing.assert_close(net(image), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_published_scores_stand_beside_the_measured_ones(checkpoint, fcnlab, capsys, tmp_path, monkeypatch):
+def test_published_scores_are_reported_next_to_measured_ones(checkpoint, fcnlab, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("fcnlab.models.vgg.initialize", lambda net: None)
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (tmp_path / "VOCdevkit/VOC2012" / folder).mkdir(parents=True)
@@ -246,10 +246,10 @@ def test_published_scores_stand_beside_the_measured_ones(checkpoint, fcnlab, cap
     ("kind", "tensors", "values"),
     [("FCN32s", 33, 136_152_917), ("FCN16s", 36, 134_815_994), ("FCN8s", 39, 134_489_759)],
 )
-def test_every_tensor_finds_a_place(kind, tensors, values, load):
+def test_all_tensors_are_used(kind, tensors, values, load):
     state = state_of(kind, on_meta)
     assert len(state) == tensors and sum(value.numel() for value in state.values()) == values
-    net = load(unmade(kind), state)
+    net = load(build_on_meta(kind), state)
     renamed = published.from_pytorch_fcn(state)
     assert renamed.keys() == net.state_dict().keys()
     assert sorted(id(value) for value in renamed.values()) == sorted(
@@ -257,7 +257,7 @@ def test_every_tensor_finds_a_place(kind, tensors, values, load):
     )
 
 
-def test_each_convolution_takes_the_place_of_torchvisions():
+def test_convolutions_are_renamed_to_those_of_torchvision():
     with torch.device("meta"):
         layers = torchvision.models.vgg16().features.named_children()
     indices = [index for index, layer in layers if isinstance(layer, nn.Conv2d)]
@@ -267,8 +267,8 @@ def test_each_convolution_takes_the_place_of_torchvisions():
     assert renamed == {f"{name}.bias": float(n) for n, name in enumerate([*named, "heads.16", "heads.8"])}
 
 
-def test_heads_read_their_own_level(load):
-    net = load(unmade("FCN8s"), state_of("FCN8s", on_meta))
+def test_heads_have_the_channels_of_their_level(load):
+    net = load(build_on_meta("FCN8s"), state_of("FCN8s", on_meta))
     assert [tuple(net.heads[level].weight.shape[:2]) for level in ("32", "16", "8")] == [
         (21, 4096),
         (21, 512),
@@ -280,7 +280,7 @@ def test_heads_read_their_own_level(load):
 
 
 def python2(state: dict[str, Tensor], file) -> None:
-    """Write as torch 0.1 under Python 2 did: tensors without hooks, names of bytes, no archive."""
+    """Write a file like torch 0.1 under Python 2: tensors without hooks, byte names, no archive."""
 
     class Pickler(pickle.Pickler):
         def reducer_override(self, held):
@@ -308,8 +308,8 @@ def test_files_of_2017_are_read(tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("number", [np.float64(0.6), np.float32(0.6), np.int64(3)])
-def test_numbers_of_numpys_are_left_aside(tmp_path, number, zipped):
-    """Trainer.validate keeps the best mean IU as numpy has it; nothing of numpy's is called."""
+def test_numpy_scalars_are_skipped(tmp_path, number, zipped):
+    """Trainer.validate saves the best mean IU as a numpy scalar; no numpy function is called."""
     held = {"arch": "FCN32s", "best_mean_iu": number, "model_state_dict": {"a": torch.ones(2)}}
     torch.save(held, tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(pickle.UnpicklingError):
@@ -318,12 +318,12 @@ def test_numbers_of_numpys_are_left_aside(tmp_path, number, zipped):
     assert label == "FCN32s" and list(tensors) == ["a"]
 
 
-def test_a_label_that_is_no_name_is_none(tmp_path):
+def test_a_label_that_is_not_a_string_is_ignored(tmp_path):
     torch.save({"arch": [1], "state_dict": {"a": torch.ones(2)}}, tmp_path / "net.pth")
     assert read_labelled(tmp_path / "net.pth")[1] is None
 
 
-def test_a_files_md5(tmp_path):
+def test_md5_of_a_known_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert weights.md5(tmp_path / "a") == "900150983cd24fb0d6963f7d28e17f72"  # RFC 1321
 
@@ -338,33 +338,33 @@ BOTH_UPLOADS = {
 
 @pytest.mark.parametrize("net", MODELS)
 @pytest.mark.parametrize("file", MODELS)
-def test_a_known_file_fits_its_own_variant_or_starts_a_finer_one(file, net, load):
+def test_a_known_file_fits_its_own_or_a_finer_variant(file, net, load):
     fits = file == net or (file, net) in {("FCN32s", "FCN16s"), ("FCN32s", "FCN8s"), ("FCN16s", "FCN8s")}
     fits |= (file, net) == ("FCN32s", "FCN8sAtOnce")
     shown = [{"md5": md5} for md5 in BOTH_UPLOADS[file]] + [{"label": file}]
     for known in shown:
         if fits:
-            assert load(unmade(net), state_of(file, on_meta), **known).pretrained
+            assert load(build_on_meta(net), state_of(file, on_meta), **known).pretrained
         else:
             with pytest.raises(
                 WeightsError, match=rf"net\.pth is pytorch-fcn's {file}.*: choose model={OPTION[file]}$"
             ):
-                load(unmade(net), state_of(file, on_meta), **known)
+                load(build_on_meta(net), state_of(file, on_meta), **known)
 
 
 OPTION = {"FCN32s": "fcn32s", "FCN16s": "fcn16s", "FCN8s": "fcn8s", "FCN8sAtOnce": "fcn8s_atonce"}
 
 
 @pytest.mark.parametrize("label", [None, "Mine", "FCN16s"])
-def test_where_nothing_tells_the_user_does(load, label):
+def test_unlabelled_files_are_loaded_into_the_chosen_variant(load, label):
     for kind in ("FCN8s", "FCN8sAtOnce"):
-        assert load(unmade(kind), state_of("FCN8s", on_meta), label=label).pretrained
+        assert load(build_on_meta(kind), state_of("FCN8s", on_meta), label=label).pretrained
     with pytest.raises(WeightsError, match=r"skip_scales=.*: choose model=fcn8s or model=fcn8s_atonce$"):
-        load(unmade("FCN8s", skip_scales={16: 0.5}), state_of("FCN8s", on_meta), label=label)
+        load(build_on_meta("FCN8s", skip_scales={16: 0.5}), state_of("FCN8s", on_meta), label=label)
 
 
-def test_a_finer_net_starts_with_empty_heads(load):
-    net = load(unmade("FCN16s"), state_of("FCN32s", on_meta))
+def test_a_finer_model_starts_with_empty_heads(load):
+    net = load(build_on_meta("FCN16s"), state_of("FCN32s", on_meta))
     assert net.heads["16"].weight.is_meta and net.levels == (32, 16)
     keys = published.as_ours(
         state_of("FCN32s", on_meta), None, "net.pth", backbone=net.backbone, scales={32: 1.0, 16: 1.0},
@@ -378,22 +378,22 @@ def test_a_finer_net_starts_with_empty_heads(load):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("factor", [2, 8, 16, 32])
-def test_bilinear_kernels_are_seen_in_every_type(factor, dtype):
+def test_bilinear_kernels_are_recognised_in_every_dtype(factor, dtype):
     kernel = filler(factor).to(dtype)
     assert published.is_bilinear(kernel, factor) and not published.is_bilinear(kernel, 2 * factor)
 
 
 CHANGES = {
-    "one weight, by 3e-5 of it": lambda kernel: kernel[4, 4, 1, 1].mul_(1 + 3e-5),
+    "one weight, by a factor of 1 + 3e-5": lambda kernel: kernel[4, 4, 1, 1].mul_(1 + 3e-5),
     "between classes": lambda kernel: kernel[0, 1, 0, 0].add_(1e-6),
     "half": lambda kernel: kernel.mul_(0.5),
     "one class is missing": lambda kernel: kernel[7, 7].zero_(),
-    "no number": lambda kernel: kernel[7, 7, 0, 0].fill_(torch.nan),
+    "not a number": lambda kernel: kernel[7, 7, 0, 0].fill_(torch.nan),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_kernels_that_are_not_bilinear(change, load):
+def test_kernels_that_are_not_bilinear_are_refused(change, load):
     for kind, (_, names) in MODELS.items():
         for name in names:
             state = state_of(kind, on_meta)
@@ -402,113 +402,113 @@ def test_kernels_that_are_not_bilinear(change, load):
             last = "_all" if name == names[-1] else ""
             output = rf"net\.pth: {name} is no bilinear kernel .* set model\.upsampling=learned{last} to keep it"
             with pytest.raises(WeightsError, match=output):
-                load(unmade(kind), state, label=kind)
+                load(build_on_meta(kind), state, label=kind)
 
 
-def test_a_difference_of_rounding_is_folded(load):
+def test_rounding_errors_in_bilinear_kernels_are_accepted(load):
     state = state_of("FCN8s", on_meta)
     for name in MODELS["FCN8s"][1]:
         state[f"{name}.weight"] *= 1 + 1e-6
-    assert not [key for key in load(unmade("FCN8s"), state).state_dict() if key.startswith("upsample")]
+    assert not [key for key in load(build_on_meta("FCN8s"), state).state_dict() if key.startswith("upsample")]
 
 
 @pytest.mark.parametrize("shape", [(), (21,), (21, 21, 4), (21, 20, 4, 4), (21, 1, 4, 4), (21, 21, 3, 3)])
-def test_kernels_of_another_shape(shape):
+def test_kernels_of_another_shape_are_not_bilinear(shape):
     assert not published.is_bilinear(torch.zeros(shape), 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
-def test_kernels_of_another_type(dtype):
+def test_kernels_of_another_dtype_are_not_bilinear(dtype):
     assert not published.is_bilinear(filler(2).to(dtype), 2)
 
 
-def test_between_levels_kernels_stay_learned_and_the_last_is_fixed(load):
+def test_learned_upsampling_keeps_kernels_except_the_last(load):
     state = state_of("FCN8s", on_meta)
     state["upscore2.weight"] += 0.1
-    net = load(unmade("FCN8s", upsampling="learned"), state)
+    net = load(build_on_meta("FCN8s", upsampling="learned"), state)
     assert torch.equal(net.upsample[0].kernel, state["upscore2.weight"])
     assert torch.equal(net.upsample[1].kernel, filler(2)) and not net.upsample[2].learned
     state["upscore8.weight"] += 0.1
     with pytest.raises(WeightsError, match=r"upscore8 is no bilinear .*: set model\.upsampling=learned_all to keep it"):
-        load(unmade("FCN8s", upsampling="learned"), state)
+        load(build_on_meta("FCN8s", upsampling="learned"), state)
 
 
-def test_a_last_kernel_of_its_own_has_no_place_in_a_finer_net(load):
+def test_a_learned_last_kernel_is_refused_by_a_finer_model(load):
     state = state_of("FCN32s", on_meta)
     state["upscore.weight"] += 0.1
     with pytest.raises(
         WeightsError, match=r"upscore is no bilinear .* more levels has no place for it: choose model=fcn32s"
     ):
-        load(unmade("FCN16s", upsampling="learned_all"), state)
+        load(build_on_meta("FCN16s", upsampling="learned_all"), state)
 
 
-# --- Nets that do not suit
+# --- Models that do not fit
 
 
-def test_another_input_is_refused(load):
+def test_another_input_convention_is_refused(load):
     with torch.device("meta"):
         backbone = VGG16(padding="paper")
     with pytest.raises(WeightsError, match=r"takes BGR in 0\.\.255 .* or choose model/backbone=vgg16_caffe"):
-        load(unmade("FCN8s", backbone=backbone), state_of("FCN8s", on_meta))
+        load(build_on_meta("FCN8s", backbone=backbone), state_of("FCN8s", on_meta))
 
 
 def test_another_padding_warns(load):
     with torch.device("meta"):
         backbone = VGG16(convention="caffe")
     with pytest.warns(UserWarning, match=r"trained with model\.backbone\.padding=paper\. With padding=same, cells lie"):
-        load(unmade("FCN8s", backbone=backbone), state_of("FCN8s", on_meta))
+        load(build_on_meta("FCN8s", backbone=backbone), state_of("FCN8s", on_meta))
 
 
 @pytest.mark.parametrize(
     ("backbone", "output"),
     [(lambda: Tiny(), "Tiny: choose"), (lambda: VGG16(batch_norm=True), "VGG16, batch-normalised: choose")],
 )
-def test_other_backbones(load, backbone, output):
+def test_other_backbones_are_refused(load, backbone, output):
     with torch.device("meta"):
         backbone = backbone()
     with pytest.raises(WeightsError, match=f"the net's backbone is {output} model/backbone=vgg16_caffe"):
-        load(unmade("FCN8s", backbone=backbone), state_of("FCN8s", on_meta))
+        load(build_on_meta("FCN8s", backbone=backbone), state_of("FCN8s", on_meta))
 
 
-def test_another_class_count(load):
+def test_another_number_of_classes_requires_reset_heads(load):
     state = state_of("FCN8s", on_meta)
     with pytest.raises(WeightsError, match=r"scores 21 classes, the data has 12: set model\.reset_heads=true"):
-        load(unmade("FCN8s", num_classes=12), state)
-    state["upscore2.weight"] += 1  # of no account: only the backbone is taken
+        load(build_on_meta("FCN8s", num_classes=12), state)
+    state["upscore2.weight"] += 1  # has no effect: only the backbone is loaded
     for kind in MODELS:
-        net = load(unmade(kind, num_classes=12), state, reset_heads=True)
+        net = load(build_on_meta(kind, num_classes=12), state, reset_heads=True)
         assert net.backbone.fc6.weight.shape == (4096, 512, 7, 7) and net.heads["32"].weight.shape[0] == 12
 
 
 @pytest.mark.parametrize("key", ["conv1_1.weight", "fc7.bias", "score_pool3.weight", "upscore2.weight"])
-def test_a_state_dict_that_is_not_whole(load, key):
+def test_an_incomplete_state_dict_is_refused(load, key):
     state = state_of("FCN8s", on_meta)
     del state[key]
     with pytest.raises(
         WeightsError, match=rf"is not pytorch-fcn's FCN8s on VGG16: of its 39 tensors it lacks 1: {key}\."
     ):
-        load(unmade("FCN8s"), state)
+        load(build_on_meta("FCN8s"), state)
 
 
 @pytest.mark.parametrize("last", [[], ["upscore8", "upscore16"]])
-def test_a_state_dict_of_no_net(load, last):
+def test_a_state_dict_without_exactly_one_last_kernel_is_refused(load, last):
     state = {key: value for key, value in state_of("FCN8s", on_meta).items() if not key.startswith("upscore8")}
     state |= {f"{name}.weight": filler(DECONVOLUTIONS[name]) for name in last}
     with pytest.raises(
         WeightsError, match=rf"and {len(last)} of upscore8, upscore16, upscore, of which each .* has one"
     ):
-        load(unmade("FCN8s"), state)
+        load(build_on_meta("FCN8s"), state)
 
 
-def test_layers_of_another_shape(load):
+def test_layers_of_another_shape_are_refused(load):
     state = state_of("FCN8s", on_meta) | {"fc6.weight": on_meta((4096, 25088))}
     with pytest.raises(
         WeightsError, match=r"of another shape: backbone\.fc6\.weight \(4096, 25088\), not \(4096, 512, 7, 7\)"
     ):
-        load(unmade("FCN8s"), state)
+        load(build_on_meta("FCN8s"), state)
 
 
-def test_the_papers_alexnet(load):
+def test_the_alexnet_of_the_paper_is_refused(load):
     layers = {"conv1": (96, 3, 11, 11), "conv2": (256, 48, 5, 5), "conv3": (384, 256, 3, 3), "conv4": (384, 192, 3, 3)}
     layers |= {
         "conv5": (256, 192, 3, 3),
@@ -522,11 +522,11 @@ def test_the_papers_alexnet(load):
     with pytest.raises(
         WeightsError, match=r"it lacks 26: conv1_1\.weight.* and has, in excess, 10: conv1\.weight, .*another arch"
     ):
-        load(unmade("FCN32s"), state)
+        load(build_on_meta("FCN32s"), state)
 
 
 class Touch:
-    """Pickled, a call."""
+    """An object whose unpickling calls a function."""
 
     def __init__(self, path):
         self.path = path
@@ -540,19 +540,19 @@ def test_a_hostile_file_runs_nothing(tmp_path, zipped):
     state = {key: torch.zeros(1) for key in state_of("FCN8s", on_meta)} | {"best_mean_iu": Touch(tmp_path / "ran")}
     torch.save(state, tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(WeightsError, match="could run code"):
-        unmade("FCN8s", weights=str(tmp_path / "net.pth"))
+        build_on_meta("FCN8s", weights=str(tmp_path / "net.pth"))
     assert not (tmp_path / "ran").exists()
 
 
-class NoType:
-    """Pickled, a call of numpy's that would fail."""
+class InvalidDtype:
+    """An object whose unpickling calls a numpy function that fails."""
 
     def __reduce__(self):
         return np.dtype, ("no type",)
 
 
-def test_nothing_of_numpys_is_called(tmp_path):
-    torch.save({"a": torch.ones(2), "best_mean_iu": NoType()}, tmp_path / "net.pth")
+def test_no_numpy_function_is_called(tmp_path):
+    torch.save({"a": torch.ones(2), "best_mean_iu": InvalidDtype()}, tmp_path / "net.pth")
     with pytest.raises(TypeError), torch.serialization.safe_globals([np.dtype]):
         torch.load(tmp_path / "net.pth", weights_only=True)
     assert list(read_tensors(tmp_path / "net.pth")) == ["a"]
@@ -569,31 +569,31 @@ def vgg16_state() -> dict[str, Tensor]:
 def test_vgg16_from_caffe_starts_an_fcn_with_empty_heads(load):
     state = vgg16_state()
     assert len(state) == 32 and sum(value.numel() for value in state.values()) == 138_357_544
-    net = load(unmade("FCN32s"), state, md5="aa75b158f4181e7f6230029eb96c1b13")
+    net = load(build_on_meta("FCN32s"), state, md5="aa75b158f4181e7f6230029eb96c1b13")
     assert net.backbone.features[28].weight.data_ptr() == state["features.28.weight"].data_ptr()
     assert net.backbone.fc6.weight.shape == (4096, 512, 7, 7) and net.pretrained
 
 
-def test_vgg16_from_caffe_wants_caffes_input(load, tmp_path, monkeypatch):
+def test_vgg16_from_caffe_requires_the_caffe_convention(load, tmp_path, monkeypatch):
     with torch.device("meta"):
         backbone = VGG16()
     with pytest.raises(WeightsError, match=r"model\.weights=net\.pth is Caffe's VGG16, which takes BGR"):
-        load(unmade("FCN32s", backbone=backbone), vgg16_state(), md5="aa75b158f4181e7f6230029eb96c1b13")
-    load(unmade("FCN32s", backbone=backbone), vgg16_state(), md5="that of torchvision's")
+        load(build_on_meta("FCN32s", backbone=backbone), vgg16_state(), md5="aa75b158f4181e7f6230029eb96c1b13")
+    load(build_on_meta("FCN32s", backbone=backbone), vgg16_state(), md5="that of torchvision's")
     (tmp_path / "net.pth").touch()
     monkeypatch.setattr("fcnlab.models.vgg.md5", lambda path: "aa75b158f4181e7f6230029eb96c1b13")
     with torch.device("meta"), pytest.raises(WeightsError, match=r"is Caffe's VGG16, .* model/backbone=vgg16_caffe"):
         VGG16(weights=str(tmp_path / "net.pth"))
 
 
-def test_conventions_of_vgg16():
+def test_imagenet_weights_require_the_torchvision_convention():
     message = r"imagenet fetches torchvision's .*convention=torchvision"
     with torch.device("meta"), pytest.raises(WeightsError, match=message):
         VGG16(weights="imagenet", convention="caffe")
 
 
 @pytest.mark.unchecked
-def test_unknown_convention():
+def test_unknown_convention_is_an_error():
     with torch.device("meta"), pytest.raises(ValueError, match="convention='rgb': choose 'torchvision' or 'caffe'"):
         VGG16(convention="rgb")
 
@@ -601,9 +601,9 @@ def test_unknown_convention():
 # --- fcnlab eval experiment=paper/verify_...
 
 
-def test_differences_are_measured_less_published():
-    found = Scores(pixel_acc=0.9, mean_acc=0.7, miou=0.65, fw_iou=0.8, iou=np.zeros(21))
-    lines = compare_with_published(found, {"pixel_acc": 91.23, "miou": 65.51}).splitlines()
+def test_differences_are_measured_minus_published():
+    measured = Scores(pixel_acc=0.9, mean_acc=0.7, miou=0.65, fw_iou=0.8, iou=np.zeros(21))
+    lines = compare_with_published(measured, {"pixel_acc": 91.23, "miou": 65.51}).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["pixel_acc", "90.00", "91.23", "-1.23"],
         ["miou", "65.00", "65.51", "-0.51"],

@@ -14,14 +14,14 @@ DILATION = {32: [False, False, False], 16: [False, False, True], 8: [False, True
 
 # torchvision's published 25,557,032 and 44,549,160, less classifiers of 1000 * 2049
 @pytest.mark.parametrize(("depth", "count"), [(50, 25_557_032 - 2_049_000), (101, 44_549_160 - 2_049_000)])
-def test_parameter_counts(depth, count):
+def test_parameter_counts_equal_torchvision(depth, count):
     with torch.device("meta"):
         assert sum(p.numel() for p in ResNet(depth).parameters()) == count
 
 
 @pytest.mark.parametrize(("depth", "output_stride"), [(50, 32), (50, 16), (50, 8), (101, 32), (101, 8)])
 @torch.no_grad()
-def test_features_equal_torchvisions(depth, output_stride, as_if_trained, tmp_path):
+def test_features_equal_torchvision(depth, output_stride, as_if_trained, tmp_path):
     model = {50: torchvision.models.resnet50, 101: torchvision.models.resnet101}[depth]
     reference = as_if_trained(model(replace_stride_with_dilation=DILATION[output_stride]))
     save_file(reference.state_dict(), tmp_path / "resnet.safetensors")
@@ -39,7 +39,7 @@ def test_features_equal_torchvisions(depth, output_stride, as_if_trained, tmp_pa
 
 @pytest.mark.parametrize(("output_stride", "strides"), [(32, (8, 16, 32)), (16, (8, 16, 16)), (8, (8, 8, 8))])
 @torch.no_grad()
-def test_dilated_levels_keep_their_names_and_tell_their_stride(output_stride, strides):
+def test_dilated_levels_keep_their_names_and_report_their_stride(output_stride, strides):
     with torch.device("meta"):
         net = ResNet(output_stride=output_stride)
         features = net.eval()(torch.empty(1, 3, 97, 64))
@@ -53,7 +53,7 @@ def test_dilated_levels_keep_their_names_and_tell_their_stride(output_stride, st
 
 @pytest.mark.parametrize("shape", [(65, 87), (96, 33)])
 @torch.no_grad()
-def test_every_fourth_cell_of_a_dilated_net_is_the_plain_ones(as_if_trained, shape):
+def test_every_fourth_cell_of_a_dilated_resnet_equals_the_plain_one(as_if_trained, shape):
     plain = as_if_trained(ResNet()).double()
     dilated = ResNet(output_stride=8).eval().double()
     dilated.load_state_dict(plain.state_dict())
@@ -68,13 +68,13 @@ def test_every_fourth_cell_of_a_dilated_net_is_the_plain_ones(as_if_trained, sha
     ("settings", "message"),
     [({"depth": 34}, r"depth=34: choose one of \[50, 101\]"), ({"output_stride": 4}, "choose 8, 16 or 32")],
 )
-def test_settings_out_of_range(settings, message):
+def test_settings_out_of_range_are_errors(settings, message):
     with pytest.raises(ValueError, match=message):
         ResNet(**settings)
 
 
 @torch.no_grad()
-def test_fcn_on_a_dilated_net_scores_every_pixel():
+def test_fcn_on_a_dilated_resnet_scores_every_pixel():
     net = FCN(ResNet(output_stride=8), 3).eval()
     for head in net.heads.values():
         nn.init.normal_(head.weight, std=0.01)

@@ -1,4 +1,4 @@
-"""Tiny, and the conversion of images that backbones share."""
+"""Tiny, and the input normalisation that all backbones share."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from fcnlab.models.weights import WeightsError
 
 
 @pytest.mark.parametrize("width", [1, 16])
-def test_levels_announce_what_comes(width):
+def test_declared_levels_equal_the_computed_features(width):
     net = Tiny(width=width).eval()
     channels = {8: 4 * width, 16: 6 * width, 32: 8 * width}
     features = net(torch.rand(2, 3, 64, 97))
@@ -21,7 +21,7 @@ def test_levels_announce_what_comes(width):
     assert {level: x.grid for level, x in features.items()} == {k: v.grid for k, v in net.levels.items()}
 
 
-def test_weights_from_a_file(tmp_path):
+def test_weights_are_loaded_from_a_file(tmp_path):
     old = Tiny(width=1)
     save_file(old.state_dict(), tmp_path / "tiny.safetensors")
     new = Tiny(width=1, weights=str(tmp_path / "tiny.safetensors"))
@@ -31,7 +31,7 @@ def test_weights_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("backbone", [CaffeNet, GoogLeNet, Tiny])
-def test_imagenet_weights_that_nobody_offers(backbone):
+def test_unavailable_imagenet_weights_are_an_error(backbone):
     with torch.device("meta"), pytest.raises(WeightsError, match=f"{backbone.__name__} has no ImageNet weights"):
         backbone(weights="imagenet")
 
@@ -50,4 +50,4 @@ def test_input_convention_of_an_orange_pixel(convention, expected):
     convention = GoogLeNet().normalize if convention is GoogLeNet else convention
     orange = torch.tensor([1.0, 0.5, 0.2]).view(1, 3, 1, 1)
     torch.testing.assert_close(convention(orange).flatten(), torch.tensor(expected))
-    assert convention.state_dict() == {}  # so that a checkpoint fits, whatever the weights were trained on
+    assert convention.state_dict() == {}  # so that checkpoints do not depend on the convention

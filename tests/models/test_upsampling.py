@@ -1,4 +1,4 @@
-"""Fixed upsampling and scores by rows, against torch's transposed convolution and torch's own derivatives."""
+"""Fixed upsampling and scores by rows, compared with torch's transposed convolution and gradients."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from fcnlab.models.geometry import IMAGE
 from fcnlab.models.upsampling import bilinear_kernel
 
 CLASSES = 3
-# Origin of the coarse cells, by number of taps: halves of the stride put new cells between the old ones.
+# The origin of the coarse cells depends on the number of taps: even taps put new cells between the old ones.
 SOURCES = [(factor, odd) for factor in (1, 2, 4, 8, 32) for odd in (False, True)]
 
 
@@ -19,7 +19,7 @@ def source(factor: int, odd: bool) -> Grid:
 
 
 def transposed(data, factor: int, odd: bool):
-    """The papers' way: every class by itself through the same kernel."""
+    """Upsample as in the papers: each class separately with the same kernel."""
     kernel = bilinear_kernel(factor, 2 * factor - odd).to(data.dtype).expand(data.shape[1], 1, -1, -1)
     return F.conv_transpose2d(data, kernel, stride=factor, groups=data.shape[1])
 
@@ -44,7 +44,7 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize(("factor", "odd"), SOURCES)
-def test_fixed_upsampling_is_the_transposed_convolution_to_the_last_pixel(factor, odd):
+def test_fixed_upsampling_equals_the_transposed_convolution(factor, odd):
     data = cells()
     actual = Upsample(CLASSES, source(factor, odd), IMAGE)(FeatureMap(data, *source(factor, odd))).data
     reference = transposed(data, factor, odd)
@@ -63,7 +63,7 @@ def test_upsampling_in_other_precisions_and_memory_formats(kind, rounding):
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=rounding * data.abs().max().item())
 
 
-def test_one_cell():
+def test_one_cell_is_upsampled_to_the_kernel():
     data = torch.ones(1, CLASSES, 1, 1)
     actual = Upsample(CLASSES, Grid(8, 3.5), IMAGE)(FeatureMap(data, 8, 3.5)).data
     torch.testing.assert_close(actual[0, 0], bilinear_kernel(8, 16))
@@ -72,7 +72,7 @@ def test_one_cell():
 @pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize("size", [(30, 37), (24, 33), (25, 1), (1, 9)])
 @pytest.mark.usefixtures("small_blocks")
-def test_blocks_of_rows_are_the_image(odd, size):
+def test_blocks_of_rows_together_equal_the_image(odd, size):
     coarse = coarse_scores(cells(5, 6), size=size, odd=odd)
     blocks = list(coarse.by_rows())
     assert len(blocks) >= size[0] // 8
@@ -82,31 +82,35 @@ def test_blocks_of_rows_are_the_image(odd, size):
     torch.testing.assert_close(together, coarse.full())
 
 
-def test_blocks_grow_with_what_they_may_hold(monkeypatch):
+def test_block_size_follows_the_memory_limit(monkeypatch):
     coarse = coarse_scores(cells(9, 6), size=(64, 40))
     monkeypatch.setattr(module, "BLOCK_ON_CPU", 2 * CLASSES * 40 * 8 * 3)  # three rows of cells
-    assert [scores.shape[2] for _, scores in coarse.by_rows()] == [20, 24, 20]  # the first begins 4 pixels up
+    assert [scores.shape[2] for _, scores in coarse.by_rows()] == [
+        20,
+        24,
+        20,
+    ]  # the first starts 4 pixels above the image
 
 
 def squares(scores, target):
-    """A sum over pixels without meaning, whose derivative is 2 * (score - truth)."""
+    """Return an artificial sum over pixels, whose gradient is 2 * (score - target)."""
     return (scores - target[:, None]).square().sum()
 
 
 @pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.usefixtures("small_blocks")
-def test_a_sum_over_rows_and_its_gradient_are_those_of_the_whole(odd):
+def test_a_sum_over_rows_and_its_gradient_equal_those_of_the_image(odd):
     data, target = cells(5, 6), torch.randint(CLASSES, (2, 30, 37), dtype=torch.uint8)
-    found = []
+    results = []
     for total in (
         coarse_scores(data, odd=odd).sum_over_rows(squares, target),
         squares(transposed(data, 8, odd)[:, :, 4 + 3 * odd :][:, :, :30, 4 + 3 * odd :][..., :37], target.long()),
     ):
-        found.append((total.detach(), *torch.autograd.grad(3 * total, data)))
-    torch.testing.assert_close(*found)
+        results.append((total.detach(), *torch.autograd.grad(3 * total, data)))
+    torch.testing.assert_close(*results)
 
 
-def test_a_sum_over_rows_passes_its_gradient_on_through_what_came_before():
+def test_a_sum_over_rows_propagates_its_gradient_to_earlier_layers():
     weight = torch.tensor(2.0, requires_grad=True, dtype=torch.float64)
     data, target = cells(5, 6).detach(), torch.zeros(2, 30, 37, dtype=torch.uint8)
     coarse_scores(weight * data).sum_over_rows(squares, target).backward()
@@ -116,17 +120,17 @@ def test_a_sum_over_rows_passes_its_gradient_on_through_what_came_before():
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_autocast_rounds_neither_the_sum_nor_its_gradient(half):
-    """Both are computed on the way forward, where autocast is on."""
+    """Both are computed in the forward pass, where autocast is enabled."""
     data, target = cells(5, 6, dtype=torch.float32), torch.randint(CLASSES, (2, 30, 37), dtype=torch.uint8)
-    found = []
+    results = []
     for enabled in (False, True):
         with torch.autocast("cpu", half, enabled=enabled):
             total = coarse_scores(data).sum_over_rows(squares, target)
-        found.append((total.detach(), *torch.autograd.grad(total, data)))
-    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+        results.append((total.detach(), *torch.autograd.grad(total, data)))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
-def test_learned_upsampling_of_single_precision_stays_so_under_autocast():
+def test_learned_upsampling_keeps_single_precision_under_autocast():
     grid = Grid(8, 3.5)
     upsample = Upsample(CLASSES, grid, IMAGE, learned=True)
     coarse = CoarseScores(
@@ -137,22 +141,22 @@ def test_learned_upsampling_of_single_precision_stays_so_under_autocast():
     assert scores.dtype == torch.float32 and torch.equal(scores, coarse.full())
 
 
-def test_without_gradients_none_are_computed():
+def test_no_gradients_are_computed_in_inference_mode():
     data, target = cells(5, 6).detach(), torch.zeros(2, 30, 37, dtype=torch.uint8)
-    asked = []
+    enabled = []
 
     def total(scores, target):
-        asked.append(torch.is_grad_enabled() or scores.requires_grad)
+        enabled.append(torch.is_grad_enabled() or scores.requires_grad)
         return scores.sum()
 
     with torch.inference_mode():
         coarse_scores(data).sum_over_rows(total, target)
     coarse_scores(data).sum_over_rows(total, target)
-    assert asked and not any(asked)
+    assert enabled and not any(enabled)
 
 
 @pytest.mark.parametrize("learned", [False, True])
-def test_what_is_not_interpolated_comes_in_one_block(learned):
+def test_scores_without_interpolation_are_one_block(learned):
     grid = Grid(8, 3.5) if learned else IMAGE
     data = cells(5, 6) if learned else cells(30, 37)
     upsample = Upsample(CLASSES, grid, IMAGE, learned)
@@ -163,7 +167,7 @@ def test_what_is_not_interpolated_comes_in_one_block(learned):
     assert torch.equal(coarse.sum_over_rows(squares, target), squares(scores, target))
 
 
-def test_cells_that_do_not_cover_the_image():
+def test_cells_that_do_not_cover_the_image_are_an_error():
     small = coarse_scores(cells(3, 6), size=(40, 37))
     for use in (small.full, lambda: list(small.by_rows())):
         with pytest.raises(AssertionError, match="do not cover"):

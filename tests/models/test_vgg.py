@@ -1,4 +1,4 @@
-"""VGG16, with and without batch normalisation, against torchvision's and the sizes of the released nets."""
+"""VGG16, with and without batch normalisation, compared with torchvision's and the sizes of the released models."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
 @pytest.fixture
 def torchvision_state():
-    """138 million values that need no memory: names and shapes are what a loader can get wrong."""
+    """torchvision's tensors without values: names and shapes are what a loader can get wrong."""
     with torch.device("meta"):
         return torchvision.models.vgg16().state_dict()
 
@@ -26,14 +26,14 @@ def torchvision_state():
     [(1, 25, 13, 1), (224, 53, 27, 8), (375, 72, 36, 12), (500, 88, 44, 16), (512, 89, 45, 17)],
 )
 @torch.no_grad()
-def test_map_sizes_with_the_papers_padding(size, pool3, pool4, fc7):
+def test_feature_map_sizes_with_the_papers_padding(size, pool3, pool4, fc7):
     with torch.device("meta"):
         features = VGG16(padding="paper").eval()(torch.empty(1, 3, size, 500))
     shapes = {level: tuple(x.data.shape) for level, x in features.items()}
     assert shapes == {8: (1, 256, pool3, 88), 16: (1, 512, pool4, 44), 32: (1, 4096, fc7, 16)}
 
 
-def test_torchvisions_tensors_all_find_their_place(torchvision_state):
+def test_all_torchvision_tensors_are_used(torchvision_state):
     with torch.device("meta"):
         own = VGG16().state_dict()
     converted = from_torchvision(torchvision_state)
@@ -43,7 +43,7 @@ def test_torchvisions_tensors_all_find_their_place(torchvision_state):
 
 @pytest.mark.parametrize(("batch_norm", "ends"), [(False, (17, 24)), (True, (24, 34))])
 @torch.no_grad()
-def test_features_equal_torchvisions(batch_norm, ends, as_if_trained):
+def test_features_equal_torchvision(batch_norm, ends, as_if_trained):
     reference = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"], batch_norm)
     initialize(as_if_trained(reference))
     with torch.device("meta"):
@@ -54,14 +54,14 @@ def test_features_equal_torchvisions(batch_norm, ends, as_if_trained):
     image = torch.rand(1, 3, 64, 96)  # torchvision's pools round down, so of even sizes only
     scaled = normalize(image, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
     expected = {8: reference[: ends[0]](scaled), 16: reference[: ends[1]](scaled), 32: reference(scaled)}
-    assert expected[32].std() > 0.1  # far from what a tolerance would swallow
+    assert expected[32].std() > 0.1  # far above the tolerance
     torch.testing.assert_close({level: x.data for level, x in net(image).items()}, expected)
 
 
 @pytest.mark.parametrize("padding", ["same", "paper"])
-def test_imagenet_weights_are_torchvisions(download, torchvision_state, padding):
-    asked = []
-    download(lambda url: asked.append(url) or torchvision_state)
+def test_imagenet_weights_are_loaded_from_torchvision(download, torchvision_state, padding):
+    urls = []
+    download(lambda url: urls.append(url) or torchvision_state)
     with torch.device("meta"):
         net = VGG16(padding=padding, weights="imagenet")
-    assert net.pretrained and asked == [URL]
+    assert net.pretrained and urls == [URL]

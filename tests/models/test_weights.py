@@ -1,4 +1,4 @@
-"""Weights files: what is read, what is refused, and what the refusals say."""
+"""Weights files: which are read, which are refused, and the error messages."""
 
 import pickle
 import socket
@@ -27,7 +27,7 @@ FOREIGN = {
 
 
 class Trojan:
-    """Pickled, a call: reading it as a plain pickle creates the file."""
+    """An object that creates a file when it is unpickled without protection."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -41,41 +41,41 @@ def save_plain_pickle(state, path):
         pickle.dump(state, file, protocol=2)
 
 
-def save_old(state, path):
+def save_legacy(state, path):
     torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
-@pytest.mark.parametrize("save", [torch.save, save_old])
-def test_pytorch_files(tmp_path, save, wrapper):
+@pytest.mark.parametrize("save", [torch.save, save_legacy])
+def test_pytorch_files_are_read(tmp_path, save, wrapper):
     state = STATE if wrapper is None else {"epoch": 7, "arch": "FCN", wrapper: STATE}
     save(state, tmp_path / "net.pth")
     torch.testing.assert_close(read_tensors(tmp_path / "net.pth"), STATE, rtol=0, atol=0)
 
 
-def test_safetensors_files(tmp_path):
+def test_safetensors_files_are_read(tmp_path):
     save_file(STATE, tmp_path / "net.safetensors")
     torch.testing.assert_close(read_tensors(str(tmp_path / "net.safetensors")), STATE, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("save", [torch.save, save_old, save_plain_pickle])
-def test_a_file_that_would_run_code_does_not(tmp_path, save):
+@pytest.mark.parametrize("save", [torch.save, save_legacy, save_plain_pickle])
+def test_a_file_that_contains_code_is_refused(tmp_path, save):
     file, marker = tmp_path / "net.pth", tmp_path / "ran"
     save(STATE | {"extra": Trojan(marker)}, file)
     with pytest.raises(WeightsError, match="could run code"):
         read_tensors(file)
     assert not marker.exists()
     pickle.loads(pickle.dumps(Trojan(marker)))
-    assert marker.exists()  # it is armed
+    assert marker.exists()  # the file is effective
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.5, 0.7, 0.9, 0.95, 0.999])
 @pytest.mark.parametrize(
     ("name", "save"),
-    [("net.pth", torch.save), ("net.pth", save_old), ("net.safetensors", save_file)],
+    [("net.pth", torch.save), ("net.pth", save_legacy), ("net.safetensors", save_file)],
     ids=["zip", "old", "safetensors"],
 )
-def test_truncated_files(tmp_path, name, save, share):
+def test_truncated_files_are_refused(tmp_path, name, save, share):
     file = tmp_path / name
     save(STATE, file)
     content = file.read_bytes()
@@ -84,18 +84,18 @@ def test_truncated_files(tmp_path, name, save, share):
         read_tensors(file)
 
 
-def test_a_flipped_bit_in_a_number_is_found(tmp_path):
+def test_a_flipped_bit_in_a_tensor_is_an_error(tmp_path):
     file = tmp_path / "net.pth"
     torch.save(STATE, file)
     content = bytearray(file.read_bytes())
     content[content.index(torch.tensor([0.5, -0.5]).numpy().tobytes()) + 3] ^= 2
     file.write_bytes(content)
-    assert torch.load(file)["layer.bias"][0] != 0.5  # torch does not look
+    assert torch.load(file)["layer.bias"][0] != 0.5  # torch does not check
     with pytest.raises(WeightsError, match=r"net\.pth is damaged: net/data/\d in it does not have its checksum"):
         read_tensors(file)
 
 
-def test_an_archive_that_would_grow_is_not_unpacked(tmp_path):
+def test_a_compressed_archive_is_refused(tmp_path):
     torch.save({"zeros": torch.zeros(10_000)}, tmp_path / "net.pth")
     with zipfile.ZipFile(tmp_path / "net.pth") as source, zipfile.ZipFile(tmp_path / "bomb.pth", "w", 8) as target:
         for record in source.namelist():
@@ -109,7 +109,7 @@ def test_an_archive_that_would_grow_is_not_unpacked(tmp_path):
     [torch.zeros(2, 3, device="meta"), torch.zeros(1).expand(2, 3)],
     ids=["meta", "expanded"],
 )
-def test_tensors_without_their_numbers_are_refused(tmp_path, tensor):
+def test_tensors_without_values_are_refused(tmp_path, tensor):
     torch.save({"weight": tensor}, tmp_path / "net.pth")
     with pytest.raises(WeightsError, match=r"net\.pth holds 1 tensors without their numbers: weight"):
         read_tensors(tmp_path / "net.pth")
@@ -123,14 +123,14 @@ def test_a_sparse_tensor_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
-def test_files_of_another_kind(tmp_path, name, content):
+def test_files_of_other_formats_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=name):
         read_tensors(tmp_path / name)
 
 
 @pytest.mark.parametrize(
-    ("held", "message"),
+    ("content", "message"),
     [
         ([torch.zeros(2)], "holds a list, not a state dict"),
         (torch.zeros(2), "holds a Tensor, not a state dict"),
@@ -140,21 +140,21 @@ def test_files_of_another_kind(tmp_path, name, content):
     ],
     ids=["list", "tensor", "numbers", "empty", "empty inside"],
 )
-def test_files_without_a_state_dict(tmp_path, held, message):
-    torch.save(held, tmp_path / "net.pth")
+def test_files_without_a_state_dict_are_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "net.pth")
     with pytest.raises(WeightsError, match=message):
         read_tensors(tmp_path / "net.pth")
 
 
-def test_a_missing_file(tmp_path, monkeypatch):
+def test_a_missing_file_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError) as error:
         read_tensors("weights/net.pth")
     assert "no weights file at weights/net.pth" in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def test_a_server_that_falls_silent_ends_a_download(monkeypatch, tmp_path):
-    """torch's own download waits without a limit."""
+def test_a_download_from_a_stalled_server_times_out(monkeypatch, tmp_path):
+    """torch's own download has no timeout."""
     monkeypatch.setattr(weights, "SILENCE", 0.2)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -194,12 +194,12 @@ def test_tensors_that_do_not_fit_are_named(state, message):
     assert torch.equal(net.weight, before)
 
 
-def test_many_names_are_cut_short():
+def test_long_lists_of_names_are_shortened():
     with pytest.raises(WeightsError, match=r"5 not in the net: t0, t1, t2, …\. They"):
         load_strictly(nn.ReLU(), {f"t{index}": torch.zeros(1) for index in range(5)}, "weights")
 
 
-def test_a_backbones_weights_pass_through_its_conversion(tmp_path):
+def test_backbone_weights_are_converted(tmp_path):
     torch.save(STATE, tmp_path / "net.pth")
     net = nn.Linear(3, 2)
     assert not load_backbone(net, "none")
@@ -211,7 +211,7 @@ def test_a_backbones_weights_pass_through_its_conversion(tmp_path):
 
 @pytest.mark.parametrize("kernel", [1, 3])
 @torch.no_grad()
-def test_a_linear_layer_over_a_block_is_a_convolution(kernel):
+def test_a_linear_layer_over_a_block_becomes_a_convolution(kernel):
     linear, conv = nn.Linear(4 * kernel * kernel, 5), nn.Conv2d(4, 5, kernel)
     conv.load_state_dict(fc_to_conv(linear.state_dict(), kernel))
     image = torch.rand(2, 4, kernel + 2, kernel + 1)
@@ -223,12 +223,12 @@ def test_a_linear_layer_over_a_block_is_a_convolution(kernel):
             torch.testing.assert_close(scores[:, :, row, col], linear(block))
 
 
-def test_what_is_no_layer_over_blocks_stays_as_it_is():
+def test_other_layers_are_not_converted():
     odd = {"weight": torch.zeros(4, 10), "none": torch.zeros(0, 9), "bias": torch.zeros(4), "number": torch.tensor(1.0)}
     converted = fc_to_conv(odd, 3)
     assert [tuple(value.shape) for value in converted.values()] == [(4, 10), (0, 1, 3, 3), (4,), ()]
 
 
-def test_a_layer_that_was_saved_transposed_is_a_convolution_too():
+def test_a_layer_that_was_saved_transposed_is_converted():
     weight = torch.arange(36.0).view(9, 4).T
     assert torch.equal(fc_to_conv({"weight": weight}, 3)["weight"], weight.contiguous().view(4, 1, 3, 3))

@@ -1,4 +1,4 @@
-"""Colours, overlays, legends; class ids that programs read back."""
+"""Test colours, overlays, legends, and class ids that programs read back."""
 
 import tracemalloc
 
@@ -21,12 +21,12 @@ from fcnlab.runs.drawing import (
 
 PALETTE = np.array([(0, 0, 0), (128, 0, 0), (0, 100, 200)], np.uint8)
 CLASSES = ("background", "cat", "dog")
-CREAM = [224, 224, 192]  # the devkit's colour of void
+CREAM = [224, 224, 192]  # the devkit's colour for its class "void"
 LABELS = np.array([[0, 1], [2, 255]])
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int64])
-def test_colours(kind):
+def test_ignored_and_class_pixels_have_the_palette_colours(kind):
     expected = [[[0, 0, 0], [128, 0, 0]], [[0, 100, 200], CREAM]]
     assert colours(LABELS.astype(kind), PALETTE).tolist() == expected
 
@@ -41,8 +41,8 @@ def test_overlay_tints_all_but_black_classes():
 def test_legend_shows_the_colours():
     drawn = legend([1, 2], CLASSES, PALETTE, 300)
     assert drawn.shape[1] == 300
-    shown = {tuple(colour) for colour in drawn.reshape(-1, 3).tolist()}
-    assert {tuple(PALETTE[1].tolist()), tuple(PALETTE[2].tolist())} <= shown and (0, 0, 0) in shown
+    output = {tuple(colour) for colour in drawn.reshape(-1, 3).tolist()}
+    assert {tuple(PALETTE[1].tolist()), tuple(PALETTE[2].tolist())} <= output and (0, 0, 0) in output
 
 
 @pytest.mark.parametrize(("labels", "width", "lines"), [([0, 1, 2], 400, 1), ([0, 1, 2], 60, 3), ([], 60, 1)])
@@ -51,14 +51,14 @@ def test_legend_takes_as_many_lines_as_it_needs(labels, width, lines):
     assert drawn.shape[1] == width and drawn.shape[0] // ROW == lines
 
 
-def test_legend_names_what_is_shown():
+def test_legend_names_the_classes_in_the_images():
     image = np.zeros((5, 200, 3), np.uint8)
     drawn = with_legend(image, [np.array([[0, 255]]), np.array([[1, 1]])], CLASSES, PALETTE)
     np.testing.assert_array_equal(drawn[:5], image)
     np.testing.assert_array_equal(drawn[5:], legend([0, 1], CLASSES, PALETTE, 200))
 
 
-def test_panel_is_image_truth_and_prediction():
+def test_a_panel_shows_image_ground_truth_and_prediction():
     rng = np.random.default_rng(0)
     image, target = rng.integers(0, 256, (9, 50, 3), np.uint8), rng.integers(0, 3, (9, 50))
     drawn = panel(image, target, 0 * target, CLASSES, PALETTE)
@@ -70,7 +70,7 @@ def test_panel_is_image_truth_and_prediction():
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int64])
-def test_saved_labels_are_ids_in_colour(tmp_path, kind):
+def test_saved_predictions_are_class_ids_with_a_palette(tmp_path, kind):
     path = tmp_path / "new" / "a.png"
     save_labels(path, LABELS.astype(kind), PALETTE)
     with Image.open(path) as image:
@@ -78,14 +78,14 @@ def test_saved_labels_are_ids_in_colour(tmp_path, kind):
         assert np.array(image.convert("RGB")).tolist() == colours(LABELS, PALETTE).tolist()
 
 
-def test_save_png(tmp_path):
+def test_a_png_is_saved_unchanged(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
     save_png(tmp_path / "new" / "a.png", image)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "new" / "a.png")), image)
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 1), (3, 2)])
-def test_contact_sheet(count, rows):
+def test_a_contact_sheet_shows_fitted_images(count, rows):
     image, labels = np.full((10, 20, 3), 100, np.uint8), np.ones((10, 20), int)
     sheet = contact_sheet([("x", image, labels)] * count, CLASSES, PALETTE, side=40, columns=2)
     pair, line = 2 * (40 + GAP) + GAP, 40 + GAP + ROW
@@ -95,13 +95,13 @@ def test_contact_sheet(count, rows):
     assert (sheet[GAP + 20 : GAP + 40, :pair] == 255).all()
 
 
-def test_contact_sheet_names_void():
+def test_a_contact_sheet_names_ignored_pixels():
     image, labels = np.full((10, 10, 3), 100, np.uint8), np.full((10, 10), 255)
     sheet = contact_sheet([("", image, labels)], CLASSES, PALETTE, side=40, columns=1)
     assert CREAM in sheet[40 + GAP + ROW :].reshape(-1, 3).tolist()
 
 
-def test_an_overlay_takes_no_floats_of_the_whole_image():
+def test_an_overlay_needs_no_float_copy_of_the_whole_image():
     image = np.random.default_rng(0).integers(0, 256, (1000, 500, 3), dtype=np.uint8)
     labels = np.random.default_rng(1).integers(0, 3, (1000, 500))
     tracemalloc.start()

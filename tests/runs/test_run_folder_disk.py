@@ -1,4 +1,4 @@
-"""A run's folder on a disk that is full, or read-only. Permission bits do not bind root, so it is mounted."""
+"""A run's folder on a full or read-only disk. It is mounted, because permission bits do not restrict root."""
 
 import os
 import shlex
@@ -12,8 +12,8 @@ STEPS = ("trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.log_eve
 
 
 @pytest.fixture
-def on_a_disk(tmp_path, small, shapes_root):
-    """Run a shell script in ``disk``, which is one of 16 MB; ``$TRAIN`` is the command of a small training there."""
+def run_on_disk(tmp_path, small, shapes_root):
+    """Run a shell script in ``disk``, which has 16 MB; ``$TRAIN`` is the command of a small training run there."""
     (tmp_path / "disk").mkdir()
     words = [*small, *STEPS, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "logger=csv"]
     train = shlex.join([sys.executable, "-W", "ignore", "-m", "fcnlab", "train", *words, "hydra.run.dir=run"])
@@ -21,34 +21,34 @@ def on_a_disk(tmp_path, small, shapes_root):
 
     def run(script: str) -> str:
         mounted = f"mount -t tmpfs -o size=16m tmpfs {disk} && cd {disk} || exit 77\n{script}"
-        done = subprocess.run(
+        completed = subprocess.run(
             ["unshare", "-m", "sh", "-c", mounted],
             env=os.environ | {"TRAIN": train, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=600,
         )  # fmt: skip
-        assert done.returncode != 77, done.stdout
-        return done.stdout
+        assert completed.returncode != 77, completed.stdout
+        return completed.stdout
 
-    if why := why_not_mounted(disk):
+    if why := mount_error(disk):
         pytest.skip(f"no disk can be mounted here: {why}")
     return run
 
 
-def why_not_mounted(folder: str) -> str:
-    """What keeps this user from mounting a disk that only he sees; nothing, where it works."""
+def mount_error(folder: str) -> str:
+    """Return why this user cannot mount a private disk; empty if it works."""
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=1m tmpfs {folder} && mount -o remount,ro {folder}"],
             capture_output=True,
             text=True,
         )
     except OSError as error:
         return str(error)
-    return "" if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
+    return "" if completed.returncode == 0 else completed.stderr.strip() or f"exit code {completed.returncode}"
 
 
-def test_a_full_disk_on_resume_leaves_every_record_whole(on_a_disk):
-    message = on_a_disk("""
+def test_a_full_disk_on_resume_damages_no_record(run_on_disk):
+    message = run_on_disk("""
         $TRAIN >/dev/null || exit 1
         cp -r run/.hydra before
         dd if=/dev/zero of=ballast bs=4k 2>/dev/null
@@ -65,9 +65,9 @@ def test_a_full_disk_on_resume_leaves_every_record_whole(on_a_disk):
     ]
 
 
-def test_a_disk_that_is_full_once_best_is_saved_keeps_the_best_few(on_a_disk):
-    """What is free has room for one checkpoint and for the run's small files, and not for a second one."""
-    message = on_a_disk("""
+def test_a_disk_full_after_saving_best_keeps_the_best_few(run_on_disk):
+    """The free space holds one checkpoint and the run's small files, but no second checkpoint."""
+    message = run_on_disk("""
         TRAIN="$TRAIN model.backbone.width=8 checkpointing.keep_top=1"
         $TRAIN hydra.run.dir=straight >/dev/null || exit 1
         room=$(($(stat -c %s straight/checkpoints/best.ckpt) * 3 / 2 / 4096))
@@ -84,12 +84,12 @@ def test_a_disk_that_is_full_once_best_is_saved_keeps_the_best_few(on_a_disk):
     assert message[message.index("code 1") :].splitlines() == ["code 1", "best.ckpt", "ended", "equal"]
 
 
-@pytest.mark.parametrize("begun", [True, False])
-def test_a_read_only_folder_is_told_in_a_sentence(on_a_disk, begun):
-    message = on_a_disk(f"""
-        {"$TRAIN >/dev/null || exit 1" if begun else ""}
+@pytest.mark.parametrize("started", [True, False])
+def test_a_read_only_folder_is_reported_in_a_sentence(run_on_disk, started):
+    message = run_on_disk(f"""
+        {"$TRAIN >/dev/null || exit 1" if started else ""}
         mount -o remount,ro . || exit 77
-        $TRAIN trainer.max_steps=6 {"checkpoint=auto" if begun else ""}; echo "code $?"
+        $TRAIN trainer.max_steps=6 {"checkpoint=auto" if started else ""}; echo "code $?"
     """)
     assert "is not writable. Nothing was changed" in message
     assert "Traceback" not in message and message.endswith("code 1\n")

@@ -1,4 +1,4 @@
-"""run.json and its companions: what a run was, how it ended, and that it can be repeated from them."""
+"""Test run.json and its companions: they describe a run and how it ended, and allow repeating it."""
 
 import json
 import os
@@ -22,30 +22,30 @@ def record(folder) -> dict:
     return json.loads((folder / "run.json").read_text())
 
 
-def test_a_run_says_what_it_was(train):
+def test_a_run_records_its_settings_and_environment(train):
     folder = train("seed=7", "optim.lr=0.01")
-    found = record(folder)
-    assert found["status"] == "finished" and found["ended"] >= found["started"] and found["starts"] == 1
-    assert {"seed=7", "optim.lr=0.01"} <= set(found["overrides"]) and found["command"].startswith("fcnlab train")
-    assert found["packages"]["torch"] == metadata.version("torch") and found["packages"]["numpy"] == metadata.version(
+    written = record(folder)
+    assert written["status"] == "finished" and written["ended"] >= written["started"] and written["starts"] == 1
+    assert {"seed=7", "optim.lr=0.01"} <= set(written["overrides"]) and written["command"].startswith("fcnlab train")
+    assert written["packages"]["torch"] == metadata.version("torch") and written["packages"][
         "numpy"
-    )
+    ] == metadata.version("numpy")
     scored = json.loads((folder / "metrics.json").read_text())["provenance"]
-    assert found["source"] == scored["source"] == source_fingerprints() | {"lightning": metadata.version("lightning")}
+    assert written["source"] == scored["source"] == source_fingerprints() | {"lightning": metadata.version("lightning")}
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["data"]["seed"] == config["seed"] == 7 and "${" not in (folder / "config.yaml").read_text()
 
 
-def test_the_changes_are_those_of_git(repository):
-    """What is recorded turns the commit into the files that ran."""
-    asked = subprocess.run(["git", "diff", "HEAD", "--no-color"], cwd=repository, capture_output=True, check=False)
-    if asked.returncode:
+def test_the_recorded_changes_are_those_of_git(repository):
+    """The recorded changes, applied to the commit, give the files that ran."""
+    diff = subprocess.run(["git", "diff", "HEAD", "--no-color"], cwd=repository, capture_output=True, check=False)
+    if diff.returncode:
         pytest.skip("no checkout here")
-    assert uncommitted_changes() == asked.stdout.decode()
+    assert uncommitted_changes() == diff.stdout.decode()
 
 
-def test_a_record_stays_small_and_readable_whatever_an_error_quotes(tmp_path):
-    """An error of a name of 900 MB once made a record that nothing could read again."""
+def test_a_record_of_a_long_error_is_small_and_readable(tmp_path):
+    """An error that quoted a name of 900 MB once made the record unreadable."""
     end = run_record._end(OSError(36, "File name too long", "x" * (JSON_BYTES + 1) + "END"))
     assert end["reason"].startswith("OSError: [Errno 36] File name too long: 'xxx") and end["reason"].endswith("END'")
     assert len(end["reason"]) < LONGEST_REASON + 20
@@ -53,15 +53,15 @@ def test_a_record_stays_small_and_readable_whatever_an_error_quotes(tmp_path):
     assert run_record.RunRecord(tmp_path).facts == end
 
 
-def test_a_run_that_fails_says_so(train_code, tmp_path):
+def test_a_failed_run_is_recorded_as_failed(train_code, tmp_path):
     assert train_code("data.train_list=nowhere") == 1
-    found = record(tmp_path / "run")
-    assert found["status"] == "failed" and "nowhere" in found["reason"]
+    written = record(tmp_path / "run")
+    assert written["status"] == "failed" and "nowhere" in written["reason"]
 
 
 @pytest.mark.parametrize("moment", ["commit", "atomic_write"])
-def test_a_signal_at_the_very_beginning_leaves_a_whole_record_or_none(train_code, monkeypatch, tmp_path, moment):
-    """While the record is being made ("commit") nothing has begun; while it is first written, all of it is known."""
+def test_a_signal_at_the_start_leaves_a_complete_record_or_none(train_code, monkeypatch, tmp_path, moment):
+    """While the record is prepared ("commit") nothing is written; when it is first written, it is complete."""
     original = getattr(run_record, moment)
 
     def struck(*words):
@@ -73,12 +73,12 @@ def test_a_signal_at_the_very_beginning_leaves_a_whole_record_or_none(train_code
     assert train_code() == 128 + signal.SIGTERM
     assert (tmp_path / "run" / "run.json").exists() == (moment == "atomic_write")
     if moment == "atomic_write":
-        found = record(tmp_path / "run")
-        assert (found["status"], found["reason"], found["starts"]) == ("interrupted", "SIGTERM", 1)
-        assert "trainer=smoke" in found["overrides"]
+        written = record(tmp_path / "run")
+        assert (written["status"], written["reason"], written["starts"]) == ("interrupted", "SIGTERM", 1)
+        assert "trainer=smoke" in written["overrides"]
 
 
-def test_no_file_of_a_run_holds_the_key_of_w_and_b(train, monkeypatch):
+def test_no_file_of_a_run_contains_the_w_and_b_key(train, monkeypatch):
     key = "abcdef0123456789" * 3
     monkeypatch.setenv("WANDB_API_KEY", key)
     folder = train("logger=default", "trainer.max_steps=2")
@@ -102,12 +102,12 @@ def test_a_run_is_repeated_from_its_record(train, fcnlab, tmp_path):
     first = train("seed=3", "model=fcn16s", "optim.lr=0.004", "trainer.max_steps=4")
     assert fcnlab("train", f"from_run={first}", f"hydra.run.dir={tmp_path}/again") == 0
     again = tmp_path / "again"
-    one, other = weights(first), weights(again)
-    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    original, repeated = weights(first), weights(again)
+    assert original.keys() == repeated.keys() and all(torch.equal(original[key], repeated[key]) for key in original)
     assert (first / "metrics.csv").read_text() == (again / "metrics.csv").read_text()
 
 
-def test_what_is_typed_wins_over_the_record(train, fcnlab, tmp_path):
+def test_typed_overrides_replace_those_of_the_record(train, fcnlab, tmp_path):
     first = train("seed=3", "model=fcn16s", "trainer.max_steps=2")
     words = [f"from_run={first}", "seed=4", "model=fcn32s", f"hydra.run.dir={tmp_path}/other"]
     assert fcnlab("train", *words) == 0
@@ -116,8 +116,8 @@ def test_what_is_typed_wins_over_the_record(train, fcnlab, tmp_path):
     assert config["trainer"]["max_steps"] == 2
 
 
-def test_defaults_that_changed_since_are_those_of_the_record(train, fcnlab, tmp_path):
-    """As if this version had another default than the one that wrote the record."""
+def test_a_repeated_run_uses_the_recorded_defaults(train, fcnlab, tmp_path):
+    """Simulates a version whose default differs from that of the version that wrote the record."""
     first = train("trainer.max_steps=2")
     path = first / ".hydra" / "config.yaml"
     config = yaml.safe_load(path.read_text())
@@ -132,7 +132,7 @@ def test_defaults_that_changed_since_are_those_of_the_record(train, fcnlab, tmp_
     assert yaml.safe_load((tmp_path / "third" / "config.yaml").read_text())["schedule"]["power"] == 0.5
 
 
-def test_values_that_are_looked_up_anew_are_warned_of(train, fcnlab, tmp_path, monkeypatch):
+def test_changed_interpolated_values_cause_a_warning(train, fcnlab, tmp_path, monkeypatch):
     (tmp_path / "conf" / "optim").mkdir(parents=True)
     (tmp_path / "conf" / "optim" / "mine.yaml").write_text(
         "defaults: [sgd]\nlr: ${oc.decode:${oc.env:LEARNING_RATE}}\nmomentum: ${oc.decode:${oc.env:MOMENTUM,0.9}}\n"
@@ -151,8 +151,8 @@ def test_values_that_are_looked_up_anew_are_warned_of(train, fcnlab, tmp_path, m
     assert (first / "metrics.csv").read_text() == (tmp_path / "third" / "metrics.csv").read_text()
 
 
-def test_the_command_of_a_job_has_the_number_that_its_words_look_up(train):
-    """As the job of a sweep is started, whose number is Hydra's."""
+def test_the_command_of_a_job_contains_the_job_number(train):
+    """The run is started like the job of a sweep, whose number is Hydra's."""
     folder = train("hydra.job.num=3", "seed=${hydra:job.num}", "trainer.max_steps=2")
     command = shlex.split(json.loads((folder / "run.json").read_text())["command"])
     assert "hydra.job.num=3" in command and "seed=${hydra:job.num}" in command
@@ -178,7 +178,7 @@ def test_a_record_that_names_foreign_code_is_refused(train, fcnlab, tmp_path, ca
 @pytest.mark.parametrize(
     "word", ["+callbacks.x._target_=a.b", "++hydra.run.dir=/x", "--multirun", "seed=${oc.env:HOME}"]
 )
-def test_overrides_in_a_record_that_are_no_settings_are_refused(fcnlab, tmp_path, capsys, word):
+def test_record_overrides_that_are_not_settings_are_refused(fcnlab, tmp_path, capsys, word):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "run.json").write_text(json.dumps({"overrides": ["seed=1", word]}))
     assert fcnlab("train", f"from_run={tmp_path}/old") == 1
@@ -190,11 +190,11 @@ def test_a_folder_without_a_record_is_named(fcnlab, tmp_path, capsys):
     assert "run.json" in capsys.readouterr().err
 
 
-def test_changes_name_files_that_look_like_secrets_and_show_none(tmp_path, monkeypatch):
+def test_changes_name_secret_files_without_their_contents(tmp_path, monkeypatch):
     def git(*words: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        done = subprocess.run(["git", *identity, *words], cwd=tmp_path, capture_output=True, check=True)
-        return done.stdout.decode()
+        completed = subprocess.run(["git", *identity, *words], cwd=tmp_path, capture_output=True, check=True)
+        return completed.stdout.decode()
 
     secrets = [".env", "conf/prod.env", "key.pem", ".ssh/known", "id_rsa", ".netrc", "gcp-credentials.json", "a b.key"]
     git("init", "-q")

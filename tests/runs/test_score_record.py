@@ -1,4 +1,4 @@
-"""metrics.json and confusions.npz: what others read."""
+"""Test metrics.json and confusions.npz, which other programs read."""
 
 import json
 import os
@@ -25,23 +25,27 @@ def write(tmp_path):
     return run
 
 
-def test_metrics_json(write, tmp_path):
+def test_metrics_json_contains_the_scores(write, tmp_path):
     write(protocol={"flip": False}, cost={"minutes": 1.5})
     text = (tmp_path / "run" / "metrics.json").read_text()
-    found = json.loads(text)
-    assert list(found) == ["split", *SCORES, "iou", "protocol", "cost"]
-    assert found["split"] == "toys val" and found["protocol"] == {"flip": False} and found["cost"] == {"minutes": 1.5}
-    assert found["pixel_acc"] == 9 / 13 and found["iou"] == {"ground": 4 / 8, "cat": 5 / 9, "chien à pois": None}
+    metrics = json.loads(text)
+    assert list(metrics) == ["split", *SCORES, "iou", "protocol", "cost"]
+    assert (
+        metrics["split"] == "toys val"
+        and metrics["protocol"] == {"flip": False}
+        and metrics["cost"] == {"minutes": 1.5}
+    )
+    assert metrics["pixel_acc"] == 9 / 13 and metrics["iou"] == {"ground": 4 / 8, "cat": 5 / 9, "chien à pois": None}
     assert "NaN" not in text and "chien à pois" in text
 
 
-def test_confusions_give_the_scores_again(write, tmp_path):
-    found = write()
+def test_the_scores_follow_from_confusions_npz(write, tmp_path):
+    expected = write()
     with np.load(tmp_path / "run" / "confusions.npz", allow_pickle=False) as saved:
         assert saved["names"].tolist() == ["a", "b"] and saved["classes"].tolist() == list(CLASSES)
         np.testing.assert_array_equal(saved["matrices"], MATRICES)
         again = scores(saved["matrices"].sum(axis=0))
-    np.testing.assert_array_equal(again[:4], found[:4])
+    np.testing.assert_array_equal(again[:4], expected[:4])
 
 
 @pytest.mark.parametrize(("failing", "kept"), [("savez_compressed", "confusions.npz"), ("dumps", "metrics.json")])
@@ -59,14 +63,14 @@ def test_failure_keeps_the_old_file(write, tmp_path, monkeypatch, failing, kept)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["confusions.npz", "metrics.json"]
 
 
-def test_nothing_scored_is_null_not_nan(write, tmp_path):
+def test_a_score_without_pixels_is_null_not_nan(write, tmp_path):
     write(0 * MATRICES)
-    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert [found[name] for name in SCORES] == [None] * 4
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [metrics[name] for name in SCORES] == [None] * 4
 
 
-def test_a_link_under_the_name_that_is_written_to_is_not_followed(tmp_path):
-    """In a folder that somebody else made."""
+def test_links_in_the_place_of_a_record_are_not_followed(tmp_path):
+    """The folder may come from someone else."""
     (tmp_path / "mine").write_text("all my work")
     (tmp_path / "run").mkdir()
     for name in ("run.json", "run.json.part"):
@@ -76,8 +80,8 @@ def test_a_link_under_the_name_that_is_written_to_is_not_followed(tmp_path):
     assert not (tmp_path / "run" / "run.json").is_symlink()
 
 
-def test_nothing_acts_where_a_record_is_shown(tmp_path):
-    """JSON's own escapes: who reads it has the text that was written."""
+def test_active_characters_in_a_record_are_escaped(tmp_path):
+    """The escapes are JSON's: a reader gets the text that was written."""
     hostile = "a\x1b[2J\x9b31m\u202egpj.exe\u2028\udcff\r\n\x7f"
     write_json(tmp_path / "run.json", {"name": hostile, "ß": [hostile]})
     text = (tmp_path / "run.json").read_text()
@@ -85,7 +89,7 @@ def test_nothing_acts_where_a_record_is_shown(tmp_path):
     assert json.loads(text) == {"name": hostile, "ß": [hostile]}
 
 
-def test_what_killed_processes_left_half_written_is_removed(tmp_path):
+def test_half_written_files_of_killed_processes_are_removed(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
     (tmp_path / "below").mkdir()

@@ -1,4 +1,4 @@
-"""On which images a checkpoint was selected: what compare says of it, on all that it leaves, and its groups."""
+"""Test what compare reports, in all of its outputs and groups, about the images that selected a checkpoint."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from run_folders import toy_matrices
 BEST = {"checkpoint": "best", "monitor": "val/miou", "mode": "max", "set": "toys val", "list": "val", "step": 40}
 BEST |= {"among": 8, "val_miou": 0.5, "same_images": True, "shared_images": 36, "stopped_early": False}
 LAST = BEST | {"checkpoint": "last", "monitor": None, "mode": None}
-ELSEWHERE = {"set": "toys dev", "same_images": False}
+OTHER_SET = {"set": "toys dev", "same_images": False}
 OPTIMISTIC = "Scores on images that a checkpoint was selected on are optimistic"
 
 
@@ -35,11 +35,11 @@ def compared(tmp_path):
         (BEST | {"at_least": True}, "selected on this set, among at least 8 validations"),
         (BEST | {"monitor": "val/loss"}, "selected by val/loss on this set, among 8 validations"),
         (
-            BEST | ELSEWHERE | {"shared_images": 3},
+            BEST | OTHER_SET | {"shared_images": 3},
             "selected on toys dev, among 8 validations; toys dev contains 3 of the scored images",
         ),
         (
-            BEST | ELSEWHERE | {"shared_images": 0},
+            BEST | OTHER_SET | {"shared_images": 0},
             "selected on toys dev, among 8 validations; toys dev contains none of the scored images",
         ),
         (LAST, "those of the last step: no checkpoint was selected"),
@@ -50,12 +50,12 @@ def compared(tmp_path):
         ),
     ],
 )
-def test_how_weights_were_selected_in_words(selection, words):
+def test_the_selection_of_weights_is_described(selection, words):
     assert describe_selection(selection) == words
 
 
-def test_scored_images_that_were_validated_on_are_counted():
-    """Three validated on, of which two are among the four scored ones."""
+def test_scored_images_used_for_validation_are_counted():
+    """Three images are used for validation, of which two are among the four scored ones."""
     a, b, c, d, e = (letter * FINGERPRINT for letter in "abcde")
     facts = selection_of_scored({"checkpoint": "best", "images": a + b + c}, [b, d, c, e])
     assert facts == {"checkpoint": "best", "same_images": False, "shared_images": 2}
@@ -77,7 +77,7 @@ def test_scored_images_that_were_validated_on_are_counted():
         ),
         ([BEST | {"among": 1}], ["The weights of the run were selected on this set, among 1 validation."]),
         (
-            [BEST | ELSEWHERE | {"shared_images": 0}] * 2,
+            [BEST | OTHER_SET | {"shared_images": 0}] * 2,
             [
                 "The weights of all runs were selected on toys dev, among 8 validations; toys dev contains none of the"
                 " scored images."
@@ -93,17 +93,17 @@ def test_scored_images_that_were_validated_on_are_counted():
         ),
     ],
 )
-def test_page_markdown_and_terminal_say_it(make_run, compared, selections, notes):
+def test_page_markdown_and_terminal_describe_the_selection(make_run, compared, selections, notes):
     for seed, selection in enumerate(selections, start=1):
         weights_of_others = {"verb": "eval", "settings": {"inference._target_": "fcnlab.inference.WholeImage"}}
         make_run(str(seed), seed=seed, selection=selection, **({} if selection else weights_of_others))
-    found = compared()
-    assert sorted(found.selection) == sorted(notes)
-    shown = [re.sub(r"\s+", " ", text) for text in (page(found, "x"), markdown(found), terminal(found))]
-    assert all(note in text for note in notes for text in shown)
+    comparison = compared()
+    assert sorted(comparison.selection) == sorted(notes)
+    output = [re.sub(r"\s+", " ", text) for text in (page(comparison, "x"), markdown(comparison), terminal(comparison))]
+    assert all(note in text for note in notes for text in output)
 
 
-def test_every_run_of_the_table_says_it(make_run, compared, tmp_path):
+def test_every_run_of_the_table_shows_the_selection(make_run, compared, tmp_path):
     make_run("a", selection=BEST)
     make_run("b", selection=LAST, seed=2)
     write_csv(tmp_path, compared())
@@ -116,7 +116,7 @@ def test_best_and_last_are_two_groups(make_run, compared):
     for seed in (1, 2):
         make_run(f"best{seed}", toy_matrices(0.8, seed=seed), seed=seed, selection=BEST)
         make_run(f"last{seed}", toy_matrices(0.7, seed=seed), seed=seed, selection=LAST)
-    groups = {found.name: found.seeds for found in compared().groups}
+    groups = {group.name: group.seeds for group in compared().groups}
     assert groups == {"scoring.checkpoint=best.ckpt": (1, 2), "scoring.checkpoint=last.ckpt": (1, 2)}
 
 
@@ -159,6 +159,6 @@ def test_a_training_run_with_a_damaged_selection_is_excluded(make_run, damaged):
         ({}, None),
     ],
 )
-def test_sweeps_rank_a_training_by_its_validation_images_alone(tmp_path, facts, score):
+def test_sweeps_rank_runs_only_by_validation_images(tmp_path, facts, score):
     (tmp_path / "metrics.json").write_text(json.dumps(facts))
     assert selection_score(tmp_path) == score

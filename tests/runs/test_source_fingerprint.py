@@ -1,4 +1,4 @@
-"""The fingerprint of the code that computes a run."""
+"""Test the fingerprint of the code that computes a run."""
 
 import hashlib
 import sys
@@ -13,7 +13,7 @@ from fcnlab.runs.source_fingerprint import source_fingerprints
 
 @pytest.fixture
 def method(tmp_path, monkeypatch) -> Path:
-    """A user's package ``my_method``, which can be imported."""
+    """Write the importable user package ``my_method``; return its folder."""
     package = tmp_path / "my_method"
     (package / "nets").mkdir(parents=True)
     for name in ("__init__.py", "nets/__init__.py", "nets/net.py"):
@@ -22,43 +22,43 @@ def method(tmp_path, monkeypatch) -> Path:
     return package
 
 
-def of_method() -> str:
+def method_fingerprint() -> str:
     return source_fingerprints({"model": {"_target_": "my_method.nets.Net"}})["my_method"]
 
 
-def test_fcnlab_by_its_files():
-    """By ten lines of hashing: path, size and bytes of each Python file, in order."""
+def test_the_fingerprint_of_fcnlab_is_a_hash_of_its_files():
+    """It hashes path, size and bytes of each Python file, in order."""
     root = Path(fcnlab.__file__).parent
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        found.update(f"{path.relative_to(root.parent)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    assert source_fingerprints() == {"fcnlab": found.hexdigest()[:8]}
+        digest.update(f"{path.relative_to(root.parent)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    assert source_fingerprints() == {"fcnlab": digest.hexdigest()[:8]}
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [("nets/net.py", True), ("new.py", True), ("README.md", False), ("conf.yaml", False), ("__pycache__/a.pyc", False)],
 )
-def test_what_changes_it(method, name, changes):
-    before = of_method()
+def test_only_changed_python_files_change_the_fingerprint(method, name, changes):
+    before = method_fingerprint()
     path = method / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("x = 2\n")
-    assert (of_method() != before) == changes
+    assert (method_fingerprint() != before) == changes
 
 
-def test_a_file_that_moves_changes_it_and_the_whole_package_elsewhere_does_not(method, tmp_path, monkeypatch):
-    before = of_method()
-    other = tmp_path / "other"
-    other.mkdir()
-    method.rename(other / "my_method")
-    monkeypatch.setattr(sys, "path", [str(other), *sys.path])
-    assert of_method() == before
-    (other / "my_method" / "nets" / "net.py").rename(other / "my_method" / "net.py")
-    assert of_method() != before
+def test_moving_a_file_changes_the_fingerprint_moving_the_package_does_not(method, tmp_path, monkeypatch):
+    before = method_fingerprint()
+    new_place = tmp_path / "other"
+    new_place.mkdir()
+    method.rename(new_place / "my_method")
+    monkeypatch.setattr(sys, "path", [str(new_place), *sys.path])
+    assert method_fingerprint() == before
+    (new_place / "my_method" / "nets" / "net.py").rename(new_place / "my_method" / "net.py")
+    assert method_fingerprint() != before
 
 
-def test_a_module_of_one_file_and_one_that_cannot_be_found(tmp_path, monkeypatch):
+def test_the_fingerprint_of_a_single_file_and_of_a_missing_module(tmp_path, monkeypatch):
     (tmp_path / "my_loss.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     tree = {"loss": {"parts": [{"_target_": "my_loss.Loss"}]}, "optim": {"_target_": "no_such_package.sgd"}}
@@ -68,7 +68,7 @@ def test_a_module_of_one_file_and_one_that_cannot_be_found(tmp_path, monkeypatch
     assert source_fingerprints(tree)["my_loss"] != before["my_loss"]
 
 
-def test_installed_packages_by_version_and_what_no_score_depends_on_not_at_all(method):
+def test_installed_packages_have_a_version_and_loggers_are_left_out(method):
     tree = {
         "trainer": {"_target_": "lightning.Trainer"},
         "optim": {"_target_": "torch.optim.SGD"},
@@ -76,5 +76,5 @@ def test_installed_packages_by_version_and_what_no_score_depends_on_not_at_all(m
         "logger": {"_target_": "my_method.Logger"},
         "callbacks": {"progress": {"_target_": "my_method.Bar"}},
     }
-    found = source_fingerprints(tree, {"model": None})
-    assert set(found) == {"fcnlab", "lightning"} and found["lightning"] == metadata.version("lightning")
+    fingerprints = source_fingerprints(tree, {"model": None})
+    assert set(fingerprints) == {"fcnlab", "lightning"} and fingerprints["lightning"] == metadata.version("lightning")

@@ -1,4 +1,4 @@
-"""For runs in other processes: callbacks that raise in one rank, and that note which images were trained on."""
+"""For runs in other processes: callbacks that raise in one rank, and that record the training images."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class RaiseIn(Callback):
-    """An error in the run's third batch, in one rank alone; -1: in none."""
+    """Raise an error in the run's third batch, in one rank only; -1: in none."""
 
     def __init__(self, rank: int):
         self.rank, self.seen = rank, 0
@@ -18,7 +18,7 @@ class RaiseIn(Callback):
 
 
 class NoteImages(Callback):
-    """A line "EPOCH RANK INDEX" in ``seen-RANK.txt`` of the run's folder for each image that is trained on."""
+    """Write a line "EPOCH RANK INDEX" to ``seen-RANK.txt`` in the run's folder for each training image."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
         rank = trainer.global_rank

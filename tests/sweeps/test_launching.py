@@ -63,22 +63,22 @@ def table_of(folder: Path, jobs: dict[int, Job]) -> tuple[SweepTable, io.StringI
     return SweepTable(Manifest(folder, "train", [], jobs=jobs), dict.fromkeys(jobs, 10), out), out
 
 
-# --- places
+# --- resources
 
 
 @pytest.mark.parametrize(
-    ("given", "gpus"),
+    ("visible", "gpus"),
     [
         ("0,1,3", ["0", "1", "3"]),
         ("", []),
-        ("1,-1,0", ["1"]),  # CUDA's own rule
+        ("1,-1,0", ["1"]),  # as in CUDA
         ("NoDevFiles", []),
         ("GPU-8932f937, MIG-0b2c", ["GPU-8932f937", "MIG-0b2c"]),
         ("2,2", ["2"]),
     ],
 )
-def test_cuda_visible_devices_limits_the_gpus(given: str, gpus: list[str]):
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": given}) == gpus
+def test_cuda_visible_devices_limits_the_gpus(visible: str, gpus: list[str]):
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": visible}) == gpus
 
 
 LISTING = """\
@@ -153,7 +153,7 @@ def test_an_allocation_limits_the_devices_and_threads_of_a_process(monkeypatch):
     share = ResourcePool(["a"], [Requirement(1, 1)], None, cores=8).take(Requirement(0, 1))
     assert share and share.environment()["CUDA_VISIBLE_DEVICES"] == ""  # a job without GPUs sees none
     share = ResourcePool([], [Requirement(0, 1)], 1, cores=8).take(Requirement(0, 1))
-    assert share and "CUDA_VISIBLE_DEVICES" not in share.environment()  # nothing is known of other kinds of GPU
+    assert share and "CUDA_VISIBLE_DEVICES" not in share.environment()  # other kinds of GPU are not limited
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert share.environment() == {"OMP_NUM_THREADS": "3"}
 
@@ -165,7 +165,7 @@ def test_an_allocation_limits_the_devices_and_threads_of_a_process(monkeypatch):
         ({"devices": 2}, "auto", Requirement(2, 2)),
         ({"devices": "2"}, "auto", Requirement(2, 2)),
         ({"devices": "auto"}, "auto", Requirement(4, 4)),
-        ({"devices": -1}, 2, Requirement(2, 2)),  # all that it sees
+        ({"devices": -1}, 2, Requirement(2, 2)),  # all visible GPUs
         ({"devices": 1}, 0.5, Requirement(0.5, 1)),
         ({"devices": 1}, 0, Requirement(0, 1)),
         ({"devices": 2, "accelerator": "cpu"}, "auto", Requirement(0, 2)),
@@ -206,7 +206,7 @@ def test_slots_are_a_number_of_jobs(slots):
 # --- names
 
 
-def test_a_job_is_named_by_what_differs():
+def test_a_job_is_named_by_the_settings_that_differ():
     words = ["data=shapes", "model=fcn8s,fcn16s", "+optim.x=1", "optim.lr=interval(0.1,1)", "seed=range(3)"]
     job = ["data=shapes", "model=fcn8s", "+optim.x=1", "optim.lr=0.3", "seed=2", "sweep.resume=x"]
     assert job_names({7: job}, words) == {7: "model=fcn8s optim.lr=0.3 seed=2"}
@@ -228,12 +228,15 @@ LONG = "/scratch/of/somebody/with/many/folders/in/each/other/and/names/that/go/o
             [f"model.weights=full {seed}/a.ckpt seed={seed}" for seed in (1, 2)],
         ),
         ([["data.root=a/x"], ["data.root=b/x"]], ["data.root=a/x", "data.root=b/x"]),
-        ([["experiment=p/a"], ["experiment=p/b"]], ["experiment=p/a", "experiment=p/b"]),  # an option's own name
+        (
+            [["experiment=p/a"], ["experiment=p/b"]],
+            ["experiment=p/a", "experiment=p/b"],
+        ),  # the name of the option itself
         ([["seed=1"], ["seed=1"]], ["seed=1 #0", "seed=1 #1"]),
         ([[], []], ["#0", "#1"]),
     ],
 )
-def test_names_are_short_and_unique(jobs: list[list[str]], names: list[str]):
+def test_job_names_are_short_and_unique(jobs: list[list[str]], names: list[str]):
     assert list(job_names(dict(enumerate(jobs)), []).values()) == names
 
 
@@ -254,7 +257,7 @@ def manifest(folder: Path, *names: str) -> Manifest:
     return Manifest(folder, "train", ["seed=1,2"], jobs=jobs)
 
 
-def test_a_record_is_read_back(tmp_path):
+def test_a_record_is_read_as_written(tmp_path):
     written = manifest(tmp_path, "seed=1", "seed=2")
     written.jobs[1].status, written.jobs[1].exit_code = "failed", 137
     written.end("failed")
@@ -326,10 +329,10 @@ def test_a_record_cannot_name_folders_elsewhere(tmp_path, folder: str):
 @pytest.mark.parametrize(
     ("record", "status", "done"),
     [
-        ('{"status": "finished"}', "running", True),  # nobody was there to note it
+        ('{"status": "finished"}', "running", True),  # nothing recorded the end
         ('{"status": "running"}', "finished", False),
         ('{"status": "interrupted"}', "waiting", False),
-        ('{"stat', "running", False),  # killed in mid-write
+        ('{"stat', "running", False),  # killed while writing
         (None, "waiting", False),
         (None, "finished", True),  # a verb without a run.json
     ],
@@ -361,8 +364,8 @@ def test_only_a_resumed_sweep_uses_existing_results(tmp_path):
     assert [(job.status, job.miou) for job in planned(tmp_path, ["0", "1"], False)] == [("waiting", None)] * 2
 
 
-THEN = "optim: {lr: 0.1, momentum: 0.9}\nseed: 1\ncheckpoint: auto\ndata: {num_workers: 2}\nsweep: {name: x}\n"
-NOW = {
+RECORDED = "optim: {lr: 0.1, momentum: 0.9}\nseed: 1\ncheckpoint: auto\ndata: {num_workers: 2}\nsweep: {name: x}\n"
+CURRENT = {
     "optim": {"lr": 0.1, "momentum": 0.9},
     "seed": 1,
     "checkpoint": None,
@@ -374,10 +377,10 @@ NOW = {
 def unchanged(
     folder: Path, monkeypatch, then: str, settings: str | None, verb: str = "train", subdir: str = "3", **now
 ) -> None:
-    """Compare the settings of job 3 then and now; ``settings`` is the recorded hash, None for an equal one."""
+    """Compare the recorded and current settings of job 3; ``settings`` is the recorded hash, None for an equal one."""
     (folder / "3" / ".hydra").mkdir(parents=True)
     (folder / "3" / ".hydra" / "config.yaml").write_text(then)
-    cfg = OmegaConf.create(NOW | now | {"hydra": {"job": {"config_name": verb}, "sweep": {"subdir": subdir}}})
+    cfg = OmegaConf.create(CURRENT | now | {"hydra": {"job": {"config_name": verb}, "sweep": {"subdir": subdir}}})
     recorded = settings or resumed_settings.hash_of(resumed_settings.settings_of(cfg))
     record = Manifest(folder, verb, ["seed=1,2"], jobs={3: Job(3, "3", [], "", settings=recorded)})
     monkeypatch.setattr(resumed_settings, "compose_jobs", lambda context, config, jobs, first: {first: cfg})
@@ -387,10 +390,10 @@ def unchanged(
 @pytest.mark.parametrize(
     ("then", "now", "verb", "message"),
     [
-        (THEN, {"optim": {"lr": 0.2, "momentum": 0.9}}, "train", "job 3: optim.lr=0.2 (was 0.1)\n"),
-        (THEN, {"optim": {"lr": 0.1}}, "train", "job 3: optim.momentum=null (was 0.9)\n"),
-        (THEN, {"seed": "${hydra:job.num}"}, "train", "job 3: seed=${hydra:job.num} (was 1)\n"),
-        (THEN, {"checkpoint": "b.ckpt"}, "eval", "job 3: checkpoint=b.ckpt (was auto)\n"),
+        (RECORDED, {"optim": {"lr": 0.2, "momentum": 0.9}}, "train", "job 3: optim.lr=0.2 (was 0.1)\n"),
+        (RECORDED, {"optim": {"lr": 0.1}}, "train", "job 3: optim.momentum=null (was 0.9)\n"),
+        (RECORDED, {"seed": "${hydra:job.num}"}, "train", "job 3: seed=${hydra:job.num} (was 1)\n"),
+        (RECORDED, {"checkpoint": "b.ckpt"}, "eval", "job 3: checkpoint=b.ckpt (was auto)\n"),
         ("{", {}, "train", "job 3: unknown settings, since 3/.hydra/config.yaml is not readable\n"),
     ],
 )
@@ -403,12 +406,12 @@ def test_changed_settings_of_a_file_are_named(tmp_path, monkeypatch, then, now, 
 
 
 def test_settings_without_effect_do_not_prevent_resuming(tmp_path, monkeypatch):
-    unchanged(tmp_path, monkeypatch, THEN, "another")
+    unchanged(tmp_path, monkeypatch, RECORDED, "another")
 
 
 def test_settings_that_each_job_decides_are_not_compared(tmp_path, monkeypatch):
-    """A job's record has the precision that ``auto`` was there."""
-    then = THEN + "trainer: {precision: 32-true}\n"
+    """A job's record has the precision that ``auto`` chose."""
+    then = RECORDED + "trainer: {precision: 32-true}\n"
     unchanged(tmp_path, monkeypatch, then, "another", trainer={"precision": "auto"})
     with pytest.raises(UserError, match=r"job 3: trainer\.precision=bf16-mixed \(was 32-true\)"):
         unchanged(tmp_path / "b", monkeypatch, then, "another", trainer={"precision": "bf16-mixed"})
@@ -416,7 +419,7 @@ def test_settings_that_each_job_decides_are_not_compared(tmp_path, monkeypatch):
 
 def test_settings_added_by_a_newer_version_cause_a_warning(tmp_path, monkeypatch, caplog):
     with caplog.at_level("WARNING", logger="fcnlab"):
-        unchanged(tmp_path, monkeypatch, THEN, "another", optim={"lr": 0.1, "momentum": 0.9, "nesterov": False})
+        unchanged(tmp_path, monkeypatch, RECORDED, "another", optim={"lr": 0.1, "momentum": 0.9, "nesterov": False})
     assert "did not exist when the jobs were started:\njob 3: optim.nesterov=false (was null)" in caplog.text
 
 
@@ -425,7 +428,7 @@ def test_settings_added_by_a_newer_version_cause_a_warning(tmp_path, monkeypatch
     [
         ("lr", "${oc.decode:${oc.env:LR}}", "0.2", {"optim": {"lr": 0.1}}, "job 3: optim.lr=0.2 (was 0.1)\n"),
         ("lr", "${oc.decode:${oc.env:LR}}", "0.1", {"optim": {"lr": 0.1}}, ""),
-        ("lr", "${oc.decode:${oc.env:LR}}", None, {"optim": {"lr": 0.1}}, ""),  # it cannot be computed here
+        ("lr", "${oc.decode:${oc.env:LR}}", None, {"optim": {"lr": 0.1}}, ""),  # it cannot be resolved here
         ("lr", "${oc.decode:${oc.env:LR}}", "0.2", {}, ""),  # no config.yaml: killed before it was written
         (
             "betas",
@@ -442,29 +445,29 @@ def test_settings_added_by_a_newer_version_cause_a_warning(tmp_path, monkeypatch
 def test_changed_values_of_interpolations_cause_a_warning(
     tmp_path, monkeypatch, caplog, name, text, rate, there, message
 ):
-    """Of the environment, say: what was composed is the same text."""
+    """For example of the environment: the composed text is the same."""
     monkeypatch.delenv("LR", raising=False) if rate is None else monkeypatch.setenv("LR", rate)
     (tmp_path / "3").mkdir()
     OmegaConf.save(OmegaConf.create(there), tmp_path / "3" / "config.yaml")
     with caplog.at_level("WARNING", logger="fcnlab"):
-        unchanged(tmp_path, monkeypatch, THEN, None, optim={name: text})
+        unchanged(tmp_path, monkeypatch, RECORDED, None, optim={name: text})
     assert [record.getMessage().partition("current values:\n")[2].startswith(message) for record in caplog.records] == [
         True
     ] * bool(message)
 
 
-def test_a_value_whose_text_has_changed_is_not_said_to_be_looked_up(tmp_path, monkeypatch, caplog):
+def test_a_value_with_changed_text_causes_no_interpolation_warning(tmp_path, monkeypatch, caplog):
     """A file changed it. The sweep is refused, without a warning about jobs that will not run."""
     monkeypatch.setenv("LR", "0.2")
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "config.yaml").write_text("optim: {lr: 0.1}")
     text, momentum = "${oc.decode:${oc.env:LR}}", "momentum: 0.9"
     with caplog.at_level("WARNING", logger="fcnlab"), pytest.raises(UserError, match=r"job 3: optim\.lr=\$\{oc"):
-        unchanged(tmp_path, monkeypatch, THEN, "another", optim={"lr": text, "momentum": 0.9})
+        unchanged(tmp_path, monkeypatch, RECORDED, "another", optim={"lr": text, "momentum": 0.9})
     assert not caplog.records
     (tmp_path / "b" / "3").mkdir(parents=True)
     (tmp_path / "b" / "3" / "config.yaml").write_text("optim: {lr: 0.1}")
-    then = THEN.replace(f"lr: 0.1, {momentum}", momentum)  # a newer version has added it
+    then = RECORDED.replace(f"lr: 0.1, {momentum}", momentum)  # a newer version has added it
     with caplog.at_level("WARNING", logger="fcnlab"):
         unchanged(tmp_path / "b", monkeypatch, then, "another", optim={"lr": text, "momentum": 0.9})
     assert len(caplog.records) == 1 and "did not exist" in caplog.text
@@ -489,15 +492,15 @@ def test_changed_interpolations_without_effect_on_scores_are_ignored(tmp_path, m
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "config.yaml").write_text("data: {num_workers: 2}")
     with caplog.at_level("WARNING", logger="fcnlab"):
-        unchanged(tmp_path, monkeypatch, THEN, None, data={"num_workers": "${oc.decode:${oc.env:CORES}}"})
+        unchanged(tmp_path, monkeypatch, RECORDED, None, data={"num_workers": "${oc.decode:${oc.env:CORES}}"})
     assert not caplog.records
 
 
 def test_a_resumed_sweep_keeps_its_job_folders(tmp_path, monkeypatch):
-    """Words for Hydra do not come back by themselves: jobs not yet planned would be in folders of another kind."""
+    """Overrides of Hydra are not restored: jobs that are not planned yet would be in other folders."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
-        unchanged(tmp_path, monkeypatch, THEN, "another", subdir="seed=1")
+        unchanged(tmp_path, monkeypatch, RECORDED, "another", subdir="seed=1")
     assert str(error.value).startswith(
         "sweep.resume=.: hydra.sweep.subdir has changed: the folder of job 3 was 3, and would now be seed=1. Add "
     )
@@ -512,7 +515,7 @@ def test_a_resumed_sweep_keeps_its_job_folders(tmp_path, monkeypatch):
 
 
 def as_today(folder: Path, subdir: str):
-    """Job 3 in the folder 3, where it would be in another one."""
+    """Job 3 is in the folder 3, but would now be in another one."""
     config = OmegaConf.create({"hydra": {"sweep": {"subdir": subdir}}})
     return Manifest(folder, "train", ["seed=1,2"]), Job(3, "3", [], ""), "other", config
 
@@ -544,7 +547,7 @@ def test_a_second_process_is_refused(tmp_path):
     ],
 )
 def test_a_lock_file_that_is_a_link_or_pipe_is_refused(tmp_path, name, make):
-    """Of a folder that somebody else made: the link's target would be emptied."""
+    """In a folder from someone else, the link's target would be emptied."""
     (tmp_path / "mine").write_text("all my work")
     (tmp_path / "sweep").mkdir()
     make(tmp_path / "sweep" / name)
@@ -589,14 +592,14 @@ def test_pipes_and_endless_files_are_not_read(tmp_path):
 
 def test_escape_sequences_in_job_names_are_escaped(tmp_path):
     jobs = {0: Job(0, "0", [], "a\x1b[2J\r", status="finished", miou=0.5)}
-    board, out = table_of(tmp_path, jobs)
-    board.log("message \x1b]0;owned\x07")
-    board.close("last \x1b[2J")
+    table, out = table_of(tmp_path, jobs)
+    table.log("message \x1b]0;owned\x07")
+    table.close("last \x1b[2J")
     assert not set(out.getvalue()) & {"\x1b", "\r", "\x07"} and "a\\x1b[2J" in out.getvalue()
 
 
 def test_the_record_is_read_only_after_locking(tmp_path):
-    """Before, another process may be writing the record, and change it until it ends."""
+    """Before that, another process may still be writing the record."""
     hydra = {
         "job": {"config_name": "train"},
         "sweep": {"dir": str(tmp_path)},
@@ -605,7 +608,7 @@ def test_the_record_is_read_only_after_locking(tmp_path):
     }
     config = OmegaConf.create({"hydra": hydra, "sweep": {"resume": str(tmp_path)}})
     lock = SweepLock(tmp_path)
-    with pytest.raises(CompactHydraException, match="is working there"):  # and not: no record there
+    with pytest.raises(CompactHydraException, match="is working there"):  # and not: there is no record
         SlotsLauncher().setup(hydra_context=None, task_function=None, config=config)
     lock.release()
 
@@ -613,10 +616,10 @@ def test_the_record_is_read_only_after_locking(tmp_path):
 def test_hydra_parses_the_resume_command(tmp_path):
     folder = tmp_path / "a b=c,d"
     stopped = Manifest(folder, "eval", [], launched_by=["--config-dir", "/my conf", "hydra.launcher.slots=2"])
-    done = subprocess.run(
+    completed = subprocess.run(
         ["sh", "-c", f"printf '%s\\n' {stopped.resume_command}"], capture_output=True, text=True, check=True
     )
-    words = done.stdout.split("\n")[:-1]
+    words = completed.stdout.split("\n")[:-1]
     assert words[:-1] == ["fcnlab", "eval", "-m", "--config-dir", "/my conf", "hydra.launcher.slots=2"]
     resume = OverridesParser.create().parse_override(words[-1])
     assert (resume.key_or_group, resume.value()) == ("sweep.resume", str(folder))
@@ -649,19 +652,19 @@ def fake(code: str, tmp_path: Path, held=()) -> subprocess.Popen:
     return start_process([sys.executable, "-S", "-c", code], None, tmp_path / "job.log", held)
 
 
-def sweep(tmp_path: Path, codes: dict[str, str], slots: int = 2, begun: list | None = None) -> JobQueue:
-    """A sweep whose jobs run these lines of Python."""
+def sweep(tmp_path: Path, codes: dict[str, str], slots: int = 2, started: list | None = None) -> JobQueue:
+    """Return a function that runs a sweep whose jobs execute these lines of Python."""
     record = manifest(tmp_path, *codes)
     needs = dict.fromkeys(record.jobs, Requirement(0, 1))
 
     def begin(job: Job, share) -> subprocess.Popen:
-        if begun is not None:
-            begun.append((job.number, len(running.running)))
+        if started is not None:
+            started.append((job.number, len(running.running)))
         (tmp_path / job.folder).mkdir()
         return fake(codes[job.name], tmp_path / job.folder)
 
-    board = SweepTable(record, dict.fromkeys(record.jobs, 10), io.StringIO())
-    running = JobQueue(record, ResourcePool([], list(needs.values()), slots, 2), needs, begin, board)
+    table = SweepTable(record, dict.fromkeys(record.jobs, 10), io.StringIO())
+    running = JobQueue(record, ResourcePool([], list(needs.values()), slots, 2), needs, begin, table)
     return running
 
 
@@ -671,16 +674,16 @@ SCORE += "Path('metrics.json').write_text('{\"miou\": %s}')"
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the fake jobs find their folder in /proc")
 def test_a_failed_job_does_not_stop_the_others(tmp_path):
-    begun: list = []
+    started: list = []
     codes = {"a": SCORE % 0.25, "b": "print('so sorry'); raise SystemExit(3)", "c": SCORE % 0.5, "d": SCORE % "null"}
-    running = sweep(tmp_path, codes, begun=begun)
+    running = sweep(tmp_path, codes, started=started)
     with StopSignals() as signals:
         running.run(list(running.manifest.jobs.values()), signals)
     jobs = running.manifest.jobs
     assert [job.status for job in jobs.values()] == ["finished", "failed", "finished", "finished"]
     assert [job.exit_code for job in jobs.values()] == [0, 3, 0, 0]
     assert [job.miou for job in jobs.values()] == [0.25, None, 0.5, None]
-    assert [number for number, _ in begun] == [0, 1, 2, 3] and max(others for _, others in begun) == 1
+    assert [number for number, _ in started] == [0, 1, 2, 3] and max(others for _, others in started) == 1
     assert json.loads((tmp_path / "sweep.json").read_text())["jobs"][1]["exit_code"] == 3
     assert (tmp_path / "1" / "job.log").read_text() == "so sorry\n"
     message = running.table.out.getvalue()
@@ -697,7 +700,7 @@ while True: time.sleep(0.02)
 
 
 def when(happened, then) -> None:
-    """Do something from another thread, once something has happened."""
+    """Call a function from another thread once a condition holds."""
 
     def wait() -> None:
         deadline = time.monotonic() + 20
@@ -713,7 +716,7 @@ def ready(log: Path) -> bool:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_running_jobs_save_on_a_signal(tmp_path, signum):
+def test_running_jobs_save_their_state_on_a_signal(tmp_path, signum):
     running = sweep(tmp_path, {"a": SAVES, "b": SAVES, "c": SAVES})
     logs = [tmp_path / name / "job.log" for name in ("0", "1")]
     when(lambda: all(map(ready, logs)), lambda: os.kill(os.getpid(), signum))
@@ -731,13 +734,13 @@ def test_a_second_ctrl_c_kills_the_jobs(tmp_path):
     when(lambda: log.is_file() and "saving" in log.read_text(), lambda: os.kill(os.getpid(), signal.SIGINT))
     with StopSignals() as signals, pytest.raises(Interrupted):
         running.run(list(running.manifest.jobs.values()), signals)
-    (process,) = [found.process for found in running.running.values()]
+    (process,) = [job.process for job in running.running.values()]
     assert process.wait(5) == -signal.SIGKILL
 
 
-def test_running_jobs_save_on_an_error_of_the_sweep(tmp_path):
+def test_running_jobs_save_their_state_on_an_error_of_the_sweep(tmp_path):
     running = sweep(tmp_path, {"a": SAVES, "b": SAVES})
-    begin, log = running.start, tmp_path / "0" / "job.log"
+    start, log = running.start, tmp_path / "0" / "job.log"
 
     def begin_one(job: Job, share) -> subprocess.Popen:
         if job.number == 1:
@@ -745,12 +748,12 @@ def test_running_jobs_save_on_an_error_of_the_sweep(tmp_path):
             while not ready(log) and time.monotonic() < deadline:
                 time.sleep(0.02)
             raise OSError("no space left")
-        return begin(job, share)
+        return start(job, share)
 
     running.start = begin_one
     with StopSignals() as signals, pytest.raises(OSError, match="no space left"):
         running.run(list(running.manifest.jobs.values()), signals)
-    assert not running.running and log.read_text() == "ready\nsaved\n"  # it was waited for
+    assert not running.running and log.read_text() == "ready\nsaved\n"  # the sweep waited for it
     assert [job.status for job in running.manifest.jobs.values()] == ["interrupted", "waiting"]
 
 
@@ -776,7 +779,7 @@ def test_a_full_disk_stops_the_sweep_like_a_signal(tmp_path, monkeypatch):
 
 
 def test_remaining_processes_of_a_failed_job_are_killed(tmp_path, monkeypatch):
-    """A rank that waits for one that is gone would keep its GPU."""
+    """A rank that waits for a dead one would keep its GPU."""
     monkeypatch.setattr("fcnlab.sweeps.job_queue.RANK_GRACE_PERIOD", 0.5)
     rank = "import signal, time; print('ready', flush=True); time.sleep(600)"
     code = f"import subprocess, sys; rank = subprocess.Popen([sys.executable, '-S', '-c', {rank!r}]); print(rank.pid)"
@@ -795,30 +798,32 @@ def test_jobs_do_not_inherit_rank_variables(monkeypatch):
                  "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID"):  # fmt: skip
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    kept = single_process_environment()
-    assert kept == {name: value for name, value in os.environ.items() if name in kept}
-    assert not {"LOCAL_RANK", "MASTER_PORT", "PL_GLOBAL_SEED", "SLURM_NTASKS"} & kept.keys()
-    assert {"PATH", "SLURM_JOB_ID"} <= kept.keys()
+    environment = single_process_environment()
+    assert environment == {name: value for name, value in os.environ.items() if name in environment}
+    assert not {"LOCAL_RANK", "MASTER_PORT", "PL_GLOBAL_SEED", "SLURM_NTASKS"} & environment.keys()
+    assert {"PATH", "SLURM_JOB_ID"} <= environment.keys()
 
 
-OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_NAME", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM",
-              "WANDB_RUN_STORAGE_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")  # fmt: skip
-OF_ALL_RUNS = ("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_MODE", "WANDB_RUN_GROUP", "WANDB_TAGS")
+SINGLE_RUN_VARIABLES = (
+    "WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_NAME", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM",
+    "WANDB_RUN_STORAGE_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH",
+)  # fmt: skip
+SHARED_VARIABLES = ("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_MODE", "WANDB_RUN_GROUP", "WANDB_TAGS")
 
 
 def test_jobs_do_not_inherit_the_name_of_a_wandb_run(monkeypatch):
-    for name in (*OF_ONE_RUN, *OF_ALL_RUNS):
+    for name in (*SINGLE_RUN_VARIABLES, *SHARED_VARIABLES):
         monkeypatch.setenv(name, "x")
-    for kept in (single_process_environment(), shared_sweep_environment()):
-        assert not set(OF_ONE_RUN) & kept.keys() and set(OF_ALL_RUNS) <= kept.keys()
+    for environment in (single_process_environment(), shared_sweep_environment()):
+        assert not set(SINGLE_RUN_VARIABLES) & environment.keys() and set(SHARED_VARIABLES) <= environment.keys()
     with shared_run_environment():
         assert dict(os.environ) == shared_sweep_environment() and describe_removed_environment() is None
-    assert set(OF_ONE_RUN) <= os.environ.keys()
-    assert ", ".join(sorted(OF_ONE_RUN)) in (describe_removed_environment() or "")
+    assert set(SINGLE_RUN_VARIABLES) <= os.environ.keys()
+    assert ", ".join(sorted(SINGLE_RUN_VARIABLES)) in (describe_removed_environment() or "")
 
 
 def test_the_folder_of_wandb_in_the_environment_is_not_silently_ignored(monkeypatch):
-    for name in (*OF_ONE_RUN, "WANDB_DIR"):
+    for name in (*SINGLE_RUN_VARIABLES, "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     assert describe_removed_environment() is None
     monkeypatch.setenv("WANDB_DIR", "x")
@@ -847,10 +852,10 @@ def test_settings_survive_quotes():
     assert format_override("a.b", "/plain/path-1.x") == "a.b=/plain/path-1.x"
     assert format_override("a.b", "plain/path-1.x") == "a.b=plain/path-1.x"
     for words in (["a='b c'"], [r"a='it\'s'", 'b="c"'], ["$x", "a='$x'", "`ls`!"], ["", "é"]):
-        done = subprocess.run(
+        completed = subprocess.run(
             ["sh", "-c", f"printf '%s\\n' {shell_join(words)}"], capture_output=True, text=True, check=True
         )
-        assert done.stdout.split("\n")[:-1] == words
+        assert completed.stdout.split("\n")[:-1] == words
 
 
 @pytest.mark.parametrize("word", [b"d\xe9j\xe0", b"x='/d\xe9 \\it's'", b"two\nlines\x1b[1m", "\u202e é\xa0".encode()])
@@ -861,7 +866,7 @@ def test_unprintable_characters_are_typed_as_bytes(word: bytes):
 
 
 @pytest.mark.parametrize("path", ["a/b", "a b/c,d='e'", 'f"g', "$x", "h\\"])
-def test_printed_overrides_are_parsed_back(path: str):
+def test_printed_overrides_are_parsed_unchanged(path: str):
     (word,) = shlex.split(shell_override("checkpoint", path))
     assert OverridesParser.create().parse_override(word).value() == path
 
@@ -896,7 +901,7 @@ def test_a_relative_searchpath_is_recorded_as_absolute(monkeypatch, tmp_path, en
     "word",
     ["seed=1", "hydra.searchpath=mine", "hydra.searchpath=[a],[b]", "hydra.searchpath=[", "hydra.searchpath=[1]"],
 )
-def test_other_words_stay_as_they_were_typed(word: str):
+def test_other_words_are_unchanged(word: str):
     assert absolute_searchpath(word) == word and searchpath_folders([word]) == []
 
 
@@ -904,7 +909,7 @@ def test_other_words_stay_as_they_were_typed(word: str):
     "text", [r"a\b", r"a\'b", "a\\", r"a\\'\\", "/tmp/a b=c,d", "'", '"', "/home/é", "é/b", "a/b", "", "1", "null", "."]
 )
 def test_hydra_parses_quoted_values_unchanged(text: str):
-    """Its own parser is the judge."""
+    """Checked with Hydra's parser."""
     word = format_override("x", text)
     assert OverridesParser.create().parse_override(word).value() == text
     assert unquote_value(word.removeprefix("x=")) == text
@@ -915,7 +920,7 @@ def test_unquoted_values_stay_unchanged(text: str):
     assert unquote_value(text) == text
 
 
-# --- what is shown
+# --- output
 
 
 class Terminal(io.StringIO):
@@ -923,7 +928,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def board(tmp_path: Path, out: io.StringIO) -> SweepTable:
+def new_table(tmp_path: Path, out: io.StringIO) -> SweepTable:
     record = manifest(tmp_path, *(f"model=fcn8s seed={seed}" for seed in range(40)))
     for number, (status, miou) in enumerate([("finished", 0.25), ("failed", None), ("running", None)]):
         record.jobs[number].status, record.jobs[number].miou = status, miou
@@ -932,24 +937,24 @@ def board(tmp_path: Path, out: io.StringIO) -> SweepTable:
 
 def test_the_table_fits_the_terminal_and_omits_waiting_jobs(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    lines = board(tmp_path, Terminal()).lines(width=80, height=10)
+    lines = new_table(tmp_path, Terminal()).lines(width=80, height=10)
     assert len(lines) <= 10 and max(map(len, lines)) <= 80
-    shown = "\n".join(lines)
+    output = "\n".join(lines)
     assert lines[1].split() == ["job", "settings", "state", "val", "mIoU", "time"]
-    assert "1 finished, 1 failed, 1 running, 37 waiting" in shown and "and 34 more" in shown
-    assert "✗    1" in shown and "▶    2  model=fcn8s seed=2  0 of 100" in shown and "*  25.00 %" in shown
-    assert len(board(tmp_path, Terminal()).lines(width=80)) == 42
+    assert "1 finished, 1 failed, 1 running, 37 waiting" in output and "and 34 more" in output
+    assert "✗    1" in output and "▶    2  model=fcn8s seed=2  0 of 100" in output and "*  25.00 %" in output
+    assert len(new_table(tmp_path, Terminal()).lines(width=80)) == 42
 
 
 def test_only_terminals_get_colours_and_cursor_movement(tmp_path, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    live, plain = board(tmp_path, Terminal()), board(tmp_path, io.StringIO())
-    for shown in (live, plain):
-        shown.refresh()
-        shown.refresh()  # too early for another
-        shown.log("news")
-        shown.close("the end")
+    live, plain = new_table(tmp_path, Terminal()), new_table(tmp_path, io.StringIO())
+    for table in (live, plain):
+        table.refresh()
+        table.refresh()  # too early for another update
+        table.log("news")
+        table.close("the end")
     drawn, after = live.out.getvalue().split("\x1b[", 1)[1].count("settings"), live.out.getvalue().partition("news")[2]
     assert drawn == 2 and "\x1b[31m" in live.out.getvalue()  # once while it ran, and the whole table at the end
     assert "A\x1b[J" in live.out.getvalue() and "A\x1b[J" not in after
@@ -968,32 +973,32 @@ def test_the_next_command_is_printed_after_the_last_batch(tmp_path):
         assert out.getvalue().splitlines()[2 + count :] == last
 
 
-def test_the_only_job_of_a_sweep_has_a_name_to_show(tmp_path):
+def test_the_only_job_of_a_sweep_has_a_name(tmp_path):
     job = Job(0, "0", [], "", status="finished")
     out = io.StringIO()
-    shown = SweepTable(Manifest(tmp_path, "train", [], jobs={0: job}), {0: 10}, out)
-    shown.job_started(job, "the CPU")
-    shown.job_ended(job)
+    table = SweepTable(Manifest(tmp_path, "train", [], jobs={0: job}), {0: 10}, out)
+    table.job_started(job, "the CPU")
+    table.job_ended(job)
     assert "Job 0 started on the CPU\n" in out.getvalue() and "finished after 0 s. 1 finished" in out.getvalue()
-    assert shown.lines(80)[2].split()[:4] == ["✓", "0", "-", "finished"]
+    assert table.lines(80)[2].split()[:4] == ["✓", "0", "-", "finished"]
 
 
 def test_the_summary_is_printed_after_a_long_silence(tmp_path):
-    shown = board(tmp_path, io.StringIO())
-    shown.refresh()
-    assert shown.out.getvalue() == ""
-    shown._reported_at -= 601
-    shown.refresh()
-    shown.refresh()
-    assert shown.out.getvalue().count("1 finished, 1 failed, 1 running, 37 waiting") == 1
+    table = new_table(tmp_path, io.StringIO())
+    table.refresh()
+    assert table.out.getvalue() == ""
+    table._reported_at -= 601
+    table.refresh()
+    table.refresh()
+    assert table.out.getvalue().count("1 finished, 1 failed, 1 running, 37 waiting") == 1
 
 
-def test_the_time_left_follows_from_what_was_done(tmp_path):
-    shown = board(tmp_path, io.StringIO())
-    assert shown.seconds_left() is None
-    shown.began = time.monotonic() - 60  # the first job was done before, and the second failed: they tell nothing
-    shown.progress[2].step = 50
-    assert shown.seconds_left() == pytest.approx(60 / 0.5 * 37.5, rel=0.01)
+def test_the_time_left_is_estimated_from_finished_jobs(tmp_path):
+    table = new_table(tmp_path, io.StringIO())
+    assert table.seconds_left() is None
+    table.began = time.monotonic() - 60  # the first job was done before, and the second failed: both are ignored
+    table.progress[2].step = 50
+    assert table.seconds_left() == pytest.approx(60 / 0.5 * 37.5, rel=0.01)
 
 
 CURVES = "step,epoch,train/loss,val/miou\n10,0,1.5,\n20,0,1.4,0.25\n30,1,1.3,0.125\n"
@@ -1012,13 +1017,13 @@ def test_progress_is_read_from_the_curves_while_they_are_written(tmp_path):
 def test_only_the_end_of_long_curves_is_read(tmp_path):
     rows = "".join(f"{step},0,1.5,\n" for step in range(10, 200_000, 10))
     (tmp_path / "metrics.csv").write_text("step,epoch,train/loss,val/miou\n" + rows)
-    found = read_last_rows(tmp_path / "metrics.csv")
-    assert 1000 < len(found) < 10_000 and found[-1]["step"] == "199990"
-    assert all(row["train/loss"] == "1.5" for row in found)
+    last_rows = read_last_rows(tmp_path / "metrics.csv")
+    assert 1000 < len(last_rows) < 10_000 and last_rows[-1]["step"] == "199990"
+    assert all(row["train/loss"] == "1.5" for row in last_rows)
 
 
 def test_short_rows_of_a_long_header_take_no_memory(tmp_path):
-    """A cell that is not there is none of the table's: 20,000 rows of 10,000 names would be 200 million."""
+    """Missing cells are not stored: 20,000 rows of 10,000 names would be 200 million."""
     (tmp_path / "metrics.csv").write_text(",".join(map(str, range(10_000))) + "\n" + ",\n" * 20_000)
     assert read_last_rows(tmp_path / "metrics.csv") == [{"0": "", "1": ""}] * 20_000
 
@@ -1096,7 +1101,7 @@ def test_a_refused_sweep_creates_no_folder(fcnlab, tmp_path, capsys, launcher: s
     [("seed=1,2",), pytest.param(("hydra/sweeper=optuna", "optim.lr=interval(0.1,0.2)"), marks=pytest.mark.slow)],
 )
 def test_a_sweep_that_its_launcher_refuses_leaves_the_folder_as_it_was(fcnlab, tmp_path, capsys, words):
-    """By then the sweeper has written Hydra's record and the storage of a search."""
+    """At that time the sweeper has already written Hydra's record and the storage of a search."""
     refused = ("train", "-m", "trainer=smoke", *words, "hydra.launcher.gpus_per_job=many")
     assert fcnlab(*refused) == 1 and not list(tmp_path.iterdir())
     (tmp_path / "sweep").mkdir()
@@ -1107,8 +1112,8 @@ def test_a_sweep_that_its_launcher_refuses_leaves_the_folder_as_it_was(fcnlab, t
     assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == [".lock", "multirun.yaml"]
 
 
-def test_lock_files_are_no_contents(fcnlab, tmp_path, capsys):
-    """A killed sweep leaves them."""
+def test_a_folder_with_only_lock_files_counts_as_empty(fcnlab, tmp_path, capsys):
+    """A killed sweep leaves lock files."""
     words = ("train", "-m", "hydra/launcher=basic", "seed=range(3,3)", "hydra.sweep.dir=sweep")
     SweepLock(tmp_path / "sweep").release()
     assert fcnlab(*words) == 1

@@ -39,7 +39,7 @@ def read(*words: str):
 
 
 @pytest.mark.parametrize(
-    ("word", "meant"),
+    ("word", "expected"),
     [
         ("x=interval(0.5,2)", FloatDistribution(0.5, 2.0)),
         ("x=interval(1,8)", FloatDistribution(1.0, 8.0)),
@@ -59,10 +59,10 @@ def read(*words: str):
         ("x=[1,2],[3,4]", CategoricalDistribution(["[1,2]", "[3,4]"])),
     ],
 )
-def test_overrides_define_the_search_space(word: str, meant):
+def test_overrides_define_the_search_space(word: str, expected):
     space, fixed = read("seed=3", word, "~callbacks.ema", "+a.b=c")
     assert space.keys() == {"x"} and fixed == ["seed=3", "~callbacks.ema", "+a.b=c"]
-    assert space["x"] == meant
+    assert space["x"] == expected
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_an_invalid_search_space_is_an_error(word: str, message: str):
 
 
 def test_hydra_parses_the_overrides_of_a_trial():
-    given = {"optim.lr": 1e-05, "+a": True, "model": "fcn8s", "crop": "[1,2]", "n": 3}
-    words = param_overrides(given)
+    values = {"optim.lr": 1e-05, "+a": True, "model": "fcn8s", "crop": "[1,2]", "n": 3}
+    words = param_overrides(values)
     read_back = {word.get_key_element(): word.value() for word in OverridesParser.create().parse_overrides(words)}
-    assert read_back == given | {"crop": [1, 2]}
+    assert read_back == values | {"crop": [1, 2]}
 
 
 def test_a_missing_optuna_is_an_error_with_the_package_to_install(monkeypatch):
@@ -115,11 +115,11 @@ def test_settings_of_a_search_are_checked_before_any_work(tmp_path, wrong: dict,
     assert not list(tmp_path.iterdir())
 
 
-# --- the search itself, with jobs that are a function
+# --- the search itself, with a function as job
 
 
 class Worker:
-    """A launcher whose jobs are worth most at x = 2; ``fails`` have no score, and ``stops`` is when a signal comes."""
+    """A launcher with the best score at x = 2; jobs in ``fails`` have no score, and ``stops`` is one with a signal."""
 
     def __init__(self, fails=(), stops: int | None = None, value=lambda x: -((x - 2) ** 2)):
         self.fails, self.stops, self.value = fails, stops, value
@@ -143,8 +143,8 @@ class Worker:
 
 
 def search(folder: Path, worker: Worker, resume: bool = False, **settings) -> OptunaSweeper:
-    """A search in ``folder``, set up as Hydra does it, but for the launcher."""
-    made = OptunaSweeper(**{"n_trials": 12, "n_jobs": 3, "direction": "maximize", "seed": 1} | settings)
+    """Run a search in ``folder``, set up as in Hydra, except the launcher."""
+    sweeper = OptunaSweeper(**{"n_trials": 12, "n_jobs": 3, "direction": "maximize", "seed": 1} | settings)
     config = {
         "hydra": {
             "job": {"config_name": "train"},
@@ -159,16 +159,16 @@ def search(folder: Path, worker: Worker, resume: bool = False, **settings) -> Op
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: worker)
-        made.setup(
+        sweeper.setup(
             hydra_context=SimpleNamespace(config_loader=None), task_function=None, config=OmegaConf.create(config)
         )
-    made._check_boundaries = lambda space: None  # which composes jobs
-    return made
+    sweeper._check_boundaries = lambda space: None  # which composes jobs
+    return sweeper
 
 
 def test_null_is_not_the_text_null():
     space, _ = read("x=null,1", "y='null',a")
-    words = param_overrides({name: found.choices[0] for name, found in space.items()})
+    words = param_overrides({name: distribution.choices[0] for name, distribution in space.items()})
     assert words == ["x=null", "y='null'"] and param_overrides({"x": None}) == ["x=null"]
 
 
@@ -188,18 +188,18 @@ def test_each_choice_and_both_ends_are_checked_first():
 def test_another_search_space_is_refused_before_sampling(tmp_path):
     search(tmp_path, Worker(), n_trials=3).sweep(SPACE)
     before = trials(tmp_path)
-    for other, message in {
+    for changed, message in {
         "x=interval(-10.0,5.0)": "only in the record:  x=interval(-10.0,10.0)\n"
         "  only in this sweep:  x=interval(-10.0,5.0)",
         "y=1,2": "only in this sweep:  y=choice(1,2)",
     }.items():
-        words = [other, "seed=3"] if other.startswith("x") else [*SPACE, other]
+        words = [changed, "seed=3"] if changed.startswith("x") else [*SPACE, changed]
         with pytest.raises(CompactHydraException, match=re.escape(message)):
             search(tmp_path, Worker(), resume=True, n_trials=6).sweep(words)
     assert trials(tmp_path) == before
     longer = Worker()
     search(tmp_path, longer, resume=True, n_trials=4).sweep(SPACE)
-    assert len(longer.words) == 1  # none was burnt
+    assert len(longer.words) == 1  # no trial was used up
 
 
 def test_started_trials_are_compared_before_anything_is_written(tmp_path, monkeypatch):
@@ -253,8 +253,8 @@ def test_a_repeated_trial_has_the_score_of_the_first(tmp_path):
     assert [states[number] for number in numbers] == [int(words[1][2:]) for words in worker.words]
 
 
-def test_a_range_has_the_values_that_it_has_in_a_list(tmp_path):
-    """Steps are added up: 0.1 + 2 * 0.1 is 0.30000000000000004, and what is meant is 0.3."""
+def test_a_range_has_the_values_of_the_same_list(tmp_path):
+    """Adding up steps would give 0.1 + 2 * 0.1 = 0.30000000000000004 instead of 0.3."""
     word = "x=range(0.1,0.35,0.1)"
     listed = {job[0] for job in expand_jobs(OverridesParser.create().parse_overrides([word]))}
     worker = Worker()
@@ -271,13 +271,13 @@ def test_jobs_that_use_their_number_are_not_repeats(tmp_path):
 
 
 def test_jobs_that_use_their_number_in_a_file_are_not_repeats(tmp_path, monkeypatch):
-    """``seed: ${hydra:job.num}`` of an experiment, which only what a job is composed of tells."""
+    """``seed: ${hydra:job.num}`` of an experiment is visible only in the composed config of a job."""
     cfg = OmegaConf.create({"seed": "${hydra:job.num}"})
     monkeypatch.setattr(optuna_sweeper, "check_jobs", lambda *_: {0: cfg})
     worker = Worker()
-    made = search(tmp_path, worker, n_trials=6)
-    del made._check_boundaries
-    made.sweep(["x=1,2", "experiment=own"])
+    sweeper = search(tmp_path, worker, n_trials=6)
+    del sweeper._check_boundaries
+    sweeper.sweep(["x=1,2", "experiment=own"])
     assert len(worker.words) == 6
 
 
@@ -304,7 +304,7 @@ def test_batches_are_launched_and_the_best_trial_is_reported(tmp_path, caplog):
 
 @pytest.mark.slow
 def test_the_search_improves(tmp_path):
-    """Draws without a thought would lie 5.2 away from the best on average: (12**2 + 8**2) / 2 / 20."""
+    """Uniform random draws would be 5.2 away from the best on average: (12**2 + 8**2) / 2 / 20."""
     worker = Worker()
     search(tmp_path, worker, n_trials=40, n_jobs=1).sweep(SPACE)
     away = [abs(float(words[1][2:]) - 2) for words in worker.words[-15:]]
@@ -329,7 +329,7 @@ def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "stopped", stopped).sweep(SPACE)
     search(tmp_path / "stopped", resumed, resume=True).sweep(SPACE)
-    assert resumed.batches == straight.batches[2:]  # the open batch first; those before are not run again
+    assert resumed.batches == straight.batches[2:]  # the unfinished batch first; earlier ones are not run again
     assert trials(tmp_path / "stopped") == trials(tmp_path / "straight")
 
 
@@ -348,7 +348,7 @@ def test_an_incompletely_sampled_trial_has_failed(tmp_path):
 
 
 def test_values_of_a_foreign_storage_are_refused(tmp_path):
-    """Its trials name their values themselves, such as a group option that leads to a YAML anywhere."""
+    """Its trials contain their values, such as a group option that leads to any YAML file."""
     import optuna
     from optuna.distributions import CategoricalDistribution
     from optuna.trial import TrialState, create_trial
@@ -407,20 +407,20 @@ def test_a_search_that_cannot_be_resumed_warns_before_the_first_trial(tmp_path, 
     assert "this search cannot be resumed if it is interrupted" in caplog.text and not worker.batches
 
 
-# --- the words of sweep.resume
+# --- the overrides of sweep.resume
 
 
 @pytest.fixture
 def resumed_words(monkeypatch, tmp_path):
-    """What ``fcnlab train -m WORDS sweep.resume=...`` becomes, for a search of 7 trials."""
+    """Return the overrides of ``fcnlab train -m WORDS sweep.resume=...``, for a search of 7 trials."""
 
-    def words(*given: str, settings: object = None) -> list[str]:
+    def words(*typed: str, settings: object = None) -> list[str]:
         (tmp_path / "sweep.json").write_text('{"overrides": ["x=interval(0,1)"]}')
         kept = {"n_trials": 7, "n_jobs": "auto", "direction": "maximize", "seed": 1} if settings is None else settings
         (tmp_path / "search.json").write_text(json.dumps({"settings": kept}))
-        monkeypatch.setattr(sys, "argv", ["fcnlab", "-m", *given, f"sweep.resume={tmp_path}"])
+        monkeypatch.setattr(sys, "argv", ["fcnlab", "-m", *typed, f"sweep.resume={tmp_path}"])
         apply_sweep_resume(sys.argv, "train")
-        return sys.argv[3 + len(given) : -1]
+        return sys.argv[3 + len(typed) : -1]
 
     return words
 
@@ -438,18 +438,18 @@ def test_a_record_of_a_search_sets_nothing_else(resumed_words, kept):
     assert resumed_words(settings=kept) == ["x=interval(0,1)", "hydra/sweeper=optuna"]
 
 
-# --- W&B's sweeps
+# --- sweeps of W&B
 
 
 def agents_words(sweep: dict, chosen: dict) -> list[str]:
-    """What W&B's agent types for a run, by W&B's own expansion."""
+    """Return the command that W&B's agent runs, expanded by W&B's code."""
     args = create_sweep_command_args({"args": {name: {"value": value} for name, value in chosen.items()}})
-    meant = {
+    values = {
         "${env}": ["/usr/bin/env"],
         "${program}": [sweep["program"]],
         "${args_no_hyphens}": args["args_no_hyphens"],
     }
-    return [typed for word in sweep["command"] for typed in meant.get(word, [word])]
+    return [typed for word in sweep["command"] for typed in values.get(word, [word])]
 
 
 def test_fcnlab_parses_the_command_of_the_wandb_agent(fcnlab, repository, capsys):
@@ -464,17 +464,17 @@ def test_fcnlab_parses_the_command_of_the_wandb_agent(fcnlab, repository, capsys
     assert sweep["metric"]["goal"] == "maximize"
 
 
-def test_wandbs_agent_finds_the_validation_score_of_the_scored_weights(
+def test_the_wandb_agent_gets_the_validation_score_of_the_scored_weights(
     fcnlab, repository, small, shapes_root, tmp_path
 ):
-    """In the summary of a run that its command started, and whose last validation was not the best."""
+    """It is in the summary of a run that the agent's command started, whose last validation was not the best."""
     sweep = OmegaConf.to_container(OmegaConf.load(repository / "docs" / "wandb_sweep.yaml"), resolve=False)
     _, _, *words = agents_words(sweep, {"optim.lr": 0.1, "model": "fcn8s", "augment.scale": "[0.5,2.0]"})
     short = ["trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=4", "trainer.val_check_interval=1"]
-    other = ["data.test_list=train", "data.allow_overlap=true", "callbacks.ema.enabled=false"]
-    other += ["schedule=constant", "seed=3", "callbacks.sample_images.enabled=false"]
+    overrides = ["data.test_list=train", "data.allow_overlap=true", "callbacks.ema.enabled=false"]
+    overrides += ["schedule=constant", "seed=3", "callbacks.sample_images.enabled=false"]
     fixed = [*small, f"data.root={shapes_root}", f"hydra.run.dir={tmp_path}/run", "logger.wandb.mode=offline"]
-    assert fcnlab(*words, *short, *other, *fixed) == 0
+    assert fcnlab(*words, *short, *overrides, *fixed) == 0
     (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--summary", run]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -518,7 +518,7 @@ def test_a_killed_search_is_resumed(tmp_path, small, shapes_root):
         assert trial["value"] == json.loads((folder / "metrics.json").read_text())["miou"]
         assert f"optim.lr={trial['params']['optim.lr']}" in json.loads((folder / "run.json").read_text())["overrides"]
     assert "Best of 3 trials" in (tmp_path / "output.txt").read_text()
-    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["cache"]  # of the labels
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["cache"]  # the counts of the mask classes
 
 
 def test_the_record_of_a_search_replaces_a_link(tmp_path):

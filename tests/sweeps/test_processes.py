@@ -9,7 +9,7 @@ from fcnlab.sweeps.processes import start_verb
 
 
 @pytest.mark.parametrize("here", [False, True], ids=["fcnlab", "python -m fcnlab"])
-def test_a_job_imports_from_where_its_sweep_does(tmp_path, monkeypatch, here):
+def test_a_job_has_the_import_path_of_its_sweep(tmp_path, monkeypatch, here):
     """A module in the current folder, perhaps of someone else, does not replace a library."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*([str(tmp_path)] if here else []), *(place for place in sys.path if place)])

@@ -1,4 +1,4 @@
-"""Storages of searches that somebody else has made: nothing outside of them is touched, and none of their SQL runs."""
+"""Test search storages from someone else: nothing outside of them is changed, and none of their SQL runs."""
 
 import os
 import shutil
@@ -14,12 +14,12 @@ from fcnlab.errors import UserError
 from fcnlab.sweeps import search_storage
 from fcnlab.sweeps.search_storage import open_study
 
-MAGIC = bytes.fromhex("d9d505f920a163d7")  # of a rollback journal, at its start and behind a super-journal's name
+MAGIC = bytes.fromhex("d9d505f920a163d7")  # of a rollback journal, at its start and after a super-journal's name
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """The storage of a search of three trials, by Optuna alone."""
+def optuna_storage(tmp_path_factory) -> Path:
+    """Write the storage of a search of three trials, only with Optuna."""
     path = tmp_path_factory.mktemp("made") / "search.db"
     study = optuna.create_study(storage=f"sqlite:///{path}", study_name="fcnlab", direction="maximize")
     for value in (1.0, 2.0, 3.0):
@@ -28,9 +28,9 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def storage(made, tmp_path) -> Path:
+def storage(optuna_storage, tmp_path) -> Path:
     (tmp_path / "s").mkdir()
-    return Path(shutil.copy(made, tmp_path / "s" / "search.db"))
+    return Path(shutil.copy(optuna_storage, tmp_path / "s" / "search.db"))
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def values(study) -> list[float]:
 
 
 def refused(storage: Path, message: str) -> None:
-    """It is refused, and all files of the folder have the bytes that they had."""
+    """Check that the storage is refused, and that all files of the folder are unchanged."""
     before = {path.name: path.read_bytes() for path in storage.parent.iterdir()}
     with pytest.raises(UserError, match=message):
         open_study(storage, "maximize")
@@ -59,7 +59,7 @@ def refused(storage: Path, message: str) -> None:
 
 
 def hot_journal(storage: Path, super_journal: bytes) -> bytes:
-    """A journal without pages that ends with the name of a file which SQLite removes when it has played it back."""
+    """Return a journal without pages that ends with the name of a file that SQLite removes after playing it back."""
     (page,) = struct.unpack(">H", storage.read_bytes()[16:18])
     head = MAGIC + struct.pack(">IIIII", 0, 0, storage.stat().st_size // page, 512, page)
     end = struct.pack(">II", len(super_journal), sum(super_journal)) + MAGIC
@@ -110,15 +110,15 @@ def test_sql_that_is_not_optunas_is_refused(storage, statement):
     refused(storage, "which no storage of Optuna")
 
 
-def test_a_view_in_the_place_of_a_table_hangs_nobody(storage):
-    """Optuna asks for the trials at once; SQLite answers no signal meanwhile."""
+def test_a_view_in_the_place_of_a_table_does_not_block(storage):
+    """Optuna requests the trials at once; meanwhile SQLite handles no signal."""
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n) SELECT i AS version_num FROM n WHERE i<0"
     change(storage, "DROP TABLE alembic_version", f"CREATE VIEW alembic_version AS {endless}")
     refused(storage, "which no storage of Optuna")
 
 
-def test_pages_that_are_met_again_and_again_are_refused(storage):
-    """Twenty levels of pages, each with one below it many times, would be rows without an end."""
+def test_pages_with_many_references_are_refused(storage):
+    """Twenty levels of pages that each refer to the next many times would give endless rows."""
     of_trials = "(SELECT rootpage FROM sqlite_master WHERE name='trials')"
     change(
         storage,
@@ -128,7 +128,7 @@ def test_pages_that_are_met_again_and_again_are_refused(storage):
     refused(storage, "it is damaged: ")
 
 
-def test_a_check_that_does_not_end_is_given_up(storage, monkeypatch):
+def test_an_endless_check_is_aborted(storage, monkeypatch):
     monkeypatch.setattr(search_storage, "MOST_STEPS", 1)
     monkeypatch.setattr(search_storage, "STEPS", 10)
     refused(storage, r"not a readable Optuna storage \(interrupted\)")
@@ -142,14 +142,14 @@ def test_a_large_file_is_not_read(storage, name):
         open_study(storage, "maximize")
 
 
-def test_a_journal_that_makes_it_large_is_not_played_back(storage):
+def test_a_journal_that_enlarges_the_storage_is_not_played_back(storage):
     journal = bytearray(hot_journal(storage, b""))
-    journal[16:20] = struct.pack(">I", 0xFFFFFFF0)  # pages that it had before
+    journal[16:20] = struct.pack(">I", 0xFFFFFFF0)  # number of earlier pages
     storage.with_name("search.db-journal").write_bytes(journal[:512])
     refused(storage, "it would have more than 67,108,864 bytes")
 
 
-def test_more_rows_than_a_search_makes_are_refused(storage, monkeypatch):
+def test_more_rows_than_a_search_can_have_are_refused(storage, monkeypatch):
     monkeypatch.setattr(search_storage, "MOST_TRIALS", 2)
     refused(storage, "3 trials, and a search has at most 2")
     monkeypatch.undo()
@@ -157,28 +157,28 @@ def test_more_rows_than_a_search_makes_are_refused(storage, monkeypatch):
     refused(storage, "more than 5 rows")
 
 
-# --- what is one's own
+# --- storages of the user
 
 
 @pytest.mark.parametrize(
     "name", ["a?b", "a#b", "a%20b", "a%b", "{SCHEMA_VERSION}", "{", "file:a?mode=memory", "a b'\""]
 )
-def test_the_storage_is_in_its_folder_whatever_that_is_called(tmp_path, monkeypatch, name):
+def test_the_storage_is_in_its_folder_whatever_its_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     open_study(tmp_path / name / "search.db", "maximize")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [f"{name}/search.db"]
 
 
-def test_what_optuna_made_is_opened(storage):
+def test_a_storage_of_optuna_is_opened(storage):
     study = open_study(storage, "maximize")
     assert values(study) == [1.0, 2.0, 3.0]
     study.tell(study.ask(), 4.0)
     assert values(open_study(storage, "maximize")) == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_a_transaction_that_a_kill_has_cut_off_is_taken_back(storage, tmp_path):
-    """The storage as it lies on the disk in the midst of a transaction, some pages written already."""
+def test_an_interrupted_transaction_is_rolled_back(storage, tmp_path):
+    """The storage on the disk in the middle of a transaction, with some pages already written."""
     with closing(sqlite3.connect(storage, isolation_level=None)) as database:
         for statement in ("PRAGMA cache_size=1", "BEGIN", "UPDATE trial_values SET value=9"):
             database.execute(statement)
@@ -194,9 +194,9 @@ def test_a_transaction_that_a_kill_has_cut_off_is_taken_back(storage, tmp_path):
 
 
 @pytest.mark.parametrize("tables", [0, 1, 5])
-def test_a_start_that_a_kill_has_cut_off_is_made_good(made, tmp_path, tables):
-    """The tables come one after the other."""
-    with closing(sqlite3.connect(made)) as database:
+def test_an_interrupted_creation_of_tables_is_completed(optuna_storage, tmp_path, tables):
+    """The tables are created one after the other."""
+    with closing(sqlite3.connect(optuna_storage)) as database:
         query = "SELECT sql FROM sqlite_master WHERE type='table'"
         statements = [sql for (sql,) in database.execute(query)][:tables]
     (tmp_path / "search.db").touch()

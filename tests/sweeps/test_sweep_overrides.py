@@ -25,7 +25,7 @@ OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
 
 
 class EndedProcess:
-    """A job's process that has done its work at once."""
+    """A job's process that finishes at once."""
 
     def __init__(self, words: list[str]):
         self.words = words
@@ -52,7 +52,7 @@ def sweep(fcnlab, monkeypatch, tmp_path, capfd):
             return EndedProcess(words)
 
         monkeypatch.setattr(launchers, "start_verb", start)
-        options = [word for word in words if word.startswith("-")]  # which argparse wants to be in front
+        options = [word for word in words if word.startswith("-")]  # argparse requires it in front
         settings = [word for word in words if word not in options]
         code = fcnlab(verb, "-m", *options, *fixed, *settings, "hydra.sweep.dir=s")
         message = capfd.readouterr().err
@@ -63,7 +63,7 @@ def sweep(fcnlab, monkeypatch, tmp_path, capfd):
 
 
 def of_job(words: list[str]) -> list[str]:
-    """A job's words but for those that all have, and those that make it a job."""
+    """Return a job's overrides without those common to all jobs and those that fcnlab adds."""
     actual = (*QUICK, "checkpoint=auto")
     return [word for word in words if word not in actual and not word.startswith(("sweep.", "hydra."))]
 
@@ -72,11 +72,11 @@ def sweep_record(folder: Path) -> dict:
     return json.loads((folder / "s" / "sweep.json").read_text())
 
 
-# --- as typed
+# --- overrides as typed
 
 
 def test_interpolations_are_passed_to_the_jobs_unresolved(sweep, tmp_path, monkeypatch):
-    """Each job looks them up itself: here would be the first seed's weights, and this machine's folders."""
+    """Each job resolves them itself: the sweep would use the first seed's weights, and this machine's folders."""
     monkeypatch.setenv("SCRATCH", "/here")
     words = ['model.weights="D/fcn8s_seed${seed}.ckpt"', "seed=1,2", "data.cache_dir='${oc.env:SCRATCH}/c'"]
     jobs = sweep(*words)
@@ -99,7 +99,7 @@ def test_the_job_number_can_be_seed_and_folder(sweep):
 
 
 def test_all_code_reads_overrides_unresolved(repository):
-    """A list of them, iterated, has its interpolations resolved: by another run's settings, or not at all."""
+    """Iterating over a list of overrides would resolve interpolations: with another run's settings, or not at all."""
     lines = [line for path in (repository / "src").rglob("*.py") for line in path.read_text().splitlines()]
     read = [line.strip() for line in lines if re.search(r"overrides\.(task|hydra)\b", line)]
     assert len(read) > 10 and not [line for line in read if not re.search(r"plain_overrides\(|to_yaml\(|``", line)]
@@ -108,7 +108,7 @@ def test_all_code_reads_overrides_unresolved(repository):
 # --- the jobs
 
 
-LINES = {  # what is typed, and the jobs that it means
+LINES = {  # the typed overrides, and the jobs that they define
     "optim={lr:0.5} optim={weight_decay:0.3} seed=1,2": [
         "optim={lr:0.5} optim={weight_decay:0.3} seed=1",
         "optim={lr:0.5} optim={weight_decay:0.3} seed=2",
@@ -179,13 +179,13 @@ LINES = {  # what is typed, and the jobs that it means
 
 
 def split(line: str) -> list[str]:
-    """The words of a line, in which a space inside a value is followed by no key."""
+    """Split a line into words; a space inside a value is not followed by a key."""
     return re.split(r" (?=[~+]|[\w./]+=)", line)
 
 
 @pytest.fixture
 def in_sweep(monkeypatch):
-    """The configuration of each job of ``fcnlab train -m LINE``, up to the launcher."""
+    """Return the configuration of each job of ``fcnlab train -m LINE``, up to the launcher."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins
@@ -227,11 +227,11 @@ def in_sweep(monkeypatch):
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_job_composes_like_a_single_run(in_sweep, composed_whole, monkeypatch, line: str):
-    monkeypatch.setattr(job_checks, "validate_config", lambda cfg: None)  # which takes its time
+    monkeypatch.setattr(job_checks, "validate_config", lambda cfg: None)  # slow
     monkeypatch.setattr(job_checks, "check_requirements", lambda *_: None)  # some have weights that must be given
     words, configs = in_sweep(*split(line))
     assert words == [split(job) for job in LINES[line]]
-    for cfg, job in zip(configs, LINES[line], strict=True):  # what the launcher has composed
+    for cfg, job in zip(configs, LINES[line], strict=True):  # the configurations that the launcher composed
         assert settings(cfg) == settings(composed_whole(*split(job)))
 
 
@@ -348,7 +348,7 @@ def test_a_search_space_without_effect_is_refused(sweep, tmp_path):
 
 
 def test_folder_names_use_the_typed_overrides():
-    """``hydra.sweep.dir=${hydra.job.override_dirname}``, where settings have waited for the jobs."""
+    """``hydra.sweep.dir=${hydra.job.override_dirname}``, with settings that are deferred to the jobs."""
     words = ["model=fcn8s,fcn16s", "model.weights=a/${seed}", "seed=1"]
     naming = {"exclude_keys": ["seed"], "item_sep": "+", "kv_sep": "-"}
     job = {"override_dirname": "choice(", "config": {"override_dirname": naming}}
@@ -395,18 +395,18 @@ def test_typed_overrides_win_over_params_of_a_file(in_sweep):
 
 @pytest.mark.parametrize("search", [(), ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=interval(0,1)")])
 def test_interpolations_of_params_are_resolved_by_each_job(sweep, search):
-    """Hydra hands a sweeper its settings resolved: each job would have the weights of the sweep's own seed."""
+    """Hydra gives a sweeper resolved settings: each job would have the weights of the sweep's seed."""
     seeds = ("seed=1,2",) if not search else ("seed=7",)
     jobs = sweep("hydra.sweeper.params={model.weights:'D_${seed}.ckpt'}", *search, *seeds)
     assert len(jobs) == 2 and all("model.weights=D_${seed}.ckpt" in job for job in jobs)
 
 
-# --- going on with the same words
+# --- resuming with the same overrides
 
 
 @pytest.fixture
 def own_space(tmp_path):
-    """A file of --config-dir with these ``hydra.sweeper.params``; give what to type for it."""
+    """Write a file of --config-dir with these ``hydra.sweeper.params``; return the overrides that select it."""
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
 
     def write(params: str) -> tuple[str, ...]:
@@ -419,7 +419,7 @@ def own_space(tmp_path):
 
 @pytest.mark.parametrize("in_file", [False, True])
 def test_settings_of_swept_options_are_composed_per_job(sweep, own_space, in_file: bool):
-    """The default option has no momentum, and Hydra composes the sweep itself with that."""
+    """The default option has no momentum, and Hydra composes the sweep with it."""
     own = own_space("{optim: 'sgd,sgd_heavy'}") if in_file else ("hydra.sweeper.params={optim:'sgd,sgd_heavy'}",)
     jobs = sweep(*own, "optim.momentum=0.7", "optim={nesterov:false}")
     kept = [*own[1:], "optim.momentum=0.7", "optim={nesterov:false}"]
@@ -459,7 +459,7 @@ def test_unknown_options_get_a_suggestion_before_any_job(sweep, tmp_path, words)
     ],
 )
 def test_params_behave_like_typed_overrides_with_interpolations(sweep, own_space, own: str, message: str):
-    """As where it is typed; Hydra would look it up for its sweeper, before there is a job."""
+    """Hydra would resolve it for its sweeper, before there is a job."""
     (folder, experiment), word = own_space(f"{{data.seed: '{own}'}}"), f"data.seed={own}"
     jobs, typed = sweep(folder, experiment, "optim.lr=0.1,0.2"), sweep(word, "optim.lr=0.1,0.2", "hydra.sweep.dir=s")
     if message:
@@ -499,7 +499,7 @@ def test_a_list_inside_params_of_a_search_gets_a_hint(sweep, own_space, words):
     [
         (["optim.lr=[0.1,0.2]"], ["To sweep over the values of optim.lr, type optim.lr=0.1,0.2 (in"]),
         (["optim.lr='0.1,0.2'"], ["To sweep over the values of optim.lr, type optim.lr=0.1,0.2 (in"]),
-        (["augment.scale=[0.5,1.0]", "seed=-1"], []),  # where brackets are meant
+        (["augment.scale=[0.5,1.0]", "seed=-1"], []),  # which needs brackets
     ],
 )
 def test_a_typed_list_that_is_not_a_valid_value_gets_a_hint(sweep, words, output):
@@ -559,7 +559,7 @@ def test_a_sweep_is_resumed_with_unchanged_params(sweep, own_space, tmp_path):
     assert jobs == [["optim.lr=0.1", f"seed={seed}", words[1], "model=fcn32s"] for seed in (1, 2)]
     for again in ((), (words[1], "model=fcn32s")):
         assert [of_job(job) for job in sweep(words[0], *again, "sweep.resume=s", fixed=QUICK if again else ())] == jobs
-    own_space("{optim.lr: 0.1, seed: '1,2', model: fcn8s}")  # gives way to what was typed, as it did before
+    own_space("{optim.lr: 0.1, seed: '1,2', model: fcn8s}")  # replaced by the typed value, as before
     assert len(sweep(words[0], "sweep.resume=s", fixed=())) == 2
 
 
@@ -578,11 +578,11 @@ def test_the_replaced_part_of_a_dictionary_is_named(typed, message):
 
 
 @pytest.mark.parametrize(
-    ("typed", "shown"),
+    ("typed", "output"),
     [(["optim.lr=0.1", "experiment=own"], []), (["experiment=own", "optim.lr=0.1"], ["optim.lr=0.2"])],
 )
-def test_only_typed_settings_are_said_to_override_those_of_a_file(tmp_path, monkeypatch, typed, shown):
-    """``sweep.resume=`` alone adds the recorded ones, which nobody has typed."""
+def test_only_typed_settings_are_reported_to_override_a_file(tmp_path, monkeypatch, typed, output):
+    """``sweep.resume=`` alone adds the recorded settings, which nobody typed."""
     logged: list[str] = []
     monkeypatch.setattr(grid_sweeper.log, "info", lambda text, part: logged.append(part))
     manifest = Manifest(tmp_path, "train", ["experiment=own"], params=["optim.lr=0.1"])
@@ -590,7 +590,7 @@ def test_only_typed_settings_are_said_to_override_those_of_a_file(tmp_path, monk
     context = SimpleNamespace(config_loader=SimpleNamespace(get_group_options=lambda _: []))
     launcher = SimpleNamespace(manifest=manifest, resumes=True)
     grid_sweeper.parse_overrides(context, {"optim.lr": "0.2"}, typed, launcher)  # pyright: ignore
-    assert logged == shown
+    assert logged == output
 
 
 def test_typed_params_are_restored_on_resume(sweep, tmp_path):
@@ -601,14 +601,14 @@ def test_typed_params_are_restored_on_resume(sweep, tmp_path):
 
 @pytest.fixture
 def own_file(tmp_path, monkeypatch):
-    """Write an experiment of --config-dir with these settings; a job's process leaves what it was composed of."""
+    """Write an experiment of --config-dir with these settings; a job's process writes its composed config."""
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     configs = {}
 
-    def compose(*given):
-        found = composed(*given)
-        configs.update({number: OmegaConf.to_yaml(without_hydra(cfg)) for number, cfg in found.items()})
-        return found
+    def compose(*arguments):
+        composed_jobs = composed(*arguments)
+        configs.update({number: OmegaConf.to_yaml(without_hydra(cfg)) for number, cfg in composed_jobs.items()})
+        return composed_jobs
 
     def poll(self) -> int:
         number = next(word for word in self.words if word.startswith("hydra.job.num=")).partition("=")[2]
@@ -642,7 +642,7 @@ def test_changed_files_are_refused_if_jobs_have_started(sweep, own_file, tmp_pat
 
 @pytest.mark.slow  # several sweeps in this process
 def test_a_finished_sweep_is_not_refused_for_changed_settings(sweep, own_file, tmp_path, monkeypatch, capfd):
-    """No job would get them: neither those of a file, nor those of the environment."""
+    """No job would get the changes, whether in a file or in the environment."""
     warnings: list[str] = []
     monkeypatch.setattr(launchers.log, "warning", lambda text, *values: warnings.append(text % values))
     monkeypatch.setenv("LR", "0.1")
@@ -692,16 +692,16 @@ def test_a_sweep_with_a_searchpath_is_resumed_once_it_is_typed_again(sweep, own_
 
 
 @pytest.mark.slow  # several sweeps in this process
-@pytest.mark.parametrize("begun", [True, False])
-def test_a_sweep_is_resumed_in_the_folders_of_its_jobs(sweep, tmp_path, begun: bool):
-    """Words for Hydra do not come back by themselves: jobs not yet planned would be in folders of another kind."""
+@pytest.mark.parametrize("started", [True, False])
+def test_a_sweep_is_resumed_in_the_folders_of_its_jobs(sweep, tmp_path, started: bool):
+    """Overrides of Hydra are not restored: jobs that are not planned yet would be in other folders."""
     subdir = "hydra.sweep.subdir=${hydra.job.override_dirname}"
     assert len(sweep("seed=1,2,3", subdir)) == 3
     record = sweep_record(tmp_path)
     folders = [job["folder"] for job in record["jobs"]]
-    del record["jobs"][2]  # as of a batch that was killed
+    del record["jobs"][2]  # as in a killed batch
     (tmp_path / "s" / "sweep.json").write_text(json.dumps(record))
-    if begun:
+    if started:
         (tmp_path / "s" / folders[0] / "run.json").write_text("{}")
     message = sweep("sweep.resume=s", fixed=())
     assert (
@@ -753,7 +753,7 @@ def test_a_failed_job_does_not_stop_later_batches(sweep, tmp_path, monkeypatch):
 @pytest.mark.slow  # several sweeps in this process
 @pytest.mark.parametrize("launcher", ["slots", "basic"])
 def test_job_names_are_unique_across_batches(sweep, monkeypatch, launcher: str):
-    """Of the values in one batch the folder that they share is left out."""
+    """Within one batch, the folder that all values share is left out of the names."""
     in_process: list[list[str]] = []
     monkeypatch.setattr(launchers.BasicLauncher, "launch", lambda self, words, first: in_process.extend(words) or [])
     started = sweep("model.weights=a/x,a/y,b/x,b/y", "hydra.sweeper.max_batch_size=2", f"hydra/launcher={launcher}")
@@ -763,7 +763,7 @@ def test_job_names_are_unique_across_batches(sweep, monkeypatch, launcher: str):
 
 
 def test_jobs_in_one_process_run_in_the_folders_that_were_checked(sweep, monkeypatch):
-    """The settings that the launcher adds to a job are not in the name of its folder."""
+    """Settings that the launcher adds to a job are not in the name of its folder."""
     folders: list[str] = []
 
     def launch(self, jobs, first):

@@ -1,4 +1,4 @@
-"""For runs in other processes: a callback that counts what they say to each other."""
+"""For runs in other processes: a callback that counts their collective calls."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class CountCollectives(Callback):
-    """Write rank 0's collective calls by name to ``file``: of each batch, from the end of the one before to its own."""
+    """Write the names of rank 0's collective calls to ``file``, batch by batch."""
 
     def __init__(self, file: str):
         self.file, self.batches, self.profile = Path(file), [], None

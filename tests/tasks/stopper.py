@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class StopAt(Callback):
-    """SIGTERM to rank 0 in the run's n-th batch, behind which the run stops."""
+    """Send SIGTERM to rank 0 in the run's n-th batch, after which the run stops."""
 
     def __init__(self, batch: int):
         self.batch, self.seen = batch, 0

@@ -1,4 +1,4 @@
-"""``fcnlab compare`` as a whole."""
+"""Test the whole ``fcnlab compare`` command."""
 
 import csv
 import json
@@ -11,25 +11,25 @@ from run_folders import make_run, sweep, toy_matrices  # noqa: F401
 
 
 def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: F811
-    """In a process of its own: words as they are typed, files, exit code, and what was imported."""
+    """Runs in a separate process and checks the output files, the exit code and the imported modules."""
     make_run("late", status="running")
     (sweep / "blank").mkdir()
     code = "import sys; from fcnlab.cli import main\ntry: main()\n"
     code += "finally: print('TORCH' if {'torch', 'lightning', 'wandb'} & set(sys.modules) else 'NO TORCH')"
     words = [f"runs={sweep}/0,{sweep}", "baseline=model=fcn8s", "resamples=200", "hydra.run.dir=out"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code, "compare", *words], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert (
-        done.stdout.endswith("NO TORCH\n")
-        and "model=fcn8s is better than model=fcn32s, significant over images and seeds: +" in done.stdout
+        completed.stdout.endswith("NO TORCH\n")
+        and "model=fcn8s is better than model=fcn32s, significant over images and seeds: +" in completed.stdout
     )
     assert (
-        f"{sweep}/late: still running, or killed before it ended" in done.stdout
-        and f"{sweep}/blank: an empty folder" in done.stdout
+        f"{sweep}/late: still running, or killed before it ended" in completed.stdout
+        and f"{sweep}/blank: an empty folder" in completed.stdout
     )
-    made = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv", "compare.log"} <= made
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv", "compare.log"} <= written
     with (tmp_path / "out" / "pairs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["one"], row["other"]) for row in rows] == [(f"model=fcn{n}s", "model=fcn8s") for n in (16, 32)]
@@ -53,7 +53,7 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: 
         (["runs=a b,it's=1"], "runs=a b: the folder does not exist"),
     ],
 )
-def test_a_mistake_is_told_without_a_traceback(fcnlab, make_run, tmp_path, capsys, words, message):  # noqa: F811
+def test_a_user_error_is_reported_without_a_traceback(fcnlab, make_run, tmp_path, capsys, words, message):  # noqa: F811
     make_run("a", toy_matrices(0.7))
     (tmp_path / "here").mkdir()
     assert fcnlab("compare", *words) == 1
@@ -69,13 +69,13 @@ def test_a_mistake_is_told_without_a_traceback(fcnlab, make_run, tmp_path, capsy
         (["split_by=[torch]", "merge_over=[source]"], ("torch=2.9.0", "torch=2.10.0")),
     ],
 )
-def test_groups_are_split_and_merged_and_every_output_says_so(fcnlab, make_run, tmp_path, capsys, words, names):  # noqa: F811
+def test_groups_are_split_and_merged_and_every_output_reports_it(fcnlab, make_run, tmp_path, capsys, words, names):  # noqa: F811
     make_run("a", seed=1, source="aaa", torch="2.9.0")
     make_run("b", seed=2, source="bbb", torch="2.10.0")
     assert fcnlab("compare", "runs=runs", "resamples=100", "hydra.run.dir=out", *words) == 0
     message = capsys.readouterr().out
     page, pipes = ((tmp_path / "out" / name).read_text() for name in ("comparison.html", "comparison.md"))
-    for text in (message, page, pipes.replace("\\", "")):  # as Markdown is shown
+    for text in (message, page, pipes.replace("\\", "")):  # as a Markdown viewer shows it
         assert all(name in text for name in names)
         assert ("set merge_over=[source] to ignore it" in text) == (not words)
         assert ("Runs are merged over source.fcnlab: aaa, bbb." in text) == bool(words)
@@ -92,15 +92,17 @@ def test_folders_with_odd_names(fcnlab, make_run, tmp_path, capsys):  # noqa: F8
     assert "1 group, 1 run on" in capsys.readouterr().out
 
 
-def test_real_runs(train, fcnlab, tmp_path, capsys):
-    """What ``fcnlab train`` and ``fcnlab eval`` leave today is what is read."""
+def test_real_runs_are_compared(train, fcnlab, tmp_path, capsys):
+    """The files that ``fcnlab train`` and ``fcnlab eval`` write can be read."""
     for model in ("fcn32s", "fcn8s"):
         train(f"model={model}", "trainer.max_steps=2", folder=f"runs/{model}")
     checkpoint = tmp_path / "runs" / "fcn8s" / "checkpoints" / "best.ckpt"
     words = ("eval", f"checkpoint={checkpoint}", "inference=flip", "trainer.accelerator=cpu")
     assert fcnlab(*words, f"hydra.run.dir={tmp_path}/runs/flipped") == 0
     sources = [json.loads(path.read_text())["provenance"]["source"] for path in tmp_path.glob("runs/*/metrics.json")]
-    assert len(sources) == 3 and all(found == sources[0] and "fcnlab" in found for found in sources)
+    assert len(sources) == 3 and all(
+        fingerprints == sources[0] and "fcnlab" in fingerprints for fingerprints in sources
+    )
     capsys.readouterr()
     assert fcnlab("compare", "runs=runs", "hydra.run.dir=out", "resamples=200") == 0
     message = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""fcnlab doctor as a command: the table, what it leaves, its exit code; the machine's lines by themselves."""
+"""Test the command fcnlab doctor: its table, files and exit code; and the machine checks separately."""
 
 import json
 import re
@@ -19,12 +19,12 @@ from fcnlab.tasks.doctor import inspect_all, inspect_data, suggestions
 GIB = 2**30
 
 
-def test_a_sound_set_passes_and_a_broken_file_does_not(fcnlab, small, tmp_path, capsys):
+def test_a_valid_data_set_passes_and_a_broken_file_fails(fcnlab, small, tmp_path, capsys):
     data = [word for word in small if word.startswith("data.")]
     words = ("doctor", f"data.root={tmp_path / 'drawn'}", *data, "samples=6")
     assert fcnlab(*words, f"hydra.run.dir={tmp_path}/first") == 0
-    shown = capsys.readouterr().out
-    assert "✓ overlap" in shown and "✗" not in shown and "train images" in shown
+    output = capsys.readouterr().out
+    assert "✓ overlap" in output and "✗" not in output and "train images" in output
     record = json.loads((tmp_path / "first/doctor.json").read_text())
     assert record["verdict"] == "warning"  # no GPU here
     assert record["splits"]["val"]["images"] == 8 and len(record["splits"]["train"]["classes"]) == 22
@@ -36,7 +36,9 @@ def test_a_sound_set_passes_and_a_broken_file_does_not(fcnlab, small, tmp_path, 
     image.write_bytes(image.read_bytes()[:-400])
     assert fcnlab(*words, f"hydra.run.dir={tmp_path}/second") == 1
     reported = capsys.readouterr()
-    assert "✗ whole files" in reported.out and "✓ two epochs" in reported.out  # the whole table, and then the code
+    assert (
+        "✗ whole files" in reported.out and "✓ two epochs" in reported.out
+    )  # the whole table first, then the exit code
     assert "these errors would cause wrong scores or make training fail: train: whole files" in reported.err
     assert str(image) in (tmp_path / "second/doctor.md").read_text()
     assert (tmp_path / "second/samples.png").is_file()
@@ -51,20 +53,20 @@ def test_a_sound_set_passes_and_a_broken_file_does_not(fcnlab, small, tmp_path, 
         (("data.crop_size=big",), "data.crop_size must be a number of pixels from 1 to"),
     ],
 )
-def test_mistakes_are_told_as_elsewhere(fcnlab, words, message, capsys):
+def test_user_errors_are_reported_as_by_other_commands(fcnlab, words, message, capsys):
     assert fcnlab("doctor", *words) == 1
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err
 
 
 @pytest.fixture
-def found(tmp_path):
-    """What is found about the settings and the loader on six images of one colour each, but for the last."""
+def verdicts(tmp_path):
+    """Return the findings on the settings and the loader, for six images of one colour each, except the last."""
 
     def inspect(**changes) -> dict[tuple[str, str], Verdict]:
         for place in range(6):
             colour = np.full((40, 40, 3), 20 * place, np.uint8)
-            if place == 5 and changes.pop("one_is_telling", True):
+            if place == 5 and changes.pop("last_is_distinct", True):
                 colour = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
             for folder, pixels in (("images", colour), ("masks", np.zeros((40, 40), np.uint8))):
                 (tmp_path / folder).mkdir(exist_ok=True)
@@ -78,47 +80,47 @@ def found(tmp_path):
         )
         settings = {"root": str(tmp_path), "train_list": "all", "val_list": "all", "num_classes": 2, "batch_size": 2}
         data = DataModule(opened, augment=standard, crop_size=32, num_workers=0, **settings | changes)
-        return {(one.about, one.check): one.verdict for one in inspect_data(data, inspect_all(data), 4)}
+        return {(finding.about, finding.check): finding.verdict for finding in inspect_data(data, inspect_all(data), 4)}
 
     return inspect
 
 
-def test_the_loader_is_judged_by_a_image_that_can_tell(found):
-    """Crops of a plain wall are all alike, whatever was drawn."""
-    assert found()["augmentation", "two workers"] == Verdict.OK
-    assert found(one_is_telling=False)["augmentation", "draws"] == Verdict.WARNING
+def test_the_loader_is_judged_by_an_image_with_distinct_crops(verdicts):
+    """All crops of a uniform image are equal, whatever the random numbers are."""
+    assert verdicts()["augmentation", "two workers"] == Verdict.OK
+    assert verdicts(last_is_distinct=False)["augmentation", "draws"] == Verdict.WARNING
 
 
-def test_settings_that_do_not_fit_the_data_are_errors(found):
-    sound = found()
+def test_settings_that_do_not_fit_the_data_are_errors(verdicts):
+    sound = verdicts()
     assert sound["settings", "classes"] == sound["settings", "batches"] == Verdict.OK
-    wrong = found(num_classes=3, batch_size=7)
+    wrong = verdicts(num_classes=3, batch_size=7)
     assert wrong["settings", "classes"] == wrong["settings", "batches"] == Verdict.ERROR
 
 
-def test_one_list_for_training_and_validation_is_an_overlap(found):
-    assert found()["train and val", "overlap"] == Verdict.ERROR
+def test_one_list_for_training_and_validation_is_an_overlap(verdicts):
+    assert verdicts()["train and val", "overlap"] == Verdict.ERROR
 
 
-def test_one_list_for_training_and_test_is_an_overlap(found):
-    seen = found(fractions={"all": 0.5, "rest": 0.5}, val_list="rest", test_list="all")
+def test_one_list_for_training_and_test_is_an_overlap(verdicts):
+    seen = verdicts(fractions={"all": 0.5, "rest": 0.5}, val_list="rest", test_list="all")
     assert seen["train and val", "overlap"] == seen["val and test", "overlap"] == Verdict.OK
     assert seen["train and test", "overlap"] == Verdict.ERROR
 
 
-def test_suggestions_can_be_typed():
+def test_suggestions_are_valid_overrides():
     (line,) = suggestions({"some rule": [0.5, 1.0, 12.345]})
     assert line == "some rule: loss=weighted loss.class_weights=[0.5,1,12.345]"
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(9 * GIB, Verdict.WARNING), (11 * GIB, Verdict.OK)])
-def test_disk(tmp_path, free, verdict):
+def test_little_disk_space_is_reported(tmp_path, free, verdict):
     assert disk_finding(tmp_path, free).verdict == verdict
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(2**26, Verdict.WARNING), (2**30, Verdict.OK)])
-def test_shared_memory(monkeypatch, free, verdict):
-    """64 MiB is what a container has by default; a batch of 16 images of 512x512 has 16."""
+def test_small_shared_memory_is_reported(monkeypatch, free, verdict):
+    """A container has 64 MiB by default; a batch of 16 images of 512x512 needs 16."""
     monkeypatch.setattr(loader_workers, "shared_memory", lambda: free)
     finding = readers_finding(free, readers(8, "auto", 2**24), requested=8)
     assert finding.verdict == verdict
@@ -126,13 +128,13 @@ def test_shared_memory(monkeypatch, free, verdict):
     assert output in finding.found
 
 
-def test_gpus():
+def test_gpus_are_reported():
     assert gpu_finding([]).verdict == Verdict.WARNING
-    found = gpu_finding([SimpleNamespace(name="NVIDIA H200", total_memory=140 * GIB)])
-    assert found.verdict == Verdict.OK and found.found == "NVIDIA H200 (140 GiB)"
+    finding = gpu_finding([SimpleNamespace(name="NVIDIA H200", total_memory=140 * GIB)])
+    assert finding.verdict == Verdict.OK and finding.found == "NVIDIA H200 (140 GiB)"
 
 
-def test_no_weights_where_no_mask_could_be_read(fcnlab, tmp_path, capsys):
+def test_no_class_weights_if_no_mask_is_readable(fcnlab, tmp_path, capsys):
     for folder in ("images", "labels"):
         (tmp_path / "d" / folder).mkdir(parents=True)
         for place in range(4):
@@ -144,8 +146,8 @@ def test_no_weights_where_no_mask_could_be_read(fcnlab, tmp_path, capsys):
     words += ("data.dataset.images='images/{name}.png'", "data.dataset.masks='labels/{name}.png'")
     words += ("data.dataset.fractions={train:0.5,val:0.5}", "data.crop_size=32", "data.batch_size=1", "samples=0")
     assert fcnlab("doctor", *words, f"hydra.run.dir={tmp_path}/report") == 1
-    shown = capsys.readouterr()
-    assert "class_weights=" not in shown.out and "Traceback" not in shown.err
-    assert len(re.findall(r"FILE cannot be read as an image .* \(2 files: ", shown.out)) == 2  # a line in each split
-    assert shown.out.count("cannot be read as an image") == 2
+    output = capsys.readouterr()
+    assert "class_weights=" not in output.out and "Traceback" not in output.err
+    assert len(re.findall(r"FILE cannot be read as an image .* \(2 files: ", output.out)) == 2  # one line per split
+    assert output.out.count("cannot be read as an image") == 2
     assert json.loads((tmp_path / "report" / "doctor.json").read_text())["class_weights"] == {}

@@ -1,4 +1,4 @@
-"""``fcnlab eval`` on the checkpoints of small trainings."""
+"""Test ``fcnlab eval`` on the checkpoints of small training runs."""
 
 import json
 import shutil
@@ -23,14 +23,14 @@ def run(trained_once):
     return trained_once("trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.limit_val_batches=1.0")
 
 
-def test_repeats_the_number_of_training_to_the_last_digit(run, fcnlab, tmp_path):
+def test_evaluation_repeats_the_training_score_exactly(run, fcnlab, tmp_path):
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", f"hydra.run.dir={tmp_path}/eval") == 0
     actual, reference = record(tmp_path / "eval"), record(run)
     assert [actual[name] for name in ("pixel_acc", "mean_acc", "miou", "fw_iou", "iou")] == [
         reference[name] for name in ("pixel_acc", "mean_acc", "miou", "fw_iou", "iou")
     ]
-    with np.load(tmp_path / "eval" / "confusions.npz") as one, np.load(run / "confusions.npz") as other:
-        assert (one["matrices"] == other["matrices"]).all() and (one["names"] == other["names"]).all()
+    with np.load(tmp_path / "eval" / "confusions.npz") as evaluated, np.load(run / "confusions.npz") as trained:
+        assert (evaluated["matrices"] == trained["matrices"]).all() and (evaluated["names"] == trained["names"]).all()
     assert len(list((tmp_path / "eval" / "predictions").glob("*.png"))) == 8
     assert "conventions" not in actual
 
@@ -38,20 +38,20 @@ def test_repeats_the_number_of_training_to_the_last_digit(run, fcnlab, tmp_path)
 def test_conventions_are_printed_and_recorded(run, fcnlab, capsys, tmp_path):
     words = [f"checkpoint={run}/checkpoints/best.ckpt", "conventions=true", f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", *words) == 0
-    found, message = record(tmp_path / "eval"), capsys.readouterr()
-    assert list(found) == [*record(run), "trained", "weights", "conventions"] and found["iou"] == record(run)["iou"]
-    actual = found["conventions"]["FCN paper"]
+    scores, message = record(tmp_path / "eval"), capsys.readouterr()
+    assert list(scores) == [*record(run), "trained", "weights", "conventions"] and scores["iou"] == record(run)["iou"]
+    actual = scores["conventions"]["FCN paper"]
     assert [actual[name] for name in ("miou", "mean_acc", "pixel_acc")] == [
-        found[name] for name in ("miou", "mean_acc", "pixel_acc")
+        scores[name] for name in ("miou", "mean_acc", "pixel_acc")
     ]
     with np.load(tmp_path / "eval" / "confusions.npz") as confusions:
-        assert found["conventions"] == as_facts(all_conventions(confusions["matrices"]))
+        assert scores["conventions"] == as_facts(all_conventions(confusions["matrices"]))
     lines = (message.out + message.err).splitlines()
-    for name, convention in found["conventions"].items():
+    for name, convention in scores["conventions"].items():
         assert any(line.startswith(f"  {name} ") and f"{100 * convention['miou']:.2f}" in line for line in lines)
 
 
-def test_other_data_can_be_given(run, fcnlab, tmp_path, shapes_root):
+def test_other_data_can_be_evaluated(run, fcnlab, tmp_path, shapes_root):
     data = ["data=shapes", f"data.root={shapes_root}", "data.dataset.num_train=24", "data.dataset.num_val=8"]
     data += ["data.dataset.size=64", "data.val_list=train", "data.num_workers=0"]
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", *data, f"hydra.run.dir={tmp_path}/eval") == 0
@@ -63,25 +63,25 @@ def test_other_data_can_be_given(run, fcnlab, tmp_path, shapes_root):
 
 
 @pytest.mark.parametrize("text", [b"a: &x {}\nb: *x", b"\xff", b"[", b"hydra: {runtime: {cwd: " + b"x" * 5000 + b"}}"])
-def test_a_damaged_record_does_not_tell_where_data_were(tmp_path, text):
+def test_a_damaged_record_gives_no_data_folder(tmp_path, text):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "hydra.yaml").write_bytes(text)
     assert _original_root(tmp_path, {"root": "shapes"}) == {}
 
 
-def test_its_record_is_whole_whatever_hydra_leaves(run, fcnlab, tmp_path):
+def test_the_record_is_complete_without_hydra_output_subdir(run, fcnlab, tmp_path):
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", "hydra.output_subdir=null", "hydra.run.dir=o") == 0
-    (found,), left_out = read_runs([tmp_path / "o"])
-    assert not left_out and found.settings["scoring.checkpoint"] == "best.ckpt"
+    (run_read,), left_out = read_runs([tmp_path / "o"])
+    assert not left_out and run_read.settings["scoring.checkpoint"] == "best.ckpt"
 
 
-def test_bf16_is_reported_as_such(run, fcnlab, tmp_path):
+def test_bf16_is_reported(run, fcnlab, tmp_path):
     precise = ["trainer.precision=bf16-mixed", f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", *precise) == 0
     assert record(tmp_path / "eval")["protocol"]["precision"] == "bf16-mixed"
 
 
-def test_a_model_with_weights_is_the_other_way_in(run, fcnlab, tmp_path, shapes_root):
+def test_a_model_with_weights_is_evaluated_without_a_checkpoint(run, fcnlab, tmp_path, shapes_root):
     words = ["model=fcn8s", "model.backbone.width=4", f"model.weights={run}/checkpoints/best.ckpt", "data=shapes"]
     words += [f"data.root={shapes_root}", "data.dataset.num_train=24", "data.dataset.num_val=8"]
     words += ["data.dataset.size=64", "data.num_workers=0", f"hydra.run.dir={tmp_path}/eval"]
@@ -103,7 +103,7 @@ def test_a_model_with_weights_is_the_other_way_in(run, fcnlab, tmp_path, shapes_
         ),
     ],
 )
-def test_mistakes(words, message, run, fcnlab, capsys, tmp_path):
+def test_user_errors_are_reported(words, message, run, fcnlab, capsys, tmp_path):
     for folder in ("val", "valannot"):
         (tmp_path / "CamVid" / folder).mkdir(parents=True)
     write_camvid_image(tmp_path / "CamVid")
@@ -127,7 +127,7 @@ def hostile(run, tmp_path, change) -> str:
     return f"checkpoint={tmp_path}/hostile.ckpt"
 
 
-def test_a_checkpoint_that_names_foreign_code_runs_nothing(run, fcnlab, capsys, tmp_path):
+def test_code_named_by_a_checkpoint_does_not_run(run, fcnlab, capsys, tmp_path):
     target = {"_target_": "pathlib.Path.write_text", "self": str(tmp_path / "owned"), "data": "x"}
     word = hostile(run, tmp_path, lambda checkpoint: checkpoint["fcnlab"]["model"].update(backbone=target))
     assert fcnlab("eval", word) == 1
@@ -135,7 +135,7 @@ def test_a_checkpoint_that_names_foreign_code_runs_nothing(run, fcnlab, capsys, 
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_run_folder_that_names_foreign_code_runs_nothing(run, fcnlab, capsys, tmp_path):
+def test_code_named_by_a_run_folder_does_not_run(run, fcnlab, capsys, tmp_path):
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("fcnlab.data.open_shapes", "os.system"))
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt") == 1
@@ -149,8 +149,8 @@ def test_weights_that_do_not_fit_their_config_are_named(run, fcnlab, capsys, tmp
 
 
 def test_a_truncated_checkpoint_is_refused(run, fcnlab, capsys, tmp_path):
-    whole = (run / "checkpoints" / "best.ckpt").read_bytes()
-    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    content = (run / "checkpoints" / "best.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(content[: len(content) // 2])
     assert fcnlab("eval", f"checkpoint={tmp_path}/half.ckpt") == 1
     assert "half.ckpt" in capsys.readouterr().err
 
@@ -165,27 +165,27 @@ def test_a_checkpoint_needs_neither_its_run_nor_its_weights_file(run, fcnlab, tm
     assert record(tmp_path / "eval")["miou"] == expected
 
 
-def test_the_inference_method_is_what_is_scored_and_recorded(run, fcnlab, tmp_path, shapes_root):
-    """flip, against the labels of a loop of our own over the same images."""
+def test_the_inference_method_is_scored_and_recorded(run, fcnlab, tmp_path, shapes_root):
+    """Compares inference=flip with the predictions of a loop in this test over the same images."""
     from fcnlab.data import open_shapes
     from fcnlab.training.checkpoints import read_checkpoint, rebuild_model
 
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     for name, value in checkpoint["state_dict"].items():
-        if "heads" in name:  # so short a training says background everywhere
+        if "heads" in name:  # such a short run predicts background everywhere
             value.normal_(generator=torch.Generator().manual_seed(0))
     path = run / "checkpoints" / "lively.ckpt"
     torch.save(checkpoint, path)
     assert fcnlab("eval", f"checkpoint={path}", "inference=flip", f"hydra.run.dir={tmp_path}/eval") == 0
-    found = record(tmp_path / "eval")
-    assert found["protocol"]["inference"] == "Flip()" and record(run)["protocol"]["inference"] == "whole"
-    net = rebuild_model(read_checkpoint(path), "", []).eval()
+    scores = record(tmp_path / "eval")
+    assert scores["protocol"]["inference"] == "Flip()" and record(run)["protocol"]["inference"] == "whole"
+    model = rebuild_model(read_checkpoint(path), "", []).eval()
     dataset = open_shapes(str(shapes_root), "val", num_train=24, num_val=8, size=64, drawing_seed=0)
     with np.load(tmp_path / "eval" / "confusions.npz") as confusions, torch.inference_mode():
         for index, name in enumerate(confusions["names"]):
             place = dataset.names.index(name)
             image = torch.from_numpy(dataset.image(place)).permute(2, 0, 1)[None] / 255
-            both = net(image).softmax(1) + net(image.flip(3)).softmax(1).flip(3)
+            both = model(image).softmax(1) + model(image.flip(3)).softmax(1).flip(3)
             target, prediction = dataset.mask(place), both.argmax(1)[0].numpy()
             known = target != 255
             counts = np.bincount(21 * target[known].astype(int) + prediction[known], minlength=441).reshape(21, 21)
@@ -204,7 +204,7 @@ def test_the_inference_method_is_what_is_scored_and_recorded(run, fcnlab, tmp_pa
         (["inference=multiscale", "+inference.scale=[1]"], "Did you mean inference.scales?"),
     ],
 )
-def test_inference_methods_that_cannot_work_are_refused(run, fcnlab, capsys, words, message):
+def test_invalid_inference_settings_are_refused(run, fcnlab, capsys, words, message):
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", *words) == 1
     output = capsys.readouterr().err
     assert message in output and "Traceback" not in output
@@ -225,13 +225,13 @@ def test_an_inference_method_and_a_postprocessing_step_are_both_recorded(run, fc
         ("postprocess._target_=fcnlab.inference.Flip", "fcnlab.inference.Postprocess"),
     ],
 )
-def test_a_class_of_the_other_group_is_refused(run, fcnlab, capsys, word, base):
+def test_an_inference_target_in_the_postprocess_group_is_refused(run, fcnlab, capsys, word, base):
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", word) == 1
     error = capsys.readouterr().err
     assert f"{word} is not a subclass of {base}" in error and "Traceback" not in error
 
 
-def test_a_package_that_postprocessing_needs_is_asked_for_before_any_work(run, fcnlab, capsys, monkeypatch):
+def test_a_missing_postprocessing_package_is_reported_before_any_work(run, fcnlab, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     monkeypatch.setattr("fcnlab.tasks.evaluate.open_data", None)
     assert fcnlab("eval", f"checkpoint={run}/checkpoints/best.ckpt", "postprocess=superpixels") == 1
@@ -248,9 +248,7 @@ def test_a_package_that_postprocessing_needs_is_asked_for_before_any_work(run, f
         (["inference=multiscale", "inference.scales=[0.5]"], "8 of 8 images cannot be used"),
     ],
 )
-def test_what_an_inference_method_cannot_do_is_refused_before_any_work(
-    run, fcnlab, tmp_path, capsys, monkeypatch, words, message
-):
+def test_unsupported_inference_is_refused_before_any_work(run, fcnlab, tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.setattr("fcnlab.tasks.evaluate.open_loggers", None)
     monkeypatch.setattr(Tiny, "min_size", 40)
     command = [f"checkpoint={run}/checkpoints/best.ckpt", *words, f"hydra.run.dir={tmp_path}/eval"]

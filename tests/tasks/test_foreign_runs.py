@@ -1,4 +1,4 @@
-"""Run folders of somebody else's making: repeated, resumed and scored, they give settings and do nothing."""
+"""Run folders from other people only provide settings: repeating, resuming or scoring them runs none of their code."""
 
 import json
 import shlex
@@ -16,8 +16,8 @@ FEW = ("trainer.max_steps=2", "trainer.val_check_interval=2")
 
 
 @pytest.fixture
-def brought_back(tmp_path, monkeypatch):
-    """What a command line becomes where a record in the folder ``old`` holds some overrides."""
+def repeated_overrides(tmp_path, monkeypatch):
+    """Return the overrides of a command line that repeats a record with given overrides in the folder ``old``."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "old").mkdir()
 
@@ -32,35 +32,35 @@ def brought_back(tmp_path, monkeypatch):
     return words
 
 
-@pytest.mark.parametrize("asked", ["from_run=old", "sweep.resume=old"])
+@pytest.mark.parametrize("typed", ["from_run=old", "sweep.resume=old"])
 @pytest.mark.parametrize(
     "word", ["loss=../../../proc/self/cwd/old/evil", "model.weights='${ oc.env:HOME}'", "stages=[x]"]
 )
-def test_a_record_that_would_act_is_refused(brought_back, asked: str, word: str):
+def test_a_record_with_unsafe_overrides_is_refused(repeated_overrides, typed: str, word: str):
     with pytest.raises(
         UserError,
-        match=rf"^{asked}: its record is refused, because of the override .*: .*\. (Add|If the sweep is yours, type) ",
+        match=rf"^{typed}: its record is refused, because of the override .*: .*\. (Add|If the sweep is yours, type) ",
     ):
-        brought_back(["seed=1", word], asked, "--multirun")
+        repeated_overrides(["seed=1", word], typed, "--multirun")
 
 
-def test_the_line_to_resume_a_refused_sweep_is_printed_whole(brought_back):
-    """A job's number as its seed is nothing that a record may bring back."""
+def test_the_command_to_resume_a_refused_sweep_is_complete(repeated_overrides):
+    """A record may not restore the job's number as the seed."""
     words = ["seed=${hydra:job.num}", "optim.lr=0.1,0.2"]
     with pytest.raises(UserError, match="If the sweep is yours, type all of its settings: ") as refused:
-        brought_back(words, "--multirun", "sweep.resume=old")
+        repeated_overrides(words, "--multirun", "sweep.resume=old")
     line = str(refused.value).partition("settings: ")[2]
     assert shlex.split(line) == ["fcnlab", "train", "--multirun", "sweep.resume=old", *words]
-    assert set(words) <= set(brought_back(words, *shlex.split(line)[2:]))
+    assert set(words) <= set(repeated_overrides(words, *shlex.split(line)[2:]))
 
 
-def test_what_is_refused_may_be_typed(brought_back):
-    words = brought_back(["seed=1", "data.archive=[a.tar]"], "data.archive=[a.tar]", "from_run=old")
+def test_overrides_refused_in_a_record_may_be_typed(repeated_overrides):
+    words = repeated_overrides(["seed=1", "data.archive=[a.tar]"], "data.archive=[a.tar]", "from_run=old")
     assert words == ["data.archive=[a.tar]", "seed=1", "from_run=old"]
 
 
-def test_values_of_refused_words_are_named_as_they_are_typed(brought_back, tmp_path):
-    """A job's number, say, and a variable of its environment: what they were is in the run's config.yaml."""
+def test_refused_overrides_are_shown_as_they_are_typed(repeated_overrides, tmp_path):
+    """For example the job's number or an environment variable: their values are in the run's config.yaml."""
     words = [
         "trainer=smoke",
         "seed=${hydra:job.num}",
@@ -72,69 +72,69 @@ def test_values_of_refused_words_are_named_as_they_are_typed(brought_back, tmp_p
     with pytest.raises(
         UserError, match=r"^from_run=old: its record is refused, because of the override seed="
     ) as output:
-        brought_back(words, "from_run=old")
+        repeated_overrides(words, "from_run=old")
     assert str(output.value).endswith("Add the values of the run behind it: seed=1 +optim.lr=0.2")
     (tmp_path / "old" / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"Add the override that you want behind it; a typed override wins$"):
-        brought_back(words, "from_run=old")
-    (tmp_path / "old" / "config.yaml").write_text("seed: {a: &a 1, b: *a}")  # none of fcnlab's
+        repeated_overrides(words, "from_run=old")
+    (tmp_path / "old" / "config.yaml").write_text("seed: {a: &a 1, b: *a}")  # not one of fcnlab's
     with pytest.raises(UserError, match=r"Add the override that you want behind it; a typed override wins$"):
-        brought_back(words, "from_run=old")
+        repeated_overrides(words, "from_run=old")
 
 
 @pytest.mark.parametrize("words", [["seed=" + 200_000 * "1,"], 50_000 * ["seed=${hydra:job.num}"]])
-def test_a_record_of_a_million_characters_is_refused_at_once(brought_back, words):
-    """Its values are not looked up either: Hydra would parse them for minutes."""
+def test_a_record_of_a_million_characters_is_refused_at_once(repeated_overrides, words):
+    """Its values are not parsed either: that would take Hydra minutes."""
     start = time.process_time()
     with pytest.raises(UserError, match="its overrides have more than 10000 characters"):
-        brought_back(words, "from_run=old")
+        repeated_overrides(words, "from_run=old")
     assert time.process_time() - start < 1
 
 
-def test_a_long_value_of_a_run_is_not_shown(brought_back, tmp_path):
+def test_a_long_value_from_a_record_is_not_shown(repeated_overrides, tmp_path):
     (tmp_path / "old" / "config.yaml").write_text(f"seed: [{10_000 * 'a, '}a]")
     start = time.process_time()
     with pytest.raises(UserError, match="a typed override wins"):
-        brought_back(["seed=${hydra:job.num}"], "from_run=old")
+        repeated_overrides(["seed=${hydra:job.num}"], "from_run=old")
     assert time.process_time() - start < 1
 
 
-def test_a_typed_dictionary_adds_to_what_the_record_has(brought_back):
+def test_a_typed_dictionary_extends_the_recorded_one(repeated_overrides):
     kept = ["optim=sgd", "optim={lr: 0.5}"]
-    words = brought_back([*kept, "seed=1"], "optim={momentum: 0.5}", "seed=2", "from_run=old")
+    words = repeated_overrides([*kept, "seed=1"], "optim={momentum: 0.5}", "seed=2", "from_run=old")
     assert [word for word in words if word.startswith(("optim", "seed"))] == ["optim={momentum: 0.5}", "seed=2", *kept]
 
 
-def test_settings_of_one_run_alone_are_left_out(brought_back):
+def test_settings_specific_to_one_run_are_left_out(repeated_overrides):
     own = ["checkpoint=auto", "from_run=x", "sweep.folder=/x", "++sweep.recorded=false", "sweep={folder: /x}"]
-    assert brought_back([*own, "seed=1"], "from_run=old") == ["seed=1", "from_run=old"]
+    assert repeated_overrides([*own, "seed=1"], "from_run=old") == ["seed=1", "from_run=old"]
 
 
-@pytest.mark.parametrize("asked", ["from_run=old", "sweep.resume=old"])
-def test_data_that_a_record_names_are_only_read(brought_back, asked: str):
+@pytest.mark.parametrize("typed", ["from_run=old", "sweep.resume=old"])
+def test_data_that_a_record_names_are_only_read(repeated_overrides, typed: str):
     for word in ("data=voc", "data.dataset.num_train=9", "experiment=paper/fcn8s"):
-        assert "sweep.recorded=true" in brought_back([word], asked, "--multirun")
-    assert "sweep.recorded=true" not in brought_back(
-        ["seed=1,2" if "sweep" in asked else "seed=1"], asked, "--multirun"
+        assert "sweep.recorded=true" in repeated_overrides([word], typed, "--multirun")
+    assert "sweep.recorded=true" not in repeated_overrides(
+        ["seed=1,2" if "sweep" in typed else "seed=1"], typed, "--multirun"
     )
-    assert "sweep.recorded=true" not in brought_back(["data=voc"], "data.root=x", "data=voc", asked, "--multirun")
+    assert "sweep.recorded=true" not in repeated_overrides(["data=voc"], "data.root=x", "data=voc", typed, "--multirun")
 
 
-@pytest.mark.parametrize(("asked", "kind"), [("from_run=old", "run"), ("sweep.resume=old", "sweep")])
-def test_a_config_folder_is_shown_and_typed(brought_back, tmp_path, asked: str, kind: str):
+@pytest.mark.parametrize(("typed", "kind"), [("from_run=old", "run"), ("sweep.resume=old", "sweep")])
+def test_a_recorded_config_folder_is_shown_and_must_be_typed(repeated_overrides, tmp_path, typed: str, kind: str):
     (tmp_path / "my conf").mkdir()
     with pytest.raises(UserError) as output:
-        brought_back(["seed=1"], asked, "--multirun", config_dir=str(tmp_path / "my conf"))
+        repeated_overrides(["seed=1"], typed, "--multirun", config_dir=str(tmp_path / "my conf"))
     first, _, line = str(output.value).partition("\n")[0].partition(" Type: ")
     assert first == f"This {kind} used --config-dir my conf."
-    assert shlex.split(line) == ["fcnlab", "train", "--config-dir", "my conf", asked, "--multirun"]
-    words = brought_back(["seed=1"], *shlex.split(line)[2:], config_dir=str(tmp_path / "my conf"))
+    assert shlex.split(line) == ["fcnlab", "train", "--config-dir", "my conf", typed, "--multirun"]
+    words = repeated_overrides(["seed=1"], *shlex.split(line)[2:], config_dir=str(tmp_path / "my conf"))
     assert words[:2] == ["--config-dir", "my conf"] and "seed=1" in words
 
 
 @pytest.mark.parametrize("entry", ["file://{}/my conf", "{}/my conf", "my conf", "file://my conf"])
-@pytest.mark.parametrize(("asked", "kind"), [("from_run=old", "run"), ("sweep.resume=old", "sweep")])
-def test_folders_of_a_typed_searchpath_have_options_of_the_user(brought_back, tmp_path, asked, kind, entry):
+@pytest.mark.parametrize(("typed", "kind"), [("from_run=old", "run"), ("sweep.resume=old", "sweep")])
+def test_a_typed_searchpath_provides_user_options(repeated_overrides, tmp_path, typed, kind, entry):
     (tmp_path / "my conf" / "optim").mkdir(parents=True)
     (tmp_path / "my conf" / "optim" / "own.yaml").write_text("{}")
     (tmp_path / "my conf" / "optim" / "link.yaml").symlink_to(tmp_path / "elsewhere.yaml")
@@ -142,36 +142,36 @@ def test_folders_of_a_typed_searchpath_have_options_of_the_user(brought_back, tm
     where = f"hydra.searchpath=['{entry.format(tmp_path)}']"
     command = shlex.join(["fcnlab", "train", where, "optim=own"])
     with pytest.raises(UserError) as refused:
-        brought_back(["optim=own"], asked, "--multirun", command=command)
+        repeated_overrides(["optim=own"], typed, "--multirun", command=command)
     first, _, line = str(refused.value).partition("\n")[0].partition(" Type: ")
     assert first == f"This {kind} used {where}."
-    assert shlex.split(line) == ["fcnlab", "train", where, asked, "--multirun"]
-    assert "optim=own" in brought_back(["optim=own"], *shlex.split(line)[2:], command=command)
+    assert shlex.split(line) == ["fcnlab", "train", where, typed, "--multirun"]
+    assert "optim=own" in repeated_overrides(["optim=own"], *shlex.split(line)[2:], command=command)
     with pytest.raises(UserError, match=r"optim/link\.yaml leads out of its config folder"):
-        brought_back(["optim=link"], where, asked, "--multirun", command=command)
+        repeated_overrides(["optim=link"], where, typed, "--multirun", command=command)
 
 
-def test_a_searchpath_that_is_not_typed_is_named_where_its_options_are_missing(brought_back, tmp_path):
-    """A record sets none itself, and Hydra reads folders and packages only from ``hydra.searchpath=``."""
+def test_a_missing_searchpath_is_named_if_its_options_are_missing(repeated_overrides, tmp_path):
+    """A record cannot set one, and Hydra reads folders and packages only from ``hydra.searchpath=``."""
     for folder in ("mine", "more"):
         (tmp_path / folder / "optim").mkdir(parents=True)
         (tmp_path / folder / "optim" / f"of_{folder}.yaml").write_text("{}")
     where = f"hydra.searchpath=[{tmp_path}/more]"
     words, facts = ["optim=of_more"], {"config_dir": str(tmp_path / "mine"), "command": f"fcnlab train '{where}' a=b"}
     with pytest.raises(UserError, match=r"optim has no such option here.* This run used hydra.searchpath=\[.*Type: "):
-        brought_back(words, "--config-dir=mine", "from_run=old", **facts)
+        repeated_overrides(words, "--config-dir=mine", "from_run=old", **facts)
     for typed in ("++" + where, "hydra.searchpath=[pkg://mine]", "hydra.searchpath=[${oc.env:HOME}]"):
         with pytest.raises(UserError, match=r"optim has no such option here|This run used --config-dir mine"):
-            brought_back(words, typed, "from_run=old", **facts)
+            repeated_overrides(words, typed, "from_run=old", **facts)
     for record in ({"command": "'"}, {"command": ["x"]}, {"command": "fcnlab train ++hydra.searchpath=[x]"}):
-        assert brought_back(["seed=1"], "from_run=old", **record) == ["seed=1", "from_run=old"]
+        assert repeated_overrides(["seed=1"], "from_run=old", **record) == ["seed=1", "from_run=old"]
     with pytest.raises(UserError, match=r"its record is refused, because of the override hydra\.searchpath"):
-        brought_back([where, *words], "from_run=old")
+        repeated_overrides([where, *words], "from_run=old")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"overrides": "seed=1"}', '{"overrides": [1]}', "[" * 100_000])
-def test_what_is_no_record_is_told(brought_back, tmp_path, text: str):
-    brought_back([], "seed=1")
+def test_an_invalid_record_is_reported(repeated_overrides, tmp_path, text: str):
+    repeated_overrides([], "seed=1")
     (tmp_path / "old" / "run.json").write_text(text)
     with pytest.raises(
         UserError, match=r"no record of a run there .*Give a folder with run\.json|its record is refused"
@@ -179,16 +179,16 @@ def test_what_is_no_record_is_told(brought_back, tmp_path, text: str):
         apply_from_run(["fcnlab", "--config-name=train", "from_run=old"], "train")
 
 
-def test_a_link_out_of_a_sweep_stops_it(brought_back, tmp_path):
+def test_a_link_out_of_a_sweep_is_refused(repeated_overrides, tmp_path):
     (tmp_path / "old" / "0").symlink_to(tmp_path)
     with pytest.raises(UserError, match="old/0 is a link that leads out of the folder"):
-        brought_back(["seed=1,2"], "sweep.resume=old", "--multirun")
+        repeated_overrides(["seed=1,2"], "sweep.resume=old", "--multirun")
 
 
-# --- a whole command
+# --- whole commands
 
 
-def test_a_run_with_a_config_folder_is_repeated_by_the_line_that_is_shown(train, fcnlab, tmp_path, capsys, small):
+def test_the_printed_command_repeats_a_run_with_a_config_folder(train, fcnlab, tmp_path, capsys, small):
     (tmp_path / "mine/loss").mkdir(parents=True)
     (tmp_path / "mine/loss/own.yaml").write_text("_target_: fcnlab.training.losses.Dice\n")
     words = ("--config-dir", "mine", "loss=own", *FEW, *small, "trainer=smoke", "trainer.accelerator=cpu", "logger=csv")
@@ -204,7 +204,7 @@ def test_a_run_with_a_config_folder_is_repeated_by_the_line_that_is_shown(train,
     assert (first / "metrics.csv").read_text() == (tmp_path / "again" / "metrics.csv").read_text()
 
 
-def test_data_of_a_repeated_run_are_drawn_only_where_the_user_says(train, fcnlab, tmp_path, capsys, shapes_root):
+def test_a_repeated_run_generates_data_only_in_a_typed_folder(train, fcnlab, tmp_path, capsys, shapes_root):
     folder, place = train(*FEW), tmp_path / "elsewhere"
     for path in (folder / "run.json", folder / ".hydra" / "config.yaml"):
         path.write_text(path.read_text().replace(str(shapes_root), str(place)))
@@ -227,7 +227,7 @@ def test_data_of_a_repeated_run_are_drawn_only_where_the_user_says(train, fcnlab
         ({"data.root": "/elsewhere"}, "set data=NAME data.root=FOLDER"),
     ],
 )
-def test_a_recorded_config_acts_no_more_than_the_overrides(
+def test_a_recorded_config_is_as_restricted_as_its_overrides(
     train, fcnlab, tmp_path, capsys, monkeypatch, changes, message
 ):
     secret = "0." + 3 * "12345"  # not as a text that changes.diff may hold
@@ -253,17 +253,17 @@ def test_a_recorded_config_acts_no_more_than_the_overrides(
 @pytest.mark.parametrize(
     "text", [None, "- 1\n", "a: !!python/object/apply:os.mkdir [acted]\n", "a: [", "\0", "[" * 9_000]
 )
-def test_a_config_that_is_none_is_told(train, fcnlab, tmp_path, capsys, text):
+def test_an_invalid_config_is_reported(train, fcnlab, tmp_path, capsys, text):
     folder = train(*FEW)
-    for asked, name in (("from_run={}", ".hydra/config.yaml"), ("checkpoint={}/checkpoints/best.ckpt", "config.yaml")):
+    for typed, name in (("from_run={}", ".hydra/config.yaml"), ("checkpoint={}/checkpoints/best.ckpt", "config.yaml")):
         (folder / name).unlink() if text is None else (folder / name).write_text(text)
-        verb, asked = "train" if "from_run" in asked else "eval", asked.format(folder)
-        assert fcnlab(verb, asked, "hydra.run.dir=again") == 1
+        verb, typed = "train" if "from_run" in typed else "eval", typed.format(folder)
+        assert fcnlab(verb, typed, "hydra.run.dir=again") == 1
         message = capsys.readouterr().err
-        assert asked in message and "Traceback" not in message and not (tmp_path / "acted").exists()
+        assert typed in message and "Traceback" not in message and not (tmp_path / "acted").exists()
 
 
-def test_where_to_write_is_not_the_records(train, fcnlab, tmp_path):
+def test_a_record_cannot_choose_output_paths(train, fcnlab, tmp_path):
     folder = train(*FEW)
     path = folder / ".hydra" / "config.yaml"
     config = yaml.safe_load(path.read_text())
@@ -301,7 +301,7 @@ FETCH = {
         (lambda data: data["dataset"].update(num_val=10_000, draw=True), "set data=NAME data.root=FOLDER"),
     ],
 )
-def test_data_of_a_checkpoints_run_write_nothing(train, fcnlab, tmp_path, capsys, change, message):
+def test_data_settings_of_a_checkpoint_that_write_files_are_refused(train, fcnlab, tmp_path, capsys, change, message):
     folder = train(*FEW)
     path = folder / "config.yaml"
     config = yaml.safe_load(path.read_text())
@@ -312,7 +312,7 @@ def test_data_of_a_checkpoints_run_write_nothing(train, fcnlab, tmp_path, capsys
     assert {path.name for path in tmp_path.iterdir()} <= {"run", "outputs"}
 
 
-def test_what_a_recorded_cache_keeps_lies_in_the_new_run(train, fcnlab, tmp_path):
+def test_a_recorded_cache_is_written_inside_the_new_run(train, fcnlab, tmp_path):
     folder = train(*FEW)
     path = folder / "config.yaml"
     config = yaml.safe_load(path.read_text())
@@ -322,7 +322,7 @@ def test_what_a_recorded_cache_keeps_lies_in_the_new_run(train, fcnlab, tmp_path
     assert not (tmp_path / "precious").exists() and any((tmp_path / "eval/cache").iterdir())
 
 
-def test_data_that_are_only_read(tmp_path):
+def test_downloads_are_refused_for_read_only_data(tmp_path):
     def module(**settings) -> DataModule:
         return DataModule(open_shapes, str(tmp_path), "train", "val", 21, lambda _: None, num_workers=0, **settings)
 
@@ -332,7 +332,7 @@ def test_data_that_are_only_read(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/zero has no end")
-def test_a_file_of_classes_has_an_end(tmp_path):
+def test_an_endless_classes_file_is_refused(tmp_path):
     from fcnlab.data.formats.folder import read_classes
 
     for endless in ("/dev/zero", "../dev/zero"):

@@ -1,4 +1,4 @@
-"""Images of one's own in five lines, and fine-tuning on them from a net of other classes."""
+"""Test training on user images in five lines, and fine-tuning on them from a model with other classes."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from fcnlab.config.validation import ConfigError, validate_config
 
 @pytest.fixture
 def photos(tmp_path):
-    """20 images in one folder, with masks of two classes."""
+    """Write 20 images in one folder, with masks of two classes."""
     rng = np.random.default_rng(0)
     for place in range(20):
         for folder, pixels in (("photos", (48, 64, 3)), ("labels", (48, 64))):
@@ -22,7 +22,7 @@ def photos(tmp_path):
     return tmp_path / "mine"
 
 
-def test_readmes_five_lines_train_from_another_nets_checkpoint(train, fcnlab, photos, repository, tmp_path):
+def test_the_readme_example_fine_tunes_from_another_checkpoint(train, fcnlab, photos, repository, tmp_path):
     text = (repository / "README.md").read_text()
     (lines,) = re.findall(r"```yaml\n(defaults: \[folder, _self_\]\n.*?)```", text, re.DOTALL)
     (tmp_path / "conf/data").mkdir(parents=True)
@@ -45,7 +45,7 @@ def test_classes_are_counted(composed):
     assert cfg.data.num_classes == cfg.model.num_classes == 3
 
 
-def test_classes_of_a_file_are_counted(composed, tmp_path):
+def test_classes_listed_in_a_file_are_counted(composed, tmp_path):
     (tmp_path / "names.txt").write_text("ground\ncat\n")
     words = ("data=folder", f"data.root={tmp_path}", "data.dataset.classes=names.txt")
     assert composed(*words).model.num_classes == 2
@@ -61,7 +61,7 @@ def test_classes_of_a_file_are_counted(composed, tmp_path):
         ),
     ],
 )
-def test_classes_that_cannot_be_counted(composed, words, message):
+def test_classes_that_cannot_be_counted_are_reported(composed, words, message):
     with pytest.raises(ConfigError) as caught:
         validate_config(composed("data=folder", *words))
     assert re.search(message, str(caught.value), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""``fcnlab predict`` on files, folders and globs."""
+"""Test ``fcnlab predict`` on files, folders and globs."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ def checkpoint(train) -> str:
 
 @pytest.fixture
 def photos(tmp_path):
-    """Three images of three sizes, one of them in another folder with the same name."""
+    """Write three images of three sizes, one of them in another folder with the same name."""
     for number, name in enumerate(("a.jpg", "b.png", "more/a.jpg")):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def written(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_gives_palette_masks_and_overlays_of_the_images_size(checkpoint, photos, fcnlab, tmp_path):
+def test_a_folder_gives_palette_masks_and_overlays_of_image_size(checkpoint, photos, fcnlab, tmp_path):
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out") == 0
     assert written(tmp_path / "out/labels") == written(tmp_path / "out/overlays") == ["a.png", "b.png"]
     for photo in photos.glob("*.*"):
@@ -56,11 +56,13 @@ def test_a_folder_gives_palette_masks_and_overlays_of_the_images_size(checkpoint
 
 def test_a_glob_reaches_into_folders_and_keeps_equal_names_apart(checkpoint, photos, fcnlab, tmp_path):
     assert fcnlab("predict", checkpoint, f"input='{photos}/**/*.jpg'", f"output={tmp_path}/out") == 0
-    found = sorted(str(path.relative_to(tmp_path / "out/labels")) for path in (tmp_path / "out/labels").rglob("*.png"))
-    assert found == ["a.png", "more/a.png"]
+    written_names = sorted(
+        str(path.relative_to(tmp_path / "out/labels")) for path in (tmp_path / "out/labels").rglob("*.png")
+    )
+    assert written_names == ["a.png", "more/a.png"]
 
 
-def test_output_names_are_each_image_s_own():
+def test_each_image_has_its_own_output_name():
     names = output_names([Path("p/a.jpg"), Path("p/a.png"), Path("p/b.jpg"), Path("p/q/a.jpg")])
     assert names == ["a.jpg.png", "a.png.png", "b.png", "q/a.png"]
     assert output_names([Path("p/a.jpg")]) == ["a.png"]
@@ -71,10 +73,10 @@ def test_one_file(checkpoint, photos, fcnlab, tmp_path):
     assert written(tmp_path / "out/labels") == ["b.png"]
 
 
-def test_an_unreadable_image_is_named_at_the_end_and_the_rest_is_done(checkpoint, photos, fcnlab, tmp_path, capsys):
+def test_unreadable_images_are_skipped_and_named_at_the_end(checkpoint, photos, fcnlab, tmp_path, capsys):
     (photos / "aa.jpg").write_bytes(b"no image")
-    whole = (photos / "a.jpg").read_bytes()
-    (photos / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    content = (photos / "a.jpg").read_bytes()
+    (photos / "half.jpg").write_bytes(content[: len(content) // 2])
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out") == 1
     error = capsys.readouterr().err
     assert "2 of 4 images were skipped" in error and "aa.jpg" in error and "half.jpg" in error
@@ -82,8 +84,8 @@ def test_an_unreadable_image_is_named_at_the_end_and_the_rest_is_done(checkpoint
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
 
-def test_what_a_killed_prediction_had_half_written_is_removed(checkpoint, photos, fcnlab, tmp_path):
-    """In subfolders, too; what a prediction writes that still runs stays."""
+def test_half_written_files_of_a_killed_prediction_are_removed(checkpoint, photos, fcnlab, tmp_path):
+    """Also in subfolders; files of a prediction that is still running are kept."""
     ended = subprocess.Popen(["true"])
     ended.wait()
     places = [tmp_path / "out" / kind for kind in ("labels/more", "overlays")]
@@ -118,7 +120,7 @@ def test_output_names_are_unique_whatever_the_images_are_called():
 
 
 def test_ground_truth_is_never_replaced(checkpoint, photos, fcnlab, tmp_path, capsys):
-    """Decided before the checkpoint is read: none is there."""
+    """This is checked before the checkpoint is read: there is none."""
     data = tmp_path / "ds"
     photos.rename(data.parent / "ds-photos")
     (data / "labels").mkdir(parents=True)
@@ -140,8 +142,8 @@ def test_only_earlier_predictions_are_replaced(checkpoint, photos, fcnlab, tmp_p
     assert fcnlab(*words, "overwrite=true") == 0 and labels.read_bytes() != b"mended by hand"
 
 
-def test_overwriting_replaces_no_ground_truth_wherever_the_images_lie(photos, fcnlab, tmp_path, capsys):
-    """Beside masks of the same names; once by a link to the images, which then lie outside the data set's folder."""
+def test_overwriting_never_replaces_ground_truth(photos, fcnlab, tmp_path, capsys):
+    """The masks have the images' names; in one case a link leads to images outside of the data set's folder."""
     labels = tmp_path / "ds" / "labels"
     labels.mkdir(parents=True)
     Image.fromarray(np.full((64, 64), 7, np.uint8)).save(labels / "a.png")
@@ -155,7 +157,7 @@ def test_overwriting_replaces_no_ground_truth_wherever_the_images_lie(photos, fc
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_images_and_what_a_link_leads_to_are_never_replaced(tmp_path, overwrite):
+def test_images_and_link_targets_are_never_replaced(tmp_path, overwrite):
     (tmp_path / "out" / "labels").mkdir(parents=True)
     image = tmp_path / "out" / "labels" / "a.png"
     image.write_bytes(b"image")
@@ -169,7 +171,7 @@ def test_images_and_what_a_link_leads_to_are_never_replaced(tmp_path, overwrite)
 
 
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
-def test_the_list_of_predictions_is_no_file_of_another_folder(tmp_path, link):
+def test_a_linked_prediction_list_is_refused(tmp_path, link):
     (tmp_path / "mine").write_text("all my work")
     (tmp_path / "out").mkdir()
     link(tmp_path / "out" / "predictions.jsonl", tmp_path / "mine")
@@ -178,8 +180,8 @@ def test_the_list_of_predictions_is_no_file_of_another_folder(tmp_path, link):
     assert (tmp_path / "mine").read_text() == "all my work"
 
 
-def test_a_file_larger_than_any_prediction_is_none_of_ours(tmp_path):
-    """A list that somebody else has made may name a file of a terabyte, which takes no room on the disk."""
+def test_a_file_larger_than_any_prediction_is_not_replaced(tmp_path):
+    """A foreign list may name a sparse file of a terabyte."""
     labels = tmp_path / "labels"
     labels.mkdir()
     (labels / "a.png").touch()
@@ -189,7 +191,7 @@ def test_a_file_larger_than_any_prediction_is_none_of_ours(tmp_path):
         PredictionFolder(tmp_path).check(["a.png"], [], overwrite=False)
 
 
-def test_a_report_replaces_none_but_reports(tmp_path):
+def test_a_report_replaces_only_earlier_reports(tmp_path):
     names = ("doctor.json", "doctor.md", "samples.png")
     check_report_folder(tmp_path, names)
     (tmp_path / "samples.png").write_bytes(b"mine")
@@ -199,7 +201,7 @@ def test_a_report_replaces_none_but_reports(tmp_path):
     check_report_folder(tmp_path, names)
 
 
-def test_a_submission_replaces_nothing(tmp_path):
+def test_a_submission_overwrites_neither_files_unasked_nor_data(tmp_path):
     path = tmp_path / "x.tar.gz"
     path.write_bytes(b"mine")
     settings = {"submission": str(path), "competition": "comp6", "input": None, "output": None}
@@ -211,8 +213,8 @@ def test_a_submission_replaces_nothing(tmp_path):
     check_submission(OmegaConf.create(settings | {"overwrite": True, "data": data}))
 
 
-def test_images_too_small_for_a_scale_are_left_out_and_the_rest_is_done(checkpoint, photos, fcnlab, tmp_path, capsys):
-    Image.new("RGB", (40, 1)).save(photos / "thin.png")  # at a quarter it has no rows
+def test_images_too_small_for_a_scale_are_skipped(checkpoint, photos, fcnlab, tmp_path, capsys):
+    Image.new("RGB", (40, 1)).save(photos / "thin.png")  # at scale 0.25 it has no rows
     words = ("inference=multiscale", "inference.scales=[0.25,1]", "num_workers=0")
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out", *words) == 1
     error = capsys.readouterr().err
@@ -221,14 +223,14 @@ def test_images_too_small_for_a_scale_are_left_out_and_the_rest_is_done(checkpoi
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
 
-def test_an_image_that_memory_cannot_hold_is_left_out(checkpoint, photos, fcnlab, tmp_path, capsys, monkeypatch):
+def test_an_image_too_large_for_memory_is_skipped(checkpoint, photos, fcnlab, tmp_path, capsys, monkeypatch):
     Image.new("RGB", (70, 70)).save(photos / "large.png")
-    whole = Segmenter.predict_step
+    predict_step = Segmenter.predict_step
 
     def limited(self, batch):
         if batch["image"].shape[2] == 70:
             torch.empty(1 << 60)  # torch's own error
-        return whole(self, batch)
+        return predict_step(self, batch)
 
     monkeypatch.setattr(Segmenter, "predict_step", limited)
     assert fcnlab("predict", checkpoint, f"input={photos}", f"output={tmp_path}/out", "num_workers=0") == 1
@@ -237,7 +239,7 @@ def test_an_image_that_memory_cannot_hold_is_left_out(checkpoint, photos, fcnlab
     assert written(tmp_path / "out/labels") == ["a.png", "b.png"]
 
 
-def test_images_in_subfolders_are_not_passed_over_silently(photos, tmp_path, caplog):
+def test_ignored_images_in_subfolders_are_reported(photos, tmp_path, caplog):
     (photos / "out" / "overlays").mkdir(parents=True)
     (photos / "out" / "overlays" / "a.png").write_bytes(b"an earlier prediction")
     with caplog.at_level("WARNING", logger="fcnlab"):

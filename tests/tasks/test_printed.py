@@ -1,4 +1,4 @@
-"""Test that the commands that fcnlab prints work, whatever the folders are called."""
+"""Test that the commands that fcnlab prints work, whatever the names of the folders."""
 
 import json
 import os
@@ -13,14 +13,14 @@ import pytest
 from fcnlab.config.overrides import format_override
 
 pytestmark = pytest.mark.slow
-LATIN1 = os.fsdecode(b"d\xe9j\xe0 it's")  # as Python hands on what is not UTF-8
+LATIN1 = os.fsdecode(b"d\xe9j\xe0 it's")  # how Python represents bytes that are not UTF-8
 ODD = ["a b", "lr=0.1,seed=1", "it's", 'say "so"', "$HOME [1]", LATIN1]
 
 
 def words_of(line: str) -> list[str]:
-    """What bash makes of a line."""
-    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True)
-    return [os.fsdecode(word) for word in done.stdout.split(b"\0")[:-1]]
+    """Return the words that bash parses from a line."""
+    completed = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True)
+    return [os.fsdecode(word) for word in completed.stdout.split(b"\0")[:-1]]
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -40,21 +40,21 @@ def test_every_printed_command_works(train, train_code, fcnlab, tmp_path, capsys
 
 
 def printed_command(message: str, before: str) -> list[str]:
-    """The words of a command that was printed behind these words, without "fcnlab"."""
-    found = re.search(rf"{before}: fcnlab (.*)", message)
-    assert found, message
-    return shlex.split(found[1])
+    """Return the words of the command that was printed after these words, without "fcnlab"."""
+    match = re.search(rf"{before}: fcnlab (.*)", message)
+    assert match, message
+    return shlex.split(match[1])
 
 
 @pytest.fixture
 def sweep_words(small, shapes_root):
-    """What makes the jobs of a sweep take seconds."""
+    """Return overrides that make the jobs of a sweep take seconds."""
     steps = ("trainer=smoke", "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.accelerator=cpu")
     return (*small, *steps, f"data.root={shapes_root}", "logger=csv")
 
 
-def test_the_printed_command_of_a_search_repeats_its_best_trial(fcnlab, tmp_path, capfd, sweep_words):
-    """Whose seed is its number, and whose rate is from the search space of a file."""
+def test_the_printed_command_repeats_the_best_trial_of_a_search(fcnlab, tmp_path, capfd, sweep_words):
+    """The trial's seed is its number; its learning rate comes from the search space of a file."""
     (tmp_path / "my conf" / "experiment").mkdir(parents=True)
     text = "# @package _global_\nhydra:\n  sweeper:\n    params: {optim.lr: 0.05}\n"
     (tmp_path / "my conf" / "experiment" / "own.yaml").write_text(text)
@@ -71,7 +71,7 @@ def test_the_printed_command_of_a_search_repeats_its_best_trial(fcnlab, tmp_path
     assert (second["miou"], second["provenance"]["seed"]) == (first["miou"], best["number"])
 
 
-def test_the_printed_commands_of_a_sweep_with_a_failed_job_work(fcnlab, tmp_path, capfd, sweep_words):
+def test_the_commands_printed_by_a_sweep_with_a_failed_job_work(fcnlab, tmp_path, capfd, sweep_words):
     params = "hydra.sweeper.params={model.weights:'gone.ckpt,none',seed:3}"
     odd = ("hydra.launcher.slots=1", "hydra.sweep.subdir='job ${hydra.job.num}'", "hydra.sweep.dir='a b'")
     command = [sys.executable, "-m", "fcnlab", "train", "-m", *sweep_words, params, *odd]
@@ -91,8 +91,10 @@ def test_the_printed_commands_of_a_sweep_with_a_failed_job_work(fcnlab, tmp_path
     assert [job["overrides"] for job in jobs] == [job["overrides"] for job in record["jobs"]]
 
 
-def test_all_verbs_work_in_a_folder_whose_name_is_not_utf8(fcnlab, small, shapes_root, tmp_path, monkeypatch, capsys):
-    """Its path is in every record: of the run, of Hydra, of a sweep, and of the folder with options of one's own."""
+def test_all_commands_work_in_a_folder_whose_name_is_not_utf8(
+    fcnlab, small, shapes_root, tmp_path, monkeypatch, capsys
+):
+    """Its path is in the records of the run, of Hydra and of the sweep; the folder of user options is in it, too."""
     folder = tmp_path / LATIN1
     (folder / "conf" / "optim").mkdir(parents=True)
     (folder / "conf" / "optim" / "own.yaml").write_text("defaults: [sgd]\nlr: 0.02\n")

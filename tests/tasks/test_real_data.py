@@ -1,4 +1,4 @@
-"""The command lines of the README on the real images beside a developer's checkout; skipped where they are absent."""
+"""Run the commands of the README on real images next to a developer's checkout; skipped if these are absent."""
 
 import json
 
@@ -29,6 +29,6 @@ def test_camvid(fcnlab, shared, tmp_path):
     assert list(record["iou"])[:3] == ["sky", "building", "pole"] and len(record["iou"]) == 11
 
 
-def test_the_folder_that_a_user_probably_meant(fcnlab, shared, capsys):
+def test_a_wrong_data_folder_is_reported_with_the_probable_one(fcnlab, shared, capsys):
     assert fcnlab("train", "data=voc", f"data.root={shared}/data/VOCdevkit", *FEW) == 1
     assert f"Did you mean data.root={shared}/data?" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Settings that mean nothing are refused before any work, and before a W&B run is opened."""
+"""Invalid settings are refused before any work, and before a W&B run is opened."""
 
 from pathlib import Path
 
@@ -118,7 +118,7 @@ def test_key_used_by_an_interpolation_is_accepted(train):
     train("+narrow=4", "model.backbone.width=${narrow}", "trainer.max_steps=1")
 
 
-def test_num_nodes_needs_no_plus(train):
+def test_num_nodes_is_set_without_a_plus(train):
     train("trainer.num_nodes=1", "trainer.max_steps=1")
 
 
@@ -156,7 +156,7 @@ def test_incomplete_slurm_environment_is_refused(train_code, capsys, tmp_path, m
 
 
 def test_node_rank_is_accepted(composed, monkeypatch):
-    """Lightning's own way: a process on each, and NODE_RANK in its environment."""
+    """As Lightning does it: one process per node, with NODE_RANK in its environment."""
     cfg = composed("trainer.num_nodes=2", "trainer.accelerator=cpu")
     monkeypatch.setenv("NODE_RANK", "1")
     hardware.check_machine(cfg)
@@ -170,13 +170,13 @@ def test_single_slurm_task_is_accepted(composed, monkeypatch):
 @pytest.mark.parametrize(
     ("devices", "count"), [(2, 2), ("2", 2), ("0,1", 2), ([0, 3, 5], 3), ("auto", 1), (-1, 1), ("-1", 1)]
 )
-def test_devices_are_counted_as_lightning_counts_them(composed, devices, count):
+def test_devices_are_counted_like_in_lightning(composed, devices, count):
     cfg = composed("trainer.accelerator=cpu")
     cfg.trainer.devices = devices
     assert hardware._device_count(cfg.trainer) == count and not torch.cuda.is_available()
 
 
-def test_a_logger_that_is_refused_leaves_no_run(train_code, tmp_path):
+def test_a_refused_logger_creates_no_run(train_code, tmp_path):
     bad = "+logger.mine={_target_:lightning.pytorch.loggers.CSVLogger}"  # it needs save_dir
     assert train_code("logger=wandb", "logger.wandb.mode=offline", bad) == 1
     assert not list(Path(tmp_path).glob("run/wandb/*"))

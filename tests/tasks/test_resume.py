@@ -1,4 +1,4 @@
-"""Interrupted and resumed against never stopped: the same weights, and the same metrics.csv to the last digit."""
+"""An interrupted and resumed run ends with the weights and the exact metrics.csv of an uninterrupted one."""
 
 import copy
 import csv
@@ -27,23 +27,23 @@ LENGTH = ("trainer.max_steps=9", "trainer.val_check_interval=2", "trainer.log_ev
 
 
 def curves(folder: Path) -> list[dict[str, str]]:
-    """What was logged, as text: the rows of a resumed run may have got their columns in another order."""
+    """Return the logged values as text: a resumed run may have its columns in another order."""
     with (folder / "metrics.csv").open(newline="") as file:
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Those that were averaged, and those that training goes on with."""
+    """Return the EMA weights and the weights that training continues with."""
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     plain = checkpoint.get("current_model_state", {})
     return checkpoint["state_dict"] | {f"current.{key}": value for key, value in plain.items()}
 
 
-def assert_same_end(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
+def assert_same_end(expected: Path, actual: Path) -> None:
+    first, second = weights(expected), weights(actual)
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-    assert curves(one) == curves(other)
-    scores = [json.loads((folder / "metrics.json").read_text()) for folder in (one, other)]
+    assert curves(expected) == curves(actual)
+    scores = [json.loads((folder / "metrics.json").read_text()) for folder in (expected, actual)]
     assert scores[0]["miou"] == scores[1]["miou"] and scores[0]["iou"] == scores[1]["iou"]
 
 
@@ -68,32 +68,32 @@ def status(folder: Path) -> str:
         ),
     ],
 )
-def test_a_run_stopped_at_any_batch_ends_as_if_it_had_never_been(
+def test_a_run_stopped_at_any_batch_resumes_to_the_same_end(
     trained_once, train, train_code, at_call, tmp_path, workers, accumulate, batch
 ):
     settings = (*LENGTH, f"data.num_workers={workers}", f"trainer.accumulate_grad_batches={accumulate}")
-    straight = trained_once(*settings, folder="straight")
+    uninterrupted = trained_once(*settings, folder="straight")
     at_call(Segmenter, "training_step", batch, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
     stopped = tmp_path / "stopped"
     assert status(stopped) == "interrupted" and not (stopped / "metrics.json").exists()
     assert train("checkpoint=auto", *settings, folder="stopped") == stopped
     assert status(stopped) == "finished"
-    assert_same_end(straight, stopped)
+    assert_same_end(uninterrupted, stopped)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("image", [3, 10, 2 + 8 * 4 + 3], ids=["first", "first's last image", "the run's last"])
-def test_a_validation_that_was_stopped_is_done_again(trained_once, train, train_code, at_call, signum, image):
-    """Eight images: after steps 2, 4, 6, 8 and 9; Lightning tries two before the first step."""
-    straight = trained_once(*LENGTH, folder="straight")
+def test_an_interrupted_validation_is_repeated(trained_once, train, train_code, at_call, signum, image):
+    """Validations use eight images after steps 2, 4, 6, 8 and 9; Lightning's sanity check uses two before the first."""
+    uninterrupted = trained_once(*LENGTH, folder="straight")
     at_call(Segmenter, "validation_step", image, send(signum))
     assert train_code(*LENGTH, folder="stopped") == 128 + signum
-    assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *LENGTH, folder="stopped"))
 
 
-def test_every_random_stream_goes_on(whole_probe, train, train_code, at_call, monkeypatch):
-    """A loss that draws from python's and numpy's global streams, as a user's own might; dropout is torch's."""
+def test_every_random_stream_resumes(whole_probe, train, train_code, at_call, monkeypatch):
+    """The loss draws from Python's and NumPy's global generators, as a user's loss might; dropout uses torch's."""
     import random
 
     import numpy as np
@@ -107,77 +107,77 @@ def test_every_random_stream_goes_on(whole_probe, train, train_code, at_call, mo
         return result
 
     monkeypatch.setattr(Segmenter, "_step", noisy)
-    straight = train(*LENGTH, folder="straight")
+    uninterrupted = train(*LENGTH, folder="straight")
     at_call(Segmenter, "training_step", 5, send(signal.SIGTERM))
     assert train_code(*LENGTH, folder="stopped") == 128 + signal.SIGTERM
-    assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *LENGTH, folder="stopped"))
 
 
-def test_stopped_again_and_again(trained_once, train, train_code, at_call, tmp_path):
-    straight = trained_once(*LENGTH, folder="straight")
+def test_a_run_stopped_repeatedly_resumes_to_the_same_end(trained_once, train, train_code, at_call, tmp_path):
+    uninterrupted = trained_once(*LENGTH, folder="straight")
     for _ in range(4):
         at_call(Segmenter, "training_step", 2, send(signal.SIGTERM))
         assert train_code("checkpoint=auto", *LENGTH, folder="stopped") == 128 + signal.SIGTERM
-    assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *LENGTH, folder="stopped"))
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["starts"] == 5
 
 
-def test_stopped_while_the_best_is_scored(trained_once, train, train_code, at_call, tmp_path):
-    straight = trained_once(*LENGTH, folder="straight")
+def test_a_run_stopped_while_scoring_the_best_weights_resumes(trained_once, train, train_code, at_call, tmp_path):
+    uninterrupted = trained_once(*LENGTH, folder="straight")
     at_call(Segmenter, "test_step", 3, send(signal.SIGTERM))
     assert train_code(*LENGTH, folder="stopped") == 128 + signal.SIGTERM
-    assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *LENGTH, folder="stopped"))
 
 
-def test_early_stopping_is_not_forgotten(trained_once, train, train_code, at_call, tmp_path):
+def test_early_stopping_state_is_restored(trained_once, train, train_code, at_call, tmp_path):
     settings = (
         *LENGTH, "callbacks.early_stopping.enabled=true", "callbacks.early_stopping.patience=2", "optim.lr=1e-12",
     )  # fmt: skip
-    straight = trained_once(*settings, folder="straight")
-    assert max(int(row["step"]) for row in curves(straight)) < 9
+    uninterrupted = trained_once(*settings, folder="straight")
+    assert max(int(row["step"]) for row in curves(uninterrupted)) < 9
     at_call(Segmenter, "training_step", 3, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
     at_call(Segmenter, "test_step", 1, send(signal.SIGTERM))
     assert train_code("checkpoint=auto", *settings, folder="stopped") == 128 + signal.SIGTERM
-    assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *settings, folder="stopped"))
 
 
-def test_a_image_that_cannot_be_read_loses_no_step(trained_once, train, train_code, at_call, tmp_path, capsys):
+def test_an_unreadable_image_loses_no_step(trained_once, train, train_code, at_call, tmp_path, capsys):
     def unreadable():
         raise OSError("the data folder is gone")
 
-    straight = trained_once(*LENGTH, "data.num_workers=0", folder="straight")
+    uninterrupted = trained_once(*LENGTH, "data.num_workers=0", folder="straight")
     at_call(EvaluationSamples, "__getitem__", 2 + 8 + 3, unreadable)  # inside the second validation
     assert train_code(*LENGTH, "data.num_workers=0", folder="stopped") == 1
     assert status(tmp_path / "stopped") == "failed"
     checkpoint = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
-    assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *LENGTH, folder="stopped"))
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_while_a_row_is_logged_costs_no_row(
+def test_a_worker_killed_while_a_row_is_logged_loses_no_row(
     trained_once, train, train_code, at_call, monkeypatch, tmp_path
 ):
-    """torch's handler of SIGCHLD raises wherever the run is: here between a step that is done and its row."""
+    """torch's handler of SIGCHLD raises at any time: here after a step, before its row is logged."""
     loader = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
-    monkeypatch.setattr(loader._try_get_data, "__defaults__", (0.2,))  # seconds until it looks after its workers
+    monkeypatch.setattr(loader._try_get_data, "__defaults__", (0.2,))  # seconds between checks of the workers
 
     def kill_a_worker():
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        time.sleep(0.2)  # the signal comes
+        time.sleep(0.2)  # the signal arrives
 
     settings = (*LENGTH, "data.num_workers=1")
-    straight = trained_once(*settings, folder="straight")
+    uninterrupted = trained_once(*settings, folder="straight")
     monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)  # as in a new process
     at_call(MetricsCsv, "log_metrics", 4, kill_a_worker)  # of step 3; before it, a validation
     assert train_code(*settings, folder="stopped") == 1
     assert status(tmp_path / "stopped") == "failed"
-    assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *settings, folder="stopped"))
 
 
-def test_without_a_signal_the_clock_saves(train_code, at_call, tmp_path):
-    """What a kill leaves: here an error inside a step, after which nothing is saved."""
+def test_checkpoints_are_saved_every_n_minutes(train_code, at_call, tmp_path):
+    """Simulates a kill by an error inside a step, after which nothing is saved."""
 
     def broken():
         raise MemoryError
@@ -188,10 +188,10 @@ def test_without_a_signal_the_clock_saves(train_code, at_call, tmp_path):
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
 
 
-def test_a_full_disk_keeps_the_older_checkpoint_and_says_so(
+def test_a_full_disk_keeps_the_older_checkpoint_and_is_reported(
     trained_once, train, train_code, at_call, monkeypatch, tmp_path, capsys
 ):
-    straight = trained_once(*LENGTH, folder="straight")
+    uninterrupted = trained_once(*LENGTH, folder="straight")
     fsync = os.fsync
 
     def full(handle: int) -> None:
@@ -207,11 +207,11 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_says_so(
     checkpoints = tmp_path / "stopped" / "checkpoints"
     assert not list(checkpoints.glob("*.part"))
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 2
-    assert_same_end(straight, train("checkpoint=auto", *LENGTH, folder="stopped"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *LENGTH, folder="stopped"))
 
 
 @pytest.mark.slow
-def test_the_w_and_b_run_goes_on(train, train_code, at_call, tmp_path):
+def test_the_w_and_b_run_is_resumed(train, train_code, at_call, tmp_path):
     settings = (*LENGTH, "logger=wandb", "logger.wandb.mode=offline")
     at_call(Segmenter, "training_step", 5, send(signal.SIGTERM))
     assert train_code(*settings) == 128 + signal.SIGTERM
@@ -221,8 +221,8 @@ def test_the_w_and_b_run_goes_on(train, train_code, at_call, tmp_path):
     assert len(parts) == 2 and {part.name.rsplit("-", 1)[1] for part in parts} == {run_id}
 
 
-def test_accumulation_that_makes_up_for_the_batch_size_changes_nothing(train, train_code, at_call, tmp_path):
-    """4 images at once or 2 and 2: it goes on with the same images, and has nothing to say."""
+def test_accumulation_to_the_same_batch_size_resumes_without_warning(train, train_code, at_call, tmp_path):
+    """A step uses 4 images at once or 2 and 2: the run resumes with the same images, without a warning."""
     at_call(Segmenter, "training_step", 3, send(signal.SIGTERM))
     assert train_code(*LENGTH) == 128 + signal.SIGTERM
     more = ("data.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer.max_steps=4")
@@ -230,20 +230,20 @@ def test_accumulation_that_makes_up_for_the_batch_size_changes_nothing(train, tr
     assert "images now, but took" not in (folder / "train.log").read_text()
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    assert progress["current"]["completed"] == progress["total"]["completed"] == 8  # twos
+    assert progress["current"]["completed"] == progress["total"]["completed"] == 8  # batches of two
 
 
 @pytest.mark.slow
-def test_a_run_of_epochs_resumes_too(trained_once, train, train_code, at_call):
+def test_a_run_limited_by_epochs_resumes(trained_once, train, train_code, at_call):
     settings = (*LENGTH, "trainer.max_steps=-1", "trainer.max_epochs=2")
-    straight = trained_once(*settings, folder="straight")
+    uninterrupted = trained_once(*settings, folder="straight")
     at_call(Segmenter, "training_step", 8, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
-    assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *settings, folder="stopped"))
 
 
-def test_stopped_before_the_first_resumed_step(whole_probe, train, train_code, at_call, monkeypatch):
-    """The checkpoint of before stays as it is: a fresh process's random state must not get into it."""
+def test_a_run_stopped_before_its_first_resumed_step_resumes(whole_probe, train, train_code, at_call, monkeypatch):
+    """The earlier checkpoint is unchanged: it must not get the random state of the new process."""
     step = Segmenter._step
 
     def noisy(self, batch, stage):
@@ -255,33 +255,31 @@ def test_stopped_before_the_first_resumed_step(whole_probe, train, train_code, a
 
     monkeypatch.setattr(Segmenter, "_step", noisy)
     settings = (*LENGTH, "trainer.log_every_n_steps=4")
-    straight = train(*settings, folder="straight")
+    uninterrupted = train(*settings, folder="straight")
     at_call(Segmenter, "training_step", 6, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
     at_call(TrainingSamples, "__getitem__", 1, unreadable)
     assert train_code("checkpoint=auto", *settings, folder="stopped") == 1
     at_call(TrainingSamples, "__getitem__", 10**9, unreadable)
-    assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *settings, folder="stopped"))
 
 
 def test_the_best_few_are_kept_beside_best_and_last(train):
     folder = train(*LENGTH, "checkpointing.keep_top=2", "optim.lr=0.05")
     scores = {int(row["step"]): float(row["val/miou"]) for row in curves(folder) if "val/miou" in row}
     kept = {path.stem for path in (folder / "checkpoints").iterdir()} - {"best", "last"}
-    found = sorted((scores[int(name.partition("step=")[2])] for name in kept), reverse=True)
-    assert found == sorted(scores.values(), reverse=True)[:2]
+    kept_scores = sorted((scores[int(name.partition("step=")[2])] for name in kept), reverse=True)
+    assert kept_scores == sorted(scores.values(), reverse=True)[:2]
     assert all(name.startswith(f"miou={scores[int(name.partition('step=')[2])]:.4f}-") for name in kept)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [2, 3], ids=["the best few", "last"])
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_disk_that_is_full_once_best_is_saved_keeps_the_best_few(
-    trained_once, train, train_code, at_call, keep, failing
-):
-    """In the first validation, so that the run resumes from best.ckpt, which was written before the others."""
+def test_a_disk_full_after_saving_best_keeps_the_best_few(trained_once, train, train_code, at_call, keep, failing):
+    """The disk is full in the first validation, so the run resumes from best.ckpt, which is written first."""
     settings = (*LENGTH, "trainer.max_steps=4", f"checkpointing.keep_top={keep}", "optim.lr=0.05")
-    straight = trained_once(*settings, folder="straight")
+    uninterrupted = trained_once(*settings, folder="straight")
 
     def full():
         raise WriteError("no space left on the device")
@@ -290,45 +288,45 @@ def test_a_disk_that_is_full_once_best_is_saved_keeps_the_best_few(
     assert train_code(*settings, folder="stopped") == 1
     at_call(AtomicCheckpointIO, "save_checkpoint", 10**9, full)
     resumed = train("checkpoint=auto", *settings, folder="stopped")
-    assert_same_end(straight, resumed)
-    assert best_few(resumed) == best_few(straight) and len(best_few(straight)) == keep
+    assert_same_end(uninterrupted, resumed)
+    assert best_few(resumed) == best_few(uninterrupted) and len(best_few(uninterrupted)) == keep
 
 
 def best_few(folder: Path) -> dict[str, float]:
-    """The scores that the last checkpoint knows; each must be of a file that is there, and which no other is beside."""
+    """Return the scores in the last checkpoint, and check that they are those of the files in its folder."""
     callbacks = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
     state = next(state for key, state in callbacks.items() if key.startswith("TopCheckpoints"))
-    found = {Path(path).name: float(score) for path, score in state["best_k_models"].items()}
-    assert found.keys() == {path.name for path in (folder / "checkpoints").glob("miou=*")}
-    for name in found:
+    scores = {Path(path).name: float(score) for path, score in state["best_k_models"].items()}
+    assert scores.keys() == {path.name for path in (folder / "checkpoints").glob("miou=*")}
+    for name in scores:
         checkpoint = torch.load(folder / "checkpoints" / name, weights_only=True)
-        assert checkpoint["fcnlab"]["selection"]["val_miou"] == found[name]
+        assert checkpoint["fcnlab"]["selection"]["val_miou"] == scores[name]
         assert f"step={checkpoint['global_step']}." in name
-    return found
+    return scores
 
 
 @pytest.mark.parametrize("off", ["best", "ema"])
-def test_without_a_best_checkpoint_or_without_averages(trained_once, train, train_code, at_call, off):
+def test_runs_without_best_checkpoint_or_ema_weights_resume(trained_once, train, train_code, at_call, off):
     settings = (*LENGTH, f"callbacks.{off}.enabled=false", f"checkpointing.score={'last' if off == 'best' else 'best'}")
-    straight = trained_once(*settings, folder="straight")
+    uninterrupted = trained_once(*settings, folder="straight")
     at_call(Segmenter, "test_step", 3, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
-    assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *settings, folder="stopped"))
 
 
-def test_a_folder_that_was_moved_keeps_its_best(trained_once, train, train_code, at_call, tmp_path):
-    settings = (*LENGTH, "optim.lr=0.5")  # so that the best is an early one
-    straight = trained_once(*settings, folder="straight")
+def test_a_moved_folder_keeps_its_best_checkpoint(trained_once, train, train_code, at_call, tmp_path):
+    settings = (*LENGTH, "optim.lr=0.5")  # so that the best step is an early one
+    uninterrupted = trained_once(*settings, folder="straight")
     at_call(Segmenter, "training_step", 8, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
     (tmp_path / "stopped").rename(tmp_path / "moved")
-    assert_same_end(straight, train("checkpoint=auto", *settings, folder="moved"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *settings, folder="moved"))
 
 
 @pytest.mark.slow
-def test_going_on_from_the_best_forgets_what_came_after_it(trained_once, train, train_code, at_call, tmp_path):
+def test_resuming_from_the_best_discards_later_steps(trained_once, train, train_code, at_call, tmp_path):
     settings = (*LENGTH, "optim.lr=0.5")
-    straight = trained_once(*settings, folder="straight")
+    uninterrupted = trained_once(*settings, folder="straight")
     at_call(Segmenter, "training_step", 8, send(signal.SIGTERM))
     assert train_code(*settings, folder="stopped") == 128 + signal.SIGTERM
 
@@ -338,12 +336,12 @@ def test_going_on_from_the_best_forgets_what_came_after_it(trained_once, train, 
     at_call(Segmenter, "training_step", 1, broken)
     assert train_code("checkpoint=best", *settings, folder="stopped") == 1  # before it saved anything
     at_call(Segmenter, "training_step", 10**9, broken)
-    assert_same_end(straight, train("checkpoint=auto", *settings, folder="stopped"))
+    assert_same_end(uninterrupted, train("checkpoint=auto", *settings, folder="stopped"))
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_whole_group_leaves_the_workers_alone(tmp_path, small):
-    """As `timeout`, `scancel` and Ctrl-C send it; the step goes on for longer than the workers would have lived."""
+def test_a_signal_to_the_process_group_keeps_the_workers_alive(tmp_path, small):
+    """`timeout`, `scancel` and Ctrl-C send it like this; the step outlasts workers that would handle the signal."""
     words = ["train", *small, "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", "data.num_workers=2"]
     words += ["trainer.max_steps=500", "trainer.val_check_interval=500", "trainer.log_every_n_steps=1"]
     process = subprocess.Popen(
@@ -363,14 +361,14 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_alone(tmp_path, small):
     "setting",
     ["trainer.val_check_interval=0.5", "+trainer.check_val_every_n_epoch=1", "trainer.limit_val_batches=0"],
 )
-def test_validations_that_checkpoints_cannot_hang_on_are_refused(train_code, capsys, setting):
+def test_validation_settings_unsuitable_for_checkpoints_are_refused(train_code, capsys, setting):
     assert train_code(setting) == 1
     output = capsys.readouterr().err
     assert f"{setting.lstrip('+').partition('=')[0]} must be" in output and "Traceback" not in output
 
 
-def test_another_batch_size_goes_on_in_the_same_epoch(train, train_code, at_call, tmp_path):
-    """After three batches of four, the next of the epoch's images; and the run says what differs."""
+def test_another_batch_size_resumes_in_the_same_epoch(train, train_code, at_call, tmp_path):
+    """After three batches of four, the run continues with the epoch's next images and reports the difference."""
     at_call(Segmenter, "training_step", 3, send(signal.SIGTERM))
     assert train_code(*LENGTH) == 128 + signal.SIGTERM
     folder = train("checkpoint=last", *LENGTH, "data.batch_size=2", "trainer.max_steps=4")
@@ -380,8 +378,8 @@ def test_another_batch_size_goes_on_in_the_same_epoch(train, train_code, at_call
     assert progress["completed"] == 7  # six batches of two were done, and one more step
 
 
-def test_lightnings_own_end_by_a_signal_has_the_signals_code(train_code, at_call, monkeypatch, tmp_path):
-    """Where Python swallows our exception, in the handler of a fork: then Lightning's comes, of code 0."""
+def test_a_sigterm_handled_by_lightning_gives_the_exit_code_of_sigterm(train_code, at_call, monkeypatch, tmp_path):
+    """Python drops our exception inside a fork handler; Lightning's own exception then exits with code 0."""
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from fcnlab.signals import StopSignals
@@ -403,7 +401,7 @@ def test_lightnings_own_end_by_a_signal_has_the_signals_code(train_code, at_call
 def test_an_error_after_a_signal_counts_only_while_the_run_saves_itself(
     train_code, at_call, monkeypatch, tmp_path, saving
 ):
-    """A signal while workers start leaves Lightning's loops half made: "Please call `iter(combined_loader)` first"."""
+    """A signal while workers start leaves Lightning's loops incomplete: "Please call `iter(combined_loader)` first"."""
 
     def broken(*args, **kwargs):
         raise RuntimeError("not now")
@@ -419,7 +417,7 @@ def test_an_error_after_a_signal_counts_only_while_the_run_saves_itself(
 
 
 def put(*place_and_value):
-    """A change of what lies at a place in a checkpoint."""
+    """Return a function that changes one value of a checkpoint."""
     *place, last, value = place_and_value
 
     def change(checkpoint) -> None:
@@ -475,8 +473,8 @@ def test_invalid_resume_state_is_refused(train, train_code, capsys):
         assert message in output and "Traceback" not in output, (message, output)
 
 
-def test_moments_of_other_shapes_than_their_parameters_are_refused():
-    """torch's fused kernels would write beyond them."""
+def test_optimizer_moments_of_wrong_shapes_are_refused():
+    """torch's fused kernels would write out of bounds."""
     layer = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(1, 3)).sum().backward()
@@ -490,8 +488,8 @@ def test_moments_of_other_shapes_than_their_parameters_are_refused():
 
 
 @pytest.mark.slow
-def test_a_best_of_steps_that_were_given_up_is_set_aside(train, tmp_path, capsys):
-    """A kill between the writes of best.ckpt and last.ckpt, then other settings."""
+def test_a_best_checkpoint_of_discarded_steps_is_set_aside(train, tmp_path, capsys):
+    """A run is killed between the writes of best.ckpt and last.ckpt, and resumed with other settings."""
     settings = ("trainer.max_steps=4", "trainer.val_check_interval=2")
     folder = train(*settings) / "checkpoints"
     ahead = torch.load(folder / "best.ckpt", weights_only=True) | {"global_step": 4}

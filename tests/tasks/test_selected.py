@@ -1,4 +1,4 @@
-"""On which images a training selected its checkpoint: what it scores, records, logs and hands to a sweeper."""
+"""Test on which images a run selects its checkpoint, and what it scores, records, logs and returns to a sweeper."""
 
 import csv
 import json
@@ -21,20 +21,20 @@ def record(folder) -> dict:
 
 
 def column(folder, name: str) -> dict[int, float]:
-    """What metrics.csv has under a name, by step."""
+    """Return a column of metrics.csv by step."""
     with (folder / "metrics.csv").open(newline="") as file:
         return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """Where the run is kept, which is trained once."""
+    """Train a run once, and return its folder."""
     return tmp_path_factory.mktemp("kept") / "run"
 
 
 @pytest.fixture
 def run(train, kept, tmp_path):
-    """A run whose best validation is neither the first nor the last; to be changed as a test likes."""
+    """Return a copy of a run whose best validation is neither the first nor the last."""
     folder = tmp_path / "run"
     if kept.is_dir():
         shutil.copytree(kept, folder)
@@ -47,7 +47,7 @@ def run(train, kept, tmp_path):
 
 @pytest.fixture
 def mixed(shapes_root):
-    """A list of three validation images and two training images."""
+    """Write a list of three validation images and two training images."""
     images = {name: open_shapes(str(shapes_root), name, 24, 8, 64) for name in ("train", "val")}
     names = [*images["val"].names[2:5], *images["train"].names[:2]]
     (lists,) = shapes_root.glob("train24-val8-size64-*/VOCdevkit/VOC2012/ImageSets/Segmentation")
@@ -58,9 +58,9 @@ def mixed(shapes_root):
 
 
 def test_the_best_checkpoint_is_scored_as_selected_on_its_own_images(run):
-    validated, found = column(run, "val/miou"), record(run)
+    validated, scores = column(run, "val/miou"), record(run)
     best = max(validated, key=validated.__getitem__)
-    assert found["selection"] == {
+    assert scores["selection"] == {
         "checkpoint": "best",
         "monitor": "val/miou",
         "mode": "max",
@@ -73,7 +73,7 @@ def test_the_best_checkpoint_is_scored_as_selected_on_its_own_images(run):
         "shared_images": 8,
         "stopped_early": False,
     }
-    assert found["miou"] == validated[best] == selection_score(run)
+    assert scores["miou"] == validated[best] == selection_score(run)
     assert list(column(run, "final/miou").values()) == [validated[best]] and not column(run, "test/miou")
     assert (
         "The weights were selected on this set, among 4 validations. Scores on images that a checkpoint was selected on"
@@ -82,34 +82,34 @@ def test_the_best_checkpoint_is_scored_as_selected_on_its_own_images(run):
 
 
 def test_the_last_weights_are_scored_as_not_selected(train):
-    """Also where no best checkpoint is kept."""
+    """This also holds if no best checkpoint is kept."""
     folder = train(*FOUR, "checkpointing.score=last", "callbacks.best.enabled=false")
-    validated, found = column(folder, "val/miou"), record(folder)
-    selection = found["selection"]
-    assert found["miou"] == selection["val_miou"] == validated[4] < max(validated.values())
+    validated, scores = column(folder, "val/miou"), record(folder)
+    selection = scores["selection"]
+    assert scores["miou"] == selection["val_miou"] == validated[4] < max(validated.values())
     assert [selection[key] for key in ("checkpoint", "monitor", "mode", "step", "among")] == ["last", None, None, 4, 4]
     text = (folder / "train.log").read_text()
     assert "The weights were those of the last step: no checkpoint was selected." in text and "optimistic" not in text
 
 
-def test_other_images_are_a_test_whose_score_selects_nothing(train, mixed):
+def test_a_score_on_other_images_is_a_test_score_and_selects_nothing(train, mixed):
     folder = train(*FOUR, *MIXED)
-    validated, found = column(folder, "val/miou"), record(folder)
-    selection = found["selection"]
+    validated, scores = column(folder, "val/miou"), record(folder)
+    selection = scores["selection"]
     assert selection["shared_images"] == sum(name.startswith("val_") for name in mixed) == 3
-    assert (found["split"], found["protocol"]["images"], selection["same_images"]) == ("mixed", 5, False)
-    assert list(column(folder, "test/miou").values()) == [found["miou"]] and not column(folder, "final/miou")
-    assert selection_score(folder) == selection["val_miou"] == max(validated.values()) != found["miou"]
+    assert (scores["split"], scores["protocol"]["images"], selection["same_images"]) == ("mixed", 5, False)
+    assert list(column(folder, "test/miou").values()) == [scores["miou"]] and not column(folder, "final/miou")
+    assert selection_score(folder) == selection["val_miou"] == max(validated.values()) != scores["miou"]
     message = (
         "selected on shapes val, among 4 validations; shapes val contains 3 of the scored images. Scores on images"
     )
     assert (
-        f"mIoU {100 * found['miou']:.2f} % on shapes mixed. The weights were {message}"
+        f"mIoU {100 * scores['miou']:.2f} % on shapes mixed. The weights were {message}"
         in (folder / "train.log").read_text()
     )
 
 
-def test_a_part_of_the_validation_images_is_no_test(train, shapes_root):
+def test_a_subset_of_the_validation_images_is_not_a_test_set(train, shapes_root):
     open_shapes(str(shapes_root), "val", 24, 8, 64)
     (lists,) = shapes_root.glob("train24-val8-size64-*/VOCdevkit/VOC2012/ImageSets/Segmentation")
     (lists / "half.txt").write_text("".join((lists / "val.txt").read_text().splitlines(keepends=True)[:4]))
@@ -120,7 +120,7 @@ def test_a_part_of_the_validation_images_is_no_test(train, shapes_root):
 
 
 def test_a_search_maximises_the_validation_score(fcnlab, small, shapes_root, mixed, tmp_path):
-    """Two trials, scored on another list: the value of each is its validation score."""
+    """Two trials are scored on another list, but the value of each is its validation score."""
     pytest.importorskip("optuna")
     fixed = (*small, f"data.root={shapes_root}", "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", *MIXED)
     search = (
@@ -138,8 +138,8 @@ def test_a_search_maximises_the_validation_score(fcnlab, small, shapes_root, mix
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_an_evaluation_counts_the_validations_that_are_known(run, fcnlab, tmp_path, shapes_root, gone):
-    """The run's record knows all four; the checkpoint alone those up to its own step, and perhaps there were more."""
+def test_an_evaluation_counts_the_known_validations(run, fcnlab, tmp_path, shapes_root, gone):
+    """The run's record has all four; the checkpoint has only those up to its step, and there may have been more."""
     validated, best = column(run, "val/miou"), record(run)["selection"]["step"]
     path, data = run / "checkpoints" / "best.ckpt", ["num_train=24", "num_val=8", "size=64"]
     if gone:
@@ -147,18 +147,20 @@ def test_an_evaluation_counts_the_validations_that_are_known(run, fcnlab, tmp_pa
         shutil.rmtree(run)
     words = [f"data.root={shapes_root}", *(f"data.dataset.{word}" for word in data), "data.num_workers=0"]
     assert fcnlab("eval", f"checkpoint={path}", "data=shapes", *words, f"hydra.run.dir={tmp_path}/eval") == 0
-    found = record(tmp_path / "eval")
-    selection = found["selection"]
+    scores = record(tmp_path / "eval")
+    selection = scores["selection"]
     known = sum(step <= best for step in validated)
     assert (selection["among"], selection["at_least"]) == ((known, True) if gone else (4, False))
     assert (
-        selection["same_images"] and "val_miou" not in selection and selection_score(tmp_path / "eval") == found["miou"]
+        selection["same_images"]
+        and "val_miou" not in selection
+        and selection_score(tmp_path / "eval") == scores["miou"]
     )
     among = f"among at least {known} validations" if gone else "among 4 validations"
     assert f"selected on this set, {among}." in (tmp_path / "eval" / "eval.log").read_text()
 
 
-def test_how_an_older_checkpoint_was_selected_is_unknown(run, fcnlab, tmp_path):
+def test_the_selection_of_an_older_checkpoint_is_unknown(run, fcnlab, tmp_path):
     path = run / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["fcnlab"]["selection"]

@@ -1,4 +1,4 @@
-"""The data's ways in, as they are typed: archives that the user has, through to a score."""
+"""Test the data sources that users type: from local archives to a score."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ LISTS = {
 
 @pytest.fixture
 def archives(tmp_path):
-    """Tars in the layouts of VOC's and of SBD's."""
+    """Write tars in the layouts of VOC and SBD."""
     voc, dataset = tmp_path / "made/VOCdevkit/VOC2012", tmp_path / "made/benchmark_RELEASE/dataset"
     for folder in (voc / "JPEGImages", voc / "SegmentationClass", voc / "ImageSets/Segmentation", dataset / "cls"):
         folder.mkdir(parents=True)
@@ -47,7 +47,7 @@ def archives(tmp_path):
 
 
 @pytest.mark.parametrize("data", ["voc_aug", pytest.param("voc_paper", marks=pytest.mark.slow)])
-def test_archives_to_scores(data, archives, fcnlab, tmp_path):
+def test_archives_give_a_score(data, archives, fcnlab, tmp_path):
     voc, sbd = archives
     words = (f"data={data}", f"data.root={tmp_path}/root", "augment=standard", *WORDS, f"hydra.run.dir={tmp_path}/run")
     assert fcnlab("train", *words, f"data.archive=[{sbd},{voc}]") == 0
@@ -58,7 +58,7 @@ def test_archives_to_scores(data, archives, fcnlab, tmp_path):
     assert fcnlab("eval", f"checkpoint={tmp_path}/run/checkpoints/best.ckpt") == 0
 
 
-def test_images_both_trained_on_and_scored(archives, fcnlab, tmp_path, capsys):
+def test_images_used_for_training_and_scoring_are_refused(archives, fcnlab, tmp_path, capsys):
     words = (
         "data=voc",
         f"data.root={tmp_path}/root",
@@ -70,6 +70,6 @@ def test_images_both_trained_on_and_scored(archives, fcnlab, tmp_path, capsys):
     assert "1 of 1 images of VOC2012 val are also in data.train_list=trainval (c)" in capsys.readouterr().err
 
 
-def test_a_data_set_that_nobody_publishes(fcnlab, capsys):
+def test_downloading_a_data_set_without_archives_is_refused(fcnlab, capsys):
     assert fcnlab("train", "data=shapes", "+data.download=true", *WORDS) == 1
     assert "open_shapes has no archives. Leave them out." in capsys.readouterr().err

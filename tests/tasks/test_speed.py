@@ -1,4 +1,4 @@
-"""What speed=auto and speed=off stand for: another way to the same numbers."""
+"""Test that speed=auto and speed=off give the same numbers."""
 
 import csv
 import json
@@ -26,12 +26,12 @@ def miou(folder) -> float:
     return json.loads((folder / "metrics.json").read_text())["miou"]
 
 
-def test_auto_is_off_but_for_rounding(train):
+def test_speed_auto_equals_off_up_to_rounding(train):
     """Plain SGD: Adam divides by tiny moments. Batch normalisation and ReLUs let rounding grow from step to step."""
     off, auto = (
         train(*SGD, f"speed={speed}", "trainer.log_every_n_steps=1", folder=speed) for speed in ("off", "auto")
     )
-    assert len(losses(off)) == 22 and losses(off)[0] > 1.05 * losses(off)[-2]  # it learned something
+    assert len(losses(off)) == 22 and losses(off)[0] > 1.05 * losses(off)[-2]  # the model learned something
     assert losses(auto)[0] == pytest.approx(losses(off)[0], rel=1e-6)
     assert losses(auto)[:5] == pytest.approx(losses(off)[:5], rel=1e-4)
     assert losses(auto) == pytest.approx(losses(off), rel=1e-2)
@@ -40,9 +40,9 @@ def test_auto_is_off_but_for_rounding(train):
 
 @pytest.mark.slow
 @pytest.mark.skipif(which("g++") is None, reason="no C++ compiler")
-@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
-def test_compiled_training_is_the_same_but_for_rounding(train):
-    """With averaged weights, which copy the module; the images of the validations differ in size."""
+@pytest.mark.filterwarnings("ignore")  # warnings of torch's compiler about itself
+def test_compiled_training_is_equal_up_to_rounding(train):
+    """With EMA weights, which copy the module; the validation images differ in size."""
     words = (
         "optim=sgd",
         "optim.lr=0.05",
@@ -56,7 +56,7 @@ def test_compiled_training_is_the_same_but_for_rounding(train):
     counters.clear()
     compiled = train(*words, "speed.compile=true", folder="compiled")
     assert losses(compiled)[:4] == pytest.approx(losses(plain)[:4], rel=1e-4)
-    assert counters["stats"]["unique_graphs"] == 1  # validations compile nothing
+    assert counters["stats"]["unique_graphs"] == 1  # validations are not compiled
 
 
 @pytest.mark.parametrize(
@@ -64,28 +64,28 @@ def test_compiled_training_is_the_same_but_for_rounding(train):
     [("tiny", True), ("googlenet", True), ("resnet50", True), ("vgg16", False), ("caffenet", False)],
 )
 @pytest.mark.parametrize("gpu", [False, True])
-def test_channels_last_goes_by_device_and_backbone(composed, monkeypatch, backbone, on_cpu, gpu):
-    """As measured: docs/performance.md."""
+def test_channels_last_depends_on_device_and_backbone(composed, monkeypatch, backbone, on_cpu, gpu):
+    """The measurements are in docs/performance.md."""
     monkeypatch.setattr(speed, "uses_gpu", lambda accelerator: gpu)
-    given = ["model.backbone.weights=none"]
+    overrides = ["model.backbone.weights=none"]
     for option, expected in (("auto", on_cpu or gpu), ("off", False)):
-        cfg = composed(f"model/backbone={backbone}", f"speed={option}", *given)
+        cfg = composed(f"model/backbone={backbone}", f"speed={option}", *overrides)
         with torch.device("meta"):
-            net = instantiate(cfg.model, _convert_="all")
-        assert speed_of_net(cfg, net) == {"channels_last": expected, "row_blocks": option == "auto"}
+            model = instantiate(cfg.model, _convert_="all")
+        assert speed_of_net(cfg, model) == {"channels_last": expected, "row_blocks": option == "auto"}
 
 
-def test_a_backbone_that_does_not_say(composed):
-    """As one written by a user; what is asked for in words needs no word of it."""
-    net = SimpleNamespace(backbone=nn.Identity())
+def test_a_backbone_without_a_layout_preference_gets_no_channels_last(composed):
+    """A user's backbone may declare none; an explicit setting is used nevertheless."""
+    model = SimpleNamespace(backbone=nn.Identity())
     for option, expected in (("auto", False), ("off", False)):
-        assert speed_of_net(composed(f"speed={option}"), net)["channels_last"] is expected
-    assert speed_of_net(composed("speed.channels_last=true"), net)["channels_last"] is True
+        assert speed_of_net(composed(f"speed={option}"), model)["channels_last"] is expected
+    assert speed_of_net(composed("speed.channels_last=true"), model)["channels_last"] is True
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_as_it_is_told(train):
-    """Whether a step is fused is not the checkpoint's choice."""
+def test_a_resumed_run_uses_the_new_setting_of_fused(train):
+    """The checkpoint does not decide whether the optimizer step is fused."""
     every = "trainer.val_check_interval=2"
     for before, after in (("off", "auto"), ("auto", "off")):
         folder = train(f"speed={before}", "trainer.max_steps=4", every, folder=before)
@@ -104,13 +104,13 @@ def test_a_run_goes_on_as_it_is_told(train):
         (("speed=off", "trainer.precision=bf16-mixed"), False, "bf16-mixed"),
     ],
 )
-def test_precision(composed, monkeypatch, words, gpu, expected):
+def test_precision_depends_on_the_device(composed, monkeypatch, words, gpu, expected):
     monkeypatch.setattr(hardware, "uses_gpu", lambda accelerator: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert precision(composed(*words)) == expected
 
 
-def test_tf32():
+def test_tf32_is_set_as_requested():
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         for allowed, word in ((True, "high"), (False, "highest")):
@@ -134,7 +134,7 @@ def test_optimisers_are_fused(composed, optimizer):
         (("speed.bf16=true", "trainer.precision=32-true"), "speed.bf16 has no effect with trainer.precision=32-true"),
     ],
 )
-def test_settings_without_effect(train_code, tmp_path, words, message):
+def test_settings_without_effect_are_reported(train_code, tmp_path, words, message):
     assert train_code(*words, "trainer.max_steps=1", "trainer.val_check_interval=1") == 0
     assert f"Warning: {message}" in (tmp_path / "run" / "train.log").read_text()
 

@@ -1,4 +1,4 @@
-"""FCN-32s, then 16s, then 8s: one command, a run for each, which can be stopped in any of them."""
+"""FCN-32s, then 16s, then 8s: one command trains one run per stage, and can be interrupted in any stage."""
 
 import json
 import os
@@ -21,7 +21,7 @@ RECIPE = (
 
 @pytest.fixture
 def staged(small, shapes_root, tmp_path):
-    """Start a staged training as a user would; give its process."""
+    """Start staged training as a user would; return its process."""
 
     def begin(folder: str, *words: str) -> subprocess.Popen:
         settings = (*RECIPE, *small, f"data.root={shapes_root}", f"hydra.run.dir={tmp_path / folder}", *words)
@@ -51,7 +51,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_run_stopped_in_stage_two_resumes_there(staged, tmp_path):
-    straight = staged("straight", "optim.lr=1e-6")
+    uninterrupted = staged("straight", "optim.lr=1e-6")
     process = staged("stopped", "optim.lr=1e-6")
     wait_for(tmp_path / "stopped" / STAGES[1] / "metrics.csv", process)
     process.send_signal(signal.SIGTERM)
@@ -63,20 +63,20 @@ def test_run_stopped_in_stage_two_resumes_there(staged, tmp_path):
     )
     assert not (whole / "metrics.json").exists() and not (whole / STAGES[2]).exists()
 
-    assert staged("stopped", "optim.lr=1e-6").wait(60) == 1  # unasked, it touches no run that is there
+    assert staged("stopped", "optim.lr=1e-6").wait(60) == 1  # without a request to resume, existing runs are unchanged
     assert staged("stopped", "optim.lr=1e-6", "checkpoint=auto").wait(180) == 0
     assert [facts(whole / stage)["starts"] for stage in STAGES] == [1, 2, 1]
-    assert straight.wait(180) == 0
+    assert uninterrupted.wait(180) == 0
     for stage in STAGES:
-        one, other = (weights(tmp_path / folder / stage) for folder in ("straight", "stopped"))
-        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+        expected, actual = (weights(tmp_path / folder / stage) for folder in ("straight", "stopped"))
+        assert expected.keys() == actual.keys() and all(torch.equal(expected[key], actual[key]) for key in expected)
     for name in ("metrics.json", "confusions.npz"):
         assert (whole / name).read_bytes() == (whole / STAGES[2] / name).read_bytes()
 
 
 @pytest.mark.slow
 def test_each_stage_starts_from_the_one_before(staged, tmp_path):
-    """At a rate of 0, what FCN-32s learned is in FCN-8s still, and its new heads are zero."""
+    """At a learning rate of 0, FCN-8s still has the weights of FCN-32s, and its new heads are zero."""
     assert staged("run", "optim.lr=0", "trainer.max_steps=1", "trainer.val_check_interval=1").wait(180) == 0
     first, last = (weights(tmp_path / "run" / stage, "best") for stage in (STAGES[0], STAGES[2]))
     assert {key for key in last if key not in first} == {
@@ -87,7 +87,7 @@ def test_each_stage_starts_from_the_one_before(staged, tmp_path):
     assert all(not last[key].any() for key in last if key not in first)
 
 
-def test_stages_of_a_sweeps_job_stay_in_its_group_under_names_of_their_own(monkeypatch, tmp_path):
+def test_stages_of_a_sweep_job_share_its_group_under_different_names(monkeypatch, tmp_path):
     from hydra.core.hydra_config import HydraConfig
 
     from fcnlab.tasks.staged import Stage, _settings
@@ -98,7 +98,7 @@ def test_stages_of_a_sweeps_job_stay_in_its_group_under_names_of_their_own(monke
     stages = [Stage("paper/fcn32s", tmp_path / "1-fcn32s"), Stage("paper/fcn16s", tmp_path / "2-fcn16s")]
     assert _settings(cfg, stages, 0) == [*typed[1:], "sweep.name='seed=2 1-fcn32s'"]
     assert _settings(cfg, stages, 1)[-1] == "sweep.name='seed=2 2-fcn16s'"
-    typed += ["model.weights=old.ckpt", "model.reset_heads=true"]  # for other classes, and for the first stage alone
+    typed += ["model.weights=old.ckpt", "model.reset_heads=true"]  # for other classes, and only for the first stage
     assert _settings(cfg, stages, 0)[-3:-1] == typed[-2:]
     assert _settings(cfg, stages, 1)[-2] == "model.reset_heads=false"
     cfg.sweep.folder = None
@@ -167,7 +167,7 @@ def test_linked_stage_folder_is_refused(fcnlab, tmp_path, capsys):
 
 @pytest.fixture
 def experiments(tmp_path):
-    """A config folder of the user's, with ``experiment=a`` and ``b`` for stages; give a function that adds others."""
+    """Write a user config folder with ``experiment=a`` and ``b`` as stages; return a function that adds others."""
     folder = tmp_path / "conf"
     (folder / "experiment").mkdir(parents=True)
 
@@ -180,7 +180,7 @@ def experiments(tmp_path):
     return add
 
 
-EXTENDED = "defaults: [a, _self_]\nstages: [a, b]\n"  # as the shipped ones are: composed as its first stage is
+EXTENDED = "defaults: [a, _self_]\nstages: [a, b]\n"  # like the shipped ones: composed like its first stage
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ EXTENDED = "defaults: [a, _self_]\nstages: [a, b]\n"  # as the shipped ones are:
     ],
 )
 @pytest.mark.usefixtures("composed")
-def test_settings_of_the_whole_that_no_stage_would_get_are_refused(experiments, text, lost):
-    """Two such experiments would run the same trainings, and their records say otherwise."""
+def test_recipe_settings_that_reach_no_stage_are_refused(experiments, text, lost):
+    """Two such experiments would train the same runs, but their records would differ."""
     from hydra import compose
 
     from fcnlab.errors import UserError
@@ -212,7 +212,7 @@ def test_settings_of_the_whole_that_no_stage_would_get_are_refused(experiments, 
 
 
 @pytest.mark.parametrize("chosen", [["experiment=sta"], ["-m", "experiment=sta,stb"]])
-def test_they_are_refused_before_anything_begins(fcnlab, experiments, tmp_path, capsys, chosen):
+def test_recipe_settings_that_reach_no_stage_are_refused_before_any_work(fcnlab, experiments, tmp_path, capsys, chosen):
     folder = experiments(sta="stages: [a, b]\noptim: {lr: 0.5}", stb="stages: [a, b]\noptim: {lr: 0.6}")
     assert fcnlab("train", "--config-dir", folder, *chosen) == 1
     message = capsys.readouterr().err
@@ -233,7 +233,7 @@ def test_they_are_refused_before_anything_begins(fcnlab, experiments, tmp_path, 
     ],
 )
 @pytest.mark.usefixtures("composed")
-def test_what_is_typed_and_what_is_the_stages_own_is_not_lost(experiments, text, words):
+def test_typed_settings_and_stage_settings_are_accepted(experiments, text, words):
     from hydra import compose
 
     from fcnlab.sweeps.stages import check_settings_reach_stages
@@ -245,7 +245,7 @@ def test_what_is_typed_and_what_is_the_stages_own_is_not_lost(experiments, text,
 
 @pytest.mark.parametrize("name", ["staged", "cvpr_staged"])
 @pytest.mark.usefixtures("composed")
-def test_the_shipped_recipes_lose_nothing(name):
+def test_all_settings_of_the_shipped_recipes_reach_a_stage(name):
     from hydra import compose
 
     from fcnlab.sweeps.stages import check_settings_reach_stages
@@ -256,26 +256,26 @@ def test_the_shipped_recipes_lose_nothing(name):
 
 @pytest.fixture
 def first_stage(fcnlab, monkeypatch):
-    """Run a command as far as its first stage; give that one's words."""
+    """Run a command up to its first stage; return the words of that stage."""
     from fcnlab.errors import UserError
 
-    begun: list[list[str]] = []
+    started: list[list[str]] = []
 
-    def start(verb, words, *rest, **more):
-        begun.append(words)
+    def start(verb, words, *args, **more):
+        started.append(words)
         raise UserError("enough")
 
     monkeypatch.setattr("fcnlab.tasks.staged.start_verb", start)
 
     def run(*words: str) -> list[str]:
         assert fcnlab("train", *words) == 1
-        return begun[-1]
+        return started[-1]
 
     return run
 
 
-def test_stages_have_their_jobs_number(first_stage, fcnlab, capsys):
-    """It is what ``${hydra:job.num}`` means, which is for Hydra and is no setting of the task."""
+def test_stages_have_the_number_of_their_job(first_stage, fcnlab, capsys):
+    """``${hydra:job.num}`` is resolved by Hydra and is not a setting of the task."""
     words = first_stage(*RECIPE, "hydra.job.num=3", "seed=${hydra:job.num}")
     assert "hydra.job.num=3" in words
     assert not any(word.startswith("hydra.job.num") for word in first_stage(*RECIPE))
@@ -284,11 +284,11 @@ def test_stages_have_their_jobs_number(first_stage, fcnlab, capsys):
     assert "\nseed: 3\n" in capsys.readouterr().out
 
 
-def test_stages_have_their_number_in_the_process_of_a_sweep(first_stage):
+def test_stages_have_the_number_of_their_job_in_the_sweep_process(first_stage):
     assert "hydra.job.num=0" in first_stage("-m", "hydra/launcher=basic", *RECIPE, "seed=${hydra:job.num}")
 
 
-def test_stages_find_the_options_of_the_whole(first_stage, experiments):
+def test_stages_use_the_searchpath_of_the_recipe(first_stage, experiments):
     folder = experiments(sta="stages: [a, b]")
     where = f"hydra.searchpath=[{folder}]"
     assert where in first_stage(where, "experiment=sta", "trainer=smoke", "logger=csv")

@@ -1,4 +1,4 @@
-"""fcnlab where a machine gives little: no shared memory, few open files, a home that takes nothing."""
+"""Test fcnlab on limited machines: no shared memory, few open files, an unusable home."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ LITTLE = "mount -t tmpfs -o size=64k x /dev/shm"
 
 @pytest.fixture
 def confined(small, shapes_root, tmp_path):
-    """Run a command of fcnlab's behind some lines of a shell, with mounts of its own; its code and what it says."""
+    """Run an fcnlab command after some shell lines with private mounts; return its exit code and output."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this machine makes no mount namespaces")
 
@@ -28,7 +28,7 @@ def confined(small, shapes_root, tmp_path):
         env = os.environ | {"WANDB_MODE": "offline"} | environment
         command = [sys.executable, "-m", "fcnlab", verb, *words]
         script = f'{{ {setup}\n}} || exit 99; exec "$@"'
-        done = subprocess.run(
+        completed = subprocess.run(
             ["unshare", "-rm", "bash", "-c", script, "x", *command],
             env={name: value for name, value in env.items() if value is not None},
             cwd=tmp_path,
@@ -37,9 +37,9 @@ def confined(small, shapes_root, tmp_path):
             text=True,
             timeout=300,
         )
-        if done.returncode == 99:
+        if completed.returncode == 99:
             pytest.skip(f"this machine does not let {setup} be")
-        return done.returncode, done.stdout
+        return completed.returncode, completed.stdout
 
     return run
 
@@ -51,13 +51,13 @@ def words(small, shapes_root) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("setup", [BARE, READ_ONLY, LITTLE], ids=["none", "read-only", "little"])
-def test_without_shared_memory_nobody_else_reads(confined, words, tmp_path, setup):
+def test_without_shared_memory_there_are_no_workers(confined, words, tmp_path, setup):
     code, message = confined(setup, "train", *words, "data.num_workers=2", "logger=csv")
     assert code == 0 and "Traceback" not in message, message
     assert message.count("using 0 workers instead of 2, because ") in (1, 2)
     images = next(path for path in (tmp_path / "run/predictions").iterdir())
-    asked = ("checkpoint=run/checkpoints/best.ckpt", f"input={images.parent}", "output=out", "num_workers=2")
-    code, message = confined(setup, "predict", *asked)
+    overrides = ("checkpoint=run/checkpoints/best.ckpt", f"input={images.parent}", "output=out", "num_workers=2")
+    code, message = confined(setup, "predict", *overrides)
     assert code == 0 and "using 0 workers instead of 2, because " in message and "Traceback" not in message, message
     data = [word for word in words if word.startswith("data.")]
     code, message = confined(setup, "doctor", *data, "data.num_workers=2")
@@ -67,7 +67,7 @@ def test_without_shared_memory_nobody_else_reads(confined, words, tmp_path, setu
 
 
 @pytest.mark.parametrize("limit", [28, 36, 64])
-def test_with_few_open_files_fewer_read(confined, words, limit):
+def test_a_limit_of_open_files_reduces_the_workers(confined, words, limit):
     code, message = confined(f"ulimit -n {limit}", "train", *words, "data.num_workers=4", "logger=csv")
     assert code == 0 and "Traceback" not in message and "Error" not in message, message
     assert "workers instead of 4, because this process may open" in message and "ulimit -n 4096" in message
@@ -76,7 +76,7 @@ def test_with_few_open_files_fewer_read(confined, words, limit):
 @pytest.mark.parametrize(
     "setup", ["", "mount -t tmpfs -o ro x home", "mount -t tmpfs -o size=4k x home; head -c 4096 /dev/zero > home/x"]
 )
-def test_a_home_that_takes_nothing_leaves_a_whole_run(confined, words, tmp_path, setup):
+def test_an_unusable_home_does_not_harm_a_run(confined, words, tmp_path, setup):
     """Without HOME, W&B's process would write its log to the terminal."""
     (tmp_path / "home").mkdir()
     free = dict.fromkeys(("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"))

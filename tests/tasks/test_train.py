@@ -1,4 +1,4 @@
-"""Whole trainings on small shapes: what a run leaves, how it ends, how it goes on."""
+"""Test whole training runs on small shapes: their files, how they end, how they resume."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ def rows(folder) -> list[dict[str, str]]:
 
 
 def column(folder, name: str) -> dict[int, str]:
-    """What was logged under a name, by step, to the last digit."""
+    """Return a logged column by step, as text."""
     return {int(row["step"]): row[name] for row in rows(folder) if row.get(name)}
 
 
@@ -28,8 +28,8 @@ def weights(folder, name: str = "last") -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_run_writes_the_documented_files(train):
@@ -49,10 +49,10 @@ def test_run_writes_the_documented_files(train):
 
 
 def test_record_contains_the_best_validation(train):
-    """The score of the record, of confusions.npz by hand, and of the best validation are one number."""
+    """The score in the record, computed from confusions.npz, and of the best validation are equal."""
     folder = train("trainer.max_steps=12", "trainer.val_check_interval=3")
     record = json.loads((folder / "metrics.json").read_text())
-    with np.load(folder / "confusions.npz") as file:  # no pickle
+    with np.load(folder / "confusions.npz") as file:  # does not need pickle
         matrices, names, classes = file["matrices"], file["names"], file["classes"]
     assert matrices.dtype == np.int64 and matrices.shape == (8, 21, 21)
     assert list(classes) == list(CLASSES) and len(set(names)) == 8
@@ -73,7 +73,7 @@ def test_record_contains_the_best_validation(train):
     ],
 )
 def test_every_run_ends_with_a_validation_and_both_checkpoints(train, limit, last):
-    """Lightning by itself would end inside an epoch with neither."""
+    """Lightning alone would end inside an epoch with neither."""
     folder = train(*limit)
     validated = list(column(folder, "val/miou"))
     assert validated[-1] == last and len(validated) == len(set(validated))
@@ -103,32 +103,32 @@ def test_split_batches_are_reported(train, words, output):
     assert output in text if output else "A step takes" not in text
 
 
-def test_layers_affected_by_split_batches():
-    """What rests, or drops nothing, is the same in parts; so are batch norms that devices share."""
-    net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout2d(0.0), nn.Dropout(0.5))
+def test_layers_affected_by_split_batches_are_reported():
+    """Frozen layers, dropout of 0 and synchronised batch norms are not affected."""
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout2d(0.0), nn.Dropout(0.5))
     alone, together = (
         Mock(accumulate_grad_batches=1, strategy=Mock(_layer_sync=sync)) for sync in (None, "torch's own")
     )
     accumulated = Mock(accumulate_grad_batches=2, strategy=together.strategy)
     assert (
-        layers_affected_by_split_batches(net, alone)
-        == layers_affected_by_split_batches(net, accumulated)
+        layers_affected_by_split_batches(model, alone)
+        == layers_affected_by_split_batches(model, accumulated)
         == ["batch normalisation", "dropout"]
     )
     assert (
-        layers_affected_by_split_batches(net, together) == ["dropout"]
-        and layers_affected_by_split_batches(net[:2].eval(), alone) == []
+        layers_affected_by_split_batches(model, together) == ["dropout"]
+        and layers_affected_by_split_batches(model[:2].eval(), alone) == []
     )
 
 
 def test_equal_seeds_give_equal_runs(train):
-    one, again, other = (train(f"seed={seed}", folder=f"{seed}-{n}") for n, seed in enumerate((1, 1, 2)))
-    assert same(weights(one), weights(again)) and not same(weights(one), weights(other))
-    assert column(one, "train/loss") == column(again, "train/loss") != column(other, "train/loss")
+    first, again, different = (train(f"seed={seed}", folder=f"{seed}-{n}") for n, seed in enumerate((1, 1, 2)))
+    assert same(weights(first), weights(again)) and not same(weights(first), weights(different))
+    assert column(first, "train/loss") == column(again, "train/loss") != column(different, "train/loss")
 
 
 def test_each_epoch_of_a_run_draws_every_image_once_in_its_own_order(train, monkeypatch):
-    """Through Lightning, which has to tell the sampler that a new epoch begins."""
+    """Tested through Lightning, which has to call the sampler's set_epoch."""
     drawn, load = [], TrainingSamples.__getitem__
     monkeypatch.setattr(TrainingSamples, "__getitem__", lambda self, key: (drawn.append(key), load(self, key))[1])
     train("trainer.max_steps=12")
@@ -146,7 +146,7 @@ def test_missing_checkpoint_names_the_newest_run(train, fcnlab, capsys, tmp_path
 
 
 def test_nan_loss_stops_the_run_and_keeps_the_last_finite_checkpoint(train_code, capsys, tmp_path):
-    """Such a rate overflows the weights at once."""
+    """Such a learning rate overflows the weights at once."""
     settings = ("optim=sgd", "optim.lr=1e36", "trainer.gradient_clip_val=null", "schedule=constant")
     assert train_code(*settings, "trainer.val_check_interval=1", folder="run") == 1
     output = capsys.readouterr().err
@@ -205,19 +205,19 @@ def test_cache_does_not_change_the_run(train, tmp_path):
     assert same(weights(cached), weights(plain))
     for name in ("train/loss", "val/loss", "val/miou"):
         assert column(cached, name) == column(plain, name)
-    with np.load(plain / "confusions.npz") as one, np.load(cached / "confusions.npz") as other:
-        np.testing.assert_array_equal(one["matrices"], other["matrices"])
+    with np.load(plain / "confusions.npz") as without_cache, np.load(cached / "confusions.npz") as with_cache:
+        np.testing.assert_array_equal(without_cache["matrices"], with_cache["matrices"])
 
 
-def of_which_quick(options: list[str], *quick: str) -> list:
-    """All options: a few quickly, the others in the slow tests."""
+def mark_most_as_slow(options: list[str], *quick: str) -> list:
+    """Return all options as parameters: a few for the fast tests, the others marked as slow."""
     return [option if option in quick else pytest.param(option, marks=pytest.mark.slow) for option in options]
 
 
 LOSSES = ["cross_entropy", "cross_entropy_sum", "ohem", "focal", "dice", "lovasz", "weighted"]
 
 
-@pytest.mark.parametrize("loss", of_which_quick(LOSSES, "lovasz", "weighted"))
+@pytest.mark.parametrize("loss", mark_most_as_slow(LOSSES, "lovasz", "weighted"))
 def test_every_loss_trains(train, loss):
     more = [f"loss.class_weights={[1.0] * 21}"] if loss == "weighted" else []
     folder = train(f"loss={loss}", *more, "trainer.max_steps=2", "optim.lr=1e-6")
@@ -232,7 +232,7 @@ OPTIONS = [
 QUICK = ("schedule=cosine", "augment=none", "model.upsampling=learned", "speed=off", "logger=tensorboard")
 
 
-@pytest.mark.parametrize("option", of_which_quick(OPTIONS, *QUICK, "trainer.precision=bf16-mixed"))
+@pytest.mark.parametrize("option", mark_most_as_slow(OPTIONS, *QUICK, "trainer.precision=bf16-mixed"))
 def test_every_option_trains(train, option):
     option = option.replace("+trainer.deterministic", "trainer.deterministic")
     folder = train(option, "trainer.max_steps=2")
@@ -240,7 +240,7 @@ def test_every_option_trains(train, option):
 
 
 def test_stage_starts_from_the_previous_one(train):
-    """FCN-16s has FCN-32s's layers and one head more; at rate 0 what it took over stays as it was."""
+    """FCN-16s has FCN-32s's layers and one more head; at a learning rate of 0 the loaded weights do not change."""
     coarse = train("model=fcn32s")
     fine = train("model=fcn16s", f"model.weights={coarse}/checkpoints/last.ckpt", "optim.lr=0.0", folder="fine")
     before, after = weights(coarse), weights(fine)
@@ -250,7 +250,7 @@ def test_stage_starts_from_the_previous_one(train):
 
 
 def test_frozen_backbone_does_not_change(train):
-    """The running statistics of its batch normalisations, too, while the heads learn."""
+    """Nor do the running statistics of its batch norms, while the heads learn."""
     first = train("trainer.max_steps=4", folder="first")
     settings = ("optim.pretrained_lr_scale=0", f"model.weights={first / 'checkpoints' / 'last.ckpt'}")
     folder = train(*settings, "trainer.max_steps=12", "trainer.val_check_interval=6", "callbacks.ema.enabled=false")
@@ -268,7 +268,7 @@ UNCLIPPED = ("trainer.gradient_clip_val=null",)
     ("settings", "code", "output"),
     [
         (("optim=sgd", *UNCLIPPED), 1, "optim.lr=0.001 is a learning rate for mean losses"),
-        (("optim=sgd",), 0, None),  # clipped gradients are short whatever the loss
+        (("optim=sgd",), 0, None),  # clipped gradients are small whatever the loss
         (("optim=sgd_heavy",), 0, "trainer.gradient_clip_val=1 clips the gradients"),
         (("optim=sgd_heavy", "loss=cross_entropy"), 0, "too small unless the model starts from a trained FCN"),
         (("optim=sgd_heavy", "optim.lr=1e-14", *UNCLIPPED), 0, "with a loss summed over 4096 pixels"),
@@ -280,18 +280,20 @@ def test_learning_rate_of_another_recipe_is_reported(train_code, capsys, tmp_pat
     """4096 pixels in a crop: 1e-8 * 4096 / 0.01 = 4e-3, near the recipes' 1e-3 and 2e-3; 0.001 * 4096 / 0.1 = 41."""
     settings = ("loss=cross_entropy_sum", *settings)
     assert train_code(*settings, "trainer.max_steps=1", "trainer.val_check_interval=1") == code
-    shown = capsys.readouterr().err + (tmp_path / "run" / "train.log").read_text()
-    assert (output in shown) if output else ("Warning: optim.lr" not in shown and "Warning: trainer" not in shown)
+    messages = capsys.readouterr().err + (tmp_path / "run" / "train.log").read_text()
+    assert (
+        (output in messages) if output else ("Warning: optim.lr" not in messages and "Warning: trainer" not in messages)
+    )
 
 
-def test_profiler_report_is_shown(train):
+def test_the_profiler_report_is_shown(train):
     log = (train("+trainer.profiler=simple", "trainer.max_steps=1") / "train.log").read_text()
     assert "Profiler Report" in log and "run_training_batch" in log
 
 
 @pytest.mark.parametrize("words", [["logger=null"], ["callbacks.ema=null", "callbacks.top=null"]])
 def test_null_disables_a_component(train, words):
-    """Hydra ended in a traceback of its own where a group was null."""
+    """Hydra ended with a traceback if a group was null."""
     assert (train(*words, "trainer.max_steps=1") / "metrics.json").is_file()
 
 
@@ -301,7 +303,7 @@ def test_a_run_without_callbacks_scores_its_last_weights(train):
 
 
 def test_minimum_lengths_do_not_prevent_the_final_validation(train):
-    """min_epochs, which max_steps does not reach, made Lightning end without one."""
+    """If max_steps ends before min_epochs, Lightning alone ends without one."""
     folder = train("trainer.max_steps=3", "trainer.val_check_interval=2", "+trainer.min_epochs=99")
     assert list(column(folder, "val/miou")) == [2, 3]
 

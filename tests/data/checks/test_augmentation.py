@@ -1,4 +1,4 @@
-"""The loaders' own streams pass; each way in which albumentations is used wrongly is found."""
+"""fcnlab's own random streams pass the check; each failed_checks use of albumentations is reported."""
 
 import numpy as np
 import pytest
@@ -20,14 +20,14 @@ def make(voc_root):
     return build
 
 
-def wrong(data: DataModule) -> set[str]:
+def failed_checks(data: DataModule) -> set[str]:
     findings = inspect_streams(data, data.split("train"), 0)
     assert {finding.about for finding in findings} == {"augmentation"}
     return {finding.check for finding in findings if finding.verdict != Verdict.OK}
 
 
 class OwnState:
-    """As albumentations by itself: a state that forked workers copy."""
+    """Use one random state that forked workers copy, as albumentations does by default."""
 
     def __init__(self, crop_size: int):
         self.rng = np.random.default_rng(0)
@@ -37,7 +37,7 @@ class OwnState:
 
 
 class Seeded(OwnState):
-    """From some of the sample's key."""
+    """Draw from a part of the sample's key only."""
 
     def __init__(self, *places: int):
         self.places = places
@@ -47,12 +47,12 @@ class Seeded(OwnState):
 
 
 @pytest.mark.parametrize("augment", [standard, strong, patches, none])
-def test_what_fcnlab_brings_is_sound(make, augment):
-    assert wrong(make(augment)) == set()
+def test_fcnlab_pipelines_pass_the_check(make, augment):
+    assert failed_checks(make(augment)) == set()
 
 
 @pytest.mark.parametrize(
-    ("augment", "found"),
+    ("augment", "expected"),
     [
         (OwnState, ALL),
         (lambda crop_size: Seeded(0, 2), {"two epochs"}),  # without the epoch
@@ -60,11 +60,11 @@ def test_what_fcnlab_brings_is_sound(make, augment):
         (lambda crop_size: Seeded(0, 1, 2), set()),
     ],
 )
-def test_a_pipeline_that_draws_wrongly_is_found(make, augment, found):
-    assert wrong(make(augment)) == found
+def test_a_pipeline_with_wrong_random_draws_is_reported(make, augment, expected):
+    assert failed_checks(make(augment)) == expected
 
 
-def test_a_pipeline_that_fails_is_an_error_with_its_words(make):
+def test_a_failing_pipeline_is_an_error_with_its_message(make):
     def fail(image, mask, seed):
         raise ValueError("no such colour")
 
@@ -72,16 +72,16 @@ def test_a_pipeline_that_fails_is_an_error_with_its_words(make):
     assert finding.verdict == Verdict.ERROR and "no such colour" in finding.found
 
 
-def test_without_workers_what_needs_them_is_left_open(make, monkeypatch):
+def test_checks_that_need_workers_are_skipped_without_workers(make, monkeypatch):
     monkeypatch.setattr(loader_workers, "why_workers_are_unavailable", lambda: "No such file or directory")
     data = make(standard)
     findings = {finding.check: finding for finding in inspect_streams(data, data.split("train"), 0)}
     assert findings.keys() == ALL - {"two workers"}
-    (open_one,) = (finding for finding in findings.values() if finding.verdict != Verdict.OK)
-    assert open_one.check == "0 and 2 workers" and "not compared, because memory cannot be shared" in open_one.found
+    (skipped,) = (finding for finding in findings.values() if finding.verdict != Verdict.OK)
+    assert skipped.check == "0 and 2 workers" and "not compared, because memory cannot be shared" in skipped.found
 
 
-def test_samples_are_those_that_training_begins_with(make):
+def test_samples_are_the_first_training_samples(make):
     data = make(standard)
     batch = next(iter(data.train_dataloader()))
     names = [data.split("train").names[index] for index in batch["index"]]
@@ -92,7 +92,7 @@ def test_samples_are_those_that_training_begins_with(make):
         np.testing.assert_array_equal(mask, target)
 
 
-def test_broken_images_are_no_samples(make, voc_root):
+def test_broken_images_are_skipped(make, voc_root):
     (voc_root / "VOCdevkit/VOC2012/JPEGImages/t0.jpg").unlink()
     data = make(standard)
     names = [name for name, _, _ in augmented_samples(data, data.split("train"), range(1, 8), 20)]

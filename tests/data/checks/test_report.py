@@ -23,7 +23,7 @@ FINDINGS = [
 ]
 
 
-def test_terminal():
+def test_findings_table():
     assert findings_table(FINDINGS).splitlines() == [
         "train",
         "  ✓ list   no name twice",
@@ -38,14 +38,14 @@ def test_terminal():
 
 
 @pytest.mark.parametrize(("verdict", "shown"), [(Verdict.ERROR, 10), (Verdict.WARNING, 3)])
-def test_terminal_names_the_first_files(verdict, shown):
+def test_findings_table_names_the_first_files(verdict, shown):
     each = tuple(f"{place}.jpg" for place in range(1200))
     lines = findings_table([Finding("train", "files", verdict, "1,200 missing", each)]).splitlines()
     assert lines[2:-1] == [f"      {name}" for name in each[:shown]]
     assert lines[-1] == f"      … and {1200 - shown:,} more"
 
 
-def test_long_lines_are_wrapped_beside_their_check():
+def test_long_lines_are_wrapped_next_to_the_check_name():
     (_, *lines) = findings_table([Finding("x", "check", Verdict.OK, "word " * 12)], columns=42).splitlines()
     assert lines == ["  ✓ check  word word word word word word", "           word word word word word word"]
 
@@ -58,7 +58,7 @@ def test_summary(findings, text):
     assert summary(findings) == text
 
 
-def test_colour_is_added_and_nothing_else():
+def test_colour_changes_no_text():
     painted = findings_table(FINDINGS, colour=True)
     for code in ("\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[1;31m"):
         assert code in painted
@@ -66,7 +66,7 @@ def test_colour_is_added_and_nothing_else():
     assert painted.replace("\x1b[0m", "") == findings_table(FINDINGS)
 
 
-def test_markdown_names_every_file_and_keeps_its_columns():
+def test_markdown_names_every_file_and_escapes_columns():
     lines = findings_markdown(FINDINGS).splitlines()
     assert lines[:6] == [
         "## train",
@@ -80,12 +80,12 @@ def test_markdown_names_every_file_and_keeps_its_columns():
     assert "| warning | GPU | none \\| here |" in lines
 
 
-def test_json():
+def test_findings_facts_are_valid_json():
     facts = json.loads(json.dumps(findings_facts(FINDINGS)))
     assert facts[1]["verdict"] == "error" and facts[1]["each"][2] == "d.jpg is missing"
 
 
-def test_the_worst_counts():
+def test_worst_verdict_is_the_most_severe():
     assert (
         worst_verdict(FINDINGS) == Verdict.ERROR
         and worst_verdict(FINDINGS[::2]) == Verdict.WARNING
@@ -103,23 +103,23 @@ def test_columns():
     ]
 
 
-ALIKE = tuple(f"d/{place}.png cannot be read: no image in d/{place}.png" for place in range(400))
+SAME_MESSAGE = tuple(f"d/{place}.png cannot be read: no image in d/{place}.png" for place in range(400))
 FILES = tuple(f"d/{place}.png" for place in range(400))
 
 
-def test_what_is_said_of_many_files_is_said_once():
-    """With a count and the first names in the terminal, and every name in the file; another sentence stays its own."""
-    other = ("d/x.png is missing",)
-    finding = Finding("train", "formats", Verdict.ERROR, "401 wrong", ALIKE + other, (*FILES, "d/x.png"))
+def test_equal_messages_about_many_files_are_merged():
+    """The terminal shows a count and the first names, the file every name; other messages stay separate."""
+    separate = ("d/x.png is missing",)
+    finding = Finding("train", "formats", Verdict.ERROR, "401 wrong", SAME_MESSAGE + separate, (*FILES, "d/x.png"))
     message = "FILE cannot be read: no image in FILE (400 files: "
     shown = findings_table([finding]).splitlines()[2:]
-    assert shown == [f"      {message}such as d/0.png, d/1.png, d/2.png)", f"      {other[0]}"]
+    assert shown == [f"      {message}such as d/0.png, d/1.png, d/2.png)", f"      {separate[0]}"]
     (first, second) = [line for line in findings_markdown([finding]).splitlines() if line.startswith("- ")]
-    assert first == f"- {message}{', '.join(FILES)})" and second == f"- {other[0]}"
-    assert findings_facts([finding])[0]["each"] == ALIKE + other
+    assert first == f"- {message}{', '.join(FILES)})" and second == f"- {separate[0]}"
+    assert findings_facts([finding])[0]["each"] == SAME_MESSAGE + separate
 
 
-def test_files_beyond_the_first_sentences_are_counted():
+def test_files_beyond_the_first_messages_are_counted():
     each = tuple(f"d/{place}.png has {place // 2} pixels" for place in range(40))
     lines = findings_table([Finding("train", "sizes", Verdict.ERROR, "40", each, FILES[:40])]).splitlines()
     assert lines[2] == "      FILE has 0 pixels (2 files: d/0.png, d/1.png)" and lines[-1] == "      … and 20 more"

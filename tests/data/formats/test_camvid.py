@@ -1,4 +1,4 @@
-"""CamVid in SegNet's layout: 11 classes, void is id 11 on disk."""
+"""CamVid in SegNet's layout: 11 classes, and id 11 on disk is ignored."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def root(tmp_path, save_pair):
     return tmp_path
 
 
-def test_void_is_read_as_255(root):
+def test_id_11_is_read_as_255(root):
     dataset = open_camvid(str(root), "train")
     dataset.check()
     on_disk = np.array(Image.open(dataset.masks[0]))
@@ -25,30 +25,30 @@ def test_void_is_read_as_255(root):
     assert 11 in on_disk and len(dataset.classes) == len(dataset.palette) == 11
 
 
-def test_images_are_sorted_and_nothing_else(root):
+def test_images_are_sorted_and_other_files_skipped(root):
     assert open_camvid(str(root), "train").names == ("a", "b")
 
 
-def test_images_of_any_suffix_are_taken(root, save_pair):
-    """Those of other suffixes than three were dropped without a word."""
+def test_images_of_any_suffix_are_read(root, save_pair):
+    """Regression: images of all but three suffixes were skipped silently."""
     for name in ("c.TIF", "d.bmp"):
         save_pair(root / "CamVid/train" / name, root / f"CamVid/trainannot/{name[0]}.png", labels=(0, 1))
     assert open_camvid(str(root), "train").names == ("a", "b", "c", "d")
 
 
-def test_image_without_mask_is_found(root):
+def test_an_image_without_a_mask_is_an_error(root):
     (root / "CamVid" / "trainannot" / "a.png").unlink()
     with pytest.raises(DataError, match=r"trainannot/a\.png is missing"):
         open_camvid(str(root), "train").check()
 
 
-def test_unknown_split_names_those_that_are_there(root):
-    (root / "CamVid" / "test").mkdir()  # without masks, it is none
+def test_an_unknown_split_is_an_error_that_lists_the_splits(root):
+    (root / "CamVid" / "test").mkdir()  # without masks, it is not a split
     with pytest.raises(DataError, match=r"no split 'test' .* available are train, val\. Set data\."):
         open_camvid(str(root), "test")
 
 
-def test_wrong_root_is_named(tmp_path):
+def test_a_wrong_root_is_an_error_that_names_it(tmp_path):
     with pytest.raises(DataError, match=r"no CamVid in data\.root=.*Set data\.root"):
         open_camvid(str(tmp_path), "train")
 

@@ -1,4 +1,4 @@
-"""Images of any layout: which files belong together, what masks say, which split a name is in."""
+"""Images in any folder layout: how files are paired, masks read, and names assigned to splits."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ def flat(root: Path, names) -> None:
         pair(root, f"photos/{name}.jpg", f"labels/{name}.png")
 
 
-def test_folders_for_splits(tmp_path):
+def test_splits_as_folders(tmp_path):
     for split, name in (("train", "b"), ("train", "a"), ("val", "c")):
         pair(tmp_path, f"images/{split}/{name}.jpg", f"masks/{split}/{name}.png")
     patterns = {"images": "images/{split}/{name}.jpg", "masks": "masks/{split}/{name}.png"}
@@ -40,8 +40,8 @@ def test_folders_for_splits(tmp_path):
         open_folder(str(tmp_path), "test", **patterns, classes=CLASSES)
 
 
-def test_names_may_span_folders(tmp_path):
-    """As those of Cityscapes do."""
+def test_names_may_contain_folders(tmp_path):
+    """Cityscapes has such names."""
     pair(tmp_path, "left/train/aachen/aachen_1_left.png", "fine/train/aachen/aachen_1_ids.png")
     pair(tmp_path, "left/train/ulm/ulm_1_left.png", "fine/train/ulm/ulm_1_ids.png")
     patterns = {"images": "left/{split}/{name}_left.png", "masks": "fine/{split}/{name}_ids.png"}
@@ -50,7 +50,7 @@ def test_names_may_span_folders(tmp_path):
     dataset.check()
 
 
-def test_a_star_takes_images_of_any_format_and_nothing_else(tmp_path):
+def test_a_star_matches_images_of_any_format_only(tmp_path):
     flat(tmp_path, "ab")
     pair(tmp_path, "photos/c.PNG", "labels/c.png")
     for stray in ("Thumbs.db", "._a.jpg", ".hidden/d.jpg"):
@@ -66,7 +66,7 @@ def left_out(root: Path, split: str = "all", **settings) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in dataset.left_out)
 
 
-def test_files_of_another_suffix_or_case_are_left_out_and_told(tmp_path):
+def test_files_skipped_for_suffix_or_case_are_reported(tmp_path):
     flat(tmp_path, "ab")
     for name in ("photos/c.JPG", "photos/d.jpeg", "photos/more/e.Tif", "photos/.hidden.png", "photos/notes.txt"):
         pair(tmp_path, "photos/a.jpg", "labels/a.png")
@@ -77,7 +77,7 @@ def test_files_of_another_suffix_or_case_are_left_out_and_told(tmp_path):
     assert left_out(tmp_path, images="photos/{name}") == []
 
 
-def test_masks_beside_their_images_are_no_images_left_out(tmp_path):
+def test_masks_next_to_their_images_are_not_reported_as_skipped(tmp_path):
     for name in "ab":
         pair(tmp_path, f"all/{name}.jpg", f"all/{name}.png")
         pair(tmp_path, f"all/{name}_im.jpg", f"all/{name}_gt.PNG")
@@ -87,18 +87,18 @@ def test_masks_beside_their_images_are_no_images_left_out(tmp_path):
     assert left_out(tmp_path, images="{split}/{name}_im.jpg", **masks) == []
 
 
-def test_what_is_left_out_is_told_of_the_split_that_it_would_be_in(tmp_path):
+def test_skipped_files_are_reported_for_their_own_split(tmp_path):
     flat(tmp_path, [f"p{place}" for place in range(20)])
     for place in range(20):
         pair(tmp_path, f"photos/q{place}.JPG", f"labels/q{place}.png")
     shares = {"train": 0.5, "val": 0.5}
-    found = {split: left_out(tmp_path, split, images="photos/{name}.jpg", fractions=shares) for split in shares}
-    assert sorted(found["train"] + found["val"]) == sorted(f"photos/q{place}.JPG" for place in range(20))
-    names = [Path(path).stem for path in found["train"]]
+    skipped = {split: left_out(tmp_path, split, images="photos/{name}.jpg", fractions=shares) for split in shares}
+    assert sorted(skipped["train"] + skipped["val"]) == sorted(f"photos/q{place}.JPG" for place in range(20))
+    names = [Path(path).stem for path in skipped["train"]]
     assert names and all(split_of(name, shares, 0) == "train" for name in names)
 
 
-def test_a_folder_of_another_suffix_alone_says_what_is_there(tmp_path):
+def test_an_error_names_files_that_differ_only_in_suffix_or_case(tmp_path):
     pair(tmp_path, "photos/a.JPG", "labels/a.png")
     with pytest.raises(
         DataError, match=r"no images match .*\{name\}\.jpg.* 1 files differ only in suffix or case, such as a\.JPG"
@@ -106,11 +106,11 @@ def test_a_folder_of_another_suffix_alone_says_what_is_there(tmp_path):
         left_out(tmp_path, images="photos/{name}.jpg")
 
 
-def test_linked_folders_are_looked_into_but_never_in_a_circle(tmp_path):
+def test_linked_folders_are_searched_without_endless_loops(tmp_path):
     flat(tmp_path / "disk", ["a", "more/b"])
     for kind in ("photos", "labels"):
         (tmp_path / kind).mkdir()
-        for name in ("one", "two"):  # one folder may be there by two names
+        for name in ("one", "two"):  # one folder may have two names
             (tmp_path / kind / name).symlink_to(tmp_path / "disk" / kind)
     (tmp_path / "disk/photos/more/up").symlink_to("..")
     (tmp_path / "disk/photos/self").symlink_to(".")
@@ -120,14 +120,14 @@ def test_linked_folders_are_looked_into_but_never_in_a_circle(tmp_path):
     dataset.check()
 
 
-def test_two_images_of_one_name_are_an_error(tmp_path):
+def test_two_images_with_the_same_name_are_an_error(tmp_path):
     flat(tmp_path, "a")
     pair(tmp_path, "photos/a.png", "labels/a.png")
     with pytest.raises(DataError, match=r"a\.png and .*a\.jpg have the same name 'a'"):
         open_folder(str(tmp_path), "all", **FLAT, classes=CLASSES, fractions={"all": 1.0})
 
 
-def test_lists(tmp_path):
+def test_splits_as_lists(tmp_path):
     flat(tmp_path, "abc")
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets/train.txt").write_text("c\na\n")
@@ -143,24 +143,24 @@ def test_lists(tmp_path):
         open_folder(str(tmp_path), "test", **FLAT, classes=CLASSES, lists="sets/{split}.txt")
 
 
-def test_a_image_without_a_mask_is_not_passed_over(tmp_path):
+def test_an_image_without_a_mask_is_an_error(tmp_path):
     flat(tmp_path, "ab")
     (tmp_path / "labels/b.png").unlink()
     with pytest.raises(DataError, match=r"labels/b\.png is missing"):
         open_folder(str(tmp_path), "all", **FLAT, classes=CLASSES, fractions={"all": 1.0}).check()
 
 
-def test_fractions_are_disjoint_whole_and_roughly_met():
+def test_splits_by_fraction_are_disjoint_complete_and_close_in_size():
     names, shares = [f"p{place}" for place in range(4000)], {"train": 0.7, "val": 0.2, "test": 0.1}
     splits = [split_of(name, shares, seed=0) for name in names]
-    assert None not in splits  # together they are all
+    assert None not in splits  # every name is in a split
     for split, share in shares.items():
         assert abs(splits.count(split) / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
     assert splits != [split_of(name, shares, seed=1) for name in names]
     assert splits.count("train") > sum(split_of(name, {"train": 0.5}, seed=0) == "train" for name in names) > 1800
 
 
-def test_a_image_that_joins_moves_no_other(tmp_path):
+def test_adding_an_image_never_moves_existing_ones(tmp_path):
     flat(tmp_path, [f"p{place}" for place in range(30)])
     settings = {**FLAT, "classes": CLASSES, "fractions": {"train": 0.7, "val": 0.3}}
     before = {split: set(open_folder(str(tmp_path), split, **settings).names) for split in ("train", "val")}
@@ -171,7 +171,7 @@ def test_a_image_that_joins_moves_no_other(tmp_path):
     assert all(after[split] - {"another"} == before[split] for split in before)
 
 
-def test_a_split_that_got_nothing_is_an_error(tmp_path):
+def test_an_empty_split_is_an_error(tmp_path):
     flat(tmp_path, "a")
     shares = {"train": 0.5, "val": 0.5}
     empty = ({"train", "val"} - {split_of("a", shares, 0)}).pop()
@@ -183,7 +183,7 @@ def test_a_split_that_got_nothing_is_an_error(tmp_path):
 
 @pytest.fixture
 def coloured(tmp_path):
-    """One image, its mask of colours."""
+    """One image with a colour mask."""
 
     def build(pixels, **settings):
         flat(tmp_path, "a")
@@ -194,14 +194,14 @@ def coloured(tmp_path):
     return build
 
 
-def test_masks_of_colours(coloured):
+def test_colour_masks(coloured):
     images = coloured([COLOURS["leaf"], COLOURS["soil"], (9, 9, 9), COLOURS["leaf"]], ignore_colours=[[9, 9, 9]])
     assert images.mask(0).tolist() == [[1, 0, 255, 1]]
     assert images.classes == CLASSES and images.palette.tolist() == list(COLOURS.values())
     images.check()
 
 
-def test_a_colour_of_no_class_is_an_error_with_file_and_colour(coloured):
+def test_a_colour_without_a_class_is_an_error_with_file_and_colour(coloured):
     images = coloured([COLOURS["leaf"], (0, 254, 0), (9, 9, 9), (10, 20, 30)])
     with pytest.raises(DataError, match=r"labels/a\.png contains 2 colours .*: \[0, 254, 0\], \[9, 9, 9\]\. Add each"):
         images.mask(0)
@@ -212,7 +212,7 @@ def test_coloured_masks_need_class_colours(coloured):
         coloured([COLOURS["leaf"]], classes=CLASSES).mask(0)
 
 
-def test_void_may_be_another_id_or_none(tmp_path):
+def test_ignore_index_may_be_another_id_or_null(tmp_path):
     pair(tmp_path, "photos/a.png", "labels/a.png", labels=[[0, 1, 2]])
     settings = {**FLAT, "fractions": {"all": 1.0}}
     assert open_folder(str(tmp_path), "all", **settings, classes=CLASSES, ignore_index=2).mask(0).tolist() == [
@@ -231,7 +231,7 @@ def test_void_may_be_another_id_or_none(tmp_path):
         ("area 51\n", (("area 51",), [])),
     ],
 )
-def test_a_file_of_classes(tmp_path, text, expected):
+def test_classes_are_read_from_a_file(tmp_path, text, expected):
     (tmp_path / "classes.txt").write_text(text, encoding="utf-8", newline="")
     assert read_classes("classes.txt", str(tmp_path)) == expected
     assert count_classes("classes.txt", str(tmp_path)) == len(expected[0])
@@ -262,7 +262,7 @@ def test_a_file_of_classes(tmp_path, text, expected):
         ({"ignore_colours": [[1, 2, 3]]}, r"ignore_colours has no effect without class colours"),
     ],
 )
-def test_mistakes_in_settings(tmp_path, settings, message):
+def test_invalid_settings_are_explained(tmp_path, settings, message):
     flat(tmp_path, "a")
     (tmp_path / "mixed.txt").write_text("a 1 2 3\nb\n")
     sound = {**FLAT, "classes": CLASSES, "fractions": {"all": 1.0}}
@@ -270,12 +270,12 @@ def test_mistakes_in_settings(tmp_path, settings, message):
         open_folder(str(tmp_path), "all", **sound | settings)
 
 
-def test_a_root_that_is_no_folder(tmp_path):
+def test_a_root_that_is_not_a_folder_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"data\.root=.*nowhere is not a folder: set data\.root"):
         open_folder(str(tmp_path / "nowhere"), "all", **FLAT, classes=CLASSES, fractions={"all": 1.0})
 
 
-def test_classes_of_a_file_without_an_end(tmp_path):
+def test_a_pipe_or_huge_file_of_classes_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     with (tmp_path / "large.txt").open("wb") as file:
         file.truncate(1 << 40)
@@ -285,20 +285,20 @@ def test_classes_of_a_file_without_an_end(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["# classes", "// classes", "0 soil", "0,soil", "0 0 0\tsoil", "12: soil"])
-def test_a_line_of_classes_that_is_no_name_shifts_no_ids(tmp_path, line):
+def test_a_line_of_classes_that_is_not_a_name_is_an_error(tmp_path, line):
     (tmp_path / "classes.txt").write_text(f"{line}\nleaf\n")
     with pytest.raises(DataError, match=r"line 1, .* starts like a comment, an id or a colour"):
         read_classes("classes.txt", str(tmp_path))
 
 
 def test_a_long_line_of_classes_is_refused_at_once(tmp_path):
-    """Its spaces took hours, which grow with their square."""
+    """Regression: the time grew with the square of the number of spaces, to hours."""
     (tmp_path / "classes.txt").write_text(f"soil{' ' * 1_000_000}x\n")
     with pytest.raises(DataError, match=r"line 1 has more than 500 characters: write one class per line"):
         read_classes("classes.txt", str(tmp_path))
 
 
-def test_images_that_are_their_own_masks_are_refused(tmp_path):
+def test_a_mask_pattern_that_matches_the_images_is_refused(tmp_path):
     folder = tmp_path / "both" / "train"
     folder.mkdir(parents=True)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / "a.png")
@@ -310,8 +310,8 @@ def test_images_that_are_their_own_masks_are_refused(tmp_path):
 SUFFIX_MASKS = {"images": "all/{name}.png", "masks": "all/{name}_mask.png", "fractions": {"all": 1.0}}
 
 
-def test_masks_beside_their_images_are_no_images(tmp_path):
-    """They were images without a mask before, and of two formats images of one name."""
+def test_masks_next_to_their_images_are_not_read_as_images(tmp_path):
+    """Regression: they were read as images without a mask, or as a second image with the same name."""
     for name in ("a", "b"):
         pair(tmp_path, f"all/{name}.png", f"all/{name}_mask.png")
     dataset = open_folder(str(tmp_path), "all", **SUFFIX_MASKS, classes=CLASSES)
@@ -324,14 +324,14 @@ def test_masks_beside_their_images_are_no_images(tmp_path):
     dataset.check()
 
 
-def test_a_mask_whose_image_is_missing_is_not_passed_over(tmp_path):
+def test_a_mask_without_an_image_is_an_error(tmp_path):
     pair(tmp_path, "all/a.png", "all/a_mask.png")
     (tmp_path / "all/a.png").unlink()
     with pytest.raises(DataError, match=r"a_mask_mask\.png is missing"):
         open_folder(str(tmp_path), "all", **SUFFIX_MASKS, classes=CLASSES).check()
 
 
-def test_one_mask_for_images_of_two_splits_is_refused(tmp_path):
+def test_one_mask_for_different_images_of_two_splits_is_refused(tmp_path):
     for split, shade in (("train", 0), ("val", 9)):
         pair(tmp_path, f"images/{split}/1.png", "masks/1.png")
         Image.new("RGB", (3, 1), (shade,) * 3).save(tmp_path / f"images/{split}/1.png")
@@ -339,11 +339,11 @@ def test_one_mask_for_images_of_two_splits_is_refused(tmp_path):
     for split in ("train", "val"):
         with pytest.raises(DataError, match=r"masks/\{name\}\.png has no \{split\}.* different images.*Add \{split\}"):
             open_folder(str(tmp_path), split, **patterns)
-    Image.new("RGB", (3, 1)).save(tmp_path / "images/val/1.png")  # a copy, as in a split that is a part of another
+    Image.new("RGB", (3, 1)).save(tmp_path / "images/val/1.png")  # a copy, as in a split that is a subset of another
     open_folder(str(tmp_path), "val", **patterns).check()
 
 
-def test_names_of_their_own_may_share_a_folder_of_masks(tmp_path):
+def test_splits_with_different_names_may_share_a_mask_folder(tmp_path):
     for split, name in (("train", "a"), ("val", "b")):
         pair(tmp_path, f"images/{split}/{name}.png", f"masks/{name}.png")
     open_folder(str(tmp_path), "val", images="images/{split}/{name}.png", masks="masks/{name}.png", classes=CLASSES)
@@ -360,7 +360,7 @@ def test_names_of_their_own_may_share_a_folder_of_masks(tmp_path):
         ("nothing", r"photos/nothing\.(jpg|\*) is missing$"),
     ],
 )
-def test_a_line_of_a_list_that_is_no_name_is_explained(tmp_path, images, line, message):
+def test_a_line_of_a_list_that_is_not_a_name_is_explained(tmp_path, images, line, message):
     flat(tmp_path, "ab")
     (tmp_path / "all.txt").write_text(f"b\n{line}\n")
     dataset = open_folder(
@@ -370,8 +370,8 @@ def test_a_line_of_a_list_that_is_no_name_is_explained(tmp_path, images, line, m
         dataset.check()
 
 
-def test_a_column_behind_a_name_is_explained(tmp_path):
-    """VOC's lists of one class have it."""
+def test_a_second_column_in_a_list_is_explained(tmp_path):
+    """VOC's lists for single classes have one."""
     flat(tmp_path, "a")
     (tmp_path / "all.txt").write_text("a -1\n")
     settings = {**FLAT, "images": "photos/{name}.jpg"}
@@ -380,11 +380,11 @@ def test_a_column_behind_a_name_is_explained(tmp_path):
 
 
 def test_files_larger_than_images_are_not_compared(tmp_path, monkeypatch):
-    """As copies of an image they would share their mask; two of a terabyte were read to their ends."""
+    """Regression: two files of a terabyte were read completely, to find out whether they are copies."""
     for place in ("train/a.jpg", "val/a.jpg", "masks/a.png"):
         (tmp_path / place).parent.mkdir()
         (tmp_path / place).touch()
         os.truncate(tmp_path / place, 1 << 40)
     monkeypatch.setattr(folder, "cmp", lambda *_, **__: pytest.fail("they were read"))
-    found = open_folder(str(tmp_path), "train", "{split}/{name}.jpg", "masks/{name}.png", ["a", "b"])
-    assert [path.name for path in found.images] == ["a.jpg"]
+    dataset = open_folder(str(tmp_path), "train", "{split}/{name}.jpg", "masks/{name}.png", ["a", "b"])
+    assert [path.name for path in dataset.images] == ["a.jpg"]

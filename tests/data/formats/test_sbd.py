@@ -1,4 +1,4 @@
-"""SBD beside VOC's devkit: its lists, its masks read as they come and converted once, and which mask wins."""
+"""SBD next to VOC's devkit: its lists, its masks (read directly or converted once), and which mask is used."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ MASKS = {
 
 @pytest.fixture
 def root(voc_root):
-    """The tiny VOC without SegmentationClassAug/, and SBD as it is unpacked: masks of two training images, too."""
+    """The tiny VOC without SegmentationClassAug/, and SBD as unpacked, which also has masks of two VOC images."""
     folder = voc_root / "VOCdevkit/VOC2012"
     for mask in (folder / "SegmentationClassAug").iterdir():
         mask.unlink()
@@ -44,7 +44,7 @@ def masks(images) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("convert", [True, False])
-def test_sbd_s_lists_have_sbd_s_masks(convert, root):
+def test_sbd_lists_use_sbd_masks(convert, root):
     for split, names in (("sbd_train", ("t0", "sbd0")), ("sbd_val", ("t1", "sbd1"))):
         dataset = open_sbd(str(root), split, convert=convert)
         assert dataset.names == names and dataset.title == f"VOC2012 {split}"
@@ -55,7 +55,7 @@ def test_sbd_s_lists_have_sbd_s_masks(convert, root):
 
 
 @pytest.mark.parametrize("convert", [True, False])
-def test_on_voc_s_lists_official_masks_win(convert, root):
+def test_voc_lists_prefer_official_masks(convert, root):
     dataset = open_sbd(str(root), "trainaug", convert=convert)
     dataset.check()
     folders = ["SegmentationClass"] * 8 + ["SegmentationClassAug" if convert else "cls"] * 2
@@ -64,7 +64,7 @@ def test_on_voc_s_lists_official_masks_win(convert, root):
     assert not dataset.mask(0).any()
 
 
-def test_converted_masks_are_the_devkit_s_kind_and_serve_voc(root):
+def test_converted_masks_have_the_devkit_format_and_serve_open_voc(root):
     open_sbd(str(root), "trainaug")
     converted = sorted((root / "VOCdevkit/VOC2012/SegmentationClassAug").iterdir())
     assert [path.name for path in converted] == ["sbd0.png", "sbd1.png", "t0.png", "t1.png"]
@@ -74,34 +74,34 @@ def test_converted_masks_are_the_devkit_s_kind_and_serve_voc(root):
     open_voc(str(root), "trainaug").check()
 
 
-def test_it_is_converted_once(root, monkeypatch):
+def test_masks_are_converted_once(root, monkeypatch):
     open_sbd(str(root), "trainaug")
     monkeypatch.setattr(sbd, "read_mat", lambda path: pytest.fail("converted again"))
     convert_masks(root / "nothing", root / "VOCdevkit/VOC2012/SegmentationClassAug", root)
     open_sbd(str(root), "sbd_train").check()
 
 
-def test_masks_that_an_own_folder_lacks_are_read_as_they_come(root):
+def test_masks_missing_in_an_existing_folder_are_read_from_sbd(root):
     own = root / "VOCdevkit/VOC2012/SegmentationClassAug/sbd0.png"
     own.parent.mkdir()
     Image.fromarray(MASKS["sbd0"] * 0).save(own)
-    found = masks(open_sbd(str(root), "trainaug"))
-    assert not found["sbd0"].any()
-    np.testing.assert_array_equal(found["sbd1"], MASKS["sbd1"])
+    read = masks(open_sbd(str(root), "trainaug"))
+    assert not read["sbd0"].any()
+    np.testing.assert_array_equal(read["sbd1"], MASKS["sbd1"])
 
 
-def test_the_official_lists_need_no_sbd(voc_root):
-    for split in ("train", "val", "trainaug"):  # the last has its masks in SegmentationClassAug/
+def test_official_lists_work_without_sbd(voc_root):
+    for split in ("train", "val", "trainaug"):  # the masks of the last are in SegmentationClassAug/
         open_sbd(str(voc_root), split).check()
 
 
-def test_a_list_of_ones_own_wins_over_sbd_s(root):
+def test_a_user_list_takes_precedence_over_the_sbd_list(root):
     (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/sbd_train.txt").write_text("sbd1\n")
     assert open_sbd(str(root), "sbd_train").names == ("sbd1",)
 
 
 @pytest.mark.parametrize("split", ["sbd_train", "trainaug"])
-def test_sbd_that_is_not_there_is_asked_for(split, root):
+def test_missing_sbd_is_an_error_with_instructions(split, root):
     (root / "benchmark_RELEASE").rename(root / "elsewhere")
     with pytest.raises(
         DataError, match=r"SBD is not in data\.root=.*benchmark\.tgz.*data\.download=true.*data\.archive"
@@ -109,13 +109,13 @@ def test_sbd_that_is_not_there_is_asked_for(split, root):
         open_sbd(str(root), split)
 
 
-def test_a_mask_that_is_missing_from_others_conversions_is_named(voc_root):
+def test_a_mask_missing_in_a_foreign_conversion_is_named(voc_root):
     (voc_root / "VOCdevkit/VOC2012/SegmentationClassAug/sbd1.png").unlink()
     with pytest.raises(DataError, match=r"1 of 10 images cannot be used:\n.*sbd1\.png is missing"):
         open_sbd(str(voc_root), "trainaug").check()
 
 
-def test_a_image_that_sbd_does_not_have(root):
+def test_an_image_without_an_sbd_mask_is_an_error(root):
     (root / "benchmark_RELEASE/dataset/cls/sbd1.mat").unlink()
     with pytest.raises(DataError, match=r"cls/sbd1\.mat is missing"):
         open_sbd(str(root), "trainaug").check()
@@ -132,7 +132,7 @@ def test_a_image_that_sbd_does_not_have(root):
         ),
     ],
 )
-def test_a_bad_file_is_named_and_leaves_no_half_conversion(content, message, root):
+def test_a_bad_file_is_named_and_leaves_no_partial_conversion(content, message, root):
     file = root / "benchmark_RELEASE/dataset/cls/sbd0.mat"
     file.write_bytes(content) if isinstance(content, bytes) else savemat(file, content)
     with pytest.raises(DataError, match=message):
@@ -144,9 +144,9 @@ def test_a_bad_file_is_named_and_leaves_no_half_conversion(content, message, roo
         open_sbd(str(root), "trainaug", convert=False).check()
 
 
-def test_a_killed_conversion_is_begun_again(root, monkeypatch):
+def test_a_killed_conversion_is_restarted(root, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(sbd.shutil, "rmtree", lambda *args, **kwargs: None)  # SIGKILL clears nothing up
+        patch.setattr(sbd.shutil, "rmtree", lambda *args, **kwargs: None)  # SIGKILL cleans nothing up
         patch.setattr(Path, "rename", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             open_sbd(str(root), "trainaug")
@@ -154,8 +154,8 @@ def test_a_killed_conversion_is_begun_again(root, monkeypatch):
     open_sbd(str(root), "trainaug").check()
 
 
-def test_sbd_s_own_lists_share_images_with_voc_s(root):
-    """By VOC's own files: SBD's archive has copies of the images, which would hide that."""
+def test_sbd_lists_that_overlap_with_voc_val_are_refused(root):
+    """SBD images are read from VOC's folder: copies from SBD's archive would hide the overlap."""
     lists = root / "VOCdevkit/VOC2012/ImageSets/Segmentation"
     (lists / "val.txt").write_text("t0\nv0\n")
     data = DataModule(open_sbd, str(root), "sbd_train", "val", 21, standard, crop_size=16, batch_size=1)

@@ -1,4 +1,4 @@
-"""Generated shapes: the same seed gives the same bytes, and nothing ever leaves half a data set."""
+"""Generated shapes: the same seed gives the same bytes, and no failure leaves a partial data set."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_same_seed_same_bytes_other_seed_other_images(tmp_path):
+def test_images_depend_on_the_seed_only(tmp_path):
     for root, seed in (("a", 1), ("b", 1), ("c", 2)):
         opened(tmp_path / root, drawing_seed=seed)
     (a,), (b,), (c,) = (tuple((tmp_path / root).iterdir()) for root in "abc")
@@ -33,7 +33,7 @@ def test_same_seed_same_bytes_other_seed_other_images(tmp_path):
     assert {name for name, data in contents(a).items() if contents(c)[name] == data} == lists
 
 
-def test_a_larger_set_begins_with_the_smaller(tmp_path):
+def test_a_larger_data_set_starts_with_the_images_of_a_smaller_one(tmp_path):
     small, large = opened(tmp_path), opened(tmp_path, num_train=6)
     assert [small.images[index].read_bytes() for index in range(4)] == [p.read_bytes() for p in large.images[:4]]
 
@@ -43,13 +43,13 @@ def test_train_and_val_differ(tmp_path):
     assert len(images) == 7
 
 
-def test_what_is_drawn_is_not_drawn_again(tmp_path, monkeypatch):
+def test_existing_images_are_not_drawn_again(tmp_path, monkeypatch):
     opened(tmp_path)
     monkeypatch.setattr(shapes, "draw", lambda *args: pytest.fail("drawn again"))
     assert opened(tmp_path).title == "shapes train" and len(opened(tmp_path, "val")) == 3
 
 
-def test_files_are_as_in_the_devkit(tmp_path):
+def test_files_have_the_devkit_formats(tmp_path):
     dataset = opened(tmp_path)
     dataset.check()
     with Image.open(dataset.masks[0]) as mask:
@@ -59,47 +59,47 @@ def test_files_are_as_in_the_devkit(tmp_path):
         assert image.format == "JPEG" and all(24 <= side <= 40 for side in image.size)
 
 
-def test_all_classes_occur_and_void_borders_them():
+def test_all_classes_occur_and_have_ignored_borders():
     masks = [shapes.draw(np.random.default_rng([0, 1, index]), 48)[1] for index in range(200)]
     assert set(np.concatenate([mask.flatten() for mask in masks])) == {*range(21), 255}
     for mask in masks[:20]:
-        # A form is only ever beside its own kind or void: no class touches another, or the background.
-        for one, other in ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1])):
-            assert not ((one != other) & (one != 255) & (other != 255)).any()
+        # A shape touches only its own class or ignored pixels: never another class or the background.
+        for first, second in ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1])):
+            assert not ((first != second) & (first != 255) & (second != 255)).any()
 
 
-@pytest.mark.parametrize("accident", [KeyboardInterrupt, OSError("disk full")])
-def test_an_accident_midway_leaves_nothing(tmp_path, monkeypatch, accident):
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError("disk full")])
+def test_a_failure_while_drawing_leaves_no_files(tmp_path, monkeypatch, failure):
     draw, left = shapes.draw, iter(range(3))
 
     def fail_later(*args):
         if next(left, None) is None:
-            raise accident
+            raise failure
         return draw(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(shapes, "draw", fail_later)
-        with pytest.raises(accident if isinstance(accident, type) else type(accident)):
+        with pytest.raises(failure if isinstance(failure, type) else type(failure)):
             opened(tmp_path / "root")
     assert list((tmp_path / "root").iterdir()) == []
     assert len(opened(tmp_path / "root")) == 4
 
 
-def test_what_a_killed_process_left_is_no_data_set_and_is_removed(tmp_path, monkeypatch):
+def test_leftovers_of_a_killed_process_are_ignored_and_removed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(temporary_folders.shutil, "rmtree", lambda *args, **kwargs: None)  # SIGKILL clears nothing up
+        patch.setattr(temporary_folders.shutil, "rmtree", lambda *args, **kwargs: None)  # SIGKILL cleans nothing up
         patch.setattr(shapes, "draw", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             opened(tmp_path)
     (left,) = tmp_path.iterdir()
     opened(tmp_path).check()
-    assert left.is_dir()  # it may have only just been made, and not be held yet
+    assert left.is_dir()  # another process may have just created it, and not locked it yet
     os.utime(left, (0, 0))
     opened(tmp_path)
     assert not left.exists() and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_folder_in_which_somebody_draws_is_left_alone(tmp_path):
+def test_a_folder_in_use_by_another_process_is_not_removed(tmp_path):
     with temporary_folders.held_folder(tmp_path, ".drawing-") as folder:
         os.utime(folder, (0, 0))
         temporary_folders.remove_leftovers(tmp_path, ".drawing-")
@@ -107,7 +107,7 @@ def test_a_folder_in_which_somebody_draws_is_left_alone(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_comes_second_takes_the_firsts(tmp_path, monkeypatch):
+def test_a_second_process_uses_the_images_of_the_first(tmp_path, monkeypatch):
     write, first = shapes.write_data_set, []
 
     def overtaken(*args):
@@ -119,14 +119,14 @@ def test_a_process_that_comes_second_takes_the_firsts(tmp_path, monkeypatch):
     assert opened(tmp_path).images == first[0].images and len(list(tmp_path.iterdir())) == 1
 
 
-def test_many_at_once(tmp_path):
+def test_several_processes_may_draw_at_once(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         sets = list(pool.map(lambda _: opened(tmp_path), range(4)))
     assert len({images.images for images in sets}) == len(list(tmp_path.iterdir())) == 1
     sets[0].check()
 
 
-def test_others_may_read_them(tmp_path):
+def test_other_users_may_read_the_images(tmp_path):
     plain = tmp_path / "plain"
     plain.mkdir()
     (drawn,) = opened(tmp_path / "root").images[0].parents[4].glob("train*")

@@ -1,4 +1,4 @@
-"""VOC's layout, its colours, and the real subset where it is there."""
+"""VOC's layout and colours, and the real subset if it is available."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ from fcnlab.data import DataError, open_voc
 from fcnlab.data.formats.sbd import SBD
 from fcnlab.data.formats.voc import CLASSES, find_list, read_list, voc_archive, voc_palette
 
-# The devkit's colours as they are published, by class id.
+# The devkit's published colours, by class id.
 COLOURS = [
     (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128),
     (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128),
@@ -30,7 +30,7 @@ def test_palette():
     assert (named["aeroplane"], named["person"], named["tvmonitor"]) == ((128, 0, 0), (192, 128, 128), (0, 64, 128))
 
 
-def test_list_gives_images_and_masks(voc_root):
+def test_a_list_selects_images_and_masks(voc_root):
     dataset = open_voc(str(voc_root), "val")
     assert dataset.names == ("v0", "v1", "v2", "v3", "v4") and len(dataset) == 5
     assert dataset.title == "VOC2012 val" and dataset.classes == CLASSES
@@ -38,51 +38,51 @@ def test_list_gives_images_and_masks(voc_root):
     assert dataset.image(0).shape == (*dataset.mask(0).shape, 3)
 
 
-def test_sbd_masks_fill_the_gaps(voc_root):
+def test_sbd_masks_are_used_where_official_ones_are_missing(voc_root):
     dataset = open_voc(str(voc_root), "trainaug")
     dataset.check()
     folders = [mask.parent.name for mask in dataset.masks]
     assert folders == ["SegmentationClass"] * 8 + ["SegmentationClassAug"] * 2
 
 
-def test_official_mask_wins_over_sbd(voc_root):
+def test_an_official_mask_takes_precedence_over_sbd(voc_root):
     folder = voc_root / "VOCdevkit" / "VOC2012"
     Image.new("L", (1, 1)).save(folder / "SegmentationClassAug" / "t0.png")
     assert open_voc(str(voc_root), "trainaug").masks[0] == folder / "SegmentationClass" / "t0.png"
 
 
-def test_missing_mask_is_looked_for_in_the_official_folder(voc_root):
+def test_a_missing_mask_is_reported_in_the_official_folder(voc_root):
     (voc_root / "VOCdevkit/VOC2012/SegmentationClassAug/sbd0.png").unlink()
     with pytest.raises(DataError, match=r"SegmentationClass/sbd0\.png is missing"):
         open_voc(str(voc_root), "trainaug").check()
 
 
-def test_blank_lines_and_spaces_are_no_names(voc_root):
+def test_blank_lines_and_spaces_in_lists_are_skipped(voc_root):
     write_list(voc_root, b"v0 \r\n\r\n  v1\n\n")
     assert open_voc(str(voc_root), "val").names == ("v0", "v1")
 
 
 @pytest.mark.parametrize("start", ["", "\ufeff"])
-def test_lists_are_utf8_with_or_without_a_mark(voc_root, start):
+def test_lists_are_utf8_with_or_without_a_byte_order_mark(voc_root, start):
     write_list(voc_root, (start + "v0\né\n").encode())
     assert open_voc(str(voc_root), "val").names == ("v0", "é")
 
 
-def test_a_list_of_other_bytes_is_named(voc_root):
+def test_a_list_in_another_encoding_is_an_error_that_names_it(voc_root):
     write_list(voc_root, "v0\né\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"val\.txt cannot be read as a list: .*position 3.*It must be UTF-8"):
         open_voc(str(voc_root), "val")
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/../../b", "..", "/etc/passwd"])
-def test_names_that_lead_out_of_the_folders_are_refused(voc_root, name):
+def test_names_that_leave_the_data_folder_are_refused(voc_root, name):
     write_list(voc_root, f"v0\n{name}\n".encode())
     with pytest.raises(DataError, match=re.escape(f"contains {name!r}, which leads out")):
         open_voc(str(voc_root), "val")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
-def test_names_that_no_file_can_have_are_told_by_the_check(voc_root, name):
+def test_invalid_file_names_are_reported_by_the_check(voc_root, name):
     write_list(voc_root, f"v0\n{name}\n".encode())
     with pytest.raises(DataError, match="1 of 2 images cannot be used"):
         open_voc(str(voc_root), "val").check()
@@ -92,19 +92,19 @@ def write_list(voc_root, data: bytes) -> None:
     (voc_root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_bytes(data)
 
 
-def test_unknown_list_names_those_that_are_there(voc_root):
+def test_an_unknown_list_is_an_error_that_lists_the_available_ones(voc_root):
     with pytest.raises(DataError, match=r"no list 'test' .* available are train, trainaug, val\. Set data\.train_list"):
         open_voc(str(voc_root), "test")
 
 
 @pytest.mark.parametrize("inside", ["VOCdevkit", "VOCdevkit/VOC2012"])
-def test_root_too_deep_gets_a_hint(voc_root, inside):
+def test_a_root_that_is_too_deep_gets_a_hint(voc_root, inside):
     with pytest.raises(DataError, match=re.escape(f"Did you mean data.root={voc_root}?")):
         open_voc(str(voc_root / inside), "val")
 
 
 def official(root, *names: str):
-    """A devkit's folder with the images of these names, and no lists."""
+    """Create a devkit folder with images of these names, and no lists."""
     folder = root / "VOCdevkit/VOC2012"
     for name in names:
         save = {"JPEGImages": Image.new("RGB", (3, 2)), "SegmentationClass": Image.new("L", (3, 2))}
@@ -119,7 +119,7 @@ def listed(root, name: str) -> tuple[str, ...]:
     return read_list(*find_list(root / "VOCdevkit/VOC2012", name, 2012))
 
 
-# Lines, md5, first and last name: VOC's, DeepLab's, and seg11valid of shelhamer/fcn.berkeleyvision.org, data/pascal.
+# Length, md5, first and last name: VOC's, DeepLab's, and seg11valid of shelhamer/fcn.berkeleyvision.org, data/pascal.
 OFFICIAL = {
     "train": (1464, "223101833d3a86c8a837814f3e7afe88", "2007_000032", "2011_003255"),
     "val": (1449, "5510db06bbb92848a0bf6109eba6d646", "2007_000033", "2011_003271"),
@@ -129,7 +129,7 @@ OFFICIAL = {
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_official_lists_come_with_fcnlab(name, tmp_path):
+def test_fcnlab_contains_the_official_lists(name, tmp_path):
     count, md5, first, last = OFFICIAL[name]
     official(tmp_path, first)
     names = listed(tmp_path, name)
@@ -139,20 +139,20 @@ def test_official_lists_come_with_fcnlab(name, tmp_path):
         assert listed(tmp_path, f"voc2012_{name}") == names
 
 
-def test_official_lists_are_disjoint_as_the_papers_say(tmp_path):
+def test_official_lists_overlap_only_as_published(tmp_path):
     official(tmp_path, "2007_000032", "2007_000033")
     train, val, trainaug, seg11valid = (set(listed(tmp_path, name)) for name in OFFICIAL)
     assert train < trainaug and seg11valid < val and not val & trainaug
 
 
-def test_trainaug_without_sbd_s_masks_says_which_data_has_them(tmp_path):
+def test_trainaug_without_sbd_masks_recommends_data_voc_aug(tmp_path):
     folder = official(tmp_path, "2007_000032")
     (folder / "SegmentationClassAug").rmdir()
     with pytest.raises(DataError, match=r"masks only in SBD, and .*Aug does not exist: choose data=voc_aug"):
         open_voc(str(tmp_path), "trainaug")
 
 
-def test_a_devkit_s_own_list_wins(tmp_path):
+def test_a_list_in_the_devkit_takes_precedence(tmp_path):
     lists = official(tmp_path, "2007_000032") / "ImageSets/Segmentation"
     lists.mkdir(parents=True)
     (lists / "trainaug.txt").write_text("mine\n")
@@ -160,22 +160,22 @@ def test_a_devkit_s_own_list_wins(tmp_path):
     assert len(listed(tmp_path, "voc2012_trainaug")) == 10582
 
 
-def test_lists_of_2012_are_no_other_year_s(tmp_path):
+def test_lists_of_2012_are_not_used_for_other_years(tmp_path):
     official(tmp_path, "2007_000032", "2007_000033").rename(tmp_path / "VOCdevkit/VOC2007")
     for name in ("train", "trainaug"):
         with pytest.raises(DataError, match=f"no list '{name}'"):
             open_voc(str(tmp_path), name, year=2007)
 
 
-def test_a_list_of_which_no_image_is_there_is_none(voc_root):
-    """Of a set of the user's own, in VOC's format."""
+def test_a_list_without_any_existing_image_is_not_available(voc_root):
+    """The data set is the user's own, in VOC's format."""
     with pytest.raises(DataError, match=r"no list 'seg11valid' .*: available are train, trainaug, val"):
         open_voc(str(voc_root), "seg11valid")
 
 
-# torchvision, datasets/voc.py (0.26): years, sums, and where they are.
+# torchvision, datasets/voc.py (0.26): years, checksums and URLs.
 @pytest.mark.parametrize("year", range(2007, 2013))
-def test_archives_are_the_ones_that_torchvision_knows(year):
+def test_voc_archives_equal_those_of_torchvision(year):
     from torchvision.datasets.voc import DATASET_YEAR_DICT
 
     known, actual = DATASET_YEAR_DICT[str(year)], voc_archive(year, "train")
@@ -189,19 +189,19 @@ def test_archives_are_the_ones_that_torchvision_knows(year):
         assert voc_archive(year, "test").md5 == DATASET_YEAR_DICT["2007-test"]["md5"]
 
 
-def test_sbd_s_archive_is_the_one_that_torchvision_knows():
+def test_the_sbd_archive_equals_that_of_torchvision():
     assert (SBD.md5, SBD.urls[0], SBD.name) == (SBDataset.md5, SBDataset.url, SBDataset.filename)
 
 
-def test_another_year_has_no_archive(tmp_path):
+def test_an_unknown_year_has_no_archive(tmp_path):
     with pytest.raises(
         DataError, match=r"data\.dataset\.year=2013 is not valid: VOC has segmentations of 2007 to 2012"
     ):
         open_voc(str(tmp_path), "train", year=2013, download=True)
 
 
-def test_a_devkit_from_the_user_s_tars(voc_root, tmp_path):
-    """Once it is there, they are not looked at again."""
+def test_a_devkit_is_unpacked_from_user_tar_files(voc_root, tmp_path):
+    """Once the devkit exists, the tar files are not read again."""
     lists = voc_root / "VOCdevkit/VOC2012/ImageSets/Segmentation"
     shutil.copy(lists / "trainaug.txt", lists / "trainval.txt")
     with tarfile.open(tmp_path / "mine.tar", "w") as tar:
@@ -212,12 +212,12 @@ def test_a_devkit_from_the_user_s_tars(voc_root, tmp_path):
         assert dataset.names == open_voc(str(voc_root), "val").names
 
 
-def test_wrong_root_is_named(tmp_path):
+def test_a_wrong_root_is_an_error_that_names_it(tmp_path):
     with pytest.raises(DataError, match=re.escape(f"data.root={tmp_path}: ") + ".*Set data.root to the folder"):
         open_voc(str(tmp_path), "val")
 
 
-def test_another_year_is_another_folder(voc_root):
+def test_the_year_selects_the_folder(voc_root):
     (voc_root / "VOCdevkit" / "VOC2012").rename(voc_root / "VOCdevkit" / "VOC2011")
     assert open_voc(str(voc_root), "val", year=2011).title == "VOC2011 val"
 
@@ -232,6 +232,6 @@ def test_real_lists(shared, split, count):
         assert set(np.unique(mask)) <= {*range(21), 255} and dataset.image(index).shape[:2] == mask.shape
 
 
-def test_real_val_is_held_out(shared):
+def test_real_val_and_trainaug_are_disjoint(shared):
     train, val, trainaug = (set(open_voc(str(shared / "data"), split).names) for split in ("train", "val", "trainaug"))
     assert not val & trainaug and train <= trainaug
