@@ -70,7 +70,7 @@ def test_a_step_is_counted_once_however_many_batches_it_has():
     assert callback.average.n_averaged == 2
 
 
-def test_an_average_goes_on_from_its_checkpoint():
+def test_ema_weights_continue_from_their_checkpoint():
     straight, net = Net(), Net()
     net.load_state_dict(straight.state_dict())
     whole, first, second = EMA(), EMA(), EMA()

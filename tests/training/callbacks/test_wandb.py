@@ -369,7 +369,7 @@ def asked_for(monkeypatch, folder: Path, config: dict | None = None, **settings)
         ("p" * 129, None),
     ],
 )
-def test_a_project_is_one_that_w_and_b_takes_and_another_name_is_said(monkeypatch, tmp_path, caplog, typed, taken):
+def test_a_project_name_that_wandb_refuses_is_replaced_and_reported(monkeypatch, tmp_path, caplog, typed, taken):
     """W&B's own settings are asked whether they take it."""
     project = asked_for(monkeypatch, tmp_path, project=typed)["project"]
     assert project == (taken or project) and len(project) <= 128
