@@ -114,7 +114,7 @@ def test_all_commands_work_in_a_folder_whose_name_is_not_utf8(
     printed = re.search(r"Next: fcnlab (compare .*)", capsys.readouterr().out)
     assert printed and fcnlab(*words_of(printed[1]), "resamples=100") == 0
     assert fcnlab("compare", "runs=run,repeated,eval,sweep", "resamples=100") == 0
-    assert not {"Unusable:", "Excluded:"} & set("".join(capsys.readouterr()).split())
+    assert "Unusable:" not in "".join(capsys.readouterr())
     sweep = json.loads((folder / "sweep" / "sweep.json").read_text(encoding="utf-8"))
     assert words_of(sweep["command"])[2:5] == ["-m", *own] and sweep["status"] == "finished"
     assert fcnlab("train", *own, "-m", "sweep.resume=sweep", *fixed, *short, "seed=1,2") == 0

@@ -500,6 +500,6 @@ def test_a_best_checkpoint_of_discarded_steps_is_set_aside(train, tmp_path, caps
     earlier.replace(folder / "last.ckpt")
     torch.save(ahead, folder / "miou=0.9-step=4.ckpt")
     train("checkpoint=last", *settings, "optim.lr=1e-5")
-    assert "best.ckpt is of step 4, and the run resumes from step 2 with other settings" in capsys.readouterr().out
+    assert "best.ckpt is of step 4, but the run resumes from step 2 with other settings" in capsys.readouterr().out
     assert (folder / "best.ckpt.damaged").is_file() and (folder / "miou=0.9-step=4.ckpt.damaged").is_file()
     assert (folder / "best.ckpt").is_file()
