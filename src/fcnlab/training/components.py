@@ -23,7 +23,7 @@ def open_data(node: DictConfig, named_by_record: bool) -> DataModule:
     return instantiate(node, _convert_="all", read_only=True, cache_dir=str(run_folder() / "cache"))
 
 
-def instantiate_checked(settings: dict[str, Any], path: str, **further: Any) -> Any:
+def instantiate_checked(settings: DictConfig | dict[str, Any], path: str, **further: Any) -> Any:
     """Build a component of a config; raise a UserError with its class's message where it rejects its settings."""
     try:
         return instantiate(settings, **further, _convert_="all")
