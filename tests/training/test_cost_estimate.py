@@ -1,5 +1,6 @@
 """The cost estimate of a run: bytes counted by hand, and a clock that the test advances."""
 
+import gc
 import json
 import resource
 from contextlib import nullcontext
@@ -325,6 +326,7 @@ def test_warning_about_memory_suggests_settings(caplog, batch_size, accumulated,
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset the peak")
 def test_measured_memory_of_the_process():
+    gc.collect()  # what earlier tests left must not be freed in between
     before = torch.ones(2**29, dtype=torch.uint8)  # half a GiB, which was there and is gone
     del before
     took = CostMeter(torch.device("cpu"))
