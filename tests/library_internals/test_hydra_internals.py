@@ -1,6 +1,8 @@
 import pytest
 from hydra import compose as compose_config
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.core.plugins import Plugins
@@ -9,11 +11,13 @@ from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
+from fcnlab.config.locations import CONF
 from fcnlab.library_internals.hydra import (
     BasicLauncher,
     composed_through,
     copy_below_its_parent,
     folder_name,
+    group_members,
     option_parser,
     reported_by,
     value_of,
@@ -106,3 +110,11 @@ def test_a_copy_resolves_interpolations_like_its_original():
     copied = copy_below_its_parent(whole.part)
     copied.more = 1
     assert copied.of == 7 and "more" not in whole.part
+
+
+@pytest.mark.parametrize("group", ["model", "experiment", "hydra/launcher", "none"])
+def test_group_members_are_those_of_the_public_methods(group):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert group_members(loader, group, ObjectType.CONFIG) == loader.get_group_options(group)
+        assert group_members(loader, group, ObjectType.GROUP) == loader.list_groups(group)

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 
 from fcnlab.config.locations import experiment_command
+from fcnlab.library_internals.hydra import group_members
 
 SWEEP_GROUPS = {"train": ("hydra/launcher", "hydra/sweeper"), "eval": ("hydra/launcher",)}  # a search is for train
 
@@ -23,13 +25,13 @@ def config_groups() -> str:
 
 def _with_subgroups(loader: ConfigLoader, group: str) -> Iterator[str]:
     yield group
-    for name in loader.list_groups(group):
+    for name in group_members(loader, group, ObjectType.GROUP):
         yield from _with_subgroups(loader, f"{group}/{name}")
 
 
 def _options(loader: ConfigLoader, group: str, verb: str) -> list[str]:
     """Return the options of a group, without fcnlab's experiments for other commands."""
-    options = sorted(loader.get_group_options(group))
+    options = sorted(group_members(loader, group, ObjectType.CONFIG))
     if not group.startswith("experiment"):
         return options
     folder = group.removeprefix("experiment").lstrip("/")

@@ -12,6 +12,8 @@ from typing import Any
 from hydra._internal import utils
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -23,6 +25,7 @@ __all__ = [
     "composed_through",
     "copy_below_its_parent",
     "folder_name",
+    "group_members",
     "option_parser",
     "reported_by",
     "value_of",
@@ -48,6 +51,15 @@ def value_text(value: Any) -> str:
 def folder_name(overrides: Sequence[Override], exclude: Sequence[str], item_sep: str, kv_sep: str) -> str:
     """``hydra.job.override_dirname`` of some overrides. Hydra computes it once, from the words that it was given."""
     return get_overrides_dirname(list(overrides), list(exclude), item_sep, kv_sep)
+
+
+def group_members(loader: ConfigLoader, group: str, kind: ObjectType) -> list[str]:
+    """The options (``CONFIG``) or the subgroups (``GROUP``) of a config group.
+
+    The public methods of the loader copy all configs for each question, which makes a help text a fifth slower.
+    """
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader.repository.get_group_options(group, kind)
 
 
 def option_parser() -> ArgumentParser:
