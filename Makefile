@@ -44,17 +44,17 @@ test-slow: setup  ## the matrices, other processes, the wheel; models, data and 
 campaigns: setup  ## what make test-slow shows, again with more sizes and random numbers
 	$(PYTEST) -m campaign
 
-fuzz: setup  ## foreign files and words: the properties of tests/fuzz, 2000 new examples of each
+fuzz: setup  ## fuzz files from other sources and overrides: tests/fuzz, 2000 new examples of each property
 	FCNLAB_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q --timeout 7200 tests/fuzz
 
-faults: setup  ## disturb trainings 200 times and compare their ends; interrupt commands while they start
+faults: setup  ## disturb training runs 200 times and compare their results; interrupt commands while they start
 	$(BIN)/python tests/faults/harness.py --count 200 --seed 1
 	$(BIN)/python tests/faults/starts.py --count 20 --seed 1
 
 bench: setup  ## measure against others, side by side; some 15 minutes (outputs/bench)
 	$(BIN)/fcnlab bench
 
-rivals: setup  ## install what make bench measures against
+rivals: setup  ## install the libraries that make bench compares with
 	$(INSTALL) -e '.[rivals]'
 	$(INSTALL) --no-deps torchfcn==1.9.7
 
@@ -63,7 +63,7 @@ lint: setup  ## format check, lint, types
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/pyright
 
-notebooks: setup  ## run the notebooks and keep their outputs; the second trains three nets, some minutes
+notebooks: setup  ## run the notebooks and keep their outputs; the second trains three models, some minutes
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 table: setup  ## write README's table of variants and backbones

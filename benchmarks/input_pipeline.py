@@ -82,7 +82,7 @@ def main() -> None:
     args = measuring.options(__doc__, root="../shared/data", num_images=240, crop=512)
     measuring.on_cores(args.threads)
     with tempfile.TemporaryDirectory() as name:
-        images = open_images(args.root, args.images, Path(name))
+        images = open_images(args.root, args.num_images, Path(name))
         rows, cols = np.median([images.size(index) for index in range(len(images))], axis=0)
         title = f"{len(images)} images of {images.title}, median {rows:.0f}x{cols:.0f}, crops of {args.crop}"
         measuring.report(title, measure(images, args.crop, Path(name)), args.json)

@@ -22,7 +22,7 @@ PROTOCOL = {
     "images": 36,
     "of": 36,
     "resolution": "native",
-    "void": "in no sum",
+    "ignored_pixels": "are not counted",
     "absent_classes": "left out",
     "inference": "whole",
     "postprocess": "none",

@@ -167,7 +167,7 @@ def test_nothing_to_compare_is_reported(make_run, compared):
     ("changes", "message"),
     [
         ({"protocol": {"set": "toys test"}}, "its set is 'toys test', but 'toys val' in"),
-        ({"protocol": {"void": "counts as background"}}, "its void is 'counts as background'"),
+        ({"protocol": {"ignored_pixels": "counts as background"}}, "its ignored pixels is 'counts as background'"),
         ({"protocol": {"absent_classes": "count 0"}}, "its absent classes is"),
         ({"protocol": {"resolution": "512x512"}}, "its resolution is '512x512'"),
         ({"protocol": {"padded_samples": 3}}, "its padded samples is '3'"),

@@ -32,7 +32,7 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: 
     assert {"comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv", "compare.log"} <= written
     with (tmp_path / "out" / "pairs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["one"], row["other"]) for row in rows] == [(f"model=fcn{n}s", "model=fcn8s") for n in (16, 32)]
+    assert [(row["first"], row["second"]) for row in rows] == [(f"model=fcn{n}s", "model=fcn8s") for n in (16, 32)]
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert "left-out" in page and "an empty folder" in page and "runs=" in page and "fcnlab compare" in page
 

@@ -182,7 +182,7 @@ def _point(x: float, group: Group, series: int, text: str) -> Point:
 
 def _settings(comparison: Comparison) -> list[tuple[str, Markup | None, list[Any]]]:
     """Return for each differing setting its name, its chart (None if there are too many values) and its effects."""
-    series = {settings.name: place for place, settings in enumerate(comparison.groups)}
+    series = {group.name: place for place, group in enumerate(comparison.groups)}
     settings = []
     for key in dict.fromkeys(effect.key for effect in comparison.effects):
         values = [effect for effect in comparison.effects if effect.key == key]

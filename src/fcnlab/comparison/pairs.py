@@ -58,7 +58,7 @@ class Pair:
 
     @property
     def sure_of_seeds(self) -> bool | None:
-        """None if there are seeds not tested to judge."""
+        """None if the seeds were not tested: fewer than three in common, or equal differences."""
         return None if self.p_seeds is None else self.p_seeds < self.alpha
 
     @property
@@ -142,14 +142,13 @@ def _pair(first: Group, second: Group, sampling: Sampling, confidence: float) ->
     matched_first, matched_second = match_seeds(first, second)
     difference, enough = matched_first.mean() - matched_second.mean(), sampling.images >= FEWEST_IMAGES
     differences = _seed_differences(matched_first, matched_second)
+    resampled = sampling.difference(matched_first.runs, matched_second.runs) if enough else None
     return Pair(
         first=first,
         second=second,
         images=sampling.images,
         difference=difference,
-        over_images=over_images(difference, sampling.difference(matched_first.runs, matched_second.runs), confidence)
-        if enough
-        else None,
+        over_images=None if resampled is None else over_images(difference, resampled, confidence),
         seed_differences=differences,
         over_seeds=over_seeds(list(differences.values()), confidence),
         p_images=None,

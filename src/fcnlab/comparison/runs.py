@@ -25,7 +25,7 @@ from fcnlab.errors import first_line, shortened
 from fcnlab.files.reading import Unreadable, open_arrays, path_inside, read_json, read_rows, read_yaml
 from fcnlab.metrics.conventions import ClassAreas, class_areas
 from fcnlab.metrics.scores import SCORES, Scores, scores
-from fcnlab.runs.lineage import DISPLAYED_SETTINGS, TrainingRun, describe_training_run, from_facts, why_not_finished
+from fcnlab.runs.lineage import HASH_DIGITS, TrainingRun, describe_training_run, from_facts, why_not_finished
 from fcnlab.runs.origins import as_scoring_settings, environment, nested_map, scored_data, source_settings
 from fcnlab.runs.selection import Facts, recorded_selection
 
@@ -38,7 +38,7 @@ MAX_DEPTH = 40  # nested folders
 NO_RUNS_INSIDE = {"checkpoints", "predictions", "wandb"}
 CURVES = ("val/miou", "train/loss")
 # These must be equal in two protocols.
-COMPARABLE_PROTOCOL = ("set", "resolution", "void", "absent_classes", "padded_samples")
+COMPARABLE_PROTOCOL = ("set", "resolution", "ignored_pixels", "absent_classes", "padded_samples")
 # How a training run evaluates itself; fcnlab eval may choose otherwise.
 DEFAULT_INFERENCE = {"inference": "whole", "postprocess": "none"}
 MAX_NUMBER = 1e15  # beyond this a chart has no usable axis
@@ -385,7 +385,7 @@ def _describe_evaluation(
     checkpoint = config.get("checkpoint") if isinstance(config.get("checkpoint"), str) else None
     if checkpoint:
         name = Path(checkpoint).name
-        checkpoint = name if trained else f"{name} ({str(file.get('sha256'))[:DISPLAYED_SETTINGS]})"
+        checkpoint = name if trained else f"{name} ({str(file.get('sha256'))[:HASH_DIGITS]})"
     chosen = {group: evaluation.options.get(group, option) for group, option in DEFAULT_INFERENCE.items()}
     inference = _only(
         evaluation.settings, {group for group, option in chosen.items() if option != DEFAULT_INFERENCE[group]}

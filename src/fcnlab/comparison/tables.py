@@ -158,14 +158,8 @@ def effect_table(comparison: Comparison) -> Table:
         ]
         for effect in comparison.effects
     ]
-    return [
-        "setting",
-        "value",
-        "groups",
-        "mean mIoU",
-        "difference to the first value, other settings equal",
-        "matched groups",
-    ], rows
+    difference = "difference to the first value, other settings equal"
+    return ["setting", "value", "groups", "mean mIoU", difference, "matched groups"], rows
 
 
 def counted(count: int, noun: str) -> str:
@@ -234,10 +228,10 @@ def _answer(pair: Pair, comparison: Comparison) -> str:
 
 def _size(pair: Pair, sign: int) -> str:
     """Format the difference and, if available, its interval over images."""
-    value, interval = f"{points(sign * pair.difference)} points of mIoU", pair.over_images
-    if interval is None:
+    value, over_images = f"{points(sign * pair.difference)} points of mIoU", pair.over_images
+    if over_images is None:
         return value
-    low, high = sorted((sign * interval.low, sign * interval.high))
+    low, high = sorted((sign * over_images.low, sign * over_images.high))
     return f"{value}, {points(low)} to {points(high)} over {pair.images} images"
 
 
@@ -330,8 +324,8 @@ def _group_facts(group: Group, comparison: Comparison) -> dict[str, Any]:
 def _pair_facts(pair: Pair) -> dict[str, Any]:
     images, seeds = pair.over_images, pair.over_seeds
     return {
-        "one": pair.first.name,
-        "other": pair.second.name,
+        "first": pair.first.name,
+        "second": pair.second.name,
         "miou_difference": pair.difference,
         "images": pair.images,
         "images_low": images and images.low,

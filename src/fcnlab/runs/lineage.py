@@ -34,7 +34,7 @@ from fcnlab.config.components import Settings
 from fcnlab.runs.origins import nested_map, source_settings
 from fcnlab.runs.settings import WITHOUT_EFFECT, identifying_options, identifying_values
 
-DISPLAYED_SETTINGS = 8  # hexadecimal digits of a hash
+HASH_DIGITS = 8  # hexadecimal digits of a hash
 NOT_FINISHED = ("running", "interrupted", "failed")
 
 
@@ -101,7 +101,7 @@ def from_facts(record: Any) -> TrainingRun | None:
 def recipe(training: TrainingRun) -> str:
     """Return a hash of all options and settings except seeds: equal for all runs of a group."""
     description = json.dumps([training.options, training.settings], sort_keys=True, default=str)
-    return hashlib.sha256(description.encode()).hexdigest()[:DISPLAYED_SETTINGS]
+    return hashlib.sha256(description.encode()).hexdigest()[:HASH_DIGITS]
 
 
 def absolute(root: Any, cwd: Any) -> str | None:
@@ -128,7 +128,7 @@ def _weights(files: Mapping[str, Any], settings: Settings) -> Settings:
     A path that contains the seed names another file for each seed.
     """
     return {
-        path: f"{file.get('name')} ({file.get('recipe') or str(file.get('sha256'))[:DISPLAYED_SETTINGS]})"
+        path: f"{file.get('name')} ({file.get('recipe') or str(file.get('sha256'))[:HASH_DIGITS]})"
         for path, file in _known(files)
         if file.get("recipe") or path in settings
     }
@@ -138,7 +138,7 @@ def _images(facts: Mapping[str, Any]) -> Settings:
     """Return the number of images of training and validation and a hash of their names, because a list may change."""
     splits = {split: images for split, images in nested_map(facts, "images").items() if isinstance(images, dict)}
     return {
-        f"images.{split}": f"{images.get('count')} ({str(images.get('names'))[:DISPLAYED_SETTINGS]})"
+        f"images.{split}": f"{images.get('count')} ({str(images.get('names'))[:HASH_DIGITS]})"
         for split, images in splits.items()
     }
 
