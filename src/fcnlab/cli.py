@@ -294,7 +294,7 @@ def _check_grammar(verb: str) -> None:
     from fcnlab.errors import first_line
 
     parser = OverridesParser.create()
-    sweep = bool({"-m", "--multirun"} & set(sys.argv))
+    sweep = _is_sweep()
     for word in sys.argv[1:]:
         if word.startswith("-"):
             continue
@@ -389,7 +389,7 @@ def _check_working_folder(hydra: "HydraConf") -> None:
 
 def _check_output_folder(verb: str) -> None:
     """Refuse an output folder that cannot be written to, before Hydra tries to create it."""
-    sweep = bool({"-m", "--multirun"} & set(sys.argv))
+    sweep = _is_sweep()
     if _only_shows():
         return
     key = "hydra.sweep.dir=" if sweep else "hydra.run.dir="

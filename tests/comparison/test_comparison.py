@@ -167,10 +167,10 @@ def test_nothing_to_compare_is_reported(make_run, compared):
     ("changes", "message"),
     [
         ({"protocol": {"set": "toys test"}}, "its set is 'toys test', but 'toys val' in"),
-        ({"protocol": {"ignored_pixels": "counts as background"}}, "its ignored pixels is 'counts as background'"),
-        ({"protocol": {"absent_classes": "count 0"}}, "its absent classes is"),
+        ({"protocol": {"ignored_pixels": "counts as background"}}, "its ignored_pixels is 'counts as background'"),
+        ({"protocol": {"absent_classes": "count 0"}}, "its absent_classes is"),
         ({"protocol": {"resolution": "512x512"}}, "its resolution is '512x512'"),
-        ({"protocol": {"padded_samples": 3}}, "its padded samples is '3'"),
+        ({"protocol": {"padded_samples": 3}}, "its padded_samples is '3'"),
         ({"classes": ("background", "cat", "dog", "horse")}, "they differ in cow, horse"),
         ({"classes": ("background", "dog", "cat", "cow")}, "their order differs"),
         ({"names": [f"other_{place}" for place in range(36)]}, "no image in common"),

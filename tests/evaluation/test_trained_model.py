@@ -78,7 +78,7 @@ def test_classes_and_palette(model):
     [
         (np.zeros((70, 83, 3)), r"got float64 of \(70, 83, 3\)"),
         (np.zeros((3, 70, 83), np.uint8), r"got uint8 of \(3, 70, 83\)"),
-        (np.zeros((0, 83, 3), np.uint8), "at least 1 pixels on each side, got 0x83"),
+        (np.zeros((0, 83, 3), np.uint8), "at least 1 pixels on each side, but has 0x83"),
         pytest.param(torch.zeros(70, 83, 3), "got Tensor", marks=pytest.mark.unchecked),
     ],
 )

@@ -45,7 +45,7 @@ def _difference(run: Run, reference: Run) -> str | None:
     for key in COMPARABLE_PROTOCOL:
         value, usual_value = str(run.protocol.get(key)), str(reference.protocol.get(key))
         if value != usual_value:
-            return f"its {key.replace('_', ' ')} is {value!r}, but {usual_value!r} {where}"
+            return f"its {key} is {value!r}, but {usual_value!r} {where}"
     if run.classes != reference.classes:
         lacking = set(reference.classes) ^ set(run.classes)
         difference = f"they differ in {', '.join(sorted(lacking)[:4])}" if lacking else "their order differs"

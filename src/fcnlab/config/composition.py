@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from fcnlab.config.locations import CONF
+from fcnlab.config.overrides import override_key
 from fcnlab.errors import first_line
 from fcnlab.library_internals.hydra import composed_through
 
@@ -110,14 +111,11 @@ def _compose_without_refused(
             refused.append(override)
             if override.corrected is None or is_corrected:
                 del left[override.place]
-                inside = tuple(f"{prefix}." for prefix in [override.group] if prefix)
-                left = {place: word for place, word in left.items() if not _key(word).startswith(inside or ("\0",))}
+                if override.group:
+                    inside = f"{override.group}."
+                    left = {place: word for place, word in left.items() if not override_key(word).startswith(inside)}
             else:
                 left[override.place] = override.corrected
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
 
 
 def _refused_by(verb: str, error: Exception, words: Mapping[int, str]) -> RefusedOverride | None:
@@ -131,7 +129,7 @@ def _refused_by(verb: str, error: Exception, words: Mapping[int, str]) -> Refuse
         (ABSENT_KEY, _absent_key),
     ):
         if match := pattern.match(text):
-            place = next((place for place, word in words.items() if _key(word) == match["key"]), None)
+            place = next((place for place, word in words.items() if override_key(word) == match["key"]), None)
             return None if place is None else describe(verb, error, place, words[place])
     for pattern, describe in ((INVALID_VALUE, _invalid_value), (SWEEP_OF_RUN, _sweep_of_run)):
         if match := pattern.match(text):
@@ -175,9 +173,9 @@ def describe_unknown_option(error: MissingConfigException) -> str:
 
 
 def _unknown_key(verb: str, error: Exception, place: int, word: str) -> RefusedOverride:
-    key = str(getattr(error.__cause__, "full_key", None) or _key(word))  # of a dictionary the key inside
-    if _key(word).startswith(f"{key}."):  # a parent of it is unknown
-        key = _key(word)
+    key = str(getattr(error.__cause__, "full_key", None) or override_key(word))  # of a dictionary the key inside
+    if override_key(word).startswith(f"{key}."):  # a parent of it is unknown
+        key = override_key(word)
     if "." not in key or "/" in key:
         groups = {str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()}
         near = difflib.get_close_matches(key, sorted(groups), n=1)
@@ -228,7 +226,7 @@ def _absent_key(verb: str, error: Exception, place: int, word: str) -> RefusedOv
 
 
 def _invalid_value(verb: str, error: Exception, place: int, word: str) -> RefusedOverride:
-    key, reason = _key(word), first_line(error.__cause__ or error)
+    key, reason = override_key(word), first_line(error.__cause__ or error)
 
     def describe(cfg: DictConfig | None) -> str:
         from fcnlab.config.validation import type_error

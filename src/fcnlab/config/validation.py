@@ -250,7 +250,8 @@ def _annotations(target: Callable, parameters: Mapping[str, inspect.Parameter]) 
     """Return the annotations that values are checked against.
 
     Of external classes these are fcnlab's own, and those of booleans, where a string such as "no" would count as true;
-    their other annotations are not always exact."""
+    their other annotations are not always exact.
+    """
     if (target.__module__ or "").startswith("fcnlab."):
         return {name: parameter.annotation for name, parameter in parameters.items()}
     foreign = external_class(target)

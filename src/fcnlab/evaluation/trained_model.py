@@ -135,7 +135,8 @@ class TrainedModel:
         pixels = _pixels(image)
         rows, cols = pixels.shape[:2]
         if min(rows, cols) < self._min_size:
-            raise ValueError(f"an image must have at least {self._min_size} pixels on each side, got {rows}x{cols}")
+            name = f"{image}" if isinstance(image, str | Path) else "the image"
+            raise ValueError(f"{name} must have at least {self._min_size} pixels on each side, but has {rows}x{cols}")
         return torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device)
 
 
@@ -147,5 +148,5 @@ def _pixels(image: OneImage) -> UInt8[ndarray, "rows cols 3"]:
         return as_rgb(image)
     if not isinstance(image, ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         kind = f"{image.dtype} of {image.shape}" if isinstance(image, ndarray) else type(image).__name__
-        raise ValueError(f"an image must be a file, a PIL image, or a uint8 array of (rows, cols, 3), got {kind}")
+        raise ValueError(f"the image must be a file, a PIL image, or a uint8 array of (rows, cols, 3), got {kind}")
     return np.array(image)  # a copy: torch refuses arrays that are read-only or run backwards
