@@ -297,12 +297,14 @@ def scripts(monkeypatch, tmp_path):
 
 
 def test_bench_continues_after_a_failed_benchmark(fcnlab, scripts, capfd, tmp_path):
-    assert fcnlab("bench", "hydra.run.dir=run", "threads=1") == 1
+    (tmp_path / "own").mkdir()
+    assert fcnlab("bench", "--config-dir", "own", "hydra.run.dir=run", "threads=1") == 1
     message = capfd.readouterr()
     assert "live" in message.out and re.search(r"writes: fast +2.00 +1.50 to 2.50 +times as fast", message.out)
     assert "writes: not measured: a rival, which is not there" in message.out
     assert "failed: broken" in message.err and "Traceback" not in message.err
     results = json.loads((tmp_path / "run" / "bench.json").read_text())
+    assert results["command"] == f"fcnlab bench --config-dir {tmp_path}/own threads=1"
     assert list(results["benchmarks"]) == ["writes"] and results["benchmarks"]["writes"]["environment"] == {
         "threads": "1"
     }

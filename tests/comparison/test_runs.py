@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from fcnlab.comparison.runs import ExcludedRun, Unusable, read_run, read_runs, run_folders
-from fcnlab.config.components import iter_leaves
+from fcnlab.config.components import leaves_of
 from fcnlab.errors import LONGEST_REASON
 from fcnlab.files import reading
 from fcnlab.runs.settings import identifying_values
@@ -476,8 +476,8 @@ def test_a_folder_without_read_permission_is_excluded_with_a_reason(make_run, tm
     assert read_runs([tmp_path / "runs"]) == ([], [ExcludedRun(folder, "cannot be read: locked")])
 
 
-def test_iter_leaves():
-    assert iter_leaves({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+def test_leaves_of():
+    assert leaves_of({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
 
 
 def test_compare_does_not_import_torch():

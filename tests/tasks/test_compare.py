@@ -1,6 +1,7 @@
 """Test the whole ``fcnlab compare`` command."""
 
 import csv
+import html
 import json
 import subprocess
 import sys
@@ -90,6 +91,16 @@ def test_folders_with_odd_names(fcnlab, make_run, tmp_path, capsys):  # noqa: F8
     make_run("it's=a [run]")
     assert fcnlab("compare", f"runs={tmp_path}/runs/it's=a [run]", "resamples=100") == 0
     assert "1 group, 1 run on" in capsys.readouterr().out
+
+
+def test_the_recorded_command_names_the_folders_of_config_files(fcnlab, make_run, tmp_path):  # noqa: F811
+    make_run("a")
+    own = tmp_path / "own"
+    own.mkdir()
+    words = (f"hydra.searchpath=[{own}]", "runs=runs", "resamples=100", "hydra.run.dir=out")
+    assert fcnlab("compare", "--config-dir", "own", *words) == 0
+    page = html.unescape((tmp_path / "out" / "comparison.html").read_text())
+    assert f"fcnlab compare --config-dir {own} 'hydra.searchpath=[{own}]' " in page
 
 
 def test_real_runs_are_compared(train, fcnlab, tmp_path, capsys):

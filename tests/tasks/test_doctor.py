@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from fcnlab.data import DataModule, loader_workers, open_folder
+from fcnlab.data.checks.class_weights import Frequencies
 from fcnlab.data.checks.machine import disk_finding, gpu_finding, readers_finding
 from fcnlab.data.checks.report import Verdict
 from fcnlab.data.loader_workers import readers
 from fcnlab.data.transforms import standard
-from fcnlab.tasks.doctor import inspect_all, inspect_data, suggestions
+from fcnlab.tasks.doctor import frequency_facts, inspect_all, inspect_data, suggestions
 
 GIB = 2**30
 
@@ -27,7 +28,8 @@ def test_a_valid_data_set_passes_and_a_broken_file_fails(fcnlab, small, tmp_path
     assert "✓ overlap" in output and "✗" not in output and "train images" in output
     record = json.loads((tmp_path / "first/doctor.json").read_text())
     assert record["verdict"] == "warning"  # no GPU here
-    assert record["splits"]["val"]["images"] == 8 and len(record["splits"]["train"]["classes"]) == 22
+    assert record["splits"]["val"]["images"] == 8 and len(record["splits"]["train"]["classes"]) == 21
+    assert set(record["splits"]["train"]["ignored"]) == {"images", "pixels"}
     assert len(record["class_weights"]["median frequency"]) == 21
     sheet = np.array(Image.open(tmp_path / "first/samples.png"))
     assert sheet.shape[1] == 4 * 460 and 2 * 200 < sheet.shape[0] < 3 * 250  # two rows of four pairs, and the legend
@@ -106,6 +108,15 @@ def test_one_list_for_training_and_test_is_an_overlap(verdicts):
     seen = verdicts(fractions={"all": 0.5, "rest": 0.5}, val_list="rest", test_list="all")
     assert seen["train and val", "overlap"] == seen["val and test", "overlap"] == Verdict.OK
     assert seen["train and test", "overlap"] == Verdict.ERROR
+
+
+def test_a_class_called_void_keeps_its_counts():
+    """Counts of ignored pixels replaced those of such a class."""
+    counted = Frequencies(np.array([5, 7]), np.array([1, 2]), np.array([12, 12]), 3, 1)
+    assert frequency_facts(["void", "road"], counted) == {
+        "classes": {"void": {"images": 1, "pixels": 5}, "road": {"images": 2, "pixels": 7}},
+        "ignored": {"images": 1, "pixels": 3},
+    }
 
 
 def test_suggestions_are_valid_overrides():

@@ -79,9 +79,9 @@ def holds_component(value: Any) -> bool:
 Settings = dict[str, Any]
 
 
-def iter_leaves(tree: Any, path: str = "") -> Settings:
+def leaves_of(tree: Any, path: str = "") -> Settings:
     """Return every value of a tree by its dotted path; lists count as values."""
     if not isinstance(tree, dict) or not tree:
         return {path: tree} if path else {}
-    subtrees = [iter_leaves(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
+    subtrees = [leaves_of(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
     return {name: value for leaves in subtrees for name, value in leaves.items()}

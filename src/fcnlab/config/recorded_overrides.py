@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fcnlab.config.components import iter_leaves
+from fcnlab.config.components import leaves_of
 from fcnlab.config.locations import CONF
 from fcnlab.config.overrides import (
     SEARCHPATH,
@@ -167,7 +167,7 @@ def _values_to_type(overrides: Sequence[str], folder: Path, argv: Sequence[str])
     folders = config_folders(argv)
     refused = [word for word in overrides if override_rejection(word, folders)]
     try:
-        values = iter_leaves(read_yaml(folder, "config.yaml"))
+        values = leaves_of(read_yaml(folder, "config.yaml"))
     except (OSError, Unreadable):
         values = {}
     had = {word: values[override_key(word)] for word in refused if override_key(word) in values}

@@ -24,8 +24,8 @@ from fcnlab.config.components import (
     dotted_name,
     holds_component,
     iter_components,
-    iter_leaves,
     iter_strings,
+    leaves_of,
     locate,
     to_plain,
 )
@@ -69,12 +69,12 @@ def looked_up(cfg: DictConfig) -> Settings:
     Settings that cannot be resolved here are omitted.
     """
     found: Settings = {}
-    for path, text in iter_leaves(OmegaConf.to_container(cfg, resolve=False)).items():
+    for path, text in leaves_of(OmegaConf.to_container(cfg, resolve=False)).items():
         if RESOLVER.search(str(text)):
             with suppress(OmegaConfBaseException):
                 value = OmegaConf.select(cfg, path, default=NOT_FOUND)
                 value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-                found |= {} if value is NOT_FOUND else iter_leaves(value, path)
+                found |= {} if value is NOT_FOUND else leaves_of(value, path)
     return found
 
 
@@ -111,7 +111,7 @@ def config_mistakes(cfg: DictConfig) -> list[str]:
         mistakes += _schema_errors(values, root, list(iter_strings(raw)))
     for path, node in iter_components(values):
         mistakes += _component_errors(path, node)
-    texts, resolved = iter_leaves(raw), iter_leaves(values)
+    texts, resolved = leaves_of(raw), leaves_of(values)
     return [f"{mistake}{_decoding_hint(mistake.partition(' must be ')[0], texts, resolved)}" for mistake in mistakes]
 
 

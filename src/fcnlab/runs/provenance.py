@@ -4,20 +4,24 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from fcnlab.config.overrides import command_options, plain_overrides, shell_join
 from fcnlab.runs.settings import JOB_INTERPOLATION
 
+if TYPE_CHECKING:
+    import torch
+
 PACKAGES = ("fcnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "albumentations", "numpy")
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: "torch.device") -> dict[str, Any]:
     """Return package versions and the device."""
+    import torch  # not at the top, so that commands without torch start quickly
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},

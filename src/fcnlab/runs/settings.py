@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fcnlab.config.components import Settings, iter_leaves
+from fcnlab.config.components import Settings, leaves_of
 
 DIGITS = 12  # significant digits of numbers; further digits are rounding errors
 # Settings without effect on scores, such as logging and checkpoint frequency. Runs are paired by their seed; other
@@ -65,11 +65,11 @@ def identifying_values(composed: Any, config: Any) -> Settings:
     (``${seed}``) is not a setting of its own; a value from the environment or a job number is. ``config`` is resolved.
     """
     linked = {
-        path for path, value in iter_leaves(composed).items() if "${" in str(value) and not _from_outside(str(value))
+        path for path, value in leaves_of(composed).items() if "${" in str(value) and not _from_outside(str(value))
     }
     return {
         path: value
-        for path, value in iter_leaves(config).items()
+        for path, value in leaves_of(config).items()
         if not WITHOUT_EFFECT.fullmatch(path) and not linked & _prefixes(path)
     }
 

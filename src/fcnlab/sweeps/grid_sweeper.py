@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from fcnlab.config.overrides import plain_overrides, shell_join
 from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import display_path
+from fcnlab.files.writing import atomic_write
 from fcnlab.library_internals.hydra import composed_through, copy_below_its_parent, folder_name, value_of, value_text
 from fcnlab.runs.settings import JOB_INTERPOLATION, in_few_digits
 from fcnlab.sweeps.job_checks import check_jobs, report_user_errors
@@ -94,7 +95,7 @@ class GridSweeper(Sweeper):
     def _check(self, overrides: Sequence[Override], jobs: Sequence[list[str]]) -> None:
         with list_hints_added(overrides):
             remote = getattr(self.chosen_launcher, "remote", True)
-            configs = check_jobs(self.context, self.whole, jobs, 0, remote)
+            configs = check_jobs(self.context, self.whole, jobs, remote)
         check_jobs_differ(overrides, jobs, configs)
         check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.chosen_launcher)
 
@@ -108,8 +109,6 @@ def restore_recorded_order(jobs: Sequence[list[str]], manifest: Manifest | None)
 
 def write_multirun(config: DictConfig) -> None:
     """Write Hydra's record of a sweep into its folder, replacing a link instead of following it."""
-    from fcnlab.files.writing import atomic_write  # numpy comes with it
-
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "multirun.yaml") as part:
@@ -482,9 +481,9 @@ def _deferred(word: str) -> str:
 def restore_deferred_settings(config: DictConfig) -> None:
     """Restore the typed overrides of a sweep, and the folder name that Hydra makes of them."""
     deferred = plain_overrides(config.hydra.overrides.task)
-    config.hydra.overrides.task = [_restored(override) for override in plain_overrides(config.hydra.overrides.task)]
-    restored = plain_overrides(config.hydra.overrides.task)
+    restored = [_restored(override) for override in deferred]
     if restored != deferred:
+        config.hydra.overrides["task"] = restored
         naming, parsed = config.hydra.job.config.override_dirname, OverridesParser.create().parse_overrides(restored)
         config.hydra.job.override_dirname = folder_name(
             parsed, list(naming.exclude_keys), naming.item_sep, naming.kv_sep

@@ -12,17 +12,8 @@ from hydra.errors import CompactHydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from fcnlab.config.overrides import (
-    command_options,
-    plain_overrides,
-    searchpath,
-)
-from fcnlab.config.validation import (
-    ConfigError,
-    EnvironmentVariableNotSet,
-    check_requirements,
-    validate_config,
-)
+from fcnlab.config.overrides import command_options, plain_overrides, searchpath
+from fcnlab.config.validation import ConfigError, EnvironmentVariableNotSet, check_requirements, validate_config
 from fcnlab.errors import CHDIR_REFUSED, UserError, unusable_file_message
 from fcnlab.escaping import escape_terminal
 from fcnlab.files.reading import display_path
@@ -139,7 +130,7 @@ def iter_job_configs(configs: Mapping[int, DictConfig]) -> Iterator[tuple[int, D
 
 
 def check_jobs(
-    context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int, remote: bool
+    context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], remote: bool
 ) -> dict[int, DictConfig]:
     """Check the settings of all jobs; return each job's configuration by its number.
 
@@ -152,7 +143,7 @@ def check_jobs(
     """
     errors = JobErrors()
     with hydra_config_restored():
-        configs = compose_jobs(context, config, jobs, first)
+        configs = compose_jobs(context, config, jobs, first=0)
         for number, cfg in iter_job_configs(configs):
             with errors.of_job(number), suppress(EnvironmentVariableNotSet) if remote else nullcontext():
                 _check_sweep_wide_settings(cfg, config)

@@ -217,13 +217,10 @@ class SlotsLauncher(Launcher):
         """Return the overrides of a job's process; with ``resume`` it continues from the checkpoints in its folder."""
         folder = self.manifest.folder / job.folder
         hydra_overrides = [word for word in plain_overrides(cfg.hydra.overrides.hydra) if not SWEEP_KEYS.match(word)]
-        names_checkpoint = any(override_key(word) == "checkpoint" for word in job.overrides)
-        has_checkpoint = any(folder.glob("**/checkpoints/*.ckpt"))
-        resumes = resume and self.verb == "train" and folder.is_dir() and (has_checkpoint or not names_checkpoint)
         return [
             *hydra_overrides,
             *job.overrides,
-            *(["checkpoint=auto"] if resumes else []),
+            *(job_resume_overrides(self.verb, job.overrides, folder) if resume else []),
             *(["sweep.recorded=true"] if self.config.sweep.get("recorded") else []),
             *overrides_for_job(self.manifest.folder, job.name),
             f"hydra.job.num={job.number}",
@@ -306,6 +303,17 @@ class InProcessLauncher(BasicLauncher):
         self.started = True
         with shared_run_environment():
             return super().launch(jobs, initial_job_idx)
+
+
+def job_resume_overrides(verb: str, overrides: Sequence[str], folder: Path) -> list[str]:
+    """Return the override with which a started job resumes from the checkpoints in its folder, if it can.
+
+    A job whose overrides name a checkpoint starts from that one until it has one of its own.
+    """
+    names_checkpoint = any(override_key(word) == "checkpoint" for word in overrides)
+    has_checkpoint = any(folder.glob("**/checkpoints/*.ckpt"))
+    resumes = verb == "train" and folder.is_dir() and (has_checkpoint or not names_checkpoint)
+    return ["checkpoint=auto"] if resumes else []
 
 
 def sweep_folder(config: DictConfig) -> Path:

@@ -15,7 +15,7 @@ from fcnlab.errors import UserError
 from fcnlab.files.in_place import open_own
 from fcnlab.files.locks import FolderLock, try_lock
 from fcnlab.files.reading import Unreadable, display_path, read_json, read_yaml, texts
-from fcnlab.files.writing import timestamp
+from fcnlab.files.writing import as_json, atomic_write, timestamp
 
 log = logging.getLogger("fcnlab")
 NAME = "sweep.json"
@@ -56,7 +56,7 @@ class Manifest:
     verb: str
     overrides: list[str]
     status: str = "running"
-    started: str = field(default_factory=lambda: timestamp())
+    started: str = field(default_factory=timestamp)
     ended: str | None = None
     jobs: dict[int, Job] = field(default_factory=dict)
     params: list[str] = field(default_factory=list)
@@ -106,8 +106,6 @@ class Manifest:
         )
 
     def write(self) -> None:
-        from fcnlab.files.writing import as_json, atomic_write  # numpy comes with it
-
         facts = {"command": self.command, "process": {"host": platform.node(), "pid": os.getpid()}}
         facts |= {"config_dir": next(iter(self._config_dir[1:]), None)}
         facts |= {name: getattr(self, name) for name in ("verb", "params", "overrides", "status", "started", "ended")}

@@ -17,10 +17,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.overrides import command_options, plain_overrides, resume_override, shell_join
+from fcnlab.config.overrides import command_options, plain_overrides, resume_override, shell_join, typed_value
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
 from fcnlab.files.reading import display_path, read_json_facts
+from fcnlab.files.writing import as_json, atomic_write
 from fcnlab.library_internals.hydra import value_of
 from fcnlab.runs.settings import JOB_INTERPOLATION, in_few_digits
 from fcnlab.sweeps.grid_sweeper import (
@@ -57,7 +58,8 @@ class OptunaSweeper(Sweeper):
     n_trials
         Number of trials in all, including failed ones.
     n_jobs
-        Number of trials sampled at a time, or "auto": as many as the launcher runs at a time.
+        Number of trials sampled at a time. "auto": ``hydra.launcher.slots``, else one per GPU of this machine, else as
+        many as its cores allow; set a number with ``submitit_slurm`` or ``gpus_per_job``.
     direction
         "maximize" or "minimize" the score of the jobs.
     seed
@@ -91,12 +93,12 @@ class OptunaSweeper(Sweeper):
             )
 
     def _check_settings(self) -> None:
-        for name in ("n_trials", "n_jobs", "seed"):
-            value, least = getattr(self, name), int(name != "seed")
-            most = MOST_TRIALS if least else value  # of a seed, as many as there are
+        limits = {"n_trials": (1, MOST_TRIALS), "n_jobs": (1, MOST_TRIALS), "seed": (0, math.inf)}
+        for name, (least, most) in limits.items():
+            value = getattr(self, name)
             if (name, value) != ("n_jobs", "auto") and (type(value) is not int or not least <= value <= most):
-                limits = f"from 1 to {MOST_TRIALS:,}" if least else "of at least 0"
-                raise UserError(f"hydra.sweeper.{name}={value} must be a whole number {limits}")
+                allowed = f"of at least {least}" if most == math.inf else f"from {least} to {most:,}"
+                raise UserError(f"hydra.sweeper.{name}={value} must be a whole number {allowed}")
         if self.direction not in ("maximize", "minimize"):
             raise UserError(f"hydra.sweeper.direction={self.direction} must be maximize or minimize")
 
@@ -127,9 +129,7 @@ class OptunaSweeper(Sweeper):
             space, self.fixed = search_space(overrides)
             self.space = {name: format_distribution(name, values) for name, values in space.items()}
             self._check_same_space()
-            self.by_number = any(
-                map(JOB_INTERPOLATION.search, self.fixed)
-            )  # no two jobs are equal, whatever is sampled
+            self.by_number = any(map(JOB_INTERPOLATION.search, self.fixed))  # then no two jobs are equal
             with list_hints_added(overrides):
                 self._check_boundaries(space)
             study = self._open()
@@ -166,7 +166,7 @@ class OptunaSweeper(Sweeper):
         for params in boundary_params(space):
             overrides, remote = param_overrides(params), getattr(self.chosen_launcher, "remote", True)
             try:
-                configs = check_jobs(self.context, self.whole, [[*self.fixed, *overrides]], 0, remote)
+                configs = check_jobs(self.context, self.whole, [[*self.fixed, *overrides]], remote)
             except UserError as error:
                 raise UserError(f"{' '.join(overrides)}: {str(error).removeprefix('job 0: ')}") from error
             self.by_number |= any(bool(JOB_INTERPOLATION.search(settings_text(cfg))) for cfg in configs.values())
@@ -218,8 +218,6 @@ class OptunaSweeper(Sweeper):
 
     def _write(self, study: Any) -> None:
         """Write search.json: the search's settings, its trials, and the best trial."""
-        from fcnlab.files.writing import as_json, atomic_write  # numpy comes with it
-
         trials = [
             {
                 "number": trial.number,
@@ -233,8 +231,8 @@ class OptunaSweeper(Sweeper):
             "settings": {name: getattr(self, name) for name in RECORDED_SETTINGS},
             "best": best_trial(study),
             "trials": trials,
+            "space": self.space,
         }
-        facts["space"] = self.space
         with atomic_write(self.folder / RESULTS) as part:
             part.write_text(as_json(facts), encoding="utf-8")
 
@@ -423,9 +421,7 @@ def param_overrides(params: Mapping[str, Any]) -> list[str]:
 
 
 def _typed_value(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return value if isinstance(value, str) else typed_value(value)
 
 
 def batch_seed(seed: int, done: int) -> int:

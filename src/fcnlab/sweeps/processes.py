@@ -15,7 +15,7 @@ from fcnlab.errors import WANDB_DIR_IGNORED
 from fcnlab.files.in_place import open_own
 from fcnlab.signals import Interrupted
 
-PR_SET_PDEATHSIG = 1  # PR_SET_PDEATHSIG of prctl(2)
+PR_SET_PDEATHSIG = 1  # option of prctl(2): the signal that a process gets when its parent ends
 RANK_VARIABLES = re.compile(  # variables that make a process a rank of a distributed run
     r"(LOCAL_|NODE_|GROUP_|ROLE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|PL_.*|TORCHELASTIC_.*"
     r"|SLURM_(NTASKS|PROCID|LOCALID|NODEID)|OMPI_.*|PMI_.*"
@@ -140,7 +140,8 @@ def describe_removed_environment() -> str | None:
     """Describe the W&B variables of the environment that the runs of a sweep do not get; None if there are none."""
     removed = set(filter(WANDB_RUN_VARIABLES.fullmatch, os.environ))
     names = sorted(removed - {"WANDB_DIR"})
-    reason = "in the environment has no effect, since each job or stage is a W&B run of its own"
+    have = "have" if len(names) > 1 else "has"
+    reason = f"in the environment {have} no effect, since each job or stage is a W&B run of its own"
     sentences = [f"{', '.join(names)} {reason}"] if names else []
     return ". ".join([*sentences, *([WANDB_DIR_IGNORED] if "WANDB_DIR" in removed else [])]) or None
 

@@ -13,13 +13,9 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.components import Settings, iter_leaves
-from fcnlab.config.overrides import (
-    shell_join,
-)
-from fcnlab.config.validation import (
-    looked_up,
-)
+from fcnlab.config.components import Settings, leaves_of
+from fcnlab.config.overrides import shell_join
+from fcnlab.config.validation import looked_up
 from fcnlab.errors import UserError
 from fcnlab.files.reading import Unreadable, display_path, read_json_facts, read_yaml
 from fcnlab.runs.settings import Change, differences, is_free, shown_changes
@@ -35,7 +31,7 @@ FOLDER_KEYS = re.compile(r"[+~]*hydra\.(sweep\.subdir|job\.)")  # overrides that
 def settings_of(cfg: DictConfig) -> Settings:
     """Return a job's composed settings by dotted path, interpolations not resolved."""
     return _compared_settings(
-        iter_leaves(OmegaConf.to_container(without_hydra(cfg), resolve=False)), str(cfg.hydra.job.config_name)
+        leaves_of(OmegaConf.to_container(without_hydra(cfg), resolve=False)), str(cfg.hydra.job.config_name)
     )
 
 
@@ -54,10 +50,7 @@ def hash_of(settings: Settings) -> str:
 
 
 def check_unchanged(
-    context: HydraContext,
-    config: DictConfig,
-    jobs: Mapping[int, Sequence[str]],
-    launcher: Any,
+    context: HydraContext, config: DictConfig, jobs: Mapping[int, Sequence[str]], launcher: Any
 ) -> None:
     """Check that the configuration files of a resumed sweep have not changed since its jobs were started.
 
@@ -70,9 +63,10 @@ def check_unchanged(
         Settings have changed (it names them and the jobs), or the jobs would use other folders.
     """
     manifest: Manifest | None = getattr(launcher, "manifest", None)
+    if manifest is None:
+        return
     changed, added, looked_up_anew = JobErrors(), JobErrors(), JobErrors()
-    for number in sorted(jobs.keys() & (manifest.jobs if manifest else {})):
-        assert manifest
+    for number in sorted(jobs.keys() & manifest.jobs):
         job = manifest.jobs[number]
         folder = manifest.folder / job.folder
         with hydra_config_restored():
@@ -95,7 +89,6 @@ def check_unchanged(
         same_text = {path: anew[path] for path in anew if not any(f"{path}.".startswith(f"{key}.") for key in changes)}
         looked_up_anew.add(shown_changes(same_text), number)
     if changed.jobs:
-        assert manifest
         raise UserError(
             f"sweep.resume={display_path(manifest.folder)}: configuration files, or fcnlab itself, have changed since"
             f" these jobs were started. The remaining jobs would get other settings:\n{changed}\nRestore the files, use"
@@ -104,7 +97,6 @@ def check_unchanged(
     if added.jobs:
         log.warning("Warning: these settings did not exist when the jobs were started:\n%s", added)
     if looked_up_anew.jobs:
-        assert manifest
         log.warning(
             "Warning: settings with interpolations such as ${oc.env:NAME} have changed since these jobs were started;"
             " the remaining jobs get the current values:\n%s\nTo use one value in all jobs, stop and restore the old"
@@ -160,7 +152,7 @@ def is_finished(job: Job, folder: Path) -> bool:
 def recorded_settings(folder: Path, name: str, verb: str) -> Settings:
     """Return the settings in a file of a run's folder; none if it cannot be read."""
     try:
-        return _compared_settings(iter_leaves(read_yaml(folder, name)), verb)
+        return _compared_settings(leaves_of(read_yaml(folder, name)), verb)
     except (OSError, Unreadable):
         return {}
 

@@ -1,8 +1,8 @@
-"""The storage of a search, Optuna's ``search.db``, which may be anybody's: looked through before it is opened.
+"""Open the storage of an Optuna search (search.db), after a check: the file may come from someone else.
 
-SQLite does what a file says: triggers and views are SQL that runs when Optuna reads or writes, a rollback journal may
-name a file to be removed, a write-ahead log comes with a file that is written wherever it leads. So what is there is
-first opened as a copy, where only Optuna's own tables pass.
+SQLite executes what a file contains: triggers and views run when Optuna reads or writes, a rollback journal may name a
+file that SQLite deletes, and a write-ahead log is written to other files. So a copy is checked first: it may contain
+only Optuna's own tables.
 """
 
 import logging
@@ -19,29 +19,25 @@ from fcnlab.files.in_place import check_own
 from fcnlab.files.reading import Unreadable, bytes_of, display_path
 
 STORAGE = "search.db"  # in the sweep's folder
-JOURNAL, *LOG = (f"{STORAGE}-{end}" for end in ("journal", "wal", "shm"))  # SQLite's own names; Optuna uses no log
-NAME = "fcnlab"  # of the one study in it
+JOURNAL, *LOG = (f"{STORAGE}-{end}" for end in ("journal", "wal", "shm"))  # SQLite's names; Optuna uses no log
+NAME = "fcnlab"  # of the only study in the storage
 MOST_TRIALS = 10_000  # in a search
-LARGEST, MOST_ROWS = (
-    64 << 20,
-    500_000,
-)  # bytes of a file, and rows of all tables; 10,000 trials of 10 settings have 16 MiB
-MOST_STEPS, STEPS = 200, 1_000_000  # of SQLite's machine, for a storage to be looked through: some seconds
-NAMES_ANOTHER = bytes.fromhex(
-    "d9d505f920a163d7"
-)  # how a journal ends that names another file, which SQLite would remove
+MAX_BYTES = 64 << 20  # 10,000 trials of 10 settings have 16 MiB
+MOST_ROWS = 500_000  # of all tables
+MOST_STEPS, STEPS = 200, 1_000_000  # limit on SQLite's virtual machine instructions: some seconds
+NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")  # the end of a journal that names another file
 SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master"
 
 
 def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> Any:
-    """Optuna's study in a storage, which is made where it is not there.
+    """Return the Optuna study in a storage; create the storage if it does not exist.
 
     Raises
     ------
     UserError
-        It is damaged, no storage of a search, over a limit, or holds what Optuna does not make.
-    NotWritten
-        It, or a file of SQLite's beside it, is a link, or another file as well.
+        The storage is damaged, exceeds a limit, or contains anything but Optuna's own tables.
+    WriteError
+        The storage, or a file that SQLite keeps beside it, is a link or not a regular file.
     """
     import optuna
 
@@ -53,21 +49,24 @@ def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> Any:
         if path.exists():
             _check(path.parent)
         study = optuna.create_study(storage=_storage(path), study_name=NAME, direction=direction, load_if_exists=True)
-        _ = study.trials  # which a damaged file may lack
-    except Exception as error:  # SQLite's, SQLAlchemy's, alembic's and Optuna's, of a dozen kinds
+        _ = study.trials  # fails if the file is damaged
+    except Exception as error:  # of SQLite, SQLAlchemy, alembic or Optuna
         raise UserError(
             f"{display_path(path)} is not a readable Optuna storage ({first_line(error)}):"
-            " restore it, or begin a new search in another hydra.sweep.dir"
+            " restore it, or start a new search in another hydra.sweep.dir"
         ) from error
     return study
 
 
 def _storage(path: Path) -> Any:
-    """Optuna's, of the very file: in an address, "?", "#", "%" and braces of a folder's name would mean something."""
+    """Return Optuna's storage of a file.
+
+    The storage connects to the path itself, since "?", "#", "%" and braces have a meaning in a database URL.
+    """
     from optuna.storages import RDBStorage
 
     def connect() -> sqlite3.Connection:
-        return _connected(path, check_same_thread=False)  # SQLAlchemy's pool sees to it
+        return _connected(path, check_same_thread=False)  # SQLAlchemy's pool handles threads
 
     return RDBStorage(f"sqlite:///{STORAGE}", engine_kwargs={"creator": connect})
 
@@ -79,51 +78,52 @@ def _connected(path: Path, **options: Any) -> sqlite3.Connection:
 
 
 def _check(folder: Path) -> None:
-    """Look a storage through, in a copy and with the journal that a kill may have left: both stay as they are.
+    """Check a copy of a storage and of its journal, which an interrupted search may have left.
 
-    SQLite plays the journal back there, and later in place: the same bytes give the same storage.
+    SQLite applies the journal to the copy, and later to the storage itself, with the same result.
 
     Raises
     ------
+    Unreadable
+        The storage exceeds a limit, or contains anything but Optuna's own tables.
     Exception
-        Of any kind, where it is damaged; an Unreadable where it is not Optuna's own or over a limit.
+        The storage is damaged; the error may be of any class.
     """
     for name in LOG:
         if (folder / name).exists():
-            raise Unreadable(f"{name} is there, and a search keeps no write-ahead log")
-    with TemporaryDirectory(prefix="fcnlab-search-") as aside:
-        copy = Path(aside, STORAGE)
-        copy.write_bytes(bytes_of(folder / STORAGE, LARGEST))
+            raise Unreadable(f"{name} is there, but a search uses no write-ahead log")
+    with TemporaryDirectory(prefix="fcnlab-search-") as folder_of_copy:
+        copy = Path(folder_of_copy, STORAGE)
+        copy.write_bytes(bytes_of(folder / STORAGE, MAX_BYTES))
         if (folder / JOURNAL).exists():
-            journal = bytes_of(folder / JOURNAL, LARGEST)
+            journal = bytes_of(folder / JOURNAL, MAX_BYTES)
             if journal.endswith(NAMES_ANOTHER):
-                raise Unreadable(f"{JOURNAL} names a file of another database, and a search has one")
+                raise Unreadable(f"{JOURNAL} names a file of another database, but a search has only one database")
             copy.with_name(JOURNAL).write_bytes(journal)
         with closing(_connected(copy)) as database:
             rounds = count()
             database.set_progress_handler(lambda: next(rounds) >= MOST_STEPS, STEPS)
-            database.execute("PRAGMA page_count")  # before it answers, SQLite has played the journal back
+            database.execute("PRAGMA page_count")  # SQLite applies the journal first
             _check_header(copy)
             _check_content(database)
 
 
 def _check_header(copy: Path) -> None:
-    if copy.stat().st_size > LARGEST:
-        raise Unreadable(f"it would have more than {LARGEST:,} bytes")
+    if copy.stat().st_size > MAX_BYTES:
+        raise Unreadable(f"it would have more than {MAX_BYTES:,} bytes")
     with copy.open("rb") as file:
         versions = file.read(20)[18:]
-    if versions not in (b"", b"\1\1"):  # to write and to read; an empty file is a start that was killed
-        raise Unreadable("it keeps a write-ahead log, and a search has none")
+    if versions not in (b"", b"\1\1"):  # for writing and reading; a killed start may leave an empty file
+        raise Unreadable("it keeps a write-ahead log, but a search uses none")
 
 
 def _check_content(database: sqlite3.Connection) -> None:
     own = _own_schema()
-    for found in database.execute(SCHEMA):
-        if found not in own:
-            raise Unreadable(
-                f"it has the {found[0]} {found[1]!r:.60}, which no storage of Optuna's has, as installed here"
-            )
-    faults = database.execute("PRAGMA quick_check(1)").fetchall()  # pages that belong to two tables, or to themselves
+    for entry in database.execute(SCHEMA):
+        if entry not in own:
+            kind, name, *_ = entry
+            raise Unreadable(f"it has the {kind} {name!r:.60}, which no storage of Optuna's installed version has")
+    faults = database.execute("PRAGMA quick_check(1)").fetchall()  # such as pages with several references
     if faults != [("ok",)]:
         raise Unreadable(f"it is damaged: {faults[0][0]}")
     tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type='table'")]
@@ -135,7 +135,7 @@ def _check_content(database: sqlite3.Connection) -> None:
 
 
 def _own_schema() -> set[tuple]:
-    """What a new storage holds: tables, and their indexes."""
+    """Return the schema of a new storage: tables and their indexes."""
     from optuna.storages import RDBStorage
 
     with RDBStorage("sqlite://").engine.connect() as connection:  # in memory
@@ -143,5 +143,5 @@ def _own_schema() -> set[tuple]:
 
 
 def _rows(database: sqlite3.Connection, tables: Iterable[str]) -> dict[str, int]:
-    """How many each table has; their names are Optuna's own."""
+    """Return the number of rows of each table. The names are Optuna's own."""
     return {name: database.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in tables}

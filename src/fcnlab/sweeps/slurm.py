@@ -20,12 +20,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.overrides import config_dir, format_override, override_key
+from fcnlab.config.overrides import config_dir, format_override
 from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import read_json_facts
 from fcnlab.signals import STOPPING
 from fcnlab.sweeps.job_checks import iter_job_configs, report_user_errors
-from fcnlab.sweeps.launchers import LOG, SlotsLauncher
+from fcnlab.sweeps.launchers import LOG, SlotsLauncher, job_resume_overrides
 from fcnlab.sweeps.manifest import Job
 from fcnlab.sweeps.processes import shell_exit_code, single_process_environment, start_verb
 from fcnlab.sweeps.resources import Allocation, Requirement, ResourcePool
@@ -95,13 +95,8 @@ class SlurmLauncher(SlotsLauncher):
         from submitit.core.utils import FailedJobError
 
         cfg, folder = configs[job.number], self.manifest.folder / job.folder
-        task = Task(
-            self.verb,
-            self._run_overrides(job, cfg, resume=self.resumes),
-            config_dir(cfg.hydra),
-            folder,
-            names_checkpoint=any(override_key(word) == "checkpoint" for word in job.overrides),
-        )
+        overrides = self._run_overrides(job, cfg, resume=self.resumes)
+        task = Task(self.verb, overrides, config_dir(cfg.hydra), folder)
         folder.mkdir(parents=True, exist_ok=True)
         executor = submitit.AutoExecutor(
             self._submitit_folder,
@@ -194,16 +189,12 @@ def sbatch_parameters(settings: Mapping[str, Any], trainer: Mapping[str, Any], j
 
 @dataclass
 class Task:
-    """What submitit runs as each task of a job: the run, in a process of its own.
-
-    ``names_checkpoint``: the overrides name a checkpoint, from which the run starts until it has one of its own.
-    """
+    """What submitit runs as each task of a job: the run, in a process of its own."""
 
     verb: str
     overrides: Sequence[str]
     config_dir: str | None
     folder: Path
-    names_checkpoint: bool = False
     received: list[int] = field(default_factory=list)  # signals
 
     def __call__(self) -> int:
@@ -232,11 +223,9 @@ class Task:
         return code
 
     def _run_overrides(self, restarted: bool) -> list[str]:
-        has_checkpoint = any(self.folder.glob("**/checkpoints/*.ckpt"))
-        resumes = restarted and self.verb == "train" and (has_checkpoint or not self.names_checkpoint)
         return [
             *self.overrides,
-            *(["checkpoint=auto"] if resumes else []),
+            *(job_resume_overrides(self.verb, self.overrides, self.folder) if restarted else []),
             *(
                 [format_override("hydra.job.name", f"{self.verb}_rank_{rank()}"), "hydra.output_subdir=null"]
                 if rank()
@@ -259,7 +248,7 @@ class Task:
         """Return what submitit runs when the requeued job starts."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(Task(self.verb, self.overrides, self.config_dir, self.folder, self.names_checkpoint))
+        return DelayedSubmission(Task(self.verb, self.overrides, self.config_dir, self.folder))
 
 
 def rank() -> int:

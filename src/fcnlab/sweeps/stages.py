@@ -6,7 +6,7 @@ from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.components import Settings, iter_leaves
+from fcnlab.config.components import Settings, leaves_of
 from fcnlab.config.overrides import override_key
 from fcnlab.config.validation import ConfigError
 from fcnlab.runs.settings import differences, shown_changes
@@ -61,4 +61,4 @@ def _without_own_settings(
 def _settings(cfg: DictConfig) -> Settings:
     tree = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(tree, dict)
-    return iter_leaves({key: value for key, value in tree.items() if key not in WHOLE_RUN_KEYS})
+    return leaves_of({key: value for key, value in tree.items() if key not in WHOLE_RUN_KEYS})

@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fcnlab.config.locations import package_data_folder
-from fcnlab.config.overrides import plain_overrides, shell_join
 from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.cores import visible_cores
 from fcnlab.data.checks.report import markdown_columns, text_columns
 from fcnlab.errors import UserError
 from fcnlab.files.writing import atomic_write, write_json
+from fcnlab.runs.provenance import command
 from fcnlab.runs.run_folder import RunFolder
 from fcnlab.sweeps.processes import start_process
 
@@ -120,11 +119,10 @@ def missing(results: Results) -> list[str]:
 
 def write(folder: Path, results: Results) -> None:
     """Write ``bench.json`` and ``bench.md``."""
-    command = shell_join(["fcnlab", "bench", *plain_overrides(HydraConfig.get().overrides.task)])
-    write_json(folder / "bench.json", {"command": command, "benchmarks": results})
+    write_json(folder / "bench.json", {"command": command(), "benchmarks": results})
     facts = {key: value for result in results.values() for key, value in result["environment"].items()}
     parts = [
-        f"# {command}\n",
+        f"# {command()}\n",
         ", ".join(f"{key} {value}" for key, value in facts.items()) + "\n",
         markdown_columns(*table(results)),
         "\n\n".join(missing(results)) + "\n",

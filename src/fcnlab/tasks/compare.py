@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fcnlab.comparison import comparison
@@ -12,12 +11,12 @@ from fcnlab.comparison.grouping import GroupingRules
 from fcnlab.comparison.page import write_page
 from fcnlab.comparison.runs import ExcludedRun, read_runs
 from fcnlab.comparison.tables import markdown, terminal, write_csv
-from fcnlab.config.overrides import plain_overrides, shell_join
 from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
 from fcnlab.files.writing import atomic_write
 from fcnlab.runs.origins import ENVIRONMENT
+from fcnlab.runs.provenance import command
 from fcnlab.runs.run_folder import RunFolder, check_report_folder
 
 log = logging.getLogger("fcnlab")
@@ -75,8 +74,7 @@ def warn_about_excluded_folders(left_out: list[ExcludedRun], kind: str) -> None:
 
 
 def write(folder: Path, result: Comparison) -> None:
-    command = shell_join(["fcnlab", "compare", *plain_overrides(HydraConfig.get().overrides.task)])
     write_csv(folder, result)
     with atomic_write(folder / "comparison.md") as part:
         part.write_text(markdown(result), encoding="utf-8", errors="replace")
-    write_page(folder / "comparison.html", result, command)
+    write_page(folder / "comparison.html", result, command())

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, combinations
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -93,16 +94,10 @@ def inspect_all(data: DataModule) -> InspectedSplits:
         dataset = data.split(name)
         if not len(dataset):
             raise DataError(f"{dataset.title} is empty: set another list")
-        earlier = next((reports for reports in inspected.values() if reports[0] is dataset), None)
+        earlier = next((split for split in inspected.values() if split[0] is dataset), None)
         if earlier is None:
-            bar = tqdm(
-                inspect_images(dataset),
-                desc=dataset.title,
-                total=len(dataset),
-                unit="images",
-                leave=False,
-                disable=None,
-            )
+            reports = inspect_images(dataset)
+            bar = tqdm(reports, dataset.title, total=len(dataset), unit="images", leave=False, disable=None)
             inspected[name] = dataset, list(bar)
         else:
             inspected[name] = earlier
@@ -117,9 +112,8 @@ def inspect_data(data: DataModule, inspected: InspectedSplits, bits: int) -> Ite
         yield from inspect_overlap((first, second), inspected[first], inspected[second], bits, data.allow_overlap)
     yield from inspect_settings(data, inspected)
     dataset, reports = inspected["train"]
-    usable = [
-        index for index in valid_indices(reports) if reports[index].code is not None
-    ]  # all crops of a uniform image are equal
+    # All crops of a uniform image are equal.
+    usable = [index for index in valid_indices(reports) if reports[index].code is not None]
     if usable:
         yield from inspect_streams(data, dataset, usable[0])
     else:
@@ -192,11 +186,7 @@ def write_report(
     """Write ``doctor.json`` for programs and ``doctor.md`` for people, both with all affected files."""
     classes = inspected["train"][0].classes
     splits = {
-        name: {
-            "title": dataset.title,
-            "images": len(dataset),
-            "classes": counts_by_name(classes, counts[name]) if name in counts else None,
-        }
+        name: {"title": dataset.title, "images": len(dataset), **frequency_facts(classes, counts.get(name))}
         for name, (dataset, _) in inspected.items()
     }
     facts = {"verdict": worst_verdict(findings), "command": command(), "splits": splits, "class_weights": weights}
@@ -212,11 +202,15 @@ def write_report(
         part.write_text("\n".join(parts), encoding="utf-8", errors="replace")
 
 
-def counts_by_name(classes: Sequence[str], frequencies: Frequencies) -> dict[str, dict[str, int]]:
-    """Return the images and pixels of each class, and of ignored pixels."""
-    pairs = zip(classes, frequencies.images.tolist(), frequencies.pixels.tolist(), strict=True)
-    named = {name: {"images": images, "pixels": pixels} for name, images, pixels in pairs}
-    return named | {"void": {"images": frequencies.images_with_ignored, "pixels": frequencies.ignored_pixels}}
+def frequency_facts(classes: Sequence[str], frequencies: Frequencies | None) -> dict[str, Any]:
+    """Return the images and pixels of each class, and those with ``ignore_index``; None for a split without masks."""
+    if frequencies is None:
+        return {"classes": None, "ignored": None}
+    counts = zip(classes, frequencies.images.tolist(), frequencies.pixels.tolist(), strict=True)
+    return {
+        "classes": {name: {"images": images, "pixels": pixels} for name, images, pixels in counts},
+        "ignored": {"images": frequencies.images_with_ignored, "pixels": frequencies.ignored_pixels},
+    }
 
 
 def terminal_report(

@@ -50,8 +50,8 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     _check_settings(cfg)  # first: without data, model.num_classes cannot be computed
     validate_config(cfg)
     check_machine(cfg)
-    for sentence in ineffective_in_scoring("eval"):
-        log_warning(sentence)
+    for message in ineffective_in_scoring("eval"):
+        log_warning(message)
     inference, postprocess = build_inference(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.checkpoint is None:

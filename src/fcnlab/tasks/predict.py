@@ -47,8 +47,8 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
     validate_config(cfg)
     _check_settings(cfg)
     check_machine(cfg)
-    for sentence in ineffective_in_scoring("predict"):
-        log_warning(sentence)
+    for message in ineffective_in_scoring("predict"):
+        log_warning(message)
     paths = _checked_paths(cfg) if cfg.submission is None else []
     checkpoint = read_checkpoint(cfg.checkpoint)
     net = rebuild_model(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
@@ -73,7 +73,7 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
 
 
 def _checked_paths(cfg: DictConfig) -> list[Path]:
-    """Return the input images, after checking that their predictions replace no foreign files."""
+    """Return the input images, after checking that their predictions replace only earlier predictions."""
     paths = find_input_images(cfg.input)
     warn_about_subfolders(Path(cfg.input), Path(cfg.output))
     PredictionFolder(Path(cfg.output)).check(output_names(paths), paths, cfg.overwrite)

@@ -310,10 +310,10 @@ def report_split_batches(segmenter: Segmenter, data: DataModule, trainer: L.Trai
     if is_sum_over_pixels(segmenter.loss):
         log_info(f"{step}. The loss equals that of one batch of {images} images{per_part}")
     else:
-        mean = (
-            f"loss={chosen_options()['loss']} is averaged over the parts, which differs from the loss of one batch of"
+        log_warning(
+            f"{step}. loss={chosen_options()['loss']} is averaged over the parts, which differs from the loss of one"
+            f" batch of {images} images{per_part}"
         )
-        log_warning(f"{step}. {mean} {images} images{per_part}")
 
 
 def layers_affected_by_split_batches(net: nn.Module, trainer: L.Trainer) -> list[str]:

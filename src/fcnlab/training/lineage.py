@@ -9,7 +9,7 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.components import iter_leaves, to_plain
+from fcnlab.config.components import leaves_of, to_plain
 from fcnlab.errors import UserError
 from fcnlab.files.reading import read_json_facts
 from fcnlab.runs import lineage
@@ -25,7 +25,7 @@ def starting_weights(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for path, value in iter_leaves(config).items():
+    for path, value in leaves_of(config).items():
         is_weights = path.startswith("model.") and path.endswith(".weights")
         if is_weights and isinstance(value, str) and Path(value).is_file():
             yield path, value

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.components import iter_components, iter_leaves, iter_strings, to_plain
+from fcnlab.config.components import iter_components, iter_strings, leaves_of, to_plain
 from fcnlab.config.overrides import override_key, plain_overrides, shell_join, typed_value
 from fcnlab.config.trust import OUTPUT_PATH_KEYS, setting_rejection
 from fcnlab.config.validation import looked_up
@@ -37,7 +37,7 @@ def apply_recorded_config(cfg: DictConfig) -> None:
     record, then = RunRecord(folder).facts, recorded_config(folder, f"from_run={cfg.from_run}")
     overrides = plain_overrides(HydraConfig.get().overrides.task)
     new_keys = {override_key(each).replace("/", ".") for each in overrides if each not in record["overrides"]}
-    recorded, today = (iter_leaves(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
+    recorded, today = (leaves_of(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
     kept = {path for path in recorded | today if is_under(path, new_keys | {"from_run", "checkpoint", "sweep"})}
     if PRECISION not in kept:
         _repeat_precision(cfg, folder)
@@ -68,7 +68,7 @@ def _warn_of_values_looked_up(cfg: DictConfig, folder: Path, typed: set[str]) ->
     """Warn where a resolver finds another value than it found for that run, in an environment variable, say."""
     if not (folder / "config.yaml").is_file():
         return
-    resolved = iter_leaves(to_plain(recorded_config(folder, f"from_run={folder}", "config.yaml")))
+    resolved = leaves_of(to_plain(recorded_config(folder, f"from_run={folder}", "config.yaml")))
     today = {path: value for path, value in looked_up(cfg).items() if path in resolved and path not in typed}
     changed = differences({path: resolved[path] for path in today}, today)
     for path, change in changed.items():
@@ -83,7 +83,7 @@ def _repeat_precision(cfg: DictConfig, folder: Path) -> None:
     """Use the precision that the recorded run used: its ``auto`` or ``fastest`` may mean another one here."""
     if not (folder / "config.yaml").is_file():
         return
-    recorded = iter_leaves(to_plain(recorded_config(folder, f"from_run={folder}", "config.yaml"))).get(PRECISION)
+    recorded = leaves_of(to_plain(recorded_config(folder, f"from_run={folder}", "config.yaml"))).get(PRECISION)
     if recorded in PRECISIONS and recorded != precision(cfg):
         log_info(f"Using trainer.precision={recorded}, as the recorded run did")
         cfg.trainer.precision = recorded

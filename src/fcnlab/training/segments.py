@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.components import Settings, iter_leaves, to_plain
+from fcnlab.config.components import Settings, leaves_of, to_plain
 from fcnlab.config.overrides import override_key, plain_overrides, shell_override
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
@@ -52,7 +52,7 @@ SCORING_ONLY = re.compile(r"checkpointing\..*|data\.(root|archive|test_list|eval
 
 def settings_of(cfg: DictConfig) -> Settings:
     """Return every setting that training depends on, by its dotted path."""
-    return {path: value for path, value in iter_leaves(to_plain(cfg)).items() if not is_free(path)}
+    return {path: value for path, value in leaves_of(to_plain(cfg)).items() if not is_free(path)}
 
 
 def segments_of(cfg: DictConfig, start: ResumePoint) -> list[dict[str, Any]]:
@@ -172,7 +172,7 @@ def check_finished(cfg: DictConfig, folder: Path) -> None:
 def _links(cfg: DictConfig) -> dict[str, str]:
     """Return the settings that are interpolations of other settings, with these."""
     whole = re.compile(r"\$\{([\w.]+)\}")
-    values = iter_leaves(OmegaConf.to_container(cfg, resolve=False))
+    values = leaves_of(OmegaConf.to_container(cfg, resolve=False))
     return {path: match[1] for path, value in values.items() if (match := whole.fullmatch(str(value)))}
 
 
@@ -225,7 +225,7 @@ def _recorded_settings(folder: Path) -> Settings:
         raise UserError(f"{path} cannot be read ({first_line(error)})") from error
     if not config:
         raise UserError(f"{path} is missing or empty")
-    return iter_leaves(config)
+    return leaves_of(config)
 
 
 def _refusal(refused: Mapping[str, Change], checkpoint: str) -> str:

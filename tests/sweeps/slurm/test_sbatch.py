@@ -120,13 +120,14 @@ def test_a_task_gets_its_rank_only_from_slurm(in_slurm):
 
 
 def test_a_requeued_task_resumes(in_slurm, tmp_path):
-    task, with_checkpoint = (Task("train", ["seed=1"], None, tmp_path, names_checkpoint=flag) for flag in (False, True))
+    named = ["seed=1", "checkpoint=a.ckpt"]
+    task, with_checkpoint = (Task("train", overrides, None, tmp_path) for overrides in (["seed=1"], named))
     assert task._run_overrides(restarted=False) == ["seed=1"]
     assert task._run_overrides(restarted=True) == ["seed=1", "checkpoint=auto"]
-    assert with_checkpoint._run_overrides(restarted=True) == ["seed=1"]
+    assert with_checkpoint._run_overrides(restarted=True) == named
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    assert with_checkpoint._run_overrides(restarted=True) == ["seed=1", "checkpoint=auto"]
+    assert with_checkpoint._run_overrides(restarted=True) == [*named, "checkpoint=auto"]
     in_slurm.setenv("SLURM_PROCID", "1")  # a rank that writes no record, and no second log
     assert task._run_overrides(False) == ["seed=1", "hydra.job.name='train_rank_1'", "hydra.output_subdir=null"]
 

@@ -20,7 +20,7 @@ import pytest
 import wandb
 from omegaconf import OmegaConf
 
-from fcnlab.config.components import iter_leaves
+from fcnlab.config.components import leaves_of
 from fcnlab.config.ranges import MOST_CLASSES, MOST_DRAWN, MOST_PIXELS
 from fcnlab.data.temporary_folders import remove_leftovers
 from fcnlab.errors import UserError
@@ -392,7 +392,7 @@ def test_each_key_of_a_config_is_a_text(monkeypatch, tmp_path):
 @pytest.mark.parametrize("words", [[], ["trainer=ddp", "loss=weighted", "model/backbone=googlenet", "data=camvid"]])
 def test_no_setting_lies_deeper_than_w_and_b_shows(composed, words):
     """Three dots in a name of its config, of which the settings of a data set take two."""
-    assert max(path.count(".") for path in iter_leaves(OmegaConf.to_container(composed(*words), resolve=False))) <= 3
+    assert max(path.count(".") for path in leaves_of(OmegaConf.to_container(composed(*words), resolve=False))) <= 3
 
 
 @pytest.mark.parametrize(
