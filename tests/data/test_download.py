@@ -395,7 +395,7 @@ EXCESSIVE = {
     ),
     "facts inside facts": (
         lambda: facts(b"2 " * 30_000 + b"="),
-        "facts that are none",
+        "invalid pax records",
     ),  # each has a name of 60,000 characters or fewer
     "facts of digits": (
         lambda: facts(fact(b"comment", b"1" * 60_000)),

@@ -69,8 +69,8 @@ def test_storage_item_bytes_follow_the_storage_type(name, size):
     assert internals.storage_item_bytes(name) == size
 
 
-def test_tell_rates_sets_the_last_learning_rates():
+def test_set_last_rates_sets_the_last_learning_rates():
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    internals.tell_rates(schedule, [0.25])
+    internals.set_last_rates(schedule, [0.25])
     assert schedule.get_last_lr() == [0.25]

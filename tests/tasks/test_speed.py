@@ -12,7 +12,7 @@ from torch import nn
 
 from fcnlab.training import hardware, speed
 from fcnlab.training.hardware import precision
-from fcnlab.training.speed import allow_tf32, speed_of_net
+from fcnlab.training.speed import allow_tf32, evaluation_speed
 
 SGD = ("optim=sgd", "optim.lr=0.05", "callbacks.ema.enabled=false")
 
@@ -72,15 +72,15 @@ def test_channels_last_depends_on_device_and_backbone(composed, monkeypatch, bac
         cfg = composed(f"model/backbone={backbone}", f"speed={option}", *overrides)
         with torch.device("meta"):
             model = instantiate(cfg.model, _convert_="all")
-        assert speed_of_net(cfg, model) == {"channels_last": expected, "row_blocks": option == "auto"}
+        assert evaluation_speed(cfg, model) == {"channels_last": expected, "row_blocks": option == "auto"}
 
 
 def test_a_backbone_without_a_layout_preference_gets_no_channels_last(composed):
     """A user's backbone may declare none; an explicit setting is used nevertheless."""
     model = SimpleNamespace(backbone=nn.Identity())
     for option, expected in (("auto", False), ("off", False)):
-        assert speed_of_net(composed(f"speed={option}"), model)["channels_last"] is expected
-    assert speed_of_net(composed("speed.channels_last=true"), model)["channels_last"] is True
+        assert evaluation_speed(composed(f"speed={option}"), model)["channels_last"] is expected
+    assert evaluation_speed(composed("speed.channels_last=true"), model)["channels_last"] is True
 
 
 @pytest.mark.slow

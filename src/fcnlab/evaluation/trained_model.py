@@ -15,6 +15,7 @@ from fcnlab.inference import InferenceMethod, NoPostprocess, Postprocess, WholeI
 from fcnlab.models import FCN
 from fcnlab.training.checkpoints import read_checkpoint, rebuild_model
 from fcnlab.training.segmenter import Segmenter
+from fcnlab.training.speed import prefers_channels_last
 
 OneImage = str | Path | Image.Image | ndarray  # an array: uint8, (rows, cols, 3), RGB
 Labels = UInt8[ndarray, "rows cols"]
@@ -84,7 +85,7 @@ class TrainedModel:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.classes, self.palette = tuple(classes), palette
         self._min_size = inference.minimum_image_size(net)
-        channels_last = self.device.type == "cuda" or getattr(net.backbone, "channels_last_on_cpu", False)
+        channels_last = prefers_channels_last(net, on_gpu=self.device.type == "cuda")
         self._segmenter = Segmenter(
             net, classes, channels_last=channels_last, row_blocks=True, inference=inference, postprocess=postprocess
         )

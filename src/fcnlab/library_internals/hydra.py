@@ -1,6 +1,6 @@
-"""Hydra: what an override says, how its values are written, and how errors are reported.
+"""Hydra: values of overrides, groups of configs, how configs are composed, and how errors are reported.
 
-Seen to work with Hydra 1.3.8, the first 1.3.x that pyproject.toml allows being 1.3.4.
+Tested with Hydra 1.3.8, the first 1.3.x that pyproject.toml allows being 1.3.4.
 """
 
 import copy
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def value_of(override: Override) -> Any:
-    """What an override sets, as it was parsed: a sweep stays a sweep, and text that is quoted stays ``QuotedString``.
+    """Return the parsed value of an override: sweeps are kept, and quoted text is a ``QuotedString``.
 
     The public ``value()`` fails for sweeps and loses the quotes.
     """
@@ -44,35 +44,42 @@ def value_of(override: Override) -> Any:
 
 
 def value_text(value: Any) -> str:
-    """A parsed value as Hydra's own sweeper writes it behind the equals sign; it writes whole overrides only."""
+    """Return a parsed value as Hydra's own sweeper writes it after the equals sign.
+
+    The public methods only write complete overrides.
+    """
     return Override._get_value_element_as_str(value)
 
 
 def folder_name(overrides: Sequence[Override], exclude: Sequence[str], item_sep: str, kv_sep: str) -> str:
-    """``hydra.job.override_dirname`` of some overrides. Hydra computes it once, from the words that it was given."""
+    """Return ``hydra.job.override_dirname`` for some overrides.
+
+    Hydra itself computes it only once, from the command line.
+    """
     return get_overrides_dirname(list(overrides), list(exclude), item_sep, kv_sep)
 
 
 def group_members(loader: ConfigLoader, group: str, kind: ObjectType) -> list[str]:
-    """The options (``CONFIG``) or the subgroups (``GROUP``) of a config group.
+    """Return the options (``CONFIG``) or the subgroups (``GROUP``) of a config group.
 
-    The public methods of the loader copy all configs for each question, which makes a help text a fifth slower.
+    The public methods of the loader copy all configs at each call, which makes a help text a fifth slower.
     """
     assert isinstance(loader, ConfigLoaderImpl)
     return loader.repository.get_group_options(group, kind)
 
 
 def option_parser() -> ArgumentParser:
-    """The parser of Hydra's own options, such as ``--config-dir``; ``hydra.main`` builds it for itself alone."""
+    """Return the parser of Hydra's own options, such as ``--config-dir``; ``hydra.main`` does not expose it."""
     return utils.get_args_parser()
 
 
 @contextmanager
 def reported_by(run: Callable[[Callable], Any]) -> Iterator[Callable[[Callable], Any]]:
-    """While entered, Hydra calls through ``run`` what may fail, and reports what is raised; gives who does both.
+    """While entered, make Hydra call functions that may fail through ``run``; yield the function that does so.
 
-    Hydra prints tracebacks of its own and ends the process in there, so that no ``except`` of a caller sees the error.
-    Nor does it print the overrides of a job before an error that it shows without a traceback.
+    Hydra reports the errors that ``run`` raises. Without ``run`` no ``except`` of a caller would see an error, since
+    Hydra prints its own traceback and ends the process. While this is entered, Hydra also does not print the overrides
+    of a job before an error that it shows without a traceback.
     """
     report, return_value = utils.run_and_report, JobReturn.return_value
     value_with_heading = return_value.fget  # pyright: ignore[reportAttributeAccessIssue]
@@ -99,9 +106,9 @@ def composed_through(
     compose: Callable[[Callable[..., DictConfig], dict[str, Any]], DictConfig],
     of_plugin: Callable[[DictConfig], DictConfig],
 ) -> Iterator[None]:
-    """While entered, Hydra composes by ``compose(load, arguments)``, and builds a plugin of ``of_plugin(config)``.
+    """While entered, make Hydra compose with ``compose(load, arguments)`` and build plugins from ``of_plugin(config)``.
 
-    Hydra has no hook between reading a command line and composing of it, and none between that and its sweeper.
+    Hydra has no hook between reading the command line and composing the config, nor between that and its sweeper.
     """
     load, instantiate = ConfigLoaderImpl.load_configuration, Plugins._instantiate
 
@@ -120,7 +127,7 @@ def composed_through(
 
 
 def copy_below_its_parent(config: DictConfig) -> DictConfig:
-    """A copy of a part of a config, whose links to other parts are resolved as the part's own."""
+    """Return a copy of a part of a config that has the same parent, so that its interpolations still resolve."""
     copied = copy.deepcopy(config)
     copied._set_parent(config._get_parent())
     return copied

@@ -1,6 +1,6 @@
-"""Lightning: what the Trainer knows of a step, and what it does beside our own callbacks.
+"""Lightning: the Trainer's state in a step, and work that it does in addition to callbacks.
 
-Seen to work with Lightning 2.6.6, the first that pyproject.toml allows.
+Tested with Lightning 2.6.6, the first that pyproject.toml allows.
 """
 
 from typing import Any
@@ -12,56 +12,56 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def logs_this_step(trainer: L.Trainer) -> bool:
-    """Whether loggers get a row of the step that has just ended: Lightning's own rule, which nothing public tells."""
+    """Return whether loggers get a row for the step that has just ended: by Lightning's rule, which is not public."""
     return trainer._logger_connector.should_update_logs
 
 
 def forget_training_batches(trainer: L.Trainer) -> None:
-    """Let the training batches be asked for again when the epoch begins.
+    """Make Lightning request the training batches again when the epoch begins.
 
-    Where epochs limit a run, Lightning counts its steps by asking for them, and keeps what it got, while a resumed run
-    does not know yet from which batch it goes on.
+    If a run is limited by epochs, Lightning counts its steps by requesting the batches, and keeps them. At that time, a
+    resumed run does not know yet with which batch it continues.
     """
     trainer.fit_loop._combined_loader = None
 
 
 def share_no_sigterm(trainer: L.Trainer) -> None:
-    """Before no batch ask all ranks whether rank 0 got a SIGTERM: each waits for its device to answer.
+    """Stop Lightning from telling all ranks before each batch whether rank 0 got a SIGTERM.
 
-    Lightning has no setting for it.
+    Each rank would wait for its device every time, and Lightning has no setting to turn this off.
     """
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def is_restoring(trainer: L.Trainer) -> bool:
-    """Whether a checkpoint is being restored: Lightning keeps it until all of it is."""
+    """Return whether a checkpoint is being restored: Lightning keeps it until it has restored all of it."""
     return bool(trainer._checkpoint_connector._loaded_checkpoint)
 
 
 def starts_processes_itself(trainer: L.Trainer) -> bool:
-    """Whether ranks are forked or spawned from this process; the class that does so is private."""
+    """Return whether ranks are forked or spawned from this process; the class that does so is private."""
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def synchronises_batch_norm(trainer: L.Trainer) -> bool:
-    """Whether ``sync_batchnorm`` was asked for; the Trainer keeps it in the strategy only."""
+    """Return whether ``sync_batchnorm`` is set; the Trainer stores it only in its strategy."""
     return getattr(trainer.strategy, "_layer_sync", None) is not None
 
 
 class AveragedWeights(WeightAveraging):
-    """Lightning's average of the weights, with names for what a rule of our own to update it needs.
+    """Lightning's average of the weights, with public names for the members that fcnlab's own update rule needs.
 
-    Its public hook says when to update, not how; and its swap of the weights has no public counterpart.
+    Lightning's public hook decides when the average is updated, but not how, and its swap of the weights is private.
     """
 
     @property
     def average(self) -> AveragedModel | None:
-        """None until a training is set up."""
+        """The average; None until training is set up."""
         return self._average_model
 
     @property
     def updated_at(self) -> int:
-        """The optimiser step behind which the average was last updated, which a checkpoint does not hold."""
+        """The optimiser step after which the average was last updated; checkpoints do not contain it."""
         return self._latest_update_step
 
     @updated_at.setter
@@ -69,14 +69,14 @@ class AveragedWeights(WeightAveraging):
         self._latest_update_step = step
 
     def swap(self, pl_module: L.LightningModule) -> None:
-        """Exchange average and weights."""
+        """Exchange the average and the weights."""
         self._swap_models(pl_module)
 
 
 class ObservedCheckpoint(ModelCheckpoint):
-    """Lightning's best checkpoints; ``saving`` is true while one is written, and after no failure.
+    """Lightning's best checkpoints; ``saving`` is true only while one is written, and false again after a failure.
 
-    The hooks that Lightning calls of checkpoints do not tell whether this callback writes the file.
+    Lightning's hooks for checkpoints do not say which callback writes the file.
     """
 
     saving = False

@@ -1,6 +1,6 @@
-"""torch: kernels over many tensors, kinds of layers, and what happens inside operations and workers.
+"""torch: kernels over many tensors, base classes of layers, operations, and errors of workers.
 
-Seen to work with torch 2.15.0; pyproject.toml has >= 2.11.
+Tested with torch 2.15.0; pyproject.toml has >= 2.11.
 """
 
 from collections.abc import Callable
@@ -24,26 +24,27 @@ __all__ = [
     "error_of_worker",
     "leave_scaling_to_the_scaler",
     "multiply_each",
+    "set_last_rates",
     "storage_item_bytes",
     "subtract_each",
-    "tell_rates",
 ]
 
-# Layers of one, two and three dimensions have no public class in common.
+# Layers of one, two and three dimensions have no common public base class.
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 INSTANCE_NORMS = nn.modules.instancenorm._InstanceNorm
 DROPOUTS = nn.modules.dropout._DropoutNd
 
-# TorchDispatchMode: while one is entered, it gets every operation on tensors. torch documents it, in a private module.
+# TorchDispatchMode: while one is entered, it intercepts every operation on tensors. torch documents it, but its module
+# is private.
 
 
 def each_tensor(function: Callable[[Tensor], Any], tree: Any) -> None:
-    """Call a function with each tensor in nested lists, tuples and dicts, as an operation has them."""
+    """Call a function with each tensor in nested lists, tuples and dicts, such as the arguments of an operation."""
     tree_map_only(Tensor, function, tree)
 
 
 def subtract_each(ones: list[Tensor], others: list[Tensor]) -> list[Tensor]:
-    """``one - other`` of each pair, in a few kernels; torch uses these functions in its optimisers."""
+    """Return the difference of each pair, in a few kernels; torch's optimisers use these functions."""
     return list(torch._foreach_sub(ones, others))  # pyright: ignore[reportPrivateImportUsage]
 
 
@@ -53,29 +54,35 @@ def multiply_each(tensors: list[Tensor], factor: float | Tensor) -> None:
 
 
 def add_to_each(tensors: list[Tensor], others: list[Tensor]) -> None:
-    """Add to each tensor in place its other, in a few kernels."""
+    """Add the other tensor of its pair to each tensor in place, in a few kernels."""
     torch._foreach_add_(tensors, others)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def leave_scaling_to_the_scaler(optimizer: Optimizer) -> None:
-    """Let the scaler of half-precision gradients undo its scaling before a fused step, in place of that step.
+    """Make the gradient scaler of half precision undo its scaling before a fused step, instead of in it.
 
-    torch's scaler and Lightning read this mark, which fused optimisers set; Lightning refuses to clip gradients where
-    it is set, in every precision.
+    Fused optimisers set this attribute, and torch's scaler and Lightning read it. If it is set, Lightning refuses to
+    clip gradients, in every precision.
     """
     optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def error_of_worker() -> Any:
-    """The exception that is being handled, in the form in which a DataLoader takes it in the place of a batch."""
+    """Return the exception that is being handled, in the form that a DataLoader accepts instead of a batch."""
     return ExceptionWrapper(where="in a worker")
 
 
 def storage_item_bytes(name: str) -> int:
-    """Bytes of a number of a storage, by its class in ``torch``, such as FloatStorage; its public ``dtype`` warns."""
+    """Return the bytes per element of a storage class of ``torch``, such as FloatStorage.
+
+    The public ``dtype`` of such a class warns.
+    """
     return 1 if name == "UntypedStorage" else getattr(torch, name)._dtype.itemsize
 
 
-def tell_rates(schedule: LRScheduler, rates: list[float | Tensor]) -> None:
-    """Let ``get_last_lr()`` tell these rates: a schedule computes what that tells at its steps only, or loads it."""
+def set_last_rates(schedule: LRScheduler, rates: list[float | Tensor]) -> None:
+    """Set the learning rates that ``get_last_lr()`` returns.
+
+    A schedule otherwise changes them only in its steps, or takes them from a checkpoint.
+    """
     schedule._last_lr = rates

@@ -1,6 +1,6 @@
-"""torchmetrics: the shape of what a metric computes.
+"""torchmetrics: the shape of a metric's result.
 
-Seen to work with torchmetrics 1.9.0; pyproject.toml has >= 1.8.
+Tested with torchmetrics 1.9.0; pyproject.toml has >= 1.8.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from torchmetrics import Metric
 
 
 class UnsqueezedMetric(Metric):
-    """A metric whose ``compute`` gives tensors of a fixed number of dimensions.
+    """A metric whose ``compute`` returns tensors of a fixed number of dimensions.
 
-    torchmetrics makes scalars of tensors of one number, such as the index of a single image, and has no setting for
-    it: it does so where it wraps ``compute``.
+    torchmetrics converts tensors with one element, such as the index of a single image, to scalars. It does so where it
+    wraps ``compute``, and has no setting to turn this off.
     """
 
     def unsqueezed(self, result: Any) -> Any:
-        """The result in its own shape again."""
+        """Return the result in its original shape."""
         raise NotImplementedError
 
     def _wrap_compute(self, compute: Callable) -> Callable:

@@ -1,7 +1,7 @@
-"""torchmetrics' imports: without its hundred metrics, and without matplotlib, until somebody asks for them.
+"""torchmetrics' imports: without its hundred metrics, and without matplotlib, until they are used.
 
-They stand in for two of its modules while these are first imported, and so know what is inside them. Seen to work with
-torchmetrics 1.9.0; pyproject.toml has >= 1.8. Imports nothing of torchmetrics itself.
+The classes here replace the loaders of two of its modules at their first import, and so depend on their contents. This
+module does not import torchmetrics itself. Tested with torchmetrics 1.9.0; pyproject.toml has >= 1.8.
 """
 
 import importlib
@@ -20,10 +20,10 @@ BASE_CLASSES = {"Metric": "torchmetrics.metric", "MetricCollection": "torchmetri
 
 
 class ByNeed(MetaPathFinder, Loader):
-    """While entered, one module is executed in a way of its own when it is first imported; all others as ever."""
+    """While entered, execute one module in a special way at its first import; other modules are not affected."""
 
     name: str
-    whole: Loader | None  # the module's own
+    whole: Loader | None  # the module's original loader
 
     def __enter__(self) -> "ByNeed":
         sys.meta_path.insert(0, self)
@@ -38,7 +38,7 @@ class ByNeed(MetaPathFinder, Loader):
     ) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        sys.meta_path.remove(self)  # its submodules, and the whole of it later, are found as ever
+        sys.meta_path.remove(self)  # its submodules, and itself when reloaded, are imported as usual
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None:
             self.whole, spec.loader = spec.loader, self
@@ -48,25 +48,25 @@ class ByNeed(MetaPathFinder, Loader):
         return None
 
     def _give_back(self, module: ModuleType) -> None:
-        """Let the module be reloaded as a whole."""
+        """Restore the module's original loader, so that reloading it executes all of it."""
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self.whole
 
 
 class TorchmetricsByNeed(ByNeed):
-    """Import torchmetrics without its hundred metrics, until something other than its two base classes is asked of it.
+    """Import torchmetrics without its hundred metrics, until something other than its two base classes is used.
 
-    Lightning imports it for these two, and the package imports torchvision, scipy.signal and scipy.stats for metrics of
-    images, sound and text: as much as torch itself takes. While this is entered, ``import torchmetrics`` imports the
-    two; whatever else is asked of the package, then or later, runs its own ``__init__`` in the same module, as
-    :class:`importlib.util.LazyLoader` would. So nothing is replaced, and nothing is missing.
+    Lightning imports it for these two classes, but the package also imports torchvision, scipy.signal and scipy.stats
+    for metrics of images, sound and text, which costs as much as importing torch. While this is entered, ``import
+    torchmetrics`` imports only the two classes. Any other attribute, then or later, executes the package's own
+    ``__init__`` in the same module, like :class:`importlib.util.LazyLoader`. So nothing is replaced or missing.
     """
 
     name = TORCHMETRICS
 
     def exec_module(self, module: ModuleType) -> None:
         def others(name: str) -> Any:
-            if name.startswith("__") and name != "__all__":  # what tools ask of every module
+            if name.startswith("__") and name != "__all__":  # tools look these up in every module
                 raise AttributeError(f"module {TORCHMETRICS!r} has no attribute {name!r}")
             vars(module).pop("__getattr__", None)
             importlib.reload(module)
@@ -81,10 +81,10 @@ class TorchmetricsByNeed(ByNeed):
 
 
 class DrawingByNeed(ByNeed):
-    """Import torchmetrics' drawing without matplotlib, until something is drawn.
+    """Import torchmetrics' plotting module without matplotlib, until something is plotted.
 
-    The base class of all metrics imports it for annotations. matplotlib looks through all fonts of the machine then,
-    needs a folder to keep them in, and fails where there is none.
+    The base class of all metrics imports it for annotations. On import, matplotlib lists all fonts of the machine,
+    needs a folder to store the list, and fails without one.
     """
 
     name = DRAWING
@@ -99,5 +99,5 @@ class DrawingByNeed(ByNeed):
         finally:
             known["_MATPLOTLIB_AVAILABLE"] = installed
         self._give_back(module)
-        if installed:  # whoever draws asks for matplotlib by this function first
+        if installed:  # all plotting functions call this function first
             vars(module)["_error_on_missing_matplotlib"] = lambda: importlib.reload(module)

@@ -28,9 +28,8 @@ from fcnlab.sweeps.processes import describe_removed_environment, shared_sweep_e
 from fcnlab.sweeps.stages import check_settings_reach_stages, stage_overrides
 from fcnlab.sweeps.sweep_table import selection_score
 from fcnlab.training.checkpoints import read_checkpoint
-from fcnlab.training.loggers import check_output_paths
 from fcnlab.training.segments import check_finished
-from fcnlab.training.trainer import check_scored, enabled_members
+from fcnlab.training.trainer import check_output_paths, check_scored, members
 
 
 @dataclass(frozen=True)
@@ -191,11 +190,7 @@ def _settings(cfg: DictConfig, stages: list[Stage], index: int) -> list[str]:
         settings.append("model.reset_heads=false")  # heads are reset for other classes in the first stage only
     if cfg.sweep.folder:
         settings.append(format_override("sweep.name", f"{cfg.sweep.name} {stages[index].folder.name}".strip()))
-    elif (
-        "wandb" in enabled_members(cfg.logger)
-        and cfg.logger.wandb.group is None
-        and "WANDB_RUN_GROUP" not in os.environ
-    ):
+    elif "wandb" in members(cfg.logger) and cfg.logger.wandb.group is None and "WANDB_RUN_GROUP" not in os.environ:
         settings.append(format_override("logger.wandb.group", stages[0].folder.parent.name))
     return settings
 

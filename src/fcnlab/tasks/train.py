@@ -40,7 +40,7 @@ from fcnlab.training.hardware import FASTEST, check_machine
 from fcnlab.training.ineffective_settings import ineffective_in_training
 from fcnlab.training.limits import check_training_plan
 from fcnlab.training.lineage import describe_training, starting_point_facts
-from fcnlab.training.loggers import check_output_paths, open_loggers, wandb_id
+from fcnlab.training.loggers import open_loggers, wandb_id
 from fcnlab.training.losses import CrossEntropySum, is_sum_over_pixels
 from fcnlab.training.optimizers import MOMENTUM, freeze
 from fcnlab.training.precision import choose_fastest, settle_precision
@@ -57,7 +57,7 @@ from fcnlab.training.resume_point import (
 from fcnlab.training.segmenter import Segmenter
 from fcnlab.training.segments import as_recorded, check_images, has_new_segment, images_of, segments_of, settings_of
 from fcnlab.training.speed import training_speed
-from fcnlab.training.trainer import build_trainer, check_scored, training_callbacks
+from fcnlab.training.trainer import build_trainer, check_output_paths, check_scored, training_callbacks
 
 MAX_EFFECTIVE_STEP = 10.0  # see check_learning_rate
 MIN_EFFECTIVE_STEP = 1e-4

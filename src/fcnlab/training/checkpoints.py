@@ -331,9 +331,9 @@ def _tensors(state: Any) -> dict[str, Tensor]:
 
 
 def selection_of(checkpoint: dict[str, Any]) -> Facts | None:
-    """How a checkpoint was selected (:mod:`fcnlab.runs.selection`); None where it does not say."""
-    found = checkpoint["fcnlab"].get("selection")
-    return found and {**found, "stopped_early": bool((checkpoint.get("resume") or {}).get("stopped_early"))}
+    """Return how a checkpoint was selected (:mod:`fcnlab.runs.selection`); None where it is not recorded."""
+    selection = checkpoint["fcnlab"].get("selection")
+    return selection and {**selection, "stopped_early": bool((checkpoint.get("resume") or {}).get("stopped_early"))}
 
 
 def rebuild_model(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -> FCN:

@@ -31,13 +31,7 @@ from fcnlab.training.callbacks.ema import update_ema
 from fcnlab.training.callbacks.resume import random_states, restore_random_states
 from fcnlab.training.callbacks.time_left import duration, seconds_allowed, validations_between
 from fcnlab.training.limits import steps_of_epoch
-from fcnlab.training.memory import (
-    AllocationTracker,
-    MemoryMeter,
-    _allocate_gradients,
-    _bytes,
-    optimizer_bytes,
-)
+from fcnlab.training.memory import AllocationTracker, MemoryMeter, allocate_gradients, optimizer_bytes, total_bytes
 from fcnlab.training.segmenter import Segmenter
 
 # Each part of the probe is repeated for a fraction of the time that it will take in the run, within these limits in
@@ -166,11 +160,8 @@ def warn_about_memory(memory: MemoryEstimate, available: int, batch_size: int, a
 
 def estimate_cost(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, done: int = 0) -> CostEstimate:
     """Estimate the cost of the steps after ``done``, on the trainer's device and in its precision."""
-    accumulated, last, device = (
-        trainer.accumulate_grad_batches,
-        total_steps(trainer, data),
-        trainer.strategy.root_device,
-    )
+    accumulated, device = trainer.accumulate_grad_batches, trainer.strategy.root_device
+    last = total_steps(trainer, data)
     steps, validations = max(0, last - done), validations_between(done, last, trainer)
     loading = data.batch_size * loading_seconds(data.decoded("train"), data.augment)
     measured = probe(segmenter, data, trainer, steps, validations)
@@ -215,7 +206,7 @@ def probe(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, steps: int
     counted = memory.step
     if step.images < shape[0]:
         counted = training_memory(segmenter, (step.images, shape[1], shape[2]), str(trainer.precision)).step
-    gradients = _bytes([each for each in segmenter.net.parameters() if each.requires_grad])
+    gradients = total_bytes([each for each in segmenter.net.parameters() if each.requires_grad])
     memory = replace(
         memory,
         workspace=max(0, stepping.grown - counted),
@@ -408,7 +399,7 @@ def training_memory(
     workspaces of convolutions, is measured by the probe.
     """
     shadow = copy.deepcopy(segmenter).to("meta").train()
-    weights = _bytes([*shadow.net.parameters(), *shadow.net.buffers()])
+    weights = total_bytes([*shadow.net.parameters(), *shadow.net.buffers()])
     assert shadow.make_optimizer
     state, update = optimizer_bytes(shadow.make_optimizer, shadow.net)
     if precision in HALF:
@@ -434,7 +425,7 @@ def halve(segmenter: Segmenter, kind: torch.dtype) -> None:
 def step_bytes(segmenter: Segmenter, batch: dict[str, Tensor]) -> int:
     """Return the peak memory of a step; the previous step's gradients exist until the forward pass is complete."""
     with AllocationTracker() as tracker, torch.compiler.set_stance("force_eager"):
-        _allocate_gradients(segmenter.net)
+        allocate_gradients(segmenter.net)
         loss = loss_of(segmenter, batch)
         segmenter.zero_grad()
         loss.backward()

@@ -23,7 +23,7 @@ BY_DEVICE, FASTEST = "auto", "fastest"  # values of trainer.precision that are r
 
 def device_of(cfg: DictConfig) -> torch.device:
     """Return the device that Lightning chooses for a run on one device."""
-    _hush_lightning()
+    hush_lightning()
     trainer = L.Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
@@ -186,7 +186,7 @@ IRRELEVANT_WARNINGS = (
 )
 
 
-def _hush_lightning() -> None:
+def hush_lightning() -> None:
     """Show Lightning's warnings once (its handlers duplicate Hydra's), without the irrelevant ones."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from fcnlab.config.overrides import chosen_options, override_key, plain_overrides, was_set_on_command_line
 from fcnlab.training.hardware import uses_gpu
-from fcnlab.training.trainer import enabled_members, shows_progress
+from fcnlab.training.trainer import members, shows_progress
 
 # Settings of the trainer and the data that only training reads.
 TRAINING_ONLY = re.compile(
@@ -105,7 +105,7 @@ def _of_length(cfg: DictConfig) -> Iterator[str]:
     may_stop = bool(early) or trainer.get("max_time") is not None or _has_own_callbacks(cfg)
     for key in ("min_steps", "min_epochs"):
         if was_set_on_command_line(f"trainer.{key}") and trainer.get(key) and not may_stop:
-            yield (f"trainer.{key} has no effect without early stopping: add callbacks.early_stopping.enabled=true")
+            yield f"trainer.{key} has no effect without early stopping: add callbacks.early_stopping.enabled=true"
     if trainer.get("max_steps", -1) == -1 or trainer.get("max_epochs") not in (None, -1):
         return
     validations = -(-trainer.max_steps // trainer.val_check_interval)
@@ -120,7 +120,7 @@ def _of_length(cfg: DictConfig) -> Iterator[str]:
 
 
 def _enabled(cfg: DictConfig) -> dict[str, DictConfig]:
-    return {name: node for name, node in enabled_members(cfg.callbacks).items() if node.get("enabled", True)}
+    return {name: node for name, node in members(cfg.callbacks).items() if node.get("enabled", True)}
 
 
 def _early_stopping(cfg: DictConfig) -> dict[str, DictConfig]:

@@ -102,16 +102,16 @@ def check_validation_has_scores(trainer: L.Trainer, data: DataModule) -> None:
         All pixels of the validated or tested images (within their limit) are ignored, or none has a monitored class.
     """
     for name in ("val", "test"):
-        images, within = data.split(name), _within_limit(trainer, data, name)
+        dataset, within = data.split(name), _within_limit(trainer, data, name)
         limit = f"trainer.limit_{name}_batches={getattr(trainer, f'limit_{name}_batches')}: "
-        where = limit if len(within) < len(images) else ""
+        where = limit if len(within) < len(dataset) else ""
         if within and not _any_pixel(data, name, within):
             raise UserError(
-                f"{where}{len(within)} of {len(images)} images of {images.title} are scored, but all their pixels"
+                f"{where}{len(within)} of {len(dataset)} images of {dataset.title} are scored, but all their pixels"
                 f" are ignored, so there is no score. Choose another data.{name}_list, or a larger limit"
             )
         monitors = _monitors(trainer) if name == "val" else {}
-        for label, class_name in enumerate(images.classes):
+        for label, class_name in enumerate(dataset.classes):
             monitor = f"val/iou/{class_name}"
             if within and monitor in monitors and not _any_pixel(data, name, within, label):
                 raise UserError(
@@ -122,15 +122,15 @@ def check_validation_has_scores(trainer: L.Trainer, data: DataModule) -> None:
 
 def _within_limit(trainer: L.Trainer, data: DataModule, name: str) -> list[int]:
     """Return the indices of the images that all devices together evaluate."""
-    limit, images, world_size = getattr(trainer, f"limit_{name}_batches"), data.split(name), trainer.world_size
+    limit, dataset, world_size = getattr(trainer, f"limit_{name}_batches"), data.split(name), trainer.world_size
     if limit == 1.0 and isinstance(limit, float):
-        return list(range(len(images)))
+        return list(range(len(dataset)))
     evaluated = []
     for rank in range(world_size):
-        indices = range(rank, len(images), world_size)
+        indices = range(rank, len(dataset), world_size)
         single = data.eval_batch_size == 1  # avoids reading the size of every image
         batches = (
-            [[index] for index in indices] if single else batches_of_equal_size(images, indices, data.eval_batch_size)
+            [[index] for index in indices] if single else batches_of_equal_size(dataset, indices, data.eval_batch_size)
         )
         evaluated += batches[: int(limit if isinstance(limit, int) else len(batches) * limit)]
     return sorted(index for batch in evaluated for index in batch)

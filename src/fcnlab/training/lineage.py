@@ -85,7 +85,6 @@ def training_of_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[st
     if not isinstance(trained, dict):
         return None
     run = read_json_facts(path.absolute().parent.parent, "run.json")
-    status = (
-        run.get("status") if run.get("id") == trained.get("run") else None
-    )  # otherwise the folder contains another run
+    # With another id, the folder contains another run.
+    status = run.get("status") if run.get("id") == trained.get("run") else None
     return trained | {"step": int(checkpoint.get("global_step", 0)), "status": status}

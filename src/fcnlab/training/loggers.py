@@ -26,31 +26,9 @@ from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
 from fcnlab.training.callbacks.wandb import errors_as_warnings
 from fcnlab.training.components import REJECTIONS, instantiate_checked
-from fcnlab.training.trainer import enabled_members
+from fcnlab.training.trainer import members
 
 TAGGED = ("model", "backbone", "data", "experiment")  # groups whose options are W&B's tags
-
-
-def check_output_paths(cfg: DictConfig) -> None:
-    """Refuse callbacks that write outside of the run's folder, which its lock and its record do not cover.
-
-    Raises
-    ------
-    UserError
-        A callback's ``dirpath`` or ``folder``, or a ``filename`` in it, is not inside the run's folder.
-    """
-    run = run_folder().resolve()
-    for name, node in enabled_members(cfg.callbacks).items():
-        for key in ("dirpath", "folder"):
-            folder = node.get(key)
-            if not folder or not node.get("enabled", True):
-                continue
-            for part, path in ((key, Path(folder)), ("filename", Path(folder, node.get("filename") or ""))):
-                if not path.resolve().is_relative_to(run):
-                    raise UserError(
-                        f"callbacks.{name}.{part}={node[part]} is not inside the run's folder {run} and could replace"
-                        " another run's files. Leave it out, and set the run's folder with hydra.run.dir=FOLDER"
-                    )
 
 
 @contextmanager
@@ -61,7 +39,7 @@ def open_loggers(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Ite
     its config.
     """
     loggers = _opened(cfg)
-    if "wandb" in enabled_members(cfg.logger):  # last, so that another logger's error leaves no W&B run
+    if "wandb" in members(cfg.logger):  # last, so that another logger's error leaves no W&B run
         loggers.append(_open_wandb(cfg, facts or {}))
     status, code = "failed", 1
     try:
@@ -97,9 +75,7 @@ def _opened(cfg: DictConfig) -> list[Logger]:
         A logger rejects its settings, or would write to the folder of a run or of another logger.
     """
     loggers: dict[str, Logger] = {
-        name: instantiate_checked(cfg.logger[name], f"logger.{name}")
-        for name in enabled_members(cfg.logger)
-        if name != "wandb"
+        name: instantiate_checked(cfg.logger[name], f"logger.{name}") for name in members(cfg.logger) if name != "wandb"
     }
     folders: dict[tuple[type, Path], str] = {}
     for name, logger in loggers.items():  # check all of them before the first creates its files
@@ -139,7 +115,8 @@ def _check_folder(name: str, logger: Logger, folder: Path, folders: dict[tuple[t
 
 
 def _open_wandb(cfg: DictConfig, facts: Mapping[str, Any]) -> WandbLogger:
-    settings, sweep = cfg.logger.wandb, Path(cfg.sweep.folder).resolve() if cfg.sweep.folder else None
+    settings, options = cfg.logger.wandb, identifying_options_of_run()
+    sweep = Path(cfg.sweep.folder).resolve() if cfg.sweep.folder else None
     run_id, environment_id = facts.get("wandb"), os.environ.get("WANDB_RUN_ID")
     if not run_id and environment_id is not None and not ID.fullmatch(environment_id):
         raise UserError(
@@ -154,9 +131,7 @@ def _open_wandb(cfg: DictConfig, facts: Mapping[str, Any]) -> WandbLogger:
         log_warning(WANDB_DIR_IGNORED)
     logger = instantiate(settings, _convert_="all")(
         folder=sweep or run_folder(),  # one wandb/ for a whole sweep
-        config=to_plain(cfg)
-        | {"options": identifying_options_of_run()}
-        | {key: facts[key] for key in ("segments",) if key in facts},
+        config=to_plain(cfg) | {"options": options} | ({"segments": facts["segments"]} if "segments" in facts else {}),
         name=settings.name or cfg.sweep.name or os.environ.get("WANDB_NAME") or _run_name(cfg),
         group=settings.group
         or os.environ.get("WANDB_RUN_GROUP")
@@ -165,18 +140,7 @@ def _open_wandb(cfg: DictConfig, facts: Mapping[str, Any]) -> WandbLogger:
         if was_set_on_command_line("logger.wandb.project")
         else os.environ.get("WANDB_PROJECT", settings.project),
         job_type=HydraConfig.get().job.config_name,
-        tags=list(
-            dict.fromkeys(
-                [
-                    *settings.tags,
-                    *(
-                        identifying_options_of_run().get(group)
-                        for group in TAGGED
-                        if group in identifying_options_of_run()
-                    ),
-                ]
-            )
-        ),
+        tags=list(dict.fromkeys([*settings.tags, *(options[group] for group in TAGGED if group in options)])),
         run_id=run_id,
     )
     _report_sync_command(logger)

@@ -58,15 +58,15 @@ def optimizer_bytes(make: Callable[[FCN], Optimizer], net: FCN) -> tuple[int, in
     The peak contains the gradients and the temporary tensors of the step.
     """
     optimizer = _unfused(make, net)
-    _allocate_gradients(net)
+    allocate_gradients(net)
     optimizer.step()
     state = [each for moments in optimizer.state.values() for each in moments.values() if isinstance(each, Tensor)]
     net.zero_grad()
     with AllocationTracker() as tracker:
-        _allocate_gradients(net)
+        allocate_gradients(net)
         optimizer.step()
     net.zero_grad()
-    return _bytes(state), tracker.peak
+    return total_bytes(state), tracker.peak
 
 
 def _unfused(make: Callable[..., Optimizer], net: FCN) -> Optimizer:
@@ -75,12 +75,14 @@ def _unfused(make: Callable[..., Optimizer], net: FCN) -> Optimizer:
     return make(net, fused=False) if optimizer.defaults.get("fused") else optimizer
 
 
-def _allocate_gradients(net: nn.Module) -> None:
+def allocate_gradients(net: nn.Module) -> None:
+    """Give each trained parameter a gradient of arbitrary values, and the others none."""
     for parameter in net.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
 
 
-def _bytes(tensors: list[Tensor]) -> int:
+def total_bytes(tensors: list[Tensor]) -> int:
+    """Return the bytes of all elements of some tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fcnlab.config.ranges import MOST_WARMUP, BelowOne, Meaning, NonNegative, Warmup
 from fcnlab.errors import UserError
-from fcnlab.library_internals.torch import leave_scaling_to_the_scaler, tell_rates
+from fcnlab.library_internals.torch import leave_scaling_to_the_scaler, set_last_rates
 from fcnlab.models import FCN, unused_parameters
 
 MOMENTUM = 0.9  # the default
@@ -144,7 +144,7 @@ class Schedule(LambdaLR):
         rates = [base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
         for group, base, rate in zip(self.optimizer.param_groups, self.base_lrs, rates, strict=True):
             group["initial_lr"], group["lr"] = base, rate
-        tell_rates(self, rates)
+        set_last_rates(self, rates)
 
 
 def poly(total_steps: int, power: NonNegative = 0.9, warmup: Warmup = 0.05) -> Callable[[int], float]:

@@ -39,8 +39,9 @@ def apply_recorded_config(cfg: DictConfig) -> None:
     new_keys = {override_key(each).replace("/", ".") for each in overrides if each not in record["overrides"]}
     recorded, today = (leaves_of(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
     kept = {path for path in recorded | today if is_under(path, new_keys | {"from_run", "checkpoint", "sweep"})}
+    used = _resolved_config(folder)
     if PRECISION not in kept:
-        _repeat_precision(cfg, folder)
+        _repeat_precision(cfg, used)
         kept.add(PRECISION)
     for path, value in recorded.items():
         is_output_path = path.rpartition(".")[2] in OUTPUT_PATH_KEYS  # belongs to this run
@@ -53,7 +54,7 @@ def apply_recorded_config(cfg: DictConfig) -> None:
     for path in today.keys() - recorded.keys() - kept:
         if not is_under(path, set(recorded)):  # otherwise a recorded value replaces its group
             log_warning(f"{path}={today[path]!r} is a new setting since the recorded run")
-    _warn_of_values_looked_up(cfg, folder, kept)
+    _warn_about_looked_up_values(cfg, used, kept)
     if any(override_key(override) == "checkpoint" for override in record["overrides"]):
         log_warning("the recorded run resumed from a checkpoint; this run starts from the beginning")
     packages = record.get("packages")
@@ -64,13 +65,20 @@ def apply_recorded_config(cfg: DictConfig) -> None:
         log_warning(f"the recorded run used commit {record.get('commit')}, this run uses {commit()}")
 
 
-def _warn_of_values_looked_up(cfg: DictConfig, folder: Path, typed: set[str]) -> None:
-    """Warn where a resolver finds another value than it found for that run, in an environment variable, say."""
+def _resolved_config(folder: Path) -> dict[str, Any]:
+    """Return the values that the recorded run used, by path; none if it has no config.yaml."""
     if not (folder / "config.yaml").is_file():
-        return
-    resolved = leaves_of(to_plain(recorded_config(folder, f"from_run={folder}", "config.yaml")))
-    today = {path: value for path, value in looked_up(cfg).items() if path in resolved and path not in typed}
-    changed = differences({path: resolved[path] for path in today}, today)
+        return {}
+    return leaves_of(to_plain(recorded_config(folder, f"from_run={folder}", "config.yaml")))
+
+
+def _warn_about_looked_up_values(cfg: DictConfig, used: dict[str, Any], kept: set[str]) -> None:
+    """Warn where a resolver returns another value than for the recorded run, such as an environment variable's.
+
+    ``used`` are the values of that run, and ``kept`` the paths whose values need not be those of that run.
+    """
+    today = {path: value for path, value in looked_up(cfg).items() if path in used and path not in kept}
+    changed = differences({path: used[path] for path in today}, today)
     for path, change in changed.items():
         if not is_free(path):
             log_warning(
@@ -79,11 +87,9 @@ def _warn_of_values_looked_up(cfg: DictConfig, folder: Path, typed: set[str]) ->
             )
 
 
-def _repeat_precision(cfg: DictConfig, folder: Path) -> None:
+def _repeat_precision(cfg: DictConfig, used: dict[str, Any]) -> None:
     """Use the precision that the recorded run used: its ``auto`` or ``fastest`` may mean another one here."""
-    if not (folder / "config.yaml").is_file():
-        return
-    recorded = leaves_of(to_plain(recorded_config(folder, f"from_run={folder}", "config.yaml"))).get(PRECISION)
+    recorded = used.get(PRECISION)
     if recorded in PRECISIONS and recorded != precision(cfg):
         log_info(f"Using trainer.precision={recorded}, as the recorded run did")
         cfg.trainer.precision = recorded

@@ -104,7 +104,9 @@ def _start(path: str | Path) -> ResumePoint:
         resume["rows"],
         steps=checkpoint.get("global_step", 0),
         epoch=checkpoint.get("epoch", 0),
-        **{name: record[name] for name in ("settings", "segments", "images") if name in record},
+        settings=record["settings"],
+        segments=record["segments"],
+        images=record["images"],
         trained=nested_map(record, "trained"),
         shapes=_shapes(checkpoint),
         bests=_bests(checkpoint),
@@ -159,7 +161,9 @@ def unusable_checkpoints(checkpoints: Path, start: ResumePoint, changed: bool) -
         if not start.checkpoint:
             reason = reason or f"The run cannot resume from {path}."
         if reason:
-            log_warning(f"{reason} It is renamed to {path.name}{DAMAGED}, and its score no longer counts")
+            log_warning(
+                f"{reason.removesuffix('.')}. It is renamed to {path.name}{DAMAGED}, and its score no longer counts"
+            )
             unusable.append(path)
     return unusable
 
@@ -203,5 +207,5 @@ def _newest_usable(checkpoints: Path) -> ResumePoint:
             try:
                 return _own(checkpoints, name)
             except UserError as error:
-                log_warning(f"{error} Continuing without it.")
+                log_warning(f"{str(error).removesuffix('.')}. Continuing without it.")
     return ResumePoint()

@@ -18,16 +18,20 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
+def prefers_channels_last(net: FCN, on_gpu: bool) -> bool:
+    """Return whether a model computes faster in the memory format "channels last"."""
+    # A user's own backbone need not define channels_last_on_cpu.
+    return on_gpu or getattr(net.backbone, "channels_last_on_cpu", False)
+
+
 def evaluation_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
-    """Return the Segmenter's speed arguments for evaluation: those of training, so that scores are the same."""
-    return speed_of_net(cfg, net)
+    """Return the Segmenter's speed arguments for evaluation: those of training, so that scores are the same.
 
-
-def speed_of_net(cfg: DictConfig, net: FCN) -> dict[str, Any]:
-    """Return the memory format, by device and backbone, and whether to compute in blocks of rows."""
+    They are the memory format, by device and backbone, and whether to compute in blocks of rows.
+    """
     channels_last = cfg.speed.channels_last
-    if channels_last == "auto":  # a user's own backbone need not define channels_last_on_cpu
-        channels_last = uses_gpu(cfg.trainer.accelerator) or getattr(net.backbone, "channels_last_on_cpu", False)
+    if channels_last == "auto":
+        channels_last = prefers_channels_last(net, uses_gpu(cfg.trainer.accelerator))
     return {"channels_last": channels_last, "row_blocks": cfg.speed.row_blocks}
 
 
@@ -41,4 +45,4 @@ def training_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
     """
     if cfg.speed.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
         raise UserError("speed.compile=true needs a C++ compiler, but there is none: install g++, or leave it out")
-    return speed_of_net(cfg, net) | {"compiled": cfg.speed.compile}
+    return evaluation_speed(cfg, net) | {"compiled": cfg.speed.compile}

@@ -1,7 +1,7 @@
 """Build Lightning's Trainer and its callbacks from the config."""
 
-import logging
 import sys
+from pathlib import Path
 
 import lightning as L
 from hydra.utils import get_object, instantiate
@@ -28,10 +28,8 @@ from fcnlab.training.callbacks import (
     TopCheckpoints,
 )
 from fcnlab.training.components import instantiate_checked
-from fcnlab.training.hardware import _hush_lightning, cluster, precision, uses_gpu
+from fcnlab.training.hardware import cluster, hush_lightning, precision, uses_gpu
 from fcnlab.training.speed import allow_tf32
-
-log = logging.getLogger("fcnlab")
 
 
 def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list[Callback]) -> L.Trainer:
@@ -51,7 +49,7 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
     settings["check_val_every_n_epoch"] = None
     if not shows_progress(cfg):
         settings.setdefault("enable_progress_bar", False)  # otherwise Lightning adds its own
-    _hush_lightning()
+    hush_lightning()
     return instantiate_checked(
         settings,
         "trainer",
@@ -69,7 +67,7 @@ def shows_progress(cfg: DictConfig) -> bool:
     return enabled and sys.stdout.isatty()
 
 
-def enabled_members(node: DictConfig) -> dict[str, DictConfig]:
+def members(node: DictConfig) -> dict[str, DictConfig]:
     """Return the callbacks or loggers of a config by name, without those set to null."""
     return {str(name): member for name, member in node.items() if member is not None}
 
@@ -122,12 +120,34 @@ def check_scored(cfg: DictConfig) -> None:
     UserError
         ``checkpointing.score`` is "best", but no callback keeps a best checkpoint.
     """
-    if cfg.checkpointing.score == "best" and not any(map(_keeps_best, enabled_members(cfg.callbacks).values())):
+    if cfg.checkpointing.score == "best" and not any(map(_keeps_best, members(cfg.callbacks).values())):
         raise UserError(
             "checkpointing.score=best: without callbacks.best the run keeps no best checkpoint to score. Add"
             " checkpointing.score=last, or remove the override that disables it (callbacks.best.enabled=false,"
             " callbacks=none)"
         )
+
+
+def check_output_paths(cfg: DictConfig) -> None:
+    """Refuse callbacks that write outside of the run's folder, which its lock and its record do not cover.
+
+    Raises
+    ------
+    UserError
+        A callback's ``dirpath`` or ``folder``, or a ``filename`` in it, is not inside the run's folder.
+    """
+    run = run_folder().resolve()
+    for name, node in members(cfg.callbacks).items():
+        for key in ("dirpath", "folder"):
+            folder = node.get(key)
+            if not folder or not node.get("enabled", True):
+                continue
+            for part, path in ((key, Path(folder)), ("filename", Path(folder, node.get("filename") or ""))):
+                if not path.resolve().is_relative_to(run):
+                    raise UserError(
+                        f"callbacks.{name}.{part}={node[part]} is not inside the run's folder {run} and could replace"
+                        " another run's files. Leave it out, and set the run's folder with hydra.run.dir=FOLDER"
+                    )
 
 
 def _keeps_best(node: DictConfig) -> bool:
@@ -141,7 +161,7 @@ def _keeps_best(node: DictConfig) -> bool:
 def configured_callbacks(cfg: DictConfig) -> list[Callback]:
     """Build the callbacks that are not disabled by ``enabled: false``."""
     callbacks = []
-    for name, node in enabled_members(cfg.callbacks).items():
+    for name, node in members(cfg.callbacks).items():
         settings = to_plain(node)
         if settings.pop("enabled", True) and (name != "progress" or shows_progress(cfg)):
             callbacks.append(instantiate_checked(settings, f"callbacks.{name}"))

@@ -448,18 +448,24 @@ def test_a_file_in_the_current_folder_says_not_where_a_run_and_its_key_go(begun,
         ("[DEFAULT]\napi_key = theirs\n[default]\n", "api_key"),
         ("[default]\nx_extra_http_headers = {}\nhttps_proxy = theirs\n", "https_proxy, x_extra_http_headers"),
         ("[default]\n" + "x = 1\n" * 20_000, "more than 65,536 bytes"),
+        ("[default]\rbase_url = theirs\r", "base_url"),  # W&B opens it as text, where this ends a line
+        ("[default]\nbase_url = caf\xe9\n", "codec can't decode byte 0xe9"),  # W&B reads it in a Latin-1 locale
+        ("[default]\nproject = 50%\n", "must be written as %%"),  # W&B's parser raises an error
+        ("[default]\nproject = %(x)s\nx = theirs", "must be written as %%"),
     ],
 )
 def test_nor_whose_it_is(begun, tmp_path, text, message):
     (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb" / "settings").write_text(text)
+    (tmp_path / "wandb" / "settings").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=message):
         actual._started({"id": None, "entity": None}, "online")
     if message == "entity":
         actual._started({"id": None, "entity": "mine"}, "online")
 
 
-@pytest.mark.parametrize("text", ["", "[other]\nbase_url = x\n", "no settings", "[default]\nmode = offline\n"])
+@pytest.mark.parametrize(
+    "text", ["", "[other]\nbase_url = x\n", "no settings", "[default]\nmode = offline\nproject = 50%%\n"]
+)
 def test_what_w_and_b_writes_there_is_let_be(begun, tmp_path, text):
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text(text)

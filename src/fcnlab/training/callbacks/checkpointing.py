@@ -158,10 +158,9 @@ def _own_score(
         return {}
     record, resumed = (each.get("fcnlab", {}) for each in (best, checkpoint))
     facts = record.get("selection")
-    if not is_valid_selection(facts, CHECKPOINT_TYPES) or (facts["checkpoint"], facts["monitor"]) != (
-        "best",
-        callback.monitor,
-    ):
+    if not is_valid_selection(facts, CHECKPOINT_TYPES):
+        return {}
+    if facts["checkpoint"] != "best" or facts["monitor"] != callback.monitor:
         return {}
     runs = [nested_map(each, "trained").get("run") for each in (record, resumed)]
     score = facts["val_miou"]

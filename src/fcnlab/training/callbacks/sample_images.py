@@ -56,23 +56,23 @@ class SampleImages(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        images = _images(trainer.val_dataloaders)
+        dataset = _dataset(trainer.val_dataloaders)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                self._to_wandb(logger, images, trainer.global_step)
+                self._to_wandb(logger, dataset, trainer.global_step)
             elif isinstance(logger, TensorBoardLogger):
                 for index, prediction in self._shown:
-                    image = self._panel(images, index, prediction)
+                    image = self._panel(dataset, index, prediction)
                     logger.experiment.add_image(
-                        escape_line(images.names[index]), image, trainer.global_step, dataformats="HWC"
+                        escape_line(dataset.names[index]), image, trainer.global_step, dataformats="HWC"
                     )
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module) -> None:
         if not trainer.is_global_zero:
             return
-        images = _images(trainer.test_dataloaders)
+        dataset = _dataset(trainer.test_dataloaders)
         for index, prediction in self._shown:
-            save_png(self.folder / f"{images.names[index]}.png", self._panel(images, index, prediction))
+            save_png(self.folder / f"{dataset.names[index]}.png", self._panel(dataset, index, prediction))
 
     def _panel(self, dataset: SegmentationDataset, index: int, prediction: np.ndarray) -> np.ndarray:
         return panel(dataset.image(index), dataset.mask(index), prediction, dataset.classes, dataset.palette)
@@ -94,5 +94,5 @@ class SampleImages(Callback):
             logger.experiment.log({"val/images": images, "trainer/global_step": step})
 
 
-def _images(loader: Any) -> SegmentationDataset:
+def _dataset(loader: Any) -> SegmentationDataset:
     return loader.dataset.images

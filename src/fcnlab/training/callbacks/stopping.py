@@ -79,9 +79,8 @@ class StopReason(Callback):
         if trainer.state.fn != "fit":
             return
         states = checkpoint["callbacks"]
-        self._resumes_stopped = (
-            checkpoint["resume"]["stopped_early"] and "Timer" not in states
-        )  # Timer stops the run itself
+        # Timer stops the run itself.
+        self._resumes_stopped = checkpoint["resume"]["stopped_early"] and "Timer" not in states
         for early in _early_stopping(trainer):
             if early.state_key in states:
                 states[early.state_key]["patience"] = early.patience
@@ -187,18 +186,18 @@ class StopOnNaN(Callback):
         self._newest = newest
         self._losses.append((trainer.global_step, newest))
         if len(self._losses) >= self.every_n_steps:
-            self._look(trainer)
+            self._check_losses()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module) -> None:
-        self._look(trainer)
+        self._check_losses()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module, checkpoint) -> None:
-        self._look(trainer)
+        self._check_losses()
         for name, value in checkpoint["state_dict"].items():
             if not value.isfinite().all():
                 raise TrainingDiverged(_advice(f"{name} is no longer finite after step {trainer.global_step}"))
 
-    def _look(self, trainer: L.Trainer) -> None:
+    def _check_losses(self) -> None:
         if not self._losses:
             return
         steps, losses = zip(*self._losses, strict=True)

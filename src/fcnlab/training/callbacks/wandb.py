@@ -2,6 +2,7 @@
 
 import atexit
 import configparser
+import io
 import logging
 import os
 import re
@@ -230,18 +231,23 @@ def _settings_of_folder() -> set[str]:
     Raises
     ------
     UserError
-        The file is over a limit, or not a regular file: W&B would read it without end.
+        W&B would read a file without end or fail, or read other settings than this function: it is over a limit, no
+        regular file or not UTF-8, or a value contains a %, which W&B expands (like ``%(name)s``).
     """
     names: set[str] = set()
     for path in SETTINGS_FILES:
-        parser = configparser.ConfigParser(interpolation=None)
+        parser = configparser.ConfigParser(interpolation=None)  # a few expanded values can fill the memory
         try:
-            parser.read_string(bytes_of(path, SETTINGS_BYTES).decode())
-            names |= set(parser["default"])
-        except Unreadable as error:
-            raise UserError(f"W&B reads {path} in the current folder: {error}. Remove it") from error
-        except (OSError, UnicodeDecodeError, configparser.Error, KeyError):  # W&B ignores such a file, too
+            # As W&B does, which opens the file as text: "\r" ends a line, too.
+            parser.read_file(io.StringIO(bytes_of(path, SETTINGS_BYTES).decode(), newline=None))
+            settings = dict(parser.items("default"))
+            if any("%" in value.replace("%%", "") for value in settings.values()):
+                raise Unreadable("a value contains a %, which must be written as %%")
+        except (Unreadable, UnicodeDecodeError) as error:
+            raise UserError(f"W&B reads {path} in the current folder: {error}. Correct or remove it") from error
+        except (OSError, configparser.Error):  # no file, or no such section; W&B ignores such a file, too
             continue
+        names |= settings.keys()
     return {name for name in names if f"WANDB_{name.upper()}" not in os.environ}
 
 
