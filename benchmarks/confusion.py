@@ -2,8 +2,8 @@
 
 python benchmarks/confusion.py             some 10 seconds
 
-What is timed is the whole update of the metric, on the labels as they come from a net (int64) and from a mask (uint8);
-the rivals get the mask in the int64 that they want. Each rival is measured in turns with ours, and no other between.
+The time is that of the whole update of the metric, on labels from a model (int64) and from a mask (uint8); rivals get
+the mask as int64, which they require. Each rival is measured in turns with ours, with no other rival between.
 """
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip

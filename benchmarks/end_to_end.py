@@ -3,11 +3,11 @@
 python benchmarks/end_to_end.py            some two minutes; less with --crop 128
 
 Both train FCN-8s in one process, in turns: after each block of steps the training stops for as many steps of the loop.
-The training is what the command line builds (loader, clipping, EMA, schedule, callbacks, metrics.csv with a row every
-10 steps), from its second block on, without start-up, validations and Weights & Biases. The loop has the same net,
-loader, loss, clipping, optimiser, schedule and average, and nothing else; both must show the same losses. Images are
-read by the process itself (data.num_workers=0), so that their time is counted. "tiny" is the worst case: a net so small
-that what is around it shows.
+The training is built like that of the command line (loader, clipping, EMA, schedule, callbacks, metrics.csv with a row
+every 10 steps), and is measured from its second block on, without start-up, validations and Weights & Biases. The loop
+has the same model, loader, loss, clipping, optimiser, schedule and average, and nothing else; the losses of both must
+be equal. The process itself reads the images (data.num_workers=0), so that their time is counted. "tiny" is the worst
+case, because a small model takes little time compared with the overhead.
 """
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip

@@ -2,8 +2,8 @@
 
 python benchmarks/evaluation.py            a minute; more --rounds for a smaller spread
 
-What is timed is what an evaluation step does: the net, the labels, the confusion matrices. The matrices must be equal,
-but for pixels whose two best scores differ by rounding.
+The time is that of an evaluation step: the model, the labels and the confusion matrices. The matrices must be equal,
+except for pixels whose two best scores differ by rounding.
 """
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip

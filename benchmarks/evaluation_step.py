@@ -2,9 +2,9 @@
 
 python benchmarks/evaluation_step.py       a minute; more --rounds for a smaller spread
 
-Theirs is its data set (PIL, float64 less the mean), its net, its loss, the best class on the CPU and its histogram;
-without the images that it draws and the checkpoint that it writes, in its favour. Ours is a validation step, with the
-loss, too. Each round takes VOC's next image (val), or a drawn one of its size where VOC is not there.
+The rival is its data set (PIL, float64 minus the mean), model, loss, best class on the CPU and histogram, without the
+images that it draws and the checkpoint that it writes, in its favour. Ours is a validation step, also with the loss.
+Each round takes the next image of VOC val, or a generated image of the same size if VOC is missing.
 """
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip

@@ -2,8 +2,8 @@
 
 python benchmarks/forward.py               some two minutes; more --rounds for a smaller spread
 
-Nets in evaluation mode, one image, in single precision and under autocast to bfloat16; ours in both memory formats.
-The nets on ResNet-50 do not all do the same work: GMACs stand beside the ratios.
+The models run in evaluation mode on one image, in single precision and with autocast to bfloat16; ours in both memory
+formats. The models on ResNet-50 do not all do the same work, so the table lists GMACs next to the ratios.
 """
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip

@@ -2,10 +2,10 @@
 
 python benchmarks/loss_head.py             about a minute
 
-Theirs is a dense transposed convolution (a parameter whose gradient is computed), the crop and its ``cross_entropy2d``,
-on coarse scores of our size; its own net's are larger, in its favour. Ours is what is shipped, with the scores of every
-pixel (``speed.row_blocks=false``) and straight from the coarse ones. Losses and gradients must be equal. Memory is the
-resident set's peak over what was held before, each in a process of its own.
+The rival is a dense transposed convolution (a parameter whose gradient is computed), the crop and ``cross_entropy2d``,
+on coarse scores of our size; those of its own model are larger, so this is in its favour. Ours is fcnlab's code, with
+the scores of every pixel (``speed.row_blocks=false``) and directly from the coarse scores. Losses and gradients must be
+equal. Memory is the peak of the resident set minus its size before, each in its own process.
 """
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip

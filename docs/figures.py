@@ -26,7 +26,7 @@ def vgg16(padding: str) -> VGG16:
 
 
 def unpadded() -> tuple[Grid, int]:
-    """The classifier's own padding: 1 in every 3x3 convolution, none in fc6; where its cells lie, and how many."""
+    """Return the grid and the number of cells with the classifier's padding: 1 in each 3x3 convolution, none in fc6."""
     model = vgg16("paper")
     model.features[0].padding = (1, 1)
     cells = model(torch.empty(1, 3, PIXELS, PIXELS, device="meta"))[32].data.shape[2]

@@ -115,6 +115,14 @@ def test_the_input_pipeline_benchmark_runs(script, tmp_path):
     assert len(results) == 5 and all(row["ratio"] > 0 for row in results.values())
 
 
+def test_the_input_pipeline_benchmark_reports_its_images(script, monkeypatch, capsys):
+    pipeline = script("input_pipeline")
+    monkeypatch.setattr(sys.modules["measuring"], "on_cores", lambda number: None)  # this process continues
+    monkeypatch.setattr(sys, "argv", ["input_pipeline", "--num_images", "8", "--crop", "64", "--root", "none"])
+    pipeline["main"]()
+    assert re.search(r"8 images of VOC2012 train, .*, crops of 64", capsys.readouterr().out)
+
+
 def test_the_other_library_prepares_the_input_of_the_paper(script, tmp_path):
     """BGR minus the mean, channels first, -1 for ignored pixels."""
     pipeline = script("input_pipeline")

@@ -428,9 +428,8 @@ def _run(verb: str) -> None:
                 _check_working_folder(hydra_config)
                 return function(cfg, folder)
         except UserError as error:
-            raise CompactHydraException(
-                escape_terminal(f"fcnlab {verb}: {error}")
-            ) from error  # shown without a traceback
+            # Shown without a traceback.
+            raise CompactHydraException(escape_terminal(f"fcnlab {verb}: {error}")) from error
         except (ImportError, MemoryError, OSError, RuntimeError) as error:
             folder = Path(hydra_config.runtime.output_dir)
             message = _disk_error_message(verb, error, folder) if isinstance(error, OSError) else None

@@ -327,7 +327,7 @@ HOSTILE = {
     "a space": {"_target_": " fcnlab.models.Tiny"},
     "not a string": {"_target_": 42},
     "a list": {"_target_": ["fcnlab.models.Tiny"]},
-    "reading endlessly": {"_target_": "fcnlab.models.weights.md5", "path": "/dev/zero"},
+    "reading endlessly": {"_target_": "fcnlab.models.vgg.md5", "path": "/dev/zero"},
     "positional arguments": {"_target_": "fcnlab.models.VGG16", "_args_": ["same", 0.5, "imagenet"]},
     "partial": {"_target_": "fcnlab.models.Tiny", "_partial_": True},
     "not recursive": {"_target_": "fcnlab.models.Tiny", "_recursive_": False},

@@ -215,7 +215,7 @@ def test_evaluation_reads_whole_images_one_by_one(make):
 def test_test_list_defaults_to_val(make, test_list, title):
     data = make(test_list=test_list)
     for loader in (data.test_dataloader(), data.predict_dataloader()):
-        assert loader.dataset.images.title == title
+        assert loader.dataset.dataset.title == title
 
 
 @pytest.mark.parametrize("cache", ["ram", "disk"])

@@ -22,9 +22,10 @@ from types import SimpleNamespace
 import pytest
 
 from fcnlab.data import DataError, DataModule, download, open_shapes, open_voc
-from fcnlab.data.download import Archive, exclusive_folder, fetch, md5, obtain_archive, unpack
+from fcnlab.data.download import Archive, exclusive_folder, fetch, obtain_archive, unpack
 from fcnlab.data.transforms import standard
 from fcnlab.errors import WriteError
+from fcnlab.files.reading import md5
 
 WITNESS = "VOCdevkit/VOC2012/ImageSets/Segmentation/trainval.txt"
 FILES = {
@@ -382,16 +383,16 @@ EXCESSIVE = {
     "sparse": (sparse, "sparse"),
     "sparse by pax": (sparse_by_pax, "sparse"),
     "too large a member": (lambda: declares(1 << 40), "100 times its size"),
-    "too long a name": (lambda: declares(1 << 30, tarfile.GNUTYPE_LONGNAME), "says 1,073,741,824 bytes"),
-    "long facts": (lambda: facts(LONG * 2), "says 80,0.. bytes"),
-    "many headers of facts": (lambda: facts(*[LONG] * 30), "more than 65,536 bytes in front of"),
+    "too long a name": (lambda: declares(1 << 30, tarfile.GNUTYPE_LONGNAME), "declares 1,073,741,824 bytes"),
+    "long facts": (lambda: facts(LONG * 2), "declares 80,0.. bytes"),
+    "many headers of facts": (lambda: facts(*[LONG] * 30), "more than 65,536 bytes of headers before a file"),
     "many headers of names": (
         lambda: facts(*[b"x" * 40_000] * 30, kind=tarfile.GNUTYPE_LONGNAME),
         "more than 65,536 bytes",
     ),
     "global facts": (
         lambda: facts(b"".join(fact(b"%d" % n, b"") for n in range(101)), kind=tarfile.XGLTYPE),
-        "101 facts",
+        "101 extended headers",
     ),
     "facts inside facts": (
         lambda: facts(b"2 " * 30_000 + b"="),
@@ -403,7 +404,7 @@ EXCESSIVE = {
     ),  # the time grows with the square of the digits
     "a negative size": (
         lambda: facts(fact(b"size", b"-1024")),
-        "says -1,024 bytes",
+        "declares -1,024 bytes",
     ),  # tarfile would read the same header again
     "zeros in a member": (lambda: gzip.compress(tar({"other": ZEROS} | FILES), 1), "100 times its size"),
     "zeros after the end": (lambda: gzip.compress(tar(FILES) + ZEROS, 1), "100 times its size"),
@@ -430,8 +431,8 @@ def test_more_bytes_than_the_data_set_has_are_refused(tmp_path):
 
 
 def test_more_facts_than_a_data_set_has_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "FACTS", 100_000)
-    with pytest.raises(DataError, match="more than 100,000 bytes of facts about its files"):
+    monkeypatch.setattr(download, "EXTENDED_HEADER_BYTES", 100_000)
+    with pytest.raises(DataError, match="more than 100,000 bytes of extended headers"):
         unpack(write_archive(tmp_path, facts(LONG)[:-10240] * 3 + WHOLE), tmp_path / "root", EXPECTED)
 
 

@@ -71,7 +71,7 @@ def test_old_files_without_batch_counters_are_loaded(name, download, published):
 def test_weights_with_an_additional_layer_are_refused(name, download, published):
     actual, reference, _ = TORCHVISIONS[name]
     download(lambda _: published(reference) | {"layer5.weight": torch.zeros(1, device="meta")})
-    with torch.device("meta"), pytest.raises(WeightsError, match=r"1 not in the net: layer5\.weight"):
+    with torch.device("meta"), pytest.raises(WeightsError, match=r"1 not in the model: layer5\.weight"):
         actual(weights="imagenet")
 
 

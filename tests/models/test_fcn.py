@@ -323,7 +323,7 @@ def test_another_number_of_classes_requires_reset_heads(tmp_path):
 @pytest.mark.parametrize(
     ("old", "message"),
     [
-        (lambda: tiny_fcn(), r"not in the net: heads\.16"),
+        (lambda: tiny_fcn(), r"not in the model: heads\.16"),
         (lambda: FCN(Tiny(width=3), 3, (32,)), r"of another shape: backbone\.to8\.0\.weight"),
     ],
     ids=["more levels", "another width"],

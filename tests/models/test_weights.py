@@ -132,11 +132,11 @@ def test_files_of_other_formats_are_refused(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(2)], "holds a list, not a state dict"),
-        (torch.zeros(2), "holds a Tensor, not a state dict"),
-        ({"epoch": 1, "loss": 0.5}, "holds no tensors; its keys: epoch, loss"),
-        ({}, "holds no tensors"),
-        ({"state_dict": {}}, "holds no tensors"),
+        ([torch.zeros(2)], "contains a list, not a state dict"),
+        (torch.zeros(2), "contains a Tensor, not a state dict"),
+        ({"epoch": 1, "loss": 0.5}, "contains no tensors; its keys: epoch, loss"),
+        ({}, "contains no tensors"),
+        ({"state_dict": {}}, "contains no tensors"),
     ],
     ids=["list", "tensor", "numbers", "empty", "empty inside"],
 )
@@ -173,7 +173,7 @@ def test_a_download_from_a_stalled_server_times_out(monkeypatch, tmp_path):
     ("state", "message"),
     [
         ({"weight": STATE["layer.weight"]}, "1 missing: bias"),
-        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "scale": torch.zeros(2)}, "1 not in the net: scale"),
+        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "scale": torch.zeros(2)}, "1 not in the model: scale"),
         ({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, r"1 of another shape: weight \(3, 2\), not \(2, 3\)"),
         (
             {"weight": torch.zeros(2, 3, dtype=torch.int8), "bias": torch.zeros(2)},
@@ -181,7 +181,7 @@ def test_a_download_from_a_stalled_server_times_out(monkeypatch, tmp_path):
         ),
         (
             {"w": torch.zeros(1), "bias": torch.zeros(1)},
-            r"1 missing: weight; 1 not in the net: w; 1 of another shape: bias \(1,\), not \(2,\)",
+            r"1 missing: weight; 1 not in the model: w; 1 of another shape: bias \(1,\), not \(2,\)",
         ),
     ],
     ids=["missing", "left over", "other shape", "integers", "all three"],
@@ -195,7 +195,7 @@ def test_tensors_that_do_not_fit_are_named(state, message):
 
 
 def test_long_lists_of_names_are_shortened():
-    with pytest.raises(WeightsError, match=r"5 not in the net: t0, t1, t2, …\. They"):
+    with pytest.raises(WeightsError, match=r"5 not in the model: t0, t1, t2, …\. They"):
         load_strictly(nn.ReLU(), {f"t{index}": torch.zeros(1) for index in range(5)}, "weights")
 
 

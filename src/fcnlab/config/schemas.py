@@ -89,9 +89,8 @@ class TrainConfig:
     callbacks: Components = MISSING
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     stages: list[str] = field(default_factory=list)  # experiments, each starting from the weights of the one before
-    needs: dict[str, str] = field(
-        default_factory=dict
-    )  # settings that an experiment requires from the user, with descriptions
+    # Settings that an experiment requires from the user, with descriptions.
+    needs: dict[str, str] = field(default_factory=dict)
     published: dict[str, Percent] | None = None  # the paper's scores, which fcnlab compare shows next to the run's
     seed: Seed = 1
     checkpoint: str | None = None

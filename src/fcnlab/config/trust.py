@@ -60,13 +60,8 @@ DEFERRED = ("dataset", "augment")  # partials, which code calls later
 Places = Mapping[str, Sequence[str]]
 
 TYPED = ("hydra", "stages", "sweep", "trust")  # first parts of keys that a record must not set
-OUTPUT_PATH_KEYS = (
-    "archive",
-    "cache_dir",
-    "dirpath",
-    "folder",
-    "save_dir",
-)  # last parts of keys that name a place to write to or download from
+# Last parts of keys that name a place to write to or to unpack from.
+OUTPUT_PATH_KEYS = ("archive", "cache_dir", "dirpath", "folder", "save_dir")
 SENT_TO = ("entity", "host", "workspace")  # last parts of logger keys that name a receiver of images and scores
 WRITERS = ("callbacks", "logger", "trainer")  # they write files, and a name could lead out of the run's folder
 KEY = re.compile(r"[A-Za-z0-9][\w-]*([./][A-Za-z0-9][\w-]*)*", re.ASCII)

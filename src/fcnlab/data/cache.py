@@ -54,7 +54,7 @@ def with_cache(dataset: SegmentationDataset, kind: Kind, folder: Path) -> Segmen
     ------
     DataError
         An image cannot be read, or a file changed during caching.
-    NotWritten
+    WriteError
         There is too little memory or disk space, or the folder cannot be written to.
     """
     if kind == "none":

@@ -108,7 +108,6 @@ class DataModule(L.LightningDataModule):
 
         ``min_size`` is the minimum of the shorter image side in pixels. Without ``target``, masks may be missing.
 
-
         Raises
         ------
         DataError
@@ -240,7 +239,7 @@ class DataModule(L.LightningDataModule):
         batches = (
             {"sampler": share}
             if batch_size == 1
-            else {"batch_sampler": batches_of_equal_size(samples.images, share, batch_size)}
+            else {"batch_sampler": batches_of_equal_size(samples.dataset, share, batch_size)}
         )
         return Loader(samples, collate_fn=collate, **batches, **self._loading(name))
 
@@ -267,7 +266,7 @@ class DataModule(L.LightningDataModule):
             return epochs.processed, 0
         return (epochs.processed, done) if done < batches else (epochs.processed + 1, 0)
 
-    def readers(self, name: str, processes: int = 1) -> "Readers":
+    def readers(self, name: str, processes: int = 1) -> Readers:
         """Return the workers of a split, given ``processes`` of this run on this machine; decided once."""
         if name not in self._readers:
             size = self._batch_bytes(name) if self.num_workers else 1

@@ -159,10 +159,8 @@ class SegmentationDataset:
                 f"{len(unknown)} colour{'s' if len(unknown) > 1 else ''} without a class of {self.title}: {shown}. Add"
                 f" each to data.dataset.classes or to data.dataset.ignore_colours.{ids}"
             )
-        unknown, ignore_index = (
-            np.unique(stored.values[where]).tolist()[:5],
-            "null" if self.ignore_index is None else self.ignore_index,
-        )
+        unknown = np.unique(stored.values[where]).tolist()[:5]
+        ignore_index = "null" if self.ignore_index is None else self.ignore_index
         if self.ids is not None:
             return (
                 f"labels {unknown} without a class of {self.title} in data.dataset.ids; ignore_index is {ignore_index}"
@@ -184,7 +182,7 @@ class SegmentationDataset:
         """Return the palette of a mask, one row per index; None without a palette."""
         return mask_palette(self.masks[index])
 
-    def mask_facts(self, index: int) -> MaskContents:
+    def mask_contents(self, index: int) -> MaskContents:
         """Read a mask completely and return its contents.
 
         Raises
@@ -224,7 +222,7 @@ class SegmentationDataset:
 
         def read(index: int) -> None:
             if whole_masks:
-                masks[index] = self.mask_facts(index)
+                masks[index] = self.mask_contents(index)
 
         # In parts, because a task per image would add a third of the work.
         parts = [range(len(self))[first : first + PART] for first in range(0, len(self), PART)]

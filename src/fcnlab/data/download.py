@@ -5,7 +5,6 @@ folder. The list file that marks a data set as complete is moved into place last
 """
 
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -27,6 +26,7 @@ from fcnlab.data.image_files import DataError
 from fcnlab.data.locks import exclusive_lock
 from fcnlab.errors import first_line
 from fcnlab.files.in_place import check_own, open_own
+from fcnlab.files.reading import md5
 from fcnlab.library_internals.python import StrictTarInfo
 
 log = logging.getLogger("fcnlab")
@@ -38,7 +38,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 MOST_FILES = 200_000  # limit per archive; VOC2012 has 40,000
 UNPACKED_TO = 100  # limit on the unpacked size, in archive sizes; images are compressed, so that 2 is usual
 HEADER = 64 << 10  # limit on a long name or on extended headers of a member, in bytes
-FACTS, FACTS_OF_ALL = 256 << 20, 100  # limits: bytes of all extended headers, and headers that hold for all that follow
+EXTENDED_HEADER_BYTES = 256 << 20  # limit on all extended headers together
+GLOBAL_HEADERS = 100  # limit on extended headers that apply to all files
 TOPS = ("VOCdevkit", "benchmark_RELEASE")  # top folders that are unpacked, without parent folders (VOC2011 has one)
 
 
@@ -64,9 +65,9 @@ class Archive:
 
 
 def downloads_enabled(
-    images: Callable[..., Any], download: bool, archive: str | Sequence[str] | None
+    dataset: Callable[..., Any], download: bool, archive: str | Sequence[str] | None
 ) -> Callable[[str, str], Any]:
-    """Return a function that opens a split and downloads missing data.
+    """Return a function that opens a split like ``dataset``, and downloads missing data.
 
     Raises
     ------
@@ -74,18 +75,18 @@ def downloads_enabled(
         The data set cannot be downloaded.
     """
     if not download and not archive:
-        return images
-    if "download" not in signature(images).parameters:
-        name = getattr(images, "func", images).__name__
+        return dataset
+    if "download" not in signature(dataset).parameters:
+        name = getattr(dataset, "func", dataset).__name__
         raise DataError(f"data.download and data.archive have no effect: {name} has no archives. Leave them out.")
-    return partial(images, download=download, archive=archive)
+    return partial(dataset, download=download, archive=archive)
 
 
-def read_only_data(images: Callable[..., Any]) -> Callable[[str, str], Any]:
-    """Return a function that opens a split without downloading, drawing or converting anything."""
+def read_only_data(dataset: Callable[..., Any]) -> Callable[[str, str], Any]:
+    """Return a function that opens a split like ``dataset``, without downloading, drawing or converting anything."""
     writes_nothing = {"download": False, "archive": None, "draw": False, "convert": False}
-    known = signature(images).parameters
-    return partial(images, **{name: value for name, value in writes_nothing.items() if name in known})
+    known = signature(dataset).parameters
+    return partial(dataset, **{name: value for name, value in writes_nothing.items() if name in known})
 
 
 def obtain_archive(root: Path, expected: Archive, download: bool, archive: str | Sequence[str] | None) -> None:
@@ -157,7 +158,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
     ------
     DataError
         No mirror provides it; the message contains the error of each.
-    NotWritten
+    WriteError
         The ``.part`` is a symbolic or hard link.
     OSError
         The disk is full.
@@ -249,12 +250,6 @@ def _is_local(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
-def md5(path: Path) -> str:
-    """Return the md5 of a file, which identifies published archives."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -290,21 +285,21 @@ class _Header(StrictTarInfo):
     """A strict header: tarfile accepts a tar file that is truncated or damaged between two members.
 
     Sparse files, of which a few bytes declare terabytes, and extended headers that fill the memory are refused, too:
-    these may follow each other, and some hold for all members that follow.
+    these may follow each other, and some apply to all files.
     """
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if tar.fileobj is not None and tar.fileobj.tell() - tar.offset > HEADER:
-            raise tarfile.ReadError(f"it has more than {HEADER:,} bytes in front of a file")
+            raise tarfile.ReadError(f"it has more than {HEADER:,} bytes of headers before a file")
         try:
             found = super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]  # the zeros by which a whole tar ends
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
-        if len(tar.pax_headers) > FACTS_OF_ALL:
-            raise tarfile.ReadError(f"it has {len(tar.pax_headers)} facts about all of its files")
+        if len(tar.pax_headers) > GLOBAL_HEADERS:
+            raise tarfile.ReadError(f"it has {len(tar.pax_headers)} extended headers that apply to all files")
         found._check_size()
         return found
 
@@ -318,7 +313,7 @@ class _Header(StrictTarInfo):
 
     def _check_size(self) -> None:
         if self.size < 0 or (self.type not in tarfile.REGULAR_TYPES and self.size > HEADER):
-            raise tarfile.ReadError(f"the header of {self.name!r} says {self.size:,} bytes")
+            raise tarfile.ReadError(f"the header of {self.name!r} declares {self.size:,} bytes")
 
 
 def _check_sizes(archive: Path, root: Path, largest: int) -> None:
@@ -385,12 +380,15 @@ def _members(archive: Path, largest: int, doing: str) -> Iterator[Iterator[Membe
 
 
 def _expected_members(tar: tarfile.TarFile, archive: Path, largest: int, doing: str) -> Iterator[Member]:
-    size = facts = 0
-    for count, member in enumerate(progress(_forgotten(tar), desc=f"{archive.name} {doing}", unit=" files")):
+    size = header_bytes = 0
+    for count, member in enumerate(progress(_stream_members(tar), desc=f"{archive.name} {doing}", unit=" files")):
         _check_ratio(tar.offset, archive)
-        facts += member.offset_data - member.offset
-        if facts > FACTS:
-            raise DataError(f"{archive} holds more than {FACTS:,} bytes of facts about its files: it is refused")
+        header_bytes += member.offset_data - member.offset
+        if header_bytes > EXTENDED_HEADER_BYTES:
+            raise DataError(
+                f"{archive} contains more than {EXTENDED_HEADER_BYTES:,} bytes of extended headers: fcnlab refuses to"
+                " unpack it"
+            )
         if count >= MOST_FILES:
             raise DataError(
                 f"{archive} contains more than {MOST_FILES:,} files: fcnlab refuses to unpack it. Unpack it yourself"
@@ -408,8 +406,8 @@ def _expected_members(tar: tarfile.TarFile, archive: Path, largest: int, doing: 
             yield tar, member, name
 
 
-def _forgotten(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar, which keeps none of them, with all that their headers say."""
+def _stream_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar file without keeping them, to limit memory."""
     while (member := tar.next()) is not None:
         tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  which typeshed leaves out
         yield member

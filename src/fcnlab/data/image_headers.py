@@ -17,7 +17,7 @@ MOST_PADDING = 1 << 24  # pixels of tiles beyond four times those of the image
 BYTES = (1, 2, 7)  # TIFF's types that stay bytes: PIL makes a Python number of each element of all others
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xD8, 0xD9, 0xDA  # JPEG's markers, behind 0xFF
 WHOLE_FRAMES = (0xC0, 0xC1)  # sequential, with Huffman codes: one scan can hold all components
-ALONE = (0x01, *range(0xD0, START_OF_IMAGE))  # markers without a segment
+WITHOUT_SEGMENT = (0x01, *range(0xD0, START_OF_IMAGE))  # markers
 MARKER = re.compile(rb"\xff([^\x00\xff])")  # in coded data a 0xFF is followed by zero
 
 
@@ -85,7 +85,11 @@ def _has_one_scan(file: BinaryIO) -> bool:
     """
     components = None
     file.seek(2)
-    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] not in (0x00, *ALONE, END_OF_IMAGE, 0xFF):
+    while (
+        len(head := file.read(4)) == 4
+        and head[0] == 0xFF
+        and head[1] not in (0x00, *WITHOUT_SEGMENT, END_OF_IMAGE, 0xFF)
+    ):
         marker, size = head[1], int.from_bytes(head[2:], "big") - 2
         if marker == START_OF_SCAN:
             return file.read(1) == components
@@ -102,7 +106,7 @@ def _check_scans(data: bytes) -> None:
         marker, offset = match[1][0], match.end()
         if marker == END_OF_IMAGE:
             return
-        if marker in ALONE:
+        if marker in WITHOUT_SEGMENT:
             continue
         scans += marker == START_OF_SCAN
         if scans > MOST_SCANS:

@@ -20,7 +20,7 @@ def exclusive_lock(lock: Path, doing: str) -> Iterator[None]:
     ------
     OSError
         The lock file cannot be written.
-    NotWritten
+    WriteError
         The lock file is a symbolic or hard link.
     """
     check_own(lock)

@@ -152,9 +152,8 @@ def _check_kind(path: Path, file: ImageFile, coloured: bool) -> None:
         raise WrongMode(
             f"{path} has {file.info['compression']} compression, which blurs labels: save it with lossless compression"
         )
-    if file.mode == "L" and SIGNED in getattr(file, "tag_v2", {}).get(
-        SAMPLE_FORMAT, ()
-    ):  # PIL would read -1 as 255, the ignore index
+    # PIL would read -1 as 255, the ignore index.
+    if file.mode == "L" and SIGNED in getattr(file, "tag_v2", {}).get(SAMPLE_FORMAT, ()):
         raise WrongMode(f"{path} contains signed numbers: save ids as unsigned integers")
     eight_bits = file.mode in ("L", "1") or (file.mode == "RGB" and ";16" not in mode)
     if coloured and not (mode in PALETTE_MODES or eight_bits):

@@ -16,11 +16,11 @@ class TrainingSamples(Dataset):
     """Augmented images by (epoch, index); the same key and seed return the same sample in any process."""
 
     def __init__(self, dataset: SegmentationDataset, augment: Augment | None, seed: int):
-        self.images, self.augment, self.seed = dataset, augment, seed
+        self.dataset, self.augment, self.seed = dataset, augment, seed
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, index = key
-        image, mask = self.images.image(index), self.images.mask(index)
+        image, mask = self.dataset.image(index), self.dataset.mask(index)
         if self.augment is not None:
             image, mask = self.augment(image, mask, seed=(self.seed, epoch, index))
         return as_tensors(image, mask, index)
@@ -30,13 +30,13 @@ class EvaluationSamples(Dataset):
     """Whole images at their own size, by index; without ``target``, all pixels have the ignore index."""
 
     def __init__(self, dataset: SegmentationDataset, target: bool = True):
-        self.images, self.target = dataset, target
+        self.dataset, self.target = dataset, target
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> Batch:
-        return as_tensors(self.images.image(index), self.images.mask(index) if self.target else None, index)
+        return as_tensors(self.dataset.image(index), self.dataset.mask(index) if self.target else None, index)
 
 
 def as_tensors(image: np.ndarray, mask: np.ndarray | None, index: int) -> Batch:

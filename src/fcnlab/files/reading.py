@@ -6,6 +6,7 @@ inside a run's folder. numpy is imported only when it is needed.
 """
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -44,6 +45,12 @@ NOT_UTF8 = re.compile(r"\\uDC[89A-F]")  # how a byte of a name begins that is no
 
 class Unreadable(ValueError):
     """A file is not used; the message begins with its name and gives the reason."""
+
+
+def md5(path: str | Path) -> str:
+    """Return the md5 of a file, which identifies published files but is no proof against forgery."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def open_regular(path: Path) -> BufferedReader:

@@ -84,9 +84,8 @@ class MultiScale(_Averaged):
     def minimum_image_size(self, net: FCN) -> int:
         least = min(self.scales)
         side = max(1, math.ceil((net.backbone.min_size - 0.5) / least))
-        return (
-            side if round(side * least) >= net.backbone.min_size else side + 1
-        )  # Python rounds halves to even numbers
+        # Python rounds halves to even numbers.
+        return side if round(side * least) >= net.backbone.min_size else side + 1
 
     def probabilities(self, net: FCN, image: Image) -> ScoreMap:
         of_image = _flip_averaged if self.flip else _probabilities

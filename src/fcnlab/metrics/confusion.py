@@ -31,9 +31,8 @@ def confusion_matrix(
     cells = prediction.to(kind, copy=True)
     cells.add_(target.clamp(max=min(num_classes, 255)), alpha=num_classes)
     cells += _tables(cells.shape[-1], table, kind, cells.device)
-    count = (
-        torch.bincount if cells.is_cpu or cells.is_mps else deterministic_bincount
-    )  # bincount waits to know the largest number
+    # On a GPU, torch.bincount waits to know the largest number.
+    count = torch.bincount if cells.is_cpu or cells.is_mps else deterministic_bincount
     counts = count(cells.flatten(), minlength=TABLES * table).view(TABLES, num_classes + 1, num_classes)
     matrix = counts[:, :num_classes].sum(0)
     if ignore_index < num_classes:

@@ -54,11 +54,9 @@ class ClassAreas(NamedTuple):
 
 def class_areas(matrices: Int64[ndarray, "*images target prediction"]) -> ClassAreas:
     """Return the areas of one matrix, or a row of areas for each image."""
-    intersection, target, predicted = (
-        np.diagonal(matrices, axis1=-2, axis2=-1),
-        matrices.sum(axis=-1),
-        matrices.sum(axis=-2),
-    )
+    intersection = np.diagonal(matrices, axis1=-2, axis2=-1)
+    target = matrices.sum(axis=-1)
+    predicted = matrices.sum(axis=-2)
     return ClassAreas(intersection, target, target + predicted - intersection)
 
 

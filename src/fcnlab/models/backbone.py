@@ -20,12 +20,12 @@ VOC_MEAN_BGR = (104.00699, 116.66877, 122.67892)  # voc_layers.py there
 
 
 class Level(NamedTuple):
-    """What a level's feature map will be like; levels 8, 16 and 32 are named by their undilated stride.
+    """The properties of a level's feature map; levels 8, 16 and 32 are named by their undilated stride.
 
     ``grid`` has the true stride: in a ResNet dilated to output stride 8, it is 8 for all three.
 
-    ``scale`` is what an FCN multiplies its features by before it scores them: 1, as in the released nets, or near one
-    over their root mean square, so that the heads of all levels learn at one rate.
+    ``scale`` is the factor by which an FCN multiplies the features before it scores them: 1, as in the released
+    networks, or about the inverse of their root mean square, so that the heads of all levels learn at the same rate.
     """
 
     channels: int
@@ -83,7 +83,7 @@ class Chain(nn.Module):
         return [layer for part in parts for layer in self.path(part)]
 
     def path(self, part: nn.Module) -> list[nn.Module]:
-        """The layers of a part in their order; nets with branches say here which to take."""
+        """Return the layers of a part in order; backbones with branches override this method to choose a branch."""
         children = list(part.children())
         return [layer for child in children for layer in self.path(child)] if children else [part]
 
@@ -116,7 +116,7 @@ def named_chain(**layers: nn.Module) -> nn.Sequential:
 
 
 class InputConvention(nn.Module):
-    """RGB in 0..1 to the input that a net's weights expect: ``(pixel * scale - mean) / std``, RGB or BGR."""
+    """Convert RGB in 0..1 to the input that the weights expect: ``(pixel * scale - mean) / std``, in RGB or BGR."""
 
     mean: Tensor
     std: Tensor
@@ -150,7 +150,7 @@ def caffe_convention() -> InputConvention:
 
 
 def image_padding(padding: Padding, same: int) -> int:
-    """The padding of a net's first convolution; ``same`` is the one that keeps the image's size."""
+    """Return the padding of a model's first convolution; ``same`` is the padding that keeps the size of the image."""
     choices = {"same": same, "paper": PAPER_PADDING}
     if padding not in choices:
         raise ValueError(f"padding={padding!r}: choose 'same' or 'paper'")

@@ -27,11 +27,11 @@ class FCN(nn.Module):
     backbone
         See :mod:`fcnlab.models.backbone`.
     num_classes
-        Background included, void not.
+        With background, without the ignore index.
     levels
         From coarse to fine: (32,) is FCN-32s, (32, 16) FCN-16s, (32, 16, 8) FCN-8s.
     upsampling
-        ``"fixed"``: bilinear everywhere, as in the released nets. ``"learned"``: the steps between levels start as
+        ``"fixed"``: bilinear everywhere, as in the released networks. ``"learned"``: the steps between levels start as
         bilinear and are learned, the last one stays fixed (CVPR 2015, section 4.3). ``"learned_all"``: the last, too.
     skip_scales
         By level, what its features are multiplied by before they are scored, in place of the backbone's own factor.
@@ -39,8 +39,8 @@ class FCN(nn.Module):
         (voc-fcn8s-atonce/net.py).
     weights
         A checkpoint of fcnlab to start from, or one of pytorch-fcn's files (:mod:`fcnlab.models.published`); ``"none"``
-        for none. A net with fewer levels will do: the heads that it lacks start at zero, which is how FCN-16s starts
-        from FCN-32s.
+        for none. The checkpoint may have fewer levels: the missing heads start at zero, as when FCN-16s starts from
+        FCN-32s.
     reset_heads
         Take only the backbone from ``weights``, for another set of classes.
     """

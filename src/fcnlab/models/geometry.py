@@ -2,7 +2,7 @@
 
 A layer with kernel k, stride s, padding p and dilation d maps "cell i is centred on pixel b + a * i" to
 ``a' = a * s`` and ``b' = b + a * (d * (k - 1) / 2 - p)``; a transposed convolution is the inverse. The crop offsets
-of the released nets (19; 5, 27; 5, 9, 31) follow from these two lines, so no module of fcnlab states one.
+of the released networks (19; 5, 27; 5, 9, 31) follow from these two lines, so no module of fcnlab states one.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,9 @@
-"""What a pickle of weights or of a checkpoint may name, call and copy, found before torch builds any of it.
+"""Check what a pickle of weights or of a checkpoint names, calls and copies, before torch builds any of it.
 
-torch's own reader (``weights_only=True``) runs no code, but it builds whatever it is told to: 2 GB by one number, a
-list of 10,000 numbers as 10,000 sets, a key of a million tuples in each other, whose hash ends the process. Here the
-same pickle is read with stand-ins for all that it names; what torch, Lightning and fcnlab do not write is refused.
+torch's own reader (``weights_only=True``) runs no code, but it builds whatever the file describes: one number allocates
+2 GB, a list of 10,000 numbers is copied into 10,000 sets, or the hash of a key of a million nested tuples ends the
+process. This module reads the same pickle with stand-ins for all names in it, and refuses what torch, Lightning and
+fcnlab do not write.
 """
 
 import pickle
@@ -14,11 +15,9 @@ import torch
 from fcnlab.library_internals.python import PythonUnpickler
 from fcnlab.library_internals.torch import storage_item_bytes
 
-SIZE, READS = (
-    64 << 20,
-    1_000_000,
-)  # bytes, and pieces of it that are read; those of a ResNet-101 and two moments have 164 kB, 94,000 pieces
-COPIED = 500_000  # values and characters that its calls take in all; of the same 16,000
+SIZE = 64 << 20  # bytes; a ResNet-101 with two moments has 164 kB
+READS = 1_000_000  # reads of a part; the same file needs 94,000
+COPIED = 500_000  # values and characters that all calls take; those of the same file take 16,000
 KEY = 100  # values in a tuple that is a key
 DTYPES = {str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)}
 STORAGES = {f"torch.{name}" for name in vars(torch) if name.endswith("Storage")}

@@ -1,8 +1,8 @@
-"""Weights published for the papers' VGG16 nets: wkentaro/pytorch-fcn's five ``.pth`` files, under our names.
+"""Published weights of the papers' VGG16 models: wkentaro/pytorch-fcn's five ``.pth`` files, under our names.
 
-They are Berkeley's Caffe weights, and so are of its input (BGR, 0..255, less the mean) and its padding. Neither a
-tensor's name nor its shape tells that, nor FCN-8s from FCN-8s at once: the net is chosen by the user, and compared with
-what the file's md5 or its training's record says.
+They are Berkeley's Caffe weights, which expect its input (BGR, 0..255, minus the mean) and its padding. Names and
+shapes of tensors show neither, and do not distinguish FCN-8s from FCN-8s at once. The user chooses the model; it is
+compared with the file's md5 or with the record of its training.
 """
 
 import warnings
@@ -12,14 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fcnlab.files.reading import md5
 from fcnlab.models.backbone import Backbone
 from fcnlab.models.upsampling import Upsample, bilinear_kernel
 from fcnlab.models.vgg import VGG16, VGG16_FROM_CAFFE, from_torchvision
-from fcnlab.models.weights import StateDict, WeightsError, first_names, md5
+from fcnlab.models.weights import StateDict, WeightsError, first_names
 
 
 class Published(NamedTuple):
-    """A net of pytorch-fcn's: its levels, and the deconvolution behind each of them with its factor."""
+    """A model of pytorch-fcn: its levels, and the name and factor of the deconvolution after each level."""
 
     levels: tuple[int, ...]
     steps: tuple[tuple[str, int], ...]
@@ -60,26 +61,26 @@ def as_ours(
     steps: Sequence[Upsample],
     heads: bool = True,
 ) -> StateDict:
-    """A published state dict as one of ours; any other as it is.
+    """Convert a published state dict to our names; return any other one unchanged.
 
     Parameters
     ----------
     state, label, path
-        As read from a file, which is hashed; the label is what its training's record calls the net, if it does.
+        The contents of a file, its label ("arch", if any) and its path; the file is hashed.
     backbone, scales, steps
-        The net's: by level, what its features are multiplied by; its upsampling steps, from coarse to fine.
+        Those of the model: the factor of the features of each level; the upsampling steps, from coarse to fine.
     heads
-        False: only the backbone is wanted.
+        False: only the backbone is needed.
 
     Raises
     ------
     WeightsError
-        It is of another net than the user chose, is not whole, or has kernels for which that net has no place.
+        It belongs to another model than the user chose, is incomplete, or has kernels for which the model has no place.
 
     Warns
     -----
     UserWarning
-        The net pads its images in another way than the published ones.
+        The model pads images differently from the published ones.
     """
     if _is_classifier(state):
         label = "VGG16" if md5(path) == VGG16_FROM_CAFFE else None
@@ -112,14 +113,14 @@ def from_pytorch_fcn(state: StateDict) -> dict[str, Tensor]:
 
 
 def kernels(state: StateDict, net: Published, steps: Sequence[Upsample], source: str) -> dict[str, Tensor]:
-    """The deconvolutions that our net learns, under our names; the others must be what it does anyway.
+    """Return the deconvolutions that our model learns, under our names; the others must equal its fixed upsampling.
 
-    In a net with more levels than the file's, the file's last deconvolution gives way to those that follow.
+    If the model has more levels than the file, its own steps replace the last deconvolution of the file.
 
     Raises
     ------
     WeightsError
-        One that is not bilinear for each class by itself, where our net is.
+        A deconvolution is not bilinear for each class separately, but the upsampling of our model is.
     """
     kept = {}
     for place, (name, factor) in enumerate(net.steps):
@@ -129,10 +130,10 @@ def kernels(state: StateDict, net: Published, steps: Sequence[Upsample], source:
         elif not is_bilinear(kernel, factor):
             last = place == len(net.steps) - 1
             if last and len(steps) > len(net.steps):
-                then = f"a net with more levels has no place for it: choose model={_option(net)}"
+                then = f"a model with more levels has no place for it: choose model={_option(net)}"
             else:
-                then = f"the net's is fixed: set model.upsampling={'learned_all' if last else 'learned'} to keep it"
-            raise WeightsError(f"{source}: {name} is no bilinear kernel for each class by itself, and {then}")
+                then = f"the model's is fixed: set model.upsampling={'learned_all' if last else 'learned'} to keep it"
+            raise WeightsError(f"{source}: {name} is not a bilinear kernel per class, and {then}")
     return kept
 
 
@@ -151,27 +152,28 @@ def _is_classifier(state: StateDict) -> bool:
 
 
 def _kind(state: StateDict, path: str) -> str:
-    """The published net that has these tensors.
+    """Return the published model that has these tensors.
 
     Raises
     ------
     WeightsError
-        There is none.
+        No published model has them.
     """
     ends = {net.steps[-1][0]: kind for kind, net in reversed(NETS.items())}
     found = [kind for last, kind in ends.items() if f"{last}.weight" in state]
     if len(found) != 1:
         raise WeightsError(
-            f"model.weights={path} has layers of pytorch-fcn's names, and {len(found)} of {', '.join(ends)}, of which"
-            " each of its nets has one. It is damaged, or of another architecture."
+            f"model.weights={path} has {len(found)} of the layers {', '.join(ends)}; a pytorch-fcn network has exactly"
+            " one. It is damaged, or of another architecture."
         )
     wanted = _keys(NETS[found[0]])
-    missing, left = [key for key in wanted if key not in state], [key for key in state if key not in wanted]
-    if missing or left:
-        problems = {"lacks": missing, "has, in excess,": left}
-        said = " and ".join(f"{verb} {len(keys)}: {first_names(keys)}" for verb, keys in problems.items() if keys)
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    if missing or unexpected:
+        problems = {f"lacks {len(missing)}": missing, f"has {len(unexpected)} unexpected": unexpected}
+        message = " and ".join(f"{problem}: {first_names(keys)}" for problem, keys in problems.items() if keys)
         raise WeightsError(
-            f"model.weights={path} is not pytorch-fcn's {found[0]} on VGG16: of its {len(wanted)} tensors it {said}."
+            f"model.weights={path} is not pytorch-fcn's {found[0]} on VGG16: of its {len(wanted)} tensors it {message}."
             " It is damaged, or of another architecture."
         )
     return found[0]
@@ -184,11 +186,11 @@ def _keys(net: Published) -> list[str]:
 
 
 def _checked(backbone: Backbone, path: str, kind: str, caffe: bool) -> VGG16:
-    """The backbone, if it is what a published net has."""
+    """Return the backbone if it is that of a published model; raise an error otherwise."""
     if not isinstance(backbone, VGG16) or backbone.batch_norm:
         bn = ", batch-normalised" if isinstance(backbone, VGG16) else ""
         raise WeightsError(
-            f"model.weights={path} is {kind} on the plain VGG16, and the net's backbone is {type(backbone).__name__}"
+            f"model.weights={path} is {kind} on the plain VGG16, but the model's backbone is {type(backbone).__name__}"
             f"{bn}: choose model/backbone=vgg16_caffe"
         )
     if caffe and backbone.convention != "caffe":
@@ -201,14 +203,14 @@ def _checked(backbone: Backbone, path: str, kind: str, caffe: bool) -> VGG16:
 
 
 def _check_variant(kind: str, label: str | None, path: str, scales: Mapping[int, float], padding: str) -> None:
-    """Compare levels, factors and padding with what the file's net was trained with."""
+    """Compare levels, factors and padding with those of the model in the file."""
     net = NETS[kind]
     known = label if label in NETS and NETS[label] is net else None
     offered = [OPTIONS[name] for name in NETS if NETS[name] is net and known in (name, None)]
     levels = tuple(scales)
     if levels[: len(net.levels)] != net.levels:
         raise WeightsError(
-            f"model.weights={path} is pytorch-fcn's {known or kind}, of levels {list(net.levels)}, and the net's are"
+            f"model.weights={path} is pytorch-fcn's {known or kind}, of levels {list(net.levels)}, but the model's are"
             f" {list(levels)}: choose model={' or model='.join(offered)}"
         )
     found = {level: scales[level] for level in net.levels}

@@ -1,4 +1,4 @@
-"""A small net that learns the generated shapes on a laptop's CPU in minutes: the default, for first looks and tests."""
+"""A small network that learns the generated shapes on a laptop's CPU in minutes: the default, for trials and tests."""
 
 from torch import nn
 

@@ -183,7 +183,7 @@ class CoarseScores:
     def sum_over_rows(
         self, total: Callable[[Scores, Tensor], Tensor], target: Integer[Tensor, "batch rows cols"]
     ) -> Float[Tensor, ""]:
-        """``total(scores, truth)``, a sum over pixels, of the whole image; gradients are computed on the way."""
+        """``total(scores, target)``, a sum over pixels, of the whole image; gradients are computed on the way."""
         if not self._interpolated:
             return total(self.full(), target.long())
         cells = self._cells()

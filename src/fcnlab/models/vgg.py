@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fcnlab.config.ranges import BelowOne
+from fcnlab.files.reading import md5
 from fcnlab.models.backbone import (
     Dropout,
     Level,
@@ -17,7 +18,7 @@ from fcnlab.models.backbone import (
     initialize,
 )
 from fcnlab.models.geometry import IMAGE, FeatureMap
-from fcnlab.models.weights import WeightsError, fc_to_conv, load_backbone, md5, with_batch_counters, without_layers
+from fcnlab.models.weights import WeightsError, fc_to_conv, load_backbone, with_batch_counters, without_layers
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 VGG16_FROM_CAFFE = "aa75b158f4181e7f6230029eb96c1b13"  # md5 of pytorch-fcn's file: torchvision's names, Caffe's input
@@ -27,13 +28,13 @@ CONVENTIONS = {"torchvision": imagenet_convention, "caffe": caffe_convention}
 class VGG16(nn.Module):
     """Levels 8 (pool3), 16 (pool4) and 32 (fc7).
 
-    ``padding="paper"`` pads conv1_1 by 100 and leaves fc6 unpadded, as the released nets do; ``"same"`` pads each
+    ``padding="paper"`` pads conv1_1 by 100 and leaves fc6 unpadded, as the released networks do; ``"same"`` pads each
     convolution by half its kernel, which saves 40 % of the work at the same output size.
     ``weights`` is ``"none"``, ``"imagenet"`` (torchvision's) or the path of a file with torchvision's layer names.
-    ``batch_norm`` puts a batch normalisation behind each convolution of the trunk, as torchvision's ``vgg16_bn`` does;
-    the papers' net has none.
+    ``batch_norm`` adds batch normalisation after each convolution of the trunk, as torchvision's ``vgg16_bn`` does; the
+    papers' network has none.
     ``convention`` is the input that the weights were trained on: torchvision's (RGB, mean and deviation), or Caffe's
-    (BGR in 0..255, less a mean), which the papers' released nets and ``vgg16_from_caffe.pth`` need.
+    (BGR in 0..255, minus a mean), which the papers' released networks and ``vgg16_from_caffe.pth`` need.
     """
 
     min_size = 1

@@ -1,6 +1,5 @@
 """Reading weights: files that hold tensors and nothing else, renamed and reshaped by pure functions."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -28,7 +27,7 @@ WRAPPERS = ("state_dict", "model_state_dict")  # Lightning's and pytorch-fcn's t
 
 
 class WeightsError(UserError):
-    """A weights file that is missing, cannot be read safely, or belongs to another net."""
+    """A weights file that is missing, cannot be read safely, or belongs to another model."""
 
 
 class InertObject:
@@ -92,13 +91,16 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_labelled(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
-    """As :func:`read_tensors`; with the net's name, where a training checkpoint of pytorch-fcn has it ("arch")."""
+    """Return the tensors as :func:`read_tensors` does, and the model's name if the file has one.
+
+    Training checkpoints of pytorch-fcn have it, as "arch".
+    """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weights file at {path}: check the path (relative paths start at {Path.cwd()})")
     state = load_without_code(path, INERT)
     if not isinstance(state, dict):
-        raise WeightsError(f"{path} holds a {type(state).__name__}, not a state dict")
+        raise WeightsError(f"{path} contains a {type(state).__name__}, not a state dict")
     label = dict.get(state, "arch")  # a file can give an OrderedDict a `get` and an `items` of its own
     for wrapper in WRAPPERS:
         inside = dict.get(state, wrapper)
@@ -106,21 +108,15 @@ def read_labelled(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
             state = inside
     tensors = {key: value for key, value in dict.items(state) if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors; its keys: {first_names(state)}")
+        raise WeightsError(f"{path} contains no tensors; its keys: {first_names(state)}")
     check_tensors(tensors, str(path))
     return tensors, label if isinstance(label, str) else None
-
-
-def md5(path: str | Path) -> str:
-    """The sum by which published files are known; no proof against forgery."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def load_without_code(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
     """What a ``.safetensors`` file or a PyTorch file holds, read without running any code from it.
 
-    ``stand_ins`` are what to build where the file names something else: see :class:`Inert`.
+    ``stand_ins`` are what to build where the file names something else: see :class:`InertObject`.
 
     Raises
     ------
@@ -229,9 +225,9 @@ def load_backbone(
     convert: Callable[[StateDict], dict[str, Tensor]] = dict,
     imagenet: str | None = None,
 ) -> bool:
-    """Load what ``weights`` names, ``"none"``, ``"imagenet"`` or a path, into a backbone; say whether anything was.
+    """Load ``weights`` (``"none"``, ``"imagenet"`` or a path) into a backbone; return whether there were any.
 
-    ``imagenet`` is the name of torchvision's weights, for nets that it offers.
+    ``imagenet`` is the name of torchvision's weights, if torchvision has the model.
     """
     if weights == "none":
         return False
@@ -274,23 +270,23 @@ def _timeout(seconds: float) -> Iterator[None]:
 
 
 def load_strictly(net: nn.Module, state: StateDict, what: str) -> None:
-    """Load every tensor, or say what does not fit: see :func:`check_fit`."""
+    """Load all tensors into a model; tensors that do not fit are an error, see :func:`check_fit`."""
     check_fit(net, state, what)
     net.load_state_dict(dict(state))
 
 
 def check_fit(net: nn.Module, state: StateDict, what: str) -> None:
-    """Compare names, shapes and types; the net may be one on the device ``meta``.
+    """Check that tensors have the names, shapes and types of a model, which may be on the device ``meta``.
 
     Raises
     ------
     WeightsError
-        A tensor is missing, left over, of another shape, or of integers where the net has floats.
+        A tensor is missing, not in the model, of another shape, or contains integers where the model has floats.
     """
     own = net.state_dict()
     problems = {
         "missing": [key for key in own if key not in state],
-        "not in the net": [key for key in state if key not in own],
+        "not in the model": [key for key in state if key not in own],
         "of another shape": [
             f"{key} {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
             for key in own

@@ -90,11 +90,10 @@ def contact_sheet(
     blank = np.full_like(tiles[0], 255)
     tiles += [blank] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
-    shown = [
-        np.where(labels == IGNORE_INDEX, len(classes), labels) for _, _, labels in samples
-    ]  # the legend names void here
+    # Here the legend names ignored pixels, too.
+    shown = [np.where(labels == IGNORE_INDEX, len(classes), labels) for _, _, labels in samples]
     return with_legend(
-        np.concatenate(rows), shown, [*classes, "void"], np.vstack([palette, np.array([IGNORE_COLOUR], np.uint8)])
+        np.concatenate(rows), shown, [*classes, "ignored"], np.vstack([palette, np.array([IGNORE_COLOUR], np.uint8)])
     )
 
 

@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 PACKAGES = ("fcnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "albumentations", "numpy")
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that affect results."""
+    return {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
 def machine(device: "torch.device") -> dict[str, Any]:
     """Return package versions and the device."""
     import torch  # not at the top, so that commands without torch start quickly
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "device": f"{device.type}: {name}",
-    }
+    return {"versions": versions(), "device": f"{device.type}: {name}"}
 
 
 def command() -> str:

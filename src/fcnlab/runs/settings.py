@@ -16,9 +16,8 @@ WITHOUT_EFFECT = re.compile(
     r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(sample_images|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
     r"|trainer\.strategy\.(gradient_as_bucket_view|broadcast_buffers|static_graph)"
 )
-LOCATION_SETTINGS = re.compile(
-    r"checkpoint|callbacks\.\w+\.(dirpath|folder)"
-)  # where a run is stored, not what it does
+# Where a run is stored, not what it does.
+LOCATION_SETTINGS = re.compile(r"checkpoint|callbacks\.\w+\.(dirpath|folder)")
 JOB_INTERPOLATION = re.compile(r"\$\{hydra:(?!runtime\.)")  # such as its number; every run refers to its folder
 MOST_SHOWN = 3  # settings listed in a message
 

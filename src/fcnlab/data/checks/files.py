@@ -98,7 +98,7 @@ def inspect_image(dataset: SegmentationDataset, index: int) -> ImageReport:
     """Read an image and its mask completely, and report on them."""
     faults = {str(fault): fault for fault in dataset.faults(index)}
     image = _read(dataset.image, index, faults)
-    mask = _read(dataset.mask_facts, index, faults) if dataset.masks else None
+    mask = _read(dataset.mask_contents, index, faults) if dataset.masks else None
     return ImageReport(
         faults=tuple(faults.values()),
         odd=tuple(oddities(dataset.images[index])),
@@ -306,9 +306,8 @@ def _ignored_line(
 
 def _equal_pairs(dataset: SegmentationDataset, reports: Sequence[ImageReport]) -> Iterator[str]:
     first: dict[bytes, str] = {}
-    for name, report in dict(
-        zip(dataset.names, reports, strict=True)
-    ).items():  # duplicate names are reported separately
+    # Each name once, because duplicate names are reported separately.
+    for name, report in dict(zip(dataset.names, reports, strict=True)).items():
         if report.digest is None:
             continue
         if report.digest in first:
@@ -364,8 +363,8 @@ def _codes(reports: Sequence[ImageReport], indices: Sequence[int]) -> Float32[nd
 
 
 def nearest(
-    codes: Float32[ndarray, "ours 64"], others: Float32[ndarray, "theirs 64"], earlier_only: bool = False
-) -> tuple[Int64[ndarray, " ours"], Int64[ndarray, " ours"]]:
+    codes: Float32[ndarray, "codes 64"], others: Float32[ndarray, "others 64"], earlier_only: bool = False
+) -> tuple[Int64[ndarray, " codes"], Int64[ndarray, " codes"]]:
     """Return for each code the index of the most similar other code, and the number of different bits of 64.
 
     ``earlier_only`` compares each code of a set with the earlier ones of the same set. Without others, 65 bits differ.

@@ -1,9 +1,7 @@
 """Check the machine for training: versions, devices, memory and disk."""
 
-import platform
 import shutil
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +10,7 @@ import torch
 from fcnlab.cores import visible_cores
 from fcnlab.data.checks.report import Finding, Verdict
 from fcnlab.data.loader_workers import SHARED_MEMORY, Readers, readers, shared_memory
-from fcnlab.runs.provenance import PACKAGES
+from fcnlab.runs.provenance import versions
 
 ABOUT = "this machine"
 ROOM = 10 * 2**30  # bytes: best.ckpt and last.ckpt of a VGG16 with its optimizer, and a temporary copy
@@ -22,18 +20,16 @@ def inspect_machine(
     folder: Path, batch_bytes: int, workers: int, prefetch_factor: int | Literal["auto"]
 ) -> Iterator[Finding]:
     """Yield the findings on versions, devices, memory and disk; ``folder`` is where runs are written."""
-    yield Finding(ABOUT, "versions", Verdict.OK, ", ".join(f"{name} {version}" for name, version in versions()))
+    packages = versions()
+    python = packages.pop("python")
+    shown = ", ".join([f"Python {python}", *(f"{name} {version}" for name, version in packages.items())])
+    yield Finding(ABOUT, "versions", Verdict.OK, shown)
     yield Finding(ABOUT, "processor", Verdict.OK, f"{visible_cores()} cores, {workers} workers to load images")
     yield gpu_finding([torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())])
     yield disk_finding(folder, shutil.disk_usage(folder).free)
     allocation = readers(workers, prefetch_factor, batch_bytes)
     if allocation.lack or SHARED_MEMORY.is_dir():
         yield readers_finding(shared_memory(), allocation, workers)
-
-
-def versions() -> list[tuple[str, str]]:
-    """Return the versions of Python and of the packages that affect results."""
-    return [("Python", platform.python_version()), *((name, metadata.version(name)) for name in PACKAGES)]
 
 
 def gpu_finding(devices: list) -> Finding:

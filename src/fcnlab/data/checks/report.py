@@ -76,7 +76,7 @@ def findings_markdown(findings: Sequence[Finding]) -> str:
         for finding in group:
             if finding.each:
                 messages = (_sentence(text, files, len(files)) for text, files in grouped_messages(finding))
-                parts += [f"{finding.check}:", "\n".join(f"- {escape_markdown(finding)}" for finding in messages)]
+                parts += [f"{finding.check}:", "\n".join(f"- {escape_markdown(message)}" for message in messages)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -91,6 +91,7 @@ def open_folder(
             f"data.dataset.masks={masks} matches the images themselves (data.dataset.images={images}): set it to the"
             " location of the masks"
         )
+    has_id = ignore_index == IGNORE_INDEX and ignore_index in (ids or ())
     return SegmentationDataset(
         title=f"{Path(root).absolute().name} {split}",
         names=tuple(members),
@@ -98,9 +99,7 @@ def open_folder(
         masks=tuple(Path(root) / _filled(masks, split, name) for name in members),
         classes=names,
         palette=np.array(colours, np.uint8) if colours else voc_palette(len(names)),
-        ignore_index=None
-        if colours or (ignore_index == IGNORE_INDEX and ignore_index in (ids or ()))
-        else ignore_index,
+        ignore_index=None if colours or has_id else ignore_index,
         colours=_colour_table(colours, ignore_colours),
         ids=None if ids is None else _labels_of_ids(ids, names),
         left_out=_of_split(left_out, split, lists, fractions, split_seed),
@@ -268,7 +267,7 @@ def _check_mask_of_two(root: str, split: str, images: str, masks: str) -> None:
 
 
 def _differ(image: Path, other: Path) -> bool:
-    """False for what is no image or cannot be read: the check of all files tells what is wrong with it."""
+    """Return whether two files differ; False if one is too large or unreadable, as the check of all files reports."""
     try:
         if max(image.stat().st_size, other.stat().st_size) > LARGEST:
             return False

@@ -95,4 +95,4 @@ class SampleImages(Callback):
 
 
 def _dataset(loader: Any) -> SegmentationDataset:
-    return loader.dataset.images
+    return loader.dataset.dataset
