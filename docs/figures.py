@@ -34,7 +34,7 @@ def unpadded() -> tuple[Grid, int]:
 
 
 def padding_figure() -> None:
-    """Draw the positions of the coarse cells and their receptive field."""
+    """Draw the positions of the stride-32 map and their receptive field."""
     cases = {"fc6 unpadded, as in the classifier": unpadded()}
     for name, padding in (("padding=paper: 100 around the image", "paper"), ("padding=same", "same")):
         model = vgg16(padding)
@@ -49,10 +49,10 @@ def padding_figure() -> None:
         ax.plot(centres, [height] * cells, "o", ms=4, color=f"C{place}")
         for centre in (centres[0], centres[-1]):
             ax.plot([centre - field / 2, centre + field / 2], [height - 0.12, height - 0.12], color=f"C{place}", lw=1.5)
-        ax.text(-220, height + 0.22, f"{name}: {cells} cells at {grid.stride}i + {grid.origin:g}", fontsize=9)
+        ax.text(-220, height + 0.22, f"{name}: {cells} positions at {grid.stride}i + {grid.origin:g}", fontsize=9)
     ax.set(xlim=(-230, PIXELS + 230), ylim=(-2.5, 0.7), yticks=[], xlabel="row of pixels; the image is grey")
     ax.set_title(
-        f"VGG16's coarse cells on {PIXELS} pixels; lines: the {field} pixels that the outer ones see", fontsize=10
+        f"Positions of VGG16's stride-32 map on {PIXELS} pixels; lines: the {field} pixels that the outer ones see", fontsize=10
     )
     save(figure, "fcn_padding")
 
@@ -72,13 +72,13 @@ def border_figure() -> None:
 
 
 def impulse_figure() -> None:
-    """How the score of one coarse cell lands on the pixels."""
+    """Draw how the score of one position of the stride-32 map spreads over the pixels."""
     figure, ax = plt.subplots(figsize=(6, 2.6), dpi=100)
     for levels, name in (((32,), "FCN-32s"), ((32, 16), "FCN-16s"), ((32, 16, 8), "FCN-8s")):
         ax.plot(impulse(levels), label=name)
     ax.axvline(268.5, color="0.6", lw=0.8)
     ax.set(
-        xlim=(225, 312), xlabel="row of pixels", ylabel="weight", title="cell 8 of the coarsest level, at 32 * 8 + 12.5"
+        xlim=(225, 312), xlabel="row of pixels", ylabel="weight", title="position 8 of the coarsest level, at 32 * 8 + 12.5"
     )
     ax.legend(fontsize=8)
     save(figure, "fcn_impulse")
