@@ -4,6 +4,7 @@ import functools
 import hashlib
 import inspect
 import logging
+import mmap
 import os
 import shutil
 import signal
@@ -52,6 +53,22 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real data: {SHARED} is absent")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def new_pages():
+    """Return a function that takes a number of bytes from the system itself.
+
+    An array may lie in memory that earlier tests have freed; the process does not grow then.
+    """
+
+    def take(count: int) -> mmap.mmap:
+        pages = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for start in range(0, count, mmap.PAGESIZE):
+            pages[start] = 1
+        return pages
+
+    return take
 
 
 @pytest.fixture(scope="session")

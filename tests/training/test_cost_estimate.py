@@ -325,18 +325,16 @@ def test_warning_about_memory_suggests_settings(caplog, batch_size, accumulated,
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset the peak")
-def test_measured_memory_of_the_process():
+def test_measured_memory_of_the_process(new_pages):
     gc.collect()  # what earlier tests left must not be freed in between
-    before = torch.ones(2**29, dtype=torch.uint8)  # half a GiB, which was there and is gone
-    del before
+    new_pages(2**29).close()  # half a GiB, which was there and is gone
     took = CostMeter(torch.device("cpu"))
-    held = torch.ones(2**28, dtype=torch.uint8)  # 256 MiB
+    held = new_pages(2**28)  # 256 MiB
     facts = took.facts(CostEstimate(1, 60.0, 0, 0.0, MemoryEstimate(2**30, 0, 0, 0)))
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     assert 256 < facts["training_peak_memory_mib"] <= largest + 1 and held[0] == 1
     with MemoryMeter(torch.device("cpu")) as meter:
-        more = torch.ones(2**27, dtype=torch.uint8)
-        del more
+        new_pages(2**27).close()
     assert 100 < meter.grown / 2**20 < 160
     assert facts["expected_minutes"] == 1 and facts["expected_memory_mib"] == 1024
     assert compare_with_estimate(facts).endswith("(estimated: 1.0 min and 1.00 GiB)")

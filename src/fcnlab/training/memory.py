@@ -92,7 +92,8 @@ def total_bytes(tensors: list[Tensor]) -> int:
 class MemoryMeter:
     """Measure the peak memory inside a ``with`` block, in bytes: resident on a CPU, allocated by torch on a GPU.
 
-    Linux can reset the peak; elsewhere it is the peak of the whole process.
+    Linux can reset the peak; elsewhere it is the peak of the whole process. On a CPU, memory that the process has freed
+    before and uses again is not counted.
     """
 
     def __init__(self, device: torch.device):
