@@ -67,10 +67,10 @@ notebooks: setup  ## run the notebooks and keep their outputs; the second trains
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 table: setup  ## write README's table of variants and backbones
-	$(BIN)/python docs/model_table.py
+	$(BIN)/python docs/scripts/model_table.py
 
-figures: setup  ## draw the images of docs/fcn.md
-	$(BIN)/python docs/figures.py
+figures: setup  ## draw the images of docs/explanation/fcn.md
+	$(BIN)/python docs/scripts/figures.py
 
 clean:  ## remove what was made: .venv, caches, drawn shapes, decoded images (runs in outputs/ stay)
 	rm -rf $(VENV) dist .pytest_cache .ruff_cache outputs/shapes outputs/cache
