@@ -1,0 +1,56 @@
+"""Sphinx's settings for the documentation: make docs."""
+
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+from fcnlab import __version__
+
+sys.path.insert(0, str(Path(__file__).parent / "scripts"))
+import api_reference
+import config_reference
+
+project = "fcnlab"
+author = "the authors of fcnlab"
+copyright = author
+version = release = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "scripts"]
+myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
+myst_heading_anchors = 4
+
+html_theme = "furo"
+html_title = f"fcnlab {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+html_copy_source = False
+html_show_sourcelink = False
+
+autodoc_typehints = "signature"
+autodoc_inherit_docstrings = False  # those of Lightning use directives of its own
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 88
+# Nothing is fetched, so there are no links to other packages; docstrings also name internal modules, which have no page.
+nitpick_ignore_regex = [("py:(?!obj).*", ".*"), ("py:obj", r"(?!fcnlab\.).*")]
+
+GENERATED = {  # the text of each marker in a page
+    "<!-- config reference -->": config_reference.document,
+    "<!-- public names -->": api_reference.document,
+}
+
+
+def fill_in(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Replace the markers of a page by the text that is generated from conf/ and the docstrings."""
+    for marker, document in GENERATED.items():
+        if marker in content[0]:
+            content[0] = content[0].replace(marker, document())
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", fill_in)
