@@ -1,7 +1,9 @@
 """Sphinx's settings for the documentation: make docs."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from sphinx.application import Sphinx
 
@@ -20,6 +22,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "scripts"]
 myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
 myst_heading_anchors = 4
+
+highlight_language = "text"  # of a block that names no language
 
 html_theme = "furo"
 html_title = f"fcnlab {version}"
@@ -52,5 +56,12 @@ def fill_in(app: Sphinx, docname: str, content: list[str]) -> None:
             content[0] = content[0].replace(marker, document())
 
 
+def leave_out_ranges(app: Sphinx, function: Any, bound_method: bool) -> None:
+    """Show ``lr: float`` for ``lr: NonNegative``: the configuration reference states the ranges of settings."""
+    with suppress(NameError, TypeError, AttributeError):  # names that only a type checker imports; slots
+        function.__annotations__ = get_type_hints(function)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-before-process-signature", leave_out_ranges)
     app.connect("source-read", fill_in)

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import types
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -47,7 +47,7 @@ class Setting:
 class Option:
     """A file of conf/: its header, its settings by path, and the options of its subgroups."""
 
-    header: str
+    header: Sequence[str]
     settings: Mapping[str, Setting]
     comments: Mapping[str, str]  # of the mappings in it, by path
     defaults: Mapping[str, str | None]
@@ -97,7 +97,7 @@ def read_option(name: str, group: str = "") -> Option:
             settings |= base.settings
             comments = dict(base.comments) | comments
             defaults |= base.defaults
-    return Option(_prose(line.lstrip("# ") for line in header), settings | own, comments, defaults)
+    return Option([line.lstrip("# ") for line in header], settings | own, comments, defaults)
 
 
 def _leading(lines: Sequence[str]) -> list[str]:
@@ -300,12 +300,14 @@ def _group(group: str) -> Iterator[str]:
     read = {name: read_option(name, group) for name in options(group)}
     yield f"({anchor(group)})=\n## {group}\n"
     yield f"Choose an option by `{group}=NAME`. {_used_by(group)}\n"
+    if group not in LITERAL_GROUPS:
+        yield from _built(read)
     for name, option in read.items():
-        yield f":::{{confval}} {group}={name}\n\n{_text(_without_override(option.header))}\n"
+        yield f":::{{confval}} {group}={name}\n"
         if group in LITERAL_GROUPS:
-            yield f"```yaml\n{_without_header((CONF / group / f'{name}.yaml').read_text())}\n```"
+            yield from _literal(option, (CONF / group / f"{name}.yaml").read_text())
         else:
-            yield from _built(option, group.replace("/", "."))
+            yield from _described(option, f"{group}={name}")
         yield ":::\n"
     if group not in LITERAL_GROUPS:
         yield from _settings(read)
@@ -329,9 +331,20 @@ def _used_by(group: str) -> str:
     return f"Default: {'; '.join(sentences)}." if sentences else ""
 
 
-def _without_override(header: str) -> str:
-    """Return a header without the command or override that it starts with, which the heading already states."""
-    return re.sub(r"^(fcnlab \w+ )?[\w/]+=\S+: ", "", header)
+def _literal(option: Option, text: str) -> Iterator[str]:
+    """Yield the command of an experiment, the paragraphs of its header, and its file."""
+    command, *prose = option.header
+    yield f"```\n{command}\n```\n"
+    yield re.sub(r" (?=(Cost|Expected|Source): )", "\n\n", _text(_prose(prose)))
+    yield f"\n```yaml\n{_without_header(text)}\n```"
+
+
+def _described(option: Option, override: str) -> Iterator[str]:
+    """Yield what the header says of an option, first the other overrides that it needs."""
+    typed, prose = re.fullmatch(r"((?:fcnlab \w+ )?\S+=\S+(?: \S+=\S+)*): (.*)|(.*)", _prose(option.header)).group(1, 2)
+    if typed and not typed.endswith(override):
+        yield f"`{typed}`\n"
+    yield f"{_text(_sentence(prose or _prose(option.header)))}\n"
 
 
 def _without_header(text: str) -> str:
@@ -339,27 +352,42 @@ def _without_header(text: str) -> str:
     return "\n".join(lines[len(_leading(lines)) :]).strip()
 
 
-def _built(option: Option, package: str) -> Iterator[str]:
-    """Yield what a component builds, and what the components in it build, with the first lines of their docstrings."""
-    for path in components(option):
-        target = locate(option.settings[f"{path}._target_"].value)
-        sentence = (inspect.getdoc(target) or "").split("\n\n")[0].replace("\n", " ")
-        sentence = _text(_without_roles(sentence))
-        where = "Builds" if path == package else f"`{path}` builds"
-        comment = option.comments.get(path, "")
-        yield f"- {where} {_name(target)}: {sentence}{f' ({_text(comment)})' if comment else ''}"
+def _built(read: Mapping[str, Option]) -> Iterator[str]:
+    """Yield what the options of a group build, with the first sentences of the docstrings."""
+    built: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, option in read.items():
+        for path in components(option):
+            built[path, option.settings[f"{path}._target_"].value].append(name)
+    paths = Counter(path for path, _ in built)
+    for (path, target), names in built.items():
+        sentence = _without_roles(_first_sentence(locate(target)))
+        where = f" in {_codes(names)}" if paths[path] > 1 else ""
+        comment = read[names[0]].comments.get(path, "")
+        texts = [_text(each) for each in (sentence, comment and _sentence(comment)) if each]
+        yield f"- `{path}` builds {_name(target)}{where}{': ' * bool(texts)}{' '.join(texts)}"
+    yield ""
+
+
+def _first_sentence(target: Any) -> str:
+    text = (inspect.getdoc(target) or "").split("\n\n")[0].replace("\n", " ")
+    return re.split(r"(?<=\w\.) (?=[A-Z])", text)[0]
+
+
+def _codes(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def components(option: Option) -> list[str]:
     return [path.removesuffix("._target_") for path in option.settings if path.endswith("._target_")]
 
 
-def _name(target: Any) -> str:
-    name = dotted_name(target)
+def _name(name: str) -> str:
+    """Return the name of a class or function, with a link to its documentation."""
     if not name.startswith("fcnlab."):
         return f"`{name}`"
+    target = locate(name)
     public = any(getattr(fcnlab, each) is target for each in fcnlab.__all__)
-    return f"{{py:obj}}`fcnlab.{target.__name__}`" if public else f"{{py:obj}}`{name}`"
+    return f"{{py:obj}}`fcnlab.{target.__name__}`" if public else f"{{py:obj}}`{dotted_name(target)}`"
 
 
 def _settings(read: Mapping[str, Option]) -> Iterator[str]:
@@ -377,7 +405,7 @@ def _settings(read: Mapping[str, Option]) -> Iterator[str]:
             if not setting.comment and (target := _owner(option, path)):
                 merged[path][name] = replace(setting, comment=described(target, path.rpartition(".")[2]))
     for path, by_option in merged.items():
-        yield from _setting(path, by_option, " or ".join(filter(None, words[path])), len(read))
+        yield from _setting(path, by_option, " or ".join(filter(None, words[path])), sum(1 for option in read.values() if option.settings))
 
 
 def _setting(path: str, by_option: Mapping[str, Setting], words: str, count: int) -> Iterator[str]:
@@ -391,10 +419,19 @@ def _setting(path: str, by_option: Mapping[str, Setting], words: str, count: int
     for name, setting in by_option.items():
         if setting.comment:
             comments[setting.comment].append(name)
+    if not any(setting.in_file for setting in by_option.values()):
+        yield f"Set it by `+{path}=VALUE`: the file does not contain it.\n"
     for comment, names in comments.items():
-        where = f" ({', '.join(f'`{name}`' for name in names)})" if len(comments) > 1 else ""
-        yield f"{_text(comment)}{where}\n"
+        where = f" ({_codes(names)})" if len(comments) > 1 else ""
+        yield f"{_text(_sentence(comment))}{where}\n"
     yield ":::\n"
+
+
+def _sentence(comment: str) -> str:
+    """Return a comment with a capital and a full stop, unless it starts with a value: ``fixed: bilinear``."""
+    starts_with_value = re.match(r"\S+:|\S+ \||\S+=", comment)
+    text = comment if starts_with_value else comment[0].upper() + comment[1:]
+    return text if text.endswith((".", "...")) else f"{text}."
 
 
 def _values(by_option: Mapping[str, Setting], everywhere: bool) -> Iterator[str]:
@@ -403,8 +440,8 @@ def _values(by_option: Mapping[str, Setting], everywhere: bool) -> Iterator[str]
         names[Setting(setting.value, in_file=setting.in_file)].append(name)
     for setting, having in names.items():
         value = "required" if setting.value == "???" else f"`{setting.value}`"
-        where = "" if everywhere and len(names) == 1 else f" in {', '.join(f'`{name}`' for name in having)}"
-        yield f"{value}{where}{'' if setting.in_file else ' (not in the file)'}"
+        where = "" if everywhere and len(names) == 1 else f" in {_codes(having)}"
+        yield f"{value}{where}"
 
 
 def _base() -> Iterator[str]:
