@@ -40,7 +40,7 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 88
-# Nothing is fetched, so there are no links to other packages; docstrings also name internal modules, which have no page.
+# Nothing is fetched, so nothing links to other packages. Docstrings also name internal modules, which have no page.
 nitpick_ignore_regex = [("py:(?!obj).*", ".*"), ("py:obj", r"(?!fcnlab\.).*")]
 
 GENERATED = {  # the text of each marker in a page
