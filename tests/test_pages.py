@@ -22,7 +22,7 @@ from fcnlab.data.formats.shapes import write_data_set
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
 OTHERS = {"python.md"}  # has a test of its own
-PAGES = [REPOSITORY / "README.md", *sorted(DOCS.glob("start/*.md")), *sorted(DOCS.glob("how-to/*.md"))]
+PAGES = [REPOSITORY / "README.md", DOCS / "index.md", *sorted(DOCS.glob("start/*.md")), *sorted(DOCS.glob("how-to/*.md"))]
 PAGES = [page for page in PAGES if page.name not in OTHERS]
 SHELL = ("", "bash", "console", "sh")
 
@@ -31,6 +31,8 @@ NOT_FCNLAB = {
     "export": "the test sets the path",
     "make": "installs into the checkout; CI runs make train and make test",
     "pip": "installs",
+    "cd": "the test has its own folder",
+    "mkdir": "the test has its own folder",
     ".": "the test runs in the environment already",
     "squeue": "needs Slurm",
     "tmux": "needs a terminal",
@@ -38,6 +40,7 @@ NOT_FCNLAB = {
     "wandb": "needs an account or a terminal",
 }
 COMPOSED_PAGES = {
+    "index.md": "its commands are those of compare.md",
     "README.md": "its commands are those of the how-to pages",
     "voc.md": "needs VOC, or weights that the repository does not contain",
     "speed.md": "needs many training runs",
@@ -47,6 +50,7 @@ COMPOSED_PAGES = {
     "containers.md": "needs Docker",
 }
 COMPOSED = {
+    r"hydra\.sweep\.dir=outputs/skips$|runs=outputs/skips$": "six training runs",
     r"model/backbone=(vgg16|googlenet)\b": "needs weights that the repository does not contain",
     r"runs=outputs/train,outputs/sweeps": "names folders that the commands of the page do not write",
     r"sweep\.resume=FOLDER": "tests/sweeps/test_sweeps.py resumes sweeps",
@@ -91,7 +95,13 @@ def commands_in(text: str) -> list[list[str]]:
             lines[-1] += "\n" + line
         else:
             lines.append(line)
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    commands = [words for line in lines if (words := shlex.split(line, comments=True))]
+    return [_in_container(words) if words[:2] == ["docker", "run"] else words for words in commands]
+
+
+def _in_container(words: list[str]) -> list[str]:
+    """Return the command from the name of the image on, whose entry point has the same name."""
+    return words[words.index("fcnlab") :]
 
 
 def commands_of(page: Path) -> list[list[str]]:
