@@ -4,8 +4,6 @@ import re
 import runpy
 from pathlib import Path
 
-from PIL import Image
-
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -41,14 +39,3 @@ def test_every_option_is_in_the_readme():
     for group in groups:
         for path in (REPOSITORY / "conf" / group).glob("*.yaml"):
             assert f"`{path.stem}`" in text, f"{group}={path.stem}"
-
-
-def test_the_python_in_the_readme_runs(trained_once, tmp_path, monkeypatch):
-    trained_once(folder="RUN")
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (83, 70)).save("photo.jpg")
-    names: dict = {}
-    for code in re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL):
-        exec(code, names)
-    assert names["labels"].shape == (70, 83) and names["shares"].shape == (21, 70, 83)
-    assert names["scores"].shape == (1, 21, 224, 256)
