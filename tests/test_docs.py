@@ -4,8 +4,6 @@ import re
 import runpy
 from pathlib import Path
 
-from PIL import Image
-
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -22,14 +20,3 @@ def test_links_are_valid():
     for document in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
-
-
-def test_the_python_in_the_readme_runs(trained_once, tmp_path, monkeypatch):
-    trained_once(folder="RUN")
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (83, 70)).save("photo.jpg")
-    names: dict = {}
-    for code in re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL):
-        exec(code, names)
-    assert names["labels"].shape == (70, 83) and names["shares"].shape == (21, 70, 83)
-    assert names["scores"].shape == (1, 21, 224, 256)
