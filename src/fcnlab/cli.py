@@ -418,21 +418,21 @@ def _run(verb: str) -> None:
     began = time.time()
 
     def task(cfg):
+        from fcnlab.config.run_context import run_context
         from fcnlab.runs.run_folder import RunFolder
 
-        hydra_config = HydraConfig.get()
+        context = run_context(HydraConfig.instance().cfg)
         try:
             module = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
             function = getattr(import_verb(f"fcnlab.tasks.{module}"), module)
-            with RunFolder(Path(hydra_config.runtime.output_dir), began) as folder:
-                _check_working_folder(hydra_config)
+            with RunFolder(context, began) as folder:
+                _check_working_folder(HydraConfig.get())
                 return function(cfg, folder)
         except UserError as error:
             # Shown without a traceback.
             raise CompactHydraException(escape_terminal(f"fcnlab {verb}: {error}")) from error
         except (ImportError, MemoryError, OSError, RuntimeError) as error:
-            folder = Path(hydra_config.runtime.output_dir)
-            message = _disk_error_message(verb, error, folder) if isinstance(error, OSError) else None
+            message = _disk_error_message(verb, error, context.folder) if isinstance(error, OSError) else None
             if message is None and (reason := limit_of_process(error)):
                 message = f"fcnlab {verb}: {reason}"
             if message is None:

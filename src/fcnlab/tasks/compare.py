@@ -37,7 +37,7 @@ def compare(cfg: DictConfig, run: RunFolder) -> None:
     result.left_out[:0] = left_out
     run.accept(cfg)
     log.info(terminal(result))
-    write(folder, result)
+    write(folder, result, command(run.context))
     log.info("Page: %s", folder / "comparison.html")
 
 
@@ -73,8 +73,8 @@ def warn_about_excluded_folders(left_out: list[ExcludedRun], kind: str) -> None:
         log.warning("%s: %d more folders, listed on the page", kind.capitalize(), len(left_out) - MOST_LISTED)
 
 
-def write(folder: Path, result: Comparison) -> None:
+def write(folder: Path, result: Comparison, command: str) -> None:
     write_csv(folder, result)
     with atomic_write(folder / "comparison.md") as part:
         part.write_text(markdown(result), encoding="utf-8", errors="replace")
-    write_page(folder / "comparison.html", result, command())
+    write_page(folder / "comparison.html", result, command)
