@@ -176,7 +176,7 @@ def test_single_slurm_task_is_accepted(composed, monkeypatch):
 def test_devices_are_counted_like_in_lightning(composed, devices, count):
     cfg = composed("trainer.accelerator=cpu")
     cfg.trainer.devices = devices
-    assert hardware._device_count(cfg.trainer) == count and not torch.cuda.is_available()
+    assert hardware.device_count(cfg.trainer) == count and not torch.cuda.is_available()
 
 
 def test_a_refused_logger_creates_no_run(train_code, tmp_path):

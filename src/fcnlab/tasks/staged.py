@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra import compose
 from omegaconf import DictConfig
 
+from fcnlab.config.composition import compose_command, without_hydra
 from fcnlab.config.overrides import format_override, shell_override
 from fcnlab.config.run_context import RunContext
 from fcnlab.config.validation import ConfigError, check_requirements, validate_config
@@ -140,7 +140,8 @@ def _check(cfg: DictConfig, stages: list[Stage], context: RunContext) -> None:
             )
         try:
             overrides = [f"experiment={stage.experiment}", *_settings(cfg, stages, index, context.overrides)]
-            composed = compose("train", [*context.searchpath, *overrides])
+            command = compose_command("train", [*context.searchpath, *overrides], context.config_dir)
+            composed = without_hydra(command)
             check_requirements(composed, overrides)
             validate_config(composed)
             check_scored(composed)
@@ -149,7 +150,7 @@ def _check(cfg: DictConfig, stages: list[Stage], context: RunContext) -> None:
                 check_finished(composed, stage.folder)
         except UserError as error:
             raise ConfigError(f"stage {stage.folder.name}: {error}") from error
-    check_settings_reach_stages(cfg, context.overrides, context.searchpath)
+    check_settings_reach_stages(cfg, context.overrides, context.searchpath, context.config_dir)
 
 
 def _overrides(cfg: DictConfig, stages: list[Stage], index: int, context: RunContext) -> list[str]:

@@ -56,13 +56,13 @@ def check_machine(cfg: DictConfig, context: RunContext) -> None:
             raise UserError(
                 f"trainer.num_nodes={nodes} needs a launcher that starts a process on each machine; without it, this"
                 f" process would wait for the others forever. Start it on each machine with torchrun --nnodes={nodes}"
-                f" --nproc-per-node={_device_count(cfg.trainer)} --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT"
+                f" --nproc-per-node={device_count(cfg.trainer)} --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT"
                 f" -m fcnlab train ... hydra.run.dir=FOLDER, or with srun --nodes={nodes}"
-                f" --ntasks-per-node={_device_count(cfg.trainer)}. On one machine, leave trainer.num_nodes out"
+                f" --ntasks-per-node={device_count(cfg.trainer)}. On one machine, leave trainer.num_nodes out"
             )
         return
     launcher, count = started
-    devices = _device_count(cfg.trainer)
+    devices = device_count(cfg.trainer)
     if count != devices * nodes:
         per_node = _number_in("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else count
         alternative = "with srun --ntasks=1" if launcher == "Slurm" else "without torchrun: fcnlab starts all processes"
@@ -99,7 +99,7 @@ def _check_fastest(cfg: DictConfig, verb: str) -> None:
             f"trainer.precision={FASTEST} times training steps, and fcnlab {verb} does not train: set"
             " trainer.precision=32-true, bf16-mixed, or auto"
         )
-    if _device_count(trainer) * trainer.get("num_nodes", 1) > 1:
+    if device_count(trainer) * trainer.get("num_nodes", 1) > 1:
         raise UserError(
             f"trainer.precision={FASTEST} needs a single device, but trainer.devices={trainer.devices} means several,"
             " which might choose differently: set trainer.precision=32-true, bf16-mixed, or auto"
@@ -145,7 +145,7 @@ def _number_in(variable: str) -> int:
     return int(value)
 
 
-def _device_count(trainer: DictConfig) -> int:
+def device_count(trainer: DictConfig) -> int:
     """Return the number of devices that ``trainer.devices`` means on each node."""
     devices = trainer.devices
     if devices in ALL_DEVICES:
