@@ -1,5 +1,6 @@
 """Sphinx's settings for the documentation: make docs."""
 
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -62,6 +63,25 @@ def leave_out_ranges(app: Sphinx, function: Any, bound_method: bool) -> None:
         function.__annotations__ = get_type_hints(function)
 
 
+def make_accessible(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Correct what axe-core reports as serious in the HTML of Sphinx.
+
+    What scrolls can be reached by the keyboard; headings in the sidebar have a level; the parameters of a signature are
+    not half of a definition list.
+    """
+    navigation = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = navigation.replace('role="heading"', 'role="heading" aria-level="2"')
+    body = context.get("body", "").replace("<pre>", '<pre tabindex="0">')
+    body = body.replace('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper')
+    context["body"] = re.sub(r'<dt class="sig.*?</dt>', _without_list, body, flags=re.DOTALL)
+
+
+def _without_list(signature: re.Match) -> str:
+    text = signature[0].replace("<dl>", '<div class="sig-parameters">').replace("<dd>", "<div>")
+    return text.replace("</dl>", "</div>").replace("</dd>", "</div>")
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("html-page-context", make_accessible, priority=900)  # after furo's
     app.connect("autodoc-before-process-signature", leave_out_ranges)
     app.connect("source-read", fill_in)
