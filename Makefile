@@ -14,7 +14,7 @@ CHECK_ANNOTATIONS := --jaxtyping-packages=fcnlab,annotations.checked -m 'not slo
 	tests/training/test_losses.py tests/training/test_optimizers.py tests/training/test_segmenter.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow campaigns faults fuzz bench rivals lint notebooks table figures clean
+.PHONY: help setup train test test-slow campaigns faults fuzz bench rivals lint docs notebooks table figures clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -63,10 +63,13 @@ lint: setup  ## format check, lint, types
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/pyright
 
+docs: setup  ## build the documentation: docs/_build/html/index.html; every warning is an error
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs docs/_build/html
+
 notebooks: setup  ## run the notebooks and keep their outputs; the second trains three models, some minutes
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
-table: setup  ## write README's table of variants and backbones
+table: setup  ## write the table of docs/reference/networks.md
 	$(BIN)/python docs/scripts/model_table.py
 
 figures: setup  ## draw the images of docs/explanation/fcn.md

@@ -22,9 +22,9 @@ def photos(tmp_path):
     return tmp_path / "mine"
 
 
-def test_the_readme_example_fine_tunes_from_another_checkpoint(train, fcnlab, photos, repository, tmp_path):
-    text = (repository / "README.md").read_text()
-    (lines,) = re.findall(r"```yaml\n(defaults: \[folder, _self_\]\n.*?)```", text, re.DOTALL)
+def test_the_example_of_the_docs_fine_tunes_from_another_checkpoint(train, fcnlab, photos, repository, tmp_path):
+    text = (repository / "docs/how-to/own-data.md").read_text()
+    (lines,) = re.findall(r"```yaml\n# mine/data/leaves.yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "conf/data").mkdir(parents=True)
     own = re.sub(r"root: .*", f"root: {photos}", lines)
     (tmp_path / "conf/data/leaves.yaml").write_text(own)
