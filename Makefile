@@ -62,6 +62,7 @@ lint: setup  ## format check, lint, types
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/pyright
+	$(BIN)/mypy
 
 notebooks: setup  ## run the notebooks and keep their outputs; the second trains three models, some minutes
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
