@@ -94,7 +94,8 @@ def build(version: str) -> list[Path]:
 def run(module: str, *words: str | Path) -> None:
     command = [sys.executable, "-m", module, *map(str, words)]
     if subprocess.run(command, cwd=REPOSITORY).returncode:
-        sys.exit(f"The release stopped, because {module} failed. To undo its changes: git reset --hard")
+        undo = "git reset --hard && git clean -d --force changelog.d tests/releases"
+        sys.exit(f"The release stopped, because {module} failed. To undo its changes: {undo}")
 
 
 def git(*words: str) -> str:
