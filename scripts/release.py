@@ -32,6 +32,7 @@ def main() -> None:
     check(version)
     write_version(version)
     move_unreleased_to_fragments(REPOSITORY / "CHANGELOG.md", REPOSITORY / "changelog.d")
+    git("add", "--all")  # towncrier removes fragments that git knows
     run("towncrier", "build", "--yes", "--version", version)
     keep_checkpoint(version)
     files = build(version)
@@ -69,9 +70,7 @@ def move_unreleased_to_fragments(changelog: Path, fragments: Path) -> None:
     changelog.write_text(before + next_release + older)
     for block in section.split("### ")[1:]:
         kind, _, entries = block.partition("\n")
-        for number, entry in enumerate(f"\n{entries.strip()}".split("\n- ")[1:]):
-            # towncrier adds the bullet and the indentation
-            (fragments / f"+{number:03}.{kind.lower()}.md").write_text(entry.replace("\n  ", "\n") + "\n")
+        (fragments / f"+unreleased.{kind.lower()}.md").write_text(f"{entries.strip()}\n")
 
 
 def keep_checkpoint(version: str) -> None:
