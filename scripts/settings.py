@@ -2,9 +2,9 @@
 
     python scripts/settings.py        (make settings)
 
-``tests/config/settings.txt`` gets one line for each setting in each file of conf/ and in the root schema of each command, and
-one for each entry of a defaults list. ``???`` is a setting without a default. Arguments of classes that no file sets are not
-listed.
+``tests/config/settings.txt`` gets one line for each setting in each file of conf/ and in the root schema of each
+command, and one for each entry of a defaults list. ``???`` is a setting without a default. Arguments of classes that no
+file sets are not listed.
 """
 
 import json
