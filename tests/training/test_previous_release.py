@@ -10,7 +10,7 @@ CHECKPOINTS = sorted((Path(__file__).parents[1] / "releases").glob("*.ckpt"))  #
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=[path.stem for path in CHECKPOINTS])
 def test_a_checkpoint_of_the_previous_release_resumes(checkpoint: Path, fcnlab, repository, tmp_path):
     release = runpy.run_path(str(repository / "scripts" / "release.py"))
     steps = release["STEPS"]
