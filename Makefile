@@ -96,10 +96,10 @@ notebooks: setup  ## run the notebooks and keep their outputs; the second trains
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 table: setup  ## write README's table of variants and backbones
-	$(BIN)/python docs/model_table.py
+	$(BIN)/python docs/scripts/model_table.py
 
-figures: setup  ## draw the images of docs/fcn.md
-	$(BIN)/python docs/figures.py
+figures: setup  ## draw the images of docs/explanation/fcn.md
+	$(BIN)/python docs/scripts/figures.py
 
 release: setup  ## version, changelog, wheel, commit and tag of VERSION=X.Y.Z; publishes nothing
 	$(INSTALL) -e '.[release]'

@@ -55,7 +55,7 @@ def gflop_of_a_step(model: FCN, rows: int, cols: int) -> float:
 @pytest.mark.parametrize("row", PERFORMANCE)
 def test_docs_state_the_work_of_the_networks(composed, repository, row):
     """Rounded once: 21.047 becomes 21.0, although 21.05 would become 21.1."""
-    text = (repository / "docs" / "performance.md").read_text()
+    text = (repository / "docs/explanation/performance.md").read_text()
     (stated,) = (line.split("|")[2:5] for line in text.splitlines() if line.startswith(f"| {row} | "))
     model = built(composed, "model=fcn8s", PERFORMANCE[row])
     sizes = ((375, 500), (500, 500), (512, 512))
@@ -77,7 +77,7 @@ def test_backbone_headers_state_the_number_of_parameters(composed, name):
 
 @pytest.mark.slow
 def test_docs_state_the_cost_of_pad_100(composed, repository):
-    text = (repository / "docs" / "fcn.md").read_text()
+    text = (repository / "docs/explanation/fcn.md").read_text()
     padded, rows, cols, same = re.search(
         r"(\d+) GMACs for an image of (\d+)x(\d+), of which (\d+) are for", text
     ).groups()

@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def test_the_table_of_networks_is_the_output_of_the_command():
-    table = runpy.run_path(str(REPOSITORY / "docs" / "model_table.py"))
+    table = runpy.run_path(str(REPOSITORY / "docs/scripts/model_table.py"))
     output = re.search(f"{table['BEGIN']}\n(.*)\n{table['END']}", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     assert output and output[1] == table["table"]()
     backbones = {path.stem for path in (REPOSITORY / "conf/model/backbone").glob("*.yaml")}
@@ -18,7 +18,7 @@ def test_the_table_of_networks_is_the_output_of_the_command():
 
 
 def test_links_are_valid():
-    for document in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]:
+    for document in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 

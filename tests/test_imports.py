@@ -1,4 +1,4 @@
-"""Test that docs/architecture.md lists the modules of src and that imports follow its rules."""
+"""Test that docs/explanation/architecture.md lists the modules of src and that imports follow its rules."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-DOCUMENT = (REPOSITORY / "docs/architecture.md").read_text()
+DOCUMENT = (REPOSITORY / "docs/explanation/architecture.md").read_text()
 CONFIG_LIBRARIES = ("hydra", "omegaconf")
 ROOTS = ("fcnlab", "hydra_plugins")
 SOURCE = REPOSITORY / "src"

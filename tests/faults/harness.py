@@ -4,7 +4,7 @@
 
 Each disturbance comes at a random moment, seeded. Most victims are forked from this process, which has torch imported
 already; every eighth is started cold. The report, as JSON, is the last line; the exit code is not 0 if any promise of
-docs/reliability.md was broken.
+docs/explanation/reliability.md was broken.
 """
 
 import argparse

@@ -453,7 +453,7 @@ def agents_words(sweep: dict, chosen: dict) -> list[str]:
 
 
 def test_fcnlab_parses_the_command_of_the_wandb_agent(fcnlab, repository, capsys):
-    sweep = OmegaConf.to_container(OmegaConf.load(repository / "docs" / "wandb_sweep.yaml"), resolve=False)
+    sweep = OmegaConf.to_container(OmegaConf.load(repository / "docs/how-to/wandb_sweep.yaml"), resolve=False)
     chosen = {name: values.get("min", values.get("values", [None])[0]) for name, values in sweep["parameters"].items()}
     env, program, *words = agents_words(sweep, chosen)
     assert (env, program, words[0]) == ("/usr/bin/env", "fcnlab", "train")
@@ -468,7 +468,7 @@ def test_the_wandb_agent_gets_the_validation_score_of_the_scored_weights(
     fcnlab, repository, small, shapes_root, tmp_path
 ):
     """It is in the summary of a run that the agent's command started, whose last validation was not the best."""
-    sweep = OmegaConf.to_container(OmegaConf.load(repository / "docs" / "wandb_sweep.yaml"), resolve=False)
+    sweep = OmegaConf.to_container(OmegaConf.load(repository / "docs/how-to/wandb_sweep.yaml"), resolve=False)
     _, _, *words = agents_words(sweep, {"optim.lr": 0.1, "model": "fcn8s", "augment.scale": "[0.5,2.0]"})
     short = ["trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=4", "trainer.val_check_interval=1"]
     overrides = ["data.test_list=train", "data.allow_overlap=true", "callbacks.ema.enabled=false"]

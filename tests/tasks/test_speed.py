@@ -65,7 +65,7 @@ def test_compiled_training_is_equal_up_to_rounding(train):
 )
 @pytest.mark.parametrize("gpu", [False, True])
 def test_channels_last_depends_on_device_and_backbone(composed, monkeypatch, backbone, on_cpu, gpu):
-    """The measurements are in docs/performance.md."""
+    """The measurements are in docs/explanation/performance.md."""
     monkeypatch.setattr(speed, "uses_gpu", lambda accelerator: gpu)
     overrides = ["model.backbone.weights=none"]
     for option, expected in (("auto", on_cpu or gpu), ("off", False)):

@@ -19,7 +19,7 @@ from scipy.special import stdtr, stdtrit
 
 CHUNK = 1000  # resamples drawn at a time: 12 MB for 1,449 images
 FEWEST_SEEDS = 3  # with two, the interval would be 25 standard errors wide
-FEWEST_IMAGES = 30  # with fewer, intervals over images are unreliable: see docs/comparing-runs.md
+FEWEST_IMAGES = 30  # with fewer, intervals over images are unreliable: see docs/explanation/comparing-runs.md
 
 
 class Interval(NamedTuple):

@@ -40,7 +40,7 @@ class Backbone(Protocol):
     levels: dict[int, Level]
     min_size: int  # pixels: the shorter side of the smallest image that passes through
     pretrained: bool  # whether its layers start from a weights file
-    channels_last_on_cpu: bool  # whether it trains faster in that memory format there (docs/performance.md)
+    channels_last_on_cpu: bool  # whether it trains faster in that memory format there (docs/explanation/performance.md)
 
     def __call__(self, image: Float[Tensor, "batch 3 rows cols"]) -> dict[int, FeatureMap]: ...
 

@@ -1,6 +1,6 @@
 """Draw figure 4 of CVPR 2015 on VOC images: image, prediction of each checkpoint, ground truth.
 
-    python docs/variants_figure.py DATA_ROOT OUT.png NAME,NAME,... RUN RUN RUN
+    python docs/scripts/variants_figure.py DATA_ROOT OUT.png NAME,NAME,... RUN RUN RUN
 
 Nothing of it is committed: the images are others'.
 """

@@ -1,6 +1,6 @@
 """Every variant on every backbone, computed from the models: writes the table of README.md.
 
-python docs/model_table.py        (make table)
+python docs/scripts/model_table.py        (make table)
 """
 
 import re
@@ -16,7 +16,7 @@ from fcnlab.evaluation.cost import count_macs
 from fcnlab.hydra_registration import register_schemas
 from fcnlab.models import FCN, receptive_field
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- made by: make table -->", "<!-- end of table -->"
 SIDE = 500  # pixels, the side of an image
 BACKBONES = {  # its pretrained weights

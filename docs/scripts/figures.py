@@ -1,6 +1,6 @@
-"""Draw the figures of docs/fcn.md, computed from the models.
+"""Draw the figures of docs/explanation/fcn.md, computed from the models.
 
-python docs/figures.py        (make figures)
+python docs/scripts/figures.py        (make figures)
 """
 
 import itertools
@@ -16,7 +16,7 @@ from fcnlab.models.geometry import IMAGE
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "images"
 PIXELS = 500  # rows of the image
 
 
@@ -52,7 +52,8 @@ def padding_figure() -> None:
         ax.text(-220, height + 0.22, f"{name}: {cells} positions at {grid.stride}i + {grid.origin:g}", fontsize=9)
     ax.set(xlim=(-230, PIXELS + 230), ylim=(-2.5, 0.7), yticks=[], xlabel="row of pixels; the image is grey")
     ax.set_title(
-        f"Positions of VGG16's stride-32 map on {PIXELS} pixels; lines: the {field} pixels that the outer ones see", fontsize=10
+        f"Positions of VGG16's stride-32 map on {PIXELS} pixels; lines: the {field} pixels that the outer ones see",
+        fontsize=10,
     )
     save(figure, "fcn_padding")
 
@@ -78,7 +79,10 @@ def impulse_figure() -> None:
         ax.plot(impulse(levels), label=name)
     ax.axvline(268.5, color="0.6", lw=0.8)
     ax.set(
-        xlim=(225, 312), xlabel="row of pixels", ylabel="weight", title="position 8 of the coarsest level, at 32 * 8 + 12.5"
+        xlim=(225, 312),
+        xlabel="row of pixels",
+        ylabel="weight",
+        title="position 8 of the coarsest level, at 32 * 8 + 12.5",
     )
     ax.legend(fontsize=8)
     save(figure, "fcn_impulse")
