@@ -58,7 +58,7 @@ COMPOSED = {
     r"model/backbone=(vgg16|googlenet)\b": "needs weights that the repository does not contain",
     r"runs=outputs/train,outputs/sweeps": "names folders that the commands of the page do not write",
     r"merge_over=": "needs runs of different code or of moved data",
-    r"eval -m": "six evaluations",
+    r"eval -m|runs=outputs/flips": "six evaluations",
     r"sweep\.resume=FOLDER": "tests/sweeps/test_sweeps.py resumes sweeps",
     r"doctor data=voc": "takes seconds; own-data.md runs doctor",
 }
