@@ -62,6 +62,7 @@ lint: setup  ## format check, lint, types
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/pyright
+	$(BIN)/mypy
 
 docs: setup  ## build the documentation: docs/_build/html/index.html; every warning is an error
 	$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs docs/_build/html

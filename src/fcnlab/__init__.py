@@ -93,10 +93,12 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'fcnlab' has no attribute '{name}'")
-    return getattr(import_module(_MODULE_OF[name]), name)
+if not TYPE_CHECKING:  # so that type checkers report misspelt names
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'fcnlab' has no attribute '{name}'")
+        return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
