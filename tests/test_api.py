@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -148,13 +149,19 @@ def test_one_run_at_a_time_is_trained_in_a_process(overrides, monkeypatch):
 
 def test_compare_returns_tables_and_saves_the_files_of_the_command(sweep, tmp_path):  # noqa: F811
     report = fcnlab.compare(sweep, baseline="fcn32s", resamples=200)
-    assert [group.name for group in report.groups] == ["model=fcn8s", "model=fcn16s", "model=fcn32s"] and len(
-        report.pairs
-    ) == 2
-    assert report.command.startswith("fcnlab compare runs=[")
-    assert report.save(tmp_path / "report").read_text().startswith("<!DOCTYPE html>")
+    assert [group.name for group in report.groups] == ["model=fcn8s", "model=fcn16s", "model=fcn32s"]
+    assert len(report.pairs) == 2 and "3 groups" in str(report)
+    words = shlex.split(report.command)
+    assert words[:2] == ["fcnlab", "compare"] and "resamples=200" in words and f"runs=[{sweep}]" in words
+    assert report.save(tmp_path / "report").read_text().lower().startswith("<!doctype html>")
     names = ["comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv"]
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == names
     assert report._repr_markdown_() == (tmp_path / "report" / "comparison.md").read_text()
     with pytest.raises(fcnlab.UserError, match="the folder does not exist"):
         fcnlab.compare(tmp_path / "none")
+
+
+def test_only_the_command_line_and_the_sweeps_read_hydras_global_state(repository):
+    source = repository / "src" / "fcnlab"
+    readers = {path.relative_to(source) for path in source.rglob("*.py") if "import HydraConfig" in path.read_text()}
+    assert {str(path) for path in readers if path.parts[0] != "sweeps"} == {"cli.py", "config/hydra_values.py"}

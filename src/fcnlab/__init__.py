@@ -1,3 +1,4 @@
+# pyright: strict
 """Semantic segmentation with fully convolutional networks.
 
 >>> model = fcnlab.load("RUN/checkpoints/best.ckpt")

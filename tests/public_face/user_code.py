@@ -10,7 +10,17 @@ from PIL import Image
 
 import fcnlab
 
-SMALL = ["trainer=smoke", "trainer.max_steps=4", "trainer.val_check_interval=4", "data.dataset.size=64", "logger=csv"]
+SMALL = [
+    "trainer=smoke",
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=4",
+    "data.dataset.num_train=24",
+    "data.dataset.num_val=4",
+    "data.dataset.size=64",
+    "data.crop_size=64",
+    "data.num_workers=0",
+    "logger=csv",
+]
 
 
 def trained(folder: Path) -> list[fcnlab.TrainedRun]:
@@ -66,7 +76,7 @@ def losses(network: fcnlab.FCN) -> list[float]:
     scores = network(torch.rand(2, 3, 64, 64))
     target = torch.randint(network.num_classes, (2, 64, 64))
     kinds = (fcnlab.CrossEntropy(), fcnlab.OHEM(), fcnlab.Focal(), fcnlab.Dice(), fcnlab.Lovasz())
-    return [float(loss(scores, target)) for loss in kinds]
+    return [loss(scores, target).item() for loss in kinds]
 
 
 def mistakes() -> str:

@@ -1,3 +1,4 @@
+# pyright: strict
 """A comparison together with its texts and files, for ``fcnlab compare`` and for Python."""
 
 from dataclasses import dataclass
