@@ -63,6 +63,11 @@ def leave_out_ranges(app: Sphinx, function: Any, bound_method: bool) -> None:
         function.__annotations__ = get_type_hints(function)
 
 
+def skip_fields(app: Sphinx, kind: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out the fields of a NamedTuple, which have no text of their own and are in its signature."""
+    return (getattr(member, "__doc__", None) or "").startswith("Alias for field number") or None
+
+
 def make_accessible(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Correct what axe-core reports as serious in the HTML of Sphinx.
 
@@ -84,4 +89,5 @@ def _without_list(signature: re.Match) -> str:
 def setup(app: Sphinx) -> None:
     app.connect("html-page-context", make_accessible, priority=900)  # after furo's
     app.connect("autodoc-before-process-signature", leave_out_ranges)
+    app.connect("autodoc-skip-member", skip_fields)
     app.connect("source-read", fill_in)

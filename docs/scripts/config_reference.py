@@ -451,7 +451,7 @@ def _text(comment: str) -> str:
     for match in CODE.finditer(comment):
         parts.append(_escaped(comment[end : match.start()]))
         if match["document"]:
-            parts.append(f"[{match['page'].split('/')[1]}](../{match['page']}.md)")
+            parts.append(f"[{match['page'].split('/')[1].replace('-', ' ')}](../{match['page']}.md)")
         else:
             parts.append(match["quoted"] or f"`{match[0]}`")
         end = match.end()
