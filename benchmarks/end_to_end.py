@@ -29,6 +29,7 @@ from omegaconf import DictConfig, open_dict
 from torch.optim.lr_scheduler import LambdaLR
 
 from fcnlab.config.locations import CONF
+from fcnlab.config.run_context import RunContext, run_context
 from fcnlab.data import DataModule
 from fcnlab.hydra_registration import register_schemas
 from fcnlab.signals import StopSignals
@@ -119,16 +120,17 @@ class InTurns(Callback):
         self._resumed = time.process_time()
 
 
-def configuration(words: list[str], folder: Path) -> DictConfig:
-    """Return the configuration of ``fcnlab train`` with these overrides."""
+def configuration(words: list[str], folder: Path) -> tuple[DictConfig, RunContext]:
+    """Return the configuration of ``fcnlab train`` with these overrides, and its context."""
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=words, return_hydra_config=True)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(cfg)
+        context = run_context(HydraConfig.instance().cfg)
         del cfg["hydra"]
-    return cfg
+    return cfg, context
 
 
 def data_words(root: str, folder: Path) -> list[str]:
@@ -144,12 +146,12 @@ def side_by_side(words: list[str], rounds: int, block: int, folder: Path) -> InT
     total = (rounds + 1) * block
     words = [*words, "logger=csv", "trainer=cpu", f"trainer.max_steps={total}", f"trainer.val_check_interval={total}"]
     words += ["+trainer.limit_val_batches=1", "+trainer.num_sanity_val_steps=0", "data.num_workers=0"]
-    cfg = configuration(words, folder)
-    (segmenter, data), other = build(cfg), build(cfg)
+    cfg, context = configuration(words, folder)
+    (segmenter, data), other = build(cfg, context), build(cfg, context)
     loop = Loop(*other, total, cfg.callbacks.ema.decay, cfg.trainer.gradient_clip_val)
     turns, curves = InTurns(loop, block), MetricsCsv(folder / "metrics.csv")
     with StopSignals() as signals:
-        trainer = build_trainer(cfg, [curves], [*training_callbacks(cfg, curves, signals), turns])
+        trainer = build_trainer(cfg, folder, [curves], [*training_callbacks(cfg, curves, signals), turns])
         trainer.fit(segmenter, datamodule=data)
     for row in curves.rows():
         if row["train/loss"]:

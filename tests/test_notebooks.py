@@ -11,7 +11,7 @@ FEW = {"FCNLAB_STEPS": "4", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def test_notebooks_are_found():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03"]
+    assert [path.name[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03"]
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:jupyter_client")  # about its event loop

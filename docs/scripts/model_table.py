@@ -1,4 +1,4 @@
-"""Every variant on every backbone, computed from the models: writes the table of README.md.
+"""Every variant on every backbone, computed from the models: writes the table of docs/reference/networks.md.
 
 python docs/scripts/model_table.py        (make table)
 """
@@ -16,7 +16,7 @@ from fcnlab.evaluation.cost import count_macs
 from fcnlab.hydra_registration import register_schemas
 from fcnlab.models import FCN, receptive_field
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[1] / "reference/networks.md"
 BEGIN, END = "<!-- made by: make table -->", "<!-- end of table -->"
 SIDE = 500  # pixels, the side of an image
 BACKBONES = {  # its pretrained weights
@@ -65,8 +65,8 @@ def table() -> str:
 
 
 def main() -> None:
-    text = README.read_text()
-    README.write_text(re.sub(f"{BEGIN}.*?{END}", f"{BEGIN}\n{table()}\n{END}", text, flags=re.DOTALL))
+    text = PAGE.read_text()
+    PAGE.write_text(re.sub(f"{BEGIN}.*?{END}", f"{BEGIN}\n{table()}\n{END}", text, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,8 @@
 import difflib
 import errno
 import os
-import re
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +26,6 @@ VERBS = {
 }
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
-OPTIONAL = {"train": ("experiment",), "eval": ("model", "data", "experiment"), "predict": ("data",)}  # null by default
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 LISTS = {"compare": ("runs", "baseline"), "bench": ("benchmarks",)}  # a list that is typed as A,B, and a name as it is
 RESUME = "sweep.resume="
@@ -128,13 +125,11 @@ def _command() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not word.startswith("-"))
     if verb in LISTS:
         sys.argv[1:] = [_as_name_list(word, *LISTS[verb]) for word in sys.argv[1:]]
-    sys.argv[1:] = list(_without_null(verb, sys.argv[1:]))
+    sys.argv[1:] = _without_null(verb, sys.argv[1:])
     sys.argv[1:] = map(_with_absolute_folders, sys.argv[1:])
     _check_options(verb)
     _add_recorded_overrides(verb, started_by_lightning)
-    _check_grammar(verb)
-    _check_groups(verb)
-    _check_experiment(verb)
+    _check_overrides(verb)
     _check_output_folder(verb)
     _check_lists(verb)
     _run(verb)
@@ -241,22 +236,27 @@ def _split(value: str) -> list[str]:
     return names
 
 
-def _without_null(verb: str, words: list[str]) -> Iterator[str]:
-    """Replace ``logger=null`` by ``logger=none``; Hydra ends in a traceback where a group is null."""
-    from fcnlab.config.locations import CONF
+def _without_null(verb: str, words: list[str]) -> list[str]:
+    """Replace ``logger=null`` by ``logger=none``."""
+    from fcnlab.config.typed_overrides import without_null
 
-    for word in words:
-        group, _, value = word.partition("=")
-        value = "null" if value.lower() == "null" else value  # for Hydra the same
-        among = "null" in re.split(r"[,()]", value.lower()) and not value.startswith(("{", "["))
-        if not among or not re.fullmatch(r"[a-z/]+", group) or not (CONF / group).is_dir():
-            yield word
-        elif value != "null":
-            sys.exit(f"fcnlab {verb}: {word}: a sweep cannot include null. Choose from: {_options(group)}")
-        elif (CONF / group / "none.yaml").is_file():
-            yield f"{group}=none"
-        elif group not in OPTIONAL.get(verb, ()):
-            sys.exit(f"fcnlab {verb}: {group}=null: null is not an option. Choose from: {_options(group)}")
+    try:
+        return list(without_null(verb, words))
+    except UserError as error:
+        sys.exit(f"fcnlab {verb}: {error}")
+
+
+def _check_overrides(verb: str) -> None:
+    """Refuse overrides for which Hydra's own messages mislead."""
+    from fcnlab.config.typed_overrides import check_experiment, check_grammar, check_groups
+
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    try:
+        check_grammar(words, _is_sweep())
+        check_groups(verb, words)
+        check_experiment(verb, words)
+    except UserError as error:
+        sys.exit(f"fcnlab {verb}: {error}")
 
 
 def _with_absolute_folders(word: str) -> str:
@@ -268,66 +268,12 @@ def _with_absolute_folders(word: str) -> str:
     return absolute_searchpath(word)
 
 
-def _options(group: str) -> str:
-    """Return the options of a group. Experiments may be in subfolders; a subfolder of another group is a group."""
-    from fcnlab.config.locations import CONF
-
-    pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
-    paths = (CONF / group).glob(pattern)
-    return ", ".join(sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in paths))
-
-
 def _check_current_folder(verb: str) -> None:
     """Refuse to run in a removed directory: Hydra always asks for the current one."""
     try:
         os.getcwd()  # noqa: PTH109
     except OSError as error:
         sys.exit(f"fcnlab {verb}: the current directory no longer exists ({error.strerror}). Use cd to leave it")
-
-
-def _check_grammar(verb: str) -> None:
-    """Refuse an override that Hydra cannot parse, and show how to type it: Hydra shows its lexer's error."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    from fcnlab.config.overrides import check_interpolations, in_quotes, shell_join
-    from fcnlab.errors import first_line
-
-    parser = OverridesParser.create()
-    sweep = _is_sweep()
-    for word in sys.argv[1:]:
-        if word.startswith("-"):
-            continue
-        try:
-            parser.parse_override(word)
-            check_interpolations(word)
-        except UserError as error:
-            sys.exit(f"fcnlab {verb}: {error}")
-        except HydraException as error:
-            readable = in_quotes(word, sweep)
-            reason = f"quote its value: {shell_join([readable])}" if readable else f"{first_line(error)} (key=value)"
-            sys.exit(f"fcnlab {verb}: {word} cannot be parsed: {reason}")
-
-
-def _check_groups(verb: str) -> None:
-    """Refuse settings of a group that has no default and is not chosen; Hydra's own message misleads."""
-    for group in {"eval": ("data", "model"), "predict": ("data",)}.get(verb, ()):
-        settings = [word for word in sys.argv if word.startswith(f"{group}.")]
-        if settings and not any(word.startswith((f"{group}=", "experiment=")) for word in sys.argv):
-            sys.exit(f"fcnlab {verb}: {settings[0]} has no effect, because no {group} is chosen. Add {group}=OPTION")
-
-
-def _check_experiment(verb: str) -> None:
-    """Refuse an experiment of another verb, which its header names; Hydra's own message misleads."""
-    from fcnlab.config.locations import experiment_command
-
-    chosen = next((word.removeprefix("experiment=") for word in sys.argv if word.startswith("experiment=")), "")
-    for name in chosen.split(","):
-        command = experiment_command(name)
-        if command not in (None, verb):
-            sys.exit(
-                f"fcnlab {verb}: experiment={name} is for fcnlab {command}. Type fcnlab {command} experiment={name}"
-            )
 
 
 def _without_verb() -> None:
@@ -418,21 +364,21 @@ def _run(verb: str) -> None:
     began = time.time()
 
     def task(cfg):
+        from fcnlab.config.run_context import run_context
         from fcnlab.runs.run_folder import RunFolder
 
-        hydra_config = HydraConfig.get()
+        context = run_context(HydraConfig.instance().cfg)
         try:
             module = {"eval": "evaluate"}.get(verb, verb)  # eval is Python's
             function = getattr(import_verb(f"fcnlab.tasks.{module}"), module)
-            with RunFolder(Path(hydra_config.runtime.output_dir), began) as folder:
-                _check_working_folder(hydra_config)
+            with RunFolder(context, began) as folder:
+                _check_working_folder(HydraConfig.get())
                 return function(cfg, folder)
         except UserError as error:
             # Shown without a traceback.
             raise CompactHydraException(escape_terminal(f"fcnlab {verb}: {error}")) from error
         except (ImportError, MemoryError, OSError, RuntimeError) as error:
-            folder = Path(hydra_config.runtime.output_dir)
-            message = _disk_error_message(verb, error, folder) if isinstance(error, OSError) else None
+            message = _disk_error_message(verb, error, context.folder) if isinstance(error, OSError) else None
             if message is None and (reason := limit_of_process(error)):
                 message = f"fcnlab {verb}: {reason}"
             if message is None:

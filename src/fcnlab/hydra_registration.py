@@ -33,11 +33,11 @@ def _count_classes(classes: Any, root: str) -> int:
     return count_classes(classes, root)
 
 
-def _config_groups() -> str:
+def _config_groups(_root_: Any) -> str:
     """Return the value of ``${config_groups:}``: the config groups of the command, for its help."""
     from fcnlab.config.help_texts import config_groups
 
-    return config_groups()
+    return config_groups(_root_.hydra)
 
 
 def register_launchers() -> None:

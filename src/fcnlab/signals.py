@@ -26,8 +26,17 @@ HARD_STOP_AFTER = 5.0  # seconds from a second Ctrl-C until a process that does 
 
 
 def heard() -> list[signal.Signals]:
-    """Return the signals that stop this process: SIGHUP stays ignored if nohup has ignored it."""
+    """Return the signals that stop this process: SIGHUP stays ignored if nohup has ignored it.
+
+    There are none outside of the main thread, where Python runs no signal handler.
+    """
+    if not in_main_thread():
+        return []
     return [each for each in STOPPING if each.name != "SIGHUP" or signal.getsignal(each) is not signal.SIG_IGN]
+
+
+def in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 RAISE_AGAIN_AFTER = 0.05  # seconds after which an interruption that Python has suppressed is raised again
@@ -65,6 +74,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self._before = {signum: signal.getsignal(signum) for signum in heard()}
+        self._child_ended = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         self._process, self._hook = os.getpid(), sys.unraisablehook
         sys.unraisablehook = self._raise_again
         self.listen()
@@ -77,6 +87,8 @@ class StopSignals:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if self._before and self._child_ended is not None:
+            signal.signal(signal.SIGCHLD, self._child_ended)
 
     def listen(self) -> None:
         """Install the signal handlers, also in place of handlers that libraries have installed.
@@ -86,7 +98,7 @@ class StopSignals:
         """
         for signum in self._before:
             signal.signal(signum, self._receive)
-        if hasattr(signal, "SIGCHLD"):  # not on Windows
+        if self._before and hasattr(signal, "SIGCHLD"):  # not on Windows
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fcnlab.config.run_context import RunContext
 from fcnlab.training import hardware
+
+CONTEXT = RunContext("train", Path("outputs"))
 
 
 @pytest.mark.parametrize(
@@ -159,12 +162,12 @@ def test_node_rank_is_accepted(composed, monkeypatch):
     """As Lightning does it: one process per node, with NODE_RANK in its environment."""
     cfg = composed("trainer.num_nodes=2", "trainer.accelerator=cpu")
     monkeypatch.setenv("NODE_RANK", "1")
-    hardware.check_machine(cfg)
+    hardware.check_machine(cfg, CONTEXT)
 
 
 def test_single_slurm_task_is_accepted(composed, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    hardware.check_machine(composed("trainer.accelerator=cpu"))
+    hardware.check_machine(composed("trainer.accelerator=cpu"), CONTEXT)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def test_single_slurm_task_is_accepted(composed, monkeypatch):
 def test_devices_are_counted_like_in_lightning(composed, devices, count):
     cfg = composed("trainer.accelerator=cpu")
     cfg.trainer.devices = devices
-    assert hardware._device_count(cfg.trainer) == count and not torch.cuda.is_available()
+    assert hardware.device_count(cfg.trainer) == count and not torch.cuda.is_available()
 
 
 def test_a_refused_logger_creates_no_run(train_code, tmp_path):

@@ -87,22 +87,19 @@ def test_each_stage_starts_from_the_one_before(staged, tmp_path):
     assert all(not last[key].any() for key in last if key not in first)
 
 
-def test_stages_of_a_sweep_job_share_its_group_under_different_names(monkeypatch, tmp_path):
-    from hydra.core.hydra_config import HydraConfig
-
+def test_stages_of_a_sweep_job_share_its_group_under_different_names(tmp_path):
     from fcnlab.tasks.staged import Stage, _settings
 
     typed = ["experiment=paper/staged", "seed=2", "sweep.folder=/sweeps/1", "sweep.name='seed=2'"]
-    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": typed}}))
     cfg = OmegaConf.create({"logger": {"wandb": {"group": None}}, "sweep": {"folder": "/sweeps/1", "name": "seed=2"}})
     stages = [Stage("paper/fcn32s", tmp_path / "1-fcn32s"), Stage("paper/fcn16s", tmp_path / "2-fcn16s")]
-    assert _settings(cfg, stages, 0) == [*typed[1:], "sweep.name='seed=2 1-fcn32s'"]
-    assert _settings(cfg, stages, 1)[-1] == "sweep.name='seed=2 2-fcn16s'"
+    assert _settings(cfg, stages, 0, typed) == [*typed[1:], "sweep.name='seed=2 1-fcn32s'"]
+    assert _settings(cfg, stages, 1, typed)[-1] == "sweep.name='seed=2 2-fcn16s'"
     typed += ["model.weights=old.ckpt", "model.reset_heads=true"]  # for other classes, and only for the first stage
-    assert _settings(cfg, stages, 0)[-3:-1] == typed[-2:]
-    assert _settings(cfg, stages, 1)[-2] == "model.reset_heads=false"
+    assert _settings(cfg, stages, 0, typed)[-3:-1] == typed[-2:]
+    assert _settings(cfg, stages, 1, typed)[-2] == "model.reset_heads=false"
     cfg.sweep.folder = None
-    assert _settings(cfg, stages, 0)[-1] == f"logger.wandb.group='{tmp_path.name}'"
+    assert _settings(cfg, stages, 0, typed)[-1] == f"logger.wandb.group='{tmp_path.name}'"
 
 
 @pytest.mark.parametrize(
@@ -120,16 +117,13 @@ def test_invalid_stages_are_refused_before_the_first(fcnlab, tmp_path, capsys, w
     assert not list(tmp_path.glob("run/1-*"))
 
 
-def test_finished_stage_accepts_no_other_settings(composed, monkeypatch, tmp_path):
+def test_finished_stage_accepts_no_other_settings(composed, tmp_path):
     """It does not run again, so the settings would not be used."""
-    from hydra.core.hydra_config import HydraConfig
-
     from fcnlab.errors import UserError
     from fcnlab.training.segments import check_finished
 
     cfg = composed("optim.lr=0.01")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": []}}))
     check_finished(cfg, tmp_path)
     with pytest.raises(UserError, match=r"cannot use optim\.lr=0\.02 \(was 0\.01\)"):
         check_finished(composed("optim.lr=0.02"), tmp_path)

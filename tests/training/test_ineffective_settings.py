@@ -2,10 +2,10 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from fcnlab.config.locations import CONF
+from fcnlab.config.run_context import run_context
 from fcnlab.hydra_registration import register_schemas
 from fcnlab.training import ineffective_settings
 from fcnlab.training.ineffective_settings import ineffective_in_scoring, ineffective_in_training
@@ -23,12 +23,11 @@ def ineffective(monkeypatch, tmp_path):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose(verb, overrides=list(words), return_hydra_config=True)
         cfg.hydra.runtime.output_dir, cfg.hydra.mode = str(tmp_path), mode
-        HydraConfig.instance().set_config(cfg)
+        context = run_context(cfg)
         monkeypatch.setattr(ineffective_settings, "uses_gpu", lambda accelerator: accelerator == "gpu")
-        return list(ineffective_in_training(cfg) if verb == "train" else ineffective_in_scoring(verb))
+        return list(ineffective_in_training(cfg, context) if verb == "train" else ineffective_in_scoring(context))
 
-    yield finding
-    HydraConfig.instance().cfg = None
+    return finding
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from fcnlab.errors import UserError
 from fcnlab.training.resume_point import ResumePoint
@@ -175,9 +173,7 @@ def decide(composed, monkeypatch):
         if words not in KEPT:
             KEPT[words] = settings_of(composed(*words))
         start = ResumePoint("RUN/checkpoints/last.ckpt", 0, 3, 0, KEPT[words], **{"segments": [FIRST]} | kept)
-        task = OmegaConf.create({"overrides": {"task": now}})
-        monkeypatch.setattr(HydraConfig, "get", lambda: task)
-        return segments_of(cfg, start)[-1]["changed"]
+        return segments_of(cfg, start, now)[-1]["changed"]
 
     return decided
 

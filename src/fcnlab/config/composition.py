@@ -4,15 +4,16 @@ Hydra stops at the first override that it refuses. Only then does anything here 
 to the nearest valid one, or dropped, until the rest composes, and what was composed is validated.
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, get_type_hints
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException, MissingConfigException
@@ -20,10 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from fcnlab.config.hydra_values import hydra_values_of, register_resolvers
 from fcnlab.config.locations import CONF
 from fcnlab.config.overrides import override_key
-from fcnlab.errors import first_line
-from fcnlab.library_internals.hydra import composed_through
+from fcnlab.errors import UserError, first_line
+from fcnlab.library_internals.hydra import composed_through, config_loader, version_base
 
 MOST_RUNS_OF_SWEEP = 20  # that are composed to find mistakes
 UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
@@ -51,20 +53,50 @@ class RefusedOverride:
 def mistakes_collected(verb: str) -> AbstractContextManager[None]:
     """While entered, a composition that fails raises a ConfigError that lists all mistakes of the command."""
 
-    def compose(load: Load, arguments: dict[str, Any]) -> DictConfig:
-        try:
-            return load(**arguments)
-        except (HydraException, OmegaConfBaseException) as error:
-            if not arguments.get("validate_sweep_overrides", True):  # Hydra looks for hydra.mode, and ignores errors
-                raise
-            mistakes = find_mistakes(verb, load, arguments)
-            if not mistakes:
-                raise
-            from fcnlab.config.validation import invalid_configuration
+    return composed_through(partial(_with_all_mistakes, verb), lambda config: config)
 
-            raise invalid_configuration(mistakes) from error
 
-    return composed_through(compose, lambda config: config)
+def _with_all_mistakes(verb: str, load: Load, arguments: dict[str, Any]) -> DictConfig:
+    try:
+        return load(**arguments)
+    except (HydraException, OmegaConfBaseException) as error:
+        if not arguments.get("validate_sweep_overrides", True):  # Hydra looks for hydra.mode, and ignores errors
+            raise
+        mistakes = find_mistakes(verb, load, arguments)
+        if not mistakes:
+            raise
+        from fcnlab.config.validation import invalid_configuration
+
+        raise invalid_configuration(mistakes) from error
+
+
+def compose_command(verb: str, words: Sequence[str], config_dir: str | None = None) -> DictConfig:
+    """Return the configuration of a single run with its ``hydra`` node, as the command line composes it.
+
+    ``config_dir`` is the folder of ``--config-dir``. No global state of Hydra is used, and none is left changed.
+
+    Raises
+    ------
+    UserError
+        Overrides do not compose: the message lists all mistakes.
+    """
+    load = config_loader(CONF, config_dir).load_configuration
+    register_resolvers()
+    try:
+        with version_base():
+            return _with_all_mistakes(
+                verb, load, {"config_name": verb, "overrides": list(words), "run_mode": RunMode.RUN}
+            )
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(first_line(error)) from error
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """Return a copy without ``hydra``; it keeps the root's schema, which a masked copy would lose."""
+    task = copy.deepcopy(cfg)
+    with open_dict(task):
+        del task["hydra"]
+    return task
 
 
 def find_mistakes(verb: str, load: Load, arguments: Mapping[str, Any]) -> list[str]:
@@ -278,23 +310,23 @@ def _single_words(override: Override) -> list[str]:
 
 def _invalid_values(cfg: DictConfig) -> list[str]:
     """What validation finds in a configuration that composes; nothing where the task completes it first."""
-    import copy
-
     from fcnlab.config.validation import ConfigError, config_mistakes
 
-    task = copy.deepcopy(cfg)
-    with open_dict(task):
-        del task["hydra"]
-    if task.get("stages") or task.get("from_run") or (task.get("data") is None and task.get("model") is not None):
+    task = without_hydra(cfg)
+    if is_completed_later(task):
         return []
-    before = HydraConfig.instance().cfg
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.runtime.output_dir = "."
+        cfg.hydra.job.id, cfg.hydra.job.num = "0", 0
     try:
-        with read_write(cfg.hydra), open_dict(cfg.hydra):
-            cfg.hydra.runtime.output_dir = "."
-            cfg.hydra.job.id, cfg.hydra.job.num = "0", 0
-        HydraConfig.instance().set_config(cfg)
-        return config_mistakes(task)
+        with hydra_values_of(cfg):
+            return config_mistakes(task)
     except ConfigError:  # an interpolation that cannot be resolved; perhaps of a dropped override
         return []
-    finally:
-        HydraConfig.instance().cfg = before
+
+
+def is_completed_later(task: DictConfig) -> bool:
+    """Return whether the verb completes a configuration before it checks it."""
+    return bool(
+        task.get("stages") or task.get("from_run") or (task.get("data") is None and task.get("model") is not None)
+    )

@@ -1,10 +1,10 @@
 """The config groups in the help of a command: ``${config_groups:}`` in its ``hydra.help.template``."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 
 from fcnlab.config.locations import experiment_command
@@ -13,9 +13,11 @@ from fcnlab.library_internals.hydra import group_members
 SWEEP_GROUPS = {"train": ("hydra/launcher", "hydra/sweeper"), "eval": ("hydra/launcher",)}  # a search is for train
 
 
-def config_groups() -> str:
-    """Return a line for each group that this command's defaults contain, with its options, those of a user included."""
-    hydra = HydraConfig.get()
+def config_groups(hydra: Any) -> str:
+    """Return a line for each group of a command's defaults, with its options, those of a user included.
+
+    ``hydra`` is Hydra's node of the command's configuration.
+    """
     verb, loader = str(hydra.job.config_name), GlobalHydra.instance().config_loader()
     groups = {str(group) for group in hydra.runtime.choices if not str(group).startswith("hydra/")}
     names = sorted({name for group in groups for name in _with_subgroups(loader, group)})

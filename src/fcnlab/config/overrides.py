@@ -6,7 +6,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -14,29 +13,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import display_path
-
-
-def run_folder() -> Path:
-    """Return the folder of this run."""
-    return Path(HydraConfig.get().runtime.output_dir)
-
-
-def was_set_on_command_line(key: str) -> bool:
-    """Return whether a setting was typed on the command line."""
-    return any(word.lstrip("+").startswith(f"{key}=") for word in plain_overrides(HydraConfig.get().overrides.task))
-
-
-def chosen_options() -> dict[str, str]:
-    """Return the chosen option of each config group."""
-    return {group: str(option) for group, option in HydraConfig.get().runtime.choices.items()}
-
-
-def identifying_options_of_run() -> dict[str, str]:
-    """Return the chosen options of fcnlab's own groups, by the last part of the group: they identify a run."""
-    chosen = {
-        group.rpartition("/")[2]: option for group, option in chosen_options().items() if not group.startswith("hydra/")
-    }
-    return {group: option for group, option in chosen.items() if option != "None"}
 
 
 def resume_override(folder: Path) -> str:
@@ -198,8 +174,13 @@ def command_options(hydra: Any) -> list[str]:
 
 
 def searchpath(hydra: Any) -> list[str]:
-    """Return the overrides of ``hydra.searchpath``."""
-    return [word for word in plain_overrides(hydra.overrides.hydra) if override_key(word) == SEARCHPATH]
+    """Return the overrides of ``hydra.searchpath`` in Hydra's node."""
+    return searchpath_overrides(plain_overrides(hydra.overrides.hydra))
+
+
+def searchpath_overrides(words: Sequence[str]) -> list[str]:
+    """Return the overrides of ``hydra.searchpath`` among words."""
+    return [word for word in words if override_key(word) == SEARCHPATH]
 
 
 def searchpath_folders(words: Sequence[str]) -> list[Path]:

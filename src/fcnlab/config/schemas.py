@@ -55,10 +55,10 @@ class SweepConfig:
     and not the user, so that they are opened read-only.
     """
 
-    resume: str | None = None
-    folder: str | None = None
-    name: str = ""
-    recorded: bool = False
+    resume: str | None = None  # the folder of a sweep to resume, with -m
+    folder: str | None = None  # set by launchers: the folder of the sweep
+    name: str = ""  # set by launchers: the settings that differ between jobs
+    recorded: bool = False  # set by fcnlab where from_run or sweep.resume names the data
 
 
 @dataclass
@@ -125,11 +125,11 @@ class PredictConfig:
     """The root of ``fcnlab predict``."""
 
     checkpoint: str = MISSING
-    input: str | None = None
-    output: str | None = None
+    input: str | None = None  # images to segment: a file, a folder or a glob
+    output: str | None = None  # the folder for labels/ and overlays/
     data: Component | None = None
     augment: Component = MISSING
-    submission: str | None = None
+    submission: str | None = None  # the .tar.gz file to write for VOC's server, in place of output
     overwrite: bool = False
     competition: str = "comp6"
     trainer: Component = MISSING
@@ -156,7 +156,7 @@ class DoctorConfig:
 class CompareConfig:
     """The root of ``fcnlab compare``."""
 
-    runs: list[str] = MISSING
+    runs: list[str] = MISSING  # folders that contain runs, also in subfolders
     baseline: str | None = None
     resamples: Resamples | None = None
     confidence: Confidence = 0.95

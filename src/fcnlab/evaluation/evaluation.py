@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
+from fcnlab.config.run_context import RunContext
 from fcnlab.data import DataModule, SegmentationDataset
 from fcnlab.evaluation.cost import cost
 from fcnlab.metrics.scores import Scores
@@ -38,14 +38,15 @@ def evaluate_and_record(
     trainer: L.Trainer,
     segmenter: Segmenter,
     data: DataModule,
-    folder: Path,
+    context: RunContext,
     seed: int,
     began: Mapping[str, Any],
     training: Mapping[str, float] = MappingProxyType({}),
     selected: Facts | None = None,
     **facts: Mapping[str, Any] | None,
 ) -> ScoredRun | None:
-    """Evaluate the test list, write the record to ``folder``, and return the scores on rank 0, None on other ranks.
+    """Evaluate the test list, write the record to the run's folder, and return the scores on rank 0, None on other
+    ranks.
 
     ``began`` has the commit and the source at the start of the run, because files may change after their import.
     ``training`` is the cost of training, for the record's ``cost``; ``selected`` the selection that the checkpoint
@@ -61,14 +62,14 @@ def evaluate_and_record(
     dataset = data.split("test")
     selection = selected and selection_of_scored(selected, [data.fingerprints("test")[position] for position in index])
     scores = write_record(
-        folder,
+        context.folder,
         split=data.lists["test"],
         names=[dataset.names[position] for position in index],
         classes=dataset.classes,
         matrices=matrices,
         protocol=protocol(trainer, dataset, len(index), segmenter),
         cost=cost(segmenter, dataset, seconds, len(index)) | dict(training),
-        provenance=provenance(segmenter, seed, began),
+        provenance=provenance(segmenter, context, seed, began),
         selection=selection,
         **facts,
     )
@@ -110,10 +111,10 @@ def protocol(trainer: L.Trainer, dataset: SegmentationDataset, count: int, segme
     }
 
 
-def provenance(segmenter: Segmenter, seed: int, began: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(segmenter: Segmenter, context: RunContext, seed: int, began: Mapping[str, Any]) -> dict[str, Any]:
     """Return the provenance of the scores: code, seed, machine and command."""
     began_with = {"commit": began["commit"], "source": began["source"], "seed": seed}
-    return began_with | machine(segmenter.device) | {"command": command()}
+    return began_with | machine(segmenter.device) | {"command": command(context)}
 
 
 def score_table(scores: Scores, classes: tuple[str, ...]) -> str:

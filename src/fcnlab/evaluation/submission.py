@@ -68,7 +68,7 @@ def write_submission(cfg: DictConfig, run: RunFolder, net: FCN, classes: list[st
     warn_about_fewer_workers(data, "test")
     with submission(Path(cfg.submission), folder, dataset.palette) as add:
         writer = AddPredictions(dataset.names, add)
-        trainer = build_trainer(cfg, False, [writer])
+        trainer = build_trainer(cfg, run.path, False, [writer])
         if trainer.world_size > 1:
             raise UserError("a submission requires a single process: add trainer.devices=1")
         run.accept(cfg)

@@ -4,25 +4,30 @@ Tested with Hydra 1.3.8, the first 1.3.x that pyproject.toml allows being 1.3.4.
 """
 
 import copy
+import threading
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hydra._internal import utils
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
+from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig
 
 __all__ = [
     "BasicLauncher",
     "composed_through",
+    "config_loader",
     "copy_below_its_parent",
     "folder_name",
     "group_members",
@@ -30,6 +35,7 @@ __all__ = [
     "reported_by",
     "value_of",
     "value_text",
+    "version_base",
 ]
 
 # BasicLauncher: Hydra's launcher that runs jobs one after the other in this process. No public module exports it.
@@ -124,6 +130,37 @@ def composed_through(
         yield
     finally:
         ConfigLoaderImpl.load_configuration, Plugins._instantiate = load, instantiate
+
+
+def config_loader(conf: Path, config_dir: str | None) -> ConfigLoader:
+    """Return a loader for configs in ``conf`` and in the folder of ``--config-dir``, without ``GlobalHydra``.
+
+    Hydra's ``compose`` works inside ``initialize`` only, once per process.
+    """
+    search_path = utils.create_config_search_path(str(conf))
+    if config_dir is not None:
+        folder = f"file://{Path(config_dir).absolute()}"
+        search_path.prepend(provider="command-line", path=folder, anchor=SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(search_path)
+
+
+_version_lock = threading.RLock()
+
+
+@contextmanager
+def version_base(version: str = "1.3") -> Iterator[None]:
+    """While entered, Hydra composes as ``hydra.main(version_base=...)`` does; one thread at a time.
+
+    A caller's own Hydra app may use another version.
+    """
+    with _version_lock:
+        instance = VersionBase.instance()
+        before = instance.version_base
+        setbase(version)
+        try:
+            yield
+        finally:
+            instance.version_base = before
 
 
 def copy_below_its_parent(config: DictConfig) -> DictConfig:

@@ -6,10 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
-
-from fcnlab.config.overrides import command_options, plain_overrides, shell_join
+from fcnlab.config.overrides import shell_join
+from fcnlab.config.run_context import RunContext
 from fcnlab.runs.settings import JOB_INTERPOLATION
 
 if TYPE_CHECKING:
@@ -31,13 +29,13 @@ def machine(device: "torch.device") -> dict[str, Any]:
     return {"versions": versions(), "device": f"{device.type}: {name}"}
 
 
-def command() -> str:
+def command(context: RunContext) -> str:
     """Return the command line that repeats this run, also for a single job of a sweep."""
-    hydra = HydraConfig.get()
-    words = [word for word in plain_overrides(hydra.overrides.task) if not word.startswith("sweep.")]
-    if any(map(JOB_INTERPOLATION.search, words)) and not OmegaConf.is_missing(hydra.job, "num"):
-        words.insert(0, f"hydra.job.num={hydra.job.num}")  # which ${hydra:job.num} means
-    return shell_join(["fcnlab", str(hydra.job.config_name), *command_options(hydra), *words])
+    words = [word for word in context.overrides if not word.startswith("sweep.")]
+    if any(map(JOB_INTERPOLATION.search, words)) and context.job_number is not None:
+        words.insert(0, f"hydra.job.num={context.job_number}")  # which ${hydra:job.num} means
+    folder = ["--config-dir", context.config_dir] if context.config_dir else []
+    return shell_join(["fcnlab", context.verb, *folder, *context.searchpath, *words])
 
 
 def commit() -> str | None:

@@ -13,10 +13,9 @@ from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.overrides import plain_overrides
+from fcnlab.config.run_context import RunContext
 from fcnlab.errors import UserError
 from fcnlab.files.in_place import check_own, open_own
 from fcnlab.files.locks import FolderLock
@@ -41,9 +40,9 @@ class RunFolder:
         Another process uses the folder, another command has written to it, or a file is where a folder is needed.
     """
 
-    def __init__(self, path: Path, began: float):
-        self.path, self.accepted = path, False
-        self._is_new = _is_empty(path) and path.stat().st_ctime >= began  # Hydra created it for this command
+    def __init__(self, context: RunContext, began: float):
+        self.context, self.path, self.accepted = context, context.folder, False
+        self._is_new = _is_empty(self.path) and self.path.stat().st_ctime >= began  # created for this command
         self._lock: FolderLock | None = None
 
     def __enter__(self) -> "RunFolder":
@@ -52,7 +51,7 @@ class RunFolder:
             self._log.check()
             if is_first_process(os.environ):
                 self._lock = FolderLock(self.path)
-                check_folder_contents(self.path, str(HydraConfig.get().job.config_name))
+                check_folder_contents(self.path, self.context.verb)
         except BaseException:
             self.__exit__()
             raise
@@ -78,7 +77,7 @@ class RunFolder:
         if self._lock:
             self._lock.claim()
             remove_parts(self.path)
-            write_hydra(cfg, self.path / ".hydra")
+            write_hydra(cfg, self.context)
 
 
 class DeferredLog:
@@ -210,13 +209,14 @@ def rename_damaged(path: Path) -> Path:
     return path.rename(renamed)
 
 
-def write_hydra(cfg: DictConfig, folder: Path) -> None:
+def write_hydra(cfg: DictConfig, context: RunContext) -> None:
     """Write Hydra's files of a run, atomically, and only once the run is accepted."""
+    folder = context.folder / ".hydra"
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "config.yaml": OmegaConf.to_yaml(cfg),
-        "hydra.yaml": OmegaConf.to_yaml(HydraConfig.instance().cfg),
-        "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(plain_overrides(HydraConfig.get().overrides.task))),
+        "hydra.yaml": context.hydra_yaml,
+        "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(list(context.overrides))),
     }
     for name, text in texts.items():
         with atomic_write(folder / name) as part:

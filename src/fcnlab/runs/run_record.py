@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fcnlab.config.components import to_plain
-from fcnlab.config.overrides import config_dir, plain_overrides
+from fcnlab.config.run_context import RunContext
 from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import Unreadable, read_json, yaml_text
 from fcnlab.files.writing import as_json, atomic_write, timestamp
@@ -75,7 +74,7 @@ def record_run(cfg: DictConfig, folder: RunFolder, record: RunRecord, **facts: A
     Before that call, a refused command or a signal leaves an existing record unchanged. ``facts`` are further entries
     for the start.
     """
-    beginning = _beginning(cfg, record) | facts
+    beginning = _beginning(cfg, folder.context, record) | facts
     begun = False
 
     def begin() -> None:
@@ -115,7 +114,7 @@ def _checked(facts: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _beginning(cfg: DictConfig, record: RunRecord) -> dict[str, Any]:
+def _beginning(cfg: DictConfig, context: RunContext, record: RunRecord) -> dict[str, Any]:
     """Return the facts at the start or at a resume of a run."""
     kept = ("started", "status", "command", "commit", "source")
     before = {key: record.facts[key] for key in kept if key in record.facts}
@@ -124,10 +123,10 @@ def _beginning(cfg: DictConfig, record: RunRecord) -> dict[str, Any]:
         "id": record.facts.get("id") or uuid4().hex[:12],
         "status": "running",
         "reason": None,
-        "verb": HydraConfig.get().job.config_name,
-        "command": command(),
-        "overrides": plain_overrides(HydraConfig.get().overrides.task),
-        "config_dir": config_dir(HydraConfig.get()),  # for information only: it can name any code
+        "verb": context.verb,
+        "command": command(context),
+        "overrides": list(context.overrides),
+        "config_dir": context.config_dir,  # for information only: it can name any code
         "started": timestamp(),
         "ended": None,
         "starts": record.facts.get("starts", 0) + 1,

@@ -1,6 +1,5 @@
 """Compose and check the configuration of every job of a sweep before the first one starts."""
 
-import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -12,7 +11,8 @@ from hydra.errors import CompactHydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from fcnlab.config.overrides import command_options, plain_overrides, searchpath
+from fcnlab.config.composition import without_hydra
+from fcnlab.config.overrides import command_options, config_dir, plain_overrides, searchpath
 from fcnlab.config.validation import ConfigError, EnvironmentVariableNotSet, check_requirements, validate_config
 from fcnlab.errors import CHDIR_REFUSED, UserError, unusable_file_message
 from fcnlab.escaping import escape_terminal
@@ -154,7 +154,8 @@ def check_jobs(
 
 def _check(task: DictConfig, overrides: Sequence[str]) -> None:
     if task.get("stages"):  # the job checks its stages when it starts
-        check_settings_reach_stages(task, overrides, searchpath(HydraConfig.get()))
+        hydra = HydraConfig.get()
+        check_settings_reach_stages(task, overrides, searchpath(hydra), config_dir(hydra))
         return
     if task.get("needs"):
         check_requirements(task, overrides)
@@ -173,14 +174,6 @@ def _check_sweep_wide_settings(cfg: DictConfig, config: DictConfig) -> None:
                 f"one of its options sets hydra.{key}, which applies to the whole sweep. Set it on the command line,"
                 f" with hydra/{key}=OPTION and hydra.{key}.KEY=VALUE"
             )
-
-
-def without_hydra(cfg: DictConfig) -> DictConfig:
-    """Return a copy without ``hydra``; it keeps the root's schema, which a masked copy would lose."""
-    task = copy.deepcopy(cfg)
-    with open_dict(task):
-        del task["hydra"]
-    return task
 
 
 def launcher_choice(hydra: DictConfig) -> list[str]:

@@ -49,7 +49,7 @@ def bench(cfg: DictConfig, run_folder: RunFolder) -> None:
             failed.append(name)
         else:
             results[name] = json.loads(path.read_text())
-    write(folder, results)
+    write(folder, results, command(run_folder.context))
     log.info("\n%s\n%s\nResults: %s", text_columns(*table(results)), "\n".join(missing(results)), folder)
     if failed:
         raise UserError(
@@ -117,12 +117,12 @@ def missing(results: Results) -> list[str]:
     return [f"{name}: not measured: {why}" for name, result in results.items() for why in result["not_measured"]]
 
 
-def write(folder: Path, results: Results) -> None:
+def write(folder: Path, results: Results, command: str) -> None:
     """Write ``bench.json`` and ``bench.md``."""
-    write_json(folder / "bench.json", {"command": command(), "benchmarks": results})
+    write_json(folder / "bench.json", {"command": command, "benchmarks": results})
     facts = {key: value for result in results.values() for key, value in result["environment"].items()}
     parts = [
-        f"# {command()}\n",
+        f"# {command}\n",
         ", ".join(f"{key} {value}" for key, value in facts.items()) + "\n",
         markdown_columns(*table(results)),
         "\n\n".join(missing(results)) + "\n",

@@ -6,15 +6,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fcnlab.comparison import comparison
-from fcnlab.comparison.comparison import Comparison
 from fcnlab.comparison.grouping import GroupingRules
-from fcnlab.comparison.page import write_page
+from fcnlab.comparison.report import FILES, ComparisonReport
 from fcnlab.comparison.runs import ExcludedRun, read_runs
-from fcnlab.comparison.tables import markdown, terminal, write_csv
 from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
-from fcnlab.files.writing import atomic_write
 from fcnlab.runs.origins import ENVIRONMENT
 from fcnlab.runs.provenance import command
 from fcnlab.runs.run_folder import RunFolder, check_report_folder
@@ -26,19 +23,26 @@ MOST_LISTED = 10  # excluded folders in the terminal; the page lists all
 def compare(cfg: DictConfig, run: RunFolder) -> None:
     """Compare the runs below some folders; write the HTML page, Markdown and CSV files to the output folder."""
     validate_config(cfg)
+    check_report_folder(run.path, FILES)
+    report = comparison_report(cfg, command(run.context))
+    run.accept(cfg)
+    log.info(str(report))
+    log.info("Page: %s", report.save(run.path))
+
+
+def comparison_report(cfg: DictConfig, command: str) -> ComparisonReport:
+    """Compare the runs below some folders, and warn about those that are excluded.
+
+    ``command`` is the command line of the comparison.
+    """
     check_split(cfg)
-    folder = run.path
-    check_report_folder(folder, ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv"))
     runs, left_out = read_runs([existing_folder(name) for name in cfg.runs])
     warn_about_excluded_folders(left_out, "unusable")
     rules = GroupingRules(tuple(cfg.split_by), tuple(cfg.merge_over))
     result = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence, rules)
     warn_about_excluded_folders(result.left_out, "excluded")
     result.left_out[:0] = left_out
-    run.accept(cfg)
-    log.info(terminal(result))
-    write(folder, result)
-    log.info("Page: %s", folder / "comparison.html")
+    return ComparisonReport(result, command)
 
 
 def check_split(cfg: DictConfig) -> None:
@@ -71,10 +75,3 @@ def warn_about_excluded_folders(left_out: list[ExcludedRun], kind: str) -> None:
         log.warning("%s: %s: %s", kind.capitalize(), escape_line(str(out.folder)), escape_line(out.reason))
     if len(left_out) > MOST_LISTED:
         log.warning("%s: %d more folders, listed on the page", kind.capitalize(), len(left_out) - MOST_LISTED)
-
-
-def write(folder: Path, result: Comparison) -> None:
-    write_csv(folder, result)
-    with atomic_write(folder / "comparison.md") as part:
-        part.write_text(markdown(result), encoding="utf-8", errors="replace")
-    write_page(folder / "comparison.html", result, command())

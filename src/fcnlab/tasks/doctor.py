@@ -68,7 +68,7 @@ def doctor(cfg: DictConfig, run: RunFolder) -> None:
     ]
     counts = {name: class_frequencies(*split) for name, split in inspected.items() if split[0].masks}
     weights = class_weights(class_frequencies(*inspected["train"]))
-    write_report(folder, inspected, findings, counts, weights)
+    write_report(folder, inspected, findings, counts, weights, command(run.context))
     print(terminal_report(inspected, findings, counts, weights))
     if cfg.samples and all(finding.check != "loading" for finding in findings):
         draw_samples(folder / "samples.png", data, *inspected["train"], count=cfg.samples)
@@ -182,6 +182,7 @@ def write_report(
     findings: Sequence[Finding],
     counts: Mapping[str, Frequencies],
     weights: dict,
+    command: str,
 ) -> None:
     """Write ``doctor.json`` for programs and ``doctor.md`` for people, both with all affected files."""
     classes = inspected["train"][0].classes
@@ -189,10 +190,10 @@ def write_report(
         name: {"title": dataset.title, "images": len(dataset), **frequency_facts(classes, counts.get(name))}
         for name, (dataset, _) in inspected.items()
     }
-    facts = {"verdict": worst_verdict(findings), "command": command(), "splits": splits, "class_weights": weights}
+    facts = {"verdict": worst_verdict(findings), "command": command, "splits": splits, "class_weights": weights}
     write_json(folder / "doctor.json", facts | {"findings": findings_facts(findings)})
     parts = [
-        f"# {command()}\n",
+        f"# {command}\n",
         findings_markdown(findings),
         "## Classes\n",
         markdown_columns(*class_columns(classes, counts, weights)),

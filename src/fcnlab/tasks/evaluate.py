@@ -6,12 +6,10 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.components import to_plain
-from fcnlab.config.overrides import plain_overrides
 from fcnlab.config.trust import DATA_COMPONENTS, check_components
 from fcnlab.config.validation import ConfigError, check_requirements, validate_config
 from fcnlab.evaluation.evaluation import describe_scores, evaluate_and_record, score_table
@@ -46,11 +44,11 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     Return the mIoU on rank 0, None on other ranks.
     """
     folder = run.path
-    check_requirements(cfg, plain_overrides(HydraConfig.get().overrides.task))
+    check_requirements(cfg, run.context.overrides)
     _check_settings(cfg)  # first: without data, model.num_classes cannot be computed
     validate_config(cfg)
-    check_machine(cfg)
-    for message in ineffective_in_scoring("eval"):
+    check_machine(cfg, run.context)
+    for message in ineffective_in_scoring(run.context):
         log_warning(message)
     inference, postprocess = build_inference(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -69,19 +67,22 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
         "commit": commit(),
         "source": source_fingerprints(to_plain(cfg), {"model": its_model, "data": to_plain(data_config)}),
     }
-    data = open_data(data_config, named_by_record=cfg.data is None or cfg.sweep.recorded)
+    data = open_data(data_config, cfg.data is None or cfg.sweep.recorded, folder)
     check_splits(data, "test", min_size=required_image_size(inference, net))
     check_classes(classes, data)
     speed = evaluation_speed(cfg, net)
     segmenter = Segmenter(net, data.split("test").classes, inference=inference, postprocess=postprocess, **speed)
     signals = StopSignals()
-    trainer = build_trainer(cfg, False, [SampleImages(folder / "predictions", cfg.num_images), GracefulStop(signals)])
+    drawing = SampleImages(folder / "predictions", cfg.num_images)
+    trainer = build_trainer(cfg, folder, False, [drawing, GracefulStop(signals)])
     warn_about_fewer_workers(data, "test", processes=trainer.num_devices)
-    with signals, open_loggers(cfg) as loggers, signals.reraise_as_interrupted():
+    with signals, open_loggers(cfg, run.context) as loggers, signals.reraise_as_interrupted():
         run.accept(cfg)
         trainer.loggers = loggers
         origin = {"trained": trained, "weights": weights}
-        scored = evaluate_and_record(trainer, segmenter, data, folder, cfg.seed, began, selected=selected, **origin)
+        scored = evaluate_and_record(
+            trainer, segmenter, data, run.context, cfg.seed, began, selected=selected, **origin
+        )
     if scored is None:
         return None
     scores = scored.scores

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from omegaconf import DictConfig
 from torch.utils.data import Dataset
 
-from fcnlab.config.overrides import was_set_on_command_line
+from fcnlab.config.run_context import RunContext
 from fcnlab.config.validation import validate_config
 from fcnlab.data.image_files import SUFFIXES, DataError, open_image, read_image
 from fcnlab.data.loader_workers import Loader, prepare_worker, readers, worker_count
@@ -45,9 +45,9 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
     With ``submission``, predict the images of a data set's list and write one archive.
     """
     validate_config(cfg)
-    _check_settings(cfg)
-    check_machine(cfg)
-    for message in ineffective_in_scoring("predict"):
+    _check_settings(cfg, run.context)
+    check_machine(cfg, run.context)
+    for message in ineffective_in_scoring(run.context):
         log_warning(message)
     paths = _checked_paths(cfg) if cfg.submission is None else []
     checkpoint = read_checkpoint(cfg.checkpoint)
@@ -63,7 +63,7 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
     speed = evaluation_speed(cfg, net)
     segmenter = Predictor(net, facts["classes"], inference=inference, postprocess=postprocess, **speed)
     with StopSignals() as signals, signals.reraise_as_interrupted():
-        trainer = build_trainer(cfg, False, [writer, GracefulStop(signals)])
+        trainer = build_trainer(cfg, run.path, False, [writer, GracefulStop(signals)])
         run.accept(cfg)
         writer.folder.remove_leftovers()
         trainer.predict(segmenter, loader, return_predictions=False)
@@ -80,12 +80,12 @@ def _checked_paths(cfg: DictConfig) -> list[Path]:
     return paths
 
 
-def _check_settings(cfg: DictConfig) -> None:
+def _check_settings(cfg: DictConfig, context: RunContext) -> None:
     if cfg.submission is not None:
-        if was_set_on_command_line("num_workers"):
+        if context.sets("num_workers"):
             log_warning("num_workers has no effect with submission=...: set data.num_workers")
         return check_submission(cfg)
-    if was_set_on_command_line("competition"):
+    if context.sets("competition"):
         log_warning("competition has no effect without submission=FILE.tar.gz")
     if cfg.data is not None:
         raise UserError(

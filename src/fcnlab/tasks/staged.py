@@ -5,15 +5,15 @@ Each stage is a run of its own, in its own process and folder (``1-fcn32s/``, ..
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from fcnlab.config.overrides import config_dir, format_override, plain_overrides, searchpath, shell_override
+from fcnlab.config.composition import compose_command, without_hydra
+from fcnlab.config.overrides import format_override, shell_override
+from fcnlab.config.run_context import RunContext
 from fcnlab.config.validation import ConfigError, check_requirements, validate_config
 from fcnlab.errors import UserError
 from fcnlab.files.reading import read_json_facts
@@ -82,7 +82,7 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
         Stage(experiment, folder / f"{number}-{Path(experiment).name}")
         for number, experiment in enumerate(cfg.stages, start=1)
     ]
-    _check(cfg, stages)
+    _check(cfg, stages, run.context)
     ignored = describe_removed_environment()
     if ignored and "wandb" in cfg.logger:
         log_warning(ignored)
@@ -95,9 +95,9 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
                 log_info(f"Stage {stage.folder.name} is finished already")
                 continue
             log_info(f"Stage {stage.folder.name} ({index + 1} of {len(stages)})")
-            overrides = _overrides(cfg, stages, index)
+            overrides = _overrides(cfg, stages, index, run.context)
             process = start_verb(
-                "train", overrides, config_dir(HydraConfig.get()), shared_sweep_environment(), held=[lock.inherited]
+                "train", overrides, run.context.config_dir, shared_sweep_environment(), held=[lock.inherited]
             )
             code = wait_for_process(process)
             _stop_unless_finished(stage, code, signals)
@@ -108,7 +108,7 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
     return stages[-1].miou
 
 
-def _check(cfg: DictConfig, stages: list[Stage]) -> None:
+def _check(cfg: DictConfig, stages: list[Stage], context: RunContext) -> None:
     """Check the settings and the folders of all stages before the first begins."""
     if cfg.checkpoint not in (None, "none", "auto", "last"):
         raise UserError(
@@ -132,7 +132,6 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
         )
     if not begun and cfg.checkpoint == "last":
         raise UserError(f"checkpoint=last: {whole} contains no stage: add hydra.run.dir=FOLDER")
-    config_paths = searchpath(HydraConfig.get())
     for index, stage in enumerate(stages):
         recorded = _recorded(cfg, stage)
         if recorded and not (recorded / "run.json").is_file():
@@ -140,41 +139,36 @@ def _check(cfg: DictConfig, stages: list[Stage]) -> None:
                 f"from_run={cfg.from_run} does not contain {recorded.name}: that run ended before this stage"
             )
         try:
-            overrides = [f"experiment={stage.experiment}", *_settings(cfg, stages, index)]
-            composed = compose("train", [*config_paths, *overrides])
+            overrides = [f"experiment={stage.experiment}", *_settings(cfg, stages, index, context.overrides)]
+            command = compose_command("train", [*context.searchpath, *overrides], context.config_dir)
+            composed = without_hydra(command)
             check_requirements(composed, overrides)
             validate_config(composed)
             check_scored(composed)
-            check_output_paths(composed)
+            check_output_paths(composed, context.folder)
             if stage.finished and not cfg.from_run:
                 check_finished(composed, stage.folder)
         except UserError as error:
             raise ConfigError(f"stage {stage.folder.name}: {error}") from error
-    check_settings_reach_stages(cfg, plain_overrides(HydraConfig.get().overrides.task), config_paths)
+    check_settings_reach_stages(cfg, context.overrides, context.searchpath, context.config_dir)
 
 
-def _overrides(cfg: DictConfig, stages: list[Stage], index: int) -> list[str]:
+def _overrides(cfg: DictConfig, stages: list[Stage], index: int, context: RunContext) -> list[str]:
     """Return the overrides of a stage's run."""
     stage = stages[index]
     recorded = _recorded(cfg, stage)
     overrides = [
         format_override("from_run", recorded) if recorded else f"experiment={stage.experiment}",
-        *_settings(cfg, stages, index),
+        *_settings(cfg, stages, index, context.overrides),
     ]
     begun = (stage.folder / "checkpoints").is_dir()
     return [
-        *searchpath(HydraConfig.get()),
+        *context.searchpath,
         *overrides,
-        *_job_number(HydraConfig.get()),
+        *([] if context.job_number is None else [f"hydra.job.num={context.job_number}"]),  # ${hydra:job.num}
         format_override("hydra.run.dir", stage.folder),
         *(["checkpoint=auto"] if begun else []),
     ]
-
-
-def _job_number(hydra: Any) -> list[str]:
-    """Return the override for ``${hydra:job.num}``; none outside of a sweep."""
-    number = OmegaConf.select(hydra, "job.num")
-    return [] if number is None else [f"hydra.job.num={number}"]
 
 
 def _recorded(cfg: DictConfig, stage: Stage) -> Path | None:
@@ -182,9 +176,9 @@ def _recorded(cfg: DictConfig, stage: Stage) -> Path | None:
     return Path(cfg.from_run) / stage.folder.name if cfg.from_run else None
 
 
-def _settings(cfg: DictConfig, stages: list[Stage], index: int) -> list[str]:
+def _settings(cfg: DictConfig, stages: list[Stage], index: int, overrides: Sequence[str]) -> list[str]:
     """Return the overrides of the whole run, and the weights of the previous stage."""
-    settings = stage_overrides(plain_overrides(HydraConfig.get().overrides.task))
+    settings = stage_overrides(overrides)
     if index:
         settings.append(format_override("model.weights", stages[index - 1].checkpoint))
         settings.append("model.reset_heads=false")  # heads are reset for other classes in the first stage only

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
@@ -15,7 +14,8 @@ from torch import nn
 
 from fcnlab.config.components import Settings
 from fcnlab.config.locations import CONF
-from fcnlab.config.overrides import chosen_options, plain_overrides, shell_override, was_set_on_command_line
+from fcnlab.config.overrides import shell_override
+from fcnlab.config.run_context import RunContext
 from fcnlab.config.trust import trusted_packages
 from fcnlab.config.validation import check_requirements, validate_config
 from fcnlab.data import DataModule
@@ -69,19 +69,19 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
 
     A sweeper maximises the returned value, even where other images were scored as well.
     """
-    folder = run.path
-    check_machine(cfg)
+    folder, context = run.path, run.context
+    check_machine(cfg, context)
     if cfg.stages:
         return train_in_stages(cfg, run)
-    check_requirements(cfg, plain_overrides(HydraConfig.get().overrides.task))
-    apply_recorded_config(cfg)
+    check_requirements(cfg, context.overrides)
+    apply_recorded_config(cfg, context.overrides)
     validate_config(cfg)
     check_scored(cfg)
-    check_output_paths(cfg)
+    check_output_paths(cfg, folder)
     start = find_resume_point(cfg.checkpoint, folder)
     check_more_to_train(start, folder, cfg.trainer.get("max_steps", -1))
-    segments = segments_of(cfg, start)
-    warn_about_ineffective_settings(cfg)
+    segments = segments_of(cfg, start, context.overrides)
+    warn_about_ineffective_settings(cfg, context)
     settle_precision(cfg, start)
     kept = as_recorded(cfg, start)
     record = RunRecord(folder)
@@ -95,29 +95,29 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
         if record.is_new and not start.checkpoint:
             begin()  # a new run is recorded even if it fails; a refused command leaves an existing record as it is
         unusable = unusable_checkpoints(folder / "checkpoints", start, has_new_segment(segments, start))
-        segmenter, data = build(cfg, segments, settings_of(kept))
+        segmenter, data = build(cfg, context, segments, settings_of(kept))
         check_images(data, start)
         log_info(describe_model(segmenter, data.split("val")))
         curves = MetricsCsv(folder / "metrics.csv")
         if cfg.trainer.precision == FASTEST:
             cfg.trainer.precision = kept.trainer.precision = choose_fastest(cfg, segmenter, data)
             segmenter.record["settings"] = settings_of(kept)
-        trainer = build_trainer(cfg, [curves], training_callbacks(cfg, curves, signals))
-        check_training_plan(trainer, data, segmenter.classes)
+        trainer = build_trainer(cfg, folder, [curves], training_callbacks(cfg, curves, signals))
+        check_training_plan(trainer, data, segmenter.classes, context)
         warn_about_fewer_workers(data, "train", "val", processes=trainer.num_devices)
         # After every check, since a W&B run cannot be deleted from here; before the record is written, since a refused
         # command must not change it.
-        with open_loggers(kept, record.facts | known) as loggers, signals.reraise_as_interrupted():
+        with open_loggers(kept, context, record.facts | known) as loggers, signals.reraise_as_interrupted():
             begin()
             record.write(images=images_of(data), devices=trainer.num_devices, wandb=wandb_id(loggers))
-            segmenter.record["trained"] = describe_training(kept, record.facts, trainer)
+            segmenter.record["trained"] = describe_training(kept, context, record.facts, trainer)
             rename_unusable(unusable)
             promote_to_last(start, folder)
             drop_rows_after_checkpoint(curves, start)
             trainer.loggers = [curves, *loggers]
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
             log_info(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
-            report_split_batches(segmenter, data, trainer)
+            report_split_batches(segmenter, data, trainer, context.options["loss"])
             expected = report_estimate(segmenter, data, trainer, start.steps)
             if expected:
                 time_left(trainer).expect(expected.step, expected.validation)
@@ -129,7 +129,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
             report_stop_reason(trainer, start, early_stop_reason(trainer))
             scored, checkpoint = scored_checkpoint(trainer, folder, cfg.checkpointing.score)
             selected = load_scored_weights(checkpoint, segmenter, trainer, curves)
-            scores = evaluate_and_record(trainer, segmenter, data, folder, cfg.seed, record.facts, training, selected)
+            scores = evaluate_and_record(trainer, segmenter, data, context, cfg.seed, record.facts, training, selected)
     if scores is None:
         return None
     report_results(scores, segmenter, data, training, folder, scored)
@@ -137,7 +137,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
 
 
 def build(
-    cfg: DictConfig, segments: Sequence[dict[str, Any]] = (), settings: Settings | None = None
+    cfg: DictConfig, context: RunContext, segments: Sequence[dict[str, Any]] = (), settings: Settings | None = None
 ) -> tuple[Segmenter, DataModule]:
     """Build the segmenter (model, loss, optimiser, schedule) and the data, and check both before any long work.
 
@@ -145,9 +145,9 @@ def build(
     """
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net = instantiate(cfg.model, _convert_="all")
-    data = open_data(cfg.data, cfg.sweep.recorded)
+    data = open_data(cfg.data, cfg.sweep.recorded, context.folder)
     backbone_rate = cfg.optim.get("pretrained_lr_scale", 1.0)
-    if not net.pretrained and (backbone_rate == 0 or was_set_on_command_line("optim.pretrained_lr_scale")):
+    if not net.pretrained and (backbone_rate == 0 or context.sets("optim.pretrained_lr_scale")):
         log_warning("optim.pretrained_lr_scale has no effect: the backbone has no pretrained weights")
     freeze(net, backbone_rate)
     optimizer, schedule = instantiate(cfg.optim, _convert_="all"), instantiate(cfg.schedule, _convert_="all")
@@ -157,7 +157,7 @@ def build(
         check_smallest_batch(net, data)
     loss: nn.Module = instantiate(cfg.loss, _convert_="all")
     check_loss(loss, net.num_classes, data)
-    check_learning_rate(cfg, loss, data)
+    check_learning_rate(cfg, loss, data, context.options["loss"])
     segmenter = Segmenter(
         net,
         classes=data.split("val").classes,
@@ -166,6 +166,7 @@ def build(
         schedule=schedule,
         record=checkpoint_record(
             cfg,
+            str(context.options["model"]),
             data.split("val"),
             settings=settings_of(cfg) if settings is None else settings,
             segments=list(segments),
@@ -173,14 +174,14 @@ def build(
         ),
         **training_speed(cfg, net),
     )
-    if was_set_on_command_line("speed.row_blocks") and cfg.speed.row_blocks and not segmenter.row_blocks:
+    if context.sets("speed.row_blocks") and cfg.speed.row_blocks and not segmenter.row_blocks:
         log_warning(
-            f"speed.row_blocks=true has no effect with loss={chosen_options()['loss']}, which needs all pixels at once"
+            f"speed.row_blocks=true has no effect with loss={context.options['loss']}, which needs all pixels at once"
         )
     return segmenter, data
 
 
-def check_learning_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> None:
+def check_learning_rate(cfg: DictConfig, loss: nn.Module, data: DataModule, loss_name: str | None) -> None:
     """Check that the learning rate fits the loss: a sum over pixels needs one about 100,000 times smaller than a mean.
 
     The check uses the effective step lr / (1 - momentum), per pixel of a mean loss. It is 1e-3 in CVPR's recipe and
@@ -200,7 +201,7 @@ def check_learning_rate(cfg: DictConfig, loss: nn.Module, data: DataModule) -> N
     rate, clip = cfg.optim.lr / (1 - momentum), cfg.trainer.gradient_clip_val
     if summed and clip is None and rate * pixels > MAX_EFFECTIVE_STEP:
         raise UserError(
-            f"optim.lr={cfg.optim.lr:g} is a learning rate for mean losses, but loss={chosen_options()['loss']} sums"
+            f"optim.lr={cfg.optim.lr:g} is a learning rate for mean losses, but loss={loss_name} sums"
             f" over {pixels} pixels: choose optim=sgd_heavy (1e-10) or loss=cross_entropy"
         )
     if summed and clip is not None and rate * clip < MIN_CLIPPED_STEP:
@@ -243,9 +244,9 @@ def report_resume_command(folder: Path) -> Iterator[None]:
         raise
 
 
-def warn_about_ineffective_settings(cfg: DictConfig) -> None:
+def warn_about_ineffective_settings(cfg: DictConfig, context: RunContext) -> None:
     """Warn about settings without an effect, and about defaults that do not suit the chosen options."""
-    chosen = chosen_options()
+    chosen = context.options
     if chosen.get("model/backbone") == "tiny" and chosen.get("data") != "shapes":
         others = sorted({path.stem for path in (CONF / "model" / "backbone").glob("*.yaml")} - {"tiny"})
         log_warning(
@@ -255,7 +256,7 @@ def warn_about_ineffective_settings(cfg: DictConfig) -> None:
         log_warning(
             "speed.compile=true with augment=none trains on whole images: each new image size may trigger a compilation"
         )
-    for message in ineffective_in_training(cfg):
+    for message in ineffective_in_training(cfg, context):
         log_warning(message)
 
 
@@ -296,7 +297,7 @@ def load_scored_weights(
     return selected and {**selected, "among": curves.validations}  # count the validations after this checkpoint, too
 
 
-def report_split_batches(segmenter: Segmenter, data: DataModule, trainer: L.Trainer) -> None:
+def report_split_batches(segmenter: Segmenter, data: DataModule, trainer: L.Trainer, loss_name: str | None) -> None:
     """Report how a step in several parts (accumulated batches, devices) differs from one with all its images."""
     devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
     parts, images = devices * accumulated, devices * accumulated * data.batch_size
@@ -311,7 +312,7 @@ def report_split_batches(segmenter: Segmenter, data: DataModule, trainer: L.Trai
         log_info(f"{step}. The loss equals that of one batch of {images} images{per_part}")
     else:
         log_warning(
-            f"{step}. loss={chosen_options()['loss']} is averaged over the parts, which differs from the loss of one"
+            f"{step}. loss={loss_name} is averaged over the parts, which differs from the loss of one"
             f" batch of {images} images{per_part}"
         )
 

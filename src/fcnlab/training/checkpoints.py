@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -32,15 +31,15 @@ SCALARS = (bool, int, float, str)
 MAX_COUNT = 2**40  # epochs, batches or steps: 30,000 years at one per second
 
 
-def checkpoint_record(cfg: DictConfig, dataset: SegmentationDataset, **facts: Any) -> dict[str, Any]:
+def checkpoint_record(cfg: DictConfig, variant: str, dataset: SegmentationDataset, **facts: Any) -> dict[str, Any]:
     """Return the record that is saved in every checkpoint, so that it can be used without the run's folder.
 
-    It contains plain values only. ``facts`` are needed to resume: ``settings``, ``segments``, ``images`` (see
-    :mod:`fcnlab.training.segments`).
+    It contains plain values only. ``variant`` is the option of ``model=``. ``facts`` are needed to resume:
+    ``settings``, ``segments``, ``images`` (see :mod:`fcnlab.training.segments`).
     """
     return facts | {
         "version": __version__,
-        "variant": HydraConfig.get().runtime.choices["model"],
+        "variant": variant,
         "model": without_weights(to_plain(cfg.model)),
         "classes": list(dataset.classes),
         "palette": dataset.palette.tolist(),

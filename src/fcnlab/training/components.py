@@ -1,5 +1,6 @@
 """Build components of a config: data, callbacks and everything else with a ``_target_``."""
 
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -7,7 +8,6 @@ from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from fcnlab.config.overrides import run_folder
 from fcnlab.config.trust import DATA_COMPONENTS
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
@@ -16,11 +16,11 @@ from fcnlab.errors import UserError, first_line
 REJECTIONS = (ValueError, TypeError, MisconfigurationException, ImportError, OSError)
 
 
-def open_data(node: DictConfig, named_by_record: bool) -> DataModule:
-    """Build the data of a config; a data set named by a record alone is read-only, with its cache in this run."""
+def open_data(node: DictConfig, named_by_record: bool, folder: Path) -> DataModule:
+    """Build the data of a config; a data set named by a record alone is read-only, with its cache in ``folder``."""
     if not named_by_record or node._target_ not in DATA_COMPONENTS[""]:
         return instantiate(node, _convert_="all")
-    return instantiate(node, _convert_="all", read_only=True, cache_dir=str(run_folder() / "cache"))
+    return instantiate(node, _convert_="all", read_only=True, cache_dir=str(folder / "cache"))
 
 
 def instantiate_checked(settings: DictConfig | dict[str, Any], path: str, **further: Any) -> Any:

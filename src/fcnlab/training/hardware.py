@@ -6,11 +6,10 @@ import warnings
 
 import lightning as L
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import DictConfig
 
-from fcnlab.config.overrides import plain_overrides
+from fcnlab.config.run_context import RunContext
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
 from fcnlab.sweeps.resources import ALL_DEVICES
@@ -35,7 +34,7 @@ def device_of(cfg: DictConfig) -> torch.device:
     return trainer.strategy.root_device
 
 
-def check_machine(cfg: DictConfig) -> None:
+def check_machine(cfg: DictConfig, context: RunContext) -> None:
     """Check that this machine and the process launcher fit ``trainer=``, and limit the threads to the cores.
 
     Raises
@@ -49,7 +48,7 @@ def check_machine(cfg: DictConfig) -> None:
             "trainer.precision=16-mixed needs a GPU, but this run uses a CPU: set trainer.precision=bf16-mixed or"
             " 32-true"
         )
-    _check_fastest(cfg)
+    _check_fastest(cfg, context.verb)
     _check_srun("SLURM_PROCID")
     started, nodes = _processes_started(), cfg.trainer.get("num_nodes", 1)
     if started is None:
@@ -57,13 +56,13 @@ def check_machine(cfg: DictConfig) -> None:
             raise UserError(
                 f"trainer.num_nodes={nodes} needs a launcher that starts a process on each machine; without it, this"
                 f" process would wait for the others forever. Start it on each machine with torchrun --nnodes={nodes}"
-                f" --nproc-per-node={_device_count(cfg.trainer)} --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT"
+                f" --nproc-per-node={device_count(cfg.trainer)} --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT"
                 f" -m fcnlab train ... hydra.run.dir=FOLDER, or with srun --nodes={nodes}"
-                f" --ntasks-per-node={_device_count(cfg.trainer)}. On one machine, leave trainer.num_nodes out"
+                f" --ntasks-per-node={device_count(cfg.trainer)}. On one machine, leave trainer.num_nodes out"
             )
         return
     launcher, count = started
-    devices = _device_count(cfg.trainer)
+    devices = device_count(cfg.trainer)
     if count != devices * nodes:
         per_node = _number_in("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else count
         alternative = "with srun --ntasks=1" if launcher == "Slurm" else "without torchrun: fcnlab starts all processes"
@@ -78,15 +77,13 @@ def check_machine(cfg: DictConfig) -> None:
             f"Slurm started {count} processes with --ntasks={count}, but Lightning needs the number of processes per"
             f" machine: start the run with srun --nodes={nodes} --ntasks-per-node={devices}"
         )
-    if count > 1 and not any(
-        word.startswith("hydra.run.dir=") for word in plain_overrides(HydraConfig.get().overrides.hydra)
-    ):
+    if count > 1 and not any(word.startswith("hydra.run.dir=") for word in context.hydra_overrides):
         raise UserError(
             f"{launcher} started {count} processes, and each would create its own run folder: add hydra.run.dir=FOLDER"
         )
 
 
-def _check_fastest(cfg: DictConfig) -> None:
+def _check_fastest(cfg: DictConfig, verb: str) -> None:
     """Refuse ``trainer.precision=fastest`` in other commands than train and on several devices.
 
     Raises
@@ -97,13 +94,12 @@ def _check_fastest(cfg: DictConfig) -> None:
     trainer = cfg.trainer
     if trainer.precision != FASTEST:
         return
-    verb = HydraConfig.get().job.config_name
     if verb != "train":
         raise UserError(
             f"trainer.precision={FASTEST} times training steps, and fcnlab {verb} does not train: set"
             " trainer.precision=32-true, bf16-mixed, or auto"
         )
-    if _device_count(trainer) * trainer.get("num_nodes", 1) > 1:
+    if device_count(trainer) * trainer.get("num_nodes", 1) > 1:
         raise UserError(
             f"trainer.precision={FASTEST} needs a single device, but trainer.devices={trainer.devices} means several,"
             " which might choose differently: set trainer.precision=32-true, bf16-mixed, or auto"
@@ -149,7 +145,7 @@ def _number_in(variable: str) -> int:
     return int(value)
 
 
-def _device_count(trainer: DictConfig) -> int:
+def device_count(trainer: DictConfig) -> int:
     """Return the number of devices that ``trainer.devices`` means on each node."""
     devices = trainer.devices
     if devices in ALL_DEVICES:

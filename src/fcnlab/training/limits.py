@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import lightning as L
 
-from fcnlab.config.overrides import was_set_on_command_line
+from fcnlab.config.run_context import RunContext
 from fcnlab.data import DataModule
 from fcnlab.data.samplers import TrainingBatches, batches_of_equal_size
 from fcnlab.errors import UserError
@@ -13,14 +13,14 @@ from fcnlab.messages import log_warning
 from fcnlab.metrics.scores import IGNORE_INDEX, SCORES
 
 
-def check_training_plan(trainer: L.Trainer, data: DataModule, classes: Sequence[str]) -> None:
+def check_training_plan(trainer: L.Trainer, data: DataModule, classes: Sequence[str], context: RunContext) -> None:
     """Refuse limits or monitors with which the run has nothing to train on or no score to select by."""
     check_monitors(trainer, classes)
-    check_limits(trainer, data)
+    check_limits(trainer, data, context)
     check_validation_has_scores(trainer, data)
 
 
-def check_limits(trainer: L.Trainer, data: DataModule) -> None:
+def check_limits(trainer: L.Trainer, data: DataModule, context: RunContext) -> None:
     """Refuse limits that leave no batch, or that end an epoch inside an optimiser step.
 
     Raises
@@ -35,7 +35,7 @@ def check_limits(trainer: L.Trainer, data: DataModule) -> None:
             f"trainer.limit_train_batches={limit} leaves {limited} of {batches} batches per epoch: set it to a multiple"
             f" of trainer.accumulate_grad_batches={accumulated}"
         )
-    warn_about_overridden_limit(trainer, limited // accumulated)
+    warn_about_overridden_limit(trainer, limited // accumulated, context)
     for name in ("val", "test") if data.eval_batch_size == 1 else ():  # otherwise Lightning checks it
         limit = getattr(trainer, f"limit_{name}_batches")
         batches = len(range(0, len(data.split(name)), world_size))
@@ -66,17 +66,17 @@ def steps_of_epoch(trainer: L.Trainer, data: DataModule) -> int:
     return _batches_of_epoch(trainer, data)[1] // trainer.accumulate_grad_batches
 
 
-def warn_about_overridden_limit(trainer: L.Trainer, steps_of_epoch: int) -> None:
+def warn_about_overridden_limit(trainer: L.Trainer, steps_of_epoch: int, context: RunContext) -> None:
     """Warn where both max_steps and max_epochs are set and the longer one, set by the user, has no effect."""
     steps, epochs = trainer.max_steps, trainer.max_epochs
     if -1 in (steps, epochs) or epochs is None:
         return
-    if was_set_on_command_line("trainer.max_epochs") and epochs * steps_of_epoch > steps:
+    if context.sets("trainer.max_epochs") and epochs * steps_of_epoch > steps:
         log_warning(
             f"trainer.max_epochs={epochs} has no effect: trainer.max_steps={steps} ends the run in epoch"
             f" {-(-steps // steps_of_epoch)}. Set trainer.max_steps=-1 to train (and schedule) by epochs"
         )
-    elif was_set_on_command_line("trainer.max_steps") and epochs * steps_of_epoch < steps:
+    elif context.sets("trainer.max_steps") and epochs * steps_of_epoch < steps:
         log_warning(
             f"trainer.max_steps={steps} has no effect: trainer.max_epochs={epochs} ends the run at step"
             f" {epochs * steps_of_epoch}"

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.components import leaves_of, to_plain
+from fcnlab.config.run_context import RunContext
 from fcnlab.errors import UserError
 from fcnlab.files.reading import read_json_facts
 from fcnlab.runs import lineage
@@ -67,9 +67,11 @@ def starting_point_facts(start: ResumePoint, folder: Path, cfg: DictConfig) -> d
     }
 
 
-def describe_training(cfg: DictConfig, facts: Mapping[str, Any], trainer: L.Trainer) -> dict[str, Any]:
+def describe_training(
+    cfg: DictConfig, context: RunContext, facts: Mapping[str, Any], trainer: L.Trainer
+) -> dict[str, Any]:
     """Return the description of the run for its checkpoints; ``facts`` are those of run.json."""
-    runtime = {"choices": dict(HydraConfig.get().runtime.choices), "cwd": HydraConfig.get().runtime.cwd}
+    runtime = {"choices": dict(context.options), "cwd": context.cwd}
     training = lineage.describe_training_run(OmegaConf.to_container(cfg, resolve=False), to_plain(cfg), runtime, facts)
     provenance = machine(trainer.strategy.root_device) | {"commit": facts.get("commit")}
     training = training._replace(

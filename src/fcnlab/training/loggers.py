@@ -6,20 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from fcnlab.config.components import to_plain
-from fcnlab.config.overrides import (
-    chosen_options,
-    identifying_options_of_run,
-    run_folder,
-    shell_join,
-    was_set_on_command_line,
-)
+from fcnlab.config.overrides import shell_join
+from fcnlab.config.run_context import RunContext
 from fcnlab.errors import WANDB_DIR_IGNORED, UserError, first_line
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.score_record import ID
@@ -32,15 +26,17 @@ TAGGED = ("model", "backbone", "data", "experiment")  # groups whose options are
 
 
 @contextmanager
-def open_loggers(cfg: DictConfig, facts: Mapping[str, Any] | None = None) -> Iterator[list[Logger]]:
+def open_loggers(
+    cfg: DictConfig, context: RunContext, facts: Mapping[str, Any] | None = None
+) -> Iterator[list[Logger]]:
     """Open the configured loggers; the W&B run ends with the status and the exit code of the process.
 
     ``facts`` are those of the run's record: ``wandb`` is the id of the W&B run to resume, and ``segments`` is added to
     its config.
     """
-    loggers = _opened(cfg)
+    loggers = _opened(cfg, context.folder.resolve())
     if "wandb" in members(cfg.logger):  # last, so that another logger's error leaves no W&B run
-        loggers.append(_open_wandb(cfg, facts or {}))
+        loggers.append(_open_wandb(cfg, context, facts or {}))
     status, code = "failed", 1
     try:
         yield loggers
@@ -66,7 +62,7 @@ def wandb_id(loggers: list[Logger]) -> str | None:
     return next((logger.experiment.id for logger in loggers if isinstance(logger, WandbLogger)), None)
 
 
-def _opened(cfg: DictConfig) -> list[Logger]:
+def _opened(cfg: DictConfig, run: Path) -> list[Logger]:
     """Open all loggers except W&B's, and call each once, so that invalid settings are found now.
 
     Raises
@@ -80,7 +76,7 @@ def _opened(cfg: DictConfig) -> list[Logger]:
     folders: dict[tuple[type, Path], str] = {}
     for name, logger in loggers.items():  # check all of them before the first creates its files
         if folder := _property(name, logger, "log_dir"):
-            _check_folder(name, logger, Path(folder).resolve(), folders)
+            _check_folder(name, logger, Path(folder).resolve(), folders, run)
     for name, logger in loggers.items():
         _property(name, logger, "experiment")  # makes Lightning's loggers create their files
     return list(loggers.values())
@@ -94,9 +90,12 @@ def _property(name: str, logger: Logger, attribute: str) -> Any:
         raise UserError(f"logger.{name}: {first_line(error)}") from error
 
 
-def _check_folder(name: str, logger: Logger, folder: Path, folders: dict[tuple[type, Path], str]) -> None:
-    """Refuse a logger that would replace a run's metrics.csv or share a folder; ``folders`` are in use."""
-    if isinstance(logger, CSVLogger) and (folder == run_folder().resolve() or (folder / "run.json").exists()):
+def _check_folder(name: str, logger: Logger, folder: Path, folders: dict[tuple[type, Path], str], run: Path) -> None:
+    """Refuse a logger that would replace a run's metrics.csv or share a folder; ``folders`` are in use.
+
+    ``run`` is the folder of this run.
+    """
+    if isinstance(logger, CSVLogger) and (folder == run or (folder / "run.json").exists()):
         raise UserError(
             f"logger.{name} writes to {folder}, the folder of a run, and would replace its metrics.csv: choose another"
             f" folder with logger.{name}.save_dir, logger.{name}.name or logger.{name}.version"
@@ -107,15 +106,15 @@ def _check_folder(name: str, logger: Logger, folder: Path, folders: dict[tuple[t
             f"logger.{name} and logger.{owner} both write to {folder}: set another logger.{name}.name, or leave one of"
             " them out"
         )
-    if not folder.is_relative_to(run_folder().resolve()) and folder.is_dir() and any(folder.iterdir()):
+    if not folder.is_relative_to(run) and folder.is_dir() and any(folder.iterdir()):
         log_warning(
             f"logger.{name} writes to {folder}, outside of the run's folder, which already contains files: runs"
             f" may appear as one. Set another logger.{name}.version, or leave logger.{name}.save_dir out"
         )
 
 
-def _open_wandb(cfg: DictConfig, facts: Mapping[str, Any]) -> WandbLogger:
-    settings, options = cfg.logger.wandb, identifying_options_of_run()
+def _open_wandb(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) -> WandbLogger:
+    settings, options = cfg.logger.wandb, context.identifying_options
     sweep = Path(cfg.sweep.folder).resolve() if cfg.sweep.folder else None
     run_id, environment_id = facts.get("wandb"), os.environ.get("WANDB_RUN_ID")
     if not run_id and environment_id is not None and not ID.fullmatch(environment_id):
@@ -130,16 +129,16 @@ def _open_wandb(cfg: DictConfig, facts: Mapping[str, Any]) -> WandbLogger:
     if os.environ.get("WANDB_DIR"):  # not in a sweep, which removes it and warns once
         log_warning(WANDB_DIR_IGNORED)
     logger = instantiate(settings, _convert_="all")(
-        folder=sweep or run_folder(),  # one wandb/ for a whole sweep
+        folder=sweep or context.folder,  # one wandb/ for a whole sweep
         config=to_plain(cfg) | {"options": options} | ({"segments": facts["segments"]} if "segments" in facts else {}),
-        name=settings.name or cfg.sweep.name or os.environ.get("WANDB_NAME") or _run_name(cfg),
+        name=settings.name or cfg.sweep.name or os.environ.get("WANDB_NAME") or _run_name(cfg, context),
         group=settings.group
         or os.environ.get("WANDB_RUN_GROUP")
         or (f"{sweep.parent.name}/{sweep.name}" if sweep else None),
         project=settings.project
-        if was_set_on_command_line("logger.wandb.project")
+        if context.sets("logger.wandb.project")
         else os.environ.get("WANDB_PROJECT", settings.project),
-        job_type=HydraConfig.get().job.config_name,
+        job_type=context.verb,
         tags=list(dict.fromkeys([*settings.tags, *(options[group] for group in TAGGED if group in options)])),
         run_id=run_id,
     )
@@ -154,7 +153,6 @@ def _report_sync_command(logger: WandbLogger) -> None:
         log_info(f"W&B logs this run offline. To upload it later: {command}")
 
 
-def _run_name(cfg: DictConfig) -> str:
-    chosen = chosen_options()
-    parts = [chosen.get(group) for group in ("model", "model/backbone", "data")]
+def _run_name(cfg: DictConfig, context: RunContext) -> str:
+    parts = [context.options.get(group) for group in ("model", "model/backbone", "data")]
     return "-".join([part for part in parts if part] + [f"s{cfg.seed}"])

@@ -1,14 +1,14 @@
 """Repeat a recorded run (``from_run``): apply its recorded configuration."""
 
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.components import iter_components, iter_strings, leaves_of, to_plain
-from fcnlab.config.overrides import override_key, plain_overrides, shell_join, typed_value
+from fcnlab.config.overrides import override_key, shell_join, typed_value
 from fcnlab.config.trust import OUTPUT_PATH_KEYS, setting_rejection
 from fcnlab.config.validation import looked_up
 from fcnlab.errors import UserError
@@ -21,10 +21,10 @@ from fcnlab.training.hardware import PRECISIONS, precision
 PRECISION = "trainer.precision"
 
 
-def apply_recorded_config(cfg: DictConfig) -> None:
+def apply_recorded_config(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Apply the recorded values of settings whose defaults have changed since the run that ``from_run`` names.
 
-    Settings on this command line keep their values.
+    Settings in ``overrides``, those of this command, keep their values.
 
     Raises
     ------
@@ -35,7 +35,6 @@ def apply_recorded_config(cfg: DictConfig) -> None:
         return
     folder = Path(cfg.from_run)
     record, then = RunRecord(folder).facts, recorded_config(folder, f"from_run={cfg.from_run}")
-    overrides = plain_overrides(HydraConfig.get().overrides.task)
     new_keys = {override_key(each).replace("/", ".") for each in overrides if each not in record["overrides"]}
     recorded, today = (leaves_of(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
     kept = {path for path in recorded | today if is_under(path, new_keys | {"from_run", "checkpoint", "sweep"})}

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.components import Settings, leaves_of, to_plain
-from fcnlab.config.overrides import override_key, plain_overrides, shell_override
+from fcnlab.config.overrides import override_key, shell_override
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import read_yaml
@@ -55,8 +54,8 @@ def settings_of(cfg: DictConfig) -> Settings:
     return {path: value for path, value in leaves_of(to_plain(cfg)).items() if not is_free(path)}
 
 
-def segments_of(cfg: DictConfig, start: ResumePoint) -> list[dict[str, Any]]:
-    """Return the run's segments, with a new one where it resumes with other settings.
+def segments_of(cfg: DictConfig, start: ResumePoint, overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the run's segments, with a new one where it resumes with other settings; ``overrides`` are typed.
 
     Raises
     ------
@@ -68,7 +67,7 @@ def segments_of(cfg: DictConfig, start: ResumePoint) -> list[dict[str, Any]]:
         return [_segment(0, {})]
     check_length(cfg, start)
     changed = changes(_kept_settings(start), cfg)
-    refused = {path: change for path, change in changed.items() if not _may_change(path, change, cfg, start)}
+    refused = {path: change for path, change in changed.items() if not _may_change(path, change, cfg, start, overrides)}
     if refused:
         raise UserError(_refusal(refused, start.checkpoint))
     for path in [path for path in changed if START_WEIGHTS.fullmatch(path)]:
@@ -195,19 +194,19 @@ def _is_file(path: str) -> bool:
     return os.path.isfile(path)  # noqa: PTH113  (raises no OSError for any text)
 
 
-def _may_change(path: str, change: Change, cfg: DictConfig, start: ResumePoint) -> bool:
+def _may_change(path: str, change: Change, cfg: DictConfig, start: ResumePoint, overrides: Sequence[str]) -> bool:
     if START_WEIGHTS.fullmatch(path):  # only a missing file may be replaced; "none" changes the backbone's lr
         return isinstance(change.old, str) and "none" not in (change.old, change.new) and not _is_file(change.old)
     if path == "optim.pretrained_lr_scale" and 0 in change:  # a frozen backbone is not in the optimiser's state
         return False
     if path.startswith("optim.") and not str(cfg.optim.get("_target_")).startswith("fcnlab.training.optimizers."):
         return False  # a user's own optimiser restores its settings from its state
-    return bool(MAY_CHANGE.fullmatch(path)) or _is_new(path, start)
+    return bool(MAY_CHANGE.fullmatch(path)) or _is_new(path, start, overrides)
 
 
-def _is_new(path: str, start: ResumePoint) -> bool:
+def _is_new(path: str, start: ResumePoint, overrides: Sequence[str]) -> bool:
     """Return whether a setting is not on the command line and did not exist in the checkpoint's fcnlab."""
-    keys = {override_key(override).replace("/", ".") for override in plain_overrides(HydraConfig.get().overrides.task)}
+    keys = {override_key(override).replace("/", ".") for override in overrides}
     return path not in _kept_settings(start) and not is_under(path, keys)
 
 

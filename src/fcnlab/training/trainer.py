@@ -10,7 +10,6 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from fcnlab.config.components import to_plain
-from fcnlab.config.overrides import run_folder
 from fcnlab.errors import UserError
 from fcnlab.inference import InferenceMethod, Postprocess
 from fcnlab.messages import log_warning
@@ -32,7 +31,7 @@ from fcnlab.training.hardware import cluster, hush_lightning, precision, uses_gp
 from fcnlab.training.speed import allow_tf32
 
 
-def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list[Callback]) -> L.Trainer:
+def build_trainer(cfg: DictConfig, folder: Path, loggers: list[Logger] | bool, callbacks: list[Callback]) -> L.Trainer:
     """Build Lightning's Trainer: fcnlab sets what it guarantees of a run, and the config sets everything else.
 
     ``val_check_interval`` counts optimiser steps, where Lightning counts batches.
@@ -57,7 +56,7 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger] | bool, callbacks: list
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO(), *cluster()],
         use_distributed_sampler=False,  # Lightning's would evaluate some images twice
-        default_root_dir=str(run_folder()),
+        default_root_dir=str(folder),
     )
 
 
@@ -128,7 +127,7 @@ def check_scored(cfg: DictConfig) -> None:
         )
 
 
-def check_output_paths(cfg: DictConfig) -> None:
+def check_output_paths(cfg: DictConfig, folder: Path) -> None:
     """Refuse callbacks that write outside of the run's folder, which its lock and its record do not cover.
 
     Raises
@@ -136,13 +135,13 @@ def check_output_paths(cfg: DictConfig) -> None:
     UserError
         A callback's ``dirpath`` or ``folder``, or a ``filename`` in it, is not inside the run's folder.
     """
-    run = run_folder().resolve()
+    run = folder.resolve()
     for name, node in members(cfg.callbacks).items():
         for key in ("dirpath", "folder"):
-            folder = node.get(key)
-            if not folder or not node.get("enabled", True):
+            output = node.get(key)
+            if not output or not node.get("enabled", True):
                 continue
-            for part, path in ((key, Path(folder)), ("filename", Path(folder, node.get("filename") or ""))):
+            for part, path in ((key, Path(output)), ("filename", Path(output, node.get("filename") or ""))):
                 if not path.resolve().is_relative_to(run):
                     raise UserError(
                         f"callbacks.{name}.{part}={node[part]} is not inside the run's folder {run} and could replace"

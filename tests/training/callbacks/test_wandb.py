@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from fcnlab.config.components import leaves_of
 from fcnlab.config.ranges import MOST_CLASSES, MOST_DRAWN, MOST_PIXELS
+from fcnlab.config.run_context import RunContext
 from fcnlab.data.temporary_folders import remove_leftovers
 from fcnlab.errors import UserError
 from fcnlab.sweeps.launchers import SlotsLauncher
@@ -127,7 +128,7 @@ def test_a_sweep_of_processes_is_one_group_of_runs(fcnlab, small, shapes_root, t
     found = {run["display_name"]: run for run in map(described, offline_runs(sweep))}
     assert set(found) == {"model=fcn32s", "model=fcn8s"}
     assert len({run["run_id"] for run in found.values()} - {"allow"}) == 2
-    message = "Warning: WANDB_NAME, WANDB_RESUME, WANDB_RUN_ID in the environment has no effect"
+    message = "Warning: WANDB_NAME, WANDB_RESUME, WANDB_RUN_ID in the environment have no effect"
     assert message in capfd.readouterr().out
     run = found["model=fcn8s"]
     assert (run["run_group"], run["job_type"], run["run_id"]) == ("sweeps/one", "train", runs[1]["wandb"])
@@ -204,19 +205,10 @@ def test_the_folder_of_the_environment_causes_a_warning(opened, described_by, mo
 @pytest.fixture
 def described_by(composed, monkeypatch, tmp_path):
     """Open the loggers of a composed run."""
-    from hydra.core.hydra_config import HydraConfig
 
     def open_them(*words: str, facts: dict | None = None) -> None:
         cfg = composed("logger=wandb", *words)
-        monkeypatch.setattr(loggers, "run_folder", lambda: tmp_path)
-        monkeypatch.setattr(loggers, "chosen_options", dict)
-        monkeypatch.setattr(loggers, "identifying_options_of_run", dict)
-        monkeypatch.setattr(
-            loggers, "was_set_on_command_line", lambda key: any(word.startswith(f"{key}=") for word in words)
-        )
-        job = SimpleNamespace(job=SimpleNamespace(config_name="train"))
-        monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: job))
-        loggers._open_wandb(cfg, facts or {})
+        loggers._open_wandb(cfg, RunContext("train", tmp_path, words), facts or {})
 
     return open_them
 
