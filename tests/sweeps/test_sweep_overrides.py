@@ -605,8 +605,8 @@ def own_file(tmp_path, monkeypatch):
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     configs = {}
 
-    def compose(*arguments):
-        composed_jobs = composed(*arguments)
+    def compose(*arguments, first):
+        composed_jobs = composed(*arguments, first)
         configs.update({number: OmegaConf.to_yaml(without_hydra(cfg)) for number, cfg in composed_jobs.items()})
         return composed_jobs
 

@@ -1,6 +1,6 @@
 """torch: kernels over many tensors, base classes of layers, operations, and errors of workers.
 
-Tested with torch 2.15.0; pyproject.toml has >= 2.11.
+Tested with torch 2.15.0; pyproject.toml has >= 2.13.
 """
 
 from collections.abc import Callable

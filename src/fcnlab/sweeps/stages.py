@@ -20,7 +20,7 @@ def stage_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def check_settings_reach_stages(
-    cfg: DictConfig, overrides: Sequence[str], search_paths: Sequence[str], config_dir: str | None
+    cfg: DictConfig, overrides: Sequence[str], search_paths: Sequence[str], config_dir: str | None = None
 ) -> None:
     """Raise a ConfigError if a staged experiment has settings of its own: no stage would get them.
 

@@ -128,7 +128,7 @@ def test_a_sweep_of_processes_is_one_group_of_runs(fcnlab, small, shapes_root, t
     found = {run["display_name"]: run for run in map(described, offline_runs(sweep))}
     assert set(found) == {"model=fcn32s", "model=fcn8s"}
     assert len({run["run_id"] for run in found.values()} - {"allow"}) == 2
-    message = "Warning: WANDB_NAME, WANDB_RESUME, WANDB_RUN_ID in the environment has no effect"
+    message = "Warning: WANDB_NAME, WANDB_RESUME, WANDB_RUN_ID in the environment have no effect"
     assert message in capfd.readouterr().out
     run = found["model=fcn8s"]
     assert (run["run_group"], run["job_type"], run["run_id"]) == ("sweeps/one", "train", runs[1]["wandb"])
