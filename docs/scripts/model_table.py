@@ -46,8 +46,13 @@ def row(backbone: str) -> str:
     work = [count_macs(model, SIDE, SIDE) / 1e9 for model in models]
     trunk = models[0].backbone
     field, stride = receptive_field(trunk.chain(32)), trunk.levels[32].grid.stride
-    numbers = [" / ".join(f"{value:.2f}" for value in millions), " / ".join(f"{value:.1f}" for value in work)]
+    numbers = [each_or_one([f"{value:.2f}" for value in millions]), each_or_one([f"{value:.1f}" for value in work])]
     return "| " + " | ".join([f"`{backbone}`", *numbers, str(field), str(stride), BACKBONES[backbone]]) + " |"
+
+
+def each_or_one(values: list[str]) -> str:
+    """Return the values of the variants, once if they are equal."""
+    return " / ".join(values if len(set(values)) > 1 else values[:1])
 
 
 def table() -> str:

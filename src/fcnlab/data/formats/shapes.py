@@ -18,6 +18,7 @@ from fcnlab.data.dataset import IGNORE_INDEX, SegmentationDataset
 from fcnlab.data.formats.voc import CLASSES, read_list, voc_images, voc_palette
 from fcnlab.data.image_files import DataError
 from fcnlab.data.temporary_folders import held_folder, remove_leftovers
+from fcnlab.messages import log_info
 
 DRAWING = 1  # increase it when the drawings change, so that old ones are not reused
 DRAWING_ASIDE = ".drawing-"  # prefix of folders while they are drawn
@@ -60,6 +61,7 @@ def open_shapes(
 def _draw_aside(folder: Path, num_train: int, num_val: int, size: int, seed: int) -> None:
     """Draw in a temporary folder and move it into place, so that there is never an incomplete data set."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    log_info(f"Drawing {num_train + num_val:,} images of shapes into {folder}")
     with held_folder(folder.parent, DRAWING_ASIDE) as aside:
         whole = aside / folder.name  # aside is created by mkdtemp, without permissions for others
         try:
