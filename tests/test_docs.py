@@ -4,9 +4,12 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.mark.slow  # builds 30 networks
 def test_the_table_of_networks_is_the_output_of_the_command():
     table = runpy.run_path(str(REPOSITORY / "docs/scripts/model_table.py"))
     page = (REPOSITORY / "docs/reference/networks.md").read_text()
