@@ -150,7 +150,7 @@ def test_one_run_at_a_time_is_trained_in_a_process(overrides, monkeypatch):
 def test_compare_returns_tables_and_saves_the_files_of_the_command(sweep, tmp_path):  # noqa: F811
     report = fcnlab.compare(sweep, baseline="fcn32s", resamples=200)
     assert [group.name for group in report.groups] == ["model=fcn8s", "model=fcn16s", "model=fcn32s"]
-    assert len(report.pairs) == 2 and "3 groups" in str(report)
+    assert len(report.pairs) == 2 and "3 groups" in str(report) and repr(report) == str(report)
     words = shlex.split(report.command)
     assert words[:2] == ["fcnlab", "compare"] and "resamples=200" in words and f"runs=[{sweep}]" in words
     assert report.save(tmp_path / "report").read_text().lower().startswith("<!doctype html>")

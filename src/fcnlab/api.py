@@ -180,7 +180,7 @@ def _train(cfg: DictConfig, context: RunContext, began: float) -> None:
 
 
 def compare(
-    folders: str | Path | Sequence[str | Path],
+    folders: "str | Path | TrainedRun | Sequence[str | Path | TrainedRun]",
     baseline: str | None = None,
     *,
     resamples: int | None = None,
@@ -193,11 +193,18 @@ def compare(
     Parameters
     ----------
     folders
-        One folder, or several.
+        One folder, or several; or what :func:`train` returned.
     baseline
-        The name of a group, as in the table. None: all pairs, or with many groups each with the first run's group.
-    resamples, confidence, split_by, merge_over
-        As ``fcnlab compare`` has them.
+        The name of a group, or an option of it such as "fcn8s", with which the others are compared. None: up to five
+        groups are compared with each other, more groups with the group of the first run.
+    resamples
+        Resamples of the bootstrap over images. None: the default of ``fcnlab compare``.
+    confidence
+        Level of the intervals, in 0..1.
+    split_by
+        Facts that make a group of their own, such as ["commit", "torch", "device"].
+    merge_over
+        Settings that do not, such as ["data.root"].
 
     Raises
     ------
@@ -206,7 +213,8 @@ def compare(
     """
     from fcnlab.tasks.compare import comparison_report
 
-    names = [str(each) for each in ([folders] if isinstance(folders, str | Path) else folders)]
+    several = [folders] if isinstance(folders, str | Path | TrainedRun) else folders
+    names = [str(each.folder if isinstance(each, TrainedRun) else each) for each in several]
     lists = {"runs": names, "split_by": split_by, "merge_over": merge_over}
     overrides = [f"{key}=[{','.join(map(_quoted, values))}]" for key, values in lists.items() if values]
     overrides += [] if baseline is None else [f"baseline={_quoted(baseline)}"]

@@ -8,13 +8,18 @@ from pathlib import Path
 class UserError(ValueError):
     """A mistake in the user's input. The message names the setting, its value, what is allowed and what to type.
 
-    The command line shows the message without a traceback (``HYDRA_FULL_ERROR=1`` shows both). A DataLoader
+    The command line and notebooks show the message without a traceback (``HYDRA_FULL_ERROR=1`` shows both on the
+    command line). A DataLoader
     raises a worker's error again with the worker's traceback before the message; that part is removed.
     """
 
     def __init__(self, message: str = ""):
         kind = f"{type(self).__module__}.{type(self).__qualname__}: "
         super().__init__(message.rpartition(kind)[2] if str(message).startswith("Caught ") else message)
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows: the message alone, as on the command line."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 WANDB_DIR_IGNORED = "WANDB_DIR in the environment has no effect, since wandb/ is in the folder of the run or the sweep"

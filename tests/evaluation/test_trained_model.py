@@ -107,3 +107,47 @@ def test_importing_fcnlab_does_not_import_torch():
     code = "import fcnlab, sys; print(sorted({'torch', 'lightning', 'hydra', 'numpy'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_lists_give_lists_and_a_model_names_its_network(model, photo):
+    image = np.array(Image.open(photo))
+    both = model.probabilities([photo, image])
+    assert len(both) == 2 and np.array_equal(both[0], model.probabilities(image)) and np.array_equal(*both)
+    assert repr(model) == "<TrainedModel: FCN-8s on Tiny, 21 classes, cpu>"
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"inference": "flip"},
+            r"inference='flip' is no InferenceMethod: give an object such as fcnlab\.inference\.Flip",
+        ),
+        ({"postprocess": "crf"}, "postprocess='crf' is no Postprocess"),
+        ({"device": "gpu"}, "device=gpu is no device of torch: choose cpu, cuda"),
+        ({"device": "cuda:7"}, "device=cuda:7: torch finds 0 GPUs here"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_before_the_file_is_read(arguments, message):
+    with pytest.raises(UserError, match=message):
+        public.load("none.ckpt", **arguments)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("array", "advice"),
+    [
+        (np.zeros((40, 50), np.uint8), "np.stack"),
+        (np.zeros((3, 40, 50), np.uint8), "transpose"),
+        (np.zeros((40, 50, 3), np.float32), "astype"),
+        (np.zeros((40, 50, 4), np.uint8), r"uint8 of \(40, 50, 4\)$"),
+    ],
+)
+def test_an_array_of_another_kind_is_refused_with_the_conversion(model, array, advice):
+    with pytest.raises(ValueError, match=advice):
+        model.predict(array)
+
+
+def test_a_notebook_shows_the_message_of_a_users_error_alone():
+    assert UserError("seed=x is no number")._render_traceback_() == ["UserError: seed=x is no number"]

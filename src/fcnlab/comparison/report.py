@@ -14,7 +14,7 @@ from fcnlab.files.writing import atomic_write
 FILES = ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ComparisonReport:
     """A comparison of runs; a notebook shows it as tables.
 
@@ -36,7 +36,7 @@ class ComparisonReport:
 
     @property
     def pairs(self) -> list[Pair]:
-        """The compared pairs of groups: difference, intervals and significance."""
+        """The compared pairs of groups, with difference, intervals and significance."""
         return self.comparison.pairs
 
     def markdown(self) -> str:
@@ -55,6 +55,8 @@ class ComparisonReport:
 
     def __str__(self) -> str:
         return tables.terminal(self.comparison)
+
+    __repr__ = __str__
 
     def _repr_markdown_(self) -> str:
         return self.markdown()

@@ -11,6 +11,7 @@ from numpy import ndarray
 from PIL import Image
 
 from fcnlab.data.image_files import as_rgb, check_depth, read_image
+from fcnlab.errors import UserError
 from fcnlab.inference import InferenceMethod, NoPostprocess, Postprocess, WholeImage
 from fcnlab.models import FCN
 from fcnlab.training.checkpoints import read_checkpoint, rebuild_model
@@ -48,9 +49,12 @@ def load(
     Raises
     ------
     UserError
-        The file does not exist, is damaged, was not written by fcnlab, or uses classes of other packages; or a package
-        that ``postprocess`` needs is not installed.
+        The file does not exist, is damaged, was not written by fcnlab, or uses classes of other packages; an argument
+        is no device or method; or a package that ``postprocess`` needs is not installed.
     """
+    _check_method("inference", inference, InferenceMethod, "fcnlab.inference.Flip()")
+    _check_method("postprocess", postprocess, Postprocess, "fcnlab.inference.GuidedFilter()")
+    device = _device(device)
     content = read_checkpoint(checkpoint)
     net = rebuild_model(content, f"checkpoint={checkpoint}", trust)
     postprocess = postprocess or NoPostprocess()
@@ -58,6 +62,25 @@ def load(
     facts = content["fcnlab"]
     palette = np.array(facts["palette"], np.uint8)
     return TrainedModel(net, facts["classes"], palette, device, inference or WholeImage(), postprocess)
+
+
+def _check_method(name: str, value: object, kind: type, example: str) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise UserError(f"{name}={value!r} is no {kind.__name__}: give an object such as {example}")
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(
+            f"device={name} is no device of torch: choose cpu, cuda, or cuda:1 for the second GPU"
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device={name}: torch finds {torch.cuda.device_count()} GPUs here. Choose another device or cpu"
+        )
+    return device
 
 
 class TrainedModel:
@@ -78,11 +101,11 @@ class TrainedModel:
         net: FCN,
         classes: Sequence[str],
         palette: UInt8[ndarray, "classes 3"],
-        device: str | torch.device | None,
+        device: torch.device,
         inference: InferenceMethod,
         postprocess: Postprocess,
     ):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device
         self.classes, self.palette = tuple(classes), palette
         self._min_size = inference.minimum_image_size(net)
         channels_last = prefers_channels_last(net, on_gpu=self.device.type == "cuda")
@@ -90,6 +113,10 @@ class TrainedModel:
             net, classes, channels_last=channels_last, row_blocks=True, inference=inference, postprocess=postprocess
         )
         self._segmenter.to(self.device).eval()
+
+    def __repr__(self) -> str:
+        network = f"FCN-{self.net.levels[-1]}s on {type(self.net.backbone).__name__}"
+        return f"<TrainedModel: {network}, {len(self.classes)} classes, {self.device}>"
 
     @property
     def net(self) -> FCN:
@@ -121,11 +148,17 @@ class TrainedModel:
             labels = self._segmenter.predict_step({"image": self._batch(image)})
         return labels[0].byte().cpu().numpy()
 
-    def probabilities(self, image: OneImage) -> Probabilities:
+    @overload
+    def probabilities(self, image: OneImage) -> Probabilities: ...
+    @overload
+    def probabilities(self, image: Sequence[OneImage]) -> list[Probabilities]: ...
+    def probabilities(self, image):
         """Return the class probabilities of an image's pixels; the arguments and errors are those of :meth:`predict`.
 
         Their argmax is the prediction, except where the two highest probabilities are equal in single precision.
         """
+        if isinstance(image, list | tuple):
+            return [self.probabilities(each) for each in image]
         segmenter = self._segmenter
         with torch.inference_mode():
             pixels = self._batch(image).float() / 255
@@ -149,5 +182,20 @@ def _pixels(image: OneImage) -> UInt8[ndarray, "rows cols 3"]:
         return as_rgb(image)
     if not isinstance(image, ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         kind = f"{image.dtype} of {image.shape}" if isinstance(image, ndarray) else type(image).__name__
-        raise ValueError(f"the image must be a file, a PIL image, or a uint8 array of (rows, cols, 3), got {kind}")
+        raise ValueError(
+            f"the image must be a file, a PIL image, or a uint8 array of (rows, cols, 3), got {kind}{_advice(image)}"
+        )
     return np.array(image)  # a copy: torch refuses arrays that are read-only or run backwards
+
+
+def _advice(image: object) -> str:
+    """Return how to convert an array, where that is likely to be meant."""
+    if not isinstance(image, ndarray):
+        return ""
+    if image.ndim == 2:
+        return ": np.stack([image] * 3, axis=-1) makes three channels of a grey image"
+    if image.ndim == 3 and image.shape[0] == 3 != image.shape[2]:
+        return ": image.transpose(1, 2, 0) moves the channels to the end"
+    if image.ndim == 3 and image.shape[2] == 3 and np.issubdtype(image.dtype, np.floating):
+        return ": (image * 255).round().astype(np.uint8) converts values in 0..1"
+    return ""
