@@ -126,14 +126,16 @@ def test_a_run_in_python_equals_that_of_the_command_line(overrides, trained_once
     assert run.load("cpu").predict(Image.new("RGB", (50, 40))).shape == (40, 50)
 
 
+@pytest.mark.slow  # two runs
 def test_an_interrupted_run_resumes(overrides, at_call, tmp_path):
     """tests/tasks/test_resume.py compares the curves of resumed runs."""
+    handler = signal.getsignal(signal.SIGINT)
     words, folder = [*overrides, "trainer.max_steps=4", "trainer.val_check_interval=4"], tmp_path / "run"
     at_call(Segmenter, "training_step", 2, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt, match=r"add 'checkpoint=last' and folder="):
         fcnlab.train(words, folder=folder)
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert fcnlab.train([*words, "checkpoint=last"], folder=folder).checkpoint == folder / "checkpoints" / "best.ckpt"
     assert json.loads((folder / "run.json").read_text())["starts"] == 2
 

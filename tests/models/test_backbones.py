@@ -90,7 +90,10 @@ def test_offline_errors_name_the_file_and_its_folder(name, download, monkeypatch
     )
 
 
-@pytest.mark.parametrize("name", ALL)
+SLOW = ("vgg16_bn", "resnet101")  # whose layers others have, too
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ALL])
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*is deprecated")
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")

@@ -380,6 +380,7 @@ def test_multiply_adds_equal_the_published_numbers(backbone, padding, levels, si
 
 @torch.no_grad()
 @pytest.mark.unchecked
+@pytest.mark.slow  # torch.export
 def test_export_for_any_size():
     net, side = randomize(tiny_fcn()), torch.export.Dim.DYNAMIC
     program = torch.export.export(net, (torch.rand(2, 3, 64, 96),), dynamic_shapes=({0: side, 2: side, 3: side},))

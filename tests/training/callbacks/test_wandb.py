@@ -237,7 +237,7 @@ NOT_FOUND, BROKEN = b"HTTP/1.0 404 Not Found\r\n\r\n", b"HTTP/1.0 500 Internal S
         pytest.param(None, id="hangs"),
         pytest.param(b"", id="hangs up", marks=pytest.mark.slow),
         pytest.param(BROKEN, id="is broken", marks=pytest.mark.slow),
-        pytest.param(NOT_FOUND, id="answers"),
+        pytest.param(NOT_FOUND, id="answers", marks=pytest.mark.slow),
     ],
 )
 def test_with_a_key_the_server_is_asked_first(answers, tmp_path):
