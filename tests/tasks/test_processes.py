@@ -27,7 +27,10 @@ def record(folder) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize(("ranks", "images"), [(2, 7), (2, 8), (3, 7), (3, 8), (3, 9)])
+@pytest.mark.parametrize(
+    ("ranks", "images"),
+    [(2, 7), (2, 8), (3, 8), *(pytest.param(3, images, marks=pytest.mark.campaign) for images in (7, 9))],
+)
 def test_ranks_evaluate_each_image_once(tmp_path, small, ranks, images):
     """The record of several ranks equals the one of a single process that evaluates their checkpoint."""
     words = [*small, f"data.dataset.num_val={images}", "trainer.accelerator=cpu", "logger=wandb"]
@@ -93,7 +96,13 @@ PARTS = {
 
 
 @pytest.mark.parametrize(
-    "loss", [("cross_entropy",), ("weighted", "loss.class_weights=[0.2,1,5]"), ("focal",)], ids=str
+    "loss",
+    [
+        ("cross_entropy",),
+        ("weighted", "loss.class_weights=[0.2,1,5]"),
+        pytest.param(("focal",), marks=pytest.mark.campaign),
+    ],
+    ids=str,
 )
 def test_accumulated_batches_equal_one_large_batch(tmp_path, data_with_ignored_pixels, loss):
     """Tested with unequal ignored pixels and clipped gradients, on the heads, which started at zero, and on the log."""
