@@ -3,14 +3,13 @@
 from typing import Any, NamedTuple
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
 import rivals
-from fcnlab.config.locations import CONF
+from fcnlab.config.composition import compose_command, without_hydra
 from fcnlab.hydra_registration import register_schemas
 from fcnlab.models import FCN
 from fcnlab.training.segmenter import Segmenter
@@ -63,8 +62,7 @@ def net_of(cfg: DictConfig) -> FCN:
 def composed(*words: str) -> DictConfig:
     """Return the configuration of ``fcnlab train`` with these overrides."""
     register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(words))
+    return without_hydra(compose_command("train", words))
 
 
 def batch(images: int, rows: int, cols: int, device: torch.device) -> Batch:

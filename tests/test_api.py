@@ -20,7 +20,6 @@ from PIL import Image
 
 import fcnlab
 from fcnlab.training.segmenter import Segmenter
-from run_folders import sweep  # noqa: F401  fixture
 
 
 @pytest.fixture
@@ -149,7 +148,7 @@ def test_one_run_at_a_time_is_trained_in_a_process(overrides, monkeypatch):
         fcnlab.train(overrides)
 
 
-def test_compare_returns_tables_and_saves_the_files_of_the_command(sweep, tmp_path):  # noqa: F811
+def test_compare_returns_tables_and_saves_the_files_of_the_command(sweep, tmp_path):
     report = fcnlab.compare(sweep, baseline="fcn32s", resamples=200)
     assert [group.name for group in report.groups] == ["model=fcn8s", "model=fcn16s", "model=fcn32s"]
     assert len(report.pairs) == 2 and "3 groups" in str(report) and repr(report) == str(report)

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fcnlab.cli import VERBS, _disk_error_message, _split, main
+from fcnlab.cli import _disk_error_message, _split, main
 from fcnlab.config.hydra_errors import _run_and_explain
 from fcnlab.config.overrides import check_interpolations, in_quotes
 from fcnlab.config.recorded_overrides import apply_sweep_resume
 from fcnlab.errors import LONGEST_MESSAGE, UserError, limit_of_process
 from fcnlab.library_internals.hydra import value_of
+from fcnlab.verbs import VERBS
 
 
 def test_help_lists_the_verbs(capsys, fcnlab):

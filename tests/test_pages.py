@@ -15,9 +15,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from fcnlab.cli import LISTS, VERBS
+from fcnlab.cli import LISTS
 from fcnlab.config.validation import validate_config
 from fcnlab.data.formats.shapes import write_data_set
+from fcnlab.verbs import VERBS
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -219,7 +220,7 @@ def world(trained_once, tmp_path, monkeypatch):
         split = "train" if number < 15 else "val"
         image = Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8))
         mask = Image.fromarray(rng.integers(0, 2, (48, 64), np.uint8))
-        for folder, picture, suffix in [
+        for folder, drawn, suffix in [
             ("photos", image, "jpg"),
             ("leaves/photos", image, "jpg"),
             ("leaves/labels", mask, "png"),
@@ -227,6 +228,6 @@ def world(trained_once, tmp_path, monkeypatch):
             (f"pairs/{split}", mask, "png"),
         ]:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            picture.save(f"{folder}/{number}.{suffix}")
+            drawn.save(f"{folder}/{number}.{suffix}")
     image.save("photo.jpg")
     write_data_set(tmp_path / "FOLDER/VOCdevkit/VOC2012", 4, 4, 64, seed=1)

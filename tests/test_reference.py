@@ -13,11 +13,11 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from fcnlab.cli import VERBS
 from fcnlab.config import schemas
 from fcnlab.config.components import DIRECTIVES
 from fcnlab.config.locations import CONF
 from fcnlab.signals import STOPPING
+from fcnlab.verbs import VERBS
 
 REPOSITORY = Path(__file__).parents[1]
 REFERENCE = REPOSITORY / "docs/reference"

@@ -19,7 +19,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 import fcnlab
-from fcnlab.cli import VERBS
 from fcnlab.config import schemas
 from fcnlab.config.components import DIRECTIVES, dotted_name, locate
 from fcnlab.config.external_settings import external_class
@@ -27,6 +26,7 @@ from fcnlab.config.help_texts import SWEEP_GROUPS
 from fcnlab.config.locations import CONF
 from fcnlab.config.ranges import describe_type, description_of
 from fcnlab.config.validation import KEYWORD_ARGUMENTS_FROM_CODE, POSITIONAL_ARGUMENTS_FROM_CODE
+from fcnlab.verbs import VERBS
 
 ROOTS = {verb: getattr(schemas, f"{verb.capitalize()}Config") for verb in VERBS}
 EXPERIMENT = "experiment"  # the group whose options set keys of other groups: their files are shown as they are

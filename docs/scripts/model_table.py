@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from fcnlab.config.locations import CONF
+import fcnlab
 from fcnlab.evaluation.cost import count_macs
-from fcnlab.hydra_registration import register_schemas
 from fcnlab.models import FCN, receptive_field
 
 PAGE = Path(__file__).parents[1] / "reference/networks.md"
@@ -37,7 +35,7 @@ VARIANTS = ("fcn32s", "fcn16s", "fcn8s")  # fcn8s_atonce is fcn8s but for two fa
 def build(variant: str, backbone: str) -> FCN:
     words = [f"model={variant}", f"model/backbone={backbone}", "model.backbone.weights=none"]
     with torch.device("meta"):
-        return instantiate(compose("train", words).model, _convert_="all")
+        return instantiate(fcnlab.compose(words).model, _convert_="all")
 
 
 def row(backbone: str) -> str:
@@ -56,9 +54,7 @@ def each_or_one(values: list[str]) -> str:
 
 
 def table() -> str:
-    register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        rows = [row(backbone) for backbone in BACKBONES]
+    rows = [row(backbone) for backbone in BACKBONES]
     return "\n".join(
         [
             f"| backbone | parameters, M: 32s / 16s / 8s | GMACs at {SIDE}x{SIDE} | receptive field | stride"

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fcnlab.config.composition import compose_command, is_completed_later, without_hydra
 from fcnlab.config.hydra_values import fill_in_hydra_values, hydra_values_of
-from fcnlab.config.overrides import absolute_searchpath, format_override, shell_join
+from fcnlab.config.overrides import absolute_searchpath, format_override, format_value, shell_join
 from fcnlab.config.recorded_overrides import apply_from_run
 from fcnlab.config.run_context import RunContext, run_context
 from fcnlab.config.typed_overrides import check_experiment, check_grammar, check_groups, without_null
@@ -36,14 +36,13 @@ from fcnlab.metrics.scores import SCORES, Scores
 from fcnlab.runs.run_folder import RunFolder
 from fcnlab.runs.selection import recorded_selection
 from fcnlab.signals import Interrupted
+from fcnlab.verbs import VERBS
 
 if TYPE_CHECKING:
     import torch
 
     from fcnlab.comparison.report import ComparisonReport
     from fcnlab.evaluation.trained_model import TrainedModel
-
-VERBS = ("train", "eval", "predict", "doctor", "compare", "bench")
 
 _training = threading.Lock()  # seeds, and torch's flags, are those of the whole process
 
@@ -216,11 +215,11 @@ def compare(
     several = [folders] if isinstance(folders, str | Path | TrainedRun) else folders
     names = [str(each.folder if isinstance(each, TrainedRun) else each) for each in several]
     lists = {"runs": names, "split_by": split_by, "merge_over": merge_over}
-    overrides = [f"{key}=[{','.join(map(_quoted, values))}]" for key, values in lists.items() if values]
-    overrides += [] if baseline is None else [f"baseline={_quoted(baseline)}"]
+    overrides = [f"{key}=[{','.join(map(format_value, values))}]" for key, values in lists.items() if values]
+    overrides += [] if baseline is None else [format_override("baseline", baseline)]
     overrides += [] if resamples is None else [f"resamples={resamples}"]
-    cfg = compose([*overrides, f"confidence={confidence}"], "compare")
-    return comparison_report(cfg, shell_join(["fcnlab", "compare", *overrides, f"confidence={confidence}"]))
+    overrides.append(f"confidence={confidence}")
+    return comparison_report(compose(overrides, "compare"), shell_join(["fcnlab", "compare", *overrides]))
 
 
 def _checked_words(verb: str, overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:
@@ -323,7 +322,3 @@ def _trained_run(folder: Path, stages: Sequence[str]) -> TrainedRun:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def _quoted(value: str) -> str:
-    return format_override("x", value).removeprefix("x=")

@@ -12,18 +12,11 @@ from typing import TYPE_CHECKING
 from fcnlab.errors import CHDIR_REFUSED, UserError, limit_of_process, unwritable_reason
 from fcnlab.signals import Interrupted, ended_by_signals
 from fcnlab.terminal import keep_writable, open_standard_files, print_failure
+from fcnlab.verbs import VERBS
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
 
-VERBS = {
-    "train": "train a network; writes checkpoints, scores, curves and images to outputs/",
-    "eval": "evaluate a checkpoint: mIoU and three more scores, per class and per image",
-    "predict": "segment images: palette PNGs and overlays",
-    "doctor": "check a data set and this machine for problems",
-    "compare": "compare runs: tables, confidence intervals, significance tests, an HTML page",
-    "bench": "measure speed and memory, and compare them with other libraries",
-}
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)

@@ -9,8 +9,8 @@ class UserError(ValueError):
     """A mistake in the user's input. The message names the setting, its value, what is allowed and what to type.
 
     The command line and notebooks show the message without a traceback (``HYDRA_FULL_ERROR=1`` shows both on the
-    command line). A DataLoader
-    raises a worker's error again with the worker's traceback before the message; that part is removed.
+    command line). A DataLoader raises a worker's error again with the worker's traceback before the message; that part
+    is removed.
     """
 
     def __init__(self, message: str = ""):

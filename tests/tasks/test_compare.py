@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from run_folders import make_run, sweep, toy_matrices  # noqa: F401
+from run_folders import toy_matrices
 
 
-def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: F811
+def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):
     """Runs in a separate process and checks the output files, the exit code and the imported modules."""
     make_run("late", status="running")
     (sweep / "blank").mkdir()
@@ -54,7 +54,7 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):  # noqa: 
         (["runs=a b,it's=1"], "runs=a b: the folder does not exist"),
     ],
 )
-def test_a_user_error_is_reported_without_a_traceback(fcnlab, make_run, tmp_path, capsys, words, message):  # noqa: F811
+def test_a_user_error_is_reported_without_a_traceback(fcnlab, make_run, tmp_path, capsys, words, message):
     make_run("a", toy_matrices(0.7))
     (tmp_path / "here").mkdir()
     assert fcnlab("compare", *words) == 1
@@ -70,7 +70,7 @@ def test_a_user_error_is_reported_without_a_traceback(fcnlab, make_run, tmp_path
         (["split_by=[torch]", "merge_over=[source]"], ("torch=2.9.0", "torch=2.10.0")),
     ],
 )
-def test_groups_are_split_and_merged_and_every_output_reports_it(fcnlab, make_run, tmp_path, capsys, words, names):  # noqa: F811
+def test_groups_are_split_and_merged_and_every_output_reports_it(fcnlab, make_run, tmp_path, capsys, words, names):
     make_run("a", seed=1, source="aaa", torch="2.9.0")
     make_run("b", seed=2, source="bbb", torch="2.10.0")
     assert fcnlab("compare", "runs=runs", "resamples=100", "hydra.run.dir=out", *words) == 0
@@ -87,13 +87,13 @@ def test_groups_are_split_and_merged_and_every_output_reports_it(fcnlab, make_ru
     assert {row["device"] for row in rows} == {"cpu: x86_64"}
 
 
-def test_folders_with_odd_names(fcnlab, make_run, tmp_path, capsys):  # noqa: F811
+def test_folders_with_odd_names(fcnlab, make_run, tmp_path, capsys):
     make_run("it's=a [run]")
     assert fcnlab("compare", f"runs={tmp_path}/runs/it's=a [run]", "resamples=100") == 0
     assert "1 group, 1 run on" in capsys.readouterr().out
 
 
-def test_the_recorded_command_names_the_folders_of_config_files(fcnlab, make_run, tmp_path):  # noqa: F811
+def test_the_recorded_command_names_the_folders_of_config_files(fcnlab, make_run, tmp_path):
     make_run("a")
     own = tmp_path / "own"
     own.mkdir()

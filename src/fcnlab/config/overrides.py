@@ -27,9 +27,14 @@ PLAIN_ENTRY = re.compile(r"(file://)?/[\w./-]+", re.ASCII)  # of a searchpath, w
 
 
 def format_override(key: str, value: object) -> str:
-    """Return ``key='value'``, quoted so that any path stays one value; a plain path needs no quotes."""
+    """Return ``key='value'``."""
+    return f"{key}={format_value(value)}"
+
+
+def format_value(value: object) -> str:
+    """Return a text quoted so that any path stays one value; a plain path needs no quotes."""
     plain = re.fullmatch(r"[\w.-]*/[\w./-]+", str(value), re.ASCII)
-    return f"{key}={value if plain else quote_value(value)}"
+    return str(value) if plain else quote_value(value)
 
 
 def typed_value(value: Any) -> str:

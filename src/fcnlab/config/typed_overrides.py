@@ -48,7 +48,7 @@ def check_grammar(words: Iterable[str], is_sweep: bool) -> None:
     Raises
     ------
     UserError
-        See above.
+        An override cannot be parsed.
     """
     parser = OverridesParser.create()
     for word in words:
@@ -67,7 +67,7 @@ def check_groups(verb: str, words: Sequence[str]) -> None:
     Raises
     ------
     UserError
-        See above.
+        There is such a setting.
     """
     for group in {"eval": ("data", "model"), "predict": ("data",)}.get(verb, ()):
         settings = [word for word in words if word.startswith(f"{group}.")]
@@ -81,7 +81,7 @@ def check_experiment(verb: str, words: Sequence[str]) -> None:
     Raises
     ------
     UserError
-        See above.
+        The experiment is of another command.
     """
     chosen = next((word.removeprefix("experiment=") for word in words if word.startswith("experiment=")), "")
     for name in chosen.split(","):

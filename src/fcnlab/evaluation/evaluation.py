@@ -45,8 +45,7 @@ def evaluate_and_record(
     selected: Facts | None = None,
     **facts: Mapping[str, Any] | None,
 ) -> ScoredRun | None:
-    """Evaluate the test list, write the record to the run's folder, and return the scores on rank 0, None on other
-    ranks.
+    """Evaluate the test list and write the record to the run's folder; return the scores on rank 0, None on others.
 
     ``began`` has the commit and the source at the start of the run, because files may change after their import.
     ``training`` is the cost of training, for the record's ``cost``; ``selected`` the selection that the checkpoint

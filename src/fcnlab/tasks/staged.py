@@ -16,7 +16,7 @@ from fcnlab.config.overrides import format_override, shell_override
 from fcnlab.config.run_context import RunContext
 from fcnlab.config.validation import ConfigError, check_requirements, validate_config
 from fcnlab.errors import UserError
-from fcnlab.files.reading import read_json_facts
+from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.files.writing import atomic_write
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.run_folder import RunFolder
@@ -104,7 +104,7 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
         _copy_scores(stages[-1].folder, folder)
     for stage in stages:
         log_info(f"{stage.folder.name:<24} val mIoU {'unknown' if stage.miou is None else f'{100 * stage.miou:.2f} %'}")
-    log_info(f"Run folder: {folder}")
+    log_info(f"Run folder: {display_path(folder)}")
     return stages[-1].miou
 
 

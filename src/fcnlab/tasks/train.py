@@ -23,6 +23,7 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.evaluation.cost import describe_model
 from fcnlab.evaluation.evaluation import ScoredRun, describe_scores, evaluate_and_record, score_table
 from fcnlab.evaluation.splits import check_splits, warn_about_fewer_workers
+from fcnlab.files.reading import display_path
 from fcnlab.library_internals.lightning import is_restoring, synchronises_batch_norm
 from fcnlab.library_internals.torch import BATCH_NORMS, DROPOUTS
 from fcnlab.messages import log_info, log_warning
@@ -116,7 +117,8 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
             drop_rows_after_checkpoint(curves, start)
             trainer.loggers = [curves, *loggers]
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
-            log_info(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {folder}")
+            shown = display_path(folder)
+            log_info(f"Training on {trainer.num_devices} x {device}, precision {trainer.precision}, in {shown}")
             report_split_batches(segmenter, data, trainer, context.options["loss"])
             expected = report_estimate(segmenter, data, trainer, start.steps)
             if expected:
@@ -384,10 +386,8 @@ def report_results(
     log_info(compare_with_estimate(training))
     minutes = f"{training['training_minutes']:.1f} min"
     log_info(describe_scores(scores, segmenter.scored_as, data))
-    log_info(f"Trained {segmenter.trainer.global_step} steps in {minutes}. Run folder: {folder}")
+    log_info(f"Trained {segmenter.trainer.global_step} steps in {minutes}. Run folder: {display_path(folder)}")
     if scored:
-        checkpoint = scored.relative_to(Path.cwd()) if scored.is_relative_to(Path.cwd()) else scored
         trust = "".join(f" {override}" for override in trusted_packages(segmenter.record["model"]))
-        log_info(
-            f"Next: fcnlab predict {shell_override('checkpoint', checkpoint)}{trust} input=FILE|FOLDER output=FOLDER"
-        )
+        checkpoint = shell_override("checkpoint", display_path(scored))
+        log_info(f"Next: fcnlab predict {checkpoint}{trust} input=FILE|FOLDER output=FOLDER")

@@ -1,0 +1,11 @@
+"""The commands of fcnlab."""
+
+# In the order of the help, with a sentence on each.
+VERBS = {
+    "train": "train a network; writes checkpoints, scores, curves and images to outputs/",
+    "eval": "evaluate a checkpoint: mIoU and three more scores, per class and per image",
+    "predict": "segment images: palette PNGs and overlays",
+    "doctor": "check a data set and this machine for problems",
+    "compare": "compare runs: tables, confidence intervals, significance tests, an HTML page",
+    "bench": "measure speed and memory, and compare them with other libraries",
+}
