@@ -184,6 +184,7 @@ def compare(
     *,
     resamples: int | None = None,
     confidence: float = 0.95,
+    equivalence: float | None = None,
     split_by: Sequence[str] = (),
     merge_over: Sequence[str] = (),
 ) -> "ComparisonReport":
@@ -200,6 +201,8 @@ def compare(
         Resamples of the bootstrap over images. None: the default of ``fcnlab compare``.
     confidence
         Level of the intervals, in 0..1.
+    equivalence
+        The largest difference in mIoU that does not matter, in points. None: equivalence is not tested.
     split_by
         Facts that make a group of their own, such as ["commit", "torch", "device"].
     merge_over
@@ -219,6 +222,7 @@ def compare(
     overrides += [] if baseline is None else [format_override("baseline", baseline)]
     overrides += [] if resamples is None else [f"resamples={resamples}"]
     overrides.append(f"confidence={confidence}")
+    overrides += [] if equivalence is None else [f"equivalence={equivalence}"]
     return comparison_report(compose(overrides, "compare"), shell_join(["fcnlab", "compare", *overrides]))
 
 

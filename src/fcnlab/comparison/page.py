@@ -61,6 +61,7 @@ def page(comparison: Comparison, command: str) -> str:
         "points": tables.points,
         "probability": tables.probability,
         "interval": tables.interval,
+        "verdict": tables.verdict,
     }
     return environment.get_template("page.html").render(
         it=comparison,
@@ -102,17 +103,17 @@ def _bars(pairs: Sequence[Pair]) -> list[Markup]:
     """Draw the intervals of all rows of a table on one scale."""
     ends = [0.0]
     for pair in pairs:
-        interval = pair.over_images
+        interval = pair.interval
         ends += [*((interval.low, interval.high) if interval else ()), pair.difference, *pair.seed_differences.values()]
     scale = charts.axis([100 * end for end in ends], 6, BAR)
     return [_bar(pair, scale) for pair in pairs]
 
 
 def _bar(pair: Pair, scale: Axis) -> Markup:
-    interval = pair.over_images
+    interval = pair.interval
     seeds = [100 * value for value in pair.seed_differences.values()]
     text = f"{tables.points(pair.difference)} points" + (
-        f", {tables.interval(interval)} over images" if interval else ""
+        f", {tables.interval(interval)} over {pair.scope}" if interval else ""
     )
     if seeds:
         text += f"; seeds {', '.join(f'{value:+.2f}' for value in seeds)}"

@@ -1,6 +1,7 @@
 """Format a comparison for the terminal, as Markdown and as CSV."""
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from fcnlab.runs.selection import describe_selection
 
 TERMINAL_ROWS = 20  # the files contain all rows
 MISSING = "-"
+VERDICTS = ("better", "higher", "equivalent", "undecided", "lower", "worse", "none")
 
 
 class Cost(NamedTuple):
@@ -92,7 +94,16 @@ def group_table(comparison: Comparison) -> Table:
 
 def pair_table(comparison: Comparison) -> Table:
     level = f"{100 * comparison.confidence:g} %"
-    head = ["pair", "mIoU", f"over images, {level}", "p (Holm)", f"over seeds, {level}", "p (Holm)", "the first is"]
+    head = [
+        "pair",
+        "mIoU",
+        f"{level} interval",
+        "p (Holm)",
+        "p (step-down)",
+        "over images",
+        "over seeds",
+        "the first is",
+    ]
     return head, [_pair_row(pair, comparison) for pair in comparison.pairs]
 
 
@@ -100,12 +111,21 @@ def _pair_row(pair: Pair, comparison: Comparison) -> list[str]:
     return [
         f"{comparison.label(pair.first)} - {comparison.label(pair.second)}, n = {pair.images}",
         points(pair.difference),
+        interval(pair.interval),
+        probability(pair.p),
+        probability(pair.p_step_down),
         interval(pair.over_images),
-        probability(pair.p_images),
         interval(pair.over_seeds),
-        probability(pair.p_seeds),
-        f"{pair.verdict}; {pair.of_seeds}",
+        f"{verdict(pair)}; {pair.of_seeds}",
     ]
+
+
+def verdict(pair: Pair) -> str:
+    """Format the verdict on the first group, with what it is about."""
+    if pair.interval is None:
+        return f"no verdict: {pair.scope}"
+    within = f" within {100 * pair.margin:g} points" if pair.equivalent and pair.margin else ""
+    return f"{pair.verdict}{within}, over {pair.scope}"
 
 
 def titled(comparison: Comparison, group: Group) -> str:
@@ -201,38 +221,52 @@ def answers(comparison: Comparison) -> list[str]:
     if len(pairs) <= 10:
         return [_answer(pair, comparison) for pair in pairs]
     assert comparison.baseline is not None
-    ahead = [pair for pair in pairs if pair.better is pair.first]
-    behind = [pair for pair in pairs if pair.better is pair.second]
-    inconclusive = len(pairs) - len(ahead) - len(behind)
-    unknown = sum(pair.sure_of_seeds is None for pair in [*ahead, *behind])
-    limit = f" ({unknown} of these significant over images only, seeds not tested)" if unknown else ""
+    counts = Counter(pair.verdict for pair in pairs)
+    summary = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
+    ahead = [pair for pair in pairs if pair.verdict in ("better", "higher")]
     return [
-        f"Compared with {comparison.label(comparison.baseline)}: {len(ahead)} better, {len(behind)} worse{limit},"
-        f" {inconclusive} inconclusive.",
+        f"Compared with {comparison.label(comparison.baseline)}: {summary}.",
         *(_answer(pair, comparison) for pair in ahead[:5]),
     ]
 
 
 def _answer(pair: Pair, comparison: Comparison) -> str:
-    """Return one sentence on a pair, from the side of the leading group."""
+    """Return the result of a pair as sentences, from the side of the leading group."""
     sign = 1 if pair.leader is pair.first else -1
     leader, trailing = (comparison.label(group) for group in (pair.first, pair.second)[::sign])
-    if pair.over_images is None:
-        result = f"{leader} and {trailing}: {pair.verdict}"
-    elif pair.significant_over:
-        result = f"{leader} is better than {trailing}, significant over {pair.significant_over}"
-    else:
-        result = f"No significant difference between {leader} and {trailing}"
-    return f"{result}: {_size(pair, sign)}; {pair.of_seeds}."
+    size = _size(pair, sign)
+    match pair.verdict:
+        case "none":
+            return f"No verdict on {leader} and {trailing}: {size}, on {pair.scope}."
+        case "equivalent":
+            margin = f"{100 * (pair.margin or 0):g}"
+            return f"{leader} and {trailing} are equivalent within {margin} points of mIoU: {size}."
+        case "undecided":
+            return f"Undecided between {leader} and {trailing}: {size}.{_advice(pair)}"
+        case "better" | "worse":
+            return f"{leader} is better than {trailing}: {size}."
+        case _:
+            return f"{leader} has a higher mIoU than {trailing}, for these trained models: {size}; {pair.of_seeds}."
 
 
 def _size(pair: Pair, sign: int) -> str:
-    """Format the difference and, if available, its interval over images."""
-    value, over_images = f"{points(sign * pair.difference)} points of mIoU", pair.over_images
-    if over_images is None:
+    """Format the difference and, if available, its interval and what that is over."""
+    value, found = f"{points(sign * pair.difference)} points of mIoU", pair.interval
+    if found is None:
         return value
-    low, high = sorted((sign * over_images.low, sign * over_images.high))
-    return f"{value}, {points(low)} to {points(high)} over {pair.images} images"
+    low, high = sorted((sign * found.low, sign * found.high))
+    over = f"{pair.of_seeds} and {pair.images} images" if pair.two_factor else f"{pair.images} images"
+    return f"{value}, {points(low)} to {points(high)} over {over}"
+
+
+def _advice(pair: Pair) -> str:
+    """Return what an undecided comparison could have found, and what would decide it."""
+    if pair.design is None:
+        return f" {pair.of_seeds.capitalize()}."
+    found = f" These seeds and images find differences of {100 * pair.design.detectable:.1f} points or more."
+    if pair.design.seeds is None:
+        return f"{found} For the observed difference, no number of seeds suffices on these images."
+    return f"{found} The observed difference would need {pair.design.seeds} seeds on these images."
 
 
 def terminal(comparison: Comparison) -> str:
@@ -322,23 +356,36 @@ def _group_facts(group: Group, comparison: Comparison) -> dict[str, Any]:
 
 
 def _pair_facts(pair: Pair) -> dict[str, Any]:
-    images, seeds = pair.over_images, pair.over_seeds
+    found, images, seeds, design = pair.interval, pair.over_images, pair.over_seeds, pair.design
+    analysis = pair.two_factor
     return {
         "first": pair.first.name,
         "second": pair.second.name,
         "miou_difference": pair.difference,
+        "low": found and found.low,
+        "high": found and found.high,
+        "p": found and found.p,
+        "p_holm": pair.p,
+        "p_step_down": pair.p_step_down,
+        "p_equivalent_holm": pair.p_equivalent,
+        "verdict": pair.verdict,
+        "verdict_over": pair.scope,
+        "first_seeds": pair.seeds[0],
+        "second_seeds": pair.seeds[1],
+        "of_seeds": pair.of_seeds,
         "images": pair.images,
+        "standard_error": analysis and analysis.variance**0.5,
+        "degrees_of_freedom": analysis and analysis.freedom,
+        "variance_shared_by_seeds": analysis and analysis.shared,
+        "detectable_difference": design and design.detectable,
+        "seeds_needed": design and design.seeds,
+        "images_needed": design and design.images,
         "images_low": images and images.low,
         "images_high": images and images.high,
         "images_p": images and images.p,
-        "images_p_holm": pair.p_images,
-        "seeds": len(pair.seed_differences),
         "seeds_low": seeds and seeds.low,
         "seeds_high": seeds and seeds.high,
         "seeds_p": seeds and seeds.p,
-        "seeds_p_holm": pair.p_seeds,
-        "verdict": pair.verdict,
-        "of_seeds": pair.of_seeds,
     }
 
 

@@ -14,6 +14,7 @@ from fcnlab.config.ranges import (
     Meaning,
     NonNegative,
     Percent,
+    Points,
     Resamples,
     Samples,
     Seed,
@@ -160,6 +161,7 @@ class CompareConfig:
     baseline: str | None = None
     resamples: Resamples | None = None
     confidence: Confidence = 0.95
+    equivalence: Points | None = None
     split_by: list[str] = field(default_factory=list)
     merge_over: list[str] = field(default_factory=list)
 
