@@ -7,8 +7,18 @@ import pytest
 
 from fcnlab.comparison.comparison import compare
 from fcnlab.comparison.page import write_page
+from fcnlab.comparison.plan import plans
 from fcnlab.comparison.runs import read_runs
-from fcnlab.comparison.tables import TERMINAL_ROWS, answers, markdown, points, probability, terminal, write_csv
+from fcnlab.comparison.tables import (
+    TERMINAL_ROWS,
+    answers,
+    markdown,
+    plan_text,
+    points,
+    probability,
+    terminal,
+    write_csv,
+)
 from fcnlab.escaping import CONTROL_CHARACTERS, escape_line
 from run_folders import CLASSES, toy_matrices
 
@@ -56,6 +66,7 @@ def test_an_undecided_answer_says_what_would_decide(make_run, compared):
     comparison = compared()
     (pair,), (sentence,) = comparison.pairs, answers(comparison)
     assert sentence.startswith("Undecided between ") and f"would need {pair.design.seeds} seeds" in sentence
+    assert "with a probability of 80 %" in plan_text(comparison, plans(comparison.pairs))
     assert f"find differences of {100 * pair.design.detectable:.1f} points or more" in sentence
 
 

@@ -9,6 +9,7 @@ from fcnlab.comparison.comparison import Comparison
 from fcnlab.comparison.grouping import Group
 from fcnlab.comparison.page import write_page
 from fcnlab.comparison.pairs import Pair
+from fcnlab.comparison.plan import Plan, plans
 from fcnlab.files.writing import atomic_write
 
 FILES = ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv")
@@ -38,6 +39,16 @@ class ComparisonReport:
     def pairs(self) -> list[Pair]:
         """The compared pairs of groups, with difference, intervals and significance."""
         return self.comparison.pairs
+
+    def plans(self) -> list[Plan]:
+        """Return for each pair which differences more seeds or images would find, from the variance of these runs.
+
+        Raises
+        ------
+        UserError
+            No pair has three seeds of each group.
+        """
+        return plans(self.pairs)
 
     def markdown(self) -> str:
         """Return the tables as Markdown, as in ``comparison.md``."""

@@ -10,6 +10,7 @@ from fcnlab.comparison.comparison import Comparison, environments
 from fcnlab.comparison.grouping import Group, GroupingRules
 from fcnlab.comparison.intervals import Interval
 from fcnlab.comparison.pairs import Pair
+from fcnlab.comparison.plan import Plan
 from fcnlab.comparison.runs import Run
 from fcnlab.escaping import escape_csv, escape_line, escape_markdown
 from fcnlab.files.writing import atomic_write
@@ -18,6 +19,7 @@ from fcnlab.runs.origins import ENVIRONMENT, SCORING, UNKNOWN
 from fcnlab.runs.selection import describe_selection
 
 TERMINAL_ROWS = 20  # the files contain all rows
+MOST_PLANS = 10  # pairs
 MISSING = "-"
 VERDICTS = ("better", "higher", "equivalent", "undecided", "lower", "worse", "none")
 
@@ -137,6 +139,37 @@ def titled(comparison: Comparison, group: Group) -> str:
 def class_table(comparison: Comparison) -> Table:
     rows = [[titled(comparison, group), *map(percent, group.iou().tolist())] for group in comparison.groups]
     return ["group", *comparison.classes], rows
+
+
+def plan_text(comparison: Comparison, plans: Sequence[Plan]) -> str:
+    """Format which differences would be found with how many seeds and images."""
+    parts = [
+        "Plan: differences in mIoU, in percentage points, that would be found with a probability of 80 %, by number of"
+        " seeds of each group and of images. The variances are those of these runs; from few seeds they are rough."
+    ]
+    for plan in plans[:MOST_PLANS]:
+        head = ["seeds", *(counted(images, "image") for images in plan.images)]
+        rows = [
+            [str(seeds), *(f"{100 * value:.2f}" for value in values)]
+            for seeds, values in zip(plan.seeds, plan.detectable, strict=True)
+        ]
+        parts += [f"{_plan_head(plan, comparison)}\n{_aligned((head, rows))}"]
+    return "\n\n".join(parts)
+
+
+def _plan_head(plan: Plan, comparison: Comparison) -> str:
+    pair, names = plan.pair, (comparison.label(group) for group in (plan.pair.first, plan.pair.second))
+    needs = _needs(pair)
+    return escape_line(f"{' - '.join(names)}: observed {points(pair.difference)}, {pair.of_seeds}. {needs}")
+
+
+def _needs(pair: Pair) -> str:
+    """Return what the observed difference would need to be found."""
+    assert pair.design is not None
+    seeds, images = pair.design.seeds, pair.design.images
+    with_seeds = f"{seeds} seeds on these images" if seeds else "more than 1,000 seeds on these images"
+    with_images = f"{images:,} images with these seeds" if images else "more than a million images with these seeds"
+    return f"The observed difference would need {with_seeds}, or {with_images}."
 
 
 def published_table(comparison: Comparison) -> Table:
@@ -263,10 +296,9 @@ def _advice(pair: Pair) -> str:
     """Return what an undecided comparison could have found, and what would decide it."""
     if pair.design is None:
         return f" {pair.of_seeds.capitalize()}."
-    found = f" These seeds and images find differences of {100 * pair.design.detectable:.1f} points or more."
-    if pair.design.seeds is None:
-        return f"{found} For the observed difference, no number of seeds suffices on these images."
-    return f"{found} The observed difference would need {pair.design.seeds} seeds on these images."
+    return (
+        f" These seeds and images find differences of {100 * pair.design.detectable:.1f} points or more. {_needs(pair)}"
+    )
 
 
 def terminal(comparison: Comparison) -> str:

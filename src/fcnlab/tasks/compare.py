@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fcnlab.comparison import comparison
+from fcnlab.comparison import comparison, tables
 from fcnlab.comparison.grouping import GroupingRules
 from fcnlab.comparison.report import FILES, ComparisonReport
 from fcnlab.comparison.runs import ExcludedRun, read_runs
@@ -25,8 +25,11 @@ def compare(cfg: DictConfig, run: RunFolder) -> None:
     validate_config(cfg)
     check_report_folder(run.path, FILES)
     report = comparison_report(cfg, command(run.context))
+    plan = tables.plan_text(report.comparison, report.plans()) if cfg.plan else None
     run.accept(cfg)
     log.info(str(report))
+    if plan:
+        log.info(plan)
     log.info("Page: %s", report.save(run.path))
 
 
