@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
+from scipy.stats import norm, ttest_ind, ttest_rel
 
 from fcnlab.comparison.intervals import mean_iou
 from fcnlab.comparison.two_factor import TwoFactor, leave_one_out, paired, unpaired
@@ -55,12 +56,25 @@ class Case(NamedTuple):
     paired: bool = True
 
 
+class Drawn(NamedTuple):
+    """A simulated comparison, and the p values of tests of one kind of chance each."""
+
+    found: TwoFactor
+    p_seeds: float
+    p_images: float
+
+
 class Outcome(NamedTuple):
-    """Share of comparisons with p < 0.05, and of 95 % intervals that contain the true difference."""
+    """Shares of comparisons: with p < 0.05, and whose 95 % interval contains the true difference.
+
+    ``seeds`` is the share with p < 0.05 in the t test over seeds, ``images`` over images, ``both`` in both.
+    """
 
     significant: float
     covered: float
-    share_of_images: float
+    seeds: float
+    images: float
+    both: float
 
 
 def read_counts(name: str) -> Counts:
@@ -90,14 +104,18 @@ class Simulation:
         self.scale = self._scale()
         self.truth = 0.0 if case.equal else self._true_difference()
 
-    def comparison(self) -> TwoFactor:
+    def comparison(self) -> Drawn:
         """Draw one comparison."""
         images = self.rng.integers(self.counts.images, size=self.case.images)
         swapped = (self.rng.random(len(images)) < 0.5) & self.case.equal
         first, second = (self._method(images, swapped == bool(method)) for method in (0, 1))
         scores = [score(areas) for areas in (first, second)]
         changes = [np.array([leave_one_out(*halves(run)) for run in areas]) for areas in (first, second)]
-        return (paired if self.case.paired else unpaired)(*scores, *changes)
+        found = (paired if self.case.paired else unpaired)(*scores, *changes)
+        over_images = np.linalg.norm(changes[0].mean(axis=0) - changes[1].mean(axis=0))
+        p_images = 2 * norm.sf(abs(found.difference) / over_images)
+        test = ttest_rel(*scores) if self.case.paired else ttest_ind(*scores, equal_var=False)
+        return Drawn(found, float(test.pvalue), float(p_images))
 
     def _method(self, images: ndarray, is_first: ndarray) -> ndarray:
         """Draw the counts of a method's seeds, ``[seeds, images, 2 x classes]``; the first network's where is_first."""
@@ -121,7 +139,7 @@ class Simulation:
 
     def _ratio(self) -> float:
         """Estimate the ratio of the shared variance over images to that over seeds, from some comparisons."""
-        drawn = [self.comparison() for _ in range(30)]
+        drawn = [self.comparison().found for _ in range(30)]
         over_seeds = np.mean([sum(sample.variance / sample.seeds for sample in found.samples) for found in drawn])
         return float(np.mean([found.shared for found in drawn]) / over_seeds)
 
@@ -149,36 +167,41 @@ def simulate(case: Case, repetitions: int) -> Outcome:
         counts = counts.only(frequent(counts))
     simulation = Simulation(counts, case)
     drawn = [simulation.comparison() for _ in range(repetitions)]
-    intervals = [found.interval(0.95) for found in drawn]
+    intervals = [each.found.interval(0.95) for each in drawn]
+    over_seeds, over_images = (
+        np.array([getattr(each, name) < 0.05 for each in drawn]) for name in ("p_seeds", "p_images")
+    )
     return Outcome(
         float(np.mean([interval.p < 0.05 for interval in intervals])),
         float(np.mean([interval.low <= simulation.truth <= interval.high for interval in intervals])),
-        float(np.mean([found.share_of_images for found in drawn])),
+        float(over_seeds.mean()),
+        float(over_images.mean()),
+        float((over_seeds & over_images).mean()),
     )
 
 
 def cases() -> Iterator[Case]:
-    for name, images in (("voc", 300), ("voc", 100), ("camvid", 101)):
-        for classes in ("frequent", "all") if name == "voc" else ("all",):
-            for equal in (True, False):
-                for seeds in SEEDS:
-                    for ratio in RATIOS:
-                        yield Case(name, classes, images, seeds, ratio, equal)
+    for images, classes in ((300, "frequent"), (300, "all"), (100, "frequent"), (100, "all"), (40, "frequent")):
+        for equal in (True, False):
+            for seeds in SEEDS:
+                for ratio in RATIOS:
+                    yield Case("voc", classes, images, seeds, ratio, equal)
+    for seeds in SEEDS:
+        for ratio in RATIOS:
+            yield Case("voc", "frequent", 300, seeds, ratio, equal=True, paired=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=2000)
     repetitions = parser.parse_args().repetitions
-    print("set, classes, images | methods | seeds | images:seeds | p < 0.05, % | 95 % interval covers, %")
+    print("| classes, images | methods | seeds | images : seeds | p < 0.05 | interval covers | t | images | both |")
+    print("|---|---|---|---|---:|---:|---:|---:|---:|")
     for case in cases():
         found = simulate(case, repetitions)
-        methods = "equal" if case.equal else "different"
-        print(
-            f"{case.set}, {case.classes}, {case.images} | {methods} | {case.seeds} | {case.ratio}"
-            f" | {100 * found.significant:.1f} | {100 * found.covered:.1f}",
-            flush=True,
-        )
+        methods = ("equal" if case.equal else "different") + ("" if case.paired else ", unpaired")
+        shares = " | ".join(f"{100 * share:.1f}" for share in found)
+        print(f"| {case.classes}, {case.images} | {methods} | {case.seeds} | {case.ratio} | {shares} |", flush=True)
 
 
 if __name__ == "__main__":
