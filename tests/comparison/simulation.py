@@ -6,7 +6,7 @@ real images (see docs/explanation/comparing-runs.md). They are the population. A
 - images with replacement;
 - seeds: the mean of a network's seeds plus random multiples of their deviations from it, which have the covariances of
   the real seeds over all images and classes. The deviations are scaled so that the variances over images and over seeds
-  have a given ratio;
+  have a given ratio. The classes that a seed predicts in an image are those of one real seed;
 - for equal methods: which network is the first, for each drawn image. Both methods are then drawn from the same
   distribution, although they differ on each image as two real networks do.
 """
@@ -20,12 +20,13 @@ import numpy as np
 from numpy import ndarray
 from scipy.stats import norm, ttest_ind, ttest_rel
 
-from fcnlab.comparison.intervals import mean_iou
-from fcnlab.comparison.two_factor import TwoFactor, leave_one_out, paired, unpaired
+from fcnlab.comparison.intervals import draws, mean_iou, resampled_miou
+from fcnlab.comparison.two_factor import TwoFactor, changes, paired, unpaired
 
 COUNTS = Path(__file__).parent / "real_counts"
 RATIOS = {"1:4": 0.25, "1:1": 1.0, "4:1": 4.0}  # variance of the difference over images : over seeds
 SEEDS = (3, 5, 10)
+RESAMPLES = 400  # of the images of each simulated comparison
 MOST_SCALE = 30  # of the deviations of seeds
 
 
@@ -100,6 +101,7 @@ class Simulation:
             (network - mean) / np.sqrt(len(network) - 1)
             for network, mean in zip(counts.networks, self.means, strict=True)
         ]
+        self.occurring = [halves(network)[1] > 0 for network in counts.networks]
         self.scale = 1.0
         self.scale = self._scale()
         self.truth = 0.0 if case.equal else self._true_difference()
@@ -110,9 +112,12 @@ class Simulation:
         swapped = (self.rng.random(len(images)) < 0.5) & self.case.equal
         first, second = (self._method(images, swapped == bool(method)) for method in (0, 1))
         scores = [score(areas) for areas in (first, second)]
-        changes = [np.array([leave_one_out(*halves(run)) for run in areas]) for areas in (first, second)]
-        found = (paired if self.case.paired else unpaired)(*scores, *changes)
-        over_images = np.linalg.norm(changes[0].mean(axis=0) - changes[1].mean(axis=0))
+        counts = draws(len(images), RESAMPLES, seed=int(self.rng.integers(2**31)))
+        of_images = [
+            np.array([changes(resampled_miou(counts, *halves(run))) for run in areas]) for areas in (first, second)
+        ]
+        found = (paired if self.case.paired else unpaired)(*scores, *of_images)
+        over_images = np.linalg.norm(of_images[0].mean(axis=0) - of_images[1].mean(axis=0))
         p_images = 2 * norm.sf(abs(found.difference) / over_images)
         test = ttest_rel(*scores) if self.case.paired else ttest_ind(*scores, equal_var=False)
         return Drawn(found, float(test.pvalue), float(p_images))
@@ -127,6 +132,9 @@ class Simulation:
         change = np.tensordot(weights, self.deviations[network][:, images], axes=1)
         areas = self.means[network][images] + self.scale * change
         intersection, union = np.split(np.maximum(areas, 0), 2, axis=2)
+        real = self.rng.integers(len(self.deviations[network]), size=self.case.seeds)
+        occurring = self.occurring[network][real][:, images]
+        union = np.where(occurring, np.maximum(union, 1), 0)
         return np.concatenate([np.minimum(intersection, union), union], axis=2)
 
     def _scale(self) -> float:
