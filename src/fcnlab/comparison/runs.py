@@ -107,7 +107,7 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[ExcludedRun]]:
         path = entry.folder if isinstance(entry, ExcludedRun) else entry
         entries.setdefault(os.path.realpath(path), entry)  # two links to a run are one run
     with ThreadPoolExecutor(min(8, visible_cores())) as pool:  # unpacking and summing release the GIL
-        read = list(pool.map(_read_or_reason, entries.values()))
+        read = list(pool.map(read_or_reason, entries.values()))
     return [run for run in read if isinstance(run, Run)], [out for out in read if isinstance(out, ExcludedRun)]
 
 
@@ -172,7 +172,7 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _read_or_reason(folder: Path | ExcludedRun) -> Run | ExcludedRun | None:
+def read_or_reason(folder: Path | ExcludedRun) -> Run | ExcludedRun | None:
     """Return the run or why it is excluded; None for folders without scores (prediction, comparison, staged run)."""
     if isinstance(folder, ExcludedRun):
         return folder

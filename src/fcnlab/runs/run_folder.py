@@ -153,6 +153,11 @@ def check_folder_contents(folder: Path, verb: str) -> None:
             )
 
 
+def has_scores(folder: Path) -> bool:
+    """Return whether a folder has the scores of a run: a readable metrics.json, and confusions.npz."""
+    return bool(read_json_facts(folder, "metrics.json")) and (folder / "confusions.npz").is_file()
+
+
 def check_report_folder(folder: Path, names: Sequence[str]) -> None:
     """Check that writing a report to a folder replaces no foreign files: it is new, or contains an earlier report.
 

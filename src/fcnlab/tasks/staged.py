@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from filecmp import cmp
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -19,7 +20,7 @@ from fcnlab.errors import UserError
 from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.files.writing import atomic_write
 from fcnlab.messages import log_info, log_warning
-from fcnlab.runs.run_folder import RunFolder
+from fcnlab.runs.run_folder import RunFolder, has_scores
 from fcnlab.runs.run_record import RunRecord, record_run
 from fcnlab.runs.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
@@ -31,6 +32,8 @@ from fcnlab.training.checkpoints import read_checkpoint
 from fcnlab.training.segments import check_finished
 from fcnlab.training.trainer import check_output_paths, check_scored, members
 
+SCORE_FILES = ("confusions.npz", "metrics.json")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -41,7 +44,7 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        return RunRecord(self.folder).facts.get("status") == "finished"
+        return RunRecord(self.folder).facts.get("status") == "finished" and has_scores(self.folder)
 
     @property
     def checkpoint(self) -> Path:
@@ -71,6 +74,8 @@ def _is_usable(path: Path) -> bool:
 def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
     """Run the stages that are not finished yet and return the validation mIoU of the last one.
 
+    A run whose stages are all finished keeps its record.
+
     Raises
     ------
     UserError
@@ -83,10 +88,17 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
         for number, experiment in enumerate(cfg.stages, start=1)
     ]
     _check(cfg, stages, run.context)
+    record = RunRecord(folder)
+    if record.facts.get("status") == "finished" and _are_finished(stages, folder):
+        scores = display_path(folder / "metrics.json")
+        log_info(
+            f"All stages in {display_path(folder)} are finished, so nothing is changed. The scores are in {scores}"
+        )
+        return stages[-1].miou
     ignored = describe_removed_environment()
     if ignored and "wandb" in cfg.logger:
         log_warning(ignored)
-    with StopSignals() as signals, record_run(cfg, run, RunRecord(folder)) as begin:
+    with StopSignals() as signals, record_run(cfg, run, record) as begin:
         begin()
         lock = JobsLock(folder)
         lock.wait()
@@ -204,6 +216,14 @@ def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals) -> None
 
 def _copy_scores(last: Path, whole: Path) -> None:
     """Copy the scores of the last stage to the folder of the whole run."""
-    for name in ("confusions.npz", "metrics.json"):
+    for name in SCORE_FILES:
         with atomic_write(whole / name) as part:
             shutil.copyfile(last / name, part)
+
+
+def _are_finished(stages: Sequence[Stage], whole: Path) -> bool:
+    """Return whether all stages are finished, and the whole run's folder has the scores of the last one."""
+    last = stages[-1].folder
+    return all(stage.finished for stage in stages) and all(
+        (whole / name).is_file() and cmp(last / name, whole / name, shallow=False) for name in SCORE_FILES
+    )

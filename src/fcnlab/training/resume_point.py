@@ -150,7 +150,17 @@ def unusable_checkpoints(checkpoints: Path, start: ResumePoint, changed: bool) -
 
     This runs before training resumes, since the best score would otherwise belong to a file that is lost.
     """
-    unusable = []
+    reasons = why_unusable(checkpoints, start, changed)
+    for path, reason in reasons.items():
+        log_warning(
+            f"{reason.removesuffix('.')}. It is renamed to {path.name}{DAMAGED}, and its score no longer counts"
+        )
+    return list(reasons)
+
+
+def why_unusable(checkpoints: Path, start: ResumePoint, changed: bool) -> dict[Path, str]:
+    """Return the checkpoints of :func:`unusable_checkpoints`, each with the reason."""
+    reasons = {}
     for path in sorted(checkpoints.glob("*.ckpt")):
         if start.checkpoint and path.exists() and path.samefile(start.checkpoint):
             continue
@@ -161,11 +171,8 @@ def unusable_checkpoints(checkpoints: Path, start: ResumePoint, changed: bool) -
         if not start.checkpoint:
             reason = reason or f"The run cannot resume from {path}."
         if reason:
-            log_warning(
-                f"{reason.removesuffix('.')}. It is renamed to {path.name}{DAMAGED}, and its score no longer counts"
-            )
-            unusable.append(path)
-    return unusable
+            reasons[path] = reason
+    return reasons
 
 
 def _why_unusable(path: Path, checkpoint: Mapping[str, Any], start: ResumePoint, changed: bool) -> str:
