@@ -87,7 +87,8 @@ def test_an_unknown_verb_or_folder_is_refused(tmp_path):
     [
         (["trainer.devices=2"], "fcnlab.train runs in this one. Set trainer.devices=1, or start the run in a shell"),
         (["hydra.job.chdir=true"], "hydra.job.chdir=true is not supported"),
-        (["checkpoint=best"], "checkpoint=best"),
+        (["checkpoint=best"], "this run is new: add folder=FOLDER"),
+        (["callbacks.best.dirpath=elsewhere"], "set the run's folder with folder=FOLDER"),
     ],
 )
 def test_a_refused_run_leaves_no_folder(overrides, tmp_path, words, message):
@@ -123,6 +124,18 @@ def test_a_run_in_python_equals_that_of_the_command_line(overrides, trained_once
     assert run.scores.miou == pytest.approx(scores["miou"]) and run.classes == tuple(scores["iou"])
     assert run.val_miou == scores["selection"]["val_miou"]
     assert run.load("cpu").predict(Image.new("RGB", (50, 40))).shape == (40, 50)
+    assert "Next: fcnlab.load('run 1/checkpoints/best.ckpt').predict(FILE)" in (run.folder / "train.log").read_text()
+    check_a_repeated_call(overrides, run)
+
+
+def check_a_repeated_call(overrides: list[str], run: fcnlab.TrainedRun) -> None:
+    """The messages name arguments of the function, and a finished run is returned as it is."""
+    with pytest.raises(fcnlab.UserError, match="or set folder to a new folder"):
+        fcnlab.train(overrides, folder=run.folder)
+    record = (run.folder / "metrics.json").read_bytes()
+    again = fcnlab.train([*overrides, "checkpoint=auto"], folder=run.folder)
+    assert (again.checkpoint, again.scores.miou, again.val_miou) == (run.checkpoint, run.scores.miou, run.val_miou)
+    assert (run.folder / "metrics.json").read_bytes() == record
 
 
 @pytest.mark.slow  # two runs
@@ -158,7 +171,7 @@ def test_compare_returns_tables_and_saves_the_files_of_the_command(sweep, tmp_pa
     names = ["comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv"]
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == names
     assert report._repr_markdown_() == (tmp_path / "report" / "comparison.md").read_text()
-    with pytest.raises(fcnlab.UserError, match="the folder does not exist"):
+    with pytest.raises(fcnlab.UserError, match=r"folders=.*: the folder does not exist"):
         fcnlab.compare(tmp_path / "none")
 
 

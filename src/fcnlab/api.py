@@ -144,7 +144,7 @@ def train(
     if cfg.hydra.job.chdir:
         raise UserError(CHDIR_REFUSED)
     _check_single_process(cfg, words)
-    context = run_context(OmegaConf.masked_copy(cfg, "hydra"))
+    context = run_context(OmegaConf.masked_copy(cfg, "hydra"), from_shell=False)
     if reason := unwritable_reason(context.folder):
         raise UserError(f"folder={context.folder}: {reason}. Choose another folder")
     if not _training.acquire(blocking=False):
@@ -158,7 +158,7 @@ def train(
     except Interrupted as stop:
         if stop.signal != signal.SIGINT:
             raise
-        raise KeyboardInterrupt(_resume_hint(context.folder)) from None
+        raise KeyboardInterrupt(_interruption(context, cfg.stages)) from None
     finally:
         _training.release()
     return _trained_run(context.folder, cfg.stages)
@@ -219,7 +219,8 @@ def compare(
     overrides += [] if baseline is None else [format_override("baseline", baseline)]
     overrides += [] if resamples is None else [f"resamples={resamples}"]
     overrides.append(f"confidence={confidence}")
-    return comparison_report(compose(overrides, "compare"), shell_join(["fcnlab", "compare", *overrides]))
+    command = shell_join(["fcnlab", "compare", *overrides])
+    return comparison_report(compose(overrides, "compare"), command, argument="folders")
 
 
 def _checked_words(verb: str, overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:
@@ -298,10 +299,12 @@ def _logged(path: Path) -> Generator[None]:
             handler.close()
 
 
-def _resume_hint(folder: Path) -> str:
-    if not (folder / "checkpoints" / "last.ckpt").is_file():
+def _interruption(context: RunContext, stages: Sequence[str]) -> str:
+    if stages:
+        return f"the run was interrupted. {context.how_to_resume('auto')}"
+    if not (context.folder / "checkpoints" / "last.ckpt").is_file():
         return "the run was interrupted before its first checkpoint"
-    return f"the run was interrupted. To resume it, add 'checkpoint=last' and folder={str(folder)!r} to the same call"
+    return f"the run was interrupted. {context.how_to_resume('last')}"
 
 
 def _trained_run(folder: Path, stages: Sequence[str]) -> TrainedRun:

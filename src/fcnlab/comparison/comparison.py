@@ -124,7 +124,7 @@ def compare(
         There are no runs, the baseline matches no group, or merge_over names a setting in which no runs differ.
     """
     if not runs:
-        raise UserError("no finished run found: set runs=FOLDER to a folder with runs of fcnlab train or fcnlab eval")
+        raise UserError("no finished run found: choose a folder with runs of fcnlab train or fcnlab eval")
     compared, left_out, merged = _on_same_images(runs, rules)
     groups, _ = group_runs(compared, rules)
     chosen = (

@@ -162,9 +162,9 @@ def _reason_not_to_search(entry: os.DirEntry, root: Path) -> str | None:
     if _is_dangling(entry):
         return "a broken link"
     if entry.is_symlink() and not any(os.path.lexists(f"{entry.path}/{sign}") for sign in FOLLOWED_LINK_FILES):
-        return f"a link to a folder that is neither a run nor a sweep: add {os.path.realpath(entry)} to runs="
+        return f"a link to a folder that is neither a run nor a sweep: to include it, name {os.path.realpath(entry)}"
     if entry.path.count(os.sep) - str(root).count(os.sep) > MAX_DEPTH:
-        return f"more than {MAX_DEPTH} folders below {root}: set runs= to a deeper folder"
+        return f"more than {MAX_DEPTH} folders below {root}: to include it, name a deeper folder"
     return None
 
 
@@ -241,7 +241,7 @@ def _check_finished(facts: dict[str, Any]) -> None:
     if status == "running":
         raise Unusable("still running, or killed before it ended")
     if status == "interrupted":
-        raise Unusable("interrupted: checkpoint=auto hydra.run.dir=FOLDER resumes it")
+        raise Unusable("interrupted: its command with checkpoint=auto, in the same folder, resumes it")
     if status != "finished":
         raise Unusable(shortened(f"{status}: {facts.get('reason')}"))
 

@@ -87,4 +87,4 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return unusable_file_message(error)
     kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""  # its message is only a key
-    return f"Hydra rejects this command line: {kind}{first_line(error)}"
+    return f"Hydra rejects these settings: {kind}{first_line(error)}"

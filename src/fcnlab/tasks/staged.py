@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fcnlab.config.composition import compose_command, without_hydra
-from fcnlab.config.overrides import format_override, shell_override
+from fcnlab.config.overrides import format_override
 from fcnlab.config.run_context import RunContext
 from fcnlab.config.validation import ConfigError, check_requirements, validate_config
 from fcnlab.errors import UserError
@@ -112,7 +112,7 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
                 "train", overrides, run.context.config_dir, shared_sweep_environment(), held=[lock.inherited]
             )
             code = wait_for_process(process)
-            _stop_unless_finished(stage, code, signals)
+            _stop_unless_finished(stage, code, signals, run.context)
         _copy_scores(stages[-1].folder, folder)
     for stage in stages:
         log_info(f"{stage.folder.name:<24} val mIoU {'unknown' if stage.miou is None else f'{100 * stage.miou:.2f} %'}")
@@ -132,18 +132,20 @@ def _check(cfg: DictConfig, stages: list[Stage], context: RunContext) -> None:
     for stage in stages:
         if stage.folder.is_symlink():
             raise UserError(
-                f"{stage.folder} is a symbolic link, which a stage must not be: choose another hydra.run.dir"
+                f"{stage.folder} is a symbolic link, which a stage must not be: choose another {context.folder_setting}"
             )
     if begun and cfg.checkpoint in (None, "none"):
         raise UserError(
-            f"{whole} already contains a run: resume it with checkpoint=auto, or choose a new folder for hydra.run.dir"
+            f"{whole} already contains a run: resume it with checkpoint=auto, or set"
+            f" {context.folder_setting} to a new folder"
         )
     if not begun and any((whole / name).exists() for name in ("metrics.json", "confusions.npz", "checkpoints")):
         raise UserError(
-            f"{whole} contains another run, whose scores would be replaced: choose a new folder for hydra.run.dir"
+            f"{whole} contains another run, whose scores would be replaced: set"
+            f" {context.folder_setting} to a new folder"
         )
     if not begun and cfg.checkpoint == "last":
-        raise UserError(f"checkpoint=last: {whole} contains no stage: add hydra.run.dir=FOLDER")
+        raise UserError(f"checkpoint=last: {whole} contains no stage: add {context.folder_setting}=FOLDER")
     for index, stage in enumerate(stages):
         recorded = _recorded(cfg, stage)
         if recorded and not (recorded / "run.json").is_file():
@@ -157,7 +159,7 @@ def _check(cfg: DictConfig, stages: list[Stage], context: RunContext) -> None:
             check_requirements(composed, overrides)
             validate_config(composed)
             check_scored(composed)
-            check_output_paths(composed, context.folder)
+            check_output_paths(composed, context)
             if stage.finished and not cfg.from_run:
                 check_finished(composed, stage.folder)
         except UserError as error:
@@ -201,9 +203,8 @@ def _settings(cfg: DictConfig, stages: list[Stage], index: int, overrides: Seque
     return settings
 
 
-def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals) -> None:
-    whole = stage.folder.parent
-    hint = f"To resume, add to the same command: checkpoint=auto {shell_override('hydra.run.dir', whole)}"
+def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals, context: RunContext) -> None:
+    hint = context.how_to_resume("auto")
     stopped = signals.asked or (code - 128 if code - 128 in STOPPING else None)
     if stopped:
         log_info(f"Stopped in stage {stage.folder.name}. {hint}")

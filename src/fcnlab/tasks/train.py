@@ -81,8 +81,8 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
     apply_recorded_config(cfg, context.overrides)
     validate_config(cfg)
     check_scored(cfg)
-    check_output_paths(cfg, folder)
-    start = find_resume_point(cfg.checkpoint, folder)
+    check_output_paths(cfg, context)
+    start = find_resume_point(cfg.checkpoint, context)
     check_more_to_train(start, folder, cfg.trainer.get("max_steps", -1))
     segments = segments_of(cfg, start, context.overrides)
     record = RunRecord(folder)
@@ -96,7 +96,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
     with (
         StopSignals() as signals,
         record_run(kept, run, record, **known) as begin,
-        report_resume_command(folder),
+        report_how_to_resume(context),
         signals.reraise_as_interrupted(),
     ):
         if record.is_new and not start.checkpoint:
@@ -143,7 +143,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
             scores = evaluate_and_record(trainer, segmenter, data, context, cfg.seed, record.facts, training, selected)
     if scores is None:
         return None
-    report_results(scores, segmenter, data, training, folder, scored)
+    report_results(scores, segmenter, data, training, context, scored)
     return selection_score(folder)
 
 
@@ -242,14 +242,12 @@ def report_restore_errors(trainer: L.Trainer, start: ResumePoint) -> Iterator[No
 
 
 @contextmanager
-def report_resume_command(folder: Path) -> Iterator[None]:
-    """Print the command that resumes the run when a signal stops it."""
+def report_how_to_resume(context: RunContext) -> Iterator[None]:
+    """Print how to resume the run when a signal stops it."""
     try:
         yield
     except Interrupted as stop:
-        last = folder / "checkpoints" / "last.ckpt"
-        hint = f"To resume, add to the same command: checkpoint=last {shell_override('hydra.run.dir', folder)}"
-        hint = hint if last.is_file() else ""
+        hint = context.how_to_resume("last") if (context.folder / "checkpoints" / "last.ckpt").is_file() else ""
         log_info(f"Stopped by {stop}. {hint}".rstrip())
         stop.reported = True
         raise
@@ -396,16 +394,24 @@ def report_results(
     segmenter: Segmenter,
     data: DataModule,
     training: dict[str, float],
-    folder: Path,
+    context: RunContext,
     scored: Path | None,
 ) -> None:
-    """Print the last lines: scores, cost, the run's folder and the command for predictions."""
+    """Print the last lines: scores, cost, the run's folder and how to predict."""
     log_info(score_table(scores.scores, tuple(segmenter.classes)))
     log_info(compare_with_estimate(training))
     minutes = f"{training['training_minutes']:.1f} min"
     log_info(describe_scores(scores, segmenter.scored_as, data))
-    log_info(f"Trained {segmenter.trainer.global_step} steps in {minutes}. Run folder: {display_path(folder)}")
+    log_info(f"Trained {segmenter.trainer.global_step} steps in {minutes}. Run folder: {display_path(context.folder)}")
     if scored:
-        trust = "".join(f" {override}" for override in trusted_packages(segmenter.record["model"]))
-        checkpoint = shell_override("checkpoint", display_path(scored))
-        log_info(f"Next: fcnlab predict {checkpoint}{trust} input=FILE|FOLDER output=FOLDER")
+        log_info(f"Next: {how_to_predict(display_path(scored), segmenter.record['model'], context)}")
+
+
+def how_to_predict(checkpoint: str, model: Settings, context: RunContext) -> str:
+    """Return the command, or in Python the call, that predicts images with a checkpoint."""
+    packages = trusted_packages(model)
+    if context.from_shell:
+        trust = f" trust=[{','.join(packages)}]" if packages else ""
+        return f"fcnlab predict {shell_override('checkpoint', checkpoint)}{trust} input=FILE|FOLDER output=FOLDER"
+    trust = f", trust={packages}" if packages else ""
+    return f"fcnlab.load({checkpoint!r}{trust}).predict(FILE)"
