@@ -132,6 +132,9 @@ def check_a_repeated_call(overrides: list[str], run: fcnlab.TrainedRun) -> None:
     """The messages name arguments of the function, and a finished run is returned as it is."""
     with pytest.raises(fcnlab.UserError, match="or set folder to a new folder"):
         fcnlab.train(overrides, folder=run.folder)
+    with pytest.raises(fcnlab.UserError, match=r"is not a file\. Did you mean .*run 1/checkpoints/best\.ckpt or "):
+        fcnlab.load(run.folder)
+    assert repr(run) == f"<TrainedRun: run 1, best.ckpt, mIoU {100 * run.scores.miou:.2f} %>"
     record = (run.folder / "metrics.json").read_bytes()
     again = fcnlab.train([*overrides, "checkpoint=auto"], folder=run.folder)
     assert (again.checkpoint, again.scores.miou, again.val_miou) == (run.checkpoint, run.scores.miou, run.val_miou)
@@ -164,6 +167,8 @@ def test_one_run_at_a_time_is_trained_in_a_process(overrides, monkeypatch):
 def test_compare_returns_tables_and_saves_the_files_of_the_command(sweep, tmp_path):
     report = fcnlab.compare(sweep, baseline="fcn32s", resamples=200)
     assert [group.name for group in report.groups] == ["model=fcn8s", "model=fcn16s", "model=fcn32s"]
+    assert [line.count("mIoU") for line in repr(report.groups[:1]).splitlines()] == [1]
+    assert repr(report.groups[0]).startswith("<Group: model=fcn8s, 3 runs, mIoU ")
     assert len(report.pairs) == 2 and "3 groups" in str(report) and repr(report) == str(report)
     words = shlex.split(report.command)
     assert words[:2] == ["fcnlab", "compare"] and "resamples=200" in words and f"runs=[{sweep}]" in words

@@ -30,7 +30,7 @@ from fcnlab.config.typed_overrides import check_experiment, check_grammar, check
 from fcnlab.config.validation import validate_config
 from fcnlab.errors import CHDIR_REFUSED, UserError, unwritable_reason
 from fcnlab.escaping import escape_log_record
-from fcnlab.files.reading import read_json_facts
+from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.hydra_registration import register_schemas
 from fcnlab.metrics.scores import SCORES, Scores
 from fcnlab.runs.run_folder import RunFolder
@@ -99,6 +99,9 @@ class TrainedRun:
     scores: Scores
     classes: tuple[str, ...]
     val_miou: float | None
+
+    def __repr__(self) -> str:
+        return f"<TrainedRun: {display_path(self.folder)}, {self.checkpoint.name}, mIoU {100 * self.scores.miou:.2f} %>"
 
     def load(self, device: "str | torch.device | None" = None) -> "TrainedModel":
         """Return the model of the scored checkpoint; see :func:`fcnlab.load`."""

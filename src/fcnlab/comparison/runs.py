@@ -22,7 +22,7 @@ from numpy import ndarray
 from fcnlab.config.components import Settings
 from fcnlab.cores import visible_cores
 from fcnlab.errors import first_line, shortened
-from fcnlab.files.reading import Unreadable, open_arrays, path_inside, read_json, read_rows, read_yaml
+from fcnlab.files.reading import Unreadable, display_path, open_arrays, path_inside, read_json, read_rows, read_yaml
 from fcnlab.metrics.conventions import ClassAreas, class_areas
 from fcnlab.metrics.scores import SCORES, Scores, scores
 from fcnlab.runs.lineage import HASH_DIGITS, TrainingRun, describe_training_run, from_facts, why_not_finished
@@ -85,6 +85,9 @@ class Run:
     published: dict[str, float]
     curves: dict[str, ndarray]
     ended: str
+
+    def __repr__(self) -> str:
+        return f"<Run: {display_path(self.folder)}, mIoU {100 * self.scores.miou:.2f} %>"
 
     @cached_property
     def target_digest(self) -> bytes:
