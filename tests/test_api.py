@@ -87,7 +87,8 @@ def test_an_unknown_verb_or_folder_is_refused(tmp_path):
     [
         (["trainer.devices=2"], "fcnlab.train runs in this one. Set trainer.devices=1, or start the run in a shell"),
         (["hydra.job.chdir=true"], "hydra.job.chdir=true is not supported"),
-        (["checkpoint=best"], "checkpoint=best"),
+        (["checkpoint=best"], "this run is new: add folder=FOLDER"),
+        (["callbacks.best.dirpath=elsewhere"], "set the run's folder with folder=FOLDER"),
     ],
 )
 def test_a_refused_run_leaves_no_folder(overrides, tmp_path, words, message):
@@ -123,6 +124,21 @@ def test_a_run_in_python_equals_that_of_the_command_line(overrides, trained_once
     assert run.scores.miou == pytest.approx(scores["miou"]) and run.classes == tuple(scores["iou"])
     assert run.val_miou == scores["selection"]["val_miou"]
     assert run.load("cpu").predict(Image.new("RGB", (50, 40))).shape == (40, 50)
+    assert "Next: fcnlab.load('run 1/checkpoints/best.ckpt').predict(FILE)" in (run.folder / "train.log").read_text()
+    check_a_repeated_call(overrides, run)
+
+
+def check_a_repeated_call(overrides: list[str], run: fcnlab.TrainedRun) -> None:
+    """The messages name arguments of the function, and a finished run is returned as it is."""
+    with pytest.raises(fcnlab.UserError, match="or set folder to a new folder"):
+        fcnlab.train(overrides, folder=run.folder)
+    with pytest.raises(fcnlab.UserError, match=r"is not a file\. Did you mean .*run 1/checkpoints/best\.ckpt or "):
+        fcnlab.load(run.folder)
+    assert repr(run) == f"<TrainedRun: run 1, best.ckpt, mIoU {100 * run.scores.miou:.2f} %>"
+    record = (run.folder / "metrics.json").read_bytes()
+    again = fcnlab.train([*overrides, "checkpoint=auto"], folder=run.folder)
+    assert (again.checkpoint, again.scores.miou, again.val_miou) == (run.checkpoint, run.scores.miou, run.val_miou)
+    assert (run.folder / "metrics.json").read_bytes() == record
 
 
 @pytest.mark.slow  # two runs
@@ -151,6 +167,8 @@ def test_one_run_at_a_time_is_trained_in_a_process(overrides, monkeypatch):
 def test_compare_returns_tables_and_saves_the_files_of_the_command(sweep, tmp_path):
     report = fcnlab.compare(sweep, baseline="fcn32s", resamples=200)
     assert [group.name for group in report.groups] == ["model=fcn8s", "model=fcn16s", "model=fcn32s"]
+    assert [line.count("mIoU") for line in repr(report.groups[:1]).splitlines()] == [1]
+    assert repr(report.groups[0]).startswith("<Group: model=fcn8s, 3 runs, mIoU ")
     assert len(report.pairs) == 2 and "3 groups" in str(report) and repr(report) == str(report)
     words = shlex.split(report.command)
     assert words[:2] == ["fcnlab", "compare"] and "resamples=200" in words and f"runs=[{sweep}]" in words
@@ -158,7 +176,7 @@ def test_compare_returns_tables_and_saves_the_files_of_the_command(sweep, tmp_pa
     names = ["comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv"]
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == names
     assert report._repr_markdown_() == (tmp_path / "report" / "comparison.md").read_text()
-    with pytest.raises(fcnlab.UserError, match="the folder does not exist"):
+    with pytest.raises(fcnlab.UserError, match=r"folders=.*: the folder does not exist"):
         fcnlab.compare(tmp_path / "none")
 
 

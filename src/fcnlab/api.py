@@ -30,7 +30,7 @@ from fcnlab.config.typed_overrides import check_experiment, check_grammar, check
 from fcnlab.config.validation import validate_config
 from fcnlab.errors import CHDIR_REFUSED, UserError, unwritable_reason
 from fcnlab.escaping import escape_log_record
-from fcnlab.files.reading import read_json_facts
+from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.hydra_registration import register_schemas
 from fcnlab.metrics.scores import SCORES, Scores
 from fcnlab.runs.run_folder import RunFolder
@@ -100,6 +100,9 @@ class TrainedRun:
     classes: tuple[str, ...]
     val_miou: float | None
 
+    def __repr__(self) -> str:
+        return f"<TrainedRun: {display_path(self.folder)}, {self.checkpoint.name}, mIoU {100 * self.scores.miou:.2f} %>"
+
     def load(self, device: "str | torch.device | None" = None) -> "TrainedModel":
         """Return the model of the scored checkpoint; see :func:`fcnlab.load`."""
         from fcnlab.evaluation.trained_model import load
@@ -144,7 +147,7 @@ def train(
     if cfg.hydra.job.chdir:
         raise UserError(CHDIR_REFUSED)
     _check_single_process(cfg, words)
-    context = run_context(OmegaConf.masked_copy(cfg, "hydra"))
+    context = run_context(OmegaConf.masked_copy(cfg, "hydra"), from_shell=False)
     if reason := unwritable_reason(context.folder):
         raise UserError(f"folder={context.folder}: {reason}. Choose another folder")
     if not _training.acquire(blocking=False):
@@ -158,7 +161,7 @@ def train(
     except Interrupted as stop:
         if stop.signal != signal.SIGINT:
             raise
-        raise KeyboardInterrupt(_resume_hint(context.folder)) from None
+        raise KeyboardInterrupt(_interruption(context, cfg.stages)) from None
     finally:
         _training.release()
     return _trained_run(context.folder, cfg.stages)
@@ -223,7 +226,8 @@ def compare(
     overrides += [] if resamples is None else [f"resamples={resamples}"]
     overrides.append(f"confidence={confidence}")
     overrides += [] if equivalence is None else [f"equivalence={equivalence}"]
-    return comparison_report(compose(overrides, "compare"), shell_join(["fcnlab", "compare", *overrides]))
+    command = shell_join(["fcnlab", "compare", *overrides])
+    return comparison_report(compose(overrides, "compare"), command, argument="folders")
 
 
 def _checked_words(verb: str, overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:
@@ -302,10 +306,12 @@ def _logged(path: Path) -> Generator[None]:
             handler.close()
 
 
-def _resume_hint(folder: Path) -> str:
-    if not (folder / "checkpoints" / "last.ckpt").is_file():
+def _interruption(context: RunContext, stages: Sequence[str]) -> str:
+    if stages:
+        return f"the run was interrupted. {context.how_to_resume('auto')}"
+    if not (context.folder / "checkpoints" / "last.ckpt").is_file():
         return "the run was interrupted before its first checkpoint"
-    return f"the run was interrupted. To resume it, add 'checkpoint=last' and folder={str(folder)!r} to the same call"
+    return f"the run was interrupted. {context.how_to_resume('last')}"
 
 
 def _trained_run(folder: Path, stages: Sequence[str]) -> TrainedRun:

@@ -73,6 +73,17 @@ def test_all_listed_values_of_a_sweep_are_checked(answer):
     assert "seed must be a whole number" in text and "optim.lr must be a number" in text
 
 
+def test_an_error_of_own_code_is_shown_from_the_verb_on(fcnlab, monkeypatch, capsys):
+    def train(cfg, run):
+        raise TypeError("own code")
+
+    monkeypatch.setattr("fcnlab.tasks.train.train", train)
+    assert fcnlab("train", "hydra.run.dir=run") == 1
+    shown = capsys.readouterr().err
+    assert "in train\n    raise TypeError" in shown and shown.endswith("TypeError: own code\n")
+    assert "HYDRA_FULL_ERROR" not in shown and "hydra/_internal" not in shown
+
+
 def test_the_full_error_has_its_cause(fcnlab, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(Exception, match="Unknown config group 'modl'") as caught:

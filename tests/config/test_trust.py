@@ -362,7 +362,7 @@ def test_a_package_named_by_the_user_is_trusted(tmp_path):
     own = {"_target_": "torch.nn.modules.linear.Linear", "in": [{"_target_": "fcnlab.models.Tiny"}]}
     check_components(own, MODEL_COMPONENTS, ("torch.nn",), "a file")
     check_components(MODEL_CONFIG | {"backbone": own}, MODEL_COMPONENTS, ("torch.nn",), "a file")
-    assert trusted_packages(own) == ["trust=[torch]"] and trusted_packages(MODEL_CONFIG) == []
+    assert trusted_packages(own) == ["torch"] and trusted_packages(MODEL_CONFIG) == []
     for target in ("torch.load", "torch.nn.functional.warnings.warn", "pathlib.Path.write_text"):
         with pytest.raises(UntrustedError, match=r"add trust=\[PACKAGE\]"):
             check_components({"_target_": target}, MODEL_COMPONENTS, ("torch.nn",), "a file")

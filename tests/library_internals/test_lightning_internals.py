@@ -146,3 +146,15 @@ def test_a_checkpoint_callback_knows_when_it_is_saving(tmp_path):
     with pytest.raises(OSError):
         checkpoint._save_checkpoint(Mock(save_checkpoint=Mock(side_effect=OSError)), "x")
     assert not checkpoint.saving
+
+
+def test_lightning_asks_the_timed_progress_bar_before_it_draws(tmp_path):
+    asked = []
+
+    class Bar(internals.TimedProgressBar):
+        def is_due(self, current, total):
+            asked.append((current, total))
+            return False
+
+    trainer_of(tmp_path, Bar(), enable_progress_bar=True).fit(Line(), loader())
+    assert asked == [(1, 4), (2, 4), (3, 4), (4, 4)]

@@ -338,11 +338,14 @@ def test_a_record_cannot_name_folders_elsewhere(tmp_path, folder: str):
     ],
 )
 def test_finished_jobs_follow_from_run_json(tmp_path, record: str | None, status, done: bool):
-    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "metrics.json").write_text('{"miou": 0.5}')
+    (tmp_path / "confusions.npz").touch()
     if record is not None:
         (tmp_path / "run.json").write_text(record)
-    assert is_finished(Job(0, "0", [], "", status=status), tmp_path) is done
-    assert not is_finished(Job(0, "0", [], "", status="finished"), tmp_path / "gone")
+    job = Job(0, "0", [], "", status=status)
+    assert is_finished(job, tmp_path) is done
+    (tmp_path / "metrics.json").write_text('{"mio')  # damaged: the job is scored again
+    assert not is_finished(job, tmp_path) and not is_finished(job, tmp_path / "gone")
 
 
 def planned(folder: Path, subdirs: list[str], resumes: bool) -> list[Job]:
@@ -357,6 +360,7 @@ def test_only_a_resumed_sweep_uses_existing_results(tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "run.json").write_text('{"status": "finished"}')
     (tmp_path / "1" / "metrics.json").write_text('{"miou": 0.75, "selection": {"val_miou": 0.5}}')
+    (tmp_path / "1" / "confusions.npz").touch()
     assert [(job.status, job.miou) for job in planned(tmp_path, ["0", "1"], True)] == [
         ("waiting", None),
         ("finished", 0.5),

@@ -650,6 +650,8 @@ def test_a_finished_sweep_is_not_refused_for_changed_settings(sweep, own_file, t
     assert len(sweep(*words, "seed=1,2")) == 2
     for number in (0, 1):
         (tmp_path / "s" / str(number) / "run.json").write_text('{"status": "finished"}')
+        (tmp_path / "s" / str(number) / "metrics.json").write_text('{"miou": 0.5}')
+        (tmp_path / "s" / str(number) / "confusions.npz").touch()
         (tmp_path / "s" / str(number) / "config.yaml").write_text("optim: {lr: 0.1}")
     own_file("optim: {lr: '${oc.decode:${oc.env:LR}}', weight_decay: 0.2}")
     for value in ("0.2", "-1"):

@@ -116,5 +116,5 @@ def test_real_runs_are_compared(train, fcnlab, tmp_path, capsys):
     message = capsys.readouterr().out
     for name in ("model=fcn32s inference=whole", "model=fcn8s inference=whole", "model=fcn8s inference=flip"):
         assert name in message
-    assert "Not all runs were scored with the same inference" in message
+    assert "Not all runs were scored with the same inference: inference=flip, inference=whole." in message
     assert (tmp_path / "out" / "comparison.html").stat().st_size > 50_000  # with images

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,29 @@ def test_run_stopped_in_stage_two_resumes_there(staged, tmp_path):
         assert expected.keys() == actual.keys() and all(torch.equal(expected[key], actual[key]) for key in expected)
     for name in ("metrics.json", "confusions.npz"):
         assert (whole / name).read_bytes() == (whole / STAGES[2] / name).read_bytes()
+    record = (whole / "run.json").read_bytes()
+    assert staged("stopped", "optim.lr=1e-6", "checkpoint=auto").wait(60) == 0  # finished: nothing is changed
+    assert (whole / "run.json").read_bytes() == record
+
+
+def test_a_staged_run_is_finished_with_all_its_stages_and_scores(tmp_path):
+    from fcnlab.tasks.staged import Stage, _are_finished
+
+    stages = [Stage("paper/fcn32s", tmp_path / "1-fcn32s"), Stage("paper/fcn16s", tmp_path / "2-fcn16s")]
+    for stage in stages:
+        stage.folder.mkdir()
+        for name, text in {
+            "run.json": '{"status": "finished"}',
+            "metrics.json": '{"miou": 1}',
+            "confusions.npz": "",
+        }.items():
+            (stage.folder / name).write_text(text)
+    assert not _are_finished(stages, tmp_path)
+    for name in ("metrics.json", "confusions.npz"):
+        shutil.copy(stages[1].folder / name, tmp_path)
+    assert _are_finished(stages, tmp_path)
+    (stages[0].folder / "metrics.json").unlink()
+    assert not _are_finished(stages, tmp_path)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fcnlab.config.run_context import RunContext
 from fcnlab.errors import UserError
 from fcnlab.training import resume_point
 from fcnlab.training.resume_point import ResumePoint, find_resume_point, unusable_checkpoints
@@ -25,7 +26,7 @@ def warnings(monkeypatch, tmp_path, request) -> list[str]:
 
 
 def test_a_warning_about_a_checkpoint_that_is_not_resumed_has_complete_sentences(warnings, tmp_path):
-    assert find_resume_point("auto", tmp_path) == ResumePoint()
+    assert find_resume_point("auto", RunContext("train", tmp_path)) == ResumePoint()
     assert warnings == ["x.ckpt is damaged. Continuing without it."]
 
 

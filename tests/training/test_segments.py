@@ -116,18 +116,56 @@ def test_checkpoint_of_another_folder_keeps_its_segments(stopped, train):
     assert last(other)["fcnlab"]["segments"] == facts(other)["segments"]
 
 
-def test_finished_run_reports_nothing_left_to_train(train, train_code, capsys):
-    words = (*LENGTH, "trainer.max_steps=2")
-    folder = train(*words)
-    score = json.loads((folder / "metrics.json").read_text())["miou"]
-    train("checkpoint=last", *words)
-    assert (
-        "Nothing is left to train. The run is at step 2, its last step (trainer.max_steps=2)"
-        in (folder / "train.log").read_text()
-    )
-    assert json.loads((folder / "metrics.json").read_text())["miou"] == score
-    assert train_code("checkpoint=last", *LENGTH, "trainer.max_steps=1") == 1
+TWO = (*LENGTH, "trainer.max_steps=2")
+
+
+def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Return the modification time and the content of each file of a folder."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_finished_run_keeps_its_record(train_code, trained_once, tmp_path, capsys):
+    """Also in a folder that was moved."""
+    trained_once(*TWO).rename(tmp_path / "moved")
+    before = files(tmp_path / "moved")
+    assert train_code("checkpoint=auto", *TWO, "sweep.name=x", folder="moved") == 0
+    output = capsys.readouterr().out
+    assert "moved is finished, so nothing is changed there. Its scores are in moved/metrics.json" in output
+    assert "Nothing is left to train. The run is at step 2, its last step (trainer.max_steps=2)" in output
+    assert files(tmp_path / "moved") == before
+    assert train_code("checkpoint=last", *LENGTH, "trainer.max_steps=1", folder="moved") == 1
     assert "trainer.max_steps=1: checkpoint=" in capsys.readouterr().err
+
+
+def test_finished_run_without_its_record_is_scored_again(train, trained_once, capsys):
+    folder = trained_once(*TWO)
+    score = json.loads((folder / "metrics.json").read_text())["miou"]
+    (folder / "metrics.json").unlink()
+    train("checkpoint=auto", *TWO)
+    output = capsys.readouterr().out
+    assert "run is finished, but its record cannot be used (no metrics.json" in output
+    assert "Nothing is left to train. The run is at step 2" in output
+    assert json.loads((folder / "metrics.json").read_text())["miou"] == score and facts(folder)["starts"] == 2
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda run: (run / "confusions.npz").write_bytes(b"PK"), []),
+        (lambda run: (run / "checkpoints" / "best.ckpt").unlink(), []),
+        (lambda run: None, ["checkpointing.score=last"]),
+        (lambda run: None, ["data.num_workers=1"]),
+    ],
+)
+def test_finished_run_continues_if_something_is_missing_or_requested(
+    train_code, trained_once, capsys, monkeypatch, spoil, words
+):
+    def continued(cfg, context):
+        raise UserError("the run continues")
+
+    monkeypatch.setattr("fcnlab.tasks.train.warn_about_ineffective_settings", continued)
+    spoil(trained_once(*TWO))
+    assert train_code("checkpoint=auto", *TWO, *words) == 1 and "the run continues" in capsys.readouterr().err
 
 
 EARLY = (*LENGTH, "callbacks.early_stopping.enabled=true", "callbacks.early_stopping.patience=1", "optim.lr=1e-12")
@@ -142,7 +180,7 @@ EARLY = (*LENGTH, "callbacks.early_stopping.enabled=true", "callbacks.early_stop
         ([], 4),
     ],
 )
-def test_run_that_stopped_early_resumes_with_other_limits(train, trained_once, more, ends):
+def test_run_that_stopped_early_resumes_with_other_limits(train, trained_once, capsys, more, ends):
     """At a rate of nothing the first validation, at step 2, is the best; each later one costs patience."""
     folder = trained_once(*EARLY)
     reason = facts(folder)["stopped_early"]
@@ -154,7 +192,7 @@ def test_run_that_stopped_early_resumes_with_other_limits(train, trained_once, m
     train("checkpoint=last", *EARLY, *more)
     assert last(folder)["global_step"] == ends
     assert facts(folder)["status"] == "finished" and bool(facts(folder)["stopped_early"]) == (ends < 9)
-    assert ("Nothing is left to train. The run stopped early" in (folder / "train.log").read_text()) == (ends == 4)
+    assert ("Nothing is left to train. The run stopped early" in capsys.readouterr().out) == (ends == 4)
 
 
 # What is decided without a training: every setting of the tree.

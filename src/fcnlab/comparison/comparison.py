@@ -127,7 +127,7 @@ def compare(
         There are no runs, the baseline matches no group, or merge_over names a setting in which no runs differ.
     """
     if not runs:
-        raise UserError("no finished run found: set runs=FOLDER to a folder with runs of fcnlab train or fcnlab eval")
+        raise UserError("no finished run found: choose a folder with runs of fcnlab train or fcnlab eval")
     compared, left_out, merged = _on_same_images(runs, rules)
     groups, _ = group_runs(compared, rules)
     chosen = (
@@ -197,10 +197,15 @@ def _notes(groups: Sequence[Group], baseline: Group | None, was_set: bool) -> li
             f"There are more than {MOST_GROUPS_FOR_ALL_PAIRS} groups, so each is compared only with the group of the"
             f" first run, {baseline.name}. Set baseline=NAME to choose another group."
         )
-    for key in ("precision", "inference", "postprocess"):
-        values = sorted({str(run.protocol.get(key)) for run in runs})
+    for key, setting in {
+        "precision": "trainer.precision",
+        "inference": "inference",
+        "postprocess": "postprocess",
+    }.items():
+        values = _scored_with(runs, key)
         if len(values) > 1:
-            notes.append(f"Not all runs were scored with the same {key}: {', '.join(values)}.")
+            listed = ", ".join(f"{setting}={value}" for value in values)
+            notes.append(f"Not all runs were scored with the same {key}: {listed}.")
     if all(len(group.runs) == 1 for group in groups):
         notes.append("Each group has only one seed: no interval over seeds, no claim about retraining.")
     elif any(len(group.runs) < FEWEST_SEEDS for group in groups):
@@ -213,6 +218,13 @@ def _notes(groups: Sequence[Group], baseline: Group | None, was_set: bool) -> li
             " more, and on all runs otherwise; scores are means over all seeds of a group."
         )
     return notes
+
+
+def _scored_with(runs: Sequence[Run], key: str) -> list[str]:
+    """Return the different values of a protocol entry: as options, or in full where these are not distinct."""
+    options = {str(run.protocol.get(key)): run.options.get(key, str(run.protocol.get(key))) for run in runs}
+    distinct = len(set(options.values())) == len(options)
+    return sorted(options.values() if distinct else options)
 
 
 def _notes_of_images(runs: Sequence[Run], compared: Sequence[Run], set_size: int) -> list[str]:

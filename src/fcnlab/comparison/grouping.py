@@ -25,6 +25,10 @@ class Group:
     parts: dict[str, str]
     runs: tuple[Run, ...]
 
+    def __repr__(self) -> str:
+        runs = f"{len(self.runs)} run{'s' if len(self.runs) > 1 else ''}"
+        return f"<Group: {self.name}, {runs}, mIoU {100 * self.mean():.2f} %>"
+
     @property
     def name(self) -> str:
         return " ".join(f"{key}={value}" for key, value in self.parts.items()) or ONLY_GROUP

@@ -22,7 +22,7 @@ from numpy import ndarray
 from fcnlab.config.components import Settings
 from fcnlab.cores import visible_cores
 from fcnlab.errors import first_line, shortened
-from fcnlab.files.reading import Unreadable, open_arrays, path_inside, read_json, read_rows, read_yaml
+from fcnlab.files.reading import Unreadable, display_path, open_arrays, path_inside, read_json, read_rows, read_yaml
 from fcnlab.metrics.conventions import ClassAreas, class_areas
 from fcnlab.metrics.scores import SCORES, Scores, scores
 from fcnlab.runs.lineage import HASH_DIGITS, TrainingRun, describe_training_run, from_facts, why_not_finished
@@ -86,6 +86,9 @@ class Run:
     curves: dict[str, ndarray]
     ended: str
 
+    def __repr__(self) -> str:
+        return f"<Run: {display_path(self.folder)}, mIoU {100 * self.scores.miou:.2f} %>"
+
     @cached_property
     def target_digest(self) -> bytes:
         """Hash of the number of pixels of each class in the ground truth of each image."""
@@ -107,7 +110,7 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[ExcludedRun]]:
         path = entry.folder if isinstance(entry, ExcludedRun) else entry
         entries.setdefault(os.path.realpath(path), entry)  # two links to a run are one run
     with ThreadPoolExecutor(min(8, visible_cores())) as pool:  # unpacking and summing release the GIL
-        read = list(pool.map(_read_or_reason, entries.values()))
+        read = list(pool.map(read_or_reason, entries.values()))
     return [run for run in read if isinstance(run, Run)], [out for out in read if isinstance(out, ExcludedRun)]
 
 
@@ -162,9 +165,9 @@ def _reason_not_to_search(entry: os.DirEntry, root: Path) -> str | None:
     if _is_dangling(entry):
         return "a broken link"
     if entry.is_symlink() and not any(os.path.lexists(f"{entry.path}/{sign}") for sign in FOLLOWED_LINK_FILES):
-        return f"a link to a folder that is neither a run nor a sweep: add {os.path.realpath(entry)} to runs="
+        return f"a link to a folder that is neither a run nor a sweep: to include it, name {os.path.realpath(entry)}"
     if entry.path.count(os.sep) - str(root).count(os.sep) > MAX_DEPTH:
-        return f"more than {MAX_DEPTH} folders below {root}: set runs= to a deeper folder"
+        return f"more than {MAX_DEPTH} folders below {root}: to include it, name a deeper folder"
     return None
 
 
@@ -172,7 +175,7 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _read_or_reason(folder: Path | ExcludedRun) -> Run | ExcludedRun | None:
+def read_or_reason(folder: Path | ExcludedRun) -> Run | ExcludedRun | None:
     """Return the run or why it is excluded; None for folders without scores (prediction, comparison, staged run)."""
     if isinstance(folder, ExcludedRun):
         return folder
@@ -241,7 +244,7 @@ def _check_finished(facts: dict[str, Any]) -> None:
     if status == "running":
         raise Unusable("still running, or killed before it ended")
     if status == "interrupted":
-        raise Unusable("interrupted: checkpoint=auto hydra.run.dir=FOLDER resumes it")
+        raise Unusable("interrupted: its command with checkpoint=auto, in the same folder, resumes it")
     if status != "finished":
         raise Unusable(shortened(f"{status}: {facts.get('reason')}"))
 

@@ -31,7 +31,7 @@ OWN_FILES = f"{Path(__file__).parents[1]}{os.sep}"  # the whole package
 def errors_explained(verb: str, task: Callable) -> Iterator[Callable[[Callable], Any]]:
     """While entered, Hydra's errors are reported as sentences; the yielded function does so where Hydra does not.
 
-    Errors of ``task`` keep their traceback, except those of the user.
+    Errors of ``task`` keep their traceback, from ``task`` on, except those of the user.
     """
     with mistakes_collected(verb), reported_by(lambda run: _run_and_explain(verb, run, task)) as run_and_report:
         yield run_and_report
@@ -42,6 +42,11 @@ def _run_and_explain(verb: str, run: Callable, task: Callable) -> Any:
         return run()
     except Exception as error:
         message = _message(verb, error, task)
+        if message is None and (text := _traceback(error, task)) and os.environ.get("HYDRA_FULL_ERROR") != "1":
+            sys.stderr.write(
+                escape_terminal(text)
+            )  # Hydra would advise how to get the traceback that it has just shown
+            sys.exit(1)
         if message is None:
             raise
         message = shortened(message if message.startswith("fcnlab ") else f"fcnlab {verb}: {message}", LONGEST_MESSAGE)
@@ -61,6 +66,14 @@ def _message(verb: str, error: Exception, task: Callable) -> str | None:
     if isinstance(error, UserError):  # of a sweeper, of a launcher, or of a composition
         return str(error)
     return _sentence(error) if _is_of_hydra(error, task) else None
+
+
+def _traceback(error: Exception, task: Callable) -> str:
+    """Return the traceback of an error inside the task; empty if it was raised before the task began."""
+    inside = error.__traceback__
+    while inside is not None and inside.tb_frame.f_code is not task.__code__:
+        inside = inside.tb_next
+    return "" if inside is None else "".join(traceback.format_exception(type(error), error, inside))
 
 
 def _of_plugin_setting(verb: str, text: str) -> str | None:
@@ -87,4 +100,4 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return unusable_file_message(error)
     kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""  # its message is only a key
-    return f"Hydra rejects this command line: {kind}{first_line(error)}"
+    return f"Hydra rejects these settings: {kind}{first_line(error)}"

@@ -129,9 +129,10 @@ def check_own_folders(kind: str, record: dict[str, Any], argv: Sequence[str], ve
     untyped = [*option, *([] if typed[1] else searchpath)]
     if not untyped:
         return ""
+    in_python = "In Python, add config_dir=FOLDER. " if option else ""
     message = (
         f"This {kind} used {_printable(' '.join(untyped))}. Type: {_line(verb, [argv[0], *untyped, *argv[1:]])}\n"
-        "(Its files can run any code: do so only if you trust that folder.)"
+        f"({in_python}Its files can run any code: do so only if you trust that folder.)"
     )
     if not any(typed):
         raise UntrustedError(message)

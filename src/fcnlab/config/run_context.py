@@ -8,7 +8,7 @@ from typing import Any
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from fcnlab.config.overrides import config_dir, plain_overrides, searchpath_overrides
+from fcnlab.config.overrides import config_dir, plain_overrides, searchpath_overrides, shell_override
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class RunContext:
         The current directory at the start.
     hydra_yaml
         The content of ``.hydra/hydra.yaml``.
+    from_shell
+        Whether the user has typed a command; otherwise a function of :mod:`fcnlab.api` was called, and messages name
+        its arguments.
     """
 
     verb: str
@@ -47,10 +50,23 @@ class RunContext:
     in_sweep: bool = False
     cwd: str = "."
     hydra_yaml: str = ""
+    from_shell: bool = True
 
     def sets(self, key: str) -> bool:
         """Return whether the command sets a key."""
         return any(word.lstrip("+").startswith(f"{key}=") for word in self.overrides)
+
+    @property
+    def folder_setting(self) -> str:
+        """What sets the output folder: a setting of the command, or an argument of the function."""
+        return "hydra.run.dir" if self.from_shell else "folder"
+
+    def how_to_resume(self, checkpoint: str) -> str:
+        """Return the sentence on how to resume this run from "last" or "auto"."""
+        if self.from_shell:
+            words = f"checkpoint={checkpoint} {shell_override('hydra.run.dir', self.folder)}"
+            return f"To resume, add to the same command: {words}"
+        return f"To resume, add 'checkpoint={checkpoint}' and folder={str(self.folder)!r} to the same call"
 
     @property
     def searchpath(self) -> list[str]:
@@ -67,7 +83,7 @@ class RunContext:
         }
 
 
-def run_context(config: Any) -> RunContext:
+def run_context(config: Any, from_shell: bool = True) -> RunContext:
     """Return the context of a run from Hydra's own config, ``HydraConfig.instance().cfg``."""
     hydra = config.hydra
     choices = hydra.runtime.choices.items()
@@ -82,4 +98,5 @@ def run_context(config: Any) -> RunContext:
         in_sweep=hydra.mode == RunMode.MULTIRUN,
         cwd=str(hydra.runtime.cwd),
         hydra_yaml=OmegaConf.to_yaml(config),
+        from_shell=from_shell,
     )

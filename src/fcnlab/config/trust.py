@@ -72,6 +72,7 @@ PLAIN = re.compile(r"\$\{(?!hydra\b)[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)  # an int
 LONGEST = 10_000  # characters of all overrides together, and Hydra takes seconds for them; 150 classes have 5,000
 DEEPEST = 10  # brackets in brackets
 MOST_INTERPOLATIONS = 8  # each may double the size of the one before
+OWN_FOLDER = "--config-dir FOLDER (in Python: config_dir=FOLDER)"
 LONGEST_SHOWN = 100
 # W&B replaces these links and never writes through them; their absolute targets break when a folder is moved.
 LINKS_OF_WANDB = ("latest-run", "debug.log", "debug-internal.log", "debug-core.log")
@@ -144,11 +145,11 @@ def setting_rejection(path: str, value: Any) -> str:
     """Return why a record must not give a setting this value; empty if it may."""
     parts = re.split(r"[./]", path)
     if any(map(DIRECTIVE.fullmatch, parts)):
-        return "a record must not name code. Put it into a YAML file of your config folder, and add --config-dir FOLDER"
+        return f"a record must not name code. Put it into a YAML file of your config folder, and add {OWN_FOLDER}"
     if not KEY.fullmatch(path):
         return "its key contains special characters"
     if parts[0] in TYPED:
-        return f"{parts[0]} can only be set on the command line"
+        return f"a record must not set {parts[0]}"
     if parts[-1] in OUTPUT_PATH_KEYS:
         return "a record must not choose where files are written or unpacked"
     if parts[0] == "logger" and parts[-1] in SENT_TO and value is not None:
@@ -219,7 +220,7 @@ def _why_no_option(group: str, option: Any, folders: Sequence[Path]) -> str:
     found = [path.resolve() for path in files if path.is_file()]
     homes = [folder.resolve() for folder in folders]
     if not found:
-        return f"{group} has no such option here; an option of your own needs --config-dir FOLDER"
+        return f"{group} has no such option here; an option of your own needs {OWN_FOLDER}"
     if not all(any(path.is_relative_to(home) for home in homes) for path in found):
         return f"{group}/{name}.yaml leads out of its config folder"
     return ""
@@ -276,11 +277,10 @@ def _check_directives(path: str, node: Mapping[str, Any], source: str) -> None:
 
 
 def trusted_packages(tree: Any, places: Places = MODEL_COMPONENTS) -> list[str]:
-    """Return the override that makes a config trusted, ``trust=[PACKAGE]``; empty if none is needed."""
+    """Return the packages for ``trust=`` that make a config trusted; empty if none is needed."""
     listed = {name for names in places.values() for name in names}
     names = [str(node["_target_"]) for _, node in iter_components(tree)]
-    packages = dict.fromkeys(name.partition(".")[0] for name in names if name not in listed)
-    return [f"trust=[{','.join(packages)}]"] if packages else []
+    return list(dict.fromkeys(name.partition(".")[0] for name in names if name not in listed))
 
 
 def _is_of(name: Any, packages: Sequence[str]) -> bool:

@@ -17,6 +17,7 @@ from fcnlab.data.masks import MOST, UNKNOWN, Colour, Labels, StoredMask, mask_pa
 from fcnlab.metrics.scores import IGNORE_INDEX
 
 PART = 32  # images per task of a checking thread
+CHOOSE_SPLIT = "Choose one of these as split (data.train_list, data.val_list or data.test_list)."
 
 LabelPixels = Int64[ndarray, " 256"]  # number of pixels of each label; 255 is the ignore index
 

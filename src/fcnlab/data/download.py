@@ -187,7 +187,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
             problems.append(f"{url}: the file is not {archive.name} (wrong md5)")
             if not begun:
                 break
-    kept = f" The partial file {part} is kept: the same command resumes the download." if part.exists() else ""
+    kept = f" The partial file {part} is kept, and another try continues it." if part.exists() else ""
     raise DataError(
         f"{archive.name} cannot be downloaded:\n"
         + "".join(f"  {problem}\n" for problem in problems or ["it has no public URL"])

@@ -3,10 +3,11 @@
 Tested with Lightning 2.6.6, the first that pyproject.toml allows.
 """
 
+import time
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch.optim.swa_utils import AveragedModel
 
@@ -71,6 +72,29 @@ class AveragedWeights(WeightAveraging):
     def swap(self, pl_module: L.LightningModule) -> None:
         """Exchange the average and the weights."""
         self._swap_models(pl_module)
+
+
+class TimedProgressBar(TQDMProgressBar):
+    """Lightning's progress bars, drawn at most ten times per second: they move at every slow step, and cost little.
+
+    Lightning's only setting is a number of steps, which is too long for slow ones or too short for fast ones.
+    """
+
+    MIN_SECONDS = 0.1  # tqdm's own default, which Lightning bypasses
+    _drawn_at = 0.0
+
+    def is_due(self, current: int, total: int | None) -> bool:
+        """Return whether to draw a bar now."""
+        now = time.monotonic()
+        if not self.is_enabled or (current != total and now - self._drawn_at < self.MIN_SECONDS):
+            return False
+        if current != total and current % self.refresh_rate:
+            return False
+        self._drawn_at = now
+        return True
+
+    def _should_update(self, current: int, total: int) -> bool:
+        return self.is_due(current, total)
 
 
 class ObservedCheckpoint(ModelCheckpoint):

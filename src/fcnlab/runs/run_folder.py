@@ -51,7 +51,7 @@ class RunFolder:
             self._log.check()
             if is_first_process(os.environ):
                 self._lock = FolderLock(self.path)
-                check_folder_contents(self.path, self.context.verb)
+                check_folder_contents(self.context)
         except BaseException:
             self.__exit__()
             raise
@@ -122,7 +122,7 @@ def is_first_process(environment: Mapping[str, str]) -> bool:
     return all(environment.get(name, "0") == "0" for name in RANKS)
 
 
-def check_folder_contents(folder: Path, verb: str) -> None:
+def check_folder_contents(context: RunContext) -> None:
     """Check that a command can write its files to this folder.
 
     Raises
@@ -131,17 +131,17 @@ def check_folder_contents(folder: Path, verb: str) -> None:
         Another command's record would be replaced, a file is where a folder is needed or the reverse, or a link leads
         out of the folder.
     """
-    recorded_verb = _verb_of(folder)
-    if recorded_verb is not None and recorded_verb != verb:
+    folder, setting, recorded_verb = context.folder, context.folder_setting, _verb_of(context.folder)
+    if recorded_verb is not None and recorded_verb != context.verb:
         raise UserError(
-            f"hydra.run.dir={folder} contains the record of fcnlab {recorded_verb}, which fcnlab {verb} would replace:"
-            " leave hydra.run.dir out, or choose a new folder"
+            f"{setting}={folder} contains the record of fcnlab {recorded_verb}, which fcnlab {context.verb} would"
+            f" replace: leave {setting} out, or choose a new folder"
         )
     for name in (*FOLDERS, *FILES):
         path, kind = folder / name, "folder" if name in FOLDERS else "file"
         if os.path.lexists(path) and (not path.exists() or path.is_dir() != (kind == "folder")):
             problem = f"a broken link to {path.readlink()}" if not path.exists() else f"not a {kind}"
-            raise UserError(f"{path} is {problem}: move it away, or choose another hydra.run.dir")
+            raise UserError(f"{path} is {problem}: move it away, or choose another {setting}")
     for name in (".hydra", *FILES):
         if (folder / name).is_symlink():
             raise UserError(f"{folder / name} is a link, and fcnlab does not write through links: remove it")
@@ -149,8 +149,13 @@ def check_folder_contents(folder: Path, verb: str) -> None:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(
                 f"{path} is a link to {path.resolve()}, outside the run's folder, and fcnlab does not write through"
-                " links: replace it by a folder, or choose another hydra.run.dir"
+                f" links: replace it by a folder, or choose another {setting}"
             )
+
+
+def has_scores(folder: Path) -> bool:
+    """Return whether a folder has the scores of a run: a readable metrics.json, and confusions.npz."""
+    return bool(read_json_facts(folder, "metrics.json")) and (folder / "confusions.npz").is_file()
 
 
 def check_report_folder(folder: Path, names: Sequence[str]) -> None:

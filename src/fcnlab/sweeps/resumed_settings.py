@@ -18,6 +18,7 @@ from fcnlab.config.overrides import shell_join
 from fcnlab.config.validation import looked_up
 from fcnlab.errors import UserError
 from fcnlab.files.reading import Unreadable, display_path, read_json_facts, read_yaml
+from fcnlab.runs.run_folder import has_scores
 from fcnlab.runs.settings import Change, differences, is_free, shown_changes
 from fcnlab.sweeps.job_checks import COMPOSED_CONFIG, JobErrors, compose_jobs, hydra_config_restored, without_hydra
 from fcnlab.sweeps.manifest import NAME, Job, Manifest
@@ -144,9 +145,12 @@ def has_begun(folder: Path) -> bool:
 
 
 def is_finished(job: Job, folder: Path) -> bool:
-    """Return whether a run has finished, by its run.json or, for a verb without one, by the sweep's record."""
+    """Return whether a run has finished and has scores.
+
+    Its run.json has the status; a verb without one is in the sweep's record.
+    """
     status = read_json_facts(folder, "run.json").get("status")
-    return status == "finished" or (status is None and job.status == "finished" and (folder / "metrics.json").is_file())
+    return has_scores(folder) and (status == "finished" or (status is None and job.status == "finished"))
 
 
 def recorded_settings(folder: Path, name: str, verb: str) -> Settings:

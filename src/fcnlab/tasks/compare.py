@@ -33,13 +33,13 @@ def compare(cfg: DictConfig, run: RunFolder) -> None:
     log.info("Page: %s", report.save(run.path))
 
 
-def comparison_report(cfg: DictConfig, command: str) -> ComparisonReport:
+def comparison_report(cfg: DictConfig, command: str, argument: str = "runs") -> ComparisonReport:
     """Compare the runs below some folders, and warn about those that are excluded.
 
-    ``command`` is the command line of the comparison.
+    ``command`` is the command line of the comparison, ``argument`` what the user calls the folders.
     """
     check_split(cfg)
-    runs, left_out = read_runs([existing_folder(name) for name in cfg.runs])
+    runs, left_out = read_runs([existing_folder(name, argument) for name in cfg.runs])
     warn_about_excluded_folders(left_out, "unusable")
     rules = GroupingRules(tuple(cfg.split_by), tuple(cfg.merge_over))
     result = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence, rules, cfg.equivalence)
@@ -63,11 +63,11 @@ def check_split(cfg: DictConfig) -> None:
         )
 
 
-def existing_folder(name: str) -> Path:
+def existing_folder(name: str, argument: str) -> Path:
     path = Path(name)
     if not path.is_dir():
         raise UserError(
-            f"runs={name}: the folder does not exist; set runs= to a folder with runs, such as outputs/sweeps"
+            f"{argument}={name}: the folder does not exist. Choose a folder with runs, such as outputs/sweeps"
         )
     return path
 

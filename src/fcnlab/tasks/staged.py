@@ -7,19 +7,20 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from filecmp import cmp
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from fcnlab.config.composition import compose_command, without_hydra
-from fcnlab.config.overrides import format_override, shell_override
+from fcnlab.config.overrides import format_override
 from fcnlab.config.run_context import RunContext
 from fcnlab.config.validation import ConfigError, check_requirements, validate_config
 from fcnlab.errors import UserError
 from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.files.writing import atomic_write
 from fcnlab.messages import log_info, log_warning
-from fcnlab.runs.run_folder import RunFolder
+from fcnlab.runs.run_folder import RunFolder, has_scores
 from fcnlab.runs.run_record import RunRecord, record_run
 from fcnlab.runs.selection import recorded_selection
 from fcnlab.signals import STOPPING, Interrupted, StopSignals
@@ -31,6 +32,8 @@ from fcnlab.training.checkpoints import read_checkpoint
 from fcnlab.training.segments import check_finished
 from fcnlab.training.trainer import check_output_paths, check_scored, members
 
+SCORE_FILES = ("confusions.npz", "metrics.json")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -41,7 +44,7 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        return RunRecord(self.folder).facts.get("status") == "finished"
+        return RunRecord(self.folder).facts.get("status") == "finished" and has_scores(self.folder)
 
     @property
     def checkpoint(self) -> Path:
@@ -71,6 +74,8 @@ def _is_usable(path: Path) -> bool:
 def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
     """Run the stages that are not finished yet and return the validation mIoU of the last one.
 
+    A run whose stages are all finished keeps its record.
+
     Raises
     ------
     UserError
@@ -83,10 +88,17 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
         for number, experiment in enumerate(cfg.stages, start=1)
     ]
     _check(cfg, stages, run.context)
+    record = RunRecord(folder)
+    if record.facts.get("status") == "finished" and _are_finished(stages, folder):
+        scores = display_path(folder / "metrics.json")
+        log_info(
+            f"All stages in {display_path(folder)} are finished, so nothing is changed. The scores are in {scores}"
+        )
+        return stages[-1].miou
     ignored = describe_removed_environment()
     if ignored and "wandb" in cfg.logger:
         log_warning(ignored)
-    with StopSignals() as signals, record_run(cfg, run, RunRecord(folder)) as begin:
+    with StopSignals() as signals, record_run(cfg, run, record) as begin:
         begin()
         lock = JobsLock(folder)
         lock.wait()
@@ -100,7 +112,7 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
                 "train", overrides, run.context.config_dir, shared_sweep_environment(), held=[lock.inherited]
             )
             code = wait_for_process(process)
-            _stop_unless_finished(stage, code, signals)
+            _stop_unless_finished(stage, code, signals, run.context)
         _copy_scores(stages[-1].folder, folder)
     for stage in stages:
         log_info(f"{stage.folder.name:<24} val mIoU {'unknown' if stage.miou is None else f'{100 * stage.miou:.2f} %'}")
@@ -120,18 +132,20 @@ def _check(cfg: DictConfig, stages: list[Stage], context: RunContext) -> None:
     for stage in stages:
         if stage.folder.is_symlink():
             raise UserError(
-                f"{stage.folder} is a symbolic link, which a stage must not be: choose another hydra.run.dir"
+                f"{stage.folder} is a symbolic link, which a stage must not be: choose another {context.folder_setting}"
             )
     if begun and cfg.checkpoint in (None, "none"):
         raise UserError(
-            f"{whole} already contains a run: resume it with checkpoint=auto, or choose a new folder for hydra.run.dir"
+            f"{whole} already contains a run: resume it with checkpoint=auto, or set"
+            f" {context.folder_setting} to a new folder"
         )
     if not begun and any((whole / name).exists() for name in ("metrics.json", "confusions.npz", "checkpoints")):
         raise UserError(
-            f"{whole} contains another run, whose scores would be replaced: choose a new folder for hydra.run.dir"
+            f"{whole} contains another run, whose scores would be replaced: set"
+            f" {context.folder_setting} to a new folder"
         )
     if not begun and cfg.checkpoint == "last":
-        raise UserError(f"checkpoint=last: {whole} contains no stage: add hydra.run.dir=FOLDER")
+        raise UserError(f"checkpoint=last: {whole} contains no stage: add {context.folder_setting}=FOLDER")
     for index, stage in enumerate(stages):
         recorded = _recorded(cfg, stage)
         if recorded and not (recorded / "run.json").is_file():
@@ -145,7 +159,7 @@ def _check(cfg: DictConfig, stages: list[Stage], context: RunContext) -> None:
             check_requirements(composed, overrides)
             validate_config(composed)
             check_scored(composed)
-            check_output_paths(composed, context.folder)
+            check_output_paths(composed, context)
             if stage.finished and not cfg.from_run:
                 check_finished(composed, stage.folder)
         except UserError as error:
@@ -189,9 +203,8 @@ def _settings(cfg: DictConfig, stages: list[Stage], index: int, overrides: Seque
     return settings
 
 
-def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals) -> None:
-    whole = stage.folder.parent
-    hint = f"To resume, add to the same command: checkpoint=auto {shell_override('hydra.run.dir', whole)}"
+def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals, context: RunContext) -> None:
+    hint = context.how_to_resume("auto")
     stopped = signals.asked or (code - 128 if code - 128 in STOPPING else None)
     if stopped:
         log_info(f"Stopped in stage {stage.folder.name}. {hint}")
@@ -204,6 +217,14 @@ def _stop_unless_finished(stage: Stage, code: int, signals: StopSignals) -> None
 
 def _copy_scores(last: Path, whole: Path) -> None:
     """Copy the scores of the last stage to the folder of the whole run."""
-    for name in ("confusions.npz", "metrics.json"):
+    for name in SCORE_FILES:
         with atomic_write(whole / name) as part:
             shutil.copyfile(last / name, part)
+
+
+def _are_finished(stages: Sequence[Stage], whole: Path) -> bool:
+    """Return whether all stages are finished, and the whole run's folder has the scores of the last one."""
+    last = stages[-1].folder
+    return all(stage.finished for stage in stages) and all(
+        (whole / name).is_file() and cmp(last / name, whole / name, shallow=False) for name in SCORE_FILES
+    )

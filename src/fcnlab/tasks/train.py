@@ -34,9 +34,11 @@ from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.sweeps.sweep_table import selection_score
 from fcnlab.tasks.staged import train_in_stages
 from fcnlab.training.callbacks import CheckpointSelection, MetricsCsv, StopReason, TimeLeft
+from fcnlab.training.callbacks.stopping import is_reason
 from fcnlab.training.checkpoints import checkpoint_record, read_checkpoint, selection_of
 from fcnlab.training.components import open_data
 from fcnlab.training.cost_estimate import CostMeter, compare_with_estimate, report_estimate
+from fcnlab.training.finished_run import finished_run
 from fcnlab.training.hardware import FASTEST, check_machine
 from fcnlab.training.ineffective_settings import ineffective_in_training
 from fcnlab.training.limits import check_training_plan
@@ -68,7 +70,8 @@ MIN_CLIPPED_STEP = 1e-6  # lr / (1 - momentum) times the gradient norm after cli
 def train(cfg: DictConfig, run: RunFolder) -> float | None:
     """Train, score the best or the last checkpoint, write the run record and return the validation mIoU.
 
-    A sweeper maximises the returned value, even where other images were scored as well.
+    A sweeper maximises the returned value, even where other images were scored as well. A finished run that is resumed
+    with the same settings keeps its record.
     """
     folder, context = run.path, run.context
     check_machine(cfg, context)
@@ -78,19 +81,22 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
     apply_recorded_config(cfg, context.overrides)
     validate_config(cfg)
     check_scored(cfg)
-    check_output_paths(cfg, folder)
-    start = find_resume_point(cfg.checkpoint, folder)
+    check_output_paths(cfg, context)
+    start = find_resume_point(cfg.checkpoint, context)
     check_more_to_train(start, folder, cfg.trainer.get("max_steps", -1))
     segments = segments_of(cfg, start, context.overrides)
+    record = RunRecord(folder)
+    if finished_run(cfg, start, segments, record.facts, folder):
+        report_finished(cfg, start, record.facts.get("stopped_early"), folder)
+        return selection_score(folder)
     warn_about_ineffective_settings(cfg, context)
     settle_precision(cfg, start)
     kept = as_recorded(cfg, start)
-    record = RunRecord(folder)
     known = {"segments": segments, "stopped_early": None} | starting_point_facts(start, folder, kept)
     with (
         StopSignals() as signals,
         record_run(kept, run, record, **known) as begin,
-        report_resume_command(folder),
+        report_how_to_resume(context),
         signals.reraise_as_interrupted(),
     ):
         if record.is_new and not start.checkpoint:
@@ -128,13 +134,16 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
                 trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
             training = took.facts(expected)
             record.write(stopped_early=early_stop_reason(trainer))
-            report_stop_reason(trainer, start, early_stop_reason(trainer))
+            if start.checkpoint and trainer.global_step == start.steps:
+                report_nothing_left(cfg, start, early_stop_reason(trainer))
+            elif early := early_stop_reason(trainer):
+                log_info(describe_early_stop(early))
             scored, checkpoint = scored_checkpoint(trainer, folder, cfg.checkpointing.score)
             selected = load_scored_weights(checkpoint, segmenter, trainer, curves)
             scores = evaluate_and_record(trainer, segmenter, data, context, cfg.seed, record.facts, training, selected)
     if scores is None:
         return None
-    report_results(scores, segmenter, data, training, folder, scored)
+    report_results(scores, segmenter, data, training, context, scored)
     return selection_score(folder)
 
 
@@ -233,14 +242,12 @@ def report_restore_errors(trainer: L.Trainer, start: ResumePoint) -> Iterator[No
 
 
 @contextmanager
-def report_resume_command(folder: Path) -> Iterator[None]:
-    """Print the command that resumes the run when a signal stops it."""
+def report_how_to_resume(context: RunContext) -> Iterator[None]:
+    """Print how to resume the run when a signal stops it."""
     try:
         yield
     except Interrupted as stop:
-        last = folder / "checkpoints" / "last.ckpt"
-        hint = f"To resume, add to the same command: checkpoint=last {shell_override('hydra.run.dir', folder)}"
-        hint = hint if last.is_file() else ""
+        hint = context.how_to_resume("last") if (context.folder / "checkpoints" / "last.ckpt").is_file() else ""
         log_info(f"Stopped by {stop}. {hint}".rstrip())
         stop.reported = True
         raise
@@ -346,30 +353,39 @@ def early_stop_reason(trainer: L.Trainer) -> dict[str, Any] | None:
     return next(callback for callback in callbacks if isinstance(callback, StopReason)).reason
 
 
-def report_stop_reason(trainer: L.Trainer, start: ResumePoint, early: dict[str, Any] | None) -> None:
-    """Print why a run stopped early, or that it had nothing left to train."""
-    nothing = "Nothing is left to train. " if start.checkpoint and trainer.global_step == start.steps else ""
+def report_finished(cfg: DictConfig, start: ResumePoint, early: Any, folder: Path) -> None:
+    """Report that a finished run is left as it is. ``early`` is its recorded reason for stopping early, unchecked."""
+    scores = display_path(folder / "metrics.json")
+    log_info(f"{display_path(folder)} is finished, so nothing is changed there. Its scores are in {scores}")
+    report_nothing_left(cfg, start, early if is_reason(early) else None)
+
+
+def report_nothing_left(cfg: DictConfig, start: ResumePoint, early: dict[str, Any] | None) -> None:
+    """Report that a resumed run has no step left, and how to train further."""
     if early:
-        log_info(f"{nothing}The run stopped early at step {early['step']}: {_why(early)}")
-    elif nothing:
-        limits = {"trainer.max_steps": trainer.max_steps, "trainer.max_epochs": trainer.max_epochs}
-        reached = " and ".join(f"{key}={limit}" for key, limit in limits.items() if limit not in (None, -1))
-        log_info(
-            f"{nothing}The run is at step {start.steps}, its last step ({reached}). Raise that limit to train further"
-        )
+        log_info(f"Nothing is left to train. {describe_early_stop(early)}")
+        return
+    limits = {f"trainer.{key}": cfg.trainer.get(key) for key in ("max_steps", "max_epochs")}
+    reached = " and ".join(f"{key}={limit}" for key, limit in limits.items() if limit not in (None, -1))
+    log_info(
+        f"Nothing is left to train. The run is at step {start.steps}, its last step ({reached}). Raise that limit to"
+        " train further"
+    )
 
 
-def _why(early: dict[str, Any]) -> str:
+def describe_early_stop(early: dict[str, Any]) -> str:
+    """Describe why a run stopped before its last step, and how to train further."""
+    stopped = f"The run stopped early at step {early['step']}"
     if "monitor" not in early:
-        return "a callback or trainer.max_time ended it"
+        return f"{stopped}: a callback or trainer.max_time ended it"
     value = "none" if early["best"] is None else f"{early['best']:.4f}, at step {early['best_step']}"
     best = f"the best value of {early['monitor']} is {value}"
     hint = "To train further, resume with callbacks.early_stopping.enabled=false"
     if not early["out_of_patience"]:
-        return f"{early['monitor']} was not finite or crossed a threshold, and {best}. {hint}"
+        return f"{stopped}: {early['monitor']} was not finite or crossed a threshold, and {best}. {hint}"
     return (
-        f"{best}, and callbacks.early_stopping.patience={early['patience']} validations did not improve it. {hint} or"
-        " with a larger patience"
+        f"{stopped}: {best}, and callbacks.early_stopping.patience={early['patience']} validations did not improve it."
+        f" {hint} or with a larger patience"
     )
 
 
@@ -378,16 +394,24 @@ def report_results(
     segmenter: Segmenter,
     data: DataModule,
     training: dict[str, float],
-    folder: Path,
+    context: RunContext,
     scored: Path | None,
 ) -> None:
-    """Print the last lines: scores, cost, the run's folder and the command for predictions."""
+    """Print the last lines: scores, cost, the run's folder and how to predict."""
     log_info(score_table(scores.scores, tuple(segmenter.classes)))
     log_info(compare_with_estimate(training))
     minutes = f"{training['training_minutes']:.1f} min"
     log_info(describe_scores(scores, segmenter.scored_as, data))
-    log_info(f"Trained {segmenter.trainer.global_step} steps in {minutes}. Run folder: {display_path(folder)}")
+    log_info(f"Trained {segmenter.trainer.global_step} steps in {minutes}. Run folder: {display_path(context.folder)}")
     if scored:
-        trust = "".join(f" {override}" for override in trusted_packages(segmenter.record["model"]))
-        checkpoint = shell_override("checkpoint", display_path(scored))
-        log_info(f"Next: fcnlab predict {checkpoint}{trust} input=FILE|FOLDER output=FOLDER")
+        log_info(f"Next: {how_to_predict(display_path(scored), segmenter.record['model'], context)}")
+
+
+def how_to_predict(checkpoint: str, model: Settings, context: RunContext) -> str:
+    """Return the command, or in Python the call, that predicts images with a checkpoint."""
+    packages = trusted_packages(model)
+    if context.from_shell:
+        trust = f" trust=[{','.join(packages)}]" if packages else ""
+        return f"fcnlab predict {shell_override('checkpoint', checkpoint)}{trust} input=FILE|FOLDER output=FOLDER"
+    trust = f", trust={packages}" if packages else ""
+    return f"fcnlab.load({checkpoint!r}{trust}).predict(FILE)"

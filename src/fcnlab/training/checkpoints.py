@@ -63,9 +63,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            f"checkpoint={path} is not a file. The checkpoints of a run are RUN/checkpoints/best.ckpt and last.ckpt."
-        )
+        own = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+        found = " or ".join(str(each) for each in own if each.is_file())  # the folder of a run was given
+        hint = f"Did you mean {found}?" if found else "A run's are RUN/checkpoints/best.ckpt and last.ckpt."
+        raise UserError(f"checkpoint={path} is not a file. {hint}")
     try:
         checkpoint = load_without_code(path)
     except WeightsError as error:

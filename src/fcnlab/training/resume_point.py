@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcnlab.config.overrides import shell_override
+from fcnlab.config.run_context import RunContext
 from fcnlab.errors import UserError
 from fcnlab.files.writing import atomic_write
 from fcnlab.messages import log_warning
@@ -42,7 +43,7 @@ def precision_of(start: ResumePoint) -> str | None:
     return recorded if recorded in PRECISIONS else None
 
 
-def find_resume_point(requested: str | None, folder: Path) -> ResumePoint:
+def find_resume_point(requested: str | None, context: RunContext) -> ResumePoint:
     """Return the resume point that ``checkpoint=`` requests; an empty one where the run starts from the beginning.
 
     Raises
@@ -51,6 +52,7 @@ def find_resume_point(requested: str | None, folder: Path) -> ResumePoint:
         The checkpoint does not exist, is damaged or cannot be resumed; or the folder contains another run, which would
         be overwritten.
     """
+    folder, setting = context.folder, context.folder_setting
     checkpoints = folder / "checkpoints"
     for path in checkpoints.glob("*.ckpt"):
         if path.is_symlink() and not path.exists():
@@ -58,13 +60,13 @@ def find_resume_point(requested: str | None, folder: Path) -> ResumePoint:
                 f"{path} is a link to {path.readlink()}, which does not exist: restore that file, or remove the link"
             )
     if requested == "auto":
-        return _newest_usable(checkpoints)
+        return _newest_usable(checkpoints, setting)
     if requested in ("last", "best"):
-        return _own(checkpoints, requested)
+        return _own(checkpoints, requested, setting)
     if any(checkpoints.glob("*.ckpt")):
         raise UserError(
-            f"{folder} already contains a run: resume it with checkpoint=auto, last or best, or choose a new folder for"
-            " hydra.run.dir"
+            f"{folder} already contains a run: resume it with checkpoint=auto, last or best, or set {setting} to a new"
+            " folder"
         )
     if requested in (None, "none"):
         return ResumePoint()
@@ -123,11 +125,11 @@ def _bests(checkpoint: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(Path(str(path)).name for paths in listed for path in paths)
 
 
-def _own(checkpoints: Path, name: str) -> ResumePoint:
+def _own(checkpoints: Path, name: str, setting: str) -> ResumePoint:
     """Return the resume point of this run's last or best checkpoint."""
     path = checkpoints / f"{name}.ckpt"
     if not path.exists():
-        raise UserError(f"checkpoint={name}: {path} does not exist, since this run is new{_newest_run()}")
+        raise UserError(f"checkpoint={name}: {path} does not exist, since this run is new{_newest_run(setting)}")
     return _start(path)
 
 
@@ -150,7 +152,17 @@ def unusable_checkpoints(checkpoints: Path, start: ResumePoint, changed: bool) -
 
     This runs before training resumes, since the best score would otherwise belong to a file that is lost.
     """
-    unusable = []
+    reasons = why_unusable(checkpoints, start, changed)
+    for path, reason in reasons.items():
+        log_warning(
+            f"{reason.removesuffix('.')}. It is renamed to {path.name}{DAMAGED}, and its score no longer counts"
+        )
+    return list(reasons)
+
+
+def why_unusable(checkpoints: Path, start: ResumePoint, changed: bool) -> dict[Path, str]:
+    """Return the checkpoints of :func:`unusable_checkpoints`, each with the reason."""
+    reasons = {}
     for path in sorted(checkpoints.glob("*.ckpt")):
         if start.checkpoint and path.exists() and path.samefile(start.checkpoint):
             continue
@@ -161,11 +173,8 @@ def unusable_checkpoints(checkpoints: Path, start: ResumePoint, changed: bool) -
         if not start.checkpoint:
             reason = reason or f"The run cannot resume from {path}."
         if reason:
-            log_warning(
-                f"{reason.removesuffix('.')}. It is renamed to {path.name}{DAMAGED}, and its score no longer counts"
-            )
-            unusable.append(path)
-    return unusable
+            reasons[path] = reason
+    return reasons
 
 
 def _why_unusable(path: Path, checkpoint: Mapping[str, Any], start: ResumePoint, changed: bool) -> str:
@@ -192,20 +201,20 @@ def rename_unusable(paths: Sequence[Path]) -> None:
             rename_damaged(path)
 
 
-def _newest_run() -> str:
+def _newest_run(setting: str) -> str:
     """Return a hint to the newest run, which the user probably meant to resume."""
     runs = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if not runs:
-        return ": add hydra.run.dir=FOLDER"
-    return f"; the newest run is {runs[-1].parents[1]}: add hydra.run.dir={runs[-1].parents[1]}"
+        return f": add {setting}=FOLDER"
+    return f"; the newest run is {runs[-1].parents[1]}: add {setting}={runs[-1].parents[1]}"
 
 
-def _newest_usable(checkpoints: Path) -> ResumePoint:
+def _newest_usable(checkpoints: Path, setting: str) -> ResumePoint:
     """Return the resume point of last.ckpt, of best.ckpt if that is damaged, or an empty one without either."""
     for name in ("last", "best"):
         if (checkpoints / f"{name}.ckpt").exists():
             try:
-                return _own(checkpoints, name)
+                return _own(checkpoints, name, setting)
             except UserError as error:
                 log_warning(f"{str(error).removesuffix('.')}. Continuing without it.")
     return ResumePoint()

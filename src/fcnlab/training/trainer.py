@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from fcnlab.config.components import to_plain
+from fcnlab.config.run_context import RunContext
 from fcnlab.errors import UserError
 from fcnlab.inference import InferenceMethod, Postprocess
 from fcnlab.messages import log_warning
@@ -127,7 +128,7 @@ def check_scored(cfg: DictConfig) -> None:
         )
 
 
-def check_output_paths(cfg: DictConfig, folder: Path) -> None:
+def check_output_paths(cfg: DictConfig, context: RunContext) -> None:
     """Refuse callbacks that write outside of the run's folder, which its lock and its record do not cover.
 
     Raises
@@ -135,7 +136,7 @@ def check_output_paths(cfg: DictConfig, folder: Path) -> None:
     UserError
         A callback's ``dirpath`` or ``folder``, or a ``filename`` in it, is not inside the run's folder.
     """
-    run = folder.resolve()
+    run = context.folder.resolve()
     for name, node in members(cfg.callbacks).items():
         for key in ("dirpath", "folder"):
             output = node.get(key)
@@ -145,7 +146,8 @@ def check_output_paths(cfg: DictConfig, folder: Path) -> None:
                 if not path.resolve().is_relative_to(run):
                     raise UserError(
                         f"callbacks.{name}.{part}={node[part]} is not inside the run's folder {run} and could replace"
-                        " another run's files. Leave it out, and set the run's folder with hydra.run.dir=FOLDER"
+                        " another run's files. Leave it out, and set the run's folder with"
+                        f" {context.folder_setting}=FOLDER"
                     )
 
 

@@ -44,7 +44,7 @@ def test_an_image_without_a_mask_is_an_error(root):
 
 def test_an_unknown_split_is_an_error_that_lists_the_splits(root):
     (root / "CamVid" / "test").mkdir()  # without masks, it is not a split
-    with pytest.raises(DataError, match=r"no split 'test' .* available are train, val\. Set data\."):
+    with pytest.raises(DataError, match=r"no split 'test' .* available are train, val\. Choose one of these"):
         open_camvid(str(root), "test")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcnlab.data import open_shapes, temporary_folders
+from fcnlab.data import DataError, open_shapes, temporary_folders
 from fcnlab.data.formats import shapes
 from fcnlab.data.formats.voc import voc_palette
 
@@ -41,6 +41,14 @@ def test_a_larger_data_set_starts_with_the_images_of_a_smaller_one(tmp_path):
 def test_train_and_val_differ(tmp_path):
     images = {path.read_bytes() for split in ("train", "val") for path in opened(tmp_path, split).images}
     assert len(images) == 7
+
+
+def test_an_unknown_list_is_refused_before_anything_is_drawn(tmp_path):
+    with pytest.raises(
+        DataError, match=r"available are train, val\. Choose one of these as split \(.*data\.test_list\)"
+    ):
+        opened(tmp_path, "test")
+    assert not list(tmp_path.iterdir())
 
 
 def test_existing_images_are_not_drawn_again(tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def write_list(voc_root, data: bytes) -> None:
 
 
 def test_an_unknown_list_is_an_error_that_lists_the_available_ones(voc_root):
-    with pytest.raises(DataError, match=r"no list 'test' .* available are train, trainaug, val\. Set data\.train_list"):
+    with pytest.raises(DataError, match=r"no list 'test' .* available are train, trainaug, val\. Choose one of these"):
         open_voc(str(voc_root), "test")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcnlab.data.dataset import SegmentationDataset
+from fcnlab.data.dataset import CHOOSE_SPLIT, SegmentationDataset
 from fcnlab.data.image_files import SUFFIXES, DataError
 
 PALETTE = {
@@ -43,7 +43,7 @@ def open_camvid(root: str, split: str) -> SegmentationDataset:
         there = (
             ", ".join(sorted(path.name for path in base.iterdir() if (base / f"{path.name}annot").is_dir())) or "none"
         )
-        raise DataError(f"no split {split!r} in {base}: available are {there}. Set data.train_list or data.val_list.")
+        raise DataError(f"no split {split!r} in {base}: available are {there}. {CHOOSE_SPLIT}")
     images = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES))
     return SegmentationDataset(
         title=f"CamVid {split}",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fcnlab.config.ranges import Byte, Fraction, Seed
-from fcnlab.data.dataset import IGNORE_INDEX, SegmentationDataset
+from fcnlab.data.dataset import CHOOSE_SPLIT, IGNORE_INDEX, SegmentationDataset
 from fcnlab.data.formats.voc import read_list, voc_palette
 from fcnlab.data.image_files import DataError
 from fcnlab.data.image_headers import LARGEST
@@ -314,9 +314,7 @@ def _members(
         return sorted(matches)
     if split not in fractions:
         there = ", ".join(fractions)
-        raise DataError(
-            f"no split {split!r} in data.dataset.fractions: available are {there}. Set data.train_list, data.val_list."
-        )
+        raise DataError(f"no split {split!r} in data.dataset.fractions: available are {there}. {CHOOSE_SPLIT}")
     members = [name for name in matches if split_of(name, fractions, split_seed) == split]
     if not members:
         raise DataError(
@@ -344,4 +342,4 @@ def _splits_hint(root: str, images: str) -> str:
     if not marked or before.rpartition("/")[2] or not folder.is_dir():
         return ": check data.root and data.dataset.images."
     there = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
-    return f": {folder} contains {there}. Set data.train_list, data.val_list or data.dataset.images."
+    return f": {folder} contains {there}. Set data.train_list, data.val_list, data.test_list or data.dataset.images."

@@ -14,7 +14,7 @@ from numpy import ndarray
 from PIL import Image
 
 from fcnlab.config.ranges import MOST_PIXELS, Count, Meaning, Seed
-from fcnlab.data.dataset import IGNORE_INDEX, SegmentationDataset
+from fcnlab.data.dataset import CHOOSE_SPLIT, IGNORE_INDEX, SegmentationDataset
 from fcnlab.data.formats.voc import CLASSES, read_list, voc_images, voc_palette
 from fcnlab.data.image_files import DataError
 from fcnlab.data.temporary_folders import held_folder, remove_leftovers
@@ -53,6 +53,8 @@ def open_shapes(
     if not folder.is_dir():
         if not draw:
             raise DataError(f"no shapes in data.root={root}: {folder} does not exist, and drawing is disabled")
+        if split not in ("train", "val"):
+            raise DataError(f"no list {split!r} of shapes: available are train, val. {CHOOSE_SPLIT}")
         _draw_aside(folder, num_train, num_val, size, drawing_seed)
     voc = folder / "VOCdevkit" / "VOC2012"
     return voc_images(voc, f"shapes {split}", read_list(voc / "ImageSets" / "Segmentation", split))

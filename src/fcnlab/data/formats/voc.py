@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from fcnlab.config.ranges import Meaning
-from fcnlab.data.dataset import IGNORE_INDEX, SegmentationDataset
+from fcnlab.data.dataset import CHOOSE_SPLIT, IGNORE_INDEX, SegmentationDataset
 from fcnlab.data.download import Archive, obtain_archive
 from fcnlab.data.image_files import DataError
 from fcnlab.data.masks import Colour
@@ -177,7 +177,7 @@ def read_list(folder: Path, split: str) -> tuple[str, ...]:
     file = folder / f"{split}.txt"
     if not isfile(file):  # noqa: PTH113
         there = ", ".join(sorted(path.stem for path in folder.glob("*.txt"))) or "none"
-        raise DataError(f"no list {split!r} in {folder}: available are {there}. Set data.train_list or data.val_list.")
+        raise DataError(f"no list {split!r} in {folder}: available are {there}. {CHOOSE_SPLIT}")
     try:
         lines = bytes_of(file, LIST_BYTES).decode("utf-8-sig").splitlines()  # Windows editors write a byte order mark
     except (OSError, ValueError) as error:

@@ -39,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             full = "the disk is probably full, " if isinstance(error, RuntimeError) else ""
             raise WriteError(
                 f"{path} could not be written: {full}{first_line(error)}. Earlier checkpoints are intact: free some"
-                " space, then resume with checkpoint=auto and hydra.run.dir set to this run's folder."
+                " space, then resume the run in the same folder with checkpoint=auto."
             ) from error
 
 

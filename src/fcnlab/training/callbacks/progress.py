@@ -3,17 +3,18 @@
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
-from fcnlab.training.callbacks.time_left import TimeLeft, duration
+from fcnlab.library_internals.lightning import TimedProgressBar
+from fcnlab.training.callbacks.time_left import TimeLeft, duration, last_step
 
 
-class Progress(TQDMProgressBar):
-    """Lightning's progress bar with the loss of the last optimiser step and the remaining time of the whole run.
+class Progress(TimedProgressBar):
+    """A progress bar of the whole run, in optimiser steps, with the loss of the last step and the remaining time.
 
-    The loss is read from the device only when the bar is drawn, where a logged loss would be read at every step. tqdm's
-    own remaining time covers one epoch without validations.
+    Lightning's bar is one of an epoch, in batches, and shows no position in an epoch that is resumed. The loss is read
+    from the device only when the bar is drawn, where a logged loss would be read at every step. tqdm's own remaining
+    time knows no validations.
     """
 
     _loss: Tensor | None = None
@@ -23,9 +24,21 @@ class Progress(TQDMProgressBar):
         bar.bar_format = self.BAR_FORMAT.replace("<{remaining}", "")
         return bar
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
+        bar = self.train_progress_bar
+        bar.total = last_step(trainer) or None
+        bar.n = bar.initial = trainer.global_step
+        bar.refresh()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Do not begin another bar, as Lightning does."""
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch, batch_idx: int) -> None:
-        self._loss = pl_module.train_loss
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._loss, bar = pl_module.train_loss, self.train_progress_bar
+        if self.is_due(trainer.global_step, bar.total):
+            bar.n = trainer.global_step
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def get_metrics(self, trainer: L.Trainer, pl_module) -> dict[str, Any]:
         loss = {} if self._loss is None else {"train/loss": self._loss.item()}

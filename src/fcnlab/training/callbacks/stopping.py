@@ -135,7 +135,7 @@ def check_stopping_states(callbacks: dict[str, Any]) -> None:
         if str(key).startswith("EarlyStopping") and not _is_early_stopping(state):
             raise ValueError("its early stopping state is invalid")
     state = callbacks.get("StopReason", {"reason": None, "best": {}})
-    if not isinstance(state, dict) or not _is_reason(state.get("reason")) or not _are_bests(state.get("best")):
+    if not isinstance(state, dict) or not is_reason(state.get("reason")) or not _are_bests(state.get("best")):
         raise ValueError("its early stopping reason is invalid")
 
 
@@ -145,7 +145,8 @@ def _is_early_stopping(state: Any) -> bool:
     return all(type(state.get(name)) is int and state[name] >= 0 for name in ("wait_count", "stopped_epoch"))
 
 
-def _is_reason(reason: Any) -> bool:
+def is_reason(reason: Any) -> bool:
+    """Return whether an untrusted value is a :class:`StopReason`'s ``reason``."""
     if reason is None:
         return True
     if not isinstance(reason, dict) or type(reason.get("step")) is not int:

@@ -34,8 +34,7 @@ class TimeLeft(Callback):
         self._expected = {"step": step, "validation": validation}
 
     def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
-        by_epochs = (trainer.max_epochs or -1) * int(trainer.num_training_batches) // trainer.accumulate_grad_batches
-        self._last = min((limit for limit in (trainer.max_steps, by_epochs) if limit >= 0), default=0)
+        self._last = last_step(trainer)
         self._begun = self._validating = None
         self._validated, self._validations = 0.0, 0
 
@@ -91,6 +90,12 @@ class TimeLeft(Callback):
                 duration(paces["step"]),
                 duration(paces["validation"]),
             )
+
+
+def last_step(trainer: Any) -> int:
+    """Return the number of optimiser steps of the whole run; 0 without a limit of steps or epochs."""
+    by_epochs = (trainer.max_epochs or -1) * int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+    return min((limit for limit in (trainer.max_steps, by_epochs) if limit >= 0), default=0)
 
 
 def validations_between(done: int, last: int, trainer: Any) -> int:
