@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.overrides import format_override, override_key, plain_overrides
 
@@ -28,6 +28,11 @@ def warn_about_single_run_overrides(hydra: DictConfig) -> None:
             " from 0",
             ", ".join(ignored),
         )
+
+
+def resuming_option(config: DictConfig) -> str | None:
+    """Return the setting that names an existing sweep whose jobs are run; None for a new sweep."""
+    return next((option for option in ("sweep.resume", "sweep.extend") if OmegaConf.select(config, option)), None)
 
 
 def user_overrides(overrides: Sequence[str]) -> list[str]:

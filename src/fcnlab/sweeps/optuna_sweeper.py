@@ -15,7 +15,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fcnlab.config.overrides import command_options, plain_overrides, resume_override, shell_join, typed_value
 from fcnlab.cores import visible_cores
@@ -34,7 +34,7 @@ from fcnlab.sweeps.grid_sweeper import (
     write_multirun,
 )
 from fcnlab.sweeps.job_checks import check_jobs, report_user_errors
-from fcnlab.sweeps.job_overrides import SWEEP_KEYS
+from fcnlab.sweeps.job_overrides import SWEEP_KEYS, resuming_option
 from fcnlab.sweeps.manifest import NAME as MANIFEST
 from fcnlab.sweeps.manifest import describe_difference
 from fcnlab.sweeps.refusals import folder_restored_on_refusal
@@ -79,7 +79,7 @@ class OptunaSweeper(Sweeper):
             require_optuna()
             self._check_settings()
             self.folder = Path(config.hydra.sweep.dir).absolute()
-            resumes = bool(OmegaConf.select(config, "sweep.resume"))
+            resumes = resuming_option(config) is not None
             if resumes != (self.folder / STORAGE).exists():
                 raise UserError(self._folder_error(resumes))
         self.chosen_launcher = Plugins.instance().instantiate_launcher(
@@ -136,7 +136,7 @@ class OptunaSweeper(Sweeper):
             check_trials(study, space, display_path(self.folder / STORAGE))
             started = {trial.number: [*self.fixed, *param_overrides(params_of(trial))] for trial in study.trials}
             if len(study.trials) < self.n_trials or not all(trial.state.is_finished() for trial in study.trials):
-                check_unchanged(self.context, self.whole, started, self.chosen_launcher)
+                check_unchanged(self.context, self.whole, started, getattr(self.chosen_launcher, "manifest", None))
             write_multirun(self.whole)
             self._write(study)
             results: list[JobReturn] = []
