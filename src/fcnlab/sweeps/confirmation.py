@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.overrides import override_key, quote_value, shell_join, unquote_value
+from fcnlab.config.overrides import override_key, shell_join, unquote_value
 from fcnlab.config.recorded_overrides import (
     CONFIRM,
     check_own_folders,
@@ -25,7 +25,7 @@ from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
 from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.runs.origins import nested_map
-from fcnlab.sweeps.job_overrides import user_overrides
+from fcnlab.sweeps.job_overrides import combinations_override, user_overrides
 from fcnlab.sweeps.manifest import Job, Manifest, read_manifest
 from fcnlab.sweeps.more_seeds import parse_seeds, without_seed
 from fcnlab.sweeps.resumed_settings import check_unchanged
@@ -63,11 +63,12 @@ def apply_sweep_confirm(argv: list[str], verb: str) -> None:
     _check_typed(argv, request, manifest)
     common, combinations = split_common([setting.overrides for setting in best])
     words = [*common, *chain(*combinations)]
+    differing = [combinations_override(combinations)] if len(best) > 1 else []
     advice = check_own_folders("sweep", record, argv, verb) or (
         f"If the sweep is yours, train these settings in sweeps of their own: {shell_join(words)}"
     )
     check_recorded_overrides(words, argv, lambda: advice)
-    argv[place + 1 : place + 1] = [*common, *_as_override(combinations), *read_only_data(words, argv)]
+    argv[place + 1 : place + 1] = [*common, *differing, *read_only_data(words, argv)]
     if not {"-m", "--multirun"} & set(argv):
         argv.insert(1, "--multirun")
     print(f"The {len(best)} best of {len(ranked)} settings in {display_path(folder)}, by the mean score of their jobs:")
@@ -97,12 +98,6 @@ def split_common(settings: Sequence[Sequence[str]]) -> tuple[list[str], list[lis
     """
     common = [word for word in settings[0] if all(word in setting for setting in settings)]
     return common, [[word for word in setting if word not in common] for setting in settings]
-
-
-def _as_override(combinations: Sequence[Sequence[str]]) -> list[str]:
-    """Return the combinations as an override; none for a single setting, which has nothing that differs."""
-    lists = ",".join(f"[{','.join(map(quote_value, words))}]" for words in combinations)
-    return [f"sweep.combinations=[{lists}]"] if len(combinations) > 1 else []
 
 
 def _count(argv: Sequence[str], settings: int, request: str) -> int:
@@ -171,6 +166,6 @@ def check_confirmed(context: HydraContext, config: DictConfig, settings: Sequenc
     if not folder:
         return
     manifest = read_manifest(Path(folder), OPTION)
-    requested = {frozenset(without_seed(overrides)) for overrides in settings}
+    requested = {frozenset(without_seed(user_overrides(overrides))) for overrides in settings}
     earlier = [setting.jobs[0] for setting in ranked_settings(manifest) if frozenset(setting.overrides) in requested]
     check_unchanged(context, config, {job.number: job.overrides for job in earlier}, manifest, same_folders=False)

@@ -11,13 +11,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from fcnlab.config.overrides import resume_override, searchpath_folders, shell_join
+from fcnlab.config.overrides import format_override, resume_override, searchpath_folders, shell_join
 from fcnlab.config.ranges import Seed, is_valid
 from fcnlab.errors import UserError
 from fcnlab.files.in_place import open_own
 from fcnlab.files.locks import FolderLock, try_lock
 from fcnlab.files.reading import Unreadable, display_path, read_json, read_yaml, texts
 from fcnlab.files.writing import as_json, atomic_write, timestamp
+from fcnlab.sweeps.job_overrides import combinations_override
 
 log = logging.getLogger("fcnlab")
 NAME = "sweep.json"
@@ -81,7 +82,10 @@ class Manifest:
 
     @property
     def command(self) -> str:
-        return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, *self.all_overrides])
+        more = [combinations_override(self.combinations)] if self.combinations else []
+        if self.added_seeds:
+            more.append(format_override("sweep.added_seeds", ",".join(map(str, self.added_seeds))))
+        return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, *self.all_overrides, *more])
 
     @property
     def _config_dir(self) -> list[str]:
