@@ -18,7 +18,7 @@ def drawn(true_scores: np.ndarray, seeds: int, rng: np.random.Generator) -> list
     return [[ClassAreas(run, union, union) for run in runs] for runs in areas]
 
 
-def biases(seeds: int, spread: float, failed: int, repeats: int = 25) -> tuple[float, float]:
+def biases(seeds: int, spread: float, failed: int, repeats: int = 20) -> tuple[float, float]:
     """Return the mean bias of the observed and of the held-out score of the best of 30 groups."""
     rng, differences = np.random.default_rng(0), []
     for _ in range(repeats):
@@ -32,11 +32,11 @@ def biases(seeds: int, spread: float, failed: int, repeats: int = 25) -> tuple[f
     return float(observed), float(held_out)
 
 
-@pytest.mark.parametrize(("spread", "failed"), [(0.0, 0), (0.01, 10)])
+@pytest.mark.parametrize(("spread", "failed"), [(0.0, 0), (0.003, 10)])
 def test_the_held_out_score_is_not_too_high(spread: float, failed: int):
     observed, held_out = biases(3, spread, failed)
-    assert observed > 0.003  # in units of IoU: 0.3 points
-    assert -0.6 * observed < held_out < 0.2 * observed
+    assert observed > 0.005  # in units of IoU: half a point
+    assert -0.5 * observed < held_out < 0.2 * observed
 
 
 def test_with_one_seed_its_luck_remains():

@@ -267,7 +267,8 @@ def _notes_of_selection(groups: Sequence[Group]) -> list[str]:
         f"The best of {len(groups)} groups is selected by chance in part, so its mIoU of {100 * best.observed:.2f} % is"
         " too high. If the best group is selected on half of the images and all seeds but one, it has"
         f" {100 * best.held_out:.2f} % on the other half and the other seed, as the mean of {2 * SPLITS} such"
-        f" selections.{luck} To exclude the luck of the seeds, train the best groups again with new ones: {confirm_command(runs)}"
+        f" selections.{luck} To exclude the luck of the seeds, train the best groups again with new ones:"
+        f" {confirm_command(runs)}"
     ]
 
 
