@@ -169,6 +169,13 @@ def test_a_confirmation_with_used_seeds_or_other_settings_is_refused(recorded, w
         rewritten(apply_sweep_confirm, "sweep.confirm=old", *words.split())
 
 
+def test_settings_without_effect_or_that_exclude_each_other_are_refused(fcnlab, capsys):
+    assert fcnlab("train", "sweep.best=2") == 1
+    assert "sweep.best has no effect without sweep.confirm=FOLDER" in capsys.readouterr().err
+    assert fcnlab("train", "-m", "sweep.extend=a", "sweep.resume=a", "seed=4") == 1
+    assert "sweep.resume, sweep.extend and sweep.confirm exclude each other" in capsys.readouterr().err
+
+
 # --- changed code
 
 

@@ -72,8 +72,9 @@ def apply_sweep_confirm(argv: list[str], verb: str) -> None:
     if not {"-m", "--multirun"} & set(argv):
         argv.insert(1, "--multirun")
     print(f"The {len(best)} best of {len(ranked)} settings in {display_path(folder)}, by the mean score of their jobs:")
+    of_all, _ = split_common([setting.overrides for setting in ranked])
     for setting in best:
-        name = escape_line(shell_join([word for word in setting.overrides if word not in common]) or "(all jobs)")
+        name = escape_line(shell_join([word for word in setting.overrides if word not in of_all]))
         print(f"  {100 * setting.score:6.2f} % ({len(setting.jobs)} job{'s'[: len(setting.jobs) > 1]})  {name}")
 
 
