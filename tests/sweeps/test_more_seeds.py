@@ -93,6 +93,8 @@ def test_an_extension_of_a_search_or_without_seeds_is_refused(recorded):
         rewritten(apply_sweep_resume, "sweep.extend=old")
     with pytest.raises(UserError, match="only training runs have seeds"):
         rewritten(apply_sweep_resume, "sweep.extend=old", "seed=1", verb="eval")
+    with pytest.raises(UserError, match=r"=old: optim\.lr=1 ~loss cannot be set, since all settings but the seed are"):
+        rewritten(apply_sweep_resume, "sweep.extend=old", "seed=4", "optim.lr=1", "~loss", "model=fcn8s")
     (folder / "search.json").write_text("{}")
     with pytest.raises(UserError, match=r"fcnlab train -m .*sweep\.confirm='old'.* sweep\.best=3 seed=101,102,103"):
         rewritten(apply_sweep_resume, "sweep.extend=old", "seed=4,5")
@@ -158,7 +160,7 @@ def test_the_best_settings_are_trained_with_new_seeds(recorded, capsys):
         ("", r"needs seeds that the sweep does not have\. Add, for example, seed=8,9,10$"),
         ("seed=3 sweep.best=4", r"sweep\.best=4 is more than the 3 settings of the sweep that have a score"),
         ("seed=3 sweep.best=x", r"sweep\.best=x must be a whole number of at least 1"),
-        ("seed=3 optim.lr=0.5", r"optim\.lr=0\.5 cannot be set, since the settings are repeated from the sweep"),
+        ("seed=3 optim.lr=0.5", r"optim\.lr=0\.5 cannot be set, since all settings but the seed are repeated"),
     ],
 )
 def test_a_confirmation_with_used_seeds_or_other_settings_is_refused(recorded, words: str, message: str):

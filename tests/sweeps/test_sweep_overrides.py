@@ -860,9 +860,8 @@ def test_a_sweep_is_extended_and_resumed(sweep, tmp_path):
     for typed, number in (("seed=1", 0), ("seed=6,5", 4)):  # 1 is the default
         message = sweep("sweep.extend=s", typed, fixed=())
         assert f"the sweep already has this seed (job {number}). Type seeds that it does not have, such as " in message
-    assert "only in this sweep:  optim.lr=0.1\nType only new seeds" in sweep(
-        "sweep.extend=s", "optim.lr=0.1", "seed=6", fixed=()
-    )
+    message = sweep("sweep.extend=s", QUICK[0], "seed=6", fixed=())
+    assert "only in the record:  model=fcn8s,fcn16s\nType only new seeds" in message
     assert sweep_record(tmp_path)["added_seeds"] == [4, 5]
 
 

@@ -72,12 +72,12 @@ def apply_sweep_resume(argv: list[str], verb: str) -> None:
         return
     folder = unquote_value(argv[place].partition("=")[2])
     record = read_record(argv[place], Path(folder) / "sweep.json")
-    if argv[place].startswith(EXTEND):
-        _set_added_seeds(argv, place, verb, Path(folder))
     overrides = [*(record.get("params") or []), *record["overrides"]]
     foreign = [*overrides, *chain(*record.get("combinations", []))]
-    own = ("-", "hydra.", "hydra/", "sweep.")
-    if any(("=" in word or word.startswith("~")) and not word.startswith(own) for word in argv[1:]):
+    if argv[place].startswith(EXTEND):
+        _set_added_seeds(argv, place, verb, Path(folder))
+        refuse_settings(argv[place], [word for word in typed_settings(argv) if word not in overrides])
+    if typed_settings(argv):
         overrides = []
     else:
         untyped = check_own_folders("sweep", record, argv, verb)
@@ -90,6 +90,21 @@ def apply_sweep_resume(argv: list[str], verb: str) -> None:
     argv[place + 1 : place + 1] = [*overrides, *read_only_data(overrides, argv), *resumed]
     if not {"-m", "--multirun"} & set(argv):
         argv.insert(1, "--multirun")  # not among the overrides, which argparse expects in one block
+
+
+def typed_settings(argv: Sequence[str]) -> list[str]:
+    """Return the overrides on a command line, without options and without those of Hydra and of the sweep itself."""
+    own = ("-", "hydra.", "hydra/", "sweep.")
+    return [word for word in argv[1:] if ("=" in word or word.startswith("~")) and not word.startswith(own)]
+
+
+def refuse_settings(request: str, settings: Sequence[str]) -> None:
+    """Raise a UserError for settings that a command cannot have, since it repeats those of a sweep."""
+    if settings:
+        raise UserError(
+            f"{request}: {' '.join(settings)} cannot be set, since all settings but the seed are repeated from the"
+            " sweep. Leave it out"
+        )
 
 
 def _set_added_seeds(argv: list[str], place: int, verb: str, folder: Path) -> None:

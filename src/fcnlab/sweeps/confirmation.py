@@ -20,6 +20,8 @@ from fcnlab.config.recorded_overrides import (
     check_recorded_overrides,
     read_only_data,
     read_record,
+    refuse_settings,
+    typed_settings,
 )
 from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
@@ -115,13 +117,7 @@ def _count(argv: Sequence[str], settings: int, request: str) -> int:
 
 def _check_typed(argv: Sequence[str], request: str, manifest: Manifest) -> None:
     """Check that the seeds are new and that no other setting is typed."""
-    for word in argv[1:]:
-        is_setting = ("=" in word or word.startswith("~")) and not word.startswith(("-", "hydra.", "hydra/", "sweep."))
-        if is_setting and override_key(word) != "seed":
-            raise UserError(
-                f"{request}: {word} cannot be set, since the settings are repeated from the sweep. Leave it out: only"
-                f" seed=..., {BEST}=K and settings of Hydra can be typed"
-            )
+    refuse_settings(request, [word for word in typed_settings(argv) if override_key(word) != "seed"])
     typed = [word.partition("=")[2] for word in argv if override_key(word) == "seed"]
     used = seeds_of(manifest)
     fresh = ",".join(str(max(used, default=100) + more) for more in (1, 2, 3))
