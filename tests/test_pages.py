@@ -60,7 +60,7 @@ COMPOSED = {
     r"runs=outputs/train,outputs/sweeps": "names folders that the commands of the page do not write",
     r"merge_over=": "needs runs of different code or of moved data",
     r"eval -m|runs=outputs/flips": "six evaluations",
-    r"sweep\.resume=FOLDER": "tests/sweeps/test_sweeps.py resumes sweeps",
+    r"sweep\.(resume|confirm)=FOLDER": "tests/sweeps/test_sweeps.py and test_sweep_overrides.py start such sweeps",
     r"doctor data=voc": "takes seconds; own-data.md runs doctor",
 }
 WITHOUT_RUNS = set(COMPOSED_PAGES) - {"README.md"}  # which has Python, too

@@ -254,7 +254,7 @@ def _checked_words(verb: str, overrides: Sequence[str], config_dir: str | Path |
 
 def _refuse_sweep(verb: str, words: Sequence[str]) -> None:
     for override in OverridesParser.create().parse_overrides(list(words)):
-        if override.is_sweep_override() or override.key_or_group == "sweep.resume":
+        if override.is_sweep_override() or override.key_or_group in ("sweep.resume", "sweep.extend", "sweep.confirm"):
             line = shell_join(["fcnlab", verb, "-m", *words])
             raise UserError(
                 f"{override.input_line} starts a sweep, and this is a single run. Start the sweep in a shell: {line}"

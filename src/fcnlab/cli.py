@@ -21,7 +21,7 @@ CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 LISTS = {"compare": ("runs", "baseline"), "bench": ("benchmarks",)}  # a list that is typed as A,B, and a name as it is
-RESUME = "sweep.resume="
+RECORDS = (FROM_RUN, "sweep.resume=", "sweep.extend=", "sweep.confirm=")
 OPTIONS_WITH_VALUE = (
     "--cfg",
     "--config-dir",
@@ -167,10 +167,14 @@ def _end_with_rank_0() -> None:
 
 
 def _add_recorded_overrides(verb: str, started_by_lightning: bool) -> None:
-    """Add the recorded overrides of ``from_run=FOLDER`` and ``sweep.resume=FOLDER`` to the command line."""
-    asks = [word.lstrip("+").startswith((FROM_RUN, RESUME)) for word in sys.argv]
+    """Add the recorded overrides of ``from_run=``, ``sweep.resume=`` and the like to the command line."""
+    asks = [word.lstrip("+").startswith(RECORDS) for word in sys.argv]
     if not any(asks):
+        if any(word.startswith("sweep.best=") for word in sys.argv):
+            sys.exit(f"fcnlab {verb}: sweep.best has no effect without sweep.confirm=FOLDER")
         return
+    if sum(word.lstrip("+").startswith("sweep.") for word, ask in zip(sys.argv, asks, strict=True) if ask) > 1:
+        sys.exit(f"fcnlab {verb}: sweep.resume, sweep.extend and sweep.confirm exclude each other. Type one of them")
     sys.argv[:] = [word.lstrip("+") if ask else word for word, ask in zip(sys.argv, asks, strict=True)]
     from fcnlab.config.recorded_overrides import apply_from_run, apply_sweep_resume
 
@@ -178,8 +182,17 @@ def _add_recorded_overrides(verb: str, started_by_lightning: bool) -> None:
         if verb == "train" and not started_by_lightning:  # whose words have them
             apply_from_run(sys.argv, verb)
         apply_sweep_resume(sys.argv, verb)
+        _apply_sweep_confirm(verb)
     except UserError as error:
         sys.exit(f"fcnlab {verb}: {error}")
+
+
+def _apply_sweep_confirm(verb: str) -> None:
+    """Add the best settings of ``sweep.confirm=FOLDER``; only such a command pays for the imports."""
+    if any(word.startswith("sweep.confirm=") for word in sys.argv):
+        from fcnlab.sweeps.confirmation import apply_sweep_confirm
+
+        apply_sweep_confirm(sys.argv, verb)
 
 
 def _is_sweep() -> bool:

@@ -1,12 +1,13 @@
 """Which groups are compared, on which images and seeds, and the verdicts."""
 
+import re
 import time
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from fcnlab.comparison.comparison import compare, curve
+from fcnlab.comparison.comparison import compare, confirm_command, curve
 from fcnlab.comparison.pairs import MOST_IMAGES
 from fcnlab.comparison.runs import read_runs
 from fcnlab.comparison.tables import answers, headline, markdown, terminal
@@ -148,6 +149,20 @@ def test_many_groups_are_compared_with_a_default_baseline(make_run, compared):
     assert (
         all(pair.second is comparison.baseline for pair in comparison.pairs) and "baseline=NAME" in comparison.notes[0]
     )
+
+
+def test_the_best_of_many_groups_is_reported_to_be_selected_by_chance(make_run, compared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in range(11):
+        make_run(str(place), toy_matrices(0.7, seed=place), seed=5, settings={"optim.lr": place + 1.0})
+    (note,) = (note for note in compared().notes if "selected by chance" in note)
+    observed, held_out = (float(number) for number in re.findall(r"([\d.]+) %", note))
+    best = compared().groups[0]
+    assert note.startswith("The best of 11 groups is ") and observed == round(100 * best.mean(), 2) > held_out
+    assert "Groups with one seed are selected and scored with it" in note
+    assert note.endswith(": fcnlab train -m sweep.confirm=FOLDER sweep.best=3 seed=6,7,8")
+    (tmp_path / "runs" / "sweep.json").write_text('{"verb": "train"}')
+    assert confirm_command(best.runs) == "fcnlab train -m \"sweep.confirm='runs'\" sweep.best=3 seed=6,7,8"
 
 
 def test_a_baseline_can_be_chosen(make_run, compared):

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hydra.conf import HydraConf
@@ -261,7 +260,7 @@ def test_a_record_is_read_as_written(tmp_path):
     written = manifest(tmp_path, "seed=1", "seed=2")
     written.jobs[1].status, written.jobs[1].exit_code = "failed", 137
     written.end("failed")
-    read = open_manifest(tmp_path, "train", ["seed=1,2"], resume=True)
+    read = open_manifest(tmp_path, "train", ["seed=1,2"], "sweep.resume")
     assert read.jobs == written.jobs and read.status == "running" and read.ended is None
     facts = json.loads((tmp_path / "sweep.json").read_text())
     assert facts["command"] == "fcnlab train -m seed=1,2" and facts["process"]["pid"] == os.getpid()
@@ -271,7 +270,7 @@ def test_a_record_is_read_as_written(tmp_path):
 def test_a_sweep_is_resumed_only_on_request(tmp_path):
     manifest(tmp_path).write()
     with pytest.raises(UserError, match=r"already contains a sweep\. Resume it with sweep\.resume="):
-        open_manifest(tmp_path, "train", ["seed=1,2"], resume=False)
+        open_manifest(tmp_path, "train", ["seed=1,2"], None)
 
 
 @pytest.mark.parametrize(
@@ -289,14 +288,14 @@ def test_a_sweep_is_resumed_only_on_request(tmp_path):
 def test_differing_settings_are_listed(tmp_path, words: list[str], message: str):
     manifest(tmp_path).write()
     with pytest.raises(UserError) as error:
-        open_manifest(tmp_path, "train", words, resume=True)
+        open_manifest(tmp_path, "train", words, "sweep.resume")
     assert message in str(error.value)
 
 
 def test_overrides_in_another_order_are_refused(tmp_path):
     Manifest(tmp_path, "train", ["a=1,2", "b=1,2"]).write()
     with pytest.raises(UserError, match="their order differs"):
-        open_manifest(tmp_path, "train", ["b=1,2", "a=1,2"], resume=True)
+        open_manifest(tmp_path, "train", ["b=1,2", "a=1,2"], "sweep.resume")
 
 
 def test_a_job_with_other_settings_is_refused(tmp_path):
@@ -314,7 +313,7 @@ def test_a_job_with_other_settings_is_refused(tmp_path):
 def test_an_invalid_record_is_an_error(tmp_path, text: str):
     (tmp_path / "sweep.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match="no valid record of a sweep"):
-        open_manifest(tmp_path, "train", [], resume=True)
+        open_manifest(tmp_path, "train", [], "sweep.resume")
 
 
 @pytest.mark.parametrize("folder", ["/etc", "../other"])
@@ -323,7 +322,7 @@ def test_a_record_cannot_name_folders_elsewhere(tmp_path, folder: str):
     written.jobs[0].folder = folder
     written.write()
     with pytest.raises(UserError, match="folder is outside the sweep's folder"):
-        open_manifest(tmp_path, "train", ["seed=1,2"], resume=True)
+        open_manifest(tmp_path, "train", ["seed=1,2"], "sweep.resume")
 
 
 @pytest.mark.parametrize(
@@ -388,7 +387,7 @@ def unchanged(
     recorded = settings or resumed_settings.hash_of(resumed_settings.settings_of(cfg))
     record = Manifest(folder, verb, ["seed=1,2"], jobs={3: Job(3, "3", [], "", settings=recorded)})
     monkeypatch.setattr(resumed_settings, "compose_jobs", lambda context, config, jobs, first: {first: cfg})
-    check_unchanged(None, cfg, {3: ["seed=1"], 4: ["seed=2"]}, SimpleNamespace(manifest=record))  # pyright: ignore
+    check_unchanged(None, cfg, {3: ["seed=1"], 4: ["seed=2"]}, record)  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -487,8 +486,8 @@ def test_jobs_are_left_until_all_have_finished(tmp_path, statuses, left: bool):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "run.json").write_text(json.dumps({"status": status}))
     jobs = {0: ["seed=0"], 1: ["seed=1"]}
-    assert resumed_settings.nothing_left_to_run(jobs, SimpleNamespace(manifest=record)) is not left
-    assert not resumed_settings.nothing_left_to_run(jobs, SimpleNamespace())  # of a launcher without a record
+    assert resumed_settings.nothing_left_to_run(jobs, record) is not left
+    assert not resumed_settings.nothing_left_to_run(jobs, None)  # of a launcher without a record
 
 
 def test_changed_interpolations_without_effect_on_scores_are_ignored(tmp_path, monkeypatch, caplog):
@@ -578,7 +577,7 @@ def test_the_output_of_a_job_is_not_appended_to_a_link(tmp_path, link):
 def test_a_record_that_is_not_a_regular_file_is_an_error(tmp_path, make):
     make(tmp_path / "sweep.json")
     with pytest.raises(UserError, match="no valid record of a sweep"):
-        open_manifest(tmp_path, "train", [], resume=True)
+        open_manifest(tmp_path, "train", [], "sweep.resume")
 
 
 def test_pipes_and_endless_files_are_not_read(tmp_path):

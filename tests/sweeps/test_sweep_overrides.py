@@ -834,3 +834,86 @@ def test_deferred_overrides_are_restored(word: str):
 def test_other_overrides_are_not_deferred(word: str):
     key = word.partition("=")[0].lstrip("~")
     assert grid_sweeper.defer_group_settings(["model=fcn8s,fcn16s", word], f"Could not override '{key}'.")[1] == word
+
+
+# --- more seeds
+
+
+def finish(folder: Path, *numbers: int) -> None:
+    """Write what a job leaves that has finished."""
+    for number in numbers:
+        (folder / str(number)).mkdir(exist_ok=True)
+        (folder / str(number) / "run.json").write_text('{"status": "finished"}')
+
+
+@pytest.mark.slow  # several sweeps in this process
+def test_a_sweep_is_extended_and_resumed(sweep, tmp_path):
+    assert len(sweep("model=fcn8s,fcn16s")) == 2  # without a seed
+    finish(tmp_path / "s", 0, 1)
+    jobs = [of_job(job) for job in sweep("sweep.extend=s", "seed=4,5", fixed=())]
+    assert jobs == [[f"model={model}", f"seed={seed}"] for seed in (4, 5) for model in ("fcn8s", "fcn16s")]
+    record = sweep_record(tmp_path)
+    assert record["added_seeds"] == [4, 5] and record["overrides"] == [*QUICK, "model=fcn8s,fcn16s"]
+    assert [job["folder"] for job in record["jobs"]] == list("012345")
+    assert [job["name"] for job in record["jobs"]][-2:] == ["model=fcn8s seed=5", "model=fcn16s seed=5"]
+
+    finish(tmp_path / "s", 2, 3)
+    assert [of_job(job) for job in sweep("sweep.resume=s", fixed=())] == jobs[2:]
+    for typed, number in (("seed=1", 0), ("seed=6,5", 4)):  # 1 is the default
+        message = sweep("sweep.extend=s", typed, fixed=())
+        assert f"the sweep already has this seed (job {number}). Type seeds that it does not have, such as " in message
+    message = sweep("sweep.extend=s", QUICK[0], "seed=6", fixed=())
+    assert "only in the record:  model=fcn8s,fcn16s\nType only new seeds" in message
+    assert sweep_record(tmp_path)["added_seeds"] == [4, 5]
+
+
+@pytest.mark.slow  # several sweeps in this process
+def test_changed_files_prevent_an_extension_and_a_confirmation(sweep, own_file, tmp_path):
+    words = own_file("optim: {lr: 0.1}")
+    assert len(sweep(*words, "seed=1,2")) == 2
+    own_file("optim: {lr: 0.2}")
+    message = sweep(words[0], "sweep.extend=s", "seed=3", fixed=())
+    assert "sweep.extend=s: configuration files, or fcnlab itself, have changed" in message
+    assert "job 0, 1: optim.lr=0.2 (was 0.1)" in message and sweep_record(tmp_path)["added_seeds"] == []
+    with_scores(tmp_path, 0.5, 0.5)
+    message = sweep(words[0], "sweep.confirm=first", "sweep.best=1", "seed=3", fixed=())
+    assert "sweep.confirm=first: configuration files, or fcnlab itself, have changed" in message
+    assert "job 0: optim.lr=0.2 (was 0.1)" in message and not (tmp_path / "s").exists()
+
+
+def with_scores(folder: Path, *scores: float) -> None:
+    """Rename the sweep s to first, and give its jobs these scores."""
+    record = sweep_record(folder)
+    for job, score in zip(record["jobs"], scores, strict=True):
+        job["miou"] = score
+    (folder / "s" / "sweep.json").write_text(json.dumps(record))
+    (folder / "s").rename(folder / "first")
+
+
+@pytest.mark.slow  # several sweeps in this process
+def test_the_best_settings_are_confirmed_in_a_new_sweep(sweep, tmp_path, monkeypatch):
+    weights = "model.weights=D/${seed}.ckpt"
+    assert len(sweep("model=fcn8s,fcn16s", weights, "optim={lr:0.1},{lr:0.2}")) == 4
+    with_scores(tmp_path, 0.4, 0.2, 0.3, 0.5)
+    confirm = ("sweep.confirm=first", "sweep.best=2", "seed=8,9")
+    expected = [
+        [weights, f"seed={seed}", model, rate]
+        for model, rate in (("model=fcn16s", "optim={lr:0.2}"), ("model=fcn8s", "optim={lr:0.1}"))
+        for seed in (8, 9)
+    ]
+    jobs = sweep(*confirm, fixed=())
+    assert [of_job(job) for job in jobs] == expected
+    assert all("sweep.recorded=true" in job for job in jobs)  # the record names the data, and nobody typed them
+    finish(tmp_path / "s", 0, 3)
+    assert [of_job(job) for job in sweep("sweep.resume=s", fixed=())] == expected[1:3]
+    command = sweep_record(tmp_path)["command"]
+    finish(tmp_path / "s", 1, 2)
+    assert [of_job(job)[-1] for job in sweep("sweep.extend=s", "seed=10", fixed=())] == ["seed=10"] * 2
+
+    in_process: list[list[str]] = []
+    monkeypatch.setattr(launchers.BasicLauncher, "launch", lambda self, words, first: in_process.extend(words) or [])
+    (tmp_path / "s").rename(tmp_path / "second")
+    sweep(*confirm, "hydra/launcher=basic", fixed=())
+    assert [of_job(job) for job in in_process] == expected
+    (tmp_path / "s" / "multirun.yaml").unlink()
+    assert [of_job(job) for job in sweep(*shlex.split(command)[3:], fixed=())] == expected

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
+from fcnlab.comparison.best_of_many import SPLITS, best_of_many
 from fcnlab.comparison.comparability import restrict_to_common_images, split_comparable
 from fcnlab.comparison.grouping import (
     ALWAYS,
@@ -27,13 +28,16 @@ from fcnlab.comparison.grouping import (
 from fcnlab.comparison.intervals import FEWEST_IMAGES, FEWEST_SEEDS, resamples_needed
 from fcnlab.comparison.pairs import Pair, Sampling, compare_pairs, match_seeds
 from fcnlab.comparison.runs import ExcludedRun, Run
+from fcnlab.config.overrides import format_value, shell_join
 from fcnlab.errors import UserError
+from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.runs.origins import ENVIRONMENT, SCORING, UNKNOWN
 from fcnlab.runs.selection import notes as selection_notes
 
 MOST_GROUPS_FOR_ALL_PAIRS = 5  # more groups are compared with a baseline only
 MANY_RUNS, RESAMPLES, RESAMPLES_OF_MANY = 100, 10_000, 2_000
 MOST_NOTES = 5  # of each kind
+MANY_GROUPS = 10  # with more groups, the selection of the best one is discussed
 LONGEST_NAME = 40  # characters; longer names are replaced by ranks
 
 
@@ -149,6 +153,7 @@ def compare(
             *_notes(groups, chosen, was_set=baseline is not None),
             *_notes_of_images(runs, compared, most),
             *_notes_of_resamples(pairs, resamples, needed),
+            *_notes_of_selection(groups),
             *_notes_of_seeds(groups, rules),
             *_notes_of_origins(groups, rules, merged),
         ],
@@ -264,6 +269,36 @@ def _notes_of_resamples(pairs: Sequence[Pair], resamples: int, needed: int) -> l
         f" the smallest possible p value, corrected for the number of pairs, is not below {pairs[0].alpha:.2g}. Set"
         f" resamples={needed} or more, or compare fewer groups."
     ]
+
+
+def _notes_of_selection(groups: Sequence[Group]) -> list[str]:
+    """Return a note on the score of the best of many groups, and how to train the best ones with new seeds."""
+    runs = [run for group in groups for run in group.runs]
+    if len(groups) <= MANY_GROUPS or len(runs[0].names) < FEWEST_IMAGES:
+        return []
+    best = best_of_many([[run.areas for run in group.runs] for group in groups])
+    one_seed = any(len(group.runs) == 1 for group in groups)
+    luck = " Groups with one seed are selected and scored with it, so this includes its luck." if one_seed else ""
+    return [
+        f"The best of {len(groups)} groups is selected by chance in part, so its mIoU of {100 * best.observed:.2f} % is"
+        " too high. If the best group is selected on half of the images and all seeds but one, it has"
+        f" {100 * best.held_out:.2f} % on the other half and the other seed, as the mean of {2 * SPLITS} such"
+        f" selections.{luck} To exclude the luck of the seeds, train the best groups again with new ones:"
+        f" {confirm_command(runs)}"
+    ]
+
+
+def confirm_command(runs: Sequence[Run]) -> str:
+    """Return the command that trains the best settings of a sweep with seeds that no run has.
+
+    The sweep is ``FOLDER`` unless all runs are jobs of the same sweep of training runs.
+    """
+    folders = {run.folder.parent for run in runs}
+    of_sweep = [folder for folder in folders if read_json_facts(folder, "sweep.json").get("verb") == "train"]
+    name = format_value(display_path(of_sweep[0])) if len(folders) == len(of_sweep) == 1 else "FOLDER"
+    first = max((run.seed for run in runs if run.seed is not None), default=0) + 1
+    seeds = f"seed={first},{first + 1},{first + 2}"
+    return shell_join(["fcnlab", "train", "-m", f"sweep.confirm={name}", "sweep.best=3", seeds])
 
 
 def _notes_of_seeds(groups: Sequence[Group], rules: GroupingRules) -> list[str]:

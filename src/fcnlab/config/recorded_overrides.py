@@ -1,8 +1,9 @@
-"""``from_run=FOLDER`` and ``sweep.resume=FOLDER``: overrides that a record adds to the command line."""
+"""``from_run=``, ``sweep.resume=`` and ``sweep.extend=FOLDER``: overrides that a record adds to the command line."""
 
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fcnlab.files.reading import Unreadable, display_path, read_json, read_yaml,
 from fcnlab.library_internals.hydra import option_parser
 
 FROM_RUN = "from_run="
-RESUME = "sweep.resume="
+RESUME, EXTEND, CONFIRM = "sweep.resume=", "sweep.extend=", "sweep.confirm="
 RECORDED = "sweep.recorded=true"
 SINGLE_RUN_KEYS = {"checkpoint", "from_run", "sweep"}  # first parts of settings that belong to the recorded run alone
 NO_VALUES = "Add the override that you want behind it; a typed override wins"
@@ -53,35 +54,74 @@ def apply_from_run(argv: list[str], verb: str) -> None:
         if override_key(word) not in typed and _first_part(word) not in SINGLE_RUN_KEYS
     ]
     check_recorded_overrides(overrides, argv, lambda: untyped or _values_to_type(overrides, folder, argv))
-    argv[place:place] = [*overrides, *_reading_alone(overrides, argv)]
+    argv[place:place] = [*overrides, *read_only_data(overrides, argv)]
 
 
 def apply_sweep_resume(argv: list[str], verb: str) -> None:
     """Resume the sweep of ``sweep.resume=FOLDER``, with the overrides of its record if none are typed.
 
+    The sweep of ``sweep.extend=FOLDER`` is resumed with the typed seeds in addition.
+
     Raises
     ------
     UserError
-        As for :func:`apply_from_run`; a link leads out of the folder.
+        As for :func:`apply_from_run`; a link leads out of the folder; there are no new seeds.
     """
-    place = next((place for place, word in enumerate(argv) if word.startswith(RESUME)), None)
+    place = next((place for place, word in enumerate(argv) if word.startswith((RESUME, EXTEND))), None)
     if place is None:
         return
-    folder = unquote_value(argv[place].removeprefix(RESUME))
+    folder = unquote_value(argv[place].partition("=")[2])
     record = read_record(argv[place], Path(folder) / "sweep.json")
     overrides = [*(record.get("params") or []), *record["overrides"]]
-    own = ("-", "hydra.", "hydra/", "sweep.")
-    if any(("=" in word or word.startswith("~")) and not word.startswith(own) for word in argv[1:]):
+    foreign = [*overrides, *chain(*record.get("combinations", []))]
+    if argv[place].startswith(EXTEND):
+        _set_added_seeds(argv, place, verb, Path(folder))
+        refuse_settings(argv[place], [word for word in typed_settings(argv) if word not in overrides])
+    if typed_settings(argv):
         overrides = []
     else:
         untyped = check_own_folders("sweep", record, argv, verb)
-        advice = untyped or f"If the sweep is yours, type all of its settings: {_line(verb, [*argv, *overrides])}"
-        check_recorded_overrides(overrides, argv, lambda: advice)
+        advice = (
+            untyped or f"If the sweep is yours, type all of its settings: {command_line(verb, [*argv, *overrides])}"
+        )
+        check_recorded_overrides(foreign, argv, lambda: advice)
     check_links(Path(folder))
     resumed = [*_search_settings(Path(folder) / "search.json", argv), format_override("hydra.sweep.dir", folder)]
-    argv[place + 1 : place + 1] = [*overrides, *_reading_alone(overrides, argv), *resumed]
+    argv[place + 1 : place + 1] = [*overrides, *read_only_data(overrides, argv), *resumed]
     if not {"-m", "--multirun"} & set(argv):
         argv.insert(1, "--multirun")  # not among the overrides, which argparse expects in one block
+
+
+def typed_settings(argv: Sequence[str]) -> list[str]:
+    """Return the overrides on a command line, without options and without those of Hydra and of the sweep itself."""
+    own = ("-", "hydra.", "hydra/", "sweep.")
+    return [word for word in argv[1:] if ("=" in word or word.startswith("~")) and not word.startswith(own)]
+
+
+def refuse_settings(request: str, settings: Sequence[str]) -> None:
+    """Raise a UserError for settings that a command cannot have, since it repeats those of a sweep."""
+    if settings:
+        raise UserError(
+            f"{request}: {' '.join(settings)} cannot be set, since all settings but the seed are repeated from the"
+            " sweep. Leave it out"
+        )
+
+
+def _set_added_seeds(argv: list[str], place: int, verb: str, folder: Path) -> None:
+    """Put ``sweep.added_seeds=`` in place of the last typed ``seed=``."""
+    request = argv[place]
+    typed = [index for index, word in enumerate(argv) if override_key(word) == "seed"]
+    if verb != "train":
+        raise UserError(f"{request}: only training runs have seeds. Use fcnlab train")
+    if (folder / "search.json").is_file():
+        confirm = shell_join(["fcnlab", verb, "-m", format_override("sweep.confirm", folder)])
+        raise UserError(
+            f"{request}: the folder contains a search, whose settings were selected by their scores. Train its best"
+            f" settings with new seeds: {confirm} sweep.best=3 seed=101,102,103"
+        )
+    if not typed:
+        raise UserError(f"{request} needs new seeds. Add, for example, seed=4,5")
+    argv[typed[-1]] = format_override("sweep.added_seeds", argv[typed[-1]].partition("=")[2])
 
 
 def read_record(request: str, path: Path) -> dict[str, Any]:
@@ -98,6 +138,8 @@ def read_record(request: str, path: Path) -> dict[str, Any]:
             raise ValueError(f"there is no {path.name}")
         for name in {"overrides", "params"} & record.keys():
             texts(record[name], name)
+        for words in record.get("combinations", []):
+            texts(words, "combinations")
         return {**record, "overrides": list(record["overrides"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         kind = "run" if path.name == "run.json" else "sweep"
@@ -131,7 +173,8 @@ def check_own_folders(kind: str, record: dict[str, Any], argv: Sequence[str], ve
         return ""
     in_python = "In Python, add config_dir=FOLDER. " if option else ""
     message = (
-        f"This {kind} used {_printable(' '.join(untyped))}. Type: {_line(verb, [argv[0], *untyped, *argv[1:]])}\n"
+        f"This {kind} used {_printable(' '.join(untyped))}."
+        f" Type: {command_line(verb, [argv[0], *untyped, *argv[1:]])}\n"
         f"({in_python}Its files can run any code: do so only if you trust that folder.)"
     )
     if not any(typed):
@@ -157,7 +200,7 @@ def check_recorded_overrides(overrides: Sequence[str], argv: Sequence[str], advi
     try:
         check_overrides(overrides, config_folders(argv))
     except UntrustedError as error:
-        word = next(word for word in argv if word.startswith((FROM_RUN, RESUME)))
+        word = next(word for word in argv if word.startswith((FROM_RUN, RESUME, EXTEND, CONFIRM)))
         raise UntrustedError(f"{_printable(word)}: {error}. {advice()}") from error
 
 
@@ -181,7 +224,7 @@ def _first_part(override: str) -> str:
     return re.split(r"[./@]", override_key(override))[0]
 
 
-def _reading_alone(overrides: Sequence[str], argv: Sequence[str]) -> list[str]:
+def read_only_data(overrides: Sequence[str], argv: Sequence[str]) -> list[str]:
     """Return the override that opens data which only a record names read-only: see :class:`fcnlab.data.DataModule`."""
     named = any(_first_part(word) in OF_DATA for word in overrides)
     return (
@@ -189,7 +232,7 @@ def _reading_alone(overrides: Sequence[str], argv: Sequence[str]) -> list[str]:
     )
 
 
-def _line(verb: str, argv: Sequence[str]) -> str:
+def command_line(verb: str, argv: Sequence[str]) -> str:
     """Return this command as it is typed; cli.py has rewritten its verb."""
     words = [word for word in argv[1:] if not word.startswith("--config-name=")]
     return shell_join(["fcnlab", verb, *words])

@@ -51,14 +51,21 @@ class CheckpointingConfig:
 class SweepConfig:
     """Settings of a job in a sweep; launchers set ``folder`` and ``name``.
 
-    ``resume`` is the folder of a sweep to resume. ``folder`` holds one ``wandb/`` for all jobs, and ``name`` lists the
+    ``resume`` is the folder of a sweep to resume, ``extend`` of one to train with more seeds, ``confirm`` of one whose
+    ``best`` settings a new sweep trains. With these, fcnlab sets ``added_seeds`` and ``combinations``: the new seeds,
+    and the overrides of each of the best settings. ``folder`` holds one ``wandb/`` for all jobs, and ``name`` lists the
     settings that differ between jobs. ``recorded`` means that a record (``from_run``, ``sweep.resume``) names the data,
     and not the user, so that they are opened read-only.
     """
 
     resume: str | None = None  # the folder of a sweep to resume, with -m
+    extend: str | None = None  # the folder of a sweep to train with the new seeds of seed=4,5, with -m
+    confirm: str | None = None  # the folder of a sweep or search whose best settings are trained again, with -m
+    best: Count = 3  # with confirm: number of settings
     folder: str | None = None  # set by launchers: the folder of the sweep
     name: str = ""  # set by launchers: the settings that differ between jobs
+    added_seeds: str | None = None  # set by fcnlab with extend: the typed seeds
+    combinations: list[list[str]] = field(default_factory=list)  # set by fcnlab with confirm: overrides of each setting
     recorded: bool = False  # set by fcnlab where from_run or sweep.resume names the data
 
 

@@ -25,13 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.overrides import plain_overrides, shell_join
 from fcnlab.errors import UserError, first_line
-from fcnlab.files.reading import display_path
 from fcnlab.files.writing import atomic_write
 from fcnlab.library_internals.hydra import composed_through, copy_below_its_parent, folder_name, value_of, value_text
 from fcnlab.runs.settings import JOB_INTERPOLATION, in_few_digits
+from fcnlab.sweeps.confirmation import check_confirmed
 from fcnlab.sweeps.job_checks import check_jobs, report_user_errors
 from fcnlab.sweeps.job_overrides import user_overrides
 from fcnlab.sweeps.manifest import Manifest, describe_difference
+from fcnlab.sweeps.more_seeds import check_seeds_are_new, jobs_with_seeds, parse_seeds, warn_about_changed_code
 from fcnlab.sweeps.refusals import folder_restored_on_refusal
 from fcnlab.sweeps.resumed_settings import check_unchanged, nothing_left_to_run
 
@@ -77,11 +78,11 @@ class GridSweeper(Sweeper):
 
     def _sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         with report_user_errors(self.verb):
-            overrides = parse_overrides(self.context, self.params, arguments, self.chosen_launcher)
-            jobs = expand_jobs(overrides)
-            if any(getattr(value_of(override), "shuffle", False) for override in overrides):
-                jobs = restore_recorded_order(jobs, getattr(self.chosen_launcher, "manifest", None))
-            if not nothing_left_to_run(dict(enumerate(jobs)), self.chosen_launcher):
+            self.combinations = self._combinations()
+            params = {} if self.combinations else self.params  # the combinations have their values
+            overrides = parse_overrides(self.context, params, arguments, self.chosen_launcher)
+            jobs = self._jobs(overrides)
+            if not nothing_left_to_run(dict(enumerate(jobs)), self.manifest):
                 self._check(overrides, jobs)
             write_multirun(self.whole)
         size, results = self.max_batch_size or len(jobs), []
@@ -92,12 +93,44 @@ class GridSweeper(Sweeper):
             _ = job.return_value  # raises the error of a failed job
         return results
 
+    @property
+    def manifest(self) -> Manifest | None:
+        """The launcher's record of the sweep; None if it has none."""
+        return getattr(self.chosen_launcher, "manifest", None)
+
+    def _jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
+        """Return the overrides of all jobs: the grid, and behind it the jobs of the seeds added to a recorded sweep."""
+        jobs = combined(expand_jobs(overrides), self.combinations)
+        if any(getattr(value_of(override), "shuffle", False) for override in overrides):
+            jobs = restore_recorded_order(jobs, self.manifest)
+        text = OmegaConf.select(self.whole, "sweep.added_seeds")
+        self.new_seeds = parse_seeds(text) if text else []
+        if self.manifest is not None:
+            self.manifest.added_seeds += self.new_seeds
+            jobs += jobs_with_seeds(jobs, self.manifest.added_seeds)
+        check_number_of_jobs(overrides, len(jobs))
+        return jobs
+
+    def _combinations(self) -> list[list[str]]:
+        """Return the overrides with which each job of the grid is run, and record them."""
+        typed: Any = OmegaConf.select(self.whole, "sweep.combinations")
+        combinations = OmegaConf.to_container(typed, resolve=False) if typed else []
+        if self.manifest is not None and not self.manifest.combinations:
+            self.manifest.combinations = combinations  # pyright: ignore[reportAttributeAccessIssue]
+        return combinations if self.manifest is None else self.manifest.combinations  # pyright: ignore[reportReturnType]
+
     def _check(self, overrides: Sequence[Override], jobs: Sequence[list[str]]) -> None:
         with list_hints_added(overrides):
             remote = getattr(self.chosen_launcher, "remote", True)
             configs = check_jobs(self.context, self.whole, jobs, remote)
+        if self.manifest is not None and self.new_seeds:
+            recorded = len(jobs) - len(jobs_with_seeds(jobs, self.new_seeds))
+            earlier = {number: cfg for number, cfg in configs.items() if number < recorded}
+            check_seeds_are_new(self.manifest, earlier, self.new_seeds)
+            warn_about_changed_code(self.manifest, earlier)
         check_jobs_differ(overrides, jobs, configs)
-        check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.chosen_launcher)
+        check_confirmed(self.context, self.whole, jobs)
+        check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.manifest)
 
 
 def restore_recorded_order(jobs: Sequence[list[str]], manifest: Manifest | None) -> list[list[str]]:
@@ -196,7 +229,7 @@ def check_params(
         current = [*without_keys_of(parser.parse_overrides(recorded), new), *new]
     if _lines(current) != recorded:
         raise UserError(
-            f"sweep.resume={display_path(manifest.folder)}: hydra.sweeper.params, {manifest.params_source}, has changed"
+            f"{manifest.request}: hydra.sweeper.params, {manifest.params_source}, has changed"
             f" since the sweep was started{describe_difference(recorded, _lines(current))}\n"
             f"Restore its old values to resume the sweep, or start a new sweep: {manifest.command}"
         )
@@ -281,7 +314,7 @@ def check_jobs_differ(
             lists = [override for override in overrides if override.is_sweep_override()]
             differing = [
                 override
-                for override, *pair in zip(overrides, jobs[first], jobs[number], strict=True)
+                for override, *pair in zip(overrides, jobs[first], jobs[number], strict=False)
                 if len(set(pair)) > 1
             ]
             raise UserError(_same_run_message(first, number, differing, lists))
@@ -353,12 +386,21 @@ def expand_jobs(overrides: Sequence[Override]) -> list[list[str]]:
     UserError
         A list is empty; an override is an interval; there are more than ``MAX_JOBS`` jobs.
     """
-    count = math.prod(map(_count, overrides))
+    check_number_of_jobs(overrides, math.prod(map(_count, overrides)))
+    return [list(job) for job in itertools.product(*map(_job_overrides, overrides))]
+
+
+def check_number_of_jobs(overrides: Sequence[Override], count: int) -> None:
+    """Raise a UserError for more than ``MAX_JOBS`` jobs."""
     if count > MAX_JOBS:
         raise UserError(
             f"{' '.join(_lines(overrides))} gives {count} jobs; a sweep may have at most {MAX_JOBS}. List fewer values"
         )
-    return [list(job) for job in itertools.product(*map(_job_overrides, overrides))]
+
+
+def combined(jobs: Sequence[list[str]], combinations: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return each job with each combination of overrides; the jobs alone if there are no combinations."""
+    return [[*job, *words] for words in combinations or [[]] for job in jobs]
 
 
 def _count(override: Override) -> int:

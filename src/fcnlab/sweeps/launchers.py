@@ -40,7 +40,13 @@ from fcnlab.sweeps.job_checks import (
     without_hydra,
 )
 from fcnlab.sweeps.job_names import job_names
-from fcnlab.sweeps.job_overrides import SWEEP_KEYS, overrides_for_job, user_overrides, warn_about_single_run_overrides
+from fcnlab.sweeps.job_overrides import (
+    SWEEP_KEYS,
+    overrides_for_job,
+    resuming_option,
+    user_overrides,
+    warn_about_single_run_overrides,
+)
 from fcnlab.sweeps.job_queue import JobQueue
 from fcnlab.sweeps.manifest import JOBS_LOCK, Job, SweepLock, open_manifest
 from fcnlab.sweeps.processes import (
@@ -88,7 +94,8 @@ class SlotsLauncher(Launcher):
                 raise UserError("hydra/launcher=slots is only for train and eval. Leave it out")
             warn_about_single_run_overrides(config.hydra)
             folder = sweep_folder(config)
-            self.resumes = bool(config.sweep.resume)
+            option = resuming_option(config)
+            self.resumes = option is not None
             slot_limit(self.slots)
             self.before, self.started = FolderBefore(folder), False
             self.lock = SweepLock(folder)
@@ -96,7 +103,7 @@ class SlotsLauncher(Launcher):
             with folder_restored_on_refusal(self):
                 check_contains_no_run(folder)
                 overrides = user_overrides(plain_overrides(config.hydra.overrides.task))
-                self.manifest = open_manifest(folder, self.verb, overrides, self.resumes, launcher_choice(config.hydra))
+                self.manifest = open_manifest(folder, self.verb, overrides, option, launcher_choice(config.hydra))
             self.lock.own.record_holder()
 
     def restore_folder(self) -> None:
@@ -263,6 +270,10 @@ class InProcessLauncher(BasicLauncher):
         with report_user_errors(str(config.hydra.job.config_name)):
             warn_about_single_run_overrides(config.hydra)
             folder = sweep_folder(config)
+            if option := resuming_option(config):
+                raise UserError(
+                    f"{option} works only with hydra/launcher=slots or submitit_slurm. Leave hydra/launcher=basic out"
+                )
             self.names: set[str] = set()  # of the jobs of earlier batches
             self.before, self.started = FolderBefore(folder), False
             check_contains_no_run(folder)
@@ -283,11 +294,6 @@ class InProcessLauncher(BasicLauncher):
         assert self.hydra_context is not None and self.config is not None
         jobs, has_sweep_settings = [list(overrides) for overrides in job_overrides], "sweep" in self.config
         with report_user_errors(str(self.config.hydra.job.config_name)), hydra_config_restored():
-            if has_sweep_settings and self.config.sweep.resume:
-                raise UserError(
-                    "sweep.resume works only with hydra/launcher=slots or submitit_slurm. Leave hydra/launcher=basic"
-                    " out"
-                )
             configs = compose_jobs(self.hydra_context, self.config, jobs, initial_job_idx)
             check_single_process(configs)
             warn_about_wandb_environment(configs)

@@ -7,15 +7,18 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from fcnlab.config.overrides import resume_override, searchpath_folders, shell_join
+from fcnlab.config.overrides import format_override, resume_override, searchpath_folders, shell_join
+from fcnlab.config.ranges import Seed, is_valid
 from fcnlab.errors import UserError
 from fcnlab.files.in_place import open_own
 from fcnlab.files.locks import FolderLock, try_lock
 from fcnlab.files.reading import Unreadable, display_path, read_json, read_yaml, texts
 from fcnlab.files.writing import as_json, atomic_write, timestamp
+from fcnlab.sweeps.job_overrides import combinations_override
 
 log = logging.getLogger("fcnlab")
 NAME = "sweep.json"
@@ -49,7 +52,9 @@ class Manifest:
 
     ``overrides`` are the typed overrides, ``params`` those of ``hydra.sweeper.params`` that the typed ones do not
     replace. ``launched_by`` are overrides of Hydra's own settings, such as the launcher, and options such as
-    --config-dir; they are recorded for display only.
+    --config-dir; they are recorded for display only. Each job of the overrides is run with each of the
+    ``combinations``, if there are any (``sweep.confirm``), and its settings again with each of the ``added_seeds``
+    (``sweep.extend``). ``option`` names the setting of the command that reads this record, for messages.
     """
 
     folder: Path
@@ -61,6 +66,14 @@ class Manifest:
     jobs: dict[int, Job] = field(default_factory=dict)
     params: list[str] = field(default_factory=list)
     launched_by: list[str] = field(default_factory=list)
+    combinations: list[list[str]] = field(default_factory=list)
+    added_seeds: list[int] = field(default_factory=list)
+    option: str = "sweep.resume"
+
+    @property
+    def request(self) -> str:
+        """The setting that named this sweep's folder."""
+        return f"{self.option}={display_path(self.folder)}"
 
     @property
     def all_overrides(self) -> list[str]:
@@ -69,7 +82,10 @@ class Manifest:
 
     @property
     def command(self) -> str:
-        return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, *self.all_overrides])
+        more = [combinations_override(self.combinations)] if self.combinations else []
+        if self.added_seeds:
+            more.append(format_override("sweep.added_seeds", ",".join(map(str, self.added_seeds))))
+        return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, *self.all_overrides, *more])
 
     @property
     def _config_dir(self) -> list[str]:
@@ -93,22 +109,25 @@ class Manifest:
 
         repeated = []
         try:
-            check_overrides(self.all_overrides, [CONF, *self._own_folders])
+            check_overrides([*self.all_overrides, *chain(*self.combinations)], [CONF, *self._own_folders])
         except UntrustedError:
             repeated = self.all_overrides
         return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, resume_override(self.folder), *repeated])
 
     def settings_error(self, difference: str) -> UserError:
         """Return the error for settings that differ from those the sweep was started with."""
-        return UserError(
-            f"sweep.resume={display_path(self.folder)}: the settings differ from those of that sweep{difference}\n"
-            f"Type the same settings, or none: {self.resume_command}"
+        advice = (
+            "Type only new seeds: all other settings are repeated from the sweep"
+            if self.option == "sweep.extend"
+            else f"Type the same settings, or none: {self.resume_command}"
         )
+        return UserError(f"{self.request}: the settings differ from those of that sweep{difference}\n{advice}")
 
     def write(self) -> None:
         facts = {"command": self.command, "process": {"host": platform.node(), "pid": os.getpid()}}
         facts |= {"config_dir": next(iter(self._config_dir[1:]), None)}
-        facts |= {name: getattr(self, name) for name in ("verb", "params", "overrides", "status", "started", "ended")}
+        names = ("verb", "params", "overrides", "combinations", "added_seeds", "status", "started", "ended")
+        facts |= {name: getattr(self, name) for name in names}
         facts["jobs"] = [asdict(job) for _, job in sorted(self.jobs.items())]
         with atomic_write(self.folder / NAME) as part:
             part.write_text(as_json(facts), encoding="utf-8")
@@ -140,7 +159,7 @@ class Manifest:
                 )
         if job.overrides != requested.overrides:
             raise UserError(
-                f"sweep.resume={display_path(self.folder)}: job {job.number} was started with other settings"
+                f"{self.request}: job {job.number} was started with other settings"
                 f"{describe_difference(job.overrides, requested.overrides)}"
             )
         return job
@@ -158,23 +177,23 @@ def _sets_params(path: Path) -> bool:
 
 
 def open_manifest(
-    folder: Path, verb: str, overrides: Sequence[str], resume: bool, launched_by: Sequence[str] = ()
+    folder: Path, verb: str, overrides: Sequence[str], option: str | None, launched_by: Sequence[str] = ()
 ) -> Manifest:
-    """Return the record of a new sweep, or, with ``resume``, the one in ``folder``.
+    """Return the record of a new sweep, or the one in ``folder``, which ``option`` (``sweep.resume``) names.
 
     Raises
     ------
     UserError
         The folder holds a sweep that is not to be resumed; there is no sweep to resume; its settings differ.
     """
-    if not resume:
+    if option is None:
         if (folder / NAME).exists():
             raise UserError(
                 f"{display_path(folder)} already contains a sweep. Resume it with"
                 f" {shell_join([resume_override(folder)])}, or set hydra.sweep.dir to a new folder"
             )
         return Manifest(folder, verb, list(overrides), launched_by=list(launched_by))
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, option)
     manifest.launched_by = list(launched_by)
     typed = list(overrides) if list(overrides) != manifest.all_overrides else manifest.overrides
     if (manifest.verb, manifest.overrides) != (verb, typed):
@@ -183,8 +202,8 @@ def open_manifest(
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read the record in ``folder``; raise a UserError if there is none or it is not valid."""
+def read_manifest(folder: Path, option: str) -> Manifest:
+    """Read the record in ``folder``, which ``option`` names; raise a UserError if there is none or it is not valid."""
     try:
         facts = read_json(folder, NAME)
         if facts is None:
@@ -194,11 +213,19 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError("a job's folder is outside the sweep's folder")
         recorded = {name: facts[name] for name in ("verb", "overrides", "status", "started", "ended")}
         recorded["params"] = texts(facts["params"], "params")
+        recorded["combinations"] = [texts(words, "combinations") for words in facts.get("combinations", [])]
+        recorded["added_seeds"] = _seeds(facts.get("added_seeds", []))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"sweep.resume={display_path(folder)}: no valid record of a sweep ({error}). Give a folder with {NAME}."
+            f"{option}={display_path(folder)}: no valid record of a sweep ({error}). Give a folder with {NAME}."
         ) from error
-    return Manifest(folder, **recorded, jobs=jobs)
+    return Manifest(folder, **recorded, jobs=jobs, option=option)
+
+
+def _seeds(values: Any) -> list[int]:
+    if not isinstance(values, list) or not all(is_valid(value, Seed) for value in values):
+        raise TypeError("its added_seeds are not a list of seeds")
+    return values
 
 
 def describe_difference(recorded: Sequence[str], typed: Sequence[str]) -> str:

@@ -15,9 +15,16 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from fcnlab.config.overrides import command_options, plain_overrides, resume_override, shell_join, typed_value
+from fcnlab.config.overrides import (
+    command_options,
+    format_override,
+    plain_overrides,
+    resume_override,
+    shell_join,
+    typed_value,
+)
 from fcnlab.cores import visible_cores
 from fcnlab.errors import UserError
 from fcnlab.files.reading import display_path, read_json_facts
@@ -34,7 +41,7 @@ from fcnlab.sweeps.grid_sweeper import (
     write_multirun,
 )
 from fcnlab.sweeps.job_checks import check_jobs, report_user_errors
-from fcnlab.sweeps.job_overrides import SWEEP_KEYS
+from fcnlab.sweeps.job_overrides import SWEEP_KEYS, resuming_option
 from fcnlab.sweeps.manifest import NAME as MANIFEST
 from fcnlab.sweeps.manifest import describe_difference
 from fcnlab.sweeps.refusals import folder_restored_on_refusal
@@ -44,6 +51,7 @@ from fcnlab.sweeps.search_storage import MOST_TRIALS, STORAGE, open_study
 
 log = logging.getLogger("fcnlab")
 RESULTS = "search.json"  # in the sweep's folder
+NEW_SEEDS = ("sweep.best=3", "seed=101,102,103")  # of a confirmation, as an example
 RECORDED_SETTINGS = ("n_trials", "n_jobs", "direction", "seed")  # a resumed search uses them again unless typed
 
 
@@ -79,7 +87,7 @@ class OptunaSweeper(Sweeper):
             require_optuna()
             self._check_settings()
             self.folder = Path(config.hydra.sweep.dir).absolute()
-            resumes = bool(OmegaConf.select(config, "sweep.resume"))
+            resumes = resuming_option(config) is not None
             if resumes != (self.folder / STORAGE).exists():
                 raise UserError(self._folder_error(resumes))
         self.chosen_launcher = Plugins.instance().instantiate_launcher(
@@ -136,7 +144,7 @@ class OptunaSweeper(Sweeper):
             check_trials(study, space, display_path(self.folder / STORAGE))
             started = {trial.number: [*self.fixed, *param_overrides(params_of(trial))] for trial in study.trials}
             if len(study.trials) < self.n_trials or not all(trial.state.is_finished() for trial in study.trials):
-                check_unchanged(self.context, self.whole, started, self.chosen_launcher)
+                check_unchanged(self.context, self.whole, started, getattr(self.chosen_launcher, "manifest", None))
             write_multirun(self.whole)
             self._write(study)
             results: list[JobReturn] = []
@@ -246,12 +254,16 @@ class OptunaSweeper(Sweeper):
         params = param_overrides(best["params"])
         words = dict.fromkeys([*command_options(self.hydra), *hydra_overrides, number, *self.fixed, *params])
         log.info(
-            "Best of %d trials: %.6g (job %d) with %s\n  To rerun the best trial: %s\n  Sweep folder: %s",
+            "Best of %d trials: %.6g (job %d) with %s\n  To rerun the best trial: %s\n  To train the best settings with"
+            " new seeds: %s\n  Sweep folder: %s",
             len(study.trials),
             best["value"],
             best["number"],
             " ".join(params),
             shell_join(["fcnlab", self.verb, *(word for word in words if not word.startswith("sweep."))]),
+            shell_join(
+                ["fcnlab", self.verb, "-m", format_override("sweep.confirm", display_path(self.folder)), *NEW_SEEDS]
+            ),
             display_path(self.folder),
         )
 
@@ -277,8 +289,8 @@ def search_space(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[st
             if override.key_or_group.rpartition(".")[2] == "seed":
                 raise UserError(
                     f"{override.input_line}: seeds are not searched, since the search would pick the luckiest one. Use"
-                    " one seed, and train the best settings with several seeds afterwards: -m seed=1,2,3 without"
-                    " hydra/sweeper=optuna"
+                    " one seed, and train the best settings with several seeds afterwards: -m sweep.confirm=FOLDER"
+                    " sweep.best=3 seed=101,102,103"
                 )
             space[override.get_key_element()] = distribution_of(override)
         else:

@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import Any
 
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
@@ -51,9 +50,15 @@ def hash_of(settings: Settings) -> str:
 
 
 def check_unchanged(
-    context: HydraContext, config: DictConfig, jobs: Mapping[int, Sequence[str]], launcher: Any
+    context: HydraContext,
+    config: DictConfig,
+    jobs: Mapping[int, Sequence[str]],
+    manifest: Manifest | None,
+    same_folders: bool = True,
 ) -> None:
-    """Check that the configuration files of a resumed sweep have not changed since its jobs were started.
+    """Check that the configuration files of a recorded sweep have not changed since its jobs were started.
+
+    ``same_folders``: the jobs run in the folders of the record.
 
     Settings that a newer fcnlab has added only cause a warning, and so do changed values of interpolations such as
     ``${oc.env:NAME}``, which may differ between machines.
@@ -63,7 +68,6 @@ def check_unchanged(
     UserError
         Settings have changed (it names them and the jobs), or the jobs would use other folders.
     """
-    manifest: Manifest | None = getattr(launcher, "manifest", None)
     if manifest is None:
         return
     changed, added, looked_up_anew = JobErrors(), JobErrors(), JobErrors()
@@ -73,7 +77,8 @@ def check_unchanged(
         with hydra_config_restored():
             cfg = compose_jobs(context, config, [jobs[number]], number)[number]
             lookups = _compared_settings(looked_up(without_hydra(cfg)), manifest.verb)
-        check_same_folder(manifest, job, str(cfg.hydra.sweep.subdir), config)
+        if same_folders:
+            check_same_folder(manifest, job, str(cfg.hydra.sweep.subdir), config)
         if not has_begun(folder):
             continue
         current, changes = settings_of(cfg), {}
@@ -91,9 +96,9 @@ def check_unchanged(
         looked_up_anew.add(shown_changes(same_text), number)
     if changed.jobs:
         raise UserError(
-            f"sweep.resume={display_path(manifest.folder)}: configuration files, or fcnlab itself, have changed since"
-            f" these jobs were started. The remaining jobs would get other settings:\n{changed}\nRestore the files, use"
-            f" the version of fcnlab that ran these jobs, or start a new sweep: {manifest.command}"
+            f"{manifest.request}: configuration files, or fcnlab itself, have changed since these jobs were started."
+            f" Jobs that start now would get other settings:\n{changed}\nRestore the files, use the version of fcnlab"
+            f" that ran these jobs, or start a new sweep: {manifest.command}"
         )
     if added.jobs:
         log.warning("Warning: these settings did not exist when the jobs were started:\n%s", added)
@@ -107,9 +112,8 @@ def check_unchanged(
         )
 
 
-def nothing_left_to_run(jobs: Mapping[int, Sequence[str]], launcher: Any) -> bool:
+def nothing_left_to_run(jobs: Mapping[int, Sequence[str]], manifest: Manifest | None) -> bool:
     """Return whether all jobs of a resumed sweep have finished, so that no settings are needed."""
-    manifest: Manifest | None = getattr(launcher, "manifest", None)
     return manifest is not None and all(
         number in manifest.jobs and is_finished(manifest.jobs[number], manifest.folder / manifest.jobs[number].folder)
         for number in jobs
@@ -126,8 +130,8 @@ def check_same_folder(manifest: Manifest, job: Job, subdir: str, config: DictCon
         return
     recorded, current = (display_path(manifest.folder / name) for name in (job.folder, subdir))
     raise UserError(
-        f"sweep.resume={display_path(manifest.folder)}: hydra.sweep.subdir has changed: the folder of job {job.number}"
-        f" was {recorded}, and would now be {current}. Add {_recorded_folder_overrides(manifest.folder)}"
+        f"{manifest.request}: hydra.sweep.subdir has changed: the folder of job {job.number} was {recorded}, and would"
+        f" now be {current}. Add {_recorded_folder_overrides(manifest.folder)}"
     )
 
 

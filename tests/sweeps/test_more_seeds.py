@@ -1,0 +1,194 @@
+"""Test how seeds are added to a sweep, and how the best settings of a sweep are selected, without any sweep."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from fcnlab.config.recorded_overrides import apply_sweep_resume
+from fcnlab.errors import UserError
+from fcnlab.sweeps import more_seeds
+from fcnlab.sweeps.confirmation import apply_sweep_confirm, ranked_settings
+from fcnlab.sweeps.manifest import Job, Manifest, read_manifest
+from fcnlab.sweeps.more_seeds import jobs_with_seeds, parse_seeds, warn_about_changed_code
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("4,5", [4, 5]), ("7", [7]), ("range(4,7)", [4, 5, 6])])
+def test_seeds_are_listed_as_in_any_sweep(text: str, seeds: list[int]):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("4,x", "must list whole numbers, such as seed=4,5"),
+        ("${hydra:job.num}", "must list whole numbers"),
+        ("interval(1,2)", "must list whole numbers"),
+        ("1.5,2", "must list whole numbers"),
+        ("-1", "from 0 to 2"),
+        ("4,4", "lists a seed twice"),
+        ("range(0,1000000000)", "has more than 1000 seeds"),
+    ],
+)
+def test_other_seeds_are_refused(text: str, message: str):
+    with pytest.raises(UserError, match=message):
+        parse_seeds(text)
+
+
+def test_each_setting_gets_each_seed_and_later_seeds_are_last():
+    jobs = [["model=fcn8s", "seed=1", "+x=1"], ["model=fcn8s", "seed=2", "+x=1"], ["model=fcn16s", "seed=1", "+x=1"]]
+    first = jobs_with_seeds(jobs, [4])
+    assert first == [["model=fcn8s", "+x=1", "seed=4"], ["model=fcn16s", "+x=1", "seed=4"]]
+    assert jobs_with_seeds(jobs, [4, 5])[:2] == first and len(jobs_with_seeds(jobs, [4, 5])) == 4
+
+
+# --- the command line
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Write the record of a sweep into the folder ``old``: (overrides, score, status) of each job."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").mkdir()
+
+    def write(*jobs: tuple[str, object, str], verb: str = "train", **facts: object) -> Path:
+        listed = [
+            {"number": number, "folder": str(number), "overrides": shlex.split(words), "name": "", "miou": score}
+            | {"status": status}
+            for number, (words, score, status) in enumerate(jobs)
+        ]
+        record = {"verb": verb, "overrides": ["model=fcn8s"], "params": [], "started": "", "ended": None}
+        record |= {"status": "finished", "jobs": listed} | facts
+        (tmp_path / "old" / "sweep.json").write_text(json.dumps(record))
+        return tmp_path / "old"
+
+    return write
+
+
+def rewritten(apply, *typed: str, verb: str = "train") -> list[str]:
+    argv = ["fcnlab", f"--config-name={verb}", *typed]
+    apply(argv, verb)
+    return argv[1:]
+
+
+def test_an_extension_repeats_the_recorded_overrides(recorded):
+    recorded()
+    words = rewritten(apply_sweep_resume, "sweep.extend=old", "seed=4,5", "hydra.launcher.slots=1")
+    assert words == [
+        "--multirun",
+        "--config-name=train",
+        "sweep.extend=old",
+        "model=fcn8s",
+        "hydra.sweep.dir='old'",
+        "sweep.added_seeds='4,5'",
+        "hydra.launcher.slots=1",
+    ]
+
+
+def test_an_extension_of_a_search_or_without_seeds_is_refused(recorded):
+    folder = recorded()
+    with pytest.raises(UserError, match=r"^sweep\.extend=old needs new seeds\. Add, for example, seed=4,5$"):
+        rewritten(apply_sweep_resume, "sweep.extend=old")
+    with pytest.raises(UserError, match="only training runs have seeds"):
+        rewritten(apply_sweep_resume, "sweep.extend=old", "seed=1", verb="eval")
+    with pytest.raises(UserError, match=r"=old: optim\.lr=1 ~loss cannot be set, since all settings but the seed are"):
+        rewritten(apply_sweep_resume, "sweep.extend=old", "seed=4", "optim.lr=1", "~loss", "model=fcn8s")
+    (folder / "search.json").write_text("{}")
+    with pytest.raises(UserError, match=r"fcnlab train -m .*sweep\.confirm='old'.* sweep\.best=3 seed=101,102,103"):
+        rewritten(apply_sweep_resume, "sweep.extend=old", "seed=4,5")
+
+
+@pytest.mark.parametrize("apply", [apply_sweep_resume, apply_sweep_confirm])
+@pytest.mark.parametrize(
+    "word", ["loss=../../evil", "model.weights='${oc.env:HOME}'", "callbacks.x._target_=os.system"]
+)
+def test_unsafe_overrides_of_a_record_are_refused(recorded, apply, word: str):
+    recorded((f'model=fcn8s "{word}"', 0.5, "finished"), combinations=[["model=fcn8s"], [word]])
+    request = "sweep.confirm=old" if apply is apply_sweep_confirm else "sweep.extend=old"
+    with pytest.raises(UserError, match=rf"^{request}: its record is refused, because of the override "):
+        rewritten(apply, request, "seed=4,5", "sweep.best=1")
+
+
+@pytest.mark.parametrize("facts", [{"added_seeds": [1.5]}, {"added_seeds": [-1]}, {"combinations": ["x"]}])
+def test_a_damaged_record_is_refused(recorded, facts):
+    with pytest.raises(UserError, match=r"^sweep\.extend=.*: no valid record of a sweep"):
+        read_manifest(recorded(**facts), "sweep.extend")
+
+
+# --- the best settings
+
+JOBS = (
+    ("model=fcn8s optim.lr=0.1 seed=1", 0.50, "finished"),
+    ("model=fcn8s optim.lr=0.1 seed=2", 0.60, "finished"),
+    ("model=fcn8s optim.lr=0.2 seed=1", 0.90, "failed"),
+    ("model=fcn8s optim.lr=0.2 seed=2", 0.40, "finished"),
+    ("model=fcn8s optim.lr=0.3 seed=1", 0.70, "finished"),
+    ("model=fcn8s optim.lr=0.3 seed=2", 0.30, "finished"),
+    ("model=fcn8s optim.lr=0.4 seed=1", None, "finished"),
+)
+
+
+def test_settings_are_ranked_by_their_mean_score(recorded):
+    ranked = ranked_settings(read_manifest(recorded(*JOBS), "sweep.confirm"))
+    assert [setting.overrides[1] for setting in ranked] == ["optim.lr=0.1", "optim.lr=0.3", "optim.lr=0.2"]
+    assert [round(setting.score, 6) for setting in ranked] == [0.55, 0.5, 0.4]
+
+
+def test_a_search_that_minimizes_is_ranked_by_the_lowest_score(recorded):
+    folder = recorded(*JOBS)
+    (folder / "search.json").write_text('{"settings": {"direction": "minimize"}}')
+    assert ranked_settings(read_manifest(folder, "sweep.confirm"))[0].overrides[1] == "optim.lr=0.2"
+
+
+def test_the_best_settings_are_trained_with_new_seeds(recorded, capsys):
+    recorded(*JOBS)
+    words = rewritten(apply_sweep_confirm, "sweep.confirm=old", "sweep.best=2", "seed=3,4")
+    combinations = "sweep.combinations=[['optim.lr=0.1'],['optim.lr=0.3']]"
+    assert words[2:] == ["sweep.confirm=old", "model=fcn8s", combinations, "sweep.best=2", "seed=3,4"]
+    printed = capsys.readouterr().out
+    assert "The 2 best of 3 settings in old, by the mean score of their jobs:\n" in printed
+    assert "   55.00 % (2 jobs)  optim.lr=0.1\n   50.00 % (2 jobs)  optim.lr=0.3\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("seed=2,3", r"the sweep already has seed=2\. .* Type new seeds, such as seed=8,9,10$"),
+        ("seed=7", r"already has seed=7\."),  # of the record of job 0, whatever was typed
+        ("", r"needs seeds that the sweep does not have\. Add, for example, seed=8,9,10$"),
+        ("seed=3 sweep.best=4", r"sweep\.best=4 is more than the 3 settings of the sweep that have a score"),
+        ("seed=3 sweep.best=x", r"sweep\.best=x must be a whole number of at least 1"),
+        ("seed=3 optim.lr=0.5", r"optim\.lr=0\.5 cannot be set, since all settings but the seed are repeated"),
+    ],
+)
+def test_a_confirmation_with_used_seeds_or_other_settings_is_refused(recorded, words: str, message: str):
+    folder = recorded(*JOBS)
+    (folder / "0").mkdir()
+    (folder / "0" / "metrics.json").write_text('{"provenance": {"seed": 7}}')
+    with pytest.raises(UserError, match=message):
+        rewritten(apply_sweep_confirm, "sweep.confirm=old", *words.split())
+
+
+def test_settings_without_effect_or_that_exclude_each_other_are_refused(fcnlab, capsys):
+    assert fcnlab("train", "sweep.best=2") == 1
+    assert "sweep.best has no effect without sweep.confirm=FOLDER" in capsys.readouterr().err
+    assert fcnlab("train", "-m", "sweep.extend=a", "sweep.resume=a", "seed=4") == 1
+    assert "sweep.resume, sweep.extend and sweep.confirm exclude each other" in capsys.readouterr().err
+
+
+# --- changed code
+
+
+def test_changed_code_is_reported_with_its_jobs(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(more_seeds, "source_fingerprints", lambda *trees: {"fcnlab": "new", "mine": "same"})
+    manifest = Manifest(tmp_path, "train", [], jobs={number: Job(number, str(number), [], "") for number in range(3)})
+    for number, state in enumerate(("old", "old", "new")):
+        (tmp_path / str(number)).mkdir()
+        facts = {"source": {"fcnlab": state, "mine": "same"}}
+        (tmp_path / str(number) / "run.json").write_text(json.dumps(facts))
+    with caplog.at_level("WARNING", logger="fcnlab"):
+        warn_about_changed_code(manifest, dict.fromkeys(range(3), OmegaConf.create({"hydra": {}})))
+    assert len(caplog.records) == 1
+    assert "the code of fcnlab has changed since job 0, 1 (old, now new)" in caplog.text
