@@ -15,6 +15,7 @@ import numpy as np
 from numpy import ndarray
 
 from fcnlab.comparison.comparability import restrict_to_common_images, split_comparable
+from fcnlab.comparison.folds import pool_folds
 from fcnlab.comparison.grouping import (
     ALWAYS,
     Group,
@@ -125,6 +126,10 @@ def compare(
     """
     if not runs:
         raise UserError("no finished run found: set runs=FOLDER to a folder with runs of fcnlab train or fcnlab eval")
+    pooled = pool_folds(runs, rules)
+    runs = pooled.runs
+    if not runs:
+        raise UserError(f"no run can be compared: {pooled.excluded[0].reason}")
     compared, left_out, merged = _on_same_images(runs, rules)
     groups, _ = group_runs(compared, rules)
     chosen = (
@@ -140,8 +145,9 @@ def compare(
         baseline=chosen,
         pairs=sorted(pairs, key=lambda pair: -pair.difference),
         effects=effects(groups),
-        left_out=left_out,
+        left_out=[*pooled.excluded, *left_out],
         notes=[
+            *pooled.notes,
             *_notes(groups, chosen, was_set=baseline is not None),
             *_notes_of_images(runs, compared, most),
             *_notes_of_resamples(pairs, resamples, needed),

@@ -56,16 +56,24 @@ class Unusable(ValueError):
     """A folder's record cannot be used; the message is the reason."""
 
 
+class Fold(NamedTuple):
+    """The held-out part of a list that a run was scored on: its number, from 0, and the count of all parts."""
+
+    number: int
+    count: int
+
+
 @dataclass(frozen=True)
 class Run:
-    """One training run or evaluation.
+    """One training run or evaluation, or the pooled folds of a cross-validation.
 
     ``selection`` is how the evaluated checkpoint was selected, None if unknown. ``options`` are the chosen options of
     config groups, ``settings`` all values by dotted path, both without settings that cannot affect scores; ``typed``
     are the paths that the command line set. They describe the training run; how its checkpoint was evaluated is under
     ``scoring.``. ``environment`` has commit, torch and device, and for an evaluation also those under ``scoring.``.
     ``weights`` are hashes of the initial weights and of an evaluated checkpoint; "" if not recorded. ``areas`` has a
-    row for each image.
+    row for each image. ``fold`` is the fold that was scored, None without folds; ``folds`` are the runs that a pooled
+    run consists of, whose first one gives it its folder.
     """
 
     folder: Path
@@ -85,6 +93,8 @@ class Run:
     published: dict[str, float]
     curves: dict[str, ndarray]
     ended: str
+    fold: Fold | None = None
+    folds: tuple["Run", ...] = ()
 
     @cached_property
     def target_digest(self) -> bytes:
@@ -93,6 +103,8 @@ class Run:
 
     def panel(self, name: str) -> Path | None:
         """Return the drawing of an image with ground truth and prediction; None if there is none."""
+        if self.folds:
+            return next((path for run in self.folds if name in run.names and (path := run.panel(name))), None)
         try:
             path = path_inside(self.folder, f"predictions/{name}.png")
             return path if path.is_file() else None
@@ -233,7 +245,24 @@ def read_run(folder: Path) -> Run | None:
         published=_published(record, config, set(_overridden_keys(hydra))),
         curves=_curves(folder),
         ended=_time(facts.get("ended")) or _modification_time(folder / "metrics.json"),
+        fold=_fold(record["protocol"]),
     )
+
+
+def _fold(protocol: dict[str, Any]) -> Fold | None:
+    """Return the fold that was scored; None without folds.
+
+    Raises
+    ------
+    Unusable
+        The protocol contains no valid fold.
+    """
+    number, count = protocol.get("fold"), protocol.get("folds")
+    if number is None and count is None:
+        return None
+    if type(number) is not int or type(count) is not int or not 0 <= number < count <= MAX_NUMBER:
+        raise Unusable("its metrics.json was not written by fcnlab: its protocol contains an invalid fold")
+    return Fold(number, count)
 
 
 def _check_finished(facts: dict[str, Any]) -> None:
@@ -436,7 +465,7 @@ def _numbers(values: Any) -> dict[str, float]:
 
 def _published(record: dict[str, Any], config: dict[str, Any], typed: set[str]) -> dict[str, float]:
     """Return the published scores of the experiment; empty if the command line chose other data."""
-    data_overrides = typed & {"data", "data.train_list", "data.val_list", "data.test_list"}
+    data_overrides = typed & {"data", "data.train_list", "data.val_list", "data.test_list", "data.folds"}
     return {} if data_overrides else _numbers(record.get("published") or config.get("published"))
 
 
