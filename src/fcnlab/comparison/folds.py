@@ -154,8 +154,8 @@ def _pooled_note(pooled: Sequence[Run]) -> list[str]:
     if not counts:
         return []
     return [
-        f"Scores are cross-validated ({' and '.join(map(str, counts))} folds): each image was scored by the run that did"
-        " not train on it, and the folds of a seed count as one run. Costs and curves are means over folds."
+        f"Scores are cross-validated ({' and '.join(map(str, counts))} folds): each image was scored by the run that"
+        " did not train on it, and the folds of a seed count as one run. Costs and curves are means over folds."
     ]
 
 

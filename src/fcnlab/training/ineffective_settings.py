@@ -64,7 +64,7 @@ def _of_data(cfg: DictConfig, context: RunContext) -> Iterator[str]:
         yield "data.prefetch_factor has no effect with data.num_workers=0: only workers prefetch"
     folds, fraction = cfg.data.get("folds"), cfg.data.get("fraction")
     if folds is not None and context.sets("data.val_list"):
-        yield f"data.val_list has no effect with data.folds={folds}: data.fold is the fold of data.train_list to validate on"
+        yield f"data.val_list has no effect with data.folds={folds}, which validates on a fold of data.train_list"
     if folds is None and context.sets("data.stratify"):
         yield "data.stratify has no effect without data.folds"
     if folds is None and fraction is None and context.sets("data.fold_group"):
