@@ -25,7 +25,15 @@ from fcnlab.errors import first_line, shortened
 from fcnlab.files.reading import Unreadable, open_arrays, path_inside, read_json, read_rows, read_yaml
 from fcnlab.metrics.conventions import ClassAreas, class_areas
 from fcnlab.metrics.scores import SCORES, Scores, scores
-from fcnlab.runs.lineage import HASH_DIGITS, TrainingRun, describe_training_run, from_facts, why_not_finished
+from fcnlab.runs.lineage import (
+    FOLD,
+    HASH_DIGITS,
+    TrainingRun,
+    describe_training_run,
+    from_facts,
+    recipe,
+    why_not_finished,
+)
 from fcnlab.runs.origins import as_scoring_settings, environment, nested_map, scored_data, source_settings
 from fcnlab.runs.selection import Facts, recorded_selection
 
@@ -401,20 +409,24 @@ def _describe_evaluation(
     config: dict[str, Any], evaluation: TrainingRun, typed: set[str], scored_in: Settings, record: dict[str, Any]
 ) -> RunDescription:
     """Describe the training run whose checkpoint was evaluated, as the record shows, and how it was evaluated."""
-    trained, machine = from_facts(record.get("trained")), environment(record)
-    if why := why_not_finished(record.get("trained")):
-        raise Unusable(why)
+    networks, machine = _networks(record), environment(record)
+    trained = _common_training(networks) if networks else from_facts(record.get("trained"))
+    for each in networks or [record]:
+        if why := why_not_finished(each.get("trained")):
+            raise Unusable(why)
     training, scored = trained or _without_training(evaluation), scored_data(evaluation.settings)
     if trained:
         its_data = scored_data(trained.settings)
         scored = scored or its_data  # without data=, the data of the training run
         if trained.root is not None and trained.root == evaluation.root:  # also if the paths are written differently
             scored |= {path: value for path, value in its_data.items() if path == "data.root"}
-    file = nested_map(nested_map(record, "weights"), "checkpoint")
+    files = [nested_map(nested_map(each, "weights"), "checkpoint") for each in networks or [record]]
     checkpoint = config.get("checkpoint") if isinstance(config.get("checkpoint"), str) else None
-    if checkpoint:
+    if networks:
+        checkpoint = ", ".join(map(_named_by_hash, files))
+    elif checkpoint:
         name = Path(checkpoint).name
-        checkpoint = name if trained else f"{name} ({str(file.get('sha256'))[:HASH_DIGITS]})"
+        checkpoint = name if trained else _named_by_hash(files[0] | {"name": name})
     chosen = {group: evaluation.options.get(group, option) for group, option in DEFAULT_INFERENCE.items()}
     inference = _only(
         evaluation.settings, {group for group, option in chosen.items() if option != DEFAULT_INFERENCE[group]}
@@ -423,12 +435,40 @@ def _describe_evaluation(
     return RunDescription(
         training._replace(
             options=training.options | chosen,
-            settings=training.settings | inference | as_scoring_settings(scored_in),
+            settings=training.settings | _ensemble(networks) | inference | as_scoring_settings(scored_in),
             environment=(training.environment or machine) | as_scoring_settings(machine),
         ),
         {f"scoring.{path}" if path.partition(".")[0] == "data" else path for path in typed},
-        str(file.get("sha256", "")),
+        "+".join(str(file.get("sha256", "")) for file in files),
     )
+
+
+def _networks(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the origins of the networks of an ensemble; empty for a single network."""
+    networks = record.get("ensemble")
+    return [each for each in networks if isinstance(each, dict)] if isinstance(networks, list) else []
+
+
+def _ensemble(networks: list[dict[str, Any]]) -> Settings:
+    """Return the number of networks as a setting, so that an ensemble is a group of its own."""
+    return {"ensemble": len(networks)} if networks else {}
+
+
+def _common_training(networks: list[dict[str, Any]]) -> TrainingRun | None:
+    """Return the training run that all networks of an ensemble share, without a seed; None if they differ in more.
+
+    An ensemble has no seed: it is one model, made of several.
+    """
+    runs = [from_facts(each.get("trained")) for each in networks]
+    known = [run for run in runs if run is not None]
+    if len(known) < len(runs) or len({recipe(run) for run in known}) > 1:
+        return None
+    settings = {path: value for path, value in known[0].settings.items() if path != FOLD}
+    return known[0]._replace(seed=None, settings=settings)
+
+
+def _named_by_hash(file: dict[str, Any]) -> str:
+    return f"{file.get('name')} ({str(file.get('sha256'))[:HASH_DIGITS]})"
 
 
 def _without_training(evaluation: TrainingRun) -> TrainingRun:

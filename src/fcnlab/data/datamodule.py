@@ -1,6 +1,6 @@
 """The LightningDataModule: opens, checks and caches splits, builds loaders, and copies batches to the device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from os.path import isfile  # False for a name that no file can have, where Path's raise an OSError
@@ -124,6 +124,17 @@ class DataModule(L.LightningDataModule):
         self._fingerprints: dict[str, list[str]] = {}
         self._labels: dict[str, label_counts.LabelCounts] = {}
         self._readers: dict[str, Readers] = {}
+
+    @staticmethod
+    def conflicts(settings: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what is wrong with settings together, without their prefix ``data.``."""
+        keys = ("folds", "fold", "fold_group", "stratify", "fraction")
+        try:
+            Folds(*(settings.get(key) for key in keys))
+        except DataError as error:
+            yield str(error).removeprefix("data.")
+        except (TypeError, AttributeError):  # a value of another type, which its annotation refuses
+            return
 
     def check(self, *splits: str, min_size: int = 1, target: bool = True) -> None:
         """Open splits and check all of their files, before any long work.
