@@ -169,7 +169,7 @@ def _on_same_images(
     Repeated runs are excluded first, so that the smaller of two records does not reduce the common images.
     """
     comparable, incomparable = split_comparable(runs)
-    merged = merged_values(comparable, rules.merge_over)
+    merged = merged_values([fold for run in comparable for fold in run.folds or (run,)], rules.merge_over)
     _, repeats = group_runs(comparable, rules)
     repeated = {out.folder for out in repeats}
     restricted, too_few_in_common = restrict_to_common_images([run for run in comparable if run.folder not in repeated])

@@ -398,7 +398,8 @@ def _describe(
     if (selection := recorded_selection(record)) is None:
         raise Unusable("its metrics.json was not written by fcnlab: it does not record how its weights were selected")
     scored_in |= {"checkpoint": f"{selection['checkpoint']}.ckpt"} | scored_data(own.settings)
-    settings = own.settings | {"trainer.precision": _precision(record, config)} | as_scoring_settings(scored_in)
+    settings = own.settings | _ensemble([]) | {"trainer.precision": _precision(record, config)}
+    settings |= as_scoring_settings(scored_in)
     return RunDescription(
         own._replace(options=own.options | DEFAULT_INFERENCE, settings=settings, environment=environment(record)),
         set(_overridden_keys(hydra)),
@@ -451,7 +452,7 @@ def _networks(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _ensemble(networks: list[dict[str, Any]]) -> Settings:
     """Return the number of networks as a setting, so that an ensemble is a group of its own."""
-    return {"ensemble": len(networks)} if networks else {}
+    return {"ensemble": max(1, len(networks))}
 
 
 def _common_training(networks: list[dict[str, Any]]) -> TrainingRun | None:
