@@ -104,6 +104,12 @@ class Run:
     fold: Fold | None = None
     folds: tuple["Run", ...] = ()
 
+    @property
+    def location(self) -> str:
+        """The folder, and how many others a pooled run consists of."""
+        more = len(self.folds) - 1
+        return f"{self.folder} and {more} other fold{'s' if more > 1 else ''}" if more > 0 else str(self.folder)
+
     @cached_property
     def target_digest(self) -> bytes:
         """Hash of the number of pixels of each class in the ground truth of each image."""
