@@ -128,9 +128,9 @@ class DataModule(L.LightningDataModule):
     @staticmethod
     def conflicts(settings: Mapping[str, Any]) -> Iterator[str]:
         """Yield what is wrong with settings together, without their prefix ``data.``."""
-        keys = ("folds", "fold", "fold_group", "stratify", "fraction")
+        get = settings.get
         try:
-            Folds(*(settings.get(key) for key in keys))
+            Folds(get("folds"), get("fold"), get("fold_group"), get("stratify", False), get("fraction"))
         except DataError as error:
             yield str(error).removeprefix("data.")
         except (TypeError, AttributeError):  # a value of another type, which its annotation refuses
