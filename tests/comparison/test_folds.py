@@ -1,5 +1,7 @@
 """Cross-validation and ensembles in a comparison: folds are pooled for each seed, and an ensemble has no seed."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -30,8 +32,6 @@ def fold_of(make_run, name: str, matrices, number: int, seed: int = 1, model: st
     )
     path = folder / "run.json"
     if path.is_file():
-        import json
-
         facts = json.loads(path.read_text())
         path.write_text(json.dumps(facts | {"images": images | {"folds": {"count": COUNT, "names": "all"}}}))
     return folder
@@ -107,6 +107,18 @@ def test_a_fold_that_was_scored_by_a_run_that_trained_on_it_is_excluded(make_run
     (out,) = comparison.left_out
     assert "fold 1 was scored by the run that held out fold 0, which has trained on these images" in out.reason
     assert comparison.images == COUNT
+
+
+def test_initial_weights_of_another_fold_are_another_setting(make_run, tmp_path):
+    """These weights have been trained on images that are held out."""
+    matrices, names = toy_matrices(0.7, COUNT), []
+    for number, source in ((0, "0"), (1, "1"), (2, "1")):
+        folder = fold_of(make_run, str(number), matrices, number, settings={"model.weights": "best.ckpt"})
+        facts = json.loads((folder / "run.json").read_text())
+        weights = {"model.weights": {"name": "best.ckpt", "sha256": "1" * 64, "recipe": "aaaa", "fold": source}}
+        (folder / "run.json").write_text(json.dumps(facts | {"weights": weights}))
+        names.append(read_runs([folder])[0][0].settings["model.weights"])
+    assert names == ["best.ckpt (aaaa)", "best.ckpt (aaaa)", "best.ckpt (aaaa, fold 1)"]
 
 
 def test_folds_that_were_scored_on_one_test_list_stay_apart(make_run, tmp_path):
