@@ -189,10 +189,13 @@ class DataModule(L.LightningDataModule):
                     path.stem if path == twin else f"{path} is {twin}" for path, twin in duplicates[:3]
                 )
                 examples += ", …" if len(duplicates) > 3 else ""
+                advice = f"Choose lists without common images (data.train_list, data.{name}_list)"
+                if self.is_held_out(name):
+                    advice = "Remove the copies, or name their files so that data.fold_group keeps them in one fold"
                 raise DataError(
                     f"{len(duplicates)} of {len(scored)} images of {scored.title} are also in data.train_list="
-                    f"{self.lists['train']} ({examples}): fcnlab refuses to evaluate on training images. Choose lists"
-                    f" without common images (data.train_list, data.{name}_list), or set data.allow_overlap=true"
+                    f"{self.lists['train']} ({examples}): fcnlab refuses to evaluate on training images. {advice}, or"
+                    " set data.allow_overlap=true"
                 )
 
     def split(self, name: str) -> SegmentationDataset:

@@ -101,7 +101,9 @@ class Folds:
         groups = self._groups(dataset)
         if len(groups) < self.count:
             what = "images" if self.group is None else f"groups of data.fold_group={self.group}"
-            raise DataError(f"{dataset.title} has {len(groups)} {what}, too few for data.folds={self.count}: set less")
+            raise DataError(
+                f"{dataset.title} has {len(groups)} {what}, too few for data.folds={self.count}: set fewer folds"
+            )
         by_group = _stratified(dataset, groups, self.count) if self.stratify else _hashed(groups, self.count)
         folds = np.empty(len(dataset), np.int64)
         for name, images in groups.items():
