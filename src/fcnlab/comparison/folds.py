@@ -94,7 +94,7 @@ def _pooled(folds: Sequence[Run]) -> Run:
         areas=areas,
         scores=scores_of_areas(*(area.sum(axis=0) for area in areas)),
         protocol=first.protocol | {"images": sum(len(run.names) for run in folds)},
-        selection=_selection([run.selection for run in folds]),
+        selection=_selection([run.selection for run in folds], str(first.protocol["set"])),
         cost={
             name: float(np.mean([run.cost[name] for run in folds]))
             for name in first.cost
@@ -112,13 +112,14 @@ def _joined(values) -> str:
     return "+".join(dict.fromkeys(filter(None, values)))
 
 
-def _selection(selections: Sequence[Facts | None]) -> Facts | None:
+def _selection(selections: Sequence[Facts | None], title: str) -> Facts | None:
     """Return the selection of the fold whose score is most optimistic, over the images of all folds."""
     known = [selection for selection in selections if selection is not None]
     if len(known) < len(selections):
         return None
     return {
         **max(known, key=is_optimistic),
+        "set": title,
         "among": max(selection["among"] for selection in known),
         "step": max(selection["step"] for selection in known),
         "same_images": all(selection["same_images"] for selection in known),

@@ -102,7 +102,8 @@ class Folds:
         if len(groups) < self.count:
             what = "images" if self.group is None else f"groups of data.fold_group={self.group}"
             raise DataError(
-                f"{dataset.title} has {len(groups)} {what}, too few for data.folds={self.count}: set fewer folds"
+                f"data.folds={self.count} needs {self.count} {what} or more, but {dataset.title} has {len(groups)}: set"
+                " fewer folds"
             )
         by_group = _stratified(dataset, groups, self.count) if self.stratify else _hashed(groups, self.count)
         folds = np.empty(len(dataset), np.int64)
