@@ -50,6 +50,7 @@ COMPOSED_PAGES = {
     "README.md": "its commands are those of the how-to pages",
     "voc.md": "needs VOC, or weights that the repository does not contain",
     "speed.md": "needs many training runs",
+    "folds.md": "needs many training runs; tests/tasks/test_folds.py trains and evaluates folds and ensembles",
     "sweeps.md": "needs many training runs; tests/sweeps runs sweeps and searches",
     "slurm.md": "needs a Slurm cluster; tests/sweeps/slurm starts one",
     "wandb.md": "starts processes of W&B; tests/training/callbacks/test_wandb.py runs them",

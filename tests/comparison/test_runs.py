@@ -38,7 +38,7 @@ def test_settings_without_influence_on_scores_are_ignored(make_run):
     settings = {"logger.wandb.mode": "offline", "data.num_workers": 3, "callbacks.progress.enabled": False, "seed": 5}
     run = read_run(make_run("a", settings=settings))
     kept = {"model._target_", "model.levels", "optim._target_", "optim.lr", "data._target_", "augment.scale"}
-    assert set(run.settings) == kept | {"data.root", "trainer.precision", "source.fcnlab"} | {
+    assert set(run.settings) == kept | {"ensemble", "data.root", "trainer.precision", "source.fcnlab"} | {
         f"scoring.{name}" for name in ("data.root", "checkpoint", "precision", "source.fcnlab")
     }
 

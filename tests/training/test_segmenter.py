@@ -1,11 +1,14 @@
 """One step of training and of evaluation: equal whichever way it is computed, and what it takes, counted."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fcnlab.inference import Flip
+from fcnlab.inference import Flip, GuidedFilter, MultiScale, NoPostprocess, SlidingWindow, WholeImage
+from fcnlab.metrics.confusion import ImageConfusions
 from fcnlab.models import FCN, CoarseScores, Tiny
 from fcnlab.training.losses import CrossEntropy, Dice
 from fcnlab.training.segmenter import Segmenter, class_map
@@ -54,6 +57,50 @@ def test_predictions_by_rows_match_full_scores(monkeypatch):
         module.predict_step(batch()), class_map(full)
     )
     assert torch.equal(torch.cat([some for _, some in scores.by_rows()], 2), full)  # bit by bit: ties end alike
+
+
+def different_nets(count: int) -> list[FCN]:
+    """Return networks with different weights."""
+    nets = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        net = FCN(Tiny(width=4), len(CLASSES))
+        for head in net.heads.parameters():
+            nn.init.normal_(head, std=0.02)
+        nets.append(net.eval())
+    return nets
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inference", [WholeImage(), Flip(), MultiScale((0.75, 1.0)), SlidingWindow(48, 32)], ids=repr)
+@pytest.mark.parametrize("postprocess", [NoPostprocess(), GuidedFilter(radius=2)], ids=repr)
+def test_ensemble_averages_probabilities_and_then_post_processes_them(inference, postprocess):
+    """By numpy: the mean of the softmax of each network, which becomes the input of the post-processing."""
+    nets, image = different_nets(3), batch(count=1)["image"]
+    each = [inference.probabilities(net, image.float() / 255)[0].numpy().astype(np.float64) for net in nets]
+    mean = np.mean(each, axis=0).astype(np.float32)
+    expected = mean
+    if isinstance(postprocess, GuidedFilter):
+        expected = postprocess.process(mean, image[0].permute(1, 2, 0).contiguous().numpy())
+    module = Segmenter(
+        nets[0], CLASSES, row_blocks=True, inference=inference, postprocess=postprocess, ensemble=nets[1:]
+    ).eval()
+    scores = module._scores(image)
+    np.testing.assert_allclose(scores[0].numpy(), expected, atol=1e-5)
+    assert torch.equal(module.predict_step({"image": image})[0], scores[0].argmax(0))
+    assert np.abs(expected - each[0]).max() > 0.01
+
+
+@torch.no_grad()
+def test_ensemble_of_equal_networks_scores_like_one():
+    (net,) = different_nets(1)
+    single, double = (Segmenter(net, CLASSES, ensemble=[copy.deepcopy(net)] * more).eval() for more in (0, 1))
+    matrices = []
+    for module in (single, double):
+        module.confusions = ImageConfusions(2, len(CLASSES))
+        module._step(batch(), "test")
+        matrices.append(module.confusions.compute()[1])
+    assert torch.equal(*matrices)
 
 
 @torch.no_grad()

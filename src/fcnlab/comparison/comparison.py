@@ -16,6 +16,7 @@ from numpy import ndarray
 
 from fcnlab.comparison.best_of_many import SPLITS, best_of_many
 from fcnlab.comparison.comparability import restrict_to_common_images, split_comparable
+from fcnlab.comparison.folds import pool_folds
 from fcnlab.comparison.grouping import (
     ALWAYS,
     Group,
@@ -132,6 +133,10 @@ def compare(
     """
     if not runs:
         raise UserError("no finished run found: choose a folder with runs of fcnlab train or fcnlab eval")
+    pooled = pool_folds(runs, rules)
+    runs = pooled.runs
+    if not runs:
+        raise UserError(f"no run can be compared: {pooled.excluded[0].reason}")
     compared, left_out, merged = _on_same_images(runs, rules)
     groups, _ = group_runs(compared, rules)
     chosen = (
@@ -148,8 +153,9 @@ def compare(
         baseline=chosen,
         pairs=sorted(pairs, key=lambda pair: -pair.difference),
         effects=effects(groups),
-        left_out=left_out,
+        left_out=[*pooled.excluded, *left_out],
         notes=[
+            *pooled.notes,
             *_notes(groups, chosen, was_set=baseline is not None),
             *_notes_of_images(runs, compared, most),
             *_notes_of_resamples(pairs, resamples, needed),
@@ -172,7 +178,7 @@ def _on_same_images(
     Repeated runs are excluded first, so that the smaller of two records does not reduce the common images.
     """
     comparable, incomparable = split_comparable(runs)
-    merged = merged_values(comparable, rules.merge_over)
+    merged = merged_values([fold for run in comparable for fold in run.folds or (run,)], rules.merge_over)
     _, repeats = group_runs(comparable, rules)
     repeated = {out.folder for out in repeats}
     restricted, too_few_in_common = restrict_to_common_images([run for run in comparable if run.folder not in repeated])

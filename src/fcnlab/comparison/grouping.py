@@ -104,7 +104,7 @@ def group_runs(runs: Sequence[Run], rules: GroupingRules = ALWAYS) -> tuple[list
     names = _naming(keys, firsts, {key for run in runs for key in run.typed})
     groups, repeats = [], []
     for settings, places in zip(firsts, blocks.values(), strict=True):
-        kept, repeated = _one_for_each_seed([runs[place] for place in places])
+        kept, repeated = one_for_each_seed([runs[place] for place in places])
         groups.append(Group({key: word(settings[key]) for key in names if key in settings}, tuple(kept)))
         repeats += repeated
     return groups, repeats
@@ -151,6 +151,11 @@ def _kind(value: Any) -> str:
     return f"{value:.{DIGITS}g}" if isinstance(value, float) else word(value)
 
 
+def identity(settings: Settings) -> frozenset[tuple[str, str]]:
+    """Return a key that is equal for equal settings; null equals a missing key."""
+    return frozenset((key, _kind(value)) for key, value in settings.items() if value is not None)
+
+
 def _count(described: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
     """Return the number of different combinations of values of some settings."""
     return len({_values(settings, keys) for settings in described})
@@ -188,7 +193,7 @@ def _is_option(key: str) -> bool:
     return "." not in key and key not in ("checkpoint", "seed")
 
 
-def _one_for_each_seed(runs: Sequence[Run]) -> tuple[list[Run], list[ExcludedRun]]:
+def one_for_each_seed(runs: Sequence[Run]) -> tuple[list[Run], list[ExcludedRun]]:
     """Select for each seed the run with most images; of equal ones a training run's own record, then the newest."""
     by_seed: dict[int | None, list[Run]] = {}
     ranked = [(len(run.names), bool(run.curves), run.ended, place) for place, run in enumerate(runs)]

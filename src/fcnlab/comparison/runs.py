@@ -25,7 +25,15 @@ from fcnlab.errors import first_line, shortened
 from fcnlab.files.reading import Unreadable, display_path, open_arrays, path_inside, read_json, read_rows, read_yaml
 from fcnlab.metrics.conventions import ClassAreas, class_areas
 from fcnlab.metrics.scores import SCORES, Scores, scores
-from fcnlab.runs.lineage import HASH_DIGITS, TrainingRun, describe_training_run, from_facts, why_not_finished
+from fcnlab.runs.lineage import (
+    FOLD,
+    HASH_DIGITS,
+    TrainingRun,
+    describe_training_run,
+    from_facts,
+    recipe,
+    why_not_finished,
+)
 from fcnlab.runs.origins import as_scoring_settings, environment, nested_map, scored_data, source_settings
 from fcnlab.runs.selection import Facts, recorded_selection
 
@@ -56,16 +64,24 @@ class Unusable(ValueError):
     """A folder's record cannot be used; the message is the reason."""
 
 
+class Fold(NamedTuple):
+    """The held-out part of a list that a run was scored on: its number, from 0, and the count of all parts."""
+
+    number: int
+    count: int
+
+
 @dataclass(frozen=True)
 class Run:
-    """One training run or evaluation.
+    """One training run or evaluation, or the pooled folds of a cross-validation.
 
     ``selection`` is how the evaluated checkpoint was selected, None if unknown. ``options`` are the chosen options of
     config groups, ``settings`` all values by dotted path, both without settings that cannot affect scores; ``typed``
     are the paths that the command line set. They describe the training run; how its checkpoint was evaluated is under
     ``scoring.``. ``environment`` has commit, torch and device, and for an evaluation also those under ``scoring.``.
     ``weights`` are hashes of the initial weights and of an evaluated checkpoint; "" if not recorded. ``areas`` has a
-    row for each image.
+    row for each image. ``fold`` is the fold that was scored, None without folds; ``folds`` are the runs that a pooled
+    run consists of, whose first one gives it its folder.
     """
 
     folder: Path
@@ -85,6 +101,14 @@ class Run:
     published: dict[str, float]
     curves: dict[str, ndarray]
     ended: str
+    fold: Fold | None = None
+    folds: tuple["Run", ...] = ()
+
+    @property
+    def location(self) -> str:
+        """The folder, and how many others a pooled run consists of."""
+        more = len(self.folds) - 1
+        return f"{self.folder} and {more} other fold{'s' if more > 1 else ''}" if more > 0 else str(self.folder)
 
     def __repr__(self) -> str:
         return f"<Run: {display_path(self.folder)}, mIoU {100 * self.scores.miou:.2f} %>"
@@ -96,6 +120,8 @@ class Run:
 
     def panel(self, name: str) -> Path | None:
         """Return the drawing of an image with ground truth and prediction; None if there is none."""
+        if self.folds:
+            return next((path for run in self.folds if name in run.names and (path := run.panel(name))), None)
         try:
             path = path_inside(self.folder, f"predictions/{name}.png")
             return path if path.is_file() else None
@@ -236,7 +262,24 @@ def read_run(folder: Path) -> Run | None:
         published=_published(record, config, set(_overridden_keys(hydra))),
         curves=_curves(folder),
         ended=_time(facts.get("ended")) or _modification_time(folder / "metrics.json"),
+        fold=_fold(record["protocol"]),
     )
+
+
+def _fold(protocol: dict[str, Any]) -> Fold | None:
+    """Return the fold that was scored; None without folds.
+
+    Raises
+    ------
+    Unusable
+        The protocol contains no valid fold.
+    """
+    number, count = protocol.get("fold"), protocol.get("folds")
+    if number is None and count is None:
+        return None
+    if type(number) is not int or type(count) is not int or not 0 <= number < count <= MAX_NUMBER:
+        raise Unusable("its metrics.json was not written by fcnlab: its protocol contains an invalid fold")
+    return Fold(number, count)
 
 
 def _check_finished(facts: dict[str, Any]) -> None:
@@ -364,7 +407,8 @@ def _describe(
     if (selection := recorded_selection(record)) is None:
         raise Unusable("its metrics.json was not written by fcnlab: it does not record how its weights were selected")
     scored_in |= {"checkpoint": f"{selection['checkpoint']}.ckpt"} | scored_data(own.settings)
-    settings = own.settings | {"trainer.precision": _precision(record, config)} | as_scoring_settings(scored_in)
+    settings = own.settings | _ensemble([]) | {"trainer.precision": _precision(record, config)}
+    settings |= as_scoring_settings(scored_in)
     return RunDescription(
         own._replace(options=own.options | DEFAULT_INFERENCE, settings=settings, environment=environment(record)),
         set(_overridden_keys(hydra)),
@@ -375,20 +419,24 @@ def _describe_evaluation(
     config: dict[str, Any], evaluation: TrainingRun, typed: set[str], scored_in: Settings, record: dict[str, Any]
 ) -> RunDescription:
     """Describe the training run whose checkpoint was evaluated, as the record shows, and how it was evaluated."""
-    trained, machine = from_facts(record.get("trained")), environment(record)
-    if why := why_not_finished(record.get("trained")):
-        raise Unusable(why)
+    networks, machine = _networks(record), environment(record)
+    trained = _common_training(networks) if networks else from_facts(record.get("trained"))
+    for each in networks or [record]:
+        if why := why_not_finished(each.get("trained")):
+            raise Unusable(why)
     training, scored = trained or _without_training(evaluation), scored_data(evaluation.settings)
     if trained:
         its_data = scored_data(trained.settings)
         scored = scored or its_data  # without data=, the data of the training run
         if trained.root is not None and trained.root == evaluation.root:  # also if the paths are written differently
             scored |= {path: value for path, value in its_data.items() if path == "data.root"}
-    file = nested_map(nested_map(record, "weights"), "checkpoint")
+    files = [nested_map(nested_map(each, "weights"), "checkpoint") for each in networks or [record]]
     checkpoint = config.get("checkpoint") if isinstance(config.get("checkpoint"), str) else None
-    if checkpoint:
+    if networks:
+        checkpoint = ", ".join(map(_named_by_hash, files))
+    elif checkpoint:
         name = Path(checkpoint).name
-        checkpoint = name if trained else f"{name} ({str(file.get('sha256'))[:HASH_DIGITS]})"
+        checkpoint = name if trained else _named_by_hash(files[0] | {"name": name})
     chosen = {group: evaluation.options.get(group, option) for group, option in DEFAULT_INFERENCE.items()}
     inference = _only(
         evaluation.settings, {group for group, option in chosen.items() if option != DEFAULT_INFERENCE[group]}
@@ -397,12 +445,40 @@ def _describe_evaluation(
     return RunDescription(
         training._replace(
             options=training.options | chosen,
-            settings=training.settings | inference | as_scoring_settings(scored_in),
+            settings=training.settings | _ensemble(networks) | inference | as_scoring_settings(scored_in),
             environment=(training.environment or machine) | as_scoring_settings(machine),
         ),
         {f"scoring.{path}" if path.partition(".")[0] == "data" else path for path in typed},
-        str(file.get("sha256", "")),
+        "+".join(str(file.get("sha256", "")) for file in files),
     )
+
+
+def _networks(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the origins of the networks of an ensemble; empty for a single network."""
+    networks = record.get("ensemble")
+    return [each for each in networks if isinstance(each, dict)] if isinstance(networks, list) else []
+
+
+def _ensemble(networks: list[dict[str, Any]]) -> Settings:
+    """Return the number of networks as a setting, so that an ensemble is a group of its own."""
+    return {"ensemble": max(1, len(networks))}
+
+
+def _common_training(networks: list[dict[str, Any]]) -> TrainingRun | None:
+    """Return the training run that all networks of an ensemble share, without a seed; None if they differ in more.
+
+    An ensemble has no seed: it is one model, made of several.
+    """
+    runs = [from_facts(each.get("trained")) for each in networks]
+    known = [run for run in runs if run is not None]
+    if len(known) < len(runs) or len({recipe(run) for run in known}) > 1:
+        return None
+    settings = {path: value for path, value in known[0].settings.items() if path != FOLD}
+    return known[0]._replace(seed=None, settings=settings)
+
+
+def _named_by_hash(file: dict[str, Any]) -> str:
+    return f"{file.get('name')} ({str(file.get('sha256'))[:HASH_DIGITS]})"
 
 
 def _without_training(evaluation: TrainingRun) -> TrainingRun:
@@ -439,7 +515,7 @@ def _numbers(values: Any) -> dict[str, float]:
 
 def _published(record: dict[str, Any], config: dict[str, Any], typed: set[str]) -> dict[str, float]:
     """Return the published scores of the experiment; empty if the command line chose other data."""
-    data_overrides = typed & {"data", "data.train_list", "data.val_list", "data.test_list"}
+    data_overrides = typed & {"data", "data.train_list", "data.val_list", "data.test_list", "data.folds"}
     return {} if data_overrides else _numbers(record.get("published") or config.get("published"))
 
 

@@ -186,7 +186,7 @@ def published_table(comparison: Comparison) -> Table:
 def run_table(comparison: Comparison) -> Table:
     rows = [
         [
-            str(run.folder),
+            run.location,
             group.name,
             MISSING if run.seed is None else str(run.seed),
             percent(run.scores.miou),
@@ -366,7 +366,7 @@ def write_csv(folder: Path, comparison: Comparison) -> None:
     _write(
         folder / "runs.csv",
         [
-            {"group": group.name, "seed": run.seed, "folder": run.folder, "images": len(run.names)}
+            {"group": group.name, "seed": run.seed, "folder": run.location, "images": len(run.names)}
             | {"images_of_record": comparison.scored[run.folder], "selected": describe_selection(run.selection)}
             | {score: getattr(run.scores, score) for score in SCORES}
             | {f"iou/{name}": value for name, value in per_class.items()}

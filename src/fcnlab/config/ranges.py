@@ -44,6 +44,7 @@ Warmup = Annotated[float, Meaning(f"a fraction of the run, from 0 to {MOST_WARMU
 Degrees = Annotated[float, Meaning("an angle from 0 to 180 degrees", lambda value: 0 <= value <= 180)]
 Percent = Annotated[float, Meaning("a percentage from 0 to 100", lambda value: 0 <= value <= 100)]
 Count = Annotated[int, Meaning("a whole number of at least 1", lambda value: value >= 1)]
+FoldCount = Annotated[int, Meaning("a whole number of at least 2", lambda value: value >= 2)]
 Whole = Annotated[int, Meaning("a whole number of at least 0", lambda value: value >= 0)]
 Pixels = Annotated[int, Meaning(f"a number of pixels from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)]
 NumClasses = Annotated[int, Meaning(f"2 to {MOST_CLASSES} classes", lambda value: 2 <= value <= MOST_CLASSES)]

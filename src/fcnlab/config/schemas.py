@@ -35,6 +35,16 @@ Components = Annotated[
 ]
 Choice = Annotated[Any, Meaning("true, false or auto", lambda value: isinstance(value, bool) or value == "auto")]
 Scored = Annotated[str, Meaning("best (by val mIoU) or last (the final weights)", lambda v: v in ("best", "last"))]
+Checkpoints = Annotated[
+    Any,
+    Meaning(
+        "the path of a checkpoint, or a list of paths for an ensemble",
+        lambda value: (
+            isinstance(value, str | None)
+            or (isinstance(value, list) and bool(value) and all(isinstance(path, str) for path in value))
+        ),
+    ),
+]
 Workers = Annotated[Any, Meaning("a whole number of at least 0, or auto", lambda v: v == "auto" or is_valid(v, Whole))]
 
 
@@ -110,7 +120,7 @@ class TrainConfig:
 class EvalConfig:
     """The root of ``fcnlab eval``."""
 
-    checkpoint: str | None = None
+    checkpoint: Checkpoints = None
     model: Component | None = None
     data: Component | None = None
     augment: Component = MISSING
@@ -132,7 +142,7 @@ class EvalConfig:
 class PredictConfig:
     """The root of ``fcnlab predict``."""
 
-    checkpoint: str = MISSING
+    checkpoint: Checkpoints = MISSING
     input: str | None = None  # images to segment: a file, a folder or a glob
     output: str | None = None  # the folder for labels/ and overlays/
     data: Component | None = None

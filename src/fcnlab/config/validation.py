@@ -276,8 +276,10 @@ def _is_switch(hint: Any) -> bool:
 
 
 def _conflicts(target: Callable, given: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with settings together; a class of fcnlab may have a static method ``conflicts``."""
     foreign = external_class(target)
-    return list(foreign.conflicts(given)) if foreign else []
+    conflicts = foreign.conflicts if foreign else getattr(target, "conflicts", None)
+    return list(conflicts(given)) if conflicts else []
 
 
 def _missing_arguments(node: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> list[str]:

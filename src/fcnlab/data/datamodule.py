@@ -1,6 +1,6 @@
 """The LightningDataModule: opens, checks and caches splits, builds loaders, and copies batches to the device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from os.path import isfile  # False for a name that no file can have, where Path's raise an OSError
@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from fcnlab.config.ranges import Count, NumClasses, Pixels, Seed, Whole
+from fcnlab.config.ranges import Count, FoldCount, Fraction, NumClasses, Pixels, Seed, Whole
 from fcnlab.data import label_counts
 from fcnlab.data.cache import Kind, with_cache
 from fcnlab.data.dataset import LabelPixels, SegmentationDataset
 from fcnlab.data.download import downloads_enabled, read_only_data
 from fcnlab.data.duplicates import file_digests, find_duplicates
+from fcnlab.data.folds import Folds, part
 from fcnlab.data.image_files import DataError
 from fcnlab.data.loader_workers import Batch, Loader, Readers, prepare_worker, readers, worker_count
 from fcnlab.data.samplers import TrainingBatches, batches_of_equal_size
@@ -51,6 +53,15 @@ class DataModule(L.LightningDataModule):
         masks hold is kept in this folder in any case, by :mod:`fcnlab.data.label_counts`.
     download, archive
         Download the data set if it is missing, or unpack it from the user's tar files.
+    folds, fold
+        Divide the training list into ``folds`` parts. The part ``fold``, from 0, is held out: it takes the place of the
+        validation list, and of the test list if there is none. The other parts are trained on.
+    fold_group
+        A pattern of names with ``{group}`` and ``*``: images of one group stay together in folds and fractions.
+    stratify
+        Distribute the images of each class evenly over the folds, which reads all masks.
+    fraction
+        The share of the training images that is used; a smaller share is a part of a larger one.
     allow_overlap
         Allow to evaluate on training images, to test whether a model can memorise them.
     read_only
@@ -79,6 +90,11 @@ class DataModule(L.LightningDataModule):
         archive: str | Sequence[str] | None = None,
         allow_overlap: bool = False,
         read_only: bool = False,
+        folds: FoldCount | None = None,
+        fold: Whole | None = None,
+        fold_group: str | None = None,
+        stratify: bool = False,
+        fraction: Fraction | None = None,
     ):
         super().__init__()
         for name, value in (("eval_batch_size", eval_batch_size), ("prefetch_factor", prefetch_factor)):
@@ -87,7 +103,13 @@ class DataModule(L.LightningDataModule):
         self.open = read_only_data(dataset) if read_only else downloads_enabled(dataset, download, archive)
         self.read_only = read_only
         self.root = root
-        self.lists = {"train": train_list, "val": val_list, "test": test_list or val_list}
+        self.folds = Folds(folds, fold, fold_group, stratify, fraction)
+        # The training list itself, and the names of its parts, which stand for lists.
+        self._divided = train_list
+        self._trained = f"{train_list}, {self.folds.trained}" if self.folds.trained else train_list
+        self._held_out = f"{train_list}, {self.folds.held_out}" if folds else None
+        validated = self._held_out or val_list
+        self.lists = {"train": self._trained, "val": validated, "test": test_list or validated}
         self.num_classes = num_classes
         self.augment = augment(crop_size)
         self.crop_size, self.batch_size, self.seed = crop_size, batch_size, seed
@@ -102,6 +124,17 @@ class DataModule(L.LightningDataModule):
         self._fingerprints: dict[str, list[str]] = {}
         self._labels: dict[str, label_counts.LabelCounts] = {}
         self._readers: dict[str, Readers] = {}
+
+    @staticmethod
+    def conflicts(settings: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what is wrong with settings together, without their prefix ``data.``."""
+        get = settings.get
+        try:
+            Folds(get("folds"), get("fold"), get("fold_group"), get("stratify", False), get("fraction"))
+        except DataError as error:
+            yield str(error).removeprefix("data.")
+        except (TypeError, AttributeError):  # a value of another type, which its annotation refuses
+            return
 
     def check(self, *splits: str, min_size: int = 1, target: bool = True) -> None:
         """Open splits and check all of their files, before any long work.
@@ -156,18 +189,47 @@ class DataModule(L.LightningDataModule):
                     path.stem if path == twin else f"{path} is {twin}" for path, twin in duplicates[:3]
                 )
                 examples += ", …" if len(duplicates) > 3 else ""
+                advice = f"Choose lists without common images (data.train_list, data.{name}_list)"
+                if self.is_held_out(name):
+                    advice = "Remove the copies, or name their files so that data.fold_group keeps them in one fold"
                 raise DataError(
                     f"{len(duplicates)} of {len(scored)} images of {scored.title} are also in data.train_list="
-                    f"{self.lists['train']} ({examples}): fcnlab refuses to evaluate on training images. Choose lists"
-                    f" without common images (data.train_list, data.{name}_list), or set data.allow_overlap=true"
+                    f"{self.lists['train']} ({examples}): fcnlab refuses to evaluate on training images. {advice}, or"
+                    " set data.allow_overlap=true"
                 )
 
     def split(self, name: str) -> SegmentationDataset:
         """Return the data set of "train", "val" or "test", which is opened once."""
         title = self.lists[name]
+        if title not in self._opened and self._is_part(title):
+            self._open_parts()
+        return self._opened_list(title)
+
+    def whole(self, name: str) -> SegmentationDataset:
+        """Return the whole list that a split is a part of; without folds and fractions, the split itself."""
+        return self._opened_list(self._divided) if self._is_part(self.lists[name]) else self.split(name)
+
+    def is_held_out(self, name: str) -> bool:
+        """Return whether a split is the held-out fold."""
+        return self.lists[name] == self._held_out
+
+    def _is_part(self, title: str) -> bool:
+        return title in (self._trained, self._held_out) and title != self._divided
+
+    def _opened_list(self, title: str) -> SegmentationDataset:
         if title not in self._opened:
             self._opened[title] = self._open(title)
         return self._opened[title]
+
+    def _open_parts(self) -> None:
+        """Divide the training list."""
+        whole = self._opened_list(self._divided)
+        trained = range(len(whole))
+        if self._held_out:
+            held_out = self.folds.assign(whole) == self.folds.fold
+            self._opened[self._held_out] = part(whole, np.flatnonzero(held_out).tolist(), self.folds.held_out)
+            trained = np.flatnonzero(~held_out).tolist()
+        self._opened[self._trained] = part(whole, self.folds.subset(whole, trained), self.folds.trained)
 
     def label_pixels(self, name: str) -> LabelPixels:
         """Return the pixels of each label in the masks of a checked split."""

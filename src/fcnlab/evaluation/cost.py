@@ -13,11 +13,14 @@ from fcnlab.training.segmenter import Segmenter
 
 
 def cost(segmenter: Segmenter, dataset: SegmentationDataset, seconds: float, count: int) -> dict[str, Any]:
-    """Return the cost of an evaluation; GMACs are those of one forward pass on the first image, at its size."""
+    """Return the cost of an evaluation; GMACs are those of one forward pass on the first image, at its size.
+
+    Of an ensemble, parameters and GMACs are those of all networks.
+    """
     rows, cols = dataset.image(0).shape[:2]
     return {
-        "parameters": sum(parameter.numel() for parameter in segmenter.net.parameters()),
-        "gmacs_per_image": round(count_macs(segmenter.net, rows, cols) / 1e9, 3),
+        "parameters": sum(parameter.numel() for net in segmenter.nets for parameter in net.parameters()),
+        "gmacs_per_image": round(sum(count_macs(net, rows, cols) for net in segmenter.nets) / 1e9, 3),
         "gmacs_at": [rows, cols],
         "seconds": round(seconds, 2),
         "images_per_second": round(count / seconds, 2),

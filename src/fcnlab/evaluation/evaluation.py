@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from fcnlab.config.run_context import RunContext
-from fcnlab.data import DataModule, SegmentationDataset
+from fcnlab.data import DataModule
 from fcnlab.evaluation.cost import cost
 from fcnlab.metrics.scores import Scores
 from fcnlab.runs.provenance import command, machine
@@ -66,7 +66,7 @@ def evaluate_and_record(
         names=[dataset.names[position] for position in index],
         classes=dataset.classes,
         matrices=matrices,
-        protocol=protocol(trainer, dataset, len(index), segmenter),
+        protocol=protocol(trainer, data, len(index), segmenter),
         cost=cost(segmenter, dataset, seconds, len(index)) | dict(training),
         provenance=provenance(segmenter, context, seed, began),
         selection=selection,
@@ -94,12 +94,19 @@ def describe_scores(scored: ScoredRun, name: str, data: DataModule) -> str:
     return f"{line} {OPTIMISTIC}." if is_optimistic(selection) else line
 
 
-def protocol(trainer: L.Trainer, dataset: SegmentationDataset, count: int, segmenter: Segmenter) -> dict[str, Any]:
-    """Return the evaluation protocol, which defines what the scores mean."""
+def protocol(trainer: L.Trainer, data: DataModule, count: int, segmenter: Segmenter) -> dict[str, Any]:
+    """Return the evaluation protocol, which defines what the scores mean.
+
+    Held-out folds have the set and its number of images in common, because together they are one evaluation.
+    """
+    held_out = data.is_held_out("test")
+    dataset = data.whole("test") if held_out else data.split("test")
     return {
-        "set": dataset.title,
+        "set": f"{dataset.title}, cross-validation" if held_out else dataset.title,
         "images": count,
         "of": len(dataset),
+        "folds": data.folds.count if held_out else None,
+        "fold": data.folds.fold if held_out else None,
         "resolution": "native: each image and its labels at their own size",
         "ignored_pixels": "ignored pixels are not counted",
         "absent_classes": "a class in neither ground truth nor prediction has no IoU and is excluded from the mean",

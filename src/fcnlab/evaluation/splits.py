@@ -35,19 +35,24 @@ def check_splits(data: DataModule, *names: str, min_size: int, target: bool = Tr
         _warn_of_absent_classes(data.split("train"), absent_classes(data.split("train"), data.label_pixels("train")))
 
 
-def required_image_size(inference: InferenceMethod, net: FCN) -> int:
+def required_image_size(inference: InferenceMethod, *nets: FCN) -> int:
     """Return the minimum size of the shorter image side in pixels; log it if inference requires more than the model.
+
+    All networks of an ensemble must be able to process an image.
 
     Raises
     ------
     UserError
         See :meth:`~fcnlab.inference.InferenceMethod.minimum_image_size`.
     """
-    required = inference.minimum_image_size(net)
-    if required != net.backbone.min_size:
+    required, least = (
+        max(sizes)
+        for sizes in zip(*((inference.minimum_image_size(net), net.backbone.min_size) for net in nets), strict=True)
+    )
+    if required != least:
         log_info(
             f"Images must have at least {required} pixels on each side with {inference}, because the model requires"
-            f" {net.backbone.min_size} at the smallest scale. Remove small scales to accept smaller images"
+            f" {least} at the smallest scale. Remove small scales to accept smaller images"
         )
     return required
 

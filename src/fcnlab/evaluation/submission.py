@@ -55,16 +55,18 @@ def _check_replaced(cfg: DictConfig) -> None:
         raise UserError(f"submission={path} exists: choose another file, or add overwrite=true to replace it")
 
 
-def write_submission(cfg: DictConfig, run: RunFolder, net: FCN, classes: list[str]) -> None:
-    """Predict all images of the test list, and write them in the server's folder layout."""
+def write_submission(cfg: DictConfig, run: RunFolder, nets: Sequence[FCN], classes: list[str]) -> None:
+    """Predict all images of the test list by one network or an ensemble; write them in the server's folder layout."""
     data: DataModule = instantiate(cfg.data, _convert_="all")
     inference, postprocess = build_inference(cfg)
-    check_splits(data, "test", min_size=required_image_size(inference, net), target=False)
+    check_splits(data, "test", min_size=required_image_size(inference, *nets), target=False)
     check_classes(classes, data)
     dataset = data.split("test")
     folder = f"results/VOC{cfg.data.dataset.year}/Segmentation/{cfg.competition}_{data.lists['test']}_cls"
-    speed = evaluation_speed(cfg, net)
-    segmenter = Segmenter(net, dataset.classes, inference=inference, postprocess=postprocess, **speed)
+    speed = evaluation_speed(cfg, nets[0])
+    segmenter = Segmenter(
+        nets[0], dataset.classes, inference=inference, postprocess=postprocess, ensemble=nets[1:], **speed
+    )
     warn_about_fewer_workers(data, "test")
     with submission(Path(cfg.submission), folder, dataset.palette) as add:
         writer = AddPredictions(dataset.names, add)

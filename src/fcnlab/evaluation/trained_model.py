@@ -14,7 +14,7 @@ from fcnlab.data.image_files import as_rgb, check_depth, read_image
 from fcnlab.errors import UserError
 from fcnlab.inference import InferenceMethod, NoPostprocess, Postprocess, WholeImage
 from fcnlab.models import FCN
-from fcnlab.training.checkpoints import read_checkpoint, rebuild_model
+from fcnlab.training.checkpoints import read_nets
 from fcnlab.training.segmenter import Segmenter
 from fcnlab.training.speed import prefers_channels_last
 
@@ -24,7 +24,7 @@ Probabilities = Float32[ndarray, "classes rows cols"]
 
 
 def load(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Sequence[str | Path],
     device: str | torch.device | None = None,
     inference: InferenceMethod | None = None,
     postprocess: Postprocess | None = None,
@@ -37,7 +37,8 @@ def load(
     Parameters
     ----------
     checkpoint
-        Such as ``RUN/checkpoints/best.ckpt``; the run's folder is not needed.
+        Such as ``RUN/checkpoints/best.ckpt``; the run's folder is not needed. A list is an ensemble: the class
+        probabilities of its networks, which have the same classes, are averaged.
     device
         Such as "cpu" or "cuda:1". None: the GPU if there is one, otherwise the CPU.
     inference, postprocess
@@ -55,13 +56,12 @@ def load(
     _check_method("inference", inference, InferenceMethod, "fcnlab.inference.Flip()")
     _check_method("postprocess", postprocess, Postprocess, "fcnlab.inference.GuidedFilter()")
     device = _device(device)
-    content = read_checkpoint(checkpoint)
-    net = rebuild_model(content, f"checkpoint={checkpoint}", trust)
+    trained = read_nets(checkpoint, trust)
     postprocess = postprocess or NoPostprocess()
     postprocess.check_installed()
-    facts = content["fcnlab"]
+    nets, facts = [each.net for each in trained], trained[0].checkpoint["fcnlab"]
     palette = np.array(facts["palette"], np.uint8)
-    return TrainedModel(net, facts["classes"], palette, device, inference or WholeImage(), postprocess)
+    return TrainedModel(nets, facts["classes"], palette, device, inference or WholeImage(), postprocess)
 
 
 def _check_method(name: str, value: object, kind: type, example: str) -> None:
@@ -89,7 +89,10 @@ class TrainedModel:
     Attributes
     ----------
     net
-        The network, in evaluation mode: RGB images in 0..1, (batch, 3, rows, cols), to class scores.
+        The network, in evaluation mode: RGB images in 0..1, (batch, 3, rows, cols), to class scores. Of an ensemble,
+        the first one.
+    nets
+        All networks.
     classes
         Names, by class id.
     palette
@@ -98,7 +101,7 @@ class TrainedModel:
 
     def __init__(
         self,
-        net: FCN,
+        nets: Sequence[FCN],
         classes: Sequence[str],
         palette: UInt8[ndarray, "classes 3"],
         device: torch.device,
@@ -107,20 +110,29 @@ class TrainedModel:
     ):
         self.device = device
         self.classes, self.palette = tuple(classes), palette
-        self._min_size = inference.minimum_image_size(net)
-        channels_last = prefers_channels_last(net, on_gpu=self.device.type == "cuda")
+        self._min_size = max(map(inference.minimum_image_size, nets))
         self._segmenter = Segmenter(
-            net, classes, channels_last=channels_last, row_blocks=True, inference=inference, postprocess=postprocess
+            nets[0],
+            classes,
+            channels_last=prefers_channels_last(nets[0], on_gpu=self.device.type == "cuda"),
+            row_blocks=True,
+            inference=inference,
+            postprocess=postprocess,
+            ensemble=nets[1:],
         )
         self._segmenter.to(self.device).eval()
 
     def __repr__(self) -> str:
-        network = f"FCN-{self.net.levels[-1]}s on {type(self.net.backbone).__name__}"
-        return f"<TrainedModel: {network}, {len(self.classes)} classes, {self.device}>"
+        networks = ", ".join(f"FCN-{net.levels[-1]}s on {type(net.backbone).__name__}" for net in self.nets)
+        return f"<TrainedModel: {networks}, {len(self.classes)} classes, {self.device}>"
 
     @property
     def net(self) -> FCN:
         return self._segmenter.net
+
+    @property
+    def nets(self) -> list[FCN]:
+        return self._segmenter.nets
 
     @overload
     def predict(self, image: OneImage) -> Labels: ...
@@ -159,11 +171,8 @@ class TrainedModel:
         """
         if isinstance(image, list | tuple):
             return [self.probabilities(each) for each in image]
-        segmenter = self._segmenter
         with torch.inference_mode():
-            pixels = self._batch(image).float() / 255
-            probabilities = segmenter.inference.probabilities(self.net, pixels)
-            return segmenter.postprocess(probabilities, pixels)[0].cpu().numpy()
+            return self._segmenter.probabilities(self._batch(image).float() / 255)[0].cpu().numpy()
 
     def _batch(self, image: OneImage) -> UInt8[torch.Tensor, "1 3 rows cols"]:
         pixels = _pixels(image)

@@ -34,6 +34,7 @@ from fcnlab.config.components import Settings
 from fcnlab.runs.origins import nested_map, source_settings
 from fcnlab.runs.settings import WITHOUT_EFFECT, identifying_options, identifying_values
 
+FOLD = "data.fold"
 HASH_DIGITS = 8  # hexadecimal digits of a hash
 NOT_FINISHED = ("running", "interrupted", "failed")
 
@@ -61,6 +62,7 @@ def describe_training_run(
     settings = {path: value for path, value in identifying_values(composed, config).items() if path != "checkpoint"}
     files = nested_map(facts, "weights")
     settings |= _weights(files, settings) | _images(facts) | _devices(facts, settings) | _resumed(facts)
+    settings = _of_all_folds(settings)
     return TrainingRun(
         seed=_whole(config.get("seed")),
         options=identifying_options(runtime.get("choices")),
@@ -99,8 +101,9 @@ def from_facts(record: Any) -> TrainingRun | None:
 
 
 def recipe(training: TrainingRun) -> str:
-    """Return a hash of all options and settings except seeds: equal for all runs of a group."""
-    description = json.dumps([training.options, training.settings], sort_keys=True, default=str)
+    """Return a hash of all options and settings except seeds and the fold: equal for all runs of a group."""
+    settings = {path: value for path, value in training.settings.items() if path != FOLD}
+    description = json.dumps([training.options, settings], sort_keys=True, default=str)
     return hashlib.sha256(description.encode()).hexdigest()[:HASH_DIGITS]
 
 
@@ -125,10 +128,16 @@ def _known(files: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def _weights(files: Mapping[str, Any], settings: Settings) -> Settings:
     """Replace paths of initial weights: by the recipe of the training run (equal for all seeds), or by the file's hash.
 
-    A path that contains the seed names another file for each seed.
+    A path that contains the seed names another file for each seed. Weights of another fold have seen images that are
+    held out, so their fold is named.
     """
+
+    def fold(file: Mapping[str, Any]) -> str:
+        number = file.get("fold")
+        return "" if number in (None, str(settings.get(FOLD))) else f", fold {number}"
+
     return {
-        path: f"{file.get('name')} ({file.get('recipe') or str(file.get('sha256'))[:HASH_DIGITS]})"
+        path: f"{file.get('name')} ({file.get('recipe') or str(file.get('sha256'))[:HASH_DIGITS]}{fold(file)})"
         for path, file in _known(files)
         if file.get("recipe") or path in settings
     }
@@ -141,6 +150,17 @@ def _images(facts: Mapping[str, Any]) -> Settings:
         f"images.{split}": f"{images.get('count')} ({str(images.get('names'))[:HASH_DIGITS]})"
         for split, images in splits.items()
     }
+
+
+def _of_all_folds(settings: Settings) -> Settings:
+    """Return the settings without those that follow from the fold, or that have no effect without folds.
+
+    ``images.folds`` has the whole list that is divided, of which the fold has the images of training and validation.
+    """
+    without_effect = ("images.train", "images.val", "data.val_list")
+    if settings.get("data.folds") is None:
+        without_effect = ("data.stratify",)  # which records of older versions do not have
+    return {path: value for path, value in settings.items() if path not in without_effect}
 
 
 def _devices(facts: Mapping[str, Any], settings: Settings) -> Settings:

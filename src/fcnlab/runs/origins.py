@@ -17,6 +17,7 @@ SCORING = "scoring."  # prefix of the settings of an evaluation, beside those of
 # image. All other values may change an image or its ground truth: where they are stored, and how they are read.
 WITHOUT_EFFECT_ON_SCORES = re.compile(
     r"data\.(_\w+_|(train|val|test)_list|num_classes|augment(\..*)?|crop_size|batch_size|eval_batch_size|seed"
+    r"|folds|fold|fold_group|stratify|fraction"
     r"|dataset\.(num_train|num_val|lists|fractions(\..*)?|split_seed|convert))"
 )
 

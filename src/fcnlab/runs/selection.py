@@ -27,7 +27,7 @@ In metrics.json, instead of ``images``: ``shared_images``, how many of the score
 than its checkpoint knows of.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 FINGERPRINT = 16  # characters
@@ -65,6 +65,24 @@ def selection_of_scored(selected: Facts | None, fingerprints: Sequence[str]) -> 
     shared = sum(fingerprint in validated for fingerprint in fingerprints)
     facts = {key: value for key, value in selected.items() if key != "images"}
     return facts | {"same_images": shared == len(fingerprints), "shared_images": shared}
+
+
+def selection_of_ensemble(
+    selections: Sequence[Facts | None], fingerprints: Callable[[], Sequence[str]]
+) -> Facts | None:
+    """Return the selection, of those in several checkpoints, that makes scores on some images most optimistic.
+
+    None if one of them is unknown.
+    """
+    known = [selection for selection in selections if selection is not None]
+    if not known or len(known) < len(selections):
+        return None
+
+    def optimism(selection: Facts) -> tuple[bool, int]:
+        scored = selection_of_scored(selection, fingerprints())
+        return is_optimistic(scored), scored["shared_images"] if scored else 0
+
+    return max(known, key=optimism)
 
 
 def validated_fingerprints(selected: Facts) -> set[str]:

@@ -1,6 +1,6 @@
 """``fcnlab eval``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +9,32 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.components import to_plain
+from fcnlab.config.components import Settings, leaves_of, to_plain
 from fcnlab.config.trust import DATA_COMPONENTS, check_components
 from fcnlab.config.validation import ConfigError, check_requirements, validate_config
+from fcnlab.data import DataModule
 from fcnlab.evaluation.evaluation import describe_scores, evaluate_and_record, score_table
 from fcnlab.evaluation.splits import check_classes, check_splits, required_image_size, warn_about_fewer_workers
 from fcnlab.files.reading import read_json_facts, read_yaml
 from fcnlab.messages import log_info, log_warning
 from fcnlab.metrics.conventions import Convention, all_conventions, as_facts, conventions_table
 from fcnlab.metrics.scores import SCORES, Scores
-from fcnlab.runs.origins import nested_map
+from fcnlab.runs.lineage import from_facts
+from fcnlab.runs.origins import nested_map, scored_data
 from fcnlab.runs.provenance import commit
 from fcnlab.runs.run_folder import RunFolder
 from fcnlab.runs.run_record import recorded_config
 from fcnlab.runs.score_record import add_to_record
-from fcnlab.runs.selection import Facts, recorded_selection
+from fcnlab.runs.selection import Facts, recorded_selection, selection_of_ensemble
+from fcnlab.runs.settings import differences, is_free, shown_changes
 from fcnlab.runs.source_fingerprint import source_fingerprints
 from fcnlab.signals import StopSignals
 from fcnlab.training.callbacks import GracefulStop, SampleImages
-from fcnlab.training.checkpoints import read_checkpoint, rebuild_model, selection_of
+from fcnlab.training.checkpoints import TrainedNet, read_nets, selection_of
 from fcnlab.training.components import open_data
 from fcnlab.training.hardware import check_machine
 from fcnlab.training.ineffective_settings import ineffective_in_scoring
-from fcnlab.training.lineage import file_facts, starting_weights, training_of_checkpoint
+from fcnlab.training.lineage import file_facts, starting_weights, trained_of, training_of_checkpoint
 from fcnlab.training.loggers import open_loggers
 from fcnlab.training.segmenter import Segmenter
 from fcnlab.training.speed import evaluation_speed
@@ -52,26 +55,28 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
         log_warning(message)
     inference, postprocess = build_inference(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    if cfg.checkpoint is None:
-        net, classes, selected, its_model = instantiate(cfg.model, _convert_="all"), None, None, None
-        trained, weights = None, starting_weights({"model": to_plain(cfg.model)})
-    else:
-        checkpoint = read_checkpoint(cfg.checkpoint)
-        its_model = checkpoint["fcnlab"]["model"]
-        net = rebuild_model(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
-        classes, selected = checkpoint["fcnlab"]["classes"], selection_in_run(checkpoint, Path(cfg.checkpoint))
-        trained = training_of_checkpoint(checkpoint, Path(cfg.checkpoint))
-        weights = {"checkpoint": file_facts(Path(cfg.checkpoint))}
-    data_config = cfg.data if cfg.data is not None else recorded_data(cfg)
+    trained_nets = [] if cfg.checkpoint is None else read_nets(to_plain(cfg)["checkpoint"], cfg.trust)
+    nets = [each.net for each in trained_nets] or [instantiate(cfg.model, _convert_="all")]
+    classes = trained_nets[0].classes if trained_nets else None
+    data_config = cfg.data if cfg.data is not None else common_data([each.path for each in trained_nets], cfg.trust)
+    for each in trained_nets:
+        check_fold(each, data_config)
+    models = [{"model": each.checkpoint["fcnlab"]["model"]} for each in trained_nets]
     began = {
         "commit": commit(),
-        "source": source_fingerprints(to_plain(cfg), {"model": its_model, "data": to_plain(data_config)}),
+        "source": source_fingerprints(to_plain(cfg), {"data": to_plain(data_config)}, *models),
     }
     data = open_data(data_config, cfg.data is None or cfg.sweep.recorded, folder)
-    check_splits(data, "test", min_size=required_image_size(inference, net))
+    check_splits(data, "test", min_size=required_image_size(inference, *nets))
     check_classes(classes, data)
-    speed = evaluation_speed(cfg, net)
-    segmenter = Segmenter(net, data.split("test").classes, inference=inference, postprocess=postprocess, **speed)
+    segmenter = Segmenter(
+        nets[0],
+        data.split("test").classes,
+        inference=inference,
+        postprocess=postprocess,
+        ensemble=nets[1:],
+        **evaluation_speed(cfg, nets[0]),
+    )
     signals = StopSignals()
     drawing = SampleImages(folder / "predictions", cfg.num_images)
     trainer = build_trainer(cfg, folder, False, [drawing, GracefulStop(signals)])
@@ -79,7 +84,7 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     with signals, open_loggers(cfg, run.context) as loggers, signals.reraise_as_interrupted():
         run.accept(cfg)
         trainer.loggers = loggers
-        origin = {"trained": trained, "weights": weights}
+        selected, origin = selection_in_runs(trained_nets, data), origin_of(cfg, trained_nets)
         scored = evaluate_and_record(
             trainer, segmenter, data, run.context, cfg.seed, began, selected=selected, **origin
         )
@@ -94,6 +99,28 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
         log_info(conventions_table(add_conventions(folder)))
     log_info(f"{describe_scores(scored, segmenter.scored_as, data)} Record: {folder}")
     return scores.miou
+
+
+def origin_of(cfg: DictConfig, nets: Sequence[TrainedNet]) -> dict[str, Any]:
+    """Return the training runs and the files of the evaluated weights, for the record.
+
+    An ensemble has no training run of its own: "ensemble" lists those of its networks.
+    """
+    if not nets:
+        return {"trained": None, "weights": starting_weights({"model": to_plain(cfg.model)})}
+    origins = [
+        {"trained": training_of_checkpoint(checkpoint, path), "weights": {"checkpoint": file_facts(path)}}
+        for path, _, checkpoint in nets
+    ]
+    return origins[0] if len(origins) == 1 else {"trained": None, "weights": None, "ensemble": origins}
+
+
+def selection_in_runs(nets: Sequence[TrainedNet], data: DataModule) -> Facts | None:
+    """Return how the evaluated checkpoint was selected, or of an ensemble's, the one with the most optimistic score."""
+    selections = [selection_in_run(each.checkpoint, each.path) for each in nets]
+    return (
+        selections[0] if len(selections) == 1 else selection_of_ensemble(selections, lambda: data.fingerprints("test"))
+    )
 
 
 def selection_in_run(checkpoint: dict[str, Any], path: Path) -> Facts | None:
@@ -146,7 +173,59 @@ def add_conventions(folder: Path) -> list[Convention]:
     return conventions
 
 
-def recorded_data(cfg: DictConfig) -> DictConfig:
+def check_fold(net: TrainedNet, data: DictConfig) -> None:
+    """Check that a fold of a cross-validation is not scored by a network that has trained on its images.
+
+    Raises
+    ------
+    ConfigError
+        The network's run held out another fold of the same list.
+    """
+    training = from_facts(trained_of(net.checkpoint))
+    if training is None or data.get("folds") is None or data.get("test_list") or data.get("allow_overlap"):
+        return
+    recorded, present = training.settings, leaves_of(to_plain(data), "data")
+    same_list = all(recorded.get(key) == present.get(key) for key in ("data.train_list", "data.dataset._target_"))
+    keys = ("data.folds", "data.fold", "data.fold_group", "data.stratify")
+    if same_list and recorded.get("data.folds") and any(recorded.get(key) != present.get(key) for key in keys):
+        raise ConfigError(
+            f"checkpoint={net.path} held out fold {recorded.get('data.fold')} of {recorded['data.folds']}, so it has"
+            f" trained on images of fold {data.fold} of {data.folds}. Leave data= out to score it on its own fold, or"
+            " set data.test_list"
+        )
+
+
+def common_data(checkpoints: Sequence[Path], trust: Sequence[str]) -> DictConfig:
+    """Return the data config of the run of a checkpoint, or of several with the same evaluation data.
+
+    Raises
+    ------
+    UserError
+        As :func:`recorded_data`; or the runs have different evaluation data.
+    """
+    recorded = [recorded_data(path, trust) for path in checkpoints]
+    first, *others = [_choice_of_images(data) for data in recorded]
+    for path, settings in zip(checkpoints[1:], others, strict=True):
+        if changes := differences(first, settings):
+            raise ConfigError(
+                f"checkpoint={path} was trained with {'; '.join(shown_changes(changes, f'{checkpoints[0]}:'))}: set"
+                " data=... to choose the images that the ensemble is scored on"
+            )
+    return recorded[0]
+
+
+def _choice_of_images(data: DictConfig) -> Settings:
+    """Return the settings that determine which images are scored, and their ground truth."""
+    settings = {path: value for path, value in leaves_of(to_plain(data), "data").items() if not is_free(path)}
+    lists = ("data.val_list", "data.test_list")
+    folds = ("data.train_list", "data.folds", "data.fold", "data.fold_group", "data.stratify")
+    split = ("data.dataset.num_val", "data.dataset.lists", "data.dataset.split_seed")
+    keys = (*lists, *split, *(folds if data.get("folds") is not None else ()))
+    fractions = {path: value for path, value in settings.items() if path.startswith("data.dataset.fractions")}
+    return scored_data(settings) | fractions | {key: settings[key] for key in keys if key in settings}
+
+
+def recorded_data(checkpoint: Path, trust: Sequence[str]) -> DictConfig:
     """Return the data config of the checkpoint's run, from its config.yaml with resolved values.
 
     Raises
@@ -154,17 +233,15 @@ def recorded_data(cfg: DictConfig) -> DictConfig:
     UserError
         The checkpoint is not in the folder of a run, or the record's data are not one of fcnlab's data sets.
     """
-    record = Path(cfg.checkpoint).absolute().parent.parent / "config.yaml"
+    record = checkpoint.absolute().parent.parent / "config.yaml"
     if not record.is_file():
-        raise ConfigError(
-            f"checkpoint={cfg.checkpoint} is not in the folder of a run ({record} is missing): set data=..."
-        )
-    config = recorded_config(record.parent, f"checkpoint={cfg.checkpoint}", record.name)
+        raise ConfigError(f"checkpoint={checkpoint} is not in the folder of a run ({record} is missing): set data=...")
+    config = recorded_config(record.parent, f"checkpoint={checkpoint}", record.name)
     tree = OmegaConf.to_container(config, resolve=False)
     data = tree.get("data") if isinstance(tree, dict) else None
     if not isinstance(data, dict):
-        raise ConfigError(f"checkpoint={cfg.checkpoint}: {record} contains no data config: set data=...")
-    check_components(data, DATA_COMPONENTS, cfg.trust, str(record))
+        raise ConfigError(f"checkpoint={checkpoint}: {record} contains no data config: set data=...")
+    check_components(data, DATA_COMPONENTS, trust, str(record))
     data |= _original_root(record.parent, data)
     recorded = OmegaConf.create({"data": data})
     validate_config(recorded)

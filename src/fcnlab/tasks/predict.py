@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from omegaconf import DictConfig
 from torch.utils.data import Dataset
 
+from fcnlab.config.components import to_plain
 from fcnlab.config.run_context import RunContext
 from fcnlab.config.validation import validate_config
 from fcnlab.data.image_files import SUFFIXES, DataError, open_image, read_image
@@ -31,7 +32,7 @@ from fcnlab.runs.output_folder import PredictionFolder
 from fcnlab.runs.run_folder import RunFolder
 from fcnlab.signals import StopSignals
 from fcnlab.training.callbacks import GracefulStop
-from fcnlab.training.checkpoints import read_checkpoint, rebuild_model
+from fcnlab.training.checkpoints import read_nets
 from fcnlab.training.hardware import check_machine
 from fcnlab.training.ineffective_settings import ineffective_in_scoring
 from fcnlab.training.segmenter import Segmenter
@@ -50,18 +51,19 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
     for message in ineffective_in_scoring(run.context):
         log_warning(message)
     paths = _checked_paths(cfg) if cfg.submission is None else []
-    checkpoint = read_checkpoint(cfg.checkpoint)
-    net = rebuild_model(checkpoint, f"checkpoint={cfg.checkpoint}", cfg.trust)
-    facts = checkpoint["fcnlab"]
+    trained = read_nets(to_plain(cfg)["checkpoint"], cfg.trust)
+    nets, facts = [each.net for each in trained], trained[0].checkpoint["fcnlab"]
     if cfg.submission is not None:
-        return write_submission(cfg, run, net, facts["classes"])
+        return write_submission(cfg, run, nets, facts["classes"])
     inference, postprocess = build_inference(cfg)
-    files = ImageFiles(paths, min_size=required_image_size(inference, net))
+    files = ImageFiles(paths, min_size=required_image_size(inference, *nets))
     writer = WritePredictions(Path(cfg.output), files, facts["classes"], np.array(facts["palette"], np.uint8))
     workers = workers_for(paths, worker_count(cfg.num_workers))
     loader = Loader(files, batch_size=None, num_workers=workers, worker_init_fn=prepare_worker)
-    speed = evaluation_speed(cfg, net)
-    segmenter = Predictor(net, facts["classes"], inference=inference, postprocess=postprocess, **speed)
+    speed = evaluation_speed(cfg, nets[0])
+    segmenter = Predictor(
+        nets[0], facts["classes"], inference=inference, postprocess=postprocess, ensemble=nets[1:], **speed
+    )
     with StopSignals() as signals, signals.reraise_as_interrupted():
         trainer = build_trainer(cfg, run.path, False, [writer, GracefulStop(signals)])
         run.accept(cfg)

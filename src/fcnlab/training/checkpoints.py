@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -364,6 +364,58 @@ def rebuild_model(checkpoint: dict[str, Any], source: str, trust: Sequence[str])
         raise UserError(f"{source} names {len(classes)} classes, but its model predicts {net.num_classes}.")
     load_strictly(net, state, source)
     return net
+
+
+class TrainedNet(NamedTuple):
+    """The network of a checkpoint, and the checkpoint without its tensors."""
+
+    path: Path
+    net: FCN
+    checkpoint: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.checkpoint["fcnlab"]["classes"]
+
+
+def read_nets(checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str]) -> list[TrainedNet]:
+    """Return the networks of one or more checkpoints, which have the same classes.
+
+    Raises
+    ------
+    UserError
+        As :func:`read_checkpoint` and :func:`rebuild_model`; or the classes differ.
+    """
+    nets: list[TrainedNet] = []
+    for path in checkpoint_paths(checkpoint):
+        content = read_checkpoint(path)
+        net = rebuild_model(content, f"checkpoint={path}", trust)
+        kept = {key: content[key] for key in ("fcnlab", "resume", "global_step") if key in content}
+        nets.append(TrainedNet(path, net, kept))
+        if nets[-1].classes != nets[0].classes:
+            raise UserError(
+                f"checkpoint={path} has {len(nets[-1].classes)} classes ({', '.join(nets[-1].classes[:4])}, …), but"
+                f" {nets[0].path} has {len(nets[0].classes)} ({', '.join(nets[0].classes[:4])}, …): the networks of an"
+                " ensemble must have the same classes in the same order"
+            )
+    return nets
+
+
+def checkpoint_paths(checkpoint: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the paths of ``checkpoint=PATH`` or ``checkpoint=[PATH,PATH]``.
+
+    Raises
+    ------
+    UserError
+        The list is empty, or contains a file twice, which would count twice in the average.
+    """
+    paths = [Path(checkpoint)] if isinstance(checkpoint, str | Path) else [Path(path) for path in checkpoint]
+    twice = [path for place, path in enumerate(paths) if path.resolve() in [each.resolve() for each in paths[:place]]]
+    if twice:
+        raise UserError(f"checkpoint= lists {twice[0]} twice, so it would count twice in the average: list it once")
+    if not paths:
+        raise UserError("checkpoint=[] lists no file: set checkpoint=PATH, or checkpoint=[PATH,PATH] for an ensemble")
+    return paths
 
 
 def _built(model: dict[str, Any], source: str) -> FCN:

@@ -14,7 +14,7 @@ from fcnlab.training.trainer import members, shows_progress
 TRAINING_ONLY = re.compile(
     r"trainer\.(m(ax|in)_(steps|epochs)|max_time|val_check_interval|accumulate_grad_batches|gradient_clip_\w+"
     r"|log_every_n_steps|limit_(train|val)_batches|num_sanity_val_steps|sync_batchnorm|reload_\w+)"
-    r"|data\.(train_list|batch_size|crop_size|allow_overlap)|(data\.)?augment(\..*)?"
+    r"|data\.(train_list|batch_size|crop_size|allow_overlap|fraction)|(data\.)?augment(\..*)?"
 )
 SWEEP_ONLY = re.compile(r"hydra[./](launcher|sweeper|sweep)\b.*")
 KNOWN_PACKAGES = ("fcnlab.", "lightning.")  # whose callbacks are known to stop a run or not
@@ -34,7 +34,8 @@ def ineffective_in_scoring(context: RunContext) -> Iterator[str]:
     """Yield a message for each setting without an effect in a command that does not train."""
     yield from sweep_settings_of_single_run(context)
     for key in command_line_keys(context):
-        if TRAINING_ONLY.fullmatch(key):
+        divides_list = key == "data.train_list" and context.sets("data.folds")
+        if TRAINING_ONLY.fullmatch(key) and not divides_list:
             yield f"{key} has no effect in fcnlab {context.verb}: it applies to training only"
     for key in ("compile", "fused_optimizer"):
         if context.sets(f"speed.{key}"):
@@ -61,6 +62,13 @@ def _of_data(cfg: DictConfig, context: RunContext) -> Iterator[str]:
         yield f"data.cache_dir has no effect with data.cache={cfg.data.get('cache')}: set data.cache=disk"
     if cfg.data.get("num_workers") == 0 and context.sets("data.prefetch_factor"):
         yield "data.prefetch_factor has no effect with data.num_workers=0: only workers prefetch"
+    folds, fraction = cfg.data.get("folds"), cfg.data.get("fraction")
+    if folds is not None and context.sets("data.val_list"):
+        yield f"data.val_list has no effect with data.folds={folds}, which validates on a fold of data.train_list"
+    if folds is None and context.sets("data.stratify"):
+        yield "data.stratify has no effect without data.folds"
+    if folds is None and fraction is None and context.sets("data.fold_group"):
+        yield "data.fold_group has no effect without data.folds or data.fraction"
     if context.sets("data.dataset.split_seed") and cfg.data.dataset.get("fractions") is None:
         yield "data.dataset.split_seed has no effect without data.dataset.fractions"
 

@@ -21,7 +21,7 @@ from fcnlab.training.resume_point import ResumePoint, belongs_to_run
 
 def starting_weights(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the weight files that a config names, by setting: name, hash and training recipe."""
-    return {path: file_facts(Path(value)) | {"recipe": _recipe(Path(value))} for path, value in _paths(config)}
+    return {path: file_facts(Path(value)) | _training_facts(Path(value)) for path, value in _paths(config)}
 
 
 def _paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -37,12 +37,16 @@ def file_facts(path: Path) -> dict[str, Any]:
         return {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _recipe(path: Path) -> str | None:
+def _training_facts(path: Path) -> dict[str, Any]:
+    """Return the recipe of a checkpoint's training run, and its fold; None for other files."""
     try:
         training = lineage.from_facts(trained_of(read_checkpoint(path)))
     except UserError:  # not a checkpoint of fcnlab's
-        return None
-    return training and lineage.recipe(training)
+        training = None
+    if training is None:
+        return {"recipe": None, "fold": None}
+    fold = training.settings.get(lineage.FOLD)
+    return {"recipe": lineage.recipe(training), "fold": None if fold is None else str(fold)}
 
 
 def trained_of(checkpoint: Mapping[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """The LightningModule: one step for training, validation and test."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -66,6 +66,9 @@ class Segmenter(L.LightningModule):
     inference, postprocess
         The inference method of evaluation, and the post-processing of its probabilities: by default one pass over the
         whole image without post-processing.
+    ensemble
+        Further networks, for evaluation only: the class probabilities of all networks are averaged. One network at a
+        time computes its probabilities, so only the weights take more memory.
 
     Attributes
     ----------
@@ -86,6 +89,7 @@ class Segmenter(L.LightningModule):
         compiled: bool = False,
         inference: InferenceMethod | None = None,
         postprocess: Postprocess | None = None,
+        ensemble: Sequence[FCN] = (),
     ):
         super().__init__()
         if net.num_classes != len(classes):
@@ -95,6 +99,7 @@ class Segmenter(L.LightningModule):
             )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)
+        self.others = nn.ModuleList(other.to(memory_format=self.memory_format) for other in ensemble)
         if compiled:
             assert isinstance(net.backbone, nn.Module)
             net.backbone.compile()
@@ -116,9 +121,25 @@ class Segmenter(L.LightningModule):
         if self.training:
             return self.net(images)
         with torch.compiler.set_stance("force_eager"):
-            if isinstance(self.postprocess, NoPostprocess):
+            if isinstance(self.postprocess, NoPostprocess) and not self.others:
                 return self.inference(self.net, images)
-            return self.postprocess(self.inference.probabilities(self.net, images), images)
+            return self.probabilities(images)
+
+    @property
+    def nets(self) -> list[FCN]:
+        """The network, and the further networks of an ensemble."""
+        return [self.net, *cast(Iterable[FCN], self.others)]
+
+    def probabilities(self, images: Float[Tensor, "batch 3 rows cols"]) -> ScoreMap:
+        """Return post-processed class probabilities of RGB images in 0..1, averaged over the networks of an ensemble.
+
+        Post-processing is applied to the average.
+        """
+        first, *others = self.nets
+        mean = self.inference.probabilities(first, images)
+        for net in others:
+            mean = mean + self.inference.probabilities(net, images)
+        return self.postprocess(mean / len(self.nets), images)
 
     def _images(self, image: UInt8[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch 3 rows cols"]:
         return (image.float() / 255).contiguous(memory_format=self.memory_format)
@@ -130,6 +151,7 @@ class Segmenter(L.LightningModule):
         ``row_blocks`` does not change any score.
         """
         whole_image = isinstance(self.inference, WholeImage) and isinstance(self.postprocess, NoPostprocess)
+        whole_image = whole_image and not self.others
         if not (self.training or whole_image):
             return self(image).float()
         with torch.compiler.set_stance("default" if self.training else "force_eager"):

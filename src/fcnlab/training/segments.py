@@ -245,8 +245,12 @@ def _refusal(refused: Mapping[str, Change], checkpoint: str) -> str:
 
 
 def images_of(data: DataModule) -> dict[str, dict[str, Any]]:
-    """Return the number of images and a hash of their ordered names, for training and validation."""
-    return {split: _count_and_hash(data.split(split).names) for split in ("train", "val")}
+    """Return the number of images and a hash of their ordered names, for training and validation.
+
+    With folds, "folds" is the whole list that is divided.
+    """
+    images = {split: _count_and_hash(data.split(split).names) for split in ("train", "val")}
+    return images | ({"folds": _count_and_hash(data.whole("val").names)} if data.is_held_out("val") else {})
 
 
 def _count_and_hash(names: tuple[str, ...]) -> dict[str, Any]:
@@ -261,8 +265,8 @@ def check_images(data: DataModule, start: ResumePoint) -> None:
     UserError
         The names or their order differ.
     """
-    for split, images in images_of(data).items():
-        recorded = start.images.get(split)
+    for split in ("train", "val"):
+        images, recorded = images_of(data)[split], start.images.get(split)
         if recorded and recorded != images:
             raise UserError(
                 f"checkpoint={start.checkpoint} cannot resume on other images: {data.split(split).title} has"

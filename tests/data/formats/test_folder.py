@@ -40,6 +40,23 @@ def test_splits_as_folders(tmp_path):
         open_folder(str(tmp_path), "test", **patterns, classes=CLASSES)
 
 
+def test_a_list_is_the_path_of_a_text_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flat(tmp_path / "root", ["a", "b", "train/c"])
+    (tmp_path / "few.txt").write_text("train/c\n\nb\n")
+    for fractions in (None, {"train": 0.5}):  # fractions apply to the other lists
+        dataset = open_folder("root", "few.txt", **FLAT, classes=CLASSES, fractions=fractions)
+        assert dataset.names == ("train/c", "b") and dataset.title == "root few.txt"
+        dataset.check()
+    with pytest.raises(DataError, match=r"the list none\.txt is not a file"):
+        open_folder("root", "none.txt", **FLAT, classes=CLASSES)
+    (tmp_path / "few.txt").write_text("../a\n")
+    with pytest.raises(DataError, match="leads out of the data folders"):
+        open_folder("root", "few.txt", **FLAT, classes=CLASSES)
+    with pytest.raises(DataError, match=r"contains names only, but data\.dataset\.images=.* a value for \{split\}"):
+        open_folder("root", "few.txt", images="images/{split}/{name}.*", masks="masks/{name}.png", classes=CLASSES)
+
+
 def test_names_may_contain_folders(tmp_path):
     """Cityscapes has such names."""
     pair(tmp_path, "left/train/aachen/aachen_1_left.png", "fine/train/aachen/aachen_1_ids.png")

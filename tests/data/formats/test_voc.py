@@ -38,6 +38,14 @@ def test_a_list_selects_images_and_masks(voc_root):
     assert dataset.image(0).shape == (*dataset.mask(0).shape, 3)
 
 
+def test_a_list_may_be_the_path_of_a_text_file(voc_root, tmp_path):
+    whole = open_voc(str(voc_root), "train")
+    (tmp_path / "few.txt").write_text(f"{whole.names[-1]}\n")
+    dataset = open_voc(str(voc_root), f"{tmp_path}/few.txt")
+    assert dataset.names == whole.names[-1:] and dataset.images == whole.images[-1:]
+    assert dataset.title == "VOC2012 few.txt"
+
+
 def test_sbd_masks_are_used_where_official_ones_are_missing(voc_root):
     dataset = open_voc(str(voc_root), "trainaug")
     dataset.check()

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from filecmp import cmp
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ import numpy as np
 
 from fcnlab.config.ranges import Byte, Fraction, Seed
 from fcnlab.data.dataset import CHOOSE_SPLIT, IGNORE_INDEX, SegmentationDataset
-from fcnlab.data.formats.voc import read_list, voc_palette
+from fcnlab.data.folds import hash_of_name
+from fcnlab.data.formats.voc import LIST_SUFFIX, list_name, read_list, voc_palette
 from fcnlab.data.image_files import DataError
 from fcnlab.data.image_headers import LARGEST
 from fcnlab.data.masks import Colour
@@ -51,6 +51,8 @@ def open_folder(
 
     Parameters
     ----------
+    split
+        The value of ``{split}``; or the path of a list of names, ending in .txt, if the patterns have no ``{split}``.
     images, masks
         Patterns below ``root`` with ``{name}``; ``images`` may contain ``*``, such as ``{name}.*`` for any format.
     classes
@@ -77,7 +79,10 @@ def open_folder(
     """
     if not Path(root).is_dir():
         raise DataError(f"data.root={root} is not a folder: set data.root to the folder that contains {images}")
-    _check_patterns(images, masks, lists, fractions)
+    if split.endswith(LIST_SUFFIX):
+        _check_without_split(split, images, masks)
+    else:
+        _check_patterns(images, masks, lists, fractions)
     _check_mask_of_two(root, split, images, masks)
     names, colours = read_classes(classes, root)
     _check_one_meaning(colours, ignore_index, ignore_colours, ids)
@@ -93,7 +98,7 @@ def open_folder(
         )
     has_id = ignore_index == IGNORE_INDEX and ignore_index in (ids or ())
     return SegmentationDataset(
-        title=f"{Path(root).absolute().name} {split}",
+        title=f"{Path(root).absolute().name} {list_name(split)}",
         names=tuple(members),
         images=tuple(matches.get(name, Path(root) / _filled(images, split, name)) for name in members),
         masks=tuple(Path(root) / _filled(masks, split, name) for name in members),
@@ -228,12 +233,20 @@ def _colour(value: Sequence[int]) -> Colour:
     return red, green, blue
 
 
-def _check_patterns(images: str, masks: str, lists: str | None, fractions: Mapping[str, float] | None) -> None:
+def _check_without_split(path: str, images: str, masks: str) -> None:
+    """Check that a list is enough to find its images: it has no value for ``{split}``."""
     for key, pattern in {"images": images, "masks": masks}.items():
-        if pattern.count("{name}") != 1:
-            raise DataError(f"data.dataset.{key}={pattern} must contain {{name}} once, in place of the file name")
-    if "*" in masks:
-        raise DataError(f"data.dataset.masks={masks} must not contain *, because each image has one mask")
+        if "{split}" in pattern:
+            raise DataError(
+                f"the list {path} contains names only, but data.dataset.{key}={pattern} also needs a value for"
+                " {split}: set a pattern without {split}, whose {name} contains the folder, and write the folder into"
+                " the list, as in train/NAME"
+            )
+    _check_names(images, masks)
+
+
+def _check_patterns(images: str, masks: str, lists: str | None, fractions: Mapping[str, float] | None) -> None:
+    _check_names(images, masks)
     if lists is not None and not ("{split}" in lists and lists.endswith(".txt")):
         raise DataError(
             f"data.dataset.lists={lists} must contain {{split}} and end in .txt, such as lists/{{split}}.txt"
@@ -250,6 +263,14 @@ def _check_patterns(images: str, masks: str, lists: str | None, fractions: Mappi
     if sum(ways.values()) != 1:
         chosen = " and ".join(way for way, is_set in ways.items() if is_set) or "nothing"
         raise DataError(f"the images of a split are defined by {chosen}: set exactly one of {', '.join(ways)}")
+
+
+def _check_names(images: str, masks: str) -> None:
+    for key, pattern in {"images": images, "masks": masks}.items():
+        if pattern.count("{name}") != 1:
+            raise DataError(f"data.dataset.{key}={pattern} must contain {{name}} once, in place of the file name")
+    if "*" in masks:
+        raise DataError(f"data.dataset.masks={masks} must not contain *, because each image has one mask")
 
 
 def _check_mask_of_two(root: str, split: str, images: str, masks: str) -> None:
@@ -284,7 +305,7 @@ def _of_split(
     split_seed: int,
 ) -> tuple[Path, ...]:
     """Return the skipped files of a split; none with lists, because a missing listed name is an error."""
-    if lists is not None:
+    if lists is not None or split.endswith(LIST_SUFFIX):
         return ()
     chosen = [name for name in left_out if fractions is None or split_of(name, fractions, split_seed) == split]
     return tuple(path for name in chosen for path in left_out[name])
@@ -307,6 +328,8 @@ def _members(
     fractions: Mapping[str, float] | None,
     split_seed: int,
 ) -> Sequence[str]:
+    if split.endswith(LIST_SUFFIX):
+        return read_list(Path(root), split)
     if lists is not None:
         file = Path(root) / lists.replace("{split}", split)
         return read_list(file.parent, file.stem)
@@ -326,8 +349,7 @@ def _members(
 
 def split_of(name: str, fractions: Mapping[str, float], seed: int) -> str | None:
     """Return the split of a name by a hash of seed and name; None outside all shares."""
-    digest = blake2b(name.encode(errors="surrogateescape"), digest_size=8, key=str(seed).encode()).digest()
-    place = int.from_bytes(digest, "big") / 2**64
+    place = hash_of_name(name, str(seed)) / 2**64
     for split, share in fractions.items():
         if place < share:
             return split

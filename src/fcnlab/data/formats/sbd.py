@@ -26,6 +26,7 @@ from fcnlab.data.formats.voc import (
     MASK_FOLDERS,
     Year,
     find_list,
+    list_name,
     read_list,
     voc_archive,
     voc_folder,
@@ -97,7 +98,7 @@ def open_sbd(
     place, name = find_list(folder, split, year)
     if own and not isfile(place / f"{name}.txt"):  # noqa: PTH113
         place, name = find_sbd(root, download, archive), OWN_LISTS[split]
-    names, title = read_list(place, name), f"VOC{year} {split}"
+    names, title = read_list(place, name), f"VOC{year} {list_name(split)}"
     mask_folders = (CONVERTED,) if own else MASK_FOLDERS
     dataset = voc_images(folder, title, names, mask_folders)
     if split == "test" or all(map(isfile, dataset.masks)):

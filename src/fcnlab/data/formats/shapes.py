@@ -15,7 +15,7 @@ from PIL import Image
 
 from fcnlab.config.ranges import MOST_PIXELS, Count, Meaning, Seed
 from fcnlab.data.dataset import CHOOSE_SPLIT, IGNORE_INDEX, SegmentationDataset
-from fcnlab.data.formats.voc import CLASSES, read_list, voc_images, voc_palette
+from fcnlab.data.formats.voc import CLASSES, list_name, read_list, voc_images, voc_palette
 from fcnlab.data.image_files import DataError
 from fcnlab.data.temporary_folders import held_folder, remove_leftovers
 from fcnlab.messages import log_info
@@ -57,7 +57,7 @@ def open_shapes(
             raise DataError(f"no list {split!r} of shapes: available are train, val. {CHOOSE_SPLIT}")
         _draw_aside(folder, num_train, num_val, size, drawing_seed)
     voc = folder / "VOCdevkit" / "VOC2012"
-    return voc_images(voc, f"shapes {split}", read_list(voc / "ImageSets" / "Segmentation", split))
+    return voc_images(voc, f"shapes {list_name(split)}", read_list(voc / "ImageSets" / "Segmentation", split))
 
 
 def _draw_aside(folder: Path, num_train: int, num_val: int, size: int, seed: int) -> None:

@@ -31,6 +31,7 @@ CLASSES = (
 )  # fmt: skip
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")  # the first folder with a mask takes precedence
 LIST_BYTES = 64 << 20  # trainaug's has 130 kB
+LIST_SUFFIX = ".txt"  # a list that ends in it is the path of a file
 LISTS = Path(__file__).parents[1] / "lists"  # official lists, for devkits without them
 WITH_SBD = "voc2012_trainaug"  # the list that VOC's own masks do not cover
 
@@ -73,6 +74,8 @@ def open_voc(
 ) -> SegmentationDataset:
     """Open a list of ``ImageSets/Segmentation``, such as ``train``, ``val`` or ``trainaug``, or a list of fcnlab.
 
+    ``split`` may also be the path of a list, ending in .txt: one name per line.
+
     ``download`` downloads the devkit if it is missing; ``archive`` names tar files of it.
 
     Raises
@@ -90,7 +93,7 @@ def open_voc(
             f"most images of {split} have masks only in SBD, and {folder / MASK_FOLDERS[1]} does not exist: choose"
             " data=voc_aug, which reads them from SBD"
         )
-    return voc_images(folder, f"VOC{year} {split}", read_list(place, name))
+    return voc_images(folder, f"VOC{year} {list_name(split)}", read_list(place, name))
 
 
 def voc_archive(year: int, split: str) -> Archive:
@@ -155,7 +158,7 @@ def find_list(folder: Path, split: str, year: int) -> tuple[Path, str]:
     Lists of 2012 are known by their full name (``voc2012_train``) or, for that year, by the devkit's (``train``).
     """
     own = folder / "ImageSets" / "Segmentation"
-    if not isfile(own / f"{split}.txt"):  # noqa: PTH113
+    if not split.endswith(LIST_SUFFIX) and not isfile(own / f"{split}.txt"):  # noqa: PTH113
         for name in (split, f"voc{year}_{split}"):
             if isfile(LISTS / f"{name}.txt") and any(  # noqa: PTH113
                 isfile(folder / "JPEGImages" / f"{image}.jpg")  # noqa: PTH113
@@ -166,7 +169,7 @@ def find_list(folder: Path, split: str, year: int) -> tuple[Path, str]:
 
 
 def read_list(folder: Path, split: str) -> tuple[str, ...]:
-    """Return the names in ``folder/split.txt``, one per line.
+    """Return the names in ``folder/split.txt``, one per line; a ``split`` that ends in .txt is a path.
 
     Raises
     ------
@@ -174,7 +177,12 @@ def read_list(folder: Path, split: str) -> tuple[str, ...]:
         The list is missing or not UTF-8 text, or a name leads out of the data folders (and its prediction out of the
         run's folder).
     """
-    file = folder / f"{split}.txt"
+    if split.endswith(LIST_SUFFIX):
+        file = Path(split)
+        if not isfile(file):  # noqa: PTH113
+            raise DataError(f"the list {split} is not a file. Set data.train_list or data.val_list to its path.")
+    else:
+        file = folder / f"{split}.txt"
     if not isfile(file):  # noqa: PTH113
         there = ", ".join(sorted(path.stem for path in folder.glob("*.txt"))) or "none"
         raise DataError(f"no list {split!r} in {folder}: available are {there}. {CHOOSE_SPLIT}")
@@ -191,6 +199,11 @@ def read_list(folder: Path, split: str) -> tuple[str, ...]:
             f"{file} contains {outside[0]!r}, which leads out of the data folders: use relative names without .."
         )
     return names
+
+
+def list_name(split: str) -> str:
+    """Return the name of a list, without the folder if it is a path."""
+    return Path(split).name if split.endswith(LIST_SUFFIX) else split
 
 
 def _mask_path(folder: Path, name: str, mask_folders: Sequence[str]) -> Path:
