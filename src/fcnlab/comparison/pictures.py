@@ -33,7 +33,10 @@ from fcnlab.runs.prediction_archive import NAME, SIDE, ClassMap, KeptImage, Pred
 MOST_PAIRS, MOST_GROUPS = 4, 4  # that have pictures: a row of five has some 50 kB
 OF_A_PAIR, OF_A_GROUP = 3, 2  # images in each direction
 QUALITY = 80  # of JPEG
-NO_PREDICTIONS = f"No run of these groups has its predictions ({NAME}), so no images are shown. fcnlab eval checkpoint=PATH keeps them."
+NO_PREDICTIONS = (
+    f"No run of these groups has its predictions ({NAME}), so no images are shown. fcnlab eval checkpoint=PATH keeps"
+    " them."
+)
 Result = TypeVar("Result")
 
 
