@@ -346,7 +346,7 @@ def _pair_facts(pair: Pair) -> dict[str, Any]:
 
 
 def _image_facts(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return for each image the number of classes in its ground truth, and the scores of each group: means over seeds."""
+    """Return for each image the number of classes in its ground truth, and the mean scores of each group."""
     first = comparison.groups[0].runs[0]
     columns: dict[str, Sequence[Any]] = {"image": first.names}
     columns["classes"] = np.count_nonzero(first.areas.target, axis=1).tolist()
