@@ -50,7 +50,7 @@ class KeptPredictions(Callback):
         dataset = trainer.test_dataloaders.dataset.dataset
         predictions = outputs["prediction"].to(torch.uint8)
         # Copies, because the loader's shared memory holds a few batches only.
-        arrays = (np.array(values.cpu()) for values in (batch["image"], batch["mask"], predictions))
+        arrays = (values.cpu().numpy().copy() for values in (batch["image"], batch["mask"], predictions))
         for index, image, target, prediction in zip(batch["index"].tolist(), *arrays, strict=True):
             task = self._pool.submit(encode, image, target, prediction, dataset.palette)
             self._waiting.append((index, task))
