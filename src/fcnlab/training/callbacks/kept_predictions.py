@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 import torch
 from jaxtyping import Int64
 from lightning.pytorch.callbacks import Callback
