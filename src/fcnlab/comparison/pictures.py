@@ -311,8 +311,8 @@ def _data_url(image: Image.Image, kind: str, **settings: Any) -> str:
 
 def _legend(shown: Sequence[ClassMap], classes: Sequence[str], palette: Palette) -> list[tuple[str, str]]:
     """Return the name and the colour of each class that occurs, and of ignored pixels."""
-    present = np.unique(np.concatenate([np.unique(labels) for labels in shown])).tolist()
-    colours = [*palette[: len(classes)].tolist()]
+    present: list[int] = np.unique(np.concatenate([np.unique(labels) for labels in shown])).tolist()
+    colours = palette.tolist()
     named = [(classes[label], _css(colours[label])) for label in present if label != IGNORE_INDEX]
     return [*named, *([("ignored", _css(IGNORE_COLOUR))] if IGNORE_INDEX in present else [])]
 
