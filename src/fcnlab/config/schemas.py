@@ -45,6 +45,10 @@ Checkpoints = Annotated[
         ),
     ),
 ]
+Kept = Annotated[
+    str,
+    Meaning("auto (all, or the worst and a random 50), all or none", lambda v: v in ("auto", "all", "none")),
+]
 Workers = Annotated[Any, Meaning("a whole number of at least 0, or auto", lambda v: v == "auto" or is_valid(v, Whole))]
 
 
@@ -55,6 +59,13 @@ class CheckpointingConfig:
     every_n_minutes: NonNegative = 10.0
     keep_top: Whole = 0
     score: Scored = "best"
+
+
+@dataclass
+class EvaluationConfig:
+    """What an evaluation keeps besides its scores: the predictions in ``predictions.zip``."""
+
+    keep_predictions: Kept = "auto"
 
 
 @dataclass
@@ -106,6 +117,7 @@ class TrainConfig:
     logger: Components = MISSING
     callbacks: Components = MISSING
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     stages: list[str] = field(default_factory=list)  # experiments, each starting from the weights of the one before
     # Settings that an experiment requires from the user, with descriptions.
     needs: dict[str, str] = field(default_factory=dict)
@@ -130,6 +142,7 @@ class EvalConfig:
     postprocess: Component = MISSING
     logger: Components = MISSING
     num_images: Drawn = 8
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     conventions: bool = False
     published: dict[str, Percent] | None = None
     needs: dict[str, str] = field(default_factory=dict)

@@ -86,7 +86,15 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
         trainer.loggers = loggers
         selected, origin = selection_in_runs(trained_nets, data), origin_of(cfg, trained_nets)
         scored = evaluate_and_record(
-            trainer, segmenter, data, run.context, cfg.seed, began, selected=selected, **origin
+            trainer,
+            segmenter,
+            data,
+            run.context,
+            cfg.seed,
+            began,
+            cfg.evaluation.keep_predictions,
+            selected=selected,
+            **origin,
         )
     if scored is None:
         return None

@@ -140,7 +140,10 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
                 log_info(describe_early_stop(early))
             scored, checkpoint = scored_checkpoint(trainer, folder, cfg.checkpointing.score)
             selected = load_scored_weights(checkpoint, segmenter, trainer, curves)
-            scores = evaluate_and_record(trainer, segmenter, data, context, cfg.seed, record.facts, training, selected)
+            keep = cfg.evaluation.keep_predictions
+            scores = evaluate_and_record(
+                trainer, segmenter, data, context, cfg.seed, record.facts, keep, training, selected
+            )
     if scores is None:
         return None
     report_results(scores, segmenter, data, training, context, scored)
