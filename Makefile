@@ -15,7 +15,7 @@ CHECK_ANNOTATIONS := --jaxtyping-packages=fcnlab,annotations.checked -m 'not slo
 	tests/training/test_losses.py tests/training/test_optimizers.py tests/training/test_segmenter.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-lowest test-newest campaigns faults fuzz same-loss settings bench rivals lint \
+.PHONY: help setup train test test-slow test-lowest test-newest campaigns faults fuzz simulate same-loss settings bench rivals lint \
 	docs notebooks table figures release clean
 
 help:  ## show this
@@ -73,6 +73,9 @@ fuzz: setup  ## fuzz files from other sources and overrides: tests/fuzz, 2000 ne
 faults: setup  ## disturb training runs 200 times and compare their results; interrupt commands while they start
 	$(BIN)/python tests/faults/harness.py --count 200 --seed 1
 	$(BIN)/python tests/faults/starts.py --count 20 --seed 1
+
+simulate: setup  ## simulate comparisons on real per-image counts; some 25 minutes (docs/explanation/comparing-runs.md)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/simulation.py
 
 same-loss: setup  ## train with the code of BASE=COMMIT and of the working tree; compare the loss curves bit by bit
 	$(BIN)/python scripts/same_loss.py $(or $(BASE),$(error BASE is not set: make same-loss BASE=COMMIT)) $(ARGS)

@@ -100,7 +100,9 @@ class Archives:
         self._names: dict[Path, frozenset[str]] = {}
 
     def names(self, run: Run) -> frozenset[str]:
-        """Return the names of the images that a run keeps."""
+        """Return the names of the images that a run keeps; those of a pooled run are in its folds."""
+        if run.folds:
+            return frozenset().union(*(self.names(fold) & set(fold.names) for fold in run.folds))
         if run.folder not in self._names:
             read = self._read(run, lambda archive: frozenset(name for name in run.names if name in archive))
             self._names[run.folder] = read or frozenset()
@@ -108,6 +110,9 @@ class Archives:
 
     def images(self, run: Run, names: Sequence[str]) -> dict[str, KeptImage]:
         """Return kept images; none if any of them cannot be used."""
+        if run.folds:
+            parts = [(fold, [name for name in names if name in fold.names]) for fold in run.folds]
+            return {name: kept for fold, own in parts if own for name, kept in self.images(fold, own).items()}
         return self._read(run, lambda archive: {name: _checked(archive.read(name), run, name) for name in names}) or {}
 
     def _read(self, run: Run, action: Callable[[PredictionArchive], Result]) -> Result | None:

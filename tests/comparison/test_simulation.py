@@ -1,0 +1,46 @@
+"""Errors of the two-factor analysis on real per-image counts; make simulate prints all cases."""
+
+import pytest
+
+from simulation import Case, read_counts, simulate
+
+REPETITIONS = 700  # three standard errors of a share of 5 % are 2.5 points
+
+
+def test_the_real_counts_are_plausible():
+    counts = read_counts("voc")
+    assert counts.images == 300 and [len(network) for network in counts.networks] == [5, 5]
+    for network in counts.networks:
+        intersection, union = network[:, :, : network.shape[2] // 2], network[:, :, network.shape[2] // 2 :]
+        assert (intersection >= 0).all() and (intersection <= union).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("voc", "frequent", 300, 3, "1:4", equal=True),
+        Case("voc", "frequent", 300, 5, "1:1", equal=True),
+        Case("voc", "frequent", 300, 10, "4:1", equal=True),
+        Case("voc", "frequent", 300, 5, "1:1", equal=True, paired=False),
+        Case("voc", "all", 100, 5, "1:1", equal=True),
+    ],
+    ids=lambda case: "-".join(map(str, case[1:])),
+)
+def test_equal_methods_rarely_differ_significantly(case):
+    """Nominal are 5 %; two separate tests in one kind of chance are far from it."""
+    found = simulate(case, REPETITIONS)
+    assert 0.025 < found.significant < 0.075 and found.covered == 1 - found.significant
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "ratio"), [(3, "1:1"), (10, "4:1")])
+def test_intervals_contain_the_true_difference(seeds, ratio):
+    found = simulate(Case("voc", "frequent", 300, seeds, ratio, equal=False), REPETITIONS)
+    assert found.covered == pytest.approx(0.95, abs=0.025)
+
+
+@pytest.mark.slow
+def test_ten_seeds_without_a_test_over_images_find_differences_between_equal_methods():
+    """What the analysis is for: the t test over seeds is right for these images only."""
+    assert simulate(Case("voc", "frequent", 300, 10, "4:1", equal=True), REPETITIONS).seeds > 0.2
