@@ -60,6 +60,7 @@ ACCEPTED = {  # these odd values are accepted; all others are refused
         "refresh_rate": "Lightning's for no bar",
     },
     "huge": {
+        "best": "sweep.confirm refuses more than there are",
         "lr": "the run stops at the first loss that is no number",
         "weight_decay": "as lr",
         "bias_lr_scale": "as lr",
