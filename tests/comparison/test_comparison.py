@@ -336,7 +336,9 @@ def test_runs_with_different_precision_are_compared_with_a_note(make_run, compar
     make_run("a", toy_matrices(0.9))
     make_run("b", toy_matrices(0.7), model="fcn32s", protocol={"precision": "bf16-mixed"})
     comparison = compared()
-    assert len(comparison.pairs) == 1 and any("precision: 32-true, bf16-mixed" in note for note in comparison.notes)
+    assert len(comparison.pairs) == 1 and any(
+        "=32-true, trainer.precision=bf16-mixed" in note for note in comparison.notes
+    )
 
 
 def test_images_with_the_largest_differences_are_listed(make_run, compared):

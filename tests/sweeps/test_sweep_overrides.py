@@ -659,7 +659,7 @@ def test_a_finished_sweep_is_not_refused_for_changed_settings(sweep, own_file, t
         assert sweep(words[0], "sweep.resume=s", fixed=()) == [] and not warnings
     monkeypatch.delenv("LR")
     assert sweep(words[0], "sweep.resume=s", fixed=()) == [] and sweep_record(tmp_path)["status"] == "finished"
-    (tmp_path / "s" / "1" / "run.json").unlink()
+    (tmp_path / "s" / "1" / "metrics.json").unlink()  # without scores, the job is not finished
     monkeypatch.setenv("LR", "0.2")
     assert "would get other settings:\njob 0, 1: optim.weight_decay" in sweep(words[0], "sweep.resume=s", fixed=())
 
