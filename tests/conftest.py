@@ -77,6 +77,15 @@ def shapes_root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("shapes")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def config_files_read_once():
+    """Read each config file once for all tests, as one command does."""
+    from fcnlab.library_internals.hydra import config_files_kept
+
+    with config_files_kept():
+        yield
+
+
 @pytest.fixture
 def composed_once(monkeypatch):
     """Skip Hydra's first composition, which only reads ``hydra.mode``: none of our config files sets it."""
