@@ -137,7 +137,9 @@ def composed_through(
         ConfigLoaderImpl.load_configuration, Plugins._instantiate = load, instantiate
 
 
-_kept: dict[tuple[str, str, str, str], tuple[tuple[int, ...], bytes]] = {}  # of each config file: its state, its content
+_kept: dict[
+    tuple[str, str, str, str], tuple[tuple[int, ...], bytes]
+] = {}  # of each config file: its state, its content
 _load_config = ConfigRepository.load_config
 
 
