@@ -55,8 +55,8 @@ def status(folder: Path) -> str:
     return json.loads((folder / "run.json").read_text())["status"]
 
 
-# (workers, accumulated batches, batch of the stop) of a run of nine steps. The campaigns repeat the batches of the other
-# number of workers: how a worker hands out images does not depend on the batch at which the run stopped.
+# (workers, accumulated batches, batch of the stop) of a run of nine steps. The campaigns have the other combinations:
+# how workers hand out images does not depend on the batch at which the run stopped.
 STOPS = {
     "fast": [(0, 1, 3)],
     "slow": [(0, 1, 4), (0, 1, 6), (0, 3, 3), (0, 3, 7), (0, 3, 12), (2, 1, 3), (2, 1, 7), (2, 3, 4), (2, 3, 6)],

@@ -4,7 +4,6 @@ Tested with Hydra 1.3.8, the first 1.3.x that pyproject.toml allows being 1.3.4.
 """
 
 import copy
-import os
 import pickle
 import threading
 from argparse import ArgumentParser
@@ -137,9 +136,7 @@ def composed_through(
         ConfigLoaderImpl.load_configuration, Plugins._instantiate = load, instantiate
 
 
-_kept: dict[
-    tuple[str, str, str, str], tuple[tuple[int, ...], bytes]
-] = {}  # of each config file: its state, its content
+_kept: dict[tuple[str, ...], tuple[tuple[int, ...], bytes]] = {}  # of each config file: its state and its content
 _load_config = ConfigRepository.load_config
 
 
@@ -172,7 +169,7 @@ def _file_state(source: ConfigSource, config_path: str) -> tuple[int, ...]:
     """Return what changes when a file is written; nothing for the files of a package."""
     if source.scheme() == "file":
         with suppress(OSError):
-            stat = os.stat(os.path.join(source.path, source._normalize_file_name(config_path)))
+            stat = (Path(source.path) / source._normalize_file_name(config_path)).stat()
             return stat.st_ino, stat.st_size, stat.st_mtime_ns
     return ()
 
