@@ -77,6 +77,20 @@ def shapes_root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("shapes")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def configs_parsed_once():
+    """Read each config file once for all tests, as one command does, and parse each interpolation once."""
+    from omegaconf import _utils, base, grammar_parser
+
+    from fcnlab.library_internals.hydra import config_files_kept
+
+    parse = functools.lru_cache(maxsize=None)(grammar_parser.parse)
+    with config_files_kept(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "parse", parse)
+        patch.setattr(_utils, "parse", parse)
+        yield
+
+
 @pytest.fixture
 def composed_once(monkeypatch):
     """Skip Hydra's first composition, which only reads ``hydra.mode``: none of our config files sets it."""

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hydra import compose as compose_config
 from hydra import initialize_config_dir
@@ -7,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, MissingConfigException
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
@@ -15,6 +17,7 @@ from fcnlab.config.locations import CONF
 from fcnlab.library_internals.hydra import (
     BasicLauncher,
     composed_through,
+    config_files_kept,
     copy_below_its_parent,
     folder_name,
     group_members,
@@ -103,6 +106,26 @@ def test_hydra_composes_and_builds_plugins_through_given_functions(tmp_path):
     with composed_through(compose, lambda config: OmegaConf.create({"_target_": BASIC})):
         launcher = Plugins.instance()._instantiate(OmegaConf.create({"_target_": "nothing.at.all"}))
     assert type(launcher).__name__ == "BasicLauncher"  # its module was loaded again by Hydra
+
+
+def test_config_files_are_read_again_only_if_they_have_changed(tmp_path, monkeypatch):
+    main, option = tmp_path / "main.yaml", tmp_path / "part" / "one.yaml"
+    option.parent.mkdir()
+    main.write_text("defaults: [part: one, _self_]\na: {b: 1}\n")
+    option.write_text("c: ${a.b}\n")
+    read, load = [], OmegaConf.load
+    monkeypatch.setattr(OmegaConf, "load", lambda file: read.append(Path(file.name).name) or load(file))
+    with initialize_config_dir(str(tmp_path), version_base="1.3"), config_files_kept():
+        expected = {"part": {"c": 2}, "a": {"b": 2}, "more": 3}
+        assert compose_config("main", ["a.b=2", "+more=3"]) == expected
+        assert compose_config("main") == {"part": {"c": 1}, "a": {"b": 1}}  # nothing of the one before
+        assert read.count("main.yaml") == 1
+        option.write_text("c: 5\n")
+        assert compose_config("main") == {"part": {"c": 5}, "a": {"b": 1}}
+        assert (read.count("main.yaml"), read.count("one.yaml")) == (1, 2)
+        option.unlink()
+        with pytest.raises(MissingConfigException):
+            compose_config("main")
 
 
 def test_a_copy_resolves_interpolations_like_its_original():

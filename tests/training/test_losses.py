@@ -268,7 +268,7 @@ def test_loss_and_gradient_from_coarse_scores_are_the_same(name, sampled, monkey
 def test_loss_of_ignored_pixels_from_coarse_scores_is_zero():
     data, target = coarse_batch()
     for name in BY_ROWS:
-        loss = LOSSES[name](coarse_scores(data), torch.full_like(target, 255))
+        loss = LOSSES[name].double()(coarse_scores(data), torch.full_like(target, 255))
         (slopes,) = torch.autograd.grad(loss, data)
         assert loss == 0 and not slopes.any()
 

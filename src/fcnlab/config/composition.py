@@ -8,7 +8,7 @@ import copy
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from functools import partial
 from itertools import islice
@@ -25,7 +25,7 @@ from fcnlab.config.hydra_values import hydra_values_of, register_resolvers
 from fcnlab.config.locations import CONF
 from fcnlab.config.overrides import override_key
 from fcnlab.errors import UserError, first_line
-from fcnlab.library_internals.hydra import composed_through, config_loader, version_base
+from fcnlab.library_internals.hydra import composed_through, config_files_kept, config_loader, version_base
 
 MOST_RUNS_OF_SWEEP = 20  # that are composed to find mistakes
 UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
@@ -50,10 +50,14 @@ class RefusedOverride:
     group: str | None = None  # whose option is unknown, so that settings inside it cannot be judged
 
 
-def mistakes_collected(verb: str) -> AbstractContextManager[None]:
-    """While entered, a composition that fails raises a ConfigError that lists all mistakes of the command."""
+@contextmanager
+def mistakes_collected(verb: str) -> Iterator[None]:
+    """While entered, a composition that fails raises a ConfigError that lists all mistakes of the command.
 
-    return composed_through(partial(_with_all_mistakes, verb), lambda config: config)
+    This, and a sweep, compose many times, so the config files are read only once.
+    """
+    with config_files_kept(), composed_through(partial(_with_all_mistakes, verb), lambda config: config):
+        yield
 
 
 def _with_all_mistakes(verb: str, load: Load, arguments: dict[str, Any]) -> DictConfig:
@@ -83,7 +87,7 @@ def compose_command(verb: str, words: Sequence[str], config_dir: str | None = No
     load = config_loader(CONF, config_dir).load_configuration
     register_resolvers()
     try:
-        with version_base():
+        with version_base(), config_files_kept():
             return _with_all_mistakes(
                 verb, load, {"config_name": verb, "overrides": list(words), "run_mode": RunMode.RUN}
             )

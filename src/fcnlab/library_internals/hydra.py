@@ -4,15 +4,17 @@ Tested with Hydra 1.3.8, the first 1.3.x that pyproject.toml allows being 1.3.4.
 """
 
 import copy
+import pickle
 import threading
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from hydra._internal import utils
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
@@ -21,12 +23,14 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig
 
 __all__ = [
     "BasicLauncher",
     "composed_through",
+    "config_files_kept",
     "config_loader",
     "copy_below_its_parent",
     "folder_name",
@@ -130,6 +134,44 @@ def composed_through(
         yield
     finally:
         ConfigLoaderImpl.load_configuration, Plugins._instantiate = load, instantiate
+
+
+_kept: dict[tuple[str, ...], tuple[tuple[int, ...], bytes]] = {}  # of each config file: its state and its content
+_load_config = ConfigRepository.load_config
+
+
+@contextmanager
+def config_files_kept() -> Iterator[None]:
+    """While entered, Hydra reads a config file again only if it has changed.
+
+    Reading the files takes 40 % of the time of a composition. A sweep composes each of its jobs, and Hydra keeps the
+    files within one composition only.
+    """
+    before = ConfigRepository.load_config
+    ConfigRepository.load_config = _load_kept_config
+    try:
+        yield
+    finally:
+        ConfigRepository.load_config = before
+
+
+def _load_kept_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+    source = self._find_object_source(config_path, ObjectType.CONFIG)
+    if source is None or source.scheme() == "structured":  # a schema, which Hydra keeps itself
+        return _load_config(self, config_path)
+    key, state = (source.scheme(), source.path, source.provider, config_path), _file_state(source, config_path)
+    if key not in _kept or _kept[key][0] != state:
+        _kept[key] = state, pickle.dumps(_load_config(self, config_path))
+    return pickle.loads(_kept[key][1])  # a copy, since Hydra changes it; six times as fast as deepcopy
+
+
+def _file_state(source: ConfigSource, config_path: str) -> tuple[int, ...]:
+    """Return what changes when a file is written; nothing for the files of a package."""
+    if source.scheme() == "file":
+        with suppress(OSError):
+            stat = (Path(source.path) / source._normalize_file_name(config_path)).stat()
+            return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return ()
 
 
 def config_loader(conf: Path, config_dir: str | None) -> ConfigLoader:

@@ -398,13 +398,14 @@ def training_memory(
     single precision, with a half-precision copy of the weights in addition. Memory outside of tensors, such as the
     workspaces of convolutions, is measured by the probe.
     """
-    shadow = copy.deepcopy(segmenter).to("meta").train()
-    weights = total_bytes([*shadow.net.parameters(), *shadow.net.buffers()])
-    assert shadow.make_optimizer
-    state, update = optimizer_bytes(shadow.make_optimizer, shadow.net)
-    if precision in HALF:
-        halve(shadow, HALF[precision])
-    step = step_bytes(shadow, blank_batch(*shape, "meta"))
+    with isolated_copy(segmenter, torch.device("meta")) as shadow:
+        shadow.train()
+        weights = total_bytes([*shadow.net.parameters(), *shadow.net.buffers()])
+        assert shadow.make_optimizer
+        state, update = optimizer_bytes(shadow.make_optimizer, shadow.net)
+        if precision in HALF:
+            halve(shadow, HALF[precision])
+        step = step_bytes(shadow, blank_batch(*shape, "meta"))
     if precision in ("bf16-mixed", "16-mixed"):
         step += weights  # the half-precision copy of the weights, and the second half of single-precision gradients
     return MemoryEstimate(weights, state, weights if averaged else 0, max(step, update))
