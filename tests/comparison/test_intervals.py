@@ -7,13 +7,13 @@ from scipy import stats
 from fcnlab.comparison.intervals import (
     FEWEST_IMAGES,
     draws,
-    holm,
     mean_iou,
     over_images,
     over_seeds,
     resampled_miou,
     resamples_needed,
 )
+from fcnlab.comparison.multiple import holm
 from fcnlab.metrics.scores import scores
 
 CLASSES, IMAGES = 6, 300
@@ -122,12 +122,6 @@ def test_coverage_over_seeds(count):
     assert np.mean([interval.low <= 0.7 <= interval.high for interval in intervals]) == pytest.approx(0.95, abs=0.02)
     significant = np.mean([interval.p < 0.05 for interval in map(over_seeds, rng.normal(0, 2, (2000, count)))])
     assert significant == pytest.approx(0.05, abs=0.02)
-
-
-def test_holm_equals_r():
-    """R's p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")."""
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.6]) == pytest.approx([1, 1]) and holm([0.02]) == pytest.approx([0.02]) and holm([]) == []
 
 
 # Coverage of the bootstrap: pairs of models on synthetic images, whose difficulty is the same for both.

@@ -116,11 +116,13 @@ def compare(
     resamples: int | None = None,
     confidence: float = 0.95,
     rules: GroupingRules = ALWAYS,
+    equivalence: float | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Group the runs and compare each group with the baseline, or all pairs if there are few groups.
 
-    ``names`` gives groups names for readers: ``{"fcn8s": "FCN-8s"}``.
+    ``equivalence`` is the largest difference in mIoU that does not matter, in percentage points. ``names`` gives groups
+    names for readers: ``{"fcn8s": "FCN-8s"}``.
 
     Raises
     ------
@@ -138,7 +140,8 @@ def compare(
     group_pairs = [(group, chosen) for group in groups if chosen and group is not chosen] or _ranked_pairs(groups)
     needed = resamples_needed(len(group_pairs), 1 - confidence)
     resamples = resamples or _resamples(len(compared), needed)
-    pairs = compare_pairs(group_pairs, Sampling(len(compared[0].names), resamples), confidence)
+    margin = None if equivalence is None else equivalence / 100
+    pairs = compare_pairs(group_pairs, Sampling(len(compared[0].names), resamples), confidence, margin)
     most = _set_size([run for run in runs if run.protocol["set"] == compared[0].protocol["set"]])
     return Comparison(
         groups=sorted(groups, key=lambda group: -group.mean()),
@@ -210,8 +213,8 @@ def _notes(groups: Sequence[Group], baseline: Group | None, was_set: bool) -> li
         )
     if len({frozenset(group.seeds) for group in groups}) > 1:
         notes.append(
-            "The groups have different seeds. Two groups are compared on the seeds that both have, or on all runs if"
-            " they share no seed; scores are means over all seeds of a group."
+            "The groups have different seeds. Two groups are compared on the seeds that both have if these are three or"
+            " more, and on all runs otherwise; scores are means over all seeds of a group."
         )
     return notes
 
@@ -245,8 +248,8 @@ def _resamples(runs: int, needed: int) -> int:
 
 
 def _notes_of_resamples(pairs: Sequence[Pair], resamples: int, needed: int) -> list[str]:
-    """Return a note if the resamples are too few for any pair to be significant over images."""
-    if resamples >= needed or not any(pair.over_images for pair in pairs):
+    """Return a note if the resamples are too few for any pair to be significant over images only."""
+    if resamples >= needed or not any(pair.over_images and not pair.two_factor for pair in pairs):
         return []
     return [
         f"With {len(pairs)} pairs, {resamples} resamples are too few for a difference to be significant over images:"

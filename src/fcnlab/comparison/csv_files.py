@@ -70,23 +70,36 @@ def _group_facts(group: Group, comparison: Comparison) -> dict[str, Any]:
 
 
 def _pair_facts(pair: Pair) -> dict[str, Any]:
-    images, seeds = pair.over_images, pair.over_seeds
+    found, images, seeds, design = pair.interval, pair.over_images, pair.over_seeds, pair.design
+    analysis = pair.two_factor
     return {
         "first": pair.first.name,
         "second": pair.second.name,
         "miou_difference": pair.difference,
+        "low": found and found.low,
+        "high": found and found.high,
+        "p": found and found.p,
+        "p_holm": pair.p,
+        "p_step_down": pair.p_step_down,
+        "p_equivalent_holm": pair.p_equivalent,
+        "verdict": pair.verdict,
+        "verdict_over": pair.scope,
+        "first_seeds": pair.seeds[0],
+        "second_seeds": pair.seeds[1],
+        "of_seeds": pair.of_seeds,
         "images": pair.images,
+        "standard_error": analysis and analysis.variance**0.5,
+        "degrees_of_freedom": analysis and analysis.freedom,
+        "variance_shared_by_seeds": analysis and analysis.shared,
+        "detectable_difference": design and design.detectable,
+        "seeds_needed": design and design.seeds,
+        "images_needed": design and design.images,
         "images_low": images and images.low,
         "images_high": images and images.high,
         "images_p": images and images.p,
-        "images_p_holm": pair.p_images,
-        "seeds": len(pair.seed_differences),
         "seeds_low": seeds and seeds.low,
         "seeds_high": seeds and seeds.high,
         "seeds_p": seeds and seeds.p,
-        "seeds_p_holm": pair.p_seeds,
-        "verdict": pair.verdict,
-        "of_seeds": pair.of_seeds,
     }
 
 

@@ -46,7 +46,7 @@ def difference_figure(comparison: Comparison) -> Figure | None:
     if not rows:
         return None
     title = "Differences in mIoU" + _only(len(comparison.pairs), "pairs")
-    description = f"{title}, with intervals over images and seeds as dots; the table has the numbers"
+    description = f"{title}, with intervals, and seeds as small dots; the table has the numbers"
     against = "difference to the baseline" if comparison.baseline else "difference"
     drawing = charts.row_chart(rows, description, f"{against}, points of mIoU", zero=True)
     return Figure("differences", title, drawing)
@@ -58,9 +58,9 @@ def _only(count: int, noun: str) -> str:
 
 def _pair_row(pair: Pair, comparison: Comparison) -> Row:
     seeds = [100 * value for value in pair.seed_differences.values()]
-    found = pair.over_images
+    found = pair.interval
     text = f"{pair.first.name} − {pair.second.name}: {points(pair.difference)} points"
-    text += f", {interval(found)} over images" if found else ""
+    text += f", {interval(found)} over {pair.scope}" if found else ""
     text += f"; seeds {', '.join(f'{value:+.2f}' for value in seeds)}" if seeds else ""
     ends = (100 * found.low, 100 * found.high) if found else None
     return Row(pair_name(pair, comparison), 100 * pair.difference, ends, seeds, text)

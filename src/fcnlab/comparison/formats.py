@@ -33,7 +33,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
-def listed(names: list[str], most: int) -> str:
-    """Join names by commas; the number of those beyond ``most``."""
+def listed(names: list[str], most: int, between: str = ", ") -> str:
+    """Join up to ``most`` names, and the number of further ones."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return between.join(names[:most]) + more

@@ -76,6 +76,13 @@ def over_images(value: float, resampled: Float[ndarray, " resamples"], confidenc
     return Interval(value, float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(resampled) + 1)))
 
 
+def equivalent_over_images(resampled: Float[ndarray, " resamples"], margin: float) -> float:
+    """Return the p value of two one-sided tests that a difference is beyond +-margin, from its resamples."""
+    resampled = resampled[~np.isnan(resampled)]
+    beyond = max(np.sum(resampled >= margin), np.sum(resampled <= -margin))
+    return float((beyond + 1) / (len(resampled) + 1))
+
+
 def resamples_needed(comparisons: int, alpha: float) -> int:
     """Return the number of resamples for which the smallest p, after Holm's correction, is below ``alpha``."""
     return int(2 * comparisons / alpha) + 1
@@ -100,16 +107,3 @@ def over_seeds(differences: Sequence[float] | ndarray, confidence: float = 0.95)
     error = float(values.std(ddof=1)) / np.sqrt(len(values))
     reach = float(stdtrit(freedom, (1 + confidence) / 2)) * error
     return Interval(mean, float(mean - reach), float(mean + reach), float(2 * stdtr(freedom, -abs(mean) / error)))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Return p values corrected so that the probability of any false rejection is at most ``alpha``.
-
-    Holm (1979): the smallest is multiplied by their number, the next by one less, and the result is made monotonic.
-    """
-    order = np.argsort(p)
-    factors = np.arange(len(p), 0, -1)
-    corrected = np.minimum(1, np.maximum.accumulate(np.asarray(p, float)[order] * factors))
-    result = np.empty(len(p))
-    result[order] = corrected
-    return result.tolist()

@@ -1,8 +1,9 @@
-"""Compare two groups of runs: the difference in mIoU and its significance.
+"""Compare two groups of runs: the difference in mIoU, its interval, and the verdict.
 
-Two separate questions: would the difference hold on other images (a paired bootstrap over images, with these trained
-models), and would it hold for other seeds (a t interval over seeds)? Both answers and the difference use the same runs
-and the same images.
+With three seeds or more, the verdict is about retraining and other images at once (:mod:`.two_factor`). Two more
+intervals explain it, each for one kind of chance: over images, for these trained models (a paired bootstrap), and over
+seeds, on these images (Student's t). With fewer seeds, the verdict is about other images only. All of them use the same
+runs and the same images.
 """
 
 from collections.abc import Sequence
@@ -13,53 +14,73 @@ from pathlib import Path
 import numpy as np
 from numpy import ndarray
 
+from fcnlab.comparison.design import Design, design
 from fcnlab.comparison.grouping import Group
 from fcnlab.comparison.intervals import (
     FEWEST_IMAGES,
     FEWEST_SEEDS,
     Interval,
     draws,
-    holm,
+    equivalent_over_images,
     mean_iou,
     over_images,
     over_seeds,
     resampled_miou,
 )
+from fcnlab.comparison.multiple import holm, step_down
+from fcnlab.comparison.null_draws import NullDraws
 from fcnlab.comparison.runs import Run
+from fcnlab.comparison.two_factor import TwoFactor, leave_one_out, paired, unpaired
 
 MOST_IMAGES = 10  # listed for each pair
+# With three seeds, and if they share less than this part of the variance, up to 8 % of equal methods differ
+# significantly instead of 5 %: see docs/explanation/comparing-runs.md.
+LIBERAL_SHARE = 0.4
 
 
 @dataclass(frozen=True)
 class Pair:
     """The comparison of two groups; positive numbers mean that the first is better.
 
-    ``difference`` is computed on the seeds that both groups have (``seed_differences`` by seed), or on all runs if they
-    share no seed. ``over_images`` is None on fewer than ``FEWEST_IMAGES`` images. ``p_images`` and ``p_seeds`` are
-    corrected for the number of pairs. ``apart`` lists the images on which the two groups differ most: name, and mean
-    IoU of the first and of the second group.
+    All numbers are those of ``compared``: both groups with the seeds that they share, or with all of their seeds
+    (:func:`compared_runs`). ``interval`` is that of the verdict: over seeds and images if ``two_factor`` is known, over
+    images otherwise; None on fewer than ``FEWEST_IMAGES`` images. ``seed_differences`` are those of shared seeds.
+    ``p`` and ``p_equivalent`` are those of the verdict, corrected for the number of pairs by Holm's method, and
+    ``p_step_down`` by Westfall and Young's. ``margin`` is the largest difference that does not matter, or None.
+    ``apart`` lists the images on which the two groups differ most: name, and mean IoU of the first and of the second.
     """
 
     first: Group
     second: Group
+    compared: tuple[Group, Group]
     images: int
     difference: float
     over_images: Interval | None
     seed_differences: dict[int, float]
     over_seeds: Interval | None
-    p_images: float | None
-    p_seeds: float | None
+    two_factor: TwoFactor | None
+    interval: Interval | None
+    p: float | None
+    p_step_down: float | None
+    p_equivalent: float | None
+    margin: float | None
     apart: list[tuple[str, float, float]]
     alpha: float
 
     @property
-    def sure_of_images(self) -> bool:
-        return self.p_images is not None and self.p_images < self.alpha
+    def seeds(self) -> tuple[int, int]:
+        """Number of runs of each group that are compared."""
+        first, second = self.compared
+        return len(first.runs), len(second.runs)
 
     @property
-    def sure_of_seeds(self) -> bool | None:
-        """None if the seeds were not tested: fewer than three in common, or equal differences."""
-        return None if self.p_seeds is None else self.p_seeds < self.alpha
+    def significant(self) -> bool:
+        return self.p is not None and self.p < self.alpha
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether the difference is significantly below the margin."""
+        return self.p_equivalent is not None and self.p_equivalent < self.alpha
 
     @property
     def leader(self) -> Group:
@@ -67,48 +88,63 @@ class Pair:
 
     @property
     def better(self) -> Group | None:
-        """The group that is significantly better over images and, with enough seeds, over seeds; None if neither is."""
-        return self.leader if self.sure_of_images and self.sure_of_seeds is not False else None
-
-    @property
-    def significant_over(self) -> str | None:
-        """What the difference is significant over (images, seeds, both); None if it is not significant."""
-        if self.sure_of_images and self.sure_of_seeds:
-            return "images and seeds"
-        if self.sure_of_images:
-            return f"images only ({'seeds not tested' if self.sure_of_seeds is None else 'not over seeds'})"
-        return "seeds only (not over images)" if self.sure_of_seeds else None
+        """The group that is significantly better after retraining and on other images; None if neither is."""
+        return self.leader if self.two_factor and self.significant and not self.equivalent else None
 
     @property
     def verdict(self) -> str:
-        """The result for the first group: better, worse, no significant difference, or no verdict."""
-        if self.over_images is None:
-            return f"no verdict: {self.images} images, at least {FEWEST_IMAGES} are needed"
-        if not self.significant_over:
-            return "no significant difference"
-        return f"{'better' if self.leader is self.first else 'worse'}, significant over {self.significant_over}"
+        """The result for the first group: better, worse, equivalent or undecided; higher or lower with few seeds; none.
+
+        "higher" and "lower" are about other images for these trained models; they say nothing about retraining.
+        """
+        if self.interval is None:
+            return "none"
+        if self.equivalent:
+            return "equivalent"
+        if not self.significant:
+            return "undecided"
+        words = ("better", "worse") if self.two_factor else ("higher", "lower")
+        return words[self.leader is not self.first]
+
+    @property
+    def scope(self) -> str:
+        """What the verdict is about."""
+        if self.interval is None:
+            return f"{self.images} images, at least {FEWEST_IMAGES} are needed"
+        return "seeds and images" if self.two_factor else "images only"
 
     @property
     def of_seeds(self) -> str:
-        """How many seeds the groups share, and whether that allows a claim about retraining."""
+        """How many seeds were compared, and whether that allows a claim about retraining."""
+        if self.two_factor:
+            first, second = self.seeds
+            return f"{first} paired seeds" if self.two_factor.paired else f"{first} and {second} unpaired seeds"
         count = len(self.seed_differences)
-        if count == 0:
-            return "no seed in common: no claim about retraining"
-        if count == 1:
-            return "only one seed in common: no claim about retraining"
-        if count < FEWEST_SEEDS:
-            return "two seeds in common: too few to judge"
-        return f"{count} seeds in common" + (
-            "" if self.over_seeds else ", all with the same difference: no claim about retraining"
-        )
+        if count >= FEWEST_SEEDS:
+            return f"{count} seeds, all with the same difference: retraining not tested"
+        fewest = min(self.seeds)
+        return f"{'one seed' if fewest == 1 else f'{fewest} seeds'}: retraining not tested"
+
+    @property
+    def liberal(self) -> bool:
+        """Whether the test calls more equal methods different than it should, as it does with three seeds."""
+        found = self.two_factor
+        return found is not None and found.fewest_seeds == FEWEST_SEEDS and found.share_of_images < LIBERAL_SHARE
+
+    @cached_property
+    def design(self) -> Design | None:
+        """What this number of seeds and images can detect, and what the observed difference would need."""
+        return design(self.two_factor, self.images, self.alpha) if self.two_factor else None
 
 
 class Sampling:
-    """Bootstrap resamples of the images, shared by all runs so that their differences are paired."""
+    """Bootstrap resamples and leave-one-out changes, shared by all runs so that their differences are paired."""
 
     def __init__(self, images: int, resamples: int):
         self.images, self.resamples = images, resamples
         self._mious: dict[Path, ndarray] = {}
+        self._changes: dict[Path, ndarray] = {}
+        self._null = NullDraws(images)
 
     @cached_property
     def _counts(self) -> ndarray:
@@ -126,36 +162,95 @@ class Sampling:
             self._mious[run.folder] = resampled_miou(self._counts, run.areas.intersection, run.areas.union)
         return self._mious[run.folder]
 
+    def changes(self, runs: Sequence[Run]) -> ndarray:
+        """Return how the mean IoU of each run changes if an image is left out, ``[runs, images]``."""
+        for run in runs:
+            if run.folder not in self._changes:
+                self._changes[run.folder] = leave_one_out(run.areas.intersection, run.areas.union)
+        return np.array([self._changes[run.folder] for run in runs])
 
-def compare_pairs(group_pairs: Sequence[tuple[Group, Group]], sampling: Sampling, confidence: float) -> list[Pair]:
-    """Compare each pair of groups and correct the p values for the number of pairs."""
-    pairs = [_pair(first, second, sampling, confidence) for first, second in group_pairs]
-    for interval, corrected in (("over_images", "p_images"), ("over_seeds", "p_seeds")):
-        indices = [index for index, pair in enumerate(pairs) if getattr(pair, interval)]
-        values = holm([getattr(pairs[index], interval).p for index in indices])
-        for index, p in zip(indices, values, strict=True):
-            pairs[index] = replace(pairs[index], **{corrected: p})
+    def null_p(self, pair: Pair) -> ndarray:
+        """Return draws of the p value of a pair as it would be without a difference."""
+        first, second = pair.compared
+        change = self.changes(first.runs).mean(axis=0) - self.changes(second.runs).mean(axis=0)
+        if pair.two_factor is None:
+            return self._null.p_images_only(change)
+        scores = [group.values("miou") for group in pair.compared]
+        if pair.two_factor.paired:
+            samples = [(first.seeds, scores[0] - scores[1])]
+        else:
+            samples = [(group.seeds, values) for group, values in zip(pair.compared, scores, strict=True)]
+        return self._null.p_two_factor(pair.two_factor, samples, change)
+
+
+def compare_pairs(
+    group_pairs: Sequence[tuple[Group, Group]], sampling: Sampling, confidence: float, margin: float | None = None
+) -> list[Pair]:
+    """Compare each pair of groups and correct the p values for the number of pairs.
+
+    ``margin`` is the largest difference that does not matter, in 0..1.
+    """
+    pairs = [_pair(first, second, sampling, confidence, margin) for first, second in group_pairs]
+    p_values = {place: pair.p for place, pair in enumerate(pairs) if pair.p is not None}
+    places, p = list(p_values), list(p_values.values())
+    null = np.stack([sampling.null_p(pairs[place]) for place in places], axis=1) if places else np.empty((0, 0))
+    beyond = [value for pair in pairs if (value := pair.p_equivalent) is not None]
+    equivalent = holm(beyond) if margin else [None] * len(places)
+    for place, *corrected in zip(places, holm(p), step_down(p, null), equivalent, strict=True):
+        fields = dict(zip(("p", "p_step_down", "p_equivalent"), corrected, strict=True))
+        pairs[place] = replace(pairs[place], **fields)
     return pairs
 
 
-def _pair(first: Group, second: Group, sampling: Sampling, confidence: float) -> Pair:
-    matched_first, matched_second = match_seeds(first, second)
-    difference, enough = matched_first.mean() - matched_second.mean(), sampling.images >= FEWEST_IMAGES
-    differences = _seed_differences(matched_first, matched_second)
-    resampled = sampling.difference(matched_first.runs, matched_second.runs) if enough else None
-    return Pair(
+def _pair(first: Group, second: Group, sampling: Sampling, confidence: float, margin: float | None) -> Pair:
+    """Compare two groups; the p values are not corrected yet."""
+    compared = compared_runs(first, second)
+    difference = compared[0].mean() - compared[1].mean()
+    differences = _seed_differences(*compared)
+    common = Pair(
         first=first,
         second=second,
+        compared=compared,
         images=sampling.images,
         difference=difference,
-        over_images=None if resampled is None else over_images(difference, resampled, confidence),
+        over_images=None,
         seed_differences=differences,
         over_seeds=over_seeds(list(differences.values()), confidence),
-        p_images=None,
-        p_seeds=None,
-        apart=_furthest_apart(matched_first, matched_second),
+        two_factor=None,
+        interval=None,
+        p=None,
+        p_step_down=None,
+        p_equivalent=None,
+        margin=margin,
+        apart=_furthest_apart(*compared),
         alpha=1 - confidence,
     )
+    return common if sampling.images < FEWEST_IMAGES else _with_intervals(common, sampling, confidence)
+
+
+def _with_intervals(pair: Pair, sampling: Sampling, confidence: float) -> Pair:
+    resampled = sampling.difference(*(group.runs for group in pair.compared))
+    images = over_images(pair.difference, resampled, confidence)
+    two_factor = _two_factor(*pair.compared, sampling)
+    interval, p_equivalent = two_factor.interval(confidence) if two_factor else images, None
+    if pair.margin:
+        p_equivalent = (
+            two_factor.p_equivalent(pair.margin) if two_factor else equivalent_over_images(resampled, pair.margin)
+        )
+    return replace(
+        pair, over_images=images, two_factor=two_factor, interval=interval, p=interval.p, p_equivalent=p_equivalent
+    )
+
+
+def compared_runs(first: Group, second: Group) -> tuple[Group, Group]:
+    """Return the runs of two groups that are compared.
+
+    Those of the seeds that both have if there are three or more. Otherwise all runs if both groups have three or more,
+    for a comparison of unpaired seeds. Otherwise those of the shared seeds again, or all if they share none.
+    """
+    matched = match_seeds(first, second)
+    enough = min(len(first.runs), len(second.runs)) >= FEWEST_SEEDS
+    return (first, second) if enough and len(matched[0].runs) < FEWEST_SEEDS else matched
 
 
 def match_seeds(first: Group, second: Group) -> tuple[Group, Group]:
@@ -165,6 +260,25 @@ def match_seeds(first: Group, second: Group) -> tuple[Group, Group]:
         return first, second
     first_runs, second_runs = (tuple(run for run in group.runs if run.seed in shared) for group in (first, second))
     return replace(first, runs=first_runs), replace(second, runs=second_runs)
+
+
+def _two_factor(first: Group, second: Group, sampling: Sampling) -> TwoFactor | None:
+    """Return the analysis over seeds and images; None for fewer than three seeds.
+
+    Also None if all seeds have the same score or difference: then they are not independent (such as several evaluations
+    of one checkpoint).
+    """
+    if min(len(first.runs), len(second.runs)) < FEWEST_SEEDS:
+        return None
+    analysis = paired if _is_paired(first, second) else unpaired
+    found = analysis(
+        first.values("miou"), second.values("miou"), sampling.changes(first.runs), sampling.changes(second.runs)
+    )
+    return found if any(sample.variance > 0 for sample in found.samples) else None
+
+
+def _is_paired(first: Group, second: Group) -> bool:
+    return first.seeds == second.seeds and None not in first.seeds
 
 
 def _seed_differences(first: Group, second: Group) -> dict[int, float]:

@@ -1,6 +1,7 @@
 """Write a drawing as PDF with matplotlib, which embeds its fonts as publishers ask; matplotlib is an optional package."""
 
 import importlib.util
+import logging
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -20,6 +21,7 @@ def write_pdf(path: FilePath, drawing: Drawing) -> None:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Affine2D
 
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs each table of a font
     figure = Figure(figsize=(drawing.width / 72, drawing.height / 72))
     # Points from the upper left corner, as in SVG.
     place = Affine2D().scale(1 / drawing.width, -1 / drawing.height).translate(0, 1) + figure.transFigure

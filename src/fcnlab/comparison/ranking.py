@@ -1,36 +1,44 @@
-"""The result of a comparison in sentences: one that ranks the groups, and one for each exception to the ranking."""
+"""The result of a comparison in sentences: one that ranks the groups, and one for each kind of exception to it."""
 
 from collections.abc import Sequence
 
 from fcnlab.comparison.comparison import Comparison
-from fcnlab.comparison.formats import interval, listed, percent, points
+from fcnlab.comparison.formats import listed, percent, points
 from fcnlab.comparison.grouping import Group
-from fcnlab.comparison.intervals import Interval
 from fcnlab.comparison.pairs import Pair
 
 MOST_NAMED = 5  # groups or pairs in one sentence
+VERDICTS = {  # in sentences, the best first
+    "better": "better",
+    "higher": "higher for these trained models (retraining was not tested)",
+    "equivalent": "equivalent",
+    "undecided": "undecided",
+    "lower": "lower for these trained models (retraining was not tested)",
+    "worse": "worse",
+    "none": "without a verdict",
+}
 
 
 def ranks(comparison: Comparison) -> dict[str, int]:
-    """Return the rank of each group by name; empty if not all pairs of groups were compared.
+    """Return the rank of each group by name; empty if not all pairs of groups have a verdict.
 
-    Groups are in the order of their mIoU. A rank ends before the first group that is significantly worse than the first
+    Groups are in the order of their mIoU. A rank ends before the first group that differs significantly from the first
     group of the rank.
     """
-    groups = comparison.groups
-    if len(comparison.pairs) < len(groups) * (len(groups) - 1) // 2 or not any(map(_tested, comparison.pairs)):
+    groups, pairs = comparison.groups, comparison.pairs
+    if len(pairs) < len(groups) * (len(groups) - 1) // 2 or any(pair.verdict == "none" for pair in pairs):
         return {}
-    differing = {frozenset((pair.first.name, pair.second.name)) for pair in comparison.pairs if pair.better}
+    apart = {frozenset((pair.first.name, pair.second.name)) for pair in pairs if _differs(pair)}
     found, first = {groups[0].name: 1}, groups[0]
     for group in groups[1:]:
-        ends = frozenset((first.name, group.name)) in differing
+        ends = frozenset((first.name, group.name)) in apart
         found[group.name] = len(found) + 1 if ends else found[first.name]
         first = group if ends else first
     return found
 
 
-def _tested(pair: Pair) -> bool:
-    return pair.over_images is not None
+def _differs(pair: Pair) -> bool:
+    return pair.verdict in ("better", "higher", "lower", "worse")
 
 
 def answers(comparison: Comparison) -> list[str]:
@@ -38,98 +46,106 @@ def answers(comparison: Comparison) -> list[str]:
     pairs = comparison.pairs
     if not pairs:
         return ["Only one group: there is nothing to compare."]
-    if not any(map(_tested, pairs)):
-        return [f"No verdict: {pairs[0].verdict.removeprefix('no verdict: ')}."]
     if len(pairs) == 1:
         return [_answer(pairs[0], comparison)]
+    if all(pair.verdict == "none" for pair in pairs):
+        return [f"No verdict: {pairs[0].scope}."]
     return _ranking(comparison) if ranks(comparison) else _against_baseline(comparison)
 
 
+# Two groups
+
+
 def _answer(pair: Pair, comparison: Comparison) -> str:
-    """Return one sentence on a pair, from the side of the leading group."""
+    """Return the result of a pair as sentences, from the side of the leading group."""
     sign = 1 if pair.leader is pair.first else -1
     leader, trailing = (comparison.label(group) for group in (pair.first, pair.second)[::sign])
-    if pair.significant_over:
-        result = f"{leader} is better than {trailing}, significant over {pair.significant_over}"
-    else:
-        result = f"No significant difference between {leader} and {trailing}"
-    return f"{result}: {_size(pair, sign)}; {pair.of_seeds}."
+    size = _size(pair, sign)
+    match pair.verdict:
+        case "none":
+            return f"No verdict on {leader} and {trailing}: {size}, on {pair.scope}."
+        case "equivalent":
+            margin = f"{100 * (pair.margin or 0):g}"
+            return f"{leader} and {trailing} are equivalent within {margin} points of mIoU: {size}."
+        case "undecided":
+            return f"Undecided between {leader} and {trailing}: {size}.{_advice(pair)}"
+        case "better" | "worse":
+            return f"{leader} is better than {trailing}: {size}."
+        case _:
+            return f"{leader} has a higher mIoU than {trailing}, for these trained models: {size}; {pair.of_seeds}."
 
 
 def _size(pair: Pair, sign: int) -> str:
-    """Format the difference and its interval over images."""
-    value, over_images = f"{points(sign * pair.difference)} points of mIoU", pair.over_images
-    if over_images is None:
+    """Format the difference and, if available, its interval and what that is over."""
+    value, found = f"{points(sign * pair.difference)} points of mIoU", pair.interval
+    if found is None:
         return value
-    low, high = sorted((sign * over_images.low, sign * over_images.high))
-    return f"{value}, {interval(Interval(0, low, high, 1))} over {pair.images} images"
+    low, high = sorted((sign * found.low, sign * found.high))
+    over = f"{pair.of_seeds} and {pair.images} images" if pair.two_factor else f"{pair.images} images"
+    return f"{value}, {points(low)} to {points(high)} over {over}"
+
+
+def _advice(pair: Pair) -> str:
+    """Return what an undecided comparison could have found, and what would decide it."""
+    if pair.design is None:
+        return f" {pair.of_seeds.capitalize()}."
+    found = f" These seeds and images find differences of {100 * pair.design.detectable:.1f} points or more."
+    if pair.design.seeds is None:
+        return f"{found} For the observed difference, no number of seeds suffices on these images."
+    return f"{found} The observed difference would need {pair.design.seeds} seeds on these images."
+
+
+# All pairs of several groups
 
 
 def _ranking(comparison: Comparison) -> list[str]:
-    """Return the ranked sentence, and a sentence for pairs that it does not describe."""
-    by_rank: dict[int, list[Group]] = {}
-    ranked = ranks(comparison)
+    """Return the ranked sentence, and sentences on the pairs that it does not describe."""
+    ranked, by_rank = ranks(comparison), dict[int, list[Group]]()
     for group in comparison.groups:
         by_rank.setdefault(ranked[group.name], []).append(group)
     places = [f"{rank}. {_and([_scored(group, comparison) for group in groups])}" for rank, groups in by_rank.items()]
-    sentences = [f"Ranking by mIoU: {'; '.join(places)}."]
+    sentence = f"Ranking by mIoU: {'; '.join(places)}."
     if any(len(groups) > 1 for groups in by_rank.values()):
-        sentences[0] += " Groups that share a rank do not differ significantly."
+        sentence += " Between groups that share a rank, no difference was found."
     across = [pair for pair in comparison.pairs if ranked[pair.first.name] != ranked[pair.second.name]]
     within = [pair for pair in comparison.pairs if ranked[pair.first.name] == ranked[pair.second.name]]
+    exceptions = [
+        ("Undecided although the ranks differ", [pair for pair in across if pair.verdict == "undecided"]),
+        ("Different although the ranks are equal", [pair for pair in within if _differs(pair)]),
+        *_of_all_pairs(comparison),
+    ]
+    return [sentence, *(f"{state}: {_pairs(pairs, comparison)}." for state, pairs in exceptions if pairs)]
+
+
+def _of_all_pairs(comparison: Comparison) -> list[tuple[str, list[Pair]]]:
+    """Return the verdicts that a ranking does not show: equivalent, and significant over images only."""
+    margin = next((f" within {100 * pair.margin:g} points" for pair in comparison.pairs if pair.margin), "")
     return [
-        *sentences,
-        *_exceptions([pair for pair in across if not pair.better], "do not differ significantly", comparison),
-        *_exceptions([pair for pair in within if pair.better], "differ significantly", comparison),
-        *_scopes([pair for pair in comparison.pairs if pair.better], comparison),
+        (f"Equivalent{margin}", [pair for pair in comparison.pairs if pair.verdict == "equivalent"]),
+        (
+            "Different for these trained models only, because retraining was not tested",
+            [pair for pair in comparison.pairs if pair.verdict in ("higher", "lower")],
+        ),
     ]
 
 
-def _exceptions(pairs: Sequence[Pair], state: str, comparison: Comparison) -> list[str]:
-    if not pairs:
-        return []
+def _pairs(pairs: Sequence[Pair], comparison: Comparison) -> str:
     names = [f"{comparison.label(pair.first)} and {comparison.label(pair.second)}" for pair in pairs]
-    return [f"Except: {listed(names, MOST_NAMED)} {state}."]
+    return listed(names, MOST_NAMED, between="; ")
 
 
-def _scopes(pairs: Sequence[Pair], comparison: Comparison) -> list[str]:
-    """Return what the significant differences are significant over; by name where it is not the same for all."""
-    by_scope: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        by_scope.setdefault(pair.significant_over or "", []).append(pair)
-    if len(by_scope) == 1:
-        return [f"The significant differences are significant over {next(iter(by_scope))}."]
-    return [
-        f"Significant over {scope}:"
-        f" {listed([f'{comparison.label(p.first)} and {comparison.label(p.second)}' for p in found], MOST_NAMED)}."
-        for scope, found in by_scope.items()
-    ]
+# Many groups and a baseline
 
 
 def _against_baseline(comparison: Comparison) -> list[str]:
     """Return how many groups are better and worse than the baseline, with names and differences of a few."""
     assert comparison.baseline is not None
-    pairs = comparison.pairs
-    better = [pair for pair in pairs if pair.better is pair.first]
-    worse = [pair for pair in pairs if pair.better is pair.second]
-    others = [pair for pair in pairs if not pair.better]
-    parts = [
-        part
-        for part in (
-            _part(better, "is better", "are better", comparison),
-            _part(others, "does not differ significantly", "do not differ significantly", comparison),
-            _part(worse, "is worse", "are worse", comparison),
-        )
-        if part
-    ]
-    sentence = f"Compared with {_scored(comparison.baseline, comparison)}, {'; '.join(parts)}."
-    return [sentence, *_scopes([*better, *worse], comparison)]
-
-
-def _part(pairs: Sequence[Pair], singular: str, plural: str, comparison: Comparison) -> str:
-    names = [f"{comparison.label(pair.first)} ({points(pair.difference)})" for pair in pairs]
-    state = singular if len(names) == 1 else plural
-    return f"{len(names)} {state}: {listed(names, MOST_NAMED)}" if names else ""
+    parts = []
+    for verdict in VERDICTS:
+        pairs = [pair for pair in comparison.pairs if pair.verdict == verdict]
+        names = [f"{comparison.label(pair.first)} ({points(pair.difference)})" for pair in pairs]
+        parts += [f"{len(names)} {VERDICTS[verdict]}: {listed(names, MOST_NAMED)}"] if names else []
+    return [f"Compared with {_scored(comparison.baseline, comparison)}, {'; '.join(parts)}."]
 
 
 def _scored(group: Group, comparison: Comparison) -> str:

@@ -35,7 +35,7 @@ class Cell(NamedTuple):
     The number of an interval is its lower end, and ``high`` its upper end.
 
     ``best`` marks the best of the cells that it is compared with, which is bold in LaTeX. ``shade`` is a colour from -1
-    (less) to 1 (more). ``verdict`` is better or worse. ``groups`` are the groups that a row is about.
+    (less) to 1 (more). ``verdict`` is that of a pair. ``groups`` are the groups that a row is about.
     """
 
     text: str
@@ -84,6 +84,7 @@ def result_tables(comparison: Comparison) -> list[Table]:
     """Return the tables of results that have rows, in the order of the page."""
     makers: tuple[Callable[[Comparison], Table], ...] = (
         difference_table,
+        design_table,
         score_table,
         class_table,
         cost_table,
@@ -154,42 +155,83 @@ def _cost_cell(cost: Cost, group: Group) -> Cell:
 
 def difference_table(comparison: Comparison) -> Table:
     level = f"{100 * comparison.confidence:g} %"
+    of_first = "group" if comparison.baseline else "first group"
     against = f"the baseline, {comparison.baseline.name}" if comparison.baseline else "the second"
     columns = [
-        Column("group" if comparison.baseline else "pair", False),
+        _pair_column(comparison),
         Column("difference, points"),
-        Column(f"over images, {level}", note="sorted by the lower end"),
-        Column("p, images", note="of the bootstrap over images, Holm's correction"),
-        Column(f"over seeds, {level}", note="sorted by the lower end"),
-        Column("p, seeds", note="of the t test over seeds, Holm's correction"),
-        Column("the group is" if comparison.baseline else "the first is", False),
-        Column("seeds", False),
+        Column(f"{level} interval", note="sorted by the lower end"),
+        Column("p (Holm)", note="corrected for the number of pairs by Holm's method"),
+        Column("p (step-down)", note="corrected by the step-down method of Westfall and Young"),
+        Column(f"the {of_first} is", False),
+        Column("compared", False),
+        Column("over images only", note="sorted by the lower end"),
+        Column("over seeds only", note="sorted by the lower end"),
     ]
     caption = (
         f"Percentage points of mIoU, on the same {counted(comparison.images, 'image')}; a positive value means that the"
-        f" {'group' if comparison.baseline else 'first group'} is better than {against}."
+        f" {of_first} is better than {against}."
     )
-    return Table(
-        "differences",
-        "Differences in mIoU",
-        caption,
-        columns,
-        [_pair_row(pair, comparison) for pair in comparison.pairs],
-    )
+    rows = [_pair_row(pair, comparison) for pair in comparison.pairs]
+    return Table("differences", "Differences in mIoU", caption, columns, rows)
+
+
+def _pair_column(comparison: Comparison) -> Column:
+    return Column("group" if comparison.baseline else "pair", False)
+
+
+def _pair_cell(pair: Pair, comparison: Comparison) -> Cell:
+    groups = (pair.first,) if comparison.baseline else (pair.first, pair.second)
+    return Cell(pair_name(pair, comparison), groups=groups)
 
 
 def _pair_row(pair: Pair, comparison: Comparison) -> list[Cell]:
-    verdict = "" if pair.better is None else "better" if pair.better is pair.first else "worse"
     return [
-        Cell(pair_name(pair, comparison), groups=(pair.first,) if comparison.baseline else (pair.first, pair.second)),
+        _pair_cell(pair, comparison),
         Cell(points(pair.difference), 100 * pair.difference),
-        _interval_cell(pair.over_images),
-        Cell(probability(pair.p_images), pair.p_images),
-        _interval_cell(pair.over_seeds),
-        Cell(probability(pair.p_seeds), pair.p_seeds),
-        Cell(pair.verdict, verdict=verdict),
+        _interval_cell(pair.interval),
+        Cell(probability(pair.p), pair.p),
+        Cell(probability(pair.p_step_down), pair.p_step_down),
+        Cell(verdict(pair), verdict=pair.verdict),
         Cell(pair.of_seeds),
+        _interval_cell(pair.over_images),
+        _interval_cell(pair.over_seeds),
     ]
+
+
+def verdict(pair: Pair) -> str:
+    """Format the verdict on the first group, with what it is about."""
+    if pair.interval is None:
+        return f"no verdict: {pair.scope}"
+    within = f" within {100 * pair.margin:g} points" if pair.equivalent and pair.margin else ""
+    return f"{pair.verdict}{within}, over {pair.scope}"
+
+
+def design_table(comparison: Comparison) -> Table:
+    """Return what the comparison can detect, and what it would need for the observed differences."""
+    columns = [_pair_column(comparison), Column("difference, points"), Column("detectable, points")]
+    columns += [Column("seeds needed"), Column("images needed")]
+    rows = [
+        [
+            _pair_cell(pair, comparison),
+            Cell(points(pair.difference), 100 * pair.difference),
+            Cell(percent(pair.design.detectable), 100 * pair.design.detectable),
+            _needed_cell(pair.design.seeds),
+            _needed_cell(pair.design.images),
+        ]
+        for pair in comparison.pairs
+        if pair.design
+    ]
+    caption = (
+        "The smallest difference that these seeds and images find with a probability of 80 %, and the number of seeds of"
+        " each group (with these images), or of images (with these seeds), that finds the observed difference with this"
+        " probability. A dash: no number suffices. The numbers are rough, because they are estimated from few seeds."
+    )
+    return Table("design", "Seeds and images needed", caption, columns, rows)
+
+
+def _needed_cell(count: int | None) -> Cell:
+    return Cell(MISSING) if count is None else Cell(f"{count:,}", count)
 
 
 def _interval_cell(value: Interval | None) -> Cell:
@@ -219,25 +261,36 @@ def count_cell(count: int) -> Cell:
 
 def class_table(comparison: Comparison) -> Table:
     """Return the IoU of each class: a row for each class, a column for each group."""
-    iou = np.array([group.iou() for group in comparison.groups])
+    cells = [_class_cells(group) for group in comparison.groups]
     columns = [Column("class", False)]
     columns += [Column(comparison.label(group), note=group.name, group=group) for group in comparison.groups]
     rows = [
-        [Cell(name), *_best_marked([_iou_cell(value) for value in iou[:, place].tolist()])]
+        [Cell(name), *_best_marked([of_group[place] for of_group in cells])]
         for place, name in enumerate(comparison.classes)
     ]
-    means = [_score_cell(group, "miou")._replace(text=percent(group.mean(), 1)) for group in comparison.groups]
-    rows.append([Cell("mIoU"), *_best_marked(means)])
+    rows.append([Cell("mIoU"), *_best_marked([_iou_cell(group.mean(), group.spread()) for group in comparison.groups])])
     caption = (
-        f"Percent, mean over seeds, on {counted(comparison.images, 'image')}. A dash: the class is neither in the ground"
+        f"Percent, mean ± standard deviation over seeds, on {counted(comparison.images, 'image')}. A dash: the class is neither in the ground"
         " truth nor in a prediction."
     )
     return Table("classes", "IoU by class", caption, columns, rows)
 
 
-def _iou_cell(value: float) -> Cell:
-    known = value == value
-    return Cell(percent(value, 1), 100 * value if known else None, shade=value if known else None)
+def _class_cells(group: Group) -> list[Cell]:
+    """Return the IoU of each class; the deviation is that over the seeds with the class, if these are two or more."""
+    by_seed = np.array([run.scores.iou for run in group.runs])
+    cells = []
+    for value, values in zip(group.iou().tolist(), by_seed.T, strict=True):
+        known = values[~np.isnan(values)]
+        cells.append(_iou_cell(value, float(known.std(ddof=1)) if len(known) > 1 else None))
+    return cells
+
+
+def _iou_cell(value: float, spread: float | None) -> Cell:
+    if value != value:
+        return Cell(MISSING)
+    text = percent(value, 1) + (f" ± {percent(spread, 1)}" if spread is not None else "")
+    return Cell(text, 100 * value, None if spread is None else 100 * spread, shade=value)
 
 
 def published_table(comparison: Comparison) -> Table:

@@ -59,6 +59,7 @@ AlikeBits = Annotated[
     ),
 ]
 Resamples = Annotated[int, Meaning("100 to 1000000", lambda value: 100 <= value <= 1_000_000)]
+Points = Annotated[float, Meaning("more than 0 and at most 100 points", lambda value: 0 < value <= 100)]
 Confidence = Annotated[float, Meaning("0.5 to 0.999, such as 0.95", lambda value: 0.5 <= value < 1)]
 Factor = Annotated[float, Meaning("a factor from 1/16 to 16", lambda value: 1 / 16 <= value <= 16)]
 Scales = Annotated[
