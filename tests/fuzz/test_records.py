@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from fcnlab.comparison.comparison import compare
 from fcnlab.comparison.page import page
 from fcnlab.comparison.runs import read_runs
-from fcnlab.comparison.tables import markdown, terminal, write_csv
+from fcnlab.comparison.csv_files import write_csv
+from fcnlab.comparison.markdown import markdown
+from fcnlab.comparison.terminal import terminal
 from fcnlab.config.locations import CONF
 from fcnlab.config.trust import WRITERS, override_rejection
 

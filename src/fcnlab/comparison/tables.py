@@ -7,7 +7,7 @@ import numpy as np
 from numpy import ndarray
 
 from fcnlab.comparison.comparison import Comparison, Curve, environments
-from fcnlab.comparison.formats import MISSING, SCORE_TITLES, counted, interval, percent, points, probability
+from fcnlab.comparison.formats import MINUS, MISSING, SCORE_TITLES, counted, interval, percent, points, probability
 from fcnlab.comparison.grouping import Group
 from fcnlab.comparison.intervals import Interval
 from fcnlab.comparison.names import short_values
@@ -242,7 +242,7 @@ def pair_name(pair: Pair, comparison: Comparison) -> str:
     """Return the names of both groups; only the first where all are compared with one baseline."""
     if comparison.baseline:
         return comparison.label(pair.first)
-    return f"{comparison.label(pair.first)} − {comparison.label(pair.second)}"
+    return f"{comparison.label(pair.first)} {MINUS} {comparison.label(pair.second)}"
 
 
 def titled(comparison: Comparison, group: Group) -> str:
@@ -268,7 +268,8 @@ def class_table(comparison: Comparison) -> Table:
         [Cell(name), *_best_marked([of_group[place] for of_group in cells])]
         for place, name in enumerate(comparison.classes)
     ]
-    rows.append([Cell("mIoU"), *_best_marked([_iou_cell(group.mean(), group.spread()) for group in comparison.groups])])
+    means = [_iou_cell(group.mean(), group.spread()) for group in comparison.groups]
+    rows.append([Cell("mIoU"), *_best_marked(means)])
     caption = (
         f"Percent, mean ± standard deviation over seeds, on {counted(comparison.images, 'image')}. A dash: the class is neither in the ground"
         " truth nor in a prediction."
