@@ -17,8 +17,6 @@ from fcnlab.errors import UserError
 from fcnlab.metrics.scores import SCORES, scores
 from run_folders import CLASSES, toy_matrices, write_run
 
-BETTER = "better, significant over images and seeds"
-
 
 @pytest.fixture
 def compared(tmp_path):
@@ -39,7 +37,7 @@ def test_three_different_models_are_compared_in_pairs(sweep, compared):
         ("model=fcn16s", "model=fcn32s"),
     ]
     for pair in comparison.pairs:
-        assert pair.better is pair.first and pair.verdict == BETTER and pair.of_seeds == "3 seeds in common"
+        assert pair.better is pair.first and pair.verdict == "better" and pair.of_seeds == "3 paired seeds"
         assert pair.images == 36 and set(pair.seed_differences) == {1, 2, 3}
     assert (
         not comparison.left_out
@@ -65,12 +63,11 @@ def test_numbers_of_a_pair_equal_scipy(sweep, compared):
 
 
 def test_p_values_are_corrected_for_all_pairs(sweep, compared):
-    """The largest p-value is unchanged, the smallest is multiplied by the number of pairs."""
+    """Holm's method multiplies the smallest p by the number of pairs; the step-down method is never far above it."""
     pairs = compared().pairs
-    raw, corrected = ([value(pair) for pair in pairs] for value in (lambda p: p.over_seeds.p, lambda p: p.p_seeds))
-    assert max(corrected) == pytest.approx(max(raw)) or max(corrected) > max(raw)
-    assert min(corrected) == pytest.approx(3 * min(raw))
-    assert min(pair.p_images for pair in pairs) == pytest.approx(3 * min(pair.over_images.p for pair in pairs))
+    assert min(pair.p for pair in pairs) == pytest.approx(3 * min(pair.interval.p for pair in pairs))
+    assert max(pair.p for pair in pairs) >= max(pair.interval.p for pair in pairs)
+    assert all(1 / 2001 <= pair.p_step_down <= pair.p + 0.01 for pair in pairs)
 
 
 def test_a_model_and_itself_do_not_differ_significantly(make_run, compared):
@@ -78,26 +75,16 @@ def test_a_model_and_itself_do_not_differ_significantly(make_run, compared):
         for model in ("fcn8s", "fcn32s"):
             make_run(f"{model}{seed}", toy_matrices(0.7, seed=seed), model=model, seed=seed)
     (pair,) = compared().pairs
-    assert pair.over_images == (0, 0, 0, 1) and pair.verdict == "no significant difference" and not pair.apart
+    assert pair.over_images == (0, 0, 0, 1) and pair.verdict == "undecided" and not pair.apart
     assert pair.over_seeds is None and pair.better is None
 
 
 @pytest.mark.parametrize(
     ("seeds", "verdict", "message", "note"),
     [
-        (
-            (1,),
-            "better, significant over images only (seeds not tested)",
-            "only one seed in common: no claim",
-            "Each group has only one seed",
-        ),
-        (
-            (1, 2),
-            "better, significant over images only (seeds not tested)",
-            "two seeds in common: too few to judge",
-            "one or two seeds",
-        ),
-        ((1, 2, 3), "better, significant over images and seeds", "3 seeds in common", None),
+        ((1,), "higher", "one seed: retraining not tested", "Each group has only one seed"),
+        ((1, 2), "higher", "2 seeds: retraining not tested", "one or two seeds"),
+        ((1, 2, 3), "better", "3 paired seeds", None),
     ],
 )
 def test_verdicts_with_few_seeds(make_run, compared, seeds, verdict, message, note):
@@ -106,7 +93,8 @@ def test_verdicts_with_few_seeds(make_run, compared, seeds, verdict, message, no
             make_run(f"{model}{seed}", toy_matrices(quality + seed / 100, seed=seed), model=model, seed=seed)
     comparison = compared()
     (pair,) = comparison.pairs
-    assert pair.verdict == verdict and message in pair.of_seeds and (pair.over_seeds is None) == (len(seeds) < 3)
+    assert pair.verdict == verdict and message == pair.of_seeds and (pair.over_seeds is None) == (len(seeds) < 3)
+    assert (pair.interval == pair.over_images) == (pair.scope == "images only") == (len(seeds) < 3)
     assert list(pair.seed_differences) == list(seeds)
     assert bool(comparison.notes) == bool(note) and all(note in text for text in comparison.notes)
 
@@ -117,19 +105,38 @@ def test_seeds_that_disagree_are_inconclusive(make_run, compared):
         for seed, quality in enumerate(qualities, start=1):
             make_run(f"{model}{seed}", toy_matrices(quality, seed=seed), model=model, seed=seed)
     (pair,) = compared().pairs
-    assert (
-        pair.sure_of_images
-        and pair.verdict == "better, significant over images only (not over seeds)"
-        and pair.better is None
-    )
-    assert pair.of_seeds == "3 seeds in common"
+    assert pair.over_images.p < 0.05 and pair.verdict == "undecided" and pair.better is None
 
 
 def test_no_seed_in_common_is_reported(make_run, compared):
     make_run("a", toy_matrices(0.9), model="fcn8s", seed=1)
     make_run("b", toy_matrices(0.5), model="fcn32s", seed=2)
     (pair,) = compared().pairs
-    assert pair.seed_differences == {} and "no seed in common" in pair.of_seeds
+    assert pair.seed_differences == {} and pair.of_seeds == "one seed: retraining not tested"
+
+
+def test_unpaired_seeds_are_compared_with_all_runs(make_run, compared):
+    """The groups share two of their seeds, which are too few for pairs."""
+    for model, quality, seeds in (("fcn8s", 0.9, (1, 2, 3)), ("fcn32s", 0.5, (2, 3, 4, 5))):
+        for seed in seeds:
+            make_run(f"{model}{seed}", toy_matrices(quality + seed / 100, seed=seed), model=model, seed=seed)
+    (pair,) = compared().pairs
+    assert pair.of_seeds == "3 and 4 unpaired seeds" and pair.verdict == "better"
+    assert pair.difference == pytest.approx(pair.first.mean() - pair.second.mean(), rel=1e-12)
+    assert len(pair.two_factor.samples) == 2 and pair.over_seeds is None
+
+
+def test_equal_groups_are_equivalent_within_a_margin(make_run, compared):
+    """The verdict is about the margin: within 5 points, but not within 0.01."""
+    for seed in (1, 2, 3, 4):
+        for model, shift in {"fcn8s": 0, "fcn32s": 20}.items():
+            make_run(f"{model}{seed}", toy_matrices(0.7, seed=seed + shift), model=model, seed=seed)
+    (wide,), (narrow,) = compared(equivalence=5).pairs, compared(equivalence=0.01).pairs
+    assert wide.verdict == "equivalent" and narrow.verdict == "undecided" and wide.better is None
+    assert "are equivalent within 5 points of mIoU" in answers(compared(equivalence=5))[0]
+    half = narrow.two_factor.interval(0.9)  # two one-sided tests at 5 % are the 90 % interval within the margin
+    for margin in (1.01 * max(abs(half.low), abs(half.high)), 0.99 * max(abs(half.low), abs(half.high))):
+        assert (narrow.two_factor.p_equivalent(margin) < 0.05) == (max(abs(half.low), abs(half.high)) < margin)
 
 
 def many(make_run, count: int) -> None:
@@ -153,7 +160,7 @@ def test_a_baseline_can_be_chosen(make_run, compared):
         1:
     ]
     worse = next(pair for pair in comparison.pairs if pair.first.name == "optim.lr=0.0")
-    assert worse.difference < 0 and worse.verdict.startswith("worse, ") and worse.better is comparison.baseline
+    assert worse.difference < 0 and worse.verdict == "lower" and worse.leader is comparison.baseline
     with pytest.raises(UserError, match=r"baseline=0\.7 matches no group"):
         compared(baseline="0.7")
 
@@ -232,9 +239,10 @@ def test_no_verdict_on_few_images(make_run, compared, count, judged):
             make_run(f"{model}{seed}", toy_matrices(quality, count, seed=seed), model=model, seed=seed)
     comparison = compared()
     (pair,) = comparison.pairs
-    assert (pair.over_images is not None) == (pair.p_images is not None) == bool(pair.better) == judged
-    assert pair.verdict == (BETTER if judged else f"no verdict: {count} images, at least 30 are needed")
-    assert any("No verdict" in note for note in comparison.notes) != judged
+    assert (pair.over_images is not None) == (pair.p is not None) == bool(pair.better) == judged
+    assert pair.verdict == ("better" if judged else "none")
+    assert judged or pair.scope == f"{count} images, at least 30 are needed"
+    assert any("No verdict is given" in note for note in comparison.notes) != judged
     for text in (terminal(comparison), markdown(comparison)):
         assert f"n = {count}" in text and ("better than" in text) == judged
 
@@ -282,11 +290,11 @@ def test_seeds_with_equal_scores_are_not_tested(make_run, compared):
         for model, quality in {"fcn8s": 0.9, "fcn32s": 0.5}.items():
             make_run(f"{model}{seed}", toy_matrices(quality, seed=7), model=model, seed=seed)
     (pair,) = compared().pairs
-    assert pair.over_seeds is pair.p_seeds is None and "all with the same difference" in pair.of_seeds
-    assert pair.verdict == "better, significant over images only (seeds not tested)"
+    assert pair.over_seeds is pair.two_factor is None and "all with the same difference" in pair.of_seeds
+    assert pair.verdict == "higher"
 
 
-def test_significant_over_seeds_only_does_not_contradict_itself(make_run, compared):
+def test_a_difference_that_one_image_makes_is_undecided(make_run, compared):
     """One image decides, equally for each seed: other images could change the result, other seeds could not."""
     for seed in (1, 2, 3):
         base = toy_matrices(0.7, seed=seed)
@@ -296,13 +304,8 @@ def test_significant_over_seeds_only_does_not_contradict_itself(make_run, compar
         base[0, 1], base[0, 1, 2] = 0, better[0, 1].sum()
         make_run(f"a{seed}", better, model="fcn8s", seed=seed)
         make_run(f"b{seed}", base, model="fcn32s", seed=seed)
-    comparison = compared()
-    (pair,) = comparison.pairs
-    assert pair.sure_of_seeds and not pair.sure_of_images and pair.better is None
-    assert pair.verdict == "better, significant over seeds only (not over images)"
-    assert (
-        answers(comparison)[0].endswith("images; 3 seeds in common.") and "No significant" not in answers(comparison)[0]
-    )
+    (pair,) = compared().pairs
+    assert pair.over_seeds.p < 0.05 and pair.verdict == "undecided" and pair.better is None
 
 
 def test_too_few_resamples_for_significance_are_reported(make_run, compared):
@@ -310,11 +313,11 @@ def test_too_few_resamples_for_significance_are_reported(make_run, compared):
     many(make_run, 6)
     comparison = compared(resamples=100)
     assert min(pair.over_images.p for pair in comparison.pairs) == pytest.approx(2 / 101)
-    assert all(not pair.better for pair in comparison.pairs) and any(
+    assert all(not pair.significant for pair in comparison.pairs) and any(
         "resamples=200" in note for note in comparison.notes
     )
     enough = compared(resamples=200)
-    assert any(pair.better for pair in enough.pairs) and not any("resamples=" in note for note in enough.notes)
+    assert any(pair.significant for pair in enough.pairs) and not any("resamples=" in note for note in enough.notes)
 
 
 def test_runs_with_different_precision_are_compared_with_a_note(make_run, compared):

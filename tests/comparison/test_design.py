@@ -1,0 +1,45 @@
+"""The power of a design, compared with simulations and with tables of the t test."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fcnlab.comparison.design import design, detectable_difference, images_needed, power, seeds_needed, with_numbers
+from fcnlab.comparison.two_factor import SeedSample, TwoFactor
+
+
+def training_only(seeds: int, deviation: float, difference: float) -> TwoFactor:
+    return TwoFactor(difference, (SeedSample(seeds, deviation**2, 0.0),), 0.0)
+
+
+@pytest.mark.parametrize(("ratio", "seeds"), [(1, 10), (1.5, 6), (2, 5), (3, 4)])
+def test_seeds_for_a_paired_t_test(ratio, seeds):
+    """Cohen (1988), table 2.4.1: a difference of so many standard deviations, 80 % power, two-sided 5 %."""
+    assert seeds_needed(training_only(3, 0.01, 0.01 * ratio), 0.05) == seeds
+
+
+def test_power_equals_that_of_a_simulation():
+    components = TwoFactor(0.0, (SeedSample(5, 4.0, 1.0),), 0.3)
+    rng, repetitions, difference = np.random.default_rng(1), 20_000, 2.5
+    mean = rng.normal(difference, np.sqrt(components.variance), repetitions)
+    variance = 4.0 / 5 * rng.chisquare(4, repetitions) / 4
+    freedom = (variance + 0.3) ** 2 / (variance**2 / 4)
+    found = np.mean(mean / np.sqrt(variance + 0.3) > stats.t.ppf(0.975, freedom))
+    assert power(difference, components, 0.05) == pytest.approx(found, abs=0.02)
+    assert power(detectable_difference(components, 0.05), components, 0.05) == pytest.approx(0.8, abs=1e-6)
+
+
+def test_more_images_reduce_only_the_variance_that_they_cause():
+    pilot = TwoFactor(0.01, (SeedSample(3, 5.0, 2.0),), 0.5)
+    doubled = with_numbers(pilot, image_ratio=2)
+    assert doubled.samples == (SeedSample(3, 4.0, 1.0),) and doubled.shared == 0.25
+    assert with_numbers(pilot, seeds=7).samples[0].seeds == 7
+
+
+def test_what_cannot_be_reached_has_no_number():
+    """A variance over images that seeds share bounds the power of more seeds; that of training the power of images."""
+    images_alone = TwoFactor(0.01, (SeedSample(3, 1e-8, 1e-8),), 0.01)
+    assert seeds_needed(images_alone, 0.05) is None and images_needed(images_alone, 100, 0.05) > 100
+    training_alone = training_only(3, 0.1, 0.01)
+    assert images_needed(training_alone, 100, 0.05) is None and seeds_needed(training_alone, 0.05) > 100
+    assert design(training_alone, 100, 0.05).detectable > 0.1
