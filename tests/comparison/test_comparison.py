@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 
 from fcnlab.comparison.comparison import compare, curve
-from fcnlab.comparison.pairs import MOST_IMAGES
-from fcnlab.comparison.runs import read_runs
 from fcnlab.comparison.markdown import markdown
+from fcnlab.comparison.pairs import MOST_IMAGES
 from fcnlab.comparison.ranking import answers
+from fcnlab.comparison.runs import read_runs
 from fcnlab.comparison.tables import headline
 from fcnlab.comparison.terminal import terminal
 from fcnlab.errors import UserError
@@ -372,9 +372,9 @@ def test_a_thousand_runs_are_compared_in_a_minute(tmp_path):
 
     CPU time is measured, so that other load on the machine does not count.
     """
-    from fcnlab.comparison.page import write_page
     from fcnlab.comparison.csv_files import write_csv
     from fcnlab.comparison.markdown import markdown
+    from fcnlab.comparison.page import write_page
     from fcnlab.comparison.terminal import terminal
 
     classes = ("background", *(f"class {place}" for place in range(1, 21)))

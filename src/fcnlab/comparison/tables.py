@@ -223,9 +223,9 @@ def design_table(comparison: Comparison) -> Table:
         if pair.design
     ]
     caption = (
-        "The smallest difference that these seeds and images find with a probability of 80 %, and the number of seeds of"
-        " each group (with these images), or of images (with these seeds), that finds the observed difference with this"
-        " probability. A dash: no number suffices. The numbers are rough, because they are estimated from few seeds."
+        "Detectable: the smallest difference that these seeds and images find with a probability of 80 %. Needed: the"
+        " number of seeds of each group with these images, or of images with these seeds, for the observed difference. A"
+        " dash: no number suffices. These numbers are rough, because they are estimated from few seeds."
     )
     return Table("design", "Seeds and images needed", caption, columns, rows)
 
@@ -271,8 +271,8 @@ def class_table(comparison: Comparison) -> Table:
     means = [_iou_cell(group.mean(), group.spread()) for group in comparison.groups]
     rows.append([Cell("mIoU"), *_best_marked(means)])
     caption = (
-        f"Percent, mean ± standard deviation over seeds, on {counted(comparison.images, 'image')}. A dash: the class is neither in the ground"
-        " truth nor in a prediction."
+        f"Percent, mean ± standard deviation over seeds, on {counted(comparison.images, 'image')}. A dash: the class is"
+        " neither in the ground truth nor in a prediction."
     )
     return Table("classes", "IoU by class", caption, columns, rows)
 
