@@ -30,6 +30,14 @@ class Style(NamedTuple):
     opacity: float = 1.0
 
 
+def _series_styles(name: str, colour: str, dash: tuple[float, ...]) -> dict[str, Style]:
+    return {
+        f"line {name}": Style(stroke=colour, width=1.2, dash=dash),
+        f"marker {name}": Style(fill=colour),
+        f"band {name}": Style(fill=colour, opacity=0.15),
+    }
+
+
 STYLES = {
     "text": Style(fill=INK),
     "grid": Style(stroke=FAINT, width=0.5),
@@ -41,12 +49,10 @@ STYLES = {
     "seed": Style(fill=SOFT, opacity=0.75),
     "cell more": Style(fill=MORE),
     "cell less": Style(fill=LESS),
+    **_series_styles("rest", SOFT, ()),
 }
-for _number, _colour in (*enumerate(SERIES_COLOURS), ("", SOFT)):
-    _name, _dash = (f"s{_number}", DASHES[_number % 4]) if _colour != SOFT else ("rest", ())
-    STYLES[f"line {_name}"] = Style(stroke=_colour, width=1.2, dash=_dash)
-    STYLES[f"marker {_name}"] = Style(fill=_colour)
-    STYLES[f"band {_name}"] = Style(fill=_colour, opacity=0.15)
+for _number, _colour in enumerate(SERIES_COLOURS):
+    STYLES |= _series_styles(f"s{_number}", _colour, DASHES[_number % len(DASHES)])
 
 
 class Path(NamedTuple):

@@ -224,8 +224,8 @@ def design_table(comparison: Comparison) -> Table:
     ]
     caption = (
         "Detectable: the smallest difference that these seeds and images find with a probability of 80 %. Needed: the"
-        " number of seeds of each group with these images, or of images with these seeds, for the observed difference. A"
-        " dash: no number suffices. These numbers are rough, because they are estimated from few seeds."
+        " number of seeds of each group with these images, or of images with these seeds, for the observed difference."
+        " A dash: no number suffices. These numbers are rough, because they are estimated from few seeds."
     )
     return Table("design", "Seeds and images needed", caption, columns, rows)
 
