@@ -130,6 +130,7 @@ def test_scatter_points_have_the_right_positions():
     assert LEFT < x1 < x2 < COLUMN - RIGHT and TOP < y2 < y1 < TOP + PLOT
 
 
+@pytest.mark.slow
 def test_a_pdf_has_the_size_of_the_drawing_and_embeds_its_fonts(tmp_path):
     """A text with signs of TeX stays as it is, and two files of one drawing are equal."""
     drawing = drawings()["rows"]._replace(shapes=[*drawings()["rows"].shapes, Text(5, 9, "$x_1$ \\alpha", turned=True)])

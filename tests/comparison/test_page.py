@@ -111,7 +111,7 @@ def test_each_table_and_figure_can_be_saved(sweep, make_page):
     figures = ("differences", "scores", "confusion_1", "confusion_2", "confusion_difference", "val_miou", "train_loss")
     expected = {f"{name}.{kind}" for name in tables for kind in ("csv", "tex")}
     expected |= {f"{name}.svg" for name in (*figures, "cost_parameters", "setting_model")}
-    assert set(links) == expected | {"cost_minutes.svg"}
+    assert set(links) == expected
     decoded = base64.b64decode(links["scores.svg"].partition(",")[2]).decode()
     assert decoded.startswith("<svg xmlns=") and "class=" not in decoded and 'fill="#' in decoded
 

@@ -67,12 +67,22 @@ def test_equal_groups_share_a_rank_and_exceptions_are_named(make_run, compared):
     assert exception.startswith("Different for these trained models only, because retraining was not tested: model=fcn")
 
 
-def test_answers_name_the_better_group_first(sweep, compared):
-    """Differences from the best group as baseline are negative, but the sentences are positive."""
-    assert compared(baseline="fcn8s").pairs[0].difference < 0
+def test_a_sentence_names_the_better_group_first(make_run, compared):
+    """The difference from the best group as baseline is negative, but the sentence is positive."""
+    for seed in (1, 2, 3):
+        for model, quality in {"fcn8s": 0.9, "fcn32s": 0.4}.items():
+            make_run(f"{model}{seed}", toy_matrices(quality, seed=seed), model=model, seed=seed)
+    comparison = compared(baseline="fcn8s")
+    assert comparison.pairs[0].difference < 0
     size = r"\+\d+\.\d\d points of mIoU, \+\d+.\d\d to \+\d+.\d\d over 3 paired seeds and 36 images\."
-    for sentence in answers(compared(baseline="fcn8s")):
-        assert re.fullmatch(r"model=fcn8s is better than \S+: " + size, sentence)
+    (sentence,) = answers(comparison)
+    assert re.fullmatch(r"model=fcn8s is better than model=fcn32s: " + size, sentence)
+
+
+def test_groups_are_counted_against_a_baseline(sweep, compared):
+    (sentence,) = answers(compared(baseline="fcn16s"))
+    first, second = r"1 group is better: model=fcn8s \(\+[\d.]+\)", r"1 group is worse: model=fcn32s \(-[\d.]+\)"
+    assert re.fullmatch(rf"Compared with model=fcn16s \([\d.]+ %\), {first}; {second}\.", sentence)
 
 
 def test_answers_for_equal_models_and_for_one_group(make_run, compared):
@@ -99,7 +109,8 @@ def test_many_groups_are_counted_and_shortened(make_run, compared):
     comparison = compared(baseline="optim.lr=10", resamples=2000)
     (sentence,) = answers(comparison)
     trained = r" for these trained models \(retraining was not tested\): [^;]+"
-    pattern = rf"(\d+) groups are higher{trained}(?:; (\d+) groups? (?:is|are) undecided: [^;]+)?; (\d+) groups are lower{trained}"
+    undecided = r"(?:(\d+) groups? (?:is|are) undecided: [^;]+; )?"
+    pattern = rf"(\d+) groups are higher{trained}; {undecided}(\d+) groups are lower{trained}"
     counted = re.fullmatch(rf"Compared with optim.lr=10 \([\d.]+ %\), {pattern}\.", sentence)
     assert counted, sentence
     higher, undecided, lower = (int(count or 0) for count in counted.groups())
