@@ -27,7 +27,7 @@ PROBE = """
 <script>
 {
 const found = {};
-const column = (table, place) => [...document.querySelectorAll(`#${table} tbody tr`)].filter((row) => !row.hidden)
+const column = (table, place) => [...document.querySelector(`#${table} tbody`).rows].filter((row) => !row.hidden)
   .map((row) => row.cells[place].textContent.trim());
 const style = (element, name) => getComputedStyle(element)[name];
 const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3)

@@ -126,7 +126,9 @@ def shortened_label(text: str, width: float) -> str:
 
 def page_svg(drawing: Drawing) -> Markup:
     """Return a drawing for the page, whose style sheet sets the colours."""
-    box = f'viewBox="0 0 {drawing.width:g} {drawing.height:g}" style="max-width: {1.9 * drawing.width:.0f}px"'
+    least = 800 if drawing.width > COLUMN else 0  # pixels; the box around a wide drawing scrolls
+    size = f"width: {1.9 * drawing.width:.0f}px; max-width: 100%; min-width: {least}px"
+    box = f'viewBox="0 0 {drawing.width:g} {drawing.height:g}" style="{size}"'
     shapes = "".join(_element(shape, _class(shape)) for shape in drawing.shapes)
     return Markup(f'<svg role="img" aria-label="{escape(drawing.description)}" {box}>{shapes}</svg>')
 

@@ -5,7 +5,7 @@ from fcnlab.comparison.intervals import Interval
 MISSING = "-"
 MINUS = "\N{MINUS SIGN}"  # between two names
 # The scores' names in tables and figures; those in files are the keys.
-SCORE_TITLES = {"miou": "mIoU", "pixel_acc": "pixel accuracy", "mean_acc": "mean accuracy", "fw_iou": "f.w. IoU"}
+SCORE_TITLES = {"miou": "mIoU", "pixel_acc": "pixel acc.", "mean_acc": "mean acc.", "fw_iou": "f.w. IoU"}
 
 
 def percent(value: float | None, digits: int = 2) -> str:
