@@ -70,7 +70,7 @@ found.contrasts = [];
 found.themes = [];
 for (let turn = 0; turn < 3; turn++) {
   const back = ground();
-  found.themes.push([theme.getAttribute("aria-label"), back]);
+  found.themes.push([theme.textContent, back]);
   for (const element of document.querySelectorAll("p, li, h1, h2, td, th, a, summary, dd, caption, span, strong")) {
     let box = element;
     while (style(box, "backgroundColor").endsWith(", 0)") && box.parentElement) box = box.parentElement;

@@ -49,17 +49,16 @@ filter.addEventListener("input", () => {
 });
 
 // Theme: system, light or dark; stored if the browser allows it.
-const THEMES = { auto: ["light dark", "◐ auto", "system"], light: ["light", "☀ light", "light"], dark: ["dark", "☾ dark", "dark"] };
+const THEMES = { auto: ["light dark", "system"], light: ["light", "light"], dark: ["dark", "dark"] };
 const theme = document.getElementById("theme");
 let chosen = "auto";
 try { chosen = localStorage.getItem("fcnlab-theme") ?? "auto"; } catch { /* a file's page may have no storage */ }
 
 function show(name) {
   chosen = name in THEMES ? name : "auto";
-  const [scheme, label, description] = THEMES[chosen];
+  const [scheme, label] = THEMES[chosen];
   document.documentElement.style.colorScheme = scheme;
-  theme.textContent = label;
-  theme.setAttribute("aria-label", `Theme: ${description}`);
+  theme.textContent = `Theme: ${label}`;
 }
 
 theme.addEventListener("click", () => {
