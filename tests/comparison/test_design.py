@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fcnlab.comparison.comparison import compare
 from fcnlab.comparison.design import design, detectable_difference, images_needed, power, seeds_needed, with_numbers
+from fcnlab.comparison.plan import plans
+from fcnlab.comparison.runs import read_runs
 from fcnlab.comparison.two_factor import SeedSample, TwoFactor
+from fcnlab.errors import UserError
+from run_folders import toy_matrices
 
 
 def training_only(seeds: int, deviation: float, difference: float) -> TwoFactor:
@@ -43,3 +48,23 @@ def test_what_cannot_be_reached_has_no_number():
     training_alone = training_only(3, 0.1, 0.01)
     assert images_needed(training_alone, 100, 0.05) is None and seeds_needed(training_alone, 0.05) > 100
     assert design(training_alone, 100, 0.05).detectable > 0.1
+
+
+def test_a_plan_has_the_detectable_difference_of_each_design(make_run, tmp_path):
+    """Three seeds on the images of the pilot are the pilot's own design."""
+    for model, quality in {"fcn8s": 0.8, "fcn32s": 0.6}.items():
+        for seed in (1, 2, 3):
+            make_run(f"{model}{seed}", toy_matrices(quality + seed / 50, seed=seed), model=model, seed=seed)
+    pairs = compare(read_runs([tmp_path / "runs"])[0], resamples=100).pairs
+    (plan,) = plans(pairs)
+    assert plan.detectable[0][0] == pytest.approx(pairs[0].design.detectable) and plan.images == (36, 72, 144)
+    table = np.array(plan.detectable)
+    assert (np.diff(table, axis=0) < 0).all() and (np.diff(table, axis=1) <= 0).all()
+
+
+def test_a_pilot_needs_three_seeds(make_run, tmp_path):
+    for seed in (1, 2):
+        make_run(f"a{seed}", model="fcn8s", seed=seed)
+        make_run(f"b{seed}", model="fcn32s", seed=seed)
+    with pytest.raises(UserError, match="plan=true needs a pilot of two groups with at least 3 seeds each"):
+        plans(compare(read_runs([tmp_path / "runs"])[0], resamples=100).pairs)

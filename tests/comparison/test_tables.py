@@ -12,10 +12,11 @@ from fcnlab.comparison.csv_files import table_csv, write_csv
 from fcnlab.comparison.formats import points, probability
 from fcnlab.comparison.markdown import markdown
 from fcnlab.comparison.page import write_page
+from fcnlab.comparison.plan import plans
 from fcnlab.comparison.ranking import answers, ranks
 from fcnlab.comparison.runs import read_runs
 from fcnlab.comparison.tables import class_table, difference_table, score_table
-from fcnlab.comparison.terminal import terminal
+from fcnlab.comparison.terminal import plan_text, terminal
 from fcnlab.escaping import CONTROL_CHARACTERS, escape_line
 from run_folders import CLASSES, toy_matrices
 
@@ -100,6 +101,7 @@ def test_an_undecided_answer_says_what_would_decide(make_run, compared):
     comparison = compared()
     (pair,), (sentence,) = comparison.pairs, answers(comparison)
     assert sentence.startswith("Undecided between ") and f"would need {pair.design.seeds} seeds" in sentence
+    assert "with a probability of 80 %" in plan_text(comparison, plans(comparison.pairs))
     assert f"find differences of {100 * pair.design.detectable:.1f} points or more" in sentence
 
 

@@ -89,10 +89,18 @@ def _advice(pair: Pair) -> str:
     """Return what an undecided comparison could have found, and what would decide it."""
     if pair.design is None:
         return f" {pair.of_seeds.capitalize()}."
-    found = f" These seeds and images find differences of {100 * pair.design.detectable:.1f} points or more."
-    if pair.design.seeds is None:
-        return f"{found} For the observed difference, no number of seeds suffices on these images."
-    return f"{found} The observed difference would need {pair.design.seeds} seeds on these images."
+    return (
+        f" These seeds and images find differences of {100 * pair.design.detectable:.1f} points or more. {needs(pair)}"
+    )
+
+
+def needs(pair: Pair) -> str:
+    """Return what the observed difference would need to be found."""
+    assert pair.design is not None
+    seeds, images = pair.design.seeds, pair.design.images
+    with_seeds = f"{seeds} seeds on these images" if seeds else "more than 1,000 seeds on these images"
+    with_images = f"{images:,} images with these seeds" if images else "more than a million images with these seeds"
+    return f"The observed difference would need {with_seeds}, or {with_images}."
 
 
 # All pairs of several groups

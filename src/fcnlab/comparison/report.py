@@ -13,6 +13,7 @@ from fcnlab.comparison.markdown import markdown
 from fcnlab.comparison.page import write_page
 from fcnlab.comparison.pairs import Pair
 from fcnlab.comparison.pdf import HINT, is_available
+from fcnlab.comparison.plan import Plan, plans
 from fcnlab.comparison.terminal import terminal
 from fcnlab.files.writing import atomic_write
 
@@ -43,6 +44,16 @@ class ComparisonReport:
     def pairs(self) -> list[Pair]:
         """The compared pairs of groups, with difference, intervals and significance."""
         return self.comparison.pairs
+
+    def plans(self) -> list[Plan]:
+        """Return for each pair which differences more seeds or images would find, from the variance of these runs.
+
+        Raises
+        ------
+        UserError
+            No pair has three seeds of each group.
+        """
+        return plans(self.pairs)
 
     def markdown(self) -> str:
         """Return the tables as Markdown, as in ``comparison.md``."""

@@ -174,6 +174,7 @@ class CompareConfig:
     resamples: Resamples | None = None
     confidence: Confidence = 0.95
     equivalence: Points | None = None
+    plan: bool = False
     split_by: list[str] = field(default_factory=list)
     merge_over: list[str] = field(default_factory=list)
     names: GroupNames | None = None

@@ -10,6 +10,7 @@ from fcnlab.comparison.export import check_export_folder
 from fcnlab.comparison.grouping import GroupingRules
 from fcnlab.comparison.report import FILES, ComparisonReport
 from fcnlab.comparison.runs import ExcludedRun, read_runs
+from fcnlab.comparison.terminal import plan_text
 from fcnlab.config.schemas import is_group_names
 from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.errors import UserError
@@ -30,8 +31,11 @@ def compare(cfg: DictConfig, run: RunFolder) -> None:
     if cfg.export is not None:
         check_export_folder(Path(cfg.export))
     report = comparison_report(cfg, command(run.context))
+    plan = plan_text(report.comparison, report.plans()) if cfg.plan else None
     run.accept(cfg)
     log.info(str(report))
+    if plan:
+        log.info(plan)
     log.info("Page: %s", report.save(run.path))
     if cfg.export is not None:
         log.info("%d files for a paper: %s", len(report.export(cfg.export)), cfg.export)

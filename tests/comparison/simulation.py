@@ -1,0 +1,208 @@
+"""Simulate comparisons on real per-image counts: how often does the two-factor analysis err? (make simulate)
+
+``real_counts/`` has intersection and union of each class in each image, for two networks and several seeds of each, on
+real images (see docs/explanation/comparing-runs.md). They are the population. A simulated comparison draws
+
+- images with replacement;
+- seeds: the mean of a network's seeds plus random multiples of their deviations from it, which have the covariances of
+  the real seeds over all images and classes. The deviations are scaled so that the variances over images and over seeds
+  have a given ratio;
+- for equal methods: which network is the first, for each drawn image. Both methods are then drawn from the same
+  distribution, although they differ on each image as two real networks do.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy import ndarray
+from scipy.stats import norm, ttest_ind, ttest_rel
+
+from fcnlab.comparison.intervals import mean_iou
+from fcnlab.comparison.two_factor import TwoFactor, leave_one_out, paired, unpaired
+
+COUNTS = Path(__file__).parent / "real_counts"
+RATIOS = {"1:4": 0.25, "1:1": 1.0, "4:1": 4.0}  # variance of the difference over images : over seeds
+SEEDS = (3, 5, 10)
+MOST_SCALE = 30  # of the deviations of seeds
+
+
+class Counts(NamedTuple):
+    """Intersections and unions of two networks, each ``[network][seeds, images, 2 x classes]``."""
+
+    networks: tuple[ndarray, ndarray]
+
+    @property
+    def images(self) -> int:
+        return self.networks[0].shape[1]
+
+    def only(self, classes: ndarray) -> "Counts":
+        """Return the counts of some classes."""
+        columns = np.concatenate([classes, classes + self.networks[0].shape[2] // 2])
+        return Counts((self.networks[0][:, :, columns], self.networks[1][:, :, columns]))
+
+
+class Case(NamedTuple):
+    """What is simulated: ``equal`` methods, or the two networks; ``classes`` are all, or those of 10 images or more."""
+
+    set: str
+    classes: str
+    images: int
+    seeds: int
+    ratio: str
+    equal: bool
+    paired: bool = True
+
+
+class Drawn(NamedTuple):
+    """A simulated comparison, and the p values of tests of one kind of chance each."""
+
+    found: TwoFactor
+    p_seeds: float
+    p_images: float
+
+
+class Outcome(NamedTuple):
+    """Shares of comparisons: with p < 0.05, and whose 95 % interval contains the true difference.
+
+    ``seeds`` is the share with p < 0.05 in the t test over seeds, ``images`` over images, ``both`` in both.
+    """
+
+    significant: float
+    covered: float
+    seeds: float
+    images: float
+    both: float
+
+
+def read_counts(name: str) -> Counts:
+    with np.load(COUNTS / f"{name}.npz") as file:
+        return Counts((file["fcn32s"].astype(np.float64), file["fcn8s"].astype(np.float64)))
+
+
+def frequent(counts: Counts, least: int = 10) -> ndarray:
+    """Return the classes that at least some images have, in the union of a network's mean seed."""
+    classes = counts.networks[0].shape[2] // 2
+    union = counts.networks[0][:, :, classes:].mean(axis=0)
+    return np.flatnonzero((union > 0).sum(axis=0) >= least)
+
+
+class Simulation:
+    """Draws comparisons of one case."""
+
+    def __init__(self, counts: Counts, case: Case):
+        self.counts, self.case = counts, case
+        self.rng = np.random.default_rng(7)
+        self.means = [network.mean(axis=0) for network in counts.networks]
+        self.deviations = [
+            (network - mean) / np.sqrt(len(network) - 1)
+            for network, mean in zip(counts.networks, self.means, strict=True)
+        ]
+        self.scale = 1.0
+        self.scale = self._scale()
+        self.truth = 0.0 if case.equal else self._true_difference()
+
+    def comparison(self) -> Drawn:
+        """Draw one comparison."""
+        images = self.rng.integers(self.counts.images, size=self.case.images)
+        swapped = (self.rng.random(len(images)) < 0.5) & self.case.equal
+        first, second = (self._method(images, swapped == bool(method)) for method in (0, 1))
+        scores = [score(areas) for areas in (first, second)]
+        changes = [np.array([leave_one_out(*halves(run)) for run in areas]) for areas in (first, second)]
+        found = (paired if self.case.paired else unpaired)(*scores, *changes)
+        over_images = np.linalg.norm(changes[0].mean(axis=0) - changes[1].mean(axis=0))
+        p_images = 2 * norm.sf(abs(found.difference) / over_images)
+        test = ttest_rel(*scores) if self.case.paired else ttest_ind(*scores, equal_var=False)
+        return Drawn(found, float(test.pvalue), float(p_images))
+
+    def _method(self, images: ndarray, is_first: ndarray) -> ndarray:
+        """Draw the counts of a method's seeds, ``[seeds, images, 2 x classes]``; the first network's where is_first."""
+        drawn = [self._seeds(network, images) for network in (0, 1)]
+        return np.where(is_first[:, None], *drawn)
+
+    def _seeds(self, network: int, images: ndarray) -> ndarray:
+        weights = self.rng.standard_normal((self.case.seeds, len(self.deviations[network])))
+        change = np.tensordot(weights, self.deviations[network][:, images], axes=1)
+        areas = self.means[network][images] + self.scale * change
+        intersection, union = np.split(np.maximum(areas, 0), 2, axis=2)
+        return np.concatenate([np.minimum(intersection, union), union], axis=2)
+
+    def _scale(self) -> float:
+        """Return the factor of the deviations for which the variances have the ratio of the case, by bisection."""
+        low, high = 0.0, float(MOST_SCALE)
+        for _ in range(12):
+            self.scale = (low + high) / 2
+            low, high = (self.scale, high) if self._ratio() > RATIOS[self.case.ratio] else (low, self.scale)
+        return (low + high) / 2
+
+    def _ratio(self) -> float:
+        """Estimate the ratio of the shared variance over images to that over seeds, from some comparisons."""
+        drawn = [self.comparison().found for _ in range(30)]
+        over_seeds = np.mean([sum(sample.variance / sample.seeds for sample in found.samples) for found in drawn])
+        return float(np.mean([found.shared for found in drawn]) / over_seeds)
+
+    def _true_difference(self) -> float:
+        """Return the difference on all images, averaged over many seeds."""
+        everything = np.arange(self.counts.images)
+        drawn = [self._method(everything, np.full(self.counts.images, network == 0)) for network in (0, 1) * 60]
+        means = [np.mean([score(areas).mean() for areas in drawn[network::2]]) for network in (0, 1)]
+        return float(means[0] - means[1])
+
+
+def halves(areas: ndarray) -> tuple[ndarray, ndarray]:
+    intersection, union = np.split(areas, 2, axis=-1)
+    return intersection, union
+
+
+def score(areas: ndarray) -> ndarray:
+    """Return the mean IoU of each seed."""
+    return mean_iou(*halves(areas.sum(axis=1)))
+
+
+def simulate(case: Case, repetitions: int) -> Outcome:
+    counts = read_counts(case.set)
+    if case.classes == "frequent":
+        counts = counts.only(frequent(counts))
+    simulation = Simulation(counts, case)
+    drawn = [simulation.comparison() for _ in range(repetitions)]
+    intervals = [each.found.interval(0.95) for each in drawn]
+    over_seeds, over_images = (
+        np.array([getattr(each, name) < 0.05 for each in drawn]) for name in ("p_seeds", "p_images")
+    )
+    return Outcome(
+        float(np.mean([interval.p < 0.05 for interval in intervals])),
+        float(np.mean([interval.low <= simulation.truth <= interval.high for interval in intervals])),
+        float(over_seeds.mean()),
+        float(over_images.mean()),
+        float((over_seeds & over_images).mean()),
+    )
+
+
+def cases() -> Iterator[Case]:
+    for images, classes in ((300, "frequent"), (300, "all"), (100, "frequent"), (100, "all"), (40, "frequent")):
+        for equal in (True, False):
+            for seeds in SEEDS:
+                for ratio in RATIOS:
+                    yield Case("voc", classes, images, seeds, ratio, equal)
+    for seeds in SEEDS:
+        for ratio in RATIOS:
+            yield Case("voc", "frequent", 300, seeds, ratio, equal=True, paired=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=2000)
+    repetitions = parser.parse_args().repetitions
+    print("| classes, images | methods | seeds | images : seeds | p < 0.05 | interval covers | t | images | both |")
+    print("|---|---|---|---|---:|---:|---:|---:|---:|")
+    for case in cases():
+        found = simulate(case, repetitions)
+        methods = ("equal" if case.equal else "different") + ("" if case.paired else ", unpaired")
+        shares = " | ".join(f"{100 * share:.1f}" for share in found)
+        print(f"| {case.classes}, {case.images} | {methods} | {case.seeds} | {case.ratio} | {shares} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
