@@ -12,8 +12,8 @@ import yaml
 from numpy import ndarray
 
 from fcnlab.comparison.runs import read_run
-from fcnlab.runs.drawing import panel, save_png
 from fcnlab.runs.lineage import TrainingRun, as_facts
+from fcnlab.runs.prediction_archive import encode, write_archive
 from fcnlab.runs.score_record import write_record
 
 CLASSES = ("background", "cat", "dog", "cow")
@@ -96,7 +96,6 @@ def write_run(
     status: str = "finished",
     verb: str = "train",
     typed: list[str] | None = None,
-    drawn: int = 0,
     source: str | None = None,
     earlier: list[dict] | None = None,
     torch: str = "2.9.0",
@@ -150,10 +149,23 @@ def write_run(
             [40, 1, 0.5, 0.3 + seed / 100],
         ]
         csv.writer(file).writerows(rows)
-    for name in names[:drawn]:
-        image = np.full((20, 30, 3), 90, np.uint8)
-        labels = np.zeros((20, 30), int)
-        save_png(folder / "predictions" / f"{name}.png", panel(image, labels, labels + 1, CLASSES, PALETTE))
+    return folder
+
+
+def write_run_with_predictions(folder: Path, quality: float, names: list[str] | None = None, **kwargs) -> Path:
+    """Write a run whose predictions are right on about ``quality`` of the pixels, with its predictions.zip."""
+    names = names or [f"image_{place:03}" for place in range(36)]
+    truth, rng, size = np.random.default_rng(7), np.random.default_rng(kwargs.get("seed", 1)), len(CLASSES)
+    matrices, images = np.zeros((len(names), size, size), np.int64), {}
+    for matrix, name in zip(matrices, names, strict=True):
+        target = truth.integers(0, size, (12, 16), dtype=np.uint8)
+        right = rng.random(target.shape) < quality
+        prediction = np.where(right, target, rng.integers(0, size, target.shape)).astype(np.uint8)
+        target[0] = 255
+        np.add.at(matrix, (target[1:], prediction[1:]), 1)
+        images[name] = encode(np.full((3, 12, 16), 90, np.uint8), target, prediction, PALETTE)
+    write_run(folder, matrices, names=names, **kwargs)
+    write_archive(folder / "predictions.zip", images)
     return folder
 
 
@@ -187,7 +199,7 @@ def _swept(folder: Path) -> Path:
     for place, (model, quality) in enumerate({"fcn32s": 0.5, "fcn16s": 0.7, "fcn8s": 0.9}.items()):
         for seed in (1, 2, 3):
             matrices = toy_matrices(quality + seed / 100, seed=seed)
-            write_run(folder / str(3 * place + seed - 1), matrices, model=model, seed=seed, typed=[], drawn=3)
+            write_run(folder / str(3 * place + seed - 1), matrices, model=model, seed=seed, typed=[])
     return folder
 
 

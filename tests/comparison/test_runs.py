@@ -21,7 +21,7 @@ CONFUSED = np.array([[[3, 1], [0, 2]], [[1, 0], [1, 5]]])
 
 
 def test_a_run_is_read(make_run):
-    folder = make_run("a", seed=3, drawn=2, published={"miou": 65.5})
+    folder = make_run("a", seed=3, published={"miou": 65.5})
     run = read_run(folder)
     assert run.seed == 3 and len(run.names) == 36 and run.cost["minutes"] == 13
     assert run.options["model"] == "fcn8s" and run.settings["optim.lr"] == 0.002 and run.published == {"miou": 65.5}
@@ -29,8 +29,6 @@ def test_a_run_is_read(make_run):
     assert run.scores.miou == stored["miou"] and run.areas.intersection.shape == (36, 4)
     np.testing.assert_allclose(run.curves["val/miou"], [[20, 40], [0.2, 0.33]])
     np.testing.assert_array_equal(run.curves["train/loss"], [[10, 20, 40], [2, 1, 0.5]])
-    assert run.panel("image_001") == folder / "predictions" / "image_001.png"
-    assert run.panel("image_009") is run.panel("../a/predictions/image_001") is None
 
 
 def test_settings_without_influence_on_scores_are_ignored(make_run):

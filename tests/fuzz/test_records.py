@@ -21,11 +21,12 @@ from fcnlab.config.trust import WRITERS, override_rejection
 from .damage import damaged
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from run_folders import toy_matrices, write_run
+from run_folders import write_run_with_predictions
 
 FILES = (
     "metrics.json",
     "confusions.npz",
+    "predictions.zip",
     "run.json",
     "metrics.csv",
     "config.yaml",
@@ -94,8 +95,8 @@ def strings(value):
 def folders(tmp_path_factory):
     """Write a valid run and another one; keep the bytes of its files."""
     root = tmp_path_factory.mktemp("runs")
-    write_run(root / "sound", toy_matrices(0.8))
-    folder = write_run(root / "other", toy_matrices(0.6), model="fcn32s", drawn=1, published={"miou": 65.5})
+    write_run_with_predictions(root / "sound", 0.8)
+    folder = write_run_with_predictions(root / "other", 0.6, model="fcn32s", published={"miou": 65.5})
     return root, {name: (folder / name).read_bytes() for name in FILES}
 
 

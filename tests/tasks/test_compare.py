@@ -30,7 +30,15 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):
         and f"{sweep}/blank: an empty folder" in completed.stdout
     )
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv", "compare.log"} <= written
+    assert {
+        "comparison.html",
+        "comparison.md",
+        "groups.csv",
+        "pairs.csv",
+        "per_image.csv",
+        "runs.csv",
+        "compare.log",
+    } <= written
     with (tmp_path / "out" / "pairs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["first"], row["second"]) for row in rows] == [(f"model=fcn{n}s", "model=fcn8s") for n in (16, 32)]

@@ -1,5 +1,6 @@
 """Test ``fcnlab eval`` on the checkpoints of small training runs."""
 
+import errno
 import json
 import shutil
 import sys
@@ -7,10 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fcnlab.comparison.runs import read_runs
+from fcnlab.evaluation.evaluation import save_predictions
 from fcnlab.metrics.conventions import all_conventions, as_facts
 from fcnlab.models import Tiny
+from fcnlab.runs.prediction_archive import EncodedImage
 from fcnlab.tasks.evaluate import _original_root
 
 
@@ -32,7 +36,43 @@ def test_evaluation_repeats_the_training_score_exactly(run, fcnlab, tmp_path):
     with np.load(tmp_path / "eval" / "confusions.npz") as evaluated, np.load(run / "confusions.npz") as trained:
         assert (evaluated["matrices"] == trained["matrices"]).all() and (evaluated["names"] == trained["names"]).all()
     assert len(list((tmp_path / "eval" / "predictions").glob("*.png"))) == 8
+    assert (tmp_path / "eval" / "predictions.zip").read_bytes() == (run / "predictions.zip").read_bytes()
     assert "conventions" not in actual
+
+
+def test_kept_predictions_give_the_recorded_matrices_and_equal_those_of_predict(run, fcnlab, tmp_path, shapes_root):
+    shutil.unpack_archive(run / "predictions.zip", tmp_path / "kept")
+    with np.load(run / "confusions.npz") as confusions:
+        names, matrices = confusions["names"].tolist(), confusions["matrices"]
+    kept = {}
+    for name, matrix in zip(names, matrices, strict=True):
+        folders = ("class_maps", "ground_truth")
+        kept[name], target = (np.array(Image.open(tmp_path / f"kept/{folder}/{name}.png")) for folder in folders)
+        counted = np.zeros_like(matrix)
+        np.add.at(counted, (target[target != 255], kept[name][target != 255]), 1)
+        assert (counted == matrix).all()
+    image = next(shapes_root.rglob(f"{names[3]}.jpg"))
+    words = [f"checkpoint={run}/checkpoints/best.ckpt", f"input={image}", f"output={tmp_path}/out"]
+    assert fcnlab("predict", *words) == 0
+    assert (np.array(Image.open(tmp_path / f"out/labels/{names[3]}.png")) == kept[names[3]]).all()
+
+
+def test_no_predictions_are_kept_on_request_and_old_ones_are_removed(run, fcnlab):
+    words = [f"checkpoint={run}/checkpoints/best.ckpt", "num_images=0", f"hydra.run.dir={run}/eval"]
+    assert fcnlab("eval", *words) == 0 and (run / "eval/predictions.zip").is_file()
+    assert fcnlab("eval", *words, "evaluation.keep_predictions=none") == 0
+    assert not (run / "eval/predictions.zip").exists() and (run / "eval/metrics.json").is_file()
+
+
+def test_a_full_disk_costs_only_the_predictions(tmp_path, monkeypatch, caplog):
+    def fail(path, images):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fcnlab.evaluation.evaluation.write_archive", fail)
+    (tmp_path / "predictions.zip").write_bytes(b"of an earlier evaluation")
+    save_predictions(tmp_path / "predictions.zip", {"a": EncodedImage(b"", b"", b"")}, 1)
+    assert "No space left on device. The scores are not affected" in caplog.text
+    assert not (tmp_path / "predictions.zip").exists()
 
 
 def test_conventions_are_printed_and_recorded(run, fcnlab, capsys, tmp_path):

@@ -45,6 +45,7 @@ def test_ranks_evaluate_each_image_once(tmp_path, small, ranks, images):
             several_ranks["matrices"] == single_rank["matrices"]
         ).all()
     assert record(together)["iou"] == record(alone)["iou"]
+    assert (together / "predictions.zip").read_bytes() == (alone / "predictions.zip").read_bytes()
     assert len(list((together / "wandb").glob("offline-run-*"))) == 1
     assert not list(tmp_path.glob("outputs/train"))  # other ranks create no folders
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fcnlab.comparison.comparison import Comparison
 from fcnlab.comparison.grouping import Group, GroupingRules
-from fcnlab.comparison.pairs import Pair
+from fcnlab.comparison.pairs import Pair, image_accuracies, image_scores
 from fcnlab.comparison.tables import COSTS, Cell, Column, Table
 from fcnlab.escaping import escape_csv
 from fcnlab.files.writing import atomic_write
@@ -40,9 +42,10 @@ def _parts(column: Column, cells: Sequence[Cell]) -> dict[str, list[Any]]:
 
 
 def write_csv(folder: Path, comparison: Comparison) -> None:
-    """Write ``groups.csv``, ``pairs.csv`` and ``runs.csv``, with unrounded numbers."""
+    """Write ``groups.csv``, ``pairs.csv``, ``runs.csv`` and ``per_image.csv``, with unrounded numbers."""
     _write(folder / "groups.csv", [_group_facts(group, comparison) for group in comparison.groups])
     _write(folder / "pairs.csv", [_pair_facts(pair) for pair in comparison.pairs])
+    _write(folder / "per_image.csv", _image_facts(comparison))
     runs = [(group, run) for group in comparison.groups for run in group.runs]
     iou = [dict(zip(run.classes, run.scores.iou.tolist(), strict=True)) for _, run in runs]
     _write(
@@ -101,6 +104,17 @@ def _pair_facts(pair: Pair) -> dict[str, Any]:
         "seeds_high": seeds and seeds.high,
         "seeds_p": seeds and seeds.p,
     }
+
+
+def _image_facts(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return for each image the number of classes in its ground truth, and the mean scores of each group."""
+    first = comparison.groups[0].runs[0]
+    columns: dict[str, Sequence[Any]] = {"image": first.names}
+    columns["classes"] = np.count_nonzero(first.areas.target, axis=1).tolist()
+    for group in comparison.groups:
+        columns[f"miou/{group.name}"] = image_scores(group).tolist()
+        columns[f"pixel_acc/{group.name}"] = image_accuracies(group).tolist()
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:

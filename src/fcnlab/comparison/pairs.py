@@ -297,3 +297,10 @@ def _furthest_apart(first: Group, second: Group) -> list[tuple[str, float, float
 def image_scores(group: Group) -> ndarray:
     """Return the mean IoU of each image, averaged over seeds; nan for an image with only ignored pixels."""
     return np.mean([mean_iou(run.areas.intersection, run.areas.union) for run in group.runs], axis=0)
+
+
+def image_accuracies(group: Group) -> ndarray:
+    """Return the pixel accuracy of each image, averaged over seeds; nan for an image with only ignored pixels."""
+    pixels = group.runs[0].areas.target.sum(axis=1)
+    right = np.mean([run.areas.intersection.sum(axis=1) for run in group.runs], axis=0)
+    return np.divide(right, pixels, out=np.full(len(pixels), np.nan), where=pixels > 0)

@@ -22,7 +22,7 @@ from numpy import ndarray
 from fcnlab.config.components import Settings
 from fcnlab.cores import visible_cores
 from fcnlab.errors import first_line, shortened
-from fcnlab.files.reading import Unreadable, open_arrays, path_inside, read_json, read_rows, read_yaml
+from fcnlab.files.reading import Unreadable, open_arrays, read_json, read_rows, read_yaml
 from fcnlab.metrics.conventions import ClassAreas, class_areas
 from fcnlab.metrics.scores import SCORES, Scores, scores
 from fcnlab.runs.lineage import HASH_DIGITS, TrainingRun, describe_training_run, from_facts, why_not_finished
@@ -90,14 +90,6 @@ class Run:
     def target_digest(self) -> bytes:
         """Hash of the number of pixels of each class in the ground truth of each image."""
         return hashlib.sha256(self.areas.target.tobytes()).digest()
-
-    def panel(self, name: str) -> Path | None:
-        """Return the drawing of an image with ground truth and prediction; None if there is none."""
-        try:
-            path = path_inside(self.folder, f"predictions/{name}.png")
-            return path if path.is_file() else None
-        except (OSError, ValueError):  # not a valid file name
-            return None
 
 
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[ExcludedRun]]:

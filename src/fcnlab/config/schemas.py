@@ -35,6 +35,10 @@ Components = Annotated[
 ]
 Choice = Annotated[Any, Meaning("true, false or auto", lambda value: isinstance(value, bool) or value == "auto")]
 Scored = Annotated[str, Meaning("best (by val mIoU) or last (the final weights)", lambda v: v in ("best", "last"))]
+Kept = Annotated[
+    str,
+    Meaning("auto (all, or the worst and a random 50), all or none", lambda v: v in ("auto", "all", "none")),
+]
 Workers = Annotated[Any, Meaning("a whole number of at least 0, or auto", lambda v: v == "auto" or is_valid(v, Whole))]
 GroupNames = Annotated[
     Any,
@@ -57,6 +61,13 @@ class CheckpointingConfig:
     every_n_minutes: NonNegative = 10.0
     keep_top: Whole = 0
     score: Scored = "best"
+
+
+@dataclass
+class EvaluationConfig:
+    """What an evaluation keeps besides its scores: the predictions in ``predictions.zip``."""
+
+    keep_predictions: Kept = "auto"
 
 
 @dataclass
@@ -101,6 +112,7 @@ class TrainConfig:
     logger: Components = MISSING
     callbacks: Components = MISSING
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     stages: list[str] = field(default_factory=list)  # experiments, each starting from the weights of the one before
     # Settings that an experiment requires from the user, with descriptions.
     needs: dict[str, str] = field(default_factory=dict)
@@ -125,6 +137,7 @@ class EvalConfig:
     postprocess: Component = MISSING
     logger: Components = MISSING
     num_images: Drawn = 8
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     conventions: bool = False
     published: dict[str, Percent] | None = None
     needs: dict[str, str] = field(default_factory=dict)

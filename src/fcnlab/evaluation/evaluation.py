@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +12,10 @@ from lightning.pytorch.loggers import WandbLogger
 from fcnlab.config.run_context import RunContext
 from fcnlab.data import DataModule, SegmentationDataset
 from fcnlab.evaluation.cost import cost
+from fcnlab.messages import log_info, log_warning
 from fcnlab.metrics.scores import Scores
+from fcnlab.runs.prediction_archive import NAME as ARCHIVE
+from fcnlab.runs.prediction_archive import EncodedImage, write_archive
 from fcnlab.runs.provenance import command, machine
 from fcnlab.runs.score_record import write_record
 from fcnlab.runs.selection import (
@@ -22,6 +26,7 @@ from fcnlab.runs.selection import (
     selection_of_scored,
     validated_fingerprints,
 )
+from fcnlab.training.callbacks.kept_predictions import Keep, KeptPredictions
 from fcnlab.training.callbacks.wandb import log_scores
 from fcnlab.training.segmenter import Segmenter
 
@@ -41,6 +46,7 @@ def evaluate_and_record(
     context: RunContext,
     seed: int,
     began: Mapping[str, Any],
+    keep: Keep,
     training: Mapping[str, float] = MappingProxyType({}),
     selected: Facts | None = None,
     **facts: Mapping[str, Any] | None,
@@ -48,14 +54,18 @@ def evaluate_and_record(
     """Evaluate the test list and write the record to the run's folder; return the scores on rank 0, None on others.
 
     ``began`` has the commit and the source at the start of the run, because files may change after their import.
-    ``training`` is the cost of training, for the record's ``cost``; ``selected`` the selection that the checkpoint
-    records; ``facts`` are further parts of the record.
+    ``keep`` says which predictions are kept. ``training`` is the cost of training, for the record's ``cost``;
+    ``selected`` the selection that the checkpoint records; ``facts`` are further parts of the record.
     """
     segmenter.scored_as = scored_as(data, selected)
+    kept = KeptPredictions(keep)
+    callbacks: list = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    callbacks.append(kept)
     started = time.perf_counter()
     trainer.test(segmenter, datamodule=data, verbose=False)
     seconds = time.perf_counter() - started
     index, matrices = (values.cpu().numpy() for values in segmenter.confusions.compute())
+    predictions = kept.collect(segmenter, data.split("test").names, index, matrices)
     if not trainer.is_global_zero:
         return None
     dataset = data.split("test")
@@ -72,10 +82,28 @@ def evaluate_and_record(
         selection=selection,
         **facts,
     )
+    save_predictions(context.folder / ARCHIVE, predictions, len(index))
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             log_scores(logger, scores, matrices.sum(axis=0), dataset.classes, segmenter.scored_as, selection)
     return ScoredRun(scores, selection, len(index))
+
+
+def save_predictions(path: Path, predictions: Mapping[str, EncodedImage], count: int) -> None:
+    """Write the kept predictions of ``count`` images in place of those of an earlier evaluation.
+
+    They are written after the scores, and an error is only a warning: a full disk costs the pictures, not the results.
+    """
+    try:
+        path.unlink(missing_ok=True)
+        if predictions:
+            size = write_archive(path, predictions)
+            log_info(f"{path.name} keeps {len(predictions)} of {count} predictions ({size / 1e6:.1f} MB)")
+    except OSError as error:
+        log_warning(
+            f"the predictions could not be saved: {path}: {error.strerror}. The scores are not affected. To get the"
+            " predictions, repeat the evaluation with fcnlab eval"
+        )
 
 
 def scored_as(data: DataModule, selected: Facts | None) -> Literal["test", "final"]:

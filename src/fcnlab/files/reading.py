@@ -39,6 +39,10 @@ PART = 1 << 20  # bytes of an array that are held at a time: what fits a process
 DEEPEST, MOST, MOST_IN_YAML = 50, 500_000, 20_000  # levels, values; a configuration has 10 and some hundred
 NUMBER = 300  # characters of a number; YAML's of base 60 take a time that grows with the square
 MEMBERS = 4096  # bytes of a zip's directory; three arrays have some 200
+ZIP_BYTES, ZIP_MEMBERS = (
+    2 << 30,
+    8 << 20,
+)  # of predictions.zip: 1,449 images of VOC have 36 MB, and a directory of 400 kB
 SCALARS = (str, bool, int, float)
 NOT_UTF8 = re.compile(r"\\uDC[89A-F]")  # how a byte of a name begins that is not UTF-8, in a file that is
 
@@ -261,11 +265,54 @@ def open_arrays(folder: Path, name: str) -> Iterator["Arrays"]:
     OSError, Unreadable
         The file does not exist, cannot be read, is over a limit or damaged; also raised while it is open.
     """
-    with open_regular(path_inside(folder, name)) as file:
-        try:
-            yield Arrays(file)
-        except Exception as error:  # the parsers of zipfile and numpy raise a dozen kinds
-            raise Unreadable(f"{name} is damaged: {first_line(error)}") from error
+    with open_regular(path_inside(folder, name)) as file, _errors_as_damage(name):
+        yield Arrays(file)
+
+
+@contextmanager
+def open_members(folder: Path, name: str) -> Iterator["Members"]:
+    """Open the members of a zip archive of a run.
+
+    Raises
+    ------
+    OSError, Unreadable
+        As :func:`open_arrays`.
+    """
+    with open_regular(path_inside(folder, name)) as file, _errors_as_damage(name):
+        yield Members(file)
+
+
+@contextmanager
+def _errors_as_damage(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the parsers of zipfile, numpy and PIL raise a dozen kinds
+        raise Unreadable(f"{name} is damaged: {first_line(error)}") from error
+
+
+class Members:
+    """Members of a zip archive that are stored without compression; they are looked up by name and never unpacked.
+
+    Raises
+    ------
+    Exception
+        Of any kind, here and in the methods, if the file is damaged or over a limit.
+    """
+
+    def __init__(self, file: BinaryIO):
+        _check_directory(file, ZIP_BYTES, ZIP_MEMBERS)
+        self._zip = zipfile.ZipFile(file)
+        self._infos = self._zip.NameToInfo
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._infos
+
+    def read(self, name: str, most: int) -> bytes:
+        """Return the content of a member of at most ``most`` bytes."""
+        member = self._infos[name]
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size > most or member.compress_size > most:
+            raise ValueError(f"{name} is compressed, or has more than {most:,} bytes")
+        return self._zip.read(member)  # also checks the checksum
 
 
 class Arrays:
@@ -278,7 +325,7 @@ class Arrays:
     """
 
     def __init__(self, file: BinaryIO):
-        _check_directory(file)
+        _check_directory(file, NPZ_BYTES, MEMBERS)
         self._zip = zipfile.ZipFile(file)
 
     def whole(self, key: str) -> "ndarray":
@@ -322,14 +369,17 @@ def _header(stream: Any) -> tuple[tuple[int, ...], Any]:
     return shape, dtype
 
 
-def _check_directory(file: BinaryIO) -> None:
-    """Refuse a zip with many members before zipfile creates an object for each; numpy writes no comment at the end."""
+def _check_directory(file: BinaryIO, most: int, members: int) -> None:
+    """Refuse a zip of more bytes, or with a directory of more bytes (``members``), before zipfile makes objects of it.
+
+    numpy and fcnlab write no comment at the end.
+    """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 42))
     before, end = (tail := file.read())[:-22], tail[-22:]
-    if size > NPZ_BYTES or not end.startswith(b"PK\5\6") or before.startswith(b"PK\6\7"):
-        raise ValueError(f"it is truncated, has more than {NPZ_BYTES:,} bytes, or was not written by numpy")
-    if struct.unpack_from("<I", end, 12)[0] > MEMBERS:
+    if size > most or not end.startswith(b"PK\5\6") or before.startswith(b"PK\6\7"):
+        raise ValueError(f"it is truncated, has more than {most:,} bytes, or was not written by fcnlab")
+    if struct.unpack_from("<I", end, 12)[0] > members:
         raise ValueError("it has too many members")
     file.seek(0)
 

@@ -24,7 +24,10 @@ from fcnlab.files.writing import atomic_write
 from fcnlab.runs.origins import nested_map
 
 FOLDERS = (".hydra", "cache", "checkpoints", "predictions", "wandb")
-FILES = ("metrics.json", "confusions.npz", "run.json", "config.yaml", "changes.diff", "metrics.csv")
+FILES = (
+    *("metrics.json", "confusions.npz", "predictions.zip"),
+    *("run.json", "config.yaml", "changes.diff", "metrics.csv"),
+)
 DAMAGED = ".damaged"  # suffix of a damaged file, which is kept but not used
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 

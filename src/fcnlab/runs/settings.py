@@ -13,6 +13,7 @@ DIGITS = 12  # significant digits of numbers; further digits are rounding errors
 # evaluations have, too, so that both form the same group.
 WITHOUT_EFFECT = re.compile(
     r"seed|(logger|checkpointing|from_run|stages|sweep|needs|published|num_images|conventions|trust)(\..*)?"
+    r"|evaluation\.keep_predictions"
     r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(sample_images|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
     r"|trainer\.strategy\.(gradient_as_bucket_view|broadcast_buffers|static_graph)"
 )

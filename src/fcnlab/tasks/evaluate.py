@@ -81,7 +81,15 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
         trainer.loggers = loggers
         origin = {"trained": trained, "weights": weights}
         scored = evaluate_and_record(
-            trainer, segmenter, data, run.context, cfg.seed, began, selected=selected, **origin
+            trainer,
+            segmenter,
+            data,
+            run.context,
+            cfg.seed,
+            began,
+            cfg.evaluation.keep_predictions,
+            selected=selected,
+            **origin,
         )
     if scored is None:
         return None

@@ -131,7 +131,10 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
             report_stop_reason(trainer, start, early_stop_reason(trainer))
             scored, checkpoint = scored_checkpoint(trainer, folder, cfg.checkpointing.score)
             selected = load_scored_weights(checkpoint, segmenter, trainer, curves)
-            scores = evaluate_and_record(trainer, segmenter, data, context, cfg.seed, record.facts, training, selected)
+            keep = cfg.evaluation.keep_predictions
+            scores = evaluate_and_record(
+                trainer, segmenter, data, context, cfg.seed, record.facts, keep, training, selected
+            )
     if scores is None:
         return None
     report_results(scores, segmenter, data, training, folder, scored)

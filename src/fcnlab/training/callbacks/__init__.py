@@ -3,6 +3,7 @@
 from fcnlab.training.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint, TopCheckpoints
 from fcnlab.training.callbacks.ema import EMA
 from fcnlab.training.callbacks.interruption import GracefulStop
+from fcnlab.training.callbacks.kept_predictions import KeptPredictions
 from fcnlab.training.callbacks.metrics_file import MetricsCsv
 from fcnlab.training.callbacks.progress import Progress
 from fcnlab.training.callbacks.resume import ExactResume
@@ -18,6 +19,7 @@ __all__ = [
     "ExactResume",
     "FinalValidation",
     "GracefulStop",
+    "KeptPredictions",
     "LastCheckpoint",
     "MetricsCsv",
     "Progress",
