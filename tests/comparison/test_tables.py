@@ -48,8 +48,9 @@ def test_groups_have_ranks_and_one_sentence(sweep, compared):
     comparison = compared()
     assert ranks(comparison) == {"model=fcn8s": 1, "model=fcn16s": 2, "model=fcn32s": 3}
     scores = [f"{100 * group.mean():.2f}" for group in comparison.groups]
+    different = "Groups of different ranks differ significantly, over seeds and images."
     names = ("1. model=fcn8s ({} %); 2. model=fcn16s ({} %); 3. model=fcn32s ({} %)").format(*scores)
-    assert answers(comparison) == [f"Ranking by mIoU: {names}."]
+    assert answers(comparison) == [f"Ranking by mIoU: {names}. {different}"]
 
 
 def test_equal_groups_share_a_rank_and_exceptions_are_named(make_run, compared):

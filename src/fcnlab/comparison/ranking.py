@@ -117,6 +117,8 @@ def _ranking(comparison: Comparison) -> list[str]:
         sentence += " Between groups that share a rank, no difference was found."
     across = [pair for pair in comparison.pairs if ranked[pair.first.name] != ranked[pair.second.name]]
     within = [pair for pair in comparison.pairs if ranked[pair.first.name] == ranked[pair.second.name]]
+    if across and all(_differs(pair) and pair.two_factor for pair in across):
+        sentence += " Groups of different ranks differ significantly, over seeds and images."
     exceptions = [
         ("Undecided although the ranks differ", [pair for pair in across if pair.verdict == "undecided"]),
         ("Different although the ranks are equal", [pair for pair in within if _differs(pair)]),
