@@ -170,7 +170,7 @@ def difference_table(comparison: Comparison) -> Table:
     ]
     caption = (
         f"Percentage points of mIoU, on the same {counted(comparison.images, 'image')}; a positive value means that the"
-        f" {of_first} is better than {against}."
+        f" mIoU of the {of_first} is higher than that of {against}."
     )
     rows = [_pair_row(pair, comparison) for pair in comparison.pairs]
     return Table("differences", "Differences in mIoU", caption, columns, rows)
