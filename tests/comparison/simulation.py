@@ -6,7 +6,7 @@ real images (see docs/explanation/comparing-runs.md). They are the population. A
 - images with replacement;
 - seeds: the mean of a network's seeds plus random multiples of their deviations from it, which have the covariances of
   the real seeds over all images and classes. The deviations are scaled so that the variances over images and over seeds
-  have a given ratio;
+  have a given ratio. The classes that a seed predicts in an image are those of one real seed;
 - for equal methods: which network is the first, for each drawn image. Both methods are then drawn from the same
   distribution, although they differ on each image as two real networks do.
 """
@@ -20,12 +20,13 @@ import numpy as np
 from numpy import ndarray
 from scipy.stats import norm, ttest_ind, ttest_rel
 
-from fcnlab.comparison.intervals import mean_iou
-from fcnlab.comparison.two_factor import TwoFactor, leave_one_out, paired, unpaired
+from fcnlab.comparison.intervals import draws, mean_iou, resampled_miou
+from fcnlab.comparison.two_factor import TwoFactor, changes, paired, unpaired
 
 COUNTS = Path(__file__).parent / "real_counts"
 RATIOS = {"1:4": 0.25, "1:1": 1.0, "4:1": 4.0}  # variance of the difference over images : over seeds
 SEEDS = (3, 5, 10)
+RESAMPLES = 400  # of the images of each simulated comparison
 MOST_SCALE = 30  # of the deviations of seeds
 
 
@@ -68,8 +69,10 @@ class Outcome(NamedTuple):
     """Shares of comparisons: with p < 0.05, and whose 95 % interval contains the true difference.
 
     ``seeds`` is the share with p < 0.05 in the t test over seeds, ``images`` over images, ``both`` in both.
+    ``of_images`` is the mean share of the variance that all seeds have in common.
     """
 
+    of_images: float
     significant: float
     covered: float
     seeds: float
@@ -100,6 +103,7 @@ class Simulation:
             (network - mean) / np.sqrt(len(network) - 1)
             for network, mean in zip(counts.networks, self.means, strict=True)
         ]
+        self.occurring = [halves(network)[1] > 0 for network in counts.networks]
         self.scale = 1.0
         self.scale = self._scale()
         self.truth = 0.0 if case.equal else self._true_difference()
@@ -110,9 +114,12 @@ class Simulation:
         swapped = (self.rng.random(len(images)) < 0.5) & self.case.equal
         first, second = (self._method(images, swapped == bool(method)) for method in (0, 1))
         scores = [score(areas) for areas in (first, second)]
-        changes = [np.array([leave_one_out(*halves(run)) for run in areas]) for areas in (first, second)]
-        found = (paired if self.case.paired else unpaired)(*scores, *changes)
-        over_images = np.linalg.norm(changes[0].mean(axis=0) - changes[1].mean(axis=0))
+        counts = draws(len(images), RESAMPLES, seed=int(self.rng.integers(2**31)))
+        of_images = [
+            np.array([changes(resampled_miou(counts, *halves(run))) for run in areas]) for areas in (first, second)
+        ]
+        found = (paired if self.case.paired else unpaired)(*scores, *of_images)
+        over_images = np.linalg.norm(of_images[0].mean(axis=0) - of_images[1].mean(axis=0))
         p_images = 2 * norm.sf(abs(found.difference) / over_images)
         test = ttest_rel(*scores) if self.case.paired else ttest_ind(*scores, equal_var=False)
         return Drawn(found, float(test.pvalue), float(p_images))
@@ -127,6 +134,9 @@ class Simulation:
         change = np.tensordot(weights, self.deviations[network][:, images], axes=1)
         areas = self.means[network][images] + self.scale * change
         intersection, union = np.split(np.maximum(areas, 0), 2, axis=2)
+        real = self.rng.integers(len(self.deviations[network]), size=self.case.seeds)
+        occurring = self.occurring[network][real][:, images]
+        union = np.where(occurring, np.maximum(union, 1), 0)
         return np.concatenate([np.minimum(intersection, union), union], axis=2)
 
     def _scale(self) -> float:
@@ -172,6 +182,7 @@ def simulate(case: Case, repetitions: int) -> Outcome:
         np.array([getattr(each, name) < 0.05 for each in drawn]) for name in ("p_seeds", "p_images")
     )
     return Outcome(
+        float(np.mean([each.found.share_of_images for each in drawn])),
         float(np.mean([interval.p < 0.05 for interval in intervals])),
         float(np.mean([interval.low <= simulation.truth <= interval.high for interval in intervals])),
         float(over_seeds.mean()),
@@ -193,10 +204,10 @@ def cases() -> Iterator[Case]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=2000)
+    parser.add_argument("--repetitions", type=int, default=1000)
     repetitions = parser.parse_args().repetitions
-    print("| classes, images | methods | seeds | images : seeds | p < 0.05 | interval covers | t | images | both |")
-    print("|---|---|---|---|---:|---:|---:|---:|---:|")
+    print("| classes, images | methods | seeds | images : seeds | share | p < 0.05 | covers | t | images | both |")
+    print("|---|---|---|---|---:|---:|---:|---:|---:|---:|")
     for case in cases():
         found = simulate(case, repetitions)
         methods = ("equal" if case.equal else "different") + ("" if case.paired else ", unpaired")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fcnlab.comparison.intervals import mean_iou
-from fcnlab.comparison.two_factor import SeedSample, TwoFactor, leave_one_out, paired, unpaired
+from fcnlab.comparison.intervals import draws, resampled_miou
+from fcnlab.comparison.two_factor import SeedSample, TwoFactor, changes, paired, unpaired
 from fcnlab.metrics.scores import scores
 from run_folders import toy_matrices
 
@@ -40,50 +40,64 @@ def test_the_published_example_of_one_method(values, cov2, mean_square, error, f
     assert found.variance**0.5 == pytest.approx(error, rel=1e-5) and found.freedom == pytest.approx(freedom, rel=1e-5)
 
 
-def jackknife_covariance(first: np.ndarray, second: np.ndarray) -> float:
-    images = len(first)
-    return (images - 1) / images * float(np.sum((first - first.mean()) * (second - second.mean())))
-
-
-def left_out(matrices: np.ndarray) -> np.ndarray:
-    """Return the mIoU of the set without each image, by definition."""
-    return np.array([scores(np.delete(matrices, image, axis=0).sum(axis=0)).miou for image in range(len(matrices))])
-
-
 def areas(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     intersection = np.array([np.diag(matrix) for matrix in matrices])
     return intersection, matrices.sum(axis=2) + matrices.sum(axis=1) - intersection
 
 
-def test_changes_give_the_covariances_of_the_jackknife():
-    first, second = toy_matrices(0.7, 20, seed=1), toy_matrices(0.8, 20, seed=2)
-    first[1:, 3], first[1:, :, 3] = 0, 0  # only one image has this class
-    changes = leave_one_out(*areas(first)), leave_one_out(*areas(second))
-    for one, other in ((0, 0), (0, 1), (1, 1)):
-        expected = jackknife_covariance(*(left_out((first, second)[place]) for place in (one, other)))
-        assert changes[one] @ changes[other] == pytest.approx(expected, rel=1e-9)
+def test_products_of_changes_are_covariances():
+    first, second = np.random.default_rng(1).normal(size=(2, 500))
+    first[3] = np.nan  # only ignored pixels
+    expected = np.cov(np.delete(first, 3), np.delete(second, 3))
+    assert changes(first) @ changes(first) == pytest.approx(expected[0, 0])
+    assert changes(first) @ changes(second) == pytest.approx(expected[0, 1], rel=0.05)
+    assert changes(second) @ changes(second) == pytest.approx(np.var(second, ddof=1))
 
 
-def four_covariances(changes: np.ndarray, other: np.ndarray) -> tuple[float, float, float, float]:
+def test_a_class_of_two_images_varies_the_score_as_it_should():
+    """One of two models has false positives of a rare class: in sets without this class they cost a third of the score.
+
+    The variance of the difference over sets that are drawn anew is that of the bootstrap. The jackknife, which leaves
+    out one image, finds none of it.
+    """
+    images, population = 60, np.zeros((60, 2, 3), int)  # intersection and union of three classes
+    population[:, :, :2] = [[60, 70, 0][:2], [100, 100, 0][:2]]
+    population[:2, :, 2] = 40  # the rare class is found perfectly
+    other = population.copy()
+    other[2:30, 1, 2] = 1  # false positives on other images
+    counts = draws(images, 4000)
+    first, second = (resampled_miou(counts, table[:, 0], table[:, 1]) for table in (population, other))
+    found = float(np.square(changes(first) - changes(second)).sum())
+    rng, differences = np.random.default_rng(5), []
+    for _ in range(4000):
+        chosen = rng.integers(images, size=images)
+        sums = [table[chosen].sum(axis=0) for table in (population, other)]
+        ious = [total[0][total[1] > 0] / total[1][total[1] > 0] for total in sums]
+        differences.append(ious[0].mean() - ious[1].mean())
+    assert found == pytest.approx(np.var(differences), rel=0.1) and found > 0.001
+
+
+def four_covariances(first: np.ndarray, other: np.ndarray) -> tuple[float, float, float, float]:
     """Return the variance and Cov1, Cov2, Cov3 of Obuchowski and Rockette, by loops over all pairs."""
-    seeds = range(len(changes))
-    both = (changes, other)
+    seeds = range(len(first))
+    both = (first, other)
     var = np.mean([method[j] @ method[j] for method in both for j in seeds])
-    cov1 = np.mean([changes[j] @ other[j] for j in seeds])
+    cov1 = np.mean([first[j] @ other[j] for j in seeds])
     cov2 = np.mean([method[j] @ method[k] for method in both for j in seeds for k in seeds if j != k])
-    cov3 = np.mean([changes[j] @ other[k] for j in seeds for k in seeds if j != k])
+    cov3 = np.mean([first[j] @ other[k] for j in seeds for k in seeds if j != k])
     return float(var), float(cov1), float(cov2), float(cov3)
 
 
 def scored(seeds: range, quality: float) -> tuple[list[float], np.ndarray]:
     runs = [toy_matrices(quality + seed / 100, seed=seed) for seed in seeds]
-    return [scores(run.sum(axis=0)).miou for run in runs], np.array([leave_one_out(*areas(run)) for run in runs])
+    resampled = [resampled_miou(draws(36, 300), *areas(run)) for run in runs]
+    return [scores(run.sum(axis=0)).miou for run in runs], np.array([changes(mious) for mious in resampled])
 
 
 def test_paired_seeds_have_the_covariances_of_obuchowski_and_rockette():
-    (first, changes), (second, other) = scored(range(4), 0.7), scored(range(10, 14), 0.6)
-    found = paired(first, second, changes, other)
-    var, cov1, cov2, cov3 = four_covariances(changes, other)
+    (first, of_first), (second, other) = scored(range(4), 0.7), scored(range(10, 14), 0.6)
+    found = paired(first, second, of_first, other)
+    var, cov1, cov2, cov3 = four_covariances(of_first, other)
     assert found.shared == pytest.approx(max(2 * (cov2 - cov3), 0)) and found.paired
     differences = np.subtract(first, second)
     assert found.samples[0].variance == pytest.approx(differences.var(ddof=1))
@@ -92,13 +106,13 @@ def test_paired_seeds_have_the_covariances_of_obuchowski_and_rockette():
 
 
 def test_unpaired_seeds_have_covariances_within_and_between_methods():
-    (first, changes), (second, other) = scored(range(3), 0.7), scored(range(10, 15), 0.6)
-    found = unpaired(first, second, changes, other)
+    (first, of_first), (second, other) = scored(range(3), 0.7), scored(range(10, 15), 0.6)
+    found = unpaired(first, second, of_first, other)
     within = [
         np.mean([rows[j] @ rows[k] for j in range(len(rows)) for k in range(len(rows)) if j != k])
-        for rows in (changes, other)
+        for rows in (of_first, other)
     ]
-    between = np.mean([one @ another for one in changes for another in other])
+    between = np.mean([one @ another for one in of_first for another in other])
     assert found.shared == pytest.approx(max(sum(within) - 2 * between, 0))
     assert [sample.seeds for sample in found.samples] == [3, 5] and not found.paired
     variance = np.var(first, ddof=1) / 3 + np.var(second, ddof=1) / 5 + found.shared
@@ -111,10 +125,3 @@ def test_without_variance_over_images_it_is_the_t_test():
     differences = np.array([0.1, 0.3, 0.2, 0.5])
     found = paired(differences, np.zeros(4), np.zeros((4, 30)), np.zeros((4, 30)))
     assert found.freedom == 3 and found.variance == pytest.approx(differences.var(ddof=1) / 4)
-
-
-def test_a_set_where_one_image_has_pixels():
-    intersection, union = np.zeros((3, 2), int), np.zeros((3, 2), int)
-    intersection[1], union[1] = 5, 10
-    assert np.isfinite(leave_one_out(intersection, union)).all()
-    assert mean_iou(intersection.sum(axis=0), union.sum(axis=0)) == 0.5

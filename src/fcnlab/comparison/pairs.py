@@ -28,9 +28,9 @@ from fcnlab.comparison.intervals import (
     resampled_miou,
 )
 from fcnlab.comparison.multiple import holm, step_down
-from fcnlab.comparison.null_draws import NullDraws
+from fcnlab.comparison.null_draws import p_images_only, p_two_factor
 from fcnlab.comparison.runs import Run
-from fcnlab.comparison.two_factor import TwoFactor, leave_one_out, paired, unpaired
+from fcnlab.comparison.two_factor import TwoFactor, changes, paired, unpaired
 
 MOST_IMAGES = 10  # listed for each pair
 # With three seeds, and if they share less than this part of the variance, up to 8 % of equal methods differ
@@ -138,13 +138,11 @@ class Pair:
 
 
 class Sampling:
-    """Bootstrap resamples and leave-one-out changes, shared by all runs so that their differences are paired."""
+    """Bootstrap resamples of the images, shared by all runs so that their differences are paired."""
 
     def __init__(self, images: int, resamples: int):
         self.images, self.resamples = images, resamples
         self._mious: dict[Path, ndarray] = {}
-        self._changes: dict[Path, ndarray] = {}
-        self._null = NullDraws(images)
 
     @cached_property
     def _counts(self) -> ndarray:
@@ -163,24 +161,21 @@ class Sampling:
         return self._mious[run.folder]
 
     def changes(self, runs: Sequence[Run]) -> ndarray:
-        """Return how the mean IoU of each run changes if an image is left out, ``[runs, images]``."""
-        for run in runs:
-            if run.folder not in self._changes:
-                self._changes[run.folder] = leave_one_out(run.areas.intersection, run.areas.union)
-        return np.array([self._changes[run.folder] for run in runs])
+        """Return how the mean IoU of each run changes in each resample, ``[runs, resamples]``."""
+        return np.array([changes(self._miou(run)) for run in runs])
 
     def null_p(self, pair: Pair) -> ndarray:
         """Return draws of the p value of a pair as it would be without a difference."""
         first, second = pair.compared
         change = self.changes(first.runs).mean(axis=0) - self.changes(second.runs).mean(axis=0)
         if pair.two_factor is None:
-            return self._null.p_images_only(change)
+            return p_images_only(change)
         scores = [group.values("miou") for group in pair.compared]
         if pair.two_factor.paired:
             samples = [(first.seeds, scores[0] - scores[1])]
         else:
             samples = [(group.seeds, values) for group, values in zip(pair.compared, scores, strict=True)]
-        return self._null.p_two_factor(pair.two_factor, samples, change)
+        return p_two_factor(pair.two_factor, samples, change)
 
 
 def compare_pairs(

@@ -7,8 +7,12 @@ and Rockette (Communications in Statistics 24(2), 1995), with the degrees of fre
 Each seed gives a score that varies for two reasons: training, and the images of the set. The variance of the scores
 over seeds contains the former, and of the latter the part that differs between seeds. The part that all seeds share, as
 a set with easy images helps all of them, is seen only within the runs: it is the covariance of two seeds over images,
-estimated by leaving out one image at a time (the jackknife). The variance of the mean over J seeds is therefore
-s^2 / J + c, with the variance s^2 of the scores over seeds, and the covariance c.
+estimated by a bootstrap whose resamples all runs share. The variance of the mean over J seeds is therefore s^2 / J + c,
+with the variance s^2 of the scores over seeds, and the covariance c.
+
+The jackknife, which leaves out one image at a time, is not used. A class that few images have disappears from some
+sets, and the mean IoU of a set is then that of fewer classes. To see this for a class of two images, both must be left
+out. On real images with rare classes, the jackknife found a thirteenth of the variance that the bootstrap found.
 
 With paired seeds, the scores are the differences d_j of runs of equal seed. In the terms of Obuchowski and Rockette,
 s^2 = 2 MS(TR) and c = 2 (Cov2 - Cov3). With unpaired seeds each method contributes its own s^2 / J, and c is
@@ -19,11 +23,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from numpy import ndarray
 from scipy.special import stdtr, stdtrit
 
-from fcnlab.comparison.intervals import Interval, mean_iou
+from fcnlab.comparison.intervals import Interval
 
 
 class SeedSample(NamedTuple):
@@ -91,60 +95,53 @@ def degrees_of_freedom(variance: float, samples: Sequence[SeedSample]) -> float:
     return variance**2 / sum((sample.variance / sample.seeds) ** 2 / (sample.seeds - 1) for sample in samples)
 
 
-def leave_one_out(
-    intersection: Int64[ndarray, "images classes"], union: Int64[ndarray, "images classes"]
-) -> Float[ndarray, " images"]:
-    """Return how the mean IoU of the set changes if an image is left out, such that products sum to covariances.
-
-    The covariance over images of two scores is the product of their vectors (Efron, The Jackknife, 1982, section 3). A
-    class that only one image has is excluded from the mean of the set without it, as in any set without this class.
-    """
-    images = len(intersection)
-    left = mean_iou(intersection.sum(axis=0) - intersection, union.sum(axis=0) - union)
-    left = np.where(np.isnan(left), np.nanmean(left) if images > 1 else 0.0, left)  # only ignored pixels remain
-    return np.sqrt((images - 1) / images) * (left - left.mean())
+def changes(resampled: Float[ndarray, " resamples"]) -> Float[ndarray, " resamples"]:
+    """Return the changes of a score in the resamples, such that the product of two vectors is their covariance."""
+    known = ~np.isnan(resampled)  # a resample with only ignored pixels has no score
+    deviations = np.where(known, resampled - resampled[known].mean(), 0.0)
+    return deviations / np.sqrt(known.sum() - 1)
 
 
 def paired(
     first: Sequence[float] | ndarray,
     second: Sequence[float] | ndarray,
-    first_changes: Float[ndarray, "seeds images"],
-    second_changes: Float[ndarray, "seeds images"],
+    first_changes: Float[ndarray, "seeds resamples"],
+    second_changes: Float[ndarray, "seeds resamples"],
 ) -> TwoFactor:
     """Compare methods that were trained with the same seeds.
 
-    ``first`` and ``second`` are scores by seed; the changes are those of :func:`leave_one_out`.
+    ``first`` and ``second`` are scores by seed; the changes are those of :func:`changes`.
     """
     differences = np.asarray(first, float) - np.asarray(second, float)
-    changes = first_changes - second_changes
-    shared = covariance(changes)
-    return TwoFactor(float(differences.mean()), (_sample(differences, changes, shared),), max(shared, 0.0))
+    of_pairs = first_changes - second_changes
+    shared = covariance(of_pairs)
+    return TwoFactor(float(differences.mean()), (_sample(differences, of_pairs, shared),), max(shared, 0.0))
 
 
 def unpaired(
     first: Sequence[float] | ndarray,
     second: Sequence[float] | ndarray,
-    first_changes: Float[ndarray, "seeds images"],
-    second_changes: Float[ndarray, "other_seeds images"],
+    first_changes: Float[ndarray, "seeds resamples"],
+    second_changes: Float[ndarray, "other_seeds resamples"],
 ) -> TwoFactor:
     """Compare methods that were trained with different seeds, also with different numbers of them."""
-    within = [covariance(changes) for changes in (first_changes, second_changes)]
+    within = [covariance(of_method) for of_method in (first_changes, second_changes)]
     between = float(first_changes.mean(axis=0) @ second_changes.mean(axis=0))
     samples = [
-        _sample(np.asarray(values, float), changes, shared)
-        for values, changes, shared in zip((first, second), (first_changes, second_changes), within, strict=True)
+        _sample(np.asarray(values, float), of_method, shared)
+        for values, of_method, shared in zip((first, second), (first_changes, second_changes), within, strict=True)
     ]
     difference = float(np.mean(first) - np.mean(second))
     return TwoFactor(difference, tuple(samples), max(sum(within) - 2 * between, 0.0))
 
 
-def _sample(values: ndarray, changes: ndarray, shared: float) -> SeedSample:
-    own = float(np.square(changes).sum() / len(changes))  # mean variance over images of a single seed
+def _sample(values: ndarray, of_seeds: ndarray, shared: float) -> SeedSample:
+    own = float(np.square(of_seeds).sum() / len(of_seeds))  # mean variance over images of a single seed
     return SeedSample(len(values), float(values.var(ddof=1)), max(own - shared, 0.0))
 
 
-def covariance(changes: Float[ndarray, "seeds images"]) -> float:
+def covariance(of_seeds: Float[ndarray, "seeds resamples"]) -> float:
     """Return the covariance over images of two different seeds, averaged over all pairs of seeds."""
-    seeds = len(changes)
-    of_sum = float(np.square(changes.sum(axis=0)).sum())
-    return (of_sum - float(np.square(changes).sum())) / (seeds * (seeds - 1))
+    seeds = len(of_seeds)
+    of_sum = float(np.square(of_seeds.sum(axis=0)).sum())
+    return (of_sum - float(np.square(of_seeds).sum())) / (seeds * (seeds - 1))
