@@ -91,7 +91,8 @@ def test_predictions_of_another_evaluation_are_not_shown(write, shown, tmp_path)
     shutil.copy(other / "predictions.zip", folders[1])
     result, _ = shown()
     assert not result.pairs and [series.title for series in result.groups] == ["model=fcn8s"]
-    assert any("they are of another evaluation" in note and str(folders[1]) in note for note in result.notes)
+    assert "they are of another evaluation" in result.notes[0] and str(folders[1]) in result.notes[0]
+    assert result.notes[1].startswith("No run of model=fcn32s has usable predictions")
 
 
 def test_runs_without_predictions_are_explained(write, shown):

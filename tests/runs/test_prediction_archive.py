@@ -13,7 +13,7 @@ from fcnlab.runs.prediction_archive import encode, open_archive, worst_and_rando
 
 PALETTE = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
 TARGET, PREDICTION = np.array([[0, 1, 255], [2, 2, 0]], np.uint8), np.array([[0, 2, 1], [2, 1, 0]], np.uint8)
-IMAGE = np.random.default_rng(0).integers(0, 256, (3, 400, 800), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (3, 2, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def written(tmp_path):
 
 
 def test_members_are_stored_palette_images(written):
-    """Any program reads the class ids back."""
+    """Any program reads the class ids back; a large image is stored as a small copy."""
+    large = encode(np.zeros((3, 400, 800), np.uint8), *np.zeros((2, 400, 800), np.uint8), PALETTE)
+    assert Image.open(io.BytesIO(large.image)).size == (320, 160)
     with zipfile.ZipFile(written("city/a b") / "predictions.zip") as archive:
         assert archive.namelist() == [
             "class_maps/city/a%20b.png",
@@ -40,7 +42,7 @@ def test_members_are_stored_palette_images(written):
         np.testing.assert_array_equal(np.array(prediction), PREDICTION)
         np.testing.assert_array_equal(np.array(target), TARGET)
         assert prediction.mode == "P" and prediction.getpalette()[:9] == PALETTE.flatten().tolist()
-        assert image.format == "JPEG" and image.size == (320, 160)
+        assert image.format == "JPEG" and image.size == (3, 2)
 
 
 @pytest.mark.parametrize("name", ["2007_000033", "ü/../x", "not utf-8 \udcff", "a:b\\c\n"])
@@ -51,7 +53,7 @@ def test_any_name_is_found_again(written, name):
     np.testing.assert_array_equal(kept.prediction, PREDICTION)
     np.testing.assert_array_equal(kept.target, TARGET)
     np.testing.assert_array_equal(kept.palette, PALETTE)
-    assert kept.image.shape == (160, 320, 3)
+    assert kept.image.shape == (2, 3, 3)
 
 
 def test_equal_predictions_give_equal_files(written):

@@ -34,8 +34,8 @@ MOST_PAIRS, MOST_GROUPS = 4, 4  # that have pictures: a row of five has some 50 
 OF_A_PAIR, OF_A_GROUP = 3, 2  # images in each direction
 QUALITY = 80  # of JPEG
 NO_PREDICTIONS = (
-    f"No run of these groups has its predictions ({NAME}), so no images are shown. fcnlab eval checkpoint=PATH keeps"
-    " them."
+    f"No run of {{groups}} has usable predictions ({NAME}), so no images are shown. fcnlab eval checkpoint=PATH keeps"
+    " predictions."
 )
 Result = TypeVar("Result")
 
@@ -144,9 +144,12 @@ def pictures(comparison: Comparison) -> Pictures:
     pairs = [_of_pair(pair, comparison, archives) for pair in comparison.pairs[:MOST_PAIRS]]
     groups = [_of_group(group, comparison, archives) for group in comparison.groups[:MOST_GROUPS]]
     shown = [[series for series in kind if series is not None] for kind in (pairs, groups)]
-    notes = list(archives.notes.values())
+    without = [
+        comparison.label(group) for group, series in zip(comparison.groups, groups, strict=False) if series is None
+    ]
+    notes = [NO_PREDICTIONS.format(groups=", ".join(without))] if without else []
     legend = [(kind.title, _css(kind.colour)) for kind in AGREEMENT]
-    return Pictures(*shown, notes=notes if any(shown) or notes else [NO_PREDICTIONS], legend=legend)
+    return Pictures(*shown, notes=[*archives.notes.values(), *notes], legend=legend)
 
 
 # Pairs

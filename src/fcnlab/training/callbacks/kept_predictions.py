@@ -41,12 +41,19 @@ class KeptPredictions(Callback):
         self._bytes, self._is_over = 0, False
 
     def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if self.keep == "none":
             return
         assert isinstance(pl_module, Segmenter)
-        dataset = trainer.test_dataloaders.dataset.dataset
+        loader: Any = trainer.test_dataloaders
+        dataset = loader.dataset.dataset
         predictions = outputs["prediction"].to(torch.uint8)
         # Copies, because the loader's shared memory holds a few batches only.
         arrays = (values.cpu().numpy().copy() for values in (batch["image"], batch["mask"], predictions))
