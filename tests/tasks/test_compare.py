@@ -21,7 +21,7 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):
     completed = subprocess.run(
         [sys.executable, "-c", code, "compare", *words], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert completed.stdout.endswith("NO TORCH\n") and "model=fcn8s is better than model=fcn32s: +" in completed.stdout
+    assert completed.stdout.endswith("NO TORCH\n") and "2 groups are worse: model=fcn16s (-" in completed.stdout
     assert (
         f"{sweep}/late: still running, or killed before it ended" in completed.stdout
         and f"{sweep}/blank: an empty folder" in completed.stdout

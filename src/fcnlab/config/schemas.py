@@ -50,6 +50,18 @@ Kept = Annotated[
     Meaning("auto (all, or the worst and a random 50), all or none", lambda v: v in ("auto", "all", "none")),
 ]
 Workers = Annotated[Any, Meaning("a whole number of at least 0, or auto", lambda v: v == "auto" or is_valid(v, Whole))]
+GroupNames = Annotated[
+    Any,
+    Meaning(
+        'names of groups such as {fcn8s: "FCN-8s"}, or a YAML file with them',
+        lambda value: isinstance(value, str) or is_group_names(value),
+    ),
+]
+
+
+def is_group_names(value: object) -> bool:
+    """Return whether a value maps settings or values of groups to names."""
+    return isinstance(value, dict) and all(isinstance(name, str) and name.strip() for name in value.values())
 
 
 @dataclass
@@ -195,6 +207,8 @@ class CompareConfig:
     plan: bool = False
     split_by: list[str] = field(default_factory=list)
     merge_over: list[str] = field(default_factory=list)
+    names: GroupNames | None = None
+    export: str | None = None  # a folder for tables and figures
 
 
 @dataclass

@@ -32,12 +32,16 @@ function sortRows(body, column, numbers, sign) {
   body.append(...keyed.map(([, row]) => row));
 }
 
-// Filtering: show the rows whose group names contain all words.
+// Filtering: show the rows, and in the table of classes the columns, whose group names contain all words.
 const filter = document.getElementById("filter");
 filter.addEventListener("input", () => {
   const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-  for (const row of document.querySelectorAll("table.filtered tbody tr")) {
-    row.hidden = !words.every((word) => row.dataset.text.toLowerCase().includes(word));
+  const isShown = (element) => words.every((word) => element.dataset.text.toLowerCase().includes(word));
+  for (const row of document.querySelectorAll("table.filtered tbody tr")) row.hidden = !isShown(row);
+  for (const table of document.querySelectorAll("table.columns-filtered")) {
+    for (const head of table.tHead.rows[0].querySelectorAll("[data-text]")) {
+      for (const row of table.rows) row.cells[head.cellIndex].hidden = !isShown(head);
+    }
   }
   const rows = [...document.querySelectorAll("#scores tbody tr")];
   const shown = rows.filter((row) => !row.hidden).length;
@@ -45,17 +49,16 @@ filter.addEventListener("input", () => {
 });
 
 // Theme: system, light or dark; stored if the browser allows it.
-const THEMES = { auto: ["light dark", "◐ auto", "system"], light: ["light", "☀ light", "light"], dark: ["dark", "☾ dark", "dark"] };
+const THEMES = { auto: ["light dark", "system"], light: ["light", "light"], dark: ["dark", "dark"] };
 const theme = document.getElementById("theme");
 let chosen = "auto";
 try { chosen = localStorage.getItem("fcnlab-theme") ?? "auto"; } catch { /* a file's page may have no storage */ }
 
 function show(name) {
   chosen = name in THEMES ? name : "auto";
-  const [scheme, label, description] = THEMES[chosen];
+  const [scheme, label] = THEMES[chosen];
   document.documentElement.style.colorScheme = scheme;
-  theme.textContent = label;
-  theme.setAttribute("aria-label", `Theme: ${description}`);
+  theme.textContent = `Theme: ${label}`;
 }
 
 theme.addEventListener("click", () => {

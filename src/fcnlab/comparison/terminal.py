@@ -1,0 +1,60 @@
+"""A comparison as text for the terminal."""
+
+from collections.abc import Sequence
+
+from fcnlab.comparison.comparison import Comparison
+from fcnlab.comparison.formats import counted, percent, points
+from fcnlab.comparison.names import common_settings
+from fcnlab.comparison.plan import Plan
+from fcnlab.comparison.ranking import answers, needs
+from fcnlab.comparison.tables import Cell, Column, Table, difference_table, headline, published_table, score_table
+from fcnlab.escaping import escape_line
+
+ROWS = 20  # the files contain all rows
+MOST_PLANS = 10  # pairs
+
+
+def terminal(comparison: Comparison) -> str:
+    """Format the comparison for the terminal; long tables are truncated."""
+    parts = [escape_line(headline(comparison)), *common_lines(comparison)]
+    for table in (score_table(comparison), difference_table(comparison), published_table(comparison)):
+        if table.rows:
+            parts += [f"{table.title}. {table.caption}", _aligned(table)]
+    parts.append(f"{comparison.resamples} bootstrap resamples") if comparison.pairs else None
+    notes = map(escape_line, [*comparison.notes, *comparison.selection])
+    return "\n\n".join([*parts, *notes, "\n".join(map(escape_line, answers(comparison)))])
+
+
+def common_lines(comparison: Comparison) -> list[str]:
+    """Return the line on the settings that all groups share; none if no such setting was typed."""
+    settings = common_settings([run for group in comparison.groups for run in group.runs])
+    return [escape_line(f"Shared settings: {settings}")] if settings else []
+
+
+def plan_text(comparison: Comparison, plans: Sequence[Plan]) -> str:
+    """Format which differences would be found with how many seeds and images."""
+    parts = [
+        "Plan: differences in mIoU, in percentage points, that would be found with a probability of 80 %, by number of"
+        " seeds of each group and of images. The variances are those of these runs; from few seeds they are rough."
+    ]
+    for plan in plans[:MOST_PLANS]:
+        columns = [Column("seeds", False), *(Column(counted(images, "image")) for images in plan.images)]
+        rows = [
+            [Cell(str(seeds)), *(Cell(percent(value)) for value in values)]
+            for seeds, values in zip(plan.seeds, plan.detectable, strict=True)
+        ]
+        names = [comparison.label(group) for group in (plan.pair.first, plan.pair.second)]
+        observed = f"observed {points(plan.pair.difference)}, {plan.pair.of_seeds}"
+        head = escape_line(f"{' - '.join(names)}: {observed}. {needs(plan.pair)}")
+        parts.append(f"{head}\n{_aligned(Table('plan', 'Plan', '', columns, rows))}")
+    return "\n\n".join(parts)
+
+
+def _aligned(table: Table) -> str:
+    head = [column.title for column in table.columns]
+    shown = [[escape_line(cell.text) for cell in row] for row in table.rows[:ROWS]]
+    widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *shown)]
+    hidden = len(table.rows) - ROWS
+    more = [f"({counted(hidden, 'more row')} in the files)"] if hidden > 0 else []
+    return "\n".join(f"  {line.rstrip()}" for line in [*lines, *more])
