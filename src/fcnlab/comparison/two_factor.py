@@ -102,7 +102,13 @@ def leave_one_out(
     images = len(intersection)
     left = mean_iou(intersection.sum(axis=0) - intersection, union.sum(axis=0) - union)
     left = np.where(np.isnan(left), np.nanmean(left) if images > 1 else 0.0, left)  # only ignored pixels remain
-    return np.sqrt((images - 1) / images) * (left - left.mean())
+    return as_changes(left)
+
+
+def as_changes(left: Float[ndarray, "images *scores"]) -> Float[ndarray, "images *scores"]:
+    """Return the changes that give the jackknife's covariances from the scores without each image."""
+    images = len(left)
+    return np.sqrt((images - 1) / images) * (left - left.mean(axis=0))
 
 
 def paired(
