@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fcnlab.config.composition import compose_command, is_completed_later, without_hydra
 from fcnlab.config.hydra_values import fill_in_hydra_values, hydra_values_of
-from fcnlab.config.overrides import absolute_searchpath, format_override, format_value, shell_join
+from fcnlab.config.overrides import absolute_searchpath, format_mapping, format_override, format_value, shell_join
 from fcnlab.config.recorded_overrides import apply_from_run
 from fcnlab.config.run_context import RunContext, run_context
 from fcnlab.config.typed_overrides import check_experiment, check_grammar, check_groups, without_null
@@ -187,6 +187,7 @@ def compare(
     equivalence: float | None = None,
     split_by: Sequence[str] = (),
     merge_over: Sequence[str] = (),
+    names: Mapping[str, str] | str | Path | None = None,
 ) -> "ComparisonReport":
     """Compare the runs in these folders and their subfolders, as ``fcnlab compare`` does.
 
@@ -207,6 +208,8 @@ def compare(
         Facts that make a group of their own, such as ["commit", "torch", "device"].
     merge_over
         Settings that do not, such as ["data.root"].
+    names
+        Names for groups, by what ``baseline`` takes, too: {"fcn8s": "FCN-8s"}; or a YAML file with such lines.
 
     Raises
     ------
@@ -216,13 +219,15 @@ def compare(
     from fcnlab.tasks.compare import comparison_report
 
     several = [folders] if isinstance(folders, str | Path | TrainedRun) else folders
-    names = [str(each.folder if isinstance(each, TrainedRun) else each) for each in several]
-    lists = {"runs": names, "split_by": split_by, "merge_over": merge_over}
+    paths = [str(each.folder if isinstance(each, TrainedRun) else each) for each in several]
+    lists = {"runs": paths, "split_by": split_by, "merge_over": merge_over}
     overrides = [f"{key}=[{','.join(map(format_value, values))}]" for key, values in lists.items() if values]
     overrides += [] if baseline is None else [format_override("baseline", baseline)]
     overrides += [] if resamples is None else [f"resamples={resamples}"]
     overrides.append(f"confidence={confidence}")
     overrides += [] if equivalence is None else [f"equivalence={equivalence}"]
+    if names is not None:
+        overrides.append(f"names={format_mapping(names) if isinstance(names, Mapping) else format_value(names)}")
     return comparison_report(compose(overrides, "compare"), shell_join(["fcnlab", "compare", *overrides]))
 
 

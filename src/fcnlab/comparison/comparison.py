@@ -25,6 +25,7 @@ from fcnlab.comparison.grouping import (
     merged_values,
 )
 from fcnlab.comparison.intervals import FEWEST_IMAGES, FEWEST_SEEDS, resamples_needed
+from fcnlab.comparison.names import with_names
 from fcnlab.comparison.pairs import Pair, Sampling, compare_pairs, match_seeds
 from fcnlab.comparison.runs import ExcludedRun, Run
 from fcnlab.errors import UserError
@@ -116,20 +117,23 @@ def compare(
     confidence: float = 0.95,
     rules: GroupingRules = ALWAYS,
     equivalence: float | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Group the runs and compare each group with the baseline, or all pairs if there are few groups.
 
-    ``equivalence`` is the largest difference in mIoU that does not matter, in percentage points.
+    ``equivalence`` is the largest difference in mIoU that does not matter, in percentage points. ``names`` gives groups
+    names for readers: ``{"fcn8s": "FCN-8s"}``.
 
     Raises
     ------
     UserError
-        There are no runs, the baseline matches no group, or merge_over names a setting in which no runs differ.
+        There are no runs, the baseline or a name matches no group, or merge_over names a setting in which no runs
+        differ.
     """
     if not runs:
         raise UserError("no finished run found: set runs=FOLDER to a folder with runs of fcnlab train or fcnlab eval")
     compared, left_out, merged = _on_same_images(runs, rules)
-    groups, _ = group_runs(compared, rules)
+    groups = with_names(group_runs(compared, rules)[0], names or {})
     chosen = (
         find_group(groups, baseline) if baseline else (groups[0] if len(groups) > MOST_GROUPS_FOR_ALL_PAIRS else None)
     )

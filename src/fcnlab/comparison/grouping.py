@@ -20,13 +20,24 @@ ONLY_GROUP = "all runs"  # the name of the only group
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration, by seed; ``parts`` are the settings that name it, as they would be typed."""
+    """Runs of one configuration, by seed.
+
+    ``parts`` are the settings that distinguish it, as they would be typed. ``title`` is a name for readers, which no
+    other group of the comparison has.
+    """
 
     parts: dict[str, str]
     runs: tuple[Run, ...]
+    title: str | None = None
 
     @property
     def name(self) -> str:
+        """The title, or else the settings that distinguish the group."""
+        return self.title or self.settings_name
+
+    @property
+    def settings_name(self) -> str:
+        """The settings that distinguish the group, with all values as they are."""
         return " ".join(f"{key}={value}" for key, value in self.parts.items()) or ONLY_GROUP
 
     @property
@@ -169,9 +180,9 @@ def _naming(keys: Sequence[str], described: Sequence[dict[str, Any]], typed: set
     An option covers the values that it sets, an experiment covers its options, and the settings of a training run cover
     how it evaluated itself (``scoring.*``).
     """
-    options = [key for key in keys if _is_option(key)]
+    options = [key for key in keys if is_option(key)]
     covers = (SCORING, *(f"{option.replace('/', '.')}." for option in options))
-    free = [key for key in keys if not _is_option(key) and not key.startswith(covers)]
+    free = [key for key in keys if not is_option(key) and not key.startswith(covers)]
     covered = sorted((key for key in keys if key not in options and key not in free), key=lambda key: key not in typed)
     names = ["experiment"] if "experiment" in keys else [*options, *free]
     for key in (*options, *free, *covered):
@@ -180,7 +191,8 @@ def _naming(keys: Sequence[str], described: Sequence[dict[str, Any]], typed: set
     return [key for key in keys if key in names]
 
 
-def _is_option(key: str) -> bool:
+def is_option(key: str) -> bool:
+    """Return whether a setting is the choice of an option of a config group, such as ``model=fcn8s``."""
     return "." not in key and key not in ("checkpoint", "seed")
 
 
@@ -251,29 +263,32 @@ def groups_split_by_one_setting(
         alike: dict[tuple, list[Group]] = {}
         for group, values in zip(groups, values_of, strict=True):
             alike.setdefault((*values[:index], *values[index + 1 :]), []).append(group)
-        pairs = (pair for same in alike.values() for pair in combinations(same, 2) if not _is_option(key))
+        pairs = (pair for same in alike.values() for pair in combinations(same, 2) if not is_option(key))
         yield from ((key, first, second) for first, second in pairs if not set(first.seeds) & set(second.seeds))
 
 
-def find_group(groups: Sequence[Group], requested: str) -> Group:
+def find_group(groups: Sequence[Group], requested: str, key: str = "baseline") -> Group:
     """Return the group with a name, or the only group with all the words of the name among its settings or values.
+
+    ``key`` is the setting in which the user named it.
 
     Raises
     ------
     UserError
         No group matches, or several do.
     """
-    exact = [group for group in groups if group.name == requested]
+    exact = [group for group in groups if requested in (group.name, group.settings_name)]
     words = set(requested.split())
     matching = exact or [group for group in groups if words and words <= set(_words(group))]
     if len(matching) == 1:
         return matching[0]
     problem = "matches no group" if not matching else f"matches {len(matching)} groups"
-    raise UserError(f"baseline={requested} {problem}; the groups are {_some([group.name for group in groups])}")
+    raise UserError(f"{key}={requested} {problem}; the groups are {_some([group.name for group in groups])}")
 
 
 def _words(group: Group) -> Iterable[str]:
     yield from group.name.split()
+    yield from group.settings_name.split()
     yield from group.parts.values()
 
 

@@ -259,7 +259,7 @@ def match_seeds(first: Group, second: Group) -> tuple[Group, Group]:
     if not shared:
         return first, second
     first_runs, second_runs = (tuple(run for run in group.runs if run.seed in shared) for group in (first, second))
-    return Group(first.parts, first_runs), Group(second.parts, second_runs)
+    return replace(first, runs=first_runs), replace(second, runs=second_runs)
 
 
 def _two_factor(first: Group, second: Group, sampling: Sampling) -> TwoFactor | None:

@@ -1,14 +1,19 @@
 # pyright: strict
 """A comparison together with its texts and files, for ``fcnlab compare`` and for Python."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from fcnlab.comparison import tables
 from fcnlab.comparison.comparison import Comparison
+from fcnlab.comparison.csv_files import write_csv
+from fcnlab.comparison.export import check_export_folder, export
 from fcnlab.comparison.grouping import Group
+from fcnlab.comparison.markdown import markdown
 from fcnlab.comparison.page import write_page
 from fcnlab.comparison.pairs import Pair
+from fcnlab.comparison.pdf import HINT, is_available
+from fcnlab.comparison.terminal import terminal
 from fcnlab.files.writing import atomic_write
 
 FILES = ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv")
@@ -41,20 +46,36 @@ class ComparisonReport:
 
     def markdown(self) -> str:
         """Return the tables as Markdown, as in ``comparison.md``."""
-        return tables.markdown(self.comparison)
+        return markdown(self.comparison)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``comparison.html``, ``comparison.md`` and three CSV files; return the path of the page."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tables.write_csv(folder, self.comparison)
+        write_csv(folder, self.comparison)
         with atomic_write(folder / "comparison.md") as part:
             part.write_text(self.markdown(), encoding="utf-8", errors="replace")
         write_page(folder / "comparison.html", self.comparison, self.command)
         return folder / "comparison.html"
 
+    def export(self, folder: str | Path) -> list[Path]:
+        """Write each table as CSV and LaTeX, and each figure as SVG and PDF, for a paper; return the paths.
+
+        PDF needs matplotlib (``pip install 'fcnlab[paper]'``); without it, a warning says so.
+
+        Raises
+        ------
+        UserError
+            The folder contains files that are not those of an earlier export, or cannot be written.
+        """
+        folder = Path(folder)
+        check_export_folder(folder)
+        if not is_available():
+            logging.getLogger("fcnlab").warning("No figure is exported as PDF. %s", HINT)
+        return [folder / name for name in export(folder, self.comparison, self.command)]
+
     def __str__(self) -> str:
-        return tables.terminal(self.comparison)
+        return terminal(self.comparison)
 
     __repr__ = __str__
 

@@ -1,29 +1,65 @@
-"""Format a comparison for the terminal, as Markdown and as CSV."""
+"""The tables of a comparison, for every output: page, terminal, Markdown, CSV and LaTeX."""
 
-import csv
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from fcnlab.comparison.comparison import Comparison, environments
-from fcnlab.comparison.grouping import Group, GroupingRules
+import numpy as np
+from numpy import ndarray
+
+from fcnlab.comparison.comparison import Comparison, Curve, environments
+from fcnlab.comparison.formats import MISSING, SCORE_TITLES, counted, interval, percent, points, probability
+from fcnlab.comparison.grouping import Group
 from fcnlab.comparison.intervals import Interval
+from fcnlab.comparison.names import short_values
 from fcnlab.comparison.pairs import Pair
+from fcnlab.comparison.ranking import ranks
 from fcnlab.comparison.runs import Run
-from fcnlab.escaping import escape_csv, escape_line, escape_markdown
-from fcnlab.files.writing import atomic_write
 from fcnlab.metrics.scores import SCORES
 from fcnlab.runs.origins import ENVIRONMENT, SCORING, UNKNOWN
-from fcnlab.runs.selection import describe_selection
 
-TERMINAL_ROWS = 20  # the files contain all rows
-MISSING = "-"
-VERDICTS = ("better", "higher", "equivalent", "undecided", "lower", "worse", "none")
+ORDER = ("miou", *(score for score in SCORES if score != "miou"))
+
+
+class Column(NamedTuple):
+    """A column: its title, an explanation, and the group that it is about, if it is about one."""
+
+    title: str
+    is_number: bool = True
+    note: str = ""
+    group: Group | None = None
+
+
+class Cell(NamedTuple):
+    """A cell: its text, its number in the unit of the text, and the standard deviation over seeds.
+
+    The number of an interval is its lower end, and ``high`` its upper end.
+
+    ``best`` marks the best of the cells that it is compared with, which is bold in LaTeX. ``shade`` is a colour from -1
+    (less) to 1 (more). ``verdict`` is that of a pair. ``groups`` are the groups that a row is about.
+    """
+
+    text: str
+    value: float | None = None
+    spread: float | None = None
+    high: float | None = None
+    best: bool = False
+    shade: float | None = None
+    verdict: str = ""
+    groups: tuple[Group, ...] = ()
+
+
+class Table(NamedTuple):
+    """A table; ``name`` is that of its files."""
+
+    name: str
+    title: str
+    caption: str
+    columns: list[Column]
+    rows: list[list[Cell]]
 
 
 class Cost(NamedTuple):
-    """A cost column of the table of groups; ``scale`` converts the recorded number to the displayed unit."""
+    """A column of the table of costs; ``scale`` converts the recorded number to the displayed unit."""
 
     key: str
     title: str
@@ -37,34 +73,50 @@ class Cost(NamedTuple):
 
 COSTS = (
     Cost("parameters", "parameters, M", 1e-6, 2),
-    Cost("gmacs_per_image", "GMACs", 1, 2),
+    Cost("gmacs_per_image", "GMACs per image", 1, 2),
     Cost("minutes", "minutes", 1, 1),
     Cost("images_per_second", "images/s", 1, 1),
     Cost("peak_memory_mib", "peak memory, MiB", 1, 0),
 )
-Table = tuple[list[str], list[list[str]]]
 
 
-def percent(value: float | None, digits: int = 2) -> str:
-    """Format a ratio in percent; a dash for None and nan."""
-    return MISSING if value is None or value != value else f"{100 * value:.{digits}f}"
+def result_tables(comparison: Comparison) -> list[Table]:
+    """Return the tables of results that have rows, in the order of the page."""
+    makers: tuple[Callable[[Comparison], Table], ...] = (
+        difference_table,
+        design_table,
+        score_table,
+        class_table,
+        cost_table,
+        effect_table,
+        published_table,
+    )
+    return [table for table in (make(comparison) for make in makers) if table.rows]
 
 
-def points(value: float) -> str:
-    """Format a difference in percentage points, with its sign."""
-    return f"{round(100 * value, 2) + 0.0:+.2f}"  # -0.0 + 0.0 is 0.0
+def score_table(comparison: Comparison) -> Table:
+    ranked = ranks(comparison)
+    columns = [Column("group", False), *([Column("rank")] if ranked else []), Column("seeds")]
+    columns += [Column(f"{SCORE_TITLES[score]}, %") for score in ORDER]
+    scores = {score: _best_marked([_score_cell(group, score) for group in comparison.groups]) for score in ORDER}
+    rows = [
+        [
+            group_cell(comparison, group),
+            *([count_cell(ranked[group.name])] if ranked else []),
+            count_cell(len(group.runs)),
+            *(scores[score][place] for score in ORDER),
+        ]
+        for place, group in enumerate(comparison.groups)
+    ]
+    caption = f"Mean ± standard deviation over seeds, on {counted(comparison.images, 'image')}."
+    if ranked:
+        caption += " Groups that share a rank do not differ significantly from its first group."
+    return Table("scores", "Scores", caption, columns, rows)
 
 
-def probability(p: float | None) -> str:
-    """Format a p value with its significant digits."""
-    if p is None:
-        return MISSING
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
-
-
-def interval(value: Interval | None) -> str:
-    """Format the ends of an interval in percentage points."""
-    return MISSING if value is None else f"{points(value.low)} to {points(value.high)}"
+def _score_cell(group: Group, score: str) -> Cell:
+    spread = group.spread(score)
+    return Cell(with_spread(group, score), 100 * group.mean(score), None if spread is None else 100 * spread)
 
 
 def with_spread(group: Group, score: str) -> str:
@@ -73,50 +125,77 @@ def with_spread(group: Group, score: str) -> str:
     return percent(group.mean(score)) + (f" ± {percent(spread)}" if spread is not None else "")
 
 
-def cost_text(cost: Cost, group: Group) -> str:
-    value = cost.of(group)
-    return MISSING if value is None else f"{value:.{cost.digits}f}"
-
-
-def group_table(comparison: Comparison) -> Table:
-    head = ["group", "seeds", *SCORES, *(cost.title for cost in COSTS)]
-    rows = [
-        [
-            titled(comparison, group),
-            str(len(group.runs)),
-            *(with_spread(group, score) for score in SCORES),
-            *(cost_text(cost, group) for cost in COSTS),
-        ]
-        for group in comparison.groups
-    ]
-    return head, rows
-
-
-def pair_table(comparison: Comparison) -> Table:
-    level = f"{100 * comparison.confidence:g} %"
-    head = [
-        "pair",
-        "mIoU",
-        f"{level} interval",
-        "p (Holm)",
-        "p (step-down)",
-        "over images",
-        "over seeds",
-        "the first is",
-    ]
-    return head, [_pair_row(pair, comparison) for pair in comparison.pairs]
-
-
-def _pair_row(pair: Pair, comparison: Comparison) -> list[str]:
+def _best_marked(cells: Sequence[Cell]) -> list[Cell]:
+    """Mark the cells with the highest number as it is displayed; none if there is only one cell."""
+    known = [_displayed(cell) for cell in cells if cell.value is not None]
+    best = max(known, default=None)
     return [
-        f"{comparison.label(pair.first)} - {comparison.label(pair.second)}, n = {pair.images}",
-        points(pair.difference),
-        interval(pair.interval),
-        probability(pair.p),
-        probability(pair.p_step_down),
-        interval(pair.over_images),
-        interval(pair.over_seeds),
-        f"{verdict(pair)}; {pair.of_seeds}",
+        cell._replace(best=len(cells) > 1 and cell.value is not None and _displayed(cell) == best) for cell in cells
+    ]
+
+
+def _displayed(cell: Cell) -> float:
+    return float(cell.text.split()[0])
+
+
+def cost_table(comparison: Comparison) -> Table:
+    columns = [Column("group", False), *(Column(cost.title) for cost in COSTS)]
+    known = any(cost.of(group) is not None for cost in COSTS for group in comparison.groups)
+    rows = [
+        [group_cell(comparison, group), *(_cost_cell(cost, group) for cost in COSTS)] for group in comparison.groups
+    ]
+    caption = "Means over seeds. GMACs and images per second are those of one image; minutes are those of a whole run."
+    return Table("costs", "Costs", caption, columns, rows if known else [])
+
+
+def _cost_cell(cost: Cost, group: Group) -> Cell:
+    value = cost.of(group)
+    return Cell(MISSING if value is None else f"{value:.{cost.digits}f}", value)
+
+
+def difference_table(comparison: Comparison) -> Table:
+    level = f"{100 * comparison.confidence:g} %"
+    of_first = "group" if comparison.baseline else "first group"
+    against = f"the baseline, {comparison.baseline.name}" if comparison.baseline else "the second"
+    columns = [
+        _pair_column(comparison),
+        Column("difference, points"),
+        Column(f"{level} interval", note="sorted by the lower end"),
+        Column("p (Holm)", note="corrected for the number of pairs by Holm's method"),
+        Column("p (step-down)", note="corrected by the step-down method of Westfall and Young"),
+        Column(f"the {of_first} is", False),
+        Column("compared", False),
+        Column("over images only", note="sorted by the lower end"),
+        Column("over seeds only", note="sorted by the lower end"),
+    ]
+    caption = (
+        f"Percentage points of mIoU, on the same {counted(comparison.images, 'image')}; a positive value means that the"
+        f" {of_first} is better than {against}."
+    )
+    rows = [_pair_row(pair, comparison) for pair in comparison.pairs]
+    return Table("differences", "Differences in mIoU", caption, columns, rows)
+
+
+def _pair_column(comparison: Comparison) -> Column:
+    return Column("group" if comparison.baseline else "pair", False)
+
+
+def _pair_cell(pair: Pair, comparison: Comparison) -> Cell:
+    groups = (pair.first,) if comparison.baseline else (pair.first, pair.second)
+    return Cell(pair_name(pair, comparison), groups=groups)
+
+
+def _pair_row(pair: Pair, comparison: Comparison) -> list[Cell]:
+    return [
+        _pair_cell(pair, comparison),
+        Cell(points(pair.difference), 100 * pair.difference),
+        _interval_cell(pair.interval),
+        Cell(probability(pair.p), pair.p),
+        Cell(probability(pair.p_step_down), pair.p_step_down),
+        Cell(verdict(pair), verdict=pair.verdict),
+        Cell(pair.of_seeds),
+        _interval_cell(pair.over_images),
+        _interval_cell(pair.over_seeds),
     ]
 
 
@@ -128,67 +207,182 @@ def verdict(pair: Pair) -> str:
     return f"{pair.verdict}{within}, over {pair.scope}"
 
 
+def design_table(comparison: Comparison) -> Table:
+    """Return what the comparison can detect, and what it would need for the observed differences."""
+    columns = [_pair_column(comparison), Column("difference, points"), Column("detectable, points")]
+    columns += [Column("seeds needed"), Column("images needed")]
+    rows = [
+        [
+            _pair_cell(pair, comparison),
+            Cell(points(pair.difference), 100 * pair.difference),
+            Cell(percent(pair.design.detectable), 100 * pair.design.detectable),
+            _needed_cell(pair.design.seeds),
+            _needed_cell(pair.design.images),
+        ]
+        for pair in comparison.pairs
+        if pair.design
+    ]
+    caption = (
+        "The smallest difference that these seeds and images find with a probability of 80 %, and the number of seeds of"
+        " each group (with these images), or of images (with these seeds), that finds the observed difference with this"
+        " probability. A dash: no number suffices. The numbers are rough, because they are estimated from few seeds."
+    )
+    return Table("design", "Seeds and images needed", caption, columns, rows)
+
+
+def _needed_cell(count: int | None) -> Cell:
+    return Cell(MISSING) if count is None else Cell(f"{count:,}", count)
+
+
+def _interval_cell(value: Interval | None) -> Cell:
+    return Cell(MISSING) if value is None else Cell(interval(value), 100 * value.low, high=100 * value.high)
+
+
+def pair_name(pair: Pair, comparison: Comparison) -> str:
+    """Return the names of both groups; only the first where all are compared with one baseline."""
+    if comparison.baseline:
+        return comparison.label(pair.first)
+    return f"{comparison.label(pair.first)} − {comparison.label(pair.second)}"
+
+
 def titled(comparison: Comparison, group: Group) -> str:
     """Return a group's name, preceded by its label if the two differ."""
     label = comparison.label(group)
     return group.name if label == group.name else f"{label} {group.name}"
 
 
+def group_cell(comparison: Comparison, group: Group) -> Cell:
+    return Cell(titled(comparison, group), groups=(group,))
+
+
+def count_cell(count: int) -> Cell:
+    return Cell(str(count), count)
+
+
 def class_table(comparison: Comparison) -> Table:
-    rows = [[titled(comparison, group), *map(percent, group.iou().tolist())] for group in comparison.groups]
-    return ["group", *comparison.classes], rows
+    """Return the IoU of each class: a row for each class, a column for each group."""
+    cells = [_class_cells(group) for group in comparison.groups]
+    columns = [Column("class", False)]
+    columns += [Column(comparison.label(group), note=group.name, group=group) for group in comparison.groups]
+    rows = [
+        [Cell(name), *_best_marked([of_group[place] for of_group in cells])]
+        for place, name in enumerate(comparison.classes)
+    ]
+    rows.append([Cell("mIoU"), *_best_marked([_iou_cell(group.mean(), group.spread()) for group in comparison.groups])])
+    caption = (
+        f"Percent, mean ± standard deviation over seeds, on {counted(comparison.images, 'image')}. A dash: the class is neither in the ground"
+        " truth nor in a prediction."
+    )
+    return Table("classes", "IoU by class", caption, columns, rows)
+
+
+def _class_cells(group: Group) -> list[Cell]:
+    """Return the IoU of each class; the deviation is that over the seeds with the class, if these are two or more."""
+    by_seed = np.array([run.scores.iou for run in group.runs])
+    cells = []
+    for value, values in zip(group.iou().tolist(), by_seed.T, strict=True):
+        known = values[~np.isnan(values)]
+        cells.append(_iou_cell(value, float(known.std(ddof=1)) if len(known) > 1 else None))
+    return cells
+
+
+def _iou_cell(value: float, spread: float | None) -> Cell:
+    if value != value:
+        return Cell(MISSING)
+    text = percent(value, 1) + (f" ± {percent(spread, 1)}" if spread is not None else "")
+    return Cell(text, 100 * value, None if spread is None else 100 * spread, shade=value)
 
 
 def published_table(comparison: Comparison) -> Table:
     """Return measured and published scores; no rows if the comparison covers only a part of the data set."""
+    columns = [Column("group", False), Column("score", False), Column("measured, %"), Column("published, %")]
     rows = [
-        [group.name, score, percent(group.mean(score)), f"{value:.2f}", f"{100 * group.mean(score) - value:+.2f}"]
+        [
+            group_cell(comparison, group),
+            Cell(SCORE_TITLES[score]),
+            Cell(percent(group.mean(score)), 100 * group.mean(score)),
+            Cell(f"{value:.2f}", value),
+            Cell(f"{100 * group.mean(score) - value:+.2f}", 100 * group.mean(score) - value),
+        ]
         for group in comparison.groups
         for score, value in group.published().items()
         if comparison.images == comparison.of
     ]
-    return ["group", "score", "measured", "published", "difference"], rows
+    caption = "Published scores are those that the experiment quotes."
+    title = "Measured and published scores"
+    return Table("published", title, caption, [*columns, Column("difference, points")], rows)
+
+
+def effect_table(comparison: Comparison) -> Table:
+    columns = [Column("setting", False), Column("value", False), Column("groups"), Column("mean mIoU, %")]
+    columns += [Column("difference to the first value, points"), Column("matched groups")]
+    shown = {
+        effect.key: short_values(effect.key, [other.value for other in comparison.effects if other.key == effect.key])
+        for effect in {effect.key: effect for effect in comparison.effects}.values()
+    }
+    rows = [
+        [
+            Cell(effect.key),
+            Cell(shown[effect.key][effect.value]),
+            count_cell(len(effect.groups)),
+            Cell(percent(effect.miou), 100 * effect.miou),
+            Cell(MISSING) if effect.difference is None else Cell(points(effect.difference), 100 * effect.difference),
+            count_cell(effect.matched),
+        ]
+        for effect in comparison.effects
+    ]
+    caption = (
+        "The difference is relative to the first value of the setting, averaged over groups that agree in all other"
+        f" settings, on their common seeds and the same {counted(comparison.images, 'image')}."
+    )
+    return Table("settings", "Effect of each setting", caption, columns, rows)
 
 
 def run_table(comparison: Comparison) -> Table:
+    columns = [Column("folder", False), Column("group", False), Column("seed"), Column("mIoU, %")]
+    columns += [Column("images in record"), Column("minutes"), *(Column(key, False) for key in ENVIRONMENT)]
     rows = [
         [
-            str(run.folder),
-            group.name,
-            MISSING if run.seed is None else str(run.seed),
-            percent(run.scores.miou),
-            str(comparison.scored[run.folder]),
-            *(environment_text(run, key) for key in ENVIRONMENT),
+            Cell(str(run.folder), groups=(group,)),
+            Cell(group.name),
+            Cell(MISSING) if run.seed is None else count_cell(run.seed),
+            Cell(percent(run.scores.miou), 100 * run.scores.miou),
+            count_cell(comparison.scored[run.folder]),
+            Cell(f"{run.cost['minutes']:.1f}", run.cost["minutes"]) if "minutes" in run.cost else Cell(MISSING),
+            *(Cell(environment_text(run, key)) for key in ENVIRONMENT),
         ]
         for group in comparison.groups
         for run in group.runs
     ]
-    return ["folder", "group", "seed", "mIoU", "images in record", *ENVIRONMENT], rows
+    caption = (
+        f"mIoU on the {counted(comparison.images, 'image')} of this comparison; images in record: the number in the"
+        " run's own record."
+    )
+    return Table("runs", "Runs", caption, columns, rows)
 
 
-def effect_table(comparison: Comparison) -> Table:
-    rows = [
-        [
-            effect.key,
-            effect.value,
-            str(len(effect.groups)),
-            percent(effect.miou),
-            MISSING if effect.difference is None else points(effect.difference),
-            str(effect.matched),
-        ]
-        for effect in comparison.effects
-    ]
-    difference = "difference to the first value, other settings equal"
-    return ["setting", "value", "groups", "mean mIoU", difference, "matched groups"], rows
+def excluded_table(comparison: Comparison) -> Table:
+    rows = [[Cell(str(out.folder)), Cell(out.reason)] for out in comparison.left_out]
+    caption = "Folders that are not part of this comparison."
+    return Table("excluded", "Excluded", caption, [Column("folder", False), Column("reason", False)], rows)
 
 
-def counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' if count != 1 else ''}"
+def curve_table(name: str, title: str, curves: Sequence[Curve], scale: int, comparison: Comparison) -> Table:
+    """Return the first, middle and last value of learning curves."""
+    columns = [Column("group", False)]
+    columns += [Column(f"{which}{part}") for which in ("first", "middle", "last") for part in ("", ", step")]
+    rows = []
+    for curve in curves:
+        places = (0, len(curve.steps) // 2, -1)
+        known = [(scale * float(curve.mean[place]), float(curve.steps[place])) for place in places]
+        cells = [(Cell(f"{value:.4g}", value), Cell(f"{step:.0f}", step)) for value, step in known]
+        rows.append([group_cell(comparison, curve.group), *(cell for pair in cells for cell in pair)])
+    return Table(name, title, "Mean over seeds.", columns, rows)
 
 
 def headline(comparison: Comparison) -> str:
     groups, runs = counted(len(comparison.groups), "group"), counted(comparison.runs, "run")
-    return f"{groups}, {runs} on {comparison.scope}; scores in percent, mean ± standard deviation over seeds"
+    return f"{groups}, {runs} on {comparison.scope}"
 
 
 def made_with(comparison: Comparison) -> list[str]:
@@ -213,192 +407,12 @@ def _short_commit(value: str) -> str:
     return head[:10] + plus + changes
 
 
-def answers(comparison: Comparison) -> list[str]:
-    """Return the results as sentences; many pairs are summarised by counts."""
-    pairs = comparison.pairs
-    if not pairs:
-        return ["Only one group: there is nothing to compare."]
-    if len(pairs) <= 10:
-        return [_answer(pair, comparison) for pair in pairs]
-    assert comparison.baseline is not None
-    counts = Counter(pair.verdict for pair in pairs)
-    summary = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
-    ahead = [pair for pair in pairs if pair.verdict in ("better", "higher")]
-    return [
-        f"Compared with {comparison.label(comparison.baseline)}: {summary}.",
-        *(_answer(pair, comparison) for pair in ahead[:5]),
+def confusion_table(comparison: Comparison, name: str, group: Group, matrix: ndarray) -> Table:
+    """Return a row-normalised confusion matrix in percent."""
+    columns = [Column("ground truth", False), *(Column(predicted) for predicted in comparison.classes)]
+    rows = [
+        [Cell(true), *(Cell(percent(value, 1), 100 * value if value == value else None) for value in row)]
+        for true, row in zip(comparison.classes, matrix.tolist(), strict=True)
     ]
-
-
-def _answer(pair: Pair, comparison: Comparison) -> str:
-    """Return the result of a pair as sentences, from the side of the leading group."""
-    sign = 1 if pair.leader is pair.first else -1
-    leader, trailing = (comparison.label(group) for group in (pair.first, pair.second)[::sign])
-    size = _size(pair, sign)
-    match pair.verdict:
-        case "none":
-            return f"No verdict on {leader} and {trailing}: {size}, on {pair.scope}."
-        case "equivalent":
-            margin = f"{100 * (pair.margin or 0):g}"
-            return f"{leader} and {trailing} are equivalent within {margin} points of mIoU: {size}."
-        case "undecided":
-            return f"Undecided between {leader} and {trailing}: {size}.{_advice(pair)}"
-        case "better" | "worse":
-            return f"{leader} is better than {trailing}: {size}."
-        case _:
-            return f"{leader} has a higher mIoU than {trailing}, for these trained models: {size}; {pair.of_seeds}."
-
-
-def _size(pair: Pair, sign: int) -> str:
-    """Format the difference and, if available, its interval and what that is over."""
-    value, found = f"{points(sign * pair.difference)} points of mIoU", pair.interval
-    if found is None:
-        return value
-    low, high = sorted((sign * found.low, sign * found.high))
-    over = f"{pair.of_seeds} and {pair.images} images" if pair.two_factor else f"{pair.images} images"
-    return f"{value}, {points(low)} to {points(high)} over {over}"
-
-
-def _advice(pair: Pair) -> str:
-    """Return what an undecided comparison could have found, and what would decide it."""
-    if pair.design is None:
-        return f" {pair.of_seeds.capitalize()}."
-    found = f" These seeds and images find differences of {100 * pair.design.detectable:.1f} points or more."
-    if pair.design.seeds is None:
-        return f"{found} For the observed difference, no number of seeds suffices on these images."
-    return f"{found} The observed difference would need {pair.design.seeds} seeds on these images."
-
-
-def terminal(comparison: Comparison) -> str:
-    """Format the comparison for the terminal; long tables are truncated."""
-    parts = [escape_line(headline(comparison)), _aligned(group_table(comparison))]
-    if comparison.pairs:
-        parts += [
-            f"Differences in mIoU, in percentage points, on {counted(comparison.images, 'image')},"
-            f" {comparison.resamples} bootstrap resamples",
-            _aligned(pair_table(comparison)),
-        ]
-    if published_table(comparison)[1]:
-        parts += ["Measured and published scores", _aligned(published_table(comparison))]
-    notes = map(escape_line, [*comparison.notes, *comparison.selection])
-    return "\n\n".join([*parts, *notes, "\n".join(map(escape_line, answers(comparison)))])
-
-
-def _aligned(table: Table) -> str:
-    head, rows = table
-    shown = [list(map(escape_line, row)) for row in rows[:TERMINAL_ROWS]]
-    widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *shown)]
-    more = [f"({len(rows) - TERMINAL_ROWS} more in the files)"] if len(rows) > TERMINAL_ROWS else []
-    return "\n".join(f"  {line.rstrip()}" for line in [*lines, *more])
-
-
-def markdown(comparison: Comparison) -> str:
-    """Format the whole comparison as Markdown."""
-    parts = ["# Comparison", escape_markdown(headline(comparison)) + ".", _bullets(answers(comparison))]
-    parts += [_bullets([*comparison.notes, *comparison.selection])]
-    titled = {
-        "Differences in mIoU, in percentage points": pair_table,
-        "Scores and costs": group_table,
-        "IoU by class": class_table,
-        "Effect of each setting": effect_table,
-        "Measured and published scores": published_table,
-    }
-    for title, make in titled.items():
-        if make(comparison)[1]:
-            parts += [f"## {title}", _pipes(make(comparison))]
-    parts += ["## Runs", _pipes(run_table(comparison))]
-    parts += ["Software and devices of training and evaluation:", _bullets(made_with(comparison))]
-    if comparison.left_out:
-        parts += ["## Excluded", _bullets([f"{out.folder}: {out.reason}" for out in comparison.left_out])]
-    return "\n\n".join(parts) + "\n"
-
-
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {escape_markdown(line)}" for line in lines)
-
-
-def _pipes(table: Table) -> str:
-    head, rows = table
-    align = ["---", *["---:"] * (len(head) - 1)]
-    lines = [list(map(escape_markdown, head)), align, *(list(map(escape_markdown, row)) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def write_csv(folder: Path, comparison: Comparison) -> None:
-    """Write ``groups.csv``, ``pairs.csv`` and ``runs.csv``, with unrounded numbers."""
-    _write(folder / "groups.csv", [_group_facts(group, comparison) for group in comparison.groups])
-    _write(folder / "pairs.csv", [_pair_facts(pair) for pair in comparison.pairs])
-    runs = [(group, run) for group in comparison.groups for run in group.runs]
-    iou = [dict(zip(run.classes, run.scores.iou.tolist(), strict=True)) for _, run in runs]
-    _write(
-        folder / "runs.csv",
-        [
-            {"group": group.name, "seed": run.seed, "folder": run.folder, "images": len(run.names)}
-            | {"images_of_record": comparison.scored[run.folder], "selected": describe_selection(run.selection)}
-            | {score: getattr(run.scores, score) for score in SCORES}
-            | {f"iou/{name}": value for name, value in per_class.items()}
-            | {cost.key: run.cost.get(cost.key) for cost in COSTS}
-            | run.environment
-            | {key: value for key, value in run.settings.items() if GroupingRules.merges(key, "source")}
-            for (group, run), per_class in zip(runs, iou, strict=True)
-        ],
-    )
-
-
-def _group_facts(group: Group, comparison: Comparison) -> dict[str, Any]:
-    facts: dict[str, Any] = {"group": group.name, **group.parts, "runs": len(group.runs)}
-    facts |= {"seeds": " ".join(map(str, group.seeds))}
-    for score in SCORES:
-        facts |= {score: group.mean(score), f"{score}_deviation": group.spread(score)}
-    facts |= {f"iou/{name}": value for name, value in zip(comparison.classes, group.iou().tolist(), strict=True)}
-    return facts | {cost.key: group.cost(cost.key) for cost in COSTS}
-
-
-def _pair_facts(pair: Pair) -> dict[str, Any]:
-    found, images, seeds, design = pair.interval, pair.over_images, pair.over_seeds, pair.design
-    analysis = pair.two_factor
-    return {
-        "first": pair.first.name,
-        "second": pair.second.name,
-        "miou_difference": pair.difference,
-        "low": found and found.low,
-        "high": found and found.high,
-        "p": found and found.p,
-        "p_holm": pair.p,
-        "p_step_down": pair.p_step_down,
-        "p_equivalent_holm": pair.p_equivalent,
-        "verdict": pair.verdict,
-        "verdict_over": pair.scope,
-        "first_seeds": pair.seeds[0],
-        "second_seeds": pair.seeds[1],
-        "of_seeds": pair.of_seeds,
-        "images": pair.images,
-        "standard_error": analysis and analysis.variance**0.5,
-        "degrees_of_freedom": analysis and analysis.freedom,
-        "variance_shared_by_seeds": analysis and analysis.shared,
-        "detectable_difference": design and design.detectable,
-        "seeds_needed": design and design.seeds,
-        "images_needed": design and design.images,
-        "images_low": images and images.low,
-        "images_high": images and images.high,
-        "images_p": images and images.p,
-        "seeds_low": seeds and seeds.low,
-        "seeds_high": seeds and seeds.high,
-        "seeds_p": seeds and seeds.p,
-    }
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_write(path) as part, part.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(map(escape_csv, columns))
-        writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
-
-
-def _cell(value: Any) -> Any:
-    """Return a CSV cell: empty for None and nan, which not all readers know; text is escaped."""
-    if value is None or value != value:
-        return ""
-    return value if isinstance(value, (bool, int, float)) else escape_csv(str(value))
+    caption = "Percent of the pixels of each class of the ground truth, by predicted class; all seeds together."
+    return Table(name, f"Confusion matrix of {group.name}", caption, columns, rows)

@@ -1,7 +1,7 @@
 """Overrides as they are typed: parsing them, and printing commands that can be typed."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -23,6 +23,7 @@ def resume_override(folder: Path) -> str:
 SEARCHPATH = "hydra.searchpath"
 ESCAPED_DOUBLE = re.compile(r'''(?<!\\)"([^\\"']*(?:\\"[^\\"']*)+)"''')  # a text with escaped quotes, and no others
 ESCAPED_SINGLE = re.compile(r"""(?<!\\)'([^\\"']*(?:\\'[^\\"']*)+)'""")
+KEY_ENDS, BACKSLASH = re.compile(r"[\\()\[\]{}:=, ]"), r"\\\g<0>"
 PLAIN_ENTRY = re.compile(r"(file://)?/[\w./-]+", re.ASCII)  # of a searchpath, which needs no quotes
 
 
@@ -35,6 +36,12 @@ def format_value(value: object) -> str:
     """Return a text quoted so that any path stays one value; a plain path needs no quotes."""
     plain = re.fullmatch(r"[\w.-]*/[\w./-]+", str(value), re.ASCII)
     return str(value) if plain else quote_value(value)
+
+
+def format_mapping(values: Mapping[str, str]) -> str:
+    """Return a mapping of texts as Hydra reads it: a backslash before each character that ends a key."""
+    entries = (f"{re.sub(KEY_ENDS, BACKSLASH, key)}: {quote_value(value)}" for key, value in values.items())
+    return f"{{{', '.join(entries)}}}"
 
 
 def typed_value(value: Any) -> str:

@@ -36,6 +36,18 @@ Components = Annotated[
 Choice = Annotated[Any, Meaning("true, false or auto", lambda value: isinstance(value, bool) or value == "auto")]
 Scored = Annotated[str, Meaning("best (by val mIoU) or last (the final weights)", lambda v: v in ("best", "last"))]
 Workers = Annotated[Any, Meaning("a whole number of at least 0, or auto", lambda v: v == "auto" or is_valid(v, Whole))]
+GroupNames = Annotated[
+    Any,
+    Meaning(
+        'names of groups such as {fcn8s: "FCN-8s"}, or a YAML file with them',
+        lambda value: isinstance(value, str) or is_group_names(value),
+    ),
+]
+
+
+def is_group_names(value: object) -> bool:
+    """Return whether a value maps settings or values of groups to names."""
+    return isinstance(value, dict) and all(isinstance(name, str) and name.strip() for name in value.values())
 
 
 @dataclass
@@ -164,6 +176,8 @@ class CompareConfig:
     equivalence: Points | None = None
     split_by: list[str] = field(default_factory=list)
     merge_over: list[str] = field(default_factory=list)
+    names: GroupNames | None = None
+    export: str | None = None  # a folder for tables and figures
 
 
 @dataclass

@@ -6,12 +6,15 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fcnlab.comparison import comparison
+from fcnlab.comparison.export import check_export_folder
 from fcnlab.comparison.grouping import GroupingRules
 from fcnlab.comparison.report import FILES, ComparisonReport
 from fcnlab.comparison.runs import ExcludedRun, read_runs
+from fcnlab.config.schemas import is_group_names
 from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
+from fcnlab.files.reading import Unreadable, read_yaml
 from fcnlab.runs.origins import ENVIRONMENT
 from fcnlab.runs.provenance import command
 from fcnlab.runs.run_folder import RunFolder, check_report_folder
@@ -24,10 +27,14 @@ def compare(cfg: DictConfig, run: RunFolder) -> None:
     """Compare the runs below some folders; write the HTML page, Markdown and CSV files to the output folder."""
     validate_config(cfg)
     check_report_folder(run.path, FILES)
+    if cfg.export is not None:
+        check_export_folder(Path(cfg.export))
     report = comparison_report(cfg, command(run.context))
     run.accept(cfg)
     log.info(str(report))
     log.info("Page: %s", report.save(run.path))
+    if cfg.export is not None:
+        log.info("%d files for a paper: %s", len(report.export(cfg.export)), cfg.export)
 
 
 def comparison_report(cfg: DictConfig, command: str) -> ComparisonReport:
@@ -36,10 +43,13 @@ def comparison_report(cfg: DictConfig, command: str) -> ComparisonReport:
     ``command`` is the command line of the comparison.
     """
     check_split(cfg)
+    names = group_names(cfg.names)
     runs, left_out = read_runs([existing_folder(name) for name in cfg.runs])
     warn_about_excluded_folders(left_out, "unusable")
     rules = GroupingRules(tuple(cfg.split_by), tuple(cfg.merge_over))
-    result = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence, rules, cfg.equivalence)
+    result = comparison.compare(
+        runs, cfg.baseline, cfg.resamples, cfg.confidence, rules, cfg.equivalence, names
+    )
     warn_about_excluded_folders(result.left_out, "excluded")
     result.left_out[:0] = left_out
     return ComparisonReport(result, command)
@@ -58,6 +68,29 @@ def check_split(cfg: DictConfig) -> None:
         raise ConfigError(
             f"split_by=[{','.join(both)}] contradicts merge_over=[{','.join(both)}]: set only one of them"
         )
+
+
+def group_names(names: DictConfig | str | None) -> dict[str, str]:
+    """Return the names of groups that ``names=`` contains, or the YAML file that it names."""
+    if names is None:
+        return {}
+    chosen = _names_in_file(names) if isinstance(names, str) else dict(names)
+    if not is_group_names(chosen):
+        raise UserError(f'names={names}: each group needs a text, as in fcn8s: "FCN-8s"')
+    return {str(group): name for group, name in chosen.items()}
+
+
+def _names_in_file(name: str) -> dict[str, str]:
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise UserError(
+            f"names={name}: the file does not exist; set names= to a YAML file with lines such as 'fcn8s: FCN-8s', or to"
+            ' the names themselves, such as {fcn8s: "FCN-8s"}'
+        )
+    try:
+        return read_yaml(path.parent, path.name)
+    except (OSError, Unreadable) as error:
+        raise UserError(f"names={name} cannot be read: {error}") from error
 
 
 def existing_folder(name: str) -> Path:

@@ -32,12 +32,16 @@ function sortRows(body, column, numbers, sign) {
   body.append(...keyed.map(([, row]) => row));
 }
 
-// Filtering: show the rows whose group names contain all words.
+// Filtering: show the rows, and in the table of classes the columns, whose group names contain all words.
 const filter = document.getElementById("filter");
 filter.addEventListener("input", () => {
   const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-  for (const row of document.querySelectorAll("table.filtered tbody tr")) {
-    row.hidden = !words.every((word) => row.dataset.text.toLowerCase().includes(word));
+  const isShown = (element) => words.every((word) => element.dataset.text.toLowerCase().includes(word));
+  for (const row of document.querySelectorAll("table.filtered tbody tr")) row.hidden = !isShown(row);
+  for (const table of document.querySelectorAll("table.columns-filtered")) {
+    for (const head of table.tHead.rows[0].querySelectorAll("[data-text]")) {
+      for (const row of table.rows) row.cells[head.cellIndex].hidden = !isShown(head);
+    }
   }
   const rows = [...document.querySelectorAll("#scores tbody tr")];
   const shown = rows.filter((row) => !row.hidden).length;

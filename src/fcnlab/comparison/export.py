@@ -1,0 +1,73 @@
+"""Write the tables and figures of a comparison for a paper: CSV and LaTeX, SVG and PDF."""
+
+from pathlib import Path
+
+from fcnlab.comparison import pdf
+from fcnlab.comparison.comparison import Comparison
+from fcnlab.comparison.confusions import confusion, confusions
+from fcnlab.comparison.csv_files import table_csv
+from fcnlab.comparison.drawing import paper_svg
+from fcnlab.comparison.figures import paper_figures
+from fcnlab.comparison.latex import latex
+from fcnlab.comparison.ranking import answers
+from fcnlab.comparison.tables import Table, confusion_table, headline, result_tables
+from fcnlab.errors import UserError, unwritable_reason
+from fcnlab.escaping import escape_terminal
+from fcnlab.files.writing import atomic_write
+
+ABOUT = "about.txt"  # marks a folder of exports, whose files may be replaced
+
+
+def check_export_folder(folder: Path) -> None:
+    """Check that an export to a folder replaces no foreign files: it is new, empty, or contains an earlier export.
+
+    Raises
+    ------
+    UserError
+        It contains other files, is a file, or cannot be written.
+    """
+    advice = "Choose a new or an empty folder, or that of an earlier export"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"export={folder} is not a folder. {advice}")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
+        raise UserError(f"export={folder} contains files, but no {ABOUT} of an earlier export. {advice}")
+    if reason := unwritable_reason(folder):
+        raise UserError(f"export={folder}: {reason}. {advice}")
+
+
+def export(folder: Path, comparison: Comparison, command: str) -> list[str]:
+    """Write all tables and figures to a folder; return the names of the files.
+
+    PDF files are written only if matplotlib is installed (``pdf.is_available``).
+    """
+    figures = paper_figures(comparison, confusions(comparison))
+    tables = [*result_tables(comparison), *_confusion_tables(comparison)]
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {f"{table.name}.csv": table_csv(table) for table in tables}
+    texts |= {f"{table.name}.tex": latex(table) for table in tables}
+    texts |= {f"{figure.name}.svg": paper_svg(figure.drawing) for figure in figures}
+    for name, text in texts.items():
+        _write(folder / name, text)
+    drawn = figures if pdf.is_available() else []
+    for figure in drawn:
+        with atomic_write(folder / f"{figure.name}.pdf") as part:
+            pdf.write_pdf(part, figure.drawing)
+    titles = [f"{each.name}: {each.title}" for each in (*tables, *figures)]
+    about = [f"Written by: {command}", headline(comparison), *answers(comparison), "", *titles]
+    _write(folder / ABOUT, "\n".join(map(escape_terminal, about)) + "\n")
+    return [*texts, *(f"{figure.name}.pdf" for figure in drawn), ABOUT]
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8", errors="replace", newline="")
+
+
+def _confusion_tables(comparison: Comparison) -> list[Table]:
+    """Return the matrix of each group, by its rank; a matrix that cannot be read any more is left out."""
+    found = [(rank, group, confusion(group)) for rank, group in enumerate(comparison.groups, start=1)]
+    return [
+        confusion_table(comparison, f"confusion_of_{rank}", group, matrix)
+        for rank, group, matrix in found
+        if matrix is not None
+    ]

@@ -1,0 +1,59 @@
+"""Tables as LaTeX for the package booktabs."""
+
+import re
+
+from fcnlab.comparison.tables import Cell, Table
+from fcnlab.escaping import escape_line
+
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    '"': r"\textquotedbl{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+}
+NUMBER = re.compile(r"-(?=\d)")
+
+
+def latex(table: Table) -> str:
+    """Return a tabular with the best numbers in bold; a document needs ``\\usepackage{booktabs}``."""
+    kinds = "".join("r" if column.is_number else "l" for column in table.columns)
+    lines = [
+        f"% {escape_line(table.title)}. {escape_line(table.caption)} Needs \\usepackage{{booktabs}}.",
+        rf"\begin{{tabular}}{{{kinds}}}",
+        r"\toprule",
+        _row([escape_latex(column.title) for column in table.columns]),
+        r"\midrule",
+        *(_row([_cell(cell) for cell in row]) for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return f"{' & '.join(cells)} \\\\"
+
+
+def _cell(cell: Cell) -> str:
+    if cell.value is None:
+        return escape_latex(cell.text)
+    number, plus, spread = escape_latex(NUMBER.sub("−", cell.text)).partition(r" $\pm$")
+    return (rf"\textbf{{{number}}}" if cell.best else number) + plus + spread
+
+
+def escape_latex(text: str) -> str:
+    """Return text as one line without commands of LaTeX."""
+    return "".join(SPECIAL.get(character, character) for character in escape_line(text))

@@ -1,0 +1,36 @@
+"""A comparison as Markdown."""
+
+from collections.abc import Sequence
+
+from fcnlab.comparison.comparison import Comparison
+from fcnlab.comparison.ranking import answers
+from fcnlab.comparison.tables import Table, excluded_table, headline, made_with, result_tables, run_table
+from fcnlab.comparison.terminal import common_lines
+from fcnlab.escaping import escape_markdown
+
+
+def markdown(comparison: Comparison) -> str:
+    """Format the whole comparison as Markdown."""
+    parts = ["# Comparison", escape_markdown(headline(comparison)) + ".", _bullets(answers(comparison))]
+    parts += [_bullets([*common_lines(comparison), *comparison.notes, *comparison.selection])]
+    for table in (*result_tables(comparison), run_table(comparison)):
+        parts += _section(table)
+    parts += ["Software and devices of training and evaluation:", _bullets(made_with(comparison))]
+    if comparison.left_out:
+        parts += _section(excluded_table(comparison))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(table: Table) -> list[str]:
+    return [f"## {table.title}", escape_markdown(table.caption), _pipes(table)]
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {escape_markdown(line)}" for line in lines)
+
+
+def _pipes(table: Table) -> str:
+    head = [escape_markdown(column.title) for column in table.columns]
+    align = ["---:" if column.is_number else "---" for column in table.columns]
+    rows = [[escape_markdown(cell.text) for cell in row] for row in table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, align, *rows))

@@ -1,0 +1,61 @@
+"""Write a drawing as PDF with matplotlib, which embeds its fonts as publishers ask; matplotlib is an optional package."""
+
+import importlib.util
+import logging
+from pathlib import Path as FilePath
+from typing import Any
+
+from fcnlab.comparison.drawing import TEXT, Circle, Drawing, Path, Text, style_of
+
+HINT = "PDF figures need matplotlib: pip install 'fcnlab[paper]'"
+
+
+def is_available() -> bool:
+    """Return whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def write_pdf(path: FilePath, drawing: Drawing) -> None:
+    """Write a drawing in its own size; two equal drawings give equal files."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Affine2D
+
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs each table of a font
+    figure = Figure(figsize=(drawing.width / 72, drawing.height / 72))
+    # Points from the upper left corner, as in SVG.
+    place = Affine2D().scale(1 / drawing.width, -1 / drawing.height).translate(0, 1) + figure.transFigure
+    with rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": TEXT}):
+        for shape in drawing.shapes:
+            figure.add_artist(_text(shape, place) if isinstance(shape, Text) else _patch(shape, place))
+        metadata: dict[str, Any] = {"Title": drawing.description, "CreationDate": None}
+        figure.savefig(path, format="pdf", transparent=True, metadata=metadata)
+
+
+def _text(shape: Text, place: Any) -> Any:
+    from matplotlib.text import Text as TextArtist
+
+    along = {"start": "left", "middle": "center", "end": "right"}[shape.anchor]
+    across = {"start": "bottom", "middle": "center", "end": "top"}[shape.anchor]
+    look: dict[str, Any] = {"ha": along, "va": "baseline"}
+    if shape.turned:
+        look = {"ha": "right", "va": across, "rotation": 90}
+    colour = style_of(shape).fill
+    return TextArtist(shape.x, shape.y, shape.text, color=colour, parse_math=False, transform=place, **look)
+
+
+def _patch(shape: Circle | Path, place: Any) -> Any:
+    from matplotlib import patches
+
+    style = style_of(shape)
+    look: dict[str, Any] = {
+        "facecolor": style.fill or "none",
+        "edgecolor": style.stroke or "none",
+        "linewidth": style.width if style.stroke else 0,
+        "linestyle": (0, style.dash) if style.dash else "solid",
+        "alpha": style.opacity if style.opacity < 1 else None,
+        "transform": place,
+    }
+    if isinstance(shape, Circle):
+        return patches.Circle((shape.x, shape.y), shape.radius, **look)
+    return patches.Polygon(list(shape.points), closed=shape.closed, **look)

@@ -1,0 +1,37 @@
+"""A comparison as text for the terminal."""
+
+from fcnlab.comparison.comparison import Comparison
+from fcnlab.comparison.formats import counted
+from fcnlab.comparison.names import common_settings
+from fcnlab.comparison.ranking import answers
+from fcnlab.comparison.tables import Table, difference_table, headline, published_table, score_table
+from fcnlab.escaping import escape_line
+
+ROWS = 20  # the files contain all rows
+
+
+def terminal(comparison: Comparison) -> str:
+    """Format the comparison for the terminal; long tables are truncated."""
+    parts = [escape_line(headline(comparison)), *common_lines(comparison)]
+    for table in (score_table(comparison), difference_table(comparison), published_table(comparison)):
+        if table.rows:
+            parts += [f"{table.title}. {table.caption}", _aligned(table)]
+    parts.append(f"{comparison.resamples} bootstrap resamples") if comparison.pairs else None
+    notes = map(escape_line, [*comparison.notes, *comparison.selection])
+    return "\n\n".join([*parts, *notes, "\n".join(map(escape_line, answers(comparison)))])
+
+
+def common_lines(comparison: Comparison) -> list[str]:
+    """Return the line on the settings that all groups share; none if no such setting was typed."""
+    settings = common_settings([run for group in comparison.groups for run in group.runs])
+    return [escape_line(f"All runs: {settings}")] if settings else []
+
+
+def _aligned(table: Table) -> str:
+    head = [column.title for column in table.columns]
+    shown = [[escape_line(cell.text) for cell in row] for row in table.rows[:ROWS]]
+    widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *shown)]
+    hidden = len(table.rows) - ROWS
+    more = [f"({counted(hidden, 'more row')} in the files)"] if hidden > 0 else []
+    return "\n".join(f"  {line.rstrip()}" for line in [*lines, *more])
