@@ -36,7 +36,12 @@ def by_loops(matrices: np.ndarray) -> list[float]:
     def worst(values: list[float]) -> float:
         return float(np.mean(sorted(values)[: max(1, len(values) // 10)]))
 
-    return [np.mean(images), np.mean([np.mean(c) for c in classes]), worst(images), np.mean([worst(c) for c in classes])]
+    return [
+        np.mean(images),
+        np.mean([np.mean(c) for c in classes]),
+        worst(images),
+        np.mean([worst(c) for c in classes]),
+    ]
 
 
 @pytest.mark.parametrize("images", [1, 9, 10, 57])

@@ -1,38 +1,45 @@
 """Compare two groups of runs class by class: the differences in IoU, with intervals that hold for all classes at once.
 
-With enough seeds, each interval is about retraining and other images (:mod:`.two_factor`), as that of the mean IoU;
-with fewer seeds it is about other images for these trained models. Both are t intervals. The variance over images of a
-class that few images have is known roughly, so it has one degree of freedom fewer than these images; the degrees of
-freedom of the sum are those of Satterthwaite (Biometrics Bulletin 2(6), 1946).
+With enough seeds, the intervals are about retraining and other images, from the variances of the two-factor analysis
+(:mod:`.two_factor`) of each class; with fewer seeds they are about other images, for these trained models.
 
 Bonferroni's correction makes the intervals simultaneous: with 95 % confidence, all intervals of a pair contain their
-differences. The distribution of the largest statistic (max-t) could narrow them only through the correlations between
-classes, which few seeds do not determine: docs/explanation/comparing-runs.md compares the two.
+differences. It needs the far tails of t distributions, where the degrees of freedom of a sum of two variances are too
+rough for three seeds. So each kind of chance has an interval of its own, and the two are combined by the root of the
+sum of their squared half-widths (Howe, Journal of the American Statistical Association 69, 1974), which is at most too
+wide. docs/explanation/comparing-runs.md has the measured coverage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from math import hypot
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
 from numpy import ndarray
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
 from fcnlab.comparison.grouping import Group
-from fcnlab.comparison.intervals import Interval
-from fcnlab.comparison.two_factor import TwoFactor, as_changes
+from fcnlab.comparison.two_factor import TwoFactor, as_changes, degrees_of_freedom
 
 FEWEST_CLASS_IMAGES = 2  # a single image shows no variance over images
 FEW_CLASS_IMAGES = 10  # below this, an interval is flagged
 Analysis = Callable[[ndarray, ndarray, ndarray, ndarray], TwoFactor]  # two_factor.paired or two_factor.unpaired
 
 
+class Bounds(NamedTuple):
+    """The ends of an interval."""
+
+    low: float
+    high: float
+
+
 class ClassDifference(NamedTuple):
     """The IoU of a class in two groups: means over the compared seeds, in 0..1; nan if a run has no IoU of the class.
 
     ``images`` and ``pixels`` count the ground truth. ``interval`` is that of the difference, simultaneous over all
-    classes, with a p value corrected for their number. It is None if fewer than two images have the class, or if its
-    IoU has no variance, as that of a class that no run finds.
+    classes. It is None if fewer than two images have the class, or if its IoU has no variance, as that of a class that
+    no run finds.
     """
 
     name: str
@@ -40,7 +47,7 @@ class ClassDifference(NamedTuple):
     pixels: int
     first: float
     second: float
-    interval: Interval | None
+    interval: Bounds | None
 
     @property
     def difference(self) -> float:
@@ -92,47 +99,51 @@ def class_intervals(
     images: Int64[ndarray, " classes"],
     analysis: Analysis | None,
     confidence: float,
-) -> list[Interval | None]:
+) -> list[Bounds | None]:
     """Return simultaneous intervals; ``images`` is the number of images whose ground truth has the class."""
-    tested = np.flatnonzero(images >= FEWEST_CLASS_IMAGES)
-    intervals: list[Interval | None] = [None] * len(images)
-    for place in tested:
-        values = [scores.iou[:, place] for scores in (first, second)]
-        changes = [scores.changes[:, :, place] for scores in (first, second)]
-        estimate = (
-            _over_seeds_and_images(analysis(*values, *changes), images[place])
-            if analysis
-            else _over_images(values, changes, images[place])
-        )
-        intervals[place] = _interval(estimate, confidence, len(tested)) if estimate else None
+    tested = images >= FEWEST_CLASS_IMAGES
+    tail = 1 - (1 - confidence) / (2 * max(int(tested.sum()), 1))
+    intervals: list[Bounds | None] = []
+    for place, count in enumerate(images.tolist()):
+        values = first.iou[:, place], second.iou[:, place]
+        changes = first.changes[:, :, place], second.changes[:, :, place]
+        reach = _half_width(values, changes, count, analysis, tail) if tested[place] else 0.0
+        difference = float(values[0].mean() - values[1].mean())
+        intervals.append(Bounds(max(difference - reach, -1.0), min(difference + reach, 1.0)) if reach else None)
     return intervals
 
 
-class _Estimate(NamedTuple):
-    """A difference, its variance, and the degrees of freedom of the variance."""
-
-    difference: float
-    variance: float
-    freedom: float
-
-
-def _over_seeds_and_images(found: TwoFactor, images: int) -> _Estimate | None:
-    """Return the estimate of a two-factor analysis, in which the variance over images is known roughly, too."""
-    if not any(sample.variance for sample in found.samples):
-        return None
-    freedom = 1 / (1 / found.freedom + found.share_of_images**2 / (images - 1))
-    return _Estimate(found.difference, found.variance, freedom)
-
-
-def _over_images(values: Sequence[ndarray], changes: Sequence[ndarray], images: int) -> _Estimate | None:
+def _half_width(
+    values: tuple[ndarray, ndarray],
+    changes: tuple[ndarray, ndarray],
+    images: int,
+    analysis: Analysis | None,
+    tail: float,
+) -> float:
+    """Return the half-width of the interval of a class; 0 if its IoU has no variance."""
     change = changes[0].mean(axis=0) - changes[1].mean(axis=0)
-    variance = float(change @ change)
-    return _Estimate(float(values[0].mean() - values[1].mean()), variance, images - 1) if variance else None
+    freedom = _freedom_over_images(change, images)
+    if analysis is None:
+        return _t_half_width(float(change @ change), freedom, tail)
+    found = analysis(*values, *changes)
+    of_seeds = sum(sample.variance / sample.seeds for sample in found.samples)
+    if not of_seeds:
+        return 0.0
+    over_seeds = _t_half_width(of_seeds, degrees_of_freedom(of_seeds, found.samples), tail)
+    return hypot(over_seeds, _t_half_width(found.shared, freedom, tail))
 
 
-def _interval(estimate: _Estimate, confidence: float, comparisons: int) -> Interval:
-    """Return the interval of one of several classes, within the range of differences, with Bonferroni's correction."""
-    difference, error = estimate.difference, estimate.variance**0.5
-    reach = float(stdtrit(estimate.freedom, 1 - (1 - confidence) / (2 * comparisons))) * error
-    p = float(2 * comparisons * stdtr(estimate.freedom, -abs(difference) / error))
-    return Interval(difference, max(difference - reach, -1.0), min(difference + reach, 1.0), min(p, 1.0))
+def _freedom_over_images(change: Float[ndarray, " images"], images: int) -> float:
+    """Return the degrees of freedom of the variance over images, from the kurtosis of the changes.
+
+    The variance of a variance of n values is about sigma^4 (kurtosis - 1) / n (Box and Andersen, Journal of the Royal
+    Statistical Society B 17(1), 1955). A few large objects, or few images with the class, therefore give few degrees of
+    freedom; there is at most one for each of these images but one.
+    """
+    squares = np.square(change)
+    spread = float(squares @ squares - squares.sum() ** 2 / len(squares))
+    return min(2 * float(squares.sum()) ** 2 / spread, images - 1) if spread > 0 else images - 1
+
+
+def _t_half_width(variance: float, freedom: float, tail: float) -> float:
+    return float(stdtrit(freedom, tail)) * variance**0.5

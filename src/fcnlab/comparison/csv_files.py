@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fcnlab.comparison.classes import ClassDifference
 from fcnlab.comparison.comparison import Comparison
 from fcnlab.comparison.grouping import Group, GroupingRules
 from fcnlab.comparison.pairs import Pair
 from fcnlab.comparison.tables import COSTS, Cell, Column, Table
 from fcnlab.escaping import escape_csv
 from fcnlab.files.writing import atomic_write
+from fcnlab.metrics.fine_grained import FineGrainedScores
 from fcnlab.metrics.scores import SCORES
 from fcnlab.runs.selection import describe_selection
+
+
+SCORE_KEYS = (*SCORES, *FineGrainedScores._fields)
 
 
 def table_csv(table: Table) -> str:
@@ -40,9 +45,11 @@ def _parts(column: Column, cells: Sequence[Cell]) -> dict[str, list[Any]]:
 
 
 def write_csv(folder: Path, comparison: Comparison) -> None:
-    """Write ``groups.csv``, ``pairs.csv`` and ``runs.csv``, with unrounded numbers."""
+    """Write ``groups.csv``, ``pairs.csv``, ``classes.csv`` and ``runs.csv``, with unrounded numbers."""
     _write(folder / "groups.csv", [_group_facts(group, comparison) for group in comparison.groups])
     _write(folder / "pairs.csv", [_pair_facts(pair) for pair in comparison.pairs])
+    classes = [(pair, each) for pair in comparison.pairs for each in pair.class_differences]
+    _write(folder / "classes.csv", [_class_facts(pair, each) for pair, each in classes])
     runs = [(group, run) for group in comparison.groups for run in group.runs]
     iou = [dict(zip(run.classes, run.scores.iou.tolist(), strict=True)) for _, run in runs]
     _write(
@@ -50,7 +57,7 @@ def write_csv(folder: Path, comparison: Comparison) -> None:
         [
             {"group": group.name, "seed": run.seed, "folder": run.folder, "images": len(run.names)}
             | {"images_of_record": comparison.scored[run.folder], "selected": describe_selection(run.selection)}
-            | {score: getattr(run.scores, score) for score in SCORES}
+            | {score: run.score(score) for score in SCORE_KEYS}
             | {f"iou/{name}": value for name, value in per_class.items()}
             | {cost.key: run.cost.get(cost.key) for cost in COSTS}
             | run.environment
@@ -63,7 +70,7 @@ def write_csv(folder: Path, comparison: Comparison) -> None:
 def _group_facts(group: Group, comparison: Comparison) -> dict[str, Any]:
     facts: dict[str, Any] = {"group": group.name, **group.parts, "runs": len(group.runs)}
     facts |= {"seeds": " ".join(map(str, group.seeds))}
-    for score in SCORES:
+    for score in SCORE_KEYS:
         facts |= {score: group.mean(score), f"{score}_deviation": group.spread(score)}
     facts |= {f"iou/{name}": value for name, value in zip(comparison.classes, group.iou().tolist(), strict=True)}
     return facts | {cost.key: group.cost(cost.key) for cost in COSTS}
@@ -100,6 +107,23 @@ def _pair_facts(pair: Pair) -> dict[str, Any]:
         "seeds_low": seeds and seeds.low,
         "seeds_high": seeds and seeds.high,
         "seeds_p": seeds and seeds.p,
+    }
+
+
+def _class_facts(pair: Pair, each: ClassDifference) -> dict[str, Any]:
+    return {
+        "first": pair.first.name,
+        "second": pair.second.name,
+        "class": each.name,
+        "images": each.images,
+        "pixels": each.pixels,
+        "first_iou": each.first,
+        "second_iou": each.second,
+        "iou_difference": each.difference,
+        "low": each.interval and each.interval.low,
+        "high": each.interval and each.interval.high,
+        "interval_over": pair.scope,
+        "few_images": each.few_images,
     }
 
 

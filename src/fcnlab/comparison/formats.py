@@ -1,10 +1,13 @@
 """Numbers of a comparison as text: scores in percent, differences in percentage points."""
 
+from fcnlab.comparison.classes import Bounds
 from fcnlab.comparison.intervals import Interval
 
 MISSING = "-"
 # The scores' names in tables and figures; those in files are the keys.
 SCORE_TITLES = {"miou": "mIoU", "pixel_acc": "pixel accuracy", "mean_acc": "mean accuracy", "fw_iou": "f.w. IoU"}
+SCORE_TITLES |= {"miou_i": "mIoU-I", "miou_c": "mIoU-C"}
+SCORE_TITLES |= {"miou_i10": "mIoU-I, worst 10 %", "miou_c10": "mIoU-C, worst 10 %"}
 
 
 def percent(value: float | None, digits: int = 2) -> str:
@@ -24,7 +27,7 @@ def probability(p: float | None) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
-def interval(value: Interval | None) -> str:
+def interval(value: Interval | Bounds | None) -> str:
     """Format the ends of an interval in percentage points."""
     return MISSING if value is None else f"{points(value.low)} to {points(value.high)}"
 

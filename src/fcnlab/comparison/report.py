@@ -16,7 +16,7 @@ from fcnlab.comparison.pdf import HINT, is_available
 from fcnlab.comparison.terminal import terminal
 from fcnlab.files.writing import atomic_write
 
-FILES = ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "runs.csv")
+FILES = ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "classes.csv", "runs.csv")
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,7 +49,7 @@ class ComparisonReport:
         return markdown(self.comparison)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``comparison.html``, ``comparison.md`` and three CSV files; return the path of the page."""
+        """Write ``comparison.html``, ``comparison.md`` and four CSV files; return the path of the page."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(folder, self.comparison)

@@ -24,6 +24,7 @@ from fcnlab.cores import visible_cores
 from fcnlab.errors import first_line, shortened
 from fcnlab.files.reading import Unreadable, open_arrays, path_inside, read_json, read_rows, read_yaml
 from fcnlab.metrics.conventions import ClassAreas, class_areas
+from fcnlab.metrics.fine_grained import FineGrainedScores, fine_grained_of_areas
 from fcnlab.metrics.scores import SCORES, Scores, scores
 from fcnlab.runs.lineage import HASH_DIGITS, TrainingRun, describe_training_run, from_facts, why_not_finished
 from fcnlab.runs.origins import as_scoring_settings, environment, nested_map, scored_data, source_settings
@@ -90,6 +91,14 @@ class Run:
     def target_digest(self) -> bytes:
         """Hash of the number of pixels of each class in the ground truth of each image."""
         return hashlib.sha256(self.areas.target.tobytes()).digest()
+
+    @cached_property
+    def fine_grained(self) -> FineGrainedScores:
+        return fine_grained_of_areas(*self.areas)
+
+    def score(self, name: str) -> float:
+        """Return one of the four scores of the set, or of the fine-grained ones."""
+        return getattr(self.fine_grained if name in FineGrainedScores._fields else self.scores, name)
 
     def panel(self, name: str) -> Path | None:
         """Return the drawing of an image with ground truth and prediction; None if there is none."""

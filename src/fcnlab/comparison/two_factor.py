@@ -105,8 +105,8 @@ def leave_one_out(
     return as_changes(left)
 
 
-def as_changes(left: Float[ndarray, "images *scores"]) -> Float[ndarray, "images *scores"]:
-    """Return the changes that give the jackknife's covariances from the scores without each image."""
+def as_changes(left: Float[ndarray, "*shape"]) -> Float[ndarray, "*shape"]:
+    """Return the changes that give the jackknife's covariances from scores without each image, the first axis."""
     images = len(left)
     return np.sqrt((images - 1) / images) * (left - left.mean(axis=0))
 

@@ -23,7 +23,7 @@ from numpy import ndarray
 from fcnlab.metrics.conventions import class_areas
 
 
-class FineGrained(NamedTuple):
+class FineGrainedScores(NamedTuple):
     """Mean IoU over single images, in 0..1; nan if all pixels are ignored."""
 
     miou_i: float
@@ -32,7 +32,7 @@ class FineGrained(NamedTuple):
     miou_c10: float
 
 
-def fine_grained_miou(matrices: Int64[ndarray, "image target prediction"]) -> FineGrained:
+def fine_grained_miou(matrices: Int64[ndarray, "image target prediction"]) -> FineGrainedScores:
     """Return mIoU per image and per class of images, and those of the worst 10 % of the images.
 
     ``matrices`` has the pixel counts of each image by (target, prediction). See :mod:`fcnlab.metrics.fine_grained` for
@@ -45,15 +45,15 @@ def fine_grained_of_areas(
     intersection: Integer[ndarray, "images classes"],
     target: Integer[ndarray, "images classes"],
     union: Integer[ndarray, "images classes"],
-) -> FineGrained:
+) -> FineGrainedScores:
     """Return the scores from the pixels of each class in each image."""
     known = target > 0
     if not known.any():
-        return FineGrained(*[float("nan")] * 4)
+        return FineGrainedScores(*[float("nan")] * 4)
     iou = np.divide(intersection, union, out=np.full(union.shape, np.nan), where=known)
     iou = iou[known.any(axis=1)][:, known.any(axis=0)]
     of_images = np.nanmean(iou, axis=1)
-    return FineGrained(
+    return FineGrainedScores(
         miou_i=float(of_images.mean()),
         miou_c=float(np.nanmean(iou, axis=0).mean()),
         miou_i10=float(_worst_tenth(of_images[:, None]).mean()),
