@@ -127,9 +127,7 @@ def page_svg(drawing: Drawing) -> Markup:
 
 def paper_svg(drawing: Drawing) -> str:
     """Return a file with a drawing for a paper: its size in points, all colours inside."""
-    size = (
-        f'width="{drawing.width:g}pt" height="{drawing.height:g}pt" viewBox="0 0 {drawing.width:g} {drawing.height:g}"'
-    )
+    size = f'width="{drawing.width:g}pt" height="{drawing.height:g}pt" viewBox="0 0 {drawing.width:g} {drawing.height:g}"'
     shapes = "\n".join(_element(shape, _colours(shape)) for shape in drawing.shapes)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{FONTS}" font-size="{TEXT}">'
     return f"{head}\n<title>{escape(drawing.description)}</title>\n{shapes}\n</svg>\n"
@@ -138,7 +136,9 @@ def paper_svg(drawing: Drawing) -> str:
 def swatch(series: int) -> Markup:
     """Draw the line and marker of a series, for a table of the page."""
     shapes = "".join(_element(shape, _class(shape)) for shape in legend_key(1, 4, series))
-    return Markup(f'<svg class="swatch" aria-hidden="true" viewBox="0 0 16 8" width="30" height="15">{shapes}</svg>')
+    return Markup(
+        f'<svg class="swatch" aria-hidden="true" viewBox="0 0 16 8" width="30" height="15">{shapes}</svg>'
+    )
 
 
 def legend_key(x: float, y: float, series: int) -> list[Shape]:

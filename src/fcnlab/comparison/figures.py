@@ -174,11 +174,7 @@ def _heat_map(matrix: ndarray, largest: float, comparison: Comparison, title: st
     classes = comparison.classes
     cells = [
         [
-            HeatCell(
-                _percent(value, form),
-                _shade(value, largest),
-                f"{true} predicted as {predicted}: {_percent(value, form)} %",
-            )
+            HeatCell(_percent(value, form), _shade(value, largest), f"{true} predicted as {predicted}: {_percent(value, form)} %")
             for predicted, value in zip(classes, row, strict=True)
         ]
         for true, row in zip(classes, matrix.tolist(), strict=True)

@@ -47,7 +47,9 @@ def comparison_report(cfg: DictConfig, command: str) -> ComparisonReport:
     runs, left_out = read_runs([existing_folder(name) for name in cfg.runs])
     warn_about_excluded_folders(left_out, "unusable")
     rules = GroupingRules(tuple(cfg.split_by), tuple(cfg.merge_over))
-    result = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence, rules, cfg.equivalence, names)
+    result = comparison.compare(
+        runs, cfg.baseline, cfg.resamples, cfg.confidence, rules, cfg.equivalence, names
+    )
     warn_about_excluded_folders(result.left_out, "excluded")
     result.left_out[:0] = left_out
     return ComparisonReport(result, command)
