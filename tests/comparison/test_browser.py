@@ -27,7 +27,7 @@ PROBE = """
 <script>
 {
 const found = {};
-const column = (table, place) => [...document.querySelectorAll(`#${table} tbody tr`)].filter((row) => !row.hidden)
+const column = (table, place) => [...document.querySelector(`#${table} tbody`).rows].filter((row) => !row.hidden)
   .map((row) => row.cells[place].textContent.trim());
 const style = (element, name) => getComputedStyle(element)[name];
 const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3)
@@ -43,21 +43,22 @@ function contrast(a, b) {
 
 found.before = column("scores", 0);
 const heads = [...document.querySelectorAll("#scores thead th")];
-const button = heads[2].querySelector("button");
+const button = heads[3].querySelector("button");
 button.focus();
 found.focused = document.activeElement === button;
 found.outline = style(button, "outlineStyle");
 heads[0].querySelector("button").click();
 found.byName = [column("scores", 0), heads[0].getAttribute("aria-sort")];
 button.click();
-found.falling = [column("scores", 2), heads[2].getAttribute("aria-sort"), heads[0].getAttribute("aria-sort")];
+found.falling = [column("scores", 3), heads[3].getAttribute("aria-sort"), heads[0].getAttribute("aria-sort")];
 button.click();
-found.rising = [column("scores", 2), heads[2].getAttribute("aria-sort")];
+found.rising = [column("scores", 3), heads[3].getAttribute("aria-sort")];
 
 const filter = document.getElementById("filter");
 filter.value = "FCN8S";
 filter.dispatchEvent(new Event("input"));
-found.filtered = [column("scores", 0), column("differences", 0).length, document.getElementById("shown").textContent];
+found.filtered = [column("scores", 0), column("differences", 0).length, document.getElementById("shown").textContent,
+  [...document.querySelectorAll("#classes thead th")].filter((head) => !head.hidden).length];
 filter.value = "";
 filter.dispatchEvent(new Event("input"));
 found.unfiltered = column("scores", 0).length;
@@ -131,7 +132,7 @@ def test_sorting_filtering_and_themes(text, probe):
     numbers = [float(cell.split()[0]) for cell in results["falling"][0]]
     assert numbers == sorted(numbers, reverse=True) and results["falling"][1:] == ["descending", "none"]
     assert results["rising"] == [results["falling"][0][::-1], "ascending"]
-    assert results["filtered"] == [models[:1], 2, "1 of 3 groups"] and results["unfiltered"] == 3
+    assert results["filtered"] == [models[:1], 2, "1 of 3 groups", 2] and results["unfiltered"] == 3
     labels, grounds = zip(*results["themes"], strict=True)
     assert labels == ("Theme: system", "Theme: light", "Theme: dark")
     assert grounds[0] == grounds[1] == "rgb(255, 255, 255)" and grounds[2] != grounds[1]

@@ -1,27 +1,42 @@
-"""Charts: their axes, and the escaping of their text."""
+"""Charts: their axes, the escaping of their text, and drawings as SVG and PDF."""
 
+import logging
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
 from fcnlab.comparison.charts import (
-    BOTTOM,
-    HEIGHT,
     LEFT,
+    PLOT,
     RIGHT,
     TOP,
-    WIDTH,
     Axis,
+    HeatCell,
     Line,
     Point,
+    Row,
     axis,
     categories,
-    dots,
-    interval_bar,
+    heat_map,
     line_chart,
+    row_chart,
     scatter,
+)
+from fcnlab.comparison.drawing import (
+    COLUMN,
+    SERIES,
+    STYLES,
+    WIDE,
+    Drawing,
+    Path,
+    Text,
+    page_svg,
+    paper_svg,
+    shortened_label,
     swatch,
 )
+from fcnlab.comparison.pdf import write_pdf
 
 BAD = "<script>alert('x')</script>&\""
 
@@ -49,33 +64,82 @@ def test_an_axis_contains_its_values(values):
     assert all(10 <= fitted.at(value) <= 90 for value in values)
 
 
-def drawn() -> dict[str, str]:
-    points = [Point(1, 50, 45, 55, 0, BAD), Point(2000, 60, 60, 60, 9, BAD)]
+def drawings() -> dict[str, Drawing]:
+    points = [Point(1, 50, 45, 55, 0, BAD), Point(2000, 60, 60, 60, 9, BAD), Point(3, 50, 45, 55, None, BAD)]
     line = Line([1, 2, 3], [3, 2, 1], [2, 1, 0.5], [4, 3, 2], 1, BAD)
+    rows = [Row(BAD, 1, (-1, 2), [0.5], BAD), Row("b", 2, None, [], BAD)]
+    cells = [[HeatCell("+1.0", 0.5, BAD), HeatCell("", 0, "")], [HeatCell("-2.0", -1, ""), HeatCell("", 0, "")]]
     return {
         "lines": line_chart([line], BAD, BAD, BAD),
         "log": line_chart([line], BAD, BAD, BAD, log=True),
-        "scatter": scatter(points, BAD, BAD, BAD),
-        "categories": categories([Point(0, 50, 45, 55, 0, BAD)], [BAD, "b"], [50, 60], BAD, BAD),
-        "interval": interval_bar((-1, 2), 1, [0.5], Axis(-2, 3, 6, 160), BAD),
-        "dots": dots([1, 2], Axis(0, 3, 6, 160), BAD),
-        "swatch": swatch(3),
+        "scatter": scatter(points, [(0, BAD), (9, BAD)], BAD, BAD, BAD),
+        "categories": categories([Point(0, 50, 45, 55, 0, BAD)], [BAD, "b"], [50, 60], BAD, BAD, BAD),
+        "rows": row_chart(rows, BAD, BAD, zero=True),
+        "heat map": heat_map(cells, [BAD, "b"], BAD, BAD, BAD),
     }
 
 
-@pytest.mark.parametrize("name", drawn())
-def test_text_is_escaped_and_charts_are_well_formed(name):
-    root = ElementTree.fromstring(drawn()[name])
-    tags = {element.tag for element in root.iter()}
-    assert tags <= {"svg", "g", "path", "text", "title", "polyline", "polygon", "circle"}
-    assert name == "swatch" or (root.get("role"), root.get("aria-label")) == ("img", BAD)
+@pytest.mark.parametrize("name", drawings())
+def test_text_is_escaped_and_drawings_are_well_formed(name):
+    drawing = drawings()[name]
+    root = ElementTree.fromstring(page_svg(drawing))
+    assert {element.tag for element in root.iter()} <= {"svg", "text", "title", "polyline", "polygon", "circle"}
+    assert (root.get("role"), root.get("aria-label")) == ("img", BAD)
+    paper = ElementTree.fromstring(paper_svg(drawing))
+    assert paper[0].text == BAD and len(paper) == len(drawing.shapes) + 1
+    assert ElementTree.fromstring(swatch(3)).get("aria-hidden") == "true"
+
+
+@pytest.mark.parametrize("name", drawings())
+def test_figures_fit_the_column_of_a_paper(name):
+    """They are 3.3 inches wide, in text of 7.5 points, with their own colours and no style sheet."""
+    drawing = drawings()[name]
+    text = paper_svg(drawing)
+    root = ElementTree.fromstring(text)
+    assert root.get("width") == "237.6pt" and root.get("font-size") == "7.5" and float(root.get("height")[:-2]) < 300
+    assert "class=" not in text and "<style" not in text and "var(" not in text
+    for shape in drawing.shapes:
+        places = shape.points if isinstance(shape, Path) else [(shape.x, shape.y)]
+        assert all(-0.1 <= x <= COLUMN + 0.1 and -0.1 <= y <= drawing.height + 0.1 for x, y in places), shape
+
+
+def test_a_heat_map_of_many_classes_is_as_wide_as_the_page():
+    cells = [[HeatCell("1.0", 0.1, "")] * 21] * 21
+    assert heat_map(cells, [f"class {place}" for place in range(21)], "", "", "").width == WIDE
+
+
+def test_series_differ_in_colour_and_in_dash_or_marker():
+    colours = [STYLES[f"line s{series}"].stroke for series in range(SERIES)]
+    assert len(set(colours)) == SERIES
+    assert all(STYLES[f"line s{place}"].dash != STYLES[f"line s{place + 1}"].dash for place in range(SERIES - 1))
+
+
+def test_long_labels_keep_their_ends():
+    assert shortened_label("abc", 50) == "abc"
+    short = shortened_label("a" * 40 + "b" * 40, 45)
+    assert len(short) == 10 and re.fullmatch("a+…b+", short)
 
 
 def test_scatter_points_have_the_right_positions():
     """The better of two points is higher, the more expensive is to the right, both are inside the frame."""
-    chart = scatter([Point(1, 50, 50, 50, 0, "a"), Point(2, 60, 60, 60, 1, "b")], "", "", "")
-    marks = [
-        element.get("transform") for element in ElementTree.fromstring(chart).iter("path") if element.get("transform")
-    ]
-    (x1, y1), (x2, y2) = ([float(part) for part in mark[10:-1].split(",")] for mark in marks)
-    assert LEFT < x1 < x2 < WIDTH - RIGHT and TOP < y2 < y1 < HEIGHT - BOTTOM
+    chart = scatter([Point(1, 50, 50, 50, 0, "a"), Point(2, 60, 60, 60, 4, "b")], [], "", "", "")
+    (x1, y1), (x2, y2) = (
+        (float(mark.get("cx")), float(mark.get("cy")))
+        for mark in ElementTree.fromstring(page_svg(chart)).iter("circle")
+    )
+    assert LEFT < x1 < x2 < COLUMN - RIGHT and TOP < y2 < y1 < TOP + PLOT
+
+
+@pytest.mark.slow
+def test_a_pdf_has_the_size_of_the_drawing_and_embeds_its_fonts(tmp_path):
+    """A text with signs of TeX stays as it is, and two files of one drawing are equal."""
+    drawing = drawings()["rows"]._replace(shapes=[*drawings()["rows"].shapes, Text(5, 9, "$x_1$ \\alpha", turned=True)])
+    level = logging.getLogger("fontTools").level
+    for name in ("a", "b"):
+        write_pdf(tmp_path / f"{name}.pdf", drawing)
+    logging.getLogger("fontTools").setLevel(level)
+    content = (tmp_path / "a.pdf").read_bytes()
+    assert content.startswith(b"%PDF") and content == (tmp_path / "b.pdf").read_bytes()
+    (width, height) = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ([\d.]+) \]", content).groups()
+    assert (float(width), float(height)) == pytest.approx((COLUMN, drawing.height), abs=0.1)
+    assert b"/FontFile2" in content

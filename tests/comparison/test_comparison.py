@@ -7,9 +7,12 @@ import pytest
 from scipy import stats
 
 from fcnlab.comparison.comparison import compare, curve
+from fcnlab.comparison.markdown import markdown
 from fcnlab.comparison.pairs import MOST_IMAGES
+from fcnlab.comparison.ranking import answers
 from fcnlab.comparison.runs import read_runs
-from fcnlab.comparison.tables import answers, headline, markdown, terminal
+from fcnlab.comparison.tables import headline
+from fcnlab.comparison.terminal import terminal
 from fcnlab.errors import UserError
 from fcnlab.metrics.scores import SCORES, scores
 from run_folders import CLASSES, toy_matrices, write_run
@@ -369,8 +372,10 @@ def test_a_thousand_runs_are_compared_in_a_minute(tmp_path):
 
     CPU time is measured, so that other load on the machine does not count.
     """
+    from fcnlab.comparison.csv_files import write_csv
+    from fcnlab.comparison.markdown import markdown
     from fcnlab.comparison.page import write_page
-    from fcnlab.comparison.tables import markdown, terminal, write_csv
+    from fcnlab.comparison.terminal import terminal
 
     classes = ("background", *(f"class {place}" for place in range(1, 21)))
     rng = np.random.default_rng(0)

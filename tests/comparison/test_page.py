@@ -1,16 +1,19 @@
 """The page: complete, self-contained, and without markup from run folders."""
 
+import base64
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from fcnlab.comparison.comparison import compare
+from fcnlab.comparison.confusions import confusions
 from fcnlab.comparison.page import page, write_page
 from fcnlab.comparison.runs import ExcludedRun, read_runs
 from run_folders import toy_matrices
 
-VOID_ELEMENTS = {"meta", "img", "br", "input", "link", "hr"}
+VOID_ELEMENTS = {"meta", "wbr", "img", "br", "input", "link", "hr"}
 
 
 class Outline(HTMLParser):
@@ -51,6 +54,7 @@ def test_the_page_has_all_sections(sweep, make_page):
         "differences",
         "scores",
         "classes",
+        "confusions",
         "curves",
         "cost",
         "settings",
@@ -63,11 +67,13 @@ def test_the_page_has_all_sections(sweep, make_page):
 
 
 def test_the_page_is_self_contained(sweep, make_page):
-    """The page has no external addresses: all src, href and url() values are in the page."""
+    """The page has no external addresses: all src, href and url() values are in the page, also those of downloads."""
     text = make_page()
     outline = Outline(text)
     addresses = [each[key] for _, each in outline.elements for key in ("src", "href", "xlink:href") if key in each]
-    assert addresses and all(address.startswith(("#", "data:image/jpeg;base64,")) for address in addresses)
+    assert addresses and all(address.startswith(("#", "data:")) for address in addresses)
+    kinds = {address.partition(";base64,")[0] for address in addresses if address.startswith("data:")}
+    assert kinds == {"data:image/jpeg", "data:image/svg+xml", "data:text/csv", "data:application/x-tex"}
     assert "http" not in re.sub(r"http-equiv", "", text) and "url(" not in text and "@import" not in text
     assert not outline.all("link", "iframe") and outline.all("script") == [{}]
     (policy,) = [each["content"] for each in outline.all("meta") if each.get("http-equiv") == "Content-Security-Policy"]
@@ -95,7 +101,39 @@ def test_numbers_equal_those_of_the_comparison(sweep, make_page, tmp_path):
     for pair in comparison.pairs:
         assert f">{100 * pair.difference:+.2f}</td>" in text
     for group in comparison.groups:
-        assert f"{100 * group.mean():.2f}<span" in text and f">{100 * group.iou()[2]:.1f}</td>" in text
+        assert f"{100 * group.mean():.2f}<span" in text and f">{100 * group.iou()[2]:.1f}<span" in text
+
+
+def test_each_table_and_figure_can_be_saved(sweep, make_page):
+    """Names are those of export=; a figure brings its colours, because no style sheet comes with it."""
+    links = {each["download"]: each["href"] for each in Outline(make_page()).all("a") if "download" in each}
+    tables = ("differences", "design", "scores", "classes", "costs", "settings", "runs", "val_miou", "train_loss")
+    figures = ("differences", "scores", "confusion_1", "confusion_2", "confusion_difference", "val_miou", "train_loss")
+    expected = {f"{name}.{kind}" for name in tables for kind in ("csv", "tex")}
+    expected |= {f"{name}.svg" for name in (*figures, "cost_parameters", "setting_model")}
+    assert set(links) == expected
+    decoded = base64.b64decode(links["scores.svg"].partition(",")[2]).decode()
+    assert decoded.startswith("<svg xmlns=") and "class=" not in decoded and 'fill="#' in decoded
+
+
+def test_a_confusion_matrix_that_was_changed_is_not_shown(sweep, tmp_path):
+    """The numbers of a page are those of one time."""
+    comparison = compare(read_runs([sweep])[0], resamples=500)
+    record = sweep / "6" / "confusions.npz"
+    record.write_bytes((sweep / "0" / "confusions.npz").read_bytes())
+    text = page(comparison, "x")
+    assert "The matrix of model=fcn8s is not shown" in text
+    figures = [each["download"] for each in Outline(text).all("a") if each.get("download", "").startswith("confusion")]
+    assert figures == ["confusion_1.svg"]
+
+
+def test_confusion_matrices_are_those_of_the_records(sweep):
+    """The sum over the images and seeds of a group, divided by the pixels of each class."""
+    comparison = compare(read_runs([sweep])[0], resamples=500)
+    found = confusions(comparison)
+    assert [group.name for group in found.groups] == ["model=fcn8s", "model=fcn16s"]
+    total = sum(np.load(sweep / run / "confusions.npz")["matrices"].sum(axis=0) for run in ("6", "7", "8"))
+    assert found.matrices[0] == pytest.approx(total / total.sum(axis=1, keepdims=True))
 
 
 EVIL = "<img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}"
@@ -141,7 +179,7 @@ def test_a_page_of_a_minimal_run(make_run, make_page):
     folder = make_run("a", matrices)
     (folder / "metrics.csv").unlink()
     sections = [each["id"] for each in Outline(make_page()).all("section")]
-    assert sections == ["answer", "scores", "classes", "runs", "method"]
+    assert sections == ["answer", "scores", "classes", "confusions", "cost", "runs", "method"]
 
 
 def test_published_scores_are_a_section(make_run, make_page):

@@ -1,14 +1,21 @@
-"""The tables in terminal, Markdown and CSV contain the computed values."""
+"""The tables in terminal, Markdown and CSV contain the computed values; sentences rank the groups."""
 
 import csv
 import re
 
+import numpy as np
 import pytest
 
+from fcnlab.comparison import terminal as terminal_text
 from fcnlab.comparison.comparison import compare
+from fcnlab.comparison.csv_files import table_csv, write_csv
+from fcnlab.comparison.formats import points, probability
+from fcnlab.comparison.markdown import markdown
 from fcnlab.comparison.page import write_page
+from fcnlab.comparison.ranking import answers, ranks
 from fcnlab.comparison.runs import read_runs
-from fcnlab.comparison.tables import TERMINAL_ROWS, answers, markdown, points, probability, terminal, write_csv
+from fcnlab.comparison.tables import class_table, difference_table, score_table
+from fcnlab.comparison.terminal import terminal
 from fcnlab.escaping import CONTROL_CHARACTERS, escape_line
 from run_folders import CLASSES, toy_matrices
 
@@ -26,19 +33,56 @@ def read(path) -> list[dict[str, str]]:
 def test_terminal_tables(sweep, compared):
     comparison = compared()
     text = terminal(comparison)
-    assert text.startswith("3 groups, 9 runs on toys val, 36 images;")
+    assert text.startswith("3 groups, 9 runs on toys val, 36 images\n")
     best = comparison.groups[0]
     assert f"{100 * best.mean():.2f} ± {100 * best.spread():.2f}" in text
-    assert re.search(r"model=fcn8s - model=fcn32s, n = 36 +\+\d+\.\d\d +\+\d+\.\d\d to \+\d+\.\d\d +(0|<)", text)
-    assert text.splitlines()[-1].startswith("model=fcn16s is better than model=fcn32s: +")
+    assert re.search(r"model=fcn8s \N{MINUS SIGN} model=fcn32s +\+\d+\.\d\d +\+\d+\.\d\d to \+\d+\.\d\d +(0|<)", text)
+    assert re.search(r"\n  model=fcn8s +1 +3 +", text) and text.splitlines()[-1].startswith(
+        "Ranking by mIoU: 1. model=fcn8s ("
+    )
 
 
-def test_answers_name_the_better_group_first(sweep, compared):
-    """Differences from the best group as baseline are negative, but the sentences are positive."""
-    assert compared(baseline="fcn8s").pairs[0].difference < 0
+def test_groups_have_ranks_and_one_sentence(sweep, compared):
+    """Three groups that all differ have the ranks 1 to 3."""
+    comparison = compared()
+    assert ranks(comparison) == {"model=fcn8s": 1, "model=fcn16s": 2, "model=fcn32s": 3}
+    scores = [f"{100 * group.mean():.2f}" for group in comparison.groups]
+    names = ("1. model=fcn8s ({} %); 2. model=fcn16s ({} %); 3. model=fcn32s ({} %)").format(*scores)
+    assert answers(comparison) == [f"Ranking by mIoU: {names}."]
+
+
+def test_equal_groups_share_a_rank_and_exceptions_are_named(make_run, compared):
+    """Two groups are the same model; a third one has one seed only, so that nothing is known about retraining."""
+    for seed in (1, 2, 3):
+        for model, quality in {"fcn8s": 0.9, "fcn16s": 0.9, "fcn32s": 0.4}.items():
+            if model != "fcn32s" or seed == 1:
+                make_run(f"{model}{seed}", toy_matrices(quality, seed=seed), model=model, seed=seed)
+    comparison = compared()
+    assert list(ranks(comparison).values()) == [1, 1, 3]
+    ranking, exception = answers(comparison)
+    assert re.match(
+        r"Ranking by mIoU: 1\. model=fcn\d+s \([\d.]+ %\) and model=fcn\d+s \(.*; 3\. model=fcn32s \(", ranking
+    )
+    assert ranking.endswith("Between groups that share a rank, no difference was found.")
+    assert exception.startswith("Different for these trained models only, because retraining was not tested: model=fcn")
+
+
+def test_a_sentence_names_the_better_group_first(make_run, compared):
+    """The difference from the best group as baseline is negative, but the sentence is positive."""
+    for seed in (1, 2, 3):
+        for model, quality in {"fcn8s": 0.9, "fcn32s": 0.4}.items():
+            make_run(f"{model}{seed}", toy_matrices(quality, seed=seed), model=model, seed=seed)
+    comparison = compared(baseline="fcn8s")
+    assert comparison.pairs[0].difference < 0
     size = r"\+\d+\.\d\d points of mIoU, \+\d+.\d\d to \+\d+.\d\d over 3 paired seeds and 36 images\."
-    for sentence in answers(compared(baseline="fcn8s")):
-        assert re.fullmatch(r"model=fcn8s is better than \S+: " + size, sentence)
+    (sentence,) = answers(comparison)
+    assert re.fullmatch(r"model=fcn8s is better than model=fcn32s: " + size, sentence)
+
+
+def test_groups_are_counted_against_a_baseline(sweep, compared):
+    (sentence,) = answers(compared(baseline="fcn16s"))
+    first, second = r"1 group is better: model=fcn8s \(\+[\d.]+\)", r"1 group is worse: model=fcn32s \(-[\d.]+\)"
+    assert re.fullmatch(rf"Compared with model=fcn16s \([\d.]+ %\), {first}; {second}\.", sentence)
 
 
 def test_answers_for_equal_models_and_for_one_group(make_run, compared):
@@ -60,15 +104,18 @@ def test_an_undecided_answer_says_what_would_decide(make_run, compared):
 
 
 def test_many_groups_are_counted_and_shortened(make_run, compared):
-    for place in range(TERMINAL_ROWS + 3):
+    for place in range(terminal_text.ROWS + 3):
         make_run(str(place), toy_matrices(0.3 + 0.02 * place, seed=place), settings={"optim.lr": place})
     comparison = compared(baseline="optim.lr=10", resamples=2000)
-    first = answers(comparison)[0]
-    counted = re.fullmatch(r"Compared with optim.lr=10: (\d+) higher(?:, (\d+) undecided)?, (\d+) lower\.", first)
-    assert counted, first
+    (sentence,) = answers(comparison)
+    trained = r" for these trained models \(retraining was not tested\): [^;]+"
+    undecided = r"(?:(\d+) groups? (?:is|are) undecided: [^;]+; )?"
+    pattern = rf"(\d+) groups are higher{trained}; {undecided}(\d+) groups are lower{trained}"
+    counted = re.fullmatch(rf"Compared with optim.lr=10 \([\d.]+ %\), {pattern}\.", sentence)
+    assert counted, sentence
     higher, undecided, lower = (int(count or 0) for count in counted.groups())
-    assert higher + lower + undecided == TERMINAL_ROWS + 2 and higher > 5 and lower > 5
-    assert "(3 more in the files)" in terminal(comparison) and "optim.lr=0 " in markdown(comparison)
+    assert higher + lower + undecided == terminal_text.ROWS + 2 and higher > 5 and lower > 5
+    assert "(3 more rows in the files)" in terminal(comparison) and "optim.lr=0 " in markdown(comparison)
 
 
 def test_long_names_are_shown_once(make_run, compared):
@@ -83,10 +130,10 @@ def test_long_names_are_shown_once(make_run, compared):
 def test_markdown_tables(sweep, compared):
     text = markdown(compared())
     tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
-    assert len(tables) == 5
+    assert len(tables) == 7
     for table in tables:
         assert len({row.count("|") for row in table.splitlines()}) == 1
-    assert f"| group | {' | '.join(CLASSES)} |" in text
+    assert re.search(rf"\n\| {CLASSES[-1]} \| [\d.]+ ± [\d.]+ \|", text)
 
 
 def test_markdown_escapes_cell_separators(make_run, compared):
@@ -109,6 +156,30 @@ def test_csv_contains_unrounded_numbers(sweep, compared, tmp_path):
     assert runs[0]["folder"] == str(sweep / "6")
 
 
+def test_classes_are_rows_and_groups_are_columns(sweep, compared):
+    comparison = compared()
+    table = class_table(comparison)
+    assert [column.title for column in table.columns] == ["class", *(group.name for group in comparison.groups)]
+    assert [row[0].text for row in table.rows] == [*CLASSES, "mIoU"]
+    first = comparison.groups[0]
+    by_seed = [run.scores.iou[1] for run in first.runs]
+    cell = table.rows[1][1]
+    assert (cell.value, cell.spread) == pytest.approx((100 * np.mean(by_seed), 100 * np.std(by_seed, ddof=1)))
+    assert cell.best and not table.rows[1][2].best and table.rows[-1][1].value == pytest.approx(100 * first.mean())
+
+
+def test_table_csv_has_percent_and_a_column_for_each_number(sweep, compared):
+    comparison = compared()
+    (row, *_) = csv.DictReader(table_csv(score_table(comparison)).splitlines())
+    first, pair = comparison.groups[0], comparison.pairs[0]
+    assert float(row["mIoU, %"]) == 100 * first.mean()
+    assert float(row["mIoU, %, standard deviation"]) == 100 * first.spread()
+    (row, *_) = csv.DictReader(table_csv(difference_table(comparison)).splitlines())
+    ends = [float(row[f"95 % interval, {end}"]) for end in ("low", "high")]
+    assert ends == [100 * pair.interval.low, 100 * pair.interval.high]
+    assert float(row["difference, points"]) == 100 * pair.difference
+
+
 def test_csv_without_seeds_or_absent_classes(make_run, compared, tmp_path):
     matrices = toy_matrices(0.7)
     matrices[:, 3], matrices[:, :, 3] = 0, 0
@@ -122,7 +193,7 @@ def test_published_scores_are_shown_next_to_measured_ones(make_run, compared):
     make_run("a", published={"miou": 65.5, "other": 1})
     comparison = compared()
     actual = 100 * comparison.groups[0].mean()
-    row = f"all runs  miou   {actual:.2f}     65.50      {actual - 65.5:+.2f}"
+    row = f"all runs  mIoU   {actual:.2f}        65.50         {actual - 65.5:+.2f}"
     assert row in terminal(comparison) and "Measured and published scores" in markdown(comparison)
 
 

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcnlab.comparison.comparison import compare
+from fcnlab.comparison.csv_files import write_csv
+from fcnlab.comparison.markdown import markdown
 from fcnlab.comparison.page import page
 from fcnlab.comparison.runs import read_runs
-from fcnlab.comparison.tables import markdown, terminal, write_csv
+from fcnlab.comparison.terminal import terminal
 from fcnlab.config.locations import CONF
 from fcnlab.config.trust import WRITERS, override_rejection
 

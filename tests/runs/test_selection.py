@@ -7,9 +7,11 @@ import re
 import pytest
 
 from fcnlab.comparison.comparison import compare
+from fcnlab.comparison.csv_files import write_csv
+from fcnlab.comparison.markdown import markdown
 from fcnlab.comparison.page import page
 from fcnlab.comparison.runs import Unusable, read_run, read_runs
-from fcnlab.comparison.tables import markdown, terminal, write_csv
+from fcnlab.comparison.terminal import terminal
 from fcnlab.runs.selection import FINGERPRINT, describe_selection, recorded_selection, selection_of_scored
 from fcnlab.sweeps.sweep_table import selection_score
 from run_folders import toy_matrices

@@ -36,8 +36,8 @@ def confusion(group: Group) -> Float[ndarray, "classes classes"] | None:
 
     None if a file was changed or removed since the comparison read it.
     """
-    matrices = [_matrix(run) for run in group.runs]
-    if any(matrix is None for matrix in matrices):
+    matrices = [matrix for run in group.runs if (matrix := _matrix(run)) is not None]
+    if len(matrices) < len(group.runs):
         return None
     total = np.sum(matrices, axis=0)
     pixels = total.sum(axis=1, keepdims=True)

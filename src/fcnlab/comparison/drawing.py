@@ -1,7 +1,7 @@
 """Drawings of simple shapes in points (1/72 inch), and their text as SVG.
 
-On the page, the style sheet sets colours by class, so that drawings follow its theme. In a paper, each shape has its own
-colours: those of ``STYLES``, which people with any kind of colour vision can distinguish (Okabe and Ito, 2008).
+On the page, the style sheet sets colours by class, so that drawings follow its theme. In a paper, each shape has its
+own colours: those of ``STYLES``, which people with any kind of colour vision can distinguish (Okabe and Ito, 2008).
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,14 @@ class Style(NamedTuple):
     opacity: float = 1.0
 
 
+def _series_styles(name: str, colour: str, dash: tuple[float, ...]) -> dict[str, Style]:
+    return {
+        f"line {name}": Style(stroke=colour, width=1.2, dash=dash),
+        f"marker {name}": Style(fill=colour),
+        f"band {name}": Style(fill=colour, opacity=0.15),
+    }
+
+
 STYLES = {
     "text": Style(fill=INK),
     "grid": Style(stroke=FAINT, width=0.5),
@@ -41,12 +49,10 @@ STYLES = {
     "seed": Style(fill=SOFT, opacity=0.75),
     "cell more": Style(fill=MORE),
     "cell less": Style(fill=LESS),
+    **_series_styles("rest", SOFT, ()),
 }
-for _number, _colour in (*enumerate(SERIES_COLOURS), ("", SOFT)):
-    _name, _dash = (f"s{_number}", DASHES[_number % 4]) if _colour != SOFT else ("rest", ())
-    STYLES[f"line {_name}"] = Style(stroke=_colour, width=1.2, dash=_dash)
-    STYLES[f"marker {_name}"] = Style(fill=_colour)
-    STYLES[f"band {_name}"] = Style(fill=_colour, opacity=0.15)
+for _number, _colour in enumerate(SERIES_COLOURS):
+    STYLES |= _series_styles(f"s{_number}", _colour, DASHES[_number % len(DASHES)])
 
 
 class Path(NamedTuple):
@@ -120,14 +126,18 @@ def shortened_label(text: str, width: float) -> str:
 
 def page_svg(drawing: Drawing) -> Markup:
     """Return a drawing for the page, whose style sheet sets the colours."""
-    box = f'viewBox="0 0 {drawing.width:g} {drawing.height:g}" style="max-width: {1.9 * drawing.width:.0f}px"'
+    least = 800 if drawing.width > COLUMN else 0  # pixels; the box around a wide drawing scrolls
+    size = f"width: {1.9 * drawing.width:.0f}px; max-width: 100%; min-width: {least}px"
+    box = f'viewBox="0 0 {drawing.width:g} {drawing.height:g}" style="{size}"'
     shapes = "".join(_element(shape, _class(shape)) for shape in drawing.shapes)
     return Markup(f'<svg role="img" aria-label="{escape(drawing.description)}" {box}>{shapes}</svg>')
 
 
 def paper_svg(drawing: Drawing) -> str:
     """Return a file with a drawing for a paper: its size in points, all colours inside."""
-    size = f'width="{drawing.width:g}pt" height="{drawing.height:g}pt" viewBox="0 0 {drawing.width:g} {drawing.height:g}"'
+    size = (
+        f'width="{drawing.width:g}pt" height="{drawing.height:g}pt" viewBox="0 0 {drawing.width:g} {drawing.height:g}"'
+    )
     shapes = "\n".join(_element(shape, _colours(shape)) for shape in drawing.shapes)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{FONTS}" font-size="{TEXT}">'
     return f"{head}\n<title>{escape(drawing.description)}</title>\n{shapes}\n</svg>\n"
@@ -136,9 +146,7 @@ def paper_svg(drawing: Drawing) -> str:
 def swatch(series: int) -> Markup:
     """Draw the line and marker of a series, for a table of the page."""
     shapes = "".join(_element(shape, _class(shape)) for shape in legend_key(1, 4, series))
-    return Markup(
-        f'<svg class="swatch" aria-hidden="true" viewBox="0 0 16 8" width="30" height="15">{shapes}</svg>'
-    )
+    return Markup(f'<svg class="swatch" aria-hidden="true" viewBox="0 0 16 8" width="30" height="15">{shapes}</svg>')
 
 
 def legend_key(x: float, y: float, series: int) -> list[Shape]:

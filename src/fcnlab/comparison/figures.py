@@ -12,7 +12,7 @@ from fcnlab.comparison.charts import HeatCell, Line, Point, Row
 from fcnlab.comparison.comparison import Comparison, Curve, curve
 from fcnlab.comparison.confusions import Confusions
 from fcnlab.comparison.drawing import SERIES, Drawing
-from fcnlab.comparison.formats import interval, percent, points
+from fcnlab.comparison.formats import MINUS, interval, percent, points
 from fcnlab.comparison.grouping import Group
 from fcnlab.comparison.names import short_values
 from fcnlab.comparison.pairs import Pair
@@ -59,7 +59,7 @@ def _only(count: int, noun: str) -> str:
 def _pair_row(pair: Pair, comparison: Comparison) -> Row:
     seeds = [100 * value for value in pair.seed_differences.values()]
     found = pair.interval
-    text = f"{pair.first.name} − {pair.second.name}: {points(pair.difference)} points"
+    text = f"{pair.first.name} {MINUS} {pair.second.name}: {points(pair.difference)} points"
     text += f", {interval(found)} over {pair.scope}" if found else ""
     text += f"; seeds {', '.join(f'{value:+.2f}' for value in seeds)}" if seeds else ""
     ends = (100 * found.low, 100 * found.high) if found else None
@@ -164,7 +164,9 @@ def confusion_figures(comparison: Comparison, found: Confusions) -> list[Figure]
     if len(known) == 2:
         difference = known[0][1] - known[1][1]
         largest = float(np.nanmax(np.abs(difference), initial=0))
-        title = f"Difference of the confusion matrices: {' − '.join(comparison.label(group) for group, _ in known)}"
+        title = (
+            f"Difference of the confusion matrices: {f' {MINUS} '.join(comparison.label(group) for group, _ in known)}"
+        )
         drawing = _heat_map(difference, largest, comparison, title, "{:+.1f}")
         drawn.append(Figure("confusion_difference", title, drawing))
     return drawn
@@ -174,7 +176,11 @@ def _heat_map(matrix: ndarray, largest: float, comparison: Comparison, title: st
     classes = comparison.classes
     cells = [
         [
-            HeatCell(_percent(value, form), _shade(value, largest), f"{true} predicted as {predicted}: {_percent(value, form)} %")
+            HeatCell(
+                _percent(value, form),
+                _shade(value, largest),
+                f"{true} predicted as {predicted}: {_percent(value, form)} %",
+            )
             for predicted, value in zip(classes, row, strict=True)
         ]
         for true, row in zip(classes, matrix.tolist(), strict=True)

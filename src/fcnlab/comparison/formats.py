@@ -4,8 +4,9 @@ from fcnlab.comparison.classes import Bounds
 from fcnlab.comparison.intervals import Interval
 
 MISSING = "-"
+MINUS = "\N{MINUS SIGN}"  # between two names
 # The scores' names in tables and figures; those in files are the keys.
-SCORE_TITLES = {"miou": "mIoU", "pixel_acc": "pixel accuracy", "mean_acc": "mean accuracy", "fw_iou": "f.w. IoU"}
+SCORE_TITLES = {"miou": "mIoU", "pixel_acc": "pixel acc.", "mean_acc": "mean acc.", "fw_iou": "f.w. IoU"}
 SCORE_TITLES |= {"miou_i": "mIoU-I", "miou_c": "mIoU-C"}
 SCORE_TITLES |= {"miou_i10": "mIoU-I, worst 10 %", "miou_c10": "mIoU-C, worst 10 %"}
 

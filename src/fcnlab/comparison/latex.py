@@ -2,6 +2,7 @@
 
 import re
 
+from fcnlab.comparison.formats import MINUS
 from fcnlab.comparison.tables import Cell, Table
 from fcnlab.escaping import escape_line
 
@@ -21,8 +22,7 @@ SPECIAL = {
     '"': r"\textquotedbl{}",
     "|": r"\textbar{}",
     "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
+    MINUS: "$-$",
 }
 NUMBER = re.compile(r"-(?=\d)")
 
@@ -50,7 +50,7 @@ def _row(cells: list[str]) -> str:
 def _cell(cell: Cell) -> str:
     if cell.value is None:
         return escape_latex(cell.text)
-    number, plus, spread = escape_latex(NUMBER.sub("−", cell.text)).partition(r" $\pm$")
+    number, plus, spread = escape_latex(NUMBER.sub(MINUS, cell.text)).partition(r" $\pm$")
     return (rf"\textbf{{{number}}}" if cell.best else number) + plus + spread
 
 

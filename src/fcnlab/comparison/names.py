@@ -1,4 +1,4 @@
-"""Names of groups for readers: paths are shortened, the user's own names replace them, common settings are named once."""
+"""Names of groups for readers: with short paths, or those that the user chose; settings that all runs share."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

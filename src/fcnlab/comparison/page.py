@@ -32,6 +32,8 @@ from fcnlab.escaping import escape_terminal
 from fcnlab.files.reading import bytes_of
 from fcnlab.files.writing import atomic_write
 
+LONG_WORD = re.compile(r"\S{25,}")
+BREAK = re.compile(r"(?<=[=/_])(?=\w)|(?<=[a-z]\.)(?=[a-z])")
 MOST_PANELS, MOST_SHOWN_GROUPS = 6, 4
 PANEL_WIDTH = 960  # pixels
 PANEL_BYTES, PANEL_PIXELS = 64 << 20, 60_000_000  # limits on a drawing of three images side by side
@@ -109,8 +111,8 @@ def _with_values(each: CurveFigure, comparison: Comparison) -> tuple[Figure, Tab
 
 
 def _breakable(text: str) -> Markup:
-    """Return text in which lines may break behind punctuation, and so not inside a word or a number."""
-    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[=/_])(?=\w)|(?<=[a-z]\.)(?=[a-z])", text))
+    """Return text in which lines may break inside a long word, behind its punctuation."""
+    return Markup(LONG_WORD.sub(lambda word: BREAK.sub("<wbr>", word[0]), str(escape(text))))
 
 
 def _download(text: str, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""Write a drawing as PDF with matplotlib, which embeds its fonts as publishers ask; matplotlib is an optional package."""
+"""Write a drawing as PDF with matplotlib, an optional package, which embeds fonts as publishers require."""
 
 import importlib.util
 import logging

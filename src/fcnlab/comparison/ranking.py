@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fcnlab.comparison.comparison import Comparison
-from fcnlab.comparison.formats import listed, percent, points
+from fcnlab.comparison.formats import counted, listed, percent, points
 from fcnlab.comparison.grouping import Group
 from fcnlab.comparison.pairs import Pair
 
@@ -144,7 +144,8 @@ def _against_baseline(comparison: Comparison) -> list[str]:
     for verdict in VERDICTS:
         pairs = [pair for pair in comparison.pairs if pair.verdict == verdict]
         names = [f"{comparison.label(pair.first)} ({points(pair.difference)})" for pair in pairs]
-        parts += [f"{len(names)} {VERDICTS[verdict]}: {listed(names, MOST_NAMED)}"] if names else []
+        subject = f"{counted(len(names), 'group')} {'is' if len(names) == 1 else 'are'} {VERDICTS[verdict]}"
+        parts += [f"{subject}: {listed(names, MOST_NAMED)}"] if names else []
     return [f"Compared with {_scored(comparison.baseline, comparison)}, {'; '.join(parts)}."]
 
 

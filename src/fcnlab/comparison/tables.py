@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from fcnlab.comparison.classes import FEW_CLASS_IMAGES, Bounds
 from fcnlab.comparison.comparison import Comparison, Curve, environments
-from fcnlab.comparison.formats import MISSING, SCORE_TITLES, counted, interval, percent, points, probability
+from fcnlab.comparison.formats import MINUS, MISSING, SCORE_TITLES, counted, interval, percent, points, probability
 from fcnlab.comparison.grouping import Group
 from fcnlab.comparison.intervals import Interval
 from fcnlab.comparison.names import short_values
@@ -229,9 +229,9 @@ def design_table(comparison: Comparison) -> Table:
         if pair.design
     ]
     caption = (
-        "The smallest difference that these seeds and images find with a probability of 80 %, and the number of seeds of"
-        " each group (with these images), or of images (with these seeds), that finds the observed difference with this"
-        " probability. A dash: no number suffices. The numbers are rough, because they are estimated from few seeds."
+        "Detectable: the smallest difference that these seeds and images find with a probability of 80 %. Needed: the"
+        " number of seeds of each group with these images, or of images with these seeds, for the observed difference."
+        " A dash: no number suffices. These numbers are rough, because they are estimated from few seeds."
     )
     return Table("design", "Seeds and images needed", caption, columns, rows)
 
@@ -248,7 +248,7 @@ def pair_name(pair: Pair, comparison: Comparison) -> str:
     """Return the names of both groups; only the first where all are compared with one baseline."""
     if comparison.baseline:
         return comparison.label(pair.first)
-    return f"{comparison.label(pair.first)} − {comparison.label(pair.second)}"
+    return f"{comparison.label(pair.first)} {MINUS} {comparison.label(pair.second)}"
 
 
 def titled(comparison: Comparison, group: Group) -> str:
@@ -274,10 +274,11 @@ def class_table(comparison: Comparison) -> Table:
         [Cell(name), *_best_marked([of_group[place] for of_group in cells])]
         for place, name in enumerate(comparison.classes)
     ]
-    rows.append([Cell("mIoU"), *_best_marked([_iou_cell(group.mean(), group.spread()) for group in comparison.groups])])
+    means = [_iou_cell(group.mean(), group.spread()) for group in comparison.groups]
+    rows.append([Cell("mIoU"), *_best_marked(means)])
     caption = (
-        f"Percent, mean ± standard deviation over seeds, on {counted(comparison.images, 'image')}. A dash: the class is neither in the ground"
-        " truth nor in a prediction."
+        f"Percent, mean ± standard deviation over seeds, on {counted(comparison.images, 'image')}. A dash: the class is"
+        " neither in the ground truth nor in a prediction."
     )
     return Table("classes", "IoU by class", caption, columns, rows)
 
@@ -342,7 +343,7 @@ def _class_difference_table(place: int, pair: Pair, comparison: Comparison) -> T
         f"Images and pixels of the ground truth that have the class; IoU, mean over {pair.of_seeds}. {scope} A dash:"
         " fewer than two images have the class, or its IoU is the same in all runs."
     )
-    return Table(f"class_differences_{place}", f"IoU by class: {first} − {second}", caption, columns, rows)
+    return Table(f"class_differences_{place}", f"IoU by class: {first} {MINUS} {second}", caption, columns, rows)
 
 
 def published_table(comparison: Comparison) -> Table:

@@ -24,7 +24,7 @@ def terminal(comparison: Comparison) -> str:
 def common_lines(comparison: Comparison) -> list[str]:
     """Return the line on the settings that all groups share; none if no such setting was typed."""
     settings = common_settings([run for group in comparison.groups for run in group.runs])
-    return [escape_line(f"All runs: {settings}")] if settings else []
+    return [escape_line(f"Shared settings: {settings}")] if settings else []
 
 
 def _aligned(table: Table) -> str:

@@ -47,9 +47,7 @@ def comparison_report(cfg: DictConfig, command: str) -> ComparisonReport:
     runs, left_out = read_runs([existing_folder(name) for name in cfg.runs])
     warn_about_excluded_folders(left_out, "unusable")
     rules = GroupingRules(tuple(cfg.split_by), tuple(cfg.merge_over))
-    result = comparison.compare(
-        runs, cfg.baseline, cfg.resamples, cfg.confidence, rules, cfg.equivalence, names
-    )
+    result = comparison.compare(runs, cfg.baseline, cfg.resamples, cfg.confidence, rules, cfg.equivalence, names)
     warn_about_excluded_folders(result.left_out, "excluded")
     result.left_out[:0] = left_out
     return ComparisonReport(result, command)
@@ -84,8 +82,8 @@ def _names_in_file(name: str) -> dict[str, str]:
     path = Path(name).resolve()
     if not path.is_file():
         raise UserError(
-            f"names={name}: the file does not exist; set names= to a YAML file with lines such as 'fcn8s: FCN-8s', or to"
-            ' the names themselves, such as {fcn8s: "FCN-8s"}'
+            f"names={name}: the file does not exist; set names= to a YAML file with lines such as 'fcn8s: FCN-8s', or"
+            ' to the names themselves, such as {fcn8s: "FCN-8s"}'
         )
     try:
         return read_yaml(path.parent, path.name)
