@@ -130,7 +130,7 @@ def test_long_names_are_shown_once(make_run, compared):
 def test_markdown_tables(sweep, compared):
     text = markdown(compared())
     tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
-    assert len(tables) == 7
+    assert len(tables) == 11
     for table in tables:
         assert len({row.count("|") for row in table.splitlines()}) == 1
     assert re.search(rf"\n\| {CLASSES[-1]} \| [\d.]+ ± [\d.]+ \|", text)
@@ -225,7 +225,7 @@ def test_hostile_names_are_escaped_in_all_outputs(make_run, tmp_path):
     assert {row["optim"] for row in read(tmp_path / "groups.csv")} == {escape_line(hostile), "'=1+1"}
     write_page(tmp_path / "comparison.html", comparison, "fcnlab compare")
     written = [path.read_text() for path in (*tmp_path.glob("*.csv"), tmp_path / "comparison.html")]
-    assert len(written) == 4 and sum("x1b[2J" in text for text in written) >= 3
+    assert len(written) == 5 and sum("x1b[2J" in text for text in written) >= 3
     assert not any(CONTROL_CHARACTERS.search(without_line_breaks(text)) for text in written)
 
 
