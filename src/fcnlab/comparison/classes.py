@@ -38,8 +38,8 @@ class ClassDifference(NamedTuple):
     """The IoU of a class in two groups: means over the compared seeds, in 0..1; nan if a run has no IoU of the class.
 
     ``images`` and ``pixels`` count the ground truth. ``interval`` is that of the difference, simultaneous over all
-    classes. It is None if fewer than two images have the class, or if its IoU has no variance, as that of a class that
-    no run finds.
+    classes. It is None if fewer than two images have the class, or if neither group finds it with all seeds: a variance
+    of IoU that is mostly 0 says little about other seeds.
     """
 
     name: str
@@ -107,7 +107,8 @@ def class_intervals(
     for place, count in enumerate(images.tolist()):
         values = first.iou[:, place], second.iou[:, place]
         changes = first.changes[:, :, place], second.changes[:, :, place]
-        reach = _half_width(values, changes, count, analysis, tail) if tested[place] else 0.0
+        found = any((iou > 0).all() for iou in values)
+        reach = _half_width(values, changes, count, analysis, tail) if tested[place] and found else 0.0
         difference = float(values[0].mean() - values[1].mean())
         intervals.append(Bounds(max(difference - reach, -1.0), min(difference + reach, 1.0)) if reach else None)
     return intervals

@@ -8,7 +8,7 @@ MINUS = "\N{MINUS SIGN}"  # between two names
 # The scores' names in tables and figures; those in files are the keys.
 SCORE_TITLES = {"miou": "mIoU", "pixel_acc": "pixel acc.", "mean_acc": "mean acc.", "fw_iou": "f.w. IoU"}
 SCORE_TITLES |= {"miou_i": "mIoU-I", "miou_c": "mIoU-C"}
-SCORE_TITLES |= {"miou_i10": "mIoU-I, worst 10 %", "miou_c10": "mIoU-C, worst 10 %"}
+SCORE_TITLES |= {"miou_i10": "worst mIoU-I", "miou_c10": "worst mIoU-C"}
 
 
 def percent(value: float | None, digits: int = 2) -> str:

@@ -308,8 +308,8 @@ def fine_grained_table(comparison: Comparison) -> Table:
     rows = [list(cells) for cells in zip(named, *scores, strict=True)]
     caption = (
         "From the IoU of single images, mean ± standard deviation over seeds. mIoU-I: the mean over images of the"
-        " mean over their classes. mIoU-C: the mean over classes of the mean over the images with the class. Worst 10 %:"
-        " of the images, and of the images of each class."
+        " mean over their classes. mIoU-C: the mean over classes of the mean over the images with the class. Worst:"
+        " those of the worst 10 % of the images, and of the images of each class."
     )
     return Table("fine_grained", "Fine-grained mIoU", caption, columns, rows)
 
@@ -341,7 +341,7 @@ def _class_difference_table(place: int, pair: Pair, comparison: Comparison) -> T
     scope = f"The intervals are over {pair.scope} and hold for all classes at once." if pair.interval else ""
     caption = (
         f"Images and pixels of the ground truth that have the class; IoU, mean over {pair.of_seeds}. {scope} A dash:"
-        " fewer than two images have the class, or its IoU is the same in all runs."
+        " fewer than two images have the class, or neither group finds it with all seeds."
     )
     return Table(f"class_differences_{place}", f"IoU by class: {first} {MINUS} {second}", caption, columns, rows)
 
