@@ -17,7 +17,6 @@ from fcnlab.metrics.fine_grained import FineGrainedScores
 from fcnlab.metrics.scores import SCORES
 from fcnlab.runs.selection import describe_selection
 
-
 SCORE_KEYS = (*SCORES, *FineGrainedScores._fields)
 
 

@@ -140,9 +140,8 @@ class Pair:
     @cached_property
     def class_differences(self) -> list[ClassDifference]:
         """The difference in IoU of each class, with intervals that are about the same as the verdict."""
-        if self.two_factor is None:
-            analysis = None
-        else:
+        analysis = None
+        if self.two_factor:
             analysis = paired if self.two_factor.paired else unpaired
         found = class_differences(*self.compared, analysis, 1 - self.alpha)
         return found if self.interval else [each._replace(interval=None) for each in found]
