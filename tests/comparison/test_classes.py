@@ -217,5 +217,5 @@ def misses(seeds: int, analysis, training: float, pairs: int, images: int = 300)
 @pytest.mark.parametrize(("seeds", "analysis", "training"), [(3, paired, 0.2), (5, unpaired, 0.2), (1, None, 0)])
 def test_all_intervals_of_a_pair_hold_together(seeds, analysis, training):
     """At most 5 % of the pairs have an interval that misses, and 7.5 % by chance; without a correction, many have."""
-    simultaneous, single = misses(seeds, analysis, training, 300)
+    simultaneous, single = misses(seeds, analysis, training, 200)
     assert simultaneous <= 0.075 and single > 0.1
