@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fcnlab.errors import UserError
     from fcnlab.evaluation.trained_model import TrainedModel, load
     from fcnlab.metrics.confusion import confusion_matrix
+    from fcnlab.metrics.fine_grained import FineGrainedScores, fine_grained_miou
     from fcnlab.metrics.scores import Scores, scores
     from fcnlab.models import FCN, VGG16, AlexNet, CaffeNet, GoogLeNet, GoogLeNetBN, ResNet, Tiny
     from fcnlab.training.losses import OHEM, CrossEntropy, Dice, Focal, Lovasz
@@ -45,6 +46,7 @@ __all__ = [
     "CrossEntropy",
     "DataModule",
     "Dice",
+    "FineGrainedScores",
     "Focal",
     "GoogLeNet",
     "GoogLeNetBN",
@@ -61,6 +63,7 @@ __all__ = [
     "compare",
     "compose",
     "confusion_matrix",
+    "fine_grained_miou",
     "load",
     "open_camvid",
     "open_folder",
@@ -86,6 +89,7 @@ _MODULES = {
     "fcnlab.errors": ("UserError",),
     "fcnlab.evaluation.trained_model": ("TrainedModel", "load"),
     "fcnlab.metrics.confusion": ("confusion_matrix",),
+    "fcnlab.metrics.fine_grained": ("FineGrainedScores", "fine_grained_miou"),
     "fcnlab.metrics.scores": ("Scores", "scores"),
     "fcnlab.models": ("FCN", "VGG16", "AlexNet", "CaffeNet", "GoogLeNet", "GoogLeNetBN", "ResNet", "Tiny"),
     "fcnlab.training.losses": ("OHEM", "CrossEntropy", "Dice", "Focal", "Lovasz"),

@@ -29,13 +29,14 @@ def test_metrics_json_contains_the_scores(write, tmp_path):
     write(protocol={"flip": False}, cost={"minutes": 1.5})
     text = (tmp_path / "run" / "metrics.json").read_text()
     metrics = json.loads(text)
-    assert list(metrics) == ["split", *SCORES, "iou", "protocol", "cost"]
+    assert list(metrics) == ["split", *SCORES, "fine_grained", "iou", "protocol", "cost"]
     assert (
         metrics["split"] == "toys val"
         and metrics["protocol"] == {"flip": False}
         and metrics["cost"] == {"minutes": 1.5}
     )
     assert metrics["pixel_acc"] == 9 / 13 and metrics["iou"] == {"ground": 4 / 8, "cat": 5 / 9, "chien à pois": None}
+    assert metrics["fine_grained"]["miou_i"] == pytest.approx(((3 / 6 + 4 / 7) / 2 + 1 / 2) / 2)
     assert "NaN" not in text and "chien à pois" in text
 
 

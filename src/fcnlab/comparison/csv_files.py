@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from fcnlab.comparison.classes import ClassDifference
 from fcnlab.comparison.comparison import Comparison
 from fcnlab.comparison.grouping import Group, GroupingRules
 from fcnlab.comparison.pairs import Pair, image_accuracies, image_scores
 from fcnlab.comparison.tables import COSTS, Cell, Column, Table
 from fcnlab.escaping import escape_csv
 from fcnlab.files.writing import atomic_write
+from fcnlab.metrics.fine_grained import FineGrainedScores
 from fcnlab.metrics.scores import SCORES
 from fcnlab.runs.selection import describe_selection
+
+SCORE_KEYS = (*SCORES, *FineGrainedScores._fields)
 
 
 def table_csv(table: Table) -> str:
@@ -42,9 +46,11 @@ def _parts(column: Column, cells: Sequence[Cell]) -> dict[str, list[Any]]:
 
 
 def write_csv(folder: Path, comparison: Comparison) -> None:
-    """Write ``groups.csv``, ``pairs.csv``, ``runs.csv`` and ``per_image.csv``, with unrounded numbers."""
+    """Write five CSV files with unrounded numbers: of groups, pairs, classes of pairs, images and runs."""
     _write(folder / "groups.csv", [_group_facts(group, comparison) for group in comparison.groups])
     _write(folder / "pairs.csv", [_pair_facts(pair) for pair in comparison.pairs])
+    classes = [(pair, each) for pair in comparison.pairs for each in pair.class_differences]
+    _write(folder / "class_differences.csv", [_class_facts(pair, each) for pair, each in classes])
     _write(folder / "per_image.csv", _image_facts(comparison))
     runs = [(group, run) for group in comparison.groups for run in group.runs]
     iou = [dict(zip(run.classes, run.scores.iou.tolist(), strict=True)) for _, run in runs]
@@ -53,7 +59,7 @@ def write_csv(folder: Path, comparison: Comparison) -> None:
         [
             {"group": group.name, "seed": run.seed, "folder": run.location, "images": len(run.names)}
             | {"images_of_record": comparison.scored[run.folder], "selected": describe_selection(run.selection)}
-            | {score: getattr(run.scores, score) for score in SCORES}
+            | {score: run.score(score) for score in SCORE_KEYS}
             | {f"iou/{name}": value for name, value in per_class.items()}
             | {cost.key: run.cost.get(cost.key) for cost in COSTS}
             | run.environment
@@ -66,7 +72,7 @@ def write_csv(folder: Path, comparison: Comparison) -> None:
 def _group_facts(group: Group, comparison: Comparison) -> dict[str, Any]:
     facts: dict[str, Any] = {"group": group.name, **group.parts, "runs": len(group.runs)}
     facts |= {"seeds": " ".join(map(str, group.seeds))}
-    for score in SCORES:
+    for score in SCORE_KEYS:
         facts |= {score: group.mean(score), f"{score}_deviation": group.spread(score)}
     facts |= {f"iou/{name}": value for name, value in zip(comparison.classes, group.iou().tolist(), strict=True)}
     return facts | {cost.key: group.cost(cost.key) for cost in COSTS}
@@ -115,6 +121,23 @@ def _image_facts(comparison: Comparison) -> list[dict[str, Any]]:
         columns[f"miou/{group.name}"] = image_scores(group).tolist()
         columns[f"pixel_acc/{group.name}"] = image_accuracies(group).tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _class_facts(pair: Pair, each: ClassDifference) -> dict[str, Any]:
+    return {
+        "first": pair.first.name,
+        "second": pair.second.name,
+        "class": each.name,
+        "images": each.images,
+        "pixels": each.pixels,
+        "first_iou": each.first,
+        "second_iou": each.second,
+        "iou_difference": each.difference,
+        "low": each.interval and each.interval.low,
+        "high": each.interval and each.interval.high,
+        "interval_over": pair.scope,
+        "few_images": each.few_images,
+    }
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:

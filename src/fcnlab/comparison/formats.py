@@ -1,11 +1,14 @@
 """Numbers of a comparison as text: scores in percent, differences in percentage points."""
 
+from fcnlab.comparison.classes import Bounds
 from fcnlab.comparison.intervals import Interval
 
 MISSING = "-"
 MINUS = "\N{MINUS SIGN}"  # between two names
 # The scores' names in tables and figures; those in files are the keys.
 SCORE_TITLES = {"miou": "mIoU", "pixel_acc": "pixel acc.", "mean_acc": "mean acc.", "fw_iou": "f.w. IoU"}
+SCORE_TITLES |= {"miou_i": "mIoU-I", "miou_c": "mIoU-C"}
+SCORE_TITLES |= {"miou_i10": "worst mIoU-I", "miou_c10": "worst mIoU-C"}
 
 
 def percent(value: float | None, digits: int = 2) -> str:
@@ -25,7 +28,7 @@ def probability(p: float | None) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
-def interval(value: Interval | None) -> str:
+def interval(value: Interval | Bounds | None) -> str:
     """Format the ends of an interval in percentage points."""
     return MISSING if value is None else f"{points(value.low)} to {points(value.high)}"
 

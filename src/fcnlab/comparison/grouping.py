@@ -50,7 +50,7 @@ class Group:
 
     def values(self, score: str) -> ndarray:
         """Return a score of each run."""
-        return np.array([getattr(run.scores, score) for run in self.runs])
+        return np.array([run.score(score) for run in self.runs])
 
     def mean(self, score: str = "miou") -> float:
         return float(self.values(score).mean())

@@ -68,6 +68,7 @@ def page(comparison: Comparison, command: str) -> str:
         latex=latex,
         csv=table_csv,
         tables={table.name: table for table in tables.result_tables(comparison)},
+        class_differences=tables.class_difference_tables(comparison),
         runs=tables.run_table(comparison),
         excluded=tables.excluded_table(comparison),
         differences=figures.difference_figure(comparison),

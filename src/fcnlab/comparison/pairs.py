@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy import ndarray
 
+from fcnlab.comparison.classes import ClassDifference, class_differences
 from fcnlab.comparison.design import Design, design
 from fcnlab.comparison.grouping import Group
 from fcnlab.comparison.intervals import (
@@ -135,6 +136,15 @@ class Pair:
     def design(self) -> Design | None:
         """What this number of seeds and images can detect, and what the observed difference would need."""
         return design(self.two_factor, self.images, self.alpha) if self.two_factor else None
+
+    @cached_property
+    def class_differences(self) -> list[ClassDifference]:
+        """The difference in IoU of each class, with intervals that are about the same as the verdict."""
+        analysis = None
+        if self.two_factor:
+            analysis = paired if self.two_factor.paired else unpaired
+        found = class_differences(*self.compared, analysis, 1 - self.alpha)
+        return found if self.interval else [each._replace(interval=None) for each in found]
 
 
 class Sampling:

@@ -17,7 +17,15 @@ from fcnlab.comparison.plan import Plan, plans
 from fcnlab.comparison.terminal import terminal
 from fcnlab.files.writing import atomic_write
 
-FILES = ("comparison.html", "comparison.md", "groups.csv", "pairs.csv", "per_image.csv", "runs.csv")
+FILES = (
+    "comparison.html",
+    "comparison.md",
+    "groups.csv",
+    "pairs.csv",
+    "class_differences.csv",
+    "per_image.csv",
+    "runs.csv",
+)
 
 
 @dataclass(frozen=True, repr=False)

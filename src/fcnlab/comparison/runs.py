@@ -24,6 +24,7 @@ from fcnlab.cores import visible_cores
 from fcnlab.errors import first_line, shortened
 from fcnlab.files.reading import Unreadable, display_path, open_arrays, read_json, read_rows, read_yaml
 from fcnlab.metrics.conventions import ClassAreas, class_areas
+from fcnlab.metrics.fine_grained import FineGrainedScores, fine_grained_of_areas
 from fcnlab.metrics.scores import SCORES, Scores, scores
 from fcnlab.runs.lineage import (
     FOLD,
@@ -117,6 +118,14 @@ class Run:
     def target_digest(self) -> bytes:
         """Hash of the number of pixels of each class in the ground truth of each image."""
         return hashlib.sha256(self.areas.target.tobytes()).digest()
+
+    @cached_property
+    def fine_grained(self) -> FineGrainedScores:
+        return fine_grained_of_areas(*self.areas)
+
+    def score(self, name: str) -> float:
+        """Return one of the four scores of the set, or of the fine-grained ones."""
+        return getattr(self.fine_grained if name in FineGrainedScores._fields else self.scores, name)
 
 
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[ExcludedRun]]:

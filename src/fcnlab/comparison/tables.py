@@ -1,11 +1,13 @@
 """The tables of a comparison, for every output: page, terminal, Markdown, CSV and LaTeX."""
 
 from collections.abc import Callable, Sequence
+from math import isnan
 from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
 
+from fcnlab.comparison.classes import FEW_CLASS_IMAGES, Bounds
 from fcnlab.comparison.comparison import Comparison, Curve, environments
 from fcnlab.comparison.formats import MINUS, MISSING, SCORE_TITLES, counted, interval, percent, points, probability
 from fcnlab.comparison.grouping import Group
@@ -14,10 +16,12 @@ from fcnlab.comparison.names import short_values
 from fcnlab.comparison.pairs import Pair
 from fcnlab.comparison.ranking import ranks
 from fcnlab.comparison.runs import Run
+from fcnlab.metrics.fine_grained import FineGrainedScores
 from fcnlab.metrics.scores import SCORES
 from fcnlab.runs.origins import ENVIRONMENT, SCORING, UNKNOWN
 
 ORDER = ("miou", *(score for score in SCORES if score != "miou"))
+MOST_CLASS_PAIRS = 10  # with tables of their classes: all pairs of five groups; class_differences.csv has all pairs
 
 
 class Column(NamedTuple):
@@ -86,12 +90,14 @@ def result_tables(comparison: Comparison) -> list[Table]:
         difference_table,
         design_table,
         score_table,
+        fine_grained_table,
         class_table,
         cost_table,
         effect_table,
         published_table,
     )
-    return [table for table in (make(comparison) for make in makers) if table.rows]
+    tables = [*(make(comparison) for make in makers), *class_difference_tables(comparison)]
+    return [table for table in tables if table.rows]
 
 
 def score_table(comparison: Comparison) -> Table:
@@ -234,7 +240,7 @@ def _needed_cell(count: int | None) -> Cell:
     return Cell(MISSING) if count is None else Cell(f"{count:,}", count)
 
 
-def _interval_cell(value: Interval | None) -> Cell:
+def _interval_cell(value: Interval | Bounds | None) -> Cell:
     return Cell(MISSING) if value is None else Cell(interval(value), 100 * value.low, high=100 * value.high)
 
 
@@ -292,6 +298,52 @@ def _iou_cell(value: float, spread: float | None) -> Cell:
         return Cell(MISSING)
     text = percent(value, 1) + (f" ± {percent(spread, 1)}" if spread is not None else "")
     return Cell(text, 100 * value, None if spread is None else 100 * spread, shade=value)
+
+
+def fine_grained_table(comparison: Comparison) -> Table:
+    names = ("miou", *FineGrainedScores._fields)
+    columns = [Column("group", False), *(Column(f"{SCORE_TITLES[name]}, %") for name in names)]
+    scores = [_best_marked([_score_cell(group, name) for group in comparison.groups]) for name in names]
+    named = [group_cell(comparison, group) for group in comparison.groups]
+    rows = [list(cells) for cells in zip(named, *scores, strict=True)]
+    caption = (
+        "From the IoU of single images, mean ± standard deviation over seeds. mIoU-I: the mean over images of the"
+        " mean over their classes. mIoU-C: the mean over classes of the mean over the images with the class. Worst:"
+        " those of the worst 10 % of the images, and of the images of each class."
+    )
+    return Table("fine_grained", "Fine-grained mIoU", caption, columns, rows)
+
+
+def class_difference_tables(comparison: Comparison) -> list[Table]:
+    """Return a table for each of the first pairs, which have the best groups."""
+    pairs = comparison.pairs[:MOST_CLASS_PAIRS]
+    return [_class_difference_table(place, pair, comparison) for place, pair in enumerate(pairs, start=1)]
+
+
+def _class_difference_table(place: int, pair: Pair, comparison: Comparison) -> Table:
+    level = f"{100 * comparison.confidence:g} %"
+    first, second = (comparison.label(group) for group in (pair.first, pair.second))
+    columns = [Column("class", False), Column("images"), Column("pixels")]
+    columns += [Column(f"{first}, %"), Column(f"{second}, %"), Column("difference, points")]
+    columns += [Column(f"{level} interval", note="sorted by the lower end"), Column("note", False)]
+    rows = [
+        [
+            Cell(each.name),
+            count_cell(each.images),
+            Cell(f"{each.pixels:,}", each.pixels),
+            *_best_marked([_iou_cell(each.first, None), _iou_cell(each.second, None)]),
+            Cell(MISSING) if isnan(each.difference) else Cell(points(each.difference), 100 * each.difference),
+            _interval_cell(each.interval),
+            Cell(f"fewer than {FEW_CLASS_IMAGES} images" if each.few_images else ""),
+        ]
+        for each in pair.class_differences
+    ]
+    scope = f"The intervals are over {pair.scope} and hold for all classes at once." if pair.interval else ""
+    caption = (
+        f"Images and pixels of the ground truth that have the class; IoU, mean over {pair.of_seeds}. {scope} A dash:"
+        " fewer than two images have the class, or neither group finds it with all seeds."
+    )
+    return Table(f"class_differences_{place}", f"IoU by class: {first} {MINUS} {second}", caption, columns, rows)
 
 
 def published_table(comparison: Comparison) -> Table:

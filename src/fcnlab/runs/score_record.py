@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from fcnlab.files.reading import read_json
 from fcnlab.files.writing import atomic_write, number, write_json
+from fcnlab.metrics.fine_grained import fine_grained_miou
 from fcnlab.metrics.scores import SCORES, Scores, scores
 
 ID = re.compile(r"[\w-]{1,100}", re.ASCII)  # of a run, here and in W&B, which allows 128 characters and adds 20
@@ -32,7 +33,8 @@ def write_record(
     computed = scores(matrices.sum(axis=0))
     values = {name: number(getattr(computed, name)) for name in SCORES}
     iou = {name: number(value) for name, value in zip(classes, computed.iou, strict=True)}
-    record = {"split": split, **values, "iou": iou, **facts}
+    fine_grained = {name: number(value) for name, value in fine_grained_miou(matrices)._asdict().items()}
+    record = {"split": split, **values, "fine_grained": fine_grained, "iou": iou, **facts}
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "confusions.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, matrices=matrices, names=np.array(names), classes=np.array(classes))
