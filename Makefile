@@ -99,7 +99,7 @@ lint: setup  ## format check, lint, types
 docs: setup  ## build the documentation: docs/_build/html/index.html; every warning is an error
 	$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs docs/_build/html
 
-notebooks: setup  ## run the notebooks and keep their outputs; the second trains three models, some minutes
+notebooks: setup  ## run the notebooks and keep their outputs; two of them train networks, some minutes
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 table: setup  ## write the table of docs/reference/networks.md
