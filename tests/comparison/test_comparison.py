@@ -40,12 +40,26 @@ def test_three_different_models_are_compared_in_pairs(sweep, compared):
     for pair in comparison.pairs:
         assert pair.better is pair.first and pair.verdict == "better" and pair.of_seeds == "3 paired seeds"
         assert pair.images == 36 and set(pair.seed_differences) == {1, 2, 3}
-    assert (
-        not comparison.left_out
-        and not comparison.notes
-        and comparison.classes == CLASSES
-        and comparison.set == "toys val"
-    )
+    assert not comparison.left_out and not without_reliability(comparison.notes)
+    assert comparison.classes == CLASSES and comparison.set == "toys val"
+
+
+def without_reliability(notes: list[str]) -> list[str]:
+    """Return the notes but those on how reliable the intervals of these few images and seeds are."""
+    return [note for note in notes if "simulations" not in note and "instead of 5 %" not in note]
+
+
+def test_less_reliable_intervals_are_noted(make_run, compared):
+    """Below 100 images, below 10 images of a class, and with three seeds that vary more than the images."""
+    for seed in (1, 2, 3):
+        for model, quality in {"fcn8s": 0.8, "fcn32s": 0.6}.items():
+            matrices = toy_matrices(quality + seed / 20, 36, seed=seed)
+            matrices[9:, 3], matrices[9:, :, 3] = 0, 0
+            make_run(f"{model}{seed}", matrices, model=model, seed=seed)
+    comparison = compared()
+    (pair,), notes = comparison.pairs, " ".join(comparison.notes)
+    assert "Fewer than 10 images have cow." in notes and "On fewer than 100 images" in notes
+    assert pair.liberal and "6 to 8 % of equal groups differ significantly instead of 5 %: 1 pair" in notes
 
 
 def test_numbers_of_a_pair_equal_scipy(sweep, compared):
@@ -68,7 +82,7 @@ def test_p_values_are_corrected_for_all_pairs(sweep, compared):
     pairs = compared().pairs
     assert min(pair.p for pair in pairs) == pytest.approx(3 * min(pair.interval.p for pair in pairs))
     assert max(pair.p for pair in pairs) >= max(pair.interval.p for pair in pairs)
-    assert all(1 / 2001 <= pair.p_step_down <= pair.p + 0.01 for pair in pairs)
+    assert all(1 / 2001 <= pair.p_step_down <= pair.p + 0.02 for pair in pairs)
 
 
 def test_a_model_and_itself_do_not_differ_significantly(make_run, compared):
@@ -97,7 +111,8 @@ def test_verdicts_with_few_seeds(make_run, compared, seeds, verdict, message, no
     assert pair.verdict == verdict and message == pair.of_seeds and (pair.over_seeds is None) == (len(seeds) < 3)
     assert (pair.interval == pair.over_images) == (pair.scope == "images only") == (len(seeds) < 3)
     assert list(pair.seed_differences) == list(seeds)
-    assert bool(comparison.notes) == bool(note) and all(note in text for text in comparison.notes)
+    notes = without_reliability(comparison.notes)
+    assert bool(notes) == bool(note) and all(note in text for text in notes)
 
 
 def test_seeds_that_disagree_are_inconclusive(make_run, compared):
@@ -171,9 +186,8 @@ def test_the_best_of_many_groups_is_reported_to_be_selected_by_chance(make_run, 
 def test_a_baseline_can_be_chosen(make_run, compared):
     many(make_run, 3)
     comparison = compared(baseline="0.1")
-    assert {pair.first.name for pair in comparison.pairs} == {"optim.lr=0.0", "optim.lr=0.2"} and not comparison.notes[
-        1:
-    ]
+    assert {pair.first.name for pair in comparison.pairs} == {"optim.lr=0.0", "optim.lr=0.2"}
+    assert not without_reliability(comparison.notes)[1:]
     worse = next(pair for pair in comparison.pairs if pair.first.name == "optim.lr=0.0")
     assert worse.difference < 0 and worse.verdict == "lower" and worse.leader is comparison.baseline
     with pytest.raises(UserError, match=r"baseline=0\.7 matches no group"):

@@ -228,7 +228,7 @@ def test_hostile_names_are_escaped_in_all_outputs(make_run, tmp_path):
     assert {row["optim"] for row in read(tmp_path / "groups.csv")} == {escape_line(hostile), "'=1+1"}
     write_page(tmp_path / "comparison.html", comparison, "fcnlab compare")
     written = [path.read_text() for path in (*tmp_path.glob("*.csv"), tmp_path / "comparison.html")]
-    assert len(written) == 5 and sum("x1b[2J" in text for text in written) >= 3
+    assert len(written) == 6 and sum("x1b[2J" in text for text in written) >= 3
     assert not any(CONTROL_CHARACTERS.search(without_line_breaks(text)) for text in written)
 
 
