@@ -49,12 +49,30 @@ def without_reliability(notes: list[str]) -> list[str]:
     return [note for note in notes if "simulations" not in note and "instead of 5 %" not in note]
 
 
+def test_the_command_that_adds_the_missing_seeds_is_noted(make_run, compared, tmp_path):
+    """Two seeds lack one for a verdict on retraining; a pair that is undecided lacks as many as it would need."""
+    for seed in (1, 2):
+        for model, quality in {"fcn8s": 0.9, "fcn32s": 0.5}.items():
+            make_run(f"{model}{seed}", toy_matrices(quality + seed / 100, seed=seed), model=model, seed=seed)
+    assert not any("sweep.extend" in note for note in compared().notes)
+    (tmp_path / "runs" / "sweep.json").write_text('{"verb": "train"}')
+    assert any(note.endswith("runs seed=3") and "train -m sweep.extend=" in note for note in compared().notes)
+    for model, quality in {"fcn8s": 0.6, "fcn32s": 0.5}.items():
+        make_run(f"{model}3", toy_matrices(quality, seed=3), model=model, seed=3)
+    comparison = compared()
+    (pair,) = comparison.pairs
+    count = pair.design.seeds - 3
+    seeds = ",".join(str(4 + place) for place in range(count)) if count <= 5 else f"range(4,{4 + count})"
+    assert pair.verdict == "undecided" and count > 0
+    assert any(note.replace("'", "").endswith(f"runs seed={seeds}") for note in comparison.notes)
+
+
 def test_less_reliable_intervals_are_noted(make_run, compared):
     """Below 100 images, below 10 images of a class, and with three seeds that vary more than the images."""
     for seed in (1, 2, 3):
         for model, quality in {"fcn8s": 0.8, "fcn32s": 0.6}.items():
             matrices = toy_matrices(quality + seed / 20, 36, seed=seed)
-            matrices[9:, 3], matrices[9:, :, 3] = 0, 0
+            matrices[9:, 3] = 0
             make_run(f"{model}{seed}", matrices, model=model, seed=seed)
     comparison = compared()
     (pair,), notes = comparison.pairs, " ".join(comparison.notes)

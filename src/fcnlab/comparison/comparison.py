@@ -41,6 +41,7 @@ MANY_RUNS, RESAMPLES, RESAMPLES_OF_MANY = 100, 10_000, 2_000
 MOST_NOTES = 5  # of each kind
 MANY_GROUPS = 10  # with more groups, the selection of the best one is discussed
 FEW_IMAGES_OF_A_CLASS, MANY_IMAGES = 10, 100  # below these, intervals are less reliable
+MOST_MISSING_SEEDS, MOST_LISTED_SEEDS = 50, 5
 LONGEST_NAME = 40  # characters; longer names are replaced by ranks
 
 
@@ -163,6 +164,7 @@ def compare(
             *pooled.notes,
             *_notes(groups, chosen, was_set=baseline is not None),
             *_notes_of_images(runs, compared, most),
+            *_notes_of_more_seeds(pairs, compared),
             *_notes_of_reliability(pairs, compared),
             *_notes_of_resamples(pairs, resamples, needed),
             *_notes_of_selection(groups),
@@ -337,16 +339,44 @@ def _notes_of_selection(groups: Sequence[Group]) -> list[str]:
 
 
 def confirm_command(runs: Sequence[Run]) -> str:
-    """Return the command that trains the best settings of a sweep with seeds that no run has.
+    """Return the command that trains the best settings of a sweep with seeds that no run has."""
+    words = [f"sweep.confirm={_sweep_of(runs) or 'FOLDER'}", "sweep.best=3", _new_seeds(runs, 3)]
+    return shell_join(["fcnlab", "train", "-m", *words])
 
-    The sweep is ``FOLDER`` unless all runs are jobs of the same sweep of training runs.
-    """
+
+def _sweep_of(runs: Sequence[Run]) -> str | None:
+    """Return the sweep of training runs whose jobs all runs are; None if there is none."""
     folders = {run.folder.parent for run in runs}
     of_sweep = [folder for folder in folders if read_json_facts(folder, "sweep.json").get("verb") == "train"]
-    name = format_value(display_path(of_sweep[0])) if len(folders) == len(of_sweep) == 1 else "FOLDER"
+    return format_value(display_path(of_sweep[0])) if len(folders) == len(of_sweep) == 1 else None
+
+
+def _new_seeds(runs: Sequence[Run], count: int) -> str:
+    """Return an override with seeds that no run has."""
     first = max((run.seed for run in runs if run.seed is not None), default=0) + 1
-    seeds = f"seed={first},{first + 1},{first + 2}"
-    return shell_join(["fcnlab", "train", "-m", f"sweep.confirm={name}", "sweep.best=3", seeds])
+    listed = ",".join(map(str, range(first, first + count)))
+    return f"seed={listed if count <= MOST_LISTED_SEEDS else f'range({first},{first + count})'}"
+
+
+def _notes_of_more_seeds(pairs: Sequence[Pair], runs: Sequence[Run]) -> list[str]:
+    """Return a note with the command that adds to a sweep as many seeds as one of the undecided pairs needs."""
+    missing = [count for pair in pairs if (count := _missing_seeds(pair))]
+    sweep = _sweep_of(runs) if missing else None
+    if sweep is None:
+        return []
+    command = shell_join(["fcnlab", "train", "-m", f"sweep.extend={sweep}", _new_seeds(runs, min(missing))])
+    return [f"More seeds might decide {_counted_pairs(len(missing))}. This command adds them to the sweep: {command}"]
+
+
+def _missing_seeds(pair: Pair) -> int:
+    """Return how many more seeds an undecided or untested pair needs; 0 if that is unknown, or more than is usual."""
+    if pair.interval is None or None in (*pair.first.seeds, *pair.second.seeds):
+        return 0
+    if pair.two_factor is None:
+        return max(FEWEST_SEEDS - min(pair.seeds), 0)
+    needed = pair.design.seeds if pair.design and pair.verdict == "undecided" else None
+    missing = (needed or 0) - pair.two_factor.fewest_seeds
+    return missing if 0 < missing <= MOST_MISSING_SEEDS else 0
 
 
 def _notes_of_seeds(groups: Sequence[Group], rules: GroupingRules) -> list[str]:
