@@ -485,6 +485,8 @@ def test_jobs_are_left_until_all_have_finished(tmp_path, statuses, left: bool):
     for number, status in enumerate(statuses):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "run.json").write_text(json.dumps({"status": status}))
+        (tmp_path / str(number) / "metrics.json").write_text('{"miou": 0.5}')
+        (tmp_path / str(number) / "confusions.npz").touch()
     jobs = {0: ["seed=0"], 1: ["seed=1"]}
     assert resumed_settings.nothing_left_to_run(jobs, record) is not left
     assert not resumed_settings.nothing_left_to_run(jobs, None)  # of a launcher without a record
