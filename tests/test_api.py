@@ -173,7 +173,8 @@ def test_compare_returns_tables_and_saves_the_files_of_the_command(sweep, tmp_pa
     words = shlex.split(report.command)
     assert words[:2] == ["fcnlab", "compare"] and "resamples=200" in words and f"runs=[{sweep}]" in words
     assert report.save(tmp_path / "report").read_text().lower().startswith("<!doctype html>")
-    names = ["comparison.html", "comparison.md", "groups.csv", "pairs.csv", "per_image.csv", "runs.csv"]
+    names = ["class_differences.csv", "comparison.html", "comparison.md"]
+    names += ["groups.csv", "pairs.csv", "per_image.csv", "runs.csv"]
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == names
     assert report._repr_markdown_() == (tmp_path / "report" / "comparison.md").read_text()
     with pytest.raises(fcnlab.UserError, match=r"folders=.*: the folder does not exist"):
