@@ -58,7 +58,7 @@ const filter = document.getElementById("filter");
 filter.value = "FCN8S";
 filter.dispatchEvent(new Event("input"));
 found.filtered = [column("scores", 0), column("differences", 0).length, document.getElementById("shown").textContent,
-  [...document.querySelectorAll("#classes thead th")].filter((head) => !head.hidden).length];
+  [...document.querySelector("#classes thead").rows[0].cells].filter((head) => !head.hidden).length];
 filter.value = "";
 filter.dispatchEvent(new Event("input"));
 found.unfiltered = column("scores", 0).length;

@@ -35,7 +35,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 def test_run_writes_the_documented_files(train):
     folder = train()
     record = json.loads((folder / "metrics.json").read_text())
-    assert list(record)[:6] == ["split", "pixel_acc", "mean_acc", "miou", "fw_iou", "iou"]
+    assert list(record)[:7] == ["split", "pixel_acc", "mean_acc", "miou", "fw_iou", "fine_grained", "iou"]
     assert list(record["iou"]) == list(CLASSES)
     assert {"protocol", "cost", "provenance"} <= set(record)
     assert record["protocol"]["images"] == 8 and record["protocol"]["padded_samples"] == 0

@@ -43,7 +43,7 @@ filter.addEventListener("input", () => {
       for (const row of table.rows) row.cells[head.cellIndex].hidden = !isShown(head);
     }
   }
-  const rows = [...document.querySelectorAll("#scores tbody tr")];
+  const rows = [...document.querySelector("#scores tbody").rows];
   const shown = rows.filter((row) => !row.hidden).length;
   document.getElementById("shown").textContent = words.length ? `${shown} of ${rows.length} groups` : "";
 });
