@@ -286,6 +286,8 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
         "page.html",
         "page.css",
         "page.js",
+        "tables.html",
+        "class_differences.html",
         "pictures.html",
     }
     assert (site / "fcnlab" / "benchmarks" / "measuring.py").is_file() and (site / "fcnlab" / "py.typed").is_file()

@@ -59,6 +59,7 @@ COMPOSED_PAGES = {
 COMPOSED = {
     r"model/backbone=(vgg16|googlenet)\b": "needs weights that the repository does not contain",
     r"runs=outputs/train,outputs/sweeps": "names folders that the commands of the page do not write",
+    r"plan=true": "needs three seeds on 30 images; tests/tasks/test_compare.py plans",
     r"merge_over=": "needs runs of different code or of moved data",
     r"eval -m|runs=outputs/flips": "six evaluations",
     r"sweep\.(resume|confirm)=FOLDER": "tests/sweeps/test_sweeps.py and test_sweep_overrides.py start such sweeps",

@@ -56,6 +56,8 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):
         (["runs=runs", "split_by=[cuda,torch]"], "split_by=[cuda] is not valid: choose from commit, torch, device"),
         (["runs=runs", "split_by=[torch]", "merge_over=[torch]"], "contradicts merge_over=[torch]"),
         (["runs=runs", "merge_over=[sorce]"], "merge_over=sorce is not a setting in which these runs differ"),
+        (["runs=runs", "plan=true"], "plan=true needs a pilot of two groups with at least 3 seeds each"),
+        (["runs=runs", "equivalence=0"], "equivalence must be more than 0 and at most 100 points or null, got 0.0."),
         (["runs=a b,it's=1"], "runs=a b: the folder does not exist"),
     ],
 )
@@ -65,6 +67,15 @@ def test_a_user_error_is_reported_without_a_traceback(fcnlab, make_run, tmp_path
     assert fcnlab("compare", *words) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_a_pilot_is_planned_and_tested_for_equivalence(fcnlab, sweep, tmp_path, capsys):
+    words = [f"runs={sweep}", "baseline=fcn8s", "plan=true", "equivalence=50", "resamples=200", "hydra.run.dir=out"]
+    assert fcnlab("compare", *words) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("The observed difference would need") == 2 and "72 images" in printed
+    with (tmp_path / "out" / "pairs.csv").open(newline="") as file:
+        assert [row["verdict"] for row in csv.DictReader(file)] == ["equivalent", "worse"]
 
 
 @pytest.mark.parametrize(
