@@ -182,5 +182,5 @@ def test_a_log_is_utf_8_on_an_ascii_terminal(tmp_path):
     write_run(tmp_path / "runs" / "a")
     completed = process(tmp_path, "compare", "runs=runs", "hydra.run.dir=c", **ASCII)
     assert (completed.returncode, completed.stderr) == (0, b"")
-    assert rb"mean \xb1 standard" in completed.stdout
-    assert "mean ± standard" in (tmp_path / "c" / "compare.log").read_text(encoding="utf-8")
+    assert rb"Mean \xb1 standard" in completed.stdout
+    assert "Mean ± standard" in (tmp_path / "c" / "compare.log").read_text(encoding="utf-8")
