@@ -56,9 +56,24 @@ def test_a_folder_of_others_is_not_written_to(sweep, tmp_path):
     report = fcnlab.compare(sweep, resamples=500)
     with pytest.raises(UserError, match=r"contains files, but no about\.txt of an earlier export"):
         report.export(tmp_path / "paper")
+    (tmp_path / "paper" / "about.txt").write_text("my data set")
+    with pytest.raises(UserError, match=r"contains files, but no about\.txt of an earlier export"):
+        report.export(tmp_path / "paper")
+    assert (tmp_path / "paper" / "scores.tex").read_text() == "mine"
     with pytest.raises(UserError, match="is not a folder"):
         report.export(tmp_path / "paper" / "scores.tex")
-    assert (tmp_path / "paper" / "scores.tex").read_text() == "mine"
+
+
+def test_an_export_replaces_all_files_of_an_earlier_one(sweep, tmp_path, monkeypatch):
+    """Tables of groups that are no longer compared would be of another comparison."""
+    monkeypatch.setattr(pdf, "is_available", lambda: False)
+    fcnlab.compare(sweep, resamples=500).export(tmp_path / "paper")
+    (tmp_path / "paper" / "notes.txt").write_text("mine")
+    for place in (0, 1, 2):
+        shutil.rmtree(sweep / str(place))
+    written = fcnlab.compare(sweep, resamples=500).export(tmp_path / "paper")
+    assert {path.name for path in (tmp_path / "paper").iterdir()} == {path.name for path in written} | {"notes.txt"}
+    assert not (tmp_path / "paper" / "confusion_of_3.csv").exists()
 
 
 DOCUMENT = r"""\documentclass[10pt]{article}

@@ -219,7 +219,7 @@ def test_hostile_names_are_escaped_in_all_outputs(make_run, tmp_path):
     make_run("b", toy_matrices(0.6), options={"optim": "=1+1"}, classes=classes)
     make_run("<i>c\x1b", status="failed")
     runs, left_out = read_runs([tmp_path / "runs"])
-    comparison = compare(runs, resamples=100)
+    comparison = compare(runs, "=1+1", resamples=100)
     comparison.left_out[:0] = left_out
     text, message = markdown(comparison), terminal(comparison)
     assert len(runs) == 2 and "&lt;script&gt;" in text and not re.search(r"<[a-z/]|(?<!\\)\]\(", text)

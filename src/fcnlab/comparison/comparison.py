@@ -234,7 +234,8 @@ def _notes(groups: Sequence[Group], baseline: Group | None, was_set: bool) -> li
     if len({frozenset(group.seeds) for group in groups}) > 1:
         notes.append(
             "The groups have different seeds. Two groups are compared on the seeds that both have if these are three or"
-            " more, and on all runs otherwise; scores are means over all seeds of a group."
+            " more, otherwise on all runs if both have three or more, otherwise on the seeds that both have, or on all"
+            " runs if they share none; scores are means over all seeds of a group."
         )
     return notes
 
@@ -272,7 +273,7 @@ def _notes_of_reliability(pairs: Sequence[Pair], compared: Sequence[Run]) -> lis
     judged, notes = [pair for pair in pairs if pair.interval], []
     if not judged:
         return notes
-    having = (compared[0].areas.target > 0).sum(axis=0)
+    having = np.max([(run.areas.union > 0).sum(axis=0) for run in compared], axis=0)
     rare = [name for name, count in zip(compared[0].classes, having, strict=True) if 0 < count < FEW_IMAGES_OF_A_CLASS]
     if rare:
         notes.append(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import nctdtr, stdtrit
 
-from fcnlab.comparison.two_factor import SeedSample, TwoFactor, degrees_of_freedom
+from fcnlab.comparison.two_factor import SeedSample, TwoFactor
 
 POWER = 0.8  # probability of finding a difference, as is usual
 MOST_SEEDS, MOST_IMAGES = 1_000, 1_000_000  # beyond these, no number is given
@@ -32,12 +32,19 @@ class Design(NamedTuple):
     images: int | None
 
 
-def design(pilot: TwoFactor, images: int, alpha: float) -> Design:
+class Level(NamedTuple):
+    """The level of significance, and the number of comparisons that it is for (of Holm's method, the first step)."""
+
+    alpha: float
+    comparisons: int = 1
+
+
+def design(pilot: TwoFactor, images: int, level: Level) -> Design:
     """Return what a comparison with the components of a pilot on some images can detect, and what it would need."""
     return Design(
-        detectable_difference(pilot, alpha),
-        seeds_needed(pilot, alpha),
-        images_needed(pilot, images, alpha),
+        detectable_difference(pilot, level),
+        seeds_needed(pilot, level),
+        images_needed(pilot, images, level),
     )
 
 
@@ -54,35 +61,38 @@ def with_numbers(pilot: TwoFactor, seeds: int | None = None, image_ratio: float 
     return TwoFactor(pilot.difference, samples, pilot.shared / image_ratio)
 
 
-def power(difference: float, components: TwoFactor, alpha: float) -> float:
+def power(difference: float, components: TwoFactor, level: Level) -> float:
     """Return the probability that a true difference is significant in its own direction."""
-    freedom = degrees_of_freedom(components.variance, components.samples)
-    critical = stdtrit(freedom, 1 - alpha / 2)
-    return 1 - float(nctdtr(freedom, abs(difference) / np.sqrt(components.variance), critical))
+    error, freedom = np.sqrt(components.variance), components.freedom
+    if level.comparisons > 1:
+        critical = components.far_half_width(level.alpha / (2 * level.comparisons)) / error
+    else:
+        critical = stdtrit(freedom, 1 - level.alpha / 2)
+    return 1 - float(nctdtr(freedom, abs(difference) / error, critical))
 
 
-def detectable_difference(components: TwoFactor, alpha: float) -> float:
+def detectable_difference(components: TwoFactor, level: Level) -> float:
     """Return the smallest true difference, in 0..1, that is significant with a probability of 80 %."""
     low, high = 0.0, np.sqrt(components.variance)
-    while power(high, components, alpha) < POWER:
+    while power(high, components, level) < POWER:
         low, high = high, 2 * high
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if power(middle, components, alpha) < POWER else (low, middle)
+        low, high = (middle, high) if power(middle, components, level) < POWER else (low, middle)
     return float(high)
 
 
-def seeds_needed(pilot: TwoFactor, alpha: float) -> int | None:
+def seeds_needed(pilot: TwoFactor, level: Level) -> int | None:
     """Return the smallest number of seeds of each method for which the observed difference would be found."""
     return _smallest(
-        lambda seeds: power(pilot.difference, with_numbers(pilot, seeds=seeds), alpha), FEWEST_PLANNED_SEEDS, MOST_SEEDS
+        lambda seeds: power(pilot.difference, with_numbers(pilot, seeds=seeds), level), FEWEST_PLANNED_SEEDS, MOST_SEEDS
     )
 
 
-def images_needed(pilot: TwoFactor, images: int, alpha: float) -> int | None:
+def images_needed(pilot: TwoFactor, images: int, level: Level) -> int | None:
     """Return the smallest number of images for which the observed difference would be found with the same seeds."""
     return _smallest(
-        lambda count: power(pilot.difference, with_numbers(pilot, image_ratio=count / images), alpha), 1, MOST_IMAGES
+        lambda count: power(pilot.difference, with_numbers(pilot, image_ratio=count / images), level), 1, MOST_IMAGES
     )
 
 

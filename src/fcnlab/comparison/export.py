@@ -15,7 +15,9 @@ from fcnlab.errors import UserError, unwritable_reason
 from fcnlab.escaping import escape_terminal
 from fcnlab.files.writing import atomic_write
 
-ABOUT = "about.txt"  # marks a folder of exports, whose files may be replaced
+ABOUT = "about.txt"  # lists the files of an export, which the next one replaces
+MARK = "Exported by fcnlab compare. "  # how this file begins
+SUFFIXES = (".csv", ".tex", ".svg", ".pdf")
 
 
 def check_export_folder(folder: Path) -> None:
@@ -29,7 +31,7 @@ def check_export_folder(folder: Path) -> None:
     advice = "Choose a new or an empty folder, or that of an earlier export"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"export={folder} is not a folder. {advice}")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
+    if folder.is_dir() and any(folder.iterdir()) and _titles(folder) is None:
         raise UserError(f"export={folder} contains files, but no {ABOUT} of an earlier export. {advice}")
     if reason := unwritable_reason(folder):
         raise UserError(f"export={folder}: {reason}. {advice}")
@@ -43,6 +45,10 @@ def export(folder: Path, comparison: Comparison, command: str) -> list[str]:
     figures = paper_figures(comparison, confusions(comparison))
     tables = [*result_tables(comparison), *_confusion_tables(comparison)]
     folder.mkdir(parents=True, exist_ok=True)
+    titles = [f"{each.name}: {each.title}" for each in (*tables, *figures)]
+    about = [f"{MARK}Command: {command}", headline(comparison), *answers(comparison), "", *titles]
+    _remove_earlier(folder)
+    _write(folder / ABOUT, "\n".join(map(escape_terminal, about)) + "\n")  # first: an interrupted export is one
     texts = {f"{table.name}.csv": table_csv(table) for table in tables}
     texts |= {f"{table.name}.tex": latex(table) for table in tables}
     texts |= {f"{figure.name}.svg": paper_svg(figure.drawing) for figure in figures}
@@ -52,10 +58,24 @@ def export(folder: Path, comparison: Comparison, command: str) -> list[str]:
     for figure in drawn:
         with atomic_write(folder / f"{figure.name}.pdf") as part:
             pdf.write_pdf(part, figure.drawing)
-    titles = [f"{each.name}: {each.title}" for each in (*tables, *figures)]
-    about = [f"Written by: {command}", headline(comparison), *answers(comparison), "", *titles]
-    _write(folder / ABOUT, "\n".join(map(escape_terminal, about)) + "\n")
     return [*texts, *(f"{figure.name}.pdf" for figure in drawn), ABOUT]
+
+
+def _titles(folder: Path) -> list[str] | None:
+    """Return the lines on the files of an earlier export; None if there was none."""
+    path = folder / ABOUT
+    if path.is_symlink() or not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines if lines and lines[0].startswith(MARK) else None
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove the files of an earlier export, which may have had other groups."""
+    names = {line.partition(":")[0] for line in _titles(folder) or []}
+    for path in folder.iterdir():
+        if path.stem in names and path.suffix in SUFFIXES:
+            path.unlink()
 
 
 def _write(path: Path, text: str) -> None:

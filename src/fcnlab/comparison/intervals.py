@@ -101,7 +101,7 @@ def over_seeds(differences: Sequence[float] | ndarray, confidence: float = 0.95)
     seeds are not independent (such as several evaluations of one checkpoint).
     """
     values = np.asarray(differences, float)
-    if len(values) < FEWEST_SEEDS or np.ptp(values) == 0:
+    if len(values) < FEWEST_SEEDS or np.ptp(values) < 1e-12:  # equal up to rounding
         return None
     freedom, mean = len(values) - 1, float(values.mean())
     error = float(values.std(ddof=1)) / np.sqrt(len(values))

@@ -22,7 +22,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _section(table: Table) -> list[str]:
-    return [f"## {table.title}", escape_markdown(table.caption), _pipes(table)]
+    return [f"## {escape_markdown(table.title)}", escape_markdown(table.caption), _pipes(table)]
 
 
 def _bullets(lines: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """Correct p values for the number of comparisons: Holm's method, and Westfall and Young's step-down method.
 
-Both keep the probability of any false rejection below the level. The step-down method (Resampling-Based Multiple
-Testing, 1993, algorithm 2.8) takes into account that pairs share groups, seeds and images, so that it rejects at least
-about as much.
+Both keep the probability of any false rejection below the level, if the p values are exact, also in their far tails.
+The step-down method (Resampling-Based Multiple Testing, 1993, algorithm 2.8) takes into account that pairs share
+groups, seeds and images, so that it rejects at least about as much.
 """
 
 from collections.abc import Sequence

@@ -62,4 +62,6 @@ def _over_seeds(seeds: Sequence[int | None], values: ndarray, count: int) -> Flo
 
 def _random_numbers(seed: int | None, rows: int, count: int) -> Float[ndarray, "rows draws"]:
     """Return the random numbers of a seed, of which all groups that have it use the same."""
-    return np.random.default_rng([1, UNKNOWN_SEED if seed is None else seed]).standard_normal((rows, count))
+    return np.random.default_rng([1, UNKNOWN_SEED if seed is None else seed % UNKNOWN_SEED]).standard_normal(
+        (rows, count)
+    )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fcnlab.comparison.design import detectable_difference, with_numbers
+from fcnlab.comparison.design import Level, detectable_difference, with_numbers
 from fcnlab.comparison.intervals import FEWEST_IMAGES, FEWEST_SEEDS
 from fcnlab.comparison.pairs import Pair
 from fcnlab.comparison.two_factor import TwoFactor
@@ -42,7 +42,9 @@ def plans(pairs: Sequence[Pair]) -> list[Plan]:
 def _plan(pair: Pair, pilot: TwoFactor) -> Plan:
     detectable = [
         [
-            detectable_difference(with_numbers(pilot, seeds=seeds, image_ratio=ratio), pair.alpha)
+            detectable_difference(
+                with_numbers(pilot, seeds=seeds, image_ratio=ratio), Level(pair.alpha, pair.comparisons)
+            )
             for ratio in IMAGE_RATIOS
         ]
         for seeds in SEEDS

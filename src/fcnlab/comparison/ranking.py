@@ -20,13 +20,18 @@ VERDICTS = {  # in sentences, the best first
 
 
 def ranks(comparison: Comparison) -> dict[str, int]:
-    """Return the rank of each group by name; empty if not all pairs of groups have a verdict.
+    """Return the rank of each group by name; empty if the verdicts of all pairs give no ranking.
 
+    They give none if there is a single group, if a pair has no verdict, or if a group with a higher mIoU is worse on
+    the seeds that it shares with another.
     Groups are in the order of their mIoU. A rank ends before the first group that differs significantly from the first
     group of the rank.
     """
     groups, pairs = comparison.groups, comparison.pairs
-    if len(pairs) < len(groups) * (len(groups) - 1) // 2 or any(pair.verdict == "none" for pair in pairs):
+    if not pairs or len(pairs) < len(groups) * (len(groups) - 1) // 2 or any(pair.verdict == "none" for pair in pairs):
+        return {}
+    places = {group.name: place for place, group in enumerate(groups)}
+    if any(_differs(pair) and places[pair.leader.name] > places[_trailing(pair).name] for pair in pairs):
         return {}
     apart = {frozenset((pair.first.name, pair.second.name)) for pair in pairs if _differs(pair)}
     found, first = {groups[0].name: 1}, groups[0]
@@ -41,6 +46,10 @@ def _differs(pair: Pair) -> bool:
     return pair.verdict in ("better", "higher", "lower", "worse")
 
 
+def _trailing(pair: Pair) -> Group:
+    return pair.second if pair.leader is pair.first else pair.first
+
+
 def answers(comparison: Comparison) -> list[str]:
     """Return the result as sentences."""
     pairs = comparison.pairs
@@ -50,7 +59,9 @@ def answers(comparison: Comparison) -> list[str]:
         return [_answer(pairs[0], comparison)]
     if all(pair.verdict == "none" for pair in pairs):
         return [f"No verdict: {pairs[0].scope}."]
-    return _ranking(comparison) if ranks(comparison) else _against_baseline(comparison)
+    if ranks(comparison):
+        return _ranking(comparison)
+    return _against_baseline(comparison) if comparison.baseline else [_answer(pair, comparison) for pair in pairs]
 
 
 # Two groups

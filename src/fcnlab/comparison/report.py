@@ -68,7 +68,7 @@ class ComparisonReport:
         return markdown(self.comparison)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``comparison.html``, ``comparison.md`` and four CSV files; return the path of the page."""
+        """Write ``comparison.html``, ``comparison.md`` and five CSV files; return the path of the page."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(folder, self.comparison)

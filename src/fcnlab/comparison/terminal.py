@@ -19,7 +19,7 @@ def terminal(comparison: Comparison) -> str:
     parts = [escape_line(headline(comparison)), *common_lines(comparison)]
     for table in (score_table(comparison), difference_table(comparison), published_table(comparison)):
         if table.rows:
-            parts += [f"{table.title}. {table.caption}", _aligned(table)]
+            parts += [escape_line(f"{table.title}. {table.caption}"), _aligned(table)]
     parts.append(f"{comparison.resamples} bootstrap resamples") if comparison.pairs else None
     notes = map(escape_line, [*comparison.notes, *comparison.selection])
     return "\n\n".join([*parts, *notes, "\n".join(map(escape_line, answers(comparison)))])
