@@ -169,9 +169,10 @@ def _end_with_rank_0() -> None:
 def _add_recorded_overrides(verb: str, started_by_lightning: bool) -> None:
     """Add the recorded overrides of ``from_run=``, ``sweep.resume=`` and the like to the command line."""
     asks = [word.lstrip("+").startswith(RECORDS) for word in sys.argv]
+    keys = {word.partition("=")[0].lstrip("+") for word in sys.argv if "=" in word}
+    if "sweep.best" in keys and "sweep.confirm" not in keys:
+        sys.exit(f"fcnlab {verb}: sweep.best has no effect without sweep.confirm=FOLDER. Leave it out")
     if not any(asks):
-        if any(word.startswith("sweep.best=") for word in sys.argv):
-            sys.exit(f"fcnlab {verb}: sweep.best has no effect without sweep.confirm=FOLDER")
         return
     if sum(word.lstrip("+").startswith("sweep.") for word, ask in zip(sys.argv, asks, strict=True) if ask) > 1:
         sys.exit(f"fcnlab {verb}: sweep.resume, sweep.extend and sweep.confirm exclude each other. Type one of them")

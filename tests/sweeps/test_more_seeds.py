@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,6 +12,7 @@ from fcnlab.config.recorded_overrides import apply_sweep_resume
 from fcnlab.errors import UserError
 from fcnlab.sweeps import more_seeds
 from fcnlab.sweeps.confirmation import apply_sweep_confirm, ranked_settings
+from fcnlab.sweeps.grid_sweeper import GridSweeper
 from fcnlab.sweeps.manifest import Job, Manifest, read_manifest
 from fcnlab.sweeps.more_seeds import jobs_with_seeds, parse_seeds, warn_about_changed_code
 
@@ -117,6 +119,60 @@ def test_a_damaged_record_is_refused(recorded, facts):
         read_manifest(recorded(**facts), "sweep.extend")
 
 
+@pytest.mark.parametrize("key", ["overrides", "number", "folder", "name", "status", "miou", "settings"])
+@pytest.mark.parametrize("value", [5.5, [3], "x"])
+def test_a_job_of_a_damaged_record_is_refused(recorded, key: str, value: object):
+    folder = recorded(("seed=1", 0.5, "finished"))
+    record = json.loads((folder / "sweep.json").read_text())
+    record["jobs"][0][key] = value
+    (folder / "sweep.json").write_text(json.dumps(record))
+    if (key, value) == ("miou", 5.5) or (value == "x" and key not in ("overrides", "number", "miou")):
+        read_manifest(folder, "sweep.confirm")  # the type is right
+    else:
+        with pytest.raises(UserError, match=r"^sweep\.confirm=.*: no valid record of a sweep"):
+            read_manifest(folder, "sweep.confirm")
+
+
+COMBINATIONS = "sweep.combinations=[['+x._target_=os.system'],['optim.lr=0.1','model.weights=D/${seed}.ckpt']]"
+RECORDED = [["+x._target_=os.system"], ["optim.lr=0.1", "model.weights=D/${seed}.ckpt"]]
+
+
+@pytest.mark.parametrize("named", ["sweep.resume=old", "sweep.extend=old"])
+def test_typed_settings_do_not_make_combinations_of_a_record_trusted(recorded, named: str):
+    recorded(combinations=RECORDED)
+    words = [named, "model=fcn8s", *(["seed=4"] if "extend" in named else [])]
+    for typed in ([], ["sweep.combinations=[['optim.lr=0.1']]"], ["sweep.combinations=[["]):
+        with pytest.raises(UserError, match=rf"^{named}: its record is refused, because of") as error:
+            rewritten(apply_sweep_resume, *words, *typed)
+        command = shlex.split(str(error.value).partition("If the sweep is yours, type all of its settings: ")[2])
+        assert command[:3] == ["fcnlab", "train", named] and command[-1] == COMBINATIONS and set(words) < set(command)
+        assert sum("sweep.combinations" in word for word in command) == 1
+    assert "model=fcn8s" in rewritten(apply_sweep_resume, *words, COMBINATIONS)
+    with pytest.raises(UserError, match=r"because of the override "):  # the other overrides are still foreign
+        recorded(combinations=RECORDED, overrides=["+x._target_=os.system"])
+        rewritten(apply_sweep_resume, "sweep.resume=old", COMBINATIONS)
+
+
+def test_the_resume_command_repeats_the_combinations_that_must_be_typed(tmp_path):
+    manifest = Manifest(tmp_path, "train", ["model=fcn8s"], combinations=RECORDED)
+    assert shlex.split(manifest.resume_command)[-2:] == ["model=fcn8s", COMBINATIONS]
+
+
+def test_typed_combinations_must_be_those_of_the_resumed_sweep(tmp_path):
+    sweeper = GridSweeper()
+    manifest = Manifest(tmp_path, "train", ["model=fcn8s"], combinations=RECORDED)
+    sweeper.chosen_launcher = SimpleNamespace(manifest=manifest, resumes=True)  # pyright: ignore[reportAttributeAccessIssue]
+    for typed in ([], RECORDED):
+        sweeper.whole = OmegaConf.create({"sweep": {"combinations": typed}})
+        assert sweeper._combinations() == RECORDED
+    sweeper.whole = OmegaConf.create({"sweep": {"combinations": RECORDED[1:]}})
+    with pytest.raises(UserError, match=r"the settings differ from those of that sweep:\n  only in the record: "):
+        sweeper._combinations()
+    manifest.combinations = []
+    with pytest.raises(UserError, match=r"the settings differ from those of that sweep:\n  only in this sweep: "):
+        sweeper._combinations()
+
+
 # --- the best settings
 
 JOBS = (
@@ -176,6 +232,22 @@ def test_settings_without_effect_or_that_exclude_each_other_are_refused(fcnlab, 
     assert "sweep.best has no effect without sweep.confirm=FOLDER" in capsys.readouterr().err
     assert fcnlab("train", "-m", "sweep.extend=a", "sweep.resume=a", "seed=4") == 1
     assert "sweep.resume, sweep.extend and sweep.confirm exclude each other" in capsys.readouterr().err
+    for word in ("sweep.resume=a", "sweep.extend=a"):
+        assert fcnlab("train", "-m", word, "+sweep.best=2", "seed=4") == 1
+        assert "sweep.best has no effect without sweep.confirm=FOLDER" in capsys.readouterr().err
+
+
+def test_a_confirmation_of_evaluations_or_of_several_folds_is_refused(recorded):
+    words = ("sweep.confirm=old", "seed=3,4", "sweep.best=1")
+    recorded(*JOBS, verb="eval")
+    with pytest.raises(UserError, match=r"^sweep\.confirm=old: the jobs of that sweep are no training runs"):
+        rewritten(apply_sweep_confirm, *words)
+    for first, second in (("data.fold=0", "data.fold=1"), ("data={folds:5,fold:0}", "data={folds:5,fold:1}")):
+        recorded((f"{first} seed=1", 0.5, "finished"), (f"{second} seed=1", 0.9, "finished"))
+        with pytest.raises(UserError, match=r"^sweep\.confirm=old: the jobs differ in the fold \(.* with all folds"):
+            rewritten(apply_sweep_confirm, *words)
+    recorded(("data.fold=0 optim.lr=1 seed=1", 0.5, "finished"), ("data.fold=0 optim.lr=2 seed=1", 0.9, "finished"))
+    assert "optim.lr=2" in rewritten(apply_sweep_confirm, *words)
 
 
 # --- changed code

@@ -77,6 +77,8 @@ def test_overrides_define_the_search_space(word: str, expected):
         ("x=range(3,1)", "it has no values"),
         ("seed=1,2,3", "seeds are not searched, since the search would pick the luckiest one"),
         ("data.seed=range(3)", "seeds are not searched"),
+        ("data.fold=0,1,2", r"data\.fold=0,1,2: folds are not searched, since the search would pick the easiest one"),
+        ("data={fold:0},{fold:1}", "folds are not searched"),
     ],
 )
 def test_an_invalid_search_space_is_an_error(word: str, message: str):

@@ -302,6 +302,7 @@ def composed_whole():
             "model/backbone=resnet50,resnet101 model.backbone={output_strid:8}",
             "Did you mean model.backbone.output_stride?",
         ),
+        ("seed=1 sweep.added_seeds=4", "sweep.added_seeds=4 works only with hydra/launcher=slots or submitit_slurm"),
         ("seed=1,-1", "job 1: Invalid configuration:\n  seed must be a whole number"),
         ("seed=1,-1 hydra.sweeper.max_batch_size=1", "job 1: Invalid configuration:\n  seed must be "),
         ("seed=1,2 hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size=0 must be null or a whole number"),
@@ -844,6 +845,8 @@ def finish(folder: Path, *numbers: int) -> None:
     for number in numbers:
         (folder / str(number)).mkdir(exist_ok=True)
         (folder / str(number) / "run.json").write_text('{"status": "finished"}')
+        (folder / str(number) / "metrics.json").write_text('{"miou": 0.5}')
+        (folder / str(number) / "confusions.npz").touch()
 
 
 @pytest.mark.slow  # several sweeps in this process

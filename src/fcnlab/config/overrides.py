@@ -21,6 +21,7 @@ def resume_override(folder: Path) -> str:
 
 
 SEARCHPATH = "hydra.searchpath"
+COMBINATIONS = "sweep.combinations"
 ESCAPED_DOUBLE = re.compile(r'''(?<!\\)"([^\\"']*(?:\\"[^\\"']*)+)"''')  # a text with escaped quotes, and no others
 ESCAPED_SINGLE = re.compile(r"""(?<!\\)'([^\\"']*(?:\\'[^\\"']*)+)'""")
 KEY_ENDS, BACKSLASH = re.compile(r"[\\()\[\]{}:=, ]"), r"\\\g<0>"
@@ -157,6 +158,21 @@ def _in_ansi_quotes(character: str) -> str:
         return character
     errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
     return "".join(f"\\x{byte:02x}" for byte in character.encode(errors=errors))
+
+
+def combinations_override(combinations: Sequence[Sequence[str]]) -> str:
+    """Return the override that repeats a sweep with each of some lists of overrides."""
+    lists = ",".join(f"[{','.join(map(quote_value, words))}]" for words in combinations)
+    return f"{COMBINATIONS}=[{lists}]"
+
+
+def typed_combinations(words: Sequence[str]) -> Any:
+    """Return the value of ``sweep.combinations=`` on a command line; None without one, or if Hydra cannot parse it."""
+    word = next((word for word in reversed(words) if override_key(word) == COMBINATIONS), f"{COMBINATIONS}=null")
+    try:
+        return OverridesParser.create().parse_override(word).value()
+    except HydraException:
+        return None
 
 
 def shell_override(key: str, value: object) -> str:

@@ -10,12 +10,15 @@ from typing import Any
 from fcnlab.config.components import leaves_of
 from fcnlab.config.locations import CONF
 from fcnlab.config.overrides import (
+    COMBINATIONS,
     SEARCHPATH,
+    combinations_override,
     format_override,
     override_key,
     searchpath_folders,
     sets_dictionary,
     shell_join,
+    typed_combinations,
     typed_value,
     unquote_value,
 )
@@ -60,6 +63,8 @@ def apply_from_run(argv: list[str], verb: str) -> None:
 def apply_sweep_resume(argv: list[str], verb: str) -> None:
     """Resume the sweep of ``sweep.resume=FOLDER``, with the overrides of its record if none are typed.
 
+    Its ``combinations`` are always those of the record, so that they are checked unless they are typed, too.
+
     The sweep of ``sweep.extend=FOLDER`` is resumed with the typed seeds in addition.
 
     Raises
@@ -73,18 +78,22 @@ def apply_sweep_resume(argv: list[str], verb: str) -> None:
     folder = unquote_value(argv[place].partition("=")[2])
     record = read_record(argv[place], Path(folder) / "sweep.json")
     overrides = [*(record.get("params") or []), *record["overrides"]]
-    foreign = [*overrides, *chain(*record.get("combinations", []))]
+    combinations, typed = record.get("combinations", []), [*argv]
     if argv[place].startswith(EXTEND):
         _set_added_seeds(argv, place, verb, Path(folder))
         refuse_settings(argv[place], [word for word in typed_settings(argv) if word not in overrides])
+    untyped = ""
     if typed_settings(argv):
         overrides = []
     else:
-        untyped = check_own_folders("sweep", record, argv, verb)
-        advice = (
-            untyped or f"If the sweep is yours, type all of its settings: {command_line(verb, [*argv, *overrides])}"
-        )
-        check_recorded_overrides(foreign, argv, lambda: advice)
+        untyped = check_own_folders("sweep", record, typed, verb)
+    foreign, to_type = [*overrides], [*typed, *overrides]
+    if combinations and typed_combinations(argv) != combinations:  # the sweep takes them from the record, in any case
+        foreign += chain(*combinations)
+        to_type = [word for word in to_type if override_key(word) != COMBINATIONS]
+        to_type.append(combinations_override(combinations))
+    advice = untyped or f"If the sweep is yours, type all of its settings: {command_line(verb, to_type)}"
+    check_recorded_overrides(foreign, argv, lambda: advice)
     check_links(Path(folder))
     resumed = [*_search_settings(Path(folder) / "search.json", argv), format_override("hydra.sweep.dir", folder)]
     argv[place + 1 : place + 1] = [*overrides, *read_only_data(overrides, argv), *resumed]

@@ -5,6 +5,7 @@ have no such bias.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.overrides import override_key, shell_join, unquote_value
+from fcnlab.config.overrides import combinations_override, override_key, sets_dictionary, shell_join, unquote_value
 from fcnlab.config.recorded_overrides import (
     CONFIRM,
     check_own_folders,
@@ -27,7 +28,7 @@ from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
 from fcnlab.files.reading import display_path, read_json_facts
 from fcnlab.runs.origins import nested_map
-from fcnlab.sweeps.job_overrides import combinations_override, user_overrides
+from fcnlab.sweeps.job_overrides import user_overrides
 from fcnlab.sweeps.manifest import Job, Manifest, read_manifest
 from fcnlab.sweeps.more_seeds import parse_seeds, without_seed
 from fcnlab.sweeps.resumed_settings import check_unchanged
@@ -50,8 +51,8 @@ def apply_sweep_confirm(argv: list[str], verb: str) -> None:
     Raises
     ------
     UserError
-        There is no record of a sweep, or it contains forbidden overrides; too few settings have a score; the typed
-        seeds are not new, or other settings are typed.
+        There is no record of a sweep, or it contains forbidden overrides; its jobs are evaluations, or differ in the
+        fold; too few settings have a score; the typed seeds are not new, or other settings are typed.
     """
     place = next((place for place, word in enumerate(argv) if word.startswith(CONFIRM)), None)
     if place is None:
@@ -60,6 +61,12 @@ def apply_sweep_confirm(argv: list[str], verb: str) -> None:
     if verb != "train":
         raise UserError(f"{request}: only training runs have seeds. Use fcnlab train")
     record, manifest = read_record(request, folder / "sweep.json"), read_manifest(folder, OPTION)
+    if manifest.verb != "train":
+        raise UserError(
+            f"{request}: the jobs of that sweep are no training runs, and have no seeds. Give the folder of a sweep of"
+            " fcnlab train"
+        )
+    _check_one_fold(request, manifest)
     ranked = ranked_settings(manifest)
     best = ranked[: _count(argv, len(ranked), request)]
     _check_typed(argv, request, manifest)
@@ -78,6 +85,29 @@ def apply_sweep_confirm(argv: list[str], verb: str) -> None:
     for setting in best:
         name = escape_line(shell_join([word for word in setting.overrides if word not in of_all]))
         print(f"  {100 * setting.score:6.2f} % ({len(setting.jobs)} job{'s'[: len(setting.jobs) > 1]})  {name}")
+
+
+def _check_one_fold(request: str, manifest: Manifest) -> None:
+    """Raise a UserError if the jobs differ in ``data.fold``: folds would be ranked, and not settings."""
+    folds = list(dict.fromkeys(_fold_overrides(job.overrides) for _, job in sorted(manifest.jobs.items())))
+    if len(folds) > 1:
+        different = " and ".join(" ".join(words) or "no fold" for words in folds[:2])
+        raise UserError(
+            f"{request}: the jobs differ in the fold ({different}), so that the best ones would be those with the"
+            " easiest images. Compare the settings over all folds with fcnlab compare"
+            f" runs={display_path(manifest.folder)}, and train the best ones with all folds and new seeds: fcnlab train"
+            " -m SETTINGS data.fold=0,1,2 seed=101,102,103"
+        )
+
+
+def _fold_overrides(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the overrides of a job that set its fold."""
+    return tuple(
+        word
+        for word in user_overrides(overrides)
+        if override_key(word) == "data.fold"
+        or (override_key(word) == "data" and sets_dictionary(word) and re.search(r"\bfold\b", word))
+    )
 
 
 def ranked_settings(manifest: Manifest) -> list[ScoredSetting]:

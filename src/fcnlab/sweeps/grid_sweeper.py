@@ -23,7 +23,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.overrides import plain_overrides, shell_join
+from fcnlab.config.overrides import combinations_override, plain_overrides, shell_join
 from fcnlab.errors import UserError, first_line
 from fcnlab.files.writing import atomic_write
 from fcnlab.library_internals.hydra import composed_through, copy_below_its_parent, folder_name, value_of, value_text
@@ -105,6 +105,11 @@ class GridSweeper(Sweeper):
             jobs = restore_recorded_order(jobs, self.manifest)
         text = OmegaConf.select(self.whole, "sweep.added_seeds")
         self.new_seeds = parse_seeds(text) if text else []
+        if self.new_seeds and self.manifest is None:
+            raise UserError(
+                f"sweep.added_seeds={text} works only with hydra/launcher=slots or submitit_slurm. Leave"
+                " hydra/launcher=basic out"
+            )
         if self.manifest is not None:
             self.manifest.added_seeds += self.new_seeds
             jobs += jobs_with_seeds(jobs, self.manifest.added_seeds)
@@ -112,12 +117,23 @@ class GridSweeper(Sweeper):
         return jobs
 
     def _combinations(self) -> list[list[str]]:
-        """Return the overrides with which each job of the grid is run, and record them."""
+        """Return the overrides with which each job of the grid is run, and record them.
+
+        Raises
+        ------
+        UserError
+            The resumed sweep has others.
+        """
         typed: Any = OmegaConf.select(self.whole, "sweep.combinations")
-        combinations = OmegaConf.to_container(typed, resolve=False) if typed else []
-        if self.manifest is not None and not self.manifest.combinations:
-            self.manifest.combinations = combinations  # pyright: ignore[reportAttributeAccessIssue]
-        return combinations if self.manifest is None else self.manifest.combinations  # pyright: ignore[reportReturnType]
+        combinations: Any = OmegaConf.to_container(typed, resolve=False) if typed else []
+        recorded = self.manifest.combinations if self.manifest is not None else []
+        resumes = self.manifest is not None and getattr(self.chosen_launcher, "resumes", False)
+        if self.manifest is not None and resumes and combinations and combinations != recorded:
+            lists = [[combinations_override(each)] if each else [] for each in (recorded, combinations)]
+            raise self.manifest.settings_error(describe_difference(*lists))
+        if self.manifest is not None and not recorded:
+            self.manifest.combinations = combinations
+        return recorded or combinations
 
     def _check(self, overrides: Sequence[Override], jobs: Sequence[list[str]]) -> None:
         with list_hints_added(overrides):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.overrides import format_override, override_key, plain_overrides, quote_value
+from fcnlab.config.overrides import format_override, override_key, plain_overrides
 
 log = logging.getLogger("fcnlab")
 SWEEP_KEYS = re.compile(r"[+~]*hydra[./](launcher|sweeper|sweep|mode|run)\b")  # not passed on to the jobs
@@ -38,12 +38,6 @@ def resuming_option(config: DictConfig) -> str | None:
 def user_overrides(overrides: Sequence[str]) -> list[str]:
     """Return the overrides without those that make a run a job of a sweep."""
     return [override for override in overrides if not override.startswith("sweep.")]
-
-
-def combinations_override(combinations: Sequence[Sequence[str]]) -> str:
-    """Return the override that repeats a sweep with each of some lists of overrides."""
-    lists = ",".join(f"[{','.join(map(quote_value, words))}]" for words in combinations)
-    return f"sweep.combinations=[{lists}]"
 
 
 def overrides_for_job(folder: Path, name: str) -> list[str]:

@@ -11,14 +11,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from fcnlab.config.overrides import format_override, resume_override, searchpath_folders, shell_join
+from fcnlab.config.overrides import (
+    combinations_override,
+    format_override,
+    resume_override,
+    searchpath_folders,
+    shell_join,
+)
 from fcnlab.config.ranges import Seed, is_valid
 from fcnlab.errors import UserError
 from fcnlab.files.in_place import open_own
 from fcnlab.files.locks import FolderLock, try_lock
 from fcnlab.files.reading import Unreadable, display_path, read_json, read_yaml, texts
 from fcnlab.files.writing import as_json, atomic_write, timestamp
-from fcnlab.sweeps.job_overrides import combinations_override
 
 log = logging.getLogger("fcnlab")
 NAME = "sweep.json"
@@ -82,10 +87,14 @@ class Manifest:
 
     @property
     def command(self) -> str:
-        more = [combinations_override(self.combinations)] if self.combinations else []
+        more = self._combinations_typed
         if self.added_seeds:
             more.append(format_override("sweep.added_seeds", ",".join(map(str, self.added_seeds))))
         return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, *self.all_overrides, *more])
+
+    @property
+    def _combinations_typed(self) -> list[str]:
+        return [combinations_override(self.combinations)] if self.combinations else []
 
     @property
     def _config_dir(self) -> list[str]:
@@ -111,7 +120,7 @@ class Manifest:
         try:
             check_overrides([*self.all_overrides, *chain(*self.combinations)], [CONF, *self._own_folders])
         except UntrustedError:
-            repeated = self.all_overrides
+            repeated = [*self.all_overrides, *self._combinations_typed]
         return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, resume_override(self.folder), *repeated])
 
     def settings_error(self, difference: str) -> UserError:
@@ -208,10 +217,13 @@ def read_manifest(folder: Path, option: str) -> Manifest:
         facts = read_json(folder, NAME)
         if facts is None:
             raise ValueError(f"there is no {NAME}")
-        jobs = {job["number"]: Job(**job) for job in facts["jobs"]}
+        jobs = {job["number"]: _job(job) for job in facts["jobs"]}
         if any(not (folder / job.folder).resolve().is_relative_to(folder.resolve()) for job in jobs.values()):
             raise ValueError("a job's folder is outside the sweep's folder")
         recorded = {name: facts[name] for name in ("verb", "overrides", "status", "started", "ended")}
+        if not isinstance(recorded["verb"], str):
+            raise TypeError("its verb is not a text")
+        texts(recorded["overrides"], "overrides")
         recorded["params"] = texts(facts["params"], "params")
         recorded["combinations"] = [texts(words, "combinations") for words in facts.get("combinations", [])]
         recorded["added_seeds"] = _seeds(facts.get("added_seeds", []))
@@ -220,6 +232,16 @@ def read_manifest(folder: Path, option: str) -> Manifest:
             f"{option}={display_path(folder)}: no valid record of a sweep ({error}). Give a folder with {NAME}."
         ) from error
     return Manifest(folder, **recorded, jobs=jobs, option=option)
+
+
+def _job(facts: Any) -> Job:
+    job = Job(**facts)
+    texts(job.overrides, "jobs' overrides")
+    if not all(isinstance(text, str) for text in (job.folder, job.name, job.status, job.settings)):
+        raise TypeError("the folder, name, status or settings of a job are not a text")
+    if type(job.number) is not int or type(job.miou) not in (int, float, type(None)):
+        raise TypeError("the number or score of a job is not a number")
+    return job
 
 
 def _seeds(values: Any) -> list[int]:

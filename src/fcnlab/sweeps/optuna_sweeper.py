@@ -32,6 +32,7 @@ from fcnlab.files.writing import as_json, atomic_write
 from fcnlab.library_internals.hydra import value_of
 from fcnlab.runs.settings import JOB_INTERPOLATION, in_few_digits
 from fcnlab.sweeps.grid_sweeper import (
+    keys_set_by,
     list_hints,
     list_hints_added,
     parse_overrides,
@@ -281,7 +282,7 @@ def search_space(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[st
     Raises
     ------
     UserError
-        No setting is searched, a seed is searched, or a distribution is not valid.
+        No setting is searched, a seed or fold is searched, or a distribution is not valid.
     """
     space, fixed = {}, []
     for override in overrides:
@@ -291,6 +292,12 @@ def search_space(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[st
                     f"{override.input_line}: seeds are not searched, since the search would pick the luckiest one. Use"
                     " one seed, and train the best settings with several seeds afterwards: -m sweep.confirm=FOLDER"
                     " sweep.best=3 seed=101,102,103"
+                )
+            if "data.fold" in keys_set_by(override):
+                raise UserError(
+                    f"{override.input_line}: folds are not searched, since the search would pick the easiest one. Use"
+                    " one fold, and train the best settings with all folds and new seeds afterwards: -m data.fold=0,1,2"
+                    " seed=101,102,103"
                 )
             space[override.get_key_element()] = distribution_of(override)
         else:
