@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -329,11 +330,13 @@ FOLD_0 = WHOLE | {"data.folds": 2, "data.fold": 0, "images.folds": "24 (aaaaaaaa
 )
 def test_training_images_are_not_scored_as_a_held_out_fold(recorded, present, message):
     trained = TrainingRun(1, {}, recorded, {}, root="/data")._asdict()
-    net = TrainedNet(Path("best.ckpt"), torch.nn.Identity(), {"fcnlab": {"trained": trained}})
+    unused: Any = None
+    net = TrainedNet(Path("best.ckpt"), unused, {"fcnlab": {"trained": trained}})
     data = {"root": "/data", "train_list": "train", "dataset": {"_target_": "shapes"}, "folds": 2, "fold": 1} | present
-    opened = SimpleNamespace(whole=lambda name: range(24))
+    opened: Any = SimpleNamespace(whole=lambda name: range(24))
+    present_data: Any = OmegaConf.create(data)
     if message is None:
-        check_fold(net, OmegaConf.create(data), opened)
+        check_fold(net, present_data, opened)
     else:
         with pytest.raises(ConfigError, match=message):
-            check_fold(net, OmegaConf.create(data), opened)
+            check_fold(net, present_data, opened)

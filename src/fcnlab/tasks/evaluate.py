@@ -206,8 +206,8 @@ def check_fold(net: TrainedNet, data: DictConfig, opened: DataModule) -> None:
     if any(recorded.get(key) != present.get(key) for key in keys):
         raise ConfigError(
             f"checkpoint={net.path} held out fold {recorded.get('data.fold')} of {recorded.get('data.folds')}, so it"
-            f" has trained on images of fold {data.fold} of {data.folds}. Leave data= out to score it on its own fold, or"
-            " set data.test_list"
+            f" has trained on images of fold {data.fold} of {data.folds}. Leave data= out to score it on its own fold,"
+            " or set data.test_list"
         )
 
 
@@ -269,12 +269,9 @@ def _original_paths(run: Path, data: Mapping[str, Any]) -> dict[str, str]:
 
     Relative to the present working directory, there may be other data under the same name.
     """
-    paths = {key: data.get(key) for key in ("root", "train_list", "val_list", "test_list")}
-    paths = {
-        key: path
-        for key, path in paths.items()
-        if isinstance(path, str) and (key == "root" or path.endswith(LIST_SUFFIX))
-    }
+    lists = {key: data.get(key) for key in ("train_list", "val_list", "test_list")}
+    files = {key: path for key, path in lists.items() if isinstance(path, str) and path.endswith(LIST_SUFFIX)}
+    paths = files | ({"root": data["root"]} if isinstance(data.get("root"), str) else {})
     try:
         cwd = nested_map(nested_map(read_yaml(run, ".hydra/hydra.yaml"), "hydra"), "runtime").get("cwd")
         if not isinstance(cwd, str):
