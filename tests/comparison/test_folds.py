@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fcnlab.comparison.comparison import compare
+from fcnlab.comparison.folds import pool_folds
 from fcnlab.comparison.grouping import GroupingRules
 from fcnlab.comparison.runs import read_runs
 from run_folders import toy_matrices, trained
@@ -119,6 +120,37 @@ def test_initial_weights_of_another_fold_are_another_setting(make_run, tmp_path)
         (folder / "run.json").write_text(json.dumps(facts | {"weights": weights}))
         names.append(read_runs([folder])[0][0].settings["model.weights"])
     assert names == ["best.ckpt (aaaa)", "best.ckpt (aaaa)", "best.ckpt (aaaa, fold 1)"]
+
+
+@pytest.mark.parametrize(("scored", "leaks"), [("train", True), ("other", False)])
+def test_a_fold_that_was_scored_by_a_run_without_folds_is_excluded(make_run, tmp_path, scored, leaks):
+    matrices = toy_matrices(0.7, COUNT)
+    training = make_run("whole", settings={"data.train_list": "train"})
+    for number in range(3):
+        settings = {"checkpoint": f"{training}/checkpoints/best.ckpt", "inference": {}, "postprocess": {}}
+        settings |= {"data.train_list": scored}
+        fold_of(make_run, str(number), matrices, number, verb="eval", settings=settings, trained=trained(training))
+    runs, _ = read_runs([tmp_path / "runs" / str(number) for number in range(3)])
+    assert [run.fold.is_trained_on for run in runs] == 3 * [leaks]
+    reasons = [out.reason for out in pool_folds(runs, GroupingRules()).excluded]
+    expected = [
+        f"fold {number} was scored by a run that has trained on these images: it held out no fold"
+        for number in range(3)
+    ]
+    assert reasons == (expected if leaks else [])
+
+
+def test_initial_weights_of_the_whole_list_are_named(make_run):
+    names = []
+    for number, trained_on in enumerate((["toys", "train"], ["toys", "other"])):
+        folder = fold_of(
+            make_run, str(number), toy_matrices(0.7, COUNT), number, settings={"data.dataset._target_": "toys"}
+        )
+        facts = json.loads((folder / "run.json").read_text())
+        file = {"name": "best.ckpt", "sha256": "1" * 64, "recipe": "aaaa", "fold": None, "trained_on": trained_on}
+        (folder / "run.json").write_text(json.dumps(facts | {"weights": {"model.weights": file}}))
+        names.append(read_runs([folder])[0][0].settings["model.weights"])
+    assert names == ["best.ckpt (aaaa, trained on all folds)", "best.ckpt (aaaa)"]
 
 
 def test_folds_that_were_scored_on_one_test_list_stay_apart(make_run, tmp_path):

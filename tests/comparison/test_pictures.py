@@ -99,3 +99,33 @@ def test_runs_without_predictions_are_explained(write, shown):
     (write("a", 0.9) / "predictions.zip").unlink()
     result, _ = shown()
     assert not result.pairs and not result.groups and "fcnlab eval checkpoint=PATH" in result.notes[0]
+    assert "compare the folder of that evaluation alone" in result.notes[0]
+
+
+def write_fold(write, number: int):
+    names = [f"image_{place:03}" for place in range(18 * number, 18 * number + 18)]
+    settings = {"data.folds": 2, "data.fold": number, "data.train_list": "train"}
+    return write(
+        f"fold{number}", 0.6, names, settings=settings, protocol={"folds": 2, "fold": number, "images": 18, "of": 36}
+    )
+
+
+def test_pictures_of_a_cross_validation_come_from_the_archives_of_its_folds(write, shown):
+    for number in (0, 1):
+        write_fold(write, number)
+    result, comparison = shown()
+    run = comparison.groups[0].runs[0]
+    scores = image_scores(comparison.groups[0])
+    assert len(run.folds) == 2 and len(scores) == 36 and not result.notes
+    rows = [row.name.rpartition(" ")[2] for row in result.groups[0].rows]
+    order = [run.names[place] for place in np.argsort(scores)]
+    assert rows == [order[-1], order[-2], order[0], order[1]]
+    assert {name < "image_018" for name in rows} == {True, False}  # images of both folds
+
+
+def test_a_fold_with_an_unusable_archive_shows_no_pictures(write, shown, tmp_path):
+    folders = [write_fold(write, number) for number in (0, 1)]
+    other = write_run_with_predictions(tmp_path / "other", 0.5)
+    shutil.copy(other / "predictions.zip", folders[1])
+    result, _ = shown()
+    assert not result.groups and "they are of another evaluation" in result.notes[0]

@@ -319,6 +319,15 @@ def test_an_evaluation_has_the_settings_and_seed_of_its_training_run(make_run):
     assert flipped.settings == plain.settings | {"inference._target_": "fcnlab.inference.flip"}
 
 
+def test_a_list_of_one_checkpoint_is_that_checkpoint(make_run):
+    training = make_run("train/a")
+    plain = evaluation(make_run, "eval/a", training)
+    settings = {"checkpoint": [f"{training}/checkpoints/best.ckpt"], "inference._target_": "fcnlab.inference.whole"}
+    options = {"inference": "whole", "postprocess": "none", "data": None, "model": None, "optim": None}
+    run = read_run(make_run("eval/b", verb="eval", settings=settings, options=options, trained=trained(training)))
+    assert run.settings["scoring.checkpoint"] == "best.ckpt" and run.settings == plain.settings
+
+
 def test_postprocessing_is_a_setting_of_an_evaluation(make_run):
     training = make_run("train/a")
     path = f"{training}/checkpoints/best.ckpt"

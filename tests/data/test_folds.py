@@ -10,6 +10,7 @@ from fcnlab.data import DataError, DataModule, SegmentationDataset
 from fcnlab.data.folds import Folds, hash_of_name
 from fcnlab.data.formats.voc import voc_palette
 from fcnlab.data.transforms import none
+from fcnlab.evaluation.splits import report_splits
 
 
 class Masks(SegmentationDataset):
@@ -56,6 +57,19 @@ def test_the_fold_is_a_hash_of_the_name():
     assert folds.assign(dataset).tolist() == by_hand
     assert folds.assign(more).tolist()[:50] == by_hand  # new images move no other one
     assert hash_of_name("a", "folds") != hash_of_name("a", "fraction")
+
+
+def test_a_group_is_the_shortest_text_that_fits():
+    """A longer one would be a group for each image, and put those of one patient into several folds."""
+    dataset = listed(f"patient{number % 9}_slice_{number:03}_a" for number in range(90))
+    assert set(Folds(2, 0, "{group}_*").groups(dataset)) == {f"patient{number}" for number in range(9)}
+
+
+def test_groups_are_reported(caplog):
+    data = data_of(numbered(40, videos=8), folds=2, fold=0, fold_group="{group}_*")
+    with caplog.at_level("INFO", logger="fcnlab"):
+        report_splits(data, "train", "val")
+    assert "toys train: 8 groups of data.fold_group={group}_*, such as 'video0'" in caplog.text
 
 
 @pytest.mark.parametrize("stratify", [False, True], ids=["by hash", "stratified"])

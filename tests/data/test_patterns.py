@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fcnlab.data.patterns import find_images, name_in, same_names
+from fcnlab.data.patterns import find_images, name_in, same_names, shortest_name_in
 
 PARTS = st.lists(st.sampled_from(["a", "b", "*", "/", ".", "ab", "**", "A"]), max_size=6).map("".join)
 PATHS = st.text("ab/.AB", max_size=14)
@@ -74,3 +74,21 @@ def test_skipped_files_keep_the_case_of_their_names(tmp_path):
         (tmp_path / file).touch()
     images, skipped = find_images(str(tmp_path), "{name}.jpg", "labels/{name}.png")
     assert list(images) == ["photos/a"] and sorted(skipped) == ["Photos/İB", "photos/C"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "name"),
+    [
+        ("{name}_*", "patient1_slice_003_a", "patient1"),
+        ("{name}_*", "_a_b", "_a"),
+        ("{name}_*", "patient1", None),
+        ("patient{name}_*_a", "patient1_slice_003_a", "1"),
+        ("{name}/*", "city/drive/image", "city/drive"),
+        ("*/{name}_*", "city/a_b_c", "a"),
+        ("*_{name}_*", "a_b_c_d", "b"),
+        ("{name}", "a_b", "a_b"),
+        ("{name}*", "a_b", "a"),
+    ],
+)
+def test_the_shortest_name(pattern, path, name):
+    assert shortest_name_in(pattern, path) == name

@@ -54,6 +54,15 @@ def test_the_archive_contains_the_predictions_in_the_server_s_folders(train, fcn
         ({"competition": "comp7"}, r"competition=comp7 is not valid: choose comp5 .* or comp6"),
         ({"data": None}, "add data=voc"),
         ({"data": {"dataset": {}}}, "add data=voc"),
+        ({"data": {"dataset": {"year": 2012}, "folds": 2}}, r"data\.folds=2 without data\.test_list predicts a fold"),
+        (
+            {"data": {"dataset": {"year": 2012}, "test_list": "few.txt"}},
+            r"data\.test_list=few\.txt is a list of your own",
+        ),
+        (
+            {"data": {"dataset": {"year": 2012}, "val_list": "few.txt"}},
+            r"data\.val_list=few\.txt is a list of your own",
+        ),
         ({"input": "x"}, r"input=\.\.\. and output=\.\.\. have no effect"),
     ],
 )
@@ -66,6 +75,7 @@ def test_invalid_submission_settings_are_explained(changes, message):
         "output": None,
     }
     check_submission(OmegaConf.create(sound))
+    check_submission(OmegaConf.create(sound | {"data": {"dataset": {"year": 2012}, "folds": 2, "test_list": "test"}}))
     with pytest.raises(UserError, match=message):
         check_submission(OmegaConf.create(sound | changes))
 

@@ -4,18 +4,25 @@ import errno
 import json
 import shutil
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from fcnlab.comparison.runs import read_runs
+from fcnlab.config.validation import ConfigError
 from fcnlab.evaluation.evaluation import save_predictions
 from fcnlab.metrics.conventions import all_conventions, as_facts
 from fcnlab.models import Tiny
+from fcnlab.runs.lineage import TrainingRun
 from fcnlab.runs.prediction_archive import EncodedImage
-from fcnlab.tasks.evaluate import _original_root
+from fcnlab.tasks.evaluate import _original_paths, check_fold
+from fcnlab.training.checkpoints import TrainedNet
 
 
 def record(folder) -> dict:
@@ -106,7 +113,15 @@ def test_other_data_can_be_evaluated(run, fcnlab, tmp_path, shapes_root):
 def test_a_damaged_record_gives_no_data_folder(tmp_path, text):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "hydra.yaml").write_bytes(text)
-    assert _original_root(tmp_path, {"root": "shapes"}) == {}
+    assert _original_paths(tmp_path, {"root": "shapes"}) == {}
+
+
+def test_lists_that_are_text_files_are_those_of_the_run(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "hydra.yaml").write_text(f"hydra: {{runtime: {{cwd: '{tmp_path}'}}}}")
+    (tmp_path / "few.txt").touch()
+    data = {"root": "missing", "train_list": "few.txt", "val_list": "train", "test_list": "missing.txt"}
+    assert _original_paths(tmp_path, data) == {"train_list": f"{tmp_path}/few.txt"}
 
 
 def test_the_record_is_complete_without_hydra_output_subdir(run, fcnlab, tmp_path):
@@ -294,3 +309,34 @@ def test_unsupported_inference_is_refused_before_any_work(run, fcnlab, tmp_path,
     command = [f"checkpoint={run}/checkpoints/best.ckpt", *words, f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", *command) == 1
     assert message in capsys.readouterr().err
+
+
+WHOLE = {"data.train_list": "train", "data.dataset._target_": "shapes", "images.train": "24 (aaaaaaaa)"}
+FOLD_0 = WHOLE | {"data.folds": 2, "data.fold": 0, "images.folds": "24 (aaaaaaaa)"}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "present", "message"),
+    [
+        (WHOLE, {}, "has trained on data.train_list=train without data.folds, so also on the images of fold 1 of 2"),
+        (FOLD_0, {}, "held out fold 0 of 2, so it has trained on images of fold 1 of 2"),
+        (WHOLE, {"root": "/copy"}, "without data.folds"),
+        (FOLD_0, {"fold": 0}, None),
+        (WHOLE, {"train_list": "other"}, None),
+        (WHOLE, {"allow_overlap": True}, None),
+        (WHOLE | {"images.train": "9 (bbbbbbbb)"}, {"root": "/other"}, None),
+        (FOLD_0 | {"images.folds": "9 (bbbbbbbb)"}, {"root": "/other"}, None),
+    ],
+)
+def test_training_images_are_not_scored_as_a_held_out_fold(recorded, present, message):
+    trained = TrainingRun(1, {}, recorded, {}, root="/data")._asdict()
+    unused: Any = None
+    net = TrainedNet(Path("best.ckpt"), unused, {"fcnlab": {"trained": trained}})
+    data = {"root": "/data", "train_list": "train", "dataset": {"_target_": "shapes"}, "folds": 2, "fold": 1} | present
+    opened: Any = SimpleNamespace(whole=lambda name: range(24))
+    present_data: Any = OmegaConf.create(data)
+    if message is None:
+        check_fold(net, present_data, opened)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_fold(net, present_data, opened)

@@ -36,7 +36,10 @@ def pool_folds(runs: Sequence[Run], rules: GroupingRules) -> PooledRuns:
     experiments: dict[tuple, list[Run]] = {}
     excluded = []
     for run in runs:
-        if run.fold is not None and run.settings.get(FOLD) not in (None, run.fold.number):
+        leaks = run.fold is not None and (
+            run.fold.is_trained_on or run.settings.get(FOLD) not in (None, run.fold.number)
+        )
+        if leaks:
             excluded.append(ExcludedRun(run.folder, _trained_on(run)))
         else:
             experiments.setdefault(_experiment(run, rules), []).append(run)
@@ -139,6 +142,8 @@ def _mean_curves(folds: Sequence[Curves]) -> Curves:
 
 
 def _trained_on(run: Run) -> str:
+    if run.fold and run.fold.is_trained_on:
+        return f"fold {run.fold.number} was scored by a run that has trained on these images: it held out no fold"
     return (
         f"fold {run.fold and run.fold.number} was scored by the run that held out fold {run.settings[FOLD]}, which has"
         " trained on these images"

@@ -35,7 +35,7 @@ OF_A_PAIR, OF_A_GROUP = 3, 2  # images in each direction
 QUALITY = 80  # of JPEG
 NO_PREDICTIONS = (
     f"No run of {{groups}} has usable predictions ({NAME}), so no images are shown. fcnlab eval checkpoint=PATH keeps"
-    " predictions."
+    " predictions: compare the folder of that evaluation alone, without its training run's."
 )
 Result = TypeVar("Result")
 
@@ -112,7 +112,8 @@ class Archives:
         """Return kept images; none if any of them cannot be used."""
         if run.folds:
             parts = [(fold, [name for name in names if name in fold.names]) for fold in run.folds]
-            return {name: kept for fold, own in parts if own for name, kept in self.images(fold, own).items()}
+            found = {name: kept for fold, own in parts if own for name, kept in self.images(fold, own).items()}
+            return found if len(found) == len(names) else {}
         return self._read(run, lambda archive: {name: _checked(archive.read(name), run, name) for name in names}) or {}
 
     def _read(self, run: Run, action: Callable[[PredictionArchive], Result]) -> Result | None:

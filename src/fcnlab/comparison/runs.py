@@ -32,6 +32,8 @@ from fcnlab.runs.lineage import (
     TrainingRun,
     describe_training_run,
     from_facts,
+    has_folds,
+    may_share_list,
     recipe,
     why_not_finished,
 )
@@ -70,6 +72,7 @@ class Fold(NamedTuple):
 
     number: int
     count: int
+    is_trained_on: bool = False  # whether the weights have been trained on the whole list
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,7 @@ def read_run(folder: Path) -> Run | None:
     names, classes, counted, total = _read_confusions(folder)
     run_scores = scores(total)
     _check_agreement(record, run_scores, classes)
-    training, typed, scored = _describe(configuration, hydra, facts, record)
+    training, typed, scored, is_of_whole_list = _describe(configuration, hydra, facts, record)
     _check_settings(training)
     return Run(
         folder=folder,
@@ -261,11 +264,11 @@ def read_run(folder: Path) -> Run | None:
         published=_published(record, config, set(_overridden_keys(hydra))),
         curves=_curves(folder),
         ended=_time(facts.get("ended")) or _modification_time(folder / "metrics.json"),
-        fold=_fold(record["protocol"]),
+        fold=_fold(record["protocol"], is_of_whole_list),
     )
 
 
-def _fold(protocol: dict[str, Any]) -> Fold | None:
+def _fold(protocol: dict[str, Any], is_of_whole_list: bool) -> Fold | None:
     """Return the fold that was scored; None without folds.
 
     Raises
@@ -278,7 +281,7 @@ def _fold(protocol: dict[str, Any]) -> Fold | None:
         return None
     if type(number) is not int or type(count) is not int or not 0 <= number < count <= MAX_NUMBER:
         raise Unusable("its metrics.json was not written by fcnlab: its protocol contains an invalid fold")
-    return Fold(number, count)
+    return Fold(number, count, is_of_whole_list)
 
 
 def _check_finished(facts: dict[str, Any]) -> None:
@@ -383,6 +386,7 @@ class RunDescription(NamedTuple):
     training: TrainingRun
     typed: set[str]
     scored: str = ""  # for an evaluation, a hash of the checkpoint
+    is_of_whole_list: bool = False  # for an evaluation of a fold, whether the weights have been trained on its list
 
 
 def _describe(
@@ -430,7 +434,10 @@ def _describe_evaluation(
         if trained.root is not None and trained.root == evaluation.root:  # also if the paths are written differently
             scored |= {path: value for path, value in its_data.items() if path == "data.root"}
     files = [nested_map(nested_map(each, "weights"), "checkpoint") for each in networks or [record]]
-    checkpoint = config.get("checkpoint") if isinstance(config.get("checkpoint"), str) else None
+    checkpoint = config.get("checkpoint")
+    if isinstance(checkpoint, list) and len(checkpoint) == 1:
+        (checkpoint,) = checkpoint
+    checkpoint = checkpoint if isinstance(checkpoint, str) else None
     if networks:
         checkpoint = ", ".join(map(_named_by_hash, files))
     elif checkpoint:
@@ -449,6 +456,17 @@ def _describe_evaluation(
         ),
         {f"scoring.{path}" if path.partition(".")[0] == "data" else path for path in typed},
         "+".join(str(file.get("sha256", "")) for file in files),
+        any(_is_of_whole_list(from_facts(each.get("trained")), evaluation, record) for each in networks or [record]),
+    )
+
+
+def _is_of_whole_list(trained: TrainingRun | None, evaluation: TrainingRun, record: dict[str, Any]) -> bool:
+    """Return whether weights have been trained on the whole list of which an evaluation scores a fold."""
+    if trained is None or has_folds(trained.settings) or "data.train_list" not in trained.settings:
+        return False
+    count = nested_map(record, "protocol").get("of")
+    return "data.train_list" not in evaluation.settings or may_share_list(
+        trained, evaluation.settings, evaluation.root, count
     )
 
 

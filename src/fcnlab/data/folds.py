@@ -17,7 +17,7 @@ from numpy import ndarray
 from fcnlab.cores import visible_cores
 from fcnlab.data.dataset import SegmentationDataset
 from fcnlab.data.image_files import DataError
-from fcnlab.data.patterns import name_in
+from fcnlab.data.patterns import shortest_name_in
 
 GROUP = "{group}"
 
@@ -37,7 +37,9 @@ class Folds:
     count, fold
         Number of folds, and the one that is held out, from 0; None for no folds.
     group
-        A pattern of names with ``{group}``: images of one group stay together. None: each image is a group.
+        A pattern of names with ``{group}``: images of one group stay together. ``{group}`` is the text up to the first
+        place where the rest of the pattern fits: patient1 in patient1_slice_3 for ``{group}_*``. None: each image is a
+        group.
     stratify
         Whether each class is in about equally many images of each fold.
     fraction
@@ -98,7 +100,7 @@ class Folds:
             mask cannot be read.
         """
         assert self.count is not None
-        groups = self._groups(dataset)
+        groups = self.groups(dataset)
         if len(groups) < self.count:
             what = "images" if self.group is None else f"groups of data.fold_group={self.group}"
             raise DataError(
@@ -124,14 +126,14 @@ class Folds:
         """
         if self.fraction is None:
             return list(images)
-        groups, chosen = self._groups(dataset, images), []
+        groups, chosen = self.groups(dataset, images), []
         for name in sorted(groups, key=lambda name: (hash_of_name(name, "fraction"), name)):
             if chosen and len(chosen) + len(groups[name]) > round(self.fraction * len(images)):
                 break
             chosen += groups[name]
         return sorted(chosen)
 
-    def _groups(self, dataset: SegmentationDataset, images: Sequence[int] | None = None) -> Mapping[str, list[int]]:
+    def groups(self, dataset: SegmentationDataset, images: Sequence[int] | None = None) -> Mapping[str, list[int]]:
         """Return the indices of the images of each group."""
         groups: dict[str, list[int]] = defaultdict(list)
         for index in range(len(dataset)) if images is None else images:
@@ -141,11 +143,11 @@ class Folds:
     def _group_of(self, name: str, title: str) -> str:
         if self.group is None:
             return name
-        group = name_in(self.group.replace(GROUP, "{name}"), name)
+        group = shortest_name_in(self.group.replace(GROUP, "{name}"), name)
         if group is None:
             raise DataError(
                 f"data.fold_group={self.group} does not match the image {name} of {title}: each name needs a group."
-                f" {GROUP} is any text, and * any text without a slash"
+                f" {GROUP} is the shortest text that fits, and * any text without a slash"
             )
         return group
 

@@ -116,6 +116,24 @@ def name_in(pattern: str, path: str) -> str | None:
     return span and path[span[0] : span[1]]
 
 
+def shortest_name_in(pattern: str, path: str) -> str | None:
+    """Return the text at ``{name}`` as :func:`name_in`, but it ends at the first possible place."""
+    before, _, after = pattern.partition("{name}")
+    literal = after.partition("*")[0]
+    end = path.find(literal, 1) if literal else (1 if after else len(path))
+    while 0 < end <= len(path):
+        start = _last_start(before, path[: end - 1]) if _is_path_match(after, path[end:]) else None
+        if start is not None and "\n" not in path[start:end]:
+            return path[start:end]
+        end = path.find(literal, end + 1)
+    return None
+
+
+def _is_path_match(pattern: str, path: str) -> bool:
+    patterns, parts = pattern.split("/"), path.split("/")
+    return len(patterns) == len(parts) and all(map(_is_match, patterns, parts))
+
+
 def _span(pattern: str, path: str) -> tuple[int, int] | None:
     """Return the start and the end of ``{name}`` in a path.
 

@@ -58,7 +58,13 @@ def required_image_size(inference: InferenceMethod, *nets: FCN) -> int:
 
 
 def report_splits(data: DataModule, *names: str) -> None:
-    """Log a line for each split, and warn if files with similar names were skipped."""
+    """Log a line for each split and for groups of images, and warn if files with similar names were skipped."""
+    if data.folds.group is not None and "train" in names:
+        whole = data.whole("train")
+        groups = data.folds.groups(whole)
+        log_info(
+            f"{whole.title}: {len(groups):,} groups of data.fold_group={data.folds.group}, such as {next(iter(groups))!r}"
+        )
     for _, dataset in unique_splits(data, *names):
         masks = sum(map(isfile, dataset.masks))
         log_info(f"{dataset.title}: {len(dataset):,} images, {masks:,} masks")

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from fcnlab.data import DataModule
+from fcnlab.data.formats.voc import LIST_SUFFIX
 from fcnlab.errors import UserError, unwritable_reason
 from fcnlab.evaluation.splits import check_classes, check_splits, required_image_size, warn_about_fewer_workers
 from fcnlab.evaluation.voc_submission import submission
@@ -39,7 +40,24 @@ def check_submission(cfg: DictConfig) -> None:
         raise UserError(
             "input=... and output=... have no effect with submission=..., which uses data.test_list: leave them out"
         )
+    _check_list(cfg)
     _check_replaced(cfg)
+
+
+def _check_list(cfg: DictConfig) -> None:
+    """Check that the server knows the list: its name is part of the archive's folder."""
+    get = cfg.data.get
+    if get("folds") is not None and not get("test_list"):
+        raise UserError(
+            f"data.folds={get('folds')} without data.test_list predicts a fold, which the server does not accept: add"
+            " data.test_list=test"
+        )
+    name, title = ("test_list", get("test_list")) if get("test_list") else ("val_list", get("val_list"))
+    if str(title).endswith(LIST_SUFFIX):
+        raise UserError(
+            f"data.{name}={title} is a list of your own, which the server does not accept: set data.test_list to a list"
+            " of the devkit, such as test"
+        )
 
 
 def _check_replaced(cfg: DictConfig) -> None:

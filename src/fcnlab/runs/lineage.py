@@ -107,6 +107,26 @@ def recipe(training: TrainingRun) -> str:
     return hashlib.sha256(description.encode()).hexdigest()[:HASH_DIGITS]
 
 
+def may_share_list(training: TrainingRun, data: Settings, root: str | None, count: Any) -> bool:
+    """Return whether a run may have trained on images of the list of ``count`` images that ``data`` divides into folds.
+
+    Another root may contain a copy of the same list, but not one of another length.
+    """
+    own = training.settings
+    if any(own.get(key) != data.get(key) for key in ("data.train_list", "data.dataset._target_")):
+        return False
+    if None in (training.root, root) or training.root == root:
+        return True
+    trained_on = own.get("images.train") if own.get("data.fraction") in (None, 1) else None
+    known = own.get("images.folds") or trained_on
+    return known is None or str(known).partition(" ")[0] == str(count)
+
+
+def has_folds(settings: Settings) -> bool:
+    """Return whether a training run held out a fold of its list."""
+    return bool(settings.get("data.folds") or settings.get("images.folds"))
+
+
 def absolute(root: Any, cwd: Any) -> str | None:
     """Return the absolute path of a path relative to ``cwd``, with links resolved."""
     return os.path.realpath(Path(str(cwd or "."), root)) if isinstance(root, str) else None
@@ -129,11 +149,14 @@ def _weights(files: Mapping[str, Any], settings: Settings) -> Settings:
     """Replace paths of initial weights: by the recipe of the training run (equal for all seeds), or by the file's hash.
 
     A path that contains the seed names another file for each seed. Weights of another fold have seen images that are
-    held out, so their fold is named.
+    held out, so their fold is named. So is that they were trained on the whole list of which this run holds out a fold.
     """
+    own_list = [settings.get("data.dataset._target_"), settings.get("data.train_list")]
 
     def fold(file: Mapping[str, Any]) -> str:
         number = file.get("fold")
+        if number is None and settings.get("data.folds") and file.get("trained_on") == own_list:
+            return ", trained on all folds"
         return "" if number in (None, str(settings.get(FOLD))) else f", fold {number}"
 
     return {

@@ -13,13 +13,14 @@ from fcnlab.config.components import Settings, leaves_of, to_plain
 from fcnlab.config.trust import DATA_COMPONENTS, check_components
 from fcnlab.config.validation import ConfigError, check_requirements, validate_config
 from fcnlab.data import DataModule
+from fcnlab.data.formats.voc import LIST_SUFFIX
 from fcnlab.evaluation.evaluation import describe_scores, evaluate_and_record, score_table
 from fcnlab.evaluation.splits import check_classes, check_splits, required_image_size, warn_about_fewer_workers
 from fcnlab.files.reading import read_json_facts, read_yaml
 from fcnlab.messages import log_info, log_warning
 from fcnlab.metrics.conventions import Convention, all_conventions, as_facts, conventions_table
 from fcnlab.metrics.scores import SCORES, Scores
-from fcnlab.runs.lineage import from_facts
+from fcnlab.runs.lineage import absolute, from_facts, has_folds, may_share_list
 from fcnlab.runs.origins import nested_map, scored_data
 from fcnlab.runs.provenance import commit
 from fcnlab.runs.run_folder import RunFolder
@@ -59,14 +60,14 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     nets = [each.net for each in trained_nets] or [instantiate(cfg.model, _convert_="all")]
     classes = trained_nets[0].classes if trained_nets else None
     data_config = cfg.data if cfg.data is not None else common_data([each.path for each in trained_nets], cfg.trust)
-    for each in trained_nets:
-        check_fold(each, data_config)
     models = [{"model": each.checkpoint["fcnlab"]["model"]} for each in trained_nets]
     began = {
         "commit": commit(),
         "source": source_fingerprints(to_plain(cfg), {"data": to_plain(data_config)}, *models),
     }
     data = open_data(data_config, cfg.data is None or cfg.sweep.recorded, folder)
+    for each in trained_nets:
+        check_fold(each, data_config, data)
     check_splits(data, "test", min_size=required_image_size(inference, *nets))
     check_classes(classes, data)
     segmenter = Segmenter(
@@ -181,25 +182,32 @@ def add_conventions(folder: Path) -> list[Convention]:
     return conventions
 
 
-def check_fold(net: TrainedNet, data: DictConfig) -> None:
+def check_fold(net: TrainedNet, data: DictConfig, opened: DataModule) -> None:
     """Check that a fold of a cross-validation is not scored by a network that has trained on its images.
 
     Raises
     ------
     ConfigError
-        The network's run held out another fold of the same list.
+        The network's run held out another fold of the same list, or no fold.
     """
     training = from_facts(trained_of(net.checkpoint))
     if training is None or data.get("folds") is None or data.get("test_list") or data.get("allow_overlap"):
         return
     recorded, present = training.settings, leaves_of(to_plain(data), "data")
-    same_list = all(recorded.get(key) == present.get(key) for key in ("data.train_list", "data.dataset._target_"))
-    keys = ("data.folds", "data.fold", "data.fold_group", "data.stratify")
-    if same_list and recorded.get("data.folds") and any(recorded.get(key) != present.get(key) for key in keys):
+    if not may_share_list(training, present, absolute(data.get("root"), None), len(opened.whole("val"))):
+        return
+    if not has_folds(recorded):
         raise ConfigError(
-            f"checkpoint={net.path} held out fold {recorded.get('data.fold')} of {recorded['data.folds']}, so it has"
-            f" trained on images of fold {data.fold} of {data.folds}. Leave data= out to score it on its own fold, or"
-            " set data.test_list"
+            f"checkpoint={net.path} has trained on data.train_list={data.train_list} without data.folds, so also on the"
+            f" images of fold {data.fold} of {data.folds}. Leave data.folds and data.fold out, or set data.test_list,"
+            " or checkpoint= of a run with these folds"
+        )
+    keys = ("data.folds", "data.fold", "data.fold_group", "data.stratify")
+    if any(recorded.get(key) != present.get(key) for key in keys):
+        raise ConfigError(
+            f"checkpoint={net.path} held out fold {recorded.get('data.fold')} of {recorded.get('data.folds')}, so it"
+            f" has trained on images of fold {data.fold} of {data.folds}. Leave data= out to score it on its own fold,"
+            " or set data.test_list"
         )
 
 
@@ -250,21 +258,25 @@ def recorded_data(checkpoint: Path, trust: Sequence[str]) -> DictConfig:
     if not isinstance(data, dict):
         raise ConfigError(f"checkpoint={checkpoint}: {record} contains no data config: set data=...")
     check_components(data, DATA_COMPONENTS, trust, str(record))
-    data |= _original_root(record.parent, data)
+    data |= _original_paths(record.parent, data)
     recorded = OmegaConf.create({"data": data})
     validate_config(recorded)
     return recorded.data
 
 
-def _original_root(run: Path, data: Mapping[str, Any]) -> dict[str, str]:
-    """Return a run's relative ``data.root`` as an absolute path, if that folder still exists.
+def _original_paths(run: Path, data: Mapping[str, Any]) -> dict[str, str]:
+    """Return a run's relative ``data.root``, and lists that are text files, as absolute paths, if they still exist.
 
     Relative to the present working directory, there may be other data under the same name.
     """
-    root = data.get("root")
+    lists = {key: data.get(key) for key in ("train_list", "val_list", "test_list")}
+    files = {key: path for key, path in lists.items() if isinstance(path, str) and path.endswith(LIST_SUFFIX)}
+    paths = files | ({"root": data["root"]} if isinstance(data.get("root"), str) else {})
     try:
         cwd = nested_map(nested_map(read_yaml(run, ".hydra/hydra.yaml"), "hydra"), "runtime").get("cwd")
-        exists = isinstance(root, str) and isinstance(cwd, str) and Path(cwd, root).is_dir()
+        if not isinstance(cwd, str):
+            return {}
+        there = {key: Path(cwd, path) for key, path in paths.items()}
+        return {key: str(path) for key, path in there.items() if (path.is_dir() if key == "root" else path.is_file())}
     except (OSError, ValueError):  # a damaged record
         return {}
-    return {"root": str(Path(str(cwd), str(root)))} if exists else {}

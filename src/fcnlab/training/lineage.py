@@ -38,15 +38,20 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def _training_facts(path: Path) -> dict[str, Any]:
-    """Return the recipe of a checkpoint's training run, and its fold; None for other files."""
+    """Return the recipe of a checkpoint's training run, its fold, and its data set and list; None for other files."""
     try:
         training = lineage.from_facts(trained_of(read_checkpoint(path)))
     except UserError:  # not a checkpoint of fcnlab's
         training = None
     if training is None:
-        return {"recipe": None, "fold": None}
+        return {"recipe": None, "fold": None, "trained_on": None}
     fold = training.settings.get(lineage.FOLD)
-    return {"recipe": lineage.recipe(training), "fold": None if fold is None else str(fold)}
+    trained_on = [training.settings.get(key) for key in ("data.dataset._target_", "data.train_list")]
+    return {
+        "recipe": lineage.recipe(training),
+        "fold": None if fold is None else str(fold),
+        "trained_on": trained_on,
+    }
 
 
 def trained_of(checkpoint: Mapping[str, Any]) -> Any:
