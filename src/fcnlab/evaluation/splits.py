@@ -63,7 +63,8 @@ def report_splits(data: DataModule, *names: str) -> None:
         whole = data.whole("train")
         groups = data.folds.groups(whole)
         log_info(
-            f"{whole.title}: {len(groups):,} groups of data.fold_group={data.folds.group}, such as {next(iter(groups))!r}"
+            f"{whole.title}: {len(groups):,} groups of data.fold_group={data.folds.group},"
+            f" such as {next(iter(groups))!r}"
         )
     for _, dataset in unique_splits(data, *names):
         masks = sum(map(isfile, dataset.masks))
