@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcnlab.evaluation.evaluation import save_predictions
 from fcnlab.files.reading import Unreadable
 from fcnlab.runs import prediction_archive
-from fcnlab.runs.prediction_archive import encode, open_archive, worst_and_random, write_archive
+from fcnlab.runs.prediction_archive import EncodedImage, encode, open_archive, worst_and_random, write_archive
 
 PALETTE = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
 TARGET, PREDICTION = np.array([[0, 1, 255], [2, 2, 0]], np.uint8), np.array([[0, 2, 1], [2, 1, 0]], np.uint8)
@@ -116,6 +117,34 @@ def test_foreign_archives_are_refused(written, tmp_path, monkeypatch):
         pass
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(Unreadable, match="truncated"), open_archive(tmp_path, 3):
+        pass
+
+
+def test_an_archive_that_is_too_large_to_read_is_not_written(written, tmp_path, monkeypatch, caplog):
+    images = {name: encode(IMAGE, TARGET, PREDICTION, PALETTE) for name in ("a", "b", "c")}
+    path = tmp_path / "predictions.zip"
+    size = write_archive(path, images)
+    for limit, most, kept in (
+        ("ZIP_COUNT", 6, "ab"),
+        ("ZIP_COUNT", 9, "abc"),
+        ("ZIP_MEMBERS", 300, "a"),
+        ("ZIP_BYTES", size, "ab"),
+        ("ZIP_BYTES", size + 1, "abc"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(prediction_archive, limit, most)
+            assert "".join(prediction_archive.readable(images)) == kept
+    monkeypatch.setattr(prediction_archive, "ZIP_COUNT", 6)
+    save_predictions(path, images, 3)
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.namelist()) == 6
+    assert "keeps only the first 2 images" in caplog.text
+
+
+def test_an_archive_with_too_many_members_is_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
+    write_archive(tmp_path / "predictions.zip", {"a": EncodedImage(b"", b"", b"")})
+    with pytest.raises(Unreadable, match=r"predictions\.zip is too large"), open_archive(tmp_path, 3):
         pass
 
 

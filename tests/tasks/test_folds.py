@@ -80,12 +80,15 @@ def test_load_averages_the_probabilities_of_several_checkpoints(fold, tmp_path):
         (["checkpoint=[{0},{changed}]"], "the networks of an ensemble must have the same classes"),
     ],
 )
-def test_ensembles_and_folds_that_cannot_be_scored_are_refused(words, message, fold, fcnlab, capsys):
+def test_ensembles_and_folds_that_cannot_be_scored_are_refused(
+    words, message, fold, fcnlab, capsys, small, shapes_root
+):
     first, second = (fold(number) / "checkpoints" / "best.ckpt" for number in (0, 1))
     changed = torch.load(second, weights_only=True)
     changed["fcnlab"]["classes"][1:3] = changed["fcnlab"]["classes"][2:0:-1]
     torch.save(changed, second.with_name("changed.ckpt"))
-    filled = " ".join(words).format(first, second, data="data=shapes", changed=second.with_name("changed.ckpt"))
+    same = " ".join(["data=shapes", f"data.root={shapes_root}", *(word for word in small if word.startswith("data."))])
+    filled = " ".join(words).format(first, second, data=same, changed=second.with_name("changed.ckpt"))
     assert fcnlab("eval", *filled.split()) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error

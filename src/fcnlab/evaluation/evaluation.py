@@ -15,7 +15,7 @@ from fcnlab.evaluation.cost import cost
 from fcnlab.messages import log_info, log_warning
 from fcnlab.metrics.scores import Scores
 from fcnlab.runs.prediction_archive import NAME as ARCHIVE
-from fcnlab.runs.prediction_archive import EncodedImage, write_archive
+from fcnlab.runs.prediction_archive import EncodedImage, readable, write_archive
 from fcnlab.runs.provenance import command, machine
 from fcnlab.runs.score_record import write_record
 from fcnlab.runs.selection import (
@@ -97,8 +97,14 @@ def save_predictions(path: Path, predictions: Mapping[str, EncodedImage], count:
     try:
         path.unlink(missing_ok=True)
         if predictions:
-            size = write_archive(path, predictions)
-            log_info(f"{path.name} keeps {len(predictions)} of {count} predictions ({size / 1e6:.1f} MB)")
+            kept = readable(predictions)
+            size = write_archive(path, kept)
+            log_info(f"{path.name} keeps {len(kept)} of {count} predictions ({size / 1e6:.1f} MB)")
+            if len(kept) < len(predictions):
+                log_warning(
+                    f"{path.name} keeps only the first {len(kept):,} images, because fcnlab compare reads no larger"
+                    " archive. evaluation.keep_predictions=auto keeps the worst images and a random sample of all"
+                )
     except OSError as error:
         log_warning(
             f"the predictions could not be saved: {path}: {error.strerror}. The scores are not affected. To get the"

@@ -62,10 +62,8 @@ def report_splits(data: DataModule, *names: str) -> None:
     if data.folds.group is not None and "train" in names:
         whole = data.whole("train")
         groups = data.folds.groups(whole)
-        log_info(
-            f"{whole.title}: {len(groups):,} groups of data.fold_group={data.folds.group},"
-            f" such as {next(iter(groups))!r}"
-        )
+        pattern, example = data.folds.group, next(iter(groups))
+        log_info(f"{whole.title}: {len(groups):,} groups of data.fold_group={pattern}, such as {example!r}")
     for _, dataset in unique_splits(data, *names):
         masks = sum(map(isfile, dataset.masks))
         log_info(f"{dataset.title}: {len(dataset):,} images, {masks:,} masks")

@@ -43,12 +43,17 @@ ZIP_BYTES, ZIP_MEMBERS = (
     2 << 30,
     8 << 20,
 )  # of predictions.zip: 1,449 images of VOC have 36 MB, and a directory of 400 kB
+ZIP_COUNT = 65_535  # members of a zip without the extension zip64
 SCALARS = (str, bool, int, float)
 NOT_UTF8 = re.compile(r"\\uDC[89A-F]")  # how a byte of a name begins that is not UTF-8, in a file that is
 
 
 class Unreadable(ValueError):
     """A file is not used; the message begins with its name and gives the reason."""
+
+
+class TooLarge(ValueError):
+    """A file is over a limit; the message follows its name."""
 
 
 def md5(path: str | Path) -> str:
@@ -286,6 +291,8 @@ def open_members(folder: Path, name: str) -> Iterator["Members"]:
 def _errors_as_damage(name: str) -> Iterator[None]:
     try:
         yield
+    except TooLarge as error:
+        raise Unreadable(f"{name} {error}") from error
     except Exception as error:  # the parsers of zipfile, numpy and PIL raise a dozen kinds
         raise Unreadable(f"{name} is damaged: {first_line(error)}") from error
 
@@ -377,8 +384,10 @@ def _check_directory(file: BinaryIO, most: int, members: int) -> None:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 42))
     before, end = (tail := file.read())[:-22], tail[-22:]
-    if size > most or not end.startswith(b"PK\5\6") or before.startswith(b"PK\6\7"):
-        raise ValueError(f"it is truncated, has more than {most:,} bytes, or was not written by fcnlab")
+    if size > most or before.startswith(b"PK\6\7"):
+        raise TooLarge(f"is too large: it has more than {most:,} bytes or {ZIP_COUNT:,} members")
+    if not end.startswith(b"PK\5\6"):
+        raise ValueError("it is truncated, or was not written by fcnlab")
     if struct.unpack_from("<I", end, 12)[0] > members:
         raise ValueError("it has too many members")
     file.seek(0)

@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 
-from fcnlab.files.reading import Members, open_members
+from fcnlab.files.reading import ZIP_BYTES, ZIP_COUNT, ZIP_MEMBERS, Members, open_members
 from fcnlab.files.writing import atomic_write
 from fcnlab.metrics.scores import IGNORE_INDEX
 from fcnlab.runs.drawing import RGB, Palette, with_palette
@@ -35,6 +35,7 @@ SIDE = 320  # pixels: longer side of the copy of an image
 QUALITY, COMPRESSION = 75, 3  # of JPEG and PNG; PNG's default of 6 takes three times as long for 0.65 of the size
 MEMBER_BYTES, IMAGE_BYTES = 16 << 20, 256 << 10  # limits of a reader; a class map has some kB, a copy some 16 kB
 PIXELS = 60_000_000  # of a class map
+MEMBER_HEADER, DIRECTORY_ENTRY, END = 30, 46, 22  # bytes of a zip, besides names and members
 ClassMap = UInt8[ndarray, "rows cols"]
 
 
@@ -91,6 +92,19 @@ def worst_and_random(mious: Mapping[str, float]) -> set[str]:
 
 def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+
+
+def readable(images: Mapping[str, EncodedImage]) -> dict[str, EncodedImage]:
+    """Return the first images, as many as a reader accepts in one archive."""
+    kept, size, directory = {}, 0, 0
+    for name, encoded in images.items():
+        names = sum(len(member) for member in _members(name))
+        directory += names + 3 * DIRECTORY_ENTRY
+        size += names + 3 * MEMBER_HEADER + encoded.size
+        if 3 * len(kept) + 3 > ZIP_COUNT or directory > ZIP_MEMBERS or size + directory + END >= ZIP_BYTES:
+            break
+        kept[name] = encoded
+    return kept
 
 
 def write_archive(path: Path, images: Mapping[str, EncodedImage]) -> int:
