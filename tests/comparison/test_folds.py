@@ -142,7 +142,7 @@ def test_a_fold_that_was_scored_by_a_run_without_folds_is_excluded(make_run, tmp
 
 def test_initial_weights_of_the_whole_list_are_named(make_run):
     names = []
-    for number, trained_on in enumerate((["toys", "train"], ["toys", "other"])):
+    for number, trained_on in enumerate(("toys train", "toys other")):
         folder = fold_of(
             make_run, str(number), toy_matrices(0.7, COUNT), number, settings={"data.dataset._target_": "toys"}
         )

@@ -122,6 +122,11 @@ def may_share_list(training: TrainingRun, data: Settings, root: str | None, coun
     return known is None or str(known).partition(" ")[0] == str(count)
 
 
+def list_of(settings: Settings) -> str:
+    """Return the data set and the list that a run has trained on, as one text."""
+    return f"{settings.get('data.dataset._target_')} {settings.get('data.train_list')}"
+
+
 def has_folds(settings: Settings) -> bool:
     """Return whether a training run held out a fold of its list."""
     return bool(settings.get("data.folds") or settings.get("images.folds"))
@@ -151,7 +156,7 @@ def _weights(files: Mapping[str, Any], settings: Settings) -> Settings:
     A path that contains the seed names another file for each seed. Weights of another fold have seen images that are
     held out, so their fold is named. So is that they were trained on the whole list of which this run holds out a fold.
     """
-    own_list = [settings.get("data.dataset._target_"), settings.get("data.train_list")]
+    own_list = list_of(settings)
 
     def fold(file: Mapping[str, Any]) -> str:
         number = file.get("fold")

@@ -46,11 +46,10 @@ def _training_facts(path: Path) -> dict[str, Any]:
     if training is None:
         return {"recipe": None, "fold": None, "trained_on": None}
     fold = training.settings.get(lineage.FOLD)
-    trained_on = [training.settings.get(key) for key in ("data.dataset._target_", "data.train_list")]
     return {
         "recipe": lineage.recipe(training),
         "fold": None if fold is None else str(fold),
-        "trained_on": trained_on,
+        "trained_on": lineage.list_of(training.settings),
     }
 
 
