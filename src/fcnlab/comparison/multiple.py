@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 
-def holm(p: Sequence[float]) -> list[float]:
+def holm(p: Sequence[float] | ndarray) -> list[float]:
     """Return p values corrected so that the probability of any false rejection is at most ``alpha``.
 
     Holm (1979): the smallest is multiplied by their number, the next by one less, and the result is made monotonic.
@@ -25,7 +25,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return result.tolist()
 
 
-def step_down(p: Sequence[float], null: Float[ndarray, "resamples comparisons"]) -> list[float]:
+def step_down(p: Sequence[float] | ndarray, null: Float[ndarray, "resamples comparisons"]) -> list[float]:
     """Return corrected p values: the share of resamples with a p as small, among the comparisons not rejected yet.
 
     ``null`` has the p values of resamples in which no comparison differs. The observed set counts as one resample.
