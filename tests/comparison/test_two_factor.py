@@ -133,11 +133,11 @@ def test_without_variance_over_images_it_is_the_t_test():
 
 def test_the_tails_of_one_kind_of_chance_are_those_of_its_distribution():
     over_seeds = TwoFactor(0.3, (SeedSample(4, 0.02, 0.0),), 0.0)
-    assert over_seeds.far_p() == pytest.approx(2 * stats.t.sf(0.3 / np.sqrt(0.02 / 4), 3), rel=1e-6)
+    assert over_seeds.p(comparisons=2) == pytest.approx(2 * stats.t.sf(0.3 / np.sqrt(0.02 / 4), 3), rel=1e-6)
     over_images = TwoFactor(0.3, (SeedSample(4, 1e-20, 0.0),), 0.01)
-    assert over_images.far_p() == pytest.approx(2 * stats.norm.sf(3), rel=1e-6)
-    assert over_images.far_p_equivalent(0.5) == pytest.approx(stats.norm.sf(2), rel=1e-6)
-    assert over_images.far_p_equivalent(0.1) == pytest.approx(stats.norm.cdf(2), rel=1e-6)
+    assert over_images.p(comparisons=2) == pytest.approx(2 * stats.norm.sf(3), rel=1e-6)
+    assert over_images.p_equivalent(0.5, comparisons=2) == pytest.approx(stats.norm.sf(2), rel=1e-6)
+    assert over_images.p_equivalent(0.1, comparisons=2) == pytest.approx(stats.norm.cdf(2), rel=1e-6)
 
 
 def test_many_comparisons_of_equal_methods_with_three_seeds_rarely_find_a_difference():
@@ -147,7 +147,7 @@ def test_many_comparisons_of_equal_methods_with_three_seeds_rarely_find_a_differ
         scores = rng.normal(size=(5, 3)) + rng.normal(0, np.sqrt(shared / 2), (5, 1))
         differences = [first - second for first, second in combinations(scores, 2)]
         found = [TwoFactor(each.mean(), (SeedSample(3, each.var(ddof=1), 0.0),), shared) for each in differences]
-        p = [each.far_p() for each in found], [each.interval(0.95).p for each in found]
+        p = [each.p(comparisons=10) for each in found], [each.interval(0.95).p for each in found]
         wrong += [min(holm(values)) < 0.05 for values in p]
     assert wrong[0] / 250 < 0.06 and wrong[1] / 250 > 0.1
 

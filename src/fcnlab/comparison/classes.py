@@ -20,7 +20,7 @@ from numpy import ndarray
 from scipy.special import stdtrit
 
 from fcnlab.comparison.grouping import Group
-from fcnlab.comparison.two_factor import TwoFactor, degrees_of_freedom
+from fcnlab.comparison.two_factor import TwoFactor
 
 FEWEST_CLASS_IMAGES = 2  # a single image shows no variance over images
 FEW_CLASS_IMAGES = 10  # below this, an interval is flagged
@@ -131,10 +131,10 @@ def _half_width(
     if analysis is None:
         return _t_half_width(float(change @ change), freedom, tail)
     found = analysis(*values, *changes)
-    of_seeds = sum(sample.variance / sample.seeds for sample in found.samples)
-    if not of_seeds:
+    of_seeds = found._replace(shared=0.0)
+    if not of_seeds.variance:
         return 0.0
-    over_seeds = _t_half_width(of_seeds, degrees_of_freedom(of_seeds, found.samples), tail)
+    over_seeds = _t_half_width(of_seeds.variance, of_seeds.freedom, tail)
     return hypot(over_seeds, _t_half_width(found.shared, freedom, tail))
 
 

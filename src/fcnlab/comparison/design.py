@@ -3,7 +3,7 @@
 The source is Hillis, Obuchowski and Berbaum: Power Estimation for Multireader ROC Methods, Academic Radiology 18(2),
 2011.
 
-The components of a pilot are taken as the truth: the variance that training causes stays, and the variance that images
+The components of a pilot are assumed to be exact: the variance that training causes stays, and the variance that images
 cause is inversely proportional to their number. From three seeds, these components are rough.
 """
 
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import nctdtr, stdtrit
+from scipy.special import nctdtr
 
+from fcnlab.comparison.intervals import FEWEST_SEEDS
 from fcnlab.comparison.two_factor import SeedSample, TwoFactor
 
 POWER = 0.8  # probability of finding a difference, as is usual
 MOST_SEEDS, MOST_IMAGES = 1_000, 1_000_000  # beyond these, no number is given
-FEWEST_PLANNED_SEEDS = 3
 
 
 class Design(NamedTuple):
@@ -63,12 +63,9 @@ def with_numbers(pilot: TwoFactor, seeds: int | None = None, image_ratio: float 
 
 def power(difference: float, components: TwoFactor, level: Level) -> float:
     """Return the probability that a true difference is significant in its own direction."""
-    error, freedom = np.sqrt(components.variance), components.freedom
-    if level.comparisons > 1:
-        critical = components.far_half_width(level.alpha / (2 * level.comparisons)) / error
-    else:
-        critical = stdtrit(freedom, 1 - level.alpha / 2)
-    return 1 - float(nctdtr(freedom, abs(difference) / error, critical))
+    error = np.sqrt(components.variance)
+    critical = components.half_width(level.alpha / (2 * level.comparisons), level.comparisons)
+    return 1 - float(nctdtr(components.freedom, abs(difference) / error, critical / error))
 
 
 def detectable_difference(components: TwoFactor, level: Level) -> float:
@@ -85,7 +82,7 @@ def detectable_difference(components: TwoFactor, level: Level) -> float:
 def seeds_needed(pilot: TwoFactor, level: Level) -> int | None:
     """Return the smallest number of seeds of each method for which the observed difference would be found."""
     return _smallest(
-        lambda seeds: power(pilot.difference, with_numbers(pilot, seeds=seeds), level), FEWEST_PLANNED_SEEDS, MOST_SEEDS
+        lambda seeds: power(pilot.difference, with_numbers(pilot, seeds=seeds), level), FEWEST_SEEDS, MOST_SEEDS
     )
 
 

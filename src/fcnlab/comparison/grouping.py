@@ -1,5 +1,6 @@
 """Group runs that differ only in their seed, and name each group by the settings in which the groups differ."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -12,7 +13,7 @@ from fcnlab.comparison.runs import ExcludedRun, Run
 from fcnlab.config.components import Settings
 from fcnlab.errors import UserError
 from fcnlab.metrics.scores import SCORES
-from fcnlab.runs.origins import SCORING
+from fcnlab.runs.origins import SCORING, UNKNOWN
 from fcnlab.runs.settings import DIGITS, in_few_digits
 
 ONLY_GROUP = "all runs"  # the name of the only group
@@ -304,3 +305,12 @@ def _words(group: Group) -> Iterable[str]:
 def _some(names: Sequence[str], most: int = 12) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more
+
+
+def environments(groups: Sequence[Group], key: str) -> dict[str, int]:
+    """Count the runs by commit, torch version or device, of training and of evaluation."""
+    runs = [run.environment for group in groups for run in group.runs]
+    count = Counter(
+        value for run in runs for value in {run.get(key, UNKNOWN), run.get(SCORING + key, run.get(key, UNKNOWN))}
+    )
+    return dict(sorted(count.items()))

@@ -93,6 +93,11 @@ def _count(resampled: Float[ndarray, " resamples"], below: bool) -> float:
     return np.sum(resampled < 0 if below else resampled > 0) + np.sum(resampled == 0) / 2
 
 
+def are_equal(values: Float[ndarray, " seeds"]) -> bool:
+    """Return whether scores or differences of seeds are equal up to rounding."""
+    return bool(np.ptp(values) < 1e-12)
+
+
 def over_seeds(differences: Sequence[float] | ndarray, confidence: float = 0.95) -> Interval | None:
     """Return the t interval of the mean of paired differences, one for each seed.
 
@@ -101,7 +106,7 @@ def over_seeds(differences: Sequence[float] | ndarray, confidence: float = 0.95)
     seeds are not independent (such as several evaluations of one checkpoint).
     """
     values = np.asarray(differences, float)
-    if len(values) < FEWEST_SEEDS or np.ptp(values) < 1e-12:  # equal up to rounding
+    if len(values) < FEWEST_SEEDS or are_equal(values):
         return None
     freedom, mean = len(values) - 1, float(values.mean())
     error = float(values.std(ddof=1)) / np.sqrt(len(values))

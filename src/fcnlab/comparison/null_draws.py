@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.special import ndtr, stdtr
 
-from fcnlab.comparison.two_factor import TwoFactor
+from fcnlab.comparison.two_factor import TwoFactor, degrees_of_freedom
 
 UNKNOWN_SEED = 2**63  # of weights from other software
 
@@ -36,9 +36,9 @@ def p_two_factor(
     signs = (1, -1)[: len(drawn)]
     difference = np.sqrt(found.shared) * _standardised(change)
     difference = difference + sum(sign * sample.mean(axis=0) for sign, sample in zip(signs, drawn, strict=True))
-    parts = [sample.var(axis=0, ddof=1) / len(sample) for sample in drawn]
-    variance = sum(parts) + found.shared
-    freedom = variance**2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, drawn, strict=True))
+    parts = [(sample.var(axis=0, ddof=1) / len(sample), len(sample)) for sample in drawn]
+    variance = sum(part for part, _ in parts) + found.shared
+    freedom = degrees_of_freedom(variance, parts)
     return 2 * stdtr(freedom, -np.abs(difference) / np.sqrt(variance))
 
 

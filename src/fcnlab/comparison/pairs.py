@@ -6,7 +6,7 @@ seeds, on these images (Student's t). With fewer seeds, the verdict is about oth
 runs and the same images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from fcnlab.comparison.null_draws import p_images_only, p_two_factor
 from fcnlab.comparison.runs import Run
 from fcnlab.comparison.two_factor import TwoFactor, changes, paired, unpaired
 
+MOST_GROUPS_FOR_ALL_PAIRS = 5  # more groups are compared with a baseline only
 MOST_IMAGES = 10  # listed for each pair
 # With three seeds, and if they share less than this part of the variance, up to 8 % of equal methods differ
 # significantly instead of 5 %: see docs/explanation/comparing-runs.md.
@@ -67,7 +68,7 @@ class Pair:
     margin: float | None
     apart: list[tuple[str, float, float]]
     alpha: float
-    comparisons: int = 1
+    comparisons: int
 
     @property
     def seeds(self) -> tuple[int, int]:
@@ -210,30 +211,30 @@ def compare_pairs(
 
     ``margin`` is the largest difference that does not matter, in 0..1.
     """
-    pairs = [_pair(first, second, sampling, confidence, margin) for first, second in group_pairs]
-    pairs = [_for_many(pair, len(pairs)) if len(pairs) > 1 else pair for pair in pairs]
-    p_values = {place: pair.p for place, pair in enumerate(pairs) if pair.p is not None}
-    places, p = list(p_values), list(p_values.values())
-    null = np.stack([sampling.null_p(pairs[place]) for place in places], axis=1) if places else np.empty((0, 0))
-    beyond = [value for pair in pairs if (value := pair.p_equivalent) is not None]
-    equivalent = holm(beyond) if margin else [None] * len(places)
-    uncorrected = [interval.p for place in places if (interval := pairs[place].interval)]
-    for place, *corrected in zip(places, holm(p), step_down(uncorrected, null), equivalent, strict=True):
-        fields = dict(zip(("p", "p_step_down", "p_equivalent"), corrected, strict=True))
-        pairs[place] = replace(pairs[place], **fields)
+    pairs = [_pair(first, second, sampling, confidence, margin, len(group_pairs)) for first, second in group_pairs]
+    tested = {place: pair for place, pair in enumerate(pairs) if pair.interval}
+    columns = [sampling.null_p(pair) for pair in tested.values()]
+    corrected = {
+        "p": holm(_known(pair.p for pair in tested.values())),
+        "p_step_down": step_down(
+            _known(pair.interval and pair.interval.p for pair in tested.values()),
+            np.stack(columns, axis=1) if columns else np.empty((0, 0)),
+        ),
+    }
+    if margin:
+        corrected["p_equivalent"] = holm(_known(pair.p_equivalent for pair in tested.values()))
+    for rank, (place, pair) in enumerate(tested.items()):
+        pairs[place] = replace(pair, **{name: values[rank] for name, values in corrected.items()})
     return pairs
 
 
-def _for_many(pair: Pair, comparisons: int) -> Pair:
-    """Return one of several pairs, with p values whose far tails may be corrected."""
-    found, margin = pair.two_factor, pair.margin
-    if found is None:
-        return replace(pair, comparisons=comparisons)
-    p_equivalent = found.far_p_equivalent(margin) if margin else None
-    return replace(pair, comparisons=comparisons, p=found.far_p(), p_equivalent=p_equivalent)
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
-def _pair(first: Group, second: Group, sampling: Sampling, confidence: float, margin: float | None) -> Pair:
+def _pair(
+    first: Group, second: Group, sampling: Sampling, confidence: float, margin: float | None, comparisons: int
+) -> Pair:
     """Compare two groups; the p values are not corrected yet."""
     compared = compared_runs(first, second)
     difference = compared[0].mean() - compared[1].mean()
@@ -255,6 +256,7 @@ def _pair(first: Group, second: Group, sampling: Sampling, confidence: float, ma
         margin=margin,
         apart=_furthest_apart(*compared),
         alpha=1 - confidence,
+        comparisons=comparisons,
     )
     return common if sampling.images < FEWEST_IMAGES else _with_intervals(common, sampling, confidence)
 
@@ -263,14 +265,16 @@ def _with_intervals(pair: Pair, sampling: Sampling, confidence: float) -> Pair:
     resampled = sampling.difference(*(group.runs for group in pair.compared))
     images = over_images(pair.difference, resampled, confidence)
     two_factor = _two_factor(*pair.compared, sampling)
-    interval, p_equivalent = two_factor.interval(confidence) if two_factor else images, None
+    interval, p, p_equivalent = images, images.p, None
+    if two_factor:
+        interval, p = two_factor.interval(confidence), two_factor.p(pair.comparisons)
     if pair.margin:
         p_equivalent = (
-            two_factor.p_equivalent(pair.margin) if two_factor else equivalent_over_images(resampled, pair.margin)
+            two_factor.p_equivalent(pair.margin, pair.comparisons)
+            if two_factor
+            else equivalent_over_images(resampled, pair.margin)
         )
-    return replace(
-        pair, over_images=images, two_factor=two_factor, interval=interval, p=interval.p, p_equivalent=p_equivalent
-    )
+    return replace(pair, over_images=images, two_factor=two_factor, interval=interval, p=p, p_equivalent=p_equivalent)
 
 
 def compared_runs(first: Group, second: Group) -> tuple[Group, Group]:
@@ -279,12 +283,12 @@ def compared_runs(first: Group, second: Group) -> tuple[Group, Group]:
     Those of the seeds that both have if there are three or more. Otherwise all runs if both groups have three or more,
     for a comparison of unpaired seeds. Otherwise those of the shared seeds again, or all if they share none.
     """
-    matched = match_seeds(first, second)
+    matched = _match_seeds(first, second)
     enough = min(len(first.runs), len(second.runs)) >= FEWEST_SEEDS
     return (first, second) if enough and len(matched[0].runs) < FEWEST_SEEDS else matched
 
 
-def match_seeds(first: Group, second: Group) -> tuple[Group, Group]:
+def _match_seeds(first: Group, second: Group) -> tuple[Group, Group]:
     """Return both groups restricted to their common seeds, or unchanged if they share no seed."""
     shared = (set(first.seeds) & set(second.seeds)) - {None}
     if not shared:

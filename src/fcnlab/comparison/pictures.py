@@ -21,7 +21,7 @@ from fcnlab.comparison import tables
 from fcnlab.comparison.comparison import Comparison
 from fcnlab.comparison.grouping import Group
 from fcnlab.comparison.intervals import mean_iou
-from fcnlab.comparison.pairs import Pair, image_scores, match_seeds
+from fcnlab.comparison.pairs import Pair, image_scores
 from fcnlab.comparison.runs import Run
 from fcnlab.errors import first_line
 from fcnlab.files.reading import Unreadable
@@ -163,7 +163,7 @@ def pictures(comparison: Comparison) -> Pictures:
 
 def _of_pair(pair: Pair, comparison: Comparison, archives: Archives) -> Series | None:
     """Return the images on which each group is better than the other by most; None without predictions."""
-    first, second = match_seeds(pair.first, pair.second)
+    first, second = pair.compared
     runs = next((both for both in _paired_runs(first, second) if _common(both, archives)), None)
     if runs is None:
         return None

@@ -8,9 +8,9 @@ import numpy as np
 from numpy import ndarray
 
 from fcnlab.comparison.classes import FEW_CLASS_IMAGES, Bounds
-from fcnlab.comparison.comparison import Comparison, Curve, environments
+from fcnlab.comparison.comparison import Comparison, Curve
 from fcnlab.comparison.formats import MINUS, MISSING, SCORE_TITLES, counted, interval, percent, points, probability
-from fcnlab.comparison.grouping import Group
+from fcnlab.comparison.grouping import Group, environments
 from fcnlab.comparison.intervals import Interval
 from fcnlab.comparison.names import short_values
 from fcnlab.comparison.pairs import Pair
@@ -386,7 +386,7 @@ def effect_table(comparison: Comparison) -> Table:
     ]
     caption = (
         "The difference is relative to the first value of the setting, averaged over groups that agree in all other"
-        f" settings, on their common seeds and the same {counted(comparison.images, 'image')}."
+        f" settings, on the seeds that are compared and the same {counted(comparison.images, 'image')}."
     )
     return Table("settings", "Effect of each setting", caption, columns, rows)
 

@@ -20,16 +20,16 @@ Cov2 of the first + Cov2 of the second - 2 Cov3.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 from scipy.special import ndtri, stdtr, stdtrit
 
-from fcnlab.comparison.intervals import Interval
+from fcnlab.comparison.intervals import Interval, are_equal
 
-EQUAL = 1e-12  # differences below this come from rounding
+Variance = TypeVar("Variance", float, ndarray)
 
 
 class SeedSample(NamedTuple):
@@ -74,55 +74,61 @@ class TwoFactor(NamedTuple):
     @property
     def freedom(self) -> float:
         """Degrees of freedom (Hillis, 2007, equation 15; Satterthwaite's for unpaired seeds)."""
-        return degrees_of_freedom(self.variance, self.samples)
+        return degrees_of_freedom(self.variance, self._parts)
 
     @property
     def share_of_images(self) -> float:
         """Share of the variance that all seeds have in common, in 0..1."""
         return self.shared / self.variance
 
+    @property
+    def _parts(self) -> list[tuple[float, int]]:
+        """The variance over seeds of each mean, and the number of its seeds."""
+        return [(sample.variance / sample.seeds, sample.seeds) for sample in self.samples]
+
     def interval(self, confidence: float) -> Interval:
         """Return the t interval of the difference, with the p value of no difference."""
-        error = np.sqrt(self.variance)
-        reach = float(stdtrit(self.freedom, (1 + confidence) / 2) * error)
-        p = float(2 * stdtr(self.freedom, -abs(self.difference) / error))
-        return Interval(self.difference, self.difference - reach, self.difference + reach, p)
+        reach = self.half_width((1 - confidence) / 2)
+        return Interval(self.difference, self.difference - reach, self.difference + reach, self.p())
 
-    def p_equivalent(self, margin: float) -> float:
+    def p(self, comparisons: int = 1) -> float:
+        """Return the p value of no difference; that of one of many comparisons may be corrected for their number."""
+        return 2 * self._tail(abs(self.difference), comparisons)
+
+    def p_equivalent(self, margin: float, comparisons: int = 1) -> float:
         """Return the p value of two one-sided tests that the difference is beyond +-margin (Schuirmann, 1987)."""
-        return float(stdtr(self.freedom, (abs(self.difference) - margin) / np.sqrt(self.variance)))
-
-    def far_p(self) -> float:
-        """Return a p value of no difference that may be corrected for many comparisons; see :meth:`far_half_width`."""
-        return 2 * self._far_tail(abs(self.difference))
-
-    def far_p_equivalent(self, margin: float) -> float:
-        """Return the p value of two one-sided tests that may be corrected for many comparisons."""
         inside = margin - abs(self.difference)
-        return self._far_tail(inside) if inside > 0 else 1 - self._far_tail(-inside)
+        return self._tail(inside, comparisons) if inside > 0 else 1 - self._tail(-inside, comparisons)
 
-    def far_half_width(self, tail: float) -> float:
-        """Return the half-width of an interval that misses with at most the probability ``tail`` on each side.
+    def half_width(self, tail: float, comparisons: int = 1) -> float:
+        """Return the half-width of an interval that misses with the probability ``tail``, below 0.5, on each side.
 
         A correction for many comparisons needs far tails, where Hillis' degrees of freedom are too many for few seeds:
         with three paired seeds that vary most, equal methods have p < 0.0005 in 1 % of cases. So each kind of chance
-        has an interval of its own, and the two are combined by the root of the sum of their squared half-widths (Howe,
-        Journal of the American Statistical Association 69, 1974), which is exact for one kind and too wide for two.
+        then has an interval of its own, and the two are combined by the root of the sum of their squared half-widths
+        (Howe, Journal of the American Statistical Association 69, 1974), which is exact for one kind and too wide for
+        two.
         """
-        parts = [sample.variance / sample.seeds * stdtrit(sample.seeds - 1, tail) ** 2 for sample in self.samples]
-        return float(np.sqrt(sum(parts) + self.shared * ndtri(tail) ** 2))
+        if comparisons == 1:
+            return float(-stdtrit(self.freedom, tail) * np.sqrt(self.variance))
+        squares = [variance * stdtrit(seeds - 1, tail) ** 2 for variance, seeds in self._parts]
+        return float(np.sqrt(sum(squares) + self.shared * ndtri(tail) ** 2))
 
-    def _far_tail(self, distance: float) -> float:
-        """Return the tail whose half-width is a distance, by bisection of its logarithm."""
+    def _tail(self, distance: float, comparisons: int) -> float:
+        """Return the tail whose half-width is a distance."""
+        if comparisons == 1:
+            return float(stdtr(self.freedom, -distance / np.sqrt(self.variance)))
         low, high = np.log(1e-300), np.log(0.5)
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.far_half_width(float(np.exp(middle))) > distance else (low, middle)
+            too_wide = self.half_width(float(np.exp(middle)), comparisons) > distance
+            low, high = (middle, high) if too_wide else (low, middle)
         return float(np.exp(high))
 
 
-def degrees_of_freedom(variance: float, samples: Sequence[SeedSample]) -> float:
-    return variance**2 / sum((sample.variance / sample.seeds) ** 2 / (sample.seeds - 1) for sample in samples)
+def degrees_of_freedom(variance: Variance, parts: Sequence[tuple[Variance, int]]) -> Variance:
+    """Return Satterthwaite's degrees of freedom of a variance, parts of which are estimated from some seeds each."""
+    return variance**2 / sum(part**2 / (seeds - 1) for part, seeds in parts)
 
 
 def changes(resampled: Float[ndarray, " resamples"]) -> Float[ndarray, " resamples"]:
@@ -167,7 +173,7 @@ def unpaired(
 
 def _sample(values: ndarray, of_seeds: ndarray, shared: float) -> SeedSample:
     own = float(np.square(of_seeds).sum() / len(of_seeds))  # mean variance over images of a single seed
-    variance = 0.0 if np.ptp(values) < EQUAL else float(values.var(ddof=1))
+    variance = 0.0 if are_equal(values) else float(values.var(ddof=1))
     return SeedSample(len(values), variance, max(own - shared, 0.0))
 
 
