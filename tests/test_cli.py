@@ -288,7 +288,7 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
         "page.js",
         "tables.html",
         "class_differences.html",
-        "pictures.html",
+        "image_panels.html",
     }
     assert (site / "fcnlab" / "benchmarks" / "measuring.py").is_file() and (site / "fcnlab" / "py.typed").is_file()
     small = ["data.dataset.num_train=8", "data.dataset.num_val=2", "data.batch_size=4", "trainer.max_steps=1"]

@@ -170,7 +170,7 @@ def test_text_from_run_folders_is_escaped(make_run, tmp_path):
 
 
 def test_the_page_shows_images_of_pairs_and_groups(kept, make_page):
-    """It shows five pictures of each of three images for the pair, and three of each of four for each group."""
+    """It shows five panels of each of three images for the pair, and three of each of four for each group."""
     images = Outline(make_page()).all("img")
     assert len(images) == 5 * 3 + 2 * 3 * 4
     assert [each["alt"].partition(": ")[2].split(" ")[0] for each in images[:4]] == ["image", "ground", "A", "B"]

@@ -1,8 +1,11 @@
 """Errors of the two-factor analysis on real per-image counts; make simulate prints all cases."""
 
+import numpy as np
 import pytest
 
-from simulation import Case, read_counts, simulate
+from fcnlab.comparison.intervals import draws, mean_iou, resampled_miou
+from fcnlab.comparison.two_factor import changes, covariance
+from simulation import Case, halves, read_counts, simulate
 
 REPETITIONS = 700  # three standard errors of a share of 5 % are 2.5 points
 
@@ -13,6 +16,23 @@ def test_the_real_counts_are_plausible():
     for network in counts.networks:
         intersection, union = network[:, :, : network.shape[2] // 2], network[:, :, network.shape[2] // 2 :]
         assert (intersection >= 0).all() and (intersection <= union).all()
+
+
+def test_leaving_out_one_image_misses_most_of_the_variance_of_rare_classes():
+    """The variance over images that all seeds share, of the difference of two networks, by bootstrap and jackknife."""
+    counts = read_counts("voc")
+    resamples = draws(counts.images, 4000)
+    bootstrap, jackknife = (
+        covariance(np.subtract(*(np.array([of_run(run) for run in network]) for network in counts.networks)))
+        for of_run in (lambda run: changes(resampled_miou(resamples, *halves(run))), leave_one_out)
+    )
+    assert 0 < jackknife < bootstrap / 10
+
+
+def leave_one_out(run: np.ndarray) -> np.ndarray:
+    """Return the changes of the mIoU without each image, whose products are the jackknife's covariances."""
+    left = mean_iou(*halves(run.sum(axis=0) - run))
+    return np.sqrt((len(left) - 1) / len(left)) * (left - left.mean())
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from scipy import stats
 
 from fcnlab.comparison.intervals import draws, resampled_miou
 from fcnlab.comparison.multiple import holm
-from fcnlab.comparison.two_factor import SeedSample, TwoFactor, changes, paired, unpaired
+from fcnlab.comparison.two_factor import SeedSample, TwoFactor, changes, degrees_of_freedom, paired, unpaired
 from fcnlab.metrics.scores import scores
 from run_folders import toy_matrices
 
@@ -140,16 +140,42 @@ def test_the_tails_of_one_kind_of_chance_are_those_of_its_distribution():
     assert over_images.p_equivalent(0.1, comparisons=2) == pytest.approx(stats.norm.cdf(2), rel=1e-6)
 
 
-def test_many_comparisons_of_equal_methods_with_three_seeds_rarely_find_a_difference():
-    """Five methods in ten pairs. Hillis' p values, corrected by Holm's method, find one in 12 to 20 % of such sets."""
-    rng, wrong, shared = np.random.default_rng(3), np.zeros(2), 0.1
-    for _ in range(250):
-        scores = rng.normal(size=(5, 3)) + rng.normal(0, np.sqrt(shared / 2), (5, 1))
+def false_positives(seeds: int, share: float, sets: int, methods: int = 5) -> tuple[float, float]:
+    """Return the shares of sets of equal methods in which Holm's correction finds a difference among all pairs.
+
+    The first is that of the p values for many comparisons, the second that of Hillis' p values. ``share`` is the part
+    of the variance of a difference that all seeds share.
+    """
+    rng, wrong, shared = np.random.default_rng(3), np.zeros(2), share / (1 - share) * 2 / seeds
+    for _ in range(sets):
+        scores = rng.normal(size=(methods, seeds)) + rng.normal(0, np.sqrt(shared / 2), (methods, 1))
         differences = [first - second for first, second in combinations(scores, 2)]
-        found = [TwoFactor(each.mean(), (SeedSample(3, each.var(ddof=1), 0.0),), shared) for each in differences]
-        p = [each.p(comparisons=10) for each in found], [each.interval(0.95).p for each in found]
+        samples = [(SeedSample(seeds, each.var(ddof=1), 0.0),) for each in differences]
+        found = [TwoFactor(each.mean(), *rest, shared) for each, *rest in zip(differences, samples, strict=True)]
+        p = [each.p(comparisons=len(found)) for each in found], [each.p() for each in found]
         wrong += [min(holm(values)) < 0.05 for values in p]
-    assert wrong[0] / 250 < 0.06 and wrong[1] / 250 > 0.1
+    first, second = wrong / sets
+    return first, second
+
+
+def false_positives_of_one_pair(seeds: int, share: float, repetitions: int) -> float:
+    """Return the share of pairs of equal methods whose p value is below 0.05."""
+    rng, shared = np.random.default_rng(1), share / (1 - share)  # in units of the variance over seeds
+    difference = rng.normal(0, np.sqrt(1 + shared), repetitions)
+    part = rng.chisquare(seeds - 1, repetitions) / (seeds - 1)
+    freedom = degrees_of_freedom(part + shared, [(part, seeds)])
+    return float(np.mean(np.abs(difference) > stats.t.ppf(0.975, freedom) * np.sqrt(part + shared)))
+
+
+def test_many_comparisons_of_equal_methods_with_three_seeds_rarely_find_a_difference():
+    """Hillis' p values, corrected by Holm's method, find one in more than a tenth of such sets."""
+    for_many, hillis = false_positives(3, 0.1, 200)
+    assert for_many < 0.06 and hillis > 0.1
+
+
+def test_a_pair_of_three_seeds_errs_most_where_seeds_vary_most():
+    assert false_positives_of_one_pair(3, 0.1, 50_000) == pytest.approx(0.075, abs=0.005)
+    assert false_positives_of_one_pair(3, 0.8, 50_000) == pytest.approx(0.05, abs=0.005)
 
 
 def test_equal_differences_of_seeds_have_no_variance_by_rounding():

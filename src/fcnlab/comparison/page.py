@@ -17,10 +17,10 @@ from fcnlab.comparison.confusions import confusions
 from fcnlab.comparison.csv_files import table_csv
 from fcnlab.comparison.drawing import SERIES, page_svg, paper_svg, swatch
 from fcnlab.comparison.figures import CurveFigure, Figure
+from fcnlab.comparison.image_panels import image_panels
 from fcnlab.comparison.intervals import FEWEST_IMAGES
 from fcnlab.comparison.latex import latex
 from fcnlab.comparison.pairs import Pair
-from fcnlab.comparison.pictures import pictures
 from fcnlab.comparison.ranking import answers
 from fcnlab.comparison.tables import Table
 from fcnlab.comparison.terminal import common_lines
@@ -79,7 +79,7 @@ def page(comparison: Comparison, command: str) -> str:
         costs=figures.cost_figures(comparison),
         settings=figures.setting_figures(comparison),
         apart=_apart(comparison),
-        pictures=pictures(comparison),
+        panels=image_panels(comparison),
         alpha=1 - comparison.confidence,
         fewest_images=FEWEST_IMAGES,
         made_with=tables.made_with(comparison),

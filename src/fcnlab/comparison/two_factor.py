@@ -12,7 +12,7 @@ with the variance s^2 of the scores over seeds, and the covariance c.
 
 The jackknife, which leaves out one image at a time, is not used. A class that few images have disappears from some
 sets, and the mean IoU of a set is then that of fewer classes. To see this for a class of two images, both must be left
-out. On real images with rare classes, the jackknife found a thirteenth of the variance that the bootstrap found.
+out. tests/comparison/test_simulation.py shows on real images what the jackknife misses.
 
 With paired seeds, the scores are the differences d_j of runs of equal seed. In the terms of Obuchowski and Rockette,
 s^2 = 2 MS(TR) and c = 2 (Cov2 - Cov3). With unpaired seeds each method contributes its own s^2 / J, and c is

@@ -92,7 +92,7 @@ def evaluate_and_record(
 def save_predictions(path: Path, predictions: Mapping[str, EncodedImage], count: int) -> None:
     """Write the kept predictions of ``count`` images in place of those of an earlier evaluation.
 
-    They are written after the scores, and an error is only a warning: a full disk costs the pictures, not the results.
+    They are written after the scores, and an error is only a warning: on a full disk, the results are complete.
     """
     try:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The pictures show the kept predictions of the compared runs, and only those."""
+"""The panels show the kept predictions of the compared runs, and only those."""
 
 import base64
 import io
@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from fcnlab.comparison.comparison import compare
+from fcnlab.comparison.image_panels import AGREEMENT, agreement, image_panels
 from fcnlab.comparison.pairs import image_scores
-from fcnlab.comparison.pictures import AGREEMENT, agreement, pictures
 from fcnlab.comparison.runs import read_runs
 from run_folders import CLASSES, PALETTE, write_run_with_predictions
 
@@ -25,13 +25,13 @@ def write(tmp_path, monkeypatch):
 def shown(tmp_path):
     def make():
         comparison = compare(read_runs([tmp_path / "runs"])[0], resamples=100)
-        return pictures(comparison), comparison
+        return image_panels(comparison), comparison
 
     return make
 
 
-def decoded(picture) -> np.ndarray:
-    data = base64.b64decode(picture.data.partition("base64,")[2])
+def decoded(panel) -> np.ndarray:
+    data = base64.b64decode(panel.data.partition("base64,")[2])
     return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
@@ -61,7 +61,7 @@ def test_a_pair_shows_the_images_that_differ_most_in_both_directions(write, show
     assert not result.notes
 
 
-def test_pictures_have_the_colours_of_the_archive(write, shown):
+def test_panels_have_the_colours_of_the_archive(write, shown):
     folders = {"fcn8s": write("a", 0.9), "fcn32s": write("b", 0.3, model="fcn32s")}
     row = shown()[0].pairs[0].rows[0]
     for title, model, member in (
@@ -69,7 +69,7 @@ def test_pictures_have_the_colours_of_the_archive(write, shown):
         ("B", "fcn32s", "class_maps"),
         ("ground truth", "fcn8s", "ground_truth"),
     ):
-        drawn = next(decoded(picture) for picture in row.pictures if picture.title == title)
+        drawn = next(decoded(panel) for panel in row.panels if panel.title == title)
         shutil.unpack_archive(folders[model] / "predictions.zip", folders[model] / "unpacked")
         labels = np.array(Image.open(folders[model] / "unpacked" / member / f"{row.name}.png"))
         np.testing.assert_array_equal(drawn[labels != 255], PALETTE[labels[labels != 255]])
@@ -110,7 +110,7 @@ def write_fold(write, number: int):
     )
 
 
-def test_pictures_of_a_cross_validation_come_from_the_archives_of_its_folds(write, shown):
+def test_panels_of_a_cross_validation_come_from_the_archives_of_its_folds(write, shown):
     for number in (0, 1):
         write_fold(write, number)
     result, comparison = shown()
@@ -123,7 +123,7 @@ def test_pictures_of_a_cross_validation_come_from_the_archives_of_its_folds(writ
     assert {name < "image_018" for name in rows} == {True, False}  # images of both folds
 
 
-def test_a_fold_with_an_unusable_archive_shows_no_pictures(write, shown, tmp_path):
+def test_a_fold_with_an_unusable_archive_shows_no_panels(write, shown, tmp_path):
     folders = [write_fold(write, number) for number in (0, 1)]
     other = write_run_with_predictions(tmp_path / "other", 0.5)
     shutil.copy(other / "predictions.zip", folders[1])

@@ -30,7 +30,7 @@ from fcnlab.metrics.scores import IGNORE_INDEX
 from fcnlab.runs.drawing import IGNORE_COLOUR, Palette, with_palette
 from fcnlab.runs.prediction_archive import NAME, SIDE, ClassMap, KeptImage, PredictionArchive, open_archive
 
-MOST_PAIRS, MOST_GROUPS = 4, 4  # that have pictures: a row of five has some 50 kB
+MOST_PAIRS, MOST_GROUPS = 4, 4  # that have panels: a row of five has some 50 kB
 OF_A_PAIR, OF_A_GROUP = 3, 2  # images in each direction
 QUALITY = 80  # of JPEG
 NO_PREDICTIONS = (
@@ -58,7 +58,7 @@ AGREEMENT = (
 )
 
 
-class Picture(NamedTuple):
+class Panel(NamedTuple):
     """A drawing as a data URL, its title, and its content in words."""
 
     title: str
@@ -67,11 +67,11 @@ class Picture(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The pictures of one image, and the name and colour of each class in them."""
+    """The panels of one image, and the name and colour of each class in them."""
 
     name: str
     text: str
-    pictures: list[Picture]
+    panels: list[Panel]
     legend: list[tuple[str, str]]
 
 
@@ -83,8 +83,8 @@ class Series(NamedTuple):
     rows: list[Row]
 
 
-class Pictures(NamedTuple):
-    """What the page shows, and why some runs have no pictures; ``legend`` explains the maps of disagreement."""
+class ImagePanels(NamedTuple):
+    """What the page shows, and why some runs have no panels; ``legend`` explains the maps of disagreement."""
 
     pairs: list[Series]
     groups: list[Series]
@@ -144,8 +144,8 @@ def _checked(kept: KeptImage, run: Run, name: str) -> KeptImage:
     return kept
 
 
-def pictures(comparison: Comparison) -> Pictures:
-    """Return the pictures of the first pairs and groups of a comparison."""
+def image_panels(comparison: Comparison) -> ImagePanels:
+    """Return the panels of the first pairs and groups of a comparison."""
     archives = Archives()
     pairs = [_of_pair(pair, comparison, archives) for pair in comparison.pairs[:MOST_PAIRS]]
     groups = [_of_group(group, comparison, archives) for group in comparison.groups[:MOST_GROUPS]]
@@ -155,7 +155,7 @@ def pictures(comparison: Comparison) -> Pictures:
     ]
     notes = [NO_PREDICTIONS.format(groups=", ".join(without))] if without else []
     legend = [(kind.title, _css(kind.colour)) for kind in AGREEMENT]
-    return Pictures(*shown, notes=[*archives.notes.values(), *notes], legend=legend)
+    return ImagePanels(*shown, notes=[*archives.notes.values(), *notes], legend=legend)
 
 
 # Pairs
@@ -206,7 +206,7 @@ def _furthest_apart(names: Sequence[str], difference: ndarray, kept: frozenset[s
 def _pair_row(
     name: str, first: KeptImage, second: KeptImage, runs: tuple[Run, Run], scores: tuple[ndarray, ndarray]
 ) -> Row | None:
-    """Return the pictures of an image; None if the runs have other ground truth for it."""
+    """Return the panels of an image; None if the runs have other ground truth for it."""
     if not np.array_equal(first.target, second.target):
         return None
     place = runs[0].names.index(name)
@@ -218,9 +218,9 @@ def _pair_row(
     kinds = agreement(first.target, first.prediction, second.prediction)
     drawn = [
         *_image_and_target(name, first),
-        _class_picture("A", name, first.prediction, first.palette),
-        _class_picture("B", name, second.prediction, first.palette),
-        Picture("agreement", f"{name}: {_shares(kinds)}", _png(kinds, _agreement_palette())),
+        _class_panel("A", name, first.prediction, first.palette),
+        _class_panel("B", name, second.prediction, first.palette),
+        Panel("agreement", f"{name}: {_shares(kinds)}", _png(kinds, _agreement_palette())),
     ]
     shown = (first.target, first.prediction, second.prediction)
     return Row(name, text, drawn, _legend(shown, runs[0].classes, first.palette))
@@ -279,7 +279,7 @@ def _best_and_worst(group: Group, kept: frozenset[str]) -> tuple[list[str], list
 
 def _group_row(title: str, name: str, kept: KeptImage, run: Run) -> Row:
     text = f"mIoU on this image: {tables.percent(_miou(run, run.names.index(name)), 1)} %"
-    drawn = [*_image_and_target(name, kept), _class_picture("prediction", name, kept.prediction, kept.palette)]
+    drawn = [*_image_and_target(name, kept), _class_panel("prediction", name, kept.prediction, kept.palette)]
     return Row(title, text, drawn, _legend((kept.target, kept.prediction), run.classes, kept.palette))
 
 
@@ -294,13 +294,13 @@ def _miou(run: Run, place: int) -> float:
     return float(mean_iou(run.areas.intersection[place], run.areas.union[place]))
 
 
-def _image_and_target(name: str, kept: KeptImage) -> list[Picture]:
-    image = Picture("image", f"{name}: image", _data_url(Image.fromarray(kept.image), "JPEG", quality=QUALITY))
-    return [image, _class_picture("ground truth", name, kept.target, kept.palette)]
+def _image_and_target(name: str, kept: KeptImage) -> list[Panel]:
+    image = Panel("image", f"{name}: image", _data_url(Image.fromarray(kept.image), "JPEG", quality=QUALITY))
+    return [image, _class_panel("ground truth", name, kept.target, kept.palette)]
 
 
-def _class_picture(title: str, name: str, labels: ClassMap, palette: Palette) -> Picture:
-    return Picture(title, f"{name}: {title}", _png(labels, palette))
+def _class_panel(title: str, name: str, labels: ClassMap, palette: Palette) -> Panel:
+    return Panel(title, f"{name}: {title}", _png(labels, palette))
 
 
 def _png(labels: ClassMap, palette: Palette) -> str:
