@@ -26,8 +26,8 @@ from fcnlab.runs.selection import (
     selection_of_scored,
     validated_fingerprints,
 )
+from fcnlab.tracking.contents import log_scores
 from fcnlab.training.callbacks.kept_predictions import Keep, KeptPredictions
-from fcnlab.training.callbacks.wandb import log_scores
 from fcnlab.training.segmenter import Segmenter
 
 

@@ -18,7 +18,7 @@ from fcnlab.errors import WANDB_DIR_IGNORED, UserError, first_line
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
-from fcnlab.training.callbacks.wandb import errors_as_warnings
+from fcnlab.tracking.mirror import errors_as_warnings
 from fcnlab.training.components import REJECTIONS, instantiate_checked
 from fcnlab.training.trainer import members
 

@@ -37,7 +37,9 @@ def apply_recorded_config(cfg: DictConfig, overrides: Sequence[str]) -> None:
     record, then = RunRecord(folder).facts, recorded_config(folder, f"from_run={cfg.from_run}")
     new_keys = {override_key(each).replace("/", ".") for each in overrides if each not in record["overrides"]}
     recorded, today = (leaves_of(OmegaConf.to_container(tree, resolve=False)) for tree in (then, cfg))
-    kept = {path for path in recorded | today if is_under(path, new_keys | {"from_run", "checkpoint", "sweep"})}
+    kept = {
+        path for path in recorded | today if is_under(path, new_keys | {"from_run", "checkpoint", "sweep", "logger"})
+    }
     used = _resolved_config(folder)
     if PRECISION not in kept:
         _repeat_precision(cfg, used)

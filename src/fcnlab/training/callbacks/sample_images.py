@@ -11,9 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from fcnlab.config.ranges import MOST_DRAWN, Drawn
-from fcnlab.data.dataset import IGNORE_INDEX, SegmentationDataset
+from fcnlab.data.dataset import SegmentationDataset
 from fcnlab.escaping import escape_line
 from fcnlab.runs.drawing import panel, save_png
+from fcnlab.tracking.contents import log_images
 
 
 class SampleImages(Callback):
@@ -59,7 +60,7 @@ class SampleImages(Callback):
         dataset = _dataset(trainer.val_dataloaders)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                self._to_wandb(logger, dataset, trainer.global_step)
+                log_images(logger, dataset, self._shown, trainer.global_step)
             elif isinstance(logger, TensorBoardLogger):
                 for index, prediction in self._shown:
                     image = self._panel(dataset, index, prediction)
@@ -76,22 +77,6 @@ class SampleImages(Callback):
 
     def _panel(self, dataset: SegmentationDataset, index: int, prediction: np.ndarray) -> np.ndarray:
         return panel(dataset.image(index), dataset.mask(index), prediction, dataset.classes, dataset.palette)
-
-    def _to_wandb(self, logger: WandbLogger, dataset: SegmentationDataset, step: int) -> None:
-        import wandb
-
-        from fcnlab.training.callbacks.wandb import errors_as_warnings, sendable
-
-        names = dict(enumerate(sendable(dataset.classes))) | {IGNORE_INDEX: "ignored"}
-        with errors_as_warnings("images"):
-            images = []
-            for index, prediction in self._shown:
-                masks = {"ground_truth": dataset.mask(index), "prediction": prediction}
-                overlays = {key: {"mask_data": mask, "class_labels": names} for key, mask in masks.items()}
-                images.append(
-                    wandb.Image(dataset.image(index), masks=overlays, caption=escape_line(dataset.names[index]))
-                )
-            logger.experiment.log({"val/images": images, "trainer/global_step": step})
 
 
 def _dataset(loader: Any) -> SegmentationDataset:

@@ -1,20 +1,18 @@
-"""Weights & Biases as a mirror of the run's folder: it never prompts, never blocks and never ends a run."""
+"""Start a W&B run: online or offline, without a prompt, without blocking and without ending the run."""
 
 import atexit
 import configparser
 import io
 import logging
 import os
-import re
 import sys
 import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from hashlib import blake2b
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
@@ -25,14 +23,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from fcnlab.data.temporary_folders import held_folder, remove_leftovers
 from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import Unreadable, bytes_of
-from fcnlab.metrics.scores import Scores
+from fcnlab.tracking.accepted_values import (
+    MAX_JOB_TYPE,
+    MAX_NAME,
+    MAX_TAG,
+    accepted_project,
+    sendable,
+    shortened,
+)
+from fcnlab.tracking.mirror import Mirror
 
 log = logging.getLogger("fcnlab")
 SERVER_TIMEOUT = 3.0  # seconds
 TEMPORARY_PREFIX = "fcnlab-wandb-"  # of the folder for W&B's temporary folders
-# Maximum numbers of characters: W&B refuses to start a run with more.
-MAX_TAG, MAX_JOB_TYPE, MAX_NAME, MAX_PROJECT = 64, 64, 128, 128
-FORBIDDEN_IN_PROJECT = re.compile(r"[/\\#?%:]")
 START_TIMEOUT = 20.0  # seconds; W&B's default is 90
 REQUIRED_SPACE = 1 << 20  # bytes
 SETTINGS_FILES = (Path("wandb/settings"), Path(".wandb/settings"))  # in the current folder; W&B reads them
@@ -92,28 +95,6 @@ def _sendable_arguments() -> Iterator[None]:
         sys.argv = before
 
 
-class Mirror(WandbLogger):
-    """Lightning's W&B logger, whose errors never end a run."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with errors_as_warnings("metrics"):
-            super().log_metrics(metrics, step)
-
-
-@contextmanager
-def errors_as_warnings(content: str) -> Iterator[None]:
-    """Turn every error of W&B's into a warning, once per kind: the run's folder contains the same information."""
-    try:
-        yield
-    except Exception as error:  # errors of files, server and process have no common type
-        _warn_about_missing(content, first_line(error))
-
-
-@cache
-def _warn_about_missing(content: str, reason: str) -> None:
-    log.warning("Warning: some %s of this run are missing in W&B (%s), but not in the run's folder", content, reason)
-
-
 def _set_wandb_folders(folder: Path) -> None:
     """Set W&B's data and cache folders: the usual ones if they are writable, otherwise subfolders of ``folder``.
 
@@ -160,35 +141,6 @@ def temporary_files_in_own_folder() -> Iterator[None]:
         yield
     finally:
         tempfile.tempdir = before
-
-
-def shortened(text: str | None, most: int) -> Any:
-    """Return a sendable text of at most ``most`` characters; a hash at the end distinguishes shortened texts."""
-    text = sendable(text)
-    if text is None or len(text) <= most:
-        return text
-    return f"{text[: most - 9]}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
-
-
-def accepted_project(project: str) -> str:
-    """Return a project name that W&B accepts; warn where it differs from the requested one."""
-    accepted = shortened(FORBIDDEN_IN_PROJECT.sub("-", sendable(project)), MAX_PROJECT)
-    if accepted != project:
-        log.warning(
-            "Warning: logger.wandb.project=%s: W&B accepts at most %d characters, without / \\ # ? %% : . The run is in"
-            " the project %s",
-            *(project, MAX_PROJECT, accepted),
-        )
-    return accepted
-
-
-def sendable(value: Any) -> Any:
-    """Return plain values with text keys, all encodable as UTF-8; other bytes of a name are escaped."""
-    if isinstance(value, str):
-        return value.encode(errors="backslashreplace").decode()
-    if isinstance(value, Mapping):
-        return {sendable(str(key)): sendable(each) for key, each in value.items()}
-    return [sendable(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _is_not_about_image_sizes(record: logging.LogRecord) -> bool:
@@ -309,25 +261,3 @@ def _request(server: str) -> bool:
     except (OSError, ValueError, HTTPException):
         return False
     return True
-
-
-def log_scores(
-    logger: WandbLogger, scores: Scores, matrix, classes: Sequence[str], name: str, selection: Mapping[str, Any] | None
-) -> None:
-    """Log the per-class IoU and the confusion matrix (rows: ground truth) of the final evaluation, below ``name``.
-
-    The summary contains how the scored weights were selected; their score on the validation images is logged, so that
-    W&B's sweeps can maximise it.
-    """
-    import wandb
-
-    classes = sendable(classes)
-    table = wandb.Table(["class", "iou"], [[name, float(iou)] for name, iou in zip(classes, scores.iou, strict=True)])
-    cells = [[target, *map(int, row)] for target, row in zip(classes, matrix, strict=True)]
-    confusion = wandb.Table(["ground truth \\ prediction", *classes], cells)
-    facts = {f"selection/{key}": sendable(value) for key, value in (selection or {}).items() if value is not None}
-    validated = {key: value for key, value in facts.items() if key == "selection/val_miou"}
-    with errors_as_warnings("tables"), temporary_files_in_own_folder():
-        logger.experiment.log({f"{name}/per_class": table, f"{name}/confusion": confusion, **validated})
-    with errors_as_warnings("facts"):
-        logger.experiment.summary.update(facts)

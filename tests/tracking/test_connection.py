@@ -26,9 +26,10 @@ from fcnlab.config.run_context import RunContext
 from fcnlab.data.temporary_folders import remove_leftovers
 from fcnlab.errors import UserError
 from fcnlab.sweeps.launchers import SlotsLauncher
+from fcnlab.tracking import connection as actual
+from fcnlab.tracking import contents, mirror
+from fcnlab.tracking.connection import temporary_files_in_own_folder
 from fcnlab.training import loggers
-from fcnlab.training.callbacks import wandb as actual
-from fcnlab.training.callbacks.wandb import temporary_files_in_own_folder
 
 
 def inspect(run: Path) -> str:
@@ -215,7 +216,7 @@ def described_by(composed, monkeypatch, tmp_path):
 
 def mode_with(environment: dict[str, str], tmp_path) -> str:
     """The mode chosen by a fresh process: W&B reads its settings once."""
-    code = "from fcnlab.training.callbacks.wandb import reachable_mode; print(reachable_mode())"
+    code = "from fcnlab.tracking.connection import reachable_mode; print(reachable_mode())"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     clean |= {"NETRC": str(tmp_path / "none"), "WANDB_DIR": str(tmp_path)} | environment
     done = subprocess.run(
@@ -280,7 +281,7 @@ def test_to_look_for_a_key_asks_no_server(monkeypatch):
 def test_a_server_that_answers_and_starts_no_run_leaves_one_offline(tmp_path):
     """It answers the question, and everything else with an error."""
     code = (
-        "from fcnlab.training.callbacks.wandb import wandb_logger; run = wandb_logger('.', {}).experiment;"
+        "from fcnlab.tracking.connection import wandb_logger; run = wandb_logger('.', {}).experiment;"
         " print('offline', run.offline); run.finish()"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
@@ -487,7 +488,7 @@ def test_odd_names_of_as_many_classes_as_there_may_be_are_logged(tmp_path):
     logger = actual.wandb_logger(tmp_path, {}, mode="offline", run_id="i" * 100)
     found = SimpleNamespace(iou=[0.5] * MOST_CLASSES)
     selected = {"checkpoint": os.fsdecode(b"caf\xe9.ckpt"), "val_miou": 0.5}
-    actual.log_scores(logger, found, [[2**53] * MOST_CLASSES] * MOST_CLASSES, classes, "final", selected)
+    contents.log_scores(logger, found, [[2**53] * MOST_CLASSES] * MOST_CLASSES, classes, "final", selected)
     logger.experiment.finish()
     tables = list(tmp_path.rglob("*.table.json"))
     assert sorted(len(json.loads(table.read_text())["data"]) for table in tables) == [MOST_CLASSES] * 2
@@ -500,7 +501,7 @@ def places(monkeypatch, tmp_path):
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(variable, str(home / variable))
     actual._usual_folders.cache_clear()
-    actual._warn_about_missing.cache_clear()
+    mirror._warn_about_missing.cache_clear()
     yield home
     actual._usual_folders.cache_clear()
 
@@ -535,7 +536,7 @@ def test_what_w_and_b_raises_is_a_warning_once_for_each_kind(places, caplog):
     logger._experiment.log.side_effect = OSError(errno.ENOSPC, "No space left on device")
     for step in range(3):
         logger.log_metrics({"x": 1.0}, step)
-    actual.log_scores(logger, SimpleNamespace(iou=[0.5]), [[1]], ["a"], "final", {"val_miou": 0.5})  # pyright: ignore
+    contents.log_scores(logger, SimpleNamespace(iou=[0.5]), [[1]], ["a"], "final", {"val_miou": 0.5})  # pyright: ignore
     assert caplog.text.count("some metrics of this run are missing in W&B ([Errno 28]") == 1
     assert caplog.text.count("some tables of this run are missing in W&B") == 1
 

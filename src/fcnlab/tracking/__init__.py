@@ -1,0 +1,1 @@
+"""Weights & Biases: it mirrors what a run's folder contains."""
