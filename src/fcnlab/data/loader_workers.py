@@ -6,6 +6,8 @@ import shutil
 import signal
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,7 +33,22 @@ TENSORS, PIPES_OF_A_WORKER, PIPES_AND_THEIR_LIKE = 3, 4, 8
 
 
 class Loader(DataLoader):
-    """torch's DataLoader without the warning about more workers than cores, which the user chose."""
+    """torch's DataLoader without the warning about more workers than cores, which the user chose.
+
+    ``waited`` is the number of seconds that this process has waited for batches.
+    """
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = super().__iter__()
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - begun
+            if batch is None:
+                return
+            yield batch
 
     def check_worker_number_rationality(self) -> None:
         """Suppress torch's warning about more workers than cores."""

@@ -23,10 +23,10 @@ def write_record(
     names: Sequence[str],
     classes: Sequence[str],
     matrices: Int64[ndarray, "image target prediction"],
-    **facts: Mapping[str, Any] | None,
+    **facts: Mapping[str, Any] | str | None,
 ) -> Scores:
     """Write ``confusions.npz`` and ``metrics.json``; ``facts`` are its further parts: protocol, cost, provenance,
-    selection.
+    selection, scored_as.
 
     Each file is written atomically.
     """

@@ -33,7 +33,7 @@ from fcnlab.runs.selection import Facts
 from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.sweeps.sweep_table import selection_score
 from fcnlab.tasks.staged import train_in_stages
-from fcnlab.training.callbacks import CheckpointSelection, MetricsCsv, StopReason, TimeLeft
+from fcnlab.training.callbacks import CheckpointSelection, MetricsCsv, StopReason, Throughput, TimeLeft
 from fcnlab.training.callbacks.stopping import is_reason
 from fcnlab.training.checkpoints import checkpoint_record, read_checkpoint, selection_of
 from fcnlab.training.components import open_data
@@ -133,7 +133,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
             took = CostMeter(trainer.strategy.root_device)
             with report_restore_errors(trainer, start):
                 trainer.fit(segmenter, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
-            training = took.facts(expected)
+            training = took.facts(expected) | throughput(trainer).facts()
             record.write(stopped_early=early_stop_reason(trainer))
             if start.checkpoint and trainer.global_step == start.steps:
                 report_nothing_left(cfg, start, early_stop_reason(trainer))
@@ -349,6 +349,12 @@ def time_left(trainer: L.Trainer) -> TimeLeft:
     """Return the callback that estimates the time left."""
     callbacks: list = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     return next(callback for callback in callbacks if isinstance(callback, TimeLeft))
+
+
+def throughput(trainer: L.Trainer) -> Throughput:
+    """Return the callback that measures images per second and the wait for data."""
+    callbacks: list = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return next(callback for callback in callbacks if isinstance(callback, Throughput))
 
 
 def early_stop_reason(trainer: L.Trainer) -> dict[str, Any] | None:

@@ -132,7 +132,7 @@ def without_charts(classes: set[str]) -> set[str]:
 def results(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the summary of a score record (metrics.json): scores, cost, protocol and the selection of the weights."""
     name = scored_as(record)
-    scored = {key: record.get(key) for key in SCORES} | _mapping(record, "fine_grained")
+    scored = {key: record.get(key) for key in SCORES} | dict(_mapping(record, "fine_grained"))
     cost = {key: value for key, value in _mapping(record, "cost").items() if not isinstance(value, list)}
     protocol = {key: value for key, value in _mapping(record, "protocol").items() if key in SHOWN_PROTOCOL}
     parts = {name: scored, "cost": cost, "protocol": protocol, "selection": _mapping(record, "selection")}

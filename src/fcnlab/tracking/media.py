@@ -75,7 +75,7 @@ def log_evaluation(logger: WandbLogger, evaluation: Evaluation) -> None:
 def _table(table: Table) -> Any:
     import wandb
 
-    return wandb.Table(table.columns, sendable(table.rows))
+    return wandb.Table([*table.columns], sendable(table.rows))
 
 
 def _with_drawings(evaluation: Evaluation, drawn: int | None) -> Table:

@@ -197,8 +197,18 @@ class Segmenter(L.LightningModule):
             self._divide(optimizer, self._sums)
             self._sums = None
         assert self.train_loss is not None
-        lr = torch.tensor(self._learning_rate())  # on the CPU
-        self._step_metrics = {"train/loss": self.train_loss, "train/lr": lr}
+        self._step_metrics = {"train/loss": self.train_loss}
+        if logs_this_step(self.trainer):
+            self._step_metrics |= self._optimizer_metrics(optimizer)
+
+    def _optimizer_metrics(self, optimizer: Optimizer) -> dict[str, Tensor]:
+        """Return the learning rates and the norm of all gradients before clipping.
+
+        The norm stays on the device: reading it would wait for the device in each logged step.
+        """
+        gradients = [parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None]
+        rates = {name: torch.tensor(rate) for name, rate in learning_rates(optimizer).items()}  # on the CPU
+        return rates | {"train/grad_norm": torch.nn.utils.get_total_norm(gradients)}
 
     def _divide(self, optimizer: Optimizer, sums: Float[Tensor, "2"]) -> None:
         """Divide the gradients of a step's total by its count, over all parts; 0 where all pixels are ignored."""
@@ -207,8 +217,7 @@ class Segmenter(L.LightningModule):
         total, count = sums.unbind()
         self.train_loss = mean_from(total, count)
         factor = (self._unit / count.clamp(min=MIN_COUNT)).where(count > 0, 0)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None]
         multiply_each(gradients, factor)
 
     def on_train_batch_end(self, *args) -> None:
@@ -261,11 +270,6 @@ class Segmenter(L.LightningModule):
                 self.log(f"{stage}/{name}", _exact(value), prog_bar=name == "miou")
         self._log_step(self.global_step)
 
-    def _learning_rate(self) -> float:
-        """Return the learning rate of the heads' weights: optim.lr times the schedule's factor."""
-        groups = self.trainer.optimizers[0].param_groups
-        return next(group["lr"] for group in groups if group["name"] == "heads/weight")
-
     def _log_step(self, step: int) -> None:
         """Log the number of optimiser steps as the step: Lightning's own logging step differs after resuming."""
         self.log_dict({"step": _exact(step), "epoch": _exact(self.current_epoch)})
@@ -286,6 +290,25 @@ class Segmenter(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["fcnlab"] = self.record
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """Return ``train/lr``, that of the heads' weights (optim.lr times the schedule's factor), and those that differ.
+
+    The others are named by their parameter group, such as ``train/lr/backbone/weight``. A group whose initial learning
+    rate equals that of a group before it has the same learning rate at every step, and is left out.
+    """
+    rates: dict[str, float] = {}
+    initial: set[float] = set()
+    for group in sorted(optimizer.param_groups, key=lambda group: group["name"] != "heads/weight"):
+        if group["initial_lr"] not in initial:
+            rates[f"train/lr/{group['name']}" if initial else "train/lr"] = group["lr"]
+            initial.add(group["initial_lr"])
+    return rates
 
 
 def _exact(value: float) -> Float[Tensor, ""]:

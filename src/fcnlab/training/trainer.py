@@ -24,6 +24,7 @@ from fcnlab.training.callbacks import (
     MetricsCsv,
     StopOnNaN,
     StopReason,
+    Throughput,
     TimeLeft,
     TopCheckpoints,
 )
@@ -103,6 +104,7 @@ def training_callbacks(cfg: DictConfig, curves: MetricsCsv, signals: StopSignals
     return [
         FinalValidation(),
         TimeLeft(),
+        Throughput(),
         StopOnNaN(cfg.trainer.log_every_n_steps),
         *configured_callbacks(cfg),
         StopReason(),

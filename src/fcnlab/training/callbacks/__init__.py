@@ -1,4 +1,4 @@
-"""Lightning callbacks: checkpoints, EMA, exact resume, signals, metrics.csv, progress bar and sample images."""
+"""Lightning callbacks: checkpoints, EMA, exact resume, signals, metrics.csv, progress, throughput, sample images."""
 
 from fcnlab.training.callbacks.checkpointing import AtomicCheckpointIO, LastCheckpoint, TopCheckpoints
 from fcnlab.training.callbacks.ema import EMA
@@ -10,6 +10,7 @@ from fcnlab.training.callbacks.resume import ExactResume
 from fcnlab.training.callbacks.sample_images import SampleImages
 from fcnlab.training.callbacks.selection import CheckpointSelection
 from fcnlab.training.callbacks.stopping import FinalValidation, StopOnNaN, StopReason
+from fcnlab.training.callbacks.throughput import Throughput
 from fcnlab.training.callbacks.time_left import TimeLeft
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "SampleImages",
     "StopOnNaN",
     "StopReason",
+    "Throughput",
     "TimeLeft",
     "TopCheckpoints",
 ]
