@@ -1,6 +1,7 @@
 """``fcnlab eval``."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from fcnlab.training.callbacks import GracefulStop, SampleImages
 from fcnlab.training.checkpoints import TrainedNet, read_nets, selection_of
 from fcnlab.training.components import open_data
 from fcnlab.training.hardware import check_machine
-from fcnlab.training.ineffective_settings import ineffective_in_scoring
+from fcnlab.training.ineffective_settings import ineffective_in_scoring, ineffective_of_wandb
 from fcnlab.training.lineage import file_facts, starting_weights, trained_of, training_of_checkpoint
 from fcnlab.training.loggers import open_loggers
 from fcnlab.training.segmenter import Segmenter
@@ -52,7 +53,7 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     _check_settings(cfg)  # first: without data, model.num_classes cannot be computed
     validate_config(cfg)
     check_machine(cfg, run.context)
-    for message in ineffective_in_scoring(run.context):
+    for message in chain(ineffective_in_scoring(run.context), ineffective_of_wandb(cfg, run.context)):
         log_warning(message)
     inference, postprocess = build_inference(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)

@@ -28,6 +28,16 @@ def ineffective_in_training(cfg: DictConfig, context: RunContext) -> Iterator[st
     yield from _of_speed(cfg, context)
     yield from _of_length(cfg, context)
     yield from _of_callbacks(cfg, context)
+    yield from ineffective_of_wandb(cfg, context)
+
+
+def ineffective_of_wandb(cfg: DictConfig, context: RunContext) -> Iterator[str]:
+    """Yield a message for a setting of the W&B run without an effect, in a command that evaluates."""
+    if context.sets("logger.wandb.table_images") and cfg.evaluation.keep_predictions == "none":
+        yield (
+            "logger.wandb.table_images has no effect with evaluation.keep_predictions=none: the images of the table are"
+            " those of predictions.zip"
+        )
 
 
 def ineffective_in_scoring(context: RunContext) -> Iterator[str]:
