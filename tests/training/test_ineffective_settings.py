@@ -55,6 +55,7 @@ def ineffective(monkeypatch, tmp_path):
         (["callbacks.top=null", "checkpointing.keep_top=3"], "checkpointing.keep_top has no effect"),
         (["+callbacks.early_stopping.min_delta=0.1"], "callbacks.early_stopping.min_delta has no effect: add"),
         (["callbacks.progress.refresh_rate=3"], "callbacks.progress.refresh_rate has no effect"),
+        (["logger.wandb.table_images=3", "evaluation.keep_predictions=none"], "table_images has no effect"),
         (["hydra.launcher.slots=2"], "hydra.launcher.slots=2 has no effect on a single run: add -m"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
