@@ -135,8 +135,9 @@ def test_curves_of_many_classes_get_no_charts(mirrored, count):
 
 def test_config_has_the_settings_on_which_scores_depend(composed):
     cfg = composed("optim.lr=0.125", "callbacks.ema.decay=0.5")
-    plain = [OmegaConf.to_container(cfg, resolve=resolve) for resolve in (False, True)]
-    values = leaves_of(contents.settings(*plain, {"model": "fcn8s"}))  # pyright: ignore
+    unresolved, plain = (OmegaConf.to_container(cfg, resolve=resolve) for resolve in (False, True))
+    inside = json.loads(json.dumps(unresolved).replace("/nowhere", "${hydra:runtime.output_dir}"))  # as in a run
+    values = leaves_of(contents.settings(inside, plain, {"model": "fcn8s"}))  # pyright: ignore
     assert {
         "seed": 1,
         "optim.lr": 0.125,
@@ -192,9 +193,10 @@ def test_images_of_lowest_and_highest_miou_are_drawn(tmp_path, drawn, names):
     drawings = {row[0]: row[table.columns.index("prediction")] for row in table.rows}
     assert [name for name, drawing in drawings.items() if drawing is not None] == list(names)
     drawing = drawings["a"]
-    assert (drawing.height, drawing.width) == (320, 160)  # with masks of the same size
-    masks = {key: np.unique(mask._val["mask_data"]).tolist() for key, mask in drawing._masks.items()}
-    assert masks == {"ground_truth": [0], "prediction": [1]}
+    assert drawing.image.size == (160, 320)
+    masks = {key: mask._val["mask_data"] for key, mask in drawing._masks.items()}
+    assert {mask.shape for mask in masks.values()} == {(320, 160)}  # as the image
+    assert {key: np.unique(mask).tolist() for key, mask in masks.items()} == {"ground_truth": [0], "prediction": [1]}
 
 
 def sweep_file(repository: Path) -> dict:

@@ -41,14 +41,14 @@ class Loader(DataLoader):
     waited = 0.0
 
     def __iter__(self) -> Iterator[Any]:
-        batches = super().__iter__()
-        while True:
-            begun = time.perf_counter()
-            batch = next(batches, None)
+        return self._timed(super().__iter__())
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        begun = time.perf_counter()
+        for batch in batches:
             self.waited += time.perf_counter() - begun
-            if batch is None:
-                return
             yield batch
+            begun = time.perf_counter()
 
     def check_worker_number_rationality(self) -> None:
         """Suppress torch's warning about more workers than cores."""
