@@ -133,11 +133,10 @@ def results(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the summary of a score record (metrics.json): scores, cost, protocol and the selection of the weights."""
     name = scored_as(record)
     scored = {key: record.get(key) for key in SCORES} | dict(_mapping(record, "fine_grained"))
-    cost = {key: value for key, value in _mapping(record, "cost").items() if not isinstance(value, list)}
     protocol = {key: value for key, value in _mapping(record, "protocol").items() if key in SHOWN_PROTOCOL}
-    parts = {name: scored, "cost": cost, "protocol": protocol, "selection": _mapping(record, "selection")}
+    parts = {name: scored, "protocol": protocol} | {part: _mapping(record, part) for part in ("cost", "selection")}
     values = {f"{part}/{key}": value for part, facts in parts.items() for key, value in facts.items()}
-    return {key: value for key, value in values.items() if value is not None}
+    return {key: value for key, value in values.items() if isinstance(value, (str, int, float))}
 
 
 def _mapping(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
