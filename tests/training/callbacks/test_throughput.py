@@ -63,6 +63,17 @@ def test_first_step_and_validations_are_not_counted(monkeypatch):
     assert 10 < peak < 1_000_000  # of this process, in MiB
 
 
+def test_accumulated_batches_are_logged_with_their_step(monkeypatch):
+    run = Run(monkeypatch)
+    run.step()
+    run.step()
+    for steps in (0, 1):  # two batches of one step
+        run.now += 2.0
+        run.trainer.global_step += steps
+        run.callback.on_train_batch_end(run.trainer, run.module, None, BATCH, 0)
+    assert run.logged()[1:] == [(16 / 4, 0.0, 3)]
+
+
 def test_loader_counts_the_wait_for_batches(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(loader_workers.time, "perf_counter", lambda: now[0])

@@ -27,10 +27,11 @@ class Throughput(Callback):
         self._counted = np.zeros(3)  # images, seconds, seconds of waiting
         self._logged = np.zeros(3)  # those counted at the last logged step
         self._mark: np.ndarray | None = None  # the same at the last batch; None while nothing is counted
-        self._has_begun = False
+        self._has_begun, self._step = False, 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module) -> None:
-        self._counted, self._logged, self._mark, self._has_begun = np.zeros(3), np.zeros(3), None, False
+        self._counted, self._logged, self._mark = np.zeros(3), np.zeros(3), None
+        self._has_begun, self._step = False, trainer.global_step
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module, batch, batch_idx: int) -> None:
         if self._has_begun and self._mark is None:  # after a validation
@@ -40,7 +41,8 @@ class Throughput(Callback):
         if self._has_begun:
             self._count(trainer, len(batch["image"]) * trainer.world_size)
         self._has_begun, self._mark = True, _clocks(trainer)
-        if logs_this_step(trainer) and (values := _rates(self._counted - self._logged)):
+        is_complete, self._step = trainer.global_step != self._step, trainer.global_step  # accumulated batches are not
+        if is_complete and logs_this_step(trainer) and (values := _rates(self._counted - self._logged)):
             self._logged = self._counted
             peak = MemoryMeter(pl_module.device).peak() / 2**20
             named = {f"throughput/{name}": value for name, value in values.items()} | {"memory/peak": peak}
