@@ -151,6 +151,13 @@ def test_config_has_the_settings_on_which_scores_depend(composed):
     )
 
 
+def test_config_of_an_evaluation_has_no_settings_of_training(composed):
+    cfg = OmegaConf.to_container(composed("checkpoint=x", "trainer.devices=2", name="eval"))
+    values = leaves_of(contents.settings(cfg, cfg, {}))  # pyright: ignore[reportArgumentType]
+    assert {"checkpoint": "x", "trainer.devices": 2}.items() <= values.items()
+    assert not any(key.startswith(("trainer.max", "trainer.val", "trainer.gradient", "augment")) for key in values)
+
+
 def test_config_has_the_segments_of_a_run_that_changed_its_settings():
     first, second = {"from_step": 0}, {"from_step": 5}
     assert "segments" not in contents.settings({}, {"seed": 1}, {}, [first])
@@ -222,7 +229,18 @@ COST = {"parameters", "gmacs_per_image", "seconds", "images_per_second", "peak_m
 TRAINING_COST = {"training_minutes", "training_peak_memory_mib", "expected_minutes", "expected_memory_mib"}
 TRAINING_COST |= {"training_images_per_second", "training_data_wait"}
 PROTOCOL = {"set", "images", "of", "inference", "postprocess", "precision"}
-SELECTION = {"checkpoint", "monitor", "mode", "set", "list", "among", "step", "same_images", "shared_images"}
+SELECTION = {
+    "stopped_early",
+    "checkpoint",
+    "monitor",
+    "mode",
+    "set",
+    "list",
+    "among",
+    "step",
+    "same_images",
+    "shared_images",
+}
 CURVES = {f"val/{name}" for name in ("pixel_acc", "mean_acc", "miou", "fw_iou", "loss", "images")}
 CURVES |= {"train/loss", "train/lr", "train/grad_norm", "memory/peak"}
 CURVES |= {"throughput/images_per_second", "throughput/data_wait"}
@@ -247,7 +265,7 @@ SUMMARY = {
 SUMMARY["train"] = (
     SUMMARY["eval"]
     | in_section("cost", TRAINING_COST)
-    | in_section("selection", {"val_miou", "stopped_early"})
+    | in_section("selection", {"val_miou"})
     | {"best/miou", "best/step", "final/loss"}
 ) - {"selection/at_least"}
 OWN = {"_runtime", "_step", "_timestamp", "_wandb", "trainer/global_step", "epoch"}

@@ -17,6 +17,12 @@ WITHOUT_EFFECT = re.compile(
     r"|data\.(num_workers|prefetch_factor|cache|cache_dir|download|archive|allow_overlap)|callbacks\.(sample_images|progress|top|last)\..*|trainer\.(log_every_n_steps|enable_\w+)"
     r"|trainer\.strategy\.(gradient_as_bucket_view|broadcast_buffers|static_graph)"
 )
+# Settings of the trainer and the data that only training reads.
+TRAINING_ONLY = re.compile(
+    r"trainer\.(m(ax|in)_(steps|epochs)|max_time|val_check_interval|accumulate_grad_batches|gradient_clip_\w+"
+    r"|log_every_n_steps|limit_(train|val)_batches|num_sanity_val_steps|sync_batchnorm|reload_\w+)"
+    r"|data\.(train_list|batch_size|crop_size|allow_overlap|fraction)|(data\.)?augment(\..*)?"
+)
 # Where a run is stored, not what it does.
 LOCATION_SETTINGS = re.compile(r"checkpoint|callbacks\.\w+\.(dirpath|folder)")
 JOB_INTERPOLATION = re.compile(r"\$\{hydra:(?!runtime\.)")  # such as its number; every run refers to its folder

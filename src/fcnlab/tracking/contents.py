@@ -18,7 +18,7 @@ from fcnlab.config.components import DIRECTIVES
 from fcnlab.files.writing import number
 from fcnlab.metrics.conventions import Matrices, class_areas
 from fcnlab.metrics.scores import SCORES, scores
-from fcnlab.runs.settings import identifying_values
+from fcnlab.runs.settings import TRAINING_ONLY, identifying_values
 
 STEP = "trainer/global_step"  # the x axis of all charts: optimiser steps
 FINAL = ("final", "test")  # prefixes of the scores of an evaluation: see Segmenter.scored_as
@@ -48,10 +48,12 @@ def settings(
     """Return the config: the settings on which a score can depend, and the chosen options of the config groups.
 
     ``composed`` contains interpolations (``.hydra/config.yaml``); ``config`` is resolved (``config.yaml``).
-    Callbacks that are disabled, and Hydra's own keys such as ``_partial_``, are left out. ``segments`` are those of a
-    run that was resumed with other settings.
+    Callbacks that are disabled, settings of training in an evaluation, and Hydra's own keys such as ``_partial_`` are
+    left out. ``segments`` are those of a run that was resumed with other settings.
     """
-    shown = _pruned(config, set(identifying_values(composed, config)))
+    is_training = "optim" in config
+    identifying = identifying_values(composed, config)
+    shown = _pruned(config, {path for path in identifying if is_training or not TRAINING_ONLY.fullmatch(path)})
     callbacks = {
         name: values
         for name, values in shown.get("callbacks", {}).items()

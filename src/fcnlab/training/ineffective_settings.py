@@ -7,15 +7,10 @@ from omegaconf import DictConfig
 
 from fcnlab.config.overrides import override_key
 from fcnlab.config.run_context import RunContext
+from fcnlab.runs.settings import TRAINING_ONLY
 from fcnlab.training.hardware import uses_gpu
 from fcnlab.training.trainer import members, shows_progress
 
-# Settings of the trainer and the data that only training reads.
-TRAINING_ONLY = re.compile(
-    r"trainer\.(m(ax|in)_(steps|epochs)|max_time|val_check_interval|accumulate_grad_batches|gradient_clip_\w+"
-    r"|log_every_n_steps|limit_(train|val)_batches|num_sanity_val_steps|sync_batchnorm|reload_\w+)"
-    r"|data\.(train_list|batch_size|crop_size|allow_overlap|fraction)|(data\.)?augment(\..*)?"
-)
 SWEEP_ONLY = re.compile(r"hydra[./](launcher|sweeper|sweep)\b.*")
 KNOWN_PACKAGES = ("fcnlab.", "lightning.")  # whose callbacks are known to stop a run or not
 
