@@ -62,9 +62,7 @@ def wandb_logger(
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
     logging.getLogger().addFilter(_is_not_about_image_sizes)
-    if "wandb" not in sys.modules:
-        with temporary_files_in_own_folder():
-            import wandb  # noqa: F401  which creates temporary folders
+    _import_wandb()
     Path(folder).mkdir(parents=True, exist_ok=True)
     _set_wandb_folders(Path(folder) / "wandb")
     described = {
@@ -83,6 +81,13 @@ def wandb_logger(
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return Mirror(experiment=run)
+
+
+def _import_wandb() -> None:
+    """Import W&B, which creates temporary folders."""
+    if "wandb" not in sys.modules:
+        with temporary_files_in_own_folder():
+            import wandb  # noqa: F401
 
 
 @contextmanager
@@ -153,13 +158,7 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
     import wandb
 
     elsewhere = _settings_of_folder() - HARMLESS - ({"entity"} if described["entity"] else set())
-    try:
-        wandb.setup()  # reads the environment
-    except (wandb.Error, ValueError) as error:
-        raise UserError(
-            f"W&B rejects its settings: {_reason(error)}. Correct or unset that environment variable (WANDB_...), or"
-            " train with logger=csv"
-        ) from error
+    _read_environment()
     chosen: Any = reachable_mode() if mode == "auto" else mode
     if elsewhere and chosen not in ("offline", "disabled"):
         raise _redirection_error(elsewhere)
@@ -173,6 +172,42 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
             raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_reason(error)}") from error
         log.warning("Warning: W&B did not start a run (%s): this run is logged offline", _reason(error))
         return _started(described, "offline")
+
+
+def _read_environment() -> Any:
+    """Return W&B's settings after it has read the environment."""
+    import wandb
+
+    try:
+        return wandb.setup()
+    except (wandb.Error, ValueError) as error:
+        raise UserError(
+            f"W&B rejects its settings: {_reason(error)}. Correct or unset that environment variable (WANDB_...), or"
+            " train with logger=csv"
+        ) from error
+
+
+def check_server() -> None:
+    """Check within seconds that W&B's server can be asked for something.
+
+    Raises
+    ------
+    UserError
+        ``WANDB_MODE`` forbids it, no key is configured, the server does not respond, or a file in the current folder
+        names another server.
+    """
+    _import_wandb()
+    elsewhere = _settings_of_folder() - HARMLESS - {"entity"}
+    if elsewhere:
+        raise _redirection_error(elsewhere)
+    settings = _read_environment().settings
+    mode = os.environ.get("WANDB_MODE")
+    if mode not in (None, "", "online"):
+        raise UserError(f"WANDB_MODE={mode} in the environment forbids the connection to W&B: unset it")
+    if not _has_key(settings):
+        raise UserError("no API key of W&B is configured. Type wandb login, or set WANDB_API_KEY in the environment")
+    if not _answers(settings.base_url):
+        raise UserError(f"W&B's server {settings.base_url} does not respond within {SERVER_TIMEOUT:g} seconds")
 
 
 def _settings_of_folder() -> set[str]:
