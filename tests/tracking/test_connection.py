@@ -16,6 +16,7 @@ from shutil import rmtree as remove_tree
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import wandb
 from omegaconf import OmegaConf
@@ -27,7 +28,7 @@ from fcnlab.data.temporary_folders import remove_leftovers
 from fcnlab.errors import UserError
 from fcnlab.sweeps.launchers import SlotsLauncher
 from fcnlab.tracking import connection as actual
-from fcnlab.tracking import contents, mirror
+from fcnlab.tracking import contents, media, mirror
 from fcnlab.tracking.connection import temporary_files_in_own_folder
 from fcnlab.training import loggers
 
@@ -49,7 +50,8 @@ def test_a_run_holds_config_scores_tables_and_images(train):
     message = {line.split()[0]: line.split()[1:] for line in inspect(run).splitlines() if line.strip()}
     record = json.loads((folder / "metrics.json").read_text())
     assert float(message["final/miou"][0]) == record["miou"]
-    assert {"final/per_class", "final/confusion", "val/images", "model.upsampling", "optim.lr"} <= set(message)
+    tables = {"final/per_class", "final/confusion_table", "final/per_image"}
+    assert {*tables, "val/images", "model.upsampling", "optim.lr"} <= set(message)
     masks = list((run / "files/media/images/mask").rglob("*.png"))
     assert len(masks) >= 3  # truth and prediction of three images; equal ones are kept once
     assert "sizes do not match" not in (folder / "train.log").read_text()
@@ -70,7 +72,7 @@ def test_values_that_w_and_b_has_of_a_run_are_replaced(monkeypatch, tmp_path):
     asked, run = [], MagicMock()
     run.config.update.side_effect = lambda config, allow_val_change: asked.append((config, allow_val_change))
     monkeypatch.setattr(actual, "_started", lambda described, mode: run)
-    monkeypatch.setattr(actual, "Mirror", lambda experiment: experiment)
+    monkeypatch.setattr(actual, "Mirror", lambda experiment, **settings: experiment)
     actual.wandb_logger(tmp_path, {"optim": {"lr": 0.125}})
     assert not asked
     actual.wandb_logger(tmp_path, {"optim": {"lr": 0.125}}, run_id="abc")
@@ -156,7 +158,7 @@ def opened(monkeypatch) -> list[dict]:
 
 
 class FakeLogger:
-    def __init__(self, experiment: MagicMock):
+    def __init__(self, experiment: MagicMock, **settings: object):
         self.experiment = experiment
 
     def finish(self) -> None: ...
@@ -326,7 +328,7 @@ def test_what_w_and_b_would_refuse_is_shortened_and_kept_apart(monkeypatch, tmp_
     """W&B's own settings are asked whether they take it."""
     asked = []
     monkeypatch.setattr(actual, "_started", lambda described, mode: asked.append(described) or MagicMock())
-    monkeypatch.setattr(actual, "Mirror", lambda experiment: experiment)
+    monkeypatch.setattr(actual, "Mirror", lambda experiment, **settings: experiment)
     tags = ["", "short", "short", "t" * 64, "t" * 65, "t" * 65 + "u", os.fsdecode(b"caf\xe9")]
     config = {"data": {"root": os.fsdecode(b"/caf\xe9"), "lists": [os.fsdecode(b"\xff")], "seed": 1, "none": None}}
     actual.wandb_logger(tmp_path, config, name="n" * 300, group="g" * 300, tags=tags)
@@ -348,7 +350,7 @@ def asked_for(monkeypatch, folder: Path, config: dict | None = None, **settings)
     """What W&B is asked to start."""
     asked: list[dict] = []
     monkeypatch.setattr(actual, "_started", lambda described, mode: asked.append(described) or MagicMock())
-    monkeypatch.setattr(actual, "Mirror", lambda experiment: experiment)
+    monkeypatch.setattr(actual, "Mirror", lambda experiment, **settings: experiment)
     actual.wandb_logger(folder, config or {}, **settings)
     return asked[0]
 
@@ -486,12 +488,13 @@ def test_odd_names_of_as_many_classes_as_there_may_be_are_logged(tmp_path):
     odd = ["a", "ground truth \\ prediction", "", "a.b", "é\n\x1b", os.fsdecode(b"\xe9"), "n" * 5000]
     classes = [*odd, *(f"class {place}" for place in range(MOST_CLASSES - len(odd)))]
     logger = actual.wandb_logger(tmp_path, {}, mode="offline", run_id="i" * 100)
-    found = SimpleNamespace(iou=[0.5] * MOST_CLASSES)
-    selected = {"checkpoint": os.fsdecode(b"caf\xe9.ckpt"), "val_miou": 0.5}
-    contents.log_scores(logger, found, [[2**53] * MOST_CLASSES] * MOST_CLASSES, classes, "final", selected)
+    matrices = np.full((1, MOST_CLASSES, MOST_CLASSES), 2**40)
+    record = {"selection": {"checkpoint": os.fsdecode(b"caf\xe9.ckpt"), "val_miou": 0.5}}
+    media.log_evaluation(logger, media.Evaluation(record, [os.fsdecode(b"\xe9")], classes, matrices, tmp_path))
     logger.experiment.finish()
-    tables = list(tmp_path.rglob("*.table.json"))
-    assert sorted(len(json.loads(table.read_text())["data"]) for table in tables) == [MOST_CLASSES] * 2
+    tables = {path.parent.name + path.name.split("_")[1]: path for path in tmp_path.rglob("*.table.json")}
+    rows = {name: len(json.loads(path.read_text())["data"]) for name, path in tables.items()}
+    assert sorted(rows.values()) == [1, MOST_CLASSES, contents.TABLE_ROWS]
 
 
 @pytest.fixture
@@ -536,7 +539,7 @@ def test_what_w_and_b_raises_is_a_warning_once_for_each_kind(places, caplog):
     logger._experiment.log.side_effect = OSError(errno.ENOSPC, "No space left on device")
     for step in range(3):
         logger.log_metrics({"x": 1.0}, step)
-    contents.log_scores(logger, SimpleNamespace(iou=[0.5]), [[1]], ["a"], "final", {"val_miou": 0.5})  # pyright: ignore
+    media.log_evaluation(logger, media.Evaluation({}, ["image"], ["a"], np.ones((1, 1, 1), int), Path()))
     assert caplog.text.count("some metrics of this run are missing in W&B ([Errno 28]") == 1
     assert caplog.text.count("some tables of this run are missing in W&B") == 1
 
@@ -544,7 +547,7 @@ def test_what_w_and_b_raises_is_a_warning_once_for_each_kind(places, caplog):
 def test_w_and_b_is_not_asked_to_write_into_a_folder_that_it_cannot_name(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(actual, "_started", lambda described, mode: asked.append((mode, sys.argv[1])) or MagicMock())
-    monkeypatch.setattr(actual, "Mirror", lambda experiment: experiment)
+    monkeypatch.setattr(actual, "Mirror", lambda experiment, **settings: experiment)
     monkeypatch.setattr(sys, "argv", ["fcnlab", os.fsdecode(b"\xe9")])
     actual.wandb_logger(tmp_path / "run", {})
     actual.wandb_logger(tmp_path / os.fsdecode(b"d\xe9j\xe0"), {})

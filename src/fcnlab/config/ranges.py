@@ -14,6 +14,7 @@ MOST_PIXELS = 32_766  # to a side: OpenCV's warps count pixels in 16 bits
 MOST_CLASSES = 255  # masks are bytes, and one value is ignore_index
 LARGEST_SEED = 2**32 - 1  # NumPy's, and so Lightning's
 MOST_WARMUP = 0.1  # of a run
+MOST_TABLE_IMAGES = 500  # of the lowest and of the highest scores each, with masks in a table of W&B
 MOST_DRAWN = 16  # images at each validation; more would slow dashboards down
 
 TYPE_WORDS = {
@@ -51,6 +52,10 @@ NumClasses = Annotated[int, Meaning(f"2 to {MOST_CLASSES} classes", lambda value
 Byte = Annotated[int, Meaning("a whole number from 0 to 255", lambda value: 0 <= value <= 255)]
 Seed = Annotated[int, Meaning("a whole number from 0 to 2^32 - 1", lambda value: 0 <= value <= LARGEST_SEED)]
 Drawn = Annotated[int, Meaning(f"0 to {MOST_DRAWN}", lambda value: 0 <= value <= MOST_DRAWN)]
+TableImages = Annotated[
+    int | Literal["all"],
+    Meaning(f"0 to {MOST_TABLE_IMAGES}, or all", lambda value: value == "all" or 0 <= value <= MOST_TABLE_IMAGES),
+]
 Samples = Annotated[int, Meaning("0 to 200", lambda value: 0 <= value <= 200)]
 AlikeBits = Annotated[
     int,

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from fcnlab.config.run_context import RunContext
 from fcnlab.data import DataModule
 from fcnlab.evaluation.cost import cost
+from fcnlab.files.reading import read_json_facts
 from fcnlab.messages import log_info, log_warning
 from fcnlab.metrics.scores import Scores
 from fcnlab.runs.prediction_archive import NAME as ARCHIVE
@@ -26,7 +27,7 @@ from fcnlab.runs.selection import (
     selection_of_scored,
     validated_fingerprints,
 )
-from fcnlab.tracking.contents import log_scores
+from fcnlab.tracking.media import Evaluation, log_evaluation
 from fcnlab.training.callbacks.kept_predictions import Keep, KeptPredictions
 from fcnlab.training.segmenter import Segmenter
 
@@ -70,22 +71,26 @@ def evaluate_and_record(
         return None
     dataset = data.split("test")
     selection = selected and selection_of_scored(selected, [data.fingerprints("test")[position] for position in index])
+    names = [dataset.names[position] for position in index]
     scores = write_record(
         context.folder,
         split=data.lists["test"],
-        names=[dataset.names[position] for position in index],
+        names=names,
         classes=dataset.classes,
         matrices=matrices,
         protocol=protocol(trainer, data, len(index), segmenter),
         cost=cost(segmenter, dataset, seconds, len(index)) | dict(training),
         provenance=provenance(segmenter, context, seed, began),
         selection=selection,
+        scored_as=segmenter.scored_as,
         **facts,
     )
     save_predictions(context.folder / ARCHIVE, predictions, len(index))
+    record = read_json_facts(context.folder, "metrics.json")
+    evaluation = Evaluation(record, names, dataset.classes, matrices, context.folder, trainer.global_step)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            log_scores(logger, scores, matrices.sum(axis=0), dataset.classes, segmenter.scored_as, selection)
+            log_evaluation(logger, evaluation)
     return ScoredRun(scores, selection, len(index))
 
 

@@ -43,7 +43,7 @@ from fcnlab.training.hardware import FASTEST, check_machine
 from fcnlab.training.ineffective_settings import ineffective_in_training
 from fcnlab.training.limits import check_training_plan
 from fcnlab.training.lineage import describe_training, starting_point_facts
-from fcnlab.training.loggers import open_loggers, wandb_id
+from fcnlab.training.loggers import open_loggers, restore_best, wandb_id
 from fcnlab.training.losses import CrossEntropySum, is_sum_over_pixels
 from fcnlab.training.optimizers import MOMENTUM, freeze
 from fcnlab.training.precision import choose_fastest, settle_precision
@@ -121,6 +121,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
             rename_unusable(unusable)
             promote_to_last(start, folder)
             drop_rows_after_checkpoint(curves, start)
+            restore_best(loggers, curves)
             trainer.loggers = [curves, *loggers]
             device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
             shown = display_path(folder)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from fcnlab.config.ranges import TableImages
 from fcnlab.data.temporary_folders import held_folder, remove_leftovers
 from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import Unreadable, bytes_of
@@ -31,7 +32,8 @@ from fcnlab.tracking.accepted_values import (
     sendable,
     shortened,
 )
-from fcnlab.tracking.mirror import Mirror
+from fcnlab.tracking.contents import STEP, TABLE_IMAGES, WITHOUT_CHARTS
+from fcnlab.tracking.mirror import Mirror, define_without_chart
 
 log = logging.getLogger("fcnlab")
 SERVER_TIMEOUT = 3.0  # seconds
@@ -54,10 +56,13 @@ def wandb_logger(
     tags: Sequence[str] = (),
     mode: Literal["auto", "online", "offline"] = "auto",
     run_id: str | None = None,
+    table_images: TableImages = TABLE_IMAGES,
 ) -> WandbLogger:
     """Return the logger of a new W&B run in ``folder/wandb/``, or of the existing run ``run_id``.
 
     ``mode="auto"`` means online if an API key is configured and the server answers, otherwise offline.
+    ``table_images`` images of the lowest mean IoU, and as many of the highest, are drawn in the table of an
+    evaluation's images; "all" draws every image that ``predictions.zip`` contains.
     """
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
@@ -78,9 +83,10 @@ def wandb_logger(
         run = _started(described, mode if can_be_sent else "disabled")
     if run_id:  # W&B keeps the old values, and a resumed run may have new ones
         run.config.update(described["config"], allow_val_change=True)
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return Mirror(experiment=run)
+    for metric in WITHOUT_CHARTS:
+        define_without_chart(run, metric)
+    run.define_metric("*", step_metric=STEP, step_sync=True)
+    return Mirror(experiment=run, table_images=None if table_images == "all" else table_images)
 
 
 def _import_wandb() -> None:

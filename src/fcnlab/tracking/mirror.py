@@ -1,23 +1,82 @@
 """W&B as a mirror of the run's folder: its errors never end a run."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
 from fcnlab.errors import first_line
+from fcnlab.tracking.accepted_values import sendable
+from fcnlab.tracking.contents import (
+    STEP,
+    TABLE_IMAGES,
+    VALIDATION,
+    best_validation,
+    class_curves,
+    curves,
+    final_values,
+    without_charts,
+)
 
 log = logging.getLogger("fcnlab")
 
 
 class Mirror(WandbLogger):
-    """Lightning's W&B logger, whose errors never end a run."""
+    """Lightning's W&B logger, whose errors never end a run; it logs the rows of metrics.csv as W&B shows them.
+
+    ``table_images`` images of the lowest mean IoU and as many of the highest are drawn in the table of an evaluation;
+    None draws all.
+    """
+
+    def __init__(self, experiment: Any, table_images: int | None = TABLE_IMAGES):
+        super().__init__(experiment=experiment)
+        self.table_images = table_images
+        self._best: dict[str, float] = {}
+        self._classes: set[str] = set()  # names of the curves of classes
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log a row of metrics.csv: its curves, and the values for the summary."""
         with errors_as_warnings("metrics"):
-            super().log_metrics(metrics, step)
+            values = sendable(curves(metrics))
+            self._hide_charts(values)
+            if values.keys() - {"epoch"}:
+                super().log_metrics(values, step)
+            summary = final_values(metrics)
+            if VALIDATION in metrics:
+                summary |= self._new_best({VALIDATION: metrics[VALIDATION], "step": step or 0})
+            if summary:
+                self.experiment.summary.update(summary)
+
+    def _new_best(self, row: Mapping[str, float]) -> dict[str, float]:
+        """Return the best validation if it is that of this row."""
+        before = {VALIDATION: self._best["best/miou"], "step": self._best["best/step"]} if self._best else {}
+        best = best_validation([before, row])
+        if best == self._best:
+            return {}
+        self._best = best
+        return best
+
+    def restore_best(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Read the best validation so far from the rows of metrics.csv, of a run that resumes."""
+        self._best = best_validation(rows)
+        with errors_as_warnings("facts"):
+            self.experiment.summary.update(self._best)
+
+    def _hide_charts(self, values: Iterable[str]) -> None:
+        """Tell W&B that the curves of many classes get no charts of their own; users may still add charts of them."""
+        before = without_charts(self._classes)
+        self._classes |= class_curves(values)
+        for name in sorted(without_charts(self._classes) - before):
+            if "*" not in name:  # which W&B takes as a pattern
+                define_without_chart(self.experiment, name)
+
+
+def define_without_chart(run: Any, name: str) -> None:
+    """Define a metric over the steps that gets no chart of its own."""
+    run.define_metric(name, step_metric=None if name == STEP else STEP, hidden=True)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.components import to_plain
 from fcnlab.config.overrides import shell_join
@@ -18,7 +18,10 @@ from fcnlab.errors import WANDB_DIR_IGNORED, UserError, first_line
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
-from fcnlab.tracking.mirror import errors_as_warnings
+from fcnlab.tracking.contents import numbers
+from fcnlab.tracking.contents import settings as settings_in_wandb
+from fcnlab.tracking.mirror import Mirror, errors_as_warnings
+from fcnlab.training.callbacks import MetricsCsv
 from fcnlab.training.components import REJECTIONS, instantiate_checked
 from fcnlab.training.trainer import members
 
@@ -55,6 +58,13 @@ def _finish(logger: WandbLogger, status: str, code: int) -> None:
     with errors_as_warnings("facts"):
         logger.experiment.summary["status"] = status
         logger.experiment.finish(exit_code=code)
+
+
+def restore_best(loggers: list[Logger], curves: MetricsCsv) -> None:
+    """Restore the best validation of a resumed run in W&B's summary, from the rows of metrics.csv."""
+    for logger in loggers:
+        if isinstance(logger, Mirror):
+            logger.restore_best(numbers(row) for row in curves.rows())
 
 
 def wandb_id(loggers: list[Logger]) -> str | None:
@@ -115,6 +125,7 @@ def _check_folder(name: str, logger: Logger, folder: Path, folders: dict[tuple[t
 
 def _open_wandb(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) -> WandbLogger:
     settings, options = cfg.logger.wandb, context.identifying_options
+    composed: Any = OmegaConf.to_container(cfg, resolve=False)
     sweep = Path(cfg.sweep.folder).resolve() if cfg.sweep.folder else None
     run_id, environment_id = facts.get("wandb"), os.environ.get("WANDB_RUN_ID")
     if not run_id and environment_id is not None and not ID.fullmatch(environment_id):
@@ -130,7 +141,7 @@ def _open_wandb(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) 
         log_warning(WANDB_DIR_IGNORED)
     logger = instantiate(settings, _convert_="all")(
         folder=sweep or context.folder,  # one wandb/ for a whole sweep
-        config=to_plain(cfg) | {"options": options} | ({"segments": facts["segments"]} if "segments" in facts else {}),
+        config=settings_in_wandb(composed, to_plain(cfg), options, facts.get("segments", ())),
         name=settings.name or cfg.sweep.name or os.environ.get("WANDB_NAME") or _run_name(cfg, context),
         group=settings.group
         or os.environ.get("WANDB_RUN_GROUP")

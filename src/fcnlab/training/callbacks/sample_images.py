@@ -14,7 +14,7 @@ from fcnlab.config.ranges import MOST_DRAWN, Drawn
 from fcnlab.data.dataset import SegmentationDataset
 from fcnlab.escaping import escape_line
 from fcnlab.runs.drawing import panel, save_png
-from fcnlab.tracking.contents import log_images
+from fcnlab.tracking.media import log_images
 
 
 class SampleImages(Callback):
