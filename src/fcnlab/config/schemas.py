@@ -237,6 +237,7 @@ class WandbConfig:
     project: str = "fcnlab"
     entity: str | None = None
     mode: Mode = "auto"
+    overwrite: bool = False
     title: str | None = None
     baseline: str | None = None
     resamples: Resamples | None = None

@@ -13,9 +13,9 @@ from fcnlab.comparison.comparison import Comparison
 from fcnlab.comparison.grouping import Group
 from fcnlab.errors import UserError
 from fcnlab.runs.origins import ENVIRONMENT, SCORING
+from fcnlab.tracking.contents import STEP
 from fcnlab.tracking.run_ids import run_id
 
-STEP = "trainer/global_step"
 CURVES = {  # by metric
     "val/miou": "mIoU on the validation set",
     "val/loss": "loss on the validation set",
@@ -74,7 +74,7 @@ def _key(name: str, is_option: bool) -> str:
 def ids(groups: Iterable[Group]) -> list[str]:
     """Return the ids of the W&B runs of some groups; a pooled run has one for each fold."""
     folders: list[Path] = [each.folder for group in groups for run in group.runs for each in run.folds or (run,)]
-    return list(dict.fromkeys(map(run_id, folders)))
+    return list(dict.fromkeys(run_id(folder).text for folder in folders))
 
 
 def only(run_ids: Sequence[str]) -> Any:

@@ -40,6 +40,15 @@ SERVER_TIMEOUT = 3.0  # seconds
 TEMPORARY_PREFIX = "fcnlab-wandb-"  # of the folder for W&B's temporary folders
 START_TIMEOUT = 20.0  # seconds; W&B's default is 90
 REQUIRED_SPACE = 1 << 20  # bytes
+REBUILT = {  # W&B's settings of a run that ended elsewhere or earlier: nothing of this process belongs to it
+    "silent": True,  # fcnlab reports what is written
+    "x_disable_stats": True,
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+    "disable_git": True,
+    "save_code": False,
+}
 SETTINGS_FILES = (Path("wandb/settings"), Path(".wandb/settings"))  # in the current folder; W&B reads them
 SETTINGS_BYTES = 64 << 10  # limit on such a file
 HARMLESS = {"mode", "disabled", "quiet", "silent", "project"}  # fcnlab sets them itself, or they hide text
@@ -57,12 +66,14 @@ def wandb_logger(
     mode: Literal["auto", "online", "offline"] = "auto",
     run_id: str | None = None,
     table_images: TableImages = TABLE_IMAGES,
+    replace: bool = False,
 ) -> WandbLogger:
     """Return the logger of a new W&B run in ``folder/wandb/``, or of the existing run ``run_id``.
 
     ``mode="auto"`` means online if an API key is configured and the server answers, otherwise offline.
     ``table_images`` images of the lowest mean IoU, and as many of the highest, are drawn in the table of an
-    evaluation's images; "all" draws every image that ``predictions.zip`` contains.
+    evaluation's images; "all" draws every image that ``predictions.zip`` contains. ``replace`` means that the run is
+    rebuilt from records: it replaces the data of an existing run ``run_id``, and says nothing of this machine.
     """
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
@@ -76,12 +87,13 @@ def wandb_logger(
         "job_type": shortened(job_type, MAX_JOB_TYPE),
         "tags": list(dict.fromkeys(shortened(tag, MAX_TAG) for tag in tags if tag)),
     }  # fmt: skip
+    described |= {"resume": None, "settings": REBUILT} if replace else {}
     can_be_sent = sendable(str(folder)) == str(folder)
     if not can_be_sent:
         log.warning("Warning: W&B cannot write to %s, whose name is not UTF-8: this run is not logged there", folder)
     with _sendable_arguments():
         run = _started(described, mode if can_be_sent else "disabled")
-    if run_id:  # W&B keeps the old values, and a resumed run may have new ones
+    if run_id and not replace:  # W&B keeps the old values, and a resumed run may have new ones
         run.config.update(described["config"], allow_val_change=True)
     for metric in WITHOUT_CHARTS:
         define_without_chart(run, metric)
@@ -169,10 +181,11 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
     if elsewhere and chosen not in ("offline", "disabled"):
         raise _redirection_error(elsewhere)
     # Offline, the id is enough to join the parts of a run when they are synced.
-    described = described | {"resume": "allow" if described["id"] and chosen == "online" else None}
-    settings = wandb.Settings(quiet=True, console="off", init_timeout=START_TIMEOUT)
+    resume = {"resume": "allow" if described["id"] and chosen == "online" else None}
+    more = described.get("settings", {})
+    settings = wandb.Settings(**({"quiet": True, "console": "off", "init_timeout": START_TIMEOUT} | more))
     try:
-        return wandb.init(**described, mode=chosen, settings=settings, reinit="create_new")
+        return wandb.init(**(resume | described | {"settings": settings}), mode=chosen, reinit="create_new")
     except (wandb.Error, ValueError) as error:
         if mode != "auto" or chosen == "offline":
             raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_reason(error)}") from error

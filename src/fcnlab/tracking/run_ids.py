@@ -3,16 +3,24 @@
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fcnlab.files.reading import bytes_of, path_inside, read_json
+from fcnlab.runs.origins import nested_map
 from fcnlab.runs.score_record import ID
 
 EVALUATION_FILES = (".hydra/hydra.yaml", "metrics.json")  # an evaluation has no run.json, and so no id of its own
 FILE_BYTES = 8 << 20
 
 
-def run_id(folder: Path) -> str:
+class RunId(NamedTuple):
+    """An id; ``is_recorded`` means that a live run had it."""
+
+    text: str
+    is_recorded: bool
+
+
+def run_id(folder: Path) -> RunId:
     """Return the id of a folder's run in W&B, always the same for the same record.
 
     It is the id of the live run, if that was recorded. Otherwise it is a hash: of the id that a training run gets at
@@ -24,15 +32,16 @@ def run_id(folder: Path) -> str:
         A file cannot be read, or is over a limit.
     """
     facts = read_json(folder, "run.json") or {}
-    recorded = _valid(facts, "wandb") or _valid(read_json(folder, "metrics.json") or {}, "wandb")
+    scores = read_json(folder, "metrics.json") or {}
+    recorded = _valid(facts, "wandb") or _valid(nested_map(scores, "wandb_run"), "id")
     if recorded:
-        return recorded
+        return RunId(recorded, True)
     own = _valid(facts, "id")
     parts = [own.encode()] if own else [_content(folder, name) for name in ("run.json", *EVALUATION_FILES)]
     digest = blake2b(digest_size=6)
     for part in parts:
         digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()
+    return RunId(digest.hexdigest(), False)
 
 
 def _valid(facts: Mapping[str, Any], name: str) -> str | None:

@@ -3,7 +3,8 @@
 from typing import Any
 
 from fcnlab.comparison.comparison import Comparison
-from fcnlab.tracking.charts import MOST_LINES, SCORE, STEP, curves, grouping, ids, library, only, settings_panels
+from fcnlab.tracking.charts import MOST_LINES, SCORE, curves, grouping, ids, library, only, settings_panels
+from fcnlab.tracking.contents import STEP
 
 
 def workspace(comparison: Comparison, project: str, entity: str, title: str) -> Any:
