@@ -16,6 +16,7 @@ from fcnlab.tracking.accepted_values import accepted_title
 from fcnlab.tracking.report import MOST_GROUPS, report
 from fcnlab.tracking.saving import save
 from fcnlab.tracking.workspace import workspace
+from run_folders import toy_matrices
 
 CURVES = ["val/miou", "val/loss", "train/loss"]
 
@@ -36,7 +37,8 @@ def grid(make_run, tmp_path) -> Path:
     for model, backbone, rate in (("fcn8s", "vgg16", 0.25), ("fcn16s", "tiny", 0.5)):
         for seed in (1, 2):
             settings, options = {"optim.lr": rate}, {"model/backbone": backbone}
-            run = make_run(f"{model}-{seed}", model=model, seed=seed, settings=settings, options=options)
+            matrices = toy_matrices(rate + 0.25, seed=seed)
+            run = make_run(f"{model}-{seed}", matrices, model=model, seed=seed, settings=settings, options=options)
             recorded(run, f"{model}-{seed}")
     return tmp_path / "runs"
 
@@ -154,6 +156,9 @@ class Server:
         view = {"id": "VmlldzoxMjM=", "name": variables["name"], "displayName": variables["displayName"]}
         view |= {"spec": variables["spec"], "project": project, "description": "", "createdAt": "2026-11-30T00:00:00"}
         return {"upsertView": {"view": view | {"updatedAt": "2026-11-30T00:00:00"}, "inserted": True}}
+
+    def create_project(self, name: str, entity: str) -> None:
+        """Do nothing."""
 
     def projects(self, entity: str) -> list:
         return [SimpleNamespace(name="leaves")]

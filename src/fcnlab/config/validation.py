@@ -51,7 +51,7 @@ KEYWORD_ARGUMENTS_FROM_CODE = {
         "config": "the settings themselves",
         "job_type": "the verb",
         "run_id": "checkpoint=last with hydra.run.dir=FOLDER, which resumes the W&B run",
-        "replace": "fcnlab wandb push",
+        "recorded_host": "fcnlab wandb push",
     }
 }
 

@@ -66,14 +66,15 @@ def wandb_logger(
     mode: Literal["auto", "online", "offline"] = "auto",
     run_id: str | None = None,
     table_images: TableImages = TABLE_IMAGES,
-    replace: bool = False,
+    recorded_host: str | None = None,
 ) -> WandbLogger:
     """Return the logger of a new W&B run in ``folder/wandb/``, or of the existing run ``run_id``.
 
     ``mode="auto"`` means online if an API key is configured and the server answers, otherwise offline.
     ``table_images`` images of the lowest mean IoU, and as many of the highest, are drawn in the table of an
-    evaluation's images; "all" draws every image that ``predictions.zip`` contains. ``replace`` means that the run is
-    rebuilt from records: it replaces the data of an existing run ``run_id``, and says nothing of this machine.
+    evaluation's images; "all" draws every image that ``predictions.zip`` contains. ``recorded_host`` is
+    the machine of a run that is rebuilt from its records: such a run replaces the data of an existing run ``run_id``,
+    and contains nothing of this machine. None: a live run.
     """
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
@@ -87,13 +88,14 @@ def wandb_logger(
         "job_type": shortened(job_type, MAX_JOB_TYPE),
         "tags": list(dict.fromkeys(shortened(tag, MAX_TAG) for tag in tags if tag)),
     }  # fmt: skip
-    described |= {"resume": None, "settings": REBUILT} if replace else {}
+    is_rebuilt = recorded_host is not None
+    described |= {"resume": None, "settings": REBUILT | {"host": sendable(recorded_host)}} if is_rebuilt else {}
     can_be_sent = sendable(str(folder)) == str(folder)
     if not can_be_sent:
         log.warning("Warning: W&B cannot write to %s, whose name is not UTF-8: this run is not logged there", folder)
     with _sendable_arguments():
         run = _started(described, mode if can_be_sent else "disabled")
-    if run_id and not replace:  # W&B keeps the old values, and a resumed run may have new ones
+    if run_id and not is_rebuilt:  # W&B keeps the old values, and a resumed run may have new ones
         run.config.update(described["config"], allow_val_change=True)
     for metric in WITHOUT_CHARTS:
         define_without_chart(run, metric)

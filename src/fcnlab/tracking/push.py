@@ -112,7 +112,7 @@ def _opened(run: RecordedRun, destination: Destination) -> Iterator[Mirror]:
         entity=destination.entity,
         mode=mode,
         run_id=run.id.text,
-        replace=True,
+        recorded_host=run.host,
         **run.labels,
     )
     code = 1

@@ -32,6 +32,7 @@ class RecordedRun(NamedTuple):
     home: Path
     id: RunId
     status: str
+    host: str
     labels: dict[str, Any]
     scored: Run | None
     without_scores: str | None
@@ -94,6 +95,7 @@ def recorded_run(folder: Path) -> RecordedRun | None:
         home=home,
         id=run_id(folder),
         status="killed" if status == "running" else status,
+        host=_text(facts.get("host")) or "",
         labels=_labels(folder, home, verb, hydra, (composed, config), facts),
         scored=scored,
         without_scores=reason,

@@ -9,7 +9,7 @@ from fcnlab.comparison.grouping import Group
 from fcnlab.comparison.markdown import bullets, result
 from fcnlab.comparison.tables import pair_name
 from fcnlab.escaping import escape_markdown
-from fcnlab.tracking.accepted_values import sendable
+from fcnlab.tracking.accepted_values import MAX_NAME, sendable, shortened
 from fcnlab.tracking.charts import curves, grouping, ids, library, only, settings_panels
 from fcnlab.tracking.contents import scored_as
 
@@ -30,17 +30,19 @@ def report(comparison: Comparison, project: str, entity: str, title: str) -> Any
     """
     reports = library("reports.v2")
     shown, keys = comparison.groups[:MOST_GROUPS], grouping(comparison).keys or ["run.jobType"]
-    every = [reports.Runset(name="all runs", filters=only(ids(comparison.groups)))]
     blocks = [
         _markdown(result(comparison)),
         reports.H2("Curves"),
         _markdown(_of_curves(comparison)),
-        _grid(curves(), [_run_set(group, comparison, keys) for group in shown]),
+        _grid(curves(), [_run_set(group, keys) for group in shown]),
         reports.H2("Settings"),
-        _grid(settings_panels(), every),
+        _grid(settings_panels(), [_all_runs(comparison)]),
         reports.H2("Images"),
         _markdown(_of_images(comparison)),
-        _grid([reports.WeavePanelSummaryTable(table_name=name) for name in _image_tables(comparison)], every),
+        _grid(
+            [reports.WeavePanelSummaryTable(table_name=name) for name in _image_tables(comparison)],
+            [_all_runs(comparison)],
+        ),
     ]
     return reports.Report(
         project=project,
@@ -60,9 +62,13 @@ def _grid(panels: Sequence[Any], run_sets: Sequence[Any]) -> Any:
     return reports.PanelGrid(runsets=list(run_sets), panels=list(panels))
 
 
-def _run_set(group: Group, comparison: Comparison, keys: Sequence[str]) -> Any:
-    name = sendable(comparison.label(group))
+def _run_set(group: Group, keys: Sequence[str]) -> Any:
+    name = shortened(group.name, MAX_NAME)
     return library("reports.v2").Runset(name=name, filters=only(ids([group])), groupby=list(keys))
+
+
+def _all_runs(comparison: Comparison) -> Any:
+    return library("reports.v2").Runset(name="all runs", filters=only(ids(comparison.groups)))
 
 
 def _of_curves(comparison: Comparison) -> str:
