@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fcnlab.comparison.runs import MAX_NUMBER
 from fcnlab.errors import UserError, first_line
-from fcnlab.files.reading import read_rows
+from fcnlab.files.reading import Unreadable, read_rows
 from fcnlab.tracking.connection import check_server, reachable_mode, wandb_logger
 from fcnlab.tracking.contents import numbers
 from fcnlab.tracking.media import log_evaluation
@@ -40,12 +40,13 @@ def settled_mode(mode: str) -> str:
     Raises
     ------
     UserError
-        ``mode`` is "online", and the server cannot be reached; or WANDB_MODE is neither online nor offline.
+        ``mode`` or WANDB_MODE is "online", and the server cannot be reached; or WANDB_MODE is neither online nor
+        offline.
     """
-    if mode == "online":
-        check_server()
     settled = reachable_mode() if mode == "auto" else mode
-    if settled not in ("online", "offline"):
+    if settled == "online":
+        check_server()  # also of an API key, for which W&B would prompt
+    elif settled != "offline":
         raise UserError(f"WANDB_MODE={settled} in the environment: nothing would be written. Unset it")
     return settled
 
@@ -84,10 +85,15 @@ def push(run: RecordedRun, destination: Destination) -> Pushed:
     Raises
     ------
     UserError
-        W&B does not start the run.
-    OSError, Unreadable
-        A file of the run was changed or removed meanwhile.
+        W&B does not start the run, or a file of its folder was changed or removed meanwhile.
     """
+    try:
+        return _push(run, destination)
+    except (OSError, Unreadable) as error:
+        raise UserError(f"{run.folder} was changed while it was read: {first_line(error)}. Push it again") from error
+
+
+def _push(run: RecordedRun, destination: Destination) -> Pushed:
     if not run.id.is_recorded and not run.home.joinpath("wandb").is_symlink():
         for path in _offline_files(run):  # of an earlier push; wandb sync would send both
             shutil.rmtree(path)
