@@ -19,7 +19,7 @@ from fcnlab.config.overrides import check_interpolations, in_quotes
 from fcnlab.config.recorded_overrides import apply_sweep_resume
 from fcnlab.errors import LONGEST_MESSAGE, UserError, limit_of_process
 from fcnlab.library_internals.hydra import value_of
-from fcnlab.verbs import VERBS
+from fcnlab.verbs import ACTIONS, VERBS
 
 
 def test_help_lists_the_verbs(capsys, fcnlab):
@@ -54,6 +54,7 @@ GROUPS = {
     "doctor": {"augment", "data"},
     "compare": set(),
     "bench": set(),
+    "wandb": set(),
 }
 
 
@@ -91,6 +92,16 @@ def test_an_unknown_command_names_the_nearest_one(capsys, fcnlab, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fcnlab", "trian"])
     with pytest.raises(SystemExit, match=r"Unknown command 'trian'\. Did you mean 'train'\?"):
         main()
+
+
+def test_the_word_after_wandb_is_an_action(fcnlab, capsys):
+    assert fcnlab("wandb", "psh", "runs=a") == 1
+    assert "Unknown word 'psh'. Did you mean 'push'?" in capsys.readouterr().err
+    assert fcnlab("wandb", "runs=a") == 1
+    assert re.findall(r"^  fcnlab wandb (\w+)", capsys.readouterr().err, re.MULTILINE) == list(ACTIONS["wandb"])
+    assert fcnlab("wandb", "report", "runs=a,b", "--cfg", "job") == 0
+    output = capsys.readouterr().out
+    assert "action: report\nruns:\n- a\n- b\n" in output
 
 
 def test_a_comma_inside_a_folder_name_does_not_split_a_list(tmp_path, monkeypatch):

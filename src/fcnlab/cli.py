@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fcnlab.errors import CHDIR_REFUSED, UserError, limit_of_process, unwritable_reason
 from fcnlab.signals import Interrupted, ended_by_signals
 from fcnlab.terminal import keep_writable, open_standard_files, print_failure
-from fcnlab.verbs import VERBS
+from fcnlab.verbs import ACTIONS, VERBS
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
-LISTS = {"compare": ("runs", "baseline"), "bench": ("benchmarks",)}  # a list that is typed as A,B, and a name as it is
+# A list that is typed as A,B, and a name as it is.
+LISTS = {"compare": ("runs", "baseline"), "bench": ("benchmarks",), "wandb": ("runs", "baseline")}
 RECORDS = (FROM_RUN, "sweep.resume=", "sweep.extend=", "sweep.confirm=")
 OPTIONS_WITH_VALUE = (
     "--cfg",
@@ -49,6 +50,7 @@ fcnlab: experiments with fully convolutional networks for semantic segmentation.
   fcnlab doctor  data=... [key=value]                  {doctor}
   fcnlab compare runs=FOLDER[,FOLDER] [baseline=NAME]  {compare}
   fcnlab bench   [benchmarks=NAME,NAME] [key=value]    {bench}
+  fcnlab wandb   push|workspace|report runs=FOLDER     {wandb}
 
   fcnlab COMMAND --help     the config groups and settings of a command, with examples
   fcnlab COMMAND --cfg job  the composed configuration: every setting with its value
@@ -114,6 +116,8 @@ def _command() -> None:
     os.environ[PROCESS] = str(os.getpid())
     # Rewritten in place and not cut out: Lightning starts the other ranks of a DDP run with this very argv.
     sys.argv[place] = CONFIG_NAME + verb
+    if verb in ACTIONS and not started_by_lightning:
+        _name_action(verb, place + 1)
     # argparse takes settings in one block alone, and calls others unrecognized: options come first.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not word.startswith("-"))
     if verb in LISTS:
@@ -137,6 +141,20 @@ def _join_option_values(words: list[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
+
+
+def _name_action(verb: str, place: int) -> None:
+    """Write the word after a command as a setting: ``action=push``."""
+    actions, word = ACTIONS[verb], sys.argv[place] if place < len(sys.argv) else ""
+    if word in actions:
+        sys.argv[place] = f"action={word}"
+    elif word and not word.startswith("-") and "=" not in word:
+        near = difflib.get_close_matches(word, actions, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Choose from {', '.join(actions)}."
+        sys.exit(f"fcnlab {verb}: Unknown word {word!r}. {hint} See fcnlab {verb} --help.")
+    elif not _only_shows() and not any(each.startswith("action=") for each in sys.argv):
+        lines = (f"  fcnlab {verb} {action:<10} {sentence}" for action, sentence in actions.items())
+        sys.exit("\n".join([f"fcnlab {verb}: nothing to do. Type one of:", *lines]))
 
 
 def _check_options(verb: str) -> None:
@@ -304,11 +322,17 @@ def _completed_verb() -> str | None:
         return "train"
     words = line.split()
     verb = next((word for word in words if word in VERBS), None)
+    typed = "" if line.endswith(" ") else words[-1]
     if verb is None or line.endswith(verb):
-        typed = "" if line.endswith(" ") else words[-1]
         print(" ".join(name for name in VERBS if name.startswith(typed) or len(words) == 1))
         return None
-    os.environ["COMP_LINE"] = line.replace(f" {verb}", "", 1)  # Hydra expects the line of an app without verbs
+    action = next((word for word in words if word in ACTIONS.get(verb, ())), None)
+    if verb in ACTIONS and (action is None or line.endswith(action)) and "=" not in typed:
+        print(" ".join(name for name in ACTIONS[verb] if name.startswith(typed)))
+        return None
+    for word in filter(None, (verb, action)):
+        line = line.replace(f" {word}", "", 1)
+    os.environ["COMP_LINE"] = line  # Hydra expects the line of an app without verbs
     return verb
 
 

@@ -6,7 +6,15 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from fcnlab.config.schemas import BenchConfig, CompareConfig, DoctorConfig, EvalConfig, PredictConfig, TrainConfig
+from fcnlab.config.schemas import (
+    BenchConfig,
+    CompareConfig,
+    DoctorConfig,
+    EvalConfig,
+    PredictConfig,
+    TrainConfig,
+    WandbConfig,
+)
 
 
 def register_schemas() -> None:
@@ -19,6 +27,7 @@ def register_schemas() -> None:
         "doctor": DoctorConfig,
         "compare": CompareConfig,
         "bench": BenchConfig,
+        "wandb": WandbConfig,
     }
     for name, schema in roots.items():
         store.store(name=f"{name}_schema", node=schema)

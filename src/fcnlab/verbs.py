@@ -8,4 +8,13 @@ VERBS = {
     "doctor": "check a data set and this machine for problems",
     "compare": "compare runs: tables, confidence intervals, significance tests, an HTML page",
     "bench": "measure speed and memory, and compare them with other libraries",
+    "wandb": "write recorded runs to Weights & Biases; save a view or a report of runs there",
+}
+# The word after a command that says what it does, as in fcnlab wandb push, with a sentence on each.
+ACTIONS = {
+    "wandb": {
+        "push": "write the W&B runs of run folders: lost ones, or of runs without W&B",
+        "workspace": "save a view of the compared runs in W&B",
+        "report": "save a report on the compared runs in W&B",
+    },
 }

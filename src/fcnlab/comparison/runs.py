@@ -133,13 +133,18 @@ class Run:
 
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[ExcludedRun]]:
     """Return the runs below some folders, in the order of their names, and the folders that cannot be used."""
-    entries: dict[str, Path | ExcludedRun] = {}
-    for entry in (entry for folder in folders for entry in run_folders(folder.absolute())):
-        path = entry.folder if isinstance(entry, ExcludedRun) else entry
-        entries.setdefault(os.path.realpath(path), entry)  # two links to a run are one run
     with ThreadPoolExecutor(min(8, visible_cores())) as pool:  # unpacking and summing release the GIL
-        read = list(pool.map(read_or_reason, entries.values()))
+        read = list(pool.map(read_or_reason, distinct_folders(folders)))
     return [run for run in read if isinstance(run, Run)], [out for out in read if isinstance(out, ExcludedRun)]
+
+
+def distinct_folders(roots: Iterable[Path]) -> list[Path | ExcludedRun]:
+    """Return what :func:`run_folders` finds below some folders; two links to a run are one run."""
+    entries: dict[str, Path | ExcludedRun] = {}
+    for entry in (entry for root in roots for entry in run_folders(root.absolute())):
+        path = entry.folder if isinstance(entry, ExcludedRun) else entry
+        entries.setdefault(os.path.realpath(path), entry)
+    return list(entries.values())
 
 
 def run_folders(root: Path) -> Iterator[Path | ExcludedRun]:

@@ -21,6 +21,7 @@ from fcnlab.config.ranges import (
     Whole,
     is_valid,
 )
+from fcnlab.verbs import ACTIONS
 
 # OmegaConf checks the types of the roots below but no ranges; validate_config checks those.
 Component = Annotated[Any, Meaning("an option of its config group, with a _target_", is_component)]
@@ -57,6 +58,13 @@ GroupNames = Annotated[
         lambda value: isinstance(value, str) or is_group_names(value),
     ),
 ]
+
+
+Action = Annotated[
+    str,
+    Meaning(f"one of {', '.join(ACTIONS['wandb'])}, the word after fcnlab wandb", lambda v: v in ACTIONS["wandb"]),
+]
+Mode = Annotated[str, Meaning("auto, online or offline", lambda v: v in ("auto", "online", "offline"))]
 
 
 def is_group_names(value: object) -> bool:
@@ -218,3 +226,23 @@ class BenchConfig:
     benchmarks: list[str] | None = None
     threads: Count | None = None
     device: str = "auto"
+
+
+@dataclass
+class WandbConfig:
+    """The root of ``fcnlab wandb``; ``title`` and the settings after it are those of workspace and report."""
+
+    action: Action = MISSING  # the word after fcnlab wandb
+    runs: list[str] = MISSING  # folders that contain runs, also in subfolders
+    project: str = "fcnlab"
+    entity: str | None = None
+    mode: Mode = "auto"
+    overwrite: bool = False
+    title: str | None = None
+    baseline: str | None = None
+    resamples: Resamples | None = None
+    confidence: Confidence = 0.95
+    equivalence: Points | None = None
+    split_by: list[str] = field(default_factory=list)
+    merge_over: list[str] = field(default_factory=list)
+    names: GroupNames | None = None

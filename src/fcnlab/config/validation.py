@@ -51,6 +51,7 @@ KEYWORD_ARGUMENTS_FROM_CODE = {
         "config": "the settings themselves",
         "job_type": "the verb",
         "run_id": "checkpoint=last with hydra.run.dir=FOLDER, which resumes the W&B run",
+        "recorded_host": "fcnlab wandb push",
     }
 }
 

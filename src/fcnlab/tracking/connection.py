@@ -40,6 +40,15 @@ SERVER_TIMEOUT = 3.0  # seconds
 TEMPORARY_PREFIX = "fcnlab-wandb-"  # of the folder for W&B's temporary folders
 START_TIMEOUT = 20.0  # seconds; W&B's default is 90
 REQUIRED_SPACE = 1 << 20  # bytes
+REBUILT = {  # W&B's settings of a run that ended elsewhere or earlier: nothing of this process belongs to it
+    "silent": True,  # fcnlab reports what is written
+    "x_disable_stats": True,
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+    "disable_git": True,
+    "save_code": False,
+}
 SETTINGS_FILES = (Path("wandb/settings"), Path(".wandb/settings"))  # in the current folder; W&B reads them
 SETTINGS_BYTES = 64 << 10  # limit on such a file
 HARMLESS = {"mode", "disabled", "quiet", "silent", "project"}  # fcnlab sets them itself, or they hide text
@@ -57,19 +66,20 @@ def wandb_logger(
     mode: Literal["auto", "online", "offline"] = "auto",
     run_id: str | None = None,
     table_images: TableImages = TABLE_IMAGES,
+    recorded_host: str | None = None,
 ) -> WandbLogger:
     """Return the logger of a new W&B run in ``folder/wandb/``, or of the existing run ``run_id``.
 
     ``mode="auto"`` means online if an API key is configured and the server answers, otherwise offline.
     ``table_images`` images of the lowest mean IoU, and as many of the highest, are drawn in the table of an
-    evaluation's images; "all" draws every image that ``predictions.zip`` contains.
+    evaluation's images; "all" draws every image that ``predictions.zip`` contains. ``recorded_host`` is
+    the machine of a run that is rebuilt from its records: such a run replaces the data of an existing run ``run_id``,
+    and contains nothing of this machine. None: a live run.
     """
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
     logging.getLogger().addFilter(_is_not_about_image_sizes)
-    if "wandb" not in sys.modules:
-        with temporary_files_in_own_folder():
-            import wandb  # noqa: F401  which creates temporary folders
+    _import_wandb()
     Path(folder).mkdir(parents=True, exist_ok=True)
     _set_wandb_folders(Path(folder) / "wandb")
     described = {
@@ -78,17 +88,26 @@ def wandb_logger(
         "job_type": shortened(job_type, MAX_JOB_TYPE),
         "tags": list(dict.fromkeys(shortened(tag, MAX_TAG) for tag in tags if tag)),
     }  # fmt: skip
+    is_rebuilt = recorded_host is not None
+    described |= {"resume": None, "settings": REBUILT | {"host": sendable(recorded_host)}} if is_rebuilt else {}
     can_be_sent = sendable(str(folder)) == str(folder)
     if not can_be_sent:
         log.warning("Warning: W&B cannot write to %s, whose name is not UTF-8: this run is not logged there", folder)
     with _sendable_arguments():
         run = _started(described, mode if can_be_sent else "disabled")
-    if run_id:  # W&B keeps the old values, and a resumed run may have new ones
+    if run_id and not is_rebuilt:  # W&B keeps the old values, and a resumed run may have new ones
         run.config.update(described["config"], allow_val_change=True)
     for metric in WITHOUT_CHARTS:
         define_without_chart(run, metric)
     run.define_metric("*", step_metric=STEP, step_sync=True)
     return Mirror(experiment=run, table_images=None if table_images == "all" else table_images)
+
+
+def _import_wandb() -> None:
+    """Import W&B, which creates temporary folders."""
+    if "wandb" not in sys.modules:
+        with temporary_files_in_own_folder():
+            import wandb  # noqa: F401
 
 
 @contextmanager
@@ -159,26 +178,57 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
     import wandb
 
     elsewhere = _settings_of_folder() - HARMLESS - ({"entity"} if described["entity"] else set())
-    try:
-        wandb.setup()  # reads the environment
-    except (wandb.Error, ValueError) as error:
-        raise UserError(
-            f"W&B rejects its settings: {_reason(error)}. Correct or unset that environment variable (WANDB_...), or"
-            " train with logger=csv"
-        ) from error
+    _read_environment()
     chosen: Any = reachable_mode() if mode == "auto" else mode
     if elsewhere and chosen not in ("offline", "disabled"):
         raise _redirection_error(elsewhere)
     # Offline, the id is enough to join the parts of a run when they are synced.
-    described = described | {"resume": "allow" if described["id"] and chosen == "online" else None}
-    settings = wandb.Settings(quiet=True, console="off", init_timeout=START_TIMEOUT)
+    resume = {"resume": "allow" if described["id"] and chosen == "online" else None}
+    more = described.get("settings", {})
+    settings = wandb.Settings(**({"quiet": True, "console": "off", "init_timeout": START_TIMEOUT} | more))
     try:
-        return wandb.init(**described, mode=chosen, settings=settings, reinit="create_new")
+        return wandb.init(**(resume | described | {"settings": settings}), mode=chosen, reinit="create_new")
     except (wandb.Error, ValueError) as error:
         if mode != "auto" or chosen == "offline":
             raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_reason(error)}") from error
         log.warning("Warning: W&B did not start a run (%s): this run is logged offline", _reason(error))
         return _started(described, "offline")
+
+
+def _read_environment() -> Any:
+    """Return W&B's settings after it has read the environment."""
+    import wandb
+
+    try:
+        return wandb.setup()
+    except (wandb.Error, ValueError) as error:
+        raise UserError(
+            f"W&B rejects its settings: {_reason(error)}. Correct or unset that environment variable (WANDB_...), or"
+            " train with logger=csv"
+        ) from error
+
+
+def check_server() -> None:
+    """Check within seconds that W&B's server can be asked for something.
+
+    Raises
+    ------
+    UserError
+        ``WANDB_MODE`` forbids it, no key is configured, the server does not respond, or a file in the current folder
+        names another server.
+    """
+    _import_wandb()
+    elsewhere = _settings_of_folder() - HARMLESS - {"entity"}
+    if elsewhere:
+        raise _redirection_error(elsewhere)
+    settings = _read_environment().settings
+    mode = os.environ.get("WANDB_MODE")
+    if mode not in (None, "", "online"):
+        raise UserError(f"WANDB_MODE={mode} in the environment forbids the connection to W&B: unset it")
+    if not _has_key(settings):
+        raise UserError("no API key of W&B is configured. Type wandb login, or set WANDB_API_KEY in the environment")
+    if not _answers(settings.base_url):
+        raise UserError(f"W&B's server {settings.base_url} does not respond within {SERVER_TIMEOUT:g} seconds")
 
 
 def _settings_of_folder() -> set[str]:

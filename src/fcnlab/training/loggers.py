@@ -20,12 +20,11 @@ from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
 from fcnlab.tracking.contents import numbers
 from fcnlab.tracking.contents import settings as settings_in_wandb
+from fcnlab.tracking.labels import group_of_sweep, run_name, tags
 from fcnlab.tracking.mirror import Mirror, errors_as_warnings
 from fcnlab.training.callbacks import MetricsCsv
 from fcnlab.training.components import REJECTIONS, instantiate_checked
 from fcnlab.training.trainer import members
-
-TAGGED = ("model", "backbone", "data", "experiment")  # groups whose options are W&B's tags
 
 
 @contextmanager
@@ -142,15 +141,13 @@ def _open_wandb(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) 
     logger = instantiate(settings, _convert_="all")(
         folder=sweep or context.folder,  # one wandb/ for a whole sweep
         config=settings_in_wandb(composed, to_plain(cfg), options, facts.get("segments", ())),
-        name=settings.name or cfg.sweep.name or os.environ.get("WANDB_NAME") or _run_name(cfg, context),
-        group=settings.group
-        or os.environ.get("WANDB_RUN_GROUP")
-        or (f"{sweep.parent.name}/{sweep.name}" if sweep else None),
+        name=settings.name or cfg.sweep.name or os.environ.get("WANDB_NAME") or run_name(context.options, cfg.seed),
+        group=settings.group or os.environ.get("WANDB_RUN_GROUP") or (group_of_sweep(sweep) if sweep else None),
         project=settings.project
         if context.sets("logger.wandb.project")
         else os.environ.get("WANDB_PROJECT", settings.project),
         job_type=context.verb,
-        tags=list(dict.fromkeys([*settings.tags, *(options[group] for group in TAGGED if group in options)])),
+        tags=tags(settings.tags, options),
         run_id=run_id,
     )
     _report_sync_command(logger)
@@ -162,8 +159,3 @@ def _report_sync_command(logger: WandbLogger) -> None:
     if logger.experiment.offline:
         command = shell_join(["wandb", "sync", str(Path(logger.experiment.dir).parent)])
         log_info(f"W&B logs this run offline. To upload it later: {command}")
-
-
-def _run_name(cfg: DictConfig, context: RunContext) -> str:
-    parts = [context.options.get(group) for group in ("model", "model/backbone", "data")]
-    return "-".join([part for part in parts if part] + [f"s{cfg.seed}"])
