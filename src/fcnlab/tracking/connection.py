@@ -10,12 +10,13 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -31,9 +32,10 @@ from fcnlab.tracking.accepted_values import (
     sendable,
     shortened,
 )
-from fcnlab.tracking.mirror import Mirror
+from fcnlab.tracking.mirror import Artifacts, Mirror
 
 log = logging.getLogger("fcnlab")
+Result = TypeVar("Result")
 SERVER_TIMEOUT = 3.0  # seconds
 TEMPORARY_PREFIX = "fcnlab-wandb-"  # of the folder for W&B's temporary folders
 START_TIMEOUT = 20.0  # seconds; W&B's default is 90
@@ -54,17 +56,17 @@ def wandb_logger(
     tags: Sequence[str] = (),
     mode: Literal["auto", "online", "offline"] = "auto",
     run_id: str | None = None,
+    artifacts: Artifacts = "none",
 ) -> WandbLogger:
     """Return the logger of a new W&B run in ``folder/wandb/``, or of the existing run ``run_id``.
 
-    ``mode="auto"`` means online if an API key is configured and the server answers, otherwise offline.
+    ``mode="auto"`` means online if an API key is configured and the server answers, otherwise offline. ``artifacts``
+    says which files are logged as artifacts at the end of the run (:mod:`fcnlab.tracking.artifacts`).
     """
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
     logging.getLogger().addFilter(_is_not_about_image_sizes)
-    if "wandb" not in sys.modules:
-        with temporary_files_in_own_folder():
-            import wandb  # noqa: F401  which creates temporary folders
+    _import_wandb()
     Path(folder).mkdir(parents=True, exist_ok=True)
     _set_wandb_folders(Path(folder) / "wandb")
     described = {
@@ -82,7 +84,16 @@ def wandb_logger(
         run.config.update(described["config"], allow_val_change=True)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return Mirror(experiment=run)
+    logger = Mirror(experiment=run)
+    logger.artifacts = artifacts
+    return logger
+
+
+def _import_wandb() -> None:
+    """Import W&B, which creates temporary folders."""
+    if "wandb" not in sys.modules:
+        with temporary_files_in_own_folder():
+            import wandb  # noqa: F401
 
 
 @contextmanager
@@ -153,13 +164,7 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
     import wandb
 
     elsewhere = _settings_of_folder() - HARMLESS - ({"entity"} if described["entity"] else set())
-    try:
-        wandb.setup()  # reads the environment
-    except (wandb.Error, ValueError) as error:
-        raise UserError(
-            f"W&B rejects its settings: {_reason(error)}. Correct or unset that environment variable (WANDB_...), or"
-            " train with logger=csv"
-        ) from error
+    _read_environment()
     chosen: Any = reachable_mode() if mode == "auto" else mode
     if elsewhere and chosen not in ("offline", "disabled"):
         raise _redirection_error(elsewhere)
@@ -173,6 +178,56 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
             raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_reason(error)}") from error
         log.warning("Warning: W&B did not start a run (%s): this run is logged offline", _reason(error))
         return _started(described, "offline")
+
+
+def _read_environment() -> Any:
+    """Return W&B's settings after it has read the environment."""
+    import wandb
+
+    try:
+        return wandb.setup()
+    except (wandb.Error, ValueError) as error:
+        raise UserError(
+            f"W&B rejects its settings: {_reason(error)}. Correct or unset that environment variable (WANDB_...), or"
+            " train with logger=csv"
+        ) from error
+
+
+def check_server() -> None:
+    """Check within seconds that W&B's server can be asked for something.
+
+    Raises
+    ------
+    UserError
+        ``WANDB_MODE`` forbids it, no key is configured, the server does not respond, or a file in the current folder
+        names another server.
+    """
+    _import_wandb()
+    elsewhere = _settings_of_folder() - HARMLESS - {"entity"}
+    if elsewhere:
+        raise _redirection_error(elsewhere)
+    settings = _read_environment().settings
+    mode = os.environ.get("WANDB_MODE")
+    if mode not in (None, "", "online"):
+        raise UserError(f"WANDB_MODE={mode} in the environment forbids the connection to W&B: unset it")
+    if not _has_key(settings):
+        raise UserError("no API key of W&B is configured. Type wandb login, or set WANDB_API_KEY in the environment")
+    if not _answers(settings.base_url):
+        raise UserError(f"W&B's server {settings.base_url} does not respond within {SERVER_TIMEOUT:g} seconds")
+
+
+def download_folder() -> Path:
+    """Return the folder for downloaded checkpoints, in W&B's cache folder.
+
+    Raises
+    ------
+    UserError
+        The cache folder is not writable.
+    """
+    cache = next(usual for variable, usual in _usual_folders() if variable == "WANDB_CACHE_DIR")
+    if not _is_writable(cache):
+        raise UserError(f"W&B's cache folder {cache} is not writable: set WANDB_CACHE_DIR to another folder")
+    return cache / "fcnlab"
 
 
 def _settings_of_folder() -> set[str]:
@@ -244,13 +299,32 @@ def _has_key(settings: Any) -> bool:
 def _answers(server: str) -> bool:
     """Return whether a server answers, without a server error, within ``SERVER_TIMEOUT`` seconds.
 
-    The request runs in a thread: urllib's timeout applies to each read, so a slow answer would never time out.
+    urllib's timeout applies to each read, so a slow answer would never time out.
     """
-    answers: list[bool] = []
-    request = threading.Thread(target=lambda: answers.append(_request(server)), daemon=True)
-    request.start()
-    request.join(SERVER_TIMEOUT)
-    return answers == [True]
+    try:
+        return within(SERVER_TIMEOUT, _request, server)
+    except TimeoutError:
+        return False
+
+
+def within(seconds: float, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Return the result of a function that runs in a thread, which is left alone after ``seconds``.
+
+    Raises
+    ------
+    TimeoutError
+        The function has not returned by then. Its own errors are raised, too.
+    """
+    result: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(function(*arguments))
+        except Exception as error:  # raised in the calling thread
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result(seconds)
 
 
 def _request(server: str) -> bool:

@@ -4,16 +4,20 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from typing import Literal
 
 from lightning.pytorch.loggers import WandbLogger
 
 from fcnlab.errors import first_line
 
 log = logging.getLogger("fcnlab")
+Artifacts = Literal["none", "best", "all"]
 
 
 class Mirror(WandbLogger):
-    """Lightning's W&B logger, whose errors never end a run."""
+    """Lightning's W&B logger, whose errors never end a run; ``artifacts`` says which files W&B stores."""
+
+    artifacts: Artifacts = "none"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         with errors_as_warnings("metrics"):

@@ -1,7 +1,7 @@
 """Open the loggers of a run: TensorBoard, W&B and others, in addition to metrics.csv."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fcnlab.errors import WANDB_DIR_IGNORED, UserError, first_line
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
+from fcnlab.tracking.links import TrackedRun, common_group
 from fcnlab.tracking.mirror import errors_as_warnings
 from fcnlab.training.components import REJECTIONS, instantiate_checked
 from fcnlab.training.trainer import members
@@ -27,16 +28,19 @@ TAGGED = ("model", "backbone", "data", "experiment")  # groups whose options are
 
 @contextmanager
 def open_loggers(
-    cfg: DictConfig, context: RunContext, facts: Mapping[str, Any] | None = None
+    cfg: DictConfig,
+    context: RunContext,
+    facts: Mapping[str, Any] | None = None,
+    scored: Sequence[TrackedRun] = (),
 ) -> Iterator[list[Logger]]:
     """Open the configured loggers; the W&B run ends with the status and the exit code of the process.
 
     ``facts`` are those of the run's record: ``wandb`` is the id of the W&B run to resume, and ``segments`` is added to
-    its config.
+    its config. ``scored`` are the runs in W&B whose checkpoints an evaluation scores: it joins their group.
     """
     loggers = _opened(cfg, context.folder.resolve())
     if "wandb" in members(cfg.logger):  # last, so that another logger's error leaves no W&B run
-        loggers.append(_open_wandb(cfg, context, facts or {}))
+        loggers.append(_open_wandb(cfg, context, facts or {}, scored))
     status, code = "failed", 1
     try:
         yield loggers
@@ -113,7 +117,9 @@ def _check_folder(name: str, logger: Logger, folder: Path, folders: dict[tuple[t
         )
 
 
-def _open_wandb(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) -> WandbLogger:
+def _open_wandb(
+    cfg: DictConfig, context: RunContext, facts: Mapping[str, Any], scored: Sequence[TrackedRun] = ()
+) -> WandbLogger:
     settings, options = cfg.logger.wandb, context.identifying_options
     sweep = Path(cfg.sweep.folder).resolve() if cfg.sweep.folder else None
     run_id, environment_id = facts.get("wandb"), os.environ.get("WANDB_RUN_ID")
@@ -128,13 +134,15 @@ def _open_wandb(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) 
         )
     if os.environ.get("WANDB_DIR"):  # not in a sweep, which removes it and warns once
         log_warning(WANDB_DIR_IGNORED)
+    segments = {"segments": facts["segments"]} if "segments" in facts else {}
+    link = {"scored_run": ", ".join(run.address for run in scored)} if scored else {}
     logger = instantiate(settings, _convert_="all")(
         folder=sweep or context.folder,  # one wandb/ for a whole sweep
-        config=to_plain(cfg) | {"options": options} | ({"segments": facts["segments"]} if "segments" in facts else {}),
+        config=to_plain(cfg) | {"options": options} | segments | link,
         name=settings.name or cfg.sweep.name or os.environ.get("WANDB_NAME") or _run_name(cfg, context),
         group=settings.group
         or os.environ.get("WANDB_RUN_GROUP")
-        or (f"{sweep.parent.name}/{sweep.name}" if sweep else None),
+        or (f"{sweep.parent.name}/{sweep.name}" if sweep else common_group(scored)),
         project=settings.project
         if context.sets("logger.wandb.project")
         else os.environ.get("WANDB_PROJECT", settings.project),
