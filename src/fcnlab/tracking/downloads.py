@@ -85,25 +85,25 @@ def _looked_up(name: str) -> tuple[Any, Any]:
     """Return an artifact and the entry of its checkpoint."""
     import wandb
 
-    def look_up() -> tuple[Any, dict[str, Any]]:
+    def look_up() -> tuple[Any, list[str]]:
         artifact = wandb.Api(timeout=int(LOOKUP_TIMEOUT)).artifact(name)
-        return artifact, dict(artifact.manifest.entries)
+        return artifact, [str(path) for path in artifact.manifest.entries]
 
     try:
-        artifact, entries = within(LOOKUP_TIMEOUT, look_up)
+        artifact, paths = within(LOOKUP_TIMEOUT, look_up)
     except Exception as error:  # errors of the server, of the network and of the answer have no common type
         raise UserError(
             "the artifact was not found in W&B, or this key must not read it"
             f" ({first_line(error)}). Copy its full name from the artifact's page"
         ) from error
-    checkpoints = [entry for path, entry in entries.items() if str(path).endswith(".ckpt")]
+    checkpoints = [path for path in paths if path.endswith(".ckpt")]
     if len(checkpoints) != 1:
         raise UserError(f"the artifact must contain one checkpoint (*.ckpt), got {len(checkpoints)}")
-    (entry,) = checkpoints
+    if not FILE_NAME.fullmatch(checkpoints[0]):
+        raise UserError("the name of the artifact's checkpoint must consist of letters, digits and _ . = -")
+    entry = artifact.get_entry(checkpoints[0])
     if entry.ref is not None:
         raise UserError("the artifact only refers to a file elsewhere, and fcnlab follows no such references")
-    if not FILE_NAME.fullmatch(str(entry.path)):
-        raise UserError("the name of the artifact's checkpoint must consist of letters, digits and _ . = -")
     return artifact, entry
 
 
