@@ -16,7 +16,8 @@ PLACE = {"id": "p", "internalId": "p", "name": "fcnlab", "entity": {"name": "tea
 class WandbServer(ThreadingHTTPServer):
     """It has the artifact ``team/fcnlab/NAME``, whose manifest is ``contents``, and the stored bytes ``stored``.
 
-    ``asked`` are the names of the queries and the paths of the files that it was asked for.
+    ``asked`` are the names of the queries and the paths of the files that it was asked for, ``sent`` the variables of the
+    mutations. ``answers`` are further answers, by a text in the query.
     """
 
     daemon_threads = True
@@ -25,6 +26,8 @@ class WandbServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answers)
         self.name, self.contents, self.stored = name, contents, stored
         self.asked: list[str] = []
+        self.sent: list[dict[str, Any]] = []
+        self.answers: dict[str, dict[str, Any]] = {}
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
@@ -34,6 +37,9 @@ class WandbServer(ThreadingHTTPServer):
             return {"project": {"artifactCollectionMembership": self.membership() if found else None}}
         if "currentManifest" in query:
             return {"artifact": {"currentManifest": {"file": {"directUrl": f"{self.address}/manifest"}}}}
+        for text, answer in self.answers.items():
+            if text in query:
+                return answer
         return {"viewer": {"id": "u", "entity": "team", "username": "u", "flags": "{}", "teams": {"edges": []}}}
 
     def membership(self) -> dict[str, Any]:
@@ -57,10 +63,16 @@ class Answers(BaseHTTPRequestHandler):
     server: WandbServer
 
     def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        query = request["query"]
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path != "/graphql":
+            self.server.asked.append(self.path)
+            return self._send(b"{}")
+        request = json.loads(content)
+        query, variables = request["query"], request.get("variables") or {}
+        if "mutation" in query:
+            self.server.sent.append(variables)
         self.server.asked.append((re.search(r"(?:query|mutation)\s*(\w*)", query) or [""])[1])
-        self._send(json.dumps({"data": self.server.answer(query, request.get("variables") or {})}).encode())
+        self._send(json.dumps({"data": self.server.answer(query, variables)}).encode())
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)

@@ -56,7 +56,7 @@ def log_results(loggers: Iterable[Logger], folder: Path) -> None:
 
 def _checkpoints(folder: Path, logger: Mirror) -> list[Path]:
     """Return the checkpoints to log; W&B calls the one that is logged last "latest", so the best is."""
-    paths = sorted(folder.glob("*.ckpt"), key=lambda path: (path.name == "best.ckpt", path.name == "last.ckpt"))
+    paths = sorted(folder.glob("*.ckpt"), key=lambda path: (*(path.stem == name for name in ("best", "last")), path))
     return paths if logger.artifacts == "all" else paths[-1:]
 
 
