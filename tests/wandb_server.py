@@ -16,8 +16,8 @@ PLACE = {"id": "p", "internalId": "p", "name": "fcnlab", "entity": {"name": "tea
 class WandbServer(ThreadingHTTPServer):
     """It has the artifact ``team/fcnlab/NAME``, whose manifest is ``contents``, and the stored bytes ``stored``.
 
-    ``asked`` are the names of the queries and the paths of the files that it was asked for, ``sent`` the variables of the
-    mutations. ``answers`` are further answers, by a text in the query.
+    ``asked`` are the names of the queries and the paths of the files that it was asked for, ``sent`` the variables of
+    the mutations. ``answers`` are further answers, by a text in the query.
     """
 
     daemon_threads = True

@@ -185,7 +185,7 @@ def test_an_evaluation_uses_what_its_training_run_has_logged(train, fcnlab, tmp_
     ours = ("logger=wandb", "logger.wandb.mode=offline", "callbacks.sample_images.enabled=false")
     folder = train(*ours, "logger.wandb.artifacts=all", "trainer.max_steps=2")
     (run,) = (folder / "wandb").glob("offline-run-*")
-    trained = {f"{each['type']} {' '.join(each['aliases'])} {each['name']}": each for each in records(run)}
+    trained = {f"{each['type']} {' '.join(sorted(each['aliases']))} {each['name']}": each for each in records(run)}
     run_id = json.loads((folder / "run.json").read_text())["wandb"]
     best = trained[f"model best latest checkpoint-{run_id}"]
     assert set(trained) == {

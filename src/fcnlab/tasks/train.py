@@ -126,7 +126,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
                 wandb=wandb_id(loggers),
                 wandb_run=tracked_run(loggers),
             )
-            log_inputs(loggers, record.facts["id"], data, start)
+            log_inputs(loggers, record.facts.get("id"), data, start)
             segmenter.record["trained"] = describe_training(kept, context, record.facts, trainer)
             rename_unusable(unusable)
             promote_to_last(start, folder)
@@ -160,7 +160,7 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
     return selection_score(folder)
 
 
-def log_inputs(loggers: list[Logger], run_id: str, data: DataModule, start: ResumePoint) -> None:
+def log_inputs(loggers: list[Logger], run_id: str | None, data: DataModule, start: ResumePoint) -> None:
     """Log in W&B which run this is, and the data and the downloaded checkpoint that it uses."""
     describe_run(loggers, run_id)
     use_data(loggers, data, "train", "val", "test")

@@ -68,8 +68,11 @@ def common_group(runs: Sequence[TrackedRun]) -> str | None:
     return groups.pop() if len(groups) == 1 else None
 
 
-def describe_run(loggers: Iterable[Logger], run_id: str) -> None:
-    """Log the id of a run's record, by which :func:`add_links` recognises the run."""
+def describe_run(loggers: Iterable[Logger], run_id: str | None) -> None:
+    """Log the id of a run's record, by which :func:`add_links` recognises the run.
+
+    Other processes than the first may not know the id, and log nothing.
+    """
     for logger in mirrors(loggers):
         with errors_as_warnings("facts"):
             logger.experiment.config.update({"run": run_id}, allow_val_change=True)
