@@ -63,6 +63,7 @@ COMPOSED = {
     r"merge_over=": "needs runs of different code or of moved data",
     r"eval -m|runs=outputs/flips": "six evaluations",
     r"sweep\.(resume|confirm)=FOLDER": "tests/sweeps/test_sweeps.py and test_sweep_overrides.py start such sweeps",
+    r"checkpoint=wandb:": "needs an account; tests/tracking/test_downloads.py has a small server",
     r"doctor data=voc": "takes seconds; own-data.md runs doctor",
 }
 WITHOUT_RUNS = set(COMPOSED_PAGES) - {"README.md"}  # which has Python, too

@@ -328,6 +328,18 @@ def test_a_list_of_one_checkpoint_is_that_checkpoint(make_run):
     assert run.settings["scoring.checkpoint"] == "best.ckpt" and run.settings == plain.settings
 
 
+def test_a_downloaded_checkpoint_is_the_file_in_its_artifact(make_run):
+    """So that evaluations of downloaded and of local checkpoints, and of all seeds, are one group."""
+    training = make_run("train/a")
+    plain = evaluation(make_run, "eval/a", training)
+    settings = {"checkpoint": "wandb:team/fcnlab/checkpoint-abc:v3", "inference._target_": "fcnlab.inference.whole"}
+    options = {"inference": "whole", "postprocess": "none", "data": None, "model": None, "optim": None}
+    weights = {"checkpoint": {"name": "best.ckpt", "sha256": "0", "artifact": "team/fcnlab/checkpoint-abc:v3"}}
+    facts = {"trained": trained(training), "weights": weights}
+    run = read_run(make_run("eval/b", verb="eval", settings=settings, options=options, **facts))
+    assert run.settings == plain.settings
+
+
 def test_postprocessing_is_a_setting_of_an_evaluation(make_run):
     training = make_run("train/a")
     path = f"{training}/checkpoints/best.ckpt"

@@ -22,6 +22,7 @@ from fcnlab.models import Tiny
 from fcnlab.runs.lineage import TrainingRun
 from fcnlab.runs.prediction_archive import EncodedImage
 from fcnlab.tasks.evaluate import _original_paths, check_fold
+from fcnlab.tracking.downloads import CheckpointFile
 from fcnlab.training.checkpoints import TrainedNet
 
 
@@ -331,7 +332,7 @@ FOLD_0 = WHOLE | {"data.folds": 2, "data.fold": 0, "images.folds": "24 (aaaaaaaa
 def test_training_images_are_not_scored_as_a_held_out_fold(recorded, present, message):
     trained = TrainingRun(1, {}, recorded, {}, root="/data")._asdict()
     unused: Any = None
-    net = TrainedNet(Path("best.ckpt"), unused, {"fcnlab": {"trained": trained}})
+    net = TrainedNet(CheckpointFile(Path("best.ckpt")), unused, {"fcnlab": {"trained": trained}})
     data = {"root": "/data", "train_list": "train", "dataset": {"_target_": "shapes"}, "folds": 2, "fold": 1} | present
     opened: Any = SimpleNamespace(whole=lambda name: range(24))
     present_data: Any = OmegaConf.create(data)

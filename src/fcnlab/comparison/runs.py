@@ -446,7 +446,7 @@ def _describe_evaluation(
     if networks:
         checkpoint = ", ".join(map(_named_by_hash, files))
     elif checkpoint:
-        name = Path(checkpoint).name
+        name = str(files[0].get("name") or Path(checkpoint).name)  # the address of an artifact is no path
         checkpoint = name if trained else _named_by_hash(files[0] | {"name": name})
     chosen = {group: evaluation.options.get(group, option) for group, option in DEFAULT_INFERENCE.items()}
     inference = _only(

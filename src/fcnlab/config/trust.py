@@ -63,6 +63,7 @@ TYPED = ("hydra", "stages", "sweep", "trust")  # first parts of keys that a reco
 # Last parts of keys that name a place to write to or to unpack from.
 OUTPUT_PATH_KEYS = ("archive", "cache_dir", "dirpath", "folder", "save_dir")
 SENT_TO = ("entity", "host", "workspace")  # last parts of logger keys that name a receiver of images and scores
+ARTIFACT_PREFIX = "wandb:"  # of a checkpoint that is downloaded from W&B
 WRITERS = ("callbacks", "logger", "trainer")  # they write files, and a name could lead out of the run's folder
 KEY = re.compile(r"[A-Za-z0-9][\w-]*([./][A-Za-z0-9][\w-]*)*", re.ASCII)
 DIGITS = re.compile(rf"[\d_]{{{NUMBER + 1}}}")
@@ -154,6 +155,8 @@ def setting_rejection(path: str, value: Any) -> str:
         return "a record must not choose where files are written or unpacked"
     if parts[0] == "logger" and parts[-1] in SENT_TO and value is not None:
         return "a record must not choose who receives data"
+    if parts[0] == "checkpoint" and isinstance(value, str) and value.startswith(ARTIFACT_PREFIX):
+        return "a record must not choose what is downloaded"
     if parts[0] in WRITERS and isinstance(value, str) and "$" in value:
         return (
             "a record may contain no interpolation for what writes files: its value could lead out of the run's folder"

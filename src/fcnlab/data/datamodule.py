@@ -1,5 +1,7 @@
 """The LightningDataModule: opens, checks and caches splits, builds loaders, and copies batches to the device."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -265,6 +267,14 @@ class DataModule(L.LightningDataModule):
             digests = file_digests(list(dict.fromkeys(paths)))
             self._fingerprints[title] = [digests.get(path, bytes(FINGERPRINT)).hex()[:FINGERPRINT] for path in paths]
         return self._fingerprints[title]
+
+    def content_digest(self, name: str) -> str:
+        """Return a hash of a split: of the names, files and masks of its images, in any order, and of its classes."""
+        dataset = self.split(name)
+        masks = file_digests(list(dict.fromkeys(dataset.masks)))
+        rows = zip(dataset.names, self.fingerprints(name), dataset.masks, strict=True)
+        lines = sorted([image, file, masks.get(mask, b"").hex()] for image, file, mask in rows)
+        return hashlib.sha256(json.dumps([list(dataset.classes), lines]).encode()).hexdigest()
 
     def training_pixels(self) -> int:
         """Return the number of pixels of a training image; without crops, of the first image."""

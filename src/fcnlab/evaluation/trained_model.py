@@ -37,7 +37,8 @@ def load(
     Parameters
     ----------
     checkpoint
-        Such as ``RUN/checkpoints/best.ckpt``; the run's folder is not needed. A list is an ensemble: the class
+        Such as ``RUN/checkpoints/best.ckpt``; the run's folder is not needed. ``wandb:ENTITY/PROJECT/NAME:ALIAS``
+        downloads the checkpoint of an artifact in W&B. A list is an ensemble: the class
         probabilities of its networks, which have the same classes, are averaged.
     device
         Such as "cpu" or "cuda:1". None: the GPU if there is one, otherwise the CPU.

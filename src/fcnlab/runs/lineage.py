@@ -6,6 +6,8 @@ copies that into its ``metrics.json``, as ``trained``:
 
 ``run``
     An id of the run, the same for all its starts.
+``wandb_run``
+    Where the run is in W&B: id, project, entity, group (:class:`fcnlab.tracking.links.TrackedRun`).
 ``seed``, ``options``, ``settings``
     See :mod:`fcnlab.runs.settings`. The settings include some that are not in the config: ``images.train``, the
     fingerprint of each package's source, changes at a resume, and a description of initial weights instead of a path.

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.components import Settings, leaves_of, to_plain
@@ -31,6 +32,8 @@ from fcnlab.runs.selection import Facts, recorded_selection, selection_of_ensemb
 from fcnlab.runs.settings import differences, is_free, shown_changes
 from fcnlab.runs.source_fingerprint import source_fingerprints
 from fcnlab.signals import StopSignals
+from fcnlab.tracking.artifacts import use_checkpoint, use_data
+from fcnlab.tracking.links import TrackedRun, add_links, recorded_run, tracked_run
 from fcnlab.training.callbacks import GracefulStop, SampleImages
 from fcnlab.training.checkpoints import TrainedNet, read_nets, selection_of
 from fcnlab.training.components import open_data
@@ -83,9 +86,15 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     drawing = SampleImages(folder / "predictions", cfg.num_images)
     trainer = build_trainer(cfg, folder, False, [drawing, GracefulStop(signals)])
     warn_about_fewer_workers(data, "test", processes=trainer.num_devices)
-    with signals, open_loggers(cfg, run.context) as loggers, signals.reraise_as_interrupted():
+    tracked = tracked_runs(trained_nets)
+    with (
+        signals,
+        open_loggers(cfg, run.context, scored=list(tracked.values())) as loggers,
+        signals.reraise_as_interrupted(),
+    ):
         run.accept(cfg)
         trainer.loggers = loggers
+        log_inputs(loggers, trained_nets, data)
         selected, origin = selection_in_runs(trained_nets, data), origin_of(cfg, trained_nets)
         scored = evaluate_and_record(
             trainer,
@@ -96,8 +105,10 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
             began,
             cfg.evaluation.keep_predictions,
             selected=selected,
+            wandb_run=tracked_run(loggers),
             **origin,
         )
+        add_links(loggers, tracked)
     if scored is None:
         return None
     scores = scored.scores
@@ -111,6 +122,24 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     return scores.miou
 
 
+def tracked_run_of(net: TrainedNet) -> tuple[Any, TrackedRun | None]:
+    """Return the id of a checkpoint's training run, and where the run is in W&B."""
+    trained = nested_map(net.checkpoint["fcnlab"], "trained")
+    return trained.get("run"), recorded_run(trained.get("wandb_run"))
+
+
+def tracked_runs(nets: Sequence[TrainedNet]) -> dict[str, TrackedRun]:
+    """Return the training runs of checkpoints that are in W&B, by the ids of their records."""
+    return {run_id: run for run_id, run in map(tracked_run_of, nets) if isinstance(run_id, str) and run}
+
+
+def log_inputs(loggers: Sequence[Logger], nets: Sequence[TrainedNet], data: DataModule) -> None:
+    """Log the scored checkpoints and the data as inputs of the evaluation in W&B."""
+    for each in nets:
+        use_checkpoint(loggers, each.file, tracked_run_of(each)[1])
+    use_data(loggers, data, "test")
+
+
 def origin_of(cfg: DictConfig, nets: Sequence[TrainedNet]) -> dict[str, Any]:
     """Return the training runs and the files of the evaluated weights, for the record.
 
@@ -119,8 +148,11 @@ def origin_of(cfg: DictConfig, nets: Sequence[TrainedNet]) -> dict[str, Any]:
     if not nets:
         return {"trained": None, "weights": starting_weights({"model": to_plain(cfg.model)})}
     origins = [
-        {"trained": training_of_checkpoint(checkpoint, path), "weights": {"checkpoint": file_facts(path)}}
-        for path, _, checkpoint in nets
+        {
+            "trained": training_of_checkpoint(each.checkpoint, each.path),
+            "weights": {"checkpoint": file_facts(each.path) | dict(each.file.artifact or {})},
+        }
+        for each in nets
     ]
     return origins[0] if len(origins) == 1 else {"trained": None, "weights": None, "ensemble": origins}
 

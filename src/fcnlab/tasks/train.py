@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import nn
 
@@ -33,6 +34,9 @@ from fcnlab.runs.selection import Facts
 from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.sweeps.sweep_table import selection_score
 from fcnlab.tasks.staged import train_in_stages
+from fcnlab.tracking.artifacts import use_checkpoint, use_data
+from fcnlab.tracking.downloads import CheckpointFile
+from fcnlab.tracking.links import describe_run, tracked_run
 from fcnlab.training.callbacks import CheckpointSelection, MetricsCsv, StopReason, Throughput, TimeLeft
 from fcnlab.training.callbacks.stopping import is_reason
 from fcnlab.training.checkpoints import checkpoint_record, read_checkpoint, selection_of
@@ -116,7 +120,13 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
         # command must not change it.
         with open_loggers(kept, context, record.facts | known) as loggers, signals.reraise_as_interrupted():
             begin()
-            record.write(images=images_of(data), devices=trainer.num_devices, wandb=wandb_id(loggers))
+            record.write(
+                images=images_of(data),
+                devices=trainer.num_devices,
+                wandb=wandb_id(loggers),
+                wandb_run=tracked_run(loggers),
+            )
+            log_inputs(loggers, record.facts.get("id"), data, start)
             segmenter.record["trained"] = describe_training(kept, context, record.facts, trainer)
             rename_unusable(unusable)
             promote_to_last(start, folder)
@@ -149,6 +159,14 @@ def train(cfg: DictConfig, run: RunFolder) -> float | None:
         return None
     report_results(scores, segmenter, data, training, context, scored)
     return selection_score(folder)
+
+
+def log_inputs(loggers: list[Logger], run_id: str | None, data: DataModule, start: ResumePoint) -> None:
+    """Log in W&B which run this is, and the data and the downloaded checkpoint that it uses."""
+    describe_run(loggers, run_id)
+    use_data(loggers, data, "train", "val", "test")
+    if start.checkpoint and start.artifact:
+        use_checkpoint(loggers, CheckpointFile(Path(start.checkpoint), start.artifact))
 
 
 def build(

@@ -10,12 +10,13 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -33,9 +34,10 @@ from fcnlab.tracking.accepted_values import (
     shortened,
 )
 from fcnlab.tracking.contents import STEP, TABLE_IMAGES, WITHOUT_CHARTS
-from fcnlab.tracking.mirror import Mirror, define_without_chart
+from fcnlab.tracking.mirror import Artifacts, Mirror, define_without_chart
 
 log = logging.getLogger("fcnlab")
+Result = TypeVar("Result")
 SERVER_TIMEOUT = 3.0  # seconds
 TEMPORARY_PREFIX = "fcnlab-wandb-"  # of the folder for W&B's temporary folders
 START_TIMEOUT = 20.0  # seconds; W&B's default is 90
@@ -66,13 +68,15 @@ def wandb_logger(
     mode: Literal["auto", "online", "offline"] = "auto",
     run_id: str | None = None,
     table_images: TableImages = TABLE_IMAGES,
+    artifacts: Artifacts = "none",
     recorded_host: str | None = None,
 ) -> WandbLogger:
     """Return the logger of a new W&B run in ``folder/wandb/``, or of the existing run ``run_id``.
 
     ``mode="auto"`` means online if an API key is configured and the server answers, otherwise offline.
     ``table_images`` images of the lowest mean IoU, and as many of the highest, are drawn in the table of an
-    evaluation's images; "all" draws every image that ``predictions.zip`` contains. ``recorded_host`` is
+    evaluation's images; "all" draws every image that ``predictions.zip`` contains. ``artifacts`` says
+    which files are logged as artifacts at the end of the run (:mod:`fcnlab.tracking.artifacts`). ``recorded_host`` is
     the machine of a run that is rebuilt from its records: such a run replaces the data of an existing run ``run_id``,
     and contains nothing of this machine. None: a live run.
     """
@@ -100,7 +104,7 @@ def wandb_logger(
     for metric in WITHOUT_CHARTS:
         define_without_chart(run, metric)
     run.define_metric("*", step_metric=STEP, step_sync=True)
-    return Mirror(experiment=run, table_images=None if table_images == "all" else table_images)
+    return Mirror(experiment=run, table_images=None if table_images == "all" else table_images, artifacts=artifacts)
 
 
 def _import_wandb() -> None:
@@ -231,6 +235,20 @@ def check_server() -> None:
         raise UserError(f"W&B's server {settings.base_url} does not respond within {SERVER_TIMEOUT:g} seconds")
 
 
+def download_folder() -> Path:
+    """Return the folder for downloaded checkpoints, in W&B's cache folder.
+
+    Raises
+    ------
+    UserError
+        The cache folder is not writable.
+    """
+    cache = next(usual for variable, usual in _usual_folders() if variable == "WANDB_CACHE_DIR")
+    if not _is_writable(cache):
+        raise UserError(f"W&B's cache folder {cache} is not writable: set WANDB_CACHE_DIR to another folder")
+    return cache / "fcnlab"
+
+
 def _settings_of_folder() -> set[str]:
     """Return the settings in W&B's files of the current folder that the environment does not set.
 
@@ -300,13 +318,32 @@ def _has_key(settings: Any) -> bool:
 def _answers(server: str) -> bool:
     """Return whether a server answers, without a server error, within ``SERVER_TIMEOUT`` seconds.
 
-    The request runs in a thread: urllib's timeout applies to each read, so a slow answer would never time out.
+    urllib's timeout applies to each read, so a slow answer would never time out.
     """
-    answers: list[bool] = []
-    request = threading.Thread(target=lambda: answers.append(_request(server)), daemon=True)
-    request.start()
-    request.join(SERVER_TIMEOUT)
-    return answers == [True]
+    try:
+        return within(SERVER_TIMEOUT, _request, server)
+    except TimeoutError:
+        return False
+
+
+def within(seconds: float, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Return the result of a function that runs in a thread, which is left alone after ``seconds``.
+
+    Raises
+    ------
+    TimeoutError
+        The function has not returned by then. Its own errors are raised, too.
+    """
+    result: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(function(*arguments))
+        except Exception as error:  # raised in the calling thread
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result(seconds)
 
 
 def _request(server: str) -> bool:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.loggers import WandbLogger
 
@@ -22,18 +22,19 @@ from fcnlab.tracking.contents import (
 )
 
 log = logging.getLogger("fcnlab")
+Artifacts = Literal["none", "best", "all"]
 
 
 class Mirror(WandbLogger):
     """Lightning's W&B logger, whose errors never end a run; it logs the rows of metrics.csv as W&B shows them.
 
     ``table_images`` images of the lowest mean IoU and as many of the highest are drawn in the table of an evaluation;
-    None draws all.
+    None draws all. ``artifacts`` says which files W&B stores.
     """
 
-    def __init__(self, experiment: Any, table_images: int | None = TABLE_IMAGES):
+    def __init__(self, experiment: Any, table_images: int | None = TABLE_IMAGES, artifacts: Artifacts = "none"):
         super().__init__(experiment=experiment)
-        self.table_images = table_images
+        self.table_images, self.artifacts = table_images, artifacts
         self._best: dict[str, float] = {}
         self._classes: set[str] = set()  # names of the curves of classes
 

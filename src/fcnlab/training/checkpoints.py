@@ -21,6 +21,7 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.models import FCN
 from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_strictly, load_without_code
 from fcnlab.runs.selection import CHECKPOINT_TYPES, Facts, is_valid_selection
+from fcnlab.tracking.downloads import CheckpointFile, checkpoint_file
 from fcnlab.training.callbacks.resume import check_random_states
 from fcnlab.training.callbacks.stopping import check_stopping_states
 from fcnlab.version import __version__
@@ -369,9 +370,13 @@ def rebuild_model(checkpoint: dict[str, Any], source: str, trust: Sequence[str])
 class TrainedNet(NamedTuple):
     """The network of a checkpoint, and the checkpoint without its tensors."""
 
-    path: Path
+    file: CheckpointFile
     net: FCN
     checkpoint: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
 
     @property
     def classes(self) -> list[str]:
@@ -387,11 +392,12 @@ def read_nets(checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str
         As :func:`read_checkpoint` and :func:`rebuild_model`; or the classes differ.
     """
     nets: list[TrainedNet] = []
-    for path in checkpoint_paths(checkpoint):
+    for file in checkpoint_files(checkpoint):
+        path = file.path
         content = read_checkpoint(path)
         net = rebuild_model(content, f"checkpoint={path}", trust)
         kept = {key: content[key] for key in ("fcnlab", "resume", "global_step") if key in content}
-        nets.append(TrainedNet(path, net, kept))
+        nets.append(TrainedNet(file, net, kept))
         if nets[-1].classes != nets[0].classes:
             raise UserError(
                 f"checkpoint={path} has {len(nets[-1].classes)} classes ({', '.join(nets[-1].classes[:4])}, …), but"
@@ -401,21 +407,23 @@ def read_nets(checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str
     return nets
 
 
-def checkpoint_paths(checkpoint: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return the paths of ``checkpoint=PATH`` or ``checkpoint=[PATH,PATH]``.
+def checkpoint_files(checkpoint: str | Path | Sequence[str | Path]) -> list[CheckpointFile]:
+    """Return the files of ``checkpoint=PATH`` or ``checkpoint=[PATH,PATH]``; ``wandb:`` addresses are downloaded.
 
     Raises
     ------
     UserError
-        The list is empty, or contains a file twice, which would count twice in the average.
+        The list is empty, or contains a file twice, which would count twice in the average; or as
+        :func:`~fcnlab.tracking.downloads.checkpoint_file`.
     """
-    paths = [Path(checkpoint)] if isinstance(checkpoint, str | Path) else [Path(path) for path in checkpoint]
+    files = [checkpoint_file(path) for path in ([checkpoint] if isinstance(checkpoint, str | Path) else checkpoint)]
+    paths = [file.path for file in files]
     twice = [path for place, path in enumerate(paths) if path.resolve() in [each.resolve() for each in paths[:place]]]
     if twice:
         raise UserError(f"checkpoint= lists {twice[0]} twice, so it would count twice in the average: list it once")
     if not paths:
         raise UserError("checkpoint=[] lists no file: set checkpoint=PATH, or checkpoint=[PATH,PATH] for an ensemble")
-    return paths
+    return files
 
 
 def _built(model: dict[str, Any], source: str) -> FCN:

@@ -64,7 +64,8 @@ def starting_point_facts(start: ResumePoint, folder: Path, cfg: DictConfig) -> d
     Return nothing for a run that resumes from its own checkpoint: its recorded facts stay.
     """
     if start.checkpoint is None:
-        return {"resumed_at": 0, "inherited": [], "weights": starting_weights({"model": to_plain(cfg.model)})}
+        weights = starting_weights({"model": to_plain(cfg.model)})
+        return {"resumed_at": 0, "inherited": [], "weights": weights, "artifact": None}
     if belongs_to_run(start.checkpoint, folder):
         return {}
     inherited = start.trained.get("sources")
@@ -72,6 +73,7 @@ def starting_point_facts(start: ResumePoint, folder: Path, cfg: DictConfig) -> d
         "resumed_at": start.steps,
         "inherited": inherited if isinstance(inherited, list) else [],
         "weights": nested_map(start.trained, "files"),
+        "artifact": start.artifact,
     }
 
 
@@ -86,7 +88,9 @@ def describe_training(
         settings=training.settings | {"trainer.precision": str(trainer.precision)},
         environment=environment({"provenance": provenance}),
     )
-    return lineage.as_facts(training, run=facts.get("id"), sources=lineage.sources(facts))
+    return lineage.as_facts(
+        training, run=facts.get("id"), sources=lineage.sources(facts), wandb_run=facts.get("wandb_run")
+    )
 
 
 def training_of_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any] | None:

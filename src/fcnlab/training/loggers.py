@@ -1,7 +1,7 @@
 """Open the loggers of a run: TensorBoard, W&B and others, in addition to metrics.csv."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fcnlab.signals import Interrupted
 from fcnlab.tracking.contents import numbers
 from fcnlab.tracking.contents import settings as settings_in_wandb
 from fcnlab.tracking.labels import group_of_sweep, run_name, tags
+from fcnlab.tracking.links import TrackedRun, common_group
 from fcnlab.tracking.mirror import Mirror, errors_as_warnings
 from fcnlab.training.callbacks import MetricsCsv
 from fcnlab.training.components import REJECTIONS, instantiate_checked
@@ -29,16 +30,19 @@ from fcnlab.training.trainer import members
 
 @contextmanager
 def open_loggers(
-    cfg: DictConfig, context: RunContext, facts: Mapping[str, Any] | None = None
+    cfg: DictConfig,
+    context: RunContext,
+    facts: Mapping[str, Any] | None = None,
+    scored: Sequence[TrackedRun] = (),
 ) -> Iterator[list[Logger]]:
     """Open the configured loggers; the W&B run ends with the status and the exit code of the process.
 
     ``facts`` are those of the run's record: ``wandb`` is the id of the W&B run to resume, and ``segments`` is added to
-    its config.
+    its config. ``scored`` are the runs in W&B whose checkpoints an evaluation scores: it joins their group.
     """
     loggers = _opened(cfg, context.folder.resolve())
     if "wandb" in members(cfg.logger):  # last, so that another logger's error leaves no W&B run
-        loggers.append(_open_wandb(cfg, context, facts or {}))
+        loggers.append(_open_wandb(cfg, context, facts or {}, scored))
     status, code = "failed", 1
     try:
         yield loggers
@@ -122,7 +126,9 @@ def _check_folder(name: str, logger: Logger, folder: Path, folders: dict[tuple[t
         )
 
 
-def _open_wandb(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) -> WandbLogger:
+def _open_wandb(
+    cfg: DictConfig, context: RunContext, facts: Mapping[str, Any], scored: Sequence[TrackedRun] = ()
+) -> WandbLogger:
     settings, options = cfg.logger.wandb, context.identifying_options
     composed: Any = OmegaConf.to_container(cfg, resolve=False)
     sweep = Path(cfg.sweep.folder).resolve() if cfg.sweep.folder else None
@@ -138,11 +144,14 @@ def _open_wandb(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) 
         )
     if os.environ.get("WANDB_DIR"):  # not in a sweep, which removes it and warns once
         log_warning(WANDB_DIR_IGNORED)
+    link = {"scored_run": ", ".join(run.address for run in scored)} if scored else {}
     logger = instantiate(settings, _convert_="all")(
         folder=sweep or context.folder,  # one wandb/ for a whole sweep
-        config=settings_in_wandb(composed, to_plain(cfg), options, facts.get("segments", ())),
+        config=settings_in_wandb(composed, to_plain(cfg), options, facts.get("segments", ())) | link,
         name=settings.name or cfg.sweep.name or os.environ.get("WANDB_NAME") or run_name(context.options, cfg.seed),
-        group=settings.group or os.environ.get("WANDB_RUN_GROUP") or (group_of_sweep(sweep) if sweep else None),
+        group=settings.group
+        or os.environ.get("WANDB_RUN_GROUP")
+        or (group_of_sweep(sweep) if sweep else common_group(scored)),
         project=settings.project
         if context.sets("logger.wandb.project")
         else os.environ.get("WANDB_PROJECT", settings.project),

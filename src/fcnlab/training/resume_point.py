@@ -1,4 +1,4 @@
-"""Find the checkpoint from which a run resumes: ``checkpoint=PATH|last|best|auto``."""
+"""Find the checkpoint from which a run resumes: ``checkpoint=PATH|wandb:ADDRESS|last|best|auto``."""
 
 import os
 import shutil
@@ -13,6 +13,7 @@ from fcnlab.files.writing import atomic_write
 from fcnlab.messages import log_warning
 from fcnlab.runs.origins import nested_map
 from fcnlab.runs.run_folder import DAMAGED, is_first_process, rename_damaged
+from fcnlab.tracking.downloads import checkpoint_file
 from fcnlab.training.checkpoints import check_resumable, read_checkpoint
 from fcnlab.training.hardware import PRECISIONS
 
@@ -22,7 +23,8 @@ class ResumePoint(NamedTuple):
 
     ``settings``, ``segments`` and ``images`` are those of the run up to then (see :mod:`fcnlab.training.segments`),
     ``trained`` describes its training (:mod:`fcnlab.runs.lineage`), ``shapes`` are the shapes of its weights, and
-    ``bests`` the file names of the best checkpoints that it lists.
+    ``bests`` the file names of the best checkpoints that it lists. ``artifact`` are the facts of the W&B artifact that
+    it comes from, if any (:class:`fcnlab.tracking.downloads.CheckpointFile`).
     """
 
     checkpoint: str | None = None
@@ -35,6 +37,7 @@ class ResumePoint(NamedTuple):
     trained: Mapping[str, Any] = {}
     shapes: Mapping[str, tuple[int, ...]] = {}
     bests: frozenset[str] = frozenset()
+    artifact: Mapping[str, str] | None = None
 
 
 def precision_of(start: ResumePoint) -> str | None:
@@ -73,7 +76,8 @@ def find_resume_point(requested: str | None, context: RunContext) -> ResumePoint
     log_warning(
         f"checkpoint={requested} belongs to another run: this run selects its best checkpoint among its own validations"
     )
-    return _start(requested)
+    file = checkpoint_file(requested)
+    return _start(file.path)._replace(artifact=file.artifact)
 
 
 def check_more_to_train(start: ResumePoint, folder: Path, max_steps: int) -> None:
