@@ -6,7 +6,15 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from fcnlab.config.schemas import BenchConfig, CompareConfig, DoctorConfig, EvalConfig, PredictConfig, TrainConfig
+from fcnlab.config.schemas import (
+    BenchConfig,
+    CompareConfig,
+    DoctorConfig,
+    EvalConfig,
+    PredictConfig,
+    TrainConfig,
+    WatchConfig,
+)
 
 
 def register_schemas() -> None:
@@ -18,6 +26,7 @@ def register_schemas() -> None:
         "predict": PredictConfig,
         "doctor": DoctorConfig,
         "compare": CompareConfig,
+        "watch": WatchConfig,
         "bench": BenchConfig,
     }
     for name, schema in roots.items():
