@@ -51,7 +51,7 @@ class Curves:
         if stamp == self._stamp:
             return False
         is_replaced = self._stamp is not None and stamp[:2] != self._stamp[:2]
-        if is_replaced or status.st_size < self._position:
+        if is_replaced or self.problem or status.st_size < self._position:
             self._restart()
         try:
             with open_regular(path_inside(self.folder, NAME)) as file:

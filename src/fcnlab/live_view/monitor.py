@@ -28,13 +28,13 @@ Row = dict[str, Any]
 
 
 class SweepState:
-    """What is known of a sweep; ``problem`` says why its record cannot be used, and is "" otherwise."""
+    """What is known of the sweep in ``folder``, which is called ``name``."""
 
-    def __init__(self, number: int, folder: Path):
-        self.number, self.folder = number, folder
+    def __init__(self, number: int, folder: Path, name: str):
+        self.number, self.folder, self.name = number, folder, name
         self.manifest: Manifest | None = None
         self.jobs: dict[Path, Job] = {}  # by folder; these are inside the sweep's folder
-        self.problem = ""
+        self._problem = ""
         self.is_alive: bool | None = None  # None: its process is on another machine
         self._stamp: Stamp = None
 
@@ -43,11 +43,11 @@ class SweepState:
         stamp = file_stamp(self.folder / SWEEP_RECORD)
         changed = stamp != self._stamp
         if changed:
-            self._stamp, self.problem, self.manifest = stamp, "", None
+            self._stamp, self._problem, self.manifest = stamp, "", None
             try:
                 self.manifest = read_manifest(self.folder, "runs")
             except UserError as error:
-                self.problem = shown(str(error))
+                self._problem = shown(str(error))
             jobs = self.manifest.jobs.values() if self.manifest else ()
             self.jobs = {Path(os.path.normpath(self.folder / job.folder)): job for job in jobs}
         is_running = self.manifest is not None and self.manifest.status == "running"
@@ -61,6 +61,13 @@ class SweepState:
             return "damaged"
         is_killed = self.manifest.status == "running" and self.is_alive is False
         return "killed" if is_killed else self.manifest.status
+
+    @property
+    def problem(self) -> str:
+        """Why the record cannot be used, or that nothing starts the waiting jobs; "" if there is no problem."""
+        if self.status == "killed" and any(job.status == "waiting" for job in self.jobs.values()):
+            return f"The process of the sweep {self.name} has ended: its waiting jobs will not start."
+        return self._problem
 
 
 class Monitor:
@@ -118,7 +125,9 @@ class Monitor:
                 self._add_run(folder)
         kept = {folder: sweep for folder, sweep in self.sweeps.items() if folder in sweeps}
         new = [folder for folder in sorted(sweeps) if folder not in kept]
-        self.sweeps = kept | {folder: SweepState(next(self._new_sweep), folder) for folder in new}
+        self.sweeps = kept | {
+            folder: SweepState(next(self._new_sweep), folder, escape_line(self._short(folder))) for folder in new
+        }
         jobs = {folder for sweep in self.sweeps.values() for folder in sweep.jobs}
         for folder in self._numbers.keys() - found - jobs:
             self._remove(folder)
@@ -239,7 +248,7 @@ class Monitor:
         best, best_scored = (max(each, key=lambda row: row["best"], default=None) for each in (validated, scored))
         return {
             "number": sweep.number if sweep else 0,
-            "name": escape_line(self._short(sweep.folder)) if sweep else "",
+            "name": sweep.name if sweep else "",
             "status": sweep.status if sweep else "",
             "problem": sweep.problem if sweep else "",
             "counts": Counter(row["status"] for row in rows),

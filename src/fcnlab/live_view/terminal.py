@@ -15,6 +15,7 @@ CURVE = 12  # characters of a curve
 # A run that ended without a result is shown before those that wait or have one.
 ORDER = {status: place for place, status in enumerate(STATUSES)} | {"waiting": 5, "finished": 6}
 LOOK = {status: (MARKS.get(status, "✗"), COLOURS.get(status, COLOURS["failed"])) for status in STATUSES}
+MOST_PROBLEMS = 3
 LEAST_WIDTH, FIXED = 40, 68  # characters; FIXED is the width of all columns but the name
 
 Row = dict[str, Any]
@@ -23,8 +24,10 @@ Row = dict[str, Any]
 def lines(monitor: Monitor, width: int, height: int, colours: bool) -> list[str]:
     """Return the view in lines of at most ``width`` characters, and at most ``height`` lines."""
     rows = sorted(monitor.rows, key=_order)
-    width = max(LEAST_WIDTH, width)
-    top = [summary(monitor), *_wrapped(best_line(rows), width)]
+    width = max(MOST_PROBLEMS = 3
+LEAST_WIDTH, width)
+    problems = [sweep.problem for sweep in monitor.sweeps.values() if sweep.problem][:MOST_PROBLEMS]
+    top = [line for text in (summary(monitor), *problems, best_line(rows)) for line in _wrapped(text, width)]
     head = f"  {'':1} {'run':<{_name_width(width)}} {'state':<11} {'step':>13} {'val mIoU':>8}"
     if width >= FIXED + 12:
         head += f" {'curve':<{CURVE}} {'left':>8}"

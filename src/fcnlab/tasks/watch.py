@@ -1,12 +1,14 @@
 """``fcnlab watch``. Nothing here imports torch, so that it starts quickly on any machine."""
 
 import asyncio
+import math
 import os
 import shutil
 import signal
 import sys
 import time
 import webbrowser
+from io import TextIOWrapper
 
 from omegaconf import DictConfig
 
@@ -21,6 +23,7 @@ from fcnlab.sweeps.sweep_table import RedrawnLines
 from fcnlab.tasks.compare import existing_folder
 
 REDRAW_AFTER = 1.0  # seconds
+UPDATES = 8  # before the view is printed once
 PIPE_WIDTH = 120  # characters of a line that is not on a terminal
 
 
@@ -40,8 +43,11 @@ def watch(cfg: DictConfig, run: RunFolder) -> None:
 
 def show_in_terminal(monitor: Monitor) -> None:
     """Redraw the view in place; print it once where the output is not a terminal."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack the marks and bars
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        monitor.update(seconds=float("inf"))
+        for _ in range(UPDATES):  # a long metrics.csv is read in parts
+            monitor.update(seconds=math.inf)
         print("\n".join(lines(monitor, PIPE_WIDTH, height=10**9, colours=False)), flush=True)
         return
     area = RedrawnLines(sys.stdout)

@@ -230,8 +230,7 @@ const sum = (counts) => Object.values(counts).reduce((a, b) => a + b, 0);
 function showState(counts) {
   const parts = ORDER.filter((status) => counts[status]).map((status) => `${counts[status]} ${status}`);
   if (state.unread) parts.push(`${state.unread} still to be read`);
-  const problems = state.sweeps.filter((sweep) => sweep.problem || sweep.status === "killed")
-    .map((sweep) => (sweep.problem || `The process of the sweep ${sweep.name} has ended: its waiting jobs will not start.`));
+  const problems = state.sweeps.map((sweep) => sweep.problem).filter(Boolean).slice(0, 5);
   byId("state").replaceChildren(parts.join(", ") || "No run was found here yet.", ...problems.flatMap((text) => [make("br"), text]));
   byId("title").textContent = state.folders.join(", ");
   document.title = `${counts.running ? `${counts.running} running: ` : ""}fcnlab watch`;
