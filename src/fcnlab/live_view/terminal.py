@@ -24,8 +24,7 @@ Row = dict[str, Any]
 def lines(monitor: Monitor, width: int, height: int, colours: bool) -> list[str]:
     """Return the view in lines of at most ``width`` characters, and at most ``height`` lines."""
     rows = sorted(monitor.rows, key=_order)
-    width = max(MOST_PROBLEMS = 3
-LEAST_WIDTH, width)
+    width = max(LEAST_WIDTH, width)
     problems = [sweep.problem for sweep in monitor.sweeps.values() if sweep.problem][:MOST_PROBLEMS]
     top = [line for text in (summary(monitor), *problems, best_line(rows)) for line in _wrapped(text, width)]
     head = f"  {'':1} {'run':<{_name_width(width)}} {'state':<11} {'step':>13} {'val mIoU':>8}"
