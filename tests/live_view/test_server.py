@@ -18,7 +18,7 @@ from fcnlab.live_view.server import FILES, application, serve
 
 @pytest.fixture
 def ask(make_run, tmp_path):
-    """Send requests to the server of a folder with the run ``a``; return the status, headers and body of each answer."""
+    """Send requests to the server of a folder with the run ``a``; return status, headers and body of the answers."""
     make_run("a")
 
     def send(*paths: str, method: str = "GET", **headers: str) -> list[tuple[int, dict, bytes]]:

@@ -16,7 +16,8 @@ CURVE = 12  # characters of a curve
 ORDER = {status: place for place, status in enumerate(STATUSES)} | {"waiting": 5, "finished": 6}
 LOOK = {status: (MARKS.get(status, "✗"), COLOURS.get(status, COLOURS["failed"])) for status in STATUSES}
 MOST_PROBLEMS = 3
-LEAST_WIDTH, FIXED = 40, 68  # characters; FIXED is the width of all columns but the name
+# Characters: the narrowest view, the columns beside the name, and those that a wide view adds; names of a wide view.
+LEAST_WIDTH, COLUMNS, WIDE_COLUMNS, NAME = 48, 39, 22, (16, 60)
 
 Row = dict[str, Any]
 
@@ -27,11 +28,14 @@ def lines(monitor: Monitor, width: int, height: int, colours: bool) -> list[str]
     width = max(LEAST_WIDTH, width)
     problems = [sweep.problem for sweep in monitor.sweeps.values() if sweep.problem][:MOST_PROBLEMS]
     top = [line for text in (summary(monitor), *problems, best_line(rows)) for line in _wrapped(text, width)]
+    top = top[: max(1, height - 4)]
     head = f"  {'':1} {'run':<{_name_width(width)}} {'state':<11} {'step':>13} {'val mIoU':>8}"
-    if width >= FIXED + 12:
+    if _is_wide(width):
         head += f" {'curve':<{CURVE}} {'left':>8}"
-    room = max(1, height - len(top) - 1)
-    shown = rows[:room] if len(rows) <= room else rows[: max(1, room - 1)]
+    room = max(2, height - len(top) - 1)
+    shown = rows[:room] if len(rows) <= room else rows[: room - 1]
+    for row in shown:
+        monitor.runs[row["number"]].update_curves()
     body = [_row(monitor, row, width, colours) for row in shown]
     hidden = len(rows) - len(shown)
     more = [f"    and {counted(hidden, 'more run')}"] if hidden else []
@@ -81,8 +85,13 @@ def _order(row: Row) -> tuple[Any, ...]:
     return ORDER[row["status"]], by_score, row["sweep"], row["job"] if row["job"] is not None else row["number"]
 
 
+def _is_wide(width: int) -> bool:
+    """Return whether the view has a curve and the time left."""
+    return width >= COLUMNS + WIDE_COLUMNS + NAME[0]
+
+
 def _name_width(width: int) -> int:
-    return max(8, min(60, width - (FIXED if width >= FIXED + 12 else FIXED - CURVE - 10)))
+    return min(NAME[1], width - COLUMNS - (WIDE_COLUMNS if _is_wide(width) else 0))
 
 
 def _row(monitor: Monitor, row: Row, width: int, colours: bool) -> str:
@@ -91,7 +100,7 @@ def _row(monitor: Monitor, row: Row, width: int, colours: bool) -> str:
     name = name if len(name) <= size else f"{name[: size - 1]}…"
     step = "" if row["step"] is None else f"{row['step']} of {row['total']}" if row["total"] else str(row["step"])
     text = f"  {mark} {name:<{size}} {row['status']:<11} {step:>13} {percent(row['best']):>8}"
-    if width >= FIXED + 12:
+    if _is_wide(width):
         left = "" if row["left"] is None else duration_text(row["left"])
         values = monitor.runs[row["number"]].curves.values("val/miou")
         text += f" {spark_line(values, CURVE):<{CURVE}} {left:>8}"

@@ -18,7 +18,7 @@ from fcnlab.live_view.monitor import Monitor
 from fcnlab.live_view.server import serve
 from fcnlab.live_view.terminal import lines
 from fcnlab.runs.run_folder import RunFolder
-from fcnlab.signals import Interrupted
+from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.sweeps.sweep_table import RedrawnLines
 from fcnlab.tasks.compare import existing_folder
 
@@ -32,10 +32,11 @@ def watch(cfg: DictConfig, run: RunFolder) -> None:
     validate_config(cfg)
     monitor = Monitor([existing_folder(name, "runs") for name in cfg.runs])
     try:
-        if cfg.terminal:
-            show_in_terminal(monitor)
-        else:
-            serve_page(monitor, cfg.port, cfg.open)
+        with StopSignals():
+            if cfg.terminal:
+                show_in_terminal(monitor)
+            else:
+                serve_page(monitor, cfg.port, cfg.open)
     except Interrupted as stop:
         if stop.signal != signal.SIGINT:  # Ctrl-C is the usual end
             raise
