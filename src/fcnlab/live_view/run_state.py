@@ -87,7 +87,7 @@ class RunState:
     def compute_interval(self) -> None:
         """Compute the interval of the recorded score; takes up to a tenth of a second."""
         self.lacks_interval = False
-        if (miou := number(self.scores.get("miou"))) is not None:
+        if (miou := score(self.scores.get("miou"))) is not None:
             self.interval = score_interval(self.folder, miou)
             self.row = self._row()
 
@@ -148,7 +148,7 @@ class RunState:
             "best": recorded if recorded is not None else best and best[0],
             "best_step": best[1] if recorded is None and best else best_step,
             "loss": self.curves.last("train/loss"),
-            "scored": number(self.scores.get("miou")),
+            "scored": score(self.scores.get("miou")),
             "interval": self.interval and self.interval[:2],
             "images": self.interval and self.interval.images,
             "set": shown(nested_map(self.scores, "protocol").get("set")),
@@ -244,6 +244,12 @@ def time_of(value: Any) -> float | None:
 def number(value: Any) -> float | None:
     """Return a finite number of a record; None for anything else."""
     return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+
+
+def score(value: Any) -> float | None:
+    """Return a score of a record, from 0 to 1; None for anything else."""
+    found = number(value)
+    return found if found is not None and 0 <= found <= 1 else None
 
 
 def shown(value: Any) -> str:

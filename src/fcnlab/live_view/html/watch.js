@@ -30,6 +30,11 @@ function duration(seconds) {
   return seconds < 5400 ? `${(seconds / 60).toFixed(0)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
+function localTime(text) {
+  const time = new Date(text);
+  return Number.isNaN(time.getTime()) ? text : time.toLocaleString();
+}
+
 function make(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
@@ -197,24 +202,26 @@ function showCurves() {
 
 // The best runs and the state
 
+const MOST_BEST = 5; // sweeps
 const FEW_IMAGES = 30; // with fewer, an interval over images is unreliable
 
 function showBest() {
   const known = state.sweeps.filter((sweep) => rows.has(sweep.best));
   known.sort((a, b) => rows.get(b.best).best - rows.get(a.best).best);
-  const shown = known.slice(0, 5).map((sweep) => make("li", { textContent: bestOf(sweep) }));
-  const more = known.length - shown.length;
+  const shown = known.slice(0, MOST_BEST).flatMap(bestOf).map((text) => make("li", { textContent: text.replaceAll(" %", "\u00a0%") }));
+  const more = known.length - MOST_BEST;
   if (more > 0) shown.push(make("li", { textContent: `and ${counted(more, "more sweep")}` }));
   byId("answers").replaceChildren(...(shown.length ? shown : [make("li", { textContent: "No validation yet." })]));
 }
 
+/** Return sentences on the best run of a sweep, and on its score or that of the best scored run. */
 function bestOf(sweep) {
   const row = rows.get(sweep.best), scored = rows.get(sweep.best_scored);
   const where = sweep.name ? ` in ${sweep.name}` : state.sweeps.length > 1 ? " outside of sweeps" : "";
   const step = row.best_step === null ? "" : ` at step ${row.best_step}`;
-  const first = `${nameOf(row)}${where}: ${percent(row.best)} % validation mIoU${step}, the highest of ${counted(sum(sweep.counts), "run")}`;
-  if (!scored) return `${first} (${row.status}). No run has been scored yet.`;
-  return `${first} (${row.status}). ${scored === row ? "Scored" : `The best scored run: ${nameOf(scored)}`}${scoreOf(scored)}`;
+  const first = `${nameOf(row)}${where}: ${percent(row.best)} % validation mIoU${step}, the highest of ${counted(sum(sweep.counts), "run")} (${row.status}).`;
+  if (!scored) return [first, "No run has been scored yet."];
+  return [first, `${scored === row ? "It is scored" : `The best scored run is ${nameOf(scored)}`}${scoreOf(scored)}`];
 }
 
 function scoreOf(row) {
@@ -290,7 +297,7 @@ function showDetails(row, details) {
     Folder: row.folder,
     State: [row.status, row.reason].filter(Boolean).join(": "),
     Settings: details.settings.join(" "),
-    Started: [details.started, details.starts > 1 ? `start ${details.starts}` : ""].filter(Boolean).join(", "),
+    Started: [localTime(details.started), details.starts > 1 ? `start ${details.starts}` : ""].filter(Boolean).join(", "),
     Duration: row.minutes === null ? "" : duration(60 * row.minutes),
     Machine: details.host,
     Speed: [row.rate ? `${significant(row.rate)} steps/s` : "",
