@@ -53,6 +53,7 @@ GROUPS = {
     "predict": SCORING,
     "doctor": {"augment", "data"},
     "compare": set(),
+    "watch": set(),
     "bench": set(),
     "wandb": set(),
 }
@@ -297,9 +298,16 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path, repository):
         "page.html",
         "page.css",
         "page.js",
+        "theme.js",
         "tables.html",
         "class_differences.html",
         "image_panels.html",
+    }
+    assert {path.name for path in (site / "fcnlab" / "live_view" / "html").iterdir()} == {
+        "watch.html",
+        "watch.css",
+        "watch.js",
+        "charts.js",
     }
     assert (site / "fcnlab" / "benchmarks" / "measuring.py").is_file() and (site / "fcnlab" / "py.typed").is_file()
     small = ["data.dataset.num_train=8", "data.dataset.num_val=2", "data.batch_size=4", "trainer.max_steps=1"]

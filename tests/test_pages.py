@@ -41,6 +41,7 @@ NOT_FCNLAB = {
     "mkdir": "the test has its own folder",
     ".": "the test runs in the environment already",
     "squeue": "needs Slurm",
+    "ssh": "needs another machine",
     "tmux": "needs a terminal",
     "uv": "installs",
     "wandb": "needs an account or a terminal",
@@ -53,6 +54,7 @@ COMPOSED_PAGES = {
     "folds.md": "needs many training runs; tests/tasks/test_folds.py trains and evaluates folds and ensembles",
     "sweeps.md": "needs many training runs; tests/sweeps runs sweeps and searches",
     "slurm.md": "needs a Slurm cluster; tests/sweeps/slurm starts one",
+    "watch.md": "ends with Ctrl-C; tests/tasks/test_watch.py runs it",
     "wandb.md": "starts processes of W&B; tests/training/callbacks/test_wandb.py runs them",
     "containers.md": "needs Docker",
 }

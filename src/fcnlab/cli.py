@@ -20,8 +20,15 @@ if TYPE_CHECKING:
 CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+FLAGS = {"watch": {"--terminal": "terminal=true"}}  # options of a command, and the settings that they stand for
+WRITES_NOTHING = {"watch"}  # in whose output folder nothing is written
 # A list that is typed as A,B, and a name as it is.
-LISTS = {"compare": ("runs", "baseline"), "bench": ("benchmarks",), "wandb": ("runs", "baseline")}
+LISTS = {
+    "compare": ("runs", "baseline"),
+    "watch": ("runs",),
+    "bench": ("benchmarks",),
+    "wandb": ("runs", "baseline"),
+}
 RECORDS = (FROM_RUN, "sweep.resume=", "sweep.extend=", "sweep.confirm=")
 OPTIONS_WITH_VALUE = (
     "--cfg",
@@ -49,6 +56,7 @@ fcnlab: experiments with fully convolutional networks for semantic segmentation.
   fcnlab predict checkpoint=PATH input=... output=...  {predict}
   fcnlab doctor  data=... [key=value]                  {doctor}
   fcnlab compare runs=FOLDER[,FOLDER] [baseline=NAME]  {compare}
+  fcnlab watch   [runs=FOLDER[,FOLDER]] [--terminal]   {watch}
   fcnlab bench   [benchmarks=NAME,NAME] [key=value]    {bench}
   fcnlab wandb   push|workspace|report runs=FOLDER     {wandb}
 
@@ -118,6 +126,7 @@ def _command() -> None:
     sys.argv[place] = CONFIG_NAME + verb
     if verb in ACTIONS and not started_by_lightning:
         _name_action(verb, place + 1)
+    sys.argv[1:] = [FLAGS.get(verb, {}).get(word, word) for word in sys.argv[1:]]
     # argparse takes settings in one block alone, and calls others unrecognized: options come first.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not word.startswith("-"))
     if verb in LISTS:
@@ -367,7 +376,7 @@ def _check_working_folder(hydra: "HydraConf") -> None:
 def _check_output_folder(verb: str) -> None:
     """Refuse an output folder that cannot be written to, before Hydra tries to create it."""
     sweep = _is_sweep()
-    if _only_shows():
+    if _only_shows() or verb in WRITES_NOTHING:
         return
     key = "hydra.sweep.dir=" if sweep else "hydra.run.dir="
     typed = next((word.removeprefix(key) for word in reversed(sys.argv) if word.startswith(key)), "outputs")

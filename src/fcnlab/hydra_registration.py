@@ -14,6 +14,7 @@ from fcnlab.config.schemas import (
     PredictConfig,
     TrainConfig,
     WandbConfig,
+    WatchConfig,
 )
 
 
@@ -26,6 +27,7 @@ def register_schemas() -> None:
         "predict": PredictConfig,
         "doctor": DoctorConfig,
         "compare": CompareConfig,
+        "watch": WatchConfig,
         "bench": BenchConfig,
         "wandb": WandbConfig,
     }

@@ -7,6 +7,7 @@ VERBS = {
     "predict": "segment images: palette PNGs and overlays",
     "doctor": "check a data set and this machine for problems",
     "compare": "compare runs: tables, confidence intervals, significance tests, an HTML page",
+    "watch": "follow running sweeps and runs on a local page, or in the terminal with --terminal",
     "bench": "measure speed and memory, and compare them with other libraries",
     "wandb": "write recorded runs to Weights & Biases; save a view or a report of runs there",
 }

@@ -20,8 +20,16 @@ REQUIRED_OVERRIDES = {
     "data=folder": ["data.dataset.classes=[ground,cat]"],
     "loss=weighted": [f"loss.class_weights={[1.0] * 21}"],
 }
-ROOTS = {"train": [], "eval": [], "predict": ["checkpoint=x"], "doctor": [], "compare": ["runs=[a]"], "bench": []}
-ROOTS["wandb"] = ["action=push", "runs=[a]"]
+ROOTS = {
+    "train": [],
+    "eval": [],
+    "predict": ["checkpoint=x"],
+    "doctor": [],
+    "compare": ["runs=[a]"],
+    "watch": [],
+    "bench": [],
+    "wandb": ["action=push", "runs=[a]"],
+}
 ODD = {"-1": -1, "0": 0, "nan": math.nan, "inf": math.inf, "huge": 10**30}
 ACCEPTED = {  # these odd values are accepted; all others are refused
     "0": {

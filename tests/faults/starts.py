@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": ("predict", CHECKPOINT, "input=run/predictions", "output=out", "trainer.accelerator=cpu"),
     "doctor": ("doctor", "data=shapes", "data.root=shapes"),
     "compare": ("compare", "runs=run"),
+    "watch --terminal": ("watch", "runs=run", "--terminal"),
 }
 PYTHONS_OWN = 0.5  # seconds in which Python itself may still be starting, and ends in its own words
 CHILD = "import time; time.sleep(20)  # a child of starts.py"

@@ -57,7 +57,7 @@ def page(comparison: Comparison, command: str) -> str:
         command=command,
         made=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         style=_part(loader, environment, "page.css"),
-        script=_part(loader, environment, "page.js"),
+        scripts=[_part(loader, environment, name) for name in ("page.js", "theme.js")],
         answers=answers(comparison),
         headline=tables.headline(comparison),
         common=common_lines(comparison),

@@ -148,7 +148,18 @@ def distinct_folders(roots: Iterable[Path]) -> list[Path | ExcludedRun]:
 
 
 def run_folders(root: Path) -> Iterator[Path | ExcludedRun]:
-    """Yield run folders (also incomplete or empty ones, job 2 before job 10) and folders that are not searched.
+    """Yield run folders (also incomplete or empty ones, job 2 before job 10) and folders that are not searched."""
+    for searched in searched_folders(root):
+        if isinstance(searched, ExcludedRun):
+            yield searched
+            continue
+        folder, entries = searched
+        if _is_run(entries) or all(_is_folder(entry) and not _may_hold_runs(entry) for entry in entries):
+            yield folder
+
+
+def searched_folders(root: Path) -> Iterator[tuple[Path, list[os.DirEntry]] | ExcludedRun]:
+    """Yield the folders at and below ``root`` that may be or contain runs, with their entries, and those not searched.
 
     A link is followed only to a run or a sweep: any other link could lead through the whole disk.
     """
@@ -164,17 +175,18 @@ def run_folders(root: Path) -> Iterator[Path | ExcludedRun]:
         if (status.st_dev, status.st_ino) in seen:  # a link to a parent folder
             continue
         seen.add((status.st_dev, status.st_ino))
-        candidates = [entry for entry in entries if _may_hold_runs(entry)]
-        is_run = any(entry.name in RUN_FILES | {".hydra"} for entry in entries)
-        if is_run or not (candidates or any(not _is_folder(entry) for entry in entries)):
-            yield folder
+        yield folder, entries
         reasons = {
             entry.path: _reason_not_to_search(entry, root)
-            for entry in candidates
-            if not (is_run and _is_dangling(entry))
+            for entry in entries
+            if _may_hold_runs(entry) and not (_is_dangling(entry) and _is_run(entries))
         }
         yield from (ExcludedRun(Path(path), reason) for path, reason in reasons.items() if reason)
         waiting += [Path(path) for path, reason in reversed(reasons.items()) if not reason]
+
+
+def _is_run(entries: list[os.DirEntry]) -> bool:
+    return any(entry.name in RUN_FILES | {".hydra"} for entry in entries)
 
 
 def _may_hold_runs(entry: os.DirEntry) -> bool:
@@ -246,7 +258,7 @@ def read_run(folder: Path) -> Run | None:
     if config.get("stages"):
         return None
     record = _read_scores(folder)
-    names, classes, counted, total = _read_confusions(folder)
+    names, classes, counted, total = read_confusions(folder)
     run_scores = scores(total)
     _check_agreement(record, run_scores, classes)
     training, typed, scored, is_of_whole_list = _describe(configuration, hydra, facts, record)
@@ -322,8 +334,16 @@ def _read_scores(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _read_confusions(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...], ClassAreas, ndarray]:
-    """Return image names, class names, the areas of each image and the sum of all matrices, read part by part."""
+def read_confusions(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...], ClassAreas, ndarray]:
+    """Return image names, class names, the areas of each image and the sum of all matrices, read part by part.
+
+    Raises
+    ------
+    Unusable
+        There is no confusions.npz, or it does not contain a matrix for each image.
+    OSError, Unreadable
+        The file cannot be read, or exceeds a limit.
+    """
     try:
         with open_arrays(folder, "confusions.npz") as file:
             names, classes = (file.whole(key).tolist() for key in ("names", "classes"))

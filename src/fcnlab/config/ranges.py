@@ -49,6 +49,7 @@ FoldCount = Annotated[int, Meaning("a whole number of at least 2", lambda value:
 Whole = Annotated[int, Meaning("a whole number of at least 0", lambda value: value >= 0)]
 Pixels = Annotated[int, Meaning(f"a number of pixels from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)]
 NumClasses = Annotated[int, Meaning(f"2 to {MOST_CLASSES} classes", lambda value: 2 <= value <= MOST_CLASSES)]
+Port = Annotated[int, Meaning("a port from 0 (any free one) to 65535", lambda value: 0 <= value <= 65_535)]
 Byte = Annotated[int, Meaning("a whole number from 0 to 255", lambda value: 0 <= value <= 255)]
 Seed = Annotated[int, Meaning("a whole number from 0 to 2^32 - 1", lambda value: 0 <= value <= LARGEST_SEED)]
 Drawn = Annotated[int, Meaning(f"0 to {MOST_DRAWN}", lambda value: 0 <= value <= MOST_DRAWN)]

@@ -15,6 +15,7 @@ from fcnlab.config.ranges import (
     NonNegative,
     Percent,
     Points,
+    Port,
     Resamples,
     Samples,
     Seed,
@@ -217,6 +218,16 @@ class CompareConfig:
     merge_over: list[str] = field(default_factory=list)
     names: GroupNames | None = None
     export: str | None = None  # a folder for tables and figures
+
+
+@dataclass
+class WatchConfig:
+    """The root of ``fcnlab watch``."""
+
+    runs: list[str] = field(default_factory=lambda: ["outputs"])  # folders that contain runs, also in subfolders
+    terminal: bool = False
+    port: Port = 0
+    open: bool = False
 
 
 @dataclass

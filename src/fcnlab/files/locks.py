@@ -6,11 +6,14 @@ import fcntl
 import logging
 import os
 import platform
+import time
 import weakref
 from pathlib import Path
+from typing import NamedTuple
 
 from fcnlab.errors import UserError
 from fcnlab.files.in_place import open_own
+from fcnlab.files.reading import Unreadable, open_regular
 
 log = logging.getLogger("fcnlab")
 NAME = ".lock"
@@ -21,6 +24,9 @@ NO_LOCKS = {
     errno.EINVAL,
     errno.EBADF,
 }  # errors of file systems without locks
+
+PROCESSES = Path("/proc")
+CLOCK_ERROR = 60.0  # seconds by which the clocks of a file server and of this machine may differ
 
 _held: set[int] = set()  # a forked child, such as a data loader worker, closes these files, because it holds no lock
 
@@ -86,6 +92,46 @@ def _holder(claim: str) -> str:
     pid, _, host = claim.partition(" on ")
     ended = host == platform.node() and pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/1").exists()
     return "another process" if not host or ended else f"process {claim}"
+
+
+class Holder(NamedTuple):
+    """The process that last claimed a folder; ``is_alive`` is None where it cannot be known from this machine."""
+
+    process: int
+    host: str
+    is_alive: bool | None
+
+
+def read_holder(folder: Path) -> Holder | None:
+    """Return the holder of a folder by its claim, without taking the lock; None if no process has claimed it.
+
+    A reader that tried the lock could hold it just when a run starts, and the run would be refused.
+    """
+    try:
+        with open_regular(folder / NAME) as file:
+            process, _, host = file.read(300).decode(errors="replace").partition(" on ")
+            claimed = os.fstat(file.fileno()).st_mtime
+    except (OSError, Unreadable):
+        return None
+    if not (process.isascii() and process.isdigit() and len(process) < 10 and host):
+        return None
+    if host != platform.node() or not (PROCESSES / "self").exists():
+        return Holder(int(process), host, None)
+    began = process_start(int(process))
+    # A process that began after the claim is another one with the same number.
+    return Holder(int(process), host, began is not None and began <= claimed + CLOCK_ERROR)
+
+
+def process_start(process: int) -> float | None:
+    """Return when a process of this machine began, in seconds since 1970; None if it has ended."""
+    try:
+        state, *fields = (PROCESSES / str(process) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    if state in ("Z", "X"):  # ended, and not yet awaited by its parent
+        return None
+    ticks = int(fields[18])  # since the machine was started
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def try_lock(file: int, path: Path) -> bool:

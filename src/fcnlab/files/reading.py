@@ -235,9 +235,9 @@ def read_rows(folder: Path, name: str) -> Iterator[dict[str, str]]:
         return
     with file:
         lines = lines_within_limits(file, name)
-        header = _cells(next(lines, b""))
+        header = cells_of(next(lines, b""))
         for line in lines:
-            yield dict(zip(header, _cells(line), strict=False))
+            yield dict(zip(header, cells_of(line), strict=False))
 
 
 def lines_within_limits(file: BinaryIO, name: str) -> Iterator[bytes]:
@@ -253,7 +253,7 @@ def lines_within_limits(file: BinaryIO, name: str) -> Iterator[bytes]:
         yield line
 
 
-def _cells(line: bytes) -> list[str]:
+def cells_of(line: bytes) -> list[str]:
     """Return the cells of one line, parsed by itself: an unclosed quote must not swallow the rest of the file."""
     try:
         return next(csv.reader([line.decode(errors="replace")]), [])

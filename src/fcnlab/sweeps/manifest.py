@@ -218,7 +218,8 @@ def read_manifest(folder: Path, option: str) -> Manifest:
         if facts is None:
             raise ValueError(f"there is no {NAME}")
         jobs = {job["number"]: _job(job) for job in facts["jobs"]}
-        if any(not (folder / job.folder).resolve().is_relative_to(folder.resolve()) for job in jobs.values()):
+        whole = folder.resolve()
+        if any(not (folder / job.folder).resolve().is_relative_to(whole) for job in jobs.values()):
             raise ValueError("a job's folder is outside the sweep's folder")
         recorded = {name: facts[name] for name in ("verb", "overrides", "status", "started", "ended")}
         if not isinstance(recorded["verb"], str):

@@ -68,6 +68,20 @@ def read_last_rows(path: Path) -> list[dict[str, str]]:
     return [row for row in dicts if (row.get("step") or "0").isdigit()]
 
 
+class RedrawnLines:
+    """Lines on a terminal that are replaced by newer ones in the same place."""
+
+    def __init__(self, out: TextIO):
+        self.out, self._height = out, 0
+
+    def draw(self, lines: Sequence[str]) -> None:
+        """Replace the lines, in one write so that they do not flicker."""
+        if self._height or lines:
+            up = f"\x1b[{self._height}A" if self._height else ""
+            print(up + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="", file=self.out, flush=True)
+        self._height = len(lines)
+
+
 class SweepTable:
     """Print the state of a sweep. ``steps`` holds each job's number of training steps by its job number."""
 
@@ -79,7 +93,7 @@ class SweepTable:
         self.live = self.out.isatty() and os.environ.get("TERM") != "dumb"
         self.colours = self.live and "NO_COLOR" not in os.environ
         self.began = self._reported_at = time.monotonic()
-        self._drawn_at, self._height = 0.0, 0
+        self._drawn_at, self._lines = 0.0, RedrawnLines(self.out)
         self._times: dict[int, tuple[float, float | None]] = {}
         self.progress = {number: Progress(steps.get(number)) for number in manifest.jobs}
         for number, job in manifest.jobs.items():
@@ -104,7 +118,7 @@ class SweepTable:
         self._times[job.number] = (self._times[job.number][0], time.monotonic())
         if not self.live:
             self._read_progress()
-            after = f" after {_duration(self._seconds(job.number))}"
+            after = f" after {duration_text(self._seconds(job.number))}"
             self.log(f"Job {job.number} {self._outcome(job)}{after}{_name_suffix(job)}. {self.summary()}")
 
     def refresh(self) -> None:
@@ -142,11 +156,8 @@ class SweepTable:
             yield f"Next: {shell_join(['fcnlab', 'compare', f'runs={display_path(folder)}'])}"
 
     def _draw(self, lines: Sequence[str]) -> None:
-        """Replace the table on the terminal by these lines, in one write so that it does not flicker."""
-        if self._height or lines:
-            up = f"\x1b[{self._height}A" if self._height else ""
-            print(up + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="", file=self.out, flush=True)
-        self._height, self._drawn_at = len(lines), 0.0
+        self._lines.draw(lines)
+        self._drawn_at = 0.0
 
     def lines(self, width: int, height: int = 10**9) -> list[str]:
         """Return the table's lines; if not all jobs fit into ``height`` rows, the most relevant ones."""
@@ -168,7 +179,7 @@ class SweepTable:
         label = escape_line(job.name) or "-"  # a single job has no differing settings
         settings = label if len(label) <= name else label[: name - 1] + "…"
         best = "*" if job is self._best() else " "
-        seconds = "" if job.number not in self._times else _duration(self._seconds(job.number))
+        seconds = "" if job.number not in self._times else duration_text(self._seconds(job.number))
         row = f"  {MARKS[job.status]} {job.number:>4}  {settings:<{name}}  {state:<16} {best}{score:>9}  {seconds:>7}"
         return self._paint(COLOURS[job.status], row[:width])
 
@@ -193,7 +204,7 @@ class SweepTable:
         counts = [(status, self._count(status)) for status in MARKS]
         parts = [f"{count} {status}" for status, count in counts if count]
         left = self.seconds_left()
-        parts += [f"about {_duration(left)} left"] if left else []
+        parts += [f"about {duration_text(left)} left"] if left else []
         best = self._best()
         parts += [f"best {100 * (best.miou or 0):.2f} % (job {best.number}{_name_suffix(best)})"] if best else []
         return ", ".join(parts)
@@ -223,7 +234,7 @@ def _name_suffix(job: Job) -> str:
     return f": {job.name}" if job.name else ""
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -257,7 +268,11 @@ def selection_score(folder: Path) -> float | None:
     For a training run it is the score of the evaluated weights on the validation images, also where ``data.test_list``
     names other images.
     """
-    facts = read_json_facts(folder, "metrics.json")
+    return recorded_selection_score(read_json_facts(folder, "metrics.json"))
+
+
+def recorded_selection_score(facts: dict[str, Any]) -> float | None:
+    """Return the same score from the content of a ``metrics.json``."""
     selection = facts.get("selection")
     if isinstance(selection, dict) and "val_miou" in selection:
         score = _validation_score(selection, facts)

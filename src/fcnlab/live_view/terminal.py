@@ -1,0 +1,119 @@
+"""The live view as text: counts, the best run, and a table of the runs that matter most now."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from fcnlab.comparison.formats import counted, percent
+from fcnlab.comparison.intervals import FEWEST_IMAGES
+from fcnlab.live_view.monitor import Monitor
+from fcnlab.live_view.run_state import STATUSES
+from fcnlab.sweeps.sweep_table import COLOURS, MARKS, duration_text
+
+BARS = "▁▂▃▄▅▆▇█"
+CURVE = 12  # characters of a curve
+# A run that ended without a result is shown before those that wait or have one.
+ORDER = {status: place for place, status in enumerate(STATUSES)} | {"waiting": 5, "finished": 6}
+LOOK = {status: (MARKS.get(status, "✗"), COLOURS.get(status, COLOURS["failed"])) for status in STATUSES}
+MOST_PROBLEMS = 3
+# Characters: the narrowest view, the columns beside the name, and those that a wide view adds; names of a wide view.
+LEAST_WIDTH, COLUMNS, WIDE_COLUMNS, NAME = 48, 39, 22, (16, 60)
+
+Row = dict[str, Any]
+
+
+def lines(monitor: Monitor, width: int, height: int, colours: bool) -> list[str]:
+    """Return the view in lines of at most ``width`` characters, and at most ``height`` lines."""
+    rows = sorted(monitor.rows, key=_order)
+    width = max(LEAST_WIDTH, width)
+    problems = [sweep.problem for sweep in monitor.sweeps.values() if sweep.problem][:MOST_PROBLEMS]
+    top = [line for text in (summary(monitor), *problems, best_line(rows)) for line in _wrapped(text, width)]
+    top = top[: max(1, height - 4)]
+    head = f"  {'':1} {'run':<{_name_width(width)}} {'state':<11} {'step':>13} {'val mIoU':>8}"
+    if _is_wide(width):
+        head += f" {'curve':<{CURVE}} {'left':>8}"
+    room = max(2, height - len(top) - 1)
+    shown = rows[:room] if len(rows) <= room else rows[: room - 1]
+    for row in shown:
+        monitor.runs[row["number"]].update_curves()
+    body = [_row(monitor, row, width, colours) for row in shown]
+    hidden = len(rows) - len(shown)
+    more = [f"    and {counted(hidden, 'more run')}"] if hidden else []
+    return [line[:width] for line in (*top, head)] + body + more
+
+
+def summary(monitor: Monitor) -> str:
+    """Return the counts of the runs in each state."""
+    counts = Counter(row["status"] for row in monitor.rows)
+    parts = [f"{counts[status]} {status}" for status in STATUSES if counts[status]]
+    unread = len(monitor.runs) - len(monitor.rows)
+    return ", ".join([*parts, *([f"{unread} still to be read"] if unread else [])]) or "No run was found here yet."
+
+
+def best_line(rows: Sequence[Row]) -> str:
+    """Return a sentence on the run with the highest validation score."""
+    scored = [row for row in rows if row["best"] is not None]
+    if not scored:
+        return "Best so far: no validation yet."
+    best = max(scored, key=lambda row: row["best"])
+    step = f" at step {best['best_step']:.0f}" if best["best_step"] is not None else ""
+    text = f"Best so far: {best['name'] or best['folder']}, {percent(best['best'])} % validation mIoU{step}."
+    if best["interval"]:
+        low, high = best["interval"]
+        few = ", too few for a reliable one" if best["images"] < FEWEST_IMAGES else ""
+        text += (
+            f" Scored: {percent(best['scored'])} %, 95 % interval over {counted(best['images'], 'image')}"
+            f" {percent(low)} to {percent(high)} %{few}."
+        )
+    return text
+
+
+def spark_line(values: Sequence[float], length: int) -> str:
+    """Return a curve as one line of bars: the last value of each of ``length`` equal parts."""
+    if len(values) > length:
+        values = [values[len(values) * (part + 1) // length - 1] for part in range(length)]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((value - low) * scale)] for value in values)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    best = -1.0 if row["best"] is None else row["best"]
+    by_score = -best if row["status"] == "finished" else 0.0
+    return ORDER[row["status"]], by_score, row["sweep"], row["job"] if row["job"] is not None else row["number"]
+
+
+def _is_wide(width: int) -> bool:
+    """Return whether the view has a curve and the time left."""
+    return width >= COLUMNS + WIDE_COLUMNS + NAME[0]
+
+
+def _name_width(width: int) -> int:
+    return min(NAME[1], width - COLUMNS - (WIDE_COLUMNS if _is_wide(width) else 0))
+
+
+def _row(monitor: Monitor, row: Row, width: int, colours: bool) -> str:
+    size, (mark, colour) = _name_width(width), LOOK[row["status"]]
+    name = row["name"] or row["folder"]
+    name = name if len(name) <= size else f"{name[: size - 1]}…"
+    step = "" if row["step"] is None else f"{row['step']} of {row['total']}" if row["total"] else str(row["step"])
+    text = f"  {mark} {name:<{size}} {row['status']:<11} {step:>13} {percent(row['best']):>8}"
+    if _is_wide(width):
+        left = "" if row["left"] is None else duration_text(row["left"])
+        values = monitor.runs[row["number"]].curves.values("val/miou")
+        text += f" {spark_line(values, CURVE):<{CURVE}} {left:>8}"
+    text = text[:width].rstrip()
+    return f"\x1b[{colour}m{text}\x1b[0m" if colours else text
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return a sentence in lines that break between words."""
+    lines = [""]
+    for word in text.split(" "):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("  " + word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return lines

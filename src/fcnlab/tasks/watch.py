@@ -1,0 +1,81 @@
+"""``fcnlab watch``. Nothing here imports torch, so that it starts quickly on any machine."""
+
+import asyncio
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+import webbrowser
+from io import TextIOWrapper
+
+from omegaconf import DictConfig
+
+from fcnlab.config.validation import ConfigError, validate_config
+from fcnlab.files.reading import display_path
+from fcnlab.live_view.monitor import Monitor
+from fcnlab.live_view.server import serve
+from fcnlab.live_view.terminal import lines
+from fcnlab.runs.run_folder import RunFolder
+from fcnlab.signals import Interrupted, StopSignals
+from fcnlab.sweeps.sweep_table import RedrawnLines
+from fcnlab.tasks.compare import existing_folder
+
+REDRAW_AFTER = 1.0  # seconds
+UPDATES = 8  # before the view is printed once
+PIPE_WIDTH = 120  # characters of a line that is not on a terminal
+
+
+def watch(cfg: DictConfig, run: RunFolder) -> None:
+    """Show the runs below some folders until Ctrl-C; nothing is written, not even to the folder of this command."""
+    validate_config(cfg)
+    monitor = Monitor([existing_folder(name, "runs") for name in cfg.runs])
+    try:
+        with StopSignals():
+            if cfg.terminal:
+                show_in_terminal(monitor)
+            else:
+                serve_page(monitor, cfg.port, cfg.open)
+    except Interrupted as stop:
+        if stop.signal != signal.SIGINT:  # Ctrl-C is the usual end
+            raise
+
+
+def show_in_terminal(monitor: Monitor) -> None:
+    """Redraw the view in place; print it once where the output is not a terminal."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack the marks and bars
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        for _ in range(UPDATES):  # a long metrics.csv is read in parts
+            monitor.update(seconds=math.inf)
+        print("\n".join(lines(monitor, PIPE_WIDTH, height=10**9, colours=False)), flush=True)
+        return
+    area = RedrawnLines(sys.stdout)
+    while True:
+        monitor.update()
+        width, height = shutil.get_terminal_size()
+        area.draw(lines(monitor, width - 1, height - 1, colours="NO_COLOR" not in os.environ))
+        time.sleep(REDRAW_AFTER)
+
+
+def serve_page(monitor: Monitor, port: int, open_browser: bool) -> None:
+    """Serve the page, and print its address.
+
+    Raises
+    ------
+    ConfigError
+        The port is in use, or this user may not use it.
+    """
+
+    def show(address: str) -> None:
+        folders = ", ".join(display_path(root) for root in monitor.roots)
+        print(f"Watching {folders} at {address} (only on this machine; Ctrl-C ends it)", flush=True)
+        if open_browser:
+            webbrowser.open(address)
+
+    try:
+        asyncio.run(serve(monitor, port, show))
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ConfigError(f"port={port} cannot be used: {reason}. Choose another one, or leave it out") from error
