@@ -6,7 +6,16 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from fcnlab.config.schemas import BenchConfig, CompareConfig, DoctorConfig, EvalConfig, PredictConfig, TrainConfig
+from fcnlab.config.schemas import (
+    BenchConfig,
+    CardConfig,
+    CompareConfig,
+    DoctorConfig,
+    EvalConfig,
+    FigureConfig,
+    PredictConfig,
+    TrainConfig,
+)
 
 
 def register_schemas() -> None:
@@ -18,6 +27,8 @@ def register_schemas() -> None:
         "predict": PredictConfig,
         "doctor": DoctorConfig,
         "compare": CompareConfig,
+        "figure": FigureConfig,
+        "card": CardConfig,
         "bench": BenchConfig,
     }
     for name, schema in roots.items():

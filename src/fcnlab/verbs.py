@@ -7,5 +7,7 @@ VERBS = {
     "predict": "segment images: palette PNGs and overlays",
     "doctor": "check a data set and this machine for problems",
     "compare": "compare runs: tables, confidence intervals, significance tests, an HTML page",
+    "figure": "draw images, predictions of several runs and ground truth side by side: PDF and PNG",
+    "card": "write a model card of a checkpoint: scores, training, limits; for the Hugging Face Hub",
     "bench": "measure speed and memory, and compare them with other libraries",
 }

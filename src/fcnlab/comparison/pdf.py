@@ -2,6 +2,8 @@
 
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -17,19 +19,27 @@ def is_available() -> bool:
 
 def write_pdf(path: FilePath, drawing: Drawing) -> None:
     """Write a drawing in its own size; two equal drawings give equal files."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.transforms import Affine2D
 
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs each table of a font
     figure = Figure(figsize=(drawing.width / 72, drawing.height / 72))
     # Points from the upper left corner, as in SVG.
     place = Affine2D().scale(1 / drawing.width, -1 / drawing.height).translate(0, 1) + figure.transFigure
-    with rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": TEXT}):
+    with embedded_fonts():
         for shape in drawing.shapes:
             figure.add_artist(_text(shape, place) if isinstance(shape, Text) else _patch(shape, place))
         metadata: dict[str, Any] = {"Title": drawing.description, "CreationDate": None}
         figure.savefig(path, format="pdf", transparent=True, metadata=metadata)
+
+
+@contextmanager
+def embedded_fonts() -> Iterator[None]:
+    """Make matplotlib draw text in one size and embed its font as TrueType, not as Type 3."""
+    from matplotlib import rc_context
+
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs each table of a font
+    with rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": TEXT}):
+        yield
 
 
 def _text(shape: Text, place: Any) -> Any:

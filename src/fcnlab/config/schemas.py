@@ -59,6 +59,10 @@ GroupNames = Annotated[
 ]
 
 
+FigureWidth = Annotated[str, Meaning("column (3.25 inches) or text (6.875 inches)", lambda v: v in ("column", "text"))]
+FewImages = Annotated[int, Meaning("1 to 20", lambda value: 1 <= value <= 20)]
+
+
 def is_group_names(value: object) -> bool:
     """Return whether a value maps settings or values of groups to names."""
     return isinstance(value, dict) and all(isinstance(name, str) and name.strip() for name in value.values())
@@ -209,6 +213,35 @@ class CompareConfig:
     merge_over: list[str] = field(default_factory=list)
     names: GroupNames | None = None
     export: str | None = None  # a folder for tables and figures
+
+
+@dataclass
+class FigureConfig:
+    """The root of ``fcnlab figure``."""
+
+    runs: list[str] = MISSING  # folders that contain runs, in the order of the columns
+    images: list[str] = field(default_factory=list)  # names of images
+    num_images: FewImages = 4
+    names: GroupNames | None = None
+    width: FigureWidth = "text"
+    output: str | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class CardConfig:
+    """The root of ``fcnlab card``."""
+
+    checkpoint: str = MISSING  # one checkpoint of fcnlab train
+    evaluations: list[str] = field(default_factory=list)  # folders of fcnlab eval with scores of this checkpoint
+    name: str | None = None
+    license: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    resamples: Resamples = 10_000
+    confidence: Confidence = 0.95
+    output: str | None = None
+    overwrite: bool = False
+    trust: list[str] = field(default_factory=list)
 
 
 @dataclass
