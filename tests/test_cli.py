@@ -53,6 +53,8 @@ GROUPS = {
     "predict": SCORING,
     "doctor": {"augment", "data"},
     "compare": set(),
+    "figure": set(),
+    "card": set(),
     "bench": set(),
 }
 

@@ -163,7 +163,7 @@ def test_command_composes(command, composed, tmp_path):
 def one_value(word: str, verb: str) -> str:
     """Return the override with the first value of its sweep; a list of folders or names as Hydra reads it."""
     key, _, value = word.partition("=")
-    if key == LISTS.get(verb, ("",))[0]:
+    if key in LISTS.get(verb, ()):
         return f"{key}=[{value}]"
     override = OverridesParser.create().parse_override(word)
     if not override.is_sweep_override():

@@ -21,6 +21,7 @@ REQUIRED_OVERRIDES = {
     "loss=weighted": [f"loss.class_weights={[1.0] * 21}"],
 }
 ROOTS = {"train": [], "eval": [], "predict": ["checkpoint=x"], "doctor": [], "compare": ["runs=[a]"], "bench": []}
+ROOTS |= {"figure": ["runs=[a]"], "card": ["checkpoint=x"]}
 ODD = {"-1": -1, "0": 0, "nan": math.nan, "inf": math.inf, "huge": 10**30}
 ACCEPTED = {  # these odd values are accepted; all others are refused
     "0": {

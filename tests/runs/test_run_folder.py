@@ -131,6 +131,8 @@ REFUSED = {
     "predict": ["predict", "checkpoint=run/checkpoints/best.ckpt", "input=run", "output=run"],
     "doctor": ["doctor"],
     "compare": ["compare", "runs=run"],
+    "figure": ["figure", "runs=run", "images=none"],
+    "card": ["card", "checkpoint=run/run.json"],
     "bench": ["bench", "benchmarks=nothing"],
 }
 
@@ -146,7 +148,7 @@ def test_a_refused_command_leaves_the_folder_as_it_was(fcnlab, finished_run, sma
     assert "Traceback" not in output and tree(finished_run) == before, output
 
 
-@pytest.mark.parametrize("verb", ["eval", "predict", "doctor", "compare", "bench"])
+@pytest.mark.parametrize("verb", ["eval", "predict", "doctor", "compare", "figure", "card", "bench"])
 def test_a_refused_repetition_leaves_the_folder_as_it_was(fcnlab, tmp_path, verb):
     folder = tmp_path / "left" / ".hydra"
     folder.mkdir(parents=True)
@@ -156,7 +158,7 @@ def test_a_refused_repetition_leaves_the_folder_as_it_was(fcnlab, tmp_path, verb
     assert tree(tmp_path / "left") == before
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "predict", "doctor", "compare", "bench"])
+@pytest.mark.parametrize("verb", ["train", "eval", "predict", "doctor", "compare", "figure", "card", "bench"])
 @pytest.mark.parametrize("left", ["sweep.json", "run.json"])
 def test_a_refused_sweep_leaves_the_folder_as_it_was(fcnlab, tmp_path, capsys, verb, left):
     (tmp_path / "there").mkdir()

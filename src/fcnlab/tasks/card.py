@@ -32,10 +32,9 @@ def card(cfg: DictConfig, run: RunFolder) -> None:
     folders = [existing_folder(name, "evaluations") for name in cfg.evaluations]
     (net,) = read_nets(cfg.checkpoint, cfg.trust)
     records = card_records(net, folders)
-    if records.without_scores:
+    if not records.evaluations:
         log.warning(
-            "The card has no scores of the training run: %s. fcnlab eval checkpoint=%s scores it, and"
-            " evaluations=FOLDER adds these scores",
+            "The card has no scores: %s. fcnlab eval checkpoint=%s scores it, and evaluations=FOLDER adds these scores",
             *(records.without_scores, cfg.checkpoint),
         )
     intervals = [score_intervals(each, cfg.resamples, cfg.confidence) for each in records.evaluations]
