@@ -111,7 +111,7 @@ def test_text_of_others_is_no_markup(make_run):
     assert not kinds & {"html_inline", "html_block", "link_open", "image", "hr"}
     blocks = [token.content for token in tokens if token.type == "fence"]
     assert len(blocks) == 2 and blocks[1] == "fcnlab train a='```\n# x'\n"
-    assert [token.content for token in every if token.type == "inline"][0] == "&lt;script&gt;alert(1)&lt;/script&gt;"
+    assert next(token.content for token in every if token.type == "inline") == "&lt;script&gt;alert(1)&lt;/script&gt;"
     compile(blocks[0], "snippet", "exec")
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from fcnlab.config.components import to_plain
+from fcnlab.config.components import leaves_of, to_plain
 from fcnlab.config.overrides import shell_join
 from fcnlab.config.run_context import RunContext
 from fcnlab.errors import WANDB_DIR_IGNORED, UserError, first_line
@@ -19,6 +19,8 @@ from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
 from fcnlab.tracking.mirror import errors_as_warnings
+from fcnlab.tracking.mlflow_runs import MlflowRun
+from fcnlab.tracking.tensorboard_settings import log_settings
 from fcnlab.training.components import REJECTIONS, instantiate_checked
 from fcnlab.training.trainer import members
 
@@ -35,6 +37,11 @@ def open_loggers(
     its config.
     """
     loggers = _opened(cfg, context.folder.resolve())
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            log_settings(logger, _settings(cfg, context))
+    if _has_own_mlflow(cfg):
+        loggers.append(_open_mlflow(cfg, context, facts or {}))
     if "wandb" in members(cfg.logger):  # last, so that another logger's error leaves no W&B run
         loggers.append(_open_wandb(cfg, context, facts or {}))
     status, code = "failed", 1
@@ -48,6 +55,8 @@ def open_loggers(
         for logger in loggers:
             if isinstance(logger, WandbLogger):
                 _finish(logger, status, code)
+            elif isinstance(logger, MlflowRun):
+                logger.finish(status)
 
 
 @rank_zero_only
@@ -63,15 +72,18 @@ def wandb_id(loggers: list[Logger]) -> str | None:
 
 
 def _opened(cfg: DictConfig, run: Path) -> list[Logger]:
-    """Open all loggers except W&B's, and call each once, so that invalid settings are found now.
+    """Open all loggers except W&B's and our MLflow's, and call each once, so that invalid settings are found now.
 
     Raises
     ------
     UserError
         A logger rejects its settings, or would write to the folder of a run or of another logger.
     """
+    later = {"wandb", *(["mlflow"] if _has_own_mlflow(cfg) else [])}
     loggers: dict[str, Logger] = {
-        name: instantiate_checked(cfg.logger[name], f"logger.{name}") for name in members(cfg.logger) if name != "wandb"
+        name: instantiate_checked(cfg.logger[name], f"logger.{name}")
+        for name in members(cfg.logger)
+        if name not in later
     }
     folders: dict[tuple[type, Path], str] = {}
     for name, logger in loggers.items():  # check all of them before the first creates its files
@@ -111,6 +123,29 @@ def _check_folder(name: str, logger: Logger, folder: Path, folders: dict[tuple[t
             f"logger.{name} writes to {folder}, outside of the run's folder, which already contains files: runs"
             f" may appear as one. Set another logger.{name}.version, or leave logger.{name}.save_dir out"
         )
+
+
+def _has_own_mlflow(cfg: DictConfig) -> bool:
+    """Return whether ``logger=mlflow`` is chosen: a user's own logger may have the same name."""
+    return "mlflow" in members(cfg.logger) and cfg.logger.mlflow.get("_partial_", False)
+
+
+def _settings(cfg: DictConfig, context: RunContext) -> dict[str, Any]:
+    """Return every setting by path, and the chosen options below ``options``."""
+    return leaves_of(to_plain(cfg)) | leaves_of(context.identifying_options, "options")
+
+
+def _open_mlflow(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) -> Logger:
+    options = context.identifying_options
+    sweep = Path(cfg.sweep.folder).resolve() if cfg.sweep.folder else None
+    described = {group: options[group] for group in TAGGED if group in options} | {"verb": context.verb}
+    return instantiate(cfg.logger.mlflow, _convert_="all")(
+        folder=context.folder,
+        run_name=cfg.sweep.name or _run_name(cfg, context),
+        described=described | ({"sweep": f"{sweep.parent.name}/{sweep.name}"} if sweep else {}),
+        settings=_settings(cfg, context),
+        run=facts.get("id"),
+    )
 
 
 def _open_wandb(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) -> WandbLogger:
