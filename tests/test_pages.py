@@ -40,6 +40,8 @@ NOT_FCNLAB = {
     "cd": "the test has its own folder",
     "mkdir": "the test has its own folder",
     ".": "the test runs in the environment already",
+    "mlflow": "serves a page",
+    "tensorboard": "serves a page",
     "squeue": "needs Slurm",
     "tmux": "needs a terminal",
     "uv": "installs",
@@ -53,6 +55,8 @@ COMPOSED_PAGES = {
     "folds.md": "needs many training runs; tests/tasks/test_folds.py trains and evaluates folds and ensembles",
     "sweeps.md": "needs many training runs; tests/sweeps runs sweeps and searches",
     "slurm.md": "needs a Slurm cluster; tests/sweeps/slurm starts one",
+    "paper.md": "tests/tasks/test_figure.py and test_card.py draw figures and write cards",
+    "loggers.md": "tests/tracking reads what TensorBoard and MLflow get",
     "wandb.md": "starts processes of W&B; tests/training/callbacks/test_wandb.py runs them",
     "containers.md": "needs Docker",
 }
