@@ -26,7 +26,7 @@ LISTS = {  # settings that are typed as A,B
     "card": ("evaluations", "datasets"),
     "bench": ("benchmarks",),
 }
-NAMES = {"compare": ("baseline",)}  # settings that are typed as they are
+NAMES = {"compare": ("baseline",), "card": ("name",)}  # settings that are typed as they are
 RECORDS = (FROM_RUN, "sweep.resume=", "sweep.extend=", "sweep.confirm=")
 OPTIONS_WITH_VALUE = (
     "--cfg",

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import sqlite3
 
 import pytest
@@ -61,6 +62,7 @@ def test_a_run_and_its_resumption_are_one_mlflow_run(train, tmp_path):
     with (folder / "metrics.csv").open() as file:
         expected = [float(row["val/miou"]) for row in csv.DictReader(file) if row["val/miou"]]
     assert [point.value for point in client.get_metric_history(run.info.run_id, "val/miou")] == pytest.approx(expected)
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # a later run in this process has a database of its own
     assert list((folder / "mlflow/artifacts").rglob("*.png")) and not (tmp_path / "mlruns").exists()
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path as FilePath
@@ -10,6 +11,12 @@ from typing import Any
 from fcnlab.comparison.drawing import TEXT, Circle, Drawing, Path, Text, style_of
 
 HINT = "PDF figures need matplotlib: pip install 'fcnlab[paper]'"
+
+FONT = "DejaVu Sans"
+MISSING_GLYPHS = (
+    f"The font of the figures, {FONT}, lacks characters of some names, which are drawn as boxes. Choose other names for"
+    " the groups with names=, or rename the classes"
+)
 
 
 def is_available() -> bool:
@@ -38,8 +45,15 @@ def embedded_fonts() -> Iterator[None]:
     from matplotlib import rc_context
 
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs each table of a font
-    with rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": TEXT}):
+    style: dict[Any, Any] = {"pdf.fonttype": 42, "font.family": FONT, "font.size": TEXT}
+    with rc_context(style), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         yield
+    missing = [each for each in caught if str(each.message).startswith("Glyph ")]
+    if missing:
+        logging.getLogger("fcnlab").warning(MISSING_GLYPHS)
+    for other in (each for each in caught if each not in missing):
+        warnings.warn(other.message, other.category, stacklevel=2)
 
 
 def _text(shape: Text, place: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -19,6 +19,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from fcnlab.errors import UserError, first_line
 from fcnlab.tracking.accepted_values import sendable
 from fcnlab.tracking.mirror import errors_as_warnings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 RUN_TAG = "fcnlab.run"  # the id of our run, by which a resumed run finds its MLflow run
 SQLITE = "sqlite:///"
@@ -63,7 +66,8 @@ def mlflow_run(
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _own_database(Path(folder))
     every = sendable({**described, **(tags or {}), **({RUN_TAG: run} if run else {})})
     try:
-        opened = MlflowRun(uri, _run_id(uri, experiment, sendable(name or run_name), every, run))
+        client = _client(uri)
+        opened = MlflowRun(client, uri, _run_id(client, uri, experiment, sendable(name or run_name), every, run))
     except Exception as error:  # those of MLflow, of its database and of the connection have no common type
         problem = PASSWORD.sub("//...@", f"MLflow did not start a run at {uri}: {first_line(error)}")
         raise UserError(
@@ -79,11 +83,14 @@ def _own_database(folder: Path) -> str:
     return f"{SQLITE}{(folder / 'mlflow' / 'mlflow.db').absolute()}"
 
 
-def _run_id(uri: str, experiment: str, name: str, tags: dict[str, str], run: str | None) -> str:
-    """Return the id of the MLflow run of an earlier start, or of a new one."""
+def _client(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
-    client = MlflowClient(uri)
+    return MlflowClient(uri)
+
+
+def _run_id(client: "MlflowClient", uri: str, experiment: str, name: str, tags: dict[str, str], run: str | None) -> str:
+    """Return the id of the MLflow run of an earlier start, or of a new one."""
     known = client.get_experiment_by_name(experiment)
     # Without a location, MLflow stores the images of a database in the current folder.
     beside = str(Path(uri.removeprefix(SQLITE)).parent / "artifacts") if uri.startswith(SQLITE) else None
@@ -98,8 +105,14 @@ def _run_id(uri: str, experiment: str, name: str, tags: dict[str, str], run: str
 class MlflowRun(MLFlowLogger):
     """Lightning's MLflow logger for a started run; later errors of MLflow become warnings."""
 
-    def __init__(self, uri: str, run_id: str):
+    def __init__(self, client: "MlflowClient", uri: str, run_id: str):
         super().__init__(tracking_uri=uri, run_id=run_id)
+        self._client = client
+
+    @property
+    def experiment(self) -> "MlflowClient":
+        """The client. Lightning's own property sets MLFLOW_TRACKING_URI, so that later runs would be logged there."""
+        return self._client
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         with errors_as_warnings("metrics", NAME):
