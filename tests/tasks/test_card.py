@@ -58,6 +58,7 @@ def test_a_folder_without_scores_of_the_checkpoint_is_refused(fcnlab, run, capsy
     assert "is not an evaluation of checkpoint=" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_evaluation_adds_its_scores(fcnlab, run, tmp_path):
     checkpoint = f"checkpoint={run}/checkpoints/last.ckpt"
     evaluation = ["trainer.accelerator=cpu", "logger=csv", "inference=flip", "hydra.run.dir=flip"]

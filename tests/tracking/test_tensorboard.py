@@ -34,6 +34,7 @@ def test_curves_images_and_settings_are_those_of_the_run(events):
     assert shown == ["val/miou", "final/miou", "test/miou"]
 
 
+@pytest.mark.slow
 def test_a_missing_tensorboard_is_named_with_what_to_install(train_code, capsys, monkeypatch):
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)

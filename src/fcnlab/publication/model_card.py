@@ -203,7 +203,7 @@ def _interval(bounds: Bounds | None) -> str:
 def _training(model: Model, records: CardRecords) -> Iterator[str]:
     yield "## Training"
     yield ""
-    yield "| | |"
+    yield "| setting | value |"
     yield "|---|---|"
     yield from (f"| {_text(name)} | {_text(value)} |" for name, value in _training_facts(records))
     yield ""
