@@ -1,6 +1,6 @@
 """The figure of example segmentations: image, prediction of each run, ground truth; a row for each image.
 
-It is figure 6 of the FCN paper (CVPR 2015) for any runs. All pixels come from the runs' predictions.zip, which
+It is figure 4 of the FCN paper (CVPR 2015), for any runs. All pixels come from the runs' predictions.zip, which
 :class:`fcnlab.comparison.image_panels.Archives` checks against the recorded scores.
 """
 

@@ -1,5 +1,6 @@
 """Start an MLflow run: in a database in the run's folder, or at the address that the user names."""
 
+import importlib
 import logging
 import os
 import posixpath
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -19,9 +20,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from fcnlab.errors import UserError, first_line
 from fcnlab.tracking.accepted_values import sendable
 from fcnlab.tracking.mirror import errors_as_warnings
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 RUN_TAG = "fcnlab.run"  # the id of our run, by which a resumed run finds its MLflow run
 SQLITE = "sqlite:///"
@@ -66,7 +64,7 @@ def mlflow_run(
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _own_database(Path(folder))
     every = sendable({**described, **(tags or {}), **({RUN_TAG: run} if run else {})})
     try:
-        client = _client(uri)
+        client = importlib.import_module("mlflow").MlflowClient(uri)
         opened = MlflowRun(client, uri, _run_id(client, uri, experiment, sendable(name or run_name), every, run))
     except Exception as error:  # those of MLflow, of its database and of the connection have no common type
         problem = PASSWORD.sub("//...@", f"MLflow did not start a run at {uri}: {first_line(error)}")
@@ -83,13 +81,7 @@ def _own_database(folder: Path) -> str:
     return f"{SQLITE}{(folder / 'mlflow' / 'mlflow.db').absolute()}"
 
 
-def _client(uri: str) -> "MlflowClient":
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
-
-
-def _run_id(client: "MlflowClient", uri: str, experiment: str, name: str, tags: dict[str, str], run: str | None) -> str:
+def _run_id(client: Any, uri: str, experiment: str, name: str, tags: dict[str, str], run: str | None) -> str:
     """Return the id of the MLflow run of an earlier start, or of a new one."""
     known = client.get_experiment_by_name(experiment)
     # Without a location, MLflow stores the images of a database in the current folder.
@@ -105,12 +97,12 @@ def _run_id(client: "MlflowClient", uri: str, experiment: str, name: str, tags: 
 class MlflowRun(MLFlowLogger):
     """Lightning's MLflow logger for a started run; later errors of MLflow become warnings."""
 
-    def __init__(self, client: "MlflowClient", uri: str, run_id: str):
+    def __init__(self, client: Any, uri: str, run_id: str):
         super().__init__(tracking_uri=uri, run_id=run_id)
         self._client = client
 
     @property
-    def experiment(self) -> "MlflowClient":
+    def experiment(self) -> Any:
         """The client. Lightning's own property sets MLFLOW_TRACKING_URI, so that later runs would be logged there."""
         return self._client
 
@@ -121,12 +113,11 @@ class MlflowRun(MLFlowLogger):
     @rank_zero_only
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         """Log settings as parameters, which MLflow never changes: those of the first start of a run stay."""
-        from mlflow.entities import Param
-
         with errors_as_warnings("settings", NAME):
             known = self.experiment.get_run(self.run_id).data.params
             new = {accepted_key(key): str(sendable(value))[:LONGEST_VALUE] for key, value in settings.items()}
-            listed = [Param(key, value) for key, value in new.items() if key not in known]
+            parameter = importlib.import_module("mlflow.entities").Param
+            listed = [parameter(key, value) for key, value in new.items() if key not in known]
             for start in range(0, len(listed), MOST_PARAMETERS):
                 self.experiment.log_batch(self.run_id, params=listed[start : start + MOST_PARAMETERS])
 
