@@ -88,3 +88,22 @@ def test_an_invalid_address_is_reported_without_its_password(train_code, capsys)
     output = capsys.readouterr().err
     assert "logger.mlflow: MLflow did not start a run at nothing://...@example.org/x" in output
     assert "secret" not in output and "Traceback" not in output
+
+
+@needs_mlflow
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_server_that_fails_is_left_alone_after_three_errors(tmp_path, caplog):
+    """Each request may wait for a server."""
+    logger = mlflow_runs.mlflow_run(tmp_path, "a run", {}, {"optim.lr": 0.1})
+    calls = []
+
+    class Unreachable:
+        def log_batch(self, **_):
+            calls.append(1)
+            raise ConnectionError("no answer")
+
+    logger._client = Unreachable()
+    for step in range(9):
+        logger.log_metrics({"val/miou": 0.5}, step)
+    assert len(calls) == 3 and "logs nothing more there" in caplog.text

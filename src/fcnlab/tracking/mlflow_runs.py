@@ -5,7 +5,8 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fcnlab.errors import UserError, first_line
+from fcnlab.messages import log_warning
 from fcnlab.tracking.accepted_values import sendable
 from fcnlab.tracking.mirror import errors_as_warnings
 
@@ -30,6 +32,7 @@ PASSWORD = re.compile(r"//[^/@\s]+@")  # in an address
 # MLflow's own limits let an unreachable server block for minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 NAME = "MLflow"
+MOST_FAILURES = 3
 
 
 def mlflow_run(
@@ -95,11 +98,14 @@ def _run_id(client: Any, uri: str, experiment: str, name: str, tags: dict[str, s
 
 
 class MlflowRun(MLFlowLogger):
-    """Lightning's MLflow logger for a started run; later errors of MLflow become warnings."""
+    """Lightning's MLflow logger for a started run; later errors of MLflow become warnings.
+
+    After ``MOST_FAILURES`` in a row nothing more is sent, because each may have waited for a server.
+    """
 
     def __init__(self, client: Any, uri: str, run_id: str):
         super().__init__(tracking_uri=uri, run_id=run_id)
-        self._client = client
+        self._client, self._failures = client, 0
 
     @property
     def experiment(self) -> Any:
@@ -107,26 +113,37 @@ class MlflowRun(MLFlowLogger):
         return self._client
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with errors_as_warnings("metrics", NAME):
-            super().log_metrics({accepted_key(key): value for key, value in metrics.items()}, step)
+        accepted = {accepted_key(key): value for key, value in metrics.items()}
+        self._send("metrics", partial(super().log_metrics, accepted, step))
 
     @rank_zero_only
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         """Log settings as parameters, which MLflow never changes: those of the first start of a run stay."""
-        with errors_as_warnings("settings", NAME):
-            known = self.experiment.get_run(self.run_id).data.params
-            new = {accepted_key(key): str(sendable(value))[:LONGEST_VALUE] for key, value in settings.items()}
-            parameter = importlib.import_module("mlflow.entities").Param
-            listed = [parameter(key, value) for key, value in new.items() if key not in known]
-            for start in range(0, len(listed), MOST_PARAMETERS):
-                self.experiment.log_batch(self.run_id, params=listed[start : start + MOST_PARAMETERS])
+        self._send("settings", partial(self._log_new, settings))
+
+    def _log_new(self, settings: Mapping[str, Any]) -> None:
+        known = self.experiment.get_run(self.run_id).data.params
+        new = {accepted_key(key): str(sendable(value))[:LONGEST_VALUE] for key, value in settings.items()}
+        parameter = importlib.import_module("mlflow.entities").Param
+        listed = [parameter(key, value) for key, value in new.items() if key not in known]
+        for start in range(0, len(listed), MOST_PARAMETERS):
+            self.experiment.log_batch(self.run_id, params=listed[start : start + MOST_PARAMETERS])
 
     @rank_zero_only
     def log_image(self, name: str, image: np.ndarray, step: int) -> None:
         """Log an image, uint8, (rows, cols, 3), as ``images/NAME/STEP.png``; characters of a name are escaped."""
         folder = quote(name, safe="", errors="surrogateescape").replace(".", "%2E")
-        with errors_as_warnings("images", NAME):
-            self.experiment.log_image(self.run_id, image, f"images/{folder}/{step}.png")
+        self._send("images", partial(self.experiment.log_image, self.run_id, image, f"images/{folder}/{step}.png"))
+
+    def _send(self, content: str, send: Callable[[], object]) -> None:
+        if self._failures == MOST_FAILURES:
+            return
+        with errors_as_warnings(content, NAME):
+            self._failures += 1
+            send()
+            self._failures = 0
+        if self._failures == MOST_FAILURES:
+            log_warning(f"{NAME} has failed {MOST_FAILURES} times in a row: this run logs nothing more there")
 
     def finalize(self, status: str = "success") -> None:
         """Do nothing at the end of training: the evaluation follows, and :meth:`finish` sets the status."""
