@@ -54,6 +54,8 @@ GROUPS = {
     "doctor": {"augment", "data"},
     "compare": set(),
     "watch": set(),
+    "figure": set(),
+    "card": set(),
     "bench": set(),
     "wandb": set(),
 }

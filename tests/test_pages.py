@@ -40,6 +40,8 @@ NOT_FCNLAB = {
     "cd": "the test has its own folder",
     "mkdir": "the test has its own folder",
     ".": "the test runs in the environment already",
+    "mlflow": "serves a page",
+    "tensorboard": "serves a page",
     "squeue": "needs Slurm",
     "ssh": "needs another machine",
     "tmux": "needs a terminal",
@@ -55,6 +57,8 @@ COMPOSED_PAGES = {
     "sweeps.md": "needs many training runs; tests/sweeps runs sweeps and searches",
     "slurm.md": "needs a Slurm cluster; tests/sweeps/slurm starts one",
     "watch.md": "ends with Ctrl-C; tests/tasks/test_watch.py runs it",
+    "paper.md": "tests/tasks/test_figure.py and test_card.py draw figures and write cards",
+    "loggers.md": "tests/tracking reads what TensorBoard and MLflow get",
     "wandb.md": "starts processes of W&B; tests/training/callbacks/test_wandb.py runs them",
     "containers.md": "needs Docker",
 }
@@ -166,7 +170,7 @@ def test_command_composes(command, composed, tmp_path):
 def one_value(word: str, verb: str) -> str:
     """Return the override with the first value of its sweep; a list of folders or names as Hydra reads it."""
     key, _, value = word.partition("=")
-    if key == LISTS.get(verb, ("",))[0]:
+    if key in LISTS.get(verb, ()):
         return f"{key}=[{value}]"
     override = OverridesParser.create().parse_override(word)
     if not override.is_sweep_override():

@@ -22,13 +22,15 @@ FROM_RUN = "from_run="
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 FLAGS = {"watch": {"--terminal": "terminal=true"}}  # options of a command, and the settings that they stand for
 WRITES_NOTHING = {"watch"}  # in whose output folder nothing is written
-# A list that is typed as A,B, and a name as it is.
-LISTS = {
-    "compare": ("runs", "baseline"),
+LISTS = {  # settings that are typed as A,B
+    "compare": ("runs",),
     "watch": ("runs",),
+    "figure": ("runs", "images"),
+    "card": ("evaluations", "datasets"),
     "bench": ("benchmarks",),
-    "wandb": ("runs", "baseline"),
+    "wandb": ("runs",),
 }
+NAMES = {"compare": ("baseline",), "card": ("name",), "wandb": ("baseline",)}  # settings that are typed as they are
 RECORDS = (FROM_RUN, "sweep.resume=", "sweep.extend=", "sweep.confirm=")
 OPTIONS_WITH_VALUE = (
     "--cfg",
@@ -57,6 +59,8 @@ fcnlab: experiments with fully convolutional networks for semantic segmentation.
   fcnlab doctor  data=... [key=value]                  {doctor}
   fcnlab compare runs=FOLDER[,FOLDER] [baseline=NAME]  {compare}
   fcnlab watch   [runs=FOLDER[,FOLDER]] [--terminal]   {watch}
+  fcnlab figure  runs=FOLDER,FOLDER [images=NAME,NAME] {figure}
+  fcnlab card    checkpoint=PATH [output=FILE]         {card}
   fcnlab bench   [benchmarks=NAME,NAME] [key=value]    {bench}
   fcnlab wandb   push|workspace|report runs=FOLDER     {wandb}
 
@@ -130,7 +134,7 @@ def _command() -> None:
     # argparse takes settings in one block alone, and calls others unrecognized: options come first.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not word.startswith("-"))
     if verb in LISTS:
-        sys.argv[1:] = [_as_name_list(word, *LISTS[verb]) for word in sys.argv[1:]]
+        sys.argv[1:] = [_as_name_list(word, LISTS[verb], NAMES.get(verb, ())) for word in sys.argv[1:]]
     sys.argv[1:] = _without_null(verb, sys.argv[1:])
     sys.argv[1:] = map(_with_absolute_folders, sys.argv[1:])
     _check_options(verb)
@@ -247,16 +251,16 @@ def _sweep_composition() -> AbstractContextManager[None]:
     return group_settings_deferred()
 
 
-def _as_name_list(word: str, lists: str, name: str = "") -> str:
+def _as_name_list(word: str, lists: tuple[str, ...], names: tuple[str, ...]) -> str:
     """Write ``runs=A,B`` as a list of quoted names, because commas and ``=`` have a meaning for Hydra."""
     key, _, value = word.partition("=")
-    if key == lists and value.startswith(("'", '"')):
+    if key in lists and value.startswith(("'", '"')):
         return f"{key}=[{value}]"
-    if key not in (lists, name) or value.startswith(("[", "'", '"')) or value in ("", "null"):
+    if key not in (*lists, *names) or value.startswith(("[", "'", '"')) or value in ("", "null"):
         return word
     from fcnlab.config.overrides import quote_value
 
-    return f"{key}=[{','.join(map(quote_value, _split(value)))}]" if key == lists else f"{key}={quote_value(value)}"
+    return f"{key}=[{','.join(map(quote_value, _split(value)))}]" if key in lists else f"{key}={quote_value(value)}"
 
 
 def _split(value: str) -> list[str]:

@@ -8,9 +8,11 @@ from omegaconf import OmegaConf
 
 from fcnlab.config.schemas import (
     BenchConfig,
+    CardConfig,
     CompareConfig,
     DoctorConfig,
     EvalConfig,
+    FigureConfig,
     PredictConfig,
     TrainConfig,
     WandbConfig,
@@ -28,6 +30,8 @@ def register_schemas() -> None:
         "doctor": DoctorConfig,
         "compare": CompareConfig,
         "watch": WatchConfig,
+        "figure": FigureConfig,
+        "card": CardConfig,
         "bench": BenchConfig,
         "wandb": WandbConfig,
     }

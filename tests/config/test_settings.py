@@ -27,6 +27,8 @@ ROOTS = {
     "doctor": [],
     "compare": ["runs=[a]"],
     "watch": [],
+    "figure": ["runs=[a]"],
+    "card": ["checkpoint=x"],
     "bench": [],
     "wandb": ["action=push", "runs=[a]"],
 }

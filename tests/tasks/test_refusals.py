@@ -109,11 +109,20 @@ def test_invalid_settings_are_refused_before_a_wandb_run(train_code, capsys, tmp
 
 
 @pytest.mark.parametrize(
-    "verb", [["eval", "checkpoint=x"], ["predict", "checkpoint=x"], ["doctor"], ["compare", "runs=x"], ["bench"]]
+    "verb",
+    [
+        ["eval", "checkpoint=x"],
+        ["predict", "checkpoint=x"],
+        ["doctor"],
+        ["compare", "runs=x"],
+        ["figure", "runs=x"],
+        ["card", "checkpoint=x"],
+        ["bench"],
+    ],
 )
 def test_unknown_key_is_refused_by_every_command(fcnlab, capsys, verb):
     assert fcnlab(*verb, "+confidnce=0.9") == 1
-    hint = "Did you mean confidence?" if verb[0] == "compare" else "Available: "
+    hint = "Did you mean confidence?" if verb[0] in ("compare", "card") else "Available: "
     assert f"Unknown key confidnce. {hint}" in capsys.readouterr().err
 
 

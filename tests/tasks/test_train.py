@@ -229,7 +229,7 @@ OPTIONS = [
     "model=fcn16s", "model=fcn8s_atonce", "model.upsampling=learned", "model.backbone.padding=paper", "speed=off",
     "logger=tensorboard", "logger=none", "trainer.precision=bf16-mixed", "+trainer.deterministic=true",
 ]  # fmt: skip
-QUICK = ("schedule=cosine", "augment=none", "model.upsampling=learned", "speed=off", "logger=tensorboard")
+QUICK = ("schedule=cosine", "augment=none", "model.upsampling=learned", "speed=off")
 
 
 @pytest.mark.parametrize("option", mark_most_as_slow(OPTIONS, *QUICK, "trainer.precision=bf16-mixed"))

@@ -66,6 +66,8 @@ Action = Annotated[
     Meaning(f"one of {', '.join(ACTIONS['wandb'])}, the word after fcnlab wandb", lambda v: v in ACTIONS["wandb"]),
 ]
 Mode = Annotated[str, Meaning("auto, online or offline", lambda v: v in ("auto", "online", "offline"))]
+FigureWidth = Annotated[str, Meaning("column (3.25 inches) or text (6.875 inches)", lambda v: v in ("column", "text"))]
+FewImages = Annotated[int, Meaning("1 to 20", lambda value: 1 <= value <= 20)]
 
 
 def is_group_names(value: object) -> bool:
@@ -228,6 +230,35 @@ class WatchConfig:
     terminal: bool = False
     port: Port = 0
     open: bool = False
+
+
+@dataclass
+class FigureConfig:
+    """The root of ``fcnlab figure``."""
+
+    runs: list[str] = MISSING  # folders that contain runs, in the order of the columns
+    images: list[str] = field(default_factory=list)  # names of images
+    num_images: FewImages = 4
+    names: GroupNames | None = None
+    width: FigureWidth = "text"
+    output: str | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class CardConfig:
+    """The root of ``fcnlab card``."""
+
+    checkpoint: str = MISSING  # one checkpoint of fcnlab train
+    evaluations: list[str] = field(default_factory=list)  # folders of fcnlab eval with scores of this checkpoint
+    name: str | None = None
+    license: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    resamples: Resamples = 10_000
+    confidence: Confidence = 0.95
+    output: str | None = None
+    overwrite: bool = False
+    trust: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -81,14 +81,16 @@ def define_without_chart(run: Any, name: str) -> None:
 
 
 @contextmanager
-def errors_as_warnings(content: str) -> Iterator[None]:
-    """Turn every error of W&B's into a warning, once per kind: the run's folder contains the same information."""
+def errors_as_warnings(content: str, tracker: str = "W&B") -> Iterator[None]:
+    """Turn every error of a tracker into a warning, once per kind: the run's folder contains the same information."""
     try:
         yield
     except Exception as error:  # errors of files, server and process have no common type
-        _warn_about_missing(content, first_line(error))
+        _warn_about_missing(content, tracker, first_line(error))
 
 
 @cache
-def _warn_about_missing(content: str, reason: str) -> None:
-    log.warning("Warning: some %s of this run are missing in W&B (%s), but not in the run's folder", content, reason)
+def _warn_about_missing(content: str, tracker: str, reason: str) -> None:
+    log.warning(
+        "Warning: some %s of this run are missing in %s (%s), but not in the run's folder", content, tracker, reason
+    )

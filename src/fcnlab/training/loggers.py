@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from fcnlab.config.components import to_plain
+from fcnlab.config.components import leaves_of, to_plain
 from fcnlab.config.overrides import shell_join
 from fcnlab.config.run_context import RunContext
 from fcnlab.errors import WANDB_DIR_IGNORED, UserError, first_line
@@ -23,6 +23,8 @@ from fcnlab.tracking.contents import settings as settings_in_wandb
 from fcnlab.tracking.labels import group_of_sweep, run_name, tags
 from fcnlab.tracking.links import TrackedRun, common_group
 from fcnlab.tracking.mirror import Mirror, errors_as_warnings
+from fcnlab.tracking.mlflow_runs import MlflowRun
+from fcnlab.tracking.tensorboard_settings import log_settings
 from fcnlab.training.callbacks import MetricsCsv
 from fcnlab.training.components import REJECTIONS, instantiate_checked
 from fcnlab.training.trainer import members
@@ -41,6 +43,11 @@ def open_loggers(
     its config. ``scored`` are the runs in W&B whose checkpoints an evaluation scores: it joins their group.
     """
     loggers = _opened(cfg, context.folder.resolve())
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            log_settings(logger, _settings(cfg, context))
+    if _has_own_mlflow(cfg):
+        loggers.append(_open_mlflow(cfg, context, facts or {}))
     if "wandb" in members(cfg.logger):  # last, so that another logger's error leaves no W&B run
         loggers.append(_open_wandb(cfg, context, facts or {}, scored))
     status, code = "failed", 1
@@ -54,6 +61,8 @@ def open_loggers(
         for logger in loggers:
             if isinstance(logger, WandbLogger):
                 _finish(logger, status, code)
+            elif isinstance(logger, MlflowRun):
+                logger.finish(status)
 
 
 @rank_zero_only
@@ -76,15 +85,18 @@ def wandb_id(loggers: list[Logger]) -> str | None:
 
 
 def _opened(cfg: DictConfig, run: Path) -> list[Logger]:
-    """Open all loggers except W&B's, and call each once, so that invalid settings are found now.
+    """Open all loggers except W&B's and our MLflow's, and call each once, so that invalid settings are found now.
 
     Raises
     ------
     UserError
         A logger rejects its settings, or would write to the folder of a run or of another logger.
     """
+    later = {"wandb", *(["mlflow"] if _has_own_mlflow(cfg) else [])}
     loggers: dict[str, Logger] = {
-        name: instantiate_checked(cfg.logger[name], f"logger.{name}") for name in members(cfg.logger) if name != "wandb"
+        name: instantiate_checked(cfg.logger[name], f"logger.{name}")
+        for name in members(cfg.logger)
+        if name not in later
     }
     folders: dict[tuple[type, Path], str] = {}
     for name, logger in loggers.items():  # check all of them before the first creates its files
@@ -124,6 +136,29 @@ def _check_folder(name: str, logger: Logger, folder: Path, folders: dict[tuple[t
             f"logger.{name} writes to {folder}, outside of the run's folder, which already contains files: runs"
             f" may appear as one. Set another logger.{name}.version, or leave logger.{name}.save_dir out"
         )
+
+
+def _has_own_mlflow(cfg: DictConfig) -> bool:
+    """Return whether ``logger=mlflow`` is chosen: a user's own logger may have the same name."""
+    return "mlflow" in members(cfg.logger) and cfg.logger.mlflow.get("_partial_", False)
+
+
+def _settings(cfg: DictConfig, context: RunContext) -> dict[str, Any]:
+    """Return every setting by path, and the chosen options below ``options``."""
+    return leaves_of(to_plain(cfg)) | leaves_of(context.identifying_options, "options")
+
+
+def _open_mlflow(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) -> Logger:
+    options = context.identifying_options
+    sweep = Path(cfg.sweep.folder).resolve() if cfg.sweep.folder else None
+    described = {group: options[group] for group in TAGGED if group in options} | {"verb": context.verb}
+    return instantiate(cfg.logger.mlflow, _convert_="all")(
+        folder=context.folder,
+        run_name=cfg.sweep.name or run_name(context.options, cfg.seed),
+        described=described | ({"sweep": group_of_sweep(sweep)} if sweep else {}),
+        settings=_settings(cfg, context),
+        run=facts.get("id"),
+    )
 
 
 def _open_wandb(

@@ -15,12 +15,13 @@ from fcnlab.data.dataset import SegmentationDataset
 from fcnlab.escaping import escape_line
 from fcnlab.runs.drawing import panel, save_png
 from fcnlab.tracking.media import log_images
+from fcnlab.tracking.mlflow_runs import MlflowRun
 
 
 class SampleImages(Callback):
     """Show ``count`` images, evenly spaced in the set.
 
-    They are logged at each validation to W&B (with masks) and TensorBoard, and saved at the final evaluation as
+    They are logged at each validation to W&B (with masks), TensorBoard and MLflow, and saved at the final evaluation as
     ``NAME.png`` in ``folder``: image, ground truth and prediction side by side.
     """
 
@@ -67,6 +68,9 @@ class SampleImages(Callback):
                     logger.experiment.add_image(
                         escape_line(dataset.names[index]), image, trainer.global_step, dataformats="HWC"
                     )
+            elif isinstance(logger, MlflowRun):
+                for index, prediction in self._shown:
+                    logger.log_image(dataset.names[index], self._panel(dataset, index, prediction), trainer.global_step)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module) -> None:
         if not trainer.is_global_zero:
