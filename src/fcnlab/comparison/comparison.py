@@ -25,14 +25,13 @@ from fcnlab.comparison.grouping import (
     merged_values,
 )
 from fcnlab.comparison.intervals import resamples_needed
-from fcnlab.comparison.names import with_names
+from fcnlab.comparison.names import LONGEST_NAME, with_names
 from fcnlab.comparison.pairs import MOST_GROUPS_FOR_ALL_PAIRS, Pair, Sampling, compare_pairs, compared_runs
 from fcnlab.comparison.runs import ExcludedRun, Run
 from fcnlab.errors import UserError
 from fcnlab.runs.selection import notes as selection_notes
 
 MANY_RUNS, RESAMPLES, RESAMPLES_OF_MANY = 100, 10_000, 2_000
-LONGEST_NAME = 40  # characters; longer names are replaced by ranks
 
 
 class Effect(NamedTuple):
