@@ -334,14 +334,14 @@ def _class_difference_table(place: int, pair: Pair, comparison: Comparison) -> T
             *_best_marked([_iou_cell(each.first, None), _iou_cell(each.second, None)]),
             Cell(MISSING) if isnan(each.difference) else Cell(points(each.difference), 100 * each.difference),
             _interval_cell(each.interval),
-            Cell(f"fewer than {FEW_CLASS_IMAGES} images" if each.few_images else ""),
+            Cell(f"found in {counted(each.found, 'image')}" if each.found < FEW_CLASS_IMAGES else ""),
         ]
         for each in pair.class_differences
     ]
     scope = f"The intervals are over {pair.scope} and hold for all classes at once." if pair.interval else ""
     caption = (
         f"Images and pixels of the ground truth that have the class; IoU, mean over {pair.of_seeds}. {scope} A dash:"
-        " fewer than two images have the class, or neither group finds it with all seeds."
+        f" the class is found in fewer than {FEW_CLASS_IMAGES} images, or neither group finds it with all seeds."
     )
     return Table(f"class_differences_{place}", f"IoU by class: {first} {MINUS} {second}", caption, columns, rows)
 
