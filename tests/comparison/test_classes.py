@@ -176,7 +176,7 @@ def test_classes_and_fine_grained_scores_in_all_outputs(sweep, compared, tmp_pat
     with (tmp_path / "groups.csv").open(newline="") as file:
         assert float(next(csv.DictReader(file))["miou_i10"]) == pytest.approx(expected)
     page = (tmp_path / "comparison.html").read_text()
-    assert page.count('aria-label="IoU by class: model=') == 3 and "worst mIoU-C, %" in page
+    assert page.count('aria-label="IoU by class: model=') == 3 and "worst mIoU-C,&nbsp;%" in page
 
 
 PRESENCE = np.array([1, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.015])  # share of the images with each class
