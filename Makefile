@@ -74,7 +74,7 @@ faults: setup  ## disturb training runs 200 times and compare their results; int
 	$(BIN)/python tests/faults/harness.py --count 200 --seed 1
 	$(BIN)/python tests/faults/starts.py --count 20 --seed 1
 
-simulate: setup  ## simulate comparisons on real per-image counts; some 20 minutes on one core (docs/explanation/comparing-runs.md)
+simulate: setup  ## simulate comparisons on real per-image counts; some 40 minutes on one core (docs/explanation/comparing-runs.md)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/simulation.py
 
 same-loss: setup  ## train with the code of BASE=COMMIT and of the working tree; compare the loss curves bit by bit

@@ -12,7 +12,7 @@ real images (see docs/explanation/comparing-runs.md). They are the population. A
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy import ndarray
 from scipy.stats import norm, ttest_ind, ttest_rel
 
+from fcnlab.comparison.classes import ClassScores, class_intervals, leave_one_out_by_class
 from fcnlab.comparison.intervals import draws, mean_iou, resampled_miou
 from fcnlab.comparison.two_factor import TwoFactor, changes, paired, unpaired
 
@@ -80,6 +81,18 @@ class Outcome(NamedTuple):
     both: float
 
 
+class ClassOutcome(NamedTuple):
+    """Simultaneous 95 % intervals of classes: the share of comparisons in which any misses, and their half-widths.
+
+    ``half_width`` is the median over classes and comparisons, in points. ``images_only`` is that of intervals over
+    images only, for the trained models.
+    """
+
+    missed: float
+    half_width: float
+    images_only: float
+
+
 def read_counts(name: str) -> Counts:
     with np.load(COUNTS / f"{name}.npz") as file:
         return Counts((file["fcn32s"].astype(np.float64), file["fcn8s"].astype(np.float64)))
@@ -104,17 +117,22 @@ class Simulation:
             for network, mean in zip(counts.networks, self.means, strict=True)
         ]
         self.occurring = [halves(network)[1] > 0 for network in counts.networks]
+        self.classes = counts.networks[0].shape[2] // 2
         self.scale = 1.0
         self.scale = self._scale()
         self.truth = 0.0 if case.equal else self._true_difference()
 
-    def comparison(self) -> Drawn:
-        """Draw one comparison."""
+    def methods(self) -> tuple[ndarray, ndarray]:
+        """Draw the counts of both methods, each ``[seeds, images, 2 x classes]``."""
         images = self.rng.integers(self.counts.images, size=self.case.images)
         swapped = (self.rng.random(len(images)) < 0.5) & self.case.equal
-        first, second = (self._method(images, swapped == bool(method)) for method in (0, 1))
+        return self._method(images, ~swapped), self._method(images, swapped)
+
+    def comparison(self) -> Drawn:
+        """Draw one comparison."""
+        first, second = self.methods()
         scores = [score(areas) for areas in (first, second)]
-        counts = draws(len(images), RESAMPLES, seed=int(self.rng.integers(2**31)))
+        counts = draws(self.case.images, RESAMPLES, seed=int(self.rng.integers(2**31)))
         of_images = [
             np.array([changes(resampled_miou(counts, *halves(run))) for run in areas]) for areas in (first, second)
         ]
@@ -154,11 +172,14 @@ class Simulation:
         return float(np.mean([found.shared for found in drawn]) / over_seeds)
 
     def _true_difference(self) -> float:
-        """Return the difference on all images, averaged over many seeds."""
+        return float(self.true_difference(score))
+
+    def true_difference(self, of_seeds: Callable[[ndarray], ndarray]) -> ndarray:
+        """Return the difference of a score of each seed on all images, averaged over many seeds."""
         everything = np.arange(self.counts.images)
         drawn = [self._method(everything, np.full(self.counts.images, network == 0)) for network in (0, 1) * 60]
-        means = [np.mean([score(areas).mean() for areas in drawn[network::2]]) for network in (0, 1)]
-        return float(means[0] - means[1])
+        means = [np.mean([of_seeds(areas).mean(axis=0) for areas in drawn[network::2]], axis=0) for network in (0, 1)]
+        return np.asarray(means[0] - means[1])
 
 
 def halves(areas: ndarray) -> tuple[ndarray, ndarray]:
@@ -171,11 +192,40 @@ def score(areas: ndarray) -> ndarray:
     return mean_iou(*halves(areas.sum(axis=1)))
 
 
-def simulate(case: Case, repetitions: int) -> Outcome:
+def class_iou(areas: ndarray) -> ndarray:
+    """Return the IoU of each class with each seed; 0 for a class that is nowhere."""
+    intersection, union = halves(areas.sum(axis=1))
+    return np.divide(intersection, union, out=np.zeros(union.shape), where=union > 0)
+
+
+def class_scores(areas: ndarray) -> ClassScores:
+    return ClassScores(class_iou(areas), np.array([leave_one_out_by_class(*halves(run)) for run in areas]))
+
+
+def simulation_of(case: Case) -> Simulation:
     counts = read_counts(case.set)
-    if case.classes == "frequent":
-        counts = counts.only(frequent(counts))
-    simulation = Simulation(counts, case)
+    return Simulation(counts.only(frequent(counts)) if case.classes == "frequent" else counts, case)
+
+
+def simulate_classes(case: Case, repetitions: int) -> ClassOutcome:
+    """Simulate the intervals of all classes at once; they are about seeds and images."""
+    simulation = simulation_of(case)
+    truth = np.zeros(simulation.classes) if case.equal else simulation.true_difference(class_iou)
+    missed, widths = 0, {True: [], False: []}
+    for _ in range(repetitions):
+        methods = simulation.methods()
+        found = np.any([halves(areas)[0].max(axis=0) > 0 for areas in methods], axis=0).sum(axis=0)
+        scores = [class_scores(areas) for areas in methods]
+        for analysis in (paired if case.paired else unpaired, None):
+            intervals = class_intervals(scores[0], scores[1], found, analysis, 0.95)
+            known = [(each, true) for each, true in zip(intervals, truth.tolist(), strict=True) if each]
+            widths[analysis is None] += [50 * (each.high - each.low) for each, _ in known]
+            missed += analysis is not None and any(not each.low <= true <= each.high for each, true in known)
+    return ClassOutcome(missed / repetitions, *(float(np.median(widths[images_only])) for images_only in (False, True)))
+
+
+def simulate(case: Case, repetitions: int) -> Outcome:
+    simulation = simulation_of(case)
     drawn = [simulation.comparison() for _ in range(repetitions)]
     intervals = [each.found.interval(0.95) for each in drawn]
     over_seeds, over_images = (
@@ -202,6 +252,20 @@ def cases() -> Iterator[Case]:
             yield Case("voc", "frequent", 300, seeds, ratio, equal=True, paired=False)
 
 
+def class_cases() -> Iterator[Case]:
+    for images, classes in ((300, "frequent"), (300, "all"), (100, "frequent")):
+        for equal in (True, False):
+            for seeds in (3, 5):
+                for ratio in RATIOS:
+                    yield Case("voc", classes, images, seeds, ratio, equal)
+    for ratio in RATIOS:
+        yield Case("voc", "frequent", 300, 3, ratio, equal=True, paired=False)
+
+
+def described(case: Case) -> str:
+    return ("equal" if case.equal else "different") + ("" if case.paired else ", unpaired")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=1000)
@@ -210,9 +274,20 @@ def main() -> None:
     print("|---|---|---|---|---:|---:|---:|---:|---:|---:|")
     for case in cases():
         found = simulate(case, repetitions)
-        methods = ("equal" if case.equal else "different") + ("" if case.paired else ", unpaired")
         shares = " | ".join(f"{100 * share:.1f}" for share in found)
-        print(f"| {case.classes}, {case.images} | {methods} | {case.seeds} | {case.ratio} | {shares} |", flush=True)
+        print(
+            f"| {case.classes}, {case.images} | {described(case)} | {case.seeds} | {case.ratio} | {shares} |",
+            flush=True,
+        )
+    print("\n| classes, images | methods | seeds | images : seeds | any class missed | half-width | images only |")
+    print("|---|---|---|---|---:|---:|---:|")
+    for case in class_cases():
+        found = simulate_classes(case, repetitions)
+        numbers = f"{100 * found.missed:.1f} | {found.half_width:.1f} | {found.images_only:.1f}"
+        print(
+            f"| {case.classes}, {case.images} | {described(case)} | {case.seeds} | {case.ratio} | {numbers} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

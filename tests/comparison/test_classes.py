@@ -6,7 +6,7 @@ from math import hypot, isnan
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, special, stats
 
 from fcnlab.comparison.classes import Bounds, ClassScores, class_intervals, leave_one_out_by_class
 from fcnlab.comparison.comparison import compare
@@ -59,31 +59,48 @@ def freedom(changed: np.ndarray, images: int) -> float:
     return min(2 * len(changed) / (stats.kurtosis(changed, fisher=False) - 1), images - 1)
 
 
-def test_intervals_over_seeds_and_images_equal_scipy():
+def by_limma(variances: np.ndarray, freedom: int) -> tuple[np.ndarray, float]:
+    """Return moderated variances and their degrees of freedom by the formulas of Smyth (2004), section 6.2."""
+    values = np.log(variances) - special.digamma(freedom / 2) + np.log(freedom / 2)
+    spread = values.var(ddof=1) - special.polygamma(1, freedom / 2)
+    if spread <= 0:
+        return np.full(len(variances), np.exp(values.mean())), len(variances) * freedom
+    prior = 2 * optimize.brentq(lambda half: special.polygamma(1, half) - spread, 1e-6, 1e6)
+    scale = np.exp(values.mean() + special.digamma(prior / 2) - np.log(prior / 2))
+    together = (prior * scale + freedom * variances) / (prior + freedom)
+    return together, min(prior + freedom, len(variances) * freedom)
+
+
+@pytest.mark.parametrize("shift", [0.02, 0.2])  # with the second, the variance of a class is much larger
+def test_intervals_over_seeds_and_images_equal_scipy(shift):
     """The half-width is that over seeds (on these images) and that over images, which all seeds share, combined."""
     runs = [[toy_matrices(quality + seed / 50, 15, seed) for seed in range(3)] for quality in (0.7, 0.6)]
+    for seed, run in enumerate(runs[0]):
+        moved = (shift * seed * run[:, 3, 3]).astype(int)
+        run[:, 3, 3] -= moved
+        run[:, 3, 0] += moved
     first, second = map(class_scores, runs)
     without = np.array([[iou_without(run) for run in side] for side in runs])
-    images = np.full(4, 15)
-    found = class_intervals(first, second, images, paired, 0.95)
+    found = class_intervals(first, second, np.full(4, 15), paired, 0.95)
+    variances, seed_freedom = by_limma((first.iou - second.iou).var(axis=0, ddof=1), 2)
+    assert 2 < seed_freedom <= 8
     for place in range(4):
-        differences = first.iou[:, place] - second.iou[:, place]
+        difference = (first.iou - second.iou)[:, place].mean()
         changed = (without[0] - without[1])[:, :, place]
         shared = np.mean([jackknife(changed[j], changed[k]) for j in range(3) for k in range(3) if j != k])
         tail = 1 - 0.025 / 4
-        over_seeds = stats.t.ppf(tail, 2) * differences.std(ddof=1) / 3**0.5
+        over_seeds = stats.t.ppf(tail, seed_freedom) * (variances[place] / 3) ** 0.5
         half = hypot(over_seeds, stats.t.ppf(tail, freedom(changed.mean(axis=0), 15)) * max(shared, 0) ** 0.5)
-        expected = max(differences.mean() - half, -1), min(differences.mean() + half, 1)
-        assert found[place] == pytest.approx(expected, rel=1e-6)
+        assert found[place] == pytest.approx((max(difference - half, -1), min(difference + half, 1)), rel=1e-5)
 
 
 def test_intervals_over_images_equal_scipy():
     first, second = toy_matrices(0.7, 20, seed=1), toy_matrices(0.6, 20, seed=2)
-    images = np.array([20, 20, 1, 5])
+    images = np.array([20, 20, 9, 12])
     found = class_intervals(class_scores([first]), class_scores([second]), images, None, 0.9)
-    assert found[2] is None, "one image"
+    assert found[2] is None, "nine images"
     changed = iou_without(first) - iou_without(second)
-    for place, count in ((0, 20), (1, 20), (3, 5)):
+    for place, count in ((0, 20), (1, 20), (3, 12)):
         half = (
             stats.t.ppf(1 - 0.05 / 3, freedom(changed[:, place], count))
             * jackknife(changed[:, place], changed[:, place]) ** 0.5
@@ -102,22 +119,25 @@ def without_class(matrices: np.ndarray, label: int, images: slice) -> np.ndarray
 
 
 def test_classes_that_few_images_have(make_run, compared):
-    """Class 1 is nowhere, class 2 in one image, class 3 in nine."""
+    """Class 1 is nowhere, class 2 in nine images, class 3 in ten."""
     for seed in (1, 2, 3):
         for model, quality in {"fcn8s": 0.8, "fcn32s": 0.6}.items():
             matrices = toy_matrices(quality + seed / 100, seed=seed)
-            for label, images in ((1, slice(None)), (2, slice(1, None)), (3, slice(9, None))):
+            for label, images in ((1, slice(None)), (2, slice(9, None)), (3, slice(10, None))):
                 matrices = without_class(matrices, label, images)
             make_run(f"{model}{seed}", matrices, model=model, seed=seed)
     (pair,) = compared().pairs
-    background, nowhere, single, few = pair.class_differences
-    assert [each.images for each in pair.class_differences] == [36, 0, 1, 9]
+    background, nowhere, few, enough = pair.class_differences
+    assert (
+        [each.images for each in pair.class_differences]
+        == [each.found for each in pair.class_differences]
+        == [36, 0, 9, 10]
+    )
     assert background.pixels == pair.first.runs[0].areas.target[:, 0].sum()
-    assert background.interval and background.interval.low > 0 and not background.few_images
+    assert background.interval and background.interval.low > 0
     assert isnan(nowhere.difference) and nowhere.interval is None and nowhere.pixels == 0
-    assert single.difference > 0 and single.interval is None and not single.few_images
-    assert few.interval and few.few_images
-    assert few.difference == pytest.approx(few.interval.low / 2 + few.interval.high / 2)
+    assert few.difference > 0 and few.interval is None
+    assert enough.interval and enough.difference == pytest.approx(enough.interval.low / 2 + enough.interval.high / 2)
 
 
 def test_no_intervals_on_few_images(make_run, compared):
@@ -156,7 +176,7 @@ def test_classes_and_fine_grained_scores_in_all_outputs(sweep, compared, tmp_pat
     with (tmp_path / "groups.csv").open(newline="") as file:
         assert float(next(csv.DictReader(file))["miou_i10"]) == pytest.approx(expected)
     page = (tmp_path / "comparison.html").read_text()
-    assert page.count('aria-label="IoU by class: model=') == 3 and "worst mIoU-C, %" in page
+    assert page.count('aria-label="IoU by class: model=') == 3 and "worst mIoU-C,&nbsp;%" in page
 
 
 PRESENCE = np.array([1, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.015])  # share of the images with each class

@@ -1,16 +1,22 @@
 """Tables and figures for a paper: all files, LaTeX that compiles, and folders of others that are left alone."""
 
+import csv
 import re
 import shutil
 import subprocess
+import zipfile
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import fcnlab
 from fcnlab.comparison import pdf
 from fcnlab.comparison.latex import escape_latex, latex
 from fcnlab.comparison.tables import Cell, Column, Table
 from fcnlab.errors import UserError
+from fcnlab.metrics.scores import scores
+from run_folders import PALETTE, write_run_with_predictions
 
 PDFLATEX = shutil.which("pdflatex")
 
@@ -98,3 +104,72 @@ def test_a_table_and_a_figure_compile_into_one_page(sweep, tmp_path):
     done = subprocess.run(words, cwd=tmp_path / "paper", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "(1 page," in done.stdout, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Write two runs with predictions.zip; return the folder of both."""
+    monkeypatch.setattr("fcnlab.files.writing._sync", lambda path: None)
+    monkeypatch.setattr(pdf, "is_available", lambda: False)
+    monkeypatch.setattr("fcnlab.comparison.report.is_available", lambda: True)  # no warning
+    for name, quality in {"fcn8s": 0.9, "fcn32s": 0.3}.items():
+        write_run_with_predictions(tmp_path / "runs" / name, quality, model=name)
+    return tmp_path / "runs"
+
+
+def test_the_worst_images_are_drawn_over_image_ground_truth_and_prediction(kept, tmp_path):
+    """Their order, and the tint of each class, are computed here from the records."""
+    report = fcnlab.compare(kept, resamples=200)
+    names = {path.name for path in report.export(tmp_path / "paper", worst=2)}
+    assert {f"worst_of_{rank}_{place}.png" for rank in (1, 2) for place in (1, 2)} < names
+    matrices = np.load(kept / "fcn32s" / "confusions.npz")["matrices"]
+    mious = [scores(matrix).miou for matrix in matrices]
+    worst = int(np.argmin(mious))
+    with (tmp_path / "paper" / "worst_images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    row = next(row for row in rows if row["file"] == "worst_of_2_1.png")
+    assert len(rows) == 4 and row["image"] == f"image_{worst:03}" and row["group"] == "model=fcn32s"
+    assert float(row["mIoU, %"]) == pytest.approx(100 * mious[worst])
+    drawing = np.array(Image.open(tmp_path / "paper" / "worst_of_2_1.png").convert("RGB")).astype(float)
+    side, gap = 400, 4  # the image of 16 x 12 pixels is drawn 25 times as large
+    assert drawing.shape[1] == 3 * side + 2 * gap
+    with zipfile.ZipFile(kept / "fcn32s" / "predictions.zip") as archive:
+        for place, member in ((1, "ground_truth"), (2, "class_maps")):
+            labels = np.array(Image.open(archive.open(f"{member}/image_{worst:03}.png")))
+            shown = drawing[:300, place * (side + gap) :][12::25, 12:side:25]
+            plain = drawing[:300, :side][12::25, 12::25]
+            tints = np.vstack([PALETTE, np.full((252, 3), (224, 224, 192))])[labels]
+            expected = np.where((labels == 0)[..., None], plain, 0.4 * plain + 0.6 * tints)
+            assert np.abs(shown - expected).max() <= 1
+    about = (tmp_path / "paper" / "about.txt").read_text()
+    assert f"worst_of_2_1: image image_{worst:03}, mIoU {100 * mious[worst]:.2f} %, number 1 of the worst" in about
+
+
+def test_worst_images_that_no_run_keeps_are_named_in_one_sentence(kept, tmp_path, caplog):
+    fcnlab.compare(kept, resamples=200).export(tmp_path / "paper", worst=3)
+    assert not caplog.messages and (tmp_path / "paper" / "worst_of_2_3.png").is_file()
+    matrices = np.load(kept / "fcn8s" / "confusions.npz")["matrices"]
+    first = int(np.argmin([scores(matrix).miou for matrix in matrices]))
+    with zipfile.ZipFile(kept / "fcn8s" / "predictions.zip") as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if f"image_{first:03}" not in name}
+    with zipfile.ZipFile(kept / "fcn8s" / "predictions.zip", "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    (kept / "fcn32s" / "predictions.zip").unlink()
+    fcnlab.compare(kept, resamples=200).export(tmp_path / "paper", worst=3)
+    assert sorted(path.name for path in (tmp_path / "paper").glob("*.png")) == ["worst_of_1_2.png", "worst_of_1_3.png"]
+    none, some = caplog.messages
+    assert none.startswith("The worst images of model=fcn32s are not drawn, because no run keeps")
+    assert (
+        some.startswith("1 of the 3 worst images of model=fcn8s are not drawn")
+        and f": image_{first:03}. fcnlab eval" in some
+    )
+
+
+def test_predictions_of_another_evaluation_are_not_drawn(kept, tmp_path, caplog):
+    write_run_with_predictions(tmp_path / "other", 0.5)
+    shutil.copy(tmp_path / "other" / "predictions.zip", kept / "fcn32s")
+    fcnlab.compare(kept, resamples=200).export(tmp_path / "paper", worst=1)
+    assert [path.name for path in (tmp_path / "paper").glob("*.png")] == ["worst_of_1_1.png"]
+    assert "The worst images of model=fcn32s are not drawn" in caplog.messages[0]
+    assert len(caplog.messages) == 2 and "they are of another evaluation" in caplog.messages[1]

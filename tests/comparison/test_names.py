@@ -3,8 +3,11 @@
 import pytest
 
 from fcnlab.comparison.comparison import compare
-from fcnlab.comparison.names import common_settings, short_values
+from fcnlab.comparison.grouping import Group
+from fcnlab.comparison.names import common_settings, short_values, usual_settings
+from fcnlab.comparison.page import page
 from fcnlab.comparison.runs import read_runs
+from fcnlab.comparison.terminal import common_lines, terminal
 from fcnlab.errors import UserError
 from run_folders import toy_matrices
 
@@ -62,3 +65,47 @@ def test_settings_that_all_runs_share_are_named_once(compared):
     """Only those that were typed: all others are defaults."""
     runs = [run for group in compared().groups for run in group.runs]
     assert common_settings(runs) == "trainer.x=7"
+
+
+LONG = "median_frequency_of_the_training_set"
+
+
+def group(**parts: str) -> Group:
+    return Group({"loss.class_weights": LONG, "model": "fcn8s", "optim.lr": "0.1"} | parts, runs=())
+
+
+@pytest.mark.parametrize(
+    ("groups", "usual"),
+    [
+        # Two of three are a majority, but without all three settings the name of the first would be empty.
+        (
+            [group(), group(model="fcn16s"), group(**{"optim.lr": "0.2"})],
+            {"loss.class_weights": LONG, "optim.lr": "0.1"},
+        ),
+        # One of two is no majority.
+        ([group(), group(**{"loss.class_weights": "none"})], {"model": "fcn8s", "optim.lr": "0.1"}),
+        # One group has no class weights, so their absence in a name would be ambiguous.
+        ([group(), group(), Group({"model": "fcn8s", "data.root": "x" * 40}, runs=())], {"model": "fcn8s"}),
+        # Short names stay as they are.
+        ([Group({"model": "fcn8s", "optim.lr": str(lr)}, runs=()) for lr in range(9)], {}),
+    ],
+)
+def test_settings_of_most_groups_are_left_out_of_long_names(groups, usual):
+    assert usual_settings(groups) == usual
+
+
+def test_a_setting_that_most_groups_share_is_named_once(make_run, tmp_path):
+    weights = "x" * 40
+    for place, (model, lr) in enumerate([("fcn8s", 0.1), ("fcn8s", 0.2), ("fcn16s", 0.1), ("fcn8s", 0.3)]):
+        settings = {"optim.lr": lr, "augment.crop": weights if place else "none"}
+        make_run(str(place), toy_matrices(0.5 + place / 10), model=model, settings=settings)
+    runs = read_runs([tmp_path / "runs"])[0]
+    comparison = compare(runs, resamples=100, baseline="model=fcn16s")
+    names = ["optim.lr=0.3", "model=fcn16s optim.lr=0.1", "optim.lr=0.2", "augment.crop=none optim.lr=0.1"]
+    assert [each.name for each in comparison.groups] == names
+    (line,) = [each for each in common_lines(comparison) if each.startswith("Settings of each group")]
+    assert line == f"Settings of each group, unless its name has others: model=fcn8s augment.crop={weights}"
+    assert all(line in text for text in (terminal(comparison), page(comparison, "x").replace("<wbr>", "")))
+    chosen = compare(runs, resamples=100, names=dict(zip(names, "abcd", strict=True)))
+    assert [each.name for each in chosen.groups] == list("abcd")
+    assert not any(each.startswith("Settings of each group") for each in common_lines(chosen))

@@ -117,7 +117,13 @@ def test_each_table_and_figure_can_be_saved(sweep, make_page):
     """Names are those of export=; a figure brings its colours, because no style sheet comes with it."""
     links = {each["download"]: each["href"] for each in Outline(make_page()).all("a") if "download" in each}
     tables = ("differences", "design", "scores", "classes", "costs", "settings", "runs", "val_miou", "train_loss")
-    tables += ("fine_grained", "class_differences_1", "class_differences_2", "class_differences_3")
+    tables += (
+        "fine_grained",
+        "fine_grained_differences",
+        "class_differences_1",
+        "class_differences_2",
+        "class_differences_3",
+    )
     figures = ("differences", "scores", "confusion_1", "confusion_2", "confusion_difference", "val_miou", "train_loss")
     expected = {f"{name}.{kind}" for name in tables for kind in ("csv", "tex")}
     expected |= {f"{name}.svg" for name in (*figures, "cost_parameters", "setting_model")}

@@ -5,7 +5,7 @@ import pytest
 
 from fcnlab.comparison.intervals import draws, mean_iou, resampled_miou
 from fcnlab.comparison.two_factor import changes, covariance
-from simulation import Case, halves, read_counts, simulate
+from simulation import Case, halves, read_counts, simulate, simulate_classes
 
 REPETITIONS = 700  # three standard errors of a share of 5 % are 2.5 points
 
@@ -64,3 +64,12 @@ def test_intervals_contain_the_true_difference(seeds, ratio):
 def test_ten_seeds_without_a_test_over_images_find_differences_between_equal_methods():
     """What the analysis is for: the t test over seeds is right for these images only."""
     assert simulate(Case("voc", "frequent", 300, 10, "4:1", equal=True), REPETITIONS).seeds > 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ratio", "equal"), [("1:4", False), ("1:1", True)])
+def test_intervals_of_all_classes_hold_together_with_three_seeds(ratio, equal):
+    """In 95 +- 2.5 % of comparisons no interval misses; over images only, intervals are at least half as wide."""
+    found = simulate_classes(Case("voc", "frequent", 300, 3, ratio, equal), 400)
+    assert 1 - found.missed == pytest.approx(0.95, abs=0.025)
+    assert found.half_width < 2 * found.images_only

@@ -62,6 +62,7 @@ ACCEPTED = {  # these odd values are accepted; all others are refused
         "appearance": "without this kernel",
         "num_images": "none are drawn",
         "samples": "none are drawn",
+        "worst": "none are drawn",
         "alike_bits": "equal hashes alone",
     },
     "-1": {
@@ -115,6 +116,7 @@ ACCEPTED = {  # these odd values are accepted; all others are refused
         "factor": "it must divide the net's stride, which the net says",
         "levels": "as for 0",
         "threads": "the machine has fewer, which bench says",
+        "worst": "all images",
     },
 }
 

@@ -57,6 +57,7 @@ def test_a_sweep_is_compared_without_torch(sweep, make_run, tmp_path):
         (["runs=runs", "split_by=[torch]", "merge_over=[torch]"], "contradicts merge_over=[torch]"),
         (["runs=runs", "merge_over=[sorce]"], "merge_over=sorce is not a setting in which these runs differ"),
         (["runs=runs", "plan=true"], "plan=true needs a pilot of two groups with at least 3 seeds each"),
+        (["runs=runs", "worst=-1"], "worst must be a whole number of at least 0, got -1."),
         (["runs=runs", "equivalence=0"], "equivalence must be more than 0 and at most 100 points or null, got 0.0."),
         (["runs=a b,it's=1"], "runs=a b: the folder does not exist"),
     ],
@@ -67,6 +68,15 @@ def test_a_user_error_is_reported_without_a_traceback(fcnlab, make_run, tmp_path
     assert fcnlab("compare", *words) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_worst_images_need_an_export(fcnlab, sweep, capsys):
+    assert fcnlab("compare", f"runs={sweep}", "worst=3", "resamples=100") == 0
+    assert "worst=3 has no effect without export=FOLDER" in capsys.readouterr().out
+    assert fcnlab("compare", f"runs={sweep}", "worst=3", "resamples=100", "export=paper") == 0
+    printed = capsys.readouterr().out
+    assert "no effect" not in printed
+    assert "The worst images of model=fcn8s, model=fcn16s, model=fcn32s are not drawn" in printed
 
 
 def test_a_pilot_is_planned_and_tested_for_equivalence(fcnlab, sweep, tmp_path, capsys):

@@ -3,6 +3,9 @@
 With enough seeds, the intervals are about retraining and other images, from the variances of the two-factor analysis
 (:mod:`.two_factor`) of each class; with fewer seeds they are about other images, for these trained models.
 
+Three seeds show little about the variance of one class over seeds, and t intervals with two degrees of freedom would be
+too wide to help. So the variances of all classes are estimated together (:mod:`.moderated_variances`).
+
 Bonferroni's correction makes the intervals simultaneous: with 95 % confidence, all intervals of a pair contain their
 differences. It needs the far tails of t distributions, where the degrees of freedom of a sum of two variances are too
 rough for three seeds. So each kind of chance has an interval of its own, and the two are combined by the root of the
@@ -10,7 +13,7 @@ sum of their squared half-widths (Howe, Journal of the American Statistical Asso
 wide. docs/explanation/comparing-runs.md has the measured coverage.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import hypot
 from typing import NamedTuple
 
@@ -20,10 +23,10 @@ from numpy import ndarray
 from scipy.special import stdtrit
 
 from fcnlab.comparison.grouping import Group
+from fcnlab.comparison.moderated_variances import moderated
 from fcnlab.comparison.two_factor import TwoFactor
 
-FEWEST_CLASS_IMAGES = 2  # a single image shows no variance over images
-FEW_CLASS_IMAGES = 10  # below this, an interval is flagged
+FEW_CLASS_IMAGES = 10  # with fewer images of a class, intervals are unreliable
 Analysis = Callable[[ndarray, ndarray, ndarray, ndarray], TwoFactor]  # two_factor.paired or two_factor.unpaired
 
 
@@ -37,14 +40,16 @@ class Bounds(NamedTuple):
 class ClassDifference(NamedTuple):
     """The IoU of a class in two groups: means over the compared seeds, in 0..1; nan if a run has no IoU of the class.
 
-    ``images`` and ``pixels`` count the ground truth. ``interval`` is that of the difference, simultaneous over all
-    classes. It is None if fewer than two images have the class, or if neither group finds it with all seeds: a variance
-    of IoU that is mostly 0 says little about other seeds.
+    ``images`` and ``pixels`` count the ground truth, and ``found`` the images in which any compared run has a true
+    positive pixel of the class. ``interval`` is that of the difference, simultaneous over all classes. It is None if
+    the class is found in fewer than ``FEW_CLASS_IMAGES`` images, or if neither group finds it with all seeds: a
+    variance of IoU that is mostly 0 says little about other images and seeds.
     """
 
     name: str
     images: int
     pixels: int
+    found: int
     first: float
     second: float
     interval: Bounds | None
@@ -52,11 +57,6 @@ class ClassDifference(NamedTuple):
     @property
     def difference(self) -> float:
         return self.first - self.second
-
-    @property
-    def few_images(self) -> bool:
-        """Whether there is an interval, but on fewer than 10 images."""
-        return self.interval is not None and self.images < FEW_CLASS_IMAGES
 
 
 class ClassScores(NamedTuple):
@@ -72,10 +72,13 @@ def class_differences(
     """Return the difference of each class; ``analysis`` is that over seeds and images, or None for images only."""
     target = first.runs[0].areas.target
     images, pixels = (target > 0).sum(axis=0), target.sum(axis=0)
+    runs = [*first.runs, *second.runs]
+    found = np.logical_or.reduce([run.areas.intersection > 0 for run in runs]).sum(axis=0)
     scores = _class_scores(first), _class_scores(second)
     means = [group_scores.iou.mean(axis=0).tolist() for group_scores in scores]
-    intervals = class_intervals(*scores, images, analysis, confidence)
-    columns = zip(first.runs[0].classes, images.tolist(), pixels.tolist(), *means, intervals, strict=True)
+    intervals = class_intervals(*scores, found, analysis, confidence)
+    counts = (count.tolist() for count in (images, pixels, found))
+    columns = zip(first.runs[0].classes, *counts, *means, intervals, strict=True)
     return [ClassDifference(*values) for values in columns]
 
 
@@ -100,42 +103,62 @@ def leave_one_out_by_class(
 def class_intervals(
     first: ClassScores,
     second: ClassScores,
-    images: Int64[ndarray, " classes"],
+    found: Int64[ndarray, " classes"],
     analysis: Analysis | None,
     confidence: float,
 ) -> list[Bounds | None]:
-    """Return simultaneous intervals; ``images`` is the number of images whose ground truth has the class."""
-    tested = images >= FEWEST_CLASS_IMAGES
+    """Return simultaneous intervals; ``found`` is the number of images in which any run finds the class."""
+    with_all_seeds = np.logical_or(*((scores.iou > 0).all(axis=0) for scores in (first, second)))
+    tested = (found >= FEW_CLASS_IMAGES) & with_all_seeds
     tail = 1 - (1 - confidence) / (2 * max(int(tested.sum()), 1))
-    intervals: list[Bounds | None] = []
-    for place, count in enumerate(images.tolist()):
-        values = first.iou[:, place], second.iou[:, place]
-        changes = first.changes[:, :, place], second.changes[:, :, place]
-        found = any((iou > 0).all() for iou in values)
-        reach = _half_width(values, changes, count, analysis, tail) if tested[place] and found else 0.0
-        difference = float(values[0].mean() - values[1].mean())
-        intervals.append(Bounds(max(difference - reach, -1.0), min(difference + reach, 1.0)) if reach else None)
-    return intervals
+    parts = [ClassScores(scores.iou[:, tested], scores.changes[:, :, tested]) for scores in (first, second)]
+    differences = parts[0].iou.mean(axis=0) - parts[1].iou.mean(axis=0)
+    reaches = _half_widths(parts[0], parts[1], found[tested], analysis, tail)
+    known = iter(zip(differences.tolist(), reaches, strict=True))
+    return [_bounds(*next(known)) if is_tested else None for is_tested in tested.tolist()]
 
 
-def _half_width(
-    values: tuple[ndarray, ndarray],
-    changes: tuple[ndarray, ndarray],
-    images: int,
-    analysis: Analysis | None,
-    tail: float,
-) -> float:
-    """Return the half-width of the interval of a class; 0 if its IoU has no variance."""
-    change = changes[0].mean(axis=0) - changes[1].mean(axis=0)
-    freedom = _freedom_over_images(change, images)
+def _bounds(difference: float, reach: float) -> Bounds | None:
+    """Return an interval of differences of IoU; None without variance."""
+    return Bounds(max(difference - reach, -1.0), min(difference + reach, 1.0)) if reach else None
+
+
+def _half_widths(
+    first: ClassScores, second: ClassScores, found: Int64[ndarray, " classes"], analysis: Analysis | None, tail: float
+) -> list[float]:
+    """Return the half-width of the interval of each class; 0 if its IoU has no variance."""
+    changes = (first.changes.mean(axis=0) - second.changes.mean(axis=0)).T
+    freedoms = [_freedom_over_images(change, count) for change, count in zip(changes, found.tolist(), strict=True)]
     if analysis is None:
-        return _t_half_width(float(change @ change), freedom, tail)
-    found = analysis(*values, *changes)
-    of_seeds = found._replace(shared=0.0)
-    if not of_seeds.variance:
-        return 0.0
-    over_seeds = _t_half_width(of_seeds.variance, of_seeds.freedom, tail)
-    return hypot(over_seeds, _t_half_width(found.shared, freedom, tail))
+        variances = np.square(changes).sum(axis=1).tolist()
+        return [_t_half_width(*values, tail) for values in zip(variances, freedoms, strict=True)]
+    by_class = [
+        analysis(first.iou[:, place], second.iou[:, place], first.changes[:, :, place], second.changes[:, :, place])
+        for place in range(len(changes))
+    ]
+    return [
+        hypot(over_seeds, _t_half_width(each.shared, freedom, tail)) if over_seeds else 0.0
+        for each, over_seeds, freedom in zip(by_class, _half_widths_over_seeds(by_class, tail), freedoms, strict=True)
+    ]
+
+
+def _half_widths_over_seeds(by_class: Sequence[TwoFactor], tail: float) -> list[float]:
+    """Return the half-widths of intervals on these images, with the variances of all classes estimated together.
+
+    Seeds that are unpaired have two variances, whose sum has Satterthwaite's degrees of freedom.
+    """
+    if not by_class:
+        return []
+    of_means, parts = np.zeros(len(by_class)), np.zeros(len(by_class))
+    for samples in zip(*(each.samples for each in by_class), strict=True):
+        seeds = samples[0].seeds
+        estimate = moderated(np.array([sample.variance for sample in samples]), seeds - 1)
+        of_means += estimate.variances / seeds
+        parts += np.square(estimate.variances / seeds) / estimate.freedom
+    return [
+        _t_half_width(variance, variance**2 / part, tail) if part else 0.0
+        for variance, part in zip(of_means.tolist(), parts.tolist(), strict=True)
+    ]
 
 
 def _freedom_over_images(change: Float[ndarray, " images"], images: int) -> float:
@@ -143,7 +166,7 @@ def _freedom_over_images(change: Float[ndarray, " images"], images: int) -> floa
 
     The variance of a variance of n values is about sigma^4 (kurtosis - 1) / n (Box and Andersen, Journal of the Royal
     Statistical Society B 17(1), 1955). A few large objects, or few images with the class, therefore give few degrees of
-    freedom; there is at most one for each of these images but one.
+    freedom; there is at most one for each of these images but one. ``images`` are those in which the class is found.
     """
     squares = np.square(change)
     spread = float(squares @ squares - squares.sum() ** 2 / len(squares))

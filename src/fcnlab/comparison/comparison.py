@@ -15,6 +15,7 @@ from numpy import ndarray
 
 from fcnlab.comparison import notes
 from fcnlab.comparison.comparability import restrict_to_common_images, split_comparable
+from fcnlab.comparison.fine_grained_differences import fine_grained_differences
 from fcnlab.comparison.folds import pool_folds
 from fcnlab.comparison.grouping import (
     ALWAYS,
@@ -24,15 +25,15 @@ from fcnlab.comparison.grouping import (
     group_runs,
     merged_values,
 )
-from fcnlab.comparison.intervals import resamples_needed
-from fcnlab.comparison.names import with_names
+from fcnlab.comparison.intervals import Interval, resamples_needed
+from fcnlab.comparison.names import LONGEST_NAME, with_names
 from fcnlab.comparison.pairs import MOST_GROUPS_FOR_ALL_PAIRS, Pair, Sampling, compare_pairs, compared_runs
 from fcnlab.comparison.runs import ExcludedRun, Run
 from fcnlab.errors import UserError
 from fcnlab.runs.selection import notes as selection_notes
 
+MOST_CLASS_PAIRS = 10  # with tables of their classes: all pairs of five groups; class_differences.csv has all pairs
 MANY_RUNS, RESAMPLES, RESAMPLES_OF_MANY = 100, 10_000, 2_000
-LONGEST_NAME = 40  # characters; longer names are replaced by ranks
 
 
 class Effect(NamedTuple):
@@ -96,6 +97,11 @@ class Comparison:
         names = [group.name for group in self.groups]
         short = all(len(name) <= LONGEST_NAME for name in names)
         return {name: name if short else f"#{rank}" for rank, name in enumerate(names, start=1)}
+
+    @cached_property
+    def fine_grained(self) -> list[dict[str, Interval]]:
+        """The differences in fine-grained mIoU of the first ``MOST_CLASS_PAIRS`` pairs, which have the best groups."""
+        return fine_grained_differences(self.pairs[:MOST_CLASS_PAIRS], self.confidence)
 
     @property
     def selection(self) -> list[str]:

@@ -136,7 +136,7 @@ def _class_facts(pair: Pair, each: ClassDifference) -> dict[str, Any]:
         "low": each.interval and each.interval.low,
         "high": each.interval and each.interval.high,
         "interval_over": pair.scope,
-        "few_images": each.few_images,
+        "images_found": each.found,
     }
 
 

@@ -1,6 +1,9 @@
-"""Write the tables and figures of a comparison for a paper: CSV and LaTeX, SVG and PDF."""
+"""Write the tables and figures of a comparison for a paper: CSV and LaTeX, SVG and PDF, and PNG for images."""
 
+import logging
 from pathlib import Path
+
+from PIL import Image
 
 from fcnlab.comparison import pdf
 from fcnlab.comparison.comparison import Comparison
@@ -8,16 +11,19 @@ from fcnlab.comparison.confusions import confusion, confusions
 from fcnlab.comparison.csv_files import table_csv
 from fcnlab.comparison.drawing import paper_svg
 from fcnlab.comparison.figures import paper_figures
+from fcnlab.comparison.image_panels import Archives
 from fcnlab.comparison.latex import latex
 from fcnlab.comparison.ranking import answers
 from fcnlab.comparison.tables import Table, confusion_table, headline, result_tables
+from fcnlab.comparison.worst_images import WorstImage, not_kept, overlays, worst_images, worst_table
 from fcnlab.errors import UserError, unwritable_reason
-from fcnlab.escaping import escape_terminal
+from fcnlab.escaping import escape_line, escape_terminal
 from fcnlab.files.writing import atomic_write
 
 ABOUT = "about.txt"  # lists the files of an export, which the next one replaces
 MARK = "Exported by fcnlab compare. "  # how this file begins
-SUFFIXES = (".csv", ".tex", ".svg", ".pdf")
+SUFFIXES = (".csv", ".tex", ".svg", ".pdf", ".png")
+log = logging.getLogger("fcnlab")
 
 
 def check_export_folder(folder: Path) -> None:
@@ -37,15 +43,20 @@ def check_export_folder(folder: Path) -> None:
         raise UserError(f"export={folder}: {reason}. {advice}")
 
 
-def export(folder: Path, comparison: Comparison, command: str) -> list[str]:
+def export(folder: Path, comparison: Comparison, command: str, worst: int = 0) -> list[str]:
     """Write all tables and figures to a folder; return the names of the files.
 
-    PDF files are written only if matplotlib is installed (``pdf.is_available``).
+    PDF files are written only if matplotlib is installed (``pdf.is_available``). ``worst`` is the number of images of
+    each group that are drawn: those with the lowest mean IoU.
     """
+    archives = Archives()
+    images = worst_images(comparison, worst, archives) if worst else []
     figures = paper_figures(comparison, confusions(comparison))
     tables = [*result_tables(comparison), *_confusion_tables(comparison)]
+    tables += [worst_table(images, comparison)] if images else []
     folder.mkdir(parents=True, exist_ok=True)
     titles = [f"{each.name}: {each.title}" for each in (*tables, *figures)]
+    titles += [f"{each.file}: {each.title}" for each in images if each.run]
     about = [f"{MARK}Command: {command}", headline(comparison), *answers(comparison), "", *titles]
     _remove_earlier(folder)
     _write(folder / ABOUT, "\n".join(map(escape_terminal, about)) + "\n")  # first: an interrupted export is one
@@ -58,7 +69,20 @@ def export(folder: Path, comparison: Comparison, command: str) -> list[str]:
     for figure in drawn:
         with atomic_write(folder / f"{figure.name}.pdf") as part:
             pdf.write_pdf(part, figure.drawing)
-    return [*texts, *(f"{figure.name}.pdf" for figure in drawn), ABOUT]
+    files = [*texts, *(f"{figure.name}.pdf" for figure in drawn)]
+    return [*files, *_write_overlays(folder, images, comparison, archives), ABOUT]
+
+
+def _write_overlays(folder: Path, images: list[WorstImage], comparison: Comparison, archives: Archives) -> list[str]:
+    """Draw the images whose predictions are kept, and warn about the others; return the names of the files."""
+    written = []
+    for file, drawing in overlays(images, comparison, archives):
+        with atomic_write(folder / f"{file}.png") as part:
+            Image.fromarray(drawing).save(part, "PNG")
+        written.append(f"{file}.png")
+    for message in [*not_kept(images, comparison), *archives.notes.values()]:
+        log.warning("%s", escape_line(message))
+    return written
 
 
 def _titles(folder: Path) -> list[str] | None:

@@ -269,12 +269,20 @@ def _of_group(group: Group, comparison: Comparison, archives: Archives) -> Serie
 
 def _best_and_worst(group: Group, kept: frozenset[str]) -> tuple[list[str], list[str]]:
     """Return the images with the highest and the lowest scores; of equal scores, first those with more classes."""
+    best = [name for name in ordered_images(group, best_first=True) if name in kept][:OF_A_GROUP]
+    worst = [name for name in ordered_images(group, best_first=False) if name in kept and name not in best]
+    return best, worst[:OF_A_GROUP]
+
+
+def ordered_images(group: Group, best_first: bool) -> list[str]:
+    """Return the names of the images by their mean IoU; of equal ones, first those with more classes.
+
+    Images with only ignored pixels are left out.
+    """
     names, scores = group.runs[0].names, image_scores(group)
-    classes = (group.runs[0].areas.target > 0).sum(axis=1)
-    known = [place for place, name in enumerate(names) if name in kept and scores[place] == scores[place]]
-    best = sorted(known, key=lambda place: (-scores[place], -classes[place]))[:OF_A_GROUP]
-    worst = sorted(set(known) - set(best), key=lambda place: (scores[place], -classes[place], place))[:OF_A_GROUP]
-    return [names[place] for place in best], [names[place] for place in worst]
+    classes, sign = (group.runs[0].areas.target > 0).sum(axis=1), -1 if best_first else 1
+    known = [place for place in range(len(names)) if scores[place] == scores[place]]
+    return [names[place] for place in sorted(known, key=lambda place: (sign * scores[place], -classes[place]))]
 
 
 def _group_row(title: str, name: str, kept: KeptImage, run: Run) -> Row:

@@ -83,7 +83,7 @@ def page(comparison: Comparison, command: str) -> str:
         alpha=1 - comparison.confidence,
         fewest_images=FEWEST_IMAGES,
         made_with=tables.made_with(comparison),
-        level=f"{100 * comparison.confidence:g} %",
+        level=Markup(f"{100 * comparison.confidence:g}&nbsp;%"),
     )
 
 
@@ -94,8 +94,9 @@ def _with_values(each: CurveFigure, comparison: Comparison) -> tuple[Figure, Tab
 
 
 def _breakable(text: str) -> Markup:
-    """Return text in which lines may break inside a long word, behind its punctuation."""
-    return Markup(LONG_WORD.sub(lambda word: BREAK.sub("<wbr>", word[0]), str(escape(text))))
+    """Return text in which lines may break inside a long word, behind its punctuation, but never before %."""
+    broken = LONG_WORD.sub(lambda word: BREAK.sub("<wbr>", word[0]), str(escape(text)))
+    return Markup(broken.replace(" %", "&nbsp;%"))
 
 
 def _download(text: str, kind: str) -> str:

@@ -77,10 +77,12 @@ class ComparisonReport:
         write_page(folder / "comparison.html", self.comparison, self.command)
         return folder / "comparison.html"
 
-    def export(self, folder: str | Path) -> list[Path]:
+    def export(self, folder: str | Path, worst: int = 0) -> list[Path]:
         """Write each table as CSV and LaTeX, and each figure as SVG and PDF, for a paper; return the paths.
 
-        PDF needs matplotlib (``pip install 'fcnlab[paper]'``); without it, a warning says so.
+        PDF needs matplotlib (``pip install 'fcnlab[paper]'``); without it, a warning says so. ``worst`` is the number
+        of images of each group that are drawn as PNG, with overlays of ground truth and prediction: those with the
+        lowest mean IoU, as far as the runs' predictions.zip contain them.
 
         Raises
         ------
@@ -91,7 +93,7 @@ class ComparisonReport:
         check_export_folder(folder)
         if not is_available():
             logging.getLogger("fcnlab").warning("No figure is exported as PDF. %s", HINT)
-        return [folder / name for name in export(folder, self.comparison, self.command)]
+        return [folder / name for name in export(folder, self.comparison, self.command, worst)]
 
     def __str__(self) -> str:
         return terminal(self.comparison)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy import ndarray
 
 from fcnlab.comparison.classes import FEW_CLASS_IMAGES, Bounds
-from fcnlab.comparison.comparison import Comparison, Curve
+from fcnlab.comparison.comparison import MOST_CLASS_PAIRS, Comparison, Curve
 from fcnlab.comparison.formats import MINUS, MISSING, SCORE_TITLES, counted, interval, percent, points, probability
 from fcnlab.comparison.grouping import Group, environments
 from fcnlab.comparison.intervals import Interval
@@ -21,7 +21,6 @@ from fcnlab.metrics.scores import SCORES
 from fcnlab.runs.origins import ENVIRONMENT, SCORING, UNKNOWN
 
 ORDER = ("miou", *(score for score in SCORES if score != "miou"))
-MOST_CLASS_PAIRS = 10  # with tables of their classes: all pairs of five groups; class_differences.csv has all pairs
 
 
 class Column(NamedTuple):
@@ -91,6 +90,7 @@ def result_tables(comparison: Comparison) -> list[Table]:
         design_table,
         score_table,
         fine_grained_table,
+        fine_grained_difference_table,
         class_table,
         cost_table,
         effect_table,
@@ -314,6 +314,24 @@ def fine_grained_table(comparison: Comparison) -> Table:
     return Table("fine_grained", "Fine-grained mIoU", caption, columns, rows)
 
 
+def fine_grained_difference_table(comparison: Comparison) -> Table:
+    """Return the differences of the first pairs; no rows on few images."""
+    titles = [SCORE_TITLES[name] for name in FineGrainedScores._fields]
+    level = f"{100 * comparison.confidence:g} %"
+    columns = [_pair_column(comparison)]
+    for title in titles:
+        columns += [Column(f"{title}, points"), Column(f"{title}, {level} interval", note="sorted by the lower end")]
+    rows = []
+    for pair, found in zip(comparison.pairs, comparison.fine_grained, strict=False):
+        cells = [(Cell(points(each.value), 100 * each.value), _interval_cell(each)) for each in found.values()]
+        rows += [[_pair_cell(pair, comparison), *(cell for both in cells for cell in both)]] if found else []
+    caption = (
+        "Percentage points. The intervals are over images only, for these trained models: a paired bootstrap, as for"
+        " mIoU. They are not corrected for the number of scores and pairs."
+    )
+    return Table("fine_grained_differences", "Differences in fine-grained mIoU", caption, columns, rows)
+
+
 def class_difference_tables(comparison: Comparison) -> list[Table]:
     """Return a table for each of the first pairs, which have the best groups."""
     pairs = comparison.pairs[:MOST_CLASS_PAIRS]
@@ -334,14 +352,14 @@ def _class_difference_table(place: int, pair: Pair, comparison: Comparison) -> T
             *_best_marked([_iou_cell(each.first, None), _iou_cell(each.second, None)]),
             Cell(MISSING) if isnan(each.difference) else Cell(points(each.difference), 100 * each.difference),
             _interval_cell(each.interval),
-            Cell(f"fewer than {FEW_CLASS_IMAGES} images" if each.few_images else ""),
+            Cell(f"found in {counted(each.found, 'image')}" if each.found < FEW_CLASS_IMAGES else ""),
         ]
         for each in pair.class_differences
     ]
     scope = f"The intervals are over {pair.scope} and hold for all classes at once." if pair.interval else ""
     caption = (
         f"Images and pixels of the ground truth that have the class; IoU, mean over {pair.of_seeds}. {scope} A dash:"
-        " fewer than two images have the class, or neither group finds it with all seeds."
+        f" the class is found in fewer than {FEW_CLASS_IMAGES} images, or neither group finds it with all seeds."
     )
     return Table(f"class_differences_{place}", f"IoU by class: {first} {MINUS} {second}", caption, columns, rows)
 

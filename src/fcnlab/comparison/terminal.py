@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fcnlab.comparison.comparison import Comparison
 from fcnlab.comparison.formats import counted, percent, points
-from fcnlab.comparison.names import common_settings
+from fcnlab.comparison.names import common_settings, usual_line
 from fcnlab.comparison.plan import Plan
 from fcnlab.comparison.ranking import answers, needs
 from fcnlab.comparison.tables import Cell, Column, Table, difference_table, headline, published_table, score_table
@@ -26,9 +26,13 @@ def terminal(comparison: Comparison) -> str:
 
 
 def common_lines(comparison: Comparison) -> list[str]:
-    """Return the line on the settings that all groups share; none if no such setting was typed."""
-    settings = common_settings([run for group in comparison.groups for run in group.runs])
-    return [escape_line(f"Shared settings: {settings}")] if settings else []
+    """Return the lines on typed settings that all groups share, and on those that names leave out, if there are any."""
+    shared = common_settings([run for group in comparison.groups for run in group.runs])
+    lines = {
+        "Shared settings": shared,
+        "Settings of each group, unless its name has others": usual_line(comparison.groups),
+    }
+    return [escape_line(f"{title}: {settings}") for title, settings in lines.items() if settings]
 
 
 def plan_text(comparison: Comparison, plans: Sequence[Plan]) -> str:

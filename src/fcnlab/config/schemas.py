@@ -220,6 +220,7 @@ class CompareConfig:
     merge_over: list[str] = field(default_factory=list)
     names: GroupNames | None = None
     export: str | None = None  # a folder for tables and figures
+    worst: Whole = 0
 
 
 @dataclass

@@ -20,6 +20,7 @@ OPACITY = 0.6
 GAP = 4  # pixels between the images of a panel
 STRIP = 64  # rows of an image tinted at a time, to limit memory
 ROW = 20  # pixels: height of a line of the legend
+OVERLAY_SIDE = 400  # pixels: longer side of an image of an overlay panel
 
 
 def colours(labels: Labels, palette: Palette) -> RGB:
@@ -68,11 +69,41 @@ def with_legend(image: Drawing, shown: Sequence[Labels], classes: Sequence[str],
     return np.concatenate([image, names])
 
 
+def _with_ignored(image: Drawing, shown: Sequence[Labels], classes: Sequence[str], palette: Palette) -> Drawing:
+    """Return the image above a legend that names ignored pixels, too."""
+    labels = [np.where(each == IGNORE_INDEX, len(classes), each) for each in shown]
+    return with_legend(image, labels, [*classes, "ignored"], np.vstack([palette, np.array([IGNORE_COLOUR], np.uint8)]))
+
+
 def panel(image: RGB, target: Labels, prediction: Labels, classes: Sequence[str], palette: Palette) -> Drawing:
     """Draw image, ground truth and prediction side by side, above a legend."""
-    gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
-    row = np.concatenate([image, gap, colours(target, palette), gap, colours(prediction, palette)], axis=1)
+    row = _side_by_side([image, colours(target, palette), colours(prediction, palette)])
     return with_legend(row, [target, prediction], classes, palette)
+
+
+def overlay_panel(
+    image: RGB,
+    target: UInt8[ndarray, "_ _"],
+    prediction: UInt8[ndarray, "_ _"],
+    classes: Sequence[str],
+    palette: Palette,
+) -> Drawing:
+    """Draw an image, and the image tinted by ground truth and by prediction, side by side, above a legend.
+
+    The image may be a smaller copy of what was segmented. All three are scaled to ``OVERLAY_SIDE`` pixels.
+    """
+    size = ImageOps.contain(Image.fromarray(target), (OVERLAY_SIDE, OVERLAY_SIDE)).size
+    scaled = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    labels = [np.array(Image.fromarray(each).resize(size, Image.Resampling.NEAREST)) for each in (target, prediction)]
+    row = _side_by_side([scaled, *(overlay(scaled, each, palette) for each in labels)])
+    margin = max(0, OVERLAY_SIDE - row.shape[1])  # so that a narrow image has room for its legend
+    return _with_ignored(np.pad(row, ((0, 0), (0, margin), (0, 0)), constant_values=255), labels, classes, palette)
+
+
+def _side_by_side(images: Sequence[RGB]) -> Drawing:
+    first, *others = images
+    gap = np.full((first.shape[0], GAP, 3), 255, np.uint8)
+    return np.concatenate([first, *(part for image in others for part in (gap, image))], axis=1)
 
 
 def contact_sheet(
@@ -90,11 +121,7 @@ def contact_sheet(
     blank = np.full_like(tiles[0], 255)
     tiles += [blank] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
-    # Here the legend names ignored pixels, too.
-    shown = [np.where(labels == IGNORE_INDEX, len(classes), labels) for _, _, labels in samples]
-    return with_legend(
-        np.concatenate(rows), shown, [*classes, "ignored"], np.vstack([palette, np.array([IGNORE_COLOUR], np.uint8)])
-    )
+    return _with_ignored(np.concatenate(rows), [labels for _, _, labels in samples], classes, palette)
 
 
 def _tile(name: str, image: RGB, labels: Labels, palette: Palette, side: int) -> Drawing:

@@ -30,6 +30,8 @@ def compare(cfg: DictConfig, run: RunFolder) -> None:
     check_report_folder(run.path, FILES)
     if cfg.export is not None:
         check_export_folder(Path(cfg.export))
+    elif cfg.worst:
+        log.warning("worst=%d has no effect without export=FOLDER, where the images are drawn", cfg.worst)
     report = comparison_report(cfg, command(run.context))
     plan = plan_text(report.comparison, report.plans()) if cfg.plan else None
     run.accept(cfg)
@@ -38,7 +40,7 @@ def compare(cfg: DictConfig, run: RunFolder) -> None:
         log.info(plan)
     log.info("Page: %s", report.save(run.path))
     if cfg.export is not None:
-        log.info("%d files for a paper: %s", len(report.export(cfg.export)), cfg.export)
+        log.info("%d files for a paper: %s", len(report.export(cfg.export, cfg.worst)), cfg.export)
 
 
 def comparison_report(cfg: DictConfig, command: str, argument: str = "runs") -> ComparisonReport:
