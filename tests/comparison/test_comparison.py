@@ -199,6 +199,10 @@ def test_equal_groups_are_equivalent_within_a_margin(make_run, compared):
     (wide,), (narrow,) = compared(equivalence=5).pairs, compared(equivalence=0.01).pairs
     assert wide.verdict == "equivalent" and narrow.verdict == "undecided" and wide.better is None
     assert "are equivalent within 5 points of mIoU" in answers(compared(equivalence=5))[0]
+    assert (
+        answers(compared(equivalence=0.01))[-1] == "The difference is not shown to be smaller than 0.01 points of mIoU."
+    )
+    assert not any("not shown" in answer for margin in (5, None) for answer in answers(compared(equivalence=margin)))
     half = narrow.two_factor.interval(0.9)  # two one-sided tests at 5 % are the 90 % interval within the margin
     for margin in (1.01 * max(abs(half.low), abs(half.high)), 0.99 * max(abs(half.low), abs(half.high))):
         assert (narrow.two_factor.p_equivalent(margin) < 0.05) == (max(abs(half.low), abs(half.high)) < margin)

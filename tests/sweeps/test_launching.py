@@ -921,7 +921,9 @@ def test_hydra_parses_quoted_values_unchanged(text: str):
     assert unquote_value(word.removeprefix("x=")) == text
 
 
-@pytest.mark.parametrize("text", ["${seed}", "a${", r"\${seed}", r"\\${oc.env:HOME}'", r"a\b'${x}\c", "$x{", "${${x}}\\"])
+@pytest.mark.parametrize(
+    "text", ["${seed}", "a${", r"\${seed}", r"\\${oc.env:HOME}'", r"a\b'${x}\c", "$x{", "${${x}}\\"]
+)
 def test_formatted_values_are_taken_literally(text: str):
     """Checked with OmegaConf, which would interpolate them."""
     word = format_override("x", text)

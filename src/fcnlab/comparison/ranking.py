@@ -52,6 +52,19 @@ def _trailing(pair: Pair) -> Group:
 
 def answers(comparison: Comparison) -> list[str]:
     """Return the result as sentences."""
+    return [*_verdicts(comparison), *_not_equivalent(comparison)]
+
+
+def _not_equivalent(comparison: Comparison) -> list[str]:
+    """Return a sentence if equivalence was tested and not shown: the verdicts do not mention it."""
+    tested = [pair for pair in comparison.pairs if pair.margin and pair.p_equivalent is not None]
+    if not tested or any(pair.equivalent for pair in tested):
+        return []
+    subject = "The difference is not" if len(comparison.pairs) == 1 else "No difference is"
+    return [f"{subject} shown to be smaller than {100 * (tested[0].margin or 0):g} points of mIoU."]
+
+
+def _verdicts(comparison: Comparison) -> list[str]:
     pairs = comparison.pairs
     if not pairs:
         return ["Only one group: there is nothing to compare."]

@@ -167,8 +167,7 @@ def difference_table(comparison: Comparison) -> Table:
         _pair_column(comparison),
         Column("difference, points"),
         Column(f"{level} interval", note="sorted by the lower end"),
-        Column("p (Holm)", note="corrected for the number of pairs by Holm's method"),
-        Column("p (step-down)", note="corrected by the step-down method of Westfall and Young"),
+        *_p_columns(comparison),
         Column(f"the {of_first} is", False),
         Column("compared", False),
         Column("over images only", note="sorted by the lower end"),
@@ -180,6 +179,16 @@ def difference_table(comparison: Comparison) -> Table:
     )
     rows = [_pair_row(pair, comparison) for pair in comparison.pairs]
     return Table("differences", "Differences in mIoU", caption, columns, rows)
+
+
+def _p_columns(comparison: Comparison) -> list[Column]:
+    """Return the columns of p values: one without a correction if there is a single pair."""
+    if len(comparison.pairs) == 1:
+        return [Column("p")]
+    return [
+        Column("p (Holm)", note="corrected for the number of pairs by Holm's method"),
+        Column("p (step-down)", note="corrected by the step-down method of Westfall and Young"),
+    ]
 
 
 def _pair_column(comparison: Comparison) -> Column:
@@ -197,7 +206,7 @@ def _pair_row(pair: Pair, comparison: Comparison) -> list[Cell]:
         Cell(points(pair.difference), 100 * pair.difference),
         _interval_cell(pair.interval),
         Cell(probability(pair.p), pair.p),
-        Cell(probability(pair.p_step_down), pair.p_step_down),
+        *([Cell(probability(pair.p_step_down), pair.p_step_down)] if len(comparison.pairs) > 1 else []),
         Cell(verdict(pair), verdict=pair.verdict),
         Cell(pair.of_seeds),
         _interval_cell(pair.over_images),
