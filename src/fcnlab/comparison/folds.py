@@ -66,8 +66,8 @@ def _experiment(run: Run, rules: GroupingRules) -> tuple:
 def _cross_validations(runs: Sequence[Run]) -> list[list[Run]]:
     """Return the runs of one experiment, split by the settings that merge_over ignores if these repeat a fold.
 
-    Folds without repeats are one cross-validation, whose code was changed in between, for example. With repeats they are
-    several ones, and a pool of both would be the score of none of them.
+    Folds without repeats are one cross-validation, whose code was changed in between, for example. With repeats they
+    are several ones, and a pool of both would be the score of none of them.
     """
     by_settings: dict[frozenset, list[Run]] = {}
     for run in runs:

@@ -46,12 +46,12 @@ def latex(table: Table) -> str:
 
 
 def _header(column: Column, texts: Sequence[str]) -> str:
-    """Return a title in lines no longer than the column's cells or the title's longest word, so that tables are narrow."""
+    """Return a title in lines no longer than the column's cells or its own longest word, so that tables are narrow."""
     lines = wrap(column.title, max(map(len, [*texts, *column.title.split()])), break_on_hyphens=False)
     if len(lines) < 2:
         return escape_latex(column.title)
-    side = "r" if column.is_number else "l"
-    return rf"\shortstack[{side}]{{{r' \\ '.join(map(escape_latex, lines))}}}"
+    side, stacked = "r" if column.is_number else "l", r" \\ ".join(map(escape_latex, lines))
+    return rf"\shortstack[{side}]{{{stacked}}}"
 
 
 def _row(cells: list[str]) -> str:

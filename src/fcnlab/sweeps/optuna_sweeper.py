@@ -282,8 +282,8 @@ def check_not_of_a_grid(config: DictConfig) -> None:
     if chosen := {key: value for key in keys if (value := OmegaConf.select(config, key))}:
         key, value = next(iter(chosen.items()))
         raise UserError(
-            f"{key}={value} trains settings that are chosen already, and hydra/sweeper=optuna searches for others. Leave"
-            " hydra/sweeper=optuna out"
+            f"{key}={value} trains settings that are chosen already, and hydra/sweeper=optuna searches for others."
+            " Leave hydra/sweeper=optuna out"
         )
 
 

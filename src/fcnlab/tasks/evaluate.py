@@ -226,7 +226,7 @@ def common_data(checkpoints: Sequence[Path], trust: Sequence[str]) -> DictConfig
             if changes.keys() <= {FOLD}:
                 raise ConfigError(
                     f"checkpoint={path} held out fold {changes[FOLD].new}, and {checkpoints[0]} held out fold"
-                    f" {changes[FOLD].old}: each has trained on the images that the other held out, so that no fold is a"
+                    f" {changes[FOLD].old}: each has trained on the images that the other held out, so no fold is a"
                     " fair test of the ensemble. Set data=... to score it on images that no fold contains, such as"
                     " data.val_list=val. For the score of the cross-validation, compare the runs: fcnlab compare"
                     " runs=FOLDER pools their folds"
