@@ -79,7 +79,7 @@ def test_less_reliable_intervals_are_noted(make_run, compared):
             make_run(f"{model}{seed}", matrices, model=model, seed=seed)
     comparison = compared()
     (pair,), notes = comparison.pairs, " ".join(comparison.notes)
-    assert "Fewer than 10 images have cow." in notes and "On fewer than 100 images" in notes
+    assert "Fewer than 10 images contain cow." in notes and "On fewer than 100 images" in notes
     assert pair.liberal and "6 to 8 % of equal groups differ significantly instead of 5 %: 1 pair" in notes
 
 

@@ -92,9 +92,9 @@ def of_reliability(pairs: Sequence[Pair], compared: Sequence[Run]) -> list[str]:
     rare = [name for name, count in zip(compared[0].classes, having, strict=True) if 0 < count < FEW_CLASS_IMAGES]
     if rare:
         notes.append(
-            f"Fewer than {FEW_CLASS_IMAGES} images have {listed(rare, MOST_NAMED)}. Each of these classes has the"
-            " weight of any other in the mIoU, and many sets of images would not have all of them: 95 % intervals then"
-            " contain the true difference in 82 to 96 % of simulations."
+            f"Fewer than {FEW_CLASS_IMAGES} images contain {listed(rare, MOST_NAMED)}. In the mIoU, a rare class has"
+            " the same weight as any other, and other images might not contain it. With such classes, 95 % intervals"
+            " contained the true difference in 82 to 96 % of simulations, and not in 95 %."
         )
     if judged[0].images < MANY_IMAGES:
         notes.append(

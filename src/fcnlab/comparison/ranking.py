@@ -106,7 +106,7 @@ def _size(pair: Pair, sign: int) -> str:
         return value
     low, high = sorted((sign * found.low, sign * found.high))
     over = f"{pair.of_seeds} and {pair.images} images" if pair.two_factor else f"{pair.images} images"
-    return f"{value}, {points(low)} to {points(high)} over {over}"
+    return f"{value} ({100 * (1 - pair.alpha):g} % interval {points(low)} to {points(high)}, over {over})"
 
 
 def _advice(pair: Pair) -> str:
@@ -114,7 +114,8 @@ def _advice(pair: Pair) -> str:
     if pair.design is None:
         return f" {pair.of_seeds.capitalize()}."
     return (
-        f" These seeds and images find differences of {100 * pair.design.detectable:.1f} points or more. {needs(pair)}"
+        f" These seeds and images find differences of {100 * pair.design.detectable:.1f} points or more, with a"
+        f" probability of 80 %. {needs(pair)}"
     )
 
 

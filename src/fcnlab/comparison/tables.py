@@ -132,12 +132,10 @@ def with_spread(group: Group, score: str) -> str:
 
 
 def _best_marked(cells: Sequence[Cell]) -> list[Cell]:
-    """Mark the cells with the highest number as it is displayed; none if there is only one cell."""
-    known = [_displayed(cell) for cell in cells if cell.value is not None]
-    best = max(known, default=None)
-    return [
-        cell._replace(best=len(cells) > 1 and cell.value is not None and _displayed(cell) == best) for cell in cells
-    ]
+    """Mark the cells with the highest number as it is displayed; none if all numbers are equal."""
+    known = {_displayed(cell) for cell in cells if cell.value is not None}
+    best = max(known) if len(known) > 1 else None
+    return [cell._replace(best=cell.value is not None and _displayed(cell) == best) for cell in cells]
 
 
 def _displayed(cell: Cell) -> float:
