@@ -48,9 +48,9 @@ def of_groups(groups: Sequence[Group], baseline: Group | None, was_set: bool) ->
         )
     if len({frozenset(group.seeds) for group in groups}) > 1:
         notes.append(
-            "The groups have different seeds. Two groups are compared on the seeds that both have if these are three or"
-            " more, otherwise on all runs if both have three or more, otherwise on the seeds that both have, or on all"
-            " runs if they share none; scores are means over all seeds of a group."
+            "The groups have different seeds. A pair with three common seeds or more is compared on these. If it has"
+            " fewer, all seeds of both groups are used, provided that both have three or more, or none in common. Any"
+            " other pair is compared on its one or two common seeds. Scores are means over all seeds of a group."
         )
     return notes
 
