@@ -47,7 +47,7 @@ def latex(table: Table) -> str:
 
 def _header(column: Column, texts: Sequence[str]) -> str:
     """Return a title in lines no longer than the column's cells or its own longest word, so that tables are narrow."""
-    lines = wrap(column.title, max(map(len, [*texts, *column.title.split()])), break_on_hyphens=False)
+    lines = wrap(column.title, max(map(len, [*texts, *column.title.split()]), default=1), break_on_hyphens=False)
     if len(lines) < 2:
         return escape_latex(column.title)
     side, stacked = "r" if column.is_number else "l", r" \\ ".join(map(escape_latex, lines))

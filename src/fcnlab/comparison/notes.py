@@ -94,7 +94,7 @@ def of_reliability(pairs: Sequence[Pair], compared: Sequence[Run]) -> list[str]:
         notes.append(
             f"Fewer than {FEW_CLASS_IMAGES} images contain {listed(rare, MOST_NAMED)}. In the mIoU, a rare class has"
             " the same weight as any other, and other images might not contain it. With such classes, 95 % intervals"
-            " contained the true difference in 82 to 96 % of simulations, and not in 95 %."
+            " contained the true difference in only 82 to 96 % of simulations."
         )
     if judged[0].images < MANY_IMAGES:
         notes.append(

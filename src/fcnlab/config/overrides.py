@@ -25,11 +25,9 @@ COMBINATIONS = "sweep.combinations"
 ESCAPED_DOUBLE = re.compile(r'''(?<!\\)"([^\\"']*(?:\\"[^\\"']*)+)"''')  # a text with escaped quotes, and no others
 ESCAPED_SINGLE = re.compile(r"""(?<!\\)'([^\\"']*(?:\\'[^\\"']*)+)'""")
 KEY_ENDS, BACKSLASH = re.compile(r"[\\()\[\]{}:=, ]"), r"\\\g<0>"
-PLAIN_ENTRY = re.compile(r"(file://)?/[\w./-]+", re.ASCII)  # of a searchpath, which needs no quotes
-
-
 INTERPOLATION_START = re.compile(r"(\\*)\$\{")  # with backslashes, of which OmegaConf keeps half
 ESCAPED_START = re.compile(r"((?:\\\\)*)\\\$\{")
+PLAIN_ENTRY = re.compile(r"(file://)?/[\w./-]+", re.ASCII)  # of a searchpath, which needs no quotes
 
 
 def format_override(key: str, value: object) -> str:
