@@ -293,16 +293,12 @@ def submitted_words(monkeypatch):
     return words
 
 
-def test_a_sweep_of_staged_runs_is_extended_and_confirmed_by_slurm(submitted_words, fcnlab, tmp_path, capsys):
-    """The jobs get the settings of the sweep, also those of the launcher and of --config-dir, which are typed again."""
-    (tmp_path / "mine" / "experiment").mkdir(parents=True)
-    (tmp_path / "mine" / "experiment" / "two.yaml").write_text(
-        "# @package _global_\nstages: [paper/fcn32s, paper/fcn16s]\n"
-    )
-    launched = ("train", "-m", "--config-dir", tmp_path / "mine", "hydra/launcher=submitit_slurm")
-    settings = ("data=shapes", "model/backbone=tiny", "model.backbone.weights=none", "trainer=smoke", "logger=csv")
-    settings += ("trainer.accelerator=cpu", "hydra.sweep.dir=old")
-    assert fcnlab(*launched, "experiment=two", "optim.lr=1e-3,1e-4", "seed=1", *settings) == 0
+@pytest.mark.slow
+def test_a_sweep_is_extended_and_confirmed_by_slurm(submitted_words, fcnlab, capsys):
+    """The jobs get the settings of the sweep; the launcher is typed again."""
+    launched = ("train", "-m", "hydra/launcher=submitit_slurm")
+    settings = ("model=fcn16s", "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", "hydra.sweep.dir=old")
+    assert fcnlab(*launched, "optim.lr=1e-3,1e-4", "seed=1", *settings) == 0
     first = [*submitted_words]
     assert fcnlab(*launched, "sweep.extend=old", "seed=2") == 0
     added = submitted_words[len(first) :]
@@ -313,7 +309,7 @@ def test_a_sweep_of_staged_runs_is_extended_and_confirmed_by_slurm(submitted_wor
         return {word for word in words if not word.startswith(places)}
 
     assert [own(words) for words in added] == [own(words) for words in first]
-    assert all("experiment=two" in words and "seed=2" in words for words in added)
+    assert all("model=fcn16s" in words and "seed=2" in words for words in added)
     capsys.readouterr()
     assert fcnlab(*launched, "hydra.sweep.dir=new", "sweep.confirm=old", "sweep.best=1", "seed=7") == 0
     (confirmed,) = submitted_words[len(first) + len(added) :]
