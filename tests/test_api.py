@@ -181,6 +181,16 @@ def test_compare_returns_tables_and_saves_the_files_of_the_command(sweep, tmp_pa
         fcnlab.compare(tmp_path / "none")
 
 
+def test_names_of_groups_are_taken_literally(sweep):
+    """An override would interpolate them, and its keys cannot contain an accent."""
+    names = {"fcn8s": "${oc.env:HOME} $x^2$ {a}", "fcn16s": r"\${seed}"}
+    assert [group.name for group in fcnlab.compare(sweep, names=names, resamples=100).groups][:2] == [*names.values()]
+    with pytest.raises(fcnlab.UserError, match=r"^names=modèle \$\{x\} matches no group"):
+        fcnlab.compare(sweep, names={"modèle ${x}": "x"}, resamples=100)
+    with pytest.raises(fcnlab.UserError, match="each group needs a text"):
+        fcnlab.compare(sweep, names={"fcn8s": 1}, resamples=100)  # pyright: ignore[reportArgumentType]
+
+
 def test_only_the_command_line_and_the_sweeps_read_hydras_global_state(repository):
     source = repository / "src" / "fcnlab"
     readers = {path.relative_to(source) for path in source.rglob("*.py") if "import HydraConfig" in path.read_text()}

@@ -272,6 +272,14 @@ def test_the_memory_benchmark_runs(script, other_library):
         memory["step"](other_library, name, TINY, memory["Size"](1, 64, 64))(0)
 
 
+def test_the_ensemble_benchmark_runs(script):
+    ensemble, words = script("ensemble"), (*TINY, "trainer=cpu")
+    results = ensemble["measure"](words, 1, lambda networks: 100.0 * int(networks))
+    assert [row["MiB"] for row in results.values()] == [100 * size for size in ensemble["SIZES"]]
+    assert results["1 network"]["ratio"] == 1 and list(results)[-1] == "5 networks"
+    assert ensemble["evaluation"](words, 2)(0).sum() == 375 * 500
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 def test_peak_memory_is_the_largest_extra_allocation(script, new_pages):
     """128 MiB are allocated and freed; memory that is held before and after is not counted."""

@@ -229,10 +229,11 @@ def compare(
     overrides += [] if resamples is None else [f"resamples={resamples}"]
     overrides.append(f"confidence={confidence}")
     overrides += [] if equivalence is None else [f"equivalence={equivalence}"]
+    cfg = compose(overrides, "compare")
     if names is not None:
         overrides.append(f"names={format_mapping(names) if isinstance(names, Mapping) else format_value(names)}")
     command = shell_join(["fcnlab", "compare", *overrides])
-    return comparison_report(compose(overrides, "compare"), command, argument="folders")
+    return comparison_report(cfg, command, "folders", names if isinstance(names, Mapping | None) else str(names))
 
 
 def _checked_words(verb: str, overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:

@@ -79,7 +79,7 @@ def test_less_reliable_intervals_are_noted(make_run, compared):
             make_run(f"{model}{seed}", matrices, model=model, seed=seed)
     comparison = compared()
     (pair,), notes = comparison.pairs, " ".join(comparison.notes)
-    assert "Fewer than 10 images have cow." in notes and "On fewer than 100 images" in notes
+    assert "Fewer than 10 images contain cow." in notes and "On fewer than 100 images" in notes
     assert pair.liberal and "6 to 8 % of equal groups differ significantly instead of 5 %: 1 pair" in notes
 
 
@@ -199,6 +199,10 @@ def test_equal_groups_are_equivalent_within_a_margin(make_run, compared):
     (wide,), (narrow,) = compared(equivalence=5).pairs, compared(equivalence=0.01).pairs
     assert wide.verdict == "equivalent" and narrow.verdict == "undecided" and wide.better is None
     assert "are equivalent within 5 points of mIoU" in answers(compared(equivalence=5))[0]
+    assert (
+        answers(compared(equivalence=0.01))[-1] == "The difference is not shown to be smaller than 0.01 points of mIoU."
+    )
+    assert not any("not shown" in answer for margin in (5, None) for answer in answers(compared(equivalence=margin)))
     half = narrow.two_factor.interval(0.9)  # two one-sided tests at 5 % are the 90 % interval within the margin
     for margin in (1.01 * max(abs(half.low), abs(half.high)), 0.99 * max(abs(half.low), abs(half.high))):
         assert (narrow.two_factor.p_equivalent(margin) < 0.05) == (max(abs(half.low), abs(half.high)) < margin)

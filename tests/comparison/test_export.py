@@ -40,6 +40,13 @@ def test_latex_has_the_best_in_bold_and_deviations():
     ]
 
 
+def test_long_titles_of_latex_tables_are_broken_into_lines():
+    columns = [Column("pair", False), Column("difference, in % points"), Column("over images only")]
+    rows = [[Cell("a - b"), Cell("0.1", 0.1), Cell("-0.5 to +0.5", 0.0)]]
+    header = latex(Table("differences", "Differences", "", columns, rows)).splitlines()[3]
+    assert header == (r"pair & \shortstack[r]{difference, \\ in \% points} & \shortstack[r]{over images \\ only} \\")
+
+
 def test_text_of_others_is_no_command_of_latex():
     hostile = "\\input{/etc/passwd} $x$ %\n~^#"
     text = escape_latex(hostile)

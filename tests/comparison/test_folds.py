@@ -99,6 +99,23 @@ def test_repeated_folds_count_once_and_folds_of_other_code_are_pooled_on_request
     assert compared(tmp_path, merge_over=("source",)).images == COUNT
 
 
+def test_folds_of_different_settings_are_not_mixed_by_merge_over(make_run, tmp_path):
+    """Two whole cross-validations of one seed: either of them is used, not the later run of each fold."""
+    matrices = {rate: toy_matrices(0.5 + rate, COUNT, seed=int(100 * rate)) for rate in (0.1, 0.3)}
+    for number in range(3):
+        for rate, every in matrices.items():
+            folder = fold_of(make_run, f"{rate}-{number}", every, number, settings={"optim.lr": rate})
+            day = 10 + (number if rate == 0.1 else 1)  # in turns the later one of its fold
+            facts = json.loads((folder / "run.json").read_text()) | {"ended": f"2026-11-{day}T00:00:00+00:00"}
+            (folder / "run.json").write_text(json.dumps(facts))
+    assert [len(group.runs) for group in compared(tmp_path).groups] == [1, 1]
+    comparison = compared(tmp_path, merge_over=("optim.lr",))
+    (group,), (out,) = comparison.groups, comparison.left_out
+    assert "with which it is merged (optim.lr=" in out.reason and comparison.images == COUNT
+    scores = [miou_by_hand(every.sum(axis=0)) for every in matrices.values()]
+    assert any(group.values("miou")[0] == pytest.approx(score) for score in scores)
+
+
 def test_a_fold_that_was_scored_by_a_run_that_trained_on_it_is_excluded(make_run, tmp_path):
     matrices = toy_matrices(0.7, COUNT)
     for number in range(3):

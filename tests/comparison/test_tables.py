@@ -76,7 +76,8 @@ def test_a_sentence_names_the_better_group_first(make_run, compared):
             make_run(f"{model}{seed}", toy_matrices(quality, seed=seed), model=model, seed=seed)
     comparison = compared(baseline="fcn8s")
     assert comparison.pairs[0].difference < 0
-    size = r"\+\d+\.\d\d points of mIoU, \+\d+.\d\d to \+\d+.\d\d over 3 paired seeds and 36 images\."
+    interval = r"95 % interval \+\d+.\d\d to \+\d+.\d\d, over 3 paired seeds and 36 images"
+    size = rf"\+\d+\.\d\d points of mIoU \({interval}\)\."
     (sentence,) = answers(comparison)
     assert re.fullmatch(r"model=fcn8s is better than model=fcn32s: " + size, sentence)
 

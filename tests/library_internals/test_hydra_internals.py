@@ -1,8 +1,11 @@
+import importlib
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 from hydra import compose as compose_config
-from hydra import initialize_config_dir
+from hydra import initialize_config_dir, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -126,6 +129,32 @@ def test_config_files_are_read_again_only_if_they_have_changed(tmp_path, monkeyp
         option.unlink()
         with pytest.raises(MissingConfigException):
             compose_config("main")
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_config_files_of_a_package_are_read_again_after_a_change(tmp_path, monkeypatch, archive: bool):
+    """A notebook composes several times in one process, and a package may be a zip archive."""
+    package, place = f"configs_of_a_package_{archive}", tmp_path / ("package.zip" if archive else "folder")
+
+    def write(text: str) -> None:
+        files = {"__init__.py": "", "main.yaml": text}
+        if archive:
+            with zipfile.ZipFile(place, "w") as written:
+                for name, content in files.items():
+                    written.writestr(f"{package}/{name}", content)
+        else:
+            (place / package).mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                (place / package / name).write_text(content)
+
+    write("a: 1\n")
+    monkeypatch.syspath_prepend(place)
+    with initialize_config_module(package, version_base="1.3"), config_files_kept():
+        assert compose_config("main") == {"a": 1}
+        write("a: 23\n")
+        importlib.invalidate_caches()
+        assert compose_config("main") == {"a": 23}
+    sys.modules.pop(package)
 
 
 def test_a_copy_resolves_interpolations_like_its_original():

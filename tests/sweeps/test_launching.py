@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from fcnlab.config.overrides import (
     absolute_searchpath,
     command_options,
+    format_mapping,
     format_override,
     searchpath_folders,
     shell_join,
@@ -918,6 +919,18 @@ def test_hydra_parses_quoted_values_unchanged(text: str):
     word = format_override("x", text)
     assert OverridesParser.create().parse_override(word).value() == text
     assert unquote_value(word.removeprefix("x=")) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["${seed}", "a${", r"\${seed}", r"\\${oc.env:HOME}'", r"a\b'${x}\c", "$x{", "${${x}}\\"]
+)
+def test_formatted_values_are_taken_literally(text: str):
+    """Checked with OmegaConf, which would interpolate them."""
+    word = format_override("x", text)
+    value = OverridesParser.create().parse_override(word).value()
+    assert OmegaConf.create({"x": value, "seed": 3}).x == text == unquote_value(word.removeprefix("x="))
+    mapping = OverridesParser.create().parse_override(f"x={format_mapping({'${x}, {y}': text})}").value()
+    assert dict(OmegaConf.create(mapping)) == {"${x}, {y}": text}
 
 
 @pytest.mark.parametrize("text", ["'", "'a", "a b", ".", "", '"a'])

@@ -204,7 +204,7 @@ def test_the_best_settings_are_trained_with_new_seeds(recorded, capsys):
     combinations = "sweep.combinations=[['optim.lr=0.1'],['optim.lr=0.3']]"
     assert words[2:] == ["sweep.confirm=old", "model=fcn8s", combinations, "sweep.best=2", "seed=3,4"]
     printed = capsys.readouterr().out
-    assert "The 2 best of 3 settings in old, by the mean score of their jobs:\n" in printed
+    assert "The 2 best of 3 settings in old, by the mean validation mIoU of their jobs:\n" in printed
     assert "   55.00 % (2 jobs)  optim.lr=0.1\n   50.00 % (2 jobs)  optim.lr=0.3\n" in printed
 
 

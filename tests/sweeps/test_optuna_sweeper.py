@@ -28,6 +28,7 @@ from fcnlab.sweeps.optuna_sweeper import (
     OptunaSweeper,
     batch_seed,
     boundary_params,
+    check_not_of_a_grid,
     param_overrides,
     require_optuna,
     search_space,
@@ -115,6 +116,18 @@ def test_settings_of_a_search_are_checked_before_any_work(tmp_path, wrong: dict,
     with pytest.raises(CompactHydraException, match=message):
         search(tmp_path, Worker(), **wrong)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("confirm", "old"), ("extend", "old"), ("added_seeds", "4,5"), ("combinations", [["optim.lr=0.1"]])],
+)
+def test_chosen_settings_are_not_searched(key: str, value: object):
+    """A search would ignore them, and train other settings than those that were asked for."""
+    for config in ({}, {"sweep": {"resume": None, "added_seeds": None, "combinations": []}}):
+        check_not_of_a_grid(OmegaConf.create(config))
+    with pytest.raises(UserError, match=rf"^sweep\.{key}=.* chosen already.* Leave hydra/sweeper=optuna out$"):
+        check_not_of_a_grid(OmegaConf.create({"sweep": {key: value}}))
 
 
 # --- the search itself, with a function as job

@@ -73,7 +73,7 @@ def test_load_averages_the_probabilities_of_several_checkpoints(fold, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["checkpoint=[{0},{1}]"], "was trained with data.fold=1"),
+        (["checkpoint=[{0},{1}]"], "each has trained on the images that the other held out"),
         (["checkpoint=[{0},{0}]"], "twice, so it would count twice in the average"),
         (["checkpoint=[]"], "checkpoint must be the path of a checkpoint, or a list of paths"),
         (["checkpoint={0}", "{data}", "data.folds=2", "data.fold=1"], "so it has trained on images of fold 1 of 2"),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -76,26 +75,9 @@ def test_run_stopped_in_stage_two_resumes_there(staged, tmp_path):
     record = (whole / "run.json").read_bytes()
     assert staged("stopped", "optim.lr=1e-6", "checkpoint=auto").wait(60) == 0  # finished: nothing is changed
     assert (whole / "run.json").read_bytes() == record
-
-
-def test_a_staged_run_is_finished_with_all_its_stages_and_scores(tmp_path):
-    from fcnlab.tasks.staged import Stage, _are_finished
-
-    stages = [Stage("paper/fcn32s", tmp_path / "1-fcn32s"), Stage("paper/fcn16s", tmp_path / "2-fcn16s")]
-    for stage in stages:
-        stage.folder.mkdir()
-        for name, text in {
-            "run.json": '{"status": "finished"}',
-            "metrics.json": '{"miou": 1}',
-            "confusions.npz": "",
-        }.items():
-            (stage.folder / name).write_text(text)
-    assert not _are_finished(stages, tmp_path)
-    for name in ("metrics.json", "confusions.npz"):
-        shutil.copy(stages[1].folder / name, tmp_path)
-    assert _are_finished(stages, tmp_path)
-    (stages[0].folder / "metrics.json").unlink()
-    assert not _are_finished(stages, tmp_path)
+    assert staged("stopped", "optim.lr=1e-6", "checkpoint=auto", "evaluation.keep_predictions=none").wait(180) == 0
+    assert [facts(whole / stage)["starts"] for stage in STAGES] == [2, 3, 2]  # scored again
+    assert (whole / "metrics.json").read_bytes() == (whole / STAGES[2] / "metrics.json").read_bytes()
 
 
 @pytest.mark.slow
@@ -290,6 +272,46 @@ def first_stage(fcnlab, monkeypatch):
         return started[-1]
 
     return run
+
+
+def test_finished_stages_with_changed_free_settings_are_scored_again(fcnlab, monkeypatch, tmp_path, capsys):
+    """As a plain run is: a logger is opened, and kept predictions are written. Settings of the training are refused."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from fcnlab.config.composition import compose_command, without_hydra
+
+    started: list[str] = []
+
+    class Ended:
+        returncode = 0
+
+    def start(verb: str, words: list[str], *args, **more) -> Ended:
+        """Leave the files of a finished run, without training it."""
+        folder = Path(OverridesParser.create().parse_override(next(w for w in words if "run.dir=" in w)).value())
+        started.append(folder.name)
+        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        OmegaConf.save(without_hydra(compose_command(verb, words)), folder / ".hydra" / "config.yaml")
+        (folder / "run.json").write_text('{"status": "finished"}')
+        (folder / "metrics.json").write_text('{"miou": 1}')
+        (folder / "confusions.npz").write_bytes(folder.name.encode())
+        return Ended()
+
+    monkeypatch.setattr("fcnlab.tasks.staged.start_verb", start)
+    monkeypatch.setattr("fcnlab.tasks.staged.wait_for_process", lambda process: process.returncode)
+    monkeypatch.setattr("fcnlab.tasks.staged.check_finished", lambda *_: None)
+
+    def train(*words: str) -> list[str]:
+        started.clear()
+        assert fcnlab("train", *RECIPE, f"hydra.run.dir={tmp_path / 'run'}", *words) == 0
+        return [*started]
+
+    assert train() == [*STAGES]
+    assert train("checkpoint=auto") == [] and "so nothing is changed" in capsys.readouterr().out
+    assert train("checkpoint=auto", "evaluation.keep_predictions=none") == [*STAGES]
+    (tmp_path / "run" / STAGES[1] / "metrics.json").unlink()
+    assert train("checkpoint=auto", "evaluation.keep_predictions=none") == [STAGES[1]]
+    assert (tmp_path / "run" / "confusions.npz").read_bytes() == STAGES[2].encode()
 
 
 def test_stages_have_the_number_of_their_job(first_stage, fcnlab, capsys):

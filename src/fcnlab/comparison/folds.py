@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from fcnlab.comparison.grouping import GroupingRules, identity, one_for_each_seed
+from fcnlab.comparison.grouping import ALWAYS, GroupingRules, identity, one_for_each_seed
 from fcnlab.comparison.runs import COMPARABLE_PROTOCOL, ExcludedRun, Run
 from fcnlab.metrics.conventions import ClassAreas
 from fcnlab.metrics.scores import scores_of_areas
@@ -45,9 +45,10 @@ def pool_folds(runs: Sequence[Run], rules: GroupingRules) -> PooledRuns:
             experiments.setdefault(_experiment(run, rules), []).append(run)
     pooled = []
     for members in experiments.values():
-        pools, repeats = _pools(members) if members[0].fold is not None else (members, [])
-        pooled += pools
-        excluded += repeats
+        for part in _cross_validations(members):
+            pools, repeats = _pools(part) if part[0].fold is not None else (part, [])
+            pooled += pools
+            excluded += repeats
     notes = [_missing_note(run) for run in pooled if run.folds and len(run.folds) < _count(run)]
     more = [f"{len(notes) - MOST_NOTES} more runs lack folds."] if len(notes) > MOST_NOTES else []
     return PooledRuns(pooled, excluded, [*_pooled_note(pooled), *notes[:MOST_NOTES], *more])
@@ -60,6 +61,20 @@ def _experiment(run: Run, rules: GroupingRules) -> tuple:
     settings = {key: value for key, value in rules.settings(run).items() if key != FOLD}
     protocol = tuple(str(run.protocol.get(key)) for key in COMPARABLE_PROTOCOL)
     return identity(settings), run.seed, run.fold.count, run.classes, protocol
+
+
+def _cross_validations(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs of one experiment, split by the settings that merge_over ignores if these repeat a fold.
+
+    Folds without repeats are one cross-validation, whose code was changed in between, for example. With repeats they
+    are several ones, and a pool of both would be the score of none of them.
+    """
+    by_settings: dict[frozenset, list[Run]] = {}
+    for run in runs:
+        settings = {key: value for key, value in ALWAYS.settings(run).items() if key != FOLD}
+        by_settings.setdefault(identity(settings), []).append(run)
+    numbers = [number for part in by_settings.values() for number in {run.fold and run.fold.number for run in part}]
+    return [list(runs)] if len(numbers) == len(set(numbers)) else list(by_settings.values())
 
 
 def _pools(runs: Sequence[Run]) -> tuple[list[Run], list[ExcludedRun]]:

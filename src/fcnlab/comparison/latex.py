@@ -1,9 +1,11 @@
 """Tables as LaTeX for the package booktabs."""
 
 import re
+from collections.abc import Sequence
+from textwrap import wrap
 
 from fcnlab.comparison.formats import MINUS
-from fcnlab.comparison.tables import Cell, Table
+from fcnlab.comparison.tables import Cell, Column, Table
 from fcnlab.escaping import escape_line
 
 SPECIAL = {
@@ -34,13 +36,22 @@ def latex(table: Table) -> str:
         f"% {escape_line(table.title)}. {escape_line(table.caption)} Needs \\usepackage{{booktabs}}.",
         rf"\begin{{tabular}}{{{kinds}}}",
         r"\toprule",
-        _row([escape_latex(column.title) for column in table.columns]),
+        _row([_header(column, [row[place].text for row in table.rows]) for place, column in enumerate(table.columns)]),
         r"\midrule",
         *(_row([_cell(cell) for cell in row]) for row in table.rows),
         r"\bottomrule",
         r"\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _header(column: Column, texts: Sequence[str]) -> str:
+    """Return a title in lines no longer than the column's cells or its own longest word, so that tables are narrow."""
+    lines = wrap(column.title, max(map(len, [*texts, *column.title.split()]), default=1), break_on_hyphens=False)
+    if len(lines) < 2:
+        return escape_latex(column.title)
+    side, stacked = "r" if column.is_number else "l", r" \\ ".join(map(escape_latex, lines))
+    return rf"\shortstack[{side}]{{{stacked}}}"
 
 
 def _row(cells: list[str]) -> str:

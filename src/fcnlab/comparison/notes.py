@@ -48,9 +48,9 @@ def of_groups(groups: Sequence[Group], baseline: Group | None, was_set: bool) ->
         )
     if len({frozenset(group.seeds) for group in groups}) > 1:
         notes.append(
-            "The groups have different seeds. Two groups are compared on the seeds that both have if these are three or"
-            " more, otherwise on all runs if both have three or more, otherwise on the seeds that both have, or on all"
-            " runs if they share none; scores are means over all seeds of a group."
+            "The groups have different seeds. A pair with three common seeds or more is compared on these. If it has"
+            " fewer, all seeds of both groups are used, provided that both have three or more, or none in common. Any"
+            " other pair is compared on its one or two common seeds. Scores are means over all seeds of a group."
         )
     return notes
 
@@ -92,9 +92,9 @@ def of_reliability(pairs: Sequence[Pair], compared: Sequence[Run]) -> list[str]:
     rare = [name for name, count in zip(compared[0].classes, having, strict=True) if 0 < count < FEW_CLASS_IMAGES]
     if rare:
         notes.append(
-            f"Fewer than {FEW_CLASS_IMAGES} images have {listed(rare, MOST_NAMED)}. Each of these classes has the"
-            " weight of any other in the mIoU, and many sets of images would not have all of them: 95 % intervals then"
-            " contain the true difference in 82 to 96 % of simulations."
+            f"Fewer than {FEW_CLASS_IMAGES} images contain {listed(rare, MOST_NAMED)}. In the mIoU, a rare class has"
+            " the same weight as any other, and other images might not contain it. With such classes, 95 % intervals"
+            " contained the true difference in only 82 to 96 % of simulations."
         )
     if judged[0].images < MANY_IMAGES:
         notes.append(

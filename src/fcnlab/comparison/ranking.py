@@ -52,6 +52,19 @@ def _trailing(pair: Pair) -> Group:
 
 def answers(comparison: Comparison) -> list[str]:
     """Return the result as sentences."""
+    return [*_verdicts(comparison), *_not_equivalent(comparison)]
+
+
+def _not_equivalent(comparison: Comparison) -> list[str]:
+    """Return a sentence if equivalence was tested and not shown: the verdicts do not mention it."""
+    tested = [pair for pair in comparison.pairs if pair.margin and pair.p_equivalent is not None]
+    if not tested or any(pair.equivalent for pair in tested):
+        return []
+    subject = "The difference is not" if len(comparison.pairs) == 1 else "No difference is"
+    return [f"{subject} shown to be smaller than {100 * (tested[0].margin or 0):g} points of mIoU."]
+
+
+def _verdicts(comparison: Comparison) -> list[str]:
     pairs = comparison.pairs
     if not pairs:
         return ["Only one group: there is nothing to compare."]
@@ -93,7 +106,7 @@ def _size(pair: Pair, sign: int) -> str:
         return value
     low, high = sorted((sign * found.low, sign * found.high))
     over = f"{pair.of_seeds} and {pair.images} images" if pair.two_factor else f"{pair.images} images"
-    return f"{value}, {points(low)} to {points(high)} over {over}"
+    return f"{value} ({100 * (1 - pair.alpha):g} % interval {points(low)} to {points(high)}, over {over})"
 
 
 def _advice(pair: Pair) -> str:
@@ -101,7 +114,8 @@ def _advice(pair: Pair) -> str:
     if pair.design is None:
         return f" {pair.of_seeds.capitalize()}."
     return (
-        f" These seeds and images find differences of {100 * pair.design.detectable:.1f} points or more. {needs(pair)}"
+        f" These seeds and images find differences of {100 * pair.design.detectable:.1f} points or more, with a"
+        f" probability of 80 %. {needs(pair)}"
     )
 
 

@@ -132,12 +132,10 @@ def with_spread(group: Group, score: str) -> str:
 
 
 def _best_marked(cells: Sequence[Cell]) -> list[Cell]:
-    """Mark the cells with the highest number as it is displayed; none if there is only one cell."""
-    known = [_displayed(cell) for cell in cells if cell.value is not None]
-    best = max(known, default=None)
-    return [
-        cell._replace(best=len(cells) > 1 and cell.value is not None and _displayed(cell) == best) for cell in cells
-    ]
+    """Mark the cells with the highest number as it is displayed; none if all numbers are equal."""
+    known = {_displayed(cell) for cell in cells if cell.value is not None}
+    best = max(known) if len(known) > 1 else None
+    return [cell._replace(best=cell.value is not None and _displayed(cell) == best) for cell in cells]
 
 
 def _displayed(cell: Cell) -> float:
@@ -167,8 +165,7 @@ def difference_table(comparison: Comparison) -> Table:
         _pair_column(comparison),
         Column("difference, points"),
         Column(f"{level} interval", note="sorted by the lower end"),
-        Column("p (Holm)", note="corrected for the number of pairs by Holm's method"),
-        Column("p (step-down)", note="corrected by the step-down method of Westfall and Young"),
+        *_p_columns(comparison),
         Column(f"the {of_first} is", False),
         Column("compared", False),
         Column("over images only", note="sorted by the lower end"),
@@ -180,6 +177,16 @@ def difference_table(comparison: Comparison) -> Table:
     )
     rows = [_pair_row(pair, comparison) for pair in comparison.pairs]
     return Table("differences", "Differences in mIoU", caption, columns, rows)
+
+
+def _p_columns(comparison: Comparison) -> list[Column]:
+    """Return the columns of p values: one without a correction if there is a single pair."""
+    if len(comparison.pairs) == 1:
+        return [Column("p")]
+    return [
+        Column("p (Holm)", note="corrected for the number of pairs by Holm's method"),
+        Column("p (step-down)", note="corrected by the step-down method of Westfall and Young"),
+    ]
 
 
 def _pair_column(comparison: Comparison) -> Column:
@@ -197,7 +204,7 @@ def _pair_row(pair: Pair, comparison: Comparison) -> list[Cell]:
         Cell(points(pair.difference), 100 * pair.difference),
         _interval_cell(pair.interval),
         Cell(probability(pair.p), pair.p),
-        Cell(probability(pair.p_step_down), pair.p_step_down),
+        *([Cell(probability(pair.p_step_down), pair.p_step_down)] if len(comparison.pairs) > 1 else []),
         Cell(verdict(pair), verdict=pair.verdict),
         Cell(pair.of_seeds),
         _interval_cell(pair.over_images),

@@ -25,6 +25,8 @@ COMBINATIONS = "sweep.combinations"
 ESCAPED_DOUBLE = re.compile(r'''(?<!\\)"([^\\"']*(?:\\"[^\\"']*)+)"''')  # a text with escaped quotes, and no others
 ESCAPED_SINGLE = re.compile(r"""(?<!\\)'([^\\"']*(?:\\'[^\\"']*)+)'""")
 KEY_ENDS, BACKSLASH = re.compile(r"[\\()\[\]{}:=, ]"), r"\\\g<0>"
+INTERPOLATION_START = re.compile(r"(\\*)\$\{")  # with backslashes, of which OmegaConf keeps half
+ESCAPED_START = re.compile(r"((?:\\\\)*)\\\$\{")
 PLAIN_ENTRY = re.compile(r"(file://)?/[\w./-]+", re.ASCII)  # of a searchpath, which needs no quotes
 
 
@@ -34,14 +36,14 @@ def format_override(key: str, value: object) -> str:
 
 
 def format_value(value: object) -> str:
-    """Return a text quoted so that any path stays one value; a plain path needs no quotes."""
+    """Return a text quoted so that it stays one value, taken literally; a plain path needs no quotes."""
     plain = re.fullmatch(r"[\w.-]*/[\w./-]+", str(value), re.ASCII)
-    return str(value) if plain else quote_value(value)
+    return str(value) if plain else quote_value(INTERPOLATION_START.sub(r"\1\1\\${", str(value)))
 
 
 def format_mapping(values: Mapping[str, str]) -> str:
     """Return a mapping of texts as Hydra reads it: a backslash before each character that ends a key."""
-    entries = (f"{re.sub(KEY_ENDS, BACKSLASH, key)}: {quote_value(value)}" for key, value in values.items())
+    entries = (f"{re.sub(KEY_ENDS, BACKSLASH, key)}: {format_value(value)}" for key, value in values.items())
     return f"{{{', '.join(entries)}}}"
 
 
@@ -121,12 +123,17 @@ def _unquoted_value(text: str) -> object:
 
 
 def unquote_value(text: str) -> str:
-    """Return the text that Hydra reads from a value; a value that it cannot parse is returned unchanged."""
+    """Return the text that is read from a value, without interpolating it.
 
+    A value without quotes, or one that Hydra cannot parse, is returned unchanged.
+    """
+    if text[:1] not in "'\"":
+        return text
     try:
-        return str(OverridesParser.create().parse_override(f"x={text}").value()) if text[:1] in "'\"" else text
+        value = str(OverridesParser.create().parse_override(f"x={text}").value())
     except HydraException:
         return text
+    return ESCAPED_START.sub(lambda match: f"{match[1][::2]}${{", value)
 
 
 def override_key(override: str) -> str:

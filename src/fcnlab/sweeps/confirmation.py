@@ -80,7 +80,8 @@ def apply_sweep_confirm(argv: list[str], verb: str) -> None:
     argv[place + 1 : place + 1] = [*common, *differing, *read_only_data(words, argv)]
     if not {"-m", "--multirun"} & set(argv):
         argv.insert(1, "--multirun")
-    print(f"The {len(best)} best of {len(ranked)} settings in {display_path(folder)}, by the mean score of their jobs:")
+    which = f"The {len(best)} best" if len(best) > 1 else "The best"
+    print(f"{which} of {len(ranked)} settings in {display_path(folder)}, by the mean validation mIoU of their jobs:")
     of_all, _ = split_common([setting.overrides for setting in ranked])
     for setting in best:
         name = escape_line(shell_join([word for word in setting.overrides if word not in of_all]))

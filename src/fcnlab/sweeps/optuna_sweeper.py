@@ -15,7 +15,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.overrides import (
     command_options,
@@ -87,6 +87,7 @@ class OptunaSweeper(Sweeper):
         with report_user_errors(self.verb):
             require_optuna()
             self._check_settings()
+            check_not_of_a_grid(config)
             self.folder = Path(config.hydra.sweep.dir).absolute()
             resumes = resuming_option(config) is not None
             if resumes != (self.folder / STORAGE).exists():
@@ -266,6 +267,23 @@ class OptunaSweeper(Sweeper):
                 ["fcnlab", self.verb, "-m", format_override("sweep.confirm", display_path(self.folder)), *NEW_SEEDS]
             ),
             display_path(self.folder),
+        )
+
+
+def check_not_of_a_grid(config: DictConfig) -> None:
+    """Check that no setting of a grid search is set: a search would ignore it, and train other settings.
+
+    Raises
+    ------
+    UserError
+        The settings to train are chosen already, as with ``sweep.confirm=`` or ``sweep.extend=``.
+    """
+    keys = ("sweep.extend", "sweep.confirm", "sweep.added_seeds", "sweep.combinations")
+    if chosen := {key: value for key in keys if (value := OmegaConf.select(config, key))}:
+        key, value = next(iter(chosen.items()))
+        raise UserError(
+            f"{key}={value} trains settings that are chosen already, and hydra/sweeper=optuna searches for others."
+            " Leave hydra/sweeper=optuna out"
         )
 
 

@@ -1,6 +1,7 @@
 """``fcnlab compare``. Nothing here imports torch, so that it starts quickly on any machine."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -43,13 +44,16 @@ def compare(cfg: DictConfig, run: RunFolder) -> None:
         log.info("%d files for a paper: %s", len(report.export(cfg.export, cfg.worst)), cfg.export)
 
 
-def comparison_report(cfg: DictConfig, command: str, argument: str = "runs") -> ComparisonReport:
+def comparison_report(
+    cfg: DictConfig, command: str, argument: str = "runs", names: Mapping[str, str] | str | None = None
+) -> ComparisonReport:
     """Compare the runs below some folders, and warn about those that are excluded.
 
-    ``command`` is the command line of the comparison, ``argument`` what the user calls the folders.
+    ``command`` is the command line of the comparison, ``argument`` what the user calls the folders. ``names`` takes the
+    place of ``cfg.names``: any text may be a key or a name, which an override cannot express.
     """
     check_split(cfg)
-    names = group_names(cfg.names)
+    names = group_names(cfg.names if names is None else names)
     runs, left_out = read_runs([existing_folder(name, argument) for name in cfg.runs])
     warn_about_excluded_folders(left_out, "unusable")
     rules = GroupingRules(tuple(cfg.split_by), tuple(cfg.merge_over))
@@ -74,7 +78,7 @@ def check_split(cfg: DictConfig) -> None:
         )
 
 
-def group_names(names: DictConfig | str | None) -> dict[str, str]:
+def group_names(names: Mapping[str, str] | DictConfig | str | None) -> dict[str, str]:
     """Return the names of groups that ``names=`` contains, or the YAML file that it names."""
     if names is None:
         return {}

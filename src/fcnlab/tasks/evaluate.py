@@ -22,7 +22,7 @@ from fcnlab.files.reading import read_json_facts, read_yaml
 from fcnlab.messages import log_info, log_warning
 from fcnlab.metrics.conventions import Convention, all_conventions, as_facts, conventions_table
 from fcnlab.metrics.scores import SCORES, Scores
-from fcnlab.runs.lineage import absolute, from_facts, has_folds, may_share_list
+from fcnlab.runs.lineage import FOLD, absolute, from_facts, has_folds, may_share_list
 from fcnlab.runs.origins import nested_map, scored_data
 from fcnlab.runs.provenance import commit
 from fcnlab.runs.run_folder import RunFolder
@@ -256,6 +256,14 @@ def common_data(checkpoints: Sequence[Path], trust: Sequence[str]) -> DictConfig
     first, *others = [_choice_of_images(data) for data in recorded]
     for path, settings in zip(checkpoints[1:], others, strict=True):
         if changes := differences(first, settings):
+            if changes.keys() <= {FOLD}:
+                raise ConfigError(
+                    f"checkpoint={path} held out fold {changes[FOLD].new}, and {checkpoints[0]} held out fold"
+                    f" {changes[FOLD].old}: each has trained on the images that the other held out, so no fold is a"
+                    " fair test of the ensemble. Set data=... to score it on images that no fold contains, such as"
+                    " data.val_list=val. For the score of the cross-validation, compare the runs: fcnlab compare"
+                    " runs=FOLDER pools their folds"
+                )
             raise ConfigError(
                 f"checkpoint={path} was trained with {'; '.join(shown_changes(changes, f'{checkpoints[0]}:'))}: set"
                 " data=... to choose the images that the ensemble is scored on"
@@ -269,7 +277,8 @@ def _choice_of_images(data: DictConfig) -> Settings:
     lists = ("data.val_list", "data.test_list")
     folds = ("data.train_list", "data.folds", "data.fold", "data.fold_group", "data.stratify")
     split = ("data.dataset.num_val", "data.dataset.lists", "data.dataset.split_seed")
-    keys = (*lists, *split, *(folds if data.get("folds") is not None else ()))
+    is_fold_scored = data.get("folds") is not None and data.get("test_list") is None
+    keys = (*lists, *split, *(folds if is_fold_scored else ()))
     fractions = {path: value for path, value in settings.items() if path.startswith("data.dataset.fractions")}
     return scored_data(settings) | fractions | {key: settings[key] for key in keys if key in settings}
 

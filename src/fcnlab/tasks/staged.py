@@ -29,6 +29,7 @@ from fcnlab.sweeps.processes import describe_removed_environment, shared_sweep_e
 from fcnlab.sweeps.stages import check_settings_reach_stages, stage_overrides
 from fcnlab.sweeps.sweep_table import selection_score
 from fcnlab.training.checkpoints import read_checkpoint
+from fcnlab.training.finished_run import has_free_changes
 from fcnlab.training.segments import check_finished
 from fcnlab.training.trainer import check_output_paths, check_scored, members
 
@@ -74,7 +75,8 @@ def _is_usable(path: Path) -> bool:
 def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
     """Run the stages that are not finished yet and return the validation mIoU of the last one.
 
-    A run whose stages are all finished keeps its record.
+    As in a plain run, a finished stage is scored again if settings that no weight depends on have changed, such as a
+    logger. Otherwise a run whose stages are all finished keeps its record.
 
     Raises
     ------
@@ -87,9 +89,9 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
         Stage(experiment, folder / f"{number}-{Path(experiment).name}")
         for number, experiment in enumerate(cfg.stages, start=1)
     ]
-    _check(cfg, stages, run.context)
+    to_run = _check(cfg, stages, run.context)
     record = RunRecord(folder)
-    if record.facts.get("status") == "finished" and _are_finished(stages, folder):
+    if record.facts.get("status") == "finished" and not to_run and _have_scores(stages[-1].folder, folder):
         scores = display_path(folder / "metrics.json")
         log_info(
             f"All stages in {display_path(folder)} are finished, so nothing is changed. The scores are in {scores}"
@@ -103,7 +105,7 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
         lock = JobsLock(folder)
         lock.wait()
         for index, stage in enumerate(stages):
-            if stage.finished:
+            if stage not in to_run:
                 log_info(f"Stage {stage.folder.name} is finished already")
                 continue
             log_info(f"Stage {stage.folder.name} ({index + 1} of {len(stages)})")
@@ -120,8 +122,8 @@ def train_in_stages(cfg: DictConfig, run: RunFolder) -> float | None:
     return stages[-1].miou
 
 
-def _check(cfg: DictConfig, stages: list[Stage], context: RunContext) -> None:
-    """Check the settings and the folders of all stages before the first begins."""
+def _check(cfg: DictConfig, stages: list[Stage], context: RunContext) -> list[Stage]:
+    """Check the settings and the folders of all stages before the first begins; return the stages to run."""
     if cfg.checkpoint not in (None, "none", "auto", "last"):
         raise UserError(
             f"checkpoint={cfg.checkpoint} is not valid for a staged run: resume it with checkpoint=auto, or start from"
@@ -146,6 +148,7 @@ def _check(cfg: DictConfig, stages: list[Stage], context: RunContext) -> None:
         )
     if not begun and cfg.checkpoint == "last":
         raise UserError(f"checkpoint=last: {whole} contains no stage: add {context.folder_setting}=FOLDER")
+    to_run = []
     for index, stage in enumerate(stages):
         recorded = _recorded(cfg, stage)
         if recorded and not (recorded / "run.json").is_file():
@@ -162,9 +165,12 @@ def _check(cfg: DictConfig, stages: list[Stage], context: RunContext) -> None:
             check_output_paths(composed, context)
             if stage.finished and not cfg.from_run:
                 check_finished(composed, stage.folder)
+            if not stage.finished or has_free_changes(composed, stage.folder):
+                to_run.append(stage)
         except UserError as error:
             raise ConfigError(f"stage {stage.folder.name}: {error}") from error
     check_settings_reach_stages(cfg, context.overrides, context.searchpath, context.config_dir)
+    return to_run
 
 
 def _overrides(cfg: DictConfig, stages: list[Stage], index: int, context: RunContext) -> list[str]:
@@ -222,9 +228,6 @@ def _copy_scores(last: Path, whole: Path) -> None:
             shutil.copyfile(last / name, part)
 
 
-def _are_finished(stages: Sequence[Stage], whole: Path) -> bool:
-    """Return whether all stages are finished, and the whole run's folder has the scores of the last one."""
-    last = stages[-1].folder
-    return all(stage.finished for stage in stages) and all(
-        (whole / name).is_file() and cmp(last / name, whole / name, shallow=False) for name in SCORE_FILES
-    )
+def _have_scores(last: Path, whole: Path) -> bool:
+    """Return whether the whole run's folder has the scores of its last stage."""
+    return all((whole / name).is_file() and cmp(last / name, whole / name, shallow=False) for name in SCORE_FILES)

@@ -28,7 +28,7 @@ def finished_run(
     """
     if facts.get("status") != "finished" or not _is_at_end(cfg, start):
         return None
-    if has_new_segment(segments, start) or _changes_without_effect(cfg, folder):
+    if has_new_segment(segments, start) or has_free_changes(cfg, folder):
         return None
     run = read_or_reason(folder)
     if isinstance(run, ExcludedRun):
@@ -45,8 +45,11 @@ def _is_at_end(cfg: DictConfig, start: ResumePoint) -> bool:
     return Path(start.checkpoint).name == "last.ckpt" or start.steps == cfg.trainer.get("max_steps", -1)
 
 
-def _changes_without_effect(cfg: DictConfig, folder: Path) -> bool:
-    """Return whether settings that no weight depends on differ; all others make a new segment."""
+def has_free_changes(cfg: DictConfig, folder: Path) -> bool:
+    """Return whether settings that no weight depends on differ from those of the run in ``folder``.
+
+    All other changes make a new segment. A run whose settings cannot be read counts as changed.
+    """
     try:
         recorded = leaves_of(read_yaml(folder, ".hydra/config.yaml"))
     except (OSError, Unreadable):
