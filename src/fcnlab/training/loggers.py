@@ -20,7 +20,7 @@ from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
 from fcnlab.tracking.contents import numbers
 from fcnlab.tracking.contents import settings as settings_in_wandb
-from fcnlab.tracking.labels import group_of_sweep, run_name, tags
+from fcnlab.tracking.labels import TAGGED, group_of_sweep, run_name, tags
 from fcnlab.tracking.links import TrackedRun, common_group
 from fcnlab.tracking.mirror import Mirror, errors_as_warnings
 from fcnlab.tracking.mlflow_runs import MlflowRun
