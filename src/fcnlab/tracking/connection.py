@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from fcnlab.data.temporary_folders import held_folder, remove_leftovers
 from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import Unreadable, bytes_of
+from fcnlab.library_internals.wandb import log_tables_without_waiting
 from fcnlab.tracking.accepted_values import (
     MAX_JOB_TYPE,
     MAX_NAME,
@@ -36,7 +37,9 @@ from fcnlab.tracking.mirror import Mirror
 log = logging.getLogger("fcnlab")
 SERVER_TIMEOUT = 3.0  # seconds
 TEMPORARY_PREFIX = "fcnlab-wandb-"  # of the folder for W&B's temporary folders
-START_TIMEOUT = 20.0  # seconds; W&B's default is 90
+START_TIMEOUT = 10.0  # seconds; W&B's default is 90
+END_TIMEOUT = 10.0  # seconds that a run waits at its end for its last data to be sent; W&B's default is no limit
+FLUSH_INTERVAL = 1.0  # seconds between writes to the .wandb file; W&B's default is 15
 REQUIRED_SPACE = 1 << 20  # bytes
 SETTINGS_FILES = (Path("wandb/settings"), Path(".wandb/settings"))  # in the current folder; W&B reads them
 SETTINGS_BYTES = 64 << 10  # limit on such a file
@@ -62,6 +65,7 @@ def wandb_logger(
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
     logging.getLogger().addFilter(_is_not_about_image_sizes)
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports to W&B's makers, which may hold up the exit
     if "wandb" not in sys.modules:
         with temporary_files_in_own_folder():
             import wandb  # noqa: F401  which creates temporary folders
@@ -80,6 +84,7 @@ def wandb_logger(
         run = _started(described, mode if can_be_sent else "disabled")
     if run_id:  # W&B keeps the old values, and a resumed run may have new ones
         run.config.update(described["config"], allow_val_change=True)
+    log_tables_without_waiting(run)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return Mirror(experiment=run)
@@ -165,7 +170,14 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
         raise _redirection_error(elsewhere)
     # Offline, the id is enough to join the parts of a run when they are synced.
     described = described | {"resume": "allow" if described["id"] and chosen == "online" else None}
-    settings = wandb.Settings(quiet=True, console="off", init_timeout=START_TIMEOUT)
+    end_timeout = wandb.setup().settings.finish_timeout or END_TIMEOUT  # WANDB_FINISH_TIMEOUT
+    settings = wandb.Settings(
+        quiet=True,
+        console="off",
+        init_timeout=START_TIMEOUT,
+        finish_timeout=end_timeout,
+        x_transaction_log_flush_interval=FLUSH_INTERVAL,
+    )
     try:
         return wandb.init(**described, mode=chosen, settings=settings, reinit="create_new")
     except (wandb.Error, ValueError) as error:

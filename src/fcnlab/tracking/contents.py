@@ -11,7 +11,7 @@ from fcnlab.escaping import escape_line
 from fcnlab.metrics.scores import Scores
 from fcnlab.tracking.accepted_values import sendable
 from fcnlab.tracking.connection import temporary_files_in_own_folder
-from fcnlab.tracking.mirror import errors_as_warnings
+from fcnlab.tracking.mirror import attempt, errors_as_warnings
 
 
 def log_scores(
@@ -30,10 +30,13 @@ def log_scores(
     confusion = wandb.Table(["ground truth \\ prediction", *classes], cells)
     facts = {f"selection/{key}": sendable(value) for key, value in (selection or {}).items() if value is not None}
     validated = {key: value for key, value in facts.items() if key == "selection/val_miou"}
-    with errors_as_warnings("tables"), temporary_files_in_own_folder():
-        logger.experiment.log({f"{name}/per_class": table, f"{name}/confusion": confusion, **validated})
-    with errors_as_warnings("facts"):
-        logger.experiment.summary.update(facts)
+
+    def log_tables() -> None:
+        with temporary_files_in_own_folder():
+            logger.experiment.log({f"{name}/per_class": table, f"{name}/confusion": confusion, **validated})
+
+    attempt("tables", log_tables)
+    attempt("facts", lambda: logger.experiment.summary.update(facts))
 
 
 def log_images(
@@ -49,4 +52,4 @@ def log_images(
             masks = {"ground_truth": dataset.mask(index), "prediction": prediction}
             overlays = {key: {"mask_data": mask, "class_labels": names} for key, mask in masks.items()}
             images.append(wandb.Image(dataset.image(index), masks=overlays, caption=escape_line(dataset.names[index])))
-        logger.experiment.log({"val/images": images, "trainer/global_step": step})
+        attempt("images", lambda: logger.experiment.log({"val/images": images, "trainer/global_step": step}))

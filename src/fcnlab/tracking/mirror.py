@@ -1,23 +1,33 @@
-"""W&B as a mirror of the run's folder: its errors never end a run."""
+"""W&B as a mirror of the run's folder: its errors never end a run, and its server never holds one up."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 
 from lightning.pytorch.loggers import WandbLogger
 
 from fcnlab.errors import first_line
+from fcnlab.tracking.bounded_calls import calls
 
 log = logging.getLogger("fcnlab")
 
 
 class Mirror(WandbLogger):
-    """Lightning's W&B logger, whose errors never end a run."""
+    """Lightning's W&B logger, whose errors never end a run and whose calls last some seconds at most."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with errors_as_warnings("metrics"):
-            super().log_metrics(metrics, step)
+        attempt("metrics", partial(super().log_metrics, dict(metrics), step))
+
+
+def attempt(content: str, call: Callable[[], object]) -> None:
+    """Call W&B for some seconds at most; its errors become warnings, once per kind of ``content``."""
+
+    def guarded() -> None:
+        with errors_as_warnings(content):
+            call()
+
+    calls.run(guarded)
 
 
 @contextmanager

@@ -12,13 +12,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from fcnlab.config.components import to_plain
-from fcnlab.config.overrides import shell_join
 from fcnlab.config.run_context import RunContext
 from fcnlab.errors import WANDB_DIR_IGNORED, UserError, first_line
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
-from fcnlab.tracking.mirror import errors_as_warnings
+from fcnlab.tracking.end import end_run, sync_command
 from fcnlab.training.components import REJECTIONS, instantiate_checked
 from fcnlab.training.trainer import members
 
@@ -52,9 +51,7 @@ def open_loggers(
 
 @rank_zero_only
 def _finish(logger: WandbLogger, status: str, code: int) -> None:
-    with errors_as_warnings("facts"):
-        logger.experiment.summary["status"] = status
-        logger.experiment.finish(exit_code=code)
+    end_run(logger.experiment, status, code)
 
 
 def wandb_id(loggers: list[Logger]) -> str | None:
@@ -149,8 +146,7 @@ def _open_wandb(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) 
 @rank_zero_only
 def _report_sync_command(logger: WandbLogger) -> None:
     if logger.experiment.offline:
-        command = shell_join(["wandb", "sync", str(Path(logger.experiment.dir).parent)])
-        log_info(f"W&B logs this run offline. To upload it later: {command}")
+        log_info(f"W&B logs this run offline. To upload it later: {sync_command(logger.experiment)}")
 
 
 def _run_name(cfg: DictConfig, context: RunContext) -> str:
