@@ -7,7 +7,8 @@ from typing import Any
 class _UnaskedServer:
     """In place of the API with which a run checks artifacts: nothing is asked, and no artifact is awaited."""
 
-    settings: dict[str, Any] = {"entity": "", "project": ""}
+    def __init__(self):
+        self.settings = {"entity": "", "project": ""}
 
     def _expected_artifact_type(self, **artifact: str) -> None:
         """Return no expected type, so that any is accepted."""

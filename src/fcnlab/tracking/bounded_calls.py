@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 log = logging.getLogger("fcnlab")
 LONGEST = 5.0  # seconds that a run waits for a call
@@ -62,10 +63,8 @@ class BoundedCalls:
     def close(self) -> None:
         """End the thread after its calls; further calls get a new one."""
         if self._started and self._process == os.getpid():
-            try:
+            with suppress(queue.Full):  # the thread never ends then, but does not hold up the end of the process
                 self._waiting.put_nowait(None)
-            except queue.Full:
-                pass  # it never ends, but does not hold up the end of the process either
         self._forget()
 
 

@@ -56,11 +56,13 @@ def wandb_logger(
     job_type: str | None = None,
     tags: Sequence[str] = (),
     mode: Literal["auto", "online", "offline"] = "auto",
+    alerts: bool = False,
     run_id: str | None = None,
 ) -> WandbLogger:
     """Return the logger of a new W&B run in ``folder/wandb/``, or of the existing run ``run_id``.
 
     ``mode="auto"`` means online if an API key is configured and the server answers, otherwise offline.
+    ``alerts`` sends an alert when the run ends, is interrupted or diverges, if it is online.
     """
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
@@ -87,7 +89,9 @@ def wandb_logger(
     log_tables_without_waiting(run)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return Mirror(experiment=run)
+    logger = Mirror(experiment=run)
+    logger.alerts = alerts
+    return logger
 
 
 @contextmanager

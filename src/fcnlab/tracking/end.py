@@ -10,7 +10,7 @@ from typing import Any
 from fcnlab.config.overrides import shell_join
 from fcnlab.errors import first_line
 from fcnlab.files.reading import Unreadable, bytes_of
-from fcnlab.library_internals.wandb import helper_process, has_other_runs, was_sent_in_time
+from fcnlab.library_internals.wandb import has_other_runs, helper_process, was_sent_in_time
 from fcnlab.tracking.bounded_calls import calls
 from fcnlab.tracking.mirror import attempt
 
@@ -50,7 +50,8 @@ def end_run(run: Any, status: str, exit_code: int) -> None:
 
 def sync_command(run: Any) -> str:
     """Return the command that uploads a run from its folder."""
-    return shell_join(["wandb", "sync", str(Path(run.dir).parent)])
+    online = [] if run.offline else ["--include-online"]  # W&B skips runs that have begun online otherwise
+    return shell_join(["wandb", "sync", *online, str(Path(run.dir).parent)])
 
 
 def _missing_because(run: Any, in_time: bool, errors: list[Exception]) -> str | None:

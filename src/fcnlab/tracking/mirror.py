@@ -16,6 +16,8 @@ log = logging.getLogger("fcnlab")
 class Mirror(WandbLogger):
     """Lightning's W&B logger, whose errors never end a run and whose calls last some seconds at most."""
 
+    alerts = False  # whether to send alerts
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         attempt("metrics", partial(super().log_metrics, dict(metrics), step))
 

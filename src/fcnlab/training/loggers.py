@@ -17,7 +17,9 @@ from fcnlab.errors import WANDB_DIR_IGNORED, UserError, first_line
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
+from fcnlab.tracking.alerts import send_alert
 from fcnlab.tracking.end import end_run, sync_command
+from fcnlab.training.callbacks.stopping import TrainingDiverged
 from fcnlab.training.components import REJECTIONS, instantiate_checked
 from fcnlab.training.trainer import members
 
@@ -42,6 +44,12 @@ def open_loggers(
         status, code = "finished", 0
     except Interrupted as stop:
         status, code = "interrupted", 128 + stop.signal
+        for logger in loggers:
+            send_alert(logger, "The run was interrupted", f"It was stopped by {stop}.", "WARN")
+        raise
+    except TrainingDiverged as error:
+        for logger in loggers:
+            send_alert(logger, "The run has diverged", str(error), "ERROR")
         raise
     finally:
         for logger in loggers:
@@ -139,12 +147,14 @@ def _open_wandb(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) 
         tags=list(dict.fromkeys([*settings.tags, *(options[group] for group in TAGGED if group in options)])),
         run_id=run_id,
     )
-    _report_sync_command(logger)
+    _report_offline(logger, settings.alerts)
     return logger
 
 
 @rank_zero_only
-def _report_sync_command(logger: WandbLogger) -> None:
+def _report_offline(logger: WandbLogger, alerts: bool) -> None:
+    if logger.experiment.offline and alerts:
+        log_warning("logger.wandb.alerts=true has no effect, because W&B logs this run offline")
     if logger.experiment.offline:
         log_info(f"W&B logs this run offline. To upload it later: {sync_command(logger.experiment)}")
 

@@ -18,7 +18,7 @@ LONGEST = 300.0  # seconds that a request stays unanswered
 SLOW = 6.0  # seconds until an answer of a slow server
 KEY = "0" * 40
 
-FAULTS = ("slow", "silent", "cut off", "401", "429", "500", "full")
+FAULTS = ("refused", "slow", "silent", "cut off", "401", "429", "500", "full")
 BODIES = {"401": "permission denied", "429": "rate limit exceeded", "500": "internal error", "full": "storage quota"}
 STATUS = {"401": 401, "429": 429, "500": 500, "full": 507}
 
@@ -48,6 +48,11 @@ class LoopbackServer(ThreadingHTTPServer):
         """Return what arrived with a GraphQL operation, or with ``file_stream``."""
         return [content for each, content in self.requests if each == name]
 
+    def history(self) -> list[dict[str, Any]]:
+        """Return the rows of metrics that arrived, in their order."""
+        sent = [content.get("files", {}).get("wandb-history.jsonl", {}) for content in self.sent("file_stream")]
+        return [json.loads(row) for part in sent for row in part.get("content", [])]
+
     def handle_error(self, request, client_address) -> None:
         """Report nothing: clients that have ended leave broken connections."""
 
@@ -56,6 +61,10 @@ class LoopbackServer(ThreadingHTTPServer):
 def loopback_server(**settings: Any) -> Iterator[LoopbackServer]:
     """Serve in threads of this process; at the end, no request waits any longer."""
     server = LoopbackServer(**settings)
+    if server.fault == "refused" and server.is_broken():
+        server.server_close()
+        yield server
+        return
     serving = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     serving.start()
     try:
@@ -72,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = LONGEST
     server: LoopbackServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the name in the base class
+    def log_message(self, format: str, *args: Any) -> None:
         """Print nothing."""
 
     def do_GET(self) -> None:
@@ -112,7 +121,11 @@ class Handler(BaseHTTPRequestHandler):
         if not fault or not self.server.is_broken():
             return True
         self.server.failed += 1
-        if fault == "slow":
+        if fault == "refused":
+            threading.Thread(target=self.server.shutdown).start()
+            self.server.socket.close()
+            self.close_connection = True
+        elif fault == "slow":
             self.server.closing.wait(SLOW)
             return True
         if fault == "silent":
