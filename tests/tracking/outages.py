@@ -3,10 +3,11 @@
     python tests/tracking/outages.py                       all cases, some ten minutes
     python tests/tracking/outages.py --cases middle/401    some of them
 
-Each case is a small training run in a process of its own, which logs to a server on 127.0.0.1. The server fails from
-the start on, once metrics.csv has a row (middle), or once the scores are written (end). All runs are forks of this process,
-which has imported torch and W&B, so that imports take no time. A case is right if the run ends with exit code 0 and the
-scores and curves of logger=csv, W&B's process ends with it, and ``wandb sync`` uploads as many rows as without an outage. The disk of "full disk" is mounted, which needs root.
+Each case is a small training run, which logs to a server on 127.0.0.1. The server fails from the start on, once
+metrics.csv has a row (middle), or once the scores are written (end). All runs are forks of this process, which has
+imported torch and W&B, so imports take no time. A case is right if the run ends with exit code 0 and the scores and
+curves of logger=csv, W&B's process ends with it, and ``wandb sync`` uploads as many rows of metrics as without an
+outage. The disk of "full disk" is mounted, which needs root.
 """
 
 import argparse
@@ -25,8 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-for name in [name for name in os.environ if name.startswith("WANDB_")]:
-    del os.environ[name]
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NETRC": "/nonexistent"}
 os.environ |= {"WANDB_ERROR_REPORTING": "false"}  # as fcnlab does before it imports W&B
 
@@ -92,6 +91,8 @@ def run(words: list[str], folder: Path, environment: dict[str, str], log: Path) 
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         os.chdir(folder)
+        for name in [name for name in os.environ if name.startswith("WANDB_") and name != "WANDB_ERROR_REPORTING"]:
+            del os.environ[name]
         os.environ.update(environment)
         Path(MEDIA_TMP.name).mkdir(exist_ok=True)  # an earlier fork has removed it at its end
         sys.argv = words

@@ -96,12 +96,14 @@ def test_w_and_bs_process_ends_with_a_run_that_does_not(tmp_path, monkeypatch, o
 ONLINE = """
 import sys, time
 from pathlib import Path
+import wandb
 from fcnlab.tracking import connection, end
 logger = connection.wandb_logger('.', {}, mode='online')
 for step in range(30):
     logger.log_metrics({'x': float(step)}, step)
 Path('broken').touch()
 began = time.monotonic()
+logger.experiment.log({'table': wandb.Table(['a'], [[1]])})  # for which W&B would verify the key first
 logger.experiment.alert('title', 'text')  # for which W&B's process waits, and looks at no clock
 end.end_run(logger.experiment, 'finished', 0)
 print('ended after', time.monotonic() - began)
@@ -130,7 +132,9 @@ def test_a_server_that_falls_silent_costs_seconds_and_nothing_is_lost(tmp_path):
     with loopback_server() as server:
         environment = clean | server.environment
         subprocess.run([program, "sync", "--include-online", run], env=environment, check=True, capture_output=True)
-    assert [row["x"] for row in server.history()] == [float(step) for step in range(30)]
+    rows = server.history()
+    assert [row["x"] for row in rows[:-1]] == [float(step) for step in range(30)]
+    assert rows[-1]["table"]["nrows"] == 1 and any("table.json" in each["path"] for each in server.sent("upload"))
     (alert,) = server.sent("NotifyScriptableRunAlert")
     assert (alert["title"], alert["text"]) == ("title", "text")
     assert json.dumps(server.sent("file_stream")[-1]).count('"exitcode": 0') == 1
