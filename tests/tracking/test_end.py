@@ -93,6 +93,31 @@ def test_w_and_bs_process_ends_with_a_run_that_does_not(tmp_path, monkeypatch, o
         process.kill()
 
 
+def test_w_and_bs_process_holds_up_no_exit(monkeypatch):
+    """W&B waits for it without a limit."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        monkeypatch.setattr(end, "helper_process", lambda: process)
+        monkeypatch.setattr(end, "has_other_runs", lambda: False)
+        monkeypatch.setattr(end, "EXIT_TIMEOUT", 0.05)
+        end._end_helper_process_soon()
+        assert process.wait(10) != 0
+
+
+def test_an_interruption_of_the_end_ends_w_and_bs_process(tmp_path, monkeypatch):
+    """A second Ctrl-C while a run waits for the server."""
+    ended: list[bool] = []
+    monkeypatch.setattr(end, "_end_helper_process", lambda: ended.append(True))
+
+    def interrupted(seconds: float, call) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(end.calls, "run_within", interrupted)
+    monkeypatch.setattr(end, "attempt", lambda content, call: None)
+    with pytest.raises(KeyboardInterrupt):
+        end_run(FakeRun(tmp_path), "interrupted", 130)
+    assert ended == [True]
+
+
 ONLINE = """
 import sys, time
 from pathlib import Path

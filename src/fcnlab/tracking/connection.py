@@ -32,6 +32,7 @@ from fcnlab.tracking.accepted_values import (
     sendable,
     shortened,
 )
+from fcnlab.tracking.end import limit_exit
 from fcnlab.tracking.mirror import Mirror
 
 log = logging.getLogger("fcnlab")
@@ -86,6 +87,7 @@ def wandb_logger(
         run = _started(described, mode if can_be_sent else "disabled")
     if run_id:  # W&B keeps the old values, and a resumed run may have new ones
         run.config.update(described["config"], allow_val_change=True)
+    limit_exit()
     log_tables_without_waiting(run)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)

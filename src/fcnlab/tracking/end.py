@@ -1,8 +1,10 @@
 """The end of a W&B run: in a bounded time, whatever the server does; the rest can be uploaded later."""
 
+import atexit
 import logging
 import re
 import subprocess
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from fcnlab.tracking.mirror import attempt
 log = logging.getLogger("fcnlab")
 MARGIN = 2.0  # seconds that W&B gets after its own limit, finish_timeout
 STOP_TIMEOUT = 2.0  # seconds that W&B's process gets to end
+EXIT_TIMEOUT = 5.0  # seconds that W&B's process may hold up the end of this one, after all runs have ended
 LOG_BYTES = 64 << 20  # limit on the log of W&B's process
 # Lines of W&B's process about data that it does not try to send again.
 UNSENT = re.compile(rb'"level":"ERROR[^"]*","msg":"[^"]*(fatal error|CreateRunFiles|log artifact|upload)')
@@ -37,15 +40,35 @@ def end_run(run: Any, status: str, exit_code: int) -> None:
         except Exception as error:  # errors of files, server and process have no common type
             errors.append(error)
 
-    in_time = calls.run_within(run.settings.finish_timeout + MARGIN, finish)
-    if not in_time:
-        _end_helper_process()
-    calls.close()
+    in_time = False
+    try:
+        in_time = calls.run_within(run.settings.finish_timeout + MARGIN, finish)
+    finally:  # a second Ctrl-C ends the waiting, too
+        if not in_time:
+            _end_helper_process()
+        calls.close()
     if reason := _missing_because(run, in_time, errors):
         log.warning(
             "Warning: W&B did not get all data of this run (%s), but the run's folder has them. To upload the rest: %s",
             *(reason, sync_command(run)),
         )
+
+
+def limit_exit() -> None:
+    """Limit how long W&B's process holds up the end of this process: W&B waits for it, without a limit.
+
+    Call it after W&B has started its process, since the last registered function runs first.
+    """
+    atexit.unregister(_end_helper_process_soon)
+    atexit.register(_end_helper_process_soon)
+
+
+def _end_helper_process_soon() -> None:
+    process = helper_process()
+    if process is not None and not has_other_runs():
+        timer = threading.Timer(EXIT_TIMEOUT, process.kill)
+        timer.daemon = True
+        timer.start()
 
 
 def sync_command(run: Any) -> str:
