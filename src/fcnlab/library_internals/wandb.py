@@ -43,4 +43,4 @@ def has_other_runs() -> bool:
 
 def was_sent_in_time(run: Any) -> bool:
     """Return whether a finished run did not reach its ``finish_timeout``."""
-    return not run._finish_timed_out
+    return not getattr(run, "_finish_timed_out", False)  # a disabled run has none

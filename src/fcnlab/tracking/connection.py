@@ -32,14 +32,13 @@ from fcnlab.tracking.accepted_values import (
     sendable,
     shortened,
 )
-from fcnlab.tracking.end import limit_exit
+from fcnlab.tracking.end import END_TIMEOUT, limit_exit
 from fcnlab.tracking.mirror import Mirror
 
 log = logging.getLogger("fcnlab")
 SERVER_TIMEOUT = 3.0  # seconds
 TEMPORARY_PREFIX = "fcnlab-wandb-"  # of the folder for W&B's temporary folders
 START_TIMEOUT = 10.0  # seconds; W&B's default is 90
-END_TIMEOUT = 10.0  # seconds that a run waits at its end for its last data to be sent; W&B's default is no limit
 FLUSH_INTERVAL = 1.0  # seconds between writes to the .wandb file; W&B's default is 15
 REQUIRED_SPACE = 1 << 20  # bytes
 SETTINGS_FILES = (Path("wandb/settings"), Path(".wandb/settings"))  # in the current folder; W&B reads them

@@ -17,6 +17,7 @@ from fcnlab.tracking.bounded_calls import calls
 from fcnlab.tracking.mirror import attempt
 
 log = logging.getLogger("fcnlab")
+END_TIMEOUT = 10.0  # seconds that a run waits at its end for its last data to be sent; W&B's default is no limit
 MARGIN = 2.0  # seconds that W&B gets after its own limit, finish_timeout
 STOP_TIMEOUT = 2.0  # seconds that W&B's process gets to end
 EXIT_TIMEOUT = 5.0  # seconds that W&B's process may hold up the end of this one, after all runs have ended
@@ -32,6 +33,7 @@ def end_run(run: Any, status: str, exit_code: int) -> None:
     waiting for the server in a place where it looks at no clock. What it has not sent is in the run's .wandb file.
     """
     attempt("facts", lambda: run.summary.update({"status": status}))
+    timeout = run.settings.finish_timeout or END_TIMEOUT
     errors: list[Exception] = []
 
     def finish() -> None:
@@ -42,12 +44,12 @@ def end_run(run: Any, status: str, exit_code: int) -> None:
 
     in_time = False
     try:
-        in_time = calls.run_within(run.settings.finish_timeout + MARGIN, finish)
+        in_time = calls.run_within(timeout + MARGIN, finish)
     finally:  # a second Ctrl-C ends the waiting, too
         if not in_time:
             _end_helper_process()
         calls.close()
-    if reason := _missing_because(run, in_time, errors):
+    if reason := _missing_because(run, in_time, timeout, errors):
         log.warning(
             "Warning: W&B did not get all data of this run (%s), but the run's folder has them. To upload the rest: %s",
             *(reason, sync_command(run)),
@@ -77,14 +79,14 @@ def sync_command(run: Any) -> str:
     return shell_join(["wandb", "sync", *online, str(Path(run.dir).parent)])
 
 
-def _missing_because(run: Any, in_time: bool, errors: list[Exception]) -> str | None:
+def _missing_because(run: Any, in_time: bool, timeout: float, errors: list[Exception]) -> str | None:
     """Return why the server lacks data of an ended run; None if nothing is known to be missing, or it is offline."""
     if errors and in_time:
         return first_line(errors[0])
     if run.offline:
         return None
     if not in_time or not was_sent_in_time(run):
-        return f"they could not be sent within {run.settings.finish_timeout:g} s"
+        return f"they could not be sent within {timeout:g} s"
     return "the server refused some of them" if _reports_unsent_data(Path(run.settings.log_internal)) else None
 
 
