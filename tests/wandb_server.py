@@ -1,109 +1,184 @@
-"""A small W&B server on this machine: it answers the queries for one artifact and its file."""
+"""A W&B server on 127.0.0.1, which starts runs and takes their data, until it fails in a chosen way.
 
-import base64
-import hashlib
+It answers the requests that wandb-core 0.31 sends for a run with metrics, images, tables and alerts. It is no model of
+W&B's own server: it stores nothing, and accepts everything.
+"""
+
 import json
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-PLACE = {"id": "p", "internalId": "p", "name": "fcnlab", "entity": {"name": "team"}}
+MOST_BYTES = 32 << 20  # of a request
+LONGEST = 300.0  # seconds that a request stays unanswered
+SLOW = 6.0  # seconds until an answer of a slow server
+KEY = "0" * 40
+
+FAULTS = ("refused", "slow", "silent", "cut off", "401", "429", "500", "full")
+BODIES = {"401": "permission denied", "429": "rate limit exceeded", "500": "internal error", "full": "storage quota"}
+STATUS = {"401": 401, "429": 429, "500": 500, "full": 507}
 
 
-class WandbServer(ThreadingHTTPServer):
-    """It has the artifact ``team/fcnlab/NAME``, whose manifest is ``contents``, and the stored bytes ``stored``.
-
-    ``asked`` are the names of the queries and the paths of the files that it was asked for, ``sent`` the variables of
-    the mutations. ``answers`` are further answers, by a text in the query.
-    """
+class LoopbackServer(ThreadingHTTPServer):
+    """The server; ``fault`` is one of FAULTS, and applies to each request for which ``is_broken()`` is true."""
 
     daemon_threads = True
 
-    def __init__(self, name: str, contents: dict[str, dict[str, Any]], stored: bytes):
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.name, self.contents, self.stored = name, contents, stored
-        self.asked: list[str] = []
-        self.sent: list[dict[str, Any]] = []
-        self.answers: dict[str, dict[str, Any]] = {}
-        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+    def __init__(self, fault: str | None = None, is_broken: Callable[[], bool] = lambda: True):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.fault, self.is_broken = fault, is_broken
+        self.closing = threading.Event()
+        self.requests: list[tuple[str, dict[str, Any]]] = []  # name of each answered request, and its JSON
+        self.failed = 0  # requests
 
-    def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        if "artifactCollectionMembership" in query:
-            asked = (variables["entity"], variables["project"], variables["name"])
-            found = asked == ("team", "fcnlab", f"{self.name}:best")
-            return {"project": {"artifactCollectionMembership": self.membership() if found else None}}
-        if "currentManifest" in query:
-            return {"artifact": {"currentManifest": {"file": {"directUrl": f"{self.address}/manifest"}}}}
-        for text, answer in self.answers.items():
-            if text in query:
-                return answer
-        return {"viewer": {"id": "u", "entity": "team", "username": "u", "flags": "{}", "teams": {"edges": []}}}
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def membership(self) -> dict[str, Any]:
-        collection = {"__typename": "ArtifactSequence", "name": self.name, "project": PLACE}
-        artifact = {
-            "__typename": "Artifact", "id": "a", "artifactSequence": collection, "versionIndex": 3,
-            "artifactType": {"name": "model"}, "description": None, "metadata": "{}", "ttlDurationSeconds": -2,
-            "ttlIsInherited": True, "tags": [], "historyStep": None, "state": "COMMITTED", "size": 1, "digest": "d1",
-            "digestAlgorithm": "MANIFEST_MD5", "commitHash": "c", "fileCount": 1,
-            "createdAt": "2026-01-01T00:00:00Z", "updatedAt": None,
-        }  # fmt: skip
-        return {
-            "__typename": "ArtifactCollectionMembership", "id": "m", "versionIndex": 3,
-            "createdAt": "2026-01-01T00:00:00Z",
-            "aliases": [{"__typename": "ArtifactAlias", "id": "x", "alias": "best"}],
-            "artifactCollection": collection, "artifact": artifact,
-        }  # fmt: skip
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables with which W&B logs to this server."""
+        return {"WANDB_BASE_URL": self.address, "WANDB_API_KEY": KEY, "WANDB_ENTITY": "us", "WANDB_MODE": "online"}
 
+    def sent(self, name: str) -> list[dict[str, Any]]:
+        """Return what arrived with a GraphQL operation, or with ``file_stream``."""
+        return [content for each, content in self.requests if each == name]
 
-class Answers(BaseHTTPRequestHandler):
-    server: WandbServer
+    def history(self) -> list[dict[str, Any]]:
+        """Return the rows of metrics that arrived, in their order."""
+        sent = [content.get("files", {}).get("wandb-history.jsonl", {}) for content in self.sent("file_stream")]
+        return [json.loads(row) for part in sent for row in part.get("content", [])]
 
-    def do_POST(self) -> None:
-        content = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path != "/graphql":
-            self.server.asked.append(self.path)
-            return self._send(b"{}")
-        request = json.loads(content)
-        query, variables = request["query"], request.get("variables") or {}
-        if "mutation" in query:
-            self.server.sent.append(variables)
-        self.server.asked.append((re.search(r"(?:query|mutation)\s*(\w*)", query) or [""])[1])
-        self._send(json.dumps({"data": self.server.answer(query, variables)}).encode())
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        if self.path == "/manifest":
-            policy = {"storagePolicy": "wandb-storage-policy-v1", "storagePolicyConfig": {"storageLayout": "V2"}}
-            self._send(json.dumps({"version": 1, **policy, "contents": self.server.contents}).encode())
-        elif self.path.startswith("/artifactsV2/"):
-            self._send(self.server.stored)
-        else:
-            self._send(b"")
-
-    def _send(self, content: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-
-def entry(content: bytes, **more: Any) -> dict[str, Any]:
-    """An entry of a manifest, as W&B writes it."""
-    digest = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
-    return {"digest": digest, "size": len(content), "birthArtifactID": "a", **more}
+    def handle_error(self, request, client_address) -> None:
+        """Report nothing: clients that have ended leave broken connections."""
 
 
 @contextmanager
-def serving(contents: dict[str, dict[str, Any]], stored: bytes, name: str = "checkpoint-abc") -> Iterator[WandbServer]:
-    with WandbServer(name, contents, stored) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+def loopback_server(**settings: Any) -> Iterator[LoopbackServer]:
+    """Serve in threads of this process; at the end, no request waits any longer."""
+    server = LoopbackServer(**settings)
+    if server.fault == "refused" and server.is_broken():
+        server.server_close()
+        yield server
+        return
+    serving = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    serving.start()
+    try:
+        yield server
+    finally:
+        server.closing.set()
+        server.shutdown()
+        server.server_close()
+        serving.join(5)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = LONGEST
+    server: LoopbackServer  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing."""
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    def do_PUT(self) -> None:
+        self._read()
+        if self._works():
+            self._record("upload", {"path": self.path})
+            self._answer({})
+
+    def do_POST(self) -> None:
+        content = self._read()
+        if not self._works():
+            return
+        if self.path.endswith("/file_stream"):
+            self._record("file_stream", content)
+            return self._answer({})
+        name = content.get("operationName") or _operation(content.get("query", "")) or self.path
+        self._record(name, content.get("variables", {}))
+        answer = ANSWERS.get(name, lambda variables, server: {})
+        self._answer({"data": answer(content.get("variables", {}), self.server)})
+
+    def _record(self, name: str, content: dict[str, Any]) -> None:
+        self.server.requests.append((name, content))
+
+    def _read(self) -> Any:
+        body = self.rfile.read(min(int(self.headers.get("Content-Length", 0)), MOST_BYTES))
         try:
-            yield server
-        finally:
-            server.shutdown()
+            return json.loads(body)
+        except ValueError:
+            return {}
+
+    def _works(self) -> bool:
+        """Return whether to answer as usual; otherwise fail, if the server is broken by now."""
+        fault = self.server.fault
+        if not fault or not self.server.is_broken():
+            return True
+        self.server.failed += 1
+        if fault == "refused":
+            threading.Thread(target=self.server.shutdown).start()
+            self.server.socket.close()
+            self.close_connection = True
+        elif fault == "slow":
+            self.server.closing.wait(SLOW)
+            return True
+        if fault == "silent":
+            self.server.closing.wait(LONGEST)
+            self.close_connection = True
+        elif fault == "cut off":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+            self.close_connection = True
+        else:
+            headers = {"Retry-After": "3600"} if fault == "429" else {}
+            self._answer({"error": BODIES[fault]}, STATUS[fault], headers)
+        return False
+
+    def _answer(self, content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": len(body), **(headers or {})}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _operation(query: str) -> str:
+    """Return the name of a GraphQL operation, which W&B's Python client sends only inside the query."""
+    match = re.search(r"^\s*(?:query|mutation)\s+(\w+)", query)
+    return match[1] if match else ""
+
+
+def _run(variables: dict[str, Any], server: LoopbackServer) -> dict[str, Any]:
+    project = {"id": "p", "name": variables.get("project"), "entity": {"id": "e", "name": "us"}}
+    bucket = {"id": "r", "name": variables.get("name"), "displayName": variables.get("displayName"), "description": ""}
+    bucket |= {"config": "{}", "sweepName": None, "project": project, "historyLineCount": 0}
+    return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+
+
+def _uploads(variables: dict[str, Any], server: LoopbackServer) -> dict[str, Any]:
+    files = [{"name": name, "uploadUrl": f"{server.address}/upload/{name}"} for name in variables["files"]]
+    return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+
+
+def _artifact(variables: dict[str, Any], server: LoopbackServer) -> dict[str, Any]:
+    artifact = {"id": f"a{time.monotonic_ns()}", "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}
+    return {"createArtifact": {"artifact": artifact}}
+
+
+VIEWER = {"id": "u", "entity": "us", "username": "us", "email": "us@example.com", "flags": "{}", "teams": {"edges": []}}
+ANSWERS: dict[str, Callable[[dict[str, Any], LoopbackServer], dict[str, Any]]] = {
+    "Viewer": lambda variables, server: {"viewer": VIEWER},
+    "ServerFeaturesQuery": lambda variables, server: {"serverInfo": {"features": []}},
+    "RunResumeStatus": lambda variables, server: {"model": None},
+    "UpsertBucket": _run,
+    "CreateRunFiles": _uploads,
+    "ArtifactType": lambda variables, server: {"project": None},
+    "CreateArtifact": _artifact,
+    "NotifyScriptableRunAlert": lambda variables, server: {"notifyScriptableRunAlert": {"success": True}},
+}

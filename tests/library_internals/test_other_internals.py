@@ -1,4 +1,4 @@
-"""Test the functions for Python's library and torchmetrics; tests/test_lazy_imports.py tests the imports."""
+"""Test the functions for Python's library, torchmetrics and W&B; tests/test_lazy_imports.py tests the imports."""
 
 import io
 import pickle
@@ -11,6 +11,8 @@ import torch
 
 from fcnlab.library_internals.python import PythonUnpickler, StrictTarInfo, hand_over_errors
 from fcnlab.library_internals.torchmetrics import UnsqueezedMetric
+from fcnlab.library_internals.wandb import has_other_runs, helper_process, was_sent_in_time
+from fcnlab.tracking.connection import wandb_logger
 
 
 def test_the_python_unpickler_accepts_overridden_opcodes():
@@ -67,3 +69,14 @@ def test_a_metric_keeps_its_dimensions():
     metric = One()
     metric.update()
     assert metric.compute().shape == (1,) and metric.given == ()
+
+
+def test_w_and_bs_process_and_its_runs_are_found(tmp_path):
+    """A run of W&B, offline: its process is the one that W&B has started, and it knows when its end took too long."""
+    others = has_other_runs()
+    run = wandb_logger(tmp_path, {}, mode="offline").experiment
+    process = helper_process()
+    assert process is not None and process.poll() is None and "wandb-core" in str(process.args)
+    assert has_other_runs()
+    run.finish()
+    assert was_sent_in_time(run) and has_other_runs() == others

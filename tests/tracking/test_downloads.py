@@ -17,7 +17,7 @@ import wandb
 from fcnlab.errors import UserError
 from fcnlab.tracking import connection, downloads
 from fcnlab.tracking.downloads import CheckpointFile, checkpoint_file
-from wandb_server import entry, serving
+from wandb_artifact_server import entry, serving
 
 ADDRESS = "wandb:team/fcnlab/checkpoint-abc:best"
 CONTENT = b"weights"

@@ -15,7 +15,7 @@ from fcnlab.config.run_context import RunContext
 from fcnlab.tracking import connection, links, mirror
 from fcnlab.tracking.links import TrackedRun, common_group, recorded_run, tracked_run
 from fcnlab.training import loggers
-from wandb_server import serving
+from wandb_artifact_server import serving
 
 TRAINED = {"id": "abc", "project": "fcnlab", "entity": "team", "group": None}
 

@@ -8,6 +8,7 @@ the W&B run instead: they need no space, and stay as they are when the run is re
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from fcnlab.tracking.accepted_values import MAX_NAME, sendable, shortened
 from fcnlab.tracking.connection import within
 from fcnlab.tracking.downloads import CheckpointFile
 from fcnlab.tracking.links import TrackedRun, mirrors
-from fcnlab.tracking.mirror import Mirror, errors_as_warnings
+from fcnlab.tracking.mirror import Mirror, attempt, errors_as_warnings
 
 FORBIDDEN = re.compile(r"[^\w.-]+", re.ASCII)  # in names and aliases, so that each is a part of an address
 DESCRIBED_BY = (*SCORES, "fine_grained", "split", "selection", "protocol")  # parts of metrics.json
-USE_TIMEOUT = 20.0  # seconds
+USE_TIMEOUT = 10.0  # seconds
 CONTENT = "artifacts"  # in warnings
 
 
@@ -48,10 +49,10 @@ def log_results(loggers: Iterable[Logger], folder: Path) -> None:
             for path in _checkpoints(folder / "checkpoints", logger):
                 about = facts if path.stem == scored else {}
                 artifact = _with_file(logger, checkpoint_name(run_id), "model", path, about)
-                logger.experiment.log_artifact(artifact, aliases=[_accepted(path.stem)])
+                attempt(CONTENT, partial(logger.experiment.log_artifact, artifact, aliases=[_accepted(path.stem)]))
             if (folder / PREDICTIONS).is_file():
                 artifact = _with_file(logger, f"predictions-{run_id}", "predictions", folder / PREDICTIONS, facts)
-                logger.experiment.log_artifact(artifact)
+                attempt(CONTENT, partial(logger.experiment.log_artifact, artifact))
 
 
 def _checkpoints(folder: Path, logger: Mirror) -> list[Path]:
@@ -76,7 +77,7 @@ def use_checkpoint(loggers: Iterable[Logger], file: CheckpointFile, trained: Tra
         with errors_as_warnings(CONTENT):
             if file.artifact is None and logger.artifacts != "none":
                 name = checkpoint_name(trained.id) if trained else "checkpoint"
-                log_as_input(run, _with_file(logger, name, "model", file.path, {}))
+                attempt(CONTENT, partial(log_as_input, run, _with_file(logger, name, "model", file.path, {})))
             elif file.artifact is not None and not (run.offline or run.disabled):
                 address = file.artifact["artifact"]
                 within(USE_TIMEOUT, run.use_artifact, address)
@@ -89,7 +90,7 @@ def use_data(loggers: Iterable[Logger], data: DataModule, *splits: str) -> None:
             continue
         with errors_as_warnings(CONTENT):
             for split in {data.lists[split]: split for split in splits}.values():
-                log_as_input(logger.experiment, _data_artifact(data, split))
+                attempt(CONTENT, partial(log_as_input, logger.experiment, _data_artifact(data, split)))
 
 
 def _data_artifact(data: DataModule, split: str) -> Any:

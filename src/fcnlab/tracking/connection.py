@@ -25,6 +25,7 @@ from fcnlab.config.ranges import TableImages
 from fcnlab.data.temporary_folders import held_folder, remove_leftovers
 from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import Unreadable, bytes_of
+from fcnlab.library_internals.wandb import log_tables_without_waiting
 from fcnlab.tracking.accepted_values import (
     MAX_JOB_TYPE,
     MAX_NAME,
@@ -34,16 +35,20 @@ from fcnlab.tracking.accepted_values import (
     shortened,
 )
 from fcnlab.tracking.contents import STEP, TABLE_IMAGES, WITHOUT_CHARTS
+from fcnlab.tracking.end import END_TIMEOUT, limit_exit
 from fcnlab.tracking.mirror import Artifacts, Mirror, define_without_chart
 
 log = logging.getLogger("fcnlab")
 Result = TypeVar("Result")
 SERVER_TIMEOUT = 3.0  # seconds
 TEMPORARY_PREFIX = "fcnlab-wandb-"  # of the folder for W&B's temporary folders
-START_TIMEOUT = 20.0  # seconds; W&B's default is 90
+START_TIMEOUT = 10.0  # seconds; W&B's default is 90
+FLUSH_INTERVAL = 1.0  # seconds between writes to the .wandb file; W&B's default is 15
 REQUIRED_SPACE = 1 << 20  # bytes
+PUSH_TIMEOUT = 600.0  # seconds that a push waits for a run: a live run waits less, since its folder has everything
 REBUILT = {  # W&B's settings of a run that ended elsewhere or earlier: nothing of this process belongs to it
     "silent": True,  # fcnlab reports what is written
+    "finish_timeout": PUSH_TIMEOUT,
     "x_disable_stats": True,
     "x_disable_meta": True,
     "x_disable_machine_info": True,
@@ -66,6 +71,7 @@ def wandb_logger(
     job_type: str | None = None,
     tags: Sequence[str] = (),
     mode: Literal["auto", "online", "offline"] = "auto",
+    alerts: bool = False,
     run_id: str | None = None,
     table_images: TableImages = TABLE_IMAGES,
     artifacts: Artifacts = "none",
@@ -79,6 +85,7 @@ def wandb_logger(
     which files are logged as artifacts at the end of the run (:mod:`fcnlab.tracking.artifacts`). ``recorded_host`` is
     the machine of a run that is rebuilt from its records: such a run replaces the data of an existing run ``run_id``,
     and contains nothing of this machine. None: a live run.
+    ``alerts`` sends an alert when the run ends, is interrupted or diverges, if it is online.
     """
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
@@ -101,14 +108,18 @@ def wandb_logger(
         run = _started(described, mode if can_be_sent else "disabled")
     if run_id and not is_rebuilt:  # W&B keeps the old values, and a resumed run may have new ones
         run.config.update(described["config"], allow_val_change=True)
+    limit_exit()
+    log_tables_without_waiting(run)
     for metric in WITHOUT_CHARTS:
         define_without_chart(run, metric)
     run.define_metric("*", step_metric=STEP, step_sync=True)
-    return Mirror(experiment=run, table_images=None if table_images == "all" else table_images, artifacts=artifacts)
+    drawn = None if table_images == "all" else table_images
+    return Mirror(run, drawn, artifacts=artifacts, alerts=alerts)
 
 
 def _import_wandb() -> None:
     """Import W&B, which creates temporary folders."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports to W&B's makers, which may hold up the exit
     if "wandb" not in sys.modules:
         with temporary_files_in_own_folder():
             import wandb  # noqa: F401
@@ -188,8 +199,15 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
         raise _redirection_error(elsewhere)
     # Offline, the id is enough to join the parts of a run when they are synced.
     resume = {"resume": "allow" if described["id"] and chosen == "online" else None}
-    more = described.get("settings", {})
-    settings = wandb.Settings(**({"quiet": True, "console": "off", "init_timeout": START_TIMEOUT} | more))
+    usual = {
+        "quiet": True,
+        "console": "off",
+        "init_timeout": START_TIMEOUT,
+        "finish_timeout": END_TIMEOUT,
+        "x_transaction_log_flush_interval": FLUSH_INTERVAL,
+    }
+    typed = wandb.setup().settings.finish_timeout  # WANDB_FINISH_TIMEOUT
+    settings = wandb.Settings(**(usual | described.get("settings", {}) | ({"finish_timeout": typed} if typed else {})))
     try:
         return wandb.init(**(resume | described | {"settings": settings}), mode=chosen, reinit="create_new")
     except (wandb.Error, ValueError) as error:

@@ -1,6 +1,7 @@
 """Links between a training run and its evaluations in W&B: one group, and each has the other's address."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from lightning.pytorch.loggers import Logger
@@ -8,9 +9,9 @@ from lightning.pytorch.loggers import Logger
 from fcnlab.runs.score_record import ID
 from fcnlab.tracking.accepted_values import FORBIDDEN_IN_PROJECT, MAX_NAME, MAX_PROJECT
 from fcnlab.tracking.connection import within
-from fcnlab.tracking.mirror import Mirror, errors_as_warnings
+from fcnlab.tracking.mirror import Mirror, attempt, errors_as_warnings
 
-TIMEOUT = 20.0  # seconds, of all requests that add a link
+TIMEOUT = 10.0  # seconds, of all requests that add a link
 
 
 class TrackedRun(NamedTuple):
@@ -74,8 +75,7 @@ def describe_run(loggers: Iterable[Logger], run_id: str | None) -> None:
     Other processes than the first may not know the id, and log nothing.
     """
     for logger in mirrors(loggers):
-        with errors_as_warnings("facts"):
-            logger.experiment.config.update({"run": run_id}, allow_val_change=True)
+        attempt("facts", partial(logger.experiment.config.update, {"run": run_id}, allow_val_change=True))
 
 
 def add_links(loggers: Iterable[Logger], scored: Mapping[str, TrackedRun]) -> None:

@@ -1,6 +1,7 @@
 """Tables, plots and images of a W&B run, made of plain values."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from fcnlab.tracking.contents import (
     results,
     scored_as,
 )
-from fcnlab.tracking.mirror import Mirror, errors_as_warnings
+from fcnlab.tracking.mirror import Mirror, attempt, errors_as_warnings
 
 CONFUSION_PLOT = "wandb/confusion_matrix/v1"  # W&B's own
 CONFUSION_TITLE = "Confusion matrix, % of the pixels of each ground-truth class"
@@ -49,13 +50,16 @@ class Evaluation(NamedTuple):
 
 def log_evaluation(logger: WandbLogger, evaluation: Evaluation) -> None:
     """Log the summary and the tables of an evaluation: classes, confusion matrix, images."""
+    attempt("facts", lambda: logger.experiment.summary.update(sendable(results(evaluation.record))))
+    attempt("tables", partial(_log_tables, logger, evaluation))
+
+
+def _log_tables(logger: WandbLogger, evaluation: Evaluation) -> None:
     import wandb
 
-    with errors_as_warnings("facts"):
-        logger.experiment.summary.update(sendable(results(evaluation.record)))
-    with errors_as_warnings("tables"), temporary_files_in_own_folder():
-        name, classes = scored_as(evaluation.record), sendable(evaluation.classes)
-        drawn = logger.table_images if isinstance(logger, Mirror) else TABLE_IMAGES
+    name, classes = scored_as(evaluation.record), sendable(evaluation.classes)
+    drawn = logger.table_images if isinstance(logger, Mirror) else TABLE_IMAGES
+    with temporary_files_in_own_folder():
         confusion = wandb.plot_table(
             CONFUSION_PLOT,
             _table(confusion_table(evaluation.matrices.sum(axis=0), classes)),
@@ -136,4 +140,4 @@ def log_images(
             )
             for index, prediction in predictions
         ]
-        logger.experiment.log({"val/images": images, STEP: step})
+        attempt("images", lambda: logger.experiment.log({"val/images": images, STEP: step}))

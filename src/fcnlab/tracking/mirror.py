@@ -1,15 +1,16 @@
-"""W&B as a mirror of the run's folder: its errors never end a run."""
+"""W&B as a mirror of the run's folder: its errors never end a run, and its server never holds one up."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import WandbLogger
 
 from fcnlab.errors import first_line
 from fcnlab.tracking.accepted_values import sendable
+from fcnlab.tracking.bounded_calls import calls
 from fcnlab.tracking.contents import (
     STEP,
     TABLE_IMAGES,
@@ -26,30 +27,39 @@ Artifacts = Literal["none", "best", "all"]
 
 
 class Mirror(WandbLogger):
-    """Lightning's W&B logger, whose errors never end a run; it logs the rows of metrics.csv as W&B shows them.
+    """Lightning's W&B logger, whose errors never end a run and whose calls last some seconds at most.
 
+    It logs the rows of metrics.csv as W&B shows them.
     ``table_images`` images of the lowest mean IoU and as many of the highest are drawn in the table of an evaluation;
-    None draws all. ``artifacts`` says which files W&B stores.
+    None draws all. ``artifacts`` says which files W&B stores, and ``alerts`` whether alerts are sent.
     """
 
-    def __init__(self, experiment: Any, table_images: int | None = TABLE_IMAGES, artifacts: Artifacts = "none"):
+    def __init__(
+        self,
+        experiment: Any,
+        table_images: int | None = TABLE_IMAGES,
+        artifacts: Artifacts = "none",
+        alerts: bool = False,
+    ):
         super().__init__(experiment=experiment)
-        self.table_images, self.artifacts = table_images, artifacts
+        self.table_images, self.artifacts, self.alerts = table_images, artifacts, alerts
         self._best: dict[str, float] = {}
         self._classes: set[str] = set()  # names of the curves of classes
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log a row of metrics.csv: its curves, and the values for the summary."""
-        with errors_as_warnings("metrics"):
-            values = sendable(curves(metrics))
-            self._hide_charts(values)
-            if values.keys() - {"epoch"}:
-                super().log_metrics(values, step)
-            summary = final_values(metrics)
-            if VALIDATION in metrics:
-                summary |= self._new_best({VALIDATION: metrics[VALIDATION], "step": step or 0})
-            if summary:
-                self.experiment.summary.update(summary)
+        attempt("metrics", partial(self._log, dict(metrics), step))
+
+    def _log(self, metrics: Mapping[str, float], step: int | None) -> None:
+        values = sendable(curves(metrics))
+        self._hide_charts(values)
+        if values.keys() - {"epoch"}:
+            super().log_metrics(values, step)
+        summary = final_values(metrics)
+        if VALIDATION in metrics:
+            summary |= self._new_best({VALIDATION: metrics[VALIDATION], "step": step or 0})
+        if summary:
+            self.experiment.summary.update(summary)
 
     def _new_best(self, row: Mapping[str, float]) -> dict[str, float]:
         """Return the best validation if it is that of this row."""
@@ -63,8 +73,7 @@ class Mirror(WandbLogger):
     def restore_best(self, rows: Iterable[Mapping[str, float]]) -> None:
         """Read the best validation so far from the rows of metrics.csv, of a run that resumes."""
         self._best = best_validation(rows)
-        with errors_as_warnings("facts"):
-            self.experiment.summary.update(self._best)
+        attempt("facts", partial(self.experiment.summary.update, self._best))
 
     def _hide_charts(self, values: Iterable[str]) -> None:
         """Tell W&B that the curves of many classes get no charts of their own; users may still add charts of them."""
@@ -78,6 +87,16 @@ class Mirror(WandbLogger):
 def define_without_chart(run: Any, name: str) -> None:
     """Define a metric over the steps that gets no chart of its own."""
     run.define_metric(name, step_metric=None if name == STEP else STEP, hidden=True)
+
+
+def attempt(content: str, call: Callable[[], object]) -> None:
+    """Call W&B for some seconds at most; its errors become warnings, once per kind of ``content``."""
+
+    def guarded() -> None:
+        with errors_as_warnings(content):
+            call()
+
+    calls.run(guarded)
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import Unreadable, read_rows
 from fcnlab.tracking.connection import check_server, reachable_mode, wandb_logger
 from fcnlab.tracking.contents import numbers
+from fcnlab.tracking.end import end_run
 from fcnlab.tracking.media import log_evaluation
-from fcnlab.tracking.mirror import Mirror, errors_as_warnings
+from fcnlab.tracking.mirror import Mirror
 from fcnlab.tracking.recorded_run import RecordedRun, evaluation
 
 EXIT_CODES = {"finished": 0}  # all others have 1
@@ -101,8 +102,6 @@ def _push(run: RecordedRun, destination: Destination) -> Pushed:
         step = _log_curves(logger, run.folder)
         if run.scored is not None:
             log_evaluation(logger, evaluation(run.scored, step))
-        with errors_as_warnings("facts"):
-            logger.experiment.summary["status"] = run.status
     if destination.mode == "online":
         return Pushed(run.folder, logger.experiment.url, None)
     return Pushed(run.folder, None, Path(logger.experiment.dir).parent)
@@ -110,7 +109,7 @@ def _push(run: RecordedRun, destination: Destination) -> Pushed:
 
 @contextmanager
 def _opened(run: RecordedRun, destination: Destination) -> Iterator[Mirror]:
-    """Open a W&B run, and end it with the exit code of the recorded run."""
+    """Open a W&B run, and end it with the status and the exit code of the recorded run."""
     mode: Any = destination.mode
     logger: Any = wandb_logger(
         run.home,
@@ -121,13 +120,12 @@ def _opened(run: RecordedRun, destination: Destination) -> Iterator[Mirror]:
         recorded_host=run.host,
         **run.labels,
     )
-    code = 1
+    status, code = "failed", 1
     try:
         yield logger
-        code = EXIT_CODES.get(run.status, 1)
+        status, code = run.status, EXIT_CODES.get(run.status, 1)
     finally:
-        with errors_as_warnings("data"):
-            logger.experiment.finish(exit_code=code)
+        end_run(logger.experiment, status, code)
 
 
 def _log_curves(logger: Mirror, folder: Path) -> int:

@@ -12,20 +12,22 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.components import leaves_of, to_plain
-from fcnlab.config.overrides import shell_join
 from fcnlab.config.run_context import RunContext
 from fcnlab.errors import WANDB_DIR_IGNORED, UserError, first_line
 from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.score_record import ID
 from fcnlab.signals import Interrupted
+from fcnlab.tracking.alerts import send_alert
 from fcnlab.tracking.contents import numbers
 from fcnlab.tracking.contents import settings as settings_in_wandb
+from fcnlab.tracking.end import end_run, sync_command
 from fcnlab.tracking.labels import TAGGED, group_of_sweep, run_name, tags
 from fcnlab.tracking.links import TrackedRun, common_group
-from fcnlab.tracking.mirror import Mirror, errors_as_warnings
+from fcnlab.tracking.mirror import Mirror
 from fcnlab.tracking.mlflow_runs import MlflowRun
 from fcnlab.tracking.tensorboard_settings import log_settings
 from fcnlab.training.callbacks import MetricsCsv
+from fcnlab.training.callbacks.stopping import TrainingDiverged
 from fcnlab.training.components import REJECTIONS, instantiate_checked
 from fcnlab.training.trainer import members
 
@@ -56,6 +58,12 @@ def open_loggers(
         status, code = "finished", 0
     except Interrupted as stop:
         status, code = "interrupted", 128 + stop.signal
+        for logger in loggers:
+            send_alert(logger, "The run was interrupted", f"It was stopped by {stop}.", "WARN")
+        raise
+    except TrainingDiverged as error:
+        for logger in loggers:
+            send_alert(logger, "The run has diverged", str(error), "ERROR")
         raise
     finally:
         for logger in loggers:
@@ -67,9 +75,7 @@ def open_loggers(
 
 @rank_zero_only
 def _finish(logger: WandbLogger, status: str, code: int) -> None:
-    with errors_as_warnings("facts"):
-        logger.experiment.summary["status"] = status
-        logger.experiment.finish(exit_code=code)
+    end_run(logger.experiment, status, code)
 
 
 def restore_best(loggers: list[Logger], curves: MetricsCsv) -> None:
@@ -194,12 +200,13 @@ def _open_wandb(
         tags=tags(settings.tags, options),
         run_id=run_id,
     )
-    _report_sync_command(logger)
+    _report_offline(logger, settings.alerts)
     return logger
 
 
 @rank_zero_only
-def _report_sync_command(logger: WandbLogger) -> None:
+def _report_offline(logger: WandbLogger, alerts: bool) -> None:
+    if logger.experiment.offline and alerts:
+        log_warning("logger.wandb.alerts=true has no effect, because W&B logs this run offline")
     if logger.experiment.offline:
-        command = shell_join(["wandb", "sync", str(Path(logger.experiment.dir).parent)])
-        log_info(f"W&B logs this run offline. To upload it later: {command}")
+        log_info(f"W&B logs this run offline. To upload it later: {sync_command(logger.experiment)}")

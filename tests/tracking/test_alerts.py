@@ -1,0 +1,81 @@
+"""Test that W&B's alerts are sent once for each of three events, and not at all unless they are on."""
+
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+import wandb
+
+from fcnlab.config.run_context import RunContext
+from fcnlab.signals import Interrupted
+from fcnlab.tracking import contents
+from fcnlab.tracking.alerts import send_alert
+from fcnlab.tracking.mirror import Mirror
+from fcnlab.training import loggers
+from fcnlab.training.callbacks.stopping import TrainingDiverged
+
+
+@pytest.fixture
+def mirror(tmp_path) -> Mirror:
+    """Return a logger of an online run, which sends alerts."""
+    run = MagicMock(spec=wandb.Run, offline=False, dir=str(tmp_path / "files"))
+    run.settings = SimpleNamespace(finish_timeout=1.0, log_internal=str(tmp_path / "none"))
+    run._finish_timed_out = False
+    logger = Mirror(experiment=run)
+    logger.alerts = True
+    return logger
+
+
+def sent(logger: Mirror) -> list[tuple[str, str, str]]:
+    return [call.args for call in logger._experiment.alert.call_args_list]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (Interrupted(15), [("The run was interrupted", "It was stopped by SIGTERM.", "WARN")]),
+        (TrainingDiverged("the loss became nan"), [("The run has diverged", "the loss became nan", "ERROR")]),
+        (RuntimeError("out of memory"), []),
+        (None, []),
+    ],
+)
+def test_an_interruption_and_a_divergence_are_sent(mirror, composed, monkeypatch, tmp_path, error, expected):
+    monkeypatch.setattr(loggers, "_open_wandb", lambda *words: mirror)
+    cfg = composed("logger=wandb", "logger.wandb.alerts=true")
+    try:
+        with loggers.open_loggers(cfg, RunContext("train", tmp_path, ())):
+            if error:
+                raise error
+    except (Interrupted, TrainingDiverged, RuntimeError):
+        pass
+    assert sent(mirror) == expected and mirror._experiment.finish.call_count == 1
+
+
+def test_the_end_is_sent_with_the_score(mirror):
+    scores = SimpleNamespace(iou=np.array([0.25]), miou=0.25)
+    contents.log_scores(mirror, scores, [[1]], ["a"], "final", None)
+    assert sent(mirror) == [("The run has ended", "final/miou: 25.00 %", "INFO")]
+
+
+def test_nothing_is_sent_unless_alerts_are_on_and_the_run_is_online(mirror):
+    mirror.alerts = False
+    send_alert(mirror, "title", "text")
+    mirror.alerts, mirror._experiment.offline = True, True
+    send_alert(mirror, "title", "text")
+    assert sent(mirror) == []
+
+
+def test_an_error_of_an_alert_is_a_warning(mirror, caplog):
+    mirror._experiment.alert.side_effect = ConnectionError("its process is gone")
+    send_alert(mirror, "title", "text")
+    assert "some alerts of this run are missing in W&B (its process is gone)" in caplog.text
+
+
+def test_offline_alerts_are_reported_as_ineffective(composed, monkeypatch, tmp_path, caplog):
+    offline = MagicMock(offline=True, dir=str(tmp_path / "files"))
+    monkeypatch.setattr("fcnlab.tracking.connection._started", lambda described, mode: offline)
+    for words, count in ((["logger.wandb.alerts=true"], 1), ([], 0)):
+        caplog.clear()
+        loggers._open_wandb(composed("logger=wandb", *words), RunContext("train", tmp_path, words), {})
+        assert caplog.text.count("logger.wandb.alerts=true has no effect") == count
