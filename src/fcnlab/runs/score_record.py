@@ -14,7 +14,9 @@ from fcnlab.files.writing import atomic_write, number, write_json
 from fcnlab.metrics.fine_grained import fine_grained_miou
 from fcnlab.metrics.scores import SCORES, Scores, scores
 
-ID = re.compile(r"[\w-]{1,100}", re.ASCII)  # of a run, here and in W&B, which allows 128 characters and adds 20
+ID = re.compile(
+    r"[\w-]{1,96}", re.ASCII
+)  # of a run, here and in W&B, which allows 128 characters and adds 32 for a table
 
 
 def write_record(
