@@ -176,7 +176,7 @@ def _open_wandb(
     run_id, environment_id = facts.get("wandb"), os.environ.get("WANDB_RUN_ID")
     if not run_id and environment_id is not None and not ID.fullmatch(environment_id):
         raise UserError(
-            f"WANDB_RUN_ID={environment_id} in the environment is not a valid id: use 1 to 100 letters, digits, - and"
+            f"WANDB_RUN_ID={environment_id} in the environment is not a valid id: use 1 to 96 letters, digits, - and"
             " _, or unset it"
         )
     if run_id and environment_id not in (None, run_id):
