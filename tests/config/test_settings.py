@@ -60,6 +60,7 @@ ACCEPTED = {  # these odd values are accepted; all others are refused
         "num_images": "none are drawn",
         "samples": "none are drawn",
         "alike_bits": "equal hashes alone",
+        "port": "any free one",
     },
     "-1": {
         "devices": "Lightning's for all",
