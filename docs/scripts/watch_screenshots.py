@@ -23,18 +23,17 @@ import aiohttp
 import numpy as np
 from PIL import Image
 
-from fcnlab.data.formats.shapes import CLASSES, draw
-from fcnlab.data.formats.voc import voc_palette
 from fcnlab.files.writing import write_json
-from fcnlab.metrics.scores import IGNORE_INDEX
 from fcnlab.runs.drawing import panel, save_png
 from fcnlab.runs.score_record import write_record
 from fcnlab.sweeps.manifest import Job, Manifest
 
 IMAGES = Path(__file__).parents[1] / "images"
 MODELS = {"fcn32s": 0.36, "fcn16s": 0.58, "fcn8s": 0.65}  # the final mIoU of the example
+CLASSES = ("background", "boat", "bus", "cat")
+PALETTE = np.array([(0, 0, 0), (0, 0, 128), (0, 128, 128), (64, 0, 0)], np.uint8)
 STEPS = 800
-COLOURS = 128  # of a picture, which keeps the files small
+COLOURS = 256  # of a picture, which keeps the files small
 CHROMIUM = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
     " --hide-scrollbars --remote-debugging-port=0 about:blank"
@@ -167,7 +166,7 @@ def write_run(folder: Path, job: Job, miou: float, claim: str) -> None:
 
 def write_scores(folder: Path, best: float) -> None:
     """Write the scores and the images of a finished run."""
-    rng, classes = np.random.default_rng(0), ("background", "boat", "bus", "cat")
+    rng = np.random.default_rng(0)
     sizes = rng.integers(200, 3000, (200, 4))
     matrices = np.zeros((200, 4, 4), np.int64)
     right = np.clip(rng.normal(best, 0.12, (200, 4)), 0.1, 1) ** 0.55
@@ -179,28 +178,31 @@ def write_scores(folder: Path, best: float) -> None:
     cost = {"images_per_second": 41.7, "training_peak_memory_mib": 1630, "training_minutes": 4.1}
     parts = {"protocol": {"set": "shapes val"}, "selection": selection, "cost": cost}
     draw_images(folder / "predictions")
-    write_record(folder, "val", [str(place) for place in range(200)], classes, matrices, **parts)
+    write_record(folder, "val", [str(place) for place in range(200)], CLASSES, matrices, **parts)
 
 
 def draw_images(folder: Path) -> None:
-    """Draw generated images; their predictions are coarse copies of the ground truth."""
+    """Draw images of discs; the predictions are coarse copies of the ground truth."""
+    rows, cols = np.mgrid[:120, :160]
     for place in range(4):
-        image, mask = draw(np.random.default_rng(place), 160)
-        coarse = mask[4::8, 4::8].repeat(8, 0).repeat(8, 1)
-        prediction = np.zeros_like(mask)
-        rows, cols = (min(sides) for sides in zip(mask.shape, coarse.shape, strict=True))
-        prediction[:rows, :cols] = coarse[:rows, :cols]
-        prediction[prediction == IGNORE_INDEX] = 0
-        save_png(folder / f"val_{place:06}.png", panel(image, mask, prediction, CLASSES, voc_palette(len(CLASSES))))
+        rng = np.random.default_rng(place)
+        mask = np.zeros((120, 160), np.uint8)
+        for label in (1, 2, 3, 1):
+            top, left, radius = rng.integers((10, 10, 12), (110, 150, 36))
+            mask[(rows - top) ** 2 + (cols - left) ** 2 < radius**2] = label
+        image = (90 + 40 * rng.normal(size=(4, 3)))[mask] + 14 * rng.normal(size=(120, 160, 3))
+        prediction = mask[4::8, 4::8].repeat(8, 0).repeat(8, 1)
+        drawn = panel(image.clip(0, 255).astype(np.uint8), mask, prediction, CLASSES, PALETTE)
+        save_png(folder / f"val_{place:06}.png", drawn)
 
 
 async def take_pictures(address: str, profile: Path) -> None:
     async with Browser(profile) as browser:
         ready = "document.querySelectorAll('#chart-miou polyline.line').length >= 7"
         await browser.open(address, 1280, 900, False, ready)
-        await browser.picture(IMAGES / "watch.png", 0, 1280, 1400)
+        await browser.picture(IMAGES / "watch.png", 0, 1280, 1480)
         await browser.open(address, 1280, 900, True, ready)
-        await browser.picture(IMAGES / "watch_dark.png", 0, 1280, 1400)
+        await browser.picture(IMAGES / "watch_dark.png", 0, 1280, 1480)
         await browser.open(address, 400, 850, False, ready)
         await browser.picture(IMAGES / "watch_narrow.png", 0, 400, 1750)
         await browser.open(address, 1280, 900, False, ready)

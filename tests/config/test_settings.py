@@ -64,6 +64,7 @@ ACCEPTED = {  # these odd values are accepted; all others are refused
         "samples": "none are drawn",
         "worst": "none are drawn",
         "alike_bits": "equal hashes alone",
+        "port": "any free one",
     },
     "-1": {
         "devices": "Lightning's for all",

@@ -214,6 +214,7 @@ def test_damaged_and_foreign_files_are_shown_as_such(monitor, make_run, runs):
     (make_run("matrices") / "confusions.npz").write_bytes(b"PK")
     (make_run("curves") / "metrics.csv").unlink()
     (runs / "curves" / "metrics.csv").mkdir()
+    (make_run("digits") / "metrics.csv").write_text(f"step,epoch\n\u00b2,0\n{'9' * 5000},0\n")
     (runs / "loop").symlink_to(runs / "loop")
     write_sweep(runs / "s", ["running"])
     (runs / "s" / "sweep.json").write_text('{"jobs": [{"folder": "/etc"}]}')
@@ -222,7 +223,7 @@ def test_damaged_and_foreign_files_are_shown_as_such(monitor, make_run, runs):
     (runs / "outside" / "sweep.json").write_text(text.replace('"folder": "0"', '"folder": "../../x"'))
     found = rows(monitor)
     damaged = {name for name, row in found.items() if row["status"] == "damaged"}
-    assert damaged == {"half", "list", "bytes", "status", "deep", "pipe"}
+    assert damaged == {"half", "list", "bytes", "status", "deep", "pipe", "digits"}
     assert found["half"]["reason"].startswith("run.json is damaged or half written")
     assert "\x1b" not in found["status"]["reason"] and found["good"]["interval"]
     assert found["scores"]["scored"] is None and found["matrices"]["interval"] is None

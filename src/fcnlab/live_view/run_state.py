@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fcnlab.errors import first_line
 from fcnlab.escaping import escape_line
 from fcnlab.files.locks import PROCESSES, Holder, read_holder
 from fcnlab.files.reading import Unreadable, read_json, read_json_facts, read_yaml
@@ -64,6 +65,14 @@ class RunState:
     def update(self, job: Job | None, is_sweep_alive: bool | None) -> None:
         """Read what changed. ``is_sweep_alive`` is False if the process of the sweep has ended."""
         self.job = job
+        try:
+            self._update(is_sweep_alive)
+        except Exception as error:  # one folder must not end the view of the others
+            self.facts, self.scores, self.interval, self.lacks_interval = {}, {}, None, False
+            self.problem, self.status = f"its record was not written by fcnlab: {first_line(error)}", "damaged"
+        self.row = self._row()
+
+    def _update(self, is_sweep_alive: bool | None) -> None:
         self._read_records()
         self.holder = read_holder(self.folder) if self.facts.get("status", "running") == "running" else None
         self.status = self._status(is_sweep_alive)
@@ -73,7 +82,6 @@ class RunState:
         elif self._is_new("metrics.csv"):  # the scores contain the best validation: the curves are read when shown
             rows = read_last_rows(self.folder / "metrics.csv")
             self._last_step = int(rows[-1].get("step") or 0) if rows else None
-        self.row = self._row()
 
     def update_curves(self) -> bool:
         """Read what was appended to metrics.csv; return whether anything changed."""
@@ -166,7 +174,7 @@ class RunState:
         if self.status == "running" and self.holder and self.holder.is_alive is None:
             return shown(f"on {self.holder.host}: from here, it cannot be seen whether its process still runs")
         if self.status in ("failed", "interrupted"):
-            return shown(self.facts.get("reason")) or f"exit code {self.job and self.job.exit_code}"
+            return shown(self.facts.get("reason") or f"exit code {self.job and self.job.exit_code}")
         return ""
 
     def _steps_in_all(self) -> int | None:
