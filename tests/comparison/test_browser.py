@@ -9,11 +9,13 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from fcnlab.comparison.comparison import compare
 from fcnlab.comparison.page import page
 from fcnlab.comparison.runs import read_runs
+from run_folders import write_run_with_predictions
 
 CHROMIUM = shutil.which("chromium")
 QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -83,6 +85,22 @@ found.width = [document.documentElement.scrollWidth, innerWidth];
 const least = (what, size) => Math.min(...[...document.querySelectorAll(what)].map(size));
 found.small = least("p, td, th, li, figcaption", (element) => parseFloat(style(element, "fontSize")));
 found.chartText = least("figure > svg text", (element) => element.getBoundingClientRect().height);
+found.tallest = Math.max(...[...document.querySelectorAll("tr")].map((row) => row.getBoundingClientRect().height));
+found.split = [];
+found.looseUnits = [];
+const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+const range = document.createRange();
+while (texts.nextNode()) {
+  const node = texts.currentNode;
+  if (node.parentElement.closest("script, svg, code")) continue;
+  if (node.data.includes(" %")) found.looseUnits.push(node.data.trim());
+  for (const word of node.data.matchAll(/[A-Za-z0-9]{2,}/g)) {
+    range.setStart(node, word.index);
+    range.setEnd(node, word.index + word[0].length);
+    const lines = new Set([...range.getClientRects()].filter((box) => box.width > 0).map((box) => Math.round(box.top)));
+    if (lines.size > 1) found.split.push(word[0]);
+  }
+}
 found.images = [...document.images].every((image) => image.complete && image.naturalWidth > 0);
 parent.postMessage(JSON.stringify(found), "*");
 }
@@ -142,6 +160,21 @@ def test_the_system_theme_is_the_default(text, probe):
     results = probe(text, dark=True)
     grounds = [ground for _, ground in results["themes"]]
     assert grounds[0] == grounds[2] != grounds[1] == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("width", [1280, 800, 400])
+def test_long_names_and_images_fit_the_page(make_run, tmp_path, probe, width):
+    """No word is split, no unit stands on a line of its own, and no row is as high as 200 pixels."""
+    for place, quality in enumerate(np.linspace(0.4, 0.9, 9)):
+        weights = f"/data/weights/imagenet/vgg16_reduced_atrous_{place % 2}.pth"
+        settings = {"optim.lr": place / 100, "model.backbone.weights": weights, "augment.scale": [0.5, 2.0]}
+        settings |= {"loss.class_weights": "none" if place % 4 else "median_frequency_of_the_training_set"}
+        write_run_with_predictions(tmp_path / "runs" / str(place), quality, settings=settings)
+    text = page(compare(read_runs([tmp_path / "runs"])[0], resamples=200), "fcnlab compare runs=x")
+    results = probe(text.replace("<details", "<details open"), width)
+    assert results["width"][0] <= results["width"][1] == width and results["images"]
+    assert results["split"] == [] and results["looseUnits"] == []
+    assert results["tallest"] < 200
 
 
 @pytest.mark.parametrize("width", [1280, 400])
