@@ -1,7 +1,5 @@
 """Test the parameters, tasks and exit codes of Slurm jobs, without Slurm."""
 
-import json
-import pickle
 import signal
 import subprocess
 import sys
@@ -23,7 +21,6 @@ from fcnlab.sweeps.slurm import (
     submitted_from,
     task_environment,
 )
-from run_folders import SELECTION
 
 SETTINGS = {
     "submitit_folder": "s/.submitit", "name": "fcnlab", "partition": "gpu", "account": None, "nodes": 1,
@@ -197,6 +194,8 @@ def submitted(tmp_path, queue: SlurmQueue, monkeypatch) -> SlurmJob:
 
 @pytest.mark.parametrize(("left", "code"), [(("success", 0), 0), (("success", 3), 3), (("error", "trace"), 1)])
 def test_the_exit_code_of_a_job_is_in_its_result(tmp_path, monkeypatch, left, code: int):
+    import pickle
+
     job = submitted(tmp_path, SlurmQueue(), monkeypatch)
     assert job.poll() is None
     job.result.write_bytes(pickle.dumps(left))
@@ -211,6 +210,8 @@ class Act:
 
 
 def test_a_foreign_result_runs_no_code(tmp_path, monkeypatch):
+    import pickle
+
     monkeypatch.chdir(tmp_path)
     job = submitted(tmp_path, SlurmQueue(), monkeypatch)
     job.result.write_bytes(pickle.dumps(("success", Act())))
@@ -257,61 +258,3 @@ def test_jobs_count_as_live_while_slurm_does_not_answer(monkeypatch):
 
     monkeypatch.setattr(slurm.subprocess, "run", away)
     assert queue.contains("7")
-
-
-# --- a whole sweep, whose jobs end at once
-
-
-@pytest.fixture
-def submitted_words(monkeypatch):
-    """Let Slurm end each job at once with a finished run, whose score is its learning rate; return the jobs' words."""
-    import submitit
-
-    words: list[list[str]] = []
-
-    class Executor:
-        def __init__(self, folder: Path, **_):
-            self.folder = Path(folder)
-
-        def update_parameters(self, **_) -> None: ...
-
-        def submit(self, task: Task) -> SimpleNamespace:
-            words.append([*task.overrides])
-            rate = next(float(word.partition("=")[2]) for word in task.overrides if word.startswith("optim.lr="))
-            seed = next(int(word.partition("=")[2]) for word in task.overrides if word.startswith("seed="))
-            record = {"miou": rate, "provenance": {"seed": seed}, "selection": SELECTION | {"val_miou": rate}}
-            (task.folder / "metrics.json").write_text(json.dumps(record))
-            (task.folder / "run.json").write_text('{"status": "finished"}')
-            (task.folder / "confusions.npz").touch()
-            self.folder.mkdir(exist_ok=True)
-            result = self.folder / f"{len(words)}_result.pkl"
-            result.write_bytes(pickle.dumps(("success", 0)))
-            return SimpleNamespace(job_id=str(len(words)), paths=SimpleNamespace(result_pickle=result))
-
-    monkeypatch.setattr(submitit, "AutoExecutor", Executor)
-    monkeypatch.setattr(slurm, "require_submitit", lambda: None)
-    return words
-
-
-@pytest.mark.slow
-def test_a_sweep_is_extended_and_confirmed_by_slurm(submitted_words, fcnlab, capsys):
-    """The jobs get the settings of the sweep; the launcher is typed again."""
-    launched = ("train", "-m", "hydra/launcher=submitit_slurm")
-    settings = ("model=fcn16s", "trainer=smoke", "trainer.accelerator=cpu", "logger=csv", "hydra.sweep.dir=old")
-    assert fcnlab(*launched, "optim.lr=1e-3,1e-4", "seed=1", *settings) == 0
-    first = [*submitted_words]
-    assert fcnlab(*launched, "sweep.extend=old", "seed=2") == 0
-    added = submitted_words[len(first) :]
-    assert len(first) == len(added) == 2
-
-    def own(words: list[str]) -> set[str]:
-        places = ("hydra.run.dir=", "hydra.job.num=", "sweep.", "checkpoint=", "seed=")
-        return {word for word in words if not word.startswith(places)}
-
-    assert [own(words) for words in added] == [own(words) for words in first]
-    assert all("model=fcn16s" in words and "seed=2" in words for words in added)
-    capsys.readouterr()
-    assert fcnlab(*launched, "hydra.sweep.dir=new", "sweep.confirm=old", "sweep.best=1", "seed=7") == 0
-    (confirmed,) = submitted_words[len(first) + len(added) :]
-    assert own(confirmed) == own(first[0]) and "seed=7" in confirmed and "optim.lr=1e-3" in confirmed
-    assert "The best of 2 settings in old, by the mean validation mIoU of their jobs:" in capsys.readouterr().out
