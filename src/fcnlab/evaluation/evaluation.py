@@ -26,6 +26,7 @@ from fcnlab.runs.selection import (
     selection_of_scored,
     validated_fingerprints,
 )
+from fcnlab.tracking.alerts import alert_about_end
 from fcnlab.tracking.contents import log_scores
 from fcnlab.training.callbacks.kept_predictions import Keep, KeptPredictions
 from fcnlab.training.segmenter import Segmenter
@@ -86,6 +87,7 @@ def evaluate_and_record(
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             log_scores(logger, scores, matrices.sum(axis=0), dataset.classes, segmenter.scored_as, selection)
+            alert_about_end(logger, segmenter.scored_as, scores.miou)
     return ScoredRun(scores, selection, len(index))
 
 

@@ -175,7 +175,7 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
         raise _redirection_error(elsewhere)
     # Offline, the id is enough to join the parts of a run when they are synced.
     described = described | {"resume": "allow" if described["id"] and chosen == "online" else None}
-    end_timeout = wandb.setup().settings.finish_timeout or END_TIMEOUT  # WANDB_FINISH_TIMEOUT
+    end_timeout = float(os.environ.get("WANDB_FINISH_TIMEOUT") or END_TIMEOUT)  # wandb.setup has checked it
     settings = wandb.Settings(
         quiet=True,
         console="off",

@@ -10,7 +10,6 @@ from fcnlab.data.dataset import IGNORE_INDEX, SegmentationDataset
 from fcnlab.escaping import escape_line
 from fcnlab.metrics.scores import Scores
 from fcnlab.tracking.accepted_values import sendable
-from fcnlab.tracking.alerts import send_alert
 from fcnlab.tracking.connection import temporary_files_in_own_folder
 from fcnlab.tracking.mirror import attempt, errors_as_warnings
 
@@ -38,7 +37,6 @@ def log_scores(
 
     attempt("tables", log_tables)
     attempt("facts", lambda: logger.experiment.summary.update(facts))
-    send_alert(logger, "The run has ended", f"{name}/miou: {100 * scores.miou:.2f} %")
 
 
 def log_images(
