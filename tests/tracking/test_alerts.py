@@ -3,14 +3,12 @@
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
-import numpy as np
 import pytest
 import wandb
 
 from fcnlab.config.run_context import RunContext
 from fcnlab.signals import Interrupted
-from fcnlab.tracking import contents
-from fcnlab.tracking.alerts import send_alert
+from fcnlab.tracking.alerts import alert_about_end, send_alert
 from fcnlab.tracking.mirror import Mirror
 from fcnlab.training import loggers
 from fcnlab.training.callbacks.stopping import TrainingDiverged
@@ -53,8 +51,7 @@ def test_an_interruption_and_a_divergence_are_sent(mirror, composed, monkeypatch
 
 
 def test_the_end_is_sent_with_the_score(mirror):
-    scores = SimpleNamespace(iou=np.array([0.25]), miou=0.25)
-    contents.log_scores(mirror, scores, [[1]], ["a"], "final", None)
+    alert_about_end(mirror, "final", 0.25)
     assert sent(mirror) == [("The run has ended", "final/miou: 25.00 %", "INFO")]
 
 

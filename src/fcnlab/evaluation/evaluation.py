@@ -27,7 +27,7 @@ from fcnlab.runs.selection import (
     selection_of_scored,
     validated_fingerprints,
 )
-from fcnlab.tracking.alerts import send_alert
+from fcnlab.tracking.alerts import alert_about_end
 from fcnlab.tracking.artifacts import log_results
 from fcnlab.tracking.media import Evaluation, log_evaluation
 from fcnlab.training.callbacks.kept_predictions import Keep, KeptPredictions
@@ -93,7 +93,7 @@ def evaluate_and_record(
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             log_evaluation(logger, evaluation)
-        send_alert(logger, "The run has ended", f"{segmenter.scored_as}/miou: {100 * scores.miou:.2f} %")
+            alert_about_end(logger, segmenter.scored_as, scores.miou)
     log_results(trainer.loggers, context.folder)
     return ScoredRun(scores, selection, len(index))
 

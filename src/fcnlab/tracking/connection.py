@@ -206,8 +206,9 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
         "finish_timeout": END_TIMEOUT,
         "x_transaction_log_flush_interval": FLUSH_INTERVAL,
     }
-    typed = wandb.setup().settings.finish_timeout  # WANDB_FINISH_TIMEOUT
-    settings = wandb.Settings(**(usual | described.get("settings", {}) | ({"finish_timeout": typed} if typed else {})))
+    typed = os.environ.get("WANDB_FINISH_TIMEOUT")  # wandb.setup has checked it
+    end = {"finish_timeout": float(typed)} if typed else {}
+    settings = wandb.Settings(**(usual | described.get("settings", {}) | end))
     try:
         return wandb.init(**(resume | described | {"settings": settings}), mode=chosen, reinit="create_new")
     except (wandb.Error, ValueError) as error:
