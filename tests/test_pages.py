@@ -59,7 +59,7 @@ COMPOSED_PAGES = {
     "watch.md": "ends with Ctrl-C; tests/tasks/test_watch.py runs it",
     "paper.md": "tests/tasks/test_figure.py and test_card.py draw figures and write cards",
     "loggers.md": "tests/tracking reads what TensorBoard and MLflow get",
-    "wandb.md": "starts processes of W&B; tests/training/callbacks/test_wandb.py runs them",
+    "wandb.md": "starts processes of W&B; tests/tracking/test_connection.py runs them",
     "containers.md": "needs Docker",
 }
 COMPOSED = {
