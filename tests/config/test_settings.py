@@ -63,6 +63,7 @@ ACCEPTED = {  # these odd values are accepted; all others are refused
         "num_images": "none are drawn",
         "samples": "none are drawn",
         "worst": "none are drawn",
+        "table_images": "none are drawn",
         "alike_bits": "equal hashes alone",
         "port": "any free one",
     },

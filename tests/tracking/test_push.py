@@ -115,6 +115,7 @@ def opened(monkeypatch, tmp_path) -> list[FakeRun]:
 
     def open_logger(folder, **described):
         run = FakeRun(folder=folder, **described, rows=[], summary={}, dir=str(tmp_path / "w" / "files"), url="there")
+        run.settings, run.offline = SimpleNamespace(finish_timeout=1.0), True
         run.finish = lambda exit_code: setattr(run, "code", exit_code)
         runs.append(run)
         return SimpleNamespace(experiment=run, log_metrics=lambda values, step: run.rows.append((step, values)))

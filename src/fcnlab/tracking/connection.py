@@ -114,7 +114,7 @@ def wandb_logger(
         define_without_chart(run, metric)
     run.define_metric("*", step_metric=STEP, step_sync=True)
     drawn = None if table_images == "all" else table_images
-    return Mirror(run, drawn, artifacts=artifacts, alerts=alerts)
+    return Mirror(experiment=run, table_images=drawn, artifacts=artifacts, alerts=alerts)
 
 
 def _import_wandb() -> None:
