@@ -134,7 +134,7 @@ def test_long_names_are_shown_once(make_run, compared):
 def test_markdown_tables(sweep, compared):
     text = markdown(compared())
     tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
-    assert len(tables) == 11
+    assert len(tables) == 12
     for table in tables:
         assert len({row.count("|") for row in table.splitlines()}) == 1
     assert re.search(rf"\n\| {CLASSES[-1]} \| [\d.]+ ± [\d.]+ \|", text)
