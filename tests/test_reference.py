@@ -24,7 +24,7 @@ REFERENCE = REPOSITORY / "docs/reference"
 OPTIONS = [path for path in sorted(CONF.glob("*/**/*.yaml")) if path.relative_to(CONF).parts[0] != "experiment"]
 ROOTS = [getattr(schemas, f"{verb.capitalize()}Config") for verb in VERBS]
 # What looks like an environment variable in src/ and is none: signals, image modes, opcodes, attributes of modules.
-NO_VARIABLE = re.compile(r"SIG[A-Z0-9]+|O_NONBLOCK|(BATCH|INSTANCE)_NORMS|EMPTY_\w+|LONG_\w+|SHORT_\w+")
+NO_VARIABLE = re.compile(r"SIG[A-Z0-9]+|O_NONBLOCK|(BATCH|INSTANCE)_NORMS|EMPTY_\w+|LONG_\w+|SC_\w+|SHORT_\w+")
 PLAIN_VARIABLES = {"RANK", "TERM", "CXX", "PYTHONSAFEPATH"}  # without an underscore
 
 

@@ -804,7 +804,7 @@ def test_a_plus_before_from_run_and_sweep_resume_is_ignored(monkeypatch, tmp_pat
         ("experiment=null,paper/fcn8s", "experiment=null,paper/fcn8s: a sweep cannot include null. Choose from"),
         (
             "logger=null,none",
-            "logger=null,none: a sweep cannot include null. Choose from: csv, default, none",
+            "logger=null,none: a sweep cannot include null. Choose from: csv, default, mlflow, none",
         ),
         ("logger=choice(csv,null)", "logger=choice(csv,null): a sweep cannot include null"),
     ],

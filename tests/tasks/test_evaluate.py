@@ -87,7 +87,10 @@ def test_conventions_are_printed_and_recorded(run, fcnlab, capsys, tmp_path):
     words = [f"checkpoint={run}/checkpoints/best.ckpt", "conventions=true", f"hydra.run.dir={tmp_path}/eval"]
     assert fcnlab("eval", *words) == 0
     scores, message = record(tmp_path / "eval"), capsys.readouterr()
-    assert list(scores) == [*record(run), "trained", "weights", "conventions"] and scores["iou"] == record(run)["iou"]
+    assert (
+        list(scores) == [*record(run), "wandb_run", "trained", "weights", "conventions"]
+        and scores["iou"] == record(run)["iou"]
+    )
     actual = scores["conventions"]["FCN paper"]
     assert [actual[name] for name in ("miou", "mean_acc", "pixel_acc")] == [
         scores[name] for name in ("miou", "mean_acc", "pixel_acc")

@@ -72,8 +72,8 @@ def test_evaluations_join_the_group_of_the_run_or_its_id():
 def test_a_typed_group_and_that_of_a_sweep_come_first(composed, monkeypatch, tmp_path, words, group):
     asked: list[dict] = []
     monkeypatch.setattr(connection, "_started", lambda described, mode: asked.append(described) or MagicMock())
-    monkeypatch.setattr(connection, "Mirror", lambda experiment: SimpleNamespace(experiment=experiment))
-    monkeypatch.setattr(loggers, "_report_sync_command", lambda logger: None)
+    monkeypatch.setattr(connection, "Mirror", lambda experiment, **_: SimpleNamespace(experiment=experiment))
+    monkeypatch.setattr(loggers, "_report_offline", lambda logger, alerts: None)
     cfg = composed("logger=wandb", *words, name="eval")
     loggers._open_wandb(cfg, RunContext("eval", tmp_path, words), {}, [TrackedRun(**TRAINED)])
     assert (asked[0]["group"], asked[0]["job_type"]) == (group, "eval")
