@@ -1,12 +1,13 @@
 """Test the functions for W&B with its own artifacts."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 import wandb
 
-from fcnlab.library_internals.wandb import add_reference, has_digest, log_as_input
+from fcnlab.library_internals.wandb import add_reference, has_digest, log_artifact, use_artifact
 
 
 def test_a_reference_is_in_the_manifest_without_a_warning(capfd):
@@ -37,15 +38,40 @@ def test_a_file_is_compared_with_the_hash_of_its_entry(tmp_path, algorithm):
     assert not has_digest(entry, Path(tmp_path / "a"))
 
 
-def test_the_public_method_logs_a_new_input_in_the_same_way():
-    """``Run.use_artifact`` of W&B, called on a double of a run that is online."""
+@pytest.mark.parametrize("is_input", [False, True])
+def test_an_artifact_is_logged_as_w_and_b_logs_it_offline(is_input):
+    """The public methods, called on a double of a run that is offline, against ours on one that is online."""
     artifact, public, ours = wandb.Artifact("data", "dataset"), MagicMock(), MagicMock()
-    public._settings._offline = False
-    artifact.wait = lambda: artifact
-    inner = wandb.Run.use_artifact
+    public._settings._offline, ours._settings._offline = True, False
+    for run in (public, ours):
+        run._prepare_artifact.return_value = (artifact, ["best"])
+    inner = wandb.Run._log_artifact
     while hasattr(inner, "__wrapped__"):  # its decorators look at a real run
         inner = inner.__wrapped__
-    inner(public, artifact)
-    log_as_input(ours, artifact)
-    (call,), (same,) = public._log_artifact.call_args_list, ours._log_artifact.call_args_list
-    assert call.args == same.args and {**call.kwargs, "aliases": None} == {**same.kwargs, "aliases": None}
+    more = {"is_user_created": True, "use_after_commit": True} if is_input else {}
+    inner(public, artifact, aliases=["best"], **more)
+    log_artifact(ours, artifact, ["best"], is_input=is_input)
+    (call,), (same,) = (each._interface.publish_artifact.call_args_list for each in (public, ours))
+    assert call.args[1:] == same.args[1:] and call.kwargs == same.kwargs
+    assert not ours._interface.deliver_artifact.called  # which would write no record
+
+
+def test_an_artifact_of_the_server_is_recorded_as_w_and_b_does(monkeypatch):
+    from wandb.sdk.artifacts import _gqlutils
+
+    found = MagicMock(id="a", entity="team", project="fcnlab")
+    api = MagicMock(**{"artifact.return_value": found})
+    monkeypatch.setattr(wandb, "Api", lambda timeout: api)
+    recorded: list[tuple] = []
+    monkeypatch.setattr(_gqlutils, "record_artifact_use", lambda *words, **named: recorded.append((words, named)))
+    run = SimpleNamespace(entity="mine", project="p", id="r")
+    use_artifact(run, "team/fcnlab/checkpoint-x:v3", 5)
+    public = MagicMock()
+    public._settings._offline = False
+    public._settings.entity, public._settings.project, public._settings.run_id = "mine", "p", "r"
+    public._public_api.return_value = MagicMock(_service_api=api._service_api, **{"_artifact.return_value": found})
+    inner = wandb.Run.use_artifact
+    while hasattr(inner, "__wrapped__"):
+        inner = inner.__wrapped__
+    inner(public, "team/fcnlab/checkpoint-x:v3")
+    assert recorded[0] == recorded[1]

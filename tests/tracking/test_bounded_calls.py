@@ -1,5 +1,6 @@
 """Test that a call which lasts holds up its caller for a limited time, and that the order of calls stays."""
 
+import sys
 import threading
 import time
 
@@ -65,6 +66,7 @@ def test_calls_beyond_a_limit_are_dropped(blocked, monkeypatch):
     calls.run(released.wait)
     for number in range(10):
         calls.run(lambda number=number: done.append(number))
+    assert calls.dropped == 7
     released.set()
     deadline = time.monotonic() + 5
     while len(done) < 3 and time.monotonic() < deadline:
@@ -77,3 +79,21 @@ def test_a_closed_queue_begins_anew(blocked):
     calls.run(released.wait)
     calls.close()
     assert calls.run(lambda: None)
+
+
+def test_the_last_call_waits_for_a_place_in_a_full_queue(blocked, monkeypatch):
+    """The end of a run must come after all that was logged."""
+    monkeypatch.setattr(bounded_calls, "MOST_WAITING", 3)
+    calls, released, done = BoundedCalls(), blocked[1], []
+    calls.run(released.wait)
+    for number in range(3):
+        calls.run(lambda number=number: done.append(number))
+    threading.Timer(0.1, released.set).start()
+    assert calls.run_within(5, lambda: done.append("end")) and done == [0, 1, 2, "end"]
+
+
+def test_a_call_that_exits_does_not_end_the_others(caplog):
+    calls, done = BoundedCalls(), []
+    assert calls.run(lambda: sys.exit(3)) and calls.run(lambda: done.append(1))
+    assert done == [1] and "SystemExit(3)" in caplog.text
+    calls.close()

@@ -4,17 +4,44 @@ Tested with wandb 0.31.0.
 """
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 
-def log_as_input(run: Any, artifact: Any) -> None:
-    """Log an artifact as an input of a run, without waiting; W&B stores equal content of one name once.
+def log_artifact(run: Any, artifact: Any, aliases: Sequence[str] = (), is_input: bool = False) -> None:
+    """Log an artifact as an output or an input of a run, without waiting; W&B stores equal content of one name once.
 
-    The public ``Run.use_artifact`` raises an error if the run is offline, and otherwise waits without a limit. It calls
-    this method with these arguments.
+    The record is in the .wandb file, so that ``wandb sync`` can upload the artifact. The public ``Run.log_artifact`` of
+    a run that is online writes no record, and ``Run.use_artifact`` raises an error offline and waits without a limit
+    online. Offline, they call the same function with these arguments.
     """
-    run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+    artifact, names = run._prepare_artifact(artifact, None, None, list(aliases) or None)
+    run._interface.publish_artifact(
+        run, artifact, names, None, finalize=True, is_user_created=is_input, use_after_commit=is_input
+    )
+
+
+def use_artifact(run: Any, address: str, timeout: int) -> None:
+    """Record an artifact of W&B's server as an input of a run that is online.
+
+    The public ``Run.use_artifact`` asks an API without a limit in time, which :func:`log_tables_without_waiting`
+    replaces.
+    """
+    import wandb
+    from wandb.sdk.artifacts._gqlutils import record_artifact_use
+
+    api = wandb.Api(timeout=timeout)
+    artifact = api.artifact(address)
+    record_artifact_use(
+        api._service_api,
+        artifact_id=artifact.id,
+        entity_name=run.entity,
+        project_name=run.project,
+        run_name=run.id,
+        artifact_entity_name=artifact.entity,
+        artifact_project_name=artifact.project,
+    )
 
 
 def add_reference(artifact: Any, name: str, address: str) -> None:

@@ -7,7 +7,7 @@ the W&B run instead: they need no space, and stay as they are when the run is re
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 
 from fcnlab.data import DataModule
 from fcnlab.files.reading import read_json_facts
-from fcnlab.library_internals.wandb import add_reference, log_as_input
+from fcnlab.library_internals.wandb import add_reference, log_artifact, use_artifact
 from fcnlab.metrics.scores import SCORES
 from fcnlab.runs.prediction_archive import NAME as PREDICTIONS
 from fcnlab.tracking.accepted_values import MAX_NAME, sendable, shortened
@@ -38,21 +38,19 @@ def log_results(loggers: Iterable[Logger], folder: Path) -> None:
     predictions. The metadata of the scored checkpoint and of the predictions contain the scores, how the checkpoint was
     selected and the protocol; those of the others only the name of the file.
     """
-    for logger in mirrors(loggers):
-        if logger.artifacts == "none":
-            continue
+    for logger in _storing(loggers):
         run_id = logger.experiment.id
         with errors_as_warnings(CONTENT):
             record = read_json_facts(folder, "metrics.json")
             facts = {key: record[key] for key in DESCRIBED_BY if key in record}
-            scored = facts["selection"]["checkpoint"] if isinstance(facts.get("selection"), Mapping) else None
+            scored = facts["selection"].get("checkpoint") if isinstance(facts.get("selection"), Mapping) else None
             for path in _checkpoints(folder / "checkpoints", logger):
                 about = facts if path.stem == scored else {}
                 artifact = _with_file(logger, checkpoint_name(run_id), "model", path, about)
-                attempt(CONTENT, partial(logger.experiment.log_artifact, artifact, aliases=[_accepted(path.stem)]))
+                attempt(CONTENT, partial(log_artifact, logger.experiment, artifact, [_accepted(path.stem)]))
             if (folder / PREDICTIONS).is_file():
                 artifact = _with_file(logger, f"predictions-{run_id}", "predictions", folder / PREDICTIONS, facts)
-                attempt(CONTENT, partial(logger.experiment.log_artifact, artifact))
+                attempt(CONTENT, partial(log_artifact, logger.experiment, artifact))
 
 
 def _checkpoints(folder: Path, logger: Mirror) -> list[Path]:
@@ -72,25 +70,34 @@ def use_checkpoint(loggers: Iterable[Logger], file: CheckpointFile, trained: Tra
     A downloaded one is the artifact that it comes from. Any other is logged under the name of the artifact of its
     training run ``trained``: W&B stores equal files of one name once, so both runs have the same artifact.
     """
+    if file.artifact is None:
+        for logger in _storing(loggers):
+            with errors_as_warnings(CONTENT):
+                artifact = _with_file(
+                    logger, checkpoint_name(trained.id) if trained else "checkpoint", "model", file.path, {}
+                )
+                attempt(CONTENT, partial(log_artifact, logger.experiment, artifact, is_input=True))
+        return
     for logger in mirrors(loggers):
         run = logger.experiment
-        with errors_as_warnings(CONTENT):
-            if file.artifact is None and logger.artifacts != "none":
-                name = checkpoint_name(trained.id) if trained else "checkpoint"
-                attempt(CONTENT, partial(log_as_input, run, _with_file(logger, name, "model", file.path, {})))
-            elif file.artifact is not None and not (run.offline or run.disabled):
-                address = file.artifact["artifact"]
-                within(USE_TIMEOUT, run.use_artifact, address)
+        if not (run.offline or run.disabled):
+            with errors_as_warnings(CONTENT):
+                within(USE_TIMEOUT, use_artifact, run, file.artifact["artifact"], int(USE_TIMEOUT))
+
+
+def _storing(loggers: Iterable[Logger]) -> Iterator[Mirror]:
+    """Yield the W&B loggers that store artifacts."""
+    for logger in mirrors(loggers):
+        if logger.artifacts != "none" and not logger.experiment.disabled:
+            yield logger
 
 
 def use_data(loggers: Iterable[Logger], data: DataModule, *splits: str) -> None:
     """Log the data of some splits as inputs of this run: for each list an artifact with a hash, without files."""
-    for logger in mirrors(loggers):
-        if logger.artifacts == "none":
-            continue
+    for logger in _storing(loggers):
         with errors_as_warnings(CONTENT):
             for split in {data.lists[split]: split for split in splits}.values():
-                attempt(CONTENT, partial(log_as_input, logger.experiment, _data_artifact(data, split)))
+                attempt(CONTENT, partial(log_artifact, logger.experiment, _data_artifact(data, split), is_input=True))
 
 
 def _data_artifact(data: DataModule, split: str) -> Any:

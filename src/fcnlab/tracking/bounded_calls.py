@@ -12,7 +12,7 @@ log = logging.getLogger("fcnlab")
 LONGEST = 5.0  # seconds that a run waits for a call
 PATIENCE = 10.0  # seconds that it waits in all for slow calls
 SLOW = 1.0  # seconds from which a call is slow
-MOST_WAITING = 10_000  # calls that may wait while an earlier one lasts; further ones are dropped
+MOST_WAITING = 10_000  # calls that may wait while an earlier one lasts; further ones are dropped, and counted
 
 Call = Callable[[], object]
 
@@ -21,6 +21,7 @@ class BoundedCalls:
     """Run calls in their order, in one thread. Callers wait for a call, but only for some seconds.
 
     While a call is late, the others wait behind it, and no caller waits any longer. A call handles its own errors.
+    ``dropped`` is the number of calls that were never run because too many were waiting.
     """
 
     def __init__(self):
@@ -30,7 +31,7 @@ class BoundedCalls:
         """Begin with a new thread; an old one, which may never end, is left to itself."""
         self._waiting: queue.Queue[tuple[Call, threading.Event] | None] = queue.Queue(MOST_WAITING)
         self._newest: threading.Event | None = None  # set when the newest call has ended
-        self._patience = PATIENCE
+        self._patience, self.dropped = PATIENCE, 0
         self._process, self._started, self._warned = os.getpid(), False, False
 
     def run(self, call: Call) -> bool:
@@ -52,13 +53,14 @@ class BoundedCalls:
         if not self._started:
             self._started = True
             threading.Thread(target=_work, args=(self._waiting,), daemon=True, name="fcnlab-wandb").start()
-        ended = threading.Event()
+        ended, began = threading.Event(), time.monotonic()
         try:
-            self._waiting.put_nowait((call, ended))
+            self._waiting.put((call, ended), block=seconds > 0, timeout=seconds)
         except queue.Full:
+            self.dropped += 1
             return False
         self._newest = ended
-        return ended.wait(seconds)
+        return ended.wait(max(0.0, seconds - (time.monotonic() - began)))
 
     def close(self) -> None:
         """End the thread after its calls; further calls get a new one."""
@@ -73,6 +75,8 @@ def _work(waiting: queue.Queue) -> None:
         call, ended = job
         try:
             call()
+        except BaseException as error:  # W&B ends threads with SystemExit; the next calls need this one
+            log.warning("Warning: a call of W&B has failed: %r", error)
         finally:
             ended.set()
 

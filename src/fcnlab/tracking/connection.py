@@ -36,7 +36,7 @@ from fcnlab.tracking.accepted_values import (
 )
 from fcnlab.tracking.contents import STEP, TABLE_IMAGES, WITHOUT_CHARTS
 from fcnlab.tracking.end import END_TIMEOUT, limit_exit
-from fcnlab.tracking.mirror import Artifacts, Mirror, define_without_chart
+from fcnlab.tracking.mirror import Artifacts, Mirror, define_without_chart, warn_again
 
 log = logging.getLogger("fcnlab")
 Result = TypeVar("Result")
@@ -45,10 +45,11 @@ TEMPORARY_PREFIX = "fcnlab-wandb-"  # of the folder for W&B's temporary folders
 START_TIMEOUT = 10.0  # seconds; W&B's default is 90
 FLUSH_INTERVAL = 1.0  # seconds between writes to the .wandb file; W&B's default is 15
 REQUIRED_SPACE = 1 << 20  # bytes
-PUSH_TIMEOUT = 600.0  # seconds that a push waits for a run: a live run waits less, since its folder has everything
+UPLOAD_TIMEOUT = 600.0  # seconds that a push, and the end of a run with artifacts, wait until all files are sent
+LONGEST_END = 86_400.0  # seconds, of WANDB_FINISH_TIMEOUT
 REBUILT = {  # W&B's settings of a run that ended elsewhere or earlier: nothing of this process belongs to it
     "silent": True,  # fcnlab reports what is written
-    "finish_timeout": PUSH_TIMEOUT,
+    "finish_timeout": UPLOAD_TIMEOUT,
     "x_disable_stats": True,
     "x_disable_meta": True,
     "x_disable_machine_info": True,
@@ -90,6 +91,7 @@ def wandb_logger(
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
     logging.getLogger().addFilter(_is_not_about_image_sizes)
+    warn_again()
     _import_wandb()
     Path(folder).mkdir(parents=True, exist_ok=True)
     _set_wandb_folders(Path(folder) / "wandb")
@@ -100,7 +102,10 @@ def wandb_logger(
         "tags": list(dict.fromkeys(shortened(tag, MAX_TAG) for tag in tags if tag)),
     }  # fmt: skip
     is_rebuilt = recorded_host is not None
-    described |= {"resume": None, "settings": REBUILT | {"host": sendable(recorded_host)}} if is_rebuilt else {}
+    if is_rebuilt:
+        described |= {"resume": None, "settings": REBUILT | {"host": sendable(recorded_host)}}
+    elif artifacts != "none":
+        described |= {"settings": {"finish_timeout": UPLOAD_TIMEOUT}}
     can_be_sent = sendable(str(folder)) == str(folder)
     if not can_be_sent:
         log.warning("Warning: W&B cannot write to %s, whose name is not UTF-8: this run is not logged there", folder)
@@ -206,9 +211,7 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
         "finish_timeout": END_TIMEOUT,
         "x_transaction_log_flush_interval": FLUSH_INTERVAL,
     }
-    typed = os.environ.get("WANDB_FINISH_TIMEOUT")  # wandb.setup has checked it
-    end = {"finish_timeout": float(typed)} if typed else {}
-    settings = wandb.Settings(**(usual | described.get("settings", {}) | end))
+    settings = wandb.Settings(**(usual | described.get("settings", {}) | _typed_end_timeout()))
     try:
         return wandb.init(**(resume | described | {"settings": settings}), mode=chosen, reinit="create_new")
     except (wandb.Error, ValueError) as error:
@@ -216,6 +219,25 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
             raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_reason(error)}") from error
         log.warning("Warning: W&B did not start a run (%s): this run is logged offline", _reason(error))
         return _started(described, "offline")
+
+
+def _typed_end_timeout() -> dict[str, float]:
+    """Return ``finish_timeout`` if the environment sets it; W&B itself accepts values that limit nothing.
+
+    Raises
+    ------
+    UserError
+        It is no number of seconds up to ``LONGEST_END``.
+    """
+    typed = os.environ.get("WANDB_FINISH_TIMEOUT")
+    if not typed:
+        return {}
+    seconds = float(typed)  # wandb.setup has checked that it is a number
+    if not 0 < seconds <= LONGEST_END:
+        raise UserError(
+            f"WANDB_FINISH_TIMEOUT={typed} in the environment must be more than 0 and at most {LONGEST_END:.0f} seconds"
+        )
+    return {"finish_timeout": seconds}
 
 
 def _read_environment() -> Any:

@@ -26,11 +26,11 @@ LOG_BYTES = 64 << 20  # limit on the log of W&B's process
 UNSENT = re.compile(rb'"level":"ERROR[^"]*","msg":"[^"]*(fatal error|CreateRunFiles|log artifact|upload)')
 
 
-def end_run(run: Any, status: str, exit_code: int) -> None:
-    """Finish a W&B run with the status and the exit code of the process.
+def end_run(run: Any, status: str, exit_code: int) -> str | None:
+    """Finish a W&B run with the status and the exit code of the process; return why data are missing there, or None.
 
     After ``finish_timeout`` and a little more, W&B's process is ended, unless it belongs to others, too: it may be
-    waiting for the server in a place where it looks at no clock. What it has not sent is in the run's .wandb file.
+    waiting for the server in a place where it looks at no clock. What it was given is in the run's .wandb file.
     """
     attempt("facts", lambda: run.summary.update({"status": status}))
     timeout = run.settings.finish_timeout or END_TIMEOUT
@@ -48,12 +48,16 @@ def end_run(run: Any, status: str, exit_code: int) -> None:
     finally:  # a second Ctrl-C ends the waiting, too
         if not in_time:
             _end_helper_process()
+        dropped = calls.dropped
         calls.close()
+    if dropped:
+        log.warning("Warning: W&B did not take %d values of this run in time, but the run's folder has them", dropped)
     if reason := _missing_because(run, in_time, timeout, errors):
         log.warning(
             "Warning: W&B did not get all data of this run (%s), but the run's folder has them. To upload the rest: %s",
             *(reason, sync_command(run)),
         )
+    return reason or (f"{dropped} values were dropped" if dropped else None)
 
 
 def limit_exit() -> None:
@@ -83,6 +87,8 @@ def _missing_because(run: Any, in_time: bool, timeout: float, errors: list[Excep
     """Return why the server lacks data of an ended run; None if nothing is known to be missing, or it is offline."""
     if errors and in_time:
         return first_line(errors[0])
+    if not in_time and run.offline:
+        return f"its process did not take them within {timeout:g} s"
     if run.offline:
         return None
     if not in_time or not was_sent_in_time(run):

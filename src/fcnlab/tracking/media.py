@@ -1,7 +1,6 @@
 """Tables, plots and images of a W&B run, made of plain values."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,29 +50,27 @@ class Evaluation(NamedTuple):
 def log_evaluation(logger: WandbLogger, evaluation: Evaluation) -> None:
     """Log the summary and the tables of an evaluation: classes, confusion matrix, images."""
     attempt("facts", lambda: logger.experiment.summary.update(sendable(results(evaluation.record))))
-    attempt("tables", partial(_log_tables, logger, evaluation))
+    with errors_as_warnings("tables"), temporary_files_in_own_folder():
+        # Drawing many images takes long, and is not W&B's time: only handing them over is limited.
+        tables = _tables(evaluation, logger.table_images if isinstance(logger, Mirror) else TABLE_IMAGES)
+        attempt("tables", lambda: logger.experiment.log(tables))
 
 
-def _log_tables(logger: WandbLogger, evaluation: Evaluation) -> None:
+def _tables(evaluation: Evaluation, drawn: int | None) -> dict[str, Any]:
     import wandb
 
     name, classes = scored_as(evaluation.record), sendable(evaluation.classes)
-    drawn = logger.table_images if isinstance(logger, Mirror) else TABLE_IMAGES
-    with temporary_files_in_own_folder():
-        confusion = wandb.plot_table(
+    return {
+        f"{name}/per_class": _table(class_table(evaluation.matrices, classes)),
+        f"{name}/confusion": wandb.plot_table(
             CONFUSION_PLOT,
             _table(confusion_table(evaluation.matrices.sum(axis=0), classes)),
             {column: column for column in ("Actual", "Predicted", "nPredictions")},
             {"title": CONFUSION_TITLE},
-        )
-        logger.experiment.log(
-            {
-                f"{name}/per_class": _table(class_table(evaluation.matrices, classes)),
-                f"{name}/confusion": confusion,
-                f"{name}/per_image": _table(_with_drawings(evaluation, drawn)),
-                STEP: evaluation.step,
-            }
-        )
+        ),
+        f"{name}/per_image": _table(_with_drawings(evaluation, drawn)),
+        STEP: evaluation.step,
+    }
 
 
 def _table(table: Table) -> Any:

@@ -1,6 +1,7 @@
 """W&B as a mirror of the run's folder: its errors never end a run, and its server never holds one up."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
@@ -23,6 +24,7 @@ from fcnlab.tracking.contents import (
 )
 
 log = logging.getLogger("fcnlab")
+PASSWORD = re.compile(r"://\S*@")  # in an address
 Artifacts = Literal["none", "best", "all"]
 
 
@@ -90,7 +92,7 @@ def define_without_chart(run: Any, name: str) -> None:
 
 
 def attempt(content: str, call: Callable[[], object]) -> None:
-    """Call W&B for some seconds at most; its errors become warnings, once per kind of ``content``."""
+    """Call W&B for some seconds at most; its errors become warnings, once per run and kind of ``content``."""
 
     def guarded() -> None:
         with errors_as_warnings(content):
@@ -99,13 +101,18 @@ def attempt(content: str, call: Callable[[], object]) -> None:
     calls.run(guarded)
 
 
+def warn_again() -> None:
+    """Warn about each kind of error once more: a new run begins."""
+    _warn_about_missing.cache_clear()
+
+
 @contextmanager
 def errors_as_warnings(content: str, tracker: str = "W&B") -> Iterator[None]:
-    """Turn every error of a tracker into a warning, once per kind: the run's folder contains the same information."""
+    """Turn the errors of a tracker into warnings, one per run and kind: the run's folder contains the same information."""
     try:
         yield
     except Exception as error:  # errors of files, server and process have no common type
-        _warn_about_missing(content, tracker, first_line(error))
+        _warn_about_missing(content, tracker, PASSWORD.sub("://...@", first_line(error)))
 
 
 @cache

@@ -28,7 +28,7 @@ SQLITE = "sqlite:///"
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}  # MLflow's names
 LONGEST_KEY, LONGEST_VALUE, MOST_PARAMETERS = 250, 250, 100  # of MLflow: characters, and parameters in one request
 FORBIDDEN_IN_KEY = re.compile(r"[^\w./ -]", re.ASCII)
-PASSWORD = re.compile(r"//[^/@\s]+@")  # in an address
+PASSWORD = re.compile(r"://\S*@|(?<=[?&])(password|token|secret)[^=\s]*=[^&\s]*", re.IGNORECASE)  # in an address
 # MLflow's own limits let an unreachable server block for minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 NAME = "MLflow"
@@ -70,13 +70,17 @@ def mlflow_run(
         client = importlib.import_module("mlflow").MlflowClient(uri)
         opened = MlflowRun(client, uri, _run_id(client, uri, experiment, sendable(name or run_name), every, run))
     except Exception as error:  # those of MLflow, of its database and of the connection have no common type
-        problem = PASSWORD.sub("//...@", f"MLflow did not start a run at {uri}: {first_line(error)}")
+        problem = PASSWORD.sub(_masked, f"MLflow did not start a run at {uri}: {first_line(error)}")
         raise UserError(
             f"logger.mlflow: {problem}. Correct logger.mlflow.tracking_uri or MLFLOW_TRACKING_URI, or train with"
             " logger=csv"
         ) from error
     opened.log_settings(settings)
     return opened
+
+
+def _masked(found: re.Match[str]) -> str:
+    return "://...@" if found[0].startswith("://") else f"{found[1]}=..."
 
 
 def _own_database(folder: Path) -> str:

@@ -150,8 +150,9 @@ def _has_own_mlflow(cfg: DictConfig) -> bool:
 
 
 def _settings(cfg: DictConfig, context: RunContext) -> dict[str, Any]:
-    """Return every setting by path, and the chosen options below ``options``."""
-    return leaves_of(to_plain(cfg)) | leaves_of(context.identifying_options, "options")
+    """Return settings and chosen options by path, without those of loggers, whose addresses may contain a password."""
+    settings = {path: value for path, value in leaves_of(to_plain(cfg)).items() if not path.startswith("logger.")}
+    return settings | leaves_of(context.identifying_options, "options")
 
 
 def _open_mlflow(cfg: DictConfig, context: RunContext, facts: Mapping[str, Any]) -> Logger:
@@ -206,7 +207,9 @@ def _open_wandb(
 
 @rank_zero_only
 def _report_offline(logger: WandbLogger, alerts: bool) -> None:
-    if logger.experiment.offline and alerts:
-        log_warning("logger.wandb.alerts=true has no effect, because W&B logs this run offline")
-    if logger.experiment.offline:
+    run = logger.experiment
+    if alerts and (run.offline or run.disabled):
+        state = "off" if run.disabled else "offline"
+        log_warning(f"logger.wandb.alerts=true has no effect, because W&B is {state} for this run")
+    if run.offline:
         log_info(f"W&B logs this run offline. To upload it later: {sync_command(logger.experiment)}")
