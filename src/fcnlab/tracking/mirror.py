@@ -108,7 +108,7 @@ def warn_again() -> None:
 
 @contextmanager
 def errors_as_warnings(content: str, tracker: str = "W&B") -> Iterator[None]:
-    """Turn the errors of a tracker into warnings, one per run and kind: the run's folder contains the same information."""
+    """Turn errors of a tracker into warnings, one per run and kind: the run's folder contains the same information."""
     try:
         yield
     except Exception as error:  # errors of files, server and process have no common type
