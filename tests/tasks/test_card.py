@@ -42,6 +42,13 @@ def test_an_existing_file_is_replaced_only_with_permission(fcnlab, run, tmp_path
     assert (tmp_path / "README.md").read_text().startswith("---\n")
 
 
+def test_a_file_in_the_folder_of_the_command_is_replaced_only_with_permission(fcnlab, run, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    assert fcnlab("card", f"checkpoint={run}/checkpoints/best.ckpt", "hydra.run.dir=.") == 1
+    assert "contains README.md: choose another folder, set output=FILE, or add overwrite" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 @pytest.mark.parametrize("other", ["moved", "last"])
 def test_scores_of_other_weights_are_not_stated(fcnlab, run, tmp_path, capsys, other):
     checkpoint = run / "checkpoints" / "last.ckpt"

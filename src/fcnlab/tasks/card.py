@@ -13,7 +13,7 @@ from fcnlab.publication.card_records import card_records
 from fcnlab.publication.model_card import TO_FILL_IN, Model, Publication, model_card
 from fcnlab.publication.output_file import check_output_file
 from fcnlab.publication.score_intervals import score_intervals
-from fcnlab.runs.run_folder import RunFolder, check_report_folder
+from fcnlab.runs.run_folder import RunFolder
 from fcnlab.tasks.compare import existing_folder
 from fcnlab.training.checkpoints import TrainedNet, read_nets
 
@@ -24,10 +24,9 @@ FILE = "README.md"
 def card(cfg: DictConfig, run: RunFolder) -> None:
     """Write the model card of a checkpoint."""
     validate_config(cfg)
-    check_report_folder(run.path, [FILE])
-    path = run.path / FILE if cfg.output is None else Path(cfg.output)
-    if cfg.output is not None:
-        check_output_file(path, cfg.overwrite)
+    is_named = cfg.output is not None
+    path = Path(cfg.output) if is_named else run.path / FILE
+    check_output_file(path, cfg.overwrite, is_named)
     publication = _publication(cfg)
     folders = [existing_folder(name, "evaluations") for name in cfg.evaluations]
     (net,) = read_nets(cfg.checkpoint, cfg.trust)
