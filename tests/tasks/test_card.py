@@ -60,6 +60,16 @@ def test_scores_of_other_weights_are_not_stated(fcnlab, run, tmp_path, capsys, o
     assert "## Scores\n\n- **To fill in**: no record contains scores" in (tmp_path / "README.md").read_text()
 
 
+def test_scores_of_another_checkpoint_of_the_same_step_are_not_stated(fcnlab, run, tmp_path, capsys):
+    """A run that was resumed from an earlier step may leave a top checkpoint of the branch before."""
+    record = json.loads((run / "metrics.json").read_text())
+    record["selection"]["val_miou"] = 0.123
+    (run / "metrics.json").write_text(json.dumps(record))
+    assert fcnlab("card", f"checkpoint={run}/checkpoints/best.ckpt", "output=README.md") == 0
+    assert f"of step {record['selection']['step']} and val mIoU 12.30 % instead" in capsys.readouterr().out
+    assert "model-index" not in metadata(tmp_path / "README.md")
+
+
 def test_a_folder_without_scores_of_the_checkpoint_is_refused(fcnlab, run, capsys):
     assert fcnlab("card", f"checkpoint={run}/checkpoints/best.ckpt", f"evaluations={run}") == 1
     assert "is not an evaluation of checkpoint=" in capsys.readouterr().err
