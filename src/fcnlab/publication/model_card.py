@@ -105,8 +105,8 @@ def metadata(name: str, evaluations: Sequence[Run], publication: Publication) ->
 
 
 def _result(run: Run) -> dict[str, Any]:
-    title = escape_line(str(run.protocol["set"]))
-    method = {key: escape_line(str(run.protocol.get(key))) for key in ("inference", "postprocess")}
+    title = escape_line(without_secrets(str(run.protocol["set"])))
+    method = {key: escape_line(without_secrets(str(run.protocol.get(key)))) for key in ("inference", "postprocess")}
     metrics = [
         {"type": METRICS[score], "value": round(run.score(score), 6), "name": SCORE_TITLES[score], "args": dict(method)}
         for score in ("miou", *(score for score in SCORES if score != "miou"))
