@@ -120,7 +120,7 @@ def test_a_comma_inside_a_folder_name_does_not_split_a_list(tmp_path, monkeypatc
     assert _split("a,b") == ["a,b"] and _split("b,a") == ["b", "a"] and _split("no,where") == ["no", "where"]
 
 
-@pytest.mark.parametrize("word", ["compare runs=a${b}c", "watch runs=a${b}c", "card name=a${b}c"])
+@pytest.mark.parametrize("word", ["compare runs=a${b}c", "card name=a${b}c"])
 def test_a_name_with_the_characters_of_an_interpolation_is_taken_literally(fcnlab, capsys, word):
     verb, setting = word.split()
     assert fcnlab(verb, setting, "--cfg", "job", "--resolve") == 0
