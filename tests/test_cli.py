@@ -120,6 +120,13 @@ def test_a_comma_inside_a_folder_name_does_not_split_a_list(tmp_path, monkeypatc
     assert _split("a,b") == ["a,b"] and _split("b,a") == ["b", "a"] and _split("no,where") == ["no", "where"]
 
 
+@pytest.mark.parametrize("word", ["compare runs=a${b}c", "card name=a${b}c"])
+def test_a_name_with_the_characters_of_an_interpolation_is_taken_literally(fcnlab, capsys, word):
+    verb, setting = word.split()
+    assert fcnlab(verb, setting, "--cfg", "job", "--resolve") == 0
+    assert "a${b}c" in capsys.readouterr().out
+
+
 def test_changing_the_working_directory_is_refused(fcnlab, capsys):
     for words in (["train"], ["train", "-m", "seed=1,2"], ["compare", "runs=."]):
         assert fcnlab(*words, "hydra.job.chdir=true") == 1

@@ -252,15 +252,15 @@ def _sweep_composition() -> AbstractContextManager[None]:
 
 
 def _as_name_list(word: str, lists: tuple[str, ...], names: tuple[str, ...]) -> str:
-    """Write ``runs=A,B`` as a list of quoted names, because commas and ``=`` have a meaning for Hydra."""
+    """Write ``runs=A,B`` as a list of quoted names, because commas, ``=`` and ``${`` have a meaning for Hydra."""
     key, _, value = word.partition("=")
     if key in lists and value.startswith(("'", '"')):
         return f"{key}=[{value}]"
     if key not in (*lists, *names) or value.startswith(("[", "'", '"')) or value in ("", "null"):
         return word
-    from fcnlab.config.overrides import quote_value
+    from fcnlab.config.overrides import format_value
 
-    return f"{key}=[{','.join(map(quote_value, _split(value)))}]" if key in lists else f"{key}={quote_value(value)}"
+    return f"{key}=[{','.join(map(format_value, _split(value)))}]" if key in lists else f"{key}={format_value(value)}"
 
 
 def _split(value: str) -> list[str]:

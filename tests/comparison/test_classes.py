@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from fcnlab.comparison.classes import Bounds, ClassScores, class_intervals, leave_one_out_by_class
+from fcnlab.comparison.classes import ClassScores, class_intervals, leave_one_out_by_class
 from fcnlab.comparison.comparison import compare
-from fcnlab.comparison.intervals import FEWEST_IMAGES
+from fcnlab.comparison.intervals import FEWEST_IMAGES, Bounds
 from fcnlab.comparison.report import ComparisonReport
 from fcnlab.comparison.runs import read_runs
 from fcnlab.comparison.two_factor import paired, unpaired

@@ -89,6 +89,20 @@ def test_an_export_replaces_all_files_of_an_earlier_one(sweep, tmp_path, monkeyp
     assert not (tmp_path / "paper" / "confusion_of_3.csv").exists()
 
 
+def test_names_of_images_never_name_a_file_that_is_removed(kept, tmp_path):
+    """The list of files that an export leaves is also read by the next one, which removes them."""
+    names = [f"im\nthesis: {place:02}" for place in range(36)]
+    for name, quality in {"fcn8s": 0.9, "fcn32s": 0.3}.items():
+        shutil.rmtree(kept / name)
+        write_run_with_predictions(kept / name, quality, names, model=name)
+    report = fcnlab.compare(kept, resamples=200)
+    report.export(tmp_path / "paper", worst=2)
+    assert "thesis: " in (tmp_path / "paper" / "about.txt").read_text()
+    (tmp_path / "paper" / "thesis.tex").write_text("mine")
+    report.export(tmp_path / "paper", worst=2)
+    assert (tmp_path / "paper" / "thesis.tex").read_text() == "mine"
+
+
 DOCUMENT = r"""\documentclass[10pt]{article}
 \usepackage[textwidth=6.9in]{geometry}
 \usepackage{booktabs,graphicx}

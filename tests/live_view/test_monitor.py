@@ -19,6 +19,7 @@ from fcnlab.live_view.monitor import Monitor
 from fcnlab.live_view.run_state import resident_memory
 from fcnlab.live_view.score_interval import score_interval
 from fcnlab.metrics.conventions import class_areas
+from fcnlab.metrics.scores import scores
 from fcnlab.sweeps.manifest import Job, Manifest
 from run_folders import toy_matrices, write_run
 
@@ -105,6 +106,8 @@ def test_the_interval_is_that_of_a_bootstrap_over_images(make_run):
     assert found and found.images == 60
     assert abs(found.low - scipys.low) < 0.15 * width and abs(found.high - scipys.high) < 0.15 * width
     assert score_interval(make_run("b", matrices), value + 0.01) is None  # of another evaluation
+    matrices[9:, 0, :], matrices[9:, :, 0] = 0, 0
+    assert score_interval(make_run("c", matrices), scores(matrices.sum(axis=0)).miou) is None  # a rare class
 
 
 @pytest.mark.parametrize("status", ["finished", "interrupted", "failed"])

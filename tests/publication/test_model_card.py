@@ -6,10 +6,12 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from fcnlab.comparison.intervals import draws
 from fcnlab.comparison.runs import read_run
+from fcnlab.comparison.score_intervals import score_intervals
 from fcnlab.publication.card_records import CardRecords
 from fcnlab.publication.model_card import TO_FILL_IN, Model, Publication, model_card
-from fcnlab.publication.score_intervals import score_intervals
+from fcnlab.runs.lineage import TrainingRun
 from run_folders import CLASSES, toy_matrices
 
 MODEL = Model("best.ckpt", "FCN-8s", "Tiny", 342_490, CLASSES, 1, "0.1.0", ())
@@ -19,7 +21,7 @@ HOSTILE = ("---\nlicense: mit", "<script>alert(1)</script>", "| [x](http://a.exa
 
 def card_of(*runs, model=MODEL, publication=UNKNOWN, **records) -> str:
     known = {"trained": None, "step": None, "command": None, "cost": {}, "without_scores": None}
-    intervals = [score_intervals(run, 200, 0.95) for run in runs]
+    intervals = [score_intervals(run.areas, draws(len(run.names), 200), 0.95) for run in runs]
     return model_card(model, CardRecords(**known | records, evaluations=list(runs)), intervals, publication, 0.95)
 
 
@@ -94,6 +96,31 @@ def test_few_images_and_two_evaluations_are_stated(make_run):
     methods = [result["metrics"][0]["args"]["inference"] for result in header(card)["model-index"][0]["results"]]
     assert methods == ["whole", "flip"]
     assert "&id" not in card and "*id" not in card  # aliases of YAML
+
+
+def test_a_rare_class_is_named_and_has_no_interval(make_run):
+    matrices = toy_matrices(0.7)
+    matrices[5:, 3, :], matrices[5:, :, 3] = 0, 0
+    card = card_of(read_run(make_run("a", matrices)))
+    table = rows(card)
+    assert "Fewer than 10 images contain cow. In the mIoU, a rare class has the same weight" in card
+    assert "A class without an interval is found in fewer than 10 images." in card
+    assert {title for title, cells in table.items() if "-" in cells} == {"**mIoU**", "mean acc.", "cow"}
+
+
+def test_secrets_of_the_records_are_not_published():
+    """And small numbers keep their digits."""
+    trained = TrainingRun(1, {}, {"model.backbone.weights": "https://user:s3cretpw@host/w.pth"}, {})
+    command = "fcnlab train logger.mlflow.tracking_uri=https://user:s3cretpw@host/ seed=1"
+    cost = {"gmacs_per_image": 0.00321, "training_minutes": 1234.5}
+    card = card_of(model=MODEL._replace(parameters=1_234), trained=trained, step=10, command=command, cost=cost)
+    assert (
+        "s3cretpw" not in card and r"https://\[hidden\]@host/w.pth" in card and "=https://[hidden]@host/ seed=1" in card
+    )
+    table = rows(card)
+    assert table["cost of one image"] == ["0.00321 GMACs, for the first scored image"]
+    assert table["time of training"] == ["1,234 minutes"] and table["step of these weights"] == ["10"]
+    assert "0.00123 million parameters" in card
 
 
 def test_text_of_others_is_no_markup(make_run):

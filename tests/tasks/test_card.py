@@ -42,6 +42,13 @@ def test_an_existing_file_is_replaced_only_with_permission(fcnlab, run, tmp_path
     assert (tmp_path / "README.md").read_text().startswith("---\n")
 
 
+def test_a_file_in_the_folder_of_the_command_is_replaced_only_with_permission(fcnlab, run, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    assert fcnlab("card", f"checkpoint={run}/checkpoints/best.ckpt", "hydra.run.dir=.") == 1
+    assert "contains README.md: choose another folder, set output=FILE, or add overwrite" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 @pytest.mark.parametrize("other", ["moved", "last"])
 def test_scores_of_other_weights_are_not_stated(fcnlab, run, tmp_path, capsys, other):
     checkpoint = run / "checkpoints" / "last.ckpt"
@@ -51,6 +58,16 @@ def test_scores_of_other_weights_are_not_stated(fcnlab, run, tmp_path, capsys, o
     reason = "is not in the folder of its run" if other == "moved" else "its run has scored best.ckpt of step"
     assert reason in capsys.readouterr().out and "model-index" not in metadata(tmp_path / "README.md")
     assert "## Scores\n\n- **To fill in**: no record contains scores" in (tmp_path / "README.md").read_text()
+
+
+def test_scores_of_another_checkpoint_of_the_same_step_are_not_stated(fcnlab, run, tmp_path, capsys):
+    """A run that was resumed from an earlier step may leave a top checkpoint of the branch before."""
+    record = json.loads((run / "metrics.json").read_text())
+    record["selection"]["val_miou"] = 0.123
+    (run / "metrics.json").write_text(json.dumps(record))
+    assert fcnlab("card", f"checkpoint={run}/checkpoints/best.ckpt", "output=README.md") == 0
+    assert f"of step {record['selection']['step']} and val mIoU 12.30 % instead" in capsys.readouterr().out
+    assert "model-index" not in metadata(tmp_path / "README.md")
 
 
 def test_a_folder_without_scores_of_the_checkpoint_is_refused(fcnlab, run, capsys):

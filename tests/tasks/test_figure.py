@@ -36,17 +36,21 @@ def test_the_message_about_a_chosen_image_says_that_it_is_not_typical(fcnlab, ru
     ("words", "message"),
     [
         (["output=there.pdf"], "output=there.png exists: choose another file, or add overwrite=true to replace it"),
+        (["hydra.run.dir=."], "contains figure.pdf: choose another folder, set output=FILE, or add overwrite=true"),
+        (["images=image_001,image_001"], "images must be a list that has each name once"),
         (["images=image_1"], "images=image_1 is not one of the 36 images that all runs have scored"),
         (["width=wide"], "width must be column (3.25 inches) or text (6.875 inches), got 'wide'"),
         (["runs=fcn8s,none"], "runs=none: the folder does not exist"),
     ],
 )
 def test_mistakes_are_reported_before_anything_is_written(fcnlab, runs, tmp_path, capsys, words, message):
-    (tmp_path / "there.png").write_text("mine")
-    assert fcnlab("figure", runs, *words, "hydra.run.dir=f") == 1
+    for name in ("there.png", "figure.pdf"):
+        (tmp_path / name).write_text("mine")
+    assert fcnlab("figure", runs, "hydra.run.dir=f", *words) == 1
     output = capsys.readouterr().err
     assert message in output and "Traceback" not in output
     assert not (tmp_path / "f").exists() and (tmp_path / "there.png").read_text() == "mine"
+    assert (tmp_path / "figure.pdf").read_text() == "mine"
 
 
 def test_a_run_without_the_image_is_told_how_to_keep_it(fcnlab, runs, tmp_path, capsys):

@@ -23,18 +23,11 @@ from numpy import ndarray
 from scipy.special import stdtrit
 
 from fcnlab.comparison.grouping import Group
+from fcnlab.comparison.intervals import FEW_CLASS_IMAGES, Bounds
 from fcnlab.comparison.moderated_variances import moderated
 from fcnlab.comparison.two_factor import TwoFactor
 
-FEW_CLASS_IMAGES = 10  # with fewer images of a class, intervals are unreliable
 Analysis = Callable[[ndarray, ndarray, ndarray, ndarray], TwoFactor]  # two_factor.paired or two_factor.unpaired
-
-
-class Bounds(NamedTuple):
-    """The ends of an interval."""
-
-    low: float
-    high: float
 
 
 class ClassDifference(NamedTuple):

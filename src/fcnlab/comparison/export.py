@@ -17,7 +17,7 @@ from fcnlab.comparison.ranking import answers
 from fcnlab.comparison.tables import Table, confusion_table, headline, result_tables
 from fcnlab.comparison.worst_images import WorstImage, not_kept, overlays, worst_images, worst_table
 from fcnlab.errors import UserError, unwritable_reason
-from fcnlab.escaping import escape_line, escape_terminal
+from fcnlab.escaping import escape_line
 from fcnlab.files.writing import atomic_write
 
 ABOUT = "about.txt"  # lists the files of an export, which the next one replaces
@@ -59,7 +59,7 @@ def export(folder: Path, comparison: Comparison, command: str, worst: int = 0) -
     titles += [f"{each.file}: {each.title}" for each in images if each.run]
     about = [f"{MARK}Command: {command}", headline(comparison), *answers(comparison), "", *titles]
     _remove_earlier(folder)
-    _write(folder / ABOUT, "\n".join(map(escape_terminal, about)) + "\n")  # first: an interrupted export is one
+    _write(folder / ABOUT, "\n".join(map(escape_line, about)) + "\n")  # first: an interrupted export is one
     texts = {f"{table.name}.csv": table_csv(table) for table in tables}
     texts |= {f"{table.name}.tex": latex(table) for table in tables}
     texts |= {f"{figure.name}.svg": paper_svg(figure.drawing) for figure in figures}
@@ -86,12 +86,14 @@ def _write_overlays(folder: Path, images: list[WorstImage], comparison: Comparis
 
 
 def _titles(folder: Path) -> list[str] | None:
-    """Return the lines on the files of an earlier export; None if there was none."""
+    """Return the lines on the files of an earlier export, those after the empty line; None if there was none."""
     path = folder / ABOUT
     if path.is_symlink() or not path.is_file():
         return None
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return lines if lines and lines[0].startswith(MARK) else None
+    if not lines or not lines[0].startswith(MARK):
+        return None
+    return lines[lines.index("") + 1 :] if "" in lines else []
 
 
 def _remove_earlier(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Numbers of a comparison as text: scores in percent, differences in percentage points."""
 
-from fcnlab.comparison.classes import Bounds
-from fcnlab.comparison.intervals import Interval
+import math
+
+from fcnlab.comparison.intervals import Bounds, Interval
 
 MISSING = "-"
 MINUS = "\N{MINUS SIGN}"  # between two names
@@ -31,6 +32,12 @@ def probability(p: float | None) -> str:
 def interval(value: Interval | Bounds | None) -> str:
     """Format the ends of an interval in percentage points."""
     return MISSING if value is None else f"{points(value.low)} to {points(value.high)}"
+
+
+def significant(value: float) -> str:
+    """Format a number with three significant digits, or all before the point; never with an exponent."""
+    before = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
+    return f"{value:,.{max(2 - before, 0)}f}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -13,13 +13,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from numpy import ndarray
 from scipy.special import stdtr, stdtrit
 
 CHUNK = 1000  # resamples drawn at a time: 12 MB for 1,449 images
 FEWEST_SEEDS = 3  # with two, the interval would be 25 standard errors wide
 FEWEST_IMAGES = 30  # with fewer, intervals over images are unreliable: see docs/explanation/comparing-runs.md
+FEW_CLASS_IMAGES = 10  # with fewer images of a class, intervals are unreliable
+
+
+class Bounds(NamedTuple):
+    """The ends of an interval."""
+
+    low: float
+    high: float
 
 
 class Interval(NamedTuple):
@@ -64,16 +72,27 @@ def resampled_miou(
     return mean_iou(sums[:, :classes], sums[:, classes:])
 
 
+def percentile_bounds(resampled: Float[ndarray, " resamples"], confidence: float) -> Bounds:
+    """Return the percentile interval of a quantity that is nan in a resample with only ignored pixels."""
+    low, high = np.nanquantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Bounds(float(low), float(high))
+
+
 def over_images(value: float, resampled: Float[ndarray, " resamples"], confidence: float = 0.95) -> Interval:
     """Return the percentile interval and the p value of a difference, from the differences in the resamples.
 
     p is twice the share of resamples on the other side of zero, with the set itself counted as one of them (Davison and
     Hinkley, 1997, section 4.2.1), so that p is never 0.
     """
-    resampled = resampled[~np.isnan(resampled)]  # a resample with only ignored pixels
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = percentile_bounds(resampled, confidence)
+    resampled = resampled[~np.isnan(resampled)]
     beyond = min(_count(resampled, below=True), _count(resampled, below=False))
-    return Interval(value, float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(resampled) + 1)))
+    return Interval(value, low, high, min(1.0, 2 * (beyond + 1) / (len(resampled) + 1)))
+
+
+def are_rare(images: Int64[ndarray, " classes"]) -> Bool[ndarray, " classes"]:
+    """Return which classes are rare: they are in an image, but in fewer than ``FEW_CLASS_IMAGES``."""
+    return (images > 0) & (images < FEW_CLASS_IMAGES)
 
 
 def equivalent_over_images(resampled: Float[ndarray, " resamples"], margin: float) -> float:

@@ -2,7 +2,7 @@
 
 Each variance is a draw from a common prior, a scaled inverse chi-square distribution, whose scale and degrees of
 freedom are estimated from all sample variances (Smyth, Statistical Applications in Genetics and Molecular Biology 3(1),
-2004, section 6; the R package limma). The moderated variance is the mean of the sample variance and of the prior's,
+2004, section 6.2). The moderated variance is the mean of the sample variance and of the prior's,
 weighted by degrees of freedom, and has the degrees of freedom of both. If variances differ widely, the prior has few
 degrees of freedom, and the sample variances hardly change.
 """

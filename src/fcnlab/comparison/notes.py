@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import numpy as np
+from numpy import ndarray
 
 from fcnlab.comparison.best_of_many import SPLITS, best_of_many
-from fcnlab.comparison.classes import FEW_CLASS_IMAGES
 from fcnlab.comparison.formats import counted, listed
 from fcnlab.comparison.grouping import Group, GroupingRules, environments, groups_split_by_one_setting
-from fcnlab.comparison.intervals import FEWEST_IMAGES, FEWEST_SEEDS
+from fcnlab.comparison.intervals import FEW_CLASS_IMAGES, FEWEST_IMAGES, FEWEST_SEEDS, are_rare
 from fcnlab.comparison.pairs import MOST_GROUPS_FOR_ALL_PAIRS, Pair
 from fcnlab.comparison.runs import Run
 from fcnlab.config.overrides import format_value, shell_join
@@ -89,12 +89,9 @@ def of_reliability(pairs: Sequence[Pair], compared: Sequence[Run]) -> list[str]:
     if not judged:
         return notes
     having = np.max([(run.areas.union > 0).sum(axis=0) for run in compared], axis=0)
-    rare = [name for name, count in zip(compared[0].classes, having, strict=True) if 0 < count < FEW_CLASS_IMAGES]
-    if rare:
+    if rare := of_rare_classes(compared[0].classes, having):
         notes.append(
-            f"Fewer than {FEW_CLASS_IMAGES} images contain {listed(rare, MOST_NAMED)}. In the mIoU, a rare class has"
-            " the same weight as any other, and other images might not contain it. With such classes, 95 % intervals"
-            " contained the true difference in only 82 to 96 % of simulations."
+            f"{rare} With such classes, 95 % intervals contained the true difference in only 82 to 96 % of simulations."
         )
     if judged[0].images < MANY_IMAGES:
         notes.append(
@@ -108,6 +105,17 @@ def of_reliability(pairs: Sequence[Pair], compared: Sequence[Run]) -> list[str]:
             f" of 5 %: {counted(len(liberal), 'pair')} of this comparison."
         )
     return notes
+
+
+def of_rare_classes(classes: Sequence[str], images: ndarray) -> str | None:
+    """Return sentences on the rare classes; ``images`` counts those with each class, in ground truth or prediction."""
+    rare = [name for name, is_rare in zip(classes, are_rare(images), strict=True) if is_rare]
+    if not rare:
+        return None
+    return (
+        f"Fewer than {FEW_CLASS_IMAGES} images contain {listed(rare, MOST_NAMED)}. In the mIoU, a rare class has the"
+        " same weight as any other, and other images might not contain it."
+    )
 
 
 def of_resamples(pairs: Sequence[Pair], resamples: int, needed: int) -> list[str]:

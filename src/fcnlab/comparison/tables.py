@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from fcnlab.comparison.classes import FEW_CLASS_IMAGES, Bounds
 from fcnlab.comparison.comparison import MOST_CLASS_PAIRS, Comparison, Curve
 from fcnlab.comparison.formats import MINUS, MISSING, SCORE_TITLES, counted, interval, percent, points, probability
 from fcnlab.comparison.grouping import Group, environments
-from fcnlab.comparison.intervals import Interval
+from fcnlab.comparison.intervals import FEW_CLASS_IMAGES, Bounds, Interval
 from fcnlab.comparison.names import short_values
 from fcnlab.comparison.pairs import Pair
 from fcnlab.comparison.ranking import ranks

@@ -65,6 +65,7 @@ AlikeBits = Annotated[
         lambda value: 0 <= value <= 16,
     ),
 ]
+Names = Annotated[list[str], Meaning("a list that has each name once", lambda names: len(set(names)) == len(names))]
 Resamples = Annotated[int, Meaning("100 to 1000000", lambda value: 100 <= value <= 1_000_000)]
 Points = Annotated[float, Meaning("more than 0 and at most 100 points", lambda value: 0 < value <= 100)]
 Confidence = Annotated[float, Meaning("0.5 to 0.999, such as 0.95", lambda value: 0.5 <= value < 1)]

@@ -12,6 +12,7 @@ from fcnlab.config.ranges import (
     Count,
     Drawn,
     Meaning,
+    Names,
     NonNegative,
     Percent,
     Points,
@@ -238,7 +239,7 @@ class FigureConfig:
     """The root of ``fcnlab figure``."""
 
     runs: list[str] = MISSING  # folders that contain runs, in the order of the columns
-    images: list[str] = field(default_factory=list)  # names of images
+    images: Names = field(default_factory=list)  # of images
     num_images: FewImages = 4
     names: GroupNames | None = None
     width: FigureWidth = "text"
@@ -251,10 +252,10 @@ class CardConfig:
     """The root of ``fcnlab card``."""
 
     checkpoint: str = MISSING  # one checkpoint of fcnlab train
-    evaluations: list[str] = field(default_factory=list)  # folders of fcnlab eval with scores of this checkpoint
+    evaluations: Names = field(default_factory=list)  # folders of fcnlab eval with scores of this checkpoint
     name: str | None = None
     license: str | None = None
-    datasets: list[str] = field(default_factory=list)
+    datasets: Names = field(default_factory=list)
     resamples: Resamples = 10_000
     confidence: Confidence = 0.95
     output: str | None = None

@@ -20,7 +20,7 @@ def cost(segmenter: Segmenter, dataset: SegmentationDataset, seconds: float, cou
     rows, cols = dataset.image(0).shape[:2]
     return {
         "parameters": sum(parameter.numel() for net in segmenter.nets for parameter in net.parameters()),
-        "gmacs_per_image": round(sum(count_macs(net, rows, cols) for net in segmenter.nets) / 1e9, 3),
+        "gmacs_per_image": round(sum(count_macs(net, rows, cols) for net in segmenter.nets) / 1e9, 6),
         "gmacs_at": [rows, cols],
         "seconds": round(seconds, 2),
         "images_per_second": round(count / seconds, 2),

@@ -1,14 +1,13 @@
 """What the view shows of one selected run: its settings, the end of its log, and the images that it has drawn."""
 
 import os
-import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fcnlab.comparison.runs import JOB_LOG
-from fcnlab.escaping import escape_line
+from fcnlab.escaping import escape_line, without_secrets
 from fcnlab.files.reading import bytes_of, path_inside
 from fcnlab.live_view.run_state import RunState, number, shown
 from fcnlab.runs.origins import nested_map
@@ -19,16 +18,6 @@ LOG_LINES = 300
 MOST_IMAGES, IMAGES_LOOKED_AT = 8, 1000
 IMAGE_BYTES = 16 << 20
 PNG = b"\x89PNG\r\n\x1a\n"
-HIDDEN = "[hidden]"
-# fcnlab logs no secrets, but a job's log also has what libraries and the user's own code print.
-SECRETS = re.compile(
-    r"""(?ix)
-    (?P<name> (?:api[_-]?key|access[_-]?key|token|secret|passw(?:or)?d|authorization) ["']? \s*[:=]\s* ["']?
-              (?:bearer\s+|basic\s+)? )  [^\s"'&,;]{6,}
-    | (?P<address> [a-z][a-z0-9+.-]*:// [^\s/:@]* : ) [^\s/@]+ (?=@)
-    | \b (?:wandb_v\d_|hf_|gh[pousr]_|sk-) [a-z0-9_-]{20,}
-    """
-)
 
 
 def details(run: RunState, images: list[dict[str, Any]]) -> dict[str, Any]:
@@ -61,14 +50,6 @@ def log_tail(folder: Path) -> list[str]:
         if lines := last_lines(path, LOG_LINES):
             return [without_secrets(escape_line(line)) for line in lines]
     return []
-
-
-def without_secrets(text: str) -> str:
-    """Return a text in which what looks like a key, a token or a password is hidden."""
-    key = os.environ.get("WANDB_API_KEY", "")
-    if len(key) > 5:
-        text = text.replace(key, HIDDEN)
-    return SECRETS.sub(lambda found: (found["name"] or found["address"] or "") + HIDDEN, text)
 
 
 class Images:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from jaxtyping import Float
 from numpy import ndarray
 
-from fcnlab.comparison.intervals import draws, mean_iou, over_images, resampled_miou
+from fcnlab.comparison.intervals import draws, mean_iou
 from fcnlab.comparison.runs import Unusable, read_confusions
+from fcnlab.comparison.score_intervals import miou_interval
 from fcnlab.files.reading import Unreadable
 
 RESAMPLES = 1000  # enough for a view: the ends move by a tenth of the interval's width with other random numbers
@@ -28,8 +29,8 @@ class ScoreInterval(NamedTuple):
 def score_interval(folder: Path, miou: float) -> ScoreInterval | None:
     """Return the interval over images of the mean IoU that a run has recorded.
 
-    It is about other images only: another seed would give another score. None if confusions.npz cannot be used, or if
-    it belongs to another score.
+    It is about other images only: another seed would give another score. None if confusions.npz cannot be used, if it
+    belongs to another score, or if a class is rare.
     """
     try:
         _, _, areas, _ = read_confusions(folder)
@@ -39,8 +40,8 @@ def score_interval(folder: Path, miou: float) -> ScoreInterval | None:
     computed = float(mean_iou(areas.intersection.sum(axis=0), areas.union.sum(axis=0)))
     if images > MOST_IMAGES or not math.isclose(computed, miou):
         return None
-    found = over_images(miou, resampled_miou(_draws(images), areas.intersection, areas.union), CONFIDENCE)
-    return ScoreInterval(found.low, found.high, images)
+    found = miou_interval(areas, _draws(images), CONFIDENCE)
+    return found and ScoreInterval(*found, images)
 
 
 @lru_cache(maxsize=2)

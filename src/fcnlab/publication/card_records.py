@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fcnlab.comparison.formats import percent
 from fcnlab.comparison.runs import ExcludedRun, Run, read_or_reason
 from fcnlab.errors import UserError
 from fcnlab.files.reading import read_json_facts
@@ -69,8 +70,12 @@ def _own_evaluation(
     if not isinstance(run, Run):
         return None, f"the record of its run is not usable: {run.reason if run else 'it contains no scores'}"
     scored, selected = run.selection or {}, checkpoint["fcnlab"].get("selection") or {}
-    if any(scored.get(key) != selected.get(key) for key in ("checkpoint", "step")):
-        return None, f"its run has scored {scored.get('checkpoint')}.ckpt of step {scored.get('step')} instead"
+    # A run that was resumed from an earlier step may have left a top checkpoint of the same step: its score differs.
+    keys = ("checkpoint", "step", *(["val_miou"] if selected.get("checkpoint") == "best" else []))
+    if any(scored.get(key) != selected.get(key) for key in keys):
+        validated = scored.get("val_miou")
+        score = f" and val mIoU {percent(validated)} %" if isinstance(validated, float) else ""
+        return None, f"its run has scored {scored.get('checkpoint')}.ckpt of step {scored.get('step')}{score} instead"
     return run, None
 
 

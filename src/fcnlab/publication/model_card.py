@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fcnlab.comparison.formats import MISSING, SCORE_TITLES, counted, percent
-from fcnlab.comparison.intervals import FEWEST_IMAGES
+from fcnlab.comparison.formats import MISSING, SCORE_TITLES, counted, percent, significant
+from fcnlab.comparison.intervals import FEW_CLASS_IMAGES, FEWEST_IMAGES, Bounds
+from fcnlab.comparison.notes import of_rare_classes
 from fcnlab.comparison.runs import Run
-from fcnlab.escaping import escape_line, escape_markdown, escape_terminal
+from fcnlab.comparison.score_intervals import ScoreIntervals
+from fcnlab.escaping import escape_line, escape_markdown, escape_terminal, without_secrets
 from fcnlab.metrics.scores import SCORES
 from fcnlab.publication.card_records import CardRecords
-from fcnlab.publication.score_intervals import Bounds, ScoreIntervals
 from fcnlab.runs.selection import OPTIMISTIC, is_optimistic
 from fcnlab.runs.selection import notes as selection_notes
 
@@ -104,8 +105,8 @@ def metadata(name: str, evaluations: Sequence[Run], publication: Publication) ->
 
 
 def _result(run: Run) -> dict[str, Any]:
-    title = escape_line(str(run.protocol["set"]))
-    method = {key: escape_line(str(run.protocol.get(key))) for key in ("inference", "postprocess")}
+    title = escape_line(without_secrets(str(run.protocol["set"])))
+    method = {key: escape_line(without_secrets(str(run.protocol.get(key)))) for key in ("inference", "postprocess")}
     metrics = [
         {"type": METRICS[score], "value": round(run.score(score), 6), "name": SCORE_TITLES[score], "args": dict(method)}
         for score in ("miou", *(score for score in SCORES if score != "miou"))
@@ -126,7 +127,7 @@ def _introduction(name: str, model: Model, records: CardRecords) -> Iterator[str
     yield ""
     yield (
         f"{escape_markdown(model.architecture)} on the backbone {escape_markdown(model.backbone)} with"
-        f" {model.parameters / 1e6:.2f} million parameters. It assigns each pixel of an image to one of"
+        f" {significant(model.parameters / 1e6)} million parameters. It assigns each pixel of an image to one of"
         f" {len(model.classes)} classes. It was trained with fcnlab {escape_markdown(model.version or '')}".rstrip()
         + "; `fcnlab card` has written this card from the records of the run."
     )
@@ -180,6 +181,8 @@ def _evaluation(run: Run, intervals: ScoreIntervals, confidence: float) -> Itera
     )
     if len(run.names) < FEWEST_IMAGES:
         yield f"With fewer than {FEWEST_IMAGES} images, the intervals are unreliable."
+    if rare := of_rare_classes(run.classes, (run.areas.union > 0).sum(axis=0)):
+        yield f"{_text(rare)} So a mean over such classes has no interval."
     yield ""
     yield "How it was scored:"
     yield ""
@@ -194,6 +197,9 @@ def _evaluation(run: Run, intervals: ScoreIntervals, confidence: float) -> Itera
     images = (run.areas.target > 0).sum(axis=0)
     for name, iou, bounds, count in zip(run.classes, run.scores.iou, intervals.iou, images, strict=True):
         yield f"| {_text(name)} | {percent(float(iou))} | {_interval(bounds)} | {count} |"
+    if any(bounds is None and iou == iou for bounds, iou in zip(intervals.iou, run.scores.iou, strict=True)):
+        yield ""
+        yield f"A class without an interval is found in fewer than {FEW_CLASS_IMAGES} images."
 
 
 def _interval(bounds: Bounds | None) -> str:
@@ -212,7 +218,7 @@ def _training(model: Model, records: CardRecords) -> Iterator[str]:
     else:
         yield "The command:"
         yield ""
-        yield _fenced(escape_terminal(records.command), "bash")
+        yield _fenced(without_secrets(escape_terminal(records.command)), "bash")
 
 
 def _training_facts(records: CardRecords) -> Iterator[tuple[str, str]]:
@@ -230,19 +236,19 @@ def _training_facts(records: CardRecords) -> Iterator[tuple[str, str]]:
             yield title, f"{str(settings[images]).partition(' ')[0]}, list {settings.get(name)}"
     yield "initial weights", _initial_weights(records)
     if records.step is not None:
-        yield "steps", f"{records.step:,}"
+        yield "step of these weights", f"{records.step:,}"
     if settings.get("callbacks.ema.enabled") is True:
         yield "weights", f"exponential moving average, decay {settings.get('callbacks.ema.decay')}"
     if trained and trained.seed is not None:
         yield "seed", str(trained.seed)
     if "training_minutes" in cost:
-        yield "time of training", f"{cost['training_minutes']:,.1f} minutes"
+        yield "time of training", f"{significant(cost['training_minutes'])} minutes"
     if "training_peak_memory_mib" in cost:
         yield "peak memory of training", f"{cost['training_peak_memory_mib']:,.0f} MiB"
     if "gmacs_per_image" in cost:
-        yield "cost of one image", f"{cost['gmacs_per_image']:,.2f} GMACs, for the first scored image"
+        yield "cost of one image", f"{significant(cost['gmacs_per_image'])} GMACs, for the first scored image"
     if "images_per_second" in cost:
-        yield "speed of the evaluation", f"{cost['images_per_second']:,.1f} images per second"
+        yield "speed of the evaluation", f"{significant(cost['images_per_second'])} images per second"
     yield from ((name, value) for name, value in (trained.environment if trained else {}).items() if value != "unknown")
 
 
@@ -298,8 +304,8 @@ def _licence(publication: Publication) -> Iterator[str]:
 
 
 def _text(value: object) -> str:
-    """Return foreign text for one line of Markdown; our own mark stays."""
-    text = str(value)
+    """Return foreign text for one line of Markdown, without secrets; our own mark stays."""
+    text = without_secrets(str(value))
     head, mark, tail = text.partition(TO_FILL_IN)
     return f"{escape_markdown(head)}{mark}{escape_markdown(tail)}"
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from fcnlab.comparison.intervals import draws
+from fcnlab.comparison.score_intervals import score_intervals
 from fcnlab.config.components import to_plain
 from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.files.writing import atomic_write
@@ -12,8 +14,7 @@ from fcnlab.inference import WholeImage
 from fcnlab.publication.card_records import card_records
 from fcnlab.publication.model_card import TO_FILL_IN, Model, Publication, model_card
 from fcnlab.publication.output_file import check_output_file
-from fcnlab.publication.score_intervals import score_intervals
-from fcnlab.runs.run_folder import RunFolder, check_report_folder
+from fcnlab.runs.run_folder import RunFolder
 from fcnlab.tasks.compare import existing_folder
 from fcnlab.training.checkpoints import TrainedNet, read_nets
 
@@ -24,10 +25,9 @@ FILE = "README.md"
 def card(cfg: DictConfig, run: RunFolder) -> None:
     """Write the model card of a checkpoint."""
     validate_config(cfg)
-    check_report_folder(run.path, [FILE])
-    path = run.path / FILE if cfg.output is None else Path(cfg.output)
-    if cfg.output is not None:
-        check_output_file(path, cfg.overwrite)
+    is_named = cfg.output is not None
+    path = Path(cfg.output) if is_named else run.path / FILE
+    check_output_file(path, cfg.overwrite, is_named)
     publication = _publication(cfg)
     folders = [existing_folder(name, "evaluations") for name in cfg.evaluations]
     (net,) = read_nets(cfg.checkpoint, cfg.trust)
@@ -37,7 +37,10 @@ def card(cfg: DictConfig, run: RunFolder) -> None:
             "The card has no scores: %s. fcnlab eval checkpoint=%s scores it, and evaluations=FOLDER adds these scores",
             *(records.without_scores, cfg.checkpoint),
         )
-    intervals = [score_intervals(each, cfg.resamples, cfg.confidence) for each in records.evaluations]
+    intervals = [
+        score_intervals(each.areas, draws(len(each.names), cfg.resamples), cfg.confidence)
+        for each in records.evaluations
+    ]
     text = model_card(_model(net, list(cfg.trust)), records, intervals, publication, cfg.confidence)
     run.accept(cfg)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,11 +17,11 @@ from fcnlab.publication.colour_vision import confusable
 from fcnlab.publication.example_figure import Column, ExampleFigure, chosen_images, example_figure, run_columns
 from fcnlab.publication.figure_files import write_figure
 from fcnlab.publication.output_file import check_output_file
-from fcnlab.runs.run_folder import RunFolder, check_report_folder
+from fcnlab.runs.run_folder import RunFolder
 from fcnlab.tasks.compare import existing_folder, group_names, warn_about_excluded_folders
 
 log = logging.getLogger("fcnlab")
-FILES = ("figure.pdf", "figure.png")
+FILE = "figure.pdf"
 FEW_RESAMPLES = 100  # the least: the figure shows no intervals
 MOST_LISTED = 4  # pairs of classes
 
@@ -29,7 +29,6 @@ MOST_LISTED = 4  # pairs of classes
 def figure(cfg: DictConfig, run: RunFolder) -> None:
     """Draw images with the predictions of some runs and the ground truth; write a PDF and a PNG."""
     validate_config(cfg)
-    check_report_folder(run.path, FILES)
     paths = _output_files(cfg, run.path)
     if not pdf.is_available():
         raise UserError(pdf.HINT)
@@ -48,14 +47,14 @@ def figure(cfg: DictConfig, run: RunFolder) -> None:
 
 def _output_files(cfg: DictConfig, folder: Path) -> tuple[Path, Path]:
     """Return the paths of the PDF and the PNG."""
-    if cfg.output is None:
-        return folder / FILES[0], folder / FILES[1]
-    path = Path(cfg.output)
+    is_named = cfg.output is not None
+    path = Path(cfg.output) if is_named else folder / FILE
     if path.suffix != ".pdf":
         raise UserError(f"output={path} must end in .pdf; a PNG with the same name is written beside it")
-    for each in (path, path.with_suffix(".png")):
-        check_output_file(each, cfg.overwrite)
-    return path, path.with_suffix(".png")
+    paths = path, path.with_suffix(".png")
+    for each in paths:
+        check_output_file(each, cfg.overwrite, is_named)
+    return paths
 
 
 def _columns(cfg: DictConfig) -> tuple[list[Column], int]:
