@@ -342,7 +342,7 @@ async function ask() {
     if (!answer.ok) throw new Error(await answer.text());
     take(await answer.json());
     await askDetails();
-    isUnread = state.unread > 0;
+    isUnread = state.unread > 0 || state.is_reading;
   } catch (error) {
     byId("state").replaceChildren(make("span", { className: "lost", textContent: "fcnlab watch does not answer: this is the last state. " }), String(error.message));
   }
