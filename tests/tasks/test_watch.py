@@ -47,7 +47,12 @@ def test_a_pipe_gets_the_view_once(make_run, tmp_path, fcnlab, capsys):
     make_run("a")
     assert fcnlab("watch", "runs=runs", "--terminal") == 0
     output = capsys.readouterr().out
-    assert output.startswith("1 finished\nBest so far: a, 50.00 % validation mIoU at step 40.") and "\x1b" not in output
+    assert (
+        output.startswith(
+            "1 finished\nBest so far: a: 50.00 % validation mIoU at step 40, the highest of 1 run (finished)."
+        )
+        and "\x1b" not in output
+    )
 
 
 def test_settings_of_the_page_have_no_effect_in_the_terminal(make_run, fcnlab, capsys):

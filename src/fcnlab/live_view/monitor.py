@@ -14,6 +14,7 @@ from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
 from fcnlab.files.locks import read_holder
 from fcnlab.files.reading import display_path
+from fcnlab.live_view.best_runs import MOST_SWEEPS, best_runs
 from fcnlab.live_view.curves import NAMES
 from fcnlab.live_view.run_state import STATUSES, RunState, Stamp, file_stamp, shown
 from fcnlab.sweeps.manifest import NAME as SWEEP_RECORD
@@ -246,6 +247,7 @@ class Monitor:
             "unread": len(self.runs) - len(self._rows),
             "is_reading": self.is_reading or any(not run.curves.is_complete for run in self._shown(curves).values()),
             "sweeps": self.sweep_rows(),
+            "best_runs": self.best_runs(),
             "notes": self.notes[:MOST_NOTES],
             "more_notes": max(0, len(self.notes) - MOST_NOTES),
             "curves": self._curves(curves),
@@ -271,6 +273,10 @@ class Monitor:
             groups.setdefault(row["sweep"], []).append(row)
         known = {sweep.number: sweep for sweep in self.sweeps.values()}
         return [self._sweep_row(known.get(number), groups.get(number, [])) for number in sorted({*groups, *known})]
+
+    def best_runs(self, most: int = MOST_SWEEPS) -> list[list[str]]:
+        """Return sentences on the best run of each of the ``most`` best sweeps."""
+        return best_runs({row["number"]: row for row in self.rows}, self.sweep_rows(), most)
 
     def _sweep_row(self, sweep: SweepState | None, rows: Sequence[Row]) -> dict[str, Any]:
         validated = [row for row in rows if row["best"] is not None]
