@@ -387,9 +387,18 @@ def test_the_stages_of_a_run_are_part_of_it(monitor, start, runs, make_run):
     append(second, HEADER + "10,0,2.0,\n100,0,,0.125\n")
     found = rows(monitor)
     assert {name: row["status"] for name, row in found.items()} == {"s/0": "running", "s/1": "waiting"}
+    (runs / "best").symlink_to(runs / "s" / "0")  # by which the stages are found then
+    found = rows(monitor)
+    assert list(found) == ["s/0", "s/1"]
     row = found["s/0"]
     assert (row["name"], row["step"], row["total"], row["best"]) == ("seed=0", 100, 300, 0.125)
     assert job.exists() and monitor.sweep_rows()[0]["counts"] == {"running": 1, "waiting": 1}
+
+
+def test_a_stage_has_no_stages(monitor, make_run):
+    for name in ("a", "a/1-b", "a/1-b/1-c", "d/1-e"):
+        make_run(name)
+    assert sorted(rows(monitor)) == ["a", "a/1-b/1-c", "d/1-e"]
 
 
 def test_only_validated_runs_are_counted_for_the_best(monitor, start, make_run, runs):

@@ -28,6 +28,7 @@ MOST_NOTES = 20
 STAGE = re.compile(r"[1-9]\d*-.")  # the name of a stage's folder, which is inside that of its run
 
 Row = dict[str, Any]
+Identity = tuple[int, int] | Path  # the number of a folder on its disk; the path of one that does not exist
 
 
 class SweepState:
@@ -130,9 +131,9 @@ class Monitor:
                 sweeps.append(folder)
             if names & WATCHED:
                 self._found.append(folder)
-        sweeps = distinct(sweeps)
-        kept = {folder: sweep for folder, sweep in self.sweeps.items() if folder in sweeps}
-        new = [folder for folder in sorted(sweeps) if folder not in kept]
+        found = set(distinct(sweeps).values())
+        kept = {folder: sweep for folder, sweep in self.sweeps.items() if folder in found}
+        new = [folder for folder in sorted(found) if folder not in kept]
         self.sweeps = kept | {
             folder: SweepState(next(self._new_sweep), folder, escape_line(self._short(folder))) for folder in new
         }
@@ -141,18 +142,18 @@ class Monitor:
     def _match_runs(self) -> None:
         """Add new runs, remove those that are gone, and queue those that changed; a job is known by its own path."""
         jobs = [folder for sweep in self.sweeps.values() for folder in sweep.jobs]
-        folders = dict.fromkeys(distinct([*jobs, *self._found]))
-        stages: dict[Path, list[Path]] = {}
-        for folder in folders:
-            if STAGE.match(folder.name) and folder.parent in folders:
-                stages.setdefault(folder.parent, []).append(folder)
-        parts = {stage for each in stages.values() for stage in each}
-        for folder in self._numbers.keys() - (folders.keys() - parts):
+        folders = distinct([*jobs, *self._found])
+        named = [folder for folder in folders.values() if STAGE.match(folder.name)]
+        whole_of = {folder: whole for folder in named if (whole := folders.get(_identity(folder.parent)))}
+        stages: dict[Path, list[Path]] = {folder: [] for folder in folders.values()}
+        for folder, whole in whole_of.items():
+            if whole not in whole_of:  # a stage has no stages
+                stages[whole].append(folder)
+                del stages[folder]
+        for folder in self._numbers.keys() - stages.keys():
             self._remove(folder)
-        for folder in folders:
-            if folder not in parts:
-                run = self.runs[self._add_run(folder)]
-                run.stages = tuple(stages.get(folder, ()))
+        for folder, of_run in stages.items():
+            self.runs[self._add_run(folder)].stages = tuple(of_run)
         for number, run in self.runs.items():
             if number not in self._queue and run.has_changed():
                 self._queue[number] = None
@@ -294,15 +295,15 @@ class Monitor:
         }
 
 
-def distinct(folders: Iterable[Path]) -> list[Path]:
-    """Return folders without other paths to the same ones; the first path stays."""
-    known: dict[tuple[int, int] | Path, Path] = {}
+def distinct(folders: Iterable[Path]) -> dict[Identity, Path]:
+    """Return the first path to each of the folders, by what identifies the folder whatever its path."""
+    known: dict[Identity, Path] = {}
     for folder in folders:
         known.setdefault(_identity(folder), folder)
-    return list(known.values())
+    return known
 
 
-def _identity(folder: Path) -> tuple[int, int] | Path:
+def _identity(folder: Path) -> Identity:
     try:
         status = os.stat(folder)  # noqa: PTH116  (as often as there are runs, and half the time)
     except OSError:  # a job that waits
