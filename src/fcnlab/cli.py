@@ -140,6 +140,7 @@ def _command() -> None:
     _check_options(verb)
     _add_recorded_overrides(verb, started_by_lightning)
     _check_overrides(verb)
+    _check_no_sweep(verb)
     _check_output_folder(verb)
     _check_lists(verb)
     _run(verb)
@@ -229,6 +230,12 @@ def _apply_sweep_confirm(verb: str) -> None:
 
 def _is_sweep() -> bool:
     return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv))
+
+
+def _check_no_sweep(verb: str) -> None:
+    """Refuse -m for a command that writes nothing: a sweep has a folder, and waits for the end of each job."""
+    if verb in WRITES_NOTHING and _is_sweep() and not _only_shows():
+        sys.exit(f"fcnlab {verb}: -m must be left out: this command runs once. Several folders: runs=FOLDER,FOLDER")
 
 
 def _check_lists(verb: str) -> None:

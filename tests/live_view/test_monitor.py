@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from fcnlab.live_view.score_interval import score_interval
 from fcnlab.metrics.conventions import class_areas
 from fcnlab.metrics.scores import scores
 from fcnlab.sweeps.manifest import Job, Manifest
+from fcnlab.tasks.watch import whole_view
 from run_folders import toy_matrices, write_run
 
 HEADER = "step,epoch,train/loss,val/miou\n"
@@ -285,6 +287,143 @@ def test_settled_runs_are_read_once(monitor, make_run, monkeypatch):
     monkeypatch.setattr(module, "SEARCH_AFTER", 3600.0)
     monkeypatch.setattr("fcnlab.live_view.run_state.file_stamp", None)  # any look at its files would fail
     assert rows(monitor)["a"]["status"] == "finished"
+
+
+def write_long_curve(folder, rows: int) -> None:
+    """Write rows whose steps are counted from 1, and whose last score is the highest."""
+    text = "".join(f"{step},0,1.0,{step / rows / 2:.6f}\n" for step in range(1, rows + 1))
+    (folder / "metrics.csv").write_text(HEADER + text)
+
+
+@pytest.fixture
+def short_parts(monkeypatch):
+    monkeypatch.setattr("fcnlab.live_view.curves.READ_AT_A_TIME", 1000)
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
+def test_a_long_curve_is_read_to_its_end(monitor, start, short_parts, status):
+    """A run without scores is read in parts, also after it has ended."""
+    write_long_curve(start("a") if status == "running" else (folder := start("b")), 500)
+    if status != "running":
+        (folder / "run.json").write_text(json.dumps({"status": status, "reason": "why"}))
+    view = whole_view(monitor)
+    (row,) = monitor.rows
+    assert (row["status"], row["step"], row["best"], row["best_step"]) == (status, 500, 0.5, 500)
+    assert not monitor.is_reading and any("50.00" in line for line in view)
+
+
+def test_the_bars_of_a_finished_run_are_those_of_its_whole_curve(monitor, make_run, short_parts):
+    write_long_curve(make_run("a"), 500)
+    assert "▁▂▂▃▄▄▅▅▆▇▇█" in whole_view(monitor)[-1]  # of a curve that rises evenly to its end
+    assert monitor.runs[1].curves.step == 500
+
+
+def test_the_parts_of_a_long_curve_are_no_progress(monitor, start, short_parts):
+    folder = start("a")
+    write_long_curve(folder, 500)
+    os.utime(folder / "metrics.csv", (1000, 1000))
+    while rows(monitor)["a"]["step"] != 500:
+        assert monitor.rows[0]["rate"] is None
+    append(folder, "540,0,1.0,\n")
+    os.utime(folder / "metrics.csv", (1010, 1010))
+    assert rows(monitor)["a"]["rate"] == 4.0  # 40 steps in 10 s
+
+
+def test_a_damaged_run_with_a_long_curve_ends_the_reading(monitor, start, short_parts):
+    folder = start("a")
+    write_long_curve(folder, 500)
+    rows(monitor)
+    (folder / "run.json").write_text('{"status": []}')
+    whole_view(monitor)
+    assert rows(monitor)["a"]["status"] == "damaged"
+
+
+def test_numbers_that_no_table_can_show_are_left_out(monitor, make_run):
+    """Each is valid JSON or CSV."""
+    selection = {"val_miou": 7e300, "step": 1e300}
+    folders = [make_run(name, selection=selection) for name in ("curve", "none")]
+    (folders[0] / "metrics.csv").write_text(HEADER + "10,0,,0.25\n20,0,,-5\n30,0,,7e300\n")
+    (folders[1] / "metrics.csv").write_text(HEADER + f"{'9' * 4000},0,,0.75\n")
+    facts = json.loads((folders[0] / "run.json").read_text())
+    (folders[0] / "run.json").write_text(json.dumps(facts | {"status": "interrupted"}))
+    (folders[0] / "metrics.json").unlink()
+    found = rows(monitor)
+    assert (found["curve"]["best"], found["curve"]["best_step"]) == (0.25, 10)
+    assert (found["none"]["best"], found["none"]["best_step"], found["none"]["step"]) == (None, None, None)
+
+
+def test_secrets_in_records_are_hidden(monitor, make_run, runs):
+    make_run("s/0", status="failed", reason="boom mysql://u:pw@h/x")
+    folder = runs / "s" / "0"
+    long = "x" * 480 + " mysql://user:" + "p" * 100 + "@host"  # longer than what is shown
+    (folder / "run.json").write_text(json.dumps({"status": "failed", "reason": long}))
+    write_sweep(runs / "s", ["failed"])
+    text = (runs / "s" / "sweep.json").read_text()
+    (runs / "s" / "sweep.json").write_text(text.replace('"name": "seed=0"', '"name": "password=abc"'))
+    row = rows(monitor)["s/0"]
+    assert row["name"] == "password=[hidden]" and "ppp" not in row["reason"]
+    assert row["reason"].endswith("x mysql://[hidden]@ho") and len(row["reason"]) == 500
+
+
+def test_a_folder_with_several_paths_is_one_run(make_run, runs, monkeypatch):
+    make_run("s/0")
+    make_run("other")
+    write_sweep(runs / "s", ["finished"])
+    (runs / "best").symlink_to(runs / "s" / "0")  # found before the job
+    (runs.parent / "link").symlink_to(runs)
+    monkeypatch.chdir(runs)
+    monitor = Monitor([Path("../runs"), runs, Path(), runs.parent / "link"])
+    found = rows(monitor)
+    assert {name: row["name"] for name, row in found.items()} == {"s/0": "seed=0", "other": ""}
+    assert len(monitor.sweeps) == 1
+
+
+def test_the_stages_of_a_run_are_part_of_it(monitor, start, runs, make_run):
+    """The row has the numbers of the newest stage, and no stage has a row."""
+    job = start("s/0")
+    first, second = make_run("s/0/1-fcn32s"), start("s/0/2-fcn16s", settings={"trainer.max_steps": 300})
+    os.utime(first / "metrics.csv", (1000, 1000))
+    write_sweep(runs / "s", ["running", "waiting"])
+    (runs / "s" / ".lock").write_text(f"{os.getpid()} on {platform.node()}")
+    row = rows(monitor)["s/0"]
+    assert (row["step"], row["best"]) == (40, 0.31)  # those of the first stage
+    append(second, HEADER + "10,0,2.0,\n100,0,,0.125\n")
+    found = rows(monitor)
+    assert {name: row["status"] for name, row in found.items()} == {"s/0": "running", "s/1": "waiting"}
+    (runs / "best").symlink_to(runs / "s" / "0")  # by which the stages are found then
+    found = rows(monitor)
+    assert list(found) == ["s/0", "s/1"]
+    row = found["s/0"]
+    assert (row["name"], row["step"], row["total"], row["best"]) == ("seed=0", 100, 300, 0.125)
+    assert job.exists() and monitor.sweep_rows()[0]["counts"] == {"running": 1, "waiting": 1}
+
+
+def test_a_stage_has_no_stages(monitor, make_run):
+    for name in ("a", "a/1-b", "a/1-b/1-c", "d/1-e"):
+        make_run(name)
+    assert sorted(rows(monitor)) == ["a", "a/1-b/1-c", "d/1-e"]
+
+
+def test_only_validated_runs_are_counted_for_the_best(monitor, start, make_run, runs):
+    make_run("s/0")
+    start("s/1")
+    write_sweep(runs / "s", ["finished", "running", "waiting"])
+    (runs / "s" / ".lock").write_text(f"{os.getpid()} on {platform.node()}")
+    rows(monitor)
+    assert monitor.sweep_rows()[0]["validated"] == 1
+
+
+def test_a_link_leads_no_job_out_of_its_sweep(monitor, runs, make_run):
+    """a/b/../../private is inside the sweep if the link is followed, and sw/../private if it is not."""
+    make_run("private")
+    (runs / "sw" / "a" / "b").mkdir(parents=True)
+    (runs / "sw" / "link").symlink_to("a/b")
+    write_sweep(runs / "sw", ["finished"])
+    text = (runs / "sw" / "sweep.json").read_text()
+    for name in ("link/../../private", "", str(runs / "sw" / "a")):
+        (runs / "sw" / "sweep.json").write_text(text.replace('"folder": "0"', f'"folder": "{name}"'))
+        assert [(row["folder"], row["job"]) for row in rows(monitor).values()] == [("private", None)]
+        assert {sweep.status for sweep in monitor.sweeps.values()} == {"damaged"}
 
 
 @pytest.mark.slow

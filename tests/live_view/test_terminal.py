@@ -11,6 +11,8 @@ from fcnlab.live_view.terminal import lines, spark_line
 from fcnlab.sweeps.manifest import Job, Manifest
 from run_folders import toy_matrices
 
+NO_SCORE = "No run has been scored yet."
+
 
 @pytest.fixture
 def monitor(make_run, tmp_path):
@@ -35,12 +37,33 @@ def monitor(make_run, tmp_path):
 def test_the_view_says_what_runs_and_what_is_best(monitor):
     text = lines(monitor, 79, 100, colours=False)
     assert text[0] == "1 running, 1 waiting, 1 finished, 20 failed"
-    best = " ".join(text[1:3])
-    assert best.startswith("Best so far: model=fcn8s, 50.00 % validation mIoU at step 40. Scored: ")
+    best = " ".join(" ".join(text[1:4]).split())
+    assert best.startswith("Best so far: model=fcn8s in s: 50.00 % validation mIoU at step 40, the highest of 2 ")
+    assert " runs (finished). It is scored on toys val: " in best
     assert re.search(r"95 % interval over\s+36 images \d\d\.\d\d to \d\d\.\d\d %\.", best)
-    assert re.search(r"▶ a\\x1b\[31mlong\S*… running +40 of 80 +31\.00 ▁█", text[4])
+    assert re.search(r"▶ a\\x1b\[31mlong\S*… running +40 of 80 +31\.00 ▁█", text[5])
     assert len([line for line in text if " failed " in line]) == 20
     assert text[-1].split() == ["✓", "model=fcn8s", "finished", "40", "50.00", "▁█"]
+
+
+def test_each_sweep_has_its_best_run(make_run, tmp_path):
+    """Scores of different sweeps may be of different data, so that one best of all would mislead."""
+    for number, score in enumerate((0.25, 0.75, 0.5)):
+        folder = make_run(f"{number}/0", status="running")
+        (folder / "metrics.csv").write_text(f"step,epoch,val/miou\n10,0,{score}\n")
+        statuses = ["running", "waiting"]
+        jobs = {place: Job(place, str(place), [], "", status) for place, status in enumerate(statuses)}
+        Manifest(tmp_path / "runs" / str(number), "train", [], jobs=jobs).write()
+    monitor = Monitor([tmp_path / "runs"])
+    monitor.update(seconds=60)
+    expected = [
+        [f"{number}/0 in {number}: {score:.2f} % validation mIoU at step 10, the highest of 1 run (killed).", NO_SCORE]
+        for number, score in ((1, 75), (2, 50), (0, 25))
+    ]
+    assert monitor.best_runs() == monitor.changes(0, {})["best_runs"] == expected
+    assert monitor.best_runs(most=2) == [*expected[:2], ["And 1 more sweep."]]
+    text = " ".join(" ".join(lines(monitor, 100, 10**9, colours=False)).split())
+    assert f"Best so far: {' '.join(' '.join(each) for each in expected)} run " in text
 
 
 @pytest.mark.parametrize("width", [20, 48, 79, 100, 300])
@@ -64,7 +87,7 @@ def test_an_empty_folder(tmp_path):
     monitor.update()
     assert lines(monitor, 79, 24, colours=False)[:2] == [
         "No run was found here yet.",
-        "Best so far: no validation yet.",
+        "Best so far: No validation yet.",
     ]
 
 

@@ -47,7 +47,19 @@ def test_a_pipe_gets_the_view_once(make_run, tmp_path, fcnlab, capsys):
     make_run("a")
     assert fcnlab("watch", "runs=runs", "--terminal") == 0
     output = capsys.readouterr().out
-    assert output.startswith("1 finished\nBest so far: a, 50.00 % validation mIoU at step 40.") and "\x1b" not in output
+    assert (
+        output.startswith(
+            "1 finished\nBest so far: a: 50.00 % validation mIoU at step 40, the highest of 1 run (finished)."
+        )
+        and "\x1b" not in output
+    )
+
+
+def test_settings_of_the_page_have_no_effect_in_the_terminal(make_run, fcnlab, capsys):
+    make_run("a")
+    assert fcnlab("watch", "runs=runs", "--terminal", "port=8600", "open=true") == 0
+    output = capsys.readouterr().out
+    assert all(f"{word} has no effect with terminal=true" in output for word in ("port=8600", "open=true"))
 
 
 def test_a_terminal_is_redrawn_until_ctrl_c(make_run, tmp_path):
@@ -77,6 +89,9 @@ def test_a_terminal_is_redrawn_until_ctrl_c(make_run, tmp_path):
         ([], "runs=outputs: the folder does not exist"),
         (["runs=.", "port=-1"], "port must be a port from 0 (any free one) to 65535, got -1."),
         (["runs=.", "prt=1"], "prt"),
+        (["runs=[]"], "runs=[] must name at least one folder"),
+        (["runs=.", "-m"], "fcnlab watch: -m must be left out"),
+        (["runs=.", "hydra.mode=MULTIRUN"], "fcnlab watch: -m must be left out"),
     ],
 )
 def test_a_user_error_is_reported_without_a_traceback(fcnlab, capsys, words, message):

@@ -12,7 +12,8 @@ from fcnlab.comparison.runs import MAX_NUMBER
 from fcnlab.files.reading import CSV_ROWS, LINE, Unreadable, cells_of, open_regular, path_inside
 
 NAME = "metrics.csv"
-NAMES = ("val/miou", "train/loss", "val/loss")
+SCORE = "val/miou"  # a mean IoU, from 0 to 1: other values are skipped
+NAMES = (SCORE, "train/loss", "val/loss")
 MOST_POINTS = 500  # of a curve that is sent to the page
 READ_AT_A_TIME = 2 << 20  # bytes of a file in one update; the rest follows in the next ones
 CHECKED = 64  # bytes before the position that must be unchanged
@@ -25,12 +26,13 @@ class Curves:
 
     A file that was replaced, truncated or rewritten is read again from its start. An incomplete last line is read when
     it is complete. ``problem`` says why the file cannot be used, and is "" otherwise. ``version`` grows with each
-    change.
+    change. ``is_complete`` is False while a part of the file is left to be read.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, version: int = 0):
         self.folder = folder
-        self.version = 0
+        self.version = version
+        self.is_complete = True
         self._stamp: tuple[int, ...] | None = None
         self._restart()
 
@@ -57,18 +59,17 @@ class Curves:
             with open_regular(path_inside(self.folder, NAME)) as file:
                 if not self._is_continued(file):
                     self._restart()
-                is_all = self._read(file)
+                self.is_complete = self._read(file)
         except (OSError, Unreadable) as error:
             self._restart()
-            self.problem = str(error)
-            is_all = True
-        self._stamp = stamp if is_all else (*stamp[:2], -1, -1)
+            self.problem, self.is_complete = str(error), True
+        self._stamp = stamp if self.is_complete else (*stamp[:2], -1, -1)
         self.version += 1
         return True
 
     def _drop(self) -> bool:
         existed = self._stamp is not None
-        self._stamp = None
+        self._stamp, self.is_complete = None, True
         if existed:
             self._restart()
             self.version += 1
@@ -108,7 +109,8 @@ class Curves:
             return
         self.step = int(step)
         for name, (steps, values) in self._points.items():
-            if (value := self._value(cells, name)) is not None:
+            value = self._value(cells, name)
+            if value is not None and (name != SCORE or 0 <= value <= 1):
                 steps.append(step)
                 values.append(value)
 

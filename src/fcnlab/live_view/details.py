@@ -9,7 +9,7 @@ from typing import Any
 from fcnlab.comparison.runs import JOB_LOG
 from fcnlab.escaping import escape_line, without_secrets
 from fcnlab.files.reading import bytes_of, path_inside
-from fcnlab.live_view.run_state import RunState, number, shown
+from fcnlab.live_view.run_state import RunState, number, shown, whole_number
 from fcnlab.runs.origins import nested_map
 from fcnlab.sweeps.sweep_table import last_lines
 
@@ -27,10 +27,10 @@ def details(run: RunState, images: list[dict[str, Any]]) -> dict[str, Any]:
     settings = overrides if isinstance(overrides, list) else run.job.overrides if run.job else []
     cost = nested_map(run.scores, "cost")
     return {
-        "settings": [without_secrets(shown(word)) for word in settings[:200] if not str(word).startswith("sweep.")],
+        "settings": [shown(word) for word in settings[:200] if not str(word).startswith("sweep.")],
         "started": shown(facts.get("started")),
         "ended": shown(facts.get("ended")),
-        "starts": facts.get("starts") if type(facts.get("starts")) is int else None,
+        "starts": whole_number(facts.get("starts")),
         "host": shown(facts.get("host")),
         "commit": shown(facts.get("commit"))[:10],
         "wandb": shown(facts.get("wandb")),

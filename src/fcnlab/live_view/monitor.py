@@ -1,10 +1,11 @@
 """All runs and sweeps below some folders, and what changed since a version of this state."""
 
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import count
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fcnlab.errors import UserError
 from fcnlab.escaping import escape_line
 from fcnlab.files.locks import read_holder
 from fcnlab.files.reading import display_path
+from fcnlab.live_view.best_runs import MOST_SWEEPS, best_runs
 from fcnlab.live_view.curves import NAMES
 from fcnlab.live_view.run_state import STATUSES, RunState, Stamp, file_stamp, shown
 from fcnlab.sweeps.manifest import NAME as SWEEP_RECORD
@@ -23,8 +25,10 @@ SEARCH_AFTER = 5.0  # seconds until new folders are searched again, and settled 
 UPDATE_SECONDS = 0.2  # of one update; what is not read by then is read in the next ones
 MOST_CURVES = 8  # runs whose curves are sent
 MOST_NOTES = 20
+STAGE = re.compile(r"[1-9]\d*-.")  # the name of a stage's folder, which is inside that of its run
 
 Row = dict[str, Any]
+Identity = tuple[int, int] | Path  # the number of a folder on its disk; the path of one that does not exist
 
 
 class SweepState:
@@ -77,12 +81,13 @@ class Monitor:
     """
 
     def __init__(self, roots: Sequence[Path]):
-        self.roots = [root.absolute() for root in roots]
+        self.roots = list(dict.fromkeys(Path(os.path.normpath(root.absolute())) for root in roots))
         self.version = 0
         self.runs: dict[int, RunState] = {}
         self.sweeps: dict[Path, SweepState] = {}
         self.notes: list[str] = []  # on folders that are not shown
         self._numbers: dict[Path, int] = {}  # of the runs
+        self._found: list[Path] = []  # the folders that the last search found
         self._new_number, self._new_sweep = count(1), count(1)
         self._rows: dict[int, tuple[int, Row]] = {}  # with the version of their last change
         self._removed: dict[int, int] = {}  # the versions in which runs disappeared
@@ -92,11 +97,14 @@ class Monitor:
     def update(self, seconds: float = UPDATE_SECONDS) -> None:
         """Read new and changed files, for about ``seconds``; what is left is read in the next updates."""
         end = time.monotonic() + seconds
-        if time.monotonic() >= self._searched_at + SEARCH_AFTER:
+        is_due = time.monotonic() >= self._searched_at + SEARCH_AFTER
+        if is_due:
             self._search()
-        for sweep in list(self.sweeps.values()):
-            if sweep.update():
-                self._add_jobs(sweep)
+        changed = [sweep for sweep in self.sweeps.values() if sweep.update()]
+        if is_due or changed:
+            self._match_runs()
+        for sweep in changed:
+            self._queue_changed_jobs(sweep)
         for number in list(self._queue):
             self._read(number)
             if time.monotonic() > end:
@@ -110,8 +118,9 @@ class Monitor:
     # What is there
 
     def _search(self) -> None:
-        """Find new and removed folders, and settled runs that changed."""
-        found, sweeps, self.notes = set[Path](), set[Path](), []
+        """Find the folders of runs and sweeps."""
+        self._found, self.notes = [], []
+        sweeps: list[Path] = []
         for searched in (each for root in self.roots for each in searched_folders(root)):
             if isinstance(searched, ExcludedRun):
                 self.notes.append(f"{escape_line(display_path(searched.folder))}: {escape_line(searched.reason)}")
@@ -119,26 +128,41 @@ class Monitor:
             folder, entries = searched
             names = {entry.name for entry in entries}
             if SWEEP_RECORD in names:
-                sweeps.add(folder)
+                sweeps.append(folder)
             if names & WATCHED:
-                found.add(folder)
-                self._add_run(folder)
-        kept = {folder: sweep for folder, sweep in self.sweeps.items() if folder in sweeps}
-        new = [folder for folder in sorted(sweeps) if folder not in kept]
+                self._found.append(folder)
+        found = set(distinct(sweeps).values())
+        kept = {folder: sweep for folder, sweep in self.sweeps.items() if folder in found}
+        new = [folder for folder in sorted(found) if folder not in kept]
         self.sweeps = kept | {
             folder: SweepState(next(self._new_sweep), folder, escape_line(self._short(folder))) for folder in new
         }
-        jobs = {folder for sweep in self.sweeps.values() for folder in sweep.jobs}
-        for folder in self._numbers.keys() - found - jobs:
-            self._remove(folder)
-        for number, run in self.runs.items():
-            if run.is_settled and run.has_changed():
-                self._queue[number] = None
         self._searched_at = time.monotonic()
 
-    def _add_jobs(self, sweep: SweepState) -> None:
+    def _match_runs(self) -> None:
+        """Add new runs, remove those that are gone, and queue those that changed; a job is known by its own path."""
+        jobs = [folder for sweep in self.sweeps.values() for folder in sweep.jobs]
+        folders = distinct([*jobs, *self._found])
+        named = [folder for folder in folders.values() if STAGE.match(folder.name)]
+        whole_of = {folder: whole for folder in named if (whole := folders.get(_identity(folder.parent)))}
+        stages: dict[Path, list[Path]] = {folder: [] for folder in folders.values()}
+        for folder, whole in whole_of.items():
+            if whole not in whole_of:  # a stage has no stages
+                stages[whole].append(folder)
+                del stages[folder]
+        for folder in self._numbers.keys() - stages.keys():
+            self._remove(folder)
+        for folder, of_run in stages.items():
+            self.runs[self._add_run(folder)].stages = tuple(of_run)
+        for number, run in self.runs.items():
+            if number not in self._queue and run.has_changed():
+                self._queue[number] = None
+
+    def _queue_changed_jobs(self, sweep: SweepState) -> None:
         for folder, job in sweep.jobs.items():
-            number = self._add_run(folder)
+            number = self._numbers.get(folder)
+            if number is None:  # the same folder is a job of another sweep
+                continue
             known = self.runs[number].job
             if known is None or known.status != job.status:
                 self._queue[number] = None
@@ -182,6 +206,11 @@ class Monitor:
             self.version += 1
             self._rows[number] = self.version, row
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the next update goes on in a long metrics.csv, which is read in parts."""
+        return any(not self.runs[number].curves.is_complete for number in self._queue)
+
     def sweep_of(self, folder: Path) -> SweepState | None:
         """Return the innermost sweep that contains a folder."""
         return next((self.sweeps[parent] for parent in folder.parents if parent in self.sweeps), None)
@@ -217,7 +246,9 @@ class Monitor:
             "rows": [row for version, row in self._rows.values() if version > since],
             "removed": list(versions) if since else [],
             "unread": len(self.runs) - len(self._rows),
+            "is_reading": self.is_reading or any(not run.curves.is_complete for run in self._shown(curves).values()),
             "sweeps": self.sweep_rows(),
+            "best_runs": self.best_runs(),
             "notes": self.notes[:MOST_NOTES],
             "more_notes": max(0, len(self.notes) - MOST_NOTES),
             "curves": self._curves(curves),
@@ -225,14 +256,16 @@ class Monitor:
 
     def _curves(self, known: Mapping[int, int]) -> list[dict[str, Any]]:
         sent = []
-        for number, version in list(known.items())[:MOST_CURVES]:
-            if (run := self.runs.get(number)) is None:
-                continue
+        for number, run in self._shown(known).items():
             run.update_curves()
-            if run.curves.version != version:
+            if run.curves.version != known[number]:
                 points = {name: run.curves.thinned(name) for name in NAMES}
                 sent.append({"number": number, "version": run.curves.version, "points": points})
         return sent
+
+    def _shown(self, curves: Iterable[int]) -> dict[int, RunState]:
+        """Return the runs whose curves are shown, by number."""
+        return {number: self.runs[number] for number in islice(curves, MOST_CURVES) if number in self.runs}
 
     def sweep_rows(self) -> list[dict[str, Any]]:
         """Return the name, status and counts of each sweep, and of the runs outside of sweeps, with their best run."""
@@ -241,6 +274,10 @@ class Monitor:
             groups.setdefault(row["sweep"], []).append(row)
         known = {sweep.number: sweep for sweep in self.sweeps.values()}
         return [self._sweep_row(known.get(number), groups.get(number, [])) for number in sorted({*groups, *known})]
+
+    def best_runs(self, most: int = MOST_SWEEPS) -> list[list[str]]:
+        """Return sentences on the best run of each of the ``most`` best sweeps."""
+        return best_runs({row["number"]: row for row in self.rows}, self.sweep_rows(), most)
 
     def _sweep_row(self, sweep: SweepState | None, rows: Sequence[Row]) -> dict[str, Any]:
         validated = [row for row in rows if row["best"] is not None]
@@ -252,6 +289,23 @@ class Monitor:
             "status": sweep.status if sweep else "",
             "problem": sweep.problem if sweep else "",
             "counts": Counter(row["status"] for row in rows),
+            "validated": len(validated),
             "best": best["number"] if best else None,
             "best_scored": best_scored["number"] if best_scored else None,
         }
+
+
+def distinct(folders: Iterable[Path]) -> dict[Identity, Path]:
+    """Return the first path to each of the folders, by what identifies the folder whatever its path."""
+    known: dict[Identity, Path] = {}
+    for folder in folders:
+        known.setdefault(_identity(folder), folder)
+    return known
+
+
+def _identity(folder: Path) -> Identity:
+    try:
+        status = os.stat(folder)  # noqa: PTH116  (as often as there are runs, and half the time)
+    except OSError:  # a job that waits
+        return folder
+    return status.st_dev, status.st_ino

@@ -3,7 +3,6 @@
 Nothing is written or locked. Files that did not change are not read again.
 """
 
-import math
 import os
 import time
 from collections import deque
@@ -11,10 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fcnlab.comparison.runs import MAX_NUMBER
 from fcnlab.errors import first_line
-from fcnlab.escaping import escape_line
+from fcnlab.escaping import escape_line, without_secrets
 from fcnlab.files.locks import PROCESSES, Holder, read_holder
 from fcnlab.files.reading import Unreadable, read_json, read_json_facts, read_yaml
+from fcnlab.live_view.curves import NAME as CURVES
 from fcnlab.live_view.curves import Curves
 from fcnlab.live_view.score_interval import ScoreInterval, score_interval
 from fcnlab.runs.origins import nested_map
@@ -48,19 +49,20 @@ class RunState:
         self.problem = ""
         self.holder: Holder | None = None
         self.row: Row = {}
-        self._stamps: dict[str, Stamp] = {}
+        self.stages: tuple[Path, ...] = ()  # the folders of its stages; the curves are those of the newest
+        self._stamps: dict[Path, Stamp] = {}
         self._last_step: int | None = None
         self._total: int | None = None
-        self._total_of: str | None = None
+        self._total_of: tuple[str, Path] | None = None
         self._seen: deque[tuple[float, int]] = deque(maxlen=RATE_OVER)
 
     @property
     def is_settled(self) -> bool:
-        return self.status not in UNSETTLED
+        return self.status not in UNSETTLED and self.curves.is_complete
 
     def has_changed(self) -> bool:
         """Return whether the records changed since they were read, as if the run was resumed."""
-        return any(file_stamp(self.folder / name) != stamp for name, stamp in self._stamps.items())
+        return any(file_stamp(path) != stamp for path, stamp in self._stamps.items())
 
     def update(self, job: Job | None, is_sweep_alive: bool | None) -> None:
         """Read what changed. ``is_sweep_alive`` is False if the process of the sweep has ended."""
@@ -69,27 +71,43 @@ class RunState:
             self._update(is_sweep_alive)
         except Exception as error:  # one folder must not end the view of the others
             self.facts, self.scores, self.interval, self.lacks_interval = {}, {}, None, False
+            self.curves.is_complete = True  # nothing more is read of it
             self.problem, self.status = f"its record was not written by fcnlab: {first_line(error)}", "damaged"
         self.row = self._row()
 
     def _update(self, is_sweep_alive: bool | None) -> None:
         self._read_records()
+        self._follow_stages()
         self.holder = read_holder(self.folder) if self.facts.get("status", "running") == "running" else None
         self.status = self._status(is_sweep_alive)
-        if not self.is_settled or not self.scores:
+        if self.status in UNSETTLED or not self.scores:
             self.update_curves()
             self._last_step = self.curves.step
-        elif self._is_new("metrics.csv"):  # the scores contain the best validation: the curves are read when shown
-            rows = read_last_rows(self.folder / "metrics.csv")
-            self._last_step = int(rows[-1].get("step") or 0) if rows else None
+        elif self._is_new(self._metrics):  # the scores contain the best validation: the curves are read when shown
+            rows = read_last_rows(self._metrics)
+            self._last_step = whole_number(int(rows[-1].get("step") or 0)) if rows else None
+
+    @property
+    def _metrics(self) -> Path:
+        return self.curves.folder / CURVES
+
+    def _follow_stages(self) -> None:
+        """Take the curves from the stage that has written last."""
+        if not self.stages:
+            return
+        newest = max((self.folder, *self.stages), key=lambda folder: modified(folder / CURVES) or 0.0)
+        if newest != self.curves.folder:
+            self.curves = Curves(newest, self.curves.version + 1)
+            self._seen.clear()
 
     def update_curves(self) -> bool:
         """Read what was appended to metrics.csv; return whether anything changed."""
         changed = self.curves.update()
-        if changed and self.curves.step is not None and not self.is_settled:
+        is_progress = self.curves.is_complete  # the first parts of a long file say nothing about the speed now
+        if changed and is_progress and self.curves.step is not None and self.status in UNSETTLED:
             if self._seen and self._seen[-1][1] > self.curves.step:  # resumed from an earlier step
                 self._seen.clear()
-            self._seen.append((self._modified("metrics.csv"), self.curves.step))
+            self._seen.append((modified(self._metrics) or time.time(), self.curves.step))
         return changed
 
     def compute_interval(self) -> None:
@@ -100,21 +118,21 @@ class RunState:
             self.row = self._row()
 
     def _read_records(self) -> None:
-        if self._is_new("run.json"):
+        if self._is_new(self.folder / "run.json"):
             self.problem = ""
             try:
                 self.facts = read_json(self.folder, "run.json") or {}
             except (OSError, Unreadable) as error:
                 self.facts, self.problem = {}, str(error)
             self._seen.clear()
-        if self._is_new("metrics.json"):
+        if self._is_new(self.folder / "metrics.json"):
             self.scores, self.interval = read_json_facts(self.folder, "metrics.json"), None
             self.lacks_interval = bool(self.scores)
 
-    def _is_new(self, name: str) -> bool:
-        stamp = file_stamp(self.folder / name)
-        is_new = name not in self._stamps or self._stamps[name] != stamp
-        self._stamps[name] = stamp
+    def _is_new(self, path: Path) -> bool:
+        stamp = file_stamp(path)
+        is_new = path not in self._stamps or self._stamps[path] != stamp
+        self._stamps[path] = stamp
         return is_new
 
     def _status(self, is_sweep_alive: bool | None) -> str:
@@ -139,9 +157,8 @@ class RunState:
 
     def _row(self) -> Row:
         best = self.curves.highest("val/miou")
-        recorded = (
-            number(recorded_selection_score(self.scores)) if self.facts else None
-        )  # an evaluation has no run.json
+        is_training = bool(self.facts)  # an evaluation has no run.json
+        recorded = score(recorded_selection_score(self.scores)) if is_training else None
         best_step = number(nested_map(self.scores, "selection").get("step")) if recorded is not None else None
         total = self._steps_in_all()
         step = self._last_step
@@ -179,23 +196,28 @@ class RunState:
 
     def _steps_in_all(self) -> int | None:
         """Return the number of steps of the run if its configuration sets it; read once for each start of the run."""
-        start = str(self.facts.get("started"))
+        start = str(self.facts.get("started")), self.curves.folder
         if self.status == "running" and start != self._total_of and self.facts:
             self._total_of = start
             try:
-                trainer = nested_map(read_yaml(self.folder, "config.yaml"), "trainer")
+                trainer = nested_map(read_yaml(self.curves.folder, "config.yaml"), "trainer")
             except (OSError, Unreadable):
                 trainer = {}
-            steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs")
+            steps, epochs = whole_number(trainer.get("max_steps")), trainer.get("max_epochs")
             unlimited = epochs is None or epochs == -1
-            self._total = steps if type(steps) is int and steps > 0 and unlimited else None
+            self._total = steps if steps and steps > 0 and unlimited else None
         return self._total
 
     def _rate(self) -> float | None:
         """Return the steps per second over the last changes of metrics.csv, by the times at which it was written."""
         if len(self._seen) > 1:
             (began, first), (now, last) = self._seen[0], self._seen[-1]
-        elif self._seen and self.facts.get("starts") == 1 and (started := time_of(self.facts.get("started"))):
+        elif (
+            self._seen
+            and not self.stages
+            and self.facts.get("starts") == 1
+            and (started := time_of(self.facts.get("started")))
+        ):
             (began, first), (now, last) = (started, 0), self._seen[0]
         else:
             return None
@@ -207,7 +229,9 @@ class RunState:
         started, ended = time_of(source.get("started")), time_of(source.get("ended"))
         if started is None or (ended is None and self.status != "running"):
             return None
-        return max(0.0, (ended if ended is not None else self._modified(".", "metrics.csv")) - started) / 60
+        if ended is None:
+            ended = max(filter(None, map(modified, (self.folder, self._metrics))), default=time.time())
+        return max(0.0, ended - started) / 60
 
     def _memory(self) -> float | None:
         """Return MiB: the recorded peak of the training, or what the main process has on this machine now."""
@@ -216,10 +240,11 @@ class RunState:
         cost = nested_map(self.scores, "cost")
         return number(cost.get("training_peak_memory_mib", cost.get("peak_memory_mib")))
 
-    def _modified(self, *names: str) -> float:
-        """Return when one of the files was last written, in seconds since 1970."""
-        stamps = [stamp for name in names if (stamp := file_stamp(self.folder / name))]
-        return max((stamp[1] / 1e9 for stamp in stamps), default=time.time())
+
+def modified(path: Path) -> float | None:
+    """Return when a file was last written, in seconds since 1970; None if it does not exist."""
+    stamp = file_stamp(path)
+    return stamp[1] / 1e9 if stamp else None
 
 
 def file_stamp(path: Path) -> Stamp:
@@ -250,8 +275,13 @@ def time_of(value: Any) -> float | None:
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number of a record; None for anything else."""
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    """Return a number of a record that a table can show; None for anything else."""
+    return float(value) if type(value) in (int, float) and abs(value) < MAX_NUMBER else None
+
+
+def whole_number(value: Any) -> int | None:
+    """Return a whole number of a record that a table can show; None for anything else."""
+    return value if type(value) is int and abs(value) < MAX_NUMBER else None
 
 
 def score(value: Any) -> float | None:
@@ -261,5 +291,6 @@ def score(value: Any) -> float | None:
 
 
 def shown(value: Any) -> str:
-    """Return a text of a record as one line of limited length."""
-    return escape_line(value[:LONGEST]) if isinstance(value, str) else ""
+    """Return a text of a record as one line of limited length, without what looks like a secret."""
+    # The limit comes last: a part of an address would no longer look like one.
+    return without_secrets(escape_line(value[: 4 * LONGEST]))[:LONGEST] if isinstance(value, str) else ""

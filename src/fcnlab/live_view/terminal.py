@@ -1,11 +1,11 @@
-"""The live view as text: counts, the best run, and a table of the runs that matter most now."""
+"""The live view as text: counts, the best runs, and a table of the runs that matter most now."""
 
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from fcnlab.comparison.formats import counted, percent
-from fcnlab.comparison.intervals import FEWEST_IMAGES
+from fcnlab.live_view.best_runs import MOST_SWEEPS
 from fcnlab.live_view.monitor import Monitor
 from fcnlab.live_view.run_state import STATUSES
 from fcnlab.sweeps.sweep_table import COLOURS, MARKS, duration_text
@@ -16,6 +16,7 @@ CURVE = 12  # characters of a curve
 ORDER = {status: place for place, status in enumerate(STATUSES)} | {"waiting": 5, "finished": 6}
 LOOK = {status: (MARKS.get(status, "✗"), COLOURS.get(status, COLOURS["failed"])) for status in STATUSES}
 MOST_PROBLEMS = 3
+LINES_PER_SWEEP = 12  # of the view for each sweep whose best run is described: most is left for the table
 # Characters: the narrowest view, the columns beside the name, and those that a wide view adds; names of a wide view.
 LEAST_WIDTH, COLUMNS, WIDE_COLUMNS, NAME = 48, 39, 22, (16, 60)
 
@@ -27,7 +28,9 @@ def lines(monitor: Monitor, width: int, height: int, colours: bool) -> list[str]
     rows = sorted(monitor.rows, key=_order)
     width = max(LEAST_WIDTH, width)
     problems = [sweep.problem for sweep in monitor.sweeps.values() if sweep.problem][:MOST_PROBLEMS]
-    top = [line for text in (summary(monitor), *problems, best_line(rows)) for line in _wrapped(text, width)]
+    best = map(" ".join, monitor.best_runs(min(MOST_SWEEPS, max(1, height // LINES_PER_SWEEP))))
+    texts = (summary(monitor), *problems, f"Best so far: {next(best)}", *best)
+    top = [line for text in texts for line in _wrapped(text, width)]
     top = top[: max(1, height - 4)]
     head = f"  {'':1} {'run':<{_name_width(width)}} {'state':<11} {'step':>13} {'val mIoU':>8}"
     if _is_wide(width):
@@ -48,24 +51,6 @@ def summary(monitor: Monitor) -> str:
     parts = [f"{counts[status]} {status}" for status in STATUSES if counts[status]]
     unread = len(monitor.runs) - len(monitor.rows)
     return ", ".join([*parts, *([f"{unread} still to be read"] if unread else [])]) or "No run was found here yet."
-
-
-def best_line(rows: Sequence[Row]) -> str:
-    """Return a sentence on the run with the highest validation score."""
-    scored = [row for row in rows if row["best"] is not None]
-    if not scored:
-        return "Best so far: no validation yet."
-    best = max(scored, key=lambda row: row["best"])
-    step = f" at step {best['best_step']:.0f}" if best["best_step"] is not None else ""
-    text = f"Best so far: {best['name'] or best['folder']}, {percent(best['best'])} % validation mIoU{step}."
-    if best["interval"]:
-        low, high = best["interval"]
-        few = ", too few for a reliable one" if best["images"] < FEWEST_IMAGES else ""
-        text += (
-            f" Scored: {percent(best['scored'])} %, 95 % interval over {counted(best['images'], 'image')}"
-            f" {percent(low)} to {percent(high)} %{few}."
-        )
-    return text
 
 
 def spark_line(values: Sequence[float], length: int) -> str:

@@ -19,6 +19,7 @@ from fcnlab.escaping import escape_terminal
 from fcnlab.files.reading import display_path
 from fcnlab.sweeps.job_names import DISTINCT_SUBDIR_HINT
 from fcnlab.sweeps.job_overrides import MAX_FILE_NAME_BYTES, NOT_REPEATED, RESERVED_NAMES, user_overrides
+from fcnlab.sweeps.manifest import is_subfolder
 from fcnlab.sweeps.stages import check_settings_reach_stages
 
 COMPOSED_CONFIG = ".hydra/config.yaml"  # in a job's folder: its composed settings
@@ -77,7 +78,7 @@ def check_folders(subdirs: Mapping[int, str]) -> None:
     """Check that each job has its own folder inside the sweep's folder, under no reserved name."""
     for number, subdir in subdirs.items():
         parts = PurePath(subdir).parts
-        if not parts or ".." in parts or PurePath(subdir).is_absolute():
+        if not is_subfolder(subdir):
             problem = "is not a folder inside the sweep's folder"
         elif parts[0] in RESERVED_NAMES or parts[0].startswith("."):
             problem = "is reserved for files of the sweep"

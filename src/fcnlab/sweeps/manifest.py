@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from fcnlab.config.overrides import (
@@ -240,9 +240,17 @@ def _job(facts: Any) -> Job:
     texts(job.overrides, "jobs' overrides")
     if not all(isinstance(text, str) for text in (job.folder, job.name, job.status, job.settings)):
         raise TypeError("the folder, name, status or settings of a job are not a text")
+    if not is_subfolder(job.folder):
+        raise ValueError("a job's folder is outside the sweep's folder")
     if type(job.number) is not int or type(job.miou) not in (int, float, type(None)):
         raise TypeError("the number or score of a job is not a number")
     return job
+
+
+def is_subfolder(name: str) -> bool:
+    """Return whether the relative path of a job's folder leads below that of its sweep; links may lead elsewhere."""
+    path = PurePath(name)
+    return bool(path.parts) and ".." not in path.parts and not path.is_absolute()
 
 
 def _seeds(values: Any) -> list[int]:

@@ -1,6 +1,7 @@
 """``fcnlab watch``. Nothing here imports torch, so that it starts quickly on any machine."""
 
 import asyncio
+import logging
 import math
 import os
 import shutil
@@ -22,14 +23,19 @@ from fcnlab.signals import Interrupted, StopSignals
 from fcnlab.sweeps.sweep_table import RedrawnLines
 from fcnlab.tasks.compare import existing_folder
 
+log = logging.getLogger("fcnlab")
 REDRAW_AFTER = 1.0  # seconds
-UPDATES = 8  # before the view is printed once
 PIPE_WIDTH = 120  # characters of a line that is not on a terminal
 
 
 def watch(cfg: DictConfig, run: RunFolder) -> None:
     """Show the runs below some folders until Ctrl-C; nothing is written, not even to the folder of this command."""
     validate_config(cfg)
+    if not cfg.runs:
+        raise ConfigError("runs=[] must name at least one folder. Leave it out to watch outputs/")
+    for key in ("port", "open"):
+        if cfg.terminal and run.context.sets(key):
+            log.warning("%s=%s has no effect with terminal=true, which opens no page", key, str(cfg[key]).lower())
     monitor = Monitor([existing_folder(name, "runs") for name in cfg.runs])
     try:
         with StopSignals():
@@ -47,9 +53,7 @@ def show_in_terminal(monitor: Monitor) -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack the marks and bars
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        for _ in range(UPDATES):  # a long metrics.csv is read in parts
-            monitor.update(seconds=math.inf)
-        print("\n".join(lines(monitor, PIPE_WIDTH, height=10**9, colours=False)), flush=True)
+        print("\n".join(whole_view(monitor)), flush=True)
         return
     area = RedrawnLines(sys.stdout)
     while True:
@@ -57,6 +61,21 @@ def show_in_terminal(monitor: Monitor) -> None:
         width, height = shutil.get_terminal_size()
         area.draw(lines(monitor, width - 1, height - 1, colours="NO_COLOR" not in os.environ))
         time.sleep(REDRAW_AFTER)
+
+
+def whole_view(monitor: Monitor) -> list[str]:
+    """Return the lines of all runs, each read to its end; a long metrics.csv is read in parts."""
+    monitor.update(seconds=math.inf)
+    while monitor.is_reading:
+        monitor.update(seconds=math.inf)
+    view = _all_lines(monitor)
+    while any(not run.curves.is_complete for run in monitor.runs.values()):  # of finished runs, read when shown
+        view = _all_lines(monitor)
+    return view
+
+
+def _all_lines(monitor: Monitor) -> list[str]:
+    return lines(monitor, PIPE_WIDTH, height=10**9, colours=False)
 
 
 def serve_page(monitor: Monitor, port: int, open_browser: bool) -> None:

@@ -1,6 +1,7 @@
 // Line charts as SVG, in the size and with the classes of the comparison page's figures.
 
 const WIDTH = 237.6, LEFT = 34, RIGHT = 8, TOP = 8, PLOT = 130, HEIGHT = TOP + PLOT + 28;
+const MOST_TICKS = 20; // a bound: an axis has 3 to 7
 const NAMESPACE = "http://www.w3.org/2000/svg";
 
 export function element(tag, attributes = {}, text = null) {
@@ -82,13 +83,15 @@ function axis(values, start, end, isStep) {
   let low = Infinity, high = -Infinity;
   for (const value of values) { low = Math.min(low, value); high = Math.max(high, value); }
   if (isStep) low = Math.min(low, 0);
-  const room = isStep ? 0 : 0.06 * (high - low) || Math.abs(high) * 0.1 || 1;
-  if (high === low && isStep) high = low + 1;
+  // Values that differ in their last bits only are equal: no axis could have ticks between them.
+  const size = Math.max(Math.abs(low), Math.abs(high)), isFlat = high - low <= Math.max(1e-9 * size, 1e-300);
+  const room = isStep ? 0 : isFlat ? 0.1 * size || 1 : 0.06 * (high - low);
+  if (isFlat && isStep) high = low + Math.max(1, 1e-3 * size);
   low -= room; high += room;
   const least = (high - low) / 5, power = 10 ** Math.floor(Math.log10(least));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= least * 0.999);
-  const ticks = [];
-  for (let place = Math.ceil(low / step - 1e-9); place * step <= high + 1e-9 * step; place++) ticks.push(place * step);
+  const first = Math.ceil(low / step - 1e-9), count = Math.floor(high / step + 1e-9) - first + 1;
+  const ticks = Array.from({ length: Math.min(MOST_TICKS, count) }, (_, place) => (first + place) * step);
   return {
     ticks,
     at: (value) => start + (end - start) * (value - low) / (high - low),

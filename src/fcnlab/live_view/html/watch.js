@@ -24,10 +24,11 @@ const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 const significant = (value) => (value === null ? "" : Number(value.toPrecision(3)).toString());
 const nameOf = (row) => row.name || row.folder;
 
+/** Return a time as duration_text of sweep_table.py does, so that the page and the terminal agree. */
 function duration(seconds) {
   if (seconds === null) return "";
-  if (seconds < 90) return `${seconds.toFixed(0)} s`;
-  return seconds < 5400 ? `${(seconds / 60).toFixed(0)} min` : `${(seconds / 3600).toFixed(1)} h`;
+  if (seconds < 60) return `${seconds.toFixed(0)} s`;
+  return seconds < 6000 ? `${(seconds / 60).toFixed(1)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
 function localTime(text) {
@@ -202,37 +203,10 @@ function showCurves() {
 
 // The best runs and the state
 
-const MOST_BEST = 5; // sweeps
-const FEW_IMAGES = 30; // with fewer, an interval over images is unreliable
-
 function showBest() {
-  const known = state.sweeps.filter((sweep) => rows.has(sweep.best));
-  known.sort((a, b) => rows.get(b.best).best - rows.get(a.best).best);
-  const shown = known.slice(0, MOST_BEST).flatMap(bestOf).map((text) => make("li", { textContent: text.replaceAll(" %", "\u00a0%") }));
-  const more = known.length - MOST_BEST;
-  if (more > 0) shown.push(make("li", { textContent: `and ${counted(more, "more sweep")}` }));
-  byId("answers").replaceChildren(...(shown.length ? shown : [make("li", { textContent: "No validation yet." })]));
+  const sentences = state.best_runs.flat().map((text) => text.replaceAll(" %", "\u00a0%"));
+  byId("answers").replaceChildren(...sentences.map((textContent) => make("li", { textContent })));
 }
-
-/** Return sentences on the best run of a sweep, and on its score or that of the best scored run. */
-function bestOf(sweep) {
-  const row = rows.get(sweep.best), scored = rows.get(sweep.best_scored);
-  const where = sweep.name ? ` in ${sweep.name}` : state.sweeps.length > 1 ? " outside of sweeps" : "";
-  const step = row.best_step === null ? "" : ` at step ${row.best_step}`;
-  const first = `${nameOf(row)}${where}: ${percent(row.best)} % validation mIoU${step}, the highest of ${counted(sum(sweep.counts), "run")} (${row.status}).`;
-  if (!scored) return [first, "No run has been scored yet."];
-  return [first, `${scored === row ? "It is scored" : `The best scored run is ${nameOf(scored)}`}${scoreOf(scored)}`];
-}
-
-function scoreOf(row) {
-  const score = `${row.set ? ` on ${row.set}` : ""}: ${percent(row.scored)} %`;
-  if (!row.interval) return `${score}.`;
-  const ends = row.interval.map(percent).join(" to ");
-  const few = row.images < FEW_IMAGES ? ", too few for a reliable one" : "";
-  return `${score}, 95 % interval over ${counted(row.images, "image")} ${ends} %${few}.`;
-}
-
-const sum = (counts) => Object.values(counts).reduce((a, b) => a + b, 0);
 
 function showState(counts) {
   const parts = ORDER.filter((status) => counts[status]).map((status) => `${counts[status]} ${status}`);
@@ -342,7 +316,7 @@ async function ask() {
     if (!answer.ok) throw new Error(await answer.text());
     take(await answer.json());
     await askDetails();
-    isUnread = state.unread > 0;
+    isUnread = state.unread > 0 || state.is_reading;
   } catch (error) {
     byId("state").replaceChildren(make("span", { className: "lost", textContent: "fcnlab watch does not answer: this is the last state. " }), String(error.message));
   }
