@@ -20,7 +20,7 @@ from fcnlab.files.locks import FolderLock
 from fcnlab.tracking import push as module
 from fcnlab.tracking.recorded_run import recorded_runs
 from fcnlab.tracking.run_ids import run_id
-from run_folders import CLASSES, write_run_with_predictions
+from run_folders import CLASSES, toy_matrices, write_run_with_predictions
 
 
 def offline_runs(folder: Path) -> list[Path]:
@@ -190,6 +190,12 @@ def test_an_evaluation_is_a_run_and_its_id_follows_from_its_record(make_run, tmp
     assert run_id(tmp_path / "runs/a") == ("live", True)
 
 
+def test_a_folder_that_w_and_b_cannot_name_is_left_out(make_run, tmp_path):
+    make_run(os.fsdecode(b"caf\xe9"))
+    runs, (out,) = recorded_runs([tmp_path / "runs"])
+    assert not runs and out.reason == "W&B cannot write to a folder whose name is not UTF-8"
+
+
 @pytest.mark.parametrize("recorded", ["../up", "a/b", 7, None, "x" * 200, ["a"]])
 def test_an_id_that_is_none_is_not_used(make_run, recorded):
     run = make_run("a")
@@ -281,20 +287,22 @@ def test_an_earlier_push_of_a_lost_run_is_replaced(make_run, fcnlab, opened):
 
 
 def test_a_folder_that_changes_while_it_is_read_stops_no_other_run(make_run, fcnlab, opened, capsys, monkeypatch):
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d"):
         edit(make_run(name) / "run.json", id=name)
+    few = make_run("../few", toy_matrices(0.7, seed=1)[:4])
     settled = module.settled_mode
 
     def change(mode: str) -> str:
         Path("runs/b/confusions.npz").unlink()
+        (few / "confusions.npz").replace("runs/d/confusions.npz")
         return settled(mode)
 
     monkeypatch.setattr(module, "settled_mode", change)
     assert fcnlab("wandb", "push", "runs=runs", "mode=offline") == 1
     output = capsys.readouterr()
     assert [run.folder.name for run in opened] == ["a", "c"]  # nothing of b is begun
-    assert "2 of 3 runs are written" in output.out and "2/3 runs/b: the folder was changed" in output.out
-    assert "not, or not completely, written: runs/b" in output.err
+    assert "2 of 4 runs are written" in output.out and "2/4 runs/b: the folder was changed" in output.out
+    assert "not, or not completely, written: runs/b, runs/d" in output.err
 
 
 def test_the_status_is_the_runs_and_not_the_one_of_the_push(make_run, fcnlab, opened, monkeypatch):

@@ -101,4 +101,4 @@ def _push(cfg: DictConfig, run: RunFolder) -> None:
 def _place(cfg: DictConfig, context: RunContext) -> tuple[str, str | None]:
     """Return the project and the entity: as typed, or from the environment; never from a record."""
     project = cfg.project if context.sets("project") else os.environ.get("WANDB_PROJECT") or cfg.project
-    return accepted_project(project, "project"), cfg.entity or os.environ.get("WANDB_ENTITY")
+    return accepted_project(project, "project"), cfg.entity or os.environ.get("WANDB_ENTITY") or None

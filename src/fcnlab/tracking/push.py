@@ -7,14 +7,8 @@ from typing import Any, NamedTuple
 
 from fcnlab.comparison.runs import MAX_NUMBER
 from fcnlab.errors import UserError, first_line
-from fcnlab.files.reading import Unreadable, read_rows
-from fcnlab.tracking.connection import (
-    START_TIMEOUT,
-    check_server,
-    check_settings,
-    reachable_mode,
-    wandb_logger,
-)
+from fcnlab.files.reading import read_rows
+from fcnlab.tracking.connection import START_TIMEOUT, check_server, check_settings, reachable_mode, wandb_logger
 from fcnlab.tracking.contents import numbers
 from fcnlab.tracking.end import END_TIMEOUT, end_run
 from fcnlab.tracking.media import Evaluation, log_evaluation
@@ -136,7 +130,7 @@ def _content(run: RecordedRun) -> _Content:
         rows = _rows(run.folder)
         last = rows[-1][0] if rows else 0
         return _Content(rows, None if run.scored is None else evaluation(run.scored, last))
-    except (OSError, Unreadable) as error:
+    except Exception as error:  # one folder must not stop the others
         raise UserError(f"the folder was changed while it was read: {first_line(error)}. Push it again") from error
 
 

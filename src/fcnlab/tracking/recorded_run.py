@@ -14,6 +14,7 @@ from fcnlab.files.locks import FolderLock
 from fcnlab.files.reading import Unreadable, open_arrays, read_json, read_rows, read_yaml
 from fcnlab.runs.origins import nested_map
 from fcnlab.sweeps.manifest import NAME as SWEEP
+from fcnlab.tracking.accepted_values import sendable
 from fcnlab.tracking.contents import TABLE_IMAGES, settings
 from fcnlab.tracking.labels import group_of_sweep, run_name, tags
 from fcnlab.tracking.links import TrackedRun, common_group, run_config, scored_run_config, scored_runs
@@ -132,6 +133,8 @@ def _home(folder: Path) -> Path:
 def _unwritable(home: Path) -> str | None:
     if (home / "wandb").is_symlink():
         return f"{home / 'wandb'} is a link, and fcnlab does not write through links"
+    if sendable(str(home)) != str(home):
+        return "W&B cannot write to a folder whose name is not UTF-8"
     return unwritable_reason(home / "wandb")
 
 
@@ -196,5 +199,7 @@ def evaluation(run: Run, step: int) -> Evaluation:
     """
     with open_arrays(run.folder, "confusions.npz") as file:
         matrices = np.concatenate(list(file.parts("matrices")))
+    if matrices.shape != (len(run.names), len(run.classes), len(run.classes)):
+        raise Unreadable("confusions.npz has other images or classes than before")
     record = read_json(run.folder, "metrics.json") or {}
     return Evaluation(record, run.names, run.classes, matrices, run.folder, step)
