@@ -16,6 +16,7 @@ import wandb
 import yaml
 from wandb.apis.public.runs import RunNotFoundError
 
+from fcnlab.errors import UserError
 from fcnlab.files.locks import FolderLock
 from fcnlab.tracking import push as module
 from fcnlab.tracking.recorded_run import recorded_runs
@@ -284,6 +285,21 @@ def test_an_earlier_push_of_a_lost_run_is_replaced(make_run, fcnlab, opened):
     for count in (1, 2):
         assert fcnlab("wandb", "push", "runs=runs", "mode=offline") == 0
         assert len(opened) == count and offline_runs(run) == [Path(opened[-1].dir).parent] and other.is_dir()
+
+
+def test_a_run_that_did_not_start_is_pushed_later(make_run, fcnlab, opened, monkeypatch):
+    run = make_run("a")
+    edit(run / "run.json", wandb="lost")
+
+    def fail(folder: Path, **described) -> None:
+        (folder / "wandb/run-20261129_000000-lost").mkdir(parents=True)  # as W&B does
+        raise UserError("W&B did not start a run")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "wandb_logger", fail)
+        assert fcnlab("wandb", "push", "runs=runs", "mode=offline") == 1
+    assert fcnlab("wandb", "push", "runs=runs", "mode=offline") == 0
+    assert len(opened) == 1 and not (run / "wandb/run-20261129_000000-lost").exists()
 
 
 def test_a_folder_that_changes_while_it_is_read_stops_no_other_run(make_run, fcnlab, opened, capsys, monkeypatch):

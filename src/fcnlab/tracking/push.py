@@ -110,7 +110,7 @@ def push(run: RecordedRun, destination: Destination) -> Pushed:
     logger = _opened(run, destination)
     limit = logger.experiment.settings.finish_timeout or END_TIMEOUT
     try:
-        attempt("facts", (_folder(logger) / MARK).touch)
+        _mark(_folder(logger))
         for step, values in content.rows:
             logger.log_metrics(values, step)
         if content.evaluation is not None:
@@ -158,7 +158,7 @@ def _remove_earlier_pushes(run: RecordedRun) -> None:
 def _opened(run: RecordedRun, destination: Destination) -> Mirror:
     """Start a W&B run with the id and the labels of the recorded run."""
     mode: Any = destination.mode
-    began = time.monotonic()
+    before, began = _files(run), time.monotonic()
     try:
         logger: Any = wandb_logger(
             run.home,
@@ -170,6 +170,8 @@ def _opened(run: RecordedRun, destination: Destination) -> Mirror:
             **run.labels,
         )
     except UserError as error:
+        for path in set(_files(run)) - set(before):  # W&B leaves the folder of a run that did not start
+            _mark(path)
         raise _error(str(error), destination, began, START_TIMEOUT) from error
     return logger
 
@@ -183,6 +185,10 @@ def _error(reason: str, destination: Destination, began: float, limit: float) ->
 def _folder(logger: Mirror) -> Path:
     """Return the folder of the files of a W&B run."""
     return Path(logger.experiment.dir).parent
+
+
+def _mark(folder: Path) -> None:
+    attempt("facts", (folder / MARK).touch)
 
 
 def _is_pushed(path: Path) -> bool:
