@@ -183,6 +183,12 @@ def test_run_name_from_the_environment(opened, described_by, monkeypatch, words,
     assert tuple(opened[-1][key] for key in ("name", "group", "project")) == expected
 
 
+def test_an_empty_project_in_the_environment_is_none(opened, described_by, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "")
+    described_by()
+    assert opened[-1]["project"] == "fcnlab"
+
+
 def test_resumed_run_continues_its_wandb_run(opened, described_by, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_RUN_ID", "another")
     described_by(facts={"wandb": "recorded"})
@@ -430,10 +436,20 @@ def test_a_file_in_the_current_folder_says_not_where_a_run_and_its_key_go(begun,
     with pytest.raises(UserError, match=rf"{folder}/settings .*: base_url\..*WANDB_BASE_URL=\.\.\.") as refused:
         actual._started({"id": None, "entity": None}, "online")
     assert "elsewhere" not in str(refused.value) and not begun  # a value may be a key
+    assert str(refused.value).endswith("remove the file. To train without W&B, set logger=csv")  # also for a push
     actual._started({"id": None, "entity": None}, "offline")
     monkeypatch.setenv("WANDB_BASE_URL", "https://mine.example")
     actual._started({"id": None, "entity": None}, "online")
     assert begun == ["offline", "online"]
+
+
+def test_a_refused_start_names_no_setting_of_one_command(begun, monkeypatch):
+    def refuse(**described: object) -> None:
+        raise wandb.Error("no such entity")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UserError, match=r"^W&B did not start a run in mode=online: no such entity$"):
+        actual._started({"id": None, "entity": None}, "online")
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,14 @@ def test_runs_of_a_single_group_are_one_line(grid):
 def test_facts_that_w_and_b_does_not_have_group_no_runs(make_run, tmp_path):
     for place, code in enumerate(("a", "b")):
         make_run(str(place), source=code, seed=1)
-    keys, missing = charts.grouping(comparison(tmp_path / "runs"))
-    assert keys == [] and missing == ["source.fcnlab"]
+    found = comparison(tmp_path / "runs")
+    assert charts.grouping(found).missing == ["source.fcnlab"]
+    kind = [{"section": "run", "name": "jobType"}]
+    (run_set,) = spec_of(workspace(found, "leaves", "us", "Code"))["section"]["runSets"]
+    assert run_set["grouping"] == kind
+    blocks = spec_of(report(found, "leaves", "us", "Code"))["blocks"]
+    grid_ = next(block["metadata"] for block in blocks if block["type"] == "panel-grid")
+    assert [each["grouping"] for each in grid_["runSets"]] == [kind, kind]
 
 
 def test_a_report_has_the_result_and_a_run_set_for_each_group(grid):

@@ -33,7 +33,7 @@ from fcnlab.runs.settings import differences, is_free, shown_changes
 from fcnlab.runs.source_fingerprint import source_fingerprints
 from fcnlab.signals import StopSignals
 from fcnlab.tracking.artifacts import use_checkpoint, use_data
-from fcnlab.tracking.links import TrackedRun, add_links, recorded_run, tracked_run
+from fcnlab.tracking.links import TrackedRun, add_links, recorded_run, scored_runs, tracked_run
 from fcnlab.training.callbacks import GracefulStop, SampleImages
 from fcnlab.training.checkpoints import TrainedNet, read_nets, selection_of
 from fcnlab.training.components import open_data
@@ -122,21 +122,20 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     return scores.miou
 
 
-def tracked_run_of(net: TrainedNet) -> tuple[Any, TrackedRun | None]:
-    """Return the id of a checkpoint's training run, and where the run is in W&B."""
-    trained = nested_map(net.checkpoint["fcnlab"], "trained")
-    return trained.get("run"), recorded_run(trained.get("wandb_run"))
+def trained_by(net: TrainedNet) -> Mapping[str, Any]:
+    """Return a checkpoint's description of its training run."""
+    return nested_map(net.checkpoint["fcnlab"], "trained")
 
 
 def tracked_runs(nets: Sequence[TrainedNet]) -> dict[str, TrackedRun]:
     """Return the training runs of checkpoints that are in W&B, by the ids of their records."""
-    return {run_id: run for run_id, run in map(tracked_run_of, nets) if isinstance(run_id, str) and run}
+    return scored_runs(trained_by(each) for each in nets)
 
 
 def log_inputs(loggers: Sequence[Logger], nets: Sequence[TrainedNet], data: DataModule) -> None:
     """Log the scored checkpoints and the data as inputs of the evaluation in W&B."""
     for each in nets:
-        use_checkpoint(loggers, each.file, tracked_run_of(each)[1])
+        use_checkpoint(loggers, each.file, recorded_run(trained_by(each).get("wandb_run")))
     use_data(loggers, data, "test")
 
 

@@ -34,7 +34,8 @@ def wandb(cfg: DictConfig, run: RunFolder) -> None:
     Raises
     ------
     UserError
-        No run can be used, W&B's server is needed and cannot be reached, or it refuses.
+        No run can be used, W&B's server is needed and cannot be reached, or it refuses; or a run is not completely
+        pushed.
     """
     validate_config(cfg)
     _warn_about_ineffective_settings(cfg.action, run.context)
@@ -63,7 +64,7 @@ def _save(cfg: DictConfig, run: RunFolder) -> None:
 
 def _push(cfg: DictConfig, run: RunFolder) -> None:
     """Write the runs below some folders to W&B."""
-    from fcnlab.tracking.push import Destination, exists, push, settled_mode  # imports torch
+    from fcnlab.tracking.push import Destination, NoAnswer, exists, push, settled_mode  # imports torch
     from fcnlab.tracking.recorded_run import recorded_runs
 
     runs, excluded = recorded_runs([existing_folder(name, "runs") for name in cfg.runs])
@@ -72,22 +73,32 @@ def _push(cfg: DictConfig, run: RunFolder) -> None:
         raise UserError(f"runs={','.join(cfg.runs)}: no run found. Choose a folder with runs of fcnlab train or eval")
     destination = Destination(*_place(cfg, run.context), settled_mode(cfg.mode))
     run.accept(cfg)
-    written = []
-    for number, each in enumerate(runs, start=1):
-        place = None if cfg.overwrite else exists(each, destination)
-        folder = display_path(each.folder)
-        if place:
-            log.info("%d/%d %s: W&B has it (%s). overwrite=true replaces it", number, len(runs), folder, place)
+    written, failed, tried = [], [], 0
+    for each in runs:
+        tried += 1
+        place = f"{tried}/{len(runs)} {display_path(each.folder)}"
+        try:
+            if existing := None if cfg.overwrite else exists(each, destination):
+                log.info("%s: W&B has it (%s). overwrite=true replaces it", place, existing)
+                continue
+            written.append(push(each, destination))
+        except UserError as error:
+            log.warning("Warning: %s: %s", place, error)
+            failed.append(display_path(each.folder))
+            if isinstance(error, NoAnswer):
+                break
             continue
-        written.append(push(each, destination))
         scores = f", without scores ({each.without_scores})" if each.without_scores else ""
-        log.info("%d/%d %s: %s%s", number, len(runs), folder, written[-1].address or "offline", scores)
+        log.info("%s: %s%s", place, written[-1].address or "offline", scores)
     log.info("%d of %d runs are written to the project %s, %s", len(written), len(runs), *destination[::2])
     for files in (each.files for each in written if each.files):
         log.info("To upload it: %s", shell_join(["wandb", "sync", str(files)]))
+    if failed:
+        untried = f". {len(runs) - tried} more were not tried" if tried < len(runs) else ""
+        raise UserError(f"not, or not completely, written: {', '.join(failed)}{untried}")
 
 
 def _place(cfg: DictConfig, context: RunContext) -> tuple[str, str | None]:
     """Return the project and the entity: as typed, or from the environment; never from a record."""
     project = cfg.project if context.sets("project") else os.environ.get("WANDB_PROJECT") or cfg.project
-    return accepted_project(project, "project"), cfg.entity or os.environ.get("WANDB_ENTITY")
+    return accepted_project(project, "project"), cfg.entity or os.environ.get("WANDB_ENTITY") or None

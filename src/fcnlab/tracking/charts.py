@@ -54,12 +54,12 @@ class Grouping(NamedTuple):
 
 
 def grouping(comparison: Comparison) -> Grouping:
-    """Return the settings that distinguish the groups, as W&B names them; the kind of run if there is one group."""
+    """Return the settings that distinguish the groups, as W&B names them; the kind of run if W&B has none of them."""
     names = dict.fromkeys(key for group in comparison.groups for key in group.parts)
     options = set().union(*(run.options for group in comparison.groups for run in group.runs))
     missing = [name for name in names if name in NOT_IN_CONFIG or name.startswith(PREFIXES_NOT_IN_CONFIG)]
     keys = [_key(name, name in options) for name in names if name not in missing]
-    return Grouping(keys if names else ["run.jobType"], missing)
+    return Grouping(keys or ["run.jobType"], missing)
 
 
 def _key(name: str, is_option: bool) -> str:

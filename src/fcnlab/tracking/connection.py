@@ -216,7 +216,7 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
         return wandb.init(**(resume | described | {"settings": settings}), mode=chosen, reinit="create_new")
     except (wandb.Error, ValueError) as error:
         if mode != "auto" or chosen == "offline":
-            raise UserError(f"logger.wandb.mode={mode}: W&B did not start a run: {_reason(error)}") from error
+            raise UserError(f"W&B did not start a run in mode={mode}: {_reason(error)}") from error
         log.warning("Warning: W&B did not start a run (%s): this run is logged offline", _reason(error))
         return _started(described, "offline")
 
@@ -248,8 +248,8 @@ def _read_environment() -> Any:
         return wandb.setup()
     except (wandb.Error, ValueError) as error:
         raise UserError(
-            f"W&B rejects its settings: {_reason(error)}. Correct or unset that environment variable (WANDB_...), or"
-            " train with logger=csv"
+            f"W&B rejects its settings: {_reason(error)}. Correct or unset that environment variable (WANDB_...). To"
+            " train without W&B, set logger=csv"
         ) from error
 
 
@@ -324,7 +324,7 @@ def _redirection_error(names: set[str]) -> UserError:
     return UserError(
         f"{files} in the current folder sets where W&B sends runs and the key, or how: {', '.join(sorted(names))}."
         f" fcnlab does not follow it, because it may come from someone else. If it is yours, set {variables} in the"
-        " environment. Otherwise remove the file, or train with logger=csv"
+        " environment. Otherwise remove the file. To train without W&B, set logger=csv"
     )
 
 
@@ -335,13 +335,31 @@ def _reason(error: Exception) -> str:
     return "; ".join(messages) or first_line(error)
 
 
-def reachable_mode() -> str:
-    """Return "online" if the server can be reached: without this check, W&B takes over a minute to fail."""
-    import wandb
+def check_settings() -> Any:
+    """Check what W&B reads of the current folder and of the environment; return its settings.
 
+    Raises
+    ------
+    UserError
+        W&B would read a file in the current folder without end, or it rejects its settings.
+    """
+    _import_wandb()
+    _settings_of_folder()  # first: W&B's own reader would wait for a FIFO
+    return _read_environment()
+
+
+def reachable_mode() -> str:
+    """Return "online" if the server can be reached: without this check, W&B takes over a minute to fail.
+
+    Raises
+    ------
+    UserError
+        As :func:`check_settings`.
+    """
+    setup = check_settings()
     if mode := os.environ.get("WANDB_MODE"):
         return mode
-    settings = wandb.setup().settings
+    settings = setup.settings
     return "online" if _has_key(settings) and _answers(settings.base_url) else "offline"
 
 

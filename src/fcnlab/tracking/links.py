@@ -69,13 +69,33 @@ def common_group(runs: Sequence[TrackedRun]) -> str | None:
     return groups.pop() if len(groups) == 1 else None
 
 
+def scored_runs(trained: Iterable[Mapping[str, Any]]) -> dict[str, TrackedRun]:
+    """Return the training runs in W&B of some checkpoints, by the ids of their records.
+
+    ``trained`` are the descriptions in the checkpoints, which the record of an evaluation repeats
+    (:mod:`fcnlab.runs.lineage`).
+    """
+    found = ((each.get("run"), recorded_run(each.get("wandb_run"))) for each in trained)
+    return {run_id: run for run_id, run in found if isinstance(run_id, str) and run}
+
+
+def scored_run_config(scored: Sequence[TrackedRun]) -> dict[str, str]:
+    """Return what the config of an evaluation says of the runs that it scores: their addresses."""
+    return {"scored_run": ", ".join(run.address for run in scored)} if scored else {}
+
+
+def run_config(run_id: str | None) -> dict[str, str | None]:
+    """Return what the config of a training run says of its record: the id."""
+    return {"run": run_id}
+
+
 def describe_run(loggers: Iterable[Logger], run_id: str | None) -> None:
     """Log the id of a run's record, by which :func:`add_links` recognises the run.
 
     Other processes than the first may not know the id, and log nothing.
     """
     for logger in mirrors(loggers):
-        attempt("facts", partial(logger.experiment.config.update, {"run": run_id}, allow_val_change=True))
+        attempt("facts", partial(logger.experiment.config.update, run_config(run_id), allow_val_change=True))
 
 
 def add_links(loggers: Iterable[Logger], scored: Mapping[str, TrackedRun]) -> None:

@@ -1,22 +1,26 @@
 """Rebuild W&B runs from the folders of runs, with the functions that a live run uses."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcnlab.comparison.runs import MAX_NUMBER
 from fcnlab.errors import UserError, first_line
-from fcnlab.files.reading import Unreadable, read_rows
-from fcnlab.tracking.connection import check_server, reachable_mode, wandb_logger
+from fcnlab.files.reading import read_rows
+from fcnlab.tracking.connection import START_TIMEOUT, check_server, check_settings, reachable_mode, wandb_logger
 from fcnlab.tracking.contents import numbers
-from fcnlab.tracking.end import end_run
-from fcnlab.tracking.media import log_evaluation
-from fcnlab.tracking.mirror import Mirror
+from fcnlab.tracking.end import END_TIMEOUT, end_run
+from fcnlab.tracking.media import Evaluation, log_evaluation
+from fcnlab.tracking.mirror import Mirror, attempt
 from fcnlab.tracking.recorded_run import RecordedRun, evaluation
 
 EXIT_CODES = {"finished": 0}  # all others have 1
+MARK = "fcnlab-push"  # an empty file in the folder of a pushed W&B run: it is not the live run's
+
+
+class NoAnswer(UserError):
+    """The server did not take a run within its time, so it would not take further runs, either."""
 
 
 class Destination(NamedTuple):
@@ -35,15 +39,23 @@ class Pushed(NamedTuple):
     files: Path | None
 
 
+class _Content(NamedTuple):
+    """What a run has logged: its rows with their steps, and its scores if there are any."""
+
+    rows: list[tuple[int, dict[str, float]]]
+    evaluation: Evaluation | None
+
+
 def settled_mode(mode: str) -> str:
     """Return "online" or "offline" for all runs of a push.
 
     Raises
     ------
     UserError
-        ``mode`` or WANDB_MODE is "online", and the server cannot be reached; or WANDB_MODE is neither online nor
-        offline.
+        ``mode`` or WANDB_MODE is "online", and the server cannot be reached; WANDB_MODE is neither online nor offline;
+        or W&B rejects its settings.
     """
+    check_settings()
     settled = reachable_mode() if mode == "auto" else mode
     if settled == "online":
         check_server()  # also of an API key, for which W&B would prompt
@@ -55,17 +67,18 @@ def settled_mode(mode: str) -> str:
 def exists(run: RecordedRun, destination: Destination) -> str | None:
     """Return where W&B has the data of a live run, which a push would replace; None if it has none.
 
-    Only a run whose id was recorded has been live. The files of an offline run are in its folder.
+    Only a run whose id was recorded has been live. Offline, only the folder of the run says so: it has the files of the
+    live run, which was online or offline.
 
     Raises
     ------
-    UserError
-        The server does not answer.
+    NoAnswer
+        The server does not say it.
     """
     if not run.id.is_recorded:
         return None
     if destination.mode == "offline":
-        return next((str(path) for path in _offline_files(run)), None)
+        return next((str(path) for path in _files(run) if not _is_pushed(path)), None)
     import wandb
     from wandb.apis.public.runs import RunNotFoundError
 
@@ -75,72 +88,117 @@ def exists(run: RecordedRun, destination: Destination) -> str | None:
     except RunNotFoundError:
         return None
     except Exception as error:  # errors of W&B and of its answers have no common type
-        raise UserError(f"W&B does not say whether it has the run {run.id.text}: {first_line(error)}") from error
+        raise NoAnswer(f"W&B does not say whether it has the run {run.id.text}: {first_line(error)}") from error
 
 
 def push(run: RecordedRun, destination: Destination) -> Pushed:
     """Write a run to W&B: config, curves, and the summary and tables of its scores.
 
-    A run whose id follows from its record replaces what an earlier push has written.
+    It replaces what an earlier push has written, but no files of a live run. The folder is read before the W&B run is
+    started, so that a folder that changes meanwhile leaves no part of a run there.
 
     Raises
     ------
     UserError
-        W&B does not start the run, or a file of its folder was changed or removed meanwhile.
+        W&B does not start the run or does not get all of it, a file of the folder was changed or removed, or files of
+        an earlier push cannot be removed.
+    NoAnswer
+        As before, because the server did not answer in time.
     """
+    content = _content(run)
+    _remove_earlier_pushes(run)
+    logger = _opened(run, destination)
+    limit = logger.experiment.settings.finish_timeout or END_TIMEOUT
     try:
-        return _push(run, destination)
-    except (OSError, Unreadable) as error:
-        raise UserError(f"{run.folder} was changed while it was read: {first_line(error)}. Push it again") from error
-
-
-def _push(run: RecordedRun, destination: Destination) -> Pushed:
-    if not run.id.is_recorded and not run.home.joinpath("wandb").is_symlink():
-        for path in _offline_files(run):  # of an earlier push; wandb sync would send both
-            shutil.rmtree(path)
-    with _opened(run, destination) as logger:
-        step = _log_curves(logger, run.folder)
-        if run.scored is not None:
-            log_evaluation(logger, evaluation(run.scored, step))
-    if destination.mode == "online":
-        return Pushed(run.folder, logger.experiment.url, None)
-    return Pushed(run.folder, None, Path(logger.experiment.dir).parent)
-
-
-@contextmanager
-def _opened(run: RecordedRun, destination: Destination) -> Iterator[Mirror]:
-    """Open a W&B run, and end it with the status and the exit code of the recorded run."""
-    mode: Any = destination.mode
-    logger: Any = wandb_logger(
-        run.home,
-        project=destination.project,
-        entity=destination.entity,
-        mode=mode,
-        run_id=run.id.text,
-        recorded_host=run.host,
-        **run.labels,
-    )
-    status, code = "failed", 1
-    try:
-        yield logger
-        status, code = run.status, EXIT_CODES.get(run.status, 1)
+        _mark(_folder(logger))
+        for step, values in content.rows:
+            logger.log_metrics(values, step)
+        if content.evaluation is not None:
+            log_evaluation(logger, content.evaluation)
+        address = logger.experiment.url if destination.mode == "online" else None
     finally:
-        end_run(logger.experiment, status, code)
+        began = time.monotonic()
+        reason: str | None = end_run(logger.experiment, run.status, EXIT_CODES.get(run.status, 1))
+    if reason:
+        raise _error(f"W&B does not have all of it ({reason})", destination, began, limit)
+    return Pushed(run.folder, address, None if address else _folder(logger))
 
 
-def _log_curves(logger: Mirror, folder: Path) -> int:
-    """Log the rows of metrics.csv; return the last step."""
-    last = 0
+def _content(run: RecordedRun) -> _Content:
+    """Read what a run has logged."""
+    try:
+        rows = _rows(run.folder)
+        last = rows[-1][0] if rows else 0
+        return _Content(rows, None if run.scored is None else evaluation(run.scored, last))
+    except Exception as error:  # one folder must not stop the others
+        raise UserError(f"the folder was changed while it was read: {first_line(error)}. Push it again") from error
+
+
+def _rows(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """Return the rows of metrics.csv with their steps."""
+    rows = []
     for row in read_rows(folder, "metrics.csv"):
         values = numbers(row)
         step = values.pop("step", -1.0)
         if 0 <= step < MAX_NUMBER:
-            last = int(step)
-            logger.log_metrics(values, last)
-    return last
+            rows.append((int(step), values))
+    return rows
 
 
-def _offline_files(run: RecordedRun) -> list[Path]:
-    """Return the folders of offline runs with the id of a run."""
-    found = (run.home / "wandb").glob(f"offline-run-*-{run.id.text}")
+def _remove_earlier_pushes(run: RecordedRun) -> None:
+    """Remove the files of earlier pushes of a run, since ``wandb sync`` would send all of them."""
+    try:
+        for path in _files(run):
+            if _is_pushed(path) or not run.id.is_recorded:
+                shutil.rmtree(path)
+    except OSError as error:
+        raise UserError(f"the files of an earlier push cannot be removed: {first_line(error)}") from error
+
+
+def _opened(run: RecordedRun, destination: Destination) -> Mirror:
+    """Start a W&B run with the id and the labels of the recorded run."""
+    mode: Any = destination.mode
+    before, began = _files(run), time.monotonic()
+    try:
+        logger: Any = wandb_logger(
+            run.home,
+            project=destination.project,
+            entity=destination.entity,
+            mode=mode,
+            run_id=run.id.text,
+            recorded_host=run.host,
+            **run.labels,
+        )
+    except UserError as error:
+        for path in set(_files(run)) - set(before):  # W&B leaves the folder of a run that did not start
+            _mark(path)
+        raise _error(str(error), destination, began, START_TIMEOUT) from error
+    return logger
+
+
+def _error(reason: str, destination: Destination, began: float, limit: float) -> UserError:
+    """Return the error of one run; one that ends the push if the server did not answer within ``limit`` seconds."""
+    is_late = destination.mode == "online" and time.monotonic() - began >= limit
+    return NoAnswer(reason) if is_late else UserError(reason)
+
+
+def _folder(logger: Mirror) -> Path:
+    """Return the folder of the files of a W&B run."""
+    return Path(logger.experiment.dir).parent
+
+
+def _mark(folder: Path) -> None:
+    attempt("facts", (folder / MARK).touch)
+
+
+def _is_pushed(path: Path) -> bool:
+    return (path / MARK).is_file()
+
+
+def _files(run: RecordedRun) -> list[Path]:
+    """Return the folders of W&B runs with the id of a run: ``run-DATE_TIME-ID``, and ``offline-run-...``."""
+    home = run.home / "wandb"
+    if home.is_symlink():
+        return []
+    found = [path for kind in ("run", "offline-run") for path in home.glob(f"{kind}-????????_??????-{run.id.text}")]
     return sorted(path for path in found if path.is_dir() and not path.is_symlink())

@@ -1,20 +1,24 @@
 """A run as its folder records it, in the form that W&B takes. The folder is foreign: all of it is data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fcnlab.comparison.runs import SCORED_TASKS, ExcludedRun, Run, Unusable, distinct_folders, read_run
+from fcnlab.config.ranges import TableImages, is_valid
 from fcnlab.config.run_context import RunContext
 from fcnlab.errors import UserError, first_line, unwritable_reason
 from fcnlab.files.locks import FolderLock
 from fcnlab.files.reading import Unreadable, open_arrays, read_json, read_rows, read_yaml
 from fcnlab.runs.origins import nested_map
 from fcnlab.sweeps.manifest import NAME as SWEEP
-from fcnlab.tracking.contents import settings
+from fcnlab.tracking.accepted_values import sendable
+from fcnlab.tracking.contents import TABLE_IMAGES, settings
 from fcnlab.tracking.labels import group_of_sweep, run_name, tags
+from fcnlab.tracking.links import TrackedRun, common_group, run_config, scored_run_config, scored_runs
+from fcnlab.tracking.links import recorded_run as tracked_run_of
 from fcnlab.tracking.media import Evaluation
 from fcnlab.tracking.run_ids import RunId, run_id
 
@@ -129,6 +133,8 @@ def _home(folder: Path) -> Path:
 def _unwritable(home: Path) -> str | None:
     if (home / "wandb").is_symlink():
         return f"{home / 'wandb'} is a link, and fcnlab does not write through links"
+    if sendable(str(home)) != str(home):
+        return "W&B cannot write to a folder whose name is not UTF-8"
     return unwritable_reason(home / "wandb")
 
 
@@ -140,20 +146,37 @@ def _labels(
     configs: tuple[dict[str, Any], dict[str, Any]],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return config, name, group, kind and tags, as a live run has them."""
+    """Return config, name, group, kind, tags and the number of drawn images, as a live run has them."""
     config = configs[1]
     logger, sweep = nested_map(nested_map(config, "logger"), "wandb"), nested_map(config, "sweep")
     choices = nested_map(nested_map(hydra, "runtime"), "choices")
     options = {str(group): None if option is None else str(option) for group, option in choices.items()}
     identifying = RunContext(verb, folder, options=options).identifying_options
-    segments, typed = facts.get("segments"), logger.get("tags")
+    segments, typed, drawn = facts.get("segments"), logger.get("tags"), logger.get("table_images")
+    record = read_json(folder, "metrics.json") or {}
+    scored = _scored_runs(record)
+    links = run_config(_text(facts.get("id"))) if verb == "train" else scored_run_config(scored)
+    live = tracked_run_of(facts.get("wandb_run")) or tracked_run_of(record.get("wandb_run"))
     return {
-        "config": settings(*configs, identifying, segments if isinstance(segments, list) else ()),
+        "config": settings(*configs, identifying, segments if isinstance(segments, list) else ()) | links,
         "name": _text(logger.get("name")) or _text(sweep.get("name")) or run_name(options, config.get("seed")),
-        "group": _text(logger.get("group")) or (group_of_sweep(home) if home != folder else _group_of_stages(folder)),
+        "group": live.group if live else _text(logger.get("group")) or _usual_group(folder, home, scored),
         "job_type": verb,
         "tags": tags([each for each in typed if _text(each)] if isinstance(typed, list) else [], identifying),
+        "table_images": drawn if is_valid(drawn, TableImages) else TABLE_IMAGES,
     }
+
+
+def _scored_runs(record: Mapping[str, Any]) -> list[TrackedRun]:
+    """Return the training runs in W&B that an evaluation has scored: one, or those of an ensemble."""
+    ensemble = record.get("ensemble")
+    origins = ensemble if isinstance(ensemble, list) else [record]
+    return list(scored_runs(nested_map(each, "trained") for each in origins).values())
+
+
+def _usual_group(folder: Path, home: Path, scored: Sequence[TrackedRun]) -> str | None:
+    """Return the group of a run that was in none by its own settings: of its sweep, its stages or what it scores."""
+    return group_of_sweep(home) if home != folder else _group_of_stages(folder) or common_group(scored)
 
 
 def _group_of_stages(folder: Path) -> str | None:
@@ -176,5 +199,7 @@ def evaluation(run: Run, step: int) -> Evaluation:
     """
     with open_arrays(run.folder, "confusions.npz") as file:
         matrices = np.concatenate(list(file.parts("matrices")))
+    if matrices.shape != (len(run.names), len(run.classes), len(run.classes)):
+        raise Unreadable("confusions.npz has other images or classes than before")
     record = read_json(run.folder, "metrics.json") or {}
     return Evaluation(record, run.names, run.classes, matrices, run.folder, step)

@@ -29,7 +29,7 @@ def report(comparison: Comparison, project: str, entity: str, title: str) -> Any
         wandb-workspaces is not installed.
     """
     reports = library("reports.v2")
-    shown, keys = comparison.groups[:MOST_GROUPS], grouping(comparison).keys or ["run.jobType"]
+    shown, keys = comparison.groups[:MOST_GROUPS], grouping(comparison).keys
     blocks = [
         _markdown(result(comparison)),
         reports.H2("Curves"),

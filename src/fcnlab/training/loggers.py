@@ -196,7 +196,7 @@ def _open_wandb(
         or (group_of_sweep(sweep) if sweep else common_group(scored)),
         project=settings.project
         if context.sets("logger.wandb.project")
-        else os.environ.get("WANDB_PROJECT", settings.project),
+        else os.environ.get("WANDB_PROJECT") or settings.project,
         job_type=context.verb,
         tags=tags(settings.tags, options),
         run_id=run_id,
