@@ -22,7 +22,7 @@ from fcnlab.tracking.contents import numbers
 from fcnlab.tracking.contents import settings as settings_in_wandb
 from fcnlab.tracking.end import end_run, sync_command
 from fcnlab.tracking.labels import TAGGED, group_of_sweep, run_name, tags
-from fcnlab.tracking.links import TrackedRun, common_group
+from fcnlab.tracking.links import TrackedRun, common_group, scored_run_config
 from fcnlab.tracking.mirror import Mirror
 from fcnlab.tracking.mlflow_runs import MlflowRun
 from fcnlab.tracking.tensorboard_settings import log_settings
@@ -186,7 +186,7 @@ def _open_wandb(
         )
     if os.environ.get("WANDB_DIR"):  # not in a sweep, which removes it and warns once
         log_warning(WANDB_DIR_IGNORED)
-    link = {"scored_run": ", ".join(run.address for run in scored)} if scored else {}
+    link = scored_run_config(scored)
     logger = instantiate(settings, _convert_="all")(
         folder=sweep or context.folder,  # one wandb/ for a whole sweep
         config=settings_in_wandb(composed, to_plain(cfg), options, facts.get("segments", ())) | link,
