@@ -81,12 +81,12 @@ def wandb_logger(
     """Return the logger of a new W&B run in ``folder/wandb/``, or of the existing run ``run_id``.
 
     ``mode="auto"`` means online if an API key is configured and the server answers, otherwise offline.
-    Of the images that ``predictions.zip`` keeps, ``table_images`` with the lowest mean IoU, and as many with the highest,
-    are drawn in the table of an evaluation's images; "all" draws all of them. ``artifacts`` says which files are logged
-    as artifacts at the end of the run (:mod:`fcnlab.tracking.artifacts`). ``alerts`` sends an alert when the run ends,
-    is interrupted or diverges, if it is online. ``recorded_host`` is the machine of a run that is rebuilt from its
-    records: such a run replaces the data of an existing run ``run_id``, and contains nothing of this machine. None: a
-    live run.
+    Of the images that ``predictions.zip`` keeps, the ``table_images`` with the lowest mean IoU and as many with the
+    highest are drawn in the table of an evaluation's images; "all" draws all of them. ``artifacts`` says which files
+    are logged as artifacts at the end of the run (:mod:`fcnlab.tracking.artifacts`). ``alerts`` sends an alert when the
+    run ends, is interrupted or diverges, if it is online. ``recorded_host`` is the machine of a run that is rebuilt
+    from its records: such a run replaces the data of an existing run ``run_id``, and contains nothing of this machine.
+    None: a live run.
     """
     if getattr(rank_zero_only, "rank", 0):  # other ranks never log
         return WandbLogger()
