@@ -47,8 +47,11 @@ def test_a_signal_ends_a_wait_for_data_between_two_steps(workers):
         with pytest.raises(Interrupted) as ended:
             next(loader)
         assert time.monotonic() - started < 1.5 and not ended.value.at_once
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error anywhere if a worker is killed
         for process in getattr(loader, "_workers", []):
             process.kill()
+            process.join()
+        signal.signal(signal.SIGCHLD, handler)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 

@@ -172,6 +172,7 @@ def test_a_refused_sweep_leaves_the_folder_as_it_was(fcnlab, tmp_path, capsys, v
         "already contains a sweep",
         "contains run.json of a run",
         "hydra.sweep.dir=there: the folder is not empty",
+        "fcnlab watch: -m must be left out",
     )
     assert any(reason in output for reason in reasons) and tree(tmp_path / "there") == before
 
