@@ -182,7 +182,8 @@ def test_a_checkpoint_is_downloaded_once_and_scored(trained_once, shapes_root, s
     with serving({"best.ckpt": entry(content)}, content) as server:
         known = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": server.address}
         done = [fcnlab(*words, f"hydra.run.dir={name}", **known) for name in ("first", "second")]
-        other = fcnlab("predict", f"checkpoint={ADDRESS[:-4]}other", f"input={folder}/predictions", "output=o", **known)
+        images = ["input=run/predictions", "output=o"]
+        other = fcnlab("predict", f"checkpoint={ADDRESS[:-4]}other", *images, **known)
         asked = [path for path in server.asked if path.startswith("/artifactsV2/")]
     assert [each.returncode for each in done] == [0, 0], done[0].stderr
     assert len(asked) == 1 and asked[0].endswith(f"/{hashlib.md5(content).hexdigest()}/best.ckpt")
