@@ -47,7 +47,7 @@ def test_a_signal_ends_a_wait_for_data_between_two_steps(workers):
         with pytest.raises(Interrupted) as ended:
             next(loader)
         assert time.monotonic() - started < 1.5 and not ended.value.at_once
-        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error anywhere if a worker is killed
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises errors if a worker is killed
         for process in getattr(loader, "_workers", []):
             process.kill()
             process.join()
