@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Real
 from numpy import ndarray
 from scipy.special import stdtr, stdtrit
 
@@ -63,8 +63,8 @@ def mean_iou(intersection: ndarray, union: ndarray) -> ndarray:
 
 def resampled_miou(
     counts: Float[ndarray, "resamples images"],
-    intersection: Int64[ndarray, "images classes"],
-    union: Int64[ndarray, "images classes"],
+    intersection: Real[ndarray, "images classes"],
+    union: Real[ndarray, "images classes"],
 ) -> Float[ndarray, " resamples"]:
     """Return the mean IoU of the set in each resample."""
     classes = intersection.shape[1]
