@@ -101,7 +101,7 @@ def class_intervals(
     confidence: float,
 ) -> list[Bounds | None]:
     """Return simultaneous intervals; ``found`` is the number of images in which any run finds the class."""
-    with_all_seeds = np.logical_or(*((scores.iou > 0).all(axis=0) for scores in (first, second)))
+    with_all_seeds = (first.iou > 0).all(axis=0) | (second.iou > 0).all(axis=0)
     tested = (found >= FEW_CLASS_IMAGES) & with_all_seeds
     tail = 1 - (1 - confidence) / (2 * max(int(tested.sum()), 1))
     parts = [ClassScores(scores.iou[:, tested], scores.changes[:, :, tested]) for scores in (first, second)]

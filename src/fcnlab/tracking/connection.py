@@ -212,8 +212,9 @@ def _started(described: dict[str, Any], mode: Any) -> Any:
         "x_transaction_log_flush_interval": FLUSH_INTERVAL,
     }
     settings = wandb.Settings(**(usual | described.get("settings", {}) | _typed_end_timeout()))
+    arguments: dict[str, Any] = resume | described | {"settings": settings}
     try:
-        return wandb.init(**(resume | described | {"settings": settings}), mode=chosen, reinit="create_new")
+        return wandb.init(**arguments, mode=chosen, reinit="create_new")
     except (wandb.Error, ValueError) as error:
         if mode != "auto" or chosen == "offline":
             raise UserError(f"W&B did not start a run in mode={mode}: {_reason(error)}") from error

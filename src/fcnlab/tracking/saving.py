@@ -22,7 +22,10 @@ def save(describe: Callable[[str], Any], entity: str | None) -> str:
     import wandb
 
     try:
-        return describe(entity or wandb.Api().default_entity).save().url
+        owner = entity or wandb.Api().default_entity
+        if owner is None:
+            raise UserError("W&B does not say whose project this is: set entity=TEAM")
+        return describe(owner).save().url
     except UserError:
         raise
     except Exception as error:  # errors of W&B, of its answers and of its libraries have no common type
