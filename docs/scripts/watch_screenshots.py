@@ -1,4 +1,4 @@
-"""Take the pictures of docs/how-to/watch.md in Chromium, of an example sweep whose numbers are made up.
+"""Take the screenshots of docs/how-to/watch.md in Chromium, of an example sweep whose numbers are made up.
 
 python docs/scripts/watch_screenshots.py [FOLDER]        (a folder for the example; otherwise a temporary one)
 """
@@ -33,7 +33,7 @@ MODELS = {"fcn32s": 0.36, "fcn16s": 0.58, "fcn8s": 0.65}  # the final mIoU of th
 CLASSES = ("background", "boat", "bus", "cat")
 PALETTE = np.array([(0, 0, 0), (0, 0, 128), (0, 128, 128), (64, 0, 0)], np.uint8)
 STEPS = 800
-COLOURS = 256  # of a picture, which keeps the files small
+COLOURS = 256  # of a screenshot, which keeps the files small
 CHROMIUM = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
     " --hide-scrollbars --remote-debugging-port=0 about:blank"
@@ -109,7 +109,7 @@ class Browser:
         while not await self.evaluate(f"Boolean({until})"):
             await asyncio.sleep(0.1)
 
-    async def picture(self, path: Path, top: float, width: int, height: int) -> None:
+    async def screenshot(self, path: Path, top: float, width: int, height: int) -> None:
         """Save the part of the page below ``top``."""
         clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
         data = await self.send("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
@@ -196,21 +196,21 @@ def draw_images(folder: Path) -> None:
         save_png(folder / f"val_{place:06}.png", drawn)
 
 
-async def take_pictures(address: str, profile: Path) -> None:
+async def take_screenshots(address: str, profile: Path) -> None:
     async with Browser(profile) as browser:
         ready = "document.querySelectorAll('#chart-miou polyline.line').length >= 7"
         await browser.open(address, 1280, 900, False, ready)
-        await browser.picture(IMAGES / "watch.png", 0, 1280, 1480)
+        await browser.screenshot(IMAGES / "watch.png", 0, 1280, 1480)
         await browser.open(address, 1280, 900, True, ready)
-        await browser.picture(IMAGES / "watch_dark.png", 0, 1280, 1480)
+        await browser.screenshot(IMAGES / "watch_dark.png", 0, 1280, 1480)
         await browser.open(address, 400, 850, False, ready)
-        await browser.picture(IMAGES / "watch_narrow.png", 0, 400, 1750)
+        await browser.screenshot(IMAGES / "watch_narrow.png", 0, 400, 1750)
         await browser.open(address, 1280, 900, False, ready)
         await browser.evaluate("document.querySelector('#table tbody button').click()")
         await browser.wait("document.querySelector('#images img')")
         await browser.wait("[...document.images].every((image) => image.complete)")
         top = await browser.evaluate("document.getElementById('run').getBoundingClientRect().top + scrollY")
-        await browser.picture(IMAGES / "watch_run.png", top, 1280, 900)
+        await browser.screenshot(IMAGES / "watch_run.png", top, 1280, 900)
         print("\n".join(browser.errors))
 
 
@@ -222,7 +222,7 @@ def main(folder: Path) -> None:
     try:
         assert server.stdout is not None
         address = next(word for word in server.stdout.readline().split() if word.startswith("http"))
-        asyncio.run(take_pictures(address, folder / "profile"))
+        asyncio.run(take_screenshots(address, folder / "profile"))
     finally:
         server.terminate()
         server.wait()

@@ -31,9 +31,9 @@ Artifacts = Literal["none", "best", "all"]
 class Mirror(WandbLogger):
     """Lightning's W&B logger, whose errors never end a run and whose calls last some seconds at most.
 
-    It logs the rows of metrics.csv as W&B shows them.
-    ``table_images`` images of the lowest mean IoU and as many of the highest are drawn in the table of an evaluation;
-    None draws all. ``artifacts`` says which files W&B stores, and ``alerts`` whether alerts are sent.
+    It logs the rows of metrics.csv as W&B shows them. Of the kept images, ``table_images`` of the lowest mIoU and as
+    many of the highest are drawn in the table of an evaluation; None draws all. ``artifacts`` says which files W&B
+    stores, and ``alerts`` whether alerts are sent.
     """
 
     def __init__(
