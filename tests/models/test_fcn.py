@@ -1,5 +1,6 @@
 """The fusion of levels, compared with reference decoders, the released models' numbers and every image size."""
 
+import copy
 import functools
 
 import pytest
@@ -418,3 +419,39 @@ def test_an_image_is_equivalent_to_a_batch_of_all_its_patches():
     assert max(value.abs().max() for value in whole) > 1e-3
     for expected, actual in zip(patchwise, whole, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [functools.partial(Tiny, width=2), GoogLeNetBN, ResNet])
+def test_frozen_norm_trains_with_the_statistics_of_the_weights(make):
+    torch.manual_seed(0)
+    backbone = make()
+    for name, value in backbone.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            value.uniform_(0.9, 1.1)
+    plain = FCN(backbone, 3).eval()
+    nn.init.normal_(plain.heads["8"].weight)
+    frozen = FCN(copy.deepcopy(backbone), 3, frozen_norm=True)
+    frozen.load_state_dict(plain.state_dict())
+    image = torch.rand(2, 3, 65, 72)
+    for module in frozen.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0
+    torch.testing.assert_close(frozen.train()(image), plain(image), rtol=1e-3, atol=1e-4)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in frozen.modules())
+
+
+def test_frozen_until_freezes_all_layers_that_lead_to_a_level_and_no_other():
+    net = tiny_fcn(frozen_norm=True, frozen_until=16)
+    frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in net.named_parameters() if name.startswith(("backbone.to8", "backbone.to16"))}
+    net(torch.rand(1, 3, 40, 40)).sum().backward()
+    assert all(parameter.grad is None for name, parameter in net.named_parameters() if name in frozen)
+
+
+def test_frozen_settings_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"frozen_until=4: choose one of \[8, 16, 32\] or null"):
+        tiny_fcn(frozen_until=4)
+    with pytest.raises(ValueError, match=r"frozen_until=8 needs frozen_norm=true"):
+        tiny_fcn(frozen_until=8)
+    with pytest.warns(UserWarning, match=r"frozen_norm=true has no effect: GoogLeNet has no batch normalisation"):
+        FCN(GoogLeNet(), 3, frozen_norm=True)

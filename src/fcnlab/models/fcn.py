@@ -2,8 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fcnlab.config.ranges import NumClasses, Positive
 from fcnlab.models.backbone import Backbone
+from fcnlab.models.frozen_norm import freeze_norms
 from fcnlab.models.geometry import IMAGE, FeatureMap, add
 from fcnlab.models.published import as_ours
 from fcnlab.models.upsampling import CoarseScores, Upsample
@@ -37,6 +38,12 @@ class FCN(nn.Module):
         By level, what its features are multiplied by before they are scored, in place of the backbone's own factor.
         "At once" training of VGG16 wants {16: 0.01, 8: 0.0001}, so that features of all levels are of one magnitude
         (voc-fcn8s-atonce/net.py).
+    frozen_norm
+        Keep the statistics of the backbone's batch normalisations as its weights bring them
+        (:mod:`fcnlab.models.frozen_norm`).
+    frozen_until
+        The level up to which the backbone's layers stay as they are, or None for no level. Without gradients at the
+        finest strides, a step takes about two thirds of the time.
     weights
         A checkpoint of fcnlab to start from, or one of pytorch-fcn's files (:mod:`fcnlab.models.published`); ``"none"``
         for none. The checkpoint may have fewer levels: the missing heads start at zero, as when FCN-16s starts from
@@ -52,6 +59,8 @@ class FCN(nn.Module):
         levels: Sequence[int] = (32, 16, 8),
         upsampling: Literal["fixed", "learned", "learned_all"] = "fixed",
         skip_scales: Mapping[int, Positive] | None = None,
+        frozen_norm: bool = False,
+        frozen_until: int | None = None,
         weights: str = "none",
         reset_heads: bool = False,
     ):
@@ -71,6 +80,10 @@ class FCN(nn.Module):
             for source, target, learn in zip(grids[:-1], grids[1:], learned, strict=True)
         )
         self.pretrained = backbone.pretrained
+        if frozen_norm:
+            _freeze_norms(backbone)
+        if frozen_until is not None:
+            _freeze_until(backbone, frozen_until)
         if weights != "none":
             self._start_from(weights, reset_heads)
         elif reset_heads:
@@ -126,11 +139,41 @@ class FCN(nn.Module):
 
 def unused_parameters(net: FCN) -> list[nn.Parameter]:
     """Those that no score depends on: of a backbone's coarser parts, where only finer levels are scored."""
-    shadow = copy.deepcopy(net).to("meta").eval()
-    side = max(net.backbone.min_size, SMALL_IMAGE)
-    shadow(torch.empty(1, 3, side, side, device="meta")).sum().backward()
-    used = {name for name, parameter in shadow.named_parameters() if parameter.grad is not None}
+    used = _used_parameters(net, net.backbone, torch.sum)
     return [value for name, value in net.named_parameters() if value.requires_grad and name not in used]
+
+
+def _used_parameters(net: nn.Module, backbone: Backbone, total: Callable[[Any], Tensor]) -> set[str]:
+    """The names of the parameters that ``total``, a number that depends on the result of a network, depends on."""
+    shadow = copy.deepcopy(net).to("meta").eval().requires_grad_()
+    total(shadow(_small_image(backbone, "meta"))).backward()
+    return {name for name, parameter in shadow.named_parameters() if parameter.grad is not None}
+
+
+def _small_image(backbone: Backbone, device: torch.device | str) -> Float[Tensor, "1 3 side side"]:
+    side = max(backbone.min_size, SMALL_IMAGE)
+    return torch.zeros(1, 3, side, side, device=device)
+
+
+def _freeze_norms(backbone: Backbone) -> None:
+    assert isinstance(backbone, nn.Module)
+    if not freeze_norms(backbone, _small_image(backbone, next(backbone.parameters()).device)):
+        name = type(backbone).__name__
+        warnings.warn(f"model.frozen_norm=true has no effect: {name} has no batch normalisation", stacklevel=3)
+
+
+def _freeze_until(backbone: Backbone, level: int) -> None:
+    assert isinstance(backbone, nn.Module)
+    if level not in backbone.levels:
+        raise ValueError(f"frozen_until={level}: choose one of {sorted(backbone.levels)} or null")
+    frozen = _used_parameters(backbone, backbone, lambda features: features[level].data.sum())
+    for name, parameter in backbone.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    if any(isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad for module in backbone.modules()):
+        raise ValueError(
+            f"frozen_until={level} needs frozen_norm=true: batch normalisations of the frozen layers would still change"
+        )
 
 
 def _may_start_afresh(key: str) -> bool:

@@ -77,20 +77,22 @@ class NormalizedConv2d(nn.Conv2d):
         return self._conv_forward(input, self.weight * factor[:, None, None, None], bias)
 
 
-def freeze_norms(net: nn.Module, image: Tensor) -> None:
-    """Freeze the statistics of all batch normalisations of a network, in place; those without statistics stay.
+def freeze_norms(net: nn.Module, image: Tensor) -> int:
+    """Freeze the statistics of all batch normalisations of a network, in place, and return how many there are.
 
     ``image`` is an input (batch, channels, rows, cols): passing it through shows which normalisation follows which
     convolution.
     """
     parents = {child: (parent, name) for parent in net.modules() for name, child in parent.named_children()}
     followed = {norm: conv for conv, norm in _pairs(net, image)}
-    for norm in [module for module in net.modules() if _has_statistics(module)]:
+    norms = [module for module in net.modules() if _has_statistics(module)]
+    for norm in norms:
         conv = followed.get(norm)
         frozen = FrozenNorm(norm, applied=conv is not None)
         setattr(*parents[norm], frozen)
         if conv is not None:
             setattr(*parents[conv], NormalizedConv2d(conv, frozen))
+    return len(norms)
 
 
 def _pairs(net: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:

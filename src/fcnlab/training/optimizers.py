@@ -1,6 +1,7 @@
 """Optimisers over the model's parameter groups, and learning-rate schedules over the length of the run."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from fcnlab.config.ranges import MOST_WARMUP, BelowOne, Meaning, NonNegative, Wa
 from fcnlab.errors import UserError
 from fcnlab.library_internals.torch import leave_scaling_to_the_scaler, set_last_rates
 from fcnlab.models import FCN, unused_parameters
+from fcnlab.models.frozen_norm import FrozenNorm
 
 MOMENTUM = 0.9  # the default
 Betas = Annotated[Sequence[BelowOne], Meaning("two numbers from 0 to less than 1", lambda betas: len(betas) == 2)]
@@ -61,6 +63,12 @@ def freeze(net: FCN, pretrained_lr_scale: float) -> None:
     """
     for parameter in unused_parameters(net):
         parameter.requires_grad_(False)
+    if not net.pretrained and any(isinstance(module, FrozenNorm) for module in net.modules()):
+        warnings.warn(
+            "model.frozen_norm=true keeps the statistics of weights that no training has seen: it is for pretrained"
+            " backbones (model.backbone.weights)",
+            stacklevel=2,
+        )
     if net.pretrained and pretrained_lr_scale == 0:
         for name, module in net.named_modules():
             if name.startswith("backbone."):
