@@ -1,8 +1,8 @@
 """Batch normalisation with frozen statistics, computed within the convolution before it.
 
 A few images per step are too few to estimate statistics from, so a pretrained network keeps those of its weights, as
-Mask R-CNN does (He et al., ICCV 2017). Then a normalisation is one factor and one shift per channel, and the convolution
-before it can apply both: ``gamma / sigma * (w * x - mean) + beta`` is a convolution with the weights
+Mask R-CNN does (He et al., ICCV 2017). Then a normalisation is one factor and one shift per channel, and the
+convolution before it can apply both: ``gamma / sigma * (w * x - mean) + beta`` is a convolution with the weights
 ``gamma / sigma * w``. Scores and the gradients of w, gamma and beta are the same but for rounding, and a pass over each
 feature map is saved, forwards and backwards.
 """
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
