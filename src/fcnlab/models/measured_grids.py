@@ -20,19 +20,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
 from fcnlab.models.geometry import Grid
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)  # pixels of the long side of an image; the first that is long enough is used
-SHORT_SIDES = (32, 64, 128, 256)
+SIDES = (32, 64, 128, 256)  # pixels of the short side, likewise
+REFUSALS = (RuntimeError, AssertionError, ValueError)  # of nets, for sizes that they cannot take
 ROWS, COLS = 2, 3
 
 
 class MeasuredLevel(NamedTuple):
-    """A level's grid, and the pixels of a row or column that one of its cells sees."""
+    """A level's grid, the pixels of a row or column that one of its cells sees, and its channels."""
 
     grid: Grid
     receptive_field: int
+    channels: int
 
 
 class Frame(NamedTuple):
@@ -58,11 +60,13 @@ class MeasuredGrids(NamedTuple):
     """The levels of a net, in pixels of the image without the padding that ``frame`` adds.
 
     ``sees_whole_image`` says that the features also depend on all other pixels, through attention or a mean over the
-    image; the receptive fields are then those of the other layers.
+    image; the receptive fields are then those of the other layers. ``min_size`` is the side of the smallest square, of
+    1, 2, 4, 8, ... pixels, that passes through.
     """
 
     levels: dict[int, MeasuredLevel]
     frame: Frame
+    min_size: int
     sees_whole_image: bool
 
 
@@ -87,8 +91,7 @@ def measure_grids(net: nn.Module) -> MeasuredGrids:
         with suppress(_TooShortError):
             return _measure_sizes(shadow, length, short)
     raise GridError(
-        f"each cell of its features sees all of an image of {LENGTHS[-1]} pixels, so their position cannot be measured:"
-        " choose another net, or write a backbone class that declares the grids of its levels"
+        f"each cell of its features sees all of an image of {LENGTHS[-1]} pixels, so their position cannot be measured"
     )
 
 
@@ -97,7 +100,12 @@ class _Line(NamedTuple):
 
     grid: Grid
     receptive_field: int
+    channels: int
     cells: int
+
+    def missing_pixels(self, length: int) -> int:
+        """Return how many pixels at the end of an image are beyond the reach of the last cell."""
+        return max(0, math.ceil(length - self.grid.origin - self.grid.stride * self.cells))
 
 
 class _Measurement(NamedTuple):
@@ -111,11 +119,16 @@ class _TooShortError(Exception):
 
 def _short_side(net: nn.Module) -> int:
     """Return a side that is long enough for an image to pass through."""
-    for short in SHORT_SIDES[:-1]:
-        with _refusal_allowed():
-            _run(net, LENGTHS[0], short, ROWS)
+    refusal = Exception()
+    for short in SIDES:
+        try:
+            _run(net, LENGTHS[0], short)
             return short
-    return SHORT_SIDES[-1]
+        except GridError:
+            raise
+        except REFUSALS as error:
+            refusal = error
+    raise GridError(f"it takes no image of {LENGTHS[0]}x{SIDES[-1]} pixels: {first_line(refusal)}") from refusal
 
 
 def _measure_sizes(net: nn.Module, length: int, short: int) -> MeasuredGrids:
@@ -128,7 +141,10 @@ def _measure_sizes(net: nn.Module, length: int, short: int) -> MeasuredGrids:
     for remainder in remainders:
         with nullcontext() if remainder == 0 else _refusal_allowed():
             lines[remainder] = _both_axes(net, length + remainder, short)
-    missing = {remainder: _missing_pixels(lines[remainder], length + remainder) for remainder in lines}
+    missing = {
+        remainder: max(line.missing_pixels(length + remainder) for line in levels.values())
+        for remainder, levels in lines.items()
+    }
     # A map is upsampled up to one pixel less than a stride beyond its first and last cell.
     before = max(0, *(math.ceil((line.grid.origin - line.grid.stride + 1) / step) * step for line in first.values()))
     grids = {tuple(line.grid for line in levels.values()) for levels in lines.values()}
@@ -139,11 +155,24 @@ def _measure_sizes(net: nn.Module, length: int, short: int) -> MeasuredGrids:
         order = sorted(lines, key=lambda remainder: (remainder != (len(grids) > 1), remainder))
         best = min(order, key=lambda remainder: missing[remainder])
         frame = Frame(before, missing[best], step, best)
+    fixed = lines[frame.remainder or 0]
     levels = {
-        level: MeasuredLevel(line.grid._replace(origin=line.grid.origin - before), line.receptive_field)
-        for level, line in lines[frame.remainder or 0].items()
+        level: MeasuredLevel(line.grid._replace(origin=line.grid.origin - before), line.receptive_field, line.channels)
+        for level, line in fixed.items()
     }
-    return MeasuredGrids(levels, frame, sees_whole_image)
+    return MeasuredGrids(levels, frame, _min_size(net, frame, fixed), sees_whole_image)
+
+
+def _min_size(net: nn.Module, frame: Frame, levels: Mapping[int, _Line]) -> int:
+    for side in range(SIDES[-1].bit_length()):
+        before, after = frame.padding(2**side)
+        length = before + 2**side + after
+        with _refusal_allowed():
+            features = _run(net, length, length).features
+            cells = {level: line._replace(cells=min(features[level].shape[2:])) for level, line in levels.items()}
+            if not any(line.missing_pixels(before + 2**side) for line in cells.values()):
+                return 2**side
+    return SIDES[-1]
 
 
 @contextmanager
@@ -153,7 +182,7 @@ def _refusal_allowed() -> Iterator[None]:
         yield
     except GridError:
         raise
-    except (RuntimeError, AssertionError, ValueError):
+    except REFUSALS:
         pass
 
 
@@ -164,30 +193,28 @@ def _both_axes(net: nn.Module, length: int, short: int) -> dict[int, _Line]:
     return rows
 
 
-def _missing_pixels(levels: Mapping[int, _Line], length: int) -> int:
-    """Return how many pixels at the end of an image are not covered by all levels."""
-    return max(0, *(math.ceil(length - line.grid.origin - line.grid.stride * line.cells) for line in levels.values()))
-
-
 def _measure(net: nn.Module, length: int, short: int, axis: int) -> _Measurement:
     """Measure all levels along one axis of an image that is ``length`` pixels long there."""
-    image, features, sees_whole_image = _run(net, length, short, axis)
-    return _Measurement(
-        {level: _line(_mean(values, 1), image, axis) for level, values in features.items()}, sees_whole_image
-    )
+    image, features, sees_whole_image = _run(net, *((length, short) if axis == ROWS else (short, length)))
+    return _Measurement({level: _line(values, image, axis) for level, values in features.items()}, sees_whole_image)
 
 
-def _run(net: nn.Module, length: int, short: int, axis: int) -> tuple[Tensor, Mapping[int, Tensor], bool]:
-    rows, cols = (length, short) if axis == ROWS else (short, length)
+class _Pass(NamedTuple):
+    image: Tensor
+    features: Mapping[int, Tensor]
+    sees_whole_image: bool
+
+
+def _run(net: nn.Module, rows: int, cols: int) -> _Pass:
     # Larger than any mean that is subtracted, so that no number is negative.
     image = torch.full((1, 3, rows, cols), 2.0, dtype=torch.float64, device="cpu", requires_grad=True)
     with torch.device("cpu"), _Structure() as structure, torch.enable_grad():
-        return image, net(image), structure.sees_whole_image
+        return _Pass(image, net(image), structure.sees_whole_image)
 
 
 def _line(features: Tensor, image: Tensor, axis: int) -> _Line:
-    middle = features.shape[axis] // 2
-    (first, last), (next_first, next_last) = (_seen(features, image, axis, cell) for cell in (middle, middle + 1))
+    mean, middle = _mean(features, 1), features.shape[axis] // 2
+    (first, last), (next_first, next_last) = (_seen(mean, image, axis, cell) for cell in (middle, middle + 1))
     stride = next_first - first
     if stride != next_last - last or stride < 1:
         raise GridError(
@@ -195,7 +222,7 @@ def _line(features: Tensor, image: Tensor, axis: int) -> _Line:
             f" sees {next_first} to {next_last}"
         )
     origin = (first + last) / 2 - stride * middle
-    return _Line(Grid(stride, origin), last - first + 1, features.shape[axis])
+    return _Line(Grid(stride, origin), last - first + 1, features.shape[1], features.shape[axis])
 
 
 def _seen(features: Tensor, image: Tensor, axis: int, cell: int) -> tuple[int, int]:
