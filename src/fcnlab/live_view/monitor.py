@@ -242,6 +242,7 @@ class Monitor:
         versions = {number: version for number, version in self._removed.items() if version > since}
         return {
             "version": self.version,
+            "statuses": STATUSES,
             "folders": [escape_line(display_path(root)) for root in self.roots],
             "rows": [row for version, row in self._rows.values() if version > since],
             "removed": list(versions) if since else [],

@@ -22,7 +22,8 @@ from fcnlab.runs.origins import nested_map
 from fcnlab.sweeps.manifest import Job
 from fcnlab.sweeps.sweep_table import read_last_rows, recorded_selection_score
 
-STATUSES = ("running", "waiting", "finished", "interrupted", "failed", "killed", "damaged")
+# In the order of every view: a run that ended without a result comes before those that wait or have one.
+STATUSES = ("running", "failed", "killed", "damaged", "interrupted", "waiting", "finished")
 UNSETTLED = ("running", "waiting")  # others change only if the run is started again
 RATE_OVER = 8  # changes of metrics.csv over which the speed is measured
 LONGEST = 500  # characters of a text that a table shows
