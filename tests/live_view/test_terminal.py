@@ -83,7 +83,7 @@ def test_states_have_the_same_order_in_the_terminal_and_on_the_page(make_run, tm
     make_run("s/4", status="running")
     (tmp_path / "runs/s/4/.lock").write_text(f"{os.getpid()} on {platform.node()}")
     make_run("killed", status="running")  # without a lock
-    names = "finished failed interrupted damaged running waiting".split()
+    names = ["finished", "failed", "interrupted", "damaged", "running", "waiting"]
     jobs = {place: Job(place, str(place), [], name, "waiting") for place, name in enumerate(names)}
     Manifest(tmp_path / "runs/s", "train", [], jobs=jobs).write()
     (tmp_path / "runs/s/.lock").write_text(f"{os.getpid()} on {platform.node()}")
