@@ -65,12 +65,8 @@ def spark_line(values: Sequence[float], length: int) -> str:
 def _order(row: Row) -> tuple[Any, ...]:
     best = -1.0 if row["best"] is None else row["best"]
     by_score = -best if row["status"] == "finished" else 0.0
-    return (
-        STATUSES.index(row["status"]),
-        by_score,
-        row["sweep"],
-        row["job"] if row["job"] is not None else row["number"],
-    )
+    place = row["number"] if row["job"] is None else row["job"]
+    return STATUSES.index(row["status"]), by_score, row["sweep"], place
 
 
 def _is_wide(width: int) -> bool:
