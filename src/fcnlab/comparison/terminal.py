@@ -20,7 +20,7 @@ def terminal(comparison: Comparison) -> str:
     for table in (score_table(comparison), difference_table(comparison), published_table(comparison)):
         if table.rows:
             parts += [escape_line(f"{table.title}. {table.caption}"), _aligned(table)]
-    parts.append(f"{comparison.resamples} bootstrap resamples") if comparison.pairs else None
+    parts.append(f"{comparison.resamples:,} bootstrap resamples") if comparison.pairs else None
     notes = map(escape_line, [*comparison.notes, *comparison.selection])
     return "\n\n".join([*parts, *notes, "\n".join(map(escape_line, answers(comparison)))])
 

@@ -27,6 +27,7 @@ ESCAPED_SINGLE = re.compile(r"""(?<!\\)'([^\\"']*(?:\\'[^\\"']*)+)'""")
 KEY_ENDS, BACKSLASH = re.compile(r"[\\()\[\]{}:=, ]"), r"\\\g<0>"
 INTERPOLATION_START = re.compile(r"(\\*)\$\{")  # with backslashes, of which OmegaConf keeps half
 ESCAPED_START = re.compile(r"((?:\\\\)*)\\\$\{")
+PLAIN_NAMES = re.compile(r"\[('?)[\w./~-]+\1(,('?)[\w./~-]+\3)*\]", re.ASCII)  # a list of names that need no quotes
 PLAIN_ENTRY = re.compile(r"(file://)?/[\w./-]+", re.ASCII)  # of a searchpath, which needs no quotes
 
 
@@ -144,6 +145,13 @@ def override_key(override: str) -> str:
 def sets_dictionary(override: str) -> bool:
     """Return whether an override sets a dictionary, which is merged into the values at its key."""
     return override.partition("=")[2].startswith("{")
+
+
+def list_as_typed(override: str, keys: Sequence[str]) -> str:
+    """Return ``runs=['A','B']`` as ``runs=A,B``, if its key is in ``keys`` and its names need no quotes."""
+    key, _, value = override.partition("=")
+    names = value[1:-1].replace("'", "")
+    return f"{key}={names}" if key in keys and PLAIN_NAMES.fullmatch(value) and names != "null" else override
 
 
 def shell_join(words: Sequence[str]) -> str:

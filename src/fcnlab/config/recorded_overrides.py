@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from itertools import chain
+from os.path import isfile  # False for a name that no file can have, where Path's raises an OSError
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,13 @@ def read_record(request: str, path: Path) -> dict[str, Any]:
         return {**record, "overrides": list(record["overrides"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         kind = "run" if path.name == "run.json" else "sweep"
-        raise UserError(f"{request}: no record of a {kind} there ({error}). Give a folder with {path.name}.") from error
+        advice = f"Give a folder with {path.name}."
+        if kind == "sweep" and isfile(path.with_name("multirun.yaml")):  # noqa: PTH113
+            advice = (
+                "A sweep with hydra/launcher=basic writes none. Type its settings again, with the seeds that you need"
+                " and without that launcher; fcnlab compare runs=A,B takes the folders of both sweeps."
+            )
+        raise UserError(f"{request}: no record of a {kind} there ({error}). {advice}") from error
 
 
 def config_folders(argv: Sequence[str]) -> list[Path]:
