@@ -110,7 +110,8 @@ function fillLine(line, row) {
   const status = make("span", { className: `status ${row.status}`, textContent: row.status, title: row.reason });
   line.cells[2].replaceChildren(status);
   COLUMNS.slice(2).forEach((column, place) => line.cells[place + 3].replaceChildren(...column.show(row)));
-  line.cells[5].title = row.images ? `on ${row.set}, ${counted(row.images, "image")}; 95 % interval over images` : row.set;
+  const no_interval = row.no_interval && `; no interval: ${row.no_interval}`;
+  line.cells[5].title = row.images ? `on ${row.set}, ${counted(row.images, "image")}; 95 % interval over images` : row.set + no_interval;
   line.cells[9].title = row.status === "running" ? "of the main process, now" : "peak of the training";
 }
 
