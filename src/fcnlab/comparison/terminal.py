@@ -11,6 +11,7 @@ from fcnlab.comparison.tables import Cell, Column, Table, difference_table, head
 from fcnlab.escaping import escape_line
 
 ROWS = 20  # the files contain all rows
+WIDTH = 120  # characters of a line of a table
 MOST_PLANS = 10  # pairs
 
 
@@ -55,10 +56,24 @@ def plan_text(comparison: Comparison, plans: Sequence[Plan]) -> str:
 
 
 def _aligned(table: Table) -> str:
+    """Return a table in aligned columns; those that do not fit into a line follow below, beside the first column."""
     head = [column.title for column in table.columns]
     shown = [[escape_line(cell.text) for cell in row] for row in table.rows[:ROWS]]
     widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *shown)]
+    blocks = []
+    for columns in _blocks(widths):
+        lines = ["  ".join(row[place].ljust(widths[place]) for place in columns) for row in (head, *shown)]
+        blocks.append("\n".join(f"  {line.rstrip()}" for line in lines))
     hidden = len(table.rows) - ROWS
-    more = [f"({counted(hidden, 'more row')} in the files)"] if hidden > 0 else []
-    return "\n".join(f"  {line.rstrip()}" for line in [*lines, *more])
+    more = f"\n  ({counted(hidden, 'more row')} in the files)" if hidden > 0 else ""
+    return "\n\n".join(blocks) + more
+
+
+def _blocks(widths: Sequence[int]) -> list[list[int]]:
+    """Return the columns that are printed side by side, by their places; the first one is in each block."""
+    blocks = [[0]]
+    for place in range(1, len(widths)):
+        if sum(2 + widths[other] for other in [*blocks[-1], place]) > WIDTH and len(blocks[-1]) > 1:
+            blocks.append([0])
+        blocks[-1].append(place)
+    return blocks

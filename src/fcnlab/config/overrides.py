@@ -17,7 +17,7 @@ from fcnlab.files.reading import display_path
 
 def resume_override(folder: Path) -> str:
     """Return the override that resumes a sweep."""
-    return format_override("sweep.resume", display_path(folder))
+    return f"sweep.resume={format_path(folder)}"
 
 
 SEARCHPATH = "hydra.searchpath"
@@ -40,6 +40,13 @@ def format_value(value: object) -> str:
     """Return a text quoted so that it stays one value, taken literally; a plain path needs no quotes."""
     plain = re.fullmatch(r"[\w.-]*/[\w./-]+", str(value), re.ASCII)
     return str(value) if plain else quote_value(INTERPOLATION_START.sub(r"\1\1\\${", str(value)))
+
+
+def format_path(path: Path) -> str:
+    """Return a path as a value, without quotes if Hydra reads it as it is."""
+    text = display_path(path)
+    is_plain = re.fullmatch(r"[\w./-]+", text, re.ASCII) and _unquoted_value(text) == text
+    return text if is_plain else format_value(text)
 
 
 def format_mapping(values: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ from fcnlab.config.overrides import (
     SEARCHPATH,
     combinations_override,
     format_override,
+    format_path,
     override_key,
     searchpath_folders,
     sets_dictionary,
@@ -124,7 +125,7 @@ def _set_added_seeds(argv: list[str], place: int, verb: str, folder: Path) -> No
     if verb != "train":
         raise UserError(f"{request}: only training runs have seeds. Use fcnlab train")
     if (folder / "search.json").is_file():
-        confirm = shell_join(["fcnlab", verb, "-m", format_override("sweep.confirm", folder)])
+        confirm = shell_join(["fcnlab", verb, "-m", f"sweep.confirm={format_path(folder)}"])
         raise UserError(
             f"{request}: the folder contains a search, whose settings were selected by their scores. Train its best"
             f" settings with new seeds: {confirm} sweep.best=3 seed=101,102,103"
