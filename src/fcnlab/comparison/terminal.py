@@ -7,7 +7,16 @@ from fcnlab.comparison.formats import counted, percent, points
 from fcnlab.comparison.names import common_settings, usual_line
 from fcnlab.comparison.plan import Plan
 from fcnlab.comparison.ranking import answers, needs
-from fcnlab.comparison.tables import Cell, Column, Table, difference_table, headline, published_table, score_table
+from fcnlab.comparison.tables import (
+    Cell,
+    Column,
+    Table,
+    difference_table,
+    headline,
+    pair_name,
+    published_table,
+    score_table,
+)
 from fcnlab.escaping import escape_line
 
 ROWS = 20  # the files contain all rows
@@ -48,9 +57,8 @@ def plan_text(comparison: Comparison, plans: Sequence[Plan]) -> str:
             [Cell(str(seeds)), *(Cell(percent(value)) for value in values)]
             for seeds, values in zip(plan.seeds, plan.detectable, strict=True)
         ]
-        names = [comparison.label(group) for group in (plan.pair.first, plan.pair.second)]
         observed = f"observed {points(plan.pair.difference)}, {plan.pair.of_seeds}"
-        head = escape_line(f"{' - '.join(names)}: {observed}. {needs(plan.pair)}")
+        head = escape_line(f"{pair_name(plan.pair, comparison)}: {observed}. {needs(plan.pair)}")
         parts.append(f"{head}\n{_aligned(Table('plan', 'Plan', '', columns, rows))}")
     return "\n\n".join(parts)
 
