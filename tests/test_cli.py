@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fcnlab.cli import _disk_error_message, _split, main
+from fcnlab.cli import _as_name_list, _disk_error_message, _split, main
 from fcnlab.config.hydra_errors import _run_and_explain
-from fcnlab.config.overrides import check_interpolations, in_quotes
+from fcnlab.config.overrides import check_interpolations, in_quotes, list_as_typed
 from fcnlab.config.recorded_overrides import apply_sweep_resume
 from fcnlab.errors import LONGEST_MESSAGE, UserError, limit_of_process
 from fcnlab.library_internals.hydra import value_of
@@ -464,3 +464,22 @@ def test_a_long_message_is_printed_shortened(capsys):
     printed = capsys.readouterr().err
     assert printed.startswith("fcnlab train: a=xxx") and printed.endswith("xxx is invalid\n")
     assert len(printed) == LONGEST_MESSAGE + 1
+
+
+@pytest.mark.parametrize("value", ["sweep", "outputs/a,outputs/b-2", "~/x", "null", "a b", "it's", "${x}", "a=b"])
+def test_a_recorded_command_has_lists_as_they_are_typed(value):
+    """They mean the same, and plain names have no brackets and quotes."""
+    list_of_names = _as_name_list(f"runs={value}", ("runs",), ())
+    typed = list_as_typed(list_of_names, ("runs",))
+    assert _as_name_list(typed, ("runs",), ()) == list_of_names
+    assert typed == f"runs={value}" or set(value) & set(" '$=")
+    assert list_as_typed(f"other={value}", ("runs",)) == f"other={value}"
+
+
+def test_the_missing_record_of_the_basic_launcher_is_explained(tmp_path):
+    words = ["fcnlab", f"sweep.extend={tmp_path}", "seed=4"]
+    with pytest.raises(UserError, match=r"Give a folder with sweep\.json\.$"):
+        apply_sweep_resume([*words], "train")
+    (tmp_path / "multirun.yaml").touch()
+    with pytest.raises(UserError, match=r"hydra/launcher=basic writes none\. Type its settings again"):
+        apply_sweep_resume([*words], "train")

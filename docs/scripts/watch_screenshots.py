@@ -203,8 +203,9 @@ async def take_screenshots(address: str, profile: Path) -> None:
         await browser.screenshot(IMAGES / "watch.png", 0, 1280, 1480)
         await browser.open(address, 1280, 900, True, ready)
         await browser.screenshot(IMAGES / "watch_dark.png", 0, 1280, 1480)
-        await browser.open(address, 400, 850, False, ready)
-        await browser.screenshot(IMAGES / "watch_narrow.png", 0, 400, 1750)
+        for name, dark in {"watch_narrow.png": False, "watch_narrow_dark.png": True}.items():
+            await browser.open(address, 400, 850, dark, ready)
+            await browser.screenshot(IMAGES / name, 0, 400, 1750)
         await browser.open(address, 1280, 900, False, ready)
         await browser.evaluate("document.querySelector('#table tbody button').click()")
         await browser.wait("document.querySelector('#images img')")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fcnlab.errors import CHDIR_REFUSED, UserError, limit_of_process, unwritable_reason
 from fcnlab.signals import Interrupted, ended_by_signals
 from fcnlab.terminal import keep_writable, open_standard_files, print_failure
-from fcnlab.verbs import ACTIONS, VERBS
+from fcnlab.verbs import ACTIONS, LISTS, VERBS
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -22,14 +22,6 @@ FROM_RUN = "from_run="
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 FLAGS = {"watch": {"--terminal": "terminal=true"}}  # options of a command, and the settings that they stand for
 WRITES_NOTHING = {"watch"}  # in whose output folder nothing is written
-LISTS = {  # settings that are typed as A,B
-    "compare": ("runs",),
-    "watch": ("runs",),
-    "figure": ("runs", "images"),
-    "card": ("evaluations", "datasets"),
-    "bench": ("benchmarks",),
-    "wandb": ("runs",),
-}
 NAMES = {"compare": ("baseline",), "card": ("name",), "wandb": ("baseline",)}  # settings that are typed as they are
 RECORDS = (FROM_RUN, "sweep.resume=", "sweep.extend=", "sweep.confirm=")
 OPTIONS_WITH_VALUE = (

@@ -21,3 +21,11 @@ ACTIONS = {
         "report": "save a report on the compared runs in W&B",
     },
 }
+LISTS = {  # settings of each command that are typed as A,B
+    "compare": ("runs",),
+    "watch": ("runs",),
+    "figure": ("runs", "images"),
+    "card": ("evaluations", "datasets"),
+    "bench": ("benchmarks",),
+    "wandb": ("runs",),
+}

@@ -108,6 +108,17 @@ def test_a_heat_map_of_many_classes_is_as_wide_as_the_page():
     assert heat_map(cells, [f"class {place}" for place in range(21)], "", "", "").width == WIDE
 
 
+def test_numbers_of_a_heat_map_stay_inside_their_cells():
+    """A number that is too wide loses its decimals, or is left to the colour."""
+    cell = HeatCell("+39.4", 1, "a predicted as b: +39.4 %", "+39")
+    shown = {}
+    for classes in (2, 21, 40):
+        drawing = heat_map([[cell] * classes] * classes, ["class"] * classes, "", "", "")
+        shown[classes] = {shape.text for shape in drawing.shapes if isinstance(shape, Text)} - {"class", ""}
+        assert {shape.title for shape in drawing.shapes if isinstance(shape, Path)} == {cell.title}
+    assert shown == {2: {"+39.4"}, 21: {"+39"}, 40: set()}
+
+
 def test_series_differ_in_colour_and_in_dash_or_marker():
     colours = [STYLES[f"line s{series}"].stroke for series in range(SERIES)]
     assert len(set(colours)) == SERIES

@@ -1,5 +1,6 @@
 """Which groups are compared, on which images and seeds, and the verdicts."""
 
+import json
 import re
 import time
 from dataclasses import replace
@@ -233,7 +234,7 @@ def test_the_best_of_many_groups_is_reported_to_be_selected_by_chance(make_run, 
     assert "Groups with one seed are selected and scored with it" in note
     assert note.endswith(": fcnlab train -m sweep.confirm=FOLDER sweep.best=3 seed=6,7,8")
     (tmp_path / "runs" / "sweep.json").write_text('{"verb": "train"}')
-    assert confirm_command(best.runs) == "fcnlab train -m \"sweep.confirm='runs'\" sweep.best=3 seed=6,7,8"
+    assert confirm_command(best.runs) == "fcnlab train -m sweep.confirm=runs sweep.best=3 seed=6,7,8"
 
 
 def test_a_baseline_can_be_chosen(make_run, compared):
@@ -484,3 +485,21 @@ def test_a_thousand_runs_are_compared_in_a_minute(tmp_path):
     seconds = time.process_time() - started
     assert len(comparison.groups) == 1000 and len(comparison.pairs) == 999
     assert seconds < 60, f"{seconds:.0f} s"
+
+
+def test_a_setting_that_splits_seeds_is_one_note(make_run, compared):
+    """However many pairs of groups it splits."""
+    for seed in range(1, 5):
+        make_run(str(seed), seed=seed, source=f"code{seed}")
+    (note,) = (note for note in compared().notes if "differ only in" in note)
+    assert "(seed 1) and " in note and "(seed 2) differ only in source.fcnlab, and so do 5 other pairs" in note
+    assert note.count("merge_over=[source.fcnlab]") == 1
+
+
+def test_commits_are_short_in_notes(make_run, compared):
+    for seed, commit in enumerate([f"{'a' * 10}{'0' * 30}", f"{'b' * 10}{'0' * 30}+changes"]):
+        record = make_run(str(seed), seed=seed) / "metrics.json"
+        facts = json.loads(record.read_text())
+        record.write_text(json.dumps(facts | {"provenance": facts["provenance"] | {"commit": commit}}))
+    (note,) = (note for note in compared().notes if "differ in commit" in note)
+    assert note.startswith(f"The runs differ in commit: {'a' * 10} (1 run), {'b' * 10}+changes (1 run).")

@@ -34,7 +34,7 @@ def test_latex_has_the_best_in_bold_and_deviations():
         r"group & mIoU, \% & difference \\",
         r"\midrule",
         r"a\_b \& c & \textbf{61.20} $\pm$ 0.30 & $-$0.50 \\",
-        r"d & 60.00 $\pm$ 0.10 & - \\",
+        r"d & 60.00 $\pm$ 0.10 & -- \\",
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -45,6 +45,16 @@ def test_long_titles_of_latex_tables_are_broken_into_lines():
     rows = [[Cell("a - b"), Cell("0.1", 0.1), Cell("-0.5 to +0.5", 0.0)]]
     header = latex(Table("differences", "Differences", "", columns, rows)).splitlines()[3]
     assert header == (r"pair & \shortstack[r]{difference, \\ in \% points} & \shortstack[r]{over images \\ only} \\")
+
+
+def test_titles_of_a_table_with_many_columns_are_turned():
+    """A confusion matrix of 21 classes would be wider than any page."""
+    columns = [Column("ground truth", False), *(Column(f"class_{place}") for place in range(21))]
+    lines = latex(Table("confusion", "Matrix", "", columns, [[Cell("a"), *[Cell("0.1", 0.1)] * 21]])).splitlines()
+    assert lines[0].endswith(r"Needs \usepackage{booktabs,graphicx}.")
+    assert lines[3].startswith(
+        r"\shortstack[l]{ground \\ truth} & \rotatebox{90}{class\_0} & \rotatebox{90}{class\_1} & "
+    )
 
 
 def test_text_of_others_is_no_command_of_latex():
@@ -61,6 +71,9 @@ def test_without_matplotlib_the_export_says_what_is_missing(sweep, tmp_path, mon
     assert {"scores.tex", "scores.csv", "scores.svg", "confusion_of_3.csv", "about.txt"} <= names
     assert not any(name.endswith(".pdf") for name in names) and "pip install 'fcnlab[paper]'" in caplog.text
     assert names == {path.name for path in (tmp_path / "paper").iterdir()}
+    about = (tmp_path / "paper" / "about.txt").read_text().split("\n\n")[1].splitlines()
+    assert about[0] == "Tables (.csv and .tex)" and "scores: Scores" in about[: about.index("Figures (.svg)")]
+    assert "scores: mIoU of each group" in about[about.index("Figures (.svg)") :]
 
 
 def test_a_folder_of_others_is_not_written_to(sweep, tmp_path):

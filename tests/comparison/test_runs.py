@@ -184,6 +184,14 @@ def test_an_unfinished_run_is_excluded_with_its_status(make_run, tmp_path, statu
         read_run(folder)
 
 
+def test_an_interrupted_job_is_resumed_with_its_sweep(make_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make_run("a", status="interrupted")
+    (tmp_path / "runs/sweep.json").write_text("{}")
+    with pytest.raises(Unusable, match=r"^interrupted: fcnlab train -m sweep\.resume=runs resumes the sweep$"):
+        read_run(folder)
+
+
 def test_predictions_comparisons_and_staged_parents_are_not_runs(make_run, tmp_path):
     make_run("predict", verb="predict", status="none")
     make_run("compare", verb="compare", status="none")

@@ -15,8 +15,8 @@ from fcnlab.comparison.page import write_page
 from fcnlab.comparison.plan import plans
 from fcnlab.comparison.ranking import answers, ranks
 from fcnlab.comparison.runs import read_runs
-from fcnlab.comparison.tables import class_table, difference_table, score_table
-from fcnlab.comparison.terminal import plan_text, terminal
+from fcnlab.comparison.tables import Cell, Column, Table, class_table, difference_table, score_table
+from fcnlab.comparison.terminal import _aligned, plan_text, terminal
 from fcnlab.escaping import CONTROL_CHARACTERS, escape_line
 from run_folders import CLASSES, toy_matrices
 
@@ -248,3 +248,14 @@ def test_hostile_text_adds_no_line_and_no_column(make_run, tmp_path):
     assert not re.search("^All runs", terminal(comparison) + markdown(comparison), re.MULTILINE)
     write_csv(tmp_path, comparison)
     assert [row["'=1+1"] for row in read(tmp_path / "groups.csv")] == ["x", "y"]
+
+
+def test_columns_that_do_not_fit_a_line_follow_below():
+    """Each block begins with the first column, and all cells are printed once."""
+    columns = [Column(name) for name in ("pair", *(f"column {place}" for place in range(9)))]
+    rows = [[Cell(f"row {row}"), *(Cell(f"{row}:{place}" + " " * 10 + "|") for place in range(9))] for row in range(2)]
+    text = _aligned(Table("name", "title", "", columns, rows))
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    assert len(blocks) == 2 and max(map(len, text.splitlines())) <= 120
+    assert [block[1].split()[:2] for block in blocks] == [["row", "0"]] * 2
+    assert text.count("|") == 18 and all(text.count(f"{row}:{place} ") == 1 for row in range(2) for place in range(9))

@@ -157,6 +157,8 @@ def test_classes_absent_from_training_masks_are_one_warning(check, root):
     *_, last = check("train", "val", "test", classes=("ground", "leaf", "stem", "bark"))
     assert last == "Warning: no mask of leaves train contains leaf, bark: the model cannot learn these classes"
     assert len(check("test", classes=("ground", "leaf", "stem", "bark"))) == 1
+    *_, last = check("train", classes=("ground", "leaf", "stem"))
+    assert last == "Warning: no mask of leaves train contains leaf: the model cannot learn this class"
 
 
 def mixed(root: Path) -> None:

@@ -105,11 +105,36 @@ def test_the_interval_is_that_of_a_bootstrap_over_images(make_run):
     value = float(miou(np.arange(60)))
     found = score_interval(make_run("a", matrices), value)
     width = scipys.high - scipys.low
-    assert found and found.images == 60
+    assert not isinstance(found, str) and found.images == 60
     assert abs(found.low - scipys.low) < 0.15 * width and abs(found.high - scipys.high) < 0.15 * width
-    assert score_interval(make_run("b", matrices), value + 0.01) is None  # of another evaluation
+    assert score_interval(make_run("b", matrices), value + 0.01) == "confusions.npz belongs to another score"
+
+
+def test_the_best_run_says_why_it_has_no_interval(make_run, tmp_path):
+    matrices = toy_matrices(0.7, images=60)
     matrices[9:, 0, :], matrices[9:, :, 0] = 0, 0
-    assert score_interval(make_run("c", matrices), scores(matrices.sum(axis=0)).miou) is None  # a rare class
+    make_run("a", matrices)
+    monitor = Monitor([tmp_path / "runs"])
+    monitor.update(seconds=60)
+    miou = scores(matrices.sum(axis=0)).miou
+    reason = "no interval: fewer than 10 images contain one of its classes"
+    assert monitor.best_runs()[0][1] == f"It is scored on toys val: {100 * miou:.2f} % ({reason})."
+
+
+def test_a_run_that_is_scored_has_no_time_left(make_run, tmp_path):
+    """Its steps are done, and its evaluation takes a time that nothing here knows."""
+    folder = make_run("a", status="running", settings={"trainer.max_steps": 40})
+    (folder / ".lock").write_text(f"{os.getpid()} on {platform.node()}")
+    monitor = Monitor([tmp_path / "runs"])
+    monitor.update(seconds=60)
+    (row,) = monitor.rows
+    assert (row["status"], row["step"], row["total"], row["left"]) == ("running", 40, 40, None)
+
+
+def test_the_current_folder_is_named(make_run, tmp_path, monkeypatch):
+    make_run("a")
+    monkeypatch.chdir(tmp_path / "runs")
+    assert Monitor([Path(), Path("a")]).changes(0, {})["folders"] == [str(tmp_path / "runs"), "a"]
 
 
 @pytest.mark.parametrize("status", ["finished", "interrupted", "failed"])

@@ -36,7 +36,7 @@ def monitor(make_run, tmp_path):
 
 def test_the_view_says_what_runs_and_what_is_best(monitor):
     text = lines(monitor, 79, 100, colours=False)
-    assert text[0] == "1 running, 1 waiting, 1 finished, 20 failed"
+    assert text[0] == "1 running, 20 failed, 1 waiting, 1 finished"
     best = " ".join(" ".join(text[1:4]).split())
     assert best.startswith("Best so far: model=fcn8s in s: 50.00 % validation mIoU at step 40, the highest of 2 ")
     assert " runs (finished). It is scored on toys val: " in best
@@ -74,6 +74,26 @@ def test_the_view_fits_the_terminal(monitor, width, height):
     assert len(text) <= max(height, 4)
     if height < 20:
         assert re.fullmatch(r"    and \d+ more runs", text[-1])
+
+
+def test_states_have_the_same_order_in_the_terminal_and_on_the_page(make_run, tmp_path):
+    """A run without a result is above all that wait or have one."""
+    for place, status in enumerate(["finished", "failed", "interrupted", "strange"]):
+        make_run(f"s/{place}", status=status)
+    make_run("s/4", status="running")
+    (tmp_path / "runs/s/4/.lock").write_text(f"{os.getpid()} on {platform.node()}")
+    make_run("killed", status="running")  # without a lock
+    names = ["finished", "failed", "interrupted", "damaged", "running", "waiting"]
+    jobs = {place: Job(place, str(place), [], name, "waiting") for place, name in enumerate(names)}
+    Manifest(tmp_path / "runs/s", "train", [], jobs=jobs).write()
+    (tmp_path / "runs/s/.lock").write_text(f"{os.getpid()} on {platform.node()}")
+    monitor = Monitor([tmp_path / "runs"])
+    monitor.update(seconds=60)
+    expected = ["running", "failed", "killed", "damaged", "interrupted", "waiting", "finished"]
+    assert [line.split()[1:3] for line in lines(monitor, 79, 24, colours=False)[-7:]] == [
+        [name] * 2 for name in expected
+    ]
+    assert list(monitor.changes(0, {})["statuses"]) == expected
 
 
 def test_colours_end_with_their_line(monitor):

@@ -105,7 +105,7 @@ def test_groups_are_split_and_merged_and_every_output_reports_it(fcnlab, make_ru
     for text in (message, page, pipes.replace("\\", "")):  # as a Markdown viewer shows it
         assert all(name in text for name in names)
         assert ("set merge_over=[source] to ignore it" in text) == (not words)
-        assert ("Runs are merged over source.fcnlab: aaa, bbb." in text) == bool(words)
+        assert ("Runs are merged over source.fcnlab, scoring.source.fcnlab: aaa, bbb." in text) == bool(words)
         assert ("Set split_by=[torch] to group them by it" in text) == ("split_by=[torch]" not in words)
     with (tmp_path / "out" / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -1,5 +1,8 @@
 """Test that W&B's alerts are sent once for each of three events, and not at all unless they are on."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -12,6 +15,7 @@ from fcnlab.tracking.alerts import alert_about_end, send_alert
 from fcnlab.tracking.mirror import Mirror
 from fcnlab.training import loggers
 from fcnlab.training.callbacks.stopping import TrainingDiverged
+from wandb_server import loopback_server
 
 
 @pytest.fixture
@@ -76,3 +80,43 @@ def test_offline_alerts_are_reported_as_ineffective(composed, monkeypatch, tmp_p
         caplog.clear()
         loggers._open_wandb(composed("logger=wandb", *words), RunContext("train", tmp_path, words), {})
         assert caplog.text.count("logger.wandb.alerts=true has no effect") == count
+
+
+ONLINE = """
+import sys
+from pathlib import Path
+import fcnlab
+from fcnlab.config.run_context import RunContext
+from fcnlab.signals import Interrupted
+from fcnlab.training.callbacks.stopping import TrainingDiverged
+from fcnlab.training.loggers import open_loggers
+cfg = fcnlab.compose(['logger=wandb', 'logger.wandb.alerts=true'])
+for error in (Interrupted(15), TrainingDiverged('train/loss is nan at step 7')):
+    folder = Path(type(error).__name__)
+    try:
+        with open_loggers(cfg, RunContext('train', folder, (), options={})) as (logger,):
+            logger.log_metrics({'train/loss': 1.0}, 7)
+            raise error
+    except type(error):
+        pass
+"""
+
+
+@pytest.mark.slow  # W&B's own process
+def test_a_server_gets_both_alerts(tmp_path):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    with loopback_server() as server:
+        done = subprocess.run(
+            [sys.executable, "-c", ONLINE],
+            env=clean | server.environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    assert [(each["title"], each["text"], each["severity"]) for each in server.sent("NotifyScriptableRunAlert")] == [
+        ("The run was interrupted", "It was stopped by SIGTERM.", "WARN"),
+        ("The run has diverged", "train/loss is nan at step 7", "ERROR"),
+    ]
+    assert [row["train/loss"] for row in server.history()] == [1.0, 1.0]

@@ -28,8 +28,8 @@ from fcnlab.data.temporary_folders import remove_leftovers
 from fcnlab.errors import UserError
 from fcnlab.sweeps.launchers import SlotsLauncher
 from fcnlab.tracking import connection as actual
-from fcnlab.tracking import contents, media, mirror
-from fcnlab.tracking.connection import temporary_files_in_own_folder
+from fcnlab.tracking import contents, folders, media, mirror, server
+from fcnlab.tracking.folders import temporary_files_in_own_folder
 from fcnlab.training import loggers
 
 
@@ -224,7 +224,7 @@ def described_by(composed, monkeypatch, tmp_path):
 
 def mode_with(environment: dict[str, str], tmp_path) -> str:
     """The mode chosen by a fresh process: W&B reads its settings once."""
-    code = "from fcnlab.tracking.connection import reachable_mode; print(reachable_mode())"
+    code = "from fcnlab.tracking.server import reachable_mode; print(reachable_mode())"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     clean |= {"NETRC": str(tmp_path / "none"), "WANDB_DIR": str(tmp_path)} | environment
     done = subprocess.run(
@@ -259,11 +259,11 @@ def test_with_a_key_the_server_is_asked_first(answers, tmp_path):
 
 def test_a_server_that_drips_is_late(monkeypatch):
     """A byte now and then keeps each read in time, and never makes an answer."""
-    monkeypatch.setattr(actual, "SERVER_TIMEOUT", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=drip, args=(server,), daemon=True).start()
+    monkeypatch.setattr(server, "SERVER_TIMEOUT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as dripping:
+        threading.Thread(target=drip, args=(dripping,), daemon=True).start()
         began = time.monotonic()
-        assert not actual._answers(f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert not server._answers(f"http://127.0.0.1:{dripping.getsockname()[1]}")
         assert 0.3 <= time.monotonic() - began < 1
 
 
@@ -282,7 +282,7 @@ def test_to_look_for_a_key_asks_no_server(monkeypatch):
 
     settings, seen = SimpleNamespace(silent=False), []
     monkeypatch.setattr(wandb, "login", lambda prompt, verify: seen.append((settings.silent, prompt, verify)) or True)
-    assert actual._has_key(settings) and seen == [(True, False, False)] and settings.silent is False
+    assert server._has_key(settings) and seen == [(True, False, False)] and settings.silent is False
 
 
 @pytest.mark.slow  # W&B tries for START_TIMEOUT
@@ -520,35 +520,35 @@ def places(monkeypatch, tmp_path):
     home = tmp_path / "home"
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(variable, str(home / variable))
-    actual._usual_folders.cache_clear()
+    folders._usual_folders.cache_clear()
     mirror._warn_about_missing.cache_clear()
     yield home
-    actual._usual_folders.cache_clear()
+    folders._usual_folders.cache_clear()
 
 
 def test_w_and_b_writes_where_it_can(places, tmp_path):
     """The user's places where they take files; for each run by itself, since these may come and go."""
-    actual._set_wandb_folders(tmp_path / "run")
+    folders.set_folders(tmp_path / "run")
     assert os.environ["WANDB_DATA_DIR"] == str(places / "WANDB_DATA_DIR")
     remove_tree(places)
     places.write_text("a home that takes no folder")
     for run in ("run", "next"):
-        actual._set_wandb_folders(tmp_path / run)
+        folders.set_folders(tmp_path / run)
         assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / run / "wandb_data_dir")
         assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / run / "wandb_cache_dir")
     places.unlink()
-    actual._set_wandb_folders(tmp_path / "last")
+    folders.set_folders(tmp_path / "last")
     assert os.environ["WANDB_CACHE_DIR"] == str(places / "WANDB_CACHE_DIR")
 
 
 def test_a_place_without_room_is_none(tmp_path, monkeypatch):
-    assert actual._is_writable(tmp_path / "new")
+    assert folders._is_writable(tmp_path / "new")
 
     def full(**arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    assert not actual._is_writable(tmp_path)
+    assert not folders._is_writable(tmp_path)
 
 
 def test_what_w_and_b_raises_is_a_warning_once_for_each_kind(places, caplog):

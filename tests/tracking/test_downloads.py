@@ -15,7 +15,7 @@ import pytest
 import wandb
 
 from fcnlab.errors import UserError
-from fcnlab.tracking import connection, downloads
+from fcnlab.tracking import downloads, server
 from fcnlab.tracking.downloads import CheckpointFile, checkpoint_file
 from wandb_artifact_server import entry, serving
 
@@ -140,27 +140,27 @@ def surroundings(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     settings = SimpleNamespace(settings=SimpleNamespace(base_url="https://mine.example"))
     monkeypatch.setattr(wandb, "setup", lambda: settings)
-    monkeypatch.setattr(connection, "_has_key", lambda settings: True)
-    monkeypatch.setattr(connection, "_answers", lambda address: True)
+    monkeypatch.setattr(server, "_has_key", lambda settings: True)
+    monkeypatch.setattr(server, "_answers", lambda address: True)
     return monkeypatch
 
 
 def test_a_server_is_asked_only_with_a_key_and_if_nothing_forbids_it(surroundings, tmp_path):
-    connection.check_server()
+    server.check_server()
     surroundings.setenv("WANDB_MODE", "offline")
     with pytest.raises(UserError, match="WANDB_MODE=offline in the environment forbids"):
-        connection.check_server()
+        server.check_server()
     surroundings.delenv("WANDB_MODE")
-    surroundings.setattr(connection, "_answers", lambda address: False)
+    surroundings.setattr(server, "_answers", lambda address: False)
     with pytest.raises(UserError, match=r"https://mine.example does not respond within 3 seconds"):
-        connection.check_server()
-    surroundings.setattr(connection, "_has_key", lambda settings: False)
+        server.check_server()
+    surroundings.setattr(server, "_has_key", lambda settings: False)
     with pytest.raises(UserError, match=r"no API key of W&B is configured\. Type wandb login"):
-        connection.check_server()
+        server.check_server()
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = https://elsewhere.example\n")
     with pytest.raises(UserError, match="sets where W&B sends"):
-        connection.check_server()
+        server.check_server()
 
 
 def fcnlab(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from fcnlab.comparison.comparison import compare
 from fcnlab.comparison.grouping import GroupingRules
 from fcnlab.comparison.runs import read_runs
 from fcnlab.errors import UserError
-from fcnlab.tracking import charts, connection
+from fcnlab.tracking import charts
 from fcnlab.tracking.accepted_values import accepted_title
 from fcnlab.tracking.report import MOST_GROUPS, report
 from fcnlab.tracking.saving import save
@@ -173,7 +173,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch) -> Server:
     double = Server()
-    monkeypatch.setattr(connection, "check_server", lambda: None)
+    monkeypatch.setattr("fcnlab.tracking.server.check_server", lambda: None)
     monkeypatch.setattr(wandb, "Api", lambda **settings: double)
     return double
 

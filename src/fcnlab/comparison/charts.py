@@ -192,11 +192,15 @@ def _row(row: Row, middle: float, x: Axis, label: float) -> list[Shape]:
 
 
 class HeatCell(NamedTuple):
-    """The text of a cell, and its colour: from -1 (less) over 0 (none) to 1 (more)."""
+    """The text of a cell, and its colour: from -1 (less) over 0 (none) to 1 (more).
+
+    A cell that is too narrow for its text has ``short`` instead, or only the colour and the tooltip ``title``.
+    """
 
     text: str
     shade: float
     title: str
+    short: str = ""
 
 
 def heat_map(
@@ -224,7 +228,8 @@ def _heat_cell(cell: HeatCell, x: float, y: float, width: float, height: float) 
     corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
     style, opacity = "cell more" if cell.shade >= 0 else "cell less", DARKEST * min(1.0, abs(cell.shade))
     area = [Path(corners, style, closed=True, opacity=opacity, title=cell.title)] if opacity >= 0.01 else []
-    return [*area, Text(x + width / 2, y + height / 2 + TEXT / 3, cell.text, "middle")]
+    text = next((text for text in (cell.text, cell.short) if len(text) * CHARACTER <= width), "")
+    return [*area, Text(x + width / 2, y + height / 2 + TEXT / 3, text, "middle")]
 
 
 def _with_legend(shapes: list[Shape], names: Sequence[tuple[int, str]], description: str) -> Drawing:

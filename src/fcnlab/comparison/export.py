@@ -55,8 +55,11 @@ def export(folder: Path, comparison: Comparison, command: str, worst: int = 0) -
     tables = [*result_tables(comparison), *_confusion_tables(comparison)]
     tables += [worst_table(images, comparison)] if images else []
     folder.mkdir(parents=True, exist_ok=True)
-    titles = [f"{each.name}: {each.title}" for each in (*tables, *figures)]
-    titles += [f"{each.file}: {each.title}" for each in images if each.run]
+    drawn = figures if pdf.is_available() else []
+    titles = ["Tables (.csv and .tex)", *(f"{each.name}: {each.title}" for each in tables)]
+    titles += [f"Figures (.svg{' and .pdf' if drawn else ''})", *(f"{each.name}: {each.title}" for each in figures)]
+    kept = [f"{each.file}: {each.title}" for each in images if each.run]
+    titles += ["Images (.png)", *kept] if kept else []
     about = [f"{MARK}Command: {command}", headline(comparison), *answers(comparison), "", *titles]
     _remove_earlier(folder)
     _write(folder / ABOUT, "\n".join(map(escape_line, about)) + "\n")  # first: an interrupted export is one
@@ -65,7 +68,6 @@ def export(folder: Path, comparison: Comparison, command: str, worst: int = 0) -
     texts |= {f"{figure.name}.svg": paper_svg(figure.drawing) for figure in figures}
     for name, text in texts.items():
         _write(folder / name, text)
-    drawn = figures if pdf.is_available() else []
     for figure in drawn:
         with atomic_write(folder / f"{figure.name}.pdf") as part:
             pdf.write_pdf(part, figure.drawing)

@@ -160,26 +160,28 @@ def confusion_figures(comparison: Comparison, found: Confusions) -> list[Figure]
     drawn = []
     for place, (group, matrix) in enumerate(known, start=1):
         title = f"Confusion matrix of {comparison.label(group)}"
-        drawn.append(Figure(f"confusion_{place}", title, _heat_map(matrix, 1, comparison, title, "{:.1f}")))
+        drawn.append(Figure(f"confusion_{place}", title, _heat_map(matrix, 1, comparison, title, "")))
     if len(known) == 2:
         difference = known[0][1] - known[1][1]
         largest = float(np.nanmax(np.abs(difference), initial=0))
         title = (
             f"Difference of the confusion matrices: {f' {MINUS} '.join(comparison.label(group) for group, _ in known)}"
         )
-        drawing = _heat_map(difference, largest, comparison, title, "{:+.1f}")
+        drawing = _heat_map(difference, largest, comparison, title, "+")
         drawn.append(Figure("confusion_difference", title, drawing))
     return drawn
 
 
-def _heat_map(matrix: ndarray, largest: float, comparison: Comparison, title: str, form: str) -> Drawing:
+def _heat_map(matrix: ndarray, largest: float, comparison: Comparison, title: str, sign: str) -> Drawing:
+    """Draw a matrix; ``sign`` "+" gives positive numbers a sign, too."""
     classes = comparison.classes
     cells = [
         [
             HeatCell(
-                _percent(value, form),
+                _percent(value, f"{sign}.1f"),
                 _shade(value, largest),
-                f"{true} predicted as {predicted}: {_percent(value, form)} %",
+                f"{true} predicted as {predicted}: {_percent(value, f'{sign}.1f')} %",
+                _percent(value, f"{sign}.0f"),
             )
             for predicted, value in zip(classes, row, strict=True)
         ]
@@ -191,8 +193,8 @@ def _heat_map(matrix: ndarray, largest: float, comparison: Comparison, title: st
 
 def _percent(value: float, form: str) -> str:
     """Format a cell; nothing for zero and nan, so that the numbers that matter stand out."""
-    text = "" if value != value else form.format(100 * value + 0.0)
-    return "" if text in ("0.0", "+0.0", "-0.0") else text
+    text = "" if value != value else format(100 * value, form)
+    return text if text.strip("+-.0") else ""
 
 
 def _shade(value: float, largest: float) -> float:

@@ -1,11 +1,10 @@
 """Tables as LaTeX for the package booktabs."""
 
 import re
-from collections.abc import Sequence
 from textwrap import wrap
 
 from fcnlab.comparison.formats import MINUS
-from fcnlab.comparison.tables import Cell, Column, Table
+from fcnlab.comparison.tables import Cell, Table
 from fcnlab.escaping import escape_line
 
 SPECIAL = {
@@ -27,16 +26,18 @@ SPECIAL = {
     MINUS: "$-$",
 }
 NUMBER = re.compile(r"-(?=\d)")
+MANY_COLUMNS = 12  # a table with more, such as a confusion matrix, has its titles turned
 
 
 def latex(table: Table) -> str:
-    """Return a tabular with the best numbers in bold; a document needs ``\\usepackage{booktabs}``."""
+    """Return a tabular with the best numbers in bold; its first line names the packages that a document needs."""
+    packages = "booktabs,graphicx" if _is_wide(table) else "booktabs"
     kinds = "".join("r" if column.is_number else "l" for column in table.columns)
     lines = [
-        f"% {escape_line(table.title)}. {escape_line(table.caption)} Needs \\usepackage{{booktabs}}.",
+        f"% {escape_line(table.title)}. {escape_line(table.caption)} Needs \\usepackage{{{packages}}}.",
         rf"\begin{{tabular}}{{{kinds}}}",
         r"\toprule",
-        _row([_header(column, [row[place].text for row in table.rows]) for place, column in enumerate(table.columns)]),
+        _row([_header(table, place) for place in range(len(table.columns))]),
         r"\midrule",
         *(_row([_cell(cell) for cell in row]) for row in table.rows),
         r"\bottomrule",
@@ -45,8 +46,15 @@ def latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _header(column: Column, texts: Sequence[str]) -> str:
+def _is_wide(table: Table) -> bool:
+    return len(table.columns) > MANY_COLUMNS
+
+
+def _header(table: Table, place: int) -> str:
     """Return a title in lines no longer than the column's cells or its own longest word, so that tables are narrow."""
+    column, texts = table.columns[place], [row[place].text for row in table.rows]
+    if _is_wide(table) and column.is_number:
+        return rf"\rotatebox{{90}}{{{escape_latex(column.title)}}}"
     lines = wrap(column.title, max(map(len, [*texts, *column.title.split()]), default=1), break_on_hyphens=False)
     if len(lines) < 2:
         return escape_latex(column.title)
@@ -60,7 +68,7 @@ def _row(cells: list[str]) -> str:
 
 def _cell(cell: Cell) -> str:
     if cell.value is None:
-        return escape_latex(cell.text)
+        return "--" if cell.text == "-" else escape_latex(cell.text)
     number, plus, spread = escape_latex(NUMBER.sub(MINUS, cell.text)).partition(r" $\pm$")
     return (rf"\textbf{{{number}}}" if cell.best else number) + plus + spread
 

@@ -1,5 +1,6 @@
 """Notes of a comparison for its reader: what was selected, what is missing, and what is less reliable."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
@@ -12,8 +13,8 @@ from fcnlab.comparison.grouping import Group, GroupingRules, environments, group
 from fcnlab.comparison.intervals import FEW_CLASS_IMAGES, FEWEST_IMAGES, FEWEST_SEEDS, are_rare
 from fcnlab.comparison.pairs import MOST_GROUPS_FOR_ALL_PAIRS, Pair
 from fcnlab.comparison.runs import Run
-from fcnlab.config.overrides import format_value, shell_join
-from fcnlab.files.reading import display_path, read_json_facts
+from fcnlab.config.overrides import format_path, shell_join
+from fcnlab.files.reading import read_json_facts
 from fcnlab.runs.origins import ENVIRONMENT, UNKNOWN
 
 MOST_NOTES = 5  # of each kind
@@ -156,7 +157,7 @@ def _sweep_of(runs: Sequence[Run]) -> str | None:
     """Return the sweep of training runs whose jobs all runs are; None if there is none."""
     folders = {run.folder.parent for run in runs}
     of_sweep = [folder for folder in folders if read_json_facts(folder, "sweep.json").get("verb") == "train"]
-    return format_value(display_path(of_sweep[0])) if len(folders) == len(of_sweep) == 1 else None
+    return format_path(of_sweep[0]) if len(folders) == len(of_sweep) == 1 else None
 
 
 def _new_seeds(runs: Sequence[Run], count: int) -> str:
@@ -188,20 +189,34 @@ def _missing_seeds(pair: Pair) -> int:
 
 
 def of_other_seeds(groups: Sequence[Group], rules: GroupingRules) -> list[str]:
-    """Return a note for groups with different seeds that differ in one setting only, perhaps unintentionally."""
-    return [
-        f"{_with_seeds(first)} and {_with_seeds(second)} differ only in {key}."
-        f" Set merge_over=[{key}] to make them one group."
-        for key, first, second in islice(groups_split_by_one_setting(groups, rules), MOST_NOTES)
-    ]
+    """Return a note on each setting that alone splits groups with different seeds, perhaps unintentionally."""
+    by_key: dict[str, list[tuple[Group, Group]]] = {}
+    for key, *pair in groups_split_by_one_setting(groups, rules):
+        by_key.setdefault(key, []).append((pair[0], pair[1]))
+    notes = []
+    for key, ((first, second), *others) in islice(by_key.items(), MOST_NOTES):
+        more = f", and so do {counted(len(others), 'other pair')} of groups with different seeds" if others else ""
+        notes.append(
+            f"{_with_seeds(first)} and {_with_seeds(second)} differ only in {key}{more}. merge_over=[{key}] makes one"
+            " group of those that differ in nothing else."
+        )
+    return notes
 
 
 def _with_seeds(group: Group) -> str:
     return f"{group.name} (seed {', '.join(map(str, group.seeds))})"
 
 
+def _short(value: str) -> str:
+    """Return a value of the environment with the first digits of a commit only."""
+    return re.sub(r"^([0-9a-f]{10})[0-9a-f]{30}", r"\1", value)
+
+
 def of_origins(groups: Sequence[Group], rules: GroupingRules, merged: Mapping[str, list[str]]) -> list[str]:
-    notes = [f"Runs are merged over {key}: {', '.join(map(str, values))}." for key, values in merged.items()]
+    by_values: dict[str, list[str]] = {}
+    for key, values in merged.items():  # an evaluation repeats the settings of its training run
+        by_values.setdefault(", ".join(map(str, values)), []).append(key)
+    notes = [f"Runs are merged over {listed(keys, MOST_NAMED)}: {values}." for values, keys in by_values.items()]
     if any(GroupingRules.merges(key, "source") for group in groups for key in group.parts):
         notes.append(
             "Some group names contain source, because the code differs: it is a hash of the Python files of fcnlab and"
@@ -211,6 +226,6 @@ def of_origins(groups: Sequence[Group], rules: GroupingRules, merged: Mapping[st
     for key in ENVIRONMENT:
         count = environments(groups, key)
         if len(count) > 1 and key not in rules.split_by:
-            values = ", ".join(f"{value} ({number} run{'s' if number > 1 else ''})" for value, number in count.items())
+            values = ", ".join(f"{_short(value)} ({counted(number, 'run')})" for value, number in count.items())
             notes.append(f"The runs differ in {key}: {values}. Set split_by=[{key}] to group them by it.")
     return notes

@@ -20,6 +20,7 @@ import numpy as np
 from numpy import ndarray
 
 from fcnlab.config.components import Settings
+from fcnlab.config.overrides import resume_override
 from fcnlab.cores import visible_cores
 from fcnlab.errors import first_line, shortened
 from fcnlab.files.reading import Unreadable, display_path, open_arrays, read_json, read_rows, read_yaml
@@ -252,7 +253,7 @@ def read_run(folder: Path) -> Run | None:
     job, facts = nested_map(hydra, "job"), read_json(folder, "run.json") or {}
     if job.get("config_name", "train") not in SCORED_TASKS:
         return None
-    _check_finished(facts)
+    _check_finished(facts, folder)
     configuration = _configuration(folder)
     config = configuration[1]
     if config.get("stages"):
@@ -301,10 +302,12 @@ def _fold(protocol: dict[str, Any], is_of_whole_list: bool) -> Fold | None:
     return Fold(number, count, is_of_whole_list)
 
 
-def _check_finished(facts: dict[str, Any]) -> None:
+def _check_finished(facts: dict[str, Any], folder: Path) -> None:
     status = facts.get("status", "finished")
     if status == "running":
         raise Unusable("still running, or killed before it ended")
+    if status == "interrupted" and (folder.parent / "sweep.json").is_file():
+        raise Unusable(f"interrupted: fcnlab train -m {resume_override(folder.parent)} resumes the sweep")
     if status == "interrupted":
         raise Unusable("interrupted: its command with checkpoint=auto, in the same folder, resumes it")
     if status != "finished":

@@ -7,10 +7,20 @@ from fcnlab.comparison.formats import counted, percent, points
 from fcnlab.comparison.names import common_settings, usual_line
 from fcnlab.comparison.plan import Plan
 from fcnlab.comparison.ranking import answers, needs
-from fcnlab.comparison.tables import Cell, Column, Table, difference_table, headline, published_table, score_table
+from fcnlab.comparison.tables import (
+    Cell,
+    Column,
+    Table,
+    difference_table,
+    headline,
+    pair_name,
+    published_table,
+    score_table,
+)
 from fcnlab.escaping import escape_line
 
 ROWS = 20  # the files contain all rows
+WIDTH = 120  # characters of a line of a table
 MOST_PLANS = 10  # pairs
 
 
@@ -20,7 +30,7 @@ def terminal(comparison: Comparison) -> str:
     for table in (score_table(comparison), difference_table(comparison), published_table(comparison)):
         if table.rows:
             parts += [escape_line(f"{table.title}. {table.caption}"), _aligned(table)]
-    parts.append(f"{comparison.resamples} bootstrap resamples") if comparison.pairs else None
+    parts.append(f"{comparison.resamples:,} bootstrap resamples") if comparison.pairs else None
     notes = map(escape_line, [*comparison.notes, *comparison.selection])
     return "\n\n".join([*parts, *notes, "\n".join(map(escape_line, answers(comparison)))])
 
@@ -47,18 +57,31 @@ def plan_text(comparison: Comparison, plans: Sequence[Plan]) -> str:
             [Cell(str(seeds)), *(Cell(percent(value)) for value in values)]
             for seeds, values in zip(plan.seeds, plan.detectable, strict=True)
         ]
-        names = [comparison.label(group) for group in (plan.pair.first, plan.pair.second)]
         observed = f"observed {points(plan.pair.difference)}, {plan.pair.of_seeds}"
-        head = escape_line(f"{' - '.join(names)}: {observed}. {needs(plan.pair)}")
+        head = escape_line(f"{pair_name(plan.pair, comparison)}: {observed}. {needs(plan.pair)}")
         parts.append(f"{head}\n{_aligned(Table('plan', 'Plan', '', columns, rows))}")
     return "\n\n".join(parts)
 
 
 def _aligned(table: Table) -> str:
+    """Return a table in aligned columns; those that do not fit into a line follow below, beside the first column."""
     head = [column.title for column in table.columns]
     shown = [[escape_line(cell.text) for cell in row] for row in table.rows[:ROWS]]
     widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *shown)]
+    blocks = []
+    for columns in _blocks(widths):
+        lines = ["  ".join(row[place].ljust(widths[place]) for place in columns) for row in (head, *shown)]
+        blocks.append("\n".join(f"  {line.rstrip()}" for line in lines))
     hidden = len(table.rows) - ROWS
-    more = [f"({counted(hidden, 'more row')} in the files)"] if hidden > 0 else []
-    return "\n".join(f"  {line.rstrip()}" for line in [*lines, *more])
+    more = f"\n  ({counted(hidden, 'more row')} in the files)" if hidden > 0 else ""
+    return "\n\n".join(blocks) + more
+
+
+def _blocks(widths: Sequence[int]) -> list[list[int]]:
+    """Return the columns that are printed side by side, by their places; the first one is in each block."""
+    blocks = [[0]]
+    for place in range(1, len(widths)):
+        if sum(2 + widths[other] for other in [*blocks[-1], place]) > WIDTH and len(blocks[-1]) > 1:
+            blocks.append([0])
+        blocks[-1].append(place)
+    return blocks

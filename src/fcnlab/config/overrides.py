@@ -17,7 +17,7 @@ from fcnlab.files.reading import display_path
 
 def resume_override(folder: Path) -> str:
     """Return the override that resumes a sweep."""
-    return format_override("sweep.resume", display_path(folder))
+    return f"sweep.resume={format_path(folder)}"
 
 
 SEARCHPATH = "hydra.searchpath"
@@ -27,6 +27,7 @@ ESCAPED_SINGLE = re.compile(r"""(?<!\\)'([^\\"']*(?:\\'[^\\"']*)+)'""")
 KEY_ENDS, BACKSLASH = re.compile(r"[\\()\[\]{}:=, ]"), r"\\\g<0>"
 INTERPOLATION_START = re.compile(r"(\\*)\$\{")  # with backslashes, of which OmegaConf keeps half
 ESCAPED_START = re.compile(r"((?:\\\\)*)\\\$\{")
+PLAIN_NAMES = re.compile(r"\[('?)[\w./~-]+\1(,('?)[\w./~-]+\3)*\]", re.ASCII)  # a list of names that need no quotes
 PLAIN_ENTRY = re.compile(r"(file://)?/[\w./-]+", re.ASCII)  # of a searchpath, which needs no quotes
 
 
@@ -39,6 +40,13 @@ def format_value(value: object) -> str:
     """Return a text quoted so that it stays one value, taken literally; a plain path needs no quotes."""
     plain = re.fullmatch(r"[\w.-]*/[\w./-]+", str(value), re.ASCII)
     return str(value) if plain else quote_value(INTERPOLATION_START.sub(r"\1\1\\${", str(value)))
+
+
+def format_path(path: Path) -> str:
+    """Return a path as a value, without quotes if Hydra reads it as it is."""
+    text = display_path(path)
+    is_plain = re.fullmatch(r"[\w./-]+", text, re.ASCII) and _unquoted_value(text) == text
+    return text if is_plain else format_value(text)
 
 
 def format_mapping(values: Mapping[str, str]) -> str:
@@ -144,6 +152,13 @@ def override_key(override: str) -> str:
 def sets_dictionary(override: str) -> bool:
     """Return whether an override sets a dictionary, which is merged into the values at its key."""
     return override.partition("=")[2].startswith("{")
+
+
+def list_as_typed(override: str, keys: Sequence[str]) -> str:
+    """Return ``runs=['A','B']`` as ``runs=A,B``, if its key is in ``keys`` and its names need no quotes."""
+    key, _, value = override.partition("=")
+    names = value[1:-1].replace("'", "")
+    return f"{key}={names}" if key in keys and PLAIN_NAMES.fullmatch(value) and names != "null" else override
 
 
 def shell_join(words: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from itertools import chain
+from os.path import isfile  # False for a name that no file can have, where Path's raises an OSError
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fcnlab.config.overrides import (
     SEARCHPATH,
     combinations_override,
     format_override,
+    format_path,
     override_key,
     searchpath_folders,
     sets_dictionary,
@@ -123,7 +125,7 @@ def _set_added_seeds(argv: list[str], place: int, verb: str, folder: Path) -> No
     if verb != "train":
         raise UserError(f"{request}: only training runs have seeds. Use fcnlab train")
     if (folder / "search.json").is_file():
-        confirm = shell_join(["fcnlab", verb, "-m", format_override("sweep.confirm", folder)])
+        confirm = shell_join(["fcnlab", verb, "-m", f"sweep.confirm={format_path(folder)}"])
         raise UserError(
             f"{request}: the folder contains a search, whose settings were selected by their scores. Train its best"
             f" settings with new seeds: {confirm} sweep.best=3 seed=101,102,103"
@@ -152,7 +154,13 @@ def read_record(request: str, path: Path) -> dict[str, Any]:
         return {**record, "overrides": list(record["overrides"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         kind = "run" if path.name == "run.json" else "sweep"
-        raise UserError(f"{request}: no record of a {kind} there ({error}). Give a folder with {path.name}.") from error
+        advice = f"Give a folder with {path.name}."
+        if kind == "sweep" and isfile(path.with_name("multirun.yaml")):  # noqa: PTH113
+            advice = (
+                "A sweep with hydra/launcher=basic writes none. Type its settings again, with the seeds that you need"
+                " and without that launcher; fcnlab compare runs=A,B takes the folders of both sweeps."
+            )
+        raise UserError(f"{request}: no record of a {kind} there ({error}). {advice}") from error
 
 
 def config_folders(argv: Sequence[str]) -> list[Path]:

@@ -99,7 +99,8 @@ def unique_splits(data: DataModule, *names: str) -> Iterator[tuple[str, Segmenta
 
 def _warn_of_absent_classes(dataset: SegmentationDataset, absent: tuple[str, ...]) -> None:
     if absent:
-        log_warning(f"no mask of {dataset.title} contains {', '.join(absent)}: the model cannot learn these classes")
+        these = "this class" if len(absent) == 1 else "these classes"
+        log_warning(f"no mask of {dataset.title} contains {', '.join(absent)}: the model cannot learn {these}")
 
 
 def check_classes(classes: list[str] | None, data: DataModule) -> None:

@@ -43,7 +43,7 @@ def _sentences(rows: Mapping[int, Row], sweep: Row, has_others: bool) -> Iterato
 def _score(row: Row) -> str:
     score = f"{' on ' + row['set'] if row['set'] else ''}: {percent(row['scored'])} %"
     if not row["interval"]:
-        return f"{score}."
+        return f"{score} (no interval: {row['no_interval']})." if row["no_interval"] else f"{score}."
     low, high = row["interval"]
     few = ", too few for a reliable one" if row["images"] < FEWEST_IMAGES else ""
     images = counted(row["images"], "image")

@@ -94,6 +94,11 @@ class Monitor:
         self._queue: dict[int, None] = {}  # runs that are to be read, the longest waiting first
         self._searched_at = -SEARCH_AFTER
 
+    @property
+    def root_names(self) -> list[str]:
+        """The watched folders as a user would type them; the current one by its whole path, since "." says nothing."""
+        return [str(root) if root == Path.cwd() else display_path(root) for root in self.roots]
+
     def update(self, seconds: float = UPDATE_SECONDS) -> None:
         """Read new and changed files, for about ``seconds``; what is left is read in the next updates."""
         end = time.monotonic() + seconds
@@ -242,7 +247,8 @@ class Monitor:
         versions = {number: version for number, version in self._removed.items() if version > since}
         return {
             "version": self.version,
-            "folders": [escape_line(display_path(root)) for root in self.roots],
+            "statuses": STATUSES,
+            "folders": [escape_line(name) for name in self.root_names],
             "rows": [row for version, row in self._rows.values() if version > since],
             "removed": list(versions) if since else [],
             "unread": len(self.runs) - len(self._rows),

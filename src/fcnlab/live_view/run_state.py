@@ -22,7 +22,8 @@ from fcnlab.runs.origins import nested_map
 from fcnlab.sweeps.manifest import Job
 from fcnlab.sweeps.sweep_table import read_last_rows, recorded_selection_score
 
-STATUSES = ("running", "waiting", "finished", "interrupted", "failed", "killed", "damaged")
+# In the order of every view: a run that ended without a result comes before those that wait or have one.
+STATUSES = ("running", "failed", "killed", "damaged", "interrupted", "waiting", "finished")
 UNSETTLED = ("running", "waiting")  # others change only if the run is started again
 RATE_OVER = 8  # changes of metrics.csv over which the speed is measured
 LONGEST = 500  # characters of a text that a table shows
@@ -44,6 +45,7 @@ class RunState:
         self.facts: dict[str, Any] = {}
         self.scores: dict[str, Any] = {}
         self.interval: ScoreInterval | None = None
+        self.no_interval = ""  # why there is none, for a reader
         self.lacks_interval = False  # the scores are read, and their interval is not computed yet
         self.status = "waiting"
         self.problem = ""
@@ -70,7 +72,7 @@ class RunState:
         try:
             self._update(is_sweep_alive)
         except Exception as error:  # one folder must not end the view of the others
-            self.facts, self.scores, self.interval, self.lacks_interval = {}, {}, None, False
+            self.facts, self.scores, self.interval, self.no_interval, self.lacks_interval = {}, {}, None, "", False
             self.curves.is_complete = True  # nothing more is read of it
             self.problem, self.status = f"its record was not written by fcnlab: {first_line(error)}", "damaged"
         self.row = self._row()
@@ -114,7 +116,8 @@ class RunState:
         """Compute the interval of the recorded score; takes up to a tenth of a second."""
         self.lacks_interval = False
         if (miou := score(self.scores.get("miou"))) is not None:
-            self.interval = score_interval(self.folder, miou)
+            found = score_interval(self.folder, miou)
+            self.interval, self.no_interval = (None, found) if isinstance(found, str) else (found, "")
             self.row = self._row()
 
     def _read_records(self) -> None:
@@ -126,7 +129,7 @@ class RunState:
                 self.facts, self.problem = {}, str(error)
             self._seen.clear()
         if self._is_new(self.folder / "metrics.json"):
-            self.scores, self.interval = read_json_facts(self.folder, "metrics.json"), None
+            self.scores, self.interval, self.no_interval = read_json_facts(self.folder, "metrics.json"), None, ""
             self.lacks_interval = bool(self.scores)
 
     def _is_new(self, path: Path) -> bool:
@@ -163,7 +166,7 @@ class RunState:
         total = self._steps_in_all()
         step = self._last_step
         rate = self._rate()
-        left = (total - step) / rate if rate and total and step is not None else None
+        left = (total - step) / rate if rate and total and step is not None and step < total else None
         return {
             "name": shown(self.job.name) if self.job else "",
             "status": self.status,
@@ -175,10 +178,11 @@ class RunState:
             "loss": self.curves.last("train/loss"),
             "scored": score(self.scores.get("miou")),
             "interval": self.interval and self.interval[:2],
+            "no_interval": self.no_interval,
             "images": self.interval and self.interval.images,
             "set": shown(nested_map(self.scores, "protocol").get("set")),
             "rate": rate if self.status == "running" else None,
-            "left": max(0.0, left) if left is not None and self.status == "running" else None,
+            "left": left if self.status == "running" else None,  # none during the final evaluation
             "minutes": self._minutes(),
             "memory": self._memory(),
         }

@@ -8,11 +8,12 @@ from typing import NamedTuple
 from jaxtyping import Float
 from numpy import ndarray
 
-from fcnlab.comparison.intervals import draws, mean_iou
+from fcnlab.comparison.intervals import FEW_CLASS_IMAGES, draws, mean_iou
 from fcnlab.comparison.runs import Unusable, read_confusions
 from fcnlab.comparison.score_intervals import miou_interval
 from fcnlab.files.reading import Unreadable
 
+CONFUSIONS = "confusions.npz"
 RESAMPLES = 1000  # enough for a view: the ends move by a tenth of the interval's width with other random numbers
 CONFIDENCE = 0.95
 MOST_IMAGES = 50_000  # whose resamples have 200 MB
@@ -26,22 +27,25 @@ class ScoreInterval(NamedTuple):
     images: int
 
 
-def score_interval(folder: Path, miou: float) -> ScoreInterval | None:
-    """Return the interval over images of the mean IoU that a run has recorded.
+def score_interval(folder: Path, miou: float) -> ScoreInterval | str:
+    """Return the interval over images of the mean IoU that a run has recorded, or why there is none.
 
-    It is about other images only: another seed would give another score. None if confusions.npz cannot be used, if it
-    belongs to another score, or if a class is rare.
+    It is about other images only: another seed would give another score.
     """
     try:
         _, _, areas, _ = read_confusions(folder)
     except (OSError, Unreadable, Unusable, TypeError, ValueError):
-        return None
+        return f"{CONFUSIONS} cannot be used"
     images = len(areas.intersection)
     computed = float(mean_iou(areas.intersection.sum(axis=0), areas.union.sum(axis=0)))
-    if images > MOST_IMAGES or not math.isclose(computed, miou):
-        return None
+    if images > MOST_IMAGES:
+        return f"more than {MOST_IMAGES:,} images"
+    if not math.isclose(computed, miou):
+        return f"{CONFUSIONS} belongs to another score"
     found = miou_interval(areas, _draws(images), CONFIDENCE)
-    return found and ScoreInterval(*found, images)
+    return (
+        ScoreInterval(*found, images) if found else f"fewer than {FEW_CLASS_IMAGES} images contain one of its classes"
+    )
 
 
 @lru_cache(maxsize=2)

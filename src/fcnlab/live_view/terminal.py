@@ -12,8 +12,6 @@ from fcnlab.sweeps.sweep_table import COLOURS, MARKS, duration_text
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 12  # characters of a curve
-# A run that ended without a result is shown before those that wait or have one.
-ORDER = {status: place for place, status in enumerate(STATUSES)} | {"waiting": 5, "finished": 6}
 LOOK = {status: (MARKS.get(status, "✗"), COLOURS.get(status, COLOURS["failed"])) for status in STATUSES}
 MOST_PROBLEMS = 3
 LINES_PER_SWEEP = 12  # of the view for each sweep whose best run is described: most is left for the table
@@ -67,7 +65,8 @@ def spark_line(values: Sequence[float], length: int) -> str:
 def _order(row: Row) -> tuple[Any, ...]:
     best = -1.0 if row["best"] is None else row["best"]
     by_score = -best if row["status"] == "finished" else 0.0
-    return ORDER[row["status"]], by_score, row["sweep"], row["job"] if row["job"] is not None else row["number"]
+    place = row["number"] if row["job"] is None else row["job"]
+    return STATUSES.index(row["status"]), by_score, row["sweep"], place
 
 
 def _is_wide(width: int) -> bool:

@@ -6,9 +6,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcnlab.config.overrides import shell_join
+from fcnlab.config.overrides import list_as_typed, shell_join
 from fcnlab.config.run_context import RunContext
 from fcnlab.runs.settings import JOB_INTERPOLATION
+from fcnlab.verbs import LISTS
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,8 @@ def machine(device: "torch.device") -> dict[str, Any]:
 
 def command(context: RunContext) -> str:
     """Return the command line that repeats this run, also for a single job of a sweep."""
-    words = [word for word in context.overrides if not word.startswith("sweep.")]
+    lists = LISTS.get(context.verb, ())
+    words = [list_as_typed(word, lists) for word in context.overrides if not word.startswith("sweep.")]
     if any(map(JOB_INTERPOLATION.search, words)) and context.job_number is not None:
         words.insert(0, f"hydra.job.num={context.job_number}")  # which ${hydra:job.num} means
     folder = ["--config-dir", context.config_dir] if context.config_dir else []

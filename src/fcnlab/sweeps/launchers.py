@@ -209,6 +209,8 @@ class SlotsLauncher(Launcher):
             ) from error
 
     def _describe_threads(self, pool: ResourcePool) -> str:
+        if typed := os.environ.get("OMP_NUM_THREADS"):  # which the jobs keep
+            return f", OMP_NUM_THREADS={typed}"
         return f", {pool.threads} thread{'s' if pool.threads > 1 else ''} per process"
 
     def _start(self, job: Job, allocation: Allocation, configs: Mapping[int, DictConfig]) -> JobHandle:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.overrides import (
     command_options,
-    format_override,
+    format_path,
     plain_overrides,
     resume_override,
     shell_join,
@@ -263,9 +263,7 @@ class OptunaSweeper(Sweeper):
             best["number"],
             " ".join(params),
             shell_join(["fcnlab", self.verb, *(word for word in words if not word.startswith("sweep."))]),
-            shell_join(
-                ["fcnlab", self.verb, "-m", format_override("sweep.confirm", display_path(self.folder)), *NEW_SEEDS]
-            ),
+            shell_join(["fcnlab", self.verb, "-m", f"sweep.confirm={format_path(self.folder)}", *NEW_SEEDS]),
             display_path(self.folder),
         )
 

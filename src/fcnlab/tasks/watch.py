@@ -14,7 +14,6 @@ from io import TextIOWrapper
 from omegaconf import DictConfig
 
 from fcnlab.config.validation import ConfigError, validate_config
-from fcnlab.files.reading import display_path
 from fcnlab.live_view.monitor import Monitor
 from fcnlab.live_view.server import serve
 from fcnlab.live_view.terminal import lines
@@ -88,7 +87,7 @@ def serve_page(monitor: Monitor, port: int, open_browser: bool) -> None:
     """
 
     def show(address: str) -> None:
-        folders = ", ".join(display_path(root) for root in monitor.roots)
+        folders = ", ".join(monitor.root_names)
         print(f"Watching {folders} at {address} (only on this machine; Ctrl-C ends it)", flush=True)
         if open_browser:
             webbrowser.open(address)

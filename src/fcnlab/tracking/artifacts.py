@@ -20,7 +20,7 @@ from fcnlab.library_internals.wandb import add_reference, log_artifact, use_arti
 from fcnlab.metrics.scores import SCORES
 from fcnlab.runs.prediction_archive import NAME as PREDICTIONS
 from fcnlab.tracking.accepted_values import MAX_NAME, sendable, shortened
-from fcnlab.tracking.connection import within
+from fcnlab.tracking.bounded_calls import within
 from fcnlab.tracking.downloads import CheckpointFile
 from fcnlab.tracking.links import TrackedRun, mirrors
 from fcnlab.tracking.mirror import Mirror, attempt, errors_as_warnings

@@ -1,4 +1,4 @@
-"""Calls into W&B in a thread of their own, so that none holds up a run for long."""
+"""Calls into W&B in threads of their own, so that none holds up a run for long."""
 
 import logging
 import os
@@ -6,7 +6,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from typing import Any, TypeVar
 
 log = logging.getLogger("fcnlab")
 LONGEST = 5.0  # seconds that a run waits for a call
@@ -15,6 +17,7 @@ SLOW = 1.0  # seconds from which a call is slow
 MOST_WAITING = 10_000  # calls that may wait while an earlier one lasts; further ones are dropped, and counted
 
 Call = Callable[[], object]
+Result = TypeVar("Result")
 
 
 class BoundedCalls:
@@ -82,3 +85,23 @@ def _work(waiting: queue.Queue) -> None:
 
 
 calls = BoundedCalls()  # of this process
+
+
+def within(seconds: float, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Return the result of a function that runs in a thread, which is left alone after ``seconds``.
+
+    Raises
+    ------
+    TimeoutError
+        The function has not returned by then. Its own errors are raised, too.
+    """
+    result: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(function(*arguments))
+        except Exception as error:  # raised in the calling thread
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result(seconds)

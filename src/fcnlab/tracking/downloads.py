@@ -15,7 +15,9 @@ from fcnlab.data.locks import exclusive_lock
 from fcnlab.errors import UserError, first_line
 from fcnlab.library_internals.wandb import has_digest
 from fcnlab.messages import log_info
-from fcnlab.tracking.connection import check_server, download_folder, within
+from fcnlab.tracking.bounded_calls import within
+from fcnlab.tracking.folders import download_folder
+from fcnlab.tracking.server import check_server
 
 ADDRESS = re.compile(
     r"wandb:(?P<entity>[\w-]{1,128})/(?P<project>[^/\\#?%:\x00-\x1f\x7f]{1,128})/(?P<name>[\w.-]{1,128}):(?P<alias>[\w.-]{1,128})",

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import Logger
 
 from fcnlab.runs.score_record import ID
 from fcnlab.tracking.accepted_values import FORBIDDEN_IN_PROJECT, MAX_NAME, MAX_PROJECT
-from fcnlab.tracking.connection import within
+from fcnlab.tracking.bounded_calls import within
 from fcnlab.tracking.mirror import Mirror, attempt, errors_as_warnings
 
 TIMEOUT = 10.0  # seconds, of all requests that add a link

@@ -14,7 +14,6 @@ from fcnlab.files.reading import Unreadable
 from fcnlab.metrics.conventions import Matrices
 from fcnlab.runs.prediction_archive import KeptImage, open_archive
 from fcnlab.tracking.accepted_values import sendable
-from fcnlab.tracking.connection import temporary_files_in_own_folder
 from fcnlab.tracking.contents import (
     STEP,
     TABLE_IMAGES,
@@ -26,6 +25,7 @@ from fcnlab.tracking.contents import (
     results,
     scored_as,
 )
+from fcnlab.tracking.folders import temporary_files_in_own_folder
 from fcnlab.tracking.mirror import Mirror, attempt, errors_as_warnings
 
 CONFUSION_PLOT = "wandb/confusion_matrix/v1"  # W&B's own

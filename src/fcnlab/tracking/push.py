@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 from fcnlab.comparison.runs import MAX_NUMBER
 from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import read_rows
-from fcnlab.tracking.connection import START_TIMEOUT, check_server, check_settings, reachable_mode, wandb_logger
+from fcnlab.tracking.connection import START_TIMEOUT, wandb_logger
 from fcnlab.tracking.contents import numbers
 from fcnlab.tracking.end import END_TIMEOUT, end_run
 from fcnlab.tracking.media import Evaluation, log_evaluation
 from fcnlab.tracking.mirror import Mirror, attempt
 from fcnlab.tracking.recorded_run import RecordedRun, evaluation
+from fcnlab.tracking.server import check_server, check_settings, reachable_mode
 
 EXIT_CODES = {"finished": 0}  # all others have 1
 MARK = "fcnlab-push"  # an empty file in the folder of a pushed W&B run: it is not the live run's

@@ -16,7 +16,7 @@ def save(describe: Callable[[str], Any], entity: str | None) -> str:
     UserError
         The server cannot be reached, or it refuses.
     """
-    from fcnlab.tracking.connection import check_server  # imports torch, which the comparison before does not need
+    from fcnlab.tracking.server import check_server  # imports torch, which the comparison before does not need
 
     check_server()
     import wandb

@@ -11,7 +11,7 @@ const rows = new Map(); // runs by number
 const lines = new Map(); // their table rows
 const curves = new Map(); // by number: { version, points }
 const slots = new Map(); // shown runs: their series, from 0
-let state = { session: "", version: 0, sweeps: [], folders: [] };
+let state = { session: "", version: 0, statuses: [], sweeps: [], folders: [] };
 let picked = null; // the runs that the user has ticked; null: chosen by the page
 let selected = null, detailsOf = "";
 let sorting = { column: null, sign: 1 };
@@ -44,10 +44,9 @@ function make(tag, properties = {}, ...children) {
 
 // The table. Each column has a title, a text or the nodes of a cell, and a value to sort by.
 
-const ORDER = ["running", "waiting", "failed", "killed", "damaged", "interrupted", "finished"];
 const COLUMNS = [
   { title: "Run", value: (row) => nameOf(row) },
-  { title: "State", value: (row) => ORDER.indexOf(row.status), kind: "state" },
+  { title: "State", value: (row) => state.statuses.indexOf(row.status), kind: "state" },
   { title: "Step", value: (row) => row.step, show: progress },
   { title: "Best val mIoU, %", value: (row) => row.best, number: true, falls: true,
     show: (row) => [percent(row.best), ...spread(row.best_step === null ? "" : ` at ${row.best_step}`)] },
@@ -111,7 +110,8 @@ function fillLine(line, row) {
   const status = make("span", { className: `status ${row.status}`, textContent: row.status, title: row.reason });
   line.cells[2].replaceChildren(status);
   COLUMNS.slice(2).forEach((column, place) => line.cells[place + 3].replaceChildren(...column.show(row)));
-  line.cells[5].title = row.images ? `on ${row.set}, ${counted(row.images, "image")}; 95 % interval over images` : row.set;
+  const no_interval = row.no_interval && `; no interval: ${row.no_interval}`;
+  line.cells[5].title = row.images ? `on ${row.set}, ${counted(row.images, "image")}; 95 % interval over images` : row.set + no_interval;
   line.cells[9].title = row.status === "running" ? "of the main process, now" : "peak of the training";
 }
 
@@ -209,7 +209,7 @@ function showBest() {
 }
 
 function showState(counts) {
-  const parts = ORDER.filter((status) => counts[status]).map((status) => `${counts[status]} ${status}`);
+  const parts = state.statuses.filter((status) => counts[status]).map((status) => `${counts[status]} ${status}`);
   if (state.unread) parts.push(`${state.unread} still to be read`);
   const problems = state.sweeps.map((sweep) => sweep.problem).filter(Boolean).slice(0, 5);
   byId("state").replaceChildren(parts.join(", ") || "No run was found here yet.", ...problems.flatMap((text) => [make("br"), text]));
