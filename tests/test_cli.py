@@ -55,6 +55,7 @@ GROUPS = {
     "compare": set(),
     "watch": set(),
     "figure": set(),
+    "export": set(),
     "card": set(),
     "bench": set(),
     "wandb": set(),

@@ -52,6 +52,7 @@ fcnlab: experiments with fully convolutional networks for semantic segmentation.
   fcnlab compare runs=FOLDER[,FOLDER] [baseline=NAME]  {compare}
   fcnlab watch   [runs=FOLDER[,FOLDER]] [--terminal]   {watch}
   fcnlab figure  runs=FOLDER,FOLDER [images=NAME,NAME] {figure}
+  fcnlab export  checkpoint=PATH format=onnx           {export}
   fcnlab card    checkpoint=PATH [output=FILE]         {card}
   fcnlab bench   [benchmarks=NAME,NAME] [key=value]    {bench}
   fcnlab wandb   push|workspace|report runs=FOLDER     {wandb}

@@ -9,6 +9,7 @@ VERBS = {
     "compare": "compare runs: tables, confidence intervals, significance tests, an HTML page",
     "watch": "follow running sweeps and runs on a local page, or in the terminal with --terminal",
     "figure": "draw images, predictions of several runs and ground truth side by side: PDF and PNG",
+    "export": "write the network of a checkpoint for other programs: ONNX, torch.export, safetensors",
     "card": "write a model card of a checkpoint: scores, training, limits; for the Hugging Face Hub",
     "bench": "measure speed and memory, and compare them with other libraries",
     "wandb": "write recorded runs to Weights & Biases; save a view or a report of runs there",

@@ -28,6 +28,7 @@ ROOTS = {
     "compare": ["runs=[a]"],
     "watch": [],
     "figure": ["runs=[a]"],
+    "export": ["checkpoint=x", "format=onnx"],
     "card": ["checkpoint=x"],
     "bench": [],
     "wandb": ["action=push", "runs=[a]"],

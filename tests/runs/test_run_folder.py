@@ -133,6 +133,7 @@ REFUSED = {
     "compare": ["compare", "runs=run"],
     "watch": ["watch", "runs=nowhere"],
     "figure": ["figure", "runs=run", "images=none"],
+    "export": ["export", "checkpoint=run/run.json", "format=onnx"],
     "card": ["card", "checkpoint=run/run.json"],
     "bench": ["bench", "benchmarks=nothing"],
 }
@@ -149,7 +150,7 @@ def test_a_refused_command_leaves_the_folder_as_it_was(fcnlab, finished_run, sma
     assert "Traceback" not in output and tree(finished_run) == before, output
 
 
-@pytest.mark.parametrize("verb", ["eval", "predict", "doctor", "compare", "watch", "figure", "card", "bench"])
+@pytest.mark.parametrize("verb", ["eval", "predict", "doctor", "compare", "watch", "figure", "export", "card", "bench"])
 def test_a_refused_repetition_leaves_the_folder_as_it_was(fcnlab, tmp_path, verb):
     folder = tmp_path / "left" / ".hydra"
     folder.mkdir(parents=True)
@@ -159,7 +160,9 @@ def test_a_refused_repetition_leaves_the_folder_as_it_was(fcnlab, tmp_path, verb
     assert tree(tmp_path / "left") == before
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "predict", "doctor", "compare", "watch", "figure", "card", "bench"])
+@pytest.mark.parametrize(
+    "verb", ["train", "eval", "predict", "doctor", "compare", "watch", "figure", "export", "card", "bench"]
+)
 @pytest.mark.parametrize("left", ["sweep.json", "run.json"])
 def test_a_refused_sweep_leaves_the_folder_as_it_was(fcnlab, tmp_path, capsys, verb, left):
     (tmp_path / "there").mkdir()

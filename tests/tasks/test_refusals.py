@@ -116,6 +116,7 @@ def test_invalid_settings_are_refused_before_a_wandb_run(train_code, capsys, tmp
         ["doctor"],
         ["compare", "runs=x"],
         ["figure", "runs=x"],
+        ["export", "checkpoint=x", "format=onnx"],
         ["card", "checkpoint=x"],
         ["bench"],
     ],

@@ -1,5 +1,6 @@
 """Root schemas of all commands: which settings exist."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -7,6 +8,7 @@ from omegaconf import MISSING
 
 from fcnlab.config.components import is_component
 from fcnlab.config.ranges import (
+    MOST_PIXELS,
     AlikeBits,
     Confidence,
     Count,
@@ -69,6 +71,22 @@ Action = Annotated[
 Mode = Annotated[str, Meaning("auto, online or offline", lambda v: v in ("auto", "online", "offline"))]
 FigureWidth = Annotated[str, Meaning("column (3.25 inches) or text (6.875 inches)", lambda v: v in ("column", "text"))]
 FewImages = Annotated[int, Meaning("1 to 20", lambda value: 1 <= value <= 20)]
+
+
+ExportFormat = Annotated[
+    str,
+    Meaning("onnx, torch_export or safetensors", lambda value: value in ("onnx", "torch_export", "safetensors")),
+]
+ImageSize = Annotated[
+    str,
+    Meaning(
+        f"ROWSxCOLS such as 375x500, each from 1 to {MOST_PIXELS}",
+        lambda value: (
+            re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", value, re.ASCII) is not None
+            and max(map(int, value.split("x"))) <= MOST_PIXELS
+        ),
+    ),
+]
 
 
 def is_group_names(value: object) -> bool:
@@ -245,6 +263,20 @@ class FigureConfig:
     width: FigureWidth = "text"
     output: str | None = None
     overwrite: bool = False
+
+
+@dataclass
+class ExportConfig:
+    """The root of ``fcnlab export``."""
+
+    checkpoint: str = MISSING  # one checkpoint of fcnlab train
+    format: ExportFormat = MISSING
+    output: str | None = None
+    static: ImageSize | None = None
+    scores: bool = False
+    license: str | None = None
+    overwrite: bool = False
+    trust: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -34,13 +34,13 @@ def number(value: float) -> float | None:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces the real one if no error occurs.
+def atomic_write(path: Path, keep_suffix: bool = False) -> Iterator[Path]:
+    """Yield a temporary path that replaces the real one if no error occurs; libraries may need its suffix.
 
     The file is synced before the replacement, and its folder after it: a kill or a power failure leaves the old or the
     new file. An existing link at the path is replaced, not followed.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + ".part" + (path.suffix if keep_suffix else ""))
     part.unlink(missing_ok=True)
     try:
         yield part

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -89,8 +90,23 @@ def overlap(a: FeatureMap, b: FeatureMap) -> tuple[FeatureMap, FeatureMap]:
 
 
 def _window(features: FeatureMap, first: int, rows: int, cols: int) -> FeatureMap:
-    data = features.data[:, :, first : first + rows, first : first + cols]
+    data = crop(features.data, first, rows, cols)
     return FeatureMap(data, features.stride, features.origin + features.stride * first)
+
+
+def crop(
+    data: Float[Tensor, "batch channel rows cols"], first: int, rows: int, cols: int
+) -> Float[Tensor, "batch channel cropped_rows cropped_cols"]:
+    """Return ``rows`` and ``cols`` of a map, from cell ``first`` on both axes; fewer where the map ends before.
+
+    For a slice, torch.export records whether it removes cells in the example, and the exported program refuses images
+    of which it would remove none, or some. It records nothing for cells that are selected by their indices.
+    """
+    if torch.compiler.is_exporting():
+        for axis, length in ((2, rows), (3, cols)):
+            data = data.index_select(axis, torch.arange(first, first + length, device=data.device))
+        return data
+    return data[:, :, first : first + rows, first : first + cols]
 
 
 def add(a: FeatureMap, b: FeatureMap) -> FeatureMap:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from fcnlab.models.geometry import FeatureMap, Grid, overlap
+from fcnlab.models.geometry import FeatureMap, Grid, crop
 
 ROWS, COLS = 2, 3
 # Scores in a block of rows: on a CPU those that its cache holds, elsewhere enough to keep a large device busy.
@@ -166,8 +166,8 @@ class CoarseScores:
 
     def full(self) -> Scores:
         """The scores of every pixel."""
-        scores = overlap(self.upsample(self.fused), self.image)[0].data
-        size = self.image.data.shape[2:]
+        upsampled, size = self.upsample(self.fused), self.image.data.shape[2:]
+        scores = crop(upsampled.data, _whole(self.image.origin - upsampled.origin), *size)
         assert scores.shape[2:] == size, f"scores of {tuple(scores.shape)} do not cover an image of {tuple(size)}"
         return scores
 

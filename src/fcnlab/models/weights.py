@@ -145,6 +145,25 @@ def load_without_code(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
         raise WeightsError(f"{path} is no readable weights file: {first_line(error)}") from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a ``.safetensors`` file has beside its tensors, by name.
+
+    Raises
+    ------
+    WeightsError
+        As :func:`load_without_code`.
+    """
+    try:
+        with path.open("rb") as file:
+            found = _check_safetensors(file, path).get("__metadata__")
+    except WeightsError:
+        raise
+    except Exception as error:  # as of load_without_code
+        raise WeightsError(f"{path} is no readable weights file: {first_line(error)}") from error
+    texts = found.items() if isinstance(found, dict) else ()
+    return {name: text for name, text in texts if isinstance(text, str)}
+
+
 def _check_file(file: IO[bytes], path: Path, inert: Collection[str]) -> None:
     """Look at the checksums, which torch passes over: a flipped bit would be another weight; and at the pickles."""
     if file.read(4) != b"PK\x03\x04":  # before torch 1.6, files were no archives and had no checksums
@@ -184,8 +203,8 @@ def _check_legacy(file: IO[bytes], path: Path, inert: Collection[str]) -> None:
         )
 
 
-def _check_safetensors(file: IO[bytes], path: Path) -> None:
-    """Look at the header, which safetensors reads as a whole, whatever its size."""
+def _check_safetensors(file: IO[bytes], path: Path) -> dict[str, Any]:
+    """Return the header after a look at it: safetensors reads it as a whole, whatever its size."""
     length = int.from_bytes(file.read(8), "little")
     if length > HEADER:
         raise WeightsError(f"{path} is no readable weights file: header too large, more than {HEADER:,} bytes")
@@ -195,6 +214,7 @@ def _check_safetensors(file: IO[bytes], path: Path) -> None:
     shapes = [entry.get("shape") for entry in header.values() if isinstance(entry, dict)]
     if any(isinstance(shape, list) and len(shape) > DIMENSIONS for shape in shapes):
         raise WeightsError(f"{path} is no readable weights file: a tensor of more than {DIMENSIONS} dimensions")
+    return header
 
 
 def check_tensors(tensors: StateDict, source: str) -> None:

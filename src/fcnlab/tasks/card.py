@@ -41,7 +41,7 @@ def card(cfg: DictConfig, run: RunFolder) -> None:
         score_intervals(each.areas, draws(len(each.names), cfg.resamples), cfg.confidence)
         for each in records.evaluations
     ]
-    text = model_card(_model(net, list(cfg.trust)), records, intervals, publication, cfg.confidence)
+    text = model_card(model_of(net, list(cfg.trust)), records, intervals, publication, cfg.confidence)
     run.accept(cfg)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
@@ -56,7 +56,8 @@ def _publication(cfg: DictConfig) -> Publication:
     return Publication(cfg.name, cfg.license, to_plain(cfg)["datasets"])
 
 
-def _model(net: TrainedNet, trust: list[str]) -> Model:
+def model_of(net: TrainedNet, trust: list[str]) -> Model:
+    """Return the facts on a network that its checkpoint knows."""
     network, facts = net.net, net.checkpoint["fcnlab"]
     version = facts.get("version")
     return Model(

@@ -24,6 +24,7 @@ from fcnlab.runs.selection import CHECKPOINT_TYPES, Facts, is_valid_selection
 from fcnlab.tracking.downloads import CheckpointFile, checkpoint_file
 from fcnlab.training.callbacks.resume import check_random_states
 from fcnlab.training.callbacks.stopping import check_stopping_states
+from fcnlab.training.weights_file import SUFFIX, read_weights_file
 from fcnlab.version import __version__
 
 MAX_DEPTH = 20  # levels of a record; a model's config has 3
@@ -57,6 +58,8 @@ def without_weights(model: dict[str, Any]) -> dict[str, Any]:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the content of a checkpoint of ``fcnlab train``, with its record in plain lists and dicts as "fcnlab".
 
+    A ``.safetensors`` file of ``fcnlab export`` has the record and the weights, but no state to resume.
+
     Raises
     ------
     UserError
@@ -69,7 +72,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         hint = f"Did you mean {found}?" if found else "A run's are RUN/checkpoints/best.ckpt and last.ckpt."
         raise UserError(f"checkpoint={path} is not a file. {hint}")
     try:
-        checkpoint = load_without_code(path)
+        checkpoint = read_weights_file(path) if path.suffix == SUFFIX else load_without_code(path)
     except WeightsError as error:
         last = path.with_name("last.ckpt")
         hint = f" The run has another checkpoint: {last}" if path.name != last.name and last.is_file() else ""
@@ -334,7 +337,10 @@ def _tensors(state: Any) -> dict[str, Tensor]:
 def selection_of(checkpoint: dict[str, Any]) -> Facts | None:
     """Return how a checkpoint was selected (:mod:`fcnlab.runs.selection`); None where it is not recorded."""
     selection = checkpoint["fcnlab"].get("selection")
-    return selection and {**selection, "stopped_early": bool((checkpoint.get("resume") or {}).get("stopped_early"))}
+    if selection is None:
+        return None
+    stopped = (checkpoint.get("resume") or selection).get("stopped_early")  # of a weights file, in the selection
+    return {**selection, "stopped_early": bool(stopped)}
 
 
 def rebuild_model(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -> FCN:

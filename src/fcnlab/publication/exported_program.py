@@ -1,0 +1,118 @@
+"""A network as a program of torch.export: images in bytes to class maps, for images of any size."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from fcnlab.errors import UserError, first_line
+from fcnlab.library_internals.torch import TorchDispatchMode, without_reports_of_guards
+
+Images = UInt8[Tensor, "batch 3 rows cols"]
+ClassMap = UInt8[Tensor, "batch rows cols"]
+ScoreMap = Float[Tensor, "batch classes rows cols"]
+Runner = Callable[[Tensor], tuple[Tensor, Tensor]]  # images to class map and scores
+ImageSize = tuple[int, int]  # rows and columns
+
+INPUT, CLASS_MAP, SCORES = "image", "class_map", "scores"
+FACTS = "fcnlab.json"  # in a file of torch.export
+EXAMPLE = (2, 97, 130)  # batch, rows and columns: all different, and some cells of the coarsest level on each side
+LARGEST_SMALLEST = 1024  # pixels on each side, below which a size must be accepted
+
+
+class BytesToClasses(nn.Module):
+    """What ``fcnlab predict`` computes with ``inference=whole`` and ``postprocess=none``: normalisation to argmax."""
+
+    def __init__(self, net: nn.Module, with_scores: bool):
+        super().__init__()
+        self.net, self.with_scores = net, with_scores
+
+    def forward(self, image: Tensor) -> Any:
+        scores = self.net(image.float() / 255).float()
+        class_map = scores.argmax(1).to(torch.uint8)  # the first of equal scores
+        return (class_map, scores) if self.with_scores else class_map
+
+
+class Program(NamedTuple):
+    """An exported network, and the least number of pixels on each side of its images."""
+
+    exported: ExportedProgram
+    smallest: int
+
+
+def export_program(net: nn.Module, minimum: int, static: ImageSize | None, with_scores: bool) -> Program:
+    """Export a network; ``minimum`` is its own smallest size.
+
+    ``static`` fixes the images: one at a time, of this size. Otherwise the batch and both sides are free. torch.export
+    fixes a side that is one cell long, so an image whose coarsest level is one cell wide is too small for the program.
+
+    Raises
+    ------
+    UserError
+        torch.export cannot trace the network.
+    """
+    auto = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
+    batch, *size = (1, *static) if static else EXAMPLE
+    example = torch.zeros(batch, 3, *size, dtype=torch.uint8)
+    network = BytesToClasses(net.to(memory_format=torch.contiguous_format), with_scores).eval()
+    try:
+        with torch.no_grad(), without_reports_of_guards():
+            exported = torch.export.export(network, (example,), dynamic_shapes=None if static else (auto,))
+    except Exception as error:  # the errors of torch.export have no common class
+        raise UserError(
+            f"torch.export cannot export {type(net).__name__}, because its code depends on the image in a way that no"
+            f" fixed program has: {first_line(error)}"
+        ) from error
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return Program(exported, min(static) if static else _smallest(exported, minimum))
+
+
+def _smallest(exported: ExportedProgram, minimum: int) -> int:
+    """Return the smallest side of a square image that a program accepts; smaller ones it refuses at once."""
+    module, reason = exported.module(), "no size"
+    for side in range(minimum, LARGEST_SMALLEST + 1):
+        try:
+            with torch.inference_mode():
+                module(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+            return side
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = first_line(error)
+    raise UserError(
+        f"the exported network accepts no image of up to {LARGEST_SMALLEST} pixels on each side: {reason}."
+        " Set static=ROWSxCOLS to export it for one size"
+    )
+
+
+def save_program(program: Program, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a program as ``.pt2``; ``torch.export.load(path, extra_files={"fcnlab.json": ""})`` returns the facts."""
+    with path.open("wb") as file:  # torch would write the name of a path into the archive
+        torch.export.save(program.exported, file, extra_files={FACTS: json.dumps(facts)})
+
+
+def open_program(path: Path) -> Runner:
+    """Return a function that runs the program in a file; it also returns the scores that the file keeps to itself."""
+    module = torch.export.load(path).module()
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(), _ArgmaxInput() as scores:
+            found = module(images)
+        return found[0] if isinstance(found, tuple) else found, scores.tensor
+
+    return run
+
+
+class _ArgmaxInput(TorchDispatchMode):
+    """Keeps the tensor whose argmax was computed last."""
+
+    tensor: Tensor
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.argmax.default:
+            self.tensor = args[0]
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,74 @@
+"""A trained network as a safetensors file: its weights, and in the metadata the record of its checkpoint as JSON."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import nn
+
+from fcnlab.errors import first_line
+from fcnlab.models.weights import WeightsError, load_without_code, read_metadata
+
+SUFFIX = ".safetensors"
+RECORD, FACTS = "fcnlab", "fcnlab_facts"  # names in the metadata
+KEPT = ("version", "variant", "model", "classes", "palette", "selection", "trained")  # others are needed to resume
+OF_THIS_MACHINE = ("root", "wandb_run", "data.root")  # entries of "trained" that a published file does not need
+WHOLE_NUMBER = re.compile(r"-?\d{1,20}", re.ASCII)
+
+
+def write_weights_file(path: Path, net: nn.Module, checkpoint: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write the weights and buffers of a network, by their names in it.
+
+    ``checkpoint`` is that of the network, with its record as "fcnlab". The entries that are only needed to resume a
+    run, the folder of the data and the W&B run stay out. ``facts`` are for other readers.
+    """
+    metadata = {"format": "pt", RECORD: json.dumps(_record(checkpoint)), FACTS: json.dumps(facts)}
+    tensors = {name: value.contiguous() for name, value in net.state_dict().items()}
+    path.write_bytes(save(tensors, metadata))  # save_file would let nobody else read it
+
+
+def _record(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    record = {key: checkpoint["fcnlab"][key] for key in KEPT if key in checkpoint["fcnlab"]}
+    if isinstance(record.get("trained"), dict):
+        record["trained"] = _published(record["trained"])
+        if isinstance(record["trained"].get("settings"), dict):
+            record["trained"]["settings"] = _published(record["trained"]["settings"])
+    if "selection" in record:
+        stopped = bool((checkpoint.get("resume") or {}).get("stopped_early"))
+        record["selection"] = {"stopped_early": stopped, **record["selection"]}
+    return record | {"step": checkpoint.get("global_step", 0)}
+
+
+def _published(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if key not in OF_THIS_MACHINE}
+
+
+def read_weights_file(path: Path) -> dict[str, Any]:
+    """Return the content of a file of :func:`write_weights_file` in the form of a checkpoint; its record is unchecked.
+
+    The file is data: no code that it names is run. A file without a record has no entry "fcnlab".
+
+    Raises
+    ------
+    WeightsError
+        The file is damaged, or its record is no JSON.
+    """
+    state = {f"net.{name}": value for name, value in load_without_code(path).items()}
+    text = read_metadata(path).get(RECORD)
+    if text is None:
+        return {"state_dict": state}
+    try:
+        record = json.loads(text, object_hook=_with_numbers)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is damaged: its record is no JSON: {first_line(error)}") from error
+    step = record.pop("step", 0) if isinstance(record, dict) else 0
+    return {"state_dict": state, "fcnlab": record, "global_step": step}
+
+
+def _with_numbers(entries: dict[str, Any]) -> dict[Any, Any]:
+    """Return a mapping with its whole numbers as keys, which JSON has turned into texts, as of ``skip_scales``."""
+    are_numbers = bool(entries) and all(map(WHOLE_NUMBER.fullmatch, entries))
+    return {int(key): value for key, value in entries.items()} if are_numbers else entries

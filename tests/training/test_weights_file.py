@@ -1,0 +1,120 @@
+"""Test checkpoints as safetensors files: what they keep, and that their content is data."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fcnlab.errors import UserError
+from fcnlab.models import FCN, Tiny
+from fcnlab.training.checkpoints import read_checkpoint, read_nets, selection_of
+from fcnlab.training.weights_file import write_weights_file
+
+SELECTION = {"checkpoint": "best", "monitor": "val/miou", "mode": "max", "set": "leaves", "list": "val", "among": 3}
+SELECTION |= {"step": 30, "val_miou": 0.5, "images": "a" * 16}
+
+
+def network() -> FCN:
+    torch.manual_seed(0)
+    net = FCN(Tiny(width=2), 2, (32, 16), skip_scales={16: 0.5})
+    nn.init.normal_(net.heads["32"].weight)
+    return net
+
+
+def checkpoint() -> dict:
+    backbone = {"_target_": "fcnlab.models.Tiny", "width": 2}
+    model = {"_target_": "fcnlab.models.FCN", "backbone": backbone, "num_classes": 2, "levels": [32, 16]}
+    record = {
+        "version": "0.1.0",
+        "model": model | {"skip_scales": {16: 0.5}},
+        "classes": ["background", "Blatt ü"],
+        "palette": [[0, 0, 0], [9, 200, 255]],
+        "selection": SELECTION,
+        "settings": {"data.root": "/home/me"},
+        "trained": {"seed": 1, "root": "/home/me", "settings": {"data.root": "/home/me", "optim.lr": 0.1}, "files": {}},
+    }
+    return {"fcnlab": record, "global_step": 30, "resume": {"stopped_early": True}}
+
+
+@pytest.fixture
+def file(tmp_path):
+    write_weights_file(tmp_path / "net.safetensors", network(), checkpoint(), {"license": "mit"})
+    return tmp_path / "net.safetensors"
+
+
+def test_weights_and_record_are_those_of_the_checkpoint(file):
+    """Among them the whole numbers that are keys, which JSON does not have."""
+    read = read_checkpoint(file)
+    assert read["global_step"] == 30 and selection_of(read) == {**SELECTION, "stopped_early": True}
+    for key in ("version", "model", "classes", "palette"):
+        assert read["fcnlab"][key] == checkpoint()["fcnlab"][key]
+    (trained,) = read_nets(file, [])
+    state = network().state_dict()
+    assert trained.net.skip_scales == {16: 0.5} and trained.net.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in trained.net.state_dict().items())
+
+
+def test_other_programs_read_the_tensors_and_the_facts(file):
+    state = network().state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in load_file(file).items())
+    metadata = safe_open(file, "pt").metadata()
+    assert metadata["format"] == "pt" and json.loads(metadata["fcnlab_facts"]) == {"license": "mit"}
+
+
+def test_folders_of_this_machine_are_left_out(file):
+    assert b"/home/me" not in file.read_bytes()
+    assert read_checkpoint(file)["fcnlab"]["trained"]["settings"] == {"optim.lr": 0.1}
+
+
+def test_everybody_who_may_read_the_folder_may_read_the_file(file, tmp_path):
+    (tmp_path / "other").touch()
+    assert file.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def changed(file, **entries):
+    """Write the file with other entries in its record."""
+    record = json.loads(safe_open(file, "pt").metadata()["fcnlab"]) | entries
+    save_file(load_file(file), file, {"fcnlab": json.dumps(record)})
+    return file
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"model": {"_target_": "os.system", "command": "true"}}, "os.system"),
+        ({"model": {"_target_": "fcnlab.models.FCN", "backbone": {"_target_": "mine.Net"}}}, "mine.Net"),
+        ({"classes": ["only one"]}, "was changed: its palette is not RGB"),
+        ({"step": "many"}, "its global_step is not an integer"),
+        ({"selection": {"checkpoint": "best"}}, "its selection is invalid"),
+        ({"model": [[[]]] * 20_000}, "more than 20 levels or 10000 values"),
+    ],
+)
+def test_a_changed_record_is_refused_and_names_no_code(file, entries, message):
+    with pytest.raises(UserError, match=message):
+        read_nets(changed(file, **entries), [])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "was not written by fcnlab train. To start from weights alone, use"),
+        ({"fcnlab": "{"}, "its record is no JSON"),
+        ({"fcnlab": "[" * 100_000}, "its record is no JSON"),
+        ({"fcnlab": "[1]"}, "its record has no valid model"),
+    ],
+)
+def test_a_file_of_others_is_refused(tmp_path, metadata, message):
+    save_file(network().state_dict(), tmp_path / "net.safetensors", metadata)
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(tmp_path / "net.safetensors")
+
+
+def test_weights_of_another_network_are_refused(file):
+    state = load_file(file)
+    state["heads.32.weight"] = state["heads.32.weight"][:1].clone()
+    save_file(state, file, safe_open(file, "pt").metadata())
+    with pytest.raises(UserError, match=r"1 of another shape: heads\.32\.weight"):
+        read_nets(file, [])
