@@ -1,9 +1,8 @@
 """Fully convolutional networks, written once: FCN-32s, 16s and 8s differ in the levels that they score."""
 
-import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -13,14 +12,13 @@ from fcnlab.config.ranges import NumClasses, Positive
 from fcnlab.models.backbone import Backbone
 from fcnlab.models.frozen_norm import freeze_norms
 from fcnlab.models.geometry import IMAGE, FeatureMap, add
+from fcnlab.models.network import SMALL_IMAGE, Network, rehearse
 from fcnlab.models.published import as_ours
 from fcnlab.models.upsampling import CoarseScores, Upsample
 from fcnlab.models.weights import WeightsError, load_strictly, read_labelled
 
-SMALL_IMAGE = 64  # pixels
 
-
-class FCN(nn.Module):
+class FCN(Network):
     """Score some levels of a backbone and fuse them from coarse to fine (Long, Shelhamer & Darrell, CVPR 2015, 4.2).
 
     Parameters
@@ -51,6 +49,9 @@ class FCN(nn.Module):
     reset_heads
         Take only the backbone from ``weights``, for another set of classes.
     """
+
+    backbone_path = "backbone"
+    scores_rows_alone = True
 
     def __init__(
         self,
@@ -89,22 +90,44 @@ class FCN(nn.Module):
         elif reset_heads:
             warnings.warn("model.reset_heads=true has no effect without model.weights", stacklevel=2)
 
-    def forward(self, image: Float[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch classes rows cols"]:
-        """Scores of every pixel; the images are RGB in 0..1."""
-        return self.coarse(image).full()
+    @property
+    def channels_last_on_cpu(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return getattr(self.backbone, "channels_last_on_cpu", False)  # a user's own backbone need not define it
+
+    @property
+    def min_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.backbone.min_size
+
+    @property
+    def title(self) -> str:
+        return f"{self._variant} on {type(self.backbone).__name__}"
+
+    @property
+    def description(self) -> str:
+        strides = ", ".join(map(str, self.levels))
+        return f"{self._variant} (strides {strides}), backbone {type(self.backbone).__name__}"
+
+    @property
+    def _variant(self) -> str:
+        return f"{type(self).__name__}-{self.levels[-1]}s"
+
+    @property
+    def compiled_part(self) -> nn.Module:
+        assert isinstance(self.backbone, nn.Module)
+        return self.backbone
 
     def coarse(self, image: Float[Tensor, "batch 3 rows cols"]) -> CoarseScores:
-        """The same before the last upsampling, for what can do with some rows of it at a time."""
+        """Return the scores before the last upsampling, for what can do with some rows of it at a time."""
         last = self.upsample[-1]
         assert isinstance(last, Upsample)
         return CoarseScores(self.fused(image), last, FeatureMap(image, *IMAGE))
 
     def fused(self, image: Float[Tensor, "batch 3 rows cols"]) -> FeatureMap:
         """The scores of all levels together, at the finest level's stride."""
-        if min(image.shape[2:]) < self.backbone.min_size:
+        if min(image.shape[2:]) < self.min_size:
             raise ValueError(
                 f"an image of {image.shape[2]}x{image.shape[3]} pixels is too small for"
-                f" {type(self.backbone).__name__}: it needs {self.backbone.min_size} on each side"
+                f" {type(self.backbone).__name__}: it needs {self.min_size} on each side"
             )
         features = self.backbone(image)
         fused, *skips = (self.score(level, features[level]) for level in self.levels)
@@ -137,43 +160,34 @@ class FCN(nn.Module):
         self.pretrained = True
 
 
-def unused_parameters(net: FCN) -> list[nn.Parameter]:
-    """Those that no score depends on: of a backbone's coarser parts, where only finer levels are scored."""
-    used = _used_parameters(net, net.backbone, torch.sum)
-    return [value for name, value in net.named_parameters() if value.requires_grad and name not in used]
-
-
-def _used_parameters(net: nn.Module, backbone: Backbone, total: Callable[[Any], Tensor]) -> set[str]:
-    """The names of the parameters that ``total``, a number that depends on the result of a network, depends on."""
-    shadow = copy.deepcopy(net).to("meta").eval().requires_grad_()
-    total(shadow(_small_image(backbone, "meta"))).backward()
-    return {name for name, parameter in shadow.named_parameters() if parameter.grad is not None}
-
-
-def _small_image(backbone: Backbone, device: torch.device | str) -> Float[Tensor, "1 3 side side"]:
-    side = max(backbone.min_size, SMALL_IMAGE)
-    return torch.zeros(1, 3, side, side, device=device)
-
-
 def _freeze_norms(backbone: Backbone) -> None:
     assert isinstance(backbone, nn.Module)
-    if not freeze_norms(backbone, _small_image(backbone, next(backbone.parameters()).device)):
+    image = torch.zeros(1, 3, *_small_size(backbone), device=next(backbone.parameters()).device)
+    if not freeze_norms(backbone, image):
         name = type(backbone).__name__
         warnings.warn(f"model.frozen_norm=true has no effect: {name} has no batch normalisation", stacklevel=3)
 
 
 def _freeze_until(backbone: Backbone, level: int) -> None:
+    """Freeze the parameters that the features of a level depend on."""
     assert isinstance(backbone, nn.Module)
     if level not in backbone.levels:
         raise ValueError(f"frozen_until={level}: choose one of {sorted(backbone.levels)} or null")
-    frozen = _used_parameters(backbone, backbone, lambda features: features[level].data.sum())
-    for name, parameter in backbone.named_parameters():
-        if name in frozen:
-            parameter.requires_grad_(False)
+
+    def gradients(shadow: nn.Module, image: Tensor) -> set[str]:
+        shadow(image)[level].data.sum().backward()
+        return {name for name, parameter in shadow.named_parameters() if parameter.grad is not None}
+
+    for name in rehearse(backbone, _small_size(backbone), gradients):
+        backbone.get_parameter(name).requires_grad_(False)
     if any(isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad for module in backbone.modules()):
         raise ValueError(
             f"frozen_until={level} needs frozen_norm=true: batch normalisations of the frozen layers would still change"
         )
+
+
+def _small_size(backbone: Backbone) -> tuple[int, int]:
+    return (max(backbone.min_size, SMALL_IMAGE),) * 2
 
 
 def _may_start_afresh(key: str) -> bool:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fcnlab.config.ranges import MOST_WARMUP, BelowOne, Meaning, NonNegative, Warmup
 from fcnlab.errors import UserError
 from fcnlab.library_internals.torch import leave_scaling_to_the_scaler, set_last_rates
-from fcnlab.models import FCN, unused_parameters
+from fcnlab.models import Network, unused_parameters
 from fcnlab.models.frozen_norm import FrozenNorm
 
 MOMENTUM = 0.9  # the default
@@ -22,7 +22,7 @@ RESTORED_KEYS = {"params", "lr", "initial_lr"}  # of a parameter group; all othe
 
 
 def parameter_groups(
-    net: nn.Module,
+    net: Network,
     lr: float,
     weight_decay: float,
     bias_lr_scale: float,
@@ -38,7 +38,7 @@ def parameter_groups(
     """
     groups: dict[str, dict[str, Any]] = {}
     for module_name, module in net.named_modules():
-        in_backbone = module_name.startswith("backbone")
+        in_backbone = net.in_backbone(module_name)
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
@@ -55,7 +55,7 @@ def parameter_groups(
     return list(groups.values())
 
 
-def freeze(net: FCN, pretrained_lr_scale: float) -> None:
+def freeze(net: Network, pretrained_lr_scale: float) -> None:
     """Freeze the parameters that are not trained: a pretrained backbone at learning rate 0, and unused parameters.
 
     Batch normalisation layers of a frozen backbone keep their statistics, too (Lightning does not change their mode).
@@ -71,14 +71,14 @@ def freeze(net: FCN, pretrained_lr_scale: float) -> None:
         )
     if net.pretrained and pretrained_lr_scale == 0:
         for name, module in net.named_modules():
-            if name.startswith("backbone."):
+            if net.in_backbone(name):
                 module.requires_grad_(False)
-            if name.startswith("backbone.") and isinstance(module, nn.BatchNorm2d):
+            if net.in_backbone(name) and isinstance(module, nn.BatchNorm2d):
                 module.eval()
 
 
 def sgd(
-    net: nn.Module,
+    net: Network,
     lr: NonNegative,
     momentum: BelowOne = MOMENTUM,
     weight_decay: NonNegative = 5e-4,
@@ -94,7 +94,7 @@ def sgd(
 
 
 def adamw(
-    net: nn.Module,
+    net: Network,
     lr: NonNegative,
     betas: Betas = (0.9, 0.999),
     weight_decay: NonNegative = 0.01,
