@@ -38,9 +38,9 @@ def load(
     Parameters
     ----------
     checkpoint
-        Such as ``RUN/checkpoints/best.ckpt``; the run's folder is not needed. ``wandb:ENTITY/PROJECT/NAME:ALIAS``
-        downloads the checkpoint of an artifact in W&B. A list is an ensemble: the class
-        probabilities of its networks, which have the same classes, are averaged.
+        Such as ``RUN/checkpoints/best.ckpt``; the run's folder is not needed. A ``.safetensors`` file of ``fcnlab
+        export`` is a checkpoint, too. ``wandb:ENTITY/PROJECT/NAME:ALIAS`` downloads the checkpoint of an artifact in
+        W&B. A list is an ensemble: the class probabilities of its networks, which have the same classes, are averaged.
     device
         Such as "cpu" or "cuda:1". None: the GPU if there is one, otherwise the CPU.
     inference, postprocess

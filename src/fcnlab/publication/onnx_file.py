@@ -37,7 +37,7 @@ def save_onnx(program: Program, path: Path, facts: Mapping[str, Any], with_score
     Raises
     ------
     UserError
-        The program cannot be converted, or the model is not valid ONNX.
+        The program cannot be converted.
     """
     import onnx
 
