@@ -357,8 +357,8 @@ def test_a_model_from_a_file_has_only_a_listed_backbone(name):
     )
 
 
-def network(name: str = "segmentation_models_pytorch.Unet", **arguments) -> dict:
-    node = {"_target_": name, "_partial_": True, "classes": 21} | arguments
+def network(target: str = "segmentation_models_pytorch.Unet", **arguments) -> dict:
+    node = {"_target_": target, "_partial_": True, "classes": 21} | arguments
     return {"_target_": "fcnlab.models.Architecture", "num_classes": 21, "weights": "none", "network": node}
 
 

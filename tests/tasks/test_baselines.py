@@ -110,7 +110,7 @@ def test_a_network_of_the_users_own_is_trained_and_scored(fcnlab, shapes, own_ne
     [
         (["model.weights=theirs"], "model.weights=theirs could not be fetched by Net (OSError: no route).\nOffline?"),
         (["model.size_multiple=0"], "model.size_multiple must be a number of pixels from 1"),
-        (["model.mean=[0,0]"], "model.mean must be three numbers, for red, green and blue, got [0, 0]."),
+        (["+model.mean=[0,0]"], "model.mean must be three numbers, for red, green and blue, got [0, 0]."),
         (["model.network.classes=3"], "Net returns scores of 3 classes, but the data have 21"),
         (
             ["model/backbone=vgg16"],
