@@ -28,11 +28,13 @@ class Toy(nn.Module):
         super().__init__()
         if fetched == "offline":
             raise OSError("no route to the host of the weights")
-        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        first = nn.Conv2d(3, 4, 3, padding=1)
+        self.encoder = nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU())
         self.head = nn.Conv2d(4, classes, 1)
         self.stride, self.up = stride, up
         if fetched is not None:
-            nn.init.constant_(self.encoder[0].bias, float(fetched))
+            assert first.bias is not None
+            nn.init.constant_(first.bias, float(fetched))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2] % self.stride or x.shape[3] % self.stride:
@@ -105,7 +107,8 @@ def test_a_network_that_cannot_run_on_the_meta_device():
 def test_the_learning_rate_of_a_backbone_with_named_weights(weights: str, pretrained: bool):
     net = wrapped(backbone="encoder", named_weights={"imagenet": {"fetched": "0.25"}}, weights=weights)
     assert net.pretrained is pretrained
-    assert (net.network.get_submodule("encoder.0").bias == 0.25).all().item() is pretrained
+    bias = net.network.get_parameter("encoder.0.bias")
+    assert torch.equal(bias, torch.full_like(bias, 0.25)) is pretrained
     groups = parameter_groups(net, 0.1, 5e-4, bias_lr_scale=2.0, pretrained_lr_scale=0.1)
     rates = {group["name"]: pytest.approx(group["lr"]) for group in groups}
     scale = 0.1 if pretrained else 1.0
@@ -142,7 +145,7 @@ def test_weights_from_a_file_of_the_network_and_from_a_checkpoint(tmp_path):
         (partial(Toy, up=2), {}, "Toy returns scores of 34x50 for images of 68x100 pixels. Scores must have the size"),
         (Pair, {}, "Pair returns a tuple. It must return scores"),
         (Toy, {"size_multiple": 1}, r"Toy cannot process an image of 65x97 pixels \(RuntimeError: sides must be mul"),
-        (partial(Toy, levels=3), {}, r"Toy cannot be built with these arguments \(TypeError: .*'levels'"),
+        (partial(Toy, **{"levels": 3}), {}, r"Toy cannot be built with these arguments \(TypeError: .*'levels'"),
         (dict, {}, "dict returns a dict, not a torch.nn.Module"),
         (Toy(), {}, "is a Toy that is already built: add _partial_: true"),
         (Toy, {"backbone": "stem"}, "model.backbone=stem is no submodule of Toy: choose encoder, head or null"),
@@ -171,6 +174,7 @@ def published_by_torchvision(build, weights, path: Path) -> None:
     module = build(weights=None, weights_backbone=None, num_classes=21, aux_loss=True).eval()
     for layer in module.modules():  # the statistics of a trained network
         if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None and layer.running_var is not None
             layer.running_mean.uniform_(-0.1, 0.1)
             layer.running_var.uniform_(0.5, 1.5)
     torch.save(module.state_dict(), path)

@@ -176,9 +176,8 @@ class Architecture(Network):
 
 def own_names(state: StateDict) -> dict[str, Tensor]:
     """Return tensors under the names of :class:`Architecture`: those of a checkpoint, or of a network by itself."""
-    if all(key.startswith("net.network.") for key in state):
-        return {key.removeprefix("net."): value for key, value in state.items()}
-    return {f"network.{key}": value for key, value in state.items()}
+    of_checkpoint = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.network.")}
+    return of_checkpoint or {f"network.{key}": value for key, value in state.items()}
 
 
 def _built(network: Callable[..., nn.Module], weights: str, fetched: Mapping[str, Mapping[str, Any]]) -> nn.Module:

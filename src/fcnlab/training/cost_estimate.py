@@ -272,7 +272,7 @@ def step_pace(segmenter: Segmenter, shape: tuple[int, int, int], context: Callab
     Where two batches would take long, and more than a fiftieth of the run, time one image instead: that overestimates,
     since a batch takes less time than its images one by one.
     """
-    count, rows, cols = shape
+    count = shape[0]
     few = _pace_of_few(segmenter, shape, context, times)
     batch = few.seconds / few.images * count
     run = times * batch

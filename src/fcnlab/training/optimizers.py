@@ -22,7 +22,7 @@ RESTORED_KEYS = {"params", "lr", "initial_lr"}  # of a parameter group; all othe
 
 
 def parameter_groups(
-    net: Network,
+    net: nn.Module,
     lr: float,
     weight_decay: float,
     bias_lr_scale: float,
@@ -38,7 +38,7 @@ def parameter_groups(
     """
     groups: dict[str, dict[str, Any]] = {}
     for module_name, module in net.named_modules():
-        in_backbone = net.in_backbone(module_name)
+        in_backbone = isinstance(net, Network) and net.in_backbone(module_name)
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
@@ -78,7 +78,7 @@ def freeze(net: Network, pretrained_lr_scale: float) -> None:
 
 
 def sgd(
-    net: Network,
+    net: nn.Module,
     lr: NonNegative,
     momentum: BelowOne = MOMENTUM,
     weight_decay: NonNegative = 5e-4,
@@ -94,7 +94,7 @@ def sgd(
 
 
 def adamw(
-    net: Network,
+    net: nn.Module,
     lr: NonNegative,
     betas: Betas = (0.9, 0.999),
     weight_decay: NonNegative = 0.01,
