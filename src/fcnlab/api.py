@@ -31,7 +31,7 @@ from fcnlab.config.validation import validate_config
 from fcnlab.errors import CHDIR_REFUSED, UserError, unwritable_reason
 from fcnlab.escaping import escape_log_record
 from fcnlab.files.reading import display_path, read_json_facts
-from fcnlab.hydra_registration import register_schemas
+from fcnlab.hydra_registration import register_plugins, register_schemas
 from fcnlab.metrics.scores import SCORES, Scores
 from fcnlab.runs.run_folder import RunFolder
 from fcnlab.runs.selection import recorded_selection
@@ -272,6 +272,7 @@ def _composed(
 ) -> DictConfig:
     """Return the configuration with its ``hydra`` node, whose output folder is set as for a run."""
     register_schemas()
+    register_plugins(config_dir)
     place = [] if folder is None else [format_override("hydra.run.dir", folder)]
     cfg = compose_command(verb, [*words, *place], None if config_dir is None else str(Path(config_dir).absolute()))
     with read_write(cfg.hydra), open_dict(cfg.hydra):

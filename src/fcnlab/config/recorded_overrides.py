@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fcnlab.config.components import leaves_of
-from fcnlab.config.locations import CONF
+from fcnlab.config.locations import config_roots
 from fcnlab.config.overrides import (
     COMBINATIONS,
     SEARCHPATH,
@@ -22,7 +22,8 @@ from fcnlab.config.overrides import (
     typed_value,
     unquote_value,
 )
-from fcnlab.config.trust import UntrustedError, are_long, check_links, check_overrides, override_rejection
+from fcnlab.config.plugins import plugins
+from fcnlab.config.trust import OWN_FOLDER, UntrustedError, are_long, check_links, check_overrides, override_rejection
 from fcnlab.errors import UserError
 from fcnlab.files.reading import Unreadable, display_path, read_json, read_yaml, texts
 from fcnlab.library_internals.hydra import option_parser
@@ -49,6 +50,7 @@ def apply_from_run(argv: list[str], verb: str) -> None:
         return
     folder = Path(unquote_value(argv[place].removeprefix(FROM_RUN)))
     record = read_record(argv[place], folder / "run.json")
+    check_plugins(argv[place], record, argv)
     untyped = check_own_folders("run", record, argv, verb)
     typed = {override_key(word) for word in argv[1:] if not sets_dictionary(word)}  # a dictionary is merged
     overrides = [
@@ -156,12 +158,12 @@ def read_record(request: str, path: Path) -> dict[str, Any]:
 
 
 def config_folders(argv: Sequence[str]) -> list[Path]:
-    """Return the folders of this command's config groups: --config-dir, those of ``hydra.searchpath``, and ``conf/``.
+    """Return the folders of this command's config groups: typed ones, ``conf/``, and those of installed plugins.
 
-    They are those of the user, since no record may set either.
+    Typed ones, --config-dir and those of ``hydra.searchpath``, are those of the user, since no record may set either.
     """
-    own = _typed_config_dir(argv)
-    return [*([Path(own)] if own else []), *searchpath_folders(argv), CONF]
+    own = typed_config_dir(argv)
+    return [*([Path(own)] if own else []), *searchpath_folders(argv), *config_roots()]
 
 
 def check_own_folders(kind: str, record: dict[str, Any], argv: Sequence[str], verb: str) -> str:
@@ -175,7 +177,7 @@ def check_own_folders(kind: str, record: dict[str, Any], argv: Sequence[str], ve
         This command has none at all.
     """
     folder, searchpath = record.get("config_dir"), _recorded_searchpath(record)
-    typed = [bool(_typed_config_dir(argv)), any(word.startswith(f"{SEARCHPATH}=") for word in argv)]
+    typed = [bool(typed_config_dir(argv)), any(word.startswith(f"{SEARCHPATH}=") for word in argv)]
     option = ["--config-dir", display_path(Path(folder))] if isinstance(folder, str) and not typed[0] else []
     untyped = [*option, *([] if typed[1] else searchpath)]
     if not untyped:
@@ -191,7 +193,26 @@ def check_own_folders(kind: str, record: dict[str, Any], argv: Sequence[str], ve
     return message
 
 
-def _typed_config_dir(argv: Sequence[str]) -> str | None:
+def check_plugins(request: str, record: dict[str, Any], argv: Sequence[str]) -> None:
+    """Check that the plugins of a recorded run are installed; a typed folder may have their config files instead.
+
+    Raises
+    ------
+    UserError
+        A plugin is missing.
+    """
+    recorded = record.get("plugins")
+    missing = set(recorded if isinstance(recorded, dict) else ()) - {plugin.name for plugin in plugins()}
+    if missing and not typed_config_dir(argv):
+        names = _printable(", ".join(sorted(map(str, missing))))
+        raise UserError(
+            f"{_printable(request)}: this run used a plugin that is not installed here: {names:.200}. Install it, if"
+            f" you trust it, or type {OWN_FOLDER} with its config files"
+        )
+
+
+def typed_config_dir(argv: Sequence[str]) -> str | None:
+    """Return the folder of --config-dir on a command line."""
     return option_parser().parse_known_args(argv[1:])[0].config_dir
 
 
