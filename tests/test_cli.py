@@ -58,6 +58,7 @@ GROUPS = {
     "card": set(),
     "bench": set(),
     "wandb": set(),
+    "new": set(),
 }
 
 

@@ -19,6 +19,7 @@ from fcnlab.config.schemas import (
     DoctorConfig,
     EvalConfig,
     FigureConfig,
+    NewConfig,
     PredictConfig,
     TrainConfig,
     WandbConfig,
@@ -40,6 +41,7 @@ def register_schemas() -> None:
         "card": CardConfig,
         "bench": BenchConfig,
         "wandb": WandbConfig,
+        "new": NewConfig,
     }
     for name, schema in roots.items():
         store.store(name=f"{name}_schema", node=schema)
