@@ -23,7 +23,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fcnlab.config.composition import compose_command, is_completed_later, without_hydra
 from fcnlab.config.hydra_values import fill_in_hydra_values, hydra_values_of
-from fcnlab.config.overrides import absolute_searchpath, format_mapping, format_override, format_value, shell_join
+from fcnlab.config.overrides import (
+    absolute_searchpath,
+    format_mapping,
+    format_override,
+    format_value,
+    searchpath_folders,
+    shell_join,
+)
 from fcnlab.config.recorded_overrides import apply_from_run
 from fcnlab.config.run_context import RunContext, run_context
 from fcnlab.config.typed_overrides import check_experiment, check_grammar, check_groups, without_null
@@ -272,7 +279,8 @@ def _composed(
 ) -> DictConfig:
     """Return the configuration with its ``hydra`` node, whose output folder is set as for a run."""
     register_schemas()
-    register_plugins(config_dir)
+    typed = [] if config_dir is None else [Path(config_dir)]
+    register_plugins([*typed, *searchpath_folders(words)])
     place = [] if folder is None else [format_override("hydra.run.dir", folder)]
     cfg = compose_command(verb, [*words, *place], None if config_dir is None else str(Path(config_dir).absolute()))
     with read_write(cfg.hydra), open_dict(cfg.hydra):

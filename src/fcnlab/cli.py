@@ -424,7 +424,7 @@ def _run(verb: str) -> None:
 
     from fcnlab.config.hydra_errors import errors_explained
     from fcnlab.config.locations import CONF
-    from fcnlab.config.recorded_overrides import typed_config_dir
+    from fcnlab.config.recorded_overrides import typed_folders
     from fcnlab.escaping import escape_log_record, escape_terminal
     from fcnlab.hydra_registration import register_launchers, register_plugins, register_schemas
     from fcnlab.lazy_imports import import_verb
@@ -460,6 +460,6 @@ def _run(verb: str) -> None:
     register_schemas()
     register_launchers()
     logging.getLogger("fcnlab").addFilter(escape_log_record)
-    register_plugins(typed_config_dir(sys.argv))
+    register_plugins(typed_folders(sys.argv))
     with _sweep_composition(), errors_explained(verb, task) as report:
         report(hydra.main(version_base="1.3", config_path=str(CONF))(task))

@@ -1,6 +1,7 @@
 """Registration of schemas, resolvers, launchers, sweepers and plugins with Hydra, before it composes."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,15 @@ class PluginConfigs(SearchPathPlugin):
                 search_path.append(provider=f"plugin {plugin.name}", path=f"file://{plugin.conf}")
 
 
-def register_plugins(config_dir: str | Path | None = None) -> None:
+def register_plugins(typed_folders: Sequence[Path] = ()) -> None:
     """Add the options of plugins to the config groups; warn about plugins that are left out.
 
-    Warn also about options of plugins, or of the typed ``config_dir``, that have no effect: fcnlab's own options come
-    first, then those of plugins by name, then typed folders.
+    Warn also about options of plugins and of the user's folders that have no effect: fcnlab's own options come first,
+    then those of plugins by name, then ``typed_folders``.
     """
     Plugins.instance().register(PluginConfigs)
     sources = {"fcnlab": CONF} | {f"the plugin {plugin.name}": plugin.conf for plugin in plugins()}
-    typed = {f"--config-dir {config_dir}": Path(config_dir)} if config_dir is not None else {}
+    typed = {f"the folder {folder}": folder for folder in typed_folders}
     for problem in (*unusable_plugins(), *config_file_conflicts(sources, typed)):
         logging.getLogger("fcnlab").warning("Warning: %s", problem)
 

@@ -157,8 +157,8 @@ def test_no_option_of_fcnlab_is_replaced_and_a_warning_says_so(install, fcnlab, 
     assert caplog.messages == [
         f"Warning: loss/dice.yaml of the plugin anlab has no effect, because fcnlab has {same}",
         f"Warning: loss/mine.yaml of the plugin bolab has no effect, because the plugin anlab has {same}",
-        f"Warning: loss/focal.yaml of --config-dir own has no effect, because fcnlab has {same}",
-        f"Warning: loss/mine.yaml of --config-dir own has no effect, because the plugin anlab has {same}",
+        f"Warning: loss/focal.yaml of the folder own has no effect, because fcnlab has {same}",
+        f"Warning: loss/mine.yaml of the folder own has no effect, because the plugin anlab has {same}",
     ]
     for name, owner in (("mine", "anlab"), ("typed", "typed")):
         assert fcnlab("train", "--config-dir", "own", f"loss={name}", "--cfg", "job", "-p", "loss") == 0

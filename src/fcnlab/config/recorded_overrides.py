@@ -158,12 +158,14 @@ def read_record(request: str, path: Path) -> dict[str, Any]:
 
 
 def config_folders(argv: Sequence[str]) -> list[Path]:
-    """Return the folders of this command's config groups: typed ones, ``conf/``, and those of installed plugins.
+    """Return the folders of this command's config groups: typed ones, ``conf/``, and those of installed plugins."""
+    return [*typed_folders(argv), *config_roots()]
 
-    Typed ones, --config-dir and those of ``hydra.searchpath``, are those of the user, since no record may set either.
-    """
-    own = typed_config_dir(argv)
-    return [*([Path(own)] if own else []), *searchpath_folders(argv), *config_roots()]
+
+def typed_folders(argv: Sequence[str]) -> list[Path]:
+    """Return --config-dir and the folders of ``hydra.searchpath``: the user's own, since no record may set either."""
+    own = _typed_config_dir(argv)
+    return [*([Path(own)] if own else []), *searchpath_folders(argv)]
 
 
 def check_own_folders(kind: str, record: dict[str, Any], argv: Sequence[str], verb: str) -> str:
@@ -177,7 +179,7 @@ def check_own_folders(kind: str, record: dict[str, Any], argv: Sequence[str], ve
         This command has none at all.
     """
     folder, searchpath = record.get("config_dir"), _recorded_searchpath(record)
-    typed = [bool(typed_config_dir(argv)), any(word.startswith(f"{SEARCHPATH}=") for word in argv)]
+    typed = [bool(_typed_config_dir(argv)), any(word.startswith(f"{SEARCHPATH}=") for word in argv)]
     option = ["--config-dir", display_path(Path(folder))] if isinstance(folder, str) and not typed[0] else []
     untyped = [*option, *([] if typed[1] else searchpath)]
     if not untyped:
@@ -203,7 +205,7 @@ def check_plugins(request: str, record: dict[str, Any], argv: Sequence[str]) -> 
     """
     recorded = record.get("plugins")
     missing = set(recorded if isinstance(recorded, dict) else ()) - {plugin.name for plugin in plugins()}
-    if missing and not typed_config_dir(argv):
+    if missing and not typed_folders(argv):
         names = _printable(", ".join(sorted(map(str, missing))))
         raise UserError(
             f"{_printable(request)}: this run used a plugin that is not installed here: {names:.200}. Install it, if"
@@ -211,8 +213,7 @@ def check_plugins(request: str, record: dict[str, Any], argv: Sequence[str]) -> 
         )
 
 
-def typed_config_dir(argv: Sequence[str]) -> str | None:
-    """Return the folder of --config-dir on a command line."""
+def _typed_config_dir(argv: Sequence[str]) -> str | None:
     return option_parser().parse_known_args(argv[1:])[0].config_dir
 
 

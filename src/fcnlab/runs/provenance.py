@@ -67,7 +67,7 @@ def _is_used(plugin: Plugin, context: RunContext, targets: Sequence[str]) -> boo
         for group, option in context.options.items()
         if option and plugin.has_option(group, option) and not (CONF / group / f"{option}.yaml").is_file()
     ]
-    return bool(own) or any(target.startswith(f"{plugin.package}.") for target in targets)
+    return bool(own) or any(target.startswith(f"{plugin.top_package}.") for target in targets)
 
 
 def commit(file: Path = Path(__file__)) -> str | None:
