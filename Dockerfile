@@ -21,6 +21,7 @@ COPY README.md LICENSE ./
 COPY src src
 COPY conf conf
 COPY benchmarks benchmarks
+COPY template template
 RUN --mount=type=cache,target=/root/.cache/uv uv pip install --no-deps .
 
 # With another user id, files in mounted folders would belong to somebody else: docker build --build-arg UID="$(id -u)" .

@@ -91,8 +91,8 @@ rivals: setup  ## install the libraries that make bench compares with
 	$(INSTALL) --no-deps torchfcn==1.9.7
 
 lint: setup  ## format check, lint, types
-	$(BIN)/ruff format --check src tests benchmarks scripts
-	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/ruff format --check src tests benchmarks scripts template
+	$(BIN)/ruff check src tests benchmarks scripts template
 	$(BIN)/pyright
 	$(BIN)/mypy
 

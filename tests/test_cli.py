@@ -59,6 +59,7 @@ GROUPS = {
     "card": set(),
     "bench": set(),
     "wandb": set(),
+    "new": set(),
 }
 
 

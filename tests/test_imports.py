@@ -26,7 +26,7 @@ def listed_paths() -> list[str]:
     """Return the Python files of the tree in the document, relative to the repository."""
     paths, folders = [], {}
     for line in section("Where things are").split("```")[1].splitlines():
-        if not line.strip() or line.startswith(("conf/", "benchmarks/")):
+        if not line.strip() or line.startswith(("conf/", "template/", "benchmarks/")):
             continue
         name, depth = line.split()[0], len(line) - len(line.lstrip())
         folder = "".join(folders[key] for key in sorted(folders) if key < depth)

@@ -37,6 +37,7 @@ NOT_FCNLAB = {
     "export": "the test sets the path",
     "make": "installs into the checkout; CI runs make train and make test",
     "pip": "installs",
+    "pytest": "tests/testing/test_own_package.py runs it",
     "cd": "the test has its own folder",
     "mkdir": "the test has its own folder",
     ".": "the test runs in the environment already",
@@ -73,6 +74,7 @@ COMPOSED = {
     r"checkpoint=wandb:": "needs an account; tests/tracking/test_downloads.py has a small server",
     r"doctor data=voc": "takes seconds; own-data.md runs doctor",
 }
+FOLLOWED = {r"\bmylab\b": "needs an installed package; tests/testing/test_own_package.py follows the page"}
 WITHOUT_RUNS = set(COMPOSED_PAGES) - {"README.md"}  # which has Python, too
 FEW_STEPS = ["trainer=smoke", "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.accelerator=cpu"]
 FEW_STEPS += ["logger=csv", "data.num_workers=0", "data.crop_size=32", "data.batch_size=4"]
@@ -129,6 +131,11 @@ def is_composed(page: Path, words: list[str]) -> bool:
     return page.name in COMPOSED_PAGES or any(re.search(pattern, " ".join(words)) for pattern in COMPOSED)
 
 
+def is_followed(words: list[str]) -> bool:
+    """Return whether a test of its own runs a command."""
+    return any(re.search(pattern, " ".join(words)) for pattern in FOLLOWED)
+
+
 def write_files(folder: Path) -> None:
     """Write the files of all pages, since some use those of another."""
     for block in [block for page in PAGES for block in blocks_of(page) if block.file]:
@@ -140,6 +147,7 @@ def write_files(folder: Path) -> None:
 def commands_to_compose() -> list[str]:
     """Each command that no page runs, once."""
     commands = [(page, words) for page in PAGES for words in commands_of(page) if words[0] == "fcnlab"]
+    commands = [(page, words) for page, words in commands if not is_followed(words)]
     run = {shlex.join(words) for page, words in commands if not is_composed(page, words)}
     return sorted({shlex.join(words) for _, words in commands if not words[1].startswith("-")} - run)
 
@@ -152,7 +160,7 @@ def test_each_command_is_run_or_has_a_reason():
     texts = [" ".join(words) for _, words in commands]
     assert set(NOT_FCNLAB) <= {words[0] for _, words in commands}
     assert set(COMPOSED_PAGES) <= {page.name for page in PAGES}
-    assert all(any(re.search(pattern, text) for text in texts) for pattern in COMPOSED)
+    assert all(any(re.search(pattern, text) for text in texts) for pattern in [*COMPOSED, *FOLLOWED])
 
 
 @pytest.mark.parametrize("command", commands_to_compose())
@@ -200,7 +208,7 @@ def test_page_runs(page, fcnlab, world, tmp_path, monkeypatch):
         for words in commands_in(block.text) if block.language in SHELL else ():
             if words[0] == "python":
                 exec(words[2], {})
-            elif words[0] == "fcnlab" and not is_composed(page, words):
+            elif words[0] == "fcnlab" and not is_composed(page, words) and not is_followed(words):
                 assert fcnlab(*shortened(*words[1:])) == 0, f"{page.name}: {shlex.join(words)}"
 
 

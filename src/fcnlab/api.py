@@ -23,7 +23,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fcnlab.config.composition import compose_command, is_completed_later, without_hydra
 from fcnlab.config.hydra_values import fill_in_hydra_values, hydra_values_of
-from fcnlab.config.overrides import absolute_searchpath, format_mapping, format_override, format_value, shell_join
+from fcnlab.config.overrides import (
+    absolute_searchpath,
+    format_mapping,
+    format_override,
+    format_value,
+    searchpath_folders,
+    shell_join,
+)
 from fcnlab.config.recorded_overrides import apply_from_run
 from fcnlab.config.run_context import RunContext, run_context
 from fcnlab.config.typed_overrides import check_experiment, check_grammar, check_groups, without_null
@@ -31,7 +38,7 @@ from fcnlab.config.validation import validate_config
 from fcnlab.errors import CHDIR_REFUSED, UserError, unwritable_reason
 from fcnlab.escaping import escape_log_record
 from fcnlab.files.reading import display_path, read_json_facts
-from fcnlab.hydra_registration import register_schemas
+from fcnlab.hydra_registration import register_plugins, register_schemas
 from fcnlab.metrics.scores import SCORES, Scores
 from fcnlab.runs.run_folder import RunFolder
 from fcnlab.runs.selection import recorded_selection
@@ -272,6 +279,8 @@ def _composed(
 ) -> DictConfig:
     """Return the configuration with its ``hydra`` node, whose output folder is set as for a run."""
     register_schemas()
+    typed = [] if config_dir is None else [Path(config_dir)]
+    register_plugins([*typed, *searchpath_folders(words)])
     place = [] if folder is None else [format_override("hydra.run.dir", folder)]
     cfg = compose_command(verb, [*words, *place], None if config_dir is None else str(Path(config_dir).absolute()))
     with read_write(cfg.hydra), open_dict(cfg.hydra):

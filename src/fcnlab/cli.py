@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fcnlab.errors import CHDIR_REFUSED, UserError, limit_of_process, unwritable_reason
 from fcnlab.signals import Interrupted, ended_by_signals
 from fcnlab.terminal import keep_writable, open_standard_files, print_failure
-from fcnlab.verbs import ACTIONS, LISTS, VERBS
+from fcnlab.verbs import ACTIONS, ARGUMENTS, LISTS, VERBS
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -21,7 +21,7 @@ CONFIG_NAME = "--config-name="
 FROM_RUN = "from_run="
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 FLAGS = {"watch": {"--terminal": "terminal=true"}}  # options of a command, and the settings that they stand for
-WRITES_NOTHING = {"watch"}  # in whose output folder nothing is written
+WRITES_NOTHING = {"watch", "new"}  # in whose output folder nothing is written
 NAMES = {"compare": ("baseline",), "card": ("name",), "wandb": ("baseline",)}  # settings that are typed as they are
 RECORDS = (FROM_RUN, "sweep.resume=", "sweep.extend=", "sweep.confirm=")
 OPTIONS_WITH_VALUE = (
@@ -56,6 +56,7 @@ fcnlab: experiments with fully convolutional networks for semantic segmentation.
   fcnlab card    checkpoint=PATH [output=FILE]         {card}
   fcnlab bench   [benchmarks=NAME,NAME] [key=value]    {bench}
   fcnlab wandb   push|workspace|report runs=FOLDER     {wandb}
+  fcnlab new     FOLDER                                {new}
 
   fcnlab COMMAND --help     the config groups and settings of a command, with examples
   fcnlab COMMAND --cfg job  the composed configuration: every setting with its value
@@ -123,6 +124,8 @@ def _command() -> None:
     sys.argv[place] = CONFIG_NAME + verb
     if verb in ACTIONS and not started_by_lightning:
         _name_action(verb, place + 1)
+    if verb in ARGUMENTS:
+        _name_argument(verb, place + 1)
     sys.argv[1:] = [FLAGS.get(verb, {}).get(word, word) for word in sys.argv[1:]]
     # argparse takes settings in one block alone, and calls others unrecognized: options come first.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not word.startswith("-"))
@@ -162,6 +165,18 @@ def _name_action(verb: str, place: int) -> None:
     elif not _only_shows() and not any(each.startswith("action=") for each in sys.argv):
         lines = (f"  fcnlab {verb} {action:<10} {sentence}" for action, sentence in actions.items())
         sys.exit("\n".join([f"fcnlab {verb}: nothing to do. Type one of:", *lines]))
+
+
+def _name_argument(verb: str, place: int) -> None:
+    """Write the word after a command that takes one as its setting: ``folder=mylab``."""
+    key, words = ARGUMENTS[verb], sys.argv[place:]
+    argument = next((index for index, word in enumerate(words, place) if word[:1] != "-" and "=" not in word), None)
+    if argument is not None:
+        from fcnlab.config.overrides import format_override
+
+        sys.argv[argument] = format_override(key, sys.argv[argument])
+    elif not _only_shows() and not any(each.startswith(f"{key}=") for each in sys.argv):
+        sys.exit(f"fcnlab {verb}: which {key}? Type fcnlab {verb} {key.upper()}")
 
 
 def _check_options(verb: str) -> None:
@@ -228,7 +243,8 @@ def _is_sweep() -> bool:
 def _check_no_sweep(verb: str) -> None:
     """Refuse -m for a command that writes nothing: a sweep has a folder, and waits for the end of each job."""
     if verb in WRITES_NOTHING and _is_sweep() and not _only_shows():
-        sys.exit(f"fcnlab {verb}: -m must be left out: this command runs once. Several folders: runs=FOLDER,FOLDER")
+        several = " Several folders: runs=FOLDER,FOLDER" if "runs" in LISTS.get(verb, ()) else ""
+        sys.exit(f"fcnlab {verb}: -m must be left out: this command runs once.{several}")
 
 
 def _check_lists(verb: str) -> None:
@@ -401,8 +417,9 @@ def _run(verb: str) -> None:
 
     from fcnlab.config.hydra_errors import errors_explained
     from fcnlab.config.locations import CONF
+    from fcnlab.config.recorded_overrides import typed_folders
     from fcnlab.escaping import escape_log_record, escape_terminal
-    from fcnlab.hydra_registration import register_launchers, register_schemas
+    from fcnlab.hydra_registration import register_launchers, register_plugins, register_schemas
     from fcnlab.lazy_imports import import_verb
 
     began = time.time()
@@ -436,5 +453,6 @@ def _run(verb: str) -> None:
     register_schemas()
     register_launchers()
     logging.getLogger("fcnlab").addFilter(escape_log_record)
+    register_plugins(typed_folders(sys.argv))
     with _sweep_composition(), errors_explained(verb, task) as report:
         report(hydra.main(version_base="1.3", config_path=str(CONF))(task))

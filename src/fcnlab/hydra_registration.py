@@ -1,11 +1,18 @@
-"""Registration of schemas, resolvers, launchers and sweepers with Hydra, before it composes."""
+"""Registration of schemas, resolvers, launchers, sweepers and plugins with Hydra, before it composes."""
 
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from fcnlab.config.locations import CONF
+from fcnlab.config.plugins import config_file_conflicts, plugins, unusable_plugins
 from fcnlab.config.schemas import (
     BenchConfig,
     CardConfig,
@@ -14,6 +21,7 @@ from fcnlab.config.schemas import (
     EvalConfig,
     ExportConfig,
     FigureConfig,
+    NewConfig,
     PredictConfig,
     TrainConfig,
     WandbConfig,
@@ -36,6 +44,7 @@ def register_schemas() -> None:
         "card": CardConfig,
         "bench": BenchConfig,
         "wandb": WandbConfig,
+        "new": NewConfig,
     }
     for name, schema in roots.items():
         store.store(name=f"{name}_schema", node=schema)
@@ -55,6 +64,29 @@ def _config_groups(_root_: Any) -> str:
     from fcnlab.config.help_texts import config_groups
 
     return config_groups(_root_.hydra)
+
+
+class PluginConfigs(SearchPathPlugin):
+    """Add the config folders of plugins to the search path of fcnlab's commands, and of no other Hydra app."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        main = [each.path.removeprefix("file://") for each in search_path.get_path() if each.provider == "main"]
+        if main == [str(CONF)]:
+            for plugin in plugins():
+                search_path.append(provider=f"plugin {plugin.name}", path=f"file://{plugin.conf}")
+
+
+def register_plugins(typed_folders: Sequence[Path] = ()) -> None:
+    """Add the options of plugins to the config groups; warn about plugins that are left out.
+
+    Warn also about options of plugins and of the user's folders that have no effect: fcnlab's own options come first,
+    then those of plugins by name, then ``typed_folders``.
+    """
+    Plugins.instance().register(PluginConfigs)
+    sources = {"fcnlab": CONF} | {f"the plugin {plugin.name}": plugin.conf for plugin in plugins()}
+    typed = {f"the folder {folder}": folder for folder in typed_folders}
+    for problem in (*unusable_plugins(), *config_file_conflicts(sources, typed)):
+        logging.getLogger("fcnlab").warning("Warning: %s", problem)
 
 
 def register_launchers() -> None:

@@ -13,7 +13,9 @@ VERBS = {
     "card": "write a model card of a checkpoint: scores, training, limits; for the Hugging Face Hub",
     "bench": "measure speed and memory, and compare them with other libraries",
     "wandb": "write recorded runs to Weights & Biases; save a view or a report of runs there",
+    "new": "write a package for your own backbones, losses, metrics and data sets, with tests",
 }
+ARGUMENTS = {"new": "folder"}  # the setting that the word after a command stands for, as in fcnlab new mylab
 # The word after a command that says what it does, as in fcnlab wandb push, with a sentence on each.
 ACTIONS = {
     "wandb": {

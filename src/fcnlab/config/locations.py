@@ -1,7 +1,9 @@
-"""Where fcnlab's own config files are."""
+"""Where config files are: fcnlab's own, and those of plugins."""
 
 import re
 from pathlib import Path
+
+from fcnlab.config.plugins import plugins
 
 
 def package_data_folder(name: str) -> Path:
@@ -13,8 +15,23 @@ def package_data_folder(name: str) -> Path:
 CONF = package_data_folder("conf")
 
 
+def config_roots() -> list[Path]:
+    """Return the folders whose config groups every command has, in the order in which they are searched."""
+    return [CONF, *(plugin.conf for plugin in plugins())]
+
+
+def options_in(group: str) -> list[str]:
+    """Return the options of a group in these folders. Experiments may be in subfolders; other subfolders are groups."""
+    pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
+    folders = [root / group for root in config_roots()]
+    return sorted(
+        {str(path.relative_to(folder).with_suffix("")) for folder in folders for path in folder.glob(pattern)}
+    )
+
+
 def experiment_command(name: str) -> str | None:
-    """Return the command that an experiment of fcnlab is for, as its header states; None for other names."""
-    path = CONF / "experiment" / f"{name}.yaml"
-    stated = re.search(r"^# fcnlab (\w+) experiment=", path.read_text(), re.MULTILINE) if path.is_file() else None
+    """Return the command that an experiment is for, as its header states; None for other names."""
+    paths = (root / "experiment" / f"{name}.yaml" for root in config_roots())
+    path = next((path for path in paths if path.is_file()), None)
+    stated = re.search(r"^# fcnlab (\w+) experiment=", path.read_text(), re.MULTILINE) if path else None
     return stated[1] if stated else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fcnlab.config.components import leaves_of
-from fcnlab.config.locations import CONF
+from fcnlab.config.locations import config_roots
 from fcnlab.config.overrides import (
     COMBINATIONS,
     SEARCHPATH,
@@ -24,7 +24,8 @@ from fcnlab.config.overrides import (
     typed_value,
     unquote_value,
 )
-from fcnlab.config.trust import UntrustedError, are_long, check_links, check_overrides, override_rejection
+from fcnlab.config.plugins import plugins
+from fcnlab.config.trust import OWN_FOLDER, UntrustedError, are_long, check_links, check_overrides, override_rejection
 from fcnlab.errors import UserError
 from fcnlab.files.reading import Unreadable, display_path, read_json, read_yaml, texts
 from fcnlab.library_internals.hydra import option_parser
@@ -51,6 +52,7 @@ def apply_from_run(argv: list[str], verb: str) -> None:
         return
     folder = Path(unquote_value(argv[place].removeprefix(FROM_RUN)))
     record = read_record(argv[place], folder / "run.json")
+    check_plugins(argv[place], record, argv)
     untyped = check_own_folders("run", record, argv, verb)
     typed = {override_key(word) for word in argv[1:] if not sets_dictionary(word)}  # a dictionary is merged
     overrides = [
@@ -164,12 +166,14 @@ def read_record(request: str, path: Path) -> dict[str, Any]:
 
 
 def config_folders(argv: Sequence[str]) -> list[Path]:
-    """Return the folders of this command's config groups: --config-dir, those of ``hydra.searchpath``, and ``conf/``.
+    """Return the folders of this command's config groups: typed ones, ``conf/``, and those of installed plugins."""
+    return [*typed_folders(argv), *config_roots()]
 
-    They are those of the user, since no record may set either.
-    """
+
+def typed_folders(argv: Sequence[str]) -> list[Path]:
+    """Return --config-dir and the folders of ``hydra.searchpath``: the user's own, since no record may set either."""
     own = _typed_config_dir(argv)
-    return [*([Path(own)] if own else []), *searchpath_folders(argv), CONF]
+    return [*([Path(own)] if own else []), *searchpath_folders(argv)]
 
 
 def check_own_folders(kind: str, record: dict[str, Any], argv: Sequence[str], verb: str) -> str:
@@ -197,6 +201,24 @@ def check_own_folders(kind: str, record: dict[str, Any], argv: Sequence[str], ve
     if not any(typed):
         raise UntrustedError(message)
     return message
+
+
+def check_plugins(request: str, record: dict[str, Any], argv: Sequence[str]) -> None:
+    """Check that the plugins of a recorded run are installed; a typed folder may have their config files instead.
+
+    Raises
+    ------
+    UserError
+        A plugin is missing.
+    """
+    recorded = record.get("plugins")
+    missing = set(recorded if isinstance(recorded, dict) else ()) - {plugin.name for plugin in plugins()}
+    if missing and not typed_folders(argv):
+        names = _printable(", ".join(sorted(map(str, missing))))
+        raise UserError(
+            f"{_printable(request)}: this run used a plugin that is not installed here: {names:.200}. Install it, if"
+            f" you trust it, or type {OWN_FOLDER} with its config files"
+        )
 
 
 def _typed_config_dir(argv: Sequence[str]) -> str | None:

@@ -8,7 +8,13 @@ from typing import Any
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from fcnlab.config.overrides import config_dir, plain_overrides, searchpath_overrides, shell_override
+from fcnlab.config.overrides import (
+    config_dir,
+    plain_overrides,
+    searchpath_folders,
+    searchpath_overrides,
+    shell_override,
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,11 @@ class RunContext:
             words = f"checkpoint={checkpoint} {shell_override('hydra.run.dir', self.folder)}"
             return f"To resume, add to the same command: {words}"
         return f"To resume, add 'checkpoint={checkpoint}' and folder={str(self.folder)!r} to the same call"
+
+    @property
+    def typed_folders(self) -> list[Path]:
+        """The config folders that the command names: that of ``--config-dir``, and those of ``hydra.searchpath``."""
+        return [*([Path(self.config_dir)] if self.config_dir else []), *searchpath_folders(self.searchpath)]
 
     @property
     def searchpath(self) -> list[str]:

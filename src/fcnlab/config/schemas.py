@@ -322,3 +322,10 @@ class WandbConfig:
     split_by: list[str] = field(default_factory=list)
     merge_over: list[str] = field(default_factory=list)
     names: GroupNames | None = None
+
+
+@dataclass
+class NewConfig:
+    """The root of ``fcnlab new``."""
+
+    folder: str = MISSING  # the word after fcnlab new

@@ -21,8 +21,12 @@ from hydra.core.override_parser.types import (
     RangeSweep,
 )
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fcnlab.config.components import iter_components, iter_strings, locate
+from fcnlab.config.plugins import plugins
 from fcnlab.errors import UserError
 from fcnlab.files.reading import NUMBER
 from fcnlab.library_internals.hydra import value_of
@@ -98,6 +102,7 @@ LONGEST = 10_000  # characters of all overrides together, and Hydra takes second
 DEEPEST = 10  # brackets in brackets
 MOST_INTERPOLATIONS = 8  # each may double the size of the one before
 OWN_FOLDER = "--config-dir FOLDER (in Python: config_dir=FOLDER)"
+GLOBAL_PACKAGE = re.compile(r"^# *@package +_global_ *$", re.MULTILINE)
 LONGEST_SHOWN = 100
 # W&B replaces these links and never writes through them; their absolute targets break when a folder is moved.
 LINKS_OF_WANDB = ("latest-run", "debug.log", "debug-internal.log", "debug-core.log")
@@ -247,10 +252,48 @@ def _why_no_option(group: str, option: Any, folders: Sequence[Path]) -> str:
     found = [path.resolve() for path in files if path.is_file()]
     homes = [folder.resolve() for folder in folders]
     if not found:
-        return f"{group} has no such option here; an option of your own needs {OWN_FOLDER}"
+        return f"{group} has no such option here; an option of your own needs {OWN_FOLDER}, or its plugin installed"
     if not all(any(path.is_relative_to(home) for home in homes) for path in found):
         return f"{group}/{name}.yaml leads out of its config folder"
     return ""
+
+
+def model_components(folders: Sequence[Path] = ()) -> Places:
+    """Return the components that the model of a checkpoint may have.
+
+    They are those of fcnlab, and what the config files of installed plugins and of ``folders`` name at the same path:
+    a checkpoint only chooses among classes that a plugin, or a folder that the user has typed, offers as options.
+    """
+    return _with_own(MODEL_COMPONENTS, {"model": ""}, folders)
+
+
+def data_components(folders: Sequence[Path] = ()) -> Places:
+    """Return the components that the data of a run may have, in the same way."""
+    return _with_own(DATA_COMPONENTS, {"data": "", "augment": "augment"}, folders)
+
+
+def _with_own(places: Places, groups: Mapping[str, str], folders: Sequence[Path]) -> Places:
+    """Add the components of config files; ``groups`` maps a group to the path of its config."""
+    merged = {path: list(names) for path, names in places.items()}
+    for folder in [*folders, *(plugin.conf for plugin in plugins())]:
+        for path, name in _named_components(folder, [*groups, "experiment"]):
+            group, _, inside = path.partition(".")
+            if group in groups:
+                place = ".".join(filter(None, (groups[group], inside)))
+                merged.setdefault(place, []).append(name)
+    return merged
+
+
+def _named_components(folder: Path, groups: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the path in a configuration and the ``_target_`` of each component of some groups of config files."""
+    for file in (file for group in groups for file in sorted((folder / group).rglob("*.yaml"))):
+        try:
+            text = file.read_text(encoding="utf-8")
+            tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException):
+            continue  # Hydra reports it where the file is used
+        package = "" if GLOBAL_PACKAGE.search(text) else ".".join(file.relative_to(folder).parent.parts)
+        yield from ((path, str(node["_target_"])) for path, node in iter_components(tree, package))
 
 
 def check_components(tree: Any, places: Places, packages: Sequence[str], source: str) -> None:
@@ -280,8 +323,8 @@ def check_components(tree: Any, places: Places, packages: Sequence[str], source:
         if name not in allowed:
             raise UntrustedError(
                 f"{source} names {path or 'it'}._target_={name!r:.200}, and building that would run code. Allowed here:"
-                f" {', '.join(allowed) or 'none'}. If you trust the file and the package of a class of your own, add"
-                " trust=[PACKAGE]."
+                f" {', '.join(allowed) or 'none'}. If you trust the package of that class, install it as a plugin, type"
+                " the --config-dir whose files name the class, or add trust=[PACKAGE]."
             )
         _check_directives(path, node, source)
         if name in LIBRARY_NETWORKS:

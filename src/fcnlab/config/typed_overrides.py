@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from fcnlab.config.locations import CONF, experiment_command
+from fcnlab.config.locations import experiment_command, options_in
 from fcnlab.config.overrides import check_interpolations, in_quotes, shell_join
 from fcnlab.errors import UserError, first_line
 
@@ -25,21 +25,14 @@ def without_null(verb: str, words: Iterable[str]) -> Iterator[str]:
         group, _, value = word.partition("=")
         value = "null" if value.lower() == "null" else value  # for Hydra the same
         among = "null" in re.split(r"[,()]", value.lower()) and not value.startswith(("{", "["))
-        if not among or not re.fullmatch(r"[a-z/]+", group) or not (CONF / group).is_dir():
+        if not among or not re.fullmatch(r"[a-z/]+", group) or not (options := options_in(group)):
             yield word
         elif value != "null":
-            raise UserError(f"{word}: a sweep cannot include null. Choose from: {_options(group)}")
-        elif (CONF / group / "none.yaml").is_file():
+            raise UserError(f"{word}: a sweep cannot include null. Choose from: {', '.join(options)}")
+        elif "none" in options:
             yield f"{group}=none"
         elif group not in OPTIONAL.get(verb, ()):
-            raise UserError(f"{group}=null: null is not an option. Choose from: {_options(group)}")
-
-
-def _options(group: str) -> str:
-    """Return the options of a group. Experiments may be in subfolders; a subfolder of another group is a group."""
-    pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
-    paths = (CONF / group).glob(pattern)
-    return ", ".join(sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in paths))
+            raise UserError(f"{group}=null: null is not an option. Choose from: {', '.join(options)}")
 
 
 def check_grammar(words: Iterable[str], is_sweep: bool) -> None:

@@ -30,6 +30,7 @@ def load(
     inference: InferenceMethod | None = None,
     postprocess: Postprocess | None = None,
     trust: Sequence[str] = (),
+    config_dir: str | Path | None = None,
 ) -> "TrainedModel":
     """Return the trained model of a checkpoint of ``fcnlab train``.
 
@@ -48,6 +49,9 @@ def load(
         pass over the whole image, without post-processing.
     trust
         Packages whose classes the checkpoint may use. Their code runs.
+    config_dir
+        A folder with your own config files, as with ``--config-dir``: the checkpoint may also use the classes that
+        these name. Those of installed plugins need neither.
 
     Raises
     ------
@@ -58,7 +62,7 @@ def load(
     _check_method("inference", inference, InferenceMethod, "fcnlab.inference.Flip()")
     _check_method("postprocess", postprocess, Postprocess, "fcnlab.inference.GuidedFilter()")
     device = _device(device)
-    trained = read_nets(checkpoint, trust)
+    trained = read_nets(checkpoint, trust, [] if config_dir is None else [Path(config_dir)])
     postprocess = postprocess or NoPostprocess()
     postprocess.check_installed()
     nets, facts = [each.net for each in trained], trained[0].checkpoint["fcnlab"]

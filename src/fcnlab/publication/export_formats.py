@@ -25,12 +25,16 @@ from fcnlab.training.weights_file import SUFFIX, write_weights_file
 
 
 class Request(NamedTuple):
-    """What to export: a trained network, for one size of images or for all, with its scores or without."""
+    """What to export: a trained network, for one size of images or for all, with its scores or without.
+
+    ``trust`` are packages, and ``folders`` config folders, that the user has typed.
+    """
 
     trained: TrainedNet
     static: ImageSize | None
     with_scores: bool
     trust: Sequence[str]
+    folders: Sequence[Path]
 
     @property
     def minimum(self) -> int:
@@ -132,14 +136,14 @@ class Safetensors:
 
 class _ExportedWeights:
     def __init__(self, request: Request):
-        self.trained, self.trust, self.smallest = request.trained, request.trust, request.minimum
+        self.request, self.smallest = request, request.minimum
         self.facts = {"format": "safetensors", "smallest": self.smallest}
 
     def write(self, path: Path, facts: Mapping[str, Any]) -> None:
-        write_weights_file(path, self.trained.net, self.trained.checkpoint, facts)
+        write_weights_file(path, self.request.trained.net, self.request.trained.checkpoint, facts)
 
     def open(self, path: Path) -> Runner:
-        (trained,) = read_nets(path, self.trust)
+        (trained,) = read_nets(path, self.request.trust, self.request.folders)
         return runner_of(trained)
 
 

@@ -2,13 +2,18 @@
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fcnlab.config.components import iter_components
+from fcnlab.config.locations import CONF
 from fcnlab.config.overrides import list_as_typed, shell_join
+from fcnlab.config.plugins import Plugin, plugins
 from fcnlab.config.run_context import RunContext
 from fcnlab.runs.settings import JOB_INTERPOLATION
+from fcnlab.runs.source_fingerprint import package_digest
 from fcnlab.verbs import LISTS
 
 if TYPE_CHECKING:
@@ -40,15 +45,44 @@ def command(context: RunContext) -> str:
     return shell_join(["fcnlab", context.verb, *folder, *context.searchpath, *words])
 
 
-def commit() -> str | None:
-    """Return fcnlab's commit, with "+changes" for uncommitted changes; None outside a checkout."""
-    description = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
+def used_plugins(context: RunContext, config: Any) -> dict[str, dict[str, str | None]]:
+    """Return the plugins whose options or classes a run uses, by name.
+
+    ``source`` is a hash of the package's Python files, and ``commit`` that of its checkout, as :func:`commit`.
+    """
+    targets = [str(node["_target_"]) for _, node in iter_components(config)]
+    used = [plugin for plugin in plugins() if _is_used(plugin, context, targets)]
+    return {
+        plugin.name: {
+            "package": plugin.package,
+            "version": plugin.version,
+            "commit": commit(plugin.conf.parent / "__init__.py"),
+            "source": package_digest(plugin.top_package),
+        }
+        for plugin in used
+    }
+
+
+def _is_used(plugin: Plugin, context: RunContext, targets: Sequence[str]) -> bool:
+    own = [
+        group
+        for group, option in context.options.items()
+        if option and plugin.has_option(group, option) and not (CONF / group / f"{option}.yaml").is_file()
+    ]
+    return bool(own) or any(target.startswith(f"{plugin.top_package}.") for target in targets)
+
+
+def commit(file: Path = Path(__file__)) -> str | None:
+    """Return the commit of a file's checkout, with "+changes" for uncommitted changes; None outside a checkout.
+
+    By default it is fcnlab's.
+    """
+    description = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes", here=file)
     return None if description is None else description.strip()
 
 
-def git(*words: str) -> str | None:
-    """Return the output of git in fcnlab's checkout; None outside a checkout, also inside another repository."""
-    here = Path(__file__)
+def git(*words: str, here: Path = Path(__file__)) -> str | None:
+    """Return the output of git in the checkout of a file; None if it is in none, also inside another repository."""
     try:
         for arguments in (("ls-files", "--error-unmatch", here.name), words):
             done = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, timeout=30, check=True)

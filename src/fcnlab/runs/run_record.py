@@ -20,7 +20,7 @@ from fcnlab.errors import UserError, first_line
 from fcnlab.files.reading import Unreadable, read_json, yaml_text
 from fcnlab.files.writing import as_json, atomic_write, timestamp
 from fcnlab.messages import log_warning
-from fcnlab.runs.provenance import command, commit, git
+from fcnlab.runs.provenance import command, commit, git, used_plugins
 from fcnlab.runs.run_folder import DAMAGED, RunFolder, rename_damaged
 from fcnlab.runs.score_record import ID
 from fcnlab.runs.source_fingerprint import source_fingerprints
@@ -132,6 +132,7 @@ def _beginning(cfg: DictConfig, context: RunContext, record: RunRecord) -> dict[
         "starts": record.facts.get("starts", 0) + 1,
         "commit": commit(),
         "source": source_fingerprints(to_plain(cfg)),
+        "plugins": used_plugins(context, to_plain(cfg)),
         "host": platform.node(),
         "python": platform.python_version(),
         "packages": _packages(),

@@ -44,6 +44,12 @@ def _state(package: str) -> str:
     return _digest(places) if places else UNKNOWN
 
 
+def package_digest(package: str) -> str:
+    """Return a hash of a package's Python files, also of an installed one, whose version may not change with them."""
+    places = list(_places(package))
+    return _digest(places) if places else UNKNOWN
+
+
 def _places(package: str) -> Iterator[Path]:
     """Yield the folders of a package, or a module's file, without importing it."""
     try:

@@ -113,12 +113,12 @@ class Manifest:
     @property
     def resume_command(self) -> str:
         """The command that resumes the sweep, with all settings if a record may not bring some of them back."""
-        from fcnlab.config.locations import CONF
+        from fcnlab.config.locations import config_roots
         from fcnlab.config.trust import UntrustedError, check_overrides
 
         repeated = []
         try:
-            check_overrides([*self.all_overrides, *chain(*self.combinations)], [CONF, *self._own_folders])
+            check_overrides([*self.all_overrides, *chain(*self.combinations)], [*config_roots(), *self._own_folders])
         except UntrustedError:
             repeated = [*self.all_overrides, *self._combinations_typed]
         return shell_join(["fcnlab", self.verb, "-m", *self.launched_by, resume_override(self.folder), *repeated])

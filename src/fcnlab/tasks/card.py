@@ -31,7 +31,7 @@ def card(cfg: DictConfig, run: RunFolder) -> None:
     check_output_file(path, cfg.overwrite, is_named)
     publication = _publication(cfg)
     folders = [existing_folder(name, "evaluations") for name in cfg.evaluations]
-    (net,) = read_nets(cfg.checkpoint, cfg.trust)
+    (net,) = read_nets(cfg.checkpoint, cfg.trust, run.context.typed_folders)
     records = card_records(net, folders)
     if not records.evaluations:
         log.warning(

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.components import Settings, leaves_of, to_plain
-from fcnlab.config.trust import DATA_COMPONENTS, check_components
+from fcnlab.config.trust import check_components, data_components
 from fcnlab.config.validation import ConfigError, check_requirements, validate_config
 from fcnlab.data import DataModule
 from fcnlab.data.formats.voc import LIST_SUFFIX
@@ -59,10 +59,11 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
         log_warning(message)
     inference, postprocess = build_inference(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    trained_nets = [] if cfg.checkpoint is None else read_nets(to_plain(cfg)["checkpoint"], cfg.trust)
+    trusted = cfg.trust, run.context.typed_folders
+    trained_nets = [] if cfg.checkpoint is None else read_nets(to_plain(cfg)["checkpoint"], *trusted)
     nets = [each.net for each in trained_nets] or [build_network(cfg.model)]
     classes = trained_nets[0].classes if trained_nets else None
-    data_config = cfg.data if cfg.data is not None else common_data([each.path for each in trained_nets], cfg.trust)
+    data_config = cfg.data if cfg.data is not None else common_data([each.path for each in trained_nets], *trusted)
     models = [{"model": each.checkpoint["fcnlab"]["model"]} for each in trained_nets]
     began = {
         "commit": commit(),
@@ -242,7 +243,7 @@ def check_fold(net: TrainedNet, data: DictConfig, opened: DataModule) -> None:
         )
 
 
-def common_data(checkpoints: Sequence[Path], trust: Sequence[str]) -> DictConfig:
+def common_data(checkpoints: Sequence[Path], trust: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     """Return the data config of the run of a checkpoint, or of several with the same evaluation data.
 
     Raises
@@ -250,7 +251,7 @@ def common_data(checkpoints: Sequence[Path], trust: Sequence[str]) -> DictConfig
     UserError
         As :func:`recorded_data`; or the runs have different evaluation data.
     """
-    recorded = [recorded_data(path, trust) for path in checkpoints]
+    recorded = [recorded_data(path, trust, folders) for path in checkpoints]
     first, *others = [_choice_of_images(data) for data in recorded]
     for path, settings in zip(checkpoints[1:], others, strict=True):
         if changes := differences(first, settings):
@@ -281,13 +282,14 @@ def _choice_of_images(data: DictConfig) -> Settings:
     return scored_data(settings) | fractions | {key: settings[key] for key in keys if key in settings}
 
 
-def recorded_data(checkpoint: Path, trust: Sequence[str]) -> DictConfig:
+def recorded_data(checkpoint: Path, trust: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     """Return the data config of the checkpoint's run, from its config.yaml with resolved values.
 
     Raises
     ------
     UserError
-        The checkpoint is not in the folder of a run, or the record's data are not one of fcnlab's data sets.
+        The checkpoint is not in the folder of a run, or the record's data are neither one of fcnlab's data
+        sets nor one of a plugin or of ``folders``.
     """
     record = checkpoint.absolute().parent.parent / "config.yaml"
     if not record.is_file():
@@ -297,7 +299,7 @@ def recorded_data(checkpoint: Path, trust: Sequence[str]) -> DictConfig:
     data = tree.get("data") if isinstance(tree, dict) else None
     if not isinstance(data, dict):
         raise ConfigError(f"checkpoint={checkpoint}: {record} contains no data config: set data=...")
-    check_components(data, DATA_COMPONENTS, trust, str(record))
+    check_components(data, data_components(folders), trust, str(record))
     data |= _original_paths(record.parent, data)
     recorded = OmegaConf.create({"data": data})
     validate_config(recorded)

@@ -35,8 +35,9 @@ def export(cfg: DictConfig, run: RunFolder) -> None:
         check_output_file(each, cfg.overwrite, is_named)
     format.check_installed()
     _report_ineffective(cfg, format)
-    (trained,) = read_nets(cfg.checkpoint, cfg.trust)
-    request = Request(trained, _static(cfg) if format.is_program else None, cfg.scores, list(cfg.trust))
+    folders = run.context.typed_folders
+    (trained,) = read_nets(cfg.checkpoint, cfg.trust, folders)
+    request = Request(trained, _static(cfg) if format.is_program else None, cfg.scores, list(cfg.trust), folders)
     _check_static(request)
     run.accept(cfg)
     began = time.monotonic()

@@ -51,7 +51,7 @@ def predict(cfg: DictConfig, run: RunFolder) -> None:
     for message in ineffective_in_scoring(run.context):
         log_warning(message)
     paths = _checked_paths(cfg) if cfg.submission is None else []
-    trained = read_nets(to_plain(cfg)["checkpoint"], cfg.trust)
+    trained = read_nets(to_plain(cfg)["checkpoint"], cfg.trust, run.context.typed_folders)
     nets, facts = [each.net for each in trained], trained[0].checkpoint["fcnlab"]
     if cfg.submission is not None:
         return write_submission(cfg, run, nets, facts["classes"])

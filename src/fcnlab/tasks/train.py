@@ -14,10 +14,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fcnlab.config.components import Settings
-from fcnlab.config.locations import CONF
+from fcnlab.config.locations import options_in
 from fcnlab.config.overrides import shell_override
 from fcnlab.config.run_context import RunContext
-from fcnlab.config.trust import trusted_packages
+from fcnlab.config.trust import model_components, trusted_packages
 from fcnlab.config.validation import check_requirements, validate_config
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
@@ -280,7 +280,7 @@ def warn_about_ineffective_settings(cfg: DictConfig, context: RunContext) -> Non
     """Warn about settings without an effect, and about defaults that do not suit the chosen options."""
     chosen = context.options
     if chosen.get("model/backbone") == "tiny" and chosen.get("data") != "shapes":
-        others = sorted({path.stem for path in (CONF / "model" / "backbone").glob("*.yaml")} - {"tiny"})
+        others = sorted(set(options_in("model/backbone")) - {"tiny"})
         log_warning(
             f"model/backbone=tiny is meant for smoke tests: for real images choose model/backbone={' | '.join(others)}"
         )
@@ -438,7 +438,7 @@ def report_results(
 
 def how_to_predict(checkpoint: str, model: Settings, context: RunContext) -> str:
     """Return the command, or in Python the call, that predicts images with a checkpoint."""
-    packages = trusted_packages(model)
+    packages = trusted_packages(model, model_components())
     if context.from_shell:
         trust = f" trust=[{','.join(packages)}]" if packages else ""
         return f"fcnlab predict {shell_override('checkpoint', checkpoint)}{trust} input=FILE|FOLDER output=FOLDER"

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fcnlab.config.components import to_plain
 from fcnlab.config.overrides import shell_override
-from fcnlab.config.trust import MODEL_COMPONENTS, check_components
+from fcnlab.config.trust import check_components, model_components, trusted_packages
 from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.data import SegmentationDataset
 from fcnlab.errors import UserError, first_line
@@ -343,17 +343,22 @@ def selection_of(checkpoint: dict[str, Any]) -> Facts | None:
     return {**selection, "stopped_early": bool(stopped)}
 
 
-def rebuild_model(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -> Network:
+def rebuild_model(
+    checkpoint: dict[str, Any], source: str, trust: Sequence[str], folders: Sequence[Path] = ()
+) -> Network:
     """Build the model of a checkpoint and load its weights.
+
+    ``trust`` are packages, and ``folders`` config folders, that the user has typed.
 
     Raises
     ------
     UserError
-        The config names a component that is neither fcnlab's nor in a trusted package, or does not build a model; or
+        The config names a component that is neither fcnlab's nor in a trusted package, and that no config file of a
+        plugin or of ``folders`` names (:mod:`fcnlab.config.trust`); or it does not build a model; or
         config, classes and weights do not match.
     """
     model = checkpoint["fcnlab"]["model"]
-    check_components(model, MODEL_COMPONENTS, trust, source)
+    check_components(model, model_components(folders), trust, source)
     model = without_weights(model)
     try:
         validate_config(OmegaConf.create({"model": model}))
@@ -362,7 +367,7 @@ def rebuild_model(checkpoint: dict[str, Any], source: str, trust: Sequence[str])
     state = {
         key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items() if key.startswith("net.")
     }
-    if not trust:  # the code of trusted packages may need real tensors
+    if not trusted_packages(model):  # the code of other packages may need real tensors
         with torch.device("meta"):  # compare the sizes that the file claims before they take any memory
             check_fit(_built(model, source), state, source)
     net = _built(model, source)
@@ -389,8 +394,12 @@ class TrainedNet(NamedTuple):
         return self.checkpoint["fcnlab"]["classes"]
 
 
-def read_nets(checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str]) -> list[TrainedNet]:
+def read_nets(
+    checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str], folders: Sequence[Path] = ()
+) -> list[TrainedNet]:
     """Return the networks of one or more checkpoints, which have the same classes.
+
+    ``trust`` and ``folders`` are those of :func:`rebuild_model`.
 
     Raises
     ------
@@ -401,7 +410,7 @@ def read_nets(checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str
     for file in checkpoint_files(checkpoint):
         path = file.path
         content = read_checkpoint(path)
-        net = rebuild_model(content, f"checkpoint={path}", trust)
+        net = rebuild_model(content, f"checkpoint={path}", trust, folders)
         kept = {key: content[key] for key in ("fcnlab", "resume", "global_step") if key in content}
         nets.append(TrainedNet(file, net, kept))
         if nets[-1].classes != nets[0].classes:

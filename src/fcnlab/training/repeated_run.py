@@ -1,6 +1,6 @@
 """Repeat a recorded run (``from_run``): apply its recorded configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fcnlab.config.components import iter_components, iter_strings, leaves_of, to_plain
 from fcnlab.config.overrides import override_key, shell_join, typed_value
+from fcnlab.config.plugins import plugins
 from fcnlab.config.trust import OUTPUT_PATH_KEYS, setting_rejection
 from fcnlab.config.validation import looked_up
 from fcnlab.errors import UserError
@@ -16,6 +17,7 @@ from fcnlab.messages import log_info, log_warning
 from fcnlab.runs.provenance import PACKAGES, commit
 from fcnlab.runs.run_record import RunRecord, is_under, recorded_config
 from fcnlab.runs.settings import differences, is_free
+from fcnlab.runs.source_fingerprint import package_digest
 from fcnlab.training.hardware import PRECISIONS, precision
 
 PRECISION = "trainer.precision"
@@ -62,8 +64,22 @@ def apply_recorded_config(cfg: DictConfig, overrides: Sequence[str]) -> None:
     for name, version in packages.items() if isinstance(packages, dict) else ():
         if name in PACKAGES and metadata.version(name) != version:
             log_warning(f"the recorded run used {name} {version}, this run uses {metadata.version(name)}")
+    for message in _changed_plugins(record):
+        log_warning(message)
     if record.get("commit") != commit():
         log_warning(f"the recorded run used commit {record.get('commit')}, this run uses {commit()}")
+
+
+def _changed_plugins(record: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each plugin of a recorded run whose code is another one here."""
+    recorded = record.get("plugins")
+    for plugin in plugins():
+        then = recorded.get(plugin.name) if isinstance(recorded, dict) else None
+        if isinstance(then, dict) and then.get("source") != (source := package_digest(plugin.top_package)):
+            yield (
+                f"the recorded run used plugin {plugin.name} {then.get('version')!s:.50} with source"
+                f" {then.get('source')!s:.50}, this run uses {plugin.version} with source {source}"
+            )
 
 
 def _resolved_config(folder: Path) -> dict[str, Any]:
