@@ -36,7 +36,9 @@ MODEL_COMPONENTS = {
         "fcnlab.models.GoogLeNet",
         "fcnlab.models.GoogLeNetBN",
         "fcnlab.models.ResNet",
+        "fcnlab.models.TimmBackbone",
         "fcnlab.models.Tiny",
+        "fcnlab.models.TorchvisionBackbone",
         "fcnlab.models.VGG16",
     ),
 }

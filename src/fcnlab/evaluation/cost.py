@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcnlab.data import SegmentationDataset
+from fcnlab.models.backbone import backbone_name
 from fcnlab.training.memory import largest_resident
 from fcnlab.training.segmenter import Segmenter
 
@@ -35,7 +36,7 @@ def describe_model(segmenter: Segmenter, dataset: SegmentationDataset) -> str:
     parameters = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     work = count_macs(net, rows, cols) / 1e9
     return (
-        f"Model: {type(net).__name__}-{net.levels[-1]}s (strides {levels}), backbone {type(net.backbone).__name__},"
+        f"Model: {type(net).__name__}-{net.levels[-1]}s (strides {levels}), backbone {backbone_name(net.backbone)},"
         f" {parameters:.2f} M parameters, {work:.2f} GMACs for an image of {rows}x{cols}"
     )
 

@@ -14,6 +14,7 @@ from fcnlab.data.image_files import as_rgb, check_depth, read_image
 from fcnlab.errors import UserError
 from fcnlab.inference import InferenceMethod, NoPostprocess, Postprocess, WholeImage
 from fcnlab.models import FCN
+from fcnlab.models.backbone import backbone_name
 from fcnlab.training.checkpoints import read_nets
 from fcnlab.training.segmenter import Segmenter
 from fcnlab.training.speed import prefers_channels_last
@@ -124,7 +125,7 @@ class TrainedModel:
         self._segmenter.to(self.device).eval()
 
     def __repr__(self) -> str:
-        networks = ", ".join(f"FCN-{net.levels[-1]}s on {type(net.backbone).__name__}" for net in self.nets)
+        networks = ", ".join(f"FCN-{net.levels[-1]}s on {backbone_name(net.backbone)}" for net in self.nets)
         return f"<TrainedModel: {networks}, {len(self.classes)} classes, {self.device}>"
 
     @property

@@ -5,7 +5,9 @@ from fcnlab.models.fcn import FCN, unused_parameters
 from fcnlab.models.geometry import FeatureMap, Grid, overlap, receptive_field
 from fcnlab.models.googlenet import GoogLeNet, GoogLeNetBN
 from fcnlab.models.resnet import ResNet
+from fcnlab.models.timm_backbone import TimmBackbone
 from fcnlab.models.tiny import Tiny
+from fcnlab.models.torchvision_backbone import TorchvisionBackbone
 from fcnlab.models.upsampling import CoarseScores, Upsample
 from fcnlab.models.vgg import VGG16
 
@@ -20,7 +22,9 @@ __all__ = [
     "GoogLeNetBN",
     "Grid",
     "ResNet",
+    "TimmBackbone",
     "Tiny",
+    "TorchvisionBackbone",
     "Upsample",
     "overlap",
     "receptive_field",

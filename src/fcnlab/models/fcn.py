@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fcnlab.config.ranges import NumClasses, Positive
-from fcnlab.models.backbone import Backbone
+from fcnlab.models.backbone import Backbone, backbone_name
 from fcnlab.models.geometry import IMAGE, FeatureMap, add
 from fcnlab.models.published import as_ours
 from fcnlab.models.upsampling import CoarseScores, Upsample
@@ -91,7 +91,7 @@ class FCN(nn.Module):
         if min(image.shape[2:]) < self.backbone.min_size:
             raise ValueError(
                 f"an image of {image.shape[2]}x{image.shape[3]} pixels is too small for"
-                f" {type(self.backbone).__name__}: it needs {self.backbone.min_size} on each side"
+                f" {backbone_name(self.backbone)}: it needs {self.backbone.min_size} on each side"
             )
         features = self.backbone(image)
         fused, *skips = (self.score(level, features[level]) for level in self.levels)
@@ -146,7 +146,7 @@ def _head(channels: int, num_classes: int) -> nn.Conv2d:
 
 
 def _check(backbone: Backbone, num_classes: int, levels: Sequence[int], upsampling: str) -> None:
-    name, offered = type(backbone).__name__, sorted(backbone.levels, reverse=True)
+    name, offered = backbone_name(backbone), sorted(backbone.levels, reverse=True)
     if not levels or list(levels) != sorted(set(levels), reverse=True) or not set(levels) <= set(offered):
         raise ValueError(f"levels={list(levels)}: choose some of {offered}, which {name} offers, from coarse to fine")
     if num_classes < 2:
