@@ -22,11 +22,11 @@ class MeasuredBackbone(nn.Module):
     def __init__(self, normalize: InputConvention, measured: MeasuredGrids):
         super().__init__()
         self.normalize = normalize
-        self.frame, self.min_size = measured.frame, measured.min_size
+        self.measured, self.min_size = measured, measured.min_size
         self.levels = {level: Level(found.channels, found.grid) for level, found in measured.levels.items()}
 
     def forward(self, image: Tensor) -> dict[int, FeatureMap]:
-        rows, cols = (self.frame.padding(side) for side in image.shape[2:])
+        rows, cols = (self.measured.frame.padding(side) for side in image.shape[2:])
         image = self.normalize(image)
         features = self.features(F.pad(image, (*cols, *rows)) if any((*rows, *cols)) else image)
         return {level: FeatureMap(values, *self.levels[level].grid) for level, values in features.items()}
