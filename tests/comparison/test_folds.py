@@ -215,6 +215,16 @@ def test_an_ensemble_is_a_group_of_its_own_without_a_seed(make_run, tmp_path):
     ]
 
 
+def test_an_ensemble_has_the_settings_that_all_of_its_networks_share(make_run, tmp_path):
+    """Also if the code was changed between their runs: its name must not lose the model."""
+    for model in ("fcn8s", "fcn32s"):
+        folders = [make_run(f"{model}{seed}", model=model, seed=seed, source=f"code{seed}") for seed in (1, 2, 3)]
+        ensemble_of(make_run, folders, name=f"ensemble-{model}")
+    assert {group.name for group in compared(tmp_path, merge_over=("source",)).groups} == {
+        f"model={model} ensemble={count}" for model in ("fcn8s", "fcn32s") for count in (1, 3)
+    }
+
+
 def test_ensembles_of_other_checkpoints_are_other_groups(make_run, tmp_path):
     folders = [make_run(str(seed), seed=seed) for seed in (1, 2, 3)]
     ensemble_of(make_run, folders)

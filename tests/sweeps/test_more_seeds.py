@@ -255,12 +255,13 @@ def test_a_confirmation_of_evaluations_or_of_several_folds_is_refused(recorded):
 
 def test_changed_code_is_reported_with_its_jobs(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(more_seeds, "source_fingerprints", lambda *trees: {"fcnlab": "new", "mine": "same"})
-    manifest = Manifest(tmp_path, "train", [], jobs={number: Job(number, str(number), [], "") for number in range(3)})
-    for number, state in enumerate(("old", "old", "new")):
+    manifest = Manifest(tmp_path, "train", [], jobs={number: Job(number, str(number), [], "") for number in range(4)})
+    for number, state in enumerate(("old", "old", "new", "older")):
         (tmp_path / str(number)).mkdir()
         facts = {"source": {"fcnlab": state, "mine": "same"}}
         (tmp_path / str(number) / "run.json").write_text(json.dumps(facts))
     with caplog.at_level("WARNING", logger="fcnlab"):
-        warn_about_changed_code(manifest, dict.fromkeys(range(3), OmegaConf.create({"hydra": {}})))
+        warn_about_changed_code(manifest, dict.fromkeys(range(4), OmegaConf.create({"hydra": {}})))
     assert len(caplog.records) == 1
-    assert "the code of fcnlab has changed since job 0, 1 (old, now new)" in caplog.text
+    expected = "the code of fcnlab has changed since job 0, 1 (old) and job 3 (older); now it is new. So"
+    assert expected in caplog.text

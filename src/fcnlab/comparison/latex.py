@@ -26,6 +26,7 @@ SPECIAL = {
     MINUS: "$-$",
 }
 NUMBER = re.compile(r"-(?=\d)")
+JOINED = "\u2060"  # in place of a space at which no line ends
 MANY_COLUMNS = 12  # a table with more, such as a confusion matrix, has its titles turned
 
 
@@ -55,7 +56,9 @@ def _header(table: Table, place: int) -> str:
     column, texts = table.columns[place], [row[place].text for row in table.rows]
     if _is_wide(table) and column.is_number:
         return rf"\rotatebox{{90}}{{{escape_latex(column.title)}}}"
-    lines = wrap(column.title, max(map(len, [*texts, *column.title.split()]), default=1), break_on_hyphens=False)
+    title = column.title.replace(" %", f"{JOINED}%")  # a unit stands behind its word
+    lines = wrap(title, max(map(len, [*texts, *title.split(" ")]), default=1), break_on_hyphens=False)
+    lines = [line.replace(JOINED, " ") for line in lines]
     if len(lines) < 2:
         return escape_latex(column.title)
     side, stacked = "r" if column.is_number else "l", r" \\ ".join(map(escape_latex, lines))

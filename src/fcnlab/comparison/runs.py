@@ -35,7 +35,6 @@ from fcnlab.runs.lineage import (
     from_facts,
     has_folds,
     may_share_list,
-    recipe,
     why_not_finished,
 )
 from fcnlab.runs.origins import as_scoring_settings, environment, nested_map, scored_data, source_settings
@@ -510,16 +509,28 @@ def _ensemble(networks: list[dict[str, Any]]) -> Settings:
 
 
 def _common_training(networks: list[dict[str, Any]]) -> TrainingRun | None:
-    """Return the training run that all networks of an ensemble share, without a seed; None if they differ in more.
+    """Return what the training runs of all networks of an ensemble share, without a seed; None if one is unknown.
 
     An ensemble has no seed: it is one model, made of several.
     """
     runs = [from_facts(each.get("trained")) for each in networks]
     known = [run for run in runs if run is not None]
-    if len(known) < len(runs) or len({recipe(run) for run in known}) > 1:
+    if not known or len(known) < len(runs):
         return None
-    settings = {path: value for path, value in known[0].settings.items() if path != FOLD}
-    return known[0]._replace(seed=None, settings=settings)
+    roots = {run.root for run in known}
+    return known[0]._replace(
+        seed=None,
+        options=_shared([run.options for run in known]),
+        settings={path: value for path, value in _shared([run.settings for run in known]).items() if path != FOLD},
+        environment=_shared([run.environment for run in known]),
+        root=roots.pop() if len(roots) == 1 else None,
+    )
+
+
+def _shared(settings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the entries that all have with the same value."""
+    first, *others = settings
+    return {key: value for key, value in first.items() if all(key in each and each[key] == value for each in others)}
 
 
 def _named_by_hash(file: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
+from fcnlab.comparison.classes import ClassDifference
 from fcnlab.comparison.comparison import MOST_CLASS_PAIRS, Comparison, Curve
 from fcnlab.comparison.formats import MINUS, MISSING, SCORE_TITLES, counted, interval, percent, points, probability
 from fcnlab.comparison.grouping import Group, environments
@@ -358,7 +359,7 @@ def _class_difference_table(place: int, pair: Pair, comparison: Comparison) -> T
             *_best_marked([_iou_cell(each.first, None), _iou_cell(each.second, None)]),
             Cell(MISSING) if isnan(each.difference) else Cell(points(each.difference), 100 * each.difference),
             _interval_cell(each.interval),
-            Cell(f"found in {counted(each.found, 'image')}" if each.found < FEW_CLASS_IMAGES else ""),
+            Cell(_why_no_interval(each, pair)),
         ]
         for each in pair.class_differences
     ]
@@ -368,6 +369,14 @@ def _class_difference_table(place: int, pair: Pair, comparison: Comparison) -> T
         f" the class is found in fewer than {FEW_CLASS_IMAGES} images, or neither group finds it with all seeds."
     )
     return Table(f"class_differences_{place}", f"IoU by class: {first} {MINUS} {second}", caption, columns, rows)
+
+
+def _why_no_interval(each: ClassDifference, pair: Pair) -> str:
+    if each.found < FEW_CLASS_IMAGES:
+        return f"found in {counted(each.found, 'image')}"
+    # Classes with equal IoU, as of one model that is evaluated twice, have no variance.
+    is_missed = pair.interval and each.interval is None and each.difference != 0
+    return "not found with all seeds" if is_missed and len(pair.first.runs) + len(pair.second.runs) > 2 else ""
 
 
 def published_table(comparison: Comparison) -> Table:

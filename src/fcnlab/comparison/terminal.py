@@ -21,6 +21,7 @@ from fcnlab.escaping import escape_line
 
 ROWS = 20  # the files contain all rows
 WIDTH = 120  # characters of a line of a table
+FEWEST = 3  # columns beside the first one
 MOST_PLANS = 10  # pairs
 
 
@@ -78,10 +79,13 @@ def _aligned(table: Table) -> str:
 
 
 def _blocks(widths: Sequence[int]) -> list[list[int]]:
-    """Return the columns that are printed side by side, by their places; the first one is in each block."""
+    """Return the columns that are printed side by side, by their places; the first one is in each block.
+
+    A block has at least ``FEWEST`` others: beside long names, a block for each column would be longer and no narrower.
+    """
     blocks = [[0]]
     for place in range(1, len(widths)):
-        if sum(2 + widths[other] for other in [*blocks[-1], place]) > WIDTH and len(blocks[-1]) > 1:
+        if sum(2 + widths[other] for other in [*blocks[-1], place]) > WIDTH and len(blocks[-1]) > FEWEST:
             blocks.append([0])
         blocks[-1].append(place)
     return blocks

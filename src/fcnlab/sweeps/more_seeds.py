@@ -75,21 +75,19 @@ def check_seeds_are_new(manifest: Manifest, configs: Mapping[int, DictConfig], s
 def warn_about_changed_code(manifest: Manifest, configs: Mapping[int, DictConfig]) -> None:
     """Warn if jobs of the sweep ran with other code: ``fcnlab compare`` then puts new seeds into other groups."""
     current = source_fingerprints(*(_plain(cfg) for cfg in configs.values()))
-    jobs: dict[tuple[str, Any], list[int]] = {}
+    changed: dict[str, dict[str, list[int]]] = {}  # jobs by package and by its former state
     for number in configs.keys() & manifest.jobs.keys():
         facts = read_json_facts(manifest.folder / manifest.jobs[number].folder, "run.json")
         for package, state in nested_map(facts, "source").items():
             if current.get(package) != state:
-                jobs.setdefault((package, str(state)), []).append(number)
-    for (package, state), numbers in jobs.items():
+                changed.setdefault(package, {}).setdefault(f"{state!s:.20}", []).append(number)
+    for package, jobs in changed.items():
+        states = (f"job {', '.join(map(str, sorted(numbers)))} ({state})" for state, numbers in jobs.items())
         log.warning(
-            "Warning: the code of %s has changed since job %s (%.20s, now %s), so fcnlab compare puts the new seeds"
-            " into other groups. Use the code of these jobs (their run.json has the commit), or, if the change does"
-            " not affect scores, compare with merge_over=[source]",
-            package,
-            ", ".join(map(str, sorted(numbers))),
-            state,
-            current.get(package, "not used"),
+            "Warning: the code of %s has changed since %s; now it is %s. So fcnlab compare puts the new seeds into"
+            " other groups. Use the code of these jobs (their run.json has the commit), or, if the change does not"
+            " affect scores, compare with merge_over=[source]",
+            *(package, " and ".join(states), current.get(package, "not used")),
         )
 
 
