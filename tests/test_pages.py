@@ -51,6 +51,7 @@ NOT_FCNLAB = {
 COMPOSED_PAGES = {
     "index.md": "its commands are those of compare.md",
     "README.md": "its commands are those of the how-to pages",
+    "baselines.md": "trains large networks; tests/tasks/test_baselines.py trains and compares them",
     "voc.md": "needs VOC, or weights that the repository does not contain",
     "speed.md": "needs many training runs",
     "folds.md": "needs many training runs; tests/tasks/test_folds.py trains and evaluates folds and ensembles",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fcnlab.metrics.confusion import confusion_matrix
     from fcnlab.metrics.fine_grained import FineGrainedScores, fine_grained_miou
     from fcnlab.metrics.scores import Scores, scores
-    from fcnlab.models import FCN, VGG16, AlexNet, CaffeNet, GoogLeNet, GoogLeNetBN, ResNet, Tiny
+    from fcnlab.models import FCN, VGG16, AlexNet, Architecture, CaffeNet, GoogLeNet, GoogLeNetBN, ResNet, Tiny
     from fcnlab.training.losses import OHEM, CrossEntropy, Dice, Focal, Lovasz
     from fcnlab.training.segmenter import Segmenter
 
@@ -41,6 +41,7 @@ __all__ = [
     "OHEM",
     "VGG16",
     "AlexNet",
+    "Architecture",
     "CaffeNet",
     "ComparisonReport",
     "CrossEntropy",
@@ -91,7 +92,17 @@ _MODULES = {
     "fcnlab.metrics.confusion": ("confusion_matrix",),
     "fcnlab.metrics.fine_grained": ("FineGrainedScores", "fine_grained_miou"),
     "fcnlab.metrics.scores": ("Scores", "scores"),
-    "fcnlab.models": ("FCN", "VGG16", "AlexNet", "CaffeNet", "GoogLeNet", "GoogLeNetBN", "ResNet", "Tiny"),
+    "fcnlab.models": (
+        "FCN",
+        "VGG16",
+        "AlexNet",
+        "Architecture",
+        "CaffeNet",
+        "GoogLeNet",
+        "GoogLeNetBN",
+        "ResNet",
+        "Tiny",
+    ),
     "fcnlab.training.losses": ("OHEM", "CrossEntropy", "Dice", "Focal", "Lovasz"),
     "fcnlab.training.segmenter": ("Segmenter",),
 }

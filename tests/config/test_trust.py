@@ -16,6 +16,8 @@ from fcnlab.config.ranges import is_valid
 from fcnlab.config.schemas import TrainConfig
 from fcnlab.config.trust import (
     DATA_COMPONENTS,
+    DEFERRED,
+    LIBRARY_NETWORKS,
     MODEL_COMPONENTS,
     OUTPUT_PATH_KEYS,
     WRITERS,
@@ -288,7 +290,7 @@ def is_allowed(tree, places) -> bool:
 
 
 def put(tree: dict, path: str, target: str) -> dict:
-    node = {"_target_": target} | ({"_partial_": True} if path in ("dataset", "augment") else {})
+    node = {"_target_": target} | ({"_partial_": True} if path in DEFERRED else {})
     return tree | (node if not path else {path: node})
 
 
@@ -296,7 +298,7 @@ def put(tree: dict, path: str, target: str) -> dict:
     ("tree", "places"), [(MODEL_CONFIG, MODEL_COMPONENTS), (DATA_CONFIG, DATA_COMPONENTS)], ids=["model", "data"]
 )
 def test_only_the_listed_callables_are_allowed_as_targets(tree, places):
-    every = callables()
+    every = callables() | set(LIBRARY_NETWORKS)
     assert len(every) > 1000 and {name for names in places.values() for name in names} <= every
     for path, listed in places.items():
         allowed = {name for name in every if is_allowed(put(tree, path, name), places)}
@@ -353,6 +355,37 @@ def test_a_model_from_a_file_has_only_a_listed_backbone(name):
     assert not is_allowed(MODEL_CONFIG | {"": HOSTILE[name]}, MODEL_COMPONENTS) and not is_allowed(
         MODEL_CONFIG | {"x": HOSTILE[name]}, MODEL_COMPONENTS
     )
+
+
+def network(target: str = "segmentation_models_pytorch.Unet", **arguments) -> dict:
+    node = {"_target_": target, "_partial_": True, "classes": 21} | arguments
+    return {"_target_": "fcnlab.models.Architecture", "num_classes": 21, "weights": "none", "network": node}
+
+
+def test_a_library_network_from_a_file_has_plain_arguments_only():
+    plain = network(encoder_name="tu-convnext_tiny.fb_in22k", decoder_channels=[16, 8], encoder_weights=None)
+    assert is_allowed(plain, MODEL_COMPONENTS) and trusted_packages(plain) == []
+    hostile = [
+        network(encoder_name="tu-hf-hub:someone/something"),  # timm asks the Hub for its configuration
+        network(encoder_name="tu-local-dir:/somewhere"),
+        network(encoder_name=["resnet18", "a/b"]),
+        network(encoder_weights="imagenet"),
+        network(pretrained_cfg={"url": "http://host/x"}),  # smp hands unknown arguments to timm
+        network(checkpoint_path="x"),
+        network(decoder_channels={"a": 1}),
+        network("torchvision.models.segmentation.fcn_resnet50", weights="DEFAULT"),
+        network("torchvision.models.get_model", name="resnet50"),
+        network("segmentation_models_pytorch.from_pretrained", classes="someone/something"),
+        network() | {"network": network()["network"] | {"_partial_": False}},
+        network() | {"named_weights": {"_target_": "os.system"}},
+    ]
+    assert not any(is_allowed(tree, MODEL_COMPONENTS) for tree in hostile)
+    own = network(encoder_weights="imagenet")
+    assert trusted_packages(own) == ["segmentation_models_pytorch"]
+    with pytest.raises(
+        UntrustedError, match=r"sets network.encoder_weights='imagenet', .* add trust=\[segmentation_mod"
+    ):
+        check_components(own, MODEL_COMPONENTS, (), "a file")
 
 
 def test_a_dataset_function_must_be_partial():

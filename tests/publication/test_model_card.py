@@ -14,7 +14,7 @@ from fcnlab.publication.model_card import TO_FILL_IN, Model, Publication, model_
 from fcnlab.runs.lineage import TrainingRun
 from run_folders import CLASSES, toy_matrices
 
-MODEL = Model("best.ckpt", "FCN-8s", "Tiny", 342_490, CLASSES, 1, "0.1.0", ())
+MODEL = Model("best.ckpt", "FCN-8s on Tiny", True, 342_490, CLASSES, 1, "0.1.0", ())
 UNKNOWN = Publication(None, None, ())
 HOSTILE = ("---\nlicense: mit", "<script>alert(1)</script>", "| [x](http://a.example) `a`", "![y](http://b.example)")
 

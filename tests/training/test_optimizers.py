@@ -8,14 +8,16 @@ from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from torch import nn
 
 from fcnlab.errors import UserError
-from fcnlab.models import FCN, Tiny
+from fcnlab.models import FCN, Network, Tiny
 from fcnlab.training.optimizers import adamw, constant, cosine, freeze, parameter_groups, poly, sgd
 
 SETTINGS = {"lr": 0.1, "weight_decay": 5e-4, "bias_lr_scale": 2.0, "pretrained_lr_scale": 0.1}
 
 
-class Toy(nn.Module):
+class Toy(Network):
     """A convolution with a bias and a norm in the backbone, a frozen layer, and a head."""
+
+    num_classes, backbone_path = 2, "backbone"
 
     def __init__(self, pretrained: bool):
         super().__init__()

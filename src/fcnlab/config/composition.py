@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -214,6 +215,8 @@ def _unknown_key(verb: str, error: Exception, place: int, word: str) -> RefusedO
         key = override_key(word)
     if "." not in key or "/" in key:
         groups = {str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_dir()}
+        if key in groups and "/" in key:
+            return RefusedOverride(place, lambda _: describe_unused_group(word, key))
         near = difflib.get_close_matches(key, sorted(groups), n=1)
         option = word.partition("=")[2]
         exists = bool(near) and near[0] != key and (CONF / near[0] / f"{option}.yaml").is_file()
@@ -221,6 +224,20 @@ def _unknown_key(verb: str, error: Exception, place: int, word: str) -> RefusedO
             sentence = f"Unknown config group '{key}'. Did you mean '{near[0]}'?"
             return RefusedOverride(place, lambda _: sentence, f"{near[0]}={option}" if exists else None)
     return RefusedOverride(place, lambda cfg: describe_unknown_key(verb, key, cfg))
+
+
+def describe_unused_group(word: str, group: str) -> str:
+    """Return why an option of a group inside another one cannot be chosen: the outer option does not use the group."""
+    outer = group.rpartition("/")[0]
+    users = [path.stem for path in sorted((CONF / outer).glob("*.yaml")) if _uses(path, group.rpartition("/")[2])]
+    return (
+        f"{word} has no effect, since the chosen option of {outer} has no {group}. Remove it, or choose"
+        f" {' or '.join(f'{outer}={name}' for name in users)}."
+    )
+
+
+def _uses(option: Path, group: str) -> bool:
+    return re.search(rf"^  - {group}:", option.read_text(), re.MULTILINE) is not None
 
 
 def describe_unknown_key(verb: str, key: str, cfg: DictConfig | None) -> str:

@@ -5,7 +5,7 @@ call anything that a ``_target_`` names, and replace ``${oc.env:X}`` by secrets 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path, PurePath
 from typing import Any
@@ -27,9 +27,32 @@ from fcnlab.errors import UserError
 from fcnlab.files.reading import NUMBER
 from fcnlab.library_internals.hydra import value_of
 
+# Networks of libraries that a checkpoint may have, and their arguments. A value is a number, a plain word, or a list of
+# these: with other characters, a name could lead to a place from which the library loads something.
+SMP = (
+    "activation", "classes", "decoder_aspp_dropout", "decoder_aspp_separable", "decoder_atrous_rates",
+    "decoder_attention_type", "decoder_channels", "decoder_dropout", "decoder_interpolation", "decoder_merge_policy",
+    "decoder_pyramid_channels", "decoder_segmentation_channels", "decoder_use_norm", "encoder_depth", "encoder_name",
+    "encoder_output_stride", "encoder_weights", "in_channels", "psp_dropout", "psp_out_channels", "psp_use_norm",
+    "upsampling",
+)  # fmt: skip
+TORCHVISION = ("aux_loss", "num_classes", "weights", "weights_backbone")
+SMP_NETWORKS = (
+    "DeepLabV3", "DeepLabV3Plus", "FPN", "Linknet", "MAnet", "PAN", "PSPNet", "Segformer", "UPerNet", "Unet",
+    "UnetPlusPlus",
+)  # fmt: skip
+TORCHVISION_NETWORKS = (
+    "deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "deeplabv3_resnet101", "fcn_resnet50", "fcn_resnet101",
+    "lraspp_mobilenet_v3_large",
+)  # fmt: skip
+LIBRARY_NETWORKS = {f"segmentation_models_pytorch.{name}": SMP for name in SMP_NETWORKS} | {
+    f"torchvision.models.segmentation.{name}": TORCHVISION for name in TORCHVISION_NETWORKS
+}
+FETCHING = ("encoder_weights", "weights", "weights_backbone")  # arguments with which a library downloads weights
+WORD = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 # The components of a checkpoint's model and of a run's data, by the path where each is allowed.
 MODEL_COMPONENTS = {
-    "": ("fcnlab.models.FCN",),
+    "": ("fcnlab.models.FCN", "fcnlab.models.Architecture"),
     "backbone": (
         "fcnlab.models.AlexNet",
         "fcnlab.models.CaffeNet",
@@ -39,6 +62,7 @@ MODEL_COMPONENTS = {
         "fcnlab.models.Tiny",
         "fcnlab.models.VGG16",
     ),
+    "network": tuple(LIBRARY_NETWORKS),
 }
 DATA_COMPONENTS = {
     "": ("fcnlab.data.DataModule",),
@@ -56,7 +80,7 @@ DATA_COMPONENTS = {
         "fcnlab.data.transforms.strong",
     ),
 }
-DEFERRED = ("dataset", "augment")  # partials, which code calls later
+DEFERRED = ("dataset", "augment", "network")  # partials, which code calls later
 Places = Mapping[str, Sequence[str]]
 
 TYPED = ("hydra", "stages", "sweep", "trust")  # first parts of keys that a record must not set
@@ -260,6 +284,8 @@ def check_components(tree: Any, places: Places, packages: Sequence[str], source:
                 " trust=[PACKAGE]."
             )
         _check_directives(path, node, source)
+        if name in LIBRARY_NETWORKS:
+            _check_arguments(path, node, source)
 
 
 def _above(path: str) -> str | None:
@@ -279,11 +305,40 @@ def _check_directives(path: str, node: Mapping[str, Any], source: str) -> None:
         )
 
 
+def _check_arguments(path: str, node: Mapping[str, Any], source: str) -> None:
+    """Refuse arguments of a library's network with which it could load something, from a file or from a server."""
+    for key, value in node.items():
+        if not DIRECTIVE.fullmatch(key) and not _is_plain_argument(node["_target_"], key, value):
+            raise UntrustedError(
+                f"{source} is refused: it sets {path}.{key}={value!r:.200}, and {node['_target_']} could load something"
+                f" with it. If you trust the file and this package, add trust=[{node['_target_'].partition('.')[0]}]."
+            )
+
+
+def _is_plain_argument(target: str, key: str, value: Any) -> bool:
+    if key not in LIBRARY_NETWORKS[target]:
+        return False
+    if key in FETCHING:
+        return value is None
+    return all(
+        item is None or isinstance(item, int | float) or (isinstance(item, str) and WORD.fullmatch(item) is not None)
+        for item in (value if isinstance(value, list) else [value])
+    )
+
+
 def trusted_packages(tree: Any, places: Places = MODEL_COMPONENTS) -> list[str]:
     """Return the packages for ``trust=`` that make a config trusted; empty if none is needed."""
     listed = {name for names in places.values() for name in names}
-    names = [str(node["_target_"]) for _, node in iter_components(tree)]
-    return list(dict.fromkeys(name.partition(".")[0] for name in names if name not in listed))
+    names = [str(node["_target_"]) for _, node in iter_components(tree) if not _is_listed(node, listed)]
+    return list(dict.fromkeys(name.partition(".")[0] for name in names))
+
+
+def _is_listed(node: Mapping[str, Any], listed: Collection[str]) -> bool:
+    name = node["_target_"]
+    arguments = [pair for pair in node.items() if not DIRECTIVE.fullmatch(str(pair[0]))]
+    return name in listed and (
+        name not in LIBRARY_NETWORKS or all(_is_plain_argument(name, key, value) for key, value in arguments)
+    )
 
 
 def _is_of(name: Any, packages: Sequence[str]) -> bool:

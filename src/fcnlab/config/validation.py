@@ -37,6 +37,7 @@ from fcnlab.errors import UserError, first_line
 NOT_FOUND = object()  # for a path with a key that contains a dot
 RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # in a value: ${oc.env:HOME}, and not ${data.root}
 FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:[^{}]*\}")  # a value that is nothing but a variable
+EXTRAS = {"segmentation_models_pytorch": "baselines"}  # of fcnlab, by the package that they install
 # fcnlab itself passes the first arguments of these components, and some of W&B's; it takes them from these settings.
 POSITIONAL_ARGUMENTS_FROM_CODE = {
     "augment": ("data.crop_size",),
@@ -206,7 +207,7 @@ def _component_errors(path: str, node: dict[str, Any]) -> list[str]:
     try:
         target = locate(node["_target_"])
     except (ImportError, AttributeError, ValueError) as error:
-        return [f"{path}._target_={node['_target_']} cannot be imported: {error}."]
+        return [f"{path}._target_={node['_target_']} cannot be imported: {error}.{_installation_hint(error)}"]
     try:
         parameters = inspect.signature(target).parameters
     except ValueError:  # some builtins have none: Hydra reports a wrong argument
@@ -238,6 +239,12 @@ def _component_errors(path: str, node: dict[str, Any]) -> list[str]:
         ),
         *(f"{path}.{conflict}" for conflict in _conflicts(target, given)),
     ]
+
+
+def _installation_hint(error: Exception) -> str:
+    """Return how to install an optional package that is not there; empty for packages that fcnlab does not know."""
+    extra = EXTRAS.get(error.name or "") if isinstance(error, ModuleNotFoundError) else None
+    return f" Install it: pip install 'fcnlab[{extra}]'." if extra else ""
 
 
 def _arguments_from_code(path: str, parameters: Mapping[str, inspect.Parameter]) -> dict[str, str]:

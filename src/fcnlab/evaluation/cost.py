@@ -1,6 +1,5 @@
 """Measure the cost of a model: parameters, multiply-accumulates, time and memory."""
 
-import copy
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcnlab.data import SegmentationDataset
+from fcnlab.models.network import rehearse
 from fcnlab.training.memory import largest_resident
 from fcnlab.training.segmenter import Segmenter
 
@@ -29,23 +29,22 @@ def cost(segmenter: Segmenter, dataset: SegmentationDataset, seconds: float, cou
 
 
 def describe_model(segmenter: Segmenter, dataset: SegmentationDataset) -> str:
-    """Return a line on the model: architecture, backbone, parameters and GMACs."""
+    """Return a line on the model: architecture, parameters and GMACs."""
     net, (rows, cols) = segmenter.net, dataset.image(0).shape[:2]
-    levels = ", ".join(map(str, net.levels))
     parameters = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     work = count_macs(net, rows, cols) / 1e9
-    return (
-        f"Model: {type(net).__name__}-{net.levels[-1]}s (strides {levels}), backbone {type(net.backbone).__name__},"
-        f" {parameters:.2f} M parameters, {work:.2f} GMACs for an image of {rows}x{cols}"
-    )
+    return f"Model: {net.description}, {parameters:.2f} M parameters, {work:.2f} GMACs for an image of {rows}x{cols}"
 
 
 def count_macs(net: nn.Module, rows: int, cols: int) -> int:
-    """Count the multiply-accumulates of convolutions and matrix products for one image, on the meta device."""
-    shadow = copy.deepcopy(net).to("meta").eval()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        shadow(torch.empty(1, 3, rows, cols, device="meta"))
-    return counter.get_total_flops() // 2
+    """Count the multiply-accumulates of convolutions and matrix products for one image."""
+
+    def flops(shadow: nn.Module, image: torch.Tensor) -> int:
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            shadow(image)
+        return counter.get_total_flops()
+
+    return rehearse(net, (rows, cols), flops) // 2
 
 
 def peak_memory() -> int:

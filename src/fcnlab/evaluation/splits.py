@@ -8,7 +8,7 @@ from fcnlab.data import DataError, DataModule, SegmentationDataset
 from fcnlab.data.label_counts import absent_classes, one_class_only
 from fcnlab.inference import InferenceMethod
 from fcnlab.messages import log_info, log_warning
-from fcnlab.models import FCN
+from fcnlab.models import Network
 
 MOST_NAMED = 5
 
@@ -35,7 +35,7 @@ def check_splits(data: DataModule, *names: str, min_size: int, target: bool = Tr
         _warn_of_absent_classes(data.split("train"), absent_classes(data.split("train"), data.label_pixels("train")))
 
 
-def required_image_size(inference: InferenceMethod, *nets: FCN) -> int:
+def required_image_size(inference: InferenceMethod, *nets: Network) -> int:
     """Return the minimum size of the shorter image side in pixels; log it if inference requires more than the model.
 
     All networks of an ensemble must be able to process an image.
@@ -46,10 +46,9 @@ def required_image_size(inference: InferenceMethod, *nets: FCN) -> int:
         See :meth:`~fcnlab.inference.InferenceMethod.minimum_image_size`.
     """
     required, least = (
-        max(sizes)
-        for sizes in zip(*((inference.minimum_image_size(net), net.backbone.min_size) for net in nets), strict=True)
+        max(sizes) for sizes in zip(*((inference.minimum_image_size(net), net.min_size) for net in nets), strict=True)
     )
-    if required != least:
+    if required > least:
         log_info(
             f"Images must have at least {required} pixels on each side with {inference}, because the model requires"
             f" {least} at the smallest scale. Remove small scales to accept smaller images"

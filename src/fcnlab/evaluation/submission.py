@@ -14,7 +14,7 @@ from fcnlab.errors import UserError, unwritable_reason
 from fcnlab.evaluation.splits import check_classes, check_splits, required_image_size, warn_about_fewer_workers
 from fcnlab.evaluation.voc_submission import submission
 from fcnlab.messages import log_info
-from fcnlab.models import FCN
+from fcnlab.models import Network
 from fcnlab.runs.drawing import Labels
 from fcnlab.runs.run_folder import RunFolder
 from fcnlab.training.segmenter import Segmenter
@@ -73,7 +73,7 @@ def _check_replaced(cfg: DictConfig) -> None:
         raise UserError(f"submission={path} exists: choose another file, or add overwrite=true to replace it")
 
 
-def write_submission(cfg: DictConfig, run: RunFolder, nets: Sequence[FCN], classes: list[str]) -> None:
+def write_submission(cfg: DictConfig, run: RunFolder, nets: Sequence[Network], classes: list[str]) -> None:
     """Predict all images of the test list by one network or an ensemble; write them in the server's folder layout."""
     data: DataModule = instantiate(cfg.data, _convert_="all")
     inference, postprocess = build_inference(cfg)

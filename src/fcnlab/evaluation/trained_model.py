@@ -12,8 +12,9 @@ from PIL import Image
 
 from fcnlab.data.image_files import as_rgb, check_depth, read_image
 from fcnlab.errors import UserError
+from fcnlab.escaping import escape_terminal
 from fcnlab.inference import InferenceMethod, NoPostprocess, Postprocess, WholeImage
-from fcnlab.models import FCN
+from fcnlab.models import Network
 from fcnlab.training.checkpoints import read_nets
 from fcnlab.training.segmenter import Segmenter
 from fcnlab.training.speed import prefers_channels_last
@@ -102,7 +103,7 @@ class TrainedModel:
 
     def __init__(
         self,
-        nets: Sequence[FCN],
+        nets: Sequence[Network],
         classes: Sequence[str],
         palette: UInt8[ndarray, "classes 3"],
         device: torch.device,
@@ -124,15 +125,15 @@ class TrainedModel:
         self._segmenter.to(self.device).eval()
 
     def __repr__(self) -> str:
-        networks = ", ".join(f"FCN-{net.levels[-1]}s on {type(net.backbone).__name__}" for net in self.nets)
+        networks = escape_terminal(", ".join(net.title for net in self.nets))
         return f"<TrainedModel: {networks}, {len(self.classes)} classes, {self.device}>"
 
     @property
-    def net(self) -> FCN:
+    def net(self) -> Network:
         return self._segmenter.net
 
     @property
-    def nets(self) -> list[FCN]:
+    def nets(self) -> list[Network]:
         return self._segmenter.nets
 
     @overload

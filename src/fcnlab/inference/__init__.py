@@ -4,7 +4,7 @@ An inference method is called with a network and images (RGB in 0..1) and return
 post-processing step gets the class probabilities of one image, and the image. Every method combines with every step.
 """
 
-from fcnlab.inference.augmentation import Flip, InferenceMethod, MultiScale, SlidingWindow, WholeImage
+from fcnlab.inference.augmentation import Flip, InferenceMethod, MultiScale, Resized, SlidingWindow, WholeImage
 from fcnlab.inference.postprocess import DenseCRF, GuidedFilter, NoPostprocess, Postprocess, Superpixels
 from fcnlab.inference.shift_and_stitch import ShiftAndStitch
 
@@ -16,6 +16,7 @@ __all__ = [
     "MultiScale",
     "NoPostprocess",
     "Postprocess",
+    "Resized",
     "ShiftAndStitch",
     "SlidingWindow",
     "Superpixels",

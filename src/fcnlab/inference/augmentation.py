@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fcnlab.config.ranges import Factor, Meaning, Pixels
 from fcnlab.errors import UserError
-from fcnlab.models import FCN
+from fcnlab.models import Network
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
@@ -23,15 +23,15 @@ ScoreMap = Float[Tensor, "batch classes rows cols"]
 class InferenceMethod:
     """Base class of inference methods; their ``repr`` is recorded in the evaluation protocol."""
 
-    def __call__(self, net: FCN, image: Image) -> ScoreMap:
+    def __call__(self, net: Network, image: Image) -> ScoreMap:
         """Return class scores of every pixel; their argmax is the prediction."""
         raise NotImplementedError
 
-    def probabilities(self, net: FCN, image: Image) -> ScoreMap:
+    def probabilities(self, net: Network, image: Image) -> ScoreMap:
         """Return class probabilities of every pixel, in single precision."""
         return self(net, image).float().softmax(1)
 
-    def minimum_image_size(self, net: FCN) -> int:
+    def minimum_image_size(self, net: Network) -> int:
         """Return the minimum size of the shorter image side in pixels.
 
         Raises
@@ -39,13 +39,13 @@ class InferenceMethod:
         UserError
             The settings do not fit the model.
         """
-        return net.backbone.min_size
+        return net.min_size
 
 
 class WholeImage(InferenceMethod):
     """One forward pass over the whole image."""
 
-    def __call__(self, net: FCN, image: Image) -> ScoreMap:
+    def __call__(self, net: Network, image: Image) -> ScoreMap:
         return net(image)
 
     def __repr__(self) -> str:
@@ -55,7 +55,7 @@ class WholeImage(InferenceMethod):
 class _Averaged(InferenceMethod):
     """Base class of inference methods whose scores are averaged probabilities."""
 
-    def __call__(self, net: FCN, image: Image) -> ScoreMap:
+    def __call__(self, net: Network, image: Image) -> ScoreMap:
         return self.probabilities(net, image)
 
 
@@ -63,7 +63,7 @@ class _Averaged(InferenceMethod):
 class Flip(_Averaged):
     """Average the probabilities of an image and of its mirror image."""
 
-    def probabilities(self, net: FCN, image: Image) -> ScoreMap:
+    def probabilities(self, net: Network, image: Image) -> ScoreMap:
         return _flip_averaged(net, image)
 
 
@@ -81,13 +81,13 @@ class MultiScale(_Averaged):
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"inference.scales={list(self.scales)} must contain factors above 0")
 
-    def minimum_image_size(self, net: FCN) -> int:
+    def minimum_image_size(self, net: Network) -> int:
         least = min(self.scales)
-        side = max(1, math.ceil((net.backbone.min_size - 0.5) / least))
+        side = max(1, math.ceil((net.min_size - 0.5) / least))
         # Python rounds halves to even numbers.
-        return side if round(side * least) >= net.backbone.min_size else side + 1
+        return side if round(side * least) >= net.min_size else side + 1
 
-    def probabilities(self, net: FCN, image: Image) -> ScoreMap:
+    def probabilities(self, net: Network, image: Image) -> ScoreMap:
         of_image = _flip_averaged if self.flip else _probabilities
         return torch.stack([_at_scale(of_image, net, image, scale) for scale in self.scales]).mean(0)
 
@@ -109,14 +109,12 @@ class SlidingWindow(InferenceMethod):
                 f"inference.step={self.step} must be from 1 to inference.window={self.window} to cover all pixels"
             )
 
-    def minimum_image_size(self, net: FCN) -> int:
-        if self.window < net.backbone.min_size:
-            raise UserError(
-                f"inference.window={self.window} is too small for the model: set at least {net.backbone.min_size}"
-            )
-        return net.backbone.min_size
+    def minimum_image_size(self, net: Network) -> int:
+        if self.window < net.min_size:
+            raise UserError(f"inference.window={self.window} is too small for the model: set at least {net.min_size}")
+        return net.min_size
 
-    def __call__(self, net: FCN, image: Image) -> ScoreMap:
+    def __call__(self, net: Network, image: Image) -> ScoreMap:
         rows, cols = image.shape[2:]
         total = count = None
         for top in self._starts(rows):
@@ -136,21 +134,46 @@ class SlidingWindow(InferenceMethod):
         return [*range(0, last, self.step), last]
 
 
-def _probabilities(net: FCN, image: Image) -> ScoreMap:
+@dataclass(frozen=True)
+class Resized(InferenceMethod):
+    """Score an image that is resized to a given shorter side, and resize the scores to the size of the image.
+
+    Both are bilinear, and the image is antialiased, as in torchvision's preset for segmentation; there, however, the
+    ground truth is resized as well, so that scores count pixels of the resized image.
+    """
+
+    shorter_side: Pixels = 520
+
+    def minimum_image_size(self, net: Network) -> int:
+        if self.shorter_side < net.min_size:
+            raise UserError(
+                f"inference.shorter_side={self.shorter_side} is too small for the model: set at least {net.min_size}"
+            )
+        return 1
+
+    def __call__(self, net: Network, image: Image) -> ScoreMap:
+        rows, cols = image.shape[2:]
+        # torchvision rounds the longer side down.
+        size = [int(self.shorter_side * side / min(rows, cols)) for side in (rows, cols)]
+        scores = net(F.interpolate(image, size, mode="bilinear", antialias=True))
+        return F.interpolate(scores.float(), (rows, cols), mode="bilinear")
+
+
+def _probabilities(net: Network, image: Image) -> ScoreMap:
     return net(image).float().softmax(1)
 
 
-def _flip_averaged(net: FCN, image: Image) -> ScoreMap:
+def _flip_averaged(net: Network, image: Image) -> ScoreMap:
     return (_probabilities(net, image) + _probabilities(net, image.flip(3)).flip(3)) / 2
 
 
-def _at_scale(of_image: Callable[[FCN, Image], ScoreMap], net: FCN, image: Image, scale: float) -> ScoreMap:
+def _at_scale(of_image: Callable[[Network, Image], ScoreMap], net: Network, image: Image, scale: float) -> ScoreMap:
     rows, cols = image.shape[2:]
     size = round(rows * scale), round(cols * scale)
-    if min(size) < net.backbone.min_size:
+    if min(size) < net.min_size:
         raise UserError(
             f"inference.scales: at scale {scale:g}, an image of {rows}x{cols} pixels is smaller than the model's"
-            f" minimum of {net.backbone.min_size}: remove the small scales"
+            f" minimum of {net.min_size}: remove the small scales"
         )
     scaled = F.interpolate(image, size, mode="bilinear", antialias=True)
     return F.interpolate(of_image(net, scaled), (rows, cols), mode="bilinear")

@@ -11,7 +11,7 @@ from torch import Tensor
 from fcnlab.config.ranges import Meaning
 from fcnlab.errors import UserError
 from fcnlab.inference.augmentation import Image, InferenceMethod, ScoreMap
-from fcnlab.models import FCN, FeatureMap, Upsample, overlap
+from fcnlab.models import FCN, FeatureMap, Network, Upsample, overlap
 from fcnlab.models.geometry import IMAGE
 
 BORDER = (124 / 255, 116 / 255, 104 / 255)  # RGB, the padding value of training, close to the ImageNet mean
@@ -32,20 +32,31 @@ class ShiftAndStitch(InferenceMethod):
         if self.factor < 2:
             raise ValueError(f"inference.factor={self.factor} must be at least 2")
 
-    def minimum_image_size(self, net: FCN) -> int:
+    def minimum_image_size(self, net: Network) -> int:
+        net = _as_fcn(net)
         if any(parameter.numel() for parameter in net.upsample[-1].parameters()):
             raise UserError(
                 "inference=shift_and_stitch replaces the last upsampling, which is learned in this model"
                 " (model.upsampling=learned_all): choose another inference method"
             )
         _finest_stride(net, self.factor)
-        return net.backbone.min_size
+        return net.min_size
 
-    def __call__(self, net: FCN, image: Image) -> ScoreMap:
+    def __call__(self, net: Network, image: Image) -> ScoreMap:
         self.minimum_image_size(net)
-        dense = stitch(net, image, self.factor)
+        dense = stitch(_as_fcn(net), image, self.factor)
         upsample = Upsample(net.num_classes, dense.grid, IMAGE).to(image.device)
         return overlap(upsample(dense), FeatureMap(image, *IMAGE))[0].data
+
+
+def _as_fcn(net: Network) -> FCN:
+    """Return the network if it is an FCN, whose levels have strides; raise a UserError otherwise."""
+    if not isinstance(net, FCN):
+        raise UserError(
+            "inference=shift_and_stitch is for FCNs only, since it shifts images by the strides of their levels. The"
+            f" model is {net.title}: choose another inference method, such as inference=flip"
+        )
+    return net
 
 
 def stitch(net: FCN, image: Image, factor: int) -> FeatureMap:

@@ -5,7 +5,7 @@ that its weights were trained on (so the data never knows which weights are load
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +16,7 @@ from fcnlab.models.geometry import IMAGE, FeatureMap, Grid
 
 Padding = Literal["same", "paper"]
 PAPER_PADDING = 100  # pixels around the image in conv1 (shelhamer/fcn.berkeleyvision.org, */net.py)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in 0..1, torchvision's
 VOC_MEAN_BGR = (104.00699, 116.66877, 122.67892)  # voc_layers.py there
 
 
@@ -123,8 +124,8 @@ class InputConvention(nn.Module):
 
     def __init__(
         self,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        mean: Sequence[float],
+        std: Sequence[float] = (1.0, 1.0, 1.0),
         scale: float = 1.0,
         order: Literal["rgb", "bgr"] = "rgb",
     ):
@@ -141,7 +142,7 @@ class InputConvention(nn.Module):
 
 def imagenet_convention() -> InputConvention:
     """The one of torchvision's weights."""
-    return InputConvention(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return InputConvention(IMAGENET_MEAN, IMAGENET_STD)
 
 
 def caffe_convention() -> InputConvention:

@@ -1,25 +1,22 @@
 """Fully convolutional networks, written once: FCN-32s, 16s and 8s differ in the levels that they score."""
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fcnlab.config.ranges import NumClasses, Positive
 from fcnlab.models.backbone import Backbone
 from fcnlab.models.geometry import IMAGE, FeatureMap, add
+from fcnlab.models.network import Network
 from fcnlab.models.published import as_ours
 from fcnlab.models.upsampling import CoarseScores, Upsample
 from fcnlab.models.weights import WeightsError, load_strictly, read_labelled
 
-SMALL_IMAGE = 64  # pixels
 
-
-class FCN(nn.Module):
+class FCN(Network):
     """Score some levels of a backbone and fuse them from coarse to fine (Long, Shelhamer & Darrell, CVPR 2015, 4.2).
 
     Parameters
@@ -44,6 +41,9 @@ class FCN(nn.Module):
     reset_heads
         Take only the backbone from ``weights``, for another set of classes.
     """
+
+    backbone_path = "backbone"
+    scores_rows_alone = True
 
     def __init__(
         self,
@@ -76,22 +76,44 @@ class FCN(nn.Module):
         elif reset_heads:
             warnings.warn("model.reset_heads=true has no effect without model.weights", stacklevel=2)
 
-    def forward(self, image: Float[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch classes rows cols"]:
-        """Scores of every pixel; the images are RGB in 0..1."""
-        return self.coarse(image).full()
+    @property
+    def channels_last_on_cpu(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return getattr(self.backbone, "channels_last_on_cpu", False)  # a user's own backbone need not define it
+
+    @property
+    def min_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.backbone.min_size
+
+    @property
+    def title(self) -> str:
+        return f"{self._variant} on {type(self.backbone).__name__}"
+
+    @property
+    def description(self) -> str:
+        strides = ", ".join(map(str, self.levels))
+        return f"{self._variant} (strides {strides}), backbone {type(self.backbone).__name__}"
+
+    @property
+    def _variant(self) -> str:
+        return f"{type(self).__name__}-{self.levels[-1]}s"
+
+    @property
+    def compiled_part(self) -> nn.Module:
+        assert isinstance(self.backbone, nn.Module)
+        return self.backbone
 
     def coarse(self, image: Float[Tensor, "batch 3 rows cols"]) -> CoarseScores:
-        """The same before the last upsampling, for what can do with some rows of it at a time."""
+        """Return the scores before the last upsampling, for what can do with some rows of it at a time."""
         last = self.upsample[-1]
         assert isinstance(last, Upsample)
         return CoarseScores(self.fused(image), last, FeatureMap(image, *IMAGE))
 
     def fused(self, image: Float[Tensor, "batch 3 rows cols"]) -> FeatureMap:
         """The scores of all levels together, at the finest level's stride."""
-        if min(image.shape[2:]) < self.backbone.min_size:
+        if min(image.shape[2:]) < self.min_size:
             raise ValueError(
                 f"an image of {image.shape[2]}x{image.shape[3]} pixels is too small for"
-                f" {type(self.backbone).__name__}: it needs {self.backbone.min_size} on each side"
+                f" {type(self.backbone).__name__}: it needs {self.min_size} on each side"
             )
         features = self.backbone(image)
         fused, *skips = (self.score(level, features[level]) for level in self.levels)
@@ -122,15 +144,6 @@ class FCN(nn.Module):
             )
         load_strictly(self, old | fresh, f"model.weights={path}")
         self.pretrained = True
-
-
-def unused_parameters(net: FCN) -> list[nn.Parameter]:
-    """Those that no score depends on: of a backbone's coarser parts, where only finer levels are scored."""
-    shadow = copy.deepcopy(net).to("meta").eval()
-    side = max(net.backbone.min_size, SMALL_IMAGE)
-    shadow(torch.empty(1, 3, side, side, device="meta")).sum().backward()
-    used = {name for name, parameter in shadow.named_parameters() if parameter.grad is not None}
-    return [value for name, value in net.named_parameters() if value.requires_grad and name not in used]
 
 
 def _may_start_afresh(key: str) -> bool:

@@ -33,13 +33,13 @@ TASK = {"type": "image-segmentation", "name": "Semantic segmentation"}
 class Model(NamedTuple):
     """The network of a checkpoint.
 
-    ``file`` is the name of the checkpoint's file; ``trust`` are the packages that it needs; ``smallest`` is the least
-    number of pixels on each side of an image.
+    ``file`` is the name of the checkpoint's file; ``title`` names the network, such as "FCN-8s on Tiny"; ``trust`` are
+    the packages that it needs; ``smallest`` is the least number of pixels on each side of an image.
     """
 
     file: str
-    architecture: str
-    backbone: str
+    title: str
+    is_fcn: bool
     parameters: int
     classes: Sequence[str]
     smallest: int
@@ -65,7 +65,7 @@ def model_card(
     """Return the card; ``intervals`` are those of ``records.evaluations``."""
     name = publication.name or _name(model, records)
     header = yaml.safe_dump(
-        metadata(name, records.evaluations, publication), sort_keys=False, allow_unicode=True, width=1_000_000
+        metadata(name, model, records.evaluations, publication), sort_keys=False, allow_unicode=True, width=1_000_000
     )
     sections = [
         _introduction(name, model, records),
@@ -80,13 +80,13 @@ def model_card(
 
 def _name(model: Model, records: CardRecords) -> str:
     data = records.trained.options.get("data") if records.trained else None
-    return f"{model.architecture} on {model.backbone}" + (f", trained on {data}" if data else "")
+    return model.title + (f", trained on {data}" if data else "")
 
 
 # Metadata
 
 
-def metadata(name: str, evaluations: Sequence[Run], publication: Publication) -> dict[str, Any]:
+def metadata(name: str, model: Model, evaluations: Sequence[Run], publication: Publication) -> dict[str, Any]:
     """Return the metadata of the Hub; a key without a known value is absent, except for the licence."""
     licence = {"license": publication.license or "other"}
     if publication.license is None:
@@ -96,7 +96,7 @@ def metadata(name: str, evaluations: Sequence[Run], publication: Publication) ->
         **licence,
         "library_name": "fcnlab",
         "pipeline_tag": TASK["type"],
-        "tags": ["semantic-segmentation", "fully-convolutional-network", "pytorch"],
+        "tags": ["semantic-segmentation", *["fully-convolutional-network"] * model.is_fcn, "pytorch"],
         "datasets": list(publication.datasets),
         "metrics": [METRICS[score] for score in ("miou", "pixel_acc")],
         "model-index": [{"name": escape_line(name), "results": results}] if results else [],
@@ -126,7 +126,7 @@ def _introduction(name: str, model: Model, records: CardRecords) -> Iterator[str
     yield f"# {escape_markdown(name)}"
     yield ""
     yield (
-        f"{escape_markdown(model.architecture)} on the backbone {escape_markdown(model.backbone)} with"
+        f"{escape_markdown(model.title)} with"
         f" {significant(model.parameters / 1e6)} million parameters. It assigns each pixel of an image to one of"
         f" {len(model.classes)} classes. It was trained with fcnlab {escape_markdown(model.version or '')}".rstrip()
         + "; `fcnlab card` has written this card from the records of the run."

@@ -11,6 +11,7 @@ from fcnlab.config.components import to_plain
 from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.files.writing import atomic_write
 from fcnlab.inference import WholeImage
+from fcnlab.models import FCN
 from fcnlab.publication.card_records import card_records
 from fcnlab.publication.model_card import TO_FILL_IN, Model, Publication, model_card
 from fcnlab.publication.output_file import check_output_file
@@ -62,8 +63,8 @@ def model_of(net: TrainedNet, trust: list[str]) -> Model:
     version = facts.get("version")
     return Model(
         file=net.path.name,
-        architecture=f"{type(network).__name__}-{network.levels[-1]}s",
-        backbone=type(network.backbone).__name__,
+        title=network.title,
+        is_fcn=isinstance(network, FCN),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         classes=net.classes,
         smallest=WholeImage().minimum_image_size(network),

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,7 +35,7 @@ from fcnlab.tracking.artifacts import use_checkpoint, use_data
 from fcnlab.tracking.links import TrackedRun, add_links, recorded_run, scored_runs, tracked_run
 from fcnlab.training.callbacks import GracefulStop, SampleImages
 from fcnlab.training.checkpoints import TrainedNet, read_nets, selection_of
-from fcnlab.training.components import open_data
+from fcnlab.training.components import build_network, open_data
 from fcnlab.training.hardware import check_machine
 from fcnlab.training.ineffective_settings import ineffective_in_scoring, ineffective_of_wandb
 from fcnlab.training.lineage import file_facts, starting_weights, trained_of, training_of_checkpoint
@@ -61,7 +60,7 @@ def evaluate(cfg: DictConfig, run: RunFolder) -> float | None:
     inference, postprocess = build_inference(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     trained_nets = [] if cfg.checkpoint is None else read_nets(to_plain(cfg)["checkpoint"], cfg.trust)
-    nets = [each.net for each in trained_nets] or [instantiate(cfg.model, _convert_="all")]
+    nets = [each.net for each in trained_nets] or [build_network(cfg.model)]
     classes = trained_nets[0].classes if trained_nets else None
     data_config = cfg.data if cfg.data is not None else common_data([each.path for each in trained_nets], cfg.trust)
     models = [{"model": each.checkpoint["fcnlab"]["model"]} for each in trained_nets]

@@ -40,7 +40,7 @@ from fcnlab.tracking.links import describe_run, tracked_run
 from fcnlab.training.callbacks import CheckpointSelection, MetricsCsv, StopReason, Throughput, TimeLeft
 from fcnlab.training.callbacks.stopping import is_reason
 from fcnlab.training.checkpoints import checkpoint_record, read_checkpoint, selection_of
-from fcnlab.training.components import open_data
+from fcnlab.training.components import build_network, open_data
 from fcnlab.training.cost_estimate import CostMeter, compare_with_estimate, report_estimate
 from fcnlab.training.finished_run import finished_run
 from fcnlab.training.hardware import FASTEST, check_machine
@@ -177,15 +177,15 @@ def build(
     ``settings`` are recorded in every checkpoint; by default all settings of ``cfg``.
     """
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    net = instantiate(cfg.model, _convert_="all")
+    net = build_network(cfg.model)
     data = open_data(cfg.data, cfg.sweep.recorded, context.folder)
     backbone_rate = cfg.optim.get("pretrained_lr_scale", 1.0)
     if not net.pretrained and (backbone_rate == 0 or context.sets("optim.pretrained_lr_scale")):
-        log_warning("optim.pretrained_lr_scale has no effect: the backbone has no pretrained weights")
+        log_warning("optim.pretrained_lr_scale has no effect: the model has no backbone with pretrained weights")
     freeze(net, backbone_rate)
     optimizer, schedule = instantiate(cfg.optim, _convert_="all"), instantiate(cfg.schedule, _convert_="all")
     check_optimizer_and_schedule(net, optimizer, schedule)
-    check_splits(data, "train", "val", "test", min_size=net.backbone.min_size)
+    check_splits(data, "train", "val", "test", min_size=net.min_size)
     if not cfg.trainer.sync_batchnorm:  # otherwise batch statistics cover all devices
         check_smallest_batch(net, data)
     loss: nn.Module = instantiate(cfg.loss, _convert_="all")
@@ -208,9 +208,10 @@ def build(
         **training_speed(cfg, net),
     )
     if context.sets("speed.row_blocks") and cfg.speed.row_blocks and not segmenter.row_blocks:
-        log_warning(
-            f"speed.row_blocks=true has no effect with loss={context.options['loss']}, which needs all pixels at once"
-        )
+        reason = f"loss={context.options['loss']}, which needs all pixels at once"
+        if not net.scores_rows_alone:
+            reason = f"model={context.options['model']}, which scores the whole image at once"
+        log_warning(f"speed.row_blocks=true has no effect with {reason}")
     return segmenter, data
 
 

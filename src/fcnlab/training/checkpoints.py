@@ -18,7 +18,7 @@ from fcnlab.config.trust import MODEL_COMPONENTS, check_components
 from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.data import SegmentationDataset
 from fcnlab.errors import UserError, first_line
-from fcnlab.models import FCN
+from fcnlab.models import Network
 from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_strictly, load_without_code
 from fcnlab.runs.selection import CHECKPOINT_TYPES, Facts, is_valid_selection
 from fcnlab.tracking.downloads import CheckpointFile, checkpoint_file
@@ -343,7 +343,7 @@ def selection_of(checkpoint: dict[str, Any]) -> Facts | None:
     return {**selection, "stopped_early": bool(stopped)}
 
 
-def rebuild_model(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -> FCN:
+def rebuild_model(checkpoint: dict[str, Any], source: str, trust: Sequence[str]) -> Network:
     """Build the model of a checkpoint and load its weights.
 
     Raises
@@ -377,7 +377,7 @@ class TrainedNet(NamedTuple):
     """The network of a checkpoint, and the checkpoint without its tensors."""
 
     file: CheckpointFile
-    net: FCN
+    net: Network
     checkpoint: dict[str, Any]
 
     @property
@@ -432,11 +432,11 @@ def checkpoint_files(checkpoint: str | Path | Sequence[str | Path]) -> list[Chec
     return files
 
 
-def _built(model: dict[str, Any], source: str) -> FCN:
+def _built(model: dict[str, Any], source: str) -> Network:
     try:
         net = instantiate(model, _convert_="all")
     except InstantiationException as error:
         raise UserError(f"the model of {source} cannot be built: {error}") from error
-    if not isinstance(net, FCN):
-        raise UserError(f"the model of {source} is a {type(net).__name__}, not an FCN.")
+    if not isinstance(net, Network):
+        raise UserError(f"the model of {source} is a {type(net).__name__}, which is no network of fcnlab.")
     return net

@@ -11,9 +11,30 @@ from omegaconf import DictConfig
 from fcnlab.config.trust import DATA_COMPONENTS
 from fcnlab.data import DataModule
 from fcnlab.errors import UserError, first_line
+from fcnlab.models import Network
 
 # The errors with which components reject their settings, a missing package or a path.
 REJECTIONS = (ValueError, TypeError, MisconfigurationException, ImportError, OSError)
+
+
+def build_network(node: DictConfig) -> Network:
+    """Build the network of a config.
+
+    Raises
+    ------
+    UserError
+        Its class is no :class:`~fcnlab.models.Network`.
+    InstantiationException
+        The class rejects its settings.
+    """
+    net = instantiate(node, _convert_="all")
+    if not isinstance(net, Network):
+        raise UserError(
+            f"model._target_={node._target_} builds a {type(net).__name__}, which fcnlab cannot train: set"
+            " model._target_=fcnlab.models.Architecture, and put your class below model.network, as"
+            " conf/model/smp_unet.yaml does"
+        )
+    return net
 
 
 def open_data(node: DictConfig, named_by_record: bool, folder: Path) -> DataModule:

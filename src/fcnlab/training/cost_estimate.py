@@ -272,14 +272,27 @@ def step_pace(segmenter: Segmenter, shape: tuple[int, int, int], context: Callab
     Where two batches would take long, and more than a fiftieth of the run, time one image instead: that overestimates,
     since a batch takes less time than its images one by one.
     """
-    count, rows, cols = shape
-    single = pace(training_step(segmenter, (1, rows, cols), context), segmenter.device, times * count)
-    batch = single.seconds * count
+    count = shape[0]
+    few = _pace_of_few(segmenter, shape, context, times)
+    batch = few.seconds / few.images * count
     run = times * batch
     limit = max(MIN_SECONDS, min(SLOW_SECONDS, 10 * PROBE_FRACTION * run), 2 * PROBE_FRACTION * run)
-    if count > 1 and 2 * batch <= limit:
+    if count > few.images and 2 * batch <= limit:
         return pace(training_step(segmenter, shape, context), segmenter.device, times)._replace(images=count)
-    return single._replace(seconds=batch)
+    return few._replace(seconds=batch)
+
+
+def _pace_of_few(segmenter: Segmenter, shape: tuple[int, int, int], context: Callable, times: int) -> Pace:
+    """Time a step of one image of a batch, or of two where a batch of one is refused.
+
+    Batch normalisation behind a mean over the whole image, as in DeepLab, needs two values per channel.
+    """
+    count, rows, cols = shape
+    device, times = segmenter.device, times * count
+    try:
+        return pace(training_step(segmenter, (1, rows, cols), context), device, times)
+    except ValueError:
+        return pace(training_step(segmenter, (2, rows, cols), context), device, times // 2)._replace(images=2)
 
 
 def training_step(segmenter: Segmenter, shape: tuple[int, int, int], context: Callable) -> Callable[[], None]:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fcnlab.library_internals.torch import TorchDispatchMode, each_tensor
-from fcnlab.models import FCN
+from fcnlab.models import Network
 
 
 def largest_resident() -> int:
@@ -52,7 +52,7 @@ class AllocationTracker(TorchDispatchMode):
         self.now -= count
 
 
-def optimizer_bytes(make: Callable[[FCN], Optimizer], net: FCN) -> tuple[int, int]:
+def optimizer_bytes(make: Callable[[Network], Optimizer], net: Network) -> tuple[int, int]:
     """Return the bytes of the optimiser's state, such as Adam's moments, and the additional peak of its step.
 
     The peak contains the gradients and the temporary tensors of the step.
@@ -69,7 +69,7 @@ def optimizer_bytes(make: Callable[[FCN], Optimizer], net: FCN) -> tuple[int, in
     return total_bytes(state), tracker.peak
 
 
-def _unfused(make: Callable[..., Optimizer], net: FCN) -> Optimizer:
+def _unfused(make: Callable[..., Optimizer], net: Network) -> Optimizer:
     """Return the optimiser without fused kernels, which torch lacks for the meta device; its state is the same."""
     optimizer = make(net)
     return make(net, fused=False) if optimizer.defaults.get("fused") else optimizer

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fcnlab.config.ranges import MOST_WARMUP, BelowOne, Meaning, NonNegative, Warmup
 from fcnlab.errors import UserError
 from fcnlab.library_internals.torch import leave_scaling_to_the_scaler, set_last_rates
-from fcnlab.models import FCN, unused_parameters
+from fcnlab.models import Network, unused_parameters
 
 MOMENTUM = 0.9  # the default
 Betas = Annotated[Sequence[BelowOne], Meaning("two numbers from 0 to less than 1", lambda betas: len(betas) == 2)]
@@ -36,7 +36,7 @@ def parameter_groups(
     """
     groups: dict[str, dict[str, Any]] = {}
     for module_name, module in net.named_modules():
-        in_backbone = module_name.startswith("backbone")
+        in_backbone = isinstance(net, Network) and net.in_backbone(module_name)
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
@@ -53,7 +53,7 @@ def parameter_groups(
     return list(groups.values())
 
 
-def freeze(net: FCN, pretrained_lr_scale: float) -> None:
+def freeze(net: Network, pretrained_lr_scale: float) -> None:
     """Freeze the parameters that are not trained: a pretrained backbone at learning rate 0, and unused parameters.
 
     Batch normalisation layers of a frozen backbone keep their statistics, too (Lightning does not change their mode).
@@ -63,9 +63,9 @@ def freeze(net: FCN, pretrained_lr_scale: float) -> None:
         parameter.requires_grad_(False)
     if net.pretrained and pretrained_lr_scale == 0:
         for name, module in net.named_modules():
-            if name.startswith("backbone."):
+            if net.in_backbone(name):
                 module.requires_grad_(False)
-            if name.startswith("backbone.") and isinstance(module, nn.BatchNorm2d):
+            if net.in_backbone(name) and isinstance(module, nn.BatchNorm2d):
                 module.eval()
 
 

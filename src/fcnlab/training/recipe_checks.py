@@ -25,6 +25,8 @@ def check_optimizer_and_schedule(net: nn.Module, optimizer: Callable, schedule: 
 def check_smallest_batch(net: nn.Module, data: DataModule) -> None:
     """Check on the meta device that the normalisation layers accept the smallest batch.
 
+    A network of another library that cannot run there is not checked.
+
     Raises
     ------
     UserError
@@ -46,6 +48,8 @@ def check_smallest_batch(net: nn.Module, data: DataModule) -> None:
             f" normalisation layer rejects them ({first_line(error)}). Set data.batch_size=2 or more, or use larger"
             " images"
         ) from error
+    except (NotImplementedError, RuntimeError):
+        return
 
 
 def check_loss(loss: nn.Module, num_classes: int, data: DataModule) -> None:

@@ -15,7 +15,7 @@ from fcnlab.inference import InferenceMethod, NoPostprocess, Postprocess, WholeI
 from fcnlab.library_internals.lightning import forget_training_batches, logs_this_step
 from fcnlab.library_internals.torch import multiply_each
 from fcnlab.metrics.confusion import ImageConfusions, dataset_scores
-from fcnlab.models import FCN, CoarseScores
+from fcnlab.models import CoarseScores, Network
 from fcnlab.training.losses import (
     MIN_COUNT,
     PixelCount,
@@ -62,7 +62,8 @@ class Segmenter(L.LightningModule):
         Compute the loss (where it is a sum over pixels) and the predictions from the coarse scores, a block of image
         rows at a time: the same result up to rounding, in less memory and time.
     compiled
-        Compile the backbone for training. Evaluation runs without compilation, since its images have many sizes.
+        Compile the backbone, or a network of another library as a whole, for training. Evaluation runs without
+        compilation, since its images have many sizes.
     inference, postprocess
         The inference method of evaluation, and the post-processing of its probabilities: by default one pass over the
         whole image without post-processing.
@@ -78,7 +79,7 @@ class Segmenter(L.LightningModule):
 
     def __init__(
         self,
-        net: FCN,
+        net: Network,
         classes: Sequence[str],
         loss: nn.Module | None = None,
         optimizer: Callable[[nn.Module], Optimizer] | None = None,
@@ -89,7 +90,7 @@ class Segmenter(L.LightningModule):
         compiled: bool = False,
         inference: InferenceMethod | None = None,
         postprocess: Postprocess | None = None,
-        ensemble: Sequence[FCN] = (),
+        ensemble: Sequence[Network] = (),
     ):
         super().__init__()
         if net.num_classes != len(classes):
@@ -101,12 +102,11 @@ class Segmenter(L.LightningModule):
         self.net = net.to(memory_format=self.memory_format)
         self.others = nn.ModuleList(other.to(memory_format=self.memory_format) for other in ensemble)
         if compiled:
-            assert isinstance(net.backbone, nn.Module)
-            net.backbone.compile()
+            net.compiled_part.compile()
         self.classes = list(classes)
         self.inference, self.postprocess = inference or WholeImage(), postprocess or NoPostprocess()
         self.loss, self.make_optimizer, self.make_schedule = loss, optimizer, schedule
-        self.row_blocks = row_blocks and (loss is None or supports_row_blocks(loss))
+        self.row_blocks = row_blocks and net.scores_rows_alone and (loss is None or supports_row_blocks(loss))
         self.record = record or {}
         self.scored_as: Literal["test", "final"] = "test"
         self.train_loss: Tensor | None = None
@@ -126,9 +126,9 @@ class Segmenter(L.LightningModule):
             return self.probabilities(images)
 
     @property
-    def nets(self) -> list[FCN]:
+    def nets(self) -> list[Network]:
         """The network, and the further networks of an ensemble."""
-        return [self.net, *cast(Iterable[FCN], self.others)]
+        return [self.net, *cast(Iterable[Network], self.others)]
 
     def probabilities(self, images: Float[Tensor, "batch 3 rows cols"]) -> ScoreMap:
         """Return post-processed class probabilities of RGB images in 0..1, averaged over the networks of an ensemble.

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from fcnlab.errors import UserError
-from fcnlab.models import FCN
+from fcnlab.models import Network
 from fcnlab.training.hardware import uses_gpu
 
 
@@ -18,16 +18,15 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def prefers_channels_last(net: FCN, on_gpu: bool) -> bool:
+def prefers_channels_last(net: Network, on_gpu: bool) -> bool:
     """Return whether a model computes faster in the memory format "channels last"."""
-    # A user's own backbone need not define channels_last_on_cpu.
-    return on_gpu or getattr(net.backbone, "channels_last_on_cpu", False)
+    return on_gpu or net.channels_last_on_cpu
 
 
-def evaluation_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
+def evaluation_speed(cfg: DictConfig, net: Network) -> dict[str, Any]:
     """Return the Segmenter's speed arguments for evaluation: those of training, so that scores are the same.
 
-    They are the memory format, by device and backbone, and whether to compute in blocks of rows.
+    They are the memory format, by device and network, and whether to compute in blocks of rows.
     """
     channels_last = cfg.speed.channels_last
     if channels_last == "auto":
@@ -35,7 +34,7 @@ def evaluation_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
     return {"channels_last": channels_last, "row_blocks": cfg.speed.row_blocks}
 
 
-def training_speed(cfg: DictConfig, net: FCN) -> dict[str, Any]:
+def training_speed(cfg: DictConfig, net: Network) -> dict[str, Any]:
     """Return the Segmenter's speed arguments for training.
 
     Raises
