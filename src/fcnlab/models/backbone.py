@@ -111,6 +111,11 @@ class Dropout(nn.Dropout):
         return x * torch.empty_like(x).copy_(kept)
 
 
+def backbone_name(backbone: Backbone) -> str:
+    """Return the name for readers: of the net, where one class builds many, or else of the class."""
+    return str(getattr(backbone, "name", type(backbone).__name__))
+
+
 def named_chain(**layers: nn.Module) -> nn.Sequential:
     """Layers in a row, under names of their own instead of numbers."""
     return nn.Sequential(OrderedDict(layers))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fcnlab.config.ranges import NumClasses, Positive
-from fcnlab.models.backbone import Backbone
+from fcnlab.models.backbone import Backbone, backbone_name
 from fcnlab.models.geometry import IMAGE, FeatureMap, add
 from fcnlab.models.network import Network
 from fcnlab.models.published import as_ours
@@ -86,12 +86,12 @@ class FCN(Network):
 
     @property
     def title(self) -> str:
-        return f"{self._variant} on {type(self.backbone).__name__}"
+        return f"{self._variant} on {backbone_name(self.backbone)}"
 
     @property
     def description(self) -> str:
         strides = ", ".join(map(str, self.levels))
-        return f"{self._variant} (strides {strides}), backbone {type(self.backbone).__name__}"
+        return f"{self._variant} (strides {strides}), backbone {backbone_name(self.backbone)}"
 
     @property
     def _variant(self) -> str:
@@ -113,7 +113,7 @@ class FCN(Network):
         if min(image.shape[2:]) < self.min_size:
             raise ValueError(
                 f"an image of {image.shape[2]}x{image.shape[3]} pixels is too small for"
-                f" {type(self.backbone).__name__}: it needs {self.min_size} on each side"
+                f" {backbone_name(self.backbone)}: it needs {self.min_size} on each side"
             )
         features = self.backbone(image)
         fused, *skips = (self.score(level, features[level]) for level in self.levels)
@@ -159,7 +159,7 @@ def _head(channels: int, num_classes: int) -> nn.Conv2d:
 
 
 def _check(backbone: Backbone, num_classes: int, levels: Sequence[int], upsampling: str) -> None:
-    name, offered = type(backbone).__name__, sorted(backbone.levels, reverse=True)
+    name, offered = backbone_name(backbone), sorted(backbone.levels, reverse=True)
     if not levels or list(levels) != sorted(set(levels), reverse=True) or not set(levels) <= set(offered):
         raise ValueError(f"levels={list(levels)}: choose some of {offered}, which {name} offers, from coarse to fine")
     if num_classes < 2:

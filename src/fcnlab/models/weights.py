@@ -269,7 +269,7 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
     weights = get_weight(name)
     cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
     try:
-        with silence_limited():
+        with socket_timeout(SILENCE):
             return dict(weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise WeightsError(
@@ -279,10 +279,10 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def silence_limited() -> Iterator[None]:
-    """Let a read that waits too long for a byte fail, where whoever reads sets no limit: torch's downloads do not."""
+def socket_timeout(seconds: float) -> Iterator[None]:
+    """Let a read that waits so long for a byte fail, where whoever reads sets no limit: torch's downloads do not."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENCE)
+    socket.setdefaulttimeout(seconds)
     try:
         yield
     finally:

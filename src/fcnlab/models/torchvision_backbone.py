@@ -1,0 +1,163 @@
+"""Any classification net of torchvision that computes feature maps."""
+
+import difflib
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fcnlab.errors import UserError, first_line
+from fcnlab.models.backbone import InputConvention
+from fcnlab.models.measured_backbone import MeasuredBackbone
+from fcnlab.models.measured_grids import GridError, MeasuredGrids, measure_grids
+from fcnlab.models.weights import load_backbone, with_batch_counters
+
+ROWS, COLS = 1024, 2048  # pixels of an image on the device meta, where only sizes are computed
+
+
+class TorchvisionBackbone(MeasuredBackbone):
+    """The net ``name`` of torchvision without its classifier, with a level for each stride of 2 pixels and more.
+
+    A level is the output of the last layer or block with its stride.
+
+    ``weights`` is ``"none"``, ``"imagenet"`` (torchvision's default for this net) or the path of a file with
+    torchvision's layer names.
+
+    Raises
+    ------
+    UserError
+        torchvision has no such net, or its layers cannot be traced.
+    GridError
+        Its features lie on no regular grid, or it takes images of one size only.
+    WeightsError
+        The weights cannot be fetched or read, or do not fit.
+    """
+
+    def __init__(self, name: str, weights: str = "none"):
+        from torchvision import models  # here: other backbones do without
+
+        _check_name(name)
+        default = models.get_model_weights(name)["DEFAULT"]
+        convention = default.transforms()
+        super().__init__(InputConvention(tuple(convention.mean), tuple(convention.std)), _measured(name))
+        self.name = name
+        self.net = _FeatureMaps(name)
+        self.pretrained = load_backbone(self.net.maps, weights, self._without_classifier, str(default))
+
+    def features(self, image: Tensor) -> Mapping[int, Tensor]:
+        return self.net(image)
+
+    def _without_classifier(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own, whole = self.net.maps.state_dict(), _whole(self.name).state_dict()
+        return {key: value for key, value in with_batch_counters(state).items() if key in own or key not in whole}
+
+
+class _FeatureMaps(nn.Module):
+    """The layers of a net up to its last level; returns features by stride, channels second."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        self.last_layers = _last_layers(name)
+        nodes = {layer.path: str(stride) for stride, layer in self.last_layers.items()}
+        self.maps = create_feature_extractor(_build(name), nodes, suppress_diff_warning=True)
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        maps = self.maps(image)
+        return {
+            stride: maps[str(stride)].permute(0, 3, 1, 2) if layer.channels_last else maps[str(stride)]
+            for stride, layer in self.last_layers.items()
+        }
+
+
+class _Layer(NamedTuple):
+    """The path of a layer whose output is a map, and the order of the map's dimensions."""
+
+    path: str
+    channels_last: bool
+
+
+@functools.cache
+def _measured(name: str) -> MeasuredGrids:
+    try:
+        with torch.device("meta"):
+            net = _FeatureMaps(name)
+        return measure_grids(net)
+    except GridError as error:
+        raise GridError(
+            f"model.backbone.name={name} cannot be used: {error}\nChoose another net, or write a backbone class that"
+            " declares the grids of its levels (docs/how-to/backbones.md)."
+        ) from error
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"model.backbone.name={name} cannot be used: it computes no feature maps: {first_line(error)}"
+        ) from error
+
+
+@functools.cache
+def _last_layers(name: str) -> dict[int, _Layer]:
+    """Return the last layer of each stride, by the sizes of their outputs."""
+    found: dict[int, _Layer] = {}
+
+    def note(path: str, _: nn.Module, __: Any, output: Any) -> None:
+        shape = output.shape if isinstance(output, Tensor) and output.ndim == 4 else (1, 1, 1, 1)
+        for channels_last, (rows, cols) in ((False, shape[2:]), (True, shape[1:3])):
+            if abs(math.log2(cols / rows) - math.log2(COLS / ROWS)) < 0.2:
+                stride = 2 ** round(math.log2(COLS / cols))
+                if stride > 1:
+                    found[stride] = _Layer(path, channels_last)
+                return
+
+    net = _whole(name).eval()
+    for path, layer in _layers(net):
+        layer.register_forward_hook(functools.partial(note, path))
+    with torch.inference_mode():
+        net(torch.empty(1, 3, ROWS, COLS, device="meta"))
+    if not found:
+        raise RuntimeError("no layer returns a map")
+    return found
+
+
+def _layers(net: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers and blocks that follow one another."""
+    for name, child in net.named_children():
+        if name == "classifier":  # SqueezeNet's is convolutions
+            return
+        if type(child) is nn.Sequential:  # subclasses are blocks
+            yield from _layers(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
+
+
+def _whole(name: str) -> nn.Module:
+    """The classifier, without numbers."""
+    with torch.device("meta"):
+        return _build(name)
+
+
+def _build(name: str) -> nn.Module:
+    from torchvision.models import get_model
+
+    settings = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # theirs take a minute
+    try:
+        return get_model(name, weights=None, **settings)
+    except NotImplementedError:  # on the device meta: RegNets compute their widths with tensors
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            net = get_model(name, weights=None, **settings)
+        return net.to("meta")
+
+
+def _check_name(name: str) -> None:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"Did you mean {' or '.join(close)}?" if close else "torchvision.models.list_models() lists them."
+        raise UserError(
+            f"Invalid configuration: model.backbone.name={name!r} is no classification net of torchvision. {hint}"
+        )
