@@ -1,5 +1,7 @@
 """Which runs form a group, and the names of groups."""
 
+from dataclasses import replace
+
 import pytest
 
 from fcnlab.comparison.grouping import GroupingRules, find_group, group_runs, groups_split_by_one_setting, merged_values
@@ -245,3 +247,23 @@ def test_runs_are_split_by_their_environment_on_request(make_run, tmp_path):
     assert seeds_by_name(group_runs(read(tmp_path))) == {"all runs": (0, 1, 2)}
     split = group_runs(read(tmp_path), GroupingRules(split_by=("torch",)))
     assert seeds_by_name(split) == {"torch=2.9.0": (0,), "torch=2.10.0": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("versions", "names"),
+    [
+        ({"unet": "1.0"}, ["model=fcn8s", "model=unet"]),  # the model names the package
+        ({"unet": "1.0", "later": "2.0"}, ["model=fcn8s", "model=unet source.lib=1.0", "model=unet source.lib=2.0"]),
+    ],
+)
+def test_the_version_of_a_package_that_some_groups_use(make_run, tmp_path, versions, names):
+    make_run("fcn")
+    for name in versions:
+        make_run(name, model="unet")
+    runs = [
+        replace(run, settings=run.settings | {"source.lib": versions[run.folder.name]})
+        if run.folder.name in versions
+        else run
+        for run in read_runs([tmp_path / "runs"])[0]
+    ]
+    assert sorted(group.name for group in group_runs(runs)[0]) == names

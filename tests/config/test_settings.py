@@ -47,6 +47,7 @@ ACCEPTED = {  # these odd values are accepted; all others are refused
         "gamma": "plain cross-entropy",
         "class_weights": "a class that does not count; not all",
         "dropout": "none",
+        "mean": "images as they are",
         "num_workers": "images are read in the process itself",
         "seed": "as good as any",
         "drawing_seed": "as good as any",
@@ -69,6 +70,7 @@ ACCEPTED = {  # these odd values are accepted; all others are refused
         "port": "any free one",
     },
     "-1": {
+        "mean": "of any network",
         "devices": "Lightning's for all",
         "levels": "as for 0",
         "max_epochs": "no limit: max_steps is one",
@@ -77,6 +79,8 @@ ACCEPTED = {  # these odd values are accepted; all others are refused
     "huge": {
         "best": "sweep.confirm refuses more than there are",
         "lr": "the run stops at the first loss that is no number",
+        "mean": "as lr",
+        "std": "as lr",
         "weight_decay": "as lr",
         "bias_lr_scale": "as lr",
         "pretrained_lr_scale": "as lr",

@@ -153,7 +153,7 @@ def test_a_file_that_computes_something_else_is_removed(fcnlab, checkpoint, tmp_
         (["format=tflite"], "format must be onnx, torch_export or safetensors, got 'tflite'"),
         (
             ["format=onnx", "output=net.pt2"],
-            "output must end in .onnx for format=onnx, got net.pt2: set output=net.onnx",
+            "output must end in .onnx for format=onnx, got net.pt2",
         ),
         (["format=onnx", "output=mine.onnx"], "output=mine.onnx exists: choose another file, or add overwrite=true"),
         (["format=torch_export", "output=new.pt2"], "output=new.pt2.json exists"),

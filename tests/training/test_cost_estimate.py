@@ -161,6 +161,23 @@ def test_a_step_takes_what_the_net_takes(clock, each, call, times, seconds, imag
     assert measured.samples >= 1 and clock.now < max(10, 0.03 * times * seconds)
 
 
+class OfTwo(Worker):
+    """Refuses a batch of one image, as batch normalisation does that gets one value per channel."""
+
+    def _step(self, batch, stage):
+        if len(batch["image"]) == 1:
+            raise ValueError("Expected more than 1 value per channel when training")
+        return super()._step(batch, stage)
+
+
+@pytest.mark.parametrize(("each", "seconds", "images"), [(0.002, 0.014, 4), (2.0, 9.0, 2)])
+def test_a_step_of_a_net_that_refuses_one_image(clock, each, seconds, images):
+    """Four images at 2 s take 4 / 2 times the 4.5 s of two; where they are quick, the batch is measured as it is."""
+    call = 0.5 if images == 2 else 0.006
+    measured = step_pace(OfTwo(clock, each, call), (4, 8, 8), nullcontext, 99)
+    assert measured.seconds == pytest.approx(seconds) and measured.images == images
+
+
 def test_a_first_step_is_not_counted(clock):
     """What it takes besides was 30 times a step on a busy machine."""
     measured = step_pace(Worker(clock, 0.02, first=9.0), (1, 8, 8), nullcontext, 800)

@@ -188,17 +188,23 @@ def _naming(keys: Sequence[str], described: Sequence[dict[str, Any]], typed: set
     """Return the differing settings that make up the names: as few as distinguish all groups, overridden ones first.
 
     An option covers the values that it sets, an experiment covers its options, and the settings of a training run cover
-    how it evaluated itself (``scoring.*``).
+    how it evaluated itself (``scoring.*``). The version of a package that only some groups use is covered by what
+    names the package.
     """
     options = [key for key in keys if is_option(key)]
     covers = (SCORING, *(f"{option.replace('/', '.')}." for option in options))
-    free = [key for key in keys if not is_option(key) and not key.startswith(covers)]
+    covered_versions = [key for key in keys if GroupingRules.merges(key, "source") and _has_one_version(described, key)]
+    free = [key for key in keys if not is_option(key) and not key.startswith(covers) and key not in covered_versions]
     covered = sorted((key for key in keys if key not in options and key not in free), key=lambda key: key not in typed)
     names = ["experiment"] if "experiment" in keys else [*options, *free]
     for key in (*options, *free, *covered):
         if key not in names and _count(described, [*names, key]) > _count(described, names):
             names.append(key)
     return [key for key in keys if key in names]
+
+
+def _has_one_version(described: Sequence[Settings], key: str) -> bool:
+    return len({_kind(settings[key]) for settings in described if key in settings}) == 1
 
 
 def is_option(key: str) -> bool:

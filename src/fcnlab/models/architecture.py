@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from fcnlab.config.ranges import Meaning, NumClasses, Pixels, Positive
 from fcnlab.errors import UserError, first_line
 from fcnlab.models.backbone import IMAGENET_MEAN, IMAGENET_STD, InputConvention
-from fcnlab.models.geometry import IMAGE, FeatureMap
+from fcnlab.models.geometry import IMAGE, FeatureMap, crop
 from fcnlab.models.network import Network, rehearse
 from fcnlab.models.upsampling import CoarseScores, Upsample
-from fcnlab.models.weights import StateDict, WeightsError, load_strictly, read_tensors, silence_limited
+from fcnlab.models.weights import SILENCE, StateDict, WeightsError, load_strictly, read_tensors, socket_timeout
 
 Channels = Annotated[Sequence[float], Meaning("three numbers, for red, green and blue", lambda value: len(value) == 3)]
 Deviations = Annotated[
@@ -123,7 +123,7 @@ class Architecture(Network):
         rows, cols = image.shape[2:]
         padded = F.pad(self.normalize(image), (0, -cols % self.size_multiple, 0, -rows % self.size_multiple))
         scores = self._checked(self.network(padded), padded.shape)
-        return CoarseScores(FeatureMap(scores[:, :, :rows, :cols], *IMAGE), self._as_is, FeatureMap(image, *IMAGE))
+        return CoarseScores(FeatureMap(crop(scores, 0, rows, cols), *IMAGE), self._as_is, FeatureMap(image, *IMAGE))
 
     def _checked(self, result: Any, shape: torch.Size) -> Tensor:
         """Return the tensor of scores in what the network returns for images of a shape."""
@@ -188,7 +188,7 @@ def _built(network: Callable[..., nn.Module], weights: str, fetched: Mapping[str
         )
     name = getattr(getattr(network, "func", network), "__name__", "network")
     try:
-        with silence_limited():
+        with socket_timeout(SILENCE):
             built = network(**fetched.get(weights, {}))
     except Exception as error:  # a library can raise anything, and a download a dozen kinds of error
         reason = f"{type(error).__name__}: {first_line(error)}"

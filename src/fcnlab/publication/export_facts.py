@@ -30,7 +30,7 @@ def export_facts(
     """Return the facts that every format has; ``checkpoint`` are name and hash of the exported file."""
     return {
         "producer": f"fcnlab {__version__}",
-        "network": {"name": model.architecture, "backbone": model.backbone, "parameters": model.parameters},
+        "network": {"title": without_secrets(model.title), "parameters": model.parameters},
         "classes": list(model.classes),
         "palette": [list(colour) for colour in palette],
         "normalisation": normalisation(net),

@@ -7,7 +7,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fcnlab.comparison.formats import counted
-from fcnlab.config.overrides import shell_override
 from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.errors import UserError
 from fcnlab.files.writing import atomic_write, write_json
@@ -70,10 +69,7 @@ def _path(cfg: DictConfig, run: RunFolder, format: Format) -> Path:
         return run.path / f"{NAME}{format.suffix}"
     path = Path(cfg.output)
     if path.suffix != format.suffix:
-        raise ConfigError(
-            f"output must end in {format.suffix} for format={cfg.format}, got {cfg.output}: set"
-            f" {shell_override('output', path.with_suffix(format.suffix) if path.name else f'{NAME}{format.suffix}')}"
-        )
+        raise ConfigError(f"output must end in {format.suffix} for format={cfg.format}, got {cfg.output}")
     return path
 
 
