@@ -38,7 +38,7 @@ def test_the_package_has_the_name_of_its_folder(fcnlab, capsys, tmp_path, reposi
     [
         (["new"], "which folder? Type fcnlab new FOLDER"),
         (["new", "full"], "folder=full: the folder contains files. Choose a new or an empty folder"),
-        (["new", "full/file.txt"], "is not a folder"),
+        (["new", "full/file"], "is not a folder"),
         (["new", "2lab"], "so it must be letters, digits and underscores after a letter"),
         (["new", "class"], "and no word of Python, got 'class'"),
         (["new", "numpy"], "Python has a package numpy already. Choose another name"),
@@ -47,10 +47,10 @@ def test_the_package_has_the_name_of_its_folder(fcnlab, capsys, tmp_path, reposi
 )
 def test_a_folder_that_cannot_be_a_package_is_refused(fcnlab, capsys, tmp_path, words, message):
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file.txt").write_text("mine")
+    (tmp_path / "full" / "file").write_text("mine")
     assert fcnlab(*words) == 1
     assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.rglob("*")] == ["full", "file.txt"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["full", "file"]
 
 
 def blocks(language: str) -> list[str]:

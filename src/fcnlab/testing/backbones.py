@@ -139,8 +139,9 @@ class BackboneContract:
             pytest.fail(f"The positions of the features cannot be measured: {error}", pytrace=False)
         require(
             found.frame.remainder is None,
-            "The origins depend on the size of the image, so no declared grid is right for all sizes. Pad images in the"
-            f" backbone to {found.frame.step} k + {found.frame.remainder} pixels on each side.",
+            "The declared grids are wrong for some sizes of images: the origins move with the size, or cells are"
+            " missing at the end. Pad images in the backbone to"
+            f" {found.frame.step} k + {found.frame.remainder} pixels.",
         )
         return found.levels
 

@@ -137,7 +137,7 @@ class LossContract:
         require_near(
             by_rows, whole, ROUNDING, "The loss of coarse scores differs from that of the scores of all pixels"
         )
-        gradients = [torch.autograd.grad(each, values)[0] for each in (by_rows, whole)]
+        actual, expected = (torch.autograd.grad(each, values)[0] for each in (by_rows, whole))
         require_near(
-            *gradients, ROUNDING, "The gradient of coarse scores differs from that of the scores of all pixels"
+            actual, expected, ROUNDING, "The gradient of coarse scores differs from that of the scores of all pixels"
         )
