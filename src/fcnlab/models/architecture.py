@@ -15,7 +15,7 @@ from fcnlab.models.backbone import IMAGENET_MEAN, IMAGENET_STD, InputConvention
 from fcnlab.models.geometry import IMAGE, FeatureMap, crop
 from fcnlab.models.network import Network, rehearse
 from fcnlab.models.upsampling import CoarseScores, Upsample
-from fcnlab.models.weights import SILENCE, StateDict, WeightsError, load_strictly, read_tensors, socket_timeout
+from fcnlab.models.weights import StateDict, WeightsError, load_strictly, read_tensors, silence_limited
 
 Channels = Annotated[Sequence[float], Meaning("three numbers, for red, green and blue", lambda value: len(value) == 3)]
 Deviations = Annotated[
@@ -188,7 +188,7 @@ def _built(network: Callable[..., nn.Module], weights: str, fetched: Mapping[str
         )
     name = getattr(getattr(network, "func", network), "__name__", "network")
     try:
-        with socket_timeout(SILENCE):
+        with silence_limited():
             built = network(**fetched.get(weights, {}))
     except Exception as error:  # a library can raise anything, and a download a dozen kinds of error
         reason = f"{type(error).__name__}: {first_line(error)}"
