@@ -19,6 +19,7 @@ BACKBONES = {
     "resnet50": ResNet,
     "resnet50-stride8": functools.partial(ResNet, output_stride=8),
 }
+ONCE = ("tiny-paper", "googlenet")  # the others take minutes
 LOSSES = {
     "cross_entropy": losses.CrossEntropy,
     "weighted": lambda: losses.CrossEntropy([1.0, 2.0, 0.5, 3.0]),
@@ -55,7 +56,9 @@ class TestTiny(BackboneContract):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name", [name if name in ONCE else pytest.param(name, marks=pytest.mark.campaign) for name in BACKBONES]
+)
 class TestBackbones(BackboneContract):
     @pytest.fixture(autouse=True)
     def _named(self, name):
