@@ -52,6 +52,7 @@ COMPOSED_PAGES = {
     "index.md": "its commands are those of compare.md",
     "README.md": "its commands are those of the how-to pages",
     "baselines.md": "trains large networks; tests/tasks/test_baselines.py trains and compares them",
+    "backbones.md": "needs VOC, or weights that the repository does not contain; tests/models/test_timm_backbone.py trains",
     "voc.md": "needs VOC, or weights that the repository does not contain",
     "speed.md": "needs many training runs",
     "folds.md": "needs many training runs; tests/tasks/test_folds.py trains and evaluates folds and ensembles",

