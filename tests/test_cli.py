@@ -49,7 +49,15 @@ SCORING = {"augment", "data", "inference", "postprocess", "speed", "trainer"}
 TRAINING = {"augment", "callbacks", "data", "logger", "loss", "model", "model/backbone", "optim", "schedule", "speed"}
 GROUPS = {
     "train": {*TRAINING, "trainer", "experiment/paper", "experiment/baseline", "hydra/launcher", "hydra/sweeper"},
-    "eval": {*SCORING, "logger", "model", "model/backbone", "experiment/paper", "hydra/launcher"},
+    "eval": {
+        *SCORING,
+        "logger",
+        "model",
+        "model/backbone",
+        "experiment/paper",
+        "experiment/published",
+        "hydra/launcher",
+    },
     "predict": SCORING,
     "doctor": {"augment", "data"},
     "compare": set(),

@@ -48,9 +48,12 @@ network: {_target_: torchvision.models.segmentation.deeplabv3_mobilenet_v3_large
 title: DeepLabv3 with MobileNetV3
 """,
     "convnext": """
-defaults: [smp_unet, _self_]
-network: {_target_: segmentation_models_pytorch.FPN, encoder_name: tu-test_convnext}
-title: FPN with ConvNeXt
+defaults: [{backbone: timm}, _self_]
+_target_: fcnlab.models.FCN
+num_classes: ${data.num_classes}
+levels: [32]
+weights: none
+backbone: {name: test_convnext, weights: none}
 """,
 }
 STEPS = ("trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.accelerator=cpu", "logger=csv")
@@ -158,18 +161,19 @@ def test_three_baselines_are_compared(fcnlab, shapes, tmp_path, capsys):
     assert fcnlab("train", "-m", *words, *shapes, "hydra/launcher=basic", "speed.row_blocks=true") == 0
     assert "row_blocks=true has no effect with model=unet, which scores the whole image" in capsys.readouterr().out
     report = package.compare("sweep", resamples=200)
-    assert sorted(group.name for group in report.groups) == [f"model={name}" for name in sorted(SMALL_MODELS)]
+    names = ["model=convnext model/backbone=timm", "model=deeplab", "model=unet"]
+    assert sorted(group.name for group in report.groups) == names
     assert all(len(group.runs) == 2 for group in report.groups)
     assert fcnlab("compare", "runs=sweep", "resamples=200", "hydra.run.dir=out") == 0
     page, table = (Path("out", f"comparison.{kind}").read_text() for kind in ("html", "md"))
-    assert all(f"model={name}" in page and f"model={name}" in table for name in SMALL_MODELS)
+    assert all(name in page and name in table for name in names)
     assert "left-out" not in page.partition("<body")[2]
     runs = sorted(Path("sweep").glob("*/metrics.json"))
     assert len({json.dumps(json.loads(run.read_text())["protocol"]) for run in runs}) == 1 and len(runs) == 6
 
     checkpoints = [str(run.parent / "checkpoints/best.ckpt") for run in runs]
     titles = {each.net.title for each in read_nets(checkpoints, ())}  # without trust=
-    assert titles == {"U-Net with encoder tu-test_resnet", "DeepLabv3 with MobileNetV3", "FPN with ConvNeXt"}
+    assert titles == {"U-Net with encoder tu-test_resnet", "DeepLabv3 with MobileNetV3", "FCN-32s on test_convnext"}
     Image.fromarray(np.zeros((40, 70, 3), np.uint8)).save("photo.png")
     predicted = package.load(checkpoints, device="cpu").predict("photo.png")
     assert predicted.shape == (40, 70)
