@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,7 +29,9 @@ class MeasuredBackbone(nn.Module):
     def forward(self, image: Tensor) -> dict[int, FeatureMap]:
         rows, cols = (self.measured.frame.padding(side) for side in image.shape[2:])
         image = self.normalize(image)
-        features = self.features(F.pad(image, (*cols, *rows)) if any((*rows, *cols)) else image)
+        # An exported program refuses sizes that need no padding if its example needs some: so it always pads.
+        pads = torch.compiler.is_exporting() or any((*rows, *cols))
+        features = self.features(F.pad(image, (*cols, *rows)) if pads else image)
         return {level: FeatureMap(values, *self.levels[level].grid) for level, values in features.items()}
 
     def features(self, image: Tensor) -> Mapping[int, Tensor]:
