@@ -98,7 +98,7 @@ def test_an_extension_of_a_search_or_without_seeds_is_refused(recorded):
     with pytest.raises(UserError, match=r"=old: optim\.lr=1 ~loss cannot be set, since all settings but the seed are"):
         rewritten(apply_sweep_resume, "sweep.extend=old", "seed=4", "optim.lr=1", "~loss", "model=fcn8s")
     (folder / "search.json").write_text("{}")
-    with pytest.raises(UserError, match=r"fcnlab train -m .*sweep\.confirm='old'.* sweep\.best=3 seed=101,102,103"):
+    with pytest.raises(UserError, match=r"fcnlab train -m .*sweep\.confirm=old.* sweep\.best=3 seed=101,102,103"):
         rewritten(apply_sweep_resume, "sweep.extend=old", "seed=4,5")
 
 
