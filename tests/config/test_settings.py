@@ -17,6 +17,8 @@ OPTIONS = [path for path in GROUPS if path.parts[0] not in ("experiment", "hydra
 REQUIRED_OVERRIDES = {
     "model/backbone=caffenet": ["model.backbone.weights=none"],
     "model/backbone=googlenet": ["model.backbone.weights=none"],
+    "model/backbone=timm": ["model.backbone.name=convnext_tiny"],
+    "model/backbone=torchvision": ["model.backbone.name=resnet18"],
     "data=folder": ["data.dataset.classes=[ground,cat]"],
     "loss=weighted": [f"loss.class_weights={[1.0] * 21}"],
 }
