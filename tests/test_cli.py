@@ -48,7 +48,10 @@ def test_the_help_of_a_command_imports_no_torch(verb):
 SCORING = {"augment", "data", "inference", "postprocess", "speed", "trainer"}
 TRAINING = {"augment", "callbacks", "data", "logger", "loss", "model", "model/backbone", "optim", "schedule", "speed"}
 GROUPS = {
-    "train": {*TRAINING, "trainer", "experiment/paper", "experiment/baseline", "hydra/launcher", "hydra/sweeper"},
+    "train": {
+        *(*TRAINING, "trainer", "hydra/launcher", "hydra/sweeper"),
+        *("experiment/paper", "experiment/baseline", "experiment/cpu"),
+    },
     "eval": {
         *SCORING,
         "logger",

@@ -52,7 +52,8 @@ def test_training_imports_only_what_it_uses(python, small, shapes_root):
         "fcnlab.training.segmenter",
     } <= modules
     assert not modules & UNUSED.keys()
-    assert len(modules) < 3600  # 3,446 today; 4,318 and matplotlib with unused modules
+    # 3,676 today, 220 of which albumentations adds where huggingface_hub is installed; some 870 more with unused ones
+    assert len(modules) < 3800
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from fcnlab.inference import (
     MultiScale,
     NoPostprocess,
     Postprocess,
+    Resized,
     ShiftAndStitch,
     SlidingWindow,
     Superpixels,
@@ -33,6 +34,7 @@ METHODS = {
     "multiscale": MultiScale((1.0, 2.0), flip=False),
     "sliding": SlidingWindow(64, 40),
     "shift_and_stitch": ShiftAndStitch(2),
+    "resized": Resized(96),
 }
 STEPS = {"none": NoPostprocess(), "guided": GuidedFilter(2), "superpixels": Superpixels(1000), "crf": DenseCRF(2)}
 PACKAGES = {"superpixels": "skimage", "crf": "pydensecrf"}
@@ -61,6 +63,9 @@ def scores_by_hand(method: str, model: FCN, image: Tensor) -> Tensor:
     if method == "sliding":
         left, right = model(image[..., :64]), model(image[..., 32:])
         return torch.cat([left[..., :32], (left[..., 32:] + right[..., :32]) / 2, right[..., 32:]], 3)
+    if method == "resized":
+        larger = F.interpolate(image, (96, 144), mode="bilinear", antialias=True)
+        return F.interpolate(model(larger), (64, 96), mode="bilinear")
     return ShiftAndStitch(2)(model, image) if method == "shift_and_stitch" else model(image)
 
 

@@ -67,7 +67,11 @@ def placed() -> Iterator[Any]:
     small = ("test_convnext", "test_efficientnet", "tf_mobilenetv3_small_minimal_100")
     yield from ((TimmBackbone, name, SIZES[::9]) for name in small[:2])
     yield from (slow(TimmBackbone, name, SIZES) for name in small)
-    yield from (slow(*family.values, SIZES[4::9]) for family in FAMILIES if isinstance(family, ParameterSet))
+    for family in FAMILIES:
+        if isinstance(family, ParameterSet):
+            # What the borders cut off of a wide response moves its centre towards that of the image.
+            factor = 3 if "tf_efficientnet_lite0" in family.values else 1
+            yield slow(*family.values, [(factor * rows, factor * cols) for rows, cols in SIZES[4::9]])
 
 
 @pytest.mark.parametrize(("kind", "name", "sizes"), list(placed()))

@@ -84,7 +84,7 @@ def test_a_network_of_the_users_own_is_trained_and_scored(fcnlab, shapes, own_ne
     trained, scored = (json.loads(Path(run, "metrics.json").read_text()) for run in ("run", "scored"))
     assert trained["miou"] == scored["miou"]
     assert fcnlab("eval", f"checkpoint={checkpoint}", "hydra.run.dir=refused") == 1
-    assert "If you trust the file and the package of a class of your own" in capsys.readouterr().err
+    assert "If you trust the package of that class, install it as a plugin" in capsys.readouterr().err
     words = [f"checkpoint={checkpoint}", "trust=[mylab]", "inference=shift_and_stitch", "hydra.run.dir=refused"]
     assert fcnlab("eval", *words) == 1
     assert "shift_and_stitch is for FCNs only" in (error := capsys.readouterr().err) and "model is my net" in error

@@ -3,13 +3,15 @@
 import csv
 import json
 from shutil import which
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra.utils import instantiate
 from torch import nn
 
+from fcnlab.models import FCN
+from fcnlab.models.backbone import Level
+from fcnlab.models.geometry import Grid
 from fcnlab.training import hardware, speed
 from fcnlab.training.hardware import precision
 from fcnlab.training.speed import allow_tf32, evaluation_speed
@@ -77,7 +79,9 @@ def test_channels_last_depends_on_device_and_backbone(composed, monkeypatch, bac
 
 def test_a_backbone_without_a_layout_preference_gets_no_channels_last(composed):
     """A user's backbone may declare none; an explicit setting is used nevertheless."""
-    model = SimpleNamespace(backbone=nn.Identity())
+    backbone = nn.Identity()
+    backbone.levels, backbone.min_size, backbone.pretrained = {32: Level(8, Grid(32, 0.0))}, 1, False
+    model = FCN(backbone, 3, (32,))
     for option, expected in (("auto", False), ("off", False)):
         assert evaluation_speed(composed(f"speed={option}"), model)["channels_last"] is expected
     assert evaluation_speed(composed("speed.channels_last=true"), model)["channels_last"] is True

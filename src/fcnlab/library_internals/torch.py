@@ -46,6 +46,11 @@ def each_tensor(function: Callable[[Tensor], Any], tree: Any) -> None:
     tree_map_only(Tensor, function, tree)
 
 
+def detached(tree: Any) -> Any:
+    """Return nested lists, tuples and dicts with all their tensors detached."""
+    return tree_map_only(Tensor, Tensor.detach, tree)
+
+
 def subtract_each(ones: list[Tensor], others: list[Tensor]) -> list[Tensor]:
     """Return the difference of each pair, in a few kernels; torch's optimisers use these functions."""
     return list(torch._foreach_sub(ones, others))  # pyright: ignore[reportPrivateImportUsage]

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from fcnlab.errors import UserError, first_line
+from fcnlab.library_internals.torch import detached
 from fcnlab.models.geometry import Grid
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)  # pixels of the long side of an image; the first that is long enough is used
@@ -273,7 +273,7 @@ class _Structure(TorchFunctionMode):
             return _on_one_channel(func, *args, **kwargs)
         if self._is_global(name, args, kwargs):
             self.sees_whole_image = True
-            return tree_map_only(Tensor, Tensor.detach, func(*args, **kwargs))
+            return detached(func(*args, **kwargs))
         return func(*args, **kwargs)
 
     def _is_global(self, name: str, args: Any, kwargs: Any) -> bool:
