@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -73,7 +74,8 @@ class NormalizedConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         factor, shift = self.norm[0].factor_and_shift()
         bias = shift if self.bias is None else self.bias * factor + shift
-        return self._conv_forward(input, self.weight * factor[:, None, None, None], bias)
+        weight = self.weight * factor[:, None, None, None]
+        return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 def freeze_norms(net: nn.Module, image: Tensor) -> int:
@@ -107,7 +109,7 @@ def _pairs(net: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2
         if conv is not None:
             found.append((conv, norm, inputs[0]))
 
-    hooks = [module.register_forward_hook(after_conv) for module in net.modules() if type(module) is nn.Conv2d]
+    hooks = [module.register_forward_hook(after_conv) for module in net.modules() if _is_plain(module)]
     hooks += [module.register_forward_pre_hook(before_norm) for module in net.modules() if _has_statistics(module)]
     training = net.training
     try:
@@ -118,6 +120,10 @@ def _pairs(net: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2
         for hook in hooks:
             hook.remove()
     return [(conv, norm) for conv, norm, result in found if uses.counts[id(result)] == 1]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module) is nn.Conv2d and module.padding_mode == "zeros"
 
 
 def _has_statistics(module: nn.Module) -> bool:
