@@ -187,7 +187,8 @@ def _freeze_until(backbone: Backbone, level: int) -> None:
 
 
 def _small_size(backbone: Backbone) -> tuple[int, int]:
-    return (max(backbone.min_size, SMALL_IMAGE),) * 2
+    side = max(backbone.min_size, SMALL_IMAGE)
+    return side, side
 
 
 def _may_start_afresh(key: str) -> bool:

@@ -55,11 +55,16 @@ def save_onnx(program: Program, path: Path, facts: Mapping[str, Any], with_score
 
 
 def _converted(program: Program) -> "ModelProto":
-    names = {"input_names": [INPUT], "output_names": [CLASS_MAP, SCORES]}
     try:
         with _without_reports():
             converted = torch.onnx.export(
-                program.exported, dynamo=True, opset_version=OPSET, external_data=False, verbose=False, **names
+                program.exported,
+                dynamo=True,
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=[CLASS_MAP, SCORES],
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise UserError(f"torch.onnx cannot convert the network to ONNX: {error}") from error
