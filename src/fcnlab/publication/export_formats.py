@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Request(NamedTuple):
         return interface(smallest, self.static, len(self.trained.classes), self.with_scores)
 
 
+@runtime_checkable  # by make test-slow, which checks annotations
 class Export(Protocol):
     """A network that is ready to be written."""
 
@@ -61,6 +62,7 @@ class Export(Protocol):
         ...
 
 
+@runtime_checkable
 class Format(Protocol):
     """A kind of file. ``is_program``: it runs without fcnlab, so ``static`` and ``scores`` have a meaning."""
 
