@@ -2,8 +2,8 @@
 
 python benchmarks/frozen.py                some four minutes; more --rounds for a smaller spread
 
-FCN-8s on EfficientNet-Lite2 (timm's, random weights), a batch of four crops of 257x257, from uint8 to the new weights of
-AdamW. "not within convolutions" has the same frozen statistics, in layers of their own, as torch's evaluation mode has.
+FCN-8s on EfficientNet-Lite2 (timm's, random weights), a batch of four crops of 257x257, from uint8 to AdamW's new
+weights. "not within convolutions" has the same frozen statistics, in layers of their own, as torch's evaluation mode has.
 """
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip
@@ -21,6 +21,7 @@ VARIANTS = {
     "frozen statistics, not within convolutions": (),
     "frozen_norm=true": ("model.frozen_norm=true",),
     "frozen_norm=true frozen_until=4": ("model.frozen_norm=true", "model.frozen_until=4"),
+    "the same, channels_last=true": ("model.frozen_norm=true", "model.frozen_until=4", "speed.channels_last=true"),
 }
 IMAGES, SIDE = 4, 257
 

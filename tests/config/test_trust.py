@@ -27,6 +27,7 @@ from fcnlab.config.trust import (
     check_overrides,
     override_rejection,
     trusted_packages,
+    without_fetching,
 )
 from fcnlab.sweeps.manifest import Manifest
 
@@ -64,6 +65,10 @@ ALLOWED_OVERRIDES = [
     "logger.wandb.name='a: b'",
 ]
 REFUSED_OVERRIDES = [
+    "model.named_weights.none.encoder_name=resnet18",
+    "model.named_weights={none: {encoder_name: 'a:b/c'}}",
+    "model.network.encoder_weights=imagenet",
+    "model.network.encoder_name='tu-hf-hub:someone/something'",
     "loss=../../../../proc/self/cwd/hostile/evil",
     "loss=/hostile/evil",
     "loss='../evil'",
@@ -386,6 +391,17 @@ def test_a_library_network_from_a_file_has_plain_arguments_only():
         UntrustedError, match=r"sets network.encoder_weights='imagenet', .* add trust=\[segmentation_mod"
     ):
         check_components(own, MODEL_COMPONENTS, (), "a file")
+
+
+def test_the_network_of_a_checkpoint_fetches_nothing():
+    """Neither by arguments that no list covers nor by those that are left out."""
+    unet = network() | {"named_weights": {"none": {"encoder_name": "a:b/c"}}}
+    rebuilt = without_fetching(unet)
+    assert rebuilt["named_weights"] == {} and rebuilt["network"] == unet["network"] | {"encoder_weights": None}
+    name = "torchvision.models.segmentation.fcn_resnet50"
+    of_torchvision = without_fetching(network(name))["network"]
+    assert of_torchvision == network(name, weights=None, weights_backbone=None)["network"]
+    assert without_fetching({"_target_": "fcnlab.models.FCN"}) == {"_target_": "fcnlab.models.FCN"}
 
 
 def test_a_dataset_function_must_be_partial():

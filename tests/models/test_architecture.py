@@ -151,6 +151,8 @@ def test_weights_from_a_file_of_the_network_and_from_a_checkpoint(tmp_path):
         (Toy, {"backbone": "stem"}, "model.backbone=stem is no submodule of Toy: choose encoder, head or null"),
         (Toy, {"weights": "imagenet"}, "model.weights=imagenet is no file .* these are none$"),
         (Toy, {"reset_heads": True}, "model.weights=none names no file"),
+        (Toy, {"reset_heads": True, "weights": "a file"}, "loads only the backbone, and the network names none"),
+        (Toy, {"named_weights": {"none": {}}}, "must not name weights 'none'"),
         (
             Toy,
             {"weights": "theirs", "named_weights": {"theirs": {"fetched": "offline"}}},

@@ -6,10 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from fcnlab.models import FeatureMap
 from fcnlab.models.frozen_norm import FrozenNorm, NormalizedConv2d, freeze_norms
 
 
-class Net(nn.Module):
+class Backbone(nn.Module):
+    """One level, of the result of ``scores``."""
+
+    def forward(self, x):
+        return {1: FeatureMap(self.scores(x), 1, 0.0)}
+
+
+class Net(Backbone):
     """Convolutions that a normalisation follows, and some whose result has another use as well."""
 
     def __init__(self):
@@ -25,7 +33,7 @@ class Net(nn.Module):
         self.bn4 = nn.BatchNorm2d(4)
         self.per_batch = nn.BatchNorm2d(4, track_running_stats=False)
 
-    def forward(self, x):
+    def scores(self, x):
         x = self.bn1(self.conv1(x)).relu()
         x = self.bn2(self.depthwise(x))
         shared = self.shared(x)
@@ -59,7 +67,7 @@ def test_values_and_gradients_equal_torch(pair):
     plain, frozen = pair
     x = torch.randn(2, 3, 17, 12, dtype=torch.float64)
     inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
-    results = [net(image) for net, image in zip(pair, inputs, strict=True)]
+    results = [net(image)[1].data for net, image in zip(pair, inputs, strict=True)]
     torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
     upstream = torch.randn_like(results[0])
     for result in results:
@@ -96,6 +104,64 @@ def test_a_copy_has_its_own_normalisation(pair):
     copied = copy.deepcopy(frozen)
     with torch.no_grad():
         copied.bn1.bias += 1
-        assert not torch.allclose(copied(x), frozen(x))
+        assert not torch.allclose(copied(x)[1].data, frozen(x)[1].data)
         frozen.load_state_dict(copied.state_dict())
-        torch.testing.assert_close(copied(x), frozen(x), rtol=0, atol=0)
+        torch.testing.assert_close(copied(x)[1].data, frozen(x)[1].data, rtol=0, atol=0)
+
+
+class Shared(Backbone):
+    """A convolution and two normalisations, which ``scores`` uses in an odd way."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.bn, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.scores = lambda x: scores(self, x)
+
+
+ODD_USES = {
+    "a convolution of two normalisations": lambda net, x: net.bn(net.conv(x)) + net.bn2(net.conv(x)),
+    "a normalisation of two convolutions": lambda net, x: net.bn(net.conv(x)) + net.bn(net.other(x)),
+    "a convolution once without": lambda net, x: net.bn(net.conv(x)) + net.conv(x),
+    "a list": lambda net, x: torch.cat([y := net.conv(x), net.bn(y)], 1),
+    "several results": lambda net, x: net.bn(y := net.conv(x))[:, :2] + y.chunk(2, 1)[0],
+    "a keyword": lambda net, x: net.bn(input=(y := net.conv(x))) + torch.add(input=y, other=y),
+}
+
+
+@pytest.mark.parametrize("use", ODD_USES)
+def test_shared_layers_and_results_compute_what_they_did(use):
+    torch.manual_seed(0)
+    plain = with_statistics(Shared(ODD_USES[use])).double().eval()
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    expected = plain(x)[1].data
+    assert freeze_norms(plain, x) == 2
+    torch.testing.assert_close(plain(x)[1].data, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_a_level_that_is_the_result_of_a_convolution_stays_as_it_is():
+    torch.manual_seed(0)
+    net = with_statistics(Shared(None)).double().eval()
+    net.forward = lambda x: {1: FeatureMap(y := net.conv(x), 1, 0.0), 2: FeatureMap(net.bn(y), 2, 0.0)}
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    expected = [level.data for level in net(x).values()]
+    freeze_norms(net, x)
+    torch.testing.assert_close([level.data for level in net(x).values()], expected, rtol=1e-11, atol=1e-11)
+
+
+def test_a_normalisation_at_two_places_is_replaced_at_both():
+    net = Shared(lambda net, x: net.bn(net.conv(x)))
+    net.bn2 = net.bn
+    assert freeze_norms(net, torch.zeros(1, 3, 8, 8)) == 1
+    assert isinstance(net.bn, FrozenNorm) and net.bn2 is net.bn
+
+
+def test_a_normalisation_that_does_more_is_refused():
+    class Squared(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) ** 2
+
+    net = Shared(lambda net, x: net.bn(net.conv(x)))
+    net.bn = Squared(4)
+    with pytest.raises(ValueError, match="cannot freeze a Squared"):
+        freeze_norms(net, torch.zeros(1, 3, 8, 8))

@@ -89,6 +89,29 @@ NETWORKS = {  # and the smallest sizes of their programs
 }
 
 
+class SizeDependent(nn.Module):
+    """A network whose code asks for the size of the image."""
+
+    def __init__(self, condition):
+        super().__init__()
+        self.conv, self.condition = nn.Conv2d(3, 3, 1), condition
+
+    def forward(self, x):
+        return self.conv(x) * (2 if self.condition(*x.shape[2:]) else 1)
+
+
+@pytest.mark.parametrize(
+    "condition", [lambda rows, cols: rows > 400, lambda rows, cols: rows > cols, lambda rows, cols: rows * cols > 1e6]
+)
+def test_a_program_with_conditions_on_larger_sizes_is_refused(condition):
+    """A file of ONNX would compute something else there."""
+    with pytest.raises(
+        UserError, match=r"accepts no image of \d+x\d+ pixels, because its code depends on the size: Guard"
+    ):
+        export_program(SizeDependent(condition), 1, None, with_scores=True)
+    assert export_program(SizeDependent(condition), 1, (30, 40), with_scores=True).smallest == 30
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_programs_and_onnx_files_compute_what_the_network_does(tmp_path, name):

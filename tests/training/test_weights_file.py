@@ -118,3 +118,12 @@ def test_weights_of_another_network_are_refused(file):
     save_file(state, file, safe_open(file, "pt").metadata())
     with pytest.raises(UserError, match=r"1 of another shape: heads\.32\.weight"):
         read_nets(file, [])
+
+
+def test_tied_weights_are_written_twice(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+    net[1].weight = net[0].weight
+    write_weights_file(tmp_path / "net.safetensors", net, checkpoint(), {})
+    state = load_file(tmp_path / "net.safetensors")
+    assert set(state) == set(net.state_dict())
+    assert torch.equal(state["0.weight"], state["1.weight"]) and torch.equal(state["0.weight"], net[0].weight)

@@ -186,6 +186,10 @@ def setting_rejection(path: str, value: Any) -> str:
         return "a record must not choose where files are written or unpacked"
     if parts[0] == "logger" and parts[-1] in SENT_TO and value is not None:
         return "a record must not choose who receives data"
+    if parts[:2] == ["model", "named_weights"] or (parts[:2] == ["model", "network"] and parts[-1] in FETCHING):
+        return "" if value is None else "a record must not choose what is downloaded"
+    if parts[:2] == ["model", "network"] and isinstance(value, str) and not WORD.fullmatch(value):
+        return "a library could load something from such a name"
     if parts[0] == "checkpoint" and isinstance(value, str) and value.startswith(ARTIFACT_PREFIX):
         return "a record must not choose what is downloaded"
     if parts[0] in WRITERS and isinstance(value, str) and "$" in value:
@@ -369,6 +373,21 @@ def _is_plain_argument(target: str, key: str, value: Any) -> bool:
         item is None or isinstance(item, int | float) or (isinstance(item, str) and WORD.fullmatch(item) is not None)
         for item in (value if isinstance(value, list) else [value])
     )
+
+
+def without_fetching(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model of a checkpoint without what a library's network fetches, whatever its defaults are.
+
+    ``named_weights`` are arguments of that network, which no list covers; the weights of a checkpoint need none.
+    """
+    network = model.get("network")
+    nothing: dict[str, Any] = {}
+    if isinstance(network, Mapping) and network.get("_target_") in LIBRARY_NETWORKS:
+        fetching = set(FETCHING) & set(LIBRARY_NETWORKS[str(network["_target_"])])
+        nothing["network"] = {**network, **dict.fromkeys(sorted(fetching))}
+    if "named_weights" in model:
+        nothing["named_weights"] = {}
+    return {**model, **nothing}
 
 
 def trusted_packages(tree: Any, places: Places = MODEL_COMPONENTS) -> list[str]:

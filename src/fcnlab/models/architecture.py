@@ -85,6 +85,8 @@ class Architecture(Network):
         self.size_multiple, self.min_size = size_multiple, min_size
         self.normalize = InputConvention(mean, std)
         fetched = dict(named_weights or {})
+        if "none" in fetched:
+            raise UserError("model.named_weights must not name weights 'none', which stands for no weights")
         self.network = _built(network, weights, fetched)
         self._title = title
         self._as_is = Upsample(num_classes, IMAGE, IMAGE)
@@ -93,6 +95,11 @@ class Architecture(Network):
             raise UserError(
                 "model.reset_heads=true loads only the backbone from a file, and model.weights="
                 f"{weights} names no file: set model.weights=PATH, or leave reset_heads out"
+            )
+        if reset_heads and not self.backbone_path:
+            raise UserError(
+                "model.reset_heads=true loads only the backbone, and the network names none: set model.backbone to the"
+                " name of a submodule, or leave reset_heads out"
             )
         if weights != "none" and weights not in fetched:
             self._start_from(weights, reset_heads, list(fetched))

@@ -41,7 +41,7 @@ class FCN(Network):
         (:mod:`fcnlab.models.frozen_norm`).
     frozen_until
         The level up to which the backbone's layers stay as they are, or None for no level. Without gradients at the
-        finest strides, a step takes about two thirds of the time.
+        finest strides, a step takes less time (docs/explanation/performance.md).
     weights
         A checkpoint of fcnlab to start from, or one of pytorch-fcn's files (:mod:`fcnlab.models.published`); ``"none"``
         for none. The checkpoint may have fewer levels: the missing heads start at zero, as when FCN-16s starts from
@@ -173,6 +173,10 @@ def _freeze_until(backbone: Backbone, level: int) -> None:
     assert isinstance(backbone, nn.Module)
     if level not in backbone.levels:
         raise ValueError(f"frozen_until={level}: choose one of {sorted(backbone.levels)} or null")
+    if any(isinstance(module, nn.BatchNorm2d) and module.track_running_stats for module in backbone.modules()):
+        raise ValueError(
+            f"frozen_until={level} needs frozen_norm=true: batch normalisations of the frozen layers would still change"
+        )
 
     def gradients(shadow: nn.Module, image: Tensor) -> set[str]:
         shadow(image)[level].data.sum().backward()
@@ -180,10 +184,6 @@ def _freeze_until(backbone: Backbone, level: int) -> None:
 
     for name in rehearse(backbone, _small_size(backbone), gradients):
         backbone.get_parameter(name).requires_grad_(False)
-    if any(isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad for module in backbone.modules()):
-        raise ValueError(
-            f"frozen_until={level} needs frozen_norm=true: batch normalisations of the frozen layers would still change"
-        )
 
 
 def _small_size(backbone: Backbone) -> tuple[int, int]:

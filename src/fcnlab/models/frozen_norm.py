@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fcnlab.library_internals.torch import each_tensor
+
 
 class FrozenNorm(nn.Module):
     """A batch normalisation with frozen statistics; its tensors have the names of the module that it replaces.
@@ -43,13 +45,13 @@ class FrozenNorm(nn.Module):
         for name, child in norm.named_children():
             self.add_module(name, child)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not self.applied:
             factor, shift = self.factor_and_shift()
-            x = x * factor[:, None, None] + shift[:, None, None]
+            input = input * factor[:, None, None] + shift[:, None, None]
         for child in self.children():
-            x = child(x)
-        return x
+            input = child(input)
+        return input
 
     def factor_and_shift(self) -> tuple[Tensor, Tensor]:
         """What each channel is multiplied by, and what is added to it then: (channels,) each."""
@@ -78,48 +80,78 @@ class NormalizedConv2d(nn.Conv2d):
         return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-def freeze_norms(net: nn.Module, image: Tensor) -> int:
-    """Freeze the statistics of all batch normalisations of a network, in place, and return how many there are.
+def freeze_norms(backbone: nn.Module, image: Tensor) -> int:
+    """Freeze the statistics of all batch normalisations of a backbone, in place, and return how many there are.
 
-    ``image`` is an input (batch, channels, rows, cols): passing it through shows which normalisation follows which
+    ``image`` is an input (batch, 3, rows, cols): passing it through shows which normalisation follows which
     convolution.
+
+    Raises
+    ------
+    ValueError
+        A batch normalisation of a library does more than normalising, so it cannot be replaced.
     """
-    parents = {child: (parent, name) for parent in net.modules() for name, child in parent.named_children()}
-    followed = {norm: conv for conv, norm in _pairs(net, image)}
-    norms = [module for module in net.modules() if _has_statistics(module)]
+    norms = [module for module in backbone.modules() if _has_statistics(module)]
+    for norm in norms:
+        _check_kind(norm)
+    followed = _followed(backbone, image)
+    replaced: dict[nn.Module, nn.Module] = {}
     for norm in norms:
         conv = followed.get(norm)
-        frozen = FrozenNorm(norm, applied=conv is not None)
-        setattr(*parents[norm], frozen)
+        frozen = replaced[norm] = FrozenNorm(norm, applied=conv is not None)
         if conv is not None:
-            setattr(*parents[conv], NormalizedConv2d(conv, frozen))
+            replaced[conv] = NormalizedConv2d(conv, frozen)
+    for parent in list(backbone.modules()):
+        for name, child in parent._modules.items():
+            if child in replaced:
+                setattr(parent, name, replaced[child])
     return len(norms)
 
 
-def _pairs(net: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """The plain convolutions whose result goes to a batch normalisation and nowhere else, and these normalisations."""
-    made: dict[int, nn.Conv2d] = {}
-    found: list[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]] = []
+def _check_kind(norm: nn.BatchNorm2d) -> None:
+    is_torch = type(norm).forward is nn.BatchNorm2d.forward
+    if not is_torch and [name for name, _ in norm.named_children()] != ["drop", "act"]:  # those of timm's
+        raise ValueError(
+            f"frozen_norm=true cannot freeze a {type(norm).__name__}, which is no plain batch normalisation"
+        )
+
+
+def _followed(backbone: nn.Module, image: Tensor) -> dict[nn.BatchNorm2d, nn.Conv2d]:
+    """Return the normalisations whose input is the result of a plain convolution that nothing else uses.
+
+    Both run once: what runs twice may follow, or be followed by, different layers.
+    """
+    results: dict[int, nn.Conv2d] = {}
+    pairs: list[tuple[nn.BatchNorm2d, nn.Conv2d, int]] = []
+    runs: Counter[nn.Module] = Counter()
 
     def after_conv(conv: Any, _: Any, result: Tensor) -> None:
-        made[id(result)] = conv
+        runs[conv] += 1
+        results[id(result)] = conv
 
-    def before_norm(norm: Any, inputs: tuple[Tensor, ...]) -> None:
-        conv = made.get(id(inputs[0]))
-        if conv is not None:
-            found.append((conv, norm, inputs[0]))
+    def before_norm(norm: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        runs[norm] += 1
+        (source,) = map(id, (*args, *kwargs.values()))
+        if source in results:
+            pairs.append((norm, results[source], source))
 
-    hooks = [module.register_forward_hook(after_conv) for module in net.modules() if _is_plain(module)]
-    hooks += [module.register_forward_pre_hook(before_norm) for module in net.modules() if _has_statistics(module)]
-    training = net.training
+    modules = list(backbone.modules())
+    hooks = [module.register_forward_hook(after_conv) for module in modules if _is_plain(module)]
+    hooks += [
+        module.register_forward_pre_hook(before_norm, with_kwargs=True) for module in filter(_has_statistics, modules)
+    ]
+    training = backbone.training
     try:
         with torch.no_grad(), _Uses() as uses:
-            net.eval()(image)
+            levels = backbone.eval()(image)
     finally:
-        net.train(training)
+        backbone.train(training)
         for hook in hooks:
             hook.remove()
-    return [(conv, norm) for conv, norm, result in found if uses.counts[id(result)] == 1]
+    uses.counts.update(id(level.data) for level in levels.values())
+    return {
+        norm: conv for norm, conv, source in pairs if uses.counts[source] == 1 and runs[norm] == 1 and runs[conv] == 1
+    }
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -136,11 +168,13 @@ class _Uses(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[int] = Counter()
-        self._kept: list[Any] = []
+        self._kept: list[Tensor] = []
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):  # a look at a tensor's shape is no use of it
-            self.counts.update(id(value) for value in args if isinstance(value, Tensor))
-            self._kept.append(result)
+        made: list[Tensor] = []
+        each_tensor(made.append, result)
+        if made:  # a look at a tensor's shape is no use of it
+            self._kept += made
+            each_tensor(lambda tensor: self.counts.update([id(tensor)]), (args, kwargs))
         return result

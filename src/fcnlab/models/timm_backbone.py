@@ -218,11 +218,11 @@ def _cached(config: Any) -> str | None:
         return None
     import huggingface_hub
 
-    for filename in ("model.safetensors", config.hf_hub_filename or "pytorch_model.bin"):
+    name = config.hf_hub_filename or "pytorch_model.bin"
+    safe = "model.safetensors" if name == "pytorch_model.bin" else name.removesuffix(".bin") + ".safetensors"
+    for filename in (safe, name):  # as timm chooses
         found = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, filename)
         if isinstance(found, str):
             return found
-    huggingface_hub.utils.get_session().head(
-        huggingface_hub.hf_hub_url(config.hf_hub_id, "model.safetensors"), timeout=SILENCE
-    )
+    huggingface_hub.utils.get_session().head(huggingface_hub.hf_hub_url(config.hf_hub_id, safe), timeout=SILENCE)
     return None

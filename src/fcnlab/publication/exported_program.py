@@ -22,6 +22,7 @@ ImageSize = tuple[int, int]  # rows and columns
 INPUT, CLASS_MAP, SCORES = "image", "class_map", "scores"
 FACTS = "fcnlab.json"  # in a file of torch.export
 EXAMPLE = (2, 97, 130)  # batch, rows and columns: all different, and some cells of the coarsest level on each side
+LARGEST = 8192  # pixels on a side, up to which every image must be accepted
 LARGEST_SMALLEST = 1024  # pixels on each side, below which a size must be accepted
 
 
@@ -70,7 +71,11 @@ def export_program(net: nn.Module, minimum: int, static: ImageSize | None, with_
         ) from error
     for node in exported.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
-    return Program(exported, min(static) if static else _smallest(exported, minimum))
+    if static:
+        return Program(exported, min(static))
+    smallest = _smallest(exported, minimum)
+    _check_larger_sizes(exported, smallest)
+    return Program(exported, smallest)
 
 
 def _smallest(exported: ExportedProgram, minimum: int) -> int:
@@ -89,6 +94,26 @@ def _smallest(exported: ExportedProgram, minimum: int) -> int:
     )
 
 
+def _check_larger_sizes(exported: ExportedProgram, smallest: int) -> None:
+    """Refuse a program with conditions on larger sizes, such as rows <= cols: a file of ONNX would not check them.
+
+    They come first in a program and need sizes only, so the program runs on the device meta. What fails there later,
+    for want of numbers, does not matter.
+    """
+    module = exported.module().to("meta")
+    near, far = smallest + 1, smallest + LARGEST
+    for size in ((smallest, near), (near, smallest), (smallest, far), (far, smallest), (far, far)):
+        try:
+            module(torch.empty(1, 3, *size, dtype=torch.uint8, device="meta"))
+        except AssertionError as error:
+            raise UserError(
+                f"the exported network accepts no image of {size[0]}x{size[1]} pixels, because its code depends on the"
+                f" size: {first_line(error)}. Set static=ROWSxCOLS to export it for one size"
+            ) from error
+        except (NotImplementedError, RuntimeError):
+            continue
+
+
 def save_program(program: Program, path: Path, facts: Mapping[str, Any]) -> None:
     """Write a program as ``.pt2``; ``torch.export.load(path, extra_files={"fcnlab.json": ""})`` returns the facts."""
     with path.open("wb") as file:  # torch would write the name of a path into the archive
@@ -102,7 +127,7 @@ def open_program(path: Path) -> Runner:
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(), _ArgmaxInput() as scores:
             found = module(images)
-        return found[0] if isinstance(found, tuple) else found, scores.tensor
+        return found if isinstance(found, tuple) else (found, scores.tensor)
 
     return run
 

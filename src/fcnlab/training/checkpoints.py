@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fcnlab.config.components import to_plain
 from fcnlab.config.overrides import shell_override
-from fcnlab.config.trust import check_components, model_components, trusted_packages
+from fcnlab.config.trust import check_components, model_components, trusted_packages, without_fetching
 from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.data import SegmentationDataset
 from fcnlab.errors import UserError, first_line
@@ -359,7 +359,7 @@ def rebuild_model(
     """
     model = checkpoint["fcnlab"]["model"]
     check_components(model, model_components(folders), trust, source)
-    model = without_weights(model)
+    model = without_fetching(without_weights(model))
     try:
         validate_config(OmegaConf.create({"model": model}))
     except ConfigError as error:  # the user did not set this value

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import nn
 
@@ -26,7 +27,8 @@ def write_weights_file(path: Path, net: nn.Module, checkpoint: Mapping[str, Any]
     run, the folder of the data and the W&B run stay out. ``facts`` are for other readers.
     """
     metadata = {"format": "pt", RECORD: json.dumps(_record(checkpoint)), FACTS: json.dumps(facts)}
-    tensors = {name: value.contiguous() for name, value in net.state_dict().items()}
+    # Each in its own memory: safetensors refuses tensors that share it, as tied weights do.
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in net.state_dict().items()}
     path.write_bytes(save(tensors, metadata))  # save_file would let nobody else read it
 
 
