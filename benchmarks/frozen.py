@@ -3,7 +3,8 @@
 python benchmarks/frozen.py                some four minutes; more --rounds for a smaller spread
 
 FCN-8s on EfficientNet-Lite2 (timm's, random weights), a batch of four crops of 257x257, from uint8 to AdamW's new
-weights. "not within convolutions" has the same frozen statistics, in layers of their own, as torch's evaluation mode has.
+weights. "not within convolutions" has the same frozen statistics in layers of their own, as torch's
+evaluation mode has.
 """
 
 import measuring  # first: it sets what the libraries read when they are loaded  # isort: skip

@@ -1,6 +1,8 @@
 """Messages of a run to its user, from rank 0 only."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -17,3 +19,15 @@ def log_info(message: str) -> None:
 def log_warning(message: str) -> None:
     """Log a warning, on rank 0 only."""
     log.warning("Warning: %s", message)
+
+
+@contextmanager
+def only_from(level: int, name: str) -> Iterator[None]:
+    """Within, a logger of a library logs nothing below ``level``."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -13,6 +13,7 @@ from torch import nn
 
 from fcnlab.errors import UserError
 from fcnlab.models import FCN, TimmBackbone, TorchvisionBackbone
+from fcnlab.models.frozen_norm import freeze_norms
 from fcnlab.models.measured_grids import GridError
 from fcnlab.models.weights import WeightsError, read_tensors
 
@@ -104,6 +105,26 @@ def test_fcn_8s_scores_every_pixel(kind, name):
     with torch.inference_mode():
         for rows, cols in ((65, 78), (97, 64)):
             assert model(torch.rand(1, 3, rows, cols)).shape == (1, 3, rows, cols)
+
+
+@pytest.mark.parametrize(("kind", "name"), FAMILIES)
+def test_frozen_norms_leave_the_features_as_they_are(kind, name):
+    torch.manual_seed(0)
+    backbone = kind(name).double().eval()
+    for norm in backbone.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.8, 1.2)
+            nn.init.uniform_(norm.weight, 0.8, 1.2)
+            nn.init.normal_(norm.bias, std=0.1)
+    image = torch.rand(1, 3, 97, 70, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = {stride: level.data for stride, level in backbone(image).items()}
+    freeze_norms(backbone, image)
+    assert not any(isinstance(norm, nn.BatchNorm2d) for norm in backbone.modules())
+    with torch.inference_mode():
+        for stride, level in backbone(image).items():
+            torch.testing.assert_close(level.data, expected[stride], rtol=1e-8, atol=1e-9)
 
 
 def test_levels_are_named_by_stride():

@@ -3,9 +3,7 @@
 Tested with torch 2.15.0; pyproject.toml has >= 2.13.
 """
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,7 +27,6 @@ __all__ = [
     "set_last_rates",
     "storage_item_bytes",
     "subtract_each",
-    "without_reports_of_guards",
 ]
 
 # Layers of one, two and three dimensions have no common public base class.
@@ -94,18 +91,3 @@ def set_last_rates(schedule: LRScheduler, rates: list[float | Tensor]) -> None:
     A schedule otherwise changes them only in its steps, or takes them from a checkpoint.
     """
     schedule._last_lr = rates
-
-
-@contextmanager
-def without_reports_of_guards() -> Iterator[None]:
-    """Keep torch.export from logging each inequality of sizes that sympy cannot solve, with two tracebacks.
-
-    Such an inequality stays a check of the exported program as it is.
-    """
-    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)

@@ -101,10 +101,10 @@ def freeze_norms(backbone: nn.Module, image: Tensor) -> int:
         frozen = replaced[norm] = FrozenNorm(norm, applied=conv is not None)
         if conv is not None:
             replaced[conv] = NormalizedConv2d(conv, frozen)
-    for parent in list(backbone.modules()):
-        for name, child in parent._modules.items():
-            if child in replaced:
-                setattr(parent, name, replaced[child])
+    places = [(path, each) for path, each in backbone.named_modules(remove_duplicate=False) if each in replaced]
+    for path, each in places:
+        parent, _, name = path.rpartition(".")
+        setattr(backbone.get_submodule(parent), name, replaced[each])
     return len(norms)
 
 

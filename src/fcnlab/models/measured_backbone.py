@@ -1,14 +1,15 @@
 """Backbones made of other people's nets, whose grids are measured."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fcnlab.errors import UserError, first_line
 from fcnlab.models.backbone import InputConvention, Level
 from fcnlab.models.geometry import FeatureMap
-from fcnlab.models.measured_grids import MeasuredGrids
+from fcnlab.models.measured_grids import GridError, MeasuredGrids, measure_grids
 
 
 class MeasuredBackbone(nn.Module):
@@ -37,3 +38,28 @@ class MeasuredBackbone(nn.Module):
     def features(self, image: Tensor) -> Mapping[int, Tensor]:
         """Return the features of each level, channels second."""
         raise NotImplementedError
+
+
+def grids_of(name: str, build: Callable[[], nn.Module]) -> MeasuredGrids:
+    """Measure the net that ``build`` returns, an extractor as :func:`measure_grids` takes it, without its numbers.
+
+    Raises
+    ------
+    GridError
+        Its features lie on no regular grid, or it takes images of one size only.
+    UserError
+        It cannot be built, or computes no feature maps.
+    """
+    try:
+        with torch.device("meta"):
+            net = build()
+        return measure_grids(net)
+    except GridError as error:
+        raise GridError(
+            f"model.backbone.name={name} cannot be used: {error}\nChoose another net, or write a backbone class that"
+            " declares the grids of its levels (docs/how-to/backbones.md)."
+        ) from error
+    except (RuntimeError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"model.backbone.name={name} cannot be used: it computes no feature maps: {first_line(error)}"
+        ) from error

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fcnlab.errors import UserError, first_line
 from fcnlab.models.backbone import InputConvention
-from fcnlab.models.measured_backbone import MeasuredBackbone
-from fcnlab.models.measured_grids import GridError, MeasuredGrids, measure_grids
+from fcnlab.models.measured_backbone import MeasuredBackbone, grids_of
+from fcnlab.models.measured_grids import MeasuredGrids
 from fcnlab.models.weights import (
     SILENCE,
     WeightsError,
@@ -113,19 +113,7 @@ def _extractor(name: str) -> nn.Module:
 
 @functools.cache
 def _measured(name: str) -> MeasuredGrids:
-    try:
-        with torch.device("meta"):
-            net = _FeatureMaps(_extractor(name))
-        return measure_grids(net)
-    except GridError as error:
-        raise GridError(
-            f"model.backbone.name={name} cannot be used: {error}\nChoose another net, or write a backbone class that"
-            " declares the grids of its levels (docs/how-to/backbones.md)."
-        ) from error
-    except (RuntimeError, AttributeError, AssertionError) as error:
-        raise UserError(
-            f"model.backbone.name={name} cannot be used: timm builds no feature maps of it: {first_line(error)}"
-        ) from error
+    return grids_of(name, lambda: _FeatureMaps(_extractor(name)))
 
 
 def _whole(name: str) -> nn.Module:

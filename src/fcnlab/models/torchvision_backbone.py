@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fcnlab.errors import UserError, first_line
+from fcnlab.errors import UserError
 from fcnlab.models.backbone import InputConvention
-from fcnlab.models.measured_backbone import MeasuredBackbone
-from fcnlab.models.measured_grids import GridError, MeasuredGrids, measure_grids
+from fcnlab.models.measured_backbone import MeasuredBackbone, grids_of
+from fcnlab.models.measured_grids import MeasuredGrids
 from fcnlab.models.weights import load_backbone, with_batch_counters
 
 ROWS, COLS = 1024, 2048  # pixels of an image on the device meta, where only sizes are computed
@@ -92,19 +92,7 @@ class _Layer(NamedTuple):
 
 @functools.cache
 def _measured(name: str) -> MeasuredGrids:
-    try:
-        with torch.device("meta"):
-            net = _FeatureMaps(name)
-        return measure_grids(net)
-    except GridError as error:
-        raise GridError(
-            f"model.backbone.name={name} cannot be used: {error}\nChoose another net, or write a backbone class that"
-            " declares the grids of its levels (docs/how-to/backbones.md)."
-        ) from error
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"model.backbone.name={name} cannot be used: it computes no feature maps: {first_line(error)}"
-        ) from error
+    return grids_of(name, lambda: _FeatureMaps(name))
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """A network as a program of torch.export: images in bytes to class maps, for images of any size."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from fcnlab.errors import UserError, first_line
-from fcnlab.library_internals.torch import TorchDispatchMode, without_reports_of_guards
+from fcnlab.library_internals.torch import TorchDispatchMode
+from fcnlab.messages import only_from
 
 Images = UInt8[Tensor, "batch 3 rows cols"]
 ClassMap = UInt8[Tensor, "batch rows cols"]
@@ -62,7 +64,8 @@ def export_program(net: nn.Module, minimum: int, static: ImageSize | None, with_
     example = torch.zeros(batch, 3, *size, dtype=torch.uint8)
     network = BytesToClasses(net.to(memory_format=torch.contiguous_format), with_scores).eval()
     try:
-        with torch.no_grad(), without_reports_of_guards():
+        # An inequality of sizes that sympy cannot solve stays a check of the program; torch logs it with tracebacks.
+        with torch.no_grad(), only_from(logging.ERROR, "torch.fx.experimental.symbolic_shapes"):
             exported = torch.export.export(network, (example,), dynamic_shapes=None if static else (auto,))
     except Exception as error:  # the errors of torch.export have no common class
         raise UserError(

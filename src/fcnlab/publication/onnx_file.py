@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fcnlab.errors import UserError
+from fcnlab.messages import only_from
 from fcnlab.publication.exported_program import CLASS_MAP, INPUT, SCORES, Program, Runner
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def save_onnx(program: Program, path: Path, facts: Mapping[str, Any], with_score
 
 def _converted(program: Program) -> "ModelProto":
     try:
-        with _without_reports():
+        with only_from(logging.WARNING, "onnx_ir"):  # its optimiser logs each constant that occurs twice
             converted = torch.onnx.export(
                 program.exported,
                 dynamo=True,
@@ -70,18 +70,6 @@ def _converted(program: Program) -> "ModelProto":
         raise UserError(f"torch.onnx cannot convert the network to ONNX: {error}") from error
     assert converted is not None
     return converted.model_proto
-
-
-@contextmanager
-def _without_reports() -> Iterator[None]:
-    """Keep onnxscript's optimiser from logging each constant that occurs twice."""
-    log = logging.getLogger("onnx_ir")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _name_axes(model: "ModelProto") -> None:
