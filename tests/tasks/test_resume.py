@@ -163,18 +163,22 @@ def test_an_unreadable_image_loses_no_step(trained_once, train, train_code, at_c
 def test_a_worker_killed_while_a_row_is_logged_loses_no_row(
     trained_once, train, train_code, at_call, monkeypatch, tmp_path
 ):
-    """torch's handler of SIGCHLD raises at any time: here after a step, before its row is logged."""
+    """torch's handler of SIGCHLD raises at any time: here after a step, before its row is logged.
+
+    All children are killed, because an earlier test of this process may have left one.
+    """
     loader = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
     monkeypatch.setattr(loader._try_get_data, "__defaults__", (0.2,))  # seconds between checks of the workers
 
-    def kill_a_worker():
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    def kill_the_workers():
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
         time.sleep(0.2)  # the signal arrives
 
     settings = (*LENGTH, "data.num_workers=1")
     uninterrupted = trained_once(*settings, folder="straight")
     monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)  # as in a new process
-    at_call(MetricsCsv, "log_metrics", 4, kill_a_worker)  # of step 3; before it, a validation
+    at_call(MetricsCsv, "log_metrics", 4, kill_the_workers)  # of step 3; before it, a validation
     assert train_code(*settings, folder="stopped") == 1
     assert status(tmp_path / "stopped") == "failed"
     assert_same_end(uninterrupted, train("checkpoint=auto", *settings, folder="stopped"))
