@@ -2,8 +2,9 @@
 
     python scripts/alignment.py CHECKPOINT [key=value ...]
 
-The second evaluation leaves out the padding of a backbone of timm or torchvision (docs/how-to/backbones.md): the grids
-of its levels are then right for some sizes only. Settings are those of fcnlab eval, such as data=voc data.root=FOLDER.
+The second evaluation leaves out the padding of a backbone of timm or torchvision (docs/how-to/backbones.md), and lets
+timm pad by the size of the image: the grids of its levels are then right for some sizes only. Settings are those of
+fcnlab eval, such as data=voc data.root=FOLDER.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from unittest.mock import patch
 from hydra.core.hydra_config import HydraConfig
 
 from fcnlab.cli import main as fcnlab
+from fcnlab.models import timm_backbone
 from fcnlab.models.measured_grids import Frame
 
 
@@ -26,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="alignment-") as name:
         aligned = mean_iou(args.checkpoint, args.settings, Path(name, "aligned"))
-        with patch.object(Frame, "padding", lambda *_: (0, 0)):
+        with patch.object(Frame, "padding", lambda *_: (0, 0)), patch.object(timm_backbone, "_fix_padding"):
             shifted = mean_iou(args.checkpoint, args.settings, Path(name, "shifted"))
     print(f"mIoU: {aligned:.2%} aligned, {shifted:.2%} without padding, {100 * (shifted - aligned):+.2f} points")
 

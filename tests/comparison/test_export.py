@@ -123,6 +123,8 @@ DOCUMENT = r"""\documentclass[10pt]{article}
 \begin{document}
 \noindent\input{scores.tex}
 
+\noindent\input{differences.tex}
+
 \noindent\includegraphics{differences.pdf}
 \end{document}
 """

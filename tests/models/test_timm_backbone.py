@@ -127,6 +127,27 @@ def test_frozen_norms_leave_the_features_as_they_are(kind, name):
             torch.testing.assert_close(level.data, expected[stride], rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "name", ["tf_mobilenetv3_small_minimal_100", slow("tf_efficientnet_lite2"), slow("tf_mixnet_s")]
+)
+def test_padding_that_timm_computes_from_the_size_is_fixed(name):
+    """Because every image has a size of the backbone's frame; then the features are still timm's."""
+    backbone, own = TimmBackbone(name).double().eval(), timm.create_model(name, features_only=True).double().eval()
+    own.load_state_dict(backbone.net.state_dict())
+    assert not any(isinstance(layer, timm.layers.Conv2dSame) for layer in backbone.modules())
+    for rows, cols in ((33, 64), (90, 131)):
+        image = torch.rand(1, 3, rows, cols, dtype=torch.float64)
+        whole = backbone.measured.frame
+        assert {(sum(whole.padding(side)) + side) % 32 for side in (rows, cols)} == {whole.remainder}
+        padded = nn.functional.pad(
+            backbone.normalize(image), [side for length in (cols, rows) for side in whole.padding(length)]
+        )
+        with torch.inference_mode():
+            expected = [values for values in own(padded) if values.shape[2] < padded.shape[2]]
+            for level, values in zip(backbone(image).values(), expected, strict=True):
+                torch.testing.assert_close(level.data, values)
+
+
 def test_levels_are_named_by_stride():
     backbone = TimmBackbone(SMALL)
     info = timm.create_model(SMALL, features_only=True).feature_info

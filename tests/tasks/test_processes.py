@@ -29,7 +29,7 @@ def record(folder) -> dict:
 
 @pytest.mark.parametrize(
     ("ranks", "images"),
-    [(2, 7), (2, 8), (3, 8), *(pytest.param(3, images, marks=pytest.mark.campaign) for images in (7, 9))],
+    [(2, 7), (3, 8), *(pytest.param(*case, marks=pytest.mark.campaign) for case in ((2, 8), (3, 7), (3, 9)))],
 )
 def test_ranks_evaluate_each_image_once(tmp_path, small, ranks, images):
     """The record of several ranks equals the one of a single process that evaluates their checkpoint."""
@@ -100,7 +100,7 @@ PARTS = {
     "loss",
     [
         ("cross_entropy",),
-        ("weighted", "loss.class_weights=[0.2,1,5]"),
+        pytest.param(("weighted", "loss.class_weights=[0.2,1,5]"), marks=pytest.mark.campaign),
         pytest.param(("focal",), marks=pytest.mark.campaign),
     ],
     ids=str,

@@ -1,6 +1,7 @@
 """Tables as LaTeX for the package booktabs."""
 
 import re
+from itertools import compress
 from textwrap import wrap
 
 from fcnlab.comparison.formats import MINUS
@@ -32,6 +33,7 @@ MANY_COLUMNS = 12  # a table with more, such as a confusion matrix, has its titl
 
 def latex(table: Table) -> str:
     """Return a tabular with the best numbers in bold; its first line names the packages that a document needs."""
+    table = _printed(table)
     packages = "booktabs,graphicx" if _is_wide(table) else "booktabs"
     kinds = "".join("r" if column.is_number else "l" for column in table.columns)
     lines = [
@@ -45,6 +47,14 @@ def latex(table: Table) -> str:
         r"\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _printed(table: Table) -> Table:
+    """Return the table without the columns that stay out of a paper."""
+    shown = [column.printed for column in table.columns]
+    return table._replace(
+        columns=list(compress(table.columns, shown)), rows=[list(compress(row, shown)) for row in table.rows]
+    )
 
 
 def _is_wide(table: Table) -> bool:

@@ -24,12 +24,16 @@ ORDER = ("miou", *(score for score in SCORES if score != "miou"))
 
 
 class Column(NamedTuple):
-    """A column: its title, an explanation, and the group that it is about, if it is about one."""
+    """A column: its title, an explanation, and the group that it is about, if it is about one.
+
+    LaTeX leaves out a column that is not ``printed``, because a page is narrow; the other formats have all.
+    """
 
     title: str
     is_number: bool = True
     note: str = ""
     group: Group | None = None
+    printed: bool = True
 
 
 class Cell(NamedTuple):
@@ -167,9 +171,9 @@ def difference_table(comparison: Comparison) -> Table:
         Column(f"{level} interval", note="sorted by the lower end"),
         *_p_columns(comparison),
         Column(f"the {of_first} is", False),
-        Column("compared", False),
-        Column("over images only", note="sorted by the lower end"),
-        Column("over seeds only", note="sorted by the lower end"),
+        Column("compared", False, printed=False),
+        Column("over images only", note="sorted by the lower end", printed=False),
+        Column("over seeds only", note="sorted by the lower end", printed=False),
     ]
     caption = (
         f"Percentage points of mIoU, on the same {counted(comparison.images, 'image')}; a positive value means that the"

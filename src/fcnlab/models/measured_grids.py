@@ -52,8 +52,11 @@ class Frame(NamedTuple):
     def padding(self, length: int) -> tuple[int, int]:
         """Return the pixels to add before and behind a row or column of ``length`` pixels."""
         total = self.before + length + self.after
-        extra = 0 if self.remainder is None else (self.remainder - total) % self.step
-        return self.before, self.after + extra
+        if self.remainder is None:
+            return self.before, self.after
+        # As a quotient, not as a remainder: torch.export can then halve the length of the padded image symbolically.
+        steps = (total - self.remainder + self.step - 1) // self.step
+        return self.before, self.step * steps + self.remainder - self.before - length
 
 
 class MeasuredGrids(NamedTuple):

@@ -38,6 +38,8 @@ PACKAGES = {
     ),
 }
 
+TRIED_STEPS = (8, 9, 12)  # lengths of images, in steps of a frame, for which the padding of convolutions is recorded
+
 
 class TimmBackbone(MeasuredBackbone):
     """The net ``name`` of timm without its classifier, with a level for each stride of 2 pixels and more.
@@ -65,6 +67,7 @@ class TimmBackbone(MeasuredBackbone):
         super().__init__(InputConvention(mean=convention.mean, std=convention.std), _measured(name))
         self.name = name
         self.net = _extractor(name)
+        _fix_padding(self.net, _paddings(name))
         self.pretrained = weights != "none"
         if self.pretrained:
             state = self._placed(with_batch_counters(_read(timm, name, weights)))
@@ -114,6 +117,61 @@ def _extractor(name: str) -> nn.Module:
 @functools.cache
 def _measured(name: str) -> MeasuredGrids:
     return grids_of(name, lambda: _FeatureMaps(_extractor(name)))
+
+
+@functools.cache
+def _paddings(name: str) -> dict[str, tuple[int, int]]:
+    """Return what each convolution with TensorFlow's padding adds on each side of an image in its frame.
+
+    The padding depends on the size of the image, but not within a frame, whose sizes all leave one remainder. Uneven
+    padding is left out.
+    """
+    step, remainder = _measured(name).frame.step, _measured(name).frame.remainder
+    if remainder is None:
+        return {}
+    with torch.device("meta"):
+        net = _extractor(name)
+    convolutions = {
+        key: part for key, part in net.named_modules() if isinstance(part, _import_timm().layers.Conv2dSame)
+    }
+    found: dict[str, set[tuple[int, ...]]] = {key: set() for key in convolutions}
+    for key, part in convolutions.items():
+        part.register_forward_pre_hook(lambda conv, given, key=key: found[key].add(_same_padding(conv, given[0])))
+    for steps in TRIED_STEPS:
+        net(torch.empty(1, 3, steps * step + remainder, (steps + 1) * step + remainder, device="meta"))
+    return {
+        key: (rows // 2, cols // 2)
+        for key, paddings in found.items()
+        for rows, cols in [min(paddings, default=(1, 1))]
+        if len(paddings) == 1 and rows % 2 == cols % 2 == 0
+    }
+
+
+def _same_padding(conv: Any, image: Tensor) -> tuple[int, ...]:
+    """Return the rows and columns that TensorFlow's padding adds, before and behind together."""
+    sizes = zip(image.shape[2:], conv.kernel_size, conv.stride, conv.dilation, strict=True)
+    return tuple(
+        max((-length) % stride - stride + dilation * (side - 1) + 1, 0) for length, side, stride, dilation in sizes
+    )
+
+
+def _fix_padding(net: nn.Module, paddings: Mapping[str, tuple[int, int]]) -> None:
+    """Replace convolutions that ask for the image's size by those of torch: torch.export ends only with them."""
+    for key, padding in paddings.items():
+        before: Any = net.get_submodule(key)
+        conv = nn.Conv2d(
+            before.in_channels,
+            before.out_channels,
+            before.kernel_size,
+            before.stride,
+            padding,
+            before.dilation,
+            before.groups,
+            device="meta",  # draws no random numbers
+        )
+        conv.weight, conv.bias = before.weight, before.bias
+        parent, _, name = key.rpartition(".")
+        setattr(net.get_submodule(parent), name, conv)
 
 
 def _whole(name: str) -> nn.Module:
