@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,9 @@ from fcnlab.config.locations import CONF, config_roots
 from fcnlab.config.plugins import plugins, unusable_plugins
 from fcnlab.config.trust import MODEL_COMPONENTS, UntrustedError, check_components, data_components, model_components
 from fcnlab.errors import UserError
+from fcnlab.runs import source_fingerprint
+from fcnlab.runs.provenance import used_plugins
+from fcnlab.runs.source_fingerprint import source_fingerprints
 
 BACKBONE = """
 from fcnlab.models import Tiny
@@ -128,12 +132,49 @@ def test_commands_work_beside_a_broken_plugin_and_name_it(install, fcnlab, capsy
     assert "label_smoothing" in capsys.readouterr().out
 
 
-def test_a_plugin_with_an_error_breaks_only_commands_that_use_it(install, fcnlab, capsys):
-    install("raiselab", {**FILES, "__init__.py": "raise ImportError('no CUDA here')"})
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise ImportError('no CUDA here')", "__init__.py:2: ImportError: no CUDA here"),
+        ("import sys; sys.exit(0)", "__init__.py:2: SystemExit: 0"),
+        ("undefined", "__init__.py:2: NameError: name 'undefined' is not defined"),
+        ("def", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_plugin_with_an_error_breaks_only_commands_that_use_it(install, site, fcnlab, capsys, code, message):
+    install("raiselab", {**FILES, "__init__.py": f"x = 1\n{code}\n"})
     assert fcnlab("train", "loss=smoothed", "--cfg", "job") == 0
     assert fcnlab("train", "model/backbone=small") == 1
     error = capsys.readouterr().err
-    assert "model.backbone._target_=raiselab.Small cannot be imported: no CUDA here" in error
+    assert "model.backbone._target_=raiselab.Small cannot be imported: its code fails: " in error and message in error
+    with pytest.raises(UntrustedError, match=r"raiselab\.Small is of a package that you trust, and cannot be imported"):
+        check_components({"_target_": "raiselab.Small"}, {}, ["raiselab"], "the checkpoint")
+
+
+def test_an_unreadable_file_of_entry_points_leaves_out_that_package_only(install, site):
+    install("soundlab", FILES)
+    install("brokenlab", FILES)
+    (site / "brokenlab-0.3.dist-info" / "entry_points.txt").write_text("[fcnlab.plugins]\nbrokenlab\n")
+    assert [each.name for each in plugins()] == ["soundlab"]
+    (problem,) = unusable_plugins()
+    assert problem.startswith(f"The entry points of a package in {site} cannot be read: ")
+
+
+def test_only_the_plugin_whose_file_counts_is_recorded(install, monkeypatch):
+    for package in ("firstlab", "secondlab"):
+        install(package, FILES)
+    context = SimpleNamespace(options={"loss": "smoothed", "model/backbone": "tiny"})
+    assert list(used_plugins(context, {"loss": {"_target_": "torch.nn.CrossEntropyLoss"}})) == ["firstlab"]
+
+
+def test_plugins_in_site_packages_are_recorded_by_their_code(install, site, tmp_path, monkeypatch):
+    """pip install of changed code may leave the version as it is."""
+    monkeypatch.setattr(source_fingerprint, "INSTALLED", {site.name})
+    install("hashlab", FILES)
+    config = {"model": {"_target_": "hashlab.Small"}}
+    before = source_fingerprints(config)["hashlab"]
+    (site / "hashlab" / "__init__.py").write_text(f"{BACKBONE}# changed\n")
+    assert source_fingerprints(config)["hashlab"] != before != "0.3"
 
 
 def test_two_plugins_of_one_name(install):

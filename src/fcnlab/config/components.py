@@ -1,10 +1,14 @@
 """Components of a config, which have a ``_target_``, and their values."""
 
 import importlib
+import traceback
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
+
+from fcnlab.errors import first_line
 
 DIRECTIVES = {  # Hydra's own keys and their types
     "_target_": str,
@@ -44,15 +48,31 @@ def locate(name: Any) -> Callable:
     Raises
     ------
     ImportError, AttributeError, ValueError
-        The name is not dotted, or it names no class or function.
+        The name is not dotted, or it names no class or function, or the code of its module fails.
     """
     module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
     if not module or module.startswith("."):
         raise ValueError(f"{name!r} is not a dotted name")
-    target = getattr(importlib.import_module(module), attribute)
+    target = getattr(_imported(module), attribute)
     if not callable(target):
         raise ValueError(f"it is a {type(target).__name__}, not a class or function")
     return target
+
+
+def _imported(module: str) -> ModuleType:
+    """Import a module; whatever its code raises, SystemExit included, is an ImportError that says where."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ImportError(f"its code fails: {_place_of(error)}{type(error).__name__}: {first_line(error)}") from error
+
+
+def _place_of(error: BaseException) -> str:
+    """Return the file and line of an error while a module is imported; a syntax error states its own."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    return "" if isinstance(error, SyntaxError) else f"{frames[-1].filename}:{frames[-1].lineno}: "
 
 
 def dotted_name(target: Callable) -> str:

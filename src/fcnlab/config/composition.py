@@ -231,14 +231,13 @@ def describe_unused_group(word: str, group: str) -> str:
     outer = group.rpartition("/")[0]
     options = [path for root in config_roots() for path in sorted((root / outer).glob("*.yaml"))]
     users = [path.stem for path in options if _uses(path, group.rpartition("/")[2])]
-    return (
-        f"{word} has no effect, since the chosen option of {outer} has no {group}. Remove it, or choose"
-        f" {' or '.join(f'{outer}={name}' for name in users)}."
-    )
+    others = f", or choose {' or '.join(f'{outer}={name}' for name in users)}" if users else ""
+    return f"{word} has no effect, since the chosen option of {outer} has no {group}. Remove it{others}."
 
 
 def _uses(option: Path, group: str) -> bool:
-    return re.search(rf"^  - {group}:", option.read_text(), re.MULTILINE) is not None
+    text = option.read_text(encoding="utf-8", errors="replace")  # it may be of a plugin
+    return re.search(rf"^  - {group}:|^defaults: *\[.*\b{group}:", text, re.MULTILINE) is not None
 
 
 def describe_unknown_key(verb: str, key: str, cfg: DictConfig | None) -> str:

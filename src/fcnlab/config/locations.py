@@ -33,5 +33,8 @@ def experiment_command(name: str) -> str | None:
     """Return the command that an experiment is for, as its header states; None for other names."""
     paths = (root / "experiment" / f"{name}.yaml" for root in config_roots())
     path = next((path for path in paths if path.is_file()), None)
-    stated = re.search(r"^# fcnlab (\w+) experiment=", path.read_text(), re.MULTILINE) if path else None
+    if path is None:
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")  # it may be of a plugin
+    stated = re.search(r"^# fcnlab (\w+) experiment=", text, re.MULTILINE)
     return stated[1] if stated else None

@@ -14,9 +14,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions
 from importlib.util import find_spec
 from pathlib import Path
+
+from fcnlab.errors import first_line
 
 GROUP = "fcnlab.plugins"
 PACKAGE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
@@ -54,9 +56,6 @@ class Plugin:
         """The config files, relative to ``conf``."""
         return sorted(path.relative_to(self.conf) for path in self.conf.rglob("*.yaml"))
 
-    def has_option(self, group: str, option: str) -> bool:
-        return (self.conf / group / f"{option}.yaml").is_file()
-
 
 class UnusablePlugin(Exception):
     """A plugin is left out; the message says why."""
@@ -76,8 +75,8 @@ def unusable_plugins() -> Sequence[str]:
 def _search(path: Sequence[str]) -> tuple[Sequence[Plugin], Sequence[str]]:
     """Search the folders of ``sys.path``, once for each value of it, since this takes 20 ms."""
     found: dict[str, Plugin] = {}
-    problems = []
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
+    entries, problems = _entry_points()
+    for entry in sorted(entries, key=lambda entry: (entry.name, entry.value)):
         try:
             if entry.name in found:
                 raise UnusablePlugin(f"{found[entry.name].package} has declared a plugin of this name")
@@ -85,6 +84,20 @@ def _search(path: Sequence[str]) -> tuple[Sequence[Plugin], Sequence[str]]:
         except UnusablePlugin as reason:
             problems.append(f"The plugin {entry.name!r:.100} is left out: {reason}")
     return tuple(found.values()), tuple(problems)
+
+
+def _entry_points() -> tuple[Sequence[EntryPoint], list[str]]:
+    """Return the entry points of plugins, and a sentence for each distribution whose file of them cannot be read."""
+    found: dict[tuple[str, str], EntryPoint] = {}  # a folder of sys.path may be there twice
+    problems = []
+    for distribution in distributions():
+        try:
+            for entry in distribution.entry_points.select(group=GROUP):
+                found.setdefault((entry.name, entry.value), entry)
+        except Exception as error:  # of any package, whether or not it has to do with fcnlab
+            place = distribution.locate_file("")
+            problems.append(f"The entry points of a package in {place} cannot be read: {first_line(error)}")
+    return list(found.values()), list(dict.fromkeys(problems))
 
 
 def _plugin(entry: EntryPoint) -> Plugin:

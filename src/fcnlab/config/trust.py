@@ -412,7 +412,12 @@ def _is_of(name: Any, packages: Sequence[str]) -> bool:
         return False
     try:
         target = locate(name)
-    except (ImportError, AttributeError, ValueError):
+    except ImportError as error:
+        raise UntrustedError(
+            f"{name} is of a package that you trust, and cannot be imported: {error}. Install the package, or set"
+            " PYTHONPATH to the folder that contains it"
+        ) from error
+    except (AttributeError, ValueError):
         return False
     return f"{getattr(target, '__module__', '')}.".startswith(inside)
 

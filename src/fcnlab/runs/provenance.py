@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcnlab.config.components import iter_components
-from fcnlab.config.locations import CONF
+from fcnlab.config.locations import config_roots
 from fcnlab.config.overrides import list_as_typed, shell_join
 from fcnlab.config.plugins import Plugin, plugins
 from fcnlab.config.run_context import RunContext
@@ -64,12 +64,9 @@ def used_plugins(context: RunContext, config: Any) -> dict[str, dict[str, str | 
 
 
 def _is_used(plugin: Plugin, context: RunContext, targets: Sequence[str]) -> bool:
-    own = [
-        group
-        for group, option in context.options.items()
-        if option and plugin.has_option(group, option) and not (CONF / group / f"{option}.yaml").is_file()
-    ]
-    return bool(own) or any(target.startswith(f"{plugin.top_package}.") for target in targets)
+    chosen = [Path(group, f"{option}.yaml") for group, option in context.options.items() if option]
+    folders = (next((root for root in config_roots() if (root / path).is_file()), None) for path in chosen)
+    return plugin.conf in folders or any(target.startswith(f"{plugin.top_package}.") for target in targets)
 
 
 def commit(file: Path = Path(__file__)) -> str | None:

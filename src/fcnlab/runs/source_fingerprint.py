@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fcnlab.config.components import iter_components
+from fcnlab.config.plugins import plugins
 from fcnlab.runs.origins import UNKNOWN
 from fcnlab.runs.settings import WITHOUT_EFFECT
 
@@ -23,8 +24,9 @@ LENGTH = 8  # hexadecimal digits
 def source_fingerprints(*trees: Any) -> dict[str, str]:
     """Return the state of the code by package: a hash of its Python files, or the version of an installed package.
 
-    For fcnlab it is always the hash. Components without effect on scores (a logger, a progress bar) are excluded, and
-    so are Python's standard library and torch, which records name separately.
+    For fcnlab and plugins it is always the hash: the version of a plugin may not change with its code. Components
+    without effect on scores (a logger, a progress bar) are excluded, and so are Python's standard library and torch,
+    which records name separately.
     """
     targets = [
         str(node["_target_"])
@@ -33,15 +35,16 @@ def source_fingerprints(*trees: Any) -> dict[str, str]:
         if not WITHOUT_EFFECT.fullmatch(f"{path}._target_")
     ]
     packages = {"fcnlab", *(target.partition(".")[0] for target in targets)}
-    return {name: _state(name) for name in sorted(packages - sys.stdlib_module_names - {"torch"})}
+    hashed = {"fcnlab", *(plugin.top_package for plugin in plugins())}
+    return {
+        name: package_digest(name) if name in hashed else _state(name)
+        for name in sorted(packages - sys.stdlib_module_names - {"torch"})
+    }
 
 
 def _state(package: str) -> str:
-    places = list(_places(package))
-    version = _version(package) if any(INSTALLED & set(place.parts) for place in places) else None
-    if version and package != "fcnlab":
-        return version
-    return _digest(places) if places else UNKNOWN
+    installed = any(INSTALLED & set(place.parts) for place in _places(package))
+    return (_version(package) if installed else None) or package_digest(package)
 
 
 def package_digest(package: str) -> str:

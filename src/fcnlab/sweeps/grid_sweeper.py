@@ -139,7 +139,7 @@ class GridSweeper(Sweeper):
         with list_hints_added(overrides):
             remote = getattr(self.chosen_launcher, "remote", True)
             configs = check_jobs(self.context, self.whole, jobs, remote)
-        if self.manifest is not None and self.new_seeds:
+        if self.manifest is not None:
             recorded = len(jobs) - len(jobs_with_seeds(jobs, self.new_seeds))
             earlier = {number: cfg for number, cfg in configs.items() if number < recorded}
             check_seeds_are_new(self.manifest, earlier, self.new_seeds)

@@ -73,7 +73,7 @@ def check_seeds_are_new(manifest: Manifest, configs: Mapping[int, DictConfig], s
 
 
 def warn_about_changed_code(manifest: Manifest, configs: Mapping[int, DictConfig]) -> None:
-    """Warn if jobs of the sweep ran with other code: ``fcnlab compare`` then puts new seeds into other groups."""
+    """Warn if jobs of the sweep ran with other code: ``fcnlab compare`` then puts the next ones into other groups."""
     current = source_fingerprints(*(_plain(cfg) for cfg in configs.values()))
     changed: dict[str, dict[str, list[int]]] = {}  # jobs by package and by its former state
     for number in configs.keys() & manifest.jobs.keys():
@@ -84,9 +84,9 @@ def warn_about_changed_code(manifest: Manifest, configs: Mapping[int, DictConfig
     for package, jobs in changed.items():
         states = (f"job {', '.join(map(str, sorted(numbers)))} ({state})" for state, numbers in jobs.items())
         log.warning(
-            "Warning: the code of %s has changed since %s; now it is %s. So fcnlab compare puts the new seeds into"
-            " other groups. Use the code of these jobs (their run.json has the commit), or, if the change does not"
-            " affect scores, compare with merge_over=[source]",
+            "Warning: the code of %s has changed since %s; now it is %s. So fcnlab compare puts the jobs that run"
+            " now into other groups. Use the code of these jobs (their run.json has the commit), or, if the change does"
+            " not affect scores, compare with merge_over=[source]",
             *(package, " and ".join(states), current.get(package, "not used")),
         )
 
