@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.segmentation import FCN_ResNet50_Weights, FCN_ResNet101_Weights, fcn_resnet50, fcn_resnet101
 from torchvision.transforms.functional import normalize
@@ -128,8 +129,9 @@ def test_weights_from_a_file_of_the_network_and_from_a_checkpoint(tmp_path):
     torch.save(trained.network.state_dict(), tmp_path / "library.pth")
     checkpoint = {f"net.{key}": value for key, value in trained.state_dict().items()}
     torch.save({"state_dict": checkpoint}, tmp_path / "run.ckpt")
+    save_file(trained.state_dict(), tmp_path / "model.safetensors")  # as fcnlab export names them
     image = images(8, 8)
-    for name in ("library.pth", "run.ckpt"):
+    for name in ("library.pth", "run.ckpt", "model.safetensors"):
         net = wrapped(weights=str(tmp_path / name), backbone="encoder")
         assert torch.equal(net(image), trained(image)) and net.pretrained
     other = wrapped(partial(Toy, classes=5), num_classes=5, weights=str(tmp_path / "run.ckpt"), reset_heads=True,
@@ -157,6 +159,11 @@ def test_weights_from_a_file_of_the_network_and_from_a_checkpoint(tmp_path):
             Toy,
             {"weights": "theirs", "named_weights": {"theirs": {"fetched": "offline"}}},
             r"model.weights=theirs could not be fetched by Toy \(OSError: no route to the host of the weights\).\nOffl",
+        ),
+        (
+            Toy,
+            {"weights": "theirs", "named_weights": {"theirs": {"num_classes": 21}}},
+            r"^model.weights=theirs is not for this Toy \(TypeError: .*num_classes'\)$",
         ),
     ],
 )

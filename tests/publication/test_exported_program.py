@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fcnlab.errors import UserError
-from fcnlab.models import FCN, VGG16, GoogLeNet, ResNet, Tiny
+from fcnlab.models import FCN, VGG16, GoogLeNet, ResNet, TimmBackbone, Tiny
 from fcnlab.publication.exported_program import export_program, open_program, save_program
 from fcnlab.publication.onnx_file import open_onnx, save_onnx
 
@@ -86,6 +86,7 @@ NETWORKS = {  # and the smallest sizes of their programs
     "vgg16": (lambda: randomized(VGG16()), 33),
     "googlenet": (lambda: randomized(GoogLeNet()), 63),
     "resnet50": (lambda: randomized(ResNet()), 33),
+    "efficientnet_lite2": (lambda: randomized(TimmBackbone("tf_efficientnet_lite2"), frozen_norm=True), 2),
 }
 
 
@@ -101,7 +102,14 @@ class SizeDependent(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "condition", [lambda rows, cols: rows > 400, lambda rows, cols: rows > cols, lambda rows, cols: rows * cols > 1e6]
+    "condition",
+    [
+        lambda rows, cols: rows > 400,
+        lambda rows, cols: rows > cols,
+        lambda rows, cols: rows * cols > 1e6,
+        lambda rows, cols: rows % 16 == 0,
+        lambda rows, cols: cols % 64 == 0,
+    ],
 )
 def test_a_program_with_conditions_on_larger_sizes_is_refused(condition):
     """A file of ONNX would compute something else there."""
@@ -112,8 +120,13 @@ def test_a_program_with_conditions_on_larger_sizes_is_refused(condition):
     assert export_program(SizeDependent(condition), 1, (30, 40), with_scores=True).smallest == 30
 
 
+CAMPAIGNS = {"efficientnet_lite2"}  # a minute for its ONNX file
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.campaign if name in CAMPAIGNS else ()) for name in NETWORKS]
+)
 def test_programs_and_onnx_files_compute_what_the_network_does(tmp_path, name):
     make, smallest = NETWORKS[name]
     net = make()

@@ -61,10 +61,19 @@ def test_results_without_comparison_are_errors(expected, actual, message):
         measure(computed(expected), computed(actual), IMAGES)
 
 
+def test_a_condition_on_the_size_in_a_program_is_an_error():
+    def refuse(image):
+        raise AssertionError("Guard failed: image.size()[2] % 16 != 0")
+
+    with pytest.raises(UserError, match=r"no image of 2x2 pixels, because its code depends on the size: Guard failed"):
+        measure(computed(SCORES), refuse, IMAGES)
+
+
 def test_images_have_20_sizes_the_smallest_one_first():
     sizes = sizes_to_compare(33)
     assert len(set(sizes)) == 20 and sizes[0] == (1, 33, 33) and sizes == sizes_to_compare(33)
     assert {size[0] for size in sizes} == {1, 2} and min(min(size[1:]) for size in sizes) == 33
+    assert [size[1:] for size in sizes[1:4]] == [(64, 128), (192, 128), (256, 256)]  # as programs often pad to
     images = images_to_compare(sizes[:3])
     assert [(len(image), *image.shape[2:]) for image in images] == sizes[:3]
     assert all(image.float().std() > 50 for image in images)

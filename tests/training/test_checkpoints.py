@@ -7,7 +7,7 @@ import torch
 
 from fcnlab.errors import UserError
 from fcnlab.models import FCN, Tiny
-from fcnlab.training.checkpoints import read_checkpoint, rebuild_model
+from fcnlab.training.checkpoints import read_checkpoint, rebuild_model, without_memory
 
 NET = FCN(Tiny(width=2), 2, levels=[32])
 
@@ -46,6 +46,17 @@ def test_model_larger_than_its_weights_takes_no_memory(rebuilt):
     """A width of a million would be terabytes."""
     with pytest.raises(UserError, match=r"do not fit: .* of another shape"):
         rebuilt(lambda record, state: record["model"]["backbone"].update(width=1_000_000))
+
+
+@pytest.mark.parametrize("encoder", ["mit_b0", pytest.param("every", marks=pytest.mark.slow)])
+def test_networks_of_smp_are_built_without_memory(encoder):
+    """Sizes are compared so. MiT encoders read numbers out of a list while they are built."""
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    names = smp.encoders.encoders if encoder == "every" else [encoder]
+    for name in names:
+        with without_memory():
+            net = smp.Unet(encoder_name=name, encoder_weights=None, classes=4)
+        assert {value.device.type for value in net.state_dict().values()} == {"meta"}, name
 
 
 def endless(record, state) -> None:

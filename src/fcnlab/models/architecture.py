@@ -182,9 +182,11 @@ class Architecture(Network):
 
 
 def own_names(state: StateDict) -> dict[str, Tensor]:
-    """Return tensors under the names of :class:`Architecture`: those of a checkpoint, or of a network by itself."""
+    """Return tensors under the names of :class:`Architecture`: of a checkpoint, an export, or a network by itself."""
     of_checkpoint = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.network.")}
-    return of_checkpoint or {f"network.{key}": value for key, value in state.items()}
+    if of_checkpoint or all(key.startswith("network.") for key in state):  # as fcnlab export writes safetensors
+        return of_checkpoint or dict(state)
+    return {f"network.{key}": value for key, value in state.items()}
 
 
 def _built(network: Callable[..., nn.Module], weights: str, fetched: Mapping[str, Mapping[str, Any]]) -> nn.Module:
@@ -199,6 +201,8 @@ def _built(network: Callable[..., nn.Module], weights: str, fetched: Mapping[str
             built = network(**fetched.get(weights, {}))
     except Exception as error:  # a library can raise anything, and a download a dozen kinds of error
         reason = f"{type(error).__name__}: {first_line(error)}"
+        if weights in fetched and isinstance(error, (TypeError, ValueError, KeyError)):  # a download has other errors
+            raise WeightsError(f"model.weights={weights} is not for this {name} ({reason})") from error
         if weights in fetched:
             raise WeightsError(
                 f"model.weights={weights} could not be fetched by {name} ({reason}).\nOffline? Bring the library's"

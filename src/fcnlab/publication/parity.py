@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
-from fcnlab.errors import UserError
+from fcnlab.errors import UserError, first_line
 
 SIZES = 20
 RANGE = 224  # pixels: sides are from the smallest to this many more
@@ -51,10 +51,14 @@ class Parity(NamedTuple):
 
 
 def sizes_to_compare(smallest: int) -> list[tuple[int, int, int]]:
-    """Return batch, rows and columns of 20 sizes, the smallest one first; the same ones each time."""
-    random = np.random.default_rng(0)
-    others = random.integers(smallest, smallest + RANGE, (SIZES - 1, 2)).tolist()
-    return [(1, smallest, smallest), *((1 + place % 2, *size) for place, size in enumerate(others))]
+    """Return batch, rows and columns of 20 sizes, the smallest one first; the same ones each time.
+
+    Some are multiples of 64 pixels: code that pads to a multiple often takes another way there.
+    """
+    random, even = np.random.default_rng(0), 64 * -(-smallest // 64)
+    round_sizes = [(even, even + 64), (even + 128, even + 64), (even + 192, even + 192)]
+    others = random.integers(smallest, smallest + RANGE, (SIZES - 1 - len(round_sizes), 2)).tolist()
+    return [(1, smallest, smallest), *((1 + place % 2, *size) for place, size in enumerate([*round_sizes, *others]))]
 
 
 def static_sizes(rows: int, cols: int) -> list[tuple[int, int, int]]:
@@ -85,7 +89,14 @@ def measure(expected: Computed, actual: Computed, images: Sequence[UInt8[Tensor,
     pixels = equal = 0
     difference = margin = largest = 0.0
     for image in images:
-        (classes, scores), (own_classes, own_scores) = expected(image), actual(image)
+        classes, scores = expected(image)
+        try:
+            own_classes, own_scores = actual(image)
+        except AssertionError as error:  # a condition of torch.export
+            raise UserError(
+                f"the exported network accepts no image of {image.shape[2]}x{image.shape[3]} pixels, because its code"
+                f" depends on the size: {first_line(error)}. Set static=ROWSxCOLS to export it for one size"
+            ) from error
         if not scores.isfinite().all():
             raise UserError("the checkpoint computes scores that are not finite, so there is nothing to export")
         if own_scores.shape != scores.shape or own_classes.shape != classes.shape:

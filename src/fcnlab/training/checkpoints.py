@@ -1,6 +1,7 @@
 """Read a checkpoint from its file alone, without running any code that it names."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from torch.overrides import TorchFunctionMode
 
 from fcnlab.config.components import to_plain
 from fcnlab.config.overrides import shell_override
@@ -368,7 +370,7 @@ def rebuild_model(
         key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items() if key.startswith("net.")
     }
     if not trusted_packages(model):  # the code of other packages may need real tensors
-        with torch.device("meta"):  # compare the sizes that the file claims before they take any memory
+        with without_memory():  # compare the sizes that the file claims
             check_fit(_built(model, source), state, source)
     net = _built(model, source)
     classes = checkpoint["fcnlab"]["classes"]
@@ -376,6 +378,21 @@ def rebuild_model(
         raise UserError(f"{source} names {len(classes)} classes, but its model predicts {net.num_classes}.")
     load_strictly(net, state, source)
     return net
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Build networks on the device meta, except for lists of numbers that they read, as smp's MiT encoders do."""
+    with torch.device("meta"), _ListsOnCpu():
+        yield
+
+
+class _ListsOnCpu(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
 
 
 class TrainedNet(NamedTuple):
