@@ -125,7 +125,7 @@ def test_two_packages_side_by_side_use_their_own_parts(install, fcnlab, capsys, 
         ("loss=firstlab/smothed", "Unknown option loss=firstlab/smothed. Did you mean loss=firstlab/smoothed?"),
         ("loss=fistlab/smoothed", "Unknown option loss=fistlab/smoothed. Did you mean loss=firstlab/smoothed?"),
         ("model/backbone=firstlab/stride", "Did you mean model/backbone=firstlab/strided?"),
-        ("loss/firstlab=smoothed", "Unknown config group 'loss/firstlab'. Did you mean 'loss'?"),
+        ("loss/firstlab=smoothed", "config group 'loss/firstlab'. Did you mean loss=firstlab/smoothed?"),
     ],
 )
 def test_typos_find_the_options_in_the_folder_of_a_package(install, fcnlab, capsys, word, message):

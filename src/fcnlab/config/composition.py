@@ -216,6 +216,10 @@ def _unknown_key(verb: str, error: Exception, place: int, word: str) -> RefusedO
             return RefusedOverride(place, lambda _: describe_unused_group(word, key))
         near = difflib.get_close_matches(key, sorted(groups), n=1)
         option = word.partition("=")[2]
+        group, in_folder = group_and_option(f"{key}/{option}")
+        if group != key and in_folder in options_in(group):  # loss/mylab=smoothed
+            sentence = f"Unknown config group '{key}'. Did you mean {group}={in_folder}?"
+            return RefusedOverride(place, lambda _: sentence, f"{group}={in_folder}")
         exists = bool(near) and near[0] != key and option in options_in(near[0])
         if exists or (near and "/" in key):
             sentence = f"Unknown config group '{key}'. Did you mean '{near[0]}'?"
