@@ -257,7 +257,7 @@ def _arguments_from_code(path: str, parameters: Mapping[str, inspect.Parameter])
 def _annotations(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """Return the annotations that values are checked against.
 
-    Of external classes these are fcnlab's own, those with a ``Meaning``, which the author took from fcnlab, and those of
+    Of external classes these are fcnlab's own, those with a ``Meaning`` of fcnlab, and those of
     booleans, where a string such as "no" would count as true; their other annotations are not always exact.
     """
     if (target.__module__ or "").startswith("fcnlab."):
