@@ -39,4 +39,5 @@ def test_mean_dice():
 def test_experiment():
     """Its settings are valid, and name the parts of this package."""
     cfg = fcnlab.compose(["experiment=mylab/first"])
-    assert cfg.model.backbone._target_ == "mylab.backbone.Strided"
+    parts = (cfg.model.backbone, cfg.loss, cfg.data.dataset, cfg.callbacks.mean_dice)
+    assert all(part._target_.startswith("mylab.") for part in parts)

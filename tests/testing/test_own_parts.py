@@ -3,8 +3,10 @@
 import functools
 
 import pytest
+import torch.nn.functional as F
 
 from fcnlab import data, inference
+from fcnlab.metrics.scores import IGNORE_INDEX
 from fcnlab.models import VGG16, AlexNet, CaffeNet, GoogLeNet, GoogLeNetBN, ResNet, Tiny
 from fcnlab.testing import BackboneContract, DatasetContract, InferenceContract, LossContract
 from fcnlab.training import losses
@@ -76,6 +78,30 @@ class TestLosses(LossContract):
 
     def make(self):
         return LOSSES[self.name]()
+
+
+class WrongInTraining(losses.CrossEntropy):
+    """Counts ignored pixels as class 0, and divides by their number, in training only."""
+
+    def forward(self, scores, target):
+        if not self.training:
+            return super().forward(scores, target)
+        labelled = target != IGNORE_INDEX
+        return F.cross_entropy(scores, target.where(labelled, 0), reduction="sum") / labelled.sum()
+
+
+@pytest.mark.parametrize(
+    ("test", "sentence"),
+    [
+        ("test_ignored_pixels", "The gradient at ignored pixels is not 0"),
+        ("test_all_pixels_ignored", "The loss of a batch with ignored pixels alone must be 0, got inf"),
+    ],
+)
+def test_a_loss_that_is_wrong_only_in_training_fails(test, sentence):
+    check = getattr(LossContract(), test)
+    check(WrongInTraining().eval(), training=False)
+    with pytest.raises(pytest.fail.Exception, match=sentence):
+        check(WrongInTraining().eval(), training=True)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -53,7 +53,7 @@ def test_networks_of_smp_are_built_without_memory(encoder):
     """Sizes are compared so. MiT encoders read numbers out of a list while they are built."""
     smp = pytest.importorskip("segmentation_models_pytorch")
     names = smp.encoders.encoders if encoder == "every" else [encoder]
-    for name in names:
+    for name in (name for name in names if not name.startswith("timm-")):  # those are deprecated
         with without_memory():
             net = smp.Unet(encoder_name=name, encoder_weights=None, classes=4)
         assert {value.device.type for value in net.state_dict().values()} == {"meta"}, name

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from fcnlab.config.hydra_values import hydra_values_of, register_resolvers
-from fcnlab.config.locations import CONF, config_roots, options_in
+from fcnlab.config.locations import CONF, config_roots, files_of, group_and_option, group_of, options_in
 from fcnlab.config.overrides import override_key
 from fcnlab.errors import UserError, first_line
 from fcnlab.library_internals.hydra import composed_through, config_files_kept, config_loader, version_base
@@ -192,11 +192,8 @@ def _unknown_option(error: MissingConfigException, words: Mapping[int, str]) -> 
 
 def nearest_options(error: MissingConfigException) -> tuple[str, list[str], list[str]]:
     """Return ``GROUP=NAME`` of an option that does not exist, the nearest name that does, and all names."""
-    group, _, name = str(error.missing_cfg_file).rpartition("/")
-    names = set(error.options or ())
-    if group.partition("/")[0] == "experiment":  # the only options in folders, which Hydra takes for other groups
-        group, name = "experiment", str(error.missing_cfg_file).removeprefix("experiment/")
-        names |= set(options_in(group))
+    group, name = group_and_option(str(error.missing_cfg_file))
+    names = set(error.options or ()) | set(options_in(group))  # Hydra takes folders of options for other groups
     return f"{group}={name}", difflib.get_close_matches(name, sorted(names), n=1), sorted(names)
 
 
@@ -214,11 +211,15 @@ def _unknown_key(verb: str, error: Exception, place: int, word: str) -> RefusedO
     if override_key(word).startswith(f"{key}."):  # a parent of it is unknown
         key = override_key(word)
     if "." not in key or "/" in key:
-        groups = {str(path.relative_to(root)) for root in config_roots() for path in root.rglob("*") if path.is_dir()}
+        groups = {group_of(path, root) for root in config_roots() for path in root.rglob("*.yaml")} - {"."}
         if key in groups and "/" in key:
             return RefusedOverride(place, lambda _: describe_unused_group(word, key))
         near = difflib.get_close_matches(key, sorted(groups), n=1)
         option = word.partition("=")[2]
+        group, in_folder = group_and_option(f"{key}/{option}")
+        if group != key and in_folder in options_in(group):  # loss/mylab=smoothed
+            sentence = f"Unknown config group '{key}'. Did you mean {group}={in_folder}?"
+            return RefusedOverride(place, lambda _: sentence, f"{group}={in_folder}")
         exists = bool(near) and near[0] != key and option in options_in(near[0])
         if exists or (near and "/" in key):
             sentence = f"Unknown config group '{key}'. Did you mean '{near[0]}'?"
@@ -229,8 +230,7 @@ def _unknown_key(verb: str, error: Exception, place: int, word: str) -> RefusedO
 def describe_unused_group(word: str, group: str) -> str:
     """Return why an option of a group inside another one cannot be chosen: the outer option does not use the group."""
     outer = group.rpartition("/")[0]
-    options = [path for root in config_roots() for path in sorted((root / outer).glob("*.yaml"))]
-    users = [path.stem for path in options if _uses(path, group.rpartition("/")[2])]
+    users = [name for name, path in files_of(outer).items() if _uses(path, group.rpartition("/")[2])]
     others = f", or choose {' or '.join(f'{outer}={name}' for name in users)}" if users else ""
     return f"{word} has no effect, since the chosen option of {outer} has no {group}. Remove it{others}."
 

@@ -20,13 +20,42 @@ def config_roots() -> list[Path]:
     return [CONF, *(plugin.conf for plugin in plugins())]
 
 
+def group_of(file: Path, root: Path) -> str:
+    """Return the group of a config file in one of these folders: ``loss`` of ``loss/mylab/smoothed.yaml`` in mylab.
+
+    A folder inside a group is a group as well, except those with the name of the package that contains ``conf/``, and
+    those of experiments: they are a part of the option's name.
+    """
+    folder = file.relative_to(root).parent
+    if folder.parts[:1] == ("experiment",):
+        return "experiment"
+    in_package = len(folder.parts) > 1 and folder.name == root.absolute().parent.name and not (CONF / folder).is_dir()
+    return (folder.parent if in_package else folder).as_posix()
+
+
+def files_of(group: str) -> dict[str, Path]:
+    """Return the file of each option of a group in these folders, by the option's name."""
+    found: dict[str, Path] = {}
+    for folder, root in ((root / group, root) for root in config_roots()):
+        for path in sorted(folder.rglob("*.yaml")):
+            if group_of(path, root) == group:
+                found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return found
+
+
 def options_in(group: str) -> list[str]:
-    """Return the options of a group in these folders. Experiments may be in subfolders; other subfolders are groups."""
-    pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
-    folders = [root / group for root in config_roots()]
-    return sorted(
-        {str(path.relative_to(folder).with_suffix("")) for folder in folders for path in folder.glob(pattern)}
-    )
+    """Return the options of a group in these folders."""
+    return sorted(files_of(group))
+
+
+def group_and_option(path: str) -> tuple[str, str]:
+    """Return the group and the name of an option, which need not exist: ``loss/mylab/x`` is ``mylab/x`` of ``loss``."""
+    *folders, option = path.split("/")
+    for depth in range(len(folders), 0, -1):
+        group = "/".join(folders[:depth])
+        if any((root / group).is_dir() and group_of(root / group / option, root) == group for root in config_roots()):
+            return group, "/".join([*folders[depth:], option])
+    return "/".join(folders), option
 
 
 def experiment_command(name: str) -> str | None:

@@ -115,6 +115,11 @@ def _is_bearable(value: Any, annotation: Any) -> bool:
     return is_bearable(value, annotation, conf=BeartypeConf(is_pep484_tower=True))
 
 
+def has_meaning(annotation: Any) -> bool:
+    """Return whether an annotation, or a part of it, has a ``Meaning``."""
+    return isinstance(annotation, Meaning) or any(map(has_meaning, get_args(annotation)))
+
+
 def description_of(annotation: Any) -> str | None:
     """Return the words for the values of an annotation; None if it has only a type."""
     origin, arguments = get_origin(annotation), get_args(annotation)

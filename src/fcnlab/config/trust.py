@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fcnlab.config.components import iter_components, iter_strings, locate
+from fcnlab.config.locations import group_of
 from fcnlab.config.plugins import plugins
 from fcnlab.errors import UserError
 from fcnlab.files.reading import NUMBER
@@ -298,7 +299,7 @@ def _named_components(folder: Path, groups: Sequence[str]) -> Iterator[tuple[str
             tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
         except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException):
             continue  # Hydra reports it where the file is used
-        package = "" if GLOBAL_PACKAGE.search(text) else ".".join(file.relative_to(folder).parent.parts)
+        package = "" if GLOBAL_PACKAGE.search(text) else group_of(file, folder).replace("/", ".")
         yield from ((path, str(node["_target_"])) for path, node in iter_components(tree, package))
 
 

@@ -31,7 +31,7 @@ from fcnlab.config.components import (
 )
 from fcnlab.config.external_settings import external_class
 from fcnlab.config.overrides import quote_value, shell_join
-from fcnlab.config.ranges import describe_type, description_of, is_valid
+from fcnlab.config.ranges import describe_type, description_of, has_meaning, is_valid
 from fcnlab.errors import UserError, first_line
 
 NOT_FOUND = object()  # for a path with a key that contains a dot
@@ -257,20 +257,24 @@ def _arguments_from_code(path: str, parameters: Mapping[str, inspect.Parameter])
 def _annotations(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """Return the annotations that values are checked against.
 
-    Of external classes these are fcnlab's own, and those of booleans, where a string such as "no" would count as true;
-    their other annotations are not always exact.
+    Of external classes these are fcnlab's own, those with a ``Meaning`` of fcnlab, and those of
+    booleans, where a string such as "no" would count as true; their other annotations are not always exact.
     """
     if (target.__module__ or "").startswith("fcnlab."):
         return {name: parameter.annotation for name, parameter in parameters.items()}
     foreign = external_class(target)
     own_hints = get_type_hints(foreign.settings, include_extras=True) if foreign else {}
-    return {name: hint for name, hint in _hints(target, parameters).items() if _is_switch(hint)} | own_hints
+    switches = {name: hint for name, hint in _hints(target, parameters).items() if _is_switch(hint)}
+    hints = _hints(target, parameters, include_extras=True)
+    return switches | {name: hint for name, hint in hints.items() if has_meaning(hint)} | own_hints
 
 
-def _hints(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+def _hints(
+    target: Callable, parameters: Mapping[str, inspect.Parameter], include_extras: bool = False
+) -> dict[str, Any]:
     """Return the type hint of each argument, or the type of its default where it has none."""
     try:
-        hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
+        hints = get_type_hints(target.__init__ if isinstance(target, type) else target, include_extras=include_extras)
     except (NameError, TypeError, AttributeError):  # names that only a type checker imports
         hints = {}
     return {name: hints.get(name, type(parameter.default)) for name, parameter in parameters.items()}

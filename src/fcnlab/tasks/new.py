@@ -48,10 +48,21 @@ def package_name(folder: Path) -> str:
             f"folder={folder}: the name of the folder is that of the package, so it must be letters, digits and"
             f" underscores after a letter, and no word of Python, got {last!r}"
         )
-    spec = find_spec(name)
-    if name in sys.stdlib_module_names or (spec is not None and spec.origin is not None):  # a folder has no origin
+    if name in sys.stdlib_module_names or _is_installed(name, folder):
         raise ConfigError(f"folder={folder}: Python has a package {name} already. Choose another name")
     return name
+
+
+def _is_installed(name: str, folder: Path) -> bool:
+    """Return whether Python finds a package elsewhere than in the current folder or around ``folder``.
+
+    Python takes any folder on its path for a package without a file, such as a new ``folder`` itself.
+    """
+    spec = find_spec(name)
+    if spec is None or spec.origin is not None:
+        return spec is not None
+    here = {Path(name).resolve(), folder.resolve()}
+    return not {Path(place).resolve() for place in spec.submodule_search_locations or ()} <= here
 
 
 def check_empty(folder: Path) -> None:

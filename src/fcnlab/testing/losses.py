@@ -1,5 +1,6 @@
 """The conformance suite of a loss."""
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -28,7 +29,7 @@ class LossContract:
 
     @pytest.fixture
     def loss(self) -> Iterator[nn.Module]:
-        """The loss, for evaluation: a random selection of pixels is made in training only."""
+        """The loss in evaluation mode: a random selection of pixels is made in training only."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             loss = self.make()
@@ -48,24 +49,31 @@ class LossContract:
             f"The loss must return a finite scalar, got {value!r:.200}. Take the mean over pixels.",
         )
 
-    def test_ignored_pixels(self, loss):
-        """Ignored pixels change neither the loss nor its gradient."""
+    @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+    def test_ignored_pixels(self, loss, training):
+        """Ignored pixels change neither the loss nor its gradient, also where training selects pixels at random."""
+        loss.train(training)
         scores, target = self._batch()
         scores.requires_grad_()
         ignored = (target == IGNORE_INDEX)[:, None].expand_as(scores)
-        value = loss(scores, target)
+        state = torch.get_rng_state()  # of the selection, which is repeated below
+        value = copy.deepcopy(loss)(scores, target)  # training may change the loss
         (gradient,) = torch.autograd.grad(value, scores)
         require(
             gradient[ignored].abs().max().item() <= FLAT,
             f"The gradient at ignored pixels is not 0: leave out the pixels whose target is {IGNORE_INDEX}.",
         )
-        changed = loss(torch.where(ignored, 5 * torch.randn_like(scores), scores), target)
+        other_scores = torch.where(ignored, 5 * torch.randn_like(scores), scores)
+        torch.set_rng_state(state)
+        changed = loss(other_scores, target)
         sentence = (
             f"Other scores at ignored pixels change the loss: leave out the pixels whose target is {IGNORE_INDEX}"
         )
         require_near(changed, value, ROUNDING, sentence)
 
-    def test_all_pixels_ignored(self, loss):
+    @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+    def test_all_pixels_ignored(self, loss, training):
+        loss.train(training)
         scores, target = self._batch()
         scores.requires_grad_()
         value = loss(scores, torch.full_like(target, IGNORE_INDEX))
