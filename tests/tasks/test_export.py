@@ -160,6 +160,8 @@ def test_a_file_that_computes_something_else_is_removed(fcnlab, checkpoint, tmp_
         (["format=onnx", "static=9x0"], "static must be ROWSxCOLS such as 375x500"),
         (["format=onnx", "static=375"], "static must be"),
         (["format=onnx", "output=mine.onnx/net.onnx"], "is not a folder"),
+        (["format=onnx", "license="], "license= is empty: set a text, or leave it out"),
+        (["format=onnx", "license='  '"], "license= is empty"),
     ],
 )
 def test_what_cannot_be_written_is_refused_first(fcnlab, tmp_path, capsys, words, message):
@@ -169,6 +171,15 @@ def test_what_cannot_be_written_is_refused_first(fcnlab, tmp_path, capsys, words
     output = capsys.readouterr().err
     assert message in output and "Traceback" not in output
     assert all((tmp_path / name).read_text() == "mine" for name in ("mine.onnx", "new.pt2.json"))
+
+
+@pytest.mark.parametrize(("verb", "reason"), [("export", "ensembles are not exported"), ("card", "one network")])
+def test_an_ensemble_is_refused_in_one_sentence(fcnlab, capsys, verb, reason):
+    words = ["format=onnx"] if verb == "export" else []
+    assert fcnlab(verb, "checkpoint=[a.ckpt,b.ckpt]", *words) == 1
+    output = capsys.readouterr().err
+    expected = "Invalid configuration: checkpoint must be the path of one checkpoint of fcnlab train, got ['a.ckpt',"
+    assert expected in output and reason in output and "is not set" not in output
 
 
 def test_missing_packages_are_named(fcnlab, capsys, monkeypatch):

@@ -34,10 +34,14 @@ def export_facts(
         "classes": list(model.classes),
         "palette": [list(colour) for colour in palette],
         "normalisation": normalisation(net),
-        "checkpoint": {**checkpoint, "step": records.step, "trained_with": f"fcnlab {model.version}"},
+        "checkpoint": {**checkpoint, "step": records.step, "trained_with": _version(model)},
         "scores": [_scores(run) for run in records.evaluations],
         "license": license or NO_LICENSE,
     }
+
+
+def _version(model: Model) -> str:
+    return f"fcnlab {model.version}" if model.version else "an unknown version of fcnlab"
 
 
 def normalisation(net: nn.Module) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from fcnlab.publication.exported_program import ImageSize
 from fcnlab.publication.output_file import check_output_file
 from fcnlab.publication.parity import Parity, images_to_compare, measure, sizes_to_compare, static_sizes
 from fcnlab.runs.run_folder import RunFolder
-from fcnlab.tasks.card import model_of
+from fcnlab.tasks.card import check_not_empty, model_of
 from fcnlab.training.checkpoints import read_nets
 from fcnlab.training.lineage import file_facts
 
@@ -28,6 +28,7 @@ NAME = "model"  # of the file, in the output folder
 def export(cfg: DictConfig, run: RunFolder) -> None:
     """Write the network of a checkpoint as a file for other programs, and check that it computes the same."""
     validate_config(cfg)
+    check_not_empty(cfg, "license")
     format = FORMATS[cfg.format]
     path, is_named = _path(cfg, run, format), cfg.output is not None
     for each in (path, description_path(path)):
