@@ -54,6 +54,25 @@ def test_safetensors_have_the_scores_of_the_checkpoint(fcnlab, run, checkpoint, 
     assert loaded.classes == original.classes and np.array_equal(loaded.palette, original.palette)
 
 
+def test_an_exported_file_that_is_exported_again_keeps_licence_and_scores(fcnlab, checkpoint, tmp_path, capsys):
+    words = ["format=safetensors", "output=first/model.safetensors", "license=mit"]
+    assert fcnlab("export", checkpoint, *words) == 0
+    assert "states" not in capsys.readouterr().out
+    words = ["checkpoint=first/model.safetensors", "format=safetensors", "output=second.safetensors"]
+    assert fcnlab("export", *words) == 0
+    output = capsys.readouterr().out
+    assert "The licence is the one that first/model.safetensors states: mit" in output and "The scores are" in output
+    first, second = (description(tmp_path / name) for name in ("first/model.safetensors", "second.safetensors"))
+    assert second["license"] == "mit" and second["scores"] == first["scores"] and first["scores"][0]["miou"] > 0
+
+
+def test_an_export_without_scores_says_why(fcnlab, run, tmp_path, capsys):
+    (run / "checkpoints/best.ckpt").rename(tmp_path / "best.ckpt")
+    assert fcnlab("export", "checkpoint=best.ckpt", "format=safetensors", "output=net.safetensors") == 0
+    expected = "the exported file has no scores: the checkpoint is not in the folder of its run"
+    assert expected in capsys.readouterr().out and description(tmp_path / "net.safetensors")["scores"] == []
+
+
 @pytest.mark.slow
 def test_eval_and_card_take_a_safetensors_file(fcnlab, run, checkpoint, tmp_path, capsys):
     assert fcnlab("export", checkpoint, "format=safetensors", f"output={run}/checkpoints/model.safetensors") == 0

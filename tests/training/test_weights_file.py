@@ -14,7 +14,7 @@ from fcnlab.errors import UserError
 from fcnlab.models import FCN, Tiny
 from fcnlab.models.weights import WeightsError, read_tensors
 from fcnlab.training.checkpoints import read_checkpoint, read_nets, selection_of
-from fcnlab.training.weights_file import write_weights_file
+from fcnlab.training.weights_file import read_facts, write_weights_file
 
 SELECTION = {"checkpoint": "best", "monitor": "val/miou", "mode": "max", "set": "leaves", "list": "val", "among": 3}
 SELECTION |= {"step": 30, "val_miou": 0.5, "images": "a" * 16}
@@ -178,3 +178,12 @@ def test_a_file_without_a_checksum_is_read(file):
     save_file(load_file(file), file, {key: value for key, value in metadata.items() if key != "fcnlab_sha256"})
     after = read_checkpoint(file)["state_dict"]
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, None])
+def test_facts_that_are_no_json_are_none(file, tmp_path, text):
+    assert read_facts(file) == {"license": "mit"}
+    save_file(network().state_dict(), tmp_path / "other.safetensors", {"fcnlab_facts": text} if text else None)
+    assert read_facts(tmp_path / "other.safetensors") == {}
+    torch.save({}, tmp_path / "net.ckpt")
+    assert read_facts(tmp_path / "net.ckpt") == {}

@@ -11,9 +11,18 @@ from safetensors.torch import save
 from torch import nn
 
 from fcnlab.errors import first_line
-from fcnlab.models.weights import CHECKSUM, RECORD, SUFFIX, WeightsError, checksum, load_without_code, read_metadata
+from fcnlab.models.weights import (
+    CHECKSUM,
+    RECORD,
+    SUFFIX,
+    WeightsError,
+    checksum,
+    is_safetensors,
+    load_without_code,
+    read_metadata,
+)
 
-__all__ = ["SUFFIX", "read_weights_file", "write_weights_file"]
+__all__ = ["SUFFIX", "read_facts", "read_weights_file", "write_weights_file"]
 FACTS = "fcnlab_facts"  # their name in the metadata
 KEPT = ("version", "variant", "model", "classes", "palette", "selection", "trained")  # others are needed to resume
 OF_THIS_MACHINE = ("root", "wandb_run", "data.root")  # entries of "trained" that a published file does not need
@@ -69,6 +78,24 @@ def read_weights_file(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is damaged: its record is no JSON: {first_line(error)}") from error
     step = record.pop("step", 0) if isinstance(record, dict) else 0
     return {"state_dict": state, "fcnlab": record, "global_step": step}
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the facts that a file of :func:`write_weights_file` has for other readers; empty where it has none.
+
+    They are unchecked. A checkpoint has none.
+
+    Raises
+    ------
+    WeightsError
+        The file cannot be read.
+    """
+    text = read_metadata(path).get(FACTS) if is_safetensors(path) else None
+    try:
+        facts = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _with_numbers(entries: dict[str, Any]) -> dict[Any, Any]:
