@@ -58,6 +58,31 @@ def test_safetensors_files_are_read(tmp_path):
     torch.testing.assert_close(read_tensors(str(tmp_path / "net.safetensors")), STATE, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["NET.SAFETENSORS", "net", "net.bin"])
+def test_safetensors_files_are_recognised_by_content(tmp_path, name):
+    save_file(STATE, tmp_path / name)
+    torch.testing.assert_close(read_tensors(tmp_path / name), STATE, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["net.ckpt", "net.safetensors", "NET.SAFETENSORS"])
+def test_empty_and_cut_files_are_named(tmp_path, name):
+    file = tmp_path / name
+    file.write_bytes(b"")
+    with pytest.raises(WeightsError, match=f"^{file} is empty. Fetch or save it again.$"):
+        read_tensors(file)
+    file.write_bytes(b"\x40\0\0\0\0\0\0")
+    with pytest.raises(WeightsError, match=f"^{file} is cut off: it has only 7 bytes. Fetch or save it again.$"):
+        read_tensors(file)
+
+
+def test_a_safetensors_file_that_ends_in_its_header_is_cut_off(tmp_path):
+    file = tmp_path / "net.safetensors"
+    save_file(STATE, file)
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(WeightsError, match="is cut off: it ends in its header"):
+        read_tensors(file)
+
+
 @pytest.mark.parametrize("save", [torch.save, save_legacy, save_plain_pickle])
 def test_a_file_that_contains_code_is_refused(tmp_path, save):
     file, marker = tmp_path / "net.pth", tmp_path / "ran"

@@ -54,6 +54,25 @@ def test_safetensors_have_the_scores_of_the_checkpoint(fcnlab, run, checkpoint, 
     assert loaded.classes == original.classes and np.array_equal(loaded.palette, original.palette)
 
 
+def test_an_exported_file_that_is_exported_again_keeps_licence_and_scores(fcnlab, checkpoint, tmp_path, capsys):
+    words = ["format=safetensors", "output=first/model.safetensors", "license=mit"]
+    assert fcnlab("export", checkpoint, *words) == 0
+    assert "states" not in capsys.readouterr().out
+    words = ["checkpoint=first/model.safetensors", "format=safetensors", "output=second.safetensors"]
+    assert fcnlab("export", *words) == 0
+    output = capsys.readouterr().out
+    assert "The licence is the one that first/model.safetensors states: mit" in output and "The scores are" in output
+    first, second = (description(tmp_path / name) for name in ("first/model.safetensors", "second.safetensors"))
+    assert second["license"] == "mit" and second["scores"] == first["scores"] and first["scores"][0]["miou"] > 0
+
+
+def test_an_export_without_scores_says_why(fcnlab, run, tmp_path, capsys):
+    (run / "checkpoints/best.ckpt").rename(tmp_path / "best.ckpt")
+    assert fcnlab("export", "checkpoint=best.ckpt", "format=safetensors", "output=net.safetensors") == 0
+    expected = "the exported file has no scores: the checkpoint is not in the folder of its run"
+    assert expected in capsys.readouterr().out and description(tmp_path / "net.safetensors")["scores"] == []
+
+
 @pytest.mark.slow
 def test_eval_and_card_take_a_safetensors_file(fcnlab, run, checkpoint, tmp_path, capsys):
     assert fcnlab("export", checkpoint, "format=safetensors", f"output={run}/checkpoints/model.safetensors") == 0
@@ -160,6 +179,8 @@ def test_a_file_that_computes_something_else_is_removed(fcnlab, checkpoint, tmp_
         (["format=onnx", "static=9x0"], "static must be ROWSxCOLS such as 375x500"),
         (["format=onnx", "static=375"], "static must be"),
         (["format=onnx", "output=mine.onnx/net.onnx"], "is not a folder"),
+        (["format=onnx", "license="], "license= is empty: set a text, or leave it out"),
+        (["format=onnx", "license='  '"], "license= is empty"),
     ],
 )
 def test_what_cannot_be_written_is_refused_first(fcnlab, tmp_path, capsys, words, message):
@@ -169,6 +190,15 @@ def test_what_cannot_be_written_is_refused_first(fcnlab, tmp_path, capsys, words
     output = capsys.readouterr().err
     assert message in output and "Traceback" not in output
     assert all((tmp_path / name).read_text() == "mine" for name in ("mine.onnx", "new.pt2.json"))
+
+
+@pytest.mark.parametrize(("verb", "reason"), [("export", "ensembles are not exported"), ("card", "one network")])
+def test_an_ensemble_is_refused_in_one_sentence(fcnlab, capsys, verb, reason):
+    words = ["format=onnx"] if verb == "export" else []
+    assert fcnlab(verb, "checkpoint=[a.ckpt,b.ckpt]", *words) == 1
+    output = capsys.readouterr().err
+    expected = "Invalid configuration: checkpoint must be the path of one checkpoint of fcnlab train, got ['a.ckpt',"
+    assert expected in output and reason in output and "is not set" not in output
 
 
 def test_missing_packages_are_named(fcnlab, capsys, monkeypatch):

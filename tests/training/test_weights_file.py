@@ -1,7 +1,9 @@
 """Test checkpoints as safetensors files: what they keep, and that their content is data."""
 
+import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -10,8 +12,9 @@ from torch import nn
 
 from fcnlab.errors import UserError
 from fcnlab.models import FCN, Tiny
+from fcnlab.models.weights import WeightsError, read_tensors
 from fcnlab.training.checkpoints import read_checkpoint, read_nets, selection_of
-from fcnlab.training.weights_file import write_weights_file
+from fcnlab.training.weights_file import read_facts, write_weights_file
 
 SELECTION = {"checkpoint": "best", "monitor": "val/miou", "mode": "max", "set": "leaves", "list": "val", "among": 3}
 SELECTION |= {"step": 30, "val_miou": 0.5, "images": "a" * 16}
@@ -115,7 +118,9 @@ def test_a_file_of_others_is_refused(tmp_path, metadata, message):
 def test_weights_of_another_network_are_refused(file):
     state = load_file(file)
     state["heads.32.weight"] = state["heads.32.weight"][:1].clone()
-    save_file(state, file, safe_open(file, "pt").metadata())
+    metadata = safe_open(file, "pt").metadata()
+    del metadata["fcnlab_sha256"]
+    save_file(state, file, metadata)
     with pytest.raises(UserError, match=r"1 of another shape: heads\.32\.weight"):
         read_nets(file, [])
 
@@ -127,3 +132,58 @@ def test_tied_weights_are_written_twice(tmp_path):
     state = load_file(tmp_path / "net.safetensors")
     assert set(state) == set(net.state_dict())
     assert torch.equal(state["0.weight"], state["1.weight"]) and torch.equal(state["0.weight"], net[0].weight)
+
+
+def flipped(file, part: bytes):
+    """Flip one bit in the first place where the file contains these bytes."""
+    content = bytearray(file.read_bytes())
+    content[content.index(part) + len(part) - 1] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+def test_a_flipped_bit_in_a_tensor_is_an_error(file):
+    """Whether the file is read as a checkpoint or as weights; safetensors itself does not notice it."""
+    before = {name: value.clone() for name, value in load_file(file).items()}  # load_file maps the file
+    flipped(file, before["heads.32.weight"].numpy().tobytes()[:8])
+    after = load_file(file)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["heads.32.weight"]
+    with pytest.raises(UserError, match=r"net\.safetensors is damaged: its weights and its record do not have their"):
+        read_checkpoint(file)
+    with pytest.raises(WeightsError, match=r"^\S+net\.safetensors is damaged: .* checksum\. Fetch or save it again"):
+        read_tensors(file)
+
+
+def test_a_flipped_bit_in_the_record_is_an_error(file):
+    """It could be a number of the network's, such as a scale of its skips."""
+    with pytest.raises(UserError, match="do not have their checksum"):
+        read_checkpoint(flipped(file, b'\\"skip_scales\\": {\\"16\\": 0.5'))
+
+
+def test_the_checksum_is_that_of_names_types_shapes_bytes_and_record(file):
+    """Computed with numpy and hashlib alone."""
+    metadata, state = safe_open(file, "np").metadata(), safe_open(file, "np")
+    digest = hashlib.sha256()
+    for name in sorted(state.keys()):
+        value: np.ndarray = state.get_tensor(name)
+        digest.update(json.dumps([name, f"torch.{value.dtype}", list(value.shape)]).encode())
+        digest.update(value.tobytes())
+    digest.update(metadata["fcnlab"].encode())
+    assert metadata["fcnlab_sha256"] == digest.hexdigest()
+
+
+def test_a_file_without_a_checksum_is_read(file):
+    before = {name: value.clone() for name, value in read_checkpoint(file)["state_dict"].items()}
+    metadata = safe_open(file, "pt").metadata()
+    save_file(load_file(file), file, {key: value for key, value in metadata.items() if key != "fcnlab_sha256"})
+    after = read_checkpoint(file)["state_dict"]
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, None])
+def test_facts_that_are_no_json_are_none(file, tmp_path, text):
+    assert read_facts(file) == {"license": "mit"}
+    save_file(network().state_dict(), tmp_path / "other.safetensors", {"fcnlab_facts": text} if text else None)
+    assert read_facts(tmp_path / "other.safetensors") == {}
+    torch.save({}, tmp_path / "net.ckpt")
+    assert read_facts(tmp_path / "net.ckpt") == {}

@@ -7,7 +7,7 @@ to the nearest valid one, or dropped, until the rest composes, and what was comp
 import copy
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from functools import partial
@@ -118,7 +118,8 @@ def find_mistakes(verb: str, load: Load, arguments: Mapping[str, Any]) -> list[s
         for run in _runs_of_sweep(words):
             mistakes += find_mistakes_of_run(verb, load, {**arguments, "run_mode": RunMode.RUN, "overrides": run})
     elif cfg is not None:
-        mistakes += _invalid_values(cfg)
+        typed = arguments["overrides"]
+        mistakes += _invalid_values(cfg, {override_key(typed[override.place]) for override in refused})
     return list(dict.fromkeys(mistakes))
 
 
@@ -329,8 +330,11 @@ def _single_words(override: Override) -> list[str]:
     ]
 
 
-def _invalid_values(cfg: DictConfig) -> list[str]:
-    """What validation finds in a configuration that composes; nothing where the task completes it first."""
+def _invalid_values(cfg: DictConfig, refused: Collection[str] = ()) -> list[str]:
+    """What validation finds in a configuration that composes; nothing where the task completes it first.
+
+    ``refused`` are settings that it lacks because their values are reported already.
+    """
     from fcnlab.config.validation import ConfigError, config_mistakes
 
     task = without_hydra(cfg)
@@ -341,7 +345,7 @@ def _invalid_values(cfg: DictConfig) -> list[str]:
         cfg.hydra.job.id, cfg.hydra.job.num = "0", 0
     try:
         with hydra_values_of(cfg):
-            return config_mistakes(task)
+            return config_mistakes(task, refused)
     except ConfigError:  # an interpolation that cannot be resolved; perhaps of a dropped override
         return []
 

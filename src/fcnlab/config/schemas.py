@@ -50,6 +50,12 @@ Checkpoints = Annotated[
         ),
     ),
 ]
+ExportedCheckpoint = Annotated[
+    str, Meaning("the path of one checkpoint of fcnlab train: ensembles are not exported", lambda value: True)
+]
+DescribedCheckpoint = Annotated[
+    str, Meaning("the path of one checkpoint of fcnlab train: a card describes one network", lambda value: True)
+]
 Kept = Annotated[
     str,
     Meaning("auto (all, or the worst and a random 50), all or none", lambda v: v in ("auto", "all", "none")),
@@ -269,7 +275,7 @@ class FigureConfig:
 class ExportConfig:
     """The root of ``fcnlab export``."""
 
-    checkpoint: str = MISSING  # one checkpoint of fcnlab train
+    checkpoint: ExportedCheckpoint = MISSING
     format: ExportFormat = MISSING
     output: str | None = None
     static: ImageSize | None = None
@@ -283,7 +289,7 @@ class ExportConfig:
 class CardConfig:
     """The root of ``fcnlab card``."""
 
-    checkpoint: str = MISSING  # one checkpoint of fcnlab train
+    checkpoint: DescribedCheckpoint = MISSING
     evaluations: Names = field(default_factory=list)  # folders of fcnlab eval with scores of this checkpoint
     name: str | None = None
     license: str | None = None

@@ -8,7 +8,7 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -94,8 +94,10 @@ def validate_config(cfg: DictConfig) -> None:
         raise invalid_configuration(mistakes)
 
 
-def config_mistakes(cfg: DictConfig) -> list[str]:
+def config_mistakes(cfg: DictConfig, refused: Collection[str] = ()) -> list[str]:
     """Return what :func:`validate_config` reports, a sentence for each mistake.
+
+    ``refused`` are settings that were typed with values that do not compose: they are not reported as missing.
 
     Raises
     ------
@@ -103,11 +105,11 @@ def config_mistakes(cfg: DictConfig) -> list[str]:
         An interpolation cannot be resolved.
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
-    mistakes = [f"{path} is not set. Set it as {path}=VALUE." for path in sorted(_missing_values(raw))]
-    if mistakes:
-        return mistakes
+    missing = set(_missing_values(raw))
+    if missing:
+        return [f"{path} is not set. Set it as {path}=VALUE." for path in sorted(missing - set(refused))]
     values = _resolved(cfg)
-    mistakes += [f"{path} must be a finite number, got {number}." for path, number in _non_finite_numbers(values)]
+    mistakes = [f"{path} must be a finite number, got {number}." for path, number in _non_finite_numbers(values)]
     root = OmegaConf.get_type(cfg)
     if is_dataclass(root):
         mistakes += _schema_errors(values, root, list(iter_strings(raw)))

@@ -1,5 +1,6 @@
 """Reading weights: files that hold tensors and nothing else, renamed and reshaped by pure functions."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -23,6 +24,9 @@ SILENCE = 30.0  # seconds without a byte that a download may take
 LEGACY_PICKLES = 5  # in a file of torch before 1.6, before the numbers
 COUNT = 8  # bytes before the numbers of each of its storages
 HEADER, TENSORS, DIMENSIONS = 8 << 20, 50_000, 64  # of safetensors; a ResNet-101 has 60 kB and 626 tensors
+SMALLEST = 10  # bytes; of a safetensors file without tensors, and other files of weights are larger
+SUFFIX = ".safetensors"
+RECORD, CHECKSUM = "fcnlab", "fcnlab_sha256"  # names in the metadata of a safetensors file of fcnlab export
 WRAPPERS = ("state_dict", "model_state_dict")  # Lightning's and pytorch-fcn's training checkpoints
 
 
@@ -114,7 +118,7 @@ def read_labelled(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
 
 
 def load_without_code(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
-    """What a ``.safetensors`` file or a PyTorch file holds, read without running any code from it.
+    """What a safetensors file or a PyTorch file holds, read without running any code from it.
 
     ``stand_ins`` are what to build where the file names something else: see :class:`InertObject`.
 
@@ -123,16 +127,77 @@ def load_without_code(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
     WeightsError
         It cannot be read, is damaged (by its own checksums, too), or holds more than tensors and plain Python values.
     """
+    if is_safetensors(path):
+        return _load_safetensors(path)
+    with _errors_as_damage(path), path.open("rb") as file:  # one for both: what torch reads is what was checked
+        inert = list(stand_ins)
+        _check_file(file, path, {name for _, name in inert})
+        file.seek(0)
+        with torch.serialization.safe_globals(inert):
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file is one of safetensors, by its name or, if its name does not say so, by its first bytes.
+
+    Raises
+    ------
+    WeightsError
+        It cannot be opened, or is too small to be a file of weights.
+    """
+    with _errors_as_damage(path), path.open("rb") as file:
+        head = file.read(SMALLEST)
+    if not head:
+        raise WeightsError(f"{path} is empty. Fetch or save it again.")
+    if len(head) < SMALLEST:
+        raise WeightsError(f"{path} is cut off: it has only {len(head)} bytes. Fetch or save it again.")
+    begins_so = int.from_bytes(head[:8], "little") <= HEADER and head[8:9] == b"{"
+    return begins_so or path.suffix.lower() == SUFFIX
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file has beside its tensors, by name.
+
+    Raises
+    ------
+    WeightsError
+        As :func:`load_without_code`.
+    """
+    with _errors_as_damage(path), path.open("rb") as file:
+        found = _check_safetensors(file, path).get("__metadata__")
+    texts = found.items() if isinstance(found, dict) else ()
+    return {name: text for name, text in texts if isinstance(text, str)}
+
+
+def checksum(tensors: StateDict, record: str) -> str:
+    """The sha256 of tensors (names, types, shapes, bytes) and of the record beside them, in hexadecimal digits.
+
+    safetensors has no checksums: a flipped bit would be another weight, or another setting of the network.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(record.encode())
+    return digest.hexdigest()
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    metadata = read_metadata(path)
+    with _errors_as_damage(path):
+        tensors = load_file(path)
+        expected = metadata.get(CHECKSUM)  # files of others, and of fcnlab before it wrote one, have none
+        if expected is not None and checksum(tensors, metadata.get(RECORD, "")) != expected:
+            raise WeightsError(
+                f"{path} is damaged: its weights and its record do not have their checksum. Fetch or save it again."
+            )
+    return tensors
+
+
+@contextmanager
+def _errors_as_damage(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:  # one for both: what torch reads is what was checked
-            if path.suffix == ".safetensors":
-                _check_safetensors(file, path)
-                return load_file(path)
-            inert = list(stand_ins)
-            _check_file(file, path, {name for _, name in inert})
-            file.seek(0)
-            with torch.serialization.safe_globals(inert):
-                return torch.load(file, map_location="cpu", weights_only=True)
+        yield
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
@@ -143,25 +208,6 @@ def load_without_code(path: Path, stand_ins: Iterable[Any] = ()) -> Any:
         ) from error
     except Exception as error:  # damaged files end in a dozen kinds of error, IndexError and struct.error among them
         raise WeightsError(f"{path} is no readable weights file: {first_line(error)}") from error
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The texts that a ``.safetensors`` file has beside its tensors, by name.
-
-    Raises
-    ------
-    WeightsError
-        As :func:`load_without_code`.
-    """
-    try:
-        with path.open("rb") as file:
-            found = _check_safetensors(file, path).get("__metadata__")
-    except WeightsError:
-        raise
-    except Exception as error:  # as of load_without_code
-        raise WeightsError(f"{path} is no readable weights file: {first_line(error)}") from error
-    texts = found.items() if isinstance(found, dict) else ()
-    return {name: text for name, text in texts if isinstance(text, str)}
 
 
 def _check_file(file: IO[bytes], path: Path, inert: Collection[str]) -> None:
@@ -208,7 +254,10 @@ def _check_safetensors(file: IO[bytes], path: Path) -> dict[str, Any]:
     length = int.from_bytes(file.read(8), "little")
     if length > HEADER:
         raise WeightsError(f"{path} is no readable weights file: header too large, more than {HEADER:,} bytes")
-    header = json.loads(file.read(length))
+    text = file.read(length)
+    if len(text) < length:
+        raise WeightsError(f"{path} is cut off: it ends in its header. Fetch or save it again.")
+    header = json.loads(text)
     if not isinstance(header, dict) or len(header) > TENSORS:
         raise WeightsError(f"{path} is no readable weights file: more than {TENSORS:,} tensors, or no names of them")
     shapes = [entry.get("shape") for entry in header.values() if isinstance(entry, dict)]

@@ -159,7 +159,7 @@ def _scores(records: CardRecords, intervals: Sequence[ScoreIntervals], confidenc
 
 
 def _evaluation(run: Run, intervals: ScoreIntervals, confidence: float) -> Iterator[str]:
-    fold = f" (fold {run.fold.number} of {run.fold.count}, counted from 0)" if run.fold else ""
+    fold = f" ({fold_of(run)})" if run.fold else ""
     count = counted(len(run.names), "image")
     of = run.protocol.get("of")
     part = f"{count} of {of}" if isinstance(of, int) and of > len(run.names) else count
@@ -200,6 +200,11 @@ def _evaluation(run: Run, intervals: ScoreIntervals, confidence: float) -> Itera
     if any(bounds is None and iou == iou for bounds, iou in zip(intervals.iou, run.scores.iou, strict=True)):
         yield ""
         yield f"A class without an interval is found in fewer than {FEW_CLASS_IMAGES} images."
+
+
+def fold_of(run: Run) -> str | None:
+    """Describe the fold that was scored; None without folds."""
+    return f"fold {run.fold.number} of {run.fold.count}, counted from 0" if run.fold else None
 
 
 def _interval(bounds: Bounds | None) -> str:

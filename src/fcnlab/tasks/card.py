@@ -50,10 +50,21 @@ def card(cfg: DictConfig, run: RunFolder) -> None:
     log.info("Model card: %s. %d lines are marked %s", path, text.count(TO_FILL_IN), TO_FILL_IN.strip("*"))
 
 
-def _publication(cfg: DictConfig) -> Publication:
-    for key in ("name", "license"):
+def check_not_empty(cfg: DictConfig, *keys: str) -> None:
+    """Check that optional texts are not typed without a text.
+
+    Raises
+    ------
+    ConfigError
+        One of them is empty.
+    """
+    for key in keys:
         if cfg[key] is not None and not cfg[key].strip():
             raise ConfigError(f"{key}= is empty: set a text, or leave it out")
+
+
+def _publication(cfg: DictConfig) -> Publication:
+    check_not_empty(cfg, "name", "license")
     return Publication(cfg.name, cfg.license, to_plain(cfg)["datasets"])
 
 

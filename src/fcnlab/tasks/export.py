@@ -11,16 +11,17 @@ from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.errors import UserError
 from fcnlab.files.writing import atomic_write, write_json
 from fcnlab.messages import log_info, log_warning
-from fcnlab.publication.card_records import card_records
-from fcnlab.publication.export_facts import export_facts
+from fcnlab.publication.card_records import CardRecords, card_records
+from fcnlab.publication.export_facts import Stated, export_facts, stated_in
 from fcnlab.publication.export_formats import FORMATS, Export, Format, Request, runner_of
 from fcnlab.publication.exported_program import ImageSize
 from fcnlab.publication.output_file import check_output_file
 from fcnlab.publication.parity import Parity, images_to_compare, measure, sizes_to_compare, static_sizes
 from fcnlab.runs.run_folder import RunFolder
-from fcnlab.tasks.card import model_of
+from fcnlab.tasks.card import check_not_empty, model_of
 from fcnlab.training.checkpoints import read_nets
 from fcnlab.training.lineage import file_facts
+from fcnlab.training.weights_file import read_facts
 
 NAME = "model"  # of the file, in the output folder
 
@@ -28,6 +29,7 @@ NAME = "model"  # of the file, in the output folder
 def export(cfg: DictConfig, run: RunFolder) -> None:
     """Write the network of a checkpoint as a file for other programs, and check that it computes the same."""
     validate_config(cfg)
+    check_not_empty(cfg, "license")
     format = FORMATS[cfg.format]
     path, is_named = _path(cfg, run, format), cfg.output is not None
     for each in (path, description_path(path)):
@@ -38,6 +40,8 @@ def export(cfg: DictConfig, run: RunFolder) -> None:
     (trained,) = read_nets(cfg.checkpoint, cfg.trust, folders)
     request = Request(trained, _static(cfg) if format.is_program else None, cfg.scores, list(cfg.trust), folders)
     _check_static(request)
+    records, stated = card_records(trained, []), stated_in(read_facts(trained.path))
+    _report_sources(cfg, records, stated)
     run.accept(cfg)
     began = time.monotonic()
     exported = format.export(request)
@@ -45,9 +49,10 @@ def export(cfg: DictConfig, run: RunFolder) -> None:
         model_of(trained, list(cfg.trust)),
         trained.net,
         trained.checkpoint["fcnlab"]["palette"],
-        card_records(trained, []),
+        records,
         file_facts(trained.path),
         cfg.license,
+        stated,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, keep_suffix=True) as part:
@@ -77,6 +82,18 @@ def _report_ineffective(cfg: DictConfig, format: Format) -> None:
     for name in ("static", "scores"):
         if cfg[name] and not format.is_program:
             log_warning(f"{name} has no effect with format={cfg.format}: it holds weights, and fcnlab runs them")
+
+
+def _report_sources(cfg: DictConfig, records: CardRecords, stated: Stated) -> None:
+    """Say which facts are those of an exported file that is exported again, and why there are no scores."""
+    if cfg.license is None and stated.license:
+        log_info(f"The licence is the one that {cfg.checkpoint} states: {stated.license}. license=TEXT sets another")
+    if records.evaluations:
+        return
+    if stated.scores:
+        log_info(f"The scores are those that {cfg.checkpoint} states, because {records.without_scores}")
+    else:
+        log_warning(f"the exported file has no scores: {records.without_scores}")
 
 
 def _static(cfg: DictConfig) -> ImageSize | None:

@@ -11,10 +11,19 @@ from safetensors.torch import save
 from torch import nn
 
 from fcnlab.errors import first_line
-from fcnlab.models.weights import WeightsError, load_without_code, read_metadata
+from fcnlab.models.weights import (
+    CHECKSUM,
+    RECORD,
+    SUFFIX,
+    WeightsError,
+    checksum,
+    is_safetensors,
+    load_without_code,
+    read_metadata,
+)
 
-SUFFIX = ".safetensors"
-RECORD, FACTS = "fcnlab", "fcnlab_facts"  # names in the metadata
+__all__ = ["SUFFIX", "read_facts", "read_weights_file", "write_weights_file"]
+FACTS = "fcnlab_facts"  # their name in the metadata
 KEPT = ("version", "variant", "model", "classes", "palette", "selection", "trained")  # others are needed to resume
 OF_THIS_MACHINE = ("root", "wandb_run", "data.root")  # entries of "trained" that a published file does not need
 WHOLE_NUMBER = re.compile(r"-?\d{1,20}", re.ASCII)
@@ -26,10 +35,11 @@ def write_weights_file(path: Path, net: nn.Module, checkpoint: Mapping[str, Any]
     ``checkpoint`` is that of the network, with its record as "fcnlab". The entries that are only needed to resume a
     run, the folder of the data and the W&B run stay out. ``facts`` are for other readers.
     """
-    metadata = {"format": "pt", RECORD: json.dumps(_record(checkpoint)), FACTS: json.dumps(facts)}
     # Each in its own memory: safetensors refuses tensors that share it, as tied weights do.
     tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in net.state_dict().items()}
-    path.write_bytes(save(tensors, metadata))  # save_file would let nobody else read it
+    record = json.dumps(_record(checkpoint))
+    own = {RECORD: record, FACTS: json.dumps(facts), CHECKSUM: checksum(tensors, record)}
+    path.write_bytes(save(tensors, {"format": "pt"} | own))  # save_file would let nobody else read it
 
 
 def _record(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +66,7 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     Raises
     ------
     WeightsError
-        The file is damaged, or its record is no JSON.
+        The file is damaged (by its checksum, too, if it has one), or its record is no JSON.
     """
     state = {f"net.{name}": value for name, value in load_without_code(path).items()}
     text = read_metadata(path).get(RECORD)
@@ -68,6 +78,24 @@ def read_weights_file(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is damaged: its record is no JSON: {first_line(error)}") from error
     step = record.pop("step", 0) if isinstance(record, dict) else 0
     return {"state_dict": state, "fcnlab": record, "global_step": step}
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the facts that a file of :func:`write_weights_file` has for other readers; empty where it has none.
+
+    They are unchecked. A checkpoint has none.
+
+    Raises
+    ------
+    WeightsError
+        The file cannot be read.
+    """
+    text = read_metadata(path).get(FACTS) if is_safetensors(path) else None
+    try:
+        facts = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _with_numbers(entries: dict[str, Any]) -> dict[Any, Any]:
