@@ -60,7 +60,8 @@ def test_measuring_draws_no_random_numbers_and_changes_no_weight():
     net = Net(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     state = torch.get_rng_state()
-    measure_grids(net)
+    with torch.no_grad():
+        measure_grids(net)
     assert torch.equal(torch.get_rng_state(), state)
     assert net.training
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
@@ -119,6 +120,26 @@ def test_images_are_padded_to_where_grids_are_fixed_and_cover_them(layers, frame
     measured = measure_grids(Net(*layers))
     assert measured.frame == frame
     assert measured.levels[0].grid.origin == origin
+
+
+@pytest.mark.parametrize(
+    ("layers", "frame", "origin"),
+    [
+        ([nn.Conv2d(3, 4, 7, 7)], Frame(0, 0, 7, 0), 3.0),
+        ([nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 3)], Frame(0, 0, 6, 0), 2.0),
+    ],
+    ids=["patches-of-7", "stride-6"],
+)
+def test_a_stride_that_is_no_power_of_two_covers_every_size(layers, frame, origin):
+    net = Net(*layers)
+    measured = measure_grids(net)
+    assert measured.frame == frame
+    assert measured.levels[0].grid.origin == origin
+    for length in range(measured.min_size, 60):
+        before, after = measured.frame.padding(length)
+        total = before + length + after
+        assert total % frame.step == 0 and 0 <= after < frame.step
+        assert net(torch.zeros(1, 3, total, total))[0].shape[2] * frame.step >= length
 
 
 def test_the_length_of_a_padded_image():

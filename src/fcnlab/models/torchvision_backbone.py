@@ -3,6 +3,7 @@
 import difflib
 import functools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from fcnlab.models.measured_grids import MeasuredGrids
 from fcnlab.models.weights import load_backbone, with_batch_counters
 
 ROWS, COLS = 1024, 2048  # pixels of an image on the device meta, where only sizes are computed
+TENSORFLOW = InputConvention((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+# The files of densenets are older than the names of the layers: torchvision.models.densenet._load_state_dict.
+OLD_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 
 
 class TorchvisionBackbone(MeasuredBackbone):
@@ -41,8 +45,7 @@ class TorchvisionBackbone(MeasuredBackbone):
 
         _check_name(name)
         default = models.get_model_weights(name)["DEFAULT"]
-        convention = default.transforms()
-        super().__init__(InputConvention(tuple(convention.mean), tuple(convention.std)), _measured(name))
+        super().__init__(_convention(name, default.transforms()), _measured(name))
         self.name = name
         self.net = _extractor(name)
         self.pretrained = load_backbone(self.net, weights, self._without_classifier, str(default))
@@ -52,7 +55,18 @@ class TorchvisionBackbone(MeasuredBackbone):
 
     def _without_classifier(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         own, whole = self.net.state_dict(), _whole(self.name).state_dict()
-        return {key: value for key, value in with_batch_counters(state).items() if key in own or key not in whole}
+        renamed = {OLD_DENSE_LAYER.sub(r"\1", key): value for key, value in state.items()}
+        return {key: value for key, value in with_batch_counters(renamed).items() if key in own or key not in whole}
+
+
+def _convention(name: str, transforms: Any) -> InputConvention:
+    """Return the input that the weights of a net were trained on.
+
+    torchvision's ports of TensorFlow's nets convert from ImageNet's mean and deviation in their first line, if they are
+    built with weights. Our extractor is built without, so it takes what that line returns.
+    """
+    converts = hasattr(_whole(name), "transform_input")
+    return TENSORFLOW if converts else InputConvention(tuple(transforms.mean), tuple(transforms.std))
 
 
 class _FeatureMaps(nn.Module):
