@@ -453,5 +453,9 @@ def test_frozen_settings_that_do_not_fit_are_refused():
         tiny_fcn(frozen_until=4)
     with pytest.raises(ValueError, match=r"frozen_until=8 needs frozen_norm=true"):
         tiny_fcn(frozen_until=8)
+    backbone = GoogLeNet()
+    backbone.tokens = nn.BatchNorm1d(4)
+    with pytest.raises(ValueError, match=r"frozen_until=8 needs frozen_norm=true"):
+        FCN(backbone, 3, frozen_until=8)
     with pytest.warns(UserWarning, match=r"frozen_norm=true has no effect: GoogLeNet has no batch normalisation"):
         FCN(GoogLeNet(), 3, frozen_norm=True)

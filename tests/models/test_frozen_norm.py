@@ -119,7 +119,16 @@ class Shared(Backbone):
         self.scores = lambda x: scores(self, x)
 
 
+def changed(values, change):
+    """Return the values after a change in place that no result of torch shows."""
+    change(values)
+    return values
+
+
 ODD_USES = {
+    "an assignment": lambda net, x: net.bn(changed(net.conv(x), lambda y: y.__setitem__((0, 0), 0.0))),
+    "a convolution's own forward": lambda net, x: net.bn(net.conv(x)) + net.conv.forward(x),
+    "a normalisation's own forward": lambda net, x: net.bn(net.conv(x)) + net.bn.forward(net.other(x)),
     "a convolution of two normalisations": lambda net, x: net.bn(net.conv(x)) + net.bn2(net.conv(x)),
     "a normalisation of two convolutions": lambda net, x: net.bn(net.conv(x)) + net.bn(net.other(x)),
     "a convolution once without": lambda net, x: net.bn(net.conv(x)) + net.conv(x),
@@ -165,3 +174,35 @@ def test_a_normalisation_that_does_more_is_refused():
     net.bn = Squared(4)
     with pytest.raises(ValueError, match="cannot freeze a Squared"):
         freeze_norms(net, torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm])
+def test_normalisations_of_other_dimensions_are_refused(kind):
+    net = Shared(lambda net, x: net.bn(net.conv(x)))
+    net.tokens = kind(4)
+    with pytest.raises(ValueError, match=f"cannot freeze a {kind.__name__}"):
+        freeze_norms(net, torch.zeros(1, 3, 8, 8))
+
+
+def test_what_acts_in_training_only_is_no_part_of_a_convolution():
+    class StochasticDepth(nn.Module):
+        def forward(self, x):
+            return x / 2 if self.training else x
+
+    torch.manual_seed(0)
+    net = with_statistics(Shared(lambda net, x: net.bn(net.depth(net.conv(x))))).double().eval()
+    net.depth = StochasticDepth()
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    expected = net.bn(net.conv(x) / 2)
+    freeze_norms(net, x)
+    torch.testing.assert_close(net.train()(x)[1].data, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_a_use_that_torch_does_not_see_is_refused():
+    net = with_statistics(Shared(lambda net, x: net.bn(changed(net.conv(x), fill_as_array))))
+    with pytest.raises(ValueError, match="would change the features of level 1"):
+        freeze_norms(net, torch.randn(1, 3, 8, 8))
+
+
+def fill_as_array(values):
+    values.numpy()[:] = 1

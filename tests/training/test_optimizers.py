@@ -1,5 +1,6 @@
 """Which parameter learns at which rate, and how rates change over a run."""
 
+import warnings
 from collections import Counter
 
 import pytest
@@ -48,6 +49,24 @@ def test_pretrained_backbone_with_lr_zero_is_frozen(pretrained):
     freeze(net, 0.0)
     assert {value.requires_grad for value in net.backbone.parameters()} == {not pretrained}
     assert ("backbone/weight" in by_name(parameter_groups(net, **SETTINGS))) == (not pretrained)
+
+
+def test_a_frozen_backbone_keeps_the_statistics_of_all_batch_normalisations():
+    net = FCN(Tiny(width=2), 3)
+    net.backbone.tokens = nn.BatchNorm1d(4)
+    net.pretrained = True
+    freeze(net.train(), 0.0)
+    assert not net.backbone.tokens.training
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_random_layers_that_stay_as_they_are_warn(pretrained):
+    net = FCN(Tiny(width=2), 3, frozen_norm=True, frozen_until=8)
+    net.pretrained = pretrained
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        freeze(net, 1.0)
+    assert any("model.frozen_until keeps layers" in str(each.message) for each in caught) == (not pretrained)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fcnlab.config.ranges import NumClasses, Positive
 from fcnlab.models.backbone import Backbone, backbone_name
-from fcnlab.models.frozen_norm import freeze_norms
+from fcnlab.models.frozen_norm import freeze_norms, has_statistics
 from fcnlab.models.geometry import IMAGE, FeatureMap, add
 from fcnlab.models.network import SMALL_IMAGE, Network, rehearse
 from fcnlab.models.published import as_ours
@@ -80,7 +80,7 @@ class FCN(Network):
             Upsample(num_classes, source, target, learn)
             for source, target, learn in zip(grids[:-1], grids[1:], learned, strict=True)
         )
-        self.pretrained = backbone.pretrained
+        self.pretrained, self.frozen_until = backbone.pretrained, frozen_until
         if frozen_norm:
             _freeze_norms(backbone)
         if frozen_until is not None:
@@ -162,7 +162,9 @@ class FCN(Network):
 
 def _freeze_norms(backbone: Backbone) -> None:
     assert isinstance(backbone, nn.Module)
-    image = torch.zeros(1, 3, *_small_size(backbone), device=next(backbone.parameters()).device)
+    rows, cols = _small_size(backbone)
+    values = torch.linspace(0, 1, 3 * rows * cols, device=next(backbone.parameters()).device)
+    image = values.view(1, rows, cols, 3).permute(0, 3, 1, 2)  # every pixel differs, since features are compared
     if not freeze_norms(backbone, image):
         name = backbone_name(backbone)
         warnings.warn(f"model.frozen_norm=true has no effect: {name} has no batch normalisation", stacklevel=3)
@@ -173,7 +175,7 @@ def _freeze_until(backbone: Backbone, level: int) -> None:
     assert isinstance(backbone, nn.Module)
     if level not in backbone.levels:
         raise ValueError(f"frozen_until={level}: choose one of {sorted(backbone.levels)} or null")
-    if any(isinstance(module, nn.BatchNorm2d) and module.track_running_stats for module in backbone.modules()):
+    if any(map(has_statistics, backbone.modules())):
         raise ValueError(
             f"frozen_until={level} needs frozen_norm=true: batch normalisations of the frozen layers would still change"
         )

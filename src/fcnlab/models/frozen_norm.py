@@ -9,14 +9,16 @@ feature map is saved, forwards and backwards.
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fcnlab.library_internals.torch import each_tensor
+from fcnlab.library_internals.torch import BATCH_NORMS, each_tensor
+
+ROUNDING = 1e-2  # of a level's largest feature: the most that float32 makes of it in a deep net
 
 
 class FrozenNorm(nn.Module):
@@ -89,12 +91,11 @@ def freeze_norms(backbone: nn.Module, image: Tensor) -> int:
     Raises
     ------
     ValueError
-        A batch normalisation of a library does more than normalising, so it cannot be replaced.
+        A batch normalisation of a library does more than normalising, or is none of images, so it cannot be replaced;
+        or the features would change.
     """
-    norms = [module for module in backbone.modules() if _has_statistics(module)]
-    for norm in norms:
-        _check_kind(norm)
-    followed = _followed(backbone, image)
+    norms = [_checked(module) for module in backbone.modules() if has_statistics(module)]
+    followed, before = _followed(backbone, image)
     replaced: dict[nn.Module, nn.Module] = {}
     for norm in norms:
         conv = followed.get(norm)
@@ -105,61 +106,95 @@ def freeze_norms(backbone: nn.Module, image: Tensor) -> int:
     for path, each in places:
         parent, _, name = path.rpartition(".")
         setattr(backbone.get_submodule(parent), name, replaced[each])
+    if norms and not image.is_meta:
+        _check_features(before, _features(backbone, image))
     return len(norms)
 
 
-def _check_kind(norm: nn.BatchNorm2d) -> None:
-    is_torch = type(norm).forward is nn.BatchNorm2d.forward
-    if not is_torch and [name for name, _ in norm.named_children()] != ["drop", "act"]:  # those of timm's
+def has_statistics(module: nn.Module) -> bool:
+    """Return whether a module is a batch normalisation, of any dimension, that training changes the statistics of."""
+    return isinstance(module, BATCH_NORMS) and module.track_running_stats
+
+
+def _checked(norm: nn.Module) -> nn.BatchNorm2d:
+    is_torch = type(norm).forward is nn.BatchNorm2d.forward and isinstance(norm, nn.BatchNorm2d)
+    is_timm = isinstance(norm, nn.BatchNorm2d) and [name for name, _ in norm.named_children()] == ["drop", "act"]
+    if not is_torch and not is_timm:
         raise ValueError(
-            f"frozen_norm=true cannot freeze a {type(norm).__name__}, which is no plain batch normalisation"
+            f"frozen_norm=true cannot freeze a {type(norm).__name__}, which is no plain batch normalisation of images"
+            " (BatchNorm2d). Choose frozen_norm=false or another backbone."
         )
+    return norm
 
 
-def _followed(backbone: nn.Module, image: Tensor) -> dict[nn.BatchNorm2d, nn.Conv2d]:
-    """Return the normalisations whose input is the result of a plain convolution that nothing else uses.
+def _features(backbone: nn.Module, image: Tensor) -> dict[int, Tensor]:
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            return {level: features.data for level, features in backbone.eval()(image).items()}
+    finally:
+        backbone.train(training)
 
-    Both run once: what runs twice may follow, or be followed by, different layers.
+
+def _check_features(before: dict[int, Tensor], after: dict[int, Tensor]) -> None:
+    """A net can also use a result in a way that :class:`_Uses` does not see, such as an array of numpy."""
+    for level, expected in before.items():
+        largest, difference = expected.abs().max(), (after[level] - expected).abs().max()
+        if largest.isfinite() and not difference <= ROUNDING * largest:
+            raise ValueError(
+                f"frozen_norm=true would change the features of level {level}, by up to {float(difference):.2g} of"
+                f" {float(largest):.2g}: the backbone changes or uses the result of a convolution before it is"
+                " normalised. Choose frozen_norm=false or another backbone."
+            )
+
+
+def _followed(backbone: nn.Module, image: Tensor) -> tuple[dict[nn.BatchNorm2d, nn.Conv2d], dict[int, Tensor]]:
+    """Return the normalisations whose input is the result of a plain convolution that nothing else uses, and the
+    features by level.
+
+    Both run once: what runs twice may follow, or be followed by, different layers. Whether it does is seen by its
+    tensors, because a call of ``forward`` runs no hook.
     """
     results: dict[int, nn.Conv2d] = {}
     pairs: list[tuple[nn.BatchNorm2d, nn.Conv2d, int]] = []
-    runs: Counter[nn.Module] = Counter()
+    passed: Counter[int] = Counter()
 
     def after_conv(conv: Any, _: Any, result: Tensor) -> None:
-        runs[conv] += 1
         results[id(result)] = conv
 
     def before_norm(norm: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        runs[norm] += 1
         (source,) = map(id, (*args, *kwargs.values()))
         if source in results:
             pairs.append((norm, results[source], source))
 
+    def after_any(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        if type(module) is not nn.Identity and any(result is each for each in args):
+            passed[id(result)] += 1  # in training, it may return something else: stochastic depth does
+
     modules = list(backbone.modules())
-    hooks = [module.register_forward_hook(after_conv) for module in modules if _is_plain(module)]
+    hooks = [module.register_forward_hook(after_any) for module in modules]
+    hooks += [module.register_forward_hook(after_conv) for module in modules if _is_plain(module)]
     hooks += [
-        module.register_forward_pre_hook(before_norm, with_kwargs=True) for module in filter(_has_statistics, modules)
+        module.register_forward_pre_hook(before_norm, with_kwargs=True) for module in filter(has_statistics, modules)
     ]
-    training = backbone.training
     try:
-        with torch.no_grad(), _Uses() as uses:
-            levels = backbone.eval()(image)
+        with _Uses() as uses:
+            levels = _features(backbone, image)
     finally:
-        backbone.train(training)
         for hook in hooks:
             hook.remove()
-    uses.counts.update(id(level.data) for level in levels.values())
-    return {
-        norm: conv for norm, conv, source in pairs if uses.counts[source] == 1 and runs[norm] == 1 and runs[conv] == 1
+    uses.counts.update(passed)
+    uses.counts.update(id(values) for values in levels.values())
+    followed = {
+        norm: conv
+        for norm, conv, source in pairs
+        if all(uses.counts[each] == 1 for each in (source, id(norm.running_mean), id(conv.weight)))
     }
+    return followed, levels
 
 
 def _is_plain(module: nn.Module) -> bool:
     return type(module) is nn.Conv2d and module.padding_mode == "zeros"
-
-
-def _has_statistics(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    return isinstance(module, nn.BatchNorm2d) and module.track_running_stats
 
 
 class _Uses(TorchFunctionMode):
@@ -174,7 +209,7 @@ class _Uses(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         made: list[Tensor] = []
         each_tensor(made.append, result)
-        if made:  # a look at a tensor's shape is no use of it
+        if made or result is None:  # an assignment returns nothing; a look at a tensor's shape is no use of it
             self._kept += made
             each_tensor(lambda tensor: self.counts.update([id(tensor)]), (args, kwargs))
         return result

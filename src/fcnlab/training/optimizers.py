@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fcnlab.config.ranges import MOST_WARMUP, BelowOne, Meaning, NonNegative, Warmup
 from fcnlab.errors import UserError
-from fcnlab.library_internals.torch import leave_scaling_to_the_scaler, set_last_rates
+from fcnlab.library_internals.torch import BATCH_NORMS, leave_scaling_to_the_scaler, set_last_rates
 from fcnlab.models import Network, unused_parameters
 from fcnlab.models.frozen_norm import FrozenNorm
 
@@ -69,11 +69,17 @@ def freeze(net: Network, pretrained_lr_scale: float) -> None:
             " backbones (model.backbone.weights)",
             stacklevel=2,
         )
+    if not net.pretrained and getattr(net, "frozen_until", None) is not None:
+        warnings.warn(
+            "model.frozen_until keeps layers that no training has seen as they are, at random: it is for pretrained"
+            " backbones (model.backbone.weights)",
+            stacklevel=2,
+        )
     if net.pretrained and pretrained_lr_scale == 0:
         for name, module in net.named_modules():
             if net.in_backbone(name):
                 module.requires_grad_(False)
-            if net.in_backbone(name) and isinstance(module, nn.BatchNorm2d):
+            if net.in_backbone(name) and isinstance(module, BATCH_NORMS):
                 module.eval()
 
 
