@@ -117,14 +117,14 @@ def has_statistics(module: nn.Module) -> bool:
 
 
 def _checked(norm: nn.Module) -> nn.BatchNorm2d:
-    is_torch = type(norm).forward is nn.BatchNorm2d.forward and isinstance(norm, nn.BatchNorm2d)
-    is_timm = isinstance(norm, nn.BatchNorm2d) and [name for name, _ in norm.named_children()] == ["drop", "act"]
-    if not is_torch and not is_timm:
-        raise ValueError(
-            f"frozen_norm=true cannot freeze a {type(norm).__name__}, which is no plain batch normalisation of images"
-            " (BatchNorm2d). Choose frozen_norm=false or another backbone."
-        )
-    return norm
+    if isinstance(norm, nn.BatchNorm2d):
+        is_torch = type(norm).forward is nn.BatchNorm2d.forward
+        if is_torch or [name for name, _ in norm.named_children()] == ["drop", "act"]:  # those of timm's
+            return norm
+    raise ValueError(
+        f"frozen_norm=true cannot freeze a {type(norm).__name__}, which is no plain batch normalisation of images"
+        " (BatchNorm2d). Choose frozen_norm=false or another backbone."
+    )
 
 
 def _features(backbone: nn.Module, image: Tensor) -> dict[int, Tensor]:
