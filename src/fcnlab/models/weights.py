@@ -177,7 +177,7 @@ def checksum(tensors: StateDict, record: str) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     digest.update(record.encode())
     return digest.hexdigest()
 

@@ -58,7 +58,8 @@ def sizes_to_compare(smallest: int) -> list[tuple[int, int, int]]:
     random, even = np.random.default_rng(0), 64 * -(-smallest // 64)
     round_sizes = [(even, even + 64), (even + 128, even + 64), (even + 192, even + 192)]
     others = random.integers(smallest, smallest + RANGE, (SIZES - 1 - len(round_sizes), 2)).tolist()
-    return [(1, smallest, smallest), *((1 + place % 2, *size) for place, size in enumerate([*round_sizes, *others]))]
+    sizes = enumerate([*round_sizes, *others])
+    return [(1, smallest, smallest), *((1 + place % 2, rows, cols) for place, (rows, cols) in sizes)]
 
 
 def static_sizes(rows: int, cols: int) -> list[tuple[int, int, int]]:
