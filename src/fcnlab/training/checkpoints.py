@@ -21,12 +21,19 @@ from fcnlab.config.validation import ConfigError, validate_config
 from fcnlab.data import SegmentationDataset
 from fcnlab.errors import UserError, first_line
 from fcnlab.models import Network
-from fcnlab.models.weights import WeightsError, check_fit, check_tensors, load_strictly, load_without_code
+from fcnlab.models.weights import (
+    WeightsError,
+    check_fit,
+    check_tensors,
+    is_safetensors,
+    load_strictly,
+    load_without_code,
+)
 from fcnlab.runs.selection import CHECKPOINT_TYPES, Facts, is_valid_selection
 from fcnlab.tracking.downloads import CheckpointFile, checkpoint_file
 from fcnlab.training.callbacks.resume import check_random_states
 from fcnlab.training.callbacks.stopping import check_stopping_states
-from fcnlab.training.weights_file import SUFFIX, read_weights_file
+from fcnlab.training.weights_file import read_weights_file
 from fcnlab.version import __version__
 
 MAX_DEPTH = 20  # levels of a record; a model's config has 3
@@ -74,7 +81,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         hint = f"Did you mean {found}?" if found else "A run's are RUN/checkpoints/best.ckpt and last.ckpt."
         raise UserError(f"checkpoint={path} is not a file. {hint}")
     try:
-        checkpoint = read_weights_file(path) if path.suffix == SUFFIX else load_without_code(path)
+        checkpoint = read_weights_file(path) if is_safetensors(path) else load_without_code(path)
     except WeightsError as error:
         last = path.with_name("last.ckpt")
         hint = f" The run has another checkpoint: {last}" if path.name != last.name and last.is_file() else ""
