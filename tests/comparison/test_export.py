@@ -12,6 +12,7 @@ from PIL import Image
 
 import fcnlab
 from fcnlab.comparison import pdf
+from fcnlab.comparison.formats import MINUS
 from fcnlab.comparison.latex import escape_latex, latex
 from fcnlab.comparison.tables import Cell, Column, Table
 from fcnlab.errors import UserError
@@ -46,6 +47,12 @@ def test_long_titles_of_latex_tables_are_broken_into_lines():
     header = latex(Table("differences", "Differences", "", columns, rows)).splitlines()[3]
     stacked = r"\shortstack[r]{difference, \\ in \% points} & \shortstack[r]{over images \\ only}"
     assert header == rf"pair & {stacked} & acc., \% \\"  # a unit stands behind its word
+
+
+def test_long_text_of_latex_tables_is_broken_between_words():
+    rows = [[Cell(f"FCN-8s on GoogLeNet {MINUS} FCN-8s on VGG16"), Cell("1", 1)]]
+    lines = latex(Table("differences", "Differences", "", [Column("pair", False), Column("x")], rows)).splitlines()
+    assert lines[5] == r"\shortstack[l]{FCN-8s on GoogLeNet $-$ \\ FCN-8s on VGG16} & 1 \\"
 
 
 def test_titles_of_a_table_with_many_columns_are_turned():

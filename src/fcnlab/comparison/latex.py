@@ -28,6 +28,7 @@ SPECIAL = {
 }
 NUMBER = re.compile(r"-(?=\d)")
 JOINED = "\u2060"  # in place of a space at which no line ends
+MOST_CHARACTERS = 24  # on a line of a cell with text, such as the names of a pair
 MANY_COLUMNS = 12  # a table with more, such as a confusion matrix, has its titles turned
 
 
@@ -68,11 +69,12 @@ def _header(table: Table, place: int) -> str:
         return rf"\rotatebox{{90}}{{{escape_latex(column.title)}}}"
     title = column.title.replace(" %", f"{JOINED}%")  # a unit stands behind its word
     lines = wrap(title, max(map(len, [*texts, *title.split(" ")]), default=1), break_on_hyphens=False)
-    lines = [line.replace(JOINED, " ") for line in lines]
-    if len(lines) < 2:
-        return escape_latex(column.title)
-    side, stacked = "r" if column.is_number else "l", r" \\ ".join(map(escape_latex, lines))
-    return rf"\shortstack[{side}]{{{stacked}}}"
+    return _stacked([line.replace(JOINED, " ") for line in lines], "r" if column.is_number else "l")
+
+
+def _stacked(lines: list[str], side: str) -> str:
+    stacked = r" \\ ".join(map(escape_latex, lines))
+    return rf"\shortstack[{side}]{{{stacked}}}" if len(lines) > 1 else stacked
 
 
 def _row(cells: list[str]) -> str:
@@ -81,7 +83,8 @@ def _row(cells: list[str]) -> str:
 
 def _cell(cell: Cell) -> str:
     if cell.value is None:
-        return "--" if cell.text == "-" else escape_latex(cell.text)
+        lines = wrap(cell.text, MOST_CHARACTERS, break_on_hyphens=False, break_long_words=False)
+        return "--" if cell.text == "-" else _stacked(lines, "l")
     number, plus, spread = escape_latex(NUMBER.sub(MINUS, cell.text)).partition(r" $\pm$")
     return (rf"\textbf{{{number}}}" if cell.best else number) + plus + spread
 
